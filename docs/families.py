@@ -35,7 +35,7 @@ def section(record: dict[str, dict[str, dict[str, Any]]]) -> str:
         f"({used}). The last two columns are the largest relative distances\n"
         "that were seen, of a loss and of the weights over how far they went. Made by\n"
         "`python docs/families.py` from the record of `tests/unit/local/model/test_families.py`.\n\n"
-        "| family (`model_type`) | adapters | short rows in one line | packing | loss | weights |\n"
+        "| family (`model_type`) | adapters | short rows packed together | packing | loss | weights |\n"
         "| --- | --- | --- | --- | ---: | ---: |\n"
     )
     return head + "".join(f"{row(family, record[family])}\n" for family in sorted(record))

@@ -33,7 +33,7 @@ _LATE = 200_000
 
 
 class LazyCommand(TyperCommand):
-    """Shows a name and a line of help; the module behind it is imported when it is run or completed."""
+    """Shows a name and a line of help, and imports its module only when it is run or completed."""
 
     def __init__(self, *, panel: str, name: str, target: str, help: str) -> None:
         super().__init__(name=name, help=help, rich_help_panel=panel)
@@ -73,7 +73,7 @@ class LazyGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def get_params(self, ctx: Any) -> Any:
-        """Return the group's options, with those of shell completion, which typer adds later."""
+        """Return the group's options, including shell completion options, which typer adds later."""
         found = super().get_params(ctx)
         for parameter in found:
             reworded_one(parameter)
@@ -103,13 +103,13 @@ def _version(wanted: bool) -> None:
 def common(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="Use this orchestrate.toml.", dir_okay=False)] = None,
-    home: Annotated[Path | None, typer.Option(help="Keep store, local runs and downloads here.")] = None,
+    home: Annotated[Path | None, typer.Option(help="Folder for the store, local runs and downloads.")] = None,
     store: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Keep runs in this store: sqlite:///FILE or postgresql://..."),
+        typer.Option(metavar="URL", help="Store for runs: sqlite:///FILE or postgresql://..."),
     ] = None,
     verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="Log more; twice for requests.")
+        int, typer.Option("--verbose", "-v", count=True, help="Log more; -vv also logs requests.")
     ] = 0,
     allow_grader_code: Annotated[
         bool,
@@ -133,8 +133,8 @@ def common(
 
 @contextmanager
 def guarded_streams() -> Generator[None]:
-    """Guard the standard streams: what is written past our consoles (warnings, traces, other libraries)
-    cannot act on the terminal, and a character that the stream's encoding lacks (a redirect on Windows,
+    """Guard the standard streams. Text written without our consoles (warnings, traces, other libraries)
+    cannot control the terminal, and a character that the stream's encoding lacks (a redirect on Windows,
     `LC_ALL=C`) does not end a command."""
     streams = sys.stdout, sys.stderr
     codecs.register_error(_WRITABLE, escaped if "--json" in sys.argv else lookalike)
@@ -188,7 +188,7 @@ def _collect_later() -> None:
 
 
 def main() -> None:
-    """Run the command, and turn an error into a message and an exit code."""
+    """Run the command. Turns an error into a message and an exit code."""
     as_json = "--json" in sys.argv
     _collect_later()
     try:

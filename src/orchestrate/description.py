@@ -21,38 +21,38 @@ from orchestrate.types import decoding
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the file. An unknown field is an error."""
+    """A table in the description file. Unknown fields are errors."""
 
 
 class SettingRule(Table, frozen=True, kw_only=True):
     """How one setting of a spec is translated: exactly one of `field`, `always` and `refused`."""
 
     field: str | None = None
-    """The field of the create request, dotted. `{method}` is the host's word for the method."""
+    """Field of the create request, as a dotted name. `{method}` stands for the host's word for the method."""
     default: Any = None
-    """The host's default if nothing is sent, as it would be written in the spec."""
+    """The host's default if nothing is sent, written as in the spec."""
     least: Decimal | None = None
     most: Decimal | None = None
     one_of: tuple[Any, ...] = ()
     words: dict[str, Any] = {}
-    """Maps a value of the spec, as text, to what is sent for it."""
+    """Maps a value of the spec, as text, to the value to send."""
     inexact: tuple[str, ...] = ()
     """Entries of `words` that don't mean exactly the same."""
     always: Any = msgspec.UNSET
-    """What the host always does, without a field for it. `null`: what it does has no value in a spec."""
+    """What the host always does without a field for it. `null` means that no value in a spec describes it."""
     refused: str | None = None
     """Why it is not supported."""
     rule: str | None = None
     """A note for readers of the plan."""
     methods: tuple[str, ...] = ()
-    """The methods that it applies to. Empty means all."""
+    """Methods that the rule applies to. Empty means all."""
 
     def __post_init__(self) -> None:
         given = (self.field is not None) + (self.always is not msgspec.UNSET) + (self.refused is not None)
         if given != 1:
             raise ValueError("a setting must have exactly one of field, always and refused")
         if self.always is not msgspec.UNSET and self.rule is None:
-            raise ValueError("always needs a rule, the text that the plan shows")
+            raise ValueError("always needs a rule, which is the text that the plan shows")
 
 
 class RowRules(Table, frozen=True, kw_only=True):
@@ -73,10 +73,10 @@ class FileStates(Table, frozen=True, kw_only=True):
     ready: tuple[str, ...] = ("processed",)
     refused: tuple[str, ...] = ("error", "deleted")
     waiting: tuple[str, ...] = ("uploaded",)
-    """Statuses of a file that is not ready yet. Unknown statuses are waited out too."""
+    """Statuses of a file that is not ready yet. Unknown statuses count as waiting too."""
     whole_bytes: int | None = None
-    """The largest file that is uploaded in one request. Larger ones are uploaded in parts. `None`: as at
-    OpenAI."""
+    """Maximum size of a file that is uploaded in one request. Larger files are uploaded in parts. `None`
+    means as at OpenAI."""
 
 
 class Suffix(Table, frozen=True, kw_only=True):
@@ -122,7 +122,7 @@ class DeploymentListing(Table, frozen=True, kw_only=True):
     created: str | None = None
     tier: str | None = None
     job: str | None = None
-    """The field that contains the job's name before a colon. `None`: the deployment's name does."""
+    """Field that contains the job's name before a colon. `None` means the deployment's name."""
 
 
 class AdapterUpload(Table, frozen=True, kw_only=True):
@@ -136,7 +136,8 @@ class AdapterUpload(Table, frozen=True, kw_only=True):
     id: str = "id"
     """The field with the file's id in the response."""
     body: dict[str, Any]
-    """The body of `make`, which replaces its default and contains `{file}` besides the other placeholders."""
+    """Body of `make`, which replaces its default and contains `{file}` in addition to the other
+    placeholders."""
     max_rank: int | None = None
 
 
@@ -146,16 +147,16 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     options."""
 
     url: str | None = None
-    """`None`: next to the base URL, see `root`."""
+    """Address of the deployments API. `None` means next to the base URL, see `root`."""
     root: str = ""
     """Replaces the base URL's path."""
     login: str = ""
-    """How to get the key of this API, if it is not the one for training. It is read from the variable
+    """How to get the key for this API, if it differs from the training key. The key is read from the variable
     NAME_MANAGEMENT_TOKEN."""
     options: dict[str, str] = {}
     """The required fields of `[hosts.NAME.options]` and their meaning."""
     tiers: tuple[str, ...] = ()
-    """The values of `deploy --set tier=...`, the usual one first. Each has a `hosting` rate of that tier."""
+    """Values of `deploy --set tier=...`, the usual one first. Each has its own `hosting` rate."""
     name_pattern: str = "orc-{job}"
     make: HostRequest
     list: DeploymentListing
@@ -167,20 +168,20 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     tuned: str = ""
     """A text in a tuned model's name that distinguishes it from base models."""
     answers_as: str = "name"
-    """The model name in requests: the deployment's own `name`, or the `model` in the list."""
+    """Model name in requests: the deployment's own `name`, or the `model` in the list."""
     adapters: AdapterUpload | None = None
-    """`None`: it serves only what it has trained."""
+    """How to upload adapters. `None` means that it only serves models that it trained."""
     note: str = ""
     source: str
 
 
 class Described(Table, frozen=True, kw_only=True):
-    """The entire file."""
+    """The entire description file."""
 
     title: str
     sources: dict[str, str]
     inferred: dict[str, str] = {}
-    """Facts that are on none of the host's pages and come from elsewhere: field -> source."""
+    """Facts that are on none of the host's pages but come from elsewhere, as field -> source."""
     url: str | None = None
     address: str = ""
     """The pattern of a base URL, if each customer has a separate one."""
@@ -188,9 +189,9 @@ class Described(Table, frozen=True, kw_only=True):
     """The paths that the base URL may end in. The sandbox serves all of them."""
     key_header: str | None = None
     account: str = "key"
-    """How the owner of jobs is recognized. `key`: by the key's fingerprint; `address`: by the base URL."""
+    """How to recognize the owner of jobs. `key` means by the key's fingerprint, `address` by the base URL."""
     ref: str = "suffix"
-    """The field of a job with the tag by which it is found again: `suffix` or `metadata`."""
+    """Field of a job with the tag used to find it again: `suffix` or `metadata`."""
     suffix: Suffix = Suffix()
     rows: RowRules = RowRules()
     files: FileStates = FileStates()
@@ -204,11 +205,11 @@ class Described(Table, frozen=True, kw_only=True):
     method_type: str | None = None
     """The field that names the method."""
     adapters: dict[str, dict[str, Any]] = {}
-    """Maps the spec's adapter fields to fields of the create request. Empty: the host chooses how it adapts
-    the weights."""
+    """Maps the spec's adapter fields to fields of the create request. If empty, the host chooses how it
+    adapts the weights."""
     settings: dict[str, SettingRule] = {}
     fields: tuple[str, ...] = ()
-    """Further fields of the create request, for `provider_options`."""
+    """Additional fields of the create request, for `provider_options`."""
     versions: dict[str, str] = {}
     """A field of `provider_options`, or `field=value` -> the API version that introduced it."""
     wandb_in_request: bool = False
@@ -216,7 +217,7 @@ class Described(Table, frozen=True, kw_only=True):
     weights: bool = False
     """Whether a checkpoint lists the files of its weights."""
     tuned_name: str | None = None
-    """A regular expression of a tuned model's name, with the base model as its group `base`."""
+    """Regular expression for a tuned model's name, with the base model as its group `base`."""
     default_epochs: int | None = None
     models: dict[str, OfferedModel] = {}
     hub: bool = True
@@ -249,7 +250,7 @@ class Described(Table, frozen=True, kw_only=True):
 
 @cache
 def read(file: Readable, name: str) -> Described:
-    """Read the description in a file. `name` is the file's name as people know it. Raises `ConfigError`."""
+    """Read the description in a file. `name` is the file's name in messages. Raises `ConfigError`."""
     import yaml
 
     from orchestrate.core.expansion import document
@@ -264,7 +265,7 @@ def read(file: Readable, name: str) -> Described:
         return decoding.convert(values, Described)
     except (msgspec.ValidationError, ValueError) as error:
         raise ConfigError(
-            f"{name}: {error}", fix="orchestrate providers --template  explains each field"
+            f"{name}: {error}", fix="see an explanation of each field with: orchestrate providers --template"
         ) from error
 
 
@@ -272,13 +273,12 @@ Entry = tuple[str, tuple[Readable, str]]
 
 
 def entries() -> tuple[Entry, ...]:
-    """List the entries of the hosts that a file describes. Everything derived from them is cached by this
-    value."""
+    """List the entries of the hosts that a file describes. Derived values are cached by this value."""
     return tuple(described().items())
 
 
 def readable(entries: Iterable[Entry]) -> dict[str, Described]:
-    """Map each kind to its description, for entries that can be read. A broken one is reported when its
+    """Map each kind to its description, for entries that can be read. A broken entry is reported when its
     host is used."""
     found: dict[str, Described] = {}
     for kind, (file, name) in entries:

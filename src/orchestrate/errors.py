@@ -48,16 +48,15 @@ if TYPE_CHECKING:
 class OrchestrateError(Exception):
     """Base class of all errors raised on purpose.
 
-    `retryable` says whether the same call can succeed later without a change. `fix` is the next step for a
-    person, as a command if there is one.
-    """
+    `retryable` tells whether the same call can succeed later without a change. `fix` is the next step for the
+    user, as a command if there is one."""
 
     exit_code: ClassVar[int] = 1
     retryable: bool = False
     lost_requests: int = 0
-    """Requests that got no answer and may have been billed, for `lost_usd` at most."""
+    """Number of requests that got no answer and may have been billed, for at most `lost_usd`."""
     lost_usd: Decimal | None = Decimal(0)
-    """`None` if no price is known."""
+    """Maximum cost of these requests. `None` if no price is known."""
     _added: tuple[str, ...] = ()
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
@@ -73,7 +72,7 @@ class OrchestrateError(Exception):
 
     @property
     def __notes__(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What a traceback and a notebook show below the message: each problem, and the next step."""
+        """Notes that a traceback and a notebook show below the message: each problem, and the next step."""
         return [*self._more(), *([f"What to do: {self.fix}"] if self.fix else []), *self._added]
 
     def _more(self) -> list[str]:
@@ -104,16 +103,17 @@ class AlreadySubmitted(UsageError):
     def __init__(
         self, provider: str, run_id: str, state: str, next_step: str, *, recovered_model: str | None = None
     ) -> None:
-        """`recovered_model`: of a run that was recovered, and may be the same for all that is known of it."""
-        told = "is the same (settings, data, account)"
+        """Build the error. `recovered_model` is the model of a recovered run that may be identical as far as
+        is known."""
+        told = "is identical (settings, data, account)"
         if recovered_model is not None:
             told = (
-                f"was recovered from its host and may be the same (model {recovered_model}; its "
+                f"was recovered from its host and may be identical (model {recovered_model}; its "
                 "settings and data are unknown here)"
             )
         super().__init__(
             f"run {run_id} on {provider} {told} and {state}; nothing was sent",
-            fix=f"{next_step}   (or, if you want to pay for a second one, add --again; in Python again=True)",
+            fix=f"{next_step}   (to pay for a second one, add --again; in Python again=True)",
         )
         self.provider = provider
         self.run_id = run_id
@@ -124,11 +124,12 @@ class KeyTaken(UsageError):
     sent. Use another key."""
 
     def __init__(self, key: str, holder: str, differences: Sequence[str]) -> None:
-        """`holder`: `run run-...`, or a job of a host that no run of the store has."""
+        """Build the error. `holder` is `run run-...`, or a job at a host that belongs to no run in the
+        store."""
         super().__init__(
-            f"the idempotency key {key} belongs to {holder}, which has a different "
+            f"the idempotency key {key} was already used for {holder}, which has a different "
             f"{', '.join(differences)}; nothing was sent",
-            fix="use another key, or submit the same job again"
+            fix="use another key, or submit the original job again"
             + (f" (orchestrate show {holder[4:]})" if holder.startswith("run ") else ""),
         )
         self.differences = tuple(differences)
@@ -159,14 +160,14 @@ class KeyElsewhere(SetupError):
 
     def __init__(self, provider: str, host: str, known: Sequence[str]) -> None:
         tied = (
-            f"it is tied to {', '.join(known)}"
+            f"it may only be sent to {', '.join(known)}"
             if known
-            else "that host comes from an orchestrate.toml, and the key was never used with it"
+            else "the host comes from an orchestrate.toml, and the key was never used with it"
         )
         super().__init__(
-            f"the API key of {provider} would go to {host}; {tied}; nothing was sent",
-            fix="check the base URL (environment, orchestrate.toml); if it is right: orchestrate keys "
-            f"trust {provider} {host}",
+            f"the API key of {provider} would be sent to {host}; {tied}; nothing was sent",
+            fix="check the base URL (environment, orchestrate.toml); if it is correct: orchestrate "
+            f"keys trust {provider} {host}",
         )
         self.provider = provider
         self.host = host
@@ -182,9 +183,10 @@ class ProjectNotTrusted(SetupError):
         set_by = [", ".join(settings)] if settings else []
         told = zip(files, [*set_by, *["prices"] * len(files)], strict=False)
         super().__init__(
-            f"{' and '.join(f'{file} sets {what}' for file, what in told)}. A project's file needs your "
-            "trust for that, and this version is not trusted. Nothing was started or sent",
-            fix="read it; if you trust it: orchestrate keys trust --project",
+            f"{' and '.join(f'{file} sets {what}' for file, what in told)}. Orchestrate only does "
+            "that if you trust the project file, and you have not trusted this version. Nothing "
+            "was started or sent",
+            fix="read the file; if you trust it: orchestrate keys trust --project",
         )
         self.files, self.settings = tuple(files), tuple(settings)
 
@@ -203,13 +205,14 @@ class OtherAccount(SetupError):
         unsent: bool = False,
         sure: bool = True,
     ) -> None:
-        """`sure`: the host tells both accounts; else the key may only have no right to see the run."""
-        where = f"run {run_id} is in an unknown account of {provider}"
+        """Build the error. If the host does not report both accounts, `sure` is False, because the key may
+        only lack the permission to see the run."""
+        where = f"run {run_id} is in an unknown {provider} account"
         if account is not None:
-            right = "" if sure else ", or this key has no permission to see it"
-            where = f"run {run_id} is in another account of {provider}: {account}{right}"
+            right = "" if sure else ", or this key is not permitted to see it"
+            where = f"run {run_id} is in another {provider} account: {account}{right}"
         super().__init__(
-            f"{where}; the current key belongs to {here}",
+            f"{where}, but the current key belongs to {here}",
             fix=f"orchestrate cancel {run_id}, then submit again"
             if unsent
             else "use the key, organization, project or account id used to submit it",
@@ -237,7 +240,7 @@ class ConfigError(SetupError):
 
 class StoreError(SetupError):
     """The run store cannot be used: it belongs to another version, is not a store, or is locked. Nothing was
-    changed. `orchestrate doctor` says more, and `orchestrate recover` rebuilds a lost store."""
+    changed. `orchestrate doctor` shows details, and `orchestrate recover` rebuilds a lost store."""
 
 
 _SHOWN = 10
@@ -245,7 +248,7 @@ _SHOWN = 10
 
 
 class DataError(OrchestrateError):
-    """The data has errors that a host would reject or that would spoil the training. `problems` has each one
+    """The data has errors that a host would reject or that would harm the training. `problems` lists each one
     with its row and its fix. `orchestrate data check FILE --fix` repairs what it can."""
 
     exit_code = 1
@@ -267,16 +270,17 @@ class DataError(OrchestrateError):
 
 class TranslationRefused(OrchestrateError):
     """The backend can't apply some settings of the spec. Nothing was sent. `orchestrate plan --fix` writes
-    overrides that it accepts. Or use another backend."""
+    overrides that the backend accepts. Or use another backend."""
 
     exit_code = 2
 
     def __init__(self, provider: str, settings: Sequence[Setting], *, overrides: str | None = None) -> None:
-        """`overrides`: lines for the spec with which this backend would refuse nothing."""
+        """Build the error. `overrides` has lines for the spec with which this backend would accept every
+        setting."""
         lines = [f"  {s.name} = {s.asked!r}: {s.rule or 'not supported'}" for s in settings]
-        fix = f"change them, drop them, or pick another backend (orchestrate plan --provider {provider})"
+        fix = f"change them, drop them, or choose another backend (orchestrate plan --provider {provider})"
         if overrides is not None:
-            fix = f"to drop them on {provider}: orchestrate plan --provider {provider} --fix  writes\n"
+            fix = f"to drop them for {provider}: orchestrate plan --provider {provider} --fix  writes\n"
             fix += overrides
         super().__init__(
             "\n".join([f"{provider} does not support these settings of the spec:", *lines]), fix=fix
@@ -298,8 +302,8 @@ class Unsupported(OrchestrateError):
 
 
 class OverBudget(OrchestrateError):
-    """The price is above a limit. Nothing was sent. Raise the limit, train fewer tokens, or pick a cheaper
-    backend (`orchestrate quote`)."""
+    """The price is above a limit. Nothing was sent. Raise the limit, train on fewer tokens, or choose a
+    cheaper backend (`orchestrate quote`)."""
 
     exit_code = 6
 
@@ -312,7 +316,7 @@ class OverBudget(OrchestrateError):
         what: str = "--max-cost",
         figure: str = "the quote's high end",
         then: str = "nothing was sent",
-        fix: str = "raise the limit, train fewer tokens (epochs or rows), or pick a cheaper backend "
+        fix: str = "raise the limit, train on fewer tokens (epochs or rows), or choose a cheaper backend "
         "(orchestrate quote)",
     ) -> None:
         super().__init__(
@@ -333,9 +337,9 @@ class OutcomeUnknown(OrchestrateError):
 
     def __init__(self, provider: str, ref: str, detail: str) -> None:
         super().__init__(
-            f"{provider}: the response to the create request was lost ({detail}); "
-            f"the job may exist under ref {ref}",
-            fix="orchestrate sync   (it looks the job up by its ref; nothing is sent twice)",
+            f"{provider}: the response to the create request was lost ({detail}); the job may "
+            f"exist with ref {ref}",
+            fix="orchestrate sync   (looks up the job by its ref and submits nothing twice)",
         )
         self.provider = provider
         self.ref = ref
@@ -360,9 +364,9 @@ class ProviderError(OrchestrateError):
 
     exit_code = 4
     unsent: bool = False
-    """The request certainly never left this machine."""
+    """Whether the request certainly never left this machine."""
     certain: bool = False
-    """The meaning of the host's code is known: the request was certainly not carried out."""
+    """Whether the meaning of the host's code is known, so that the request was certainly not carried out."""
     param: str | None = None
     """The field of the request that the host rejected, if it names one."""
 
@@ -406,7 +410,7 @@ class PermissionRefused(ProviderError):
 
 
 class TrainingClosed(PermissionRefused):
-    """The host accepts no new fine-tuning jobs from this account or for this model. Another backend may:
+    """The host accepts no new fine-tuning jobs from this account or for this model. Another backend may. See
     `orchestrate quote`."""
 
 
@@ -429,8 +433,8 @@ class RateLimited(ProviderError):
 
 
 class QuotaExceeded(RateLimited):
-    """An account limit that waiting does not lift, such as money or concurrent jobs. Ask the host to raise
-    it."""
+    """The account has reached a limit that waiting does not lift, such as money or concurrent jobs. Ask the
+    host to raise it."""
 
     retryable = False
 
@@ -442,4 +446,5 @@ class HostUnavailable(ProviderError):
 
 
 class UnexpectedAnswer(ProviderError):
-    """The host's response does not match its API. Nothing was concluded from it. Please report it (`-vv`)."""
+    """The host's response does not match its API, so nothing was concluded from it. Please report it
+    (`-vv`)."""

@@ -180,10 +180,14 @@ class Profile:
         if not shut or self.closed(today):
             return None
         told = " and ".join(f"since {gate.since} for {gate.accounts}" for gate in shut)
-        end = f", and will be for all from {self.no_new_jobs_after} (UTC)" if self.no_new_jobs_after else ""
+        end = (
+            f", and will be closed to everyone from {self.no_new_jobs_after} (UTC)"
+            if self.no_new_jobs_after
+            else ""
+        )
         return (
-            f"{self.title} has been closed to new jobs {told}{end} ({self.closing_source}). Only a submit "
-            "shows whether this affects your account"
+            f"{self.title} has been closed to new jobs {told}{end} ({self.closing_source}). You "
+            "only learn whether this affects your account when you submit"
         )
 
     def closed(self, today: date) -> str | None:
@@ -384,5 +388,5 @@ def not_loaded(kind: str, error: object) -> SetupError:
     point = None if isinstance(found, str) else found
     where = f" from {point.dist.name} {point.dist.version}" if point and point.dist else ""
     return SetupError(
-        f"the backend {kind!r}{where} could not be loaded: {error}", fix="update or uninstall that package"
+        f"could not load the backend {kind!r}{where}: {error}", fix="update or uninstall that package"
     )

@@ -18,8 +18,8 @@ _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 
 def inert(text: str) -> str:
-    """Make foreign text safe for a terminal: each character that would act there is replaced by one visible
-    sign, so the length stays the same (`\\r\\n` becomes one line feed)."""
+    """Make external text safe for a terminal. Each character that would control the terminal is replaced by
+    one visible character, so that the length stays the same (`\r\n` becomes one line feed)."""
     return _ACTING.sub(_sign, text.replace("\r\n", "\n"))
 
 
@@ -31,7 +31,7 @@ def _sign(found: re.Match[str]) -> str:
 
 
 def inert_json(text: str) -> str:
-    """Escape the same characters in JSON text, which keeps its meaning."""
+    """Escape the same characters in JSON text, without changing its meaning."""
     return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -54,13 +54,13 @@ _LOOKALIKES = {
 
 
 def lookalike(error: UnicodeError) -> tuple[str, int]:
-    """Handle `codecs` errors: replace a character that the terminal's encoding lacks with a lookalike, or
-    else escape it as in JSON, so nothing is lost."""
+    """Handle `codecs` errors by replacing a character that the terminal's encoding lacks with a lookalike, or
+    else escaping it as in JSON, so that nothing is lost."""
     return _written(error, _LOOKALIKES)
 
 
 def escaped(error: UnicodeError) -> tuple[str, int]:
-    """Handle `codecs` errors for JSON: escape the character, which keeps the meaning."""
+    """Handle `codecs` errors for JSON by escaping the character, which keeps the meaning."""
     return _written(error, {})
 
 
@@ -72,18 +72,19 @@ def _written(error: UnicodeError, looks: Mapping[str, str]) -> tuple[str, int]:
 
 
 def money(usd: Decimal | None) -> str:
-    """Format an amount: `$1,234.50`; below a dollar with a tenth of a cent or two digits, `$0.0042`. It is
-    rounded up, and `limit` rounds down, so an amount above a limit is also shown above it."""
+    """Format an amount such as `$1,234.50`, or below a dollar to a tenth of a cent or two digits, such as
+    `$0.0042`. It is rounded up, while `limit` rounds down, so that an amount above a limit is also displayed
+    above it."""
     return NOTHING if usd is None else _rounded(usd, ROUND_CEILING)
 
 
 def limit(usd: Decimal) -> str:
-    """Format an amount that may be spent or is left: like `money`, but rounded down."""
+    """Format an amount that may be spent or that remains. Like `money`, but rounded down."""
     return _rounded(usd, ROUND_FLOOR)
 
 
 def rate(usd: Decimal) -> str:
-    """Format the price of one unit with all its digits: `$8.00`, `$0.0375`."""
+    """Format the price of one unit with all its digits, such as `$8.00` or `$0.0375`."""
     whole, _, part = f"{usd.copy_abs():,f}".partition(".")
     return f"{'-' if usd < 0 else ''}${whole}.{part.rstrip('0').ljust(2, '0')}"
 
@@ -97,14 +98,13 @@ def _rounded(usd: Decimal, rounding: str) -> str:
 
 
 def span(low: Decimal, high: Decimal) -> str:
-    """Format a range, `$1.00 to $2.00`, or one amount if both ends are equal."""
+    """Format a range such as `$1.00 to $2.00`, or one amount if both ends are equal."""
     first, last = money(low), money(high)
     return first if first == last else f"{first} to {last}"
 
 
 def quoted(quote: Quote) -> str:
-    """Write the price of a quote: `$3.00 expected, $2.90 to $3.10`, no more than its range, or why it has
-    none."""
+    """Format the price of a quote: `$3.00 expected, $2.90 to $3.10`, only its range, or why it has none."""
     price = quote.price
     if price is None:
         return f"no known price: {quote.why_none}"
@@ -112,25 +112,27 @@ def quoted(quote: Quote) -> str:
     if quote.undecided:
         return f"{known}: {quote.undecided}"
     words = f"{money(price.expected_usd)} expected, {known}"
-    words += f" and more, because it leaves out {quote.open_end}" if quote.open_end else ""
+    words += f" and more, because it does not include {quote.open_end}" if quote.open_end else ""
     return words if quote.ends_usd is None else f"{words}; its machine stops at {limit(quote.ends_usd)}"
 
 
 def rates_apart(rates: Mapping[str, float | None]) -> str | None:
-    """Say what one learning-rate multiplier becomes on several backends, if they would train differently."""
+    """Describe what one learning-rate multiplier means on several backends, if they would train
+    differently."""
     known = {name: rate for name, rate in rates.items() if rate}
     low, high = (min(known.values()), max(known.values())) if known else (0.0, 0.0)
     if high <= low * 1.05:
         return None
     each = joined([f"{rate:g} on {name}" for name, rate in known.items()])
     return (
-        f"learning_rate_multiplier becomes a learning rate of {each}, {high / low:.3g} times apart: "
-        "each host multiplies its own base rate. Set learning_rate to use the same rate everywhere."
+        f"learning_rate_multiplier gives a learning rate of {each}, which differ by a factor of "
+        f"{high / low:.3g}: each host multiplies its own base rate. Set learning_rate to use the "
+        "same rate everywhere."
     )
 
 
 def duration(seconds: float | None) -> str:
-    """Format a duration: `0.4s`, `42s`, `3m 05s`, `1h 02m`, `2.5 days`."""
+    """Format a duration, such as `0.4s`, `42s`, `3m 05s`, `1h 02m` or `2.5 days`."""
     if seconds is None:
         return NOTHING
     seconds = max(0.0, seconds)
@@ -146,7 +148,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(amount: int) -> str:
-    """Format a number of bytes: `512 bytes`, `20 MiB`, `3.4 GiB`."""
+    """Format a number of bytes, such as `512 bytes`, `20 MiB` or `3.4 GiB`."""
     if amount < 1 << 10:
         return count(amount, "byte")
     for unit, power in (("KiB", 10), ("MiB", 20)):
@@ -156,7 +158,8 @@ def size(amount: int) -> str:
 
 
 def count(value: float | None, one: str = "", many: str = "") -> str:
-    """Format a number: `12,345`; with a noun `1 epoch`, `3 epochs`. `many` is an irregular plural."""
+    """Format a number, such as `12,345`, or with a noun, `1 epoch` or `3 epochs`. `many` is an irregular
+    plural."""
     if value is None:
         return NOTHING
     number = f"{value:,.0f}"
@@ -164,7 +167,7 @@ def count(value: float | None, one: str = "", many: str = "") -> str:
 
 
 def signed(share: float | None) -> str:
-    """Format a relative error: `+3.2%`."""
+    """Format a relative error, such as `+3.2%`."""
     if share is None:
         return NOTHING
     return "0.0%" if abs(share) < 0.0005 else f"{share:+.1%}"
@@ -179,7 +182,8 @@ def score(value: Score | None) -> str:
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """Guess what was mistyped: ` (did you mean openai?)`, or nothing."""
+    """Suggest what was meant by a misspelled word, such as ` (did you mean openai?)`, or return an empty
+    text."""
     from difflib import get_close_matches
 
     close = get_close_matches(word.lower(), list(known), n=1)
@@ -187,11 +191,11 @@ def meant(word: str, known: Iterable[str]) -> str:
 
 
 def among(word: str, known: Iterable[str]) -> str:
-    """Name the likely word after an unknown one, and the known words."""
+    """Name the likely word after an unknown one, followed by the known words."""
     names = list(known)
     return f"{meant(word, names)}; known: {', '.join(names)}"
 
 
 def joined(names: list[str]) -> str:
-    """Join names: `a`, `a and b`, `a, b and c`."""
+    """Join names, such as `a`, `a and b`, or `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

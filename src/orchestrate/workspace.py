@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrate.types import Bill, Job, Run
 
 Backends = str | Sequence[str]
-"""`"all"`, one name, names joined by commas, or a sequence of names."""
+"""Backends as `"all"`, one name, comma-separated names, or a sequence of names."""
 
 
 def scope_of(settings: Settings) -> bool | None:
@@ -71,9 +71,9 @@ class OpenedParts:
 
 
 class Inside(OpenedParts):
-    """The backends as the runs at one host of a sandbox see them, over the store of another: that one's,
-    where its keys are the sandbox's; else those of this home's sandbox, which is started for as long as this
-    is open, as it was the last time, unless it runs."""
+    """The backends as seen by the runs at one sandbox host, over another workspace's store. They come from
+    that workspace if its keys are the sandbox's, otherwise from this home folder's sandbox, which is started
+    with its last options unless it is running."""
 
     def __init__(self, outside: OpenedParts, host: str) -> None:
         super().__init__(outside.settings)
@@ -102,7 +102,8 @@ class Inside(OpenedParts):
         start = last_start(home)
         if not any(f"{self._host}/".startswith(f"{url}/") for url in start.urls):
             raise SetupError(
-                f"the run belongs to a sandbox at {self._host}, not to this home's sandbox ({home})",
+                f"the run belongs to a sandbox at {self._host}, not to the sandbox of this home "
+                f"folder ({home})",
                 fix="start that sandbox again, and export the variables it prints",
             )
         env = self._up.enter_context(joined(home, **msgspec.structs.asdict(start.ways)))
@@ -120,7 +121,8 @@ class Workspace:
     manager."""
 
     def __init__(self, settings: Settings | OpenedParts | None = None) -> None:
-        """`settings` default to `orchestrate.settings.config.load()`. Raises `ConfigError`."""
+        """Create the workspace. `settings` default to `orchestrate.settings.config.load()`. Raises
+        `ConfigError`."""
         if settings is None:
             from orchestrate.settings import config
 
@@ -170,7 +172,7 @@ class Workspace:
         return registry.chosen(self.settings, wanted)
 
     def provider(self, name: str) -> Provider:
-        """Return the backend, ready to use. Nothing is sent yet."""
+        """Return the backend, ready to use. Sends nothing."""
         return self._opened.provider(name)
 
     def ready(self, name: str) -> Provider:
@@ -181,8 +183,8 @@ class Workspace:
         return backend
 
     def record(self, run_id: str) -> Run:
-        """Return the stored record of a run by its id, the start of an id, or `last`, which in a sandbox
-        is one of its runs or of this machine. Raises `UsageError` if none or several match."""
+        """Return the stored record of a run by its id, the start of an id, or `last`. In a sandbox, `last` is
+        one of its runs or a run of this machine. Raises `UsageError` if none or several match."""
         if not self.settings.hosts.sandboxed:
             return self.store.runs.get(run_id, sandboxes=False)
         from orchestrate.profile import this_machine
@@ -190,15 +192,15 @@ class Workspace:
         return self.store.runs.get(run_id, near=this_machine().kind)
 
     def bill(self, run: Run, job: Job) -> Bill | None:
-        """Return what a run cost, or has cost so far, in US dollars from the best available source.
-        Returns `None` if the cost is unknown."""
+        """Return the cost of a run so far in US dollars, from the best available source. Returns `None` if
+        the cost is unknown."""
         from orchestrate.costing import bill_run
 
         backend, now = self.provider(run.provider), self.store.clock.now()
         return bill_run(run, job, profile=backend.profile, prices=backend.prices, book=self.rates, now=now)
 
     def home_of(self, record: Run) -> Self:
-        """Return the home of the run's backends: this one, or its sandbox's."""
+        """Return the home folder of the run's backends: this one, or its sandbox's."""
         if not record.sandbox:
             return self
         if record.host not in self._inside:

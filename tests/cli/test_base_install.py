@@ -107,7 +107,7 @@ def test_what_is_missing_is_said_with_the_line_that_installs_it(base, arguments:
 def test_without_packages_what_is_left_out_is_said_with_the_option_that_does_without(base) -> None:
     assert "or use --no-near" in base("data", "split", "train.jsonl").stderr
     checked = base("data", "check", "train.jsonl", "--validation", "valid.jsonl")
-    assert "near-duplicates across splits are not checked" in checked.stderr
+    assert "near-duplicates across splits were not checked" in checked.stderr
 
 
 def test_rows_are_compared_as_they_are_with_numpy(base, cli) -> None:

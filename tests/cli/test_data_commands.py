@@ -136,7 +136,7 @@ def test_convert_names_the_formats_that_there_are(tmp_path: Path) -> None:
     assert "did you mean sharegpt?" in refused.err
     # As `data inspect` calls it.
     refused = run("convert", GOOD / "sharegpt.jsonl", "--to", "openai-chat", cwd=tmp_path, code=2)
-    assert "openai-chat can be read but not written (did you mean openai?)" in refused.err
+    assert "openai-chat but not write it (did you mean openai?)" in refused.err
 
 
 def test_convert_refuses_loss(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_split_and_dedupe_say_what_they_write(tmp_path: Path) -> None:
     for words in (("split", file, "50/50", "--no-near"), ("dedupe", file)):
         said = run(*words, cwd=tmp_path).err
         assert "read as sharegpt, written as openai-chat" in said
-        assert "unknown fields are dropped (12 times)" in said
+        assert "unknown fields dropped (12 times)" in said
     own = (tmp_path / "rows.deduped.jsonl").read_text().splitlines()
     assert len(own) == 12 and "id" not in json.loads(own[0])
     again = run("dedupe", "rows.deduped.jsonl", "-o", "again.jsonl", cwd=tmp_path).err
@@ -221,7 +221,7 @@ def test_preview_goes_by_the_chat_template_of_a_spec(tmp_path: Path) -> None:
 
 def test_what_the_engine_does_not_train_on_is_said(tmp_path: Path) -> None:
     pictures = run("preview", GOOD / "openai_images.jsonl", "--model", TINY, cwd=tmp_path)
-    assert "images are ignored: this machine's engine trains only on text" in pictures.err
+    assert "images are ignored: the engine on this machine trains only on text" in pictures.err
     assert "RFT prompts" in run("preview", GOOD / "rft.jsonl", "--model", TINY, cwd=tmp_path, code=1).err
 
 

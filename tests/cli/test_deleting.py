@@ -54,7 +54,9 @@ def test_model_and_rows_go_once_and_only_when_somebody_agreed(
     assert run["status"] == "succeeded", made.err
     sandbox.clear_requests()
     refused = cli("delete", run["id"], **sandbox.env)
-    assert (refused.code == 2 and "for good?" in refused.err + refused.out) or "nobody agreed" in refused.err
+    assert (
+        refused.code == 2 and "Permanently delete" in refused.err + refused.out
+    ) or "nobody agreed" in refused.err
     assert deletions(sandbox, host) == []
     done = cli("delete", run["id"], "--yes", "--json", **sandbox.env)
     assert done.code == 0 and [one["kind"] for one in done.json] == ["model", "data"], done.err

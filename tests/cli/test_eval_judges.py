@@ -121,7 +121,7 @@ def test_a_judge_that_is_wrong_on_purpose_carries_none(
     found = evaluated(cli, host, metric, "--calibrate", f"{rated}.jsonl")
     assert found.verdicts[0].decision == "not enough evidence"
     assert "agrees too little with people" in found.verdicts[0].reasons[0]
-    assert any("cannot decide a verdict:" in note for note in found.notes)
+    assert any("cannot decide the verdict:" in note for note in found.notes)
 
 
 def test_a_judge_that_nobody_checked_carries_none(cli: Cli, host: ChatHost, folder: Path) -> None:
@@ -135,5 +135,5 @@ def test_a_judge_that_nobody_checked_carries_none(cli: Cli, host: ChatHost, fold
     )
     assert (
         done.code == 2
-        and "--calibrate compares a judge with human ratings, but no metric is a judge" in done.err
+        and "--calibrate compares a judge with human ratings, but none of the metrics is a judge" in done.err
     )

@@ -82,7 +82,7 @@ def test_a_better_model_ships_and_a_worse_one_stops_a_build(
     assert verdict["decision"] == "ship" and "20 gained and 0 lost" in verdict["reasons"][0]
     assert good.json["items"] == 60 and len(good.json["items_digest"]) == 64
     assert "with 60 rows you can detect differences of 14 points or more" in good.err
-    assert "no per-token price is known" in good.err
+    assert "the price per token is unknown" in good.err
     report = (tmp_path / "r.md").read_text()
     assert "good: ship**" in report and "| exact_match |" in report and "| 20 | 0 | &lt;0.0001 |" in report
     assert ElementTree.parse(tmp_path / "j.xml").getroot().attrib["failures"] == "0"
@@ -278,10 +278,13 @@ def test_a_limit_on_cost(cli: Cli, rows: str, host: ChatHost) -> None:
     [
         ((), "name a run or a --model"),
         (("--metrics", "zz"), "known: auto"),
-        (("--metrics", "length", "--target", "3"), "has no better direction, so it cannot decide a verdict"),
+        (
+            ("--metrics", "length", "--target", "3"),
+            "neither higher nor lower is better, so it cannot decide the verdict",
+        ),
         (("--samples", "3"), "are identical"),
         (("--against", "zz"), "matches none of the contenders"),
-        (("--slices", "nothing"), "no row has the column"),
+        (("--slices", "nothing"), "no row has a column named"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_asked(

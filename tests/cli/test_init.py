@@ -231,7 +231,9 @@ def test_duplicates_are_told_by_init_and_grouped_by_check(cli: Cli, tmp_path: Pa
     (tmp_path / "validation.jsonl").write_text(chat % ("Lima", "Peru") * 5)
     made = cli("init", "train.jsonl", "--for", "openai", "-o", "mine.yaml")
     assert made.code == 0, made.err
-    assert f"{len(rows)} rows of train.jsonl: the row occurs earlier: orchestrate data dedupe" in made.err
+    assert (
+        f"{len(rows)} rows of train.jsonl: an earlier row is identical: orchestrate data dedupe" in made.err
+    )
     spec = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     assert spec["train"] == "train.jsonl" and spec["validation"] == "validation.jsonl"
     assert "orchestrate quote mine.yaml" in made.out

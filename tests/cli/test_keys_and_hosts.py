@@ -121,7 +121,7 @@ def test_a_project_that_names_a_further_host_needs_a_word(
     assert cli("keys", "trust", "mycloud", "http://llm.example").code == 3, "unencrypted"
     assert cli("keys", "trust", "nobody").code == 2
     assert cli("keys", "trust", "together").code == 3, (
-        "unknown key name (not shown, because it may be a key itself)"
+        "unknown key name (not shown, because it may itself be a key)"
     )
     assert cli("keys", "trust", "mycloud").code == 0
     assert "tied" not in cli("submit", "-p", "mycloud", "--model", "m", "--yes").err

@@ -61,7 +61,7 @@ def test_reinforcement_from_check_to_metrics(cli: Cli, tmp_path: Path) -> None:
     )
     done = cli("--allow-grader-code", "submit", "--provider", "local", "--yes", "--watch")
     assert done.code == 0, done.err
-    assert "the grader's code runs" in " ".join(cli("events", "last").out.split())
+    assert "the grader's code is" in " ".join(cli("events", "last").out.split())
     assert "validation reward" in done.err
     points = cli("metrics", "last", "--json").json
     rewards = [p["values"]["train_reward"] for p in points]

@@ -119,7 +119,7 @@ def test_an_account_that_may_not_spend_so_much_creates_nothing(
     sandbox.clear_requests()
     sandbox.set_credit(3)
     refused = cli("submit", "--provider", "together", "--yes", **sandbox.env)
-    assert refused.code == 4 and "$4.00, above what the account may spend ($3.00)" in refused.err
+    assert refused.code == 4 and "$4.00, which is above what the account may spend ($3.00)" in refused.err
     [run] = cli("runs", "--sandbox", "--json").json
     assert (run["phase"], creates(sandbox)) == ("refused", 0)
     sandbox.set_credit(1000)
@@ -176,7 +176,7 @@ def test_a_machine_that_is_not_here_can_be_planned_for(cli: Cli, tmp_path: Path)
     for size, gib in (("24GiB", 24), ("24 g", 24), ("80GB", 80e9 / 2**30)):
         named = cli(*plan, "--gpu-memory", size, "--json").json[0]["memory"]
         assert named["available_bytes"] == int(gib * 2**30)
-    assert "is not a size" in cli(*plan, "--gpu-memory", "24 apples").err
+    assert "must be a size, got" in cli(*plan, "--gpu-memory", "24 apples").err
     # The rows are shorter than the spec's longest: that is what is planned for.
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "word " * 300}]
     (tmp_path / "train.jsonl").write_text(json.dumps({"messages": talk}) + "\n")

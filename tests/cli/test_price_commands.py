@@ -289,7 +289,7 @@ def test_advise_by_a_score_and_a_target(cli: Cli, project: Path) -> None:
         silent.code == 0 and "the 80% rule was not checked" in silent.err and "--measure MODEL" in silent.err
     )
     assumed = cli("advise", "train.jsonl", "--base-score", "0.85")
-    assert "name yours with --target" in assumed.out and "the 80% rule was not checked" not in assumed.err
+    assert "set yours with --target" in assumed.out and "the 80% rule was not checked" not in assumed.err
 
 
 @pytest.mark.slow

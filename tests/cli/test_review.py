@@ -209,9 +209,9 @@ def test_what_cannot_be_reviewed_is_told(
 
 def test_mistakes_are_told(cli: Cli, run_id: str, tmp_path: Path) -> None:
     for arguments, words in (
-        ((), "specify the runs"),
+        ((), "choose the runs"),
         ((run_id, "--results", "--plan"), "one of --results"),
-        ((run_id, "--results"), "these answers have no review yet"),
+        ((run_id, "--results"), "no review of these answers yet"),
     ):
         done = cli("review", *arguments)
         assert done.code == 2 and words in done.err, (arguments, done.err)
@@ -219,7 +219,7 @@ def test_mistakes_are_told(cli: Cli, run_id: str, tmp_path: Path) -> None:
         desk = reviewing.opened(ft, [run_id])
         for file, rater, words in (
             ("sheet.csv", None, "for one rater"),
-            ("sheet.xlsx", "a", "use .csv for a sheet to fill in, .jsonl for the ratings"),
+            ("sheet.xlsx", "a", "use .csv for a sheet to fill in, or .jsonl for the ratings"),
             ("rated.jsonl", None, "no ratings yet"),
         ):
             with pytest.raises(UsageError, match=words):
@@ -227,7 +227,7 @@ def test_mistakes_are_told(cli: Cli, run_id: str, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no review rev-none"):
             reviewing.opened(ft, ["rev-none"])
         (tmp_path / "items.jsonl").unlink()
-        with pytest.raises(DataError, match="the answers are missing:"):
+        with pytest.raises(DataError, match="cannot find the answers:"):
             reviewing.opened(ft, [run_id], reviewing.ReviewOrder(new=True))
 
 

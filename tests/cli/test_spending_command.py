@@ -151,7 +151,7 @@ def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(
     blind = cli(*ignored, **sandbox.env)
     sandbox.clear_faults()
     assert blind.code == 4 and "openai could not be checked: the response" in blind.err
-    assert "at least" in blind.out and "1 account could not be checked completely" in blind.out
+    assert "at least" in blind.out and "1 account could not be fully checked" in blind.out
 
 
 def test_jobs_under_way_are_told_beside_what_stands_there() -> None:
@@ -165,7 +165,7 @@ def test_jobs_under_way_are_told_beside_what_stands_there() -> None:
         standing=tuple(Found(item=one, foreign=False, idle=False) for one in (job, ended)),
         usd_per_hour=Decimal(0),
     )
-    told = "nothing bills hourly on 1 account; 1 job running, included in committed"
+    told = "no hourly billing on 1 account; 1 job running, included in committed"
     assert headline(report).endswith(told)
 
 
@@ -176,7 +176,7 @@ def test_orphans_are_listed_then_ended_by_who_agrees(cli: Cli, sandbox: Sandbox)
     nothing = cli(*ask, **sandbox.env)
     assert (
         nothing.code == 0
-        and "no orphaned resources found: this store tracks everything that bills" in nothing.err
+        and "no orphaned resources found: this store knows everything that is billed" in nothing.err
     )
     made(sandbox, "orc-0123456789ab")
     refused = cli(*ask, **sandbox.env)
@@ -189,7 +189,7 @@ def test_orphans_are_listed_then_ended_by_who_agrees(cli: Cli, sandbox: Sandbox)
     again = cli(*ask, "--yes", **sandbox.env)
     assert (
         again.code == 0
-        and "no orphaned resources found: this store tracks everything that bills" in again.err
+        and "no orphaned resources found: this store knows everything that is billed" in again.err
     )
     assert "forgotten" in cli("spending", "--sandbox", **sandbox.env).out
     assert cli(*ask, "--offline").code == 2

@@ -54,7 +54,7 @@ def test_from_training_to_proved_exports(cli: Cli, cli_env: dict[str, str], tmp_
     template = tmp_path / "bad" / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|im_end|>\\n", "<|im_end|>"))
     caught = cli("verify", run, "--at", "bad")
-    assert caught.code == 1 and "prompts are tokenized differently from training:" in " ".join(
+    assert caught.code == 1 and "the server tokenizes prompts differently than in training:" in " ".join(
         caught.out.split()
     )
     assert "chat_template.jinja" in caught.err

@@ -23,7 +23,7 @@ COMMANDS = {
     "eval --model local=tiny-chat --test test.jsonl --limit 2": (
         r"with 2 rows you can detect differences of .*",
         r"local=tiny-chat: 2 questions; costs nothing",
-        r"each answer is in .*items\.jsonl",
+        r"all answers: .*items\.jsonl",
     ),
     "export adapter out --to peft": (
         r"written to .*/out",

@@ -112,7 +112,7 @@ def test_an_evaluation_says_what_the_adapter_costs(ft: Orchestrator, runs: dict[
     assert cost.load_s > cost.token_s, "reading files and preparing modules takes longer than a token"
     for format in ("table", "md", "html"):
         page = " ".join(report(found).render(format).split())
-        assert f"loading the adapter took {1000 * cost.load_s:.0f} ms, once" in page
+        assert f"loading the adapter took {1000 * cost.load_s:.0f} ms once" in page
     assert json.loads(report(found).render("json"))["adapter_costs"] == [cost.to_dict()]
     again = ft.evaluate([run], **order)
     assert again.adapter_costs == (cost,), "of the evaluation that the answers are from"
@@ -153,7 +153,7 @@ def test_the_rival_of_a_qlora_run_is_its_base_in_16_bits(
         [], rows(tmp_path / "few.jsonl", 0, 3), models=[f"local={TINY}:nf4", f"local={TINY}:16-bit"], **order
     )
     assert [c.precision for c in named.contenders] == ["NF4 (4 bits)", base.precision]
-    with pytest.raises(UsageError, match="can't be chosen"):
+    with pytest.raises(UsageError, match="can't choose the precision"):
         ft.evaluate([in_four_bits.id], **order, base_precision="nf4", on="together")
 
 

@@ -29,18 +29,18 @@ from orchestrate.types import Evidence, EvidencePoint, Exposure, PlannedMetric
 # Both are stratified: users are compared with those alone who had the same chance at the same time.
 
 PRIOR = 60.0
-"""Prior sample size of the e-process: evidence grows fastest at about 500 users in the smaller arm, and
-is valid at any number."""
+"""Prior sample size of the e-process. Evidence grows fastest at about 500 users in the smaller arm, and is
+valid at any number."""
 LEAST_OF_EACH = 10
-"""Users of each outcome in each arm before an interval of a share is believed."""
+"""Minimum number of users per outcome and arm before an interval of a share is trusted."""
 LEAST_USERS, LEAST_BY_SKEW = 50, 25.0
-"""Users in each arm before an interval of a mean is believed: 50, and 28 + 25 skewness^2 (Sugden, Smith and
-Jones 2000)."""
+"""Minimum number of users per arm before an interval of a mean is trusted: 50, and 28 + 25 skewness^2
+(Sugden, Smith and Jones 2000)."""
 POWER_80 = 0.8416
 
 
 class LabelEvidence:
-    """An e-process for no difference, updated user by user."""
+    """An e-process for the hypothesis of no difference, updated user by user."""
 
     def __init__(self) -> None:
         self._seen: dict[Hashable, tuple[int, int]] = {}
@@ -49,7 +49,7 @@ class LabelEvidence:
         """The maximum over all looks that there could have been."""
 
     def add(self, stratum: Hashable, chance: float, tuned: bool, outcome: Hashable = None) -> None:
-        """Add a user who had this chance of being in the tuned arm."""
+        """Add a user who had this chance of getting the tuned model."""
         of_tuned, users = self._seen.get((stratum, outcome), (0, 0))
         bet = (PRIOR * chance + of_tuned) / (PRIOR + users)
         self.log_e += math.log(bet / chance) if tuned else math.log((1 - bet) / (1 - chance))
@@ -78,8 +78,9 @@ class _Cell:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The difference of two means at one time. `information` is the effective number of users for a
-    difference (n1 n0 / (n1 + n0), over the strata), and `deviation` is the deviation of one unit of it."""
+    """The difference between two means at one time. `information` is the effective number of users for a
+    difference (n1 n0 / (n1 + n0), summed over the strata), and `deviation` is the standard deviation per unit
+    of information."""
 
     difference: float
     information: float
@@ -105,8 +106,8 @@ def detectable(information: float, deviation: float, alpha: float) -> float:
 
 
 def users_for(difference: float, deviation: float, share: float, alpha: float) -> int:
-    """Return how many users in both arms it takes to detect a difference with a power of 80%, in
-    experiments with a constant share."""
+    """Return how many users in both arms are needed to detect a difference with a power of 80%, in
+    experiments with a constant traffic share."""
     low, high = 1.0, 1e15
     while high / low > 1 + 1e-9:
         middle = math.sqrt(low * high)
@@ -122,7 +123,7 @@ def _bound(information: float, alpha: float) -> float:
 
 @dataclass
 class Means:
-    """The values of both arms, by stratum."""
+    """The values of both arms, grouped by stratum."""
 
     cells: dict[tuple[Hashable, bool], _Cell] = field(default_factory=dict[tuple[Hashable, bool], _Cell])
 
@@ -171,7 +172,7 @@ def gate_of_share(means: Means) -> str | None:
     least = min(min(total := means.total(arm), means.users(arm) - total) for arm in (True, False))
     if least >= LEAST_OF_EACH - 1e-6:
         return None
-    return f"{round(least)} of the {LEAST_OF_EACH} users required per outcome and arm"
+    return f"only {round(least)} of the {LEAST_OF_EACH} required users per outcome and arm"
 
 
 def gate_of_mean(means: Means) -> str | None:
@@ -183,12 +184,12 @@ def gate_of_mean(means: Means) -> str | None:
     if fewest >= needed:
         return None
     why = "" if needed == LEAST_USERS else f" because the values are skewed ({means.skewness:+.1f})"
-    return f"{fewest:,} of the {needed:,} users required per arm{why}"
+    return f"only {fewest:,} of the {needed:,} required users per arm{why}"
 
 
 _LN10 = math.log(10)
 _LOOKS, _POINTS = 1000, 200
-"""Number of means, and points of a curve."""
+"""Number of looks at the data, and number of points on a curve."""
 
 
 class EvidenceUnit(NamedTuple):
@@ -260,7 +261,7 @@ def ratio_p(exposures: Iterable[Exposure]) -> float:
 
 
 def evidence(metric: PlannedMetric, found: Sequence[EvidenceUnit], alpha: float) -> Evidence:
-    """Compute everything that a metric shows for these units."""
+    """Compute the evidence that these units give for a metric."""
     walk = _Walk(metric, alpha)
     every, drawn = max(1, len(found) // _LOOKS), max(1, len(found) // _POINTS)
     for number, unit in enumerate(found, 1):

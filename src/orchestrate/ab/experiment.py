@@ -40,9 +40,9 @@ from orchestrate.types import (
 
 class Person(NamedTuple):
     key: str
-    """The store's key for the user."""
+    """The key that identifies the user in the store."""
     place: float
-    """At least 0 and below 1."""
+    """Position of the user for the split, at least 0 and below 1."""
 
 
 def new_salt() -> str:
@@ -50,8 +50,8 @@ def new_salt() -> str:
 
 
 def person(salt: str, user: str) -> Person:
-    """Derive a person from a user id. Any text is a user, byte for byte: nothing is trimmed, case-folded
-    or normalized."""
+    """Derive a person from a user id. Any text is a valid user id and is used byte for byte, without
+    trimming, case-folding or normalizing."""
     digest = hashlib.sha256(f"{salt}\0".encode() + user.encode("utf-8", "surrogatepass")).digest()
     return Person(digest[8:24].hex(), (int.from_bytes(digest[:8], "big") >> 11) / 2**53)
 
@@ -82,9 +82,9 @@ _SHOWN = 5
 
 
 class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`{"user": "u1", "metric": "resolved", "value": true, "id": "ticket-7"}`. An outcome with an id counts
-    once, no matter how often it is sent. `at` distinguishes lines of files; an outcome counts when it is
-    recorded."""
+    """An outcome, such as `{"user": "u1", "metric": "resolved", "value": true, "id": "ticket-7"}`. An outcome
+    with an id counts once, no matter how often it is sent. `at` distinguishes lines of files. An outcome
+    counts at the time it is recorded."""
 
     user: Annotated[str, msgspec.Meta(min_length=1)] | int
     metric: str
@@ -98,24 +98,24 @@ class OutcomesTaken(Record, frozen=True, kw_only=True):
 
     recorded: int = 0
     repeated: int = 0
-    """Already known, by their ids."""
+    """Outcomes that were already known by their ids."""
     unknown_users: int = 0
-    """From users who were never assigned a model."""
+    """Outcomes of users who were never assigned a model."""
     after_end: int = 0
-    """Recorded after the experiment had ended, so not counted."""
+    """Outcomes recorded after the experiment had ended, so not counted."""
 
 
 def of_user(user: str | int) -> str:
-    """Return the user as text, unchanged. Raises `UsageError` for an empty one."""
+    """Return the user as text, unchanged. Raises `UsageError` if it is empty."""
     text = str(user)
     if not text:
-        raise UsageError("an outcome needs a user")
+        raise UsageError("the outcome has no user")
     return text
 
 
 def checked(plan: ExperimentPlan, metric: str, value: float) -> float:
-    """Return an outcome's value as a number. Raises `UsageError` for a metric that is not in the plan,
-    and for a value that the metric does not allow."""
+    """Return an outcome's value as a number. Raises `UsageError` if the metric is not in the plan or does not
+    allow the value."""
     planned = plan.metric(metric)
     if planned is None:
         names = ", ".join(one.name for one in plan.metrics)
@@ -123,22 +123,21 @@ def checked(plan: ExperimentPlan, metric: str, value: float) -> float:
     try:
         number = float(value)
     except OverflowError as error:
-        raise UsageError(f"{metric}: a number of this size cannot be averaged") from error
+        raise UsageError(f"{metric}: this number is too large to average") from error
     if wrong := wrong_value(planned, number):
         raise UsageError(wrong)
     return number
 
 
 def key_of(metric: str, id: str | int) -> str:
-    """Return the key that identifies an outcome that is sent twice. Outcomes of several metrics may share
-    an id."""
+    """Return the key that identifies repeats of an outcome. Outcomes of several metrics may share an id."""
     return hashlib.sha256(f"{metric}\0{id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
     """Read the outcomes in a JSON Lines file. All lines are read before the first outcome is yielded. A line
-    without an id gets one from its text and from how often that text came before, so the same file can be
-    read again, also after it has grown. Raises `DataError` with the lines that are wrong."""
+    without an id gets one from its text and from how often that text occurred before, so you can read the
+    same file again even after it has grown. Raises `DataError` with the lines that are wrong."""
     found: list[Given] = []
     wrong: list[str] = []
     seen: Counter[bytes] = Counter()
@@ -190,12 +189,12 @@ class Assignment(NamedTuple):
     arm: Arm
     phase: int
     counted: bool
-    """Whether outcomes count as evidence: not after the experiment's end."""
+    """Whether outcomes count as evidence. They do not after the experiment's end."""
 
 
 class Experiment:
-    """A running experiment. Safe to use from several threads and, over one store, from several processes. As
-    a context manager, it closes the store that it opened."""
+    """A running experiment. You can use it from several threads and, over one store, from several processes.
+    As a context manager, it closes the store that it opened."""
 
     def __init__(self, store: Store, record: ExperimentRecord, *, owns_store: bool = False) -> None:
         self.plan, self.id, self._record = record.plan, record.id, record
@@ -243,7 +242,7 @@ class Experiment:
     # -- phases --------------------------------------------------------------------------------------------
 
     def phases(self, *, fresh: bool = True) -> tuple[ExperimentPhase, ...]:
-        """Return the phases, oldest first. Unless `fresh`, they may be a second old."""
+        """Return the phases, oldest first. Unless `fresh` is set, they may be up to a second old."""
         with self._lock:
             if fresh or time.monotonic() - self._read_at > _FRESH_S:
                 found = tuple(self._kept.phases(self.id))
@@ -276,8 +275,8 @@ class Experiment:
         return done
 
     def stop(self, arm: Arm = "base", why: str = "asked to") -> bool:
-        """End the experiment. Everybody gets this model from now on, even if it had ended with the other one.
-        Returns `False` if it had ended with this one, or another process was first."""
+        """End the experiment. All users get this model from now on, even if the experiment had ended with the
+        other one. Returns `False` if it had ended with this model or another process was first."""
         last, share = self.phases()[-1], 1.0 if arm == "tuned" else 0.0
         if last.over and last.share == share:
             return False
@@ -295,8 +294,8 @@ class Experiment:
         return Assignment(given.arm, given.phase, True)
 
     def guess(self, user: str | int) -> Assignment:
-        """Return the model that a user gets according to the last read of the store, without reading it
-        again. The user's outcomes do not count."""
+        """Return the model that a user gets according to the last read of the store, without reading the
+        store again. The user's outcomes do not count."""
         last = self._phases[-1] if self._phases else None
         share = 0.0 if last is None else last.share
         arm = arm_at(person(self._record.salt, of_user(user)).place, share)
@@ -348,13 +347,13 @@ class Experiment:
         return self._told(OutcomesTaken(recorded=new, repeated=len(found) - new, unknown_users=unknown))
 
     def record_files(self, paths: Iterable[str | Path]) -> OutcomesTaken:
-        """Record the outcomes in JSON Lines files, `{"user": "u1", "metric": "resolved", "value": true}`.
-        A file can be recorded again, also after it has grown. Raises `DataError` with the lines that are
-        wrong, and then records nothing from any file."""
+        """Record the outcomes in JSON Lines files, `{"user": "u1", "metric": "resolved", "value": true}`. You
+        can record a file again even after it has grown. Raises `DataError` with the lines that are wrong, and
+        then records nothing from any file."""
         return self.record_all([one for path in paths for one in read(self.plan, Path(path))])
 
     def observed(self, user: str | int, at: Assignment, values: Mapping[str, float]) -> None:
-        """Record the values observed for an answer that are metrics of the plan."""
+        """Record the values observed for an answer, for the metrics in the plan."""
         if not at.counted:
             return
         key = person(self._record.salt, of_user(user)).key
@@ -363,14 +362,15 @@ class Experiment:
         self._kept.record(self.id, found)
 
     def count(self, what: str, more: int = 1) -> None:
-        """Count something besides the metrics, to show in the report. `what` has at most 64 characters."""
+        """Count an event other than the metrics, to show it in the report. `what` has at most 64
+        characters."""
         if not 0 < len(what) <= _LONGEST or "\0" in what:
             raise UsageError(f"a metric needs a name of 1 to {_LONGEST} characters")
         self._kept.count(self.id, what, more)
 
     def _told(self, taken: OutcomesTaken) -> OutcomesTaken:
         lost = {
-            "from users who were never assigned a model": taken.unknown_users,
+            "recorded for users who were never assigned a model": taken.unknown_users,
             "after the end": taken.after_end,
         }
         for name, number in lost.items():
@@ -417,8 +417,8 @@ class Experiment:
         )
 
     def step(self) -> ExperimentReport:
-        """Carry out what the rule decides now, and return the new state. If several processes call it,
-        one of them acts."""
+        """Carry out the current decision of the rule, and return the new state. If several processes call it,
+        only one of them acts."""
         seen = self.report()
         verb, share, why = seen.decision.verb, seen.decision.share, seen.decision.why
         if verb == "hold" or verb == "stop" or not self._enter(verb, share, why, seen=seen.phases[-1]):
@@ -458,6 +458,6 @@ def _begun(store: Store, plan: ExperimentPlan) -> ExperimentRecord:
     if known.plan != plan:
         raise UsageError(
             f"{plan.name} was started with a different plan, and a plan cannot change after its start",
-            fix=f"give this plan another name, or continue with  orchestrate ab serve {plan.name}",
+            fix=f"use another plan name, or continue with  orchestrate ab serve {plan.name}",
         )
     return known

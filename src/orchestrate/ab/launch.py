@@ -42,9 +42,8 @@ ARMS: tuple[Arm, Arm] = ("base", "tuned")
 
 @dataclass(frozen=True, kw_only=True)
 class ABTerms:
-    """Options of a proxy. `names` are further host names that it accepts, `origins` are sites whose pages may
-    send requests, and `every_s` is the interval at which the rule is checked if it is applied
-    automatically."""
+    """Options of a proxy. `names` are additional host names that it accepts, `origins` are sites whose pages
+    may send requests, and `every_s` is the number of seconds between automatic checks of the rule."""
 
     host: str = web.LOOPBACK
     port: int = 8000
@@ -68,8 +67,8 @@ class ABUp:
 def begun(
     ft: Workspace, plan: str, *, start: Callable[[ExperimentPlan], None] = lambda _: None
 ) -> Experiment:
-    """Return the experiment of a plan file, or an existing one by its name or id. `start` receives the
-    plan of a new experiment first, and may raise to prevent its start. Raises `UsageError`."""
+    """Return the experiment of a plan file, or an existing one by its name or id. `start` first receives the
+    plan of a new experiment and may raise an error to prevent its start. Raises `UsageError`."""
     path = Path(plan).expanduser()
     if path.suffix.lower() not in (".yaml", ".yml") and not path.is_file():
         return Experiment.open(plan, ft.store)
@@ -80,7 +79,7 @@ def begun(
 
 
 def found(ft: Workspace, name: str | None) -> list[Experiment]:
-    """Return one experiment by its name or id, or all of them, newest first."""
+    """Return one experiment by its name or id, or all experiments, newest first."""
     if name is not None:
         return [Experiment.open(name, ft.store)]
     return [Experiment(ft.store, record) for record in ft.store.experiments.all()]
@@ -105,9 +104,9 @@ def serve(
     accept_licence: Sequence[str] = (),
     tell: Callable[[ExperimentReport], None] = lambda _: None,
 ) -> Generator[ABUp]:
-    """Serve an experiment's proxy while the block runs. Runs of this machine are served behind it. With
-    `terms.auto` the rule is applied automatically, and `tell` receives what was done. Raises `UsageError`
-    without keys for an address that others can reach, and the errors of finding the models."""
+    """Serve an experiment's proxy while the block runs, and serve runs on this machine behind it. With
+    `terms.auto`, the rule is applied automatically, and `tell` receives each action. Raises `UsageError` if
+    others can reach the address and there are no keys, and the errors of finding the models."""
     keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
     clients = keys.Clients(ft.store, "serve")
     clients.require(terms.host, keys.NEW_KEY)
@@ -141,7 +140,7 @@ def _deciding(
             try:
                 report = experiment.step()
             except OrchestrateError as error:
-                _log.warning("the rule of %s could not be evaluated: %s", experiment.plan.name, error)
+                _log.warning("could not evaluate the rule of %s: %s", experiment.plan.name, error)
                 continue
             if report.applied:
                 tell(report)
@@ -225,8 +224,8 @@ def standing(report: ExperimentReport) -> str:
 
 
 def stop(experiment: Experiment, keep: Literal["base", "tuned"]) -> ExperimentReport:
-    """End the experiment with this model for everybody. Raises `UsageError` if it has ended with this
-    one."""
+    """End the experiment with this model for all users. Raises `UsageError` if it has already ended with this
+    model."""
     if not experiment.stop(keep):
         raise UsageError(f"{experiment.plan.name} has already ended: {experiment.phases()[-1].why}")
     return experiment.report()

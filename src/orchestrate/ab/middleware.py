@@ -21,9 +21,9 @@ _T = TypeVar("_T")
 
 
 class ABMiddleware:
-    """Assigns each request of a user to an arm, as `scope["state"]["ab"]` (Starlette: `request.state.ab`),
-    and records the latency and the failures (HTTP 5xx, exceptions) of its answers if the plan has metrics
-    for them. Requests without a user have no `ab`, and are counted.
+    """Assigns each request of a user to an arm, as `scope["state"]["ab"]` (Starlette: `request.state.ab`).
+    Records the latency and the failures (HTTP 5xx, exceptions) of its answers if the plan has metrics for
+    them. Requests without a user have no `ab`, but are counted.
 
     `user` is a function from the scope of a request to its user, or `None` if it has none.
     """
@@ -56,8 +56,9 @@ class ABMiddleware:
 
 
 def ask(experiment: Experiment, user: str | int, base: Callable[[], _T], tuned: Callable[[], _T]) -> _T:
-    """Return the answer of the user's model. If the tuned model raises an error, the base answers. That is
-    counted, and the user's outcomes still count for the tuned model. Raises the errors of the base."""
+    """Return the answer of the user's model. If the tuned model raises an error, the base model answers; this
+    is counted, and the user's outcomes still count for the tuned model. Raises the errors of the base
+    model."""
     given, begun, failed = experiment.assign(user), time.monotonic(), 1.0
     try:
         if given.arm == "tuned":

@@ -34,7 +34,7 @@ from orchestrate.types import (
 )
 
 BROKEN_SPLIT = 0.001
-"""Below this p-value, the users cannot have been split as planned."""
+"""Threshold for the p-value of the split. Below it, the users cannot have been split as planned."""
 
 
 def alphas(plan: ExperimentPlan) -> dict[str, float]:
@@ -55,8 +55,8 @@ def decide(
     users: int,
     ratio_p: float,
 ) -> ExperimentDecision:
-    """Decide what to do now. `in_phase` counts the users seen in this phase, by arm, and `users` those in
-    all phases and arms together. `ratio_p` is the p-value of the split."""
+    """Decide what to do now. `in_phase` counts the users seen in this phase, by arm, and `users` counts all
+    users in all phases and arms. `ratio_p` is the p-value of the split."""
 
     def held(why: str) -> ExperimentDecision:
         return ExperimentDecision(verb="hold", share=phase.share, why=why)
@@ -65,7 +65,7 @@ def decide(
         return held(f"it has ended: {phase.why}")
     if ratio_p < BROKEN_SPLIT:
         p = f"{ratio_p:.1g}"
-        return held(f"users are not split as planned (p = {p}): do not trust these results; find out why")
+        return held(f"users are not split as planned (p = {p}): find out why before you trust these results")
     deciding = [one for one in evidence if one.role in ("primary", "guardrail")]
     for one in deciding:
         if harm := _harm(plan, one):
@@ -77,7 +77,7 @@ def decide(
     most = plan.rule.most_users
     if most is not None and users >= most and reached is None:
         why = (
-            f"{primary.metric} was not shown to be {plan.rule.goal} with {users:,} of at most {most:,} users"
+            f"{primary.metric} was not shown to be {plan.rule.goal} after {users:,} of at most {most:,} users"
         )
         return ExperimentDecision(verb="roll back", share=0.0, why=why)
     stages = [share / 100 for share in plan.rule.stages]
@@ -100,7 +100,8 @@ def _nothing_counted(plan: ExperimentPlan, one: Evidence) -> str:
     planned = plan.metric(one.metric)
     if planned is not None and planned.absent is not None:
         return (
-            f"no user of {arms} has been counted for {one.metric} yet: its window is {planned.window_h:g} h"
+            f"no user of {arms} counts for {one.metric} yet: users count {planned.window_h:g} h "
+            "after their first request"
         )
     return (
         f"no outcome of {one.metric} was recorded for {arms}: check that your application records it "
@@ -113,14 +114,12 @@ def _uneven(plan: ExperimentPlan, one: Evidence) -> str:
     planned = plan.metric(one.metric)
     sometimes = planned is not None and planned.absent is None
     guess = (
-        f"either one arm loses them, or {one.metric} is recorded only when it happens "
-        "(then start a new experiment with absent and window_h)"
+        f"either one arm loses outcomes, or {one.metric} is recorded only when it happens (then "
+        "start a new experiment with absent and window_h)"
         if sometimes
-        else "one arm loses them"
+        else "one arm loses outcomes"
     )
-    return (
-        f"outcomes of {one.metric} do not come from both arms alike (p = {one.counted_ratio_p:.1g}): {guess}"
-    )
+    return f"the two arms record {one.metric} at different rates (p = {one.counted_ratio_p:.1g}): {guess}"
 
 
 def _harm(plan: ExperimentPlan, one: Evidence) -> str | None:
@@ -173,12 +172,12 @@ def _waiting(
     rule = plan.rule
     fewest = min(in_phase.get("base", 0), in_phase.get("tuned", 0))
     if fewest < rule.min_users:
-        return f"{fewest:,} of {rule.min_users:,} users of each arm were seen at {phase.share:.0%}"
+        return f"{fewest:,} of the {rule.min_users:,} required users per arm seen at {phase.share:.0%}"
     hours = (now - phase.at).total_seconds() / 3600
     if hours < 0:
-        return f"the clock of this machine ({now:%Y-%m-%d %H:%M} UTC) is before the start of this phase"
+        return f"this machine's clock ({now:%Y-%m-%d %H:%M} UTC) is before the start of this phase"
     if hours < rule.min_hours:
-        return f"{hours:.1f} of {rule.min_hours:g} hours at {phase.share:.0%} have passed"
+        return f"{hours:.1f} of the {rule.min_hours:g} required hours at {phase.share:.0%} have passed"
     return None
 
 
@@ -186,21 +185,21 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _METRIC = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,62}")
 _FOLDS = {"right-or-wrong": ("first", "any", "all"), "number": ("first", "mean", "sum")}
 FAILED, LATENCY, COST = "failed", "latency_s", "cost_usd"
-"""Metrics that are recorded for each answer, if a plan has them."""
-FAILOVERS = "the base answered instead of the tuned model"
-"""In the form in which it is counted."""
+"""Metrics that are recorded for each answer if a plan includes them."""
+FAILOVERS = "the base answered in place of the tuned model"
+"""Name under which failovers are counted."""
 ALPHAS = (0.0001, 0.5)
 
 
 def read_plan(path: Path) -> ExperimentPlan:
-    """Read a plan from a YAML file. Raises `UsageError` with what is wrong in it."""
+    """Read a plan from a YAML file. Raises `UsageError` that describes what is wrong with it."""
     fields = "name, base, tuned, metrics (name, role, kind, better), rule (stages, goal): docs/ab.md"
     plan = read_record(path, ExperimentPlan, "experiment plan", fields)
     return required(plan, str(path))
 
 
 def required(plan: ExperimentPlan, where: str = "the plan") -> ExperimentPlan:
-    """Return a plan that can be carried out. Raises `UsageError` with the first error in it."""
+    """Return the plan if it can be carried out. Raises `UsageError` with the first error in it."""
     for wrong in (*_wrong_names(plan), *_wrong_rule(plan.rule), *_wrong_metrics(plan)):
         raise UsageError(f"{where}: {wrong}")
     return plan
@@ -223,7 +222,8 @@ def _wrong_rule(rule: DecisionRule) -> Iterable[str]:
     rising = all(low < high for low, high in pairwise((0.0, *rule.stages)))
     if len(rule.stages) < 2 or not rising or rule.stages[-1] != 100:
         yield (
-            f"rule.stages: must be rising percentages up to 100, such as 10, 25, 50, 100; got {rule.stages}"
+            "rule.stages: must be increasing percentages up to 100, such as 10, 25, 50, 100; got "
+            f"{rule.stages}"
         )
     if not ALPHAS[0] <= rule.alpha <= ALPHAS[1]:
         yield f"rule.alpha must be between {ALPHAS[0]} and {ALPHAS[1]}, got {rule.alpha}"
@@ -238,7 +238,7 @@ def _wrong_metrics(plan: ExperimentPlan) -> Iterable[str]:
     if len(set(names)) < len(names):
         yield f"metrics: {max(names, key=names.count)!r} occurs twice"
     if sum(metric.role == "primary" for metric in plan.metrics) != 1:
-        yield "metrics: exactly one needs  role: primary, which decides; the others are guardrails or told"
+        yield "metrics: exactly one needs  role: primary, which decides; the others must be guardrail or told"
         return
     for metric in plan.metrics:
         yield from (f"metrics.{metric.name}: {wrong}" for wrong in _wrong_metric(metric))

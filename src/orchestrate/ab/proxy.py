@@ -38,7 +38,7 @@ from orchestrate.settings import Secret
 from orchestrate.types import Arm, decoding
 
 ITS_OWN_FAULT = frozenset({401, 403, 404, 408, 429})
-"""Statuses below 500 that don't concern the question itself: not found, not allowed, or overloaded."""
+"""Statuses below 500 that are not about the question: not found, not allowed, or overloaded."""
 _KEPT = ("content-type", "retry-after")
 """Response headers that are passed on to the client."""
 _FAILURES, _COOL_S = 3, 10.0
@@ -55,15 +55,15 @@ class Upstream:
     model: str
     key: Secret | None = None
     on_use: Callable[[], None] | None = None
-    """Called from time to time after it has answered; it may wait for a store."""
+    """Called from time to time after the model has answered. It may wait for a store."""
     _told: float = field(default=float("-inf"), init=False)
     _failed: int = field(default=0, init=False)
     _until: float = field(default=0.0, init=False)
 
     @property
     def resting(self) -> bool:
-        """Return whether it failed several times in a row. It is then skipped for some seconds, so users do
-        not wait for each of its failures."""
+        """Return whether the model failed several times in a row. It is then skipped for some seconds, so
+        that users do not wait for each failure."""
         return time.monotonic() < self._until
 
     def heard(self, *, failed: bool) -> None:
@@ -79,7 +79,7 @@ class Upstream:
 
 @dataclass
 class ProxiedAnswer:
-    """An answer that has begun. `status` is `None` if there is none."""
+    """An answer that has begun to arrive. `status` is `None` if there is none."""
 
     status: int | None
     headers: dict[str, str] = field(default_factory=dict[str, str])
@@ -100,7 +100,7 @@ class ProxiedAnswer:
 
 async def ask(client: httpx.AsyncClient, at: Upstream, path: str, values: Mapping[str, Any]) -> ProxiedAnswer:
     """Forward a request under the model's own name. Returns when the complete answer or the first piece of a
-    stream has arrived. Raises nothing."""
+    stream has arrived. Never raises an error."""
     headers = {"content-type": "application/json"}
     if at.key is not None:
         headers["authorization"] = f"Bearer {at.key.reveal()}"
@@ -213,9 +213,9 @@ _PATHS = ("/chat/completions", "/completions", "/responses")
 _MOST_BODY = 32 << 20
 _log = logging.getLogger(__name__)
 STORE_S = 2.0
-"""Time limit for the store to say which model a user gets."""
+"""Time limit for the store to return the model that a user gets."""
 SILENT_S = 10.0
-"""Time for which it is skipped after that limit."""
+"""Time during which the store is skipped after that limit."""
 _CONNECT_S = 5.0
 
 
@@ -229,7 +229,7 @@ class ProxiedRequest:
     given: Assignment
     begun: float
     counts: list[str] = field(default_factory=list[str])
-    """Counted in the report in addition to the metrics."""
+    """Counts shown in the report in addition to the metrics."""
 
     @property
     def streamed(self) -> bool:
@@ -238,7 +238,7 @@ class ProxiedRequest:
 
 @dataclass(frozen=True)
 class ArmAnswer:
-    """An answer, its model, and whether the user's own model failed to give it."""
+    """An answer, its model, and whether the user's own model failed to answer."""
 
     answer: ProxiedAnswer
     arm: Arm
@@ -246,8 +246,8 @@ class ArmAnswer:
 
 
 class Proxy:
-    """An experiment in front of two models. `timeout_s` limits the time until the first piece of an answer,
-    and between two pieces. After it, the model counts as failed."""
+    """An experiment in front of two models. `timeout_s` limits the time until the first piece of an answer
+    and the time between two pieces. A model that takes longer counts as failed."""
 
     def __init__(
         self,
@@ -268,7 +268,7 @@ class Proxy:
         self._asking_store = anyio.CapacityLimiter(8)
 
     def app(self, *, names: tuple[str, ...] = (), origins: tuple[str, ...] = ()) -> ASGIApp:
-        """Build the app, behind the guard that all local servers use. Serve it with its lifespan."""
+        """Build the app, including the guard that all local servers use. Serve it with its lifespan."""
         routes = [Route(f"/v1{path}", self.answer, methods=["POST"]) for path in _PATHS]
         routes += [
             Route("/v1/models", self.models),
@@ -318,9 +318,9 @@ class Proxy:
                         self._experiment.assign, user, abandon_on_cancel=True, limiter=self._asking_store
                     )
                 except OrchestrateError as error:
-                    _log.warning("the store of %s cannot be used: %s", self._experiment.plan.name, error)
+                    _log.warning("cannot use the store of %s: %s", self._experiment.plan.name, error)
             self._silent_until = time.monotonic() + SILENT_S
-            _log.warning("users of %s have not been counted for %.0f s", self._experiment.plan.name, SILENT_S)
+            _log.warning("could not count users of %s for %.0f s", self._experiment.plan.name, SILENT_S)
         return self._experiment.guess(user)
 
     def _user(self, request: Request, values: dict[str, Any]) -> str | None:
@@ -391,7 +391,7 @@ class Proxy:
         try:
             self._record(turn, heard, body, seconds)
         except OrchestrateError as error:
-            _log.warning("an outcome of %s was lost: %s", self._experiment.plan.name, error)
+            _log.warning("could not record an outcome of %s: %s", self._experiment.plan.name, error)
 
     def _record(self, turn: ProxiedRequest, heard: ArmAnswer, body: bytes, seconds: float) -> None:
         if heard.answer.good:

@@ -59,7 +59,7 @@ def _session(caller: Threaded[Any], session: TrainingSession) -> AsyncTrainingSe
 
 
 class AsyncRunHandle(Threaded[RunHandle]):
-    """`RunHandle` for asyncio: the same members. Callbacks are called in the thread that does the work."""
+    """`RunHandle` for asyncio, with the same members. Callbacks run in the thread that does the work."""
 
     def __repr__(self) -> str:
         return f"<Async{repr(self.sync_api)[1:]}"
@@ -110,7 +110,7 @@ class AsyncRunHandle(Threaded[RunHandle]):
 
 
 class AsyncDeploymentHandle(Threaded[DeploymentHandle]):
-    """`DeploymentHandle` for asyncio: the same members."""
+    """`DeploymentHandle` for asyncio, with the same members."""
 
     def __repr__(self) -> str:
         return f"<Async{repr(self.sync_api)[1:]}"
@@ -142,8 +142,8 @@ class AsyncDeploymentHandle(Threaded[DeploymentHandle]):
 
 
 class AsyncOrchestrator(Threaded[Orchestrator]):
-    """`Orchestrator` for asyncio: the same members, each call runs in a thread, so the event loop stays free.
-    Wait for several runs at once with `await asyncio.gather(*(run.wait() for run in runs))`."""
+    """`Orchestrator` for asyncio, with the same members. Each call runs in a thread, so that the event loop
+    stays free. To wait for several runs, use `await asyncio.gather(*(run.wait() for run in runs))`."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(Orchestrator(settings), ThreadPoolExecutor(_THREADS, "orchestrate"))

@@ -81,10 +81,10 @@ class Orchestrator(Workspace):
         *,
         columns: Mapping[str, str] | None = None,
     ) -> Advice:
-        """Recommend prompting, few-shot, retrieval or tuning, with reasons, based on examples of the task
-        and on what you need (`orchestrate.runs.preparing.advice.Needs`). `totals`, from
-        `quoting.ownership`, add the costs. `columns` maps fields to the file's columns. Works offline.
-        Raises `DataError` for a file that cannot be read."""
+        """Recommend prompting, few-shot, retrieval or tuning, with reasons, based on examples of the task and
+        on your needs (`orchestrate.runs.preparing.advice.Needs`). `totals`, from `quoting.ownership`, add the
+        costs. `columns` maps fields to the file's columns. Works offline. Raises `DataError` for a file that
+        cannot be read."""
         from orchestrate.runs.preparing import advice
 
         return advice.advise(self, file, needs or advice.Needs(), totals, columns=columns)
@@ -263,7 +263,8 @@ class Orchestrator(Workspace):
     def earlier(
         self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
     ) -> list[Earlier]:
-        """Return what a submit to each of these backends would find in the store. Raises `KeyTaken`."""
+        """Return the run that a submit to each of these backends would find in the store. Raises
+        `KeyTaken`."""
         from orchestrate.runs.preparing import earlier
 
         return earlier.found(self, prepared, provider, idempotency_key)
@@ -361,12 +362,12 @@ class Orchestrator(Workspace):
         offline: bool = False,
         ignore: Sequence[str] = (),
     ) -> SpendingReport:
-        """Report what was spent, what is committed and what remains of the budget, and ask every
-        configured account what still bills, whether it was created from here or not. `by` is one or more
-        of `orchestrate.runs.spending.accounts.BY`, or `tag:NAME`. `month` is written as `2026-11`.
-        `sandbox` reports the sandboxes' play money instead. `offline` asks no host. `ignore` has the ids
-        (or their last parts) or names of deployments that are meant to stay up and do not count as idle.
-        The report lists what could not be asked. Raises `UsageError` for an unknown month or grouping."""
+        """Report spent, committed and remaining budget, and ask every configured account what is still being
+        billed, no matter who created it. `by` is one or more of `orchestrate.runs.spending.accounts.BY`, or
+        `tag:NAME`. `month` is written as `2026-11`. `sandbox` reports the simulated spending of the sandboxes
+        instead. `offline` asks no host. `ignore` has the ids (or their last parts) or names of deployments
+        that are meant to stay up and do not count as idle. The report lists accounts that could not be
+        queried. Raises `UsageError` for an unknown month or grouping."""
         from orchestrate.providers import registry
         from orchestrate.runs.spending.accounts import Spender
 
@@ -376,8 +377,8 @@ class Orchestrator(Workspace):
         return spender.report(wanted, month=month, sandbox=sandbox, offline=offline, ignore=ignore)
 
     def orphans(self, *, sandbox: bool = False) -> OrphanReport:
-        """List resources that bill and were created by Orchestrate, but belong to no run or deployment of
-        this store. Another store with the same accounts may own them."""
+        """List billed resources that Orchestrate created but that belong to no run or deployment in this
+        store. Another store that uses the same accounts may own them."""
         from orchestrate.runs.spending.orphans import Orphans
 
         return Orphans(self.store, self.provider).among(self.spending(sandbox=sandbox))
@@ -385,7 +386,7 @@ class Orchestrator(Workspace):
     def end_orphans(
         self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None
     ) -> OrphanReport:
-        """End what `orphans` listed. `tell` is called for each."""
+        """Shut down the resources that `orphans` listed. `tell` is called for each one."""
         from orchestrate.runs.spending.orphans import Orphans
 
         return Orphans(self.store, self.ready).end(report, tell)
@@ -446,8 +447,8 @@ class Orchestrator(Workspace):
         return Listing(found)
 
     def regress(self, run: RunHandle | str, **order: Any) -> Regression:
-        """Test which abilities of its base a run kept and which it lost, and store the result with the
-        run. `order`: the fields of `orchestrate.runs.evaluation.regression.RegressionOrder`."""
+        """Test which abilities of its base model a run kept and which it lost, and store the result with the
+        run. `order` has the fields of `orchestrate.runs.evaluation.regression.RegressionOrder`."""
         from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder
 
         with PreparedRegression(self, run, RegressionOrder(**order)) as prepared:
@@ -462,11 +463,11 @@ class Orchestrator(Workspace):
         keep: float = 0.8,
         **terms: Any,
     ) -> JudgeReport:
-        """Rate training rows with a model and split them: rows with a score of at least `keep`, from 0 to
-        1, go to `output`, the others to a file beside it. `terms` are the further fields of
-        `orchestrate.runs.evaluation.judging.JudgeTerms`, such as `rubric`. Raises `UsageError` for a
-        judge that was never calibrated against people, `DataError` for one that agrees with them too
-        little, `OverBudget`."""
+        """Rate training rows with a model and split them: rows with a score of at least `keep`, from 0 to 1,
+        go to `output`, the others to a file beside it. `terms` has the other fields of
+        `orchestrate.runs.evaluation.judging.JudgeTerms`, such as `rubric`. Raises `UsageError` if the judge
+        was never calibrated against people, `DataError` if it agrees with them too little, and
+        `OverBudget`."""
         from orchestrate.runs.data import files as data
         from orchestrate.runs.evaluation import judging
 
@@ -477,7 +478,7 @@ class Orchestrator(Workspace):
 
     def calibrate(self, model: str, rated: str | Path, **terms: Any) -> Calibration:
         """Calibrate a judge against human ratings, from a file or a review id, and store their agreement.
-        `unfit` explains why the judge can't be used. `terms` are the same as for `judge`."""
+        `unfit` explains why the judge can't be used. `terms` is the same as for `judge`."""
         from orchestrate.runs.evaluation import judging
 
         return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))
@@ -493,8 +494,8 @@ class Orchestrator(Workspace):
         return reviewing.opened(self, names, reviewing.ReviewOrder(**order))
 
     def rate(self, review: str, ratings: Sequence[Rating]) -> int:
-        """Add ratings of a review's tasks that people made elsewhere, all or none, and return their number.
-        Raises `UsageError`."""
+        """Add ratings of a review's tasks that people made elsewhere, and return their number. Adds all of
+        them or none. Raises `UsageError`."""
         from orchestrate.runs.evaluation import reviewing
 
         return reviewing.record(self, reviewing.opened(self, [review]), ratings)

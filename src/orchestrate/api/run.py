@@ -30,8 +30,8 @@ class RunHandle(TrackedRun):
         max_hours: Decimal | float | str | None = None,
         **options: Any,
     ) -> DeploymentOffer:
-        """Return what `deploy` with the same arguments would agree to: the price and the limits that will
-        apply, including limits of an earlier call. Sends nothing. Raises the same errors as `deploy`."""
+        """Return what `deploy` with the same arguments would do: the price and the limits that would apply,
+        including limits of an earlier call. Sends nothing. Raises the same errors as `deploy`."""
         from orchestrate.runs.hosting import deploying
 
         terms = deploying.DeployTerms(
@@ -59,7 +59,7 @@ class RunHandle(TrackedRun):
 
         `max_cost_usd` and `max_hours` end it while a watcher runs (`orchestrate worker`, `watch`) or at a
         `sync`. `options` are the backend's: `shape`, `min_replicas`, `max_replicas`, `idle_minutes` and so
-        on. A limit or an option that a second call does not name stays unchanged. Limits count from the
+        on. Limits and options that a second call leaves out stay unchanged. Limits count from the
         deployment's creation, and options that differ from those of a running deployment are rejected.
 
         Raises `OverBudget`, `ProjectNotTrusted` and, without `accept_unknown_price`, `UsageError` before

@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def bundled(name: str) -> Path:
-    """Return the folder of one of them, wherever the package is installed."""
+    """Return a bundled folder by its name, wherever the package is installed."""
     return Path(__file__).parent / name

@@ -33,20 +33,20 @@ class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
     methods: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     context: tuple[int, int] | None = None
-    """The maximum tokens of a training row: SFT, DPO. `None` if the host does not publish it."""
+    """Maximum tokens of a training row (SFT, DPO). `None` if the host does not publish it."""
     max_rank: int | None = None
     no_new_jobs_after: date | None = None
-    """The host accepts no new jobs for it from this day on."""
+    """Last day on which the host accepts new jobs for this model."""
     shutdown: date | None = None
-    """The last day. After it, the base model and every model tuned from it stop answering."""
+    """Last day of service. After it, the base model and every model tuned from it stop answering."""
     successor: str | None = None
-    """The replacement that the host itself names, if it has announced the end."""
+    """Replacement that the host names, if it has announced the shutdown."""
     successor_note: str | None = None
-    """A note on the replacement, for readers of its price."""
+    """Note about the replacement, for readers of its price."""
     deployable: Literal["yes", "no"] = "yes"
     """Whether the host serves models tuned from it. With `no`, they can only be downloaded."""
     deploy_note: str | None = None
-    """The source of that."""
+    """Source for `deployable`."""
     note: str | None = None
     sources: tuple[str, ...] = ()
 
@@ -57,9 +57,9 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     title: str | None = None
     hub: str | None = None
-    """The id on the Hugging Face hub, from which backends that load weights themselves train."""
+    """Id on the Hugging Face hub. Backends that load weights themselves train from it."""
     folder: str | None = None
-    """The folder of `orchestrate/bundled`, for a bundled model."""
+    """Folder below `orchestrate/bundled`, for a bundled model."""
     params_b: float | None = None
     """Billions of parameters. `None` if the makers don't publish it."""
     active_params_b: float | None = None
@@ -69,7 +69,8 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     vision: bool = False
     aliases: tuple[str, ...] = ()
     tokenizer: str | None = None
-    """A counter or a family of `orchestrate.data.tokens.counting`: o200k, qwen3.5, llama-3 ..."""
+    """Name of a counter or of a family in `orchestrate.data.tokens.counting`, such as o200k, qwen3.5 or
+    llama-3."""
     licence: str | None = None
     """The license's name on the hub. `None` if it is unknown or the weights are not available."""
     template: str | None = None
@@ -80,7 +81,7 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     sources: tuple[str, ...] = ()
     """The sources of facts about the model itself, regardless of its hosts."""
     alternatives: tuple[str, ...] = ()
-    """Open models to move to when this one closes, nearest first."""
+    """Open models to migrate to when this one is shut down, most similar first."""
     hosts: dict[str, HostModel] = msgspec.field(default_factory=dict[str, HostModel])
 
     @property
@@ -212,7 +213,7 @@ def find(name: str) -> Model:
         return model
     names = like(name)
     hint = f"; did you mean {' or '.join(names)}?" if names else ""
-    raise UsageError(f"unknown model {name!r}{hint}", fix="orchestrate models  lists them")
+    raise UsageError(f"unknown model {name!r}{hint}", fix="list them with: orchestrate models")
 
 
 def like(name: str, *, least: float = 0.5, provider: str | None = None) -> list[str]:
@@ -262,11 +263,11 @@ def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
     if left > WARN_DAYS:
         return None
     if left < 0:
-        text = f"{model.name} was shut down on {provider} on {host.shutdown}, with all models tuned from it"
+        text = f"{model.name} and all models tuned from it were shut down on {provider} on {host.shutdown}"
     else:
         text = (
-            f"{model.name} shuts down on {provider} on {host.shutdown} ({left} days from now), with all "
-            "models tuned from it"
+            f"{provider} shuts down {model.name} and all models tuned from it on {host.shutdown} "
+            f"({left} days from now)"
         )
     if others := alternatives(model):
         places = trained_on(others[0], host.methods)
@@ -275,22 +276,22 @@ def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
 
 
 def trained_on(model: Model, methods: Sequence[str]) -> list[str]:
-    """List the hosts that tune the model with one of the methods. This machine, which supports all
-    methods, is not among them."""
+    """List the hosts that tune the model with one of the methods. This machine supports all methods and is
+    not listed."""
     hosts = model.hosts.items()
     return [name for name, host in hosts if _tunable(host) and not set(methods).isdisjoint(host.methods)]
 
 
 def ended_method(provider: str, method: str, today: date) -> str | None:
-    """Return why a method of a host's API is no longer usable: no model is left that the host tunes with
-    it. Returns `None` if there is one, or if the catalog does not list the host's models."""
+    """Return why a method of a host's API is no longer usable, which means that no model is left that the
+    host tunes with it. Returns `None` if there is one, or if the catalog does not list the host's models."""
     hosts = ((model, model.hosts.get(provider)) for model in all_models())
     offered = [(model, host) for model, host in hosts if host and method in host.methods]
     open_now = (host for _, host in offered if host.tunable != "no")
     if not offered or any(host.shutdown is None or host.shutdown >= today for host in open_now):
         return None
     model, last = max(offered, key=lambda pair: pair[1].shutdown or date.min)
-    return f"its last model for it, {model.name}, ended on {last.shutdown}"
+    return f"its last model for it, {model.name}, was shut down on {last.shutdown}"
 
 
 def starters() -> tuple[Model, ...]:
@@ -299,13 +300,13 @@ def starters() -> tuple[Model, ...]:
 
 
 def comparison() -> Model:
-    """Return the model that prompting is compared with unless another is named."""
+    """Return the default model to compare prompting with."""
     return find(_catalog().comparison)
 
 
 def closest_closed(model: Model, provider: str) -> Model | None:
-    """Return the model without open weights, among those that can be tuned on a host, to which this is
-    the closest open one. Returns `None` when it is not among the alternatives of any."""
+    """Return the most similar closed model that a host can tune, for an open model. Returns `None` if no
+    closed model lists this one among its alternatives."""
     closed = [
         (other.alternatives.index(model.name), other)
         for other in all_models()
@@ -321,16 +322,16 @@ def known_hosts() -> frozenset[str]:
 
 
 class Licence(Record, frozen=True, kw_only=True):
-    """A short summary of a license, for a confirmation. The license itself is what counts."""
+    """A short summary of a license, for a confirmation. Only the license itself is binding."""
 
     id: str
     """The license's name on the hub."""
     title: str
     url: str | None = None
     asks: tuple[str, ...] = ()
-    """Each must be accepted. Empty means that nothing is asked."""
+    """Conditions that the user must accept. Empty if there are none."""
     notice: str | None = None
-    """What must be included with the weights."""
+    """Text that must be included with the weights."""
     name_begins: str | None = None
 
 
@@ -343,10 +344,10 @@ def _known() -> dict[str, dict[str, Any]]:
 
 
 def licence(id: str) -> Licence:
-    """Return a license by the hub's name for it. A license that is not listed has an empty `asks`."""
+    """Return a license by its name on the hub. An unlisted license has an empty `asks`."""
     entry = dict(_known().get(id.lower(), {"title": id}))
     if entry.pop("unread", False):
-        entry["asks"] = ["this catalog has not reviewed it: read it before you continue"]
+        entry["asks"] = ["it has not been reviewed for this catalog; read it before you continue"]
     return decoding.convert({"id": id, **entry}, Licence)
 
 

@@ -28,9 +28,9 @@ _COMPARED = ("tunable", "context", "max_rank", "shutdown")
 class CatalogChange(Record, frozen=True, kw_only=True):
     provider: str
     model: str
-    """The host's id."""
+    """Id of the model at the host."""
     field: str
-    """`model` if one side does not have it at all."""
+    """Changed field, or `model` if one side does not have the model at all."""
     ours: str | None = None
     theirs: str | None = None
 
@@ -70,23 +70,24 @@ _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)B(?![a-z])", re.IGNORECASE)
 
 
 class ModelOnHost(Record, frozen=True, kw_only=True):
-    """A model as it is named in requests to one backend."""
+    """A model under the name that one backend uses in requests."""
 
     provider: str
     id: str
     model: Model | None = None
-    """`None` for a raw id or folder that the catalog does not have."""
+    """Entry in the catalog. `None` for a raw id or folder that is not in the catalog."""
     host: HostModel | None = None
     warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """The canonical name if there is one."""
+        """The canonical name if there is one, otherwise the backend's name."""
         return self.model.name if self.model else self.id
 
     @property
     def params_b(self) -> float | None:
-        """Billions of parameters, from the catalog, else read from the name (`...-7B-...`), else `None`."""
+        """Billions of parameters, from the catalog or from the name (`...-7B-...`). `None` if neither
+        tells."""
         if self.model is not None:
             return self.model.params_b
         found = _SIZE.search(
@@ -113,7 +114,7 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
         return folder if folder.is_dir() else None
 
     def context(self, method: str = "sft") -> int | None:
-        """Return the maximum number of tokens of a training row on this backend, or `None` when it is
+        """Return the maximum number of tokens in a training row on this backend, or `None` if it is
         unknown."""
         if self.host is not None and self.host.context is not None:
             return self.host.context[1 if method == "dpo" else 0]
@@ -124,8 +125,8 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
     """Resolve `name` to a model on a backend, given by its profile or kind. `today` determines shutdown
     warnings (default: the local date).
 
-    Raises `SpecError` when the model is not offered there, or is neither in the catalog nor like an id of
-    that backend."""
+    Raises `SpecError` if the backend does not offer the model, or if the name is neither in the catalog nor
+    looks like an id of that backend."""
     known = backend if isinstance(backend, Profile) else profile(backend)
     provider = known.models_of or known.kind
     base = known.tuned_base(name) if known.tuned_base else None
@@ -138,8 +139,8 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
     warnings = [shutdown_warning(model, provider, today or days.today())]
     if host.tunable == "unconfirmed":
         warnings.append(
-            f"{provider} may not be able to fine-tune {model.name}: "
-            f"{host.note or 'it is only listed among its inference models'}"
+            f"{provider} may not support fine-tuning {model.name}: "
+            f"{host.note or 'it only lists the model for inference'}"
         )
     if host.deployable == "no":
         warnings.append(
@@ -172,7 +173,7 @@ def _raw(name: str, known: Profile) -> ModelOnHost:
         provider=provider,
         id=name,
         warnings=(
-            f"{name} is not in the catalog: it is sent to {provider} unchanged, and its limits are unknown",
+            f"{name} is not in the catalog: {provider} gets this name unchanged, and the limits are unknown",
         ),
     )
 
@@ -199,8 +200,8 @@ def _not_offered(model: Model, name: str, provider: str) -> SpecError:
     there = f"nearest there: {', '.join(near)}" if near else f"there are {_offers(provider)}"
     return SpecError(
         f"{model.name} cannot be tuned on {provider}; {there}",
-        fix=f"orchestrate models --provider {provider}  lists its models; "
-        f"to name one model per backend, write  model: {{{provider}: ..., default: {name}}}",
+        fix=f"list its models with: orchestrate models --provider {provider}. To name one model per "
+        f"backend, write  model: {{{provider}: ..., default: {name}}}",
     )
 
 

@@ -26,12 +26,12 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         "Show what each setting becomes on each backend. Offline.",
     ),
     (_WORK, "quote", "training.planning:quote", "Estimate what the run costs on each backend. Offline."),
-    (_WORK, "submit", "training.submit:submit", "Start the run on one or more backends. Spends money."),
+    (_WORK, "submit", "training.submit:submit", "Start a run on one or more backends. Spends money."),
     (_WORK, "rerun", "training.rerun:rerun", "Repeat a run, here or on another backend."),
     (_WORK, "sweep", "training.sweep:sweep", "Try several settings within one budget and rank them."),
     (_WORK, "queue", "training.queue:app", "Submit runs one after another as slots become free."),
     (_RUNS, "runs", "runs.listed:runs", "List runs, newest first."),
-    (_RUNS, "ui", "servers.ui:ui", "Open runs, spending, data and a form for new runs in a browser."),
+    (_RUNS, "ui", "servers.ui:ui", "Open runs, spending and data in the browser, and submit runs."),
     (_RUNS, "show", "runs.tracked:show", "Show one run's status, settings, progress and cost."),
     (_RUNS, "watch", "runs.follow:watch", "Follow runs live until they end."),
     (_RUNS, "events", "runs.tracked:events", "Print what the backend reported about a run."),
@@ -43,7 +43,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_RUNS, "stored", "runs.deleting:stored", "List the files and models stored at each host."),
     (_RUNS, "pause", "runs.tracked:pause", "Pause a run on backends that support it."),
     (_RUNS, "resume", "runs.tracked:resume", "Resume a paused or interrupted run."),
-    (_RUNS, "abandon", "runs.tracked:abandon", "Give up on a run you can't reach, and free its budget."),
+    (_RUNS, "abandon", "runs.tracked:abandon", "Give up on a run you can't reach, and release its budget."),
     (_RUNS, "note", "runs.tracked:annotate", "Write a note about a run, or archive it."),
     (_RUNS, "sync", "runs.follow:sync", "Update all runs and resolve requests that got no answer."),
     (_RUNS, "worker", "runs.worker:worker", "Watch all runs and notify when one ends."),
@@ -51,7 +51,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _RUNS,
         "spending",
         "runs.spending:spending",
-        "Show what was spent, what is reserved and what still bills.",
+        "Show money spent, reserved and still being billed.",
     ),
     (
         _RUNS,
@@ -100,10 +100,10 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _MODELS,
         "ab",
         "evaluation.ab:app",
-        "Split live traffic between base and tuned, with a preset rule.",
+        "Split live traffic between base and tuned by a preset rule.",
     ),
     (_MODELS, "verify", "tuned.exporting:verify", "Prove that the served model is the one that was trained."),
-    (_MODELS, "deploy", "tuned.hosting:deploy", "Deploy a tuned model on its host's GPUs. Billed hourly."),
+    (_MODELS, "deploy", "tuned.hosting:deploy", "Deploy a tuned model on GPUs of its host. Billed hourly."),
     (
         _MODELS,
         "undeploy",
@@ -139,7 +139,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_DATA, "models", "catalog.models:app", "List base models and their names on each backend."),
     (_DATA, "prices", "catalog.prices:app", "Show prices, their sources and their age."),
     (_SETUP, "demo", "setup.demo:demo", "Run the main workflow on this machine. No key, no cost."),
-    (_SETUP, "init", "setup.start:init", "Write a spec that fits your data, or a commented template."),
+    (_SETUP, "init", "setup.start:init", "Write a spec for your data, or a commented template."),
     (_SETUP, "keys", "setup.preparing:keys", "Set, list and remove API keys."),
     (_SETUP, "doctor", "setup.preparing:doctor", "Check this machine, your keys and the store."),
     (_SETUP, "providers", "setup.preparing:providers", "List backends and what each one supports."),
@@ -182,7 +182,7 @@ MEANT = {
     "help": "--help",
     "version": "--version",
 }
-"""Names that other tools use, and the command here that does the same."""
+"""Maps command names of other tools to the command here that does the same."""
 
 EXAMPLES = {
     "check": "orchestrate check finetune.yaml --provider openai,together",
@@ -281,7 +281,7 @@ EXAMPLES = {
     "local bench": "orchestrate local bench",
     "local memory": "orchestrate local memory qwen3-8b",
 }
-"""By the words of each command; it takes them."""
+"""Example arguments of each command, by its words."""
 
 
 def load(target: str) -> Any:

@@ -19,8 +19,8 @@ _NAME_END = re.compile(r"[^A-Za-z0-9._-]")
 
 @contextmanager
 def needed(extra: str, what: str, package: str) -> Generator[None]:
-    """Guard the import of an extra's package. Raises `MissingExtra` if it is not installed, and
-    `SetupError` if it is too old."""
+    """Guard the import of an optional package. Raises `MissingExtra` if it is not installed, and `SetupError`
+    if it is too old."""
     require_recent(package)
     try:
         yield

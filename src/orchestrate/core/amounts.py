@@ -9,7 +9,8 @@ from typing import Literal
 from orchestrate.errors import UsageError
 
 MOST = Decimal(10) ** 12
-"""Far above every meaningful amount or duration, and small enough for exact arithmetic."""
+"""Upper bound for amounts and durations, far above every meaningful one and small enough for exact
+arithmetic."""
 _LEAST = Decimal(10) ** -12
 _WRITTEN = re.compile(r"\$?(\d+(?:\.\d*)?|\.\d+|\d{1,3}(?:,\d{3})+(?:\.\d*)?)(?:[eE][+-]?\d{1,9})?", re.ASCII)
 
@@ -19,8 +20,8 @@ Unit = Literal["US dollars", "hours", "minutes"]
 def amount(
     given: Decimal | float | str | None, name: str, unit: Unit = "US dollars", *, above_zero: bool = False
 ) -> Decimal | None:
-    """Parse an amount such as `25`, `7.50` or `$1,200`. Raises `UsageError`, which names the option, for
-    anything else."""
+    """Parse an amount such as `25`, `7.50` or `$1,200`. Raises `UsageError`, which names the option, for any
+    other text."""
     if given is None:
         return None
     found = _read(given)

@@ -29,9 +29,9 @@ from orchestrate import errors
 from orchestrate.errors import OrchestrateError, RunFailed
 
 PATIENCE_S = 5
-"""The time limit in seconds for a process without further requests to exit."""
+"""Seconds that a process without further requests has to exit."""
 AHEAD = 64
-"""The number of lines that may wait to be read. Further output stays in the pipe and uses no memory."""
+"""Maximum number of lines that wait to be read. Further output stays in the pipe and uses no memory."""
 TAIL_BYTES = 2000
 LOOK_S = 0.5
 """Seconds between two checks for the parent process."""
@@ -56,9 +56,9 @@ def python(module: str) -> list[str]:
 
 
 class Child:
-    """A child process that starts with the object, in a process group of its own: Ctrl-C goes to the
-    parent, and what the child started ends with it. One thread reads and one writes at a time. Raises
-    `OSError` if the command does not exist."""
+    """A child process in its own process group, started with this object. Ctrl-C only reaches the parent, and
+    processes that the child started end with it. Use one thread to read and one to write. Raises `OSError` if
+    the command does not exist."""
 
     def __init__(
         self,
@@ -71,9 +71,9 @@ class Child:
         longest_bytes: int = -1,
         ends_all: bool = True,
     ) -> None:
-        """`name`: in errors. `keeps_words`: whether what it writes to standard error is kept for them.
-        `longest_bytes`: a longer line comes in parts. `ends_all`: False for one that starts what shall
-        outlive it."""
+        """Start the process. `name` appears in errors. `keeps_words` keeps its standard error for error
+        messages. Lines longer than `longest_bytes` arrive in parts. Set `ends_all` to False if processes that
+        it starts should outlive it."""
         self.name, self._longest, self._ends_all = name, longest_bytes, ends_all
         self._words = tempfile.TemporaryFile() if keeps_words else None  # noqa: SIM115  open as long as the process
         try:
@@ -145,7 +145,7 @@ class Child:
         return decoded(self.receive())
 
     def words(self) -> str:
-        """Return the end of the process's stderr."""
+        """Return the last part of the process's stderr."""
         if self._words is None or self._words.closed:
             return ""
         size = self._words.seek(0, os.SEEK_END)
@@ -155,7 +155,7 @@ class Child:
     # -- ending --------------------------------------------------------------------------------------------
 
     def kill(self) -> int:
-        """Kill the process now, with everything that it started and that is still in its group."""
+        """Kill the process now, with every process that it started and that is still in its group."""
         if self._ends_all:
             end_group(self.process)
         else:
@@ -163,8 +163,8 @@ class Child:
         return self.process.wait()
 
     def close(self, patience_s: float = PATIENCE_S) -> None:
-        """Close the child's input. It exits when its input ends, and is killed if it does not. Answers
-        that it has given by then can still be received."""
+        """Close the child's input. The child exits when its input ends, and is killed if it does not. Answers
+        that it has already written can still be received."""
         self._closed = True
         with suppress(OSError):  # it may not have taken all that was written
             if self.process.stdin is not None:
@@ -217,7 +217,8 @@ class Child:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that was started in a separate group, and everything that it left running there."""
+    """Kill a process that was started in a separate group, with every process that it left running in the
+    group."""
     if sys.platform == "win32":
         process.kill()
     else:
@@ -243,9 +244,8 @@ def raised(answer: Mapping[str, Any]) -> OrchestrateError:
 
 
 def answering() -> Callable[[Mapping[str, Any]], None]:
-    """Reserve standard output for the answers, so that what libraries print goes to standard error, and
-    end this process when its parent has exited. Returns a function that sends one answer, from any
-    thread."""
+    """Reserve standard output for the answers, so that prints of libraries go to standard error, and end this
+    process when its parent has exited. Returns a function that sends one answer, from any thread."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
@@ -267,7 +267,7 @@ def questions() -> Iterator[dict[str, Any]]:
 
 
 class LineWorker(Protocol):
-    """Reads lines in one thread, and works in the main thread."""
+    """Reads lines in one thread and works in the main thread."""
 
     def read(self, lines: Any) -> None: ...
 
@@ -277,7 +277,7 @@ class LineWorker(Protocol):
 
 
 def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], LineWorker]) -> int:
-    """Run a process that answers many questions at once, and return its exit code. `made` receives a
+    """Run a process that answers many questions at the same time, and return its exit code. `made` receives a
     function that sends an answer."""
     send = answering()
     try:
@@ -293,8 +293,7 @@ def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], LineWorker]) -
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """Build the answer that reports an error. The traceback of an error that is not ours goes to standard
-    error."""
+    """Build the answer that reports an error. The traceback of an unexpected error goes to standard error."""
     if not isinstance(error, OrchestrateError):
         with suppress(OSError):  # no room for it
             traceback.print_exception(error)
@@ -310,7 +309,7 @@ def _end_with(parent: int) -> None:
 
 
 def end_with_input() -> None:
-    """Exit this process as soon as its parent has ended, which holds the other end of its standard input and
+    """Exit this process as soon as its parent has ended. The parent holds the other end of standard input and
     writes nothing."""
 
     def wait() -> None:

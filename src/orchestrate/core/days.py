@@ -11,20 +11,19 @@ VARIABLE = "ORCHESTRATE_TODAY"
 
 
 def pretended(day: date) -> str | None:
-    """Return a note that names the variable that sets prices and closings to `day`, or `None` if it is
-    not set to that day, or that day is today."""
+    """Return a note that names the variable that sets the date for prices and shutdowns to `day`, or `None`
+    if the variable does not set that day or the day is today."""
     if os.environ.get(VARIABLE) != day.isoformat() or day == datetime.now(UTC).date():
         return None
-    return f"{VARIABLE} is set: prices and closing dates are as of {day}"
+    return f"{VARIABLE} is set: prices and shutdown dates are as of {day}"
 
 
 def today() -> date:
-    """Return the current day in UTC. Hosts publish days without an hour or a time zone. A day that
-    followed the local clock would close a host or end a price on one machine a day before another.
+    """Return the current day in UTC. Hosts publish days without an hour or a time zone. With local days, a
+    shutdown or the end of a price would come a day earlier on one machine than on another.
 
-    `ORCHESTRATE_TODAY=2027-01-07` shows what will hold, or held, on another day: models, shutdowns and
-    prices. What a host itself reports, and when a run was created, do not change. Raises `ConfigError` if
-    it is not a date."""
+    `ORCHESTRATE_TODAY=2027-01-07` shows models, shutdowns and prices as of another day. It does not change
+    what a host reports or when a run was created. Raises `ConfigError` if it is not a date."""
     asked = os.environ.get(VARIABLE)
     if not asked:
         return datetime.now(UTC).date()

@@ -24,7 +24,7 @@ class Expands(yaml.MarkedYAMLError):
 
 def require_bounded(node: yaml.Node | None) -> None:
     """Raise `Expands` for a node that expands to too many values, or `RecursionError` for a node that
-    contains itself. Takes time in proportion to the written size."""
+    contains itself. Takes time proportional to the written size."""
     if node is not None and _size(node, {}) > MOST_NODES:
         told = f"its aliases expand to more than {MOST_NODES:,} values"
         raise Expands(problem=told, problem_mark=node.start_mark)
@@ -58,7 +58,8 @@ def read_document(path: Path, called: str) -> Any:
 
 
 def read_record(path: Path, kind: type[T], called: str, fields: str) -> T:
-    """Read a record from a YAML file, whose name it bears unless it gives another. Raises `UsageError`."""
+    """Read a record from a YAML file. The record gets the name of the file unless it sets another. Raises
+    `UsageError`."""
     given = read_document(path, f"the {called.split()[-1]}")
     if isinstance(given, dict):
         given = {"name": path.stem, **cast("dict[str, Any]", given)}

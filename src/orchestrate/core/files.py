@@ -33,23 +33,23 @@ from orchestrate.types import decoding
 E = TypeVar("E")
 
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-"""The codes of errors that mean a full disk or an exhausted quota."""
+"""Error codes for a full disk or an exhausted quota."""
 _MARKS = (".git", "orchestrate.toml")
 PRIVATE_UMASK = 0o077
-"""The umask of processes that write only below the home folder."""
+"""Umask of processes that write only below the home folder."""
 
 
 def private_folder(path: Path) -> Path:
-    """Create a folder, and missing parents, for its owner only. Existing folders stay unchanged. Raises
-    `OSError` if it cannot be created."""
+    """Create a folder and missing parents that only their owner can access. Existing folders stay unchanged.
+    Raises `OSError` if it cannot be created."""
     for folder in (*reversed(path.parents), path):
         folder.mkdir(mode=0o700, exist_ok=True)
     return path
 
 
 def own_folder(path: Path) -> Path:
-    """Create a private folder in a place where others may write too. Raises `PermissionError` if the
-    folder belongs to somebody else, or is a link that somebody else created, which could point anywhere."""
+    """Create a private folder in a place where other users may write. Raises `PermissionError` if the folder
+    belongs to another user, or is a link that another user created, which could point anywhere."""
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
@@ -63,23 +63,24 @@ def own_folder(path: Path) -> Path:
 
 
 def is_private(folder: Path) -> bool:
-    """Return whether only the folder's owner may enter. Without file modes, no folder is private."""
+    """Return whether only the folder's owner has access. On systems without file modes, no folder is
+    private."""
     return sys.platform != "win32" and not stat.S_IMODE(folder.stat().st_mode) & PRIVATE_UMASK
 
 
 def inside(path: Path) -> Path:
     """Return the path of a file to write to. Raises `UsageError` if it is a link that leads out of its
-    project (a repository, or a folder with an `orchestrate.toml`): a clone brings its links with it, and
-    writing through one would change one of the user's files. A folder of a project may lead elsewhere,
-    such as to a larger disk, because that changes no existing file of another name."""
+    project (a repository, or a folder with an `orchestrate.toml`): a clone includes its links, and writing
+    through one would change one of the user's files. A folder in a project may be a link, such as to a larger
+    disk, because that changes no existing file with another name."""
     if not path.is_symlink():
         return path
     named, real = Path(os.path.abspath(path)), os.path.realpath(path)  # noqa: PTH100  `..` and links apart
     root = next((up for up in named.parents if any(os.path.lexists(up / mark) for mark in _MARKS)), None)
     if root is not None and not Path(real).is_relative_to(os.path.realpath(root)):
         raise UsageError(
-            f"{path} was not written: it is a link out of {root}, to {real}",
-            fix="name the file that the link leads to, or remove the link",
+            f"{path} was not written: it is a link to {real}, outside {root}",
+            fix="pass the link's target, or remove the link",
         )
     return path
 
@@ -99,8 +100,8 @@ def opener(path: str, flags: int) -> int:
 
 @contextmanager
 def whole(path: Path, *, private: bool = False) -> Generator[Path]:
-    """Yield a path to write to. What was written by the end of the block replaces `path` in one step.
-    After an error, nothing changes.
+    """Yield a path to write to. At the end of the block, the written file replaces `path` in one step. After
+    an error, nothing changes.
 
     If `path` is a link, its target is written and the link stays, as far as `inside` allows it. `private`
     files, and those in a private folder, can be read by their owner only."""
@@ -130,8 +131,8 @@ def move_into_place(draft: Path, path: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
-    """Yield a new folder to fill, which becomes `path` at the end of the block. After an error nothing is
-    left. Without `replace`, a folder with content that is already there stays: raises `OSError`.
+    """Yield a new folder to fill, which becomes `path` at the end of the block. After an error, nothing is
+    left. Without `replace`, raises `OSError` if the folder exists and is not empty.
 
     A folder that is replaced is renamed aside first and removed last. If the process is killed in between,
     the next `whole_folder` on the same path, or `recover_folders` on its parent, puts it back."""
@@ -167,8 +168,8 @@ _LONG_S = 60.0
 
 
 def recover_folders(parent: Path, name: str = "*") -> None:
-    """Put back the folders in `parent` that `whole_folder` had renamed aside when its process was killed, and
-    remove what it left of those that it had replaced already."""
+    """Restore folders in `parent` that `whole_folder` had renamed when its process was killed, and remove
+    leftovers of folders that it had already replaced."""
     pattern = f".{name if name == '*' else escape(name)}.*{_ASIDE}"
     for aside in parent.glob(pattern):
         named, pid, _ = aside.name.removesuffix(_ASIDE).rsplit(".", 2)
@@ -212,8 +213,8 @@ def _alive(pid: int) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk. Some file systems cannot wait for
-    folders."""
+    """Wait until a file, or the names in a folder, are on disk. Does nothing on file systems that do not
+    support it for folders."""
     folder = path.is_dir()
     if folder and sys.platform == "win32":
         return
@@ -227,12 +228,11 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, wait_s: float | None = 0.0, keep: bool = True) -> Generator[bool]:
-    """Hold the lock file at `path` against other processes. Yields `False` if another one still has it
-    after `wait_s` (`None`: waits as long as it takes). The kernel releases it when the process ends, in
-    whatever way.
+    """Hold the lock file at `path` against other processes. Yields `False` if another process still holds it
+    after `wait_s` (`None` waits without a limit). The kernel releases the lock whenever the process ends.
 
-    The file is emptied, so it must never be one with content. It stays, unless `keep` is false and nobody
-    waits for it."""
+    The file is emptied, so never use a file with content. The file is kept, unless `keep` is false and no
+    process waits for it."""
     from filelock import FileLock, Timeout  # 40 ms that most commands need not spend
 
     # Not of one thread: what holds a lock may be ended by another thread than the one that began it.
@@ -260,13 +260,12 @@ def locked(path: Path, *, wait_s: float | None = 0.0, keep: bool = True) -> Gene
 class Journal(Generic[E]):
     """An append-only file of JSON lines that stays valid if its writer is killed at any moment.
 
-    `entries` are those of the file, then those that were appended, in order. An unfinished line of a killed
-    writer is ignored, and the next writer removes it. Each entry is on disk before `append` returns.
-    """
+    `entries` are the entries in the file and then the appended ones, in order. Readers ignore an unfinished
+    line of a killed writer, and the next writer removes it. Each entry is on disk before `append` returns."""
 
     def __init__(self, path: Path, entry: Any) -> None:
-        """`entry` is the type of the lines: a struct, or a union of tagged ones. The file need not exist.
-        Raises `DataError` when a whole line is no such entry."""
+        """Open the journal. `entry` is the type of the lines: a struct, or a union of tagged structs. The
+        file need not exist. Raises `DataError` if a complete line is not such an entry."""
         self.path = path
         self.entries: list[E] = []
         decoder = decoding.decoder(entry)
@@ -282,8 +281,8 @@ class Journal(Generic[E]):
                 ) from error
 
     def append(self, entry: E) -> None:
-        """Append an entry. Raises `OSError` if it cannot be written completely. The next one then removes
-        what was written of it."""
+        """Append an entry. Raises `OSError` if it cannot be written completely. The next call then removes
+        the incomplete entry."""
         line = msgspec.json.encode(entry) + b"\n"
         with open(self.path, "ab", buffering=0, opener=opener) as file:
             if self._torn:
@@ -297,11 +296,11 @@ class Journal(Generic[E]):
 
 
 LAST_BYTES = 1 << 16
-"""Among which the last line of a journal is looked for."""
+"""Number of bytes at the end of a journal in which its last line is searched."""
 
 
 def last_line(path: Path) -> bytes | None:
-    """Return the last line of a file that was written completely, or `None` when there is none."""
+    """Return the last complete line of a file, or `None` if there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))

@@ -16,23 +16,22 @@ STAGES = {
     SubmitPhase.SUBMITTED: "submitted",
     SubmitPhase.REFUSED: "refused",
 }
-"""The stage of a submit before its host was asked for a status."""
+"""Names of the stages of a submit before the host was asked for a status."""
 
 
 def stage(run: Run) -> str:
-    """Return the status as last seen or, before the host was first asked, how far the submission has
-    come."""
+    """Return the last seen status, or the stage of the submission if the host was never asked."""
     return STAGES[run.phase] if run.status is JobStatus.SUBMITTING else run.status.value
 
 
 def step_of(run: Run, metrics: Sequence[MetricPoint] = ()) -> int:
-    """Return the step that the host reports, else the last step that has a value."""
+    """Return the step that the host reports, or else the last step that has a value."""
     return run.step or (metrics[-1].step if metrics else 0)
 
 
 def share_done(run: Run, metrics: Sequence[MetricPoint] = ()) -> float:
-    """Return the share of the work done, from 0 to 1: by steps if they are known, else by the host's
-    percentage, else by the expected steps."""
+    """Return the share of the work done, from 0 to 1. It is based on steps if they are known, otherwise on
+    the host's percentage, otherwise on the expected steps."""
     if run.status is JobStatus.SUCCEEDED:
         return 1.0
     total = run.total_steps or (run.expected_steps if run.percent is None else None)
@@ -40,8 +39,8 @@ def share_done(run: Run, metrics: Sequence[MetricPoint] = ()) -> float:
 
 
 def seconds_left(run: Run, now: datetime, metrics: Sequence[MetricPoint] = ()) -> float | None:
-    """Estimate the remaining seconds from the share of the work done since the start. Returns `None`
-    until some is done."""
+    """Estimate the remaining seconds from the share of the work done since the start. Returns `None` until
+    some work is done."""
     done = share_done(run, metrics)
     if run.status is not JobStatus.RUNNING or run.started_at is None or not done:
         return None
@@ -56,7 +55,7 @@ def seconds_taken(run: Run, now: datetime) -> float | None:
 
 
 def cost_so_far(run: Run, metrics: Sequence[MetricPoint] = ()) -> Decimal | None:
-    """Return the bill if there is one, else the quoted price times the share of the work done."""
+    """Return the bill if there is one, otherwise the quoted price times the share of the work done."""
     if run.bill is not None:
         return run.bill.usd
     expected = None if run.quote is None else run.quote.expected_usd

@@ -19,10 +19,10 @@ class Configured(Protocol):
 
 @dataclass(frozen=True)
 class Retry:
-    """Limits on retrying one call. Waits are exponential with full jitter, from `first_s` to `longest_s`.
-    A host's `Retry-After` is respected if it fits into the remaining budget, otherwise the error is
-    raised immediately. A first attempt that took longer than the budget, such as an upload, is followed
-    by one more."""
+    """Limits on retrying one call. Waits are exponential with full jitter, from `first_s` to `longest_s`. A
+    host's `Retry-After` is respected if it fits into the remaining budget; otherwise the error is raised
+    immediately. If the first attempt took longer than the budget, such as an upload, there is one more
+    attempt."""
 
     attempts: int = 6
     budget_s: float = 60.0
@@ -31,7 +31,7 @@ class Retry:
 
     @classmethod
     def of(cls, config: Configured) -> Retry:
-        """Build retries with the budget that the host's option `retry_budget_s` sets, if it does."""
+        """Build retries with the budget in the host's option `retry_budget_s`, if it is set."""
         return cls(budget_s=float(config.options.get("retry_budget_s", cls.budget_s)))
 
     def calling(
@@ -41,8 +41,8 @@ class Retry:
         sleep: Callable[[float], object] = time.sleep,
         ended: Callable[[], bool] = lambda: False,
     ) -> T:
-        """Call until it succeeds, a `ProviderError` is not `retryable`, the budget is spent, or `ended`
-        says that no further attempt is needed."""
+        """Call until it succeeds, raises a `ProviderError` that is not `retryable`, uses up the budget, or
+        `ended` returns that no further attempt is needed."""
         from tenacity import Retrying, retry_if_exception
 
         retrying = Retrying(

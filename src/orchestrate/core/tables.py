@@ -13,12 +13,13 @@ from rich.text import Text
 
 _GAP = 2
 _PROSE, _LEGIBLE = 40, 30
-"""Cells wider than the first value are sentences, which are not readable in less than the second."""
+"""Width from which a cell counts as a sentence, and minimum width at which sentences are readable."""
 
 
 class TextTable:
-    """Rows of cells under the names of their columns. Numbers are set to the `right`; only the columns of
-    `fold` (by default all) are wrapped, and only between words. Columns to `keep` go below their row last."""
+    """Rows of cells under the names of their columns. Columns in `right` are right-aligned. Only the columns
+    in `fold` (default: all) are wrapped, and only between words. Columns in `keep` are the last to move below
+    their row."""
 
     def __init__(
         self,

@@ -9,15 +9,15 @@ import msgspec
 from orchestrate.types import decoding
 
 MOST_HEADER_BYTES = 16 << 20
-"""100,000 tensors, more than any model has, take 12 million bytes. Parsed, they take ten times as much
-memory."""
+"""Maximum size of a header. 100,000 tensors, more than any model has, take 12 million bytes, and ten times as
+much memory when parsed."""
 
 
 class Tensor(msgspec.Struct):
     dtype: str
     shape: list[int]
     data_offsets: tuple[int, int]
-    """Byte offsets after the header: the first, and the end."""
+    """First byte offset after the header, and the end offset."""
 
 
 _entries = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -40,7 +40,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
     try:
         found = {name: _tensor(raw) for name, raw in _entries(header).items() if name != "__metadata__"}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not a safetensors file: cannot read its header: {error}") from error
+        raise ValueError(f"{path.name}: cannot read its header as safetensors: {error}") from error
     end = max((tensor.data_offsets[1] for tensor in found.values()), default=0)
     if 8 + len(header) + end != path.stat().st_size:
         raise ValueError(f"{path.name} is truncated or is not a safetensors file")

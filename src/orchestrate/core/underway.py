@@ -15,13 +15,13 @@ BYTES = "bytes"
 
 
 class ProgressCallback(Protocol):
-    """Called with how much is done, the total if it is known, and any further message."""
+    """Callback with the amount done, the total if it is known, and an optional message."""
 
     def __call__(self, done: float, total: float | None = None, detail: str = "", /) -> None: ...
 
 
 Listener = Callable[[str, str], AbstractContextManager[ProgressCallback]]
-"""Receives what is done and its unit. It listens until its block ends."""
+"""A listener that receives the amount done and its unit until its block ends."""
 
 _listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
 

@@ -21,7 +21,7 @@ from orchestrate.profile import Profile
 from orchestrate.spec import JobSpec
 from orchestrate.types import SESSION, Bill, Confidence, Job, JobStatus, Quote, QuoteLine, Record, Run
 
-_NOT_BILLED = "the failure is of a kind that the host does not bill"
+_NOT_BILLED = "the host does not bill this kind of failure"
 
 
 def bill(
@@ -35,16 +35,16 @@ def bill(
     prices: Prices | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
-    """Compute the cost of a job from the best available source, or return `None` while nothing is known. The
-    cost so far of a job that has not ended needs `now` if it is billed hourly. It includes time paused,
-    unless the job's workers report their working time, and it is not final.
+    """Compute the cost of a job from the best available source, or return `None` while nothing is known. For
+    an hourly job that has not ended, pass `now` to get the cost so far. It includes paused time unless the
+    job's workers report their working time, and it is not final.
 
-    The status comes first: a failure that the host does not bill costs nothing, and a job that ended early
-    costs the share that its host bills. The cost of a complete job comes from, in this order: measured hours
-    x `hourly`, the host's own figure (`job.cost_usd`), its GPU-seconds or `trained_tokens` x the rate of the
-    day on which the job was created, topped up to the host's minimum per job, and its quote. Only the host's
-    last figure is `final`: if a host reports prices (`profile.reports_price`), a computed one is not.
-    """
+    The status is checked first: a failure that the host does not bill costs nothing, and a job that ended
+    early costs the share that its host bills. The cost of a complete job comes from, in this order: measured
+    hours x `hourly`, the host's own figure (`job.cost_usd`), its GPU-seconds or `trained_tokens` x the rate
+    of the day on which the job was created, topped up to the host's minimum per job, and its quote. Only the
+    host's last figure is `final`: if a host reports prices (`profile.reports_price`), a computed one is
+    not."""
     ended = job.status.terminal
     if hourly is not None:
         return _by_hours(job, hourly, ended, now) or _of_host(job, final=ended)
@@ -99,7 +99,7 @@ class _Rates(NamedTuple):
         if not (extra := minimum_top_up(work.usd, least)):
             return work
         entry = line("minimum", Decimal(1), msgspec.structs.replace(minimum, usd_per_job=extra, usd_max=None))
-        origin = f"{work.origin}, topped up to the minimum per job"
+        origin = f"{work.origin}, raised to the minimum per job"
         return Bill(usd=least, origin=origin, lines=(*work.lines, entry), final=work.final)
 
     def by_tokens(self, job: Job) -> Bill | None:
@@ -134,8 +134,8 @@ def bill_run(
     book: RateBook | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
-    """Compute the `bill` of a tracked run, with its own quote: a machine billed hourly costs what its
-    quote said per hour."""
+    """Compute the `bill` of a tracked run with its own quote. A machine billed hourly costs the quoted
+    rate."""
     from orchestrate import catalog
     from orchestrate.spec import JobSpec
 
@@ -204,13 +204,13 @@ def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -
         seconds = min(seconds, job.worked_seconds)
     hours = Decimal(str(seconds)) / 3600
     entry = hourly.line(hours, "0.000001")
-    return Bill(usd=entry.usd, origin="measured hours x rate", lines=(entry,), final=final)
+    return Bill(usd=entry.usd, origin="measured hours times the rate", lines=(entry,), final=final)
 
 
 def _of_host(job: Job, *, final: bool) -> Bill | None:
     if job.cost_usd is None:
         return None
-    return Bill(usd=job.cost_usd, origin=job.cost_origin or "the host's own figure", final=final)
+    return Bill(usd=job.cost_usd, origin=job.cost_origin or "reported by the host", final=final)
 
 
 def _by_share(profile: Profile, job: Job, whole: Bill | None) -> Bill | None:
@@ -235,7 +235,7 @@ def _of_work(quote: Quote | None) -> Bill | None:
 
 
 class BillDifference(Record, frozen=True, kw_only=True):
-    """Compares the quoted with the billed cost, for one component or for the total."""
+    """Compares the quoted with the billed cost, for one component or the total."""
 
     component: str
     quoted_usd: Decimal

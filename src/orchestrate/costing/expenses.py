@@ -29,9 +29,10 @@ class Spending(Record, frozen=True, kw_only=True):
     spent_usd: Decimal = Decimal(0)
     """Bills of ended runs."""
     committed_usd: Decimal = Decimal(0)
-    """Of every run that may still be billed and has no such bill yet: the most of its quote's high end, its
-    host's own estimate, what its user allowed it since and what it has cost so far. Of a paused
-    training session only the last: resuming it reserves its limit again."""
+    """Cost that may still come for runs that may be billed and have no final bill. For each run, the maximum
+    of the quote's high end, the host's own estimate, the limit that the user set since, and the cost so far.
+    A paused training session counts only with its cost so far, because resuming it reserves its limit
+    again."""
 
     @property
     def total_usd(self) -> Decimal:
@@ -39,9 +40,9 @@ class Spending(Record, frozen=True, kw_only=True):
 
 
 def spending(run: Run) -> Spending:
-    """Return what one run takes out of a budget. A sandbox run costs nothing, and neither does one without a
-    job, or one that was imported after its end. A run that ended, however, counts with its quote until its
-    bill is known. If a host bills nothing for a failure, the bill says so."""
+    """Return what one run takes from a budget. A sandbox run costs nothing, and neither does a run without a
+    job or one that was imported after its end. A run that has ended counts with its quote until its bill is
+    known. If a host does not bill a failure, the bill shows that."""
     if run.sandbox or run.phase is SubmitPhase.REFUSED or (run.imported and run.status.terminal):
         return Spending()
     if run.released and run.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED):
@@ -59,7 +60,7 @@ def spending(run: Run) -> Spending:
 
 
 def of_trial(run: Run | None, trial: Trial) -> Decimal:
-    """Return what a trial of a sweep has cost, or may still cost. Sandbox money counts like real money."""
+    """Return what a trial of a sweep has cost or may still cost. Sandbox prices count like real money."""
     lost = run is None and trial.run_id is not None
     if run is None or run.phase is SubmitPhase.REFUSED:
         return trial.high_usd if lost or trial.state is TrialState.OPEN else Decimal(0)
@@ -74,9 +75,9 @@ def of_trial(run: Run | None, trial: Trial) -> Decimal:
 def caps(
     quotes: Sequence[Quote], *, max_cost_usd: Decimal | None = None, each_usd: Decimal | None = None
 ) -> list[Decimal | None]:
-    """Return the cost limit of the run behind each quote, so that all together stay within `max_cost_usd` and
-    none is above `each_usd`. The total is divided in proportion to the quotes' high ends. Raises
-    `OverBudget` if they do not fit, and `UnknownPrice`."""
+    """Return the cost limit of the run behind each quote, so that their sum is within `max_cost_usd` and none
+    is above `each_usd`. The total is divided in proportion to the quotes' high ends. Raises `OverBudget` if
+    they do not fit, and `UnknownPrice`."""
     for quote in quotes:
         check_budget(quote, max_cost_usd=max_cost_usd)
         check_budget(quote, max_cost_usd=each_usd, what="--max-cost-each")
@@ -85,7 +86,7 @@ def caps(
     ends = [quote.held_usd for quote in quotes]
     high = sum(ends, Decimal(0))
     names = ", ".join(quote.provider for quote in quotes)
-    require_within(names, high, max_cost_usd, figure="the sum of the quotes' high ends")
+    require_within(names, high, max_cost_usd, figure="the sum of the high ends of the quotes")
     spare = max_cost_usd - high
     parts = [end / high if high else Decimal(1) / len(ends) for end in ends]
     shares = [
@@ -116,16 +117,16 @@ def unpriced(quote: Quote) -> str | None:
     """Return why a quote is not an upper bound on its run's cost, or `None` if it is one."""
     if quote.why_none or not quote.open_end:
         return quote.why_none
-    return f"the quote leaves out {quote.open_end}"
+    return f"the quote does not include {quote.open_end}"
 
 
 def cap_of(run: Run) -> Decimal | None:
-    """Return the cost at which the run is ended or paused while it is watched."""
+    """Return the cost at which a watched run is ended or paused."""
     return run.max_cost_usd if run.allowed_usd is None else run.allowed_usd
 
 
 OPEN_END_HOURS = Decimal(24)
-"""Reserved in a budget for a deployment without a limit, starting now."""
+"""Hours that a budget reserves for a deployment without a limit, starting now."""
 
 
 def hours_billed(deployment: Deployment, now: datetime) -> Decimal:
@@ -162,8 +163,8 @@ def spent_usd(deployment: Deployment, now: datetime) -> Decimal | None:
 
 
 def deployment_spending(deployment: Deployment, now: datetime) -> Spending:
-    """Return what a deployment takes out of a budget: its cost so far, and what its limits still allow.
-    Without a limit, one more day counts. In a sandbox it takes nothing."""
+    """Return what a deployment takes from a budget: its cost so far, and the cost that its limits still
+    allow. Without a limit, one more day counts. In a sandbox, it costs nothing."""
     if deployment.sandbox:
         return Spending()
     spent = spent_usd(deployment, now) or Decimal(0)
@@ -187,7 +188,7 @@ def limit_reached(deployment: Deployment, now: datetime) -> str | None:
         return f"it has used up its {most.normalize():f} hours"
     cap, spent = deployment.max_cost_usd, spent_usd(deployment, now)
     if cap is not None and reached(spent, cap):
-        return f"it has reached its cost limit of {limit(cap)}, based on its uptime"
+        return f"it has reached its cost limit of {limit(cap)}, based on uptime"
     return None
 
 
@@ -205,9 +206,9 @@ class Expense(Record, frozen=True, kw_only=True):
     id: str
     kind: Literal["run", "deployment", "answers"] = "run"
     purpose: str | None = None
-    """For answers: `evaluation`, `judging` ..."""
+    """Purpose of answers, such as `evaluation` or `judging`."""
     requests: int = 0
-    """Of answers."""
+    """Number of requests, for answers."""
     backend: str
     account: str | None = None
     month: str
@@ -215,16 +216,17 @@ class Expense(Record, frozen=True, kw_only=True):
     was up; for anything still open, this month."""
     tags: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     project: str | None = None
-    """The tag `project`, else the project in Weights & Biases."""
+    """The tag `project`, or else the project in Weights & Biases."""
     person: str | None = None
     sandbox: bool = False
-    """Play money."""
+    """Whether the cost is simulated by a sandbox."""
     spent_usd: Decimal = Decimal(0)
     committed_usd: Decimal = Decimal(0)
     known: bool = True
-    """`False` if neither a bill nor a price gives the cost. Its sums are then unknown rather than zero."""
+    """`False` if neither a bill nor a price gives the cost. Sums that include it are then unknown rather than
+    zero."""
     abandoned: bool = False
-    """The user abandoned it; the sums have the last known amount of its bill."""
+    """Whether the user abandoned it. The sums then include the last known amount of its bill."""
 
 
 class Sum(Record, frozen=True, kw_only=True):
@@ -236,9 +238,9 @@ class Sum(Record, frozen=True, kw_only=True):
     runs: int = 0
     deployments: int = 0
     requests: int = 0
-    """For answers that are billed individually."""
+    """Number of requests, for answers that are billed individually."""
     unknown: tuple[str, ...] = ()
-    """Ids of items with unknown cost, which are in neither sum."""
+    """Ids of items with unknown cost. Neither sum includes them."""
     abandoned: tuple[str, ...] = ()
     """Ids of abandoned runs and deployments, whose hosts are no longer polled."""
 
@@ -329,18 +331,17 @@ def exact(usd: Decimal) -> Decimal:
 
 
 def in_month(expenses: Iterable[Expense], month: str | None) -> list[Expense]:
-    """Return the expenses of a month such as `2026-11`, or all by default. Raises `UsageError` if `month` is
-    not a month."""
+    """Return the expenses of a month such as `2026-11`, or all expenses by default. Raises `UsageError` if
+    `month` is invalid."""
     if month is not None and not _MONTH.fullmatch(month):
-        raise UsageError(f"{month!r} is not a month", fix="write it as 2026-11")
+        raise UsageError(f"{month!r} is not a valid month", fix="write it as 2026-11")
     return [e for e in expenses if month is None or e.month == month]
 
 
 def grouped(expenses: Sequence[Expense], by: str) -> list[Sum]:
     """Group the expenses. Each one is in exactly one group, so the groups add up to the total. `by` is one of
     `BY`, or `tag:NAME` for the values of one tag (`tag` alone groups by all tags together). The most
-    expensive group comes first; months are in chronological order. Raises `UsageError` for another
-    `by`."""
+    expensive group comes first; months are in chronological order. Raises `UsageError` for any other `by`."""
     key = _key(by)
     groups: dict[str, list[Expense]] = {}
     for expense in expenses:
@@ -373,7 +374,7 @@ def _key(by: str) -> Callable[[Expense], str | None]:
         return lambda e: ", ".join(f"{k}={v}" for k, v in sorted(e.tags.items()))
     if by not in BY:
         raise UsageError(
-            f"spending cannot be grouped by {by!r}{meant(by, BY)}",
+            f"cannot group spending by {by!r}{meant(by, BY)}",
             fix=f"use one of {', '.join(BY)}, or tag:NAME",
         )
     if by == "purpose":
@@ -382,8 +383,8 @@ def _key(by: str) -> Callable[[Expense], str | None]:
 
 
 def cents(parts: Sequence[Decimal]) -> list[Decimal]:
-    """Round the parts to cents that add up to their sum, rounded up to a cent. Each part is rounded down,
-    and the remaining cents go to those with the largest remainders. None is negative."""
+    """Round the parts to cents that add up to their sum, rounded up to a cent. Each part is rounded down, and
+    the remaining cents go to the parts with the largest remainders. No part is negative."""
     whole = [part.quantize(CENT, ROUND_FLOOR) for part in parts]
     left = int((sum(parts, Decimal(0)).quantize(CENT, ROUND_CEILING) - sum(whole, Decimal(0))) / CENT)
     by_remainder = sorted(range(len(parts)), key=lambda i: (whole[i] - parts[i], i))

@@ -16,11 +16,11 @@ class Hardware(msgspec.Struct, frozen=True):
     watts: dict[str, int]
     unknown_gpu: int
     gpus: dict[str, tuple[float, float]]
-    """GB of memory, and memory bandwidth in TB/s."""
+    """Memory in GB and memory bandwidth in TB/s, by GPU."""
     tflops: dict[str, float]
-    """Dense 16-bit compute."""
+    """Dense 16-bit compute in TFLOPS, by GPU."""
     eight_bit: tuple[str, ...]
-    """Cards with twice that compute in 8 bits."""
+    """GPUs with twice that compute in 8 bits."""
 
 
 @cache

@@ -15,20 +15,24 @@ from orchestrate.costing.ways import BYTES_PER_PARAM, gpus_for
 from orchestrate.types import Record
 
 BANDWIDTH_SHARE = (0.70, 0.57)
-"""Of one GPU, and of several that split the model. Fitted to LMDeploy 0.1.0a1 on A100 80GB, 16 bits, one
-request: Llama-2-7B makes 102 tokens a second on one, Llama-2-70B 34 on four (InternLM/lmdeploy,
-docs/en/benchmark/a100_fp16.md, of 2023-12: old, engines since are as fast or faster)."""
+"""Achieved share of the memory bandwidth, for one GPU and for several that split the model. Fitted to
+LMDeploy 0.1.0a1 on A100 80GB, 16 bits, one request: Llama-2-7B generates 102 tokens per second on one GPU,
+Llama-2-70B 34 on four (InternLM/lmdeploy, docs/en/benchmark/a100_fp16.md, of 2023-12). Newer engines are as
+fast or faster."""
 COMPUTE_SHARE = (0.68, 0.58)
-"""From the same page: the first token after 2,048 of prompt comes after 139 ms and 402 ms."""
-SOURCE = "data-sheet bandwidth and compute, at the shares that LMDeploy measured on A100 (2023-12)"
+"""Achieved share of the compute, from the same page: the first token after a prompt of 2,048 tokens takes 139
+ms and 402 ms."""
+SOURCE = (
+    "bandwidth and compute from the data sheet, at the fractions that LMDeploy measured on A100 (2023-12)"
+)
 BAND = 1.4
-"""Error factor of the prediction in either direction. Figures that it was not fitted to are within it:
+"""Error factor of the prediction in either direction. It covers figures that were not used for the fit:
 Llama-2-13B on one A100 (the same page), Llama-3.1 8B on one A100 and Llama-3.3 70B in 8 bits on two H100
 (NVIDIA's NIM)."""
 DEVICES = ("L4", "L40S", "A100 80GB", "H100")
-"""What is shown."""
+"""Devices that are shown."""
 LARGER = "llama-3.3-70b"
-"""The model that a tuned small model is compared with, unless a model of known size is named."""
+"""Default model to compare a tuned small model with."""
 
 
 class Device(Record, frozen=True, kw_only=True):
@@ -39,9 +43,9 @@ class Device(Record, frozen=True, kw_only=True):
     bytes_per_s: float
     flops: float
     token_overhead_s: float = 0.0
-    """Overhead of each token, whatever the weights."""
+    """Overhead of each token, independent of the weights."""
     prompt_overhead_s: float = 0.0
-    """Overhead of the prompt, in addition to that of its first token."""
+    """Overhead of the prompt, in addition to the overhead of its first token."""
 
 
 class Latency(Record, frozen=True, kw_only=True):
@@ -57,15 +61,15 @@ class Latency(Record, frozen=True, kw_only=True):
     token_ms: float
     """Time of each token after the first."""
     band: float = BAND
-    """The true value is expected within this factor."""
+    """Factor within which the true value is expected."""
 
     @property
     def answer_ms(self) -> float:
         return self.first_token_ms + max(self.output_tokens - 1, 0) * self.token_ms
 
     def within(self, limit_ms: float) -> bool | None:
-        """Return whether the complete answer comes within the limit, or `None` if the error band leaves that
-        open."""
+        """Return whether the complete answer arrives within the limit, or `None` if the error band leaves
+        that open."""
         if self.answer_ms * self.band <= limit_ms:
             return True
         return False if self.answer_ms / self.band > limit_ms else None
@@ -94,7 +98,7 @@ def predict(
 
 
 def gpu(name: str, count: int, width: float = 2.0) -> Device | None:
-    """Return a device of `count` cards of one kind, with the measured efficiency, or `None` for a card that
+    """Return a device with `count` cards of one kind and the measured efficiency, or `None` for a card that
     is not in the table."""
     known = hardware.table()
     found = hardware.closest(name, known.tflops)
@@ -111,8 +115,8 @@ def gpu(name: str, count: int, width: float = 2.0) -> Device | None:
 
 
 def of_model(model: Model, tokens: tuple[int, int], devices: Iterable[str] = DEVICES) -> list[Latency]:
-    """Predict the latencies of a model on each kind of card, using as few cards as hold it. The list is empty
-    if the model's size is unknown."""
+    """Predict the latencies of a model on each kind of card, with as few cards as can hold it. The list is
+    empty if the model's size is unknown."""
     if model.params_b is None:
         return []
     width, found = BYTES_PER_PARAM[model.precision], list[Latency]()
@@ -125,8 +129,8 @@ def of_model(model: Model, tokens: tuple[int, int], devices: Iterable[str] = DEV
 
 
 def faster_by(small: Sequence[Latency], large: Sequence[Latency]) -> tuple[float, float] | None:
-    """Return the ratio of the large model's answer time to the small model's: the minimum and maximum over
-    the devices."""
+    """Return the minimum and maximum, over the devices, of the large model's answer time divided by the small
+    model's."""
     of = {one.device: one for one in large}
     ratios = [of[one.device].answer_ms / one.answer_ms for one in small if one.device in of]
     return (min(ratios), max(ratios)) if ratios else None

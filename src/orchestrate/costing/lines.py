@@ -11,7 +11,7 @@ from orchestrate.types import Confidence, Quote, QuoteLine
 
 
 def minimum_top_up(usd: Decimal, minimum: Decimal) -> Decimal:
-    """Return what is added to bring a job up to the minimum charge: `max(0, minimum - usd)`.
+    """Return the amount that raises a job to the minimum charge: `max(0, minimum - usd)`.
 
     together.ai/pricing, 2026-10-07: the larger of the total and the model's minimum.
     """
@@ -28,7 +28,7 @@ _WORDS = {"owned": "the machine's hour", "rental": "the rented hour"}
 
 
 def rounded(usd: Decimal) -> Decimal:
-    """Round to a millionth of a dollar. This is finer than any host bills, so sums of lines stay exact."""
+    """Round to a millionth of a dollar. This is finer than any host's bills, so sums of lines stay exact."""
     return usd.quantize(_SIXTH)
 
 
@@ -95,7 +95,7 @@ def _of_own_rates(lines: Sequence[QuoteLine]) -> list[str]:
     """So that nobody takes a price of a project's file for the host's."""
     own = dict.fromkeys((entry.component, entry.own) for entry in lines if entry.own)
     return [
-        f"the price of {_WORDS.get(component, component)} comes from {place}, not from the host itself"
+        f"the price of {_WORDS.get(component, component)} comes from {place}, not from the host"
         for component, place in own
     ]
 

@@ -46,8 +46,8 @@ from orchestrate.types import Quote, QuoteLine, Record, decoding
 def break_even(
     training: Decimal, saved: Decimal, units: Sequence[ServingUnit] = (), *, single: bool = False
 ) -> int | None:
-    """Return the smallest number of requests per day from which on the tuned model costs no more, at any
-    higher traffic too, or `None` if there is none.
+    """Return the lowest number of requests per day from which the tuned model costs no more, also with any
+    higher traffic, or `None` if there is none.
 
     `training` is the training cost by month. `saved` is what one request per day saves in a month. Each
     traffic level has as many units as it needs, of the cheapest kind for it. With `single`, there is one
@@ -89,7 +89,7 @@ def _ceiling(value: Decimal) -> int:
 
 
 def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePrice:
-    """Return the price of one request according to the package `genai-prices`. `saved_tokens` are the
+    """Return the price of one request according to the package `genai-prices`. `saved_tokens` counts the
     examples and instructions that only the base model needs in its prompt. The model's shutdown date and
     successor come from the catalog. Raises `UsageError` for a model that the package does not know."""
     from importlib.metadata import version
@@ -117,7 +117,7 @@ def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePr
         )
     raise UsageError(
         f"genai-prices has no price for {model!r}",
-        fix="write the model as its provider does, for example gpt-4.1",
+        fix="write the model's name as its provider does, such as gpt-4.1",
     )
 
 
@@ -147,21 +147,21 @@ def default_base(traffic: Traffic, months: int, on: date, *, saved_tokens: int =
 
 
 RENTAL = "gpu_rental"
-_ENGINE = "vLLM on rented GPUs that you run yourself: your work, storage and start-up time are not included"
+_ENGINE = "your own vLLM on rented GPUs; excludes your work, storage and start-up time"
 
 
 class AdapterHost(msgspec.Struct, frozen=True, kw_only=True):
-    """A host that serves a user's adapters by the token."""
+    """A host that serves users' adapters, billed by the token."""
 
     provider: str
-    """The name in the rates, under the methods inference_adapter_input and _output."""
+    """Provider name in the rates, for the methods inference_adapter_input and _output."""
     title: str
     models: tuple[str, ...]
-    """Bases whose adapters it accepts, by the catalog's names."""
+    """Base models whose adapters it accepts, by their names in the catalog."""
     source: str
     note: str = ""
     closed: str = ""
-    """Why an adapter from elsewhere cannot be served there."""
+    """Reason why it cannot serve an adapter from elsewhere."""
 
 
 @cache
@@ -185,8 +185,8 @@ def rented(resolved: ModelOnHost, use: ServingUse, prices: Prices) -> Iterator[t
 def adapters(
     resolved: ModelOnHost, trainer: str, use: ServingUse, prices: Prices
 ) -> Iterator[tuple[str, ServingWay | str]]:
-    """Yield each host that serves adapters of this base billed by the token. A text in place of the price
-    says why there is none."""
+    """Yield each host that serves adapters of this base model billed by the token. A text in place of the
+    price explains why there is none."""
     for host in adapter_hosts():
         if resolved.model is None or resolved.model.name not in host.models:
             continue
@@ -196,7 +196,7 @@ def adapters(
         if host.closed and host.provider != trainer:
             yield host.title, host.closed
         elif rates is None:
-            reason = f"serves adapters of {resolved.name} billed per token, but its price was not found"
+            reason = f"serves adapters of {resolved.name} billed per token, but the price was not found"
             yield host.title, f"{reason} ({host.source})"
         else:
             found = by_tokens(use.traffic, *rates)
@@ -211,17 +211,18 @@ def rents(rate: Rate) -> bool:
 
 
 class ServingTotal(Record, frozen=True, kw_only=True):
-    """One way to serve, over the period. `unavailable` says why there is no total."""
+    """One way to serve, over the period. `unavailable` explains why there is no total."""
 
     server: str = ""
-    """Where it is served; empty if it is where it was trained."""
+    """Where the model is served. Empty if it is served where it was trained."""
     monthly: tuple[QuoteLine, ...] = ()
     monthly_usd: Decimal | None = None
-    """`None`, like the next three, if it is `unavailable`."""
+    """Monthly cost. Like the next three fields, `None` if the total is `unavailable`."""
     low_usd: Decimal | None = None
-    """Training and the months in which the model answers, like the next two."""
+    """Low end of the cost of training and of the months in which the model answers. The next two fields cover
+    the same."""
     expected_usd: Decimal | None = None
-    """`None` also if the price of the training is undecided."""
+    """Expected cost. Also `None` if the price of the training is undecided."""
     high_usd: Decimal | None = None
     serving: str = ""
     """How the tuned model is served here, in words."""
@@ -237,13 +238,13 @@ class ServingTotal(Record, frozen=True, kw_only=True):
     """Traffic from which on the entire period costs no more than the base model, at any higher traffic
     too, with as many GPUs as it needs; `None` if there is none."""
     most_requests_per_day: Decimal | None = None
-    """Maximum traffic that this can serve; `None` if more GPUs can be added."""
+    """Maximum traffic that this option can serve. `None` if more GPUs can be added."""
     assumptions: tuple[str, ...] = ()
     unavailable: str | None = None
 
 
 class Paid(NamedTuple):
-    """A total with a price, and the ends by which it is shown and compared."""
+    """A total with a price, and the bounds used to show and compare it."""
 
     least_usd: Decimal
     """Like `counted_usd`, with the low end of an undecided training price."""
@@ -261,20 +262,20 @@ class Ownership(ServingTotal, frozen=True, kw_only=True):
     months: int
     training: Quote
     requests_per_day: Decimal = Decimal(0)
-    """Requests per day of the given traffic."""
+    """Requests per day in the given traffic."""
     months_served: Decimal = Decimal(0)
     """Fewer than `months` if the model stops answering before."""
     serves_until: date | None = None
     """The last day on which the tuned model answers, if that is within the period."""
     base: BasePrice | None = None
     base_words: str = ""
-    """What is prompted instead during that time."""
+    """Description of what is prompted instead during that time."""
     elsewhere: tuple[ServingTotal, ...] = ()
     """The same adapter served by other hosts, cheapest first."""
 
     @property
     def options(self) -> tuple[Ownership, ...]:
-        """This and each of `elsewhere`, as separate totals."""
+        """Return this option and each of `elsewhere` as separate totals."""
         names = ServingTotal.__struct_fields__
         others = (
             msgspec.structs.replace(self, elsewhere=(), **{name: getattr(way, name) for name in names})
@@ -284,7 +285,7 @@ class Ownership(ServingTotal, frozen=True, kw_only=True):
 
     @property
     def paid(self) -> Paid | None:
-        """`None` if there is no total."""
+        """The total with a price, or `None` if there is no total."""
         once = self.training.price
         if once is None or self.monthly_usd is None or self.low_usd is None or self.high_usd is None:
             return None
@@ -295,12 +296,12 @@ class Ownership(ServingTotal, frozen=True, kw_only=True):
 
     @property
     def rank(self) -> tuple[bool, Decimal]:
-        """Sort key for totals by the counted amount; those without one come last."""
+        """Sort key that orders totals by the counted amount, with missing totals last."""
         return (self.paid is None, self.paid.counted_usd if self.paid else Decimal(0))
 
     @property
     def place(self) -> str:
-        """Where it is trained and served."""
+        """Where the model is trained and served."""
         return f"{self.provider}, served at {self.server}" if self.server else self.provider
 
 
@@ -315,14 +316,14 @@ def own(
     portable: bool = False,
 ) -> Ownership:
     """Compute the total cost of ownership. `hourly` is the rate of the machine that serves, on a backend that
-    bills hourly. `prices` defaults to today's prices of the profile's kind. `portable` means that the
-    adapter can be downloaded, and so be served elsewhere too."""
+    bills hourly. `prices` defaults to today's prices of the profile's kind. `portable` means that the adapter
+    can be downloaded and therefore also served elsewhere."""
     prices = prices or Prices(profile.kind)
     period = _Period(training, use, resolved, prices.on)
     if training.why_none is not None:
         return period.total(training.why_none)
     if use.hours_per_day <= 0:
-        return period.total("hours per day must be above 0, because a model that is never up cannot answer")
+        return period.total("hours per day must be above 0")
     if hourly is not None:
         serving = own_machine(hourly, use, training)
     else:
@@ -358,9 +359,7 @@ def served_as(profile: Profile, resolved: ModelOnHost, prices: Prices, *, portab
 
 def _hosted(profile: Profile, resolved: ModelOnHost, use: ServingUse, prices: Prices) -> ServingWay | str:
     if resolved.host is not None and resolved.host.deployable == "no":
-        return (
-            f"{profile.title} does not serve models tuned from {resolved.name}: {resolved.host.deploy_note}"
-        )
+        return f"{profile.title} does not serve tuned {resolved.name}: {resolved.host.deploy_note}"
     if (tokens := token_rates(prices, resolved)) is not None:
         return by_tokens(use.traffic, *tokens)
     rates = gpu_rates(prices, "deployment")
@@ -368,9 +367,9 @@ def _hosted(profile: Profile, resolved: ModelOnHost, use: ServingUse, prices: Pr
         known = f" ({profile.serving_note})" if profile.serving_note else ""
         return f"no known price for serving a tuned {resolved.name} on {prices.name}{known}"
     if resolved.params_b is None:
-        return f"the size of {resolved.name} is unknown, and so is the number of GPUs needed to serve it"
+        return f"the size of {resolved.name} is unknown, so the number of GPUs needed to serve it is unknown"
     found = on_gpus(resolved, use, rates, what="dedicated", note=profile.serving_note)
-    return found or f"the memory of {', '.join(sorted({str(r.gpu) for r in rates}))} is unknown"
+    return found or f"the GPU memory of {', '.join(sorted({str(r.gpu) for r in rates}))} is unknown"
 
 
 class _Period:
@@ -444,7 +443,7 @@ class _Period:
         base = self.use.base
         if self.training.undecided:
             high = text.money(self.training.high_usd)
-            yield f"training counts with its high end, {high}: {self.training.undecided}"
+            yield f"the comparison uses the high end of the training cost, {high}: {self.training.undecided}"
         if self.until is not None:
             yield (
                 f"{self.training.model} is shut down on {self.until}: both sides are compared over "
@@ -456,13 +455,13 @@ class _Period:
                 return
             if base.successor is None:
                 yield (
-                    f"{base.model} is shut down on {base.until} without a named successor: its current "
-                    "price is used afterwards"
+                    f"{base.model} is shut down on {base.until} without a named successor: its "
+                    "current price is used for the time after"
                 )
             else:
                 yield (
                     f"{base.model} is shut down on {base.until}: from then on the price of "
-                    f"{base.successor.model} is used, its host's replacement"
+                    f"{base.successor.model} is used, which its host names as the replacement"
                 )
             base = base.successor
 

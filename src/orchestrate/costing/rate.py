@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FLAG = "--rate"
 """The option that sets a price for one command."""
 PLAY_MONEY = "sandbox"
-"""The provider of rates that only a sandbox uses, if its host publishes none."""
+"""Provider of rates that only a sandbox uses, for hosts that publish none."""
 UNITS = (
     "usd_per_mtok",
     "usd_per_gpu_hour",
@@ -29,25 +29,26 @@ UNITS = (
 )
 
 MOST_USD = Decimal(1_000_000_000)
-"""Maximum price of one unit: anything above is a typo, and sums of it lose their cents."""
+"""Maximum price of one unit. A higher price is a typo, and sums with it would lose cents."""
 SPREAD = {Confidence.QUOTED: Decimal(0), Confidence.INFERRED: Decimal("0.2"), Confidence.OLD: Decimal("0.3")}
-"""Relative half-width put around a rate. Old: the last known moves of published prices were -30% (Together's
-training rates, September 2026) and +14 to +30% (Fireworks' GPUs, same month). Inferred: the rule by which
-Together's bands are inferred misses the one model family that does not follow it, gpt-oss, by 18%."""
+"""Relative half-width around an uncertain rate. Old: the last known moves of published prices were -30%
+(Together's training rates, September 2026) and +14 to +30% (Fireworks' GPUs, same month). Inferred: the rule
+by which Together's bands are inferred misses the one model family that does not follow it, gpt-oss, by
+18%."""
 
 
 class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One price. Exactly one of the `usd_per_...` fields is set; it is the unit."""
+    """One price. Exactly one of the `usd_per_...` fields is set, which gives the unit."""
 
     provider: str
     method: str | tuple[str, ...]
-    """Such as sft_lora, dpo_full, rft, minimum, deployment, gpu_rental, inference_tuned_input ..."""
+    """Method, such as sft_lora, dpo_full, rft, minimum, deployment, gpu_rental or inference_tuned_input."""
     model: str | tuple[str, ...] | None = None
     """The host's id, the hub id or the canonical name."""
     over_b: Decimal | None = None
-    """Size band in billions of parameters: above this, ..."""
+    """Lower end of the size band, in billions of parameters (exclusive)."""
     upto_b: Decimal | None = None
-    """... and at most this."""
+    """Upper end of the size band, in billions of parameters (inclusive)."""
     gpu: str | None = None
     tier: str | None = None
     usd_per_mtok: Decimal | None = None
@@ -57,20 +58,20 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
     usd_per_kwh: Decimal | None = None
     usd_per_gb_month: Decimal | None = None
     usd_max: Decimal | None = None
-    """The upper end, if the host publishes a range instead of a table."""
+    """Upper end, if the host publishes a range instead of a table."""
     start: date
     """First day on which it is known to apply."""
     end: date | None = None
     """Last day on which it is offered."""
     checked: date | None = None
-    """When its source was last read; default: `start`."""
+    """Day on which its source was last read. Default: `start`."""
     undated: bool = False
-    """Its source is a copy without a date."""
+    """Whether its source is a copy without a date."""
     confidence: Confidence
     source: str
     note: str | None = None
     own: str | None = None
-    """The user's file or flag that it comes from; `None` for built-in rates."""
+    """User's file or flag that the rate comes from. `None` for built-in rates."""
 
     def __post_init__(self) -> None:
         units = [name for name in UNITS if getattr(self, name) is not None]
@@ -81,7 +82,7 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         if self.usd < 0 or (self.usd_max is not None and self.usd_max < self.usd):
             raise ValueError("a price must not be negative, and usd_max must not be below it")
         if self.end is not None and self.end < self.start:
-            raise ValueError(f"ends {self.end}, before it starts {self.start}")
+            raise ValueError(f"ends on {self.end}, before it starts on {self.start}")
 
     @property
     def unit(self) -> str:
@@ -107,16 +108,16 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def as_of(self) -> str:
-        """For display and for `QuoteLine.as_of`: a date, or `undated`."""
+        """Date for display and for `QuoteLine.as_of`, or `undated`."""
         return "undated" if self.undated else self.last_checked.isoformat()
 
     @property
     def doubt(self) -> str | None:
-        """Why the host may charge a different price today, or `None` for one that it quoted."""
+        """Why the host may charge a different price today, or `None` if the host quoted it."""
         if self.confidence is Confidence.OLD:
             when = f"about {self.last_checked}, from an undated copy" if self.undated else self.last_checked
             more = f"; {self.note}" if self.note else ""
-            return f"the price is the newest one found, but old ({when}): {self.source}{more}"
+            return f"this is the newest price found, but it is old ({when}): {self.source}{more}"
         if self.undated:
             return f"the price comes from an undated copy: {self.source}"
         if self.confidence is Confidence.INFERRED:
@@ -125,7 +126,7 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def applies_to(self) -> str:
-        """For display: the model, the band, the GPU, or `any`."""
+        """The model, size band or GPU for display, or `any`."""
         if self.models:
             return ", ".join(self.models)
         if self.gpu:
@@ -134,11 +135,13 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
             return "any"
         if self.upto_b is None:
             return f"over {self.over_b}B"
-        return f"up to {self.upto_b}B" if self.over_b is None else f"over {self.over_b}B to {self.upto_b}B"
+        return (
+            f"up to {self.upto_b}B" if self.over_b is None else f"over {self.over_b}B, up to {self.upto_b}B"
+        )
 
     def offered(self, on: date) -> bool:
         """Return whether the price is available on this day. A user's own price applies from the day that the
-        user sets. Before that, the host's price applies."""
+        user chose. Before that, the host's price applies."""
         begun = self.own is None or self.source == FLAG or self.start <= on
         return begun and (self.end is None or on <= self.end)
 
@@ -180,15 +183,15 @@ class Lookup:
 
     provider: str
     methods: tuple[tuple[str, ...], ...]
-    """Names of the same thing are together, the most specific first."""
+    """Names for the same thing are grouped, with the most specific first."""
     ids: frozenset[str] = frozenset()
     params_b: float | None = None
     gpu: str | None = None
     instead: tuple[str, ...] = ()
-    """What the price is derived from if nothing is found for the first of `methods`."""
+    """Method from which the price is derived if nothing is found for the first of `methods`."""
 
     def takes(self, rate: Rate, book: RateBook, on: date) -> bool:
-        """Return whether this rate decides a price, because no other one in the book comes before it."""
+        """Return whether this rate decides a price, because no other rate in the book takes precedence."""
         if rate.provider != self.provider:
             return False
         if self.gpu is not None and set(rate.methods) & {name for group in self.methods for name in group}:
@@ -204,7 +207,7 @@ class Lookup:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """List the `--rate` flags that set it."""
+        """List the `--rate` flags that set this price."""
         of = f"@{self.gpu}" if self.gpu else ""
         return tuple(
             f"{self.provider}:{method}{'' if method == 'electricity' else of}"
@@ -214,7 +217,7 @@ class Lookup:
 
 
 def require_used(rates: Iterable[Rate], lookups: Sequence[Lookup], book: RateBook, on: date) -> None:
-    """Raise `UsageError` for a rate that changes the price of none of the quotes."""
+    """Raise `UsageError` for a rate that does not change the price of any quote."""
     for rate in rates:
         if any(lookup.takes(rate, book, on) for lookup in lookups):
             continue

@@ -27,13 +27,13 @@ class Lines(Record, frozen=True, kw_only=True):
 
     lines: tuple[QuoteLine, ...]
     notes: tuple[str, ...] = ()
-    """Assumptions of the lines."""
+    """Assumptions behind the lines."""
     open_end: str | None = None
-    """Costs that the lines leave out, so the price may exceed their high end."""
+    """Costs that the lines do not include, so the price may exceed their high end."""
 
 
 Bills = Callable[["JobSize", "Rate"], Lines]
-"""How a host bills a job by its tokens, at the rate of a training token."""
+"""A function that computes how a host bills a job by its tokens, at the rate of a training token."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class PlannedJob:
 
 
 class JobSize(Record, frozen=True, kw_only=True):
-    """Counts that the billing rules use. Token counts are for one pass, after truncation. The minimum and
-    maximum include what is uncertain about them: the tokenizer, the prompt that the answers of a
-    preference pair share, and images of unknown size."""
+    """Counts for the billing rules. Token counts are for one pass, after truncation. The minimum and maximum
+    cover the uncertainty of the tokenizer, the prompt that the answers of a preference pair share, and images
+    of unknown size."""
 
     rows: int
     sequences: int
     """Two for a preference pair (the prompt with each answer), otherwise the number of rows."""
     longest: int
-    """Tokens of the longest sequence."""
+    """Number of tokens in the longest sequence."""
     train_tokens: int
     train_least: Decimal
     train_most: Decimal
@@ -70,7 +70,7 @@ class JobSize(Record, frozen=True, kw_only=True):
     epochs_low: int
     epochs_high: int
     passes: Decimal
-    """Epochs; not a whole number if a number of steps ends the run within one."""
+    """Number of epochs, which is fractional if a number of steps ends the run within an epoch."""
     evals: int
     packing: bool
     max_length: int | None
@@ -80,7 +80,7 @@ class JobSize(Record, frozen=True, kw_only=True):
     """Relative half-width of the token counts because of the tokenizer alone."""
     notes: tuple[str, ...]
     uncounted: str | None = None
-    """What is in the files but in none of these counts."""
+    """Content of the files that is in none of these counts."""
 
 
 def effective(translation: Translation, name: str, default: Any = None) -> Any:
@@ -100,7 +100,7 @@ def epochs_of(translation: Translation, profile: Profile, rows: int) -> int:
 
 def batch_of(translation: Translation) -> int | None:
     """Return the number of rows in a step, or `None` if the host chooses it. The value sent to a host may be
-    only part of them."""
+    only part of it."""
     for setting in translation.settings:
         if setting.name == "batch_size" and setting.outcome is Outcome.MAPPED and setting.exact:
             return _whole(setting.asked)
@@ -108,8 +108,8 @@ def batch_of(translation: Translation) -> int | None:
 
 
 def measure(work: PlannedJob) -> JobSize:
-    """Count with the model's tokenizer if it is on this machine, otherwise with the substitute that the
-    catalog names."""
+    """Count with the model's tokenizer if it is on this machine, otherwise with the substitute in the
+    catalog."""
     spec, data, translation, resolved = work.spec, work.data, work.translation, work.resolved
     name = tokenizer_for(resolved, spec)
     limit = _limit(work)
@@ -128,11 +128,14 @@ def measure(work: PlannedJob) -> JobSize:
             f"{text.count(train.left_out, 'row')} of more than {limit} tokens are dropped and not billed"
         )
     if lost := train.lost:
-        notes.append(f"rows are truncated at {limit} tokens: {lost:,} tokens are neither trained nor billed")
+        notes.append(
+            f"rows are truncated at {limit} tokens: {lost:,} tokens are neither trained on nor billed"
+        )
     if train.shared:
         notes.append(
-            "a preference pair is counted as its prompt with each answer. The host does not publish "
-            f"whether it bills the {train.shared:,} prompt tokens twice, so the low end counts them once"
+            "each preference pair counts as its prompt with each answer. The host does not "
+            f"publish whether it bills the {train.shared:,} shared prompt tokens twice, so the "
+            "low end counts them once"
         )
     if train.pictures:
         images = text.count(train.images, "image")
@@ -161,7 +164,7 @@ def measure(work: PlannedJob) -> JobSize:
         average_turns=data.train.content.average_turns,
         band=max(one.count.error_band for one in (train, validation) if one.count),
         notes=tuple(notes),
-        uncounted=f"{text.count(uncounted, 'image')}, for which no rule is published" if uncounted else None,
+        uncounted=f"{text.count(uncounted, 'image')} without a published rule" if uncounted else None,
     )
 
 
@@ -194,7 +197,7 @@ def _run(work: PlannedJob) -> _TrainingLength:
         if epochs is None:
             epochs = work.profile.auto_epochs(rows)
             low, high = 1, epochs + 1
-            note = f"epochs are left to the host (auto): assumed {epochs}, at most {epochs + 1}"
+            note = f"the host chooses the epochs (auto): assumed {epochs}, at most {epochs + 1}"
     if every := _whole(effective(translation, "eval_steps")):
         evals = -(-epochs * _steps_per_epoch(work) // every)
     return _TrainingLength(
@@ -305,9 +308,9 @@ def chat_of(spec: JobSpec) -> dict[str, Any]:
 
 
 def tokenizer_for(resolved: ModelOnHost, spec: JobSpec | None = None) -> str:
-    """Return the name of the best counter on this machine, for `Dataset.tokens`. The chat template of
-    `spec`, and everything else in it that changes how a row is read, is taken into account. Raises
-    `SpecError` for a template that can't be read."""
+    """Return the name of the best counter on this machine, for `Dataset.tokens`. It depends on the chat
+    template of `spec` and on other settings that change how a row is read. Raises `SpecError` for a template
+    that can't be read."""
     chat = {} if spec is None else chat_of(spec)
     if spec is not None and spec.method.type == "sft" and spec.method.earlier_thinking not in (None, "train"):
         chosen = spec.method.train_on

@@ -29,14 +29,15 @@ from orchestrate.types import Confidence, Quote, QuoteLine, Recalled, Record
 
 
 EVAL_SHARE = Decimal(1) / 3
-"""Time of an evaluated token over a trained one: a forward pass without the backward one, which is twice as
-long."""
+"""Time for an evaluated token divided by the time for a trained one. An evaluation is a forward pass without
+the backward pass, which takes twice as long."""
 
 DRAWN_SHARE = (Decimal(2), Decimal(4), Decimal(8))
-"""Time of a drawn token over a trained one, low to high: 2.9 to 7.3 seen on a CPU with 128 and 16 answers at
-once."""
+"""Time for a sampled token divided by the time for a trained one, from low to high. Measured: 2.9 to 7.3 on a
+CPU with 128 and 16 answers at a time."""
 ANSWER_SHARE = (Decimal("0.1"), Decimal("0.5"), Decimal(1))
-"""Tokens of an answer over the most that it may have; nothing tells beforehand when the model ends one."""
+"""Length of an answer divided by its maximum length. It is unknown in advance when the model ends an
+answer."""
 
 
 class SampledAnswers(Record, frozen=True, kw_only=True):
@@ -48,10 +49,10 @@ class SampledAnswers(Record, frozen=True, kw_only=True):
 
 
 class HourlyRate(Record, frozen=True, kw_only=True):
-    """The hourly cost of the machine, and its reason."""
+    """The hourly cost of the machine and its explanation."""
 
     component: str
-    """electricity, owned or rental: the component of the quote line."""
+    """Component of the quote line: electricity, owned or rental."""
     usd_per_hour: Decimal
     label: str
     source: str
@@ -72,7 +73,7 @@ class HourlyRate(Record, frozen=True, kw_only=True):
         high: Decimal | None = None,
     ) -> QuoteLine:
         """Build a quote line for `hours` at this rate, displayed to `places`. `low` and `high` are the
-        least and the most hours."""
+        minimum and maximum hours."""
         return QuoteLine(
             component=component or self.component,
             quantity=hours.quantize(Decimal(places)),
@@ -112,7 +113,7 @@ def local_rate(
     otherwise the electricity that the devices use at full load."""
     book, on = book or built_in(), today or days.today()
     if owned := book.find(prices, "owned", ids=[device], gpu=device, on=on):
-        return _hourly("owned", owned, Decimal(1), "the machine's own hourly cost, as you set it")
+        return _hourly("owned", owned, Decimal(1), "the hourly cost you set for the machine")
     if rental := book.find(prices, "gpu_rental", gpu=device, on=on) or _flat(book, prices, on):
         return _hourly("rental", rental, Decimal(count), f"{count} x {device} at the rental price you set")
     power = watts(device, count)
@@ -174,11 +175,12 @@ class Speed(Record, frozen=True, kw_only=True):
 
     tokens_per_second: float
     source: str
-    """Source: "measured on this machine on ...", "modeled from ..."."""
+    """Source of the speed, such as "measured on this machine on ..." or "modeled from ..."."""
     band: float = 0.5
     """Relative half-width: the time is between tokens / (1 + band) and tokens / (1 - band)."""
     factor: float | None = None
-    """Alternative to `band`: the speed is between itself divided and multiplied by this factor."""
+    """Alternative to `band`: the speed lies between the expected one divided and multiplied by this
+    factor."""
 
     @property
     def slowest_and_fastest(self) -> tuple[float, float]:
@@ -207,8 +209,8 @@ def quote_hours_job(
     startup_seconds: float | tuple[float, float, float] = 30.0,
     answers: SampledAnswers | None = None,
 ) -> Quote:
-    """Quote a job billed hourly: the rate times the hours, which follow from the speed. `startup_seconds`
-    is the time needed besides training, or its (least, likely, most) estimates. `answers` is for
+    """Quote a job billed hourly: the rate times the hours, which follow from the speed. `startup_seconds` is
+    the time in addition to training, or its (minimum, likely, maximum) estimates. `answers` is for
     reinforcement fine-tuning."""
     size = measure(work)
     read_only = _read_only(work.spec, size)
@@ -279,10 +281,11 @@ def _drawn(answers: SampledAnswers | None) -> list[str]:
     if answers is None:
         return []
     return [
-        f"{answers.samples} answers of {ANSWER_SHARE[1] * answers.most_tokens:.0f} tokens sampled per "
-        f"prompt and epoch ({ANSWER_SHARE[0] * answers.most_tokens:.0f} to {answers.most_tokens})",
-        f"sampling a token takes {DRAWN_SHARE[1]} times as long as training one ({DRAWN_SHARE[0]} to "
-        f"{DRAWN_SHARE[2]}); the grader's own time is not included",
+        f"{answers.samples} answers of {ANSWER_SHARE[1] * answers.most_tokens:.0f} tokens sampled "
+        f"per prompt and epoch ({ANSWER_SHARE[0] * answers.most_tokens:.0f} to "
+        f"{answers.most_tokens})",
+        f"sampling a token takes {DRAWN_SHARE[1]} times as long as training on one "
+        f"({DRAWN_SHARE[0]} to {DRAWN_SHARE[2]}); the grader's own time is not included",
     ]
 
 
@@ -290,12 +293,12 @@ def _drawn(answers: SampledAnswers | None) -> list[str]:
 
 
 STALE_DAYS = 60
-"""Age at which a warning is shown for a rate."""
+"""Age in days from which a rate gets a warning."""
 
 
 def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices: Prices) -> Rate | None:
-    """Return the rate of a training token: that of the method and adapter, that of the method alone, or for
-    DPO its factor times the SFT rate."""
+    """Return the rate of a training token: the rate of the method and adapter, otherwise of the method alone,
+    or for DPO its factor times the SFT rate."""
     found = prices.of(training_methods(spec), resolved)
     derived = found is None and spec.method.type == "dpo"
     sft = prices.of(training_methods(spec, "sft"), resolved) if derived else None
@@ -315,8 +318,8 @@ def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices
 
 
 def training_methods(spec: JobSpec, method: str | None = None) -> tuple[str, str]:
-    """List the rates of a training token for this spec, or for the same spec with another method, the most
-    specific first."""
+    """List names of the training token rates for this spec, or for the same spec with another method, the
+    most specific first."""
     method = method or spec.method.type
     return f"{method}_{'full' if spec.adapter.type == 'full' else 'lora'}", method
 
@@ -360,7 +363,7 @@ def quote_tokens_job(
 
 @dataclass(frozen=True)
 class PricedJob:
-    """A job that lacks only its size for a quote."""
+    """A job that needs only its size for a quote."""
 
     provider: str
     profile: Profile
@@ -391,9 +394,9 @@ def quote_sized_job(
         return none(_no_price(resolved, spec, prices))
     if rate.usd_max is not None:
         return none(
-            f"{provider} published only a range for {resolved.name}, {text.rate(rate.usd)} to "
-            f"{text.rate(rate.usd_max)} per million tokens ({rate.source}, {rate.last_checked}). Set the "
-            f"price with --rate {prices.name}:{spec.method.type}_lora=USD_PER_MTOK"
+            f"{provider} published only a range for {resolved.name}: {text.rate(rate.usd)} to "
+            f"{text.rate(rate.usd_max)} per million tokens ({rate.source}, {rate.last_checked}). "
+            f"Set the price with --rate {prices.name}:{spec.method.type}_lora=USD_PER_MTOK"
         )
     gate = None if job.sandbox else profile.gated(prices.on)
     gates = [gate] if gate else []
@@ -408,7 +411,7 @@ def quote_sized_job(
         lines.append(top_up)
         if minimum.usd_max is not None and top_up.usd_high > 0:
             span = text.span(minimum.usd, minimum.usd_max)
-            undecided = f"its minimum per job is {span} depending on the model, and no table is published"
+            undecided = f"the minimum per job is {span} depending on the model; no table is published"
     quote = summed(
         provider=provider,
         model=resolved.name,
@@ -458,7 +461,7 @@ def _no_price(resolved: ModelOnHost, spec: JobSpec, prices: Prices) -> str:
     elif not fitting:
         reason = f"no known price for {spec.method.type} on {kind}"
     elif resolved.params_b is None and any(rate.over_b or rate.upto_b for rate in fitting):
-        reason = f"the size of {resolved.name} is unknown, and so is its price band on {kind}"
+        reason = f"the size of {resolved.name} is unknown, so its price tier on {kind} is unknown"
     else:
         reason = f"no price found for {method} of {resolved.name} on {kind}"
     return f"{reason}; set it with --rate {kind}:{method}=USD_PER_MTOK, or in rates.yaml"
@@ -468,7 +471,7 @@ def _quote_rft(
     provider: str, resolved: ModelOnHost, hours: Decimal | None, prices: Prices, factor: Decimal
 ) -> Quote:
     rate = prices.of("rft", resolved, gpu="H100")
-    dearer = f", x {factor} for the chosen region" if factor != 1 else ""
+    dearer = f", times {factor} for the chosen region" if factor != 1 else ""
     if rate is None or hours is None:
         each = f" at {text.rate(rate.usd)} per hour" if rate else ""
         return Quote(
@@ -481,8 +484,8 @@ def _quote_rft(
     return summed(
         provider=provider,
         model=resolved.name,
-        lines=[line("training", hours * factor, rate, note=f"hours as you set them, on H100{dearer}")],
-        assumptions=[f"{hours} GPU-hours, your own estimate", "tokens of a model grader are not included"],
+        lines=[line("training", hours * factor, rate, note=f"the hours you set, on H100{dearer}")],
+        assumptions=[f"{hours} GPU-hours, your own estimate", "excludes the tokens of a model grader"],
         warnings=[*resolved.warnings, *_rate_warnings(rate, prices.on)],
     )
 
@@ -521,8 +524,8 @@ def _rate_warnings(rate: Rate, on: date) -> list[str]:
     found: list[str] = []
     age = (on - rate.last_checked).days
     if age < -1:  # a day earlier is still the same one elsewhere
-        why = f"this machine's clock says {on}; correct it, because prices and closing dates depend on it"
-        found.append(f"{days.pretended(on) or why}. The price was read later, on {rate.last_checked}")
+        why = f"this machine's clock says {on}; correct it, because prices and shutdown dates depend on it"
+        found.append(f"{days.pretended(on) or why}. The price was checked later, on {rate.last_checked}")
     if rate.doubt is not None:
         found.append(rate.doubt)
     elif age > STALE_DAYS:
@@ -535,14 +538,14 @@ def _rate_warnings(rate: Rate, on: date) -> list[str]:
 # Only its high end is of use, to hold a share of a budget: the tokens of a file are known by its bytes alone.
 
 BYTES_PER_TOKEN = 4
-"""Of JSON lines. English prose has 4 to 5, its JSON more; a language that UTF-8 writes in three bytes has 3,
-and escapes have 6."""
+"""Bytes per token in JSON lines. English prose has 4 to 5 and its JSON more. Text in scripts that UTF-8
+encodes in three bytes has 3, and escapes have 6."""
 BAND = {"bytes": 1.0, "tokens": 0.2}
-"""Relative half-width: at most one token per 2 bytes, and what hosts call an estimate."""
+"""Relative half-width: at most one token per 2 bytes, and for what hosts call an estimate."""
 
 
 def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:
-    """Build as much of a spec as is known of such a job. Its data is named `unknown`."""
+    """Build the known part of the spec of such a job. Its data is named `unknown`."""
     spec: dict[str, Any] = {"model": model, "train": "unknown"}
     if told is not None and told.method != "sft":
         spec["method"] = {"type": told.method} | (
@@ -554,15 +557,13 @@ def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:
 
 
 def quote_recalled(job: PricedJob, told: Recalled) -> Quote:
-    """Quote a job from what its host reports about it. `unavailable` says why there is no price."""
+    """Quote a job from what its host reports about it. `unavailable` explains why there is no price."""
     if told.usd_per_hour is not None or told.most_seconds is not None:
         return _by_the_hour(job, told)
     if told.train_tokens is None and told.train_bytes is None:
-        return _none(job, "the host reports neither the tokens nor the size of its data")
+        return _none(job, "the host reports neither the token count nor the size of the data")
     if not told.packing and told.rows is None:
-        return _none(
-            job, "each row is billed at full length, and the host does not report how many there are"
-        )
+        return _none(job, "the host bills each row at full length and does not report the number of rows")
     return msgspec.structs.replace(quote_sized_job(job, lambda: size_of(job.profile, told)), recalled=True)
 
 
@@ -571,7 +572,7 @@ def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
     if told.usd_per_hour is None:
         return _none(job, "the hourly price of its machine is unknown")
     if told.most_seconds is None:
-        return _none(job, "it is unknown when its machine stops")
+        return _none(job, "it is unknown when its machine will stop")
     hours = Decimal(str(told.most_seconds)) / 3600
     hourly = HourlyRate(
         component="rental",
@@ -594,13 +595,13 @@ def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
         expected_usd=None,
         high_usd=line.usd_high,
         recalled=True,
-        undecided="it was recovered without its quote, and only the time its machine stopped is known",
+        undecided="it was recovered without its quote; only the time its machine stopped is known",
     )
 
 
 def quote_assumed(job: PricedJob, told: Recalled) -> Quote:
-    """Quote a job as `quote_recalled` does, for data that does not exist yet, from its number of rows and
-    tokens."""
+    """Quote a job as `quote_recalled` does, from an assumed number of rows and tokens, for data that does not
+    exist yet."""
     rows, tokens = told.rows or 0, told.train_tokens or 0
     words = f"{rows:,} rows with {tokens:,} tokens in total, +/- {BAND['tokens']:.0%}"
     size = msgspec.structs.replace(size_of(job.profile, told), notes=(words,))

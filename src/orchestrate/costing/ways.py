@@ -23,11 +23,11 @@ from orchestrate.types import Confidence, Quote, QuoteLine, Record
 
 DAYS_PER_MONTH = Decimal(365) / 12
 UTILISATION = Decimal(1) / 3
-"""Mean load relative to a replica's capacity: the busiest hour has three times the mean."""
+"""Average load relative to a replica's capacity. The busiest hour has three times the average."""
 
 
 class Traffic(Record, frozen=True, kw_only=True):
-    """Requests to the tuned model, with the tokens of each."""
+    """Requests to the tuned model, and their numbers of tokens."""
 
     requests_per_day: Decimal
     input_tokens: int
@@ -66,17 +66,17 @@ class BasePrice(Record, frozen=True, kw_only=True):
     """Tokens of the prompt, including those that the tuned model would not need."""
     source: str
     until: date | None = None
-    """Its last day, if its host has announced one."""
+    """Last day of the model, if its host has announced one."""
     successor: BasePrice | None = None
     """The replacement that its host names."""
     note: str = ""
 
     def ends(self, on: date, days: int) -> bool:
-        """Return whether the model is shut down within this number of days."""
+        """Return whether the model will be shut down within this number of days."""
         return self.until is not None and (self.until - on).days < days
 
     def mean_usd(self, on: date, days: int) -> Decimal:
-        """Return the mean price of a request over this number of days. From the shutdown on, the successor's
+        """Return the average price of a request over this number of days. After the shutdown, the successor's
         price counts."""
         if self.until is None or self.successor is None or not self.ends(on, days) or days <= 0:
             return self.usd_per_request
@@ -89,14 +89,14 @@ class BasePrice(Record, frozen=True, kw_only=True):
         if not self.ends(on, days):
             return self.model
         if self.successor is None:
-            return f"{self.model}, which is shut down on {self.until} without a named successor"
+            return f"{self.model}, which will be shut down on {self.until} without a named successor"
         return f"{self.model} until its shutdown on {self.until}, then {self.successor.model}"
 
     def terms(self) -> str:
         more = f"; {self.note}" if self.note else ""
         return (
-            f"prompting {self.model} ({self.provider}) with {self.input_tokens} input tokens costs "
-            f"{rate(self.usd_per_request)} per request ({self.source}){more}"
+            f"prompting {self.model} ({self.provider}) with {self.input_tokens} input tokens "
+            f"costs {rate(self.usd_per_request)} per request ({self.source}){more}"
         )
 
 
@@ -108,9 +108,9 @@ class ServingUse(Record, frozen=True, kw_only=True):
     hours_per_day: float = 24.0
     """Daily uptime of a dedicated deployment (scale-to-zero, or taken down at night)."""
     utilisation: Decimal = UTILISATION
-    """Maximum mean load of a replica, so that its busiest hour fits."""
+    """Maximum average load of a replica, so that its busiest hour fits."""
     base: BasePrice | None = None
-    """What it is compared with."""
+    """The model that it is compared with."""
 
 
 _LONGEST = 200
@@ -132,28 +132,28 @@ def _number(text: str) -> Decimal:
 # measurements that it was fitted to. It knows nothing of latency limits, long contexts and cached prompts.
 
 BYTES_PER_PARAM = {"bf16": 2.0, "fp8": 1.0, "mxfp4": 0.56}
-"""Of the weights as they are published. MXFP4: gpt-oss-120b's checkpoint of 65 GB over its 116.8 billion
-parameters; not all of its tensors have four bits."""
+"""Bytes per parameter of the published weights. MXFP4: gpt-oss-120b's checkpoint has 65 GB for 116.8 billion
+parameters, because not all of its tensors have four bits."""
 HEADROOM = 1.2
-"""Memory factor over the weights, for cache and activations."""
+"""Factor for memory in addition to the weights, for cache and activations."""
 REFERENCE_TB_S = 3.35
-"""Memory bandwidth of the H100 SXM, by which the speed of other GPUs is scaled: measured, an H200 with 1.43
-times that bandwidth is 1.2 to 1.4 times as fast."""
+"""Memory bandwidth of the H100 SXM, the reference for the speed of other GPUs. An H200 with 1.43 times that
+bandwidth was measured to be 1.2 to 1.4 times as fast."""
 SPEED = (25_000.0, 50_000.0, 160_000.0)
 """Output tokens per second of one H100, times billions of parameters (of a mixture of experts the geometric
 mean of all and of the active ones). High: NVIDIA's TensorRT-LLM performance overview, 8-bit weights at the
 highest load without a latency limit; six models between 8B and 405B, dense ones and mixtures, give 133,000 to
-212,000. Expected: GPUStack's performance lab, Qwen3-32B with vLLM as it comes, 16-bit weights, one H100,
-ShareGPT: 2,353 tokens a second in and out. Low: half of that, for adapters and answers that may not wait; a
-judgement."""
-SPEED_SOURCE = "vLLM measured by GPUStack, at most TensorRT-LLM measured by NVIDIA"
+212,000. Expected: GPUStack's performance lab, Qwen3-32B with vLLM's defaults, 16-bit weights, one H100,
+ShareGPT: 2,353 tokens per second in and out. Low: half of that, for adapters and latency limits, which is a
+judgment."""
+SPEED_SOURCE = "from vLLM as GPUStack measured it to TensorRT-LLM as NVIDIA measured it"
 PREFILL_SPEEDUP = 3
-"""An input token takes a third of the time of an output token: 3.4 and 2.3 in NVIDIA's figures of Llama 3.1
-8B and 3.3 70B, from 1,000 in and out against 2,048 in and 128 out."""
+"""Speed of input tokens relative to output tokens. NVIDIA's figures for Llama 3.1 8B and 3.3 70B give 3.4 and
+2.3, from 1,000 tokens in and out compared with 2,048 in and 128 out."""
 
 
 class Replica(Record, frozen=True, kw_only=True):
-    """A copy of a model on as many GPUs of a kind as its weights need."""
+    """A copy of a model on as many GPUs of one kind as its weights need."""
 
     gpu: str
     gpus: int
@@ -168,8 +168,8 @@ def effective_b(params_b: float, active_b: float | None) -> float:
 
 
 def gpus_for(params_b: float, width: float, memory_gb: float) -> int:
-    """Return how many GPUs hold the weights, with some memory to spare. The number is a power of two, as
-    tensor parallelism needs."""
+    """Return how many GPUs can hold the weights with some memory to spare. The number is a power of two, as
+    tensor parallelism requires."""
     share = params_b * width * HEADROOM / memory_gb
     return 1 if share <= 1 else 2 ** math.ceil(math.log2(share))
 
@@ -196,55 +196,55 @@ def seconds_per_request(traffic: Traffic, tokens_per_second: float) -> float:
 
 
 def busiest_share(hours_per_day: float, utilisation: Decimal = UTILISATION) -> float:
-    """Return the share of a day's requests that arrive in its busiest hour, for a model that is up this many
-    hours: an eighth, if the day has at least eight hours."""
+    """Return the share of a day's requests in its busiest hour, for a model that is up this many hours: an
+    eighth if the day has at least eight hours."""
     return max(1 / (24 * float(utilisation)), 1 / hours_per_day)
 
 
 def requests_per_day(
     traffic: Traffic, tokens_per_second: float, hours_per_day: float, utilisation: Decimal = UTILISATION
 ) -> int:
-    """Return how many requests a day one replica can serve, including its busiest hour."""
+    """Return how many requests per day one replica can serve, including its busiest hour."""
     seconds = seconds_per_request(traffic, tokens_per_second)
     return math.floor(3600 / (seconds * busiest_share(hours_per_day, utilisation))) if seconds else 2**53
 
 
 def replicas(traffic: Traffic, carried: int) -> int:
-    """Return how many replicas serve the traffic when each can serve `carried` requests a day."""
+    """Return how many replicas the traffic needs if each can serve `carried` requests per day."""
     return max(1, math.ceil(traffic.requests_per_day / max(carried, 1)))
 
 
 UNLIMITED = 2**53
 """Requests per day if there is no known limit."""
 FORWARD_SPEEDUP = 3
-"""A training step is a forward pass plus a backward pass of twice its length."""
+"""Speed of a forward pass relative to a training step, which adds a backward pass of twice its length."""
 
 
 class ServingUnit(Record, frozen=True, kw_only=True):
-    """A replica, or the smallest machine with one that can be rented."""
+    """A replica, or the smallest rentable machine with one."""
 
     usd: Decimal
-    """Of a month."""
+    """Cost per month in US dollars."""
     carried: int
-    """Requests a day."""
+    """Requests per day that it can serve."""
 
 
 class ServingWay(Record, frozen=True, kw_only=True):
     """One way to serve."""
 
     lines: tuple[QuoteLine, ...]
-    """Cost per month."""
+    """Cost per month, in lines."""
     words: str
     assumptions: tuple[str, ...]
     units: tuple[ServingUnit, ...] = ()
-    """Units that can be added to serve more, for each available kind of GPU; none if tokens are billed."""
+    """Units that can be added to serve more, for each available kind of GPU. Empty if tokens are billed."""
     single: bool = False
-    """There is one unit and no second one."""
+    """Whether there is only one unit."""
     utilisation: float | None = None
-    """Mean load relative to what the units could do while they are up."""
+    """Average load relative to the capacity of the units while they are up."""
 
     each_usd: Decimal = Decimal(0)
-    """Cost of one more request, billed by the token."""
+    """Cost of one more request, if billed by the token."""
 
     @property
     def monthly_usd(self) -> Decimal:
@@ -269,7 +269,7 @@ def by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> ServingWay
         words=f"per token, {text.rate(tokens_in.usd)} in and {text.rate(tokens_out.usd)} out per "
         "million; no hosting fee",
         each_usd=(traffic.input_tokens * tokens_in.usd + traffic.output_tokens * tokens_out.usd) / MTOK,
-        assumptions=("no cached prompt tokens, no batch discount",),
+        assumptions=("no cached prompt tokens or batch discount",),
     )
 
 
@@ -356,19 +356,19 @@ def _sized(
     busiest = busiest_share(use.hours_per_day, use.utilisation)
     yield (
         f"one replica needs {one.gpus} {one.gpu}: {resolved.params_b:g}B parameters in {bits}, "
-        f"x {HEADROOM:g} for the cache"
+        f"times {HEADROOM:g} for the cache"
     )
     yield (
-        f"a replica writes {likely} tokens a second, {slow} to {fast} (modeled; {SPEED_SOURCE}), "
-        f"and reads {PREFILL_SPEEDUP} times as fast: up to {carried[1]:,} of these requests a day, "
-        f"{carried[0]:,} to {carried[2]:,}"
+        f"a replica generates {likely} tokens per second, {slow} to {fast} (modeled; "
+        f"{SPEED_SOURCE}), and reads prompts {PREFILL_SPEEDUP} times as fast: up to "
+        f"{carried[1]:,} of these requests per day, {carried[0]:,} to {carried[2]:,}"
     )
     share = f"{busiest * 100:.3g}% of a day's requests arrive in the busiest hour"
     yield f"up {use.hours_per_day:g} hours a day; {share}"
 
 
 def base_monthly(prices: Prices, resolved: ModelOnHost, traffic: Traffic) -> Decimal | None:
-    """Return the monthly cost at the host's own serverless price of the base model."""
+    """Return the monthly cost at the host's serverless price for the base model."""
     both = prices.of("inference_base", resolved)
     pair = token_rates(prices, resolved, "inference_base") or ((both, both) if both else None)
     return by_tokens(traffic, *pair).monthly_usd if pair else None
@@ -382,12 +382,13 @@ def dearer_by_token(serving: ServingWay, base_usd: Decimal | None, host: str, tr
         return None
     mine, theirs = serving.monthly_usd / tokens, base_usd / tokens
     idle = (
-        f", and they are {serving.utilisation:.0%} utilized here" if serving.utilisation is not None else ""
+        f", and here they are {serving.utilisation:.0%} utilized" if serving.utilisation is not None else ""
     )
     return (
-        f"more expensive per token than {host}'s own serverless price of the base, {text.money(mine)} per "
-        f"million against {text.money(theirs)}: you pay for these GPUs while they are idle{idle}. Serverless "
-        "GPUs are shared among many users and do not serve this tuned model"
+        f"more expensive per token than {host}'s own serverless price of the base model, "
+        f"{text.money(mine)} per million against {text.money(theirs)}: you pay for these GPUs "
+        f"even when idle{idle}. Serverless GPUs are shared among many users and cannot serve this "
+        "tuned model"
     )
 
 
@@ -404,12 +405,13 @@ def own_machine(hourly: HourlyRate, use: ServingUse, training: Quote) -> Serving
         needed = float(traffic.requests_per_day) * share / 3600 * seconds
         if traffic.requests_per_day > carried:
             return (
-                f"this machine would answer about {speed:,.0f} tokens a second (from its training "
-                f"speed), but peak traffic needs {needed:,.0f}"
+                f"this machine would generate about {speed:,.0f} tokens per second (estimated "
+                f"from its training speed), but peak traffic needs {needed:,.0f}"
             )
         utilisation = float(traffic.requests_per_day) * seconds / speed / (use.hours_per_day * 3600)
         sized = (
-            f"about {speed:,.0f} tokens a second (from its training speed) for {needed:,.0f} at peak traffic"
+            f"about {speed:,.0f} tokens per second (estimated from its training speed) for "
+            f"{needed:,.0f} at peak traffic"
         )
     hours = Decimal(str(use.hours_per_day)) * DAYS_PER_MONTH
     entry = hourly.line(hours, "0.01", component="hosting")

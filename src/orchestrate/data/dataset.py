@@ -27,9 +27,8 @@ class Dataset(Facts):
         names. `tokenizers` are counted in the same pass. `memory` is a folder in which token counts are
         cached.
 
-        Raises `DataError` when the file cannot be read as any known format. Problems of single rows are
-        collected in `problems` instead, and those rows are left out of `examples`.
-        """
+        Raises `DataError` if the file has no known format. Problems of individual rows are collected in
+        `problems` instead, and these rows are excluded from `examples`."""
         return cls.of(opening.open_counted(str(path), columns=columns, tokenizers=tokenizers, memory=memory))
 
     @classmethod
@@ -46,10 +45,9 @@ class Dataset(Facts):
         """Write the rows in a backend's format and return the file.
 
         The file name contains the digest and the target, and an existing complete file is reused. Otherwise
-        the dataset's file is read again, once for each target. Raises `DataError` when the rows no longer
-        match the digest, when the target rejects them, and when it cannot represent all of them without loss,
-        unless `allow_loss` is set.
-        """
+        the dataset's file is read again, once for each target. Raises `DataError` if the rows no longer match
+        the digest, if the target rejects them, or if it cannot represent all of them without loss and
+        `allow_loss` is not set."""
         path = folder / f"{self.digest[:16]}.{target.name}{'.lossy' if allow_loss else ''}.jsonl"
         if not path.is_file():
             from orchestrate.data.writing import write_rows

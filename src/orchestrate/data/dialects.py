@@ -28,10 +28,10 @@ from orchestrate.profile import Profile
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one host spells a chat row."""
+    """How one host writes a chat row."""
 
     developer: str = "developer"
-    """The role that a developer message gets."""
+    """Role that a developer message gets."""
     reasoning: str | None = None
     """The field with an assistant's reasoning. `None` leaves it out."""
     names: bool = True
@@ -41,7 +41,7 @@ class Dialect:
 
 
 CANONICAL = Dialect(reasoning="reasoning", loss_spans=True)
-"""The format that this machine trains on. Nothing is left out."""
+"""Format that this machine trains on, which leaves nothing out."""
 
 
 def canonical_line(example: Example) -> bytes:
@@ -122,5 +122,5 @@ def target(name: str, profile: Profile) -> RowTarget:
     """Return the target for the backend with this name. Raises `UsageError` when its profile has no data
     rules."""
     if profile.rules is None:
-        raise UsageError(f"{name} declares no row format, so rows can be neither checked nor written for it")
+        raise UsageError(f"{name} declares no row format, so rows cannot be checked or written for it")
     return RowTarget(name, profile.rules, partial(fields, dialect=profile.dialect or CANONICAL))

@@ -25,7 +25,7 @@ def data_digest(train: str, validation: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """What occurs in the rows. Backends accept or reject the data by it."""
+    """What the rows contain. It decides whether backends accept the data."""
 
     tools: bool = False
     weights: bool = False
@@ -42,10 +42,9 @@ class TokenCount:
     """Tokens of one dataset under one tokenizer and chat template."""
 
     tokens: int
-    """Tokens of all rows, including the template, before truncation."""
+    """Tokens in all rows, including the template, before truncation."""
     trained_tokens: int
-    """Tokens that contribute to the loss. If only a part of an answer does, all of the answer's tokens
-    count."""
+    """Tokens that contribute to the loss. If only part of an answer does, all tokens of the answer count."""
     rows: int
     longest: int
     tokenizer: str
@@ -57,16 +56,16 @@ class TokenCount:
     """With `SAMPLED`, `tokens` and `trained_tokens` are estimates, and `error_band` includes the sampling
     error."""
     weights: Sequence[float] = ()
-    """For a sample: how many sequences each entry of `lengths`, which has the counted ones, represents."""
+    """For a sample, how many sequences each entry of `lengths` (the counted ones) represents."""
     lengths: Sequence[int] = ()
     """The number of tokens of each sequence, in row order: one per row, two per preference pair (the prompt
     with each answer). Sequences of split rows follow at the end, if the counter splits some."""
     remarks: Sequence[Remark] = ()
     """What the model's own chat template did with the rows, by row number in the file. Empty for a substitute
-    counter. Rows that the template rejects count as nothing."""
+    counter. Rows that the template rejects do not count."""
 
     def truncated(self, limit: int | None) -> int:
-        """Return the number of tokens left when every sequence is cut at `limit`."""
+        """Return the number of tokens left if every sequence is cut at `limit`."""
         if limit is None:
             return self.tokens
         if self.weights:
@@ -111,8 +110,8 @@ class TokenCount:
 
 @dataclass(frozen=True)
 class Facts:
-    """What one pass over a file found. `digest` is the sha256 of the canonical rows, so equal content has an
-    equal digest."""
+    """The results of one pass over a file. `digest` is the sha256 of the canonical rows, so equal content has
+    an equal digest."""
 
     path: str
     format: str
@@ -129,14 +128,14 @@ class Facts:
     canonical_bytes: int = 0
     """The size of the rows as canonical JSON lines, within a few percent of a host's file."""
     masks: Mapping[int, int] = field(default_factory=dict[int, int])
-    """The number of rows for each combination of `orchestrate.data.rows.traits.Trait` bits."""
+    """Number of rows for each combination of `orchestrate.data.rows.traits.Trait` bits."""
     first_rows: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     """The first row numbers with each trait."""
     rowless: Sequence[int] = ()
     """The numbers of lines without a valid row, ascending."""
     pictures: Mapping[Picture, int] = field(default_factory=dict[Picture, int])
     """Images of all valid rows by size and detail, for their cost. The prompt of a preference pair counts
-    once. At most `rows.pictures.MOST_SIZES` sizes are exact; further ones are rounded up to 32 pixels."""
+    once. At most `rows.pictures.MOST_SIZES` sizes are exact; others are rounded up to 32 pixels."""
     columns: tuple[tuple[str, str], ...] = ()
     """Columns that were renamed while reading: (field, column)."""
     memory: Path | None = field(default=None, compare=False)
@@ -175,7 +174,7 @@ class Facts:
 
 
 def require_same(digest: str, data: Facts) -> None:
-    """Verify that the rows that were read are those of `data`. Raises `DataError` otherwise."""
+    """Verify that the rows that were read are the rows of `data`. Raises `DataError` otherwise."""
     if digest != data.digest:
         raise changed(data)
 

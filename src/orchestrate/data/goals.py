@@ -14,8 +14,8 @@ from orchestrate.text import count
 from orchestrate.types import Record
 
 FEW_SHOT_ROWS = 100
-"""Fewer rows work better as examples in the prompt. OpenAI's fine-tuning guide: clear improvements from 50 to
-100 examples on, depending on the task."""
+"""Number of rows below which examples in the prompt work better. OpenAI's fine-tuning guide reports clear
+improvements from 50 to 100 examples on, depending on the task."""
 _ROWS_OF_A_LABEL = 100
 _GUIDE = "guides to fine-tuning"
 
@@ -33,11 +33,11 @@ class Goal(StrEnum):
 
 _VOLUMES: dict[Goal, tuple[int, int, str]] = {
     Goal.FORMAT: (300, 500, _GUIDE),
-    Goal.STYLE: (300, 500, f"{_GUIDE}, as for a format; no number is published for style"),
+    Goal.STYLE: (300, 500, f"{_GUIDE}, as for a format; no provider publishes a number for style"),
     Goal.DOMAIN: (1_000, 5_000, _GUIDE),
     Goal.CAPABILITY: (5_000, 50_000, _GUIDE),
     Goal.CLASSIFICATION: (1_000, 1_000, "Yandex, tuning classification models"),
-    Goal.TOOL_USE: (300, 500, f"{_GUIDE}, as for a format; no number is published for tool calls"),
+    Goal.TOOL_USE: (300, 500, f"{_GUIDE}, as for a format; no provider publishes a number for tool calls"),
 }
 
 
@@ -46,12 +46,12 @@ class Volume(Record, frozen=True, kw_only=True):
 
     goal: Goal
     why: str | None = None
-    """What it was inferred from in the rows, or `None` if the user named the goal."""
+    """What the goal was inferred from, or `None` if the user named it."""
     rows: int
     least: int
-    """Fewer rows teach the goal only weakly."""
+    """Minimum number of rows. Fewer rows teach the goal only weakly."""
     most: int
-    """More rows than this are rarely needed. Equal to `least` if no upper end is published."""
+    """Maximum number of rows that is usually needed. Equal to `least` if no upper end is published."""
     source: str
 
     @property
@@ -69,7 +69,7 @@ class Volume(Record, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         if self.rows < FEW_SHOT_ROWS:
-            stands = f"fewer than {FEW_SHOT_ROWS} rows work better as examples in the prompt"
+            stands = f"with fewer than {FEW_SHOT_ROWS} rows, put them in the prompt as examples instead"
         elif not self.enough:
             stands = f"add at least {self.least - self.rows:,} more"
         elif self.rows > self.most > self.least:
@@ -102,10 +102,10 @@ def inferred(
 ) -> Volume:
     """Infer the goal from the rows and compare their number with the recommended one.
 
-    `labels` is the number of distinct short answers, if they repeat. `tools`: the rows call tools.
-    `keyed`: the answers are JSON with the same keys. `knowing`: the answers contain facts that are not in
-    their prompts. `bare`: the rows are text without prompts. `closely`: the answers were searched for
-    keys and facts. A new capability can't be inferred from rows: the user must name it."""
+    `labels` is the number of distinct short answers, if they repeat. `tools` means that the rows call tools,
+    `keyed` that the answers are JSON with the same keys, `knowing` that the answers contain facts that are
+    not in their prompts, `bare` that the rows are text without prompts, and `closely` that the answers were
+    searched for keys and facts. A new capability can't be inferred from rows, so the user must name it."""
     if labels:
         return volume(Goal.CLASSIFICATION, rows, labels=labels, why=f"{labels} different answers")
     if tools:

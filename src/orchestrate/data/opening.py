@@ -46,13 +46,13 @@ from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import Problem, TokensFrom
 
 PARALLEL_BYTES = 24 << 20
-"""Smaller files are read by this process, because starting workers would take longer."""
+"""Size below which this process reads a file itself, because starting workers would take longer."""
 SAMPLE_ROWS = 200
-"""The number of rows by which the format is recognized."""
+"""Number of rows used to recognize the format."""
 
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes read, total bytes)."""
+"""A callback that receives (bytes read, total bytes)."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class OpenedFile:
     total: Total
     source: RowSource
     begins: tuple[tuple[int, str], ...] = ()
-    """For several files read as one: each with the number of lines before it."""
+    """For several files read as one, the number of lines before each file."""
     mix: OpenedFile | None = None
-    """For several files: the rows to train on, mixed by the files' weights."""
+    """For several files, the rows to train on, mixed by the files' weights."""
     mixed: str | None = None
     """A description of how they were mixed."""
 
@@ -80,8 +80,8 @@ class OpenedFile:
 
 @dataclass
 class JoinedFiles:
-    """Several files read as one, each once: everything found in their rows, and each valid row as a canonical
-    line."""
+    """Several files read as one, each only once: the facts about their rows, and each valid row as a
+    canonical line."""
 
     write: Callable[[bytes], object]
     total: Total = field(default_factory=Total)
@@ -99,8 +99,8 @@ def open_dataset(  # noqa: PLR0913  each is a use of its own
     progress: Progress | None = None,
     join: JoinedFiles | None = None,
 ) -> OpenedFile:
-    """Open a dataset like `Dataset.open`. Counts with `tokenizers` and runs the checks that `ScanTask` names
-    in the same pass, for which `join` may have a further use."""
+    """Open a dataset as `Dataset.open` does. In the same pass, it counts with `tokenizers` and runs the
+    checks that `ScanTask` names. `join` may process the pass further."""
     lines = source(path)
     renaming = tuple(sorted((columns or {}).items()))
     shape = sniff(path, first_lines(lines.lines), renaming)
@@ -142,9 +142,9 @@ def open_counted(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> OpenedFile:
-    """Open a dataset like `Dataset.open` and run the checks that `ScanTask` names in the same pass. Tokens
-    are not counted again when counts of the unchanged file are cached. If the file has changed,
-    `count_tokens` finds nothing under its digest and counts."""
+    """Open a dataset like `Dataset.open` and run the checks that `ScanTask` names in the same pass. Cached
+    token counts of the unchanged file are reused. If the file has changed, `count_tokens` finds nothing under
+    its digest and counts again."""
     before = counting.seen(path, columns, memory)
     due = [
         name
@@ -170,14 +170,16 @@ def open_counted(
 
 
 def require_rows(data: Facts) -> None:
-    """Check that rows can be written. Raises `DataError` when every row has errors, because the output would
-    be empty, and when rows are held out for test or validation, because the output would lose that mark."""
+    """Check that rows can be written. Raises `DataError` if every row has errors, because the output would be
+    empty, or if rows are held out for test or validation, because the output would lose that mark."""
     for found in data.problems:
         if found.code == "held-out":
             raise DataError(f"{data.path}: {found.message}", problems=data.problems, fix=found.fix)
     if not data.rows:
         raise DataError(
-            f"{data.path} has no valid row", problems=data.problems, fix=f"orchestrate data check {data.path}"
+            f"{data.path} has no valid rows",
+            problems=data.problems,
+            fix=f"orchestrate data check {data.path}",
         )
 
 
@@ -197,7 +199,7 @@ def run(
     progress: Progress | None = None,
     join: JoinedFiles | None = None,
 ) -> Total:
-    """Read the entire file in tasks like `task`, with as many workers as are worth starting."""
+    """Read the entire file in tasks like `task`, with as many workers as pay off."""
     tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
     for name in task.tokenizers:
         counter(name)  # a tokenizer that cannot be loaded is told once, from here
@@ -298,8 +300,8 @@ def _scanned_with_lines(task: ScanTask) -> tuple[ScannedRange, bytes]:
 
 
 def paying(workers: int | None, size: int) -> int | None:
-    """Return how many workers are worth starting for `size` bytes. A request for more than one worker is
-    always honored."""
+    """Return how many workers pay off for `size` bytes. A request for more than one worker is always
+    honored."""
     return workers if size >= PARALLEL_BYTES or (workers or 0) > 1 else 1
 
 
@@ -308,8 +310,8 @@ _SNIFFED = 64 << 20
 
 
 def first_lines(path: str) -> Iterator[bytes]:
-    """Yield the lines of a file, without those longer than `_SNIFFED` bytes, which would be read only in
-    part. Raises `DataError` when the file has no other lines."""
+    """Yield the lines of a file, except lines longer than `_SNIFFED` bytes, which would be incomplete. Raises
+    `DataError` if the file has no other lines."""
     told = passed = False
     with rows_file(path) as file:
         if file.read(3) != b"\xef\xbb\xbf":
@@ -330,8 +332,8 @@ def first_lines(path: str) -> Iterator[bytes]:
 
 
 def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) -> known.RowFormat:
-    """Return the format that most of the first rows have. Raises `DataError` when no row matches a known
-    format, and `UsageError` when no row has a mapped column."""
+    """Return the format of most of the first rows. Raises `DataError` if no row matches a known format, and
+    `UsageError` if no row has a mapped column."""
     votes: Counter[str] = Counter()
     given: Counter[str] = Counter()
     fields: Counter[str] = Counter()
@@ -375,8 +377,8 @@ def fitting(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def fitting_if_there(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the same mapping as `fitting` for a file that the spec doesn't name, or an empty one when
-    the file has other columns."""
+    """Return the same mapping as `fitting` for a file that the spec doesn't name, or an empty mapping if the
+    file has other columns."""
     if not columns or not {column for column in columns.values() if column} <= _names_in(path):
         return {}
     return fitting(path, columns)
@@ -391,9 +393,9 @@ def _names_in(path: str) -> set[str]:
 
 
 def columns_of(path: str) -> dict[str, str]:
-    """Guess the column mapping with which a file can be read. It is empty when the file needs none. A
-    text with a label beside it is read as a question and its answer. Raises `DataError` when the column
-    names don't say what they hold."""
+    """Guess the column mapping with which a file can be read. It is empty if the file needs none. A text with
+    a label is read as a question and its answer. Raises `DataError` if the column names don't tell what they
+    contain."""
     lines = source(path)
     rows = (parse(line)[0] for line in first_lines(lines.lines))
     objects = (cast("dict[str, Any]", row) for row in rows if isinstance(row, dict))
@@ -451,7 +453,7 @@ def _held_out(lines: RowSource, total: Total) -> Iterator[Problem]:
 def _python_cells(lines: RowSource, total: Total) -> Iterator[Problem]:
     if lines.python_cells:
         total.counts[PYTHON_CELLS] = lines.python_cells
-        text = f"{lines.python_cells:,} cells contain Python list literals and were parsed as lists"
+        text = f"{lines.python_cells:,} cells contain Python lists and were parsed as lists"
         yield msgspec.structs.replace(problem(PYTHON_CELLS, text), source=lines.path)
 
 

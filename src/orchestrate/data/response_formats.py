@@ -36,7 +36,7 @@ def read_format(path: Path) -> dict[str, Any]:
         why = error.strerror or "cannot be read" if isinstance(error, OSError) else error
         raise UsageError(
             f"{path} is not a valid response format: {why}",
-            fix='give a JSON file with {"type": "json_object"}, json_schema as the API takes it, or a schema',
+            fix='pass a JSON file with {"type": "json_object"}, the API\'s json_schema, or a schema',
         ) from error
     if "json_schema" not in found and found.get("type") not in ("text", "json_object", "json_schema"):
         found = {"type": "json_schema", "json_schema": {"name": "answer", "schema": found, "strict": True}}

@@ -65,14 +65,14 @@ NO_PARALLEL = Rule(
     "parallel-dropped",
     Severity.INFO,
     "parallel_tool_calls is dropped",
-    "set it when the model is called",
+    "set it when you call the model",
     lossy=True,
 )
 NO_ROW_WEIGHT = Rule(
     "row-weight-lost",
     Severity.ERROR,
     "row weights are not supported",
-    "duplicate rows with a high weight, remove those with a low one, or convert with --allow-loss",
+    "duplicate rows with a high weight and remove rows with a low one, or convert with --allow-loss",
     lossy=True,
 )
 
@@ -80,33 +80,33 @@ NO_ROW_WEIGHT = Rule(
 NO_SPANS = Rule(
     "loss-spans-lost",
     Severity.ERROR,
-    "some answers have loss on a part only; this backend trains entire answers",
+    "some answers are only partly trained on, but this backend trains on entire answers",
     "split these answers into turns with weight 0 and 1, or convert with --allow-loss",
     lossy=True,
 )
 NO_LOCAL_IMAGES = refused(
     "local-image", "an image is a file on this machine", "embed it as a data: URL, or use its URL"
 )
-NO_KTO = "does not support KTO; train it on this machine, or use preference pairs (DPO)"
+NO_KTO = "does not support KTO; train on this machine, or use preference pairs (DPO)"
 
 
 EVERY_KIND: Mapping[Kind, str | None] = dict.fromkeys(KINDS.values())
-"""Nothing is rejected."""
+"""Rules that reject no kind of row."""
 
 
 @dataclass(frozen=True)
 class HostRules:
     kinds: Mapping[Kind, str | None]
-    """The reason why each kind of row is rejected. `None` when it is accepted."""
+    """Reason why each kind of row is rejected. `None` if it is accepted."""
     traits: Mapping[Trait, Rule]
     least_rows: int = 1
     most_rows: int | None = None
     most_bytes: int | None = None
     most_tokens: int | None = None
-    """The maximum length of a row. The host cuts longer ones."""
+    """Maximum length of a row. The host cuts longer rows."""
     preference_traits: Mapping[Trait, Rule] = field(default_factory=dict[Trait, Rule])
     row_weights_on_all: bool = False
-    """Either all rows have a weight, or none."""
+    """Whether all rows need a weight if one has it."""
 
     def rule(self, trait: Trait, kind: Kind) -> Rule | None:
         if kind == "preference" and trait in self.preference_traits:
@@ -114,8 +114,8 @@ class HostRules:
         return self.traits.get(trait)
 
     def refused(self, kind: Kind, *, allow_loss: bool = False) -> int:
-        """Return the trait bits for which a row of this kind is rejected. With `allow_loss`, bits that
-        only lose information are left out."""
+        """Return the trait bits for which a row of this kind is rejected. With `allow_loss`, excludes bits
+        that only lose information."""
         mask = 0
         for trait in Trait:
             rule = self.rule(trait, kind)
@@ -134,7 +134,7 @@ METHOD_KINDS: dict[str, tuple[Kind, ...]] = {
 
 @dataclass(frozen=True)
 class RowTarget:
-    """The destination of rows: a backend, by its name, or the format of another tool."""
+    """The destination of rows: a backend, identified by name, or the format of another tool."""
 
     name: str
     rules: HostRules
@@ -158,10 +158,9 @@ def check(
     rows.
 
     `method` is sft, dpo, kto or rft. `tokens` is a token count of the same data, needed for the checks of
-    length. `context` is the maximum number of tokens that the model trains on, and `truncation` what
-    longer rows lose. `validation` says that this is the validation file, which has no minimum number of
-    rows. Problems that are wrong for every host are found while reading the rows (`data.rows.problems`),
-    not here."""
+    length. `context` is the maximum number of tokens that the model trains on, and `truncation` what longer
+    rows lose. `validation` marks the validation file, which has no minimum number of rows. Problems that
+    concern every host are found while reading the rows (`data.rows.problems`), not here."""
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
     found += _kinds(data, host, method)
     found += _sizes(data, host, epochs, validation)
@@ -179,7 +178,7 @@ def accepted(data: Facts, host: RowTarget) -> int:
 
 
 def losses(data: Facts, host: RowTarget) -> list[Problem]:
-    """Return what the target's format can't represent of these rows, and the rows that it rejects."""
+    """Return what the target's format can't represent in these rows, and the rows that it rejects."""
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
     return found + _kinds(data, host, None)
 
@@ -227,12 +226,14 @@ def _kinds(data: Facts, host: RowTarget, method: str | None) -> list[Problem]:
             fix = f"train on pairs with method dpo, or on this machine (--provider {this_machine().kind})"
         return [_file_problem(host, data, "kind-refused", reason, fix)]
     if method is not None and data.kind not in METHOD_KINDS[method]:
-        message = f"{method} trains on {' or '.join(METHOD_KINDS[method])} rows; these are {data.kind} rows"
+        message = (
+            f"{method} trains on {' or '.join(METHOD_KINDS[method])} rows, but these are {data.kind} rows"
+        )
         return [_file_problem(host, data, "wrong-kind", message, _other(method, data))]
     if host.rules.row_weights_on_all:
         weighted = sum(n for mask, n in data.masks.items() if mask & Trait.ROW_WEIGHT)
         if 0 < weighted < data.rows:
-            message = f"{weighted:,} of {data.rows:,} rows have a weight; either all rows need one or none"
+            message = f"{weighted:,} of {data.rows:,} rows have a weight; give every row a weight, or none"
             return [
                 _file_problem(
                     host, data, "row-weight-mixed", message, "set a weight in every row, or in none"
@@ -246,7 +247,7 @@ def _other(method: str, data: Facts) -> str:
     if method == "kto" and data.kind == "preference":
         return f"orchestrate data convert {data.path} --to unpaired -o OUT, or method dpo"
     if data.kind == "unpaired":
-        return "train with method: {type: dpo, loss: kto}; for sft keep the good rows, without the label"
+        return "train with method: {type: dpo, loss: kto}, or use sft with only the good rows and no label"
     return "change the method or the data"
 
 
@@ -256,10 +257,10 @@ def _sizes(data: Facts, host: RowTarget, epochs: int | None, validation: bool) -
     if data.rows < rules.least_rows and not validation:
         message = f"{count(data.rows, 'valid row')}; at least {rules.least_rows} are required"
         found.append(
-            _file_problem(host, data, "too-few-rows", message, "add rows, or repair those with errors")
+            _file_problem(host, data, "too-few-rows", message, "add rows, or repair the rows with errors")
         )
     if rules.most_rows is not None and data.rows * (epochs or 1) > rules.most_rows:
-        message = f"{data.rows:,} rows x {epochs or 1} epochs; the limit is {rules.most_rows:,}"
+        message = f"{data.rows:,} rows times {epochs or 1} epochs; the limit is {rules.most_rows:,}"
         found.append(
             _file_problem(host, data, "too-many-rows", message, "train on fewer rows or for fewer epochs")
         )
@@ -269,7 +270,7 @@ def _sizes(data: Facts, host: RowTarget, epochs: int | None, validation: bool) -
     return found
 
 
-_LOSE = {"left": "cut at the start", "drop": "left out"}
+_LOSE = {"left": "truncated at the start", "drop": "left out"}
 
 
 def _lengths(
@@ -285,7 +286,7 @@ def _lengths(
             f"about {count(long, 'row')} (estimated from a sample) are longer than {limit:,} tokens "
             f"and would be {lose}"
         )
-        fix = "--tokens exact lists them; shorten them, or raise max_seq_length where the model allows it"
+        fix = "to list them: --tokens exact. Shorten them, or raise max_seq_length if the model allows it"
         return [_file_problem(host, data, "too-long", message, fix, Severity.WARNING)]
     of_a_row = 2 if data.kind == "preference" else 1  # a pair is two sequences
     places = {i // of_a_row for i, length in enumerate(tokens.lengths) if length > limit}
@@ -298,6 +299,6 @@ def _lengths(
     are = "are" if len(long) > 1 else "is"
     told = f"{count(len(long), 'row')} {are} longer than {limit:,} tokens and would be {lose}"
     message = f"{told} ({longest}): {which}"
-    fix = "shorten them, or raise max_seq_length where the model allows it"
+    fix = "shorten them, or raise max_seq_length if the model allows it"
     found = _file_problem(host, data, "too-long", message, fix, Severity.WARNING)
     return [replace(found, row=rows[0])]

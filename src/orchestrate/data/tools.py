@@ -104,7 +104,7 @@ def _gemini_parts(m: ChatMessage, names: dict[str, str]) -> list[Row]:
 
 
 def bedrock(example: Example) -> Row:
-    """Encode a row as `bedrock-conversation-2024`, whose messages are those of Converse."""
+    """Encode a row as `bedrock-conversation-2024`, whose messages have the format of Converse."""
     assert isinstance(example, ChatExample)  # noqa: S101  the kinds that the format holds
     row: Row = {"schemaVersion": "bedrock-conversation-2024"}
     messages = example.messages
@@ -202,7 +202,7 @@ def not_for_bedrock(example: Example) -> bool:
 
 
 def not_for_gemini(example: Example) -> bool:
-    """Return the same as `not_for_bedrock` for what Vertex AI reads."""
+    """Return the same as `not_for_bedrock` for Vertex AI."""
     return _unheld(example, "gs://")
 
 
@@ -222,22 +222,20 @@ def _refused(what: str) -> Rule:
 _AS_SYSTEM = Rule(
     "developer-as-system", Severity.ERROR, "developer becomes system", "convert with --allow-loss", lossy=True
 )
-_SPANS = _lost("loss on a part of an answer")
+_SPANS = _lost("loss on part of an answer")
 _WITHOUT_WEIGHTS = {
     Trait.ROW_WEIGHT: _lost("row weights"),
     Trait.LOSS_SPANS: _SPANS,
     Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
 }
-WEIGHTS_BESIDE_OTHERS = _lost("message weights in a file where other rows train several answers")
-"""A file has one of TRL's two forms of conversations."""
+WEIGHTS_BESIDE_OTHERS = _lost("message weights in a file where other rows have several answers to train on")
+"""Reason why a file with mixed weights does not fit one of TRL's two conversation formats."""
 _TRL = {**_WITHOUT_WEIGHTS, Trait.PARTLY_TRAINED: _lost("message weights")}
 _WEIGHTS = {**_WITHOUT_WEIGHTS, Trait.MESSAGE_WEIGHTS: _lost("weights of messages")}
-_JOINED = Rule("parts-joined", Severity.INFO, "text parts become one text", "nothing to do")
+_JOINED = Rule("parts-joined", Severity.INFO, "text parts are joined into one text", "nothing to do")
 _CHAT_ONLY = "only conversations can be represented"
-_NO_LABEL = "the labels would be lost, and undesirable answers would be trained like the others"
-_UNJUDGED = (
-    "the rows do not say which answers are good: only preference pairs and unpaired rows can be represented"
-)
+_NO_LABEL = "the labels would be lost, and training would treat undesirable answers like the others"
+_UNJUDGED = "the rows do not say which answers are good, so only preference pairs and unpaired rows work"
 _CONVERSATIONS: dict[Kind, str | None] = {
     **dict.fromkeys(EVERY_KIND, _CHAT_ONLY),
     "chat": None,
@@ -267,7 +265,7 @@ FORMATS: dict[str, HostRules] = {
                 "call-ids-renumbered", Severity.INFO, "ids of tool calls are renumbered", "nothing to do"
             ),
             Trait.TEXT_WITH_CALLS: _lost("one turn with both text and tool calls"),
-            Trait.ANSWERS_IN_ANOTHER_ORDER: _refused("tool results in another order than their calls"),
+            Trait.ANSWERS_IN_ANOTHER_ORDER: _refused("tool results in a different order than their calls"),
             Trait.TEXT_PARTS: _JOINED,
         },
     ),
@@ -304,8 +302,8 @@ FORMATS: dict[str, HostRules] = {
     "parquet": HostRules(
         kinds={
             **EVERY_KIND,
-            "unpaired": "messages next to a label have no common columnar type",
-            "rl": "grader fields have no common columnar type",
+            "unpaired": "messages next to a label do not fit one column type",
+            "rl": "grader fields do not fit one column type",
         },
         traits={},
     ),
@@ -318,8 +316,8 @@ def tool(name: str) -> RowTarget:
 
 
 def encoder(name: str) -> Encode:
-    """Return a function that encodes an example as a row of a format in `FORMATS`, or of
-    `trl-completion`: conversations of which only the last answer is trained."""
+    """Return a function that encodes an example as a row of a format in `FORMATS`, or of `trl-completion`,
+    for conversations in which only the last answer is trained on."""
     return {
         "sharegpt": _sharegpt,
         "alpaca": _alpaca,
@@ -349,12 +347,12 @@ _NOT_IN_CLOUDS = (
     "with a detail or from a tool, or function fields other than name, description and parameters,"
 )
 UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
-    "gemini": (f"images that are neither gs:// nor data: URLs, {_NOT_IN_CLOUDS}", not_for_gemini),
-    "bedrock": (f"images that are neither s3:// nor data: URLs, {_NOT_IN_CLOUDS}", not_for_bedrock),
+    "gemini": (f"images with URLs other than gs:// or data:, {_NOT_IN_CLOUDS}", not_for_gemini),
+    "bedrock": (f"images with URLs other than s3:// or data:, {_NOT_IN_CLOUDS}", not_for_bedrock),
     "sharegpt": ("text that looks like a tool call or its result", _reads_as_calls),
     "trl": ("a grader field named prompt next to the messages", _has_prompt_field),
 }
-"""What a format cannot represent and no trait shows: the content is checked while it is written."""
+"""What a format cannot represent and no trait shows. The content is checked while it is written."""
 
 
 def _canonical(example: Example) -> dict[str, Any]:
@@ -441,8 +439,8 @@ def _trl_completion(example: Example) -> dict[str, Any]:
 
 
 def write_parquet(examples: Iterable[Example], path: Path, kind: Kind, *, plain: bool) -> int:
-    """Write in batches and return the number of rows. Without `plain`, lists are written as JSON text because
-    tool schemas and multipart content have no common columnar type. The reader accepts both. Raises
+    """Write in batches and return the number of rows. Without `plain`, lists are written as JSON text,
+    because tool schemas and multipart content have no common column type. The reader accepts both. Raises
     `MissingExtra` without pyarrow."""
     with needed("data", "writing Parquet", "pyarrow"):
         import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]

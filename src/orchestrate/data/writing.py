@@ -42,8 +42,8 @@ def refuse(data: Facts, target: RowTarget, errors: list[Problem]) -> None:
 
 
 def target_for(data: Facts, target: RowTarget) -> RowTarget:
-    """Return the target to write the rows for. In the TRL format, conversations of which only the last
-    answer is trained become prompts with completions. Such a file can't contain other conversations."""
+    """Return the target to write the rows for. In the TRL format, conversations in which only the last answer
+    is trained on become prompts with completions. Such a file can't contain other conversations."""
     if target.name != "trl" or not _has(data, Trait.LAST_TRAINED):
         return target
     if not _has(data, Trait.SEVERAL_TRAINED):
@@ -113,7 +113,7 @@ def write_rows(
 def _require_some(written: int, data: Facts, target: RowTarget) -> None:
     if not written:
         raise DataError(
-            f"no row of {data.path} can be written for {target.name}",
+            f"{target.name} rows cannot be made from any row of {data.path}",
             problems=data.problems,
             fix=f"orchestrate data check {data.path}",
         )
@@ -134,7 +134,7 @@ def _unheld(data: Facts, target: RowTarget, count: int) -> Problem:
         severity=Severity.ERROR,
         message=f"{UNHELD[target.name][0]} cannot be represented ({count:,} "
         f"{'row' if count == 1 else 'rows'})",
-        fix="--allow-loss writes it anyway",
+        fix="write it anyway with: --allow-loss",
         source=data.path,
         providers=(target.name,),
     )

@@ -19,30 +19,31 @@ from orchestrate.types import Criterion, Message, Record, Rubric
 
 
 class Item(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A held-out row: the conversation up to the last assistant message, and that message."""
+    """A held-out row: the conversation up to the last assistant message, and that message as the expected
+    answer."""
 
     id: str
-    """The digest of its prompt, tools and expected answer. The same row has the same id in every file."""
+    """Digest of its prompt, tools and expected answer. The same row has the same id in every file."""
     prompt: tuple[Message, ...]
     expected: str = ""
-    """Empty if a grader or a judge needs none."""
+    """Expected answer. Empty if a grader or a judge needs none."""
     expected_calls: tuple[dict[str, Any], ...] = ()
     """Tool calls of the expected answer, in the format of the chat completions API."""
     tools: tuple[dict[str, Any], ...] = ()
     fields: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
     """The row's other columns, which graders read as `item.NAME`."""
     cluster: str = ""
-    """Items of one cluster belong together, such as those of one user. By default each item is its own
+    """Cluster of items that belong together, such as the items of one user. By default, each item is its own
     cluster."""
     slices: tuple[str, ...] = ()
-    """`tag:refund`, `label:yes`, `length:long` ..."""
+    """Slices that the item belongs to, such as `tag:refund`, `label:yes` or `length:long`."""
 
 
 class Mark(msgspec.Struct, frozen=True):
     """The mark that a metric gives to one answer."""
 
     value: float | None
-    """`None` if it is unknown, which leaves the item out of this metric."""
+    """The value of the mark. `None` if it is unknown, which excludes the item from this metric."""
     note: str = ""
     """The reason: a judge's explanation, or a grader's error."""
 
@@ -83,12 +84,12 @@ def digest_of(items: Iterable[Item]) -> str:
 
 DEFAULT = Rubric(name="preference")
 MOST_POINTS = 9
-"""The maximum number of points of a scale, each with one key."""
+"""Maximum number of points on a scale, each with one key."""
 
 
 def read(path: Path | None) -> Rubric:
-    """Read a rubric file, or return the default rubric if no file is given. Raises `UsageError` with the
-    problem if the file is invalid."""
+    """Read a rubric file, or return the default rubric if no file is given. Raises `UsageError` that
+    describes the problem if the file is invalid."""
     if path is None:
         return DEFAULT
     rubric = read_record(path, Rubric, "rubric", "name, question, guide, criteria (name, question, scale)")

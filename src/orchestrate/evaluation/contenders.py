@@ -31,8 +31,8 @@ Likelihoods = Callable[[Sequence[Mapping[str, Any]]], list[Likelihood]]
 
 
 class Asks(Protocol):
-    """Answers questions like `providers.chat.completions.Chat`: accepts them from as many threads as it
-    declares, and sends each one once."""
+    """Answers questions like `providers.chat.completions.Chat`. It accepts as many concurrent threads as it
+    declares, and sends each question once."""
 
     @property
     def threads(self) -> int: ...
@@ -50,14 +50,15 @@ class Candidate:
     contender: Contender
     respondent: Respondent
     shots: tuple[Message, ...] = ()
-    """Examples between an item's system message and its question."""
+    """Examples placed between an item's system message and its question."""
     likelihood: Likelihoods | None = None
     """Computes likelihoods, if log-probabilities are available."""
     adapter_cost: Callable[[str], AdapterCost | None] | None = None
-    """Measures an adapter's cost, as `local.Generator.adapter_cost`, if one answers on this machine."""
+    """Measures an adapter's cost, like `local.Generator.adapter_cost`, if an adapter on this machine
+    answers."""
 
     def questions(self, items: Sequence[Item], samples: int) -> list[Question]:
-        """Return all samples of the first item, then those of the second, and so on."""
+        """Return all samples of the first item, then all samples of the second item, and so on."""
         return [
             Question(messages=self._prompt(item), tools=item.tools, sample=sample)
             for item in items
@@ -81,7 +82,7 @@ def examples_of(items: Sequence[Item], asked: Sequence[Item]) -> list[Item]:
 
 def shots_of(items: Sequence[Item], wanted: int, asked: Sequence[Item], seed: int = 0) -> tuple[Message, ...]:
     """Pick `wanted` few-shot examples from `items` as messages, excluding the evaluated questions. The same
-    seed gives the same examples. This is what the team would write into its prompt by hand."""
+    seed gives the same examples. A team would write similar examples into its prompt by hand."""
     free = examples_of(items, asked)
     order = sorted(free, key=lambda item: hashlib.sha256(f"{seed}:{item.id}".encode()).digest())
     found: list[Message] = []
@@ -96,7 +97,7 @@ def _question(item: Item) -> bytes:
 
 
 def with_shots(candidate: Candidate, shots: tuple[Message, ...], count: int) -> Candidate:
-    """Return the same model, with the examples at the start of each prompt."""
+    """Return the same model with the examples at the start of each prompt."""
     name = f"{candidate.contender.name}, {count} {'shot' if count == 1 else 'shots'}"
     contender = replace(candidate.contender, name=name, shots=count)
     respondent = dataclasses.replace(candidate.respondent, name=name)
@@ -112,13 +113,12 @@ def by_chat(
     *,
     own: bool = False,
 ) -> Candidate:
-    """Build a candidate that is queried through the chat completions API, with as many concurrent
-    questions as the host allows. `first_seconds` returns when the first token of this thread's last
-    answer came, if answers are streamed. Raises `UsageError` when the answers are to be given in batches."""
+    """Build a candidate that is queried through the chat completions API, with as many concurrent questions
+    as the host allows. `first_seconds` returns the time to the first token of this thread's last answer, if
+    answers are streamed. Raises `UsageError` if batches are requested."""
     if sampling.batch is not None:
         raise UsageError(
-            f"{contender.name} is queried one question at a time: batches are only for models on "
-            "this machine",
+            f"{contender.name} gets one question at a time: only models on this machine support batches",
             fix="leave out --batch, or use --on here",
         )
 
@@ -191,8 +191,8 @@ def by_generator(
 
 
 def expected_likelihoods(candidate: Candidate, items: Sequence[Item]) -> list[tuple[float, int]]:
-    """Return the nats and tokens of each item's expected answer. For an item without a question, its text
-    is measured."""
+    """Return the nats and tokens of each item's expected answer, or of its text for an item without a
+    question."""
     assert candidate.likelihood is not None  # noqa: S101  asked before
     rows: list[dict[str, Any]] = []
     for item in items:
@@ -213,8 +213,8 @@ def _nothing(prompt: int, completion: int) -> Decimal:
 
 
 def fingerprint(model: str) -> str:
-    """Identify a model's files, so that other files later found at the same path are not mistaken for them. A
-    hub name is its own fingerprint."""
+    """Return a fingerprint of a model's files, so that other files found later at the same path are not
+    mistaken for them. A hub name is its own fingerprint."""
     folder = Path(model)
     if not folder.is_dir():
         return model

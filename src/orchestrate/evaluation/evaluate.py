@@ -37,9 +37,9 @@ class ContenderPlan(Record, frozen=True, kw_only=True):
     contender: str
     questions: int
     kept: int
-    """How many of these were answered before."""
+    """Number of these questions that were already answered."""
     expected_usd: Decimal | None
-    """The cost with answers as long as the expected ones. `None` if no price is known."""
+    """Cost if answers are as long as the expected ones. `None` if no price is known."""
     high_usd: Decimal | None
     """The cost if every answer has the maximum length."""
     unpriced: bool = False
@@ -47,15 +47,15 @@ class ContenderPlan(Record, frozen=True, kw_only=True):
 
 
 class EvaluationPlan(Record, frozen=True, kw_only=True):
-    """The most that an evaluation can cost, and the smallest difference it can detect. Nothing has been sent
+    """The maximum cost of an evaluation, and the smallest difference it can detect. Nothing has been sent
     yet."""
 
     items: int
     asked: tuple[ContenderPlan, ...]
     detectable: float
-    """The smallest difference in accuracy that this many items detect with a power of 80%."""
+    """Smallest difference in accuracy that this many items can detect with a power of 80%."""
     rows_for: tuple[tuple[float, int], ...]
-    """(a smaller difference, the items that would detect it)."""
+    """A smaller difference, and the number of items that would detect it."""
     assumed: float
     """The assumed share of items on which two models differ."""
 
@@ -71,7 +71,7 @@ class EvaluationPlan(Record, frozen=True, kw_only=True):
 
     @property
     def high_usd(self) -> Decimal | None:
-        """The highest cost that the user approves, in US dollars, or `None` when any price is unknown."""
+        """The highest cost that the user approves, in US dollars, or `None` if any price is unknown."""
         known = [a.high_usd for a in self.asked]
         return None if None in known else sum((u for u in known if u is not None), Decimal(0))
 
@@ -114,7 +114,7 @@ def _asked(items: Sequence[Item], candidate: Candidate, samples: int, asking: As
 
 @dataclass(frozen=True)
 class Subject:
-    """The items to evaluate on, and where they come from."""
+    """The items to evaluate on, and their source."""
 
     items: Sequence[Item]
     dataset: str
@@ -204,8 +204,8 @@ def evaluate(
 
 
 def judged(contenders: Sequence[Contender], rivals: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return the names of the models that get a verdict, and those that are references. If there are
-    tuned models, every other model is a reference."""
+    """Return the names of the models that get a verdict and of the reference models. If there are tuned
+    models, every other model is a reference."""
     models = [c for c in contenders if c.kind != "base" and c.name not in rivals.values()]
     tuned = [c.name for c in models if c.kind == "tuned"]
     others = [c.name for c in models if c.kind != "tuned"]
@@ -215,7 +215,7 @@ def judged(contenders: Sequence[Contender], rivals: Mapping[str, str]) -> tuple[
 def with_likelihood(
     items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], candidate: Candidate
 ) -> list[tuple[Answer, ...]]:
-    """Add to each answer how likely the model considers the expected one."""
+    """Add to each answer the model's likelihood of the expected answer."""
     told = expected_likelihoods(candidate, items)
     return [
         tuple(replace(a, expected_nats=nats, expected_tokens=tokens) for a in own)
@@ -261,7 +261,9 @@ def _sum(counts: Sequence[int | None]) -> int | None:
 def _notes(contenders: Sequence[Contender], sides: Sequence[Side]) -> Iterator[str]:
     for one, side in zip(contenders, sides, strict=True):
         if one.failed:
-            yield f"{one.name}: {one.failed} of {one.answers} questions got no answer and count as wrong"
+            yield (
+                f"{one.name}: {one.failed} of {one.answers} questions remained unanswered and count as wrong"
+            )
         answers = [answer for own in side.answers for answer in own]
         found = Counter(note for answer in answers for note in answer.notes)
         found[_CUT] += sum(a.finish_reason == "length" and not _says_cut(a.notes) for a in answers)
@@ -275,9 +277,9 @@ def _by_the_hour(one: Contender, price: Decimal) -> str:
     """What the cost of an answer goes by, where an hour is billed."""
     billed = f"{money(price)} per hour is billed regardless of use"
     if one.usd_per_answer is None:
-        return f"{billed}: the cost per answer is unknown (set --traffic)"
+        return f"{billed}, so the cost per answer is unknown (set --traffic)"
     if one.answers_per_hour is not None:
-        at = f"{one.answers_per_hour:,.0f} answers per hour, the given traffic"
+        at = f"{one.answers_per_hour:,.0f} answers per hour, for the given traffic"
     else:
         pace = (one.answers - one.failed) / (one.hours or Decimal(1))
         at = f"{pace:,.0f} per hour, the pace of this evaluation; for your traffic set --traffic"
@@ -298,7 +300,7 @@ def _quantization_cost(
             yield (
                 f"quantization: {one.name} ({one.precision}) scores {points(metric, score.value)} "
                 f"({points(metric, score.low)} to {points(metric, score.high)}) in {metric.name} "
-                f"against {other.name} ({other.precision}), without any training"
+                f"against {other.name} ({other.precision}), before any training"
             )
 
 
@@ -318,8 +320,9 @@ def _words(metric: MetricUsed, items: Sequence[Item]) -> Iterator[str]:
     words = sum(not item.expected_calls for item in items)
     if metric.name.startswith("tool_") and words:
         yield (
-            f"{metric.name}: for {words} of {len(items)} expected answers without a tool call, only the "
-            "absence of a call is scored; --metrics token_f1 or judge:MODEL scores their words"
+            f"{metric.name}: {words} of {len(items)} expected answers have no tool call, so only "
+            "the absence of a call is scored; to score their words: --metrics token_f1 or "
+            "judge:MODEL"
         )
 
 
@@ -334,7 +337,7 @@ def _judges(metrics: Sequence[MetricUsed]) -> Iterator[str]:
     """How far judges may be believed."""
     for one in metrics:
         if one.unfit is not None:
-            yield f"{one.name} cannot decide a verdict: {one.unfit}"
+            yield f"{one.name} cannot decide the verdict: {one.unfit}"
         elif told := one.detail.get("agreement"):
             yield f"{one.name} was compared with human ratings: {told}"
         for note in one.detail.get("notes", ()):

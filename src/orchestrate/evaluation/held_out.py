@@ -31,7 +31,7 @@ from orchestrate.evaluation import Item, item_id
 from orchestrate.types import Message, Severity
 
 MOST_LABELS = 20
-"""With more distinct answers than this, slices by label are not made."""
+"""Maximum number of distinct answers for slices by label."""
 _LENGTHS = ("short", "medium", "long")
 
 
@@ -42,7 +42,7 @@ class HeldOut:
     items: tuple[Item, ...]
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     repeated: int = 0
-    """Items that equal an earlier one, and share a cluster with it."""
+    """Items that equal an earlier item and share its cluster."""
     unread: tuple[str, ...] = ()
     """Columns with their own text in most rows that no question contains."""
 
@@ -60,14 +60,14 @@ def held_out(
     slices: Sequence[str] = (),
     turns: bool = False,
 ) -> HeldOut:
-    """Return the rows that can be asked, taken from at most the first `limit` rows.
+    """Return the rows that can be used as questions, taken from at most the first `limit` rows.
 
-    With `turns`, each earlier message of a row that calls tools is an item of its own, in one cluster
-    with the others of the row.
+    With `turns`, each earlier message that calls tools becomes a separate item, in one cluster with the row's
+    other items.
 
     `cluster` is the column whose values group rows. `slices` are columns, `length` (of the question) or
-    `label` (the expected answer). Raises `DataError` when no row can be asked, and `UsageError` for a
-    column that no row has."""
+    `label` (the expected answer). Raises `DataError` if no row can be used, and `UsageError` for a column
+    that no row has."""
     items: list[Item] = []
     left_out: Counter[str] = Counter()
     seen: Counter[str] = Counter()
@@ -96,8 +96,8 @@ def held_out(
     if not items:
         raise DataError(
             f"{dataset.path}: no row ends with an assistant message or a completion to compare with",
-            fix="evaluation needs chat rows with the expected answer last, prompt/completion rows, unpaired "
-            "rows that are desirable, or rows for a grader",
+            fix="evaluation needs chat rows that end with the expected answer, prompt/completion "
+            "rows, desirable unpaired rows, or rows for a grader",
         )
     sizes = Counter(item.cluster for item in items)
     items = [item if sizes[item.cluster] > 1 else replace(item, cluster="") for item in items]
@@ -121,7 +121,7 @@ def _calls_before(example: Example, unread: Mapping[str, Any]) -> list[Item]:
 
 
 def item_of(example: Example, unread: Mapping[str, Any]) -> Item | str:
-    """Return the item of a row, or the reason why it has none."""
+    """Return the item of a row, or the reason why there is none."""
     tools: Sequence[dict[str, Any]] = getattr(example, "tools", None) or ()
     fields = dict(unread)
     if isinstance(example, CompletionExample):
@@ -132,7 +132,7 @@ def item_of(example: Example, unread: Mapping[str, Any]) -> Item | str:
         *prompt, answer = example.messages
     elif isinstance(example, UnpairedExample):
         if not example.label:
-            return "undesirable answers, which do not show the expected one"
+            return "undesirable answers, which cannot serve as expected answers"
         prompt, answer = example.prompt, example.completion[-1]
     else:
         return "rows that end without an answer"
@@ -152,7 +152,7 @@ def _made(
     fields: dict[str, Any],
 ) -> Item | str:
     if any(isinstance(m.content, list) and any(part.image_url for part in m.content) for m in prompt):
-        return "questions with images, which evaluation does not support yet"
+        return "questions with images, which evaluation does not support"
     messages = tuple(message(m) for m in prompt)
     return Item(
         id=item_id(messages, tools, expected, calls),
@@ -206,7 +206,7 @@ def _labels(items: Sequence[Item]) -> list[str]:
     labels = {item.expected.strip() for item in items}
     if len(labels) > MOST_LABELS:
         raise UsageError(
-            f"no slices by label: there are {len(labels)} distinct answers", fix="slice by a column"
+            f"cannot slice by label: there are {len(labels)} distinct answers", fix="slice by a column"
         )
     return [item.expected.strip() for item in items]
 
@@ -215,7 +215,7 @@ def _require_column(dataset: Dataset, items: Sequence[Item], column: str) -> Non
     if not any(column in item.fields for item in items):
         there = sorted({name for item in items for name in item.fields})
         raise UsageError(
-            f"{dataset.path}: no row has the column {column!r}",
+            f"{dataset.path}: no row has a column named {column!r}",
             fix=f"its other columns: {', '.join(there) or 'none'}; or length, label",
         )
 
@@ -225,8 +225,8 @@ def _shown(value: Any) -> str:
 
 
 def prompts(path: str) -> HeldOut:
-    """Read each row in its own format: a log contains requests of many kinds, some without an answer.
-    Raises `DataError` when no row contains a prompt."""
+    """Read each row in its own format, because a log contains requests of many kinds, some without an answer.
+    Raises `DataError` if no row contains a prompt."""
     items: list[Item] = []
     left_out: Counter[str] = Counter()
     columns: dict[str, UnreadColumn] = {}
@@ -263,7 +263,7 @@ def _item(row: dict[str, Any], columns: dict[str, UnreadColumn]) -> Item | str:
         return found
     problems = [*asked, *(read.problems if read is not None else ())]
     errors = [p.message for p in problems if p.severity is Severity.ERROR]
-    return f"rows that cannot be read ({errors[0]})" if errors else "rows without a question"
+    return f"rows that could not be read ({errors[0]})" if errors else "rows without a question"
 
 
 def _lines(path: str) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from orchestrate.types import Record
 
 LEVEL = 0.9
-"""The coverage of the intervals."""
+"""Coverage of the intervals."""
 _Z = 1.645
 """Half of such an interval in standard errors."""
 _POWERS = [0.05 * 1.06**k for k in range(59)]  # 0.05 to 1.5
@@ -27,8 +27,8 @@ _DRAWS = 4000
 
 
 class Measured(NamedTuple):
-    """One model: the rows it was trained on, its loss, and the loss's standard error, which is `None` when
-    unknown."""
+    """One model: the number of its training rows, its loss, and the standard error of the loss, which is
+    `None` if unknown."""
 
     rows: int
     lost: float
@@ -36,7 +36,7 @@ class Measured(NamedTuple):
 
 
 class Gain(Record, frozen=True, kw_only=True):
-    """The gain from one number of rows to another, in the score's own unit. Positive is better."""
+    """The gain from one number of rows to another, in the unit of the score. Positive is better."""
 
     rows_before: int
     rows_after: int
@@ -44,7 +44,7 @@ class Gain(Record, frozen=True, kw_only=True):
     """The median over the curves that the points allow."""
     low: float | None = None
     high: float | None = None
-    """The bounds of a 90% interval. `None` if no error is known."""
+    """High end of a 90% interval. `None` if no error is known."""
 
 
 def measured_gain(before: Measured, after: Measured) -> Gain:
@@ -60,8 +60,8 @@ def measured_gain(before: Measured, after: Measured) -> Gain:
 
 
 def speeds_up(points: Sequence[Measured]) -> bool:
-    """Return whether the last step gained clearly more for each doubling of the rows than the one before
-    it, which contradicts any power law."""
+    """Return whether the last step gained clearly more per doubling of the rows than the previous step, which
+    contradicts any power law."""
     first, second, last = sorted(points)[-3:]
     earlier, later = (
         (a.lost - b.lost) / math.log2(b.rows / a.rows) for a, b in ((first, second), (second, last))
@@ -76,10 +76,10 @@ class _Drawn(NamedTuple):
 
 
 class Law:
-    """The curves that are consistent with the points."""
+    """The curves that are consistent with the measured points."""
 
     def __init__(self, points: Sequence[Measured], *, seed: int = 0) -> None:
-        """Raises `ValueError` for fewer than three sizes."""
+        """Fit the curves. Raises `ValueError` for fewer than three sizes."""
         if len({point.rows for point in points}) < 3:
             raise ValueError("a curve needs at least three sizes")
         self.rows = max(point.rows for point in points)

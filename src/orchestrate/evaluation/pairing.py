@@ -15,7 +15,7 @@ from orchestrate.types import Difference, Evaluation, MetricUsed, Record
 
 KEPT = 30
 LONGEST = 4000
-"""The maximum number of characters of a text that are shown."""
+"""Maximum number of characters of a text to show."""
 
 
 class Flip(Record, frozen=True, kw_only=True):
@@ -28,7 +28,7 @@ class Flip(Record, frozen=True, kw_only=True):
     """The rival's answer."""
     after: str
     change: float
-    """The difference of the marks."""
+    """Difference between the marks."""
     note: str = ""
     """The reason for the contender's mark, if the metric gives one."""
 
@@ -47,8 +47,8 @@ class Flips(Record, frozen=True, kw_only=True):
 
 
 def flips(evaluation: Evaluation) -> list[Flips]:
-    """Return the flips of each contender that has a rival, or an empty list when the items file is no
-    longer on this machine."""
+    """Return the flips of each contender that has a rival, or an empty list if the items file is no longer on
+    this machine."""
     try:
         answered = read_items(Path(evaluation.items_file or ""))
     except (OSError, msgspec.MsgspecError):
@@ -127,7 +127,8 @@ class Pairing(Record, frozen=True, kw_only=True):
     same_answers: int
     """Items with identical answers."""
     differences: tuple[Difference, ...]
-    """The second's contender minus the first's, in each metric that both have and that is a mean."""
+    """The second evaluation's contender minus the first's, in each metric that both have and that is a
+    mean."""
 
 
 def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pairing | None:

@@ -44,12 +44,12 @@ class Covering:
     near: int
     """Prompts left out because a near duplicate is included."""
     clusters: int
-    """Kinds of prompts that were distinguished. 0 if all are included."""
+    """Number of clusters of prompts. 0 if all prompts are included."""
 
 
 def covering(items: Sequence[Item], most: int | None) -> Covering:
-    """Select all different prompts, or `most` of them. The same file gives the same selection. Raises
-    `MissingExtra` when a selection is needed and rensa is missing."""
+    """Select all different prompts, or `most` of them. The same file always gives the same selection. Raises
+    `MissingExtra` if a selection is needed and rensa is missing."""
     first: dict[tuple[Any, ...], Item] = {}
     for item in items:
         first.setdefault((item.prompt, str(item.tools)), item)
@@ -106,9 +106,9 @@ def _asked(item: Item) -> str:
 
 
 KIND = "recording"
-"""The kind of the store's records."""
+"""Kind of these records in the store."""
 WRITTEN = "record:"
-"""The prefix of an id where a model is named."""
+"""Prefix of an id, used in place of a model."""
 
 
 class Recording(Record, frozen=True, kw_only=True):
@@ -124,7 +124,8 @@ class Recording(Record, frozen=True, kw_only=True):
     refused: int = 0
     """Prompts that the host rejected. They are in none of the files."""
     expected: int = 0
-    """Prompts whose expected answer is known from elsewhere. For the others, it is the recorded answer."""
+    """Number of prompts whose expected answer is known from another source. For the others, it is the
+    recorded answer."""
     with_logprobs: int = 0
     usd: Decimal | None = None
     silent_on: date | None = None
@@ -146,8 +147,8 @@ class Recording(Record, frozen=True, kw_only=True):
 
 
 def id_of(respondent: Respondent, items: Iterable[Item]) -> str:
-    """Return the recording's id. It is the same for the same model and the same questions asked in the
-    same way, so that a repeated command continues the recording."""
+    """Return the recording's id. The same model, questions and settings give the same id, so that a repeated
+    command continues the recording."""
     words = "\n".join([respondent.key, *sorted(item.id for item in items)])
     return f"rec-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
 
@@ -170,8 +171,8 @@ def written(folder: Path) -> dict[str, tuple[Answer, ...]]:
 
 
 def row_of(item: Item, answer: Answer, *, own: bool = False) -> dict[str, Any]:
-    """Build a chat row from the prompt and the expected answer. The recorded answer is used with `own`,
-    or when no expected one is known."""
+    """Build a chat row from the prompt and the expected answer. Uses the recorded answer with `own`, or if no
+    expected answer is known."""
     recorded = own or not (item.expected or item.expected_calls)
     said: dict[str, Any] = {"role": "assistant", "content": answer.text if recorded else item.expected}
     if calls := list(answer.tool_calls if recorded else item.expected_calls):
@@ -186,15 +187,15 @@ def read(recording: Recording) -> list[tuple[Item, tuple[Answer, ...]]]:
         lines = read_items(recording.answers_file)
     except (OSError, msgspec.MsgspecError) as error:
         raise DataError(
-            f"the answers of {recording.id} cannot be read: {error}",
+            f"could not read the answers of {recording.id}: {error}",
             fix=f"restore {recording.folder} from a backup of the home folder",
         ) from error
     return [(line.item, next(iter(line.answers.values()))) for line in lines]
 
 
 def candidate(recording: Recording) -> Candidate:
-    """Return the recorded model as a candidate that answers. A question that was not recorded has no
-    answer and would be marked as wrong, so ask only the rows of `rows_file`."""
+    """Return the recorded model as a candidate that answers. A question that was not recorded has no answer
+    and would be marked as wrong, so ask only questions from `rows_file`."""
     known: dict[str, Answer] = {}
     for item, answers in read(recording):
         for sample, answer in enumerate(answers):
@@ -221,28 +222,28 @@ def candidate(recording: Recording) -> Candidate:
 
 
 def all_of(store: Store, run_ids: Sequence[str] | None = None) -> list[Recording]:
-    """List the last state of each recording, oldest first."""
+    """List the latest state of each recording, oldest first."""
     found = [decoding.convert(r.data, Recording, strict=False) for r in store.history.records(KIND, run_ids)]
     return list({one.id: one for one in found}.values())
 
 
 def find(store: Store, written: str) -> Recording:
-    """Find a recording by its id or the beginning of it, with or without `record:`. Raises `UsageError`
-    when none or several match."""
+    """Find a recording by its id or the start of its id, with or without `record:`. Raises `UsageError` if
+    none or several match."""
     name = written.removeprefix(WRITTEN)
     fit = [one for one in all_of(store) if one.id == name] or [
         one for one in all_of(store) if name and one.id.startswith(name)
     ]
     if len(fit) != 1:
         raise UsageError(
-            f"{'several recordings begin with' if fit else 'unknown recording'} {name!r}",
+            f"{'several recordings start with' if fit else 'unknown recording'} {name!r}",
             fix="orchestrate record --list",
         )
     return fit[0]
 
 
 def of_run(store: Store, run_id: str) -> Recording | None:
-    """Return the recording of a run that has the most answers, or `None`."""
+    """Return the recording of a run with the most answers, or `None`."""
     found = [one for one in all_of(store, [run_id]) if one.answered]
     return max(found, key=lambda one: one.answered, default=None)
 

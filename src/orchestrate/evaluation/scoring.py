@@ -29,7 +29,7 @@ class Scored:
     confusions: tuple[Confusion, ...]
     answered: tuple[ScoredItem, ...]
     both_answered: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
-    """By contender: the first metric's difference on the items that its rival answered, if the rival left
+    """The first metric's difference on the items that the rival answered, by contender, if the rival left
     some unanswered."""
     beside: tuple[Difference, ...] = ()
 
@@ -42,7 +42,8 @@ def score(
     references: Sequence[tuple[str, str]] = (),
 ) -> Scored:
     """Score every side in every metric, and compare each with its rival if it has one. The first metric
-    decides (see `_corrected`). `references` lists pairs of sides whose difference in it is also reported."""
+    decides (see `_corrected`). `references` lists pairs of sides whose difference in this metric is reported
+    too."""
     columns: dict[tuple[str, str], MetricColumn] = {}
     theirs: dict[tuple[str, str], MetricColumn] = {}
     for metric in metrics:
@@ -164,7 +165,7 @@ class MetricColumn:
 
     @property
     def flips(self) -> bool:
-        """Whether each item is simply right or wrong and in no cluster."""
+        """Whether each item is simply right or wrong and belongs to no cluster."""
         alone = not any(item.cluster for item in self.items)
         once = all(len(own) == 1 for own in self.marks)
         return self.used.kind == "right-or-wrong" and once and alone
@@ -207,7 +208,7 @@ def beside(
     rival: Sequence[tuple[Answer, ...]],
     metric: PairMetric,
 ) -> tuple[MetricColumn, MetricColumn]:
-    """Compare two sides sample by sample: how far each is preferred. An answer that failed loses."""
+    """Compare two sides sample by sample, by how much each is preferred. A failed answer loses."""
     pairs = [
         (i, item, a, b)
         for i, (item, own, other) in enumerate(zip(items, answers, rival, strict=True))
@@ -220,7 +221,7 @@ def beside(
             marks[i].append(next(given))
         else:
             lost = 0.5 if None not in (a.error, b.error) else float(a.error is None)
-            marks[i].append(Mark(lost, "no answer: the question was refused"))
+            marks[i].append(Mark(lost, "no answer: the model refused the question"))
     turned = [[Mark(None if m.value is None else 1 - m.value, m.note) for m in own] for own in marks]
     alone = PerAnswer(metric.used, lambda item, answer: None)
     first, second = (
@@ -245,8 +246,8 @@ def paired(
     *,
     alone: bool,
 ) -> Difference:
-    """Return the mean over items of the contender's value minus the other's. `alone`: each item is right
-    or wrong, and in no cluster."""
+    """Return the mean over items of the contender's value minus the other's. `alone` means that each item is
+    right or wrong and belongs to no cluster."""
     gained = lost = 0
     if used.kind == "right-or-wrong":
         gained, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 Range = tuple[float, float]
-"""The smallest and the largest possible value."""
+"""Smallest and largest possible value."""
 UNKNOWN = 1e9
 """The assumed maximum error of an unknown value."""
 
@@ -29,10 +29,10 @@ UNKNOWN = 1e9
 def mean(
     values: Sequence[float], clusters: Sequence[Hashable] | None = None, within: Range | None = None
 ) -> Score:
-    """Return the mean with Student's interval. It has one degree of freedom less than there are clusters.
+    """Return the mean with Student's interval. Its degrees of freedom are the number of clusters minus one.
 
-    Values of one cluster may depend on one another in any way: their deviations are added before they are
-    squared (Liang and Zeger 1986). `within` is the range of possible values."""
+    Values in a cluster may depend on each other in any way, because their deviations are added before they
+    are squared (Liang and Zeger 1986). `within` is the range of possible values."""
     return mean_test(values, clusters, within)[0]
 
 
@@ -61,9 +61,9 @@ def mean_test(
 
 
 def unseen(value: float, count: int, within: Range | None) -> float:
-    """Return how far the mean may be from `count` identical values: an event that never happened in this many
-    tries can still have a probability, at most this one. Without a range, returns 0 if this many values can
-    show significance at 5%."""
+    """Return how far the mean may be from `count` identical values. An event that never happened in this many
+    tries can still have a probability of at most this value. Without a range, returns 0 if this many values
+    can show significance at 5%."""
     if count < 2:
         return UNKNOWN
     if within is None:
@@ -128,8 +128,8 @@ Z = 1.959963984540054
 
 
 def wilson(right: int, n: int, z: float = Z) -> Score:
-    """Return Wilson's interval of a proportion. It stays inside 0..1 and has a width even at 0 of n and n
-    of n."""
+    """Return Wilson's interval of a proportion. It stays within 0..1 and has a width even at 0 of n and n of
+    n."""
     if n == 0:
         return Score(value=0.0, low=0.0, high=1.0, n=0)
     p = right / n
@@ -140,8 +140,8 @@ def wilson(right: int, n: int, z: float = Z) -> Score:
 
 def paired_interval(gained: int, lost: int, n: int, z: float = Z) -> Score:
     """Return the interval of the difference of two shares over the same `n` items: Tango's score interval
-    (1998). It keeps its level when a model only loses items, where Wald's interval, with or without added
-    items, is too short."""
+    (1998). It keeps its level even if a model only loses items, while Wald's interval is too short then, with
+    or without added items."""
     if n == 0:
         return Score(value=0.0, low=-1.0, high=1.0, n=0)
     value = (gained - lost) / n
@@ -170,7 +170,7 @@ def _tango(difference: float, gained: int, lost: int, n: int) -> float:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Return the two-sided mid-p value that gains and losses are equally likely.
+    """Return the two-sided mid-p value of the hypothesis that gains and losses are equally likely.
 
     The exact test counts all of the observed outcome among the outcomes that are as rare, the mid-p test
     half of it: its level comes near 5%, while the exact test's stays far below (Fagerland, Lydersen and
@@ -184,11 +184,10 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 REACH = 2.8
-"""The number of standard errors of a difference that is significant at 5% with a power of 80%: 1.96 +
-0.84."""
+"""Effect size in standard errors that is significant at 5% with a power of 80%: 1.96 + 0.84."""
 DISCORDANT = 0.16
-"""The assumed share of items for which exactly one of two models is right, until it is measured: typical of a
-tuned model and its base (simulated with 16%)."""
+"""Share of items for which exactly one of two models is right, assumed until it is measured. It is typical of
+a tuned model and its base (simulated with 16%)."""
 
 
 def detectable(n: int, discordant: float = DISCORDANT) -> float:
@@ -301,8 +300,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def exact(right: int, n: int, tail: float) -> Score:
-    """Return Clopper and Pearson's interval of a proportion. It misses on each side in at most `tail` of
-    cases."""
+    """Return Clopper and Pearson's interval of a proportion. On each side, it misses the true value in at
+    most `tail` of the cases."""
     if n == 0:
         return Score(value=0.0, low=0.0, high=1.0, n=0)
     low = _quantile(tail, right, n - right + 1) if right else 0.0
@@ -320,9 +319,9 @@ def _quantile(p: float, a: float, b: float) -> float:
 
 
 def decisive(score: Score, intervals: int) -> Score:
-    """Return the interval to decide by. With `intervals` of them, all hold together with 95% confidence
-    (Bonferroni). The interval of a proportion is exact, because Wilson's misses more often than it says near
-    0 and 1."""
+    """Return the interval to decide by. If there are several `intervals`, all hold together with 95%
+    confidence (Bonferroni). The interval of a proportion is exact, because Wilson's misses more often than
+    stated near 0 and 1."""
     right = round(score.value * score.n)
     if wilson(right, score.n) == score:
         return exact(right, score.n, 0.025 / max(1, intervals))
@@ -412,9 +411,9 @@ def kappa(
     squared: bool = False,
     groups: Sequence[Hashable] | None = None,
 ) -> Score | None:
-    """Return Cohen's kappa of two raters with its bootstrap interval. `squared`: a disagreement about
-    numbers weighs by the square of its distance. `groups`: pairs that belong together are resampled
-    together. Returns `None` when both raters always give the same one value, which says nothing."""
+    """Return Cohen's kappa of two raters with its bootstrap interval. With `squared`, disagreements between
+    numbers are weighted by the square of their distance. Pairs in the same of the `groups` are resampled
+    together. Returns `None` if both raters always give the same single value, which is not informative."""
 
     def weight(a: Value, b: Value) -> float:
         return (float(a) - float(b)) ** 2 if squared else float(a != b)

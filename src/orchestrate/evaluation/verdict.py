@@ -16,7 +16,7 @@ from orchestrate.text import count
 from orchestrate.types import Difference, Measure, MetricUsed, Score, Verdict
 
 MOST_ROWS = 100_000
-"""More rows than this are out of reach."""
+"""Maximum number of rows to recommend."""
 Decision = Literal["ship", "do not ship", "not enough evidence"]
 
 
@@ -31,18 +31,19 @@ class Demand:
 
 
 def require_decidable(metric: MetricUsed, demand: Demand) -> None:
-    """Raise `UsageError` if the metric has no better direction, or the target or margin is impossible."""
+    """Raise `UsageError` if neither direction of the metric is better, or if the target or margin is
+    impossible."""
     target, margin = demand.target, demand.margin
     if metric.better == "neither" and (target is not None or margin):
         raise UsageError(
-            f"{metric.name} has no better direction, so it cannot decide a verdict",
+            f"for {metric.name} neither higher nor lower is better, so it cannot decide the verdict",
             fix="put the deciding metric first in --metrics",
         )
     shares = metric.kind != "amount"
     for name, wanted, least in (("--target", target or 0.0, 0.0), ("--margin", margin, -1.0)):
         if shares and not least <= wanted <= 1:
             raise UsageError(
-                f"{name} {wanted:g} is impossible: {metric.name} is between 0 and 1",
+                f"{name} {wanted:g} is impossible: {metric.name} is always between 0 and 1",
                 fix=f"{name} 0.02 for 2 points" if name == "--margin" else f"{name} 0.9 for 90%",
             )
         if not math.isfinite(wanted):
@@ -58,8 +59,8 @@ def verdicts(
     answered: Mapping[str, Difference] | None = None,
 ) -> list[Verdict]:
     """Decide for each contender that has a rival or a target to reach. `answered` has the difference of a
-    contender on the questions that its rival answered, if the rival was refused some: these alone never
-    justify shipping."""
+    contender on the questions that its rival answered, if the rival's host rejected some. These questions
+    alone never justify shipping."""
     if metric.better == "neither":
         return []
     asked: dict[str, tuple[list[Measure], list[Difference]]] = {}
@@ -112,19 +113,19 @@ def with_parts(verdict: Verdict, parts: Sequence[VerdictReason]) -> Verdict:
 
 def _without_refused(part: VerdictReason, whole: Difference, answered: VerdictReason) -> VerdictReason:
     """The part, unless it ships only by what the rival did not answer."""
-    missing = f"{whole.against} got no answer to some of these questions"
+    missing = f"{whole.against} did not answer some of these questions"
     if answered.decision == "ship":
         return VerdictReason(
-            "ship", f"{part.reason}; {missing}, and the same holds without them: {answered.reason}"
+            "ship", f"{part.reason}; {missing}, and the result is the same without them: {answered.reason}"
         )
-    why = f"{part.reason}, but {missing}, and without them it does not hold: {answered.reason}"
+    why = f"{part.reason}, but {missing}, and the result is different without them: {answered.reason}"
     return VerdictReason("not enough evidence", why, answered.rows)
 
 
 def _joined(metric: MetricUsed, name: str, parts: Sequence[VerdictReason]) -> Verdict:
     reasons = tuple(part.reason for part in parts)
     if metric.unfit is not None:
-        why = f"{metric.name} cannot decide a verdict: {metric.unfit}"
+        why = f"{metric.name} cannot decide the verdict: {metric.unfit}"
         return Verdict(contender=name, decision="not enough evidence", reasons=(why, *reasons))
     given = {part.decision for part in parts}
     decision: Decision = next(one for one in _WORST_FIRST if one in given)
@@ -146,7 +147,7 @@ def _of_target(metric: MetricUsed, score: Score, target: float | None, contender
         return VerdictReason("do not ship", f"{said} does not reach {goal}")
     rows = rows_to_decide(score, wanted)
     return VerdictReason(
-        "not enough evidence", f"{said} is not clearly on one side of {goal}{_more(rows)}", rows
+        "not enough evidence", f"{said} is not clearly above or below {goal}{_more(rows)}", rows
     )
 
 
@@ -176,7 +177,7 @@ def _of_rival(metric: MetricUsed, difference: Difference, margin: float, contend
     rows = rows_to_decide(held, sign * margin)
     return VerdictReason(
         "not enough evidence",
-        f"{said}: not shown that it {_wish(metric, margin, 'is')}{_more(rows)}",
+        f"{said}: the data does not show that it {_wish(metric, margin, 'is')}{_more(rows)}",
         rows,
     )
 
@@ -199,8 +200,7 @@ def _good_side(metric: MetricUsed, score: Score, goal: float) -> tuple[float, fl
 def rows_to_decide(score: Score, goal: float) -> int | None:
     """Estimate how many rows would decide with a power of 80% if the true value is the measured one.
 
-    At least one more than there are now. Returns `None` for more than `MOST_ROWS`.
-    """
+    The result is at least one more than the current number, or `None` above `MOST_ROWS`."""
     apart = abs(score.value - goal)
     if apart <= 0 or score.n == 0:
         return None
@@ -210,8 +210,8 @@ def rows_to_decide(score: Score, goal: float) -> int | None:
 
 def _more(rows: int | None) -> str:
     if rows is None:
-        return "; more rows would not change this if this difference holds"
-    return f"; about {round_up(rows):,} rows would decide if this difference holds"
+        return "; more rows would not change this if the difference stays the same"
+    return f"; about {round_up(rows):,} rows would decide if the difference stays the same"
 
 
 def round_up(rows: int) -> int:
@@ -221,14 +221,14 @@ def round_up(rows: int) -> int:
 
 
 def points(metric: MetricUsed, value: float) -> str:
-    """Format a difference: `+3.5 points`, or with the metric's own unit."""
+    """Format a difference, such as `+3.5 points`, or with the metric's own unit."""
     if metric.kind == "amount":
         return f"{value:+.3g} {metric.unit}".strip()
     return f"{100 * value:+.1f} points"
 
 
 def shown(metric: MetricUsed, value: float) -> str:
-    """Format a score: `87.5%`, or with the metric's own unit."""
+    """Format a score, such as `87.5%`, or with the metric's own unit."""
     if metric.kind == "amount":
         return f"{value:.3g} {metric.unit}".strip()
     return f"{100 * value:.1f}%"

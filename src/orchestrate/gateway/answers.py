@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # it.
 
 MOST_BASES = 4
-"""The number of bases in memory at once."""
+"""Maximum number of base models in memory at the same time."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class _LoadedEngine:
 
 
 class Engines:
-    """The local inference engines, by base model. Safe for concurrent requests of one event loop. Call
+    """The local inference engines, by base model. Supports concurrent requests from one event loop. Call
     `close` at the end."""
 
     def __init__(self, ft: Workspace, terms: ServerSettings | None = None) -> None:
@@ -132,8 +132,8 @@ _COMES_UP_S = 10
 
 
 class OnDemand:
-    """Tuned models at hosts that serve only deployed models. Where the model map allows it, a request deploys
-    the model it asks for, within the limits set there, which are the operator's consent to the price."""
+    """Deploys tuned models on request at hosts that only serve deployed models. The model map sets which
+    models a request may deploy, and the limits, which are the operator's consent to the price."""
 
     def __init__(self, ft: Workspace, models: ModelRoutes) -> None:
         self._ft, self._models = ft, models
@@ -154,7 +154,7 @@ class OnDemand:
             self._up.discard(run.id)
             raise self._deploy(key, job, run, asked, known, error) from error
         if host is None:
-            raise HostError(422, f"{run.provider} does not serve single chat requests", code="unsupported")
+            raise HostError(422, f"{run.provider} does not support single chat requests", code="unsupported")
         if known is None or known.state.over or not isinstance(provider, Deploys):
             return host
         whole = known.state is DeploymentState.UP and known.complete
@@ -170,7 +170,8 @@ class OnDemand:
         return host
 
     def look_again(self, run: Run) -> None:
-        """Forget that a deployment is up after a request to it failed: it may no longer accept requests."""
+        """Forget that a deployment is up after a request to it failed, because it may no longer accept
+        requests."""
         self._up.discard(run.id)
 
     def _deploy(
@@ -186,9 +187,10 @@ class OnDemand:
         allowed = self._models.deploys(key, asked, job)
         if allowed is None:
             reason.fix = (
-                f"on the gateway's machine, run  orchestrate deploy {run.id}  and confirm the hourly price\n"
-                "or, for its name in [gateway.models]: deploy, with limits up to which a request deploys it, "
-                'or on = "here", answered there without a price'
+                f"on the gateway's machine, run  orchestrate deploy {run.id}  and confirm the "
+                "hourly price\nor set one of these for its name in [gateway.models]: deploy, with "
+                'limits for deployments that requests start, or on = "here", to answer on this '
+                "machine at no price"
             )
             refusal = refusal_of(reason)
             refusal.code, refusal.param = "model_not_deployed", "model"
@@ -198,7 +200,7 @@ class OnDemand:
         going = None if gone else known
         ends = going is not None and limit_reached(going, store.deployments.time_of(going))
         if going is not None and (ends or going.state is DeploymentState.ENDING):
-            return _coming_up(asked, "is being taken down, and can be deployed again after that")
+            return _coming_up(asked, "is being taken down and can be deployed again after that")
         name, limits = allowed
         if going is not None and going.gateway_model != name:
             return _coming_up(asked)  # somebody else's, with limits of their own
@@ -226,7 +228,7 @@ class OnDemand:
 
 def _coming_up(asked: str, how: str = "is being deployed") -> HostError:
     headers = {"retry-after": str(_COMES_UP_S)}
-    told = f"{asked} {how}: ask again in {_COMES_UP_S} s"
+    told = f"{asked} {how}: try again in {_COMES_UP_S} s"
     return HostError(503, told, type="server_error", code="model_coming_up", headers=headers)
 
 
@@ -257,7 +259,7 @@ class InferenceRoutes:
             answering = await self._engines.answering(run, step)
             return await answering.chat(call.request, asked, wish)
         if step is not None:
-            told = f"{run.provider} serves only the finished model, not checkpoints"
+            told = f"{run.provider} serves only the final model, not checkpoints"
             raise HostError(422, told, code="unsupported", param="model")
         return await self._hosted(call.key, job, run, asked, body)
 
@@ -315,7 +317,9 @@ class InferenceRoutes:
 
 def _no_embeddings(call: GatewayRequest) -> Any:
     del call
-    told = "The gateway does not serve embeddings: use a separate client with the base URL of their host"
+    told = (
+        "The gateway does not serve embeddings: use a separate client with the base URL of an embedding host"
+    )
     raise HostError(404, told, code="not_served")
 
 

@@ -63,7 +63,7 @@ def refusal_of(error: OrchestrateError) -> HostError:
 
 
 def sentence(error: OrchestrateError) -> str:
-    """Say in one text what is wrong, where, and what to do."""
+    """Describe in one text what is wrong, where, and what to do."""
     if not isinstance(error, DataError):
         return error.message if error.fix is None else f"{error.message}\n{error.fix}"
     wrong = [problem for problem in error.problems if problem.severity is Severity.ERROR]
@@ -144,7 +144,7 @@ def wrong_state(job: GatewayJob, status: str, verb: str) -> HostError:
 
 
 MAX_JSON = 8 << 20
-"""The maximum size in bytes of a body that is not a file."""
+"""Maximum size in bytes of a body other than a file."""
 
 
 @dataclass
@@ -176,8 +176,8 @@ Act = Callable[[GatewayRequest], Any]
 
 @contextmanager
 def placed() -> Generator[None]:
-    """Reject a list request whose `after` id is not in the list, because an empty page would mean that
-    there are no more entries. Raises `HostError` 404."""
+    """Reject a list request whose `after` id is not in the list, because an empty page would mean that there
+    are no more entries. Raises `HostError` 404."""
     try:
         yield
     except NoSuchPlace as error:
@@ -189,14 +189,14 @@ def key_of(request: Request) -> GatewayKey:
 
 
 def retries(request: Request) -> int:
-    """Return how often the client has sent this request before, as the official clients count retries."""
+    """Return how often the client has retried this request, as the official clients report it."""
     told = request.headers.get("x-stainless-retry-count", "0")
     return int(told) if told.isascii() and told.isdigit() and len(told) < 6 else 0
 
 
 def endpoint(path: str, method: str, act: Act) -> Route:
-    """Build the route of an endpoint. `act` runs in a thread, in parallel with others. What it returns is
-    sent as JSON, unless it is a `Response`."""
+    """Build the route of an endpoint. `act` runs in a thread, in parallel with others. Its result is sent as
+    JSON, unless it is a `Response`."""
 
     async def answer(request: Request) -> Response:
         call = GatewayRequest(request, key_of(request))
@@ -231,8 +231,8 @@ async def read(request: Request) -> bytes:
 
 
 def parsed(raw: bytes) -> dict[str, Any]:
-    """Parse a JSON object. Raises `HostError` 422 for any other body. Half of a surrogate pair, NaN and
-    infinite numbers are invalid, because they could not be sent back."""
+    """Parse a JSON object. Raises `HostError` 422 for any other body. Lone surrogates, NaN and infinite
+    numbers are invalid, because they could not be sent back."""
     try:
         values: Any = msgspec.json.decode(raw or b"{}")
     except (ValueError, RecursionError) as error:

@@ -59,8 +59,8 @@ class Contents:
 
     @contextmanager
     def draft(self, sources: Sequence[IO[bytes]], most: int) -> Generator[UploadedContent]:
-        """Write the sources one after the other to a draft. A draft that is not kept by the end of the
-        block is deleted. Raises `HostError` 413, 503."""
+        """Write the sources one after the other to a draft. At the end of the block, a draft that was not
+        kept is deleted. Raises `HostError` 413, 503."""
         path = private_folder(self.folder) / f".{secrets.token_hex(8)}"
         digest, size = hashlib.sha256(), 0
         try:
@@ -80,12 +80,13 @@ class Contents:
             path.unlink(missing_ok=True)
 
     def release(self, sha256: str) -> None:
-        """Delete a content unless something needs it."""
+        """Delete content that is no longer needed."""
         path = self.path(sha256)
         self._objects.unless_needed(sha256, lambda: path.unlink(missing_ok=True))
 
     def sweep(self) -> None:
-        """Delete drafts that a killed process left, and contents that nothing has needed for long."""
+        """Delete drafts that a killed process left, and contents that have not been needed for a long
+        time."""
         now = time.time()
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another gateway sweeps too
@@ -102,7 +103,7 @@ def room() -> Generator[None]:
     try:
         yield
     except OSError as error:
-        told = f"the file cannot be stored: {error.strerror or error}"
+        told = f"could not store the file: {error.strerror or error}"
         headers = {"retry-after": "60"}
         raise HostError(503, told, code="no_room", type="server_error", headers=headers) from error
 
@@ -112,7 +113,8 @@ class MultipartForm:
     a form, and 503 if there is no space for it."""
 
     def __init__(self, request: Request, most_text: int) -> None:
-        """`most_text`: bytes of a field that is no file, and is held in memory."""
+        """Parse the form. `most_text` limits the bytes of a field that is not a file and is kept in
+        memory."""
         self._opening = request.form(max_files=1, max_part_size=most_text)
 
     async def __aenter__(self) -> Any:
@@ -143,14 +145,14 @@ def bytes_of(value: Any, param: str) -> IO[bytes]:
 
 
 def known_only(form: Any, names: tuple[str, ...]) -> None:
-    """Raise `HostError` 422 for an unknown field, so that nothing requested is silently ignored."""
+    """Raise `HostError` 422 for an unknown field, so that nothing in a request is silently ignored."""
     for name in form:
         if name not in names:
             raise HostError(422, f"Unrecognized request argument supplied: {name}", param=name)
 
 
 TAKEN = tuple(purpose for purpose in PURPOSES if purpose != "evals")
-"""The published API description has no files with this purpose."""
+"""Purposes of files. The published API description contains no files with other purposes."""
 _MOST_TEXT = 1 << 16
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
@@ -197,7 +199,7 @@ class FileRoutes:
     def new(
         self, name: str, purpose: str, draft: UploadedContent, expires: ExpiresAfter | None
     ) -> tuple[dict[str, Any], Addition]:
-        """Return a new file as the API shows it, and as it is stored."""
+        """Return a new file, as the API shows it and as it is stored."""
         id, now = f"file-{secrets.token_hex(12)}", self.now()
         until = {} if expires is None else {"expires_at": int(now) + expires.seconds}
         made = openai.file(id, name, purpose, draft.bytes, now, **until)
@@ -219,7 +221,7 @@ class FileRoutes:
         return shown if wanted else {**shown, "first_id": "", "last_id": ""}
 
     def found(self, project: str, id: str, param: str = "id") -> dict[str, Any]:
-        """Return a file. Raises `HostError` 404 if there is none or it has expired."""
+        """Return a file. Raises `HostError` 404 if it does not exist or has expired."""
         file = self._objects.get(FILE, project, id)
         if file is None or self._expired(file):
             raise no_file(id, param)
@@ -414,7 +416,7 @@ class Uploads:
         return _upload_shown(done or {})
 
     def sweep(self) -> None:
-        """Delete parts that will never be used: those of expired uploads, and those that a kill left
+        """Delete parts that will never be used: parts of expired uploads, and parts left by a killed process
         after their upload ended."""
         over = {
             upload["id"]

@@ -26,8 +26,8 @@ class TrialFailed(ValueError):
 def tried(
     grader: Mapping[str, Any], sample: str, item: Mapping[str, Any], *, seconds: float = SECONDS
 ) -> Grade:
-    """Grade one answer by an accepted grader. Raises `TrialFailed` for a trial that takes too long, too much
-    memory or breaks, and what `Grader` raises."""
+    """Grade one answer with an accepted grader. Raises `TrialFailed` for a trial that takes too long, uses
+    too much memory or crashes, and the errors of `Grader`."""
     command = child.python("orchestrate.gateway.grader_trials")
     asked = {"grader": grader, "sample": sample, "item": item}
     try:

@@ -75,7 +75,7 @@ class _JobCache:
 
 
 def until(clock: Clock, begun_s: float) -> float:
-    """Return how long data stay fresh that took from `begun_s` until now to read."""
+    """Return how long data stays fresh that took from `begun_s` until now to read."""
     now = clock.uptime().seconds
     return now + max(_FRESH_S, _SHARE * (now - begun_s))
 
@@ -213,7 +213,7 @@ _LONGEST_KEY = 200
 _A_JOB_LATER_S = "30"
 """Seconds after which a retry for a job may succeed. The official clients wait for a minute at most."""
 _CREATE_S, _LOOK_S = 15.0, 0.1
-"""How long a cancel waits for a create request in progress, and how often it checks."""
+"""Seconds that a cancel waits for a create request in progress, and seconds between two checks."""
 _LONGEST_NAME = 100
 """The maximum length of a model name, which is part of a tuned model's name."""
 
@@ -247,8 +247,8 @@ class Jobs:
     # -- creating ------------------------------------------------------------------------------------------
 
     def create(self, call: GatewayRequest) -> Any:
-        """Create a job. All errors are reported before the job is stored. From then on this process or
-        the next one submits it."""
+        """Create a job. All errors are reported before the job is stored. Afterwards, this process or a later
+        one submits it."""
         request = _request(call)
         if known := self._jobs.known(request):
             return self._answer(call, known)
@@ -297,12 +297,13 @@ class Jobs:
         if found is not None and (limits := found[1].deploy) is not None:
             until, most = f"{limits.max_hours.normalize():f} hours", limit(limits.max_cost_usd)
             return [
-                f"{provider.title} serves a tuned model only while it is deployed, which is billed: a chat "
-                f"request deploys it for {until}, as long as all deployments of {found[0]} stay below {most}"
+                f"{provider.title} serves a tuned model only while it is deployed, and the "
+                f"deployment is billed: a chat request deploys it for {until}, as long as all "
+                f"deployments of {found[0]} stay below {most}"
             ]
         return [
-            f"{provider.title} serves a tuned model only after its operator has deployed it, which is "
-            "billed: orchestrate deploy RUN"
+            f"{provider.title} serves a tuned model only while it is deployed, and the deployment "
+            "is billed: orchestrate deploy RUN"
         ]
 
     def _wish(
@@ -315,7 +316,7 @@ class Jobs:
         for param, told in (("model", name), ("suffix", asked.suffix or "")):
             if len(told) > _LONGEST_NAME or not told.isprintable():
                 wanted = f"at most {_LONGEST_NAME} printable characters"
-                raise HostError(422, f"Invalid value for '{param}': it has {wanted}", param=param)
+                raise HostError(422, f"Invalid value for '{param}': must be {wanted}", param=param)
         target = terms.target_of(name, self._terms.models, call.key)
         if earlier is not None and earlier.outside:  # what it was tuned from may have no name here
             target = terms.MappedModel(backend=earlier.backend, model=earlier.base)
@@ -350,7 +351,7 @@ class Jobs:
         if job is None or job.run_id is None or job.model_deleted:
             raise no_model(name, terms.names(self._terms.models, call.key))
         if step is not None:
-            told = "training can continue from a finished model, not from its checkpoints"
+            told = "training can only continue from a final model, not from its checkpoints"
             raise HostError(422, told, param="model", code="unsupported")
         return job
 
@@ -375,11 +376,11 @@ class Jobs:
         if key.concurrent is not None and use.open >= key.concurrent:
             told = (
                 f"{count(use.open, 'job')} of the key {key.name} are running; its limit is "
-                f"{key.concurrent} at once"
+                f"{key.concurrent} at a time"
             )
             headers = {"retry-after": _A_JOB_LATER_S}
             raise HostError(429, told, code="too_many_jobs", type="rate_limit_error", headers=headers)
-        unknown = "there is no quote" if job.quote_usd is None else None
+        unknown = "the price is unknown" if job.quote_usd is None else None
         what = f"the remaining budget of the key {key.name},"
         try:
             require_within(

@@ -48,14 +48,14 @@ def add_key(  # noqa: PLR0913  each is a limit of its own
     concurrent: int | None = None,
     expires_at: datetime | None = None,
 ) -> tuple[str, GatewayKey]:
-    """Create a key, which is shown only once. `map` is `NAME=BACKEND:MODEL`. Raises `UsageError`,
+    """Add a key, which is shown only once. `map` is `NAME=BACKEND:MODEL`. Raises `UsageError`,
     `ConfigError`."""
     own: dict[str, str] = {}
     for entry in map:
         asked, sign, target = entry.partition("=")
         if not sign or not asked:
             raise UsageError(
-                f"{entry!r} is not of the form NAME=BACKEND:MODEL", fix="orchestrate gateway keys add --help"
+                f"{entry!r} must have the form NAME=BACKEND:MODEL", fix="orchestrate gateway keys add --help"
             )
         ft.backends(terms.parse_target(target).backend)
         own[asked] = target
@@ -84,12 +84,12 @@ def keys(ft: Workspace) -> list[tuple[GatewayKey, Decimal, int]]:
 
 
 def revoke_key(ft: Workspace, name: str) -> GatewayKey:
-    """Revoke a key: its next request is rejected. Raises `UsageError` for a name without a key."""
+    """Revoke a key, so that its next request is rejected. Raises `UsageError` for a name without a key."""
     return ft.store.gateway_keys.revoke(name, ft.store.clock.now(), by=ft.settings.made_by)
 
 
 def entries(ft: Workspace, *, key: str | None = None, limit: int = 100) -> list[AuditEntry]:
-    """List the last requests that changed something or were refused, and the keys created and revoked,
+    """List the last requests that changed something or were rejected, and the keys created and revoked,
     oldest first."""
     return ft.store.gateway_keys.entries(key=key, limit=limit)
 

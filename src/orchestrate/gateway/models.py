@@ -41,7 +41,7 @@ _PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 _MOST_LISTS = 256
 """Cached model lists, one per set of key limits."""
 TRIALS = 2
-"""The number of graders tested at once. Each may use a CPU core and a gigabyte."""
+"""Maximum number of graders tested at the same time. Each may use a CPU core and a gigabyte of memory."""
 _GRADERS = "/v1/fine_tuning/alpha/graders"
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError)
 _CREATED = 1_721_260_800
@@ -89,8 +89,8 @@ class ModelRoutes:
     # -- models --------------------------------------------------------------------------------------------
 
     def listed(self, call: GatewayRequest) -> Any:
-        """Answer the list of models. It is encoded once and reused until something changes, because it
-        has no pages and a thousand models take time."""
+        """Return the list of models. It is encoded once and reused until something changes, because it has no
+        pages and encoding a thousand models takes time."""
         key, changes = call.key, self._jobs.changes
         scope = msgspec.json.encode((key.project, key.models, key.backends, key.map))
         begun = self._ft.store.clock.uptime().seconds
@@ -139,14 +139,16 @@ class ModelRoutes:
         return {**self._tuned(job, run), "id": id}
 
     def delete(self, call: GatewayRequest) -> Any:
-        """Delete a model: the gateway no longer answers for it. What its backend stores stays there."""
+        """Delete a model, so that the gateway no longer answers for it. Does not delete what its backend
+        stores."""
         id = call.path("id")
         if not id.startswith("ft:"):
             raise HostError(403, "Only tuned models can be deleted", code="insufficient_permissions")
         job, _, step = self.made(call.key, id)
         if step is not None or job.project != call.project or job.outside:
             raise HostError(
-                403, "Only your own tuned models that were created here can be deleted, not their checkpoints"
+                403,
+                "Only your own tuned models that were created here can be deleted, but not their checkpoints",
             )
         self._jobs.change(job.id, lambda job: replace(job, model_deleted=True))
         call.about(id)
@@ -189,8 +191,8 @@ class ModelRoutes:
         return job, run, step
 
     def answers_here(self, asked: str, job: GatewayJob, run: Run) -> bool:
-        """Return whether this machine answers for a tuned model, because it was trained here or the
-        configuration says so."""
+        """Return whether this machine answers for a tuned model, because it was trained here or because of
+        the configuration."""
         near = self._ft.provider(run.provider).profile.near
         return near or terms.answers_here(asked, job.base, run.provider, self._terms.models)
 
@@ -243,7 +245,7 @@ class ModelRoutes:
         checkpoint, project = self._own(call), call.query("project_id")
         order = call.query("order") or "descending"
         if order not in ("ascending", "descending"):
-            raise HostError(422, f"'{order}' is neither 'ascending' nor 'descending'", param="order")
+            raise HostError(422, f"'{order}' must be 'ascending' or 'descending'", param="order")
         found = self._objects.listed(
             PERMISSION, call.project, parent=checkpoint, oldest_first=order == "ascending"
         )
@@ -278,7 +280,7 @@ class ModelRoutes:
             told = "the gateway does not run model graders"
             errors = {"model_grader_server_error": True, "model_grader_server_error_details": told}
         elif runs_code(asked.grader) and not self._ft.settings.allow_grader_code:
-            told = "not allowed here: --allow-grader-code"
+            told = "not allowed here; to allow it, start the gateway with --allow-grader-code"
             errors = {"python_grader_server_error": True, "python_grader_server_error_type": told}
         else:
             if not self._trials.acquire(blocking=False):
@@ -315,7 +317,7 @@ def _require_grader(grader: dict[str, Any]) -> None:
     try:
         reason = None if grader.get("type") in ELSEWHERE else refusal(grader, allow_code=True)
     except _BROKEN as error:  # a value of a type that no grader has there
-        reason = f"it cannot be parsed ({error})"
+        reason = f"could not parse it ({error})"
     if reason:
         raise HostError(422, f"Invalid grader: {reason}", param="grader", code="invalid_grader")
 

@@ -88,7 +88,7 @@ class Audit:
         try:
             self._store.gateway_keys.log(entry)
         except OrchestrateError as error:
-            _log.warning("the gateway's log cannot be written: %s", error.message)
+            _log.warning("could not write the gateway's log: %s", error.message)
 
     def _times(self, alike: tuple[str, ...]) -> int:
         """How many refusals the entry is to stand for; 0: none is to be written."""
@@ -122,7 +122,7 @@ def app(
     most_requests: int = 512,
 ) -> ASGIApp:
     """Build the gateway's app. `names` are host names that it accepts besides this machine's addresses.
-    Beyond `most_requests` at once, further requests are told to retry later."""
+    Requests beyond `most_requests` at a time are rejected with a note to retry later."""
     return edge(
         routes,
         door=lambda inner: _Door(ft, inner, clients, ServerLoad(most_requests, 0)),
@@ -251,9 +251,11 @@ def serve(
 def _require_safe(ft: Workspace, terms: GatewaySettings) -> Clients:
     if not is_loopback(terms.host) and terms.certificate is None and not terms.behind_proxy:
         raise UsageError(
-            f"{terms.host} is reachable from other machines, and keys would be sent unencrypted",
+            f"other machines can reach {terms.host}, and keys would be sent unencrypted",
             fix="use --tls-certificate and --tls-key, or --behind-proxy if a proxy terminates TLS",
         )
     clients = Clients(ft.store, "gateway")
-    clients.require(terms.host, "orchestrate gateway keys add NAME", behind_proxy=terms.behind_proxy)
+    clients.require(
+        terms.host, "add a key with: orchestrate gateway keys add NAME", behind_proxy=terms.behind_proxy
+    )
     return clients

@@ -29,7 +29,7 @@ _LONGEST_SUFFIX = 40
 
 @dataclass(frozen=True)
 class JobForm:
-    """The spec, and notes for people about decisions made on the way."""
+    """The spec, and notes about decisions made for it."""
 
     spec: JobSpec
     notes: tuple[str, ...]
@@ -39,7 +39,7 @@ def wish_of(
     asked: CreateJob, target: MappedModel, train: str, validation: str | None, continued: str | None = None
 ) -> JobForm:
     """Build the spec values of a job request. `train` and `validation` are paths. `continued` is the run
-    whose model is trained further. Raises `HostError` 422 for what a spec cannot express."""
+    whose model to train further. Raises `HostError` 422 for anything that a spec cannot express."""
     hyper, notes = hyperparameters(asked), list[str]()
     fields: dict[str, Any] = {
         "model": target.model,
@@ -61,7 +61,7 @@ def wish_of(
         and (steps := _number(hyper.eval_interval)) is not None
     ):
         fields["eval_steps"] = steps
-    notes.insert(0, f"{asked.model} maps to {target.model} on {target.backend} here")
+    notes.insert(0, f"{asked.model} is mapped to {target.model} on {target.backend} here")
     try:
         spec = JobSpec.parse({name: value for name, value in fields.items() if value is not None})
     except SpecError as error:
@@ -81,7 +81,7 @@ def hyperparameters(asked: CreateJob) -> SupervisedHyperparameters:
 
 
 def shown(asked: CreateJob) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return `hyperparameters` and `method` as a job shows them."""
+    """Return `hyperparameters` and `method` in the format of a job."""
     hyper = hyperparameters(asked)
     kind = _METHODS[asked.kind()]
     values = hyper.model_dump()
@@ -130,8 +130,8 @@ def _rate(multiplier: float | None, target: MappedModel, notes: list[str]) -> Ma
         return {"learning_rate_multiplier": multiplier}
     rate = multiplier * base
     notes.append(
-        f"learning_rate_multiplier {multiplier:g} means a learning rate of {rate:g} ({multiplier:g} x "
-        f"{base:g})"
+        f"learning_rate_multiplier {multiplier:g} gives a learning rate of {rate:g} "
+        f"({multiplier:g} x {base:g})"
     )
     return {"learning_rate": rate}
 
@@ -149,7 +149,7 @@ def _suffix(given: str | None, notes: list[str]) -> str | None:
 def _wandb(asked: CreateJob) -> dict[str, Any] | None:
     wanted = [one.wandb for one in asked.integrations or ()]
     if len(wanted) > 1:
-        raise HostError(422, "at most one W&B integration", param="integrations")
+        raise HostError(422, "at most one W&B integration is supported", param="integrations")
     return wanted[0].model_dump(exclude_none=True) if wanted else None
 
 
@@ -170,7 +170,7 @@ WORDS = {
     JobStatus.CANCELLED: "cancelled",
     JobStatus.UNKNOWN: "running",
 }
-"""The API has six statuses, and its clients know no others."""
+"""Statuses of the API. It has six, and its clients know no others."""
 _LEVELS = {"warning": "warn", "error": "error"}
 _CREATED = "Created fine-tuning job"
 
@@ -245,7 +245,7 @@ def _error(job: GatewayJob, run: Run | None) -> dict[str, Any]:
 
 
 def named(job: GatewayJob, message: str) -> str:
-    """Replace the files in a message by the names that clients gave them."""
+    """Replace the files in a message with the names that clients gave them."""
     return with_file_names(message, dict(zip(job.files, job.file_names, strict=False)))
 
 
@@ -304,7 +304,7 @@ def _metric_events(
 def checkpoints(
     job: GatewayJob, run: Run, told: Sequence[Checkpoint], points: Sequence[MetricPoint]
 ) -> list[dict[str, Any]]:
-    """List a job's checkpoints, newest first, with one entry per step even if a host keeps both an adapter
+    """List a job's checkpoints, newest first, with one entry per step even if a host stores both an adapter
     and a merged model for it. The checkpoint of the last step is the tuned model itself."""
     rows = {row["step"]: row for row in openai.metric_rows(points)}
     known = {point.step: point for point in told if point.step is not None}

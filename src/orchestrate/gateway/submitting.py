@@ -61,8 +61,8 @@ class Submitting:
         reached: Reached = lambda place: None,
         sweeps: Sequence[Callable[[], None]] = (),
     ) -> None:
-        """`reached` is told where a submit stands: tests kill the process there. `sweeps` are done at the
-        start and each hour."""
+        """Set up the submitter. `reached` is called with the current stage of a submit, which lets tests kill
+        the process there. `sweeps` run at the start and every hour."""
         self._ft, self._terms, self._contents, self._watcher = ft, terms, contents, watcher
         self._reached, self._sweeps, self._sweep_at = reached, sweeps, 0.0
         self._jobs, self._runs = ft.store.gateway_jobs, ft.store.runs
@@ -97,12 +97,12 @@ class Submitting:
                 thread.join(15)
 
     def take(self, job: GatewayJob, prepared: Prepared) -> None:
-        """Begin a new job with the data and quote that were already prepared for it."""
+        """Begin a new job with data and a quote that were already prepared."""
         self._prepared[job.id] = prepared
         self._begin(job)
 
     def viewed(self, run: Run | None) -> None:
-        """Note that a client waits for this run. While it does, the host is polled more often."""
+        """Note that a client waits for this run, so that the host is polled more often."""
         if run is not None and not run.status.terminal:
             self._viewed[f"{run.provider}@{run.host}"] = self._ft.store.clock.uptime().seconds
 
@@ -167,9 +167,9 @@ class Submitting:
         return job.ended_as is None or run.status is not JobStatus.CANCELLING
 
     def cancel(self, job: GatewayJob) -> tuple[GatewayJob, Run | None]:
-        """End a job whose cancellation was requested, as far as possible now. What was not sent is not
-        sent anymore. If the host could not be reached, it is tried again later. A job whose cancellation
-        was refused continues, and is shown so. Raises `OrchestrateError`."""
+        """End a job whose cancellation was requested, as far as possible now. Anything unsent is never sent.
+        If the host cannot be reached, the cancellation is tried again later. A job whose cancellation was
+        rejected continues and is shown as such. Raises `OrchestrateError`."""
         run = self.run_of(job)
         if run is not None and not run.status.terminal and run.status is not JobStatus.CANCELLING:
             try:
@@ -210,7 +210,7 @@ class Submitting:
             _log.warning("%s: %s", id, error.message)
         except Exception:  # noqa: BLE001  a defect must not leave the job without an end
             _log.exception("%s", id)
-            failed = JobError(message="the gateway failed; its log says why", code="server_error")
+            failed = JobError(message="the gateway failed; see its log", code="server_error")
             with suppress(OrchestrateError):
                 self._jobs.change(id, lambda job: replace(job, error=failed))
         finally:
@@ -350,7 +350,7 @@ class Submitting:
 
 
 class Patience:
-    """The schedule for retrying what has failed: the wait doubles each time."""
+    """The schedule for retrying failed work. The wait doubles each time."""
 
     def __init__(self, ft: Workspace) -> None:
         self._clock = ft.store.clock

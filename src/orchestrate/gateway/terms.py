@@ -17,25 +17,25 @@ from orchestrate.settings import Secret
 from orchestrate.types import GatewayKey
 
 DEFAULT = "default"
-"""Matches every name that is not in the map."""
+"""Name that matches every name that is not in the map."""
 _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 
 class DeployLimits(BaseModel):
-    """Consent to deploy a name's tuned models when clients request them, with its limits."""
+    """Consent to deploy the tuned models of a name when clients request them, with limits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_hours: Decimal = Field(gt=0)
-    """The time after which each deployment is ended."""
+    """Hours after which each deployment is taken down."""
     max_cost_usd: Decimal = Field(gt=0)
-    """The limit for all deployments made for this name together."""
+    """Cost limit for all deployments of this name together."""
     max_usd_per_hour: Decimal | None = Field(default=None, gt=0)
-    """The maximum hourly price with all replicas up. More expensive models are not deployed."""
+    """Maximum hourly price with all replicas. More expensive models are not deployed."""
     keys: tuple[str, ...] = ()
     """The keys whose requests may deploy. Empty means all keys."""
     options: dict[str, Any] = {}
-    """The backend's own options, as for `deploy --set`: `{idle_minutes: 30}`."""
+    """The backend's own options, as in `deploy --set`: `{idle_minutes: 30}`."""
 
 
 class MappedModel(BaseModel):
@@ -48,19 +48,19 @@ class MappedModel(BaseModel):
     model: str = ""
     """The base model there, by any name that `orchestrate models search` finds."""
     run: str | None = None
-    """A tuned model, given by its run, instead of `backend` and `model`. It can be queried and trained
+    """A tuned model, given by its run instead of `backend` and `model`. Clients can query it and train it
     further."""
     alias: str | tuple[str, ...] = ()
-    """Further names for the same model."""
+    """Additional names for the same model."""
     on: Literal["host", "here"] = "host"
     """Where tuned models of this name are served: by their host, or on the gateway's machine, which downloads
-    them and their base."""
+    them and their base model."""
     deploy: DeployLimits | None = None
     """The limits of automatic deployments. Without them, a client's request deploys nothing."""
     base_learning_rate: float | None = Field(default=None, gt=0)
     """The learning rate that a multiplier of 1 means. Without it, the backend decides."""
     settings: dict[str, Any] = {}
-    """Further fields of the spec: `{adapter: qlora}`."""
+    """Additional fields of the spec, such as `{adapter: qlora}`."""
 
     @model_validator(mode="after")
     def _names_one(self) -> MappedModel:
@@ -93,11 +93,11 @@ class GatewaySettings:
     host: str = LOOPBACK
     port: int = 8000
     names: tuple[str, ...] = ()
-    """Further host names under which it may be reached."""
+    """Additional host names under which it may be reached."""
     behind_proxy: bool = False
-    """A proxy in front of it terminates TLS, and others may reach it."""
+    """Whether a proxy in front of it terminates TLS, so that other machines may reach it."""
     certificate: tuple[Path, Path] | None = None
-    """Certificate and key, as PEM files. The gateway then uses TLS itself."""
+    """Certificate and key as PEM files. If set, the gateway uses TLS itself."""
     organization: str = "orchestrate"
     models: Mapping[str, MappedModel] = field(default_factory=dict[str, MappedModel])
     files: Path
@@ -105,9 +105,9 @@ class GatewaySettings:
     webhook_url: str | None = None
     webhook_secret: Secret | None = None
     threads: int = 4
-    """Jobs that are submitted at once."""
+    """Number of jobs that are submitted at the same time."""
     most_requests: int = 512
-    """Requests that are answered or waiting at once. Further ones get status 429."""
+    """Number of requests that are answered or waiting at the same time. Others get status 429."""
     grace_s: float = 10.0
 
 
@@ -120,7 +120,10 @@ def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> Gate
         place = ".".join(str(part) for part in ("gateway", *first["loc"]))
         raise ConfigError(f"{where}: {place}: {first['msg']}") from error
     if DEFAULT in told.models and told.models[DEFAULT].run is not None:
-        raise ConfigError(f"{where}: gateway.models.{DEFAULT}: run needs a model name for clients")
+        raise ConfigError(
+            f"{where}: gateway.models.{DEFAULT}: with run, each model needs its own name in place of "
+            f"{DEFAULT}"
+        )
     files = Path(told.files).expanduser() if told.files else home / "gateway"
     return GatewaySettings(
         organization=told.organization,
@@ -137,15 +140,17 @@ def _with_aliases(models: Mapping[str, MappedModel], where: str) -> dict[str, Ma
     for name, target in models.items():
         for alias in (target.alias,) if isinstance(target.alias, str) else target.alias:
             if alias in found:
-                raise ConfigError(f"{where}: gateway.models.{name}: {alias!r} is the name of another entry")
+                raise ConfigError(
+                    f"{where}: gateway.models.{name}: {alias!r} is already the name of another entry"
+                )
             found[alias] = target
     return found
 
 
 def target_of(asked: str, models: Mapping[str, MappedModel], key: GatewayKey) -> MappedModel | None:
-    """Return what a requested model maps to, or `None` if there is nothing to tune. The key's own names
-    come first, then those of the configuration, then the name without its date, then the default. What
-    the configuration keeps private stays private for a key that sends it elsewhere."""
+    """Return what a requested model maps to, or `None` if there is nothing to tune. The key's own names come
+    first, then those of the configuration, then the name without its date, then the default. A model that is
+    private in the configuration stays private even if a key maps it elsewhere."""
     own = {name: parse_target(told) for name, told in key.map.items()}
     models = {name: target for name, target in models.items() if target.run is None}
     of_key, of_all = _named(asked, own), _named(asked, models)
@@ -157,7 +162,7 @@ def target_of(asked: str, models: Mapping[str, MappedModel], key: GatewayKey) ->
 
 
 def answers_here(asked: str, base: str, backend: str, models: Mapping[str, MappedModel]) -> bool:
-    """Return whether the configuration says that this machine answers for a tuned model."""
+    """Return whether, according to the configuration, this machine answers for a tuned model."""
     found = of_tuned(asked, base, backend, models)
     return found is not None and found[1].on == "here"
 
@@ -165,8 +170,8 @@ def answers_here(asked: str, base: str, backend: str, models: Mapping[str, Mappe
 def of_tuned(
     asked: str, base: str, backend: str, models: Mapping[str, MappedModel]
 ) -> tuple[str, MappedModel] | None:
-    """Return the configuration entry of a tuned model, with its name. The model is requested by a name
-    and was tuned from a base on a backend."""
+    """Return the name and configuration entry of a tuned model. The model is requested by a name and was
+    tuned from a base model on a backend."""
     found = models.get(asked) or _named(base, models) or models.get(DEFAULT)
     if found is None or (found.run is None and found.backend != backend):
         return None
@@ -185,7 +190,7 @@ def parse_target(told: str) -> MappedModel:
     backend, colon, model = told.partition(":")
     if not colon or not backend or not model:
         raise ConfigError(
-            f"{told!r} is not of the form BACKEND:MODEL", fix="orchestrate models search  lists them"
+            f"{told!r} must have the form BACKEND:MODEL", fix="list them with: orchestrate models search"
         )
     return MappedModel(backend=backend, model=model)
 

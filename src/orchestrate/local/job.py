@@ -9,7 +9,7 @@ from orchestrate.profile import this_machine
 from orchestrate.types import Record
 
 CLIP_LOW, CLIP_HIGH = 0.8, 1.2
-"""The ratio's bounds for `ppo`, `cispo` and `gspo` of a session if the request has none."""
+"""Bounds of the ratio for `ppo`, `cispo` and `gspo` in a session if the request sets none."""
 DRO_BETA = 0.05
 DEFAULT_SAMPLES = 8
 """Answers sampled for each prompt in reinforcement fine-tuning, as in TRL."""
@@ -33,7 +33,7 @@ class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft",
 
 
 class Preferences(Record, frozen=True, kw_only=True, tag_field="type", tag="dpo", omit_defaults=True):
-    """DPO and ORPO over pairs, KTO over unpaired answers. Unset settings have the default of their loss."""
+    """DPO and ORPO over pairs, KTO over unpaired answers. Unset settings have the loss's default."""
 
     loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
     beta: float | None = None
@@ -76,7 +76,7 @@ AdapterKind = Literal["lora", "qlora", "full"]
 
 
 class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """What is trained: low-rank matrices, on a 4-bit base for `qlora`, or all weights for `full`."""
+    """What to train: low-rank matrices, on a 4-bit base for `qlora`, or all weights for `full`."""
 
     type: AdapterKind
     r: int | None = None
@@ -85,7 +85,7 @@ class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
     targets: str | tuple[str, ...] | None = None
     """Module names. `None` means all linear layers."""
     target_parameters: tuple[str, ...] | None = None
-    """Names of experts' weights that also get an adapter. `None` means none."""
+    """Names of expert weights that also get an adapter. `None` means none."""
     dora: bool = False
     rslora: bool = False
     init_lora_weights: str | None = None
@@ -137,7 +137,7 @@ class Hyper(Record, frozen=True, kw_only=True):
     """Whether each process has a shard of every weight instead."""
     warmup_ratio: float = 0.03
     warmup_steps: int | None = None
-    """Replaces `warmup_ratio`."""
+    """Number of warm-up steps, which replaces `warmup_ratio`."""
     schedule: str = "cosine"
     min_lr_ratio: float = 0.0
     """The final learning rate as a fraction of the peak."""
@@ -150,7 +150,7 @@ class Hyper(Record, frozen=True, kw_only=True):
     max_seq_length: int | None = None
     """The maximum row length in tokens. `None` means the model's context."""
     truncation: Literal["right", "left", "drop"] = "right"
-    """What is dropped from longer rows: their end, their beginning, or the entire row."""
+    """What to drop from longer rows: the end, the start, or the entire row."""
     packing: bool = False
     evals: int | None = None
     """The number of evaluations spread over the run, including the final one. `None` means one per epoch."""
@@ -170,19 +170,19 @@ class Hyper(Record, frozen=True, kw_only=True):
     early_stopping_min_delta: float = 0.0
     optimizer: str = "adamw"
     betas: tuple[float, float] | None = None
-    """As for `eps` and `momentum`, `None` is the optimizer's own default."""
+    """Betas. As for `eps` and `momentum`, `None` means the optimizer's default."""
     eps: float | None = None
     momentum: float | None = None
     gradient_checkpointing: bool = False
     deterministic: bool = False
-    """Whether a GPU uses deterministic algorithms, so that a resumed run ends bit for bit like an
-    uninterrupted one."""
+    """Whether a GPU uses deterministic algorithms, so that a resumed run ends bitwise like an uninterrupted
+    one."""
     neftune_alpha: float | None = None
     router_aux_loss: float | None = None
-    """The weight of the load-balancing loss in a mixture of experts. `None`: if all weights are trained, the
-    value of the model's configuration, otherwise none."""
+    """Weight of the load-balancing loss in a mixture of experts. `None` means the value in the model's
+    configuration if all weights are trained, otherwise none."""
     nan_policy: str = "stop"
-    """`stop`, or `skip` optimizer steps whose loss or gradient is not finite."""
+    """Policy for optimizer steps whose loss or gradient is not finite: `stop`, or `skip` them."""
     spike_factor: float | None = None
     """Skip steps whose loss exceeds this multiple of the running mean. `None` never does."""
     max_new_tokens: int = 256
@@ -234,7 +234,7 @@ class LocalJob(Record, frozen=True, kw_only=True):
     engine: str | None = None
     """One of `engines.NAMES`. `None` is auto."""
     precision: str | None = None
-    """`bf16` or `fp32`. `None` uses what suits the device."""
+    """Precision: `bf16` or `fp32`. `None` chooses it for the device."""
     continue_from: str | None = None
     """The folder of an adapter to continue from."""
     spec: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
@@ -243,8 +243,8 @@ class LocalJob(Record, frozen=True, kw_only=True):
     resources: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
     """The resources of the machine, for a worker on another one (`places.base.Resources`)."""
     session: dict[str, Any] | None = None
-    """What was opened, for a job that the caller's own loop trains step by step. No worker is ever started
-    for it."""
+    """Opened session, for a job that the caller's own loop trains step by step. No worker is ever started for
+    it."""
     created_at: datetime
 
     @property

@@ -21,8 +21,8 @@ class Gpu(Record, frozen=True, kw_only=True):
 
 
 def mark(folder: Path) -> str:
-    """Return a random id that stays with a folder, created with the first call. It distinguishes folders
-    of the same name on two machines. Where nothing can be written, it is the folder's name."""
+    """Return a random id that stays with a folder, created with the first call. It distinguishes folders with
+    the same name on two machines. If nothing can be written, it is the folder's name."""
     file = folder / "mark"
     try:
         private_folder(folder)
@@ -66,8 +66,8 @@ def gpus() -> tuple[Gpu, ...]:
 
 @cache
 def capability() -> float | None:
-    """Return the compute capability of the first GPU (8.0 for an A100), or `None` where the driver does
-    not report it."""
+    """Return the compute capability of the first GPU (8.0 for an A100), or `None` if the driver does not
+    report it."""
     try:
         return float(_cards("compute_cap")[0][0][0])
     except (IndexError, ValueError):  # drivers of before 2022
@@ -135,8 +135,8 @@ def cores() -> int:
 
 
 def load() -> float:
-    """Return the average number of processes that wanted a core in the last minute, or 0 where the system
-    does not report it."""
+    """Return the average number of processes that needed a core in the last minute, or 0 if the system does
+    not report it."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
@@ -158,9 +158,9 @@ def cpu_name() -> str:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Return whether the CPU has bf16 instructions (AVX512-BF16, AMX, or ARM's), as the Linux kernel
-    lists them. Without them torch multiplies bf16 number by number: 70 times slower than 32 bits where it
-    was measured (AVX2)."""
+    """Return whether the CPU has bf16 instructions (AVX512-BF16, AMX, or ARM's), as the Linux kernel lists
+    them. Without them, torch multiplies bf16 numbers one by one, which was measured to be 70 times slower
+    than 32 bits (AVX2)."""
     known = {*_cpuinfo("flags").split(), *_cpuinfo("Features").split()}
     return not known.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 

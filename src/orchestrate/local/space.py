@@ -11,7 +11,7 @@ _SPARE = 16 << 20
 
 
 class DiskFull(RunFailed):
-    """The disk is full. The run can resume when there is space again."""
+    """Raised if the disk is full. The run can resume when there is space again."""
 
 
 def require(free: int, *, result: int, checkpoint: int, kept: int) -> str | None:
@@ -20,13 +20,15 @@ def require(free: int, *, result: int, checkpoint: int, kept: int) -> str | None
     in bytes, `checkpoint` with its entire state."""
     least = result + 2 * checkpoint + _SPARE  # a new one is whole before the old one goes
     if free < least:
-        raise DiskFull(f"the disk has {size(free)} free; the result and one checkpoint need {size(least)}")
+        raise DiskFull(
+            f"the disk has {size(free)} free, but the result and one checkpoint need {size(least)}"
+        )
     whole = least + max(0, kept - 1) * checkpoint
     if free >= whole:
         return None
     return (
-        f"the disk has {size(free)} free; {count(kept, 'checkpoint')} need {size(whole)}: if the disk "
-        f"fills up, training continues without new checkpoints"
+        f"the disk has {size(free)} free, but {count(kept, 'checkpoint')} need {size(whole)}: if "
+        "the disk fills up, training continues without new checkpoints"
     )
 
 

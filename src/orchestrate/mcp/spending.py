@@ -39,7 +39,7 @@ class AgentBudget:
 
     def require(self, provider: str, high_usd: Decimal) -> None:
         """Raise `OverBudget` if the amount would exceed the limit."""
-        what = "the rest of this server's --max-cost,"
+        what = "the remainder of this server's --max-cost,"
         require_within(provider, high_usd, self.limit_usd, taken_usd=self.taken_usd, what=what)
 
     def take(self, provider: str, high_usd: Decimal) -> None:
@@ -93,12 +93,12 @@ def _evaluating(ft: Orchestrator, purse: AgentBudget) -> Tool:
         with PreparedEvaluation(ft, runs, order) as prepared:
             planned = prepared.plan()
         expected, high = planned.expected_usd, _answers_usd(purse, planned)
-        price = "no per-token price is known"
+        price = "the price per token is unknown"
         if expected is not None and high is not None:
             price = f"about {money(expected)}, at most {money(high)}"
         purse.require("evaluate", high or Decimal(0))
         question = (
-            f"Ask {count(sum(a.questions for a in planned.asked), 'question')} on held-out rows? {price}"
+            f"Ask {count(sum(a.questions for a in planned.asked), 'question')} about held-out rows? {price}"
         )
         return put(ctx, question, f"orchestrate eval {' '.join(runs)}")
 
@@ -130,7 +130,10 @@ def _evaluating(ft: Orchestrator, purse: AgentBudget) -> Tool:
 
 def _answers_usd(purse: AgentBudget, planned: EvaluationPlan) -> Decimal | None:
     """The most that the answers cost. Raises `UsageError` if it is unknown and there is a limit."""
-    unknown, fix = "the per-token price of these answers is unknown", "orchestrate eval RUN   in a terminal"
+    unknown, fix = (
+        "the price per token of these answers is unknown",
+        "run this in a terminal: orchestrate eval RUN",
+    )
     require_price("evaluate", planned.high_usd, purse.limit_usd, unknown, fix)
     return planned.high_usd
 
@@ -141,7 +144,7 @@ def _deploying(ft: Orchestrator, purse: AgentBudget) -> Tool:
         if not 0 < max_hours <= 24 * 31:
             raise UsageError(f"max_hours must be above 0 and at most one month, got {max_hours:g}")
         offer = ft.run(run).deployment_offer(max_hours=max_hours)
-        fix = f"orchestrate deploy {offer.run_id}  in a terminal"
+        fix = f"run this in a terminal: orchestrate deploy {offer.run_id}"
         require_hourly_price(offer.provider, offer.most_usd, accepted=False, fix=fix)
         return offer, offer.most_usd or Decimal(0)
 
@@ -180,7 +183,7 @@ def _ending(ft: Orchestrator, _purse: AgentBudget) -> Tool:
 def _taking_down(ft: Orchestrator, _purse: AgentBudget) -> Tool:
     def ask_undeploy(run: str, ctx: Context) -> Elicit[Agreement]:
         handle = ft.run(run)
-        question = f"Take down {handle.id}? Clients that call it will get no more answers."
+        question = f"Take down {handle.id}? Its clients will get no more answers."
         return put(ctx, question, f"orchestrate undeploy {handle.id}")
 
     def undeploy(run: str, agreed: Annotated[Agreement, Resolve(told(ask_undeploy))]) -> dict[str, Any]:
@@ -208,7 +211,7 @@ def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
 def require(agreed: Agreement) -> None:
     """Raise `UsageError` unless the person said yes."""
     if agreed.answer != "yes":
-        raise UsageError("nothing was done: the user said no")
+        raise UsageError("nothing was done because the user declined")
 
 
 def prepared_limit(high_usd: Decimal) -> Decimal | None:

@@ -40,13 +40,12 @@ SKIP = "skip"
 """Used in place of a backend."""
 _HEAD = """\
 # Written by: orchestrate migrate --all --plan {name}
-# Edit it: `to` is a backend, or skip; `model` is what is trained there. Then carry it out, as often as is
-# needed until all is done; nothing is submitted twice:  orchestrate migrate --plan {name}
+# Edit it: `to` is a backend, or skip; `model` is the model to train there. Then run it, several times if
+# needed (nothing is submitted twice):  orchestrate migrate --plan {name}
 #
-# budget_usd: the sum of the high ends of all quotes here must fit, and with it what moving these runs has
-# cost before, be it elsewhere; the answers of the proofs are not in it (--max-answers-cost limits those of
-# each run), nor is serving. margin: how much worse is still as good.
-"""
+# budget_usd: limit for the sum of the high ends of all quotes below, plus what earlier migrations of these
+# runs cost. It excludes serving and the answers of the parity tests (--max-answers-cost limits those of each
+# run). margin: the accepted drop."""
 
 
 class MovePlanEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -137,7 +136,7 @@ def _entry(one: PlannedMove) -> list[str]:
         head += [f"  # {_comment(line)}" for line in _told(target)]
     many = len(proposal.targets) > 1
     months = text.count(proposal.months, "month")
-    by = f"the cheapest to train and serve for {months} of these, " if many else ""
+    by = f"the cheapest to train and serve for {months}, " if many else ""
     head.append(f"  # {by}served at {_comment(proposal.traffic)}")
     head += [f"  # {_comment(note)}" for note in proposal.notes]
     held = proposal.held_out
@@ -314,7 +313,7 @@ class PreparedPlan:
         except OrchestrateError as error:
             raise UsageError(
                 f"{self._path}: {entry.run} to {entry.to}: {error.message}",
-                fix=f"edit it, for example  to: {SKIP}",
+                fix=f"edit it, for example: to: {SKIP}",
             ) from error
 
     @property
@@ -334,7 +333,7 @@ class PreparedPlan:
         for step in self.new:
             [target] = step.migration.proposal.targets
             why = target.quote.why_none or target.quote.open_end if target.quote else "it has no quote"
-            what, fix = f"{step.entry.run} to {step.entry.to}", "skip it here, and migrate it separately"
+            what, fix = f"{step.entry.run} to {step.entry.to}", "skip it here and migrate it separately"
             require_price(what, None if why else Decimal(0), self.plan.budget_usd, why, fix)
         require_within(
             str(self._path),
@@ -463,4 +462,6 @@ def _require_id(name: str, run: Run) -> None:
     """A plan is carried out as often as is needed: `last`, or a suffix, would mean the moved run by then,
     which would be moved and paid again. Raises `UsageError`."""
     if name not in (run.id, run.ref, run.job_id):
-        raise UsageError(f"use the run's id {run.id} in a plan: other names can point to another run later")
+        raise UsageError(
+            f"use the run's id {run.id} in a plan, because other names can refer to another run later"
+        )

@@ -108,7 +108,7 @@ class Importer:
             if not held:  # two would write into one draft of a file
                 raise UsageError(
                     f"another command is importing from {self._provider.config.name}",
-                    fix="wait until it has ended",
+                    fix="wait for it to finish",
                 )
             return self._taken(since, every=every, details=details, files=files)
 
@@ -319,7 +319,7 @@ def _rows_digest(id: str, path: Path) -> str:
     except DataError as error:
         kept = path.with_suffix(".unread")
         path.replace(kept)
-        raise DataError(f"file {id} contains no rows; it was saved as {kept}") from error
+        raise DataError(f"file {id} contains no rows; saved as {kept}") from error
 
 
 def _spec(job: Job, told: Told, least: dict[str, Any]) -> dict[str, Any]:

@@ -156,7 +156,10 @@ def _rebuild(name: str, profile: Profile, today: date) -> str:
     model = catalog.lookup(base or name)
     if model is None:
         return "yes, on any open model"
-    ways = [f"the same base on {kind} until {until}" for kind, until in elsewhere(model, profile.kind, today)]
+    ways = [
+        f"the same base model on {kind} until {until}"
+        for kind, until in elsewhere(model, profile.kind, today)
+    ]
     ways += [other.name for other in catalog.alternatives(model)[:2]]
     return f"yes: {', or '.join(ways)}" if ways else "yes, on any open model"
 

@@ -161,10 +161,10 @@ class PreparedMigration:
         profile = self._ft.provider(self.old.provider).profile
         silent_on = shutdown(self.old.model, profile)
         traffic = self._use.traffic
-        told = f"{traffic.requests_per_day:,.0f} requests a day, {traffic.input_tokens:,} tokens in, "
+        told = f"{traffic.requests_per_day:,.0f} requests per day, {traffic.input_tokens:,} tokens in, "
         told += f"{traffic.output_tokens:,} out"
         if self.order.use is None:
-            told += " (the mean of the training rows; set yours with --traffic)"
+            told += " (the average of the training rows; set yours with --traffic)"
         return Proposal(
             run_id=self.old.id,
             provider=self.old.provider,
@@ -191,7 +191,7 @@ class PreparedMigration:
         offer = self._offer(name)
         if offer is None:
             known = "; ".join(f"{c.suited.model}: {', '.join(c.against)}" for c in candidates)
-            why = known or f"no similar model to {self.old.model} is known there"
+            why = known or f"no known model there is similar to {self.old.model}"
             return MigrationTarget(
                 provider=name, candidates=candidates, refused=f"{why}; set one with --model {name}=MODEL"
             )
@@ -238,8 +238,8 @@ class PreparedMigration:
         """Raises `UsageError` where there are none, before anything is spent."""
         if self.old.status is not JobStatus.SUCCEEDED:
             raise UsageError(
-                f"run {self.old.id} is {self.old.status.value}: there is no old model to compare with",
-                fix="--no-proof trains the new model anyway",
+                f"run {self.old.id} is {self.old.status.value}, so there is no old model to compare with",
+                fix="train the new model anyway with: --no-proof",
             )
         recording = recordings.of_run(self._ft.store, self.old.id)
         if self._old_answers() == "recorded":
@@ -247,7 +247,7 @@ class PreparedMigration:
                 raise UsageError(
                     f"{self.old.tuned_model or self.old.id} was shut down and no answers were recorded, "
                     "so there is nothing to compare with",
-                    fix="--no-proof trains the new model anyway",
+                    fix="train the new model anyway with: --no-proof",
                 )
             if self.order.test is not None:
                 raise UsageError(
@@ -267,7 +267,7 @@ class PreparedMigration:
             return replace(_recorded(recording), recording=None)
         raise UsageError(
             f"run {self.old.id} has no held-out rows to compare the new model on",
-            fix="--test FILE; or orchestrate record, which takes prompts from a log; or --no-proof",
+            fix="use --test FILE, or orchestrate record, which reads prompts from a log, or --no-proof",
         )
 
     # -- submitting ----------------------------------------------------------------------------------------
@@ -314,8 +314,7 @@ class PreparedMigration:
     def _require(self) -> Prepared:
         if self.prepared is None:
             raise UsageError(
-                "no backend can accept this run: "
-                + "; ".join(t.refused or "" for t in self.proposal.targets),
+                "no backend can train this run: " + "; ".join(t.refused or "" for t in self.proposal.targets),
                 fix="orchestrate migrate RUN --to BACKEND --model MODEL",
             )
         return self.prepared
@@ -337,7 +336,7 @@ def _moved(old: Run, names: Sequence[str], train: str | None) -> JobSpec:
     except SpecError as error:
         raise UsageError(
             f"the settings of run {old.id} are unknown, so it cannot be migrated",
-            fix=f"orchestrate import {old.provider}   fetches its settings from the host",
+            fix=f"fetch its settings from the host with: orchestrate import {old.provider}",
         ) from error
     asked |= {"train": train} if train is not None else {}
     for path in [asked.get("train"), asked.get("validation")]:
@@ -396,7 +395,11 @@ def _rows(path: str | Path) -> int:
 
 def _recorded(recording: recordings.Recording) -> HeldOutRows:
     known = recording.expected
-    by = "with a known expected answer" if known == recording.answered else "compared with its answers"
+    by = (
+        "with a known expected answer"
+        if known == recording.answered
+        else "compared with the old model's answers"
+    )
     return HeldOutRows(
         path=str(recording.rows_file),
         rows=recording.answered,

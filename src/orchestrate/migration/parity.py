@@ -123,7 +123,7 @@ class PreparedProof:
                 with PreparedRegression(self._ft, handle, asked, purse=self._purse) as prepared:
                     found.append(prepared.run(progress))
             except OrchestrateError as error:
-                notes.append(f"forgetting of the model on {name} could not be measured: {error.message}")
+                notes.append(f"could not measure forgetting on {name}: {error.message}")
         return found
 
     def _moved(

@@ -96,20 +96,22 @@ def of_rows(
             "chat template",
             _template(base),
             _template(model),
-            "rows are rendered with the new model's own template",
+            "rows are rendered with the new model's template",
         )
     ]
-    was, now = ((m.tokenizer if m is not None else None) or "not known" for m in (base, model))
-    found.append(_changed("tokenizer", was, now, "lengths and prices are counted again"))
+    was, now = (
+        (m.tokenizer if m is not None else None) or "lengths and prices are recomputed" for m in (base, model)
+    )
+    found.append(_changed("tokenizer", was, now, "lengths and prices are recomputed"))
     if {"system", "developer"} & set(content.roles):
         spelled = [p.dialect.developer if p.dialect is not None else "system" for p in (host, there)]
         was, now = ("system" if "developer" not in content.roles else f"system, {role}" for role in spelled)
         found.append(
-            _changed("system prompts", was, now, "kept in the rows; send the same prompts to the new model")
+            _changed("system prompts", was, now, "kept in the rows; send the new model the same prompts")
         )
     if content.tools:
         shape = "in the format of the chat completions API"
-        rule = "the new model writes calls in its own format; the host parses them"
+        rule = "the new model writes calls in its own format, and the host parses them"
         found.append(SettingChange(what="tools", was=shape, now=shape, becomes="kept", why=rule))
     return found
 
@@ -158,7 +160,7 @@ def _template(model: Model | None) -> str:
     if model is not None and model.template:
         return model.template
     if model is not None and not model.open:
-        return f"that of {model.name}, not published"
+        return f"that of {model.name}, which is not published"
     return "the model's default"
 
 
@@ -231,13 +233,15 @@ def _near(source: catalog.Model | None, profile: Profile, today: date) -> Sequen
     if source.on(kind) is not None:
         found[source.name] = (source, "the same base model")
     for place, other in enumerate(catalog.alternatives(source, kind), 1):
-        found.setdefault(other.name, (other, f"number {place} of the open models nearest to {source.name}"))
+        found.setdefault(
+            other.name, (other, f"number {place} of the open models most similar to {source.name}")
+        )
     if (closed := catalog.closest_closed(source, kind)) is not None:
-        found.setdefault(closed.name, (closed, f"{source.name} is the open model nearest to it"))
+        found.setdefault(closed.name, (closed, f"the open model most similar to it is {source.name}"))
     if not found and (size := source.params_b) is not None:
         sized = [m for m in catalog.search(provider=kind) if m.params_b and _open_to_jobs(m, profile, today)]
         sized.sort(key=lambda m: abs(math.log((m.params_b or 1) / size)))
-        found = {m.name: (m, f"nearest in size to {source.name}") for m in sized[:MOST]}
+        found = {m.name: (m, f"closest in size to {source.name}") for m in sized[:MOST]}
     return list(found.values())
 
 
@@ -260,10 +264,10 @@ def _judged(
     if closed := profile.closed(today):
         against.append(closed)
     if needs.tools and Feature.TOOLS not in features:
-        against.append(f"{profile.title} does not train tool calls, which the rows contain")
+        against.append(f"{profile.title} cannot train on tool calls, which the rows contain")
     if model is None or host is None:
         if model is not None:
-            against.append(f"{profile.title} does not fine-tune it")
+            against.append(f"{profile.title} does not support fine-tuning it")
         return Suited(model=name, reasons=tuple(reasons), against=tuple(against))
     context = catalog.ModelOnHost(provider=profile.kind, id=host.id, model=model, host=host).context(
         needs.method
@@ -281,7 +285,7 @@ def _judged(
     if needs.method not in host.methods:
         against.append(f"{profile.title} fine-tunes it with {', '.join(host.methods) or 'no method'}")
     if _ended(host, today) or host.tunable != "yes":
-        against.append(f"{profile.title} currently does not fine-tune it")
+        against.append(f"{profile.title} currently does not support fine-tuning it")
     elif host.shutdown is not None:
         reasons.append(f"{profile.title} shuts it down after {host.shutdown}")
     reasons.append(f"licence {model.licence}" if model.licence else "its license is not in the catalog")
@@ -302,7 +306,7 @@ def told(needs: ModelNeeds) -> str:
     """Format the requirements of the data, such as `1,000 rows, the longest of 812 tokens, with tools`."""
     extra = [word for word, there in (("tools", needs.tools), ("images", needs.images)) if there]
     with_ = f", with {' and '.join(extra)}" if extra else ""
-    return f"{count(needs.rows, 'row')}, the longest of {needs.longest:,} tokens{with_}"
+    return f"{count(needs.rows, 'row')}, the longest with {needs.longest:,} tokens{with_}"
 
 
 Old = Literal["live", "recorded"]

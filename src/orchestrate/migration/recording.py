@@ -237,7 +237,7 @@ def _own_prompts(run: Run | None, name: str) -> str:
             return path
     why = f"{name} has no held-out rows on this machine" if run else f"{name} is not a run"
     raise UsageError(
-        f"specify the prompts to record: {why}",
+        f"choose the prompts to record: {why}",
         fix=f"orchestrate record {name} --prompts FILE   (held-out rows, or a log of requests)",
     )
 
@@ -293,10 +293,10 @@ def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
     who = recording.contender
     if who.run_id is not None and ft.store.runs.exists(who.run_id):
         profile = ft.provider(ft.store.runs.get(who.run_id).provider).profile
-        said = profile.output_terms or f"{profile.title}: read its terms; Orchestrate does not know them"
+        said = profile.output_terms or f"{profile.title}: read its terms, which Orchestrate does not know"
         found.append(said)
     else:
-        found.append(f"{who.served_by}: read the terms of its host")
+        found.append(f"{who.served_by}: read its host's terms")
     if (licence := licence_of(who.model)) is not None:
         found += [f"the base model's license, {licence.title}: {asks}" for asks in licence.asks]
     return tuple(found)
@@ -321,7 +321,7 @@ def from_record(ft: Workspace, name: str, output: Path) -> FromRecord:
         else:
             left_out[why] = left_out.get(why, 0) + 1
     if not rows:
-        raise UsageError(f"{recording.id} has no answer to train on", fix=f"orchestrate record {name}")
+        raise UsageError(f"{recording.id} has no answers to train on", fix=f"orchestrate record {name}")
     files.write_whole(output, b"".join(rows))
     return FromRecord(
         recording=recording.id,

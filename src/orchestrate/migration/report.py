@@ -133,7 +133,11 @@ class MigrationReport(Record, frozen=True, kw_only=True):
 
 
 def headline(proposal: Proposal) -> str:
-    end = f", shut down after {proposal.silent_on} ({proposal.days_left} days)" if proposal.silent_on else ""
+    end = (
+        f", will be shut down after {proposal.silent_on} ({proposal.days_left} days)"
+        if proposal.silent_on
+        else ""
+    )
     return f"{proposal.tuned_model or proposal.run_id}: {proposal.model} on {proposal.provider}{end}"
 
 
@@ -152,11 +156,11 @@ def findings(migration: Migration) -> list[str]:
             if where:
                 found.append(f"{who}: parity {word} {text.joined(where)}.")
         share = f"{moved.same_answers:,} of {moved.prompts:,}"
-        found.append(f"{who} gives exactly the same answer as the old model to {share} prompts.")
+        found.append(f"{who} gives exactly the same answer as the old model to {share} of the prompts.")
     for one in migration.forgotten:
         if one.forgotten:
             names = text.joined([r.probe for r in one.forgotten])
-            found.append(f"run {one.run_id} lost abilities of its base: {names}.")
+            found.append(f"run {one.run_id} lost abilities of its base model: {names}.")
     return found
 
 

@@ -384,7 +384,7 @@ class Asking:
                 )
                 over = reworded(
                     error,
-                    figure=f"{what} is as long as allowed",
+                    figure=f"{what} has reached its length limit",
                     then=round_.state(),
                     fix=f"{same} with a higher --max-cost continues from here"
                     if own
@@ -396,7 +396,8 @@ class Asking:
                 tell_lost(error, self.purse.lost())
                 if isinstance(error, ProviderError) and not error.did_nothing and error.fix is None:
                     error.fix = (
-                        "run the same command again to continue from here; --skip-failed skips such questions"
+                        "run the same command again to continue from here; to skip such "
+                        "questions: --skip-failed"
                     )
                 raise
             answers = log.answers | round_.refused
@@ -473,7 +474,8 @@ class Asking:
         with locked(lock_of(path), keep=False) as held:
             if not held:
                 raise UsageError(
-                    f"another command is asking {respondent.name} the same way", fix="wait until it has ended"
+                    f"another command is already asking {respondent.name} in the same way",
+                    fix="wait for it to finish",
                 )
             yield AnswerLog(path)
 
@@ -544,7 +546,7 @@ _UNFRESH = " without --fresh and"
 
 def require_price(name: str, limit_usd: Decimal | None, price: Price | None) -> None:
     """Raise `UnknownPrice` if a limit is set that cannot be enforced."""
-    unknown = "no per-token price is listed" if price is None else None
+    unknown = "no price per token is listed" if price is None else None
     require_within(name, Decimal(0), limit_usd, unknown=unknown, unknown_fix=_UNPRICED)
 
 

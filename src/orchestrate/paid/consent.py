@@ -16,7 +16,7 @@ def require_consent(
     otherwise: str,
     unpriced: bool | None = None,
     limited: bool = False,
-    fix: str = f"add --yes, or {COMMAND_LIMIT} USD to agree up to a limit",
+    fix: str = f"add --yes, or set a limit with {COMMAND_LIMIT} USD",
 ) -> None:
     """Raise `UsageError` unless the user agrees to a possible cost. Calls `agreed` only if the highest price
     is above 0 or the price is `unpriced`. A missing price counts as unpriced unless `unpriced` is False.

@@ -305,7 +305,7 @@ class AwayPlace(Place):
         if most is None or not found.used_s:
             return resources
         if not found.holds(found.used_s + LEAST_S):
-            told = f"the run has worked for {duration(found.used_s)} of at most {duration(most)}"
+            told = f"the run has used {duration(found.used_s)} of at most {duration(most)}"
             raise InvalidRequest(self.name, told, fix=f"orchestrate resume {run.ref} {found.least()}")
         hours = (most - found.used_s) / 3600
         limits = msgspec.structs.replace(resources.limits, max_usd=None, max_hours=hours)
@@ -416,11 +416,11 @@ class AwayPlace(Place):
         ended at its limit may not be followed by another."""
         found = self._at_limit(run)
         if found is not None:
-            code, told = "limit", f"{self.name} stopped its worker: the run has used {found}, its limit"
+            code, told = "limit", f"{self.name} stopped its worker because the run reached its limit: {found}"
         elif placed.raw_state in self.by_hand:
             code = ENDED_THERE
-            told = f"its worker was stopped at {self.name} ({placed.raw_state.lower()}); "
-            told += "orchestrate resume starts another one"
+            told = f"{self.name} stopped its worker ({placed.raw_state.lower()}); "
+            told += "start another one with: orchestrate resume"
         else:
             return False
         error = JobError(code=code, message=told)

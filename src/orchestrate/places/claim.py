@@ -54,7 +54,7 @@ class Switch:
         """Return why the worker must stop now, or `None`. At a limit it can still report the reason."""
         silent = self.clock() - self.reported_at
         if silent >= self.limits.silence_s:
-            return "silence", f"no report was delivered for {duration(silent)}"
+            return "silence", f"no report arrived for {duration(silent)}"
         price, cap = self.limits.usd_per_hour, self.limits.most_usd_per_hour
         if exceeds(price, cap):
             return "limit", f"its machine costs {money(price)} per hour, above the limit of {money(cap)}"
@@ -62,7 +62,7 @@ class Switch:
         used = self.earlier_s + self.used_s
         if end is None or whole is None or used < end:
             return None
-        told = f"it has run for {duration(used)}, and its machine may be billed for at most {duration(whole)}"
+        told = f"it has run for {duration(used)}, but its machine may be billed for at most {duration(whole)}"
         if self.limits.max_hours is not None and whole >= self.limits.max_hours * 3600:
             return "limit", told
         return "limit", f"{told}, {money(self.limits.max_usd)} at {money(price)} per hour"

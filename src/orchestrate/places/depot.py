@@ -265,7 +265,7 @@ class StoredRun:
 def safe(path: str) -> str:
     """Check a path and return it. Raises `ArtifactRefused` for a path that leads out of its folder."""
     if not path or path.startswith(("/", "\\")) or ".." in Path(path).parts or ":" in path:
-        raise ArtifactRefused(f"a manifest names the file {path!r}, which is outside its folder")
+        raise ArtifactRefused(f"a manifest lists the file {path!r}, which is outside its folder")
     return path
 
 

@@ -239,7 +239,7 @@ def gpu_asked(text: str) -> tuple[str, int]:
     count = int(found["count"] or found["many"] or 1) if found else 0
     if found is None or count < 1:
         raise UsageError(
-            f"{text!r} is not a GPU", fix="write a type, or a type and a count as in H100:2, or auto"
+            f"{text!r} is not a valid GPU", fix="write a type, a type and a count such as H100:2, or auto"
         )
     return (found["left"] or found["gpu"]).strip(), count
 

@@ -54,7 +54,7 @@ class ProcessPlace(Place):
         if not run.exists():
             return None
         return Usage(
-            seconds=run.written_state().seconds, usd=None, source="training time counted by the worker"
+            seconds=run.written_state().seconds, usd=None, source="training time that the worker counted"
         )
 
 

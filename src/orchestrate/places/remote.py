@@ -112,7 +112,7 @@ class Errand:
         try:
             settled = self._train()
         except HostUnavailable:
-            _log.exception("the run's manifest could not be downloaded")
+            _log.exception("could not download the run's manifest")
             return 1
         except OrchestrateError as error:
             self._fail(error)
@@ -120,7 +120,7 @@ class Errand:
         self._ending.set()
         while not self._told.wait(LOOK_S):
             if self._superseded.is_set():
-                _log.error("another attempt has the run; this one stops")
+                _log.error("another attempt has taken over the run, so this one stops")
                 return 1
         return 0 if settled else 1
 
@@ -194,11 +194,13 @@ class Errand:
         if reason:
             error = JobError(code="limit", message=f"the worker stopped itself: {reason}")
             told = msgspec.structs.replace(state, status="paused", stage=None, updated_at=now(), error=error)
-            self.run.add_event(error.message, level="warning", type="paused", step=state.step)
+            self.run.add_event(
+                error.message, level="the cloud is reclaiming the machine", type="paused", step=state.step
+            )
         else:
             told = msgspec.structs.replace(state, status="running", stage=None, updated_at=now())
             self.run.add_event(
-                "the machine is being reclaimed", level="warning", type="preempted", step=state.step
+                "the cloud is reclaiming the machine", level="warning", type="preempted", step=state.step
             )
         self.run.write_state(told)
 

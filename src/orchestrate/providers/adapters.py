@@ -50,8 +50,9 @@ def base_at(profile: Profile, adapter: Adapter) -> str:
         found = catalog.resolve(adapter.base, profile)
     except SpecError as error:
         raise UsageError(
-            f"{profile.title} does not serve {adapter.base}, the base of this adapter: {error.message}",
-            fix="orchestrate serve RUN   on your own machine, or pick a host that serves the base",
+            f"{profile.title} does not serve {adapter.base}, the adapter's base model: {error.message}",
+            fix="serve it on your own machine with: orchestrate serve RUN; or pick a host that serves "
+            "its base model",
         ) from error
     return found.id
 
@@ -63,7 +64,10 @@ def files(adapter: Adapter) -> list[Path]:
 # What `deploy` is asked for on every host with GPUs of one's own.
 
 
-TO_BE_ASKED = "orchestrate deploy RUN   (shows the hourly price first), or --on here   (its adapter, here)"
+TO_BE_ASKED = (
+    "deploy it with: orchestrate deploy RUN (shows the hourly price first); or run its adapter on "
+    "this machine with: --on here"
+)
 """How to get answers from a tuned model that is not on a GPU yet."""
 
 
@@ -81,7 +85,7 @@ class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
             known = ", ".join(sorted(cls.__struct_fields__))
             raise UsageError(f"deploy options for {provider}: {error}; known: {known}") from error
         if not 0 <= wanted.min_replicas <= wanted.max_replicas or wanted.max_replicas < 1:
-            raise UsageError("max_replicas must be at least 1 and not below min_replicas")
+            raise UsageError("max_replicas must be at least 1 and at least min_replicas")
         return wanted
 
     def require(self, provider: str, per_hour: Decimal | None) -> None:

@@ -581,8 +581,8 @@ _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
     HandsOutFiles: ("data files", "it does not offer its jobs' files for download"),
     ListsStored: ("list of stored files", "its API does not list or delete stored files and models"),
     ListsModels: ("list of models", "its API does not list the models it can fine-tune"),
-    Sessions: ("training sessions", 'no client for them is built in; use ft.session(provider="local")'),
-    TakesAdapters: ("uploaded adapters", "{title} serves only models it has trained itself"),
+    Sessions: ("training sessions", 'it has no built-in client for them; use ft.session(provider="local")'),
+    TakesAdapters: ("uploaded adapters", "{title} only serves models that it trained"),
 }
 """Not a feature: the message shown where it is missing."""
 P = TypeVar("P", bound=Provider)
@@ -596,7 +596,7 @@ def capability(provider: Provider, wanted: type[P]) -> P:
     for feature, part in FEATURES.items():
         if issubclass(part, wanted):
             raise lacking(provider, feature)
-    what, why = _OTHERS.get(wanted, (wanted.__name__, "this backend does not offer it"))
+    what, why = _OTHERS.get(wanted, (wanted.__name__, "this backend does not support it"))
     raise Unsupported(provider.name, what, why.format(title=provider.title))
 
 
@@ -615,7 +615,7 @@ def lookup(provider: Provider, spec: JobSpec) -> Lookup:
 
 
 def lacking(provider: Provider, feature: Feature) -> Unsupported:
-    reason = provider.missing.get(feature, "this backend does not offer it")
+    reason = provider.missing.get(feature, "this backend does not support it")
     return Unsupported(provider.name, feature.value.replace("_", " "), reason)
 
 
@@ -691,4 +691,4 @@ def _read_lists(
     if len(failed) == len(parts):
         raise next(iter(failed.values()))
     known = [f"could not look up {name}: {error.message}" for name, error in failed.items()]
-    return tuple(items), known, [f"{provider.title} has no API to list: {what}" for what in unseen]
+    return tuple(items), known, [f"{provider.title} has no API to list {what}" for what in unseen]

@@ -68,8 +68,7 @@ class Wishes:
         for name, other in self._instead.items():
             if name in options and other is None:
                 found.append(
-                    f"{name} was left out because the model does not support it; the model's own "
-                    "setting applies"
+                    f"{name} was not sent because the model does not support it; the model's default applies"
                 )
             elif name in options:
                 found.append(f"{other} was sent instead of {name}, which the model does not support")
@@ -368,7 +367,7 @@ def model_at(settings: Settings, written: str, key_variable: str | None = None) 
     if written.startswith(("http://", "https://")):
         address, equals, model = written.partition("=")
         if not equals or not model:
-            raise UsageError(f"{written} does not name a model", fix="https://ADDRESS/v1=MODEL")
+            raise UsageError(f"{written} does not contain a model name", fix="https://ADDRESS/v1=MODEL")
         return ModelAt(model, addressed(address, key_variable))
     name, equals, model = written.partition("=")
     if equals:
@@ -402,7 +401,8 @@ def configured(settings: Settings, name: str) -> HostConfig:
     host = settings.host(name)
     if host.base_url is None:
         raise UsageError(
-            f"no host called {name!r} is configured", fix="orchestrate providers, or an https address"
+            f"no host called {name!r} is configured",
+            fix="use a backend from  orchestrate providers, or an https address",
         )
     return host
 
@@ -419,6 +419,6 @@ def addressed(address: str, key_variable: str | None = None) -> HostConfig:
         if found is None:
             raise MissingKey(url.hostname, key_variable)
         if url.scheme == "http" and not config.is_loopback(url.hostname):
-            raise ConfigError(f"{address} would carry the key unencrypted", fix="use https")
+            raise ConfigError(f"{address} would send the key unencrypted", fix="use https")
         key = found
     return replace(config.HostConfig(name=url.hostname), base_url=address.rstrip("/"), api_key=key)

@@ -99,7 +99,8 @@ def unpack(archive: Path, dest: Path, *, limits: DownloadLimits | None = None) -
 def too_large(limit: int) -> ArtifactRefused:
     return ArtifactRefused(
         f"the download exceeds {max(0, limit):,} bytes, more than this model should need; nothing was kept",
-        fix="if the model is that large, allow more, here 500 GB:  export ORCHESTRATE_MAX_DOWNLOAD_GB=500",
+        fix="if the model is really that large, raise the limit, here to 500 GB:  export "
+        "ORCHESTRATE_MAX_DOWNLOAD_GB=500",
     )
 
 
@@ -138,8 +139,8 @@ def inspect(folder: Path) -> tuple[ArtifactFile, ...]:
     weights = [p for p in paths if p.suffix == ".safetensors"]
     if not weights:
         raise ArtifactRefused(
-            "the artifact has no safetensors weights; other formats are not accepted, because loading "
-            "a pickle runs code",
+            "the artifact has no safetensors weights, and other formats are rejected because "
+            "loading a pickle can run code",
             fix="ask the host for another checkpoint type (orchestrate checkpoints RUN)",
         )
     for path in weights:
@@ -208,7 +209,7 @@ def _extract(archive: Path, folder: Path, limits: DownloadLimits) -> None:
                 raise too_large(limits.total_bytes)
             if written > (allowed := max(limits.grace_bytes, int(compressed * limits.ratio))):
                 raise ArtifactRefused(
-                    f"{archive.name} unpacks to more than {allowed:,} bytes, more than any model"
+                    f"{archive.name} unpacks to more than {allowed:,} bytes, which no model needs"
                 )
             if any(fnmatch(path.name.lower(), pattern) for pattern in WANTED):
                 _write(cast("IO[bytes]", tar.extractfile(member)), folder / path)
@@ -226,7 +227,7 @@ class _Bounded:
         found = self._stream.read(size)
         self._position += len(found)
         if self._position > self.limit:
-            raise ArtifactRefused("the archive has a header longer than any file name needs")
+            raise ArtifactRefused("a header in the archive is longer than any file name")
         return found
 
 
@@ -240,7 +241,7 @@ def _safe(name: str, depth: int) -> PurePosixPath:
         or len(name) > 512
         or not all(_PART.match(part) for part in parts)
     ):
-        raise ArtifactRefused(f"the artifact names a file outside its folder: {name[:200]!r}")
+        raise ArtifactRefused(f"the artifact contains a file outside its folder: {name[:200]!r}")
     return path
 
 
@@ -393,7 +394,7 @@ def safe_url(provider: str, url: object) -> str:
     parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         return str(url)
-    raise UnexpectedAnswer(provider, "the host gave no https URL for a file")
+    raise UnexpectedAnswer(provider, "the host returned no https URL for a file")
 
 
 def signed(http: httpx.Client, url: str) -> Opener:
@@ -458,7 +459,7 @@ def _receive(
         # Unpacked on the way, a few bytes fill the memory, or none come for ever, before one can be counted.
         if (packing := answer.headers.get("content-encoding", "identity")) != "identity":
             raise UnexpectedAnswer(
-                provider, f"the file is compressed as {packing[:40]!r}, which was not requested"
+                provider, f"the file is compressed as {packing[:40]!r}, which Orchestrate did not request"
             )
         start, total = _place(answer)
         etag = answer.headers.get("etag")
@@ -498,7 +499,7 @@ def _room(file: Path) -> Generator[None]:
             raise
         raise SetupError(
             f"no disk space for {file}: {error.strerror}",
-            fix="free some disk space; the same command then continues where this one stopped",
+            fix="free some disk space, then run the same command again to continue the download",
         ) from error
 
 

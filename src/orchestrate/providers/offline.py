@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
 
 NO_QUOTE = ("model", "method", "method.type")
-"""Rejections after which there is nothing to price."""
+"""Rejections after which no price can be computed."""
 _ALIKE = 0.85
 """A host may have models that the catalog lacks, so only a nearly identical name counts as a typo."""
 
 
 def wandb_key(config: HostConfig) -> str:
-    """Return the W&B key to pass on to a host. Raises `MissingKey`."""
+    """Return the W&B key to send to a host. Raises `MissingKey`."""
     key = config.options.get("wandb_api_key")
     if not key:
         raise MissingKey("W&B", "WANDB_API_KEY")
@@ -40,7 +40,8 @@ def wandb_key(config: HostConfig) -> str:
 def problems(
     provider: Provider, spec: JobSpec, data: TrainingData, translation: Translation
 ) -> list[Problem]:
-    """Report rejected settings, a missing W&B key, and what the host's data rules say about each file."""
+    """Report rejected settings, a missing W&B key, and problems that the host's data rules find in each
+    file."""
     name = provider.name
     found = [
         _problem(name, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", field=s.name)
@@ -51,7 +52,7 @@ def problems(
         and provider.sends_wandb_key
         and not provider.config.options.get("wandb_api_key")
     ):
-        text = "the spec uses W&B, but there is no W&B key to pass on"
+        text = "the spec uses W&B, but there is no W&B key to send"
         found.append(_problem(name, "wandb-key-missing", text, field="wandb", fix="export WANDB_API_KEY=..."))
     today = days.today()
     if not provider.sandbox and (shut := provider.profile.closed(today) or provider.profile.gated(today)):
@@ -78,7 +79,7 @@ def quote(
     rates: RateBook,
     gpu_hours: Decimal | None,
 ) -> Quote:
-    """Quote the price by tokens, according to the profile's description of how the host bills them."""
+    """Quote the price by tokens, according to the billing rules in the host's profile."""
     for setting in translation.refused:
         if setting.name in NO_QUOTE:
             return Quote(provider=provider.name, model=translation.model, unavailable=setting.rule)
@@ -122,7 +123,7 @@ def _of_file(
             if (there := one.on(provider.kind)) is not None and there.tunable != "no"
         ]
         some = f": {joined(seeing)}" if seeing else f" ({provider.title} has none)"
-        fix = f"pick a model with image input{some}, or remove the images"
+        fix = f"choose a model that accepts images{some}, or remove the images"
         text = f"{model.name} does not accept images"
         found.append(_problem(target.name, "no-vision", text, fix=fix, source=dataset.path))
     return found

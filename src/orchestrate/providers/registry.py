@@ -57,7 +57,7 @@ def no_address(name: str, kind: str) -> ConfigError:
     like = f": it should look like {address}" if address else ""
     return ConfigError(
         f"the address of {name} is unknown{like}",
-        fix=f"[hosts.{name}] base_url = ...   in orchestrate.toml, or the variable "
+        fix=f"set  [hosts.{name}] base_url = ...  in orchestrate.toml, or the variable "
         f"{name.upper().replace('-', '_')}_BASE_URL",
     )
 
@@ -69,7 +69,7 @@ def usable(settings: Settings) -> list[str]:
 
 
 def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
-    """Return the requested names, comma-separated or one by one. `all` selects the usable ones. Raises
+    """Return the requested names, comma-separated or as a list. `all` selects the usable ones. Raises
     `UsageError`."""
     if wanted == "all":
         return usable(settings)
@@ -86,7 +86,7 @@ def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
 
 
 def with_keys(settings: Settings, also: Sequence[str] = ()) -> dict[str, HostConfig]:
-    """Return the usable backends that need a key. `also` are additional ones."""
+    """Return the usable backends that need a key. `also` lists additional ones."""
     hosts = {name: settings.host(name) for name in [*usable(settings), *also]}
     return {name: host for name, host in hosts.items() if not profile(host.kind).keyless}
 
@@ -122,7 +122,7 @@ def targets(settings: Settings, wanted: str = "all") -> tuple[RowTarget, ...]:
 
 
 def format_of(settings: Settings, name: str) -> RowTarget:
-    """Return the format that rows are converted to: another tool's, or a backend's. Raises `UsageError`."""
+    """Return the format to convert rows to: another tool's, or a backend's. Raises `UsageError`."""
     from orchestrate.data.shapes.known import BY_NAME
     from orchestrate.data.tools import FORMATS, tool
 
@@ -130,6 +130,6 @@ def format_of(settings: Settings, name: str) -> RowTarget:
         return tool(name)
     if name not in (backends := known(settings)):
         there = [*backends, *FORMATS]
-        why = f"{name} can be read but not written" if name in BY_NAME else f"no format {name!r}"
+        why = f"Orchestrate can read {name} but not write it" if name in BY_NAME else f"no format {name!r}"
         raise UsageError(f"{why}{meant(name, there)}; rows can be written as: {', '.join(there)}")
     return targets(settings, name)[0]

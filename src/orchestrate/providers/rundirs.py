@@ -19,18 +19,18 @@ from orchestrate.text import duration
 from orchestrate.types import Checkpoint, Job, JobError, JobHandle, JobStatus
 
 SILENT_S = 30.0
-"""Time without a heartbeat, which comes every other second."""
+"""Maximum time between heartbeats, which normally arrive every other second."""
 STUCK_S = 900.0
 STUCK_STEPS = 50.0
-"""A worker counts as stuck after this many times the usual step time without a step, and never before
-`STUCK_S`, because evaluations and sampling happen between steps."""
+"""Multiple of the usual step time after which a worker without a new step counts as stuck. It never counts as
+stuck before `STUCK_S`, because evaluations and sampling happen between steps."""
 
 
 def of_session(
     home: Path, order: SessionOrder, provider: str, *, adapter: AdapterKind = "lora", **machine: Any
 ) -> RunDir:
-    """Create the run directory of a session, or return the existing one. `machine`: the job's threads, device
-    and precision. Raises `ProviderError` if it cannot be created."""
+    """Create the run directory of a session, or return the existing one. `machine` has the job's threads,
+    device and precision. Raises `ProviderError` if it cannot be created."""
     job = LocalJob(
         ref=order.ref,
         model=order.model,
@@ -47,7 +47,7 @@ def of_session(
     try:
         return RunDir.make(home, job)[0]
     except OSError as error:
-        raise ProviderError(provider, f"the run directory cannot be created: {error}") from error
+        raise ProviderError(provider, f"could not create the run directory: {error}") from error
 
 
 def existing(home: Path, job: JobHandle, provider: str) -> RunDir:
@@ -59,7 +59,7 @@ def existing(home: Path, job: JobHandle, provider: str) -> RunDir:
 
 
 class SessionRuns:
-    """The run directories of sessions whose model is at a host. The directories are on this machine."""
+    """The run directories on this machine of sessions whose model is at a host."""
 
     def __init__(self, home: Path, provider: str) -> None:
         self.home, self.provider = home / provider / "runs", provider
@@ -94,19 +94,19 @@ class SessionRuns:
         return [msgspec.structs.replace(one, model=at(one)) for one in checkpoint_list(run)]
 
     def ask(self, handle: JobHandle, word: str, status: str) -> bool:
-        """Ask the program that drives the session, which follows within seconds. Without one, write the
-        status here and return True."""
+        """Send a request to the program that drives the session, which follows it within seconds. Without a
+        program, write the status here and return True."""
         run = self.dir(handle)
         run.ask(word)
         with run.lock() as held:
             state = run.written_state()
             if alone := held and not state.terminal:
-                settle(run, state, status, "no program was driving it")
+                settle(run, state, status, "no program was running it")
         return alone
 
 
 def settle(run: RunDir, state: JobState, status: str, why: str, **changes: Any) -> None:
-    """Write a status on behalf of the worker or program. The caller holds the run's lock."""
+    """Write a status on behalf of the worker or program. The caller must hold the run's lock."""
     end = {"finished_at": now()} if STATUSES[status].terminal else {}
     run.write_state(
         msgspec.structs.replace(state, status=status, stage=None, updated_at=now(), **end, **changes)
@@ -122,9 +122,9 @@ def handle(run: RunDir, provider: str = "local", *, session: bool | None = None)
 
 
 def job(run: RunDir, provider: str = "local") -> Job:
-    """Build the job from its run directory. A worker that died shows as paused, with the reason in
-    `error`. A worker that is alive but makes no progress also has a reason there, but keeps its state,
-    because it may continue."""
+    """Build the job from its run directory. A worker that died shows as paused, with the reason in `error`. A
+    worker that is alive but makes no progress also has a reason there but keeps its state, because it may
+    continue."""
     state = run.state()
     told = run.job()
     error = state.error
@@ -133,10 +133,10 @@ def job(run: RunDir, provider: str = "local") -> Job:
     elif state.status == "interrupted":
         error = JobError(
             code="interrupted",
-            message=f"the worker stopped (killed, or the machine went down) at step {state.step}; the "
-            "run continues from its newest checkpoint"
+            message=f"the worker stopped (killed, or the machine went down) at step {state.step}; the run "
+            "continues from its latest checkpoint"
             if run.had_worker()
-            else "submission was interrupted before it started a worker; watch, worker or resume will "
+            else "the submit was interrupted before it started a worker; watch, worker or resume will "
             "start one",
         )
     elif not state.terminal and state.status != "paused" and error is None:
@@ -162,34 +162,34 @@ def job(run: RunDir, provider: str = "local") -> Job:
         early_stopped=state.early_stopped,
         error=error,
         cost_usd=cost,
-        cost_origin=None if cost is None else "as the session counted it",
+        cost_origin=None if cost is None else "as counted by the session",
         worked_seconds=state.seconds if told.session is not None else None,
         payload={**state.to_dict(), "folder": str(run.path), "eta_seconds": state.eta_seconds},
     )
 
 
 def _caller_gone(state: JobState) -> JobError:
-    told = f"the program that trained it has ended (killed, or the machine stopped) at step {state.step}"
+    told = f"the program that trained it has ended (killed, or the machine went down) at step {state.step}"
     return JobError(
-        code="caller_gone", message=f"{told}; ft.session(resume=...) continues from its last save"
+        code="caller_gone", message=f"{told}; continue from its last save with: ft.session(resume=...)"
     )
 
 
 def _still(run: RunDir, state: JobState) -> JobError | None:
     """What a living worker's silence comes to; `None` when it shows life."""
-    end_it = f"see {run.log}; if killed, the run continues from its newest checkpoint"
+    end_it = f"see {run.log}; if the worker was killed, the run continues from its latest checkpoint"
     beat = run.heartbeat_age()
     if beat is not None and beat > SILENT_S:
         message = (
-            f"the worker is alive but has not reported for {duration(beat)} (suspended, or the machine "
-            "is swapping)"
+            f"the worker is alive but has not reported for {duration(beat)} (suspended, or the "
+            "machine is swapping)"
         )
         return JobError(code="no_heartbeat", message=f"{message}; {end_it}")
     if state.status != "running" or not state.step:
         return None
     waited, usual = time.time() - _seen_at(run), state.seconds / state.step
     if waited > max(STUCK_S, STUCK_STEPS * usual):
-        message = f"no step has finished for {duration(waited)}; a step takes {duration(usual)} on average"
+        message = f"no step has finished for {duration(waited)}; a step usually takes {duration(usual)}"
         return JobError(code="no_progress", message=f"{message}; {end_it}")
     return None
 

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 MTOK = Decimal(1_000_000)
 MOST_TOKENS = 2048
-"""Of a sample whose request names no length, as the engine takes it."""
+"""Maximum length of a sample if the request sets none, as in the engine."""
 Row = Mapping[str, Any]
-"""`{"tokens": [...], "inputs": {name: {"data", "shape", "kind"}}}`, as `local.sessions.process` reads it."""
+"""One row as `{"tokens": [...], "inputs": {name: {"data", "shape", "kind"}}}`, the format of
+`local.sessions.process`."""
 
 
 def array_of(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
@@ -36,11 +37,11 @@ def array_of(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
 
 
 class SessionOrder(Record, frozen=True, kw_only=True):
-    """The order for a session: what it trains."""
+    """The order for a session, which defines what to train."""
 
     ref: str
     model: str
-    """The backend's own id of the model."""
+    """The backend's own id for the model."""
     model_name: str
     """The model's name as the user wrote it."""
     lora: dict[str, Any]
@@ -49,7 +50,7 @@ class SessionOrder(Record, frozen=True, kw_only=True):
     """The backend's own options."""
     spec: dict[str, Any] = {}  # noqa: RUF012
     ends_in_s: float | None = None
-    """When its limit is reached, whatever is under way: where a host bills by the hour."""
+    """Seconds until it reaches its limit in any case, on a host that bills by the hour."""
 
 
 class TokenUse(Record, frozen=True, kw_only=True):
@@ -57,7 +58,7 @@ class TokenUse(Record, frozen=True, kw_only=True):
 
     train: int = 0
     prefill: int = 0
-    """Tokens read without a gradient: prompts, and rows of `forward`."""
+    """Tokens processed without a gradient: prompts, and rows of `forward`."""
     sample: int = 0
 
     def __add__(self, other: TokenUse) -> TokenUse:
@@ -68,20 +69,20 @@ class TokenUse(Record, frozen=True, kw_only=True):
         )
 
 
-CONTINUES = "ft.session(resume=RUN) continues from the last save"
+CONTINUES = "continue from the last save with: ft.session(resume=RUN)"
 """What to do after an error that ends a session."""
 JOURNAL = "requests.jsonl"
 
 
 class PaidRequest(Record, frozen=True, kw_only=True):
-    """A line of the journal of a session that is billed by the token: what a request may cost at most, before
-    it is sent, then what it did cost. One without a second line counts in full."""
+    """A line in the journal of a session that is billed by the token: the maximum cost of a request before it
+    is sent, then its actual cost. A request without a second line counts in full."""
 
     number: int
     settled: bool = False
     use: TokenUse = TokenUse()
     total_usd: Decimal | None = None
-    """What the session has cost so far, requests without an answer at their most."""
+    """Cost of the session so far. Requests without an answer count with their maximum."""
 
 
 def journal_usd(folder: Path) -> Decimal | None:
@@ -100,8 +101,8 @@ class SessionPrice(Record, frozen=True, kw_only=True):
     sample_usd_per_mtok: Decimal = Decimal(0)
     source: str = ""
     tail_s: float = 0.0
-    """The longest for which a host goes on billing hourly after the program was killed. Its limit covers
-    that."""
+    """Maximum time for which a host continues to bill hourly after the program was killed. The limit covers
+    it."""
 
     @property
     def by_token(self) -> bool:
@@ -161,7 +162,7 @@ def loss_settings(
 
 
 class SessionBackend(ABC):
-    """One model. Requests are carried out in the order in which they are made."""
+    """One model of a session. It executes requests in the order in which they are made."""
 
     weights_here: ClassVar[bool] = False
     """Whether a save writes the weights to a folder on this machine."""
@@ -169,29 +170,29 @@ class SessionBackend(ABC):
     @property
     @abstractmethod
     def tokenizer(self) -> str:
-        """The folder or hub id of the model's tokenizer."""
+        """Folder or hub id of the model's tokenizer."""
 
     @abstractmethod
     def forward(
         self, rows: Sequence[Row], loss: str, config: Mapping[str, Any], *, backward: bool
     ) -> Future[dict[str, Any]]:
-        """Return `{"logprobs": [array of each row], "metrics": {...}}`."""
+        """Run a forward pass and return `{"logprobs": [array of each row], "metrics": {...}}`."""
 
     def gradient(self, rows: Sequence[Row]) -> Future[dict[str, Any]]:
-        """Add the gradient of a loss that was computed here: each row's weights are its negative."""
+        """Add the gradient of a loss that was computed here. Each row's weights are the negative gradient."""
         return self.forward(rows, "cross_entropy", {}, backward=True)
 
     @abstractmethod
     def step(self, adam: Mapping[str, float]) -> Future[dict[str, Any]]:
-        """Return `{"metrics": {...}}`."""
+        """Take an optimizer step and return `{"metrics": {...}}`."""
 
     @abstractmethod
     def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
-        """Sample from the current weights: `{"answers": [{"stop", "tokens", "logprobs"}]}`."""
+        """Sample from the current weights and return `{"answers": [{"stop", "tokens", "logprobs"}]}`."""
 
     @abstractmethod
     def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
-        """Save the current weights, into `folder` if they can be downloaded. Returns where they are."""
+        """Save the current weights, into `folder` if they can be downloaded. Returns their location."""
 
     @abstractmethod
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:

@@ -23,17 +23,17 @@ from orchestrate.spec import JobSpec
 from orchestrate.types import Authority, Outcome, Setting, Translation
 
 OURS: Mapping[str, str] = {
-    "test": "kept by Orchestrate for evaluation; never sent",
-    "max_cost_usd": "Orchestrate's own limit, checked before anything is sent",
+    "test": "used by Orchestrate for evaluation; never sent",
+    "max_cost_usd": "checked by Orchestrate before anything is sent",
     "tags": "stored with the run by Orchestrate",
-    "columns": "Orchestrate reads the files with it before anything is sent",
-    "private": "Orchestrate checks it before anything is sent",
+    "columns": "used by Orchestrate to read the files before anything is sent",
+    "private": "checked by Orchestrate before anything is sent",
 }
 """Settings that are never sent to a backend."""
 
 
 UNPAIRED = "the closest option is DPO over preference pairs (loss: dpo); this machine has KTO"
-"""Suggestion where KTO is rejected."""
+"""Suggestion for backends that reject KTO."""
 KTO_ONLY = ("desirable_weight", "undesirable_weight")
 
 
@@ -53,12 +53,11 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "truncation": ("has no setting for how to treat rows over the limit", None),
     "save_total_limit": ("decides itself which checkpoints to keep", None),
     "method.train_on": (
-        "trains every message of the assistant: set weight 0 on the others in the rows, if it "
-        "supports weights",
+        "trains on every assistant message: set weight 0 on the others in the rows, if it supports weights",
         "all",
     ),
     "method.ignore_empty_think": ("renders and masks reasoning by its own rule", False),
-    "method.label_smoothing": ("assumes that every label is right", 0),
+    "method.label_smoothing": ("assumes that every label is correct", 0),
     "adapter.init_lora_weights": ("initializes every adapter in its own way", None),
     "adapter.rank_pattern": ("uses one rank for all modules", None),
     "adapter.alpha_pattern": ("uses one scale for all modules", None),
@@ -81,13 +80,13 @@ def body(translation: Translation) -> dict[str, Any]:
 
 
 class Rows:
-    """Rows and body of one translation. `asked` holds what the user set, flat and dotted."""
+    """Rows and body of one translation. `asked` contains the user's settings, flat and dotted."""
 
     def __init__(
         self, provider: str, spec: JobSpec, *, aliases: Iterable[str] = (), fields: Fields | None = None
     ) -> None:
-        """Start a translation. `aliases`: further names under which `provider_options` of this backend
-        may be written; `fields`: those that its host is known to have."""
+        """Start a translation. `aliases` are additional names under which `provider_options` of this backend
+        may be written. `fields` are the fields that its host is known to have."""
         self.provider = provider
         self.fields = fields
         self.spec = spec
@@ -109,28 +108,28 @@ class Rows:
         return frozenset(n for n, row in self._rows.items() if row.outcome is Outcome.REFUSED)
 
     def given(self, name: str) -> Any:
-        """Return what the user set under this dotted name, or `None` if nothing."""
+        """Return the user's setting under this dotted name, or `None` if there is none."""
         return self.asked.get(name)
 
     def keep(self, name: str, wire: str | None, value: Any = None, *, rule: str | None = None) -> None:
-        """Keep a setting and send it as requested. `value` is needed only if the API writes the same thing
-        differently."""
+        """Keep a setting and send it as requested. `value` is only needed if the API uses a different
+        notation."""
         sent = self.given(name) if value is None else value
         self._put(name, Outcome.KEPT, sent, wire, rule)
 
     def map(self, name: str, wire: str | None, value: Any, rule: str, *, exact: bool = True) -> None:
-        """Map a setting to `value` by the written rule. `exact` says whether the meaning is the same."""
+        """Map a setting to `value` by the written rule. `exact` tells whether the meaning is the same."""
         self._put(name, Outcome.MAPPED, value, wire, rule, exact=exact)
 
     def default(
         self, name: str, wire: str | None, value: Any, rule: str | None = None, *, send: bool = False
     ) -> None:
-        """Record a setting that was not requested: `value` is what the host will use. It is sent only with
+        """Record a setting that was not requested. `value` is what the host will use. It is only sent with
         `send`."""
         self._put(name, Outcome.DEFAULTED, value, wire, rule, send=send)
 
     def refuse(self, name: str, reason: str, *, instead: Any = None) -> None:
-        """Reject a setting. `instead`: the nearest value that is accepted."""
+        """Reject a setting. `instead` is the nearest accepted value."""
         self._put(name, Outcome.REFUSED, None, None, reason, send=False)
         self._rows[name] = replace(self._rows[name], instead=instead)
 
@@ -159,22 +158,22 @@ class Rows:
             self._rows[name] = replace(row, rule=f"{row.rule}; {rule}" if row.rule else rule)
 
     def train(self, rule: str) -> None:
-        """Record what happens to the training data. `rule` describes it, preceded by how several files
-        become one."""
+        """Record what happens to the training data. `rule` describes it, and follows the description of how
+        several files are mixed into one."""
         self.keep("train", None, self.spec.train_told, rule=self._mixing(rule))
 
     def _mixing(self, rule: str) -> str:
         return rule if isinstance(self.spec.train, str) else f"mixed into one file by their weights; {rule}"
 
     def without_engine_settings(self, host: str) -> None:
-        """Reject settings that engines have but no host's API. A value that requests the host's own behavior
-        is kept."""
+        """Reject settings that only engines have, not hosts' APIs. A value that requests the host's own
+        behavior is kept."""
         for name, (reason, always) in _OF_ENGINES.items():
             asked = self._asked(name)
             if asked is None or name in self._rows:
                 continue
             if always is not None and asked == always:
-                self.keep(name, None, rule="always the case here")
+                self.keep(name, None, rule="always on here")
             else:
                 self.refuse(name, f"{host} {reason}")
 
@@ -189,7 +188,7 @@ class Rows:
         return wire in _flat(self._own_options)
 
     def send(self, wire: str, value: Any) -> None:
-        """Put a value into the body at a dotted path, without a row (for what is not a setting)."""
+        """Add a value to the body at a dotted path without a row, because it is not a setting."""
         target = self.body
         *path, last = wire.split(".")
         for key in path:
@@ -213,7 +212,7 @@ class Rows:
         if "model" not in self._rows:
             kept = model == self.spec.model
             outcome = Outcome.KEPT if kept else Outcome.MAPPED
-            rule = None if kept else f"{self.provider}'s id for it"
+            rule = None if kept else f"its id at {self.provider}"
             self._put("model", outcome, model, None, rule)
             self._rows = {"model": self._rows.pop("model"), **self._rows}
         if self._rows["model"].outcome is not Outcome.REFUSED:  # else the others were never looked at
@@ -314,14 +313,15 @@ def _at(body: Mapping[str, Any], path: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """Names in the request, dotted and separated by spaces. Any name may follow below one of them."""
+    """Names of fields in the request, dotted and separated by spaces. Any name may follow below one of
+    them."""
 
     sdk: str
-    """From the types of the host's SDK."""
+    """Fields from the types in the host's SDK."""
     specification: str = ""
-    """From the API description that the host publishes, and in no type of its SDK."""
+    """Fields from the API description that the host publishes, which no SDK type contains."""
     documentation: str = ""
-    """Only from pages of the host."""
+    """Fields that only the host's pages document."""
 
     @cached_property
     def names(self) -> dict[str, Authority]:
@@ -333,7 +333,7 @@ class Fields:
         return {name: authority for authority, names in by.items() for name in names.split()}
 
     def authority(self, field: str) -> Authority:
-        """Return the source that documents a field, one below it, or the table that contains it."""
+        """Return the source that documents a field, one of its subfields, or the table that contains it."""
         for name, authority in self.names.items():
             if field == name or field.startswith(f"{name}.") or name.startswith(f"{field}."):
                 return authority
@@ -344,7 +344,7 @@ class Fields:
 
 
 ESSENTIAL = ("model", "method", "method.type", "method.loss", "method.grader", "continue_from")
-"""Settings that define the run: without them it would be a different one."""
+"""Settings that define the run. Without them, it would be a different run."""
 _TURNS = 8
 """Rounds of leaving out settings, because each may make another one rejected that needed it."""
 
@@ -352,9 +352,9 @@ _TURNS = 8
 def overrides(
     spec: JobSpec, translation: Translation, translate: Callable[[JobSpec], Translation]
 ) -> dict[str, Any] | None:
-    """Find `overrides:` that make this backend accept `spec`, in the form this backend receives it. Each
-    rejected field is left out (`None`) or set to the nearest accepted value. Returns `None` if nothing is
-    rejected, or if the run would not be the same without the rejected settings."""
+    """Find `overrides:` that make this backend accept its form of `spec`. Each rejected field is left out
+    (`None`) or set to the nearest accepted value. Returns `None` if nothing is rejected, or if the run would
+    not be the same without the rejected settings."""
     found: dict[str, Any] = {}
     values = spec.asked()
     for _ in range(_TURNS):

@@ -46,21 +46,21 @@ class DataTraits(Record, frozen=True, kw_only=True):
     rows: int
     kind: str
     prompt_tokens: float
-    """Mean tokens of a row, without those that are trained."""
+    """Average tokens in a row, excluding trained ones."""
     answer_tokens: float
-    """Mean trained tokens of a row."""
+    """Average trained tokens in a row."""
     shared_tokens: float
     """Tokens of the system prompt, if at least nine in ten rows have the same one; otherwise 0."""
     json_share: float
     """The share of answers that are JSON objects."""
     same_keys_share: float
-    """Of those, the share with the most common set of keys."""
+    """Share of these answers that have the most common set of keys."""
     distinct_answers: int
     distinct_share: float
     copied_share: float
-    """The mean share of an answer's words that occur in its prompt."""
+    """Average share of an answer's words that occur in its prompt."""
     duplicate_share: float
-    """The share of rows that equal an earlier one."""
+    """Share of rows that equal an earlier one."""
     calls_tools: bool = False
 
     @property
@@ -75,8 +75,8 @@ class DataTraits(Record, frozen=True, kw_only=True):
 
     @property
     def knowing(self) -> bool:
-        """Whether the answers contain knowledge: their words are not in the prompts, and few answers are
-        equal."""
+        """Whether the answers contain knowledge, because their words are not in the prompts and few answers
+        are equal."""
         return (
             self.copied_share < KNOWLEDGE_COPIED
             and self.distinct_share > 0.8
@@ -99,7 +99,7 @@ class DataTraits(Record, frozen=True, kw_only=True):
 
 
 def measure(dataset: Dataset, tokenizer: str = "o200k") -> DataTraits:
-    """Measure the rows of a dataset in one pass, apart from the token count."""
+    """Measure the rows of a dataset in one pass, without counting tokens."""
     count = dataset.tokens(tokenizer)
     seen = _Seen()
     for example in dataset.examples():
@@ -194,18 +194,17 @@ def _joined(said: Iterable[tuple[str, str]], *roles: str) -> str:
 
 
 MIN_ROWS = 10
-"""OpenAI rejects fewer (fine-tuning guide). Fireworks rejects fewer than 3."""
+"""Minimum number of rows at OpenAI (fine-tuning guide). Fireworks requires at least 3."""
 NEAR_TARGET = 0.8
-"""The fraction of the target above which better prompts come first. Tianpan's decision framework, as
-skywriter.app/n/ai-ops-weekly cites it, and theneuralbase.com, signs that prompting will solve it."""
+"""Fraction of the target above which better prompts come first. Sources: Tianpan's decision framework, as
+cited by skywriter.app/n/ai-ops-weekly, and theneuralbase.com on signs that prompting will solve it."""
 GOOD_SCORE = 0.95
 """The base model's score on held-out rows above which there is little to gain."""
 CONSISTENT = 0.95
 LABELS = 50
-"""A task with at most this many distinct answers is a classification."""
+"""Maximum number of distinct answers in a classification task."""
 KNOWLEDGE_COPIED = 0.3
-"""If fewer of the answers' words than this are in the prompts, and answers rarely repeat, they contain
-knowledge."""
+"""Share of the answers' words in the prompts below which answers contain knowledge, if they rarely repeat."""
 KNOWLEDGE_TOKENS = 20
 LONG_INSTRUCTIONS = 300
 FAST_MS = 500
@@ -228,10 +227,10 @@ class Needs(Record, frozen=True, kw_only=True):
     """Requirements that cannot be derived from the data."""
 
     private: bool = False
-    """The data must not leave the user's machines."""
+    """Whether the data must not leave the user's machines."""
     latency_ms: int | None = None
     changing: bool = False
-    """The facts in the answers change often."""
+    """Whether the facts in the answers change often."""
     own_gpu: bool = False
     base_score: Score | None = None
     """The base model's score with the user's prompt, on held-out rows. `n` is 0 if only the value is
@@ -245,9 +244,9 @@ class Needs(Record, frozen=True, kw_only=True):
     model: str | None = None
     """The open model that would be tuned, for `latency_ms`."""
     larger: str | None = None
-    """The model that it would replace. `None`: a model with 70 billion parameters."""
+    """The model that it would replace. `None` means a model with 70 billion parameters."""
     tokens: tuple[int, int] | None = None
-    """The tokens of a request, in and out. `None`: the means of the rows."""
+    """Input and output tokens of a request. `None` means the averages of the rows."""
 
 
 class AdviceVote(Record, frozen=True, kw_only=True):
@@ -255,7 +254,7 @@ class AdviceVote(Record, frozen=True, kw_only=True):
     points: int
     reason: str
     turns: str
-    """What would change it."""
+    """What would change this vote."""
 
 
 class AdvisedWay(Record, frozen=True, kw_only=True):
@@ -287,33 +286,33 @@ class EightyPercent(Record, frozen=True, kw_only=True):
 
     @property
     def applies(self) -> bool | None:
-        """Whether prompting reaches 80% of the target; `None` where its interval leaves that open."""
+        """Whether prompting reaches 80% of the target, or `None` if its interval leaves that open."""
         return True if self.best.low >= self.mark else False if self.best.high < self.mark else None
 
     def __str__(self) -> str:
         how = "with examples in the prompt" if self.best is self.few_shot else "with your prompt"
-        assumed = " (assumed: name yours with --target)" if self.assumed else ""
+        assumed = " (assumed; set yours with --target)" if self.assumed else ""
         said = {
-            True: "reached: improve prompt and examples before you tune",
+            True: "reached: improve the prompt and examples before you tune",
             False: "not reached: tuning is worth its price",
-            None: "open: the interval contains it, so measure more rows",
+            None: "undecided: the interval contains it, so measure more rows",
         }[self.applies]
         return (
-            f"the 80% rule: the base model scores {self.best.value:.3f} {how}; 80% of the target of "
-            f"{self.target:g}{assumed} is {self.mark:.3g}: {said}"
+            f"the 80% rule: the base model scores {self.best.value:.3f} {how}; 80% of the target "
+            f"of {self.target:g}{assumed} is {self.mark:.3g}: {said}"
         )
 
 
 class Advice(Record, frozen=True, kw_only=True):
     choices: tuple[AdvisedWay, ...]
-    """Best first, excluded ones last."""
+    """Approaches, best first and excluded ones last."""
     warnings: tuple[str, ...]
     would_change: tuple[str, ...]
     facts: DataTraits
     volume: Volume
     """The recommended number of rows for the goal, and how the file compares."""
     latency: tuple[Latency, ...] = ()
-    """Predictions for the model that would be tuned, then for the larger one."""
+    """Predictions for the model to tune, then for the larger model."""
     totals: tuple[Ownership, ...] = ()
     """Total costs of the models that can be tuned, if the traffic is known."""
     rule: EightyPercent | None = None
@@ -325,7 +324,7 @@ class Advice(Record, frozen=True, kw_only=True):
 
     @property
     def close(self) -> bool:
-        """Whether the runner-up is within one point, so the recommendation is not clear."""
+        """Whether the runner-up is within one point, so that the recommendation is not clear."""
         rest = [c for c in self.choices[1:] if c.excluded is None]
         return bool(rest) and self.best.points - rest[0].points <= 1
 
@@ -337,7 +336,7 @@ def advise(
     latency: tuple[Sequence[Latency], Sequence[Latency]] = ((), ()),
 ) -> Advice:
     """Score the approaches. `totals` are total costs compared with prompting a base model, if the traffic is
-    known. `latency` is that of the model to tune and of the larger one."""
+    known. `latency` has the model to tune and the larger one."""
     volume = facts.volume(needs.goal)
     votes = [
         *_by_rows(volume),
@@ -386,7 +385,8 @@ def _excluded(facts: DataTraits, needs: Needs) -> dict[Way, str]:
     out: dict[Way, str] = {}
     if facts.rows < MIN_ROWS:
         out |= dict.fromkeys(
-            _TUNING, f"{facts.rows} rows: hosts require at least {MIN_ROWS}, and fewer teach nothing"
+            _TUNING,
+            f"{facts.rows} rows: hosts require at least {MIN_ROWS}, and a model learns nothing from fewer",
         )
     if needs.private:
         out[Way.TUNE_HOSTED] = "the data must not leave your machines"
@@ -408,7 +408,7 @@ def _by_rows(volume: Volume) -> Iterable[AdviceVote]:
     words = (
         "use the best ones as examples in the prompt"
         if few
-        else f"so few rows teach the goal {goal} only weakly"
+        else f"so few rows are barely enough for the goal {goal}"
     )
     reason = f"{rows:,} rows, fewer than {mark:,}: {words}"
     yield AdviceVote(
@@ -430,11 +430,13 @@ def _by_few_shot(needs: Needs) -> Iterable[AdviceVote]:
     rule = _rule(needs)
     if rule is None or rule.few_shot is None:
         return
-    at = f"with examples in the prompt the base model scores {text.score(rule.few_shot)}"
+    at = f"with examples in the prompt, the base model scores {text.score(rule.few_shot)}"
     if rule.few_shot.low >= rule.mark:
-        reason = f"{at}, {rule.mark:.3g} or more: {NEAR_TARGET:.0%} of the target of {rule.target:g}"
+        reason = (
+            f"{at}, at least {rule.mark:.3g}, which is {NEAR_TARGET:.0%} of the target of {rule.target:g}"
+        )
         yield AdviceVote(
-            ways=(Way.FEW_SHOT,), points=3, reason=reason, turns="examples that fail on harder rows"
+            ways=(Way.FEW_SHOT,), points=3, reason=reason, turns="examples that do not help on harder rows"
         )
         if rule.base.low < rule.mark:  # else the prompt alone has said so
             yield AdviceVote(ways=_TUNING, points=-2, reason=at, turns="")
@@ -469,7 +471,7 @@ def _by_score(needs: Needs) -> Iterable[AdviceVote]:
         )
         yield AdviceVote(ways=_TUNING, points=-2, reason=f"{share}: {left}", turns="")
     elif score.high < near:
-        below = f"{at}, below {near:.3g}, {NEAR_TARGET:.0%} of the target{assumed}"
+        below = f"{at}, below {near:.3g}, which is {NEAR_TARGET:.0%} of the target{assumed}"
         yield AdviceVote(
             ways=_TUNING, points=2, reason=below, turns=f"a prompt or model that reaches {near:.3g}"
         )
@@ -479,7 +481,7 @@ def _by_score(needs: Needs) -> Iterable[AdviceVote]:
             ways=(Way.FEW_SHOT, *_TUNING),
             points=1,
             reason=f"{at}: examples may close the gap",
-            turns="a score of few-shot prompting",
+            turns="a few-shot score",
         )
 
 
@@ -495,25 +497,25 @@ def _by_answers(facts: DataTraits) -> Iterable[AdviceVote]:
             ways=(Way.PROMPT,),
             points=1,
             reason="structured outputs can enforce that format without tuning",
-            turns="a format that a JSON Schema cannot express",
+            turns="a format that JSON Schema cannot express",
         )
     if facts.labels:
         yield AdviceVote(
             ways=_TUNING,
             points=2,
-            reason=f"{facts.distinct_answers} distinct answers, {LABELS} or fewer: a classification",
+            reason=f"{facts.distinct_answers} distinct answers, at most {LABELS}: a classification task",
             turns="free answers",
         )
     if facts.knowing:
         reason = (
-            f"{facts.copied_share:.0%} of the answers' words are in their prompts, and they rarely "
-            "repeat: they carry knowledge, which fine-tuning does not teach well"
+            f"{facts.copied_share:.0%} of the answers' words are in their prompts, and they "
+            "rarely repeat: the answers carry knowledge, which fine-tuning does not teach well"
         )
         yield AdviceVote(
             ways=(Way.RETRIEVAL,),
             points=3,
             reason=reason,
-            turns="prompts that contain the facts of the answers",
+            turns="prompts that contain the facts in the answers",
         )
         yield AdviceVote(ways=_TUNING, points=-1, reason="answers carry knowledge", turns="")
 
@@ -523,8 +525,8 @@ def _by_prompt(facts: DataTraits) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=_TUNING,
             points=1,
-            reason=f"every prompt repeats about {facts.shared_tokens:,.0f} tokens of instructions "
-            f"(long means at least {LONG_INSTRUCTIONS})",
+            reason=f"every prompt repeats about {facts.shared_tokens:,.0f} tokens of instructions (long "
+            f"means at least {LONG_INSTRUCTIONS})",
             turns=f"instructions below {LONG_INSTRUCTIONS} tokens, or a cheap prompt cache",
         )
         yield AdviceVote(ways=(Way.FEW_SHOT,), points=-1, reason="prompts are already long", turns="")
@@ -535,21 +537,21 @@ def _by_needs(needs: Needs) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=_PROMPTING,
             points=-1,
-            reason="only an open model on your own machines can be prompted, and it is weaker than hosted "
-            "ones",
+            reason="data that stays on your machines can only go to an open model there, which is weaker "
+            "than hosted ones",
             turns="",
         )
         yield AdviceVote(
             ways=(Way.TUNE_OWN,),
             points=1,
-            reason="the data may not leave your machines",
+            reason="the data must not leave your machines",
             turns="a contract that allows a host to store it",
         )
     if needs.changing:
         yield AdviceVote(
             ways=(Way.RETRIEVAL,),
             points=3,
-            reason="the facts change often: look them up (RAG) instead of training them in",
+            reason="the facts change often: look them up (RAG) instead of training on them",
             turns="stable facts",
         )
         yield AdviceVote(ways=_TUNING, points=-1, reason="the facts change often", turns="")
@@ -557,15 +559,15 @@ def _by_needs(needs: Needs) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=_TUNING,
             points=1,
-            reason=f"{needs.latency_ms} ms, {FAST_MS} or less: small models with short prompts are fast",
-            turns=f"more than {FAST_MS} ms allowed",
+            reason=f"{needs.latency_ms} ms, at most {FAST_MS}: small models with short prompts are fast",
+            turns=f"a limit above {FAST_MS} ms",
         )
         yield AdviceVote(
             ways=(Way.FEW_SHOT, Way.RETRIEVAL), points=-1, reason="longer prompts take longer", turns=""
         )
     own = 1 if needs.own_gpu else 0 if needs.private else -1
     if own:
-        reason = "you have a GPU" if needs.own_gpu else "you named no GPU of your own"
+        reason = "you have a GPU" if needs.own_gpu else "you listed no GPU of your own"
         yield AdviceVote(ways=(Way.TUNE_OWN,), points=own, reason=reason, turns="no free GPU")
 
 
@@ -575,11 +577,11 @@ def _by_latency(needs: Needs, small: Sequence[Latency], large: Sequence[Latency]
         return
     in_time = [one for one in small if one.within(needs.latency_ms)]
     only = bool(in_time) and not any(one.within(needs.latency_ms) for one in large)
-    fewer = f"on {small[-1].gpus} x {small[-1].device} in place of {large[-1].gpus}"
+    fewer = f"on {small[-1].gpus} {small[-1].device} instead of {large[-1].gpus}"
     name, than = small[0].model, large[0].model
     reason = f"{name} answers {times[0]:.1f} to {times[1]:.1f} times as fast as {than}, {fewer}"
     if only:
-        reason += f"; only it is within {needs.latency_ms} ms, on {in_time[0].device}"
+        reason += f"; only {needs.latency_ms} stays within {in_time[0].device} ms"
     yield AdviceVote(
         ways=_TUNING, points=int(only), reason=reason, turns="a larger model that is fast enough"
     )
@@ -591,11 +593,11 @@ def _too_slow(needs: Needs, small: Sequence[Latency]) -> Iterable[str]:
         return
     best = min(small, key=lambda one: one.answer_ms)
     fits = int((limit - best.first_token_ms) / best.token_ms) + 1
-    shorter = f"at most {fits} tokens of answer fit" if fits > 0 else "the prompt alone takes longer"
+    shorter = f"at most {fits} answer tokens fit" if fits > 0 else "the prompt alone takes longer"
     yield (
-        f"{best.model} is predicted to take {best.answer_ms:,.0f} ms for an answer on {best.gpus} x "
-        f"{best.device}, {best.first_token_ms:,.0f} ms to its first token: more than {limit} ms; {shorter}. "
-        "Stream the answer, shorten it, or take a smaller model"
+        f"{best.model} is predicted to take {best.answer_ms:,.0f} ms for an answer on {best.gpus} "
+        f"{best.device}, and {best.first_token_ms:,.0f} ms to its first token: more than {limit} "
+        f"ms; {shorter}. Stream the answer, shorten it, or use a smaller model"
     )
 
 
@@ -608,18 +610,21 @@ def _by_money(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
     way = Way.TUNE_OWN if own else Way.TUNE_HOSTED
     gap = text.money(abs(best.base_usd - paid.counted_usd))
     words = (
-        f"{text.span(paid.least_usd, paid.counted_usd)} over {best.months} months on {best.place}, "
-        f"{text.money(best.base_usd)} by prompting {best.base_words or best.base.model}"
+        f"{text.span(paid.least_usd, paid.counted_usd)} over {best.months} months on "
+        f"{best.place}, {text.money(best.base_usd)} by prompting "
+        f"{best.base_words or best.base.model}"
     )
     since = best.break_even_requests_per_day
     if paid.high_usd < best.base_usd:
         always = since is not None and 0 < since <= best.requests_per_day
         turns = (
-            f"fewer than {since:,} requests a day" if always else "different traffic, or a cheaper base model"
+            f"fewer than {since:,} requests per day"
+            if always
+            else "different traffic, or a cheaper base model"
         )
         yield AdviceVote(ways=(way,), points=2, reason=f"{words}: {gap} less", turns=turns)
     elif paid.low_usd > best.base_usd:
-        turns = f"more than {since:,} requests a day" if since else "a more expensive base model"
+        turns = f"more than {since:,} requests per day" if since else "a more expensive base model"
         yield AdviceVote(
             ways=(Way.PROMPT, Way.FEW_SHOT), points=2, reason=f"{words}: {gap} more", turns=turns
         )
@@ -650,10 +655,13 @@ def _by_end(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
 def _warnings(facts: DataTraits) -> Iterable[str]:
     if facts.duplicate_share > DUPLICATES:
         yield (
-            f"{facts.duplicate_share:.0%} of the rows repeat an earlier one: "
-            "orchestrate data dedupe FILE  before anything else"
+            f"{facts.duplicate_share:.0%} of the rows repeat an earlier one: before anything "
+            "else, run  orchestrate data dedupe FILE"
         )
     if 0.3 < facts.json_share < CONSISTENT:
-        yield f"only {facts.json_share:.0%} of the answers are JSON: a model learns that inconsistency too"
+        yield (
+            f"only {facts.json_share:.0%} of the answers are JSON, and a model would learn that "
+            "inconsistency too"
+        )
     if facts.json_share >= CONSISTENT > facts.same_keys_share:
         yield f"only {facts.same_keys_share:.0%} of the JSON answers have the same keys"

@@ -12,20 +12,20 @@ from typing import Literal, TypeVar
 import msgspec
 
 SERIES = 6
-"""The number of styles. A seventh series repeats the first."""
+"""Number of styles. A seventh series repeats the first style."""
 DASHES = ("", "7 4", "2 4", "10 3 2 3", "4 2", "1 3")
 TOP, BOTTOM, LEFT = 24, 44, 52
 LINE = 20
-"""Sizes of a legend."""
+"""Sizes in a legend."""
 
 
 class Paper(msgspec.Struct, frozen=True):
-    """The width that a chart is drawn for, in pixels at its nominal font size."""
+    """The width of a chart, in pixels at its nominal font size."""
 
     name: Literal["page", "phone"]
     width: int
     beside: int
-    """Room for names at the right. Without it, they are in a legend below."""
+    """Space for names on the right. If there is none, names are in a legend below."""
 
 
 PAPERS = (Paper("page", 760, 205), Paper("phone", 350, 0))
@@ -37,7 +37,7 @@ class Scale(msgspec.Struct, frozen=True):
     low: float
     high: float
     first: float
-    """The pixel of `low`."""
+    """Pixel of `low`."""
     last: float
     log: bool = False
 
@@ -50,7 +50,7 @@ class Scale(msgspec.Struct, frozen=True):
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round values from `low` to `high`, about `wanted` of them."""
+    """Return about `wanted` round values from `low` to `high`."""
     if high <= low:
         return [low]
     raw = (high - low) / wanted
@@ -127,7 +127,7 @@ def axis(x1: float, y1: float, x2: float, y2: float) -> str:
 
 
 def leader(x1: float, y1: float, x2: float, y2: float) -> str:
-    """Draw the line from a mark to its name."""
+    """Draw the line from a mark to its label."""
     return f'<line class="leader" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
@@ -164,8 +164,8 @@ def whisker(low: float, high: float, y: float) -> str:
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move the places apart, so that labels do not overlap. Their order and, where possible, the ends are
-    kept."""
+    """Move the positions apart so that labels do not overlap. Keeps their order and, if possible, the
+    ends."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     moved = list(places)
     floor = low
@@ -198,8 +198,8 @@ def lines(
     height: int = 320,
     log: bool = False,
 ) -> str:
-    """Draw a line chart. Each line has its name at its end, or in a legend on a phone. `log` asks for a
-    logarithmic vertical axis. With values of 0 or below, the axis is linear."""
+    """Draw a line chart. Each line has its name at its end, or in a legend on a phone. `log` sets a
+    logarithmic vertical axis, unless there are values of 0 or below."""
     values = [v for s in series for _, v in s.points]
     log = log and min(values) > 0
     x_high = max(x for s in series for x, _ in s.points) or 1.0
@@ -249,7 +249,7 @@ def _legend(series: Sequence[Series], top: float) -> list[str]:
 
 
 _NAMES, _VALUES = 212, 190
-"""Margins at the left and right of a page. On a phone, both names are above the row."""
+"""Left and right margins of a page. On a phone, both names are above the row."""
 
 
 class Bar(msgspec.Struct, frozen=True):
@@ -344,7 +344,7 @@ class ChartMark(msgspec.Struct, frozen=True):
 
 
 def places(items: Sequence[ChartMark], *, title: str, x_name: str, y_name: str, height: int = 300) -> str:
-    """Draw a mark for each item with its vertical interval. Its name is beside it or, on a phone, in a
+    """Draw a mark with its vertical interval for each item. Its name is next to it or, on a phone, in a
     legend."""
     x_high = max(i.x for i in items) * 1.08 or 1.0
     low, high = padded([v for i in items for v in (i.low, i.high)], 0.08)

@@ -49,8 +49,8 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
     """The result of `compare`, which can be shown or saved."""
 
     def table(self, *, whole: bool = False) -> RenderableType:
-        """Return the comparison for a terminal. By default it shows what a choice depends on, with
-        `whole` everything."""
+        """Return the comparison for a terminal. By default, it shows what a choice depends on, and with
+        `whole`, everything."""
         return documents.comparison_table(self, whole=whole)
 
     def render(self, format: str) -> str:
@@ -81,8 +81,8 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
         return documents.framed(self.render("html"))
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a data frame with a row for each run: its properties, its settings and its newest
-        scores. Raises `MissingExtra` without pandas."""
+        """Return a data frame with a row for each run: its properties, its settings and its latest scores.
+        Raises `MissingExtra` without pandas."""
         return frame([_cells(one) for one in self.runs])
 
     def save(self, path: str | Path) -> Path:
@@ -123,7 +123,7 @@ def compare(
     people: Sequence[str] = (),
 ) -> Comparison:
     """Compare runs side by side. All mappings are keyed by run id. Runs without an entry are shown without
-    that part.
+    the corresponding part.
 
     `between` has the paired differences of runs, `answers` the changed items of each run's newest evaluation
     and its comparison with an earlier one, `regressions` what each run kept, and `people` the results of
@@ -131,7 +131,7 @@ def compare(
     Raises `UsageError` if there are no runs.
     """
     if not runs:
-        raise UsageError("name the runs to compare", fix="orchestrate runs  lists them")
+        raise UsageError("name the runs to compare", fix="list runs with: orchestrate runs")
     unique = list({run.id: run for run in runs}.values())
     labels = _labels(unique)
     compared = tuple(
@@ -156,7 +156,7 @@ def compare(
 
 
 def with_proofs(comparison: Comparison, proofs: Mapping[str, Sequence[Proof]]) -> Comparison:
-    """Add the badge of each run that has a model. `proofs` are by run id, oldest first."""
+    """Add the badge of each run that has a model. `proofs` maps run ids to proofs, oldest first."""
     runs = [replace(c, proof=badge(proofs.get(c.run.id, ())) if ended(c) else None) for c in comparison.runs]
     return replace(comparison, runs=tuple(runs))
 
@@ -296,7 +296,7 @@ def _settings(run: Run, translation: Translation | None) -> dict[str, str]:
 def _shown(row: Setting) -> str:
     value = row.sent if row.sent is not None else row.asked
     if value is None:
-        return f"left to the host{_mark(row.outcome)}"
+        return f"chosen by the host{_mark(row.outcome)}"
     return f"{_value(value)}{_mark(row.outcome)}"
 
 

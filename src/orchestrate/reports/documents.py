@@ -40,16 +40,16 @@ _DECIDING = frozenset(
         "cost per answer",
         "serving",
     }
-    | {"time, created to end", "train loss", "valid loss", "reward", rows.PROOF}
+    | {"time from creation to end", "train loss", "valid loss", "reward", rows.PROOF}
 )
 """Facts by which runs are chosen, besides the scores. The others describe how they were made."""
 _FINDINGS = 3
 
 
 def comparison_table(comparison: ComparedRuns, *, whole: bool = True) -> RenderableType:
-    """Return the answer, then facts by row and runs by column, the settings that differ, and the
-    findings. Unless `whole`, only what a choice depends on is shown: values that are the same for all
-    runs are one line, and further findings are counted."""
+    """Return the answer, then facts by row and runs by column, the settings that differ, and the findings.
+    Unless `whole` is set, it only shows what a choice depends on: values that are the same for all runs take
+    one line, and other findings are only counted."""
     parts: list[RenderableType] = []
     if comparison.sandbox:
         parts.append(
@@ -72,7 +72,7 @@ def comparison_table(comparison: ComparedRuns, *, whole: bool = True) -> Rendera
     if findings:
         parts += [Text(), *(Text(finding) for finding in findings)]
     if left := len(comparison.findings) - len(findings):
-        parts.append(Text(f"{text.count(left, 'more finding')}, and all numbers: --all", style="dim"))
+        parts.append(Text(f"{text.count(left, 'more finding')} and all numbers: --all", style="dim"))
     parts += [Text(note, style="dim") for note in comparison.notes if whole]
     return Group(*parts)
 
@@ -161,8 +161,7 @@ def plain_text(content: RenderableType, width: int = 140) -> str:
 
 
 def framed(page: str) -> str:
-    """Return a page for a notebook, in a frame of its own, so that its style does not affect the
-    notebook."""
+    """Return a page for a notebook in its own frame, so that its style does not affect the notebook."""
     style = "width: 100%; height: 44rem; border: 0"
     return f'<iframe style="{style}" srcdoc="{escape(page, quote=True)}"></iframe>'
 
@@ -212,8 +211,8 @@ def markdown(comparison: ComparedRuns) -> str:
 
 
 def csv_text(comparison: ComparedRuns) -> str:
-    """Render one row for each run. Numbers are plain, money is in US dollars, times are in seconds. The
-    names of setting columns begin with `setting.`, those of scores with the metric's name."""
+    """Render one row for each run. Numbers are plain, money is in US dollars, and times are in seconds. Names
+    of setting columns start with `setting.`, and names of score columns with the metric's name."""
     records = [_flat(c, comparison) for c in comparison.runs]
     names = list(dict.fromkeys(name for record in records for name in record))
     out = io.StringIO()
@@ -265,7 +264,8 @@ def _flat(c: Compared, comparison: ComparedRuns) -> dict[str, Any]:
 
 
 def safe_cell(value: Any) -> Any:
-    """Put an apostrophe before a text that a spreadsheet would read as a formula, so that it stays text."""
+    """Put an apostrophe before a text that a spreadsheet would interpret as a formula, so that it stays
+    text."""
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"
     return value

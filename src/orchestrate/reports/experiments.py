@@ -76,7 +76,7 @@ def phase_rows(report: ExperimentReport) -> list[list[str]]:
 
 
 def notes(report: ExperimentReport) -> list[str]:
-    """List what the reader must know to read the table."""
+    """List what readers must know to understand the table."""
     found: list[str] = []
     if report.sample_ratio_p < _BROKEN:
         found.append(f"users are NOT split as planned: p = {report.sample_ratio_p:.1g}")
@@ -84,17 +84,17 @@ def notes(report: ExperimentReport) -> list[str]:
         if one.counted_ratio_p < _BROKEN:
             p = f"{one.counted_ratio_p:.1g}"
             found.append(
-                f"{one.metric}: outcomes do NOT arrive equally from both arms (p = {p}), so this metric "
-                "is not used"
+                f"{one.metric}: outcomes do NOT arrive equally from both arms (p = {p}), so this "
+                "metric is not used"
             )
         if one.gate is not None:
             found.append(f"{one.metric}: no interval yet: {one.gate}")
     found += [f"{name}: {number:,}" for name, number in report.counts.items()]
     alpha = report.plan.rule.alpha
     found.append(
-        f"You can check it anytime: the probability of a false claim is at most {alpha:.2g}, and the same "
-        "again for all guardrails combined. Each user counts once per phase; differences are tuned "
-        "minus base within phases of the same share."
+        "You can check the results anytime: the probability of a false claim is at most "
+        f"{alpha:.2g}, and the same again for all guardrails combined. Each user counts once per "
+        "phase; differences are tuned minus base within phases of the same share."
     )
     return found
 
@@ -171,7 +171,7 @@ def _curves(report: ExperimentReport) -> str:
         series.append(charts.Series(f"shown: {role}", ((0.0, bound), (end, bound)), len(series)))
     chart = charts.lines(series, title="Evidence", x_name="users counted", y_name="log10 of the e-value")
     caption = (
-        "Evidence against no difference, in either direction. Once a line has crossed its bound, the "
-        "difference is significant, no matter how often you checked."
+        "Evidence against no difference, in either direction. Once a line has crossed its bound, "
+        "the difference is significant, no matter how often you checked."
     )
     return html.figure("Evidence over time", chart, caption)

@@ -64,7 +64,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True) -> str:
-    """Render all of one evaluation: verdicts, scores, broken items, plots, slices and confusions."""
+    """Render everything about one evaluation: verdicts, scores, broken items, plots, slices and
+    confusions."""
     drawn = [_intervals(one, metric) for metric in one.metrics] if charted else []
     parts = [
         f'<p class="when">{escape(what_was_asked(one))}</p>',
@@ -76,7 +77,9 @@ def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True)
         "<h3>Who answered</h3>" + table(CONTENDER_HEAD, contender_rows(one)),
     ]
     if sliced := score_rows(one, sliced=True):
-        told = "Corrected for the number of slices (Holm), so slices that stand out by chance are not marked."
+        told = (
+            "Corrected for the number of slices (Holm), so that slices are not marked just because of chance."
+        )
         parts.append(f"<h3>Slices</h3><p>{told}</p>" + table(SCORE_HEAD, sliced))
     parts += [_confusion(one, i) for i in range(len(one.confusions))]
     if one.all_notes:
@@ -113,12 +116,12 @@ def _intervals(one: Evaluation, metric: MetricUsed) -> str:
         for i, m in enumerate(m for m in one.measures if m.metric == metric.name and not m.slice)
     ]
     chart = charts.intervals(items, title=f"{metric.name} of each contender", x_name=metric.name)
-    return figure(metric.name, chart, "Filled: tuned models; hollow: others; lines: 95% intervals.", 3)
+    return figure(metric.name, chart, "Filled: tuned models. Hollow: others. Lines: 95% intervals.", 3)
 
 
 def quality(evaluations: Sequence[Evaluation]) -> str:
-    """Plot the contenders of evaluations that share their first metric and their items twice: the score
-    against the cost of an answer, and against the time it takes."""
+    """Plot contenders of evaluations that share their first metric and their items: the score against the
+    cost of an answer, and against its time."""
     first = evaluations[0]
     metric = first.metrics[0]
     alike = [
@@ -126,7 +129,7 @@ def quality(evaluations: Sequence[Evaluation]) -> str:
     ]
     asked = {c.name: (c, s) for e in alike for c in e.contenders if (s := e.score(c.name)) is not None}
     found: list[str] = []
-    for what, unit in (("cost", "US dollars per answer"), ("latency", "seconds per answer, median")):
+    for what, unit in (("cost", "US dollars per answer"), ("latency", "median seconds per answer")):
         items: list[charts.ChartMark] = []
         for i, (name, (c, s)) in enumerate(asked.items()):
             x = c.seconds if what == "latency" else c.usd_per_answer
@@ -137,15 +140,16 @@ def quality(evaluations: Sequence[Evaluation]) -> str:
             chart = charts.places(items, title=title, x_name=unit, y_name=metric.name)
             rows = f"{first.items:,} items ({(first.items_digest or first.dataset_digest)[:12]})"
             caption = (
-                f"Up and to the left is better; lines: 95% intervals, over {rows}. Hollow: not a tuned model."
+                f"Up and to the left is better. Lines are 95% intervals over {rows}. Hollow means "
+                "not a tuned model."
             )
             found.append(figure(title, chart, caption, 3))
     return "".join(found)
 
 
 def flipped(found: Flips) -> str:
-    """Render broken items, then fixed ones folded away: the prompt, the expected answer, and both answers
-    side by side with their differences marked."""
+    """Render broken items, then collapsed fixed items: the prompt, the expected answer, and both answers side
+    by side with their differences marked."""
     who, against = escape(found.contender), escape(found.against)
     if not found.broken and not found.fixed:
         return f"<p>No row changed between {against} and {who}.</p>"
@@ -153,7 +157,7 @@ def flipped(found: Flips) -> str:
     first = f", the worst {_SHOWN}" if found.broken_count > _SHOWN else ""
     heading = f"<h3>{who} broke {rows} that {against} got right{first}</h3>"
     if not found.broken:
-        heading = f"<h3>{who} broke no rows that {against} got right</h3>"
+        heading = f"<h3>{who} got every row right that {against} got right</h3>"
     broken = "".join(_flip(found, item) for item in found.broken[:_SHOWN])
     if not found.fixed:
         return heading + broken
@@ -177,7 +181,7 @@ def _flip(found: Flips, item: Flip) -> str:
 
 
 def marked(before: str, after: str) -> tuple[str, str]:
-    """Return both texts as HTML, with the words marked that only one of them has."""
+    """Return both texts as HTML, and mark the words that only one of them has."""
     old, new = (re.findall(r"\s+|\w+|[^\w\s]", text)[:800] for text in (before, after))
     left: list[str] = []
     right: list[str] = []
@@ -204,7 +208,7 @@ def _confusion(one: Evaluation, number: int) -> str:
 
 
 def regression(found: Regression) -> str:
-    """Render what the model kept and what it forgot."""
+    """Render what the model retained and what it forgot."""
     rows: list[list[str]] = []
     for r in found.results:
         base, tuned = (value(r.metric, s.value) for s in (r.base, r.tuned))
@@ -220,10 +224,10 @@ def regression(found: Regression) -> str:
 
 
 def changed(pairs: Sequence[tuple[str, Pairing]]) -> str:
-    """Show whether the answers and scores of a model changed when it was asked twice."""
+    """Show whether a model's answers and scores changed when it was asked twice."""
     rows: list[list[str]] = []
     for label, pairing in pairs:
-        share = f"{pairing.same_answers:,} of {pairing.items:,} answers are the same"
+        share = f"{pairing.same_answers:,} of {pairing.items:,} answers are identical"
         for d in pairing.differences:
             gap = f"{d.score.value:+.3f} ({d.score.low:+.3f} to {d.score.high:+.3f})"
             rows.append([label, pairing.first, pairing.second, share, d.metric, gap, probability(d)])
@@ -324,10 +328,11 @@ def quality_and_cost(comparison: ComparedRuns) -> str:
         charts.ChartMark(c.label, float(p), s.score.value, s.score.low, s.score.high, i)
         for i, c, s, p in alike
     ]
-    title = f"{metric} against cost of training"
+    title = f"{metric} by training cost"
     chart = charts.places(items, title=title, x_name="US dollars to train", y_name=metric)
     told = (
-        f"Up and to the left is better; lines: 95% intervals, over {text.count(alike[0][2].score.n, 'row')}."
+        "Up and to the left is better. Lines are 95% intervals over "
+        f"{text.count(alike[0][2].score.n, 'row')}."
     )
     return figure("Quality against cost", chart, told)
 
@@ -461,16 +466,14 @@ def _scores(comparison: ComparedRuns) -> str:
                         charts.Interval(name, score.value, score.low, score.high, words, i, side == "base")
                     )
             apart = found.difference
-            flips = f"{apart.gained} rows gained, {apart.lost} lost of " if apart else ""
+            flips = f"{apart.gained} rows gained, {apart.lost} lost out of " if apart else ""
             digest, count = found.rows
             told.append(
                 f"{c.label}: {flips}{count} ({digest[:12]}), answered by {found.contender.answered_by}"
             )
         if items:
             chart = charts.intervals(items, title=f"{metric} of base and tuned models", x_name=metric)
-            caption = (
-                f"Hollow: the base model; filled: the tuned one; lines: 95% intervals. {'; '.join(told)}."
-            )
+            caption = f"Hollow: base model. Filled: tuned model. Lines: 95% intervals. {'; '.join(told)}."
             parts.append(figure(f"Held-out {metric}", chart, caption, 3))
     return "".join(parts)
 
@@ -519,7 +522,7 @@ def _money(comparison: ComparedRuns) -> str:
     chart = ""
     if items:
         drawn = charts.bars(items, title="Cost of training", x_name="US dollars")
-        told = "Dashed: quoted, with low and high end; filled: actual cost."
+        told = "Dashed: quoted low and high end. Filled: actual cost."
         chart = figure("Cost of training", drawn, told, 3)
     facts = rows.money(comparison)
     return chart + (_facts(comparison, facts) if facts else "")
@@ -530,7 +533,7 @@ def _settings(comparison: ComparedRuns) -> str:
     if not found:
         return ""
     differing = [row for row in found if row[2]]
-    told = "" if differing else "<p>No settings were deliberately set differently.</p>"
+    told = "" if differing else "<p>You did not set any settings differently.</p>"
     shown = _table(comparison, differing) if differing else told
     whole = f"<details><summary>All {len(found)} settings</summary>{_table(comparison, found)}</details>"
     return f"<h2>Settings that differ</h2>{shown}{whole}"

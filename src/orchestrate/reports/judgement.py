@@ -21,8 +21,8 @@ from orchestrate.types import Difference
 
 
 def reasons(runs: Sequence[Compared]) -> list[Reason]:
-    """List each reason for which some aspect of the runs must not be compared. The list is empty for a
-    single run."""
+    """List each reason why some aspect of the runs must not be compared. The list is empty for a single
+    run."""
     if len(runs) < 2:
         return []
     return [*_data(runs), *_worlds(runs), *_losses(runs), *_scores(runs), *_unfinished(runs)]
@@ -40,7 +40,7 @@ def _worlds(runs: Sequence[Compared]) -> Iterable[Reason]:
     if made_up and len(made_up) < len(runs):
         yield Reason(
             aspect="all",
-            text=f"{text.joined(made_up)} ran in a sandbox, which trains a tiny model instead of the "
+            text=f"{text.joined(made_up)} ran in a sandbox, which trains a tiny model in place of the "
             "named one; the others did not",
         )
 
@@ -49,14 +49,15 @@ def _losses(runs: Sequence[Compared]) -> Iterable[Reason]:
     methods = _grouped((_method(c), c.label) for c in runs)
     if len(methods) > 1:
         yield Reason(
-            aspect="loss", text=f"their methods differ ({', '.join(methods)}), and so do their losses"
+            aspect="loss",
+            text=f"their methods differ ({', '.join(methods)}), so their losses are not comparable",
         )
     models = _grouped((_bare(c.run.model), c.label) for c in runs)
     if len(models) > 1:
         yield Reason(
             aspect="loss",
-            text=f"their base models differ ({', '.join(models)}): losses per token are not comparable "
-            f"between tokenizers",
+            text=f"their base models differ ({', '.join(models)}), and losses per token are not "
+            "comparable between tokenizers",
         )
     # Unsaid and "auto" are the hosts' default for conversations: the assistant's tokens only.
     inputs = {c.settings.get("method.train_on_inputs", "").lower() == "true" for c in runs}
@@ -98,7 +99,7 @@ def _unfinished(runs: Sequence[Compared]) -> Iterable[Reason]:
             state = "is still " if not c.run.status.terminal else ""
             yield Reason(
                 aspect="all",
-                text=f"{c.label} {state}{c.run.status.value}: its cost, time and loss are not final",
+                text=f"{c.label} {state}{c.run.status.value}, so its cost, time and loss are not final",
             )
 
 
@@ -115,7 +116,7 @@ def _cheapest(runs: Sequence[Compared]) -> Iterable[str]:
     priced.sort(key=lambda pair: pair[0])
     (low, first), (high, last) = priced[0], priced[-1]
     if low == high:
-        yield f"They cost the same, {text.money(low)}."
+        yield f"They cost the same: {text.money(low)}."
         return
     times = f", {high / low:.1f} times as much" if low else ""
     yield (
@@ -148,12 +149,12 @@ def _best(runs: Sequence[Compared], between: Sequence[RunDifference]) -> Iterabl
         if found is not None:
             yield _told(metric, labels, *found)
         elif top.score.value == next_.score.value:
-            yield f"On {metric} {first.label} and {second.label} score the same, {top.score.value:.3f}."
+            yield f"{first.label} and {second.label} have the same score on {metric}: {top.score.value:.3f}."
         elif top.score.low > next_.score.high or top.score.high < next_.score.low:
             yield f"{first.label} scores best on {metric}: {gap}; the 95% intervals do not overlap."
         else:
             overlap = "and the 95% intervals overlap"
-            yield f"On {metric} there is no clear difference: {first.label} has {gap}, {overlap}."
+            yield f"There is no clear difference on {metric}: {first.label} has {gap}, {overlap}."
     for key, found in paired.items():
         # Measured on different rows: those that both answered can be compared all the same.
         if key[2] not in told:
@@ -172,11 +173,11 @@ def _told(metric: str, labels: dict[str, str], d: RunDifference, apart: Differen
         rows = text.count(d.pairing.items, "row")
     gap = f"{second} minus {first} {gap_words(apart)}, {rows}"
     if apart.score.value == 0:
-        return f"On {metric} {first} and {second} score the same: {gap}."
+        return f"{first} and {second} have the same score on {metric}: {gap}."
     if not apart.shown:
-        return f"On {metric} there is no clear difference between {first} and {second}: {gap}."
+        return f"There is no clear difference on {metric} between {first} and {second}: {gap}."
     more, less = (second, first) if apart.score.value > 0 else (first, second)
-    return f"On {metric} {more} scores higher than {less}: {gap}."
+    return f"{more} scores higher than {less} on {metric}: {gap}."
 
 
 def gap_words(d: Difference) -> str:
@@ -187,7 +188,7 @@ def gap_words(d: Difference) -> str:
 
 
 def shared(runs: Sequence[Compared]) -> dict[str, list[tuple[Compared, RunScore]]]:
-    """Return the metrics that all runs have on the same rows, for two runs or more."""
+    """Return the metrics that all of at least two runs have on the same rows."""
     found: dict[tuple[str, tuple[str, int]], list[tuple[Compared, RunScore]]] = {}
     for c in runs:
         for e in c.scores:
@@ -206,7 +207,9 @@ def _each(runs: Sequence[Compared]) -> Iterable[str]:
             earlier = "" if e.evaluation.created_at == newest else f"Earlier ({e.evaluation.id}): "
             plain = d.against.startswith("base") and not e.evaluation.contender(d.against).shots
             rival = "its base model" if plain else d.against
-            flips = f"; {d.gained} rows gained, {d.lost} lost of {d.score.n}" if d.gained or d.lost else ""
+            flips = (
+                f"; {d.gained} rows gained, {d.lost} lost out of {d.score.n}" if d.gained or d.lost else ""
+            )
             gap = f"{gap_words(d)}, {text.count(d.score.n, 'row')}{flips}"
             worse = d.score.value > 0 if e.metric.better == "lower" else d.score.value < 0
             if not d.shown:
@@ -222,7 +225,7 @@ def _each(runs: Sequence[Compared]) -> Iterable[str]:
 def _forgot(runs: Sequence[Compared]) -> Iterable[str]:
     for c in runs:
         for r in c.regression.forgotten if c.regression else ():
-            kind = "shows catastrophic forgetting of" if r.catastrophic else "has forgotten some of"
+            kind = "shows catastrophic forgetting of" if r.catastrophic else "has forgotten part of"
             yield f"{c.label} {kind} {r.probe}: {r.reason} ({text.count(r.difference.score.n, 'item')})."
 
 
@@ -240,19 +243,19 @@ def asked_again(label: str, pairing: Pairing) -> str:
     other = pairing.items - pairing.same_answers
     if moved:
         return (
-            f"{label} answers differently than in {pairing.first}: {text.joined(moved)} changed, and "
-            f"{other} of {pairing.items} answers differ. The host may have changed the model."
+            f"{label} answers differently than in {pairing.first}: {text.joined(moved)} changed, "
+            f"and {other} of {pairing.items} answers differ. The host may have changed the model."
         )
     if other:
         return (
-            f"{label}: {other} of {pairing.items} answers differ from {pairing.first}; no score changed by "
-            "more than chance."
+            f"{label}: {other} of {pairing.items} answers differ from {pairing.first}, but no "
+            "score changed by more than chance."
         )
     return f"{label} gave the same {pairing.items} answers as in {pairing.first}."
 
 
 def notes(runs: Sequence[Compared]) -> list[str]:
-    """List what a reader must know about the numbers."""
+    """List what readers must know about the numbers."""
     found: list[str] = []
     if any(c.run.sandbox for c in runs):
         found.append(
@@ -262,8 +265,8 @@ def notes(runs: Sequence[Compared]) -> list[str]:
     guessed = [c.label for c in runs if c.train_curve and not c.tokens_known]
     if guessed:
         found.append(
-            f"The host does not report tokens per step for {text.joined(guessed)}: the run's total tokens "
-            "are spread evenly over its steps."
+            f"The host does not report tokens per step for {text.joined(guessed)}, so the run's "
+            "total tokens are spread evenly over its steps."
         )
     local = [
         c.label
@@ -271,7 +274,7 @@ def notes(runs: Sequence[Compared]) -> list[str]:
         if c.reconciliation and "electricity" in {d.component for d in c.reconciliation.components}
     ]
     if local:
-        found.append(f"{text.joined(local)}: electricity only; hardware costs are not included.")
+        found.append(f"{text.joined(local)}: includes electricity but no hardware costs.")
     return found
 
 
@@ -296,12 +299,12 @@ def _bare(model: str) -> str:
 
 
 Differences = Mapping[tuple[str, str, str], Difference]
-"""By two runs and a metric: the first minus the second."""
+"""Differences by two runs and a metric, as the first run minus the second."""
 
 
 def answer(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> ComparisonSummary:
-    """Recommend one of the runs that succeeded. A run that may not ship, or that is not shown to be
-    better than its rival, is never recommended. Among runs without a proven difference, the cheapest is."""
+    """Recommend one of the runs that succeeded. It never recommends a run that may not ship, or that is not
+    shown to be better than its rival. Among runs without a proven difference, it recommends the cheapest."""
     done = [c for c in runs if ended(c)]
     if not done:
         return ComparisonSummary(sentence="No run has succeeded yet, so there is no recommendation.")
@@ -339,7 +342,9 @@ def _alone(c: Compared) -> ComparisonSummary:
     if score is None:
         told = f"{c.label} has succeeded{cost}, but its quality was not measured: orchestrate eval {c.run.id}"
         return ComparisonSummary(sentence=told)
-    opening = {True: "Ship", False: "Do not ship", None: "Not enough evidence to ship"}[_passes(c, score)]
+    opening = {True: "Ship", False: "Do not ship", None: "The evidence is not sufficient to ship"}[
+        _passes(c, score)
+    ]
     why = f"{text.score(score.score)} on {score.metric.name}"
     if score.difference is not None:
         why += f", {gap_words(score.difference)} to {score.difference.against}"
@@ -388,8 +393,8 @@ def _among(metric: str, scored: Sequence[tuple[Compared, RunScore]], pairs: Diff
         why = _alone_at_the_top(metric, best, [pair for pair in ranked if pair is not best], pairs)
     else:
         others = [pair for pair in level if pair is not choice]
-        cheap = f"the cheapest of the good ones, {priced_as(choice[0])}; " if alone else ""
-        why = f"{cheap}on {metric} there is no clear difference from {_versus(metric, choice, others, pairs)}"
+        cheap = f"the cheapest of the good ones at {priced_as(choice[0])}; " if alone else ""
+        why = f"{cheap}there is no clear difference on {metric} from {_versus(metric, choice, others, pairs)}"
     return ComparisonSummary(
         run=choice[0].run.id, sentence=f"Take {choice[0].label}: {why}{_forgotten(choice[0])}."
     )
@@ -453,10 +458,10 @@ def _unmeasured(done: Sequence[Compared]) -> ComparisonSummary:
     if len(prices) < len(done):
         return ComparisonSummary(sentence=f"Quality cannot decide, because {why}")
     cheapest = min(prices, key=lambda pair: pair[0])[1]
-    told = f"{cheapest.label} is the cheapest to train, {priced_as(cheapest)}"
+    told = f"{cheapest.label} is the cheapest to train at {priced_as(cheapest)}"
     return ComparisonSummary(sentence=f"{told}; quality cannot decide, because {why}")
 
 
 def _forgotten(c: Compared) -> str:
     lost = [r.probe for r in c.regression.forgotten] if c.regression else []
-    return f"; it has forgotten some of {text.joined(lost)}" if lost else ""
+    return f"; it has forgotten part of {text.joined(lost)}" if lost else ""

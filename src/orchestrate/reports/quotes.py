@@ -80,7 +80,7 @@ def _remarks(quote: Quote) -> list[str]:
     if quote.undecided:
         found.append(quote.undecided)
     else:
-        found += [f"minimum applied: {text.money(e.usd)} on top" for e in topped]
+        found += [f"the minimum adds {text.money(e.usd)}" for e in topped]
     if quote.served:
         found.append(quote.served if quote.served == "only downloaded" else f"served {quote.served}")
     return [*found, *quote.warnings]
@@ -92,11 +92,15 @@ def _usd(quote: Quote, price: PriceRange) -> str:
 
 
 def verdict(quotes: Sequence[Quote]) -> str:
-    """Say in one sentence which backend is the cheapest to train on and why, or why none can be named."""
+    """State in one sentence which backend is the cheapest to train on and why, or why there is no clear
+    answer."""
     priced = [(q, q.price) for q in _sorted(quotes) if q.ranked and q.price is not None]
     if not priced:
         if any(q.unlisted and not q.why_none for q in quotes):
-            return "No backend with a known price is known to accept this job. See the reason for each."
+            return (
+                "No backend with a known price has confirmed that it accepts this job. See the reason "
+                "for each."
+            )
         if any(q.unavailable is None for q in quotes):
             return "Every backend with a known price would reject this job. See the reason for each."
         return "No backend has a known price for this job. See the reason for each."
@@ -108,14 +112,14 @@ def verdict(quotes: Sequence[Quote]) -> str:
     second, other = perhaps or others[0]
     if first.open_end or perhaps:
         return (
-            f"There is no clear cheapest: {first.provider} would cost {_usd(first, price)}, "
-            f"{second.provider} {_usd(second, other)}."
+            f"There is no clear cheapest backend: {first.provider} would cost "
+            f"{_usd(first, price)}, and {second.provider} {_usd(second, other)}."
         )
     gap = f"{_usd(first, price)} against {_usd(second, other)} on {second.provider}"
     if price.high_usd > other.low_usd and price.expected_usd != other.expected_usd:
-        caveat = ", though their ranges overlap"
+        caveat = ", although their ranges overlap"
     elif price.expected_usd == other.expected_usd:
-        return f"{first.provider} and {second.provider} cost the same to train, {_usd(first, price)}."
+        return f"{first.provider} and {second.provider} cost the same to train: {_usd(first, price)}."
     else:
         caveat = ""
     told = f"{first.provider} is the cheapest to train, {gap}{caveat}: {_why(first, price, second, other)}."
@@ -128,14 +132,16 @@ def _unlike(priced: Sequence[Quote]) -> str:
     if len(set(epochs.values())) < 2:
         return ""
     each = text.joined([f"{text.count(n, 'epoch')} on {name}" for name, n in epochs.items()])
-    return f" These prices are not for the same training: {each}. Set epochs to make them comparable."
+    return (
+        f" These prices are not for the same amount of training: {each}. Set epochs to make them comparable."
+    )
 
 
 def _why(first: Quote, price: PriceRange, second: Quote, other_price: PriceRange) -> str:
     topped = next((e for e in second.lines if e.component == "minimum" and e.usd > 0), None)
     if topped is not None and other_price.counted_usd - topped.usd <= price.counted_usd:
         return (
-            f"{second.provider}'s own rate would be lower, but its minimum per job adds "
+            f"{second.provider}'s rate would be lower, but its minimum per job adds "
             f"{text.span(topped.usd_low, topped.usd_high) if second.undecided else text.money(topped.usd)}"
         )
     unit = next((e for e in first.lines if e.component == "training"), None)
@@ -166,9 +172,9 @@ def quote_table(
     *,
     whole: bool = False,
 ) -> RenderableType:
-    """Return the quotes for a terminal: the numbers of each backend, cheapest first, and with `totals`
-    also those over the months. The verdict and notes about each backend follow. `whole` adds how serving
-    was counted."""
+    """Return the quotes for a terminal: the numbers of each backend, cheapest first, and with `totals` also
+    those over the months. The verdict and notes about each backend follow. `whole` adds how serving was
+    priced."""
     from rich.console import Group
     from rich.text import Text
 
@@ -189,7 +195,7 @@ def quote_table(
     parts += [_own_numbers(totals), Text(), Text(ownership_verdict(totals), style="bold"), notes]
     if whole:
         return Group(*parts, *_own_notes(totals))
-    return Group(*parts, Text("assumptions and other options for serving: --all", style="dim"))
+    return Group(*parts, Text("for assumptions and other serving options: --all", style="dim"))
 
 
 def _note(notes: TextTable, quote: Quote) -> None:
@@ -233,7 +239,7 @@ def _owned(total: Ownership) -> tuple[str, ...]:
     since = total.break_even_requests_per_day
     end = ""
     if total.serves_until:
-        end = f"; shut down on {total.serves_until}: counted for {total.months_served:.1f} months"
+        end = f"; shut down on {total.serves_until}, so only {total.months_served:.1f} months count"
     if total.training.unlisted:
         end += f"; {total.training.unlisted}"
     compared = total.base is not None
@@ -268,7 +274,7 @@ def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
 
 
 def ownership_verdict(totals: Sequence[Ownership]) -> str:
-    """Say which backend serves the entire period at the lowest cost, and what the base model would cost
+    """State which backend serves the entire period at the lowest cost, and what the base model would cost
     instead."""
     best = cheapest(totals)
     paid = best.paid if best is not None else None
@@ -278,20 +284,20 @@ def ownership_verdict(totals: Sequence[Ownership]) -> str:
     cost = text.span(paid.least_usd, paid.counted_usd)
     perhaps = _perhaps_cheaper(totals, best, paid)
     if perhaps is not None:
-        words = f"Over {months} there is no clear cheapest: {best.place} would cost {cost}, {perhaps}."
+        words = f"There is no clear cheapest over {months}: {best.place} would cost {cost}, {perhaps}."
     else:
-        words = f"Over {months} {best.place} is the cheapest, {cost}: {best.serving}."
+        words = f"{best.place} is the cheapest over {months}, {cost}: {best.serving}."
     if best.base is None or best.base_usd is None:
         return words
     words += f" Prompting {best.base_words} would cost {text.money(best.base_usd)}"
     since, most = best.break_even_requests_per_day, best.most_requests_per_day
     if paid.counted_usd < best.base_usd:
         steps = since is not None and since > best.requests_per_day
-        always = f"; above this traffic it always pays off from {since:,} requests per day" if steps else ""
+        always = f"; with more traffic, it always pays off from {since:,} requests per day" if steps else ""
         return f"{words}, {text.money(best.base_usd - paid.counted_usd)} more{always}."
     less = f"{text.money(paid.counted_usd - best.base_usd)} less: at this traffic tuning does not save money"
     if since is None:
-        return f"{words}, {less}, and not at higher traffic either."
+        return f"{words}, {less}, nor does it with more traffic."
     upto = f" up to {most:,}, its capacity" if most is not None else ""
     return f"{words}, {less}; tuning pays off from {since:,} requests per day{upto}."
 

@@ -33,13 +33,13 @@ class RunScore(Record, frozen=True, kw_only=True):
     score: Score
     contender: Contender
     difference: Difference | None
-    """The difference from its rival: its base, or what the user named."""
+    """Difference from its rival, which is its base model or the model that the user named."""
     rival_score: Score | None
     evaluation: Evaluation
 
     @property
     def rows(self) -> tuple[str, int]:
-        """A key of the evaluated rows. Scores with equal keys are comparable."""
+        """Key of the evaluated rows. Scores with equal keys are comparable."""
         e = self.evaluation
         return (e.items_digest or e.dataset_digest, e.items)
 
@@ -48,7 +48,7 @@ class RunDifference(Record, frozen=True, kw_only=True):
     """The difference between two runs on the items that both answered, from any evaluations."""
 
     first: str
-    """Run ids."""
+    """Ids of the runs."""
     second: str
     pairing: Pairing
 
@@ -61,12 +61,12 @@ class Compared(Record, frozen=True, kw_only=True):
 
     run: Run
     label: str
-    """Short and unique within the comparison. A sandbox run next to real hosts ends with `MARK`."""
+    """Short name that is unique within the comparison. A sandbox run next to real hosts ends with `MARK`."""
     seconds: float | None
-    """From its creation to its end."""
+    """Seconds from its creation to its end."""
     trained_tokens: int | None
     billed_tokens: int | None
-    """From its bill, otherwise from its quote. `None` if it is billed by something other than tokens."""
+    """Tokens from its bill, otherwise from its quote. `None` if it is not billed by tokens."""
     tokens_per_second: float | None
     train_loss: float | None
     """The last training loss."""
@@ -77,21 +77,21 @@ class Compared(Record, frozen=True, kw_only=True):
     train_curve: tuple[CurvePoint, ...] = ()
     valid_curve: tuple[CurvePoint, ...] = ()
     tokens_known: bool = True
-    """False if the token axis is estimated from the run's steps."""
+    """Whether tokens are known. If not, the token axis is estimated from the run's steps."""
     settings: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     chosen: tuple[str, ...] = ()
-    """The settings that the user asked for."""
+    """Settings that the user requested."""
     reconciliation: costing.Reconciliation | None = None
     scores: tuple[RunScore, ...] = ()
     flips: tuple[Flips, ...] = ()
-    """The flips of its newest evaluation."""
+    """Flips in its latest evaluation."""
     regression: Regression | None = None
-    """Its newest regression test."""
+    """Its latest regression test."""
     asked_again: tuple[Pairing, ...] = ()
-    """Its newest evaluation compared with an earlier one of the same items."""
+    """Its latest evaluation compared with an earlier one of the same items."""
     serving: str | None = None
     proof: str | None = None
-    """Where it was proved to be what was trained, in the words of `types.proof.badge`. `None` for a run
+    """Where it was proven to be the trained model, in the words of `types.proof.badge`. `None` for a run
     without a model."""
 
     @property
@@ -105,11 +105,11 @@ class ComparisonSummary(Record, frozen=True, kw_only=True):
 
     sentence: str
     run: str | None = None
-    """The id of the recommended run, if there is one."""
+    """Id of the recommended run, if there is one."""
 
 
 class ComparedRuns(Record, frozen=True, kw_only=True):
-    """Runs side by side. `reasons` is empty if they are comparable in every respect."""
+    """Runs side by side. `reasons` is empty if they are fully comparable."""
 
     runs: tuple[Compared, ...]
     answer: ComparisonSummary = ComparisonSummary(sentence="")
@@ -149,7 +149,7 @@ def price(compared: Compared) -> Decimal | None:
 
 
 def bill_word(compared: Compared) -> str:
-    """Return what `price` is: quoted, billed, or what a sandbox would bill."""
+    """Return what `price` means: quoted, billed, or what a sandbox would bill."""
     if compared.run.bill is None:
         return "quoted"
     return "would bill" if compared.run.sandbox else "billed"

@@ -57,7 +57,7 @@ class RegressionReport(Record, frozen=True, kw_only=True):
         if format == "md":
             return inert(_markdown(found))
         if format == "html":
-            title = f"What {found.tuned.name} kept and forgot"
+            title = f"What {found.tuned.name} retained and forgot"
             return inert(html.document(title, f"<h1>{escape(title)}</h1>{html.regression(found)}"))
         if format == "junit":
             cases = [(r.probe, r.decision, _why(r)) for r in found.results]
@@ -81,7 +81,7 @@ def _row(r: ProbeResult) -> tuple[str, ...]:
 
 
 def _markdown(found: Regression) -> str:
-    parts = [f"# What {markdown_text(found.tuned.name)} kept and forgot"]
+    parts = [f"# What {markdown_text(found.tuned.name)} retained and forgot"]
     parts += [f"**FORGOTTEN {markdown_text(r.probe)}**: {markdown_text(r.reason)}" for r in found.forgotten]
     parts.append(markdown_table(list(HEAD), [list(_row(r)) for r in found.results]))
     if found.advice:

@@ -94,7 +94,7 @@ def _contender_row(c: Contender) -> tuple[str, ...]:
 
 
 def cost_of_answer(c: Contender) -> str:
-    """Format the cost of an answer: `$0.0012`. If the model is billed hourly and not by token, say
+    """Format the cost of an answer, such as `$0.0012`. If the model is billed hourly and not by token, add
     what the cost is based on."""
     if c.usd_per_hour is None:
         return text.money(c.usd_per_answer)
@@ -120,7 +120,7 @@ def what_was_asked(evaluation: Evaluation) -> str:
 
 PROOF = "served as trained"
 """The row of the badge."""
-NOT_COMPARABLE = "These runs are not comparable in every respect"
+NOT_COMPARABLE = "These runs are not fully comparable"
 
 
 def status(compared: Compared) -> str:
@@ -129,7 +129,7 @@ def status(compared: Compared) -> str:
 
 
 def facts(comparison: ComparedRuns) -> list[tuple[str, list[str]]]:
-    """Return (name, one value for each run), in reading order. A fact that no run has is left out."""
+    """Return (name, one value for each run), in reading order. Excludes facts that no run has."""
     found = [*_identity(comparison), *_measured(comparison), *money(comparison), *_trained(comparison)]
     return _told([*found, (PROOF, [c.proof or text.NOTHING for c in comparison.runs])])
 
@@ -153,7 +153,7 @@ def _identity(comparison: ComparedRuns) -> Facts:
 
 
 def money(comparison: ComparedRuns) -> Facts:
-    """Return what training and answers cost. What a sandbox would bill is never called billed."""
+    """Return the cost of training and answers. The simulated bill of a sandbox is never called billed."""
     runs = comparison.runs
     newest = [newest_score(c) for c in runs]
     found: Facts = [("quoted", [text.money(quoted(c)) for c in runs])]
@@ -173,7 +173,7 @@ def money(comparison: ComparedRuns) -> Facts:
 def _trained(comparison: ComparedRuns) -> Facts:
     runs = comparison.runs
     return [
-        ("time, created to end", [text.duration(c.seconds) for c in runs]),
+        ("time from creation to end", [text.duration(c.seconds) for c in runs]),
         ("trained tokens", [text.count(c.trained_tokens) for c in runs]),
         ("tokens/s", [text.count(c.tokens_per_second) for c in runs]),
         ("train loss", [text.loss(c.train_loss) for c in runs]),
@@ -204,7 +204,7 @@ def _measured(comparison: ComparedRuns) -> Facts:
 
 
 def newest_score(compared: Compared) -> RunScore | None:
-    """Return the newest score in the deciding metric, if it was measured."""
+    """Return the latest score in the deciding metric, if it was measured."""
     newest = max(compared.scores, key=lambda s: s.evaluation.created_at, default=None)
     if newest is None:
         return None
@@ -216,7 +216,7 @@ def metrics(comparison: ComparedRuns) -> list[str]:
 
 
 def result(compared: Compared, metric: str) -> RunScore | None:
-    """Return the newest result of one metric."""
+    """Return the latest result of one metric."""
     found = [e for e in compared.scores if e.metric.name == metric]
     return max(found, key=lambda e: e.evaluation.created_at) if found else None
 
@@ -250,7 +250,7 @@ def _forgot(compared: Compared) -> str:
         return text.joined([r.probe for r in probed.forgotten])
     kept = sum(r.decision == "kept" for r in probed.results)
     open_ = sum(r.decision == "inconclusive" for r in probed.results)
-    return f"no forgetting shown: {kept} kept, {open_} inconclusive"
+    return f"no forgetting shown: {kept} retained, {open_} inconclusive"
 
 
 def verdict(found: RunScore | None) -> str:
@@ -261,9 +261,8 @@ def verdict(found: RunScore | None) -> str:
 
 
 def settings(comparison: ComparedRuns) -> list[tuple[str, list[str], bool]]:
-    """Return (setting, one value for each run, whether they differ because somebody chose so). Settings
-    that differ by choice come first. A difference that is only due to different defaults of the hosts
-    doesn't count as a choice."""
+    """Return (setting, one value for each run, whether they differ by someone's choice). Settings that differ
+    by choice come first. Differences caused only by the hosts' defaults do not count as a choice."""
     chosen = {name for c in comparison.runs for name in c.chosen}
     rows = [
         (name, [c.settings.get(name, text.NOTHING) for c in comparison.runs])

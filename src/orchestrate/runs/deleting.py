@@ -25,9 +25,9 @@ from orchestrate.types import Record, RemoteDataset, Run, StoredItem
 from orchestrate.workspace import Workspace
 
 DELETED = "deleted"
-"""Records of what was deleted at a host, by run."""
+"""Kind of records about what was deleted at a host, by run."""
 REMAINING = "remaining upload"
-"""Records of the store: what is left of a run's upload of which one file was deleted."""
+"""Kind of records about the remaining files of a run's upload after one file was deleted."""
 _AT_ONCE = 8
 
 
@@ -40,7 +40,7 @@ class Stored(Record, frozen=True, kw_only=True):
     host: str
     kind: Literal["model", "data"]
     ids: tuple[str, ...]
-    """The host's name for it; for a model its job, if the host deletes both."""
+    """The host's ids for it. For a model, also its job, if the host deletes both."""
 
 
 class AccountStorage(Record, frozen=True, kw_only=True):
@@ -70,18 +70,18 @@ class AccountStorage(Record, frozen=True, kw_only=True):
 
 
 def everything(ws: Workspace, *, sandbox: bool = False) -> list[Stored]:
-    """List what the hosts store according to this store, newest run first. No host is contacted."""
+    """List what the hosts store according to this store, latest run first. Contacts no host."""
     runs = ws.store.runs.matching(sandbox=sandbox)
     return [one for run in runs if not _own(ws, run) for one in _known(ws, run)]
 
 
 def stored(ws: Workspace, run: Run) -> list[Stored]:
-    """List what a run's host stores according to this store. No host is contacted. Raises `UsageError` if the
-    run has nothing there, or if its files or models are in use."""
+    """List what a run's host stores according to this store. Contacts no host. Raises `UsageError` if the run
+    has nothing there, or if its files or models are in use."""
     if _own(ws, run):
         raise UsageError(
-            f"nothing of run {run.id} was uploaded to a host; it is only on your own machines",
-            fix=f"orchestrate show {run.id}   shows its folder",
+            f"run {run.id} uploaded nothing to a host; its files are only on your own machines",
+            fix=f"see its folder with: orchestrate show {run.id}",
         )
     _require_unused(ws, run)
     return _known(ws, run)
@@ -269,9 +269,9 @@ def find(
         missed = [f"{one.provider} ({one.reason or '; '.join(one.unseen)})" for one in asked if one.gap]
         also = f"; could not read: {joined(missed)}" if missed else ""
         raise UsageError(
-            f"no run, file or model is called {id!r} (searched: {seen}{also}). It may be in another account "
-            "or already deleted",
-            fix="orchestrate stored   lists what each account stores",
+            f"no run, file or model is called {id!r} (searched: {seen}{also}). It may be in "
+            "another account or already deleted",
+            fix="list what each account stores with: orchestrate stored",
         )
     if len(found) > 1:
         several = joined([f"{item.kind} {item.id} at {one.provider}" for one, item in found.values()])

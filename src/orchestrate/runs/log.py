@@ -34,8 +34,8 @@ def follow(
     poll_s: float | None = None,
 ) -> list[Logged]:
     """Log each run until it ends, and call `tell` whenever there are new values. Retries a host that does not
-    answer, but raises an error if the tracker does not answer. Returns the last record of each run with
-    the total number of values logged."""
+    answer, but raises an error if the tracker does not. Returns the last record of each run with the total
+    number of values logged."""
     from orchestrate.runs.watching.polling import PollingPace
 
     pace = PollingPace(poll_s)

@@ -20,7 +20,7 @@ def is_private(run: Run) -> bool:
 
 
 def is_near(settings: Settings, address: str, *names: str) -> bool:
-    """Return whether an address is on this machine, or declared as the user's own by its name or one of
+    """Return whether an address is on this machine, or was declared as the user's own by its name or one of
     `names`."""
     host = _host(address)
     return is_loopback(host) or not settings.own_hosts.isdisjoint({host, *names})
@@ -32,7 +32,7 @@ def _host(address: str) -> str:
 
 def require_near(settings: Settings, run: str, what: str, address: str, *names: str) -> None:
     """Raise `UsageError` unless the address is on this machine, or the user has declared it, or one of the
-    `names` of the service that answers there, as their own."""
+    `names` of the service there, as their own."""
     if is_near(settings, address, *names):
         return
     host = _host(address)

@@ -43,9 +43,9 @@ def add(
     first: bool = False,
     again: bool = False,
 ) -> QueueEntry:
-    """Queue a run for `provider`. The entries and runs in `after` must succeed first. Its quote is what the
-    user agreed to. Raises `UsageError` for what cannot be stored or would wait forever and, unless
-    `again`, for a duplicate of a waiting entry."""
+    """Queue a run for `provider`. The entries and runs in `after` must succeed first. Its quote is the price
+    that the user agreed to. Raises `UsageError` for an entry that cannot be stored or would wait forever and,
+    unless `again` is set, for a duplicate of a waiting entry."""
     offer = prepared.offer(provider)
     spec = specfile.anchored(offer.spec).asked()
     if is_masked(masked(spec)):
@@ -84,13 +84,13 @@ def _require_new(entry: QueueEntry, others: list[QueueEntry]) -> None:
             and (other.provider, other.host, other.digest, other.spec) == facts
         ):
             raise UsageError(
-                f"{other.id} is the same and already waiting", fix="--again  queues a second one"
+                f"an identical entry, {other.id}, is already waiting", fix="to queue a second one: --again"
             )
 
 
 def entries(ft: Workspace, *, ended: bool = False) -> list[QueueEntry]:
     """List the queue's entries in the order in which they will start. Without `ended`, lists only those that
-    are waiting or held. An entry that cannot start from this machine has a note that says why."""
+    are waiting or held. An entry that cannot start from this machine has a note with the reason."""
     found = ft.store.queue.matching(None if ended else {*_OPEN, *_GOING})
     return [replace(entry, note=elsewhere(ft, entry)) if entry.state in _GOING else entry for entry in found]
 
@@ -114,7 +114,7 @@ def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
     try:
         here = ft.provider(entry.provider).host
     except OrchestrateError as error:
-        return f"{entry.provider}, the backend it was added for, is not available ({error.message})"
+        return f"{entry.provider}, the backend of this entry, is not available ({error.message})"
     if here == entry.host:
         return None
     return f"it was added for {entry.provider} at {entry.host}, but here {entry.provider} is at {here}"
@@ -131,7 +131,7 @@ def remove(ft: Workspace, name: str) -> QueueEntry:
 
 def withdraw(ft: Workspace, run: Run, why: str) -> None:
     """Withdraw an entry that was not sent or not accepted. If its host created the job anyway, the job is
-    canceled when it is found. The host is not contacted, because its key may no longer be available."""
+    canceled once it is found. The host is not contacted, because its key may no longer be available."""
     now = ft.store.clock.now()
     ft.store.runs.request_cancel(run.id)
     with suppress(ImpossibleTransition):  # it was withdrawn meanwhile
@@ -186,7 +186,7 @@ def _named(ft: Workspace, name: str) -> str:
 
 
 class QueueStep(NamedTuple):
-    """The change of an entry in one turn."""
+    """A change of an entry in one turn."""
 
     entry: QueueEntry
     told: str
@@ -203,9 +203,9 @@ class QueueServer:
     ft: Workspace
     only: Sequence[str] | None = None
     problems: list[str] = field(default_factory=list[str])
-    """Errors of the last turn, one line each. They are retried."""
+    """Errors in the last turn, one line each. Failed steps are retried."""
     moved: list[QueueStep] = field(default_factory=list[QueueStep])
-    """What happened to entries in the last turn."""
+    """Changes of entries in the last turn."""
     _again: dict[str, float] = field(default_factory=dict[str, float])
     _tries: dict[str, int] = field(default_factory=dict[str, int])
     _told: dict[str, str] = field(default_factory=dict[str, str])
@@ -301,7 +301,8 @@ class QueueServer:
         backend = self.ft.ready(entry.provider)
         if not is_here(self.ft.store, backend, entry.account):
             raise UsageError(
-                f"the current key belongs to a different account than {entry.account}, for which it was added"
+                "the current key belongs to a different account than the key used to add it "
+                f"({entry.account})"
             )
         if not all(self._succeeded(name) for name in entry.after):
             return False
@@ -341,8 +342,8 @@ def _at_work(ft: Workspace, provider: str, host: str) -> list[Run]:
 
 
 def crowded(ft: Workspace, run: Run) -> str | None:
-    """Explain how a resumed run delays waiting entries for its backend. Returns `None` unless the run
-    takes more places than the queue has."""
+    """Explain how a resumed run delays waiting entries for its backend. Returns `None` unless the run takes
+    more slots than the queue has."""
     if at_rest(run) or not any(one.provider == run.provider for one in ft.store.queue.matching(_GOING)):
         return None
     going, places = len(_at_work(ft, run.provider, run.host)), slots(ft, run.provider)

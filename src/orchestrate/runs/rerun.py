@@ -25,7 +25,7 @@ def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | Non
     from orchestrate.spec import specfile
 
     if run.job_kind == SESSION:
-        raise UsageError(f"run {run.id} is a training session, and the loop that trained it is not stored")
+        raise UsageError(f"run {run.id} is a training session, and its training loop is not stored")
     values = stored_spec(run).asked()
     elsewhere = set(providers) != {run.provider}
     if elsewhere and (known := catalog.lookup(str(values["model"]))) is not None:
@@ -40,7 +40,7 @@ def changed_data(run: Run, prepared: Prepared) -> str | None:
     if prepared.data.digest == run.dataset_digest:
         return None
     now, then = prepared.data.digest[:12], run.dataset_digest[:12]
-    return f"the data differs from that of run {run.id}: digest {now}, was {then}"
+    return f"the data differs from that of run {run.id}: its digest is {now} instead of {then}"
 
 
 def rerun(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _NO_HOURLY_PRICE = "its hourly price is unknown"
 _CENT = Decimal("0.01")
 _LEASE_S, _LOOK_S = 10.0, 0.2
-"""Time after which the lease of a killed process is free, and between two checks of another process's
+"""Time after which the lease of a killed process is free, and time between two checks of another process's
 lease."""
 
 
@@ -40,7 +40,7 @@ class RaisedLimits(NamedTuple):
 
 
 class Resumed(Protocol):
-    """Interface of what is resumed, such as a `TrackedRun`."""
+    """Interface of things that can be resumed, such as a `TrackedRun`."""
 
     record: Run
 
@@ -83,7 +83,7 @@ def _resumed(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
 def require_going(run: Run, verb: str) -> None:
     if run.status.terminal:
         raise UsageError(
-            f"run {run.id} has already {run.status.value}: there is nothing to {verb}",
+            f"run {run.id} has already {run.status.value}, so there is nothing to {verb}",
             fix=f"orchestrate show {run.id}",
         )
     if run.status is JobStatus.CANCELLING:
@@ -128,7 +128,7 @@ def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
         )
     if run.status is not JobStatus.PAUSED and wanted != had:
         raise UsageError(
-            f"run {run.id} is {run.status.value}, and its worker keeps the limits that it started with",
+            f"run {run.id} is {run.status.value}, and its worker keeps the limits it started with",
             fix=f"orchestrate pause {run.id}, then run the same command again",
         )
     keep = partial(_keep, ws, run, had, wanted)
@@ -149,7 +149,7 @@ def _at_host(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Allowance:
     run, provider = handle.record, handle.provider
     if asked.hours is not None:
         raise UsageError(
-            f"--max-hours has no effect on {provider.name}: runs there cannot be limited by hours",
+            f"--max-hours has no effect on {provider.name}, because it cannot limit runs by hours",
             fix=f"orchestrate resume {run.id}",
         )
     bill = ws.bill(run, provider.get(run.handle))
@@ -213,7 +213,7 @@ def _limits(ws: Workspace, run: Run, usd: Decimal) -> list[Limit]:
         return []
     limit = ws.store.searches.limit(
         *found,
-        figure="what it may cost under the new limit",
+        figure="the maximum cost under the new limit",
         then="the run is unchanged",
         fix="start the same sweep again with a higher --max-cost, then run this command again",
     )

@@ -101,7 +101,7 @@ def of(
 
 
 def ends_usd(ws: Workspace, offer: Offer, spec: JobSpec) -> Decimal | None:
-    """Return the bill at which a rented machine is stopped: the run's own limit, else the high end of its
+    """Return the cost at which a rented machine is stopped: the run's own limit, or else the high end of its
     quote, and never more than the remaining budget."""
     backend = ws.provider(offer.provider)
     found = backend.ends_usd(spec, offer.translation, offer.quote) if isinstance(backend, Limited) else None

@@ -44,20 +44,20 @@ if TYPE_CHECKING:
 
 
 def ending_question(run: Run) -> str:
-    """Return the question that a person confirms before a run is ended."""
+    """Return the question that a user must confirm before a run is ended."""
     so_far = cost_so_far(run)
     cost = f", {money(so_far)} so far" if so_far else ""
     now = f"{run.model} on {run.provider}, {stage(run)}{cost}"
-    return f"{_play(run)}Cancel {run.id} ({now})? It can't be resumed."
+    return f"{_play(run)}Cancel {run.id} ({now})? You can't resume it."
 
 
 def resuming_question(run: Run, max_cost_usd: Decimal | None = None) -> str:
-    """Return the question that a person confirms before a run is resumed."""
+    """Return the question that a user must confirm before a run is resumed."""
     most = max_cost_usd if max_cost_usd is not None else run.max_cost_usd
     high = None if run.quote is None else run.quote.high_usd
     cost = "Its price is unknown." if high is None else f"In total, it costs up to {money(high)}."
     if most is not None:
-        cost = f"In total, it costs at most {money(most)}, its limit."
+        cost = f"In total, it costs at most {money(most)} because of its limit."
     return f"{_play(run)}Resume {run.id} ({run.model} on {run.provider})? {cost}"
 
 
@@ -66,10 +66,10 @@ def _play(run: Run) -> str:
 
 
 class TrackedRun:
-    """One run and what you can do with it. `record` is its last known state. `refresh` asks the backend."""
+    """One run and the actions on it. `record` is its last known state. `refresh` queries the backend."""
 
     def __init__(self, ws: Workspace, record: Run) -> None:
-        """`ws`: where the backends of the run are, `Workspace.home_of`."""
+        """Create the handle. `ws` is the workspace of the run's backends, see `Workspace.home_of`."""
         self._ws = ws
         self.record = record
 
@@ -118,7 +118,7 @@ class TrackedRun:
 
         Interrupting the wait does not affect the run. A local worker that was killed is restarted. `poll_s`
         defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. A host that does
-        not answer is retried. In a notebook, the run is drawn in the cell's output meanwhile, unless `live`
+        not answer is retried. In a notebook, the cell's output shows the run in the meantime, unless `live`
         is false. Raises `TimeoutError` after `timeout_s`.
         """
         from orchestrate.notebook import NotebookOutput
@@ -219,9 +219,9 @@ class TrackedRun:
 
     def abandon(self, reason: str) -> Run:
         """Give up the run and its deployments, with the reason. Their hosts are no longer polled, and only
-        the last known amounts of their bills count against a budget. Nothing is ended on a host, where it
-        may continue and be billed. An ended run whose bill is known stays unchanged if deployments are
-        given up. Raises `UsageError` without a reason, and for a deployment whose account can be reached:
+        the last known amounts of their bills count against a budget. Nothing is ended on a host, where the
+        run may continue and be billed. If only deployments are given up, an ended run with a known bill stays
+        unchanged. Raises `UsageError` without a reason, and for a deployment whose account can be reached:
         use `undeploy` instead."""
         from orchestrate.store import transitions
 
@@ -275,7 +275,7 @@ class TrackedRun:
     ) -> Artifact:
         """Download the tuned model's files, by default to `models/<run id>` in the home folder.
 
-        There they are fetched once: a second call verifies their hashes and returns them."""
+        They are downloaded there only once: a second call verifies their hashes and returns them."""
         capability(self.provider, Downloads)
         if dest is not None and Path(dest).exists() and not Path(dest).is_dir():
             raise UsageError(f"{dest} is not a folder", fix="use a new or empty folder")
@@ -296,7 +296,7 @@ class TrackedRun:
         return found
 
     def downloaded(self) -> Artifact | None:
-        """Return what `download` has put into the home folder according to its own record, or `None`."""
+        """Return what `download` has stored in the home folder according to its own record, or `None`."""
         from orchestrate.providers import files
 
         return files.described(self._ws.settings.home / "models" / self.id)
@@ -315,8 +315,8 @@ class TrackedRun:
 
     def undeploy(self, at: str | None = None, *, patience_s: float = 60.0) -> DeploymentHandle | None:
         """End what `deploy` started (`at` one backend, or wherever it is up), and wait up to `patience_s`
-        seconds until the host confirms that it has ended. The returned state says whether it has: `ending`
-        still bills, and each `sync` asks again. Returns `None` if the account has none. Raises
+        seconds until the host confirms that it has ended. The returned state tells whether it has ended:
+        `ending` is still billed, and each `sync` asks again. Returns `None` if the account has none. Raises
         `OtherAccount`, and `ProviderError` if the host cannot be reached."""
         known = self.deployment(at)
         if known is None or known.record.state.over:
@@ -367,7 +367,7 @@ class TrackedRun:
 
     def log_to(self, tracker: str, at: str | None = None, *, project: str | None = None) -> Logged:
         """Log settings, metrics, outcome and cost, as last seen, to mlflow, wandb or tensorboard. `at` is a
-        URL or folder. What the tracker already has is not logged again. Raises `MissingExtra`,
+        URL or folder. Values that the tracker already has are not logged again. Raises `MissingExtra`,
         `ProviderError`."""
         from orchestrate.runs import trackers as exporters
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def watcher(ft: Workspace, *, only: Sequence[str] | None = None) -> Watcher:
-    """Build a watcher that follows the runs of the store (`only`: on these backends), submits what waits
-    for them, and notifies the channels when a run ends."""
+    """Build a watcher that follows the runs of the store (on the backends in `only`), submits waiting
+    entries, and notifies the channels when a run ends."""
     from orchestrate.runs.queue import QueueServer
     from orchestrate.runs.watching.watcher import Watcher
 
@@ -52,7 +52,7 @@ def channels_of(settings: Settings) -> list[Messenger]:
 @contextmanager
 def telling(ft: Workspace) -> Generator[list[str]]:
     """Notify the channels about runs that are found to have ended in the block, unless another process has
-    done so. After the block, the list has the failed notifications."""
+    done so. After the block, the list contains the failed notifications."""
     found, problems = channels_of(ft.settings), list[str]()
     for channel in found:
         ft.store.notifications.since(channel.name)
@@ -64,7 +64,7 @@ def telling(ft: Workspace) -> Generator[list[str]]:
 
 
 def announce(settings: Settings, told: Mapping[str, Any]) -> list[str]:
-    """Send a message with an `id`, a `type` and a `text` to the channels, once. Returns what was not
+    """Send a message with an `id`, a `type` and a `text` to the channels, only once. Returns what was not
     delivered."""
     from orchestrate.runs.watching.channels import announce
 
@@ -108,8 +108,8 @@ def stop_background(settings: Settings) -> int:
 
 
 def ask(run: TrackedRun) -> None:
-    """Update a run from its host. A host that does not answer is retried later. Raises `ProviderError` if it
-    never will."""
+    """Update a run from its host. A host that does not answer is retried later. Raises `ProviderError` if
+    retrying cannot help."""
     from orchestrate.runs.watching.polling import PollingPace
 
     PollingPace().attempt(run.refresh)
@@ -124,7 +124,7 @@ def tell_stalls(settings: Settings, report: SyncReport) -> list[str]:
 
 
 def end_stalled(ft: Workspace, run: Run) -> str | None:
-    """Cancel a run that an earlier check found stalled and that still is. Returns the reason. Raises
+    """Cancel a run that an earlier check found stalled and that still is stalled. Returns the reason. Raises
     `ProviderError`."""
     from orchestrate.runs.syncing.stalls import Stalls
     from orchestrate.runs.syncing.sweep import fetch_details
@@ -140,7 +140,7 @@ def end_stalled(ft: Workspace, run: Run) -> str | None:
 
 
 def settle_left_s(ft: Workspace, run: Run) -> float | None:
-    """Return the seconds until a lost response can be settled, or `None` if none was lost."""
+    """Return the seconds until a lost response can be resolved, or `None` if none was lost."""
     from orchestrate.store.store import settle_left_s
 
     return settle_left_s(ft.store, ft.provider(run.provider), run)

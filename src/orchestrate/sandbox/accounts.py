@@ -14,7 +14,7 @@ from orchestrate.settings.config import SANDBOX_KEY_PREFIX
 
 OWN = "sandbox"
 HERE: ContextVar[str | None] = ContextVar("account", default=None)
-"""The account of the current request; `None` outside of requests, where everything is seen."""
+"""Account of the current request. `None` outside of requests, where everything is visible."""
 
 
 def here() -> str:

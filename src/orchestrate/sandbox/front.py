@@ -75,7 +75,7 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
     word: str = "defrosting"
     content: Any = {}
     hits: int = 0
-    """Requests that it befell so far."""
+    """Number of requests that it has affected so far."""
 
     def matches(self, method: str, path: str) -> bool:
         return (self.method is None or self.method.upper() == method) and (
@@ -84,18 +84,18 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class FaultBook:
-    """The faults that wait on one host, in the order in which they were requested."""
+    """The faults waiting on one host, in the order in which they were requested."""
 
     def __init__(self, own: frozenset[str] = frozenset()) -> None:
-        """`own`: the kinds that only this host has."""
+        """Set up the book. `own` lists the kinds of faults that only this host has."""
         self._own = own
         self._lock = threading.Lock()
         self._waiting: list[Fault] = []
 
     def add(self, faults: list[Fault]) -> None:
-        """Raises `ValidationError` for a kind that only another host has."""
+        """Add a fault. Raises `ValidationError` for a kind that only another host has."""
         if strange := [one.kind for one in faults if one.kind in OF_SOME_HOSTS - self._own]:
-            raise msgspec.ValidationError(f"this host has no fault {strange[0]}")
+            raise msgspec.ValidationError(f"this host does not support the fault {strange[0]}")
         with self._lock:
             self._waiting.extend(faults)
 
@@ -250,7 +250,7 @@ _PROXY_PAGE = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Ba
 
 
 class RequestLog:
-    """Counters and the last requests of one host. Headers are not stored, so no key is."""
+    """Counters and the last requests of one host. Headers are not stored, so no key is either."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -440,7 +440,7 @@ class Front:
         status, code, message = {
             "rate_limit": (429, "rate_limit_exceeded", "Rate limit reached (injected by a sandbox fault)"),
             "refused_after": (400, "", "Invalid request (injected by a sandbox fault)"),
-            "timeout": (504, "timeout", "The gateway gave up waiting (injected by a sandbox fault)"),
+            "timeout": (504, "timeout", "The gateway timed out (injected by a sandbox fault)"),
             "training_closed": (
                 403,
                 "training_not_available",

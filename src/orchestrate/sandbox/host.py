@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from orchestrate.sandbox.training import Trainer
 
 LIST_LAG_S: ContextVar[float] = ContextVar("list_lag_s", default=0.0)
-"""How old a job must be for the lists of the current request to have it."""
+"""Minimum age of a job to appear in lists of the current request."""
 
 STALLS: ContextVar[bool] = ContextVar("stalls", default=False)
-"""Whether the jobs that the current request makes never come further than running."""
+"""Whether jobs created by the current request never get beyond running."""
 
 NOTE = "sandbox: nothing here is the real service; models are small substitutes trained on this machine"
 
@@ -46,21 +46,21 @@ class Host(ABC):
     title: ClassVar[str]
     status_field: ClassVar[str] = "status"
     place: ClassVar[int]
-    """In lists, and of its port."""
+    """Position in lists, which also determines its port."""
     taken: ClassVar[AcceptedRows]
     usual_rate: ClassVar[float]
-    """The learning rate, or its multiplier, with which most jobs run."""
+    """Learning rate, or its multiplier, that most jobs use."""
     endless: ClassVar[dict[str, Any]]
-    """What a page of a list says when there are more."""
+    """What a page of a list contains if there are more pages."""
 
     thinking_field: ClassVar[str | None] = None
-    """Of an answer's message, where the host shows the thinking."""
+    """Field of an answer's message with the reasoning, if the host shows it."""
     key_prefix: ClassVar[str] = ""
-    """What the host's client requires at the start of a key, before that of all sandboxes."""
+    """Start of a key that the host's client requires, before the prefix of all sandboxes."""
     own_faults: ClassVar[frozenset[str]] = frozenset()
     """Kinds of faults that only this host has."""
     life: Any = None
-    """A context manager over the app, for what runs beside the requests."""
+    """Context manager over the app, for tasks that run in addition to requests."""
 
     def __init__(
         self, state: SandboxState, clock: SandboxClock, trainer: Trainer, settings: SandboxSettings
@@ -88,11 +88,11 @@ class Host(ABC):
         """Return the environment variables that a client needs."""
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of every answer to the current request."""
+        """Return the headers of every response to the current request."""
         return {}
 
     def denied(self, request: Request) -> HostError | None:
-        """Return the error if the account of the request may not make it, or `None` if it may."""
+        """Return an error if the account may not make the request, or `None` if it may."""
         del request
         return None
 
@@ -123,7 +123,7 @@ class Host(ABC):
     def jobs(
         self, *, kind: str | None = None, after: str | None = None, where: tuple[str, str] | None = None
     ) -> Iterator[SandboxJob]:
-        """Yield jobs, newest first. Those younger than the list lag are left out."""
+        """Yield jobs, newest first. Excludes jobs younger than the list lag."""
         lag = LIST_LAG_S.get()
         newest = self.clock.now() - lag
         for values in self.state.all(self.name, "job", tag=kind, after=after, where=where):
@@ -145,7 +145,7 @@ class Host(ABC):
         return job, done
 
     def start(self, job: SandboxJob) -> None:
-        """Store a new job. Trained jobs are left to the trainer, others get their schedule."""
+        """Store a new job. The trainer handles trained jobs, and other jobs get a schedule."""
         if STALLS.get():
             job.trained = False
         if job.trouble is not None:
@@ -157,7 +157,7 @@ class Host(ABC):
             self.trainer.take(job)
 
     def sandbox_fields(self, job: SandboxJob) -> dict[str, Any]:
-        """Return the extra fields of every job object: that this is a sandbox, and what was trained."""
+        """Return the extra fields of every job object: a note about the sandbox, and what was trained."""
         return {
             "sandbox": True,
             "sandbox_trained": job.trained,

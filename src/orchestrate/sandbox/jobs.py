@@ -16,10 +16,10 @@ import msgspec
 from orchestrate.types import decoding
 
 BROUGHT = "brought"
-"""The kind of a job that is none: an adapter that a user brought, kept apart from the host's jobs."""
+"""Kind of a placeholder job for an adapter that a user uploaded, kept apart from the host's jobs."""
 
 SLOTS = 3
-"""Trainings at once: one for each host, so that none waits for another's."""
+"""Number of trainings at a time: one for each host, so that no host waits for another."""
 
 
 def brought_at(runs: Path, host: str, id: str) -> Path:
@@ -46,14 +46,15 @@ class Phase(StrEnum):
 
 
 class Durations(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds at speed 1. The hosts take minutes to hours; a sandbox is for trying things."""
+    """Durations in seconds at speed 1. The hosts take minutes to hours, but a sandbox is for trying things
+    out."""
 
     file: float = 0.5
-    """From the upload until a file is validated."""
+    """Time from the upload until a file is validated."""
     validating: float = 1.0
     queued: float = 1.0
     training: float = 6.0
-    """Of a job that is not trained; a trained one takes the time that it takes."""
+    """Duration of a job that is not trained. A trained job takes as long as its training."""
     finalizing: float = 1.0
     cancelling: float = 1.0
     deploying: float = 1.5
@@ -68,39 +69,39 @@ class Trouble(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 DEFAULT_BETA = 0.1
-"""Of the loss over pairs, on all three hosts."""
+"""Default beta of the preference loss, on all three hosts."""
 
 
 class SandboxJob(msgspec.Struct, kw_only=True):
-    """Times are seconds since 1970 on the sandbox's clock; `None` is not yet."""
+    """A job. Times are seconds since 1970 on the sandbox's clock, and `None` means not yet."""
 
     id: str
     host: str
     kind: str
-    """sft, dpo or rft."""
+    """Method of the job: sft, dpo or rft."""
     model: str
     base: str
-    """The base model, when `model` is itself a tuned one."""
+    """Base model, if `model` is itself a tuned model."""
     body: dict[str, Any]
-    """The create request as it was accepted, keys removed."""
+    """Create request as it was accepted, without keys."""
     training_file: str
     validation_file: str | None = None
     trained: bool
-    """Whether the local engine trains it; otherwise it only walks through its states."""
+    """Whether the local engine trains it. Otherwise it only passes through its states."""
     seed: int = 0
     epochs: int = 1
     batch_size: int = 8
     learning_rate: float = 1e-5
-    """As the host counts it: absolute, or a multiplier."""
+    """Learning rate in the host's terms: absolute, or a multiplier."""
     lora_rank: int = 8
     preference: dict[str, Any] = {}
-    """Settings of the loss over pairs, in the local engine's words."""
+    """Settings of the preference loss, in the local engine's terms."""
     train_on_inputs: bool = False
     checkpoints: int = 1
     evals: int = 0
     examples: int = 0
     tokens: int = 0
-    """Of the training file, once."""
+    """Tokens of the training file, counted once."""
     validation_tokens: int = 0
     price_usd: str | None = None
     output: str
@@ -120,7 +121,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
     trouble: Trouble | None = None
     early_stopped: bool = False
     engine_steps: int | None = None
-    """Steps in all as the engine counts them, once known."""
+    """Total number of steps by the engine's count, once known."""
     engine_step: int | None = None
     engine_epoch: float | None = None
 
@@ -177,7 +178,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
         }[phase]
 
     def plan(self, waits: Durations, speed: float, *, stalls: bool = False) -> None:
-        """Schedule all states of a job that is not trained. A job that `stalls` takes decades."""
+        """Schedule all states of a job that is not trained. With `stalls`, the job takes decades."""
         self.started_at = self.validated_at + waits.queued / speed
         self.trained_at = self.started_at + (1e9 if stalls else waits.training / speed)
         self.finished_at = self.trained_at + waits.finalizing / speed
@@ -198,7 +199,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
         return True
 
     def resume(self, now: float) -> bool:
-        """Resume the job, and move its schedule by the length of the pause. Returns False when it was not
+        """Resume the job, and shift its schedule by the length of the pause. Returns False if it was not
         paused."""
         if self.paused_at is None:
             return False
@@ -228,4 +229,5 @@ class SandboxSettings:
     credit_usd: float = 1000.0
     """The account's limit at Together; a job above it is not allowed to proceed."""
     tells_account: bool = True
-    """Whether OpenAI and Together say whose a key is. Fireworks' resources are named by it anyway."""
+    """Whether OpenAI and Together return the account of a key. Fireworks' resource names always contain
+    it."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from orchestrate.settings.config import Settings
 
 PORTS = 4
-"""One for each host."""
+"""Ports, one for each host."""
 
 
 def running(first_port: int = 0, **options: Any) -> AbstractContextManager[Sandbox]:
@@ -30,8 +30,8 @@ def home_of(settings: Settings) -> Path:
 
 @contextmanager
 def joined(home: Path, first_port: int = 0, **options: Any) -> Generator[Mapping[str, str]]:
-    """Provide the environment for clients of a home's sandbox: of the one that already runs, whoever
-    started it, or of one that runs until the block ends."""
+    """Provide the environment for clients of a home folder's sandbox. Uses a running sandbox, no matter who
+    started it, or starts one that runs until the block ends."""
     from orchestrate.sandbox.starts import AlreadyUp
 
     with ExitStack() as stack:

@@ -69,10 +69,10 @@ class _Protocol(Patient):
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A running sandbox. The control functions do what the endpoints under `/_sandbox` do."""
+    """A running sandbox. The control functions do the same as the endpoints under `/_sandbox`."""
 
     env: dict[str, str]
-    """What clients need: base URLs, keys, account ids."""
+    """Environment for clients: base URLs, keys, account ids."""
     urls: dict[str, str]
     """Root of each host, by name."""
     home: Path
@@ -189,7 +189,7 @@ def _model(given: str | None, train: bool) -> str:
     if given is not None:
         folder = Path(given).expanduser().resolve()
         if not (folder / "config.json").is_file():
-            raise UsageError(f"{given} is not the folder of a model: it has no config.json")
+            raise UsageError(f"{given} is not a model folder: it has no config.json")
         return str(folder)
     return resolve("tiny-chat", here).id if train else find("tiny-chat").ids[here]
 

@@ -39,8 +39,8 @@ MTOK = Decimal(1_000_000)
 
 
 def base_model(name: str, host: str, *, undated: bool = False) -> HostModel | None:
-    """Return a host's own id of a base model, from the catalog, or `None` for names that the host does
-    not know. `undated`: the host also takes names without a date, and resolves them."""
+    """Return a host's own id of a base model, from the catalog, or `None` for names that the host does not
+    know. With `undated`, the host also accepts names without a date and resolves them."""
     model = lookup(name)
     if model is None or (found := model.hosts.get(host)) is None:
         return None
@@ -49,7 +49,7 @@ def base_model(name: str, host: str, *, undated: bool = False) -> HostModel | No
 
 
 def context_of(name: str, host: str, kind: str) -> int | None:
-    """Return the most tokens of a training row."""
+    """Return the maximum number of tokens in a training row."""
     return resolve(name, host).context(kind)
 
 
@@ -62,7 +62,7 @@ def training_usd(
     host: str, job: SandboxJob, *, full: bool = False, tokens: int | None = None
 ) -> Decimal | None:
     """Compute the price of the entire job, including its minimum, or return `None` where no price is
-    published. `tokens` are the billed tokens, where they are not simply the file's tokens in each epoch."""
+    published. `tokens` are the billed tokens, if they are not simply the file's tokens in each epoch."""
     today = datetime.fromtimestamp(job.created_at, UTC).date()
     try:
         resolved = resolve(job.base, host, today)
@@ -111,8 +111,7 @@ class SandboxChatMessage(Body):
 
 
 class SandboxChatRequest(Body):
-    """The fields of a request that are used. The many other parameters of the hosts are accepted and
-    ignored."""
+    """The fields of a request that are used. The hosts' many other parameters are accepted but ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -132,8 +131,8 @@ def parse_chat(values: dict[str, Any]) -> SandboxChatRequest:
 def complete(
     host: Host, asked: SandboxChatRequest, job: SandboxJob | None, step: int | None = None
 ) -> Response:
-    """Generate an answer of a job's tuned model, or without a job of the model that replaces the base
-    model here."""
+    """Generate an answer of a job's tuned model or, without a job, of the model that replaces the base model
+    here."""
     messages = [Message(role=m.role, content=m.text()) for m in asked.messages]
     most = asked.max_completion_tokens or asked.max_tokens or DEFAULT_MAX_TOKENS
     try:
@@ -180,7 +179,7 @@ _SHIPPED = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 
 
 def weights(host: Host, job: SandboxJob, step: int | None = None) -> list[Path]:
-    """List the files of the adapter, without what only the trainer needs. Raises `HostError` 404."""
+    """List the adapter's files, except those that only the trainer needs. Raises `HostError` 404."""
     try:
         folder = host.trainer.adapter(job, step)
     except FileNotFoundError as error:
@@ -287,7 +286,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 class StoredFile(msgspec.Struct, kw_only=True):
-    """One file. `checked_at` is when the host has looked at it."""
+    """One file. `checked_at` is the time at which the host checked it."""
 
     id: str
     name: str
@@ -375,7 +374,8 @@ def trainer_tokenizer(host: Host) -> Any:
 
 
 def encoded(tokenizer: Any, example: Example, *, inputs: bool = False) -> tuple[list[int], list[bool]]:
-    """Return the token ids of a row, and whether each carries loss. With `inputs` all of them do."""
+    """Return the token ids of a row, and whether each contributes to the loss. With `inputs`, all of them
+    do."""
     ids: list[int] = []
     learnt: list[bool] = []
     for text, trained in _pieces(example, inputs):

@@ -27,14 +27,14 @@ class Ways(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """The last start of a home's sandbox. The next one takes the same ports where they are free, so that
-    its jobs stay where their clients expect them."""
+    """The last start of a home folder's sandbox. The next start uses the same ports if they are free, so that
+    clients still find its jobs."""
 
     env: dict[str, str] = {}
     ports: dict[str, int] = {}
     urls: tuple[str, ...] = ()
-    """Where its hosts were at this start and at those before: a port may have been taken by another program
-    in between, and the jobs are the same."""
+    """Addresses of its hosts at this and earlier starts. Another program may have taken a port in between,
+    but the jobs are the same."""
     ways: Ways = Ways()
 
 
@@ -47,7 +47,7 @@ def last_start(home: Path) -> Start:
 
 
 class AlreadyUp(SetupError):
-    """A sandbox runs on this home."""
+    """Raised if a sandbox is already running on this home folder."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(f"another sandbox is running in {home}", fix="use another home for this one")

@@ -82,7 +82,7 @@ class SandboxState:
             self._db.execute("COMMIT")
 
     def put(self, host: str, kind: str, id: str, body: dict[str, Any], *, tag: str | None = None) -> None:
-        """Create or replace one object. A replaced object keeps its place in the order, and its account."""
+        """Create or replace one object. A replaced object keeps its place in the order and its account."""
         text = json.dumps(body)
         with self._lock:
             clause, values = _chosen(host, kind, id)
@@ -182,7 +182,7 @@ def _chosen(host: str, kind: str, id: str | None = None) -> tuple[str, list[str]
 
 
 class SandboxClock:
-    """The sandbox's time: the wall clock plus what was skipped, and the factor by which waits are shorter."""
+    """The sandbox's time: the wall clock plus skipped time, and the factor by which waits are shortened."""
 
     def __init__(self, state: SandboxState, speed: float) -> None:
         self._state = state

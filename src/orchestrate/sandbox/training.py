@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 
 
 GATHERING_S = 0.01
-"""Those whose answers came just now ask again within this time, and need not wait for another batch."""
+"""Seconds to wait for more requests. Clients whose answers just arrived ask again within this time, so that
+they need not wait for another batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +67,12 @@ class _PendingChat:
 
 
 class Generators:
-    """Answers from one process, which holds the sandbox's model and the adapter that was requested last.
-    Requests that come while others are being answered are answered together, each as if it were alone."""
+    """Generates answers in one process, which holds the sandbox's model and the adapter that was requested
+    last. Requests that arrive while others are being answered are batched, but each gets the same answer as
+    alone."""
 
     def __init__(self, model: str, threads: int, start: Callable[..., Generator] = Generator) -> None:
-        """`start`: of what answers for an adapter."""
+        """Set up the generators. `start` returns a generator for an adapter."""
         self.model = model
         self.threads = threads
         self._start = start
@@ -84,8 +86,8 @@ class Generators:
     def reply(
         self, adapter: Path | None, messages: Sequence[Message], *, max_tokens: int, temperature: float
     ) -> Reply:
-        """Generate a reply with the adapter, or without one with the sandbox's own model. Raises what
-        `Generator` raises."""
+        """Generate a reply with the adapter or, without one, with the sandbox's own model. Raises the errors
+        of `Generator`."""
         asked = _PendingChat(adapter, messages, max_tokens, temperature)
         with self._queue:
             self._waiting.append(asked)
@@ -205,8 +207,8 @@ _HIDDEN = 8
 
 
 def made_up_metrics(job: SandboxJob, now: float) -> list[MetricPoint]:
-    """Generate a falling curve up to the current step, at most 200 points. The same job always gets the
-    same curve."""
+    """Generate a falling loss curve up to the current step, with at most 200 points. The same job always gets
+    the same curve."""
     total, done = job.total_steps, job.step(now)
     start = job.started_at or now
     span = (job.trained_at or now) - start
@@ -270,7 +272,8 @@ def placeholder_adapter(folder: Path, job: SandboxJob) -> Path:
 
 POLL_S = 0.25
 TINY_RATE, TINY_DPO_RATE = 2e-3, 5e-4
-"""Rates that suit the tiny stand-in model; what is asked is scaled from the usual rate to these."""
+"""Learning rates that suit the tiny substitute model. Requested rates are scaled from the usual rate to
+these."""
 
 
 @dataclass(frozen=True)
@@ -354,13 +357,13 @@ class Trainer:
         self._generators.close()
 
     def take(self, job: SandboxJob) -> None:
-        """Put a new job that is to be trained into the queue."""
+        """Add a new job that is to be trained to the queue."""
         with self._lock:
             self._active[job.host, job.id] = None
         self._wake.set()
 
     def wake(self) -> None:
-        """Make the watcher check at once."""
+        """Make the watcher check immediately."""
         self._wake.set()
 
     def _watch(self) -> None:
@@ -507,11 +510,11 @@ class Trainer:
         """Describe what really happens to the job, for its events and its object."""
         if job.trained:
             return (
-                f"{Path(self.model).name} replaces {job.model} here, trained on this machine at "
-                f"learning rate {self._tiny_rate(job):g}"
+                f"{Path(self.model).name} stands in for {job.model} here, trained on this machine "
+                f"at learning rate {self._tiny_rate(job):g}"
             )
         if job.kind == "rft":
-            return "reinforcement jobs are not trained here: states, metrics and weights are simulated"
+            return "reinforcement jobs are not trained here; states, metrics and weights are simulated"
         return "this job is not trained: states, metrics and weights are simulated"
 
     def metrics(self, job: SandboxJob, now: float) -> list[MetricPoint]:

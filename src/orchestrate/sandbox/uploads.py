@@ -29,15 +29,16 @@ _MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "wei
 
 @dataclass(frozen=True, kw_only=True)
 class AcceptedRows:
-    """What a host accepts beside the rows that all hosts accept."""
+    """Rows that a host accepts in addition to those that all hosts accept."""
 
     roles: frozenset[str] = frozenset({"system", "user", "assistant", "tool"})
     message_fields: frozenset[str]
     text: bool = False
     mixed_fields: bool = True
-    """A row may have the fields of two formats."""
+    """Whether a row may have the fields of two formats."""
     any_first_role: bool = True
-    """Else a conversation begins with a system or user message."""
+    """Whether a conversation may begin with any role. Otherwise it must begin with a system or user
+    message."""
 
 
 class RowError(Exception):
@@ -53,7 +54,7 @@ class UploadReport(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What the host found in a file."""
 
     format: str | None = None
-    """chat, preference, completion, text; as the rows are."""
+    """Format of the rows: chat, preference, completion or text."""
     examples: int = 0
     error: str | None = None
     tools: bool = False
@@ -63,13 +64,13 @@ class UploadReport(msgspec.Struct, kw_only=True, omit_defaults=True):
     row_weights: bool = False
     images: bool = False
     turns: int = 0
-    """User messages in all rows."""
+    """Number of user messages in all rows."""
     tokens: dict[str, int] = {}
-    """By tokenizer, counted when first asked for."""
+    """Tokens by tokenizer, counted on first use."""
 
 
 def examine(path: Path, taken: AcceptedRows) -> UploadReport:
-    """Read an entire JSONL file. The first wrong row ends it, with `error` set."""
+    """Read an entire JSONL file. Stops at the first invalid row and sets `error`."""
     report = UploadReport()
     try:
         for example, row in read(path, taken):
@@ -83,8 +84,8 @@ def examine(path: Path, taken: AcceptedRows) -> UploadReport:
 
 
 def read(path: Path, taken: AcceptedRows) -> Iterator[tuple[Example, dict[str, Any]]]:
-    """Yield each row as a canonical example, and as it was uploaded. Raises `RowError` at the first
-    rejected row."""
+    """Yield each row as a canonical example and in its uploaded form. Raises `RowError` at the first rejected
+    row."""
     seen: str | None = None
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
@@ -99,7 +100,7 @@ def read(path: Path, taken: AcceptedRows) -> Iterator[tuple[Example, dict[str, A
             example = _example(line, cast("dict[str, Any]", row), taken)
             shape = type(example).__name__
             if seen is not None and shape != seen:
-                raise RowError(line, "has a different format from the rows before it")
+                raise RowError(line, "has a different format than the rows before it")
             seen = shape
             yield example, cast("dict[str, Any]", row)
 
@@ -138,7 +139,9 @@ def _example(line: int, row: dict[str, Any], taken: AcceptedRows) -> Example:
         if keys <= row.keys()
     ]
     if not shapes:
-        raise RowError(line, f"fields {', '.join(sorted(row)) or '(none)'} are not a known training format")
+        raise RowError(
+            line, f"fields {', '.join(sorted(row)) or '(none)'} do not match a known training format"
+        )
     if len(shapes) > 1 and not taken.mixed_fields:
         raise RowError(line, f"matches two formats: {' and '.join(shapes)}")
     match shapes[0]:
@@ -201,7 +204,7 @@ def _messages(line: int, values: Any, taken: AcceptedRows, where: str) -> list[C
         except msgspec.ValidationError as error:
             raise RowError(line, f"{place}: {error}") from error
     if not taken.any_first_role and where.endswith("messages") and found[0].role not in ("system", "user"):
-        raise RowError(line, f"the first of {where} must be of system or user, not {found[0].role}")
+        raise RowError(line, f"the first message of {where} must be from system or user, not {found[0].role}")
     return found
 
 

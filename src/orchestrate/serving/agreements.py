@@ -14,22 +14,22 @@ from orchestrate.errors import UsageError
 
 
 class LicenceAsks(UsageError):
-    """The base model's license has requirements that nobody here has accepted. Nothing was written or
-    served."""
+    """Raised if the base model's license has requirements that nobody here has accepted. Nothing was written
+    or served."""
 
     def __init__(self, licence: Licence, base: str) -> None:
         asks = "".join(f"\n  - {ask}" for ask in licence.asks)
         super().__init__(
-            f"{base} is under the {licence.title}, which requires the following from anyone who merges, "
-            f"distributes or serves it:{asks}" + (f"\n  {licence.url}" if licence.url else ""),
+            f"{base} is under the {licence.title}. If you merge, distribute or serve it, the "
+            f"license requires:{asks}" + (f"\n  {licence.url}" if licence.url else ""),
             fix=f"read the license and, if you agree, pass --accept-licence {licence.id}",
         )
         self.licence = licence
 
 
 def require(licence: Licence | None, base: str, home: Path, accepted: Sequence[str], by: str) -> None:
-    """Return if the license requires nothing, is among `accepted`, or was accepted before, because it is
-    asked about only once in a home folder. Raises `LicenceAsks` otherwise."""
+    """Return if the license requires nothing, is among `accepted`, or was accepted before, because each home
+    folder asks only once. Raises `LicenceAsks` otherwise."""
     if licence is None or agreed(licence, home):
         return
     if licence.id not in accepted:
@@ -41,7 +41,7 @@ def require(licence: Licence | None, base: str, home: Path, accepted: Sequence[s
 
 
 def agreed(licence: Licence, home: Path) -> bool:
-    """Return whether the license requires no agreement, or somebody has agreed to it here before."""
+    """Return whether the license requires no agreement, or someone has already agreed to it here."""
     return not licence.asks or licence.id in _read(home / "licences.json")
 
 

@@ -27,13 +27,14 @@ METHODS = ("svd", "cat", "ties", "dare_ties", "linear")
 MODEL_METHODS = ("linear", "slerp", "ties")
 """Methods for complete models. The first is the default."""
 NOTES = {
-    "linear": "linear adds the two factors of each adapter separately, which mixes their products. "
-    "PEFT's authors call it very rough and advise against it; svd and cat are precise",
-    "svd": "svd keeps the given rank and drops the rest; cat drops nothing and its rank is the sum of all",
+    "linear": "linear adds each adapter's two factors separately, which mixes their products. PEFT's "
+    "authors call it very rough and advise against it; svd and cat are precise",
+    "svd": "svd keeps the given rank and drops the rest; cat drops nothing, and its rank is the sum of "
+    "all ranks",
 }
 ADVICE = (
-    "evaluate the result and each of its parts: orchestrate eval RUN for each part, and serve this "
-    "folder for the result"
+    "evaluate the result and each part: orchestrate eval RUN for each part, and serve this folder "
+    "for the result"
 )
 
 
@@ -126,7 +127,7 @@ def _require(
     if models and len(models) < len(parts):
         raise UsageError(
             f"{models[0].name} is a complete model and can't be merged with adapters",
-            fix="orchestrate export RUN DIR --to merged   makes a complete model of each adapter",
+            fix="make a complete model from each adapter with: orchestrate export RUN DIR --to merged",
         )
     methods, what = (MODEL_METHODS, "models") if models else (METHODS, "adapters")
     if method not in methods:
@@ -139,17 +140,20 @@ def _require(
         raise UsageError(f"--weights must be finite numbers, not all 0, got {list(weights)}")
     bases = {p.base_name for p in parts}
     if len(bases) > 1 and (not models or method == "ties"):
-        raise UsageError(f"different bases can't be merged by {method}: {', '.join(sorted(bases))}")
+        raise UsageError(
+            f"models with different bases can't be merged by {method}: {', '.join(sorted(bases))}"
+        )
     if models:
         _require_alike(models, method, weights)
     else:
         for part in parts:
             if part.config.get("use_dora"):
-                raise UsageError(f"{part.name} is a DoRA adapter: its magnitudes would be lost in a merge")
+                raise UsageError(f"{part.name} is a DoRA adapter, and a merge would lose its magnitudes")
             part.require_readable()
     if density is not None and "ties" not in method:
         raise UsageError(
-            f"{method} has no density, because it prunes nothing", fix="--method ties , or dare_ties"
+            f"{method} has no density setting, because it prunes nothing",
+            fix="use --method ties or dare_ties",
         )
     if density is not None and not 0 < density <= 1:
         raise UsageError(f"--density must be above 0 and at most 1, got {density}")
@@ -161,7 +165,7 @@ def _require(
 def _require_alike(models: Sequence[TunedModel], method: str, weights: Sequence[float] | None) -> None:
     """Raises `UsageError` for models whose tensors or tokens differ: their mean would mean nothing."""
     if method == "slerp" and len(models) != 2:
-        raise UsageError(f"slerp merges two models, got {len(models)}", fix="--method linear")
+        raise UsageError(f"slerp merges exactly two models, got {len(models)}", fix="--method linear")
     if weights is not None and (min(weights) < 0 or sum(weights) <= 0):
         raise UsageError(f"the weights of complete models must not be negative, got {list(weights)}")
     first, *others = models

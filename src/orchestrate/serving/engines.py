@@ -27,17 +27,17 @@ from orchestrate.serving.export.forms import VLLM_RANKS
 from orchestrate.serving.tuned import TunedModel
 
 SCRIPT = Path(__file__).with_name("llama_server.py")
-"""The script that runs with a Python that has one of llama.cpp's packages."""
+"""Script that runs with a Python that has one of llama.cpp's packages."""
 _OF_ITS_SERVER = ("fastapi", "starlette_context", "pydantic_settings", "sse_starlette")
 NOT_IN_VLLM = ("use_dora", "modules_to_save")
 """Fields of an adapter's configuration that vLLM does not support."""
 PATIENCE_S = 900.0
-"""The time limit in seconds for an engine to load its model."""
+"""Time limit in seconds for an engine to load its model."""
 
 
 @dataclass(frozen=True)
 class EngineCommand:
-    """The command that starts an engine, and the URL where it is then served."""
+    """The command that starts an engine, and the URL where it then serves."""
 
     words: tuple[str, ...]
     url: str
@@ -110,8 +110,8 @@ def load_into(url: str, name: str, folder: Path) -> float:
     if done.status_code != 200:
         raise SetupError(
             f"{url} could not load {name} ({done.status_code}): {done.text[:300]}",
-            fix="start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a --max-lora-rank "
-            "that fits",
+            fix="start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a sufficient "
+            "--max-lora-rank",
         )
     return time.perf_counter() - begun
 
@@ -119,9 +119,8 @@ def load_into(url: str, name: str, folder: Path) -> float:
 def llama_server(
     tuned: TunedModel, file: Path, *, host: str, port: int, parallel: int, python: Path | None = None
 ) -> EngineCommand:
-    """Build the command that serves a GGUF file, which includes its chat template, with llama.cpp's
-    server: `llama-server`, or else the one of a Python package, in the environment of `python` or in
-    ours."""
+    """Build the command that serves a GGUF file, which includes its chat template, with llama.cpp's server:
+    either `llama-server`, or the server of a Python package in the environment of `python` or in ours."""
     tool = shutil.which("llama-server")
     if python is None and tool is None and packaged():
         python = Path(sys.executable)
@@ -140,7 +139,7 @@ def packaged() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalCapabilities:
-    """The engines and hardware that this machine has for serving."""
+    """The engines and hardware for serving on this machine."""
 
     torch: bool
     gpu: bool
@@ -156,8 +155,9 @@ class LocalCapabilities:
 
 
 def choose(tuned: Sequence[TunedModel], here: LocalCapabilities) -> tuple[str, str]:
-    """Choose the engine that fits, and return it with the reason. llama.cpp is chosen only if no other
-    engine is available: it serves a quantized file, which differs slightly from what was trained."""
+    """Choose the engine that fits, and return it with the reason. It chooses llama.cpp only if no other
+    engine is available, because llama.cpp serves a quantized file, which differs slightly from the trained
+    model."""
     if not here.torch and here.llama_cpp and len(tuned) == 1:
         return "llama.cpp", "torch is not installed, but llama.cpp is"
     alone = [t.name for t in tuned if t.adapter and any(t.config.get(k) for k in NOT_IN_VLLM)]
@@ -179,13 +179,13 @@ def found(command: EngineCommand) -> bool:
 
 @contextmanager
 def started(command: EngineCommand, *, patience_s: float = PATIENCE_S) -> Generator[str]:
-    """Run the engine for the duration of the block, and yield its URL once it answers. Raises
-    `SetupError` if it is not on this machine, with the command to run elsewhere, and `RunFailed` if it
-    exits or does not answer."""
+    """Run the engine for the duration of the block, and yield its URL once it answers. Raises `SetupError`,
+    with the command to run elsewhere, if the engine is not on this machine, and `RunFailed` if it exits or
+    does not answer."""
     if not found(command):
         raise SetupError(
-            f"{Path(command.words[0]).name} is not installed here; on a machine that has it, run:\n "
-            f" {command.line}",
+            f"{Path(command.words[0]).name} is not installed here; on a machine that has it, "
+            f"run:\n  {command.line}",
             fix="then  orchestrate verify RUN --at URL",
         )
     with tempfile.TemporaryFile() as log:

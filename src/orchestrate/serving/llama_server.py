@@ -57,12 +57,11 @@ def native(asked: argparse.Namespace) -> None:
 
 
 def bindings(asked: argparse.Namespace) -> None:
-    """Serve with llama-cpp-python's server, without its penalty of 1.1 on repeated tokens. No flag turns
-    the penalty off, it applies even at temperature 0, and with it the answers would not be those of the
-    trained model."""
+    """Serve with llama-cpp-python's server, without its repetition penalty of 1.1. No flag turns the penalty
+    off, it applies even at temperature 0, and it would change the trained model's answers."""
     caches = {asked.cache_type_k, asked.cache_type_v}
     if asked.lora or asked.chat_template_file or asked.flash_attn != "auto" or caches != {"f16"}:
-        raise SystemExit("llama-cpp-python's server does not have these flags: pip install xllamacpp")
+        raise SystemExit("llama-cpp-python's server lacks these flags: pip install xllamacpp")
     types: Any = import_module("llama_cpp.server.types")
     for request in (types.CreateCompletionRequest, types.CreateChatCompletionRequest):
         request.model_fields["repeat_penalty"].default = 1.0

@@ -34,35 +34,35 @@ def served_base(base: str) -> str:
 
 
 def table_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a field that holds a table, or an empty table if it holds anything else, because provenance
-    files may come with other people's folders."""
+    """Return a field that contains a table, or an empty table for any other value, because folders from other
+    people may contain invalid provenance files."""
     found = values.get(name)
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A tuned model. `folder` holds an adapter or a complete model. `base` is the base that
-    `orchestrate.local` loads it on."""
+    """A tuned model. `folder` has an adapter or a complete model. `base` is the base model that
+    `orchestrate.local` loads."""
 
     name: str
     """The name under which it is served and shown."""
     folder: Path
     base: str
     kind: str
-    """adapter, merged or full."""
+    """Kind of the model: adapter, merged or full."""
     run: Run | None = None
     evaluations: Sequence[Evaluation] = ()
 
     @classmethod
     def of(cls, run: Run, artifact: Artifact, evaluations: Sequence[Evaluation]) -> TunedModel:
         """Describe a run's tuned model from its files. Raises `UsageError` if the files do not name their
-        base."""
+        base model."""
         folder = Path(artifact.folder)
         kind = "adapter" if (folder / "adapter_config.json").is_file() else artifact.kind
         base = artifact.base_model
         if base is None:
-            raise UsageError(f"the tuned model in {folder} does not name its base model")
+            raise UsageError(f"the tuned model in {folder} does not say which base model it has")
         return cls(str(run.spec.get("suffix") or run.id), folder, base, kind, run, evaluations)
 
     @property
@@ -88,7 +88,7 @@ class TunedModel:
             ) from error
         except msgspec.MsgspecError as error:
             raise UsageError(
-                f"the adapter_config.json in {self.folder} cannot be read: {error}",
+                f"could not read the adapter_config.json in {self.folder}: {error}",
                 fix="download or export the adapter again",
             ) from error
 
@@ -111,7 +111,7 @@ class TunedModel:
             tensors(self.folder / "adapter_model.safetensors")
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"the adapter in {self.folder} cannot be read: {error}", fix="download or export it again"
+                f"could not read the adapter in {self.folder}: {error}", fix="download or export it again"
             ) from error
 
     @property
@@ -130,7 +130,7 @@ class TunedModel:
 
     @property
     def passport(self) -> dict[str, Any]:
-        """Return the provenance that came with the weights, else the one in the run's record."""
+        """Return the provenance that came with the weights, or otherwise the one in the run's record."""
         try:
             return msgspec.json.decode((self.folder / "passport.json").read_bytes(), type=dict[str, Any])
         except (OSError, msgspec.MsgspecError):

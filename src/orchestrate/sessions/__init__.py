@@ -17,7 +17,7 @@ from orchestrate.local.run.launching import require_packages
 from orchestrate.serving.server import keys
 from orchestrate.workspace import Workspace
 
-NEW_KEY = "orchestrate sessions serve --new-key NAME  makes one"
+NEW_KEY = "create one with: orchestrate sessions serve --new-key NAME"
 _WHAT = "serving training sessions"
 
 
@@ -28,14 +28,14 @@ class SessionTerms:
     host: str = LOOPBACK
     port: int = 8100
     names: tuple[str, ...] = ()
-    """Further host names by which it may be asked."""
+    """Additional host names of the server."""
     called: tuple[str, ...] = ()
-    """Further names under which callers ask for the base, for example its name on a hub."""
+    """Additional names for the base model in requests, such as its name on a hub."""
     most_at_once: int = 32
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """Of the base; `None` is by its size."""
+    """Whether to load the base model in 4 bits. `None` decides by its size."""
     precision: str | None = None
 
 
@@ -47,9 +47,9 @@ class SessionsUp:
 
 @contextmanager
 def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp]:
-    """Serve training sessions over one base until the block ends. Raises `UsageError` without keys for an
-    address that others can reach, `SetupError` for a port that is taken, `MissingExtra`, and the errors
-    of loading the base."""
+    """Serve training sessions over one base model until the block ends. Raises `UsageError` if others can
+    reach the address and there are no keys, `SetupError` if the port is taken, `MissingExtra`, and the errors
+    of loading the base model."""
     require_packages(_WHAT)
     if find_spec("google.protobuf") is None:
         raise MissingExtra("sessions", _WHAT, "protobuf")
@@ -91,11 +91,11 @@ def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp
 
 
 def new_key(ft: Workspace, name: str) -> str:
-    """Create a key. It is shown once. Raises `UsageError`."""
+    """Create a key, which is shown only once. Raises `UsageError`."""
     ft.settings.make_home()
     return keys.make(ft.store, name, by=ft.settings.made_by, opens="sessions")
 
 
 def revoke_key(ft: Workspace, name: str) -> None:
-    """Revoke a key. Running servers refuse it from now on, too. Raises `UsageError`."""
+    """Revoke a key. Running servers reject it from now on too. Raises `UsageError`."""
     keys.revoke(ft.store, name, by=ft.settings.made_by, opens="sessions")

@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 CustomLoss = Callable[[Sequence[Any], list[Any]], tuple[Any, Mapping[str, Any]]]
-"""`loss(data, logprobs) -> (loss, metrics)`, with a torch tensor of log-probabilities for each row."""
+"""A function `loss(data, logprobs) -> (loss, metrics)`, with a torch tensor of log-probabilities for each
+row."""
 IDLE_MINUTES = Decimal(30)
-"""After which a session on a rented machine pauses, where nothing else is said."""
+"""Minutes without a request after which a session on a rented machine pauses by default."""
 LAST = "last"
-"""The name under which a session saves when it ends before its loop does."""
+"""Name of the save that a session makes if it ends before its loop does."""
 
 
 class _StepSums:
@@ -67,11 +68,11 @@ class _StepSums:
 
 
 class TrainingSession:
-    """A model that your own loop trains: use it as a context manager.
+    """A model that your own loop trains. Use it as a context manager.
 
-    The session is a run: its metrics, saves and cost are in the store. At the end of the block the weights
-    become the run's tuned model. After an error, at the limit or after `idle_minutes` without a request, they
-    are saved and the run is paused: `ft.session(resume=RUN)` continues from there.
+    The session is a run: its metrics, saves and cost are in the store. At the end of the block, the weights
+    become the run's tuned model. After an error, at the limit, or after `idle_minutes` without a request, the
+    weights are saved and the run is paused. Continue with `ft.session(resume=RUN)`.
     """
 
     def __init__(self, record: SessionRecord, *, idle_minutes: Decimal | None = None) -> None:
@@ -111,27 +112,27 @@ class TrainingSession:
 
     @property
     def id(self) -> str:
-        """The run's."""
+        """Id of the run."""
         return self._record.run.id
 
     @property
     def record(self) -> Run:
-        """The run as it was last seen."""
+        """The run's last known record."""
         return self._record.run
 
     @property
     def step(self) -> int:
-        """Optimizer steps so far."""
+        """Number of optimizer steps so far."""
         return self._step
 
     @property
     def cost_usd(self) -> Decimal:
-        """What it has cost so far, requests under way at their most."""
+        """Cost so far. Requests in progress count with their maximum."""
         return self._record.meter.usd
 
     @property
     def saves(self) -> list[str]:
-        """The names that `load` takes."""
+        """Names that `load` accepts."""
         return list(self._record.saves())
 
     def tokenizer(self) -> Any:
@@ -148,14 +149,14 @@ class TrainingSession:
         *,
         seq_id: int | None = None,
     ) -> ForwardOutput:
-        """Add the gradient of a loss over rows to what earlier calls left. `data`: mappings or Tinker's
-        `Datum`. A request with a `seq_id` that was used before is not carried out again."""
+        """Add the gradient of a loss over rows to the gradients of earlier calls. `data` contains mappings or
+        Tinker's `Datum`. A request with a `seq_id` that was already used is not executed again."""
         return self.futures.forward_backward(data, loss, config, seq_id=seq_id).result()
 
     def forward(
         self, data: Iterable[Any], loss: str = "cross_entropy", config: Mapping[str, Any] | None = None
     ) -> ForwardOutput:
-        """Compute the loss and the log-probabilities only."""
+        """Compute only the loss and the log-probabilities."""
         return self.futures.forward(data, loss, config).result()
 
     def forward_backward_custom(self, data: Iterable[Any], loss: CustomLoss) -> ForwardOutput:
@@ -163,28 +164,28 @@ class TrainingSession:
         return self.futures.forward_backward_custom(data, loss).result()
 
     def optim_step(self, adam: Any = None, *, seq_id: int | None = None) -> StepOutput:
-        """Update the weights by AdamW. `adam`: a mapping or Tinker's `AdamParams`."""
+        """Update the weights with AdamW. `adam` is a mapping or Tinker's `AdamParams`."""
         return self.futures.optim_step(adam, seq_id=seq_id).result()
 
     # -- sampling ------------------------------------------------------------------------------------------
 
     def sample(self, prompt: Any, num_samples: int = 1, params: Any = None) -> SampleOutput:
-        """Sample from the weights as they are. `prompt`: token ids or Tinker's `ModelInput`; `params`: a
-        mapping with max_tokens, temperature, top_p, top_k, seed, stop, or Tinker's `SamplingParams`."""
+        """Sample from the current weights. `prompt` is token ids or Tinker's `ModelInput`. `params` is a
+        mapping with max_tokens, temperature, top_p, top_k, seed and stop, or Tinker's `SamplingParams`."""
         return self.futures.sample(prompt, num_samples, params).result()
 
     def logprobs(self, prompt: Any) -> list[float | None]:
-        """Return the log-probability of each token of a prompt, `None` for the first."""
+        """Return the log-probability of each token of a prompt, with `None` for the first token."""
         return self.futures.logprobs(prompt).result()
 
     # -- saving --------------------------------------------------------------------------------------------
 
     def save(self, name: str | None = None) -> SavedState:
-        """Save weights and optimizer, by default as `step-N`. The run can be resumed from there, and the save
-        is one of its checkpoints."""
+        """Save weights and optimizer, by default as `step-N`. The run can be resumed from the save, which is
+        one of its checkpoints."""
         name = name or f"step-{self._step}"
         if not SAVE_NAME.fullmatch(name):
-            raise UsageError(f"a save is called by letters, digits, . _ - (got {name!r})")
+            raise UsageError(f"the name of a save may contain letters, digits, . _ - (got {name!r})")
         with self._lock:
             self._require_going()
             return self._save(name)
@@ -204,7 +205,7 @@ class TrainingSession:
         return self._step
 
     def load(self, saved: SavedState | str, *, optimizer: bool = True) -> None:
-        """Replace weights and optimizer by those of a save: a `SavedState`, a name, or a path."""
+        """Replace weights and optimizer with those of a save, given as a `SavedState`, a name, or a path."""
         if isinstance(saved, str):
             there = "://" in saved or Path(saved).is_dir()
             path = saved if there else self._record.saved_at(saved)
@@ -218,7 +219,7 @@ class TrainingSession:
     # -- ending --------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the session: the weights as they are become the run's tuned model."""
+        """End the session. The current weights become the run's tuned model."""
         with self._lock:
             if self._ended is not None:
                 if not self._ended_well:
@@ -335,7 +336,7 @@ class TrainingSession:
                     error = JobError(code="cancelled", message="it was cancelled")
                     self._end("cancelled", error=error)
         elif self._record.meter.reached(2 * LOOK_S):
-            self._pause("limit", f"its limit of ${self._record.meter.max_usd} is reached")
+            self._pause("limit", f"it has reached its limit of ${self._record.meter.max_usd}")
         elif asked == "pause":
             self._pause("paused", "it was paused")
         elif self._idle_s is not None and not self._under_way and quiet > self._idle_s:
@@ -460,7 +461,7 @@ class TrainingSession:
 
 
 class SessionFutures:
-    """The requests of a session, each as a future. They are carried out in the order of the calls."""
+    """The requests of a session as futures. They are executed in the order of the calls."""
 
     def __init__(self, session: TrainingSession) -> None:
         self._session = session
@@ -481,7 +482,7 @@ class SessionFutures:
         return self._session._forward(shapes.packed(data), loss, config or {}, None, backward=False)  # pyright: ignore[reportPrivateUsage]
 
     def forward_backward_custom(self, data: Iterable[Any], loss: CustomLoss) -> Future[ForwardOutput]:
-        """Waits for the log-probabilities, applies `loss`, and sends its gradient back."""
+        """Wait for the log-probabilities, apply `loss`, and send its gradient back."""
         rows = list(data)
         there = self.forward(rows).result()
         weighted, metrics = shapes.custom_weights(rows, there, loss)
@@ -508,7 +509,7 @@ class SessionFutures:
     def logprobs(self, prompt: Any) -> Future[list[float | None]]:
         ids = shapes.tokens_of(prompt)
         if len(ids) < 2:
-            raise UsageError("the log-probabilities of a prompt need at least two tokens")
+            raise UsageError("log-probabilities of a prompt need at least two tokens")
         row = {"model_input": ids[:-1], "loss_fn_inputs": {"target_tokens": ids[1:]}}
         return then(self.forward([row]), lambda done: [None, *done.loss_fn_outputs[0]["logprobs"].tolist()])
 
@@ -525,11 +526,11 @@ def open_session(  # noqa: PLR0913  as the public one
     tags: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> TrainingSession:
-    """See `Orchestrator.session`."""
+    """Open a session. See `Orchestrator.session`."""
     limit = amount(max_cost_usd, "max_cost_usd")
     idle = amount(idle_minutes, "idle_minutes", "minutes", above_zero=True)
     if (model is None) == (resume is None):
-        raise UsageError("a session needs a model, or a run to resume: give one of them")
+        raise UsageError("a session needs a model or a run to resume, but not both")
     if model is None:
         record = SessionRecord.again(ws, ws.record(str(resume)), limit)
         return TrainingSession(record, idle_minutes=idle)

@@ -41,12 +41,12 @@ SAMPLING: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class ForwardOutput:
-    """What `forward` and `forward_backward` return."""
+    """The result of `forward` and `forward_backward`."""
 
     loss_fn_outputs: tuple[dict[str, Array], ...]
-    """For each row `{"logprobs": ...}`: the log-probability of each target token."""
+    """For each row, `{"logprobs": ...}` with the log-probability of each target token."""
     metrics: dict[str, float]
-    """`loss:sum` and others, summed over all rows."""
+    """Metrics such as `loss:sum`, summed over all rows."""
 
     @property
     def loss(self) -> float:
@@ -63,9 +63,9 @@ class StepOutput:
 class SampledSequence:
     tokens: list[int]
     logprobs: list[float]
-    """The model's own for each token, before temperature."""
+    """The model's own log-probability for each token, before temperature."""
     stop_reason: str
-    """`stop`, or `length` where it came to `max_tokens`."""
+    """`stop`, or `length` if the sample reached `max_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -75,26 +75,26 @@ class SampleOutput:
 
 @dataclass(frozen=True)
 class SavedState:
-    """What training can continue from."""
+    """A state that training can continue from."""
 
     name: str
     step: int
     path: str
-    """For `load`."""
+    """Path to pass to `load`."""
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows as a backend takes them."""
+    """Rows in the form that a backend accepts."""
 
     rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     tokens: int = 0
     weight: float = 0.0
-    """The sum of the weights: by it a sum of cross-entropy is a mean."""
+    """Sum of the weights. Divide a summed cross-entropy by it to get the mean."""
 
 
 def options_of(given: Any, known: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return the values of `known` with what was given, as a mapping or as an object with such attributes.
+    """Return `known` updated with the given values, which are a mapping or an object with these attributes.
     Raises `UsageError` for an unknown name."""
     if given is None:
         return dict(known)
@@ -110,7 +110,7 @@ def options_of(given: Any, known: Mapping[str, Any], what: str) -> dict[str, Any
 
 
 def packed(data: Iterable[Any]) -> PackedRows:
-    """Raises `UsageError` for what is not a list of rows."""
+    """Pack the rows. Raises `UsageError` if `data` is not a list of rows."""
     rows: list[dict[str, Any]] = []
     tokens, weight = 0, 0.0
     for number, datum in enumerate(data, 1):
@@ -137,7 +137,7 @@ def _part(datum: Any, name: str) -> Any:
 
 
 def tokens_of(given: Any) -> list[int]:
-    """Return token ids: from a list, Tinker's `ModelInput`, or `{"chunks": [{"tokens": [...]}]}`. Raises
+    """Return token ids from a list, Tinker's `ModelInput`, or `{"chunks": [{"tokens": [...]}]}`. Raises
     `UsageError` and `TypeError`."""
     if hasattr(given, "to_ints"):
         return [int(id) for id in given.to_ints()]
@@ -166,7 +166,7 @@ def _tensor(name: str, value: Any) -> Array:
         found = np.asarray(value)
     kind = "<i8" if name == "target_tokens" else "<f4"
     if found.dtype.kind not in "iufb" or (kind == "<i8" and found.dtype.kind == "f"):
-        raise TypeError(f"{name} must hold {'whole ' if kind == '<i8' else ''}numbers (got {found.dtype})")
+        raise TypeError(f"{name} must contain {'whole ' if kind == '<i8' else ''}numbers (got {found.dtype})")
     return np.ascontiguousarray(found, dtype=kind)
 
 
@@ -175,7 +175,7 @@ def _sent(array: Array) -> dict[str, Any]:
 
 
 def sample_request(prompt: Any, num_samples: int, params: Any) -> dict[str, Any]:
-    """Make the request that `local.sessions.process` reads. Raises `UsageError`."""
+    """Build the request in the format of `local.sessions.process`. Raises `UsageError`."""
     if num_samples < 1:
         raise UsageError(f"num_samples must be at least 1 (got {num_samples})")
     given = options_of(params, SAMPLING, "a sample")

@@ -51,17 +51,17 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 OWN_LOOP = "(your own loop)"
-"""In the place of training data in the spec of a session."""
+"""Placeholder for the training data in the spec of a session."""
 LEASE_S = 30.0
 ENDING_S = 60.0
-"""For a program whose session has just ended to let go of it."""
+"""Seconds that a program has to release a session that has just ended."""
 LOOK_S, REFRESH_S = 1.0, 10.0
-"""Between two looks of a session after its limits, and between two visits of the store."""
+"""Seconds between two checks of a session's limits, and between two updates of the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionRequest:
-    """What `Orchestrator.session` is asked for."""
+    """The arguments of `Orchestrator.session`."""
 
     model: str
     provider: str
@@ -72,7 +72,7 @@ class SessionRequest:
 
 
 class Meter:
-    """What a session has cost so far, and whether a further request fits into its limit."""
+    """Tracks the cost of a session, and whether another request fits into its limit."""
 
     def __init__(
         self, provider: str, price: SessionPrice, max_usd: Decimal | None, hours: Callable[[], Decimal]
@@ -85,7 +85,7 @@ class Meter:
         self._lock = threading.Lock()
 
     def keep_in(self, folder: Path) -> None:
-        """Go on with what an earlier program wrote there: its requests without an answer count in full."""
+        """Continue from the journal of an earlier program. Its requests without an answer count in full."""
         if not self.price.by_token:
             return
         self._journal = Journal(folder / JOURNAL, PaidRequest)
@@ -97,16 +97,16 @@ class Meter:
             self.used += use
 
     def reserve(self, most: TokenUse) -> int:
-        """Raises `OverBudget` when the most that a request may cost is above what is left of the limit."""
+        """Reserve the maximum cost of a request. Raises `OverBudget` if it is above the remaining limit."""
         with self._lock:
             require_within(
                 self._provider,
                 self.price.of(most),
                 self.max_usd,
                 taken_usd=self.price.of(sum(self._open.values(), self.used), self._hours()),
-                what="what is left of the session's limit,",
-                figure="the most that this request may cost",
-                fix="ft.session(resume=RUN, max_cost_usd=...) continues with a higher limit",
+                what="what remains of the session's limit,",
+                figure="the maximum cost of this request",
+                fix="to continue with a higher limit: ft.session(resume=RUN, max_cost_usd=...)",
             )
             self._number += 1
             if self._journal is not None:
@@ -116,7 +116,7 @@ class Meter:
             return self._number
 
     def settle(self, number: int, use: TokenUse | None) -> None:
-        """Write what a request cost. `None`: that is unknown, and it counts as the most that it may."""
+        """Record the cost of a request. `None` means that it is unknown and counts as its maximum."""
         with self._lock:
             most = self._open.pop(number)
             self.used += most if use is None else use
@@ -132,7 +132,7 @@ class Meter:
             return self.price.of(sum(self._open.values(), self.used), self._hours())
 
     def reached(self, margin_s: float) -> bool:
-        """Say whether the limit of a session that is billed hourly will be reached so soon."""
+        """Return whether an hourly session will reach its limit within this time."""
         if self.price.hourly is None:
             return False
         ahead = self.price.of(TokenUse(), Decimal(str(margin_s)) / 3600)
@@ -144,19 +144,19 @@ class Meter:
         return self.price.of(TokenUse(), Decimal(str(self.price.tail_s)) / 3600)
 
     def left_s(self) -> float | None:
-        """Return the seconds until the limit of a session that is billed hourly by a host."""
+        """Return the seconds until an hourly session at a host reaches its limit."""
         hourly = self.price.hourly
         if hourly is None or not self.price.tail_s or self.max_usd is None:
             return None
         return float((self.max_usd - self.usd) / hourly.usd_per_hour * 3600)
 
     def require_left(self) -> None:
-        """Raises `OverBudget` when nothing is left of the limit of a session that is billed hourly."""
+        """Raise `OverBudget` if an hourly session has used up its limit."""
         if self.reached(0):
-            figure, fix = "what it has cost so far and a cent", "ft.session(resume=RUN, max_cost_usd=...)"
+            figure, fix = "its cost so far plus one cent", "ft.session(resume=RUN, max_cost_usd=...)"
             least = self.usd + Decimal("0.01")
             if self.price.tail_s:
-                figure = "what it has cost so far and would cost until the host stops a machine left running,"
+                figure = "its cost so far, plus the cost until the host stops a machine left running,"
                 least += self._tail_usd
             require_within(
                 self._provider, least, self.max_usd, what="the session's limit", figure=figure, fix=fix
@@ -164,7 +164,7 @@ class Meter:
 
 
 def quote_of(provider: str, model: str, price: SessionPrice, max_usd: Decimal | None) -> Quote:
-    """Quote a session. It has no end of its own: its limit is what a budget holds for it."""
+    """Quote a session. A session has no end of its own, so a budget reserves its limit."""
     nothing = Decimal(0)
     if price.hourly is not None and price.hourly.usd_per_hour:
         hours = Decimal(1) if max_usd is None else max_usd / price.hourly.usd_per_hour
@@ -174,7 +174,7 @@ def quote_of(provider: str, model: str, price: SessionPrice, max_usd: Decimal | 
         named["sample"] = price.sample_usd_per_mtok
         lines, high = tuple(_token_line(n, usd, price.source) for n, usd in named.items()), max_usd
     else:
-        free = ("this machine is yours and no hourly rate is set for it: nothing is billed",)
+        free = ("this is your own machine and no hourly rate is set for it, so nothing is billed",)
         return Quote(
             provider=provider, model=model, low_usd=nothing, expected_usd=nothing, high_usd=nothing,
             assumptions=free,
@@ -185,8 +185,10 @@ def quote_of(provider: str, model: str, price: SessionPrice, max_usd: Decimal | 
         lines=lines,
         low_usd=nothing,
         high_usd=high,
-        undecided="a session costs what its requests take, up to its limit",
-        open_end=None if max_usd is not None else "what comes after the first hour: your loop ends it",
+        undecided="a session costs as much as its requests, up to its limit",
+        open_end=None
+        if max_usd is not None
+        else "the cost after the first hour, because your loop decides when to stop",
     )
 
 
@@ -200,7 +202,7 @@ def _token_line(component: str, usd: Decimal, source: str) -> QuoteLine:
 
 @dataclass
 class SessionRecord:
-    """The run, and the run directory that this process holds against all others."""
+    """The run, and the run directory that this process locks against all others."""
 
     ws: Workspace
     provider: Sessions
@@ -219,7 +221,7 @@ class SessionRecord:
 
     @classmethod
     def begin(cls, ws: Workspace, request: SessionRequest) -> SessionRecord:
-        """Write the intent, then make the run directory. Raises `OverBudget` before anything is written."""
+        """Record the intent, then make the run directory. Raises `OverBudget` before any write."""
         [name] = ws.backends(request.provider)
         provider = capability(ws.provider(name), Sessions)
         ws.ready(name)
@@ -247,7 +249,8 @@ class SessionRecord:
         limited = request.max_cost_usd is not None
         if (price.by_token or price.tail_s) and not limited:
             raise UsageError(
-                f"a session on {name} costs what your loop asks for: it needs a limit", fix="max_cost_usd=5"
+                f"the cost of a session on {name} depends on your loop, so it needs a limit",
+                fix="max_cost_usd=5",
             )
         Meter(name, price, request.max_cost_usd, Decimal).require_left()
         quote = quote_of(name, model, price, request.max_cost_usd)
@@ -281,8 +284,8 @@ class SessionRecord:
 
     @classmethod
     def again(cls, ws: Workspace, run: Run, max_cost_usd: Decimal | None) -> SessionRecord:
-        """Continue a session that ended before its end, with the state of its last save. Raises
-        `UsageError` for one that has ended for good, or that another program drives."""
+        """Continue a paused session with the state of its last save. Raises `UsageError` for a session that
+        has ended for good, or that another program drives."""
         if run.job_kind != SESSION:
             raise UsageError(f"run {run.id} is not a training session", fix=f"orchestrate resume {run.id}")
         ws = ws.home_of(run)
@@ -290,7 +293,7 @@ class SessionRecord:
         ws.settings.require_to_spend(provider)
         run = refresh(ws.store, provider, run, bill=ws.bill)
         if run.status is not JobStatus.PAUSED:
-            why = "has ended" if run.status.terminal else "is driven by another program"
+            why = "has ended" if run.status.terminal else "is controlled by another program"
             raise UsageError(
                 f"run {run.id} is {run.status.value}: it {why}", fix=f"orchestrate show {run.id}"
             )
@@ -307,7 +310,7 @@ class SessionRecord:
             run.quote.held_usd if most is None and run.quote is not None else most,
             lambda one: transitions.reopened(one, at, limits),
             ws.settings.budget_usd,
-            figure="what it may cost with its limit",
+            figure="its maximum cost under its limit",
         )
         return cls._held_by_us(ws, provider, run, order, price, job.worked_seconds)
 
@@ -332,7 +335,7 @@ class SessionRecord:
         )
         if not made._held.enter_context(dir.lock(wait_s=ENDING_S)):
             made._held.close()
-            raise UsageError(f"run {run.id} is driven by another program", fix=f"orchestrate watch {run.id}")
+            raise UsageError(f"another program controls run {run.id}", fix=f"orchestrate watch {run.id}")
         try:
             if dir.asked() == "pause":
                 dir.ask(None)
@@ -360,7 +363,7 @@ class SessionRecord:
 
     @property
     def seconds(self) -> float:
-        """The time for which it has been open, over all programs that drove it."""
+        """Time for which the session has been open, over all programs that drove it."""
         return self._earlier_s + time.monotonic() - self._began
 
     @property
@@ -368,7 +371,7 @@ class SessionRecord:
         return Decimal(str(self.seconds)) / 3600
 
     def order_now(self) -> SessionOrder:
-        """Return the order with the time that is left of its limit."""
+        """Return the order with the remaining time of its limit."""
         return replace(self.order, ends_in_s=self.meter.left_s())
 
     @property
@@ -376,7 +379,7 @@ class SessionRecord:
         return None if self.meter.price.hourly is not None else self.meter.usd
 
     def tell(self, **changes: Any) -> None:
-        """Write where it stands."""
+        """Write the current status."""
         with self._telling:
             state = replace(
                 self._state or self.dir.written_state(),
@@ -389,14 +392,14 @@ class SessionRecord:
             self.dir.write_state(state)
 
     def visit_store(self) -> None:
-        """Bring the store up to date; a store that cannot be reached now is for the next visit."""
+        """Update the store. If the store cannot be reached, the next visit updates it."""
         with suppress(OrchestrateError):
             self.run = refresh(self.ws.store, self.provider, self.run, bill=self.ws.bill)
 
     # -- saving --------------------------------------------------------------------------------------------
 
     def save(self, name: str, step: int, fill: Callable[[Path], str]) -> str:
-        """Keep a checkpoint under a name. `fill` puts the weights into a folder."""
+        """Store a checkpoint under a name. `fill` writes the weights to a folder."""
         state = self._state or self.dir.written_state()
         progress = Progress(
             step=step, total_steps=step, trained_tokens=state.trained_tokens, seconds=self.seconds
@@ -417,19 +420,19 @@ class SessionRecord:
         return where
 
     def saves(self) -> dict[str, str]:
-        """Name -> folder of the checkpoint."""
+        """Maps each name to the folder of its checkpoint."""
         try:
             return msgspec.json.decode((self.dir.path / "saves.json").read_bytes(), type=dict[str, str])
         except (OSError, msgspec.MsgspecError):
             return {}
 
     def saved_at(self, name: str) -> str:
-        """Return where the weights of a save lie. Raises `NotFound`."""
+        """Return the location of a save's weights. Raises `NotFound`."""
         folder = self.dir.checkpoints / self.saves().get(name, name)
         if (folder / "manifest.json").is_file():
             return self._place(folder)
         known = ", ".join(self.saves()) or "none"
-        raise NotFound(self.run.provider, f"run {self.run.id} has no save {name!r} (it has {known})")
+        raise NotFound(self.run.provider, f"run {self.run.id} has no save called {name!r} (it has {known})")
 
     @staticmethod
     def _place(folder: Path) -> str:
@@ -439,7 +442,7 @@ class SessionRecord:
         return str(msgspec.json.decode((folder / "saved.json").read_bytes())["at"])
 
     def last_save(self) -> tuple[Whole, str] | None:
-        """Return the newest save that is whole, and where its weights lie."""
+        """Return the latest complete save and the location of its weights."""
         whole, damaged = checkpoints.newest_whole(self.dir.checkpoints)
         for name in damaged:
             self.dir.add_event(f"checkpoint {name} is damaged", level="warning", type="checkpoint")
@@ -467,7 +470,7 @@ class SessionRecord:
     # -- ending --------------------------------------------------------------------------------------------
 
     def end(self, status: str, *, error: JobError | None = None, result: str | None = None) -> None:
-        """Write how it ended; another program may then resume it where it is paused."""
+        """Record how it ended. If it is paused, another program may resume it."""
         terminal = status not in ("paused", "interrupted")
         more: dict[str, Any] = {"finished_at": now()} if terminal else {}
         self.dir.add_event(
@@ -485,8 +488,8 @@ def _require_quoted_price(run: Run, price: SessionPrice) -> None:
     quoted, hour = quoted_hour(run.quote), price.of(TokenUse(), Decimal(1))
     if price.tail_s and quoted is not None and hour != quoted.usd_per_hour:
         raise UsageError(
-            f"an hour now costs ${hour}, and run {run.id} was quoted ${quoted.usd_per_hour}",
-            fix="start a new session, and load the last save of this one there",
+            f"an hour now costs ${hour}, but run {run.id} was quoted ${quoted.usd_per_hour}",
+            fix="start a new session and load this one's last save there",
         )
 
 

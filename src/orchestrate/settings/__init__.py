@@ -44,8 +44,8 @@ _USER = "***"
 
 
 class Secret:
-    """A string that never reveals itself: its repr and str are masked, `reveal()` is the only way to the
-    value, and `hide` finds it in any text."""
+    """A string that never reveals itself. Its repr and str are masked, only `reveal()` returns the value, and
+    `hide` removes it from any text."""
 
     __slots__ = ("_value",)
 
@@ -150,10 +150,10 @@ def read_keys(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(f"{path} holds keys and can be read by other users", fix=f"chmod 600 {path}")
+        raise ConfigError(f"{path} contains keys, but other users can read it", fix=f"chmod 600 {path}")
     values = read_toml(path)
     if not all(isinstance(v, str) for v in values.values()):
-        raise ConfigError(f'{path}: every value must be a string, as in  mycloud = "..."')
+        raise ConfigError(f'{path}: every value must be a string, such as  mycloud = "..."')
     return values
 
 
@@ -189,7 +189,7 @@ def write_keyring(name: str, value: str) -> str:
     the package, `SetupError` if the keyring refuses it, `UsageError` for the key of a sandbox."""
     if is_sandbox_key(value):
         raise UsageError(
-            "the keyring is only for keys of real hosts, and this is a sandbox key",
+            "this is a sandbox key, but the keyring is only for keys of real hosts",
             fix="leave out --keyring",
         )
     require_recent("keyring")
@@ -198,8 +198,8 @@ def write_keyring(name: str, value: str) -> str:
         keyring.set_password(_SERVICE, name, value)
     except Exception as error:  # whatever a backend raises
         raise SetupError(
-            f"the keyring did not accept the key ({type(error).__name__})",
-            fix="unlock it, or leave out --keyring: the key is then stored in a file that only you can read",
+            f"the keyring rejected the key ({type(error).__name__})",
+            fix="unlock it, or leave out --keyring to store the key in a file that only you can read",
         ) from error
     return str(keyring.get_keyring().name)
 
@@ -213,7 +213,7 @@ def forget_in_keyring(name: str) -> bool:
         _keyring().delete_password(_SERVICE, name)
     except Exception as error:
         raise SetupError(
-            f"the keyring did not remove the key ({type(error).__name__})", fix="unlock it, then try again"
+            f"the keyring could not remove the key ({type(error).__name__})", fix="unlock it, then try again"
         ) from error
     return True
 
@@ -232,7 +232,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(
-            f"{path} cannot be read: {error}", fix="orchestrate init  writes a new one with comments"
+            f"{path} cannot be read: {error}", fix="write a new one with comments: orchestrate init"
         ) from error
 
 
@@ -288,7 +288,7 @@ VARIABLES: Mapping[str, str] = {
     "ORCHESTRATE_BY": "Name recorded as the creator of runs. Default: `user@machine`.",
     "ORCHESTRATE_OWN_HOSTS": "Backends on your own machines, comma-separated. Private specs may go there.",
     "ORCHESTRATE_ALLOW_GRADER_CODE": "`1` allows graders written in Python, like `--allow-grader-code`.",
-    "ORCHESTRATE_MAX_DOWNLOAD_GB": "Largest model download in gigabytes. Default: the size of its base.",
+    "ORCHESTRATE_MAX_DOWNLOAD_GB": "Largest model download in gigabytes. Default: its base model's size.",
     "ORCHESTRATE_NF4": "`bitsandbytes` runs small 4-bit models with its own kernels. Default: `unpacked`.",
     "ORCHESTRATE_PASS_ENV": "Additional variables passed to worker processes, comma-separated.",
     "ORCHESTRATE_NOTIFY_URL": "Webhook to call when a run ends.",
@@ -299,7 +299,7 @@ VARIABLES: Mapping[str, str] = {
     "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET": "Secret that signs the gateway's webhooks.",
     "ORCHESTRATE_TODAY": "Date to assume (such as `2027-01-07`) for prices, closing dates and models.",
 }
-"""Our environment variables and what each does. Variables of hosts are in their profiles."""
+"""Our environment variables and their effects. Profiles list the variables of hosts."""
 
 VARIABLE = "ORCHESTRATE_MAX_DOWNLOAD_GB"
 
@@ -317,7 +317,7 @@ def download_limit(env: Mapping[str, str] | None = None) -> int | None:
 
 
 NF4_PRODUCTS = "ORCHESTRATE_NF4"
-"""`unpacked` or `bitsandbytes`: the kernels with which a small NF4 base runs."""
+"""The kernels for a small NF4 base model: `unpacked` or `bitsandbytes`."""
 
 
 def packed_nf4(env: Mapping[str, str] | None = None) -> bool:
@@ -329,7 +329,7 @@ def packed_nf4(env: Mapping[str, str] | None = None) -> bool:
 
 
 MORE_NAMES = "ORCHESTRATE_PASS_ENV"
-"""Names of further variables that children get, comma-separated."""
+"""Names of additional variables that child processes get, comma-separated."""
 PASSED = re.compile(
     r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|XDG_CACHE_HOME|LD_LIBRARY_PATH|PYTHON.*"
     r"|CUDA_.*|NVIDIA_.*|NCCL_.*|HF_.*|TRANSFORMERS_.*|TOKENIZERS_.*|TORCH.*|PYTORCH_.*|TRITON_.*|BNB_.*"
@@ -337,14 +337,14 @@ PASSED = re.compile(
     r"|(HTTPS?|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE"
     r"|SYSTEMROOT|APPDATA|LOCALAPPDATA|USERPROFILE|PATHEXT|COMSPEC"
 )
-"""Variables of every child. `HF_.*` includes the token for gated models. `PYTHON.*` finds an installation for
-development."""
+"""Variables of every child process. `HF_.*` includes the token for gated models. `PYTHON.*` finds a
+development installation."""
 DESKTOP = re.compile(r"DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|DBUS_SESSION_BUS_ADDRESS|XDG_.*")
 
 
 def of_child(more: re.Pattern[str] | None = None, **given: str) -> dict[str, str]:
-    """Return the environment variables that a child process gets. `more` matches further names that the
-    program needs for its task. `given` are variables to set on top."""
+    """Return the environment variables of a child process. `more` matches additional names that the program
+    needs for its task. `given` are variables to add."""
     named = {name.strip() for name in os.environ.get(MORE_NAMES, "").split(",")}
     kept = {
         name: value

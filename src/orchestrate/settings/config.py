@@ -34,7 +34,7 @@ from orchestrate.settings.hosts import require_safe_url as require_safe_url
 
 CONFIG_NAME = "orchestrate.toml"
 NOTIFY_SECRET = "notify-webhook"  # noqa: S105  the name of one
-"""Its name in the key file."""
+"""Name of the secret in the key file."""
 GATEWAY_SECRET = "gateway-webhook"  # noqa: S105  the name of one
 NOTIFY_VARIABLES = {
     "command": "ORCHESTRATE_NOTIFY_COMMAND",
@@ -44,7 +44,7 @@ NOTIFY_VARIABLES = {
 STALLED_VARIABLE = "ORCHESTRATE_STALLED_MINUTES"
 OWN_HOSTS = "ORCHESTRATE_OWN_HOSTS"
 PRIVATE_FOLDERS = ("counts", "data", "evaluations", "gateway", "local", "models", "sandbox", "watchers")
-"""Inside the home folder."""
+"""Folders in the home folder that are private."""
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 TOP_LEVEL: Mapping[str, str] = {
     "home": "Folder for the store, local runs, data files and downloads, absolute or relative to this file.",
@@ -56,7 +56,7 @@ TOP_LEVEL: Mapping[str, str] = {
     "gateway": "Settings of `orchestrate gateway`.",
     "queue": "Maximum number of open runs per backend: `NAME = 2`.",
 }
-"""Key of `orchestrate.toml` -> what it does."""
+"""Maps each key of `orchestrate.toml` to its effect."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Notify:
 
     command: str | None = None
     url: Secret | None = None
-    """A secret, because many webhook hosts put their token into the address."""
+    """Address of the webhook. It is a secret, because many webhook hosts put their token into it."""
     desktop: bool = False
 
     @property
     def told(self) -> str:
-        """The channels in words: `by command and webhook`."""
+        """The channels in words, such as `by command and webhook`."""
         ways = {"command": self.command, "webhook": self.url, "desktop": self.desktop}
         used = [name for name, way in ways.items() if way]
         return f"by {' and '.join(used)}" if used else "here alone"
@@ -95,21 +95,21 @@ class Settings:
     store_url: str
     hosts: HostRegistry
     pins: Path
-    """The file that ties keys to hosts; the list of trusted files is beside it."""
+    """File that ties keys to hosts. The list of trusted files is next to it."""
     budget_usd: Decimal | None = None
     """Budget for all backends and runs of this store."""
     log_level: str = "WARNING"
     config_file: Path | None = None
     config_named: bool = False
-    """Whether the user set it, rather than being found in a project folder."""
+    """Whether the user named the file. Otherwise it was found in a project folder."""
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
     gateway: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """The file's table for `orchestrate.gateway`, which reads it."""
+    """The configuration table for `orchestrate.gateway`, which parses it."""
     queue: Mapping[str, int] = field(default_factory=dict[str, int])
-    """By backend: how many runs may be open there before the queue stops adding more."""
+    """Maximum number of open runs per backend at which the queue stops adding more."""
     notify: Notify = field(default_factory=Notify)
     stalled_after_s: float | None = None
-    """How long a run in progress may be without news; `None`: based on earlier runs."""
+    """Seconds that a run in progress may be without news. `None` derives it from earlier runs."""
     made_by: str = ""
     """Creator stored with each run; default: `user@machine`."""
     allow_grader_code: bool = False
@@ -123,9 +123,9 @@ class Settings:
     """See `HostConfig`."""
 
     def make_home(self) -> Path:
-        """Return the home folder. A new one is created for its owner only, because it holds copies of
-        training data and answers. An existing folder keeps the mode that its owner chose, but the folders
-        in it that hold such data are closed to others, even if an earlier version created them."""
+        """Return the home folder. A new one is only accessible to its owner, because it contains copies of
+        training data and answers. An existing folder keeps its mode, but its subfolders with such data are
+        closed to others, even if an earlier version created them."""
         with suppress(OSError):  # whoever needs a file in it will say so
             private_folder(self.home)
         for name in PRIVATE_FOLDERS:
@@ -135,8 +135,8 @@ class Settings:
         return self.home
 
     def require_to_spend(self, *backends: BillingBackend) -> None:
-        """Require trust in the project before something is sent that one of these backends may bill.
-        Sandboxes and this machine need none. Raises `ProjectNotTrusted`."""
+        """Require trust in the project before sending anything that one of these backends may bill. Sandboxes
+        and this machine need no trust. Raises `ProjectNotTrusted`."""
         path = self.config_file
         if path is None or self.config_named:
             return
@@ -236,8 +236,8 @@ def sqlite_url(path: Path) -> str:
 
 
 def sqlite_path(url: str) -> Path | None:
-    """Return the file of a store URL, or `None` if it is not SQLite. Raises `ConfigError` for a URL that
-    would put the store somewhere other than it says."""
+    """Return the file of a store URL, or `None` if it is not SQLite. Raises `ConfigError` for a URL whose
+    store would be somewhere other than it appears."""
     kind, _, place = url.partition("://")
     if kind.partition("+")[0] != "sqlite":
         return None

@@ -53,13 +53,13 @@ HOST_FIELDS: Mapping[str, str] = {
     "timeout_s": "Seconds before a request times out. Default: 60.",
     "options": "Options of this backend, `[hosts.NAME.options]`.",
 }
-"""Key of `[hosts.NAME]` -> what it does."""
+"""Maps each key of `[hosts.NAME]` to its effect."""
 
-_BELOW = dict.fromkeys(OPTIONS | BY_SDK | AWAY, "it belongs to [hosts.NAME.options]")
+_BELOW = dict.fromkeys(OPTIONS | BY_SDK | AWAY, "set it in [hosts.NAME.options]")
 _ABOVE = {
-    **dict.fromkeys(HOST_FIELDS.keys() - {"options"}, "it belongs to [hosts.NAME] itself"),
-    "wandb_api_key": "keys are kept out of files: export WANDB_API_KEY=...",
-    "wandb_base_url": "the W&B key goes there: export WANDB_BASE_URL=...",
+    **dict.fromkeys(HOST_FIELDS.keys() - {"options"}, "set it in [hosts.NAME] directly"),
+    "wandb_api_key": "keep keys out of files: export WANDB_API_KEY=...",
+    "wandb_base_url": "the W&B key is sent there: export WANDB_BASE_URL=...",
     "allow_grader_code": "allow it yourself: --allow-grader-code, or ORCHESTRATE_ALLOW_GRADER_CODE=1",
 }
 
@@ -89,10 +89,9 @@ class HostConfig:
 
     name: str
     type: str | None = None
-    """The class to use, if it is not the name itself: `openai-compatible` for a host described by a YAML
-    file."""
+    """Class to use, if it is not the name itself. `openai-compatible` for a host described by a YAML file."""
     profile: str | None = None
-    """The name of that file; default: the host's own."""
+    """Name of that file. Default: the host's own."""
     base_url: str | None = None
     api_key: _KeyField = _KeyField()
     key_variable: str | None = None
@@ -104,18 +103,18 @@ class HostConfig:
     """Options of this backend. In a host of `Settings`, `home` is always set: the folder for data files
     and runs."""
     pins: Path | None = None
-    """The file that ties keys to hosts; `None` ties nothing."""
+    """File that ties keys to hosts. `None` ties nothing."""
     max_download_bytes: int | None = None
-    """Download limit for one model; `None` is the expected size of its base model. From the environment
+    """Download limit for one model. `None` means the expected size of its base model. From the environment
     only."""
     url_from_file: bool = False
-    """The base URL comes from an `orchestrate.toml`, which may be someone else's."""
+    """Whether the base URL comes from an `orchestrate.toml`, which may be someone else's."""
     own: bool = False
-    """Whether the user declares its machines as their own; from the environment only."""
+    """Whether the user declares its machines as their own. From the environment only."""
     management_token: Secret | None = None
-    """Token of the deployment API, if it has a separate login; from the environment only."""
+    """Token of the deployment API, if it has a separate login. From the environment only."""
     management_url: str | None = None
-    """Address of that API, instead of the described one; from the environment only."""
+    """Address of that API, instead of the described one. From the environment only."""
 
     def changed(self, **changes: Any) -> Self:
         """Return a modified copy. Unlike `dataclasses.replace`, it doesn't look up the key."""
@@ -135,7 +134,7 @@ class HostConfig:
     @property
     def sandbox(self) -> bool:
         """Return whether this is a sandbox: its address is on this machine and it has a sandbox key. Requests
-        with such a key to another host may be billed. The keyring has no sandbox keys, and is not
+        with such a key to another host may be billed. The keyring has no sandbox keys and is therefore not
         queried."""
         known = vars(self)["api_key"]
         return self.near and isinstance(known, Secret) and is_sandbox_key(known.reveal())
@@ -161,11 +160,12 @@ class HostConfig:
 
 
 class HostRegistry(Mapping[str, HostConfig]):
-    """Name -> how to reach it, for all existing backends. A backend's profile is loaded when it is looked up,
-    and the keyring is queried when its key is. Values from a project's file are checked immediately."""
+    """Maps each name to how to reach the backend, for all existing backends. A backend's profile is loaded
+    when the backend is looked up, and the keyring is queried when its key is needed. Values from a project's
+    file are checked immediately."""
 
     def __init__(self, configured: Any, env: Mapping[str, str], path: Path | None) -> None:
-        """Raises `ConfigError` that names file, field and what is allowed."""
+        """Build the registry. Raises `ConfigError` that names file, field and allowed values."""
         self._tables = {
             name: table(value, path, f"hosts.{name}")
             for name, value in table(configured, path, "hosts").items()
@@ -184,7 +184,7 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def sandboxed(self) -> bool:
-        """Return whether the environment's keys are a sandbox's. Then commands work on its runs."""
+        """Return whether the environment's keys are a sandbox's. Commands then use its runs."""
         exported = any(map(is_sandbox_key, self._env.values()))
         return exported and any(
             (host := self[name]).sandbox and host.key_variable in self._env
@@ -203,8 +203,8 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def described(self) -> list[str]:
-        """Hosts that a YAML file describes, that have a key but no further configuration, and that have an
-        address if each customer has their own."""
+        """Hosts described by a YAML file that have a key but no other configuration, and that have an address
+        if each customer has their own."""
         return [name for name in described() if name not in self._tables and self._in_use(name)]
 
     def _in_use(self, name: str) -> bool:
@@ -318,7 +318,7 @@ def require_safe_url(url: str, name: str) -> None:
         parts = urlsplit(url)
         bare = parts.username is None and not parts.query and not parts.fragment and parts.port != 0
     except ValueError as error:
-        raise ConfigError(f"the base URL of {name}, {url}, is not a URL: {error}") from error
+        raise ConfigError(f"the base URL of {name}, {url}, is not a valid URL: {error}") from error
     if not bare or not parts.hostname:
         raise ConfigError(
             f"the base URL of {name} must consist of scheme, host and path, without user, password or query",
@@ -327,7 +327,7 @@ def require_safe_url(url: str, name: str) -> None:
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         return
     raise ConfigError(
-        f"the base URL of {name}, {url}, would carry the API key unencrypted",
+        f"the base URL of {name}, {url}, would send the API key unencrypted",
         fix="use https, or a loopback address (127.0.0.1, localhost) for a server on this machine",
     )
 
@@ -348,7 +348,7 @@ def reject_unknown(
     prefix: str,
     elsewhere: Mapping[str, str] | None = None,
 ) -> None:
-    """Raise `ConfigError` for fields that are not allowed. `elsewhere` says what to do about known fields
+    """Raise `ConfigError` for fields that are not allowed. `elsewhere` explains what to do about known fields
     in the wrong place."""
     names = sorted(allowed)
     if unknown := sorted(set(values).difference(names)):
@@ -390,7 +390,8 @@ class _PinFile(msgspec.Struct):
 
 
 class Pins:
-    """The pins in one file. Safe for many processes at once. If the file is deleted, it starts empty."""
+    """The pins in one file. Many processes can use them at the same time. If the file is deleted, it starts
+    empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -404,7 +405,7 @@ class Pins:
         self, key: str, provider: str, url: str, *, ask: bool = False, family: Set[str] = frozenset()
     ) -> bool:
         """Allow the key to be sent to the URL's host, or raise `KeyElsewhere`. Returns `True` at its first
-        use, which is remembered. With `ask`, a first use is rejected as well, because the URL comes from a
+        use, which is remembered. With `ask`, a first use is rejected too, because the URL comes from a
         project's file. `family` lists the hosts of one owner, between which a key may move."""
         host, known = origin(url), self.hosts(key)
         if not known and not ask:
@@ -447,8 +448,8 @@ class Pins:
             return None
         except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
             raise ConfigError(
-                f"{self.path}, which ties keys to hosts, cannot be read: {error}",
-                fix=f"rm {self.path}   (each key is tied again at its next use)",
+                f"could not read {self.path}, which ties keys to hosts: {error}",
+                fix=f"rm {self.path}   (each key is tied to its host again at its next use)",
             ) from error
 
     def _write(self, kept: _PinFile) -> None:
@@ -462,7 +463,7 @@ class Pins:
 
 
 def origin(url: str) -> str:
-    """Return scheme, host and port of a URL: `https://api.openai.com`."""
+    """Return scheme, host and port of a URL, such as `https://api.openai.com`."""
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port not in (None, 443 if parts.scheme == "https" else 80) else ""
     name = parts.hostname or ""

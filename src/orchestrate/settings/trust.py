@@ -41,11 +41,11 @@ OPEN = {
     ("hosts", "*", "options", "multipart_bytes"),
     ("hosts", "*", "options", "part_bytes"),
 }
-"""Harmless settings: they start nothing, redirect nothing and don't affect spending. The hosts are the
-built-in ones at their own addresses; a further one, or a place for workers, would be contacted."""
+"""Harmless settings, which start nothing, redirect nothing and don't affect spending. Only built-in hosts at
+their own addresses count, because an additional host or a place for workers would be contacted."""
 FIGURES = {("budget_usd",), ("local", "prices"), ("hosts", "*", "options", "prices")}
 RATES = "rates.yaml"
-"""The project's own prices, next to its file."""
+"""Name of the project's own price file, next to its configuration file."""
 
 
 class _TrustFile(msgspec.Struct):
@@ -82,7 +82,7 @@ class Trusted:
 
 
 class Project:
-    """The file of a project, and what it sets, by dotted name."""
+    """A project's file and its settings, by dotted name."""
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
         self.path = path
@@ -108,7 +108,7 @@ class Project:
             raise ProjectNotTrusted([str(self.path)], sorted(self.closed))
 
     def require_to_spend(self, trusted: Trusted) -> None:
-        """Raise `ProjectNotTrusted` if one of the files affects what is spent, and is not trusted."""
+        """Raise `ProjectNotTrusted` if one of the files affects spending and is not trusted."""
         if lacking := trusted.lacks(self.files):
             names = sorted(self.figures) if self.path in lacking else []
             raise ProjectNotTrusted([str(path) for path in lacking], names)

@@ -37,7 +37,7 @@ class BackendReadiness:
     provider: Provider | None
     """`None` if it cannot be created with the current setup."""
     needs: str | None
-    """What is missing, and how to get it; `None`: nothing that shows before the first request."""
+    """Missing requirements and how to get them. `None` if none are known before the first request."""
 
 
 def all_names(settings: Settings) -> list[str]:
@@ -46,7 +46,7 @@ def all_names(settings: Settings) -> list[str]:
 
 
 def look(ft: Workspace, name: str) -> BackendReadiness:
-    """Check whether a backend is ready on this machine. No host is contacted."""
+    """Check whether a backend is ready on this machine. Contacts no host."""
     made: Provider | None = None
     kind = ft.settings.hosts.types.get(name, name)
     title = name if (found := known_profile(kind)) is None else found.title
@@ -72,19 +72,19 @@ class Plugin(Record, frozen=True, kw_only=True):
     profile: str
     """Location of its profile, as `package.module:NAME`."""
     options: tuple[str, ...] | None
-    """Allowed keys of `[hosts.NAME.options]`; `None`: the package does not declare them, and anything is
-    accepted."""
+    """Allowed keys of `[hosts.NAME.options]`. `None` if the package does not declare them, so that anything
+    is accepted."""
     error: str | None
-    """Why it cannot be used; `None` if it can."""
+    """Reason why it cannot be used. `None` if it can."""
 
 
 def described_only(settings: Settings) -> list[str]:
-    """List the hosts that a YAML file describes and that nothing here uses yet."""
+    """List hosts described by a YAML file that nothing here uses yet."""
     return [name for name in described() if name not in registry.names(settings)]
 
 
 def places_only(settings: Settings) -> list[str]:
-    """List the places that nothing here uses yet, without those that cannot be loaded."""
+    """List places that nothing here uses yet, except those that cannot be loaded."""
     there = registry.names(settings)
     return [name for name in places() if name not in there and known_profile(name) is not None]
 
@@ -121,7 +121,7 @@ class ModelChanges(Record, frozen=True, kw_only=True):
 
     changes: tuple[CatalogChange, ...]
     skipped: dict[str, str]
-    """Backend -> why it could not be queried."""
+    """Reasons why backends could not be queried, by backend."""
 
 
 def changes(ft: Workspace, provider: Backends = "all") -> ModelChanges:

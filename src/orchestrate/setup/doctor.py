@@ -49,7 +49,7 @@ class Check(Record, frozen=True, kw_only=True):
 
     check: str
     ok: bool | None
-    """`None`: it is missing, but optional."""
+    """Whether the item is fine. `None` if it is missing but optional."""
     detail: str
     fix: str | None = None
 
@@ -82,8 +82,8 @@ def machine() -> Iterator[Check]:
 
 
 def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
-    """Check keys, broken backends, home folder, disk, store and deployments. With `online`, each host
-    that has a key is asked for the first page of its jobs, to see whether it accepts the key. Raises
+    """Check keys, broken backends, home folder, disk, store and deployments. With `online`, it requests the
+    first page of jobs from each host with a key, to check whether the host accepts the key. Raises
     `StoreError` if the store cannot be used."""
     for name, host in registry.with_keys(ft.settings).items():
         where = f" for {host.base_url}" if host.base_url else ""
@@ -99,7 +99,7 @@ def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
         yield Check(check=f"backend {name}", ok=False, detail=error.message, fix=error.fix)
     for plugin in backends.plugins():
         if plugin.options is None and plugin.error is None:
-            told = f"{plugin.package} declares no options, so misspelled ones are not detected"
+            told = f"{plugin.package} declares no options, so misspelled options go unnoticed"
             yield Check(check=f"backend {plugin.kind}", ok=True, detail=told)
     yield _home(ft.settings.home)
     yield from _disk(ft.settings.home)
@@ -123,13 +123,13 @@ def _left(ft: Workspace) -> Iterator[Check]:
     held = [spending(run).total_usd for run in runs] + answers
     if not held:
         return
-    what = [count(len(runs), "run") + " of which nothing was sent"] if runs else []
+    what = [count(len(runs), "run") + " that were never sent"] if runs else []
     what += [count(len(answers), "answer") + " of finished commands"] if answers else []
     yield Check(
         check="held",
         ok=False,
         detail=f"{money(sum(held, Decimal(0)))} of the budget is reserved for {' and '.join(what)}",
-        fix="orchestrate sync   (releases what was certainly not sent and counts the rest)",
+        fix="orchestrate sync   (releases what was definitely not sent and counts the rest)",
     )
 
 

@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 def memory_plan(
     model: str, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
 ) -> MemoryPlan:
-    """Estimate the memory that training a model needs. `model` is a catalog name, a model folder, or a
-    size such as `8B`. The precision of `setup` may be `auto`. `available_bytes` is the device's memory,
-    and `None` uses that of this machine. Works offline. Raises `UsageError` for a model of unknown size."""
+    """Estimate the memory that training a model needs. `model` is a catalog name, a model folder, or a size
+    such as `8B`. The precision of `setup` may be `auto`. `available_bytes` is the device's memory. `None`
+    uses this machine's. Works offline. Raises `UsageError` for a model of unknown size."""
     device = engines.expected_device(device)
     products = engines.precision(setup.precision, device, full=setup.adapter == "full")
     shape, remark = _shape(model)
@@ -83,15 +83,15 @@ Progress = Callable[[int, int], None]
 
 
 class NewSpec(Record, frozen=True, kw_only=True):
-    """The result of `init` for data. `left_out` says why each backend is missing from the spec."""
+    """The result of `init` for data. `left_out` explains why backends are missing from the spec."""
 
     spec: str
     files: dict[str, str]
-    """Split -> file, as written in the spec."""
+    """Files by split, as written in the spec."""
     rows: int
     kind: str
     columns: dict[str, str]
-    """Field -> column, if the columns had to be guessed from their names."""
+    """Columns by field, if they had to be guessed from their names."""
     method: Any
     models: dict[str, str]
     left_out: dict[str, str]
@@ -126,7 +126,7 @@ def start(
     if facts.kind not in _METHODS:
         raise DataError(
             f"{train} has {facts.kind} rows, which need a grader: init cannot propose a spec",
-            fix="orchestrate init FOLDER writes one with comments",
+            fix="write one with comments: orchestrate init FOLDER",
         )
     placed, remarks = _splits(path, folder, given, columns)
     if place.is_file() and len(given) > 1:
@@ -147,7 +147,7 @@ def start(
     remarks += _told(found)
     if not models:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
-        raise DataError(f"no backend can train {place}: {reasons}", fix=shown)
+        raise DataError(f"no backend can train on {place}: {reasons}", fix=shown)
     write_whole(path, _text(models, spec).encode())
     return NewSpec(
         spec=str(path),
@@ -197,7 +197,9 @@ def _splits(
     few = f" (seed {report.seed}, so that no split is empty)" if report.seed else ""
     remarks = [f"split 80/10/10 by content: {told}{few}"]
     if number > 1:
-        remarks.append(f"written to {target.name}: another spec trains on the other rows in {stem}.split")
+        remarks.append(
+            f"written to {target.name}, because another spec trains on the other rows in {stem}.split"
+        )
     if not near:
         remarks.append("near-duplicates may be in both splits: pip install 'orchestrate-ft[data]'")
     return files, remarks

@@ -72,7 +72,7 @@ class JobSpec(SpecPart):
         "folder; or a mapping with one entry per backend"
     )
     train: Train = Field(
-        description="Training data: path or URL; or a list to mix: [{path: a.jsonl, weight: 2}, b.jsonl]"
+        description="Training data: a path, a URL, or a list to mix: [{path: a.jsonl, weight: 2}, b.jsonl]"
     )
     validation: str | None = Field(default=None, description="Validation data: path or URL")
     test: str | None = Field(
@@ -80,7 +80,7 @@ class JobSpec(SpecPart):
     )
     columns: dict[str, Annotated[str, Field(min_length=1)] | None] | None = Field(
         default=None,
-        description="Column mapping: FIELD: COLUMN reads a column as a field, COLUMN: null ignores a column",
+        description="Column mapping: FIELD: COLUMN reads a column as a field; COLUMN: null ignores a column",
     )
     method: Method = Field(default=SFT())
     adapter: Adapter = Field(default=LoRA())
@@ -88,7 +88,7 @@ class JobSpec(SpecPart):
     added_tokens: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
         default=None,
         min_length=1,
-        description="Strings to add to the vocabulary as one token each, trained with the adapter",
+        description="Strings to add to the vocabulary as single tokens and to train with the adapter",
     )
     chat_template: str | None = Field(
         default=None,
@@ -102,7 +102,7 @@ class JobSpec(SpecPart):
     max_steps: Int | None = Field(
         default=None,
         ge=1,
-        description="Number of optimizer steps; with epochs, whichever ends first",
+        description="Number of optimizer steps; with epochs, whichever limit comes first",
     )
     learning_rate: Float | None = Field(
         default=None, gt=0, description="Peak learning rate, as an absolute value"
@@ -111,7 +111,7 @@ class JobSpec(SpecPart):
         default=None, gt=0, description="Multiplier of the host's own base learning rate"
     )
     optimizer: OptimizerChoice | None = Field(
-        default=None, description="Optimizer: a name, or a mapping with its constants"
+        default=None, description="Optimizer: a name, or a mapping with its parameters"
     )
     batch_size: Int | Literal["max"] | None = Field(
         default=None, description="Examples per optimizer step, or max"
@@ -123,7 +123,7 @@ class JobSpec(SpecPart):
     )
     gradient_accumulation: Int | None = Field(default=None, ge=1)
     warmup_ratio: Float | None = Field(
-        default=None, ge=0, lt=1, description="Share of the steps used for learning rate warm-up"
+        default=None, ge=0, lt=1, description="Fraction of the steps used for learning rate warm-up"
     )
     warmup_steps: Int | None = Field(
         default=None, ge=0, description="Warm-up in optimizer steps, instead of warmup_ratio"
@@ -132,15 +132,15 @@ class JobSpec(SpecPart):
         default=None, description="Learning rate schedule after the warm-up"
     )
     min_lr_ratio: Float | None = Field(
-        default=None, ge=0, le=1, description="Final learning rate as a share of the peak"
+        default=None, ge=0, le=1, description="Final learning rate as a fraction of the peak"
     )
     decay_ratio: Float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="Share of the steps in the decay phase of warmup_stable_decay",
+        description="Fraction of the steps in the decay phase of warmup_stable_decay",
     )
-    schedule_power: Float | None = Field(default=None, gt=0, description="Exponent of schedule: polynomial")
+    schedule_power: Float | None = Field(default=None, gt=0, description="Exponent for schedule: polynomial")
     weight_decay: Float | None = Field(default=None, ge=0)
     max_grad_norm: Float | None = Field(default=None, gt=0)
     max_seq_length: Int | None = Field(
@@ -165,7 +165,7 @@ class JobSpec(SpecPart):
         default=None, ge=1, description="Optimizer steps between checkpoints, instead of checkpoints"
     )
     save_total_limit: Int | None = Field(
-        default=None, ge=1, description="Number of checkpoints to keep (the newest)"
+        default=None, ge=1, description="Number of checkpoints to keep (the latest)"
     )
     early_stopping: EarlyStopping | None = None
     seed: Int | None = Field(default=None, ge=0, le=2**31 - 1)
@@ -192,14 +192,14 @@ class JobSpec(SpecPart):
     @model_validator(mode="after")
     def _consistent(self) -> JobSpec:
         if self.learning_rate is not None and self.learning_rate_multiplier is not None:
-            raise ValueError("learning_rate and learning_rate_multiplier exclude each other: use one")
+            raise ValueError("set either learning_rate or learning_rate_multiplier, not both")
         if not self.model or (isinstance(self.model, dict) and not all(self.model.values())):
             raise ValueError("model must not be empty")
         if isinstance(self.batch_size, int) and self.batch_size < 1:
             raise ValueError("batch_size must be at least 1")
         for count, steps in (("evals", "eval_steps"), ("checkpoints", "checkpoint_steps")):
             if getattr(self, count) is not None and getattr(self, steps) is not None:
-                raise ValueError(f"{steps} and {count} exclude each other: use one")
+                raise ValueError(f"set either {steps} or {count}, not both")
         for name in ("early_stopping", "eval_steps", "keep_best"):
             if getattr(self, name) and self.validation is None:
                 raise ValueError(f"{name} needs validation data")
@@ -212,9 +212,10 @@ class JobSpec(SpecPart):
                 raise ValueError(
                     f"overrides.{provider} cannot change {wrong[0]}: "
                     + (
-                        "it is the same for all backends"
+                        "it must be the same for all backends"
                         if wrong[0] == "overrides"
-                        else "all runs of a spec share the same data and the same rule on where it may go"
+                        else "all runs of a spec share the same data and the same rule on where the "
+                        "data may go"
                     )
                 )
             known = list(JobSpec.model_fields)
@@ -230,7 +231,7 @@ class JobSpec(SpecPart):
     @model_validator(mode="after")
     def _one_schedule(self) -> JobSpec:
         if self.warmup_steps is not None and self.warmup_ratio is not None:
-            raise ValueError("warmup_steps and warmup_ratio exclude each other: use one")
+            raise ValueError("set either warmup_steps or warmup_ratio, not both")
         if self.min_lr_ratio is not None and self.schedule == "constant":
             raise ValueError(
                 "min_lr_ratio: a constant schedule stays at the peak rate, so remove min_lr_ratio"
@@ -240,7 +241,7 @@ class JobSpec(SpecPart):
                 raise ValueError(f"{name} only applies to  schedule: {schedule}; remove it")
         if (self.warmup_ratio or 0) + (self.decay_ratio or 0) > 1:
             raise ValueError(
-                "warmup_ratio and decay_ratio are shares of the same steps, so their sum must be at most 1"
+                "warmup_ratio and decay_ratio are fractions of the same steps, so their sum must be at most 1"
             )
         return self
 
@@ -255,7 +256,8 @@ class JobSpec(SpecPart):
             return self.model["default"]
         raise SpecError(
             f"the spec has no model for {provider}; it has one for {', '.join(sorted(self.model))}",
-            fix=f"add  {provider}: <model>  under  model:  (orchestrate models --provider {provider})",
+            fix=f"add  {provider}: <model>  under  model:  (list models with: orchestrate models "
+            f"--provider {provider})",
         )
 
     def names_model_for(self, provider: str) -> bool:
@@ -270,8 +272,8 @@ class JobSpec(SpecPart):
         return JobSpec.parse({name: value for name, value in values.items() if name != "overrides"})
 
     def asked(self) -> dict[str, Any]:
-        """Return the settings that the user set, ready for JSON, without defaults. `parse` restores the same
-        spec from them."""
+        """Return the settings that the user set, without defaults and ready for JSON. `parse` restores the
+        same spec from them."""
         given = self.model_dump(mode="json", exclude_unset=True)
         for name, value in given.items():
             # `early_stopping: {}` asks for the part with its own defaults, which is more than nothing.
@@ -300,8 +302,8 @@ class JobSpec(SpecPart):
         return values
 
     def hash(self) -> str:
-        """Return the sha256 of the canonical JSON of the spec. Equal specs have equal hashes, no matter how
-        their YAML is written."""
+        """Return the sha256 of the spec's canonical JSON. Equal specs have equal hashes, no matter how their
+        YAML is written."""
         canonical = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -317,12 +319,12 @@ class JobSpec(SpecPart):
 
     @property
     def train_told(self) -> str:
-        """The training data in one line: `a.jsonl x 2 + b.jsonl x 0.5 (seed 0)`."""
+        """The training data in one line, such as `a.jsonl x 2 + b.jsonl x 0.5 (seed 0)`."""
         return self.train if isinstance(self.train, str) else " + ".join(file.told for file in self.train)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> JobSpec:
-        """Read a spec file like the commands do: relative paths in it start at its folder. Raises `SpecError`
+        """Read a spec file as the commands do. Relative paths in it start at its folder. Raises `SpecError`
         with the line of each mistake."""
         from orchestrate.spec import specfile
 
@@ -337,7 +339,7 @@ class JobSpec(SpecPart):
             return cls.load(given)
         if not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             kind = type(given).__name__
-            raise SpecError(f"a spec is a JobSpec, the path of a spec file, or a mapping (got {kind})")
+            raise SpecError(f"a spec must be a JobSpec, the path of a spec file, or a mapping (got {kind})")
         from orchestrate.spec import specfile
 
         return specfile.build(given)

@@ -59,7 +59,7 @@ class SpecPart(_Part):
     )
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        """What was given: the fields that there are besides would fill a screen."""
+        """Return only the given fields, because all fields together would fill a screen."""
         return [(name, value) for name, value in super().__repr_args__() if name in self.model_fields_set]
 
     def __str__(self) -> str:
@@ -67,24 +67,25 @@ class SpecPart(_Part):
 
 
 class SFT(SpecPart):
-    """Supervised fine-tuning. Only assistant tokens carry loss, unless `train_on_inputs` is set."""
+    """Supervised fine-tuning. Only assistant tokens contribute to the loss, unless `train_on_inputs` is
+    set."""
 
     type: Literal["sft"] = "sft"
     train_on_inputs: bool | None = None
     earlier_thinking: Literal["train", "split", "untrained"] | None = None
-    """How to treat answers whose thinking the chat template drops because further turns follow: train
-    without it, give each a row of its own that shows it, or leave them as context."""
+    """How to treat answers whose reasoning the chat template drops because other turns follow: train on them
+    without it, give each a separate row that shows it, or keep them as context."""
     ignore_empty_think: bool | None = None
-    """Exclude from the loss the empty thinking block that a chat template writes before an answer without
-    thinking, so that such answers do not teach the model to stop thinking."""
+    """Whether to exclude from the loss the empty reasoning block that a chat template writes before an answer
+    without reasoning, so that such answers do not teach the model to stop reasoning."""
     train_on: Literal["all", "last"] | tuple[Role, ...] | None = Field(default=None, min_length=1)
-    """Which messages are trained: all of the assistant's, its last one, or those of the roles in a list,
-    such as [assistant, tool]."""
+    """Messages to train on: all of the assistant's, its last one, or those with the roles in a list, such as
+    [assistant, tool]."""
 
     @model_validator(mode="after")
     def _one_target(self) -> SFT:
         if self.train_on_inputs and self.train_on not in (None, "all"):
-            raise ValueError("train_on_inputs trains everything: remove it or train_on")
+            raise ValueError("train_on_inputs trains on everything: remove it or train_on")
         if isinstance(self.train_on, tuple) and len(set(self.train_on)) < len(self.train_on):
             raise ValueError("train_on contains a role twice")
         return self
@@ -97,15 +98,15 @@ class DPO(SpecPart):
     type: Literal["dpo"] = "dpo"
     loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
     beta: Float | None = Field(default=None, gt=0, le=10)
-    """Up to 2. For SimPO, whose likelihoods are means over the tokens, up to 10. For ORPO, the weight of
-    the odds ratio beside the loss of the preferred answer. For IPO, its tau."""
+    """Up to 2. For SimPO, whose likelihoods are averaged over tokens, up to 10. For ORPO, the weight of the
+    odds ratio relative to the loss of the preferred answer. For IPO, its tau."""
     label_smoothing: Float | None = Field(default=None, ge=0, lt=0.5)
     """The share of pairs whose labels are assumed to be flipped (conservative DPO)."""
     normalize_by_length: bool | None = None
     rpo_alpha: Float | None = Field(default=None, ge=0)
     simpo_gamma: Float | None = Field(default=None, ge=0)
     desirable_weight: Float | None = Field(default=None, gt=0)
-    """For KTO, like `undesirable_weight`: the loss weight of answers with this label."""
+    """Loss weight of answers with this label, for KTO. The same applies to `undesirable_weight`."""
     undesirable_weight: Float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
@@ -114,7 +115,9 @@ class DPO(SpecPart):
             raise ValueError("beta must be at most 2 (10 with simpo_gamma)")
         for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma", "label_smoothing"):
             if self.loss in ("ipo", "orpo", "kto") and getattr(self, name):
-                raise ValueError(f"{name} is not a setting of the loss {self.loss}: remove one of them")
+                raise ValueError(
+                    f"{name} is not a setting of the loss {self.loss}: remove {name} or change the loss"
+                )
         for name in ("desirable_weight", "undesirable_weight"):
             if self.loss != "kto" and getattr(self, name) is not None:
                 raise ValueError(f"{name} only applies to the loss kto: add  loss: kto  or remove it")
@@ -126,7 +129,7 @@ class RFT(SpecPart):
 
     type: Literal["rft"] = "rft"
     grader: dict[str, Any] = Field(default_factory=dict)
-    """OpenAI and this machine: a grader object. Fireworks: `{"evaluator":
+    """Grader. OpenAI and this machine take a grader object, Fireworks takes `{"evaluator":
     "accounts/.../evaluators/..."}`."""
     reasoning_effort: Literal["default", "low", "medium", "high"] | None = None
     compute_multiplier: Float | None = Field(default=None, gt=0, le=10)
@@ -145,24 +148,24 @@ class LoRA(SpecPart):
     targets: str | tuple[str, ...] | None = None
     """`all-linear`, or module names."""
     target_parameters: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Expert weights to adapt too, which are one tensor for all experts: suffixes of their names, such as
-    `experts.down_proj`."""
+    """Expert weights to adapt too, which are one tensor for all experts. Given as suffixes of their names,
+    such as `experts.down_proj`."""
     dora: bool = False
     rslora: bool = False
     init_lora_weights: Start | None = None
-    """How its matrices are initialized: by default, A is random and B is 0; or by name, one of peft's
-    other methods."""
+    """How its matrices are initialized. By default, A is random and B is 0. Other values name peft's other
+    methods."""
     rank_pattern: dict[str, Rank] | None = Field(default=None, min_length=1)
     """Module names, or regular expressions of their suffixes, with their own rank."""
     alpha_pattern: dict[str, Alpha] | None = Field(default=None, min_length=1)
     layers_to_transform: tuple[Layer, ...] | None = Field(default=None, min_length=1)
     """Indices of the layers to adapt, from 0; `None` means all."""
     exclude_modules: str | tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Modules among `targets` that are not adapted: names, or one regular expression."""
+    """Modules among `targets` that are not adapted, as names or one regular expression."""
     modules_to_save: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Modules that are fully trained beside the adapter, and saved with it."""
+    """Modules that are trained in full and saved with the adapter."""
     loraplus_lr_ratio: Float | None = Field(default=None, ge=1)
-    """LoRA+: the ratio of B's learning rate to A's."""
+    """LoRA+: ratio of B's learning rate to A's."""
 
     @property
     def changes_base(self) -> bool:
@@ -181,7 +184,7 @@ class LoRA(SpecPart):
 
 class QLoRA(LoRA):
     """LoRA over a base held in 4 bits (NF4, double quantization). Hosts do not publish their base's
-    precision, so on a hosted backend this is LoRA, and the plan says so."""
+    precision, so on a hosted backend this is LoRA, as the plan shows."""
 
     type: Literal["qlora"] = "qlora"  # type: ignore[assignment]  # narrows the tag of the union
 
@@ -206,12 +209,12 @@ OPTIMIZERS: Mapping[str, tuple[Constants, ...]] = {
     "muon": ("momentum", "betas", "eps"),
     "schedule_free_adamw": ("betas", "eps"),
 }
-"""The optimizers by name, each with its constants. Muon's `betas` and `eps` are those of AdamW, which it
-uses for anything that is not a matrix."""
+"""The optimizers by name, each with its parameters. Muon's `betas` and `eps` apply to AdamW, which it uses
+for everything except matrices."""
 
 
 class Optimizer(SpecPart):
-    """The optimizer and its constants. Unset ones use the optimizer's own defaults."""
+    """The optimizer and its parameters. Unset ones use the optimizer's defaults."""
 
     type: Literal[
         "adamw",
@@ -234,17 +237,17 @@ class Optimizer(SpecPart):
     def _own_constants(self) -> Optimizer:
         for name in ("betas", "eps", "momentum"):
             if getattr(self, name) is not None and name not in OPTIMIZERS[self.type]:
-                raise ValueError(f"{name} is not a constant of {self.type}: remove it")
+                raise ValueError(f"{name} is not a parameter of {self.type}: remove it")
         if self.type == "schedule_free_adamw" and self.betas and not self.betas[0]:
             raise ValueError(
-                "betas: the first must be above 0 for schedule_free_adamw, which uses it for averaging"
+                "betas: the first one must be above 0 for schedule_free_adamw, which uses it for averaging"
             )
         return self
 
 
 class TrainFile(SpecPart):
     """One file of a mix. With a whole number as `weight`, each row is repeated that many times. A fraction
-    adds a seeded sample of the rows once more."""
+    adds a seeded sample of the rows."""
 
     path: str = Field(min_length=1)
     weight: Float = Field(default=1, gt=0, le=100)
@@ -322,7 +325,7 @@ def _within(usd: Decimal) -> Decimal:
 
 def _start(word: str) -> str:
     if word not in STARTS and not re.fullmatch(r"pissa_niter_[1-9][0-9]{0,2}", word):
-        raise ValueError(f"{word!r} is not known; allowed: {', '.join(STARTS)}, pissa_niter_4 (any number)")
+        raise ValueError(f"unknown value {word!r}; allowed: {', '.join(STARTS)}, pissa_niter_4 (any number)")
     return word
 
 
@@ -375,7 +378,7 @@ def _of_json(value: object) -> bool:
 
 
 TemplateSettings = Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_template_settings)]
-"""Variables that a chat template reads in addition to the conversation."""
+"""Variables that a chat template uses in addition to the conversation."""
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------
@@ -387,7 +390,7 @@ def spec_errors(
     lines: dict[tuple[str, ...], int] | None = None,
     under: tuple[str, ...] = (),
 ) -> list[str]:
-    """Return one line for each mistake in what should be a `spec`: place, reason, allowed values.
+    """Return one line for each mistake in the values of a `spec`: place, reason, allowed values.
 
     `lines` maps a field's path to its 1-based line in the YAML file, if there is one. `under` is the path of
     the validated part.
@@ -482,7 +485,7 @@ def _describe(
     elif item["type"] == "union_tag_invalid":
         tag, tags = str(item["ctx"]["tag"]), str(item["ctx"]["expected_tags"])
         guess = meant(tag, re.findall("'(.*?)'", tags))
-        reason = f"{tag!r} is not known{guess}; allowed: {tags}"
+        reason = f"unknown value {tag!r}{guess}; allowed: {tags}"
     elif item["type"] in _BOUNDS:
         reason += f", got {_shown(item['input'])}"
     return f"  {place}{field}: {reason}"

@@ -88,11 +88,11 @@ def parse_settings(pairs: Iterable[str], example: str = "--set adapter.r=16") ->
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.strip():
-            raise UsageError(f"{example.split()[0]} takes name=value, as in {example}; got {pair!r}")
+            raise UsageError(f"{example.split()[0]} expects name=value, as in {example}; got {pair!r}")
         try:
             values[name.strip()] = document(text)
         except (yaml.YAMLError, ValueError) as error:
-            raise UsageError(f"{example.split()[0]} {name}: {text!r} is not a YAML value") from error
+            raise UsageError(f"{example.split()[0]} {name}: {text!r} is not a valid YAML value") from error
     return values
 
 
@@ -130,8 +130,8 @@ def require_backends(spec: JobSpec, known: Sequence[str]) -> None:
 
 
 def anchored(spec: JobSpec) -> JobSpec:
-    """Return the spec with absolute paths of its files, because a run is resumed and evaluated from other
-    folders too."""
+    """Return the spec with absolute paths, because a run can also be resumed and evaluated from other
+    folders."""
     named = {name: getattr(spec, name) for name in _DATA_FIELDS}
     full = {name: _files_from(given, Path.cwd()) for name, given in named.items() if given is not None}
     return with_template(spec.model_copy(update=full))
@@ -146,8 +146,8 @@ def with_template(spec: JobSpec) -> JobSpec:
 
 
 def template_text(given: str) -> str:
-    """Return the text of a chat template, which is given directly or as a file. Raises `SpecError` if the
-    file can't be read."""
+    """Return the text of a chat template, given directly or as a file. Raises `SpecError` if the file can't
+    be read."""
     if _is_template(given):
         return given
     path = Path(given).expanduser()
@@ -155,7 +155,7 @@ def template_text(given: str) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(
-            f"chat_template: {path} cannot be read: {error}", fix="specify a file with a Jinja template"
+            f"chat_template: could not read {path}: {error}", fix="use a file with a Jinja template"
         ) from error
     if not _is_template(text):
         raise SpecError(f"chat_template: {path} contains no Jinja template", fix="specify another file")
@@ -200,7 +200,7 @@ def with_overrides(path: Path, provider: str, fields: Mapping[str, Any]) -> str:
         found = None
     if found != wanted:
         raise SpecError(
-            f"{path} cannot be edited automatically because of its YAML form; add these lines yourself:",
+            f"could not edit {path} automatically because of its YAML form; add these lines yourself:",
             errors=[f"  {line}" for line in overrides_block(provider, fields).splitlines()],
         )
     return after

@@ -29,7 +29,7 @@ class Uptime:
 
 
 class Clock:
-    """The machine's clocks. Tests substitute another one to move time."""
+    """The machine's clocks. Tests replace it to move time."""
 
     def now(self) -> datetime:
         """Return the wall clock time as an aware UTC datetime."""
@@ -59,8 +59,7 @@ def _seconds() -> float:
 
 
 def stamp(at: datetime) -> str:
-    """Format a time as the store keeps it: with a fixed width, so the order of strings is the order of
-    times."""
+    """Format a time as the store keeps it, with a fixed width, so that strings sort by time."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
@@ -103,8 +102,8 @@ def new_run_id(at: datetime) -> str:
 
 
 def new_id(prefix: str, at: datetime, mark: int | None = None) -> str:
-    """Create an id. `mark`, a hash, replaces the random part, so the same time in seconds and the same mark
-    give the same id."""
+    """Create an id. `mark`, a hash, replaces the random part, so that the same time in seconds and the same
+    mark give the same id."""
     age_ms = max(0, int(at.timestamp() * 1000) - _EPOCH_MS) % 32**8
     if mark is not None:
         age_ms = max(0, age_ms - age_ms % 1000 + mark // 32**4 % 1000)

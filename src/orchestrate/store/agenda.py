@@ -53,7 +53,7 @@ class Notifications:
             return [Run.from_json(row) for row in connection.execute(query).scalars()]
 
     def claim(self, run_id: str, channel: str) -> bool:
-        """Claim the right to report a run to a channel. Only one process gets it, once."""
+        """Claim the right to report a run to a channel. Only one process gets it, and only once."""
         table = schema.notifications
         with self._db.writing() as connection:
             done = connection.execute(
@@ -108,7 +108,7 @@ _LOOK_S = 15.0
 
 
 class Silence(NamedTuple):
-    """Seconds since the last news of a run, and since that was reported."""
+    """Seconds since the last news of a run, and seconds since that was reported."""
 
     seconds: float
     told_s: float | None
@@ -177,8 +177,8 @@ class Agenda:
             return list(connection.execute(query).scalars())
 
     def silences(self, marks: Mapping[str, str], *, gap_s: float | None = None) -> dict[str, Silence]:
-        """Return how long each run has been seen with this mark, by this machine's uptime, so a wrong wall
-        clock doesn't matter. With `gap_s`, a longer pause between two checks restarts the count."""
+        """Return how long each run has been seen with this mark, by this machine's uptime, so that a wrong
+        wall clock doesn't matter. With `gap_s`, a longer pause between two checks restarts the count."""
         table, up = schema.silences, self._db.clock.uptime()
         ids, rows, begun = [*marks], dict[str, Any](), list[str]()
         parts = [ids[start : start + 500] for start in range(0, len(ids), 500)]
@@ -231,7 +231,7 @@ class Agenda:
             return set(connection.execute(query.where(runs.c.status.not_in(ended))).scalars())
 
     def pause(self, account: str, seconds: float) -> None:
-        """Keep all processes from querying this account for `seconds`. A pause is never shortened."""
+        """Keep all processes from querying this account for `seconds`. Never shortens an existing pause."""
         table, now = schema.pauses, self._db.clock.now()
         until = now + min(timedelta(seconds=min(seconds, 1e9)), _LONGEST)
         values = {"since": stamp(now), "until": stamp(until)}
@@ -257,10 +257,10 @@ class Agenda:
     def take_tokens(
         self, account: str, count: int, *, per_minute: float, burst: float, credit: bool = False
     ) -> float:
-        """Take requests out of the account's token bucket, which all processes of this store share.
+        """Take requests from the account's token bucket, which all processes of this store share.
         `per_minute` are added, and at most `burst` are kept. Returns 0 if there were enough. Otherwise
-        nothing is taken, and the result is the seconds until there are enough. With `credit`, they are
-        always taken, for requests that were already sent."""
+        nothing is taken, and the result is the seconds until there are enough. With `credit`, they are always
+        taken, for requests that were already sent."""
         key = f"bucket:{hashlib.sha256(account.encode()).hexdigest()[:48]}"
         now, table = self._db.clock.now(), schema.meta
         with self._db.writing() as connection:

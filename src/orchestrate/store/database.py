@@ -50,7 +50,7 @@ _LEAST_FREE = 65_536
 """Size in bytes; a log's index alone takes half of it."""
 _BUSY_S = 60.0
 _STATEMENT_S = 60
-RECOVER = "orchestrate recover  rebuilds a store from the hosts' own lists of jobs"
+RECOVER = "to rebuild a store from the hosts' job lists: orchestrate recover"
 _RESTORE = f"restore a backup of it, or move it away: {RECOVER}"
 _ELSEWHERE = "choose another location with --store"
 
@@ -60,7 +60,7 @@ def open_engine(url: str) -> Engine:
     current version. Raises `StoreError` and `MissingExtra`."""
     if (path := sqlite_path(url)) is not None:
         if path.name in ("", ":memory:"):
-            raise StoreError("runs must outlive the process: use a file, as in sqlite:///runs.sqlite3")
+            raise StoreError("runs must outlive the process: use a file, such as sqlite:///runs.sqlite3")
         return _open_sqlite(path.expanduser())
     return _open_postgres(_postgres_url(url))
 
@@ -81,8 +81,8 @@ def _postgres_url(text: str) -> URL:
 
 
 def place_of(engine: Engine) -> str:
-    """Return the location of a store in readable form. A password before the host or in the query is left
-    out."""
+    """Return the location of a store in readable form. Leaves out a password before the host or in the
+    query."""
     url = engine.url
     if engine.dialect.name == "sqlite":
         return str(url.database)
@@ -91,7 +91,7 @@ def place_of(engine: Engine) -> str:
 
 @contextmanager
 def translated(place: str) -> Generator[None]:
-    """Convert the database's errors to `StoreError`, by code and never by message."""
+    """Convert the database's errors to `StoreError`, based on codes and never on messages."""
     try:
         yield
     except DBAPIError as error:
@@ -115,8 +115,8 @@ def _store_error(place: str, error: BaseException) -> StoreError:
         return StoreError(f"the run store {place} is damaged: {error}", fix=_RESTORE)
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return StoreError(
-            f"the run store {place} cannot be written: {error}",
-            fix="check the owner and mode of the file and its folder, or choose another with --store",
+            f"could not write the run store {place}: {error}",
+            fix="check the owner and mode of the file and its folder, or choose another file with --store",
         )
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         failure = StoreError(
@@ -158,7 +158,7 @@ def _make_room(path: Path) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"the folder of the run store cannot be created: {error}", fix=_ELSEWHERE) from error
+        raise StoreError(f"could not create the folder of the run store: {error}", fix=_ELSEWHERE) from error
 
 
 def _sqlite_engine(path: Path) -> Engine:
@@ -186,7 +186,7 @@ def _create_sqlite(path: Path) -> None:
     log = path.with_name(path.name + "-wal")
     if log.exists() and not path.exists():  # another process may have made both just now
         raise StoreError(
-            f"{path} is missing but its log {log.name} is present: the store was removed or moved "
+            f"{path} is missing but its log {log.name} exists: the store was removed or moved "
             "without its log",
             fix=f"put the store back, or delete the log and {RECOVER}",
         )
@@ -200,7 +200,7 @@ def _create_sqlite(path: Path) -> None:
             os.link(draft, path)
         sync(path.parent)
     except OSError as error:
-        raise StoreError(f"the run store {path} cannot be created: {error}", fix=_ELSEWHERE) from error
+        raise StoreError(f"could not create the run store {path}: {error}", fix=_ELSEWHERE) from error
     finally:
         for leftover in (draft, *(draft.with_name(draft.name + end) for end in ("-journal", "-wal", "-shm"))):
             leftover.unlink(missing_ok=True)
@@ -226,7 +226,7 @@ def _require_made(draft: Path, path: Path) -> None:
         [mode] = connection.execute("PRAGMA journal_mode").fetchone()
     if found != ["ok"] or mode != "wal":
         raise StoreError(
-            f"the run store {path} cannot be created: written data cannot be read back ({found[0]}, {mode})",
+            f"could not create the run store {path}: written data cannot be read back ({found[0]}, {mode})",
             fix=_ELSEWHERE,
         )
 
@@ -252,10 +252,10 @@ def _require_header(path: Path) -> None:
             head = file.read(16)
     except OSError as error:
         raise StoreError(
-            f"the run store {path} cannot be read: {error}", fix="check its owner and mode"
+            f"could not read the run store {path}: {error}", fix="check its owner and mode"
         ) from error
     if not head:
-        raise StoreError(f"{path} is empty: it is not a run store, or its content was lost", fix=_RESTORE)
+        raise StoreError(f"{path} is empty: it is not a run store, or it has lost its content", fix=_RESTORE)
     if head != _HEADER:
         raise StoreError(
             f"{path} is not a SQLite database",
@@ -370,8 +370,8 @@ _WRITTEN = select(schema.meta.c.value).where(schema.meta.c.key == "schema")
 def _require_known(version: str | None, place: str) -> None:
     if version is not None and version.isdecimal() and int(version) > schema.VERSION:
         raise StoreError(
-            f"the run store {place} was written by a newer version (schema {version}; this version supports "
-            f"{schema.VERSION})",
+            f"a newer version wrote the run store {place} (schema {version}; this version "
+            f"supports {schema.VERSION})",
             fix="pip install -U orchestrate-ft, then restart everything that runs the older version",
         )
 
@@ -387,8 +387,8 @@ def _version(connection: Connection, place: str) -> int:
     _require_known(value, place)
     if any(step not in schema.STEPS for step in range(int(value), schema.VERSION)):
         raise StoreError(
-            f"the run store {place} was written by an older version that this one cannot upgrade from "
-            f"(schema {value}; this one has {schema.VERSION})",
+            f"an older version wrote the run store {place}, and this version cannot upgrade it "
+            f"(schema {value}; this version needs {schema.VERSION})",
             fix=f"open it with the version that wrote it, or move it away: {RECOVER}",
         )
     return int(value)
@@ -401,7 +401,7 @@ def _set_version(connection: Connection) -> None:
 
 
 def identity(place: str) -> tuple[int, int] | None:
-    """Identify a file, to detect a replacement; `None` if there is none."""
+    """Return the identity of a file, to detect a replacement, or `None` if there is none."""
     try:
         found = Path(place).stat()
     except OSError:
@@ -448,8 +448,8 @@ class Database:
 
     def waited(self, table: Table, id: str) -> float:
         """Return the seconds, by this machine's uptime, since it sent the current attempt of a run or a
-        deployment. For one that another machine sent, or that this one sent before its last start, return
-        the seconds since this machine first looked at it."""
+        deployment. If another machine sent it, or this one before its last start, returns the seconds since
+        this machine first saw it."""
         stamps, up = schema.stamps, self.clock.uptime()
         with self.writing() as connection:
             attempt = connection.execute(select(table.c.attempt).where(table.c.id == id)).scalar_one()
@@ -481,13 +481,13 @@ class Database:
 
 
 class LeaseLost(OrchestrateError):
-    """Another process has taken over this work. What this one was about to write was not written."""
+    """Raised if another process has taken over this work. Pending writes of this process were not made."""
 
     retryable = True
 
 
 class LeaseHeld(OrchestrateError):
-    """Another process is doing this work."""
+    """Raised if another process is doing this work."""
 
     retryable = True
 
@@ -597,7 +597,7 @@ class Leases:
     def hold(
         self, name: str, ttl_s: float = 30.0, *, wait: Callable[[], object] | None = None
     ) -> Generator[Lease]:
-        """Hold the lease for the block, renewed by a thread, so it ends soon after its process does.
+        """Hold the lease for the block. A thread renews it, so that it ends soon after its process does.
 
         Raises `LeaseHeld` immediately if another process has it. With `wait`, which is called between checks,
         waits for its turn.
@@ -634,4 +634,4 @@ class Leases:
 
 
 def _lost(lease: Lease) -> LeaseLost:
-    return LeaseLost(f"{lease.name}: another process has taken this over", fix="orchestrate sync")
+    return LeaseLost(f"{lease.name}: another process has taken over", fix="orchestrate sync")

@@ -34,14 +34,14 @@ from orchestrate.types import Age, Deployment, DeploymentState, Endpoint, Record
 State = DeploymentState
 _NOTHING: dict[str, Any] = {"billed_s": 0.0, "billed_by_month": {}}
 UNSETTLED = frozenset({State.CREATING, State.OUTCOME_UNKNOWN})
-"""The host may or may not have it."""
+"""States in which the host may or may not have it."""
 
 
 def creating(deployment: Deployment, at: datetime) -> Deployment:
     """Record that a request to create, complete or start the deployment is about to be sent."""
     if deployment.state is State.ENDING or deployment.state.over:
         raise ImpossibleTransition(
-            f"deployment {deployment.id} is {deployment.state}; it cannot be created again",
+            f"deployment {deployment.id} is {deployment.state}, so it cannot be created again",
             fix=f"orchestrate undeploy {deployment.run_id}",
         )
     up = deployment.state in (State.UP, State.IDLE)
@@ -82,7 +82,7 @@ def never_made(deployment: Deployment, problem: str, at: datetime) -> Deployment
 
 
 def abandoned(deployment: Deployment, reason: str, at: datetime) -> Deployment:
-    """Record that the user abandons the deployment, whatever its host does. The cost counted so far
+    """Record that the user abandons the deployment, no matter what its host does. The cost counted so far
     stays, and no more is added."""
     if deployment.state.over:
         return deployment
@@ -130,7 +130,7 @@ def observed(
     missing = deployment.missing_since or at
     if at - missing < patience:
         return _moved(deployment, at, deployment.state, bills=None, missing_since=missing)
-    cause = "the host no longer has it, and it was not taken down from here"
+    cause = "the host no longer has it, although Orchestrate did not take it down"
     return _moved(deployment, at, State.LOST, bills=False, cause=cause, ended_at=at, missing_since=missing)
 
 
@@ -188,7 +188,7 @@ class DeploymentTransition(Record, frozen=True, kw_only=True):
 
 
 class Deployments:
-    """Stores deployments. Raises `StoreError` with a fix. Writes are durable when a call returns."""
+    """Stores deployments. Raises `StoreError` with a fix. Writes are durable once a call returns."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -210,8 +210,8 @@ class Deployments:
         limits: Sequence[Limit] = (),
         note: str = "intent",
     ) -> None:
-        """Record it before anything is sent. Raises `OverBudget` if its possible cost does not fit into what
-        is left of `budget_usd` and of each limit, and `UsageError` if its job already has an open
+        """Record a deployment before anything is sent. Raises `OverBudget` if its possible cost does not fit
+        into the remaining `budget_usd` or a limit, and `UsageError` if its job already has an open
         deployment."""
         deployment = self._read(deployment, deployment.created_at)
         with self._db.writing() as connection:
@@ -287,7 +287,7 @@ class Deployments:
         words = {
             "what": f"the remaining deploy.max_cost_usd of gateway.models.{model},",
             "figure": "the maximum cost of this deployment",
-            "fix": "raise it in the configuration of the gateway",
+            "fix": "raise it in the gateway's configuration",
         }
 
         def taken(connection: Connection) -> Decimal:
@@ -327,7 +327,7 @@ class Deployments:
         )
 
     def waited(self, deployment_id: str) -> float:
-        """Return how long ago the current attempt was sent, as `Database.waited` does."""
+        """Return the seconds since the current attempt was sent, as `Database.waited` does."""
         return self._db.waited(schema.deployments, deployment_id)
 
     # -- finding -------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ class Deployments:
         over: bool | None = None,
         since: datetime | None = None,
     ) -> list[Deployment]:
-        """List deployments, newest first. `since` leaves out those that ended before then."""
+        """List deployments, newest first. `since` excludes those that ended before."""
         table = schema.deployments
         given = {"provider": provider, "host": host, "over": over}
         wanted = [table.c[name] == value for name, value in given.items() if value is not None]

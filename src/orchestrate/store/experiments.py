@@ -18,7 +18,7 @@ PREFIX = "exp-"
 
 
 class StoredOutcome(NamedTuple):
-    """An outcome as stored."""
+    """An outcome in the store."""
 
     person: str
     phase: int
@@ -72,7 +72,7 @@ class Experiments:
         return None if row is None else ExperimentRecord.from_json(row)
 
     def get(self, name: str) -> ExperimentRecord:
-        """Get an experiment by its name, its id or the beginning of either. Raises `UsageError` if none or
+        """Get an experiment by its name, its id or the start of either. Raises `UsageError` if none or
         several match."""
         known = self.all()
         found = [one for one in known if one.plan.name == name]
@@ -82,7 +82,9 @@ class Experiments:
                 f"several experiments start with {name}" if found else f"there is no experiment called {name}"
             )
             names = ", ".join(one.plan.name for one in known) or "none"
-            raise UsageError(f"{what}; there are: {names}", fix="orchestrate ab serve PLAN.yaml  starts one")
+            raise UsageError(
+                f"{what}; there are: {names}", fix="start one with: orchestrate ab serve PLAN.yaml"
+            )
         return found[0]
 
     def phases(self, id: str) -> list[ExperimentPhase]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from orchestrate.costing import Reconciliation
 
 TRANSLATION = "translation"
-"""The kind of record that stores what a run's settings became on its backend."""
+"""Kind of record that stores what a run's settings became on its backend."""
 
 
 _SAME = tuple({column.name for column in schema.runs.columns} & {*Run.__struct_fields__} - {"id"})
@@ -76,7 +76,7 @@ def beside(
 
 
 def word(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:
-    """Return the state of a run. A transition is recorded when it changes."""
+    """Return the state of a run. A change of it is recorded as a transition."""
     return run.phase, run.status, run.raw_status
 
 
@@ -218,8 +218,8 @@ class History:
         return found
 
     def sampled(self, run_ids: Sequence[str], most: int) -> dict[str, list[MetricPoint]]:
-        """Return at most about `most` points of each run, evenly spaced over its steps, including the
-        first and the last one."""
+        """Return about `most` points of each run, evenly spaced over its steps, including the first and the
+        last one."""
         found: dict[str, dict[int, str]] = {run_id: {} for run_id in run_ids}
         with self._db.reading() as connection:
             for start in range(0, len(run_ids), 500):
@@ -326,8 +326,8 @@ class History:
             ]
 
     def add_reconciliations(self, found: Iterable[Reconciliation]) -> None:
-        """Record how the quote of each ended run compares with its bill. If a host corrects its bill, a
-        further record follows."""
+        """Record how the quote of each ended run compares with its bill. If a host corrects its bill, another
+        record follows."""
         rows = [beside(self._db.clock, one.run_id, "reconciliation", one) for one in found]
         if rows:
             with self._db.writing() as connection:

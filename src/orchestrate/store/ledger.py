@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 _LOCK = schema.APPLICATION_ID + 1
 _LESS = "lower --max-hours or --max-cost, or raise the budget"
-_NO_BUDGET = "use a model with a known price, or run it without a budget (budget_usd)"
+_NO_BUDGET = "use a model with a known price, or run without a budget (budget_usd)"
 _KEPT = "send-"
 """Prefix of the ids of holds whose outcome is kept."""
 _AT_ONCE = 500
 LONGEST_ANSWER = timedelta(days=1)
-"""Time after which an unaccounted request is no longer in progress and counts as billed."""
+"""Time after which a request without a result is no longer in progress and counts as billed."""
 
 
 def one_at_a_time(connection: Connection) -> None:
@@ -49,13 +49,13 @@ def one_at_a_time(connection: Connection) -> None:
 
 
 class Limit(NamedTuple):
-    """A limit besides the budget that must hold in the same transaction."""
+    """A limit in addition to the budget that must hold in the same transaction."""
 
     usd: Decimal
     taken: Callable[[Connection], Decimal]
-    """What everything else uses of it."""
+    """Amount that everything else uses of it."""
     words: dict[str, str]
-    """For `OverBudget`."""
+    """Description for `OverBudget`."""
     wanted: Decimal | None = None
     """Amount taken from it, if that is more than is taken from the budget."""
 
@@ -73,8 +73,8 @@ def reserve(  # noqa: PLR0913  what is held, and each limit that it is held agai
     limits: Sequence[Limit] = (),
     **words: str,
 ) -> None:
-    """Raise `OverBudget` or `UnknownPrice` unless `usd` fits into what remains of the budget and of each
-    limit, where `held_usd` of it is already reserved. The caller records it in the same transaction."""
+    """Raise `OverBudget` or `UnknownPrice` unless `usd` fits into the remainder of the budget and of each
+    limit. `held_usd` of it is already reserved. The caller records it in the same transaction."""
     if budget_usd is None and not limits:
         return
     one_at_a_time(connection)
@@ -118,7 +118,7 @@ def reserve_more(
     limits: Sequence[Limit],
     figure: str,
 ) -> None:
-    """Reserve what a run may cost now, if that is more than it has reserved. `None` reserves as much as
+    """Reserve the current maximum cost of a run if it exceeds the reserved amount. `None` reserves as much as
     before."""
     from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
 
@@ -180,8 +180,8 @@ def _as_billed(deployment: Deployment, at: datetime) -> Spending:
 
 
 def asked_for(connection: Connection, clock: Clock, *, but: str | None = None, **named: str) -> Decimal:
-    """Return what the gateway's deployments with these fields have cost and may still cost. `but` is the
-    deployment being changed. It counts only once it has ended and a new one is created."""
+    """Return the cost so far and the possible further cost of the gateway's deployments with these fields.
+    `but` is the deployment being changed. It counts only once it has ended and a new one is created."""
     table, found = schema.deployments, Decimal(0)
     query = select(table.c.record).where((table.c.id != (but or "")) | table.c.over)
     for field_name, value in named.items():
@@ -236,7 +236,7 @@ class LedgerShare(NamedTuple):
 
     @classmethod
     def by_deployment(cls, deployment: Deployment | None) -> LedgerShare:
-        """Return what a deployment cost, once it has ended. Until then its cost keeps growing, and nothing is
+        """Return what a deployment cost, once it has ended. Until then, its cost keeps growing and nothing is
         returned."""
         from orchestrate.costing.expenses import deployment_spending
 
@@ -256,7 +256,7 @@ _FIRST = text("INSERT INTO kept_sums VALUES (:name, '0', '0') ON CONFLICT DO NOT
 
 
 def count(connection: Connection, before: Iterable[LedgerShare], after: Iterable[LedgerShare]) -> None:
-    """Update the sums in the transaction that changes their parts. This lock is always taken last, so
+    """Update the sums in the transaction that changes their parts. This lock is always taken last, so that
     transactions never wait for each other."""
     change = _sum(after, less=before)
     if change == LedgerShare():
@@ -324,7 +324,7 @@ class AnswerSpending(NamedTuple):
     spent_usd: Decimal
     """Their bills, plus the maximum for those that did not arrive."""
     held_usd: Decimal
-    """Reserved for requests in progress."""
+    """Amount reserved for requests in progress."""
     requests: int
 
     def expense(self) -> Expense:
@@ -363,12 +363,12 @@ class Ledger:
         self._db = db
 
     def spending(self) -> Spending:
-        """Return the spending of all runs, deployments and answers. Sandboxes are left out."""
+        """Return the spending of all runs, deployments and answers. Excludes sandboxes."""
         with self._db.reading() as connection:
             return total_spending(connection, self._db.clock)
 
     def recount(self) -> bool:
-        """Compute again what all runs and ended deployments use. Return whether the sums were wrong."""
+        """Recompute the sums of all runs and ended deployments. Returns whether the sums were wrong."""
         with self._db.writing() as connection:
             one_at_a_time(connection)
             return recount(connection)
@@ -391,7 +391,8 @@ class Ledger:
         return found
 
     def settle_left(self, log: Path, sends: Mapping[str, Send]) -> None:
-        """Settle what is held for one journal, whose lock the caller has and which contains these sends."""
+        """Settle the reservations of one journal. The caller must hold its lock, and the journal must contain
+        these sends."""
         known = {id: sends[id] for id in self.left().get(log, {}) if id in sends}
         AnswerAccount(self._db, "", None).catch_up("", log, known, found=True)
 
@@ -403,8 +404,8 @@ class Ledger:
 
 @dataclass(frozen=True)
 class AnswerAccount:
-    """Two-phase: each request is reserved at its highest price before it is sent, and settled once its
-    outcome is known. Safe to use from several threads and processes."""
+    """Two-phase accounting: each request is reserved at its maximum price before it is sent, and settled once
+    its outcome is known. Safe to use from several threads and processes."""
 
     _db: Database
     purpose: str
@@ -418,7 +419,7 @@ class AnswerAccount:
         require_price(backend, None, self.budget_usd, "the price of its answers is unknown", _NO_BUDGET)
 
     def hold(self, backend: str, usd: Decimal, log: Path) -> str:
-        """Reserve the highest price of one request, to be recorded in `log`. Return the id of the hold.
+        """Reserve the maximum price of one request, to be recorded in `log`. Returns the id of the hold.
         Raises `OverBudget`."""
         id = f"{_KEPT}{secrets.token_hex(8)}-{_mark(log, self._db.clock)}"
         with self._db.writing() as connection:
@@ -461,9 +462,9 @@ class AnswerAccount:
 
     def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send], *, found: bool = False) -> None:
         """Settle what this log, whose lock the caller has, knows and this store does not: what a killed
-        process left behind, and all requests since the backup that this store was restored from. A hold
-        that the log doesn't mention was never sent, provided the log was `found`, is the same file and is
-        complete. Otherwise it counts in full, as does anything that no command came back for in a day."""
+        process left behind, and all requests since the backup that this store was restored from. A hold that
+        the log doesn't mention was never sent, provided the log was `found`, is the same file and is
+        complete. Otherwise it counts in full, as does every hold that no command settled within a day."""
         holds, name = schema.answer_holds, self._name(log)
         old = stamp(self._db.clock.now() - LONGEST_ANSWER)
         left = select(holds).where(or_(holds.c.log == name, holds.c.at < old))

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from orchestrate.store.database import Database
 
 COLUMNS = ("created", "name", "backend", "model", "status", "cost", "updated", "loss")
-"""Sort keys of lists, besides the settings of a spec (`spec.NAME`) and tags (`tag.NAME`)."""
+"""Sort keys of lists, in addition to the settings of a spec (`spec.NAME`) and tags (`tag.NAME`)."""
 GROUPS = ("backend", "model", "status")
-"""Group keys of lists, besides settings and tags."""
+"""Group keys of lists, in addition to settings and tags."""
 STATUSES = tuple(dict.fromkeys([*STAGES.values(), *(status.value for status in JobStatus)]))
-"""The words for a run's stage, as shown and filtered by."""
+"""Words for the stage of a run, as shown and used in filters."""
 _NAME = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*){0,4}")
 _PAGE = 500
 
@@ -36,20 +36,20 @@ class RunQuery:
     """Filters and order of a list of runs. `None` and the empty text match anything."""
 
     words: str = ""
-    """Each word must occur in what names the run: id, name, backend, model, job, person, note, tags."""
+    """Words that must all occur in what names the run: id, name, backend, model, job, person, note, tags."""
     provider: str = ""
     status: str = ""
     """A `JobStatus`, or a word of `STATUSES`."""
     model: str = ""
-    """A part of it."""
+    """Part of the model's name."""
     tag: str = ""
-    """`NAME` or `NAME=VALUE`."""
+    """Tag, as `NAME` or `NAME=VALUE`."""
     sandbox: bool | None = None
     archived: bool | None = None
     sort: str = "-created"
-    """One of `COLUMNS`, `spec.NAME` or `tag.NAME`; a leading `-` sorts in descending order."""
+    """Sort key: one of `COLUMNS`, `spec.NAME` or `tag.NAME`. A leading `-` sorts in descending order."""
     group: str = ""
-    """One of `GROUPS`, `spec.NAME` or `tag.NAME`, to group the runs by."""
+    """Group key: one of `GROUPS`, `spec.NAME` or `tag.NAME`."""
 
     def __post_init__(self) -> None:
         if self.status not in ("", *STATUSES):
@@ -105,8 +105,8 @@ class RunLists:
             ).scalar_one()
 
     def groups(self, query: RunQuery, most: int = 200) -> list[tuple[str | None, int]]:
-        """Return the first groups with the number of their runs, in the order of the list. `None` is for
-        runs without the value, which is different from an empty value."""
+        """Return the first groups with the number of their runs, in the order of the list. `None` stands for
+        runs without the value, which differs from an empty value."""
         value = self._value(query.group)
         missing = value.is_(None)
         statement = select(value, func.count()).select_from(schema.runs).where(*self._where(query))

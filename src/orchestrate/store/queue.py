@@ -35,8 +35,8 @@ class Queue:
         first: bool = False,
         guard: Callable[[QueueEntry, list[QueueEntry]], None] | None = None,
     ) -> QueueEntry:
-        """Add the entry that `make` returns for a position, after or before all others. If `guard`, which
-        receives the new entry and all others before it, raises an error, nothing is added."""
+        """Add the entry that `make` returns for a position, after or before all others. `guard` receives the
+        new entry and all others before it. If it raises an error, nothing is added."""
         with self._db.writing() as connection:
             _one_at_a_time(connection)  # two that add at once would take one position
             edge = func.min if first else func.max
@@ -83,7 +83,7 @@ class Queue:
 
     @property
     def paused(self) -> bool:
-        """Whether the queue submits nothing."""
+        """Whether the queue is paused."""
         query = select(schema.meta.c.value).where(schema.meta.c.key == _PAUSED)
         with self._db.reading() as connection:
             return connection.execute(query).scalar() is not None
@@ -103,7 +103,7 @@ def _unclear(name: str, found: list[QueueEntry], *, short: bool) -> UsageError:
     some = ", ".join(f"{entry.id} ({entry.provider}, {entry.state.value})" for entry in found[:_SOME])
     fits = f"{name!r} fits {some}{' and more' if len(found) > _SOME else ''}"
     less = f": part of an id needs at least {_LEAST} characters" if short else ": it must match exactly one"
-    return UsageError(f"{fits}{less}", fix="type more of the id")
+    return UsageError(f"{fits}{less}", fix="type more characters of the id")
 
 
 def _columns(entry: QueueEntry) -> dict[str, object]:

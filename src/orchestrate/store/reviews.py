@@ -47,7 +47,7 @@ class Reviews:
         found = [review for review in self.matching() if review.id.startswith(name)]
         if len(found) != 1:
             what = f"several reviews start with {name}" if found else f"there is no review {name}"
-            raise UsageError(what, fix="orchestrate review RUN   creates one and prints its id")
+            raise UsageError(what, fix="create one and see its id with: orchestrate review RUN")
         return found[0]
 
     def rate(self, *ratings: Rating) -> None:

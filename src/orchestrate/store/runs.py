@@ -41,20 +41,20 @@ def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
     if not found:
         if not sandboxes and (hidden := named(db, name)):
             raise UsageError(
-                f"{name!r} would be {hidden[0].id}, a sandbox run: use its full id",
+                f"{name!r} matches {hidden[0].id}, a sandbox run: use its full id",
                 fix=f"use {hidden[0].id}, or run the command as orchestrate sandbox run -- orchestrate ...",
             )
         if near is not None and (real := named(db, name)):
             raise UsageError(
-                f"{name!r} would be {real[0].id}, a run outside the sandbox: use its full id",
+                f"{name!r} matches {real[0].id}, a run outside the sandbox: use its full id",
                 fix=f"use {real[0].id}, or run the command without orchestrate sandbox run --",
             )
         if name in _NEWEST:
-            raise UsageError("there are no runs yet", fix="orchestrate submit  creates one")
-        raise UsageError(f"unknown run {name!r}", fix="orchestrate runs  lists them")
+            raise UsageError("there are no runs yet", fix="create one with: orchestrate submit")
+        raise UsageError(f"unknown run {name!r}", fix="list them with: orchestrate runs")
     some = ", ".join(f"{run.id} ({run.provider}, {run.status.value})" for run in found[:_SOME])
     more = " and more" if len(found) > _SOME else ""
-    raise UsageError(f"{name!r} matches several runs: {some}{more}", fix="type more of the id")
+    raise UsageError(f"{name!r} matches several runs: {some}{more}", fix="type more characters of the id")
 
 
 def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None = None) -> list[Run]:
@@ -116,7 +116,7 @@ class _StoredRun(NamedTuple):
 
 
 class Equal(TypedDict, total=False):
-    """Values that matching runs must have; `None` matches anything."""
+    """Values that matching runs must have. `None` matches anything."""
 
     provider: str | None
     host: str | None
@@ -126,7 +126,7 @@ class Equal(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Intent(RunRequest):
-    """A run before anything of it is sent. `model` is the backend's name for it, if the spec does not have
+    """A run before anything is sent for it. `model` is the backend's name for it, if the spec does not have
     one."""
 
     spec: JobSpec
@@ -140,7 +140,7 @@ class Intent(RunRequest):
     """What the settings become on the backend. It is stored with the run and used for everything sent
     from then on."""
     ref: str | None = None
-    """The ref of a run with a key; any other run gets a unique ref."""
+    """Ref of a run with a key. Any other run gets a unique ref."""
 
 
 class Runs:
@@ -163,8 +163,8 @@ class Runs:
         """Record the intent, unless `guard` raises in the same transaction.
 
         Raises `OverBudget` if the run's possible cost does not fit into its own limit, into `limits` and into
-        what is left of `budget_usd` over the entire store, and `UnknownPrice` if that is unknown. Of
-        processes that ask at the same time, only those that fit pass.
+        what is left of `budget_usd` over the entire store, and `UnknownPrice` if that is unknown. If several
+        processes ask at the same time, only those that fit succeed.
         """
         now, spec = self._db.clock.now(), intent.spec
         run = Run(
@@ -240,8 +240,9 @@ class Runs:
     ) -> Run:
         """Change one run with a function of `orchestrate.store.transitions`, in one transaction.
 
-        `change` receives the run as it is now, not as the caller last saw it. An exception from it is passed
-        on and changes nothing. Raises `LeaseLost` if `lease` is no longer the latest one.
+        `change` receives the run as it is now, not as the caller last saw it. If it raises an exception,
+        nothing changes and the exception is passed on. Raises `LeaseLost` if `lease` is no longer the latest
+        one.
         """
         with self._db.writing() as connection:
             if lease is not None:
@@ -251,7 +252,7 @@ class Runs:
 
     def begin(self, run_id: str, lease: Lease) -> Run:
         """Count a new attempt and write SUBMITTING, or withdraw the run if its cancellation was requested, in
-        one transaction. A later request finds SUBMITTING, so it is carried out on the host. Raises
+        one transaction. A later request finds SUBMITTING and is therefore carried out on the host. Raises
         `LeaseLost` and `ImpossibleTransition`."""
         at = self._db.clock.now()
         with self._db.writing() as connection:
@@ -379,7 +380,7 @@ class Runs:
         return self.apply_many([(run_id, billed(bill)) for run_id, bill in bills.items()])
 
     def close(self, run_id: str) -> None:
-        """Record that the host will not be asked about this run again."""
+        """Record that the host will not be queried about this run again."""
         self._set(run_id, closed=True)
         with self._db.writing() as connection:
             connection.execute(schema.silences.delete().where(schema.silences.c.run_id == run_id))
@@ -398,14 +399,14 @@ class Runs:
             connection.execute(schema.runs.update().where(schema.runs.c.id == run_id).values(values))
 
     def waited(self, run_id: str) -> float:
-        """Return how long ago the current attempt was sent, as `Database.waited` does."""
+        """Return the seconds since the current attempt was sent, as `Database.waited` does."""
         return self._db.waited(schema.runs, run_id)
 
     # -- finding -------------------------------------------------------------------------------------------
 
     def get(self, name: str, *, sandboxes: bool = True, near: str | None = None) -> Run:
-        """Get a run by id, ref, the host's job id, a unique beginning or end of the id, the spec's suffix
-        (the newest), or `last`. Without `sandboxes`, the suffix and `last` don't match sandbox runs. With
+        """Get a run by id, ref, the host's job id, a unique start or end of the id, the spec's suffix (the
+        latest one), or `last`. Without `sandboxes`, the suffix and `last` don't match sandbox runs. With
         `near`, they match only sandbox runs and runs of the backend with that name. Raises `UsageError` if
         none or several match."""
         return one(self._db, name.strip(), sandboxes=sandboxes, near=near)
@@ -507,7 +508,7 @@ class Runs:
 
 
 def asked_for(spec: JobSpec, dataset_digest: str) -> dict[str, Any]:
-    """Return what a run stores of the requested training."""
+    """Return the part of the requested training that a run stores."""
     kept = masked(spec.model_dump(mode="json", exclude_unset=True))
     return {"spec": kept, "spec_hash": spec.hash(), "dataset_digest": dataset_digest}
 

@@ -35,8 +35,8 @@ from orchestrate.types import Run
 
 metadata = MetaData()
 _CELL, _WORDS = 100, 360
-"""Maximum characters of a cell and of the searched text, because an index entry has at most 2,704 bytes
-on Postgres."""
+"""Maximum number of characters in a cell and in the searched text, because an index entry has at most 2,704
+bytes on Postgres."""
 
 VERSION = 10
 APPLICATION_ID = 0x4F524348
@@ -487,7 +487,7 @@ def _kept(text: str) -> str:
 
 
 def listed(run: Run) -> dict[str, Any]:
-    """Return the columns of a run that only lists read."""
+    """Return the columns of a run that only lists use."""
     cost = cost_so_far(run)
     named = (run.id, run.provider, run.model, run.spec.get("suffix"), run.job_id, run.made_by)
     tags = [f"{name}={value}" for name, value in run.tags.items()]

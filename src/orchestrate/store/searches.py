@@ -45,7 +45,7 @@ class Searches:
             return [Search.from_json(row) for row in connection.execute(query).scalars()]
 
     def get(self, name: str) -> Search:
-        """Get a search by its id or the beginning of it, or `last`. Raises `UsageError` if none or several
+        """Get a search by its id or the start of it, or `last`. Raises `UsageError` if none or several
         match."""
         every = self.all()
         found = every[:1] if name == "last" else [one for one in every if name and one.id.startswith(name)]
@@ -62,17 +62,17 @@ class Searches:
             return [Trial.from_json(row) for row in connection.execute(query).scalars()]
 
     def spent_usd(self, search_id: str, *, but: int | None = None) -> Decimal:
-        """Return what the runs of a search have cost, as far as known, and may still cost. `but` leaves
-        out one trial."""
+        """Return the known cost of a search's runs plus their possible further cost. `but` excludes one
+        trial."""
         with self._db.reading() as connection:
             return _spent(connection, search_id, but)
 
     def limit(self, search: Search, trial: Trial, **words: str) -> Limit | None:
-        """Return how much a sweep may cost, for the transaction that creates or changes the run of a
+        """Return the limit on the cost of a sweep, for the transaction that creates or changes the run of a
         trial."""
         if search.max_cost_usd is None:
             return None
-        words = {"what": "what is left of the sweep's limit,", **words}
+        words = {"what": "what remains of the sweep's limit,", **words}
 
         def taken(connection: Connection) -> Decimal:
             return _spent(connection, search.id, trial.number)

@@ -85,13 +85,13 @@ POINTS = (
     "after-post",
     "after-submitted",
 )
-"""Where a crash is recognized by the host's state and the records in the store."""
+"""Points at which tests simulate a crash, recognized by the host's state and the records in the store."""
 
 CrashPoint = Callable[[str], None]
-"""Called with each of `POINTS` as it is reached; the fault tests kill the process there."""
+"""A function that is called with each of `POINTS` when it is reached. Fault tests kill the process there."""
 
 CLOCK_SKEW = timedelta(days=2)
-"""Tolerance for this machine's wall clock against the host's when a search is limited by time."""
+"""Tolerance between this machine's clock and the host's when a search is limited by time."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,18 @@ class Timing:
     """Timing of the protocol, in seconds."""
 
     send_limit_s: float = 20.0
-    """Longest time from writing SUBMITTING to sending; after that, nothing is sent."""
+    """Maximum time from writing SUBMITTING to sending. After that, nothing is sent."""
     requests: int = 3
-    """Requests of one create with the reads before it, each with the provider's timeout."""
+    """Number of requests for one create, including the reads before it, each with the provider's timeout."""
     margin_s: float = 60.0
-    """Maximum delay until a host's list shows a job that it has."""
+    """Maximum delay until a host's list shows a new job."""
     lease_s: float = 30.0
     patience_s: float = 120.0
     """Maximum total wait for a host that reports it is busy."""
 
     def settle_s(self, provider: Provider) -> float:
-        """Return the time, in seconds, after which a request that was about to be sent has been sent,
-        answered and listed, or never will be."""
+        """Return the time in seconds after which a request that was about to be sent has been sent, answered
+        and listed, or never will be."""
         return self.send_limit_s + self.requests * provider.config.timeout_s + self.margin_s
 
 
@@ -128,4 +128,4 @@ def settle_left_s(
 
 
 def pass_by(_point: str) -> None:
-    """Do nothing: no crash is requested."""
+    """Do nothing, because no crash is requested."""

@@ -8,8 +8,8 @@ Two words move. The *phase* says how far the submit protocol got:
                  +-----------+-> OUTCOME_UNKNOWN -> SUBMITTED | UPLOADED
 
 The *status* says where the job stands on its host. A function that finds nothing to change returns the very
-run that it was given, so that callers can tell by identity. An impossible step raises `ImpossibleTransition`.
-"""
+run that it was given, so that callers can tell by identity. An impossible step raises
+`ImpossibleTransition`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orchestrate.types import Allowance, Bill, Job, JobError, JobHandle, JobStat
 UNSENT = frozenset({SubmitPhase.INTENT, SubmitPhase.UPLOADED})
 """Phases in which the host certainly has no job of this run."""
 PAUSED, _DIED = "paused", "interrupted"
-"""The engine's own reasons; a worker that died is restarted."""
+"""The engine's own reasons. A worker that died is restarted."""
 UNSETTLED = frozenset({SubmitPhase.SUBMITTING, SubmitPhase.OUTCOME_UNKNOWN})
 """Phases in which the host may or may not have one."""
 
@@ -44,11 +44,11 @@ _FACTS = (
 
 
 class ImpossibleTransition(OrchestrateError):
-    """The run's state does not allow this step."""
+    """Raised if the run's state does not allow this step."""
 
 
 class Withdrawn(ImpossibleTransition):
-    """The run was canceled before anything was sent."""
+    """Raised if the run was canceled before anything was sent."""
 
     def __init__(self, run: Run) -> None:
         super().__init__(f"run {run.id} was canceled before anything was sent")
@@ -81,7 +81,7 @@ def submitted(run: Run, handle: JobHandle, at: datetime) -> Run:
     if run.job_id is not None:
         if run.job_id == handle.job_id:
             return run
-        raise ImpossibleTransition(f"run {run.id} is job {run.job_id}; it cannot also be {handle.job_id}")
+        raise ImpossibleTransition(f"run {run.id} is job {run.job_id} and cannot also be {handle.job_id}")
     return _with(
         run,
         at,
@@ -103,8 +103,7 @@ def outcome_unknown(run: Run, at: datetime) -> Run:
 
 
 def released(run: Run, at: datetime) -> Run:
-    """Release what the run reserves of a budget, because nothing of it was sent and no process is working on
-    it."""
+    """Release the run's reserved budget, because nothing was sent for it and no process is working on it."""
     _require(run, run.phase, *UNSENT)
     return run if run.released else _with(run, at, released=True)
 
@@ -115,8 +114,8 @@ def held(run: Run, at: datetime) -> Run:
 
 
 def not_made(run: Run, at: datetime) -> Run:
-    """Record that no job exists: the request was not sent, or the host has no job with this ref after the
-    settle time."""
+    """Record that no job exists, because the request was not sent, or the host has no job with this ref after
+    the settle time."""
     _require(run, SubmitPhase.UPLOADED, *UNSETTLED)
     return _with(run, at, phase=SubmitPhase.UPLOADED)
 
@@ -142,7 +141,7 @@ def cancelling(run: Run, at: datetime) -> Run:
 
 
 def abandoned(run: Run, reason: str, at: datetime) -> Run:
-    """Record that the user abandons the run, whatever its host does. It ends as canceled, unless it had
+    """Record that the user abandons the run, no matter what its host does. It ends as canceled, unless it had
     already ended."""
     if run.status.terminal:
         return _with(run, at, abandoned=reason)
@@ -150,14 +149,14 @@ def abandoned(run: Run, reason: str, at: datetime) -> Run:
 
 
 def left(run: Run) -> str | None:
-    """Return why a run of our engine is paused that neither resumes automatically nor was paused by a user:
+    """Return why a run on our engine is paused if it neither resumes automatically nor was paused by a user:
     it reached a limit, or its worker was stopped from outside."""
     paused = run.status is JobStatus.PAUSED and run.raw_status == PAUSED
     return run.error.message if paused and run.error else None
 
 
 def at_rest(run: Run) -> bool:
-    """Return whether the run is paused until its user resumes it, using nothing of its backend."""
+    """Return whether the run is paused until its user resumes it and uses none of its backend's resources."""
     return run.status is JobStatus.PAUSED and run.raw_status != _DIED
 
 
@@ -198,7 +197,7 @@ def billed(bill: Bill) -> Callable[[Run], Run]:
 
 
 def estimated(usd: Decimal) -> Callable[[Run], Run]:
-    """Record the host's own estimate from before the job is created."""
+    """Record the host's own estimate from before the job was created."""
     return lambda run: msgspec.structs.replace(run, estimate_usd=usd)
 
 
@@ -209,7 +208,7 @@ def given(run: Run, at: datetime, limits: Allowance, most_usd: Decimal | None) -
 
 
 def reopened(run: Run, at: datetime, limits: Allowance) -> Run:
-    """Record that a program drives a training session again, which takes its limit from a budget again."""
+    """Record that a program drives a training session again, which reserves its limit in a budget again."""
     told = given(run, at, limits, limits.max_usd)
     return _with(told, at, status=JobStatus.RUNNING, bill=None)
 

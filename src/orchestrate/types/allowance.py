@@ -14,14 +14,14 @@ ENDING_S = 600.0
 
 
 def ending_s(left_s: float) -> float:
-    """Return how many seconds before its machine's end a worker stops itself: time for a last checkpoint, and
-    for what passed before its own clock began, while the machine fetched its image and packages."""
+    """Return how many seconds before its machine's end a worker stops itself. This leaves time for a last
+    checkpoint, and for what passed before its own clock started, while the machine fetched its image and
+    packages."""
     return min(ENDING_S, left_s / 3)
 
 
 class Allowance(Record, frozen=True, kw_only=True):
-    """The limits of a run and what all of its workers together have used, if a worker stops itself at a
-    limit."""
+    """The limits of a run and the usage of all its workers together, if a worker stops itself at a limit."""
 
     max_hours: float | None = None
     max_usd: Decimal | None = None
@@ -37,7 +37,7 @@ class Allowance(Record, frozen=True, kw_only=True):
 
     @property
     def most_usd(self) -> Decimal | None:
-        """The lower of both limits, in dollars; `None` if unknown."""
+        """The lower of both limits in dollars, or `None` if unknown."""
         found = [] if self.max_usd is None else [self.max_usd]
         if self.max_hours is not None and self.usd_per_hour is not None:
             found.append(self.usd_per_hour * Decimal(str(self.max_hours)))
@@ -48,7 +48,7 @@ class Allowance(Record, frozen=True, kw_only=True):
         return not self.holds(self.used_s)
 
     def holds(self, seconds: float) -> bool:
-        """Return whether this much work stays below both limits."""
+        """Return whether this amount of work stays below both limits."""
         return not (self._below(seconds) or self._dear(seconds))
 
     def least(self) -> str:

@@ -23,7 +23,7 @@ def convert(value: Any, type: type[T], *, strict: bool = True) -> T: ...
 @overload
 def convert(value: Any, type: Any, *, strict: bool = True) -> Any: ...
 def convert(value: Any, type: Any, *, strict: bool = True) -> Any:
-    """Convert a value like `msgspec.convert`. Raises `msgspec.ValidationError`."""
+    """Convert a value as `msgspec.convert` does. Raises `msgspec.ValidationError`."""
     _learn(type)
     return msgspec.convert(value, type, strict=strict)
 
@@ -33,13 +33,13 @@ def decode(data: bytes | str, *, type: type[T]) -> T: ...
 @overload
 def decode(data: bytes | str, *, type: Any) -> Any: ...
 def decode(data: bytes | str, *, type: Any) -> Any:
-    """Decode JSON like `msgspec.json.decode`. Raises `msgspec.DecodeError`, `msgspec.ValidationError`."""
+    """Decode JSON as `msgspec.json.decode` does. Raises `msgspec.DecodeError`, `msgspec.ValidationError`."""
     _learn(type)
     return msgspec.json.decode(data, type=type)
 
 
 def decoder(type: type[T], *, float_hook: Callable[[str], Any] | None = None) -> msgspec.json.Decoder[T]:
-    """Build a decoder for many rows of one type. `float_hook` reads numbers in fields of any type."""
+    """Build a decoder for many rows of one type. `float_hook` converts numbers in fields of any type."""
     _learn(type)
     return msgspec.json.Decoder(type, float_hook=float_hook)
 

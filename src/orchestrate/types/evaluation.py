@@ -19,16 +19,17 @@ class Likelihood(NamedTuple):
     """The likelihood of a text under a model."""
 
     nats: float
-    """The sum over its tokens."""
+    """Sum over its tokens."""
     tokens: int
     likeliest: bool
-    """Whether each token was the likeliest."""
+    """Whether each token was the most likely one."""
     spread: float = 0.0
-    """The standard deviation of its tokens' nats."""
+    """Standard deviation of its tokens' nats."""
 
 
 class Message(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One chat message for `Provider.generate`; `to_dict` is its form in the chat completions API."""
+    """One chat message for `Provider.generate`. `to_dict` returns it in the format of the chat completions
+    API."""
 
     role: str
     content: str
@@ -42,10 +43,10 @@ class Reply(Record, frozen=True, kw_only=True):
     """A model's answer, with the token counts if the host reported them."""
 
     content: str
-    """The answer itself, without thinking and tool calls."""
+    """The answer itself, without reasoning and tool calls."""
     model: str
     reasoning: str | None = None
-    """The thinking before the answer, if the model showed any."""
+    """The reasoning before the answer, if the model showed any."""
     tool_calls: tuple[dict[str, Any], ...] = ()
     """Tool calls in the form of the chat completions API."""
     prompt_tokens: int | None = None
@@ -53,12 +54,13 @@ class Reply(Record, frozen=True, kw_only=True):
     logprobs: tuple[float, ...] | None = None
     """Log-probability of each token of the answer, if requested and returned by the host."""
     finish_reason: str | None = None
-    """`length`: cut off at the token limit, perhaps during thinking, before any answer."""
+    """Reason for the end. `length` means that it was cut off at the token limit, possibly during reasoning,
+    before any answer."""
     notes: tuple[str, ...] = ()
     """Anything unexpected about the question or the answer."""
     precision: str | None = None
-    """Precision of the weights that answered: bf16, fp32 or NF4 (4 bits); `None` if a host does not
-    report it."""
+    """Precision of the weights that answered: bf16, fp32 or NF4 (4 bits). `None` if a host does not report
+    it."""
 
 
 class Score(Record, frozen=True, kw_only=True):
@@ -74,22 +76,23 @@ class Sampling(Record, frozen=True, kw_only=True):
     """The sampling settings of an evaluation's answers."""
 
     samples: int = 1
-    """Answers per item; several form one cluster."""
+    """Answers per item. Several answers form one cluster."""
     temperature: float = 0.0
     max_tokens: int = 512
     seed: int = 0
     batch: int | None = None
-    """On this machine: rows that are answered together; 1 gives each row bitwise the answer that it gets
+    """Number of rows answered together on this machine. With 1, each row's answer is bitwise the same as
     alone."""
     response_format: dict[str, Any] | None = None
     """Response format of each answer, in the form of the chat completions API."""
 
 
 class Contender(Record, frozen=True, kw_only=True):
-    """One model, asked in one way."""
+    """One model with one way of querying it."""
 
     name: str
-    """Unique within the evaluation, and the same in the next one of the same model."""
+    """Name that is unique within the evaluation and stays the same in the next evaluation of the same
+    model."""
     kind: Literal["tuned", "base", "model"]
     model: str
     """The name that was requested."""
@@ -97,51 +100,51 @@ class Contender(Record, frozen=True, kw_only=True):
     served_by: str
     """What answered: the host's endpoint, or a model on this machine."""
     precision: str | None = None
-    """Precision of the weights that answered: bf16, fp32 or NF4 (4 bits); `None` if a host does not
-    report it."""
+    """Precision of the weights that answered: bf16, fp32 or NF4 (4 bits). `None` if a host does not report
+    it."""
     run_id: str | None = None
     checkpoint: str | None = None
     shots: int = 0
     """Examples shown before each question."""
     answers: int = 0
     failed: int = 0
-    """Answers that never arrived because of the question itself; they count as wrong."""
+    """Number of answers that never arrived because of the question itself. They count as wrong."""
     prompt_tokens: int | None = None
-    """Tokens of all answers; `None` if the host does not report them."""
+    """Prompt tokens of all answers. `None` if the host does not report them."""
     completion_tokens: int | None = None
     usd: Decimal | None = None
-    """Total cost of all answers; `None` if no price is known, or if the host bills hours instead of
+    """Total cost of all answers. `None` if no price is known, or if the host bills hours instead of
     tokens."""
     lost_requests: int = 0
     """Requests that got no answer and may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
-    """The most that they cost, in addition to `usd`; `None` if no price is known."""
+    """Maximum cost of these requests, in addition to `usd`. `None` if no price is known."""
     usd_per_hour: Decimal | None = None
     """Hourly price of the deployment that answered, if hours are billed instead of tokens."""
     hours: Decimal | None = None
-    """Hours of that deployment that the answers took, at the concurrency used."""
+    """Hours of that deployment used by the answers, at the given concurrency."""
     answers_per_hour: Decimal | None = None
-    """Answers per hour of the expected traffic, for such a deployment, if it was set."""
+    """Answers per hour of the expected traffic for such a deployment, if traffic was set."""
     seconds: float | None = None
     """Median seconds per answer."""
     seconds_p95: float | None = None
     first_token_seconds: float | None = None
     asked_at: datetime | None = None
-    """When the first of its answers arrived; answers of an earlier evaluation are reused."""
+    """When the first of its answers arrived. Answers of an earlier evaluation are reused."""
     proof: str | None = None
-    """Whether the model that answered was proved to be the trained one, in the words of `Proof.badge`;
-    `None` for a model without a run."""
+    """Whether the model that answered was proven to be the trained one, in the words of `Proof.badge`. `None`
+    for a model without a run."""
 
     @property
     def answered_by(self) -> str:
-        """Return what answered, in which precision, and whether that was proved."""
+        """Return what answered, in which precision, and whether that was proven."""
         said = self.served_by if self.precision is None else f"{self.served_by}, in {self.precision}"
         return f"{said} ({self.proof})" if self.proof is not None else said
 
     @property
     def usd_per_answer(self) -> Decimal | None:
         """Return the price of an answer by its tokens. If the host bills hourly, it is hours x price /
-        answers, at the given traffic or at the pace of this evaluation."""
+        answers, for the given traffic or at the speed of this evaluation."""
         came = self.answers - self.failed
         if self.usd is not None and came:
             return self.usd / came
@@ -157,13 +160,14 @@ class MetricUsed(Record, frozen=True, kw_only=True):
 
     name: str
     kind: Literal["right-or-wrong", "graded", "amount"]
-    """`right-or-wrong` is 0 or 1, `graded` is between them, `amount` has its own unit."""
+    """Kind of the metric. `right-or-wrong` is 0 or 1, `graded` is between them, and `amount` has its own
+    unit."""
     better: Literal["higher", "lower", "neither"] = "higher"
     unit: str = ""
     unfit: str | None = None
-    """Why it may not decide a verdict."""
+    """Reason why it may not decide a verdict."""
     detail: dict[str, Any] = {}
-    """What it was measured with: a pattern, a schema, a judge's prompt and its agreement with people."""
+    """How it was measured: a pattern, a schema, or a judge's prompt and its agreement with people."""
 
 
 class Measure(Record, frozen=True, kw_only=True):
@@ -176,7 +180,7 @@ class Measure(Record, frozen=True, kw_only=True):
 
 
 class Difference(Record, frozen=True, kw_only=True):
-    """`contender` minus `against`, paired by item."""
+    """The difference `contender` minus `against`, paired by item."""
 
     contender: str
     against: str
@@ -184,19 +188,19 @@ class Difference(Record, frozen=True, kw_only=True):
     score: Score
     slice: str = ""
     gained: int = 0
-    """Items that only the contender has right, if there is a right and wrong."""
+    """Items that only the contender got right, if there is a right and wrong."""
     lost: int = 0
     p_value: float | None = None
-    """Two-sided: mid-p McNemar for right or wrong, otherwise from the interval's own test."""
+    """Two-sided p-value: mid-p McNemar for right or wrong, otherwise from the interval's own test."""
     p_corrected: float | None = None
-    """Holm-corrected: over the contenders for the first metric on all items, otherwise over all other
-    differences."""
+    """P-value after Holm's correction: over the contenders for the first metric on all items, otherwise over
+    all other differences."""
     detectable: float | None = None
-    """The smallest difference that this many items detect in four of five tries."""
+    """Smallest difference that this many items detect in four out of five cases."""
 
     @property
     def shown(self) -> bool:
-        """Return whether a difference is significant, at 5% after the correction."""
+        """Return whether a difference is significant at 5% after the correction."""
         p = self.p_corrected if self.p_corrected is not None else self.p_value
         return p <= 0.05 if p is not None else self.score.low > 0 or self.score.high < 0
 
@@ -218,23 +222,24 @@ class Confusion(Record, frozen=True, kw_only=True):
 
     contender: str
     labels: tuple[str, ...]
-    """The last one stands for every answer that is not a label, if there are any."""
+    """Labels. The last one stands for every answer that is not a label, if there are any."""
     counts: tuple[tuple[int, ...], ...]
-    """A row for each expected label, a column for each answered one."""
+    """Counts, with a row for each expected label and a column for each answered one."""
 
 
 class Verdict(Record, frozen=True, kw_only=True):
     """The verdict on whether a contender may ship.
 
-    As stored, it is based on the evaluation alone. As shown, it includes everything known about the model:
-    what it forgot, parity with the model it replaces, what people said, and whether it was proved.
+    The stored verdict is based on the evaluation alone. The displayed verdict includes everything known about
+    the model: what it forgot, parity with the model it replaces, human ratings, and whether the served model
+    was proven.
     """
 
     contender: str
     decision: Literal["ship", "do not ship", "not enough evidence"]
     reasons: tuple[str, ...]
     rows_needed: int | None = None
-    """Approximate number of items that would decide; `None` if it is decided, or out of reach."""
+    """Approximate number of items that would decide. `None` if it is decided or out of reach."""
 
 
 class Evaluation(Record, frozen=True, kw_only=True):
@@ -247,13 +252,13 @@ class Evaluation(Record, frozen=True, kw_only=True):
     """Digest of the entire file."""
     items: int
     items_digest: str
-    """Digest of the items used, whatever their order: equal digests mean equal questions."""
+    """Digest of the items used, in any order. Equal digests mean equal questions."""
     contenders: tuple[Contender, ...]
     metrics: tuple[MetricUsed, ...]
     measures: tuple[Measure, ...]
     differences: tuple[Difference, ...] = ()
     against: str | None = None
-    """The contender that the others are compared with."""
+    """Contender that the others are compared with."""
     sampling: Sampling = Sampling()
     cluster: str | None = None
     """The column whose values group items that belong together, and the number of groups."""
@@ -263,9 +268,9 @@ class Evaluation(Record, frozen=True, kw_only=True):
     parity: bool = False
     """Whether it compares models with the one that they would replace."""
     items_file: str | None = None
-    """JSONL, a line for each item: see `orchestrate.evaluation.ScoredItem`."""
+    """JSONL file with a line for each item, see `orchestrate.evaluation.ScoredItem`."""
     adapter_costs: tuple[AdapterCost, ...] = ()
-    """Of the tuned models that answered on this machine beside their base, as adapters on it."""
+    """Costs of the tuned models that answered on this machine as adapters on their base model."""
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -288,15 +293,15 @@ class Evaluation(Record, frozen=True, kw_only=True):
         }
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a row for each contender, metric and slice, with its difference to what it is compared with.
-        Raises `MissingExtra`."""
+        """Return a row for each contender, metric and slice, with its difference from its rival. Raises
+        `MissingExtra`."""
         from orchestrate import notebook
 
         return notebook.frame(notebook.scores(self))
 
     @property
     def all_notes(self) -> tuple[str, ...]:
-        """Return what each adapter costs, then the notes."""
+        """Return the cost of each adapter, then the notes."""
         return (*map(str, self.adapter_costs), *self.notes)
 
     @property
@@ -307,11 +312,11 @@ class Evaluation(Record, frozen=True, kw_only=True):
         return next(c for c in self.contenders if c.name == name)
 
     def score(self, contender: str, metric: str | None = None, slice: str = "") -> Score | None:
-        """Return a contender's score, by default of the first metric."""
+        """Return a contender's score, by default in the first metric."""
         wanted = (contender, metric or self.metrics[0].name, slice)
         return next((m.score for m in self.measures if (m.contender, m.metric, m.slice) == wanted), None)
 
     def difference(self, contender: str, metric: str | None = None, slice: str = "") -> Difference | None:
-        """Return a contender's difference, by default of the first metric."""
+        """Return a contender's difference, by default in the first metric."""
         wanted = (contender, metric or self.metrics[0].name, slice)
         return next((d for d in self.differences if (d.contender, d.metric, d.slice) == wanted), None)

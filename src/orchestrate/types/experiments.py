@@ -13,55 +13,55 @@ Verb = Literal["hold", "ramp", "ship", "roll back", "stop"]
 
 
 class PlannedMetric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A number recorded for users, where each user counts once in a phase."""
+    """A number recorded for users. Each user counts once in a phase."""
 
     name: str
     role: Literal["primary", "guardrail", "told"] = "told"
-    """The primary metric decides whether the tuned model ships, a guardrail only whether it is rolled
-    back; `told` decides nothing."""
+    """Role of the metric. The primary metric decides whether the tuned model ships, a guardrail only whether
+    it is rolled back, and `told` decides nothing."""
     kind: Literal["right-or-wrong", "number"] = "right-or-wrong"
     better: Literal["higher", "lower"] = "higher"
     margin: float = 0.0
-    """Accepted worsening: absolute, in the metric's own unit."""
+    """Accepted worsening as an absolute value, in the metric's own unit."""
     of_user: Literal["first", "mean", "sum", "any", "all"] = "first"
-    """How a user's outcomes are combined. All but `first` need a window."""
+    """How to combine a user's outcomes. All values except `first` need a window."""
     window_h: float | None = None
-    """Hours after a user was first assigned a model in a phase, in which outcomes count."""
+    """Hours after the first assignment of a user in a phase during which outcomes count."""
     absent: float | None = None
-    """Value of a user without an outcome in the window; `None`: the user doesn't count."""
+    """Value of a user without an outcome in the window. `None` means that the user doesn't count."""
 
 
 class DecisionRule(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The rule for moving to the next share, fixed before anything is observed."""
+    """The rule for moving to the next share, set before any data is collected."""
 
     stages: tuple[float, ...] = (10, 25, 50, 100)
-    """Shares of users that get the tuned model, one after the other, in percent; the last is 100."""
+    """Percentages of users that get the tuned model, one after the other. The last is 100."""
     goal: Literal["better", "not worse"] = "better"
-    """Goal of the primary metric for the last stage; `not worse` uses its margin."""
+    """Goal of the primary metric for the last stage. `not worse` uses its margin."""
     min_users: int = 100
-    """Minimum users of each arm in a stage before the next one."""
+    """Minimum number of users per arm in a stage before the next one."""
     min_hours: float = 24.0
     """Minimum hours of each stage."""
     most_users: int | None = None
-    """Users of both arms together after which it is rolled back without reaching the goal."""
+    """Number of users in both arms together after which it is rolled back if the goal was not reached."""
     alpha: float = 0.05
-    """The chance of a wrong claim on the primary metric, however often you look; the guardrails share
+    """Probability of a false claim on the primary metric, no matter how often you look. The guardrails share
     another one."""
 
 
 class ExperimentPlan(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The plan of an experiment, fixed before it begins."""
+    """The plan of an experiment, set before it begins."""
 
     name: str
     base: str
-    """MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, or a run, whose base is then used."""
+    """Base model: MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, or a run, whose base model is then used."""
     tuned: str
     metrics: tuple[PlannedMetric, ...]
     rule: DecisionRule = DecisionRule()
     key_variables: dict[str, str] = {}
-    """By arm: the environment variable with the key for an address."""
+    """Environment variables with the key for an address, by arm."""
     usd_per_mtok: dict[str, tuple[Decimal, Decimal]] = {}
-    """By arm: prices of a million prompt and answer tokens, for the metric `cost_usd`."""
+    """Prices of a million prompt and answer tokens, by arm, for the metric `cost_usd`."""
 
     def metric(self, name: str) -> PlannedMetric | None:
         return next((m for m in self.metrics if m.name == name), None)
@@ -75,7 +75,7 @@ class ExperimentRecord(Record, frozen=True, kw_only=True):
     id: str
     created_at: datetime
     salt: str
-    """Makes the users' assignment independent of all other experiments."""
+    """Random text that makes the users' assignment independent of all other experiments."""
     plan: ExperimentPlan
 
 
@@ -92,19 +92,19 @@ class ExperimentPhase(Record, frozen=True, kw_only=True):
 
     @property
     def over(self) -> bool:
-        """No more evidence is collected, and everybody gets one model."""
+        """Whether the phase is over, so that no more evidence is collected and all users get one model."""
         return self.verb in ("ship", "roll back", "stop")
 
 
 class Exposure(Record, frozen=True, kw_only=True):
-    """A user who was assigned a model in a phase."""
+    """The assignment of a user to a model in a phase."""
 
     user: str
-    """A hash."""
+    """Hash of the user id."""
     phase: int
     arm: Arm
     chance: float
-    """Probability of the tuned model, given the user's earlier assignment: 1 for users who stay with it."""
+    """Probability of the tuned model, given the user's earlier assignment. It is 1 for users who keep it."""
     at: datetime
 
 
@@ -113,11 +113,12 @@ class EvidencePoint(Record, frozen=True, kw_only=True):
 
     users: int
     log10_e: float
-    """0: none; at log10(1 / alpha) a difference is shown."""
+    """Logarithm of the e-value. 0 means no evidence, and at log10(1 / alpha) a difference is shown."""
 
 
 class Evidence(Record, frozen=True, kw_only=True):
-    """The evidence of one metric, valid anytime. A difference is tuned minus base, over all phases."""
+    """The evidence of one metric, which is valid anytime. A difference is tuned minus base, over all
+    phases."""
 
     metric: str
     role: str
@@ -125,24 +126,26 @@ class Evidence(Record, frozen=True, kw_only=True):
     margin: float
     alpha: float
     users: dict[str, int]
-    """Counted users, by arm."""
+    """Number of counted users, by arm."""
     values: dict[str, float | None]
-    """Raw means by arm over all phases. The difference is not theirs if shares changed."""
+    """Raw averages by arm over all phases. If shares changed, the difference is not the difference of these
+    values."""
     difference: float | None = None
     low: float | None = None
     high: float | None = None
-    """The interval contains the true difference at all times at once with a probability of 1 - alpha."""
+    """High end of the interval, which contains the true difference at all times with a probability of 1 -
+    alpha."""
     gate: str | None = None
-    """Why there is no interval yet, and for numbers no evidence."""
+    """Reason why there is no interval yet and, for numbers, no evidence."""
     log10_e: float = 0.0
-    """The strongest evidence so far against no difference."""
+    """Strongest evidence so far against no difference."""
     p_value: float = 1.0
-    """Valid anytime."""
+    """Anytime-valid p-value."""
     decision: Literal["better", "worse", "open"] = "open"
     detectable: float | None = None
-    """A difference that would have been detected by now in four of five experiments."""
+    """Difference that would have been detected by now in four out of five experiments."""
     counted_ratio_p: float = 1.0
-    """Whether outcomes came from both arms alike: below 0.001, the metric is not trusted."""
+    """P-value for equal recording of outcomes in both arms. Below 0.001, the metric is not trusted."""
     curve: tuple[EvidencePoint, ...] = ()
 
 
@@ -151,7 +154,7 @@ class ExperimentDecision(Record, frozen=True, kw_only=True):
 
     verb: Verb
     share: float
-    """Share of users that it leads to."""
+    """Share of users after the decision."""
     why: str
 
 
@@ -166,12 +169,13 @@ class ExperimentReport(Record, frozen=True, kw_only=True):
     state: Literal["running", "shipped", "rolled back", "stopped"]
     share: float
     users: dict[str, int]
-    """Users who were assigned a model, by arm; users of both count in both."""
+    """Number of users who were assigned a model, by arm. Users of both arms count in both."""
     sample_ratio_p: float
-    """Whether users were split as planned; below 0.001, the split is broken."""
+    """P-value for the planned split of users. Below 0.001, the split is broken."""
     evidence: tuple[Evidence, ...]
     decision: ExperimentDecision
     counts: dict[str, int] = {}
-    """Answers of the base instead of the tuned model, requests without a user, and outcomes not counted."""
+    """Counts of answers by the base in place of the tuned model, requests without a user, and outcomes not
+    counted."""
     applied: bool = False
-    """The decision was carried out by this very look."""
+    """Whether this call carried out the decision."""

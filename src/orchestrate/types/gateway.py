@@ -10,7 +10,7 @@ from orchestrate.types.jobs import JobError
 from orchestrate.types.record import Record
 
 Opens = Literal["gateway", "serve", "sessions"]
-"""The kind of server that a key opens."""
+"""Kind of server that a key opens."""
 
 
 class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -20,21 +20,22 @@ class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     created_at: datetime
     opens: Opens = "gateway"
-    """`serve`: models of `serve` and `ab serve`, and nothing of the gateway; `sessions`: training
-    sessions."""
+    """Servers that the key opens. `serve` means models of `serve` and `ab serve` but not the gateway, and
+    `sessions` means training sessions."""
     project: str = "default"
-    """Keys of one project see the same files, jobs and models."""
+    """Project of the key. Keys of one project see the same files, jobs and models."""
     backends: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     """Names that clients may request."""
     map: dict[str, str] = {}
-    """This key's own names, before those of the configuration: name -> `backend:model`."""
+    """The key's own names, as name -> `backend:model`. They take precedence over the configuration."""
     budget_usd: Decimal | None = None
-    """Cost limit over all its jobs: bills of ended ones, and the quotes' high ends of open ones."""
+    """Cost limit for all its jobs, which counts the bills of ended jobs and the quotes' high ends of open
+    ones."""
     per_minute: int | None = None
-    """Requests."""
+    """Maximum number of requests per minute."""
     concurrent: int | None = None
-    """Limit on jobs that have not ended."""
+    """Maximum number of jobs that have not ended."""
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
 
@@ -48,36 +49,36 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     project: str
     created_at: datetime
     asked: dict[str, Any]
-    """The create request's body."""
+    """Body of the create request."""
     tuned: str
-    """The name of the model that it creates."""
+    """Name of the model that it creates."""
     backend: str
     spec: dict[str, Any]
     boot: str = ""
     uptime_s: float = 0.0
-    """Creation time by that machine's uptime clock, which nobody sets."""
+    """Creation time by that machine's uptime clock, which nobody can set."""
     untuned: str = ""
-    """The requested model name; if an earlier tuned model is trained further, the name that was requested
+    """Requested model name. If an earlier tuned model is trained further, the name that was requested
     first."""
     files: tuple[str, ...] = ()
-    """sha256 of the training files' contents."""
+    """Hashes (sha256) of the training files' contents."""
     file_names: tuple[str, ...] = ()
-    """The client's names for them, in the same order."""
+    """The client's names for the files, in the same order."""
     quote_usd: Decimal | None = None
-    """The quote's high end."""
+    """High end of the quote."""
     notes: tuple[str, ...] = ()
-    """What was decided about it, shown as its first events."""
+    """Decisions about it, shown as its first events."""
     run_id: str | None = None
     attempt: int = 0
     """Attempt number of its key, in records from when each attempt was a separate run."""
     tries: int = 0
-    """How often its backend could not accept it, for a temporary reason."""
+    """Number of times that its backend could not accept it for a temporary reason."""
     again_at: datetime | None = None
     error: JobError | None = None
-    """Why it has no run."""
+    """Reason why it has no run."""
     cancel_asked: bool = False
     ended_as: str | None = None
-    """The terminal status that its clients received: it stays, whatever becomes of its run."""
+    """Terminal status that its clients received. It stays, no matter what happens to its run."""
     ended_at: datetime | None = None
     told: bool = False
     """Whether its end was sent to the webhook, if there is one."""
@@ -85,13 +86,13 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def base(self) -> str:
-        """The model's name without the tuned prefix, also for earlier records that only have the tuned
-        name."""
+        """Name of the model without the tuned prefix. Earlier records only have the tuned name."""
         return self.untuned or self.tuned.split(":")[1]
 
     @property
     def outside(self) -> bool:
-        """Return whether the job was created outside of the gateway, so the store has no record of it."""
+        """Return whether the job was created outside of the gateway, so that the store has no record of
+        it."""
         return not self.key
 
     @property
@@ -101,7 +102,7 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class AuditEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A request that changed something or was refused, or a command that created or revoked a key."""
+    """A request that changed something or was rejected, or a command that created or revoked a key."""
 
     at: datetime
     key: str
@@ -109,13 +110,13 @@ class AuditEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     """HTTP method, or `COMMAND`."""
     path: str
     status: int
-    """HTTP status; 0 for a command."""
+    """HTTP status, or 0 for a command."""
     by: str | None = None
-    """Who ran the command, as `user@machine`."""
+    """User who ran the command, as `user@machine`."""
     subject: str | None = None
-    """The id of what was created or changed."""
+    """Id of the created or changed object."""
     code: str | None = None
-    """Reason of the refusal."""
+    """Reason for the rejection."""
     address: str | None = None
     times: int = 1
-    """Number of similar ones since the previous recorded entry."""
+    """Number of similar entries since the previous recorded one."""

@@ -12,11 +12,12 @@ from orchestrate.types.record import Record
 
 
 class Standing(Record, frozen=True, kw_only=True):
-    """A resource at a host that bills or may bill, whoever created it."""
+    """A resource at a host that is or may be billed, no matter who created it."""
 
     provider: str
     kind: Literal["job", "deployment", "endpoint", "worker", "storage"]
-    """An endpoint is a name without a deployment behind it; a worker runs on one of the user's machines."""
+    """Kind of resource. An endpoint is a name without a deployment, and a worker runs on one of the user's
+    machines."""
     id: str
     """The host's own id."""
     name: str | None = None
@@ -24,26 +25,26 @@ class Standing(Record, frozen=True, kw_only=True):
     state: str
     """The host's own status, in lower case and without its prefix."""
     bills: bool | None
-    """Whether it bills now; `None` if unknown."""
+    """Whether it is billed now. `None` if unknown."""
     usd_per_hour: Decimal | None = None
-    """Hourly price while it bills, for a deployment with all replicas up; `None` if no price is known."""
+    """Hourly price while it is billed, for a deployment with all replicas. `None` if no price is known."""
     rented: bool = False
-    """A job whose machine is billed hourly for as long as it exists."""
+    """Whether it is a job whose machine is billed hourly for as long as it exists."""
     job_id: str | None = None
-    """The job that it is, or that it belongs to by its name. Only the store knows whose it is."""
+    """Job that it is, or that it belongs to by its name. Only the store knows the job's owner."""
     created_at: datetime | None = None
     owner: str | None = None
-    """Its creator, if that is certainly not the owner of the key."""
+    """Creator, if that is certainly not the owner of the key."""
     note: str | None = None
     payload: dict[str, Any] = {}
 
 
 class Billing(Record, frozen=True, kw_only=True):
-    """The resources of one account that bill or may bill, and what could not be seen."""
+    """The resources of one account that are or may be billed, and what could not be seen."""
 
     items: tuple[Standing, ...] = ()
     unseen: tuple[str, ...] = ()
-    """Resources that the host has no list of, or that could not be queried, one sentence each."""
+    """Resources that the host cannot list, or that could not be queried, one sentence each."""
     partial: bool = False
     """Whether one of them is a list that the host has but that could not be read now."""
 
@@ -56,21 +57,21 @@ class StoredItem(Record, frozen=True, kw_only=True):
     id: str
     """The host's own id."""
     name: str | None = None
-    """The file's name, or the model's display name there."""
+    """Name of the file, or display name of the model there."""
     bytes: int | None = None
     created_at: datetime | None = None
     expires_at: datetime | None = None
-    """When the host deletes it, if it says so."""
+    """When the host deletes it, if the host reports that."""
     job_id: str | None = None
     """The job that created the model."""
     usd_per_month: Decimal | None = None
-    """Storage price, on a host that bills for storage."""
+    """Monthly storage price, on a host that bills for storage."""
     run_id: str | None = None
-    """The run in this store that it belongs to."""
+    """Run in this store that it belongs to."""
     note: str | None = None
 
     def is_called(self, name: str) -> bool:
-        """Return whether `name` means this item: its id, the last part of it, or its job's id."""
+        """Return whether `name` refers to this item: its id, the last part of it, or its job's id."""
         return name in (self.id, self.id.rpartition("/")[2], self.job_id)
 
 
@@ -85,14 +86,14 @@ class Storage(Record, frozen=True, kw_only=True):
 
 
 ADAPTER_JOB = "adapter"
-"""The kind of `JobHandle` for an adapter that was uploaded to a host, because no job there created it."""
+"""Kind of `JobHandle` for an adapter that was uploaded to a host, because no job there created it."""
 
 
 class Adapter(Record, frozen=True, kw_only=True):
     """A LoRA adapter on this machine, ready to be uploaded."""
 
     id: str
-    """Its name at every host, derived from its weights, so the same weights are never uploaded twice."""
+    """Name at every host, derived from its weights, so that the same weights are never uploaded twice."""
     folder: str
     """Folder with adapter_config.json and adapter_model.safetensors, and nothing else."""
     base: str
@@ -100,7 +101,7 @@ class Adapter(Record, frozen=True, kw_only=True):
     rank: int
     """The highest rank of its matrices."""
     targets: tuple[str, ...]
-    """Names of the adapted modules; empty if they are a pattern."""
+    """Names of the adapted modules. Empty if they are given as a pattern."""
 
 
 class DeploymentState(StrEnum):
@@ -130,17 +131,16 @@ class Age(Record, frozen=True, kw_only=True):
     """The age of a deployment at one reading of a machine's clocks."""
 
     seconds: float
-    """Seconds since its creation, measured by uptime, so changing the wall clock has no effect."""
+    """Seconds since its creation, measured by uptime, so that changing the wall clock has no effect."""
     at: datetime
     """The wall clock at this reading."""
     boot: str
-    """The boot of the machine from which `uptime` counts."""
+    """Id of the boot from which `uptime` counts."""
     uptime: float
 
 
 class Deployment(Record, frozen=True, kw_only=True):
-    """A tuned model at a host that serves it, tracked from the request until the host has confirmed its
-    end."""
+    """A tuned model deployed at a host, tracked from the request until the host has confirmed its end."""
 
     id: str
     run_id: str
@@ -150,32 +150,32 @@ class Deployment(Record, frozen=True, kw_only=True):
     """Id of the `Account` that it was created in."""
     sandbox: bool = False
     job_id: str
-    """Job of the run, or of its adapter if that was uploaded. The deployment is named after it, and found
-    again by it."""
+    """Job of the run, or of its adapter if that was uploaded. The deployment's name contains it, so that it
+    can be found again."""
     job_kind: str | None = None
     model: str | None = None
     state: DeploymentState
     raw_state: str | None = None
     host_id: str | None = None
-    """The host's own id, once it was seen."""
+    """The host's own id, once the host has reported it."""
     answered: bool = False
     """Whether the host has shown the result of the last request to create it."""
     complete: bool = False
-    """Whether it gets requests: all steps of `deploy` are complete."""
+    """Whether it gets requests, because all steps of `deploy` are complete."""
     options: dict[str, Any] = {}
     """The backend's options, as passed to `deploy`."""
     usd_per_hour: Decimal | None = None
     max_usd_per_hour: Decimal | None = None
     max_cost_usd: Decimal | None = None
     max_hours: Decimal | None = None
-    """Counted from its creation."""
+    """Maximum hours, counted from its creation."""
     made_by: str | None = None
     gateway_key: str | None = None
     """Gateway key whose request created it."""
     gateway_model: str | None = None
     """Entry of the gateway's model map that allowed it."""
     cause: str | None = None
-    """Why it ends or ended."""
+    """Reason why it ends or ended."""
     problem: str | None = None
     """The last error."""
     created_at: datetime
@@ -183,12 +183,13 @@ class Deployment(Record, frozen=True, kw_only=True):
     used_at: datetime | None = None
     """When this store last sent a request to the model through it."""
     missing_since: datetime | None = None
-    """Since when the host does not show it, although nobody here ended it."""
+    """Time since when the host does not show it, although nobody here ended it."""
     ended_at: datetime | None = None
     billed_s: float = 0.0
-    """Seconds up to `billing_since`, or in total if it is not billing."""
+    """Billed seconds up to `billing_since`, or in total if it is not being billed."""
     billed_by_month: dict[str, float] = {}
-    """`billed_s` by month as `2026-11`, in UTC; seconds counted by an earlier version are in no month."""
+    """Billed seconds by month, such as `2026-11` in UTC. Seconds counted by an earlier version are in no
+    month."""
     billing_since: datetime | None = None
     age: Age | None = None
     """Age at the last reading. All times above except `updated_at` are `created_at` plus an age."""
@@ -203,8 +204,8 @@ class Deployment(Record, frozen=True, kw_only=True):
 
 
 class DeploymentOffer(Record, frozen=True, kw_only=True):
-    """The offer that `deploy` would agree to: the price, and the limits that will apply, including those of
-    an earlier call."""
+    """The offer that `deploy` would accept: the price and the limits that will apply, including those of an
+    earlier call."""
 
     run_id: str
     provider: str
@@ -216,11 +217,11 @@ class DeploymentOffer(Record, frozen=True, kw_only=True):
     """Id of the existing deployment that is completed, started or changed."""
     options: dict[str, Any] = {}
     usd_per_hour: Decimal | None = None
-    """Hourly price with all replicas up, idle or not; `None` if unknown."""
+    """Hourly price with all replicas, idle or not. `None` if unknown."""
     max_cost_usd: Decimal | None = None
     max_hours: Decimal | None = None
-    """Counted from the deployment's creation."""
+    """Maximum hours, counted from the deployment's creation."""
     hours_left: Decimal | None = None
-    """What is left of `max_hours`."""
+    """Remaining hours of `max_hours`."""
     most_usd: Decimal | None = None
-    """What it may still cost before a limit ends it; `None` without a limit or a price."""
+    """Maximum further cost before a limit ends it. `None` without a limit or a price."""

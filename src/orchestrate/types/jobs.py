@@ -122,30 +122,30 @@ class Job(Record, frozen=True, kw_only=True):
     total_steps: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
-    """Values that the host trains with: its own choice if they were left to it."""
+    """Values that the host trains with. If they were left to it, its own choice."""
     epoch: float | None = None
     percent: float | None = None
     early_stopped: bool = False
     error: JobError | None = None
     cost_usd: Decimal | None = None
-    """The host's own figure for the entire job, if it reports one, however far the job got."""
+    """The host's own figure for the entire job, if it reports one, no matter how far the job got."""
     cost_origin: str | None = None
     accelerator_seconds: dict[str, int] = {}
-    """GPU -> seconds, for a job that is billed by them."""
+    """Seconds by GPU type, for a job that is billed by them."""
     worked_seconds: float | None = None
-    """Total working time of its workers, if they count it, without time paused."""
+    """Total working time of its workers, without pauses, if they count it."""
     payload: dict[str, Any] = {}
     """The host's response without secrets."""
 
 
 class Recalled(Record, frozen=True, kw_only=True):
-    """What a host reports about a job besides its state, by which it can be priced without its spec and
-    data."""
+    """What a host reports about a job in addition to its state. It allows pricing the job without its spec
+    and data."""
 
     method: Literal["sft", "dpo", "rft"] = "sft"
     adapter: Literal["lora", "full"] = "lora"
     epochs: int | None = None
-    """`None`: left to the host, or not reported."""
+    """Number of epochs. `None` if left to the host or not reported."""
     evals: int = 0
     packing: bool = True
     max_length: int | None = None
@@ -159,7 +159,7 @@ class Recalled(Record, frozen=True, kw_only=True):
     """Hourly price of its machine, if the job is billed hourly."""
     price_source: str | None = None
     most_seconds: float | None = None
-    """Seconds after which its machine has stopped, whatever happens to the job."""
+    """Seconds after which its machine stops in any case."""
 
 
 class Told(Record, frozen=True, kw_only=True):
@@ -168,20 +168,20 @@ class Told(Record, frozen=True, kw_only=True):
     spec: dict[str, Any] = {}
     """Settings under the spec's own names."""
     files: dict[str, str] = {}
-    """train, validation -> the file's id at the host."""
+    """The files' ids at the host, for train and validation."""
     dataset_digest: str | None = None
-    """Digest of its rows; if it is set, `spec` is the entire spec as submitted."""
+    """Digest of its rows. If it is set, `spec` is the entire spec as submitted."""
     max_cost_usd: Decimal | None = None
     """The job's current limit."""
 
 
 class Event(Record, frozen=True, kw_only=True):
-    """One event of a job. `id` is stable for a provider and job, so reading it again adds nothing."""
+    """One event of a job. `id` is stable for a provider and job, so that reading it again adds nothing."""
 
     id: str
     at: datetime
     level: str
-    """info, warning or error."""
+    """Level of the event: info, warning or error."""
     message: str
     type: str = "message"
     step: int | None = None
@@ -225,7 +225,7 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     step: int | None = None
     created_at: datetime | None = None
     model: str | None = None
-    """An id or path that can be used as a model, if the backend allows it."""
+    """Id or path that can be used as a model, if the backend allows it."""
     metrics: dict[str, float] = {}
 
     def __str__(self) -> str:
@@ -234,7 +234,7 @@ class Checkpoint(Record, frozen=True, kw_only=True):
 
 class ArtifactFile(Record, frozen=True, kw_only=True):
     path: str
-    """Relative to the artifact's folder."""
+    """Path relative to the artifact's folder."""
     bytes: int
     sha256: str
 
@@ -243,7 +243,7 @@ class Artifact(Record, frozen=True, kw_only=True):
     """A tuned model on this machine."""
 
     kind: str
-    """adapter, merged or full."""
+    """Kind of the model: adapter, merged or full."""
     folder: str
     files: tuple[ArtifactFile, ...]
     base_model: str | None = None
@@ -252,7 +252,7 @@ class Artifact(Record, frozen=True, kw_only=True):
 
 
 class Endpoint(Record, frozen=True, kw_only=True):
-    """Where a tuned model answers. `usd_per_hour` is its cost while it is up, including idle time."""
+    """The address of a tuned model. `usd_per_hour` is its cost while it is up, including idle time."""
 
     provider: str
     id: str
@@ -267,9 +267,10 @@ class Account(Record, frozen=True, kw_only=True):
     """The account whose jobs a backend's key shows."""
 
     id: str
-    """`organization o, project p` as the host reports it, otherwise `key 0123456789abcdef`, a fingerprint."""
+    """Id, as `organization o, project p` if the host reports it, otherwise as the fingerprint `key
+    0123456789abcdef`."""
     told: bool
-    """Whether the host reported it: then another id is another account. A different fingerprint may be a
+    """Whether the host reported it. If so, another id means another account. A different fingerprint may be a
     new key of the same account."""
 
 
@@ -280,7 +281,7 @@ class RunRequest:
     quote: Quote | None = None
     max_cost_usd: Decimal | None = None
     allowed_usd: Decimal | None = None
-    """The maximum cost, if a rented machine stops at it; a budget reserves this amount."""
+    """Maximum cost, if a rented machine stops at it. A budget reserves this amount."""
     idempotency_key: str | None = None
     made_by: str | None = None
 
@@ -294,7 +295,7 @@ class Run(Record, frozen=True, kw_only=True):
 
     id: str
     ref: str
-    """The tag by which the job is found on the host; derived from `id`."""
+    """Tag by which the job is found on the host, derived from `id`."""
     provider: str
     model: str
     """The model as the user wrote it."""
@@ -302,9 +303,9 @@ class Run(Record, frozen=True, kw_only=True):
     spec_hash: str
     dataset_digest: str
     host: str
-    """Base URL or place that the run was sent to, so a sandbox is never mistaken for the real host."""
+    """Base URL or place that the run was sent to, so that a sandbox is never mistaken for the real host."""
     account: str | None = None
-    """Id of the `Account` that the run was sent to; `None` for runs from before it was stored."""
+    """Id of the `Account` that the run was sent to. `None` for runs from versions that did not store it."""
     sandbox: bool = False
     phase: SubmitPhase
     status: JobStatus
@@ -320,7 +321,7 @@ class Run(Record, frozen=True, kw_only=True):
     step: int | None = None
     total_steps: int | None = None
     expected_steps: int | None = None
-    """For a host that reports no total: rows x epochs / batch."""
+    """Total steps if the host reports none: rows x epochs / batch."""
     epoch: float | None = None
     percent: float | None = None
     early_stopped: bool = False
@@ -328,32 +329,32 @@ class Run(Record, frozen=True, kw_only=True):
     quote: Quote | None = None
     bill: Bill | None = None
     estimate_usd: Decimal | None = None
-    """The host's own estimate before the job was created; an estimate, not a bill."""
+    """The host's own estimate from before the job was created, which is not a bill."""
     max_cost_usd: Decimal | None = None
     max_hours: float | None = None
-    """Hour limit over all its workers, if the user changed it after submission."""
+    """Hour limit for all its workers together, if the user changed it after submission."""
     allowed_usd: Decimal | None = None
-    """The maximum cost, because its rented machine stops at it, or its user raised it; a budget reserves
-    this amount."""
+    """Maximum cost, because its rented machine stops at it or its user raised it. A budget reserves this
+    amount."""
     tags: dict[str, str] = {}
     idempotency_key: str | None = None
-    """The caller's own key: a submission with the same one returns this run."""
+    """The caller's own key. A submission with the same key returns this run."""
     made_by: str | None = None
-    """`user@machine`, or the value of `--by`; `None` for recovered runs and those from before it was
-    stored."""
+    """`user@machine`, or the value of `--by`. `None` for recovered runs and runs from versions that did not
+    store it."""
 
     imported: bool = False
-    """Created without this store and recovered from the host's list: once it has ended, no budget counts
-    it."""
+    """Whether it was created without this store and recovered from the host's list. Once it has ended, no
+    budget counts it."""
     released: bool = False
-    """The submitting process ended before anything was sent: it reserves no budget until it is sent."""
+    """Whether the submitting process ended before anything was sent. The run reserves no budget until it is
+    sent."""
     abandoned: str | None = None
-    """Why its user abandoned it, whatever its host does: it is no longer polled, and a budget counts only
-    its last bill."""
+    """Reason why its user abandoned it. It is no longer polled, and a budget counts only its last bill."""
     note: str | None = None
     """The user's note about it."""
     archived: bool = False
-    """Hidden from lists unless requested; its cost and billing count as before."""
+    """Whether it is hidden from lists unless requested. Its cost and billing count as before."""
 
     def __str__(self) -> str:
         mark = " SANDBOX" if self.sandbox else ""
@@ -398,6 +399,6 @@ class Run(Record, frozen=True, kw_only=True):
         if self.job_id is None:
             raise UsageError(
                 f"run {self.id} has no job on {self.provider} (it is {self.phase.value})",
-                fix=f"orchestrate events {self.id}   (says why)",
+                fix=f"see why with: orchestrate events {self.id}",
             )
         return JobHandle(provider=self.provider, job_id=self.job_id, ref=self.ref, kind=self.job_kind)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TokensFrom(StrEnum):
-    """The way a file's tokens are counted: all of them, in a sample of its rows, or not at all."""
+    """How a file's tokens are counted: all of them, in a sample of its rows, or not at all."""
 
     EXACT = "exact"
     SAMPLED = "sampled"
@@ -40,7 +40,7 @@ class Problem(Record, frozen=True, kw_only=True, omit_defaults=True):
     row: int | None = None
     field: str | None = None
     providers: tuple[str, ...] = ()
-    """Backends concerned; empty means all."""
+    """Affected backends. Empty means all."""
     fix: str | None = None
     source: str | None = None
     """The file or URL in which it was found."""
@@ -64,7 +64,7 @@ class Outcome(StrEnum):
 
 
 class Authority(StrEnum):
-    """How it is known that a host has a field, the most reliable source first."""
+    """The source that documents a host's field, most reliable first."""
 
     SDK = "sdk"
     """The types of the host's own SDK."""
@@ -84,54 +84,54 @@ class Setting(Record, frozen=True, kw_only=True):
     outcome: Outcome
     sent: Any = None
     wire: str | None = None
-    """The field of the request body that carries it, dotted; `None` if nothing is sent."""
+    """Dotted name of the field in the request body. `None` if nothing is sent."""
     rule: str | None = None
     """How it was mapped, or why it was rejected."""
     exact: bool = True
-    """Whether the mapped value means the same thing; an inexact one is rejected with `--strict`."""
+    """Whether the mapped value has the same meaning. `--strict` rejects inexact values."""
     authority: Authority | None = None
-    """How it is known that the host has the field `wire`; an undocumented one is rejected with
-    `--strict`. `None` if nothing is sent, and for backends that publish no fields."""
+    """Source that documents the field `wire`. `--strict` rejects undocumented fields. `None` if nothing is
+    sent, and for backends that publish no fields."""
     instead: Any = None
-    """For a rejected one: the nearest accepted value."""
+    """Nearest accepted value, for a rejected setting."""
 
 
 class MemoryPlan(Record, frozen=True, kw_only=True):
-    """The device memory that training needs at its peak, by part, and what to do about it."""
+    """The device memory that training needs at its peak, by part, and how to reduce it."""
 
     parts: dict[str, int]
-    """Bytes."""
+    """Bytes by part."""
     total_bytes: int
     peak: str
-    """The moment of a step at which the peak is reached."""
+    """Part of a step at which the peak is reached."""
     available_bytes: int | None
-    """Memory of the device; `None` if unknown."""
+    """Memory of the device. `None` if unknown."""
     device: str
     fits: bool | None
     rows: int
-    """Rows in one forward pass; both answers of a pair count."""
+    """Number of rows in one forward pass. Both answers of a pair count."""
     longest: int
-    """Tokens of the longest of them."""
+    """Number of tokens in the longest of these rows."""
     advice: tuple[str, ...] = ()
     """What to change if it does not fit, each with the resulting total, cumulatively."""
     notes: tuple[str, ...] = ()
-    """Assumptions, and what makes it less exact than measured cases."""
+    """Assumptions, and reasons why it is less exact than measured cases."""
 
 
 class Translation(Record, frozen=True, kw_only=True):
-    """A JobSpec translated for one backend. Nothing is dropped silently: every requested setting has a
-    row."""
+    """A JobSpec translated for one backend. Nothing is dropped silently, because every requested setting has
+    a row."""
 
     provider: str
     model: str
     """The backend's own id of the base model."""
     settings: tuple[Setting, ...]
     body: dict[str, Any]
-    """The create request without the ref and what only the upload knows (file ids)."""
+    """Create request without the ref and values that only the upload determines (file ids)."""
     memory: MemoryPlan | None = None
     """Memory plan, for a backend that trains on the user's hardware."""
     overrides: dict[str, Any] | None = None
-    """Fields under `overrides:` of this backend with which it accepts the spec; `None` if it rejects
+    """Fields to set under `overrides:` of this backend so that it accepts the spec. `None` if it rejects
     nothing, or if no fields could fix that."""
 
     def __str__(self) -> str:
@@ -158,8 +158,8 @@ class Translation(Record, frozen=True, kw_only=True):
 
     @property
     def multiplied_rate(self) -> float | None:
-        """The learning rate that a `learning_rate_multiplier` becomes here; `None` if none was requested, or
-        the backend does not publish what it multiplies."""
+        """Learning rate that results from `learning_rate_multiplier` here. `None` if no multiplier was
+        requested, or if the backend does not publish what it multiplies."""
         found = next((s for s in self.settings if s.name == "learning_rate_multiplier"), None)
         if found is None or found.outcome is not Outcome.MAPPED or found.sent is None:
             return None
@@ -188,11 +188,10 @@ class QuoteLine(Record, frozen=True, kw_only=True):
     """One line of a quote: `usd = quantity x usd_per_unit`, with a band for the quantity's uncertainty."""
 
     component: str
-    """Such as training, evaluation, minimum, hosting, serving, storage, electricity ..."""
+    """Component, such as training, evaluation, minimum, hosting, serving, storage or electricity."""
     quantity: Decimal
     unit: str
-    """The unit of the rate, for example `usd_per_mtok` or `usd_per_gpu_hour`; quantity is in its
-    denominator."""
+    """Unit of the rate, such as `usd_per_mtok` or `usd_per_gpu_hour`. The quantity is in its denominator."""
     usd_per_unit: Decimal
     usd_low: Decimal
     usd: Decimal
@@ -206,11 +205,11 @@ class QuoteLine(Record, frozen=True, kw_only=True):
 
 
 class PriceRange(NamedTuple):
-    """The price that a quote states."""
+    """The price in a quote."""
 
     low_usd: Decimal
     expected_usd: Decimal | None
-    """`None` if the price is undecided."""
+    """Expected price. `None` if the price is undecided."""
     high_usd: Decimal
 
     @property
@@ -220,7 +219,7 @@ class PriceRange(NamedTuple):
 
 
 class Quote(Record, frozen=True, kw_only=True):
-    """The price of a spec on one backend before anything is uploaded. `unavailable` says why there is
+    """The price of a spec on one backend before anything is uploaded. `unavailable` explains why there is
     none."""
 
     provider: str
@@ -228,10 +227,10 @@ class Quote(Record, frozen=True, kw_only=True):
     lines: tuple[QuoteLine, ...] = ()
     assumptions: tuple[str, ...] = ()
     low_usd: Decimal | None = None
-    """`None`, like the next two, if there is no price because it is `unavailable` or the job would be
-    `refused`."""
+    """Low end. Like the next two fields, `None` if there is no price because it is `unavailable` or the job
+    would be `refused`."""
     expected_usd: Decimal | None = None
-    """`None` also if the price is `undecided`."""
+    """Expected price. Also `None` if the price is `undecided`."""
     high_usd: Decimal | None = None
     billed_tokens: int | None = None
     train_seconds: float | None = None
@@ -239,29 +238,31 @@ class Quote(Record, frozen=True, kw_only=True):
     unavailable: str | None = None
     warnings: tuple[str, ...] = ()
     recalled: bool = False
-    """Built from what the host reports about a job whose spec and data are lost: nobody agreed to it."""
+    """Whether it was built from what the host reports about a job whose spec and data are lost. Nobody agreed
+    to it."""
     open_end: str | None = None
-    """Costs that the price leaves out: the job may cost more than `high_usd`, and no limit can be
+    """Costs that the price does not include. The job may cost more than `high_usd`, and no limit can be
     enforced."""
     ends_usd: Decimal | None = None
-    """For a rented machine: its bill ends at this amount, whatever the run does."""
+    """Maximum bill of a rented machine, independent of the run."""
     undecided: str | None = None
-    """Why only a range can be stated instead of a single price: the host decides when it is asked."""
+    """Reason why only a range is known instead of a single price, because the host decides it when asked."""
     refused: str | None = None
-    """Why the backend would reject the job as it is."""
+    """Reason why the backend would reject the job."""
     unlisted: str | None = None
-    """A warning that no source says that the host tunes the model."""
+    """Warning that no source confirms that the host tunes the model."""
     served: str | None = None
-    """How the backend serves models tuned from this base: by the token, on dedicated GPUs, or not."""
+    """How the backend serves models tuned from this base model: by the token, on dedicated GPUs, or not at
+    all."""
     rows: int | None = None
     """Rows to train on."""
     epochs: int | None = None
-    """Epochs as requested, or as the host is assumed to choose."""
+    """Number of epochs as requested, or as the host is assumed to choose."""
     batch_size: int | None = None
-    """Rows per step; `None` if the host chooses."""
+    """Rows per step. `None` if the host chooses."""
     tokens_from: TokensFrom = TokensFrom.EXACT
-    """Basis of the price: all rows counted, or a sample, whose interval is within `low_usd` and
-    `high_usd`. Without a count there is no price."""
+    """Basis of the price: all rows, or a sample, whose interval lies within `low_usd` and `high_usd`. Without
+    a count, there is no price."""
 
     def __post_init__(self) -> None:
         named = [usd for usd in (self.low_usd, self.expected_usd, self.high_usd) if usd is not None]
@@ -307,7 +308,7 @@ class Quote(Record, frozen=True, kw_only=True):
 
     @property
     def why_none(self) -> str | None:
-        """Why it has no price: it is unknown, or the backend would reject the job."""
+        """Reason why it has no price: it is unknown, or the backend would reject the job."""
         return self.unavailable or (f"would be rejected: {self.refused}" if self.refused else None)
 
     @property
@@ -319,14 +320,14 @@ class Quote(Record, frozen=True, kw_only=True):
 
     @property
     def ranked(self) -> bool:
-        """Return whether the quote can be the cheapest: it has a price, and as far as known the job can
-        run."""
+        """Return whether the quote can be the cheapest, because it has a price and, as far as known, the job
+        can run."""
         return self.why_none is None and self.unlisted is None
 
     @property
     def rank(self) -> tuple[bool, bool, bool, Decimal]:
-        """Sort key for quotes: usable ones by price, then those of jobs that would be rejected, and last
-        those without a price for another reason."""
+        """Sort key that orders usable quotes by price, then quotes of jobs that would be rejected, and
+        finally quotes without a price for another reason."""
         usd = self.counted_usd
         return (
             self.unavailable is not None,
@@ -343,7 +344,7 @@ class Quote(Record, frozen=True, kw_only=True):
     @property
     def held_usd(self) -> Decimal:
         """Return the amount that a budget reserves for a run: the high end. It is 0 if no price is known,
-        because such a run is only created if no limit is set."""
+        because such a run is only created without a limit."""
         return self.high_usd or Decimal(0)
 
 
@@ -352,6 +353,6 @@ class Bill(Record, frozen=True, kw_only=True):
 
     usd: Decimal
     origin: str
-    """For example `trained_tokens x rate`, `total_price`, `estimatedCost`, `measured hours x rate`."""
+    """Source, such as `trained_tokens x rate`, `total_price`, `estimatedCost` or `measured hours x rate`."""
     lines: tuple[QuoteLine, ...] = ()
     final: bool = True

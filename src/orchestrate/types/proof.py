@@ -10,24 +10,24 @@ from orchestrate.types.record import Record
 
 
 class Said(Record, frozen=True, kw_only=True):
-    """An answer as the trainer's model gives it, with the likeliest token each time."""
+    """An answer by the trainer's model, with the most likely token each time."""
 
     text: str
-    """Without the token that ended it."""
+    """Text without the token that ended it."""
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     """Log-probability of each id, in nats."""
     pieces: tuple[bytes, ...] = ()
-    """Text of each id: a letter may begin in one and end in another. Special tokens are empty."""
+    """Text of each id. A letter may begin in one id and end in another. Special tokens are empty."""
     ended: bool
-    """Whether it ended with an end-of-turn token, which is then the last id; otherwise it was cut off."""
+    """Whether it ended with an end-of-turn token, which is then the last id. Otherwise it was cut off."""
 
 
 class Probe(Record, frozen=True, kw_only=True):
     """A conversation, and the ids with which the trainer requests its next answer."""
 
     kind: str
-    """plain, system, multi-turn, tools, special tokens, Unicode ..."""
+    """Kind of conversation, such as plain, system, multi-turn, tools, special tokens or Unicode."""
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] | None = None
     ids: tuple[int, ...]
@@ -39,12 +39,12 @@ class Canary(Record, frozen=True, kw_only=True):
     messages: tuple[dict[str, Any], ...] = ()
     tools: tuple[dict[str, Any], ...] | None = None
     text: str | None = None
-    """Used instead of messages if the rows are prompts and completions."""
+    """Prompt text used instead of messages if the rows are prompts and completions."""
     ids: tuple[int, ...]
     tuned: Said
     base: Said
     apart: float
-    """Nats per token by which the tuned model finds its own answer likelier than the base does."""
+    """Nats per token by which the tuned model finds its own answer more likely than the base model does."""
 
 
 class Sheet(Record, frozen=True, kw_only=True):
@@ -57,9 +57,9 @@ class Sheet(Record, frozen=True, kw_only=True):
     stops: tuple[int, ...]
     stop_words: tuple[str, ...]
     precision: str
-    """Precision of these numbers: bf16, fp32; with nf4 if the base was in four bits."""
+    """Precision of these numbers: bf16 or fp32, with nf4 if the base model was in four bits."""
     noise: float
-    """Nats per token by which the base's log-probabilities differ when it reads the same rows alone and
+    """Nats per token by which the base model's log-probabilities differ between processing the rows alone and
     in a batch."""
     probes: tuple[Probe, ...]
     refused: dict[str, str] = {}
@@ -68,27 +68,27 @@ class Sheet(Record, frozen=True, kw_only=True):
 
 
 class ProofStage(Record, frozen=True, kw_only=True):
-    """One of: tokens, answers, distance, stop."""
+    """One stage of a proof: tokens, answers, distance or stop."""
 
     name: str
     state: Literal["passed", "failed", "unknown"]
-    """`unknown`: the server does not return what is needed."""
+    """Result. `unknown` means that the server does not return what is needed."""
     detail: str
     fix: str | None = None
     figures: dict[str, float] = {}
 
 
 class Proof(Record, frozen=True, kw_only=True):
-    """The result of checking whether the model served at a place is the trained one."""
+    """The result of checking whether a served model is the trained one."""
 
     run_id: str
     at: str
-    """URL, folder or backend."""
+    """URL, folder or backend that serves the model."""
     engine: str
     model: str
     """The model name that was requested."""
     state: Literal["proved", "in part", "failed"]
-    """`in part`: nothing failed, but a stage could not be checked."""
+    """Result. `in part` means that nothing failed, but a stage could not be checked."""
     stages: tuple[ProofStage, ...]
     weights: str | None = None
     """Hash of the adapter, or of the full tuned weights, that the fingerprint belongs to."""
@@ -96,19 +96,19 @@ class Proof(Record, frozen=True, kw_only=True):
 
     @property
     def badge(self) -> str:
-        """The result in words: `proved`, `proved in part (tokens not seen)`, `failed: stop`."""
+        """The result in words, such as `proved`, `proved in part (tokens not seen)` or `failed: stop`."""
         if self.state == "proved":
             return "proved"
         word = "failed" if self.state == "failed" else "unknown"
         stages = ", ".join(stage.name for stage in self.stages if stage.state == word)
-        return f"failed: {stages}" if self.state == "failed" else f"partly proved (not checked: {stages})"
+        return f"failed: {stages}" if self.state == "failed" else f"partly proven (not checked: {stages})"
 
 
 NOT_PROVED = "not proved"
 
 
 def newest(proofs: Sequence[Proof]) -> list[Proof]:
-    """Return the last proof of each place and name, newest first. `proofs` are sorted oldest first."""
+    """Return the last proof for each place and name, newest first. `proofs` must be sorted oldest first."""
     found: dict[tuple[str, str], Proof] = {}
     for proof in reversed(proofs):
         found.setdefault((proof.at, proof.model), proof)
@@ -116,6 +116,6 @@ def newest(proofs: Sequence[Proof]) -> list[Proof]:
 
 
 def badge(proofs: Sequence[Proof]) -> str:
-    """Summarize where a tuned model was proved to be what was trained: `proved at URL; failed: stop at
+    """Summarize where a tuned model was proven to be the trained one, such as `proved at URL; failed: stop at
     FOLDER`."""
     return "; ".join(f"{proof.badge} at {proof.at}" for proof in newest(proofs)) or NOT_PROVED

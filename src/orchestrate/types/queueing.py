@@ -12,38 +12,39 @@ from orchestrate.types.record import Record
 
 class QueueState(StrEnum):
     WAITING = "waiting"
-    """Starts as soon as its backend has room and the runs it depends on have succeeded."""
+    """The entry starts as soon as its backend has a free slot and the runs it depends on have succeeded."""
     HELD = "held"
-    """Does not start on its own; the note says why. `orchestrate queue resume` lets it wait again."""
+    """The entry does not start automatically, for the reason in its note. `orchestrate queue resume` lets it
+    wait again."""
     SUBMITTING = "submitting"
-    """A server is submitting it, or was when it ended; the next one continues."""
+    """A server is submitting the entry, or was when it stopped. The next server continues."""
     SUBMITTED = "submitted"
-    """Has its run, which is followed like any other."""
+    """The entry has its run, which is followed like any other run."""
     REMOVED = "removed"
 
 
 class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A run that will be submitted once there is room for it."""
+    """A run that will be submitted once there is a free slot for it."""
 
     id: str
     provider: str
     spec: dict[str, Any]
     """The spec as requested, with absolute paths of its files."""
     host: str
-    """The backend's address at that time, so a sandbox's entry never goes to the real host."""
+    """Address of the backend at that time, so that a sandbox's entry never goes to the real host."""
     account: str
-    """The account whose key was in use, so another account is not billed for it."""
+    """Account whose key was in use, so that no other account is billed for it."""
     digest: str
-    """Digest of the training data when the price was confirmed; changed data is not submitted."""
+    """Digest of the training data when the price was confirmed. Changed data is not submitted."""
     created_at: datetime
     position: int
-    """The lowest goes first."""
+    """Position in the queue. The lowest starts first."""
     state: QueueState = QueueState.WAITING
     after: tuple[str, ...] = ()
     """Entries and runs that must succeed first."""
     agreed_usd: Decimal | None = None
-    """The high end of the quote that was shown, or the limit if that is higher: nothing above it is
-    submitted to a host. `None`: it had no price."""
+    """High end of the displayed quote, or the limit if that is higher. Nothing above it is submitted to a
+    host. `None` if there was no price."""
     max_cost_usd: Decimal | None = None
     run_id: str | None = None
     note: str | None = None
@@ -52,10 +53,10 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 class TrialState(StrEnum):
     OPEN = "open"
-    """It has a run, or is about to have one."""
+    """The trial has a run, or is about to get one."""
     SCORED = "scored"
     PRUNED = "pruned"
-    """Stopped early: other trials were better at the same step."""
+    """The trial was stopped early because other trials were better at the same step."""
     FAILED = "failed"
 
 
@@ -63,21 +64,21 @@ class Trial(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One choice of settings on one share of the data."""
 
     number: int
-    """Unique in the search."""
+    """Number that is unique within the search."""
     settings: dict[str, Any]
     """Differences from the search's spec, by dotted names; `provider` is the backend."""
     share: float = 1.0
     """Share of the training rows."""
     parent: int | None = None
-    """The trial on fewer rows that this one continues in full."""
+    """Trial on fewer rows that this one repeats on all rows."""
     state: TrialState = TrialState.OPEN
     run_id: str | None = None
     high_usd: Decimal = Decimal(0)
-    """High end of its quote, which it reserves in the budget until its bill is known."""
+    """High end of its quote, which the budget reserves until its bill is known."""
     score: float | None = None
     score_low: float | None = None
     score_high: float | None = None
-    """The interval of the score, if the target has one."""
+    """High end of the score's interval, if the target has one."""
     note: str | None = None
 
 
@@ -91,19 +92,19 @@ class Search(Record, frozen=True, kw_only=True, omit_defaults=True):
     choices: dict[str, tuple[Any, ...]]
     """Values to choose from, by dotted names."""
     ranges: dict[str, tuple[float, float, bool]]
-    """Low, high, and whether on a log scale."""
+    """Ranges as low, high, and whether on a log scale."""
     sampler: str
     trials: int
     """Maximum number of trials on the first share of the data."""
     seed: int = 0
     target: str = "validation_loss"
     test: str | None = None
-    """Rows on which `eval:` targets are scored; default: the spec's."""
+    """Rows used to score `eval:` targets. Default: the spec's."""
     digest: str = ""
-    """Digest of the training data: a search is not continued on other data."""
+    """Digest of the training data. A search is not continued on other data."""
     share: float = 1.0
     survivors: int = 0
-    """With a share below 1: how many of the best are trained again on all rows."""
+    """Number of best trials to train again on all rows, with a share below 1."""
     prune: bool = False
     max_parallel: int = 1
     max_cost_usd: Decimal | None = None

@@ -17,7 +17,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.encode(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-ready values: `Decimal` and times become strings."""
+        """Return plain JSON-ready values. `Decimal` values and times become strings."""
         return msgspec.to_builtins(self)
 
     @classmethod
@@ -31,7 +31,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return decoding.convert(data, type=cls, strict=False)
 
     def cells(self) -> dict[str, Any]:
-        """Return the record as a table row, by column. Nested values are named by their path,
+        """Return the record as a table row, by column. Nested values are named by their path, such as
         `tags.team`."""
         return dict(flat(msgspec.structs.asdict(self)))
 

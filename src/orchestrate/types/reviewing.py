@@ -16,7 +16,7 @@ class Criterion(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     name: str
     question: str = ""
     scale: int | tuple[str, ...] = 5
-    """The number of points, or a name for each, the worst first."""
+    """Number of points, or a name for each point, worst first."""
 
     @property
     def points(self) -> int:
@@ -24,7 +24,7 @@ class Criterion(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, o
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Return the labels of 1, 2 ..."""
+        """Return the labels for 1, 2 and so on."""
         return self.scale if isinstance(self.scale, tuple) else tuple(str(n + 1) for n in range(self.scale))
 
 
@@ -60,32 +60,33 @@ class Review(Record, frozen=True, kw_only=True):
     items: int
     tasks: int
     same: tuple[tuple[str, str, str], ...] = ()
-    """Two contenders, and an item that both answered with the same text: a tie that nobody needs to rate."""
+    """Items for which two contenders gave the same answer, as (contender, contender, item). They are ties
+    that nobody needs to rate."""
     seed: int = 0
-    """Decides each rater's order and sides."""
+    """Seed that determines each rater's order and sides."""
     folder: str
-    """Folder with what is shown, and the links."""
+    """Folder with the displayed content and the links."""
 
 
 class Rating(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One rater's rating of one task. A later one for the same task replaces it."""
+    """One rater's rating of one task. A later rating of the same task replaces it."""
 
     review: str
     task: str
     rater: str
     at: datetime
     choice: Literal["left", "right", "tie", "both bad"] | None = None
-    """For two answers; `left` and `right` as they were shown."""
+    """Choice between two answers. `left` and `right` are as displayed."""
     left: str = ""
-    """The contender whose answer was shown on the left, or the only one."""
+    """Contender whose answer was on the left, or the only contender."""
     right: str = ""
     scores: dict[str, int] = {}
     """Points by criterion, from 1 to its maximum."""
     note: str = ""
     question: str | None = None
-    """If rows are written: the last question, unchanged or corrected."""
+    """Last question, unchanged or corrected, if rows are written."""
     answer: str | None = None
-    """If rows are written: the answer."""
+    """Answer, if rows are written."""
     seconds: float | None = None
     withdrawn: bool = False
-    """Withdrawn: the task is open again."""
+    """Whether the rating was withdrawn, so that the task is open again."""

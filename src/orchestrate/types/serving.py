@@ -11,7 +11,7 @@ class Export(Record, frozen=True, kw_only=True):
     """A folder that serves a tuned model elsewhere."""
 
     form: str
-    """peft, merged, gguf, gguf-lora, ollama, vllm or hub."""
+    """Format of the export: peft, merged, gguf, gguf-lora, ollama, vllm or hub."""
     folder: str
     files: tuple[ArtifactFile, ...]
     base_model: str
@@ -19,45 +19,47 @@ class Export(Record, frozen=True, kw_only=True):
     commands: tuple[str, ...]
     """Commands that serve it there, one per line."""
     notes: tuple[str, ...] = ()
-    """What is different there, and what to check."""
+    """Differences in this format, and what to check."""
     proof: Proof | None = None
-    """Proof of the folder, if it could be tried on this machine."""
+    """Proof of the folder, if it could be tested on this machine."""
 
 
 class AdapterCost(Record, frozen=True, kw_only=True):
-    """The cost of an adapter in addition to its base, measured on the machine that answers, as a server
-    starts or at the end of an evaluation."""
+    """The cost of an adapter in addition to its base model, measured on the machine that answers when a
+    server starts or at the end of an evaluation."""
 
     model: str
     load_s: float
-    """Once."""
+    """Seconds to load it, once."""
     token_s: float
     """Seconds per token."""
     base_token_s: float
-    """Seconds per token of its base alone."""
+    """Seconds per token with the base model alone."""
 
     def __str__(self) -> str:
         more = 1000 * (self.token_s - self.base_token_s)
         share = self.token_s / self.base_token_s - 1
         return (
-            f"{self.model}: loading the adapter took {1000 * self.load_s:.0f} ms, once; a token takes "
-            f"{1000 * self.token_s:.1f} ms, {more:+.1f} ms ({share:+.0%}) compared with the base alone"
+            f"{self.model}: loading the adapter took {1000 * self.load_s:.0f} ms once; a token "
+            f"takes {1000 * self.token_s:.1f} ms, {more:+.1f} ms ({share:+.0%}) compared with the "
+            "base model alone"
         )
 
 
 class Merged(Record, frozen=True, kw_only=True):
-    """One adapter merged from several of one base, or one model from several of one architecture."""
+    """An adapter merged from several adapters of one base model, or a model merged from several models of one
+    architecture."""
 
     folder: str
     files: tuple[ArtifactFile, ...]
     base_model: str
     method: str
-    """The method that was used: `ties_svd` if ranks differ."""
+    """Method that was used, such as `ties_svd` if ranks differ."""
     parts: tuple[str, ...]
     weights: tuple[float, ...]
     ranks: tuple[int, ...]
     rank: int | None
-    """`None` for complete models, which have none."""
+    """Rank of the adapter. `None` for complete models."""
     error: float | None
     """Relative distance of an adapter from the weighted sum of its parts, over all adapted matrices."""
     notes: tuple[str, ...] = ()

@@ -56,20 +56,20 @@ VERBS = {
 
 @dataclass(frozen=True)
 class ActionQuestion:
-    """The question that a person confirms: the amount, if there is one, and what will happen."""
+    """The question that a user must confirm: the amount, if there is one, and what will happen."""
 
     verb: Verb
     what: str
     sum: str | None = None
     usd_per_hour: Decimal | None = None
     unknown: bool = False
-    """An unknown price has to be confirmed separately."""
+    """Whether an unknown price must be confirmed separately."""
     shown: Mapping[str, str] = field(default_factory=dict[str, str])
     """The limits that the amount covers, by field name."""
 
 
 def possible(site: Site, handle: RunHandle) -> list[Verb]:
-    """List what can be done with a run in its current state."""
+    """List the possible actions on a run in its current state."""
     run = handle.record
     try:
         features = handle.provider.features
@@ -110,11 +110,11 @@ def _asked_to_deploy(handle: RunHandle, verb: Verb, given: Mapping[str, str]) ->
 
 
 def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> ActionQuestion:
-    """Return what a person has to confirm before an action. Raises `UsageError` for an unknown action,
-    and the errors of the host that is asked for its price."""
+    """Return what a user must confirm before an action. Raises `UsageError` for an unknown action, and the
+    errors of the host that is asked for its price."""
     run = handle.record
     if name not in VERBS:
-        raise UsageError(f"these pages have no action {name!r}", fix=f"orchestrate {name} --help")
+        raise UsageError(f"these pages have no action called {name!r}", fix=f"orchestrate {name} --help")
     verb = VERBS[name]
     if name == "cancel":
         what = "The job ends. Most hosts bill the training so far; work not saved in a checkpoint is lost."
@@ -130,8 +130,8 @@ def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> ActionQuest
     if name == "deploy":
         return _asked_to_deploy(handle, verb, given)
     whats: Mapping[str, str] = {
-        "pause": "The run stops until you resume it. The host may bill storage meanwhile.",
-        "download": "Downloads its files into the home folder and checks their hashes.",
+        "pause": "The run stops until you resume it. The host may bill storage in the meantime.",
+        "download": "Downloads its files to the home folder and checks their hashes.",
         "undeploy": "Clients get no more answers. Billing stops once the host confirms the shutdown.",
     }
     return ActionQuestion(verb, whats[name])
@@ -160,7 +160,7 @@ def routes(site: Site) -> list[Route]:
         handle = site.ft.run(request.path_params["run"])
         name = request.path_params["verb"]
         if name not in VERBS:
-            raise UsageError(f"these pages have no action {name!r}", fix=f"orchestrate {name} --help")
+            raise UsageError(f"these pages have no action called {name!r}", fix=f"orchestrate {name} --help")
         limits = {one: first(form, one).strip() for one in _LIMITS}
         if name == "deploy" and any(first(form, f"shown_{one}") != value for one, value in limits.items()):
             # Nobody has seen what it costs with these limits: the page says so first.
@@ -207,7 +207,7 @@ def ticked(form: Form, name: str) -> bool:
 
 
 def number(form: Form | Mapping[str, str], name: str) -> Decimal | None:
-    """Read a number from a form. Raises `UsageError` if it is not a number."""
+    """Parse a number from a form. Raises `UsageError` if it is not a number."""
     unit = "hours" if name == "max_hours" else "US dollars"
     return amount(first(form, name).strip() or None, name.replace("_", " "), unit)
 
@@ -248,7 +248,7 @@ def evaluate_routes(site: Site) -> list[Route]:
         checkpoint, test = first(form, "checkpoint"), first(form, "test").strip()
         limit = number(form, "max_cost_usd")
         if not test:
-            raise UsageError("name the held-out rows")
+            raise UsageError("choose the held-out rows")
         agreed = partial(ticked, form, "unknown")
         require_consent(limit, agreed, otherwise="nothing was sent", limited=limit is not None, fix=TICK)
         subject = f"{handle.id}@{checkpoint}" if checkpoint else handle.id

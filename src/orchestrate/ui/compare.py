@@ -23,7 +23,7 @@ from orchestrate.ui.site import Copy, Site, compact, name_of
 from orchestrate.ui.table import flat
 
 FEW = 12
-"""Up to this many runs are compared in every respect, and each pair of them is."""
+"""Maximum number of runs for a full comparison that includes every pair."""
 _POINTS = {True: 1500, False: 100}
 """Points per curve, for few and for many runs."""
 _OF_MANY = ("loss", "reward", "accuracy")

@@ -23,15 +23,14 @@ CHARTS: Mapping[str, tuple[str, ...]] = {
     "GPU memory, GiB": ("gpu_memory_bytes",),
     "GPU temperature, °C": ("gpu_temperature_c",),
 }
-"""Curves drawn together, by the name of their chart. Other values that a host reports have their own
-chart."""
+"""Curves drawn together, by the name of their chart. Other values from a host have their own chart."""
 _UNITS = {"gpu_memory_bytes": 2.0**30}
 """The divisor of values."""
 _BESIDE = ("tokens", "result_step", "result_valid_loss")
 PLACES = 1500
-"""The maximum number of points on an axis. A screen hardly shows more."""
+"""Maximum number of points on an axis. A screen can hardly show more."""
 READ = 20_000
-"""The maximum number of points that are read per run. Longer curves are sampled evenly."""
+"""Maximum number of points read per run. Longer curves are sampled evenly."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ def charts(
     most: int = PLACES,
     only: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Build the charts of some runs, by their labels, as the page's script draws them. `only` selects
-    some by name. A chart without points on the axis is left out."""
+    """Build the charts of some runs, by their labels, as the page's script draws them. `only` selects some by
+    name. Charts without points on the axis are left out."""
     found: list[dict[str, Any]] = []
     for name, metrics in _named(runs).items():
         if only is not None and name not in only:
@@ -76,8 +75,8 @@ def charts(
 
 
 def aligned(curves: Sequence[PlottedCurve], most: int) -> tuple[list[float], list[list[float | None]]]:
-    """Align curves on common positions: their own or, if those are too many, means over `most` equal
-    parts of the axis."""
+    """Align curves on common positions: their own or, if there are too many, averages over `most` equal parts
+    of the axis."""
     own = sorted({place for curve in curves for place in curve.places})
     if len(own) <= most:
         at = [dict(zip(curve.places, curve.values, strict=True)) for curve in curves]

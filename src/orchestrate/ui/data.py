@@ -37,7 +37,7 @@ _AT_ONCE = 3
 
 
 def token_routes(site: Site) -> list[Route]:
-    """Return the routes of the token pages. Read-only pages have none, because they read no file and ask
+    """Return the routes of the token pages. Read-only pages have none, because they read no files and contact
     no host."""
 
     def shown(
@@ -108,8 +108,8 @@ def _of_run(site: Site, handle: RunHandle, row: int) -> PreviewReport:
 
 
 def review_routes(site: Site) -> list[Route]:
-    """Return the routes of the review pages. Read-only pages have none, because each of these stores what
-    people say."""
+    """Return the routes of the review pages. Read-only pages have none, because reviews store people's
+    input."""
     return [] if site.read_only else [*_of_rows(site), *_of_answers(site)]
 
 
@@ -121,7 +121,7 @@ def _of_rows(site: Site) -> list[Route]:
     def begin(_: Request, form: Form) -> str:
         path = first(form, "path").strip()
         if not path:
-            raise UsageError("name the file to review")
+            raise UsageError("choose the file to review")
         key = hashlib.sha256(path.encode()).hexdigest()[:16]
         with lock:
             opened[key] = files.Review(path)
@@ -174,7 +174,7 @@ class FileReport:
 
     facts: InspectReport
     most: int
-    """The highest bar of the length histogram."""
+    """Height of the highest bar in the length histogram."""
     problems: list[Problem]
     total: int
     near: list[Problem]

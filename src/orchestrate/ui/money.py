@@ -47,8 +47,8 @@ class CalculatorQuery:
 
     @classmethod
     def of(cls, request: Request) -> Self:
-        """Read the sliders' values from a request. Raises `UsageError` unless they are whole numbers of
-        at least 0."""
+        """Read the sliders' values from a request. Raises `UsageError` unless they are whole numbers of at
+        least 0."""
         given, numbers = request.query_params, dict[str, int]()
         for slider in SLIDERS:
             written = given.get(slider.name) or str(slider.value)

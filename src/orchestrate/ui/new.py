@@ -106,7 +106,7 @@ def _tagged(name: str, part: Mapping[str, Any], kinds: Mapping[str, Any]) -> dic
 
 @dataclass(frozen=True)
 class FormCheck:
-    """The contents of the form, as far as they can be read."""
+    """The contents of the form, as far as they can be parsed."""
 
     spec: JobSpec | None = None
     offer: Offer | None = None
@@ -140,7 +140,7 @@ def _values(given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def checked(site: Site, given: Mapping[str, str]) -> FormCheck:
-    """Check the form. Errors in it are returned to be shown next to it, never raised."""
+    """Check the form. Returns errors to be shown next to it and never raises them."""
     if not given.get("model") or not given.get("train"):
         return FormCheck()
     spec: JobSpec | None = None

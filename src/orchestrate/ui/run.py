@@ -43,7 +43,7 @@ class RunHeader:
     deployments: list[DeploymentHandle]
     events: list[Event]
     stalled: str | None = None
-    """Why the run counts as stalled."""
+    """Reason why the run counts as stalled."""
     ready: bool = False
     """Whether its model can be queried and exported from here."""
 

@@ -26,7 +26,7 @@ _AT_ONCE = 100
 _LOOK_S = 1.0
 """Seconds between two checks of the store while a page is open."""
 _SPARKED, _SPARK = 128, 32
-"""Points that are read for a curve in a row, and the averaged points that are drawn."""
+"""Number of points read for a curve in a row, and number of averaged points drawn."""
 _WIDTH, _HEIGHT = 80.0, 16.0
 
 
@@ -154,11 +154,11 @@ def _archive(site: Site) -> list[Route]:
 
 
 def since_of(request: Request) -> datetime:
-    """Return the time since which a stream reports changes. Raises `UsageError`."""
+    """Return the time from which on a stream reports changes. Raises `UsageError`."""
     try:
         at = datetime.fromisoformat(request.query_params.get("since", ""))
     except ValueError as error:
-        raise UsageError("the stream needs a start time in the format of the page") from error
+        raise UsageError("the stream needs a start time in the same format as the page") from error
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 

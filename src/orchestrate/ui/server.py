@@ -60,7 +60,7 @@ def _refused(status: int, text: str) -> Response:
     """To somebody without the link, mostly its owner with that of an earlier start. Everybody is told the
     same, and nothing that lies behind the link is needed for it."""
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{status}</title>'
-    why = "Each start of the pages has its own link. Run this in a terminal to get a new one:"
+    why = "Each start of the server has its own link. Run this in a terminal to get a new one:"
     page = f"<main><h1>{escape(text)}</h1><p>{why}</p><pre>orchestrate ui</pre></main></html>"
     return HTMLResponse(head + page, status)
 
@@ -75,11 +75,11 @@ def serving(
     names: Collection[str] = (),
     read_only: bool = False,
 ) -> Generator[str]:
-    """Serve the pages during a `with` block and yield their link. Whoever has it can see them and, unless
-    `read_only`, spend money. With a `watcher`, the hosts are polled all the time.
+    """Serve the pages during a `with` block and yield their link. Anyone with the link can see them and,
+    unless `read_only` is set, spend money. With a `watcher`, the hosts are polled continuously.
 
-    `host` is an address of this machine that others can reach, for read-only pages. `names` are the names
-    by which others reach it. Raises `SetupError` if the port is unavailable, `UsageError`."""
+    `host` is an address of this machine that others can reach, for read-only pages. `names` are the host
+    names that others use. Raises `SetupError` if the port is unavailable, `UsageError`."""
     if not is_loopback(host) and not read_only:
         raise UsageError(
             f"pages that can spend money are only served to this machine (not {host})",

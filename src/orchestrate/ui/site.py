@@ -57,20 +57,20 @@ class ActionNote:
 
 @dataclass
 class SiteWork:
-    """The actions of one server. They end with it, but what they began at a host continues, as after any
-    interruption."""
+    """The actions of one server. They end with it, but the operations they started at a host continue, as
+    after any interruption."""
 
     _notes: dict[tuple[str, str], ActionNote] = field(default_factory=dict[tuple[str, str], ActionNote])
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_AT_ONCE, "ui-work"))
 
     def begin(self, run_id: str, verb: str, act: Callable[[], str]) -> None:
-        """Start an action, and return when it is done or takes longer. An immediate error is raised, a
-        later one is noted. Raises `UsageError` while the same action is in progress."""
+        """Start an action. Returns when it is done or takes longer. Immediate errors are raised, and later
+        ones are noted. Raises `UsageError` while the same action is in progress."""
         key = (run_id, verb)
         with self._lock:
             if (known := self._notes.get(key)) and known.going:
-                raise UsageError(f"{verb} of {run_id} is already in progress")
+                raise UsageError(f"{verb} for {run_id} is already in progress")
             self._notes[key] = ActionNote(verb)
         done: Future[str] = self._threads.submit(act)
         done.add_done_callback(lambda future: self._ended(key, future))
@@ -121,7 +121,7 @@ _FILES = {
 
 Form = Mapping[str, Sequence[str]]
 Act = Callable[[Request, Form], Response | str]
-"""Performs a form's action. A returned text is the path to continue with."""
+"""A function that performs a form's action. If it returns text, this is the path to continue with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +165,8 @@ class Site:
         return str(made(*values))
 
     def action(self, path: str, act: Act) -> Route:
-        """Build the route of a form's POST. Without our token in the form, or in a read-only app, it does
-        nothing."""
+        """Build the route of a form's POST. It does nothing without our token in the form, or in a read-only
+        app."""
 
         async def answer(request: Request) -> Response:
             form = _form(await request.body())
@@ -174,7 +174,7 @@ class Site:
                 raise HTTPException(403, "these pages are read-only")
             if not compare_digest(first(form, "word").encode(), self.word.encode()):
                 raise HTTPException(
-                    403, "this form comes from an earlier start of the pages: open its page again"
+                    403, "this form comes from an earlier start of the server: open its page again"
                 )
             done = await run_in_threadpool(act, request, form)
             if isinstance(done, str):

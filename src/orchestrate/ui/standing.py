@@ -35,7 +35,7 @@ def routes(site: Site) -> list[Route]:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A queue entry, with what its buttons do."""
+    """A queue entry and the actions of its buttons."""
 
     entry: QueueEntry
     most_usd: Decimal | None
@@ -78,7 +78,7 @@ def _queue(site: Site) -> list[Route]:
     def change(request: Request, _: Form) -> str:
         verb, name = request.path_params["verb"], request.path_params["entry"]
         if verb not in _CHANGES:
-            raise UsageError(f"this page has no action {verb!r}", fix="orchestrate queue --help")
+            raise UsageError(f"this page has no action called {verb!r}", fix="orchestrate queue --help")
         _CHANGES[verb](site, name)
         return "/queue"
 
@@ -112,7 +112,7 @@ class Swept:
 
     @property
     def ordered(self) -> list[Trial]:
-        """The trials, best first, then those without a score."""
+        """Trials with a score, best first, then trials without a score."""
         return [*self.ranked, *(trial for trial in self.trials if trial not in self.ranked)]
 
     @property
@@ -183,7 +183,7 @@ class Deployed:
 
     @property
     def price(self) -> str:
-        """`$5.49 per hour, $16.47 so far`."""
+        """Price and cost so far, such as `$5.49 per hour, $16.47 so far`."""
         record, spent = self.handle.record, self.handle.spent_usd
         parts = [
             "an unknown price" if record.usd_per_hour is None else f"{rate(record.usd_per_hour)} per hour"

@@ -22,7 +22,7 @@ from orchestrate.ui.site import Copy, Site, compact, name_of, value_of
 from orchestrate.workspace import scope_of
 
 MOST = 1000
-"""Runs on the page, unless more are requested."""
+"""Default number of runs on the page."""
 _ODD = 60
 """The number of settings of the shown runs that are offered as columns."""
 _MOST_COLUMNS = 24
@@ -30,7 +30,7 @@ _MOST_COLUMNS = 24
 
 @dataclass(frozen=True)
 class TableColumn:
-    """One column. `sort` is what the database sorts it by."""
+    """One column. `sort` is its sort key in the database."""
 
     name: str
     label: str
@@ -90,8 +90,8 @@ class RunTableQuery:
 
     @classmethod
     def of(cls, request: Request) -> Self:
-        """Read filters, order and columns from a request. Raises `UsageError` for what cannot be filtered
-        or sorted by."""
+        """Read filters, order and columns from a request. Raises `UsageError` for invalid filters or sort
+        keys."""
         given = request.query_params
         limit = given.get("limit") or str(MOST)
         if not (limit.isascii() and limit.isdecimal() and int(limit[:9]) > 0):
@@ -173,7 +173,7 @@ class RunTableQuery:
         return replace(self, after="").query
 
     def behind(self, run_id: str) -> str:
-        """Return the query of the rows after a run."""
+        """Return the query for the rows after a run."""
         return replace(self, after=run_id).query
 
     @property
@@ -198,7 +198,7 @@ class RunTableQuery:
 def choices(
     runs: Sequence[Run], tags: Sequence[tuple[str, str]], wanted: RunTableQuery
 ) -> list[tuple[str, list[TableColumn]]]:
-    """List the columns to choose from: those that every run has, its settings, its tags."""
+    """List the columns to choose from: columns of every run, its settings, its tags."""
     settings = sorted({name for run in runs for name in settings_of(run)})[:_ODD]
     named = sorted({name for name, _ in tags})[:_ODD]
     chosen = [name for name in wanted.columns if name not in BUILT_IN]
@@ -245,7 +245,7 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A heading between rows, with the number of runs below it where that is known."""
+    """A heading between rows, with the number of runs below it if known."""
 
     title: str
     number: int | None
@@ -285,8 +285,7 @@ def as_json(runs: Iterator[Run]) -> Iterator[bytes]:
 
 
 def as_csv(site: Site, query: RunQuery) -> Iterator[str]:
-    """Yield one line for each run, with every setting and tag that any of them has. Money is in US
-    dollars."""
+    """Yield one line for each run, with every setting and tag of any of them. Money is in US dollars."""
     from orchestrate.reports.documents import safe_cell
 
     names: dict[str, None] = {}

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 _MAX_TOKENS = 512
 _LONGEST = 100_000
 """The maximum length of a conversation in characters."""
-_AGAIN = "send it again; the maximum cost is shown first"
+_AGAIN = "send it again; you will see the maximum cost first"
 _PLACES = ("auto", "host", "here")
 _ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class Talked:
-    """A conversation as stored in its form, and what the next answer may cost."""
+    """A conversation as stored in its form, and the possible cost of the next answer."""
 
     messages: list[Message] = field(default_factory=list[Message])
     message: str = ""
@@ -45,7 +45,7 @@ class Talked:
     worst_usd: Decimal | None = None
     """The maximum cost of the next answer. `None` if no confirmation is needed."""
     lost_usd: Decimal = Decimal(0)
-    """The maximum that the same message may already have cost without an answer."""
+    """Maximum amount that the same message may already have cost without an answer."""
     unpriced: bool = False
     play: bool = False
     last: Answer | None = None
@@ -53,8 +53,8 @@ class Talked:
 
     @property
     def agreed_usd(self) -> Decimal | None:
-        """Return the amount that the next form agrees to. A form from before a lost answer therefore
-        agrees to no second request."""
+        """Return the amount that the next form agrees to. A form from before a lost answer therefore does not
+        agree to a second request."""
         return None if self.worst_usd is None else self.worst_usd + self.lost_usd
 
     @property
@@ -106,7 +106,7 @@ def routes(site: Site) -> list[Route]:
 def _ended(site: Site, request: Request) -> RunHandle:
     handle = site.ft.run(request.path_params["run"])
     if handle.status is not JobStatus.SUCCEEDED:
-        raise UsageError(f"{handle.id} has no model to chat with: it is {handle.status.value}")
+        raise UsageError(f"{handle.id} has no model to chat with: its status is {handle.status.value}")
     return handle
 
 
@@ -206,7 +206,7 @@ def _export(site: Site) -> list[Route]:
         handle = _ended(site, request)
         kind, folder = first(form, "form"), first(form, "folder").strip()
         if not folder:
-            raise UsageError("name the output folder")
+            raise UsageError("choose the output folder")
         accepted = [first(form, "licence").strip()] if first(form, "licence").strip() else []
         site.work.begin(handle.id, "export", lambda: _exported(handle, kind, Path(folder), accepted))
         return f"/runs/{handle.id}"

@@ -144,7 +144,7 @@ def test_a_key_without_the_right_to_see_a_run_stops_nothing(store: Store, tmp_pa
     assert "not visible to this key" in str(report)
     for act in (refresh, cancel, settle):
         run = unmade if act is settle else made
-        with pytest.raises(OtherAccount, match="no permission to see"):
+        with pytest.raises(OtherAccount, match="not permitted to see"):
             act(store, narrow, run)
     absent = key("absent")
     absent.holds = lambda _: False  # type: ignore[method-assign]

@@ -272,7 +272,7 @@ def test_an_end_without_a_bill_is_shown_as_one(shop: Shop) -> None:
     shop.ft.store.runs.apply(
         run.id, lambda now: msgspec.structs.replace(now, status=JobStatus.CANCELLED, sandbox=False)
     )
-    assert "bill unknown; " in shop.type("show", run.id, "--offline").output
+    assert "cost unknown; " in shop.type("show", run.id, "--offline").output
 
 
 # -- a cap that is raised ----------------------------------------------------------------------------------

@@ -363,7 +363,7 @@ class Exclusive(PaperHost):
         alone = len(self.inside) == 1
         self.inside.pop()
         if not alone:
-            raise PermissionRefused(self.name, "this signed URL is not valid", status=403)
+            raise PermissionRefused(self.name, "this signed URL is invalid", status=403)
         return super().upload(*given, **more)
 
 
@@ -609,7 +609,7 @@ def test_a_job_that_could_not_be_written_down_is_found_again(tmp_path: Path, hos
 
     with Store.open(f"sqlite:///{path}") as store:
         try:
-            with pytest.raises(OutcomeUnknown, match="was created but could not be recorded:"):
+            with pytest.raises(OutcomeUnknown, match="but could not record it:"):
                 submit(store, host, SPEC, DATA, reached=fills, timing=replace(SENDING, lease_s=0.3))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -236,7 +236,7 @@ def test_a_list_without_an_end_stops_neither_the_command_nor_the_others(shop: Sh
     states = {run.record.provider: run.status for run in shop.ft.runs()}
     assert states[other] is JobStatus.SUCCEEDED
     spent = shop.type("spending", "--sandbox")
-    assert f"{name}" in spent.output.partition("could not be checked completely")[2]
+    assert f"{name}" in spent.output.partition("could not be fully checked")[2]
     shop.hosts.clear_faults()
     assert shop.type("sync").exit_code == 0
 
@@ -250,7 +250,7 @@ def test_a_search_that_could_not_be_made_is_no_empty_one(shop: Shop, name: str, 
     for search in ([*words, "-p", name], words):
         done = shop.type(*search)
         assert done.exit_code == 4, done.output
-        assert f"{name} was not searched" in done.output and "attribute" not in done.output
+        assert f"{name} could not be fully searched" in done.output and "attribute" not in done.output
 
 
 def test_a_cancel_of_what_may_have_no_job_says_that_it_is_not_known(shop: Shop) -> None:
@@ -282,7 +282,7 @@ def test_a_disk_that_fills_up_while_the_answer_is_lost_ends_in_unknown(
     host.faults["lost"] = True
     with Store.open(f"sqlite:///{path}") as store:
         try:
-            with pytest.raises(OutcomeUnknown, match="was created but could not be recorded:") as caught:
+            with pytest.raises(OutcomeUnknown, match="but could not record it:") as caught:
                 submit(store, host, SPEC, DATA, reached=fills, timing=AT_FIRST)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -96,13 +96,13 @@ def test_no_trial_is_made_that_could_go_above_the_limit(shop: Shop) -> None:
     carried = Searching(shop.ft, search)
     carried.turn()
     assert 0 < (sent := shop.sent()) < 3
-    assert "what is left of the sweep's limit," in (carried.waits or "") and carried.stopped is None
+    assert "what remains of the sweep's limit," in (carried.waits or "") and carried.stopped is None
     assert carried.spent_usd() <= price.high_usd / 2
     for trial in carried.trials:
         ended(shop, trial.run_id or "", 1.0)
     carried._later = 0.0
     carried.turn()
-    assert "what is left of the sweep's limit," in (carried.stopped or ""), "nobody is under way any more"
+    assert "what remains of the sweep's limit," in (carried.stopped or ""), "nobody is under way any more"
     assert shop.sent() == sent
 
 
@@ -182,7 +182,10 @@ def test_two_at_once_do_not_carry_out_one_search(shop: Shop) -> None:
         ),
         (SweepOrder(space=GRID, target="loss"), "--target must be"),
         (SweepOrder(space=GRID, target="eval:nothing"), "unknown metric"),
-        (SweepOrder(space=GRID, target="eval:length"), "has no better direction, so it cannot be a target"),
+        (
+            SweepOrder(space=GRID, target="eval:length"),
+            "neither higher nor lower is better, so it cannot be a target",
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_refused(shop: Shop, order: SweepOrder, told: str) -> None:
@@ -308,7 +311,7 @@ def test_a_search_that_was_stopped_ends_with_what_was_only_written_down(shop: Sh
     shop.ft.store.searches.propose(search.id, Trial(number=0, settings={"epochs": 1}))
     poor = Searching(shop.ft, msgspec.structs.replace(search, max_cost_usd=quote.high_usd / 2))
     [trial] = poor.run(lambda: None, threading.Event(), pause_s=0)
-    assert "what is left of the sweep's limit," in (poor.stopped or "")
+    assert "what remains of the sweep's limit," in (poor.stopped or "")
     assert (trial.state, trial.run_id, shop.sent()) == (TrialState.OPEN, None, 0)
     rich = Searching(shop.ft, msgspec.structs.replace(search, max_cost_usd=quote.high_usd))
     [trial] = turned(rich)
@@ -336,7 +339,7 @@ def test_a_grid_of_a_million_is_not_begun_unasked_and_costs_no_memory(shop: Shop
     wide = space.parse([f"{name}={','.join(map(str, range(1, 101)))}" for name in ("epochs", "seed")], [])
     huge = space.Space({f"n{n}": tuple(range(100)) for n in range(20)}, {})
     assert huge.size == 100**20 and next(huge.combinations())["n19"] == 0
-    with pytest.raises(UsageError, match="10,000 combinations, each of them a run"):
+    with pytest.raises(UsageError, match="10,000 combinations, and each one is a run"):
         begun(shop, SweepOrder(space=wide))
     assert begun(shop, SweepOrder(space=wide, trials=2)).trials == 2
     with pytest.raises(UsageError, match="combinations"):

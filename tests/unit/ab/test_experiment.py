@@ -155,7 +155,7 @@ def test_what_cannot_be_an_outcome_is_refused(store: Store) -> None:
             experiment.record("u", metric, value)
     assert experiment.record("nobody", "resolved", 1).unknown_users == 1
     assert experiment.report().counts == {
-        "outcomes from users who were never assigned a model, not counted": 1
+        "outcomes recorded for users who were never assigned a model, not counted": 1
     }
 
 
@@ -198,7 +198,7 @@ def test_one_wrong_line_and_none_is_recorded(store: Store, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_it_ramps_and_ships_what_is_better(store: Store, clock: Later) -> None:
     experiment = Experiment.begin(PLAN, store)
-    assert experiment.step().decision.why == "0 of 20 users of each arm were seen at 50%"
+    assert experiment.step().decision.why == "0 of the 20 required users per arm seen at 50%"
     arms = given_models(experiment, store, 300)
     told(experiment, arms, base=0.2, tuned=0.7)
     assert "hours" in experiment.step().decision.why
@@ -245,7 +245,7 @@ def test_a_clock_that_was_set_back_decides_nothing_and_is_told(store: Store, clo
         "tuned": {"tuned"},
     }
     held = experiment.step()
-    assert held.decision.verb == "hold" and "the clock of this machine (2025-10-" in held.decision.why
+    assert held.decision.verb == "hold" and "this machine's clock (2025-10-" in held.decision.why
     clock.hours = 24 * 365 * 10
     assert experiment.step().phases[-1].verb == "ramp"
     clock.hours = 2
@@ -280,7 +280,7 @@ def test_lost_outcomes_of_an_arm_stop_the_rule(store: Store, clock: Later) -> No
     held = experiment.step()
     assert (
         held.decision.verb == "hold"
-        and "outcomes of resolved do not come from both arms alike (p =" in held.decision.why
+        and "the two arms record resolved at different rates (p =" in held.decision.why
     )
     assert any("outcomes do NOT arrive equally from both arms (p =" in note for note in pages.notes(held))
 
@@ -303,7 +303,7 @@ def test_nothing_ramps_while_outcomes_of_a_deciding_metric_come_from_one_arm(
     clock.hours = 2
     held = experiment.step()
     assert (held.decision.verb, held.applied, held.share) == ("hold", False, 0.5)
-    assert f"outcomes of {metric} do not come from both arms alike" in held.decision.why
+    assert f"the two arms record {metric} at different rates" in held.decision.why
     bad = {"base": 0.02, "tuned": 0.6}
     experiment.record_all(
         Given(u, "failed", n % 50 < bad[arm] * 50) for arm, users in arms.items() for n, u in enumerate(users)
@@ -455,7 +455,7 @@ def test_a_call_that_fails_is_answered_by_the_base_and_counts_as_the_tuned_model
     with pytest.raises(TimeoutError):
         ask(experiment, arms["base"][0], broken, lambda: "tuned")
     report = experiment.report()
-    assert report.counts == {"the base answered instead of the tuned model": len(arms["tuned"])}
+    assert report.counts == {"the base answered in place of the tuned model": len(arms["tuned"])}
     assert report.evidence[1].values == {"base": 0.0, "tuned": 1.0}, "first answers"
 
 

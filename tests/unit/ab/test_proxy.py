@@ -29,7 +29,7 @@ from orchestrate.settings import Secret
 from orchestrate.store.store import Store
 from orchestrate.types import DecisionRule, ExperimentPlan, PlannedMetric
 
-FAILOVERS = "the base answered instead of the tuned model"
+FAILOVERS = "the base answered in place of the tuned model"
 PLAN = ExperimentPlan(
     name="bot",
     base="b",

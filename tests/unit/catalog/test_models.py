@@ -78,7 +78,7 @@ def test_what_a_backend_does_not_have(name: str, provider: str, said: str) -> No
 
 def test_passing_through_warns() -> None:
     assert "not in the catalog" in catalog.resolve("acme/own-7B", "together", TODAY).warnings[0]
-    assert "may not be able to fine-tune" in catalog.resolve("gpt-oss-20b", "fireworks", TODAY).warnings[0]
+    assert "may not support fine-tuning" in catalog.resolve("gpt-oss-20b", "fireworks", TODAY).warnings[0]
     assert catalog.resolve("qwen3.5-9b", "together", TODAY).warnings == ()
 
 

@@ -165,8 +165,8 @@ def test_images_without_a_published_rule_leave_the_high_end_open(
     quote: Quoting, tmp_path: Path, provider: str, model: str
 ) -> None:
     found = quote(provider, model, on=images(tmp_path, 3, "high", (64, 64)), epochs=1)
-    assert found.open_end == "3 images, for which no rule is published"
-    with pytest.raises(costing.UnknownPrice, match="leaves out 3 images"):
+    assert found.open_end == "3 images without a published rule"
+    with pytest.raises(costing.UnknownPrice, match="does not include 3 images"):
         costing.check_budget(found, max_cost_usd=Decimal(1000))
 
 
@@ -238,7 +238,7 @@ def test_truncation_is_billed_as_cut(quote: Quoting, data: TrainingData) -> None
     limit = count.longest - 5
     found = quote("openai", "gpt-4o-mini", epochs=1, max_seq_length=limit)
     assert found.billed_tokens == sum(min(n, limit) for n in count.lengths) < count.tokens
-    assert any("tokens are neither trained nor billed" in text for text in found.assumptions)
+    assert any("tokens are neither trained on nor billed" in text for text in found.assumptions)
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,14 @@ BY_THE_HOUR = replace(CONTENDER, usd_per_hour=Decimal("7.20"))
             "at 1,600 per hour, the pace of this evaluation",
             "$0.0045 at this pace",
         ),
-        (9.0, Decimal(100), "0.072", "at 100 answers per hour, the given traffic", "at the given traffic"),
-        (None, None, None, ": the cost per answer is unknown (set --traffic)", "unknown: $7.20 per hour"),
+        (
+            9.0,
+            Decimal(100),
+            "0.072",
+            "at 100 answers per hour, for the given traffic",
+            "at the given traffic",
+        ),
+        (None, None, None, ", so the cost per answer is unknown (set --traffic)", "unknown: $7.20 per hour"),
     ],
 )
 def test_an_hour_that_is_billed_is_spread_over_the_answers(

@@ -180,7 +180,7 @@ def test_the_rows_that_would_decide() -> None:
     alike = decided(gap=(-0.06, 0.0, 0.06), p=1.0)
     assert (
         alike.rows_needed is None
-        and "; more rows would not change this if this difference holds" in alike.reasons[0]
+        and "; more rows would not change this if the difference stays the same" in alike.reasons[0]
     )
 
 
@@ -190,7 +190,9 @@ def test_a_metric_that_may_not_decide_does_not() -> None:
     assert verdict.decision == "not enough evidence" and "not calibrated" in verdict.reasons[0]
     length = replace(RIGHT, better="neither")
     assert verdicts(length, [], [], Demand(), ["new"]) == []
-    with pytest.raises(UsageError, match="has no better direction, so it cannot decide a verdict"):
+    with pytest.raises(
+        UsageError, match="neither higher nor lower is better, so it cannot decide the verdict"
+    ):
         require_decidable(length, Demand(target=1))
 
 
@@ -198,7 +200,9 @@ def test_a_metric_that_may_not_decide_does_not() -> None:
     "demand", [Demand(target=90), Demand(target=math.nan), Demand(margin=2), Demand(margin=math.nan)]
 )
 def test_what_cannot_be_reached_is_refused_before_anything_is_asked(demand: Demand) -> None:
-    with pytest.raises(UsageError, match=r"is impossible: m is between 0 and 1|must be a finite number"):
+    with pytest.raises(
+        UsageError, match=r"is impossible: m is always between 0 and 1|must be a finite number"
+    ):
         require_decidable(RIGHT, demand)
     require_decidable(replace(RIGHT, kind="amount"), Demand(target=90))
     require_decidable(RIGHT, Demand(target=1, margin=-0.02))

@@ -103,7 +103,9 @@ def test_a_key_finds_its_jobs_after_the_store_was_restored(sandbox: Sandbox, tmp
         assert not set(other.values()) & set(there.values())
         for id in first.values():
             told = [event.message for event in openai.fine_tuning.jobs.list_events(id, limit=100)]
-            assert any("with this idempotency key, unknown to this store" in message for message in told)
+            assert any(
+                "with this idempotency key, which this store did not know" in message for message in told
+            )
         hosts = [gateway.ft.provider(name) for name in ("together", "fireworks")]
         refs = [job.handle.ref for host in hosts for job in host.list()]
     assert len(refs) == len(set(refs))

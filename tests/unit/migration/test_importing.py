@@ -170,7 +170,7 @@ def test_files_that_are_gone_are_in_the_inventory(ft: Orchestrator, sandbox: San
     found = {row.run_id: row for row in taken.inventory.rows}
     lost, kept = (found[ft.run(id).id] for id in ids[:2])
     assert lost.data.startswith("gone") and lost.rebuild.startswith("no")
-    assert kept.data == "here" and "the same base on azure until 2027-04-01" in kept.rebuild
+    assert kept.data == "here" and "the same base model on azure until 2027-04-01" in kept.rebuild
     assert kept.silent_on == date(2027, 1, 14)
     assert taken.inventory.silent == ((date(2027, 1, 14), 2),)
     assert (taken.inventory.data_here, taken.inventory.data_gone) == (1, 1)

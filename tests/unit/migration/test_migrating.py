@@ -59,7 +59,7 @@ def test_the_same_base_goes_first_where_it_is_still_trained() -> None:
     assert suited("gpt-4o-mini", "azure")[0].model == "gpt-4o-mini"
     # existing customers only until 2027-04-01: the retirement table in azure.yaml.
     [late] = suited("gpt-4o-mini", "azure", today=date(2027, 4, 1))
-    assert "currently does not fine-tune it" in late.against[0]
+    assert "currently does not support fine-tuning it" in late.against[0]
 
 
 def test_the_same_base_is_moved_to_though_its_price_is_not_known(
@@ -106,7 +106,7 @@ def test_a_host_without_tools_is_not_taken_for_rows_with_them() -> None:
     [first, *_] = proposals.suited(
         catalog.find("gpt-4o-mini"), profile("together"), ALL - {Feature.TOOLS}, needs, AUTUMN
     )
-    assert "does not train tool calls, which the rows contain" in first.against[0]
+    assert "cannot train on tool calls, which the rows contain" in first.against[0]
 
 
 def test_a_host_that_has_closed_is_no_target() -> None:
@@ -352,7 +352,7 @@ def test_a_plan_goes_where_training_and_serving_together_cost_least(
     assert entry.to == "together" and planned.high_usd == trained["together"]
     told = (tmp_path / "plan.yaml").read_text()
     assert "fireworks goes without: learning_rate_multiplier 1.8" in told and "; seed 7 (" in told
-    assert "100 requests a day, 900 tokens in, 150 out" in told and "a month" in told
+    assert "100 requests per day, 900 tokens in, 150 out" in told and "a month" in told
 
 
 def test_one_multiplier_that_becomes_other_learning_rates_is_told(ft: Orchestrator, old: RunHandle) -> None:

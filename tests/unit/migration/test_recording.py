@@ -404,7 +404,7 @@ def test_two_recordings_at_once_on_one_home_pay_nothing_twice(
             try:
                 return prepared.run().id
             except UsageError as error:
-                assert "another command is asking" in error.message
+                assert "another command is already asking" in error.message
                 return ""
 
     with ThreadPoolExecutor(2) as pool:
@@ -452,7 +452,7 @@ def test_a_model_that_is_no_run_is_recorded_by_its_address(ft: Orchestrator, tmp
     silent = Contenders(ft, SHORT, "auto").of_model(f"record:{done.id}")
     questions = silent.questions(held_out(Dataset.open(path)).items, 1)
     assert {a.text for a in silent.respondent.ask(questions)} == {f"answer {n}" for n in (1, 2, 3)}
-    with pytest.raises(UsageError, match="specify the prompts"):
+    with pytest.raises(UsageError, match="choose the prompts"):
         PreparedRecording(ft, name, RecordOrder())
 
 

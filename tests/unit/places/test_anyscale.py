@@ -233,7 +233,9 @@ def test_of_two_jobs_with_one_ref_the_younger_is_ended_and_told(
     states = {id: job["state"]["current_state"] for id, job in console.jobs.items()}
     assert states == {first: "PENDING", second: "TERMINATED"}
     told = [event.message for one in ours for event in one.events(handles[0]) if event.type == "doubled"]
-    assert told and all(f"{second}, was stopped; {first} continues" in message for message in told)
+    assert told and all(
+        f"stopped a second job of this run, {second}; {first} continues" in message for message in told
+    )
     for one in ours:
         assert one.get(handles[0]).status is JobStatus.QUEUED and not one.recover(handles[0])
     assert len(console.jobs) == 2
@@ -303,7 +305,7 @@ def test_a_log_that_cannot_be_had_holds_nothing_up(console: Any, rows: Path, tmp
     assert found.place.output(REF) == "one\nno such image\n"
     console.end(id, "OUT_OF_RETRIES")
     console.closed = True
-    assert "its log could not be read:" in found.place.output(REF)
+    assert "could not read its log:" in found.place.output(REF)
     assert found.get(handle).status is JobStatus.PAUSED
 
 
@@ -381,7 +383,7 @@ def test_nothing_that_is_told_holds_a_key(
     for token in ("sss_first\n", "sss_first second", "sss_\u00e9"):
         with pytest.raises(
             ConfigError,
-            match="contains a character that is not valid in a token, such as a space or a line break",
+            match="contains an invalid character, such as a space or a line break",
         ) as unseen:
             provider(console, tmp_path, token=token).place.find(REF)
         assert token.strip() not in str(unseen.value)
@@ -393,7 +395,7 @@ def test_a_client_that_is_another_than_is_known_is_named(
     import anyscale
 
     monkeypatch.delattr(anyscale, "JobSDK")
-    with pytest.raises(SetupError, match=r"not supported by Orchestrate: .*JobSDK"):
+    with pytest.raises(SetupError, match=r"does not support the installed version of anyscale: .*JobSDK"):
         provider(console, tmp_path).place.find(REF)
 
 
@@ -441,7 +443,7 @@ def test_a_further_job_has_what_is_left_of_the_hours(console: Any, rows: Path, t
         console.end(list(console.jobs)[-1], "OUT_OF_RETRIES", "the machine died")
         assert found.get(handle).status is JobStatus.PAUSED
         assert found.recover(handle) is left
-    with pytest.raises(InvalidRequest, match="has worked for"):
+    with pytest.raises(InvalidRequest, match="the run has used"):
         found.resume(handle)
     assert [sent["config"]["timeout_s"] for sent in console.sent] == [86400, 86400 - 3600]
 

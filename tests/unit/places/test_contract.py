@@ -221,9 +221,9 @@ def test_what_a_run_measured_there_is_what_the_next_quote_is_made_of(
         return told
 
     assert not [one for one in found.check(asked, data, found.translate(asked)) if "limit" in one.message]
-    assert "modeled for" in checked() and "pauses after 0.2s of work" in checked()
+    assert "estimated for" in checked() and "pauses after 0.2s of work" in checked()
     modelled, before = quoted()
-    assert f"modeled for {world.gpu}, an estimate; a first run on {world.name} measures it" in modelled
+    assert f"estimated for {world.gpu}; to measure it: train once on {world.name}" in modelled
     handle = submit(found, asked)
     world.run()
     assert work(tmp_path, "worker") == 0
@@ -320,7 +320,7 @@ def test_a_worker_that_somebody_ended_over_there_is_not_started_again(
         return
     for _ in range(2):
         job = found.get(handle)
-        assert job.status is JobStatus.PAUSED and "its worker was stopped at" in str(job.error)
+        assert job.status is JobStatus.PAUSED and "stopped its worker" in str(job.error)
         assert not found.recover(handle) and world.jobs() == [(REF, False)]
     assert len([event for event in found.events(handle) if event.type == "paused"]) == 1
     found.resume(handle)
@@ -499,5 +499,5 @@ def test_several_gpus_of_one_machine(
     assert spread.memory is not None and spread.memory.fits
     large = on(world, full.model_copy(update={"model": "llama-3.3-70b"}), gpu=two)
     [refused] = found.translate(large).refused
-    assert "replicated on each" in str(refused.rule) and f"sharded over {count}" in str(refused.rule)
+    assert "a full copy on each" in str(refused.rule) and f"sharded over {count}" in str(refused.rule)
     found.place.close()

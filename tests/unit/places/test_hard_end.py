@@ -64,7 +64,7 @@ def test_it_is_told_before_the_submit_and_after_it(tmp_path: Path) -> None:
         assert f"its machine stops at {high}" in " ".join(unagreed.output.split())
         assert typed(tmp_path, "submit", str(tmp_path / "spec.json"), "-p", "ray", "--yes").exit_code == 0
         [run] = ft.store.runs.matching()
-        assert f"it stops at {high} in total" in typed(tmp_path, "show", run.id).output
+        assert f"the run stops at {high} in total" in typed(tmp_path, "show", run.id).output
 
 
 def test_what_its_user_allows_is_held_too_and_the_budget_bounds_it(world: World, tmp_path: Path) -> None:

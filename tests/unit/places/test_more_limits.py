@@ -198,7 +198,7 @@ def test_a_lost_answer_to_its_start_makes_no_second_machine(world: World, tmp_pa
             assert handle.resume(max_hours=3).max_hours == 3
         assert [live for _, live in world.jobs()] == [False, True]
         assert len([event for event in handle.events() if event.type == "limits"]) == 1
-        with pytest.raises(UsageError, match="its worker keeps the limits that it started with"):
+        with pytest.raises(UsageError, match="its worker keeps the limits it started with"):
             handle.resume(max_hours=4)
 
 
@@ -254,7 +254,7 @@ def test_a_trial_gets_no_more_than_its_sweep_has_and_is_scored_again(ray: World,
         carried.turn()
         assert [trial.state for trial in carried.trials] == [TrialState.OPEN, TrialState.FAILED]
         with pytest.raises(
-            OverBudget, match=r"\$14\.00, is above what is left of the sweep's limit, \$10\.00"
+            OverBudget, match=r"\$14\.00, is above what remains of the sweep's limit, \$10\.00"
         ):
             runs[1].resume(max_cost_usd=14)
         more = dataclasses.replace(order, max_cost_usd=Decimal(24))

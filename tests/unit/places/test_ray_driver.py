@@ -167,7 +167,7 @@ def test_no_workers_come(stored: StoredRun) -> None:
     assert driver(stored, hang, start_s=0.3).work() == 1
     state = JobState.from_json(stored.read("status.json") or b"")
     assert state.status == "failed" and state.error is not None
-    assert ": the cluster has no free resources for them" in state.error.message
+    assert " because the cluster has no free resources for them" in state.error.message
 
 
 def test_what_has_trained_waits_for_room_in_a_pause(stored: StoredRun, tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def with_options(asked: JobSpec, **options: Any) -> JobSpec:
         (
             {"processes": 2, "min_processes": 1, "sharded": True},
             "min_processes",
-            "each process holds a shard of every weight, so all are needed",
+            "each process holds a shard of every weight, so all of them are needed",
         ),
         ({"processes": 2, "min_processes": 0}, "gpu", "a whole number above 0, got 0"),
     ],

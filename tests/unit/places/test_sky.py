@@ -102,7 +102,7 @@ def test_prices_are_the_least_of_the_clouds_that_are_set_up(
     with pytest.raises(UsageError, match="currently has no 1 x B200"):
         found.price(Resources(gpu="B200"))
     state.put(clouds=[])
-    with pytest.raises(SetupError, match="no cloud") as raised:
+    with pytest.raises(SetupError, match="no enabled cloud") as raised:
         found.price(H100)
     assert "sky check" in str(raised.value.fix)
     (tmp_path / "places" / "sky" / "machines.json").unlink()

@@ -85,7 +85,7 @@ def test_charts_are_well_formed_and_named(comparison: Comparison) -> None:
     titles = [ElementTree.fromstring(chart).findtext("title") for chart in charts]
     assert titles[::2] == titles[1::2]  # each drawn for a page and for a phone
     assert titles[::2] == [
-        "exact_match against cost of training",
+        "exact_match by training cost",
         "Cost of training",
         "Validation loss over tokens trained",
         "Training loss over tokens trained",
@@ -112,7 +112,7 @@ def test_warnings_come_before_the_numbers(comparison: Comparison) -> None:
         for words in (
             "<strong>SANDBOX</strong>",
             "<h1>",
-            "These runs are not comparable",
+            "These runs are not fully comparable",
             'class="card',
             "<svg",
         )

@@ -105,10 +105,10 @@ def test_a_range_without_a_table_is_no_price() -> None:
     row = quote_markdown([open_minimum], TODAY).splitlines()[2]
     assert "| ask with --live | $4.00 to $60.00 |" in row and "by model" in row and "$32" not in row
     assert verdict([open_minimum, quote("b", line("50"))]) == (
-        "There is no clear cheapest: b would cost $50.00, a $4.00 to $60.00."
+        "There is no clear cheapest backend: b would cost $50.00, and a $4.00 to $60.00."
     )
     assert verdict([open_minimum, quote("b", line("10")), quote("c", line("20"))]) == (
-        "There is no clear cheapest: b would cost $10.00, a $4.00 to $60.00."
+        "There is no clear cheapest backend: b would cost $10.00, and a $4.00 to $60.00."
     )
     assert verdict([open_minimum, quote("b", line("61"))]).startswith(
         "a is the cheapest to train, $4.00 to $60.00 against $61.00 on b"
@@ -126,7 +126,7 @@ def test_of_a_minimum_without_a_table_no_middle_is_told() -> None:
 
 
 def test_what_is_not_counted_is_said_and_leaves_the_end_open() -> None:
-    found = quote("a", line("1"), open_end="3 images, for which no rule is published")
+    found = quote("a", line("1"), open_end="3 images without a published rule")
     row = quote_markdown([found], TODAY).splitlines()[2]
     assert "$1.00 and more" in row and "not counted: 3 images" in row
     assert "There is no clear cheapest" in verdict([found, quote("b", line("2"))])
@@ -150,7 +150,7 @@ def test_minimum_and_confidence_are_shown() -> None:
         "together", line("1", confidence=Confidence.OLD), line("3", component="minimum", unit="usd_per_job")
     )
     text = plain_text(quote_table([topped], TODAY))
-    assert "minimum applied: $3.00 on top" in text
+    assert "the minimum adds $3.00" in text
     assert "old" in text
 
 
@@ -186,7 +186,7 @@ def test_ownership_rows_and_verdict() -> None:
     assert [row.split(" | ")[0] for row in rows] == ["| together", "| fireworks", "| openai"]
     assert "shut down on 2027-01-14" in rows[2]
     verdict = ownership_verdict(found)
-    assert verdict.startswith("Over 6 months together is the cheapest, $24,047.20")
+    assert verdict.startswith("together is the cheapest over 6 months, $24,047.20")
     assert "at this traffic tuning does not save money; tuning pays off from" in verdict
     assert "never" in rows[0] and "at once" in rows[2]
     assert "dedicated H100" in plain_text(ownership_table(found))

@@ -101,7 +101,7 @@ def test_a_model_that_a_host_does_not_list_is_not_ranked(home: Path) -> None:
     listed, unlisted = quotes
     assert (listed.provider, unlisted.provider) == ("together", "fireworks")
     assert unlisted.expected_usd < listed.expected_usd and listed.unlisted is None
-    assert unlisted.unlisted == f"fireworks is not known to fine-tune {raw}"
+    assert unlisted.unlisted == f"fireworks has not confirmed that it can fine-tune {raw}"
     assert "together is the only backend" in reports.quote_markdown(quotes)
 
 

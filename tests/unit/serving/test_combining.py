@@ -94,7 +94,7 @@ def test_the_folder_is_an_adapter_with_the_passports_of_its_parts(
     passport = json.loads((tmp_path / "x" / "passport.json").read_bytes())
     assert [p["of"] for p in passport["merged"]["parts"]] == ["a", "b"]
     assert sum(p["weight"] for p in passport["merged"]["parts"]) == 1
-    assert any("evaluate the result and each of its parts" in note for note in made.notes)
+    assert any("evaluate the result and each part" in note for note in made.notes)
 
 
 def test_what_cannot_be_merged_is_refused(parts: list[TunedModel], tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_what_cannot_be_merged_is_refused(parts: list[TunedModel], tmp_path: Pat
         ([parts[0], whole], "svd", {}, "can't be merged with adapters"),
         (parts[:1], "svd", {}, "merging needs at least two adapters"),
         (parts, "slerp", {}, "known: svd, cat"),
-        (parts, "svd", {"density": 0.5}, "has no density, because it prunes nothing"),
+        (parts, "svd", {"density": 0.5}, "has no density setting, because it prunes nothing"),
         (parts, "ties", {"density": 1.5}, "at most 1"),
         (parts, "cat", {"rank": 4}, "has no rank setting"),
         (parts, "linear", {}, "same r value"),

@@ -109,7 +109,7 @@ def other_template(made: Made, folder: Path) -> tuple[str, ...]:
     [
         (the_base, "answers", "answers like the base"),
         (swapped, "answers", "answers like neither the tuned model"),
-        (other_template, "tokens", "prompts are tokenized differently from training:"),
+        (other_template, "tokens", "the server tokenizes prompts differently than in training:"),
     ],
 )
 def test_what_is_served_otherwise_is_caught(

@@ -132,7 +132,7 @@ def test_a_modelfile_stops_where_a_turn_ends() -> None:
 @pytest.mark.parametrize("stop", ['a"""b', 'a"', "a\u200bb", "a\x07"])
 def test_a_stop_word_that_a_modelfile_cannot_hold_is_refused(stop: str) -> None:
     pieces, _ = learnt("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>")
-    with pytest.raises(UsageError, match="cannot hold the stop word"):
+    with pytest.raises(UsageError, match="cannot contain the stop word"):
         modelfile("m.gguf", pieces, [stop], 4096)
 
 

@@ -127,7 +127,7 @@ def other_scale(folder: Path, known: Known) -> None:
         (
             another,
             "answers",
-            "another adapter is served under this name",
+            "a different adapter under this name",
         ),
         (other_scale, "distance", "another scale"),
     ],
@@ -194,7 +194,7 @@ def test_at_a_host_that_tells_text_and_counts_each_is_caught_too(
     place = HostPlace(host, JobHandle(provider="host", job_id="j"), "tuned")
     proof = verify(known.sheet, place, run_id="r")
     if stage is None:
-        assert (proof.state, proof.badge) == ("in part", "partly proved (not checked: tokens)"), proof
+        assert (proof.state, proof.badge) == ("in part", "partly proven (not checked: tokens)"), proof
         assert states(proof) | {"tokens": ""} == {"tokens": "", **dict.fromkeys(PAST_TOKENS, "passed")}
     else:
         assert proof.state == "failed" and states(proof)[stage] == "failed", proof

@@ -84,8 +84,8 @@ def test_a_wrong_file_names_the_field(tmp_path: Path, text: str, expected: str) 
 @pytest.mark.parametrize(
     ("text", "fix"),
     [
-        ("[hosts.fireworks.options]\naccount_id = 'a'\n", "it belongs to [hosts.NAME] itself"),
-        ("[hosts.ray]\ndepot = '/x'\n", "it belongs to [hosts.NAME.options]"),
+        ("[hosts.fireworks.options]\naccount_id = 'a'\n", "set it in [hosts.NAME] directly"),
+        ("[hosts.ray]\ndepot = '/x'\n", "set it in [hosts.NAME.options]"),
     ],
 )
 def test_a_field_in_the_wrong_table_is_told_its_own(tmp_path: Path, text: str, fix: str) -> None:

@@ -60,10 +60,10 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ("- a\n- b\n", "must be a mapping"),
         ("", "must be a mapping"),
         ("model: ''\ntrain: t\n", "model must not be empty"),
-        ("model: m\ntrain: t\nlearning_rate: 1.0e-4\nlearning_rate_multiplier: 2\n", "exclude each other"),
+        ("model: m\ntrain: t\nlearning_rate: 1.0e-4\nlearning_rate_multiplier: 2\n", "not both"),
         (
             "model: m\ntrain: t\nmethod: ppo\n",
-            "line 3: method: 'ppo' is not known (did you mean dpo?); allowed: 'sft', 'dpo', 'rft'",
+            "line 3: method: unknown value 'ppo' (did you mean dpo?); allowed: 'sft', 'dpo', 'rft'",
         ),
         ("model: m\ntrain: t\nepochs: three\n", "line 3: epochs: must be a whole number, got 'three'"),
         ("model: m\ntrain: t\nsuffix: 'has space'\n", "line 3: suffix"),
@@ -132,11 +132,11 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ("model: m\ntrain: t\noptimizer: 3\n", "line 3: optimizer: must be a name, or a mapping with a type"),
         (
             "model: m\ntrain: t\noptimizer: {type: lion, eps: 1.0e-9}\n",
-            "line 3: optimizer: eps is not a constant of lion",
+            "line 3: optimizer: eps is not a parameter of lion",
         ),
         (
             "model: m\ntrain: t\nadapter:\n  init_lora_weights: xavier\n",
-            "line 4: adapter.init_lora_weights: 'xavier' is not known; allowed: gaussian, orthogonal, pissa",
+            "line 4: adapter.init_lora_weights: unknown value 'xavier'; allowed: gaussian, orthogonal, pissa",
         ),
         (
             "model: m\ntrain: t\nadapter: {init_lora_weights: olora, dora: true}\n",
@@ -370,7 +370,7 @@ def test_what_a_template_cannot_go_by_is_said(tmp_path: Path, written: str, reas
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"warmup_steps": 3, "warmup_ratio": 0.1}, "exclude each other"),
+        ({"warmup_steps": 3, "warmup_ratio": 0.1}, "not both"),
         ({"schedule": "constant", "min_lr_ratio": 0.1}, "min_lr_ratio"),
         ({"schedule": "cosine", "decay_ratio": 0.1}, "warmup_stable_decay"),
         ({"schedule_power": 2}, "polynomial"),

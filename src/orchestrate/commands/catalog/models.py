@@ -27,7 +27,10 @@ app = typer.Typer(
 ProviderFilter = Annotated[
     str | None,
     typer.Option(
-        "--provider", "-p", help="Show only models it can fine-tune.", autocompletion=completing.backend
+        "--provider",
+        "-p",
+        help="Show only models this backend can fine-tune.",
+        autocompletion=completing.backend,
     ),
 ]
 
@@ -57,7 +60,7 @@ def search(
     def view(found: Sequence[ModelShown]) -> None:
         if not found:
             where = f" on {provider}" if provider else ""
-            raise UsageError(f"no model matches {words!r}{where}", fix="orchestrate models  lists all")
+            raise UsageError(f"no model matches {words!r}{where}", fix="list them with: orchestrate models")
         _show_list(found)
 
     return Output(found, view)
@@ -69,7 +72,7 @@ def _show_list(found: Sequence[ModelShown]) -> None:
     for m in found:
         shown.add_row(m.name, _size(m), f"{m.context:,}" if m.context else "-", _places(m), _ends(m, today))
     out.print(shown)
-    note("? means not confirmed as tunable there. For ids, limits and sources: orchestrate models show NAME")
+    note("? means tuning is not confirmed there. For ids, limits and sources: orchestrate models show NAME")
 
 
 @app.command()
@@ -127,7 +130,7 @@ def _show_changes(found: ModelChanges) -> None:
     if found.changes:
         out.print(shown)
     else:
-        note("the catalog matches every host that answered")
+        note("the catalog agrees with every host that answered")
     for name, reason in found.skipped.items():
         note(f"{name} was not contacted: {reason}")
 

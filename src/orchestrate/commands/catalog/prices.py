@@ -30,7 +30,7 @@ ProviderFilter = Annotated[
 
 
 def book_of(context: typer.Context, flags: list[str] | None = None) -> RateBook:
-    """Build the rates of this command line: the built-in ones, then `rates.yaml` of the home and of the
+    """Build the rates of this command line: the built-in rates, then `rates.yaml` in the home folder and the
     project, then `--rate`."""
     with orchestrator(context) as ft:
         return with_flags(ft.rates, flags)
@@ -66,9 +66,7 @@ def list_prices(
         and (gpu is None or (r.gpu is not None and gpu.lower() in r.gpu.lower()))
     ]
     if not found:
-        raise UsageError(
-            "no price matches", fix="orchestrate prices list  without options shows providers and methods"
-        )
+        raise UsageError("no price matches", fix="show providers and methods with: orchestrate prices list")
     chosen = all or any(f is not None for f in (provider, method, model, gpu, rate))
     return Output(found, _show_each if chosen else _show_kinds)
 
@@ -84,7 +82,7 @@ def show(
     entry, found = prices_of(book_of(context, rate), model, days.today())
     if not found:
         raise UsageError(
-            f"no known price for {entry.name}", fix="orchestrate models  shows where it can be tuned"
+            f"no known price for {entry.name}", fix="see where it can be tuned with: orchestrate models"
         )
     return Output(found, _show_each)
 
@@ -98,7 +96,7 @@ def check(
     ] = 60,
     provider: ProviderFilter = None,
 ) -> Iterator[Output[list[Rate]]]:
-    """List current prices that were checked too long ago, oldest first. Exit code 1 if there are any."""
+    """List current prices that were last checked too long ago, oldest first. Exit code 1 if there are any."""
     today = days.today()
     stale = [
         r
@@ -110,7 +108,7 @@ def check(
     if stale:
         note(f"{count(len(stale), 'price')} last checked more than {count(older_than, 'day')} ago")
     else:
-        note(f"every price in force was checked within {count(older_than, 'day')}")
+        note(f"every current price was checked within {count(older_than, 'day')}")
 
 
 @app.command()
@@ -142,7 +140,7 @@ def accuracy(
         bool, typer.Option("--runs", help="Show each run's quote and bill by component instead.")
     ] = False,
 ) -> Output[list[Accuracy]] | Output[list[Reconciliation]]:
-    """Compare quotes with bills over all runs that succeeded."""
+    """Compare quotes with bills for all runs that succeeded."""
     from orchestrate.costing import accuracy as measured
 
     with orchestrator(context) as ft:
@@ -164,7 +162,8 @@ def _show_kinds(rates: list[Rate]) -> None:
         shown.add_row(provider, methods, unit, str(len(found)), span, f"{min(r.last_checked for r in found)}")
     out.print(shown)
     note(
-        "--provider, --method, --model or --gpu shows each price with its source. --all includes ended prices"
+        "add --provider, --method, --model or --gpu to show each price with its source, and --all "
+        "to include ended prices"
     )
 
 

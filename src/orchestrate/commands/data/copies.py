@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Messages:
-    """Options for turning rows of one message each into conversations."""
+    """Options for turning rows with one message each into conversations."""
 
     thread: Annotated[
         str | None,
@@ -94,7 +94,9 @@ def convert(
     ] = False,
     requests: Annotated[
         str | None,
-        typer.Option("--requests", metavar="FILE", help="For batch results in FILE: the batch's input file."),
+        typer.Option(
+            "--requests", metavar="FILE", help="For batch results in FILE: the input file of the batch."
+        ),
     ] = None,
     messages: Messages,
     reading: ReadOptions,
@@ -154,7 +156,8 @@ class Sides:
         bool,
         typer.Option(
             "--exact/--no-exact",
-            help="Match the shares in small files too; --no-exact places each row by its content alone.",
+            help="Match the shares exactly, even in small files; --no-exact places each row by its "
+            "content alone.",
         ),
     ] = True
 
@@ -175,14 +178,14 @@ def split(
     sides: Sides,
     reading: ReadOptions,
 ) -> Output[SplitReport]:
-    """Split a file by content. A row always falls on the same side, even if you add rows to the file and
+    """Split a file by content. A row always goes to the same split, even if you add rows to the file and
     split it into the same folder again. Conversations are never split."""
     from orchestrate.runs.data import files as data
 
     with (
         engine(reading.engine, reading.workers),
         work("splitting", BYTES) as progress,
-        _or("use --no-near; near-duplicates may then be on both sides"),
+        _or("use --no-near; near-duplicates can then be in both splits"),
     ):
         report = data.split(
             file,
@@ -219,13 +222,13 @@ def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) 
     note_rewritten(report)
     if report.pooled:
         note(
-            f"the answers of {count(report.pooled, 'group')} are too rare to appear in every split, so they "
-            "are split as one group regardless of the answer"
+            f"{count(report.pooled, 'group')} have answers too rare for every split, so they were "
+            "split as one group"
         )
     if report.ungrouped:
         note(
-            f"{count(report.ungrouped, 'row')} without a value in the --group-by column, each split on its "
-            "own"
+            f"{count(report.ungrouped, 'row')} without a value in the --group-by column were "
+            "split individually"
         )
     if report.seed:
         note(f"seed {report.seed}")
@@ -246,7 +249,7 @@ def dedupe(
     *,
     reading: ReadOptions,
 ) -> Output[DedupeReport]:
-    """Keep the first of each set of equal rows, and log the rest."""
+    """Keep the first row of each set of duplicates, and log the others."""
     from orchestrate.runs.data import files as data
 
     with engine(reading.engine, reading.workers), work("comparing", BYTES) as progress:
@@ -267,8 +270,8 @@ def _show_deduped(report: DedupeReport, file: str) -> None:
     out.print(f"{count(report.rows, 'row')}, {report.kept:,} kept: {counts}")
     if report.left_out:
         note(
-            f"{count(report.left_out, 'row')} with errors dropped; see them with: "
-            f"orchestrate data check {file}"
+            f"{count(report.left_out, 'row')} with errors dropped; list them with: orchestrate "
+            f"data check {file}"
         )
     if report.output:
         note(f"written to {report.output}; removed rows are listed in {report.log}")
@@ -331,14 +334,14 @@ def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Genera
             note("no time column found: using file order (--time COLUMN)")
         if report.unread:
             note(
-                f"columns not used: {', '.join(report.unread)}. If one of them marks internal messages, "
-                "remove those messages. Otherwise they are trained too"
+                f"unused columns: {', '.join(report.unread)}. If one of them marks internal "
+                "messages, remove those messages; otherwise the model trains on them"
             )
         if report.internal:
             by = ", ".join(report.internal_by)
             note(
-                f"{count(report.internal, 'message')} dropped as internal, by {by} (--ignore "
-                f"{quote(','.join(report.internal_by))} includes them)"
+                f"{count(report.internal, 'message')} dropped as internal, by {by} (keep them "
+                f"with --ignore {quote(','.join(report.internal_by))})"
             )
         with _named(rows, file):
             yield str(rows)
@@ -346,13 +349,13 @@ def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Genera
 
 _THREADS = {
     "open": "dropped: nobody answered",
-    "unanswered_ends": "written without the messages after the last answer",
-    "unasked": "written without the answer before the first question",
+    "unanswered_ends": "written without messages after the last answer",
+    "unasked": "written without answers before the first question",
     "several_agents": "with answers from several agents, so styles are mixed",
     "empty": "dropped: only quotes or a signature",
     "unthreaded": "dropped: no thread id",
     "other_speakers": "dropped by --leave-out",
-    "aside": "dropped: not on the best path of its tree",
+    "aside": "dropped: not on the best branch of the conversation tree",
 }
 _OF_MESSAGES = ("empty", "unthreaded", "aside", "other_speakers")
 _SPEAKERS_SHOWN = 5

@@ -62,11 +62,11 @@ def curve(
     aim: AimOptions,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE.html", help="Write a page with the plot."),
+        typer.Option("--output", "-o", metavar="FILE.html", help="Write an HTML page with the plot."),
     ] = None,
 ) -> Iterator[Output[LearningCurve] | Output[BestRows]]:
-    """Train on shares of the rows and estimate what more rows bring. Evaluates each share on the same
-    held-out rows. Runs as a sweep: shows the price first and stays within one budget. Repeat the command
+    """Train on fractions of the rows and estimate the benefit of more rows. Evaluates each fraction on the
+    same held-out rows. Runs as a sweep: shows the price first and stays within one budget. Repeat the command
     to resume.
 
     --compare best,random compares the best half of the rows (by a `data score` signal) with a random
@@ -77,9 +77,9 @@ def curve(
     from orchestrate.runs.sweep import curve as curves
 
     if output is not None and output.suffix.lower() != ".html":
-        raise UsageError(f"{output.name}: the plot is an HTML page", fix="-o curve.html")
+        raise UsageError(f"{output.name}: the plot must be an HTML page (.html)", fix="-o curve.html")
     if points.compare is not None and output is not None:
-        raise UsageError("--compare draws no plot: use -o or --compare, not both")
+        raise UsageError("--compare has no plot: use -o or --compare, not both")
     with orchestrator(context) as ft:
         spec, selected = asked.read(provider), ""
         if points.compare is None:

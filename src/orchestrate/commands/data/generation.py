@@ -40,13 +40,13 @@ KeyVariableOpt = Annotated[
 ]
 MaxCostOpt = Annotated[
     str | None,
-    typer.Option(metavar="USD", help="Cost limit over all runs; needs a model with a known price."),
+    typer.Option(metavar="USD", help="Cost limit across all runs; needs a model with a known price."),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOptions:
-    """Options for the model that writes and its host."""
+    """Options for the model that generates rows and its host."""
 
     host: Annotated[str | None, typer.Option(help="A configured host; default: openai.")] = None
     base_url: Annotated[str | None, typer.Option(help="Use any OpenAI-compatible API instead.")] = None
@@ -57,9 +57,9 @@ class TeacherOptions:
 class GenerateOptions:
     """Options for what to generate, and its limits."""
 
-    max_requests: Annotated[int, typer.Option(min=1, help="Request limit over all runs on this output.")] = (
-        100
-    )
+    max_requests: Annotated[
+        int, typer.Option(min=1, help="Request limit across all runs that write to this output.")
+    ] = 100
     max_cost: MaxCostOpt = None
     instructions: Annotated[
         str, typer.Option(help="What the rows should be about, or @FILE to read it from a file.")
@@ -105,7 +105,7 @@ def generate(
     """Generate new rows in the format of SEEDS with a chat model. The rows are checked, deduplicated and
     marked for review.
 
-    Repeat the command to continue after an interruption. Exit code 6 if a limit stopped it, 1 if the model
+    Repeat the command to continue after an interruption. Exit code 6 if a limit stopped it, or 1 if the model
     only repeats itself."""
     from orchestrate.runs.data import files as data
     from orchestrate.runs.data import generation
@@ -154,7 +154,7 @@ def review(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; default: any free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
 ) -> Iterator[Output[Reviewing] | Output[ExportReport]]:
-    """Accept, edit or reject rows on a local page, by keyboard. Press Ctrl-C to stop. Run it again to
+    """Accept, edit or reject rows on a local page by keyboard. Press Ctrl-C to stop, and run it again to
     continue.
 
     FILE is never changed. Decisions are saved to FILE.review. --export OUT writes the accepted rows."""
@@ -185,7 +185,7 @@ def review(
 
 def _show_export(report: ExportReport) -> None:
     out.print(f"{report.output}: {count(report.written, 'row')}")
-    note(f"{report.counts.rejected:,} rejected, {report.counts.pending:,} not yet reviewed")
+    note(f"{report.counts.rejected:,} rejected, {report.counts.pending:,} not reviewed yet")
 
 
 def _text(given: str) -> str:
@@ -209,7 +209,7 @@ def _show(report: GenerateReport) -> None:
         note("left out: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
     if report.stopped != "rows":
         why = {
-            "repeating": "the model repeats itself: try other seeds, --instructions or --temperature",
+            "repeating": "the model repeats itself: try new seeds, --instructions or a higher --temperature",
             "budget": "the budget is used up; raise budget_usd and run the same command to continue",
         }
         note(f"stopped early: {why.get(report.stopped, f'--{report.stopped} was reached')}")

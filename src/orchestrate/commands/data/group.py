@@ -163,7 +163,8 @@ class PreviewOptions:
         False
     )
     train_on: Annotated[
-        str, typer.Option(metavar="all|last|ROLES", help="Like method.train_on; for example assistant,tool.")
+        str,
+        typer.Option(metavar="all|last|ROLES", help="As method.train_on in a spec, such as assistant,tool."),
     ] = "all"
     ignore_empty_think: Annotated[
         bool, typer.Option("--ignore-empty-think", help="Exclude empty thinking blocks from the loss.")
@@ -192,7 +193,7 @@ def preview(
         str | None, typer.Option("--model", help="A model folder, or a model whose tokenizer is cached.")
     ] = None,
     shown: PreviewOptions,
-    html: Annotated[Path | None, typer.Option(help="Write a page instead.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML page instead.")] = None,
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
 ) -> Output[PreviewReport]:
@@ -205,7 +206,7 @@ def preview(
         with orchestrator(context) as ft:
             report = data.rows_of_run(ft, file, shown.row, shown.rows)
     elif model is None:
-        raise UsageError("name the model whose tokens to show", fix="--model MODEL")
+        raise UsageError("set --model to the model whose tokens you want to see", fix="--model MODEL")
     else:
         given = shown.chat_template_kwargs or ()
         settings = parse_settings(given, "--chat-template-kwargs enable_thinking=false")

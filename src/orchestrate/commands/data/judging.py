@@ -48,7 +48,7 @@ class By:
     ] = False
     key_variable: KeyVariableOpt = None
     max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="Cost limit for all answers of the judge.")
+        str | None, typer.Option(metavar="USD", help="Cost limit for all of the judge's answers.")
     ] = None
     skip_failed: SkipFailedOpt = False
 
@@ -65,11 +65,11 @@ def judge(
     output: OutputOpt = None,
     yes: PayOpt = False,
 ) -> Output[JudgeReport]:
-    """Rate rows with a model by a rubric. Accepted rows go to one file, rejected ones to another, with
+    """Let a model rate rows by a rubric. Accepted rows go to one file, rejected ones to another, with
     reasons.
 
-    The judge is first calibrated against answers that people rated, and must agree with them. The price
-    is shown first. Repeat the command after an interruption: it continues and pays for nothing twice."""
+    The judge is first calibrated against answers that people rated, and must agree with them. The price is
+    shown first. Repeat the command after an interruption to continue without paying for anything twice."""
     from orchestrate.runs.data import files as data
     from orchestrate.runs.evaluation import judging
 
@@ -91,7 +91,7 @@ def judge(
 def tell_plan(plan: JudgePlan) -> None:
     """Print what the judge will be asked, and the price."""
     if plan.expected_usd is None or plan.high_usd is None:
-        price = "no per-token price is known"
+        price = "the price per token is unknown"
     else:
         price = f"about {span(plan.expected_usd, plan.high_usd)}" if plan.high_usd else "costs nothing"
     held = f" and {count(plan.rated, 'rated answer')}" if plan.rated else ""
@@ -102,37 +102,37 @@ def _show(report: JudgeReport) -> None:
     out.print(f"{report.output}: {count(report.kept, 'row')} of {report.rows:,}", soft_wrap=True)
     note(f"rejected: {report.rejected:,}, in {report.rejected_file}")
     if report.not_judged_file:
-        warn(f"{count(report.not_judged, 'row')} could not be judged, see {report.not_judged_file}")
+        warn(f"{count(report.not_judged, 'row')} could not be judged; see {report.not_judged_file}")
     found = report.calibration
     if found is None:
         warn("the judge was never compared with human ratings")
     elif found.unfit:
         warn(found.unfit)
     else:
-        same = f"same score on {found.same.value:.0%} of {found.n} answers"
+        same = f"the same score for {found.same.value:.0%} of {found.n} answers"
         note(f"the judge agrees with people: kappa {score(found.kappa)}, {same}")
     mean = "" if report.mean is None else f"mean score {report.mean:.2f}; "
     cost = "" if report.usd is None else f"; {money(report.usd)}"
     warn_lost(report.lost_requests, report.lost_usd)
-    note(f"{mean}each row's score and reason: {report.log}{cost}")
+    note(f"{mean}Scores and reasons per row: {report.log}{cost}")
 
 
 @command
 def from_review(
     context: typer.Context,
-    review: Annotated[str, typer.Argument(metavar="REVIEW", help="The id of a review, or of its run.")],
+    review: Annotated[str, typer.Argument(metavar="REVIEW", help="Id of a review or of its run.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Output file.", show_default=False)],
     format: Annotated[
         Literal["dpo", "kto", "sft"] | None,
         typer.Option(
             "--as",
-            help="dpo: answer pairs; kto: desirable and undesirable answers; sft: rows that people wrote. "
-            "Default: dpo, or sft where rows were written.",
+            help="dpo: answer pairs; kto: desirable and undesirable answers; sft: rows written by "
+            "people. Default: sft if rows were written, otherwise dpo.",
             show_default=False,
         ),
     ] = None,
     agreement: Annotated[
-        float, typer.Option(min=0.5, max=1, help="Fraction of an item's raters that must agree.")
+        float, typer.Option(min=0.5, max=1, help="Fraction of raters per item that must agree.")
     ] = 0.6,
 ) -> Output[FromReview]:
     """Convert human verdicts to rows for preference tuning. Verdicts that don't make a row are counted."""

@@ -49,7 +49,10 @@ class RecordOptions:
         typer.Option(metavar="FILE", help="Held-out rows, or a request log; default: the run's test file."),
     ] = None
     n: Annotated[
-        int | None, typer.Option("--n", min=1, help="Number of prompts. They cover all kinds in the file.")
+        int | None,
+        typer.Option(
+            "--n", min=1, help="Number of prompts. They are chosen to cover every kind in the file."
+        ),
     ] = None
     max_tokens: MaxTokensOpt = 512
     samples: Annotated[int, typer.Option(min=1, max=64, help="Answers per prompt.")] = 1
@@ -82,8 +85,8 @@ def record(
     skip_failed: SkipFailedOpt = False,
     yes: PayOpt = False,
 ) -> Output[Recording] | Output[list[Recording]] | Output[list[Due]]:
-    """Record a model's answers before it is shut down, with log-probabilities where the host gives them.
-    They prove parity later.
+    """Record a model's answers before it is shut down, with log-probabilities if the host provides them. Use
+    them later to prove parity.
 
     Shows the price first. Repeat the command to continue after an interruption: nothing is paid twice.
     Use the recording like a model: eval --model record:ID."""
@@ -126,25 +129,25 @@ def _tell(plan: RecordPlan) -> None:
     more = ", ".join(f"{n:,} {why}" for n, why in dropped if n)
     note(f"{plan.source}: {count(plan.prompts, 'prompt')}" + (f"; left out: {more}" if more else ""))
     for column in plan.unread:
-        warn(f"column {column} is not used, but its text differs in most rows and appears in no prompt")
+        warn(f"column {column} is not used, although its text differs in most rows and appears in no prompt")
     if plan.taken < plan.prompts - plan.equal - plan.near:
         kinds = f", across {count(plan.clusters, 'kind')}" if plan.clusters else ""
-        note(f"{plan.taken:,} were selected to represent the rest{kinds}")
+        note(f"{plan.taken:,} selected to represent the others{kinds}")
     asked = plan.asked
     if asked.expected_usd is None or asked.high_usd is None:
-        price = "no per-token price is known"
+        price = "the price per token is unknown"
     else:
         price = f"about {span(asked.expected_usd, asked.high_usd)}" if asked.high_usd else "costs nothing"
     kept = f", {asked.kept:,} answered before" if asked.kept else ""
     note(f"{plan.model}: {count(asked.questions, 'question')}{kept}; {price}")
     if plan.silent_on is not None:
-        note(f"it is shut down after {plan.silent_on}")
+        note(f"it will be shut down after {plan.silent_on}")
 
 
 def _show(done: Recording) -> None:
     out.print(f"{done.id}: {count(done.answered, 'answer')} of {done.prompts:,}", soft_wrap=True)
     if done.refused:
-        warn(f"the host did not answer {count(done.refused, 'prompt')}")
+        warn(f"the host left {count(done.refused, 'prompt')} unanswered")
     warn_lost(done.contender.lost_requests, done.contender.lost_usd)
     given = f"{done.with_logprobs:,} with log-probabilities" if done.with_logprobs else "no log-probabilities"
     cost = "" if done.usd is None else f"; {money(done.usd)}"
@@ -177,11 +180,11 @@ def _show_calendar(found: list[Due]) -> None:
             note(f"{name} accepts no new jobs from {day} on")
     if not found:
         note("no tuned model in this store has an announced shutdown date")
-        note("orchestrate import PROVIDER  imports the past jobs of an account")
+        note("import an account's past jobs with: orchestrate import PROVIDER")
     elif any(due.command for due in found):
         note(
-            "orchestrate record RUN [--prompts FILE]  records its answers; pass FILE if it has no "
-            "prompts of its own"
+            "record its answers with: orchestrate record RUN [--prompts FILE]; pass FILE if it "
+            "has no prompts of its own"
         )
 
 
@@ -204,7 +207,7 @@ def _show_day(day: date, dues: list[Due]) -> None:
 @command
 def from_record(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="RECORDING", help="The id of a recording.")],
+    name: Annotated[str, typer.Argument(metavar="RECORDING", help="Id of a recording.")],
     output: OutputOpt = None,
     accept_terms: Annotated[
         bool,
@@ -214,8 +217,7 @@ def from_record(
         ),
     ] = False,
 ) -> Output[FromRecord]:
-    """Write a recording as rows to train on. Shows the terms of the model's host, and you have to accept
-    them."""
+    """Write a recording as rows to train on. Shows the terms of the model's host, which you must accept."""
     from orchestrate.migration import recording
 
     with orchestrator(context) as ft:
@@ -223,7 +225,7 @@ def from_record(
         for line in found:
             warn(line)
         if not confirm("Are you allowed to train on these answers?", yes=accept_terms):
-            raise UsageError("nothing was written: the terms were not accepted", fix="--accept-terms")
+            raise UsageError("nothing was written because you did not accept the terms", fix="--accept-terms")
         done = recording.from_record(ft, name, output or Path(f"{name}.jsonl"))
     return Output(done, _show_rows)
 

@@ -34,7 +34,7 @@ class JudgeOptions:
 
     judge: Annotated[
         str | None,
-        typer.Option(help="Have a model rate the rows: MODEL, HOST=MODEL or https://ADDRESS/v1=MODEL."),
+        typer.Option(help="Let a model rate the rows: MODEL, HOST=MODEL or https://ADDRESS/v1=MODEL."),
     ] = None
     rubric: RubricOpt = None
     rated: Annotated[
@@ -53,7 +53,7 @@ class JudgeOptions:
     ] = False
     key_variable: KeyVariableOpt = None
     max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="Cost limit for all answers of the judge.")
+        str | None, typer.Option(metavar="USD", help="Cost limit for all of the judge's answers.")
     ] = None
     skip_failed: SkipFailedOpt = False
 
@@ -66,11 +66,12 @@ def score(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", help="Also score with this base model, on this machine: loss, spread, prompt."
+            "--model", help="Also score with this base model on this machine: loss, spread, prompt."
         ),
     ] = None,
     after: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Also score the loss of this run, tuned on these rows.")
+        str | None,
+        typer.Option(metavar="RUN", help="Also score the loss of this run, which was tuned on these rows."),
     ] = None,
     judged: JudgeOptions,
     output: OutputOpt = None,
@@ -80,8 +81,8 @@ def score(
     """Score each row for duplicates, length and label problems. Also finds contradictions and, on
     request, adds losses or a judge's points.
 
-    Only --judge costs money, and its price is shown first. Scores are written to FILE.scores.jsonl. The
-    same command with other options adds to them."""
+    Only --judge costs money, and its price is shown first. Scores are written to FILE.scores.jsonl. Running
+    the command again with other options adds scores."""
     from orchestrate.runs.data import scoring
     from orchestrate.runs.evaluation.judging import JudgeTerms
 
@@ -146,8 +147,8 @@ def _show(report: ScoreReport) -> None:
         note(line)
     if report.left_out:
         note(
-            f"{count(report.left_out, 'row')} with errors not scored; see them with: "
-            f"orchestrate data check {report.path}"
+            f"{count(report.left_out, 'row')} with errors not scored; list them with: orchestrate "
+            f"data check {report.path}"
         )
     cost = "" if report.usd is None else f"; {money(report.usd)}"
     note(f"written: {report.output}{cost}")
@@ -171,8 +172,8 @@ def select(
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
 ) -> Output[SelectReport]:
-    """Keep the best rows by one signal of `data score`. Writes the others to a second file with the
-    reason for each. Neither output file may already exist."""
+    """Keep the best rows by one signal of `data score`. Writes the others to a second file with the reason
+    for each. The output files must not exist yet."""
     from orchestrate.data.operations import score
     from orchestrate.runs.data import files as data
 
@@ -189,9 +190,9 @@ def select(
 
 def _show_selected(report: SelectReport, by: str) -> None:
     out.print(f"{report.output}: {count(report.kept, 'row')} of {report.rows:,}", soft_wrap=True)
-    note(f"left out, with reasons: {count(report.left_out, 'row')} in {report.left_out_file}")
+    note(f"{count(report.left_out, 'row')} left out; the reasons are in {report.left_out_file}")
     if report.tied:
         tied = count(report.tied, "row")
-        note(f"{tied} left out with the same {by} as the last row kept (ties keep earlier rows)")
+        note(f"{tied} left out with the same {by} as the last row kept (earlier rows win ties)")
     if report.errors:
         note(f"{count(report.errors, 'row')} of these with errors")

@@ -40,7 +40,7 @@ def show_inspect(report: InspectReport) -> None:
         ("format", f"{report.format} ({report.kind})"),
         ("mixed with", _counted({k: n for k, n in report.formats.items() if k != report.format})),
         ("rows", rows),
-        ("tokens", f"{report.tokens:,} by {report.tokenizer}{exact}; {share:.0%} of them trained"),
+        ("tokens", f"{report.tokens:,} by {report.tokenizer}{exact}; {share:.0%} of them are trained on"),
         ("length", f"{percentiles}, longest {lengths['100']:,}"),
         ("epochs", ", ".join(f"{n}: {tokens:,} tokens" for n, tokens in report.epoch_tokens.items())),
         ("roles", _counted(report.roles)),
@@ -52,7 +52,7 @@ def show_inspect(report: InspectReport) -> None:
         ("problems", _counted(report.problems)),
         (
             "digests",
-            f"{report.digest[:16]} (rows only); {report.data_digest[:16]} (as a run's entire data)",
+            f"{report.digest[:16]} (rows only); {report.data_digest[:16]} (all data of the run)",
         ),
     ):
         if value:
@@ -108,7 +108,7 @@ def show_check(report: CheckReport, fixed: FixReport | None) -> None:
             note(f"not repaired: {_counted(fixed.not_repaired)}")
         if fixed.dropped:
             note(f"unknown fields were dropped: {_counted(fixed.dropped)}")
-        note(f"each change: {fixed.log}; to train on these rows, set train to {fixed.output} in the spec")
+        note(f"changes: {fixed.log}; to train on these rows, set train to {fixed.output} in the spec")
         note(f"then: orchestrate data check {shlex.quote(str(fixed.output))}")
 
 
@@ -117,7 +117,7 @@ def note_rewritten(report: SplitReport | DedupeReport) -> None:
     if report.source_format != report.format:
         note(f"read as {report.source_format}, written as {report.format}")
     if report.fields_left_out:
-        note(f"unknown fields are dropped ({count(report.fields_left_out, 'time')})")
+        note(f"unknown fields dropped ({count(report.fields_left_out, 'time')})")
 
 
 def _problems(report: CheckReport) -> None:
@@ -172,8 +172,8 @@ def show_preview(report: PreviewReport) -> None:
         out.print(text, soft_wrap=True)
         for line in row.notes:
             note(line)
-    marked = "green: trained; grey: context" if coloured else "⟦trained⟧; the rest is context"
-    note(f"{marked}; adjacent tokens alternate in shade" if coloured else marked)
+    marked = "green: trained on; grey: context" if coloured else "⟦trained on⟧; the rest is context"
+    note(f"{marked}; adjacent tokens have alternating shades" if coloured else marked)
 
 
 _TOKEN_STYLE = {True: ("black on color(151)", "black on color(114)"), False: ("", "bright_black")}

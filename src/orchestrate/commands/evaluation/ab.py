@@ -34,7 +34,7 @@ app = typer.Typer(
     help="Split live traffic between a tuned model and its base, and decide by a rule set in advance. Each "
     "user always gets the same model. Results stay valid however often you check them.",
 )
-Name = Annotated[str, typer.Argument(metavar="NAME", help="An experiment's name or id.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of an experiment.")]
 
 
 class ABServing(TypedDict):
@@ -65,7 +65,7 @@ class Going:
         bool, typer.Option("--auto/--no-auto", help="Apply the rule automatically: ramp, ship or roll back.")
     ] = False
     every_s: Annotated[
-        float, typer.Option("--every", min=0.1, help="Seconds between two evaluations of the rule.")
+        float, typer.Option("--every", min=0.1, help="Seconds between evaluations of the rule.")
     ] = 60.0
     user_header: Annotated[
         str,
@@ -134,13 +134,14 @@ def _require_every_outcome(plan: ExperimentPlan) -> None:
 
     for name in experiments.recorded_sometimes(plan):
         note(
-            f"{name}: only users with a recorded outcome count. If your application records it only when it "
-            "happens, add absent: 0 and window_h: HOURS to the plan. A started plan can't be changed."
+            f"{name}: only users with a recorded outcome count. If your application records only "
+            "positive outcomes, add absent: 0 and window_h: HOURS to the plan. A started plan "
+            "can't be changed."
         )
-        question = f"Does your application record {name} for every user, false as well as true?"
+        question = f"Does your application record {name} for every user, both false and true?"
         if sys.stdin.isatty() and not confirm(question, yes=False):
             raise UsageError(
-                f"not started: {name} needs absent, the value for a user without an outcome",
+                f"not started: {name} needs absent, the value of users without an outcome",
                 fix=f"in the plan: {{name: {name}, ..., of_user: any, window_h: 24, absent: 0}}",
             )
 
@@ -158,14 +159,14 @@ def status(
     ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Apply the decision of the rule.")] = False,
 ) -> Output[ExperimentReport] | Output[list[ABListed]]:
-    """Show the results so far and what the rule decides. You can look as often as you like."""
+    """Show the results so far and the decision of the rule. You can check as often as you like."""
     from orchestrate.ab import launch as experiments
 
     with orchestrator(context) as ft:
         found = experiments.found(ft, name)
         if len(found) != 1:
             if apply or output is not None:
-                raise UsageError("name the experiment", fix="orchestrate ab status  lists them")
+                raise UsageError("name the experiment", fix="list them with: orchestrate ab status")
             listed = [one.report() for one in found]
             shown = [ABListed(id=r.id, name=r.plan.name, state=r.state, share=r.share) for r in listed]
             return Output(shown, lambda _: _show_list(listed))
@@ -185,7 +186,7 @@ def record(
     ],
 ) -> Output[OutcomesTaken]:
     """Record outcomes from JSON Lines files. One outcome per line: {"user": "u1", "metric": "resolved",
-    "value": true}. You can pass a file again after it has grown. Nothing is counted twice."""
+    "value": true}. You can pass a file again after it has grown, and nothing is counted twice."""
     from orchestrate.ab import launch as experiments
 
     with orchestrator(context) as ft:
@@ -197,9 +198,9 @@ def record(
 def _show_taken(taken: OutcomesTaken) -> None:
     print_text(f"{count(taken.recorded, 'outcome')} recorded, {taken.repeated:,} already known")
     if taken.unknown_users:
-        note(f"{taken.unknown_users:,} from users who were never assigned a model are not counted")
+        note(f"{taken.unknown_users:,} not counted: their users were never assigned a model")
     if taken.after_end:
-        note(f"{taken.after_end:,} are not counted: the experiment has ended")
+        note(f"{taken.after_end:,} not counted: the experiment had ended")
 
 
 @app.command()
@@ -207,7 +208,7 @@ def _show_taken(taken: OutcomesTaken) -> None:
 def stop(
     context: typer.Context,
     name: Name,
-    keep: Annotated[Literal["base", "tuned"], typer.Option(help="Model that all users get from then on.")] = (
+    keep: Annotated[Literal["base", "tuned"], typer.Option(help="Model to give all users from then on.")] = (
         "base"
     ),
 ) -> Output[ExperimentReport]:
@@ -225,7 +226,7 @@ def stop(
 @command
 def size(
     rate: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Current success rate of the base, 0 to 1.")
+        float | None, typer.Option(min=0.0, max=1.0, help="Current success rate of the base model, 0 to 1.")
     ] = None,
     deviation: Annotated[
         float | None, typer.Option(min=0.0, help="For a numeric metric: its standard deviation over users.")
@@ -249,7 +250,7 @@ def size(
         tuned, part = rate + gain, share / 100
         deviation = math.sqrt(tuned * (1 - tuned) * (1 - part) + rate * (1 - rate) * part)
     if not gain or not deviation:
-        raise UsageError("a difference of 0, or in a value that never varies, cannot be detected")
+        raise UsageError("cannot detect a difference of 0 or in a value that never varies")
     users = experiments.users_for(gain, deviation, share / 100, alpha)
     return Output(Sized(users=users, tuned=round(users * share / 100)), _show_size)
 

@@ -47,7 +47,7 @@ FORMATS = ("table", "md", "html", "csv", "json")
 
 @dataclass(frozen=True, kw_only=True)
 class Rivals:
-    """Options for further models to evaluate besides the runs."""
+    """Options for additional models to evaluate besides the runs."""
 
     base: Annotated[
         bool, typer.Option("--base/--no-base", help="Also evaluate the base model of each run.")
@@ -76,7 +76,7 @@ class Rivals:
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Contender that all others are compared with; default: a run's own base."
+            metavar="NAME", help="Contender to compare all others with; default: each run's own base."
         ),
     ] = None
     on: Annotated[
@@ -90,7 +90,7 @@ class Rivals:
 
 @dataclass(frozen=True, kw_only=True)
 class TestRowOptions:
-    """Options for which test rows to send, and how."""
+    """Options for which test rows to send and how."""
 
     test: Annotated[
         str | None, typer.Option("--test", help="Held-out rows; default: the spec's test file.")
@@ -99,7 +99,7 @@ class TestRowOptions:
     ignored: IgnoreOpt = None
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None
     cluster: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that groups dependent rows.")
+        str | None, typer.Option(metavar="COLUMN", help="Column that groups rows that depend on each other.")
     ] = None
     slices: Annotated[
         str,
@@ -111,7 +111,7 @@ class TestRowOptions:
     seed: Annotated[int, typer.Option(min=0, help="Seed for the sampling of answers.")] = 0
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="On this machine: rows per batch; 1 gives the same answers as chat."),
+        typer.Option(min=1, help="Rows per batch on this machine; 1 gives the same answers as chat."),
     ] = None
     response_format: Annotated[
         Path | None,
@@ -121,9 +121,7 @@ class TestRowOptions:
     ] = None
     fresh: Annotated[
         bool,
-        typer.Option(
-            "--fresh", help="Ask all questions again, to detect whether the host changed the model."
-        ),
+        typer.Option("--fresh", help="Ask all questions again to detect whether the host changed the model."),
     ] = False
     skip_failed: SkipFailedOpt = False
     yes: PayOpt = False
@@ -156,9 +154,7 @@ class Decision:
     target: Annotated[float | None, typer.Option(help="Score to reach, such as 0.9.")] = None
     margin: Annotated[
         float,
-        typer.Option(
-            help="Required lead over the model it is compared with; -0.02 accepts up to 2 points worse."
-        ),
+        typer.Option(help="Required lead over the baseline; -0.02 accepts up to 2 points worse."),
     ] = 0.0
     gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless every verdict is: ship. For CI.")] = (
         False
@@ -169,14 +165,14 @@ class Decision:
     traffic: Annotated[
         str | None,
         typer.Option(
-            help='Expected traffic, such as "20k req/day, 900 in, 150 out": gives the cost '
-            "per answer for hourly billing."
+            help='Expected traffic, such as "20k req/day, 900 in, 150 out", to get the cost per answer '
+            "with hourly billing."
         ),
     ] = None
     junit: JunitOpt = None
     output: ReportOpt = None
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False
-    show: Annotated[int, typer.Option(min=0, help="Number of broken and of fixed rows to print.")] = 3
+    show: Annotated[int, typer.Option(min=0, help="Number of broken and fixed rows to print.")] = 3
 
 
 @command
@@ -197,9 +193,9 @@ def evaluate(
     """Evaluate runs, their base and other models on held-out rows. Prints scores, regressed rows and
     whether to ship.
 
-    Shows the price and the smallest difference that this many rows can detect before it starts. Answers
-    are saved: repeat the command after an interruption and it continues without asking anything twice.
-    Exit code 6 if --max-cost is reached."""
+    Shows the price and the smallest difference that this many rows can detect before it starts. Answers are
+    saved. Repeat the command after an interruption to continue without asking anything twice. Exit code 6 if
+    --max-cost is reached."""
     from orchestrate.runs.evaluation.held_out import PreparedEvaluation, metric_names, require_reports
 
     if list_metrics:
@@ -269,7 +265,7 @@ def tell_plan(plan: EvaluationPlan) -> None:
     )
     for asked in plan.asked:
         if asked.expected_usd is None or asked.high_usd is None:
-            price = "no per-token price is known"
+            price = "the price per token is unknown"
         elif not asked.high_usd:
             price = "costs nothing"
         else:
@@ -298,18 +294,18 @@ def _report(found: Evaluation) -> EvaluationReport:
 
 def _show(found: Evaluation, rows: int) -> None:
     out.print(_report(found).table(rows))
-    note(f"each answer is in {found.items_file}")
+    note(f"all answers: {found.items_file}")
 
 
 def page_of(home: Path, name: str) -> Path:
-    """Return where to write a report that is shown but has no output path."""
+    """Return the default path of a report to show."""
     from orchestrate.core.files import private_folder
 
     return private_folder(home / "reports") / f"{name}.html"
 
 
 def opened(page: Path) -> None:
-    """Open a page in the browser of `$BROWSER`, or in the default browser."""
+    """Open a page in the browser named by `$BROWSER`, or in the default browser."""
     import webbrowser
 
     if not webbrowser.open(page.resolve().as_uri()):
@@ -318,7 +314,7 @@ def opened(page: Path) -> None:
 
 @contextmanager
 def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], None]]:
-    """Show a progress bar of the answers received, their cost, and the model that was asked last."""
+    """Show a progress bar with the answers received, their cost, and the last model queried."""
     answers = dict[str, int]()
     with work("asking") as told:
 
@@ -346,7 +342,7 @@ def compare(
         Path | None, typer.Option("-o", "--output", help="Output file; its extension sets the format.")
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--all", help="Show every number and finding, not only the deciding ones.")
+        bool, typer.Option("--all", help="Show all numbers and findings, not only the decisive ones.")
     ] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
 ) -> Iterator[Output[Comparison] | Output[ReportFile]]:

@@ -56,7 +56,7 @@ class Abilities:
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionLimits:
-    """Options for asking the models, and its limits."""
+    """Options for querying the models, and limits."""
 
     on: Annotated[str, typer.Option(help="Where to run the model: host, here or auto (as in eval).")] = "auto"
     base_precision: Annotated[
@@ -67,9 +67,9 @@ class RegressionLimits:
     fresh: Annotated[bool, typer.Option("--fresh", help="Ask all questions again.")] = False
     skip_failed: SkipFailedOpt = False
     yes: PayOpt = False
-    gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless every ability was kept. For CI.")] = (
-        False
-    )
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Exit 1 unless every ability was retained. For CI.")
+    ] = False
     junit: JunitOpt = None
     output: ReportOpt = None
 
@@ -91,8 +91,8 @@ def regress(
     """Test whether a tuned model forgot anything: compare it with its base on small probes, your own test
     sets, and lm-eval.
 
-    Each ability is kept, forgotten or inconclusive, by an interval and a margin: too few rows do not
-    prove that all is well."""
+    An interval and a margin decide whether each ability is kept, forgotten or inconclusive. Too few rows give
+    no proof that an ability is kept."""
     from orchestrate.reports.regressions import RegressionReport
     from orchestrate.runs.evaluation.held_out import require_reports
     from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder, probe_names
@@ -100,7 +100,7 @@ def regress(
     if list_probes:
         return Output(probe_names(), lambda names: print_text("\n".join(names)))
     if run is None:
-        raise UsageError("name the run to probe", fix="orchestrate runs  lists them")
+        raise UsageError("name the run to probe", fix="list runs with: orchestrate runs")
     order = RegressionOrder(
         probes=_names(abilities.probes),
         sets=abilities.sets or [],

@@ -40,7 +40,7 @@ _TENTATIVE, _FIRM = 0.667, 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewSelection:
-    """Options for what is rated."""
+    """Options for what to rate."""
 
     single: Annotated[
         bool, typer.Option("--single", help="Show answers one by one instead of side by side.")
@@ -48,7 +48,7 @@ class ReviewSelection:
     rubric: Annotated[Path | None, typer.Option(help="YAML with question, guide and criteria.")] = None
     contenders: Annotated[
         list[str] | None,
-        typer.Option("--contender", metavar="NAME", help="Contender of the evaluation; default: all."),
+        typer.Option("--contender", metavar="NAME", help="Show only this contender; default: all."),
     ] = None
     against: Annotated[
         str | None, typer.Option(metavar="NAME", help="Show only pairs with this contender.")
@@ -57,7 +57,8 @@ class ReviewSelection:
     evaluation: Annotated[
         str | None,
         typer.Option(
-            metavar="ID", help="Evaluation to rate; needs no run. Default: the newest with all the runs."
+            metavar="ID",
+            help="Evaluation to rate; needs no run. Default: the newest one with all these runs.",
         ),
     ] = None
     seed: Annotated[
@@ -68,7 +69,7 @@ class ReviewSelection:
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewAddress:
-    """Options for who rates and where the page is served."""
+    """Options for the raters and the address of the page."""
 
     raters: Annotated[
         str,
@@ -78,7 +79,9 @@ class ReviewAddress:
     ] = ""
     host: Annotated[
         str | None,
-        typer.Option(help="Address to serve on, such as 0.0.0.0 for phones; default: this machine only."),
+        typer.Option(
+            help="Address to serve on, such as 0.0.0.0 to allow phones; default: this machine only."
+        ),
     ] = None
     name: Annotated[list[str] | None, typer.Option("--name", help="External host name of this machine.")] = (
         None
@@ -99,7 +102,7 @@ class Else:
         Path | None, typer.Option("--import", metavar="FILE.csv", help="Import a filled sheet.")
     ] = None
     rater: Annotated[str | None, typer.Option(metavar="NAME", help="Rater of the sheet.")] = None
-    plan: Annotated[bool, typer.Option("--plan", help="Show how many people and items are needed.")] = False
+    plan: Annotated[bool, typer.Option("--plan", help="Show how many people and items you need.")] = False
     detect: Annotated[float, typer.Option(help="For --plan: the expected preference rate of one side.")] = 0.6
 
 
@@ -110,7 +113,7 @@ class WriteOptions:
     write: Annotated[
         str | None,
         typer.Option(
-            "--write", metavar="FILE", help="Let the raters write and correct the training rows of this file."
+            "--write", metavar="FILE", help="Let raters write and correct the training rows of this file."
         ),
     ] = None
     overlap: Annotated[
@@ -119,7 +122,7 @@ class WriteOptions:
     ] = 0.2
     settler: Annotated[
         str,
-        typer.Option(metavar="NAME", help="For --write: who decides when two writers disagree."),
+        typer.Option(metavar="NAME", help="For --write: person who decides when two writers disagree."),
     ] = "settler"
 
 
@@ -137,7 +140,7 @@ def review(
         list[str] | None,
         typer.Argument(
             metavar="RUN...",
-            help="Runs with an evaluation; or a review's id.",
+            help="Evaluated runs, or a review's id.",
             autocompletion=completing.runs,
         ),
     ] = None,
@@ -157,9 +160,9 @@ def review(
     """Let people say which answers are better, without knowing which model wrote them, on a page or on
     sheets.
 
-    The answers are those of an evaluation (`orchestrate eval`). The page works by keyboard and on phones.
-    Each rater sees them in an order of their own and can continue later. With --write, people write and
-    correct training rows instead. Serves until Ctrl-C."""
+    The answers come from an evaluation (`orchestrate eval`). The page works by keyboard and on phones. Each
+    rater sees the answers in a different order and can continue later. With --write, people write and correct
+    training rows instead. Press Ctrl-C to stop serving."""
     from orchestrate.runs.evaluation import reviewing, writing
 
     chosen = [instead.results, bool(instead.export), bool(instead.take), instead.plan]
@@ -198,7 +201,7 @@ def _so_far(
         return Output(reviewing.planned(instead.detect, likeness), show)
     if known is None:
         asked = run[0] if run else f"--evaluation {order.evaluation}"
-        raise UsageError("these answers have no review yet", fix=f"orchestrate review {asked}")
+        raise UsageError("no review of these answers yet", fix=f"orchestrate review {asked}")
     return Output(reviewing.result(ft, known), _show)
 
 
@@ -210,7 +213,7 @@ def _write(
     if instead.export or instead.take or instead.plan:
         raise UsageError(
             "--export, --import and --plan are for ratings.",
-            fix="orchestrate data from-review REVIEW -o FILE writes the rows",
+            fix="write the rows with: orchestrate data from-review REVIEW -o FILE",
         )
     if what.single or what.contenders or what.against or what.evaluation or what.items:
         raise UsageError(
@@ -222,7 +225,7 @@ def _write(
         desk = writing.reopened(ft, ft.store.reviews.get(run[0]), names, settler)
     else:
         if run:
-            raise UsageError("--write takes a file and no run.")
+            raise UsageError("--write takes a file, not a run.")
         order = writing.WritingOrder(
             file=rows.write,
             writers=names,
@@ -237,7 +240,7 @@ def _write(
         for why, n in (opened.made.left_out if opened.made else {}).items():
             warn(f"left out ({why}): {count(n, 'row')}. Correct them with orchestrate data review")
         if opened.made and opened.made.unread:
-            warn(f"columns that the written rows won't have: {', '.join(opened.made.unread)}")
+            warn(f"the written rows won't have these columns: {', '.join(opened.made.unread)}")
     if instead.results:
         yield Output(writing.result(desk), _show_writing)
         return
@@ -250,7 +253,7 @@ def _show_writing(found: WritingResult) -> None:
         shown.add_row(who, f"{done:,}", f"{total:,}")
     out.print(shown)
     if found.same is not None and found.likeness is not None:
-        note(f"{count(found.doubly, 'row')} written by two people, identical in {_share(found.same)}")
+        note(f"{count(found.doubly, 'row')} written by two people, {_share(found.same)} of them identically")
         low, high = found.likeness.low, found.likeness.high
         note(f"agreement between their answers: ROUGE-L {found.likeness.value:.2f} ({low:.2f} to {high:.2f})")
     if found.alpha is not None:
@@ -298,18 +301,15 @@ def _serve(desk: Any, place: ReviewAddress, names: Sequence[str]) -> Iterator[Ou
         yield Output(shown, _show_links)
         note(f"{review.id}: {count(review.tasks, 'task')} over {count(review.items, 'item')}, {review.kind}")
         if review.same:
-            note(
-                f"{count(len(review.same), 'pair')} of answers are identical and count as ties "
-                "without being shown"
-            )
+            note(f"{count(len(review.same), 'pair')} of identical answers count as ties without being shown")
         if place.host is None:
             note("for phones and other machines: --host 0.0.0.0, or a tunnel and --name its host name")
-        note("anyone with a link can rate; Ctrl-C ends the page without losing ratings")
+        note("anyone with a link can rate; Ctrl-C closes the page and keeps the ratings")
         if place.browser and err.is_terminal and (browse := for_people(webbrowser.open)):
             browse(next(iter(page.links.values())))
         ended.wait()
     done = ", ".join(f"{who} {n}" for who, n in desk.done().items()) or "nothing"
-    note(f"rated: {done}, of {review.tasks}; orchestrate review {review.id} --results")
+    note(f"rated: {done} of {review.tasks}; orchestrate review {review.id} --results")
 
 
 def _show_links(page: AnswersReviewing) -> None:
@@ -363,7 +363,7 @@ def _show_pairs(found: ReviewResult) -> None:
         shown.add_row(pair.first, pair.second, _share(pair.preference), str(n), *map(str, counts))
     out.print(shown)
     if found.strengths:
-        ranks = table("contender", "preferred to another one", fold=("contender",))
+        ranks = table("contender", "preferred over another answer", fold=("contender",))
         for name, score in found.strengths.items():
             ranks.add_row(name, _share(score))
         out.print(ranks)

@@ -35,9 +35,9 @@ def take(
     ] = True,
     details: Annotated[bool, typer.Option(help="Fetch events, metrics and checkpoints.")] = True,
 ) -> Output[list[AccountImport]]:
-    """Import an account's past jobs into the store, read-only on the host: settings, files by their
-    content, metrics, events, checkpoints, the tuned model and what it cost. Repeat it to continue after
-    an interruption. At the end, list each model's shutdown date and whether it can be retrained."""
+    """Import an account's past jobs into the store without changing anything on the host: settings, files,
+    metrics, events, checkpoints, tuned model and cost. Repeat the command to continue after an interruption.
+    At the end, it lists each model's shutdown date and whether it can be retrained."""
     from orchestrate.migration import importing
 
     at = since.replace(tzinfo=UTC) if since else None
@@ -69,24 +69,24 @@ def _show(taken: AccountImport) -> None:
         note(f"and {len(found.rows) - SHOWN:,} more: --json has all")
     _show_ways(found)
     if not found.rows:
-        note(f"no jobs in {taken.account}: a key only sees its own project or account")
+        note(f"no jobs in {taken.account}: a key can only read its own project or account")
         return
     note(f"{taken.imported:,} imported, {taken.known:,} already known, from {taken.account}")
     if taken.left_out:
         jobs = text.count(taken.left_out, "job without a model is", "jobs without a model are")
-        note(f"{jobs} left out: --all takes them")
+        note(f"{jobs} left out; include them with --all")
     for day, models in found.silent:
-        falls = text.count(models, "tuned model falls", "tuned models fall")
-        warn(f"{taken.provider}: {falls} silent after {day}")
+        shut = text.count(models, "tuned model")
+        warn(f"{taken.provider} shuts down {shut} after {day}")
     unknown = f"; unknown for {found.uncosted:,}" if found.uncosted else ""
     note(f"total cost: {text.money(found.cost_usd)}{unknown}")
-    note(f"training rows: available for {found.data_here:,}, lost for {found.data_gone:,}")
+    note(f"training rows: {found.data_here:,} still available, {found.data_gone:,} lost")
     for name, problem in list(taken.problems.items())[:5]:
         warn(f"{name}: {problem}")
     if taken.problems:
         note(f"{len(taken.problems):,} incomplete; run the same command again to complete them")
     elif found.silent:
-        note("orchestrate record --calendar   shows what to record before the shutdown")
+        note("see what to record before the shutdown: orchestrate record --calendar")
 
 
 def _show_day(day: date | None, rows: list[InventoryRun]) -> None:
@@ -120,6 +120,6 @@ def _show_ways(found: Inventory) -> None:
         out.print()
     lost = [row for row in found.rows if row.data.startswith("gone")]
     for row in lost[:5]:
-        warn(f"{row.run_id}: its training rows are {row.data}; it cannot be retrained without your own copy")
+        warn(f"{row.run_id}: its training rows are {row.data}; you need your own copy to retrain it")
     if len(lost) > 5:
-        note(f"and {len(lost) - 5:,} more whose rows are lost")
+        note(f"and {len(lost) - 5:,} more without training rows")

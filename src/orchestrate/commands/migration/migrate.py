@@ -53,18 +53,20 @@ class ParityOptions:
     """Options for judging parity."""
 
     test: Annotated[
-        str | None, typer.Option("--test", help="Held-out rows; default: the run's own, or its recording's.")
+        str | None,
+        typer.Option("--test", help="Held-out rows; default: those of the run or of its recording."),
     ] = None
     old: Annotated[
-        str, typer.Option("--old", help="live: query the old model; recorded: use its recording; auto.")
+        str,
+        typer.Option("--old", help="live queries the old model; recorded uses its recording; auto chooses."),
     ] = "auto"
     metrics: Annotated[
         list[str] | None,
         typer.Option("--metrics", metavar="NAMES", help="Comma-separated metrics; the first one decides."),
     ] = None
-    margin: Annotated[float, typer.Option(help="Accepted drop for parity: 0.05 is 5 percentage points.")] = (
-        0.05
-    )
+    margin: Annotated[
+        float, typer.Option(help="Accepted drop for parity: 0.05 means 5 percentage points.")
+    ] = 0.05
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None
     max_tokens: MaxTokensOpt = 512
     on: Annotated[str, typer.Option(help="Where to run the model: host, here or auto (as in eval).")] = "auto"
@@ -77,13 +79,15 @@ class ParityOptions:
     proof: Annotated[bool, typer.Option("--proof/--no-proof", help="Compare with the old model.")] = True
     max_answers: Annotated[
         str | None,
-        typer.Option("--max-answers-cost", metavar="USD", help="Cost limit for all answers of the proof."),
+        typer.Option(
+            "--max-answers-cost", metavar="USD", help="Cost limit for all answers of the parity test."
+        ),
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Options for how many steps to take."""
+    """Options for the steps to carry out."""
 
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Propose, translate and quote; send nothing.")
@@ -108,16 +112,14 @@ class MigrationOptions:
     ] = None
     train: Annotated[
         str | None,
-        typer.Option("--train", metavar="FILE", help="Training rows, if the run's own are lost."),
+        typer.Option("--train", metavar="FILE", help="Training rows, if the run's own rows are lost."),
     ] = None
     every: Annotated[
         bool, typer.Option("--all", help="With --plan: every run whose model will be shut down.")
     ] = False
     plan: Annotated[
         Path | None,
-        typer.Option(
-            "--plan", metavar="FILE", help="Plan file. With --all it is written, otherwise it is run."
-        ),
+        typer.Option("--plan", metavar="FILE", help="Plan file: written with --all, otherwise executed."),
     ] = None
     rate: RateOpt = None
 
@@ -235,7 +237,8 @@ def _submit(
     names = prepared.ready
     if not names or prepared.prepared is None:
         raise UsageError(
-            "no backend would accept it unchanged", fix="set --model BACKEND=MODEL, or other backends in --to"
+            "no backend would accept it unchanged",
+            fix="set --model BACKEND=MODEL, or choose other backends in --to",
         )
     earlier = [prepared.earlier(name, again=spending.again) for name in names]
     new = [found for found in earlier if found.known is None]
@@ -251,12 +254,14 @@ def _submit(
 def finish(
     ft: Orchestrator, prepared: PreparedMigration, handles: list[tuple[str, RunHandle]], *, yes: bool
 ) -> Migration:
-    """Wait for the new models, show what comparing costs, and compare."""
+    """Wait for the new models, show the price of the comparison, and compare."""
     from orchestrate.migration.parity import PreparedProof
 
     for name, handle in handles:
         if not handle.status.terminal:
-            note(f"{name}: waiting for run {handle.id}; if interrupted, run the same command to continue")
+            note(
+                f"{name}: waiting for run {handle.id}; if interrupted, run the same command again to continue"
+            )
         handle.wait()
         note(f"{name}: run {handle.id} {handle.status.value}")
     with PreparedProof(ft, prepared, handles) as proof:
@@ -290,8 +295,8 @@ def _write_plan(
 
     def view(planned: list[PlannedMove]) -> None:
         moved = [one for one in planned if one.high_usd or (one.proposal and not one.skipped)]
-        note(f"{path}: {text.count(len(planned), 'run')}, of which {len(moved):,} can be migrated")
-        note(f"edit it, then: orchestrate migrate --plan {path}")
+        note(f"{path}: {text.count(len(planned), 'run')}, {len(moved):,} of which can be migrated")
+        note(f"edit it, then run: orchestrate migrate --plan {path}")
 
     return Output(planned, view)
 

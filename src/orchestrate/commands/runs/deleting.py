@@ -38,7 +38,7 @@ def stored(
     provider: ProviderOpt = "all",
     sandbox: Annotated[bool, typer.Option("--sandbox", help="Use sandboxes instead.")] = False,
 ) -> Output[list[AccountStorage]]:
-    """List the files and tuned models in every configured account, whoever created them.
+    """List the files and tuned models in every configured account, no matter who created them.
 
     Shows id, size, age, storage price if the host bills for it, and the run each belongs to. Exit code 4
     if an account could not be read in full."""
@@ -58,8 +58,8 @@ def delete(
         str | None,
         typer.Argument(
             metavar="[RUN|FILE|MODEL]",
-            help="A run that has ended, or the host's id of a file or tuned model. Default: list what "
-            "the store knows to be at hosts.",
+            help="A run that has ended, or a host's id of a file or tuned model. Default: list "
+            "everything the store knows at the hosts.",
             autocompletion=completing.runs,
         ),
     ] = None,
@@ -68,7 +68,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     sandbox: Annotated[bool, typer.Option("--sandbox", help="List or search sandboxes instead.")] = False,
 ) -> Output[list[Stored]]:
-    """Delete a run's tuned model and uploaded rows at its host, or one file or model by its id, for good.
+    """Permanently delete a run's tuned model and uploaded rows at its host, or one file or model by its id.
 
     Doesn't delete models that are deployed or files that a job still uses. The run stays in the store."""
     from orchestrate.runs import deleting
@@ -92,16 +92,18 @@ def _delete_run(ft: Workspace, record: Run, *, yes: bool) -> Output[list[Stored]
     ws = ft.home_of(record)
     found = deleting.stored(ws, record)
     if not found:
-        return Output(found, lambda _: note(f"run {record.id} has no known files or models at a host"))
+        return Output(
+            found, lambda _: note(f"the store knows no files or models at a host for run {record.id}")
+        )
     if record.sandbox:
         err.print(SANDBOX)
     err.print(_listed(found))
     where = ws.provider(record.provider).title
-    _require_agreed(f"Delete {count(len(found), 'item')} at {where} for good?", yes=yes)
+    _require_agreed(f"Permanently delete {count(len(found), 'item')} at {where}?", yes=yes)
     done = deleting.delete(ws, record, lambda one: note(f"deleted: {one.kind} {', '.join(one.ids)}"))
     left = [one for one in found if one not in done]
     for one in left:
-        note(f"not deleted, because {one.provider} has no API call for it: {one.kind} {', '.join(one.ids)}")
+        note(f"not deleted because {one.provider} has no API call for it: {one.kind} {', '.join(one.ids)}")
     return Output(done, lambda _: None, HostUnavailable.exit_code if left else 0)
 
 
@@ -123,7 +125,7 @@ def _delete_item(
         err.print(SANDBOX)
     err.print(_kept([account], only=item.id))
     where = f"{provider.title} ({account.host}, account {account.account})"
-    _require_agreed(f"Delete the {item.kind} {item.id} at {where} for good?", yes=yes)
+    _require_agreed(f"Permanently delete the {item.kind} {item.id} at {where}?", yes=yes)
     done = deleting.delete_item(ft, item)
     note(f"deleted: {item.kind} {item.id}")
     return Output([done], lambda _: None)
@@ -137,10 +139,10 @@ def _require_agreed(question: str, *, yes: bool) -> None:
 
 def _show(found: Sequence[Stored]) -> None:
     if not found:
-        note("no run of this store has known files or models at a host")
+        note("the store knows no files or models of its runs at a host")
         return
     out.print(_listed(found))
-    note("orchestrate delete RUN  deletes a run's files and models; orchestrate stored  asks the hosts")
+    note("delete a run's files and models with: orchestrate delete RUN; to ask the hosts: orchestrate stored")
 
 
 def _listed(found: Sequence[Stored]) -> TextTable:
@@ -158,14 +160,14 @@ def _show_kept(found: Sequence[AccountStorage]) -> None:
         files = sum(item.kind == "file" for item in items)
         some = f", {size(sum(sizes))} where the host reports sizes" if sizes else ""
         note(f"{count(files, 'file')} and {count(len(items) - files, 'model')}{some}")
-        note("orchestrate delete ID  deletes one for good")
+        note("permanently delete one with: orchestrate delete ID")
     elif found:
         note("no files or tuned models found in the accounts that could be read")
     else:
-        note("no account was asked; sandboxes are asked by: orchestrate sandbox run -- orchestrate stored")
+        note("no account was queried; to query sandboxes: orchestrate sandbox run -- orchestrate stored")
     for one in found:
         if one.gap and not one.listed:
-            warn(f"{one.provider} could not be read: {one.reason}")
+            warn(f"could not read {one.provider}: {one.reason}")
         for line in one.unseen:
             (warn if one.partial else note)(f"{one.provider}: {line}")
     if keyless := [one.provider for one in found if one.keyless]:

@@ -57,7 +57,7 @@ HereOpt = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class StallOptions:
-    """Options for what counts as a stall, and whether it is ended."""
+    """Options for what counts as a stall, and whether to end a stalled run."""
 
     stalled_minutes: Annotated[
         float | None,
@@ -71,7 +71,7 @@ class StallOptions:
         bool,
         typer.Option(
             "--cancel-stalled",
-            help="Cancel a run that is still stalled at the next check. What it trained may be lost.",
+            help="Cancel a run that is still stalled at the next check. You may lose what it trained.",
         ),
     ] = False
 
@@ -119,7 +119,7 @@ def _show(runs: list[Run]) -> None:
 
 @command
 def sync(context: typer.Context, *, stalls: StallOptions) -> Output[SyncReport]:
-    """Update all runs from the hosts' job lists, and settle create requests whose answer was lost."""
+    """Update all runs from the hosts' job lists, and resolve create requests whose response was lost."""
     with orchestrator(context) as ft, telling(ft):
         ft.settings = stalls.over(ft.settings)
         report = ft.sync(cancel_stalled=stalls.cancel_stalled)
@@ -132,12 +132,12 @@ def sync(context: typer.Context, *, stalls: StallOptions) -> Output[SyncReport]:
 def follow(
     ft: Orchestrator, handles: list[RunHandle], *, here: bool | None = None, cancel_stalled: bool = False
 ) -> None:
-    """Draw the runs from the store until all have ended. The hosts are polled by the background watcher
-    or, with `here`, by a thread of this process. Raises the error of a backend that cannot be reached."""
+    """Display the runs from the store until all have ended. The background watcher polls the hosts or, with
+    `here`, a thread of this process does. Raises the error of a backend that cannot be reached."""
     if here is None:
         here = not sys.stderr.isatty() or sys.platform == "win32"
     elif sys.platform == "win32" and not here:
-        raise UsageError("there is no background watcher on Windows", fix="orchestrate watch --here")
+        raise UsageError("the background watcher is not available on Windows", fix="orchestrate watch --here")
     following = _Following(ft, handles, cancel_stalled=cancel_stalled)
     with telling(ft):
         if handles and following.begin():
@@ -221,7 +221,7 @@ class _Following:
         try:
             watching.ask(handle)
         except ProviderError as error:
-            warn(f"{handle.id} is no longer followed: {error.message}")
+            warn(f"no longer following {handle.id}: {error.message}")
             self._lost = self._lost or error
             self._at_work.discard(handle.id)
 
@@ -251,15 +251,15 @@ class _Following:
         if run.phase in UNSENT and not run.status.terminal:
             if self.ft.store.leases.held(f"run:{run.id}"):
                 return "another process is submitting it"
-            return f"the host has nothing yet; to send it: orchestrate resume {run.id}"
+            return f"the host has no job yet; to submit it: orchestrate resume {run.id}"
         if run.id in self._stalled:
-            return f"stalled: no new output; see  orchestrate events {run.id}"
+            return f"stalled: no new output; see: orchestrate events {run.id}"
         left = watching.settle_left_s(self.ft, run)
         if left is None:
             return None
         return (
-            "the response to the create request was lost; checking the host for the job. If none appears "
-            f"within {left:.0f} s, none was created"
+            "the response to the create request was lost; checking whether the host has the job. "
+            f"If none appears within {left:.0f} s, none was created"
         )
 
     def _end_stalled(self, view: LiveView) -> None:
@@ -373,7 +373,7 @@ def require_reachable(ft: Orchestrator, run: Run) -> None:
     if backend.host != run.host:
         raise UsageError(
             f"run {run.id} is on {run.provider} at {run.host}, not at {backend.host}",
-            fix="use the configuration and key used to submit it",
+            fix="use the configuration and key you used to submit it",
         )
 
 

@@ -44,7 +44,9 @@ def runs(  # noqa: PLR0913  each is an option
     status: StatusOpt = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Show only models whose name contains this.", autocompletion=completing.models),
+        typer.Option(
+            help="Show only models whose name contains this text.", autocompletion=completing.models
+        ),
     ] = None,
     tag: Annotated[str | None, typer.Option(metavar="NAME[=VALUE]", help="Show only this tag.")] = None,
     search: Annotated[
@@ -66,7 +68,7 @@ def runs(  # noqa: PLR0913  each is an option
         typer.Option("--sandbox", help="Show sandbox runs instead."),
     ] = False,
 ) -> Output[list[Run]]:
-    """List runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
+    """List runs, newest first, as last seen. To update them, run `orchestrate sync`."""
     if status is not None and status not in STATUSES:
         raise UsageError(f"unknown status {status!r}{among(status, STATUSES)}")
     narrowed = any((status, model, tag, search, archived))
@@ -98,13 +100,13 @@ def runs(  # noqa: PLR0913  each is an option
 def _nothing(provider: str | None, elsewhere: int, kept: int, *, narrowed: bool) -> str:
     more = "at least " if _MOST_ELSEWHERE in (elsewhere, kept) else ""
     if elsewhere:
-        return f"no runs except {more}{count(elsewhere, 'run')} of sandboxes: orchestrate runs --sandbox"
+        return f"no runs except {more}{count(elsewhere, 'run')} in sandboxes: orchestrate runs --sandbox"
     if kept:
         return f"no runs except {more}{count(kept, 'archived run')}: orchestrate runs --archived"
     if provider is None and not narrowed:
         return "no runs yet: orchestrate submit"
     guess = meant(provider, completing.backend("")) if provider else ""
-    return f"no run matches{guess}; orchestrate runs  lists all"
+    return f"no run matches{guess}; list all with: orchestrate runs"
 
 
 def _show(found: Sequence[Run], deployed: Sequence[DeploymentHandle], *, sandbox: bool) -> None:
@@ -116,7 +118,7 @@ def _show(found: Sequence[Run], deployed: Sequence[DeploymentHandle], *, sandbox
     for run in failed[:_REASONS]:
         note(f"{run.id} failed: {run.error.message if run.error else ''}")
     if len(failed) > _REASONS:
-        note(f"and {len(failed) - _REASONS:,} more failed: orchestrate show RUN  says why")
+        note(f"and {len(failed) - _REASONS:,} more failed: see why with: orchestrate show RUN")
     if deployed:
         note(f"{hourly([one.record for one in deployed])}: orchestrate deployments")
 

@@ -28,14 +28,14 @@ def log(
     at: Annotated[
         str | None,
         typer.Option(
-            help="A tracking server's URL or, for tensorboard and for wandb without a network, a "
-            "folder. Default: the tracker's own settings."
+            help="URL of a tracking server, or a folder for tensorboard or offline wandb. Default: the "
+            "tracker's own settings."
         ),
     ] = None,
     project: Annotated[
         str | None, typer.Option(help="Experiment or project name there. Default: orchestrate.")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Continue until the runs have ended.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Continue until the runs end.")] = False,
 ) -> Output[list[Logged]]:
     """Log runs, running or ended, to an experiment tracker: settings, metrics, outcome, cost, scores.
     Data that the tracker already has is not logged twice."""

@@ -42,18 +42,20 @@ _CENT = Decimal("0.01")
 
 @dataclass(frozen=True, kw_only=True)
 class SpendingSelection:
-    """Options for what is reported."""
+    """Options for what to report."""
 
     by: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="WHAT", help=f"{', '.join(BY)}, tag:NAME, or all; may be repeated or joined by commas."
+            metavar="WHAT", help=f"{', '.join(BY)}, tag:NAME, or all; repeatable or comma-separated."
         ),
     ] = None
     month: Annotated[
         str | None, typer.Option(help="Show only this month, such as 2026-11.", metavar="MONTH")
     ] = None
-    offline: Annotated[bool, typer.Option("--offline", help="Use only the store; contact no host.")] = False
+    offline: Annotated[bool, typer.Option("--offline", help="Use only the store; do not contact hosts.")] = (
+        False
+    )
     sandbox: Annotated[
         bool, typer.Option("--sandbox", help="Show sandbox spending and deployments instead.")
     ] = False
@@ -61,7 +63,7 @@ class SpendingSelection:
         list[str] | None,
         typer.Option(
             metavar="ID_OR_NAME",
-            help="Accept this deployment, or this item of unknown cost; repeatable.",
+            help="Accept this deployment or this item of unknown cost; repeatable.",
         ),
     ] = None
 
@@ -78,32 +80,33 @@ class SpendingSelection:
 
 @dataclass(frozen=True, kw_only=True)
 class Fail:
-    """Options for when the exit code is not 0."""
+    """Options for when to exit with a code other than 0."""
 
     fail_if_over: Annotated[
         bool,
         typer.Option(
             "--fail-if-over",
-            help="Exit with 6 when the budget is exceeded; with 4 when it may be, because a cost is unknown.",
+            help="Exit with 6 when the budget is exceeded, or with 4 when an unknown cost may exceed it.",
         ),
     ] = False
     fail_if_idle: Annotated[
         bool,
         typer.Option(
             "--fail-if-idle",
-            help="Exit with 1 if a deployment bills without known use, or a rented machine belongs to "
-            "no run here; with 4 if none was found but an account could not be checked "
-            "completely.",
+            help="Exit with 1 if a deployment is billed without known use, or a rented machine belongs "
+            "to no run here. Exit with 4 if none was found but an account could not be fully "
+            "checked.",
         ),
     ] = False
 
     def require(self, what: SpendingSelection, settings: Settings) -> None:
-        """Raise `UsageError` for a condition that could never be true."""
+        """Raise `UsageError` if a condition could never be true."""
         if self.fail_if_idle and what.offline:
-            raise UsageError("--fail-if-idle needs the hosts, so it cannot be combined with --offline")
+            raise UsageError("--fail-if-idle must contact the hosts, so it cannot be combined with --offline")
         if self.fail_if_over and what.sandbox:
             raise UsageError(
-                "--fail-if-over cannot be combined with --sandbox: budgets do not count play money"
+                "--fail-if-over cannot be combined with --sandbox: sandbox costs are not real and "
+                "count toward no budget"
             )
         if self.fail_if_over and settings.budget_usd is None:
             fix = "set budget_usd in orchestrate.toml, or ORCHESTRATE_BUDGET_USD"
@@ -120,15 +123,15 @@ class Fail:
 
 @dataclass(frozen=True, kw_only=True)
 class Tell:
-    """Options for who else is notified."""
+    """Options for additional recipients."""
 
     notify: Annotated[
         bool, typer.Option("--notify", help="Send this report once to the configured notification channels.")
     ] = False
 
     def settings(self, given: Settings, channels: NotifyOptions) -> Settings | None:
-        """Return the settings with the channels to notify, or `None` if no channel is. Raises
-        `UsageError`, `ConfigError`."""
+        """Return the settings with the channels to notify, or `None` without channels. Raises `UsageError`,
+        `ConfigError`."""
         if not (self.notify or any(vars(channels).values())):
             return None
         told = channels.over(given)
@@ -145,8 +148,8 @@ class End:
         bool,
         typer.Option(
             "--end-orphans",
-            help="List resources created by Orchestrate that bill but are not in this store, and shut "
-            "them down. Another store with the same accounts may have created them.",
+            help="List and shut down billed resources that Orchestrate created but this store does not "
+            "know. They may belong to another store that uses the same accounts.",
         ),
     ] = False
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation before shutting down.")] = (
@@ -164,13 +167,14 @@ def spending(
     channels: NotifyOptions,
     end: End,
 ) -> Iterator[Output[SpendingReport] | Output[OrphanReport]]:
-    """Show what was spent, what is committed and what remains. Then query every configured account for
-    everything that still bills or could bill, whoever started it. Lists accounts that could not be
-    reached."""
+    """Show spent, committed and remaining money. Then query every configured account for everything that is
+    or may be billed, no matter who started it. Lists accounts that could not be reached."""
     with orchestrator(context) as ft:
         if end.end_orphans:
             if what.offline:
-                raise UsageError("--end-orphans needs the hosts, so it cannot be combined with --offline")
+                raise UsageError(
+                    "--end-orphans must contact the hosts, so it cannot be combined with --offline"
+                )
             yield _orphans_ended(ft, sandbox=what.sandbox, yes=end.yes)
             return
         fail.require(what, ft.settings)
@@ -189,7 +193,7 @@ def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> Output[Orph
     """Exit code 4 where something could not be asked or ended. Raises `UsageError` where nobody agreed."""
     report = ft.orphans(sandbox=sandbox)
     for gap in report.gaps:
-        warn(f"{gap.backend} could not be checked completely: {gap.reason or '; '.join(gap.unseen)}")
+        warn(f"{gap.backend} could not be fully checked: {gap.reason or '; '.join(gap.unseen)}")
     if report.orphans:
         _list_orphans(report, err if prints_json() else out)
         if not confirm(f"End {count(len(report.orphans), 'thing')}?", yes=yes):
@@ -201,7 +205,7 @@ def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> Output[Orph
 
 def _show_ended(report: OrphanReport) -> None:
     if not report.orphans:
-        note("no orphaned resources found: this store tracks everything that bills")
+        note("no orphaned resources found: this store knows everything that is billed")
 
 
 def _list_orphans(report: OrphanReport, on: Console) -> None:
@@ -215,7 +219,7 @@ def _list_orphans(report: OrphanReport, on: Console) -> None:
         one.item.provider for one in report.orphans if one.item.kind == "job" and one.run is None
     )
     for name in lost:
-        note(f"to take over the jobs of {name} instead of ending them: orchestrate recover -p {name}")
+        note(f"to recover the jobs of {name} instead of ending them: orchestrate recover -p {name}")
 
 
 def _note_ended(one: Orphan) -> None:
@@ -264,7 +268,7 @@ def _plain(usd: Decimal | None) -> str | None:
 
 
 def headline(report: SpendingReport) -> str:
-    """Summarize the report in one line: what was spent, what is left, and what still bills per hour."""
+    """Summarize the report in one line: money spent, money left, and current billing per hour."""
     spent, committed = report.total.spent_usd, report.total.committed_usd
     used = _up(spent) + _up(committed)
     when = f"{report.month}: " if report.month else ""
@@ -291,22 +295,23 @@ def _hourly(report: SpendingReport) -> str:
         return "ongoing billing is unknown: no account answered"
     least = "at least " if report.at_least else ""
     asked = count(sum(one.asked for one in report.accounts), "account")
-    gaps = f"; {count(len(report.gaps), 'account')} could not be checked completely" if report.gaps else ""
+    gaps = f"; {count(len(report.gaps), 'account')} could not be fully checked" if report.gaps else ""
     jobs = [found for found in report.standing if not found.by_the_hour and found.item.bills is not False]
     ours = sum(found.unaccounted is None for found in jobs)
     if others := len(jobs) - ours:
         gaps = (
-            f"; {count(others, 'job')} running that this store does not know, not included in the sums{gaps}"
+            f"; {count(others, 'job')} running that this store does not know, not included in the "
+            f"totals{gaps}"
         )
     if ours:
         gaps = f"; {count(ours, 'job')} running, included in committed{gaps}"
     if not report.billing:
-        return f"nothing bills hourly on {asked}{gaps}"
+        return f"no hourly billing on {asked}{gaps}"
     foreign = sum(found.foreign for found in report.billing)
     whose = f", {foreign} not created from here" if foreign else ""
     things = count(len(report.billing), "thing")
     if report.usd_per_hour is None:
-        return f"{things} still bills hourly at an unknown price{whose}{gaps}"
+        return f"{things} still billed hourly at an unknown price{whose}{gaps}"
     return f"{least}{rate(report.usd_per_hour)} per hour is still being billed ({things}{whose}){gaps}"
 
 
@@ -328,28 +333,29 @@ def shown(report: SpendingReport) -> list[RenderableType]:
 
 
 def notes(report: SpendingReport) -> list[Text]:
-    """Return the notes below the tables: gaps, unknown costs, stalled and abandoned runs."""
+    """Return the headline and the tables."""
     told: list[Text] = []
     if report.uncounted and report.budget_usd is not None:
         told.append(
             _warning(
-                f"cannot check the budget: the cost of {joined(list(report.uncounted))} is unknown (exclude "
-                "an item with --ignore ID, or give up on a run: orchestrate abandon RUN)"
+                f"cannot check the budget because the cost of {joined(list(report.uncounted))} is "
+                "unknown (exclude an item with --ignore ID, or give up on a run: orchestrate "
+                "abandon RUN)"
             )
         )
     told += [_warning(_lost(found)) for found in report.idle if found.unaccounted]
     told += [
         _warning(
-            f"{run} is stalled and may still bill. See its events: orchestrate events {run}. To end it: "
-            f"orchestrate cancel {run}"
+            f"{run} is stalled and may still be billed. See its events: orchestrate events {run}. "
+            f"To end it: orchestrate cancel {run}"
         )
         for run in report.stalled
     ]
     if given_up := report.total.abandoned:
         told.append(
             Text(
-                f"abandoned: {joined(list(given_up))}; counted with their last known bill, and no "
-                "longer checked at their hosts",
+                f"abandoned: {joined(list(given_up))}; their last known cost counts, and their "
+                "hosts are no longer checked",
                 style="dim",
             )
         )
@@ -374,11 +380,11 @@ def _lost(found: Found) -> str:
     item = found.item
     price = "at an unknown price" if item.usd_per_hour is None else f"at {rate(item.usd_per_hour)} per hour"
     lost = found.lost_run
-    way = "" if lost is None else f"orchestrate recover {lost} -p {item.provider}   takes it over; "
+    way = "" if lost is None else f"take it over with: orchestrate recover {lost} -p {item.provider}; "
     return (
-        f"{item.provider} {item.id} may bill {price}, and {found.unaccounted}: {way}"
-        f"orchestrate spending --end-orphans   ends it; "
-        f"--ignore {quote(item.name or item.id)}   leaves it out"
+        f"{item.provider} {item.id} may be billed {price}, and {found.unaccounted}: {way}end it "
+        "with: orchestrate spending --end-orphans; exclude it with: --ignore "
+        f"{quote(item.name or item.id)}"
     )
 
 
@@ -451,15 +457,15 @@ def _whose(found: Found) -> Text:
 
 def _gap(one: AccountStatus) -> str:
     if not one.asked:
-        return (one.reason or "it did not answer").removeprefix(f"{one.backend}: ")
+        return (one.reason or "the host did not answer").removeprefix(f"{one.backend}: ")
     return "; ".join([*one.unseen, *([_other(one)] if one.elsewhere else [])])
 
 
 def _other(one: AccountStatus) -> str:
     runs = joined(list(one.elsewhere))
     return (
-        f"the account of this key ({one.account}) does not list {runs}, which may be running in another "
-        "account"
+        f"the account of this key ({one.account}) does not list {runs}. They may be running in "
+        "another account"
     )
 
 

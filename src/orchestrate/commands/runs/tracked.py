@@ -52,7 +52,7 @@ Refresh = Annotated[
     bool | None,
     typer.Option(
         "--refresh/--offline",
-        help="Ask the host, or show the stored state. Default: ask until the state is final.",
+        help="Ask the host, or show the stored state. Default: ask until the run has ended.",
     ),
 ]
 
@@ -135,7 +135,7 @@ def _limits(run: Run) -> str | None:
     words += [] if run.max_hours is None else [f"{run.max_hours:g} hours"]
     told = [" and ".join(words)] if words else []
     if run.allowed_usd is not None and run.allowed_usd != run.max_cost_usd:
-        told.append(f"it stops at {limit(run.allowed_usd)} in total")
+        told.append(f"the run stops at {limit(run.allowed_usd)} in total")
     return "; ".join(told) or None
 
 
@@ -236,8 +236,8 @@ YesOpt = Annotated[
 
 @command
 def cancel(context: typer.Context, run: RunArg, yes: YesOpt = False) -> Iterator[Output[Run]]:
-    """Cancel a run. Most hosts bill what was trained so far. Exit code 5: it's unknown whether the host
-    created the job. It is canceled as soon as it is found."""
+    """Cancel a run. Most hosts bill what was trained so far. Exit code 5 means that it is unknown whether the
+    host created the job. The job is canceled as soon as it is found."""
     from orchestrate.runs.tracked import ending_question
 
     with orchestrator(context) as ft:
@@ -248,12 +248,12 @@ def cancel(context: typer.Context, run: RunArg, yes: YesOpt = False) -> Iterator
     unsettled = after.phase in UNSETTLED
     yield Output(after, _show_status, OutcomeUnknown.exit_code if unsettled else 0)
     if unsettled:
-        note("the host may have its job; it is canceled as soon as it is found:  orchestrate sync")
+        note("the host may have its job; to cancel it once it is found:  orchestrate sync")
 
 
 @command
 def pause(context: typer.Context, run: RunArg) -> Output[Run]:
-    """Pause a run, if the backend supports it."""
+    """Pause a run if the backend supports it."""
     with orchestrator(context) as ft:
         return Output(ft.run(run).pause(), _show_status)
 
@@ -296,11 +296,11 @@ def resume(
 def abandon(
     context: typer.Context,
     run: RunArg,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, stored with the run.")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason to store with the run.")],
 ) -> Iterator[Output[Run]]:
-    """Give up on a run and its deployments when you've lost access to the account. Orchestrate stops
-    polling them, and only their known cost counts against the budget. Nothing is stopped on the host, and
-    it may keep billing."""
+    """Give up on a run and its deployments when you've lost access to the account. Orchestrate stops polling
+    them, and only their known cost counts against the budget. Nothing is stopped on the host, which may
+    continue to bill you."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         if handle.record.job_id is not None and not handle.status.terminal:
@@ -311,10 +311,11 @@ def abandon(
         for one in given_up:
             r, cost = one.record, one.spent_usd
             hourly = f" {rate(r.usd_per_hour)} per hour" if r.usd_per_hour is not None else ""
-            counted = "" if cost is None else f". The budget keeps counting {money(cost)} for it"
+            counted = "" if cost is None else f". The budget still counts {money(cost)} for it"
             warn(
-                f"its deployment {r.host_id or r.id} may continue at {r.host} and bill{hourly}; take it "
-                f"down there, because it is no longer tracked here{counted}"
+                f"its deployment {r.host_id or r.id} may continue at {r.host} and be "
+                f"billed{hourly}. Take it down there, because it is no longer tracked "
+                f"here{counted}"
             )
 
 
@@ -349,16 +350,19 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
         return record
     if record.job_id is None:
         if record.phase in UNSENT:
-            note(f"nothing was sent yet; orchestrate resume {record.id}  sends it, cancel drops it")
+            note(
+                f"nothing was sent yet; send it with: orchestrate resume {record.id}, or drop it "
+                "with: orchestrate cancel"
+            )
         elif not record.status.terminal:
-            note("the run has no job on the host yet; orchestrate sync resolves a lost answer")
+            note("the host has no job for this run yet; check again with: orchestrate sync")
         return record
     try:
         return handle.refresh()
     except (ProviderError, SetupError) as error:
         if refresh or not record.status.terminal:
             raise
-        note(f"as stored; its host could not be reached: {error.message}")
+        note(f"stored state, because its host could not be reached: {error.message}")
         return record
 
 
@@ -376,7 +380,7 @@ def _quote(run: Run) -> str | None:
     if run.quote.unavailable:
         return f"none: {run.quote.unavailable}"
     by_data = run.quote.recalled and not run.quote.undecided
-    gone = ", from its host's data: the run was recovered" if by_data else ""
+    gone = ", from its host's data (recovered run)" if by_data else ""
     return f"{quoted(run.quote)}{gone}"
 
 
@@ -385,7 +389,7 @@ def _bill(run: Run) -> str | None:
         from orchestrate.costing import spending
 
         held = spending(run).committed_usd
-        told = f"bill unknown; {money(held)} of the budget stays reserved" if held else "bill unknown"
+        told = f"cost unknown; {money(held)} of the budget stays reserved" if held else "bill unknown"
         return told if run.status.terminal and run.job_id is not None and not run.abandoned else None
     final = "" if run.bill.final else "an estimate: "
     over = exceeds(run.bill.usd, run.max_cost_usd)

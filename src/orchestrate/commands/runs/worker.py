@@ -62,7 +62,7 @@ def worker(
 
         watched = "all backends" if provider == "all" else provider
         runs = [r for r in ft.active_runs() if only is None or r.record.provider in only]
-        note(f"watching {count(len(runs), 'run')} in progress, and new ones, on {watched}")
+        note(f"watching {count(len(runs), 'run')} in progress and any new ones on {watched}")
         note(f"notifying {ft.settings.notify.told}; Ctrl-C stops watching, runs continue")
 
         def shown(reports: list[SyncReport]) -> None:
@@ -88,12 +88,12 @@ def recover(
         typer.Argument(help="Recover these jobs, by id.", metavar="[RUN]...", show_default=False),
     ] = None,
     all_of_them: Annotated[
-        bool, typer.Option("--all", help="Recover all without asking, including jobs of colleagues.")
+        bool, typer.Option("--all", help="Recover all jobs without asking, including those of colleagues.")
     ] = False,
 ) -> Iterator[Output[Recovered]]:
-    """Rebuild a lost store from jobs on the hosts that Orchestrate created. In a shared account some may
-    be a colleague's, so you confirm them first. Exit code 4: a backend that you named or have a key for
-    could not be searched."""
+    """Rebuild a lost store from jobs on the hosts that Orchestrate created. In a shared account some may be a
+    colleague's, so you confirm them first. Exit code 4 means that a backend you named or have a key for could
+    not be searched."""
     with orchestrator(context) as ft:
         report = watching.recover(ft, provider, None if all_of_them else _choice(run))
         synced = ft.sync()
@@ -102,13 +102,13 @@ def recover(
     code = 1 if incomplete else HostUnavailable.exit_code if unsearched else 0
     yield Output(Recovered(recovery=report, sync=synced), partial(_show, unsearched=unsearched), code)
     if report.unpriced:
-        warn(f"{len(report.unpriced)} of them are not counted in a budget until their hosts report the cost:")
+        warn(f"{len(report.unpriced)} of them count toward no budget until their hosts report the cost:")
         for run_id in report.unpriced:
             note(f"  {run_id}: {report.reasons[run_id]}")
     if report.offered:
         there = "" if provider == "all" else f" -p {provider}"
         way = f"orchestrate recover{there} --all   (or name them)"
-        note(f"{len(report.offered)} not recovered; to recover them:  {way}")
+        note(f"{len(report.offered)} not recovered; to recover them: {way}")
 
 
 def _show(recovered: Recovered, unsearched: list[Failure]) -> None:
@@ -117,14 +117,14 @@ def _show(recovered: Recovered, unsearched: list[Failure]) -> None:
         for run_id in getattr(report, verb):
             out.print(f"{verb} {run_id}")
     for ref in report.doubled:
-        warn(f"{ref} has more than one job; see  orchestrate events {ref}")
+        warn(f"{ref} has more than one job; see: orchestrate events {ref}")
     for failure in report.failures:
         tell = warn if failure in unsearched else note
-        tell(f"{failure.provider} was not searched completely: {failure.message}")
+        tell(f"{failure.provider} could not be fully searched: {failure.message}")
     for run_id, words in report.counted.items():
         note(f"{run_id} counts {words}")
     for run_id in report.deployments:
-        warn(f"{run_id} is deployed and billing; to take it down: orchestrate undeploy {run_id}")
+        warn(f"{run_id} is deployed and billed; to take it down: orchestrate undeploy {run_id}")
     unseen = dict.fromkeys(failure.provider for failure in unsearched)
     gap = f"; {joined(list(unseen))} could not be searched" if unseen else ""
     note(f"{count(len(report.recovered), 'run')} recovered, {len(report.known)} already known{gap}")

@@ -48,7 +48,7 @@ app.add_typer(keys, name="keys")
 class GatewayShown(TypedDict):
     url: str
     models: dict[str, str]
-    """Name -> `model on backend`."""
+    """Maps each model name to `model on backend`."""
 
 
 class KeyMade(TypedDict):
@@ -63,21 +63,21 @@ class KeyShown(GatewayKey, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayAddress:
-    """Options for the address that the gateway listens on."""
+    """Options for the address of the gateway."""
 
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000
     host: Annotated[
-        str, typer.Option(help="Address to serve on; anything but loopback needs keys and TLS.")
+        str, typer.Option(help="Address to serve on; addresses other than loopback need keys and TLS.")
     ] = "127.0.0.1"
     names: Annotated[list[str] | None, typer.Option("--name", help="Additional accepted host name.")] = None
     behind_proxy: Annotated[
-        bool, typer.Option("--behind-proxy", help="A proxy in front terminates TLS; clients need keys.")
+        bool, typer.Option("--behind-proxy", help="A proxy in front terminates TLS; clients then need keys.")
     ] = False
     certificate: Annotated[
         Path | None, typer.Option("--tls-certificate", help="PEM certificate for serving TLS directly.")
     ] = None
     certificate_key: Annotated[
-        Path | None, typer.Option("--tls-key", help="PEM file of the certificate's key.")
+        Path | None, typer.Option("--tls-key", help="PEM file with the certificate's key.")
     ] = None
 
 
@@ -105,7 +105,7 @@ def gateway(context: typer.Context, *, where: GatewayAddress) -> Iterator[Output
             yield Output(GatewayShown(url=up.url, models=models), _show)
             if not models:
                 warn("no model is mapped, so clients cannot fine-tune anything (docs/gateway.md)")
-            note("Ctrl-C finishes open requests and stops; jobs continue, and reappear here after a restart")
+            note("Ctrl-C finishes open requests and stops; jobs continue and reappear here after a restart")
             ended.wait()
 
 
@@ -123,9 +123,9 @@ def _target(target: MappedModel) -> str:
 class Scope:
     """Options for what the key may do."""
 
-    project: Annotated[str, typer.Option(help="Keys of one project see the same files, jobs and models.")] = (
-        "default"
-    )
+    project: Annotated[
+        str, typer.Option(help="Project of the key. Keys of one project share files, jobs and models.")
+    ] = "default"
     backends: Annotated[
         list[str] | None, typer.Option("--backend", help="Restrict the key to this backend; repeatable.")
     ] = None
@@ -134,15 +134,15 @@ class Scope:
     ] = None
     map: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="NAME=BACKEND:MODEL", help="Model name for this key only; repeatable."),
+        typer.Option(
+            "--map", metavar="NAME=BACKEND:MODEL", help="Model name that only this key can use; repeatable."
+        ),
     ] = None
     budget: Annotated[
-        str | None, typer.Option("--budget", metavar="USD", help="Cost limit over all jobs of the key.")
+        str | None, typer.Option("--budget", metavar="USD", help="Cost limit for all jobs of the key.")
     ] = None
-    per_minute: Annotated[int | None, typer.Option(min=1, help="Maximum number of requests per minute.")] = (
-        None
-    )
-    concurrent: Annotated[int | None, typer.Option(min=1, help="Maximum number of open jobs.")] = None
+    per_minute: Annotated[int | None, typer.Option(min=1, help="Maximum requests per minute.")] = None
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Maximum open jobs.")] = None
     expires: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Expiry date (UTC).")] = None
 
 
@@ -176,7 +176,7 @@ def add(
 
 def _show_key(made: KeyMade) -> None:
     print_text(made["key"])
-    note("it is stored as a hash and cannot be shown again; gateways of this store accept it from now on")
+    note("only its hash is stored, so it cannot be shown again; gateways of this store accept it from now on")
 
 
 @keys.command("list")
@@ -204,7 +204,7 @@ def _show_keys(found: list[KeyShown]) -> None:
         may, open_jobs, project = ", ".join(limits) or "all", str(key.open_jobs), key.project
         if key.opens == "serve":
             project = used = open_jobs = "-"
-            may = "use models of serve and ab serve"
+            may = "use models served by serve and ab serve"
         shown.add_row(key.name, key.opens, project, state, used, open_jobs, may)
     out.print(shown)
 
@@ -225,7 +225,7 @@ def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Nam
 def log(
     context: typer.Context,
     key: Annotated[str | None, typer.Option(help="Show only this key.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Number of latest entries.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Number of most recent entries.")] = 50,
 ) -> Output[list[AuditEntry]]:
     """Show changes, keys and rejected requests, oldest first."""
     from orchestrate.gateway import launch as service

@@ -19,8 +19,8 @@ def mcp(
     read_only: Annotated[bool, typer.Option("--read-only", help="Offer only read-only tools.")] = False,
     skill: Annotated[bool, typer.Option("--skill", help="Print a skill file for agents and exit.")] = False,
 ) -> None:
-    """Serve tools for agents over the Model Context Protocol on stdin and stdout. An MCP client starts
-    this command.
+    """Serve tools for agents over the Model Context Protocol on stdin and stdout. An MCP client starts this
+    command.
 
     Tools that only read need no approval. Tools that spend money, end a run or take down a deployment
     show the cost to the person at the client and need approval. A client that cannot ask cannot use them.

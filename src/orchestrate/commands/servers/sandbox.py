@@ -23,19 +23,21 @@ if TYPE_CHECKING:
     from orchestrate.sandbox.server import Sandbox
 
 FIRST_PORT = 8751
-"""Port of OpenAI's sandbox. Together's, Fireworks' and Tinker's use the next ports."""
+"""Port of the OpenAI sandbox. The sandboxes of Together, Fireworks and Tinker use the next ports."""
 
 app = typer.Typer(
     invoke_without_command=True,
     add_completion=False,
     no_args_is_help=False,
-    help="Run local sandboxes of the hosts. They really train. No key, no cost.",
+    help="Run local sandboxes of the hosts. They train for real. No key, no cost.",
 )
 
 HomeOpt = Annotated[Path | None, typer.Option("--sandbox-home", help="Folder for jobs and files.")]
-SpeedOpt = Annotated[float, typer.Option("--speed", min=0.01, help="Factor by which waits are shortened.")]
+SpeedOpt = Annotated[
+    float, typer.Option("--speed", min=0.01, help="Divide all waiting times by this factor.")
+]
 TrainOpt = Annotated[
-    bool, typer.Option("--train/--no-train", help="Train the tiny model, or only simulate the job states.")
+    bool, typer.Option("--train/--no-train", help="Train the tiny model, or only simulate job states.")
 ]
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Folder of another model to train.")]
 SlotsOpt = Annotated[
@@ -44,10 +46,10 @@ SlotsOpt = Annotated[
 ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="Threads per training.")]
 AlsoOpt = Annotated[
     list[str] | None,
-    typer.Option("--also", help="A host described by a file, such as azure, on a free port; repeatable."),
+    typer.Option("--also", help="A host described by a file, such as azure, on any free port; repeatable."),
 ]
 PortOpt = Annotated[
-    int, typer.Option("--port", min=0, max=65532, help="First of four ports; 0 picks free ones.")
+    int, typer.Option("--port", min=0, max=65532, help="First of four consecutive ports; 0 picks free ones.")
 ]
 
 
@@ -110,8 +112,8 @@ def run(
 ) -> None:
     """Run a command against the sandbox, then stop the sandbox. Returns the command's exit code.
 
-    Jobs are saved. Commands that query them later restart the sandbox. If a sandbox is already running,
-    it is used."""
+    Jobs are saved, and commands that query them later restart the sandbox. Uses a sandbox that is already
+    running."""
     from orchestrate.sandbox.joining import joined
 
     words = [*command, *context.args]

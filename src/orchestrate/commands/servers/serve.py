@@ -29,7 +29,7 @@ class ServeReport(TypedDict):
     command: str | None
     proofs: list[Proof]
     costs: list[AdapterCost]
-    """Of each adapter: loading it, and a token."""
+    """Costs of each adapter: the time to load it, and the time per token."""
 
 
 class Added(TypedDict):
@@ -39,7 +39,7 @@ class Added(TypedDict):
 
 
 PortOpt = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")]
-HostOpt = Annotated[str, typer.Option(help="Address to serve on; anything but loopback needs keys.")]
+HostOpt = Annotated[str, typer.Option(help="Address to serve on; addresses other than loopback need keys.")]
 NamesOpt = Annotated[list[str] | None, typer.Option("--name", help="Additional accepted host name.")]
 CpuThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")]
@@ -58,7 +58,7 @@ class ServeAddress:
     names: NamesOpt = None
     origins: Annotated[
         list[str] | None,
-        typer.Option("--origin", help="Origin allowed by CORS, such as https://app.example."),
+        typer.Option("--origin", help="Allowed CORS origin, such as https://app.example."),
     ] = None
 
 
@@ -71,15 +71,15 @@ class ServeEngineOptions:
         typer.Option(
             "--as",
             metavar="NAME",
-            help="Serve the run under this model name, for example the one your code requests. Repeat "
-            "for more runs, in order. Default: the suffix of its spec.",
+            help="Serve the run under this model name, such as the name your code requests. Repeat for "
+            "more runs, in the same order. Default: the suffix in the spec.",
         ),
     ] = None
     engine: Annotated[str, typer.Option(help="auto, transformers, llama.cpp, vllm.")] = "auto"
     base: Annotated[str | None, typer.Option(help="Serve this base model without a run.")] = None
     most_at_once: Annotated[int, typer.Option("--concurrency", min=1, help="Concurrent requests.")] = 32
     most_waiting: Annotated[
-        int, typer.Option("--queue", min=0, help="Length of the waiting queue; beyond it requests get 429.")
+        int, typer.Option("--queue", min=0, help="Length of the waiting queue; further requests get 429.")
     ] = 128
     most_tokens: Annotated[
         int,
@@ -99,7 +99,8 @@ class ServeEngineOptions:
         bool,
         typer.Option(
             "--batch-invariant",
-            help="Answer requests with temperature 0 one by one, so they are bitwise reproducible. Slower.",
+            help="Answer temperature-0 requests one by one, so that answers are bitwise reproducible. "
+            "Slower.",
         ),
     ] = False
     quantise: Annotated[str, typer.Option("--quantize", help="GGUF quantization for llama.cpp.")] = "Q4_K_M"
@@ -108,7 +109,7 @@ class ServeEngineOptions:
         typer.Option(
             "--engine-arg",
             metavar="FLAG",
-            help="Flag passed unchanged to llama.cpp's server or vLLM; repeatable.",
+            help="Flag to pass unchanged to llama.cpp's server or vLLM; repeatable.",
         ),
     ] = None
     python: Annotated[
@@ -143,14 +144,14 @@ class KeysInstead:
     ] = None
 
     def change(self, ft: Orchestrator, keys: ChangesKeys) -> bool:
-        """Create or revoke a key, and return whether one of the two was requested."""
+        """Create or revoke a key. Returns whether either was requested."""
         if self.revoke_key is not None:
             keys.revoke_key(ft, self.revoke_key)
-            note(f"Servers reject the key {self.revoke_key} from now on (running ones within a second).")
+            note(f"Servers now reject the key {self.revoke_key} (running ones within a second).")
         if self.new_key is not None:
             print_text(keys.new_key(ft, self.new_key))
             note("The key is stored as a hash and cannot be shown again.")
-            note("All servers require a key from now on.")
+            note("All servers now require a key.")
         return self.new_key is not None or self.revoke_key is not None
 
 
@@ -160,7 +161,7 @@ def serve(
     *,
     run: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Runs or adapter folders with the same base."),
+        typer.Argument(metavar="[RUN]...", help="Runs or adapter folders that share one base model."),
     ] = None,
     where: ServeAddress,
     how: ServeEngineOptions,
@@ -199,7 +200,7 @@ def serve(
             for proof in for_people(proofs) or failed:
                 show_proof(proof)
             if failed:
-                warn("nothing is served; --no-prove serves it anyway")
+                warn("nothing is served; to serve it anyway: --no-prove")
                 raise typer.Exit(1)
             shown = ServeReport(
                 url=f"{up.url}/v1",
@@ -252,4 +253,4 @@ def _choice(how: ServeEngineOptions) -> serving.EngineOptions:
 def _show_added(added: list[Added]) -> None:
     for one in added:
         print_text(f"{one['model']}  {one['url']}")
-        note(f"{one['model']} was loaded in {1000 * one['seconds']:.0f} ms, without interrupting the others")
+        note(f"{one['model']} was loaded in {1000 * one['seconds']:.0f} ms without interrupting the others")

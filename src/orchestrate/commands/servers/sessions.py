@@ -32,9 +32,9 @@ app = typer.Typer(
 
 class SessionsServed(TypedDict):
     url: str
-    """Value that clients set as TINKER_BASE_URL."""
+    """Value for clients to set as TINKER_BASE_URL."""
     models: list[str]
-    """Model names that clients may use for the base."""
+    """Model names that clients may use for the base model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def serve(
     context: typer.Context,
     *,
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Folder or name of the base.")
+        str | None, typer.Argument(metavar="[MODEL]", help="Folder or name of the base model.")
     ] = None,
     where: SessionsAddress,
     how: SessionEngineOptions,

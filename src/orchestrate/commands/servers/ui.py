@@ -25,7 +25,7 @@ def ui(
     ] = False,
     open: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     host: Annotated[
-        str, typer.Option(help="Address to serve on; anything but loopback needs --read-only.")
+        str, typer.Option(help="Address to serve on; addresses other than loopback need --read-only.")
     ] = "127.0.0.1",
     name: Annotated[
         list[str] | None, typer.Option("--name", help="External host name of this machine.")
@@ -34,8 +34,8 @@ def ui(
     """Show runs, spending, quotes and data in your browser, and submit new runs from there. Stop with
     Ctrl-C.
 
-    Anyone with the link can see your runs and, without --read-only, spend money. While it runs, it polls
-    the hosts for updates. With --read-only it doesn't: run `orchestrate worker` for that."""
+    Anyone with the link can see your runs and, without --read-only, spend money. While it runs, it polls the
+    hosts for updates, but not with --read-only. In that case, run `orchestrate worker` too."""
     from orchestrate.runs import watch as watching
     from orchestrate.ui.server import serving
 
@@ -43,7 +43,7 @@ def ui(
         watcher = None if read_only else watching.watcher(ft)
         with serving(ft, watcher, host=host, port=port, names=name or (), read_only=read_only) as url:
             yield Output(UiShown(url=url, read_only=read_only), lambda shown: print_text(shown["url"]))
-            note("anyone with the link can use these pages; Ctrl-C stops them, runs continue")
+            note("anyone with the link can use these pages; Ctrl-C stops the server, and runs continue")
             if open:
                 import webbrowser
 

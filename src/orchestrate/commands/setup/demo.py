@@ -41,7 +41,7 @@ def demo(
         bool,
         typer.Option(
             "--train/--no-train",
-            help="Skip training; needs no torch, but leaves nothing to evaluate or chat with.",
+            help="Skip training; this needs no torch but leaves no model to evaluate or chat with.",
         ),
     ] = True,
     files_only: Annotated[
@@ -129,7 +129,7 @@ class _Demo:
         self._run(
             "check" if train else f"check --provider {_hosted_kinds()}"
         )  # this machine may lack what trains
-        self._step("What would it cost?", "Real prices of the hosts, from the rates of this package.")
+        self._step("What would it cost?", "Real prices of the hosts, from the rates in this package.")
         self._run("quote")
         here = self._begun_here() if train else []
         try:
@@ -160,21 +160,21 @@ class _Demo:
         self._step(
             "Train here: QLoRA on this CPU",
             "Real training of a tiny test model.",
-            "The run has its own process, so the demo continues meanwhile.",
+            "The run has its own process, so the demo continues in the meantime.",
         )
         return self._run(f"submit --provider {this_machine().kind} --yes --again").split()
 
     def _hosted(self, train: bool) -> list[str]:
         what = (
-            "really train, but a tiny model instead of the host's."
+            "train for real, but use a tiny model in place of the host's."
             if train
-            else "do not train here (--no-train): job states are simulated."
+            else "simulate job states without training (--no-train)."
         )
         titles = ", ".join(one.title for one in built_in().values() if not one.near)
         self._step(
             "The same spec on three hosts",
             f"SANDBOX: local sandboxes of {titles}. They implement the hosts' APIs and {what}",
-            "With your key in the environment, the same line goes to the real host.",
+            "With your key in the environment, the same command uses the real host.",
         )
         way = ["--speed", "5"] if train else ["--no-train"]
         submit = f"submit --provider {_hosted_kinds()} --watch --max-cost 25 --again"

@@ -36,7 +36,7 @@ def bench(
     device: DeviceOpt = None,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds to train.")] = 20.0,
 ) -> Output[Bench]:
-    """Measure training speed by running a short training. Quotes for `local` use the result from then on."""
+    """Measure training speed with a short training run. Quotes for `local` use the result from then on."""
     from orchestrate.setup import starting
 
     with orchestrator(context) as ft:
@@ -55,21 +55,21 @@ def _show(found: Bench, kept: Path) -> None:
     if found.peak_bytes is not None:
         planned = f" (planned: {size(found.planned_bytes)})" if found.planned_bytes else ""
         resident = f"; the entire process {size(found.resident_bytes)}" if found.resident_bytes else ""
-        out.print(f"peak memory of its tensors: {size(found.peak_bytes)}{planned}{resident}")
+        out.print(f"peak tensor memory: {size(found.peak_bytes)}{planned}{resident}")
     note(f"kept in {kept}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Options for what is trained, and how."""
+    """Options for what to train, and how."""
 
     adapter: Annotated[str, typer.Option(help="qlora, lora or full.")] = "qlora"
     rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Rank of the adapter.")] = 16
-    length: Annotated[int, typer.Option(min=8, help="Tokens of the longest row.")] = 2048
+    length: Annotated[int, typer.Option(min=8, help="Tokens in the longest row.")] = 2048
     rows: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 1
-    pairs: Annotated[
-        bool, typer.Option(help="Plan for preference pairs; a row is one of the two answers.")
-    ] = False
+    pairs: Annotated[bool, typer.Option(help="Plan for preference pairs; each answer counts as one row.")] = (
+        False
+    )
     eight_bit: Annotated[bool, typer.Option("--8-bit-adamw", help="Use an 8-bit optimizer.")] = False
     gradient_checkpointing: Annotated[bool, typer.Option(help="Use gradient checkpointing.")] = False
     precision: Annotated[str, typer.Option(help="bf16, fp32, or auto (chosen for the device).")] = "auto"
@@ -83,7 +83,7 @@ def memory(
     how: Trained,
     device: DeviceOpt = None,
     available: Annotated[
-        float | None, typer.Option(help="Plan for this much memory, in GiB; default: what this machine has.")
+        float | None, typer.Option(help="Plan for this much memory in GiB; default: this machine's.")
     ] = None,
 ) -> Output[MemoryPlan]:
     """Estimate the memory for training a model, and whether it fits. Shows each part. Works offline."""

@@ -70,17 +70,18 @@ def keys_set(
 
     if value or value_option is not None:
         raise UsageError(
-            "a key on the command line is visible to every program on this machine and stays in the shell "
-            "history. It was not stored. Treat it as leaked",
-            fix="orchestrate keys set NAME  asks for it;  orchestrate keys set NAME < FILE  reads it",
+            "the key was not stored: on the command line it is visible to every program on this "
+            "machine and stays in the shell history. Treat it as leaked",
+            fix="enter it with: orchestrate keys set NAME; read it from a file with: orchestrate keys "
+            "set NAME < FILE",
         )
     settings = settings_of(context)
     also = [*backends.described_only(settings), *backends.places_only(settings)]
     known = [*backends.with_keys(settings, also), *config.other_secrets()]
     if name not in known and not _HOSTNAME.fullmatch(name):
         raise UsageError(
-            f"unknown key name (not shown, because it may be a key itself){meant(name, known)}; known: "
-            f"{', '.join(known)}"
+            f"unknown key name (not shown, because it may itself be a key){meant(name, known)}; "
+            f"known: {', '.join(known)}"
         )
     given = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     if not (key := given.strip()):
@@ -112,7 +113,9 @@ def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | No
     if host is None or not host.near or _is_sandbox(host, key):
         return
     url = host.base_url
-    told = f"the base URL of {name} is {url}, on this machine (a sandbox?), so the key would be tied to it"
+    told = (
+        f"the base URL of {name} is {url} on this machine (a sandbox?), so the key could only be sent there"
+    )
     if not sys.stdin.isatty():
         raise UsageError(
             f"{told}; nothing was written",
@@ -187,16 +190,18 @@ def keys_trust(
         ),
     ] = False,
 ) -> None:
-    """Let a key be sent to another host. Each key is tied to the host that it was first used with. With
-    --project, trust this project's config files to set programs, addresses, the store, prices and the
-    budget. Lists what they set. After a change they need trust again."""
+    """Allow a key to be sent to another host. Each key is tied to the host that it was first used with. With
+    --project, trust this project's config files to set programs, addresses, the store, prices and the budget.
+    Lists what they set. You must trust them again after each change."""
     if project:
         given: dict[str, Any] = context.find_root().obj or {}
         _trust_project(given.get("config"))
         return
     settings = settings_of(context)
     if name is None:
-        raise UsageError("name a backend, or --project", fix="orchestrate keys trust NAME [https://HOST]")
+        raise UsageError(
+            "name a backend, or pass --project", fix="orchestrate keys trust NAME [https://HOST]"
+        )
     known = settings.host(name)
     if name not in settings.hosts:
         raise UsageError(f"unknown backend {name!r}{among(name, settings.hosts)}")
@@ -214,7 +219,7 @@ def _trust_project(given: Path | None) -> None:
     from orchestrate.settings import trust
 
     if (named := config.named_file(given)) is not None:
-        note(f"you passed {named} yourself, so it needs no trust")
+        note(f"you passed {named} yourself, so it needs no approval")
         return
     path = config.project_file()
     project = None if path is None else trust.Project(path, read_toml(path))
@@ -252,7 +257,7 @@ def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
     if forget_in_keyring(name) or stored:
         note(f"{name}: removed")
     else:
-        note(f"{path} has no key called {name}, and neither does the keyring")
+        note(f"neither {path} nor the keyring has a key called {name}")
 
 
 @command
@@ -295,9 +300,9 @@ class BackendRow(TypedDict):
     missing: dict[str, str]
     ended: dict[str, str]
     usable: bool
-    """Whether this machine has everything it needs to submit to it."""
+    """Whether this machine has everything it needs to submit to the backend."""
     needs: str | None
-    """What is missing, and how to get it."""
+    """Missing requirements and how to get them."""
 
 
 @providers.command("list")
@@ -308,8 +313,8 @@ def list_providers(
         bool, typer.Option("--template", help="Print a host description template to fill in.")
     ] = False,
 ) -> Output[list[BackendRow]] | None:
-    """List every backend that -p accepts and what it can do. Also shows why something is missing, and
-    what it needs here."""
+    """List every backend that -p accepts, and its features. Also shows why a feature is missing, and what the
+    backend needs on this machine."""
     from orchestrate.setup import backends as known
 
     if template:
@@ -375,7 +380,7 @@ def plugins() -> Output[list[Plugin]]:
 
 def _show_plugins(rows: list[Plugin]) -> None:
     if not rows:
-        note("no installed package adds a backend; see docs/plugins.md for how to write one")
+        note("no installed package adds a backend; to write one, see docs/plugins.md")
         return
     shown = table("backend", "package", "version", "profile", "options", "")
     for row in rows:

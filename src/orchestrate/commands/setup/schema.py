@@ -30,7 +30,7 @@ def names() -> list[str]:
 
 
 def of(command: str) -> dict[str, Any]:
-    """Return the JSON schema of what a command prints. Raises `UsageError` for a command that has no
+    """Return the JSON schema of a command's output. Raises `UsageError` for a command that has no
     `--json`."""
     group, _, word = command.rpartition(" ")
     # What a group does when only its name is given, and the other words for the same.
@@ -38,7 +38,7 @@ def of(command: str) -> dict[str, Any]:
     named = next((name for name in tried if name == _ERROR or _body(name)), None)
     if named is None:
         raise UsageError(
-            f"unknown schema {command!r}{meant(command, names())}", fix="orchestrate schema  lists them"
+            f"unknown schema {command!r}{meant(command, names())}", fix="list them with: orchestrate schema"
         )
     body = _body(named)
     found, parts = _of_records(ErrorLine) if body is None else _of_body(body)
@@ -117,9 +117,9 @@ def schema(
     ] = None,
     all: Annotated[bool, typer.Option("--all", help="Print the schemas of all commands, by name.")] = False,
 ) -> None:
-    """Print the JSON schema of what a command prints with --json."""
+    """Print the JSON schema of a command's --json output."""
     if command or all:
         print_json(of(" ".join(command)) if command else {name: of(name) for name in names()})
         return
     print_text("\n".join(names()))
-    note("orchestrate schema COMMAND prints one, --all prints all")
+    note("print one with: orchestrate schema COMMAND; print all with: --all")

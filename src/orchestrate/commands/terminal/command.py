@@ -23,7 +23,8 @@ JSON = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout.")
 
 @dataclasses.dataclass(frozen=True)
 class Output(Generic[Printed]):
-    """The output of a command: its record with `--json`, else a view of it. The exit code follows."""
+    """The output of a command. It prints the record with `--json`, otherwise a view of it, and sets the exit
+    code."""
 
     record: Printed
     view: Callable[[Printed], object]
@@ -48,7 +49,7 @@ def for_people(shown: Shown) -> Shown | None:
 
 
 def shown_already(record: object) -> None:
-    """Show nothing: the record was already displayed while it arrived."""
+    """Show nothing, because the record was already displayed while it arrived."""
     del record
 
 
@@ -56,9 +57,10 @@ def command(body: Callable[..., Output[Any] | Iterator[Output[Any]] | None]) -> 
     """Wrap a command's function for typer. A parameter that is a dataclass is replaced by its fields.
     Each field, annotated for typer, becomes an option or argument.
 
-    A body that returns an `Output` gets the option `--json`, and `orchestrate schema` knows the records
-    of its annotation: several if options decide which one is printed. A body that continues after it has
-    printed, such as a server, yields its output. A body that prints by itself is annotated with None."""
+    A body that returns an `Output` gets the option `--json`, and `orchestrate schema` knows the records of
+    its annotation: several records if options decide which one is printed. A body that continues after
+    printing, such as a server, yields its output. A body that does its own printing is annotated with
+    None."""
     hints = _hints(body)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []

@@ -26,7 +26,7 @@ def backend(incomplete: str) -> list[str]:
 
 
 def backends(incomplete: str) -> list[str]:
-    """Complete the last of several backend names joined by commas, or `all`."""
+    """Complete the last name in a comma-separated list of backends, or `all`."""
     before, comma, last = incomplete.rpartition(",")
     named = before.split(",") if comma else []
     names = [name for name in _backends() if name not in named]
@@ -65,7 +65,7 @@ def exports(incomplete: str) -> list[str]:
 
 
 def settings(incomplete: str) -> list[str]:
-    """Complete NAME=VALUE of a spec: names, and the values of settings that have only a few."""
+    """Complete NAME=VALUE of a spec: the names, and the values of settings that have only a few."""
     from orchestrate.setup import offering
 
     return _beginning(incomplete, offering.settings())

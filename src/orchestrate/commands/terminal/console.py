@@ -76,14 +76,14 @@ class _Console(Console):
 
 
 out = _Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH)
-"""Data, as a pipe receives it."""
+"""Console for data, as a pipe receives it."""
 err = _Console(
     stderr=True, highlight=False, markup=False, emoji=False, width=None if sys.stderr.isatty() else _WIDTH
 )
-"""Progress, notes and errors."""
+"""Console for progress, notes and errors."""
 
 under_way = Bars(err)
-"""Shows the progress of a command."""
+"""Display for the progress of a command."""
 
 RunArg = Annotated[
     str,
@@ -165,7 +165,7 @@ _PRINTS_JSON = ContextVar("_PRINTS_JSON", default=False)
 
 @contextmanager
 def printing_json(yes: bool) -> Generator[None]:
-    """Set whether the command that runs in this block has `--json`."""
+    """Set whether the command in this block has `--json`."""
     before = _PRINTS_JSON.set(yes)
     try:
         yield
@@ -184,7 +184,7 @@ def print_json(value: Any) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a text on stdout unchanged, never wrapped or truncated: for paths and documents."""
+    """Print a text such as a path or a document on stdout unchanged, without wrapping or truncating it."""
     sys.stdout.write(inert(text) + "\n")
 
 
@@ -233,7 +233,8 @@ def warn(text: str, *, indent: str = "") -> None:
 
 
 def fitted(text: str, taken: int, hang: str = "", *, on: Console = err) -> str:
-    """Wrap a text for a terminal as `note` does. In a pipe it stays one line, so that it can be searched."""
+    """Wrap a text for a terminal as `note` does. In a pipe, it stays on one line, so that it can be
+    searched."""
     return _fitted(text, taken, hang, on.width) if on.is_terminal else text
 
 
@@ -279,9 +280,9 @@ class ErrorLine(Record, frozen=True, kw_only=True):
     retryable: bool = False
     exit_code: int
     lost_requests: int = 0
-    """Requests that got no answer and may have been billed."""
+    """Number of requests that got no answer and may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
-    """The most that they may cost; `None` if no price is known."""
+    """Maximum cost of these requests. `None` if no price is known."""
 
     def write(self) -> None:
         sys.stderr.write(inert_json(self.to_json().decode()) + "\n")
@@ -315,7 +316,7 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
     if isinstance(error, OSError) and error.filename is not None:
         wrong = SetupError(
             f"{error.filename}: {error.strerror or error}",
-            fix="check the path, its owner and its permissions",
+            fix="check the path, and its owner and permissions",
         )
         report_error(wrong, as_json=as_json)
         return wrong.exit_code
@@ -341,14 +342,15 @@ def report_error(error: OrchestrateError, *, as_json: bool) -> None:
     err.print(fitted(hide(error.message), len("error: ")), soft_wrap=True)
     if isinstance(error, ProviderError):
         wait = f" after {error.retry_after_s:.0f} s" if error.retry_after_s else ""
-        again = f"a retry{wait} may help" if error.retryable else "a retry will not help"
+        again = f"you can retry{wait}" if error.retryable else "retrying will not help"
         err.print(f"  {again}" + (f"; request {error.request_id}" if error.request_id else ""))
     if error.fix:
         err.print(f"  {fitted(hide(error.fix), 2, '  ')}", style="cyan", soft_wrap=True)
 
 
 def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
-    """Report an unexpected error as a bug of ours. The traceback goes to a file, or with `-v` to stderr."""
+    """Report an unexpected error as a bug in Orchestrate. The traceback goes to a file, or to stderr with
+    `-v`."""
     import traceback
 
     from orchestrate.settings import redact_text
@@ -397,8 +399,8 @@ def _kept(trace: str) -> str:
 
 @contextmanager
 def ended_by_signal() -> Generator[threading.Event]:
-    """Yield an event that Ctrl-C or SIGTERM sets, the usual ways to stop a server. A second signal stops it
-    immediately."""
+    """Yield an event that is set by Ctrl-C or SIGTERM, the usual ways to stop a server. A second signal stops
+    it immediately."""
     ended = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -417,7 +419,7 @@ def ended_by_signal() -> Generator[threading.Event]:
 
 @contextmanager
 def goes_on(how: str) -> Generator[None]:
-    """Print how to continue when a long command whose work is kept is interrupted."""
+    """Print how to continue if a long command with saved progress is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -442,7 +444,7 @@ def require_unpriced(names: Sequence[str], *, yes: bool) -> None:
 
 
 def warn_lost(requests: int, usd: Decimal | None) -> None:
-    """Print what may have been billed for requests that got no answer."""
+    """Print the possible cost of requests that got no answer."""
     from orchestrate.paid.journal import Unaccounted
 
     if lost := Unaccounted(requests, usd):
@@ -457,7 +459,7 @@ def require_go_ahead(question: str, *, yes: bool) -> None:
 
 
 def confirm(question: str, *, yes: bool) -> bool:
-    """Ask for confirmation on a terminal. Without one the answer is no, unless `--yes` was given."""
+    """Ask for confirmation on a terminal. Without a terminal, the answer is no unless `--yes` was given."""
     if yes:
         return True
     if not sys.stdin.isatty():

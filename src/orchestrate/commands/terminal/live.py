@@ -71,8 +71,8 @@ def panel(
     *,
     width: int = 100,
 ) -> RenderableType:
-    """Draw one run as a block of lines. At this width no line breaks within a word or number. `hint` is
-    what the reader should know or do."""
+    """Draw one run as a block of lines. At this width, no line breaks within a word or number. `hint` is a
+    note for the reader."""
     head = Text.assemble((run.provider, "bold"), "  ", run.model, "  ", (run.id, "dim"))
     if run.sandbox:
         head.append("  ")
@@ -136,7 +136,7 @@ def _flowing(facts: Sequence[str], width: int) -> list[str]:
 def row(
     run: Run, metrics: Sequence[MetricPoint], now: datetime, *, chip: bool = False
 ) -> tuple[str | Text, ...]:
-    """Build the table row of one of many runs. `chip` marks a sandbox's run among others."""
+    """Build a run's row in a table of many runs. `chip` marks a sandbox run among others."""
     losses = [p.values["train_loss"] for p in metrics if "train_loss" in p.values]
     left = seconds_left(run, now, metrics)
     total, step = run.total_steps or run.expected_steps, step_of(run, metrics)
@@ -186,8 +186,8 @@ def _picture() -> Live:
 
 class LiveView:
     """Redraws all followed runs on a terminal, as a table if there are many. Without a terminal, prints a
-    line for each event (few runs) or each status change (many runs). Writes to stderr. `metrics` and
-    `events` return those of a run and are called only for what is drawn."""
+    line for each event (few runs) or each status change (many runs). Writes to stderr. `metrics` and `events`
+    return the metrics and events of a run, and are called only for runs that are drawn."""
 
     def __init__(self, metrics: Metrics, events: Events) -> None:
         self._metrics, self._events = metrics, events
@@ -217,7 +217,7 @@ class LiveView:
         warn(text)
 
     def show(self, run: Run, hint: str | None = None) -> None:
-        """Set the newest state of one run. `draw` shows it."""
+        """Set the latest state of one run. `draw` shows it."""
         self._runs[run.id] = (run, hint)
 
     def draw(self) -> None:

@@ -25,14 +25,14 @@ class NotifyOptions:
     notify_command: Annotated[
         str | None,
         typer.Option(
-            help="Run this when a run ends; it gets JSON on stdin. It is retried if it fails, but not "
-            "if it takes longer than 30 s. Also ORCHESTRATE_NOTIFY_COMMAND.",
+            help="Command to run when a run ends, with JSON on stdin. It is retried if it fails, but "
+            "not if it takes longer than 30 s. Also ORCHESTRATE_NOTIFY_COMMAND.",
         ),
     ] = None
     notify_url: Annotated[
         str | None,
         typer.Option(
-            help="POST a signed webhook to this address when a run ends. It may arrive twice, with "
+            help="URL that gets a signed webhook by POST when a run ends. It may arrive twice, with "
             "the same webhook-id. Also ORCHESTRATE_NOTIFY_URL.",
         ),
     ] = None
@@ -40,7 +40,7 @@ class NotifyOptions:
         bool,
         typer.Option(
             "--notify-desktop",
-            help="Show a message on this desktop when a run ends. Also ORCHESTRATE_NOTIFY_DESKTOP=1.",
+            help="Show a desktop message when a run ends. Also ORCHESTRATE_NOTIFY_DESKTOP=1.",
         ),
     ] = False
 

@@ -47,8 +47,8 @@ class AliasGroup(TyperGroup):
 
 
 def by_default(command: str, *, words: bool = False) -> type[TyperGroup]:
-    """Build a command group that runs this command if it is called with nothing but options. With
-    `words`, it also runs it if the first word is not a command: `orchestrate models qwen` searches."""
+    """Build a command group that runs this command if only options are given. With `words`, it also runs it
+    if the first word is not a command: `orchestrate models qwen` searches."""
 
     class ByDefault(AliasGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -66,9 +66,9 @@ TokensOpt = Annotated[
     TokensFrom,
     typer.Option(
         "--tokens",
-        help="exact: count all rows. sampled: count 2,000 rows of a file over 8 MiB, with a 99% "
-        "interval that is included in the low and high price. none: don't count; gives no price "
-        "and doesn't report rows that are too long.",
+        help="exact: count all rows. sampled: count 2,000 rows of a file over 8 MiB; low and high "
+        "prices include the 99% interval. none: don't count, so show no price and don't report "
+        "rows that are too long.",
     ),
 ]
 
@@ -111,7 +111,7 @@ class SpecOptions:
     spot: Annotated[
         bool | None,
         typer.Option(
-            "--spot/--no-spot", help="On rented machines: use a cheaper spot machine that may be reclaimed."
+            "--spot/--no-spot", help="On rented machines: use a cheaper spot machine, which may be reclaimed."
         ),
     ] = None
 
@@ -124,12 +124,12 @@ class SpecOptions:
         given = (self.model, self.train, self.validation, self.method, self.epochs, self.settings)
         given += (self.gpu, self.max_usd_per_hour, self.max_hours, self.spot)
         if any(value is not None for value in given) or not path.exists():
-            raise UsageError("--fix changes the spec file: pass only the file, without settings")
+            raise UsageError("--fix changes the spec file: pass only the file, without other settings")
         return path
 
     @property
     def named(self) -> str:
-        """The spec file after a space, for printed commands; empty for the default file."""
+        """The spec file after a space, for printed commands. Empty for the default file."""
         return f" {shlex.quote(str(self.spec))}" if self.spec else ""
 
     def read(self, provider: str, *, max_cost: str | None = None) -> JobSpec:
@@ -174,13 +174,13 @@ class SpecOptions:
         found = list(places()) if provider == "all" else [name for name in named if name not in known]
         if not found:
             option = f"--{next(iter(asked)).replace('_', '-')}"
-            raise UsageError(f"{option} only applies to remote places: {', '.join(places())}")
+            raise UsageError(f"{option} only applies to remote machines: {', '.join(places())}")
         return {f"provider_options.{name}.{key}": value for name in found for key, value in asked.items()}
 
 
 def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
-    """Return the requested backends. For `all`, return those that the spec has a model for, places and
-    other backends that it names included, and print which others are skipped."""
+    """Return the requested backends. For `all`, return those that the spec has a model for, including places
+    and other backends that it names, and print which others are skipped."""
     names = ft.backends(provider)
     if provider != "all":
         return names
@@ -230,7 +230,7 @@ TemperatureOpt = Annotated[
 ]
 SkipFailedOpt = Annotated[
     bool,
-    typer.Option("--skip-failed", help="Count a row that the host never answers as failed, and continue."),
+    typer.Option("--skip-failed", help="Count rows that the host never answers as failed, and continue."),
 ]
 
 
@@ -249,11 +249,11 @@ class ServingOptions:
     """Options for pricing the serving."""
 
     traffic: Annotated[
-        str | None, typer.Option(metavar="TEXT", help='Price serving too: "20k req/day, 900 in, 150 out".')
+        str | None, typer.Option(metavar="TEXT", help='Also price serving: "20k req/day, 900 in, 150 out".')
     ] = None
-    months: Annotated[int, typer.Option(min=1, help="Months of serving; with --traffic.")] = 6
+    months: Annotated[int, typer.Option(min=1, help="Months of serving (with --traffic).")] = 6
     hours_per_day: Annotated[
-        float, typer.Option(min=0, max=24, help="Daily uptime of a dedicated deployment; with --traffic.")
+        float, typer.Option(min=0, max=24, help="Daily uptime of a dedicated deployment (with --traffic).")
     ] = 24.0
     utilisation: Annotated[
         float | None,
@@ -262,7 +262,7 @@ class ServingOptions:
             "--utilisation",
             min=0.01,
             max=1,
-            help="Maximum average load of a GPU. Default: 0.33, to leave room for peaks.",
+            help="Maximum average GPU load. Default: 0.33, to leave room for peaks.",
         ),
     ] = None
     compare_with: Annotated[
@@ -277,7 +277,7 @@ class ServingOptions:
         int,
         typer.Option(
             min=0,
-            help="Prompt tokens per request that the tuned model no longer needs, such as few-shot examples.",
+            help="Prompt tokens saved per request with the tuned model, such as few-shot examples.",
         ),
     ] = 0
 
@@ -308,7 +308,7 @@ RateOpt = Annotated[
 def require_used(
     ft: Orchestrator, flags: list[str] | None, *prepared: Prepared, serving: bool = False
 ) -> None:
-    """Raise `UsageError` for a flag that changes none of the prices; `serving` counts those too."""
+    """Raise `UsageError` for a flag that changes none of the prices. `serving` counts as a price too."""
     from orchestrate.runs.preparing import quoting
 
     quoting.require_used(ft, prepared, of_flags(flags), serving=serving)
@@ -316,7 +316,7 @@ def require_used(
 
 @dataclass(frozen=True, kw_only=True)
 class AimOptions:
-    """Options for the score of a search's runs, and their limits."""
+    """Options for the target score of a search and its limits."""
 
     target: Annotated[
         str, typer.Option(metavar="NAME", help="validation_loss, or eval:METRIC on held-out rows.")
@@ -326,7 +326,7 @@ class AimOptions:
     max_cost: Annotated[
         str | None,
         typer.Option(
-            metavar="USD", help="Cost limit for all runs; no trial is started that could exceed it."
+            metavar="USD", help="Cost limit for all runs; no trial starts if it could exceed the limit."
         ),
     ] = None
     yes: PayOpt = False

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EVERY_S = 30.0
 SHOWN_AFTER_S = 0.7
-"""Work that finishes sooner needs no progress bar."""
+"""Seconds after which a progress bar appears."""
 
 
 @dataclass

@@ -33,9 +33,9 @@ class NeedOptions:
     """Options for what the answers must be like."""
 
     private: Annotated[bool, typer.Option("--private", help="The data must not leave your machines.")] = False
-    latency_ms: Annotated[int | None, typer.Option(min=1, help="Maximum time to an answer; predicts it.")] = (
-        None
-    )
+    latency_ms: Annotated[
+        int | None, typer.Option(min=1, help="Maximum response time; predicts the actual one.")
+    ] = None
     changing: Annotated[bool, typer.Option("--changing", help="The facts in the answers change often.")] = (
         False
     )
@@ -70,7 +70,9 @@ class NeedOptions:
     max_cost: Annotated[
         str | None, typer.Option(metavar="USD", help="Cost limit for all answers of --measure.")
     ] = None
-    goal: Annotated[Goal | None, typer.Option(help="What to teach. Default: inferred from the rows.")] = None
+    goal: Annotated[
+        Goal | None, typer.Option(help="What you want to teach. Default: inferred from the rows.")
+    ] = None
 
 
 @command
@@ -168,18 +170,19 @@ def _show(found: Advice, name: str) -> None:
 
     f = found.facts
     out.print(
-        f"{name}: {count(f.rows, f'{f.kind} row')}, on average {f.prompt_tokens:,.0f} tokens of prompt and "
-        f"{f.answer_tokens:,.0f} of answer; {count(f.distinct_answers, 'distinct answer')}; "
-        f"{f.copied_share:.0%} of their words are in the prompts; {f.json_share:.0%} are JSON; "
-        f"{f.duplicate_share:.0%} of the rows repeat",
+        f"{name}: {count(f.rows, f'{f.kind} row')} with, on average, {f.prompt_tokens:,.0f} "
+        f"prompt tokens and {f.answer_tokens:,.0f} answer tokens; "
+        f"{count(f.distinct_answers, 'distinct answer')}; {f.copied_share:.0%} of their words are "
+        f"in the prompts; {f.json_share:.0%} are JSON; {f.duplicate_share:.0%} of the rows repeat",
     )
     out.print(str(found.volume))
     if found.rule is not None:
         out.print(str(found.rule))
     else:
         note(
-            "the 80% rule was not checked: don't tune if prompting reaches 80% of the target. Measure it: "
-            f"orchestrate advise {quote(name)} --measure MODEL --test FILE --target 0.9"
+            "the 80% rule was not checked: don't tune if prompting already reaches 80% of the "
+            f"target. Measure it: orchestrate advise {quote(name)} --measure MODEL --test FILE "
+            "--target 0.9"
         )
     for text in found.warnings:
         warn(text)
@@ -194,7 +197,7 @@ def _show(found: Advice, name: str) -> None:
         for reason in choice.reasons:
             out.print(f"      {reason}", style="dim")
     if found.would_change:
-        out.print("\nWhat would change this: " + "; ".join(found.would_change))
+        out.print("\nWhat would change this advice: " + "; ".join(found.would_change))
     if found.latency:
         _show_latency(found.latency)
     if found.totals:
@@ -219,7 +222,8 @@ def _show_latency(found: Sequence[Latency]) -> None:
     out.print(shown)
     first = found[0]
     note(
-        f"predicted for {first.input_tokens:,} tokens in and {first.output_tokens:,} out, one request at a "
-        f"time, without queue and network, within a factor of {first.band:g} ({SOURCE}). Batching lengthens "
-        "it; prompt caches, 4 bits and speculative decoding shorten it"
+        f"predicted for {first.input_tokens:,} tokens in and {first.output_tokens:,} out, one "
+        f"request at a time, without queueing and network time, within a factor of {first.band:g} "
+        f"({SOURCE}). Batching makes it slower; prompt caches, 4-bit weights and speculative "
+        "decoding make it faster"
     )

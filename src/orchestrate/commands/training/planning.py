@@ -41,7 +41,8 @@ _SEVERITY_STYLE = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.I
 _SHOWN = 40
 
 GpuHoursOpt = Annotated[
-    float | None, typer.Option(min=0, help="Assumed GPU hours of an RFT job; hosts do not publish them.")
+    float | None,
+    typer.Option(min=0, help="Assumed GPU hours of an RFT job, because hosts do not publish them."),
 ]
 
 
@@ -104,10 +105,10 @@ def plan(
         ),
     ] = None,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Write the required overrides of each backend into the spec.")
+        bool, typer.Option("--fix", help="Write the overrides that each backend requires into the spec.")
     ] = False,
     all: Annotated[
-        bool, typer.Option("--all", help="Show every setting with its API field, whether set or not.")
+        bool, typer.Option("--all", help="Show every setting with its API field, including those not set.")
     ] = False,
     suggest: Annotated[
         bool, typer.Option("--suggest", help="Propose rank, rate, epochs and batch, with reasons.")
@@ -157,7 +158,9 @@ def _gib(given: str) -> float:
     """GiB of a size; a number alone is one."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(gib|gb|g)?", given.strip().lower())
     if found is None:
-        raise UsageError(f"--gpu-memory is not a size: {given!r}", fix="for example 24 or 24GiB, or 80GB")
+        raise UsageError(
+            f"--gpu-memory must be a size, got {given!r}", fix="for example 24 or 24GiB, or 80GB"
+        )
     return float(found[1]) * (1e9 / 2**30 if found[2] == "gb" else 1.0)
 
 
@@ -188,9 +191,9 @@ class QuoteView:
     """Options for showing quotes."""
 
     format: Annotated[str, typer.Option("--format", help="Output format: table or md.")] = "table"
-    whole: Annotated[bool, typer.Option("--all", help="With --traffic: show how serving was calculated.")] = (
-        False
-    )
+    whole: Annotated[
+        bool, typer.Option("--all", help="With --traffic: show how the serving cost was calculated.")
+    ] = False
 
 
 @command
@@ -202,7 +205,7 @@ def quote(
     serving: ServingOptions,
     priced: PriceOptions,
     live: Annotated[
-        bool, typer.Option("--live", help="Also ask the hosts for an estimate. Uploads the data.")
+        bool, typer.Option("--live", help="Also ask the hosts for an estimate. This uploads the data.")
     ] = False,
     shown: QuoteView,
 ) -> Output[list[Quote]] | Output[Quoted]:
@@ -261,8 +264,8 @@ def _show_live(prices: Sequence[LivePrice]) -> None:
 
 
 def show_problems(problems: Sequence[Problem]) -> None:
-    """Print the problems as a table, errors first: for each kind in each file the first rows and the
-    total count."""
+    """Print the problems as a table, errors first. For each kind in each file, it shows the first rows and
+    the total count."""
     if not problems:
         return
     order = list(Severity)

@@ -38,7 +38,7 @@ OptionalNames = Annotated[
 Names = Annotated[
     list[str],
     typer.Argument(
-        metavar="ENTRY...", help="Entries, by id or by four or more characters of its start or end."
+        metavar="ENTRY...", help="Entries, by id or by at least four characters of its start or end."
     ),
 ]
 
@@ -49,7 +49,7 @@ class PlaceInQueue:
 
     after: Annotated[
         list[str] | None,
-        typer.Option("--after", metavar="ID", help="Run or entry that must succeed first; repeatable."),
+        typer.Option("--after", metavar="ID", help="Run or queue entry that must succeed first; repeatable."),
     ] = None
     first: Annotated[bool, typer.Option("--first", help="Put it first in the queue.")] = False
 
@@ -72,8 +72,7 @@ def add(
 ) -> Output[list[QueueEntry]]:
     """Check and quote a run, confirm its price, and queue it.
 
-    If the data has changed or the price has risen by the time it could start, the entry is held and you
-    are notified."""
+    If the data changes or the price rises before it can start, the entry is held and you are notified."""
     if spending.key is not None:
         raise UsageError("a queue entry is submitted once, so it needs no --idempotency-key")
     spec = asked.read(provider, max_cost=spending.max_cost)
@@ -167,7 +166,7 @@ def _pause(context: typer.Context, entries: list[str] | None, *, paused: bool) -
         ft.store.queue.pause(paused)
         waiting = queueing.entries(ft)
     state = "is paused" if paused else "is running again"
-    return Output(waiting, lambda _: note(f"the queue {state}; {count(len(waiting), 'run')} in it"))
+    return Output(waiting, lambda _: note(f"the queue {state} with {count(len(waiting), 'run')}"))
 
 
 @app.command()

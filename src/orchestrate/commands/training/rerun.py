@@ -37,7 +37,7 @@ def rerun(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="New value for a field.",
+            help="New value of a field.",
             autocompletion=completing.settings,
         ),
     ] = None,

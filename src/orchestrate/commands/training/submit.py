@@ -50,15 +50,16 @@ class SpendingOptions:
 
     max_cost: Annotated[
         str | None,
-        typer.Option(metavar="USD", help="Reject if the high ends of all quotes together exceed this."),
+        typer.Option(
+            metavar="USD", help="Reject the submit if the high ends of all quotes together exceed this."
+        ),
     ] = None
     max_cost_each: Annotated[
-        str | None, typer.Option(metavar="USD", help="Reject if the high end of any quote exceeds this.")
+        str | None,
+        typer.Option(metavar="USD", help="Reject the submit if the high end of any quote exceeds this."),
     ] = None
     yes: PayOpt = False
-    again: Annotated[bool, typer.Option("--again", help="Submit even if the same run exists already.")] = (
-        False
-    )
+    again: Annotated[bool, typer.Option("--again", help="Submit even if an identical run exists.")] = False
     key: Annotated[
         str | None,
         typer.Option(
@@ -109,15 +110,15 @@ class Carrying:
     strict: bool
     watch: bool
     repeated: str | None = None
-    """Id of an ended run that is repeated on purpose, so it raises no question."""
+    """Id of an ended run to repeat on purpose, without asking a question."""
     named: str = ""
     """The spec file, as printed commands name it."""
     tell: Callable[[Prepared], None] | None = None
-    """Notes to show, or refusals to raise, before any question."""
+    """Notes to show, or errors to raise, before any question."""
 
 
 def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) -> Output[list[Run]]:
-    """Submit the spec to each of the backends, and return the runs."""
+    """Submit the spec to each backend, and return the runs."""
     ft.require(spec, names)  # before any of the data is read, which can take a while
     if how.watch:
         from orchestrate.runs import watch as watching
@@ -139,7 +140,7 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) 
         if isinstance(error, KeyboardInterrupt):
             err.print("\ninterrupted. Progress is saved, and nothing is sent twice:")
             err.print(
-                "  orchestrate runs   names the run; orchestrate resume RUN  continues it",
+                "  find the run with: orchestrate runs; continue it with: orchestrate resume RUN",
                 style="cyan",
             )
         raise
@@ -207,7 +208,7 @@ def _warn_of_rows(prepared: Prepared, names: list[str], spec: str) -> None:
         warn(f"{place}{first.message}{f', and {len(more):,} more like it' if more else ''}")
     if sorts:
         note(
-            f"{count(sum(map(len, sorts.values())), 'warning')} in the data; see them with: "
+            f"{count(sum(map(len, sorts.values())), 'warning')} in the data; list them with: "
             f"orchestrate check{spec}"
         )
 
@@ -242,8 +243,8 @@ def submit_each(
     *,
     strict: bool,
 ) -> list[OrchestrateError]:
-    """Add each run to `runs` as it is created. If one backend refuses, the others still run. The refusal
-    is reported and decides the exit code."""
+    """Add each run to `runs` as it is created. If one backend rejects the run, the others still start theirs.
+    The rejection is reported and sets the exit code."""
     failures: list[OrchestrateError] = []
     for found in earlier:
         name, key = found.provider, found.idempotency_key
@@ -271,9 +272,9 @@ def submit_each(
 def _earlier(found: Earlier, run: RunHandle) -> str:
     """Describe what became of an idempotency key that was used before."""
     if found.known is not None:
-        return f"; created earlier with this key, {run.status.value}"
+        return f"; created earlier with this key ({run.status.value})"
     if found.idempotency_key and any(event.type == "taken_over" for event in run.events()):
-        return f"; it already existed with this key, {run.status.value}, and nothing was sent"
+        return f"; it already existed with this key ({run.status.value}), and nothing was sent"
     return ""
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceOptions:
-    """Options for what varies, and which trial comes next."""
+    """Options for what varies and how to choose the next trial."""
 
     grid: Annotated[
         list[str] | None,
@@ -72,25 +72,27 @@ class SpaceOptions:
         int, typer.Option(min=0, help="Seed for the random and tpe samplers and for data subsets.")
     ] = 0
     first_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Fraction of the training rows for a first, cheaper round.")
+        float,
+        typer.Option(min=0, max=1, help="Fraction of the training rows to use in a first, cheaper round."),
     ] = 1.0
     survivors: Annotated[
         int,
         typer.Option(
-            min=0, help="Number of trials trained in full afterwards; default: a third.", show_default=False
+            min=0, help="Number of trials to train in full afterwards; default: a third.", show_default=False
         ),
     ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeenOptions:
-    """Options for what is shown and written."""
+    """Options for what to show and write."""
 
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the best spec here.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the best spec to this file.")
     ] = None
     show: Annotated[
-        str | None, typer.Option("--show", metavar="SWEEP", help="Show the trials of a sweep, or last.")
+        str | None,
+        typer.Option("--show", metavar="SWEEP", help="Show the trials of a sweep, or of the last one."),
     ] = None
     listed: Annotated[bool, typer.Option("--list", help="List all sweeps, newest first.")] = False
 
@@ -106,7 +108,7 @@ def sweep(
     provider: Annotated[
         str | None,
         typer.Option(
-            "--provider", "-p", help="Backend, unless it varies.", autocompletion=completing.backend
+            "--provider", "-p", help="Backend, unless the sweep varies it.", autocompletion=completing.backend
         ),
     ] = None,
 ) -> Iterator[Output[list[Trial]] | Output[list[Search]]]:
@@ -145,7 +147,7 @@ def _begun(
     else:
         spec, varied = None, space.parse(vary.grid or (), vary.ranges or ())
     if (provider is None) == (space.PROVIDER not in varied.choices):
-        raise UsageError("name the backend once: --provider NAME, or --grid provider=A,B")
+        raise UsageError("name one backend: --provider NAME, or vary it: --grid provider=A,B")
     order = searching.SweepOrder(
         space=varied,
         sampler=vary.sampler,
@@ -188,8 +190,8 @@ def agree(price: Any, search: Search, *, yes: bool) -> None:
     """Require agreement to the total price of the sweep before anything is sent."""
     again = f", then {search.survivors} in full" if search.survivors else ""
     err.print(
-        f"{search.id}: {count(search.trials, 'trial')}{again}; {money(price.expected_usd)} expected, at most "
-        f"{money(price.high_usd)}; evaluations cost extra"
+        f"{search.id}: {count(search.trials, 'trial')}{again}; {money(price.expected_usd)} "
+        f"expected, at most {money(price.high_usd)}; evaluations cost extra"
     )
     for why in price.unpriced:
         warn(f"no price: {why}")
@@ -275,7 +277,7 @@ def _show(trials: list[Trial], carried: Searching, ranked: list[Trial]) -> None:
 
 def _how_sure(carried: Searching, ranked: list[Trial]) -> str:
     first, *others = [trial for trial in ranked if trial.share == ranked[0].share]
-    words = f"the best of {count(len(others) + 1, 'trial')} on the same rows looks better than it is: "
+    words = f"the best of {count(len(others) + 1, 'trial')} on the same rows looks better than it really is: "
     close = [trial for trial in others if _overlap(first, trial)]
     if close:
         words += f"within its interval: {count(len(close), 'other')}; "

@@ -21,8 +21,8 @@ _LENGTHS = range(40, _LEAST - 1, -2)
 
 def show_translations(translations: Sequence[Translation], *, all: bool = False) -> None:
     """Print one line per setting and one column per backend, then explanations of what differs from the spec,
-    and last what is refused. Without `all`, prints only the requested settings, and the backends' own values
-    if they differ."""
+    and finally what is rejected. Without `all`, prints only the requested settings, plus the backends' own
+    values if they differ."""
     every = {t.provider: {s.name: s for s in t.settings} for t in translations}
     # Of a backend without the model nothing else can be said.
     without = [name for name, found in every.items() if _refused(found.get("model"))]
@@ -39,7 +39,7 @@ def show_translations(translations: Sequence[Translation], *, all: bool = False)
         out.print(next((m for m in matrices if m.fits(out.width)), _matrix(differing, rows, _LEAST)))
     if plain:
         note(f"applied as set everywhere: {', '.join(plain)}")
-    note("~ not exactly as set; (...) the backend's default, not set")
+    note("~ not exactly as set; (...) default of the backend")
     _explain(["model"], {name: every[name] for name in without}, all=all)
     _explain(shown, rows, all=all)
     if apart := rates_apart({t.provider: t.multiplied_rate for t in translations}):
@@ -47,7 +47,7 @@ def show_translations(translations: Sequence[Translation], *, all: bool = False)
     for t in translations:
         _rest(t)
     if hidden := len(names) - len(shown):
-        note(f"{count(hidden, 'setting')} not set by you are hidden: --all")
+        note(f"{count(hidden, 'setting')} that you did not set are hidden: show them with --all")
     _verdict(translations)
 
 
@@ -138,7 +138,7 @@ def _rest(translation: Translation) -> None:
     if translation.overrides is not None:
         from orchestrate.spec import specfile
 
-        note(f"with these lines it runs on {translation.provider} (--fix writes them):")
+        note(f"it runs on {translation.provider} with these lines (write them with --fix):")
         out.print(hide(specfile.overrides_block(translation.provider, translation.overrides)), style="cyan")
     if translation.memory is not None:
         show_memory(translation.memory, of=translation.provider)
@@ -149,7 +149,7 @@ def _verdict(translations: Sequence[Translation]) -> None:
     others = [(t, s) for t in translations for s in t.inexact if s.outcome is not Outcome.REFUSED]
     inexact = [f"{s.name} on {t.provider}" for t, s in others]
     if inexact:
-        out.print(Text(f"{len(inexact)} not exact, which --strict refuses: {joined(inexact)}", "yellow"))
+        out.print(Text(f"{len(inexact)} not exact, so --strict rejects them: {joined(inexact)}", "yellow"))
     line = f"{len(refused)} refused: {joined(refused)}" if refused else "nothing is rejected"
     out.print(Text(line, "red" if refused else "green"))
 
@@ -165,7 +165,7 @@ def show_memory(plan: MemoryPlan, *, of: str = "") -> None:
     elif plan.fits:
         verdict = (f": fits its {size(plan.available_bytes)}", "green")
     else:
-        verdict = (f": does not fit its {size(plan.available_bytes)}", "red")
+        verdict = (f": does not fit in its {size(plan.available_bytes)}", "red")
     out.print(Text.assemble(whose, (whole, "bold"), at, verdict))
     parts = [f"{name} {size(part)}" for name, part in plan.parts.items() if part >= 2**20]
     out.print(Text("  " + " + ".join(parts) + f"; the peak is at {plan.peak}", "dim"))

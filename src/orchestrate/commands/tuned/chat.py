@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSettings:
-    """Options for asking the model."""
+    """Options for querying the model."""
 
     system: Annotated[
-        str | None, typer.Option(help='System message; default: from the training data; "" for none.')
+        str | None, typer.Option(help='System message; default: the one in the training data; "" for none.')
     ] = None
     base: Annotated[bool, typer.Option(help="Chat with its base model instead.")] = False
     max_tokens: MaxTokensOpt = 512
     temperature: TemperatureOpt = 0.0
     tools: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSON list of tools it may call, as in a data row."),
+        typer.Option(metavar="FILE", help="JSON list of tools the model may call, as in a data row."),
     ] = None
     at: Annotated[
         str | None, typer.Option("--at", metavar="HOST", help="Use the deployment on this host.")
@@ -60,8 +60,9 @@ def chat(
     *,
     asked: ChatSettings,
 ) -> Output[list[Reply]]:
-    """Chat with a tuned model. Messages are sent in turn. Without a message, start an interactive chat:
-    /new starts over, /exit quits. After a tool call, type the tool's result (one message per call)."""
+    """Chat with a tuned model. Messages are sent one after the other. Without a message, starts an
+    interactive chat, in which /new starts over and /exit quits. After a tool call, type the tool's result
+    (one message per call)."""
     if message and not all(text.strip() for text in message):
         raise UsageError("the message is empty; nothing was sent")
     options: dict[str, Any] = {"tools": _tools(asked.tools)} if asked.tools else {}
@@ -96,7 +97,7 @@ def chat(
                 _show(reply, asked.max_tokens, written=pieces.end())
     if called and conversation[-1].role == "tool":
         wanted = count(len(called), "further result")
-        warn(f"no new answer was requested: the model is waiting for the result of {wanted}")
+        warn(f"no new answer requested: the model is waiting for the result of {wanted}")
     return Output(replies, shown_already)
 
 
@@ -133,7 +134,7 @@ def _opening(handle: RunHandle, asked: ChatSettings) -> list[Message]:
 
     text = asked.system if asked.system is not None else system_message(handle)
     if text and asked.system is None:
-        note(f"with the system message of its training data: {shorten(inert(text), 120, placeholder=' …')}")
+        note(f"using the system message of its training data: {shorten(inert(text), 120, placeholder=' …')}")
     return [Message(role="system", content=text)] if text else []
 
 

@@ -40,7 +40,7 @@ AcceptOpt = Annotated[
         "--accept-license",
         "--accept-licence",
         metavar="LICENSE",
-        help="License of the base whose terms you accept.",
+        help="License of the base model whose terms you accept.",
     ),
 ]
 STYLES = {"passed": "green", "failed": "red", "unknown": "yellow", "proved": "green", "in part": "yellow"}
@@ -60,9 +60,9 @@ class ExportOptions:
     repo: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="For --to hub: repository to upload to.")
     ] = None
-    whole: Annotated[bool, typer.Option(help="For --to hub: the merged model instead of the adapter.")] = (
-        False
-    )
+    whole: Annotated[
+        bool, typer.Option(help="For --to hub: upload the merged model instead of the adapter.")
+    ] = False
     upload: Annotated[
         bool, typer.Option("--upload", help="For --to hub: also upload it, as a private model.")
     ] = False
@@ -164,7 +164,7 @@ class Merging:
         try:
             return [float(part) for part in self.weights.split(",")]
         except ValueError:
-            raise UsageError(f"--weights takes numbers, as in 0.7,0.3; got {self.weights!r}") from None
+            raise UsageError(f"--weights must be numbers, as in 0.7,0.3; got {self.weights!r}") from None
 
 
 @command
@@ -175,7 +175,7 @@ def merge(
         list[str],
         typer.Argument(
             metavar="RUN RUN...",
-            help="Runs or folders: adapters of one base, or complete models of one architecture.",
+            help="Runs or folders: adapters of one base, or complete models with one architecture.",
         ),
     ],
     folder: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="New.")],
@@ -183,8 +183,8 @@ def merge(
     accept_licence: AcceptOpt = None,
 ) -> Output[Merged]:
     """Merge several adapters of the same base model into one, or several complete models of the same
-    architecture, and verify the result. Prints an adapter's distance from the exact sum. Exit code 1 if
-    the check fails. Then evaluate the merged model and each of its parts with `eval`."""
+    architecture, and verify the result. Prints an adapter's distance from the exact sum. Exit code 1 if the
+    check fails. Afterwards, evaluate the merged model and each of its parts with `eval`."""
     from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:
@@ -207,7 +207,7 @@ def _show_merged(made: Merged) -> None:
         note(f"{made.method} of {len(made.parts)} complete models")
     else:
         ranks = ", ".join(map(str, made.ranks))
-        note(f"{made.method}, rank {made.rank} of {ranks}; {made.error:.1%} from the exact sum")
+        note(f"{made.method}, rank {made.rank} of {ranks}; differs by {made.error:.1%} from the exact sum")
     if made.proof is not None:
         show_proof(made.proof)
     for line in made.notes:
@@ -217,16 +217,16 @@ def _show_merged(made: Merged) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class At:
-    """Options for where the model answers."""
+    """Options for the address of the model."""
 
     at: Annotated[
         str | None, typer.Option("--at", metavar="URL|DIR|BACKEND", help="Default: the run's own backend.")
     ] = None
     model: Annotated[
-        str | None, typer.Option(help="Model's name at the URL; default: the run's suffix or id.")
+        str | None, typer.Option(help="Name of the model at the URL; default: the run's suffix or id.")
     ] = None
     base: Annotated[
-        str | None, typer.Option(help="Base model's name at the URL. Default: the name that it lists.")
+        str | None, typer.Option(help="Name of the base model at the URL. Default: the one listed there.")
     ] = None
     key_variable: KeyVariableOpt = None
     base_gguf: Annotated[Path | None, typer.Option(help="For a GGUF adapter: its base as a GGUF file.")] = (
@@ -251,8 +251,11 @@ def show_proof(proof: Proof) -> None:
     for stage in proof.stages:
         shown.add_row(stage.name, Text(stage.state, style=STYLES[stage.state]), stage.detail)
     out.print(shown)
-    words = {"proved": "it is what was trained", "in part": "nothing failed, but not all could be seen"}
-    word = words.get(proof.state, "it is not the trained model")
+    words = {
+        "proved": "the served model is the one that was trained",
+        "in part": "nothing failed, but not everything could be checked",
+    }
+    word = words.get(proof.state, "the served model is not the one that was trained")
     out.print(
         Text.assemble(
             (proof.state, STYLES.get(proof.state, "red")), f": {word} ({proof.engine} at {proof.at})"
@@ -264,16 +267,13 @@ def show_proof(proof: Proof) -> None:
 
 
 def agreed(ft: Orchestrator, names: list[str], given: list[str] | None) -> list[str]:
-    """Return the licenses that are accepted: those given by the flag, and those that a person at a
-    terminal accepts."""
+    """Return the accepted licenses: those given by the flag, and those that a person accepts at a
+    terminal."""
     from orchestrate.runs.serving import subjects as serving
 
     accepted = list(given or [])
     for licence in serving.asked(ft, names, accepted):
-        err.print(
-            f"The base is under the {licence.title}. It requires the following from anyone who "
-            "distributes or serves it:"
-        )
+        err.print(f"The base model has the {licence.title}. If you distribute or serve it, it requires:")
         for ask in licence.asks:
             err.print(f"  - {ask}", soft_wrap=True)
         if licence.url:

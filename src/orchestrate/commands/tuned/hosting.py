@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 PATIENCE_S = 900.0
-"""Time for a host to start GPUs."""
+"""Seconds to wait for a host to start GPUs."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,20 @@ class DeployCommandLimits:
 
     shape: Annotated[
         str | None,
-        typer.Option(help="Hardware type as the backend names it; default: the cheapest that fits."),
+        typer.Option(help="Hardware type, as the backend names it; default: the cheapest that fits."),
     ] = None
     max_usd_per_hour: Annotated[
         str | None,
-        typer.Option(metavar="USD", help="Reject if an hour with all replicas costs more than this."),
+        typer.Option(
+            metavar="USD", help="Reject the deployment if an hour with all replicas costs more than this."
+        ),
     ] = None
     max_cost: Annotated[
         str | None, typer.Option(metavar="USD", help="Take it down at this cost, based on uptime.")
     ] = None
     max_hours: Annotated[float | None, typer.Option(min=0, help="Take it down after this many hours.")] = None
     idle: Annotated[
-        str | None, typer.Option(help="Let the host stop it after this long without a request: 30m, 2h.")
+        str | None, typer.Option(help="Let the host stop it after this long without requests: 30m, 2h.")
     ] = None
     settings: Annotated[
         list[str] | None,
@@ -116,11 +118,11 @@ def deploy(
     terms: DeployCommandLimits,
     prove: Annotated[bool, typer.Option(help="Verify the served model once it answers.")] = True,
     wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for the first answer, for the proof.")
+        float, typer.Option(min=0, help="Seconds to wait for the first answer when verifying.")
     ] = PATIENCE_S,
     yes: PayOpt = False,
 ) -> Output[DeploymentMade]:
-    """Deploy a tuned model on its host's GPUs, or its adapter on another host's. Billed hourly until
+    """Deploy a tuned model on its host's GPUs, or its adapter on another host. Billed hourly until
     `orchestrate undeploy`. Verifies the deployed model. If verification fails, the exit code is 1 and the
     deployment keeps running (and billing). Run it again to finish an interrupted deploy."""
     from orchestrate.runs.serving import subjects as serving
@@ -135,7 +137,7 @@ def deploy(
         accepted = terms.accept_unknown_price
         require_hourly_price(host, offer.usd_per_hour, accepted=accepted)
         what = offer.model if host == handle.record.provider else f"the adapter of {handle.id}"
-        err.print(f"{host} bills a deployment of {what} at {price(offer)}.")
+        err.print(f"{host} bills {price(offer)} for a deployment of {what}.")
         err.print(ending(offer))
         agreed = partial(confirm, "Deploy?", yes=yes)
         require_consent(offer.most_usd or None, agreed, otherwise="not deployed", fix="add --yes")
@@ -170,8 +172,8 @@ def undeploy(
         float, typer.Option(min=0, help="Seconds to wait until the host confirms the shutdown.")
     ] = 60.0,
 ) -> Output[TakenDown]:
-    """Take down a deployment and wait until the host confirms that nothing is running. Exit code 5:
-    something still is. Each `orchestrate sync` retries."""
+    """Take down a deployment and wait until the host confirms that nothing is running. Exit code 5 means that
+    something is still running. Each `orchestrate sync` tries again."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         ended = handle.undeploy(at, patience_s=wait)
@@ -187,14 +189,14 @@ def undeploy(
 def _show_taken(taken: TakenDown, where: str, cost: Decimal | None, left_s: float) -> None:
     record, again = taken["deployment"], f"orchestrate undeploy {taken['run']}   (or sync, worker)"
     if record is None:
-        note(f"{where} has no deployment of this run")
+        note(f"{where} does not have a deployment of this run")
     elif taken["state"] == "down":
         spent = f"; about {money(cost)} based on uptime" if cost else ""
         note(f"down, confirmed by {record.provider}{spent}")
     elif record.host_id is None:
         warn(
-            f"{record.provider} shows no deployment of it. One could still start within {duration(left_s)}. "
-            f"After that, check again with: {again}"
+            f"{record.provider} shows no deployment of it. One could still start within "
+            f"{duration(left_s)}. After that, check again with: {again}"
         )
     else:
         at_price = f" at {rate(record.usd_per_hour)} per hour" if record.usd_per_hour is not None else ""
@@ -242,7 +244,7 @@ def _show(found: Sequence[Deployment], costs: Sequence[Decimal | None]) -> None:
 
 
 def state_of(deployment: Deployment) -> str:
-    """Return the deployment's state and what is wrong with it."""
+    """Return the deployment's state and its problems."""
     word = deployment.state.value.replace("_", " ")
     if deployment.state in (DeploymentState.UP, DeploymentState.IDLE) and not deployment.complete:
         word += ", incomplete: deploy again"
@@ -278,7 +280,7 @@ def _watched(settings: Settings) -> None:
 
     if sys.stderr.isatty() and sys.platform != "win32":
         watching.background(settings).ensure()
-        note("a background watcher takes it down at its limit while this machine is on")
+        note("a background watcher takes it down at its limit while this machine is running")
     else:
         note(
             "the limit is enforced while `orchestrate worker` or `watch` runs, and at each `orchestrate sync`"

@@ -75,11 +75,10 @@ class RateBook(msgspec.Struct, frozen=True):
     ) -> Rate | None:
         """Return the rate in force on a day: the closest fit first, then the one that began last.
 
-        `method` may be several names of one thing, the most specific first: `("sft_lora", "sft")`. All of
-        them are tried in a layer before the layer below, so that a general price of the user beats a specific
-        built-in one. A rate's `start` is the first day it is *known* to apply, so if none has begun, the
-        earliest is used.
-        """
+        `method` may be several names for the same thing, the most specific first: `("sft_lora", "sft")`. All
+        names are tried in one layer before the next lower one, so that a user's general price takes
+        precedence over a specific built-in one. A rate's `start` is the first day it is *known* to apply, so
+        if none has begun, the earliest is used."""
         names = frozenset(name.lower() for name in ids)
         size = None if params_b is None else Decimal(str(params_b))
         methods = (method,) if isinstance(method, str) else method
@@ -158,8 +157,8 @@ def parse(text: str, name: str) -> list[Rate]:
 def _rates(document: Any, name: str) -> list[Rate]:
     if not isinstance(document, dict) or not {"provider", "rates"} <= document.keys():
         raise ConfigError(
-            f"{name}: a rate file needs the fields provider and rates; optional are sources, and "
-            "undated with the keys of sources without a date"
+            f"{name}: a rate file needs provider and rates. It may have sources, and undated to "
+            "list sources without a date"
         )
     values = cast("dict[str, Any]", document)
     listed: Any = values["rates"]
@@ -236,7 +235,7 @@ def parse_flag(text: str, today: date) -> Rate:
 
 
 USER_FILE = "rates.yaml"
-"""The user's rate file: in the home folder of the configuration, or beside `orchestrate.toml` for a whole
+"""The user's rate file, in the home folder of the configuration, or next to `orchestrate.toml` for an entire
 project."""
 
 
@@ -254,7 +253,7 @@ def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date
 
 @dataclass(frozen=True)
 class Prices:
-    """Where prices are looked up. `name` is a host's kind, or a second host's own name."""
+    """Rates of one host. `name` is a host's kind, or the name of a second host of that kind."""
 
     name: str
     book: RateBook = field(default_factory=built_in)
@@ -269,7 +268,7 @@ class Prices:
 
 
 def names(resolved: ModelOnHost) -> frozenset[str]:
-    """Return all names under which a rate file may list the model."""
+    """Return all names that a rate file may use for the model."""
     known = {resolved.id, resolved.name}
     if resolved.host is not None:
         known.add(resolved.host.id)
@@ -280,8 +279,8 @@ def names(resolved: ModelOnHost) -> frozenset[str]:
 
 
 def current(book: RateBook, on: date) -> list[Rate]:
-    """Return the rates that `RateBook.find` can return on a day: started, not ended and not superseded.
-    Overrides come first."""
+    """Return the rates that `RateBook.find` can return on a day, which have started and have neither ended
+    nor been superseded. Overrides come first."""
     chosen: dict[tuple[Any, ...], Rate] = {}
     for r in book:  # later layers come later and replace
         if not r.offered(on) or r.start > on:
@@ -295,8 +294,8 @@ def current(book: RateBook, on: date) -> list[Rate]:
 
 
 def clashes(rates: Iterable[Rate]) -> list[str]:
-    """Report two prices for the same thing that start on the same day, because someone edited or copied a
-    price instead of adding one."""
+    """Report two prices for the same thing that start on the same day, which happens if someone edits or
+    copies a price instead of adding one."""
     seen: dict[tuple[Any, ...], Rate] = {}
     found: list[str] = []
     for r in rates:
@@ -312,7 +311,7 @@ def clashes(rates: Iterable[Rate]) -> list[str]:
 
 
 def prices_of(book: RateBook, model: str, on: date) -> tuple[Model, list[Rate]]:
-    """Return the model, and every rate on a day that concerns it on a backend that tunes it. Raises
+    """Return the model, and every rate that applies to it on a day on the backends that tune it. Raises
     `UsageError` for an unknown model."""
     entry, found = find(model), list[Rate]()
     for r in current(book, on):

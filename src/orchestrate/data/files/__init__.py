@@ -68,7 +68,7 @@ def data_files(folder: Path) -> list[Path]:
 def splits_of(folder: Path) -> dict[str, Path]:
     """Map each split to its file, for files directly in a folder. A single file is `train`. Returns an empty
     mapping when there are no files, or when file names don't assign exactly one file to each split. JSON and
-    plain text files are ignored because they are settings and notes as often as rows."""
+    plain text files are ignored because they often contain settings and notes instead of rows."""
     files = [p for p in sorted(folder.iterdir()) if _is_data(p, folder) and p.suffix not in (".json", ".txt")]
     if len(files) == 1:
         return {"train": files[0]}
@@ -102,7 +102,7 @@ def _saved(folder: Path) -> list[Path]:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
         return []  # another program's
     if absent := [file.name for file in files if not file.is_file()]:
-        raise DataError(f"{folder} lacks {absent[0]}, which its state.json lists", fix="save it again")
+        raise DataError(f"{folder} lacks {absent[0]}, which is listed in its state.json", fix="save it again")
     return files
 
 
@@ -135,15 +135,15 @@ def is_stdout(output: Path) -> bool:
 
 
 def is_stream(output: Path) -> bool:
-    """Return whether bytes written to `output` go through it instead of replacing it: standard output, a
-    pipe or a device."""
+    """Return whether writing to `output` does not replace it, because it is standard output, a pipe or a
+    device."""
     return is_stdout(output) or (output.exists() and not output.is_file() and not output.is_dir())
 
 
 def require_writable(output: Path, *sources: str, stream: bool = False) -> None:
-    """Check, before hours of work, that `output` can be written. Raises `UsageError` when `output` is one of
-    the `sources` or a file in one of them, when it is a folder, when its parent folder does not exist, or,
-    unless `stream` is set, when it is not a regular file."""
+    """Check that `output` can be written before hours of work. Raises `UsageError` if `output` is one of the
+    `sources` or a file in one of them, if it is a folder, if its parent folder does not exist, or, unless
+    `stream` is set, if it is not a regular file."""
     if is_stream(output):
         if not stream:
             raise UsageError(f"{output} is not a file", fix="pass a file name with -o")

@@ -23,7 +23,7 @@ from orchestrate.errors import DataError
 LONGEST_RECORD = 512 << 20
 """Limits of one element of a JSON array or one cell in characters, and of one line in bytes."""
 PYTHON_CELLS = "python-cells"
-"""The code for cells that were parsed as Python literals."""
+"""Problem code for cells that were parsed as Python literals."""
 
 _encode = rows.encode
 _STRUCTURED = frozenset(
@@ -74,7 +74,7 @@ def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
             labelled = {"prompt", "completion", "label"} <= set(columns)
             if twice := [name for name, times in Counter(columns).items() if name and times > 1]:
                 raise DataError(
-                    f"{file.name}: the header names the column {twice[0]} twice", fix="rename one of them"
+                    f"{file.name}: the header contains the column {twice[0]} twice", fix="rename one of them"
                 )
             for record in reader:
                 row = {key: cell(key, value, told) for key, value in record.items() if value is not None}
@@ -84,13 +84,13 @@ def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
         except csv.Error as error:
             raise DataError(
                 f"{file.name}: line {reader.reader.line_num}: {error}",
-                fix="close each quote, and double quotes inside a cell",
+                fix="close each quote, and double any quotes inside a cell",
             ) from error
 
 
 def is_table(head: bytes) -> bool:
-    """Return whether the first bytes of a file look like a table, for files whose name doesn't say so: a
-    header with at least one known column name, followed by a record with the same number of cells."""
+    """Return whether the first bytes of a file look like a table, for files whose names don't tell: a header
+    with at least one known column name, followed by a record with the same number of cells."""
     try:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -203,8 +203,8 @@ _SPACE = re.compile(r"[\s\ufeff]*")
 def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
     """Yield the elements of a JSON array, or JSON objects that follow one another and span several lines.
 
-    Raises `DataError` where the JSON is broken: unlike the lines of a JSONL file, the rest of an array
-    can't be trusted after an error."""
+    Raises `DataError` if the JSON is broken, because unlike a JSONL file, the rest of an array can't be
+    trusted after an error."""
     decode = json.JSONDecoder(parse_float=rows.number).raw_decode
     number = 0
     with file.open(encoding="utf-8-sig") as opened:

@@ -74,7 +74,7 @@ class Spool:
         self._file.write(piece)
 
     def require_room(self, size: int) -> None:
-        """Check the announced size before anything is written. Raises `DataError` when it exceeds a limit."""
+        """Check the announced size before anything is written. Raises `DataError` if it exceeds a limit."""
         if self._most is not None and size > self._most:
             raise too_large(self._what, self._most)
         if shutil.disk_usage(self._folder).free < self._keep + size:
@@ -94,7 +94,7 @@ def too_large(what: str, most_bytes: int) -> DataError:
 
 def _no_room(what: str, folder: Path) -> DataError:
     return DataError(
-        f"{what} needs more disk space than {folder} has; nothing was kept",
+        f"{what} does not fit on the disk of {folder}; nothing was kept",
         fix="free some disk space, or set TMPDIR to a folder on a larger disk",
     )
 
@@ -117,7 +117,7 @@ def spooled(
 
 FETCH_BLOCK = 1 << 20
 MOST_BYTES = 10 * 10**9
-"""The size limit of a file at a URL, unless ORCHESTRATE_MAX_DOWNLOAD_GB is set."""
+"""Size limit of a file at a URL, unless ORCHESTRATE_MAX_DOWNLOAD_GB is set."""
 _USUAL = "http, https, s3, gs, az, hf, sftp, file, memory"
 _TAKEN = frozenset(
     {
@@ -216,7 +216,7 @@ def _explained(url: str, protocol: str, error: Exception) -> OrchestrateError:
     if any(isinstance(one, ConnectionRefusedError) for one in chain):
         return _again(f"cannot read {shown(url)}: {place} refused the connection", "check the address")
     if any(isinstance(one, ConnectionError | TimeoutError) or _is(one, _BROKEN) for one in chain):
-        return _again(f"cannot read {shown(url)}: the connection to {place} broke", "try again")
+        return _again(f"cannot read {shown(url)}: lost the connection to {place}", "try again")
     if isinstance(error, FileNotFoundError):
         return _by_status(url, place, 404)
     if isinstance(error, OSError):
@@ -242,7 +242,7 @@ def _is(error: BaseException, names: frozenset[str]) -> bool:
 
 
 def _again(message: str, fix: str) -> DataError:
-    error = DataError(message, fix=f"{fix}; a retry may help")
+    error = DataError(message, fix=f"{fix}, or try again")
     error.retryable = True
     return error
 
@@ -250,7 +250,7 @@ def _again(message: str, fix: str) -> DataError:
 def _by_status(url: str, place: str, status: int) -> OrchestrateError:
     what = f"cannot read {shown(url)}: "
     if status == 404:
-        return DataError(f"{what}there is no such file", fix="check the address; a retry will not help")
+        return DataError(f"{what}there is no such file", fix="check the address; retrying will not help")
     if status in (401, 403):
         return SetupError(
             f"{what}{place} denied access",
@@ -293,7 +293,8 @@ _ROWS = (".jsonl", ".ndjson", ".json")
 
 @dataclass(frozen=True)
 class RowSource:
-    """`lines` is the JSONL file; `container` says what the input was, for example `jsonl`, `csv.gz`."""
+    """The rows of an input. `lines` is the JSONL file, and `container` tells what the input was, such as
+    `jsonl` or `csv.gz`."""
 
     path: str
     lines: str
@@ -337,7 +338,7 @@ def _prepared(path: str, changed_ns: int, size: int) -> RowSource:
         fix = (
             "iconv -f windows-1252 -t utf-8 FILE > NEW"
             if error.encoding == "utf-8"
-            else "it is truncated or mixes encodings"
+            else "the file is truncated or mixes encodings"
         )
         raise DataError(
             f"{path} is not {error.encoding.upper()} (byte {error.start + 1} of a block)",
@@ -346,7 +347,8 @@ def _prepared(path: str, changed_ns: int, size: int) -> RowSource:
 
 
 def name_of(path: str) -> str:
-    """Return the name of a local or remote file, without the query of a URL, which may contain a secret."""
+    """Return the name of a local or remote file, without the query of a URL, because it may contain a
+    secret."""
     return path.rpartition("/")[2].partition("?")[0]
 
 
@@ -376,7 +378,7 @@ def _copied(pipe: Path) -> Path:
 def _unfold(path: str, file: Path, outer: str, size: int) -> RowSource:
     """Undoes compression, then reads the container."""
     if outer.count(".") > _MOST_LAYERS:
-        raise DataError(f"{path} has more than {_MOST_LAYERS} layers of compression", fix="unpack it")
+        raise DataError(f"{path} is compressed more than {_MOST_LAYERS} times over", fix="unpack it")
     with file.open("rb") as opened:
         head = opened.read(_HEAD)
     if head[:2] == b"\x1f\x8b":

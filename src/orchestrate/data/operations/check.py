@@ -22,7 +22,7 @@ from orchestrate.text import count
 from orchestrate.types import Problem, Record, Severity, TokensFrom
 
 MOST_UNBALANCED = 4
-"""The ratio of the rows of one label to those of the other from which an imbalance is reported."""
+"""Ratio between the numbers of rows of the two labels from which an imbalance is reported."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -45,13 +45,13 @@ class FileFacts(Record, frozen=True, kw_only=True):
     tokens_from: TokensFrom = TokensFrom.EXACT
     tokens_low: int | None = None
     tokens_high: int | None = None
-    """Includes the tokenizer's band and the sampling error: for 99 of 100 samples, the true count is between
-    the two."""
+    """High end of the token count. It includes the tokenizer's error band and the sampling error: for 99 of
+    100 samples, the true count lies between the low and the high end."""
     counts: dict[str, int]
 
 
 class HostFacts(Record, frozen=True, kw_only=True):
-    """How many of the training rows one host would accept. `rows` includes rows with errors."""
+    """How many of the training rows one host accepts. `rows` includes rows with errors."""
 
     host: str
     rows: int
@@ -61,7 +61,7 @@ class HostFacts(Record, frozen=True, kw_only=True):
 
 
 class CheckReport(Record, frozen=True, kw_only=True):
-    """The result of `data check`. `ok` is false when any problem is an error."""
+    """The result of `data check`. `ok` is false if any problem is an error."""
 
     ok: bool
     files: tuple[FileFacts, ...]
@@ -71,8 +71,8 @@ class CheckReport(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """Options of `check`. `tokenizer` counts tokens, `contexts` has the model's maximum row length on each
-    host, and `near` also searches for near duplicates, which about doubles the time."""
+    """Options of `check`. `tokenizer` counts tokens, `contexts` maps each host to the model's maximum row
+    length, and `near` also searches for near duplicates, which takes about twice as long."""
 
     hosts: tuple[RowTarget, ...] = ()
     method: str | None = None
@@ -81,7 +81,7 @@ class CheckOptions:
     epochs: int | None = None
     near: bool = False
     strict: bool = False
-    """Every unused column and field is an error."""
+    """Whether every unused column and field is an error."""
     columns: Mapping[str, str] | None = None
     workers: int | None = None
     memory: Path | None = None
@@ -144,9 +144,8 @@ def check(
 
 
 def problems_of_files(opened: Mapping[str, OpenedFile]) -> list[Problem]:
-    """Find the problems of the files that don't depend on a backend: damaged rows, duplicates, and rows
-    that appear in several splits. `opened` maps each split to its file, read with `compare` and
-    `content`."""
+    """Find the problems that don't depend on a backend: damaged rows, duplicates, and rows that appear in
+    several splits. `opened` maps each split to its file, which was read with `compare` and `content`."""
     found: list[Problem] = []
     for split, one in opened.items():
         found += one.facts.problems
@@ -265,7 +264,8 @@ def _balance(one: OpenedFile, split: str) -> list[Problem]:
         return []
     name = "undesirable_weight" if bad < good else "desirable_weight"
     message = (
-        f"{good:,} {DESIRABLE} and {bad:,} {UNDESIRABLE} answers; {name}: {more / fewer:.3g} balances them"
+        f"{good:,} {DESIRABLE} and {bad:,} {UNDESIRABLE} answers; balance them with {name}: "
+        f"{more / fewer:.3g}"
     )
     return [_whole("labels-unbalanced", message, one.facts.path)]
 
@@ -316,7 +316,9 @@ def _between(opened: Mapping[str, OpenedFile]) -> list[Problem]:
             text = "also in " + earlier + ", row {}"
             found += _listed("leakage", text, compare.shared(rows.total, of.total), rows, of)
             prompts = compare.shared(rows.total, of.total, prompts=True)
-            found += _listed("prompt-leakage", "its prompt is in " + earlier + ", row {}", prompts, rows, of)
+            found += _listed(
+                "prompt-leakage", "its prompt also appears in " + earlier + ", row {}", prompts, rows, of
+            )
     return found
 
 

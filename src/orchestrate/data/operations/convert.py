@@ -26,9 +26,9 @@ from orchestrate.types import Problem, Record, Severity
 
 
 class ConvertReport(Record, frozen=True, kw_only=True):
-    """The result of `data convert`. `losses` says what the written rows no longer contain and which rows were
-    left out. `rows` counts all rows of the file, including those with errors. A pair becomes two unpaired
-    rows."""
+    """The result of `data convert`. `losses` describes what the written rows no longer contain and which rows
+    were left out. `rows` counts all rows of the file, including those with errors. A pair becomes two
+    unpaired rows."""
 
     path: str
     output: str
@@ -52,9 +52,8 @@ def convert(
 ) -> ConvertReport:
     """Write the valid rows of `path` to `output`.
 
-    Raises `DataError` with the reasons when the target cannot represent all of them and `allow_loss` is off,
-    or when it cannot represent this kind of row. Raises `UsageError` when `output` must not be written.
-    """
+    Raises `DataError` with the reasons if the target cannot represent all rows and `allow_loss` is off, or if
+    it cannot represent this kind of row. Raises `UsageError` if `output` must not be overwritten."""
     require_writable(output, path, stream=True)
     if target.name == "parquet" and output.suffix.lower() in PACKED_SUFFIXES:
         raise UsageError("Parquet files are already compressed", fix=f"-o {output.with_suffix('')}")
@@ -116,7 +115,7 @@ def _dropped(opened: OpenedFile, target: RowTarget) -> list[Problem]:
             "keep the source if you need them again",
         )
     if target.name == "alpaca" and data.format == "alpaca":
-        joined = "each input is merged into its instruction"
+        joined = "each input is added to its instruction"
         add("input-joined", Severity.WARNING, joined, "nothing to do: the prompt is the same")
     return found
 
@@ -132,11 +131,11 @@ def _lost(data: Facts, target: RowTarget) -> list[Problem]:
 
 
 class BatchReport(Record, frozen=True, kw_only=True):
-    """What happened to the lines of a batch."""
+    """The result of joining the lines of a batch."""
 
     joined: int
     unasked: int
-    """Results without a request, which stay errors."""
+    """Results without a request, which remain errors."""
     unanswered: int
     """Requests without a result."""
 
@@ -154,7 +153,7 @@ def join_batch(results: str, requests: str, output: Path) -> BatchReport:
             )
         if asked.setdefault(id, request) is not request:
             raise DataError(
-                f"{requests}: line {n} repeats the custom_id {id!r}, so answers cannot be told apart"
+                f"{requests}: line {n} repeats the custom_id {id!r}, so its answers cannot be told apart"
             )
     joined = unasked = 0
     answered: set[str] = set()

@@ -47,7 +47,7 @@ _TURN_LISTS = ("conversations", "conversation")
 
 class RowFix(Record, frozen=True, kw_only=True):
     """One change to a row. `action` is repaired, not repaired or dropped (a field) for rows in the copy, or
-    left out. `code` is the problem's code."""
+    left out for other rows. `code` is the problem's code."""
 
     row: int
     code: str
@@ -80,10 +80,9 @@ def fix(
 ) -> FixReport:
     """Write the repaired copy to `output`, as canonical JSONL, and the log next to it.
 
-    Adjacent messages of one role are merged where one of the `hosts` requires alternating turns. Raises
-    `DataError` when the file cannot be read as any known format, when the copy would be empty, and when rows
-    are held out for test or validation, because the copy would lose that mark.
-    """
+    Adjacent messages with the same role are merged if one of the `hosts` requires alternating turns. Raises
+    `DataError` if the file has no known format, if the copy would be empty, or if rows are held out for test
+    or validation, because the copy would lose that mark."""
     require_writable(output, path)
     log = log_beside(output, "changes", path)
     lines = source(path)
@@ -136,7 +135,7 @@ def _require_copy(path: str, written: int, kept_out: int, left_out: Mapping[str,
     if not written:
         why = ", ".join(f"{code} {n:,}" for code, n in Counter(left_out).most_common(4))
         raise DataError(
-            f"{path}: no row could be repaired ({why}); no copy was written",
+            f"{path}: no row could be repaired ({why}), so no copy was written",
             fix=f"orchestrate data check {path}  shows what is wrong with each row",
         )
 
@@ -192,10 +191,10 @@ class _Mend:
     def _parsed(self, line: bytes) -> Any:
         value, wrong = parse(line)
         if wrong is not None and wrong.code == "encoding":
-            self.did("encoding", f"{wrong.message}; invalid bytes replaced by U+FFFD")
+            self.did("encoding", f"{wrong.message}; replaced invalid bytes with U+FFFD")
             value, wrong = parse(line.decode("utf-8", "replace").encode())
         if wrong is not None and wrong.code == "lone-surrogate":
-            self.did("lone-surrogate", "lone surrogates replaced by U+FFFD")
+            self.did("lone-surrogate", "replaced lone surrogates with U+FFFD")
             value, wrong = _without_surrogates(json.loads(line)), None
         if wrong is not None:
             self.leave(wrong.code, wrong.message)
@@ -219,7 +218,7 @@ class _Mend:
                 else "text decoded again with the right encoding",
             )
         if is_damaged(encode(cleaned).decode()):
-            why = "the row talks about encoding errors" if is_about else "some of the damage cannot be undone"
+            why = "the row is about encoding errors" if is_about else "part of the damage cannot be undone"
             self.did("mojibake", why, "not repaired")
         return cleaned
 

@@ -82,7 +82,7 @@ from orchestrate.types import Message, Record, Reply, Severity
 # The rules are those of `data check`; what a row is compared with are the seeds and the rows kept before.
 
 UNWANTED = frozenset({"secret", "refusal", "placeholder", "mojibake", "replacement-character"})
-"""Problems that no synthetic row should have. Personal data is not among them, because it is invented."""
+"""Problems that no synthetic row should have. Personal data is allowed, because it is invented."""
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Screened:
 
 
 class Screening:
-    """Screens generated rows one by one, and remembers those it has kept."""
+    """Screens generated rows one by one, and remembers the rows it has kept."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Screening:
         threshold: float = 0.8,
         reasoning: Reasoning = "no",
     ) -> None:
-        """`hosts` are the backends that must take each row."""
+        """Set up the screening. `hosts` are the backends that must accept each row."""
         self._kind: Kind = kind
         self._reasoning: Reasoning = reasoning
         self._refused_traits = 0
@@ -196,8 +196,8 @@ def _own_text(example: Example) -> str:
 
 
 def objects(text: str) -> Iterator[bytes]:
-    """Yield the JSON objects in a text, outermost first. For a list of rows under one name, yield the
-    rows. Text that begins like an object but is not valid JSON is yielded up to the end of its line."""
+    """Yield the JSON objects in a text, outermost first. For a list of rows under one name, yields the rows.
+    Yields text that begins like an object but is not valid JSON up to the end of its line."""
     decode = json.JSONDecoder().raw_decode
     at = text.find("{")
     while at >= 0:
@@ -244,12 +244,12 @@ def _listed(value: Mapping[str, Any]) -> list[Any] | None:
 
 
 Reasoning = Literal["no", "kept", "left out"]
-"""Whether the model is asked for the reasoning behind each answer, and whether the rows keep it."""
+"""Whether to ask the model for the reasoning behind each answer, and whether the rows keep it."""
 MOST_SEEDS = 50_000
-"""The maximum number of seed rows. More are a dataset, not examples, and each is kept in memory for
-comparison."""
+"""Maximum number of seed rows. A larger number is a dataset, not a set of examples, and each seed is kept in
+memory for comparison."""
 BARREN = 8
-"""The number of consecutive answers without new rows after which generation stops."""
+"""Number of consecutive answers without new rows after which generation stops."""
 
 _TASK = """You write training data for a language model. You are given examples, one JSON object on a line.
 Write new ones in exactly that form: the same fields, the same roles, the same kind of answer. Make each a \
@@ -262,7 +262,7 @@ answer, step by step, as its author would think. The answer must follow from it.
 _THOUGHTS = ("reasoning", "reasoning_content")
 
 Ask = Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], Reply]
-"""Sends one request without retrying. Raises `ProviderError`."""
+"""A function that sends one request without retrying. Raises `ProviderError`."""
 
 
 class GenerateStart(msgspec.Struct, tag="started"):
@@ -271,7 +271,8 @@ class GenerateStart(msgspec.Struct, tag="started"):
 
 
 class KeptQuestion(msgspec.Struct, tag="kept"):
-    """The screening result of one answer. An answer without one is screened when its run resumes."""
+    """The screening result of one answer. If a run was interrupted before an answer was screened, it is
+    screened on resume."""
 
     question: str
     rows: list[msgspec.Raw]
@@ -279,7 +280,7 @@ class KeptQuestion(msgspec.Struct, tag="kept"):
 
 
 class OldSentEntry(msgspec.Struct, tag="asked"):
-    """Replaced by `Sent`; found only in logs of earlier versions, like `OldAnswerEntry` and `Failed`."""
+    """An entry of earlier versions, replaced by `Sent`, like `OldAnswerEntry` and `Failed`."""
 
     number: int
     worst_usd: Decimal
@@ -328,7 +329,7 @@ class GenerateOrder:
     hosts: tuple[RowTarget, ...] = ()
     """Each generated row must be accepted by the backends that accept all seeds."""
     threshold: float = 0.8
-    """The similarity from which a row is a near duplicate."""
+    """Similarity from which a row counts as a near duplicate."""
     seed: int = 0
     reasoning: Reasoning = "no"
 
@@ -357,7 +358,7 @@ class GenerateReport(Record, frozen=True, kw_only=True):
     lost_usd: Decimal | None = Decimal(0)
     """The maximum cost of these requests, which is included in `usd`. `None` when the price is unknown."""
     last_error: str | None = None
-    """Why the latest failed request failed."""
+    """Reason for the most recent failed request."""
     reasoning: Reasoning = "no"
 
 
@@ -416,7 +417,7 @@ class _State:
 
 
 def log_of(output: Path) -> Path:
-    """Return the path of an output's generation log. Whoever writes to the log holds its lock."""
+    """Return the path of an output's generation log. Writers of the log must hold its lock."""
     return output.with_name(output.name + ".generation")
 
 
@@ -429,24 +430,21 @@ def generate(
     progress: Callable[[int, int, Decimal], None] | None = None,
     retry: Retry | None = None,
 ) -> GenerateReport:
-    """Generate until there are `order.rows` rows or a limit is reached. Resumes what an earlier run left.
+    """Generate rows until there are `order.rows` of them or a limit is reached. Resumes an earlier run.
 
     `progress` is called with (rows, requests, US dollars). Raises `DataError` when the seeds cannot be read
-    or contain no valid row, `UsageError` when `output` is not what an earlier run left, and `ProviderError`
-    when the host rejects a request or fails all attempts of `retry`.
-    """
+    or contain no valid row, `UsageError` if `output` does not come from an earlier run, and `ProviderError`
+    if the host rejects a request or fails all attempts of `retry`."""
     require_price("this model", order.max_cost_usd, order.price)
     require_writable(output, seeds)
     if output.suffix.lower() in PACKED_SUFFIXES:
-        why = "rows are appended one by one, which a compressed file does not allow"
-        raise UsageError(f"{output}: {why}", fix="end its name in .jsonl")
+        why = "a compressed file cannot be written, because rows are appended one by one"
+        raise UsageError(f"{output}: {why}", fix="use a name that ends in .jsonl")
     data = Dataset.open(seeds)
     examples = list(data.examples()) if data.rows <= MOST_SEEDS else []
     if not examples:
         why = f"more than {MOST_SEEDS:,} seed rows" if data.rows else "no valid row to learn from"
-        raise DataError(
-            f"{seeds}: {why}", problems=data.problems, fix="use between ten and a few thousand valid rows"
-        )
+        raise DataError(f"{seeds}: {why}", problems=data.problems, fix="use ten to a few thousand valid rows")
     if order.reasoning != "no" and data.kind != "chat":
         raise UsageError(f"--reasoning is for chat rows; {seeds} has {data.kind} rows")
     hosts = tuple(

@@ -18,17 +18,17 @@ BINS = 16
 LABELS = (DESIRABLE, UNDESIRABLE)
 LONGEST = 5
 LEAST_LETTERS = 20
-"""The minimum length of Latin text. The language of shorter text is a guess."""
+"""Minimum length of Latin text for language detection. For shorter text, the language is a guess."""
 SURE = 0.9
-"""A language with a lower probability is not reported."""
+"""Minimum probability of a language to be reported."""
 ENOUGH_LETTERS = 75
 """Above this length (about fifteen words), a single row is enough to detect its language: none of 1,200
 English texts of this length or more was misclassified, and three in a hundred of shorter ones were. Other
-scripts need fewer."""
+scripts need fewer letters."""
 FEW = 0.05
 UNCERTAIN = "uncertain"
 LANGUAGE_SAMPLE = 200
-"""The number of rows, from the beginning, whose language is detected."""
+"""Number of rows, from the start of the file, whose language is detected."""
 
 GUIDANCE = (
     (300, "under 300 rows: enough to try the pipeline; 300-500 good rows teach a format or a style"),
@@ -60,7 +60,7 @@ class InspectReport(Record, frozen=True, kw_only=True):
     format: str
     kind: str
     formats: dict[str, int]
-    """Rows of each format, if the file mixes several."""
+    """Number of rows in each format, if the file mixes several."""
     bytes: int
     lines: int
     rows: int
@@ -68,7 +68,7 @@ class InspectReport(Record, frozen=True, kw_only=True):
     digest: str
     """The digest of the rows."""
     data_digest: str
-    """The data digest of a run that trains on this file alone, as in `show`."""
+    """Data digest of a run that trains on this file alone, as in `show`."""
     tokenizer: str
     tokens_exact: bool
     tokens: int
@@ -80,14 +80,14 @@ class InspectReport(Record, frozen=True, kw_only=True):
     longest: tuple[LongRow, ...]
     roles: dict[str, int]
     turns: dict[str, int]
-    """Rows by their number of user messages."""
+    """Number of rows by number of user messages."""
     tools: dict[str, int]
-    """Calls by tool."""
+    """Number of calls by tool."""
     labels: dict[str, int]
-    """For unpaired rows: how many are desirable and undesirable. Empty for other rows."""
+    """For unpaired rows, the numbers of desirable and undesirable ones. Empty for other rows."""
     languages: dict[str, int]
-    """For the first rows, by ISO 639-1 code, or `uncertain`, `too short`, `none`. Empty if langdetect is not
-    installed."""
+    """Languages of the first rows, as ISO 639-1 codes, `uncertain`, `too short` or `none`. Empty if
+    langdetect is not installed."""
     duplicates: int
     problems: dict[str, int]
     guidance: str
@@ -168,8 +168,8 @@ def _longest(lengths: Sequence[int], numbers: Sequence[int], each: int) -> tuple
 
 
 def languages(data: Facts) -> dict[str, int]:
-    """Count rows by language in a sample. Detection on a single short row is often wrong, so a language
-    found in only a few rows is counted as `uncertain`."""
+    """Count rows by language in a sample. Detection on a single short row is often wrong, so a language that
+    occurs in only a few rows is counted as `uncertain`."""
     try:
         import langdetect  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:

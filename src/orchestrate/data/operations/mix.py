@@ -41,10 +41,10 @@ class MixedFile(Record, frozen=True, kw_only=True):
     weight: float
     seed: int
     taken: int
-    """Rows of the mix that come from it."""
+    """Rows in the mix that come from the file."""
     sample: list[int]
-    """The numbers, in the file, of the rows that occur once more than the others. The others occur `weight`
-    times, rounded down."""
+    """Numbers of the rows in the file that occur once more than the others. The others occur `weight` times,
+    rounded down."""
 
     @property
     def told(self) -> str:
@@ -56,7 +56,7 @@ class MixedFile(Record, frozen=True, kw_only=True):
 
 
 class Mix(Record, frozen=True, kw_only=True):
-    """The record next to a mixed file that says how to reproduce it."""
+    """The record next to a mixed file that describes how to reproduce it."""
 
     digest: str
     """The digest of its rows, as for any file."""
@@ -161,7 +161,7 @@ def _part(file: TrainFile, opened: OpenedFile, spool: Path) -> _MixedFile:
     if not taken:
         raise DataError(
             f"{file.path}: a weight of {file.weight:g} leaves none of its {rows:,} valid rows",
-            fix="raise its weight, or leave the file out",
+            fix="raise its weight, or leave out the file",
         )
     made = MixedFile(
         path=file.path,
@@ -203,6 +203,6 @@ def _told(mix: Mix, path: Path) -> Problem:
     return Problem(
         code="mix",
         severity=Severity.INFO,
-        message=f"{mix.told}. The list of rows is in {path.with_suffix('.mix.json').name}",
+        message=f"{mix.told}. Rows are listed in {path.with_suffix('.mix.json').name}",
         source=str(path),
     )

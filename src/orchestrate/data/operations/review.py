@@ -41,7 +41,7 @@ class Decided(msgspec.Struct, tag="decided", omit_defaults=True):
     decision: Word
     at: datetime
     row: str | None = None
-    """The row as edited: one line of JSON."""
+    """The edited row, as one line of JSON."""
 
 
 class Undone(msgspec.Struct, tag="undone"):
@@ -63,7 +63,7 @@ class ReviewCounts(Record, frozen=True, kw_only=True):
 
 class ReviewRow(Record, frozen=True, kw_only=True):
     """One row as the page shows it. `index` counts from 0. `text` is the row's line or its edited form, and
-    `pretty` is the same, indented."""
+    `pretty` is the same text, indented."""
 
     index: int
     state: State
@@ -129,9 +129,12 @@ class Review:
     """A file under review. Only the offsets of its lines are kept in memory."""
 
     def __init__(self, path: str) -> None:
-        """Raises `DataError` when the file, or the journal beside it, cannot be read."""
+        """Open the review. Raises `DataError` if the file, or the journal next to it, cannot be read."""
         if "://" in path or (Path(path).exists() and not Path(path).is_file()):
-            raise UsageError(f"{path} is not a file on this machine", fix="copy it here: data convert FILE")
+            raise UsageError(
+                f"{path} is not a file on this machine",
+                fix="copy it to this machine with: orchestrate data convert FILE",
+            )
         lines = source(path)
         self.path = path
         self._lines = Path(lines.lines)
@@ -192,8 +195,8 @@ class Review:
         return ReviewRow(index=index, state=self._state(key), text=text, pretty=pretty, problems=problems)
 
     def decide(self, index: int, decision: Word, text: str | None = None) -> None:
-        """Record a decision. `text` is the edited row. Raises `DataError` with the problems of a row that
-        cannot be accepted, and `UsageError` when the row does not exist."""
+        """Record a decision. `text` is the edited row. Raises `DataError` with the problems if the row cannot
+        be accepted, and `UsageError` if it does not exist."""
         key, row = self._key(index), None
         if decision == "edited":
             line = " ".join((text or "").splitlines()).encode("utf-8", "surrogatepass")
@@ -218,7 +221,7 @@ class Review:
     def export(self, output: Path) -> ExportReport:
         """Write the accepted and edited rows as JSON Lines, in order and in the file's own format."""
         if output.resolve() in (Path(self.path).resolve(), self._journal.path.resolve()):
-            raise UsageError("the reviewed file is never overwritten", fix="export to another file")
+            raise UsageError("the reviewed file is never overwritten", fix="export to a different file")
         require_writable(output, self.path)
         written = 0
         with writing(output) as file:
@@ -243,7 +246,7 @@ class Review:
 
     def _key(self, index: int) -> str:
         if not 0 <= index < len(self):
-            raise UsageError(f"row {index + 1} does not exist: the file has {len(self):,}")
+            raise UsageError(f"row {index + 1} does not exist: the file has {len(self):,} rows")
         return self._keys[index]
 
     def _line(self, index: int) -> bytes:

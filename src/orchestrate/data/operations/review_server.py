@@ -33,7 +33,7 @@ class RowDecision(msgspec.Struct):
 
     action: Literal["show", "accepted", "edited", "rejected", "undo"]
     index: int | None = None
-    """`show` without an index returns the first row without a decision."""
+    """Index of the row. `show` without an index returns the first row without a decision."""
     text: str | None = None
 
 
@@ -60,8 +60,8 @@ def serving(path: str, *, port: int = 0) -> Generator[RowReviewPage]:
 def review_routes(
     path: str, review_of: Callable[[Request], Review], back: Callable[[Request], str] | None = None
 ) -> list[Route]:
-    """Build the routes of the review page and its actions. `review_of` returns the review that a request
-    is about, and `back` the page that it was opened from."""
+    """Build the routes of the review page and its actions. `review_of` returns the review for a request, and
+    `back` the page that it was opened from."""
     lock = threading.Lock()
 
     def answer(asked: RowDecision, request: Request) -> dict[str, Any]:

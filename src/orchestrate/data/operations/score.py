@@ -33,13 +33,14 @@ from orchestrate.errors import DataError, MissingExtra, UsageError
 from orchestrate.types import Record, decoding
 
 OUTLIER = 3.5
-"""A length's distance from the median, in robust standard deviations (Iglewicz and Hoaglin, 1993)."""
+"""Distance of a length from the median from which it is an outlier, in robust standard deviations (Iglewicz
+and Hoaglin, 1993)."""
 SAME_ANSWER = 0.5
-"""Answers that share less than this fraction of their words contradict one another."""
+"""Fraction of shared words below which two answers contradict each other."""
 FOLDS = 5
 STRENGTH = 1.0
-"""The inverse regularization strength of the model that finds label errors (scikit-learn's C), chosen by
-benchmarks/selection.py."""
+"""Inverse regularization strength of the model that finds label errors (scikit-learn's C).
+benchmarks/selection.py determined it."""
 _FEWEST = 2
 """Rows per label below which a model can't be trained without one of them."""
 _WORD = re.compile(r"\w+")
@@ -47,15 +48,15 @@ _PAIRS_KEPT = 100
 
 
 class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of a scores file: the known signals of one row. Unknown signals are left out."""
+    """One line of a scores file, with the known signals of one row. Unknown signals are left out."""
 
     row: int
     tokens: int | None = None
-    """The number of tokens that training learns from."""
+    """Number of tokens that training learns from."""
     loss: float | None = None
-    """Nats per token, by the base model."""
+    """Loss in nats per token of the base model."""
     spread: float | None = None
-    """Their standard deviation."""
+    """Standard deviation of the loss over the tokens."""
     prompt: float | None = None
     """The loss divided by the loss without the prompt (Li et al. 2023, Instruction-Following Difficulty). At
     1 and above, the prompt doesn't help to predict the answer."""
@@ -64,16 +65,16 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
     duplicate_of: int | None = None
     """The earlier row that it equals or nearly equals."""
     length: float | None = None
-    """Robust standard deviations between its answer's length and the median, on a log scale."""
+    """Robust standard deviations between the length of its answer and the median, on a log scale."""
     contradicts: tuple[int, ...] = ()
     """Rows with a near-identical question and a different answer (the first ones)."""
     contradiction: float | None = None
     """The share of rows with a near-identical question that have a different answer."""
     label: float | None = None
-    """The probability of the most likely other label minus that of its own, -1 to 1, by models that did not
-    see it."""
+    """Probability of the most likely other label minus the probability of its own, from -1 to 1, by models
+    that did not train on it."""
     likely_label: str | None = None
-    """The label that confident learning finds instead of its own."""
+    """Label that confident learning suggests instead."""
     judge: float | None = None
     """The judge's score, 0 to 1."""
     reason: str = ""
@@ -82,22 +83,22 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Signal:
-    """How rows are ranked by one signal. `doubt` is higher for rows that are more likely wrong."""
+    """How to rank rows by one signal. `doubt` is higher for rows that are more likely wrong."""
 
     about: str
     doubt: Callable[[RowScore], float | None]
     needs: str = ""
-    """The option of `data score` that measures it."""
+    """Option of `data score` that measures it."""
 
 
 SIGNALS: dict[str, Signal] = {
     "duplicate": Signal("nearly equal to an earlier row", lambda s: float(s.duplicate_of is not None)),
-    "length": Signal("answer much longer or shorter than others", lambda s: s.length and abs(s.length)),
+    "length": Signal("answer much longer or shorter than the others", lambda s: s.length and abs(s.length)),
     "contradiction": Signal("different answers to the same question", lambda s: s.contradiction),
     "label": Signal("another label is more likely", lambda s: s.label, "pip install 'orchestrate-ft[score]'"),
     "loss": Signal("the base model's loss", lambda s: s.loss, "--model MODEL"),
-    "spread": Signal("the spread of that loss over the tokens", lambda s: s.spread, "--model MODEL"),
-    "prompt": Signal("the prompt doesn't help to predict the answer", lambda s: s.prompt, "--model MODEL"),
+    "spread": Signal("how much that loss varies over the tokens", lambda s: s.spread, "--model MODEL"),
+    "prompt": Signal("the prompt does not help to predict the answer", lambda s: s.prompt, "--model MODEL"),
     "loss-after": Signal("the tuned model's loss", lambda s: s.loss_after, "--after RUN"),
     "judge": Signal("the judge's score", lambda s: None if s.judge is None else 1 - s.judge, "--judge MODEL"),
 }
@@ -134,7 +135,7 @@ class ScoreReport(Record, frozen=True, kw_only=True):
     left_out: int
     """Rows with errors, which have no scores."""
     signals: dict[str, int]
-    """The number of rows that each signal is known for."""
+    """Number of rows with a value, by signal."""
     duplicates: int
     long_or_short: int
     """Rows whose answer's length is an outlier."""
@@ -143,11 +144,11 @@ class ScoreReport(Record, frozen=True, kw_only=True):
     labels: int = 0
     """Distinct labels, if the answers are labels."""
     label_issues: int = 0
-    """Rows whose label confident learning questions."""
+    """Rows whose label confident learning doubts."""
     missing: tuple[str, ...] = ()
     """Why a signal is unknown."""
     usd: Decimal | None = None
-    """What the judge has cost."""
+    """Cost of the judge."""
 
 
 @dataclass
@@ -185,7 +186,7 @@ def opened(path: str, columns: Mapping[str, str] | None, workers: int | None) ->
 
 
 def of_rows(read: OpenedFile, scores: Scores, workers: int | None = None) -> list[str]:
-    """Compute the signals that need only the rows, and note which ones could not be computed."""
+    """Compute the signals that need only the rows, and note which signals could not be computed."""
     data = read.facts
     rows = _Rows([], [], [])
     for number, example in data.numbered():
@@ -223,7 +224,7 @@ def question_of(example: Example) -> str:
 
 
 def is_labelled(answers: Sequence[str]) -> bool:
-    """Return whether the answers look like labels: few distinct, short and repeated."""
+    """Return whether the answers look like labels, which means few distinct, short and repeated answers."""
     distinct = len(set(answers))
     return (
         2 <= distinct <= MOST_LABELS
@@ -254,7 +255,7 @@ def _copies(read: OpenedFile, workers: int | None, missing: list[str]) -> dict[i
         ):
             compare.join(leaders, i, leader)
     except MissingExtra as error:
-        missing.append(f"near-duplicate rows were not searched for: {error.fix}")
+        missing.append(f"did not search for near-duplicates: {error.fix}")
     roots = [compare.root(leaders, i) for i in range(len(leaders))]
     return {numbers[i]: numbers[leader] for i, leader in enumerate(roots) if leader != i}
 
@@ -284,7 +285,7 @@ def _alike(questions: Sequence[str], missing: list[str]) -> list[int]:
     try:
         keys, sketches = compare.digests([plain[i] for i in firsts])
     except MissingExtra as error:
-        missing.append(f"contradiction: only identical questions were compared: {error.fix}")
+        missing.append(f"contradiction: compared only identical questions: {error.fix}")
         return leaders
     signed = compare.Signatures(bands=bytearray(keys.tobytes()), sketches=bytearray(sketches.tobytes()))
     signed.numbers.extend(firsts)
@@ -300,8 +301,8 @@ def _figures(text: str) -> Counter[str]:
 
 
 def same_answer(one: str, other: str) -> bool:
-    """Return whether two answers agree. Short answers are compared as labels, longer ones by the words
-    and numbers they share."""
+    """Return whether two answers agree. Short answers are compared as labels, longer answers by the words and
+    numbers they share."""
     a, b = (_WORD.findall(text.casefold()) for text in (one, other))
     if a == b:
         return one.strip() == other.strip() or bool(a)
@@ -353,9 +354,9 @@ def confident_learning(labels: Sequence[int], probabilities: Any) -> list[tuple[
     """Find likely label errors with confident learning (Northcutt, Jiang and Chuang, Confident Learning,
     2021).
 
-    For each row, return by how much the probability of the likeliest other label exceeds that of its own
-    label, and that other label when the row is off the diagonal of the confident joint. A label counts
-    for a row when its probability is at least the mean that rows with this label give it."""
+    For each row, return by how much the probability of the most likely other label exceeds the probability of
+    its own label, and the other label if the row is off the diagonal of the confident joint. A label counts
+    for a row if its probability is at least the average probability that rows with this label give it."""
     np = compare.numpy()
     values, given = np.asarray(probabilities, dtype=float), np.asarray(labels)
     bars = np.array([values[given == k, k].mean() for k in range(values.shape[1])])
@@ -375,8 +376,8 @@ def confident_learning(labels: Sequence[int], probabilities: Any) -> list[tuple[
 
 
 def kept(path: str, data: Facts, file: Path | None = None) -> Scores | None:
-    """Load the stored scores of exactly these rows. Returns `None` when there are none or the rows have
-    changed. Raises `UsageError` when the file is not a scores file."""
+    """Load the stored scores of exactly these rows. Returns `None` if there are none or the rows have
+    changed. Raises `UsageError` if the file is not a scores file."""
     where = file or place(path)
     if not where.exists():
         return None
@@ -452,14 +453,14 @@ class SelectReport(Record, frozen=True, kw_only=True):
     errors: int
     """Rows with errors, which are among those left out."""
     cut: float | None
-    """The score of the last row that was kept. All rows with a higher one were left out."""
+    """Score of the last row that was kept. All rows with a higher score were left out."""
     tied: int
-    """Rows left out with exactly that score: earlier rows come first."""
+    """Rows left out with exactly that score, because earlier rows come first."""
 
 
 def ranked(scores: Scores, by: str) -> list[RowScore]:
-    """Sort the rows by a signal, best first. Rows for which the signal is unknown come last. Raises
-    `UsageError` for an unknown signal, or one that no row has."""
+    """Sort the rows by a signal, best first. Rows without the signal come last. Raises `UsageError` if the
+    signal is unknown or no row has it."""
     if by not in SIGNALS:
         raise UsageError(f"--by takes {', '.join(SIGNALS)}; got {by!r}")
     signal = SIGNALS[by]
@@ -483,10 +484,10 @@ def select(
     scores: Path | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> SelectReport:
-    """Write the best rows, unchanged and in file order, and next to them a log of the rows left out, each
-    with the reason. Raises `UsageError` if either file exists or the rows have not been scored."""
+    """Write the best rows, unchanged and in file order, and next to them a log of the rows left out, with
+    reasons. Raises `UsageError` if either file exists or the rows have not been scored."""
     if not 0 < keep < 1:
-        raise UsageError(f"--keep must be a share between 0 and 1 (got {keep:g})")
+        raise UsageError(f"--keep must be a fraction between 0 and 1 (got {keep:g})")
     require_writable(output, path)
     rest = log_beside(output, "left-out", path)
     for file in (output, rest):
@@ -510,7 +511,7 @@ def select(
                 continue
             if row.example is None:
                 errors += 1
-                told = "; ".join(problem.message for problem in row.problems) or "the row could not be read"
+                told = "; ".join(problem.message for problem in row.problems) or "could not read the row"
                 log.write(_left_out(number, f"row has errors: {told}", None, line))
                 continue
             at, found = places[number]

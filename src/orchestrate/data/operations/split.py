@@ -64,15 +64,14 @@ class _Manifest(Record, frozen=True, kw_only=True):
 
 
 class SplitReport(Record, frozen=True, kw_only=True):
-    """The answer of `data split`. The result of `data split`. `groups` counts the groups of rows that stay
-    together."""
+    """The result of `data split`. `groups` counts the groups of rows that stay together."""
 
     path: str
     files: tuple[SplitFile, ...]
     rows: int
     groups: int
     left_out: int
-    """Rows with errors, which are in none of the files."""
+    """Rows with errors, which are in no split."""
     source_format: str
     format: str
     """The format of the files."""
@@ -80,33 +79,32 @@ class SplitReport(Record, frozen=True, kw_only=True):
     """Rows and messages with fields that no training format uses. The files do not contain these fields."""
     seed: int = 0
     pooled: int = 0
-    """With `stratify`, groups whose answer is too rare to be in each split. They are divided together."""
+    """With `stratify`, groups whose answer is too rare to appear in every split. They are split together."""
     ungrouped: int = 0
-    """With `group_by`, rows without a value, each of which is its own group."""
+    """With `group_by`, rows without a value, each of which forms its own group."""
 
 
 class TooFew(DataError):
-    """There are so few groups that a split would be empty."""
+    """Raised if there are so few groups that a split would be empty."""
 
 
 @dataclass(frozen=True)
 class Division:
-    """How rows are divided into splits. Raises `UsageError` for a seed that is not an unsigned 64-bit
+    """How to divide rows into splits. Raises `UsageError` for a seed that is not an unsigned 64-bit
     integer."""
 
     shares: Sequence[float]
     seed: int = 0
     near_duplicates: bool = True
-    """Nearly equal rows stay together."""
+    """Whether near duplicates stay together."""
     stratify: bool = False
-    """Each answer (a label, or a band of answer lengths) has its share in every split. Answers too rare for
-    that are divided together. A row at the boundary may move when rows are added."""
+    """Whether each answer (a label, or a range of answer lengths) has the same share in every split. Answers
+    too rare for that are split together. A row at the boundary may move when rows are added."""
     fill: bool = False
-    """With few rows, a seed is chosen that comes close to the shares and puts rows in each split. Rows may
-    then move when rows are added."""
+    """Whether to choose a seed that comes close to the shares and puts rows in each split, for few rows. Rows
+    may then move when rows are added."""
     group_by: str | None = None
-    """Rows with the same value in this column stay together. Nested columns are written as
-    `metadata.customer`."""
+    """Column whose equal values keep rows together. Write nested columns as `metadata.customer`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
@@ -122,11 +120,14 @@ def parse_shares(text: str) -> tuple[float, ...]:
         parts = []
     if not 2 <= len(parts) <= 3 or min(parts) <= 0 or not isfinite(sum(parts)):
         raise UsageError(
-            f"{text!r} is not a valid split: write train/validation or train/validation/test, as in 80/10/10"
+            f"{text!r} is not a valid split: write train/validation or train/validation/test, "
+            "such as 80/10/10"
         )
     whole = next((whole for whole in (1, 100) if isclose(sum(parts), whole, rel_tol=1e-6)), None)
     if whole is None:
-        raise UsageError(f"{text!r} adds up to {sum(parts):g}, but must add up to 100, as in 80/10/10")
+        raise UsageError(
+            f"{text!r} adds up to {sum(parts):g}, but the parts must add up to 100, such as 80/10/10"
+        )
     return tuple(part / whole for part in parts)
 
 
@@ -182,7 +183,7 @@ def split(
     duplicates may be in different splits.
     """
     if is_stream(folder) or folder.is_file():
-        raise UsageError(f"{folder} is not a folder", fix="give a folder with -o")
+        raise UsageError(f"{folder} is not a folder", fix="choose a folder with -o")
     names = NAMES[: len(division.shares)]
     paths = [folder / f"{name}.jsonl" for name in names]
     earlier = _require_own(folder, paths, path)
@@ -293,13 +294,13 @@ _NO_VALUE = (None, "")
 
 def _too_few(path: str, groups: Sequence[int], division: Division) -> TooFew:
     near_duplicates = division.near_duplicates
-    of = "near-duplicate rows" if near_duplicates else "rows of one conversation"
+    of = "near-duplicate rows" if near_duplicates else "rows of the same conversation"
     if division.group_by is not None:
         of = f"rows with one {division.group_by}"
     made = count(len(set(groups)), "group")
     return TooFew(
-        f"{path}: {count(len(groups), 'row')} form {made} of {of}. Groups are never divided, so a split "
-        f"would be empty",
+        f"{path}: {count(len(groups), 'row')} form {made} of {of}. Groups are never divided, so a "
+        "split would be empty",
         fix="add different rows"
         + (", or allow near-duplicates in different splits: --no-near" * near_duplicates),
     )
@@ -308,12 +309,12 @@ def _too_few(path: str, groups: Sequence[int], division: Division) -> TooFew:
 def _empty(path: str, names: Sequence[str], groups: int, division: Division) -> TooFew:
     """Where the seed was searched for already, or does not matter, none of these is advised."""
     least = min(division.shares)
-    fix = "add rows, or give it a larger share"
+    fix = "add rows, or make this split larger"
     if not division.fill and not division.stratify:
-        fix = f"use --exact, which picks a seed that fills each split; or {fix}"
+        fix = f"use --exact, which finds a seed that fills each split; or {fix}"
     return TooFew(
-        f"{path}: {' and '.join(names)} would be empty: {count(groups, 'group')} are too few for a share "
-        f"of {least:.0%} because groups are never divided",
+        f"{path}: {' and '.join(names)} would be empty: {count(groups, 'group')} are too few for "
+        f"a fraction of {least:.0%}, because groups are never divided",
         fix=fix,
     )
 
@@ -336,7 +337,8 @@ def _require_own(folder: Path, paths: Sequence[Path], source: str) -> _Manifest:
     for name in sorted(own - {path.name for path in paths}):
         if (folder / name).exists():
             raise UsageError(
-                f"{folder / name} is from an earlier split: its rows would also be in the new files",
+                f"{folder / name} is left over from an earlier split, and its rows would also be "
+                "in the new files",
                 fix=f"rm {folder / name}, or choose another folder with -o",
             )
     return earlier

@@ -31,8 +31,8 @@ from orchestrate.types import Record
 
 
 def is_mbox(path: str) -> bool:
-    """Return whether a file is an mbox, by its first line. Returns `False` for a file that can't be read:
-    the code that reads it reports why."""
+    """Return whether a file is an mbox, judged by its first line. Returns `False` for a file that can't be
+    read, because its reader reports the reason."""
     file = Path(path)
     try:
         if not file.is_file():
@@ -44,8 +44,8 @@ def is_mbox(path: str) -> bool:
 
 
 def mbox_rows(path: str) -> Iterator[dict[str, Any]]:
-    """Yield the messages of an mbox as rows, in file order. Each message belongs to the thread of the
-    first message that it refers to."""
+    """Yield the messages of an mbox as rows, in file order. Each message belongs to the thread of the first
+    message that it refers to."""
     box = mailbox.mbox(path, create=False)
     try:
         parents = {_id(m.get("Message-ID")): _parent(m) for m in box}
@@ -151,8 +151,7 @@ class InternalNotes:
         self.columns: set[str] = set()
 
     def is_one(self, row: Mapping[str, Any], n: int) -> bool:
-        """Return whether row `n` is an internal note. Raises `DataError` when its column says neither yes nor
-        no."""
+        """Return whether row `n` is an internal note. Raises `DataError` if its column does not tell."""
         return any([self._says_so(name, value, n) for name, value in row.items()])
 
     def _says_so(self, column: str, value: Any, n: int) -> bool:
@@ -198,10 +197,10 @@ class Columns:
     text: str | None = None
     time: str | None = None
     ignored: frozenset[str] = frozenset()
-    """Columns that are neither read nor reported."""
+    """Columns that are neither used nor reported."""
     user: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-    """Senders whose messages are in no conversation."""
+    """Senders whose messages appear in no conversation."""
 
 
 class ThreadsReport(Record, frozen=True, kw_only=True):
@@ -212,31 +211,31 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     threads: int
     written: int
     open: int
-    """Left out because nobody answered."""
+    """Threads left out because nobody answered."""
     unanswered_ends: int
-    """Written without the messages after the last answer."""
+    """Threads written without the messages after the last answer."""
     several_agents: int
-    """Written, although more than one of `assistant` answered. Their styles are learned as one."""
+    """Threads written although more than one of `assistant` answered. Training mixes their styles."""
     unasked: int
-    """Written without the messages before the first question."""
+    """Threads written without the messages before the first question."""
     empty: int
-    """Messages that were empty without quotes and signature."""
+    """Messages that were empty after removing quotes and signature."""
     unthreaded: int
-    """Messages that name no thread, which are left out."""
+    """Messages without a thread, which are left out."""
     aside: int
     """Messages of a tree that are not on its best path, which are left out."""
     internal: int
-    """Messages that only colleagues saw, according to the columns `internal_by`, which are left out."""
+    """Messages that only colleagues saw, according to the columns in `internal_by`, which are left out."""
     internal_by: tuple[str, ...]
     shown: dict[str, tuple[str, ...]]
     speakers: dict[str, tuple[str, ...]]
-    """The most common senders whose messages became the assistant's, the user's, or were left out."""
+    """Most common senders by role: assistant, user or left out."""
     other_speakers: int
     """Messages left out because their sender is in `Columns.left_out`."""
     time: str | None
-    """The column that the messages are ordered by. `None` for file order."""
+    """Column by which the messages are ordered. `None` for file order."""
     unread: tuple[str, ...]
-    """Columns with values that are not read."""
+    """Columns with values that are not used."""
 
 
 def columns_of(  # noqa: PLR0913  each is a use of its own
@@ -252,8 +251,8 @@ def columns_of(  # noqa: PLR0913  each is a use of its own
     left_out: Sequence[str] = (),
 ) -> Columns | None:
     """Return the columns that identify threads, roles and text. An mbox has defaults for its own columns.
-    Returns `None` when no such column was given, which means that rows are not single messages. Raises
-    `UsageError` when the options are incomplete."""
+    Returns `None` if no such column was given, which means that rows are not single messages. Raises
+    `UsageError` if the options are incomplete."""
     if is_mbox(path):
         thread, role = thread or "thread", role or "sender"
     if thread is None and role is None and not assistant:
@@ -290,7 +289,7 @@ def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
             report = told.report()
             if not report.written:
                 raise DataError(
-                    f"no thread of {path} has an answer from {', '.join(columns.assistant)} to a customer",
+                    f"no thread in {path} has an answer from {', '.join(columns.assistant)} to a customer",
                     fix="name the customers with --user VALUE and your agents with --assistant VALUE",
                 )
     return report
@@ -353,7 +352,7 @@ def _first(names: tuple[str, ...], row: dict[str, Any], *, required: bool = True
     name = next((plain[name] for name in names if name in plain), "")
     if required and not name:
         raise UsageError(
-            "cannot tell which column holds the text", fix=f"add --text COLUMN, one of: {', '.join(row)}"
+            "cannot tell which column contains the text", fix=f"add --text COLUMN, one of: {', '.join(row)}"
         )
     return name
 
@@ -373,7 +372,7 @@ def _seconds(value: Any, path: str, n: int, column: str) -> float:
         return float(text)
     except ValueError as error:
         raise DataError(
-            f"{path}: row {n}: {text[:40]!r} in {column} is not a time",
+            f"{path}: row {n}: {text[:40]!r} in {column} is not a valid time",
             fix="write times as 2026-03-01T10:00:00Z, or use another column: --time COLUMN",
         ) from error
 
@@ -436,8 +435,8 @@ class _Speakers:
             senders = Counter({sender: n for (_, sender), n in self.counts.items()})
             shown = ", ".join(f"{sender} ({n:,})" for sender, n in senders.most_common(6))
             raise DataError(
-                f"no thread of {self._path} has an answer from {', '.join(self._assistant)}",
-                fix=f"set --assistant to a value of {self._column}: {shown}",
+                f"no thread in {self._path} has an answer from {', '.join(self._assistant)}",
+                fix=f"set --assistant to a value in {self._column}: {shown}",
             )
         unknown = Counter({sender: n for (part, sender), n in self.counts.items() if part is None})
         if not unknown:
@@ -446,10 +445,10 @@ class _Speakers:
         more = f" and {len(unknown) - 6:,} others" if len(unknown) > 6 else ""
         first = unknown.most_common(1)[0][0]
         raise DataError(
-            f"{self._path}: the column {self._column} contains {shown}{more}: it is unclear whether "
-            "they are customers",
-            fix=f"--leave-out {quote(first)} drops their messages, --user {quote(first)} treats them as "
-            "customers; repeat either for more names, * matches anything",
+            f"{self._path}: the column {self._column} contains {shown}{more}, which may or may "
+            "not be customers",
+            fix=f"to drop their messages: --leave-out {quote(first)}; to treat them as customers: "
+            f"--user {quote(first)}. Repeat either for more names; * matches anything",
         )
 
     def listed(self) -> dict[str, tuple[str, ...]]:

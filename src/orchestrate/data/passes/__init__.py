@@ -27,18 +27,18 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 AHEAD = 3
-"""The number of results that each worker may be ahead of the reader, which bounds memory."""
+"""Number of results that each worker may be ahead of the reader, which limits memory."""
 
 _START = (
     "import gc, sys; gc.disable(); sys.path[:] = sys.argv[2:]; "
     "from orchestrate.data.passes import serve; serve(sys.argv[1])"
 )
 FORKS = sys.platform == "linux"
-"""On other systems, each worker is started and prepared separately."""
+"""Whether workers are forked. On other systems, each worker is started and prepared separately."""
 
 
 class WorkerDied(OrchestrateError):
-    """A worker exited before it returned a result, usually because the machine ran out of memory."""
+    """Raised if a worker exits before it returned a result, usually because the machine ran out of memory."""
 
 
 def cores() -> int:
@@ -50,7 +50,7 @@ def cores() -> int:
 
 
 Engine = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
-"""Another way to run `function` over tasks, with results in task order."""
+"""An alternative way to run `function` over tasks, with results in task order."""
 
 _engine: ContextVar[Engine | None] = ContextVar("_engine", default=None)
 
@@ -74,9 +74,9 @@ def ordered(
     """Yield `function(task)` for each task, in order. A single task, or a single worker, runs in this
     process.
 
-    `function` must be a module-level function; an exception that it raises is raised here. `ready` loads
-    what workers can share. It is called with the first task when that saves time, and its own exceptions
-    are ignored: `function` will raise them again."""
+    `function` must be a module-level function, and its exceptions are raised here. `ready` loads data that
+    workers can share. It is called with the first task if that saves time. Its exceptions are ignored,
+    because `function` will raise them again."""
     engine = _engine.get()
     if engine is not None:
         yield from engine(function, tasks)
@@ -213,7 +213,8 @@ def _start(sockets: list[int], stdout: int) -> subprocess.Popen[bytes]:
 
 
 def serve(sockets: str) -> None:
-    """Run a child process: prepare, then work, or fork a worker for each socket and wait for all of them."""
+    """Run a child process: prepare it, then work, or fork a worker for each socket and wait for all of
+    them."""
     ready, task = pickle.load(sys.stdin.buffer)  # noqa: S301  written by our own parent
     if ready is not None:
         with suppress(Exception):

@@ -29,17 +29,17 @@ from orchestrate.data.shapes.reading import reading, visible
 from orchestrate.errors import MissingExtra
 
 FEW = 100_000
-"""Rows that can be compared faster than numpy can be imported."""
+"""Number of rows that are compared faster than numpy can be imported."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Pairs of row numbers: a row, and the earlier or other row that it matches."""
+    """Pairs of row numbers: a row, and the row that it matches."""
 
     pairs: tuple[tuple[int, int], ...]
-    """Only the first of them, see `most`."""
+    """The first pairs only, see `most`."""
     count: int
-    """The number of all of them."""
+    """Number of all pairs."""
 
 
 def numpy() -> Any:
@@ -83,8 +83,8 @@ def duplicates(total: Total, most: int = 100) -> Matches:
 
 
 def conflicts(total: Total, kind: Kind, most: int = 100) -> Matches:
-    """Find rows that contradict an earlier row: the same prompt with another answer (for RL rows, another
-    reference), or the same prompt and answers with the opposite judgment."""
+    """Find rows that contradict an earlier row: the same prompt with a different answer (for RL rows, a
+    different reference), or the same prompt and answers with the opposite judgment."""
     again, first = repeats(total.answered if kind in ("preference", "unpaired") else total.prompts)
     said = total.answered if kind == "rl" else total.hashes
     repeated = {int(i) for i in repeats(total.hashes)[0]}
@@ -121,13 +121,13 @@ BANDS = 16
 WORDS = 5
 SEED = 42
 AVOIDED = 0x5851F42D4C957F2D
-"""Changes the keys of undesirable answers."""
+"""Value that changes the keys of undesirable answers."""
 SAMPLED = 512
-"""The number of rows by which the file's form is recognized: those with the smallest hashes, in any order."""
+"""Number of rows used to recognize the file's form: the rows with the smallest hashes, in any order."""
 FORM_SHARE, FORM_ROWS = 0.1, 20
-"""The share and number of sample rows that must contain a phrase of the file's form."""
+"""Share and number of sampled rows that must contain a phrase for it to be part of the file's form."""
 SYSTEM_SHARE = 4
-"""The number of a row's own phrases per phrase of its system prompt."""
+"""Number of a row's own phrases per phrase of its system prompt."""
 
 
 @dataclass
@@ -249,7 +249,7 @@ def _sketched(hashes: Sequence[Any]) -> tuple[Any, Any]:
 
 
 class SeenTexts:
-    """Remembers texts, to tell whether a new text nearly equals an earlier one."""
+    """Remembers texts, to detect whether a new text nearly equals an earlier one."""
 
     def __init__(self, threshold: float = 0.8) -> None:
         self._threshold = threshold
@@ -258,7 +258,7 @@ class SeenTexts:
 
     def add(self, texts: Sequence[str]) -> list[bool]:
         """Return, for each text, whether it nearly equals an earlier text of this or a previous call.
-        Texts that don't are remembered."""
+        Remembers the texts that don't."""
         if not texts:
             return []
         found: list[bool] = []
@@ -293,8 +293,7 @@ def _shingles(text: str) -> Any:
 
 
 def clusters(signed: Signatures, threshold: float = 0.8) -> list[int]:
-    """Return, for each signed row, the smallest index of a row in its cluster (its own index when it is
-    alone)."""
+    """Return, for each signed row, the smallest row index in its cluster (its own index if it is alone)."""
     np = numpy()
     rows = len(signed.numbers)
     leader = list(range(rows))

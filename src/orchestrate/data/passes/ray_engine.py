@@ -23,7 +23,7 @@ from orchestrate.errors import ConfigError
 
 @contextmanager
 def on_ray(workers: int | None = None) -> Generator[int]:
-    """Run the data commands within the `with` block on Ray, and yield the number of its CPUs.
+    """Run the data commands in the `with` block on Ray, and yield its number of CPUs.
 
     The cluster at `RAY_ADDRESS` is used, or else one that `ray start` started on this machine. Otherwise
     a cluster with `workers` CPUs (by default one for each core) is started here and stopped afterwards.
@@ -73,8 +73,8 @@ def _connect(ray: Any, workers: int | None) -> None:
                 ray.init(address="local", **own)
     except Exception as error:  # a bare one where a part of Ray did not start in time
         raise ConfigError(
-            f"Ray did not start on this machine: {error}",
-            fix="try again, or leave out --on ray: one machine needs no cluster",
+            f"could not start Ray on this machine: {error}",
+            fix="try again, or leave out --on ray: a single machine needs no cluster",
         ) from error
 
 
@@ -107,7 +107,7 @@ def _ordered(
                 raise error.cause from error
             except ray.exceptions.RayError as error:
                 raise passes.WorkerDied(
-                    f"a data worker on Ray crashed: {type(error).__name__}",
+                    f"a data worker in Ray crashed: {type(error).__name__}",
                     fix="free memory on its machine, or give the cluster fewer CPUs",
                 ) from error
             yield answer

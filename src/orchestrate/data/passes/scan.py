@@ -59,18 +59,18 @@ from orchestrate.types import Problem, Severity
 
 _TOOLS, _IMAGES = Trait.TOOLS.value, Trait.IMAGES.value
 CHUNK = 8 << 20
-"""Bytes of one task."""
+"""Size of one task in bytes."""
 PIECE = 256 << 10
-"""Bytes that a task processes at a time: enough for calls that take many rows, and small enough for a core's
-cache."""
+"""Number of bytes that a task processes at a time: enough for calls that take many rows, and small enough for
+a core's cache."""
 SIZED = 16
-"""One in this many rows is measured as JSON."""
+"""Interval between rows that are measured as JSON."""
 FIRST_ROWS = 20
-"""Row numbers kept for each trait."""
+"""Number of row numbers kept for each trait."""
 LONGEST_LABEL = 60
-"""The maximum length in characters of an answer that may be a label."""
+"""Maximum number of characters in an answer that may be a label."""
 MOST_LABELS = 200
-"""With more distinct short answers than this, the answers are not labels."""
+"""Maximum number of distinct short answers that may be labels."""
 
 DESIRABLE, UNDESIRABLE = "desirable", "undesirable"
 """KTO's names for the labels of unpaired rows."""
@@ -78,7 +78,7 @@ DESIRABLE, UNDESIRABLE = "desirable", "undesirable"
 
 @dataclass(frozen=True)
 class ScanTask:
-    """The lines of `path` from byte `start` up to byte `end`. Both are at the beginning of a line."""
+    """The lines of `path` from byte `start` up to byte `end`. Both are at the start of a line."""
 
     path: str
     start: int
@@ -87,57 +87,57 @@ class ScanTask:
     columns: tuple[tuple[str, str], ...] = ()
     tokenizers: tuple[str, ...] = ()
     compare: bool = False
-    """Keep hashes of rows and prompts, and short answers, for comparing rows."""
+    """Whether to keep hashes of rows and prompts, and short answers, to compare rows."""
     content: bool = False
-    """Search for secrets, personal data, damage, refusals and placeholders."""
+    """Whether to search for secrets, personal data, damage, refusals and placeholders."""
     memory: str | None = None
     """The folder in which compiled patterns are cached."""
 
 
 @dataclass
 class Tally:
-    """Counts for a range, and for an entire file."""
+    """Counts for a range or for an entire file."""
 
     lines: int = 0
     rows: int = 0
     canonical_bytes: int = 0
-    """Bytes as JSON lines, of every `SIZED`th row."""
+    """Size in bytes of every `SIZED`th row as a JSON line."""
     numbers: array[int] = field(default_factory=lambda: array("I"))
     """The row number of each valid row."""
     prompts: array[int] = field(default_factory=lambda: array("Q"))
-    """A 64-bit hash of what comes before the answer, for each valid row."""
+    """A 64-bit hash of the text before the answer, for each valid row."""
     answered: array[int] = field(default_factory=lambda: array("Q"))
-    """A 64-bit hash of `canonical_answered`, for each valid row of the kinds that have it."""
+    """A 64-bit hash of `canonical_answered`, for each valid row that has one."""
     labels: Counter[str] = field(default_factory=Counter[str])
-    """The labels of unpaired rows, and short answers of others. More than `MOST_LABELS` of them are not
+    """Labels of unpaired rows, and short answers of others. More than `MOST_LABELS` of them are not
     labels."""
     turns: Counter[int] = field(default_factory=Counter[int])
-    """Rows by their number of user messages."""
+    """Number of rows by number of user messages."""
     tools: Counter[str] = field(default_factory=Counter[str])
-    """Calls of each tool."""
+    """Number of calls by tool."""
     formats: Counter[str] = field(default_factory=Counter[str])
-    """Rows in a different format than the file's."""
+    """Rows in a format other than the file's."""
     masks: Counter[int] = field(default_factory=Counter[int])
     first_rows: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     roles: Counter[str] = field(default_factory=Counter[str])
-    """Messages of each role."""
+    """Number of messages by role."""
     lengths: dict[str, Lengths] = field(default_factory=dict[str, Lengths])
     problems: list[Problem] = field(default_factory=list[Problem])
-    """At most `KEPT_PER_CODE` of each code."""
+    """Problems, at most `KEPT_PER_CODE` for each code."""
     counts: Counter[str] = field(default_factory=Counter[str])
-    """The number of problems of each code, including those not kept."""
+    """Number of problems by code, including those not kept."""
     pictures: Counter[Picture] = field(default_factory=Counter[Picture])
-    """Images by size and detail."""
+    """Number of images by size and detail."""
     unread: dict[str, UnreadColumn] = field(default_factory=dict[str, UnreadColumn])
-    """The contents of columns that are not read."""
+    """Contents of columns that are not used."""
 
 
 @dataclass
 class ScannedRange(Tally):
-    """The result of one range. Row numbers count the lines of the range from 1."""
+    """The result for one range. Row numbers count the lines of the range from 1."""
 
     digests: bytearray = field(default_factory=bytearray)
-    """32 bytes for each valid row: the sha256 of its canonical form."""
+    """32 bytes for each valid row, the sha256 of its canonical form."""
 
     def report(self, found: Sequence[Problem], row: int) -> None:
         for p in found:
@@ -146,7 +146,7 @@ class ScannedRange(Tally):
                 self.problems.append(msgspec.structs.replace(p, row=row))
 
     def notice(self, marked: list[tuple[int, int]]) -> None:
-        """Record the traits of further rows, given as (traits, row number), after those recorded so far."""
+        """Record the traits of more rows, given as (traits, row number), after those recorded so far."""
         for mask, number in marked:
             self.masks[mask] += 1
             if mask and self.masks[mask] <= FIRST_ROWS:
@@ -165,15 +165,14 @@ def bits(mask: int) -> Iterator[int]:
 
 @contextmanager
 def rows_file(path: str, buffering: int = -1) -> Generator[IO[bytes]]:
-    """Open a file of rows. Each pass opens the file again. Raises `DataError` when it can no longer be
-    read."""
+    """Open a file of rows. Each pass opens the file again. Raises `DataError` if it can no longer be read."""
     try:
         with Path(path).open("rb", buffering=buffering) as file:
             yield file
     except OSError as error:
         told = f"cannot read {path}: {error.strerror or error}"
         raise DataError(
-            told, fix="check whether it was deleted or its disk was removed, and run the command again"
+            told, fix="check whether the file was deleted or its disk removed, then run the command again"
         ) from error
 
 
@@ -200,9 +199,9 @@ def pieces(path: str, start: int, end: int) -> Iterator[list[bytes]]:
 
 
 def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
-    """Yield byte ranges of a little more than `step` bytes that end at line endings. The lines themselves
-    decide where, so that ranges behind an edit stay as they were. Raises `DataError` for a line longer than
-    a record may be, before it fills the memory."""
+    """Yield byte ranges of a little more than `step` bytes that end at line endings. The content of the lines
+    determines where, so that ranges after an edit stay the same. Raises `DataError` for a line longer than
+    the limit, before it fills the memory."""
     if size <= step:
         yield from [(0, size)] if size else []
         return
@@ -237,8 +236,8 @@ def _range_end(file: IO[bytes], at: int, size: int, step: int) -> int:
 
 
 def read_rows(task: ScanTask) -> Iterator[tuple[int, ReadRow]]:
-    """Yield the line number within the range and the row of each line. A blank line is a row with only
-    that problem."""
+    """Yield the line number within the range and the row of each line. A blank line becomes a row that has
+    only a problem."""
     number = 0
     for lines in pieces(task.path, task.start, task.end):
         for row in _rows(task, lines):
@@ -255,7 +254,7 @@ def _rows(task: ScanTask, lines: list[bytes]) -> list[ReadRow]:
 
 
 def ready(task: ScanTask) -> None:
-    """Load in advance what `scan` needs and several processes can share."""
+    """Load what `scan` needs and several processes can share."""
     for name in task.tokenizers:
         if not name.startswith("hf:"):  # those may start threads
             counter(name).count([])
@@ -354,7 +353,7 @@ def _compare(part: ScannedRange, example: Example, traits: int) -> None:
 
 @dataclass
 class Total(Tally):
-    """The parts, folded in order. `numbers`, `prompts` and `answered` are kept only when rows are
+    """The parts, combined in order. `numbers`, `prompts` and `answered` are kept only if rows are
     compared."""
 
     hashes: array[int] = field(default_factory=lambda: array("Q"))
@@ -399,7 +398,7 @@ class Total(Tally):
         self.lines += part.lines
 
     def reported(self, source: str) -> tuple[Problem, ...]:
-        """Return all stored problems, and for each code with more rows one problem that says how many are
+        """Return all stored problems, and for each code with more rows one problem with the number of rows
         not shown."""
         found = [msgspec.structs.replace(p, source=source) for p in self.problems]
         shown = Counter(p.code for p in self.problems)
@@ -415,7 +414,7 @@ class Total(Tally):
 
     @property
     def fields_left_out(self) -> int:
-        """The number of column and message values that are not read."""
+        """The number of column and message values that are not used."""
         return self.counts["extra-fields"] + sum(column.rows for column in self.unread.values())
 
     def errors(self) -> int:
@@ -433,9 +432,9 @@ class Total(Tally):
 # counted. The interval has room for what was not met: rows that are few in bytes, but dense.
 
 PLACES = 2000
-"""The number of places at which rows are sampled. Rows sampled twice count once."""
+"""Number of places at which rows are sampled. Rows sampled twice count once."""
 LEAST_BYTES = 8 << 20
-"""A smaller file is counted completely, which takes no longer."""
+"""Size below which a file is counted completely, because sampling would not be faster."""
 _QUANTILE = 2.576
 """The quantile of the normal distribution for `COVERAGE`. One place per stretch has a smaller error than
 random places, by which the error is estimated."""
@@ -458,14 +457,14 @@ class Sample:
     lengths: array[int] = field(default_factory=lambda: array("I"))
     """Tokens of each sequence of the sampled rows."""
     weights: array[float] = field(default_factory=lambda: array("d"))
-    """How many sequences of the file each of them represents."""
+    """Number of sequences in the file that each of them represents."""
     remarks: tuple[Remark, ...] = ()
-    """The remarks, with about how many rows of the file they concern."""
+    """The remarks, with the estimated number of rows in the file."""
 
 
 def sampled(task: ScanTask, name: str, *, places: int = PLACES, seed: int = 0) -> Sample:
-    """Sample the file of `task`, which ends at `task.end`, and count tokens with the counter `name`. The
-    same file and seed give the same sample."""
+    """Sample the file of `task`, which ends at `task.end`, and count tokens with the counter `name`. The same
+    file and seed give the same sample."""
     read = reading(task.format, task.columns).read
     by = counter(name)
     counted: dict[int, tuple[int, Lengths | None]] = {}
@@ -509,7 +508,7 @@ def _line_at(file: IO[bytes], place: int, size: int) -> tuple[int, bytes]:
 
 @lru_cache(maxsize=16)
 def sampled_once(task: ScanTask, name: str, digest: str) -> Sample:
-    """Return the result of `sampled`, computed once for all callers. `digest` is that of the rows,
+    """Return the result of `sampled`, computed once for all callers. `digest` is the digest of the rows,
     because the file may change."""
     return sampled(task, name)
 

@@ -58,12 +58,12 @@ class ChatMessage(_Canonical):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     weight: int | float | None = None
-    """0 excludes an assistant message from the loss. `None` means 1."""
+    """Loss weight. 0 excludes an assistant message from the loss. `None` means 1."""
     reasoning: str | None = None
     """The reasoning that precedes the answer, if the row has any."""
     loss_spans: list[tuple[int, int]] | None = None
-    """The characters of `text` that contribute to the loss, as (first, after the last), in order and
-    disjoint. `None` means all of an answer that `weight` does not exclude."""
+    """Characters of `text` that contribute to the loss, as ordered, disjoint pairs of (first, after the
+    last). `None` means the entire answer, unless `weight` excludes it."""
 
     @property
     def text(self) -> str:
@@ -92,7 +92,7 @@ class PreferenceExample(_Canonical):
 
 
 class UnpairedExample(_Canonical):
-    """A `prompt` with one answer, and a `label` that says whether the answer is desirable."""
+    """A `prompt` with one answer, and a `label` that tells whether the answer is desirable."""
 
     prompt: list[ChatMessage]
     completion: list[ChatMessage]
@@ -109,11 +109,11 @@ class CompletionExample(_Canonical):
 class TextExample(_Canonical):
     text: str
     loss_spans: list[tuple[int, int]] | None = None
-    """As in `ChatMessage`. `None` means all of it."""
+    """As in `ChatMessage`. `None` means the entire text."""
 
 
 class RLExample(_Canonical):
-    """A prompt to sample answers for, and the fields that a grader reads."""
+    """A prompt to sample answers for, and the fields that a grader uses."""
 
     messages: list[ChatMessage]
     fields: dict[str, Any] = {}
@@ -154,8 +154,7 @@ def messages_of(example: Example) -> list[ChatMessage]:
 
 
 KEPT_PER_CODE = 100
-"""The number of rows kept for each code. The rest are counted in one final problem, so memory stays
-bounded."""
+"""Number of rows kept for each code. One final problem counts the others, so that memory stays limited."""
 
 
 @dataclass(frozen=True)
@@ -169,19 +168,17 @@ _E, _W, _I = Severity.ERROR, Severity.WARNING, Severity.INFO
 
 CODES: dict[str, Code] = {
     # -- the file and its lines
-    "invalid-json": Code(
-        _E, "the line is not valid JSON", "correct the line; each line must be one JSON object"
-    ),
+    "invalid-json": Code(_E, "the line is not valid JSON", "make each line one valid JSON object"),
     "not-an-object": Code(_E, "the row is not a JSON object", "make each row an object"),
     "too-deep": Code(_E, "the JSON is nested too deeply", "flatten the row"),
     "duplicate-key": Code(
         _W,
-        "a field occurs twice in an object; the last one is used",
-        "keep one of them (--fix keeps the last)",
+        "an object contains a field twice; the last one is used",
+        "keep only one (--fix keeps the last)",
     ),
     "encoding": Code(_E, "the line is not UTF-8", "save the file as UTF-8 (--fix replaces the broken bytes)"),
     "lone-surrogate": Code(
-        _E, "half of a surrogate pair, which UTF-8 cannot encode", "replace it (--fix writes U+FFFD)"
+        _E, "half of a surrogate pair, which cannot be encoded as UTF-8", "replace it (--fix writes U+FFFD)"
     ),
     "blank-line": Code(_I, "the line is blank", "remove it (--fix does)"),
     "unknown-format": Code(
@@ -191,16 +188,18 @@ CODES: dict[str, Code] = {
         _E, "the row's format differs from the rest of the file", "keep one format in each file"
     ),
     "python-cells": Code(
-        _I, "cells contain Python list literals", "nothing to do; pandas' to_json or Parquet preserves lists"
+        _I,
+        "cells contain Python list literals",
+        "nothing to do; export with pandas' to_json or as Parquet to preserve lists",
     ),
     "hidden-column": Code(
         _I,
-        "a column is ignored because another is mapped to its name",
-        "drop the --map option if it is the right one",
+        "a column is ignored because another column is mapped to its name",
+        "drop the --map option if you want the original column",
     ),
     "extra-fields": Code(
         _W,
-        "unused fields of a message or of the prompt",
+        "unused fields in a message or in the prompt",
         "move their content into the text, or remove them",
     ),
     "unread-column": Code(
@@ -216,16 +215,16 @@ CODES: dict[str, Code] = {
     "held-out": Code(
         _E,
         "a column marks rows for test or validation",
-        "write them to separate files and set those as test and validation, or --ignore the column",
+        "write them to separate files for test and validation, or --ignore the column",
     ),
-    "bad-image": Code(_E, "an image cannot be read", "give a path, a URL or a data: URL for each image"),
+    "bad-image": Code(_E, "an image cannot be read", "use a path, a URL or a data: URL for each image"),
     "unused-prompt": Code(
         _E,
         "a column that may belong to the prompt is not used",
-        "write it into the prompt, map it (--map context=COLUMN), or ignore it (--ignore COLUMN)",
+        "add it to the prompt, map it (--map context=COLUMN), or ignore it (--ignore COLUMN)",
     ),
     # -- messages
-    "no-messages": Code(_E, "the row has no messages", "give at least a user and an assistant message"),
+    "no-messages": Code(_E, "the row has no messages", "add at least a user and an assistant message"),
     "bad-message": Code(_E, "a message has a wrong field", "see the message"),
     "cut-answer": Code(
         _E,
@@ -240,27 +239,27 @@ CODES: dict[str, Code] = {
         "unknown role",
         "use system, developer, user, assistant or tool (--fix maps known aliases)",
     ),
-    "bad-content": Code(_E, "the content is neither text nor a list of parts", "make the content a string"),
-    "empty-content": Code(_E, "the message has no content", "write the content or remove the row"),
-    "empty-input": Code(_W, "a user or system message is empty", "write it or remove it"),
+    "bad-content": Code(_E, "the content is neither text nor a list of parts", "use a string as the content"),
+    "empty-content": Code(_E, "the message has no content", "add the content or remove the row"),
+    "empty-input": Code(_W, "a user or system message is empty", "fill it or remove it"),
     "last-not-assistant": Code(
         _E,
         "the last message is not from the assistant",
         "end with the answer to learn (--fix removes the rest)",
     ),
     "no-assistant": Code(_E, "no message is from the assistant", "add the answer to learn"),
-    "bad-weight": Code(_E, "the weight is not 0 or 1", "use 0 or 1"),
+    "bad-weight": Code(_E, "the weight is neither 0 nor 1", "use 0 or 1"),
     "weight-on-input": Code(_E, "only assistant messages carry a weight", "remove it (--fix does)"),
     "nothing-trained": Code(_E, "all answers of the row have weight 0", "remove the row or a weight"),
     "legacy-functions": Code(
-        _I, "functions and function_call are read as tools and tool_calls", "nothing to do"
+        _I, "functions and function_call are treated as tools and tool_calls", "nothing to do"
     ),
     # -- tools
     "python-types": Code(
-        _I, "tool schemas use Python type names, read as JSON Schema types", "nothing to do"
+        _I, "tool schemas use Python type names, which are treated as JSON Schema types", "nothing to do"
     ),
     "bad-tool-call": Code(_E, "a tool call is malformed", "set id, type and function {name, arguments}"),
-    "bad-arguments": Code(_E, "the arguments of a tool call are not a JSON object", "write valid JSON"),
+    "bad-arguments": Code(_E, "a tool call's arguments are not a JSON object", "write valid JSON"),
     "unanswered-call": Code(
         _E, "a tool call has no result", "add a tool message with its tool_call_id after the call"
     ),
@@ -277,7 +276,9 @@ CODES: dict[str, Code] = {
         "use only letters, digits, _ and - in names, and JSON Schema types",
     ),
     # -- other kinds
-    "empty-completion": Code(_E, "nothing to learn: the completion is empty", "write it or remove the row"),
+    "empty-completion": Code(
+        _E, "nothing to learn: the completion is empty", "add a completion or remove the row"
+    ),
     "empty-text": Code(_E, "the text is empty", "remove the row"),
     "empty-prompt": Code(_W, "the prompt is empty", "use the text format to train on plain text"),
     "same-answers": Code(_E, "both answers are the same", "remove the row (--fix does)"),
@@ -286,8 +287,8 @@ CODES: dict[str, Code] = {
     ),
     "bad-label": Code(
         _E,
-        "the label is not true or false",
-        "use true or false (orchestrate data check FILE --fix maps 0 and 1, good and bad ...)",
+        "the label is neither true nor false",
+        "use true or false (orchestrate data check FILE --fix converts 0 and 1, good and bad ...)",
     ),
     "one-label": Code(
         _W,
@@ -297,33 +298,37 @@ CODES: dict[str, Code] = {
     "labels-unbalanced": Code(
         _W,
         "one label is much more frequent than the other",
-        "raise the weight of the rarer one: desirable_weight or undesirable_weight of the method",
+        "raise the weight of the rarer label: desirable_weight or undesirable_weight of the method",
     ),
     # -- the text itself
     "secret": Code(
-        _W, "an API key or token", "replace it and revoke it: a model can repeat what it was trained on"
+        _W, "an API key or token", "revoke it and replace it: a model can repeat its training data"
     ),
     "personal-data": Code(_W, "personal data", "replace it with invented data"),
     "replacement-character": Code(
         _W,
-        "U+FFFD characters: text was lost in an earlier conversion",
+        "U+FFFD characters: an earlier conversion lost text",
         "export the source again with the right encoding",
     ),
-    "mojibake": Code(_W, "text was decoded with a wrong encoding", "repair it (--fix does where it can)"),
+    "mojibake": Code(_W, "text was decoded with the wrong encoding", "repair it (--fix does where it can)"),
     "control-character": Code(_W, "a NUL character", "remove it (--fix does)"),
     "refusal": Code(_W, "an answer is a refusal", "remove the row unless you want to teach refusals"),
-    "placeholder": Code(_W, "a placeholder was not filled in", "fill it in or remove the row"),
+    "placeholder": Code(_W, "a placeholder was not filled in", "fill it in, or remove the row"),
     # -- rows against rows
-    "duplicate": Code(_W, "the row occurs earlier", "remove it (--fix does)"),
+    "duplicate": Code(_W, "an earlier row is identical", "remove it (--fix does)"),
     "conflict": Code(_W, "the same prompt has different answers", "keep one answer"),
     "near-duplicate": Code(
-        _W, "the row is a near-duplicate of an earlier one", "orchestrate data dedupe --near"
+        _W,
+        "the row is a near-duplicate of an earlier one",
+        "remove them with: orchestrate data dedupe --near",
     ),
     "leakage": Code(
-        _E, "the row is also in another split", "remove it from one split (orchestrate data split)"
+        _E, "the row is also in another split", "remove it from one of the splits (orchestrate data split)"
     ),
-    "near-leakage": Code(_W, "a near-duplicate of the row is in another split", "remove it from one split"),
-    "prompt-leakage": Code(_W, "the prompt is also in another split", "remove it from one"),
+    "near-leakage": Code(
+        _W, "a near-duplicate of the row is in another split", "remove it from one of the splits"
+    ),
+    "prompt-leakage": Code(_W, "the prompt is also in another split", "remove it from one of the splits"),
     "label-imbalance": Code(_W, "some answers are much more frequent than others", "balance the labels"),
     "label-spelling": Code(
         _W, "labels differ only in case, spaces or a period", "spell each label the same way everywhere"
@@ -340,12 +345,12 @@ _MORE = " more like this"
 
 
 def more_of(code: str, count: int) -> Problem:
-    """Return one problem that sums up the remaining rows with the same code."""
+    """Return one problem that summarizes the remaining rows with the same code."""
     return problem(code, f"{count:,}{_MORE}")
 
 
 def rows_of(found: Problem) -> int:
-    """Return how many rows a problem stands for."""
+    """Return how many rows a problem represents."""
     if found.row is None and found.message.endswith(_MORE):
         return int(found.message.removesuffix(_MORE).replace(",", ""))
     return 1
@@ -367,8 +372,8 @@ def problem(
 
 
 def file_of(problem: Problem) -> str:
-    """Return the name of a problem's file, or an empty string when it has none. The query of a URL is
-    left out, as it may be secret."""
+    """Return the name of a problem's file, or an empty string if it has none. The query of a URL is left out
+    because it may be secret."""
     source = problem.source or ""
     return Path(urlsplit(source).path if "://" in source else source).name
 
@@ -399,14 +404,14 @@ def number(text: str) -> float:
 def _written(value: Any) -> Any:
     if isinstance(value, Digits):
         return msgspec.Raw(value.text.encode())
-    raise NotImplementedError(f"{type(value).__name__} is not a JSON value")
+    raise NotImplementedError(f"{type(value).__name__} is not a JSON type")
 
 
 def digits_of(value: Any) -> str:
     """Return the text of a `Digits` value, for encoders of other formats."""
     if isinstance(value, Digits):
         return value.text
-    raise NotImplementedError(f"{type(value).__name__} is not a value of JSON")
+    raise NotImplementedError(f"{type(value).__name__} is not a JSON type")
 
 
 decode = msgspec.json.Decoder(float_hook=number).decode

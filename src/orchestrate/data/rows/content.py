@@ -44,7 +44,7 @@ _ANY = f"[{_TWO}][{_NEXT}]|[{_THREE}][{_NEXT}]{{2}}|[{_FOUR}][{_NEXT}]{{3}}"
 _RUN = rf"(?:{_ANY}){{2,}}|[{_TWO}](?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2[{_NEXT}]{{2}}|\xf0[{_NEXT}]{{3}}"
 _DAMAGED = rf"\xc3(?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2(?:[{_NEXT}]{{2}}|\u20ac)"
 LEADS = bytes({char.encode()[0] for char in _NEXT})
-"""The first UTF-8 bytes of characters that follow the first character of a damaged one."""
+"""First UTF-8 bytes of the characters that follow the first character of damaged text."""
 
 
 @cache
@@ -58,9 +58,8 @@ def is_damaged(text: str) -> bool:
 
 
 def repaired(text: str) -> str:
-    """Fix damaged characters in a text, in the complete text if possible, otherwise run by run: a text
-    may contain undamaged parts beside the damage. Anything that is not exactly such a run stays
-    unchanged."""
+    """Fix damaged characters in a text. Fixes the complete text if possible, otherwise each damaged run
+    separately, because a text may also contain undamaged parts. Leaves everything else unchanged."""
     if "\xc3" not in text and "\xe2" not in text:
         return text
     try:
@@ -77,8 +76,8 @@ def _decoded(run: re.Match[str]) -> str:
 
 
 def holds_both(text: str) -> bool:
-    """Return whether the text contains a damaged word in its correct form too. The damage is then what
-    the text is about."""
+    """Return whether the text also contains a damaged word in its correct form. The text is then probably
+    about the damage."""
     words = {word for word in re.findall(r"\w*[^\x00-\x7f\s]+\w*", text) if "\xc3" in word or "\xe2" in word}
     right = {repaired(word) for word in words} - words
     return any(word in text for word in right if any(map(str.isalpha, word)))
@@ -91,7 +90,7 @@ _ABOUT = (
 
 
 def is_about_encodings(text: str) -> bool:
-    """Return whether a row mentions encodings. What looks damaged in it may then be its topic."""
+    """Return whether a row mentions encodings. Text that looks damaged may then be its topic."""
     return _compiled_marks(f"(?i){_ABOUT}").search(text) is not None
 
 
@@ -147,7 +146,7 @@ def _read(file: Path, api: Any) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, api.HyperscanError) as error:
-        _log.debug("compiling the patterns anew: %s: %s", file, error)
+        _log.debug("recompiling the patterns: %s: %s", file, error)
         return None
 
 
@@ -193,15 +192,15 @@ class Pattern:
     what: str
     regex: bytes
     literals: tuple[bytes, ...] = ()
-    """One of them is in every match, in lower case if the regex ignores case. Without any, the regex itself
-    is searched."""
+    """Literals of which every match contains one, in lower case if the regex ignores case. Without literals,
+    the regex itself is searched."""
     confirm: Callable[[bytes], bool] | None = None
     before: bytes | None = None
-    """What precedes the match and belongs to it. A regex that begins with its rarest byte is searched many
-    times faster."""
+    """Pattern of what precedes the match and belongs to it. A regex that begins with its rarest byte is
+    searched many times faster."""
     sieve: bytes | None = None
-    """What hyperscan searches for instead of the regex: present in every match, and as rare as possible
-    elsewhere. Word boundaries in many simultaneous patterns are what makes it slow."""
+    """Pattern that hyperscan searches for instead of the regex. It occurs in every match, and as rarely as
+    possible elsewhere. Word boundaries in many simultaneous patterns make it slow."""
 
     @property
     def caseless(self) -> bool:
@@ -302,8 +301,8 @@ PATTERNS: tuple[Pattern, ...] = (
 
 
 def confirmed(text: bytes, patterns: list[int], answers: bytes | None = None) -> list[Problem]:
-    """Return a problem for each of the patterns that really matches. `text` is the row as a model would
-    see it, and `answers` the part of it to be learned."""
+    """Return a problem for each pattern that really matches. `text` is the row as a model would see it, and
+    `answers` is the part to learn."""
     found: list[Problem] = []
     for number in patterns:
         pattern = PATTERNS[number]
@@ -351,7 +350,7 @@ def _sieve(pattern: Pattern) -> bytes:
 
 def candidates(block: bytes, starts: list[int], folder: Path | None = None) -> set[tuple[int, int]]:
     """Return the (text, pattern) pairs that may match, a superset of those that do. `block` contains the
-    texts separated by one byte, `starts` their offsets. `folder` caches the compiled patterns."""
+    texts separated by one byte, and `starts` their offsets. `folder` caches the compiled patterns."""
     found: set[tuple[int, int]] = set()
     database = _database(folder)
     if database is not None:
@@ -371,8 +370,8 @@ _FEW_BYTES = 1 << 20
 
 
 def sifted(block: bytes, starts: list[int], folder: Path | None = None) -> set[tuple[int, int]]:
-    """Return the same pairs as `candidates`. Unless hyperscan is ready, the first bytes that a thread
-    searches are searched without it."""
+    """Return the same pairs as `candidates`. Unless hyperscan is ready, a thread searches its first bytes
+    without it."""
     seen = getattr(_own, "seen", 0) + len(block)
     if _loaded or seen > _FEW_BYTES or _kept(folder):
         return candidates(block, starts, folder)

@@ -54,7 +54,7 @@ def tool_problems(tools: list[dict[str, Any]]) -> list[Problem]:
     for i, tool in enumerate(tools):
         name, field = tool_name(tool), f"tools[{i}]"
         if tool.get("type", "function") != "function" or not name:
-            found.append(problem("bad-tools", "not a function with a name", field=field))
+            found.append(problem("bad-tools", "it is not a function with a name", field=field))
             continue
         if name in seen:
             found.append(problem("bad-tools", f"the tool {name!r} is defined twice", field=field))
@@ -139,13 +139,13 @@ class Trait(IntFlag):
     ANSWERS_IN_ANOTHER_ORDER = 1048576
     """Tool results in a different order than the calls."""
     EMPTY_SYSTEM = 2097152
-    """An empty system prompt. Templates then omit their own default one."""
+    """An empty system prompt, for which templates omit their own default."""
     SEVERAL_TRAINED = 4194304
-    """More than one assistant message is trained."""
+    """Training uses more than one assistant message."""
     LAST_TRAINED = 8388608
-    """Of several assistant messages, weights select only the last one for training."""
+    """Weights select only the last of several assistant messages for training."""
     PARTLY_TRAINED = 16777216
-    """Weights that select other messages."""
+    """Weights select other messages."""
     LOSS_SPANS = 33554432
     """Only parts of an answer or a text contribute to the loss."""
     LOCAL_IMAGES = 67108864
@@ -165,8 +165,8 @@ _FOLLOWERS = {
 
 
 def examine(example: Example) -> tuple[int, list[Problem]]:
-    """Return the row's `Trait` bits and its problems (without row numbers). Weights that are whole
-    numbers become integers."""
+    """Return the row's `Trait` bits and its problems (without row numbers). Converts weights that are whole
+    numbers to integers."""
     match example:
         case ChatExample():
             return _chat(example)
@@ -256,7 +256,7 @@ def _answered(
 
 def _untrained(prompt: Sequence[ChatMessage], place: str) -> list[Problem]:
     """What asks for loss where none can be."""
-    said = "the weight is ignored: only the answer to the prompt is trained, not earlier ones"
+    said = "the weight is ignored: training uses only the answer to the prompt, not earlier ones"
     asked = [i for i, m in enumerate(prompt) if m.role == "assistant" and (m.weight == 1 or m.loss_spans)]
     return [problem("extra-fields", said, field=f"{place}[{i}].weight") for i in asked]
 
@@ -381,7 +381,7 @@ class _Unusual:
 
     def answer(self, i: int, m: ChatMessage, before: str | None) -> None:
         if self.open_calls and before not in ("call", "tool", "function"):
-            message = "other messages stand between a call and its result"
+            message = "other messages appear between a call and its result"
             self.found.append(problem("unanswered-call", message, field=f"{self._place}[{i}]"))
         if m.tool_call_id != next(iter(self.open_calls), None):
             self.traits |= Trait.ANSWERS_IN_ANOTHER_ORDER
@@ -423,7 +423,9 @@ def _weight(m: ChatMessage, found: list[Problem], field: str) -> None:
     if m.role != "assistant":
         found.append(problem("weight-on-input", field=field))
     elif m.weight not in (0, 1):
-        found.append(problem("bad-weight", f"the weight is {str(m.weight)[:20]}, not 0 or 1", field=field))
+        found.append(
+            problem("bad-weight", f"the weight is {str(m.weight)[:20]}, but must be 0 or 1", field=field)
+        )
 
 
 def _spans(spans: list[tuple[int, int]], text: str, field: str) -> list[Problem]:
@@ -431,11 +433,11 @@ def _spans(spans: list[tuple[int, int]], text: str, field: str) -> list[Problem]
     for begin, end in spans:
         if not at < begin < end <= len(text):
             message = (
-                f"{begin} to {end} is outside a text of {len(text)} characters, or overlaps another part"
+                f"{begin} to {end} overlaps another part or lies outside the text ({len(text)} characters)"
             )
             return [problem("bad-weight", message, field=field)]
         at = end
-    return [] if spans else [problem("nothing-trained", "no part of the text is trained", field=field)]
+    return [] if spans else [problem("nothing-trained", "no part of the text is trained on", field=field)]
 
 
 def _parts(m: ChatMessage, found: list[Problem], place: str) -> tuple[int, int]:
@@ -452,7 +454,7 @@ def _parts(m: ChatMessage, found: list[Problem], place: str) -> tuple[int, int]:
         traits |= Trait.IMAGES
         url = part.image_url.url
         if url.startswith("data:") and not url.startswith("data:image/"):
-            message = f"a data: URL of {url[5:].partition(';')[0][:40] or 'no type'} is not an image"
+            message = f"a data: URL contains {url[5:].partition(';')[0][:40] or 'no type'}, not an image"
             found.append(problem("bad-image", message, field=f"{place}.content[{j}]"))
         elif not url.startswith("data:"):
             traits |= Trait.REMOTE_IMAGES if "://" in url[:12] else Trait.LOCAL_IMAGES
@@ -486,14 +488,14 @@ def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> li
 
 
 MOST_SIZES = 1000
-"""Sizes counted separately. Beyond this number, each is rounded up to a multiple of `STEP`."""
+"""Number of sizes that are counted separately. Others are rounded up to a multiple of `STEP`."""
 STEP = 32
 _HEAD = 64 << 10
 """Bytes that contain the size of nearly every image. For others, all bytes are read."""
 
 
 class Picture(NamedTuple):
-    """What the cost of an image depends on. Pixels are `None` when unknown: an image by URL, an unknown file
+    """What the cost of an image depends on. Pixels are `None` if unknown: an image by URL, an unknown file
     type, or a missing file."""
 
     width: int | None
@@ -503,7 +505,7 @@ class Picture(NamedTuple):
 
 
 def pictures(messages: Iterable[ChatMessage], folder: Path) -> Counter[Picture]:
-    """Count the images of a row by size and detail. Relative paths start in `folder`, or else in the
+    """Count the images of a row by size and detail. Relative paths start in `folder`, or otherwise in the
     working folder."""
     found: Counter[Picture] = Counter()
     for m in messages:
@@ -519,8 +521,8 @@ def picture(image: ImageUrl, folder: Path) -> Picture:
 
 
 def add(total: Counter[Picture], more: Mapping[Picture, int]) -> None:
-    """Add counts of image sizes to `total`. Memory stays bounded: once the table is full, new sizes are
-    rounded up."""
+    """Add counts of image sizes to `total`. To limit memory, new sizes are rounded up once the table is
+    full."""
     for size, count in more.items():
         if size not in total and len(total) >= MOST_SIZES and size.width and size.height:
             size = size._replace(width=_up(size.width), height=_up(size.height))

@@ -23,24 +23,25 @@ FLAGS = ("loss", "train", "trainable")
 """Fields that are true or false for an entire message."""
 
 Spans = list[tuple[int, int]]
-"""Characters from the first up to the second number of each pair contribute to the loss."""
+"""Pairs of character positions. The characters from the first up to the second number of each pair contribute
+to the loss."""
 
 
 @dataclass
 class Loss:
-    """What a message says about its loss. `used` has the names of the fields that were read."""
+    """What a message tells about its loss. `used` has the names of the fields that were used."""
 
     weight: int | float | None = None
     spans: Spans | None = None
     used: set[str] = field(default_factory=set[str])
     strays: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Other fields there, which are not read."""
+    """Other fields there, which are not used."""
     found: list[Problem] = field(default_factory=list[Problem])
 
 
 def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
-    """Return which parts of a message are trained. `text` is the message's own text. Only answers are
-    trained: a field that asks to train another message is an error, and one that excludes it repeats the
+    """Return which parts of a message to train on. `text` is the message's own text. Training uses only
+    answers: a field that selects another message is an error, and one that excludes it repeats the
     default."""
     read = Loss()
     flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
@@ -59,8 +60,8 @@ def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
         wanted += ["train_detail"] * bool(spans)
         if wanted:
             said = (
-                f"{wanted[0]} marks a {str(role)[:20]} message for training; only assistant messages "
-                "can be trained"
+                f"{wanted[0]} marks a {str(role)[:20]} message for training, but only assistant "
+                "messages can be trained on"
             )
             read.found.append(problem("lost-meaning", said, field=f"{place}.{wanted[0]}"))
         return read
@@ -87,7 +88,7 @@ def _detailed(item: dict[str, Any], text: str, place: str, read: Loss) -> Spans 
         read.strays |= {f"train_detail.{name}": part[name] for name in part.keys() - _DETAIL}
         begin, end, trained = (part.get(name) for name in ("begin_offset", "end_offset", "train"))
         if not (isinstance(begin, int) and isinstance(end, int) and isinstance(trained, bool)):
-            message = "train_detail must hold {begin_offset, end_offset, train}"
+            message = "train_detail must contain {begin_offset, end_offset, train}"
             read.found.append(problem("bad-weight", message, field=f"{place}.train_detail"))
             return None
         if not 0 <= begin <= end < max(1, len(text)):
@@ -100,7 +101,7 @@ def _detailed(item: dict[str, Any], text: str, place: str, read: Loss) -> Spans 
 
 
 def joined(spans: Iterable[tuple[int, int]]) -> Spans:
-    """Sort the spans and merge those that touch."""
+    """Sort the spans and merge adjacent ones."""
     made: Spans = []
     for begin, end in sorted(spans):
         if begin >= end:
@@ -113,7 +114,7 @@ def joined(spans: Iterable[tuple[int, int]]) -> Spans:
 
 
 def spans_of(pieces: Iterable[tuple[str, bool]]) -> tuple[str, Spans]:
-    """Join the pieces and return the text with the spans of those that are trained."""
+    """Join the pieces. Returns the text and the spans to train on."""
     text, spans = "", Spans()
     for piece, trained in pieces:
         if trained:
@@ -143,7 +144,7 @@ def images_of(row: dict[str, Any]) -> list[Any]:
 
 def place(messages: Sequence[ChatMessage], held: Sequence[Any]) -> list[Problem]:
     """Fill the image placeholders in `messages` with the images, in order. It is an error if their numbers
-    differ, because it is then unknown which image belongs where."""
+    differ, because the place of each image is then unknown."""
     urls = [_url(item) for item in held]
     if None in urls:
         return [
@@ -156,7 +157,11 @@ def place(messages: Sequence[ChatMessage], held: Sequence[Any]) -> list[Problem]
         first.content = [*(Part(type="image_url") for _ in urls), *_parts(first)]
     elif (count := sum(m.text.count(MARK) + _places(m) for m in marked)) != len(urls):
         return [
-            problem("bad-image", f"{len(urls)} images for {count} placeholders in the text", field="images")
+            problem(
+                "bad-image",
+                f"the text has {count} image placeholders, but there are {len(urls)} images",
+                field="images",
+            )
         ]
     waiting = iter(cast("list[str]", urls))
     for m in messages:
@@ -235,9 +240,9 @@ _NOTES = frozenset(
 
 
 def strays(item: Mapping[str, Any], known: Container[str], place: str) -> Item:
-    """Return the fields of an object that its reader doesn't know, with `place` in front of their names.
-    The message that the object is part of can carry them under these names, so that the message's reader
-    reports them."""
+    """Return the fields of an object that its reader doesn't know, with `place` in front of their names. The
+    message that contains the object can carry them under these names, so that the message's reader reports
+    them."""
     unread = {name: value for name, value in item.items() if name not in known and name not in _NOTES}
     return {f"{place}{name}": value for name, value in unread.items() if value not in (None, [], {}, "")}
 
@@ -380,21 +385,22 @@ def text_of(content: Any) -> str | None:
 
 Row = dict[str, Any]
 Read = tuple[Example | None, list[Problem]]
-"""The example (`None` when the row is unusable) and the row's problems."""
+"""The example (`None` if the row is unusable) and the row's problems."""
 
 
 @dataclass(frozen=True)
 class RowFormat:
-    """A row format. `fits` checks only the names and types of the fields; `read` reports everything else."""
+    """A row format. `fits` only checks the names and types of the fields, and `read` reports everything
+    else."""
 
     name: str
     kind: Kind
     fields: frozenset[str]
-    """Fields that `read` uses. Others are reported as unused. None: all are used."""
+    """Fields that `read` uses. Other fields are reported as unused. `None` means that all are used."""
     fits: Callable[[Row], bool]
     read: Callable[[Row], Read]
     notes: frozenset[str] = frozenset()
-    """Fields that its writers use for labels, which are reported as unused if they contain more."""
+    """Fields that writers of this format use for labels. They are reported as unused if they contain more."""
 
 
 def named(fields: str) -> frozenset[str]:

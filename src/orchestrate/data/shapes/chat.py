@@ -33,8 +33,8 @@ _ONE, _SEVERAL = decoding.decoder(_Call), decoding.decoder(list[_Call])
 
 
 def tagged(text: str, tag: str) -> tuple[list[str], str]:
-    """Return the content between each pair of tags, and the text without them. It uses no regular
-    expression, whose time would grow with the square of the length of a hostile text."""
+    """Return the content between each pair of tags, and the text without them. It uses no regular expression,
+    because a hostile text could make one take quadratic time."""
     inside: list[str] = []
     before, *pieces = text.split(f"<{tag}>")
     rest = [before]
@@ -48,8 +48,8 @@ def tagged(text: str, tag: str) -> tuple[list[str], str]:
 
 
 def calls_in(said: str) -> str | None:
-    """Return the tool calls in a text as a JSON list. Returns `None` when the text has none, or one that
-    can't be parsed: the text then stays as it is."""
+    """Return the tool calls in a text as a JSON list. Returns `None` if the text has none, or one that can't
+    be parsed; the text then stays unchanged."""
     written, _ = tagged(said, "tool_call")
     calls = [_as_json(call) for call in written]
     return f"[{','.join(call for call in calls if call)}]" if calls and all(calls) else None
@@ -156,7 +156,7 @@ class _Wrapped(msgspec.Struct):
 
 _FIELDS = frozenset(ChatMessage.__struct_fields__)
 REASONING = ("reasoning", "reasoning_content", "thinking")
-"""Names of an answer's reasoning field."""
+"""Names of the field with an answer's reasoning."""
 _ALIASES = {
     "human": "user",
     "gpt": "assistant",
@@ -188,7 +188,7 @@ def message(role: str, text: str) -> ChatMessage:
 def messages_from(value: Any, place: str) -> tuple[list[ChatMessage], list[Problem]]:
     """Convert a list of objects to canonical messages. A message with problems is reported and left out."""
     if not isinstance(value, list):
-        text = "text, which must be JSON" if isinstance(value, str) else "not a list of messages"
+        text = "text that is not JSON" if isinstance(value, str) else "not a list of messages"
         return [], [problem("bad-message", f"{place} is {text}", field=place)]
     messages: list[ChatMessage] = []
     found: list[Problem] = []
@@ -288,8 +288,8 @@ def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
 
 
 def unread(item: dict[str, Any], known: Container[str], place: str) -> list[Problem]:
-    """Report the fields of a message or turn that are not read. A field whose loss would change what is
-    taught is an error."""
+    """Report the fields of a message or turn that are not used. Losing a field that changes what is taught is
+    an error."""
     left = strays(item, known, "")
     for call in (item.get("function_call"), *_items(item.get("tool_calls"))):
         if isinstance(call, dict):
@@ -299,7 +299,7 @@ def unread(item: dict[str, Any], known: Container[str], place: str) -> list[Prob
     found: list[Problem] = []
     for name in sorted(left):
         if (meaning := meaning_of(name, left[name])) is not None:
-            message_ = f"{name} is ignored there: {meaning} would be lost"
+            message_ = f"{name} is ignored there, so {meaning} would be lost"
             found.append(problem("lost-meaning", message_, field=place))
             del left[name]
     if left:
@@ -331,7 +331,7 @@ def _content_problem(content: Any, place: str) -> Problem | None:
             return problem("bad-content", message, field=f"{place}.content[{j}]")
         named = cast("dict[str, Any]", part)
         if "image_url" in named and kind == "image_url" and not isinstance(named["image_url"], dict):
-            message = "image_url is not an object; write {url: ...} (--fix does if it is a URL)"
+            message = "image_url is not an object; write {url: ...} (--fix converts it if it is a URL)"
             return problem("bad-content", message, field=f"{place}.content[{j}].image_url")
     return None
 
@@ -375,19 +375,21 @@ def _tool_call_problems(fields: dict[str, Any], place: str) -> list[Problem]:
 
 
 def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[Problem]]:
-    """Return the row's `tools` (or the retired `functions`), given as a list or as the JSON text of one."""
+    """Return the row's `tools` (or the retired `functions`), given as a list or as JSON text."""
     tools: Any = row.get("tools")
     found: list[Problem] = []
     if tools is None and isinstance(row.get("functions"), list):
         tools = [{"type": "function", "function": function} for function in row["functions"]]
         found.append(problem("legacy-functions", field="functions"))
     elif row.get("functions") and tools != row["functions"]:
-        found.append(problem("lost-meaning", "functions is ignored when tools is present", field="functions"))
+        found.append(
+            problem("lost-meaning", "functions is ignored because tools is present", field="functions")
+        )
     if isinstance(tools, str):
         try:
             tools = rows.decode(tools) if tools.strip() else None
         except (msgspec.DecodeError, RecursionError):
-            return None, [problem("bad-tools", "tools is text but not JSON", field="tools")]
+            return None, [problem("bad-tools", "tools is a string but not valid JSON", field="tools")]
     if tools is None:
         return None, found
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in cast("list[Any]", tools)):
@@ -396,7 +398,7 @@ def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[P
     wrapped = [_with_object(_wrapped(tool), seen) for tool in cast("list[dict[str, Any]]", tools)]
     read = cast("list[dict[str, Any]]", _json_types(wrapped, seen))
     if seen:
-        message = f"tool types are read as JSON Schema types: {', '.join(sorted(seen))}"
+        message = f"tool types are treated as JSON Schema types: {', '.join(sorted(seen))}"
         found.append(problem("python-types", message, field="tools"))
     return read, found
 

@@ -162,7 +162,7 @@ def _gemini_tools(row: Row) -> tuple[list[Row] | None, list[Problem]]:
         if not isinstance(declared, list) or not all(
             isinstance(d, dict) for d in cast("list[Any]", declared)
         ):
-            return None, [problem("bad-tools", "only function declarations are read", field="tools")]
+            return None, [problem("bad-tools", "only function declarations are used", field="tools")]
         left |= strays(cast("Row", group), {"function_declarations"}, "tools.")
         for each in cast("list[Row]", declared):
             left |= strays(each, _DECLARED, "function_declarations.")
@@ -196,7 +196,7 @@ def _gemini_preference(row: Row) -> Read:
     given = [cast("Row", c) if isinstance(c, dict) else {} for c in cast("list[Any]", row["completions"])]
     ranked = sorted(given, key=lambda c: -(c["score"] if isinstance(c.get("score"), int | float) else 0))
     if len(ranked) != 2 or ranked[0].get("score") == ranked[1].get("score"):
-        message = "completions holds two answers with different scores"
+        message = "completions must contain two answers with different scores"
         return None, [*found, problem("bad-message", message, field="completions")]
     sides: list[Any] = []
     for side in ranked:
@@ -256,7 +256,7 @@ def _bedrock_tools(config: Any) -> tuple[list[Row], list[Problem]]:
     for item in cast("list[Any]", given or []):
         spec: Any = cast("Row", item).get("toolSpec") if isinstance(item, dict) else None
         if not isinstance(spec, dict):
-            return [], [problem("bad-tools", "only tools with a toolSpec are read", field="toolConfig")]
+            return [], [problem("bad-tools", "only tools with a toolSpec are used", field="toolConfig")]
         named = cast("Row", spec)
         left |= strays(cast("Row", item), {"toolSpec"}, "tools.")
         left |= strays(named, {"name", "description", "strict", "inputSchema"}, "toolSpec.")

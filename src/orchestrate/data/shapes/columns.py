@@ -70,7 +70,7 @@ def _ranked(row: Row) -> Read:
             for (said, _), v in zip(scored, values, strict=True)
         ]
     if any(said is None or score is None for said, score in scored) or len(scored) < 2:
-        message_ = f"{place} must hold at least two answers, each with a text and a score"
+        message_ = f"{place} must contain at least two answers, each with a text and a score"
         return None, [problem("bad-message", message_, field=place)]
     ordered = sorted(cast("list[tuple[str, float]]", scored), key=lambda each: -each[1])
     if ordered[0][1] == ordered[-1][1]:

@@ -31,8 +31,8 @@ def as_list(value: Any) -> list[Any]:
 
 
 def parsed(value: Any) -> Any:
-    """Parse JSON that was recorded as text, if it stands for an object or a list. Other values are
-    returned unchanged."""
+    """Parse JSON that was recorded as text, if it contains an object or a list. Returns other values
+    unchanged."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
         return value
     try:
@@ -79,7 +79,7 @@ _CUT = {
 
 
 def ended(*reasons: Any) -> list[Problem]:
-    """Return an error when an answer did not end on its own."""
+    """Return an error if an answer was cut off."""
     said = [reason for reason in reasons if isinstance(reason, str) and reason.lower() in _CUT]
     return [_unlike(_CUT[reason.lower()], reason) for reason in said[:1]]
 
@@ -112,12 +112,12 @@ def _ended_response(response: Row) -> list[Problem]:
 
 
 def read_stored(row: Row) -> Read:
-    """Read a stored completion with the messages of its request, which are beside it or in `request`."""
+    """Read a stored completion with the messages of its request, which are next to it or in `request`."""
     request, found = _within(row, "request", {"messages", "tools"})
     response, wrong = _within(row, "response", {"choices"})
     asked = as_list(row.get("messages") or row.get("input_messages") or request.get("messages"))
     if not asked:
-        message = "the row has an answer but no prompt: join each completion with its messages"
+        message = "the row has an answer but no prompt: add each completion's messages to its row"
         return None, [problem("no-messages", message, field="messages")]
     asked = [{n: v for n, v in as_row(m).items() if v is not None and n != "id"} for m in asked]
     answer = first_choice(response)
@@ -126,8 +126,8 @@ def read_stored(row: Row) -> Read:
 
 
 def logged_request(row: Row) -> Row:
-    """Return the request that LiteLLM's proxy received: the body as it came, or in older logs the body
-    wrapped with its headers."""
+    """Return the request that LiteLLM's proxy received: the unchanged body or, in older logs, the body
+    together with its headers."""
     request = as_row(parsed(row.get("proxy_server_request")))
     return as_row(request.get("body")) or request
 
@@ -149,13 +149,13 @@ def several(held: Row, name: str) -> list[Problem]:
 
 
 def read_responses(row: Row) -> Read:
-    """Read the input and output items of a Response. A `previous_response_id` is a problem: it points to
-    turns that are not in the row."""
+    """Read the input and output items of a Response. A `previous_response_id` is a problem, because it refers
+    to turns that are not in the row."""
     read = {"input", "output", "instructions", "tools", "previous_response_id"}
     request, found = _within(row, "request", read)
     response, wrong = _within(row, "response", read)
     if response.get("previous_response_id"):
-        message = "the turns that previous_response_id refers to are not in the row"
+        message = "the row does not contain the turns that previous_response_id refers to"
         return None, [problem("no-messages", message, field="previous_response_id")]
     given: Any = request.get("input")
     items: list[Any] = [{"role": "user", "content": given}] if isinstance(given, str) else as_list(given)
@@ -163,7 +163,7 @@ def read_responses(row: Row) -> Read:
     if system := request.get("instructions", response.get("instructions")):
         messages.append({"role": "system", "content": system})
     if request.get("conversation") or response.get("conversation"):
-        message = "earlier turns of the conversation, if any, are not in the row"
+        message = "the row does not contain earlier turns of the conversation, if there are any"
         wrong.append(problem("extra-fields", message, field="conversation"))
     thought: list[str] = []
     left: Row = {}
@@ -237,7 +237,7 @@ REQUEST = frozenset(
         "prompt_cache_retention", "max_completion_tokens", "n", "stop", "stream",
     }
 )  # fmt: skip
-"""Parameters of a request and metadata of an answer. None of it is trained."""
+"""Parameters of a request and metadata of an answer, which training never uses."""
 NOTES = frozenset({"metadata", "child_runs", "observations"})
 """Fields with labels or other calls, which are reported if they contain text."""
 _SPEND = frozenset(
@@ -357,14 +357,14 @@ def _ended_message(value: Any) -> list[Problem]:
 
 
 class ExportedMessages:
-    """Reads the messages of an input or an output. `found` has the problems of everything else in them."""
+    """Reads the messages of an input or an output. `found` has the problems of everything else in it."""
 
     def __init__(self, role: str, names: tuple[str, ...], used: Iterable[str] = ()) -> None:
         self._role, self._names, self._used = role, names, used
         self.found: list[Problem] = []
 
     def turns(self, value: Any, place: str) -> list[Row] | None:
-        """Return the messages, or `None` when the value holds something else."""
+        """Return the messages, or `None` if the value contains something else."""
         if isinstance(value, str):
             return [{"role": self._role, "content": value}]
         if isinstance(value, list):
@@ -427,7 +427,7 @@ def _recorded(asked: str, answered: tuple[str, ...], row: Row) -> Read:
     if prompt is None or answer is None:
         place, held = (asked, given) if prompt is None else (name, given_answer)
         shown = ", ".join(sorted(as_row(held))[:6]) or type(held).__name__
-        message = f"{place} contains neither messages nor text under a known name ({shown})"
+        message = f"{place} contains neither messages nor text in a known field ({shown})"
         return None, [problem("bad-message", message, field=place)]
     if (system := as_row(given).get("system")) is not None:
         if (said := text_of(system)) is None:
@@ -569,7 +569,7 @@ def _logged(row: Row) -> Read:
 
 
 BATCH_REQUESTS = "batch_request"
-"""The field of a result that contains its request after they are joined."""
+"""Field of a result that contains its request after they are joined."""
 
 
 def batch_answer(row: Row) -> Row | None:
@@ -596,12 +596,12 @@ def _batch(row: Row) -> Read:
     if answer is None:
         error = as_row(row.get("error")) or as_row(as_row(row.get("result")).get("error"))
         inner = as_row(error.get("error")) or error
-        why = inner.get("message") or as_row(row.get("result")).get("type") or "it has no answer"
+        why = inner.get("message") or as_row(row.get("result")).get("type") or "the row has no answer"
         return None, [problem("bad-message", f"the request failed: {str(why)[:80]}", field="custom_id")]
     request = as_row(row.get(BATCH_REQUESTS))
     if not request:
         message = "the row has only the answer; the prompt is in the batch's input file"
-        fix = "orchestrate data convert FILE --requests REQUESTS --to BACKEND  joins them by custom_id"
+        fix = "to join them by custom_id: orchestrate data convert FILE --requests REQUESTS --to BACKEND"
         return None, [replace(problem("no-messages", message, field="custom_id"), fix=fix)]
     return exchange(request, answer, "response")
 

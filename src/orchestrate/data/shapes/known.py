@@ -119,7 +119,7 @@ def _alpaca(row: Row) -> Read:
             turns += [("user", str(said[0])), ("assistant", str(said[1]))]
         else:
             return None, [
-                problem("bad-message", "history must hold pairs of question and answer", field="history")
+                problem("bad-message", "history must contain pairs of question and answer", field="history")
             ]
     asked, wrong = preferences.instructed(row)
     if wrong is not None:
@@ -131,7 +131,7 @@ def _text(row: Row) -> Read:
     try:
         spans = decoding.convert(row.get("loss_spans"), list[tuple[int, int]] | None)
     except msgspec.ValidationError:
-        message_ = "loss_spans must hold pairs of numbers"
+        message_ = "loss_spans must contain pairs of numbers"
         return None, [problem("bad-weight", message_, field="loss_spans")]
     return TextExample(text=row["text"], loss_spans=spans), []
 
@@ -163,7 +163,7 @@ _NOTES = frozenset(
 
 
 def reference(fields: Row) -> Row:
-    """Return the fields of an RL row that a grader may compare with."""
+    """Return the fields of an RL row that a grader may use for comparison."""
     return {name: value for name, value in fields.items() if name.lower() not in _NOTES}
 
 
@@ -335,24 +335,24 @@ WRITTEN: dict[Kind, str] = {
     "text": "text",
     "rl": "rft",
 }
-"""The format of canonical rows, which `split`, `dedupe` and `check --fix` write."""
+"""Format of canonical rows, which `split`, `dedupe` and `check --fix` write."""
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
 def recognise(row: Row) -> RowFormat | None:
-    """Return the first shape that the row fits. Shapes are ordered from the most to the least specific."""
+    """Return the first format that the row matches. Formats are ordered from most to least specific."""
     return next((shape for shape in SHAPES if shape.fits(row)), None)
 
 
 class RecognizedRow(NamedTuple):
-    """What a format reads from a row."""
+    """The parts of a row that a format uses."""
 
     example: Example | None
     problems: list[Problem]
     unread: Mapping[str, Any] = MappingProxyType({})
-    """Columns with values that are not read."""
+    """Columns with values that are not used."""
     other: str | None = None
-    """The name of the row's actual format, if it is a different one."""
+    """Name of the row's actual format, if it is a different one."""
 
 
 def _is_meant(row: Row, shape: RowFormat) -> bool:
@@ -383,7 +383,7 @@ def read(row: Row, shape: RowFormat) -> RecognizedRow:
             return RecognizedRow(
                 None, [problem("unknown-format", f"the fields {names} match no known format")]
             )
-        found = [problem("mixed-format", f"the row is {other.name}, the file is {shape.name}")]
+        found = [problem("mixed-format", f"the row is {other.name}, but the file is {shape.name}")]
         return RecognizedRow(None, found, other=other.name)
     example, found = shape.read(row)
     unread = _unread(row, shape)
@@ -421,18 +421,18 @@ _LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "ch
 
 
 def advice(path: str, row: Mapping[str, Any]) -> str:
-    """Suggest to the user how to read a file of unknown format, given one of its rows."""
+    """Suggest how to read a file of unknown format, given one of its rows."""
     for name, value in row.items():
         rows = cast("list[Any]", value) if isinstance(value, list) else []
         if rows and isinstance(rows[0], dict) and recognise(cast("dict[str, Any]", rows[0])) is not None:
-            return f"the rows are inside the field {name}: jq -c '.{name}[]' {path} > rows.jsonl"
+            return f"the rows are nested in the field {name}: jq -c '.{name}[]' {path} > rows.jsonl"
     mapped = guessed(row) or {"question": "COLUMN", "answer": "COLUMN"}
     named = shlex.quote(",".join(f"{name}={column}" for name, column in mapped.items()))
     return f"name the columns: --map {named}"
 
 
 def guessed(row: Mapping[str, Any]) -> dict[str, str] | None:
-    """Guess the column of each field from common column names. Returns `None` when no column has such a
+    """Guess the column of each field from common column names. Returns `None` if no column has such a
     name."""
     texts = {name: value for name, value in row.items() if isinstance(value, str)}
     lists = {name: cast("list[Any]", value) for name, value in row.items() if isinstance(value, list)}

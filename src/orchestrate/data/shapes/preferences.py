@@ -40,7 +40,7 @@ from orchestrate.types import Problem, Severity
 
 
 SYSTEM = ("system", "system_prompt")
-"""Columns that contain a row's system prompt. OpenOrca uses the second."""
+"""Columns that contain a row's system prompt. OpenOrca uses the second one."""
 _ANSWERS = ("observation", "tool", "function_response", "tool_response")
 
 
@@ -57,14 +57,16 @@ def sharegpt(row: dict[str, Any]) -> tuple[ChatExample | None, list[Problem]]:
 
 
 def with_system(row: dict[str, Any], messages: list[ChatMessage], found: list[Problem]) -> list[ChatMessage]:
-    """Return `messages` after the row's own system text, if the row has one that they don't begin with. A
-    system text that is not text is added to `found`."""
+    """Return `messages` after the row's own system text, if the row has one and they don't begin with it. A
+    system value that is not text is added to `found`."""
     names = [name for name in SYSTEM if row.get(name)]
     if not names:
         return messages
     name = names[0]
     if any(row[other] != row[name] for other in names):
-        found.append(problem("lost-meaning", f"{names[1]} is ignored when {name} is present", field=names[1]))
+        found.append(
+            problem("lost-meaning", f"{names[1]} is ignored because {name} is present", field=names[1])
+        )
     system = text_of(row[name])
     if system is None:
         found.append(problem("bad-content", f"{name} is not text", field=name))
@@ -150,7 +152,7 @@ Pair = tuple[PreferenceExample | None, list[Problem]]
 
 
 def explicit(row: dict[str, Any]) -> Pair:
-    """Read a pair whose `prompt` is beside both answers."""
+    """Read a pair whose `prompt` is stored next to both answers."""
     prompt, found = side(row["prompt"], "user", "prompt")
     return _answered(row, prompt, found)
 
@@ -161,8 +163,8 @@ def implicit(row: dict[str, Any]) -> Pair:
         shared = _shared_text(row["chosen"], row["rejected"])
         if not shared.strip():
             message_ = (
-                "the two conversations start differently, so they share no prompt; name its column: "
-                "--map prompt=COLUMN"
+                "the two conversations have different beginnings, so they share no prompt; name "
+                "the prompt's column: --map prompt=COLUMN"
             )
             return None, [problem("no-messages", message_, field="prompt")]
         prompt = [message("user", shared)]
@@ -284,7 +286,7 @@ def _transcript(text: str) -> list[ChatMessage]:
 # shapes of TRL, and those of LLaMA-Factory: a conversation of OpenAI, ShareGPT or Alpaca beside a tag.
 
 TAGS = frozenset({"label", "kto_tag"})
-"""Fields that contain the label. Training on all answers of such rows would teach the bad ones."""
+"""Fields that contain the label. Training on all answers in such rows would teach the bad ones."""
 
 
 def is_trl(row: Row) -> bool:
@@ -311,7 +313,7 @@ def is_alpaca(row: Row) -> bool:
 
 
 def has_fields(row: Row, fields: frozenset[str]) -> bool:
-    """Return whether a row has a label, whatever its value, and the answer of a shape with these fields."""
+    """Return whether a row has a label with any value, and the answer of a format with these fields."""
     if not row.keys() & TAGS:
         return False
     if "output" in fields:
@@ -389,7 +391,7 @@ def _label(row: Row) -> tuple[bool, list[Problem]]:
     if isinstance(value, bool):
         return value, []
     shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
-    return False, [problem("bad-label", f"the label is {shown}, not true or false", field=name)]
+    return False, [problem("bad-label", f"the label is {shown}, but must be true or false", field=name)]
 
 
 # A row that is only asked about: its prompt, be there an answer or not.

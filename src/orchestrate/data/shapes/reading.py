@@ -45,20 +45,20 @@ _NONE: Mapping[str, Any] = {}
 
 
 class ReadRow(msgspec.Struct, frozen=True, gc=False):
-    """One row after reading. `example` is `None` when the row has an error and is left out of all outputs."""
+    """One row after reading. `example` is `None` if the row has an error, and no output includes the row."""
 
     example: Example | None
     traits: int = 0
     problems: Sequence[Problem] = ()
     other: str | None = None
-    """The row's format, if it is not the file's."""
+    """Format of the row, if it differs from the file's."""
     unread: Mapping[str, Any] = _NONE
-    """Columns with values that are not read."""
+    """Columns with values that are not used."""
 
 
 @dataclass(frozen=True)
 class RowReading:
-    """How the rows of a file are read: the format, and the column mapping applied first (field name to
+    """How to read the rows of a file: the format, and the column mapping to apply first (field name to
     column)."""
 
     format: str
@@ -69,8 +69,8 @@ class RowReading:
         return known.BY_NAME[self.format]
 
     def read(self, line: bytes) -> ReadRow:
-        """Read the row in one line of JSON, with or without its line ending. Never raises because of what
-        a line contains."""
+        """Read the row in one line of JSON, with or without its line ending. Never raises an error because of
+        the line's content."""
         decoder = None if self.columns else _STRICT.get(self.format)
         if decoder is not None:
             try:
@@ -104,7 +104,7 @@ def _is_unnumbered(example: ChatExample) -> bool:
 
 
 def row_of(value: dict[str, Any], shape: known.RowFormat) -> ReadRow:
-    """Build the row of an object, whatever it was read from."""
+    """Build the row of an object, no matter what it was read from."""
     example, found, unread, other = known.read(value, shape)
     if example is None:
         return ReadRow(None, 0, found, other, unread)
@@ -120,8 +120,8 @@ def _row(example: Example, traits: int, found: list[Problem], unread: Mapping[st
 
 
 def renamed(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """Rename each mapped column to the field it is mapped to. Other columns keep their names. A field
-    mapped to no column is dropped, so that it is not read."""
+    """Rename each mapped column to the field it is mapped to. Other columns keep their names. A field mapped
+    to no column is dropped and therefore not used."""
     if not columns:
         return row
     taken = {column or wanted for wanted, column in columns}
@@ -136,7 +136,7 @@ def parse(line: bytes) -> tuple[Any, Problem | None]:
     except RecursionError:
         return None, problem("too-deep")
     except UnicodeDecodeError as error:
-        return None, problem("encoding", f"byte {error.start + 1} of a text is not UTF-8")
+        return None, problem("encoding", f"byte {error.start + 1} of a text is not valid UTF-8")
     except msgspec.DecodeError as error:
         return None, _why_not_json(line, str(error))
 
@@ -147,7 +147,7 @@ def _why_not_json(line: bytes, reason: str) -> Problem:
         text = line.decode()
         value = json.loads(text, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
-        return problem("encoding", f"byte {error.start + 1} of the line is not UTF-8")
+        return problem("encoding", f"byte {error.start + 1} of the line is not valid UTF-8")
     except RecursionError:
         return problem("too-deep")
     except json.JSONDecodeError as error:
@@ -160,7 +160,7 @@ def _why_not_json(line: bytes, reason: str) -> Problem:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON; write a number or null")
+    raise ValueError(f"{name} is not valid JSON; use a number or null")
 
 
 def _names(line: bytes) -> int:
@@ -192,7 +192,7 @@ def _fields(row: dict[str, Any]) -> int:
 
 
 def repeated_keys(line: bytes) -> list[Problem]:
-    """Return a problem when an object in the line names a field twice. Slow, so call it only for lines
+    """Return a problem if an object in the line contains a field twice. It is slow, so call it only for lines
     that may."""
     names: list[str] = []
 
@@ -203,7 +203,7 @@ def repeated_keys(line: bytes) -> list[Problem]:
         json.loads(line, object_pairs_hook=pairs)
     except (ValueError, RecursionError):
         return []
-    return [problem("duplicate-key", f"{names[0]!r} occurs twice; the last one is used")] if names else []
+    return [problem("duplicate-key", f"{names[0]!r} appears twice; the last one is used")] if names else []
 
 
 def _holds_surrogate(value: Any) -> bool:
@@ -221,7 +221,7 @@ def _named(value: object) -> str:
 
 
 def canonical(example: Example) -> bytes:
-    """Return the bytes that the digest is computed from: every field that is set, with the keys of
+    """Return the bytes that the digest is computed from, which are all fields that are set, with the keys of
     free-form objects sorted."""
     return _canonical(example)
 
@@ -239,8 +239,8 @@ def json_bytes(example: Example) -> int:
 
 
 def canonical_prompt(example: Example) -> bytes:
-    """Return the canonical bytes of what comes before the answer. Rows with equal prompts and different
-    answers contradict one another."""
+    """Return the canonical bytes of everything before the answer. Rows with equal prompts and different
+    answers contradict each other."""
     match example:
         case ChatExample():
             return _canonical((example.messages[:-1], example.tools))
@@ -255,9 +255,9 @@ def canonical_prompt(example: Example) -> bytes:
 
 
 def canonical_answered(example: UnpairedExample | PreferenceExample | RLExample) -> bytes:
-    """Return the canonical bytes of everything but the judgment (the label, or which of both answers is
-    preferred). Different rows that are equal in it contradict one another. For an RL row, this is the
-    prompt with what a grader compares with."""
+    """Return the canonical bytes of everything except the judgment (the label, or which answer is preferred).
+    Rows contradict each other if only their judgments differ. For an RL row, this is the prompt with the
+    values that a grader uses for comparison."""
     match example:
         case UnpairedExample():
             return _canonical((example.prompt, example.completion, example.tools))
@@ -286,8 +286,8 @@ def last_answer(example: Example) -> str:
 
 
 def answers(example: Example) -> str:
-    """Return all text to learn, joined by blank lines: for a pair the preferred side, and nothing for an
-    unpaired answer that is to be avoided."""
+    """Return all text to learn, joined by blank lines. For a pair, this is the preferred side; for an
+    undesirable answer, it is empty."""
     match example:
         case ChatExample():
             said = [m.text for m in example.messages if m.role == "assistant" and m.weight != 0]

@@ -52,7 +52,7 @@ MEANING = {
     **dict.fromkeys(("role", "parent_id"), "the speaker (--thread groups such rows)"),
     **dict.fromkeys(("reasoning", "reasoning_content", "thinking"), "the thinking"),
 }
-"""Columns without which a row teaches something else, whatever the format."""
+"""Columns that change what a row teaches, in any format."""
 _JUDGES = frozenset(
     {
         "label", "rating", "vote", "score", "reward", "quality", "grade", "verdict", "judgement", "judgment",
@@ -92,7 +92,7 @@ _CLASSES = frozenset({"label", "labels", "label_text", "target", "category", "se
 
 
 def verdict_of(value: Any) -> bool | None:
-    """Return whether a label calls its answer good, or `None` when it says something else."""
+    """Return whether a label marks its answer as good, or `None` if it has another meaning."""
     return _VERDICTS.get(_plain(value)) if isinstance(value, str | int | float) else None
 
 
@@ -101,7 +101,7 @@ def _plain(value: Any) -> str:
     return "".join(c for c in text if c not in "_- :") if any(map(str.isalpha, text)) else text
 
 
-_LOSS = "what is to carry loss"
+_LOSS = "which tokens count in the loss"
 _SIGNS: dict[str, tuple[bool, str]] = {
     **dict.fromkeys(("masked", "mask", "ignore", "skip", "no_loss"), (True, _LOSS)),
     **dict.fromkeys(
@@ -130,7 +130,7 @@ def _sign_of(name: str, value: Any) -> str | None:
 
 
 def meaning_of(name: str, value: Any) -> str | None:
-    """Return what would be lost without a column or a field, or `None` for one that teaches nothing."""
+    """Return what would be lost without a column or a field, or `None` if it teaches nothing."""
     name = name.rpartition(".")[2].lower()
     if (sign := _sign_of(name, value)) is not None:
         return sign
@@ -142,8 +142,8 @@ def meaning_of(name: str, value: Any) -> str | None:
 
 
 def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozenset[str]) -> list[Problem]:
-    """Return the problems of the columns in `unread` that change what is taught. An unread part of the
-    prompt is an error beside a prompt given as one text, unless that text contains it."""
+    """Return the problems of the columns in `unread` that change what is taught. An unused part of the prompt
+    is an error if the prompt is given as one text that does not contain it."""
     found: list[Problem] = []
     asked = "\n".join(row[n] for n in sorted(_ASKED & used & row.keys()) if isinstance(row[n], str))
     for name, value in sorted(unread.items()):
@@ -154,22 +154,22 @@ def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozens
         elif used == _TEXT and name in _CLASSES:
             found.append(_unanswered(name, value))
         elif (meaning := meaning_of(name, value)) is not None and not _is_answer(value, row):
-            message = f"{name} is not read in rows of this format: {meaning} would be lost"
-            fix = f"--ignore {quote(name)} trains without it"
+            message = f"{name} is not used in rows of this format, so {meaning} would be lost"
+            fix = f"train without it: --ignore {quote(name)}"
             if verdict_of(value) is not None:
-                fix = f"--map {quote(f'label={name}')} reads it as KTO's label; {fix}"
+                fix = f"use it as KTO's label: --map {quote(f'label={name}')}; {fix}"
             elif name.startswith("sample_weight"):
-                fix = f"in conversations --map weight={name} reads it; {fix}"
+                fix = f"in conversations, use it with --map weight={name}; {fix}"
             found.append(replace(problem("lost-meaning", message, field=name), fix=fix))
     return found
 
 
 def _unanswered(name: str, value: Any) -> Problem:
-    message = f"{name} is not used next to plain text: training would see the text without its answer"
-    read = f"--map question=text,answer={name} uses it as the answer"
+    message = f"{name} is not used next to plain text, so training would use the text without its answer"
+    read = f"to use it as the answer: --map question=text,answer={name}"
     if not isinstance(value, str):
-        read = f"replace each class number by its name, then {read}"
-    fix = f"{read}; --ignore {name} trains on the text alone"
+        read = f"replace each class number with its name, then {read}"
+    fix = f"{read}; to train on the text alone: --ignore {name}"
     return replace(problem("lost-meaning", message, field=name), fix=fix)
 
 
@@ -208,7 +208,7 @@ def holds_prose(value: Any) -> bool:
 
 
 SPLITS = frozenset({"split", "dataset_split", "data_split", "subset", "fold"})
-"""Columns that say what a row is for."""
+"""Columns that assign a row to a split."""
 _HELD_OUT = {
     **dict.fromkeys(("test", "testing", "heldout", "holdout", "eval", "evaluation"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "development"), "validation"),
@@ -225,7 +225,7 @@ _KEPT = {"is_test": "test", "is_eval": "test", "is_validation": "validation"}
 
 
 def kept_for(name: str, value: Any) -> str | None:
-    """Return the split (test or validation) that a row is held out for, if a column says so."""
+    """Return the split (test or validation) that a row is held out for, according to a column."""
     if name == "metadata" and isinstance(value, dict):
         held = cast("dict[str, Any]", value)
         return next((split for n in sorted(held) if (split := kept_for(n, held[n]))), None)
@@ -236,25 +236,25 @@ def kept_for(name: str, value: Any) -> str | None:
 
 MOST_VALUES = 8
 MOST_COLUMNS = 200
-"""The number of unread columns reported separately per file. Further ones are reported under one name."""
+"""Number of unused columns reported separately per file. The others are reported under one name."""
 
 
 @dataclass
 class UnreadColumn:
-    """What an unread column contains in the rows of a file."""
+    """What an unused column contains in the rows of a file."""
 
     rows: int = 0
     """Rows with a value."""
     own: int = 0
-    """Rows with text that no used column contains."""
+    """Number of rows with text that no used column contains."""
     values: set[int] = field(default_factory=set[int])
-    """Hashes of some of the values. A single one means that every row has the same value."""
+    """Hashes of some of the values. If there is only one, every row has the same value."""
 
     held_out: Counter[str] = field(default_factory=Counter[str])
-    """For a column of `SPLITS`: the number of rows for test or validation."""
+    """For a column in `SPLITS`, the number of rows for test or validation."""
 
     def note(self, name: str, value: Any, seen: str) -> None:
-        """Record a value of the column. `seen` is the text of the row that is read."""
+        """Record a value of the column. `seen` is the text of the row that is used."""
         if (split := kept_for(name, value)) is not None:
             self.held_out[split] += 1
         texts = [text.strip() for text in texts_in(value)]
@@ -271,30 +271,30 @@ class UnreadColumn:
 
 
 def note(columns: dict[str, UnreadColumn], unread: Mapping[str, Any], seen: str) -> None:
-    """Record the unread columns of one row. `seen` is the text of the row that is read."""
+    """Record the unused columns of one row. `seen` is the text of the row that is used."""
     for name, value in unread.items():
         known = name if name in columns or len(columns) < MOST_COLUMNS else "(others)"
         columns.setdefault(known, UnreadColumn()).note(name, value, seen)
 
 
 def with_own_text(columns: dict[str, UnreadColumn], rows: int) -> dict[str, UnreadColumn]:
-    """Return the columns that have text of their own in most rows."""
+    """Return the columns that have their own text in most rows."""
     own = {name: c for name, c in columns.items() if 2 * c.own > rows and (len(c.values) > 1 or rows == 1)}
     return dict(sorted(own.items()))
 
 
 def told(columns: dict[str, UnreadColumn], rows: int) -> Iterator[Problem]:
-    """Yield a warning for each column with text of its own in most rows, and one for all other columns
-    together."""
+    """Yield a warning for each column with its own text in most rows, and one warning for all other
+    columns."""
     own = with_own_text(columns, rows)
     for name, column in own.items():
         message = (
-            f"column {name} is not used, but in {column.own:,} of {rows:,} rows it has text that no used "
-            "column contains, and the model would never see it"
+            f"column {name} is not used, but in {column.own:,} of {rows:,} rows it contains text "
+            "that appears in no used column, so the model would never see it"
         )
         fix = (
-            f"decide: --map {quote(f'FIELD={name}')} uses it (as system, context, input ...), --ignore "
-            f"{quote(name)} leaves it out"
+            f"to use it (as system, context, input ...): --map {quote(f'FIELD={name}')}; to leave "
+            f"it out: --ignore {quote(name)}"
         )
         yield replace(problem("unread-column", message, field=name), fix=fix)
     if rest := sorted(columns.keys() - own.keys()):
@@ -310,6 +310,6 @@ def held_out_rows(columns: Mapping[str, UnreadColumn]) -> tuple[str, Counter[str
 
 
 def strict(found: Problem) -> Problem:
-    """Return the problem with the severity that `data check --strict` gives it."""
+    """Return the problem with its severity under `data check --strict`."""
     unread = found.code in ("unread-column", "extra-fields", "hidden-column")
     return replace(found, severity=Severity.ERROR) if unread else found

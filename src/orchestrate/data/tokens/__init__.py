@@ -23,7 +23,7 @@ from orchestrate.data.rows import Example
 V = TypeVar("V")
 
 MOST_CHARACTERS = 1 << 19
-"""Characters of the texts of one generation, of which two are kept."""
+"""Maximum number of characters in the texts of one generation. Two generations are kept."""
 _ENTRY = 100
 """The overhead of a text in characters."""
 _PROBED = 8
@@ -34,7 +34,7 @@ _PAYS = 1 / 20
 """The share of all characters that must have been seen before, because a lookup costs less than counting."""
 
 Encoded = tuple[Sequence[int], Sequence[tuple[int, int]]]
-"""Ids and the position of each in the text."""
+"""Token ids and the position of each in the text."""
 
 
 _Kept: TypeAlias = "tuple[array[int], array[int], array[int]] | tuple[()]"
@@ -43,8 +43,8 @@ once."""
 
 
 class Recent(Generic[V]):
-    """A bounded cache of results for recently seen texts. An entry is evicted after `MOST_CHARACTERS` of
-    other texts were seen without it."""
+    """A bounded cache of results for recently seen texts. An entry is evicted if the next `MOST_CHARACTERS`
+    characters of other texts don't use it."""
 
     def __init__(self) -> None:
         self._young: dict[str, V] = {}
@@ -66,7 +66,7 @@ class Recent(Generic[V]):
 
 
 class Counts:
-    """Counts tokens of texts of which many may be equal."""
+    """Counts tokens of texts, many of which may be equal."""
 
     def __init__(self, count: Callable[[list[str]], list[int]]) -> None:
         self._count = count
@@ -100,8 +100,8 @@ class Counts:
 
 
 class PieceEncoder:
-    """Encodes texts piece by piece. `marks` (text -> id) separate the pieces, which don't influence one
-    another's encoding."""
+    """Encodes texts piece by piece. `marks` (text -> id) separate the pieces, so that each piece is encoded
+    independently."""
 
     def __init__(self, encode: Callable[[str], Encoded], marks: Mapping[str, int]) -> None:
         self._encode, self._marks = encode, marks
@@ -142,9 +142,9 @@ class PieceEncoder:
 
 
 FIRST_ROWS = 5
-"""The number of rows that a remark names."""
+"""Number of rows listed in a remark."""
 COVERAGE = 99
-"""At least this many of 100 samples have the true count in their interval."""
+"""Number of samples out of 100 whose interval contains the true count, at least."""
 
 
 class Remark(msgspec.Struct, frozen=True):
@@ -152,16 +152,16 @@ class Remark(msgspec.Struct, frozen=True):
 
     text: str
     refused: bool
-    """The template rejects such a row. It was counted as nothing, and training would stop at it."""
+    """Whether the template rejects such a row. The row does not count, and training would stop at it."""
     count: int
     first: tuple[int, ...]
-    """The first of these rows: indices among the counted ones, from 0, or numbers in the file."""
+    """First of these rows, as indices among the counted rows (from 0) or as numbers in the file."""
     fix: str | None = None
 
 
 class Lengths:
-    """The number of tokens of each sequence, and how many of them contribute to the loss. A preference row is
-    two sequences, the prompt with each of its answers, as a trainer feeds it."""
+    """The number of tokens of each sequence, and how many of them contribute to the loss. A preference row
+    has two sequences, the prompt with each of its answers, as in training."""
 
     __slots__ = ("further", "remarks", "tokens", "trained")
 
@@ -173,7 +173,7 @@ class Lengths:
         self.remarks: dict[str, Remark] = {}
 
     def extend(self, other: Lengths, number: Callable[[int], int]) -> None:
-        """Append the lengths of `other`. `number` converts one of its row numbers to the number here."""
+        """Append the lengths of `other`. `number` converts its row numbers to the numbers here."""
         self.tokens.extend(other.tokens)
         self.further.extend(other.further)
         self.trained.extend(other.trained)
@@ -190,7 +190,7 @@ class Lengths:
 class Counter(Protocol):
     name: str
     error_band: float
-    """The relative half-width for plain rows, or 0 when the count is the model's own."""
+    """Relative half-width for plain rows, or 0 if the model's own tokenizer counts."""
 
     def count(self, examples: Sequence[Example]) -> Lengths: ...
 

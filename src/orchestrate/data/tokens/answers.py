@@ -30,11 +30,14 @@ THINKING = (
     ("◁think▷", "◁/think▷"),
     ("<unused94>thought", "<unused95>"),
 )
-"""The markers that open and close reasoning."""
+"""Markers that open and close reasoning."""
 CUT_WITHIN_THINKING = "cut off during reasoning, before the answer"
-"""A note on an answer."""
-CODE = "the model wrote code for an interpreter (Llama 3's code_interpreter), and no such tool was offered"
-"""Another note on an answer."""
+"""A note for an answer that was cut off during reasoning."""
+CODE = (
+    "the model wrote code for an interpreter (Llama 3's code_interpreter), but the request offered no "
+    "such tool"
+)
+"""A note for an answer with code for an interpreter."""
 _TAG = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])\s*$")
 _START, _MESSAGE = "<|start|>", "<|message|>"
 _ENDS = re.compile(r"<\|(?:end|return|call|eom|eot)\|>")
@@ -79,18 +82,17 @@ class ReadAnswer:
 
 @dataclass(frozen=True)
 class AnswerShape:
-    """How a model writes an answer, as its chat template shows it."""
+    """How a model writes an answer, learned from its chat template."""
 
     thinking: tuple[tuple[str, str], ...] = THINKING
     header: str = ""
     """The text that precedes an answer. A model may write it again."""
     around: tuple[str, str] = ("", "")
-    """The text before and after the answer's own words, besides the reasoning."""
+    """Text before and after the answer's own words, except the reasoning."""
     ends: frozenset[str] = frozenset()
-    """The special tokens that end an answer."""
+    """Special tokens that end an answer."""
     others: frozenset[str] = frozenset()
-    """The tokens that begin another speaker's turn, where the token before them may also occur within an
-    answer."""
+    """Tokens that begin another speaker's turn, if the token before them may also occur within an answer."""
     special: frozenset[str] = frozenset()
     """All special tokens. Those that are not part of the format are dropped."""
 
@@ -184,10 +186,9 @@ def read_answer(
     """Split what a model wrote into its reasoning, its text and its tool calls.
 
     `text` is what the model wrote, including special tokens except the one that ended it. `prompt` is the
-    model's prompt, whose end may already begin the answer. `cut` says that the model did not end the answer
-    itself. Without `calls`, calls written in the answer stay in its text. `growing`: the answer is still
-    being written, and only what later words can't change is returned.
-    """
+    model's prompt, whose end may already begin the answer. `cut` means that the model did not end the answer
+    itself. Without `calls`, calls written in the answer stay in its text. `growing` means that the answer is
+    still being written, so only the part that later words can't change is returned."""
     shape, cut = shape or AnswerShape(), cut or growing
     if shape.header and text.lstrip().startswith(shape.header):
         text = text.lstrip().removeprefix(shape.header)

@@ -27,7 +27,7 @@ class ParsedCall(NamedTuple):
 
 
 def read(inside: str, tools: Tools) -> list[ParsedCall]:
-    """Return the calls of a block, in the first notation that can read all of it."""
+    """Return the calls in a block, in the first notation that can parse all of it."""
     inside = inside.strip()
     for notation in (of_json, _sections, _gemma, _mistral):
         if calls := notation(inside):
@@ -39,8 +39,8 @@ def read(inside: str, tools: Tools) -> list[ParsedCall]:
 
 
 def of_json(text: str) -> list[ParsedCall]:
-    """Parse calls written as JSON: `{"name": ..., "arguments": {...}}`, several of them, or a list. The
-    names of the fields differ between models."""
+    """Parse calls written as JSON: `{"name": ..., "arguments": {...}}`, several of them, or a list. Field
+    names differ between models."""
     if fenced := re.fullmatch(r"```(?:json)?(.*)```", text, re.DOTALL):
         text = fenced[1].strip()
     if text[:1] not in ("{", "["):
@@ -283,7 +283,7 @@ def _called(body: Sequence[ast.stmt]) -> Iterator[ast.Call]:
 
 def _of_node(node: ast.Call) -> ParsedCall:
     if node.args or any(keyword.arg is None for keyword in node.keywords):
-        raise ValueError("a call without argument names")
+        raise ValueError("a call that does not name its arguments")
     name = ast.unparse(node.func)
     if not re.fullmatch(_NAME, name):
         raise ValueError("no tool name")
@@ -342,9 +342,9 @@ _OPENINGS = re.compile("|".join(re.escape(opening) for opening in sorted(_BLOCKS
 
 
 def taken_out(text: str, tools: Tools = None, *, cut: bool = False) -> tuple[str, list[ToolCall]]:
-    """Return the text without the tool calls written in it, and these calls. `tools` says which values
-    are text in a notation without quotes, and that a call may appear without marks around it. With `cut`,
-    the text may stop in the middle of a call."""
+    """Return the text without the tool calls written in it, and these calls. `tools` determines which values
+    are text in a notation without quotes, and allows calls without marks around them. With `cut`, the text
+    may end in the middle of a call."""
     found: list[ParsedCall] = []
     kept: list[str] = []
     at = 0
@@ -378,8 +378,8 @@ def _calls(mark: str, inside: str, tools: Tools) -> list[ParsedCall]:
 
 
 def settled(text: str, marks: Iterable[str], offered: bool) -> str:
-    """Return as much of a text that is still being written as later words can't make part of a call or of
-    one of the `marks`. With tools `offered`, the text may be a call from its first character on."""
+    """Return the part of a text in progress that later words can't make part of a call or of one of the
+    `marks`. With tools `offered`, the text may be a call from its first character on."""
     if offered and text.lstrip().startswith(("{", "[")):
         return ""
     if opening := _OPENINGS.search(text):

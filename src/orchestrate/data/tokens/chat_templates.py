@@ -33,7 +33,7 @@ CHATML = (
     "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""For tokenizers without their own chat template."""
+"""Chat template for tokenizers that have none."""
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ROLES = {"developer": "system", "function": "tool"}
@@ -42,14 +42,13 @@ Spans = list[tuple[int, int]]
 
 
 def is_marked(template: str) -> bool:
-    """Return whether the template says itself, with `{% generation %}`, which part of the text the model
-    is to learn."""
+    """Return whether the template itself marks the text to learn, with `{% generation %}`."""
     return _MARKED.search(template) is not None
 
 
 def chosen(templates: object, *, tools: bool = False) -> str | None:
-    """Choose the template for training from a tokenizer's `chat_template`, which is a text, several named
-    texts, or none. The one named `tool_use` is for conversations with tools, as in transformers."""
+    """Choose the template for training from a tokenizer's `chat_template`, which is one text, several named
+    texts, or none. As in transformers, the template named `tool_use` is for conversations with tools."""
     if isinstance(templates, dict):
         named = cast("dict[str, str]", templates)
         default = named.get("default") or next(iter(named.values()), None)
@@ -58,8 +57,8 @@ def chosen(templates: object, *, tools: bool = False) -> str | None:
 
 
 def with_settings(templates: object, settings: Mapping[str, Any] | None) -> object:
-    """Add `settings` to the templates as default values. They then apply wherever the template is used:
-    in the training result, its exports, and the servers of these."""
+    """Add `settings` to the templates as default values, so that they apply wherever the template is used: in
+    the training result, its exports, and the servers of both."""
     if not settings:
         return templates
     begun = "".join(
@@ -79,7 +78,7 @@ def require_template(text: str) -> None:
 
 
 def reads(templates: object, name: str) -> bool:
-    """Return whether one of the templates reads a setting of this name."""
+    """Return whether one of the templates uses a setting with this name."""
     texts = cast("dict[str, str]", templates).values() if isinstance(templates, dict) else [str(templates)]
     return any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts)
 
@@ -123,8 +122,8 @@ def render(
 ) -> tuple[str, Spans]:
     """Render the text and return it with the spans, in characters, that the template marks as the
     assistant's. `names` are the special tokens that the template may write, such as `bos_token`. With
-    `answer_next`, the text ends with what precedes an answer. Raises `DataError` when the template
-    rejects the conversation."""
+    `answer_next`, the text ends with the start of an answer. Raises `DataError` if the template rejects the
+    conversation."""
     from orchestrate.data.tokens import jinja
 
     return jinja.render(
@@ -140,7 +139,7 @@ def render(
 
 
 def carries(text: str, token: tuple[int, int], spans: list[tuple[int, int]], at: int, said: str) -> bool:
-    """Return whether a token contributes to the loss: one with a character in a span, or the end of the
+    """Return whether a token contributes to the loss. It does if it has a character in a span, or ends the
     turn after a span that reaches it. `said` begins at `at` in `text`."""
     begin, end = token
     if begin >= at + len(said):

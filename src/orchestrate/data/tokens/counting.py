@@ -53,14 +53,14 @@ from orchestrate.errors import SetupError, UsageError
 from orchestrate.text import among
 
 TOOL_BAND = 0.05
-"""The half-width for rows with tools, whose rendering the host does not publish."""
+"""Half-width for rows with tools, because the host does not publish how it renders them."""
 
 STAND_IN_BANDS = {"llama-3": 0.05, "qwen3": 0.12}
 """Half-widths for families counted by o200k: tokens of the family's own vocabulary per token of o200k,
 measured on English prose, Python code, short orders with numbers, and Chinese, Japanese and Korean text:
 Llama 3 0.98-1.02, Qwen 3 0.91-1.12."""
 OTHER_BAND = 0.25
-"""The half-width for a family that was not measured."""
+"""Half-width for a family that was not measured."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class ChatOverhead:
     message: int
     lead: Callable[[str], str] | None = None
     trained: int = 0
-    """The correction for a trained message: marker tokens that contribute to the loss, minus a prefix that
-    does not."""
+    """Correction for a trained message: marker tokens that contribute to the loss, minus the tokens of a
+    prefix that does not."""
 
 
 PRIMING = 3
-"""Tokens of each conversation that OpenAI's cookbook counts and that a training row may not have."""
+"""Tokens that OpenAI's cookbook counts for each conversation and that a training row may not have."""
 
 _VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
     "o200k": ("o200k_base", ChatOverhead(row=PRIMING, message=4), 0.0),
@@ -92,7 +92,7 @@ _VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
 
 
 def row_doubt(name: str) -> int:
-    """Return how many counted tokens of each conversation may not exist."""
+    """Return how many of the counted tokens of each conversation may not exist."""
     return PRIMING if name in ("o200k", "cl100k") else 0
 
 
@@ -117,7 +117,7 @@ def counter(name: str) -> Counter:
 
 
 def base(name: str) -> str:
-    """Return the name of the counter itself. For a substitute counter, this is what follows the family."""
+    """Return the name of the counter itself. For a substitute counter, this is the part after the family."""
     return name if name.startswith("hf:") else name.rpartition("~")[2]
 
 
@@ -137,7 +137,7 @@ def folder_of(name: str) -> Path:
 
 
 def told(name: str) -> str:
-    """Return a counter's name in readable form."""
+    """Return the name of a counter in readable form."""
     return name.partition("\n")[0]
 
 
@@ -150,11 +150,11 @@ def for_model(
 ) -> str:
     """Return the name of the best counter on this machine for a model. Every argument is optional.
 
-    `folder` is a local model folder. `tokenizer` is what the catalog says: a counter's name, or a family
-    such as `llama-3`. `hub` is the model's id on the hub, whose tokenizer is used when it is in the hub's
-    local cache. `chat` contains the `chat_template` and `chat_template_kwargs` with which a hub's
-    tokenizer renders rows in place of its own, the `added_tokens` that it doesn't split, and how it
-    treats `earlier_thinking`."""
+    `folder` is a local model folder. `tokenizer` is the value in the catalog: a counter's name, or a family
+    such as `llama-3`. `hub` is the model's id on the hub, whose tokenizer is used if it is in the hub's local
+    cache. `chat` contains the `chat_template` and `chat_template_kwargs` with which a hub's tokenizer renders
+    rows in place of its own, the `added_tokens` that it doesn't split, and how it treats
+    `earlier_thinking`."""
     given = f"\n{msgspec.json.encode(chat, order='deterministic').decode()}" if chat else ""
     if folder is not None and has_tokenizer(Path(folder)):
         return f"hf:{Path(folder).resolve()}{given}"
@@ -321,7 +321,7 @@ class _Sheet:
 
 
 MOST_FILES = 500
-"""The maximum number of cached counts in a folder. The oldest are removed."""
+"""Maximum number of cached counts in a folder. The oldest are removed first."""
 _LIBRARIES = ("toktok-rs", "tiktoken", "tokenizers", "jinja2", "transformers")
 _TOKENIZER_FILES = (
     "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
@@ -335,7 +335,7 @@ class StoredCounts(msgspec.Struct, frozen=True):
     """Token counts of one dataset with one counter."""
 
     lengths: bytes
-    """Tokens of each sequence, as an `array("I")`. Additional sequences of rows follow those of all rows."""
+    """Tokens in each sequence, as an `array("I")`. Additional sequences of split rows come last."""
     trained: int
     remarks: tuple[Remark, ...] = ()
 
@@ -417,9 +417,8 @@ def _ranges_file(folder: Path, path: str, read_as: object, counter: str) -> Path
 
 
 def seen(path: str, columns: object, folder: Path | None) -> str | None:
-    """Return the digest that a file had when it last had this size and modification time. The file may
-    have another digest now: the rows decide, and this only says what doesn't need to be counted while
-    they are read."""
+    """Return the digest that a file had when it last had this size and modification time. The file may have
+    another digest now, so this only tells what probably need not be counted again."""
     if folder is None:
         return None
     with suppress(OSError, ValueError):  # a name that can be none, too

@@ -178,14 +178,14 @@ class HubCounter:
 
 
 def text_of(tokenizer: Any, id: int) -> str:
-    """Return what a transformers tokenizer writes for one token, including special tokens."""
+    """Return the text that a transformers tokenizer writes for one token, including special tokens."""
     text: str = tokenizer.decode([id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
 
 
 def bytes_of(tokenizer: Any, id: int) -> bytes:
-    """Return the bytes of one token. They can be an incomplete UTF-8 sequence, or begin with a space that is
-    stripped at the start of an answer only."""
+    """Return the bytes of one token. They may be an incomplete UTF-8 sequence, or begin with a space that is
+    stripped only at the start of an answer."""
     text, word = text_of(tokenizer, id), str(tokenizer.convert_ids_to_tokens(id))
     if "\ufffd" not in text:
         return (" " + text if word.startswith(_SPACE) and not text.startswith(" ") else text).encode()

@@ -74,8 +74,8 @@ REBUILT: Mapping[str, Json] = {
         },
     },
 }
-"""Classes that take only vocabulary and merges from the file, and what they add around them. If the file says
-the same, it is read as it is."""
+"""Classes that only take the vocabulary and merges from the file, and what they add to them. A file with the
+same content is used unchanged."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,18 @@ class HubTokenizer:
     """The part of a tokenizer that counting and encoding need."""
 
     encode: Callable[[str], tuple[Sequence[int], Sequence[tuple[int, int]]]]
-    """Ids without added special tokens and the position of each in the text."""
+    """Encodes a text into ids without added special tokens, and the position of each id in the text."""
     decode: Callable[[Sequence[int]], str]
-    """The text of ids, including special ones, unchanged."""
+    """Decodes ids into unchanged text, including special tokens."""
     bos: int | None
-    """The id that begins a text, if there is one."""
+    """Id that begins a text, if there is one."""
     eos: int | None
     names: Mapping[str, str]
     """Special tokens by name: `bos_token` ..."""
     special: frozenset[int]
     """Ids that mark something, such as the end of a turn."""
     marks: frozenset[str]
-    """Their texts."""
+    """Texts of the special ids."""
     template: object
     """As in transformers: a text, several by name, or None."""
 

@@ -55,8 +55,8 @@ _MOST_KNOWN = 4096
 """The number of conversation forms that are cached. Rows of one dataset have few."""
 _Order = Sequence[tuple[int, int]] | None
 ASSISTANT = frozenset({"assistant"})
-"""The roles whose messages are trained, unless a method says otherwise."""
-APART = "the text before an answer is not the generation prompt"
+"""Roles whose messages are trained on, unless a method selects others."""
+APART = "the text before an answer differs from the generation prompt"
 _AGREEING = ("enable_thinking", "thinking")
 """Settings with which templates write the prompt with reasoning opened, closed, or neither."""
 _AS_GIVEN: list[tuple[int, int]] = []
@@ -67,13 +67,13 @@ _ASKED: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
 
 
 class AssistantTurn(NamedTuple):
-    """The part of a rendered text that one assistant message wrote."""
+    """The part of a rendered text that comes from one assistant message."""
 
     spans: tuple[tuple[int, int], ...]
-    """In characters: from the end of the generation prompt to the end of the turn. Several if a template
-    writes other speakers' words in between; none if it shows nothing."""
+    """Character spans from the end of the generation prompt to the end of the turn. There are several if a
+    template adds other text in between, and none if it shows nothing."""
     ends: bool
-    """Whether a special token ends it, with which the model can learn to stop."""
+    """Whether a special token ends the turn, so that the model can learn to stop."""
 
 
 @dataclass(frozen=True)
@@ -86,27 +86,27 @@ class Rendered:
     odd: tuple[str, ...] = ()
     """Unusual properties of the turns."""
     others: Mapping[int, AssistantTurn] = field(default_factory=dict[int, AssistantTurn])
-    """The spans of trained messages of other roles, by their index."""
+    """Spans of trained messages with other roles, by their index."""
 
     def notes(self, *, has_end: bool) -> tuple[str, ...]:
-        """Return what the template did with the conversation that its author may not expect. `has_end`:
-        the model has an end token, which is appended to an `unended` text."""
+        """Return effects of the template that the author of the conversation may not expect. `has_end` means
+        that the model has an end token, which is appended to an `unended` text."""
         said = ["".join(self.text[start:end] for start, end in turn.spans) for turn in self.turns]
         found = [*left_out(self.text, self.messages, self.tools, said), *self.odd]
         turns = self.turns[:-1] if has_end and self.unended else self.turns
         if not all(turn.ends for turn in turns if turn.spans):
-            found.append("no special token ends an assistant message; the model cannot learn to stop")
+            found.append("no special token ends an assistant message, so the model cannot learn to stop")
         for place, turn in self.others.items():
             if not turn.spans:
                 found.append(
-                    f"the template renders no text of a {self.messages[place].role} message, so there "
-                    "is nothing to train"
+                    f"the template renders no text for a {self.messages[place].role} message, so "
+                    "there is nothing to train on"
                 )
         return tuple(dict.fromkeys(found))
 
     @property
     def unended(self) -> bool:
-        """Whether the text ends with an unterminated answer, to which the model's end token must be
+        """Whether the text ends with an unfinished answer, to which the model's end token must be
         appended."""
         last = self.turns[-1] if self.turns else AssistantTurn((), True)
         return not last.ends and bool(last.spans) and last.spans[-1][1] >= len(self.text.rstrip())
@@ -118,9 +118,9 @@ class Rendered:
         row: float = 1.0,
         inputs: bool = False,
     ) -> list[float]:
-        """Return the loss weight of each token at its place in the text. With `inputs`, what the
-        assistant didn't say is trained too. Raises `DataError` when the template changed a part of an
-        answer that is to be trained."""
+        """Return the loss weight of each token at its place in the text. With `inputs`, training includes
+        what the assistant didn't write. Raises `DataError` if the template changed part of an answer to train
+        on."""
         weights = [row if inputs else 0.0] * len(offsets)
         ends = [end for _, end in offsets]
         answers = [m for m in self.messages if m.role == "assistant"]
@@ -134,8 +134,8 @@ class Rendered:
                 start, end = turn.spans[0][0], turn.spans[-1][1]
                 if (at := self.text.find(said.text, start, end)) < 0:
                     raise DataError(
-                        "the chat template changes an answer that should be trained only in part",
-                        fix="train the entire answer, or split it into turns with weight 0 and 1",
+                        "the chat template changes an answer that should be trained on only in part",
+                        fix="train on the entire answer, or split it into turns with weight 0 and 1",
                     )
                 for token in range(bisect_right(ends, start), bisect_left(offsets, (end, 0))):
                     if not carries(self.text, offsets[token], said.loss_spans, at, said.text):
@@ -151,14 +151,14 @@ class Rendered:
 
 @dataclass
 class Conversations:
-    """A tokenizer's chat templates. `names` are the special tokens that they may write, `special` the texts
-    of all tokens that mark something."""
+    """A tokenizer's chat templates. `names` are the special tokens that they may write, and `special` are the
+    texts of all tokens that mark something."""
 
     templates: object
     names: Mapping[str, str]
     special: frozenset[str]
     probing: bool = False
-    """Whether it only examines how a template behaves."""
+    """Whether it only examines the behavior of a template."""
     _known: dict[tuple[object, ...], tuple[MessageFormat, _TurnPieces | None]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
     _openers: dict[bool, str] = field(default_factory=dict[bool, str])
 
@@ -177,15 +177,15 @@ class Conversations:
         return chosen(self.templates, tools=bool(tools)) or CHATML
 
     def prompt(self, messages: Sequence[ChatMessage], tools: Tools = None) -> str:
-        """Return the text that asks the model for the next answer. Raises `DataError` when the template
+        """Return the text that prompts the model for the next answer. Raises `DataError` if the template
         rejects the conversation."""
         return self._shown(messages, tools, answer_next=True)[1]
 
     def rendered(
         self, messages: Sequence[ChatMessage], tools: Tools = None, *, others: frozenset[str] = frozenset()
     ) -> Rendered:
-        """Render a conversation. `others` names roles beside the assistant whose messages are trained.
-        Raises `DataError` when the template rejects the conversation."""
+        """Render a conversation. `others` names additional roles whose messages are trained on. Raises
+        `DataError` if the template rejects the conversation."""
         form, text, spans = self._shown(messages, tools)
         places = tuple(i for i, m in enumerate(messages) if m.role in others)
         marked = spans and len(spans) == sum(m.role == "assistant" for m in messages)
@@ -544,15 +544,15 @@ def answered(prompt: Sequence[ChatMessage], answer: Sequence[ChatMessage]) -> li
 # answers would teach the model to answer without it.
 
 Earlier = Literal["train", "split", "untrained"]
-"""What happens to answers without the reasoning that they have in the row: trained anyway, moved to the end
-of a separate row, or kept as context."""
+"""What to do with answers rendered without the reasoning in their row: train on them anyway, move them to the
+end of a separate row, or keep them as context."""
 
 
 def rows_of(
     chats: Conversations, messages: Sequence[ChatMessage], tools: Tools, earlier: Earlier
 ) -> list[Sequence[ChatMessage]]:
-    """Return the conversations that are trained for one row, in order. Raises `DataError` when the
-    template rejects the row."""
+    """Return the conversations to train on for one row, in order. Raises `DataError` if the template rejects
+    the row."""
     if earlier == "train" or not any(thought_of(m) for m in messages):
         return [messages]
     lost = _lost(chats.rendered(messages, tools))

@@ -18,27 +18,27 @@ Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
 
 KEPT = re.compile(r"(</?[\w:]{0,32}think[\w:]{0,32}>|</?tool_(?:call|response)>)")
-"""Markers in a message's own words that some templates search for."""
+"""Markers in a message's own words that some templates look for."""
 _WORD = "zq{}qz{}zq"
 """A placeholder for somebody's words: letters and digits, which no template changes."""
 _WORDS = re.compile(r"zq(\d+)qz\d+zq")
 
 
-_CHOICE = "method.earlier_thinking sets what is trained in that case"
+_CHOICE = "method.earlier_thinking sets what to train on in that case"
 
 
 class Cut(NamedTuple):
-    """A text split into the template's pieces, and whose words are between them."""
+    """A text split into the template's pieces, and the owners of the words between them."""
 
     texts: list[str]
     owners: list[tuple[int, int]]
-    """The message, and which of its words: one fewer than the pieces. A word may occur several times."""
+    """The message and the number of its word, for each gap between pieces. A word may occur several times."""
     starts: list[int]
     """The start of each piece."""
 
 
 def values(of: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the texts that are a message's own, in the order in which templates show them."""
+    """Yield the texts of a message, in the order in which templates show them."""
     for name in ("reasoning_content", "content"):
         content = of.get(name)
         for text in [str(part["text"]) for part in parts(content)] or [str(content or "")]:
@@ -64,7 +64,7 @@ def texts_in(value: object) -> Iterator[str]:
 
 
 def other_words(of: Mapping[str, Any], i: int) -> dict[str, Any]:
-    """Replace the words of a message, and keep its form."""
+    """Replace the words of a message and keep its form."""
     numbers = count()
 
     def word(text: str) -> str:
@@ -107,7 +107,7 @@ def other_words(of: Mapping[str, Any], i: int) -> dict[str, Any]:
 
 
 def around(text: str, word: str) -> str:
-    """Return `word` with the white space of `text` around it, on which some templates depend."""
+    """Return `word` with the whitespace that surrounds `text`, because some templates depend on it."""
     core = text.strip()
     return text if not core else text.replace(core, word, 1)
 
@@ -126,7 +126,7 @@ def cut_by_words(text: str) -> Cut:
 
 
 def cut_by_values(text: str, messages: Messages, order: Sequence[tuple[int, int]] | None = None) -> Cut:
-    """Cut a text at the messages' own words, searched one after another, in `order` if it is known."""
+    """Cut a text at the messages' own words, found one after another, in `order` if it is known."""
     words = {(i, k): value.strip() for i, m in enumerate(messages) for k, value in enumerate(values(m))}
     texts: list[str] = []
     owners: list[tuple[int, int]] = []
@@ -145,15 +145,15 @@ def cut_by_values(text: str, messages: Messages, order: Sequence[tuple[int, int]
 
 
 def spelt(core: str) -> tuple[str, ...]:
-    """Return the spellings of a text: as it is, and as JSON writes it."""
+    """Return the spellings of a text: unchanged, and as JSON writes it."""
     return tuple(dict.fromkeys((core, json.dumps(core, ensure_ascii=False)[1:-1], json.dumps(core)[1:-1])))
 
 
 def aligned(
     text: str, pieces: Sequence[str], owners: Sequence[tuple[int, int]], messages: Messages
 ) -> list[int] | None:
-    """Return where each piece begins in `text`, or `None` when the text does not consist of the pieces
-    and the messages' own words."""
+    """Return where each piece begins in `text`, or `None` if the text consists of more than the pieces and
+    the messages' own words."""
     words = [[value.strip() for value in values(m)] for m in messages]
     starts, at = [0], 0
     for piece, (i, k) in zip(pieces, owners, strict=False):
@@ -178,13 +178,13 @@ def hidden(text: str, messages: Sequence[ChatMessage]) -> Iterator[str]:
 
 
 def left_out(text: str, messages: Sequence[ChatMessage], tools: Tools, said: Sequence[str]) -> Iterator[str]:
-    """Yield a description of everything that the template does not show. `said` contains the parts of
-    `text` that were found to be the assistant's, one for each of its messages."""
+    """Yield a description of everything that the template does not show. `said` contains the parts of `text`
+    that come from the assistant, one for each of its messages."""
     answers = [of for of in messages if of.role == "assistant"]
     for of, mine in zip(answers, said, strict=True):
         nothing = (of.text.strip() or of.tool_calls) and not _any_shown(text, of)
         if nothing:
-            yield "the chat template renders nothing of an assistant message"
+            yield "the chat template renders nothing for an assistant message"
         learnt = of.weight != 0
         if learnt and (thought := (of.reasoning or "").strip()) and thought not in text:
             yield f"the chat template drops an assistant message's reasoning ({_CHOICE})"
@@ -237,16 +237,16 @@ def _tool_name(tool: Mapping[str, Any]) -> str | None:
 
 
 class MessageFormat(NamedTuple):
-    """How messages are passed to a template. Templates disagree on it."""
+    """How messages are passed to a template, because templates expect different formats."""
 
     text_arguments: bool = False
-    """A call's arguments as JSON text, not as an object."""
+    """Whether the arguments of a call are JSON text instead of an object."""
     no_content: bool = False
-    """`None`, not an empty text, besides tool calls."""
+    """Whether the content next to tool calls is `None` instead of an empty text."""
     short_ids: bool = False
-    """Nine letters and digits."""
+    """Whether ids consist of nine letters and digits."""
     parts: bool = False
-    """Content as a list of parts."""
+    """Whether content is a list of parts."""
 
 
 _FORMS = [MessageFormat(*flags) for flags in product((False, True), repeat=4)]
@@ -284,7 +284,7 @@ def _short(id: str) -> str:
 
 
 def signature(of: ChatMessage) -> tuple[object, ...]:
-    """Return the signature of a message. A template writes the same words around messages with the same
+    """Return the signature of a message. A template writes the same text around messages with the same
     signature."""
     calls = tuple(
         (call.function.name, re.sub(r'(?<=")(?:[^"\\]|\\.)*(?=")', "", call.function.arguments))

@@ -32,7 +32,7 @@ SCORE, PAIR = "score-1", "pair-1"
 
 
 def text(name: str) -> str:
-    """Return the text of a prompt, which is stored with the results measured by it."""
+    """Return the text of a prompt, which is stored with the results measured with it."""
     return files("orchestrate.evaluation.judges").joinpath(f"{name}.txt").read_text(encoding="utf-8").strip()
 
 
@@ -85,7 +85,8 @@ def _conversation(prompt: Sequence[Message]) -> str:
 
 
 Ask = Callable[[Sequence[Sequence[Message]]], list[Answer]]
-"""Conversations in, one answer each out, in order. A host's rejection becomes an `error`."""
+"""A function that takes conversations and returns one answer for each, in order. A host's rejection becomes
+an `error`."""
 Kind = Literal["score", "pair"]
 LONGEST_ANSWER, USUAL_ANSWER = 1024, 80
 """The maximum and the usual number of tokens in a judge's answer."""
@@ -96,11 +97,11 @@ _LONGEST_REASON = 2000
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge: the model, where it is queried, and the rubric it rates by."""
+    """A judge: the model, its address, and its rubric."""
 
     model: str
     place: str
-    """The URL that is queried, without secrets."""
+    """URL of the judge, without secrets."""
     rubric: Rubric
     ask: Ask = field(repr=False)
     price: Price | None = field(default=None, repr=False)
@@ -192,8 +193,8 @@ class ScoreJudge(_HeldJudge, MeanOfMarks):
         return [mark for mark, _ in self.scored(pairs)]
 
     def scored(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Mark, dict[str, int]]]:
-        """Return the marks with the points by criterion, which are empty when the judge's answer could
-        not be parsed."""
+        """Return the marks with the points by criterion, which are empty if the judge's answer could not be
+        parsed."""
         self._hold()
         return [_scored(answer, self.judge.rubric) for answer in self._asked(self.questions(pairs))]
 
@@ -233,7 +234,7 @@ class PairJudge(_HeldJudge):
         if value == other:
             return Mark(value, one.note)
         self.moved += 1
-        return Mark(0.5, f"depends on the order: {one.note} / {turned.note}")
+        return Mark(0.5, f"the verdict depends on the order: {one.note} / {turned.note}")
 
 
 def _scored(answer: Answer, rubric: Rubric) -> tuple[Mark, dict[str, int]]:
@@ -280,7 +281,7 @@ def _points(value: Any, labels: Sequence[str]) -> int | None:
 def _unreadable(answer: Answer) -> Mark:
     if answer.error is not None:
         return Mark(None, f"the judge request failed: {answer.error}"[:_LONGEST_REASON])
-    return Mark(None, f"the judge's answer cannot be read: {answer.text}"[:_LONGEST_REASON])
+    return Mark(None, f"could not parse the judge's answer: {answer.text}"[:_LONGEST_REASON])
 
 
 def _reason(told: dict[str, Any]) -> str:

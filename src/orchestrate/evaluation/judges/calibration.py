@@ -46,12 +46,12 @@ class RatedAnswer(Record, frozen=True, kw_only=True, omit_defaults=True):
     expected: str = ""
     answers: tuple[str, ...]
     preferred: Preferred | None = None
-    """For pairs: what most raters preferred."""
+    """The answer that most raters preferred, for pairs."""
     scores: dict[str, float] = msgspec.field(default_factory=dict[str, float])
-    """For single answers: the mean of the raters by criterion."""
+    """The raters' average score by criterion, for single answers."""
     raters: int = 1
     item: str = ""
-    """Ratings of one item belong together."""
+    """Item that groups ratings which belong together."""
 
 
 class _RatedLine(msgspec.Struct):
@@ -70,7 +70,8 @@ class _RatedLine(msgspec.Struct):
 
 
 def read(path: Path, rubric: Rubric) -> list[RatedAnswer]:
-    """Read rated answers. Raises `DataError` naming the invalid line, and for a file without a valid line."""
+    """Read rated answers. Raises `DataError` that names the invalid line, or if the file has no valid
+    line."""
     found: list[RatedAnswer] = []
     try:
         with path.open("rb") as file:
@@ -80,7 +81,7 @@ def read(path: Path, rubric: Rubric) -> list[RatedAnswer]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if not found:
-        raise DataError(f"{path} has no rated answer", fix="orchestrate review RUN --export rated.jsonl")
+        raise DataError(f"{path} has no rated answers", fix="orchestrate review RUN --export rated.jsonl")
     if len({len(one.answers) for one in found}) > 1:
         raise DataError(f"{path} has single answers and pairs", fix="use only one kind for calibration")
     return found
@@ -101,7 +102,7 @@ def _read(text: bytes, place: str, rubric: Rubric) -> RatedAnswer:
         for c in rubric.criteria:
             if not 1 <= scores.get(c.name, 0) <= c.points:
                 raise DataError(
-                    f"{place}: {c.name} is not rated, or not 1 to {c.points}",
+                    f"{place}: {c.name} has no rating from 1 to {c.points}",
                     fix="use the same rubric that people rated with",
                 )
     item = line.item or item_id(prompt, [], "", [])
@@ -128,7 +129,7 @@ def _asked(line: _RatedLine, place: str) -> tuple[tuple[Message, ...], tuple[str
 
 
 def of_review(review: Review, tasks: Sequence[ReviewTask], held: Iterable[Rating]) -> list[RatedAnswer]:
-    """Return the rated tasks of a review, each once."""
+    """Return the rated tasks of a review, each only once."""
     known = {task.id: task for task in tasks}
     by_task: dict[str, list[Rating]] = {}
     for rating in held:
@@ -172,15 +173,15 @@ def write(rated: Iterable[RatedAnswer], path: Path) -> int:
 
 
 FEWEST = 30
-"""With fewer rated answers, the agreement is not established."""
+"""Minimum number of rated answers to establish the agreement."""
 LEAST = 0.4
-"""The minimum of kappa, and with scores also of the rank correlation, at the low end of the interval:
-moderate agreement (Landis and Koch 1977), established and not only observed."""
+"""Minimum of kappa, and for scores also of the rank correlation, at the low end of the interval: moderate
+agreement (Landis and Koch 1977) that is established and not only observed."""
 MOST_UNREADABLE = 0.1
 
 
 class Calibration(Record, frozen=True, kw_only=True):
-    """A judge compared with people on the same answers."""
+    """A comparison of a judge with people on the same answers."""
 
     judge: str
     """The digest of model, URL, prompt and rubric."""
@@ -194,14 +195,16 @@ class Calibration(Record, frozen=True, kw_only=True):
     n: int
     """Rated answers (or pairs) that the judge has marked."""
     prompts: int | None = None
-    """Distinct prompts among them, which the intervals are computed over. `None` if they were not counted."""
+    """Number of distinct prompts among them, over which the intervals are computed. `None` if they were not
+    counted."""
     unreadable: int
     same: Score
-    """How often it says exactly what people say: the winner, or every criterion's points."""
+    """How often the judge gives exactly the same result as people: the winner, or every criterion's
+    points."""
     kappa: Score | None
     """Cohen's kappa. For scores over all criteria, weighted by the squared distance."""
     spearman: Score | None = None
-    """For scores: whether it ranks answers in the same order."""
+    """Rank correlation, for scores."""
     moved: int = 0
     """Pairs whose rating changed when the order was swapped."""
 
@@ -209,7 +212,7 @@ class Calibration(Record, frozen=True, kw_only=True):
     def told(self) -> str:
         """A one-line summary."""
         ranks = "" if self.spearman is None else f", rank correlation {text.score(self.spearman)}"
-        moved = f", {self.moved} changed with the order" if self.moved else ""
+        moved = f", {self.moved} changed when the order was swapped" if self.moved else ""
         same = f"agrees on {self.same.value:.0%} of {self.n} answers"
         return f"kappa {text.score(self.kappa)}{ranks}, {same}{moved}"
 
@@ -230,7 +233,7 @@ class Calibration(Record, frozen=True, kw_only=True):
             if name == "rank correlation" and self.kind == "pair":
                 continue
             if found is None:
-                return "the judge or the people gave all answers the same rating: agreement is undefined"
+                return "the judge or the people gave every answer the same rating, so agreement is undefined"
             if found.low < LEAST:
                 seen = f"{name} {text.score(found)} on {self.n} answers"
                 return (
@@ -368,7 +371,7 @@ class JudgeReport(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """One line of the file. Without `asked` it cannot be judged, and `problem` says why."""
+    """One line of the file. A line without `asked` cannot be judged, and `problem` explains why."""
 
     line: bytes
     asked: tuple[Item, Answer] | None = None
@@ -376,14 +379,14 @@ class CalibrationRow:
 
 
 def read_rows(path: str) -> list[CalibrationRow]:
-    """Read all rows in order, as lines of JSON. Raises `DataError` for a file that can't be read or that
-    has other rows than chats and completions."""
+    """Read all rows in order, as lines of JSON. Raises `DataError` for a file that can't be read or has rows
+    other than chats and completions."""
     lines = source(path)
     shape = sniff(path, first_lines(lines.lines), ())
     if shape.kind not in KINDS:
         raise DataError(
             f"{path} has {shape.kind} rows; a judge can only rate chat and completion rows",
-            fix="orchestrate review   lets people rate pairs",
+            fix="people can rate pairs with: orchestrate review",
         )
     found: list[CalibrationRow] = []
     reader = reading(shape.name)
@@ -401,7 +404,7 @@ def read_rows(path: str) -> list[CalibrationRow]:
                         CalibrationRow(text, asked, "" if asked else "it does not end with an answer")
                     )
     if not any(row.asked for row in found):
-        raise DataError(f"{path} has no row to judge")
+        raise DataError(f"{path} has no rows to judge")
     return found
 
 
@@ -414,8 +417,7 @@ def part(
     keep: float,
     calibration: Calibration | None,
 ) -> JudgeReport:
-    """Judge all rows, then write the files. Raises the errors of the requests, in which case nothing is
-    written."""
+    """Judge all rows, then write the files. Raises the errors of the requests without writing anything."""
     names = outputs(path, output)
     judged = judged_rows(rows, metric, keep)
     places = {"kept": output, "rejected": names["rejected"], "not judged": names["not-judged"]}

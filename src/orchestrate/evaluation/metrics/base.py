@@ -30,9 +30,9 @@ class Context:
     embed: Callable[[str], Embed]
     """Takes a model and returns one vector per text."""
     rubric: Rubric = DEFAULT
-    """The rubric that judges rate by."""
+    """The rubric for judges."""
     held: Callable[[Judge, Kind], Calibration | None] = lambda judge, kind: None
-    """Returns how far a judge agrees with people, and may query it. `None` if unknown."""
+    """Returns how well a judge agrees with people, which may require querying it. `None` if unknown."""
     allow_code: bool = False
     """Whether graders may run code."""
 
@@ -43,16 +43,15 @@ class Context:
 
 
 Totals = Sequence[float]
-"""Sums over items of the parts that `Metric.parts` returns for each."""
+"""Sums over items of the parts that `Metric.parts` returns for each item."""
 
 
 @runtime_checkable
 class Metric(Protocol):
     """Marks answers one by one, and combines the marks into one number.
 
-    `used` is stored with the evaluation. A judge puts its prompt, model and calibration in `detail`, and in
-    `unfit` the reason why it cannot decide a verdict. Metrics are made by name in `metrics.registry`.
-    """
+    `used` is stored with the evaluation. A judge stores its prompt, model and calibration in `detail`, and in
+    `unfit` the reason why it cannot decide a verdict. `metrics.registry` creates metrics by name."""
 
     @property
     def used(self) -> MetricUsed: ...
@@ -64,8 +63,8 @@ class Metric(Protocol):
         ...
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        """Return the parts that add up over items. `None` is the most common case: the metric is the mean
-        of the marks."""
+        """Return the parts that add up over items. `None` is the most common case and means that the metric
+        is the mean of the marks."""
         ...
 
     def total(self, sums: Totals) -> float:
@@ -80,7 +79,7 @@ class MeanOfMarks:
         return None
 
     def total(self, sums: Totals) -> float:
-        """Raise `TypeError`: this is never called, since there are no parts."""
+        """Raise `TypeError`. This is never called, because there are no parts."""
         raise TypeError(f"{type(self).__name__} is a mean")
 
 
@@ -103,6 +102,5 @@ class PairMetric(Protocol):
     def used(self) -> MetricUsed: ...
 
     def marks(self, pairs: Sequence[tuple[Item, Answer, Answer]]) -> list[Mark]:
-        """Return for each pair 1 when the first answer is better, 0 when the second is, and 0.5 for a
-        tie."""
+        """Return for each pair 1 if the first answer is better, 0 if the second is, and 0.5 for a tie."""
         ...

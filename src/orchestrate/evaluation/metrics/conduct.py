@@ -45,7 +45,7 @@ _HEAD = 300
 
 
 def refuses(text: str) -> bool:
-    """Return whether an answer declines, in English, within its first sentences."""
+    """Return whether an answer refuses, in English, within its first sentences."""
     return bool(_REFUSAL.search(text[:_HEAD].replace("’", "'")))
 
 

@@ -55,7 +55,7 @@ _MODEL_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Grading(MeanOfMarks):
-    """The grades of the answers. An answer that could not be graded gets 0 and the reason."""
+    """The grades of the answers. An answer that could not be graded gets 0 and a reason."""
 
     used: MetricUsed
     grader: Mapping[str, Any]
@@ -138,13 +138,13 @@ def _text(content: Any) -> str:
 
 
 def row(item: Item) -> dict[str, Any]:
-    """Return what graders read as `item`: the row's columns, its `messages`, and the `expected` answer."""
+    """Return the `item` for graders: the row's columns, its `messages`, and the `expected` answer."""
     messages = [m.to_dict() for m in item.prompt]
     return {"messages": messages, "expected": item.expected, **item.fields}
 
 
 def from_file(path: str, context: Context) -> Grading:
-    """Read a grader from a JSON or YAML file. Raises `UsageError` for one that can't be used."""
+    """Read a grader from a JSON or YAML file. Raises `UsageError` if it can't be used."""
     given = read_document(Path(path), "the grader")
     return of(f"grader:{Path(path).stem}", given, context)
 
@@ -157,7 +157,7 @@ def of(name: str, grader: Any, context: Context) -> Grading:
         raise UsageError(f"{name}: {reason}")
     missing = [f for f in grading.fields_read(given) if any(grading.lacks(row(i), f) for i in context.items)]
     if missing:
-        raise UsageError(f"{name}: the grader reads item.{missing[0]}, which not every row has")
+        raise UsageError(f"{name}: the grader uses item.{missing[0]}, which some rows lack")
     strict = given["type"] == "string_check"
     kept = json.loads(msgspec.json.encode(given))
     used = MetricUsed(name=name, kind="right-or-wrong" if strict else "graded", detail={"grader": kept})

@@ -20,8 +20,8 @@ NO_LABEL = "(no label)"
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The labels of a task: its distinct expected answers. White space at the ends and Unicode forms (NFC) do
-    not matter, nor does case, unless two expected answers differ by case alone."""
+    """The labels of a task: its distinct expected answers. Surrounding white space and Unicode forms (NFC) do
+    not matter. Case matters only if two expected answers differ by case alone."""
 
     names: tuple[str, ...]
     case_matters: bool = False
@@ -40,7 +40,7 @@ class LabelSet:
         return cls(tuple(sorted(exact, key=str if case_matters else str.casefold)), case_matters)
 
     def index(self, text: str) -> int:
-        """Return the index of the label that a text is, or the number of labels for any other text."""
+        """Return the index of the label that a text matches, or the number of labels for any other text."""
         return self._places.get(self._key(text), len(self.names))
 
     @cached_property
@@ -68,7 +68,7 @@ class F1:
         return [Mark(right(self.labels, item, answer)) for item, answer in pairs]
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        """Count for each label how often it was right, expected and answered."""
+        """Count, for each label, how often it was right, expected and answered."""
         del mark
         count = len(self.labels.names)
         found = [0.0] * (3 * count)

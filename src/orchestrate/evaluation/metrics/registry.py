@@ -38,7 +38,7 @@ def from_file(path: str, name: str) -> Metric:
     """Load a metric by running the file that the user named. Raises `UsageError`."""
     spec = importlib.util.spec_from_file_location(f"orchestrate_metric_{Path(path).stem}", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
-        raise UsageError(f"there is no Python file {path}")
+        raise UsageError(f"the Python file {path} does not exist")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -60,7 +60,7 @@ def from_package(name: str) -> Metric:
     try:
         found = installed()[name].load()
     except Exception as error:
-        raise UsageError(f"the metric {name} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise UsageError(f"could not load the metric {name}: {type(error).__name__}: {error}") from error
     return of(name, found)
 
 
@@ -84,7 +84,7 @@ def of(name: str, found: Any) -> Metric:
             raise UsageError(f"the metric {name} failed on item {item.id}: {what}") from error
         if value is not None and not 0 <= value <= 1:
             raise UsageError(
-                f"the metric {name} returned {value:g} on item {item.id}; a score must be between 0 and 1"
+                f"the metric {name} returned {value:g} for item {item.id}; a score must be between 0 and 1"
             )
         return value
 
@@ -92,19 +92,19 @@ def of(name: str, found: Any) -> Metric:
 
 
 Maker = Callable[[str, Context], Metric | PairMetric]
-"""Called with (text after the colon, context)."""
+"""A factory that receives (text after the colon, context)."""
 
 
 @dataclass(frozen=True)
 class BuiltInMetric:
-    """A built-in metric without an argument. To add one, add a row to `METRICS`."""
+    """A built-in metric without an argument. To add a metric, add a row to `METRICS`."""
 
     kind: Literal["right-or-wrong", "graded", "amount"]
     make: Callable[[MetricUsed, Context], Metric]
     better: Literal["higher", "lower", "neither"] = "higher"
     unit: str = ""
     needs: Literal["", "stream", "likelihood"] = ""
-    """What an answer needs, besides its text."""
+    """Properties that it needs in an answer besides the text."""
     expects: bool = True
     """Whether it compares with an expected answer."""
 
@@ -221,7 +221,7 @@ ARGUMENTS: dict[str, tuple[str, Maker]] = {
     "judge": ("MODEL", lambda given, context: _judge("score", given, context)),
     "judge_pair": ("MODEL", lambda given, context: _judge("pair", given, context)),
 }
-"""Metrics with an argument: name -> (the argument's name, factory)."""
+"""Metrics with an argument, as name -> (the argument's name, factory)."""
 
 
 def names() -> list[str]:
@@ -231,7 +231,8 @@ def names() -> list[str]:
 
 
 def split(written: Sequence[str]) -> list[str]:
-    """Split metrics at commas: `a,b` are two. What follows a colon is one argument, including its commas."""
+    """Split metrics at commas: `a,b` means two metrics. Text after a colon is one argument, including its
+    commas."""
     found: list[str] = []
     for one in written:
         head, colon, rest = one.partition(":")
@@ -297,7 +298,7 @@ def auto(context: Context) -> str:
     `UsageError` when the rows have no expected answer."""
     if not context.expects:
         raise UsageError(
-            "these rows have no expected answer to compare with",
+            "these rows have no expected answer",
             fix="use --metrics grader:FILE, as for training",
         )
     expected = [item.expected for item in context.items]

@@ -53,8 +53,8 @@ def json_fields(expected: str, answer: str) -> float:
 
 
 def schema_match(path: str) -> Compare:
-    """Build a comparison that checks whether an answer is JSON that fits the schema in a file. References
-    to other files or URLs are not followed. Raises `UsageError`, and `MissingExtra` without jsonschema."""
+    """Build a comparison that checks whether an answer is JSON that matches the schema in a file. It does not
+    follow references to other files or URLs. Raises `UsageError`, and `MissingExtra` without jsonschema."""
     with needed("eval", "json_schema", "jsonschema"):
         import jsonschema
         from jsonschema.validators import validator_for
@@ -106,8 +106,8 @@ def _require_refs(path: str, schema: Any, registry: Any) -> None:
                 found = resolver.lookup(ref)
             except Unresolvable as error:
                 raise UsageError(
-                    f"{path}: {word} {ref!r} points to nothing in this file",
-                    fix="put its target into the file; other files and URLs are not read",
+                    f"{path}: {word} {ref!r} refers to nothing in this file",
+                    fix="add its target to the file; other files and URLs are never read",
                 ) from error
             walk(found.contents, found.resolver)
         for part in Resource[Any].from_contents(contents, default_specification=known).subresources():
@@ -153,8 +153,8 @@ def same(a: Any, b: Any) -> bool:
 
 
 def canonical(value: Any) -> Hashable:
-    """Return a canonical form, equal for two values exactly when JSON Schema considers them equal: 5, 5.0 and
-    5e0 are one number, 1 and true are not equal."""
+    """Return a canonical form that is equal for two values exactly if JSON Schema considers them equal: 5,
+    5.0 and 5e0 are one number, and 1 and true are not equal."""
     match value:
         case dict():
             return frozenset((k, canonical(v)) for k, v in cast("dict[str, Any]", value).items())
@@ -175,14 +175,14 @@ def tool_calls(item: Item, answer: Answer) -> float:
 
 
 def tool_names(item: Item, answer: Answer) -> float:
-    """Return 1 when the answer calls the expected tools in the same order, whatever the arguments, and 0
+    """Return 1 if the answer calls the expected tools in the same order, with any arguments, and 0
     otherwise."""
     want, got = ([name for name, _ in _written(calls)] for calls in (item.expected_calls, answer.tool_calls))
     return float(want == got)
 
 
 def tool_arguments(item: Item, answer: Answer) -> float:
-    """Return the fraction of all calls, expected and made, that are in both with the same arguments, in any
+    """Return the fraction of all expected and made calls that occur in both with the same arguments, in any
     order."""
     want, got = (Counter(_written(calls)) for calls in (item.expected_calls, answer.tool_calls))
     either = (want | got).total()

@@ -41,7 +41,8 @@ _ASCII_PUNCTUATION = frozenset(string.punctuation)
 
 
 def folded(text: str) -> str:
-    """Fold case and Unicode forms, and spell numbers one way: "1,000" as 1000, ".5" as 0.5, "+5" as 5."""
+    """Normalize case, Unicode forms and the spelling of numbers: "1,000" becomes 1000, ".5" becomes 0.5, and
+    "+5" becomes 5."""
     apart = "".join(_apart(c) if not c.isascii() else c for c in text)
     plain = unicodedata.normalize("NFKC", apart).casefold()
     plain = unicodedata.normalize("NFKC", plain).translate(_DASHES)
@@ -50,14 +51,16 @@ def folded(text: str) -> str:
 
 
 def normalized(text: str) -> str:
-    """Fold a text and drop punctuation and repeated white space. A text of nothing else stays as it is."""
+    """Normalize a text and drop punctuation and repeated white space. A text that consists only of these
+    stays unchanged."""
     return " ".join(_kept(text, lambda c: " " if unicodedata.category(c)[0] == "P" else c)) or text.strip()
 
 
 def squad_tokens(text: str) -> list[str]:
     """Split a text as SQuAD's evaluation does, after dropping punctuation and English articles. Differences:
-    numbers keep sign, point and exponent, punctuation and marks of all scripts are known, scripts without
-    spaces split into characters, and a text of nothing but punctuation or articles stays as it is."""
+    numbers keep sign, point and exponent; punctuation and marks of all scripts are recognized; scripts
+    without spaces are split into characters; and a text that consists only of punctuation or articles stays
+    unchanged."""
 
     def removed(c: str) -> str:
         return "" if c in _ASCII_PUNCTUATION or unicodedata.category(c)[0] == "P" else c
@@ -149,7 +152,7 @@ class Overlap:
     used: MetricUsed
     corpus: Any
     sentence: Any
-    """Uses effective order, so that short answers have a BLEU score too."""
+    """Whether to use effective order, so that short answers also have a BLEU score."""
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
         return [Mark(self.sentence.sentence_score(a.text, [i.expected]).score / 100) for i, a in pairs]
@@ -197,13 +200,13 @@ def contains(expected: str, answer: str) -> float:
 
 _MOST_TRIED = 40
 LONGEST_SEARCH = 2.0
-"""The time limit in seconds for searching one answer for a pattern."""
+"""Time limit in seconds for searching one answer for a pattern."""
 
 
 def matcher(pattern: str) -> Compare:
-    """Build a comparison that checks whether a pattern occurs in the answer. What the pattern captures as
-    `answer` must be the expected text, or the same number. Raises `UsageError`, and so does the
-    comparison when the pattern takes too long."""
+    """Build a comparison that checks whether a pattern occurs in the answer. The pattern's group `answer`
+    must match the expected text or the same number. Raises `UsageError`, as does the comparison if the
+    pattern takes too long."""
     import regex  # pyright: ignore[reportMissingTypeStubs]
 
     try:
@@ -211,7 +214,8 @@ def matcher(pattern: str) -> Compare:
         found = cast("Any", regex).compile(pattern, regex.DOTALL)
     except (re.error, regex.error) as error:
         raise UsageError(
-            f"{pattern!r} is not a regular expression: {error}", fix="see docs of Python's re"
+            f"{pattern!r} is not a valid regular expression: {error}",
+            fix="see the documentation of Python's re",
         ) from error
 
     def search(answer: str) -> Any:
@@ -219,10 +223,10 @@ def matcher(pattern: str) -> Compare:
             return found.search(answer, timeout=LONGEST_SEARCH)
         except TimeoutError:
             raise UsageError(
-                f"regex:{pattern} takes more than {LONGEST_SEARCH:g} s for an answer of "
+                f"regex:{pattern} takes more than {LONGEST_SEARCH:g} s on an answer of "
                 f"{len(answer):,} characters",
-                fix="write it without a repetition inside a repetition, or alternatives that start "
-                "alike; answers received so far are kept and not requested again",
+                fix="avoid nested repetitions and alternatives with the same beginning; answers "
+                "received so far are kept and not requested again",
             ) from None
 
     # What takes for ever does so for a few dozen of the same character, before an answer is paid.
@@ -272,8 +276,8 @@ def rouge_l(expected: str, answer: str) -> float:
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence, computed with the bits of long integers (Hyyrö
-    2004)."""
+    """Return the length of the longest common subsequence, computed with bit operations on long integers
+    (Hyyrö 2004)."""
     places: dict[str, int] = {}
     for i, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << i

@@ -36,9 +36,9 @@ from orchestrate.types import Contender, Difference, Likelihood, Message, Metric
 
 
 NATS_MARGIN = 0.05
-"""The margin in nats per token by which general text may become less likely: 5% of perplexity."""
+"""Margin in nats per token by which general text may become less likely, which is 5% of perplexity."""
 POINTS_MARGIN = 0.1
-"""The margin in right answers. A smaller one needs more items than a small probe has: see
+"""Margin in correct answers. A smaller margin needs more items than a small probe has; see
 `statistics.rows_for`."""
 
 
@@ -52,7 +52,7 @@ class RegressionProbe:
     """The non-inferiority margin: smaller drops don't count as forgetting."""
     needs: Literal["answers", "likelihood"] = "answers"
     chance: float = 0.0
-    """The best score of a model without the ability, for example by declining nothing."""
+    """Best score of a model without the ability, for example by refusing nothing."""
 
 
 def built_in() -> list[RegressionProbe]:
@@ -102,7 +102,7 @@ def languages() -> RegressionProbe:
             items.append(
                 _item(one["question"].format(country), capital, slices=(f"language:{one['language']}",))
             )
-    title = f"{len(items)} questions about capitals in ten languages, to be answered in the same language"
+    title = f"{len(items)} questions about capitals, asked and answered in ten languages"
     return RegressionProbe("languages", title, items, _right(_mentions), POINTS_MARGIN)
 
 
@@ -123,7 +123,7 @@ def format_following() -> RegressionProbe:
         for name, instruction, _ in _FORMATS
         for subject in _SUBJECTS
     ]
-    title = f"{len(items)} questions that each prescribe the format of the answer"
+    title = f"{len(items)} questions that each specify the format of the answer"
     # Any single word is in the form of two of the ten.
     return RegressionProbe("format", title, items, _right(_in_form), POINTS_MARGIN, chance=2 / len(_FORMATS))
 
@@ -250,7 +250,7 @@ def names() -> Iterator[str]:
 
 
 Sample = tuple[str, dict[str, float]]
-"""(the document's id, its scores by metric)"""
+"""The document's id, and its scores by metric."""
 
 
 def run(
@@ -272,7 +272,9 @@ def run(
         manager = TaskManager(include_path=str(folder) if folder else None)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
-        raise UsageError(f"lm-eval has no task {unknown[0]!r}", fix="--tasks-folder DIR with the task's YAML")
+        raise UsageError(
+            f"lm-eval has no task called {unknown[0]!r}", fix="--tasks-folder DIR with the task's YAML"
+        )
     try:
         found: Any = simple_evaluate(
             model=_asked(candidate, asking),
@@ -284,9 +286,8 @@ def run(
         )
     except OSError as error:  # of the package `datasets`: no network, no such data set or file
         raise UsageError(
-            f"lm-eval cannot read the data of {', '.join(tasks)}: {str(error)[:400]}",
-            fix="use a network connection to the hub, or --tasks-folder DIR with a task's YAML that "
-            "names local files",
+            f"lm-eval could not read the data of {', '.join(tasks)}: {str(error)[:400]}",
+            fix="connect to the hub, or use --tasks-folder DIR with a task YAML that names local files",
         ) from error
     return {task: [_sample(one) for one in found["samples"][task]] for task in tasks}
 
@@ -340,10 +341,10 @@ def _until(text: str, stops: Any) -> str:
 
 
 ABLE = 0.1
-"""A base with a lower accuracy has nothing to forget."""
+"""Accuracy below which a base model has nothing to forget."""
 
 CATASTROPHIC_NATS = 0.7
-"""Half as likely, per token."""
+"""Loss in nats per token that makes text half as likely."""
 
 Decision = Literal["kept", "forgot", "inconclusive", "not measurable"]
 
@@ -367,7 +368,7 @@ class ProbeResult(Record, frozen=True, kw_only=True):
 
     @property
     def catastrophic(self) -> bool:
-        """Whether at least half of the base's ability was forgotten."""
+        """Whether at least half of the base model's ability was forgotten."""
         if self.decision != "forgot":
             return False
         if self.metric.kind == "amount":
@@ -385,10 +386,10 @@ def judged(
     margin: float,
     chance: float = 0.0,
 ) -> ProbeResult:
-    """Decide whether an ability was kept, by non-inferiority: it is kept when the entire interval is
-    above the margin, and forgotten when the entire interval is below it.
+    """Decide by non-inferiority whether an ability was kept. It is kept if the entire interval is above the
+    margin, and forgotten if the entire interval is below it.
 
-    When neither model is shown to do better than `chance`, there is no ability to keep."""
+    If neither model is shown to do better than `chance`, there is no ability to keep."""
     score = difference.score
     sign = -1 if metric.better == "lower" else 1
     low, high = sorted((sign * score.low, sign * score.high))
@@ -401,9 +402,9 @@ def judged(
     elif not score.n:
         decision, reason = "inconclusive", "both models answered none of the questions"
     elif metric.kind != "amount" and not (_able(base, chance) or _able(tuned, chance)) and high >= -margin:
-        decision, reason = "not measurable", f"the base itself reaches only {shown(metric, base.value)}"
+        decision, reason = "not measurable", f"the base model itself only reaches {shown(metric, base.value)}"
         if chance:
-            reason += f", which is not clearly above the {shown(metric, chance)} of random guessing"
+            reason += f", which is not clearly better than random guessing ({shown(metric, chance)})"
     elif low > -margin:
         decision, reason = "kept", f"{said}, not worse by {allowed} or more"
     elif high < -margin:
@@ -411,7 +412,7 @@ def judged(
     else:
         rows = rows_to_decide(score, -sign * margin)
         worse = (
-            "it is worse, but the amount is uncertain"
+            "it is worse, but by how much is uncertain"
             if high < 0
             else "it is unclear whether it is worse by more than that"
         )
@@ -443,10 +444,10 @@ def advice(spec: Mapping[str, Any]) -> list[str]:
     adapter: Any = spec.get("adapter")
     full = adapter == "full" or adapter == {"type": "full"}
     return [
-        "mix in general training rows for the lost abilities, 10% to 20% of the data",
+        "add general training rows for the lost abilities, 10% to 20% of the data",
         f"train for fewer epochs{fewer}, or use an earlier checkpoint: orchestrate checkpoints RUN",
         f"use a smaller learning rate{smaller}",
-        *(["train an adapter instead of all weights: it changes less"] if full else []),
+        *(["train an adapter instead of all weights, because it changes the model less"] if full else []),
     ]
 
 
@@ -469,7 +470,7 @@ class Regression(Record, frozen=True, kw_only=True):
 
     @property
     def settled(self) -> bool:
-        """Whether at least one ability was kept and none was forgotten or is undecided."""
+        """Whether at least one ability was kept, and none was forgotten or is undecided."""
         found = {r.decision for r in self.results}
         return "kept" in found and found <= {"kept", "not measurable"}
 
@@ -517,7 +518,7 @@ def compared(
     apart = paired(metric, values, [id for id, _, _ in pairs], *names, alone=right)
     return judged(
         f"lm-eval:{task}",
-        f"{len(values)} documents of lm-eval's task {task}",
+        f"{len(values)} documents of the lm-eval task {task}",
         metric,
         _score([b for _, b in values], right),
         _score([a for a, _ in values], right),

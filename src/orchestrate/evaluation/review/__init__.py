@@ -27,7 +27,7 @@ class ReviewTask(Record, frozen=True, kw_only=True):
     meaning."""
 
     id: str
-    """Does not reveal the contenders, because raters see it."""
+    """Id of the task. It does not reveal the contenders, because raters see it."""
     item: Item
     contenders: tuple[str, ...]
     answers: tuple[Answer, ...]
@@ -36,7 +36,7 @@ class ReviewTask(Record, frozen=True, kw_only=True):
 class Tasks(msgspec.Struct, frozen=True):
     tasks: list[ReviewTask]
     same: tuple[tuple[str, str, str], ...] = ()
-    """(contender, contender, item): both gave the same answer, so nobody is asked."""
+    """(contender, contender, item) triples with identical answers, which nobody needs to rate."""
 
 
 def read_answered(path: Path) -> list[ScoredItem]:
@@ -46,10 +46,10 @@ def read_answered(path: Path) -> list[ScoredItem]:
             return [decoding.decode(line, type=ScoredItem) for line in file if line.strip()]
     except OSError as error:
         raise DataError(
-            f"the answers are missing: {path}: {error.strerror}", fix="orchestrate eval RUN"
+            f"cannot find the answers: {path}: {error.strerror}", fix="orchestrate eval RUN"
         ) from error
     except msgspec.DecodeError as error:
-        raise DataError(f"{path} is not a file of evaluation answers: {error}") from error
+        raise DataError(f"{path} does not contain evaluation answers: {error}") from error
 
 
 def tasks_of(
@@ -62,9 +62,9 @@ def tasks_of(
     items: int | None = None,
     seed: int = 0,
 ) -> Tasks:
-    """Build review tasks over all items, or over a random sample of `items` of them: pairs of all
-    contenders, or of each with `against`. When an item has several answers, the first one is shown.
-    Raises `UsageError` when there is nothing to rate."""
+    """Build review tasks over all items, or over a random sample of `items` of them: pairs of all contenders,
+    or of each with `against`. If an item has several answers, the first one is shown. Raises `UsageError` if
+    there is nothing to rate."""
     if kind == "pairs" and len(contenders) < 2:
         raise UsageError(
             "pairs need two contenders, but the evaluation has one",
@@ -95,7 +95,7 @@ def tasks_of(
             key = _key(review, one.item.id, *names)
             tasks.append(ReviewTask(id=key, item=one.item, contenders=names, answers=answers))
     if not tasks:
-        why = "all answers are the same" if same else "the evaluation has no answers from these contenders"
+        why = "all answers are identical" if same else "the evaluation has no answers from these contenders"
         raise UsageError(f"there is nothing to rate: {why}")
     return Tasks(tasks, tuple(same))
 
@@ -112,14 +112,14 @@ def read(path: Path) -> list[ReviewTask]:
         with path.open("rb") as file:
             return [ReviewTask.from_json(line) for line in file]
     except OSError as error:
-        raise DataError(f"the data of the review is missing: {path}: {error.strerror}") from error
+        raise DataError(f"cannot find the data of the review: {path}: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise DataError(f"{path} is damaged: {error}") from error
 
 
 def order(tasks: Sequence[ReviewTask], seed: int, rater: str) -> list[tuple[ReviewTask, bool]]:
-    """Return the tasks in a rater's own order, each with whether its second answer is shown first. The
-    order is always the same for a seed and rater."""
+    """Return the tasks in a rater's own order, each with whether its second answer is shown first. The same
+    seed and rater always give the same order."""
     draw = random.Random(f"{seed}:{rater}")  # noqa: S311  not for secrets
     shuffled = draw.sample(list(tasks), len(tasks))
     return [(task, draw.random() < 0.5) for task in shuffled]
@@ -135,7 +135,7 @@ def _key(*parts: str) -> str:
 
 @dataclass(frozen=True)
 class ReviewSource:
-    """The evaluations to review, with a contender's newest answers first. `run_ids` are the runs that the
+    """The evaluations to review, with a contender's latest answers first. `run_ids` are the runs that the
     user named."""
 
     evaluations: tuple[Evaluation, ...]
@@ -170,9 +170,9 @@ class ReviewSource:
             first = [_joined(one, theirs[one.item.id]) for one in first if one.item.id in theirs]
         if not first:
             raise UsageError(
-                "these runs share no answered item: "
+                "these runs have no answered item in common: "
                 + "; ".join(f"{e.id} used {e.dataset}" for e in self.evaluations),
-                fix=f"orchestrate eval {' '.join(self.run_ids)} --base   (one evaluation for all)",
+                fix=f"orchestrate eval {' '.join(self.run_ids)} --base   (one evaluation for all runs)",
             )
         return first
 
@@ -183,25 +183,25 @@ def _joined(one: ScoredItem, other: ScoredItem) -> ScoredItem:
 
 
 def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted: str | None) -> ReviewSource:
-    """Choose the evaluations to review, from all evaluations of these runs, oldest first. The newest one that
-    contains every run is used, or the one whose id begins with `wanted`. Otherwise the newest of each run is
-    used. Raises `UsageError` if a run has no evaluation."""
+    """Choose the evaluations to review, from all evaluations of these runs, oldest first. Uses the newest one
+    that contains every run, or the one whose id starts with `wanted`. Otherwise uses the newest one of each
+    run. Raises `UsageError` if a run has no evaluation."""
     fitting = [e for e in evaluations if wanted is None or e.id.startswith(wanted)]
     if not run_ids and len(fitting) != 1:
         what = "several evaluations start with" if fitting else "there is no evaluation"
-        raise UsageError(f"{what} {wanted}", fix="orchestrate eval --json   prints its id")
+        raise UsageError(f"{what} {wanted}", fix="find its id with: orchestrate eval --json")
     whole = [e for e in fitting if set(run_ids) <= set(e.run_ids)]
     if whole:
         return ReviewSource((whole[-1],), tuple(run_ids))
     asked = " ".join(run_ids)
-    fix = f"orchestrate eval {asked} --base   (one evaluation for all models to compare)"
+    fix = f"orchestrate eval {asked} --base   (evaluates all models to compare)"
     if wanted is not None:
         raise UsageError(f"these runs have no evaluation {wanted}", fix=fix)
     newest: dict[str, Evaluation] = {}
     for run_id in run_ids:
         own = [e for e in fitting if run_id in e.run_ids]
         if not own:
-            raise UsageError(f"{run_id} has no answers to rate yet", fix=fix)
+            raise UsageError(f"{run_id} has no answers to rate", fix=fix)
         newest[own[-1].id] = own[-1]
     return ReviewSource(
         tuple(sorted(newest.values(), key=lambda e: e.created_at, reverse=True)), tuple(run_ids)

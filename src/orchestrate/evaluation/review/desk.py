@@ -20,7 +20,7 @@ LONGEST_NAME, LONGEST_NOTE = 40, 10_000
 
 
 class Ratings(Protocol):
-    """Where ratings are stored."""
+    """A store for ratings."""
 
     def rate(self, *ratings: Rating) -> None: ...
     def ratings(self, review_id: str) -> list[Rating]: ...
@@ -33,7 +33,7 @@ class ReviewAction(msgspec.Struct, omit_defaults=True):
     rater: str = ""
     task: str = ""
     at: int | None = None
-    """The task to show, in the rater's order from 0. By default the first open one."""
+    """Index of the task to show, in the rater's order from 0. By default, the first open task."""
     choice: Literal["left", "right", "tie", "both bad"] | None = None
     scores: dict[str, int] = {}
     note: str = ""
@@ -41,8 +41,8 @@ class ReviewAction(msgspec.Struct, omit_defaults=True):
 
 
 def standing(ratings: Sequence[Rating]) -> list[Rating]:
-    """Return the ratings that count, in the order in which they were given: the last one of each rater
-    and task, unless it was withdrawn."""
+    """Return the ratings that count, in the order in which they were given: the last one of each rater and
+    task, unless it was withdrawn."""
     last: dict[tuple[str, str], Rating] = {}
     for rating in ratings:
         last.pop((rating.rater, rating.task), None)
@@ -61,7 +61,7 @@ def rater_named(name: str) -> str:
 
 
 class ReviewSession:
-    """Thread-safe."""
+    """A thread-safe session in which people rate the tasks of a review."""
 
     def __init__(self, review: Review, shown: Sequence[ReviewTask], kept: Ratings) -> None:
         self.review, self.tasks, self._kept = review, list(shown), kept
@@ -100,18 +100,18 @@ class ReviewSession:
         self._kept.rate(self.rating(asked, rater, names))
 
     def rating(self, asked: ReviewAction, rater: str, names: Sequence[str]) -> Rating:
-        """Build the rating of what was shown as `names`, left first. Raises `UsageError` when it is
+        """Build the rating for the answers shown as `names`, left first. Raises `UsageError` if it is
         incomplete."""
         criteria = self.review.rubric.criteria
         if self.review.kind == "pairs" and (asked.choice is None or asked.scores):
-            raise UsageError("say which answer is better, or neither")
+            raise UsageError("choose the better answer, or neither")
         if self.review.kind == "single":
             points = {c.name: range(1, c.points + 1) for c in criteria}
             if asked.choice or asked.scores.keys() != points.keys():
                 raise UsageError(f"rate {', '.join(points)}")
             for name, value in asked.scores.items():
                 if value not in points[name]:
-                    raise UsageError(f"{name} must be 1 to {len(points[name])}, got {value}")
+                    raise UsageError(f"{name} must be from 1 to {len(points[name])}, got {value}")
         if len(asked.note) > LONGEST_NOTE:
             raise UsageError(f"a note must have at most {LONGEST_NOTE:,} characters")
         return Rating(
@@ -136,13 +136,13 @@ class ReviewSession:
         return next(i for i, (task, _) in enumerate(self.order(rater)) if task.id == last.task)
 
     def shown(self, rater: str, at: int | None = None) -> dict[str, Any]:
-        """Return what the page displays. It does not name the contenders."""
+        """Return what the page displays, without the names of the contenders."""
         order = self.order(rater)
         rated = {rating.task: rating for rating in self.of(rater)}
         if at is None:
             at = next((i for i, (task, _) in enumerate(order) if task.id not in rated), len(order) - 1)
         if not 0 <= at < len(order):
-            raise UsageError(f"task {at + 1} does not exist: the review has {len(order):,}")
+            raise UsageError(f"task {at + 1} does not exist: the review has {len(order):,} tasks")
         task, turned = order[at]
         answers = task.answers[::-1] if turned else task.answers
         rating = rated.get(task.id)

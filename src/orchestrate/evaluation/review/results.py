@@ -24,7 +24,8 @@ _RESAMPLES = 200
 
 
 class PairVote(NamedTuple):
-    """The vote on one item: 1 if the answer of `first` is better, 0 if that of `second` is, 0.5 for a tie."""
+    """The vote on one item: 1 if the answer of `first` is better, 0 if the answer of `second` is better, 0.5
+    for a tie."""
 
     item: str
     first: str
@@ -33,8 +34,8 @@ class PairVote(NamedTuple):
 
 
 def outcomes(votes: Iterable[PairVote]) -> list[PairVote]:
-    """Average the votes of all raters for each item and two models: three raters who agree on an item say
-    little more about other items than one does."""
+    """Average the votes of all raters for each item and two models. Three raters who agree on an item tell
+    little more about other items than one rater does."""
     points: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for vote in votes:
         points[vote.item, vote.first, vote.second].append(vote.points)
@@ -48,8 +49,8 @@ def rate(votes: Iterable[PairVote]) -> Score:
 
 
 def likeness(votes: Sequence[PairVote]) -> float | None:
-    """Return how far two raters of an item agree beyond chance: the intraclass correlation, 0 to 1.
-    Returns `None` until items have several votes. (One-way analysis of variance, Shrout and Fleiss 1979.)"""
+    """Return how much two raters of an item agree beyond chance: the intraclass correlation, 0 to 1. Returns
+    `None` until items have several votes. (One-way analysis of variance, Shrout and Fleiss 1979.)"""
     items: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for vote in votes:
         items[vote.item, vote.first, vote.second].append(vote.points)
@@ -67,9 +68,9 @@ def likeness(votes: Sequence[PairVote]) -> float | None:
 
 def strengths(votes: Iterable[PairVote]) -> dict[str, Score]:
     """Fit the Bradley-Terry model: for each model, return how often it would be preferred to a randomly
-    chosen other one. Strongest first. The intervals come from resampling items. One draw is added for
-    every two models, whether or not they were compared, because otherwise a model that never lost would
-    be infinitely strong."""
+    chosen other one. Strongest first. The intervals come from resampling items. One draw is added for each
+    pair of models, whether or not they were compared, because otherwise a model that never lost would be
+    infinitely strong."""
     votes = outcomes(votes)
     by_item: defaultdict[str, list[PairVote]] = defaultdict(list)
     for vote in votes:
@@ -112,8 +113,8 @@ def _bradley_terry(wins: Mapping[tuple[str, str], float], names: Sequence[str]) 
 def fitted(
     wins: Mapping[tuple[str, str], float], names: Sequence[str], *, draws: float = 1.0
 ) -> dict[str, float]:
-    """Fit strengths such that a's share in a + b is the probability that a is preferred to b. Their sum
-    is 1. `draws` are added for every two models. Uses Hunter's iteration (2004), to eight digits."""
+    """Fit strengths so that a's share in a + b is the probability that a is preferred over b. Their sum is 1.
+    `draws` are added for each pair of models. Uses Hunter's iteration (2004) to eight digits."""
     half = draws / 2
     won = {a: sum(wins.get((a, b), 0.0) + half for b in names if b != a) for a in names}
     met = {
@@ -132,7 +133,8 @@ def fitted(
 
 
 LIKENESS = 0.4
-"""The assumed agreement of raters on one item until it is measured: a typical value for open answers."""
+"""Agreement of raters on one item that is assumed until it is measured. This value is typical for open
+answers."""
 _LEVEL, _POWER = 1.959963984540054, 0.8416212335729143
 
 
@@ -150,12 +152,12 @@ class Planned(Record, frozen=True, kw_only=True):
 def planned(
     preference: float, *, likeness: float = LIKENESS, raters: tuple[int, ...] = (1, 2, 3, 4, 5)
 ) -> tuple[Planned, ...]:
-    """Return how many items each number of raters needs to show that one model is preferred at this rate
-    (such as 0.6) rather than in half of the cases.
+    """Return how many items each number of raters needs to show that the preference rate is this one (such as
+    0.6) rather than one half.
 
     More raters per item make its outcome more certain, more items make the overall result more certain: m
-    votes on an item tell as much as m / (1 + (m - 1) * likeness) items with one vote. Ties make the need
-    smaller, never larger."""
+    votes on an item tell as much as m / (1 + (m - 1) * likeness) items with one vote. Ties only reduce the
+    required number."""
     away = abs(preference - 0.5)
     votes = ((_LEVEL * 0.5 + _POWER * math.sqrt(preference * (1 - preference))) / away) ** 2
     return tuple(Planned(raters=m, items=math.ceil(votes * (1 + (m - 1) * likeness) / m)) for m in raters)
@@ -216,17 +218,18 @@ class ReviewResult(Record, frozen=True, kw_only=True):
     scores: tuple[Rated, ...] = ()
     differences: tuple[Ahead, ...] = ()
     agreement: dict[str, Score | None] = msgspec.field(default_factory=dict[str, "Score | None"])
-    """Krippendorff's alpha by criterion; for pairs, of the choice. `None` if no task has two raters or all
+    """Krippendorff's alpha by criterion, or of the choice for pairs. `None` if no task has two raters or all
     ratings are the same."""
     likeness: float | None = None
     """The correlation of votes on one item, as used by `planned`."""
     left: Score | None = None
-    """Among the votes for one side, those for the left one: half, unless raters are biased by position."""
+    """Share of left votes among the votes for one side, which is about half unless raters are biased by
+    position."""
     notes: int = 0
 
 
 def result(review: Review, tasks: Sequence[ReviewTask], ratings: Sequence[Rating]) -> ReviewResult:
-    """Summarize the ratings that count. Ratings of tasks that are not in the review are left out."""
+    """Summarize the ratings that count. Excludes ratings of tasks that are not in the review."""
     known = {task.id: task for task in tasks}
     held = [rating for rating in standing(ratings) if rating.task in known]
     found = ReviewResult(
@@ -249,13 +252,13 @@ def told(found: ReviewResult) -> list[str]:
     if not found.ratings:
         return []
     sentences = [
-        f"People preferred {p.first} to {p.second} in {p.preference.value:.0%} ({p.preference.low:.0%} to "
-        f"{p.preference.high:.0%}) of {p.preference.n} {where}: {by}."
+        f"People preferred {p.first} over {p.second} in {p.preference.value:.0%} "
+        f"({p.preference.low:.0%} to {p.preference.high:.0%}) of {p.preference.n} {where}: {by}."
         for p in found.pairs
     ]
     sentences += [
-        f"People rated {one.first} {text.score(one.score)} above {one.second}, from 0 to 1, on {one.score.n} "
-        f"{where}: {by}."
+        f"People rated {one.first} {text.score(one.score)} higher than {one.second}, from 0 to 1, "
+        f"on {one.score.n} {where}: {by}."
         for one in found.differences
     ]
     return sentences
@@ -267,7 +270,7 @@ def points_of(rating: Rating) -> float:
 
 
 def votes_of(held: Iterable[Rating], tasks: Mapping[str, ReviewTask]) -> list[PairVote]:
-    """Return the votes in the order of each task's contenders, whichever side they were shown on."""
+    """Return the votes in the order of each task's contenders, no matter on which side they were shown."""
     votes: list[PairVote] = []
     for rating in held:
         task = tasks[rating.task]
@@ -280,7 +283,7 @@ def votes_of(held: Iterable[Rating], tasks: Mapping[str, ReviewTask]) -> list[Pa
 def overall(
     held: Iterable[Rating], tasks: Mapping[str, ReviewTask], review: Review
 ) -> dict[str, dict[str, float]]:
-    """Return contender -> item -> the mean of its raters over all criteria, 0 to 1."""
+    """Return contender -> item -> its average rating over all raters and criteria, 0 to 1."""
     found: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for rating in held:
         task = tasks[rating.task]

@@ -24,7 +24,7 @@ from orchestrate.evaluation.review.results import outcomes, overall, votes_of
 from orchestrate.types import Message, Rating, Record, Review, decoding
 
 GOOD, BAD = 0.75, 0.25
-"""For answers rated alone, from 0 to 1: the thresholds for desirable and undesirable answers. With five
+"""Thresholds for desirable and undesirable answers that are rated individually, from 0 to 1. With five
 points, these are 4 and 2."""
 
 
@@ -36,7 +36,7 @@ class FromReview(Record, frozen=True, kw_only=True):
     format: Literal["dpo", "kto", "sft"]
     rows: int
     left_out: dict[str, int]
-    """Rated tasks (for DPO from single answers: pairs of them) that give no rows, by reason."""
+    """Rated tasks that give no rows, by reason. For DPO from single answers, pairs of tasks."""
 
 
 def from_review(
@@ -60,7 +60,7 @@ def from_review(
     lines = [canonical_line(row) for row in made]
     if not lines:
         why = ", ".join(f"{reason}: {n}" for reason, n in left_out.items()) or "there are no ratings yet"
-        raise DataError(f"review {review.id} gives no rows for {format} ({why})")
+        raise DataError(f"review {review.id} contains no rows for {format} ({why})")
     with whole(output) as draft, draft.open("wb") as file:
         file.writelines(line + b"\n" for line in lines)
     return FromReview(
@@ -122,7 +122,7 @@ def _singles(
         if format == "kto":
             for name, score in scores.items():
                 if BAD < score < GOOD:
-                    left_out["neither good nor bad"] += 1
+                    left_out["rated neither good nor bad"] += 1
                 else:
                     yield from _unpaired([(*answers[item, name], {score >= GOOD})], left_out)
             continue
@@ -153,7 +153,7 @@ def _unpaired(
 ) -> Iterator[UnpairedExample]:
     for item, answer, labels in labelled:
         if len(labels) > 1:
-            left_out["better than one answer, worse than another"] += 1
+            left_out["rated better than one answer and worse than another"] += 1
         elif not (said := _said(answer)):
             left_out["no answer"] += 1
         else:
@@ -206,7 +206,7 @@ class Imported(Record, frozen=True, kw_only=True):
     rater: str
     ratings: int
     unchanged: int
-    """Rows whose rating was already known."""
+    """Rows with a rating that was already known."""
     empty: int
     """Rows without a rating."""
 
@@ -233,8 +233,8 @@ def export(desk: ReviewSession, rater: str, path: Path) -> int:
 
 
 def take(desk: ReviewSession, path: Path, rater: str, keep: Callable[..., None]) -> Imported:
-    """Read a completed sheet and pass all its ratings to `keep` at once. Raises `DataError` naming the
-    invalid row, in which case no rating is stored."""
+    """Read a completed sheet and pass all its ratings to `keep` at once. Raises `DataError` that names the
+    invalid row, without storing any rating."""
     rater = rater_named(rater)
     rows = _rows(path)
     places = {

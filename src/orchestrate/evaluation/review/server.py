@@ -26,7 +26,7 @@ from orchestrate.http import web
 from orchestrate.http.web import RequestGuard, holder
 
 ANYONE = ""
-"""The key of the link for raters who enter their name on the page."""
+"""Key of the shared link for raters who enter their name on the page."""
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  compared with
 
 
@@ -48,9 +48,9 @@ def serving(
     port: int = 0,
     names: Collection[str] = (),
 ) -> Generator[ReviewPage]:
-    """Serve the review for the duration of a `with` block. Each of the `raters` gets a link. Without raters
-    there is one shared link, and whoever opens it enters a name. `host` is the address to bind to (0.0.0.0
-    for all interfaces), `names` are the host names that clients use. Raises `SetupError` if the port is
+    """Serve the review for the duration of a `with` block. Each of the `raters` gets a link. Without raters,
+    there is one shared link, and each person enters a name. `host` is the address to bind to (0.0.0.0 for all
+    interfaces), `names` are the host names that clients use. Raises `SetupError` if the port is
     unavailable."""
     tokens = _tokens(Path(desk.review.folder) / "links.json", [*map(rater_named, raters)] or [ANYONE])
 

@@ -45,7 +45,7 @@ class RowToWrite(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The row's number in the file, from 1."""
     example: ChatExample
     is_open: bool = False
-    """The row had no answer: the last message is only a placeholder."""
+    """Whether the row had no answer, so that its last message is only a placeholder."""
 
     @property
     def asked(self) -> int:
@@ -105,7 +105,7 @@ def rows_of(path: str, review: str) -> RowsToWrite:
         rows.append(RowToWrite(id=key, row=number, example=example, is_open=is_open))
     if not rows:
         reasons = ", ".join(f"{why}: {n}" for why, n in left_out.items())
-        raise DataError(f"{path} has no row that can be written on a page ({reasons})")
+        raise DataError(f"{path} has no row that can be edited on a page ({reasons})")
     return RowsToWrite(rows, dict(left_out), tuple(sorted(unread)))
 
 
@@ -135,14 +135,14 @@ def _chat(example: Example) -> ChatExample | str:
         ]
         return ChatExample(messages=messages)
     if not isinstance(example, ChatExample):
-        return "rows that are not a chat or a prompt with its completion"
+        return "rows other than a chat or a prompt with its completion"
     *before, last = example.messages
     if last.role != "assistant" or not any(m.role == "user" for m in before):
         return "rows that do not end with a question and its answer"
     if last.tool_calls or last.reasoning:
         return "answers with tool calls or reasoning"
     if any(isinstance(m.content, list) for m in example.messages):
-        return "messages in parts, such as images"
+        return "messages with parts, such as images"
     return example
 
 
@@ -151,11 +151,11 @@ def write(rows: Iterable[RowToWrite], path: Path) -> None:
 
 
 def read(path: Path) -> list[RowToWrite]:
-    """Raises `DataError`."""
+    """Read the rows. Raises `DataError`."""
     try:
         return [RowToWrite.from_json(line) for line in path.read_bytes().splitlines()]
     except OSError as error:
-        raise DataError(f"Can't read the rows to write: {path}: {error.strerror}") from error
+        raise DataError(f"Can't read the rows to edit: {path}: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise DataError(f"{path} is damaged: {error}") from error
 
@@ -168,8 +168,8 @@ Assigned = dict[str, list[str]]
 
 
 def assign(rows: Sequence[RowToWrite], writers: Sequence[str], overlap: float, seed: int) -> Assigned:
-    """Give each row to one writer, and this fraction of the rows to two, so that all writers get about the
-    same number. Rows of two are drawn at random."""
+    """Assign each row to one writer, and this fraction of the rows to two, so that all writers get about the
+    same number. The rows with two writers are drawn at random."""
     draw = random.Random(seed)  # noqa: S311  not for secrets
     twice = set(draw.sample(range(len(rows)), round(overlap * len(rows)) if len(writers) > 1 else 0))
     load = dict.fromkeys(draw.sample(list(writers), len(writers)), 0)
@@ -182,8 +182,8 @@ def assign(rows: Sequence[RowToWrite], writers: Sequence[str], overlap: float, s
 
 
 def reassign(assigned: Assigned, said: WrittenSoFar, writers: Sequence[str]) -> Assigned:
-    """Assign the unwritten rows of people who no longer write to the other writers, those with the fewest
-    open rows first. Rows already written stay with their writer."""
+    """Reassign the unwritten rows of people who no longer write, first to the writers with the fewest open
+    rows. Rows already written stay with their writer."""
     found: Assigned = {}
     load = dict.fromkeys(writers, 0)
     for task, names in assigned.items():
@@ -206,12 +206,12 @@ def reassign(assigned: Assigned, said: WrittenSoFar, writers: Sequence[str]) -> 
 
 @dataclass
 class WrittenSoFar:
-    """The current texts: the last one for each writer and row, unless it was undone."""
+    """The current texts: the latest one for each writer and row, unless it was undone."""
 
     texts: dict[str, dict[str, Rating]] = field(default_factory=dict[str, dict[str, Rating]])
-    """row -> writer -> text."""
+    """Texts by row and writer."""
     settled: dict[str, Rating] = field(default_factory=dict[str, Rating])
-    """row -> decision, unless one of its writers has changed a text since."""
+    """Decisions by row, unless one of its writers has since changed a text."""
     revisions: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     """The number of changes to each row."""
     changes: dict[str, list[Rating]] = field(default_factory=dict[str, list[Rating]])
@@ -259,17 +259,17 @@ class RowDraft(msgspec.Struct, omit_defaults=True):
     action: Literal["show", "save", "undo"]
     task: str = ""
     at: int | None = None
-    """The row to show, in the writer's order from 0. By default the first open one."""
+    """Index of the row to show, in the writer's order from 0. By default, the first open row."""
     question: str = ""
     answer: str = ""
     revision: int = 0
-    """The version of the row that the page had shown."""
+    """Version of the row that the page showed."""
     note: str = ""
     seconds: float | None = None
 
 
 class WritingDesk:
-    """A review in which people write rows. Thread-safe."""
+    """A thread-safe review in which people write rows."""
 
     def __init__(
         self, review: Review, rows: Sequence[RowToWrite], assigned: Assigned, kept: Ratings, settler: str
@@ -278,7 +278,8 @@ class WritingDesk:
         self.settler = rater_named(settler)
         if self.settler in self.writers:
             raise UsageError(
-                f"{settler} writes rows and so can't settle them", fix="--settler with another name"
+                f"{settler} writes rows, so {settler} can't settle disagreements about them",
+                fix="choose another name with --settler",
             )
         self.rows = {row.id: row for row in rows}
         self._reading: RowReading = reading(_CHAT)
@@ -297,8 +298,8 @@ class WritingDesk:
         return {who: sum(who in texts for texts in said.texts.values()) for who in self.writers}
 
     def order(self, who: str, said: WrittenSoFar) -> list[RowToWrite]:
-        """Return the rows of a writer in the order of the file. For the person who settles differences,
-        return the rows whose texts differ."""
+        """Return the rows of a writer in file order. For the person who settles differences, return the rows
+        whose texts differ."""
         tasks = set(said.differing()) if who == self.settler else None
         return [
             row
@@ -327,7 +328,8 @@ class WritingDesk:
             return  # sent twice
         if asked.revision != said.revisions[who, row.id]:
             raise UsageError(
-                "You saved this row in another window. Reload the page to see both texts. This text is kept."
+                "You saved this row in another window. Reload the page to see both texts. Your "
+                "text here is kept."
             )
         self._must_be_good(row, asked)
         rating = Rating(
@@ -439,7 +441,7 @@ class Disagreement(Record, frozen=True, kw_only=True):
     likeness: float
     """ROUGE-L of the two answers."""
     settled: str | None
-    """The chosen answer, or `None` while it is open."""
+    """Chosen answer, or `None` while undecided."""
 
 
 class WritingResult(Record, frozen=True, kw_only=True):
@@ -454,7 +456,7 @@ class WritingResult(Record, frozen=True, kw_only=True):
     doubly: int
     """Rows that two people have written."""
     same: Score | None
-    """The share of those with the same question and answer, except for white space."""
+    """Share of them with the same question and answer, ignoring surrounding white space."""
     likeness: Score | None
     """The mean ROUGE-L of the two answers."""
     alpha: Score | None
@@ -462,7 +464,7 @@ class WritingResult(Record, frozen=True, kw_only=True):
     to_settle: int
     settled: int
     disagreements: tuple[Disagreement, ...]
-    """The most different ones first, at most 100."""
+    """Disagreements, largest first, at most 100."""
 
 
 def result(desk: WritingDesk) -> WritingResult:

@@ -52,12 +52,12 @@ _LONGEST_HEAD = 1 << 18
 
 class Patient(H11Protocol):
     """HTTP/1.1 that disconnects clients whose request does not start, whose headers never end, or whose body
-    stalls. uvicorn would wait forever, and each of them would occupy a connection."""
+    stalls. uvicorn would wait forever, and each client would occupy a connection."""
 
     head_s = 30.0
-    """The time limit in seconds for the request line and headers."""
+    """Time limit in seconds for the request line and headers."""
     body_s = 30.0
-    """The time limit in seconds for a body, unless it brings `least_rate` bytes per second."""
+    """Time limit in seconds for a body, unless it arrives at `least_rate` bytes per second or faster."""
     least_rate = 1000.0
     _hanging_up: asyncio.TimerHandle | None = None
     _body_timer: asyncio.TimerHandle | None = None
@@ -89,7 +89,7 @@ class Patient(H11Protocol):
         self._body_came()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer data that are not an HTTP request."""
+        """Respond to data that is not an HTTP request."""
         self._hang_up(400, msg, "not_http")
 
     def _hang_up(self, status: int, told: str, code: str) -> None:
@@ -155,9 +155,9 @@ def serving(
     certificate: tuple[Path, Path] | None = None,
     lifespan: bool = False,
 ) -> Generator[str]:
-    """Serve one app and yield its address, such as `http://127.0.0.1:8000`. Port 0 uses any free port.
-    `host` is an address of this machine; without a guard, only addresses that nobody else reaches are
-    safe. With a certificate and its key, as PEM files, it uses TLS. Raises `SetupError`."""
+    """Serve one app and yield its address, such as `http://127.0.0.1:8000`. Port 0 uses any free port. `host`
+    is an address of this machine; without a guard, only addresses that nobody else can reach are safe. With a
+    certificate and its key, as PEM files, it uses TLS. Raises `SetupError`."""
     with (
         closing(listen(port, host)) as sock,
         running([(app, sock)], grace_s=grace_s, certificate=certificate, lifespan=lifespan),
@@ -183,7 +183,7 @@ def listen(port: int, host: str = LOOPBACK) -> socket.socket:
         sock = socket.create_server((host, port), family=family)
     except OSError as error:
         raise SetupError(
-            f"port {port} cannot be used: {error.strerror}",
+            f"could not use port {port}: {error.strerror}",
             fix="use another --port, or --port 0 for any free port",
         ) from error
     # asyncio does this itself only for sockets that name their protocol, as those of `create_server` do not.
@@ -201,9 +201,9 @@ def running(
     certificate: tuple[Path, Path] | None = None,
     lifespan: bool = False,
 ) -> Generator[None]:
-    """Serve each app on its socket. All share one thread and its event loop. `protocol` handles HTTP
-    instead of `Patient`. With `lifespan` the apps are notified of the start and the end. Raises
-    `SetupError` for a certificate that cannot be used."""
+    """Serve each app on its socket. All share one thread and its event loop. `protocol` handles HTTP instead
+    of `Patient`. With `lifespan`, the apps are notified of the start and the end. Raises `SetupError` if a
+    certificate cannot be used."""
     chain, key = certificate or (None, None)
     servers = [
         uvicorn.Server(
@@ -231,7 +231,7 @@ def running(
         for server in servers:
             server.config.load()
     except (OSError, ValueError) as error:  # of the certificate
-        raise SetupError(f"{chain} and {key} cannot be used for TLS: {error}") from error
+        raise SetupError(f"could not use {chain} and {key} for TLS: {error}") from error
 
     async def all_of_them() -> None:
         pairs = zip(servers, apps, strict=True)
@@ -265,7 +265,7 @@ _HEADERS = {
 
 
 class RequestGuard:
-    """An ASGI app before another one, which sees only what may come in.
+    """An ASGI app in front of another one, which only forwards permitted requests.
 
     tokens     token -> who has it. Without one of them as the first part of the path nothing is answered;
                the app sees the rest of the path, and `holder` tells who it is. `None`: the app asks for keys
@@ -412,9 +412,9 @@ def holder(scope: Mapping[str, Any]) -> str:
 
 
 Tell = Callable[[HostError], Response]
-"""Formats an error for one API."""
+"""A function that formats an error for one API."""
 Admit = Callable[[Scope], Awaitable[object]]
-"""Checks the key of a request. Raises `HostError` 401."""
+"""A function that checks the key of a request. Raises `HostError` 401."""
 Endpoint = Callable[[Request], Awaitable[Response]]
 """A route."""
 
@@ -477,7 +477,7 @@ def edge(
 
 
 class Keyed:
-    """ASGI middleware that passes on only requests with a valid key. `open`: paths that need no key."""
+    """ASGI middleware that only forwards requests with a valid key. Paths in `open` need no key."""
 
     def __init__(self, app: ASGIApp, admit: Admit, *, open: Collection[str] = ()) -> None:
         self._app, self._admit, self._open = app, admit, open
@@ -493,7 +493,7 @@ class Keyed:
 
 
 def bearer(scope: Mapping[str, Any]) -> str | None:
-    """Return the key that a request carries, as OpenAI's or Tinker's clients send it."""
+    """Return the key in a request, in the format of OpenAI's or Tinker's clients."""
     headers = Headers(raw=scope["headers"])
     if "authorization" in headers:
         kind, _, key = headers["authorization"].partition(" ")
@@ -541,8 +541,8 @@ def page(path: str, package: str, name: str, *, back: Callable[[Request], str] |
 
 def action(path: str, kind: type[Asked], act: Callable[[Asked, Request], Any]) -> Route:
     """Build the route of a POST with a JSON body of this kind. `act` runs in a thread, in parallel with
-    others, and returns the JSON to answer with. A wrong body, or one of our own errors, is answered with
-    422 and `{"error": sentence}`."""
+    others, and returns the JSON response. An invalid body, or one of our own errors, gets status 422 and
+    `{"error": sentence}`."""
 
     async def answer(request: Request) -> Response:
         body = await request.body()

@@ -43,13 +43,11 @@ from orchestrate.local.model.sampling.quick_pass import quicken
 from orchestrate.types import Likelihood
 
 MOST_ROWS = 64
-"""Questions that are answered together, where nobody says."""
-CHOSEN_BY_SIZE = (
-    "answered in NF4 (4 bits) because it has more than 8 GiB of weights (local=MODEL:16-bit for 16 bits)"
-)
+"""Default number of questions that are answered together."""
+CHOSEN_BY_SIZE = "answered in NF4 (4 bits) because its weights exceed 8 GiB (for 16 bits: local=MODEL:16-bit)"
 ROUNDED_OTHERWISE = (
-    "16-bit rounding in a batch can change an answer: read alone, another token would have been "
-    "more likely (use --batch 1 for exact results)"
+    "16-bit rounding in a batch can change an answer: outside the batch, another token would have "
+    "been more likely (for exact results: --batch 1)"
 )
 _MEASURED_S = 1.0
 """For all adapters together; the best of three or more counts, since others may use the machine."""
@@ -63,17 +61,18 @@ _WORDS = {
 
 
 class Loading(Opening, frozen=True, kw_only=True):
-    """The models to hold."""
+    """The models to load."""
 
     base_name: str = ""
-    """Under which the base answers, if it does."""
+    """Name under which the base model answers, if it does."""
     models: dict[str, str] = msgspec.field(default_factory=dict[str, str])
-    """Name -> folder of an adapter, or of a whole tuned model, which is then the only one."""
+    """Maps each name to the folder of an adapter, or of a full tuned model, which must then be the only
+    one."""
     batch_invariant: bool = False
-    """Rows of temperature 0 are read and answered alone, so that they have to the bit the answers that
-    `eval --batch 1` gets, whoever else is answered at the time."""
+    """Whether prompts with temperature 0 are processed individually, so that their answers are bitwise
+    identical to those of `eval --batch 1`, independent of concurrent requests."""
     most_tokens: int = 2048
-    """Of an answer to a request that does not say."""
+    """Default maximum number of tokens in an answer."""
 
     @property
     def folders(self) -> list[Path]:
@@ -81,14 +80,17 @@ class Loading(Opening, frozen=True, kw_only=True):
 
     @property
     def whole(self) -> Path | None:
-        """The full tuned model, if it is one. Raises `UsageError` for one among others."""
+        """The full tuned model, if it is one. Raises `UsageError` if there are several models and one is a
+        full model."""
         tuned = [folder for folder in self.folders if not is_adapter(folder)]
         if tuned and len(self.models) > 1:
-            raise UsageError("a fully tuned model is served alone, because it shares no weights with others")
+            raise UsageError(
+                "a fully tuned model must be served alone, because it shares no weights with others"
+            )
         return tuned[0] if tuned else None
 
     def in_precision(self) -> Loading:
-        """Return the same with the precision that its models were trained on, if nobody names one."""
+        """Return the same models in the precision that they were trained with, if no precision is set."""
         known = four_bit_of(self.four_bit, self.folders)
         if known is None and self.whole is not None:
             known = False
@@ -96,17 +98,17 @@ class Loading(Opening, frozen=True, kw_only=True):
 
     @property
     def lies_apart(self) -> bool:
-        """Whether what lies on the base can be taken off again."""
+        """Whether the adapters can be removed from the base model again."""
         return self.whole is None and all(map(lies_apart, self.folders))
 
 
 class PromptsRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Questions of one model that are answered together."""
+    """Questions to one model that are answered together."""
 
     prompts: list[list[ChatMessage]]
     model: str = ""
     base: bool = False
-    """Whether the model's base answers, asked as the model is."""
+    """Whether the model's base answers, with the same prompt."""
     max_tokens: int
     temperature: float
     seed: int
@@ -137,7 +139,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float = 0.0
     logit_bias: dict[str, float] = {}
     logprobs: int | None = None
-    """How many of the likeliest tokens are returned; `None` tells no log-probabilities."""
+    """Number of most likely tokens to return. `None` returns no log-probabilities."""
     stream: bool = False
     tells_ids: bool = False
     form: AnswerForm | None = None
@@ -200,8 +202,9 @@ class Engine(AdaptedModel):
     # -- models --------------------------------------------------------------------------------------------
 
     def turn(self, loading: Loading) -> bool:
-        """Replace the adapters on the base with other ones. Returns False where the base has to be reloaded,
-        because it is a different one, or because what is on it changes more than an adapter's own layers."""
+        """Replace the adapters on the base model with other ones. Returns False if the base model must be
+        reloaded, because it is a different one, or because an adapter on it changes more than its own
+        layers."""
         other, mine = loading.in_precision(), self.loading
         if (fetch(other.base).path, pick_device(other.device)) != (self.folder.path, self.device):
             return False
@@ -219,7 +222,8 @@ class Engine(AdaptedModel):
         return True
 
     def load(self, name: str, folder: str) -> float:
-        """Load another adapter onto the base and return the seconds that it took. Raises `UsageError`."""
+        """Load another adapter onto the base model and return the seconds that it took. Raises
+        `UsageError`."""
         path = Path(folder)
         if name in self.models:
             raise UsageError(f"a model called {name!r} already exists")
@@ -233,7 +237,9 @@ class Engine(AdaptedModel):
         try:
             self._load(name, path)
         except (RuntimeError, OSError) as error:
-            raise UsageError(f"the adapter in {folder} does not fit this base: {str(error)[:400]}") from error
+            raise UsageError(
+                f"the adapter in {folder} does not fit this base model: {str(error)[:400]}"
+            ) from error
         return self.load_seconds[name]
 
     def _load(self, name: str, path: Path) -> None:
@@ -244,8 +250,8 @@ class Engine(AdaptedModel):
         self.load_seconds[name] = time.perf_counter() - begun
 
     def costs(self) -> list[dict[str, Any]]:
-        """Measure what each adapter costs: seconds to load it, of a token with it and with its base alone, in
-        turns for about a second in all. Nothing else may be answered meanwhile."""
+        """Measure the cost of each adapter: seconds to load it, and seconds per token with it and with its
+        base alone, alternating for about a second in total. Nothing else may be answered at the same time."""
         found: list[dict[str, Any]] = []
         for name, load_s in self.load_seconds.items():
             model = self.models.get(name)
@@ -279,14 +285,14 @@ class Engine(AdaptedModel):
         if found is None or found.adapter == BASE:
             raise UsageError(f"unknown adapter {name!r}")
         if self.batching.uses(found.adapter):
-            raise UsageError(f"{name} is in use: try again when its answers are finished")
+            raise UsageError(f"{name} is in use: try again after its requests have finished")
         del self.models[name]
         self._forms.pop(name, None)
         self.drop(found.adapter)
 
     @contextmanager
     def weights_of(self, found: EngineModel, *, base: bool) -> Generator[Any]:
-        """Return what answers as this model, or as its base, for all rows alike."""
+        """Return the weights that answer as this model or its base, for all rows alike."""
         if base and found.replaced:
             if self._untouched is None:
                 self._untouched = self.loaded_base()
@@ -296,7 +302,7 @@ class Engine(AdaptedModel):
             yield model
 
     def precision(self, found: EngineModel, model: Any, *, base: bool) -> str:
-        """Name the precision in which the model, or its base, answers."""
+        """Return the precision of the model or of its base."""
         own = None if base or found.adapter != BASE else found.folder
         folder = self.folder if own is None else ModelFolder(own)
         return weights_in(folder.config, four_bit=self.four_bit and own is None, dtype=_short(model.dtype))
@@ -311,7 +317,7 @@ class Engine(AdaptedModel):
         if wish.ids is not None:
             if not all(0 <= id < len(template.tokenizer) for id in wish.ids):
                 raise RequestRefused(
-                    "the prompt has token ids that the tokenizer does not have", "invalid_prompt"
+                    "the prompt has token ids that are not in the vocabulary", "invalid_prompt"
                 )
             return wish.ids
         ids = template.tokens(wish.text or "")[0]
@@ -328,14 +334,14 @@ class Engine(AdaptedModel):
         return found
 
     def rows(self, wish: GenerationRequest, prompt: list[int]) -> tuple[list[DecodingRow], list[Speech]]:
-        """Build the rows of a request that the model reads, the first with its copies, and the speech of
-        each answer. Raises `RequestRefused`."""
+        """Build the rows of a request for the model, with copies of the first one, and the output of each
+        answer. Raises `RequestRefused`."""
         model = self._model(wish.model)
         if not prompt:
             raise RequestRefused("the prompt is empty", "invalid_prompt")
         if any(int(id) >= len(model.template.tokenizer) for id in wish.logit_bias):
             raise RequestRefused(
-                "logit_bias has token ids that the tokenizer does not have", "invalid_logit_bias"
+                "logit_bias has token ids that are not in the vocabulary", "invalid_logit_bias"
             )
         room = model.sampler.room(prompt, wish.max_tokens or self.loading.most_tokens)
         if room < (wish.max_tokens or 1):
@@ -431,8 +437,8 @@ class Engine(AdaptedModel):
     # -- questions of an evaluation ------------------------------------------------------------------------
 
     def answer(self, asked: PromptsRequest, send: Callable[[dict[str, Any]], None]) -> None:
-        """Answer all questions together, and send the replies at once. With `stream`, what is certain of the
-        first one is sent as it is written."""
+        """Answer all questions together and send all replies at the same time. With `stream`, the certain
+        part of the first reply is sent as it is written."""
         found, form, close, turned = self._model(asked.model), asked.form, set[int](), set[int]()
         prompts = [self._prompt_of(found, messages, asked.tools) for messages in asked.prompts]
         fitting = [prompt for prompt in prompts if isinstance(prompt, list)]
@@ -487,8 +493,8 @@ class Engine(AdaptedModel):
             return prompt
         most = found.sampler.context
         told = (
-            f"the question has {len(prompt)} tokens, but the model's context is {most} tokens including "
-            "the answer"
+            f"the question has {len(prompt)} tokens, but the model's context, which includes the "
+            f"answer, has {most}"
         )
         return {"refused": told, "fix": "shorten it or drop the row"}
 
@@ -501,7 +507,7 @@ class Engine(AdaptedModel):
         if not stopped and not said.content and not said.tool_calls and said.reasoning:
             noted.append(CUT_WITHIN_THINKING)
         if not stopped and found.sampler.room(prompt, asked.max_tokens) < asked.max_tokens:
-            noted.append(f"cut off at the model's context of {found.sampler.context} tokens")
+            noted.append(f"cut off at the model's context length of {found.sampler.context} tokens")
         if self.by_size:
             noted.append(CHOSEN_BY_SIZE)
         if longest is not None and len(prompt) > longest:

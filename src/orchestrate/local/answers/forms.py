@@ -59,8 +59,8 @@ class AnswerForm(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CallFormat:
-    """What a template writes around a call: before the name, after it, and at the end. The arguments
-    between are one JSON object, or each is written separately: `opens` name `names` value `closes`."""
+    """The text that a template writes around a call: before the name, after it, and at the end. The arguments
+    between are one JSON object, or each is written separately as `opens` name `names` value `closes`."""
 
     before: str
     between: str
@@ -73,7 +73,7 @@ class Forms:
     """The constraints for one model's answers. Reusable, because it has no per-answer state."""
 
     def __init__(self, template: Template, stops: Sequence[int]) -> None:
-        """Prepare forms for a tokenizer. `stops`: the tokens that end an answer. Raises `MissingExtra`,
+        """Prepare forms for a tokenizer. `stops` are the tokens that end an answer. Raises `MissingExtra`,
         `UsageError`."""
         try:
             import llguidance
@@ -278,7 +278,7 @@ def _words(schema: Mapping[str, Any], closes: str) -> list[str] | None:
     if not {"enum", "const"} & schema.keys():
         return None
     if unknown := schema.keys() - _ANNOTATIONS - {"type", "enum", "const"}:
-        raise UsageError(f"{', '.join(sorted(unknown))} cannot be enforced next to enum")
+        raise UsageError(f"{', '.join(sorted(unknown))} cannot be enforced in combination with enum")
     words = [schema["const"]] if "const" in schema else list(schema["enum"])
     if not words or not all(isinstance(word, str) and closes.strip() not in word for word in words):
         raise UsageError(
@@ -345,8 +345,8 @@ class ConstrainedAnswer:
         return ConstrainedAnswer(self._matcher.deep_copy(), self._vocabulary, self._thinking, self.closing)
 
     def allowed(self, logits: Tensor) -> Tensor:
-        """Mask the logits [vocabulary]: tokens that may not come next are -inf. Raises `ValueError` where
-        the form is too complex."""
+        """Mask the logits [vocabulary] by setting tokens that may not come next to -inf. Raises `ValueError`
+        if the form is too complex."""
         if self.closing is not None and not self._opening:
             return logits
         kept = torch.zeros(logits.shape[0], dtype=torch.bool)
@@ -371,7 +371,7 @@ class ConstrainedAnswer:
         return each.flatten()[: self._vocabulary].bool()
 
     def take(self, id: int) -> None:
-        """Advance by the token that was sampled."""
+        """Advance by the sampled token."""
         self._ids.append(id)
         if self._opening:
             self._opening = self._opening[1:]

@@ -21,19 +21,19 @@ from orchestrate.types import Likelihood, Message, Reply, decoding
 from orchestrate.types.serving import AdapterCost
 
 Prompt = Sequence[Message | Mapping[str, Any]]
-"""The messages so far. A mapping may contain what `Message` has no field for: tool calls, a tool's name."""
+"""The messages so far. A mapping may contain fields that `Message` lacks, such as tool calls or a tool's
+name."""
 Rounding = Literal["left", "told", "mended"]
 
 
 class Generator:
-    """Generates answers with a worker process that holds the model. Base and tuned answers come from the same
-    process, with the adapter off or on.
+    """Generates answers with a worker process that holds the model. The same process gives base and tuned
+    answers, with the adapter off or on.
 
     The process starts with the first question and ends with the context, or with this process. Several
-    generators may share one `worker`, which its creator closes. It holds one base and one of its adapters at
-    a time. Raises `MissingExtra`, `UsageError` or `ConfigError` when the model is unavailable, and
-    `RunFailed` when the worker dies.
-    """
+    generators may share one `worker`, which its creator closes. It holds one base model and one of its
+    adapters at a time. Raises `MissingExtra`, `UsageError` or `ConfigError` if the model is unavailable, and
+    `RunFailed` if the worker crashes."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class Generator:
         four_bit: bool | None = None,
         worker: Worker | None = None,
     ) -> None:
-        """Prepare a generator. `model`: catalog name, folder or hub id. `adapter`: folder of an adapter,
-        or of a full tuned model. `four_bit`: `None` uses the precision that the adapter was trained on,
-        according to its passport."""
+        """Prepare a generator. `model` is a catalog name, folder or hub id. `adapter` is the folder of an
+        adapter, or of a full tuned model. With `four_bit` set to `None`, it uses the precision that the
+        adapter was trained with, according to its passport."""
         self.model = source(str(model))
         self.adapter = None if adapter is None else str(adapter.resolve())
         self._name = "base" if adapter is None else "tuned"
@@ -114,9 +114,9 @@ class Generator:
         tools: list[dict[str, Any]] | None = None,
         batch: int | None = None,
     ) -> list[Reply]:
-        """Generate one reply per prompt, in order. Temperature 0 takes the most likely token each time.
-        `batch` is the maximum number of prompts answered together; with 1, each answer is bit for bit what
-        the prompt gets alone. Raises `DataError` for prompts that fill the model's context."""
+        """Generate one reply per prompt, in order. Temperature 0 always takes the most likely token. `batch`
+        is the maximum number of prompts answered together. With 1, each answer is bitwise identical to the
+        answer of the prompt alone. Raises `DataError` for prompts that fill the model's context."""
         replies = self.attempt(
             prompts,
             base=base,
@@ -144,11 +144,11 @@ class Generator:
         rounding: Rounding = "left",
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply | DataError]:
-        """Generate replies like `generate`, and put the reason in the place of each reply that fails.
-        `rounding`, for temperature 0: with `told`, the notes of a reply say that rounding in a batch of
-        16-bit products changed it; with `mended`, replies that rounding may have changed are generated
-        again, alone. `schema`: each reply is constrained to JSON of this schema, or to a call of one of
-        `tools`."""
+        """Generate replies like `generate`, but return the reason in place of each reply that fails.
+        `rounding` applies to temperature 0: with `told`, the notes of a reply tell that 16-bit rounding in a
+        batch changed it; with `mended`, replies that rounding may have changed are generated again
+        individually. With `schema`, each reply is constrained to JSON with this schema, or to a call of one
+        of `tools`."""
         if not prompts:
             return []
         question = self._question(prompts, base, max_tokens, temperature, seed, tools, stream=False)
@@ -167,8 +167,8 @@ class Generator:
         seed: int = 0,
         tools: list[dict[str, Any]] | None = None,
     ) -> PyGenerator[str, None, Reply]:
-        """Stream the reply to one prompt, piece by piece as it is written, without thinking and tool
-        calls, then return the entire reply."""
+        """Stream the reply to one prompt, piece by piece as it is written, without reasoning and tool calls.
+        Returns the entire reply at the end."""
         sent = ""
         with self._worker.holding(self._load) as worker:
             question = self._question([prompt], base, max_tokens, temperature, seed, tools, stream=True)
@@ -185,9 +185,9 @@ class Generator:
         return reply
 
     def likelihoods(self, rows: Sequence[Mapping[str, Any]], *, base: bool = False) -> list[Likelihood]:
-        """Compute how likely each row is: a `text`, after a `context` where there is one, an `answer` to
-        `messages` (with `tools`), or what training learns from a canonical `example`, with `alone`
-        without its prompt. Tokens beyond the model's context don't count."""
+        """Compute how likely each row is. A row is a `text` (optionally after a `context`), an `answer` to
+        `messages` (with `tools`), or the trained part of a canonical `example`, without its prompt if `alone`
+        is set. Tokens beyond the model's context don't count."""
         if not rows:
             return []
         with self._worker.holding(self._load) as worker:
@@ -196,8 +196,9 @@ class Generator:
             return decoding.convert(worker.receive()["likelihoods"], list[Likelihood])
 
     def adapter_cost(self, name: str) -> AdapterCost | None:
-        """Measure what the adapter costs in addition to its base, for about a second. Return `None` for a
-        model that has no adapter, or one that changes its base. `name`: as the record calls the model."""
+        """Measure the cost of the adapter in addition to its base model, for about a second. Returns `None`
+        for a model without an adapter, or with one that changes its base model. `name` is the model's name in
+        the record."""
         with self._worker.holding(self._load) as worker:
             worker.send("costs", {})
             found = worker.receive()["costs"]

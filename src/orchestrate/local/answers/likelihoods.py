@@ -17,7 +17,7 @@ from orchestrate.local.model.loaded import halving
 from orchestrate.types import Likelihood, decoding
 
 ROWS = 8
-"""Rows that are scored together. The logits of an entire row are large."""
+"""Number of rows that are scored together. The logits of an entire row are large."""
 
 
 def likelihoods(
@@ -27,9 +27,9 @@ def likelihoods(
     rows: Sequence[dict[str, Any]],
     most_tokens: int | None = None,
 ) -> list[Likelihood]:
-    """Compute how likely each row is: a `text`, after a `context` where there is one, an `answer` to
-    `messages`, or what training learns from a canonical `example`, cut at `most_tokens`, with `alone`
-    without its prompt."""
+    """Compute how likely each row is. A row is a `text` (optionally after a `context`), an `answer` to
+    `messages`, or the trained part of a canonical `example`, cut at `most_tokens`, and without its prompt if
+    `alone` is set."""
     encoded = [_encoded(template, row, most_tokens) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]))
 

@@ -33,19 +33,20 @@ from orchestrate.local.model.sampling.batching import BASE, Batching
 from orchestrate.local.model.sampling.sampling import Sampler
 
 SMALL_MODEL_BYTES = 2 << 30
-"""Weights up to this size are kept unpacked, with their dequantized 4-bit values, so that nothing is unpacked
-for each token."""
+"""Maximum size of weights that are kept unpacked, with their dequantized 4-bit values, so that nothing is
+unpacked for each token."""
 LARGE_MODEL_BYTES = 8 << 30
-"""Larger bases answer in 4 bits, unless their adapters or the caller specify a precision."""
+"""Size above which base models answer in 4 bits, unless their adapters or the caller specify a precision."""
 UNPACKED = (
-    "its 4-bit base was unpacked to 16-bit values, which round differently from bitsandbytes "
-    f"({settings.NF4_PRODUCTS}=bitsandbytes uses those kernels)"
+    "its 4-bit base was unpacked to 16-bit values, which round differently from bitsandbytes (to "
+    f"use its kernels: {settings.NF4_PRODUCTS}=bitsandbytes)"
 )
-"""A note on answers: greedy answers may differ from those of other programs over the same NF4 weights."""
+"""Note for answers. Greedy answers may differ from the answers of other programs with the same NF4
+weights."""
 
 
 def too_large(folder: ModelFolder) -> bool:
-    """Return whether a base answers in 4 bits by default because of its size."""
+    """Return whether a base model answers in 4 bits by default because of its size."""
     return folder.expanded_bytes > LARGE_MODEL_BYTES
 
 
@@ -55,15 +56,15 @@ def unpacks(folder: ModelFolder) -> bool:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Return whether the folder holds an adapter rather than a full tuned model."""
+    """Return whether the folder contains an adapter rather than a full tuned model."""
     return (folder / "adapter_config.json").is_file()
 
 
 def base_of(
     folder: ModelFolder, *, four_bit: bool | None, device: torch.device, dtype: torch.dtype | None = None
 ) -> Any:
-    """Load a base model for inference. `four_bit`: `None` decides by its size; `dtype`: `None` uses what
-    suits the device. Raises `UsageError` for a base that is too large in 16 bits."""
+    """Load a base model for inference. With `four_bit` set to `None`, its size decides, and with `dtype` set
+    to `None`, the device. Raises `UsageError` for a base model that is too large in 16 bits."""
     four_bit = too_large(folder) if four_bit is None else four_bit
     try:
         base = load_base(folder.path, four_bit=four_bit, device=device, dtype=dtype)
@@ -71,8 +72,8 @@ def base_of(
         if four_bit or not out_of_memory(error):
             raise
         raise UsageError(
-            f"{folder.path} does not fit into this machine's memory in 16 bits: "
-            f"it has {text.size(int(folder.expanded_bytes))} of weights",
+            f"{folder.path} does not fit in this machine's memory in 16 bits: its weights take "
+            f"{text.size(int(folder.expanded_bytes))}",
             fix="for an evaluation: --base-precision nf4, or local=MODEL:nf4",
         ) from error
     if four_bit and unpacks(folder):
@@ -96,24 +97,25 @@ def talk(own: Path | None, folder: ModelFolder, device: torch.device) -> tuple[T
 
 
 class Opening(msgspec.Struct, frozen=True, kw_only=True):
-    """The base that a process holds."""
+    """The base model that a process loads."""
 
     base: str
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """Of the base; `None` is by its size."""
+    """Whether the base model is in 4 bits. `None` decides by its size."""
     precision: str | None = None
-    """Of products and of weights that are not in 4 bits: bf16, fp16, fp32; `None` takes what suits the
-    device."""
+    """Precision of products and of weights that are not in 4 bits: bf16, fp16 or fp32. `None` chooses it for
+    the device."""
     most_rows: int = 32
 
 
 class AdaptedModel:
-    """A base with the adapters that lie on it, and the rows that they answer."""
+    """A base model with its adapters, and the rows that they answer."""
 
     def __init__(self, opening: Opening, tuned: Path | None = None) -> None:
-        """`tuned`: the folder of a full tuned model, which answers in the place of the base."""
+        """Load the model. `tuned` is the folder of a full tuned model, which answers in place of the base
+        model."""
         self.device = pick_device(opening.device)
         torch.set_num_threads(loaded.chosen(opening.threads, self.device))
         self.folder = files.fetch(opening.base)
@@ -147,7 +149,7 @@ class AdaptedModel:
         return name
 
     def drop(self, name: str) -> None:
-        """Remove an adapter. PEFT keeps the last one; nobody asks for it by then."""
+        """Remove an adapter. PEFT keeps the last one, but no request uses it by then."""
         others = [a for a in self.model.peft_config if a != name]
         if others:
             with self.changing():
@@ -167,7 +169,7 @@ class AdaptedModel:
 
     @contextmanager
     def active(self, name: str) -> Generator[Any]:
-        """Yield the model with one adapter switched on, or with `BASE` none."""
+        """Yield the model with one adapter switched on, or none with `BASE`."""
         self.batching.changing()
         try:
             if name != BASE:

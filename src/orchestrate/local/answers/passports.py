@@ -11,7 +11,7 @@ import msgspec
 
 
 def read_passport(adapter: Path | None) -> dict[str, Any]:
-    """Read the record that training wrote beside its result, or return an empty one if there is none."""
+    """Read the record that training wrote next to its result, or return an empty one if there is none."""
     if adapter is None:
         return {}
     try:
@@ -27,15 +27,15 @@ def table_in(passport: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def trained_in_four_bit(passport: Mapping[str, Any]) -> bool | None:
-    """Return whether an adapter was trained on its base in 4 bits, or `None` where its passport does not
-    say."""
+    """Return whether an adapter was trained on its base in 4 bits, or `None` if its passport does not
+    tell."""
     adapter = table_in(passport, "adapter")
     return adapter.get("type") == "qlora" if adapter else None
 
 
 def four_bit_of(asked: bool | None, tuned: Sequence[Path | None]) -> bool | None:
-    """Return whether the base of these tuned models answers in 4 bits: as requested, otherwise as all of
-    them were trained. Returns `None` where neither says, and the size of the base decides."""
+    """Return whether the base of these tuned models answers in 4 bits: as requested, otherwise as all of them
+    were trained. Returns `None` if neither tells, so that the size of the base decides."""
     if asked is not None:
         return asked
     known = [trained_in_four_bit(read_passport(one)) for one in tuned]

@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 Asked = dict[str, Any]
 LONG_BYTES = 64 << 10
-"""Requests with more bytes are tokenized in a separate lane."""
+"""Size in bytes above which requests are tokenized in a separate lane."""
 
 
 class RequestQueue:
-    """Reads lines in one thread, and runs the model in the other."""
+    """Reads lines in one thread and runs the model in the other."""
 
     def __init__(self, send: Callable[[Mapping[str, Any]], None]) -> None:
         self._send = send
@@ -51,8 +51,8 @@ class RequestQueue:
 
     def read(self, lines: Any) -> None:
         """Turn each input line into a piece of work. At the end of the input, work in progress is still
-        completed. Long requests have a lane of their own: tokenizing one takes seconds, for which others
-        need not wait."""
+        completed. Long requests have a separate lane, because tokenizing one takes seconds that others need
+        not wait for."""
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizes") as lane:
             for line in lines:
                 asked = msgspec.json.decode(line, type=Asked)

@@ -20,8 +20,8 @@ from orchestrate.local.model.sampling.batching import DecodingRow
 from orchestrate.local.model.sampling.sampling import Sampler
 
 EVERY_TOKEN = 64
-"""Up to this many tokens, each token is processed separately. Longer answers are processed in growing pieces,
-so that re-reading costs no more than generating."""
+"""Number of tokens up to which each token is processed separately. Longer answers are processed in growing
+pieces, so that re-reading costs no more than generating."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,12 @@ class EngineModel:
     template: Template
     sampler: Sampler
     folder: Path | None = None
-    """Its own, of a tuned model."""
+    """Folder of the tuned model itself."""
     replaced: bool = False
-    """Whether its base is not itself under it: it changes the base, or is a model of its own."""
+    """Whether the base model cannot be used with it, because it changes the base model or is a complete
+    model."""
     trained_length: int | None = None
-    """The most tokens of the rows that it was trained on."""
+    """Maximum number of tokens in the rows that it was trained on."""
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Speech:
     stop: tuple[str, ...] = ()
     tools: Sequence[dict[str, Any]] | None = None
     calls: bool | None = None
-    """Whether tool calls are parsed. `None`: only if tools were offered."""
+    """Whether tool calls are parsed. `None` means only if tools were offered."""
     tells_tokens: bool = False
     _tokens: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     _told: tuple[str, str] = ("", "")

@@ -31,7 +31,7 @@ class ModelProcess(Child):
     def __init__(
         self, kind: str, opening: Mapping[str, Any], *, name: str = NAME, env: Mapping[str, str] | None = None
     ) -> None:
-        """`kind`: `answers` or `sessions`. `opening`: what `open` will get."""
+        """Start the process. `kind` is `answers` or `sessions`, and `opening` is the argument for `open`."""
         own = worker_environment(_threads(opening))
         self.threads = own.get("OMP_NUM_THREADS")
         """The numeric libraries read this variable once, when they are loaded."""
@@ -44,7 +44,7 @@ class ModelProcess(Child):
         super().__init__(python(f"orchestrate.local.{kind}.process"), env={**own, **(env or {})}, name=name)
 
     def open(self, opening: Mapping[str, Any]) -> None:
-        """Wait until a base is loaded. Raises the errors of loading, which end the process."""
+        """Wait until a base model is loaded. Raises the errors of loading, which end the process."""
         try:
             self.opened = self.ask({"op": "open", "id": "", **opening})
         except BaseException:
@@ -77,9 +77,9 @@ class ModelProcess(Child):
             take(None)
 
     def request(self, op: str, fields: Mapping[str, Any], take: Take, *, once: bool = True) -> str:
-        """Send a request and return its key. Requests go out in the order of the calls. `take` gets the
+        """Send a request and return its key. Requests are sent in the order of the calls. `take` gets the
         answer, or without `once` each of its messages until `forget`, or `None` once the process has ended.
-        Raises `Ended` if it had, and what msgspec raises for fields that cannot be written."""
+        Raises `Ended` if it has already ended, and msgspec's errors for fields that cannot be encoded."""
         with self._sending:
             if self.lost:
                 raise Ended(self.lost, None)
@@ -112,13 +112,13 @@ class Worker:
 
     @contextmanager
     def holding(self, load: Mapping[str, Any]) -> Generator[Self]:
-        """Hold the worker for one caller, with `load` loaded in its process, which is started where
-        necessary. Leaving before the answer has arrived ends the process, because the next caller would
-        get that answer. Raises `UsageError` in a thread that has not read its previous answer to the end."""
+        """Hold the worker for one caller, with `load` loaded in its process, which is started if necessary.
+        Leaving before the answer has arrived ends the process, because the next caller would get that answer.
+        Raises `UsageError` in a thread that has not read its previous answer to the end."""
         if self._whose == threading.get_ident():
             raise UsageError(
                 "another streamed answer of the same process is still being read",
-                fix="read it to its end or close() it before the next question",
+                fix="read it to the end or close() it before the next question",
             )
         with self._turn:
             self._whose = threading.get_ident()

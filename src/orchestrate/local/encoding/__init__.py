@@ -75,7 +75,8 @@ class Template:
     """A tokenizer with its chat templates."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer`: a fast transformers tokenizer, or a `HubTokenizer`, which is enough to encode rows."""
+        """Wrap a tokenizer: a fast transformers tokenizer, or a `HubTokenizer`, which is enough to encode
+        rows."""
         self.tokenizer = tokenizer
         self.hub = tokenizer if isinstance(tokenizer, HubTokenizer) else of_transformers(tokenizer)
         self.special = self.hub.special
@@ -93,7 +94,7 @@ class Template:
     def skipped_thinking(
         self, shown: Rendered, offsets: Sequence[tuple[int, int]], weights: Sequence[float]
     ) -> frozenset[int]:
-        """Find the trained tokens of empty thinking blocks before answers without thinking. If the
+        """Find the trained tokens of empty reasoning blocks before answers without reasoning. If the
         generation prompt writes the start of a block, only the rest of the block counts."""
         found: set[int] = set()
         answers = (m for m in shown.messages if m.role == "assistant")
@@ -133,8 +134,8 @@ class Template:
         )
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokenize the text and return the ids and, for each, its position in the text. Raises
-        `UsageError` where the tokenizer does not give positions."""
+        """Tokenize the text and return the ids and, for each, its position in the text. Raises `UsageError`
+        if the tokenizer does not give positions."""
         ids, places = self.hub.encode(text)
         if len(places) != len(ids):
             raise UsageError("a slow tokenizer does not report token offsets")
@@ -147,7 +148,7 @@ TrainOn = Literal["all", "last"] | tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Which parts of a row are read and trained, as in `spec.SFT` and `spec.JobSpec`."""
+    """Which parts of a row to use and train on, as in `spec.SFT` and `spec.JobSpec`."""
 
     max_length: int | None = None
     truncation: Truncation = "right"
@@ -172,21 +173,21 @@ class Rules:
 
     @property
     def roles(self) -> frozenset[str]:
-        """The roles whose messages are trained."""
+        """Roles whose messages are trained on."""
         return ASSISTANT if isinstance(self.train_on, str) else frozenset(self.train_on)
 
 
 EVERYTHING = Rules()
 SKIPS_THINKING = (
-    "the chat template puts an empty reasoning block before an answer, and training on it teaches the "
-    "model not to reason (method.ignore_empty_think: true excludes it from the loss)"
+    "the chat template adds an empty reasoning block before an answer, and training on it teaches "
+    "the model not to reason (method.ignore_empty_think: true excludes it from the loss)"
 )
-NO_ROLES = "method.train_on selects messages of a conversation, but this row is not a conversation"
+NO_ROLES = "method.train_on selects messages in a conversation, but this row is not a conversation"
 
 
 def encode_row(example: Example, template: Template, rules: Rules = EVERYTHING) -> list[Encoded]:
-    """Encode one row for training, like `encode`. Returns more than one where earlier answers are shown
-    with their thinking in rows of their own."""
+    """Encode one row for training, as `encode` does. Returns several rows if earlier answers are shown with
+    their reasoning in separate rows."""
     if not isinstance(example, ChatExample):
         return [encode(example, template, rules)]
     messages = _chosen(example.messages, rules)
@@ -207,7 +208,7 @@ def _chosen(messages: Sequence[ChatMessage], rules: Rules) -> list[ChatMessage]:
 
 
 def encode(example: Example, template: Template, rules: Rules = EVERYTHING) -> Encoded:
-    """Encode one row for supervised training. Raises `DataError` when the template rejects it or it is a
+    """Encode one row for supervised training. Raises `DataError` if the template rejects it or it is a
     preference pair."""
     if isinstance(example, ChatExample):
         chat = msgspec.structs.replace(example, messages=_chosen(example.messages, rules))
@@ -226,14 +227,14 @@ def encode(example: Example, template: Template, rules: Rules = EVERYTHING) -> E
 
 def encode_pair(example: PreferenceExample, template: Template, rules: Rules = EVERYTHING) -> EncodedPair:
     """Encode the preferred and the rejected answer, each after the prompt. Only the answer's tokens carry
-    weight. When cut at their beginning, both lose equally many tokens, so that they follow the same text."""
+    weight. If cut at the start, both lose equally many tokens, so that they follow the same text."""
     sides = [_answered(example, answer, template) for answer in (example.preferred, example.rejected)]
     most = max(_over(side, rules) for side in sides)
     return EncodedPair(*(_cut(side, template, rules, most) for side in sides))
 
 
 def encode_answer(example: UnpairedExample, template: Template, rules: Rules = EVERYTHING) -> Encoded:
-    """Encode the answer after the prompt, whatever its label. Only the answer's tokens carry weight."""
+    """Encode the answer after the prompt, with any label. Only the answer's tokens carry weight."""
     return _cut(_answered(example, example.completion, template), template, rules)
 
 
@@ -338,8 +339,8 @@ class _PairRow(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def decode_row(line: bytes) -> Example:
-    """Parse one line of a file that `Dataset.write("local")` wrote, or of canonical examples. Raises
-    `DataError` when it is none of the known kinds."""
+    """Parse one line of a file written by `Dataset.write("local")`, or of canonical examples. Raises
+    `DataError` for an unknown kind."""
     try:
         keys = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
         if "preferred_output" in keys:
@@ -365,8 +366,8 @@ def decode_row(line: bytes) -> Example:
 
 
 def decode_prompt(line: bytes) -> RLExample:
-    """Parse one RL row of a file that `Dataset.write("local")` wrote: a prompt beside the grader's
-    fields. Raises `DataError` for any other row."""
+    """Parse one RL row of a file written by `Dataset.write("local")`: a prompt with the grader's fields.
+    Raises `DataError` for any other row."""
     try:
         fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
         messages = decoding.decode(fields.pop("messages"), type=list[ChatMessage])
@@ -385,14 +386,14 @@ class TemplateCheck:
     trains: bool
     """Whether a row has a token to train on."""
     lost: tuple[int, ...]
-    """The numbers of the long rows without a token to train on."""
+    """Numbers of the long rows without a token to train on."""
 
 
 def look(
     dataset: Dataset, counter: str, chat: dict[str, Any], rules: Rules, long: Collection[int]
 ) -> TemplateCheck:
-    """Read rows until one has a token to train on, and all of `long`. `counter`: `hf:FOLDER`; `chat`:
-    `chat_template`, `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row that cannot
+    """Read rows until one has a token to train on, and all of `long`. `counter` is `hf:FOLDER`, and `chat`
+    has `chat_template`, `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row that cannot
     be encoded."""
     tokenizer = opened(counting.folder_of(counter), chat.get("added_tokens") or ())
     own = chat.get("chat_template") or tokenizer.template or CHATML

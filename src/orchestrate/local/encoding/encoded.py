@@ -36,16 +36,16 @@ from orchestrate.local.job import option
 
 
 NEAR = 16
-"""Rows are sorted by length within this many batches."""
+"""Number of batches within which rows are sorted by length."""
 MOST = 0.9
-"""If at least this share of rows fits into a line, rows are not sorted. The few longer ones are padded among
-themselves."""
+"""Share of rows that fit into a line from which rows are not sorted. The few longer ones are padded
+separately."""
 
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """`ids[offsets[i]:offsets[i+1]]` is row i. With `pairs`, rows 2i and 2i+1 are the preferred and the
-    rejected answer of one example."""
+    """Encoded rows. `ids[offsets[i]:offsets[i+1]]` is row i. With `pairs`, rows 2i and 2i+1 are the preferred
+    and the rejected answer of one example."""
 
     ids: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
@@ -56,12 +56,12 @@ class EncodedRows:
     labels: npt.NDArray[np.bool_] | None = None
     """Whether each row is a desirable answer, if the method trains on unpaired answers."""
     mismatched: npt.NDArray[np.float32] | None = None
-    """[epochs, rows] The log-probability of another row's answer after each prompt, under the initial
-    model."""
+    """Log-probability of another row's answer after each prompt under the initial model, as [epochs,
+    rows]."""
     before: npt.NDArray[np.int32] | None = None
-    """[epochs, rows] The row whose answer that is."""
+    """Row that this answer comes from, as [epochs, rows]."""
     prompts: Sequence[RLExample] = ()
-    """For methods that sample answers: each row with the fields of its grader, as in the file."""
+    """Rows with the fields of their graders, as in the file, for methods that sample answers."""
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -93,9 +93,9 @@ class EncodedRows:
         return epoch_batches(self.lengths, batch_size, seed, epoch, window=window)
 
     def window(self, line: int) -> int:
-        """Return the sorting window for `batches`, where rows of up to `line` tokens need no padding.
-        Sorting those would gain nothing, and separate steps of short and of long rows learn slightly
-        less. Answers to prompts are sampled side by side in any case."""
+        """Return the sorting window for `batches` if rows of up to `line` tokens need no padding. Sorting
+        them would gain nothing, and separate steps of short and long rows learn slightly less. Answers to
+        prompts are always sampled side by side."""
         return 1 if not self.prompts and np.mean(self.lengths <= line) >= MOST else NEAR
 
     @classmethod
@@ -118,9 +118,9 @@ class EncodingReport:
     truncated_tokens: int = 0
     dropped: int = 0
     too_long: int = 0
-    """Rows that were left out, or split into parts some of which were, because they exceed the limit."""
+    """Rows that were dropped, or partly dropped after splitting, because they exceed the limit."""
     split: int = 0
-    """Rows that were added so that earlier answers are trained with their reasoning."""
+    """Rows that were added to train on earlier answers with their reasoning."""
     notes: Counter[str] | None = None
     longest: int = 0
 
@@ -129,25 +129,26 @@ class EncodingReport:
         if self.truncated_rows:
             yield (
                 "warning",
-                f"{name}: {self.truncated_rows} of {self.rows} rows are longer than {limit} tokens and "
-                f"were truncated; {self.truncated_tokens} tokens were lost",
+                f"{name}: {self.truncated_rows} of {self.rows} rows were longer than {limit} "
+                f"tokens and were truncated, which lost {self.truncated_tokens} tokens",
             )
         if self.too_long:
             yield (
                 "warning",
-                f"{name}: {self.too_long} of {self.rows} rows, or parts of them, are longer than "
-                f"{limit} tokens and were dropped (truncation: drop)",
+                f"{name}: {self.too_long} of {self.rows} rows were dropped because they or parts "
+                f"of them are longer than {limit} tokens (truncation: drop)",
             )
         if self.dropped:
             yield (
                 "warning",
-                f"{name}: {self.dropped} of {self.rows} rows have no token to train on and were dropped",
+                f"{name}: {self.dropped} of {self.rows} rows were dropped because they have no "
+                "token to train on",
             )
         if self.split:
             yield (
                 "info",
-                f"{name}: {self.split} earlier answers with reasoning are trained as separate rows, in "
-                f"addition to the {self.rows} rows of the file",
+                f"{name}: {self.split} earlier answers with reasoning became separate training "
+                f"rows, in addition to the {self.rows} rows of the file",
             )
         for note, count in sorted((self.notes or {}).items()):
             yield "warning", f"{name}: in {count} rows {note}"
@@ -222,8 +223,8 @@ def encode_file(
     labelled: bool = False,
     rules: Rules = EVERYTHING,
 ) -> tuple[EncodedRows, EncodingReport]:
-    """Encode all rows of a canonical file: of `pairs`, of unpaired answers (`labelled`), or of any other
-    kind. The rows are written to `folder` and read from there as needed.
+    """Encode all rows of a canonical file, which contains `pairs`, unpaired answers (`labelled`), or other
+    rows. The rows are written to `folder` and read from there as needed.
 
     Raises `DataError` naming the row that cannot be encoded."""
     report = EncodingReport(notes=Counter())
@@ -254,7 +255,7 @@ def encode_file(
             raise DataError(f"{path.name}: no row has a token to train on", fix="orchestrate check SPEC")
     rows = EncodedRows.open(folder, pairs=pairs, labelled=labelled)
     if rows is None:
-        raise OSError(f"{folder} cannot be read back")
+        raise OSError(f"could not read back {folder}")
     return rows, report
 
 
@@ -370,7 +371,7 @@ class PromptFile(Sequence[RLExample]):
     """The lines of a file of RL rows."""
 
     def __init__(self, path: Path, places: npt.NDArray[np.int64]) -> None:
-        """`places`: the bytes at which they begin."""
+        """Open the file. `places` are the byte offsets of its lines."""
         self._path, self._places = path, places
 
     def __len__(self) -> int:
@@ -389,8 +390,7 @@ class PromptFile(Sequence[RLExample]):
 
 
 def open_prompts(path: Path, folder: Path) -> EncodedRows | None:
-    """Open what `encode_prompts` wrote to `folder`, or return `None` if the copy is missing or
-    incomplete."""
+    """Open the result of `encode_prompts` in `folder`, or return `None` if it is missing or incomplete."""
     rows = EncodedRows.open(folder)
     try:
         return rows and replace(rows, prompts=PromptFile(path, np.load(folder / _PLACES, mmap_mode="r")))
@@ -401,8 +401,8 @@ def open_prompts(path: Path, folder: Path) -> EncodedRows | None:
 def encode_prompts(
     path: Path, template: Template, folder: Path, limit: int | None
 ) -> tuple[EncodedRows, int]:
-    """Encode the prompts of a file of RL rows into `folder`. Also returns how many were left out because they
-    have more than `limit` tokens. Answers to truncated questions are not worth grading.
+    """Encode the prompts of a file of RL rows into `folder`. Also returns how many were dropped because they
+    have more than `limit` tokens, since grading answers to truncated questions is pointless.
 
     Raises `DataError` naming the row.
     """
@@ -423,11 +423,11 @@ def encode_prompts(
                 place += len(line)
         if not places:
             raise DataError(
-                f"{path.name}: no prompt fits into {limit} tokens",
+                f"{path.name}: no prompt fits in {limit} tokens",
                 fix=f"raise max_seq_length, or lower {option('max_new_tokens')}",
             )
         np.save(draft / _PLACES, np.frombuffer(places, dtype=np.int64))
     rows = open_prompts(path, folder)
     if rows is None:
-        raise OSError(f"{folder} cannot be read back")
+        raise OSError(f"could not read back {folder}")
     return rows, long

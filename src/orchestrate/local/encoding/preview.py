@@ -21,10 +21,9 @@ from orchestrate.local.encoding import Encoded, Rules, Template, encode, encode_
 from orchestrate.profile import this_machine
 from orchestrate.spec.specfile import template_text
 
-IMAGES = ("images are ignored: this machine's engine trains only on text",)
+IMAGES = ("images are ignored: the engine on this machine trains only on text",)
 LONGEST = 2_000_000
-"""The maximum length in characters of a row that is shown. A longer one would have millions of tokens to
-draw."""
+"""Maximum length in characters of a row to show. A longer row would have millions of tokens to draw."""
 
 
 def read_preview(
@@ -36,11 +35,11 @@ def read_preview(
     columns: Mapping[str, str],
     chat: Mapping[str, Any] | None = None,
 ) -> PreviewReport:
-    """Show how rows of a file are tokenized and which tokens are trained. `masking`: `max_seq_length`,
-    `truncation`, `train_on_inputs`, `train_on` and `ignore_empty_think`; `chat`: `chat_template` and
-    `chat_template_kwargs`. Both are as in a spec, and `None` means the default. Raises `SetupError` when
-    the model's tokenizer is not on this machine, `DataError` for a row number that does not exist,
-    `SpecError` for a chat template that cannot be read."""
+    """Show how rows of a file are tokenized and which tokens are trained. `masking` has `max_seq_length`,
+    `truncation`, `train_on_inputs`, `train_on` and `ignore_empty_think`, and `chat` has `chat_template` and
+    `chat_template_kwargs`. Both are as in a spec, and `None` means the default. Raises `SetupError` if the
+    model's tokenizer is not on this machine, `DataError` for a row number that does not exist, `SpecError`
+    for a chat template that cannot be read."""
     tokenizer = opened(tokenizer_folder(model))
     given, settings = ((chat or {}).get(name) for name in ("chat_template", "chat_template_kwargs"))
     own = template_text(given) if given else tokenizer.template or CHATML
@@ -49,7 +48,7 @@ def read_preview(
     data = Dataset.open(file, columns=columns)
     if data.kind == "rl":
         raise DataError(
-            f"{file} has RFT prompts, which this machine's engine cannot train on",
+            f"{file} contains RFT prompts, which the engine on this machine cannot train on",
             fix="preview chat, preference, prompt/completion or text rows",
         )
     rows: list[RowTokens] = []
@@ -99,21 +98,21 @@ def _from(data: Dataset, first: int, count: int) -> list[tuple[int, Example]]:
             if (size := len(visible(example))) > LONGEST:
                 raise DataError(
                     f"row {number} of {data.path} has {size:,} characters, too many to show",
-                    fix=f"--row {number + 1}  starts after it",
+                    fix=f"start after it: --row {number + 1}",
                 )
             found.append((number, example))
         if len(found) == count:
             break
     if not found:
         raise DataError(
-            f"{data.path} has no valid row from row {first} on", fix="orchestrate data check FILE"
+            f"{data.path} has no valid rows from row {first} on", fix="orchestrate data check FILE"
         )
     return found
 
 
 def tokenizer_folder(model: str) -> Path:
     """Return the folder with the files of a model's tokenizer. Raises `SpecError` for a model that this
-    machine does not train, `SetupError` where the tokenizer is not on this machine."""
+    machine does not train, and `SetupError` if the tokenizer is not on this machine."""
     found: Any = catalog.resolve(model, this_machine().kind)
     name = counting.for_model(tokenizer=None, hub=found.hub, folder=found.folder)
     if not name.startswith("hf:"):

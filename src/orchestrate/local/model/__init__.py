@@ -17,16 +17,17 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "unsloth": ("unsloth", "unsloth")}
 """Maps each engine to the module that it needs and the package that provides it."""
 BF16_CAPABILITY = 8.0
-"""GPUs multiply in bf16 from this compute capability on (Ampere, 2020)."""
+"""Minimum compute capability of GPUs that multiply in bf16 (Ampere, 2020)."""
 FP16_CAPABILITY = 7.0
-"""GPUs multiply faster in fp16 than in 32 bits from this compute capability on (Volta, 2017), and so does 6.0
-(P100)."""
+"""Minimum compute capability of GPUs that multiply faster in fp16 than in 32 bits (Volta, 2017). 6.0 (P100)
+does too."""
 COMPILE_TOKENS = 20_000_000
-"""A run with fewer tokens gains less from `torch.compile` than the minutes that compiling takes."""
+"""Number of tokens in a run below which compiling takes longer than `torch.compile` saves."""
 
 
 class EngineMissing(SetupError):
-    """The requested engine cannot run here. `fix` is the command that installs it, if there is one."""
+    """Raised if the requested engine cannot run here. `fix` is the command that installs it, if there is
+    one."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,18 @@ PLAIN = SettingChoice("plain", "set in the spec")
 
 
 def choose(asked: str | None, device: str, tokens: int | None = None) -> SettingChoice:
-    """Choose the training engine and give the reason for the choice. `tokens`: token count of the entire
-    run, as far as known. Raises `UsageError` for an unknown engine name, `EngineMissing` for an engine
-    that was requested by name but is not available here."""
+    """Choose the training engine and give the reason for the choice. `tokens` is the token count of the
+    entire run, as far as known. Raises `UsageError` for an unknown engine name, and `EngineMissing` for a
+    requested engine that is not available here."""
     if asked not in (None, *NAMES):
         raise UsageError(f"unknown engine {asked!r}", fix=f"engine: one of {', '.join(NAMES)}")
     if asked in PACKAGES:
         _require(asked, device)
     if asked == "compile" and device != "cuda":
         raise EngineMissing(
-            "engine compile is for GPUs: on a CPU compiling took minutes, and our own kernels need "
-            "no compiling",
-            fix="set engine: auto to use what this machine has",
+            "engine compile is for GPUs: on a CPU, compiling takes minutes, and Orchestrate's own "
+            "kernels need no compiling",
+            fix="set engine: auto to use what this machine supports",
         )
     if asked not in (None, "auto"):
         return SettingChoice(asked, "set in the spec")
@@ -63,9 +64,9 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Setting
         return SettingChoice("liger", "liger-kernel is installed and there is a GPU")
     if tokens is not None and tokens >= COMPILE_TOKENS:
         return SettingChoice(
-            "compile", f"{tokens:,} tokens are enough to make compiling worthwhile; Liger is not installed"
+            "compile", f"{tokens:,} tokens are enough to justify compiling; Liger is not installed"
         )
-    how_many = "the number of tokens is not yet known" if tokens is None else f"{tokens:,} tokens are too few"
+    how_many = "the number of tokens is unknown" if tokens is None else f"{tokens:,} tokens are too few"
     return SettingChoice(
         "fused", f"Liger is not installed (pip install liger-kernel) and {how_many} for torch.compile"
     )
@@ -75,7 +76,7 @@ def precision(
     asked: str | None, device: str, *, full: bool = False, capability: float | None = None
 ) -> SettingChoice:
     """Choose `bf16`, `fp16` or `fp32` for activations, matmuls and frozen weights that are not in 4 bits.
-    `full` means full fine-tuning, which keeps the weights in fp32 whatever the precision of the matmuls.
+    `full` means full fine-tuning, which keeps the weights in fp32 with any precision of the matmuls.
     `capability` is the compute capability of a GPU on another machine. By default, this machine's GPU is
     queried. Raises `UsageError` for an unknown precision, and `EngineMissing` for one that the device does
     not support."""
@@ -94,12 +95,12 @@ def precision(
         without = f"this GPU (compute capability {found}) does not support bf16"
         if found >= FP16_CAPABILITY or found == 6.0:
             return SettingChoice(
-                "fp16", f"{without}; the loss is scaled so that small gradients are not lost"
+                "fp16", f"{without}; the loss is scaled so that small gradients do not vanish"
             )
-        return SettingChoice("fp32", f"{without}, and its fp16 is slower than 32 bits")
+        return SettingChoice("fp32", f"{without}, and its fp16 is slower than 32-bit")
     if machine.cpu_multiplies_bf16():
         return SettingChoice("bf16", "the CPU supports it")
-    return SettingChoice("fp32", "this CPU does not support bf16, which makes it many times slower")
+    return SettingChoice("fp32", "this CPU does not support bf16, so bf16 would be many times slower")
 
 
 def expected_device(wanted: str | None) -> str:
@@ -116,7 +117,7 @@ def _require(engine: str, device: str) -> None:
     if device != "cuda":
         raise EngineMissing(
             f"engine {engine} needs an NVIDIA GPU, but this run is on {device}",
-            fix="engine: auto takes what this machine has",
+            fix="set engine: auto to use what this machine supports",
         )
     if not _installed(engine):
         raise EngineMissing(

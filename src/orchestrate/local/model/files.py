@@ -68,7 +68,8 @@ def _mapping(found: object) -> Mapping[str, Any]:
 
 
 class QuantisedUnreadable(SetupError):
-    """This machine lacks the library that reads the base. `fix` is the command that installs it."""
+    """Raised if this machine lacks the library that reads the base model. `fix` is the command that installs
+    it."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ class Quantised:
         return cls(method, bits, bits / 8 + grouped)
 
     def kernel(self, device: str) -> str | None:
-        """Return the kernel that computes with the weights, where the loading library might choose one
-        that provides no gradients."""
+        """Return the kernel that computes with the weights, if the loading library might otherwise choose one
+        without gradients."""
         if self.method not in _CPU_KERNELS:
             return None
         return _CPU_KERNELS[self.method] if device == "cpu" else "auto_trainable"
@@ -113,19 +114,19 @@ class Quantised:
         return f"{self.bits} bits by {self.method}" if self.bits else f"quantized weights ({self.method})"
 
     def require(self, find: Callable[[str], object | None] = find_spec) -> None:
-        """Raise `QuantisedUnreadable` where a package is missing, without importing any. `find`: returns
-        whether a package is installed."""
+        """Raise `QuantisedUnreadable` if a package is missing, without importing any. `find` returns whether
+        a package is installed."""
         missing = [name for name in PACKAGES.get(self.method, ()) if find(name) is None]
         if missing:
             raise QuantisedUnreadable(
-                f"the model's weights are stored in {self.told}; the package that reads them is not "
-                "installed",
+                f"the model's weights are stored in {self.told}, and the package to read them is "
+                "not installed",
                 fix=f"pip install {' '.join(missing)}",
             )
 
 
 def weights_in(config: Mapping[str, Any], *, four_bit: bool, dtype: str) -> str:
-    """Name the precision in which a base with this config.json answers, as `load_base` loads it."""
+    """Return the precision in which a base model with this config.json answers, as `load_base` loads it."""
     if held := Quantised.of(config):
         return held.method if held.bits is None else f"{held.method} ({held.bits} bits)"
     return NF4 if four_bit else dtype
@@ -135,7 +136,7 @@ def weights_in(config: Mapping[str, Any], *, four_bit: bool, dtype: str) -> str:
 
 
 WHOLE_HASH_LIMIT = 4 << 30
-"""Weights larger than this many bytes are identified by their headers and sizes, because hashing 140 GB would
+"""Size in bytes above which weights are identified by their headers and sizes, because hashing 140 GB would
 take minutes."""
 
 
@@ -152,8 +153,8 @@ class ModelFolder:
 
     @property
     def context(self) -> int | None:
-        """The maximum number of tokens of a row, prompt and answer together, or `None` if the configuration
-        does not say."""
+        """Maximum number of tokens in a row, prompt and answer together, or `None` if the configuration does
+        not tell."""
         config = self.config
         for given in (config, config.get("text_config") or {}):
             for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
@@ -167,7 +168,7 @@ class ModelFolder:
 
     @property
     def expanded_bytes(self) -> float:
-        """Bytes of the weights after those that the files hold in MXFP4 or FP8 are expanded to 16 bits."""
+        """Bytes of the weights after weights in MXFP4 or FP8 are expanded to 16 bits."""
         return sum(p.stat().st_size for p in self.weights) * expansion(self.config)
 
     def modules(self) -> list[str]:
@@ -274,9 +275,9 @@ def _no_gguf(model: str) -> None:
     named = path.suffix.lower() == ".gguf" or (path.name.lower().endswith("-gguf") and not _is_dir(path))
     if named or (_is_dir(path) and any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))):
         raise UsageError(
-            f"{model} is GGUF, which can be served but not trained; name the model's safetensors",
-            fix="model: Qwen/Qwen3-8B  names them on the hub; "
-            "orchestrate export RUN DIR --to gguf  exports the tuned model to GGUF",
+            f"{model} is GGUF, which can be served but not trained; use the model's safetensors instead",
+            fix="for the version on the hub: model: Qwen/Qwen3-8B. To export the tuned model to GGUF: "
+            "orchestrate export RUN DIR --to gguf",
         )
 
 
@@ -287,7 +288,7 @@ def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
     except OSError as error:
         raise UsageError(f"{path} has no config.json: it is not a model folder") from error
     except msgspec.MsgspecError as error:
-        raise UsageError(f"{path / 'config.json'} is not a configuration: {error}") from error
+        raise UsageError(f"could not parse {path / 'config.json'}: {error}") from error
     if not list(path.glob("*.safetensors")):
         other = [p.name for pattern in ("*.bin", "*.pt") for p in path.glob(pattern)]
         raise UsageError(
@@ -298,7 +299,7 @@ def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
         )
     if missing := _missing_shards(path):
         raise UsageError(
-            f"{path} is incomplete: {', '.join(missing[:3])} from its index are missing or empty",
+            f"{path} is incomplete: {', '.join(missing[:3])}, listed in its index, are missing or empty",
             fix="download or copy the folder again",
         )
     return ModelFolder(path, hub_id)
@@ -349,7 +350,9 @@ def _missing_shards(path: Path) -> list[str]:
     except OSError:
         return []
     except msgspec.MsgspecError as error:
-        raise UsageError(f"{path / 'model.safetensors.index.json'} is not an index: {error}") from error
+        raise UsageError(
+            f"could not parse {path / 'model.safetensors.index.json'} as an index: {error}"
+        ) from error
     files = sorted(set(index.weight_map.values()))
     return [name for name in files if not (path / name).is_file() or not (path / name).stat().st_size]
 
@@ -359,10 +362,10 @@ class _Index(msgspec.Struct):
 
 
 def fetch(model: str) -> ModelFolder:
-    """Return the model's folder, and download it from the hub when it is not on disk. Called by workers.
+    """Return the model's folder. Downloads it from the hub if it is not on disk. Called by workers.
 
-    Raises `UsageError` for a name that is neither a folder nor a hub id, `ConfigError` when the hub
-    cannot be reached or refuses."""
+    Raises `UsageError` for a name that is neither a folder nor a hub id, `ConfigError` if the hub cannot be
+    reached or denies access."""
     return here(model) or open_folder(Path(_download(model)), hub_id=model)
 
 
@@ -383,7 +386,7 @@ def _download(model: str) -> str:
     except errors.RepositoryNotFoundError as error:
         raise UsageError(
             f"the hub has no model {model}, or it is private",
-            fix="check the name; for a private one export HF_TOKEN=...",
+            fix="check the name; for a private model export HF_TOKEN=...",
         ) from error
     except errors.OfflineModeIsEnabled as error:
         raise _unreachable(model) from error
@@ -391,8 +394,8 @@ def _download(model: str) -> str:
         status = _status(error)
         if status in (401, 403):
             raise ConfigError(
-                f"the hub denied access to {model} ({status}): the token is invalid or has no read "
-                "permission for it",
+                f"the hub denied access to {model} ({status}): the token is invalid or has no "
+                "permission to read it",
                 fix="hf auth login , or export HF_TOKEN=... with a token that may read this model",
             ) from error
         if status is not None:
@@ -402,8 +405,8 @@ def _download(model: str) -> str:
             ) from error
         if error.errno in (*FULL, errno.EACCES, errno.EROFS):
             raise ConfigError(
-                f"{model} could not be stored: {error.strerror} ({error.filename})",
-                fix="free disk space, or export HF_HOME=... to a folder with room; downloads are kept",
+                f"could not store {model}: {error.strerror} ({error.filename})",
+                fix="free disk space, or export HF_HOME=... to a folder with more space; downloads are kept",
             ) from error
         raise _unreachable(model) from error
     except Exception as error:

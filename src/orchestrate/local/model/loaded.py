@@ -77,7 +77,7 @@ BF16 = SettingChoice("bf16", "requested by name")
 
 @dataclass
 class TrainedOnly:
-    """The last layer's MLP, computed only for trained positions, because nothing reads the others
+    """The last layer's MLP, computed only for trained positions, because nothing uses the others
     afterwards."""
 
     places: torch.Tensor | None = None
@@ -100,7 +100,7 @@ class Packed:
     """The layout of the rows in one packed input, line by line."""
 
     starts: Tensor
-    """[rows + 1] The first token of each row, and the end of the last one."""
+    """First token of each row, and the end of the last one, as [rows + 1]."""
     longest: int
 
     @classmethod
@@ -115,8 +115,8 @@ class Packed:
 
 @dataclass
 class Loaded:
-    """`model` is what is trained (a peft model unless all weights are), `inner` the transformers model inside
-    it."""
+    """A loaded model. `model` is trained (a peft model unless all weights are), and `inner` is the
+    transformers model inside it."""
 
     model: Any
     inner: Any
@@ -147,12 +147,12 @@ class Loaded:
     """The weight of the load-balancing loss in a mixture of experts. If it is set, `hidden` stores the
     routers' outputs in `routed`."""
     routed: tuple[torch.Tensor, ...] | None = None
-    """For each layer with experts: [tokens, experts]"""
+    """Routing of each layer with experts, as [tokens, experts]."""
     root: Any = None
-    """For a model whose weights are sharded over several processes: gathers them."""
+    """Model that gathers its weights, if they are sharded over several processes."""
     own_logits: bool = False
-    """The architecture does something unknown between its layers and its logits: `hidden` returns its logits,
-    and the head leaves them unchanged."""
+    """Whether the architecture does something unknown between its layers and its logits. `hidden` then
+    returns its logits, and the head leaves them unchanged."""
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -249,7 +249,7 @@ def give_back(device: torch.device) -> None:
 
 
 def halving(rows: int, device: torch.device, compute: Callable[[int], R]) -> tuple[R, int]:
-    """Call `compute` with this many rows at once, and halve the number whenever memory runs out. Returns
+    """Call `compute` with this many rows at a time, and halve the number whenever memory runs out. Returns
     the result and the number of rows that fit. Raises if not even one row fits."""
     while True:
         try:
@@ -295,7 +295,7 @@ def chosen(asked: int | None, device: torch.device) -> int:
 
 
 def fastest(most: int, seconds: Callable[[int], float]) -> int:
-    """Return the fewest threads out of 1, 2, 4 ... `most` that no larger number clearly beats."""
+    """Return the smallest number of threads out of 1, 2, 4 ... `most` that no larger number clearly beats."""
     counts = sorted({most, *(1 << n for n in range(most.bit_length()) if 1 << n <= most)})
     best, took = counts[0], seconds(counts[0])
     for count in counts[1:]:

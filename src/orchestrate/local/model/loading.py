@@ -42,13 +42,13 @@ METHOD = "orchestrate_nf4"
 
 
 NARROW = 16
-"""Linear layers with fewer inputs or outputs are not quantized: they are small, select or weight a few
-things, and some models access their weights directly."""
+"""Number of inputs or outputs below which linear layers are not quantized. Such layers are small, select or
+weight a few things, and some models access their weights directly."""
 
 
 def nf4(dtype: torch.dtype, *, spread: bool = False) -> BitsAndBytesConfig:
     """Build the configuration for NF4 with double quantization of linear layers, and of experts where
-    transformers stores them in one tensor and lets us compute them. `spread`: the weights are stored as
+    transformers stores them in one tensor and lets us compute them. With `spread`, the weights are stored as
     numbers of `dtype`, like the other weights, because they are sent between processes."""
     return (_registered() or BitsAndBytesConfig)(
         load_in_4bit=True,
@@ -132,9 +132,9 @@ def saves_tied(inner: Any, adapter: AdapterSettings) -> bool:
 
 
 def in_32_bits(model: Any) -> None:
-    """Convert everything that is trained to 32 bits: 16 bits would lose most updates. Fully trained
-    modules compute in 32 bits too and return their results in the model's own precision. The output
-    layer's logits stay as they are."""
+    """Convert everything that is trained to 32 bits, because 16 bits would lose most updates. Fully trained
+    modules compute in 32 bits too and return their results in the model's own precision. The output layer's
+    logits stay unchanged."""
     from peft.utils.other import ModulesToSaveWrapper
 
     dtype = model.get_base_model().dtype
@@ -171,7 +171,7 @@ def pick_device(wanted: str | None) -> torch.device:
     device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(
-            "device is cuda, but torch finds no usable GPU",
+            "device is cuda, but torch found no usable GPU",
             fix="set device: cpu, or install a CUDA build of torch",
         )
     return device
@@ -186,7 +186,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
-        raise UsageError(f"the tokenizer in {folder} cannot be read: {str(error)[:500]}") from error
+        raise UsageError(f"could not read the tokenizer in {folder}: {str(error)[:500]}") from error
     if not tokenizer.is_fast:
         raise UsageError(f"{folder} has only a slow tokenizer, which does not report token offsets")
     if tokenizer.chat_template is None:
@@ -205,9 +205,9 @@ def load_base(
     dtype: torch.dtype | None = None,
     spread: bool = False,
 ) -> Any:
-    """Load the base model, in NF4 with double quantization when `four_bit`, unless its files are
-    quantized anyway. `dtype`: of products and of weights that are not quantized; `None` uses what suits
-    the device. Raises `QuantisedUnreadable` where the library that reads the files is missing."""
+    """Load the base model, in NF4 with double quantization when `four_bit`, unless its files are quantized
+    anyway. `dtype` applies to products and weights that are not quantized, and `None` chooses it for the
+    device. Raises `QuantisedUnreadable` if the library that reads the files is missing."""
     stored = ModelFolder(folder).config
     held = Quantised.of(stored)
     if held is not None:
@@ -318,7 +318,7 @@ def load(
     loaded.without_adapter = without_adapter
     loaded.taken_out = beginning.kept if beginning and job.adapter.changes_base else None
     if kind == "qlora" and expert_parameters(inner) and not any(weights.held_of(inner)):
-        loaded.left_out["experts in 4 bits"] = "experts of this family use their own computation"
+        loaded.left_out["experts in 4 bits"] = "experts of this family have their own computation"
     turn_on(loaded, job)
     return loaded
 
@@ -331,9 +331,7 @@ def _products(job: LocalJob, device: torch.device) -> SettingChoice:
         return settled
     usual = precision(None, device.type, full=full)
     return (
-        usual
-        if usual.name == settled.name
-        else SettingChoice(settled.name, "chosen when the job was submitted")
+        usual if usual.name == settled.name else SettingChoice(settled.name, "set when the job was submitted")
     )
 
 
@@ -352,7 +350,7 @@ def _unfit_for_liger(inner: Any, job: LocalJob) -> str | None:
 def _require_spreadable(folder: ModelFolder) -> None:
     if (held := Quantised.of(folder.config)) is not None:
         raise UsageError(
-            f"the model's weights are stored in {held.told} and cannot be sharded over several GPUs",
+            f"the model's weights are stored in {held.told} and cannot be sharded across several GPUs",
             fix="use the model in 16 bits; adapter: qlora quantizes it to 4 bits here",
         )
 
@@ -373,7 +371,8 @@ def _require_trainable(inner: Any, folder: ModelFolder) -> None:
     held, quantiser = Quantised.of(folder.config), getattr(inner, "hf_quantizer", None)
     if held is not None and quantiser is not None and not quantiser.is_trainable:
         raise RunFailed(
-            f"the model's weights are stored in {held.told}; transformers cannot train an adapter on them",
+            f"the model's weights are stored in {held.told}, and transformers cannot train an "
+            "adapter on them",
             fix="use the model in 16 bits; adapter: qlora quantizes it to 4 bits here",
         )
 
@@ -412,7 +411,9 @@ def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str 
             base, str(folder), adapter_name=name, is_trainable=trainable, ignore_mismatched_sizes=True
         )
     except _UNFIT as error:
-        raise UsageError(f"the adapter in {folder} does not fit its base: {str(error)[:500]}") from error
+        raise UsageError(
+            f"the adapter in {folder} does not fit its base model: {str(error)[:500]}"
+        ) from error
     try:
         _require_fit(model, folder, name)
     except UsageError:
@@ -426,13 +427,15 @@ def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str 
 
 def add_adapter(model: Any, folder: Path, name: str) -> None:
     """Add another adapter to a model that already has some. Raises `UsageError`, and leaves the model
-    unchanged, where it does not fit."""
+    unchanged, if it does not fit."""
     try:
         model.load_adapter(str(folder), adapter_name=name, ignore_mismatched_sizes=True)
     except _UNFIT as error:
         if name in model.peft_config:
             model.delete_adapter(name)
-        raise UsageError(f"the adapter in {folder} does not fit its base: {str(error)[:500]}") from error
+        raise UsageError(
+            f"the adapter in {folder} does not fit its base model: {str(error)[:500]}"
+        ) from error
     try:
         _require_fit(model, folder, name)
     except UsageError:
@@ -452,15 +455,15 @@ def _require_fit(model: Any, folder: Path, name: str) -> None:
     homeless = [key for key in found.unexpected_keys if "lora_" in key]
     if lacking or homeless:
         which = (
-            f"it has no tensor of the right shape for {lacking[0]}"
+            f"it lacks a tensor of the right shape for {lacking[0]}"
             if lacking
-            else f"the model has no module for {homeless[0]}"
+            else f"the model lacks a module for {homeless[0]}"
         )
         more = f", and {len(lacking) + len(homeless) - 1} others" if len(lacking) + len(homeless) > 1 else ""
         base = model.peft_config[name].base_model_name_or_path
         raise UsageError(
-            f"the adapter in {folder} does not fit its base: {which}{more}",
-            fix=f"its adapter_config.json names {base} as its base",
+            f"the adapter in {folder} does not fit its base model: {which}{more}",
+            fix=f"its adapter_config.json names the base model {base}",
         )
 
 

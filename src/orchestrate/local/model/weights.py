@@ -310,7 +310,7 @@ def load(folder: Path, device: torch.device, **options: Any) -> Any:
         None, config=config, state_dict=tensors, output_loading_info=True, **options
     )
     if lacking := sorted(found["missing_keys"]):  # transformers fills them with chance
-        raise UsageError(f"{folder} has no weights for {lacking[0]}, or in an unsupported format")
+        raise UsageError(f"{folder} has no weights for {lacking[0]}, or has them in an unsupported format")
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model

@@ -29,11 +29,11 @@ _HIDDEN = ("kcore", "keys", "key-users", "timer_list", "sched_debug", "latency_s
 they leave to file modes, which root bypasses."""
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives")
 _TOLD: dict[Way, str] = {
-    "bubblewrap": "confined by bubblewrap: no network, no other process, no file but Python's own",
-    "namespaces": "confined by namespaces: no network, no other process, no file but Python's own",
-    "limits only": "NOT confined: this system offers neither bubblewrap nor namespaces, so the code "
-    "runs with your permissions, files and network; only its environment is empty, and "
-    "time, memory and file sizes are limited",
+    "bubblewrap": "sandboxed by bubblewrap: no network, no other processes, no files except Python's own",
+    "namespaces": "sandboxed by namespaces: no network, no other processes, no files except Python's own",
+    "limits only": "NOT sandboxed: this system has neither bubblewrap nor namespaces, so the code "
+    "runs with your permissions, files and network. Only its environment is empty, and time, memory "
+    "and file sizes are limited",
 }
 _NEW_ROOT = """
 set -e

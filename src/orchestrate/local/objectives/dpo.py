@@ -152,12 +152,12 @@ class Mismatch:
     """The number of tokens at which a row is cut."""
 
     def batches(self, rows: EncodedRows, epoch: int) -> Sequence[list[int]]:
-        """Return the batches that the training loop will take."""
+        """Return the batches that the training loop will use."""
         return rows.batches(self.batch_size, self.seed, epoch)
 
     def before(self, rows: EncodedRows, batch: Sequence[int]) -> list[int]:
-        """Return whose answer each prompt gets. A batch of one row takes the answer of the previous row
-        in the file."""
+        """Return whose answer each prompt gets. A batch with one row takes the answer of the previous row in
+        the file."""
         return [*batch[-1:], *batch[:-1]] if len(batch) > 1 else [(batch[0] - 1) % rows.examples]
 
     def rows(self, rows: EncodedRows, batch: Sequence[int]) -> EncodedRows:
@@ -178,7 +178,7 @@ def _answer(weights: npt.NDArray[np.float32]) -> int:
 
 
 class UnpairedObjective(JudgedObjective):
-    """KTO's loss. Rewards are shown as means over the answers of their label."""
+    """KTO's loss. Rewards are shown as averages over the answers with their label."""
 
     divisible: ClassVar[bool] = False
 
@@ -218,7 +218,7 @@ class UnpairedObjective(JudgedObjective):
         return _by_label(sums, _labels(rows, batch))
 
     def evaluate(self, rows: EncodedRows, max_tokens: int) -> dict[str, float]:
-        """Evaluate batch by batch as in training: the loss depends on what is in a batch."""
+        """Evaluate batch by batch as in training, because the loss depends on the content of a batch."""
         sums = Sums()
         with self.loaded.judging():
             for batch in self.mismatch.batches(rows, 0):
@@ -237,8 +237,8 @@ class UnpairedObjective(JudgedObjective):
     def mismatched(
         self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int
     ) -> npt.NDArray[np.float32]:
-        """Compute the model's log-probability of another row's answer after each prompt: [rows of the
-        batch]. 0 where the prompt leaves no room for any of it."""
+        """Compute the model's log-probability of another row's answer after each prompt: [rows of the batch].
+        It is 0 if the prompt leaves no room for any of it."""
         others = self.mismatch.rows(rows, batch)
         values = np.zeros(len(batch), dtype=np.float32)
         some = [i for i in range(len(batch)) if others.row(i)[1][1:].any()]

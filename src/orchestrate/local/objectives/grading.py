@@ -88,7 +88,7 @@ class GraderCode:
             return {"error": f"the code's process ended with {ended.code}"}
         if (said := _said(answer)) is None:
             self._stop()
-            return {"error": "the code wrote to the channel of its results and was stopped"}
+            return {"error": "the code wrote to the channel reserved for its results and was stopped"}
         return said
 
     def _stop(self) -> None:
@@ -116,9 +116,9 @@ KINDS = ("string_check", "text_similarity", "python", "multi")
 OPERATIONS = ("eq", "ne", "like", "ilike")
 METRICS = ("fuzzy_match", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l")
 ELSEWHERE = {
-    "score_model": "it calls a model API for every answer, which training on this machine does not do",
-    "label_model": "it calls a model API for every answer, which training on this machine does not do",
-    "endpoint": "it calls a server for every answer, which training on this machine does not do",
+    "score_model": "it calls a model API for every answer, which training on this machine does not support",
+    "label_model": "it calls a model API for every answer, which training on this machine does not support",
+    "endpoint": "it calls a server for every answer, which training on this machine does not support",
 }
 _FIELDS = {
     "string_check": {"input", "reference", "operation"},
@@ -136,19 +136,19 @@ _PLACE = re.compile(r"\w[\w.\[\]-]*")
 
 
 class GradingError(Exception):
-    """One answer could not be graded."""
+    """Raised if one answer could not be graded."""
 
 
 @dataclass(frozen=True)
 class Grade:
-    """`error` says why an answer that could not be graded got 0."""
+    """A grade. `error` explains why an answer that could not be graded got 0."""
 
     score: float
     error: str | None = None
 
 
 Score = Callable[[dict[str, Any], dict[str, Any]], float]
-"""(sample, item) -> reward."""
+"""A function (sample, item) -> reward."""
 
 
 class Grader:
@@ -162,9 +162,9 @@ class Grader:
         isolation: Isolation | None = None,
         asks: Mapping[str, Callable[[Mapping[str, Any]], Score]] | None = None,
     ) -> None:
-        """Prepare a grader. `isolation` is how code is isolated, by default the best way that this
-        machine has; `seconds` is the limit for one answer. `asks` gives kinds of `ELSEWHERE` for which
-        the caller asks a model. Raises `RunFailed` for a grader that `refusal` rejects."""
+        """Prepare a grader. `isolation` sets how code is isolated, by default in the best way available on
+        this machine. `seconds` is the limit for one answer. `asks` lists kinds of `ELSEWHERE` for which the
+        caller queries a model. Raises `RunFailed` for a grader that `refusal` rejects."""
         self._asks = asks or {}
         if reason := refusal(grader, allow_code=True, asks=tuple(self._asks)):
             raise RunFailed(f"grader: {reason}", fix="change method.grader in the spec")
@@ -216,7 +216,7 @@ class Grader:
 
 
 def sample_of(answer: str | ReadAnswer) -> dict[str, Any]:
-    """Build what graders see of an answer, under OpenAI's names. They do not see its thinking."""
+    """Build a grader's view of an answer, with OpenAI's names. It excludes the reasoning."""
     text, made = (answer, ()) if isinstance(answer, str) else (answer.content, answer.tool_calls)
     try:
         parsed: Any = msgspec.json.decode(text)
@@ -272,14 +272,14 @@ def _model_refusal(grader: Mapping[str, Any]) -> str | None:
 def _multi_refusal(grader: Mapping[str, Any], allow_code: bool, asks: Sequence[str]) -> str | None:
     given = grader["graders"]
     if not isinstance(given, Mapping) or not given:
-        return "graders must be a mapping from names to graders"
+        return "graders must map names to graders"
     parts = cast("Mapping[str, Any]", given)
     for name, part in parts.items():
         if not isinstance(part, Mapping):
             return f"graders.{name} must be a mapping"
         inner = cast("Mapping[str, Any]", part)
         if inner.get("type") == "multi":
-            return f"graders.{name}: a multi grader cannot contain another"
+            return f"graders.{name}: a multi grader cannot contain another multi grader"
         if reason := refusal(inner, allow_code=allow_code, asks=asks):
             return f"graders.{name}: {reason}"
     if len(str(grader["calculate_output"])) > LONGEST_FORMULA:
@@ -288,7 +288,7 @@ def _multi_refusal(grader: Mapping[str, Any], allow_code: bool, asks: Sequence[s
         unknown = Formula.parse(str(grader["calculate_output"])).names - {str(n) for n in parts}
     except GradingError as error:
         return f"calculate_output: {error}"
-    return f"calculate_output names {sorted(unknown)[0]}, which is not a grader" if unknown else None
+    return f"calculate_output uses {sorted(unknown)[0]}, which is not a grader" if unknown else None
 
 
 def _slots(grader: Mapping[str, Any]) -> list[str]:
@@ -299,12 +299,12 @@ def _slots(grader: Mapping[str, Any]) -> list[str]:
 
 def _slot_refusal(slot: str) -> str | None:
     if not _PLACE.fullmatch(slot):
-        return f"{{{{ {slot} }}}} is not a reference such as item.answer or item.answers[0]"
+        return f"{{{{ {slot} }}}} must be a reference such as item.answer or item.answers[0]"
     root, *path = _keys(slot)
     if path and (root == "item" or (root == "sample" and path[0] in _SAMPLE)):
         return None
     places = ", ".join(f"sample.{name}" for name in _SAMPLE)
-    return f"{slot} is neither item.FIELD nor {places}"
+    return f"{slot} must be item.FIELD or {places}"
 
 
 def runs_code(grader: Mapping[str, Any]) -> bool:
@@ -316,8 +316,8 @@ def runs_code(grader: Mapping[str, Any]) -> bool:
 
 
 def fields_read(grader: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields of a row that the templates of an accepted grader read, for example `answer` or
-    `deep.n`. What code reads is unknown."""
+    """Return the fields of a row that the templates of an accepted grader use, such as `answer` or `deep.n`.
+    Fields used by code are unknown."""
     if grader["type"] == "multi":
         parts: dict[str, dict[str, Any]] = grader["graders"]
         return tuple(sorted({field for part in parts.values() for field in fields_read(part)}))
@@ -452,7 +452,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Formula:
-    """Arithmetic over graders' names. Nothing else can be written in it."""
+    """Arithmetic over graders' names. No other code can be written in it."""
 
     tree: ast.expr
     names: frozenset[str]
@@ -463,7 +463,7 @@ class Formula:
         try:
             tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise GradingError(f"{text[:100]!r} is not a formula") from error
+            raise GradingError(f"{text[:100]!r} is not a valid formula") from error
         names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - _FUNCTIONS.keys()
         formula = cls(tree, frozenset(names))
         formula.value(dict.fromkeys(names, 0.5), checking=True)
@@ -498,4 +498,4 @@ def _value(node: ast.expr, values: Mapping[str, float]) -> float:
             return _FUNCTIONS[name](*(_value(a, values) for a in args))
         case _:
             pass
-    raise GradingError(f"{ast.unparse(node)!r} is not arithmetic over graders")
+    raise GradingError(f"{ast.unparse(node)!r} is not arithmetic on graders")

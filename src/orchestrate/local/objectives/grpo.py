@@ -35,18 +35,19 @@ from orchestrate.local.plan.fitting import drawn_at_once
 EPSILON = 1e-4
 """Added to the standard deviation of a group's rewards, as in TRL."""
 ASKED_AT_ONCE = 1024
-"""The number of prompts of an evaluation whose answers are in memory at once."""
+"""Number of evaluation prompts whose answers are in memory at the same time."""
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Answers of one step: row r of `rows` is a prompt with one answer. Only the answer carries weight."""
+    """Answers of one step. Row r of `rows` is a prompt with one answer, and only the answer carries
+    weight."""
 
     rows: EncodedRows
     advantages: Tensor
     """[rows]"""
     shown: dict[str, float]
-    """Means over the answers."""
+    """Averages over the answers."""
 
 
 class PolicyObjective(Objective):
@@ -135,8 +136,8 @@ class PolicyObjective(Objective):
         errors = [g.error for g in grades if g.error]
         if errors and len(errors) == len(grades) and not self._graded:
             raise RunFailed(
-                f"the grader cannot grade a single answer: {errors[0]}",
-                fix="change method.grader, or the fields of the rows that it reads",
+                f"the grader cannot grade any answer: {errors[0]}",
+                fix="change method.grader, or the row fields that it uses",
             )
         if errors and not self._warned:
             self.warn(f"{len(errors)} of {len(grades)} answers could not be graded and got 0: {errors[0]}")
@@ -174,7 +175,7 @@ class PolicyObjective(Objective):
 
     def policy_loss(self, batch: TrainingBatch, advantages: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Sum over the batch's answer tokens: the loss, the estimated divergence from the initial model
-        (`None` where it is unknown), and the tokens that were the likeliest."""
+        (`None` if unknown), and the tokens that were the most likely."""
         start = self._log_probabilities_at_start(batch)
         losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
         log_p = -losses
@@ -204,7 +205,8 @@ class PolicyObjective(Objective):
                 parameter.copy_(kept[name])
 
     def evaluate(self, rows: EncodedRows, max_tokens: int) -> dict[str, float]:
-        """Compute the mean reward of the likeliest answer to each prompt, and the metrics of `_describe`."""
+        """Compute the average reward of the most likely answer to each prompt, and the metrics of
+        `_describe`."""
         sums: Counter[str] = Counter()
         for start in range(0, rows.examples, ASKED_AT_ONCE):
             numbers = range(start, min(start + ASKED_AT_ONCE, rows.examples))

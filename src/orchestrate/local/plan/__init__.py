@@ -32,9 +32,9 @@ LLAMA_LIKE = frozenset(
 """Families (`model_type`) whose layers are attention, a gated feed-forward and two norms, as the memory plan
 assumes."""
 OTHER_LAYER = 1.4
-"""The factor for other families, compared with a Llama's layer: Gemma 3 was measured at 1.2 to 1.4."""
+"""Factor for other families relative to a Llama's layer. Gemma 3 was measured at 1.2 to 1.4."""
 MOE_LAYER = 1.2
-"""The same factor for full fine-tuning of a mixture of experts. Not measured, like other families."""
+"""Factor for full fine-tuning of a mixture of experts. It was not measured, as for other families."""
 FROZEN_MOE_LAYER = 1.06
 """The same factor for an adapter. With it, plans were 2 to 5% above measurements with 1, 2 and 4 of 4 experts
 in use and rows of 128 to 1,024 tokens."""
@@ -114,9 +114,9 @@ class ModelShape(Record, frozen=True, kw_only=True):
     def remark(self) -> str | None:
         """A note on why its memory plan is less exact, or `None` if the shape is counted exactly."""
         if self.experts > 1:
-            return "a mixture of experts: its activation memory is an estimate"
+            return "a mixture of experts, so its activation memory is estimated"
         if self.family not in LLAMA_LIKE:
-            return f"activations of its layers ({self.family}) are assumed to be 1.4 times those of a Llama"
+            return f"its layers ({self.family}) are assumed to need 1.4 times the activations of a Llama"
         return None
 
     @property
@@ -124,7 +124,7 @@ class ModelShape(Record, frozen=True, kw_only=True):
         """Notes on why its memory plan is less exact."""
         found = [self.remark] if self.remark else []
         if self.held_by is not None:
-            found.append(f"its files are stored with {self.held_by}: weights are counted at 16 bits each")
+            found.append(f"its files are stored with {self.held_by}, but each weight is counted at 16 bits")
         return tuple(found)
 
     @property
@@ -164,7 +164,7 @@ class ModelShape(Record, frozen=True, kw_only=True):
 
     @property
     def active_parameters(self) -> int:
-        """Parameters that one token passes through. Of the experts, only those that are used count."""
+        """Number of parameters that one token passes through. Only the experts in use count."""
         idle = self.experts - self.experts_used
         return self.parameters - self.layers * idle * 3 * self.hidden * self.feed_forward
 

@@ -26,7 +26,7 @@ def setup_of(
     method: Method, adapter: AdapterSettings, hyper: Hyper, *, precision: str, added_tokens: int = 0
 ) -> Setup:
     """Describe a job's memory setup in the engine's terms. `fit` sets the rows, their length and how many
-    answers are sampled at once."""
+    answers are sampled at a time."""
     unpaired = isinstance(method, Preferences) and method.unpaired
     anchored = isinstance(method, Reinforcement) and bool(method.kl_beta)
     return Setup(
@@ -60,9 +60,9 @@ def _is_particular(adapter: AdapterSettings) -> bool:
 
 
 def rows_of(method: Method, hyper: Hyper, lengths: Mapping[int, int]) -> tuple[Mapping[int, int], int]:
-    """Return the rows to pass to `fit`: how many examples there are of each length in tokens, and the
-    most examples at once. Where answers are sampled, these are the prompts with an answer of full length
-    each."""
+    """Return the arguments of `fit`: how many examples there are of each length in tokens, and the maximum
+    number of examples at a time. If answers are sampled, these are the prompts, each with a full-length
+    answer."""
     samples = _samples(method)
     if not samples:
         return lengths, min(hyper.micro_batch or hyper.batch_size, hyper.batch_size)
@@ -86,10 +86,10 @@ def fit(
 ) -> tuple[int, MemoryPlan]:
     """Find how many tokens may go into one forward pass, and the plan of the worst one.
 
-    Starts from the engine's usual number and halves it until the plan fits, as the engine does when
-    memory runs out. One example is always processed, whether it fits or not. `lengths`: tokens of the
-    examples (a pair counts by its longer side), or how many examples have each length. `most_rows`:
-    examples at once. Packed rows need no more than these."""
+    Starts from the engine's usual number and halves it until the plan fits, as the engine does when memory
+    runs out. One example is always processed, whether it fits or not. `lengths` are the tokens of the
+    examples (a pair counts by its longer side), or how many examples have each length. `most_rows` is the
+    maximum number of examples at a time, which packed rows never exceed."""
     counts = sorted((lengths if isinstance(lengths, Mapping) else Counter(lengths)).items())
     tokens, longest = DEFAULT_TOKENS[device], counts[-1][0]
     while True:
@@ -116,8 +116,8 @@ def fit(
 
 
 def drawn_at_once(tokens: int, longest: int) -> int:
-    """Return how many answers are sampled side by side: more than are trained on, because nothing is kept
-    for a backward pass."""
+    """Return how many answers are sampled side by side. This is more than are trained on at a time, because
+    nothing is kept for a backward pass."""
     return max(1, 4 * tokens // longest)
 
 
@@ -162,8 +162,8 @@ def shape_of(model: str, billions: float | None) -> tuple[ModelShape, str | None
         return None
     shape = ModelShape.like(billions * 1e9)
     return shape, (
-        "its configuration is not on this machine: assumed a typical architecture of "
-        f"{shape.parameters / 1e9:.1f}B"
+        "its configuration is not on this machine: assuming a typical "
+        f"{shape.parameters / 1e9:.1f}B architecture"
     )
 
 
@@ -182,9 +182,9 @@ def of_job(
     longest: int | None = None,
     gpu_bytes: int | None = None,
 ) -> MemoryPlan | None:
-    """Plan the memory of a translated job, or return `None` for a model of unknown size. `longest`:
-    tokens of the longest row, where the data were counted. `gpu_bytes`: plan for a GPU of that size
-    instead of this machine."""
+    """Plan the memory of a translated job, or return `None` for a model of unknown size. `longest` is the
+    number of tokens in the longest row, if the data was counted. With `gpu_bytes`, plan for a GPU of that
+    size instead of this machine."""
     found = shape_of(model, billions)
     if found is None:
         return None
@@ -193,13 +193,13 @@ def of_job(
     adapter = decoding.convert(body["adapter"], AdapterSettings)
     notes = [remark] if remark else []
     if longest is None and hyper.max_seq_length is None:
-        notes.append(f"assumed rows of up to {LONGEST} tokens; orchestrate check counts them")
+        notes.append(f"assuming rows of up to {LONGEST} tokens; count them with: orchestrate check")
     longest = min(n for n in (longest or hyper.max_seq_length or LONGEST, hyper.max_seq_length) if n)
     if _samples(method) and hyper.max_seq_length is not None:
         longest = min(longest, max(1, hyper.max_seq_length - hyper.max_new_tokens))
     lengths, most_rows = rows_of(method, hyper, {longest: hyper.batch_size})
     if adapter.targets:
-        notes.append("activations are estimated as if the adapter were on all linear layers")
+        notes.append("activations are estimated as if the adapter covered all linear layers")
     device = engines.expected_device("cuda" if gpu_bytes else body.get("device"))
     products = engines.precision(body.get("precision"), device, full=adapter.full)
     _, found_plan = fit(

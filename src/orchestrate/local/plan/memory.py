@@ -51,12 +51,12 @@ MUON_SINCE = "2.9"
 
 
 class OptimizerMissing(SetupError):
-    """The requested optimizer cannot run here. `fix` is the command that installs it."""
+    """Raised if the requested optimizer cannot run here. `fix` is the command that installs it."""
 
 
 def state_bytes(optimizer: str, rank: int | None) -> float:
-    """Return the bytes of optimizer state per trained parameter. `rank`: of an adapter, whose matrices
-    have that many rows or columns."""
+    """Return the bytes of optimizer state per trained parameter. `rank` is the rank of an adapter, whose
+    matrices have that many rows or columns."""
     return 4.0 / rank if optimizer == "adafactor" and rank else STATE_BYTES[optimizer]
 
 
@@ -171,7 +171,7 @@ of those."""
 LOGITS = 1 << 25
 """The size of one block: `head.BLOCK_ELEMENTS`."""
 SHORT_ROW = 1024
-"""Up to this many tokens, a CPU uses attention that keeps its weights: `kernels.SHORT_ROW`."""
+"""Maximum number of tokens for which a CPU uses attention that keeps its weights: `kernels.SHORT_ROW`."""
 BLOCK = 128
 """Queries processed together: `blocks.BLOCK`."""
 OVERHEAD = {"cpu": 560 << 20, "cuda": 900 << 20}
@@ -186,7 +186,7 @@ class Setup(Record, frozen=True, kw_only=True):
 
     adapter: AdapterKind = "qlora"
     precision: str = "bf16"
-    """Or `fp32`: see `engines.precision`. All trained weights are in 32 bits in any case."""
+    """Precision, or `fp32`, see `engines.precision`. All trained weights are in 32 bits in any case."""
     rank: int = 16
     dropout: bool = False
     dora: bool = False
@@ -196,7 +196,7 @@ class Setup(Record, frozen=True, kw_only=True):
     """The adapter itself, if more than `rank`, `targets` and `dora` matters."""
     added_tokens: int = 0
     packing: bool = False
-    """`rows` are lines, each filled up to `longest`."""
+    """Whether `rows` are packed lines, each filled up to `longest`."""
     rows: int = 1
     """Rows in one forward pass. A pair of a preference method counts twice."""
     longest: int = 2048
@@ -211,9 +211,11 @@ class Setup(Record, frozen=True, kw_only=True):
     accumulates: bool = True
     """Whether a step takes several forward passes, so that gradients are in memory in all but the first."""
     copies: int = 0
-    """Copies of the trained weights in 32 bits: early stopping keeps the best, a policy its initial ones."""
+    """Copies of the trained weights in 32 bits. Early stopping keeps the best weights, and a policy its
+    initial ones."""
     drawn: int = 0
-    """Answers sampled at once, of up to `longest` tokens with their prompt, for methods that sample."""
+    """Number of answers sampled at a time, of up to `longest` tokens with their prompt, for methods that
+    sample."""
 
     shares: int = 1
     """The number of processes that each weight is sharded over, with one GPU each (FSDP). The plan is for one
@@ -239,7 +241,7 @@ class _Moment(NamedTuple):
 def plan(
     shape: ModelShape, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
 ) -> MemoryPlan:
-    """Estimate the peak memory of training. `available_bytes`: of the device; `None` queries this
+    """Estimate the peak memory of training. `available_bytes` is the device's memory. `None` queries this
     machine."""
     gpus = machine.gpus()
     device = device or ("cuda" if gpus else "cpu")
@@ -491,12 +493,13 @@ def _changes(shape: ModelShape, setup: Setup) -> Iterator[tuple[str, Mapping[str
     fewest = 2 if setup.pairs else 1
     if setup.rows > fewest:
         yield (
-            f"use fewer examples at once with the same batch size: {option('micro_batch')}=1",
+            f"use fewer examples at a time with the same batch size: {option('micro_batch')}=1",
             {"rows": fewest, "accumulates": True},
         )
     if not setup.gradient_checkpointing:
         yield (
-            f"keep fewer activations, at about a third more time: {option('gradient_checkpointing')}=true",
+            "keep fewer activations, which takes about a third longer: "
+            f"{option('gradient_checkpointing')}=true",
             {"gradient_checkpointing": True},
         )
     if setup.adapter == "full" and setup.shares == 1:

@@ -42,10 +42,10 @@ class ThroughputKey(Record, frozen=True, kw_only=True):
     """The GPU's name, or `cpu`."""
     threads: int
     parameters: float
-    """The parameters that a token passes through."""
+    """Number of parameters that a token passes through."""
     adapter: str = "qlora"
     method: str = "sft"
-    """Or `dpo`, `orpo`, `simpo`, `kto`, `rft`."""
+    """Method: `sft`, `dpo`, `orpo`, `simpo`, `kto` or `rft`."""
     precision: str | None = None
 
     @property
@@ -59,9 +59,9 @@ class MeasuredPace(Record, frozen=True, kw_only=True):
     kind: ThroughputKey
     at: datetime
     tokens: float
-    """Trained tokens, and `READ_SHARE` of those that were only read."""
+    """Trained tokens, plus `READ_SHARE` of the tokens that were only read."""
     seconds: float
-    """The seconds that they took."""
+    """Seconds that these tokens took."""
     besides_seconds: float
     """The seconds from the start of the worker to its end outside training: libraries, model, encoding and
     saving."""
@@ -87,7 +87,7 @@ class Estimate(Record, frozen=True, kw_only=True):
 
 
 class KnownLog(Record, frozen=True, kw_only=True):
-    """One data point: a logarithm, and how far, in logarithms, it is expected to be off."""
+    """One data point: a logarithm, and its expected error in logarithms."""
 
     log: float
     off: float
@@ -211,10 +211,10 @@ UNKNOWN_PARAMETERS = 8e9
 CPU_32_BITS = 0.5
 """A CPU's speed without 16-bit instructions, as a fraction."""
 UNMEASURED = 0.8
-"""The error, in logarithms, for a machine about which nothing is known: a factor of 2.2, and of 3.7 in one
-case of ten."""
+"""Error in logarithms for a machine about which nothing is known. It is a factor of 2.2, or 3.7 in one of ten
+cases."""
 UNPROVED = 0.4
-"""The same for an estimate that no later run has confirmed yet: other processes, other rows."""
+"""Error of an estimate that no later run has confirmed yet, with other processes and other rows."""
 STARTUP = KnownLog(log=math.log(10.0), off=0.6)
 """Seconds for libraries, model and encoding, if no run has shown them."""
 
@@ -229,7 +229,7 @@ class Bench(Record, frozen=True, kw_only=True):
     tokens_per_second: float
     operations_per_second: float
     peak_bytes: int | None = None
-    """The most bytes of tensors in the largest step, as the allocator counted."""
+    """Maximum bytes of tensors in the largest step, as counted by the allocator."""
     planned_bytes: int | None = None
     """The same according to the memory plan. `None` for a model that the plan does not know."""
     resident_bytes: int | None = None
@@ -242,10 +242,10 @@ class Throughput(Record, frozen=True, kw_only=True):
 
     tokens_per_second: float
     factor: float
-    """With 90% probability, the speed is between it divided by this and it multiplied by this."""
+    """Error factor. With 90% probability, the speed is between it divided and multiplied by this factor."""
     source: str
     told_by: str
-    """`model`, `bench` or `runs`."""
+    """Source of the estimate: `model`, `bench` or `runs`."""
     besides: Estimate
     """Seconds of a run outside training."""
 
@@ -259,7 +259,7 @@ def of_several(one: Throughput, processes: int) -> Throughput:
     if processes <= 1:
         return one
     speed = one.tokens_per_second * (1 + MORE_PROCESSES * (processes - 1))
-    more = f"each additional one counted as {MORE_PROCESSES:.0%} of the first"
+    more = f"each additional one counts as {MORE_PROCESSES:.0%} of the first"
     told = f"{one.source}; {processes} processes, {more}"
     return msgspec.structs.replace(one, tokens_per_second=speed, factor=one.factor * 1.2, source=told)
 
@@ -306,9 +306,9 @@ def kind_of(
 
 
 def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str | None = None) -> Throughput:
-    """Estimate throughput from what finished runs took, a measurement, and what such a machine is
-    expected to do. Nothing is measured now. `load` is that of other processes on its cores and lowers the
-    slow end. `place`: whose machine it is, where it is not this one."""
+    """Estimate throughput from what finished runs took, a measurement, and what such a machine is expected to
+    do. Nothing is measured now. `load` is the load of other processes on its cores and lowers the slow end.
+    `place` is the owner of the machine, if it is not this one."""
     ran = read_pace(file_of(home))
     runs, benches = speeds(kind, ran), _benches(kind, read(home))
     told_by = "runs" if runs else "bench" if benches else "model"
@@ -328,9 +328,9 @@ def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str |
 
 
 def slowdown(kind: ThroughputKey, load: float, cores: int) -> float:
-    """Estimate how many times longer a step may take beside other processes. One thread gets its share of
-    the cores. Several threads wait, in each product, for the one that got the least: two threads on two
-    busy cores took the square."""
+    """Estimate how many times longer a step may take next to other processes. One thread gets its share of
+    the cores. Several threads wait, in each product, for the one that got the least: two threads on two busy
+    cores took the square."""
     if kind.device != "cpu":
         return 1.0
     share = max(1.0, (load + kind.threads) / cores)
@@ -372,5 +372,5 @@ def _source(kind: ThroughputKey, ran: list[MeasuredPace], home: Path, told_by: s
             key=lambda b: decades(kind.parameters, b.parameters),
         )
         return f"measured on this machine with {nearest.model} on {nearest.measured_on}"
-    measured = "orchestrate local bench, or a first run," if place is None else f"a first run on {place}"
-    return f"modeled for {what}, an estimate; {measured} measures it"
+    measured = "orchestrate local bench" if place is None else f"train once on {place}"
+    return f"estimated for {what}; to measure it: {measured}"

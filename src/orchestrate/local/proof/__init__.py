@@ -93,8 +93,8 @@ def probes(marks: Sequence[str]) -> list[ProbePrompt]:
 
 
 def of_data(path: Path, most: int) -> list[ProbePrompt]:
-    """Return the distinct prompts in the first lines of a file of canonical rows. Empty where the file
-    cannot be read."""
+    """Return the distinct prompts in the first lines of a file of canonical rows. The list is empty if the
+    file cannot be read."""
     found: dict[bytes, ProbePrompt] = {}
     try:
         with path.open("rb") as lines:
@@ -109,7 +109,7 @@ def of_data(path: Path, most: int) -> list[ProbePrompt]:
 
 
 def of_example(example: Example) -> ProbePrompt | None:
-    """Return what comes before the last answer, or `None` where there is nothing."""
+    """Return the text before the last answer, or `None` if there is none."""
     match example:
         case ChatExample():
             last = max((n for n, m in enumerate(example.messages) if m.role == "assistant"), default=0)

@@ -102,9 +102,9 @@ def importing() -> Generator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process as its last act, after Python's own first steps: threads that are not daemons end,
-    then the registered exit functions run. Python would then free the libraries' million objects one by
-    one, which takes more than a second."""
+    """End this process as its last step, after Python's own first steps: non-daemon threads end, then the
+    registered exit functions run. Python would otherwise free the libraries' million objects one by one,
+    which takes more than a second."""
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
     for stream in (sys.stdout, sys.stderr):
@@ -135,7 +135,7 @@ or never started."""
 
 HEARTBEAT_S = 2.0
 STARTING_S = 10.0
-"""The time limit from the creation of a folder to the first sign of its worker. After that, the creator must
+"""Time limit from the creation of a folder until the first sign of its worker. After that, the creator must
 have died in between."""
 
 
@@ -161,7 +161,7 @@ class JobState(Record, frozen=True, kw_only=True):
     result: str | None = None
     """The name of the folder with the tuned weights."""
     cost_usd: Decimal | None = None
-    """What a training session that is not billed hourly has cost so far."""
+    """Cost so far of a training session that is not billed hourly."""
 
     @property
     def terminal(self) -> bool:
@@ -233,7 +233,7 @@ class RunDir:
             return LocalJob.from_json(path.read_bytes())
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise RunFailed(
-                f"{path} is not a job that this version can read: {error}",
+                f"this version cannot read {path} as a job: {error}",
                 fix="submit the run again; the folder can be deleted",
             ) from error
 
@@ -266,7 +266,7 @@ class RunDir:
         write_whole(self.path / "status.json", state.to_json())
 
     def alive(self) -> bool:
-        """Return whether a worker holds this job now."""
+        """Return whether a worker currently holds this job."""
         return process_alive(self.path / "worker.json")
 
     def had_worker(self) -> bool:
@@ -284,7 +284,7 @@ class RunDir:
         write_whole(self.path / "worker.json", me().to_json())
 
     def keep_beating(self, stop: threading.Event) -> None:
-        """Show life until `stop` is set. For a thread of the worker's own."""
+        """Update the heartbeat until `stop` is set. Meant for a separate thread of the worker."""
         mine = me().to_json()
         while not stop.wait(HEARTBEAT_S):
             try:
@@ -320,9 +320,9 @@ class RunDir:
             return 0.0
 
     def steering(self) -> AbstractContextManager[bool]:
-        """Lock the decision about a pause. The worker holds the lock while it checks a last time whether
-        it should still pause and records that it has. Whoever withdraws a pause holds it while checking
-        the job's state. So one of the two always comes first."""
+        """Lock the decision about a pause. The worker holds the lock while it checks for the last time
+        whether it should still pause and records that it has. A process that withdraws a pause holds the lock
+        while checking the job's state, so that one of the two always comes first."""
         return locked(self.path / "steering", wait_s=None)
 
     def lock(self, *, wait_s: float = 0.0) -> AbstractContextManager[bool]:
@@ -409,4 +409,4 @@ def runs(home: Path) -> list[RunDir]:
 
 def _require_plain(ref: str) -> None:
     if not ref or ref.startswith(".") or Path(ref).name != ref or "\x00" in ref:
-        raise UsageError(f"{ref!r} cannot be the name of a run directory")
+        raise UsageError(f"{ref!r} is not allowed as the name of a run directory")

@@ -34,7 +34,7 @@ class Progress(Record, frozen=True, kw_only=True):
     seconds: float = 0.0
     best_loss: float | None = None
     worse: int = 0
-    """Evaluations since the best one."""
+    """Number of evaluations since the best one."""
     loss_mean: float | None = None
     max_tokens: int | None = None
     window: int = 16
@@ -50,7 +50,7 @@ class Progress(Record, frozen=True, kw_only=True):
     whole_steps: int = 0
     """Steps since the scale was changed without an fp16 overflow."""
     kept: bool = True
-    """False for a checkpoint that only serves to resume."""
+    """Whether it is kept. False for a checkpoint that only serves to resume."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def name(step: int) -> str:
 
 
 def save(folder: Path, progress: Progress, fill: Callable[[Path], None]) -> Path:
-    """Write `folder/step-N`. `fill` puts the weights and the state into the draft. If that fails (a full
+    """Write `folder/step-N`. `fill` writes the weights and the state to the draft. If that fails (a full
     disk), nothing is left behind."""
     folder.mkdir(exist_ok=True)
     final = folder / name(progress.step)
@@ -92,8 +92,7 @@ def manifest(folder: Path) -> list[ArtifactFile]:
 
 
 def verify(folder: Path) -> Whole | None:
-    """Return the checkpoint if it has every file that its manifest names, with the right bytes, otherwise
-    `None`."""
+    """Return the checkpoint if it has every file in its manifest, with the right bytes, otherwise `None`."""
     try:
         files = decoding.decode((folder / "manifest.json").read_bytes(), type=list[ArtifactFile])
         progress = Progress.from_json((folder / "progress.json").read_bytes())
@@ -131,8 +130,8 @@ def listed(folder: Path) -> list[Whole]:
 
 
 def newest(folder: Path) -> str:
-    """Return the name of the newest checkpoint, judged by its manifest alone, or an empty string where
-    there is none."""
+    """Return the name of the latest checkpoint, judged by its manifest alone, or an empty string if there is
+    none."""
     return max((path.name for path in _named(folder) if (path / "manifest.json").is_file()), default="")
 
 

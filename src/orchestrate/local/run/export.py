@@ -66,7 +66,8 @@ def _as_stored(state: dict[str, Any], stored: Mapping[str, str]) -> tuple[str, d
 
 
 def sort_targets(folder: Path) -> None:
-    """Sort an adapter's targets, which peft keeps in a set: the same run must write the same bytes."""
+    """Sort an adapter's targets, which peft keeps in a set, because the same run must write the same
+    bytes."""
     _rewrite(folder / "adapter_config.json", _sorted_targets)
 
 

@@ -62,7 +62,7 @@ class CheckpointedLoop:
             self.dir.repair(0)
             return
         if whole.progress.total_steps != self.progress.total_steps:
-            raise RunFailed(f"{whole.path} belongs to a run of {whole.progress.total_steps} steps")
+            raise RunFailed(f"{whole.path} belongs to a run with {whole.progress.total_steps} steps")
         # Each process may have it in a folder of its own.
         tensors = load_file(self.dir.checkpoints / whole.path.name / "state.safetensors")
         with torch.no_grad():
@@ -88,15 +88,13 @@ class CheckpointedLoop:
     def _newest(self) -> checkpoints.Whole | None:
         whole, damaged = checkpoints.newest_whole(self.dir.checkpoints)
         for name in damaged:
-            self.dir.add_event(
-                f"checkpoint {name} is damaged and was skipped", level="warning", type="checkpoint"
-            )
+            self.dir.add_event(f"skipped the damaged checkpoint {name}", level="warning", type="checkpoint")
             shutil.rmtree(self.dir.checkpoints / name, ignore_errors=True)
         checkpoints.prune(self.dir.checkpoints, self.hyper.save_total_limit)
         return whole
 
     def weights(self) -> Weights | None:
-        """Collect the trained weights where they are sharded. Returns `None` where they are not."""
+        """Collect the trained weights if they are sharded. Returns `None` otherwise."""
         if self.sharded is None:
             return None
         full = self.job.adapter.full  # under each name that its file has for it
@@ -122,7 +120,7 @@ class CheckpointedLoop:
             state.update(random_state(self.loaded.device))
             need = sum(t.numel() * t.element_size() for t in state.values())
             if shutil.disk_usage(folder).free < 1.5 * need:
-                raise OSError(f"more than {size(need)} are needed")
+                raise OSError(f"at least {size(need)} of free space is needed")
             save_file({k: v.detach().contiguous() for k, v in state.items()}, folder / "state.safetensors")
             if kept:
                 with given_out(self.optimizer, self.parameters):

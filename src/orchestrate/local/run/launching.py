@@ -33,7 +33,7 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "jin
 
 
 def require_packages(what: str = "training on this machine", extra: str = "local") -> None:
-    """Raise `MissingExtra` naming the first package that is not installed, without importing any."""
+    """Raise `MissingExtra` for the first package that is not installed, without importing any."""
     for package in PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra(extra, what, package)
@@ -41,8 +41,8 @@ def require_packages(what: str = "training on this machine", extra: str = "local
 
 
 def launch(job: LocalJob, home: Path, start: Callable[[RunDir], None] | None = None) -> RunDir:
-    """Create the run directory `home/job.ref` and start its worker. A second call with the ref changes
-    nothing. `start`: starts a worker in another way.
+    """Create the run directory `home/job.ref` and start its worker. A second call with the same ref changes
+    nothing. `start` starts a worker in another way.
 
     Raises `MissingExtra`, or `OSError` when the folder cannot be created."""
     require_packages()
@@ -57,9 +57,8 @@ def resume(
     start: Callable[[RunDir], None] | None = None,
     alive: Callable[[RunDir], bool] = RunDir.alive,
 ) -> bool:
-    """Start a worker for a paused or interrupted job. Returns False when one is at work or the job has
-    ended. A worker that has just paused gets time to end. `start` and `alive`: for a worker that runs
-    elsewhere.
+    """Start a worker for a paused or interrupted job. Returns False if one is running or the job has ended. A
+    worker that has just paused gets time to end. `start` and `alive` are for a worker that runs elsewhere.
 
     Raises `RunFailed` when it does not end."""
     if start is None:
@@ -76,7 +75,7 @@ def resume(
         return False
     if state.status == "interrupted":
         told = (
-            f"the worker crashed at step {state.step}; a new one continues from the newest checkpoint"
+            f"the worker crashed at step {state.step}; a new one continues from the latest checkpoint"
             if run.had_worker()
             else "the submit was interrupted before it started a worker; starting one now"
         )
@@ -90,15 +89,15 @@ def _wait_for_end(run: RunDir, alive: Callable[[RunDir], bool]) -> None:
     while alive(run):
         if time.monotonic() > deadline:
             raise RunFailed(
-                f"the worker of {run.ref} has paused but has not exited after {duration(ENDING_S)}",
-                fix=f"look at {run.log}, end it, then  orchestrate resume {run.ref}",
+                f"the worker of {run.ref} paused but did not exit within {duration(ENDING_S)}",
+                fix=f"look at {run.log}, end the process, then  orchestrate resume {run.ref}",
             )
         time.sleep(0.02)
 
 
 def start_worker(run: RunDir, spawn: Callable[[RunDir, int], int] | None = None) -> None:
     """Start one detached worker process. If two are started at once, the job's lock decides between them.
-    `spawn`: another way to start the process; it gets the log's file descriptor and returns the process
+    `spawn` starts the process in another way. It gets the log's file descriptor and returns the process
     id."""
     state = run.written_state()
     if not state.terminal:
@@ -130,9 +129,8 @@ def _spawn(run: RunDir, log: int) -> int:
 
 
 def worker_environment(threads: int | None) -> dict[str, str]:
-    """Build the environment that a worker needs and nothing else: it contains no API key of a host.
-    Thread counts must be set before the numeric libraries load. Workers send no telemetry and need no
-    network to start."""
+    """Build the environment with only what a worker needs, so it contains no API key of a host. Thread counts
+    must be set before the numeric libraries load. Workers send no telemetry and need no network to start."""
     env = settings.of_child()
     if threads is not None:
         env.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))

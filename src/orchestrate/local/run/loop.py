@@ -83,9 +83,9 @@ class TrainingWork:
         return max(0.0, self.total - done) * spent / tokens if tokens and spent else None
 
     def measure(self, objective: Objective, batch: Sequence[int]) -> float | None:
-        """Measure the tokens per second of a forward and backward pass over some rows of the batch.
-        Returns `None` where the objective cannot take part of a batch. Gradients are left behind; nothing
-        else of the run changes."""
+        """Measure the tokens per second of a forward and backward pass over some rows of the batch. Returns
+        `None` if the objective cannot use part of a batch. It leaves gradients behind, but nothing else in
+        the run changes."""
         if not objective.divisible:
             return None
         device = objective.loaded.device
@@ -119,7 +119,7 @@ class TrainingWork:
 
 
 MOST_SKIPPED = 10
-"""The number of consecutive skipped steps after which the run is given up."""
+"""Number of consecutive skipped steps after which the run is stopped."""
 
 
 class LossGuard:
@@ -127,8 +127,8 @@ class LossGuard:
         self.run, self.hyper, self.skipped = run, hyper, 0
 
     def acceptable(self, loss: float, norm: float, progress: Progress) -> bool:
-        """Return whether the step may change the weights. Raises `RunFailed` when it may not and the
-        policy is to stop."""
+        """Return whether the step may change the weights. Raises `RunFailed` if it may not and the policy is
+        to stop."""
         mean, factor = progress.loss_mean, self.hyper.spike_factor
         if math.isfinite(loss) and math.isfinite(norm):
             if not (factor and mean is not None and progress.step > 20 and loss > factor * mean):
@@ -145,7 +145,7 @@ class LossGuard:
                 )
         self.skipped += 1
         if self.skipped >= MOST_SKIPPED:
-            raise RunFailed(f"{self.skipped} steps in a row were skipped; the last because {what}")
+            raise RunFailed(f"skipped {self.skipped} steps in a row; the last one because {what}")
         self.run.add_event(
             f"step {progress.step + 1} was skipped: {what}",
             level="warning",
@@ -259,7 +259,7 @@ class Loop(CheckpointedLoop):
 
     @property
     def result(self) -> tuple[int, dict[str, float]]:
-        """The step whose weights are the result, and their evaluation, for a run that has ended."""
+        """Step whose weights are the result, and their evaluation, for a run that has ended."""
         p = self.progress
         if self.best is not None and p.best_step is not None:
             return p.best_step, p.best_metrics
@@ -359,7 +359,7 @@ class Loop(CheckpointedLoop):
         scale, steps = rescaled(p.loss_scale or 1.0, p.whole_steps, whole=whole)
         if scale < 1:
             raise RunFailed(
-                f"step {p.step + 1}: values of this model overflow in fp16",
+                f"step {p.step + 1}: this model's values overflow in fp16",
                 fix=f"{option('precision')}: fp32, or use a GPU with bf16 (compute capability 8.0 or above)",
             )
         self.progress = msgspec.structs.replace(p, loss_scale=scale, whole_steps=steps)
@@ -384,13 +384,13 @@ class Loop(CheckpointedLoop):
         longest = self.objective.longest(self.train, batch)
         if self.max_tokens <= longest:
             raise RunFailed(
-                f"one row of {longest} tokens does not fit into memory: {said}",
+                f"a row of {longest} tokens does not fit in memory: {said}",
                 fix=f"lower max_seq_length, set {option('gradient_checkpointing')}, or use qlora",
             )
         self.max_tokens = max(longest, self.max_tokens // 2)
         self.dir.add_event(
-            f"out of memory; continuing with at most {self.max_tokens} tokens at once and the same "
-            "batch size",
+            f"out of memory; continuing with at most {self.max_tokens} tokens at a time and the "
+            "same batch size",
             level="warning",
             type="memory",
             step=self.progress.step,
@@ -424,7 +424,7 @@ class Loop(CheckpointedLoop):
             self.early_stopped = True
             what, value = ("loss", best) if "valid_loss" in values else ("reward", -(best or 0.0))
             self.dir.add_event(
-                f"stopped early: validation {what} did not improve on {value:.4f} in {patience} "
+                f"stopped early: validation {what} did not improve on {value:.4f} for {patience} "
                 "evaluations; keeping the best weights",
                 type="early_stop",
                 step=step,

@@ -110,7 +110,7 @@ def _bare(group: Group) -> Group:
 
 
 class Several:
-    """Several optimizers of different parameters as one."""
+    """Combines several optimizers of different parameters."""
 
     def __init__(self, parts: list[Any]) -> None:
         self.parts = parts
@@ -158,8 +158,8 @@ def set_rate(optimizer: Any, rate: float) -> None:
 
 
 def group_metrics(optimizer: Any, rate: float) -> dict[str, float]:
-    """Return the learning rate and the gradient norm of each group, for the current gradients. Empty
-    where all groups learn at the same rate."""
+    """Return the learning rate and the gradient norm of each group, for the current gradients. The result is
+    empty if all groups have the same rate."""
     groups: dict[str, list[Group]] = {}
     for group in optimizer.param_groups:
         groups.setdefault(group["label"], []).append(group)

@@ -42,20 +42,21 @@ from orchestrate.types import JobError
 
 LOOK_S = 0.2
 SHORT = 77
-"""The exit code of a process that has too little memory for its part of a sharded model. The others are then
-in the middle of a pass that it cannot finish."""
+"""Exit code of a process that has too little memory for its part of a sharded model. The others are then in
+the middle of a pass that they cannot finish."""
 LESS = f"{option('micro_batch')}: 1, {option('gradient_checkpointing')}: true, a lower max_seq_length"
 CUT_S = 10.0
 ENDED_S = 120.0
 """The time by which the parent must have noticed that one process is gone."""
 NEVER = timedelta(days=365)
-"""The others wait while the first evaluates and saves. The loss of a process is detected in another way, and
-immediately."""
+"""Unlimited timeout, because the others wait while the first process evaluates and saves. The loss of a
+process is detected immediately in another way."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What all processes do at once. `total`: the weight of all examples, which divides each one's loss."""
+    """What all processes do at the same time. `total` is the weight of all examples, which divides the loss
+    of each."""
 
     shares: tuple[tuple[int, ...], ...]
     total: float
@@ -67,12 +68,12 @@ class Step:
 
 @dataclass
 class Met:
-    """One of several processes that torch.distributed has already connected, whoever started them."""
+    """One of several processes that torch.distributed has already connected, no matter who started them."""
 
     rank: int
     processes: int
     released: bool = False
-    """In the first process: the others have been notified that nothing is left to do."""
+    """Whether the first process has notified the others that nothing is left to do."""
 
     def cut(self) -> None:
         """Wait after an error that may be a connection error: the parent process notices that another
@@ -118,8 +119,7 @@ class Peers:
 
 
 class WorkerGroup(Peers):
-    """The processes that this one, the first, starts itself. Raises `UsageError` where there are fewer
-    GPUs."""
+    """The processes that this first process starts itself. Raises `UsageError` if there are fewer GPUs."""
 
     def __init__(self, run: RunDir, processes: int, threads: int | None, device: torch.device) -> None:
         super().__init__(Met(0, processes))
@@ -191,8 +191,8 @@ class WorkerGroup(Peers):
 
 
 def join(meeting: Path, rank: int, processes: int) -> None:
-    """Connect to the other processes through a file. Uses NCCL where there are GPUs, and Gloo for tensors
-    in CPU memory."""
+    """Connect to the other processes through a file. Uses NCCL if there are GPUs, and Gloo for tensors in CPU
+    memory."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(
         backend, init_method=f"file://{meeting}", rank=rank, world_size=processes, timeout=NEVER

@@ -56,13 +56,11 @@ from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
 
 PATCHED = ("compile", "unsloth")
-"""Engines that would compile again for each length of an answer. Their fingerprints are computed when they
-are needed."""
+"""Engines that would recompile for each length of an answer. Their fingerprints are computed on demand."""
 
 
 def keep_sheet(run: RunDir, job: LocalJob, loaded: Loaded, template: Template, folder: ModelFolder) -> bool:
-    """Write `proof.json` while base and tuned model are both loaded. Returns False where one of them is
-    not."""
+    """Write `proof.json` while base and tuned model are both loaded. Returns False if one of them is not."""
     if job.adapter.full or loaded.choice.name in PATCHED:
         return False
     files = [Path(file) for file in (job.validation, job.train) if file]
@@ -113,7 +111,7 @@ class Session:
         *,
         met: Met | None = None,
     ) -> None:
-        """`met`: of one that has met the others already."""
+        """Prepare the session. `met` is given if this process has already been connected to others."""
         self.run, self.job, self.asked = run, job, asked
         self.memory_plan: MemoryPlan | None = None
         self.read_seconds: float | None = None
@@ -182,7 +180,7 @@ class Session:
         return Peers(met) if met else WorkerGroup(self.run, processes, self.job.threads, self.device)
 
     def go_on(self) -> None:
-        """Continue after a pause that was withdrawn."""
+        """Continue after a pause was withdrawn."""
         if self.sharded is not None:
             self.sharded.agreed(True)
 
@@ -234,10 +232,10 @@ class Session:
             if what == "packing":
                 level, told = (
                     "warning",
-                    f"packing is off, rows of similar length are padded instead: {reason}",
+                    f"packing is off, so rows of similar length are padded instead: {reason}",
                 )
                 if limit:
-                    told = f"packing only rows of up to {limit} tokens; longer ones are padded: {reason}"
+                    told = f"packing only rows of up to {limit} tokens and padding longer ones: {reason}"
             self.run.add_event(told, level=level, type="left_out", shortcut=what)
 
     def _plan_memory(self, rows: EncodedRows) -> None:
@@ -261,7 +259,7 @@ class Session:
         self.memory_plan, self.loop.max_tokens = plan, tokens
         if plan.fits is False:
             self.run.add_event(
-                f"training takes about {size(plan.total_bytes)}, more than the "
+                f"training needs about {size(plan.total_bytes)}, more than the "
                 f"{size(plan.available_bytes or 0)} of this machine; to reduce it: "
                 + "; then ".join(plan.advice),
                 level="warning",
@@ -289,7 +287,7 @@ class Session:
 
     @property
     def limit(self) -> int | None:
-        """Tokens at which a row is cut: as requested, but never above the model's context."""
+        """Maximum number of tokens in a row: as requested, but never above the model's context."""
         limits = [n for n in (self.job.hyper.max_seq_length, self.folder.context) if n is not None]
         return min(limits) if limits else None
 
@@ -314,7 +312,7 @@ class Session:
         grader = Grader(method.grader, seconds=hyper.grader_seconds)
         if grader.isolation is not None:
             level = "warning" if grader.isolation.way == "limits only" else "info"
-            told = f"the grader's code runs {grader.isolation.told}"
+            told = f"the grader's code is {grader.isolation.told}"
             self.run.add_event(told, level=level, type="grader")
         return PolicyObjective(
             self.loaded,
@@ -387,7 +385,7 @@ class Session:
         room = None if self.limit is None else self.limit - self.job.hyper.max_new_tokens
         rows, left_out = encode_prompts(path, self.template, folder, room)
         if left_out:
-            message = f"{name}: {left_out} prompts of more than {room} tokens were dropped"
+            message = f"{name}: dropped {left_out} prompts of more than {room} tokens"
             self.run.add_event(message, level="warning", type="data")
         return rows
 
@@ -440,15 +438,15 @@ class Session:
         export.write_weights(self.loaded, self.tokenizer, self.job, folder, self.folder, weights)
 
     def keep_sheet(self) -> None:
-        """Save the fingerprint sheet that proves which model is served. If it cannot be made, the run
-        does not fail, because its model exists."""
+        """Save the fingerprint that proves which model is served. If it cannot be computed, the run does not
+        fail, because its model exists."""
         if self.sharded is not None:
             return  # it is made when it is needed, by one process
         try:
             keep_sheet(self.run, self.job, self.loaded, self.template, self.folder)
         except Exception as error:  # noqa: BLE001  told, and made anew when it is needed
             self.run.add_event(
-                f"no prompts were saved for the serving proof: {error}", level="warning", type="proof"
+                f"could not save prompts for the serving proof: {error}", level="warning", type="proof"
             )
 
 

@@ -39,7 +39,7 @@ class Sharded:
     """One of the processes, after they have connected."""
 
     def __init__(self, rank: int, processes: int, device: torch.device, cut: Callable[[], None]) -> None:
-        """`cut`: called when a connection broke."""
+        """Set up the process. `cut` is called if a connection breaks."""
         self.cut = cut
         self.rank, self.processes, self.device = rank, processes, device
         self.mesh = init_device_mesh(device.type, (processes,))
@@ -68,15 +68,15 @@ class Sharded:
     def _spread(self, loaded: Loaded) -> None:
         """Shard the model layer by layer. Raises `UsageError` for a model that is not made of layers."""
         if any(weights.held_of(loaded.inner)) or loaded.balancing or loaded.own_logits:
-            told = "experts in 4 bits, routers with their own loss, or a custom output computation"
+            told = "4-bit experts, routers with their own loss, or a custom output computation"
             raise UsageError(
-                f"this model cannot be sharded over several GPUs: it has {told}",
+                f"this model cannot be sharded across several GPUs: it has {told}",
                 fix=f"{option('sharded')}: false, or adapter: lora",
             )
         lists = [m for m in decoder_of(loaded.inner).children() if isinstance(m, torch.nn.ModuleList)]
         layers = max(lists, key=len, default=())
         if not layers:
-            raise UsageError("this model cannot be sharded over several GPUs: it has no layers")
+            raise UsageError("this model cannot be sharded across several GPUs: it has no layers")
         for layer in layers:
             fully_shard(layer, mesh=self.mesh, reshard_after_forward=True)
         root = _Root(loaded.model)
@@ -87,7 +87,8 @@ class Sharded:
     def gradients(
         self, objective: Objective, rows: EncodedRows, batch: Sequence[int], most: tuple[int, int], seed: int
     ) -> Sums:
-        """Compute the gradient like the objective's own method. `most`: tokens and rows of one pass."""
+        """Compute the gradient like the objective's own method. `most` limits the tokens and rows of one
+        pass."""
         if self.rank:
             torch.manual_seed(seed + self.rank)
         # Gradients come back as their mean over the processes.
@@ -147,8 +148,8 @@ class _Root(torch.nn.Module):
 
 
 def placed(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Convert a full tensor to the form in which the parameter is held: for a sharded parameter, this
-    process's shard."""
+    """Convert a full tensor to the parameter's form. For a sharded parameter, this is this process's
+    shard."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 
 def main(path: str, met: Met | None = None) -> int:
-    """Run the job in this worker process. `met`: given where this is the first of several processes that
-    have already connected."""
+    """Run the job in this worker process. `met` is given if this is the first of several processes that are
+    already connected."""
     run = RunDir(path)
     with run.lock(wait_s=5.0) as held:
         if not held:

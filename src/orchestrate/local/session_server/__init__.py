@@ -35,7 +35,7 @@ from orchestrate.local.session_server.usage import HOUR_S, UsageBucket
 ROOT = "/api/v1"
 MOST_BODY = 64 << 20
 POLL_S = 20.0
-"""A request for a result waits as long for it; the official client lets go after 45."""
+"""Seconds that a request for a result waits for it. The official client gives up after 45."""
 CONFIG = {
     "parallel_fwdbwd_chunks": False,  # requests then come in the order of their numbers
     "proto_compress_fwdbwd": False,
@@ -44,7 +44,7 @@ CONFIG = {
     "pjwt_auth_enabled": False,
     "sample_join_sampling_session": False,
 }
-"""What the official client leaves off."""
+"""Features that the official client leaves off."""
 OPEN = (f"{ROOT}/healthz",)
 PROTOBUF = "application/x-protobuf"
 USAGE_TYPES = {"train": "training", "prefill": "sampling_prefill", "sample": "sampling_sample"}
@@ -52,7 +52,8 @@ Handler = Callable[[dict[str, Any], str], dict[str, Any]]
 
 
 class SessionsApi:
-    """Answers each caller from what its own key made. The key's name is `key_name` of the ASGI scope.
+    """Answers each caller with objects that its own key created. The key's name is `key_name` of the ASGI
+    scope.
 
     notice   text that each new session shows
     prices   US dollars per million tokens by kind of use; without them nothing is billed
@@ -132,7 +133,7 @@ class SessionsApi:
         self.desk.callers[id] = Caller(id, owner, self.desk.now())
         told = f"orchestrate sessions: {self.desk.names[0]} on this machine; {self._notice}"
         if self.desk.tied:
-            told += "; its input and output share one table, so train_unembed trains nothing"
+            told += "; its input and output embeddings share one table, so train_unembed has no effect"
         return {"session_id": id, "info_message": told, "type": "create_session"}
 
     def new_id(self) -> str:
@@ -157,7 +158,7 @@ class SessionsApi:
         try:
             self.desk.end(caller, keeps=not well)
         except OSError as error:
-            words = f"the weights cannot be saved, and the session stays until they are: {error}"
+            words = f"could not save the weights, so the session stays open: {error}"
             raise HostError(500, words, type="server_error") from error
         return JSONResponse({"status": "finished"})
 
@@ -174,7 +175,7 @@ class SessionsApi:
         caller, base = self.desk.caller(asked.session_id, owner), self._base(asked.base_model)
         if asked.optimizer_config.get("type") != "adamw":
             raise HostError(
-                400, f"the optimizer {str(asked.optimizer_config)[:200]} is not one of this server: adamw"
+                400, f"this server supports only the optimizer adamw, got {str(asked.optimizer_config)[:200]}"
             )
         lora = (asked.lora_config or wire.LoraBody()).model_dump()  # type: ignore[call-arg]
         id, promise, new = self._new_model(caller, asked.model_seq_id)
@@ -246,7 +247,7 @@ class SessionsApi:
         def work(promise: Promise) -> None:
             asked = parse(wire.OptimStepBody, body)
             if asked.optimizer_params is not None:
-                raise HostError(400, "this server steps with AdamW: give adam_params")
+                raise HostError(400, "this server uses AdamW: pass adam_params")
             adam = (asked.adam_params or wire.AdamBody()).model_dump()  # type: ignore[call-arg]
             self.desk.ask(promise, "step", {"model": model.id, "adam": adam}, _stepped)
 
@@ -281,7 +282,7 @@ class SessionsApi:
                     ttl_s=asked.ttl_seconds,
                 )
             elif training or asked.sampling_session_seq_id is None:
-                raise HostError(400, "the weights have no name: path is missing")
+                raise HostError(400, "the weights need a name: path is missing")
             else:
                 caller = self.desk.caller(model.id.partition(":")[0], owner)
                 self.desk.snapshot(model, promise, caller, asked.sampling_session_seq_id)
@@ -308,7 +309,7 @@ class SessionsApi:
         asked = parse(wire.LoadBody, body)
         folder, saved = self.desk.found(asked.path, model.owner)
         if asked.optimizer and not saved.training:
-            raise HostError(400, f"{asked.path} was saved for sampling: it has no optimizer state")
+            raise HostError(400, f"{asked.path} was saved for sampling, so it has no optimizer state")
         fields = {"model": model.id, "folder": str(folder), "optimizer": asked.optimizer}
         done = {**_of(model.id, "load_weights"), "path": asked.path}
         self.desk.ask(promise, "load", fields, lambda told: done)
@@ -358,7 +359,7 @@ class SessionsApi:
         promise, new = self.desk.once(sampler.id, asked.seq_id, owner)
         if new:
             if (name := asked.unknown()) is not None:
-                promise.fail(f"{name} is not computed by this server")
+                promise.fail(f"this server does not compute {name}")
             else:
                 question = _question(asked, sampler.folder)
                 write = self.desk.counted(
@@ -372,7 +373,7 @@ class SessionsApi:
         id = str((await json_body(request)).get("request_id"))
         promise = self.desk.promises.get(id)
         if promise is None or promise.owner != _owner(request):
-            raise HostError(410, f"there is no result {id[:100]}: it is too old, or the server was restarted")
+            raise HostError(410, f"there is no result {id[:100]}: it expired, or the server was restarted")
         with suppress(TimeoutError):
             await asyncio.wait_for(promise.ready.wait(), POLL_S)
         if promise.result is None:  # the client asks again at once, and says nothing
@@ -498,5 +499,5 @@ def _instant(request: Request, name: str) -> float:
 def _number(request: Request, name: str, default: int) -> int:
     given = request.query_params.get(name, str(default))
     if not given.isdecimal() or int(given) > 10_000:
-        raise HostError(400, f"{name} is not a whole number up to 10,000", param=name)
+        raise HostError(400, f"{name} must be a whole number up to 10,000", param=name)
     return int(given)

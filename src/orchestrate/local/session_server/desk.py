@@ -34,34 +34,35 @@ from orchestrate.types import Record
 
 _log = logging.getLogger(__name__)
 KEEPS_S, FETCHED_S = 3600.0, 300.0
-"""A result that nobody fetched is kept for as long; one that was, in case its answer was lost."""
+"""Seconds for which a result is kept that nobody fetched, and for which a fetched result is kept in case its
+response was lost."""
 REST_S = 5.0
-"""Between two tries to start the process."""
+"""Seconds between two attempts to start the process."""
 GONE_S = 900.0
-"""A caller that sent no heartbeat for as long is taken to be gone."""
+"""Seconds without a heartbeat after which a caller counts as disconnected."""
 GAP_S = 60.0
-"""For a request that others of the same model wait for."""
+"""Seconds to wait for a missing request that later requests for the same model depend on."""
 KEPT_SNAPSHOTS = 16
-"""Weights of a session that were saved without a name, for sampling: a loop makes them anew at each step."""
+"""Number of unnamed weights kept per session for sampling, because a loop saves new ones at each step."""
 LEFT_BEHIND = "left-behind"
-"""The name under which the weights of a caller that is gone are saved."""
+"""Name under which the weights of a disconnected caller are saved."""
 SAMPLER = re.compile(r"[0-9a-f]{16}:sample:\d{1,18}")
 PATH = re.compile(r"tinker://([A-Za-z0-9:._-]{1,200})/(weights|sampler_weights)/([^/]{1,100})")
 
 
 @dataclass
 class Promise:
-    """The result of a request, once it is there."""
+    """The future result of a request."""
 
     id: str
     owner: str
     result: bytes | dict[str, Any] | None = None
-    """Protobuf, or JSON."""
+    """Result, as Protobuf or JSON."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     at: float = 0.0
     fetched: float = 0.0
     then: Callable[[Promise], None] | None = None
-    """Called when the result is there."""
+    """Called when the result is available."""
 
     def keep(self, result: bytes | dict[str, Any]) -> None:
         self.result, self.at = result, time.monotonic()
@@ -79,7 +80,7 @@ Take = Callable[[dict[str, Any]], None]
 
 @dataclass
 class SessionModel:
-    """Its requests happen in the order of their numbers."""
+    """A model whose requests are executed in the order of their numbers."""
 
     id: str
     owner: str
@@ -91,7 +92,7 @@ class SessionModel:
 
 @dataclass
 class Caller:
-    """A session."""
+    """The session of a caller."""
 
     id: str
     owner: str
@@ -101,7 +102,7 @@ class Caller:
 
 
 class SavedSampler(Record, frozen=True, kw_only=True):
-    """Weights that answers are drawn from."""
+    """Weights to sample answers from."""
 
     id: str
     base: str
@@ -110,16 +111,17 @@ class SavedSampler(Record, frozen=True, kw_only=True):
 
 
 class SavedWeights(Record, frozen=True, kw_only=True):
-    """Beside saved weights."""
+    """A record next to saved weights."""
 
     path: str
     base: str
     lora: dict[str, Any]
     training: bool
-    """Whether training can go on from them."""
+    """Whether training can continue from them."""
     saved_at: float
     expires_at: float | None = None
-    """As the caller said. Nothing is deleted by the clock: a wrong one would take all."""
+    """Expiry time set by the caller. Nothing is deleted by the clock, because a wrong clock would delete
+    everything."""
 
 
 class SessionDesk:
@@ -132,9 +134,9 @@ class SessionDesk:
         takes: Callable[[str], bool] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`opening`: as `orchestrate.local.sessions.Opening` has it; `names`: under which callers ask for the
-        base, the first of which is its own; `takes`: whether another name is taken too; `now`: the clock by
-        which callers are gone."""
+        """Set up the desk. `opening` has the form of `orchestrate.local.sessions.Opening`. `names` are the
+        names of the base model in requests, its own name first. `takes` tells whether another name is
+        accepted too. `now` is the clock that determines when callers count as disconnected."""
         self.home, self.names, self.now = home, names, now
         self.takes = takes or names.__contains__
         self.usage = UsageBook(home / "usage.jsonl")
@@ -180,7 +182,7 @@ class SessionDesk:
             self._child.close()
 
     async def run(self) -> None:
-        """Fetch answers and release what nobody needs anymore, until cancelled."""
+        """Fetch answers and release what is no longer needed, until canceled."""
         self._loop = asyncio.get_running_loop()
         self._clear()
         if self._child is not None:
@@ -272,13 +274,13 @@ class SessionDesk:
                 promise.keep(write(answer))
             except Exception as error:  # noqa: BLE001  the caller would wait for ever
                 _log.exception("the result of %s", op)
-                promise.fail(f"the server failed to keep the result: {error}", "server")
+                promise.fail(f"the server could not keep the result: {error}", "server")
 
         try:
             self._send(op, fields, take)
         except Exception as error:  # noqa: BLE001  the caller would wait for ever
             _log.exception("the request %s", op)
-            promise.fail(f"the request cannot be passed on: {error}", "server")
+            promise.fail(f"could not pass on the request: {error}", "server")
 
     def counted(
         self,
@@ -324,8 +326,8 @@ class SessionDesk:
         return made
 
     def once(self, of: str, number: int, owner: str) -> tuple[Promise, bool]:
-        """Return the promise of a numbered request, and whether the request is new. A repeated request is
-        not carried out again."""
+        """Return the promise of a numbered request, and whether the request is new. A repeated request is not
+        executed again."""
         known = self._known.get((of, number))
         if known is not None:
             return known, False
@@ -336,7 +338,7 @@ class SessionDesk:
         """Run the work once all requests with a smaller number have arrived. Clients send them in order,
         but one may be sent a second time."""
         if number < model.next:
-            promise.fail(f"the request number {number} came after later ones were carried out")
+            promise.fail(f"request number {number} arrived after later ones were executed")
             return
         model.waiting[number] = (promise, work)
         while (due := model.waiting.pop(model.next, None)) is not None:
@@ -363,7 +365,7 @@ class SessionDesk:
     @staticmethod
     def _end_waiting(model: SessionModel) -> None:
         for promise, _ in model.waiting.values():
-            promise.fail("the session ended before the requests before this one came")
+            promise.fail("the session ended before earlier requests arrived")
         model.waiting.clear()
 
     # -- weights -------------------------------------------------------------------------------------------
@@ -415,7 +417,7 @@ class SessionDesk:
         overwrite: bool,
         ttl_s: int | None = None,
     ) -> None:
-        """Save the weights in their state when it is the model's turn."""
+        """Save the current weights when it is the model's turn."""
         kind = "weights" if training else "sampler_weights"
         folder = self.place(model.owner, model.id, kind, name)
         path, now = self.path_of(model.owner, model.id, kind, name), time.time()
@@ -479,8 +481,8 @@ class SessionDesk:
     # -- letting go ----------------------------------------------------------------------------------------
 
     def end(self, caller: Caller, *, keeps: bool) -> None:
-        """End a caller's session. With `keeps`, the current weights are saved first, for a caller that
-        could not do it. If saving fails, they stay loaded and are saved when possible."""
+        """End a caller's session. With `keeps`, the current weights are saved first, on behalf of the caller.
+        If saving fails, they stay loaded and are saved when possible."""
         for id, _ in caller.models.values():
             model = self.models.get(id)
             if model is not None and keeps:
@@ -494,7 +496,7 @@ class SessionDesk:
 
     def _kept(self, model: SessionModel, caller: Caller, promise: Promise) -> None:
         if isinstance(promise.result, dict) and "error" in promise.result:
-            _log.error("%s was not saved for its caller: %s", model.id, promise.result["error"])
+            _log.error("could not save %s for its caller: %s", model.id, promise.result["error"])
             caller.seen = self.now()  # another try when it was quiet as long again
             return
         self.unload(model)
@@ -522,7 +524,7 @@ class SessionDesk:
                 self.end(caller, keeps=True)
                 caller.seen = seen
             except Exception:  # noqa: BLE001  the others go on
-                _log.exception("the session %s cannot be ended", caller.id)
+                _log.exception("could not end the session %s", caller.id)
         old = {
             id
             for id, p in self.promises.items()

@@ -16,19 +16,19 @@ KINDS = ("train", "prefill", "sample")
 
 
 class UsageBucket(Record, frozen=True, kw_only=True):
-    """Where tokens are counted."""
+    """A bucket in which tokens are counted."""
 
     owner: str
     session: str
     base: str
     kind: str
-    """One of `KINDS`."""
+    """Kind of use, one of `KINDS`."""
     hour: int
-    """Since 1970."""
+    """Hours since 1970."""
 
 
 class UsageLine(Record, frozen=True, kw_only=True):
-    """A line of the file: what one request adds."""
+    """A line of the file: the tokens of one request."""
 
     bucket: UsageBucket
     tokens: int
@@ -36,7 +36,7 @@ class UsageLine(Record, frozen=True, kw_only=True):
 
 class UsageBook:
     def __init__(self, path: Path) -> None:
-        """Raises `DataError` for a file that cannot be read."""
+        """Open the book. Raises `DataError` if the file cannot be read."""
         private_folder(path.parent)
         self._journal = Journal[UsageLine](path, UsageLine)
         self._tokens: Counter[UsageBucket] = Counter()
@@ -49,7 +49,7 @@ class UsageBook:
         self._journal.entries.clear()
 
     def add(self, session: str, owner: str, base: str, at: float, used: dict[str, int]) -> None:
-        """Count the tokens of a request that was carried out, by kind."""
+        """Count the tokens of an executed request, by kind."""
         for kind, tokens in used.items():
             if tokens:
                 bucket = UsageBucket(
@@ -60,8 +60,8 @@ class UsageBook:
                 self._tokens[bucket] += tokens
 
     def between(self, owner: str, start: float, end: float) -> list[tuple[UsageBucket, int]]:
-        """Return the owner's buckets that begin in a span of time, oldest first, the largest first within
-        an hour."""
+        """Return the owner's buckets that begin in a time span, oldest first, and largest first within an
+        hour."""
         found = [
             (one, tokens)
             for one, tokens in self._tokens.items()

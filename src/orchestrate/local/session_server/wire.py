@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrate.http.wire import HostError, parse
 
 MOST_NUMBERS = 1 << 24
-"""Of all sparse tensors of a request when they are written out."""
+"""Maximum number of values in all sparse tensors of a request, once expanded."""
 LONGEST_TTL_S = 10 * 365 * 86400
 _KINDS = {1: "<f4", 2: "<i8", 3: "<i4"}
 _SCALARS = {"double": 1, "i64": 3, "i32": 5, "bool": 8, "str": 9, "bytes": 12, "u32": 13}
@@ -101,14 +101,14 @@ def read(name: str, data: bytes) -> Any:
     try:
         return _classes()[name].FromString(data)
     except DecodeError as error:
-        raise HostError(400, f"the body is not a {name}: {error}") from error
+        raise HostError(400, f"the body is not a valid {name}: {error}") from error
 
 
 # Requests.
 
 
 class TinkerBody(BaseModel):
-    """Fields that are not known here are refused by those whose meaning they could change."""
+    """A request body. It rejects unknown fields that could change its meaning."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
@@ -224,7 +224,7 @@ class SampleBody(TinkerBody):
     prompt_logprobs_last_n: int | None = Field(None, ge=1)
 
     def unknown(self) -> str | None:
-        """Return what the request asks for that is not computed here, or `None`."""
+        """Return the requested feature that this server does not compute, or `None`."""
         wanted = {
             "target_prompt_logprobs": self.target_prompt_logprobs,
             "prompt_alt_tokens_k": self.prompt_alt_tokens_k,
@@ -249,7 +249,7 @@ def forward_of(data: bytes) -> tuple[str, int, dict[str, Any]]:
     except HostError as error:
         return asked.model_id, asked.seq_id, {"refused": error.message}
     if not rows:
-        return asked.model_id, asked.seq_id, {"refused": "there are no rows (data is empty)"}
+        return asked.model_id, asked.seq_id, {"refused": "there are no rows: data is empty"}
     if bad := [name for name, value in config.items() if not _is_finite(value)]:
         return asked.model_id, asked.seq_id, {"refused": f"loss_fn_config.{bad[0]} is not a finite number"}
     forward = {"data": rows, "loss": asked.loss_fn, "config": config, "backward": not asked.forward_only}
@@ -333,7 +333,7 @@ def _tokens(chunks: Sequence[Any]) -> list[int]:
     found: list[int] = []
     for chunk in chunks:
         if chunk.HasField("image") or chunk.HasField("dmel"):
-            raise HostError(400, "this server takes text only, no images or audio")
+            raise HostError(400, "this server accepts only text, no images or audio")
         found += np.frombuffer(_whole(chunk.encoded_text.tokens, 4), dtype="<i4").tolist()
     return found
 
@@ -362,7 +362,7 @@ def _inputs(datum: Any, tokens: int, room: int) -> tuple[dict[str, Any], int]:
 def _tensor(name: str, tensor: Any) -> dict[str, Any]:
     kind = _KINDS.get(tensor.dtype)
     if kind is None:
-        raise HostError(400, f"{name} is neither float32 nor int64 nor int32")
+        raise HostError(400, f"{name} must be float32, int64 or int32")
     shape, size = list(tensor.shape), int(kind[2])
     if not tensor.HasField("sparse_csr"):
         return {"data": _whole(tensor.dense, size), "shape": shape, "kind": kind}

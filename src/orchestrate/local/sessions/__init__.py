@@ -36,8 +36,8 @@ from orchestrate.local.sessions.losses import Config, Loss, log_probabilities, l
 from orchestrate.types import decoding
 
 ALPHA = 32
-"""LoRA's alpha, whatever the rank: with it, one learning rate suits all ranks (Thinking Machines, "LoRA
-Without Regret", 2025)."""
+"""LoRA's alpha for every rank. With it, one learning rate suits all ranks (Thinking Machines, "LoRA Without
+Regret", 2025)."""
 HELD_SNAPSHOTS = 8
 """The number of saved weights that stay loaded on the base for sampling. The least recently used one is
 evicted."""
@@ -72,7 +72,7 @@ class Adam(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Values(msgspec.Struct, frozen=True, kw_only=True):
-    """A tensor as it is sent: little-endian numbers, row by row."""
+    """A tensor in transit: little-endian numbers, row by row."""
 
     data: bytes
     shape: tuple[int, ...]
@@ -84,10 +84,10 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
         found = np.frombuffer(self.data, dtype=self.kind)
         if min(self.shape, default=1) < 0 or found.size != math.prod(self.shape):
             raise UsageError(
-                f"a tensor has {found.size} values, which do not fit its shape {list(self.shape)}"
+                f"a tensor has {found.size} values, which do not match its shape {list(self.shape)}"
             )
         if found.dtype.kind == "f" and not np.isfinite(found).all():
-            raise UsageError("a tensor has numbers that are not finite (NaN or infinity)")
+            raise UsageError("a tensor has non-finite numbers (NaN or infinity)")
         return found.reshape(self.shape)
 
     @classmethod
@@ -97,15 +97,16 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Datum(msgspec.Struct, frozen=True, kw_only=True):
-    """One row: token i of `tokens` is followed by token i of `target_tokens`, or one of its K."""
+    """One row. Token i of `tokens` is followed by token i of `target_tokens`, or by one of its K
+    alternatives."""
 
     tokens: tuple[int, ...]
     inputs: dict[str, Values]
 
 
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A prompt to sample from: with the live weights of `model`, else with saved weights, or with an empty
-    `folder` with the base."""
+    """A prompt to sample from, with the live weights of `model`, with saved weights, or with the base model
+    if `folder` is empty."""
 
     id: str
     model: str = ""
@@ -119,12 +120,12 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] | None = None
-    """`None`: the tokens that end an answer of the base."""
+    """Tokens that end an answer. `None` means the base model's."""
     tops: int = 0
     prompt_logprobs: bool = False
     prompt_tops: int = 0
     prompt_last: int | None = None
-    """Only this many of the prompt's last tokens are scored."""
+    """Number of the prompt's last tokens to score."""
 
 
 @dataclass
@@ -134,7 +135,7 @@ class TrainedModel:
     adapter: str
     shape: AdapterShape
     parameters: dict[str, torch.nn.Parameter]
-    """By name, without the adapter's."""
+    """Parameters by name, without the adapter's name."""
     optimizer: Any
     steps: int = 0
 
@@ -182,8 +183,8 @@ class SessionEngine(AdaptedModel):
 
     @property
     def tied(self) -> bool:
-        """Whether input and output share one table. The output layer then gets no adapter: few engines
-        serve one there, and none can merge it."""
+        """Whether input and output share one table. The output layer then gets no adapter, because few
+        engines can serve one there, and none can merge it."""
         return bool(getattr(self.inner.config.get_text_config(), "tie_word_embeddings", False))
 
     # -- models --------------------------------------------------------------------------------------------
@@ -236,9 +237,9 @@ class SessionEngine(AdaptedModel):
         has = machine.memory_bytes() if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0]
         if needs > has:
             raise UsageError(
-                f"an adapter of rank {rank} takes {needs >> 20:,} MiB with its optimizer; this machine has "
-                f"{has >> 20:,} MiB",
-                fix="a lower rank, or end another session",
+                f"an adapter of rank {rank} needs {needs >> 20:,} MiB with its optimizer, but "
+                f"this machine has {has >> 20:,} MiB",
+                fix="use a lower rank, or end another session",
             )
 
     def unload(self, id: str) -> None:
@@ -250,8 +251,8 @@ class SessionEngine(AdaptedModel):
         found = self.models.get(id)
         if found is None:
             raise UsageError(
-                f"the model {id} is not loaded here any more",
-                fix="create_training_client_from_state_with_optimizer, from its last saved state",
+                f"the model {id} is no longer loaded here",
+                fix="recreate it from its last saved state: create_training_client_from_state_with_optimizer",
             )
         return found
 
@@ -260,9 +261,9 @@ class SessionEngine(AdaptedModel):
     def forward(
         self, id: str, data: Sequence[Datum], loss: str, config: Config, *, backward: bool
     ) -> tuple[list[Values], dict[str, float]]:
-        """Compute the log-probabilities of each row's targets, and sums over all rows. With `backward`
-        the gradient is added to what earlier calls left. Raises `UsageError` for rows that do not fit the
-        loss. Nothing was added then."""
+        """Compute the log-probabilities of each row's targets, and sums over all rows. With `backward`, the
+        gradient is added to the gradients of earlier calls. Raises `UsageError`, without adding anything, for
+        rows that do not fit the loss."""
         trained, compute = self._of(id), loss_of(loss, config)[0]
         rows = [self._row(datum, loss) for datum in data]
         parameters = list(trained.parameters.values())
@@ -295,22 +296,29 @@ class SessionEngine(AdaptedModel):
         size = len(self.tokenizer)
         ids = torch.tensor(datum.tokens, dtype=torch.long)
         if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= size:
-            raise UsageError(f"a row is empty, or has ids outside the {size} tokens of the model")
+            raise UsageError(f"a row is empty, or has ids outside the model's {size} tokens")
         if self.folder.context is not None and len(ids) > self.folder.context:
-            raise UsageError(f"a row has {len(ids)} tokens; the model takes {self.folder.context}")
+            raise UsageError(
+                f"a row has {len(ids)} tokens, but the model accepts at most {self.folder.context}"
+            )
         inputs = {name: torch.from_numpy(values.array().copy()) for name, values in datum.inputs.items()}
         if "target_tokens" not in inputs:
             raise UsageError("a row has no target_tokens in its loss_fn_inputs")
         targets = inputs["target_tokens"]
         if targets.ndim not in (1, 2) or len(targets) != len(ids):
-            raise UsageError(f"target_tokens has the shape {list(targets.shape)} for {len(ids)} tokens")
+            raise UsageError(
+                f"target_tokens has the shape {list(targets.shape)}, but the row has {len(ids)} tokens"
+            )
         if int(targets.min()) < 0 or int(targets.max()) >= size:
-            raise UsageError(f"target_tokens has ids outside the {size} tokens of the model")
+            raise UsageError(f"target_tokens has ids outside the model's {size} tokens")
         for name in (*loss_of(loss)[1], *(n for n in inputs if n != "target_tokens")):
             if name not in inputs:
                 raise UsageError(f"the loss {loss} needs {name} in the loss_fn_inputs of each row")
             if inputs[name].shape != targets.shape:
-                told = f"{name} has the shape {list(inputs[name].shape)}, target_tokens {list(targets.shape)}"
+                told = (
+                    f"{name} has the shape {list(inputs[name].shape)}, but target_tokens has the "
+                    f"shape {list(targets.shape)}"
+                )
                 raise UsageError(told)
         return ids, {
             n: v.to(self.device, torch.long if n == "target_tokens" else torch.float32)
@@ -363,16 +371,16 @@ class SessionEngine(AdaptedModel):
         return total.item(), found, gradients
 
     def step(self, id: str, adam: Adam) -> dict[str, float]:
-        """Run one step of AdamW with the accumulated gradients, which are cleared afterwards. Raises
-        `UsageError` where there are none, or where they are not finite. The model then stays as it was."""
+        """Run one step of AdamW with the accumulated gradients, and clear them. Raises `UsageError`, and
+        leaves the model unchanged, if there are none or they are not finite."""
         trained = self._of(id)
         gradients = [p.grad for p in trained.parameters.values() if p.grad is not None]
         if not gradients:
-            raise UsageError("there is no gradient: optim_step comes after forward_backward")
+            raise UsageError("there is no gradient: call forward_backward before optim_step")
         norm = torch.nn.utils.get_total_norm(gradients)
         if not bool(norm.isfinite()):
             trained.optimizer.zero_grad()
-            raise UsageError("the gradients are not finite; they were dropped and the model stays as it was")
+            raise UsageError("the gradients are not finite; they were dropped and the model is unchanged")
         if adam.grad_clip_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(trained.parameters.values(), adam.grad_clip_norm, norm)
         for group in trained.optimizer.param_groups:
@@ -388,15 +396,15 @@ class SessionEngine(AdaptedModel):
     def save(
         self, id: str, folder: Path, *, optimizer: bool, note: str | None = None, overwrite: bool = False
     ) -> None:
-        """Save the model's weights as an adapter that `serve`, `eval` and `chat` take, completely or not
-        at all. With `optimizer`, everything that training resumes from is saved. `note`: what the server
-        keeps beside them. Raises `UsageError` for a folder that exists, without `overwrite`."""
+        """Save the model's weights as an adapter that `serve`, `eval` and `chat` take, completely or not at
+        all. With `optimizer`, everything needed to resume training is saved. `note` is stored next to the
+        weights for the server. Raises `UsageError` if the folder exists, unless `overwrite` is set."""
         from peft import get_peft_model_state_dict
 
         trained = self._of(id)
         if folder.exists() and not overwrite:
             raise UsageError(
-                f"weights called {folder.name!r} were saved before", fix="another name, or overwrite"
+                f"weights named {folder.name!r} already exist", fix="use another name, or overwrite"
             )
         state = get_peft_model_state_dict(
             self.model, adapter_name=trained.adapter, save_embedding_layers=False
@@ -448,11 +456,13 @@ class SessionEngine(AdaptedModel):
         that cannot be answered."""
         size, context = len(self.tokenizer), self.folder.context
         if not question.prompt or not all(0 <= id < size for id in question.prompt):
-            raise UsageError(f"the prompt is empty, or has ids outside the {size} tokens of the model")
+            raise UsageError(f"the prompt is empty, or has ids outside the model's {size} tokens")
         room = question.max_tokens or MOST_TOKENS
         if context is not None:
             if len(question.prompt) >= context:
-                raise UsageError(f"the prompt has {len(question.prompt)} tokens; the model takes {context}")
+                raise UsageError(
+                    f"the prompt has {len(question.prompt)} tokens, but the model accepts at most {context}"
+                )
             room = min(room, context - len(question.prompt))
         name = self._of(question.model).adapter if question.model else self._snapshot(question.folder)
         prompt = self._read(name, question) if question.prompt_logprobs or question.prompt_tops else {}
@@ -481,8 +491,8 @@ class SessionEngine(AdaptedModel):
             stat = (Path(folder) / ADAPTER).stat()
         except OSError as error:
             raise UsageError(
-                "the weights to sample from were deleted: unnamed weights are kept only for the newest few "
-                "samplers of a session",
+                "the weights to sample from were deleted: only the newest few samplers of a "
+                "session keep unnamed weights",
                 fix="save_weights_for_sampler(NAME) keeps them",
             ) from error
         seen = f"{folder} {stat.st_ino} {stat.st_mtime_ns}"  # others may lie there since
@@ -523,7 +533,7 @@ class SessionEngine(AdaptedModel):
         return self.batching.idle
 
     def samples_from(self, id: str) -> bool:
-        """Say whether answers are being drawn from the live weights of a model."""
+        """Return whether answers are being sampled from the live weights of a model."""
         found = self.models.get(id)
         return found is not None and self.batching.uses(found.adapter)
 

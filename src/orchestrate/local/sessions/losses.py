@@ -106,11 +106,13 @@ def loss_of(name: str, config: Config | None = None) -> tuple[Loss, tuple[str, .
             fix="pass loss_fn=importance_sampling, ppo, cispo or gspo",
         )
     if name not in LOSSES:
-        raise UsageError(f"there is no loss {name!r}", fix=f"loss_fn: one of {', '.join(LOSSES)}")
+        raise UsageError(f"unknown loss {name!r}", fix=f"loss_fn: one of {', '.join(LOSSES)}")
     loss, needs, takes = LOSSES[name]
     if strange := [key for key in config or {} if key not in takes]:
         known = ", ".join(takes) or "none"
-        raise UsageError(f"the loss {name} has no setting {strange[0]!r}", fix=f"loss_fn_config: {known}")
+        raise UsageError(
+            f"the loss {name} has no setting called {strange[0]!r}", fix=f"loss_fn_config: {known}"
+        )
     low, high = _bounds(config or {})
     if low > high:
         raise UsageError(f"clip_low_threshold {low} is above clip_high_threshold {high}")

@@ -13,8 +13,8 @@ from orchestrate.local.run.launching import require_packages, worker_environment
 
 
 def ask(task: str, *, threads: int | None = None, module: str = "worker", **fields: Any) -> dict[str, Any]:
-    """Run a task of `orchestrate.local.weights.<module>` in a process of its own and return its result.
-    Raises the error that the task raised, or `RunFailed` with what it printed when it died."""
+    """Run a task of `orchestrate.local.weights.<module>` in a separate process and return its result. Raises
+    the task's error, or `RunFailed` with its output if it crashed."""
     return ask_all([{"task": task, **fields}], threads=threads, module=module)[0]
 
 

@@ -95,7 +95,7 @@ def _run(llama_cpp: str, script: str, arguments: Sequence[str]) -> None:
         ) from error
     except NotImplementedError as error:
         raise UsageError(
-            f"llama.cpp cannot convert this model: {error}", fix="try a newer llama.cpp"
+            f"llama.cpp cannot convert this model: {error}", fix="try a newer version of llama.cpp"
         ) from error
 
 
@@ -116,9 +116,10 @@ def _know_the_cut(llama_cpp: Path, model: Path) -> None:
             if name := _cut_of(model):
                 return name
             raise UsageError(
-                "llama.cpp does not know this model's pre-tokenizer: the file would tokenize prompts "
-                "differently from training",
-                fix="try a newer llama.cpp, or serve it with transformers or vLLM: export --to merged",
+                "llama.cpp does not know this model's pre-tokenizer, so the file would tokenize "
+                "prompts differently than in training",
+                fix="try a newer version of llama.cpp, or serve it with transformers or vLLM: export "
+                "--to merged",
             ) from None
 
     TextModel.get_vocab_base_pre = known

@@ -35,7 +35,7 @@ def merge(base: ModelFolder, adapter: Path, target: Path, dtype: str) -> dict[st
     if held is not None and held.method in PACKAGES:  # others transformers reads into 16 bits
         raise UsageError(
             f"the base is quantized ({held.told}); merging into quantized weights is not supported",
-            fix="export --to peft, and serve the base with the adapter; or train over the base in 16 bits",
+            fix="export --to peft and serve the base with the adapter, or train on the 16-bit base",
         )
     model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=DTYPES[dtype])
     untied = _untie(model, adapter)
@@ -53,7 +53,7 @@ def _saved(save: Callable[[], object], target: Path) -> None:
         save()
     except SafetensorError as error:
         raise SetupError(
-            f"the weights could not be written to {target.parent}: {error}",
+            f"could not write the weights to {target.parent}: {error}",
             fix="free some space there, then run the same command again",
         ) from error
 
@@ -62,7 +62,9 @@ def _fitted(model: Any, adapter: Path) -> Any:
     try:
         return load_adapter(model, adapter)
     except (RuntimeError, ValueError) as error:
-        raise UsageError(f"the adapter in {adapter} does not fit its base: {str(error)[:500]}") from error
+        raise UsageError(
+            f"the adapter in {adapter} does not fit its base model: {str(error)[:500]}"
+        ) from error
 
 
 def _untie(model: Any, adapter: Path) -> bool:
@@ -110,7 +112,7 @@ def combine(
     try:
         peft.add_weighted_adapter(names, list(weights), COMBINED, combination_type=used, **more)
     except (ValueError, NotImplementedError, KeyError) as error:
-        raise UsageError(f"these adapters cannot be merged by {method}: {error}") from error
+        raise UsageError(f"cannot merge these adapters by {method}: {error}") from error
     made = peft.peft_config[COMBINED].r
     error = _error(peft, names, weights)
     _saved(
@@ -162,7 +164,7 @@ def combine_models(
     try:
         _saved(lambda: kit.run_merge(given, str(target), how), target)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise UsageError(f"Can't merge these models by {method}: {error}") from error
+        raise UsageError(f"cannot merge these models by {method}: {error}") from error
     return {"dtype": dtype}
 
 

@@ -142,7 +142,7 @@ def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) ->
     tokenizer = _own_tokenizer(path)
     if (path / "adapter_config.json").is_file():
         if base is None:
-            raise UsageError(f"{folder} is an adapter with an unknown base")
+            raise UsageError(f"{folder} is an adapter, but its base model is unknown")
         model = load_adapter(_as_published(files.fetch(base).path), path).eval()
     else:
         model = _as_published(path)
@@ -172,9 +172,9 @@ def _own_tokenizer(path: Path) -> Any:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise UsageError(
-            f"{path} has no readable tokenizer, so any program that loads it would guess one: "
+            f"could not read a tokenizer in {path}, so any program that loads it would guess one: "
             f"{str(error).strip()[:200]}",
-            fix="orchestrate export RUN DIR --to peft   writes a complete folder",
+            fix="write a complete folder with: orchestrate export RUN DIR --to peft",
         ) from error
 
 

@@ -114,8 +114,8 @@ class AnyscaleJobs(AwayPlace):
             raise MissingKey(self.name, self.config.key_variable or TOKEN)
         if not self.options.get("instance"):
             raise ConfigError(
-                f"hosts.{self.name}.options.instance is not set: the cloud's name of the machine type",
-                fix=f'[hosts.{self.name}.options] instance = "g6.2xlarge", gpu = "L4"   for example',
+                f"hosts.{self.name}.options.instance is not set: it names the cloud's machine type",
+                fix=f'for example: [hosts.{self.name}.options] instance = "g6.2xlarge", gpu = "L4"',
             )
         super().require()
 
@@ -131,8 +131,8 @@ class AnyscaleJobs(AwayPlace):
             )
         if os.environ.get(WORKSPACE_VARIABLE):
             raise ConfigError(
-                f"{WORKSPACE_VARIABLE} is set, as in a workspace of Anyscale: its client would send the "
-                "current folder and the workspace's variables along with each job",
+                f"{WORKSPACE_VARIABLE} is set, as in an Anyscale workspace: its client would send "
+                "the current folder and the workspace's variables along with each job",
                 fix=f"env -u {WORKSPACE_VARIABLE} orchestrate ...",
             )
 
@@ -174,7 +174,7 @@ class AnyscaleJobs(AwayPlace):
             alive = [one for one in self.find(run.ref) if one.state != "ended"]
             for one in alive[:-1]:
                 self._end(one)
-                told = f"a second job of this run, {one.id}, was stopped; {alive[-1].id} continues"
+                told = f"stopped a second job of this run, {one.id}; {alive[-1].id} continues"
                 run.add_event(told, level="warning", type="doubled")
             write_whole(mark, starts)
 
@@ -259,7 +259,7 @@ class AnyscaleJobs(AwayPlace):
             with self._asked(self._reading) as client:
                 return client.printed(newest.id, 40)
         except ProviderError as error:
-            return f"its log could not be read: {error}"
+            return f"could not read its log: {error}"
 
     def _jobs(self, ref: str | None) -> list[Any]:
         with self._asked(self._reading) as client:
@@ -279,15 +279,12 @@ class AnyscaleJobs(AwayPlace):
         self._require_safe()
         token = self.config.require_key().reveal()
         if not re.fullmatch(r"[!-~]+", token):
-            told = (
-                f"the key of {self.name} contains a character that is not valid in a token, such as a "
-                "space or a line break"
-            )
+            told = f"the key of {self.name} contains an invalid character, such as a space or a line break"
             raise ConfigError(told, fix=f"orchestrate keys set {self.name}")
         try:
             return Client(self.address, token, self.config.timeout_s)
         except (ImportError, AttributeError, TypeError) as error:
-            told = f"the installed anyscale is not supported by Orchestrate: {error}"
+            told = f"Orchestrate does not support the installed version of anyscale: {error}"
             raise SetupError(told, fix="pip install -U 'orchestrate-ft[anyscale]'") from error
 
     @contextmanager
@@ -309,12 +306,12 @@ class AnyscaleJobs(AwayPlace):
             if client.creating and unknown is not None and not never_sent(error):
                 raise OutcomeUnknown(self.name, unknown, f"{type(error).__name__}: {said}") from error
             if unreachable(error):
-                told = f"{self.address} could not be reached: {said}"
+                told = f"could not reach {self.address}: {said}"
                 raise HostUnavailable(self.name, told) from error
             if unknown is not None and isinstance(error, (ValueError, RuntimeError)):
                 # Of what a job needs, such as a project, before the job itself was asked for.
                 raise InvalidRequest(self.name, said) from error
-            told = f"its response has an unexpected form: {type(error).__name__}: {said}"
+            told = f"unexpected response: {type(error).__name__}: {said}"
             raise UnexpectedAnswer(self.name, told) from error
 
 

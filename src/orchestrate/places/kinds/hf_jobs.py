@@ -66,7 +66,7 @@ STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
 IMAGE = "ghcr.io/astral-sh/uv:python{}-bookworm"
 """The image that `huggingface_hub.run_uv_job` uses. That call warns that it is experimental; `run_job`
 does not."""
-NO_TOKEN, LOG_IN = "there is no token for Hugging Face", "hf auth login, or export HF_TOKEN=..."
+NO_TOKEN, LOG_IN = "there is no Hugging Face token", "hf auth login, or export HF_TOKEN=..."
 TIMED_OUT = 408
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 
@@ -192,7 +192,7 @@ class HfJobs(AwayPlace):
             seconds += ran
             priced = priced and hourly is not None
             usd += -(-ran // 60) * (hourly.usd_per_hour if hourly else Decimal(0)) / 60
-        told = "the host's durations, per minute at its list price"
+        told = "the durations that the host reports, at its list price per minute"
         return Usage(seconds=seconds, usd=usd if priced else None, source=told)
 
     def paid(self, ref: str) -> Hourly | None:
@@ -252,11 +252,9 @@ class HfJobs(AwayPlace):
             if unknown is not None and not kinds & NEVER_SENT:
                 raise OutcomeUnknown(self.name, unknown, f"{type(error).__name__}: {error}") from error
             if "TransportError" in kinds or isinstance(error, OSError):
-                raise HostUnavailable(self.name, f"it could not be reached: {error}") from error
+                raise HostUnavailable(self.name, f"could not reach it: {error}") from error
             if isinstance(error, (KeyError, TypeError, ValueError)):
-                raise UnexpectedAnswer(
-                    self.name, f"its response has an unexpected form: {error!r}"
-                ) from error
+                raise UnexpectedAnswer(self.name, f"unexpected response: {error!r}") from error
             raise
 
 

@@ -98,7 +98,7 @@ class KubeRay(AwayPlace):
             raise MissingExtra("kuberay", "a cluster with KubeRay", "kubernetes")
         if not self.options.get("image"):
             raise ConfigError(
-                f"{self.name} needs an image with Ray",
+                f"{self.name} needs an image that contains Ray",
                 fix=f'[hosts.{self.name}.options] image = "rayproject/ray:2.52.0-py311-gpu"',
             )
         super().require()
@@ -198,7 +198,7 @@ class KubeRay(AwayPlace):
         if not (found := self.find(ref)):
             return super().usage(ref)
         hourly = configured_price(self.name, self.options)
-        return Usage.at(hourly, ran_s(found), "the operator's clock at the configured price")
+        return Usage.at(hourly, ran_s(found), "the operator's times at the configured price")
 
     @property
     def _api(self) -> Any:
@@ -240,7 +240,7 @@ class KubeRay(AwayPlace):
         except Exception as error:
             if unknown is not None:
                 raise OutcomeUnknown(self.name, unknown, f"{type(error).__name__}: {error}") from error
-            raise HostUnavailable(self.name, f"the cluster could not be reached: {error}") from error
+            raise HostUnavailable(self.name, f"could not reach the cluster: {error}") from error
 
 
 def _placed(one: Mapping[str, Any]) -> Placed:

@@ -67,9 +67,9 @@ TRAIN_PACKAGES = ("pandas", "pyarrow", "pydantic", "requests")
 ANSWER_S = 60
 TIMED_OUT = 408
 RAY_CLIENT = (
-    "the Jobs API needs an http address. With a Ray Client address, Ray would ask the head node for it "
-    "and use the address the head sees, without TLS: behind a tunnel that reaches nothing, or another "
-    "cluster on this machine"
+    "the Jobs API needs an http address. With a Ray Client address, Ray would ask the head node "
+    "and use the address that the head sees, without TLS: through a tunnel, that address reaches "
+    "nothing, or another cluster on this machine"
 )
 
 
@@ -192,7 +192,7 @@ class RayJobs(AwayPlace):
         )
         seconds = max(seen, claim.used_s(self.depot.run(ref)))
         hourly = configured_price(self.name, self.options)
-        return Usage.at(hourly, seconds, "the cluster's clocks at the configured price")
+        return Usage.at(hourly, seconds, "the cluster's times at the configured price")
 
     def output(self, ref: str) -> str:
         placed = self.state(ref)
@@ -218,20 +218,22 @@ class RayJobs(AwayPlace):
             self._client = None
             if refused := _refusal(self.name, error):
                 raise refused from error
-            told = f"the cluster at {self.address} could not be reached: {error}"
+            told = f"could not reach the cluster at {self.address}: {error}"
             raise HostUnavailable(self.name, told, fix="ray status; ray start --head") from error
 
 
 def _no_http(scheme: str, head: str) -> tuple[str, str]:
     """Return why an address is not accepted, and how to get one that is."""
     if scheme == "ray" and is_loopback(head):
-        return RAY_CLIENT, f'address = "{ADDRESS}", the dashboard of a cluster on this machine'
+        return RAY_CLIENT, f'address = "{ADDRESS}", for the dashboard of a cluster on this machine'
     if scheme == "ray":
-        fix = f'ssh -L 8265:127.0.0.1:8265 {head}, then address = "{ADDRESS}"; or the https address of its '
+        fix = (
+            f'ssh -L 8265:127.0.0.1:8265 {head}, then address = "{ADDRESS}"; or use the https address of its '
+        )
         return RAY_CLIENT, f"{fix}dashboard, with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
     if scheme == "anyscale":
         return (
-            "Anyscale has its own place, whose jobs start their own machine",
+            "use the separate backend for Anyscale, whose jobs start their own machine",
             "-p anyscale, with [hosts.anyscale.options] in orchestrate.toml",
         )
     fix = f'for example "{ADDRESS}"; behind Kubernetes: kubectl port-forward svc/NAME-head-svc 8265'

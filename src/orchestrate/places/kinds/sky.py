@@ -127,8 +127,8 @@ LOST = frozenset(
     {"RequestException", "ServerTemporarilyUnavailableError", "RequestInterruptedError", "HTTPException"}
 )
 CLOUDS = (
-    "sky check   in its environment, and follow what it says for each cloud: for RunPod a key in "
-    "~/.runpod/config.toml"
+    "run  sky check  in its environment and follow its advice for each cloud; for RunPod, put a "
+    "key in ~/.runpod/config.toml"
 )
 
 
@@ -169,7 +169,7 @@ class Sky(AwayPlace):
         if found := python_of():
             return found
         raise SetupError(
-            "SkyPilot is not installed: it needs a separate environment, because it pins old "
+            "SkyPilot is not installed. It needs a separate environment because it pins old "
             "versions of other packages",
             fix=f"{INSTALL}, then {CLOUDS}; if it is not on the PATH, set "
             f"hosts.{self.name}.options.python to its Python",
@@ -204,11 +204,13 @@ class Sky(AwayPlace):
         if resources.gpu is None:
             return None  # no catalog lists machines by what they lack
         names = ", ".join(sorted({machine.name for machine in found}))
-        raise UsageError(f"SkyPilot currently has no {resources.told}", fix=f"gpu: one of {names}; or auto")
+        raise UsageError(
+            f"SkyPilot currently has no {resources.told}", fix=f"set gpu to one of {names}, or auto"
+        )
 
     def _no_cloud(self) -> SetupError:
         at = f" at {self.options['infra']}" if self.options.get("infra") else ""
-        return SetupError(f"SkyPilot has no cloud{at}", fix=CLOUDS)
+        return SetupError(f"SkyPilot has no enabled cloud{at}", fix=CLOUDS)
 
     @property
     def _owned(self) -> bool:
@@ -368,7 +370,9 @@ class Sky(AwayPlace):
         except NoAnswer as error:
             if unknown is not None:
                 raise OutcomeUnknown(self.name, unknown, str(error)) from error
-            raise HostUnavailable(self.name, str(error), fix="sky api info   in its environment") from error
+            raise HostUnavailable(
+                self.name, str(error), fix="run  sky api info  in its environment"
+            ) from error
         except SkyRefusal as error:
             kinds = set(error.kinds)
             if "ApiServerAuthenticationError" in kinds:
@@ -379,7 +383,7 @@ class Sky(AwayPlace):
             if unknown is not None and lost and not kinds & NEVER_SENT:
                 raise OutcomeUnknown(self.name, unknown, f"{error.kinds[0]}: {error.message}") from error
             if lost or kinds & NEVER_SENT:
-                told = f"its API server could not be reached: {error.message}"
+                told = f"could not reach its API server: {error.message}"
                 raise HostUnavailable(self.name, told, fix="sky api info; sky api start") from error
             raise InvalidRequest(self.name, error.message) from error
 

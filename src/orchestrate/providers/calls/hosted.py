@@ -113,7 +113,7 @@ def pages_of(provider: str, read: Read, first: Callable[[], P], omits_empty: boo
         cursor = str(page.next_page_info())
         if cursor in seen:
             raise UnexpectedAnswer(
-                provider, f"the list never ends: the cursor {redact_text(cursor)} was returned twice"
+                provider, f"the list never ends: the cursor {redact_text(cursor)} appeared twice"
             )
         seen.add(cursor)
         page = _page(read, page.get_next_page, omits_empty)
@@ -124,7 +124,7 @@ def entries_of(answer: object, field: str) -> list[dict[str, Any]]:
     """Return the objects of a list that comes in one piece. Raises `Unreadable` if it is not a list."""
     found = plain(answer).get(field)
     if not isinstance(found, list):
-        raise Unreadable(f"it has no list of {field}")
+        raise Unreadable(f"it has no list called {field}")
     entries = cast("list[Any]", found)
     if not all(isinstance(entry, dict) for entry in entries):
         raise Unreadable(f"an entry of {field} is not an object")
@@ -150,9 +150,9 @@ def _page(read: Read, call: Callable[[], P], omits_empty: bool) -> P:
     def checked() -> P:
         page = call()
         if not hasattr(page, "has_next_page"):
-            raise Unreadable(f"it is {redact_text(str(page))[:120]!r} instead of a page of a list")
+            raise Unreadable(f"it returned {redact_text(str(page))[:120]!r} instead of a page of a list")
         if not _has_list(page) and not (omits_empty and not plain(page)):
-            raise Unreadable(f"it contains no list, but {redact_text(str(plain(page)))[:120]}")
+            raise Unreadable(f"it returned no list, but {redact_text(str(plain(page)))[:120]}")
         return page
 
     return read(checked)
@@ -253,7 +253,7 @@ def hosted_error(
         )
         lost.unsent = never_sent(error)
         return lost
-    unexpected = UnexpectedAnswer(provider, f"the response cannot be parsed: {_wrong(error)}", fix=fix)
+    unexpected = UnexpectedAnswer(provider, f"could not parse the response: {_wrong(error)}", fix=fix)
     unexpected.retryable = True
     return unexpected
 

@@ -82,7 +82,7 @@ def profile_of(kind: str, file: Readable, name: str) -> Profile:
     try:
         tuned = re.compile(told.tuned_name) if told.tuned_name else None
     except re.error as error:
-        raise ConfigError(f"{name}: tuned_name is not a regular expression: {error}") from error
+        raise ConfigError(f"{name}: tuned_name is not a valid regular expression: {error}") from error
     if tuned is not None and "base" not in tuned.groupindex:
         raise ConfigError(f"{name}: tuned_name has no group (?P<base>...)")
     return Profile(

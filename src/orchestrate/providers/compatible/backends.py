@@ -99,7 +99,7 @@ def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -
         yield problem("model", warning, None, Severity.WARNING)
     if model.host is None:
         return
-    others = "orchestrate quote --provider all   (the same spec on the other backends)"
+    others = "compare the other backends with: orchestrate quote --provider all"
     until, method = model.host.no_new_jobs_after, spec.method.type
     if until is not None and today >= until and not provider.sandbox:
         message = f"{provider.title} has accepted no new jobs for {model.name} since {until}"
@@ -145,8 +145,8 @@ class CompatibleProvider(SdkProvider, Serves):
         found = super().resolve(spec)
         if found.folder is not None:
             raise SpecError(
-                f"{found.id} is a folder on this machine, but {self.title} trains only its own "
-                "models, by name",
+                f"{found.id} is a folder on this machine, but {self.title} only trains models "
+                "from its own list",
                 fix=f"orchestrate models --provider {self.name}",
             )
         return found
@@ -191,7 +191,7 @@ class CompatibleProvider(SdkProvider, Serves):
 
     def billing(self) -> Billing:
         if self._deploying is None:
-            unseen = "deployments of tuned models, which it cannot list"
+            unseen = "deployments of tuned models, which its API cannot list"
             return standing.of_jobs(self, unseen)
         deploying = self._deploying
         parts = {"jobs": lambda: standing.jobs(self), "deployments": lambda: list(deploying.standing())}
@@ -251,8 +251,8 @@ class CompatibleProvider(SdkProvider, Serves):
         if deployed := self.config.options.get("base_deployment"):
             return str(deployed)
         raise UsageError(
-            f"{self.title} serves models only through deployments, and the one for the base model "
-            f"{job.model} is unknown",
+            f"{self.title} only serves models through deployments, and the deployment of the base "
+            f"model {job.model} is unknown",
             fix=f'[hosts.{self.name}.options] base_deployment = "..."   in orchestrate.toml',
         )
 
@@ -292,7 +292,7 @@ class DescribedDeploys(CompatibleProvider, Deploys):
     @property
     def _deployer(self) -> Deploying:
         if self._deploying is None:
-            raise AssertionError("DEPLOY is a feature of hosts whose deployments are described")
+            raise AssertionError("DEPLOY requires a description of deployments")
         return self._deploying
 
     def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
@@ -342,7 +342,7 @@ def parts_of(told: Described, features: frozenset[Feature], name: str) -> tuple[
     """Return the classes that make up a described host. Raises `ConfigError` for a feature that a
     description cannot provide."""
     for feature in sorted(features & FEATURES.keys() - PARTS.keys()):
-        raise ConfigError(f"{name}: features: {feature.value} cannot be described; it belongs in missing")
+        raise ConfigError(f"{name}: features: {feature.value} cannot be described; put it in missing")
     found: list[type[Provider]] = [part for feature, part in PARTS.items() if feature in features]
     if told.deployment is not None and told.deployment.adapters is not None:
         found.insert(0, DescribedTakesAdapters)
@@ -359,14 +359,14 @@ def features_of(told: Described, name: str) -> tuple[frozenset[Feature], dict[Fe
     known = {feature.value: feature for feature in Feature}
     for field, words in (("features", told.features), ("missing", tuple(told.missing))):
         if unknown := sorted(set(words) - set(known)):
-            raise ConfigError(f"{name}: {field}: {unknown[0]} is not a feature; known: {', '.join(known)}")
+            raise ConfigError(f"{name}: {field}: unknown feature {unknown[0]}; known: {', '.join(known)}")
     have, reasons = set(told.features), set(told.missing)
     if wrong := sorted(have & reasons):
-        raise ConfigError(f"{name}: {wrong[0]} is in features and in missing")
+        raise ConfigError(f"{name}: {wrong[0]} is in both features and missing")
     if lacking := sorted(set(known) - have - reasons):
         raise ConfigError(f"{name}: {lacking[0]} must be in features or, with a reason, in missing")
     if (Feature.DEPLOY.value in have) != (told.deployment is not None):
-        raise ConfigError(f"{name}: the feature deploy belongs to the table deployment")
+        raise ConfigError(f"{name}: define the feature deploy in the table deployment instead")
     methods = {word for word in ("sft", "dpo", "rft") if word in have}
     if methods != set(told.methods):
         raise ConfigError(

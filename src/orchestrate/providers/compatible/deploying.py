@@ -311,7 +311,8 @@ class DescribedAdapters(adapters.Adapters):
         most = self._how.max_rank
         if most is not None and adapter.rank > most:
             raise UsageError(
-                f"{self._profile.title} accepts adapters up to rank {most}; this one has rank {adapter.rank}"
+                f"{self._profile.title} accepts adapters up to rank {most}, but this one has rank "
+                f"{adapter.rank}"
             )
         return self._deploying.price(options)
 
@@ -333,7 +334,7 @@ class DescribedAdapters(adapters.Adapters):
         base = adapters.base_at(self._profile, adapter)
         if base not in self._bases:
             raise UsageError(
-                f"{self._profile.title} does not serve {adapter.base}, the base of this adapter; it "
-                f"serves adapters of {', '.join(sorted(self._bases))}"
+                f"{self._profile.title} does not serve {adapter.base}, the adapter's base model; "
+                f"it serves adapters of {', '.join(sorted(self._bases))}"
             )
         return base

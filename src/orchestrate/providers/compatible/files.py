@@ -150,7 +150,7 @@ class CompatibleFiles:
             what=f"file {file_id}",
             sleep=self._sleep,
             within_s=READY_WITHIN_S,
-            fix="submit again later; the uploaded file is reused",
+            fix="submit again later; Orchestrate reuses the uploaded file",
         )
 
 

@@ -303,7 +303,7 @@ class SdkChats(SdkProvider, HostedChats):
         known = self.get(job)
         model = self._base(known) if base else self._answering(known)
         if model is None:
-            raise UsageError(f"job {job.job_id} has no model yet (it is {known.status})")
+            raise UsageError(f"job {job.job_id} has no model yet (status {known.status})")
         # Reasoning models take neither max_tokens nor a temperature.
         options: dict[str, Any] = {self.chat_limit: max_tokens}
         if not _REASONING.match(known.model or ""):
@@ -344,10 +344,10 @@ class ListedPage:
         try:
             body: Any = json.loads(text)
         except ValueError:
-            raise Unreadable(f"it is {redact_text(text)[:120]!r} instead of a page of a list") from None
+            raise Unreadable(f"it returned {redact_text(text)[:120]!r} instead of a page of a list") from None
         found = plain(body).get("data")
         if not isinstance(found, list):
-            raise Unreadable(f"it contains no list, but {redact_text(str(body))[:120]}")
+            raise Unreadable(f"it returned no list, but {redact_text(str(body))[:120]}")
         self.data = cast("list[object]", found)
         self._more = body.get("has_more") is not False
 

@@ -45,9 +45,9 @@ def translate(
 
 
 def _files(rows: Rows) -> None:
-    rows.train("uploaded; training_file is its id")
+    rows.train("the file is uploaded and training_file is set to its id")
     if rows.given("validation"):
-        rows.keep("validation", None, rule="uploaded; validation_file is its id")
+        rows.keep("validation", None, rule="the file is uploaded and validation_file is set to its id")
 
 
 def _start(told: Described, rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
@@ -57,7 +57,10 @@ def _start(told: Described, rows: Rows, spec: JobSpec, model: ModelOnHost) -> No
     rule = told.rule("continue_from", spec.method.type)
     if rule is None or rule.field is None:
         reason = rule and (rule.refused or rule.rule)
-        rows.refuse("continue_from", reason or f"{told.title} is not known to continue from a tuned model")
+        rows.refuse(
+            "continue_from",
+            reason or f"{told.title} has not confirmed that it can continue from a tuned model",
+        )
         rows.send("model", model.id)
     else:
         rows.keep("continue_from", rule.field, rule="the tuned model replaces the base model")
@@ -77,7 +80,7 @@ def _method(told: Described, rows: Rows, spec: JobSpec) -> None:
     else:
         rows.map("method.type", told.method_type, word, f"{kind} is called {word}")
     if kind == "dpo" and word is not None:
-        reason = f"{told.title} has only the original DPO loss"
+        reason = f"{told.title} only supports the original DPO loss"
         rows.plain_dpo(dict.fromkeys(("ipo", "orpo", "kto"), reason))
 
 
@@ -101,12 +104,12 @@ def _adapter(told: Described, rows: Rows, spec: JobSpec) -> None:
     for field, value in fields.items():
         rows.send(field, value)
     if near != kind:
-        rule = f"{told.title} does not publish its base's precision: trained as LoRA"
+        rule = f"{told.title} does not publish the precision of its base models, so it trains LoRA"
         rows.map("adapter.type", None, near, rule, exact=False)
     elif asked:
         rows.keep("adapter.type", None, kind)
     else:
-        rows.default("adapter.type", None, kind, "the spec's own default")
+        rows.default("adapter.type", None, kind, "the spec's default")
 
 
 def _setting(told: Described, rows: Rows, spec: JobSpec, name: str, rule: SettingRule) -> None:
@@ -136,7 +139,7 @@ def _sent(told: Described, rows: Rows, name: str, value: Any, rule: SettingRule,
     if word in rule.words:
         sent = rule.words[word]
         if sent is None:
-            rows.keep(name, None, rule=rule.rule or "always the case here")
+            rows.keep(name, None, rule=rule.rule or "always on here")
         else:
             note = f"{word} is called {sent}" + (f"; {rule.rule}" if rule.rule else "")
             rows.map(name, field, sent, note, exact=word not in rule.inexact)
@@ -192,7 +195,9 @@ def _wandb(told: Described, rows: Rows, spec: JobSpec) -> None:
         return
     rule = told.rule("wandb", spec.method.type)
     if rule is None or rule.field is None:
-        rows.refuse("wandb", (rule and rule.refused) or f"{told.title} is not known to report to W&B")
+        rows.refuse(
+            "wandb", (rule and rule.refused) or f"{told.title} has not confirmed that it reports to W&B"
+        )
         return
     values = spec.wandb.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     where = (

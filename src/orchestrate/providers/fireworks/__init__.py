@@ -76,12 +76,12 @@ def bills(size: JobSize, rate: Rate) -> Lines:
     from orchestrate.costing.size import Lines
 
     epochs = text.count(size.epochs, "epoch")
-    notes = [f"{epochs}; the evaluation dataset is not billed; no minimum charge on the price page of 2026"]
+    notes = [f"{epochs}; the evaluation dataset is not billed; the price page lists no minimum charge"]
     tokens = billed_tokens(
         size.train_tokens, size.epochs, reasoning=size.reasoning, average_turns=size.average_turns
     )
     if tokens != size.train_tokens * size.epochs:
-        notes.append(f"rows with reasoning are unrolled per turn: x {size.average_turns / 2:.2f}")
+        notes.append(f"rows with reasoning are unrolled per turn: times {size.average_turns / 2:.2f}")
     unrolled = Decimal(tokens) / size.train_tokens if size.train_tokens else Decimal(0)
     low, high = (each * unrolled / MTOK for each in (size.train_least, size.train_most))
     training = line("training", tokens / MTOK, rate, low=low, high=high)

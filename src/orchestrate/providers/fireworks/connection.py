@@ -134,7 +134,7 @@ class FireworksDatasetFiles:
         answer = self._wire.read(lambda: api.get_download_endpoint(dataset_id, account_id=self._account()))
         urls = table(plain(answer).get("filenameToSignedUrls"))
         if len(urls) != 1:
-            raise NotFound(self._wire.provider, f"dataset {dataset_id} has {len(urls)} files, not one")
+            raise NotFound(self._wire.provider, f"dataset {dataset_id} has {len(urls)} files instead of one")
         [url] = urls.values()
         opened = files.signed(self._http(), require_safe(url))
         files.fetch(self._wire, opened, file, limit_bytes=files.MOST_FILE_BYTES)
@@ -197,7 +197,7 @@ class FireworksDatasetFiles:
             what=f"dataset {dataset_id}",
             sleep=self._sleep,
             within_s=WAIT_S,
-            fix="submit again later; the uploaded file is reused",
+            fix="submit again later; Orchestrate reuses the uploaded file",
         )
 
 
@@ -214,9 +214,9 @@ class _Clash(Exception):
 def _busy(error: ProviderError) -> HostUnavailable:
     return HostUnavailable(
         "fireworks",
-        f"the upload was rejected ({error.message}). Another process may be uploading the same rows",
+        f"Fireworks rejected the upload ({error.message}). Another process may be uploading the same rows",
         status=error.status,
-        fix="submit again later; data that was uploaded is reused",
+        fix="submit again later; Orchestrate reuses the uploaded data",
     )
 
 
@@ -355,7 +355,7 @@ class Connection:
             if len(names) != 1:
                 known = ", ".join(sorted(names)) or "none"
                 raise UsageError(
-                    f"the Fireworks key has {len(names)} accounts ({known}): choose one",
+                    f"the Fireworks key belongs to {len(names)} accounts ({known}): choose one",
                     fix='export FIREWORKS_ACCOUNT_ID=...   or  [hosts.fireworks] account_id = "..."',
                 )
             self._found_account = names[0]

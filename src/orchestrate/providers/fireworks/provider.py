@@ -104,8 +104,8 @@ class FireworksProvider(
         Feature.CHECKPOINTS,
     }
     missing: ClassVar[Mapping[Feature, str]] = {
-        Feature.KTO: f"Fireworks has no KTO; {UNPAIRED}",
-        Feature.QLORA: "Fireworks does not publish its base's precision; qlora is trained as LoRA",
+        Feature.KTO: f"Fireworks does not support KTO; {UNPAIRED}",
+        Feature.QLORA: "Fireworks does not publish its base models' precision, so qlora is trained as LoRA",
         Feature.FULL: "Fireworks' managed jobs train LoRA adapters only",
         Feature.PAUSE: "Fireworks cannot pause a job, only cancel it",
         Feature.CHECKPOINTS: "Fireworks does not list checkpoints of managed jobs; download the final model",
@@ -279,8 +279,8 @@ class FireworksProvider(
         status = self.status(state_of(raw.get("state")))
         if status.terminal or status is JobStatus.CANCELLING:
             raise UsageError(
-                f"job {job.job_id} has ended ({raw.get('state')}); restarting it would be billed again, "
-                "beyond the confirmed price",
+                f"job {job.job_id} has ended ({raw.get('state')}); a restart would be billed "
+                "again, beyond the price you confirmed",
                 fix="submit a new run",
             )
         if status is not JobStatus.PAUSED:
@@ -406,7 +406,7 @@ class FireworksProvider(
     def _tuned(self, job: JobHandle, raw: Mapping[str, Any]) -> str:
         if self.status(state_of(raw.get("state"))) is not JobStatus.SUCCEEDED:
             raise UsageError(
-                f"{job.job_id} has no model yet (state {raw.get('state')})", fix="wait until it has succeeded"
+                f"{job.job_id} has no model yet (state {raw.get('state')})", fix="wait until it succeeds"
             )
         return reading.tuned_model(raw)
 

@@ -62,7 +62,7 @@ class FireworksDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown
         wanted = cls.read("fireworks", options)
         if wanted.idle_minutes < 5:
             raise UsageError(
-                f"Fireworks scales to zero after at least 5 idle minutes, got {wanted.idle_minutes}"
+                f"Fireworks scales to zero after at least 5 idle minutes (got {wanted.idle_minutes})"
             )
         return wanted
 
@@ -106,7 +106,7 @@ class FireworksDeployments:
         if there is not None and there.get("state") == "DELETING":
             raise Conflict(
                 self._provider,
-                f"the deployment {id} is still being deleted",
+                f"Fireworks is still deleting the deployment {id}",
                 status=409,
                 fix="try again in a few minutes",
             )
@@ -130,7 +130,7 @@ class FireworksDeployments:
         endpoint = self.find(deployment_id, tuned)
         if endpoint is None:
             raise UsageError(
-                f"{deployment_id} is not deployed; Fireworks serves tuned models on deployments only",
+                f"{deployment_id} is not deployed, and Fireworks serves tuned models only on deployments",
                 fix=TO_BE_ASKED,
             )
         return endpoint.model
@@ -231,7 +231,7 @@ class FireworksDeployments:
                     f"Fireworks reserves the name of the deleted deployment {deployment_id} until "
                     f"{there.get('purgeTime') or 'it is purged'}",
                     status=409,
-                    fix="undelete it there, or delete it for good",
+                    fix="undelete it there, or delete it permanently",
                 ) from None
             if there is None or there.get("state") in GONE:
                 raise
@@ -280,7 +280,7 @@ class FireworksDeployments:
             known = ", ".join(str(s.get("name")) for s in shapes) or "none"
             raise UsageError(
                 f"Fireworks has no validated shape {wanted.shape or ''} for {served}; it has: {known}",
-                fix="--shape default lets the host choose",
+                fix="to let the host choose: --shape default",
             )
         price, shape = min(found, key=lambda f: (f[0] is None, f[0] or Decimal(0)))
         if price is None:
@@ -383,7 +383,7 @@ class FireworksAdapters(adapters.Adapters):
         try:
             self._wire.read(lambda: api.validate_upload(adapter.id, account_id=account))
         except InvalidRequest as error:
-            error.fix = "orchestrate export RUN DIR --to merged   for a host that accepts full models"
+            error.fix = "for a host that accepts full models: orchestrate export RUN DIR --to merged"
             raise
         self._ready(adapter.id)
 
@@ -416,8 +416,8 @@ class FireworksAdapters(adapters.Adapters):
         least, most = RANKS
         if not least <= adapter.rank <= most:
             raise UsageError(
-                f"Fireworks accepts adapters of rank {least} to {most}; this one has rank {adapter.rank}",
-                fix="orchestrate export RUN DIR --to merged   for a host that accepts full models",
+                f"Fireworks accepts adapters of rank {least} to {most}, but this one has rank {adapter.rank}",
+                fix="for a host that accepts full models: orchestrate export RUN DIR --to merged",
             )
         _, account, _, id = base.split("/")
         api = self._at.client().models
@@ -456,7 +456,9 @@ class FireworksAdapters(adapters.Adapters):
             status = table(found.get("status"))
             if text(status.get("code")) not in (None, "OK"):
                 raise InvalidRequest(
-                    self._wire.provider, f"it rejected the adapter: {status.get('message')}", status=400
+                    self._wire.provider,
+                    f"Fireworks rejected the adapter: {status.get('message')}",
+                    status=400,
                 )
             return (found if found.get("state") == MODEL_READY else None), found.get("state")
 
@@ -466,5 +468,5 @@ class FireworksAdapters(adapters.Adapters):
             what=f"the adapter {id}",
             sleep=self._sleep,
             within_s=MODEL_WAIT_S,
-            fix="deploy again later; the uploaded files are reused",
+            fix="deploy again later; Orchestrate reuses the uploaded files",
         )

@@ -27,7 +27,7 @@ DEFAULT_BATCH = {"sft": 32, "dpo": 4, "rft": None}
 MOST_BETA = 0.5
 RESERVED = ("dataset", "evaluationDataset", "outputModel", "evaluator", "baseModel", "warmStartFrom")
 _CARVED = "evalAutoCarveout"
-_NOT_OF_SFT = "not in the published API of Fireworks' SFT jobs; the trainer sets its own"
+_NOT_OF_SFT = "the published API of Fireworks' SFT jobs does not include it; the trainer sets its own"
 _BY_STEPS = "counted from the rows at upload"
 
 
@@ -49,7 +49,7 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     _length(rows, spec, model, inside)
     _names(rows, inside)
     if spec.packing:
-        rows.keep("packing", None, rule="always the case here")
+        rows.keep("packing", None, rule="always on here")
     elif spec.packing is False:
         rows.refuse("packing", "Fireworks always packs rows")
     if spec.early_stopping is not None:
@@ -58,7 +58,7 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
         {
             "max_grad_norm": "Fireworks sets gradient clipping itself",
             "seed": "Fireworks has no seed setting",
-            "batch_tokens": "Fireworks' trainer counts a batch in rows: set batch_size",
+            "batch_tokens": "Fireworks' trainer counts batches in rows: set batch_size",
             "eval_steps": "Fireworks decides when to evaluate",
         }
     )
@@ -103,19 +103,24 @@ def needs_steps(spec: JobSpec) -> bool:
 
 
 def _files(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
-    rows.train("uploaded; dataset is its name")
+    rows.train("the file is uploaded and dataset is set to its name")
     if rows.given("validation"):
         if spec.method.type == "dpo":
-            rule = "kept locally for evaluation after the run: Fireworks' DPO jobs accept no evaluation data"
+            rule = (
+                "kept on this machine for evaluation after the run, because Fireworks' DPO jobs "
+                "accept no evaluation data"
+            )
             rows.map("validation", None, None, rule, exact=False)
         else:
-            rows.keep("validation", None, rule="uploaded; evaluationDataset is its name")
+            rows.keep(
+                "validation", None, rule="the file is uploaded and evaluationDataset is set to its name"
+            )
     elif spec.method.type != "dpo" and not rows.in_options(_CARVED):
         rule = "all rows are used for training, none for evaluation"
         rows.default("validation", _CARVED, False, rule, send=True)
     if rows.given("continue_from"):
         # The host takes exactly one of the two.
-        rule = "a Fireworks-trained adapter: accounts/.../models/..., or its id"
+        rule = "an adapter trained by Fireworks: accounts/.../models/..., or its id"
         rows.keep("continue_from", f"{inside}warmStartFrom", rule=rule)
     else:
         rows.send(f"{inside}baseModel", model.id)
@@ -126,9 +131,9 @@ def _method(rows: Rows, spec: JobSpec) -> None:
     rows.keep("method.type", None, kind, rule=f"a job in the {kind} collection")
     if kind == "sft":
         if rows.given("method.train_on_inputs"):
-            rows.refuse("method.train_on_inputs", "only assistant messages are trained; use their weights")
+            rows.refuse("method.train_on_inputs", "training uses only assistant messages; use their weights")
         elif rows.given("method.train_on_inputs") is False:
-            rows.keep("method.train_on_inputs", None, rule="only assistant messages are trained")
+            rows.keep("method.train_on_inputs", None, rule="training uses only assistant messages")
     elif kind == "dpo":
         _preference(rows)
         reason = "Fireworks supports only standard DPO and ORPO"
@@ -142,10 +147,10 @@ def _method(rows: Rows, spec: JobSpec) -> None:
 def _preference(rows: Rows) -> None:
     beta = rows.given("method.beta")
     if rows.given("method.loss") == "ipo":
-        rows.refuse("method.loss", "Fireworks has no IPO; its losses are DPO and ORPO")
+        rows.refuse("method.loss", "Fireworks does not support IPO; its losses are DPO and ORPO")
         return
     if rows.given("method.loss") == "kto":
-        rows.refuse("method.loss", f"Fireworks has no KTO; {UNPAIRED}")
+        rows.refuse("method.loss", f"Fireworks does not support KTO; {UNPAIRED}")
         rows.refuse_if_asked({f"method.{n}": "part of KTO" for n in KTO_ONLY})
         return
     if rows.given("method.loss") == "orpo":
@@ -190,7 +195,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None
         rows.refuse("adapter.type", "Fireworks' managed jobs train LoRA adapters", instead="lora")
         return
     if adapter.type == "qlora":
-        rule = "trained as LoRA: Fireworks does not publish the precision of its base"
+        rule = "trained as LoRA, because Fireworks does not publish the precision of its base models"
         rows.map("adapter.type", None, "lora", rule, exact=False)
     else:
         rows.keep("adapter.type", None, "lora", rule="all managed jobs train LoRA adapters")
@@ -212,7 +217,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None
         if on:
             rows.refuse(f"adapter.{name}", "Fireworks trains plain LoRA")
         elif rows.given(f"adapter.{name}") is not None:
-            rows.keep(f"adapter.{name}", None, rule="off, always the case here")
+            rows.keep(f"adapter.{name}", None, rule="always off here")
 
 
 def _scaling(rows: Rows, adapter: LoRA, inside: str) -> None:
@@ -228,7 +233,7 @@ def _scaling(rows: Rows, adapter: LoRA, inside: str) -> None:
     elif adapter.targets is None:
         rows.default("adapter.targets", f"{inside}loraTargetModules", None, "the trainer's own")
     elif adapter.targets == "all-linear":
-        rule = "not sent: the trainer picks the modules and does not publish which"
+        rule = "not sent: the trainer chooses the modules and does not publish which"
         rows.map("adapter.targets", None, None, rule, exact=False)
     else:
         rows.keep("adapter.targets", f"{inside}loraTargetModules", [adapter.targets])
@@ -249,14 +254,14 @@ def _optimiser(rows: Rows, spec: JobSpec, inside: str) -> None:
     else:
         rows.offer("batch_size", f"{inside}batchSizeSamples", DEFAULT_BATCH[spec.method.type])
     if spec.gradient_accumulation == 1:
-        rows.keep("gradient_accumulation", None, rule="none, always the case here")
+        rows.keep("gradient_accumulation", None, rule="always none here")
     elif spec.gradient_accumulation is not None:
         rows.refuse("gradient_accumulation", "Fireworks' trainer rejects it: raise batch_size instead")
     rows.offer("weight_decay", f"{inside}optimizerWeightDecay", None, "the trainer's own")
     wire = f"{inside}lrScheduler"
     if spec.schedule in ("polynomial", "warmup_stable_decay"):
         rows.refuse("schedule", "Fireworks has constant, linear and cosine schedules")
-        rows.refuse_if_asked({"min_lr_ratio": "belongs to a schedule that Fireworks does not have"})
+        rows.refuse_if_asked({"min_lr_ratio": "belongs to a schedule that Fireworks does not support"})
     elif spec.schedule is None:
         rows.default("schedule", wire, "constant")
         constant = "Fireworks' schedule is constant by default: set schedule to cosine or linear"
@@ -266,7 +271,7 @@ def _optimiser(rows: Rows, spec: JobSpec, inside: str) -> None:
     else:
         least = {} if spec.min_lr_ratio is None else {"minLrRatio": spec.min_lr_ratio}
         down = f"down to {spec.min_lr_ratio or 0:g} of the peak"
-        rule = f"{down}; only for bases of Training V2"
+        rule = f"{down}; only for base models of Training V2"
         rows.keep("schedule", wire, {spec.schedule: least}, rule=rule)
         if least:
             rows.keep("min_lr_ratio", f"{wire}.{spec.schedule}.minLrRatio")
@@ -278,7 +283,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
     if spec.warmup_steps is not None:
         rows.keep("warmup_steps", f"{inside}learningRateWarmupSteps")
     elif spec.warmup_ratio:
-        rule = f"ratio x optimizer steps of the run, {_BY_STEPS}"
+        rule = f"ratio times the optimizer steps of the run, {_BY_STEPS}"
         rows.map("warmup_ratio", f"{inside}learningRateWarmupSteps", None, rule)
     elif spec.warmup_ratio is not None:
         rows.keep("warmup_ratio", f"{inside}learningRateWarmupSteps", 0)
@@ -300,7 +305,8 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rows.refuse("checkpoints", "Fireworks' RFT jobs set this themselves")
     else:
         rule = (
-            f"optimizer steps of the run / checkpoints, {_BY_STEPS}; Fireworks shows them only in its console"
+            f"optimizer steps of the run divided by checkpoints, {_BY_STEPS}; Fireworks shows "
+            "them only in its console"
         )
         rows.map("checkpoints", wire, None, rule, exact=False)
     if spec.evals == 0 and spec.validation is None:

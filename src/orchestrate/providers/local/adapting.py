@@ -44,8 +44,8 @@ PEFTS: Mapping[str, str] = {
     "exclude_modules": "exclude_modules",
     "modules_to_save": "modules_to_save",
 }
-"""Maps our names to peft's."""
-OWN = "taken from the adapter this run continues from"
+"""Maps Orchestrate's names to peft's."""
+OWN = "taken from the adapter that this run continues from"
 
 
 def continue_from(rows: Rows, spec: JobSpec) -> None:
@@ -58,7 +58,9 @@ def continue_from(rows: Rows, spec: JobSpec) -> None:
         reason = "it is an adapter, but the spec trains all weights: use the merged model as the model"
         rows.refuse("continue_from", f"{reason} (orchestrate export RUN DIR --to merged)")
     elif (kind := config.get("peft_type")) != "LORA":
-        rows.refuse("continue_from", f"an adapter of kind {kind}; the engine can only continue from LoRA")
+        rows.refuse(
+            "continue_from", f"it is an adapter of kind {kind}, but the engine can only continue from LoRA"
+        )
     else:
         folder = str(Path(spec.continue_from).expanduser().resolve())
         rule = f"LoRA of rank {config.get('r')} on {config.get('base_model_name_or_path')}"
@@ -66,7 +68,7 @@ def continue_from(rows: Rows, spec: JobSpec) -> None:
 
 
 def config_of(folder: str) -> Mapping[str, Any] | None:
-    """Read the adapter configuration of a folder, or return `None` if it has no adapter."""
+    """Read the adapter configuration in a folder, or return `None` if it has no adapter."""
     try:
         path = Path(folder).expanduser() / "adapter_config.json"
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
@@ -86,9 +88,9 @@ def settings(rows: Rows, asked: LoRA, config: Mapping[str, Any]) -> None:
         elif _plain(given) == _plain(own):
             rows.keep(row, row, given, rule=OWN)
         else:
-            rows.refuse(row, f"the adapter this run continues from has {_said(own)}", instead=own)
+            rows.refuse(row, f"the adapter that this run continues from has {_said(own)}", instead=own)
     if asked.init_lora_weights is not None:
-        rows.refuse("adapter.init_lora_weights", "already set by the adapter this run continues from")
+        rows.refuse("adapter.init_lora_weights", "already set by the adapter that this run continues from")
     _targets(rows, asked.targets, config.get("target_modules") or ())
 
 
@@ -101,7 +103,7 @@ def _targets(rows: Rows, given: str | Sequence[str] | None, own: str | Sequence[
     elif isinstance(given, str):
         rows.map(row, None, shown, told, exact=given == own)
     elif isinstance(own, str) or not _the_same(given, own):
-        rows.refuse(row, f"the adapter this run continues from has {shown}")
+        rows.refuse(row, f"the adapter that this run continues from has {shown}")
     else:
         rows.keep(row, None, rule=told)
     rows.send(row, own if isinstance(own, str) else list(own))
@@ -146,8 +148,8 @@ def named(asked: LoRA) -> list[str]:
 
 
 def looked_at(spec: JobSpec, model: str) -> tuple[list[Misnamed], str | None]:
-    """Find names that match nothing, or the reason why they could not be checked. `model`: as
-    `models.config_of` finds it."""
+    """Find names that match nothing, or return the reason why they could not be checked. `model` comes from
+    `models.config_of`."""
     asked = spec.adapter
     adapter = AdapterSettings.from_dict(asked.model_dump(mode="json"))
     if not isinstance(asked, LoRA) or not named(asked) or no_pattern(adapter):
@@ -182,7 +184,7 @@ _STRUCTURE = (
 )
 """Of an adapter; peft's words."""
 _EXPANDED = {
-    "qlora": "quantized to 4 bits (NF4) one by one",
+    "qlora": "each quantized to 4 bits (NF4)",
     "lora": "expanded to 16 bits",
     "full": "expanded to 32 bits",
 }
@@ -190,7 +192,7 @@ _EXPANDED = {
 
 
 def adapter(rows: Rows, spec: JobSpec, model: str) -> None:
-    """Add the rows for the adapter settings. `model`: as `models.config_of` finds it."""
+    """Add the rows for the adapter settings. `model` comes from `models.config_of`."""
     config = {} if "model" in rows.refused else files.config_of(model) or {}
     held = Quantised.of(config)
     _kind(rows, spec, held, expanded(config))
@@ -232,7 +234,9 @@ def _kind(rows: Rows, spec: JobSpec, held: Quantised | None, packed: str | None)
     kind = spec.adapter.type
     by_default = rows.given("adapter.type") is None and "adapter" not in spec.model_fields_set
     if held is not None and kind == "full" and not by_default:
-        reason = f"the model's weights are stored in {held.told} and cannot be trained: train an adapter"
+        reason = (
+            f"the model's weights are stored in {held.told} and cannot be trained: train an adapter instead"
+        )
         rows.refuse("adapter.type", reason, instead="qlora")
         return
     sent = "qlora" if by_default else kind
@@ -242,12 +246,12 @@ def _kind(rows: Rows, spec: JobSpec, held: Quantised | None, packed: str | None)
             held.require()
         except SetupError as error:
             rows.refuse("model", f"{error.message}: {error.fix}")
-        rule = f"the base keeps the precision of its files, {held.told}"
+        rule = f"the base model keeps the precision of its files, {held.told}"
         put = rows.default if by_default else rows.map
         put("adapter.type", "adapter.type", sent, rule)
         rows.send("adapter.type", sent)
     elif by_default:
-        rule = rule or "the base is quantized to 4 bits (NF4)"
+        rule = rule or "the base model is quantized to 4 bits (NF4)"
         rows.default("adapter.type", "adapter.type", sent, rule, send=True)
     else:
         rows.keep("adapter.type", "adapter.type", kind, rule=rule)
@@ -263,7 +267,7 @@ def _structure(
             continue
         row = f"adapter.{name}"
         if name == "init_lora_weights" and value == "eva" and spec.method.type == "rft":
-            rows.refuse(row, "it depends on the training rows, but here answers are sampled")
+            rows.refuse(row, "it depends on the training rows, but this run trains on sampled answers")
         elif reason := _unfit(name, asked, config, held):
             rows.refuse(row, reason)
         else:
@@ -294,7 +298,7 @@ def _names(rows: Rows, spec: JobSpec, model: str) -> None:
 
 _RULES = {
     "target_parameters": "expert weights, adapted one expert at a time",
-    "modules_to_save": "fully trained in 32 bits and saved with the adapter",
+    "modules_to_save": "trained in full in 32 bits and saved with the adapter",
     "exclude_modules": "excluded from the targets",
 }
 
@@ -305,8 +309,8 @@ def _unfit(name: str, asked: LoRA, config: Mapping[str, Any], held: Quantised | 
         return _unfit_start(asked, held)
     if name == "target_parameters" and (asked.dropout or asked.dora):
         return (
-            f"peft does not support {'dropout' if asked.dropout else 'DoRA'} for such weights: remove one "
-            "of them"
+            f"peft does not support {'dropout' if asked.dropout else 'DoRA'} for such weights: "
+            "remove one of them"
         )
     text: Mapping[str, Any] = config.get("text_config") or config
     layers = text.get("num_hidden_layers")
@@ -323,18 +327,19 @@ def _unfit_start(asked: LoRA, held: Quantised | None) -> str | None:
     start, four_bit = asked.init_lora_weights, isinstance(asked, QLoRA)
     if asked.changes_base and (four_bit or held):
         return (
-            f"{start} changes the base weights, which takes more than a few bits of precision: use adapter: "
-            "lora"
+            f"{start} changes the base weights, which needs more precision than a few bits: use adapter: lora"
         )
     if start == "loftq" and held is not None:
         return f"it compensates for 4-bit quantization, but the model's files are stored in {held.told}"
     if start == "loftq" and not four_bit:
-        return "it compensates for 4-bit quantization, but the base is not quantized: use adapter: qlora"
+        return (
+            "it compensates for 4-bit quantization, but the base model is not quantized: use adapter: qlora"
+        )
     rank = asked.r or 16
     if start == "orthogonal" and (four_bit or held):
         return (
-            "peft computes it in the base model's precision, and quantized weights are not precise enough: "
-            "use adapter: lora"
+            "peft computes it in the base model's precision, but quantized weights are not "
+            "precise enough: use adapter: lora"
         )
     if start == "orthogonal" and (rank % 2 or any(n % 2 for n in (asked.rank_pattern or {}).values())):
         return "it needs even ranks"

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 STARTUP = KnownLog(log=5.7, off=0.7)
-"""Seconds besides training for a machine, its packages and the model's weights: about five minutes."""
+"""Seconds in addition to training for a machine, its packages and the model's weights: about five minutes."""
 
 
 def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
@@ -77,7 +77,7 @@ def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
 
 
 class AwayProvider(LocalProvider, Recalls, Limited):
-    """Trains at a remote place. `config.options` are those of the place (see its module), and `home`."""
+    """Trains at a remote place. `config.options` has the place's options (see its module), and `home`."""
 
     place: AwayPlace
 
@@ -86,7 +86,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         try:
             found = getattr(import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise SetupError(f"the place {self.kind!r} could not be loaded: {error}") from error
+            raise SetupError(f"could not load the place {self.kind!r}: {error}") from error
         reached = () if self.profile.keyless else (self.config,)
         return found(self.name, self.config.options, *reached)
 
@@ -101,7 +101,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
-        """Translate the spec as for this machine, with a GPU of the size that the job is planned for."""
+        """Translate the spec as for this machine, with a GPU of the planned size."""
         asked, engine = self._asked(spec), self._as_local(spec)
         own = {**self._engine_options, "gpu_memory_gib": 1} if self._may_have_gpu(asked) else self._on_cpu
         first = self._engine_translation(engine, own)
@@ -226,10 +226,10 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             Problem(
                 code="longer-than-its-limits",
                 message=f"it is expected to take {duration(seconds)} ({told}), but pauses after "
-                f"{duration(most)} of work, its hour or cost limit",
+                f"{duration(most)} because of its hour or cost limit",
                 severity=Severity.WARNING,
                 providers=(self.name,),
-                fix="set a higher max_hours or max_cost_usd, or a faster gpu",
+                fix="set a higher max_hours or max_cost_usd, or use a faster gpu",
             )
         ]
 
@@ -316,8 +316,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
     def cancel(self, job: JobHandle) -> None:
         """Cancel the job. Its host stops the worker first, whatever the worker and its storage do: a worker
-        that hangs reads no message but still bills. The message in the storage is the second way. Raises
-        an error if either failed, so that the user tries again. A run whose storage is unavailable is
+        that hangs reads no message but still bills. The message in the storage is the second way. Raises an
+        error if either way failed, so that the user tries again. A run whose storage is unavailable is
         reported as canceled when the storage is back."""
         failed: ProviderError | None = None
         try:
@@ -400,8 +400,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- what another machine started ----------------------------------------------------------------------
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List jobs by their label at the place, and by their mark in the storage, which also has those
-        that the place has dropped."""
+        """List jobs by their label at the place, and by their mark in the storage, which also lists jobs that
+        the place has dropped."""
         failed: OrchestrateError | None = None
         placed: dict[str, Placed] = {}
         refs: list[str] = []
@@ -461,7 +461,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             made = order.read_order(self.place.depot.run(ref)).job
             state = depot.state_of(self.place.depot.run(ref))
         except OrchestrateError as problem:
-            told = f"{problem.message}; it can be cancelled but not followed or downloaded"
+            told = f"{problem.message}; you can cancel it, but not follow or download it"
             error = JobError(code="not_stored", message=told)
         raw = placed.raw_state.lower() if placed else "unknown"
         status = _PLACED.get(placed.state if placed else "", JobStatus.UNKNOWN)
@@ -485,7 +485,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         self.place.stop(ref)
 
     def billing(self) -> Billing:
-        """Report all our workers at the place, including those that this machine knows nothing about."""
+        """Report all our workers at the place, including workers that this machine does not know."""
         found = [one for one in self.place.find() if one.state != "ended"]
         unpriced: str | None = None
         prices: Mapping[str, Hourly] = {}

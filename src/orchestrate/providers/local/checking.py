@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def problems(
     name: str, spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    """Yield the problems of a job on the engine. `name` is the backend's."""
+    """Yield the problems of a job on the engine. `name` is the backend's name."""
     try:
         launching.require_packages()
     except MissingExtra as error:
@@ -51,7 +51,7 @@ def problems(
 
 
 def to_download(name: str, translation: Translation) -> Iterator[Problem]:
-    """Report a base model that is not on this machine yet, as a warning if it may not be downloaded."""
+    """Report that the base model is not on this machine yet, as a warning if downloads are not allowed."""
     if any(row.name == "model" for row in translation.refused):
         return
     try:
@@ -63,7 +63,7 @@ def to_download(name: str, translation: Translation) -> Iterator[Problem]:
     yield Problem(
         code="model-to-download",
         message=f"{translation.model} is not on this machine; "
-        + (f"it cannot be downloaded{offline}" if offline else "the run will download it first"),
+        + (f"and it cannot be downloaded{offline}" if offline else "the run will download it first"),
         severity=Severity.WARNING if offline else Severity.INFO,
         field="model",
         providers=(name,),
@@ -72,7 +72,7 @@ def to_download(name: str, translation: Translation) -> Iterator[Problem]:
 
 
 def joined(found: Iterable[Problem], more: Iterable[Problem]) -> list[Problem]:
-    """Merge two lists of problems. A setting that is rejected for names that the model does not have is
+    """Merge two lists of problems. A setting that is rejected because of names that the model lacks is
     reported once."""
     more = list(more)
     told = [p.message for p in more if p.code == "unknown-target"]
@@ -97,7 +97,7 @@ def _names(name: str, spec: JobSpec, translation: Translation) -> Iterator[Probl
     if unseen is not None:
         yield Problem(
             code="names-not-looked-at",
-            message=f"cannot check whether the model has the modules that the adapter names: {unseen}",
+            message=f"could not check whether the model has the modules that the adapter names: {unseen}",
             severity=Severity.INFO,
             field="adapter",
             providers=(name,),
@@ -136,8 +136,8 @@ def _memory(
     return [
         Problem(
             code="memory",
-            message=f"training takes about {size(plan.total_bytes)} with {count(plan.rows, 'row')} of "
-            f"{count(plan.longest, 'token')} at once; available: {size(plan.available_bytes)} "
+            message=f"training needs about {size(plan.total_bytes)} with {count(plan.rows, 'row')} of "
+            f"{count(plan.longest, 'token')} at a time; available: {size(plan.available_bytes)} "
             "on the " + ("GPU" if plan.device == "cuda" else "CPU"),
             severity=Severity.WARNING,
             providers=(translation.provider,),
@@ -147,7 +147,7 @@ def _memory(
 
 
 MOST_LONG = 2_000
-"""Maximum number of rows over the limit that are encoded to see what is left of them."""
+"""Maximum number of rows over the limit that are encoded to find what remains of them."""
 
 
 def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
@@ -198,7 +198,7 @@ def _without_tokens(
             + (
                 "no part of an answer is left within " + count(limit or 0, "token")
                 if long
-                else "none of its messages is trained"
+                else "training uses none of its messages"
             ),
             severity=Severity.ERROR,
             field="max_seq_length" if long else "method",
@@ -211,7 +211,7 @@ def _without_tokens(
         yield Problem(
             code="answer-lost",
             message=f"{count(len(found.lost), 'row')}{of} would be dropped: truncated at {limit:,} "
-            "tokens, nothing of the answer is left",
+            "tokens, they contain nothing of the answer",
             severity=Severity.WARNING,
             row=found.lost[0],
             providers=(name,),
@@ -237,7 +237,7 @@ def warming(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
             severity=Severity.WARNING,
             field="warmup_steps",
             providers=(name,),
-            fix=f"use fewer than {most:,}, or warmup_ratio (a share of the steps)",
+            fix=f"use fewer than {most:,}, or warmup_ratio (a fraction of the steps)",
         )
 
 
@@ -246,7 +246,7 @@ def warming(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
 
 
 def reinforcement_problems(provider: str, spec: JobSpec, data: TrainingData) -> list[Problem]:
-    """Report fields that the grader reads but rows lack, and prompts that leave no room for an answer."""
+    """Report fields that the grader uses but rows lack, and prompts that leave no room for an answer."""
     if not isinstance(spec.method, RFT):
         return []
     sets = [d for d in (data.train, data.validation) if d is not None and d.kind == "rl"]
@@ -274,7 +274,7 @@ def _long(provider: str, spec: JobSpec, dataset: Dataset) -> list[Problem]:
         Problem(
             code="prompts-left-out",
             message=f"{long:,} of {dataset.rows:,} prompts have more than {room:,} tokens and would be "
-            f"dropped: the context of {context:,} must hold the prompt and an answer of "
+            f"dropped: the context of {context:,} tokens must fit the prompt and an answer of "
             f"{max_new_tokens(spec):,}",
             severity=Severity.WARNING,
             providers=(provider,),
@@ -295,12 +295,12 @@ def _lacking(provider: str, dataset: Dataset, fields: tuple[str, ...]) -> list[P
     return [
         Problem(
             code="grader-field-missing",
-            message=f"the grader reads item.{field}, which {len(numbers):,} of {dataset.rows:,} rows lack",
+            message=f"the grader uses item.{field}, which {len(numbers):,} of {dataset.rows:,} rows lack",
             severity=Severity.ERROR,
             row=numbers[0],
             field=field,
             providers=(provider,),
-            fix="add the field to the rows, or change method.grader: their answers would all score 0",
+            fix="add the field to the rows or change method.grader, because their answers would all score 0",
             source=dataset.path,
         )
         for field, numbers in found.items()

@@ -17,5 +17,8 @@ def __getattr__(kind: str) -> type[AwayProvider]:
 @cache
 def _made(kind: str) -> type[AwayProvider]:
     found = profile(kind)
-    own = {"__doc__": f"{found.title}: runs our engine on one of its machines.", "profile": found}
+    own = {
+        "__doc__": f"{found.title}: runs Orchestrate's training engine on one of its machines.",
+        "profile": found,
+    }
     return type(AwayProvider.__name__, (AwayProvider,), own)

@@ -48,14 +48,14 @@ def of(run: RunDir, checkpoint: str | None, provider: str) -> Path:
     if state.result is None:
         raise NotFound(
             provider,
-            f"{run.ref} has no tuned model: it is {state.status}",
+            f"{run.ref} has no tuned model: its status is {state.status}",
             fix=f"orchestrate checkpoints {run.ref}",
         )
     return run.path / state.result
 
 
 def copied(source: Path, dest: Path, progress: Progress | None) -> tuple[ArtifactFile, ...]:
-    """Copy all files of `source` to `dest`. Complete files that are already there stay. Raises
+    """Copy all files of `source` to `dest`. Complete files that already exist are kept. Raises
     `ArtifactRefused` if there are no weights."""
     files = checkpoints.manifest(source)
     if not any(f.path.endswith(".safetensors") for f in files):
@@ -84,18 +84,18 @@ def _copy(source: Path, target: Path, file: ArtifactFile) -> None:
     with whole(target) as draft:
         shutil.copyfile(source, draft)
         if sha256(draft) != file.sha256:
-            raise ArtifactRefused(f"{source} changed while being copied", fix="try again")
+            raise ArtifactRefused(f"{source} changed while it was being copied", fix="try again")
 
 
 NO_PRICE = "the hourly price of this machine is unknown"
 
 
 class PlannedProvider(PlansTraining):
-    """The part of a backend with our engine that starts nothing."""
+    """The part of a backend with Orchestrate's engine that starts nothing."""
 
     @property
     def home(self) -> Path:
-        """The folder that holds everything of this backend."""
+        """Folder with everything that belongs to this backend."""
         given = self.config.options.get("home")
         if given is None:
             import platformdirs

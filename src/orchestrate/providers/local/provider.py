@@ -71,9 +71,10 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 MOST_RESTARTS = 5
-"""Maximum automatic restarts; a worker that crashes this often at one checkpoint would crash again."""
+"""Maximum number of automatic restarts. A worker that crashes this often at one checkpoint would crash
+again."""
 WISHES: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
-"""Status of a run without a worker after each request."""
+"""Status that a run without a worker gets after each request."""
 
 
 class LocalProvider(
@@ -101,10 +102,10 @@ class LocalProvider(
         Feature.LIVE_PRICE,
     }
     missing: ClassVar[Mapping[Feature, str]] = {
-        Feature.VISION: "the local engine trains on text only",
-        Feature.WANDB: "metrics are stored in the run directory; nothing is sent anywhere",
+        Feature.VISION: "the local engine trains only on text",
+        Feature.WANDB: "metrics are stored in the run directory and not sent anywhere",
         Feature.DEPLOY: "this machine is not rented; serve the model with  orchestrate serve RUN",
-        Feature.LIVE_PRICE: "your own machine gives no price estimate",
+        Feature.LIVE_PRICE: "your own machine provides no price estimate",
     }
     status_map: ClassVar[Mapping[str, JobStatus]] = STATUSES
 
@@ -124,8 +125,8 @@ class LocalProvider(
     # -- whose jobs ----------------------------------------------------------------------------------------
 
     def account(self) -> Account:
-        """Return the folder of the runs, identified by a mark that is stored in it: two machines may have
-        folders of the same name."""
+        """Return the folder of the runs, identified by a mark that is stored in it, because two machines may
+        have folders with the same name."""
         return Account(id=f"home {machine.mark(self.home)}", told=True)
 
     def holds(self, remote: RemoteDataset) -> bool:
@@ -150,7 +151,7 @@ class LocalProvider(
         )
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        """Create the run directory named `ref` in one step. A second call with the ref finds it and
+        """Create the run directory named `ref` in one step. A second call with the same ref finds it and
         starts nothing."""
         body = settings.body(translation)
         resources = _within(decoding.convert(body.get("resources", {}), Resources), spec)
@@ -182,7 +183,7 @@ class LocalProvider(
         try:
             run, made = RunDir.make(self._runs, job)
         except OSError as error:
-            raise ProviderError(self.name, f"the run directory cannot be created: {error}") from error
+            raise ProviderError(self.name, f"could not create the run directory: {error}") from error
         there = run.job()
         if (there.spec, there.dataset_digest) != (job.spec, job.dataset_digest):
             raise Conflict(
@@ -224,7 +225,7 @@ class LocalProvider(
         return reading.checkpoint_list(self._run(job))
 
     def billing(self) -> Billing:
-        """Report the workers on this machine, which nobody bills."""
+        """Report the workers on this machine, which are not billed."""
         return standing.of_jobs(self, kind="worker", bills=False, note="electricity and wear of this machine")
 
     # -- acting --------------------------------------------------------------------------------------------
@@ -247,8 +248,8 @@ class LocalProvider(
     def recover(self, job: JobHandle) -> bool:
         """Restart a worker that died unfinished (killed, power cut). Returns True if one was started.
 
-        A job that someone paused stays paused, and one that someone canceled is not started again. After
-        `MOST_RESTARTS` crashes at one checkpoint, the job fails instead.
+        A paused job stays paused, and a canceled one is not started again. After `MOST_RESTARTS` crashes at
+        one checkpoint, the job fails instead.
         """
         run = self._run(job)
         state = run.state()
@@ -291,7 +292,7 @@ class LocalProvider(
             time.sleep(0.05)
         if at_work:
             raise ProviderError(
-                self.name, f"the worker of {run.ref} is not stopping", fix="try again in a minute"
+                self.name, f"the worker of {run.ref} does not stop", fix="try again in a minute"
             )
         self.place.forget(run)
         shutil.rmtree(run.path, ignore_errors=True)
@@ -417,14 +418,14 @@ class RestartsSeen(Record, frozen=True, kw_only=True):
     """Contents of `.restarts.json` in a run directory."""
 
     checkpoint: str = ""
-    """The newest checkpoint at the last crash."""
+    """Latest checkpoint at the last crash."""
     before: int = 0
-    """Attempts of the run before it was first seen there."""
+    """Number of attempts before the run was first seen there."""
 
 
 def deaths(run: RunDir, attempts: int) -> int:
-    """Count the workers that have died since the newest checkpoint, including the latest. `attempts` are all
-    attempts of the run."""
+    """Count the workers that have died since the latest checkpoint, including the last one. `attempts` are
+    all attempts of the run."""
     path = run.path / ".restarts.json"
     try:
         seen = RestartsSeen.from_json(path.read_bytes())
@@ -438,6 +439,6 @@ def deaths(run: RunDir, attempts: int) -> int:
 
 
 def last_words(run: RunDir) -> str:
-    """Return the message of the process that saw the worker die, or an empty string if none did."""
+    """Return the message of the process that saw the worker die, or an empty string if there is none."""
     said = [event.message for event in run.events() if (event.type, event.level) == ("interrupted", "error")]
     return f": {said[-1]}" if said else ""

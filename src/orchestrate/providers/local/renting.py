@@ -20,25 +20,25 @@ from orchestrate.text import count, money, size
 from orchestrate.types import MemoryPlan, Outcome, Setting
 
 MOST_HOURS = 24.0
-"""Used if no limit is set, so that a bill always has an end."""
+"""Maximum number of hours if no limit is set, so that a bill always has an upper bound."""
 
 
 DEVICE = "device"
-"""The engine's own option, which is set here by the choice of a machine."""
+"""Option of the engine that is set here by choosing a machine."""
 ASKED = (*OPTIONS, DEVICE)
 CAPABILITY = {"T4": 7.5, "V100": 7.0, "P100": 6.0}
-"""Compute capability of GPUs without bf16 multiplication; the engine trains in fp16 there."""
+"""Compute capability of GPUs that cannot multiply in bf16. The engine trains in fp16 on them."""
 
 
 class Fit(NamedTuple):
-    """A machine and the plan of the job on it, or `None` if the model's size is unknown."""
+    """A machine and the plan for the job on it, or `None` if the model's size is unknown."""
 
     machine: Machine
     plan: MemoryPlan | None
     operations: float
     """Operations per second in a training step of such a job."""
     shared: MemoryPlan | None = None
-    """Plan for one of its GPUs with a shard of every weight, if the job does not fit on one."""
+    """Plan for one of its GPUs with a shard of every weight, if the job does not fit on a single GPU."""
 
     @property
     def fits_in_shares(self) -> bool:
@@ -50,7 +50,7 @@ class Fit(NamedTuple):
 
     @property
     def usd_per_work(self) -> Decimal:
-        """The price by which machines are compared: dollars per hour divided by the work done in it."""
+        """Price for comparing machines: dollars per hour divided by the work done per hour."""
         hourly = self.machine.hourly
         return Decimal("Infinity") if hourly is None else hourly.usd_per_hour / Decimal(self.operations)
 
@@ -62,8 +62,8 @@ def fits(
     billions: float | None,
     operations: Callable[[str], float],
 ) -> list[Fit]:
-    """Rank the machines, cheapest for the work first. `operations`: how many operations per second a type
-    of GPU performs on it."""
+    """Rank the machines, cheapest for the work first. `operations` returns how many operations per second a
+    type of GPU performs."""
     found: list[Fit] = []
     for machine in machines:
         here = dict(body) if machine.gpu else {**body, "device": "cpu", "precision": None}
@@ -79,8 +79,8 @@ def fits(
 
 
 def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine | None, str]:
-    """Return (the machine, why). Without a list of machines there is nothing to choose from. Raises
-    `UsageError`."""
+    """Choose a machine and return it with the reason. Without a list of machines, there is nothing to choose
+    from. Raises `UsageError`."""
     wanted, most = asked.get("gpu", "auto"), _amount(asked, "max_usd_per_hour")
     if not fitting_ones:
         return None, "the place decides"
@@ -93,7 +93,7 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
             return fit.machine, "set in the spec"
         known = ", ".join(dict.fromkeys(_name(fit.machine) for fit in fitting_ones))
         what = "machine without a GPU" if gpu is None else str(wanted)
-        raise UsageError(f"no {what} is known here", fix=f"set gpu to one of {known}, or auto")
+        raise UsageError(f"this place has no {what}", fix=f"set gpu to one of {known}, or auto")
     spot = asked.get("spot") is True
     there = [fit for fit in fitting_ones if fit.machine.spot is not None] if spot else fitting_ones
     if not there:
@@ -113,27 +113,27 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
             )
     if several:
         least = min(several, key=lambda fit: _price(fit, spot=spot))
-        return least.machine, "the cheapest where it fits across all GPUs; it does not fit on one"
+        return least.machine, "the cheapest on which it fits across all GPUs; it does not fit on a single one"
     largest = max(cheap, key=lambda fit: fit.machine.memory_bytes or 0)
     if largest.machine.gpu is None:
-        return largest.machine, "there is no GPU"
+        return largest.machine, "the machine has no GPU"
     if largest.plan is not None and largest.plan.fits is None:
         return largest.machine, "its memory is unknown"
     if largest.plan is not None:
         needed = size(largest.plan.total_bytes)
         raise UsageError(
-            f"it takes about {needed} and fits on no GPU that this place offers"
+            f"it needs about {needed}, more than any GPU at this place has"
             + (f" for {money(most)} per hour" if most is not None else ""),
             fix="; or ".join(largest.plan.advice) or "choose a smaller model",
         )
-    return largest.machine, "the largest, because the model's size is unknown"
+    return largest.machine, "the largest one, because the model's size is unknown"
 
 
 def _require_room(fit: Fit) -> None:
     """Raises `UsageError` where it fits neither whole on each of several GPUs nor in shares."""
     machine, plan = fit.machine, fit.plan
     if machine.count > 1 and plan is not None and plan.fits is False and not fit.fits_in_shares:
-        each = f"replicated on each of {machine.count} {machine.gpu} it needs about {size(plan.total_bytes)}"
+        each = f"a full copy on each of {machine.count} {machine.gpu} needs about {size(plan.total_bytes)}"
         if fit.shared is not None:
             each += f", sharded over {machine.count} {size(fit.shared.total_bytes)}"
         least = fit.shared or plan
@@ -175,7 +175,7 @@ def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) 
     if machine is None and asked.get("gpu", "auto") not in ("auto", "none"):
         gpu, number = gpu_asked(str(asked["gpu"]))
     if spot and machine is not None and machine.spot is None:
-        told = f"{machine.name} is not available as spot: it has no spot price"
+        told = f"{machine.name} has no spot price, so it is not available as spot"
         raise UsageError(told, fix="set spot: false, or use another gpu")
     hourly = _hourly(machine, spot=spot) if machine else None
     return Resources(
@@ -236,24 +236,29 @@ def _of_device(asked: Any, found: Resources) -> Setting:
 
 
 def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Setting | None:
-    """Return why the processes of a run cannot be the workers of a group. `groups`: they may run on
+    """Return why the processes of a run cannot be the workers of a group. `groups` means that they may run on
     several machines."""
     processes, least = hyper.get("processes", 1), found.min_processes
     sharded, batch = hyper.get("sharded") is True, hyper.get("batch_size", processes)
     name, asked, reason = "min_processes", least, None
     if least is not None:
         if not groups:
-            reason = "here all processes of a run are on one machine and end together"
+            reason = "all processes of a run are on one machine here and end together"
         elif processes == 1 or least > processes:
-            reason = f"the run has {count(processes, 'process', 'processes')}: processes is the maximum"
+            reason = (
+                f"the run has {count(processes, 'process', 'processes')}, which is the maximum set by "
+                "processes"
+            )
         elif sharded:
-            reason = "each process holds a shard of every weight, so all are needed"
+            reason = "each process holds a shard of every weight, so all of them are needed"
     if reason is None and groups and processes > 1:
         name, asked = "processes", processes
         if found.gpu and found.count != processes:
             reason = f"{processes} processes need {processes} GPUs, one each, but there are {found.count}"
         elif not sharded and processes > batch:
-            reason = f"a step has {count(batch, 'example')}, so some of {processes} processes would have none"
+            reason = (
+                f"a step has {count(batch, 'example')}, so some of the {processes} processes would have none"
+            )
     if reason is None:
         return None
     return Setting(name=f"provider_options.{name}", asked=asked, outcome=Outcome.REFUSED, rule=reason)

@@ -37,13 +37,13 @@ from orchestrate.types import MemoryPlan, Outcome, Setting, Translation
 class Option(NamedTuple):
     kind: type | tuple[type, ...]
     least: float | None = None
-    """The smallest value."""
+    """Smallest allowed value."""
     above: float | None = None
-    """What the value must exceed."""
+    """Lower bound that the value must exceed."""
     words: tuple[str, ...] = ()
     rft_only: bool = False
     in_hyper: bool = True
-    """Whether the engine has it among its training settings."""
+    """Whether the option is one of the engine's training settings."""
 
 
 NUMBER = (int, float)
@@ -71,8 +71,8 @@ OPTIONS: Mapping[str, Option] = {
 def answered(
     spec: JobSpec, body: Mapping[str, Any], gpu_elsewhere: bool, capability: float | None = None
 ) -> tuple[list[Setting], dict[str, Any]]:
-    """Return (a row for each option, the body with them). `gpu_elsewhere`: the job is planned for a GPU that
-    this machine need not have, of this `capability` if it is known."""
+    """Return a row for each option, and the body with the options. `gpu_elsewhere` means that the job is
+    planned for a GPU that this machine need not have, with this `capability` if it is known."""
     rows: dict[str, Setting] = {}
     body = {**body, "hyper": dict(body.get("hyper", {}))}
     for key, value in spec.provider_options.get("local", {}).items():
@@ -103,18 +103,20 @@ def answered(
 
 def _said_otherwise(key: str, value: Any, spec: JobSpec) -> str | None:
     if key == "micro_batch" and spec.gradient_accumulation is not None:
-        return f"the spec also sets gradient_accumulation: {spec.gradient_accumulation}; remove one of them"
+        return (
+            f"the spec also sets gradient_accumulation: {spec.gradient_accumulation}; remove one of the two"
+        )
     if key == "processes" and value > 1 and (method_word(spec.method) in ("kto", "rft")):
         return "it compares answers within a batch, so it only works in a single process"
     if key != "optimizer":
         return None
     if spec.optimizer is not None and spec.optimizer.type != value:
-        return f"the spec also sets optimizer: {spec.optimizer.type}; remove one of them"
+        return f"the spec also sets optimizer: {spec.optimizer.type}; remove one of the two"
     return missing_optimizer(value)
 
 
 def missing_optimizer(name: str) -> str | None:
-    """Return why this machine lacks the optimizer, with the command that installs it."""
+    """Return why this machine lacks the optimizer, with the command to install it."""
     try:
         states.require(name)
     except states.OptimizerMissing as error:
@@ -133,8 +135,8 @@ def of_machine(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def device_of(spec: JobSpec, options: Mapping[str, Any]) -> str:
-    """Return the device on which the run is expected to train, by the spec, the configuration and this
-    machine."""
+    """Return the device on which the run is expected to train, according to the spec, the configuration and
+    this machine."""
     asked = spec.provider_options.get("local", {}).get("device") or options.get("device")
     return engines.expected_device(asked or ("cuda" if options.get("gpu_memory_gib") is not None else None))
 
@@ -155,17 +157,17 @@ def problem(key: str, value: Any, method: str = "sft") -> str | None:
     if option.words and value not in option.words:
         return f"must be one of {', '.join(option.words)}, got {value!r}"
     if option.rft_only and method != "rft":
-        return "only for reinforcement fine-tuning: no answers are sampled otherwise"
+        return "only for reinforcement fine-tuning, because other methods sample no answers"
     if isinstance(value, float) and not math.isfinite(value):
         return f"must be a finite number, got {value!r}"
     if option.least is not None and value < option.least:
         return f"must be at least {option.least:g}, got {value!r}"
     if option.above is not None and value <= option.above:
-        return f"must be more than {option.above:g}, got {value!r}"
+        return f"must be above {option.above:g}, got {value!r}"
     if key == "router_aux_loss" and method == "rft":
-        return "not for reinforcement fine-tuning: its loss covers only sampled answers"
+        return "not for reinforcement fine-tuning, because its loss covers only sampled answers"
     if key == "spike_factor" and method == "rft":
-        return "the loss of reinforcement fine-tuning is about 0 at every step, so it shows no spikes"
+        return "the loss of reinforcement fine-tuning is about 0 at every step, so it has no spikes"
     return None
 
 
@@ -216,19 +218,19 @@ def settled(told: Translation, plan: Callable[[Translation], MemoryPlan | None])
         return msgspec.structs.replace(in_shares, memory=plan(in_shares))
     whole, shared = plan(told), None if reason else plan(in_shares)
     if whole is None or whole.fits is not False or whole.available_bytes is None:
-        rule = "each has the full model (DDP)"
+        rule = "each GPU has the full model (DDP)"
         if whole is not None and whole.fits:
             rule += f": it needs {size(whole.total_bytes)} of {size(whole.available_bytes or 0)}"
         row = Setting(name=NAME, outcome=Outcome.DEFAULTED, sent=False, rule=rule)
         return msgspec.structs.replace(_with(told, row), memory=whole)
-    sums = f"replicated it needs {size(whole.total_bytes)} of {size(whole.available_bytes)} on each"
+    sums = f"a full copy needs {size(whole.total_bytes)} of {size(whole.available_bytes)} on each GPU"
     if shared is None or not shared.fits:
         more = reason or f"in {processes} shares {size(shared.total_bytes if shared else 0)}"
         least = shared or whole
         fix = "; or ".join(["use more or larger GPUs", *least.advice])
-        row = _refused(f"it fits on none of {processes} GPUs: {sums}; {more}; {fix}", asked=None)
+        row = _refused(f"it does not fit on {processes} GPUs: {sums}; {more}; {fix}", asked=None)
         return msgspec.structs.replace(_with(told, row), memory=whole)
-    rule = f"each has a shard of every weight (FSDP): {sums}, "
+    rule = f"each GPU has a shard of every weight (FSDP): {sums}, "
     rule += f"in {processes} shares {size(shared.total_bytes)}"
     row = Setting(name=NAME, outcome=Outcome.DEFAULTED, sent=True, wire="hyper.sharded", rule=rule)
     return msgspec.structs.replace(_with(told, row), memory=shared)
@@ -244,11 +246,11 @@ def unable(body: Mapping[str, Any]) -> str | None:
     hyper, adapter = body.get("hyper", {}), body.get("adapter", {})
     optimizer, engine = hyper.get("optimizer", "adamw"), body.get("engine", "auto")
     if hyper.get("processes", 1) < 2:
-        return "there is one process: set processes to the number of GPUs"
+        return "there is only one process: set processes to the number of GPUs"
     if optimizer != "adamw":
-        return f"optimizer {optimizer} does not support sharded weights; adamw does"
+        return f"optimizer {optimizer} does not support sharded weights; use adamw"
     if engine not in ("auto", "plain", None):
-        return f"engine {engine} does not support sharded weights; plain does"
+        return f"engine {engine} does not support sharded weights; use plain"
     for name, reason in _ADAPTERS.items():
         if adapter.get(name):
             return f"adapter.{name}: {reason}"
@@ -270,7 +272,7 @@ def _with(told: Translation, row: Setting) -> Translation:
 # The chat template that a spec asks for, and what holds in it.
 
 
-GOES_ALONG = "is stored with the result, for chat, evaluation and export"
+GOES_ALONG = "is stored with the result for chat, evaluation and export"
 
 
 def chat_template(rows: Rows, spec: JobSpec, model: str) -> None:
@@ -287,7 +289,7 @@ def chat_template(rows: Rows, spec: JobSpec, model: str) -> None:
         templates = text
     if settings := spec.chat_template_kwargs:
         if templates and (unread := [name for name in settings if not reads(templates, name)]):
-            rows.refuse("chat_template_kwargs", f"the chat template does not use {unread[0]}")
+            rows.refuse("chat_template_kwargs", f"the chat template has no variable called {unread[0]}")
         else:
             rule = f"is the default; {GOES_ALONG}"
             rows.keep("chat_template_kwargs", "chat_template_kwargs", dict(settings), rule=rule)
@@ -305,7 +307,7 @@ FULL_LEARNING_RATES = {"sft": 1e-5, "dpo": 1e-6, "rft": 1e-6}
 
 
 def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
-    """Translate the spec for the local engine. `options`: the machine's own settings (threads, device,
+    """Translate the spec for the local engine. `options` has the machine's own settings (threads, device,
     gpu_memory_gib) from the configuration."""
     rows = Rows("local", _without_options(spec))
     model = _model(rows, spec)
@@ -327,8 +329,8 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
 def memory(
     spec: JobSpec, translation: Translation, options: Mapping[str, Any], longest: int | None = None
 ) -> MemoryPlan | None:
-    """Plan the memory that training takes, or return `None` if it cannot be estimated. `longest` is the
-    number of tokens in the longest row of the data.
+    """Plan the memory for training, or return `None` if it cannot be estimated. `longest` is the number of
+    tokens in the longest row of the data.
 
     Raises `ConfigError` for a `gpu_memory_gib` that is not a valid size.
     """
@@ -378,9 +380,9 @@ def _method(rows: Rows, spec: JobSpec, *, code: bool) -> None:
         rows.offer(
             "method.train_on_inputs", "method.train_on_inputs", False, "loss only on the assistant's tokens"
         )
-        rule = "answers are trained as the model's chat template renders them, with or without reasoning"
+        rule = "answers are trained on as the model's chat template renders them, with or without reasoning"
         rows.offer("method.earlier_thinking", "method.earlier_thinking", "train", rule)
-        rule = "an empty reasoning block before an answer is trained too"
+        rule = "training includes an empty reasoning block before an answer"
         rows.offer("method.ignore_empty_think", "method.ignore_empty_think", False, rule)
         if not method.train_on_inputs:
             rows.offer("method.train_on", "method.train_on", "all", "every assistant message")
@@ -389,11 +391,11 @@ def _method(rows: Rows, spec: JobSpec, *, code: bool) -> None:
         return
     rows.offer("method.loss", "method.loss", "dpo")
     if method.loss == "orpo":
-        rows.offer("method.beta", "method.beta", 0.1, "weight of the odds ratio; no reference model")
+        rows.offer("method.beta", "method.beta", 0.1, "weight of the odds ratio; without a reference model")
         _off(rows, "ORPO")
         return
     if method.loss == "ipo":
-        rows.offer("method.beta", "method.beta", 0.1, "IPO's tau; the log-ratios are means over the tokens")
+        rows.offer("method.beta", "method.beta", 0.1, "IPO's tau; log-ratios are averaged over tokens")
         _off(rows, "IPO")
         return
     if method.loss == "kto":
@@ -421,20 +423,22 @@ def _unpaired(rows: Rows) -> None:
 def _off(rows: Rows, loss: str) -> None:
     for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma", "label_smoothing"):
         if rows.given(f"method.{name}") is not None:
-            rows.keep(f"method.{name}", None, rule=f"off, always the case with {loss}")
+            rows.keep(f"method.{name}", None, rule=f"always off with {loss}")
 
 
 def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> None:
     if reason := grading.refusal(method.grader, allow_code=code):
         rows.refuse("method.grader", reason)
     elif grading.runs_code(method.grader):
-        rule = f"you allow its code here, {isolation().told}"
+        rule = f"you allow its code on this machine, {isolation().told}"
         rows.keep("method.grader", "method.grader", method.grader, rule=rule)
         rows.send("hyper.run_grader_code", True)
     else:
         rows.keep("method.grader", "method.grader", method.grader)
     if method.samples_per_prompt == 1:
-        rows.refuse("method.samples_per_prompt", "answers are compared with each other: at least 2")
+        rows.refuse(
+            "method.samples_per_prompt", "answers are compared with each other, so at least 2 are needed"
+        )
     else:
         rule = "answers sampled per prompt and epoch"
         rows.offer("method.samples_per_prompt", "method.samples_per_prompt", DEFAULT_SAMPLES, rule)
@@ -447,7 +451,7 @@ def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> Non
         rows.refuse("method.compute_multiplier", "here samples_per_prompt sets the amount of exploration")
     rows.refuse_if_asked({"method.reasoning_effort": "open models have no such training setting"})
     if spec.packing:
-        rows.refuse("packing", "new answers are sampled at each step, so there is nothing to pack")
+        rows.refuse("packing", "each step samples new answers, so there is nothing to pack")
 
 
 def _steps(rows: Rows, spec: JobSpec) -> None:
@@ -456,7 +460,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rule = "or after all epochs, whichever comes first" if spec.epochs else None
         rows.keep("max_steps", "hyper.max_steps", rule=rule)
     if spec.max_steps is not None and spec.epochs is None:
-        rows.default("epochs", None, None, "as many as max_steps needs")
+        rows.default("epochs", None, None, "as many as max_steps requires")
         rows.send("hyper.epochs", None)
     else:
         rows.offer("epochs", "hyper.epochs", 3)
@@ -474,11 +478,11 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rows.keep("checkpoint_steps", "hyper.checkpoint_steps", rule="and after the last step")
     else:
         rows.offer("checkpoints", "hyper.checkpoints", epochs, "one per epoch")
-    rows.offer("save_total_limit", "hyper.save_total_limit", None, "all checkpoints are kept")
+    rows.offer("save_total_limit", "hyper.save_total_limit", None, "keeps all checkpoints")
     if spec.early_stopping is not None:
         _early_stopping(rows, spec, spec.early_stopping)
     elif spec.keep_best and spec.evals == 0:
-        rows.refuse("keep_best", "there are no evaluations to select by: evals is 0")
+        rows.refuse("keep_best", "evals is 0, so there are no evaluations to select by")
     elif spec.validation is not None or spec.keep_best is not None:
         rows.offer("keep_best", "hyper.keep_best", False, "the weights of the last step")
 
@@ -496,7 +500,7 @@ def _early_stopping(rows: Rows, spec: JobSpec, stop: EarlyStopping) -> None:
     rows.keep("early_stopping.patience", "hyper.early_stopping_patience", stop.patience)
     rows.keep("early_stopping.min_delta", "hyper.early_stopping_min_delta", stop.min_delta)
     if spec.keep_best:
-        rows.keep("keep_best", "hyper.keep_best", rule="always the case with early stopping")
+        rows.keep("keep_best", "hyper.keep_best", rule="always on with early stopping")
     else:
         rows.default("keep_best", None, True, "early stopping keeps the best weights")
 
@@ -518,7 +522,9 @@ def _optimiser(rows: Rows, spec: JobSpec) -> None:
     if spec.batch_size == "max":
         rows.refuse("batch_size", "this machine has no maximum batch size: set a number of examples")
     elif spec.batch_size == 1 and method_word(spec.method) == "kto":
-        rows.refuse("batch_size", "KTO compares the answers of a batch with each other: at least 2")
+        rows.refuse(
+            "batch_size", "KTO compares the answers in a batch with each other, so at least 2 are needed"
+        )
     else:
         rows.offer("batch_size", "hyper.batch_size", 16)
     if spec.gradient_accumulation is not None:
@@ -540,9 +546,9 @@ def _optimiser(rows: Rows, spec: JobSpec) -> None:
 
 
 _OPTIMIZER_RULES = {
-    "adafactor": "with the given learning rate, scaled neither by the weights nor by the step",
-    "muon": "for matrices, with step sizes like AdamW's; AdamW for everything else",
-    "schedule_free_adamw": "evaluated, saved and exported with the averaged weights",
+    "adafactor": "with the given learning rate, not scaled by weights or steps",
+    "muon": "for matrices, with step sizes like AdamW's; AdamW for all other weights",
+    "schedule_free_adamw": "averaged weights are evaluated, saved and exported",
 }
 
 
@@ -552,7 +558,7 @@ def _learning_rate(rows: Rows, spec: JobSpec, optimizer: str) -> None:
     told = None
     if "lion" in optimizer:
         base *= LION_RATE
-        told = f"{LION_RATE:g} of AdamW's, whose steps are smaller"
+        told = f"{LION_RATE:g} of AdamW's, because Lion's steps are larger"
     if spec.learning_rate_multiplier is not None:
         rows.map(
             "learning_rate_multiplier",
@@ -573,14 +579,16 @@ def _schedule(rows: Rows, spec: JobSpec, optimizer: str) -> None:
         if spec.schedule != "constant":
             rows.offer("min_lr_ratio", "hyper.min_lr_ratio", 0.0)
         if spec.schedule == "warmup_stable_decay":
-            rows.offer("decay_ratio", "hyper.decay_ratio", 0.1, "along half a cosine, at the end of the run")
+            rows.offer("decay_ratio", "hyper.decay_ratio", 0.1, "along a half cosine at the end of the run")
         if spec.schedule == "polynomial":
             rows.offer("schedule_power", "hyper.schedule_power", 1.0, "1 is linear, 2 falls faster at first")
         return
-    reason = "a schedule-free optimizer keeps one rate and averages"
+    reason = "a schedule-free optimizer keeps one rate and averages weights"
     rows.refuse_if_asked(dict.fromkeys(("min_lr_ratio", "decay_ratio", "schedule_power"), reason))
     if spec.schedule not in (None, "constant"):
-        rows.refuse("schedule", "a schedule-free optimizer averages instead: constant", instead="constant")
+        rows.refuse(
+            "schedule", "a schedule-free optimizer averages weights instead: use constant", instead="constant"
+        )
     elif spec.schedule is None:
         rows.default("schedule", "hyper.schedule", "constant", "the optimizer averages instead", send=True)
     else:
@@ -603,14 +611,14 @@ def _data(rows: Rows, spec: JobSpec, options: Mapping[str, Any]) -> None:
     if spec.batch_tokens is not None:
         rows.refuse("batch_tokens", "batches are counted in examples here: use batch_size")
     if spec.wandb is not None:
-        rows.refuse("wandb", "metrics are kept in the run directory; nothing is sent anywhere")
+        rows.refuse("wandb", "metrics are stored in the run directory and not sent anywhere")
 
 
 def _added_tokens(rows: Rows, spec: JobSpec) -> None:
     if spec.continue_from is not None:
-        rows.refuse("added_tokens", "the tokens come from the adapter this run continues from")
+        rows.refuse("added_tokens", "the tokens come from the adapter that this run continues from")
         return
-    rule = "one row of the embeddings and of the output layer each, initialized with the mean of the others"
+    rule = "one row each in the embeddings and the output layer, initialized with the mean of the others"
     if spec.adapter.type != "full":
         rule += "; those rows are trained and saved with the adapter"
     rows.keep("added_tokens", "added_tokens", list(spec.added_tokens or ()), rule=rule)
@@ -640,11 +648,11 @@ def _length(rows: Rows, spec: JobSpec) -> None:
             "max_seq_length", f"an answer may have {answer} tokens, which leaves no room for a prompt; {room}"
         )
     else:
-        rule = f"the model's context; the prompt and an answer of {answer} tokens"
+        rule = f"the model's context, which must fit the prompt and an answer of {answer} tokens"
         rows.offer("max_seq_length", "hyper.max_seq_length", None, rule)
 
 
 def max_new_tokens(spec: JobSpec) -> int:
-    """Return the maximum tokens of an answer that is sampled for grading."""
+    """Return the maximum number of tokens in an answer that is sampled for grading."""
     asked = spec.provider_options.get("local", {}).get("max_new_tokens")
     return asked if isinstance(asked, int) else Hyper().max_new_tokens

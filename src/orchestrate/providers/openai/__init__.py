@@ -53,7 +53,7 @@ RULES = HostRules(
             "vision-model-only",
             Severity.WARNING,
             "only gpt-4o-2024-08-06 accepts images",
-            "pick that model, or remove the images",
+            "choose that model, or remove the images",
         ),
         Trait.SEVERAL_ANSWERS: ONE_ANSWER,
         Trait.LOSS_SPANS: NO_SPANS,
@@ -69,7 +69,7 @@ RULES = HostRules(
 
 
 def billed_tokens(train_tokens: int, epochs: int) -> int:
-    """Count tokens of the training file after truncation, once per epoch. The validation file is not
+    """Count the tokens of the training file after truncation, once per epoch. The validation file is not
     billed.
 
     developers.openai.com fine-tuning guide, "Estimate costs": price per token x tokens in the file x
@@ -78,7 +78,7 @@ def billed_tokens(train_tokens: int, epochs: int) -> int:
 
 
 def auto_epochs(rows: int) -> int:
-    """Return the number of epochs that `n_epochs: auto` resolves to: 3, more for few rows, fewer for
+    """Return the number of epochs that `n_epochs: auto` resolves to: 3, or more for few rows and fewer for
     many.
 
     OpenAI cookbook, "Data preparation and analysis for chat model fine-tuning": 3 epochs, adjusted so
@@ -115,8 +115,8 @@ def picture_tokens(model: str, picture: Picture) -> tuple[int, int, int] | None:
 
 
 def tuned_base(name: str) -> str | None:
-    """Return the base of a tuned model: `ft:gpt-4o-mini-2024-07-18:org:suffix:id` continues from that
-    tune, and its base determines price and limits."""
+    """Return the base of a tuned model: `ft:gpt-4o-mini-2024-07-18:org:suffix:id` continues from that model,
+    and its base determines price and limits."""
     parts = name.split(":")
     return parts[1] if parts[0] == "ft" and len(parts) > 1 else None
 
@@ -145,9 +145,9 @@ PROFILE = Profile(
     ids=re.compile(r"^(ft:|gpt-|o\d|chatgpt-|davinci|babbage)"),
     tuned_base=tuned_base,
     no_new_jobs_after=date(2027, 1, 6),
-    output_terms="OpenAI's Services Agreement does not allow using its output to develop models that "
-    "compete with OpenAI's. Check whether yours does: openai.com/policies/services-agreement, read "
-    "2026-11",
+    output_terms="OpenAI's Services Agreement does not allow using its output to develop models that compete "
+    "with OpenAI. Check whether yours does: openai.com/policies/services-agreement (read in "
+    "2026-11)",
     closing_source="developers.openai.com/api/docs/deprecations, announced 2026-05-07",
     # The days are in several copies of that page.
     gates=(

@@ -9,8 +9,8 @@ from math import ceil, floor, sqrt
 from orchestrate.data.rows.traits import Picture
 
 _LONGEST, _SHORTEST, _TILE = 2048, 768, 512
-"""Pixels: an image is scaled to fit a square of the first, then its shorter side is scaled down to the
-second. The result is cut into tiles."""
+"""Size limits in pixels. An image is scaled to fit a square of the first size, then its shorter side is
+scaled down to the second. The result is cut into tiles."""
 _PATCH, _MOST_PATCHES = 32, 1536
 
 
@@ -66,8 +66,8 @@ _SIZES = ((512, 512), (1024, 1024), (_LONGEST, _SHORTEST))
 
 
 def tokens(model: str, picture: Picture) -> tuple[int, int, int] | None:
-    """Return the minimum, likely and maximum tokens of an image for a model, or `None` for a model without a
-    published rule. The three differ if the image's size is unknown or the host chooses the detail
+    """Return the minimum, likely and maximum number of tokens of an image for a model, or `None` if no rule
+    is published for the model. The three differ if the image's size is unknown or the host chooses the detail
     (`auto`)."""
     rule = next((found for name, found in _RULES.items() if model.startswith(name)), None)
     if rule is None:

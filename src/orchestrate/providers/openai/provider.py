@@ -63,8 +63,8 @@ def problems_of(
     *,
     today: date | None = None,
 ) -> list[Problem]:
-    """List the problems of a job. For a model without a catalog entry (a compatible host), only the API's
-    rules are checked."""
+    """List the problems of a job. For a model without a catalog entry (on a compatible host), it only checks
+    the API's rules."""
     name, model = provider.name, provider.resolve(spec)
     found = offline.problems(provider, spec, data, translation)
     found = [p for p in found if p.code != "vision-model-only"]  # decided where the model is known
@@ -109,17 +109,20 @@ def _rft(provider: str, method: RFT, data: TrainingData) -> Iterator[Problem]:
             field="validation",
         )
     elif data.validation.rows > RFT_VALIDATION_ROWS:
-        message = f"{data.validation.rows:,} validation rows; OpenAI accepts {RFT_VALIDATION_ROWS:,} for RFT"
+        message = (
+            f"there are {data.validation.rows:,} validation rows, but OpenAI accepts "
+            f"{RFT_VALIDATION_ROWS:,} for RFT"
+        )
         yield _problem(provider, "too-many-rows", message, "use fewer", source=data.validation.path)
     if data.train.rows > RFT_ROWS:
-        message = f"{data.train.rows:,} rows; OpenAI accepts {RFT_ROWS:,} for RFT"
+        message = f"there are {data.train.rows:,} rows, but OpenAI accepts {RFT_ROWS:,} for RFT"
         yield _problem(provider, "too-many-rows", message, "train on fewer rows", source=data.train.path)
     for place, message in grader_errors(method.grader):
         yield _problem(provider, "grader", message, "see OpenAI's graders guide", field=place)
 
 
 def grader_errors(grader: Mapping[str, Any], place: str = "method.grader") -> Iterator[tuple[str, str]]:
-    """Yield (field, message) for each mistake, by the SDK's own types.
+    """Yield (field, message) for each mistake, according to the SDK's own types.
 
     The SDK's types define a `multi` grader with only one grader. The guide to graders has a map of graders by
     name, and the formula uses the names.
@@ -178,11 +181,12 @@ _ANY_GRADER = {"type": "string_check", "name": "any", "input": "", "reference": 
 
 
 def training_closed(error: TrainingClosed, model: ModelOnHost, method: str) -> TrainingClosed:
-    """Explain the host's 403 `training_not_available` with what happened, the dates, and the nearest open
+    """Explain the host's 403 `training_not_available` with its cause, the dates, and the most similar open
     model."""
     text = (
-        "OpenAI is winding down fine-tuning and accepts no new jobs from this organization. Nothing was "
-        f"created. From {PROFILE.no_new_jobs_after} on, it accepts none from anyone"
+        "OpenAI is winding down fine-tuning and accepts no new jobs from this organization. "
+        f"Nothing was created. From {PROFILE.no_new_jobs_after}, OpenAI accepts no new jobs from "
+        "anyone"
     )
     if model.host is not None and model.host.shutdown is not None:
         text += f"; {model.name} and every model tuned from it will be shut down on {model.host.shutdown}"
@@ -197,10 +201,11 @@ def training_closed(error: TrainingClosed, model: ModelOnHost, method: str) -> T
 
 
 def way_out(model: Model | None, method: str) -> str:
-    """Return the command that trains the nearest open model elsewhere with the same data, method and spec."""
+    """Return the command that trains the most similar open model elsewhere with the same data, method and
+    spec."""
     others = catalog.alternatives(model) if model is not None else []
     if not others:
-        return "orchestrate quote --provider all   (the same spec on the other backends)"
+        return "compare the other backends with: orchestrate quote --provider all"
     nearest, here = others[0], this_machine().kind
     places = [name for name in catalog.trained_on(nearest, [method]) if name != PROFILE.kind]
     place = places[0] if places else here
@@ -215,8 +220,8 @@ _HOST_CHOOSES = "OpenAI chooses the adapter itself and does not publish it"
 class OpenAIProvider(
     SdkMeasures, SdkCheckpoints, SdkPauses, SdkResumes, SdkDeletes, SdkChats, ListsModels, Serves
 ):
-    """See `orchestrate.providers.base` for the interface, `orchestrate.providers.calls.clients` for a
-    host's options."""
+    """OpenAI's backend. See `orchestrate.providers.base` for the interface,
+    `orchestrate.providers.calls.clients` for a host's options."""
 
     profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = frozenset(
@@ -240,13 +245,13 @@ class OpenAIProvider(
         }
     )
     missing: ClassVar[Mapping[Feature, str]] = {
-        Feature.KTO: f"OpenAI has no KTO; {UNPAIRED}",
+        Feature.KTO: f"OpenAI does not support KTO; {UNPAIRED}",
         Feature.LORA: _HOST_CHOOSES,
         Feature.QLORA: _HOST_CHOOSES,
         Feature.FULL: _HOST_CHOOSES,
         Feature.REASONING: "OpenAI does not accept reasoning in training rows",
         Feature.DOWNLOAD: "OpenAI does not release weights; to own them, train an open model elsewhere",
-        Feature.DEPLOY: "a tuned model needs no deployment; use `orchestrate chat`",
+        Feature.DEPLOY: "a tuned model needs no deployment: use `orchestrate chat`",
         Feature.LIVE_PRICE: "OpenAI has no estimate endpoint; `orchestrate quote` computes the price",
     }
     sends_wandb_key: ClassVar[bool] = False
@@ -274,7 +279,7 @@ class OpenAIProvider(
 
     @property
     def prices(self) -> str:
-        """The name under which rates are listed. A compatible host is another company with its own prices."""
+        """Name under which rates are listed. A compatible host is another company with its own prices."""
         return str(self.config.options.get("prices", self.name))
 
     # -- whose jobs ----------------------------------------------------------------------------------------
@@ -301,8 +306,8 @@ class OpenAIProvider(
     # -- submitting and reading: see the base class ----------------------------------------------------------
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        """Create the job. Raises `TrainingClosed` with the dates and the alternative when OpenAI accepts
-        no new jobs."""
+        """Create the job. Raises `TrainingClosed` with the dates and the alternative if OpenAI accepts no new
+        jobs."""
         try:
             return super().create(spec, remote, translation, ref)
         except TrainingClosed as error:
@@ -311,13 +316,12 @@ class OpenAIProvider(
     def billing(self) -> Billing:
         """Report the jobs. OpenAI does not charge for storing tuned models and files. Deployments on Azure
         are listed only in its portal."""
-        unseen = "deployments of models on Azure, which bill hourly: its data API cannot list them"
+        unseen = "deployments of models on Azure, which are billed hourly but which its data API cannot list"
         return base.of_jobs(self, *([unseen] if _is_azure(self.config) else []))
 
     def base_models(self) -> Sequence[HostModel]:
         """List the base models. The end dates come from OpenAI. OpenAI does not report whether it tunes a
-        model: that comes from the catalog, and is `unconfirmed` for a model that the catalog does not
-        have."""
+        model. This comes from the catalog and is `unconfirmed` for models that the catalog does not list."""
         known = {
             model.ids.get(self.name): model.on(self.name) for model in catalog.search(provider=self.name)
         }
@@ -344,7 +348,7 @@ class OpenAIProvider(
 
     @property
     def chat_limit(self) -> str:
-        """The parameter name for the maximum tokens of an answer. Compatible servers use max_tokens."""
+        """Name of the parameter for the maximum tokens in an answer. Compatible servers use max_tokens."""
         return self.profile.chat_limit if self.name == self.kind else "max_tokens"
 
 

@@ -17,9 +17,10 @@ METHODS = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
 EPOCHS = 50
 BATCH = 256
 CONTEXT = 65_536
-"""Maximum tokens of a row for all models, from the guide to supervised fine-tuning."""
+"""Maximum number of tokens in a row, for all models, from the guide to supervised fine-tuning."""
 RESERVED = ("model", "training_file", "validation_file", "metadata", "hyperparameters")
-"""Request fields that Orchestrate fills itself; the last is the retired form of those in `method`."""
+"""Request fields that Orchestrate fills itself. The last one is the retired form of the fields in
+`method`."""
 
 HOST_DECIDES = "OpenAI chooses the adapter itself and does not publish it; nothing is sent"
 _NO_RATE = (
@@ -28,13 +29,13 @@ _NO_RATE = (
 )
 REFUSED: Mapping[str, str] = {
     "learning_rate": _NO_RATE,
-    "batch_tokens": "OpenAI counts a batch in examples; use batch_size",
+    "batch_tokens": "OpenAI counts batches in examples; use batch_size",
     "warmup_ratio": "OpenAI sets the warm-up itself",
     "schedule": "OpenAI sets the learning rate schedule itself",
     "weight_decay": "OpenAI sets the weight decay itself",
     "max_grad_norm": "OpenAI clips gradients by its own rule",
-    "packing": "OpenAI does not say whether it packs rows",
-    "early_stopping": "OpenAI trains all epochs",
+    "packing": "OpenAI does not publish whether it packs rows",
+    "early_stopping": "OpenAI always trains all epochs",
     "method.normalize_by_length": "OpenAI's DPO only has beta",
     "method.rpo_alpha": "OpenAI's DPO only has beta",
     "method.simpo_gamma": "OpenAI's DPO only has beta",
@@ -65,9 +66,9 @@ def translate(provider: str, spec: JobSpec, model: ModelOnHost, aliases: Iterabl
 
 
 def _files(rows: Rows) -> None:
-    rows.train("uploaded; training_file is its id")
+    rows.train("the file is uploaded and training_file is set to its id")
     if rows.given("validation"):
-        rows.keep("validation", None, rule="uploaded; validation_file is its id")
+        rows.keep("validation", None, rule="the file is uploaded and validation_file is set to its id")
 
 
 def _continue(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
@@ -77,7 +78,7 @@ def _continue(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
         return
     base = _base(tuned)
     if model.model is not None and base is None:
-        rows.refuse("continue_from", "set a tuned model of OpenAI (ft:...), or a run that succeeded")
+        rows.refuse("continue_from", "set a tuned model from OpenAI (ft:...), or a run that succeeded")
     elif base is not None and base != _base(model.id) and base != model.id:
         rows.refuse("continue_from", f"it is based on {base}, but the spec's model is {model.id}")
     else:
@@ -97,7 +98,7 @@ def _method(rows: Rows, spec: JobSpec) -> None:
         _inputs(rows)
     elif spec.method.type == "dpo":
         rows.offer("method.beta", "method.dpo.hyperparameters.beta", "auto")
-        reason = "OpenAI has only the original DPO loss"
+        reason = "OpenAI only supports the original DPO loss"
         rows.plain_dpo({"ipo": reason, "orpo": reason, "kto": f"{reason}; {UNPAIRED}"})
     else:
         inside = "method.reinforcement"
@@ -109,7 +110,7 @@ def _method(rows: Rows, spec: JobSpec) -> None:
 
 
 def _inputs(rows: Rows) -> None:
-    rule = "only assistant messages carry loss"
+    rule = "the loss only covers assistant messages"
     if rows.given("method.train_on_inputs") is True:
         rows.refuse("method.train_on_inputs", f"on OpenAI {rule}")
     elif rows.given("method.train_on_inputs") is False:
@@ -121,7 +122,7 @@ def _inputs(rows: Rows) -> None:
 def _adapter(rows: Rows, spec: JobSpec) -> None:
     asked = "adapter" in spec.model_fields_set
     if spec.adapter.type == "full":
-        reason = "OpenAI does not let you choose; use LoRA, the default"
+        reason = "OpenAI does not let you choose the adapter; use LoRA, the default"
         rows.refuse("adapter.type", reason, instead="lora")
     elif asked:
         rows.map("adapter.type", None, "host decides", HOST_DECIDES, exact=False)
@@ -143,7 +144,8 @@ def _numbers(rows: Rows, spec: JobSpec) -> None:
     rows.offer("learning_rate_multiplier", f"{inside}.learning_rate_multiplier", "auto")
     if spec.batch_size == "max":
         rule = (
-            f"OpenAI chooses by file size, at most {BATCH}; it has no setting for the largest batch that fits"
+            f"OpenAI chooses it by file size, at most {BATCH}; it has no setting for the largest "
+            "batch that fits"
         )
         rows.map("batch_size", f"{inside}.batch_size", "auto", rule, exact=False)
     elif (spec.batch_size or 0) > BATCH:
@@ -153,7 +155,7 @@ def _numbers(rows: Rows, spec: JobSpec) -> None:
 
 
 def _checkpoints(rows: Rows, spec: JobSpec) -> None:
-    rule = "one after each epoch; the last three are kept"
+    rule = "one after each epoch; OpenAI keeps the last three"
     if spec.checkpoints is None:
         rows.default("checkpoints", None, 3, rule)
     elif spec.epochs is not None and spec.checkpoints == min(3, spec.epochs):
@@ -173,7 +175,7 @@ def _as_always(rows: Rows, spec: JobSpec) -> None:
         if rows.given(name) is None:
             continue
         if rows.given(name) == always:
-            rows.keep(name, None, rule="always the case here")
+            rows.keep(name, None, rule="always on here")
         else:
             rows.refuse(name, rule)
 

@@ -39,7 +39,7 @@ RULES = HostRules(
         "unpaired": f"Together {NO_KTO}",
         "completion": None,
         "text": None,
-        "rl": "Together has no RFT",
+        "rl": "Together does not support RFT",
     },
     traits={
         Trait.FUNCTION_ROLE: NO_FUNCTION_ROLE,
@@ -74,22 +74,23 @@ def billed_tokens(
     """Count training and evaluation tokens: `n_epochs x train + n_evals x validation`, masked tokens
     included.
 
-    docs.together.ai fine-tuning pricing: every processed token is billed, whether it carries loss or not.
+    docs.together.ai fine-tuning pricing: every processed token is billed, no matter whether it contributes to
+    the loss.
     """
     return train_tokens * epochs, validation_tokens * evals
 
 
 def unpacked_tokens(sequences: int, max_seq_length: int) -> int:
-    """Count tokens without packing. With `packing: false` every sequence is padded to the full length:
-    `rows x max_seq_length` per epoch. A preference pair is two sequences.
+    """Count tokens without packing. With `packing: false`, every sequence is padded to the full length: `rows
+    x max_seq_length` per epoch. A preference pair is two sequences.
 
     docs.together.ai fine-tuning pricing, which does not say how pairs are counted."""
     return sequences * max_seq_length
 
 
 def share_billed(steps_done: int, steps: int) -> Decimal:
-    """Return the share of the price that remains due: the completed steps, for a canceled or early-stopped
-    job.
+    """Return the share of the price that remains due for a canceled or early-stopped job, which is the share
+    of completed steps.
 
     docs.together.ai fine-tuning pricing: canceled jobs pay for completed steps; unused steps of an early stop
     are refunded.
@@ -115,11 +116,11 @@ def bills(size: JobSize, rate: Rate) -> Lines:
         evaluated_most = max(evaluated_most, Decimal(unpacked_tokens(size.validation_sequences, length)))
         notes.append(f"packing off: each row is billed as {length} tokens")
         if size.sequences > size.rows:
-            notes[-1] += ", a preference pair as two rows; the low end counts it as one"
+            notes[-1] += ", and a preference pair as two rows (as one row at the low end)"
         if size.max_length is None:
             open_end = (
-                "with packing off, rows are padded to the model's maximum, which is unknown; assumed "
-                f"to be the longest row, {length} tokens"
+                "without packing, rows are padded to the model's maximum, which is unknown; "
+                f"assumed to be the longest row, {length} tokens"
             )
     training, evaluation = billed_tokens(per_epoch, size.epochs, size.validation_tokens, size.evals)
     low, high = (each * size.epochs / MTOK for each in (least, most))
@@ -131,8 +132,8 @@ def bills(size: JobSize, rate: Rate) -> Lines:
 
 
 def unbilled_failure(job: Job) -> bool:
-    """Return whether the host bills nothing: `error` is the platform's failure, which is refunded in full,
-    and `user_error` is billed once steps were completed. docs.together.ai fine-tuning pricing."""
+    """Return whether the host does not bill a failure. `error` is the platform's failure, which is fully
+    refunded. `user_error` is billed if steps were completed. Source: docs.together.ai fine-tuning pricing."""
     never_began = job.step == 0 or (job.step is None and job.started_at is None)
     return job.raw_status == "error" or (never_began and not job.trained_tokens)
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 BAD = ("FAILED", "INVALID_FORMAT")
 DONE = ("COMPLETED", None)
-"""`None`: the file was not validated (files from before validation existed)."""
+"""Statuses of a file that is ready. `None` means that it was not validated (files from before validation
+existed)."""
 WAIT_S = 1800.0
 
 
@@ -97,7 +98,7 @@ class TogetherUploads:
             what=file_id,
             sleep=self._sleep,
             within_s=WAIT_S,
-            fix="submit again later; the uploaded file is reused",
+            fix="submit again later; Orchestrate reuses the uploaded file",
         )
 
 
@@ -116,7 +117,7 @@ def fetch_weights(
     progress: Progress | None,
 ) -> tuple[ArtifactFile, ...]:
     """Unpack the stream of the SDK's `content` for a job and a `query` into `dest`. A partial archive is
-    stored beside `dest`, and a later call continues it."""
+    stored next to `dest`, and a later call continues it."""
 
     def opened(headers: dict[str, str]) -> AbstractContextManager[transfer.DownloadStream]:
         stream = content(ft_id=job_id, extra_headers=headers, **query)

@@ -90,11 +90,11 @@ class TogetherProvider(
     profile: ClassVar[Profile] = PROFILE
     features = frozenset(Feature) - {Feature.KTO, Feature.RFT, Feature.QLORA, Feature.PAUSE, Feature.RESUME}
     missing: ClassVar[Mapping[Feature, str]] = {
-        Feature.KTO: f"Together has no KTO; {UNPAIRED}",
+        Feature.KTO: f"Together does not support KTO; {UNPAIRED}",
         Feature.RFT: NO_RFT,
-        Feature.QLORA: "Together does not publish its base's precision; qlora is trained as LoRA",
+        Feature.QLORA: "Together does not publish its base models' precision, so qlora is trained as LoRA",
         Feature.PAUSE: "Together cannot pause a job",
-        Feature.RESUME: "Together cannot resume a job; start one from a checkpoint (continue_from)",
+        Feature.RESUME: "Together cannot resume a job; start a new one from a checkpoint (continue_from)",
     }
     status_map = reading.STATUS_MAP
 
@@ -140,7 +140,8 @@ class TogetherProvider(
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
-        """Check the model's limits first, so that nothing is sent for a job that would be rejected."""
+        """Upload the files. Checks the model's limits first, so that nothing is sent for a job that would be
+        rejected."""
         body = settings.body(translation)
         require_limits(body, self._model_limits(body), data)
 
@@ -194,7 +195,7 @@ class TogetherProvider(
         return reading.job_of(raw, job.ref or _ref(raw), self.name)
 
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List the jobs with one request: the host has no pages."""
+        """List the jobs with a single request, because the host has no pages."""
         jobs = [reading.job_of(raw, _ref(raw), self.name) for raw in self._raw_jobs()]
         for job in sorted(
             jobs, key=lambda j: j.created_at.timestamp() if j.created_at else 0.0, reverse=True
@@ -229,7 +230,7 @@ class TogetherProvider(
     def preview(
         self, spec: JobSpec, remote: RemoteDataset, *, rows_shown: int = 3
     ) -> list[reading.TokenMask]:
-        """Show how the host tokenizes the first rows, and which tokens carry loss. SFT only."""
+        """Show how the host tokenizes the first rows, and which tokens contribute to the loss. SFT only."""
         from together import omit
 
         body = self._filled(self.translate(spec), remote)
@@ -266,7 +267,7 @@ class TogetherProvider(
         return accounts.stored(
             self,
             {"files": self._stored_files, "models": self._stored_models},
-            "individual checkpoints; they are deleted with their job's model",
+            "individual checkpoints, which are deleted with their job's model",
         )
 
     def _stored_files(self) -> Iterator[StoredItem]:
@@ -303,9 +304,8 @@ class TogetherProvider(
     def download(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
-        """Download the weights. `checkpoint`: an id from `checkpoints` (`12:adapter`), a step, or
-        `adapter` or `merged`. Without one, the final adapter of a LoRA job, or the final weights of a
-        full one."""
+        """Download the weights. `checkpoint` is an id from `checkpoints` (`12:adapter`), a step, `adapter` or
+        `merged`. The default is the final adapter of a LoRA job, or the final weights of a full one."""
         archives.require_empty(dest)
         raw = self._raw_job(job)
         full = table(raw.get("training_type")).get("type") == "Full"

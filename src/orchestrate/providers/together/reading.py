@@ -72,7 +72,7 @@ _ERROR_EVENTS = ("job_error", "job_user_error", "billing_limit")
 
 
 def job_of(raw: Mapping[str, Any], ref: str | None, provider: str = "together") -> Job:
-    """Parse one job. `events` are left out of the payload because they are read separately."""
+    """Parse one job. The payload excludes `events`, because they are read separately."""
     status = text(raw.get("status")) or ""
     known = STATUS_MAP.get(status, JobStatus.UNKNOWN)
     updated = when(raw.get("updated_at"))
@@ -112,7 +112,7 @@ def _estimate(raw: Mapping[str, Any], updated: datetime | None) -> datetime | No
 def _error(raw: Mapping[str, Any], status: str) -> JobError:
     told = [e for e in rows(raw.get("events")) if str(e.get("type", "")).lower() in _ERROR_EVENTS]
     fallback = {
-        "user_error": "the data or the W&B settings were rejected; see the events",
+        "user_error": "Together rejected the data or the W&B settings; see the events",
         "error": "the platform failed; Together restarts such jobs under a new id and refunds this one",
     }
     return JobError(
@@ -124,8 +124,8 @@ def _error(raw: Mapping[str, Any], status: str) -> JobError:
 
 
 def events_of(raw: Iterable[Mapping[str, Any]]) -> list[Event]:
-    """Parse events, oldest first. The host gives its events no id (older ones have a hash). Ours is derived
-    from their content, and repeated events are numbered, so an id is the same every time it is read."""
+    """Parse events, oldest first. The host's events have no id (older ones have a hash), so the id is derived
+    from their content, and repeated events are numbered. It is the same every time."""
     seen: Counter[str] = Counter()
     events: list[Event] = []
     for entry in sorted(raw, key=lambda e: when(e.get("created_at")) or datetime.min.replace(tzinfo=UTC)):
@@ -162,8 +162,8 @@ def _fingerprint(entry: Mapping[str, Any], kind: str) -> str:
 
 
 def metrics_of(raw: Iterable[Mapping[str, Any]]) -> list[MetricPoint]:
-    """Build one point for each step. An evaluation row without a step belongs to the training row before
-    it."""
+    """Build one point for each step. An evaluation row without a step belongs to the previous training
+    row."""
     values: dict[int, dict[str, float]] = {}
     times: dict[int, datetime] = {}
     epochs: dict[int, float] = {}
@@ -217,7 +217,7 @@ class TokenMask(Record, frozen=True, kw_only=True):
 
     tokens: tuple[str, ...]
     trained: tuple[bool, ...]
-    """Which tokens carry loss."""
+    """Whether each token contributes to the loss."""
     truncated: bool = False
 
 
@@ -232,7 +232,7 @@ def masks_of(raw: Iterable[Mapping[str, Any]]) -> list[TokenMask]:
 
 
 def selection(checkpoint: str | None, full: bool) -> dict[str, Any]:
-    """Return `checkpoint` and `checkpoint_step` of the download request, from one of our checkpoint ids."""
+    """Return `checkpoint` and `checkpoint_step` for the download request, from one of our checkpoint ids."""
     if checkpoint is None:
         return {"checkpoint": "model_output_path" if full else "adapter"}
     step, _, kind = checkpoint.partition(":") if checkpoint[:1].isdigit() else ("", "", checkpoint)
@@ -240,15 +240,15 @@ def selection(checkpoint: str | None, full: bool) -> dict[str, Any]:
     if kind not in words or (step and not step.isdigit()):
         raise UsageError(
             f"{checkpoint!r} is not a checkpoint of a Together job",
-            fix="orchestrate checkpoints RUN  lists them; `adapter` and `merged` are the final ones",
+            fix="list them with: orchestrate checkpoints RUN; `adapter` and `merged` are the final ones",
         )
     chosen = {"checkpoint": "model_output_path" if full else words[kind]}
     return chosen | ({"checkpoint_step": int(step)} if step else {})
 
 
 def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
-    """Parse `GET /v2/supported-models?product=PRODUCT_FINE_TUNING`. The name for tuning is the id or, if
-    only the name is in the catalog, the name."""
+    """Parse `GET /v2/supported-models?product=PRODUCT_FINE_TUNING`. Models are tuned by their id, or by their
+    name if only the name is in the catalog."""
     known = {m.hosts[PROFILE.kind].id for m in search(provider=PROFILE.kind)}
     found: list[HostModel] = []
     for row in rows:
@@ -332,16 +332,16 @@ _FIELDS = (
 )
 _NO_ESTIMATE = {
     "multimodal_dataset": "Together does not estimate prices for data with images",
-    "train_file_not_validated": "the training file is still being validated",
-    "eval_file_not_validated": "the validation file is still being validated",
+    "train_file_not_validated": "Together is still validating the training file",
+    "eval_file_not_validated": "Together is still validating the validation file",
     "train_file_invalid": "the training file is not valid",
     "eval_file_invalid": "the validation file is not valid",
 }
 
 
 def estimated(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a create request that the estimate accepts. The estimate has no fields for packing
-    and the longest row."""
+    """Return the part of a create request that the estimate accepts. It has no fields for packing and the
+    longest row."""
     return {key: body[key] for key in _FIELDS if key in body}
 
 
@@ -356,9 +356,9 @@ def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
         allowed = "an unstated amount" if limit is None else say.limit(limit)
         raise QuotaExceeded(
             provider,
-            f"the job is estimated at {say.money(total)}, above what the account may spend ({allowed}); "
-            "nothing was sent",
-            fix="add credit at Together, or train fewer tokens",
+            f"Together estimates the job at {say.money(total)}, which is above what the account "
+            f"may spend ({allowed}); nothing was sent",
+            fix="add credit at Together, or train on fewer tokens",
         )
     train = number(answer.get("estimated_train_token_count")) or 0
     evaluated = number(answer.get("estimated_eval_token_count")) or 0

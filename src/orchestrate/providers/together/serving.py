@@ -46,15 +46,17 @@ class TogetherDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_
     """The options of `deploy`."""
 
     shape: str | None = None
-    """A configuration (`cr_...`) or hardware (`1xnvidia-h100-80gb`); default: the cheapest that fits."""
+    """A configuration (`cr_...`) or hardware (`1xnvidia-h100-80gb`). Default: the cheapest that fits."""
     idle_minutes: int = IDLE_MINUTES
-    """Stops after this many minutes without a request (30 to 1440; 0: never)."""
+    """Minutes without a request after which it stops (30 to 1440; 0 means never)."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any] | None) -> TogetherDeployOptions:
         wanted = cls.read("together", options)
         if wanted.idle_minutes and not 30 <= wanted.idle_minutes <= 1440:
-            raise UsageError(f"Together scales down after 30 to 1440 idle minutes, got {wanted.idle_minutes}")
+            raise UsageError(
+                f"Together scales down after 30 to 1440 idle minutes (got {wanted.idle_minutes})"
+            )
         return wanted
 
 
@@ -84,7 +86,7 @@ class TogetherDeployments:
         return _per_hour(there, self._prices(), wanted)
 
     def price_on(self, id: str, base_model_id: str, options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the price like `price`, by the base, for an adapter that may not be uploaded yet."""
+        """Return the price like `price`, from the base model, for an adapter that may not be uploaded yet."""
         wanted, there = TogetherDeployOptions.of(options), _ours(self._find(id))
         if there is not None:
             return _per_hour(there, self._prices(), wanted)
@@ -113,17 +115,17 @@ class TogetherDeployments:
         return self._endpoint(there) if there is not None and there.get("deployments") else None
 
     def model_of(self, job_id: str) -> str:
-        """Return the name by which the model answers. Raises `UsageError` if it is not deployed."""
+        """Return the model's name in requests. Raises `UsageError` if it is not deployed."""
         endpoint = self.find(job_id)
         if endpoint is None:
             raise UsageError(
-                f"{job_id} is not deployed; Together serves tuned models on dedicated endpoints only",
+                f"{job_id} is not deployed, and Together serves tuned models only on dedicated endpoints",
                 fix=TO_BE_ASKED,
             )
         return endpoint.model
 
     def remove(self, id: str) -> None:
-        """End routing, stop and delete the deployments, and delete the endpoint, as far as the host allows.
+        """Stop routing, stop and delete the deployments, and delete the endpoint, as far as the host allows.
         Check afterwards what remains. A repeated call continues."""
         there = self._find(id)
         if there is None:
@@ -140,7 +142,7 @@ class TogetherDeployments:
         self._attempt(lambda: api.delete(endpoint_id, **at))
 
     def standing(self) -> Iterator[Standing]:
-        """List all endpoints and deployments of the project, whoever created them."""
+        """List all endpoints and deployments in the project, no matter who created them."""
         prices: dict[str, Decimal] | None = None
         for raw in self._all():
             name = str(raw.get("name"))
@@ -274,8 +276,8 @@ class TogetherDeployments:
         model_id = text(job.get("model_object_id")) or text(job.get("adapter_object_id"))
         if model_id is None:
             raise UsageError(
-                f"{job_id} has no model in Together's registry (status {job.get('status')})",
-                fix="wait until it has succeeded",
+                f"Together's registry has no model of {job_id} (status {job.get('status')})",
+                fix="wait until it succeeds",
             )
         return plain(self._wire.read(lambda: self._client().models.retrieve(model_id, **self._at())))
 
@@ -341,7 +343,7 @@ class TogetherDeployments:
         return {"project_id": self.project()}
 
     def project(self) -> str:
-        """Return the project of the configuration, otherwise of the SDK's environment, otherwise of the
+        """Return the project from the configuration, otherwise from the SDK's environment, otherwise from the
         key."""
         if self._given_project:
             return self._given_project
@@ -412,7 +414,7 @@ def _hardware(config: Mapping[str, Any]) -> str | None:
 
 
 PART_BYTES = 20 << 20
-"""Part size of the SDK's command line: the host compares hashes that depend on it."""
+"""Part size of the SDK's command line. The host compares hashes that depend on it."""
 
 
 class TogetherAdapters(adapters.Adapters):
@@ -439,7 +441,10 @@ class TogetherAdapters(adapters.Adapters):
             for remote in rows(asked.get("files")):
                 file = local.get(str(remote.get("path")))
                 if file is None:
-                    raise UnexpectedAnswer(self._provider, f"it requests a file {remote.get('path')!r}")
+                    raise UnexpectedAnswer(
+                        self._provider,
+                        f"Together requested a file {remote.get('path')!r}, which the adapter does not have",
+                    )
                 sent.append(self._sent(http, file, remote))
                 done += file.size
                 if progress is not None:
@@ -455,7 +460,7 @@ class TogetherAdapters(adapters.Adapters):
         if len(parts) != len(file.parts):
             raise UnexpectedAnswer(
                 self._provider,
-                f"it requests {len(parts)} parts of {file.path.name}, which has {len(file.parts)}",
+                f"Together requested {len(parts)} parts of {file.path.name}, which has {len(file.parts)}",
             )
         return {**entry, "uploadDetails": {"uploadId": text(remote.get("uploadId")) or "", "parts": parts}}
 
@@ -509,7 +514,7 @@ class TogetherAdapters(adapters.Adapters):
                 f"Together does not serve adapters of {name}"
                 if not found
                 else f"Together has several base models called {name}",
-                fix="tg models public --search NAME   lists the models it deploys",
+                fix="list the models that Together deploys with: tg models public --search NAME",
             )
         return found.pop()
 
@@ -543,7 +548,7 @@ class TogetherAdapters(adapters.Adapters):
         number = whole(remote.get("partNumber"))
         if number is None or not 1 <= number <= len(file.parts):
             raise UnexpectedAnswer(
-                self._provider, f"it requests part {number} of {len(file.parts)} of a file"
+                self._provider, f"Together requested part {number} of {len(file.parts)} of a file"
             )
         offset, size = file.parts[number - 1]
         url = files.safe_url(self._provider, remote.get("url"))
@@ -559,7 +564,7 @@ class TogetherAdapters(adapters.Adapters):
         tag = self._wire.read(put).headers.get("etag", "").strip().strip('"')
         if not tag:
             raise UnexpectedAnswer(
-                self._provider, f"part {number} of {file.path.name} was not confirmed (no ETag)"
+                self._provider, f"Together did not confirm part {number} of {file.path.name} (no ETag)"
             )
         return {"partNumber": number, "hash": tag}
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
 
 SUFFIX_LIMIT = 40
-"""Length of the tags that Orchestrate makes. A user's suffix comes before it and is cut to fit."""
+"""Length of the tags that Orchestrate adds. A user's suffix comes before the tag and is cut to fit."""
 BASE_LEARNING_RATE = 1e-5
-"""The SDK's default; Together publishes no rate of its own for each model."""
+"""The SDK's default, because Together publishes no rate for each model."""
 DEFAULT_RANK = "the model's default rank"
 RESERVED = (
     "training_file",
@@ -38,10 +38,10 @@ RESERVED = (
     "wandb_base_url",
     "hf_api_token",
 )
-"""Fields that Orchestrate fills, and keys with their destinations, which do not belong in a spec."""
+"""Fields that Orchestrate fills itself, and keys with their destinations, which do not belong in a spec."""
 NO_RFT = (
-    "Together has no reinforcement jobs (only training sessions driven by your own program). Fireworks and "
-    "this machine have them"
+    "Together has no reinforcement jobs, only training sessions that your own program drives. "
+    "Fireworks and this machine support them"
 )
 
 
@@ -80,9 +80,9 @@ def tag(suffix: str | None, ref: str) -> str:
 
 
 def _files(rows: Rows, model: ModelOnHost) -> None:
-    rows.train("uploaded; training_file is its id")
+    rows.train("the file is uploaded and training_file is set to its id")
     if rows.given("validation"):
-        rows.keep("validation", None, rule="uploaded; validation_file is its id")
+        rows.keep("validation", None, rule="the file is uploaded and validation_file is set to its id")
     if rows.given("continue_from"):
         # The host takes exactly one of the two.
         rows.keep(
@@ -103,14 +103,14 @@ def _method(rows: Rows, spec: JobSpec) -> None:
         if rows.given("method.train_on_inputs") is not None:
             rows.keep("method.train_on_inputs", "training_method.train_on_inputs")
         else:
-            rule = "inputs are masked in chat and prompt/completion rows, never in text rows"
+            rule = "prompts are masked in chat and prompt/completion rows, never in text rows"
             rows.default("method.train_on_inputs", "training_method.train_on_inputs", "auto", rule, send=True)
         return
     rows.plain_dpo(
         {
-            "ipo": "Together has no IPO; its losses are DPO and SimPO",
-            "orpo": "Together has no ORPO; simpo_gamma gives a loss without a reference model",
-            "kto": f"Together has no KTO; {UNPAIRED}",
+            "ipo": "Together does not support IPO; its losses are DPO and SimPO",
+            "orpo": "Together does not support ORPO; simpo_gamma gives a loss without a reference model",
+            "kto": f"Together does not support KTO; {UNPAIRED}",
         }
     )
     rows.offer("method.beta", "training_method.dpo_beta", 0.1)
@@ -146,7 +146,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
     asked = [name for name in rows.asked if name.startswith("adapter.")]
     # Without a word about the adapter the field is left out: LoRA, or what the job continued from had.
     if adapter.type == "qlora":
-        rule = "trained as LoRA: Together does not publish the precision of its base"
+        rule = "trained as LoRA, because Together does not publish the precision of its base models"
         rows.map("adapter.type", "training_type.type", "Lora", rule, exact=False)
     elif asked:
         rows.keep("adapter.type", "training_type.type", "Lora")
@@ -174,7 +174,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
         if on:
             rows.refuse(f"adapter.{name}", "Together trains plain LoRA")
         elif rows.given(f"adapter.{name}") is not None:
-            rows.keep(f"adapter.{name}", None, rule="off, always the case here")
+            rows.keep(f"adapter.{name}", None, rule="always off here")
 
 
 # -- how ---------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def _optimiser(rows: Rows) -> None:
     rows.offer("epochs", "n_epochs", 1)
     multiplier = rows.given("learning_rate_multiplier")
     if multiplier is not None:
-        rule = f"multiplier x {BASE_LEARNING_RATE:g}, Together's default; it publishes none by model"
+        rule = f"multiplier times {BASE_LEARNING_RATE:g}, Together's default; it publishes no rates by model"
         rate = multiplier * BASE_LEARNING_RATE
         rows.map("learning_rate_multiplier", "learning_rate", rate, rule, exact=False)
     else:
@@ -195,18 +195,21 @@ def _optimiser(rows: Rows) -> None:
     rows.offer("max_grad_norm", "max_grad_norm", 1.0)
     rows.offer("packing", "packing", True)
     rows.offer("seed", "random_seed", 42)
-    rows.refuse_if_asked({"batch_tokens": "Together counts a batch in rows: set batch_size"})
+    rows.refuse_if_asked({"batch_tokens": "Together counts batches in rows: set batch_size"})
     if rows.given("warmup_steps") == 0:
         rows.map("warmup_steps", "warmup_ratio", 0.0, "no warm-up")
-    rows.refuse_if_asked({"warmup_steps": "Together expects a share of the steps: set warmup_ratio"})
+    rows.refuse_if_asked({"warmup_steps": "Together expects a fraction of the steps: set warmup_ratio"})
     _schedule(rows)
 
 
 def _schedule(rows: Rows) -> None:
     schedule, least = rows.given("schedule"), rows.given("min_lr_ratio")
     if schedule in ("polynomial", "warmup_stable_decay"):
-        rows.refuse("schedule", "Together has linear and cosine schedules, and constant as one of these")
-        rows.refuse_if_asked({"min_lr_ratio": "belongs to a schedule that Together does not have"})
+        rows.refuse(
+            "schedule",
+            "Together supports linear and cosine schedules, and constant as a special case of these",
+        )
+        rows.refuse_if_asked({"min_lr_ratio": "belongs to a schedule that Together does not support"})
         return
     if least is not None:
         rows.keep("min_lr_ratio", "lr_scheduler.lr_scheduler_args.min_lr_ratio")
@@ -215,7 +218,10 @@ def _schedule(rows: Rows) -> None:
     elif schedule == "constant":
         flat = {"lr_scheduler_type": "linear", "lr_scheduler_args": {"min_lr_ratio": 1.0}}
         rows.map(
-            "schedule", "lr_scheduler", flat, "a linear schedule that ends at 1.0 x the peak rate stays flat"
+            "schedule",
+            "lr_scheduler",
+            flat,
+            "a linear schedule that ends at 1.0 times the peak rate stays flat",
         )
     else:
         args: dict[str, Any] = {"min_lr_ratio": least or 0.0}
@@ -237,8 +243,8 @@ def _batch(rows: Rows) -> None:
     if isinstance(size, int) and steps and steps > 1:
         part, rest = divmod(size, steps)
         rule = (
-            f"{text.count(max(part, 1), 'row')} x {steps} accumulated steps = {max(part, 1) * steps} "
-            "rows per step"
+            f"{text.count(max(part, 1), 'row')} times {steps} accumulated steps = "
+            f"{max(part, 1) * steps} rows per step"
         )
         rows.map("batch_size", "batch_size", max(part, 1), rule, exact=part > 0 and not rest)
         rows.keep("gradient_accumulation", wire)
@@ -276,7 +282,7 @@ def _evaluation(rows: Rows, spec: JobSpec) -> None:
         )
     else:
         evals = needed
-        rows.default("evals", "n_evals", evals, "as many as early stopping needs; billed", send=True)
+        rows.default("evals", "n_evals", evals, "as many as early stopping needs; each is billed", send=True)
     rows.offer("checkpoints", "n_checkpoints", 1)
     if stop is None:
         return
@@ -331,7 +337,7 @@ FIELDS = Fields(
 
 
 FALLBACK_RANK = 8
-"""Used if the host publishes no default rank; the smallest in common use."""
+"""Smallest rank in common use, for models whose default rank the host does not publish."""
 
 
 def default_rank(limits: Mapping[str, Any]) -> int:
@@ -381,7 +387,7 @@ def _content(limits: Mapping[str, Any], data: TrainingData) -> list[Setting]:
         ("reasoning", content.reasoning, "supports_reasoning"),
     ]
     return [
-        _beyond("train", data.train.path, f"the data has {what}, which this model does not accept")
+        _beyond("train", data.train.path, f"the data contains {what}, which this model does not accept")
         for what, present, field in needs
         if present and limits.get(field) is False
     ]

@@ -75,7 +75,7 @@ __getattr__ = late("orchestrate", _PUBLIC)
 
 def rows_of_run(ft: Workspace, run: str, first: int, count: int) -> PreviewReport:
     """Return the rows of a run as its host's trainer saw them. Raises `UsageError` for an unknown run,
-    `Unsupported` if the host does not show rows, and `DataError` while there are none."""
+    `Unsupported` if the host does not show rows, and `DataError` if there are none yet."""
     from orchestrate.data.operations.preview import PreviewReport
 
     handle = tracked(ft, run)
@@ -127,7 +127,7 @@ def check_options(
         near = len(files) > 1 and all(find_spec(package) for package in ("numpy", "rensa"))
         if len(files) > 1 and not near:
             unchecked.append(
-                "near-duplicates across splits are not checked: pip install 'orchestrate-ft[data]'"
+                "near-duplicates across splits were not checked: pip install 'orchestrate-ft[data]'"
             )
     options = CheckOptions(
         hosts=hosts,
@@ -147,8 +147,8 @@ def check_options(
 
 def counter(model: str | None, kinds: Iterable[str] = ()) -> str:
     """Return the tokenizer that counts a model's tokens. The first backend that offers the model decides,
-    and backends of these kinds come before all others. Without a model it is o200k. Raises `SpecError`
-    for a model that no backend has."""
+    with backends of these kinds first. Without a model, it is o200k. Raises `SpecError` for a model that no
+    backend has."""
     from orchestrate import catalog
     from orchestrate.data.tokens import counting
 

@@ -36,8 +36,8 @@ _MARK = "zq1thought"
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherModel:
-    """The model that writes the rows. `host` is a configured host, by default the first one. Or `base_url` is
-    any OpenAI-compatible API, with the key in `key_variable` or without a key."""
+    """The model that writes the rows. `host` is a configured host, by default the first one. Alternatively,
+    `base_url` is any OpenAI-compatible API, with the key in `key_variable` or without a key."""
 
     model: str
     host: str | None = None
@@ -57,24 +57,27 @@ class TeacherModel:
 
 def reasoning_of(model: str | None, *, wanted: bool) -> tuple[generating.Reasoning, str]:
     """Decide whether rows for a model keep the reasoning behind their answers, and return the reason in
-    words. The model's chat template must have a place for reasoning."""
+    words. The model's chat template must show reasoning."""
     if not wanted:
         return "no", ""
     if model is None:
         return (
             "kept",
-            "reasoning is kept in the rows; --for-model MODEL checks whether that model's template shows it",
+            "the rows include reasoning; to check whether a model's template shows it: --for-model MODEL",
         )
     try:
         template = Template(opened(tokenizer_folder(model)))
     except SetupError:
-        return "kept", f"reasoning is kept in the rows; the chat template of {model} is not on this machine"
+        return "kept", (
+            f"the rows include reasoning, but the chat template of {model} is not on this machine to "
+            "check whether it shows it"
+        )
     except SpecError:
-        return "left out", f"reasoning is left out of the rows: {model} does not train on it"
+        return "left out", f"the rows exclude reasoning, because {model} does not train on it"
     said = ChatMessage(role="assistant", content="y", reasoning=_MARK)
     if _MARK in template.chats.rendered([ChatMessage(role="user", content="x"), said]).text:
-        return "kept", f"reasoning is kept in the rows: the chat template of {model} has a place for it"
-    return "left out", f"reasoning is left out of the rows: the chat template of {model} has no place for it"
+        return "kept", f"the rows include reasoning, because the chat template of {model} shows it"
+    return "left out", f"the rows exclude reasoning, because the chat template of {model} does not show it"
 
 
 def unpriced(settings: Settings, writer: TeacherModel) -> bool:
@@ -98,9 +101,9 @@ def generate(
     hosts: str = "all",
     progress: Callable[[int, int, Decimal], None] | None = None,
 ) -> GenerateReport:
-    """Generate rows in the format of `seeds`. Each row is valid for those `hosts` (comma-separated backends)
-    that accept all seeds. Counts costs at the price of the writer's model if it is known. Continues an
-    interrupted run with the same output. Raises `UsageError` while another process writes it."""
+    """Generate rows in the format of `seeds`. Each row is valid for all of the `hosts` (comma-separated
+    backends) that accept all seeds. Counts costs at the price of the writer's model if it is known. Continues
+    an interrupted run with the same output. Raises `UsageError` while another process writes it."""
     settings = ws.settings
     place = writer.place(settings)
     require_writable(output, seeds)

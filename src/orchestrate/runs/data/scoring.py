@@ -35,8 +35,8 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOrder:
-    """Options for what to measure. `model` is a base on this machine, `after` a tuned run, and `judge` a
-    model that rates the rows by a rubric."""
+    """Options for what to measure. `model` is a base model on this machine, `after` a tuned run, and `judge`
+    a model that rates the rows by a rubric."""
 
     model: str | None = None
     after: str | None = None
@@ -66,7 +66,7 @@ class PreparedScoring:
         self.scores = Scores(head, {} if found is None else found.rows)
 
     def plan(self) -> JudgePlan | None:
-        """Return what the judge would cost, or `None` without a judge: everything else runs on this
+        """Return what the judge would cost, or `None` without a judge, because everything else runs on this
         machine."""
         return None if self._judged is None else self._judged.plan()
 
@@ -152,7 +152,7 @@ def prepared(
         return
     if order.columns:
         raise UsageError(
-            "a judge reads rows as they are, so --judge cannot be combined with --map or --ignore"
+            "a judge uses the original rows, so --judge cannot be combined with --map or --ignore"
         )
     with judging.prepared(ft, path, beside(path, "judged.jsonl"), order.judge, keep=0.0) as judged:
         yield PreparedScoring(ft, path, output, order, judged)

@@ -67,8 +67,8 @@ def _asked_again(found: Sequence[Evaluation], run_id: str) -> list[Pairing]:
 
 
 def asked_before(earlier: Sequence[Evaluation], newest: Evaluation, name: str) -> Pairing | None:
-    """Pair a contender of the newest evaluation with the same contender of the latest earlier evaluation that
-    used the same items and generated its own answers."""
+    """Pair a contender of the latest evaluation with the same contender of the latest earlier evaluation that
+    used the same items and its own answers."""
     mine = newest.contender(name)
     for one in reversed(earlier):
         theirs = next((c for c in one.contenders if c.name == name), None)
@@ -100,7 +100,7 @@ def _contender(evaluation: Evaluation, run_id: str) -> Contender | None:
 
 
 def sent(ft: Workspace, run: Run) -> Translation | None:
-    """Return what a run's settings became, as stored when the run was submitted.
+    """Return what a run's settings became on its backend, as stored when the run was submitted.
 
     For a run that was not submitted from here, return what they would become today, or `None` if its backend
     is no longer available or does not report them.

@@ -40,15 +40,15 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 PLACES = ("auto", "host", "here")
-"""Places besides the hosts that a run's adapter was deployed on."""
+"""Places to answer, in addition to the hosts that a run's adapter was deployed on."""
 EMBEDDED_AT_ONCE = 64
 SANDBOX_THREADS = 32
-"""Concurrent questions to a sandbox, which batches those that wait."""
+"""Number of concurrent questions to a sandbox, which batches waiting ones."""
 
 
 BasePrecision = Literal["16-bit", "nf4", "both"]
 BASE_PRECISIONS: Mapping[str, tuple[bool, ...]] = {"16-bit": (False,), "nf4": (True,), "both": (False, True)}
-"""Precisions of a base on this machine, and whether each means 4 bits."""
+"""Precisions of a base model on this machine, and whether each means 4 bits."""
 
 
 def other_host(on: str) -> str | None:
@@ -76,11 +76,12 @@ class Contenders:
         logprobs: bool = False,
         limit_usd: Decimal | None = None,
     ) -> None:
-        """`on`: `host` asks a run's endpoint, `here` downloads the adapter and answers on this machine,
-        `auto` takes the first that is possible, a backend's name asks the adapter that was deployed there.
-        `key_variable` has the key for models at an address. With `stream` hosts write their answers bit by
-        bit, and the first token has its time; with `logprobs` they are asked for those of their tokens.
-        With `limit_usd` a model whose price is unknown is refused."""
+        """Set up the contenders. With `on="host"` they use a run's endpoint, with `here` they download the
+        adapter and answer on this machine, with `auto` they use the first option that is possible, and with a
+        backend's name they use the adapter deployed there. `key_variable` has the key for models at an
+        address. With `stream`, hosts stream their answers, which gives the time of the first token. With
+        `logprobs`, hosts return log-probabilities. With `limit_usd`, models with an unknown price are
+        rejected."""
         self._limit_usd = limit_usd
         self._stream, self._logprobs = stream, logprobs
         self._ft, self._sampling, self._on, self._key_variable = ft, sampling, on, key_variable
@@ -103,8 +104,8 @@ class Contenders:
         base: bool,
         base_precision: BasePrecision = "16-bit",
     ) -> list[Candidate]:
-        """Return the tuned model and, with `base`, the model that it was tuned from. On this machine the
-        base runs in `base_precision`. If that includes both precisions, 16-bit comes first. Raises
+        """Return the tuned model and, with `base`, the model that it was tuned from. On this machine, the
+        base model runs in `base_precision`. If this includes both precisions, 16-bit comes first. Raises
         `UsageError` if `on` is impossible."""
         provider, run = handle.provider, handle.record
         if privacy.is_private(run):
@@ -121,7 +122,7 @@ class Contenders:
             why = "does not serve checkpoints" if checkpoint else "has no running endpoint for this model"
             raise UsageError(
                 f"{provider.name} {why}",
-                fix=f"--on here, or orchestrate deploy {run.id}   (bills hourly)",
+                fix=f"use --on here, or orchestrate deploy {run.id}   (billed hourly)",
             )
         name = f"{run.id}@{checkpoint}" if checkpoint else run.id
         tuned = Contender(
@@ -142,8 +143,8 @@ class Contenders:
         if base and base_precision != "16-bit" and (elsewhere or on_host):
             host = self._on if elsewhere else run.provider
             raise UsageError(
-                f"the precision of a base served by {host} can't be chosen",
-                fix="--on here, or leave out --base-precision",
+                f"you can't choose the precision of a base model that {host} serves",
+                fix="use --on here, or leave out --base-precision",
             )
         if elsewhere:
             return self._at_other_host(handle, tuned, base=base)
@@ -349,7 +350,9 @@ class Contenders:
 
             artifact = handle.download(checkpoint=tuned.checkpoint)
             if artifact.base_model is None:
-                raise UsageError(f"the downloaded model in {artifact.folder} does not name its base model")
+                raise UsageError(
+                    f"the downloaded model in {artifact.folder} does not say which base model it has"
+                )
             at = artifact.folder
             generator = LocalGenerator(artifact.base_model, adapter=Path(at), worker=self._worker)
         served_by = f"the adapter on this machine, with base {Path(generator.model).name}"

@@ -63,28 +63,29 @@ class EvaluationOrder:
     """Options for what to evaluate, on which rows, and how."""
 
     test: str | Path | None = None
-    """Held-out rows; default: the first run's own."""
+    """Held-out rows. Default: the first run's own."""
     columns: Mapping[str, str] | None = None
     """Maps fields to columns of the rows, like `--map`; default: the spec's mapping, if the rows have its
     columns."""
     metrics: Sequence[str] = ("auto",)
     """Metrics in `orchestrate.evaluation.metrics.registry`; the first one decides."""
     base: bool = True
-    """Also evaluate the model that a run was tuned from."""
+    """Whether to also evaluate the model that a run was tuned from."""
     base_precision: BasePrecision = "16-bit"
-    """Precision of the base on this machine. `both` adds the base in NF4 and measures what 4 bits cost."""
+    """Precision of the base model on this machine. `both` adds the base model in NF4 and measures the effect
+    of 4 bits."""
     shots: int = 0
-    """Also evaluate the base with this many training examples before each question."""
+    """Number of training examples before each question for an additional evaluation of the base model."""
     examples: str | None = None
-    """Rows from which each of `models` is shown that many examples too."""
+    """Rows from which each of `models` also gets this many examples."""
     models: Sequence[str] = ()
     """Further models: `MODEL`, `HOST=MODEL` or `https://ADDRESS/v1=MODEL`, each optionally followed by `
     as NAME`."""
     key_variable: str | None = None
     """Environment variable with the key for models at an address; without it no key is sent."""
     against: str | None = None
-    """The contender that the others are compared with; default: a tuned model's own base, with the
-    examples if there are some."""
+    """Contender to compare the others with. Default: a tuned model's own base, with examples if there are
+    any."""
     on: str = "auto"
     """`host`, `here` or `auto`."""
     limit: int | None = None
@@ -100,21 +101,21 @@ class EvaluationOrder:
     rated: str | None = None
     """Answers that people rated, to compare judges with: a file, or the id of a review."""
     traffic: str | None = None
-    """Expected traffic, such as "20k req/day, 900 in, 150 out": gives the cost per answer where a host
-    bills hours instead of tokens."""
+    """Expected traffic, such as "20k req/day, 900 in, 150 out", to compute the cost per answer on hosts that
+    bill hours instead of tokens."""
     max_cost_usd: Decimal | None = None
     """Cost limit for all answers of this evaluation, including judges' answers."""
     fresh: bool = False
-    """Ask answered questions again, to detect whether the host changed the model."""
+    """Whether to ask answered questions again, to detect whether the host changed the model."""
     skip_failed: bool = False
-    """Count a question that a host never answers as failed, and continue."""
+    """Whether to count questions that a host never answers as failed, and continue."""
     parity: bool = False
-    """`against` names the model to be replaced."""
+    """Whether `against` names the model to replace."""
 
 
 class PreparedEvaluation:
-    """An evaluation of which nothing was sent yet. A context manager: leaving it stops what it started on
-    this machine."""
+    """An evaluation that is ready to start. Nothing was sent yet. As a context manager, it stops what it
+    started on this machine."""
 
     def __init__(
         self,
@@ -132,10 +133,10 @@ class PreparedEvaluation:
                 places = ", ".join(PLACES)
                 raise UsageError(f"--on must be one of {places} or a backend: {error.message}") from error
         if not runs and not order.models:
-            raise UsageError("name a run or a --model to evaluate", fix="orchestrate runs  lists them")
+            raise UsageError("name a run or a --model to evaluate", fix="list runs with: orchestrate runs")
         if order.sampling.samples > 1 and order.sampling.temperature == 0:
             raise UsageError(
-                "at temperature 0 all samples are identical", fix="--temperature 0.7, or one sample"
+                "at temperature 0 all samples are identical", fix="use --temperature 0.7, or a single sample"
             )
         self._ft, self._order = ft, order
         named = [_named(ft, run) for run in runs]
@@ -216,15 +217,15 @@ class PreparedEvaluation:
         self._judges = [m for m in self._terms.metrics if isinstance(m, ScoreJudge | PairJudge)]
         if order.rated is not None and not self._judges:
             raise UsageError(
-                "--calibrate compares a judge with human ratings, but no metric is a judge",
-                fix="--metrics judge:MODEL or judge_pair:MODEL",
+                "--calibrate compares a judge with human ratings, but none of the metrics is a judge",
+                fix="use --metrics judge:MODEL or judge_pair:MODEL",
             )
 
     def _examples_of(self, handle: TrackedRun) -> tuple[making.Message, ...]:
         train = handle.record.spec.get("train")
         if not isinstance(train, str) or is_masked(train):
             raise UsageError(
-                f"--shots takes its examples from the training rows of {handle.id}, which are not known"
+                f"--shots takes its examples from the training rows of {handle.id}, which are unknown"
             )
         return self._examples(train, _renaming(handle, train))
 
@@ -307,7 +308,7 @@ class PreparedEvaluation:
             try:
                 measured = one.adapter_cost(name)
             except OrchestrateError as error:
-                notes.append(f"{name}: the cost of its adapter could not be measured: {error.message}")
+                notes.append(f"{name}: could not measure the cost of its adapter: {error.message}")
             else:
                 costs += [] if measured is None else [measured]
         return replace(found, adapter_costs=tuple(costs), notes=(*found.notes, *notes))
@@ -342,7 +343,9 @@ def _named(ft: Workspace, run: TrackedRun | str) -> tuple[TrackedRun, str | None
         return run, None
     name, at, checkpoint = run.partition("@")
     if at and not checkpoint:
-        raise UsageError(f"{run} does not name a checkpoint", fix=f"orchestrate checkpoints {name}")
+        raise UsageError(
+            f"{run} does not include the name of a checkpoint", fix=f"orchestrate checkpoints {name}"
+        )
     return tracked(ft, name), checkpoint or None
 
 
@@ -352,10 +355,10 @@ def _test_file(test: str | Path | None, handles: Sequence[TrackedRun]) -> str | 
     path = handles[0].record.spec.get("test") if handles else None
     if path is None:
         why = "the spec has no test file" if handles else "a --model has no test file of its own"
-        raise UsageError(f"specify the held-out rows: {why}", fix="orchestrate eval RUN --test F")
+        raise UsageError(f"choose the held-out rows: {why}", fix="orchestrate eval RUN --test F")
     if is_masked(path):
         raise UsageError(
-            "specify the held-out rows: the URL of the spec's test file has secrets, which are not stored",
+            "choose the held-out rows: the URL of the spec's test file has secrets, which are not stored",
             fix=f"orchestrate eval {handles[0].id} --test F",
         )
     return str(path)
@@ -391,7 +394,7 @@ def _left_out(found: HeldOut) -> list[str]:
     notes = [f"{count(n, 'row')} left out: {why}" for why, n in sorted(found.left_out.items())]
     if found.repeated:
         same = count(found.repeated, "row")
-        notes.append(f"{same} identical to an earlier one: each counts, but repeats add no evidence")
+        notes.append(f"{same} identical to an earlier one: all count, but repeated rows add no evidence")
     return notes
 
 

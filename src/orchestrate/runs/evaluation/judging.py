@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeTerms:
-    """Options for which model judges, by which rubric, and which ratings it is compared with. `model` is
-    written as for `eval --model`. `rated` is a file of rated answers, or the id of a review. Without it,
-    an earlier calibration of the judge counts."""
+    """Options for the judge, its rubric, and the ratings to compare it with. `model` is written as for `eval
+    --model`. `rated` is a file of rated answers, or the id of a review. Without it, an earlier calibration of
+    the judge counts."""
 
     model: str
     rubric: Path | None = None
     key_variable: str | None = None
     rated: str | None = None
     uncalibrated: bool = False
-    """Use the judge without a calibration."""
+    """Whether to use the judge without a calibration."""
     max_cost_usd: Decimal | None = None
     skip_failed: bool = False
-    """Leave a row unjudged if the judge never answers, and continue."""
+    """Whether to leave a row unjudged if the judge never answers, and continue."""
 
 
 class JudgePlan(Record, frozen=True, kw_only=True):
@@ -90,7 +90,7 @@ class PreparedJudging:
         if not self._rated and self._known is None and not terms.uncalibrated:
             raise UsageError(
                 "this judge was never compared with human ratings, so it must not filter rows",
-                fix="--calibrate RATED.jsonl  (from: review RUN --single --export), or --uncalibrated",
+                fix="use --calibrate RATED.jsonl  (from: review RUN --single --export), or --uncalibrated",
             )
 
     def plan(self) -> JudgePlan:
@@ -118,8 +118,8 @@ class PreparedJudging:
 
     def run(self, progress: Progress | None = None) -> JudgeReport:
         """Calibrate the judge against human ratings, then rate the rows and write the files. Continues after
-        an interruption. Raises `DataError` before any row is rated if the judge agrees too little, and
-        `OverBudget`."""
+        an interruption. Raises `DataError` before any row is rated if the judge agrees too little with
+        people, and `OverBudget`."""
         metric, found = self._metric(progress)
         report = rows.part(self._path, self._rows, metric, self._output, keep=self._keep, calibration=found)
         spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
@@ -144,7 +144,7 @@ class PreparedJudging:
         unfit = None if found is None else found.unfit
         if unfit is not None and not self._terms.uncalibrated:
             raise DataError(
-                unfit, fix="use another model or a clearer rubric; --uncalibrated uses this judge anyway"
+                unfit, fix="use another model or a clearer rubric; to use this judge anyway: --uncalibrated"
             )
         return ScoreJudge(self._judge, held=lambda judge, kind: found), found
 
@@ -168,7 +168,7 @@ def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
     by = rubric.read(terms.rubric)
     answers = rated_answers(ft, terms.rated, by)
     if not answers:
-        raise UsageError("specify the rated answers to compare the judge with: a file, or the id of a review")
+        raise UsageError("choose the rated answers to compare the judge with: a file, or the id of a review")
     with closing(
         Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
     ) as contenders:
@@ -177,8 +177,8 @@ def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
 
 
 def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
-    """Set up the requests to a judge: the folder of stored answers and the evaluation budget. `subject` is
-    what is judged."""
+    """Set up the requests to a judge: the folder of stored answers and the evaluation budget. `subject`
+    describes what is judged."""
     same = replace(terms, max_cost_usd=None, skip_failed=False)
     return Asking(
         ft.settings.home / "evaluations" / "answers",
@@ -205,8 +205,8 @@ def rated_answers(ft: Workspace, source: str | None, by: Rubric) -> list[RatedAn
 def held_against(
     ft: Workspace, source: str | None, by: Rubric
 ) -> Callable[[Judge, Kind], Calibration | None]:
-    """Return a function that finds the calibration of an evaluation's judges. It measures judges of the
-    kind that people rated here, and looks up earlier calibrations of the others. Raises `DataError` or
+    """Return a function that finds the calibration of an evaluation's judges. It calibrates judges of the
+    kind that people rated here, and looks up earlier calibrations of other judges. Raises `DataError` or
     `UsageError` if the rated answers cannot be read."""
     answers = rated_answers(ft, source, by)
     rated_kind = "pair" if answers and len(answers[0].answers) == 2 else "score"
@@ -225,6 +225,6 @@ def measured(ft: Workspace, judge: Judge, answers: Sequence[RatedAnswer]) -> Cal
 
 
 def known(ft: Workspace, judge: Judge, kind: Kind) -> Calibration | None:
-    """Return the calibration of exactly this judge: same model, place, prompt and rubric."""
+    """Return the calibration of exactly this judge, with the same model, place, prompt and rubric."""
     kept = ft.store.reviews.calibration(judge.digest(kind))
     return None if kept is None else Calibration.from_dict(kept)

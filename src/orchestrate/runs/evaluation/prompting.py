@@ -55,11 +55,11 @@ def prepared(ft: Workspace, file: str, wanted: Measuring, *, private: bool = Fal
 
 
 def scores(found: Evaluation) -> tuple[Score, Score | None]:
-    """Return the score with the prompt alone, and the score with examples. Raises `UsageError` for a
-    metric that is not a share from 0 to 1."""
+    """Return the score with the prompt alone, and the score with examples. Raises `UsageError` for a metric
+    that is not a fraction from 0 to 1."""
     plain, *more = [found.score(one.name) for one in found.contenders]
     if plain is None or not 0 <= plain.value <= 1:
         raise UsageError(
-            "the target is a share from 0 to 1, but this metric has another scale", fix="--metric NAME"
+            "the target is a fraction from 0 to 1, but this metric has a different scale", fix="--metric NAME"
         )
     return plain, more[0] if more else None

@@ -43,8 +43,8 @@ KIND = "regression"
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionOrder:
-    """Options for what to probe. `sets` are files of held-out rows, each with the metric that fits it or one
-    that you name: `rows.jsonl` or `rows.jsonl=token_f1`."""
+    """Options for what to probe. `sets` are files of held-out rows, each with a metric that fits or one that
+    you name: `rows.jsonl` or `rows.jsonl=token_f1`."""
 
     probes: Sequence[str] = ("all",)
     """Names of built-in probes, `all`, or none."""
@@ -53,8 +53,8 @@ class RegressionOrder:
     """Tasks of lm-eval, if it is installed."""
     tasks_folder: Path | None = None
     margin: float | None = None
-    """Margin in the share of right answers; default: 0.1 for probes and sets. General text has its own,
-    in nats."""
+    """Margin as a fraction of right answers. Default: 0.1 for probes and sets. General text has its own
+    margin, in nats."""
     limit: int | None = None
     """Maximum items per set and documents per task."""
     on: str = "auto"
@@ -81,8 +81,8 @@ class PreparedRegression:
         *,
         purse: RequestBudget | None = None,
     ) -> None:
-        """`run`: a run, or RUN@CHECKPOINT; `purse`: of more than this, in the place of the order's limit.
-        Raises `UsageError` and `DataError` for what cannot be probed."""
+        """Prepare the test. `run` is a run, or RUN@CHECKPOINT. `purse` is a shared budget in place of the
+        order's limit. Raises `UsageError` and `DataError` for anything that cannot be probed."""
         name, _, checkpoint = run.partition("@") if isinstance(run, str) else (run, "", "")
         self._handle = tracked(ft, name) if isinstance(name, str) else name
         self._ft, self._order, self.notes = ft, order, list[str]()
@@ -121,7 +121,7 @@ class PreparedRegression:
         if probe.needs == "likelihood" and None in (self._tuned.likelihood, self._base.likelihood):
             where = self._tuned.contender.served_by
             self.notes.append(
-                f"{probe.name} was skipped: it needs log-probabilities, which {where} does not return"
+                f"skipped {probe.name}: it needs log-probabilities, which {where} does not return"
             )
             return False
         return True
@@ -141,7 +141,7 @@ class PreparedRegression:
         [made] = registry.make([metric or "auto"], context)
         used = made.used
         if not isinstance(made, Metric) or used.kind == "amount" or used.better == "neither":
-            raise UsageError(f"{written}: {used.name} does not score single answers, which a set needs")
+            raise UsageError(f"{written}: {used.name} does not score single answers, but a set needs that")
         title = f"{count(len(found.items), 'row')} of {path}, by {made.used.name}"
         return RegressionProbe(Path(path).stem, title, found.items, made, self._margin)
 
@@ -156,7 +156,7 @@ class PreparedRegression:
         self._contenders.close()
 
     def plan(self) -> EvaluationPlan:
-        """Plan the questions of all probes and sets; lm-eval tasks are not included."""
+        """Plan the questions of all probes and sets. The plan does not include lm-eval tasks."""
         items = [item for p in self.probes if p.needs == "answers" for item in p.items]
         return plan(items, [self._tuned, self._base], 1, self._asking)
 

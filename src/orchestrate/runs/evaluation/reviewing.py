@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 class ReviewOrder:
     """Options for what to rate.
 
-    `evaluation` is the id of an evaluation, which need not contain a run. By default, it is the newest one
-    with all the runs. If none has all of them, it is the newest one of each run, on the items that all have
+    `evaluation` is the id of an evaluation, which need not contain a run. By default, it is the latest one
+    with all the runs. If none has all of them, it is the latest one of each run, on the items that all have
     answered. `items` samples that many of them. `seed` determines items, orders and sides. By default, it is
-    random, so no rater can predict them. `new` starts a new review even if the same one exists.
+    random, so that raters cannot predict them. `new` starts a new review even if the same one exists.
     """
 
     single: bool = False
@@ -69,8 +69,8 @@ class Exported(Record, frozen=True, kw_only=True):
 
 
 def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> ReviewSession:
-    """Open a review by its id, or one of runs: the newest with the same kind, contenders and rubric, else a
-    new one. Raises `UsageError` if there is nothing to rate, and `DataError` if the answers it shows were
+    """Open a review by its id, or the latest review of the runs with the same kind, contenders and rubric, or
+    create one. Raises `UsageError` if there is nothing to rate, and `DataError` if its answers were
     deleted."""
     order = order or ReviewOrder()
     return (None if order.new else existing(ft, names, order)) or _made(ft, names, order)
@@ -108,7 +108,7 @@ def _wanted(
 ) -> tuple[ReviewSource, list[str], Rubric, Literal["pairs", "single"]]:
     if not names and order.evaluation is None:
         raise UsageError(
-            "specify the runs or the evaluation to rate",
+            "choose the runs or the evaluation to rate",
             fix="orchestrate review RUN   or: orchestrate review --evaluation ID",
         )
     run_ids = list(dict.fromkeys(ft.record(name).id for name in names))
@@ -198,7 +198,7 @@ def result(ft: Workspace, desk: ReviewSession) -> ReviewResult:
 
 def record(ft: Workspace, desk: ReviewSession, ratings: Sequence[Rating]) -> int:
     """Add ratings made elsewhere, all or none, and return how many were added. `left` and `right` are the
-    contenders as they were shown. Raises `UsageError` for a rating that does not belong to this review."""
+    contenders as shown. Raises `UsageError` for a rating that does not belong to this review."""
     known = {task.id: task for task in desk.tasks}
     checked: list[Rating] = []
     for one in ratings:
@@ -236,13 +236,13 @@ def export(ft: Workspace, desk: ReviewSession, output: Path, rater: str | None) 
     if output.suffix.lower() == ".csv":
         if rater is None:
             raise UsageError(
-                "a sheet is for one rater, because each rater has their own order", fix="--rater NAME"
+                "a sheet is for one rater, because each rater has a different order", fix="--rater NAME"
             )
         count = sheets.export(desk, rater, output)
     elif output.suffix.lower() == ".jsonl":
         count = calibration.write(rated_answers(ft, desk.review.id), output)
     else:
-        raise UsageError(f"{output}: use .csv for a sheet to fill in, .jsonl for the ratings")
+        raise UsageError(f"{output}: use .csv for a sheet to fill in, or .jsonl for the ratings")
     return Exported(review=desk.review.id, output=str(output), rows=count)
 
 
@@ -256,7 +256,7 @@ def rated_answers(ft: Workspace, name: str) -> list[calibration.RatedAnswer]:
 
 
 def take(ft: Workspace, desk: ReviewSession, sheet: Path, rater: str | None) -> Imported:
-    """Import the ratings of a sheet, all or none. Raises `DataError` naming the wrong row."""
+    """Import the ratings of a sheet, all or none. Raises `DataError` that names the invalid row."""
     if rater is None:
         raise UsageError("whose ratings are these? Add --rater NAME", fix="--rater NAME")
     return sheets.take(desk, sheet, rater, ft.store.reviews.rate)
@@ -265,7 +265,7 @@ def take(ft: Workspace, desk: ReviewSession, sheet: Path, rater: str | None) -> 
 def from_review(
     ft: Workspace, name: str, output: Path, *, format: Literal["dpo", "kto", "sft"] | None, agreement: float
 ) -> FromReview:
-    """Write the ratings of a review as training rows, pairs by default, or the rows that people wrote."""
+    """Write a review's ratings as training rows, by default as pairs, or the rows that people wrote."""
     if (review := writing.known(ft, name)) is not None:
         if format not in (None, "sft"):
             raise UsageError(f"{review.id} has written rows: use --as sft, not {format}")

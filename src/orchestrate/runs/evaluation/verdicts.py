@@ -33,8 +33,8 @@ def joined(ws: Workspace, found: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 class SameModels:
-    """Maps names of a run's checkpoints to models: a checkpoint by its id or step, and the last step's as the
-    run itself, unless the run ends with its best weights."""
+    """Maps names of a run's checkpoints to models. A checkpoint is named by its id or step. The last step's
+    checkpoint is the run itself, unless the run ends with its best weights."""
 
     def __init__(self, ws: Workspace, run: Run) -> None:
         self._run, self._kept = run, ws.store.history.checkpoints(run.id)
@@ -44,7 +44,7 @@ class SameModels:
         return self._model(one) == self._model(other)
 
     def standing(self, found: Sequence[Regression], checkpoint: str | None = None) -> Regression | None:
-        """Merge the regressions of one model, oldest first. For each probe, the newest result counts."""
+        """Merge the regressions of one model, oldest first. For each probe, the latest result counts."""
         return _merged([one for one in found if self.same(one.tuned.checkpoint, checkpoint)])
 
     def _model(self, checkpoint: str | None) -> str | None:
@@ -124,7 +124,7 @@ def _forgotten(about: _RunFacts, contender: Contender) -> Iterator[VerdictReason
     for r in found.forgotten:
         yield VerdictReason("do not ship", f"it regressed on {r.probe}: {r.reason}")
     if open_:
-        why = f"forgetting on {listed(open_)} is inconclusive: orchestrate regress {found.run_id}"
+        why = f"it is unclear whether it forgot {listed(open_)}: orchestrate regress {found.run_id}"
         yield VerdictReason("not enough evidence", why)
     if kept and not found.forgotten and not open_:
         yield VerdictReason("ship", f"it kept {listed(kept)}")
@@ -171,7 +171,7 @@ def _people(about: _RunFacts, contender: Contender, here: Evaluation) -> Iterato
             low, high = (1 - score.high, 1 - score.low) if turned else (score.low, score.high)
             value = 1 - score.value if turned else score.value
             share = f"{value:.0%} ({low:.0%} to {high:.0%})"
-            said = f"people preferred it to {rival} in {share} of {score.n} items ({review.review.id})"
+            said = f"people preferred it over {rival} in {share} of {score.n} items ({review.review.id})"
             yield VerdictReason("do not ship" if high < 0.5 else "ship", said)
             return
 

@@ -32,10 +32,10 @@ SETTLER = "settler"
 
 @dataclass(frozen=True, kw_only=True)
 class WritingOrder:
-    """Options for which rows are written by whom.
+    """Options for who writes which rows.
 
     `guide` is a text (.md, .txt) or a rubric with a guide. `overlap` is the fraction of rows that two people
-    write. `new` starts over even if the same file is being written already.
+    write. `new` starts over even if the same file is already being written.
     """
 
     file: str
@@ -86,7 +86,9 @@ def reopened(
     if not names or names == desk.writers:
         return desk
     if desk.settler in names:
-        raise UsageError(f"{desk.settler} can't write rows and settle them.", fix="--settler NAME")
+        raise UsageError(
+            f"{desk.settler} can't both write rows and settle disagreements.", fix="--settler NAME"
+        )
     desk.assigned = writing.reassign(desk.assigned, desk.said(), names)
     _keep(folder, desk.assigned)
     return desk
@@ -140,7 +142,7 @@ def export(ft: Workspace, review: Review, output: Path) -> FromReview:
     rows, left_out = writing.written(reopened(ft, review))
     if not rows:
         why = ", ".join(f"{reason}: {n}" for reason, n in left_out.items())
-        raise DataError(f"Review {review.id} has no finished row ({why}).")
+        raise DataError(f"Review {review.id} has no finished rows ({why}).")
     with whole(output) as draft, draft.open("wb") as file:
         file.writelines(canonical_line(row) + b"\n" for row in rows)
     return FromReview(review=review.id, output=str(output), format="sft", rows=len(rows), left_out=left_out)

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 DEPLOY_POINTS = ("after-intent", "after-creating", "after-request", "after-up")
 END_POINTS = ("after-ending", "after-end-request", "after-ended")
-"""Where a crash is recognized by the host's state and the records in the store."""
+"""Points at which tests simulate a crash, recognized by the host's state and the records in the store."""
 
 _POLL_S = 2.0
 
@@ -81,7 +81,7 @@ class Deployer:
     timing: Timing = DEFAULT_TIMING
     reached: CrashPoint = pass_by
     adapter: Adapter | None = None
-    """What to deploy, if it is not the tuned model of a job on this backend. It is uploaded first."""
+    """Adapter to deploy, if it is not the tuned model of a job on this backend. It is uploaded first."""
     progress: Callable[[int, int], None] | None = None
     """Reports the progress of the upload in bytes."""
 
@@ -124,12 +124,12 @@ class Deployer:
     def deploy(
         self, run: Run, terms: DeployTerms, *, budget_usd: Decimal | None = None, limits: Sequence[Limit] = ()
     ) -> Deployment:
-        """Create a deployment, or complete, start or change what an earlier call began. First, everything
-        that it may cost from then on is reserved in the budget and in each limit.
+        """Create a deployment, or complete, start or change an earlier one. First, its maximum further cost
+        is reserved in the budget and in each limit.
 
         Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` if the response was lost
         (`sync` or a repeated call resolves it), `LeaseHeld` while another process works on it, and
-        `ProviderError`. In the last case, the store records whether something is up anyway.
+        `ProviderError`. After a `ProviderError`, the store records whether something is up anyway.
         """
         with self.store.leases.hold(lease_name(run.id), self.timing.lease_s):
             price = self._price(run, self._open(run), terms)
@@ -188,7 +188,7 @@ class Deployer:
                 raise OutcomeUnknown(
                     self.provider.name,
                     deployment.job_id,
-                    f"an earlier deploy is not settled yet; it will be in {left}",
+                    f"the outcome of an earlier deploy is not known yet; it will be in {left}",
                 )
         return None if deployment.state.over else deployment
 
@@ -242,7 +242,7 @@ class Deployer:
             items = self._deploys.deployed(deployment.handle)
         except OrchestrateError:
             self._apply(deployment, lambda d, at: deployments.outcome_unknown(d, error.message, at))
-            error.fix = "orchestrate sync   (it may be up and billing; the host could not be reached)"
+            error.fix = "orchestrate sync   (it may be up and billed, but the host could not be reached)"
             return error
         if not any(item.kind == "deployment" for item in items):
             # Should a host that says no do it all the same, the sweep sees it: it looks for a while yet.
@@ -256,7 +256,8 @@ class Deployer:
         )
         run = deployment.run_id
         error.fix = (
-            f"it is up and bills: orchestrate deploy {run}  completes it, orchestrate undeploy {run}  ends it"
+            f"it is up and billed: complete it with  orchestrate deploy {run}, or end it with  "
+            f"orchestrate undeploy {run}"
         )
         return error
 
@@ -264,8 +265,8 @@ class Deployer:
 
     def undeploy(self, deployment: Deployment, cause: str, *, patience_s: float = 0.0) -> Deployment:
         """Ask the host to end the deployment, and wait up to `patience_s` seconds until the host confirms
-        that it has ended. The returned state says whether it has. Uses only the store's record, so the job
-        may be missing.
+        that it has ended. The returned state tells whether it has ended. Uses only the store's record, so the
+        job may be missing.
 
         Raises `OtherAccount`, and `ProviderError` if the host cannot be reached. The deployment is then ended
         by a later call.
@@ -322,8 +323,8 @@ class Deployer:
         return self.timing.settle_s(self.provider) - self.store.deployments.waited(deployment.id)
 
     def require_account(self, deployment: Deployment) -> None:
-        """Raise `OtherAccount` unless the key certainly belongs to the deployment's account. The
-        account's id proves it, or the key seeing the run's job or file or the deployment itself."""
+        """Raise `OtherAccount` unless the key certainly belongs to the deployment's account. Proof is the
+        account's id, or that the key can see the run's job or file, or the deployment itself."""
         self._require_host(deployment)
         here = accounts.is_here(self.store, self.provider, deployment.account)
         if here:
@@ -360,7 +361,7 @@ class Deployer:
 
     def adopt(self, run: Run, items: Iterable[Standing]) -> Deployment:
         """Track a deployment that the host lists under the name of a run's job and that this store doesn't
-        know. A deployment that was abandoned is tracked again, and its cost since then counts."""
+        know. An abandoned deployment is tracked again, and its cost since then counts."""
         deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is None or deployment.state is not DeploymentState.ABANDONED:
             deployment = self._intent(run)
@@ -418,9 +419,7 @@ def _agreed(deployment: Deployment, terms: DeployTerms, price: Decimal | None, a
         "options": {**deployment.options, **terms.options},
     }
     after = msgspec.structs.replace(deployment, **{k: v for k, v in given.items() if v is not None})
-    again = (
-        f"orchestrate undeploy {deployment.run_id}   (it waits until the host confirms), then deploy again"
-    )
+    again = f"orchestrate undeploy {deployment.run_id}   (waits until the host confirms), then deploy again"
     if deployment.state is DeploymentState.ENDING:
         raise UsageError(
             f"the deployment of {deployment.run_id} is being taken down, but the host still lists it",
@@ -432,16 +431,16 @@ def _agreed(deployment: Deployment, terms: DeployTerms, price: Decimal | None, a
         if other:
             known = ", ".join(f"{name}={value}" for name, value in has.items()) or "its backend's defaults"
             raise UsageError(
-                f"{deployment.run_id} is already deployed with {known}: {', '.join(other)} cannot be "
-                "changed while it is up",
+                f"{deployment.run_id} is already deployed with {known}: {', '.join(other)} cannot "
+                "be changed while it is up",
                 fix=again,
             )
     if (come := limit_reached(after, at)) is not None:
         hours, usd = _hours(after, at), spent_usd(after, at)
         cost = "" if usd is None else f" and has cost about {money(usd)}"
         raise UsageError(
-            f"these limits would end the deployment of {deployment.run_id} immediately: {come}. It was "
-            f"created {duration(float(hours) * 3600)} ago{cost}",
+            f"these limits would end the deployment of {deployment.run_id} immediately: {come}. "
+            f"It was created {duration(float(hours) * 3600)} ago{cost}",
             fix=f"set a higher --max-hours or --max-cost (both count from its creation), or {again}",
         )
     return after

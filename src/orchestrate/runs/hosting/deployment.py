@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 READY = "ready"
-"""Host state of an endpoint that accepts requests."""
+"""State of an endpoint that accepts requests."""
 _POLL_S = 2.0
 
 
@@ -62,7 +62,8 @@ class DeploymentHandle:
 
     @property
     def spent_usd(self) -> Decimal | None:
-        """Hours up x price so far. An estimate, or `None` if the price is unknown."""
+        """Cost so far as uptime in hours times the price. It is an estimate, or `None` if the price is
+        unknown."""
         from orchestrate.costing.expenses import spent_usd
 
         return spent_usd(self.record, self._ws.store.deployments.time_of(self.record))
@@ -102,7 +103,7 @@ class DeploymentHandle:
 
     def abandon(self, reason: str) -> Deployment:
         """Give up the deployment. Its host is no longer polled, and only its cost so far counts against a
-        budget. Nothing is ended on the host, so it may keep billing. Raises `UsageError` if its account
+        budget. Nothing is ended on the host, so it may still be billed. Raises `UsageError` if its account
         can be reached: use `undeploy` instead."""
         from orchestrate.store import deployments
 
@@ -112,9 +113,9 @@ class DeploymentHandle:
             pass
         else:
             raise UsageError(
-                f"the account of the deployment of {self.record.run_id} at {self.record.provider} is "
-                "reachable, so it can be taken down instead",
-                fix=f"orchestrate undeploy {self.record.run_id}   takes it down",
+                f"you can reach the account of the deployment of {self.record.run_id} at "
+                f"{self.record.provider}, so take it down instead",
+                fix=f"take it down with: orchestrate undeploy {self.record.run_id}",
             )
         self.record = self._ws.store.deployments.apply(
             self.id, lambda d, at: deployments.abandoned(d, reason, at), note=f"abandoned: {reason}"
@@ -158,7 +159,7 @@ def ending(offer: DeploymentOffer) -> str:
     ends = limits(offer.max_cost_usd, offer.max_hours)
     if not ends:
         day = "" if offer.usd_per_hour is None else f", {money(offer.usd_per_hour * 24)} a day"
-        return f"It has no time or cost limit: you are billed until you take it down{day}."
+        return f"It has no time or cost limit, so you are billed until you take it down{day}."
     left = ""
     if offer.deployment is not None:
         left = ", counted from its creation"

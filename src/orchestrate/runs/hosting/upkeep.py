@@ -15,12 +15,11 @@ from orchestrate.text import duration, money, rate
 from orchestrate.types import Deployment, DeploymentState, Event, Standing
 
 LOOK_BACK = timedelta(days=2)
-"""Time for which an ended deployment is still looked up, because hosts sometimes wrongly report one as
-gone."""
+"""Time for which an ended deployment is still checked, because hosts sometimes wrongly report one as gone."""
 _APART = timedelta(minutes=15)
 """Tolerated difference between clock and uptime before a notification."""
 IDLE_HOURS = Decimal(1)
-"""Time without a request from this store after which an idle deployment is reported, then daily."""
+"""Hours without a request from this store after which an idle deployment is reported, and then daily."""
 
 
 class Upkeep:
@@ -91,7 +90,7 @@ class Upkeep:
 
     def _end(self, deployment: Deployment, cause: str) -> None:
         if deployment.state is not DeploymentState.ENDING:
-            self._say(deployment, f"{name(deployment)} is being taken down: {cause}", "limit", daily=False)
+            self._say(deployment, f"taking down {name(deployment)}: {cause}", "limit", daily=False)
         after = self._deployer.undeploy(deployment, cause)
         if after.state.over:
             self._say(
@@ -106,7 +105,7 @@ class Upkeep:
     def _tell_change(self, before: Deployment, deployment: Deployment) -> None:
         if before.state.over:
             end = f"orchestrate undeploy {deployment.run_id}"
-            text = f"{name(deployment)} is up after all and billing; to take it down: {end}"
+            text = f"{name(deployment)} is up after all and billed; to take it down: {end}"
             self._say(deployment, text, "found", daily=True)
         elif deployment.state is DeploymentState.LOST:
             self._say(deployment, f"{name(deployment)} is gone: {deployment.cause}", "lost", daily=False)
@@ -124,10 +123,11 @@ class Upkeep:
             return
         self._say(
             deployment,
-            f"{name(deployment)} has been up for {duration(counted.total_seconds())} by this machine's "
-            f"uptime, which is used, but for {duration(by_clock.total_seconds())} by its clock. If the "
-            "clock is right (this machine was asleep), it has cost more and its limit takes effect late. "
-            f"To take it down: orchestrate undeploy {deployment.run_id}",
+            f"{name(deployment)} has been up for {duration(counted.total_seconds())} according to "
+            f"this machine, but for {duration(by_clock.total_seconds())} according to the clock. "
+            "The first value counts. If the clock is right (this machine was asleep), it has cost "
+            "more and its limit takes effect late. To take it down: orchestrate undeploy "
+            f"{deployment.run_id}",
             "clocks",
             daily=True,
         )
@@ -142,8 +142,8 @@ class Upkeep:
         up = duration(float(hours_billed(deployment, now)) * 3600)
         self._say(
             deployment,
-            f"{name(deployment)} has been up for {up}, {so_far}, and this store has sent it no request for "
-            f"{duration(quiet)}. To take it down: orchestrate undeploy {run_id}",
+            f"{name(deployment)} has been up for {up}, {so_far}, and this store has sent it no "
+            f"request for {duration(quiet)}. To take it down: orchestrate undeploy {run_id}",
             "idle",
             daily=True,
         )
@@ -163,7 +163,7 @@ class Upkeep:
 
 
 def by_job(provider: Deploys) -> dict[str, list[Standing]]:
-    """Group what is deployed at the host by the job that it is named after."""
+    """Group the host's deployments by the job in their names."""
     found: defaultdict[str, list[Standing]] = defaultdict(list)
     for item in provider.deployments():
         if item.job_id is not None:

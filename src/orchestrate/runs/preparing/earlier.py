@@ -22,8 +22,7 @@ class Earlier(NamedTuple):
     same: AlreadySubmitted | None
     """The error to raise because of an identical run."""
     idempotency_key: str | None
-    """The key for this backend's run: with several backends, one key of the caller becomes one per
-    backend."""
+    """Key for this backend's run. With several backends, the caller's key becomes one key per backend."""
 
 
 def found(ws: Workspace, prepared: Prepared, provider: Backends, key: str | None) -> list[Earlier]:

@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Backends, Workspace
 
 Mark = tuple[int, ...]
-"""Fingerprint of a file on disk; equal marks mean that nobody wrote to it."""
+"""Fingerprint of a file on disk. Equal fingerprints mean that the file was not written to."""
 
 UNCOUNTED = "tokens were not counted"
-"""Reason for a missing price that was not requested. It could be known, so nothing is submitted without
+"""Reason for a missing price that was not requested. Because it could be known, nothing is submitted without
 it."""
 
 
@@ -61,7 +61,7 @@ class Offer:
     spec: JobSpec
     translation: Translation
     problems: tuple[Problem, ...]
-    """What this backend would reject, and what is wrong with the files for any backend."""
+    """Reasons why this backend would reject the job, and problems of the files for any backend."""
     quote: Quote
 
     def require_fit(self, *, strict: bool = False) -> None:
@@ -89,20 +89,21 @@ class Prepared:
     offers: tuple[Offer, ...]
     data: TrainingData = field(repr=False)
     of_files: tuple[Problem, ...] = field(repr=False)
-    """What is wrong with the files for any backend."""
+    """Problems of the files for any backend."""
     marks: Mapping[str, Mark | None] = field(repr=False)
     """Mark of each file on this machine when it was read."""
     checked: bool
-    """Whether everything that `submit` needs was checked; a quote needs less."""
+    """Whether everything that `submit` needs was checked. A quote needs less."""
 
     @property
     def problems(self) -> Listing[Problem]:
-        """All problems, each once with the backends that it concerns."""
+        """All problems, each only once and with the affected backends."""
         return Listing(merged([*self.of_files, *(p for offer in self.offers for p in offer.problems)]))
 
     @property
     def quotes(self) -> Listing[Quote]:
-        """Quotes, cheapest first, then those of jobs that would be rejected, then those without a price."""
+        """Quotes, cheapest first, followed by quotes for jobs that would be rejected, then by quotes without
+        a price."""
         return Listing(sorted((offer.quote for offer in self.offers), key=lambda quote: quote.rank))
 
     def _repr_html_(self) -> str:
@@ -118,9 +119,9 @@ class Prepared:
         raise UsageError(f"the spec was not prepared for {provider}")
 
     def require_unchanged(self) -> None:
-        """Raise `DataError` if a file to be sent has different rows than those that were shown. Only rereads
-        files that were written to since. Later changes are detected by the upload, which checks what it
-        reads (`Dataset.write`)."""
+        """Raise `DataError` if a file to be sent has different rows than those that were shown. It only
+        rereads files that have been written to since. Later changes are detected by the upload, which checks
+        what it reads (`Dataset.write`)."""
         from orchestrate.data import Dataset
 
         for shown in (self.data.train, self.data.validation):
@@ -134,8 +135,8 @@ class Prepared:
 
 
 def mark(path: str) -> Mark | None:
-    """Return a mark that changes when the file changes (inode, size and times), or `None` if it isn't a plain
-    file on this machine, because then its content was copied when it was read."""
+    """Return a mark that changes if the file changes (inode, size and times), or `None` if it isn't a plain
+    file on this machine, because its content was then copied when it was read."""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):
@@ -145,7 +146,7 @@ def mark(path: str) -> Mark | None:
 
 
 def merged(problems: Iterable[Problem]) -> list[Problem]:
-    """Merge the same problem of several backends, with the same fix, into one that names them all."""
+    """Merge equal problems of several backends, with the same fix, into one that names all of them."""
     by_place: dict[tuple[object, ...], Problem] = {}
     for problem in problems:
         key = (problem.code, problem.row, problem.field, problem.message, problem.source, problem.fix)
@@ -230,7 +231,8 @@ def prepare(
     tokens: str = "exact",
 ) -> Prepared:
     """Check and quote a spec before it is submitted. See `Orchestrator.prepare`. With a single backend,
-    what it lacks raises `MissingExtra` or `UsageError`. With several, it is listed among the problems."""
+    missing requirements raise `MissingExtra` or `UsageError`. With several, they are listed among the
+    problems."""
     from orchestrate.spec.specfile import with_template
 
     require_known(ws, spec)
@@ -318,11 +320,11 @@ def _continued(ws: Workspace, spec: JobSpec, provider: str) -> JobSpec:
     earlier = ws.record(spec.continue_from)
     if earlier.provider != provider:
         raise UsageError(
-            f"run {earlier.id} was trained on {earlier.provider}; {provider} cannot continue from it",
-            fix=f"submit to {earlier.provider}, or use a model that {provider} has",
+            f"run {earlier.id} was trained on {earlier.provider}, so {provider} cannot continue from it",
+            fix=f"submit to {earlier.provider}, or use a model that {provider} supports",
         )
     if earlier.status is not JobStatus.SUCCEEDED:
-        raise UsageError(f"run {earlier.id} is {earlier.status}; only a finished run can be continued")
+        raise UsageError(f"run {earlier.id} is {earlier.status}, but only a finished run can be continued")
     return spec.model_copy(update={"continue_from": earlier.tuned_model or earlier.job_id})
 
 
@@ -450,7 +452,7 @@ def _unlisted(provider: Provider, model: ModelOnHost | None) -> str | None:
 
     if model is None or provider.name != provider.kind or provider.kind not in catalog.known_hosts():
         return None
-    return None if model.host else f"{provider.name} is not known to fine-tune {model.id}"
+    return None if model.host else f"{provider.name} has not confirmed that it can fine-tune {model.id}"
 
 
 def _of_model(provider: Provider, model: ModelOnHost | None, told: set[str]) -> list[Problem]:
@@ -504,8 +506,8 @@ def _kept_private(provider: Provider, spec: JobSpec, found: Translation) -> Tran
     if not spec.private or provider.own:
         return found
     told = (
-        f"private runs stay on your own machines, and {provider.title} is not known to be one; if it "
-        f"is: export {OWN_HOSTS}={provider.name}"
+        f"private runs stay on your own machines, and {provider.title} is not known to be one; if "
+        f"it is yours: export {OWN_HOSTS}={provider.name}"
     )
     row = Setting(name="private", asked=True, outcome=Outcome.REFUSED, rule=told)
     kept = [one for one in found.settings if one.name != "private"]

@@ -36,13 +36,13 @@ _SERVING = ("inference_", "deployment", "hosting", "storage")
 
 
 class LivePrice(Record, frozen=True, kw_only=True):
-    """A host's own estimate beside the offline quote."""
+    """A host's own estimate next to the offline quote."""
 
     provider: str
     offline_usd: Decimal | None
     live_usd: Decimal | None
     relative: float | None = None
-    """(offline - live) / live."""
+    """Relative difference, (offline - live) / live."""
     within_band: bool | None = None
     """Whether the host's figure lies between the quote's low and high ends."""
     reason: str | None = None
@@ -50,7 +50,8 @@ class LivePrice(Record, frozen=True, kw_only=True):
 
 
 def live_prices(ft: Workspace, prepared: Prepared) -> list[LivePrice]:
-    """Ask each host that gives estimates. Uploads the data (once per digest), but creates nothing."""
+    """Request a price from each host that provides estimates. Uploads the data (once per digest), but creates
+    nothing."""
     return [_live(ft, prepared.offer(quote.provider), prepared.data) for quote in prepared.quotes]
 
 
@@ -59,7 +60,7 @@ def _live(ft: Workspace, offer: Offer, data: TrainingData) -> LivePrice:
     offline = quote.expected_usd
     provider = ft.provider(name)
     if not isinstance(provider, EstimatesPrice):
-        reason = provider.missing.get(Feature.LIVE_PRICE, "the host gives no estimate")
+        reason = provider.missing.get(Feature.LIVE_PRICE, "the host provides no estimate")
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=reason)
     try:
         with accounts.alone(ft.store, provider, account_of(ft.store, provider), data):
@@ -105,8 +106,8 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
 def require_used(
     ft: Workspace, prepared: Sequence[Prepared], rates: Sequence[Rate], *, serving: bool = False
 ) -> None:
-    """Raise `UsageError` if one of the user's `rates`, already in the book, changes no price in these quotes.
-    With `serving`, rates for serving count as used too."""
+    """Raise `UsageError` if one of the user's `rates`, which are already in the book, changes no price in
+    these quotes. With `serving`, rates for serving count as used too."""
     lookups: list[Lookup] = []
     for offer in (offer for one in prepared for offer in one.offers):
         with suppress(SpecError):

@@ -47,7 +47,7 @@ def subject(ft: Workspace, name: str) -> TrackedRun | Path:
 
 
 def asked(ft: Workspace, names: Iterable[str], accepted: Sequence[str]) -> list[Licence]:
-    """List the licenses of the base models that require an agreement that was not given yet."""
+    """List the licenses of the base models that still require an agreement."""
     found: dict[str, Licence] = {}
     for name in names:
         what = subject(ft, name)
@@ -73,7 +73,7 @@ def upload(made: Export, repo: str | None) -> str:
     Files that are already there are not sent again. Raises `UsageError` if `repo` is missing, and the
     hub's errors."""
     if repo is None:
-        raise UsageError("specify the target: --repo OWNER/NAME")
+        raise UsageError("set the target: --repo OWNER/NAME")
     import huggingface_hub
 
     hub: Any = huggingface_hub
@@ -82,7 +82,7 @@ def upload(made: Export, repo: str | None) -> str:
         wire.once(lambda: hub.create_repo(repo, private=True, exist_ok=True), expect=object)
         return str(wire.once(lambda: hub.upload_folder(repo_id=repo, folder_path=made.folder), expect=object))
     except AuthenticationFailed as error:
-        error.fix = "hf auth login   with a token that can write there"
+        error.fix = "run  hf auth login  with a token that can write there"
         raise
 
 
@@ -101,11 +101,11 @@ class RunningModels:
     command: str | None = None
     """Command line of a third-party engine."""
     key: str | None = None
-    """Key of whoever started it."""
+    """Key of the person who started it."""
     why: str | None = None
-    """Why the engine was chosen, if none was requested."""
+    """Reason why the engine was chosen, if none was requested."""
     costs: tuple[AdapterCost, ...] = ()
-    """Cost of each adapter, if the engine is ours."""
+    """Cost of each adapter, if the engine is Orchestrate's."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class EngineOptions:
 
     engine: str = "auto"
     base: str | None = None
-    """Base to serve alone, without a tuned model."""
+    """Base model to serve alone, without a tuned model."""
     python: Path | None = None
     """Python of the environment with vLLM."""
     llama_python: Path | None = None
@@ -122,7 +122,7 @@ class EngineOptions:
     quantise: str = "Q4_K_M"
     """Quantization for llama.cpp."""
     more: tuple[str, ...] = ()
-    """Further flags for a third-party engine."""
+    """Additional flags for a third-party engine."""
 
 
 @contextmanager
@@ -179,11 +179,12 @@ def serve(
 def _named(tuned: Sequence[TunedModel], called: Sequence[str]) -> list[TunedModel]:
     """Raises `UsageError` for a name that no model or that two go by, and for more names than models."""
     if len(called) > len(tuned):
-        raise UsageError(f"{len(called)} names for {len(tuned)} models", fix="give one --as NAME per RUN")
+        raise UsageError(f"{len(called)} names for {len(tuned)} models", fix="pass one --as NAME per RUN")
     for name in called:
         if not name.isprintable() or not name or len(name) > _LONGEST_NAME or set(name) & set(" =,"):
             raise UsageError(
-                f"{name!r} cannot be a model's name: 1 to {_LONGEST_NAME} characters, no space, = or comma"
+                f"{name!r} is not allowed as a model's name: use 1 to {_LONGEST_NAME} characters "
+                "without spaces, = and commas"
             )
     named = [replace(one, name=name) for one, name in zip(tuned, called, strict=False)]
     named += tuned[len(called) :]
@@ -209,7 +210,7 @@ def _llama_cpp(
     if len(tuned) > 1:
         raise UsageError(
             "llama.cpp's server serves one model at a time: name one run",
-            fix="--engine transformers or vllm serves several adapters of one base",
+            fix="several adapters of one base model need --engine transformers or vllm",
         )
     folder = _exported(ft, tuned[0], "gguf", WeightOptions(quantise=choice.quantise))
     [file] = folder.glob("*.gguf")
@@ -252,14 +253,14 @@ def prove(ft: Workspace, up: RunningModels, names: Sequence[str]) -> list[Proof]
 def prove_deployed(
     ft: Workspace, run: TrackedRun, deployment: DeploymentHandle, patience_s: float
 ) -> tuple[Proof | None, str | None]:
-    """Prove a deployed model once it answers, or return why it was not proved. The prompts of the proof are
-    billed like all others. Nothing large is downloaded. If the base isn't on this machine, the prompts
-    that identify the tuned model must have been found before."""
+    """Prove a deployed model once it answers, or return why it was not proven. The prompts of the proof are
+    billed like all others. Nothing large is downloaded. If the base isn't on this machine, the prompts that
+    identify the tuned model must have been found before."""
     at, fix = deployment.record.provider, f"orchestrate verify {run.id}"
     fix += "" if at == run.record.provider else f" --at {at}"
     try:
         if not models.can_be_known(ft, run):
-            return None, f"its base is not on this machine; on one that has it: {fix}"
+            return None, f"its base model is not on this machine; on one that has it: {fix}"
         if not deployment.answers(patience_s):
             return None, f"it is not ready yet; later: {fix}"
         return verify(ft, run, at), None
@@ -274,8 +275,8 @@ def add(
     accept_licence: Sequence[str],
     called: Sequence[str] = (),
 ) -> list[tuple[str, str, float]]:
-    """Add adapters to a running server: one of this home's, or a vLLM. Returns name, URL and seconds of
-    each. Raises `UsageError`, `HostUnavailable`."""
+    """Add adapters to a running server, which is either one from this home folder or a vLLM. Returns name,
+    URL and seconds of each. Raises `UsageError`, `HostUnavailable`."""
     root = url.rstrip("/").removesuffix("/v1")
     own = any(note.url == root for note in running.notes(ft.settings.home))
     found: list[tuple[str, str, float]] = []
@@ -296,6 +297,6 @@ def new_key(ft: Workspace, name: str) -> str:
 
 
 def revoke_key(ft: Workspace, name: str) -> None:
-    """Revoke a key. Running servers reject it from now on, too."""
+    """Revoke a key. Running servers reject it from now on too."""
     keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
     keys.revoke(ft.store, name, by=ft.settings.made_by)

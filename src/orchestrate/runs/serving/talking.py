@@ -26,12 +26,15 @@ class Talk:
     loaded once and its answers are streamed. Must be closed."""
 
     def __init__(self, handle: TrackedRun, on: str = "auto", at: str | None = None) -> None:
-        """`on`: `host` asks the run's host, `here` downloads the adapter and answers on this machine; `auto`
-        is where the run was trained. Raises `UsageError`, and what `check` and `download` do."""
+        """Start the chat. With `on="host"` it asks the run's host, with `here` it downloads the adapter and
+        answers on this machine, and with `auto` it uses the place where the run was trained. Raises
+        `UsageError`, and the errors of `check` and `download`."""
         if on not in PLACES:
             raise UsageError(f"--on must be one of {', '.join(PLACES)}; got {on!r}")
         if on == "here" and at is not None:
-            raise UsageError("--at names another host, but --on here means this machine: use one of them")
+            raise UsageError(
+                "--at names another host, but --on here means this machine: use only one of them"
+            )
         handle.check()
         self._handle, self._at = handle, at
         self._own: Generator | None = None
@@ -67,7 +70,9 @@ class Talk:
         capability(provider, Downloads)
         artifact = self._handle.download()
         if artifact.base_model is None:
-            raise UsageError(f"the downloaded model in {artifact.folder} does not name its base model")
+            raise UsageError(
+                f"the downloaded model in {artifact.folder} does not say which base model it has"
+            )
         self._own = Generator(artifact.base_model, adapter=Path(artifact.folder))
         return self._own
 

@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 
 Subject = "TrackedRun | Path"
-"""A run that succeeded, or a folder with an adapter or a model that has a passport."""
+"""A run that succeeded, or a folder with an adapter or model that has a passport."""
 
 
 def of(ws: Workspace, subject: TrackedRun | Path) -> TunedModel:
     """Return the tuned model on this machine, downloading a run's model if needed. Raises the errors of
-    `RunHandle.download`, and `UsageError` for a folder that does not name its base."""
+    `RunHandle.download`, and `UsageError` for a folder that does not name its base model."""
     if isinstance(subject, Path):
         return _of_folder(subject)
     artifact = subject.download()
@@ -68,7 +68,9 @@ def _of_folder(folder: Path) -> TunedModel:
     if not given and bare.adapter:
         given = bare.config.get("base_model_name_or_path")
     if not given:
-        raise UsageError(f"{folder} does not name its base model", fix="add a passport.json with base_model")
+        raise UsageError(
+            f"{folder} does not say which base model it has", fix="add a passport.json with base_model"
+        )
     return replace(bare, base=str(given))
 
 
@@ -86,7 +88,7 @@ def sheet(ws: Workspace, subject: TrackedRun | Path, tuned: TunedModel | None = 
 
 
 def can_be_known(ws: Workspace, run: TrackedRun) -> bool:
-    """Return whether a run's model has a fingerprint, or one can be computed on this machine. Downloads an
+    """Return whether a run's model has a fingerprint, or one can be computed on this machine. It downloads an
     adapter for that, but not a full model."""
     file = ws.settings.home / "proofs" / f"{run.id}.json"
     if file.is_file() or _kept_sheet(run) is not None:
@@ -117,8 +119,9 @@ def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
     more = [name for name in ("modules_to_save", "use_dora", "trainable_token_indices") if config.get(name)]
     if more:
         raise UsageError(
-            f"{run.id} is not a plain LoRA adapter ({', '.join(more)}): hosts would ignore that or reject it",
-            fix=f"orchestrate export {run.id} DIR --to merged   and serve it on your own machine",
+            f"{run.id} is not a plain LoRA adapter ({', '.join(more)}), so hosts would ignore "
+            "that part or reject it",
+            fix=f"serve it on your own machine with: orchestrate export {run.id} DIR --to merged",
         )
     tuned.require_readable()
     known = lookup(tuned.base) or lookup(run.record.model)
@@ -201,7 +204,7 @@ def _laid_on(tuned: TunedModel, made: Export, options: WeightOptions) -> Generat
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointNames:
-    """Options for asking a served model. `model` and `base` are their names at a URL."""
+    """Options for querying a served model. `model` and `base` are their names at a URL."""
 
     model: str | None = None
     base: str | None = None
@@ -220,8 +223,8 @@ def verify(
     *,
     tuned: TunedModel | None = None,
 ) -> Proof:
-    """Prove whether the model at a URL, in a folder, or (`None`, or the backend's name) at the run's
-    backend is the trained one. Stores every result. Raises a `ProviderError` if nothing can be asked."""
+    """Prove whether the model at a URL, in a folder, or (`None`, or the backend's name) at the run's backend
+    is the trained one. Stores every result. Raises a `ProviderError` if the model cannot be queried."""
     asking = asking or EndpointNames()
     name = subject.name if isinstance(subject, Path) else str(subject.record.spec.get("suffix") or subject.id)
     if at is not None and at.startswith(("http://", "https://")):
@@ -249,7 +252,7 @@ def verify(
         used(ws, subject.id, at)
         return _kept(ws, judge(sheet(ws, subject, tuned), place, run_id=subject.id))
     if at is None:
-        raise UsageError("specify where it is served", fix="--at URL , or a folder")
+        raise UsageError("choose where it is served", fix="pass --at with a URL or a folder")
     folder = Path(at).expanduser().resolve()
     if not folder.exists():
         raise UsageError(f"{at} is not a URL, a folder or the run's backend")
@@ -275,7 +278,7 @@ def _require_answering(run: TrackedRun) -> None:
     if isinstance(provider, Deploys) and provider.endpoint(run.record.handle) is None:
         raise UsageError(
             f"{provider.name} has no running endpoint for this model",
-            fix=f"orchestrate deploy {run.id}   (bills), or name a URL or a folder: --at",
+            fix=f"orchestrate deploy {run.id}   (billed hourly), or pass a URL or a folder: --at",
         )
 
 
@@ -296,7 +299,7 @@ def merge(
     accept_licence: Sequence[str] = (),
 ) -> Merged:
     """Merge several adapters of one base into a folder, with PEFT's methods and a provenance file, then load
-    and prove the result. All have equal weight unless `weights` says otherwise.
+    and prove the result. All have equal weight unless `weights` is set.
 
     Raises `UsageError` for different bases, fully fine-tuned models, or anything else that PEFT cannot merge.
     """

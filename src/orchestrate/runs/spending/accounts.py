@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8
 GRACE = timedelta(minutes=10)
-"""Time after the end of a run: a worker first reports the end, then releases its machine."""
+"""Time allowed after the end of a run, because a worker first reports the end and then releases its
+machine."""
 IN_USE = timedelta(hours=1)
-"""Time after a request from this store, or after its creation, during which a deployment is not idle."""
+"""Time after its creation or a request from this store during which a deployment is not idle."""
 
 
 class Breakdown(Record, frozen=True, kw_only=True):
@@ -45,7 +46,7 @@ class Breakdown(Record, frozen=True, kw_only=True):
 
 
 class Found(Record, frozen=True, kw_only=True):
-    """A resource that bills or may bill, and its owner."""
+    """A resource that is or may be billed, and its owner."""
 
     item: Standing
     run: str | None = None
@@ -56,17 +57,17 @@ class Found(Record, frozen=True, kw_only=True):
     """Time of the last request from this store."""
     person: str | None = None
     foreign: bool
-    """Nothing in this store shows that it was created from here."""
+    """Whether nothing in this store shows that it was created from here."""
     abandoned: bool = False
-    """It, or its run, was abandoned in this store."""
+    """Whether it, or its run, was abandoned in this store."""
     unaccounted: str | None = None
-    """Why nothing in this store accounts for it. Its cost is in no sum."""
+    """Reason why nothing in this store accounts for it. No sum includes its cost."""
     idle: bool
-    """It bills hourly (or may, if that is unknown), and this store has not used it for an hour."""
+    """Whether it is (or may be) billed hourly and this store has not used it for an hour."""
 
     @property
     def lost_run(self) -> str | None:
-        """The run that `recover` would create from it, if it has our ref and this store has no such run."""
+        """Run that `recover` would create from it, if it has our ref and this store has no such run."""
         from orchestrate.store import REF_PATTERN, run_id_of
 
         ref = self.item.job_id or ""
@@ -74,7 +75,8 @@ class Found(Record, frozen=True, kw_only=True):
 
     @property
     def by_the_hour(self) -> bool:
-        """Return whether it bills, or may bill, by uptime. Jobs of runs in this store count as committed."""
+        """Return whether it is, or may be, billed by uptime. Jobs of runs in this store count as
+        committed."""
         if self.item.bills is False:
             return False
         if self.item.kind in ("job", "worker"):
@@ -95,9 +97,9 @@ class AccountStatus(Record, frozen=True, kw_only=True):
     keyless: bool = False
     """Whether its key is missing."""
     expected: bool = True
-    """Whether skipping it leaves a gap: not for a backend without a key that has no runs here."""
+    """Whether skipping it leaves a gap. Skipping a backend without a key and without runs here does not."""
     unseen: tuple[str, ...] = ()
-    """What cannot be seen in it, one sentence each."""
+    """Parts of the account that cannot be seen, one sentence each."""
     partial: bool = False
     """Whether one of the host's lists could not be read."""
     elsewhere: tuple[str, ...] = ()
@@ -105,32 +107,33 @@ class AccountStatus(Record, frozen=True, kw_only=True):
 
 
 class SpendingReport(Record, frozen=True, kw_only=True):
-    """A spending report. Amounts are exact. Unknown amounts are in no sum and are listed separately."""
+    """A spending report. Amounts are exact. Unknown amounts are listed separately and in no sum."""
 
     at: datetime
     sandbox: bool = False
-    """True for sandbox money and resources, false for real ones."""
+    """Whether it covers simulated sandbox spending instead of real money."""
     month: str | None = None
     total: Sum
     """The total, of the requested month if there is one."""
     budget_usd: Decimal | None = None
     left_usd: Decimal | None = None
-    """What is left of the budget, over all months; below zero if it is exceeded. `None` without a budget."""
+    """Remaining budget over all months, negative if it is exceeded. `None` without a budget."""
     uncounted: tuple[str, ...] = ()
-    """Ids, over all months, of items with a possible but unknown cost, so less is left than shown. Leaves
-    out abandoned and ignored items. Includes rented machines that belong to no run here."""
+    """Ids, over all months, of items with a possible but unknown cost, so the actual remainder is smaller.
+    Excludes abandoned and ignored items. Includes rented machines that belong to no run here."""
     stalled: tuple[str, ...] = ()
-    """Runs in progress on their hosts but without news. They may bill."""
+    """Runs in progress on their hosts but without news. They may be billed."""
     breakdown: tuple[Breakdown, ...] = ()
     offline: bool = False
-    """No account was contacted."""
+    """Whether no account was contacted."""
     accounts: tuple[AccountStatus, ...] = ()
     standing: tuple[Found, ...] = ()
     usd_per_hour: Decimal | None = None
-    """Total of everything that bills hourly now at a known price; `None` if no account answered, or if
-    something bills and none of its prices is known."""
+    """Total of everything that is billed hourly now at a known price. `None` if no account answered, or if
+    something is billed and none of the prices is known."""
     unpriced: tuple[str, ...] = ()
-    """Ids of what bills hourly now, or may, at an unknown price, in addition to `usd_per_hour`."""
+    """Ids of resources that are or may be billed hourly at an unknown price, in addition to
+    `usd_per_hour`."""
 
     def __str__(self) -> str:
         budget = "" if self.left_usd is None else f", {money(self.left_usd)} left of the budget"
@@ -144,7 +147,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
     @property
     def billing(self) -> list[Found]:
-        """Return what bills hourly, or may."""
+        """Return the resources that are or may be billed hourly."""
         return [found for found in self.standing if found.by_the_hour]
 
     @property
@@ -157,13 +160,13 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
     @property
     def gaps(self) -> list[AccountStatus]:
-        """Return where something may bill unseen: accounts that did not answer, or not completely, and
-        accounts of runs that no current key shows."""
+        """Return where unseen resources may be billed: accounts that did not answer, or not completely, and
+        accounts of runs that no current key can see."""
         return [a for a in self.accounts if a.expected and (not a.asked or a.partial or a.elsewhere)]
 
     @property
     def at_least(self) -> bool:
-        """Return whether more may bill than `usd_per_hour` says."""
+        """Return whether more than `usd_per_hour` may be billed."""
         return bool(self.unpriced or self.gaps)
 
 
@@ -197,7 +200,7 @@ class _AccountAnswer:
 
 @dataclass(frozen=True)
 class Spender:
-    """Does the work of `Orchestrator.spending`."""
+    """Implements `Orchestrator.spending`."""
 
     store: Store
     backends: Sequence[str]
@@ -215,8 +218,8 @@ class Spender:
         offline: bool = False,
         ignore: Collection[str] = (),
     ) -> SpendingReport:
-        """Report what was spent, what is committed and what still bills. Raises `UsageError` for an unknown
-        month or grouping."""
+        """Report what was spent, what is committed and what is still billed. Raises `UsageError` for an
+        unknown month or grouping."""
         now = self.store.clock.now()
         books = _StoredRuns(
             [run for run in self.store.runs.matching() if run.sandbox is sandbox],
@@ -335,8 +338,8 @@ class Spender:
         return account, hidden, None
 
 
-_PLAY = "a sandbox, which costs nothing (use --sandbox to include it)"
-_NO_SANDBOX = "not a sandbox (leave out --sandbox to include it)"
+_PLAY = "a sandbox, which costs nothing (include it with --sandbox)"
+_NO_SANDBOX = "not a sandbox (include it by leaving out --sandbox)"
 _NOT_UP = "its sandbox is not running: orchestrate sandbox run -- orchestrate spending --sandbox"
 
 
@@ -393,15 +396,15 @@ def unaccounted(run: Run | None, now: datetime) -> str | None:
     if run is None:
         return "no run in this store has its ref"
     if run.abandoned is not None:
-        return "its run was given up"
+        return "its run was abandoned"
     if run.status.terminal and now - (run.finished_at or run.updated_at) > GRACE:
         return f"its run has {run.status.value}"
     return None
 
 
 def left_session(provider: Provider, run: Run | None) -> str | None:
-    """Explain why no program uses a session's machine any more: a session releases it before it ends or
-    pauses. Asks for the state, since the store may not know yet that the program was killed."""
+    """Explain why no program uses a session's machine anymore. A session releases its machine before it ends
+    or pauses. Queries the state, because the store may not know yet that the program was killed."""
     if run is None or run.job_kind != SESSION:
         return None
     with suppress(OrchestrateError):

@@ -27,11 +27,12 @@ class Orphan(Record, frozen=True, kw_only=True):
     run: str | None = None
     """The run in this store, if any."""
     reason: str
-    """Why nothing here accounts for it."""
+    """Reason why nothing here accounts for it."""
     outcome: Literal["listed", "asked to end", "kept", "failed"] = "listed"
-    """Only its host shows whether it ended. Those still running are listed again."""
+    """Outcome of ending it. Only its host shows whether it has ended. Resources that are still running are
+    listed again."""
     told: str | None = None
-    """Why it was kept, or what went wrong."""
+    """Reason why it was kept, or what went wrong."""
 
 
 class OrphanReport(Record, frozen=True, kw_only=True):
@@ -47,7 +48,7 @@ class OrphanReport(Record, frozen=True, kw_only=True):
 
 
 class Orphans:
-    """Does the work of `Orchestrator.orphans`."""
+    """Implements `Orchestrator.orphans`."""
 
     def __init__(self, store: Store, provider: Callable[[str], Provider]) -> None:
         self.store, self.provider = store, provider
@@ -58,8 +59,8 @@ class Orphans:
         return OrphanReport(at=report.at, orphans=found, gaps=tuple(report.gaps))
 
     def end(self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None) -> OrphanReport:
-        """Shut down each resource independently: one failure does not stop the others. Safe to repeat and
-        to run concurrently."""
+        """Shut down each resource independently, so that one failure does not stop the others. You can repeat
+        it and run it concurrently."""
         ended: list[Orphan] = []
         for one in report.orphans:
             ended.append(self._ended(one))

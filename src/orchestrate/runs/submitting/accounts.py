@@ -44,8 +44,8 @@ def alone(
     lease_s: float = 30.0,
     still_wanted: Callable[[], object] = lambda: None,
 ) -> Generator[None]:
-    """Wait until no other process uploads any of these files, and keep others waiting during the block. Calls
-    `still_wanted` while it waits, which may raise."""
+    """Wait until no other process uploads any of these files, and block others during the block. Calls
+    `still_wanted` while it waits, which may raise an error."""
     with ExitStack() as leases, work(f"waiting for another upload of this data to {provider.name}"):
 
         def wait() -> None:
@@ -88,8 +88,8 @@ def is_here_in(connection: Connection, provider: Provider, account: str | None) 
 
 
 def shows(store: Store, provider: Provider, run: Run) -> bool | None:
-    """Return whether the backend's key belongs to the run's account. If the ids don't tell, looks for the
-    run's job and for its uploaded file. Raises `ProviderError` if the host cannot be reached."""
+    """Return whether the backend's key belongs to the run's account. If the ids don't tell, it looks for the
+    run's job and its uploaded file. Raises `ProviderError` if the host cannot be reached."""
     found = is_here(store, provider, run.account)
     if found is None and _sees(store, provider, run):
         prove(store, provider, run)
@@ -112,7 +112,8 @@ def other(store: Store, provider: Provider, run: Run) -> OtherAccount:
 
 
 def prove(store: Store, provider: Provider, run: Run) -> None:
-    """Record that the run's account is the backend key's, because the key sees what only the run has."""
+    """Record that the run's account is the account of the backend's key, because the key sees what only the
+    run has."""
     here = account_of(store, provider)
     if run.account is None:
         store.runs.apply(run.id, lambda run: placed(run, here))

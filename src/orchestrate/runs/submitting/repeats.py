@@ -69,8 +69,8 @@ class LostHandles(NamedTuple):
 
 def look(provider: Provider, wish: SubmitRequest, translation: Translation) -> LostHandles | None:
     """Look for the job of an idempotency key at the host, with one read request, and a second one if there is
-    a job. Raises `KeyTaken` if the job differs from the one requested, and `ProviderError` if the host
-    cannot be reached."""
+    a job. Raises `KeyTaken` if the job differs from the requested one, and `ProviderError` if the host cannot
+    be reached."""
     if wish.ref is None:
         return None
     key = str(wish.key).partition(" ")[0]
@@ -78,7 +78,7 @@ def look(provider: Provider, wish: SubmitRequest, translation: Translation) -> L
         handles = provider.find(wish.ref)
         job = provider.get(handles[0]) if handles else None
     except ProviderError as error:
-        error.message += f"; a job of the idempotency key {key} may already exist, so nothing was sent"
+        error.message += f"; a job with the idempotency key {key} may already exist, so nothing was sent"
         raise
     if job is None:
         return None
@@ -116,8 +116,8 @@ def event_of(run: Run, provider: Provider, at: datetime) -> Event:
         at=at,
         level="warning",
         type="taken_over",
-        message=f"{provider.title} already had job {run.job_id} with this idempotency key, unknown to this "
-        "store. It is now this run's job, and nothing was sent",
+        message=f"{provider.title} already had job {run.job_id} with this idempotency key, which this "
+        "store did not know. It is now this run's job, and nothing was sent",
     )
 
 
@@ -139,13 +139,13 @@ class Submission(RunRequest):
     """What the spec becomes on the backend. Its request is built from this without translating again."""
     data: TrainingData
     limits: tuple[Limit, ...] = ()
-    """Applies in addition to its own limit and the budget."""
+    """Limits that apply in addition to its own limit and the budget."""
     again: bool = True
-    """Submit even if an identical run (`orchestrate.runs.submitting.repeats`) would block it."""
+    """Whether to submit even if an identical run (`orchestrate.runs.submitting.repeats`) would block it."""
     patient: bool = False
-    """Keep the run unsent if its host can't accept it now but may later. The next call with the key
-    continues the run, under the ref that it has in every copy of the store. Otherwise the run is
-    refused."""
+    """Whether to keep the run unsent if its host can't accept it now but may later. The next call with the
+    key continues the run, with the ref that it has in every copy of the store. Otherwise the run is
+    rejected."""
 
 
 def stored_spec(run: Run) -> JobSpec:
@@ -153,16 +153,16 @@ def stored_spec(run: Run) -> JobSpec:
     was a secret."""
     if names := [name for name, value in run.spec.items() if is_masked(value)]:
         raise UsageError(
-            f"run {run.id} cannot be sent again: the secrets in {' and '.join(names)} of its spec are not "
-            "stored",
-            fix=f"orchestrate cancel {run.id}, then submit again; uploaded files are reused",
+            f"run {run.id} cannot be sent again because the secrets in {' and '.join(names)} of "
+            "its spec are not stored",
+            fix=f"orchestrate cancel {run.id}, then submit again; Orchestrate reuses the uploaded files",
         )
     return JobSpec.parse(run.spec)
 
 
 RECENT = timedelta(hours=24)
 UNKNOWN = "unknown"
-"""Model of a recovered run of which only the ref is known."""
+"""Model name of a recovered run of which only the ref is known."""
 _LONGEST_KEY = 180
 _NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
 
@@ -183,7 +183,7 @@ class SubmitRequest:
     digest: str
     provider: Provider
     key: str | None = None
-    """The caller's key; if one submit goes to several backends, followed by a space and the backend's
+    """The caller's key. If one submit goes to several backends, it is followed by a space and the backend's
     name. Raises `UsageError` for an invalid key."""
 
     def __post_init__(self) -> None:
@@ -198,9 +198,9 @@ class SubmitRequest:
     @property
     def ref(self) -> str | None:
         """Return the ref of a key's run. It is the same in every store, and differs for other settings, other
-        data and another host. So a job of someone who uses the same key for something else is never
-        mistaken for it. It does not depend on the account, because a host shows the jobs of one account
-        only, and a new API key of that account may have a new name."""
+        data and other hosts, so that a job of someone who uses the same key for something else is never
+        mistaken for it. It does not depend on the account, because a host only shows the jobs of one account,
+        and a new API key for that account may have a new name."""
         if self.key is None:
             return None
         settings = masked({n: v for n, v in self.spec.canonical().items() if n not in _NOT_COMPARED})
@@ -213,14 +213,14 @@ class SubmitRequest:
             return self._known(connection)
 
     def same(self, store: Store) -> Run | None:
-        """Return the newest recent run that is identical and therefore blocks this one."""
+        """Return the latest recent run that is identical and therefore blocks this one."""
         with store.database.reading() as connection:
             return self._same(connection, stamp(store.clock.now() - RECENT))
 
     def guard(self, store: Store, *, again: bool, made: bool) -> Callable[[Connection, Run], None]:
         """Return a function to call in the transaction that creates the run. It raises `KnownRun`,
-        `KeyTaken`, `KeyCancelled` unless the job is `made` and has to be tracked, and `AlreadySubmitted`
-        unless `again`."""
+        `KeyTaken`, `KeyCancelled` unless the job is `made` and must be tracked, and `AlreadySubmitted` unless
+        `again` is set."""
         since = stamp(store.clock.now() - RECENT)
 
         def guard(connection: Connection, run: Run) -> None:

@@ -20,7 +20,7 @@ from orchestrate.types import Event, JobHandle, Run, SubmitPhase
 
 @dataclass(frozen=True)
 class Settler:
-    """Settles and cancels runs of one store on one backend."""
+    """Resolves lost requests and cancels runs of one store on one backend."""
 
     store: Store
     provider: Provider
@@ -36,7 +36,7 @@ class Settler:
         """Find out what became of a create request whose response was lost, without changing anything on the
         host.
 
-        The run then has its job, or is back in phase `UPLOADED` because there certainly is none, or stays
+        Afterwards, the run has its job, is back in phase `UPLOADED` because there certainly is none, or stays
         `OUTCOME_UNKNOWN` because it is too early to tell. Raises `ProviderError` if the host cannot be
         reached, and `OtherAccount` if the absence of a job would prove nothing.
         """
@@ -78,15 +78,15 @@ class Settler:
         return run
 
     def alarm(self, run: Run, others: set[str]) -> Event | None:
-        """Store an alert about additional jobs of one run, once. Returns it if it is new."""
+        """Store an alert about additional jobs of one run, only once. Returns it if it is new."""
         names = ", ".join(sorted(others))
         event = Event(
             id=f"orchestrate-doubled-{names}",
             at=self.store.clock.now(),
             level="error",
             type="alarm",
-            message=f"{self.provider.title} has more than one job for ref {run.ref}: {run.job_id} is "
-            f"tracked, but {names} is not and may be billed. Cancel it there",
+            message=f"{self.provider.title} has more than one job for ref {run.ref}: this store tracks "
+            f"{run.job_id}, but not {names}, which may be billed. Cancel the rest there",
             data={"tracked": run.job_id, "others": sorted(others)},
         )
         return next(iter(self.store.history.add_events(run.id, [event], from_host=False)), None)
@@ -152,7 +152,7 @@ class Settler:
         if (run.provider, run.host) != (self.provider.config.name, self.provider.host):
             raise UsageError(
                 f"run {run.id} is on {run.provider} at {run.host}, not at {self.provider.host}",
-                fix="use the configuration and key used to submit it",
+                fix="use the configuration and key you used to submit it",
             )
 
     # -- inside ---------------------------------------------------------------------------------------------

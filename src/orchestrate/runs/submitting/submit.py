@@ -70,9 +70,9 @@ class Submitter(Settler):
 
     reached: CrashPoint = pass_by
     budget_usd: Decimal | None = None
-    """Applies to all runs and deployments of the store."""
+    """Budget for all runs and deployments in the store."""
     agree: Callable[[Quote], bool] = lambda live: False
-    """Called for a host's own estimate that is above the quote's high end."""
+    """Function to call if a host's own estimate is above the quote's high end."""
 
     # -- sending -------------------------------------------------------------------------------------------
 
@@ -122,8 +122,8 @@ class Submitter(Settler):
         return self.apply(run, lambda run, at: transitions.observed(run, there.job, at), None)
 
     def take_up(self, run: Run, asked: Submission, *, progress: Progress | None = None) -> Run:
-        """Continue a run of an earlier call as far as possible now. It may still be in progress, or have
-        ended. Raises the same errors as `submit`."""
+        """Continue a run of an earlier call as far as possible now. Afterwards, it may still be in progress.
+        Raises the same errors as `submit`."""
         if run.idempotency_key is None:
             run = self.store.runs.apply(run.id, lambda run: repeats.claimed(run, asked))
         if self.store.leases.held(lease_name(run)):
@@ -131,7 +131,9 @@ class Submitter(Settler):
         if run.phase in UNSETTLED:
             run = self.settle(run)
         if run.phase in UNSETTLED:
-            raise OutcomeUnknown(self.provider.name, run.ref, "an earlier attempt is not settled yet")
+            raise OutcomeUnknown(
+                self.provider.name, run.ref, "the outcome of an earlier attempt is not known yet"
+            )
         try:
             return self._go_on(run, asked, asked.data, progress, again=True)
         except LeaseHeld:
@@ -158,7 +160,9 @@ class Submitter(Settler):
         with self.store.leases.hold(lease_name(run), self.timing.lease_s) as lease:
             run = self.store.runs.get(run.id)
             if run.phase in UNSETTLED:
-                raise OutcomeUnknown(self.provider.name, run.ref, "an earlier attempt is not settled yet")
+                raise OutcomeUnknown(
+                    self.provider.name, run.ref, "the outcome of an earlier attempt is not known yet"
+                )
             if run.phase not in UNSENT:
                 return run
             if run.released:
@@ -336,10 +340,10 @@ class Submitter(Settler):
             self.reached("after-fence")
             if self.store.clock.uptime().seconds - begun <= self.timing.send_limit_s:
                 return
-            self.apply(run, transitions.not_made, lease, note="too late to send; nothing was sent")
+            self.apply(run, transitions.not_made, lease, note="it is too late to send; nothing was sent")
         slow = StoreError(
             f"run {run.id}: writing to the run store takes longer than {duration(self.timing.send_limit_s)}",
-            fix=f"nothing was sent; when the machine is less busy: orchestrate resume {run.id}",
+            fix=f"nothing was sent; once the machine is less busy: orchestrate resume {run.id}",
         )
         slow.retryable = True  # else whoever would ask again gives the run up
         raise slow
@@ -370,7 +374,7 @@ class Submitter(Settler):
         try:
             return self.adopt(run, handles)
         except StoreError as error:
-            made = f"job {handles[0].job_id} was created but could not be recorded: {error}"
+            made = f"created job {handles[0].job_id} but could not record it: {error}"
             unknown = OutcomeUnknown(self.provider.name, run.ref, made)
             unknown.fix = (
                 f"{error.fix or 'repair the run store'}; then  orchestrate sync  (do not submit again)"
@@ -419,7 +423,7 @@ def _model(spec: JobSpec, provider: Provider) -> str:
 
 
 def settle(store: Store, provider: Provider, run: Run, *, timing: Timing = DEFAULT_TIMING) -> Run:
-    """Settle a run whose create request got no answer. See `Submitter.settle`."""
+    """Resolve a run whose create request got no response. See `Submitter.settle`."""
     return Submitter(store, provider, timing).settle(run)
 
 

@@ -32,7 +32,7 @@ class ChosenRows(Record, frozen=True, kw_only=True):
     score: float
     """Mean of its runs."""
     low: float | None = None
-    """Half-width of the 95% interval of one run's score; `None` for a loss."""
+    """Half-width of the 95% interval of one run's score. `None` for a loss."""
     high: float | None = None
     runs: tuple[str, ...]
 
@@ -48,7 +48,7 @@ class BestRows(Record, frozen=True, kw_only=True):
     """File of the best rows."""
     compared: tuple[ChosenRows, ...]
     over: dict[str, Gain]
-    """Gain of the best rows over each other selection; positive is better."""
+    """Gain of the best rows over each other selection. Positive is better."""
     remarks: tuple[str, ...] = ()
 
 
@@ -58,7 +58,7 @@ def selection(ft: Workspace, spec: JobSpec, keep: float, by: str) -> str:
     changed since."""
     path = spec.train
     if not isinstance(path, str):
-        raise UsageError("the best rows are selected from one file, but the spec trains on several")
+        raise UsageError("the best rows are selected from a single file, but the spec trains on several")
     columns = renaming_of(spec.columns)
     data = score.opened(path, columns, None).facts
     order = score.ranked(score.require_scores(path, data), by)
@@ -77,7 +77,7 @@ def space_of(kinds: Sequence[str], selected: str, keep: float, seeds: int) -> Sp
     """Build the space of a comparison of the best rows with random rows, all rows or both. Raises
     `UsageError`."""
     if "best" not in kinds or len(set(kinds)) < 2 or set(kinds) - set(KINDS):
-        raise UsageError("--compare takes best and random, all or both", fix="--compare best,random")
+        raise UsageError("--compare must be best and random, all or both", fix="--compare best,random")
     value = {"best": selected, "random": keep, "all": 1.0}
     choices = {SHARE: tuple(value[kind] for kind in KINDS if kind in kinds)}
     return seeded(choices, seeds)

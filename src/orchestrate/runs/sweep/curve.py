@@ -28,17 +28,17 @@ _Z = 1.96
 
 
 class Size(Record, frozen=True, kw_only=True):
-    """The measurements with one number of rows."""
+    """Measurements for one number of rows."""
 
     rows: int
     share: float
     score: float
     """Mean of its runs."""
     low: float | None = None
-    """Half-width of the 95% interval of one run's score; `None` for a loss."""
+    """Half-width of the 95% interval of one run's score. `None` for a loss."""
     high: float | None = None
     usd: Decimal | None = None
-    """Mean bill of its runs; `None` while one is unknown."""
+    """Average bill of its runs. `None` while one is unknown."""
     runs: tuple[str, ...]
 
 
@@ -54,18 +54,19 @@ class LearningCurve(Record, frozen=True, kw_only=True):
     half: Gain | None = None
     """Gain from half the rows to all."""
     half_saves_usd: Decimal | None = None
-    """Cost saved by training on half the rows."""
+    """Cost saved by training on half of the rows."""
     why_none: str | None = None
-    """Why no projection is possible."""
+    """Reason why no projection is possible."""
     remarks: tuple[str, ...] = ()
 
 
 def space_of(shares: Sequence[float], seeds: int) -> Space:
-    """Build the space of a learning curve over these shares of the rows. Raises `UsageError`."""
+    """Build the space of a learning curve over these fractions of the rows. Raises `UsageError`."""
     kept = tuple(sorted(set(shares)))
     if len(kept) < 3 or kept[-1] != 1 or kept[0] <= 0:
         raise UsageError(
-            "a curve needs at least three shares, each above 0 and at most 1", fix="--shares 0.125,0.25,0.5,1"
+            "a curve needs at least three fractions, each above 0 and at most 1",
+            fix="--shares 0.125,0.25,0.5,1",
         )
     return seeded({SHARE: kept}, seeds)
 
@@ -83,8 +84,8 @@ def one_seed(search: Search) -> list[str]:
 
 
 def curve(searching: Searching, rows: int, more: int) -> LearningCurve:
-    """Fit a learning curve to the scored trials. `rows`: size of the training data; `more`: additional
-    rows to project."""
+    """Fit a learning curve to the scored trials. `rows` is the size of the training data, and `more` is the
+    number of additional rows to project."""
     search, higher = searching.search, searching.maximise
     trials = [trial for trial in searching.trials if trial.state is TrialState.SCORED]
     sizes = tuple(_sizes(searching, trials, rows))
@@ -166,9 +167,8 @@ def _measured(trials: Sequence[Trial], rows: int, *, higher: bool) -> list[Measu
 
 
 def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bool) -> list[Measured]:
-    """Measure one point for each group of runs, by their number of rows. Its error includes the sampling
-    of the rows that were asked and the variation between seeds, which is assumed to be the same for all
-    groups."""
+    """Measure one point for each group of runs by their number of rows. Its error includes the sampling of
+    the evaluated rows and the variation between seeds, which is assumed to be the same for all groups."""
     scores = [[trial.score or 0.0 for trial in same] for _, same in groups]
     spreads = [(len(found) - 1, variance(found)) for found in scores if len(found) > 1]
     freedom = sum(n for n, _ in spreads)
@@ -188,10 +188,11 @@ def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bo
 
 
 def told(found: LearningCurve) -> list[str]:
-    """Describe in sentences what more rows would gain, and what half of them would have lost and saved."""
+    """Describe in sentences what more rows would gain, and what half of the rows would have lost and
+    saved."""
     more, half = found.more, found.half
     if more is None or half is None:
-        return [f"no projection for other numbers of rows: {found.why_none}"]
+        return [f"no projection for other row counts: {found.why_none}"]
     added = more.rows_after - more.rows_before
     less = found.half_saves_usd
     saved = f", but cost {money(less)} less" if less is not None and less > 0 else ""

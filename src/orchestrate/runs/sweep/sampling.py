@@ -29,8 +29,8 @@ _FIRST_RUNG = 25
 def next_settings(
     space: Space, sampler: str, seed: int, trials: Sequence[Trial], *, maximise: bool
 ) -> Settings | None:
-    """Return settings that were not tried yet, or `None` if none are left. `trials` are all trials of the
-    first round so far."""
+    """Return settings that were not tried yet, or `None` if there are none left. `trials` are all trials of
+    the first round so far."""
     tried = {repr(sorted(trial.settings.items())) for trial in trials}
     if sampler == "grid":
         left = (s for s in space.combinations() if repr(sorted(s.items())) not in tried)
@@ -48,8 +48,8 @@ def next_settings(
 
 
 def given_up(curves: Mapping[int, Mapping[float, float]], number: int) -> bool:
-    """Return whether a trial should stop early: it is not in the better half of those that got as far.
-    `curves` has the validation losses of all trials, by trial number and by percent of their steps. This
+    """Return whether a trial should stop early because it is not in the better half of the trials that got as
+    far. `curves` has the validation losses of all trials, by trial number and by percent of their steps. This
     is asynchronous successive halving (Li et al., 2020)."""
     _quiet()
     import optuna

@@ -45,7 +45,7 @@ class SweepOrder:
     space: Space
     sampler: str = "grid"
     trials: int = 0
-    """Maximum number of trials; for a grid without a number, all."""
+    """Maximum number of trials. A grid without a number runs all of them."""
     target: str = LOSS
     """`validation_loss`, or `eval:METRIC` on held-out rows."""
     test: str | None = None
@@ -120,7 +120,7 @@ def _require(order: SweepOrder) -> None:
         )
     if order.sampler == "grid" and not order.trials and order.space.size > _MOST_UNASKED:
         raise UsageError(
-            f"the grid has {order.space.size:,} combinations, each of them a run",
+            f"the grid has {order.space.size:,} combinations, and each one is a run",
             fix="limit them with --trials N, preferably with --sampler random or tpe",
         )
     if not 0 < order.share <= 1:
@@ -131,7 +131,7 @@ def _require(order: SweepOrder) -> None:
         metric = order.target.removeprefix(EVAL)
         registry.check([metric])
         if registry.better(metric) == "neither":
-            raise UsageError(f"{metric} has no better direction, so it cannot be a target")
+            raise UsageError(f"for {metric} neither higher nor lower is better, so it cannot be a target")
     elif order.target != LOSS:
         raise UsageError(f"--target must be {LOSS} or eval:METRIC, got {order.target!r}")
 
@@ -144,7 +144,7 @@ def _require_target(ft: Workspace, spec: JobSpec, name: str, search: Search) -> 
         raise UsageError(f"the target {search.target} needs held-out rows: --test FILE")
     features = ft.provider(name).features
     if search.prune and Feature.CANCEL not in features:
-        raise UsageError(f"{name} cannot stop a run early, which --prune needs")
+        raise UsageError(f"--prune needs early stopping, but {name} cannot stop a run early")
 
 
 def price(ft: Workspace, search: Search) -> Price:

@@ -14,10 +14,10 @@ from orchestrate.spec import specfile
 from orchestrate.types import Search
 
 PROVIDER = "provider"
-"""Name under which the backend varies; all others are fields of the spec."""
+"""Name for varying the backend. All other names are fields of the spec."""
 SHARE = "share"
-"""Name under which the fraction of the training rows varies. Each subset is contained in the larger ones.
-A text is a file of rows selected from them."""
+"""Name for varying the fraction of the training rows. Larger subsets contain the smaller ones. A text value
+is a file with selected rows."""
 Settings = Mapping[str, Any]
 Range = tuple[float, float, bool]
 _FIXED = ("train", "validation", "test", "columns", "tags", "max_cost_usd", "private")
@@ -26,7 +26,8 @@ _FIXED = ("train", "validation", "test", "columns", "tags", "max_cost_usd", "pri
 
 @dataclass(frozen=True)
 class Space:
-    """A search space by dotted names. A range is low, high, and whether it is searched on a log scale."""
+    """A search space by dotted names. A range consists of low, high, and whether it is searched on a log
+    scale."""
 
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
     ranges: Mapping[str, Range] = field(default_factory=dict[str, Range])
@@ -63,11 +64,13 @@ def parse(grid: Iterable[str], ranges: Iterable[str]) -> Space:
         raise UsageError(f"{twice[0]} is given twice: put all its values in one --grid")
     if not choices and not bounds:
         raise UsageError(
-            "nothing varies", fix="--grid learning_rate=1e-4,2e-4   or --range NAME=LOW:HIGH:log"
+            "nothing varies", fix="use --grid learning_rate=1e-4,2e-4   or --range NAME=LOW:HIGH:log"
         )
     for name in (*choices, *bounds):
         if name.partition(".")[0] in _FIXED:
-            raise UsageError(f"{name} cannot vary, because trials are compared with each other")
+            raise UsageError(
+                f"{name} must be the same for all trials, because they are compared with each other"
+            )
     return Space(choices, bounds)
 
 

@@ -42,10 +42,10 @@ class Suggested(Record, frozen=True, kw_only=True):
     """One suggested setting."""
 
     name: str
-    """Name as in a spec: `adapter.r`."""
+    """Name as in a spec, such as `adapter.r`."""
     value: int | float
     now: int | float | str | None = None
-    """Value in the spec; `None` if the spec leaves the choice."""
+    """Value in the spec. `None` if the spec leaves it open."""
     reason: str
     source: str
     neighbors: tuple[int | float, ...] = ()
@@ -59,12 +59,12 @@ class Suggestion(Record, frozen=True, kw_only=True):
     model: str
     settings: tuple[Suggested, ...] = ()
     left_out: tuple[str, ...] = ()
-    """What is not suggested, and why."""
+    """Settings that are not suggested, and why."""
 
     @property
     def choices(self) -> dict[str, tuple[int | float, ...]]:
-        """Return the suggestions with their neighbors as values of a sweep, for the rate and the rank, which
-        matter most."""
+        """Return the suggestions for learning rate and rank, which matter most, with their neighbors as
+        values for a sweep."""
         return {
             one.name: tuple(sorted({one.value, *one.neighbors}))
             for one in self.settings
@@ -115,7 +115,7 @@ def _rank(spec: JobSpec, resolved: ModelOnHost, shape: ModelShape | None, tokens
         held = shape.adapter_parameters(rank)
         reason = f"{held:,} parameters for {tokens:,} trained tokens: "
         reason += (
-            "enough to learn as much as full fine-tuning"
+            "enough capacity to learn as much as full fine-tuning"
             if held >= tokens
             else f"the largest rank that fits ({most})"
         )
@@ -171,8 +171,8 @@ def _epochs(spec: JobSpec, rows: int) -> Suggested:
         name="epochs",
         value=epochs,
         now=spec.epochs,
-        reason=f"{rows:,} rows: 3 below 5,000, 2 below 50,000, then 1",
-        source=f"{_UNSLOTH}: 1 to 3; the steps in between are our choice",
+        reason=f"{rows:,} rows: 3 below 5,000, 2 below 50,000, otherwise 1",
+        source=f"{_UNSLOTH}: 1 to 3; the thresholds in between are Orchestrate's choice",
         neighbors=tuple(n for n in (epochs - 1, epochs + 2) if n),
     )
 

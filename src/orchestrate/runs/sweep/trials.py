@@ -41,9 +41,9 @@ class Searching:
     ft: Workspace
     search: Search
     stopped: str | None = None
-    """Why no further trial is started, unless all were."""
+    """Reason why no further trial is started, unless all trials were started."""
     waits: str | None = None
-    """Why the next trial could not be started yet. It is retried."""
+    """Reason why the next trial could not be started yet. It is retried."""
     _later: float = 0.0
     _space: Space = field(init=False)
 
@@ -98,7 +98,7 @@ class Searching:
         return self.trials
 
     def turn(self) -> None:
-        """Score trials that have ended, stop those that fall behind, and start new ones while there is
+        """Score trials that have ended, stop trials that fall behind, and start new ones while there is
         room."""
         for trial in self.trials:
             if trial.state is TrialState.OPEN and trial.run_id is not None:
@@ -209,7 +209,7 @@ class Searching:
 
     def _affordable(self, trial: Trial, quote: Quote) -> bool:
         """A price that is not known is above every limit."""
-        what, then = "what is left of the sweep's limit,", "no further trial was started"
+        what, then = "what remains of the sweep's limit,", "no further trial was started"
         try:
             require_within(
                 quote.provider,
@@ -251,7 +251,7 @@ class Searching:
         return [other for other in going if other.number != trial.number]
 
     def spent_usd(self, *, but: int | None = None) -> Decimal:
-        """Return the known cost of the sweep's runs, plus what they may still cost."""
+        """Return the known cost of the sweep's runs plus their possible further cost."""
         return self.ft.store.searches.spent_usd(self.search.id, but=but)
 
     def _provider(self, trial: Trial) -> str:
@@ -295,7 +295,7 @@ class Searching:
             return
         score = evaluation.score(evaluation.contenders[0].name)
         if score is None:
-            self._set(trial, state=TrialState.FAILED, note=f"{metric} has no score for it")
+            self._set(trial, state=TrialState.FAILED, note=f"it has no score for {metric}")
             return
         self._set(
             trial,

@@ -33,8 +33,8 @@ def answers(store: Store) -> list[Decimal]:
 
 
 def settle_answers(store: Store) -> int:
-    """Count what may have been sent, according to its journal, and release what certainly was not. Return the
-    number of settled answers."""
+    """Count answers that may have been sent, according to their journal, and release those that were
+    certainly not sent. Return the number of settled answers."""
     done = 0
     for log, holds in _left(store):
         with suppress(DataError, OSError):  # it stays held, and counts in full after a day

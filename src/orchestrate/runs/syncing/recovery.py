@@ -36,16 +36,16 @@ from orchestrate.types import Bill, Job, JobStatus, Quote, Recalled, Run, Submit
 
 class Worth(msgspec.Struct, frozen=True, kw_only=True):
     spec: dict[str, Any]
-    """As much of the spec as the host reports."""
+    """The part of the spec that the host reports."""
     dataset_digest: str | None = None
-    """Set if the host reports it; `spec` is then complete."""
+    """Digest of the data, if the host reports it. `spec` is then complete."""
     max_cost_usd: Decimal | None = None
     quote: Quote | None = None
     bill: Bill | None = None
     words: str | None = None
-    """The amount that counts, and its source."""
+    """Amount that counts, and its source."""
     reason: str | None = None
-    """Why it cannot be counted, or not completely."""
+    """Reason why it cannot be counted, or not completely."""
 
 
 def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth:
@@ -136,7 +136,7 @@ def _resolved(provider: Provider, job: Job) -> ModelOnHost:
 
 
 class OrphanJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A job with our ref that the store does not know, from a lost store or a colleague's."""
+    """A job with our ref that the store does not know, either from a lost store or a colleague's."""
 
     provider: str
     account: str
@@ -156,22 +156,22 @@ class Recovery(msgspec.Struct, kw_only=True):
     offered: list[OrphanJob] = []
     """Jobs that were found but not chosen."""
     counted: dict[str, str] = {}
-    """The amount that a budget counts for each recovered run, in words: the host's figure, its rule for
-    how the job ended, or the high end of a quote for the reported data."""
+    """Amount that a budget counts for each recovered run, in words: the host's figure, its rule for how the
+    job ended, or the high end of a quote for the reported data."""
     unpriced: list[str] = []
-    """Recovered runs whose cost is in no budget."""
+    """Recovered runs whose cost no budget includes."""
     reasons: dict[str, str] = {}
     """Reasons, by run id."""
     known: list[str] = []
     doubled: list[str] = []
-    """Refs with more than one job: the oldest became the run, and an alert names the others."""
+    """Refs with more than one job. The oldest job became the run, and an alert names the others."""
     deployments: list[str] = []
     """Runs whose deployment was found on its host and is now tracked."""
     failures: list[Failure] = []
 
 
 Choose = Callable[[list[OrphanJob]], Collection[str]]
-"""Returns the ids of the runs to recover."""
+"""A function that returns the ids of the runs to recover."""
 
 
 def recover(
@@ -184,8 +184,8 @@ def recover(
     changed on a host. Costs that the host does not report are computed at `rates`, by default the built-in
     ones.
 
-    What only the lost store knew stays empty: the quote and, if the host does not have them, the spec, the
-    data's digest and the tags. Ids and refs are the old ones, because each can be derived from the other. A
+    Values that only the lost store had stay empty: the quote and, if the host does not have them, the spec,
+    the data's digest and the tags. Ids and refs stay the same, because each can be derived from the other. A
     later `sync` fetches events, metrics and bills.
     """
     report = Recovery()
@@ -311,8 +311,8 @@ def _asked_for(worth: Worth) -> dict[str, Any]:
 def run_of(
     job: Job, provider: Provider, account: str, at: datetime, *, id: str, ref: str, how: str, **known: Any
 ) -> Run:
-    """Build a run from the job that the host reports at `at`. `how` it was found is stored as a tag, and
-    `known` has further fields of the run."""
+    """Build a run from the job that the host reports at `at`. The tag `how` tells how it was found, and
+    `known` has additional fields of the run."""
     facts: dict[str, Any] = {"spec_hash": "", "dataset_digest": "", **known}
     facts["tags"] = {**known.get("tags", {}), how: at.date().isoformat()}
     run = Run(

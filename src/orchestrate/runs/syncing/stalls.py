@@ -30,14 +30,14 @@ from orchestrate.text import count, duration, money
 from orchestrate.types import Event, Feature, JobStatus, Run
 
 EVENT = "stalled"
-"""The type of the event that reports a stall."""
+"""Type of the event that reports a stall."""
 FACTOR = 5
-"""A run may be silent for this many times the usual gap."""
+"""Multiple of the usual gap for which a run may be silent."""
 LEAST_S, UNKNOWN_S = 15 * 60.0, 60 * 60.0
-"""The shortest silence that counts as a stall, and the shortest if too few runs are known. Our choice,
+"""Minimum silence that counts as a stall, and the minimum if too few runs are known. These are our choice,
 not a host's."""
 ENOUGH, _MOST = 3, 20
-"""Number of earlier runs that define what is usual, number of runs read, and number of stalls checked in
+"""Number of earlier runs that define what is usual, number of runs to read, and number of stalls to check in
 a sweep."""
 _PHASES = (JobStatus.VALIDATING, JobStatus.RUNNING, JobStatus.FINALIZING)
 _LATER_S = 600.0
@@ -52,7 +52,7 @@ class Usual(msgspec.Struct, frozen=True, kw_only=True):
     phase_s: float | None = None
     """Median duration of the phase."""
     silent_s: float | None = None
-    """Median of the longest gap between two signs of life in it, for as many tokens as the run has."""
+    """Median of the longest gap between two signs of life in the phase, for as many tokens as the run has."""
 
 
 class Stall(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +66,7 @@ class Stall(msgspec.Struct, frozen=True, kw_only=True):
     usual: Usual
     message: str
     new: bool
-    """Whether it was found just now."""
+    """Whether this check found it first."""
     confirmed: bool
     """Whether an earlier check found it too."""
     cancelled: bool = False
@@ -102,14 +102,14 @@ class Stalls:
             yield self._told(run, silence.seconds, limit, usual, silence.told_s)
 
     def limit_s(self, run: Run, usual: Usual) -> float:
-        """Return how many seconds without progress make this run count as stalled."""
+        """Return after how many seconds without progress this run counts as stalled."""
         if self.after_s is not None:
             return self.after_s
         least = UNKNOWN_S if usual.runs < ENOUGH or usual.silent_s is None else LEAST_S
         return max(least, FACTOR * max(usual.silent_s or 0.0, _gap(_signs(self.store, run))))
 
     def usual(self, run: Run) -> Usual:
-        """Return how long the run's phase took in the newest runs that succeeded, limited to the same model
+        """Return how long the run's phase took in the latest runs that succeeded, limited to the same model
         if it has enough of them."""
         past = self.store.runs.matching(
             provider=run.provider, sandbox=run.sandbox, status=JobStatus.SUCCEEDED, limit=10 * _MOST
@@ -183,8 +183,8 @@ def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Us
     known = f"no earlier run on {provider.title} shows how long that takes"
     if usual.silent_s is not None and usual.phase_s is not None:
         known = (
-            f"usual here: {duration(usual.silent_s)} between two updates, {duration(usual.phase_s)} in this "
-            f"phase (medians of {count(usual.runs, 'run')})"
+            f"usually {duration(usual.silent_s)} between two updates, {duration(usual.phase_s)} "
+            f"in this phase (medians of {count(usual.runs, 'run')})"
         )
     cost = cost_so_far(run)
     billed = f" About {money(cost)} so far." if cost else ""
@@ -192,8 +192,9 @@ def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Us
     if Feature.CANCEL not in provider.features:
         way = f"{provider.title} cannot cancel it from here, so check it there"
     return (
-        f"{provider.title} reports {run.raw_status or run.status.value}, but no new step, event or metric "
-        f"has arrived for {duration(silent_s)} (limit: {duration(limit)}; {known}).{billed} To end it: {way}"
+        f"{provider.title} reports {run.raw_status or run.status.value}, but no new step, event "
+        f"or metric has arrived for {duration(silent_s)} (limit: {duration(limit)}; "
+        f"{known}).{billed} To end it: {way}"
     )
 
 

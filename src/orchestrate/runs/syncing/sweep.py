@@ -69,13 +69,13 @@ _NAMED = (
 )
 
 _WORDS = {
-    "released": "not counted in the budget until they are sent",
+    "released": "they count toward no budget until they are sent",
     "elsewhere": "in another account, or not visible to this key",
 }
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A host that could not be reached. Its runs stay as they are."""
+    """A host that could not be reached. Its runs stay unchanged."""
 
     provider: str
     message: str
@@ -90,29 +90,29 @@ class SyncReport(msgspec.Struct, kw_only=True):
     adopted: list[str] = []
     """Runs whose job was found by its ref."""
     not_made: list[str] = []
-    """Runs that were settled because the host has no job for them. They can be sent again."""
+    """Runs for which the host has no job. They can be sent again."""
     unsettled: list[str] = []
     """Runs for which it is too early to tell."""
     unsent: list[str] = []
     """Runs whose submission was interrupted before anything was sent. They can be sent again."""
     released: list[str] = []
-    """Those of them that no longer reserve any of the budget until they are sent."""
+    """Unsent runs that reserve no budget until they are sent."""
     settled: int = 0
     """Pending answers of finished commands that are now counted or released."""
     elsewhere: list[str] = []
-    """Runs of another account than the key's, or that the key may not see. Nothing was concluded about
+    """Runs in an account other than the key's, or that the key may not see. Nothing was concluded about
     them."""
     gone: list[str] = []
     """Runs whose job is no longer on the host."""
     uncancelled: list[str] = []
-    """Runs whose job continues although the host was asked to end it. It was asked again."""
+    """Runs whose job continues although the host was asked to end it. The request was repeated."""
     paused: list[str] = []
     changed: list[str] = []
     ended: list[str] = []
     capped: list[str] = []
     """Runs that exceeded their cap and are being ended."""
     stalled: list[Stall] = []
-    """Runs in progress without news for far longer than usual."""
+    """Runs in progress without news for much longer than usual."""
     alarms: list[Event] = []
     hosting: list[str] = []
     """Messages about deployments, one sentence each."""
@@ -142,11 +142,11 @@ class SyncReport(msgspec.Struct, kw_only=True):
             parts.append(f"{stall.run} {'cancelled: ' if stall.cancelled else 'stalled: '}{stall.message}")
         parts += self.hosting
         if self.settled:
-            parts.append(f"settled: {count(self.settled, 'answer')} from finished commands")
+            parts.append(f"resolved: {count(self.settled, 'answer')} from finished commands")
         if self.ending:
             parts.append(f"asked to shut down but still up: {', '.join(self.ending)}")
         parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
-        parts += [f"{failure.provider} could not be reached: {failure.message}" for failure in self.failures]
+        parts += [f"could not reach {failure.provider}: {failure.message}" for failure in self.failures]
         return "\n".join(parts)
 
 
@@ -155,15 +155,15 @@ class SyncReport(msgspec.Struct, kw_only=True):
 # Each is said once, as an event of the run and in the report of the sync, and asked again at every sync.
 
 GRACE = timedelta(minutes=2)
-"""Time a host may take to end a job that it was asked to end."""
+"""Time that a host may take to end a job after the request."""
 _ENDING = frozenset({JobStatus.CANCELLING, JobStatus.FINALIZING, JobStatus.UNKNOWN})
 
 
 def gone(store: Store, provider: Provider, run: Run) -> None:
     """Record that the host no longer has the run's job. This alone does not end the run."""
     told = (
-        f"{provider.title} no longer has job {run.job_id}. It may have been deleted there, and its cost is "
-        f"unknown. If so:  orchestrate abandon {run.id} --reason TEXT"
+        f"{provider.title} no longer has job {run.job_id}. It may have been deleted there, and "
+        f"its cost is unknown. If it was deleted:  orchestrate abandon {run.id} --reason TEXT"
     )
     _say(store, run, "gone", told)
 
@@ -175,9 +175,9 @@ def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
     if not asked or job.status.terminal or job.status in _ENDING or Feature.CANCEL not in provider.features:
         return False
     told = (
-        f"{provider.title} was asked to cancel job {run.job_id}, but it is still {job.raw_status} and "
-        f"billed. It is asked again at every sync. Check it there, or  orchestrate abandon {run.id} --reason "
-        "TEXT"
+        f"Orchestrate asked {provider.title} to cancel job {run.job_id}, but it is still "
+        f"{job.raw_status} and billed. Each sync asks again. Check it there, or  orchestrate "
+        f"abandon {run.id} --reason TEXT"
     )
     _say(store, run, "uncancelled", told)
     provider.cancel(run.handle)
@@ -187,16 +187,19 @@ def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
 def paused(store: Store, provider: Provider, run: Run) -> None:
     """Record that the host has paused the run's job."""
     told = (
-        f"{provider.title} paused job {run.job_id}; it keeps its share of the budget until it ends. Next: "
-        f"orchestrate resume {run.id}, cancel or abandon"
+        f"{provider.title} paused job {run.job_id}; it keeps its share of the budget until it "
+        f"ends. Next: orchestrate resume {run.id}, cancel or abandon"
     )
     if run.dormant:
-        told = f'only its cost so far is held; ft.session(resume="{run.id}") reserves its limit again'
+        told = (
+            "the budget only holds its cost so far; to reserve its limit again: "
+            f'ft.session(resume="{run.id}")'
+        )
     _say(store, run, "paused", told)
 
 
 def settled_session(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
-    """Store what a training session has cost that no program drives anymore. Its reserved limit is free then,
+    """Store the cost of a training session that no program drives anymore. Its reserved limit is then free
     until it is resumed."""
     so_far = bill(run, job) if bill is not None and run.dormant else None
     changed = [] if so_far is None else store.runs.set_bills({run.id: so_far})
@@ -212,10 +215,10 @@ def _say(store: Store, run: Run, what: str, told: str) -> None:
 # machine is paused: its checkpoints are kept, and `resume` may give it more.
 
 BillHook = Callable[[Run, Job], Bill | None]
-"""What a run has cost so far, or `None` while that is unknown."""
+"""A function that returns the cost of a run so far, or `None` while it is unknown."""
 
 OVER_CAP = "over_cap"
-"""The type of the event that reports it, and the error code of the ended run."""
+"""Type of the event that reports it, and error code of the ended run."""
 
 _EVENT = "orchestrate-over-cap"
 _LEFT_ALONE = frozenset({JobStatus.SUBMITTING, JobStatus.PAUSED, JobStatus.CANCELLING})
@@ -281,7 +284,7 @@ def told_at_end(store: Store, run: Run) -> None:
 
 
 def explained(store: Store, run: Run) -> Run:
-    """Set the cost cap as the error of a canceled run if the cap was the reason."""
+    """Set the cost cap as the error of a canceled run if it was the reason."""
     if run.max_cost_usd is None or run.status is not JobStatus.CANCELLED or run.error is not None:
         return run
     said = next((e for e in store.history.events(run.id) if e.id == _EVENT), None)
@@ -409,8 +412,8 @@ def refresh(
 def fetch_details(
     store: Store, provider: Provider, run: Run, *, on_event: Callable[[Event], None] | None = None
 ) -> None:
-    """Store new events, metrics and checkpoints. The events of an ended run are read from the beginning,
-    because hosts write some late, with times before the newest one that was seen."""
+    """Store new events, metrics and checkpoints. The events of an ended run are read from the start, because
+    hosts write some of them late, with times before the latest one that was seen."""
     after, new = None if run.status.terminal else store.history.last_event_id(run.id), 0
     if Feature.EVENTS in provider.features:
         added = store.history.add_events(run.id, provider.events(run.handle, after=after))

@@ -14,7 +14,7 @@ PROJECT = "orchestrate"
 
 
 class Story(Record, frozen=True, kw_only=True):
-    """A run as it is sent to a tracker."""
+    """A run in the form sent to a tracker."""
 
     run: Run
     points: tuple[MetricPoint, ...] = ()
@@ -46,7 +46,7 @@ class Story(Record, frozen=True, kw_only=True):
 
     @property
     def summary(self) -> dict[str, float]:
-        """Single numbers of an ended run: cost, and the newest score in each metric."""
+        """Single numbers of an ended run: cost, and the latest score in each metric."""
         run = self.run
         if not run.status.terminal:
             return {}
@@ -69,7 +69,7 @@ class Story(Record, frozen=True, kw_only=True):
         )
 
     def seconds(self, point: MetricPoint) -> float:
-        """Return a point's Unix time in seconds. If the host reports none, use the run's start time."""
+        """Return a point's Unix time in seconds. If the host reports none, returns the run's start time."""
         return (point.at or self.run.started_at or self.run.created_at).timestamp()
 
     @property
@@ -93,7 +93,7 @@ class Exporter(Protocol):
     """An open tracker."""
 
     address: str | None
-    """URL of its server; `None`: files on this machine."""
+    """URL of its server. `None` means files on this machine."""
 
     def write(self, story: Story) -> Logged:
         """Write a run's data to the tracker. Raises `ProviderError` if the tracker rejects it or cannot be

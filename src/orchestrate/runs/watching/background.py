@@ -47,11 +47,11 @@ _STARTS_S = 120.0
 
 
 class WatcherState(WorkerId, frozen=True, kw_only=True):
-    """The state that the background watcher reports."""
+    """The state of the background watcher, as it reports it."""
 
     problems: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
-    """The backends that could not be reached."""
+    """Backends that could not be reached."""
 
 
 class Background:

@@ -42,13 +42,13 @@ _SAID_BYTES = 4096
 
 
 class NotDelivered(OrchestrateError):
-    """The message certainly did not arrive, or repeating it does no harm. It is retried."""
+    """Raised if the message certainly did not arrive, or repeating it does no harm. It is retried."""
 
     retryable = True
 
 
 class PerhapsDelivered(OrchestrateError):
-    """The message may have arrived, and a repeat would notify twice. It is not retried."""
+    """Raised if the message may have arrived, and a repeat would notify twice. It is not retried."""
 
 
 class Channel(Protocol):
@@ -65,7 +65,7 @@ class Channel(Protocol):
 
 
 class Messenger(Channel, Protocol):
-    """A channel that also sends messages other than the end of a run."""
+    """A channel that can also send messages other than the end of a run."""
 
     def send_message(self, told: Mapping[str, Any]) -> None:
         """Send a message with an `id`, a `type` and a `text` for people. Raises the same errors as `send`."""
@@ -73,7 +73,8 @@ class Messenger(Channel, Protocol):
 
 
 def message_id(run: Run) -> str:
-    """Return the id of the message about a run's end. It is the same no matter who sends it and how often."""
+    """Return the id of the message about a run's end. It does not depend on who sends the message and how
+    often."""
     return f"{run.id}-{run.status.value}"
 
 
@@ -95,13 +96,13 @@ def message(run: Run) -> dict[str, Any]:
 
 
 class CommandChannel:
-    """Runs a program with the message as JSON on its standard input. Exit code 0 means delivered, any other
-    means not delivered. A program that takes longer than `timeout_s` is killed with everything that it
-    started."""
+    """Runs a program with the message as JSON on its standard input. Exit code 0 means delivered, and any
+    other code not delivered. A program that takes longer than `timeout_s` is killed together with its child
+    processes."""
 
     repeatable = False
     variables: ClassVar[re.Pattern[str] | None] = None
-    """Environment variables that it gets in addition to every child's."""
+    """Environment variables that it gets in addition to those of every child process."""
 
     def __init__(self, argv: Sequence[str], timeout_s: float = _TIMEOUT_S) -> None:
         if not argv:
@@ -185,7 +186,8 @@ class Webhook:
     repeatable = True
 
     def __init__(self, url: str, secret: Secret | None = None) -> None:
-        """Raises `UsageError` for the address, `ConfigError` for the secret."""
+        """Set up the webhook. Raises `UsageError` for an invalid address, and `ConfigError` for an invalid
+        secret."""
         try:
             parts = urlsplit(url)
         except ValueError as error:
@@ -193,7 +195,7 @@ class Webhook:
         if not parts.hostname or not (
             parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
         ):
-            raise UsageError("a webhook address must be https, or on this machine")
+            raise UsageError("a webhook address must use https, or be on this machine")
         self.url, self.key = url, None if secret is None else _key(secret)
         self.name = f"webhook:{_digest([url])}"
 
@@ -235,7 +237,7 @@ def channels(notify: Notify, secret: Secret | None = None) -> list[Messenger]:
         try:
             argv = shlex.split(notify.command)
         except ValueError as error:
-            raise UsageError(f"the notification command cannot be read: {error}") from error
+            raise UsageError(f"could not parse the notification command: {error}") from error
         found.append(CommandChannel(argv))
     if notify.url is not None:
         found.append(Webhook(notify.url.reveal(), secret))
@@ -293,7 +295,7 @@ def _bury(store: Store, channel: Channel) -> list[str]:
         if channel.repeatable:
             store.notifications.finish(run_id, channel.name, sent=False)
         else:
-            problems.append(_uncertain(store, run_id, channel, "the process that sent it died"))
+            problems.append(_uncertain(store, run_id, channel, "the process that sent it crashed"))
     return problems
 
 

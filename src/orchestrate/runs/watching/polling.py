@@ -19,8 +19,8 @@ _JITTER = 0.2
 
 
 class PollingPace:
-    """Waits between polls: constant for local runs, growing for a host, and as long as a busy host asks.
-    A temporary failure is waited out without a limit, because the run continues meanwhile."""
+    """Intervals between polls: constant for local runs, growing for a host, and as long as a busy host
+    requests. Temporary failures are waited out without a limit, because the run continues in the meantime."""
 
     def __init__(
         self,

@@ -99,11 +99,11 @@ class Watcher:
     timing: Timing = DEFAULT_TIMING
     per_minute: float = 60.0
     stalled_after_s: float | None = None
-    """Same as for `sync`."""
+    """As for `sync`."""
     problems: list[str] = field(default_factory=list[str])
     """Errors of the last turn, one line each."""
     failures: list[Failure] = field(default_factory=list[Failure])
-    """The backends that could not be reached when they were last due."""
+    """Backends that could not be reached when they were last due."""
     _accounts: dict[str, _Account] = field(default_factory=dict[str, _Account])
     _unmade: dict[str, float] = field(default_factory=dict[str, float])
     _open: list[str] = field(default_factory=list[str])
@@ -157,7 +157,7 @@ class Watcher:
         self._woken.set()
 
     def idle(self) -> bool:
-        """Return whether nothing is left to watch on the hosts that this watcher reaches: no run is in
+        """Return whether nothing is left to watch on the hosts that this watcher can reach: no run is in
         progress, no deployment has a limit or is about to end, and everything is reported."""
         if self._untold_since is not None and self._now() - self._untold_since < _UNTOLD_S:
             return False

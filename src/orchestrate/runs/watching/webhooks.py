@@ -23,7 +23,7 @@ MOST_BYTES = 1_000_000
 
 
 class Untrusted(OrchestrateError):
-    """The delivery does not come from the host that it names."""
+    """Raised if a delivery does not come from the host that it names."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Sender:
 
 def take_hint(store: Store, body: str, headers: Mapping[str, str], sender: Sender) -> str | None:
     """Return the id of the run that a webhook delivery makes due now, or `None` if the delivery is a repeat
-    or about none of our runs. Raises `Untrusted` unless the signature is valid and fresh."""
+    or concerns none of our runs. Raises `Untrusted` unless the signature is valid and recent."""
     host, read = sender.profile.kind, sender.profile.delivery
     if read is None:
         raise Untrusted(f"{host} does not send webhooks")

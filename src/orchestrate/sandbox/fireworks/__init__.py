@@ -33,7 +33,7 @@ from orchestrate.sandbox.state import token
 T = TypeVar("T")
 
 GRPC = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 412: 9, 429: 8, 500: 13, 501: 12, 503: 14, 504: 4}
-"""HTTP status -> google.rpc code."""
+"""Maps HTTP statuses to google.rpc codes."""
 PAGE, MOST = 50, 200
 
 _CLAUSE = re.compile(r"""\s*([\w.]+)\s*(!?=)\s*(?:"([^"]*)"|'([^']*)'|([\w.\-/]+))\s*""")
@@ -94,7 +94,7 @@ def aip_filter(items: Iterator[T], request: Request, fields: Callable[[T], dict[
     for part in re.split(r"\bAND\b", text):
         found = _CLAUSE.fullmatch(part)
         if found is None:
-            raise HostError(400, f"this sandbox cannot read the filter {text!r}")
+            raise HostError(400, f"this sandbox cannot parse the filter {text!r}")
         name, operator, *values = found.groups()
         clauses.append((snake(name), operator == "=", next(v for v in values if v is not None)))
 

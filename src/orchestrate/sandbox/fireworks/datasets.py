@@ -59,7 +59,7 @@ class Schedule(Body):
 
 
 class Training(Body):
-    """What supervised jobs have at the top level and the others under `trainingConfig`."""
+    """Fields that supervised jobs have at the top level and other jobs under `trainingConfig`."""
 
     baseModel: str | None = None
     warmStartFrom: str | None = None
@@ -92,7 +92,7 @@ class Training(Body):
 
 
 class OwnTraining(Training):
-    """`trainingConfig`."""
+    """The fields of `trainingConfig`."""
 
     loraAlpha: Annotated[int, Field(ge=0)] | None = None
     loraDropout: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -210,7 +210,7 @@ MAX_DIRECT = 150 * 1024 * 1024
 URL_LIFE_S = 3600
 FORMATS = {"chat": "CHAT", "completion": "COMPLETION", "preference": "CHAT"}
 TOKENIZER = "o200k"
-"""Of the dataset's own token estimate, which is made before a model is known."""
+"""Tokenizer for the dataset's own token estimate, which is made before the model is known."""
 
 
 class FireworksDatasetRoutes:
@@ -348,17 +348,19 @@ class FireworksDatasetRoutes:
         dataset = self._stored(known["dataset"]) if known else None
         slot = dataset["urls"].get(ticket) if dataset else None
         if dataset is None or slot is None or self.host.clock.now() > slot["expires"]:
-            raise HostError(403, "this signed URL is not valid, or has expired")
+            raise HostError(403, "this signed URL is invalid or has expired")
         size = slot["size"]
         if request.headers.get("x-goog-content-length-range") != f"{size},{size}":
-            raise HostError(400, f"the header x-goog-content-length-range must be {size},{size}, as signed")
+            raise HostError(
+                400, f"the header x-goog-content-length-range must be {size},{size}, as in the signature"
+            )
         if request.headers.get("content-type") != "application/octet-stream":
-            raise HostError(403, "the content type is not the signed application/octet-stream")
+            raise HostError(403, "the content type must be application/octet-stream, as in the signature")
         path = self.files.path(f"dataset-{dataset['id']}.{ticket}")
         got = await store_stream(path, request.stream(), size)
         if got != size:
             path.unlink()
-            raise HostError(400, f"{got} bytes arrived, but {size} were signed")
+            raise HostError(400, f"got {got} bytes instead of the signed {size}")
         slot["done"] = True
         self._save(dataset)
         return Response(status_code=200)
@@ -413,5 +415,5 @@ class FireworksDatasetRoutes:
     def content(self, request: Request) -> Response:
         dataset = self._found(request)
         if not dataset["file"]:
-            raise HostError(404, "there is no such file")
+            raise HostError(404, "this file does not exist")
         return FileResponse(self.files.path(dataset["file"]), media_type="application/octet-stream")

@@ -217,7 +217,7 @@ class FireworksHost(Host):
     # -- accounts ------------------------------------------------------------------------------------------
 
     def denied(self, request: Request) -> HostError | None:
-        """Return an error unless the account of the request owns the resource. Resources are named by
+        """Return an error unless the account of the request owns the resource. Resource names start with
         their account, and `fireworks` has the models that everyone may use."""
         parts = request.url.path.split("/")
         if parts[1:3] != ["v1", "accounts"] or len(parts) < 5 or parts[3] in (here(), "fireworks"):
@@ -248,7 +248,7 @@ class FireworksHost(Host):
 
     def create_many(self, bodies: list[dict[str, Any]]) -> list[str]:
         """Create several jobs at once. Each body has its `collection` (default: supervised) and, if the
-        caller chose one, its `id`, beside the fields of the request."""
+        caller chose one, its `id`, next to the fields of the request."""
         made: list[SandboxJob] = []
         with self.state.transaction():
             for given in bodies:
@@ -281,7 +281,7 @@ class FireworksHost(Host):
         return self.render(job)
 
     def word(self, job: SandboxJob) -> str:
-        """Return Fireworks' name for the job's state. CREATING, then VALIDATING, share the first stretch."""
+        """Return Fireworks' name for the job's state. CREATING and then VALIDATING cover the first phase."""
         now = self.clock.now()
         phase = job.phase(now)
         if phase is Phase.SUCCEEDED and job.early_stopped:
@@ -355,7 +355,7 @@ class FireworksHost(Host):
         """Return the metrics as JSON lines, one per step."""
         job = self.job(request.path_params["id"])
         if job is None:
-            raise HostError(404, "the signed URL is not valid")
+            raise HostError(404, "the signed URL is invalid")
         points = self.trainer.metrics(job, self.clock.now())
         if not points:
             raise HostError(404, "the metrics file has not been written yet")
@@ -365,11 +365,11 @@ class FireworksHost(Host):
         return Response(lines, media_type="application/jsonl")
 
     def render_samples(self, request: Request) -> Response:
-        """Return the rendered rows, which are written when the job has ended. Until then the URL gives
+        """Return the rendered rows, which are written when the job has ended. Until then, the URL returns
         404."""
         job = self.job(request.path_params["id"])
         if job is None or job.ended_at(self.clock.now()) is None:
-            raise HostError(404, "the signed URL is not valid, or the file has not been written yet")
+            raise HostError(404, "the signed URL is invalid, or the file has not been written yet")
         return Response(samples(self, self.files.path(job.training_file)), media_type="application/jsonl")
 
     # -- chat ----------------------------------------------------------------------------------------------

@@ -109,11 +109,13 @@ class FireworksJobMaker:
     def _check_rows(self, kind: JobCollection, file: StoredFile, examples: int, epochs: int) -> None:
         report = file.report
         if report is None or report.error:
-            raise HostError(400, f"the dataset is not valid: {report.error if report else 'no rows'}")
+            raise HostError(400, f"the dataset is invalid: {report.error if report else 'no rows'}")
         if examples < MIN_EXAMPLES:
-            raise HostError(400, f"the dataset has {examples} examples, at least {MIN_EXAMPLES} are required")
+            raise HostError(
+                400, f"the dataset has {examples} examples, but at least {MIN_EXAMPLES} are required"
+            )
         if examples * epochs > MAX_EXAMPLES:
-            raise HostError(400, f"examples x epochs must be at most {MAX_EXAMPLES}")
+            raise HostError(400, f"examples times epochs must be at most {MAX_EXAMPLES}")
         if (report.format == "preference") != (kind.method == "dpo"):
             wanted = "preference pairs" if kind.method == "dpo" else "chat or completion rows"
             raise HostError(400, f"{kind.collection} need a dataset of {wanted}")

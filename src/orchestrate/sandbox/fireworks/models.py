@@ -43,7 +43,7 @@ class _Match(BaseModel):
 
 
 class Shapes:
-    """Routes over the shapes, and over their match for one model."""
+    """Routes for shapes, and for the shapes that match a model."""
 
     def __init__(self, job_of: Callable[[str], SandboxJob | None]) -> None:
         self._job_of = job_of
@@ -132,7 +132,7 @@ class ModelUploadEndpoint(Body):
 
 
 class FireworksUploadRoutes:
-    """Routes over adapters that are being uploaded to the Fireworks host."""
+    """Routes for adapters that are being uploaded to the Fireworks host."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -187,7 +187,7 @@ class FireworksUploadRoutes:
         urls: dict[str, str] = {}
         for name, size in asked.filenameToSize.items():
             if name not in shared.FILES:
-                raise HostError(400, f"file {name} is not of an adapter")
+                raise HostError(400, f"file {name} does not belong to an adapter")
             ticket = token()
             values = {"model": model["id"], "name": name, "size": int(size)}
             self.host.state.put("fireworks", "model-file", ticket, values)
@@ -197,15 +197,17 @@ class FireworksUploadRoutes:
     async def receive(self, request: Request) -> Response:
         slot = self.host.state.get("fireworks", "model-file", request.path_params["ticket"])
         if slot is None:
-            raise HostError(403, "this signed URL is not valid, or has expired")
+            raise HostError(403, "this signed URL is invalid or has expired")
         if "authorization" in request.headers:
             raise HostError(400, "do not send a key with a signed URL")
         size = slot["size"]
         if request.headers.get("x-goog-content-length-range") != f"{size},{size}":
-            raise HostError(400, f"the header x-goog-content-length-range must be {size},{size}, as signed")
+            raise HostError(
+                400, f"the header x-goog-content-length-range must be {size},{size}, as in the signature"
+            )
         data = await request.body()
         if len(data) != size:
-            raise HostError(400, f"{len(data)} bytes arrived, but {size} were signed")
+            raise HostError(400, f"got {len(data)} bytes instead of the signed {size}")
         (shared.folder_of(self.host, slot["model"]) / slot["name"]).write_bytes(data)
         return Response(status_code=200)
 
@@ -215,7 +217,8 @@ class FireworksUploadRoutes:
         if job.lora_rank != model["peftDetails"]["r"]:
             self.host.state.delete("fireworks", shared.KIND, job.id)
             raise HostError(
-                400, f"the adapter has rank {job.lora_rank}, but {model['peftDetails']['r']} was declared"
+                400,
+                f"the adapter has rank {job.lora_rank}, but the request declared {model['peftDetails']['r']}",
             )
         return json_answer({"warnings": []})
 
@@ -224,7 +227,7 @@ _ID = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 
 
 class FireworksModelRoutes:
-    """Routes over the tuned and base models, and over what serves them."""
+    """Routes for tuned and base models, and for their deployments."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -352,7 +355,7 @@ class FireworksModelRoutes:
         for file in weights(self.host, job) if job else ():
             if file.name == request.path_params["file"]:
                 return FileResponse(file, media_type="application/octet-stream")
-        raise HostError(404, "the signed URL is not valid")
+        raise HostError(404, "the signed URL is invalid")
 
     # -- deployments ---------------------------------------------------------------------------------------
 
@@ -445,7 +448,7 @@ class FireworksModelRoutes:
         if not deployment.get("enableAddons"):
             raise HostError(400, f"deployment {deployment['id']} does not have addons enabled")
         if deployment["baseModel"] != job.base:
-            raise HostError(400, f"deployment {deployment['id']} serves another base model")
+            raise HostError(400, f"deployment {deployment['id']} serves a different base model")
         id = f"{short(job.output)}-{token(6).lower()}"
         now = self.host.clock.now()
         addon = {

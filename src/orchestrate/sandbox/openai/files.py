@@ -30,7 +30,7 @@ class OpenAIFiles:
         result: Callable[[str], tuple[str, bytes] | None],
         status: Callable[[StoredFile], str],
     ) -> None:
-        """`result` gives name and content of a job's result file, by its id."""
+        """Set up the routes. `result` returns the name and content of a job's result file, by its id."""
         self.files = files
         self._result, self._status = result, status
         self.host = files.host
@@ -170,7 +170,9 @@ class OpenAIFiles:
         size = self.files.path(id).stat().st_size
         if size != upload["bytes"]:
             self.files.path(id).unlink()
-            raise HostError(400, f"The parts have {size} bytes, the upload was made for {upload['bytes']}")
+            raise HostError(
+                400, f"The parts have {size} bytes, but the upload was created for {upload['bytes']}"
+            )
         if asked.md5 is not None and asked.md5 != digest.hexdigest():
             self.files.path(id).unlink()
             raise HostError(400, "Checksum mismatch: the md5 of the parts differs", param="md5")

@@ -43,7 +43,7 @@ from orchestrate.sandbox.uploads import AcceptedRows
 
 
 def events_of(job: SandboxJob, now: float, trainer: Trainer) -> list[dict[str, Any]]:
-    """List events, oldest first, up to `now`. The ids stay the same every time they are read."""
+    """List events, oldest first, up to `now`. The ids are the same every time."""
     found: list[tuple[float, str, str, str, dict[str, Any]]] = []
 
     def say(
@@ -112,7 +112,7 @@ _KIND = "permission"
 
 class Permissions:
     def __init__(self, host: Host, tuned: Callable[[str], object]) -> None:
-        """`tuned` raises `HostError` for a name that no checkpoint has."""
+        """Set up the permissions. `tuned` raises `HostError` for a name that is not a checkpoint's."""
         self.host = host
         self._tuned = tuned
 

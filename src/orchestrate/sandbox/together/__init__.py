@@ -170,7 +170,7 @@ TAKEN = AcceptedRows(
 
 @cache
 def limits_of(model: str) -> dict[str, Any]:
-    """Return the limits of a model from the catalog where it has them, otherwise those of most models of
+    """Return the limits of a model from the catalog if it has them, otherwise the limits of most models at
     the host."""
     resolved = resolve(model, "together")
     host = resolved.host

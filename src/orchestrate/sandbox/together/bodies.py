@@ -13,7 +13,7 @@ LOSSES = {
     f"LOSS_TYPE_{name.upper()}": (name, f"{name}_params")
     for name in ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
 }
-"""The losses whose formulas are published."""
+"""Losses whose formulas are published."""
 
 
 class Compute(Body):

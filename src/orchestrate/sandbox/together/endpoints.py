@@ -64,7 +64,7 @@ class TogetherCompleteUpload(Body):
 
 
 class TogetherUploadRoutes:
-    """Routes over registered adapters of the Together host."""
+    """Routes for registered adapters at the Together host."""
 
     def __init__(self, host: Host, registry: Registry) -> None:
         self.host, self.registry = host, registry
@@ -120,7 +120,9 @@ class TogetherUploadRoutes:
         told: list[dict[str, Any]] = []
         for file in asked.files:
             if file.path not in shared.FILES:
-                raise HostError(400, f"file {file.path} is not of an adapter", code="invalid_argument")
+                raise HostError(
+                    400, f"file {file.path} does not belong to an adapter", code="invalid_argument"
+                )
             there = folder / file.path
             if there.is_file() and _etag(there.read_bytes()) == file.hash:
                 told.append({"path": file.path, "skipUpload": True})
@@ -143,9 +145,9 @@ class TogetherUploadRoutes:
         number = request.path_params["number"]
         upload = self.host.state.get("together", "upload", request.path_params["upload"])
         if upload is None or request.headers.get("x-part") != number:
-            raise HostError(403, "the signed URL is not valid", code="permission_denied")
+            raise HostError(403, "the signed URL is invalid", code="permission_denied")
         if "authorization" in request.headers:
-            raise HostError(400, "a signed URL takes no key", code="invalid_argument")
+            raise HostError(400, "do not send a key with a signed URL", code="invalid_argument")
         data = await request.body()
         if len(data) > PART_BYTES:
             raise HostError(400, "a part must be at most 20 MB", code="invalid_argument")
@@ -233,11 +235,11 @@ class UpdateDeployment(Body):
 
 
 EXPERIMENTS = ("abExperiments", "shadowExperiments", "rollouts")
-"""What an endpoint has besides its deployments; none of it is made here."""
+"""Fields that an endpoint has in addition to its deployments. The sandbox creates none of them."""
 
 
 class Endpoints:
-    """Routes over the endpoints and deployments of the Together host."""
+    """Routes for endpoints and deployments at the Together host."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -330,7 +332,7 @@ class Endpoints:
             known = {d["id"] for d in self._below(endpoint["id"])}
             for split in asked.trafficSplit:
                 if split.deploymentId not in known:
-                    raise HostError(400, f"deployment {split.deploymentId} is not of this endpoint")
+                    raise HostError(400, f"deployment {split.deploymentId} does not belong to this endpoint")
             endpoint["trafficSplit"] = [split.model_dump() for split in asked.trafficSplit]
         if asked.name:
             endpoint["name"] = _full(asked.name)
@@ -340,7 +342,7 @@ class Endpoints:
 
     def _check_etag(self, stored: dict[str, Any], given: str | None) -> None:
         if given is not None and given != stored["etag"]:
-            raise HostError(409, "the object was changed in the meantime (etag)", code="etag_mismatch")
+            raise HostError(409, "the object has changed in the meantime (etag)", code="etag_mismatch")
 
     def delete(self, request: Request) -> Response:
         endpoint = self._found(request)
@@ -466,7 +468,7 @@ class Endpoints:
                     return (self.host.job(id) or shared.found(self.host, id)) if id else None
             raise HostError(
                 503,
-                f"endpoint {model} has no deployment that is ready and gets traffic",
+                f"endpoint {model} has no ready deployment with traffic",
                 code="service_unavailable",
             )
         raise HostError(

@@ -127,7 +127,7 @@ class TogetherFiles:
     def _pending(self, id: str) -> dict[str, Any]:
         pending = self.host.state.get(self.host.name, "pending", id)
         if pending is None or self.host.clock.now() > pending["expires"]:
-            raise HostError(403, "this signed URL is not valid, or has expired", code="expired_url")
+            raise HostError(403, "this signed URL is invalid or has expired", code="expired_url")
         return pending
 
     async def receive(self, request: Request) -> Response:
@@ -215,7 +215,7 @@ class TogetherFiles:
                 data = path.read_bytes() if path.exists() else b""
                 tag = hashlib.md5(data, usedforsecurity=False).hexdigest()
                 if tag != part.get("etag", part.get("ETag")):
-                    raise HostError(400, f"part {number} is missing or has another etag", param="parts")
+                    raise HostError(400, f"part {number} is missing or has a different etag", param="parts")
                 out.write(data)
         self._drop_parts(asked.file_id, pending)
         return json_answer({"file": self.render(self._finish(asked.file_id, pending))})
@@ -258,7 +258,7 @@ class TogetherFiles:
 
 
 class FileExists(HostError):
-    """409 for bytes that were already uploaded. Its body carries the file's id."""
+    """Error 409 for bytes that were already uploaded. Its body contains the file's id."""
 
     def __init__(self, file_id: str) -> None:
         super().__init__(409, f"the file already exists as {file_id}", code="file_exists")

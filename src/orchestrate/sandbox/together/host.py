@@ -236,7 +236,7 @@ class TogetherHost(Host):
         return self.render(job)
 
     def word(self, job: SandboxJob) -> str:
-        """Return Together's name for the job's state. The last stretch is compressing, then uploading."""
+        """Return Together's name for the job's state. The last phase is compressing and then uploading."""
         now = self.clock.now()
         phase = job.phase(now)
         if phase is Phase.FINALIZING:
@@ -254,7 +254,7 @@ class TogetherHost(Host):
         }[phase]
 
     def render(self, job: SandboxJob, *, whole: bool = True) -> dict[str, Any]:
-        """Render the job as `retrieve` returns it, or without its events as lists return it."""
+        """Render the job as `retrieve` returns it, or as lists return it, without its events."""
         now = self.clock.now()
         phase = job.phase(now)
         body = job.body
@@ -434,7 +434,7 @@ class TogetherHost(Host):
 
     def whoami(self, request: Request) -> Response:
         if not self.settings.tells_account:
-            raise HostError(404, "this sandbox is set to not reveal accounts", code="not_found")
+            raise HostError(404, "this sandbox does not reveal accounts", code="not_found")
         return json_answer(
             {
                 "type": "project_api_key",

@@ -100,7 +100,7 @@ class TogetherJobMaker:
             )
         if file.report is not None and file.report.error:
             raise HostError(
-                400, f"file {id} is not valid: {file.report.error}", param=param, code="invalid_file"
+                400, f"file {id} is invalid: {file.report.error}", param=param, code="invalid_file"
             )
         return file
 

@@ -14,7 +14,7 @@ from orchestrate.sandbox.host import Host, HostError, iso, json_answer, route
 from orchestrate.sandbox.jobs import Phase, SandboxJob
 
 PUBLIC = "proj-together"
-"""The project that holds the base models."""
+"""Project that owns the base models."""
 _DAY = 1_780_000_000.0
 _HARDWARE = (
     ("1xnvidia-h100-80gb", "H100", 1, 80, 549),
@@ -149,7 +149,7 @@ def listed(data: list[dict[str, Any]]) -> Response:
 
 
 def registry_of(job: SandboxJob) -> dict[str, Any]:
-    """Return where the finished weights are in Together's model registry."""
+    """Return the location of the finished weights in Together's model registry."""
     adapter = f"{job.output}-adapter"
     return {
         "model_object_id": object_id("ml", job.output),

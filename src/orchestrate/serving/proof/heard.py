@@ -15,12 +15,12 @@ MORE_TOKENS = 16
 
 @dataclass(frozen=True)
 class ObservedAnswer:
-    """An answer with everything that the place reports about it."""
+    """An answer with everything that the endpoint reports about it."""
 
     text: str
     ended: bool | None = None
     ids: Sequence[int] | None = None
-    """The tokens of the answer, including the one that ended it if it is reported."""
+    """Tokens of the answer, including the token that ended it if it is reported."""
     pieces: Sequence[bytes] | None = None
     """The answer's tokens as text. Several are joined if the place reports only complete characters."""
     logprobs: Sequence[float] | None = None
@@ -29,20 +29,20 @@ class ObservedAnswer:
 
 @dataclass(frozen=True)
 class PromptView:
-    """A place's view of a prompt: its token ids, or only their number."""
+    """A prompt as an endpoint sees it: its token ids, or only their number."""
 
     ids: Sequence[int] | None = None
     count: int | None = None
     refused: str | None = None
-    """Why the place rejected the prompt."""
+    """Why the endpoint rejected the prompt."""
 
 
 class TunedEndpoint(Protocol):
-    """A place where a tuned model answers."""
+    """An endpoint where a tuned model answers."""
 
     at: str
     model: str
-    """The name under which the tuned model is requested."""
+    """Name of the tuned model in requests."""
     notes: list[str]
 
     @property
@@ -55,16 +55,16 @@ class TunedEndpoint(Protocol):
         ...
 
     def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float | None]] | None:
-        """Return the log-probabilities, in nats, of the tokens of each canary's known answer. They cover
-        only its beginning if not all are reported, and are `None` for a token without a number. Returns
-        `None` if the place reports no log-probabilities, in which case nothing more than in `answers` has
-        to be requested."""
+        """Return the log-probabilities, in nats, of the tokens of each canary's known answer. They cover only
+        its beginning if not all are reported, and are `None` for a token without a number. Returns `None` if
+        the endpoint reports no log-probabilities. Nothing more than in `answers` then needs to be
+        requested."""
         ...
 
 
 def along(heard: ObservedAnswer, known: Said) -> Sequence[float | None]:
-    """Return the log-probabilities of the known answer's tokens up to where the answer diverges. A token
-    that is reported together with the next one has `None`."""
+    """Return the log-probabilities of the known answer's tokens up to where the answer diverges. A token that
+    is reported together with the next one has `None`."""
     if heard.logprobs is None:
         return ()
     if heard.ids is not None:

@@ -13,7 +13,8 @@ class HostPlace:
     """A tuned model at a host. Only plain-text conversations can be sent there."""
 
     def __init__(self, provider: Chats, job: JobHandle, model: str) -> None:
-        """`job`: of the run, or of its adapter where that was uploaded to this host."""
+        """Open the endpoint. `job` is the run's job, or the job of its adapter if the adapter was uploaded to
+        this host."""
         self.at, self.engine, self.model = provider.host, provider.title, model
         self.notes: list[str] = []
         self._provider, self._job = provider, job

@@ -15,7 +15,7 @@ from orchestrate.types import Canary, Probe, decoding
 
 TIMEOUT_S = 120.0
 NOBODY = "no-such-model-7f3a"
-"""A model name that no server has."""
+"""Model name that no server has."""
 
 
 class TokenLogprob(msgspec.Struct):
@@ -37,7 +37,7 @@ class ProbeMessage(msgspec.Struct):
 
 
 class ProbeChoice(msgspec.Struct):
-    """The fields of an answer that are read."""
+    """The fields of an answer that are used."""
 
     text: str | None = None
     message: ProbeMessage | None = None
@@ -64,11 +64,11 @@ class UrlPlace:
         key: str | None = None,
         client: httpx.Client | None = None,
     ) -> None:
-        """`base`: the name under which the base answers there; `None` takes the parent that the server
-        tells."""
+        """Open the URL. `base` is the base model's name at the URL. `None` uses the parent that the server
+        reports."""
         root = url.rstrip("/")
         if not root.startswith(("http://", "https://")):
-            raise UsageError(f"{url} is not the URL of a server")
+            raise UsageError(f"{url} is not a server URL")
         self._root = root.removesuffix("/v1")
         self.at, self.model = root, model
         self.notes: list[str] = []
@@ -123,7 +123,7 @@ class UrlPlace:
 
     def prompts(self, probes: Sequence[Probe]) -> list[PromptView]:
         if self.answers_to_any_name():
-            self.notes.append("it accepts any model name, so a mistyped name goes unnoticed")
+            self.notes.append("the server accepts any model name, so a mistyped name goes unnoticed")
         return [self._prompt(probe) for probe in probes]
 
     def _prompt(self, probe: Probe) -> PromptView:

@@ -22,17 +22,18 @@ from orchestrate.text import count
 from orchestrate.types import Canary, Probe, Proof, ProofStage, Said, Sheet
 
 LEAST_FLOOR = 0.01
-"""In nats per token. Two engines in the same precision differ by about 0.004."""
+"""Minimum tolerance in nats per token. Two engines with the same precision differ by about 0.004."""
 BF16_STEP = 0.0625
-"""The distance of two neighboring bf16 values from 8 to 16, the range of the logits of likely tokens. Two
-correct engines may round one token that differently; over many tokens it averages out."""
+"""Distance between two neighboring bf16 values from 8 to 16, which is the range of likely tokens' logits. Two
+correct engines may round a single token that differently, but over many tokens it averages out."""
 AGREEMENT = 0.9
-"""The minimum share of matching answers if log-probabilities are not reported: the interval's high end must
+"""Minimum share of matching answers if log-probabilities are not reported. The high end of the interval must
 reach it."""
 
 
 def verify(sheet: Sheet, place: TunedEndpoint, *, run_id: str, weights: str | None = None) -> Proof:
-    """Query `place` and verify its answers. Raises the place's error if it cannot be queried."""
+    """Query the endpoint `place` and verify its answers. Raises the endpoint's error if it cannot be
+    queried."""
     with work(f"asking {place.at}"):
         return _judged(sheet, place, run_id, weights)
 
@@ -50,7 +51,7 @@ def _judged(sheet: Sheet, place: TunedEndpoint, run_id: str, weights: str | None
             _stop(sheet, tuned),
         ]
     else:
-        why = "found no prompt for which the base and the tuned model answer differently"
+        why = "found no prompt to which the base and the tuned model give different answers"
         stages.append(ProofStage(name="answers", state="unknown", detail=why))
     failed = any(s.state == "failed" for s in stages)
     return Proof(
@@ -86,9 +87,9 @@ def _tokens(probes: Sequence[Probe], asked: Sequence[PromptView]) -> ProofStage:
         return ProofStage(
             name="tokens",
             state="failed",
-            detail="prompts are tokenized differently from training: " + "; ".join(other),
-            fix="serve it with the chat_template.jinja and the tokenizer files of its export, and "
-            "check which side adds the first token (BOS)",
+            detail="the server tokenizes prompts differently than in training: " + "; ".join(other),
+            fix="serve it with the chat_template.jinja and tokenizer files of its export, and check "
+            "which side adds the first token (BOS)",
             figures=figures,
         )
     if same == len(probes):
@@ -99,8 +100,8 @@ def _tokens(probes: Sequence[Probe], asked: Sequence[PromptView]) -> ProofStage:
             figures=figures,
         )
     told = (
-        f"{counted} of {len(probes)} kinds of prompts have the same number of tokens, but the server reports "
-        "no token ids"
+        f"{counted} of {len(probes)} kinds of prompts have the same number of tokens, but the "
+        "server reports no token ids"
         if counted
         else "the server reports no tokens"
     )
@@ -139,7 +140,7 @@ def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], mode
         return ProofStage(
             name="answers",
             state="failed",
-            detail=f"{model!r} answers like the base: {base} of {len(canaries)} canaries",
+            detail=f"{model!r} answers like the base model: {base} of {len(canaries)} canaries",
             fix="the adapter is not applied: check how it is loaded, and the model name in requests",
             figures=figures,
         )
@@ -147,9 +148,9 @@ def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], mode
         name="answers",
         state="failed",
         detail=f"{model!r} answers like neither the tuned model ({tuned} of {len(canaries)} canaries) "
-        f"nor its base ({base})",
-        fix="another adapter is served under this name, or the weights were changed (merged into 4 bits, "
-        "or quantized too heavily): load the run's own adapter",
+        f"nor its base model ({base})",
+        fix="the server has a different adapter under this name, or changed weights (merged into 4 "
+        "bits, or quantized too heavily): load the run's own adapter",
         figures=figures,
     )
 
@@ -191,8 +192,8 @@ def _distance(sheet: Sheet, place: TunedEndpoint, answers: Sequence[ObservedAnsw
         "tokens": tokens,
     }
     told = (
-        f"{tuned:.4f} nats per token from the trainer over {count(tokens, 'token')}; the base alone "
-        f"differs by {base:.4f} there"
+        f"{tuned:.4f} nats per token from the trainer over {count(tokens, 'token')}; the base "
+        f"model alone differs by {base:.4f}"
     )
     if tuned <= limit:
         return ProofStage(name="distance", state="passed", detail=told, figures=figures)
@@ -200,8 +201,8 @@ def _distance(sheet: Sheet, place: TunedEndpoint, answers: Sequence[ObservedAnsw
         name="distance",
         state="failed",
         detail=f"{told}, so the limit is {limit:.4f}",
-        fix="these are not the trained weights: another adapter or checkpoint, another scale, or "
-        "merged into quantized weights",
+        fix="these are not the trained weights: they may be another adapter or checkpoint, have "
+        "another scale, or be merged into quantized weights",
         figures=figures,
     )
 
@@ -235,7 +236,7 @@ def _agreement(
     if apart is not None:
         figures["nats a token"] = round(apart, 5)
     interval = f"{share.low:.0%} to {share.high:.0%}"
-    told = f"{same} of {len(canaries)} answers match the trainer's token by token ({interval})"
+    told = f"{same} of {len(canaries)} answers match the trainer's token for token ({interval})"
     if share.high >= AGREEMENT:
         return ProofStage(name="distance", state="passed", detail=told, figures=figures)
     return ProofStage(
@@ -284,7 +285,7 @@ def _stop(sheet: Sheet, heard: Sequence[ObservedAnswer]) -> ProofStage:
             name="stop",
             state="passed",
             detail=f"{count(right, 'answer')} stopped where the trainer's did; {own} with different text "
-            f"stopped on their own",
+            "also stopped",
             figures=figures,
         )
     return ProofStage(name="stop", state="unknown", detail="no answer was completed", figures=figures)

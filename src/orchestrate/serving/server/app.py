@@ -47,7 +47,7 @@ class Api:
         clients: Clients,
         admin_key: str | None = None,
     ) -> None:
-        """`admin_key` alone may add and remove models."""
+        """Set up the server. Only `admin_key` may add and remove models."""
         self.engine, self.load = engine, load
         self.base_name, self.clients, self.admin_key = base_name, clients, admin_key
         self.created = int(time.time())
@@ -83,7 +83,7 @@ class Api:
 
     @property
     def whole(self) -> bool:
-        """Return whether all weights were tuned. Then the base does not answer here."""
+        """Return whether all weights were tuned. The base model then does not answer here."""
         return self.base_name in self.engine.models
 
     def _shown(self, name: str) -> dict[str, Any]:

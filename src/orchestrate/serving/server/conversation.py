@@ -13,7 +13,7 @@ from orchestrate.http.wire.openai.chat import ApiMessage, ChatRequest, Completio
 
 REFUSED = {
     "reasoning_effort": "the chat template sets the amount of reasoning",
-    "verbosity": "answer length comes from training; ask for it in the prompt",
+    "verbosity": "training determines the answer length; ask for another one in the prompt",
     "modalities": "only text output is supported",
 }
 """Fields that would change an answer and are not supported."""
@@ -35,7 +35,7 @@ def chat_wish(asked: ChatRequest) -> dict[str, Any]:
         form = {"schema": schema, "calls": calls or tools or None}
     tops = (asked.top_logprobs or 0) if asked.logprobs else None
     if asked.top_logprobs is not None and not asked.logprobs:
-        raise HostError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+        raise HostError(400, "top_logprobs requires logprobs: true", param="top_logprobs")
     return {
         **_sampling(asked),
         "messages": [message(m, n) for n, m in enumerate(asked.messages)],
@@ -103,7 +103,7 @@ def completion_wishes(asked: CompletionRequest) -> list[dict[str, Any]]:
     else:
         prompts = asked.prompt  # type: ignore[assignment]
     if not 1 <= len(prompts) <= 16:
-        raise HostError(400, "prompt must have 1 to 16 prompts", param="prompt")
+        raise HostError(400, "prompt must contain 1 to 16 prompts", param="prompt")
     more = {**_sampling(asked), "max_tokens": asked.max_tokens or 16, "logprobs": asked.logprobs}
     return [{**more, "text" if isinstance(p, str) else "ids": p} for p in prompts]
 

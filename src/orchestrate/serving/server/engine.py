@@ -23,11 +23,11 @@ from orchestrate.types.serving import AdapterCost
 
 _log = logging.getLogger(__name__)
 LONGEST_REST_S = 60
-"""Seconds between attempts to start a failing process, and the longest wait that clients are asked for."""
+"""Seconds between attempts to start a failing process, and the longest wait that clients are told."""
 
 
 class EngineLost(Exception):
-    """The process died. A new one is starting, which takes about `retry_s` seconds."""
+    """Raised if the process died. A new one is starting, which takes about `retry_s` seconds."""
 
     def __init__(self, message: str, retry_s: int) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class EngineLost(Exception):
 
 
 class EngineRefused(Exception):
-    """The engine rejected the request. `code` is the API's error code, or the error's name."""
+    """Raised if the engine rejected the request. `code` is the API's error code, or the error's name."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -46,7 +46,7 @@ class EngineClient:
     """A client of the inference process, from `start` to `close`. Requests may come from any event loop."""
 
     def __init__(self, loading: Mapping[str, Any]) -> None:
-        """`loading`: as `orchestrate.local.answers.engine.Loading` has it."""
+        """Create the client. `loading` has the form of `orchestrate.local.answers.engine.Loading`."""
         self._loading = dict(loading)
         self.models: dict[str, str] = dict(loading.get("models", {}))
         """Maps names to folders, including adapters added since the start."""
@@ -76,9 +76,9 @@ class EngineClient:
         return min(LONGEST_REST_S, max(2, math.ceil(self.load_seconds)))
 
     def _lost(self) -> EngineLost:
-        words = "the model's process crashed during the answer; a new one is being started"
+        words = "the model's process crashed during the answer; a new one is starting"
         if self.failure:
-            words = f"the model's process cannot be restarted: {self.failure}"
+            words = f"could not restart the model's process: {self.failure}"
         return EngineLost(words, self.retry_s)
 
     def start(self) -> None:
@@ -107,8 +107,8 @@ class EngineClient:
             seen = _stamp(folder)
             if self._stamps.setdefault(folder, seen) != seen:
                 raise RunFailed(
-                    f"the weights in {folder} changed since this server was started",
-                    fix="restart it; it is then verified again",
+                    f"the weights in {folder} have changed since this server started",
+                    fix="restart the server, which then verifies them again",
                 )
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ class EngineClient:
             return await anext(messages)
 
     async def messages(self, op: str, **fields: Any) -> AsyncGenerator[dict[str, Any]]:
-        """Yield all messages that answer a request. Closing the generator cancels the request. Raises
+        """Yield all messages in response to a request. Closing the generator cancels the request. Raises
         `EngineRefused`, `EngineLost`."""
         loop, worker = asyncio.get_running_loop(), self._worker
         arrived: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -143,7 +143,7 @@ class EngineClient:
         except (UnicodeEncodeError, RecursionError, OverflowError) as error:
             surrogate = isinstance(error, UnicodeEncodeError)
             told = "half a character (a lone surrogate)" if surrogate else str(error)
-            raise EngineRefused(f"the request cannot be forwarded: {told}", "invalid_request") from error
+            raise EngineRefused(f"could not forward the request: {told}", "invalid_request") from error
         try:
             while True:
                 message = await arrived.get()
@@ -186,7 +186,7 @@ class EngineClient:
                 return
             except OrchestrateError as error:
                 self.failure = error.message
-                _log.error("the model's process cannot be restarted: %s", error)
+                _log.error("could not restart the model's process: %s", error)
             self._ends.wait(rest)
             rest = min(LONGEST_REST_S, 2 * rest)
 
@@ -198,7 +198,7 @@ class EngineClient:
         config = "adapter_config.json"
         for name in [n for n, folder in self.models.items() if not (Path(folder) / config).is_file()]:
             _log.error(
-                "the files of %s are missing from %s: it is no longer served", name, self.models.pop(name)
+                "stopped serving %s because its files are missing from %s", name, self.models.pop(name)
             )
 
 

@@ -19,7 +19,7 @@ from orchestrate.local.run.launching import worker_environment
 SECONDS = 4.0
 MEMORY_BYTES = 2 << 30
 MOST_BYTES = 64_000
-"""The maximum JSON size in bytes of the schemas of one request."""
+"""Maximum JSON size in bytes of the schemas of one request."""
 _KEPT = 256
 _AT_ONCE = threading.BoundedSemaphore(2)
 _known: dict[str, str] = {}

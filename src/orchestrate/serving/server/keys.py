@@ -26,13 +26,13 @@ _FRESH_S = 1.0
 """The maximum age in seconds of the cached keys of a model server."""
 _PATIENCE_S = 2.0
 """The time limit in seconds for reading the keys from the store."""
-NEW_KEY = "orchestrate serve --new-key NAME  creates one"
+NEW_KEY = "create one with: orchestrate serve --new-key NAME"
 _log = logging.getLogger(__name__)
 
 
 class Clients:
-    """The keys that open one kind of server. Without any, from this machine everybody comes in; a revoked one
-    counts: whoever revokes the last key does not open the door.
+    """The keys that open one kind of server. If no key was ever created, requests from this machine need
+    none. Revoked keys count, so revoking the last key does not open the server.
 
     admin   a key of this process alone, which no store knows
     """
@@ -48,9 +48,7 @@ class Clients:
     def require(self, host: str, fix: str, *, behind_proxy: bool = False) -> None:
         """Raise `UsageError` if others can reach the server and no key is required."""
         if (behind_proxy or not is_loopback(host)) and not self._known:
-            raise UsageError(
-                f"{host} is reachable from other machines, so a server there needs keys", fix=fix
-            )
+            raise UsageError(f"other machines can reach {host}, so a server there needs keys", fix=fix)
 
     def admitted(self, scope: Mapping[str, Any]) -> GatewayKey | None:
         """Return the key that a request carries, according to the store, or `None` while no keys exist.
@@ -62,9 +60,9 @@ class Clients:
         return self._valid(key) if key and ours else self._stranger(given, self._read())
 
     async def lately(self, scope: Mapping[str, Any]) -> GatewayKey | None:
-        """Return the same as `admitted` from data that are at most about a second old. If the store does
-        not answer, it waits briefly and then uses the last known keys, so that an unavailable store does
-        not stop the answers."""
+        """Return the same as `admitted` from data that is at most about a second old. If the store does not
+        answer, it waits briefly and then uses the last known keys, so that an unavailable store does not stop
+        the answers."""
         now = time.monotonic()
         if now - self._at >= _FRESH_S and (self._looking is None or self._looking.done()):
             self._at = now
@@ -82,7 +80,7 @@ class Clients:
         try:
             self._known = self._read()
         except OrchestrateError as error:
-            _log.warning("the client keys cannot be read and stay unchanged: %s", error.message)
+            _log.warning("could not read the client keys, so they stay unchanged: %s", error.message)
 
     def _stranger(self, given: str | None, known: Mapping[str, GatewayKey]) -> None:
         if known:

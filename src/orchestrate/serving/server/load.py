@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""Bucket bounds in seconds."""
+"""Upper bounds of the buckets in seconds."""
 
 
 class ServerBusy(Exception):
-    """The queue is full. A retry may succeed after `retry_s` seconds."""
+    """Raised if the queue is full. A retry may succeed after `retry_s` seconds."""
 
     def __init__(self, retry_s: int) -> None:
         super().__init__(f"try again in {retry_s} s")
@@ -42,7 +42,7 @@ class Histogram:
 
 
 class ServerLoad:
-    """Answers up to `most_at_once` requests at once while up to `most_waiting` more wait. Use it from one
+    """Answers up to `most_at_once` requests at a time while up to `most_waiting` more wait. Use it from one
     event loop only."""
 
     def __init__(self, most_at_once: int, most_waiting: int) -> None:

@@ -36,7 +36,7 @@ class ServerSettings:
     host: str = LOOPBACK
     port: int = 8000
     names: tuple[str, ...] = ()
-    """Further host names under which it may be reached."""
+    """Additional host names under which it may be reached."""
     origins: tuple[str, ...] = ()
     """Origins of sites whose pages may send requests."""
     most_at_once: int = 32
@@ -46,11 +46,12 @@ class ServerSettings:
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """`None`: as the adapters were trained, otherwise by the base's size."""
+    """Whether to load the base model in 4 bits. `None` means as the adapters were trained, otherwise by
+    size."""
     precision: str | None = None
-    """The data type of products and of weights that are not in 4 bits. `None` uses what suits the device."""
+    """Data type of products and of weights that are not in 4 bits. `None` chooses it for the device."""
     batch_invariant: bool = False
-    """Whether rows at temperature 0 are answered alone, as with `eval --batch 1`."""
+    """Whether rows at temperature 0 are answered individually, as with `eval --batch 1`."""
     grace_s: float = 30.0
     """The time in seconds that answers in progress get when the server is asked to stop."""
 
@@ -79,9 +80,9 @@ class ServingApp:
 def serve(
     tuned: Sequence[TunedModel], home: Path, store: Store, terms: ServerSettings, *, base: str | None = None
 ) -> Generator[ServingApp]:
-    """Serve adapters of one base under their names, and the base under its own. Without tuned models,
-    only the base is served. Raises `UsageError` for models that cannot be served together, and without
-    keys for an address that others can reach; `SetupError` for a port that is taken."""
+    """Serve adapters of one base model under their names, and the base model under its own. Without tuned
+    models, serves only the base model. Raises `UsageError` for models that cannot be served together, and if
+    others can reach the address and there are no keys; `SetupError` if the port is taken."""
     admin_key = secrets.token_urlsafe(32)
     clients = Clients(store, "serve", admin=admin_key)
     clients.require(terms.host, NEW_KEY)
@@ -106,7 +107,7 @@ def require_own_names(tuned: Sequence[TunedModel]) -> None:
     them."""
     names = [t.name for t in tuned]
     if twice := [n for n in names if names.count(n) > 1]:
-        raise UsageError(f"two models are named {twice[0]!r}", fix="give one --as NAME per RUN")
+        raise UsageError(f"two models are named {twice[0]!r}", fix="pass one --as NAME per RUN")
 
 
 def loading_of(
@@ -121,7 +122,7 @@ def loading_of(
     if len(bases) != 1:
         told = ", ".join(sorted(bases)) or "none"
         raise UsageError(
-            f"a server has one base model, but these have {told}", fix="start one server per base"
+            f"a server has only one base model, but these have {told}", fix="start one server per base"
         )
     [base_name] = bases
     whole = [t for t in tuned if not t.adapter]
@@ -129,11 +130,11 @@ def loading_of(
         raise UsageError(f"{whole[0].name} is a fully tuned model and must be served alone")
     called = whole[0].name if whole else served_base(base_name)
     if not whole and called in (t.name for t in tuned):
-        raise UsageError(f"a model is named {called!r}, like its base", fix="give one --as NAME per RUN")
+        raise UsageError(f"a model is named {called!r}, like its base", fix="pass one --as NAME per RUN")
     for one in tuned:
         if one.adapter and changes_base(Path(one.folder)):
             raise UsageError(
-                f"{one.folder} changes the base that others share", fix="merge and serve it alone"
+                f"{one.folder} changes the base model that others share", fix="merge and serve it alone"
             )
     loading: dict[str, Any] = {
         "base": source(tuned[0].base if tuned else base or base_name),

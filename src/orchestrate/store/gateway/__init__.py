@@ -22,7 +22,7 @@ from orchestrate.types import AuditEntry, GatewayJob, GatewayKey, SubmitPhase
 
 Object = dict[str, Any]
 FILE, UPLOAD, PART, PERMISSION = "file", "upload", "part", "permission"
-"""Kinds."""
+"""Kinds of objects."""
 
 _MAY_BE_THERE = {
     phase.value for phase in (SubmitPhase.SUBMITTING, SubmitPhase.SUBMITTED, SubmitPhase.OUTCOME_UNKNOWN)
@@ -31,19 +31,19 @@ _MAY_BE_THERE = {
 
 
 def unstorable(id: str) -> bool:
-    """Return whether nothing can be stored under the id: text in Postgres can't contain the null
+    """Return whether nothing can be stored under the id, because text in Postgres can't contain the null
     character."""
     return "\0" in id
 
 
 class NoSuchPlace(LookupError):
-    """A list was requested starting after an id that it does not contain."""
+    """Raised if a list is requested after an id that it does not contain."""
 
 
 @dataclass(frozen=True)
 class Addition:
     """A file or a part of a file, with the function that stores its content. Nobody can release the content
-    meanwhile."""
+    in the meantime."""
 
     kind: str
     entry: Object
@@ -159,7 +159,7 @@ class GatewayObjects:
             return [(row.project, msgspec.json.decode(row.record)) for row in connection.execute(query)]
 
     def unless_needed(self, sha256: str, drop: Callable[[], None]) -> None:
-        """Call `drop` if no file, part or open job needs this content. Nobody can add one meanwhile."""
+        """Call `drop` if no file, part or open job needs this content. Nobody can add one in the meantime."""
         objects, jobs = schema.gateway_objects, schema.gateway_jobs
         holding = select(objects.c.id).where(
             objects.c.kind.in_((FILE, PART)), objects.c.record.contains(sha256, autoescape=True)
@@ -183,7 +183,7 @@ def _json(entry: Object) -> str:
 
 
 class KeyCancelled(OrchestrateError):
-    """A submit was canceled before its run was created. Nothing was sent."""
+    """Raised if a submit was canceled before its run was created. Nothing was sent."""
 
 
 def request_cancel(db: Database, connection: Connection, key: str) -> None:
@@ -216,11 +216,12 @@ def _name(key: str) -> str:
 # repeat: in either order, since a first request that was held up may arrive behind its repeat.
 
 WINDOW = timedelta(hours=1)
-"""Clients wait 10 minutes for a response and try three times in all."""
+"""Seconds for which clients may repeat a request: they wait 10 minutes for a response and try three times in
+total."""
 
 
 class OtherRequest(UsageError):
-    """An idempotency key was reused with a different body."""
+    """Raised if an idempotency key was reused with a different body."""
 
 
 @dataclass(frozen=True)
@@ -261,9 +262,9 @@ class GatewayJobs:
     def take(
         self, job: GatewayJob, request: CreateKey, allow: Callable[[KeyUse], None]
     ) -> tuple[GatewayJob, bool]:
-        """Store the job, unless its request came before: then return that job, and False. `allow` receives
-        the spending of the key's jobs, and nothing is stored if it raises. Nobody can add another job
-        meanwhile."""
+        """Store the job and return it, or return the existing job and False if the request came before.
+        `allow` receives the spending of the key's jobs, and nothing is stored if it raises an error. Nobody
+        can add another job in the meantime."""
         with self._db.writing() as connection:
             one_at_a_time(connection)
             if known := self._known(connection, request):
@@ -289,7 +290,8 @@ class GatewayJobs:
             ).one_or_none()
             if row is not None and row.digest != request.digest:
                 raise OtherRequest(
-                    f"the idempotency key {request.idempotency_key!r} was already used with a different body",
+                    f"the idempotency key {request.idempotency_key!r} was already used with a "
+                    "different request body",
                     fix="use a new key for a new request",
                 )
             return None if row is None else GatewayJob.from_json(row.record)
@@ -402,8 +404,8 @@ class GatewayJobs:
         return found
 
     def records(self, project: str) -> list[tuple[str, str]]:
-        """List the id and the JSON of each job, newest first. A caller that knows a text already doesn't
-        need to parse it again."""
+        """List the id and the JSON of each job, newest first. A caller that already knows a text need not
+        parse it again."""
         table = schema.gateway_jobs
         query = select(table.c.id, table.c.record).where(table.c.project == project)
         with self._db.reading() as connection:
@@ -464,9 +466,9 @@ def _columns(job: GatewayJob) -> dict[str, Any]:
 
 
 PREFIXES = {"gateway": "orc-gw-", "serve": "orc-", "sessions": "tml-"}
-"""Tinker's client only accepts keys with its own prefix."""
+"""Prefix of keys, because Tinker's client only accepts keys with its own prefix."""
 MOST_KEYLESS = 10_000
-"""Maximum number of refused requests without a key to keep."""
+"""Maximum number of rejected requests without a key to keep."""
 
 
 class GatewayKeys:
@@ -487,7 +489,7 @@ class GatewayKeys:
             known = self._named(connection, key.name)
             if known is not None and not (again and known.opens == key.opens):
                 raise UsageError(
-                    f"a key called {key.name!r} already exists; revoked keys keep their name for the log",
+                    f"a key called {key.name!r} already exists; the log needs the names of revoked keys",
                     fix="another name",
                 )
             self._put(connection, hashed(made), key)
@@ -577,8 +579,8 @@ class GatewayKeys:
             return [AuditEntry.from_json(row) for row in connection.execute(query).scalars()][::-1]
 
     def sweep(self, most: int = MOST_KEYLESS) -> None:
-        """Delete the oldest log entries of requests without a key, so that such requests can't grow the
-        log beyond `most` entries."""
+        """Delete the oldest log entries of requests without a key, so that such requests can't grow the log
+        beyond `most` entries."""
         table = schema.gateway_audit
         keyless = select(table.c.seq).where(table.c.key == "").order_by(table.c.seq.desc())
         with self._db.writing() as connection:

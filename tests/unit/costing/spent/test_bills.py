@@ -107,9 +107,9 @@ def test_the_hosts_own_figure_goes_first() -> None:
 def test_a_session_bills_what_it_counted_however_it_ended(status: JobStatus) -> None:
     handle = JobHandle(provider="local", job_id="orc-1", kind=SESSION)
     job = a_job(
-        handle=handle, status=status, cost_usd=Decimal("0.5"), cost_origin="as the session counted it"
+        handle=handle, status=status, cost_usd=Decimal("0.5"), cost_origin="as counted by the session"
     )
-    assert made("local", "tiny-chat", job) == Bill(usd=Decimal("0.5"), origin="as the session counted it")
+    assert made("local", "tiny-chat", job) == Bill(usd=Decimal("0.5"), origin="as counted by the session")
 
 
 def test_trained_tokens_times_rate() -> None:

@@ -200,7 +200,7 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     file.write_text(json.dumps(row) + "\n")
     with pytest.raises(UsageError, match="no column ticket"):
         join(str(file), Columns("ticket", "who", ("anna",)), out)
-    with pytest.raises(DataError, match="is not a time"):
+    with pytest.raises(DataError, match="is not a valid time"):
         join(str(file), Columns("thread", "who", ("anna",)), out)
     file.write_text(json.dumps(row | {"time": 1}) + "\n")
     with pytest.raises(DataError, match="no thread") as refused:

@@ -124,7 +124,7 @@ def test_single_answers_on_a_sheet(store: Store, tmp_path: Path) -> None:
     rows.export(desk, "Fay", sheet)
     assert "correct (1 to 3),tone (1 to 5)" in sheet.read_text(encoding="utf-8-sig")
     fill(sheet, {"correct": ["3", "4"], "tone": ["5", "5"]})
-    with pytest.raises(DataError, match="row 3: correct must be 1 to 3"):
+    with pytest.raises(DataError, match="row 3: correct must be from 1 to 3"):
         rows.take(desk, sheet, "Fay", store.reviews.rate)
     fill(sheet, {"correct": ["3", "x"]})
     with pytest.raises(DataError, match="whole numbers"):
@@ -291,7 +291,7 @@ def test_calls_are_part_of_an_answer() -> None:
 
 
 def test_nothing_to_rate_is_told() -> None:
-    with pytest.raises(UsageError, match="all answers are the same"):
+    with pytest.raises(UsageError, match="all answers are identical"):
         review.tasks_of(answered(("q", "a", "a")), ("tuned", "base"), kind="pairs", review="r")
     with pytest.raises(UsageError, match="two contenders"):
         review.tasks_of(answered(("q", "a")), ("tuned",), kind="pairs", review="r")

@@ -208,7 +208,7 @@ def test_questions_that_fill_the_context_are_refused(trained: Trained) -> None:
     context = trained.answerer.models["tuned"].sampler.context
     assert context == 1024
     long = "Sky? " * 1024
-    told = r"the question has \d+ tokens, but the model's context is 1024 tokens including the answer"
+    told = r"the question has \d+ tokens, but the model's context, which includes the answer, has 1024"
     with pytest.raises(DataError, match=told):
         trained.ask(long)
     refused, answered = trained.attempt([[Message(role="user", content=q)] for q in (long, "Sky?")])
@@ -218,7 +218,9 @@ def test_questions_that_fill_the_context_are_refused(trained: Trained) -> None:
     nearly = "Sky? " * ((context - size - 4) // per)
     [reply, short] = trained.ask(nearly, "Sky?", max_tokens=400)
     assert context - 8 < (reply.prompt_tokens or 0) + (reply.completion_tokens or 0) <= context
-    assert reply.finish_reason == "stop" or reply.notes == ("cut off at the model's context of 1024 tokens",)
+    assert reply.finish_reason == "stop" or reply.notes == (
+        "cut off at the model's context length of 1024 tokens",
+    )
     assert short.content == "blue"
 
 

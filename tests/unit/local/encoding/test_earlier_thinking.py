@@ -41,7 +41,7 @@ def test_it_is_trained_as_asked(tmp_path: Path) -> None:
         told = " ".join(message for _, message in report.messages("train", None))
         assert ("earlier_thinking" in told) == (earlier == "train")
         assert (
-            "earlier answers with reasoning are trained as separate rows, in addition to the" in told
+            "earlier answers with reasoning became separate training rows, in addition to the" in told
         ) == (earlier == "split")
     first, last = (f"<think>\nso {n}\n</think>\n\n{n}<|im_end|>" for n in (1, 2))
     assert found == {"train": [f"1<|im_end|>{last}"], "split": [first, last], "untrained": [last]}

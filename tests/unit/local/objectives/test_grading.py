@@ -201,7 +201,7 @@ def test_code_without_a_grade_says_so(source: str, said: str) -> None:
     [
         (
             {"type": "score_model", "model": "o3"},
-            "it calls a model API for every answer, which training on this machine does not do",
+            "it calls a model API for every answer, which training on this machine does not support",
         ),
         (
             {"evaluator": "accounts/a/evaluators/b"},
@@ -209,11 +209,11 @@ def test_code_without_a_grade_says_so(source: str, said: str) -> None:
         ),
         ({"type": "regex"}, "type must be one of"),
         (check(reference=4), "reference must be text"),
-        (check(input="{{ output_text }}"), "output_text is neither item.FIELD nor sample.output_text"),
+        (check(input="{{ output_text }}"), "output_text must be item.FIELD or sample.output_text"),
         (check(input="{{ sample.text }}"), "sample.text is neither"),
         (check(input="{{ item }}"), "item is neither"),
-        (check(input="{{ item['answer'] }}"), "is not a reference such as item.answer or item.answers[0]"),
-        (check(input="{{}}"), "is not a reference such as item.answer or item.answers[0]"),
+        (check(input="{{ item['answer'] }}"), "must be a reference such as item.answer or item.answers[0]"),
+        (check(input="{{}}"), "must be a reference such as item.answer or item.answers[0]"),
         (check(operation="regex"), "eq, ne, like, ilike"),
         (similar("cosine"), "rouge_l"),
         ({"type": "string_check"}, "input, operation, reference"),
@@ -245,7 +245,8 @@ def test_the_fields_that_a_grader_reads() -> None:
 
 def test_a_refused_grader_starts_nothing() -> None:
     with pytest.raises(
-        RunFailed, match="it calls a model API for every answer, which training on this machine does not do"
+        RunFailed,
+        match="it calls a model API for every answer, which training on this machine does not support",
     ):
         Grader({"type": "score_model"})
     assert refusal(code("def grade(sample, item): return 1"), allow_code=True) is None

@@ -90,7 +90,7 @@ def test_nothing_of_the_user_can_be_reached(way: Isolation, tmp_path: Path) -> N
         "MKL_NUM_THREADS", "OLDPWD",
     }  # fmt: skip
     if way.way == "limits only":
-        assert "NOT confined" in way.told and "your permissions" in way.told
+        assert "NOT sandboxed" in way.told and "your permissions" in way.told
         return
     assert not found["environ"], "of this process, its parent"
     assert found["file"] is None and found["written"] is None and found["network"] is None
@@ -166,7 +166,7 @@ def test_what_takes_all_there_is_is_ended_and_told(way: Isolation) -> None:
         assert errors.pop("stop") == Grade(1.0), "the first process of a namespace cannot stop itself"
     assert all(g.score == 0 and g.error for g in errors.values()), errors
     assert "MemoryError" in str(errors["memory"].error)
-    assert "channel of its results" in str(errors["flood"].error)
+    assert "channel reserved for its results" in str(errors["flood"].error)
 
 
 def test_forged_answers_end_the_process(way: Isolation) -> None:
@@ -182,7 +182,7 @@ def test_forged_answers_end_the_process(way: Isolation) -> None:
     )
     with Grader(code(source), isolation=way, seconds=240) as grader:
         [grade] = grader.grade(["x"], [ITEM])
-    assert grade.score == 0 and "channel of its results" in str(grade.error)
+    assert grade.score == 0 and "channel reserved for its results" in str(grade.error)
 
 
 @pytest.mark.slow
@@ -204,4 +204,4 @@ def test_processes_that_the_code_leaves_behind_end_with_the_grader(way: Isolatio
 @pytest.mark.parametrize("named", WAYS)
 def test_each_way_is_told(named: Way) -> None:
     told = Isolation(named).told
-    assert ("NOT confined" in told) == (named == "limits only")
+    assert ("NOT sandboxed" in told) == (named == "limits only")

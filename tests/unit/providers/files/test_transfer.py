@@ -211,7 +211,9 @@ def test_a_bomb_is_not_unpacked_on_the_way(client: httpx.Client, tmp_path: Path,
             while True:
                 request.wfile.write(gzip.compress(bytes(1 << 20)))
 
-    with pytest.raises(UnexpectedAnswer, match=f"compressed as '{packing}', which was not requested"):
+    with pytest.raises(
+        UnexpectedAnswer, match=f"compressed as '{packing}', which Orchestrate did not request"
+    ):
         run(client, FileHost(packed), tmp_path / "f")
     assert list(tmp_path.iterdir()) == []
 

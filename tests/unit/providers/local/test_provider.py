@@ -148,7 +148,7 @@ def test_reinforcement_by_default() -> None:
         ),
         ("max_seq_length", rft(), {"max_seq_length": 256}, "256 tokens, which leaves no room"),
         ("provider_options.max_new_tokens", rft(), {"options": {"max_new_tokens": 0}}, "at least 1"),
-        ("provider_options.spike_factor", rft(), {"options": {"spike_factor": 3}}, "shows no spikes"),
+        ("provider_options.spike_factor", rft(), {"options": {"spike_factor": 3}}, "has no spikes"),
         (
             "provider_options.run_grader_code",
             rft(),
@@ -208,7 +208,7 @@ def test_a_row_without_what_the_grader_reads_is_found_before(ready: Check) -> No
         p for p in provider.check(spec, data, provider.translate(spec)) if p.code == "grader-field-missing"
     ]
     assert [(p.row, p.field, p.message) for p in missing] == [
-        (4, "answer", "the grader reads item.answer, which 2 of 20 rows lack")
+        (4, "answer", "the grader uses item.answer, which 2 of 20 rows lack")
     ]
     provider, spec, data = ready([row(n, answer="x") for n in range(20)])
     assert not [
@@ -294,7 +294,7 @@ def test_a_model_that_cannot_be_trained_is_told_before(ready: Check, tmp_path: P
         ("./nonexist", "no model folder at ./nonexist"),
         (str(empty), "no config.json"),
         (str(bare), "no .safetensors"),
-        (str(broken), "is not a configuration"),
+        (str(broken), "could not parse"),
     ):
         assert reason in errors_of(ready, model=model)["model-unusable"]
     for model in (str(tmp_path / "some.gguf"), "someone/Qwen3-8B-GGUF"):

@@ -44,8 +44,8 @@ def page_of(request: Request, entries: Sequence[dict[str, Any]], *, default: int
 
 
 def no_place(after: str) -> HostError:
-    """Build the error for an `after` that is not in the list. An empty page would mean that there are no
-    more entries."""
+    """Build the error for an `after` that is not in the list, because an empty page would mean that there are
+    no more entries."""
     return HostError(404, f"{after!r} is not in this list", param="after", code="not_found")
 
 
@@ -56,7 +56,7 @@ def metadata_filter(request: Request) -> dict[str, str]:
 
 
 def number(request: Request, name: str, default: int, low: int, high: int) -> int:
-    """Read a number from a query parameter. Raises `HostError` 400 outside its range."""
+    """Parse a number in a query parameter. Raises `HostError` 400 outside its range."""
     raw = request.query_params.get(name)
     if raw is None or raw == "":
         return default
@@ -70,7 +70,7 @@ def number(request: Request, name: str, default: int, low: int, high: int) -> in
 
 
 VLLM = "vllm.entrypoints.openai.api_server"
-"""The module of vLLM's server, which works where its command does not."""
+"""Module of vLLM's server, which works where the command does not."""
 
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
@@ -78,7 +78,7 @@ RESULTS = "fine-tune-results"
 UPLOAD_LIFE_S = 3600
 MAX_FILE = 536_870_912
 MAX_PART = 67_108_864
-"""In bytes."""
+"""Maximum size of an upload part in bytes."""
 
 _NAMES = {
     "train_loss": "train_loss",

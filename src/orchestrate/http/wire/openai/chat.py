@@ -40,7 +40,7 @@ class ApiPart(Body):
 
 
 class ApiMessage(Body):
-    """A message of a request. Fields of the API's answers are accepted too, so that an answer can be sent
+    """A message in a request. It also accepts the fields of the API's answers, so that an answer can be sent
     back unchanged."""
 
     model_config = ConfigDict(extra="ignore")
@@ -52,7 +52,7 @@ class ApiMessage(Body):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     function_call: Any = None
-    """The API's original form of a call, before `tool_calls`."""
+    """The API's original format of a call, before `tool_calls`."""
 
 
 class StreamOptions(Body):
@@ -62,7 +62,7 @@ class StreamOptions(Body):
 
 
 class SamplingRequest(Body):
-    """The fields that both APIs share. Those in the last block do not affect answers."""
+    """The fields that both APIs share. The fields in the last block do not affect answers."""
 
     model: str
     n: Annotated[int, Field(ge=1, le=16)] = 1
@@ -143,8 +143,8 @@ STREAMED: Mapping[str, str] = {"x-accel-buffering": "no", "cache-control": "no-s
 
 @dataclass(frozen=True)
 class ApiAnswer:
-    """An answer in progress, before it is written in the format of a route: complete, or in pieces as
-    they arrive."""
+    """An answer in progress, before it is converted to the format of a route: complete, or in pieces as they
+    arrive."""
 
     whole: dict[str, Any]
     pieces: AsyncGenerator[Piece] | None = None

@@ -16,7 +16,7 @@ from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, Pi
 
 
 class PromptRead(msgspec.Struct, frozen=True):
-    """The engine has read a prompt."""
+    """Event that the engine has read a prompt."""
 
     prompt_tokens: int
     prompt_ids: list[int] | None = None
@@ -29,7 +29,7 @@ class SampledToken(msgspec.Struct, frozen=True):
     tops: list[dict[str, Any]] = []
 
     def shown(self) -> dict[str, Any]:
-        """Return the token with its log-probabilities as chat completions have it."""
+        """Return the token with its log-probabilities in the format of chat completions."""
         return {"token": self.token, "bytes": self.bytes, "logprob": self.logprob, "top_logprobs": self.tops}
 
 

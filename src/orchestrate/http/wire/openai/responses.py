@@ -32,7 +32,7 @@ class ReasoningOptions(Body):
 
 class ResponseRequest(Body):
     """A request, validated strictly. The fields in the last block don't affect answers. `chat_body` rejects
-    unsupported fields that would."""
+    unsupported fields that do."""
 
     model: str
     input: str | list[dict[str, Any]]
@@ -76,16 +76,17 @@ REFUSED = {
     "conversation": "conversations are not stored: send the entire conversation as input",
     "prompt": "stored prompts are not supported: send the text as input or instructions",
     "background": "background responses are not supported",
-    "context_management": "the input is never truncated",
+    "context_management": "the server never truncates the input",
     "moderation": "moderation is not supported",
     "image": "only text output is supported",
-    "top_logprobs": "ask /v1/chat/completions for log-probabilities",
+    "top_logprobs": "log-probabilities are only available from /v1/chat/completions",
 }
-"""Fields that would change an answer and are not supported."""
+"""Unsupported fields that would change an answer."""
 
 
 def chat_body(asked: ResponseRequest) -> dict[str, Any]:
-    """Convert the request to a chat request. Raises `HostError` 400 for what a chat cannot express."""
+    """Convert the request to a chat request. Raises `HostError` 400 for anything that a chat cannot
+    express."""
     _require_known(asked)
     messages: list[dict[str, Any]] = []
     if asked.instructions:
@@ -111,7 +112,7 @@ def chat_body(asked: ResponseRequest) -> dict[str, Any]:
 def _require_known(asked: ResponseRequest) -> None:
     refused = {name: why for name, why in REFUSED.items() if getattr(asked, name)}
     if asked.reasoning and (asked.reasoning.summary or asked.reasoning.generate_summary):
-        refused["reasoning.summary"] = "reasoning is not summarized"
+        refused["reasoning.summary"] = "reasoning summaries are not supported"
     if "message.output_text.logprobs" in (asked.include or ()):
         refused["include"] = REFUSED["top_logprobs"]
     for name, why in refused.items():
@@ -334,7 +335,7 @@ class ResponseStream:
         yield self._event("response.incomplete" if self._cut else "response.completed", response=whole)
 
     def failed(self, message: str) -> str:
-        """Return the last event of a stream that broke off."""
+        """Return the last event of a stream that was cut off."""
         whole = _response(self._asked, self._id, self._created, [], status="failed")
         error = {"code": "server_error", "message": message}
         return self._event("response.failed", response={**whole, "error": error})

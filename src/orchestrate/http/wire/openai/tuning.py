@@ -33,8 +33,8 @@ _DETAILS = (
 def graded(
     grader: Mapping[str, Any], reward: float, errors: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Build the result of a grader. `errors` are those that occurred, by the names in `ERRORS`, and
-    further fields about them."""
+    """Build the result of a grader. `errors` has the errors by their names in `ERRORS`, and additional fields
+    about them."""
     return {
         "reward": reward,
         "sub_rewards": {},
@@ -173,7 +173,7 @@ class CompleteUpload(Body):
 
 
 class Permit(Body):
-    """Which projects may use a checkpoint."""
+    """The projects that may use a checkpoint."""
 
     project_ids: list[str] = Field(min_length=1)
 

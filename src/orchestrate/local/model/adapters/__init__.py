@@ -25,7 +25,7 @@ _WORDS = {
     "targets": "the model has no layer {}",
     "target_parameters": "the model has no parameter {}",
     "modules_to_save": "the model has no module {} to save",
-    "exclude_modules": "no target is called {}",
+    "exclude_modules": "no target is named {}",
     "rank_pattern": "no target matches {}",
     "alpha_pattern": "no target matches {}",
 }
@@ -44,7 +44,7 @@ class ModuleNames(Record, frozen=True):
     parameters: tuple[str, ...] = ()
     """Matrices, and stacks of matrices, in the language model."""
     experts: tuple[str, ...] = ()
-    """Those that are expert weights stored as one tensor each."""
+    """Expert weights among them that are stored as one tensor each."""
 
     def asked(self, targets: str | Sequence[str]) -> list[str]:
         """Return the modules of the language model that an adapter's `targets` select."""
@@ -81,7 +81,9 @@ def misnamed(names: ModuleNames, adapter: AdapterSettings) -> list[Misnamed]:
         left = narrowed(chosen, adapter)
         if not left and not adapter.target_parameters:
             field = "layers_to_transform" if adapter.layers_to_transform else "exclude_modules"
-            found.append(Misnamed(field, True, f"adapter.{field} leaves no targets", "keep some of them"))
+            found.append(
+                Misnamed(field, True, f"adapter.{field} excludes every target", "keep at least one of them")
+            )
         for field, patterns in _patterns(adapter):
             fitting = fitting_keys(patterns, left)
             unfit = [key for key in patterns if key not in fitting]
@@ -125,7 +127,7 @@ def fitting_keys(patterns: Mapping[str, V] | None, names: Sequence[str]) -> dict
 
 
 def no_pattern(adapter: AdapterSettings) -> tuple[str, str] | None:
-    """Return (setting, reason) for the first setting that must be a regular expression and isn't a valid
+    """Return (setting, reason) for the first setting that must be a regular expression and is not a valid
     one."""
     texts = [("targets", adapter.targets), ("exclude_modules", adapter.exclude_modules)]
     texts += [(field, key) for field, patterns in _patterns(adapter) for key in patterns]
@@ -133,7 +135,7 @@ def no_pattern(adapter: AdapterSettings) -> tuple[str, str] | None:
         try:
             re.compile(text if isinstance(text, str) else "")
         except re.error as error:
-            return field, f"{text!r} is not a regular expression: {error}"
+            return field, f"{text!r} is not a valid regular expression: {error}"
     return None
 
 
@@ -164,7 +166,10 @@ def _parameters(names: ModuleNames, asked: Sequence[str]) -> Misnamed | None:
     found = _told("target_parameters", unfit, True, names.experts)
     if found is None or names.experts:
         return found
-    told, fix = f"{found.told}: it has no experts", "leave it out; use adapter.targets for linear layers"
+    told, fix = (
+        f"{found.told}: the model has no experts",
+        "leave it out; for linear layers, use adapter.targets",
+    )
     return replace(found, told=told, fix=fix)
 
 
@@ -243,9 +248,9 @@ def lies_apart(folder: Path) -> bool:
 
 
 def changes_base(folder: Path) -> bool:
-    """Return whether the adapter changes the base itself, even while peft has the adapter disabled: a
-    part of the base was taken out, or something was written over it. Unreadable files are reported where
-    the adapter is loaded."""
+    """Return whether the adapter changes the base model itself, even while peft has the adapter disabled,
+    because part of the base was taken out or overwritten. Unreadable files are reported when the adapter is
+    loaded."""
     if (found := _read(folder)) is None:
         return False
     config, names = found

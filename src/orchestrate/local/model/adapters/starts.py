@@ -51,20 +51,20 @@ class Beginning:
     kept: Path
     """The folder for the initial weights, if they must be kept."""
     rows: EncodedRows
-    """The tokens that are trained on."""
+    """The tokens to train on."""
     seed: int
 
 
 def begun(inner: Any, config: Any, adapter: AdapterSettings, beginning: Beginning | None) -> Any:
-    """Create the peft model with its initial adapter weights. Raises `RunFailed`, or peft's `ValueError`
-    and `TypeError` where the adapter does not fit."""
+    """Create the peft model with its initial adapter weights. Raises `RunFailed`, or peft's `ValueError` and
+    `TypeError` if the adapter does not fit."""
     from peft import PeftModel, get_peft_model
     from peft.tuners.lora.eva import initialize_lora_eva_weights
 
     start = adapter.init_lora_weights
     keeps = adapter.changes_base or start == "eva"
     if keeps and beginning is None:
-        raise RunFailed(f"init_lora_weights: {start} needs a run that saves its initial weights")
+        raise RunFailed(f"init_lora_weights: {start} only works in a run that saves its initial weights")
     there = beginning is not None and (beginning.kept / "adapter_config.json").is_file()
     if start == "eva" and there and beginning is not None:
         # Its ranks follow from what the layers read, and must be those of the checkpoints.
@@ -96,8 +96,8 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
 @torch.no_grad()
 def make_up_for_4_bits(model: Any, folder: ModelFolder) -> None:
     """Initialize the adapter with one iteration of LoftQ (Li et al. 2023): the best approximation, at the
-    adapter's rank, of what quantization to 4 bits lost of each weight. Raises `RunFailed` when the
-    model's files hold a weight under another name."""
+    adapter's rank, of the part of each weight lost by quantization to 4 bits. Raises `RunFailed` if the
+    model's files contain a weight under another name."""
     import bitsandbytes.functional as bnb
 
     place = {name: path for path in folder.weights for name in tensors(path)}
@@ -182,8 +182,8 @@ def _padded(rows: Sequence[tuple[Any, Any]], device: torch.device) -> dict[str, 
 
 
 def as_plain_lora(folder: Path, kept: Path) -> None:
-    """Rewrite the adapter in `folder`, which belongs on a base without its initial weights, as one of
-    twice the rank for the unchanged base: B A - B0 A0, as peft converts it."""
+    """Rewrite the adapter in `folder`, whose base model lacks its initial weights, as an adapter with twice
+    the rank for the unchanged base model: B A - B0 A0, as peft converts it."""
     after, first = (load_file(f / "adapter_model.safetensors") for f in (folder, kept))
     for name, value in after.items():
         # Adapters on embeddings take nothing out of them.
@@ -241,7 +241,7 @@ def targets_of(inner: Any, adapter: AdapterSettings, config_of: Callable[[Sequen
         everywhere = sum(matches(asked, name) for name in names.modules)
         told = []
         if outside := everywhere - len(names.asked(asked)):
-            told.append(f"{outside} modules outside the language model: training uses text only")
+            told.append(f"{outside} modules outside the language model: training uses only text")
     for one in misnamed(names, adapter):
         if one.useless and one.field in _NEEDED:
             raise RunFailed(f"the adapter does not fit the model: {one.told}", fix=one.fix)
@@ -362,8 +362,8 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
 
 @torch.no_grad()
 def make_room(model: Any, tokens: int, new: Sequence[int] = ()) -> None:
-    """Resize the embeddings to `tokens` rows, also where the model has fewer. Rows of the `new` ids, for
-    which nothing was learned, are set to the mean of the others so that none stands out (Hewitt 2021)."""
+    """Resize the embeddings to `tokens` rows, also if the model has fewer. Rows of the `new` ids, which are
+    untrained, are set to the mean of the others so that none stands out (Hewitt 2021)."""
     before = model.get_input_embeddings().weight.shape[0]
     if tokens <= before and not new:
         return
@@ -407,8 +407,8 @@ def rows_of(adapter: Path) -> int:
 
 
 def spare(model: Any) -> None:
-    """Replace peft's forward pass for trained tokens: peft copies the entire table in each forward pass
-    and computes a gradient for all of it. Here the few trained rows are computed beside the others."""
+    """Replace peft's forward pass for trained tokens. peft copies the entire table in each forward pass and
+    computes a gradient for all of it. Here only the few trained rows are computed separately."""
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
     for layer in model.modules():

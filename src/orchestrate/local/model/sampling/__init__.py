@@ -21,11 +21,11 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 
 NO_NUMBERS = "no_numbers"
-"""The model returned no finite logits."""
+"""Failure: the model returned no finite logits."""
 NO_FORM = "no_form"
-"""Constraining the answer took too much work."""
+"""Failure: constraining the answer took too much work."""
 NO_MEMORY = "no_memory"
-"""The row does not fit into memory, even alone."""
+"""Failure: the row does not fit in memory, even alone."""
 LEAST_TEMPERATURE = 1e-6
 """Below this temperature the division overflows, and the most likely token is practically certain."""
 
@@ -45,13 +45,13 @@ class Holds(Protocol):
 
 @dataclass
 class Luck:
-    """How a row's tokens are sampled. Temperature 0 takes the most likely token. The same seed gives the same
-    tokens, whatever else is answered at the time."""
+    """How to sample a row's tokens. Temperature 0 takes the most likely token. The same seed gives the same
+    tokens, no matter what else is answered at the same time."""
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
-    """0 means all tokens."""
+    """Number of most likely tokens to sample from. 0 means all tokens."""
     presence: float = 0.0
     frequency: float = 0.0
     bias: Mapping[int, float] = field(default_factory=dict[int, float])
@@ -59,7 +59,7 @@ class Luck:
     """How many of the most likely tokens are returned besides the sampled one. `None` returns no
     log-probabilities."""
     generator: torch.Generator | None = None
-    """`None`: random numbers come from the caller's generator, for all rows together."""
+    """Random number generator of the row. With `None`, all rows together use the caller's generator."""
     held: Holds | None = None
     """The constraint on the form of the answer."""
 
@@ -72,7 +72,7 @@ class Luck:
 
     @property
     def plain(self) -> bool:
-        """Whether only the likeliest token is needed."""
+        """Whether only the most likely token is needed."""
         changed = self.temperature or self.presence or self.frequency or self.bias
         return not changed and self.tops is None and self.held is None
 
@@ -287,7 +287,7 @@ over another."""
 
 
 def close(logits: Tensor) -> list[bool]:
-    """Return for each row of [rows, vocabulary] whether its likeliest token was barely ahead of the next
+    """Return for each row of [rows, vocabulary] whether its most likely token was barely ahead of the next
     one."""
     scores = logits.float()
     two = scores.topk(2, dim=-1).values
@@ -302,8 +302,8 @@ def rounds(model: Any, device: torch.device) -> bool:
 def otherwise_alone(
     model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, share: bool
 ) -> list[bool]:
-    """Return for each answer whether it has a token that is not the likeliest one when its row is read
-    alone, in one pass. With `share`, the prefix that all prompts share is read once."""
+    """Return for each answer whether it has a token that is not the most likely one if its row is read alone,
+    in one pass. With `share`, the prefix that all prompts share is read once."""
     begins = in_common(prompts) if share else 0
     cache = read_once(model, prompts[0][:begins]) if begins else None
     begins = 0 if cache is None else begins

@@ -38,10 +38,10 @@ Matrices = tuple[Tensor, Tensor, float]
 
 
 class Mixing:
-    """Runs each row with its own adapter, at little more than the base's cost. PEFT mixes adapters too,
-    by hooks that it puts on every module for each forward pass; on short steps that took more time than
-    the model. Here the layers have no adapters of their own until `end`, and one hook on each adds what
-    the rows' own adapters add."""
+    """Runs each row with its own adapter, at little more than the base's cost. PEFT mixes adapters too, with
+    hooks that it puts on every module for each forward pass, which took more time than the model on short
+    steps. Here the layers have no adapters until `end`, and one hook on each adds the output of the rows'
+    adapters."""
 
     def __init__(self, model: Any) -> None:
         self.adapters = frozenset(model.peft_config)
@@ -133,7 +133,7 @@ PROMPTS_A_STEP = 4
 
 
 class Torn(Exception):
-    """The model is no longer usable, so this process cannot answer anymore."""
+    """Raised if the model is no longer usable, so that this process cannot answer anymore."""
 
 
 @dataclass
@@ -161,8 +161,8 @@ class DecodingRow:
     counts: Counter[int] = field(default_factory=Counter[int])
     ended: bool = False
     close: bool | None = None
-    """Whether one of its tokens was barely ahead of another (see `rounding`). `None` if nobody needs to
-    know."""
+    """Whether one of its tokens was barely ahead of another (see `rounding`). `None` if that is not
+    needed."""
 
     @property
     def read(self) -> list[int]:
@@ -186,7 +186,7 @@ class PromptReader(Protocol):
 
     @property
     def joins(self) -> bool:
-        """Whether the model has the same next token behind padding."""
+        """Whether the model predicts the same next token after padding."""
         ...
 
     def at_once(self, model: Any, rows: Sequence[DecodingRow]) -> int:
@@ -257,7 +257,7 @@ class DecodingBatch:
 
 
 class Batching:
-    """All rows of one model and its adapters. `step` reads some prompts, or samples a token of each row."""
+    """All rows of one model and its adapters. `step` reads some prompts, or samples a token for each row."""
 
     def __init__(self, model: Any, *, most_rows: int, reader: PromptReader | None = None) -> None:
         self.model = model
@@ -310,9 +310,9 @@ class Batching:
             batch.drop_ended()
 
     def step(self) -> Iterator[tuple[DecodingRow, DrawnToken]]:
-        """Yield each row with its next token. Rows that end are marked, including rows without a next
-        token. The caller may end more of them. When memory runs out, half as many rows are answered at
-        once from then on, and rows in progress are read again."""
+        """Yield each row with its next token. Rows that end are marked, including rows without a next token.
+        The caller may end more of them. If memory runs out, half as many rows are answered at a time from
+        then on, and rows in progress are read again."""
         with torch.no_grad():
             for name in list(self._batches):
                 batch = self._batches[name]

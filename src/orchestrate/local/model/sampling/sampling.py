@@ -22,7 +22,7 @@ from orchestrate.local.model.sampling.batching import AS_IT_IS, Batching, Decodi
 from orchestrate.local.model.shortcuts.probes import distance
 
 ROUNDED = 0.05
-"""The relative distance of logits that 16-bit rounding can explain."""
+"""Relative distance of logits that 16-bit rounding can explain."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Sampler:
     shares: bool = False
     """Whether a prefix shared by all prompts of a batch is read only once."""
     fitting_rows: int | None = None
-    """As many rows as memory allowed after it had run out."""
+    """Number of rows that fit after memory had run out."""
     holds: Callable[[Sequence[int]], Holds] | None = None
     """Returns the constraint for the answer to a prompt."""
     _bears_padding: bool | None = None
@@ -125,7 +125,7 @@ class Sampler:
         return ids, False
 
     def room(self, prompt: Sequence[int], max_tokens: int) -> int:
-        """Return the most tokens that the answer can have: fewer, or none, where the prompt fills the
+        """Return the maximum number of tokens in the answer. It is lower, or zero, if the prompt fills the
         model's context."""
         return max_tokens if self.context is None else max(0, min(max_tokens, self.context - len(prompt)))
 

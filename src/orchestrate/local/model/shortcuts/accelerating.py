@@ -19,7 +19,7 @@ from orchestrate.local.model.shortcuts.probes import CLOSE, distance
 
 
 class Unfit(RunFailed):
-    """The engine does not support this architecture, but another one does."""
+    """Raised if the engine does not support this architecture, but another engine does."""
 
 
 def compile_layers(inner: Any) -> None:
@@ -54,7 +54,7 @@ def use_liger(inner: Any) -> None:
         apply(model=inner, **{name: value for name, value in ours.items() if name in takes})
         apart = distance(_states(inner), before)
         if not apart <= CLOSE:
-            told = f"with Liger the model computes different hidden states (relative distance {apart:.2g})"
+            told = f"Liger changes the model's hidden states (relative distance {apart:.2g})"
             raise Unfit(told, fix="engine: fused")
     except (Unfit, torch.OutOfMemoryError):
         replaced.put_back()

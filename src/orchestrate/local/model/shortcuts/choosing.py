@@ -136,7 +136,7 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
     proved = fused and _layers(loaded, job)
     if not proved and (reason := probes.trains(loaded)):
         raise RunFailed(
-            f"this model cannot be trained as it is: {reason}",
+            f"cannot train this model: {reason}",
             fix="use fewer modules in adapter.targets, or engine: plain; worker.log has the full message",
         )
     _balance(loaded, job)
@@ -163,9 +163,9 @@ def _attend_packed(loaded: Loaded) -> None:
     if loaded.device.type == "cpu":
         return
     if reason := packed_attention.use(loaded):
-        loaded.left_out["attention without a mask over packed rows"] = reason
+        loaded.left_out["mask-free attention over packed rows"] = reason
     else:
-        loaded.turned_on.append("attention without a mask over packed rows")
+        loaded.turned_on.append("mask-free attention over packed rows")
 
 
 def _balance(loaded: Loaded, job: LocalJob) -> None:
@@ -193,20 +193,20 @@ def _layers(loaded: Loaded, job: LocalJob) -> bool:
         layers = fuse(loaded.model)
         if reason := probes.trains(loaded):
             unfuse(loaded.model)
-            loaded.left_out["LoRA in one step"] = reason
+            loaded.left_out["LoRA in a single step"] = reason
         elif layers:
-            loaded.turned_on.append("LoRA in one step")
+            loaded.turned_on.append("LoRA in a single step")
         proved = reason is None
     if loaded.device.type == "cpu" and (replaced := use_on_cpu(loaded.inner)):
         with watched() as calls:
             reason = probes.trains(loaded)
         if reason:
             undo(loaded.inner)
-            loaded.left_out["attention and norms for a CPU"] = reason
+            loaded.left_out["CPU kernels for attention and norms"] = reason
         else:
             if "attention" in replaced and not any(calls):
                 replaced.remove("attention")
-                loaded.left_out["attention for a CPU"] = "the model uses its own attention, or dropout"
+                loaded.left_out["CPU kernels for attention"] = "the model uses its own attention, or dropout"
             loaded.turned_on += [f"{what} for a CPU" for what in replaced]
             proved = True
     return proved
@@ -226,9 +226,9 @@ def _experts(loaded: Loaded) -> None:
             reason = "it changes the model's hidden states"
     if reason:
         weights.give_back(loaded.model)
-        loaded.left_out["experts one by one"] = reason
+        loaded.left_out["one expert at a time"] = reason
     else:
-        loaded.turned_on.append("experts one by one")
+        loaded.turned_on.append("one expert at a time")
 
 
 def _rows(loaded: Loaded, job: LocalJob) -> None:
@@ -237,7 +237,7 @@ def _rows(loaded: Loaded, job: LocalJob) -> None:
         return
     loaded.line_limit, reason = probes.line_limit(loaded)
     if reason:
-        loaded.left_out["rows in one line"] = reason
+        loaded.left_out["several rows packed into one sequence"] = reason
     loaded.shares = not probes.draws(loaded)
     if loaded.line_limit:
         told = f"packing up to {loaded.line_limit} tokens"
@@ -247,4 +247,4 @@ def _rows(loaded: Loaded, job: LocalJob) -> None:
         # all tokens.
         return
     if probes.trained_only(loaded) is None:
-        loaded.turned_on.append("last MLP only on trained tokens")
+        loaded.turned_on.append("last MLP only for trained tokens")

@@ -98,8 +98,8 @@ AT_ONCE = 32_768
 
 @dataclass(frozen=True)
 class AttentionGroup:
-    """Pieces of the line whose attention is computed side by side. Each piece queries with its own tokens
-    and sees those before it: its row's shared beginning, then itself."""
+    """Pieces of the line whose attention is computed side by side. Each piece queries with its own tokens and
+    sees the tokens before it: first its row's shared beginning, then its own."""
 
     first: int
     last: int
@@ -127,11 +127,11 @@ class PackedLine:
     ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
     starts: list[int]
-    """For each row: the position of its first own token."""
+    """Position of the first own token of each row."""
     shared: list[int]
-    """For each row: how many of its tokens are in its family's shared prefix."""
+    """Number of its tokens in the family's shared prefix, for each row."""
     times: npt.NDArray[np.float32]
-    """For each token: how many rows contain it."""
+    """Number of rows that contain each token."""
     layout: Layout
 
 
@@ -290,7 +290,8 @@ def line_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, sc
 
 NAME = "orchestrate_short_rows"
 SHORT_ROW = 1024
-"""In tokens. Memory grows with its square: half of heads x length weights per token and layer."""
+"""Maximum length of a short row in tokens. Memory grows with its square: half of heads x length weights per
+token and layer."""
 
 
 _POSITIONS = ("position_ids", "cache_position")
@@ -409,8 +410,8 @@ class _Norm(torch.autograd.Function):
 
 
 def use_on_cpu(model: Any) -> list[str]:
-    """Put our attention and norms into a transformers model whose weights are frozen. Returns what was
-    replaced."""
+    """Put our attention and norms into a transformers model whose weights are frozen. Returns the replaced
+    ones."""
     replaced: list[str] = []
     if model.config.get_text_config()._attn_implementation == "sdpa":
         if NAME not in ALL_ATTENTION_FUNCTIONS:

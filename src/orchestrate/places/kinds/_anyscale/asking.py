@@ -71,7 +71,7 @@ class Client:
         def request(method: str, url: str, **more: Any) -> Any:
             if method != "GET" and not url.partition("?")[0].rstrip("/").endswith(HARMLESS):
                 if self._clock() - self._begun > 2 * self._answer_s:
-                    raise TimeoutError("preparing the job took too long; the job was not requested")
+                    raise TimeoutError("preparing the job took too long, so it was not submitted")
                 self.creating = True
             try:
                 return send(method, url, **{**more, "_request_timeout": (CONNECT_S, self._answer_s)})
@@ -106,7 +106,7 @@ class Client:
             if not token:
                 return list(found.values())
             if token in seen:
-                raise ValueError("its list of jobs has no end")
+                raise ValueError("its job list never ends")
             seen.add(token)
 
     def submit(self, asked: Mapping[str, Any]) -> str:

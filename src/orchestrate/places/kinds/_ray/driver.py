@@ -108,7 +108,7 @@ class Driver:
         if self._settled():
             return
         starts = claim.attempts(self.stored) - self.claim.number
-        told = f"its workers were started {count(starts, 'time')} in this job; last failure: {self.fault}"
+        told = f"its workers started {count(starts, 'time')} in this job; last failure: {self.fault}"
         depot.add_event(self.stored, told, level="error", type="interrupted")
 
     def _watch(self) -> int:
@@ -117,12 +117,12 @@ class Driver:
         while not self.fitted.wait(LOOK_S):
             clock, due = self.switch.clock(), self.switch.due()
             if self.superseded.is_set():
-                _log.error("another attempt has taken over the run; this one stops")
+                _log.error("another attempt has taken over the run, so this one stops")
                 return 1
             if due is not None:
                 over = over or clock
                 if due[0] == "silence":
-                    _log.error("%s; this job ends with all its workers", due[1])
+                    _log.error("%s; this job and all its workers end", due[1])
                     return SILENT
                 # The first worker says so itself, with a checkpoint, where there is one.
                 if not self.begun.is_set() or clock - over > 3 * GRACE_S:
@@ -132,8 +132,8 @@ class Driver:
                 return self._say("paused" if self.word == "pause" else "cancelled")
             if clock - self.heard > self.start_s:
                 told = (
-                    f"no workers started within {duration(self.start_s)}: the cluster has no free "
-                    "resources for them"
+                    f"no workers started within {duration(self.start_s)} because the cluster has "
+                    "no free resources for them"
                 )
                 return self._say("failed", JobError(code="no_room", message=f"{told} (ray status)"))
             if self.settled.is_set():
@@ -212,7 +212,7 @@ def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
 
     if Version(installed.__version__) < Version(LEAST):
         raise RuntimeError(
-            f"the cluster has Ray {installed.__version__}; several workers need {LEAST} or newer"
+            f"the cluster has Ray {installed.__version__}, but several workers need {LEAST} or newer"
         )
     ray: Any = installed
     order = read_order(stored)
@@ -257,7 +257,7 @@ def lacking(each: dict[str, float], workers: int, there: dict[str, float]) -> st
         for name, amount in each.items()
         if there.get(name, 0) < amount * workers
     ]
-    return f"the cluster has {'; '.join(short)}: waiting for them (ray status)" if short else ""
+    return f"waiting for resources; the cluster has {'; '.join(short)} (see: ray status)" if short else ""
 
 
 def reason(error: Exception) -> str:

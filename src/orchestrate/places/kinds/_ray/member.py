@@ -122,7 +122,7 @@ def main(given: dict[str, Any]) -> None:
             return
         code = First(claim, Path(folder), met, device, report_s, differing(versions)).work()
         if code or (met.processes > 1 and not met.released):
-            raise RuntimeError(f"the worker ended with {code}; the others are stopped too")
+            raise RuntimeError(f"the worker ended with code {code}, so the others are stopped too")
 
 
 def differing(versions: list[dict[str, str]]) -> str:
@@ -130,7 +130,7 @@ def differing(versions: list[dict[str, str]]) -> str:
     too."""
     first = versions[0]
     found = [
-        f"worker {number} has {name} {there[name]}, the first {first[name]}"
+        f"worker {number} has {name} {there[name]}, but the first has {first[name]}"
         for number, there in enumerate(versions, 1)
         for name in first
         if there[name] != first[name]

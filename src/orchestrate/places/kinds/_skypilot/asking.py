@@ -85,7 +85,7 @@ class Bridge:
                 )
             except OSError as error:
                 raise SetupError(
-                    f"SkyPilot's Python {self.python} cannot be run: {error}", fix=INSTALL
+                    f"cannot run SkyPilot's Python {self.python}: {error}", fix=INSTALL
                 ) from error
         return self._child
 

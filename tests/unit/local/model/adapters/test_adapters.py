@@ -468,15 +468,15 @@ def test_a_module_saved_whole_is_trained_in_32_bits_on_a_base_in_16(tmp_path: Pa
     [
         (
             lambda key, value: {key: value} if ".layers.1." not in key else {},
-            "it has no tensor of the right shape for",
+            "it lacks a tensor of the right shape for",
         ),
         (
             lambda key, value: {key: value, key.replace(".layers.1.", ".layers.9."): value},
-            "the model has no module for",
+            "the model lacks a module for",
         ),
         (
             lambda key, value: {key: value[:, :-1] if "lora_A" in key else value},
-            "it has no tensor of the right shape for",
+            "it lacks a tensor of the right shape for",
         ),
     ],
     ids=["layers-that-it-lacks", "layers-that-the-model-lacks", "wider"],
@@ -491,7 +491,7 @@ def test_an_adapter_of_another_model_is_refused_and_leaves_the_base(
     changed = [change(key, value) for key, value in load_file(path).items()]
     save_file({k: v.clone() for part in changed for k, v in part.items()}, path, {"format": "pt"})
     plain = base()
-    with pytest.raises(UsageError, match=f"does not fit its base: .*{told}"):
+    with pytest.raises(UsageError, match=f"does not fit its base model: .*{told}"):
         load_adapter(plain, tmp_path)
     assert not any("lora_" in name for name, _ in plain.named_parameters())
     with pytest.raises(UsageError, match=told):

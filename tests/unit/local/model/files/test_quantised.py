@@ -182,5 +182,5 @@ def test_a_base_that_no_library_here_reads_is_refused_before(tmp_path: Path) -> 
     (refused,) = translate(JobSpec.parse({"model": str(folder), "train": "t"}), {}).refused
     assert refused.name == "model" and refused.outcome is Outcome.REFUSED
     assert "pip install gptqmodel" in str(refused.rule)
-    with pytest.raises(QuantisedUnreadable, match="; the package that reads them is not installed"):
+    with pytest.raises(QuantisedUnreadable, match=", and the package to read them is not installed"):
         load_base(folder, four_bit=True, device=torch.device("cpu"))

@@ -65,10 +65,14 @@ def test_attention_with_dropout_is_trained_in_padded_rows(tmp_path: Path) -> Non
     )
     assert session.loaded.line_limit == 0 and not session.loaded.shares
     attention, told = (e.message for e in session.run.events() if e.type == "left_out")
-    assert told.startswith("without rows in one line: the model raises NotImplementedError")
-    assert attention.startswith("without attention for a CPU: the model uses its own attention, or")
+    assert told.startswith(
+        "without several rows packed into one sequence: the model raises NotImplementedError"
+    )
+    assert attention.startswith("without CPU kernels for attention: the model uses its own attention, or")
     (engine,) = (e for e in session.run.events() if e.type == "engine")
-    assert "attention" not in str(engine.data["in_use"]) and "norms for a CPU" in str(engine.data["in_use"])
+    assert "attention" not in str(engine.data["in_use"]) and "CPU kernels for attention and norms" in str(
+        engine.data["in_use"]
+    )
     session.loop.run()
     assert len(session.run.metrics()) == 2
 
@@ -95,7 +99,7 @@ def test_what_ends_with_our_layers_is_trained_with_the_libraries(session: Sessio
     loaded = again(session)
     mlp.forward = forward
     turn_on(loaded, session.job)
-    assert loaded.left_out == {"LoRA in one step": "the model raises RuntimeError: no such layer"}
+    assert loaded.left_out == {"LoRA in a single step": "the model raises RuntimeError: no such layer"}
     assert "forward" not in vars(mlp.gate_proj)
     assert loaded.line_limit > 0  # the others are on
 
@@ -135,10 +139,10 @@ def test_packing_that_a_model_does_not_bear_is_told(tmp_path: Path) -> None:
     assert gains.message.startswith("without packed rows: it has no benefit on a CPU")
     assert {e.level for events in told.values() for e in events} == {"warning"}
     assert told["plain"][0].message.startswith(
-        "packing is off, rows of similar length are padded instead: packed"
+        "packing is off, so rows of similar length are padded instead: packed"
     )
     assert told["line"][0].message.startswith(
-        "packing only rows of up to 1024 tokens; longer ones are padded: packed"
+        "packing only rows of up to 1024 tokens and padding longer ones: packed"
     )
     objective, rows = tell["plain"].loop.objective, tell["plain"].loop.train
     assert len(objective.collate(rows, range(6)).ids) == 6  # side by side
@@ -219,7 +223,7 @@ def test_what_liger_replaced_is_put_back_where_it_is_refused(
     reason = (
         "RuntimeError: no Triton here"
         if fault == "an error"
-        else "with Liger the model computes different hidden states (relative distance"
+        else "Liger changes the model's hidden states (relative distance"
     )
     assert reason in loaded.left_out["Liger"] and reason in loaded.choice.reason
     ids = torch.tensor([[5, 6, 7, 8]])
