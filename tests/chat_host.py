@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.http_server import Handler, serving
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,13 @@ class ChatHost:
 
 @contextmanager
 def chat_host() -> Generator[ChatHost]:
-    class Handler(BaseHTTPRequestHandler):
+    class Chat(Handler):
         def do_GET(self) -> None:
             job = host.jobs.get(self.path.rpartition("/")[2])
             self.answer(404 if job is None else 200, _error(404) if job is None else job)
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = json.loads(self.body())
             if self.path == "/v1/embeddings":
                 with host.lock:
                     host.embedded.append(body["input"])
@@ -125,33 +126,15 @@ def chat_host() -> Generator[ChatHost]:
                 host.bill(answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"])
             else:
                 status, answer = (text, _error(text)) if isinstance(text, int) else (400, {"error": text})
-            self.answer(status, answer)
+            self.answer(status, answer, {"retry-after-ms": "1"} if status >= 429 else {})
 
-        def answer(self, status: int, answer: Any) -> None:
-            data = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            if status >= 429:
-                self.send_header("retry-after-ms", "1")
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            del format, args
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    host = ChatHost(f"http://127.0.0.1:{server.server_address[1]}/v1")
-    host.hold.set()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield host
-    finally:
+    with serving(Chat) as url:
+        host = ChatHost(f"{url}/v1")
         host.hold.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        try:
+            yield host
+        finally:
+            host.hold.set()
 
 
 def _most(body: dict[str, Any]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.scripted_host import Answer, ScriptedHost, scripted_host
+from tests.scripted_host import Answer, Host, scripted_host
 
 from orchestrate.text import inert, inert_json
 
@@ -50,7 +50,7 @@ for words in json.load(open(sys.argv[1])):
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[ScriptedHost]:
+def host() -> Iterator[Host]:
     job: dict[str, Any] = {
         "object": "fine_tuning.job",
         "id": "ftjob-1",
@@ -92,7 +92,7 @@ def host() -> Iterator[ScriptedHost]:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, host: ScriptedHost) -> tuple[Path, dict[str, str]]:
+def scene(tmp_path: Path, host: Host) -> tuple[Path, dict[str, str]]:
     kept = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_BASE_URL"))}
     row = {"messages": [{"role": "user", "content": EVIL}, {"role": EVIL, "content": EVIL}], EVIL: EVIL}
     good = {"messages": [{"role": "user", "content": EVIL}, {"role": "assistant", "content": EVIL}]}

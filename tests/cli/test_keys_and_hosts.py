@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Cli
+from tests.http_server import Handler, serving
 
 KEY = "sk-proj-0123456789abcdefghij"
 
 
-class Counting(http.server.BaseHTTPRequestHandler):
+class Counting(Handler):
     asked: list[str]
 
     def do_GET(self) -> None:
         self.asked.append(self.headers.get("authorization", ""))
-        body = json.dumps({"object": "list", "data": [], "has_more": False}).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.answer(200, {"object": "list", "data": [], "has_more": False})
 
     do_POST = do_GET
-
-    def log_message(self, format: str, *args: object) -> None: ...
 
 
 @pytest.fixture
 def stranger() -> Iterator[tuple[str, list[str]]]:
     """A server that would take any key, and the keys that it was sent."""
     asked: list[str] = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Counting,), {"asked": asked}))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/v1", asked
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Counting, asked=asked) as url:
+        yield f"{url}/v1", asked
 
 
 @pytest.fixture

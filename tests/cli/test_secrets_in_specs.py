@@ -6,14 +6,13 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Cli, Result
+from tests.http_server import Handler, serving
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
@@ -32,26 +31,16 @@ def host() -> Iterator[dict[str, str]]:
 def address() -> Iterator[str]:
     """Of rows that are given only to who brings the token."""
 
-    class Guarded(BaseHTTPRequestHandler):
+    class Guarded(Handler):
         def do_GET(self) -> None:
             known = f"token={TOKEN}" in self.path
             body = "".join(json.dumps({"messages": row}) + "\n" for row in ROWS).encode() if known else b""
-            self.send_response(200 if known else 403)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
+            self.answer(200 if known else 403, body)
 
         do_HEAD = do_GET
 
-        def log_message(self, format: str, *args: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
-        serving = threading.Thread(target=server.serve_forever)
-        serving.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/t.jsonl?token={TOKEN}"
-        server.shutdown()
-        serving.join()
+    with serving(Guarded) as url:
+        yield f"{url}/t.jsonl?token={TOKEN}"
 
 
 def nothing_tells(folder: Path, *shown: Result) -> None:

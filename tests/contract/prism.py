@@ -13,17 +13,16 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 from tests.contract.known_fields import read
+from tests.http_server import Handler, serving
 from tests.ports import own_port
 
 VERSION = "5.14.2"
@@ -110,9 +109,9 @@ def _front(prism: str, upstream: str, described: list[tuple[str, re.Pattern[str]
     judge = Judge()
     with httpx.Client(timeout=240) as client:
 
-        class Handler(BaseHTTPRequestHandler):
+        class Front(Handler):
             def handle_any(self) -> None:
-                content = self.rfile.read(int(self.headers.get("content-length") or 0))
+                content = self.body()
                 headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
 
                 path = self.path.partition("?")[0]
@@ -132,17 +131,8 @@ def _front(prism: str, upstream: str, described: list[tuple[str, re.Pattern[str]
 
             do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = handle_any
 
-            def log_message(self, format: str, *args: Any) -> None:
-                del format, args
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        judge.url = f"http://127.0.0.1:{server.server_port}"
-        try:
+        with serving(Front) as judge.url:
             yield judge
-        finally:
-            server.shutdown()
-            server.server_close()
 
 
 def _told(answer: httpx.Response, method: str, path: str) -> list[Violation]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.contract.backends import BACKENDS, HOSTED, Backend
-from tests.scripted_host import Answer, ScriptedHost, scripted_host
+from tests.scripted_host import Answer, Host, scripted_host
 
 from orchestrate import sandbox as sandboxes
 from orchestrate.errors import ProviderError
@@ -32,7 +32,7 @@ def test_every_backend_lists_the_jobs_that_have_not_ended(
     assert all(item.bills is not True for item in found.items if item.kind == "worker")
 
 
-def hosted(name: str, host: ScriptedHost, tmp_path: Any) -> Provider:
+def hosted(name: str, host: Host, tmp_path: Any) -> Provider:
     upper = name.upper()
     env = {
         f"{upper}_BASE_URL": host.url,

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.scripted_host import Answer, ScriptedHost, scripted_host
+from tests.scripted_host import Answer, Host, scripted_host
 
 from orchestrate.errors import (
     AuthenticationFailed,
@@ -37,7 +37,7 @@ PATIENCE = httpx.Timeout(240)
 
 
 @pytest.fixture
-def host() -> Iterator[ScriptedHost]:
+def host() -> Iterator[Host]:
     with scripted_host() as running:
         yield running
 
@@ -66,7 +66,7 @@ def fireworks_create(url: str) -> Iterator[Callable[[], Any]]:
 
 
 @pytest.fixture(params=[openai_create, together_create, fireworks_create])
-def create(request: pytest.FixtureRequest, host: ScriptedHost) -> Iterator[Callable[[], Any]]:
+def create(request: pytest.FixtureRequest, host: Host) -> Iterator[Callable[[], Any]]:
     yield from request.param(host.url)
 
 
@@ -93,9 +93,7 @@ JOB = {"id": "ftjob-1", "object": "fine_tuning.job"}
         pytest.param(Answer(JOB, fault="half"), id="half-body"),
     ],
 )
-def test_create_whose_outcome_is_not_known(
-    host: ScriptedHost, create: Callable[[], Any], answer: Answer
-) -> None:
+def test_create_whose_outcome_is_not_known(host: Host, create: Callable[[], Any], answer: Answer) -> None:
     host.on("POST", JOBS, answer)
     host.on("GET", "/elsewhere", {"object": "list", "data": []})
     with pytest.raises(OutcomeUnknown) as caught:
@@ -107,7 +105,7 @@ def test_create_whose_outcome_is_not_known(
 
 @pytest.mark.parametrize("make", [openai_create, together_create, fireworks_create])
 def test_create_that_is_not_answered_in_time(
-    host: ScriptedHost, make: Callable[[str], Iterator[Callable[[], Any]]], monkeypatch: pytest.MonkeyPatch
+    host: Host, make: Callable[[str], Iterator[Callable[[], Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has been sent: only the answer is waited for in vain."""
     monkeypatch.setitem(globals(), "PATIENCE", httpx.Timeout(240, read=0.5))
@@ -136,7 +134,7 @@ def test_create_that_is_not_answered_in_time(
     ],
 )
 def test_create_that_was_certainly_refused(
-    host: ScriptedHost, create: Callable[[], Any], status: int, kind: type[ProviderError]
+    host: Host, create: Callable[[], Any], status: int, kind: type[ProviderError]
 ) -> None:
     host.on(
         "POST",
@@ -161,7 +159,7 @@ def test_create_that_never_left_this_machine() -> None:
                 assert caught.value.retryable
 
 
-def test_create_that_succeeds_is_sent_once(host: ScriptedHost, create: Callable[[], Any]) -> None:
+def test_create_that_succeeds_is_sent_once(host: Host, create: Callable[[], Any]) -> None:
     host.on("POST", JOBS, JOB)
     assert read_id(Wire("host").send_once("orc-ref", create, read_id)) == "ftjob-1"
     assert len(host.sent) == 1
@@ -171,7 +169,7 @@ def test_create_that_succeeds_is_sent_once(host: ScriptedHost, create: Callable[
 
 
 @pytest.fixture
-def read(host: ScriptedHost) -> Iterator[Callable[[], Any]]:
+def read(host: Host) -> Iterator[Callable[[], Any]]:
     from openai import OpenAI
 
     with OpenAI(base_url=f"{host.url}/v1", api_key="sandbox-key", max_retries=0, timeout=PATIENCE) as client:
@@ -192,7 +190,7 @@ def read(host: ScriptedHost) -> Iterator[Callable[[], Any]]:
     ],
     ids=["500", "503", "408", "429", "html", "broken-json", "half", "hang-up"],
 )
-def test_read_is_tried_again(host: ScriptedHost, read: Callable[[], Any], fault: Answer) -> None:
+def test_read_is_tried_again(host: Host, read: Callable[[], Any], fault: Answer) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", fault, fault, JOB)
     waits: list[float] = []
     assert Wire("host", sleep=waits.append).read(read).id == "ftjob-1"
@@ -202,16 +200,14 @@ def test_read_is_tried_again(host: ScriptedHost, read: Callable[[], Any], fault:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_read_that_is_refused_is_not_tried_again(
-    host: ScriptedHost, read: Callable[[], Any], status: int
-) -> None:
+def test_read_that_is_refused_is_not_tried_again(host: Host, read: Callable[[], Any], status: int) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", Answer({"error": {"message": "no"}}, status))
     with pytest.raises(ProviderError):
         Wire("host", sleep=lambda _: None).read(read)
     assert len(host.sent) == 1
 
 
-def test_retry_after_is_kept(host: ScriptedHost, read: Callable[[], Any]) -> None:
+def test_retry_after_is_kept(host: Host, read: Callable[[], Any]) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
     host.on(
         "GET",
@@ -227,7 +223,7 @@ def test_retry_after_is_kept(host: ScriptedHost, read: Callable[[], Any]) -> Non
     assert 15 < waits[2] <= 20
 
 
-def test_retry_after_beyond_the_budget_is_told_at_once(host: ScriptedHost, read: Callable[[], Any]) -> None:
+def test_retry_after_beyond_the_budget_is_told_at_once(host: Host, read: Callable[[], Any]) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", Answer({}, 429, headers={"retry-after": "600"}))
     waits: list[float] = []
     with pytest.raises(RateLimited) as caught:
@@ -236,14 +232,14 @@ def test_retry_after_beyond_the_budget_is_told_at_once(host: ScriptedHost, read:
     assert (waits, len(host.sent)) == ([], 1)
 
 
-def test_tries_are_limited(host: ScriptedHost, read: Callable[[], Any]) -> None:
+def test_tries_are_limited(host: Host, read: Callable[[], Any]) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", Answer({}, 500))
     with pytest.raises(HostUnavailable):
         Wire("host", retry=Retry(attempts=4), sleep=lambda _: None).read(read)
     assert len(host.sent) == 4
 
 
-def test_quota_is_not_waited_for(host: ScriptedHost, read: Callable[[], Any]) -> None:
+def test_quota_is_not_waited_for(host: Host, read: Callable[[], Any]) -> None:
     host.on(
         "GET", f"{JOBS}/ftjob-1", Answer({"error": {"code": "insufficient_quota", "message": "pay"}}, 429)
     )
@@ -252,7 +248,7 @@ def test_quota_is_not_waited_for(host: ScriptedHost, read: Callable[[], Any]) ->
     assert len(host.sent) == 1
 
 
-def test_code_says_more_than_the_status(host: ScriptedHost, create: Callable[[], Any]) -> None:
+def test_code_says_more_than_the_status(host: Host, create: Callable[[], Any]) -> None:
     body = {"error": {"code": "training_not_available", "message": "closed", "type": "invalid_request_error"}}
     host.on("POST", JOBS, Answer(body, 403, headers={"x-request-id": "req_9"}))
     with pytest.raises(TrainingClosed) as caught:
@@ -260,7 +256,7 @@ def test_code_says_more_than_the_status(host: ScriptedHost, create: Callable[[],
     assert caught.value.request_id == "req_9"
 
 
-def test_a_key_that_a_host_echoes_is_not_kept(host: ScriptedHost, create: Callable[[], Any]) -> None:
+def test_a_key_that_a_host_echoes_is_not_kept(host: Host, create: Callable[[], Any]) -> None:
     key = Secret("key-of-this-test-0123456789")
     body = {"error": {"code": f"bad {key.reveal()}", "message": f"no {key.reveal()}"}}
     host.on("POST", JOBS, Answer(body, 403, headers={"x-request-id": f"Bearer {key.reveal()}"}))
@@ -270,13 +266,13 @@ def test_a_key_that_a_host_echoes_is_not_kept(host: ScriptedHost, create: Callab
     assert key.reveal() not in told and told.count(MASK) == 4
 
 
-def test_a_backend_adds_codes(host: ScriptedHost, read: Callable[[], Any]) -> None:
+def test_a_backend_adds_codes(host: Host, read: Callable[[], Any]) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", Answer({"code": "GONE", "message": "x"}, 400))
     with pytest.raises(NotFound):
         Wire("host", codes={"gone": NotFound}).read(read)
 
 
-def test_pages_are_read_as_they_are_asked_for(host: ScriptedHost) -> None:
+def test_pages_are_read_as_they_are_asked_for(host: Host) -> None:
     from openai import OpenAI
 
     page = {"object": "list", "data": [{"id": "ftjob-1"}], "has_more": True}
@@ -287,10 +283,10 @@ def test_pages_are_read_as_they_are_asked_for(host: ScriptedHost) -> None:
         assert [job.id for job in next(pages).data] == ["ftjob-1"]
         assert len(host.sent) == 2
         assert [job.id for page in pages for job in page.data] == ["ftjob-2"]
-    assert host.sent[-1].query["after"] == ["ftjob-1"]
+    assert host.sent[-1].query["after"] == "ftjob-1"
 
 
-def test_text_where_an_object_was_expected(host: ScriptedHost, read: Callable[[], Any]) -> None:
+def test_text_where_an_object_was_expected(host: Host, read: Callable[[], Any]) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", HTML)
     with pytest.raises(UnexpectedAnswer, match="Bad gateway"):
         Wire("host", retry=Retry(attempts=2), sleep=lambda _: None).read(read)
@@ -327,7 +323,7 @@ def test_secrets_are_removed_and_the_rest_stays() -> None:
     assert payload(raw) == clean
 
 
-def test_errors_carry_no_secrets(host: ScriptedHost, read: Callable[[], Any]) -> None:
+def test_errors_carry_no_secrets(host: Host, read: Callable[[], Any]) -> None:
     message = "Incorrect API key provided: sk-proj-abc4defghijklmnop"
     host.on("GET", f"{JOBS}/ftjob-1", Answer({"error": {"message": message}}, 401))
     with pytest.raises(AuthenticationFailed) as caught:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.scripted_host import Answer, ScriptedHost, scripted_host
+from tests.scripted_host import Answer, Host, scripted_host
 
 from orchestrate.errors import ProviderError, UnexpectedAnswer
 from orchestrate.providers import registry
@@ -35,13 +35,13 @@ NO_LISTS: dict[str, Any] = {
 
 
 @pytest.fixture
-def host() -> Iterator[ScriptedHost]:
+def host() -> Iterator[Host]:
     with scripted_host() as running:
         yield running
 
 
 @pytest.fixture
-def make(host: ScriptedHost, tmp_path: Path) -> Iterator[Callable[[str], Provider]]:
+def make(host: Host, tmp_path: Path) -> Iterator[Callable[[str], Provider]]:
     made: list[Provider] = []
 
     def maker(name: str) -> Provider:
@@ -62,7 +62,7 @@ def make(host: ScriptedHost, tmp_path: Path) -> Iterator[Callable[[str], Provide
 @pytest.mark.parametrize("answer", NO_LISTS.values(), ids=NO_LISTS)
 @pytest.mark.parametrize("name", LISTS)
 def test_what_is_no_list_never_says_that_there_is_no_job(
-    host: ScriptedHost, make: Callable[[str], Provider], name: str, answer: Any
+    host: Host, make: Callable[[str], Provider], name: str, answer: Any
 ) -> None:
     host.on("GET", LISTS[name], answer)
     with pytest.raises(UnexpectedAnswer) as caught:
@@ -76,7 +76,7 @@ def test_what_is_no_list_never_says_that_there_is_no_job(
 @pytest.mark.parametrize("answer", NO_LISTS.values(), ids=NO_LISTS)
 @pytest.mark.parametrize("name", LISTS)
 def test_what_is_no_list_never_ends_a_sweep_as_an_empty_one(
-    host: ScriptedHost, make: Callable[[str], Provider], name: str, answer: Any
+    host: Host, make: Callable[[str], Provider], name: str, answer: Any
 ) -> None:
     kinds = ("supervisedFineTuningJobs", "dpoJobs", "reinforcementFineTuningJobs")
     paths = [f"/v1/accounts/acme/{kind}" for kind in kinds] if name == "fireworks" else [LISTS[name]]
@@ -108,7 +108,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize("what", ENDLESS)
 def test_a_list_whose_last_page_says_that_there_are_more_is_left(
-    host: ScriptedHost, make: Callable[[str], Provider], what: str
+    host: Host, make: Callable[[str], Provider], what: str
 ) -> None:
     """As in OpenAI's own published example, which gives `has_more: true` with its one page."""
     path, entry, act = ENDLESS[what]
@@ -119,7 +119,7 @@ def test_a_list_whose_last_page_says_that_there_are_more_is_left(
     assert len(host.calls("GET", path)) == 2
 
 
-def test_a_page_token_that_comes_again_is_left(host: ScriptedHost, make: Callable[[str], Provider]) -> None:
+def test_a_page_token_that_comes_again_is_left(host: Host, make: Callable[[str], Provider]) -> None:
     path = "/v1/accounts/acme/supervisedFineTuningJobs"
     host.on("GET", path, {"supervisedFineTuningJobs": [{"name": f"{path}/j"}], "nextPageToken": "again"})
     for kind in ("dpoJobs", "reinforcementFineTuningJobs"):
@@ -129,7 +129,7 @@ def test_a_page_token_that_comes_again_is_left(host: ScriptedHost, make: Callabl
     assert len(host.calls("GET", path)) == 2
 
 
-def test_pages_that_are_always_new_end_too(host: ScriptedHost, make: Callable[[str], Provider]) -> None:
+def test_pages_that_are_always_new_end_too(host: Host, make: Callable[[str], Provider]) -> None:
     wire: Wire = make("openai")._wire  # type: ignore[attr-defined]
 
     class Forever:
@@ -158,7 +158,7 @@ def test_pages_that_are_always_new_end_too(host: ScriptedHost, make: Callable[[s
 
 @pytest.mark.parametrize("newest_first", [True, False])
 def test_a_list_that_comes_oldest_first_is_read_to_its_end(
-    host: ScriptedHost, make: Callable[[str], Provider], newest_first: bool
+    host: Host, make: Callable[[str], Provider], newest_first: bool
 ) -> None:
     from datetime import UTC, datetime
 
@@ -190,9 +190,7 @@ TOLD: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_the_account_is_what_the_host_tells(
-    host: ScriptedHost, make: Callable[[str], Provider], name: str
-) -> None:
+def test_the_account_is_what_the_host_tells(host: Host, make: Callable[[str], Provider], name: str) -> None:
     path, answer, wanted = TOLD[name]
     host.on("GET", path, answer)
     provider = make(name)
@@ -203,7 +201,7 @@ def test_the_account_is_what_the_host_tells(
 
 @pytest.mark.parametrize("name", TOLD)
 def test_a_host_that_does_not_tell_leaves_the_key_without_giving_it_away(
-    host: ScriptedHost, make: Callable[[str], Provider], name: str
+    host: Host, make: Callable[[str], Provider], name: str
 ) -> None:
     if name == "openai":
         host.on("GET", TOLD[name][0], {"object": "list", "data": [], "has_more": False})
@@ -215,7 +213,7 @@ def test_a_host_that_does_not_tell_leaves_the_key_without_giving_it_away(
 
 @pytest.mark.parametrize("name", TOLD)
 def test_an_account_that_cannot_be_asked_for_is_not_guessed(
-    host: ScriptedHost, make: Callable[[str], Provider], name: str
+    host: Host, make: Callable[[str], Provider], name: str
 ) -> None:
     host.on("GET", TOLD[name][0], Answer({"error": {"message": "down"}}, status=503))
     with pytest.raises(ProviderError):

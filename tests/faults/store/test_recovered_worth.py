@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from tests.faults.shop import Shop
 from tests.faults.world import HOSTED, World
-from tests.scripted_host import Answer, ScriptedHost, scripted_host
+from tests.scripted_host import Answer, Host, scripted_host
 
 from orchestrate.costing import accuracy, bill_run
 from orchestrate.providers import registry
@@ -29,12 +29,12 @@ RIGHT = {"openai-organization": "org-1", "openai-project": "proj-1"}
 
 
 @pytest.fixture
-def host() -> Iterator[ScriptedHost]:
+def host() -> Iterator[Host]:
     with scripted_host() as running:
         yield running
 
 
-def recovered(host: ScriptedHost, name: str, folder: Path) -> tuple[Run, Recovery, Decimal]:
+def recovered(host: Host, name: str, folder: Path) -> tuple[Run, Recovery, Decimal]:
     """The one run, what was said, and what the budget counts."""
     base = f"{host.url}/v1" if name == "openai" else host.url
     env = {f"{name.upper()}_API_KEY": "a-key-of-a-real-host", f"{name.upper()}_BASE_URL": base}
@@ -85,7 +85,7 @@ FAILED = {"code": "invalid_training_file", "message": "no", "param": "training_f
     ],
 )
 def test_what_is_counted_and_by_what(
-    host: ScriptedHost, tmp_path: Path, job: dict[str, Any], usd: str, words: str
+    host: Host, tmp_path: Path, job: dict[str, Any], usd: str, words: str
 ) -> None:
     host.on("GET", "/v1/fine_tuning/jobs", {"object": "list", "data": [job], "has_more": False})
     host.on("GET", "/v1/files/file-1", {"object": "file", "id": "file-1", "bytes": 400_000})
@@ -97,9 +97,7 @@ def test_what_is_counted_and_by_what(
 
 
 @pytest.mark.parametrize("answer", [Answer({"error": {"message": "gone"}}, 404), {"id": "file-1"}])
-def test_what_cannot_be_counted_is_named_with_the_reason(
-    host: ScriptedHost, tmp_path: Path, answer: Any
-) -> None:
+def test_what_cannot_be_counted_is_named_with_the_reason(host: Host, tmp_path: Path, answer: Any) -> None:
     host.on(
         "GET", "/v1/fine_tuning/jobs", {"object": "list", "data": [openai_job("running")], "has_more": False}
     )
@@ -109,7 +107,7 @@ def test_what_cannot_be_counted_is_named_with_the_reason(
     assert "data" in report.reasons[run.id]
 
 
-def test_a_method_that_costs_more_is_not_forgotten(host: ScriptedHost, tmp_path: Path) -> None:
+def test_a_method_that_costs_more_is_not_forgotten(host: Host, tmp_path: Path) -> None:
     """Together: 8 million bytes are at most 4 million tokens; a DPO token costs more than one of SFT."""
     job: dict[str, Any] = {
         "id": "ft-1", "status": "running", "model": LLAMA, "created_at": "2026-11-20T10:00:00Z",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from msgspec.structs import replace
 from tests.cells import diagonal
 from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
+from tests.http_server import Handler, serving
 
 from orchestrate.errors import ConfigError, RateLimited, UsageError
 from orchestrate.local.run import started
@@ -259,26 +258,13 @@ def test_the_desktop_is_told_in_words(
 def answering(status: int, location: str = "") -> Iterator[tuple[str, list[str]]]:
     got: list[str] = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Receiver(Handler):
         def do_POST(self) -> None:
-            got.append(self.rfile.read(int(self.headers["content-length"])).decode())
-            self.send_response(status)
-            if location:
-                self.send_header("location", location)
-            self.send_header("content-length", "0")
-            self.end_headers()
+            got.append(self.body().decode())
+            self.answer(status, headers={"location": location} if location else {})
 
-        def log_message(self, format: str, *args: object) -> None: ...
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", got
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Receiver) as url:
+        yield url, got
 
 
 @pytest.mark.slow

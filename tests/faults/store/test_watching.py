@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +22,7 @@ import pytest
 from tests import loopback
 from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
+from tests.http_server import Handler, serving
 
 from orchestrate.errors import HostUnavailable, MissingKey, RateLimited, UsageError
 from orchestrate.profile import profile
@@ -329,25 +329,13 @@ def test_a_command_reads_the_message_from_its_stdin(store: Store, host: PaperHos
 def receiver(status: list[int]) -> Iterator[tuple[str, list[tuple[dict[str, str], str]]]]:
     got: list[tuple[dict[str, str], str]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Receiver(Handler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"])).decode()
-            got.append(({k.lower(): v for k, v in self.headers.items()}, body))
-            self.send_response(status.pop(0))
-            self.send_header("content-length", "0")
-            self.end_headers()
+            got.append(({k.lower(): v for k, v in self.headers.items()}, self.body().decode()))
+            self.answer(status.pop(0))
 
-        def log_message(self, format: str, *args: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/hook", got
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Receiver) as url:
+        yield f"{url}/hook", got
 
 
 def test_a_webhook_is_signed_and_repeated_under_the_same_id(store: Store, host: PaperHost) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
+from tests.http_server import Handler, serving
 from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows, until
 
 from orchestrate.sandbox.server import Sandbox
@@ -120,22 +120,17 @@ def test_many_heavy_graders_are_told_to_come_back(gateway: Gateway) -> None:
 def test_an_end_is_told_signed_until_it_is_taken(sandbox: Sandbox, tmp_path: Path, failures: int) -> None:
     taken: list[tuple[str, dict[str, str]]] = []
 
-    class Receiver(BaseHTTPRequestHandler):
+    class Receiver(Handler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"])).decode()
-            taken.append((body, dict(self.headers.items())))
-            self.send_response(503 if len(taken) <= failures else 204)
-            self.end_headers()
+            taken.append((self.body().decode(), dict(self.headers.items())))
+            self.answer(503 if len(taken) <= failures else 204)
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Receiver)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_address[1]}/"
     secret = "whsec_" + "c2VjcmV0IG9mIHRoZSB0ZXN0" * 2
     with (
-        gateway_of(tmp_path, sandbox.env, {"webhook_url": url}, webhook_secret=Secret(secret)) as gateway,
+        serving(Receiver) as url,
+        gateway_of(
+            tmp_path, sandbox.env, {"webhook_url": f"{url}/"}, webhook_secret=Secret(secret)
+        ) as gateway,
         gateway.client() as client,
     ):
         file = client.files.create(file=("t.jsonl", rows(mark="hook")), purpose="fine-tune")
@@ -143,8 +138,6 @@ def test_an_end_is_told_signed_until_it_is_taken(sandbox: Sandbox, tmp_path: Pat
         assert ended(client, job.id).status == "succeeded"
         until(lambda: len(taken) > failures)
         events = [client.webhooks.unwrap(body, headers, secret=secret) for body, headers in taken]
-    server.shutdown()
-    server.server_close()
     assert {event.type for event in events} == {"fine_tuning.job.succeeded"}
     assert {event.data.id for event in events} == {job.id}  # type: ignore[union-attr]
     assert len({event.id for event in events}) == 1, "a repeat is recognised"

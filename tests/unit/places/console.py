@@ -18,12 +18,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from tests.http_server import Handler, Running
 
 pytest.importorskip("anyscale", reason="orchestrate-ft[anyscale] is not installed")
 
@@ -100,13 +100,8 @@ class Console:
             f'#!/bin/sh\nwhile [ "$1" != python ]; do shift; done\nshift\nexec "{sys.executable}" "$@"\n'
         )
         uv.chmod(0o755)  # the packages are here already
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"console": self}))
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.server = Running(_Handler, console=self)
+        self.url = self.server.url
 
     def make(self, body: dict[str, Any]) -> dict[str, Any]:
         with self.lock:
@@ -181,8 +176,7 @@ class Console:
 
     def close(self) -> None:
         self.over.set()
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.close()
         for worker in self.workers.values():
             if worker.poll() is None:
                 os.killpg(worker.pid, signal.SIGKILL)
@@ -193,7 +187,7 @@ HERE = ("tags", "run")
 """Of what is kept of a job: no fields of the API's."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     console: Console
 
     def do_GET(self) -> None:
@@ -251,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._refuse(404, f"there is no {self.path}")
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)) or b"{}")
+        body = json.loads(self.body() or b"{}")
         if not self._known():
             return
         match urlsplit(self.path).path.strip("/").split("/"):
@@ -386,16 +380,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(body).encode(), "application/json")
 
     def _send(self, status: int, data: bytes, kind: str, location: str = "") -> None:
-        self.send_response(status)
-        if location:
-            self.send_header("location", location)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.answer(status, data, {"content-type": kind} | ({"location": location} if location else {}))
 
 
 ENDED = ("id", "name", "created_at", "creator_id", "config", "state", "project_id", "overview_url")

@@ -15,10 +15,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+
+from tests.http_server import Handler, Running
 
 TOKEN = "hf_ofthetests"
 HARDWARE = [
@@ -44,12 +45,8 @@ class Hub:
         self.page = 2
         self.forgets: set[str] = set()
         self.lock = threading.Lock()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.server = Running(_Handler, hub=self)
+        self.url = self.server.url
 
     def make(self, body: dict[str, Any]) -> dict[str, Any]:
         with self.lock:
@@ -118,45 +115,44 @@ class Hub:
         self.workers[id].wait()
 
     def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.close()
         for worker in self.workers.values():
             if worker.poll() is None:
                 os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     hub: Hub
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         parts, query = url.path.strip("/").split("/"), parse_qsl(url.query)
         if parts == ["api", "jobs", "hardware"]:
-            self._answer(200, [_hardware(*row) for row in HARDWARE])
+            self.answer(200, [_hardware(*row) for row in HARDWARE])
         elif self.headers.get("authorization") != f"Bearer {TOKEN}":
-            self._answer(401, {"error": "Invalid username or password."})
+            self.answer(401, {"error": "Invalid username or password."})
         elif parts == ["api", "whoami-v2"]:
-            self._answer(200, {"name": "me", "type": "user", "id": "5e9e", "orgs": []})
+            self.answer(200, {"name": "me", "type": "user", "id": "5e9e", "orgs": []})
         elif len(parts) == 3:
             self._list(query)
         elif parts[-1] == "logs":
             self._logs(parts[3])
         else:
-            self._answer(200, self.hub.told(parts[3]))
+            self.answer(200, self.hub.told(parts[3]))
 
     def do_POST(self) -> None:
         parts = urlsplit(self.path).path.strip("/").split("/")
-        body = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)) or b"{}")
+        body = json.loads(self.body() or b"{}")
         if self.headers.get("authorization") != f"Bearer {TOKEN}":
-            self._answer(401, {"error": "Invalid username or password."})
+            self.answer(401, {"error": "Invalid username or password."})
         elif parts[-1] == "cancel":
             hub = self.hub
             if (worker := hub.workers.get(parts[3])) is not None and worker.poll() is None:
                 os.killpg(worker.pid, signal.SIGKILL)
                 worker.wait()
             hub.end(parts[3], "CANCELED")
-            self._answer(200, hub.jobs[parts[3]])
+            self.answer(200, hub.jobs[parts[3]])
         else:
             self._make(body)
 
@@ -164,21 +160,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.sent.append(body)
         fault = self.hub.faults.pop(0) if self.hub.faults else ""
         if fault == "refused":
-            self._answer(400, {"error": "no such flavor"})
+            self.answer(400, {"error": "no such flavor"})
         elif fault == "500 before":
-            self._answer(500, {"error": "internal"})
+            self.answer(500, {"error": "internal"})
         elif fault == "lost before":
             self.close_connection = True
         else:
             job = self.hub.make(body)
             if fault.endswith(" after"):
-                self._answer(int(fault.split()[0]), {"error": "internal"})
+                self.answer(int(fault.split()[0]), {"error": "internal"})
             elif fault == "garbled":
-                self._answer(200, {"jobs": "no"})
+                self.answer(200, {"jobs": "no"})
             elif fault == "lost":
                 self.close_connection = True
             else:
-                self._answer(200, job)
+                self.answer(200, job)
 
     def _list(self, query: list[tuple[str, str]]) -> None:
         wanted = {value for name, value in query if name == "label"}
@@ -191,30 +187,14 @@ class _Handler(BaseHTTPRequestHandler):
         more = found[start + self.hub.page :]
         labels = "&".join(f"label={label}" for label in wanted)
         link = f'<{self.hub.url}/api/jobs/me?{labels}&cursor={start + self.hub.page}>; rel="next"'
-        self._answer(200, found[start : start + self.hub.page], {"Link": link} if more else {})
+        self.answer(200, found[start : start + self.hub.page], {"Link": link} if more else {})
 
     def _logs(self, id: str) -> None:
         log = self.hub.folder / f"{id}.log"
         lines = log.read_text().splitlines() if log.is_file() else []
         events = [{"data": line, "timestamp": stamp(datetime.now(UTC))} for line in lines[-40:]]
         data = "".join(f"data: {json.dumps(event)}\n\n" for event in events).encode()
-        self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def _answer(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"content-type": "application/json", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.answer(200, data, {"content-type": "text/event-stream"})
 
 
 def stamp(at: datetime) -> str:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import gzip
 import json
-import threading
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import jsonschema
 import pytest
+from tests.http_server import Handler, Running
 
 kubernetes = pytest.importorskip("kubernetes")
 JOBS = "/apis/ray.io/v1/namespaces/teams/rayjobs"
@@ -44,12 +43,8 @@ class Cluster:
     def __init__(self) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.faults: list[str] = []
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"cluster": self}))
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.server = Running(_Handler, cluster=self)
+        self.url = self.server.url
 
     def api(self) -> Any:
         settings = kubernetes.client.Configuration()
@@ -62,11 +57,10 @@ class Cluster:
         VALID.validate(self.jobs[name])
 
     def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     cluster: Cluster
 
     def do_GET(self) -> None:
@@ -77,54 +71,40 @@ class _Handler(BaseHTTPRequestHandler):
         found = [
             job for job in self.cluster.jobs.values() if wanted.items() <= job["metadata"]["labels"].items()
         ]
-        self._answer(200, {"apiVersion": "ray.io/v1", "kind": "RayJobList", "items": found})
+        self.answer(200, {"apiVersion": "ray.io/v1", "kind": "RayJobList", "items": found})
 
     def do_POST(self) -> None:
-        body = self._body()
+        body = json.loads(self.body())
         fault = self.cluster.faults.pop(0) if self.cluster.faults else ""
         if fault == "lost before":
             self.close_connection = True
             return
         if fault == "500 before":
-            self._answer(500, {"reason": "InternalError"})
+            self.answer(500, {"reason": "InternalError"})
             return
         if fault == "refused":
-            self._answer(422, {"reason": "Invalid"})
+            self.answer(422, {"reason": "Invalid"})
             return
         name = body["metadata"]["name"]
         if name in self.cluster.jobs:
-            self._answer(409, {"reason": "AlreadyExists"})
+            self.answer(409, {"reason": "AlreadyExists"})
             return
         try:
             VALID.validate(body)
         except jsonschema.ValidationError as error:
-            self._answer(422, {"reason": "Invalid", "message": error.message})
+            self.answer(422, {"reason": "Invalid", "message": error.message})
             return
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.cluster.jobs[name] = body | {"metadata": body["metadata"] | {"creationTimestamp": stamp}}
         if fault == "lost":
             self.close_connection = True
         elif fault == "500 after":
-            self._answer(500, {"reason": "InternalError"})
+            self.answer(500, {"reason": "InternalError"})
         else:
-            self._answer(201, self.cluster.jobs[name])
+            self.answer(201, self.cluster.jobs[name])
 
     def do_PATCH(self) -> None:
         job = self.cluster.jobs[self.path.rpartition("/")[2]]
-        job["spec"] |= self._body()["spec"]
+        job["spec"] |= json.loads(self.body())["spec"]
         job["status"] = {"jobDeploymentStatus": "Suspending"}
-        self._answer(200, job)
-
-    def _body(self) -> dict[str, Any]:
-        return json.loads(self.rfile.read(int(self.headers["content-length"])))
-
-    def _answer(self, status: int, body: object) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.answer(200, job)

@@ -4,13 +4,12 @@ takes and what it answers are Ray's own types. The real head is in `test_ray.py`
 from __future__ import annotations
 
 import json
-import threading
 import time
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from tests.http_server import Handler, Running
 
 pytest.importorskip("aiohttp_cors", reason="ray[default] is not installed")
 DRIVER = {"type": "DRIVER", "job_id": "01000000", "status": "RUNNING", "entrypoint": "", "metadata": {}}
@@ -23,12 +22,8 @@ class Head:
         self.faults: list[str] = []
         self.asked: list[Any] = []
         """Ray's own `JobSubmitRequest`s."""
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"head": self}))
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.server = Running(_Handler, head=self)
+        self.url = self.server.url
 
     def newest(self, status: str, **fields: Any) -> None:
         self.jobs[list(self.jobs)[-1]] |= {"status": status, **fields}
@@ -38,11 +33,10 @@ class Head:
         self.newest("FAILED", message=message, start_time=now - ran_s * 1000, end_time=now)
 
     def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     head: Head
 
     def do_GET(self) -> None:
@@ -66,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         from ray.dashboard.modules.job.common import JobStopResponse
 
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        body = self.body()
         parts = self.path.strip("/").split("/")
         if parts == ["api", "jobs"]:
             self._submit(json.loads(body))
@@ -124,12 +118,5 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, asdict(JobSubmitResponse(asked.submission_id, asked.submission_id)))
 
     def _answer(self, status: int, body: object) -> None:
-        data = (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json" if status == 200 else "text/plain")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        plain = {"content-type": "text/plain"}
+        self.answer(status, body.encode() if isinstance(body, str) else body, plain if status != 200 else {})

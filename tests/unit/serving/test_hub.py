@@ -8,13 +8,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.http_server import Handler, serving
 from tests.unit.serving.conftest import Known
 
 from orchestrate.core.files import sha256
@@ -37,7 +36,7 @@ except OrchestrateError as error:
 KEY = "hf_" + "x" * 30
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(Handler):
     """Repositories, what is to be sent before a commit (large files by the LFS protocol), commits."""
 
     repos: dict[str, dict[str, bytes]]
@@ -45,48 +44,40 @@ class Hub(BaseHTTPRequestHandler):
     large: dict[str, bytes]
     puts: int
 
-    def answer(self, body: Any, status: int = 200) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("content-length") or 0))
+    def give(self, body: Any, status: int = 200) -> None:
+        self.answer(status, body)
 
     def do_GET(self) -> None:
         repo = self.path.removeprefix("/api/models/").partition("/revision")[0].partition("?")[0]
         if repo in self.repos:
-            self.answer({"id": repo, "sha": "0" * 40, "siblings": [], "private": True, "tags": []})
+            self.give({"id": repo, "sha": "0" * 40, "siblings": [], "private": True, "tags": []})
         else:
-            self.answer({"error": "not found"}, 404)
+            self.give({"error": "not found"}, 404)
 
     def do_PUT(self) -> None:
         data = self.body()
         assert "authorization" not in self.headers
         type(self).puts += 1
         self.large[hashlib.sha256(data).hexdigest()] = data
-        self.answer({})
+        self.give({})
 
     def do_POST(self) -> None:
         told = self.body()
         if self.headers.get("authorization") != f"Bearer {KEY}":
-            return self.answer({"error": "Invalid credentials in Authorization header"}, 401)
+            return self.give({"error": "Invalid credentials in Authorization header"}, 401)
         if self.path.startswith("/api/repos/create"):
             asked = json.loads(told)
             name = f"{asked['organization']}/{asked['name']}"
             self.private[name] = asked["visibility"] == "private"
             status = 409 if name in self.repos else 200
             self.repos.setdefault(name, {})
-            return self.answer({"url": f"{self.origin}/{name}", "name": name, "id": name}, status)
+            return self.give({"url": f"{self.origin}/{name}", "name": name, "id": name}, status)
         if self.path.startswith("/api/validate-yaml"):
-            return self.answer({"errors": [], "warnings": []})
+            return self.give({"errors": [], "warnings": []})
         if "/preupload/" in self.path:
             files = json.loads(told)["files"]
             modes = ["lfs" if f["path"].endswith(".safetensors") else "regular" for f in files]
-            return self.answer(
+            return self.give(
                 {
                     "files": [
                         {"path": f["path"], "uploadMode": m, "shouldIgnore": False, "oid": None}
@@ -98,7 +89,7 @@ class Hub(BaseHTTPRequestHandler):
             return self.lfs(json.loads(told))
         if "/commit/" in self.path:
             return self.commit(told)
-        return self.answer({"error": f"nothing at {self.path}"}, 404)
+        return self.give({"error": f"nothing at {self.path}"}, 404)
 
     def lfs(self, asked: Any) -> None:
         objects = [
@@ -110,7 +101,7 @@ class Hub(BaseHTTPRequestHandler):
             )
             for o in asked["objects"]
         ]
-        self.answer({"transfer": "basic", "objects": objects})
+        self.give({"transfer": "basic", "objects": objects})
 
     def commit(self, told: bytes) -> None:
         repo = self.path.removeprefix("/api/models/").partition("/commit/")[0]
@@ -123,14 +114,11 @@ class Hub(BaseHTTPRequestHandler):
             elif entry["key"] == "lfsFile":
                 self.repos[repo][entry["value"]["path"]] = self.large[entry["value"]["oid"]]
         url = f"{self.origin}/{repo}/commit/{'0' * 40}"
-        self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": url})
+        self.give({"success": True, "commitOid": "0" * 40, "commitUrl": url})
 
     @property
     def origin(self) -> str:
         return f"http://127.0.0.1:{self.server.server_port}"  # type: ignore[attr-defined]
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 @pytest.fixture
@@ -138,11 +126,8 @@ def hub() -> Iterator[tuple[str, type[Hub]]]:
     class Own(Hub):
         repos, private, large, puts = {}, {}, {}, 0
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Own)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", Own
-    server.shutdown()
-    server.server_close()
+    with serving(Own) as url:
+        yield url, Own
 
 
 def uploaded(url: str, folder: Path, home: Path, key: str = KEY, repo: str = "me/tune") -> str:

@@ -8,11 +8,9 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +18,7 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
+from tests.http_server import Handler, serving
 
 from orchestrate.core.zstd import zstd
 from orchestrate.data import Dataset
@@ -45,11 +44,8 @@ BODIES = {
 }
 
 
-class Files(BaseHTTPRequestHandler):
+class Files(Handler):
     """`/STATUS` answers with that status; `/torn.jsonl` promises more than it sends."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -88,13 +84,8 @@ class Files(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Files) as url:
+        yield url
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 from typing import Any
 
 import pytest
 from openai import OpenAI
+from tests.http_server import Handler, serving
 
 from orchestrate.errors import HostUnavailable, UnexpectedAnswer
 from orchestrate.providers.calls.hosted import Retry, Wire
@@ -39,9 +38,9 @@ def host() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     before the answer does."""
     bodies: list[dict[str, Any]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Writer(Handler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = json.loads(self.body())
             bodies.append(body)
             if body["model"] == "old" and "stream_options" in body:
                 self.send_error(400)
@@ -60,16 +59,8 @@ def host() -> Iterator[tuple[str, list[dict[str, Any]]]]:
                 self.wfile.write(f"data: {json.dumps(whole)}\n\n".encode())
             self.wfile.write(b"data: [DONE]\n\n")
 
-        def log_message(self, format: str, *args: Any) -> None:
-            del format, args
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/v1", bodies
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Writer) as url:
+        yield f"{url}/v1", bodies
 
 
 def asked(url: str, model: str) -> tuple[Chat, Timed]:

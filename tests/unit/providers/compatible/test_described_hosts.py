@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from msgspec import structs
-from tests.scripted_host import ScriptedHost, scripted_host
+from tests.scripted_host import Host, scripted_host
 from tests.sending import create, upload
 
 from orchestrate import catalog, description
@@ -73,7 +73,7 @@ def settings(tmp_path: Path, toml: str = "", **env: str) -> Settings:
 
 
 @pytest.fixture
-def host() -> Iterator[ScriptedHost]:
+def host() -> Iterator[Host]:
     with scripted_host() as found:
         yield found
 
@@ -106,7 +106,7 @@ def train(tmp_path: Path) -> str:
 # -- a file is a host ------------------------------------------------------------------------------------
 
 
-def test_a_file_in_the_configuration_is_a_host(tmp_path: Path, host: ScriptedHost, train: str) -> None:
+def test_a_file_in_the_configuration_is_a_host(tmp_path: Path, host: Host, train: str) -> None:
     text = TEMPLATE.read_text(encoding="utf-8")
     (tmp_path / "hosts").mkdir()
     (tmp_path / "hosts" / "basement.yaml").write_text(
@@ -254,7 +254,7 @@ def test_a_setting_beyond_its_range_gives_the_nearest(tmp_path: Path) -> None:
     assert rows["suffix"].exact and rows["suffix"].sent == f"{'x' * 40}-<ref>"
 
 
-def test_the_wandb_key_goes_with_the_request_and_is_in_no_plan(tmp_path: Path, host: ScriptedHost) -> None:
+def test_the_wandb_key_goes_with_the_request_and_is_in_no_plan(tmp_path: Path, host: Host) -> None:
     host.on("POST", "/v1/fine_tuning/jobs", JOB)
     spec = JobSpec(model="llama-3.1-8b", train="t", wandb=WandB(project="p"))
     without = nebius(tmp_path, f"{host.url}/v1")
@@ -277,7 +277,7 @@ AZURE = """
 """
 
 
-def test_a_tier_that_needs_another_version_of_the_api(tmp_path: Path, host: ScriptedHost) -> None:
+def test_a_tier_that_needs_another_version_of_the_api(tmp_path: Path, host: Host) -> None:
     def azure(path: str, options: str = "") -> Provider:
         toml = AZURE % (f"{host.url}{path}", options)
         return opened(registry.make("azure", settings(tmp_path, toml, AZURE_API_KEY="sandbox-of-azure-0123")))
@@ -291,13 +291,13 @@ def test_a_tier_that_needs_another_version_of_the_api(tmp_path: Path, host: Scri
     create(azure("", 'api_version = "2025-04-01-preview"'), spec, REMOTE, "orc-1")
     [sent] = host.sent
     assert (sent.query, sent.body["trainingType"]) == (
-        {"api-version": ["2025-04-01-preview"]},
+        {"api-version": "2025-04-01-preview"},
         "developerTier",
     )
     assert sent.headers["api-key"] == "sandbox-of-azure-0123"
 
 
-def test_words_of_files_and_jobs_are_the_hosts(tmp_path: Path, host: ScriptedHost, train: str) -> None:
+def test_words_of_files_and_jobs_are_the_hosts(tmp_path: Path, host: Host, train: str) -> None:
     toml = AZURE % (f"{host.url}/openai/v1", "")
     provider = opened(registry.make("azure", settings(tmp_path, toml, AZURE_API_KEY="sandbox-of-azure-0123")))
     provider._files._sleep = lambda _: None  # type: ignore[attr-defined]

@@ -4,53 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import http.server
 import os
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
+from tests.http_server import Handler, Running
 
 from orchestrate.errors import ArtifactRefused, NotFound, UnexpectedAnswer
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.files import fetch, signed
 
 BODY = bytes(range(256)) * 4000
-Handler = Callable[[http.server.BaseHTTPRequestHandler], None]
+Behaviour = Callable[[Handler], None]
 
 
 class FileHost:
     """Serves BODY; each request takes the next behaviour, the last one stays."""
 
-    def __init__(self, *behaviours: Handler) -> None:
+    def __init__(self, *behaviours: Behaviour) -> None:
         self.seen: list[dict[str, str]] = []
         self.behaviours = list(behaviours) or [whole]
         host = self
 
-        class Serve(http.server.BaseHTTPRequestHandler):
+        class Serve(Handler):
             def do_GET(self) -> None:
                 host.seen.append(dict(self.headers.items()))
                 behave = host.behaviours[0] if len(host.behaviours) == 1 else host.behaviours.pop(0)
                 behave(self)
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Serve)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/file"
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+        self.server = Running(Serve)
+        self.url, self.close = f"{self.server.url}/file", self.server.close
 
 
-def whole(request: http.server.BaseHTTPRequestHandler, etag: str = '"v1"', stop: int | None = None) -> None:
+def whole(request: Handler, etag: str = '"v1"', stop: int | None = None) -> None:
     asked = request.headers.get("Range")
     start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
     if asked and request.headers.get("If-Range") != etag:
@@ -64,16 +53,16 @@ def whole(request: http.server.BaseHTTPRequestHandler, etag: str = '"v1"', stop:
     request.wfile.write(BODY[start:stop])
 
 
-def half(request: http.server.BaseHTTPRequestHandler) -> None:
+def half(request: Handler) -> None:
     whole(request, stop=len(BODY) // 2)
     request.close_connection = True
 
 
-def changed(request: http.server.BaseHTTPRequestHandler) -> None:
+def changed(request: Handler) -> None:
     whole(request, etag='"v2"')
 
 
-def no_tag(request: http.server.BaseHTTPRequestHandler) -> None:
+def no_tag(request: Handler) -> None:
     request.send_response(200)
     request.send_header("Content-Length", str(len(BODY)))
     request.end_headers()
@@ -82,7 +71,7 @@ def no_tag(request: http.server.BaseHTTPRequestHandler) -> None:
 
 
 def failing(status: int, **headers: str) -> Handler:
-    def fail(request: http.server.BaseHTTPRequestHandler) -> None:
+    def fail(request: Handler) -> None:
         request.send_response(status)
         for name, value in headers.items():
             request.send_header(name.replace("_", "-"), value)
@@ -164,7 +153,7 @@ def test_the_hosts_pause_is_kept_and_progress_is_told(client: httpx.Client, tmp_
 
 
 def test_a_download_that_brings_nothing_ends(client: httpx.Client, tmp_path: Path) -> None:
-    def nothing(request: http.server.BaseHTTPRequestHandler) -> None:
+    def nothing(request: Handler) -> None:
         whole(request, stop=int(request.headers["Range"].removeprefix("bytes=").rstrip("-")))
         request.close_connection = True
 
@@ -175,7 +164,7 @@ def test_a_download_that_brings_nothing_ends(client: httpx.Client, tmp_path: Pat
     assert len(host.seen) == 6
 
 
-def endless(request: http.server.BaseHTTPRequestHandler, length: str | None = None) -> None:
+def endless(request: Handler, length: str | None = None) -> None:
     request.send_response(200)
     if length:
         request.send_header("Content-Length", length)
@@ -203,7 +192,7 @@ def test_a_length_above_the_limit_is_refused_before_it_is_read(client: httpx.Cli
 
 @pytest.mark.parametrize("packing", ["gzip", "gzip, gzip", "zstd"])
 def test_a_bomb_is_not_unpacked_on_the_way(client: httpx.Client, tmp_path: Path, packing: str) -> None:
-    def packed(request: http.server.BaseHTTPRequestHandler) -> None:
+    def packed(request: Handler) -> None:
         request.send_response(200)
         request.send_header("Content-Encoding", packing)
         request.end_headers()

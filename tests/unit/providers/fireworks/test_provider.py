@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.scripted_host import Answer, Host, scripted_host
 from tests.sending import create, live_price, upload
-from tests.unit.providers.loopback import Answer, Host
 
 from orchestrate.data import TrainingData
 from orchestrate.errors import (
@@ -61,9 +61,8 @@ def job_json(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    made = Host()
-    yield made
-    made.close()
+    with scripted_host() as made:
+        yield made
 
 
 @pytest.fixture
@@ -93,9 +92,9 @@ def test_create_is_one_post_under_our_id(host: Host, fireworks: FireworksProvide
     wanted = spec(epochs=2, adapter=LoRA(r=16), batch_size=8, learning_rate=1e-4, schedule="cosine")
     handle = create(fireworks, wanted, REMOTE, REF)
     assert handle == JOB
-    (asked,) = host.asked
+    (asked,) = host.sent
     assert (asked.method, asked.path, asked.query) == ("POST", SFT_JOBS, {"supervisedFineTuningJobId": REF})
-    assert asked.json == {
+    assert asked.body == {
         "baseModel": MODEL,
         "dataset": "accounts/acme/datasets/ds",
         "epochs": 2,
@@ -142,7 +141,7 @@ def test_every_field_of_an_sft_job_is_known_to_the_sdk_or_the_gateway(
         provider_options={"fireworks": {"region": "US_IOWA_1"}},
     )
     create(fireworks, wanted, replace_validation(REMOTE), REF)
-    body = host.asked[-1].json
+    body = host.sent[-1].body
     assert body.keys() - {"lrScheduler"} <= aliases(params.SupervisedFineTuningJobCreateParams)
     assert body["wandbConfig"] == {
         "enabled": True,
@@ -171,8 +170,8 @@ def test_a_dpo_job_names_its_loss_and_nests_its_settings(host: Host, fireworks: 
     host.on("POST", f"{ACCOUNT}/dpoJobs", job_json(name=f"accounts/acme/dpoJobs/{REF}"))
     handle = create(fireworks, spec(method=DPO(beta=0.2), epochs=1, adapter=LoRA(r=8)), REMOTE, REF)
     assert handle == DPO_JOB
-    assert host.asked[-1].query == {"dpoJobId": REF}
-    assert host.asked[-1].json == {
+    assert host.sent[-1].query == {"dpoJobId": REF}
+    assert host.sent[-1].body == {
         "dataset": "accounts/acme/datasets/ds",
         "trainingConfig": {"baseModel": MODEL, "epochs": 1, "loraRank": 8},
         "lossConfig": {"method": "DPO", "dpo": {"beta": 0.2}},
@@ -185,7 +184,7 @@ def test_an_rft_job_has_its_evaluator(host: Host, fireworks: FireworksProvider) 
     grader = {"evaluator": "accounts/acme/evaluators/exact"}
     handle = create(fireworks, spec(method=RFT(grader=grader, samples_per_prompt=4)), REMOTE, REF)
     assert handle.kind == "reinforcement"
-    assert host.asked[-1].json == {
+    assert host.sent[-1].body == {
         "dataset": "accounts/acme/datasets/ds",
         "evaluator": "accounts/acme/evaluators/exact",
         "evalAutoCarveout": False,
@@ -197,12 +196,12 @@ def test_an_rft_job_has_its_evaluator(host: Host, fireworks: FireworksProvider) 
 def test_going_on_from_an_adapter(host: Host, fireworks: FireworksProvider) -> None:
     host.on("POST", SFT_JOBS, job_json())
     create(fireworks, spec(continue_from="my-adapter"), REMOTE, REF)
-    body = host.asked[-1].json
+    body = host.sent[-1].body
     assert body["warmStartFrom"] == "accounts/acme/models/my-adapter" and "baseModel" not in body
 
 
 LOST = {
-    "dropped": Answer(drop=True),
+    "dropped": Answer(fault="hang_up"),
     "server error": Answer({"code": 13, "message": "internal"}, status=500),
     "page": Answer("<html><body>Please log in</body></html>"),
     "no name": Answer({"state": "JOB_STATE_CREATING"}),
@@ -219,7 +218,7 @@ def test_a_lost_answer_is_an_unknown_outcome_and_nothing_is_sent_again(
     host.on("POST", SFT_JOBS, answer)
     with pytest.raises(OutcomeUnknown):
         create(fireworks, spec(), REMOTE, REF)
-    assert len(host.asked) == 1
+    assert len(host.sent) == 1
 
 
 def test_a_refusal_is_certain(host: Host, fireworks: FireworksProvider) -> None:
@@ -238,21 +237,21 @@ def test_a_host_that_is_not_there_made_nothing(fireworks: FireworksProvider) -> 
 def test_a_refused_setting_is_never_sent(host: Host, fireworks: FireworksProvider, setting: Any) -> None:
     with pytest.raises(TranslationRefused):
         create(fireworks, spec(**setting), REMOTE, REF)
-    assert host.asked == []
+    assert host.sent == []
 
 
 def test_wandb_without_a_key_is_never_sent(host: Host, fireworks: FireworksProvider) -> None:
     bare = FireworksProvider(replace(fireworks.config, options={}))
     with pytest.raises(MissingKey, match="WANDB_API_KEY"):
         create(bare, spec(wandb={"project": "p"}), REMOTE, REF)
-    assert host.asked == []
+    assert host.sent == []
 
 
 def test_a_job_is_found_by_its_name_in_any_collection(host: Host, fireworks: FireworksProvider) -> None:
     assert fireworks.find(REF) == []
     host.on("GET", f"{ACCOUNT}/dpoJobs/{REF}", job_json())
     assert fireworks.find(REF) == [DPO_JOB]
-    assert len(host.asked) == 6
+    assert len(host.sent) == 6
 
 
 def test_a_search_that_fails_is_no_absence(
@@ -275,7 +274,7 @@ def test_the_account_is_found_from_the_key_once(host: Host, fireworks: Fireworks
         keyed.get(JOB)
     finally:
         keyed.close()
-    assert [a.path for a in host.asked] == ["/v1/accounts", f"{SFT_JOBS}/{REF}", f"{SFT_JOBS}/{REF}"]
+    assert [a.path for a in host.sent] == ["/v1/accounts", f"{SFT_JOBS}/{REF}", f"{SFT_JOBS}/{REF}"]
 
 
 def test_a_key_with_two_accounts_must_be_told_which(host: Host, fireworks: FireworksProvider) -> None:
@@ -295,14 +294,14 @@ def test_the_estimate_is_asked_with_what_will_be_sent(host: Host, fireworks: Fir
     quote = live_price(fireworks, spec(epochs=3, max_cost_usd=5), REMOTE)
     assert quote.expected_usd == Decimal("4.5")
     sent = {"baseModel": MODEL, "dataset": "accounts/acme/datasets/ds", "epochs": 3}
-    assert host.asked[-1].json == {**sent, "evalAutoCarveout": False}
+    assert host.sent[-1].body == {**sent, "evalAutoCarveout": False}
     above = live_price(fireworks, spec(epochs=3, max_cost_usd=4), REMOTE)
     assert above.expected_usd == Decimal("4.5"), "the submit compares it with the limit"
 
 
 def test_only_sft_has_an_estimate(host: Host, fireworks: FireworksProvider) -> None:
     assert "SFT" in (live_price(fireworks, spec(method=DPO()), REMOTE).unavailable or "")
-    assert host.asked == []
+    assert host.sent == []
 
 
 # -- upload ------------------------------------------------------------------------------------------------
@@ -325,7 +324,7 @@ def serve_upload(host: Host, data: TrainingData, *states: Any) -> None:
         f"{path}:getUploadEndpoint",
         lambda asked: {
             "filenameToSignedUrls": {
-                name: f"{host.url}/store/{name}?X-Goog-Signature=s" for name in asked.json["filenameToSize"]
+                name: f"{host.url}/store/{name}?X-Goog-Signature=s" for name in asked.body["filenameToSize"]
             }
         },
     )
@@ -346,30 +345,30 @@ def test_upload_signs_puts_validates_and_waits(
     path = dataset_path(data)
     assert remote.train_id == f"accounts/acme/datasets/orc-{data.train.digest[:24]}"
     assert remote.details["examples"] == "4"
-    made = host.sent("POST", f"{ACCOUNT}/datasets")[0].json
+    made = host.calls("POST", f"{ACCOUNT}/datasets")[0].body
     assert made == {
         "datasetId": f"orc-{data.train.digest[:24]}",
         "dataset": {"userUploaded": {}, "exampleCount": "4"},
     }
-    (put,) = [a for a in host.asked if a.method == "PUT"]
-    size = str(len(put.body))
+    (put,) = [a for a in host.sent if a.method == "PUT"]
+    size = str(len(put.raw))
     assert put.headers["X-Goog-Content-Length-Range"] == f"{size},{size}"
     assert put.headers["Content-Type"] == "application/octet-stream" and put.headers["Content-Length"] == size
     assert "Authorization" not in put.headers
-    assert len(host.sent("POST", f"{path}:getUploadEndpoint")) == 1
+    assert len(host.calls("POST", f"{path}:getUploadEndpoint")) == 1
     assert told[-1] == (int(size), int(size))
 
 
 def test_a_ready_dataset_is_used_again(host: Host, fireworks: FireworksProvider, data: TrainingData) -> None:
     serve_upload(host, data, "READY")
     upload(fireworks, spec(), data)
-    assert {a.method for a in host.asked} == {"GET"}
+    assert {a.method for a in host.sent} == {"GET"}
 
 
 def test_an_upload_that_stopped_goes_on(host: Host, fireworks: FireworksProvider, data: TrainingData) -> None:
     serve_upload(host, data, "UPLOADING", "READY")
     upload(fireworks, spec(), data)
-    assert host.sent("POST", f"{ACCOUNT}/datasets") == [] and any(a.method == "PUT" for a in host.asked)
+    assert host.calls("POST", f"{ACCOUNT}/datasets") == [] and any(a.method == "PUT" for a in host.sent)
 
 
 def test_the_hosts_words_are_shown_when_it_refuses_the_rows(
@@ -397,7 +396,7 @@ def test_data_never_travel_unencrypted(host: Host, fireworks: FireworksProvider,
     host.on("POST", f"{dataset_path(data)}:getUploadEndpoint", url)
     with pytest.raises(UnexpectedAnswer, match="https"):
         upload(fireworks, spec(), data)
-    assert not any(a.method == "PUT" for a in host.asked)
+    assert not any(a.method == "PUT" for a in host.sent)
 
 
 # -- reading -----------------------------------------------------------------------------------------------
@@ -480,7 +479,7 @@ def test_the_list_joins_the_collections_newest_first(host: Host, fireworks: Fire
     host.on("GET", f"{ACCOUNT}/reinforcementFineTuningJobs", {})
     found = list(fireworks.list(since=datetime(2026, 11, 5, tzinfo=UTC)))
     assert [(j.handle.job_id, j.handle.kind) for j in found] == [("j9", "supervised"), ("j8", "dpo")]
-    pages = host.sent("GET", SFT_JOBS)
+    pages = host.calls("GET", SFT_JOBS)
     assert [p.query.get("pageToken") for p in pages] == [None, "p2"]
     assert pages[0].query["pageSize"] == "200" and pages[0].query["orderBy"] == "create_time desc"
 
@@ -529,7 +528,7 @@ def test_metrics_of_an_sft_job_in_both_shapes(host: Host, fireworks: FireworksPr
     assert (first.step, first.epoch, first.values) == (1, 0, {"train_loss": 0.9, "tokens": 20248})
     assert first.at is not None and first.at.year == 2026
     assert second.values == {"train_loss": 0.8, "valid_loss": 0.85, "learning_rate": 1e-4, "train/odd": 3}
-    assert "Authorization" not in host.asked[-1].headers
+    assert "Authorization" not in host.sent[-1].headers
 
 
 DOCUMENTED_SAMPLE = {
@@ -561,7 +560,7 @@ def test_rows_as_the_trainer_saw_them(host: Host, fireworks: FireworksProvider) 
         (12, "Hello", 1),
     ]
     assert second.trained == 1 and second.notes == ("renderer qwen3, trained on all_assistant_messages",)
-    assert "Authorization" not in host.asked[-1].headers
+    assert "Authorization" not in host.sent[-1].headers
 
 
 def test_metrics_of_a_dpo_job_have_their_own_endpoint(host: Host, fireworks: FireworksProvider) -> None:
@@ -580,7 +579,7 @@ def test_reads_wait_as_long_as_the_host_asks(
     busy = Answer({"code": 8, "message": "slow down"}, status=429, headers={"Retry-After": "3"})
     host.on("GET", f"{SFT_JOBS}/{REF}", busy, Answer("<html>"), job_json())
     assert fireworks.get(JOB).status is JobStatus.RUNNING
-    assert slept[0] == 3.0 and len(host.asked) == 3
+    assert slept[0] == 3.0 and len(host.sent) == 3
 
 
 # -- acting ------------------------------------------------------------------------------------------------
@@ -594,19 +593,19 @@ def test_cancel_resume_and_delete(host: Host, fireworks: FireworksProvider) -> N
     host.on("DELETE", path, {})
     fireworks.cancel(JOB)
     fireworks.resume(JOB)
-    assert len(host.sent("POST", f"{path}:cancel")) == 1 and host.sent("POST", f"{path}:resume") == []
+    assert len(host.calls("POST", f"{path}:cancel")) == 1 and host.calls("POST", f"{path}:resume") == []
     host.on("GET", path, job_json(state="JOB_STATE_CANCELLED"))
     fireworks.cancel(JOB)
     with pytest.raises(UsageError, match="billed again"):
         fireworks.resume(JOB)
-    assert len(host.sent("POST", f"{path}:cancel")) == 1 and host.sent("POST", f"{path}:resume") == []
+    assert len(host.calls("POST", f"{path}:cancel")) == 1 and host.calls("POST", f"{path}:resume") == []
     host.on("GET", path, job_json(state="JOB_STATE_PAUSED"))
     fireworks.resume(JOB)
-    assert len(host.sent("POST", f"{path}:resume")) == 1
+    assert len(host.calls("POST", f"{path}:resume")) == 1
     fireworks.delete(JOB)
     host.on("GET", path, GONE)
     fireworks.delete(JOB)
-    assert len(host.sent("DELETE", path)) == 1
+    assert len(host.calls("DELETE", path)) == 1
 
 
 def test_a_job_that_ends_while_it_is_cancelled(host: Host, fireworks: FireworksProvider) -> None:
@@ -614,7 +613,7 @@ def test_a_job_that_ends_while_it_is_cancelled(host: Host, fireworks: FireworksP
     host.on("GET", path, job_json(), job_json(state="JOB_STATE_COMPLETED"))
     host.on("POST", f"{path}:cancel", Answer({"code": 9, "message": "ended"}, status=400))
     fireworks.cancel(JOB)
-    assert [(asked.method, asked.path) for asked in host.asked] == [
+    assert [(asked.method, asked.path) for asked in host.sent] == [
         ("GET", path),
         ("POST", f"{path}:cancel"),
         ("GET", path),
@@ -651,8 +650,8 @@ def test_download_takes_the_models_files_and_no_others(
     artifact = fireworks.download(JOB, tmp_path / "out")
     assert artifact.kind == "adapter" and artifact.base_model == MODEL
     assert [f.path for f in artifact.files] == ["adapter_config.json", "adapter_model.safetensors"]
-    assert host.sent("GET", "/files/training_args.bin") == []
-    assert all("Authorization" not in a.headers for a in host.asked if a.path.startswith("/files/"))
+    assert host.calls("GET", "/files/training_args.bin") == []
+    assert all("Authorization" not in a.headers for a in host.sent if a.path.startswith("/files/"))
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
 
 
@@ -666,7 +665,7 @@ def test_an_interrupted_download_fetches_only_what_is_missing(
     assert not (tmp_path / "out").exists()
     host.on("GET", "/files/adapter_model.safetensors", Answer(weights()))
     fireworks.download(JOB, tmp_path / "out")
-    assert len(host.sent("GET", "/files/adapter_config.json")) == 1
+    assert len(host.calls("GET", "/files/adapter_config.json")) == 1
 
 
 def test_a_url_that_expired_is_asked_again(host: Host, fireworks: FireworksProvider, tmp_path: Path) -> None:
@@ -674,7 +673,7 @@ def test_a_url_that_expired_is_asked_again(host: Host, fireworks: FireworksProvi
     expired = Answer("<Error><Code>ExpiredToken</Code></Error>", status=400)
     host.on("GET", "/files/adapter_model.safetensors", expired, Answer(weights()))
     fireworks.download(JOB, tmp_path / "out")
-    assert len(host.sent("GET", f"{ACCOUNT}/models/{REF}:getDownloadEndpoint")) == 2
+    assert len(host.calls("GET", f"{ACCOUNT}/models/{REF}:getDownloadEndpoint")) == 2
 
 
 def test_a_hostile_file_name_is_refused(host: Host, fireworks: FireworksProvider, tmp_path: Path) -> None:
@@ -732,7 +731,7 @@ def serve_deployments(host: Host, **changes: Any) -> dict[str, Any]:
 def test_the_price_is_told_before_anything_is_made(host: Host, fireworks: FireworksProvider) -> None:
     serve_deployments(host)
     assert fireworks.deployment_price(JOB, options={"max_replicas": 2}) == 16
-    assert host.sent("POST", f"{ACCOUNT}/deployments") == []
+    assert host.calls("POST", f"{ACCOUNT}/deployments") == []
 
 
 @pytest.mark.parametrize(
@@ -749,7 +748,7 @@ def test_a_region_costs_half_as_much_again(
     serve_deployments(host, placement=placement)
     assert fireworks.deployment_price(JOB, options={"region": region}) == usd
     assert fireworks.deploy(JOB, options={"region": region}).usd_per_hour == usd
-    assert host.sent("POST", f"{ACCOUNT}/deployments")[0].json["placement"] == placement
+    assert host.calls("POST", f"{ACCOUNT}/deployments")[0].body["placement"] == placement
 
 
 def test_a_merged_deployment_of_the_cheapest_shape_scales_to_zero(
@@ -759,9 +758,9 @@ def test_a_merged_deployment_of_the_cheapest_shape_scales_to_zero(
     endpoint = fireworks.deploy(JOB)
     assert (endpoint.id, endpoint.model, endpoint.state) == (DEPLOYMENT, f"{TUNED}#{DEPLOYMENT}", "creating")
     assert endpoint.usd_per_hour == Decimal(8)
-    made = host.sent("POST", f"{ACCOUNT}/deployments")[0]
+    made = host.calls("POST", f"{ACCOUNT}/deployments")[0]
     assert made.query == {"deploymentId": REF}
-    assert made.json == {
+    assert made.body == {
         "baseModel": TUNED,
         "deploymentShape": "accounts/fireworks/deploymentShapes/H100_80GB",
         "minReplicaCount": 0,
@@ -770,17 +769,17 @@ def test_a_merged_deployment_of_the_cheapest_shape_scales_to_zero(
     }
     host.on("GET", f"{ACCOUNT}/deployments/{REF}", {**record, "state": "READY"})
     assert fireworks.deploy(JOB).state == "ready"
-    assert len(host.sent("POST", f"{ACCOUNT}/deployments")) == 1
+    assert len(host.calls("POST", f"{ACCOUNT}/deployments")) == 1
 
 
 def test_an_addon_deployment_loads_the_adapter_once(host: Host, fireworks: FireworksProvider) -> None:
     record = serve_deployments(host, enableAddons=True, baseModel=MODEL)
     fireworks.deploy(JOB, options={"mode": "addons"})
-    made = host.sent("POST", f"{ACCOUNT}/deployments")[0].json
+    made = host.calls("POST", f"{ACCOUNT}/deployments")[0].body
     assert (made["baseModel"], made["enableAddons"]) == (MODEL, True)
-    matched = host.sent("POST", f"{ACCOUNT}/deploymentShapeVersions:match")[0].json
+    matched = host.calls("POST", f"{ACCOUNT}/deploymentShapeVersions:match")[0].body
     assert matched["createDeploymentRequest"]["deployment"] == {"baseModel": MODEL, "enableAddons": True}
-    assert host.sent("POST", f"{ACCOUNT}/deployedModels")[0].json == {
+    assert host.calls("POST", f"{ACCOUNT}/deployedModels")[0].body == {
         "model": TUNED,
         "deployment": DEPLOYMENT,
     }
@@ -789,27 +788,27 @@ def test_an_addon_deployment_loads_the_adapter_once(host: Host, fireworks: Firew
     host.on("GET", f"{ACCOUNT}/deployments/{REF}", record)
     host.on("DELETE", f"{ACCOUNT}/deployedModels/dm", {})
     fireworks.deploy(JOB)
-    assert len(host.sent("POST", f"{ACCOUNT}/deployedModels")) == 1
+    assert len(host.calls("POST", f"{ACCOUNT}/deployedModels")) == 1
     fireworks.undeploy(JOB)
-    assert [a.path for a in host.asked[-3:] if a.method == "DELETE"] == [
+    assert [a.path for a in host.sent[-3:] if a.method == "DELETE"] == [
         f"{ACCOUNT}/deployedModels/dm",
         f"{ACCOUNT}/deployments/{REF}",
     ]
-    assert host.asked[-1].query == {"ignoreChecks": "true"}
+    assert host.sent[-1].query == {"ignoreChecks": "true"}
 
 
 def test_a_price_above_the_limit_makes_nothing(host: Host, fireworks: FireworksProvider) -> None:
     serve_deployments(host)
     with pytest.raises(OverBudget):
         fireworks.deploy(JOB, options={"max_usd_per_hour": 7})
-    assert host.sent("POST", f"{ACCOUNT}/deployments") == []
+    assert host.calls("POST", f"{ACCOUNT}/deployments") == []
 
 
 def test_undeploying_nothing(host: Host, fireworks: FireworksProvider) -> None:
     serve_deployments(host)
     fireworks.undeploy(JOB)
     assert fireworks.endpoint(JOB) is None
-    assert {a.method for a in host.asked} == {"GET"}
+    assert {a.method for a in host.sent} == {"GET"}
 
 
 def test_undeploying_needs_no_record_of_the_job(host: Host, fireworks: FireworksProvider) -> None:
@@ -818,7 +817,7 @@ def test_undeploying_needs_no_record_of_the_job(host: Host, fireworks: Fireworks
     host.on("GET", f"{ACCOUNT}/deployments/{REF}", record)
     assert [item.id for item in fireworks.deployed(JOB)] == [DEPLOYMENT]
     fireworks.undeploy(JOB)
-    assert host.asked[-1].method == "DELETE"
+    assert host.sent[-1].method == "DELETE"
     host.on("GET", f"{ACCOUNT}/deployments/{REF}", {**record, "state": "DELETING"})
     assert [item.bills for item in fireworks.deployed(JOB)] == [True]
     host.on("GET", f"{ACCOUNT}/deployments/{REF}", GONE)
@@ -844,7 +843,7 @@ def test_an_adapter_that_was_not_loaded_is_loaded_by_the_next_call(
     record = serve_deployments(host, enableAddons=True, baseModel=MODEL)
     host.on("GET", f"{ACCOUNT}/deployments/{REF}", record)
     fireworks.deploy(JOB)
-    assert [a.path for a in host.asked if a.method == "POST"] == [f"{ACCOUNT}/deployedModels"]
+    assert [a.path for a in host.sent if a.method == "POST"] == [f"{ACCOUNT}/deployedModels"]
 
 
 def test_a_deployment_that_is_going_is_none(host: Host, fireworks: FireworksProvider) -> None:
@@ -862,14 +861,14 @@ def test_the_tuned_model_answers_through_its_deployment(host: Host, fireworks: F
     host.on("POST", "/v1/chat/completions", scaling, answer)
     (reply,) = fireworks.generate(JOB, [[Message(role="user", content="hi")]], max_tokens=5)
     assert (reply.content, reply.prompt_tokens, reply.model) == ("hello", 3, f"{TUNED}#{DEPLOYMENT}")
-    assert host.asked[-1].json == {
+    assert host.sent[-1].body == {
         "model": f"{TUNED}#{DEPLOYMENT}",
         "messages": [{"role": "user", "content": "hi"}],
         "max_tokens": 5,
         "temperature": 0.0,
     }
     fireworks.generate(JOB, [[Message(role="user", content="hi")]], base=True)
-    assert host.asked[-1].json["model"] == MODEL
+    assert host.sent[-1].body["model"] == MODEL
 
 
 def test_quota_is_told_from_a_pause(host: Host, fireworks: FireworksProvider) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.scripted_host import Answer, ScriptedHost, scripted_host
+from tests.scripted_host import Answer, Host, scripted_host
 from tests.sending import create, upload
 from tests.targets import to
 
@@ -54,7 +54,7 @@ CSV = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n1,1.
 
 
 @pytest.fixture
-def host() -> Iterator[ScriptedHost]:
+def host() -> Iterator[Host]:
     with scripted_host() as running:
         yield running
 
@@ -67,7 +67,7 @@ def provider_at(url: str, home: Path, **changes: Any) -> OpenAIProvider:
 
 
 @pytest.fixture
-def provider(host: ScriptedHost, tmp_path: Path) -> Iterator[OpenAIProvider]:
+def provider(host: Host, tmp_path: Path) -> Iterator[OpenAIProvider]:
     made = provider_at(host.url, tmp_path)
     yield made
     made.close()
@@ -89,7 +89,7 @@ def chat_file(path: Path, rows: int = 12) -> str:
 # -- create ---------------------------------------------------------------------------------------------
 
 
-def test_create_sends_the_whole_spec(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_create_sends_the_whole_spec(host: Host, provider: OpenAIProvider) -> None:
     host.on("POST", JOBS, JOB)
     spec = JobSpec(
         model="gpt-4o-mini",
@@ -120,7 +120,7 @@ def test_create_sends_the_whole_spec(host: ScriptedHost, provider: OpenAIProvide
     }
 
 
-def test_create_leaves_out_what_was_not_asked(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_create_leaves_out_what_was_not_asked(host: Host, provider: OpenAIProvider) -> None:
     host.on("POST", JOBS, JOB)
     create(provider, JobSpec(model="gpt-4.1", train="t"), REMOTE, "orc-1")
     body = host.sent[0].body
@@ -128,26 +128,26 @@ def test_create_leaves_out_what_was_not_asked(host: ScriptedHost, provider: Open
     assert set(body) == {"model", "training_file", "validation_file", "method", "metadata"}
 
 
-def test_create_refuses_before_it_sends(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_create_refuses_before_it_sends(host: Host, provider: OpenAIProvider) -> None:
     with pytest.raises(TranslationRefused, match="learning_rate"):
         create(provider, JobSpec(model="gpt-4.1", train="t", learning_rate=1e-5), REMOTE, "orc-1")
     assert host.sent == []
 
 
-def test_create_without_a_key(host: ScriptedHost, tmp_path: Path) -> None:
+def test_create_without_a_key(host: Host, tmp_path: Path) -> None:
     keyless = provider_at(host.url, tmp_path, api_key=None)
     with pytest.raises(MissingKey):
         create(keyless, JobSpec(model="gpt-4.1", train="t"), REMOTE, "orc-1")
 
 
-def test_lost_answer_names_the_ref(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_lost_answer_names_the_ref(host: Host, provider: OpenAIProvider) -> None:
     host.on("POST", JOBS, Answer(JOB, fault="hang_up"))
     with pytest.raises(OutcomeUnknown, match="orc-1"):
         create(provider, JobSpec(model="gpt-4.1", train="t"), REMOTE, "orc-1")
     assert len(host.sent) == 1
 
 
-def test_training_closed_tells_dates_and_the_way_out(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_training_closed_tells_dates_and_the_way_out(host: Host, provider: OpenAIProvider) -> None:
     error = {"message": "winding down", "code": "training_not_available", "type": "invalid_request_error"}
     host.on("POST", JOBS, Answer({"error": error}, 403))
     with pytest.raises(TrainingClosed) as caught:
@@ -166,21 +166,21 @@ def test_training_closed_tells_dates_and_the_way_out(host: ScriptedHost, provide
 # -- find and list --------------------------------------------------------------------------------------
 
 
-def test_find_filters_at_the_host_and_checks_here(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_find_filters_at_the_host_and_checks_here(host: Host, provider: OpenAIProvider) -> None:
     other = {**JOB, "id": "ftjob-2", "metadata": {"orchestrate_ref": "orc-2"}}
     none = {**JOB, "id": "ftjob-3", "metadata": None}
     host.on("GET", JOBS, page([other, JOB, none], more=False))
     found = provider.find("orc-1")
     assert [(h.job_id, h.ref) for h in found] == [("ftjob-1", "orc-1")]
-    assert host.sent[0].query["metadata[orchestrate_ref]"] == ["orc-1"]
+    assert host.sent[0].query["metadata[orchestrate_ref]"] == "orc-1"
 
 
-def test_find_reports_a_double(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_find_reports_a_double(host: Host, provider: OpenAIProvider) -> None:
     host.on("GET", JOBS, page([{**JOB, "id": "ftjob-9"}, JOB], more=False))
     assert [h.job_id for h in provider.find("orc-1")] == ["ftjob-9", "ftjob-1"]
 
 
-def test_list_stops_at_since(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_list_stops_at_since(host: Host, provider: OpenAIProvider) -> None:
     old = {**JOB, "id": "ftjob-0", "created_at": 1780000000}
     host.on("GET", JOBS, page([JOB, old], more=True))
     since = datetime.fromtimestamp(1790000000, UTC).replace(microsecond=900_000)
@@ -192,9 +192,7 @@ def test_list_stops_at_since(host: ScriptedHost, provider: OpenAIProvider) -> No
 
 
 @pytest.mark.parametrize("more", [True, None])
-def test_a_list_has_what_the_sdk_reads(
-    host: ScriptedHost, provider: OpenAIProvider, more: bool | None
-) -> None:
+def test_a_list_has_what_the_sdk_reads(host: Host, provider: OpenAIProvider, more: bool | None) -> None:
     """Our pages are not the SDK's, which judges them: the same requests, the same jobs under the same
     names, also where the host leaves out whether there is more."""
     jobs = [
@@ -218,12 +216,12 @@ def test_a_list_has_what_the_sdk_reads(
 
 
 @pytest.mark.parametrize("error", [None, {}, {"code": None, "message": None, "param": None}])
-def test_job_without_an_error(host: ScriptedHost, provider: OpenAIProvider, error: Any) -> None:
+def test_job_without_an_error(host: Host, provider: OpenAIProvider, error: Any) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", {**JOB, "error": error})
     assert provider.get(HANDLE).error is None
 
 
-def test_failed_job(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_failed_job(host: Host, provider: OpenAIProvider) -> None:
     error = {"code": "invalid_training_file", "message": "row 3", "param": "training_file"}
     host.on("GET", f"{JOBS}/ftjob-1", {**JOB, "status": "failed", "error": error, "finished_at": 1790000100})
     job = provider.get(HANDLE)
@@ -234,14 +232,14 @@ def test_failed_job(host: ScriptedHost, provider: OpenAIProvider) -> None:
 
 
 @pytest.mark.parametrize("word", ["reticulating", ""])
-def test_unknown_status_word_is_kept(host: ScriptedHost, provider: OpenAIProvider, word: str) -> None:
+def test_unknown_status_word_is_kept(host: Host, provider: OpenAIProvider, word: str) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", {**JOB, "status": word})
     job = provider.get(HANDLE)
     assert (job.status, job.raw_status) == (JobStatus.UNKNOWN, word)
     assert not job.status.terminal
 
 
-def test_something_that_is_no_job(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_something_that_is_no_job(host: Host, provider: OpenAIProvider) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", {"hello": "world"})
     with pytest.raises(UnexpectedAnswer):
         provider.get(HANDLE)
@@ -252,7 +250,7 @@ def event(n: int, **more: Any) -> dict[str, Any]:
     return {**made, "level": "info", "message": f"m{n}", "type": "message", "data": None, **more}
 
 
-def test_events_of_all_pages_oldest_first(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_events_of_all_pages_oldest_first(host: Host, provider: OpenAIProvider) -> None:
     first = [event(5, level="warn"), event(4)]
     host.on(
         "GET",
@@ -264,10 +262,10 @@ def test_events_of_all_pages_oldest_first(host: ScriptedHost, provider: OpenAIPr
     found = list(provider.events(HANDLE))
     assert [e.id for e in found] == [f"ftevent-{n}" for n in (1, 2, 3, 4, 5)]
     assert found[-1].level == "warning"
-    assert [s.query.get("after") for s in host.sent] == [None, ["ftevent-4"], ["ftevent-2"]]
+    assert [s.query.get("after") for s in host.sent] == [None, "ftevent-4", "ftevent-2"]
 
 
-def test_events_after_one_read_no_further_than_needed(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_events_after_one_read_no_further_than_needed(host: Host, provider: OpenAIProvider) -> None:
     path = f"{JOBS}/ftjob-1/events"
     host.on("GET", path, page([event(5), event(4)], True), page([event(3), event(2)], True))
     assert [e.id for e in provider.events(HANDLE, after="ftevent-3")] == ["ftevent-4", "ftevent-5"]
@@ -279,7 +277,7 @@ def test_events_after_one_read_no_further_than_needed(host: ScriptedHost, provid
     [CSV.encode(), base64.b64encode(CSV.encode()), base64.encodebytes(CSV.encode())],
     ids=["plain", "base64", "base64-lines"],
 )
-def test_metrics_of_the_result_file(host: ScriptedHost, provider: OpenAIProvider, content: bytes) -> None:
+def test_metrics_of_the_result_file(host: Host, provider: OpenAIProvider, content: bytes) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", {**JOB, "status": "succeeded", "result_files": ["file-9"]})
     host.on("GET", "/v1/files/file-9/content", Answer(content, type="application/octet-stream"))
     told = event(1, type="metrics", data={"step": 1, "train_loss": 1.49, "learning_rate": 0.1})
@@ -292,7 +290,7 @@ def test_metrics_of_the_result_file(host: ScriptedHost, provider: OpenAIProvider
     ]
 
 
-def test_metrics_while_it_runs_come_from_events(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_metrics_while_it_runs_come_from_events(host: Host, provider: OpenAIProvider) -> None:
     data = {"step": 3, "train_loss": 0.5, "train_mean_token_accuracy": 0.9, "total_steps": 30}
     host.on("GET", f"{JOBS}/ftjob-1", JOB)
     host.on("GET", f"{JOBS}/ftjob-1/events", page([event(2, type="metrics", data=data), event(1)], False))
@@ -309,7 +307,7 @@ def test_metrics_while_it_runs_come_from_events(host: ScriptedHost, provider: Op
     ("act", "reached"),
     [("cancel", "cancelled"), ("cancel", "succeeded"), ("pause", "paused"), ("resume", "running")],
 )
-def test_acts_are_idempotent(host: ScriptedHost, provider: OpenAIProvider, act: str, reached: str) -> None:
+def test_acts_are_idempotent(host: Host, provider: OpenAIProvider, act: str, reached: str) -> None:
     refusal = Answer({"error": {"message": "cannot", "code": None}}, 400)
     host.on("POST", f"{JOBS}/ftjob-1/{act}", refusal)
     host.on("GET", f"{JOBS}/ftjob-1", {**JOB, "status": reached})
@@ -320,16 +318,14 @@ def test_acts_are_idempotent(host: ScriptedHost, provider: OpenAIProvider, act: 
 @pytest.mark.parametrize(
     ("act", "status"), [("cancel", "running"), ("pause", "failed"), ("resume", "cancelled")]
 )
-def test_acts_that_cannot_be_done(
-    host: ScriptedHost, provider: OpenAIProvider, act: str, status: str
-) -> None:
+def test_acts_that_cannot_be_done(host: Host, provider: OpenAIProvider, act: str, status: str) -> None:
     host.on("POST", f"{JOBS}/ftjob-1/{act}", Answer({"error": {"message": "cannot"}}, 400))
     host.on("GET", f"{JOBS}/ftjob-1", {**JOB, "status": status})
     with pytest.raises(InvalidRequest):
         getattr(provider, act)(HANDLE)
 
 
-def test_delete_deletes_the_tuned_model(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_delete_deletes_the_tuned_model(host: Host, provider: OpenAIProvider) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", {**JOB, "status": "succeeded", "fine_tuned_model": "ft:m:o::1"})
     host.on(
         "DELETE",
@@ -342,14 +338,14 @@ def test_delete_deletes_the_tuned_model(host: ScriptedHost, provider: OpenAIProv
     assert len(host.calls("DELETE", "/v1/models/ft:m:o::1")) == 2
 
 
-def test_chat_before_there_is_a_model(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_chat_before_there_is_a_model(host: Host, provider: OpenAIProvider) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", JOB)
     with pytest.raises(UsageError, match="no model yet"):
         provider.generate(HANDLE, [[Message(role="user", content="hi")]])
     assert provider.endpoint(HANDLE) is None
 
 
-def test_chat_asks_the_tuned_or_the_base_model(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_chat_asks_the_tuned_or_the_base_model(host: Host, provider: OpenAIProvider) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", {**JOB, "status": "succeeded", "fine_tuned_model": "ft:m:o::1"})
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}
     usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
@@ -386,9 +382,7 @@ def written(data: TrainingData, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_file_is_sent_once_for_each_digest(
-    host: ScriptedHost, provider: OpenAIProvider, tmp_path: Path
-) -> None:
+def test_file_is_sent_once_for_each_digest(host: Host, provider: OpenAIProvider, tmp_path: Path) -> None:
     spec = JobSpec(model="gpt-4.1", train=chat_file(tmp_path / "t.jsonl"))
     data = TrainingData.open(spec.train)
     path = written(data, tmp_path)
@@ -410,7 +404,7 @@ def test_file_is_sent_once_for_each_digest(
 
 
 def test_lost_answer_to_an_upload_makes_no_second_file(
-    host: ScriptedHost, provider: OpenAIProvider, tmp_path: Path
+    host: Host, provider: OpenAIProvider, tmp_path: Path
 ) -> None:
     spec = JobSpec(model="gpt-4.1", train=chat_file(tmp_path / "t.jsonl"))
     data = TrainingData.open(spec.train)
@@ -421,7 +415,7 @@ def test_lost_answer_to_an_upload_makes_no_second_file(
     assert len(host.calls("POST", "/v1/files")) == 1
 
 
-def test_file_that_the_host_refuses(host: ScriptedHost, provider: OpenAIProvider, tmp_path: Path) -> None:
+def test_file_that_the_host_refuses(host: Host, provider: OpenAIProvider, tmp_path: Path) -> None:
     spec = JobSpec(model="gpt-4.1", train=chat_file(tmp_path / "t.jsonl"))
     host.on("GET", "/v1/files", page([], False))
     host.on("POST", "/v1/files", record("x", 1, status="error", status_details="line 4 is not JSON"))
@@ -429,7 +423,7 @@ def test_file_that_the_host_refuses(host: ScriptedHost, provider: OpenAIProvider
         upload(provider, spec, TrainingData.open(spec.train))
 
 
-def test_large_file_goes_in_parts_and_goes_on_after_a_failure(host: ScriptedHost, tmp_path: Path) -> None:
+def test_large_file_goes_in_parts_and_goes_on_after_a_failure(host: Host, tmp_path: Path) -> None:
     spec = JobSpec(model="gpt-4.1", train=chat_file(tmp_path / "t.jsonl", 40))
     data = TrainingData.open(spec.train)
     path = written(data, tmp_path)
@@ -475,7 +469,7 @@ def test_large_file_goes_in_parts_and_goes_on_after_a_failure(host: ScriptedHost
 # -- other hosts of this type ---------------------------------------------------------------------------
 
 
-def test_azure(host: ScriptedHost, tmp_path: Path) -> None:
+def test_azure(host: Host, tmp_path: Path) -> None:
     (tmp_path / "orchestrate.toml").write_text(
         f"""
         [hosts.azure]
@@ -496,7 +490,7 @@ def test_azure(host: ScriptedHost, tmp_path: Path) -> None:
     handle = create(azure, spec, REMOTE, "orc-1")
     assert handle.provider == azure.name == "azure"
     [sent] = host.sent
-    assert sent.query == {"api-version": ["2025-04-01-preview"]}
+    assert sent.query == {"api-version": "2025-04-01-preview"}
     assert sent.headers["api-key"] == "sandbox-azure"
     assert sent.body["model"] == "gpt-4o-mini-2024-07-18"
     assert azure.get(handle).status is JobStatus.QUEUED
@@ -506,7 +500,7 @@ def test_azure(host: ScriptedHost, tmp_path: Path) -> None:
     azure.close()
 
 
-def test_compatible_host(host: ScriptedHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compatible_host(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_ORG_ID", "org-of-another-host")
     (tmp_path / "orchestrate.toml").write_text(
         f"""
@@ -658,7 +652,7 @@ def test_a_multi_grader_is_a_map_of_graders(change: dict[str, Any], places: list
         ("ftjob-1", False),
     ],
 )
-def test_continue_from(host: ScriptedHost, provider: OpenAIProvider, continued: str, accepted: bool) -> None:
+def test_continue_from(host: Host, provider: OpenAIProvider, continued: str, accepted: bool) -> None:
     spec = JobSpec(model="gpt-4o-mini", train="t", continue_from=continued)
     translation = provider.translate(spec)
     assert bool(translation.refused) is not accepted
@@ -676,7 +670,7 @@ def test_download_gives_its_reason(provider: OpenAIProvider) -> None:
     assert caught.value.reason == OpenAIProvider.missing[Feature.DOWNLOAD]
 
 
-def test_models_of_the_host(host: ScriptedHost, provider: OpenAIProvider) -> None:
+def test_models_of_the_host(host: Host, provider: OpenAIProvider) -> None:
     from orchestrate.catalog import differences
 
     def model(id: str, ends: str | None) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.scripted_host import Answer, Host, Sent, scripted_host
 from tests.sending import create, live_price, upload
 from tests.targets import to
-from tests.unit.providers.loopback import Answer, Asked, Host
 
 from orchestrate import catalog
 from orchestrate.core.zstd import zstd
@@ -86,10 +86,9 @@ def job_json(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    made = Host()
-    made.on("GET", "/v1/fine-tunes/models/limits", LIMITS)
-    yield made
-    made.close()
+    with scripted_host() as made:
+        made.on("GET", "/v1/fine-tunes/models/limits", LIMITS)
+        yield made
 
 
 @pytest.fixture
@@ -119,8 +118,8 @@ def test_create_is_one_post_with_the_sdks_body(host: Host, together: TogetherPro
     wanted = spec(epochs=3, adapter=LoRA(r=16), suffix="support-bot", seed=7, batch_size=8)
     handle = create(together, wanted, REMOTE, REF)
     assert handle == JobHandle(provider="together", job_id="ft-1", ref=REF)
-    assert [(a.method, a.path) for a in host.asked] == [("POST", "/v1/fine-tunes")]
-    assert host.asked[0].json == {
+    assert [(a.method, a.path) for a in host.sent] == [("POST", "/v1/fine-tunes")]
+    assert host.sent[0].body == {
         "model": MODEL,
         "training_file": "file-train",
         "training_method": {"method": "sft", "train_on_inputs": "auto"},
@@ -130,7 +129,7 @@ def test_create_is_one_post_with_the_sdks_body(host: Host, together: TogetherPro
         "random_seed": 7,
         "suffix": f"support-bot-{REF}",
     }
-    assert host.asked[0].headers["Authorization"] == "Bearer sandbox-key-for-together"
+    assert host.sent[0].headers["Authorization"] == "Bearer sandbox-key-for-together"
 
 
 def test_every_field_that_is_sent_is_one_of_the_sdks_request(host: Host, together: TogetherProvider) -> None:
@@ -160,7 +159,7 @@ def test_every_field_that_is_sent_is_one_of_the_sdks_request(host: Host, togethe
     create(
         together, wanted, RemoteDataset(provider="together", digest="d", train_id="f", validation_id="v"), REF
     )
-    body = host.asked[-1].json
+    body = host.sent[-1].body
     assert body.keys() <= FinetuneRequest.model_fields.keys()
     assert body["training_type"].keys() <= LoRATrainingType.model_fields.keys()
     assert body["training_method"].keys() <= TrainingMethodDPO.model_fields.keys()
@@ -171,24 +170,24 @@ def test_every_field_that_is_sent_is_one_of_the_sdks_request(host: Host, togethe
 def test_the_rank_is_asked_when_another_lora_setting_needs_it(host: Host, together: TogetherProvider) -> None:
     host.on("POST", "/v1/fine-tunes", job_json())
     create(together, spec(adapter=LoRA(dropout=0.1)), REMOTE, REF)
-    assert host.asked[-1].json["training_type"] == {
+    assert host.sent[-1].body["training_type"] == {
         "type": "Lora",
         "lora_r": 64,
         "lora_alpha": 128,
         "lora_dropout": 0.1,
     }
-    assert [a.method for a in host.asked] == ["GET", "POST"]
+    assert [a.method for a in host.sent] == ["GET", "POST"]
 
 
 def test_continuing_sends_the_checkpoint_and_no_model(host: Host, together: TogetherProvider) -> None:
     host.on("POST", "/v1/fine-tunes", job_json())
     create(together, spec(continue_from="ft-0:12"), REMOTE, REF)
-    body = host.asked[-1].json
+    body = host.sent[-1].body
     assert body["from_checkpoint"] == "ft-0:12" and "model" not in body and "training_type" not in body
 
 
 LOST = {
-    "dropped": Answer(drop=True),
+    "dropped": Answer(fault="hang_up"),
     "server error": Answer({"error": {"message": "boom"}}, status=500),
     "time-out at a proxy": Answer("<html>504</html>", status=504),
     "page": Answer("<html><body>Please log in</body></html>"),
@@ -206,7 +205,7 @@ def test_a_lost_answer_is_an_unknown_outcome_and_nothing_is_sent_again(
     host.on("POST", "/v1/fine-tunes", answer)
     with pytest.raises(OutcomeUnknown):
         create(together, spec(), REMOTE, REF)
-    assert len(host.sent("POST", "/v1/fine-tunes")) == 1
+    assert len(host.calls("POST", "/v1/fine-tunes")) == 1
 
 
 @pytest.mark.parametrize(
@@ -216,7 +215,7 @@ def test_a_refusal_is_certain(host: Host, together: TogetherProvider, status: in
     host.on("POST", "/v1/fine-tunes", Answer({"error": {"message": "no", "code": "x"}}, status=status))
     with pytest.raises(error, match="no"):
         create(together, spec(), REMOTE, REF)
-    assert len(host.asked) == 1
+    assert len(host.sent) == 1
 
 
 def test_a_host_that_is_not_there_made_nothing(together: TogetherProvider, host: Host) -> None:
@@ -230,7 +229,7 @@ def test_a_host_that_is_not_there_made_nothing(together: TogetherProvider, host:
 def test_a_refused_setting_is_never_sent(host: Host, together: TogetherProvider) -> None:
     with pytest.raises(TranslationRefused):
         create(together, spec(batch_tokens=1000), REMOTE, REF)
-    assert host.asked == []
+    assert host.sent == []
 
 
 def test_a_spec_does_not_say_where_the_wandb_key_goes(together: TogetherProvider) -> None:
@@ -248,7 +247,7 @@ def test_wandb_without_a_key_is_never_sent(host: Host, together: TogetherProvide
     bare = TogetherProvider(replace(together.config, options={}))
     with pytest.raises(MissingKey, match="WANDB_API_KEY"):
         create(bare, spec(wandb={"project": "p"}), REMOTE, REF)
-    assert host.asked == []
+    assert host.sent == []
 
 
 def test_the_job_is_found_by_its_ref_in_suffix_or_output_name(host: Host, together: TogetherProvider) -> None:
@@ -284,7 +283,7 @@ def test_the_estimate_is_asked_with_what_will_be_sent(host: Host, together: Toge
     )
     quote = live_price(together, spec(epochs=3, max_cost_usd=5), REMOTE)
     assert quote.expected_usd == Decimal("4.5") and quote.billed_tokens == 1000500
-    assert host.asked[-1].json == {
+    assert host.sent[-1].body == {
         "training_file": "file-train",
         "model": MODEL,
         "n_epochs": 3,
@@ -351,10 +350,10 @@ def test_upload_sends_the_file_and_waits_for_validation(
     remote = upload(together, spec(), data, progress=lambda done, total: told.append((done, total)))
     assert (remote.train_id, remote.validation_id, remote.digest) == ("file-9", None, data.digest)
     assert remote.details["train"]["nlines"] == 4
-    put = host.sent("PUT", "/storage/put")[0]
-    assert len(put.body.splitlines()) == 4 and "Authorization" not in put.headers
-    assert told[-1] == (len(put.body), len(put.body))
-    assert len(host.sent("GET", "/v1/files/file-9")) == 3
+    put = host.calls("PUT", "/storage/put")[0]
+    assert len(put.raw.splitlines()) == 4 and "Authorization" not in put.headers
+    assert told[-1] == (len(put.raw), len(put.raw))
+    assert len(host.calls("GET", "/v1/files/file-9")) == 3
 
 
 def test_a_file_with_the_same_digest_is_used_again(
@@ -365,7 +364,7 @@ def test_a_file_with_the_same_digest_is_used_again(
     known = {"id": "file-9", "filename": path.name, "bytes": path.stat().st_size}
     host.on("GET", "/v1/files", {"data": [known]})
     assert upload(together, spec(), data).train_id == "file-9"
-    assert host.sent("POST", "/v1/files") == []
+    assert host.calls("POST", "/v1/files") == []
 
 
 def test_the_hosts_report_is_shown_when_it_refuses_a_file(
@@ -383,7 +382,7 @@ def test_nothing_is_uploaded_for_a_job_outside_the_models_limits(
 ) -> None:
     with pytest.raises(TranslationRefused, match=r"(?s)epochs.*20.*batch_size.*32"):
         upload(together, spec(epochs=21, batch_size=64), data)
-    assert {a.path for a in host.asked} == {"/v1/fine-tunes/models/limits"}
+    assert {a.path for a in host.sent} == {"/v1/fine-tunes/models/limits"}
 
 
 # -- reading -----------------------------------------------------------------------------------------------
@@ -516,7 +515,7 @@ def test_the_token_mask(host: Host, together: TogetherProvider) -> None:
     host.on("POST", "/v1/fine-tunes/preview", {"rows": [row], "model": MODEL})
     (mask,) = together.preview(spec(), REMOTE)
     assert (mask.tokens, mask.trained) == (("<s>", "hi", "</s>"), (False, True, False))
-    assert host.asked[-1].json == {
+    assert host.sent[-1].body == {
         "model": MODEL,
         "training_file": "file-train",
         "top_k": 3,
@@ -530,7 +529,7 @@ def test_reads_wait_as_long_as_the_host_asks(
     busy = Answer({"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "3"})
     host.on("GET", "/v1/fine-tunes/ft-1", busy, Answer("<html>", status=200), job_json())
     assert together.get(JOB).status is JobStatus.RUNNING
-    assert slept[0] == 3.0 and len(host.asked) == 3
+    assert slept[0] == 3.0 and len(host.sent) == 3
 
 
 # -- acting ------------------------------------------------------------------------------------------------
@@ -544,7 +543,7 @@ def test_cancel_asks_once_and_leaves_ended_jobs_alone(host: Host, together: Toge
     together.cancel(JOB)
     host.on("GET", "/v1/fine-tunes/ft-1", job_json(status="completed"))
     together.cancel(JOB)
-    assert len(host.sent("POST", "/v1/fine-tunes/ft-1/cancel")) == 1
+    assert len(host.calls("POST", "/v1/fine-tunes/ft-1/cancel")) == 1
 
 
 def test_a_job_that_ends_while_it_is_cancelled(host: Host, together: TogetherProvider) -> None:
@@ -552,7 +551,7 @@ def test_a_job_that_ends_while_it_is_cancelled(host: Host, together: TogetherPro
     host.on("POST", "/v1/fine-tunes/ft-1/cancel", Answer({"error": {"message": "ended"}}, status=400))
     together.cancel(JOB)
     job = "/v1/fine-tunes/ft-1"
-    asked = [(asked.method, asked.path) for asked in host.asked]
+    asked = [(asked.method, asked.path) for asked in host.sent]
     assert asked == [("GET", job), ("POST", f"{job}/cancel"), ("GET", job)]
 
 
@@ -560,7 +559,7 @@ def test_delete_twice(host: Host, together: TogetherProvider) -> None:
     host.on("DELETE", "/v1/fine-tunes/ft-1", {"message": "ok"}, Answer({"error": {}}, status=404))
     together.delete(JOB)
     together.delete(JOB)
-    assert len(host.asked) == 2
+    assert len(host.sent) == 2
 
 
 # -- the tuned model ---------------------------------------------------------------------------------------
@@ -586,9 +585,9 @@ def test_download_takes_the_adapter_and_goes_on_after_a_break(
 ) -> None:
     whole = archive(adapter_config__json=b"{}", adapter_model__safetensors=weights())
 
-    def serve(asked: Asked) -> Answer:
+    def serve(asked: Sent) -> Answer:
         start = int(asked.headers.get("Range", "bytes=0-")[6:-1])
-        if len(host.sent("GET", "/v1/finetune/download")) == 1:
+        if len(host.calls("GET", "/v1/finetune/download")) == 1:
             return Answer({"error": {"message": "later"}}, status=503)
         rest = {"Content-Range": f"bytes {start}-{len(whole) - 1}/{len(whole)}"} if start else {}
         return Answer(whole[start:], status=206 if start else 200, headers={"ETag": '"1"', **rest})
@@ -598,7 +597,7 @@ def test_download_takes_the_adapter_and_goes_on_after_a_break(
     artifact = together.download(JOB, tmp_path / "out")
     assert artifact.kind == "adapter" and artifact.base_model == MODEL
     assert [f.path for f in artifact.files] == ["adapter_config.json", "adapter_model.safetensors"]
-    assert host.asked[-1].query == {"ft_id": "ft-1", "checkpoint": "adapter"}
+    assert host.sent[-1].query == {"ft_id": "ft-1", "checkpoint": "adapter"}
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
 
 
@@ -624,7 +623,7 @@ def test_which_checkpoint_is_asked_for(
     host.on("GET", "/v1/fine-tunes/ft-1", job_json(status="completed", training_type=kind))
     host.on("GET", "/v1/finetune/download", Answer(archive(model__safetensors=weights(), config__json=b"{}")))
     artifact = together.download(JOB, tmp_path / "out", checkpoint=checkpoint)
-    assert host.asked[-1].query == {"ft_id": "ft-1", **query}
+    assert host.sent[-1].query == {"ft_id": "ft-1", **query}
     assert artifact.kind == ("full" if full else "merged")
 
 
@@ -697,7 +696,7 @@ def test_the_price_is_told_before_anything_is_made(host: Host, together: Togethe
     serve_endpoints(host)
     assert together.deployment_price(JOB, options={"max_replicas": 2}) == Decimal("6.98")
     assert together.deployment_price(JOB, options={"shape": "1xnvidia-b200"}) == Decimal("7.99")
-    assert {a.method for a in host.asked} == {"GET"}
+    assert {a.method for a in host.sent} == {"GET"}
 
 
 def test_deploying_makes_one_deployment_and_routes_to_it(host: Host, together: TogetherProvider) -> None:
@@ -705,7 +704,7 @@ def test_deploying_makes_one_deployment_and_routes_to_it(host: Host, together: T
     endpoint = together.deploy(JOB)
     assert (endpoint.id, endpoint.model, endpoint.state) == ("ep_1", "me/orc-ft-1", "provisioning")
     assert endpoint.usd_per_hour == Decimal("3.49")
-    made = host.sent("POST", f"{PROJECT}/endpoints/ep_1/deployments")[0].json
+    made = host.calls("POST", f"{PROJECT}/endpoints/ep_1/deployments")[0].body
     assert made == {
         "name": "tuned",
         "model": "projects/proj-1/models/ml_1",
@@ -713,11 +712,11 @@ def test_deploying_makes_one_deployment_and_routes_to_it(host: Host, together: T
         "autoscaling": {"minReplicas": 1, "maxReplicas": 1},
         "inactiveTimeout": 60,
     }
-    routed = host.sent("PATCH", f"{PROJECT}/endpoints/ep_1")[0]
-    assert routed.json == {"trafficSplit": [{"deploymentId": "dep_1", "weight": 1.0}]}
+    routed = host.calls("PATCH", f"{PROJECT}/endpoints/ep_1")[0]
+    assert routed.body == {"trafficSplit": [{"deploymentId": "dep_1", "weight": 1.0}]}
     there(host)
     assert together.deploy(JOB).id == "ep_1"
-    assert len(host.sent("POST", f"{PROJECT}/endpoints")) == 1
+    assert len(host.calls("POST", f"{PROJECT}/endpoints")) == 1
 
 
 def test_no_part_of_the_price_passes_for_all_of_it(host: Host, together: TogetherProvider) -> None:
@@ -741,7 +740,7 @@ def test_a_price_above_the_limit_makes_nothing(host: Host, together: TogetherPro
     serve_endpoints(host)
     with pytest.raises(OverBudget):
         together.deploy(JOB, options={"max_usd_per_hour": "3"})
-    assert {a.method for a in host.asked} == {"GET"}
+    assert {a.method for a in host.sent} == {"GET"}
 
 
 def test_a_refused_deployment_takes_its_endpoint_back(host: Host, together: TogetherProvider) -> None:
@@ -751,7 +750,7 @@ def test_a_refused_deployment_takes_its_endpoint_back(host: Host, together: Toge
     host.on("GET", f"{PROJECT}/endpoints/ep_1", {"id": "ep_1", "name": "me/orc-ft-1", "deployments": []})
     with pytest.raises(InvalidRequest, match="no capacity"):
         together.deploy(JOB)
-    assert host.asked[-1].method == "DELETE"
+    assert host.sent[-1].method == "DELETE"
 
 
 @pytest.mark.parametrize("status", [400, 409, 422, 429])
@@ -761,7 +760,7 @@ def test_a_deployment_that_was_refused_and_made_all_the_same_is_taken(
     serve_endpoints(host)
     host.on("POST", f"{PROJECT}/endpoints/ep_1/deployments", Answer({"error": "no"}, status=status))
     assert together.deploy(JOB).id == "ep_1"
-    assert host.sent("PATCH", f"{PROJECT}/endpoints/ep_1") and not host.sent(
+    assert host.calls("PATCH", f"{PROJECT}/endpoints/ep_1") and not host.calls(
         "DELETE", f"{PROJECT}/endpoints/ep_1"
     )
 
@@ -772,9 +771,9 @@ def test_deploying_again_completes_what_was_begun(host: Host, together: Together
 
     def began(**changes: Any) -> list[str]:
         host.on("GET", f"{PROJECT}/endpoints", {"data": [{**whole, **changes}]})
-        host.asked.clear()
+        host.sent.clear()
         assert together.deploy(JOB).id == "ep_1"
-        return [f"{a.method} {a.path.removeprefix(PROJECT)}" for a in host.asked if a.method != "GET"]
+        return [f"{a.method} {a.path.removeprefix(PROJECT)}" for a in host.sent if a.method != "GET"]
 
     [up] = whole["deployments"]
     down = {**up, "state": "DEPLOYMENT_STATE_STOPPED", "autoscaling": {"minReplicas": 0, "maxReplicas": 0}}
@@ -797,9 +796,9 @@ def test_an_end_goes_on_after_a_step_that_is_done_or_refused(host: Host, togethe
     for first in (gone, refused):
         host.on("PATCH", f"{PROJECT}/endpoints/ep_1", first)
         host.on("PATCH", f"{PROJECT}/endpoints/ep_1/deployments/dep_1", first)
-        host.asked.clear()
+        host.sent.clear()
         together.undeploy(JOB)
-        assert host.sent("DELETE", f"{PROJECT}/endpoints/ep_1/deployments/dep_1")
+        assert host.calls("DELETE", f"{PROJECT}/endpoints/ep_1/deployments/dep_1")
         [left] = together.deployed(JOB)
         assert (left.kind, left.bills) == ("deployment", True)
 
@@ -808,8 +807,8 @@ def test_undeploying_stops_deletes_and_may_be_repeated(host: Host, together: Tog
     serve_endpoints(host)
     there(host)
     together.undeploy(JOB)
-    assert [a.method for a in host.asked[1:]] == ["PATCH", "PATCH", "DELETE", "DELETE"]
-    assert host.asked[2].json == {"autoscaling": {"minReplicas": 0, "maxReplicas": 0}}
+    assert [a.method for a in host.sent[1:]] == ["PATCH", "PATCH", "DELETE", "DELETE"]
+    assert host.sent[2].body == {"autoscaling": {"minReplicas": 0, "maxReplicas": 0}}
     host.on("GET", f"{PROJECT}/endpoints", {"data": []})
     together.undeploy(JOB)
     assert together.endpoint(JOB) is None
@@ -835,14 +834,14 @@ def test_the_tuned_model_answers_through_its_endpoint(host: Host, together: Toge
     host.on("POST", "/v1/chat/completions", answer)
     (reply,) = together.generate(JOB, [[Message(role="user", content="hi")]], max_tokens=5)
     assert (reply.content, reply.prompt_tokens, reply.finish_reason) == ("hello", 3, "stop")
-    assert host.asked[-1].json == {
+    assert host.sent[-1].body == {
         "model": "me/orc-ft-1",
         "messages": [{"role": "user", "content": "hi"}],
         "max_tokens": 5,
         "temperature": 0.0,
     }
     together.generate(JOB, [[Message(role="user", content="hi")]], base=True)
-    assert host.asked[-1].json["model"] == MODEL
+    assert host.sent[-1].body["model"] == MODEL
 
 
 def test_a_model_that_is_not_deployed_says_how(host: Host, together: TogetherProvider) -> None:
@@ -865,7 +864,7 @@ def test_the_project_is_found_from_the_key(host: Host, together: TogetherProvide
         assert provider.endpoint(JOB) is None
     finally:
         provider.close()
-    assert host.asked[-1].path == f"{PROJECT}/endpoints"
+    assert host.sent[-1].path == f"{PROJECT}/endpoints"
 
 
 def test_images_for_a_model_without_vision_name_those_that_take_them(

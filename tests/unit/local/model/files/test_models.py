@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.http_server import Handler, serving
 from tests.unit.local.sessions import TINY
 
 from orchestrate.errors import UsageError
@@ -57,7 +56,7 @@ def test_what_cannot_be_trained_is_refused(beside: Path) -> None:
 def hub() -> Iterator[str]:
     """Answers by the repository's name: `gated`, `gone`, or a status."""
 
-    class Answers(http.server.BaseHTTPRequestHandler):
+    class Answers(Handler):
         def do_GET(self) -> None:
             name = self.path.split("?")[0].split("/")[4]
             kinds = {
@@ -66,24 +65,12 @@ def hub() -> Iterator[str]:
                 "private": (401, "RepoNotFound"),
             }
             status, code = kinds.get(name) or (int(name), None)
-            self.send_response(status)
-            if code:
-                self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.answer(status, headers={"X-Error-Code": code} if code else {})
 
         do_HEAD = do_GET
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Answers) as url:
+        yield url
 
 
 FETCH = """
