@@ -10,16 +10,15 @@ import json
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from decimal import Decimal
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.http_server import Handler, Running
 from tests.outside import program
 from tests.ports import own_port
 from tests.unit.places.test_sky import H100, REF, submit
@@ -149,16 +148,14 @@ class Server:
         # Or its own controllers would look for it at its usual port, and start another over its books.
         self.env["SKYPILOT_API_SERVER_ENDPOINT"] = f"http://127.0.0.1:{self.port}"
         self.start()
-        handler = type("Handler", (_Proxy,), {"server_of": self})
-        self.proxy = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=self.proxy.serve_forever, args=(0.05,), daemon=True).start()
+        self.proxy = Running(_Proxy, server_of=self)
         wrapper = folder / "python"
         del (own := dict(self.env))["SKYPILOT_API_SERVER_ENDPOINT"]
         words = " ".join(f'{name}="{value}"' for name, value in own.items())
         words += ' SKYPILOT_API_SERVER_ENDPOINT="$SKYPILOT_API_SERVER_ENDPOINT"'
         wrapper.write_text(f'#!/bin/sh\nexec env -i {words} "{program("sky")}" "$@"\n')
         wrapper.chmod(0o755)
-        self.bridge = Bridge(str(wrapper), f"http://127.0.0.1:{self.proxy.server_address[1]}", answer_s=240)
+        self.bridge = Bridge(str(wrapper), self.proxy.url, answer_s=240)
 
     def start(self) -> None:
         command = [program("sky"), "-m", "sky.server.server", "--host=127.0.0.1", f"--port={self.port}"]
@@ -197,16 +194,15 @@ class Server:
 
     def close(self) -> None:
         self.bridge.close()
-        self.proxy.shutdown()
-        self.proxy.server_close()
+        self.proxy.close()
         self.kill()
 
 
-class _Proxy(BaseHTTPRequestHandler):
+class _Proxy(Handler):
     server_of: Server
 
     def _pass(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        body = self.body()
         fault = ""
         if self.path.startswith("/jobs/launch") and self.server_of.faults:
             fault = self.server_of.faults.pop(0)
@@ -239,16 +235,8 @@ class _Proxy(BaseHTTPRequestHandler):
     do_GET = do_POST = do_HEAD = do_PUT = _pass
 
     def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            if name.lower() not in ("transfer-encoding", "content-length", "connection", "date", "server"):
-                self.send_header(name, value)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        own = ("transfer-encoding", "content-length", "connection", "date", "server")
+        self.answer(status, data, {n: value for n, value in headers.items() if n.lower() not in own})
 
 
 @pytest.fixture(scope="module")
