@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,3 +24,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         request.getfixturevalue("s3")
         return f"s3://runs/{tmp_path.name}"
     return f"memory://{tmp_path}" if request.param == "memory" else f"file://{tmp_path}/depot"
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    messages = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "Red."}]
+    path.write_text(f"{json.dumps({'messages': messages})}\n" * 24)
+    return path

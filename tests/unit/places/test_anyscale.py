@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
@@ -21,9 +21,9 @@ from typing import Any
 import msgspec
 import pytest
 import trustme
-from tests.paths import ROOT, TINY
-from tests.sending import create, upload
+from tests.paths import ROOT
 from tests.unit.places.depots import S3
+from tests.unit.places.sent import REF, killed_and_brought_home, spec, submit
 
 from orchestrate.data import TrainingData
 from orchestrate.errors import (
@@ -53,13 +53,11 @@ from orchestrate.runs.spending.orphans import Orphans
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.settings import Secret, config
-from orchestrate.spec import JobSpec
 from orchestrate.store.store import Store
 from orchestrate.types import ArtifactFile, JobStatus, Run, SubmitPhase
 
 consoles = pytest.importorskip("tests.unit.places.console")
 TOKEN = consoles.TOKEN
-REF = "orc-0123456789ab"
 
 
 @pytest.fixture
@@ -68,14 +66,6 @@ def console(tmp_path: Path) -> Iterator[Any]:
     (tmp_path / "console").mkdir()
     with consoles.running(tmp_path / "console", run=False) as found:
         yield found
-
-
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    path = tmp_path / "train.jsonl"
-    messages = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "Red."}]
-    path.write_text(f"{json.dumps({'messages': messages})}\n" * 24)
-    return path
 
 
 def provider(
@@ -92,16 +82,6 @@ def provider(
     reached = found.config.changed(base_url=console.url, api_key=Secret(token), pins=None)
     found.place = AnyscaleJobs("anyscale", reached.options, reached)
     return found
-
-
-def spec(rows: Path, **more: Any) -> JobSpec:
-    values: dict[str, Any] = {"model": str(TINY), "train": str(rows), "adapter": "lora", "epochs": 1}
-    return JobSpec.parse(values | more)
-
-
-def submit(found: AwayProvider, asked: JobSpec, ref: str = REF) -> Any:
-    data = TrainingData.open(asked.train, asked.validation)  # type: ignore[arg-type]
-    return create(found, asked, upload(found, asked, data), ref)
 
 
 def test_what_is_sent(console: Any, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -558,27 +538,4 @@ def test_trained_over_there_killed_and_brought_home(s3: S3, rows: Path, tmp_path
         found = provider(console, tmp_path, depot=f"s3://runs/{tmp_path.name}", gpu=None, usd_per_hour=0.5)
         options = {"recovery_seconds": 0, "threads": 1}
         asked = spec(rows, epochs=4, batch_size=2, seed=1, provider_options={"anyscale": options})
-        handle = submit(found, asked)
-        _wait(lambda: (found.get(handle).step or 0) >= 5, console)
-        [first] = console.jobs
-        console.kill(first)
-        _wait(lambda: found.get(handle).status is JobStatus.PAUSED, console)
-        assert found.recover(handle)
-        _wait(lambda: found.get(handle).status.terminal, console)
-        job = found.get(handle)
-        assert job.status is JobStatus.SUCCEEDED and job.step == 48
-        steps = [point.step for point in found.metrics(handle) if "train_loss" in point.values]
-        assert steps == sorted(set(steps)) and steps[-1] == 48
-        [resumed] = [event for event in found.events(handle) if event.type == "resumed"]
-        assert (resumed.step or 0) > 0
-        found.download(handle, tmp_path / "tuned")
-        passport = msgspec.json.decode((tmp_path / "tuned" / "passport.json").read_bytes())
-        assert passport["ref"] == REF and len(console.jobs) == 2
-
-
-def _wait(ready: Callable[[], bool], console: Any) -> None:
-    deadline = time.monotonic() + 240
-    while not ready():
-        logs = [path.read_text()[-1500:] for path in console.folder.glob("*.log")]
-        assert time.monotonic() < deadline, logs
-        time.sleep(0.3)
+        killed_and_brought_home(found, asked, console, tmp_path)

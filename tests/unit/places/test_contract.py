@@ -6,7 +6,6 @@ host, no price, and no depot, as the run directory is the worker's own."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -66,10 +65,8 @@ def found(world: World, tmp_path: Path) -> Iterator[AwayProvider]:
 
 
 @pytest.fixture
-def spec(tmp_path: Path) -> JobSpec:
-    messages = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "Red."}]
-    (tmp_path / "train.jsonl").write_text(f"{json.dumps({'messages': messages})}\n" * 24)
-    return JobSpec.parse({"model": "qwen3-8b", "train": str(tmp_path / "train.jsonl"), "epochs": 1})
+def spec(rows: Path) -> JobSpec:
+    return JobSpec.parse({"model": "qwen3-8b", "train": str(rows), "epochs": 1})
 
 
 def on(world: World, spec: JobSpec, **options: Any) -> JobSpec:

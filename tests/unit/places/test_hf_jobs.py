@@ -6,20 +6,18 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from huggingface_hub import HfApi
-from tests.paths import ROOT, TINY
-from tests.sending import create, upload
+from tests.paths import ROOT
 from tests.unit.places import hub as hubs
 from tests.unit.places.depots import S3
 from tests.unit.places.hub import TOKEN, Hub
+from tests.unit.places.sent import REF, killed_and_brought_home, spec, submit
 
 from orchestrate.commands.terminal.options import SpecOptions
 from orchestrate.costing import built_in
@@ -37,8 +35,6 @@ from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobStatus, Severity
 
-REF = "orc-0123456789ab"
-
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
@@ -46,14 +42,6 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     (tmp_path / "hub").mkdir()
     with hubs.running(tmp_path / "hub", run=False) as found:
         yield found
-
-
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    path = tmp_path / "train.jsonl"
-    messages = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "Red."}]
-    path.write_text(f"{json.dumps({'messages': messages})}\n" * 24)
-    return path
 
 
 def provider(hub: Hub, tmp_path: Path, depot: str | None = None, token: str = TOKEN) -> AwayProvider:
@@ -67,16 +55,6 @@ def provider(hub: Hub, tmp_path: Path, depot: str | None = None, token: str = TO
     assert isinstance(found, AwayProvider)
     found.place = HfJobs("hf-jobs", found.config.options, lambda: HfApi(endpoint=hub.url, token=token))
     return found
-
-
-def spec(rows: Path, **more: Any) -> JobSpec:
-    values: dict[str, Any] = {"model": str(TINY), "train": str(rows), "adapter": "lora", "epochs": 1}
-    return JobSpec.parse(values | more)
-
-
-def submit(found: AwayProvider, asked: JobSpec, ref: str = REF) -> Any:
-    data = TrainingData.open(asked.train, asked.validation)  # type: ignore[arg-type]
-    return create(found, asked, upload(found, asked, data), ref)
 
 
 def test_what_is_sent(hub: Hub, rows: Path, tmp_path: Path) -> None:
@@ -263,31 +241,7 @@ def test_trained_over_there_killed_and_brought_home(s3: S3, rows: Path, tmp_path
         found.place.price(Resources(machine="cpu-basic"))
         options = {"gpu": "none", "recovery_seconds": 0, "threads": 1}
         asked = spec(rows, epochs=4, batch_size=2, seed=1, provider_options={"hf-jobs": options})
-        handle = submit(found, asked)
-        _wait(lambda: (found.get(handle).step or 0) >= 5, hub)
-        [first] = hub.jobs
-        hub.kill(first)
-        _wait(lambda: found.get(handle).status is JobStatus.PAUSED, hub)
-        assert found.recover(handle)
-        _wait(lambda: found.get(handle).status.terminal, hub)
-        job = found.get(handle)
-        assert job.status is JobStatus.SUCCEEDED and job.step == 48
-        steps = [point.step for point in found.metrics(handle) if "train_loss" in point.values]
-        assert steps == sorted(set(steps)) and steps[-1] == 48
-        [resumed] = [event for event in found.events(handle) if event.type == "resumed"]
-        assert (resumed.step or 0) > 0
-        artifact = found.download(handle, tmp_path / "tuned")
-        assert (tmp_path / "tuned" / "adapter_model.safetensors").is_file()
-        passport = msgspec.json.decode((tmp_path / "tuned" / "passport.json").read_bytes())
-        assert passport["ref"] == REF and artifact.kind == "adapter" and len(hub.jobs) == 2
-
-
-def _wait(ready: Callable[[], bool], hub: Hub) -> None:
-    deadline = time.monotonic() + 240
-    while not ready():
-        logs = [path.read_text()[-1500:] for path in hub.folder.glob("*.log")]
-        assert time.monotonic() < deadline, logs
-        time.sleep(0.3)
+        killed_and_brought_home(found, asked, hub, tmp_path)
 
 
 def test_a_device_is_that_of_the_machine(rows: Path, hub: Hub, tmp_path: Path) -> None:

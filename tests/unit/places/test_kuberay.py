@@ -34,10 +34,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def spec(tmp_path: Path) -> JobSpec:
-    messages = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "Red."}]
-    (tmp_path / "train.jsonl").write_text(f"{json.dumps({'messages': messages})}\n" * 24)
-    values = {"model": "qwen3-8b", "train": str(tmp_path / "train.jsonl"), "epochs": 1, "max_cost_usd": 5}
+def spec(rows: Path) -> JobSpec:
+    values = {"model": "qwen3-8b", "train": str(rows), "epochs": 1, "max_cost_usd": 5}
     return JobSpec.parse({**values, "provider_options": {"kuberay": {"max_hours": 2}}})
 
 
