@@ -50,6 +50,7 @@ FORKED = {
     "orchestrate.runs.watch": "commands",
     "tests.command": "commands",
     "tests.mortal": "engines",
+    "tests.unit.sessions.left": "commands",
     "tests.unit.sessions.loop": "commands",
 }
 READ_ON_IMPORT = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE")

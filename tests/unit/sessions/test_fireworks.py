@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fireworks.training.sdk import types as sdk
 from fireworks.training.sdk.types._pydantic_types import forward_backward_request, forward_request
+from fireworks.types import ReinforcementFineTuningStep
 from tests.paths import TINY
 from tests.unit.sessions.left import killed
 from tests.unit.sessions.loop import IDS, LORA, OPTIONS, rows
@@ -17,6 +18,7 @@ from tests.unit.sessions.losses import ADAM, losses_of, policy_rows, trained
 
 from orchestrate import JobStatus, Orchestrator, OverBudget, RunFailed, UsageError
 from orchestrate.errors import ProviderError
+from orchestrate.providers.fireworks import sessions as steps
 from orchestrate.sandbox.server import Sandbox
 
 pytestmark = pytest.mark.slow
@@ -127,6 +129,21 @@ def test_each_request_is_trained_and_billed_once_on_a_bad_day(ft: Orchestrator, 
     assert bill is not None and float(bill.usd) == pytest.approx(host_usd(before, after))
 
 
+def test_a_request_that_hangs_fails_and_the_session_pauses(
+    ft: Orchestrator, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sessions(sandbox)
+    with pytest.raises(ProviderError, match="no result"), opened(ft) as s:
+        trained(s, 1)
+        s.save("one")
+        monkeypatch.setattr(steps, "OPERATION_S", 1.0)
+        sandbox.fault("fireworks", "paused_capacity", path="retrieve_future$", count=0, delay_s=0.2)
+        s.forward_backward(rows())
+    record = ft.run(s.id).refresh()
+    assert record.status is JobStatus.PAUSED and record.error and "its last save" in record.error.message
+    assert sessions(sandbox) == before
+
+
 def test_a_killed_program_leaves_nothing_that_bills(ft: Orchestrator, home: Path, sandbox: Sandbox) -> None:
     before = host_tokens(sandbox)
     id = killed(home, sandbox, "fireworks", MODEL, "5")
@@ -198,6 +215,8 @@ def test_a_trainer_has_the_same_losses_and_is_asked_for_once(ft: Orchestrator, s
     assert len(ids) == 1, "sent again under the same id only"
     record = ft.run(s.id).refresh()
     [trainer] = trainers(sandbox)
+    known = {field.alias or name for name, field in ReinforcementFineTuningStep.model_fields.items()}
+    assert trainer.keys() - known == {"useReservation", "inactivityTimeout", "sandbox", "sandboxUsd"}
     assert record.status is JobStatus.SUCCEEDED and trainer["state"] == "JOB_STATE_CANCELLED"
     assert record.quote is not None and record.quote.lines[0].usd_per_unit == 8
     assert record.bill is not None and float(record.bill.usd) >= trainer["sandboxUsd"] - 0.001

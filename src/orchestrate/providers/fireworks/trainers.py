@@ -215,8 +215,7 @@ class Trainers(RentedMachines):
         began, ended = when(raw.get("createTime")), when(raw.get("completedTime"))
         if began is None:
             return 0.0
-        until = ended or (now() if state(raw) in UP else when(raw.get("updateTime")) or now())
-        return max(0.0, (until - began).total_seconds())
+        return max(0.0, ((ended or now()) - began).total_seconds())
 
     # -- the account's -------------------------------------------------------------------------------------
 

@@ -171,7 +171,6 @@ class TrainerRoutes:
             "state": f"JOB_STATE_{up if stopped is None else 'CANCELLED'}",
             "status": {"code": "OK", "message": ""},
             "createTime": iso(trainer["made_at"]),
-            "updateTime": iso(until),
             **({} if stopped is None else {"completedTime": iso(stopped)}),
             "sandbox": True,
             "sandboxUsd": (until - trainer["made_at"]) / 3600 * USD_PER_HOUR,
