@@ -34,7 +34,6 @@ pytestmark = [
 Weights = dict[str, torch.Tensor]
 BATCH = 6
 STEPS = 3
-"""Two are too few: of afmoe's small gradients AdamW's first step makes as much as of large ones."""
 EXPERTS = ("experts.gate_up_proj", "experts.up_proj", "experts.down_proj")
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {"type": "lora"},
