@@ -222,8 +222,8 @@ def built_in() -> Mapping[str, Profile]:
 
 @cache
 def session_hosts() -> tuple[str, ...]:
-    """Name the hosts that have training sessions and no jobs. They can be requested by name, and are in no
-    list of backends. Imports nothing."""
+    """Name the hosts that have training sessions, over which jobs run as recipes. They can be requested by
+    name, and are in no list of backends. Imports nothing."""
     entries = [entry for entry in files(GROUP).iterdir() if entry.name not in built_in_folders()]
     return tuple(sorted(entry.name for entry in entries if entry.joinpath("sessions.py").is_file()))
 

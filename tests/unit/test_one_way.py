@@ -130,6 +130,7 @@ ARGUMENTS = {
     "local/run/helper.py": "a process of its own: what it was started with",
     "local/run/worker.py": "likewise",
     "local/speed/bench.py": "likewise",
+    "sessions/worker.py": "likewise",
     "local/weights/conversion.py": "sets them for llama.cpp's converter",
     "places/tether.py": "a process of its own, on another machine",
     "serving/llama_server.py": "sets them for llama.cpp's server",

@@ -243,8 +243,10 @@ class LocalJob(Record, frozen=True, kw_only=True):
     resources: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
     """The resources of the machine, for a worker on another one (`places.base.Resources`)."""
     session: dict[str, Any] | None = None
-    """Opened session, for a job that the caller's own loop trains step by step. No worker is ever started for
-    it."""
+    """What was opened, for a training session. A recipe drives it if there is `train`, else the caller's own
+    loop."""
+    objective: str | None = None
+    """The session's loss for sampled answers."""
     created_at: datetime
 
     @property

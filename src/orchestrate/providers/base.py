@@ -541,6 +541,10 @@ class AnswersHere(Provider):
 class Sessions(Provider):
     """Trains a model step by step. The caller's process keeps the run directory for `get` and the like."""
 
+    child: Callable[[], tuple[Path | None, dict[str, str]]] | None = None
+    """Returns folder and environment for a process with the same settings, which drives the session of a
+    submitted job."""
+
     @abstractmethod
     def session_dir(self, order: SessionOrder) -> RunDir:
         """Make the run directory of a session, or find the directory that an earlier call made."""

@@ -105,8 +105,13 @@ def provider_class(kind: str) -> type[Provider]:
 
 def make(name: str, settings: Settings) -> Provider:
     """Create a backend that is ready to use. Nothing is sent yet."""
+    from orchestrate.providers.base import Sessions
+
     host = settings.host(name)
-    return provider_class(host.kind)(host)
+    made = provider_class(host.kind)(host)
+    if isinstance(made, Sessions):
+        made.child = lambda: (settings.child_folder, settings.child_environment())
+    return made
 
 
 def targets(settings: Settings, wanted: str = "all") -> tuple[RowTarget, ...]:

@@ -6,17 +6,23 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrate.core.files import private_folder
 from orchestrate.errors import NotFound, ProviderError
 from orchestrate.local.job import AdapterKind, AdapterSettings, LocalJob, Supervised
 from orchestrate.local.run import STATUSES, JobState, RunDir, checkpoints, now, runs
 from orchestrate.providers.sessions import SESSION, SessionOrder, journal_usd
 from orchestrate.settings import masked
 from orchestrate.text import duration
-from orchestrate.types import Checkpoint, Job, JobError, JobHandle, JobStatus
+from orchestrate.types import Checkpoint, Job, JobError, JobHandle, JobStatus, RemoteDataset
+
+if TYPE_CHECKING:
+    from orchestrate.data import TrainingData
+    from orchestrate.data.rules import RowTarget
+    from orchestrate.providers.base import Progress
 
 SILENT_S = 30.0
 """Maximum time between heartbeats, which normally arrive every other second."""
@@ -27,27 +33,44 @@ stuck before `STUCK_S`, because evaluations and sampling happen between steps.""
 
 
 def of_session(
-    home: Path, order: SessionOrder, provider: str, *, adapter: AdapterKind = "lora", **machine: Any
+    home: Path, order: SessionOrder, provider: str, *, adapter: AdapterKind = "lora", **fields: Any
 ) -> RunDir:
-    """Create the run directory of a session, or return the existing one. `machine` has the job's threads,
-    device and precision. Raises `ProviderError` if it cannot be created."""
+    """Create the run directory of a session, or return the existing one. `fields`: further ones of the job.
+    Raises `ProviderError` if it cannot be created."""
+    given: dict[str, Any] = {"train": "", "method": Supervised(), **fields}
     job = LocalJob(
         ref=order.ref,
         model=order.model,
         model_name=order.model_name,
-        train="",
-        method=Supervised(),
         adapter=AdapterSettings(type=adapter, r=order.lora["rank"]),
         seed=order.lora["seed"] or 0,
         spec=masked(order.spec),
         session=order.to_dict(),
         created_at=now(),
-        **machine,
+        **given,
     )
     try:
         return RunDir.make(home, job)[0]
     except OSError as error:
         raise ProviderError(provider, f"could not create the run directory: {error}") from error
+
+
+def written_rows(
+    folder: Path, provider: str, target: RowTarget, data: TrainingData, progress: Progress | None
+) -> RemoteDataset:
+    """Write the files of a job for a process on this machine."""
+    private_folder(folder)
+    train = data.train.write(target, folder)
+    validation = data.validation.write(target, folder) if data.validation else None
+    if progress is not None:
+        size = train.stat().st_size + (validation.stat().st_size if validation else 0)
+        progress(size, size)
+    return RemoteDataset(
+        provider=provider,
+        digest=data.digest,
+        train_id=str(train),
+        validation_id=str(validation) if validation else None,
+    )
 
 
 def existing(home: Path, job: JobHandle, provider: str) -> RunDir:
@@ -64,8 +87,9 @@ class SessionRuns:
     def __init__(self, home: Path, provider: str) -> None:
         self.home, self.provider = home / provider / "runs", provider
 
-    def make(self, order: SessionOrder) -> RunDir:
-        return of_session(self.home, order, self.provider)
+    def make(self, order: SessionOrder, **fields: Any) -> RunDir:
+        """See `of_session`."""
+        return of_session(self.home, order, self.provider, **fields)
 
     def dir(self, job: JobHandle) -> RunDir:
         return existing(self.home, job, self.provider)
@@ -129,7 +153,7 @@ def job(run: RunDir, provider: str = "local") -> Job:
     told = run.job()
     error = state.error
     if state.status == "interrupted" and told.session is not None:
-        error = _caller_gone(state)
+        error = _caller_gone(told, state)
     elif state.status == "interrupted":
         error = JobError(
             code="interrupted",
@@ -141,7 +165,8 @@ def job(run: RunDir, provider: str = "local") -> Job:
         )
     elif not state.terminal and state.status != "paused" and error is None:
         error = _still(run, state)
-        if told.session is not None and error is not None and error.code == "no_progress":
+        own_loop = told.session is not None and not told.train
+        if own_loop and error is not None and error.code == "no_progress":
             error = None  # its loop may take as long as it likes
     cost = state.cost_usd if told.session is None else journal_usd(run.path) or state.cost_usd
     return Job(
@@ -168,11 +193,10 @@ def job(run: RunDir, provider: str = "local") -> Job:
     )
 
 
-def _caller_gone(state: JobState) -> JobError:
+def _caller_gone(job: LocalJob, state: JobState) -> JobError:
     told = f"the program that trained it has ended (killed, or the machine went down) at step {state.step}"
-    return JobError(
-        code="caller_gone", message=f"{told}; continue from its last save with: ft.session(resume=...)"
-    )
+    how = "orchestrate resume RUN" if job.train else "ft.session(resume=...)"
+    return JobError(code="caller_gone", message=f"{told}; continue from its last save with: {how}")
 
 
 def _still(run: RunDir, state: JobState) -> JobError | None:

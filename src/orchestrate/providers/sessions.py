@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 
     from orchestrate.costing import HourlyRate
 
+LORA: Mapping[str, Any] = {
+    "rank": 32,
+    "seed": None,
+    "train_mlp": True,
+    "train_attn": True,
+    "train_unembed": True,
+}
+"""Settings of a session's adapter, with their defaults."""
+TOKEN_KINDS = ("train", "prefill", "sample")
+"""Of tokens with a price: components of a quote."""
 MTOK = Decimal(1_000_000)
 MOST_TOKENS = 2048
 """Maximum length of a sample if the request sets none, as in the engine."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import DataError, UsageError
-from orchestrate.providers.sessions import SESSION
 from orchestrate.runs.preparing.prepared import Prepared, prepare
 from orchestrate.runs.submit import submit
 
@@ -24,7 +23,7 @@ def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | Non
     from orchestrate.runs.submitting.repeats import stored_spec
     from orchestrate.spec import specfile
 
-    if run.job_kind == SESSION:
+    if run.own_loop:
         raise UsageError(f"run {run.id} is a training session, and its training loop is not stored")
     values = stored_spec(run).asked()
     elsewhere = set(providers) != {run.provider}

@@ -135,9 +135,19 @@ class TrainingSession:
         """Names that `load` accepts."""
         return list(self._record.saves())
 
+    @property
+    def folder(self) -> Path:
+        """The run's directory on this machine."""
+        return self._record.dir.path
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The folder or hub id of the model's own tokenizer."""
+        return self._backend.tokenizer
+
     def tokenizer(self) -> Any:
         """Load the model's own tokenizer with transformers."""
-        return import_module("transformers").AutoTokenizer.from_pretrained(self._backend.tokenizer)
+        return import_module("transformers").AutoTokenizer.from_pretrained(self.tokenizer_name)
 
     # -- training ------------------------------------------------------------------------------------------
 
@@ -167,6 +177,27 @@ class TrainingSession:
         """Update the weights with AdamW. `adam` is a mapping or Tinker's `AdamParams`."""
         return self.futures.optim_step(adam, seq_id=seq_id).result()
 
+    def skip_step(self) -> StepOutput:
+        """Count a step in which nothing is trained."""
+        with self._lock:
+            self._require_going()
+            return self._stepped({"learning_rate": 0.0}, {})
+
+    # -- what is shown of it -------------------------------------------------------------------------------
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Add values of your own to the metrics of the current step, for example an evaluation."""
+        if values:
+            self._record.dir.add_metrics(self._step, dict(values))
+
+    def add_event(self, message: str, *, level: str = "info", type: str = "message") -> None:
+        """Add a message to the run's events."""
+        self._record.dir.add_event(message, level=level, type=type, step=self._step)
+
+    def set_total_steps(self, steps: int) -> None:
+        """Say at which step your loop will end, so that the run shows its progress."""
+        self._record.tell(total_steps=steps)
+
     # -- sampling ------------------------------------------------------------------------------------------
 
     def sample(self, prompt: Any, num_samples: int = 1, params: Any = None) -> SampleOutput:
@@ -180,19 +211,22 @@ class TrainingSession:
 
     # -- saving --------------------------------------------------------------------------------------------
 
-    def save(self, name: str | None = None) -> SavedState:
-        """Save weights and optimizer, by default as `step-N`. The run can be resumed from the save, which is
-        one of its checkpoints."""
+    def save(self, name: str | None = None, *, kept: bool = True) -> SavedState:
+        """Save weights and optimizer, by default as `step-N`. The run can be resumed from there, and the save
+        is one of its checkpoints. With `kept=False` it serves only to resume, and the next save replaces
+        it on this machine."""
         name = name or f"step-{self._step}"
         if not SAVE_NAME.fullmatch(name):
             raise UsageError(f"the name of a save may contain letters, digits, . _ - (got {name!r})")
         with self._lock:
             self._require_going()
-            return self._save(name)
+            return self._save(name, kept=kept)
 
-    def _save(self, name: str) -> SavedState:
+    def _save(self, name: str, *, kept: bool = True) -> SavedState:
         step = self._step_when_sent()
-        where = self._record.save(name, step, lambda to: self._backend.save(to, optimizer=True).result())
+        where = self._record.save(
+            name, step, lambda to: self._backend.save(to, optimizer=True).result(), kept=kept
+        )
         self._asked_at = time.monotonic()
         self._record.visit_store()
         return SavedState(name, step, where)
@@ -217,6 +251,18 @@ class TrainingSession:
             self._asked_at = time.monotonic()
 
     # -- ending --------------------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, is paused, or was cancelled."""
+        return self._ended is not None
+
+    def fail(self, error: Exception) -> None:
+        """End the session for good because of an error that resuming would meet again."""
+        with self._lock:
+            if self._ended is None:
+                told = JobError(code=type(error).__name__, message=str(error) or type(error).__name__)
+                self._end("failed", error=told)
 
     def close(self) -> None:
         """End the session. The current weights become the run's tuned model."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from orchestrate.errors import UsageError
+from orchestrate.providers.sessions import LORA as LORA
 
 Array = np.ndarray[Any, Any]
 ADAM: Mapping[str, float] = {
@@ -20,15 +21,6 @@ ADAM: Mapping[str, float] = {
     "weight_decay": 0.0,
     "grad_clip_norm": 0.0,
 }
-LORA: Mapping[str, Any] = {
-    "rank": 32,
-    "seed": None,
-    "train_mlp": True,
-    "train_attn": True,
-    "train_unembed": True,
-}
-
-
 SAMPLING: Mapping[str, Any] = {
     "max_tokens": None,
     "temperature": 1.0,

@@ -24,6 +24,7 @@ from orchestrate.providers.base import Sessions, StopsWorkers, capability
 from orchestrate.providers.sessions import (
     JOURNAL,
     SESSION,
+    TOKEN_KINDS,
     PaidRequest,
     SessionOrder,
     SessionPrice,
@@ -36,6 +37,7 @@ from orchestrate.spec import JobSpec, LoRA
 from orchestrate.store import ref_of, transitions
 from orchestrate.store.runs import Intent
 from orchestrate.types import (
+    OWN_LOOP,
     Allowance,
     JobError,
     JobHandle,
@@ -50,8 +52,6 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
-OWN_LOOP = "(your own loop)"
-"""Placeholder for the training data in the spec of a session."""
 LEASE_S = 30.0
 ENDING_S = 60.0
 """Seconds that a program has to release a session that has just ended."""
@@ -170,8 +170,7 @@ def quote_of(provider: str, model: str, price: SessionPrice, max_usd: Decimal | 
         hours = Decimal(1) if max_usd is None else max_usd / price.hourly.usd_per_hour
         lines, high = (price.hourly.line(hours, "0.01", low=nothing),), max_usd or price.hourly.usd_per_hour
     elif price.by_token:
-        named = {"train": price.train_usd_per_mtok, "prefill": price.prefill_usd_per_mtok}
-        named["sample"] = price.sample_usd_per_mtok
+        named = {kind: getattr(price, f"{kind}_usd_per_mtok") for kind in TOKEN_KINDS}
         lines, high = tuple(_token_line(n, usd, price.source) for n, usd in named.items()), max_usd
     else:
         free = ("this is your own machine and no hourly rate is set for it, so nothing is billed",)
@@ -299,19 +298,44 @@ class SessionRecord:
             )
         if isinstance(provider, StopsWorkers):
             provider.stop_workers(run.ref)  # what a killed program left up
+        return cls._taken_on(ws, provider, run, max_cost_usd=max_cost_usd)
+
+    @classmethod
+    def of_job(cls, ws: Workspace, run: Run) -> SessionRecord:
+        """Take on the session of a submitted job, from its last save where an earlier process began it.
+        Raises `OverBudget` where the budget has no more room for it."""
+        ws = ws.home_of(run)
+        provider = capability(ws.ready(run.provider), Sessions)
+        ws.settings.require_to_spend(provider)
+        return cls._taken_on(ws, provider, run, price=_quoted_price(run))
+
+    @classmethod
+    def _taken_on(
+        cls,
+        ws: Workspace,
+        provider: Sessions,
+        run: Run,
+        *,
+        price: SessionPrice | None = None,
+        max_cost_usd: Decimal | None = None,
+    ) -> SessionRecord:
+        """Continue a session. Where it went on before, a budget holds its limit again. `price`: the price
+        that was agreed to; by default the backend is asked."""
         job = provider.get(run.handle)
-        order = decoding.convert(RunDir(Path(str(job.payload["folder"]))).job().session, SessionOrder)
-        price = provider.session_price(order, ws.rates)
-        _require_quoted_price(run, price)
-        most = run.max_cost_usd if max_cost_usd is None else max_cost_usd
-        at, limits = ws.store.clock.now(), Allowance(max_usd=most, max_hours=run.max_hours)
-        run = ws.store.runs.commit(
-            run.id,
-            run.quote.held_usd if most is None and run.quote is not None else most,
-            lambda one: transitions.reopened(one, at, limits),
-            ws.settings.budget_usd,
-            figure="its maximum cost under its limit",
-        )
+        dir = RunDir(Path(str(job.payload["folder"])))
+        order = decoding.convert(dir.job().session, SessionOrder)
+        price = price or provider.session_price(order, ws.rates)
+        if dir.written_state().attempt:
+            _require_quoted_price(run, price)
+            most = run.max_cost_usd if max_cost_usd is None else max_cost_usd
+            at, limits = ws.store.clock.now(), Allowance(max_usd=most, max_hours=run.max_hours)
+            run = ws.store.runs.commit(
+                run.id,
+                run.quote.held_usd if most is None and run.quote is not None else most,
+                lambda one: transitions.reopened(one, at, limits),
+                ws.settings.budget_usd,
+                figure="its maximum cost under its limit",
+            )
         return cls._held_by_us(ws, provider, run, order, price, job.worked_seconds)
 
     @classmethod
@@ -337,9 +361,11 @@ class SessionRecord:
             made._held.close()
             raise UsageError(f"another program controls run {run.id}", fix=f"orchestrate watch {run.id}")
         try:
+            state = dir.written_state()
+            if state.terminal:
+                raise UsageError(f"run {run.id} has {state.status}", fix=f"orchestrate show {run.id}")
             if dir.asked() == "pause":
                 dir.ask(None)
-            state = dir.written_state()
             made._earlier_s, made._began = max(state.seconds, earlier_s or 0.0), time.monotonic()
             made.meter.keep_in(dir.path)
             dir.claim()
@@ -398,22 +424,23 @@ class SessionRecord:
 
     # -- saving --------------------------------------------------------------------------------------------
 
-    def save(self, name: str, step: int, fill: Callable[[Path], str]) -> str:
+    def save(self, name: str, step: int, fill: Callable[[Path], str], *, kept: bool = True) -> str:
         """Store a checkpoint under a name. `fill` writes the weights to a folder."""
         state = self._state or self.dir.written_state()
         progress = Progress(
-            step=step, total_steps=step, trained_tokens=state.trained_tokens, seconds=self.seconds
+            step=step, total_steps=step, trained_tokens=state.trained_tokens, seconds=self.seconds, kept=kept
         )
-        kept: list[str] = []
+        places: list[str] = []
 
         def saved(draft: Path) -> None:
             where = fill(draft / "adapter")
             write_whole(draft / "saved.json", msgspec.json.encode({"name": name, "at": where}))
-            kept.append(where)
+            places.append(where)
 
         path = checkpoints.save(self.dir.checkpoints, progress, saved)
         at = path / "adapter" if (path / "adapter").is_dir() else None
-        where = str(at) if at is not None else kept[0]
+        where = str(at) if at is not None else places[0]
+        checkpoints.prune(self.dir.checkpoints)
         names = {**self.saves(), name: path.name}
         write_whole(self.dir.path / "saves.json", msgspec.json.encode(names))
         self.dir.add_event(f"saved {name} at step {step}", type="checkpoint", step=step, name=name)
@@ -422,9 +449,10 @@ class SessionRecord:
     def saves(self) -> dict[str, str]:
         """Maps each name to the folder of its checkpoint."""
         try:
-            return msgspec.json.decode((self.dir.path / "saves.json").read_bytes(), type=dict[str, str])
+            named = msgspec.json.decode((self.dir.path / "saves.json").read_bytes(), type=dict[str, str])
         except (OSError, msgspec.MsgspecError):
             return {}
+        return {name: folder for name, folder in named.items() if (self.dir.checkpoints / folder).is_dir()}
 
     def saved_at(self, name: str) -> str:
         """Return the location of a save's weights. Raises `NotFound`."""
@@ -481,6 +509,19 @@ class SessionRecord:
         self.tell(status=status, stage=None, error=error, result=result, **more)
         self._held.close()
         self.visit_store()
+
+
+def _quoted_price(run: Run) -> SessionPrice:
+    """Return the token prices of the run's quote, which a flag of the command may have set."""
+    lines = () if run.quote is None else run.quote.lines
+    usd = {line.component: line.usd_per_unit for line in lines}
+    train, prefill, sample = (usd.get(kind, Decimal(0)) for kind in TOKEN_KINDS)
+    return SessionPrice(
+        train_usd_per_mtok=train,
+        prefill_usd_per_mtok=prefill,
+        sample_usd_per_mtok=sample,
+        source=next((line.source or "" for line in lines), ""),
+    )
 
 
 def _require_quoted_price(run: Run, price: SessionPrice) -> None:

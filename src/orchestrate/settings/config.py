@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 from orchestrate.core.amounts import amount
 from orchestrate.core.files import is_private, private_folder
 from orchestrate.errors import ConfigError, UsageError
-from orchestrate.profile import Profile, built_in, places, this_machine
+from orchestrate.profile import Profile, built_in, places, session_hosts, this_machine
 from orchestrate.settings import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
 from orchestrate.settings import Secret as Secret
 from orchestrate.settings import download_limit, pin_file, read_toml, user_and_machine
@@ -158,10 +158,36 @@ class Settings:
             options |= {**self.local, **host.options, "allow_grader_code": self.allow_grader_code}
         else:
             options |= host.options
-            if host.kind in places():
+            if host.kind in (*places(), *session_hosts()):
                 options |= {"allow_grader_code": self.allow_grader_code}
         own = name in self.own_hosts
         return host.changed(options=options, own=own, max_download_bytes=self.max_download_bytes)
+
+    # -- a process of our own that needs these settings -----------------------------------------------------
+
+    @property
+    def store_address(self) -> str:
+        """The store's URL, a file by its full path: it means the same in every folder."""
+        file = sqlite_path(self.store_url)
+        return self.store_url if file is None else sqlite_url(file.expanduser().resolve())
+
+    @property
+    def child_folder(self) -> Path | None:
+        """Where the process finds the project's file itself, and sees whether it is trusted as it is then."""
+        return None if self.config_file is None or self.config_named else self.config_file.parent
+
+    def child_environment(self) -> dict[str, str]:
+        """Return what the command line said as environment variables: no password is among a process's
+        arguments."""
+        given = {"ORCHESTRATE_HOME": str(self.home), "ORCHESTRATE_STORE": self.store_address}
+        if self.config_file is not None and self.config_named:
+            given["ORCHESTRATE_CONFIG"] = str(self.config_file.resolve())
+        given[NOTIFY_VARIABLES["command"]] = self.notify.command or ""
+        given[NOTIFY_VARIABLES["url"]] = self.notify.url.reveal() if self.notify.url else ""
+        given[NOTIFY_VARIABLES["desktop"]] = "1" if self.notify.desktop else ""
+        if self.stalled_after_s is not None:
+            given[STALLED_VARIABLE] = str(self.stalled_after_s / 60)
+        return {**os.environ, **given}
 
 
 def load(

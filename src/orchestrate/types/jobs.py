@@ -85,7 +85,9 @@ class RemoteDataset(Record, frozen=True, kw_only=True):
 
 
 SESSION = "session"
-"""The kind of a job that the caller's own loop trains."""
+"""The kind of a job that a loop trains step by step: the caller's own, or a recipe's."""
+OWN_LOOP = "(your own loop)"
+"""In the place of training data in the spec of a session that the caller's own loop trains."""
 
 
 class JobHandle(Record, frozen=True, kw_only=True):
@@ -392,6 +394,11 @@ class Run(Record, frozen=True, kw_only=True):
         """Whether this is a training session that no program drives. It costs nothing more until it is
         resumed."""
         return self.job_kind == SESSION and self.status is JobStatus.PAUSED
+
+    @property
+    def own_loop(self) -> bool:
+        """Whether it is a training session that the caller's own loop trains."""
+        return self.job_kind == SESSION and self.spec.get("train") == OWN_LOOP
 
     @property
     def handle(self) -> JobHandle:

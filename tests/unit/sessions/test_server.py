@@ -65,7 +65,7 @@ def test_the_life_of_a_session_with_the_official_client(url: str) -> None:
 
 
 def test_the_documented_program_runs(url: str, tmp_path: Path) -> None:
-    _, block = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sessions.md").read_text(), re.DOTALL)
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sessions.md").read_text(), re.DOTALL)[-1]
     (tmp_path / "loop.py").write_text(block)
     said = program(url, tmp_path / "loop.py", MODEL=NAME)
     losses = [float(line.split()[-1]) for line in said.splitlines() if line.startswith("step")]

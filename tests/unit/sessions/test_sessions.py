@@ -389,7 +389,7 @@ def test_the_same_for_asyncio(home: Path, quick_python: None) -> None:
 
 
 def test_the_documented_session_runs(tmp_path: Path) -> None:
-    block, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sessions.md").read_text(), re.DOTALL)
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sessions.md").read_text(), re.DOTALL)[0]
     env = {**os.environ, "MODEL": MODEL, "ORCHESTRATE_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", block], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=900

@@ -341,7 +341,14 @@ class RunDir:
         ]
 
     def metrics(self) -> list[MetricPoint]:
-        return [point for _, point in decode_lines(read_lines(self.path / "metrics.jsonl"), MetricPoint)]
+        """Return one point for each step, with the values of all of its lines."""
+        found: list[MetricPoint] = []
+        for _, point in decode_lines(read_lines(self.path / "metrics.jsonl"), MetricPoint):
+            if found and found[-1].step == point.step:
+                before = found.pop()
+                point = msgspec.structs.replace(before, values={**before.values, **point.values})
+            found.append(point)
+        return found
 
     def add_event(
         self,

@@ -113,15 +113,24 @@ def start_worker(run: RunDir, spawn: Callable[[RunDir, int], int] | None = None)
 
 
 def _spawn(run: RunDir, log: int) -> int:
+    env = worker_environment(run.job().threads)
+    return spawn_module("orchestrate.local.run.worker", run, log, env=env)
+
+
+def spawn_module(
+    module: str, run: RunDir, log: int, *, env: dict[str, str], folder: Path | None = None
+) -> int:
+    """Start a detached process that runs `module` with the run's folder as its argument, in that folder or in
+    another. Returns its process id."""
     worker = subprocess.Popen(
-        [sys.executable, "-P", "-m", "orchestrate.local.run.worker", str(run.path)],
+        [sys.executable, "-P", "-m", module, str(run.path)],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        cwd=run.path,
+        cwd=folder or run.path,
         umask=PRIVATE_UMASK,
-        env=worker_environment(run.job().threads),
+        env=env,
     )
     # Reaps the worker when it ends before its parent does.
     threading.Thread(target=worker.wait, daemon=True, name=f"reap-{run.ref}").start()

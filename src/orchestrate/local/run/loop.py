@@ -30,15 +30,14 @@ from orchestrate.local.run.optimizers import (
     FIRST_SCALE,
     given_out,
     group_metrics,
-    learning_rate,
     make_optimizer,
     random_state,
     rescaled,
     set_random_state,
     set_rate,
-    spread,
 )
 from orchestrate.local.run.parallel import LESS, Peers, Step
+from orchestrate.local.run.schedule import learning_rate, spread
 from orchestrate.local.run.sharding import Sharded, number
 
 MOST_TOKENS = 2048

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -256,23 +255,11 @@ def _held(
             yield short, placed(value, parameter)
 
 
-# When something happens in a run, the learning rate of each step, and the random state at a moment.
-
-
-# torch describes its types in part only.
-# pyright: reportUnknownMemberType=false
+# The loss scale of fp16, and the random state at a moment.
 
 
 FIRST_SCALE, LONG_ENOUGH = 2.0**16, 2000
 """The initial loss scale in fp16, and the number of steps without an overflow after which it is doubled."""
-
-
-def spread(count: int | None, total: int, every: int) -> set[int]:
-    """Choose `count` evenly spaced steps, including the last one. If `count` is `None`, choose one step in
-    `every`, and the last one."""
-    if count is None:
-        return {*range(every, total + 1, every), total}
-    return {round(total * k / count) for k in range(1, count + 1)} - {0}
 
 
 def rescaled(scale: float, steps: int, *, whole: bool) -> tuple[float, int]:
@@ -292,41 +279,3 @@ def set_random_state(tensors: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
-
-
-def warmup(total: int, hyper: Hyper) -> int:
-    """Return the number of warm-up steps in a run of `total` steps."""
-    return round(total * hyper.warmup_ratio) if hyper.warmup_steps is None else hyper.warmup_steps
-
-
-def learning_rate(step: int, total: int, hyper: Hyper) -> float:
-    """Compute the learning rate of optimizer step `step` (0-based) out of `total`: linear warm-up, then
-    by the schedule, down to `min_lr_ratio` of the peak.
-
-    The k-th of w warm-up steps, counted from 1, has k/(w + 1) of the peak, so that each step trains.
-    transformers' schedules start with a step at rate 0 and give it (k - 1)/w. After the warm-up both are
-    the same."""
-    warm = warmup(total, hyper)
-    if step < warm:
-        return hyper.learning_rate * (step + 1) / (warm + 1)
-    return hyper.learning_rate * (
-        hyper.min_lr_ratio + (1 - hyper.min_lr_ratio) * _left(step, warm, total, hyper)
-    )
-
-
-def _left(step: int, warm: int, total: int, hyper: Hyper) -> float:
-    """Share of what the schedule takes from the rate that is left at a step behind the warm-up."""
-    done = (step - warm) / max(1, total - warm)
-    match hyper.schedule:
-        case "constant":
-            return 1.0
-        case "linear":
-            return 1 - done
-        case "polynomial":
-            return (1 - done) ** hyper.schedule_power
-        case "warmup_stable_decay":
-            falling = min(max(1, round(total * hyper.decay_ratio)), total - warm)
-            done = max(0.0, (step - total + falling) / max(1, falling))
-        case _:
-            pass
-    return 0.5 * (1 + math.cos(math.pi * done))

@@ -49,8 +49,8 @@ from orchestrate.local.proof import finding
 from orchestrate.local.run import RunDir, export
 from orchestrate.local.run.keeping import Weights
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, StopRequested
-from orchestrate.local.run.optimizers import warmup
 from orchestrate.local.run.parallel import Met, Peers, WorkerGroup
+from orchestrate.local.run.schedule import warmup
 from orchestrate.local.run.sharding import Sharded
 from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from orchestrate.core.files import private_folder, write_whole
+from orchestrate.core.files import write_whole
 from orchestrate.errors import Conflict, ProviderError
 from orchestrate.local import machine
 from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Method
@@ -137,18 +137,7 @@ class LocalProvider(
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
-        folder = private_folder(self.home / "data")
-        train = data.train.write(self.target, folder)
-        validation = data.validation.write(self.target, folder) if data.validation else None
-        if progress is not None:
-            size = train.stat().st_size + (validation.stat().st_size if validation else 0)
-            progress(size, size)
-        return RemoteDataset(
-            provider=self.name,
-            digest=data.digest,
-            train_id=str(train),
-            validation_id=str(validation) if validation else None,
-        )
+        return reading.written_rows(self.home / "data", self.name, self.target, data, progress)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         """Create the run directory named `ref` in one step. A second call with the same ref finds it and

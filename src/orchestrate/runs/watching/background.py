@@ -26,7 +26,6 @@ from orchestrate.core.files import PRIVATE_UMASK, locked, opener, private_folder
 from orchestrate.errors import SetupError
 from orchestrate.local.run import WorkerId, me, process_alive
 from orchestrate.runs.syncing.sweep import Failure, SyncReport
-from orchestrate.settings import config
 from orchestrate.text import inert
 
 if TYPE_CHECKING:
@@ -92,8 +91,8 @@ class Background:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 umask=PRIVATE_UMASK,
-                cwd=_folder(self.settings),
-                env=_environment(self.settings),
+                cwd=self.settings.child_folder,
+                env=self.settings.child_environment(),
             )
         # Reaps it when it ends before this process does.
         threading.Thread(target=started.wait, daemon=True, name="reap-watcher").start()
@@ -223,7 +222,7 @@ def say(line: str) -> None:
 
 def _configuration(settings: Settings) -> str:
     """A name for what this watcher can see and tell; other hosts, keys or channels are another watcher."""
-    digest = hashlib.sha256(_store(settings).encode())
+    digest = hashlib.sha256(settings.store_address.encode())
     for name, host in sorted(settings.hosts.items()):
         key = host.api_key.reveal() if host.api_key else ""
         digest.update(f"\0{name}\0{host.base_url}\0{host.account_id}\0{key}".encode())
@@ -232,31 +231,6 @@ def _configuration(settings: Settings) -> str:
     if settings.stalled_after_s is not None:
         digest.update(f"\0{settings.stalled_after_s}".encode())
     return digest.hexdigest()[:32]
-
-
-def _store(settings: Settings) -> str:
-    """The store's URL, a file by its full path: it means the same in every folder."""
-    file = config.sqlite_path(settings.store_url)
-    return settings.store_url if file is None else config.sqlite_url(file.expanduser().resolve())
-
-
-def _folder(settings: Settings) -> Path | None:
-    """Where the process finds the project's file itself, and sees whether it is trusted as it is then."""
-    return None if settings.config_file is None or settings.config_named else settings.config_file.parent
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    """What the command line said, as the environment says it: no password is among a process's arguments."""
-    given = {"ORCHESTRATE_HOME": str(settings.home), "ORCHESTRATE_STORE": _store(settings)}
-    if settings.config_file is not None and settings.config_named:
-        given["ORCHESTRATE_CONFIG"] = str(settings.config_file.resolve())
-    names, notify = config.NOTIFY_VARIABLES, settings.notify
-    given[names["command"]] = notify.command or ""
-    given[names["url"]] = notify.url.reveal() if notify.url else ""
-    given[names["desktop"]] = "1" if notify.desktop else ""
-    if settings.stalled_after_s is not None:
-        given[config.STALLED_VARIABLE] = str(settings.stalled_after_s / 60)
-    return {**os.environ, **given}
 
 
 def _log_file(path: Path) -> BinaryIO:

@@ -14,7 +14,7 @@ from tests.unit.local.sessions import make_session
 from orchestrate.errors import RunFailed
 from orchestrate.local.job import Hyper
 from orchestrate.local.run import optimizers as schedules
-from orchestrate.local.run.optimizers import learning_rate
+from orchestrate.local.run.schedule import learning_rate
 from orchestrate.local.run.session import Session
 
 pytestmark = [

@@ -1,0 +1,544 @@
+"""Recipes: entire training methods over a training session, written once for every backend.
+
+Rows, chat templates, loss masks, order, batches, learning rates and losses are those of a job on this
+machine, so a recipe has the losses that the job has on the same rows.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from orchestrate.core.files import write_whole
+from orchestrate.data import Dataset
+from orchestrate.data.dialects import target
+from orchestrate.data.tokens.chat_templates import CHATML, with_settings
+from orchestrate.data.tokens.hub_tokens import of_transformers, opened
+from orchestrate.errors import DataError, RunFailed, UsageError
+from orchestrate.local.encoding import Rules, Template
+from orchestrate.local.encoding.encoded import EncodedRows, encode_file, encode_prompts, open_prompts
+from orchestrate.local.job import Hyper, Method, Preferences, Reinforcement, Supervised
+from orchestrate.local.model.files import ModelFolder
+from orchestrate.local.objectives.grading import Grade, Grader, refusal
+from orchestrate.local.run.schedule import learning_rate, spread
+from orchestrate.profile import this_machine
+from orchestrate.types import Severity, decoding
+
+if TYPE_CHECKING:
+    from orchestrate.sessions.session import TrainingSession
+    from orchestrate.sessions.shapes import ForwardOutput, SampledSequence
+
+Rows = str | Path | Dataset
+HONORED = frozenset(
+    {
+        "epochs", "max_steps", "learning_rate", "batch_size", "warmup_ratio", "warmup_steps", "schedule",
+        "min_lr_ratio", "decay_ratio", "schedule_power", "weight_decay", "betas", "eps", "max_grad_norm",
+        "max_seq_length", "truncation", "evals", "eval_steps", "checkpoints", "checkpoint_steps",
+        "recovery_seconds", "max_new_tokens", "run_grader_code", "grader_seconds",
+    }
+)  # fmt: skip
+"""The settings of a job that a recipe takes. Their defaults are those of a job on this machine."""
+TORCH_BETAS, TORCH_EPS = (0.9, 0.999), 1e-8
+"""AdamW's own defaults, which jobs on this machine use."""
+EPSILON = 1e-4
+"""Added to the standard deviation of a group's rewards, as in jobs on this machine."""
+OBJECTIVE = "importance_sampling"
+"""The loss of sampled answers where nothing else is said."""
+READ_ROWS = 64
+"""Rows of one request that needs no gradient."""
+
+
+class RecipeJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What a recipe trains: a method over files of canonical rows."""
+
+    name: str
+    """The recipe's folder in the run. A recipe that was interrupted continues from there."""
+    method: Method
+    train: str
+    validation: str | None = None
+    hyper: Hyper = Hyper()
+    seed: int = 0
+    loss: str = OBJECTIVE
+    """For sampled answers."""
+
+
+def sft(
+    session: TrainingSession, rows: Rows, *, validation: Rows | None = None, seed: int = 0, **settings: Any
+) -> dict[str, float]:
+    """Train on conversations or texts. `settings`: those of a job (epochs, batch_size, learning_rate ...),
+    and train_on, train_on_inputs, earlier_thinking. Returns the last step's metrics."""
+    return train(session, _job(session, Supervised, rows, validation, seed, settings))
+
+
+def dpo(
+    session: TrainingSession, rows: Rows, *, validation: Rows | None = None, seed: int = 0, **settings: Any
+) -> dict[str, float]:
+    """Train on preference pairs. `settings`: those of a job, and beta, loss (dpo, ipo or orpo),
+    label_smoothing, normalize_by_length, rpo_alpha, simpo_gamma. Returns the last step's metrics."""
+    return train(session, _job(session, Preferences, rows, validation, seed, settings))
+
+
+def rl(
+    session: TrainingSession,
+    rows: Rows,
+    *,
+    grader: Mapping[str, Any],
+    objective: str = OBJECTIVE,
+    validation: Rows | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> dict[str, float]:
+    """Sample answers to prompts, grade them, and make the better ones more likely (GRPO). `settings`: those
+    of a job, and samples_per_prompt. `objective`: the session's loss, for example ppo. Returns the last
+    step's metrics."""
+    given = {"grader": dict(grader), **settings}
+    return train(session, _job(session, Reinforcement, rows, validation, seed, given, objective))
+
+
+def distill(
+    session: TrainingSession,
+    rows: Rows,
+    *,
+    teacher: TrainingSession,
+    objective: str = OBJECTIVE,
+    validation: Rows | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> dict[str, float]:
+    """Sample answers to prompts, and move them closer to what a teacher would say: the gradient of the
+    reverse KL divergence, token by token. `teacher`: a session over a model with the same tokenizer, which
+    only reads. Returns the last step's metrics."""
+    job = _job(session, Reinforcement, rows, validation, seed, settings, objective)
+    job = msgspec.structs.replace(job, name=f"{job.name}-{teacher.id}")
+    return _drive(session, _Distillation(session, job, teacher))
+
+
+def train(session: TrainingSession, job: RecipeJob) -> dict[str, float]:
+    """Run the recipe of the job's method. Raises `UsageError` for KTO, which needs a job."""
+    match job.method:
+        case Reinforcement() as method:
+            with _grader(method, job.hyper) as grader:
+                return _drive(session, _Policy(session, job, grader))
+        case Preferences(unpaired=True):
+            here = this_machine().kind
+            raise UsageError("there is no recipe for KTO", fix=f"orchestrate submit --provider {here}")
+        case Preferences() as method:
+            return _drive(session, _Pairs(session, job, method))
+        case _:
+            return _drive(session, _Supervised(session, job))
+
+
+def _job(
+    session: TrainingSession,
+    kind: type[Method],
+    rows: Rows,
+    validation: Rows | None,
+    seed: int,
+    settings: Mapping[str, Any],
+    objective: str = OBJECTIVE,
+) -> RecipeJob:
+    """Raises `UsageError` for a setting that recipes don't have, `DataError` for rows with errors."""
+    own = {name: value for name, value in settings.items() if name in kind.__struct_fields__}
+    hyper = {name: value for name, value in settings.items() if name not in own}
+    if unknown := sorted(hyper.keys() - HONORED):
+        raise UsageError(
+            f"a recipe has no setting {unknown[0]!r}",
+            fix=f"one of {', '.join(sorted({*HONORED, *kind.__struct_fields__}))}",
+        )
+    if kind is Reinforcement and own.get("kl_beta"):
+        raise UsageError(
+            "kl_beta needs the initial model beside the trained one, which a session does not have",
+            fix=f"leave kl_beta out, or use  orchestrate submit --provider {this_machine().kind}",
+        )
+    folder = session.folder / "recipes"
+    files = [str(_written(one, folder)) if one is not None else None for one in (rows, validation)]
+    named = msgspec.json.encode([files, seed, own, hyper, objective], order="sorted")
+    try:
+        method, taken = decoding.convert(own, kind), decoding.convert(hyper, Hyper)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"a setting of the recipe is wrong: {error}") from error
+    return RecipeJob(
+        name=f"{kind.__struct_config__.tag}-{sha256(named).hexdigest()[:12]}",
+        method=method,
+        train=files[0] or "",
+        validation=files[1],
+        hyper=taken,
+        seed=seed,
+        loss=objective,
+    )
+
+
+def _written(rows: Rows, folder: Path) -> Path:
+    data = rows if isinstance(rows, Dataset) else Dataset.open(rows)
+    if errors := [one for one in data.problems if one.severity is Severity.ERROR]:
+        raise DataError(f"{data.path}: {errors[0]}", fix=f"orchestrate data check {data.path}")
+    machine = this_machine()
+    return data.write(target(machine.kind, machine), folder)
+
+
+# -- what all recipes share --------------------------------------------------------------------------------
+
+
+class _Work(ABC):
+    """The rows of a recipe, and what is done with a batch of them."""
+
+    def __init__(self, session: TrainingSession, job: RecipeJob) -> None:
+        self.session, self.job, self.hyper = session, job, job.hyper
+        self.folder = session.folder / "recipes" / job.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.template, self.context = _template(session)
+        limits = [n for n in (job.hyper.max_seq_length, self.context) if n is not None]
+        self.limit = min(limits) if limits else None
+        self.rows = self._rows("train", Path(job.train))
+        self.valid = self._rows("validation", Path(job.validation)) if job.validation else None
+
+    def _rows(self, name: str, path: Path) -> EncodedRows:
+        pairs, folder = isinstance(self.job.method, Preferences), self.folder / name
+        if rows := EncodedRows.open(folder, pairs=pairs):
+            return rows
+        rules = Rules.of(msgspec.structs.asdict(self.job.method), self.limit, self.hyper.truncation)
+        rows, report = encode_file(path, self.template, folder, pairs=pairs, rules=rules)
+        for level, message in report.messages(name, self.limit):
+            self.session.add_event(message, level=level, type="data")
+        return rows
+
+    @abstractmethod
+    def learn(self, batch: Sequence[int]) -> tuple[Future[ForwardOutput] | None, dict[str, float]]:
+        """Send the batch. Returns its answer, `None` where there is nothing to learn, and metrics."""
+
+    @abstractmethod
+    def evaluate(self, rows: EncodedRows) -> dict[str, float]: ...
+
+
+def _template(session: TrainingSession) -> tuple[Template, int | None]:
+    """Return the model's template, and its context where that is known."""
+    folder = Path(session.tokenizer_name)
+    hub = opened(folder) if folder.is_dir() else of_transformers(session.tokenizer())
+    template = Template(replace(hub, template=with_settings(hub.template or CHATML, None)))
+    return template, ModelFolder(folder).context if (folder / "config.json").is_file() else None
+
+
+class _Began(msgspec.Struct):
+    step: int
+
+
+def _drive(session: TrainingSession, work: _Work) -> dict[str, float]:
+    """Train to the end of the recipe, from where an earlier program left it."""
+    hyper, rows = work.hyper, work.rows
+    per_epoch = math.ceil(rows.examples / hyper.batch_size)
+    total = hyper.steps(per_epoch)
+    evals = spread(hyper.evals, total, hyper.eval_steps or per_epoch) if work.valid else set[int]()
+    saves = spread(hyper.checkpoints, total, hyper.checkpoint_steps or per_epoch)
+    began = _began(work.folder, session.step)
+    session.set_total_steps(began + total)
+    values: dict[str, float] = {}
+    saved_at = time.monotonic()
+    while (step := session.step - began) < total:
+        epoch, place = divmod(step, per_epoch)
+        batch = rows.batches(hyper.batch_size, work.job.seed, epoch, window=1)[place]
+        sent, values = work.learn(batch)
+        if sent is None:
+            session.skip_step()
+        else:
+            done = session.futures.optim_step(_adam(step, total, hyper))
+            sent.result()
+            done.result()
+        step += 1
+        if work.valid is not None and step in evals:
+            values |= work.evaluate(work.valid)
+        session.log(values)
+        if step in saves:
+            session.save()
+        elif time.monotonic() - saved_at > hyper.recovery_seconds:
+            session.save(kept=False)
+        else:
+            continue
+        saved_at = time.monotonic()
+    return values
+
+
+def _began(folder: Path, step: int) -> int:
+    """Return the session's step at which the recipe began."""
+    file = folder / "began.json"
+    if not file.exists():
+        write_whole(file, msgspec.json.encode(_Began(step)))
+    return msgspec.json.decode(file.read_bytes(), type=_Began).step
+
+
+def _adam(step: int, total: int, hyper: Hyper) -> dict[str, float]:
+    beta1, beta2 = hyper.betas or TORCH_BETAS
+    return {
+        "learning_rate": learning_rate(step, total, hyper),
+        "beta1": beta1,
+        "beta2": beta2,
+        "eps": TORCH_EPS if hyper.eps is None else hyper.eps,
+        "weight_decay": hyper.weight_decay,
+        "grad_clip_norm": hyper.max_grad_norm,
+    }
+
+
+def _datum(ids: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Make a row, cut off after its last trained token."""
+    end = int(np.flatnonzero(weights)[-1]) + 1
+    inputs = {"target_tokens": ids[1:end].astype(np.int64), "weights": weights[1:end]}
+    return {"model_input": ids[: end - 1].tolist(), "loss_fn_inputs": inputs}
+
+
+# -- supervised --------------------------------------------------------------------------------------------
+
+
+class _Supervised(_Work):
+    def learn(self, batch: Sequence[int]) -> tuple[Future[ForwardOutput], dict[str, float]]:
+        pairs = [self.rows.row(i) for i in batch]
+        weight = np.float32(sum(float(weights[1:].sum()) for _, weights in pairs))
+        return self.session.futures.forward_backward([_datum(ids, w / weight) for ids, w in pairs]), {}
+
+    def evaluate(self, rows: EncodedRows) -> dict[str, float]:
+        loss = weight = 0.0
+        for start in range(0, rows.examples, READ_ROWS):
+            part = [rows.row(i) for i in range(start, min(start + READ_ROWS, rows.examples))]
+            loss += self.session.forward([_datum(*row) for row in part]).loss
+            weight += sum(float(weights[1:].sum()) for _, weights in part)
+        return {"valid_loss": loss / weight}
+
+
+# -- preferences -------------------------------------------------------------------------------------------
+
+
+class _Pairs(_Work):
+    def __init__(self, session: TrainingSession, job: RecipeJob, method: Preferences) -> None:
+        super().__init__(session, job)
+        self.torch: Any = import_module("torch")  # here, since other recipes need none
+        self.preference: Any = import_module("orchestrate.local.objectives.dpo").preference_of(method)
+        self.reference: dict[int, np.ndarray[Any, Any]] = {}
+        if self.preference.needs_reference:
+            for name, rows in (("train", self.rows), ("validation", self.valid)):
+                if rows is not None:
+                    self.reference[id(rows)] = self._read(rows, self.folder / name / "reference.npy")
+
+    def _read(self, rows: EncodedRows, file: Path) -> np.ndarray[Any, Any]:
+        """Read the log-probabilities that the model gives the answers before the first step."""
+        if file.exists():
+            return np.load(file)
+        found = np.zeros(len(rows.offsets) - 1, dtype=np.float32)
+        for start in range(0, len(found), READ_ROWS):
+            numbers = range(start, min(start + READ_ROWS, len(found)))
+            data = [_datum(*rows.row(i)) for i in numbers]
+            there = self.session.forward(data).loss_fn_outputs
+            for i, datum, output in zip(numbers, data, there, strict=True):
+                found[i] = (output["logprobs"] * datum["loss_fn_inputs"]["weights"]).sum()
+        draft = file.with_suffix(".draft.npy")
+        np.save(draft, found)
+        draft.replace(file)
+        return found
+
+    def learn(self, batch: Sequence[int]) -> tuple[Future[ForwardOutput], dict[str, float]]:
+        shown: dict[str, float] = {}
+
+        def loss(data: Sequence[Any], logprobs: list[Any]) -> tuple[Any, Mapping[str, Any]]:
+            total, found = self._loss(self.rows, batch, data, logprobs)
+            shown.update(found)
+            return total, {}
+
+        sent = self.session.futures.forward_backward_custom(self._data(self.rows, batch), loss)
+        return sent, {f"train_{name}": value for name, value in shown.items()}
+
+    def _data(self, rows: EncodedRows, batch: Sequence[int]) -> list[dict[str, Any]]:
+        return [_datum(*rows.row(i)) for i in rows.rows_of(batch)]
+
+    def _loss(
+        self, rows: EncodedRows, batch: Sequence[int], data: Sequence[Any], logprobs: Sequence[Any]
+    ) -> tuple[Any, dict[str, float]]:
+        """Compute the mean loss of the pairs of a batch, and metrics."""
+        torch = self.torch
+        weights = [torch.tensor(one["loss_fn_inputs"]["weights"]) for one in data]
+        policy = torch.stack([(p * w).sum() for p, w in zip(logprobs, weights, strict=True)])
+        reference = self.reference.get(id(rows))
+        start = None if reference is None else torch.from_numpy(reference[rows.rows_of(batch)])
+        losses, shown = self.preference.loss(policy, start, torch.stack([w.sum() for w in weights]))
+        found = {name: float(value.mean()) for name, value in shown.items()}
+        return losses.mean(), {"loss": float(losses.detach().mean()), **found}
+
+    def evaluate(self, rows: EncodedRows) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for start in range(0, rows.examples, READ_ROWS):
+            batch = range(start, min(start + READ_ROWS, rows.examples))
+            data = self._data(rows, batch)
+            there = [self.torch.tensor(one["logprobs"]) for one in self.session.forward(data).loss_fn_outputs]
+            for name, value in self._loss(rows, batch, data, there)[1].items():
+                sums[name] = sums.get(name, 0.0) + value * len(batch) / rows.examples
+        return {f"valid_{name}": value for name, value in sums.items()}
+
+
+# -- sampled answers ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Answer:
+    row: int
+    prompt: list[int]
+    drawn: SampledSequence
+
+
+class _Sampled(_Work):
+    """A recipe over answers that the model gives."""
+
+    method: Reinforcement
+
+    def __init__(self, session: TrainingSession, job: RecipeJob) -> None:
+        assert isinstance(job.method, Reinforcement)  # noqa: S101  by its callers
+        self.method = job.method
+        super().__init__(session, job)
+
+    def _rows(self, name: str, path: Path) -> EncodedRows:
+        folder = self.folder / name
+        if rows := open_prompts(path, folder):
+            return rows
+        room = None if self.limit is None else self.limit - self.hyper.max_new_tokens
+        rows, left_out = encode_prompts(path, self.template, folder, room)
+        if left_out:
+            told = f"{name}: {left_out} prompts of more than {room} tokens were dropped"
+            self.session.add_event(told, level="warning", type="data")
+        return rows
+
+    def draw(self, rows: EncodedRows, batch: Sequence[int], count: int, temperature: float) -> list[_Answer]:
+        """Sample `count` answers to each prompt."""
+        params = {"max_tokens": self.hyper.max_new_tokens, "temperature": temperature}
+        prompts = [rows.row(i)[0].tolist() for i in batch]
+        sent = [
+            self.session.futures.sample(prompt, count, {**params, "seed": self._seed(i)})
+            for i, prompt in zip(batch, prompts, strict=True)
+        ]
+        return [
+            _Answer(row, prompt, drawn)
+            for row, prompt, future in zip(batch, prompts, sent, strict=True)
+            for drawn in future.result().sequences
+        ]
+
+    def _seed(self, row: int) -> int:
+        """A step that is repeated after an interruption draws the same answers."""
+        named = f"{self.job.seed}/{self.session.step}/{row}".encode()
+        return int.from_bytes(sha256(named).digest()[:4], "big") >> 1
+
+    def send(
+        self, answers: Sequence[_Answer], advantages: Sequence[np.ndarray[Any, Any]]
+    ) -> Future[ForwardOutput] | None:
+        """Send the answers, each token with its advantage, divided by the number of tokens."""
+        tokens = sum(len(one.drawn.tokens) for one in answers)
+        data: list[dict[str, Any]] = []
+        for one, advantage in zip(answers, advantages, strict=True):
+            before, ids = [0.0] * (len(one.prompt) - 1), [*one.prompt, *one.drawn.tokens]
+            inputs = {
+                "target_tokens": ids[1:],
+                "logprobs": [*before, *one.drawn.logprobs],
+                "advantages": [*before, *(advantage / tokens)],
+            }
+            data.append({"model_input": ids[:-1], "loss_fn_inputs": inputs})
+        if not any(one.any() for one in advantages):  # momentum alone would carry the weights away
+            return None
+        return self.session.futures.forward_backward(data, self.job.loss)
+
+    def shown(self, answers: Sequence[_Answer]) -> dict[str, float]:
+        cut = sum(one.drawn.stop_reason != "stop" for one in answers)
+        tokens = sum(len(one.drawn.tokens) for one in answers)
+        return {"answer_tokens": tokens / len(answers), "cut_answers": cut / len(answers)}
+
+
+class _Policy(_Sampled):
+    def __init__(self, session: TrainingSession, job: RecipeJob, grader: Grader) -> None:
+        super().__init__(session, job)
+        self.grader, self._graded = grader, False
+        if self.method.samples < 2:
+            raise UsageError("answers to one prompt are compared: samples_per_prompt must be at least 2")
+
+    def learn(self, batch: Sequence[int]) -> tuple[Future[ForwardOutput] | None, dict[str, float]]:
+        answers = self.draw(self.rows, batch, self.method.samples, 1.0)
+        grades = self._grade(self.rows, answers)
+        rewards = np.array([one.score for one in grades], dtype=np.float32).reshape(len(batch), -1)
+        std = rewards.std(axis=1, keepdims=True, ddof=1)
+        advantages = ((rewards - rewards.mean(axis=1, keepdims=True)) / (std + EPSILON)).reshape(-1)
+        each = [np.full(len(a.drawn.tokens), g) for a, g in zip(answers, advantages, strict=True)]
+        shown = {
+            **self._described(answers, grades),
+            "reward_std": float(std.mean()),
+            "equal_rewards": float((std == 0).mean()),
+        }
+        return self.send(answers, each), {f"train_{name}": value for name, value in shown.items()}
+
+    def _described(self, answers: Sequence[_Answer], grades: Sequence[Grade]) -> dict[str, float]:
+        return {
+            "reward": sum(one.score for one in grades) / len(grades),
+            "grader_errors": sum(one.error is not None for one in grades) / len(grades),
+            **self.shown(answers),
+        }
+
+    def _grade(self, rows: EncodedRows, answers: Sequence[_Answer]) -> list[Grade]:
+        """Grade each answer without its thinking. Raises `RunFailed` where none can be graded."""
+        grades: list[Grade] = []
+        for one in answers:
+            asked, ids = rows.prompts[one.row], one.drawn.tokens
+            ended = one.drawn.stop_reason == "stop"
+            said = ids[:-1] if ended and ids and ids[-1] in self.template.special else ids
+            read = self.template.said(said, one.prompt, tools=asked.tools, cut=not ended)
+            item = {"messages": msgspec.to_builtins(asked.messages), **asked.fields}
+            grades += self.grader.grade([read], [item])
+        errors = [one.error for one in grades if one.error]
+        if len(errors) == len(grades) and not self._graded:
+            raise RunFailed(
+                f"the grader cannot grade a single answer: {errors[0]}",
+                fix="change the grader, or the fields of the rows that it reads",
+            )
+        self._graded = True
+        return grades
+
+    def evaluate(self, rows: EncodedRows) -> dict[str, float]:
+        answers = self.draw(rows, range(rows.examples), 1, 0.0)
+        shown = self._described(answers, self._grade(rows, answers))
+        return {f"valid_{name}": value for name, value in shown.items()}
+
+
+def _grader(method: Reinforcement, hyper: Hyper) -> Grader:
+    if reason := refusal(method.grader, allow_code=hyper.run_grader_code):
+        raise UsageError(f"grader: {reason}")
+    return Grader(method.grader, seconds=hyper.grader_seconds)
+
+
+class _Distillation(_Sampled):
+    def __init__(self, session: TrainingSession, job: RecipeJob, teacher: TrainingSession) -> None:
+        super().__init__(session, job)
+        self.teacher = teacher
+
+    def learn(self, batch: Sequence[int]) -> tuple[Future[ForwardOutput] | None, dict[str, float]]:
+        answers = self.draw(self.rows, batch, self.method.samples_per_prompt or 1, 1.0)
+        apart = self._apart(answers)
+        shown = self._described(answers, apart)
+        return self.send(answers, apart), {f"train_{name}": value for name, value in shown.items()}
+
+    def _apart(self, answers: Sequence[_Answer]) -> list[np.ndarray[Any, Any]]:
+        """Return how much likelier the teacher finds each token of the answers, as a log-ratio."""
+        asked = [self.teacher.futures.logprobs([*one.prompt, *one.drawn.tokens]) for one in answers]
+        return [
+            np.array(future.result()[len(one.prompt) :], dtype=np.float64) - np.array(one.drawn.logprobs)
+            for one, future in zip(answers, asked, strict=True)
+        ]
+
+    def _described(
+        self, answers: Sequence[_Answer], apart: Sequence[np.ndarray[Any, Any]]
+    ) -> dict[str, float]:
+        return {"reverse_kl": -float(np.concatenate(apart).mean()), **self.shown(answers)}
+
+    def evaluate(self, rows: EncodedRows) -> dict[str, float]:
+        answers = self.draw(rows, range(rows.examples), 1, 1.0)
+        shown = self._described(answers, self._apart(answers))
+        return {f"valid_{name}": value for name, value in shown.items()}

@@ -1,0 +1,94 @@
+"""The process of a submitted recipe: `python -m orchestrate.sessions.worker RUN_DIR`. It drives a session
+until the recipe ends, and writes into the run directory how it ended."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from orchestrate.errors import OrchestrateError, ProviderError, RunFailed
+from orchestrate.local.job import LocalJob
+from orchestrate.local.run import RunDir, leave
+from orchestrate.providers import rundirs
+from orchestrate.sessions import recipes
+from orchestrate.sessions.recipes import RecipeJob
+from orchestrate.sessions.session import TrainingSession
+from orchestrate.sessions.tracking import SessionRecord
+from orchestrate.store import run_id_of
+from orchestrate.types import JobError, Run
+from orchestrate.workspace import Workspace
+
+SUBMIT_S, LOOK_S = 120.0, 0.2
+"""For the command that started this process to write down the job, and between two looks."""
+NAME = "job"
+"""The recipe's folder in the run."""
+
+
+def main(path: str) -> int:
+    run = RunDir(path)
+    if (state := run.written_state()).terminal or state.status == "paused":
+        return 0
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda _signal, _frame: run.ask("pause"))
+    try:
+        with Workspace() as ws:
+            _drive(ws, run)
+    except Exception as error:  # noqa: BLE001  the run directory must say how it ended
+        traceback.print_exc()
+        _settle(run, error)
+    return 0
+
+
+def _drive(ws: Workspace, run: RunDir) -> None:
+    record = SessionRecord.of_job(ws, _submitted(ws, run))
+    session = TrainingSession(record)
+    try:
+        recipes.train(session, _recipe(run.job()))
+    except Exception as error:
+        if session.ended:  # it was paused or cancelled, or its limit was reached: the run says so
+            return
+        if isinstance(error, ProviderError | OSError):
+            session.__exit__(type(error), error)
+            return
+        session.fail(error)
+        raise
+    session.close()
+
+
+def _recipe(job: LocalJob) -> RecipeJob:
+    return RecipeJob(
+        name=NAME,
+        method=job.method,
+        train=job.train,
+        validation=job.validation,
+        hyper=job.hyper,
+        seed=job.seed,
+        loss=job.objective or recipes.OBJECTIVE,
+    )
+
+
+def _submitted(ws: Workspace, run: RunDir) -> Run:
+    """Return the run once the store has its job. Raises `RunFailed` where the submit was interrupted."""
+    id, deadline = run_id_of(run.ref), time.monotonic() + SUBMIT_S
+    while (found := ws.store.runs.get(id)).job_id is None:
+        if time.monotonic() > deadline:
+            raise RunFailed("the submit was interrupted", fix=f"orchestrate resume {id}")
+        time.sleep(LOOK_S)
+    return found
+
+
+def _settle(run: RunDir, error: Exception) -> None:
+    """Write how it ended, where no session did: nothing is lost, and `resume` tries again."""
+    told = JobError(message=f"{error}", code=type(error).__name__)
+    state = run.written_state()
+    if not state.terminal and state.status != "paused":
+        resumable = isinstance(error, OrchestrateError)
+        rundirs.settle(run, state, "paused" if resumable else "failed", told.message, error=told)
+
+
+if __name__ == "__main__":
+    leave(main(str(Path(sys.argv[1]))))

@@ -1,0 +1,304 @@
+"""Recipes over a session: against jobs on this machine, plain torch, and the sandboxed hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.paths import ROOT, TINY
+from tests.unit.local.sessions import make_session
+from tests.unit.sessions import recipe_rows
+from tests.unit.sessions.homes import workspace
+from tests.unit.sessions.loop import OPTIONS
+from tests.unit.sessions.recipe_rows import GRADER, HALF, SETTINGS
+
+from orchestrate import Orchestrator, UsageError, sandbox
+from orchestrate.errors import RunFailed
+from orchestrate.sessions import recipes
+
+# torch describes its types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def ft(tmp_path_factory: pytest.TempPathFactory, quick_python: None) -> Iterator[Orchestrator]:
+    with workspace(tmp_path_factory.mktemp("home")) as ft, opened(ft):  # keeps the base loaded
+        yield ft
+
+
+def opened(ft: Orchestrator, **more: Any) -> Any:
+    return ft.session(str(TINY), **{"lora": HALF, "options": OPTIONS, **more})
+
+
+def points(ft: Orchestrator, id: str) -> list[dict[str, float]]:
+    return [point.values for point in ft.run(id).metrics()]
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_a_recipe_has_the_losses_of_a_job_even_when_it_is_interrupted(
+    ft: Orchestrator, tmp_path: Path, name: str
+) -> None:
+    write = recipe_rows.chats if name == "sft" else recipe_rows.preferences
+    file = write(tmp_path / "rows.jsonl")
+    job = make_session(
+        tmp_path,
+        file,
+        method={"type": name},
+        adapter={"type": "lora", "r": HALF["rank"], "alpha": 32.0},
+        hyper=SETTINGS,
+        validation=str(file),
+        seed=HALF["seed"],
+        precision="fp32",
+    )
+    job.loop.run()
+    recipe, settings = getattr(recipes, name), {**SETTINGS, "seed": HALF["seed"], "validation": file}
+    with pytest.raises(ZeroDivisionError), opened(ft) as s:
+        s.log = fails_at(3, s)
+        recipe(s, file, **settings)
+    assert ft.run(s.id).refresh().status.value == "paused"
+    with ft.session(resume=s.id) as again:
+        assert again.step == 3
+        recipe(again, file, **settings)
+        assert recipe(again, file, **settings) == {}, "a recipe that has ended trains nothing more"
+    by_job, by_recipe = [p.values for p in job.run.metrics()], points(ft, s.id)
+    assert len(by_recipe) == len(by_job) == 4
+    for theirs, ours in zip(by_job, by_recipe, strict=True):
+        # Steps in which the interruption lost the evaluation have none.
+        shared = theirs.keys() & ours.keys() - {"tokens", "tokens_per_second"}
+        assert {"train_loss", "learning_rate", "grad_norm"} <= shared
+        for value in shared:
+            assert ours[value] == pytest.approx(theirs[value], rel=1e-4, abs=1e-5), value
+    assert "valid_loss" in by_recipe[1] and "valid_loss" in by_recipe[3]
+    assert ft.run(s.id).record.total_steps == 4
+    assert [one.step for one in ft.run(s.id).checkpoints()] == [2, 3, 4]
+
+
+def fails_at(step: int, session: Any) -> Any:
+    log = session.log
+
+    def failing(values: Any) -> None:
+        log(values)
+        if session.step == step:
+            raise ZeroDivisionError
+
+    return failing
+
+
+@pytest.fixture
+def drawn() -> list[tuple[list[int], Any]]:
+    return []
+
+
+def spied(session: Any, drawn: list[tuple[list[int], Any]]) -> None:
+    """Keep the prompt and the answers of each sample."""
+    sample = session.futures.sample
+
+    def sampling(prompt: list[int], *args: Any) -> Any:
+        made = sample(prompt, *args)
+        drawn.append((prompt, made.result().sequences))
+        return made
+
+    session.futures.sample = sampling
+
+
+def model_of(folder: str) -> Any:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    return PeftModel.from_pretrained(base, folder, is_trainable=True)
+
+
+def log_p(model: Any, prompt: list[int], answer: list[int]) -> Any:
+    """The log-probabilities of the answer's tokens."""
+    ids = torch.tensor([[*prompt, *answer]])
+    logits = model(input_ids=ids).logits[0, :-1]
+    found = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    return found[len(prompt) - 1 :]
+
+
+def norm_of(model: Any, loss: Any) -> float:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return float(torch.stack([g.norm() for g in gradients if g is not None]).norm())
+
+
+@pytest.mark.parametrize("objective", ["importance_sampling", "ppo"])
+def test_rl_has_the_gradient_of_grpo_by_hand(
+    ft: Orchestrator, tmp_path: Path, drawn: list[tuple[list[int], Any]], objective: str
+) -> None:
+    file = recipe_rows.prompts(tmp_path / "prompts.jsonl")
+    with opened(ft) as s:
+        start = s.save("start")
+        spied(s, drawn)
+        recipes.rl(
+            s,
+            file,
+            grader=GRADER,
+            run_grader_code=True,
+            objective=objective,
+            max_steps=1,
+            batch_size=2,
+            samples_per_prompt=4,
+            max_new_tokens=6,
+        )
+        tokenizer = s.tokenizer()
+    model, loss, rewards = model_of(start.path), torch.zeros(()), list[float]()
+    count = sum(len(one.tokens) for _, answers in drawn for one in answers)
+    for prompt, answers in drawn:
+        texts = [tokenizer.decode(one.tokens, skip_special_tokens=True) for one in answers]
+        group = torch.tensor([overlap(text) for text in texts])
+        rewards += group.tolist()
+        advantages = (group - group.mean()) / (group.std() + 1e-4)
+        for one, advantage in zip(answers, advantages, strict=True):
+            ratio = (log_p(model, prompt, one.tokens) - torch.tensor(one.logprobs)).exp()
+            gained = ratio * advantage
+            if objective == "ppo":
+                gained = torch.minimum(gained, ratio.clamp(0.8, 1.2) * advantage)
+            loss = loss - gained.sum() / count
+    [point] = points(ft, s.id)
+    assert len(drawn) == 2 and len(set(rewards)) > 1, "rewards that tell nothing apart judge nothing"
+    assert point["train_reward"] == pytest.approx(sum(rewards) / len(rewards), abs=1e-6)
+    assert point["loss_sum"] == pytest.approx(float(loss.detach()), abs=1e-5)
+    assert point["grad_norm"] == pytest.approx(norm_of(model, loss), rel=1e-4)
+    assert point["train_answer_tokens"] == count / 8
+
+
+def overlap(text: str) -> float:
+    """The grader by hand: the share of letters `a`."""
+    return text.count("a") / max(len(text), 1)
+
+
+def test_distill_has_the_gradient_of_the_reverse_kl_by_hand(
+    ft: Orchestrator, tmp_path: Path, drawn: list[tuple[list[int], Any]]
+) -> None:
+    file = recipe_rows.prompts(tmp_path / "prompts.jsonl")
+    chats = recipe_rows.chats(tmp_path / "chats.jsonl")
+    with opened(ft) as teacher, opened(ft) as s:
+        recipes.sft(teacher, chats, **{**SETTINGS, "learning_rate": 1e-2})
+        taught, start = teacher.save("taught"), s.save("start")
+        spied(s, drawn)
+        recipes.distill(s, file, teacher=teacher, max_steps=1, batch_size=2, max_new_tokens=6)
+        with torch.no_grad():
+            wise = model_of(taught.path)
+            said = [[log_p(wise, prompt, one.tokens) for one in answers] for prompt, answers in drawn]
+        del s.futures.sample
+        recipes.distill(
+            s,
+            file,
+            teacher=teacher,
+            max_steps=8,
+            batch_size=2,
+            samples_per_prompt=8,
+            max_new_tokens=6,
+            learning_rate=1e-2,
+        )
+    model, loss, apart = model_of(start.path), torch.zeros(()), list[float]()
+    count = sum(len(one.tokens) for _, answers in drawn for one in answers)
+    for (prompt, answers), told in zip(drawn, said, strict=True):
+        for one, teacher_p in zip(answers, told, strict=True):
+            student = log_p(model, prompt, one.tokens)
+            difference = (student - teacher_p).detach()
+            apart += difference.tolist()
+            loss = loss + (difference * student).sum() / count
+    first, *later = points(ft, s.id)
+    assert first["train_reverse_kl"] == pytest.approx(sum(apart) / count, rel=1e-4)
+    assert first["grad_norm"] == pytest.approx(norm_of(model, loss), rel=1e-4)
+    assert later[-1]["train_reverse_kl"] < 0.8 * first["train_reverse_kl"], "it moves towards its teacher"
+
+
+def test_where_all_rewards_are_equal_nothing_is_trained_nor_sent(ft: Orchestrator, tmp_path: Path) -> None:
+    file = recipe_rows.prompts(tmp_path / "prompts.jsonl")
+    never = {"type": "string_check", "name": "never", "input": "{{sample.output_text}}"}
+    with opened(ft) as s:
+        before = s.save("before")
+        recipes.rl(
+            s,
+            file,
+            grader={**never, "reference": "nothing says this", "operation": "eq"},
+            max_steps=2,
+            batch_size=2,
+            samples_per_prompt=2,
+            max_new_tokens=2,
+        )
+        after = s.save("after")
+    weights = [(Path(one.path) / "adapter_model.safetensors").read_bytes() for one in (before, after)]
+    assert weights[0] == weights[1]
+    found = points(ft, s.id)
+    seen = [[one[name] for name in ("train_reward", "train_equal_rewards", "tokens")] for one in found]
+    assert seen == [[0, 1, 0]] * 2
+
+
+def test_what_a_recipe_does_not_have_is_refused_by_name(ft: Orchestrator, tmp_path: Path) -> None:
+    chats, asked = (
+        recipe_rows.chats(tmp_path / "chats.jsonl"),
+        recipe_rows.prompts(tmp_path / "prompts.jsonl"),
+    )
+    with opened(ft) as s:
+        for recipe, file, more, told in (
+            (recipes.sft, chats, {"packing": True}, "'packing'"),
+            (recipes.sft, chats, {"epochs": "many"}, "epochs"),
+            (recipes.dpo, chats, {"loss": "kto"}, "KTO"),
+            (recipes.rl, asked, {"grader": GRADER, "kl_beta": 0.1}, "kl_beta"),
+            (
+                recipes.rl,
+                asked,
+                {"grader": GRADER, "run_grader_code": True, "samples_per_prompt": 1},
+                "at least 2",
+            ),
+            (recipes.rl, asked, {"grader": {"type": "score_model"}}, "score_model"),
+        ):
+            with pytest.raises((UsageError, RunFailed), match=told):
+                recipe(s, file, **more)  # type: ignore[operator]
+        assert s.step == 0
+
+
+def test_the_documented_recipes_run(tmp_path: Path) -> None:
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sessions.md").read_text(), re.DOTALL)[1]
+    recipe_rows.chats(tmp_path / "chats.jsonl")
+    recipe_rows.preferences(tmp_path / "pairs.jsonl")
+    env = {**os.environ, "MODEL": str(TINY), "ORCHESTRATE_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", block], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("step 6 loss 0.6")
+
+
+def test_the_same_recipes_here_and_at_sandboxed_hosts(tmp_path: Path, quick_python: None) -> None:
+    clean = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    with sandbox.running(home=tmp_path / "sandbox") as box:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.unit.sessions.recipes_at", str(tmp_path)],
+            env={**clean, **box.env},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=1200,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = {one["what"]: one["value"] for one in map(json.loads, done.stdout.splitlines())}
+    here = said["here"]["points"]
+    for host in ("tinker", "together"):
+        there = said[host]["points"]
+        assert len(there) == len(here) == 5 and said[host]["total"] == 5
+        assert "valid_loss" in there[1] and "train_reward_margin" in there[3]
+        for ours, theirs in zip(here[:4], there[:4], strict=True):
+            for name in {"train_loss", "valid_loss", "learning_rate"} & ours.keys():
+                assert theirs[name] == pytest.approx(ours[name], rel=1e-5), (host, name)
+            assert theirs["cost_usd"] > 0
+        assert there[4]["train_answer_tokens"] > 0 and there[4]["sampled_tokens"] > 0
