@@ -251,9 +251,8 @@ def _drive(session: TrainingSession, work: _Work) -> dict[str, float]:
         if sent is None:
             session.skip_step()
         else:
-            done = session.futures.optim_step(_adam(step, total, hyper))
-            sent.result()
-            done.result()
+            sent.result()  # some clients answer a step before what it steps on
+            session.optim_step(_adam(step, total, hyper))
         step += 1
         if work.valid is not None and step in evals:
             values |= work.evaluate(work.valid)
