@@ -159,33 +159,12 @@ def measured(rounds: int) -> dict[str, Any]:
     }
 
 
-def table(figures: dict[str, Any]) -> str:
-    tokens, took = figures["tokens"], figures["took"]
-    recipe = took["recipe over a session"]["cpu"]
-    head = "{machine}, load {load:.1f}, beside other work on {others:.1f} cores, Python {python}".format(
-        **figures
-    )
-    versions = "".join(f", {name} {told}" for name, told in figures["versions"].items())
-    parts = [
-        f"{head}{versions}, {figures['day']}; {figures['rows']} rows of {tokens:,} tokens in "
-        f"{figures['steps']} steps, the tiny model, LoRA in fp32, one thread; by processor time.",
-        "",
-        "| SFT by | tokens a CPU second | CPU seconds | against the recipe |",
-        "|---|---:|---:|---:|",
-    ]
-    for name, one in took.items():
-        speed = f"{tokens / one['cpu']:,.0f} | {one['cpu']:.1f}"
-        parts.append(f"| {name} | {speed} | {recipe / one['cpu']:.2f} x |")
-    return "\n".join(parts)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     args = parser.parse_args()
     figures = measured(args.rounds)
-    print(table(figures))
     if args.json:
         write(args.json, figures)
 

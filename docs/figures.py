@@ -16,6 +16,7 @@ python benchmarks/targets.py --json docs/figures/targets.json
 python benchmarks/latency.py --json docs/figures/latency.json
 python benchmarks/suggestions.py --json docs/figures/suggestions.json
 python benchmarks/selection.py --json docs/figures/selection.json
+python benchmarks/sessions.py --json docs/figures/sessions.json
 python docs/figures.py
 """
 
@@ -132,6 +133,17 @@ def serving(figures: dict[str, Any]) -> str:
     return f"{head(figures, *about)}.\n\n{rows(columns, *lines)}"
 
 
+def sessions(figures: dict[str, Any]) -> str:
+    about = "{rows} rows of {tokens:,} tokens in {steps} steps, the tiny model, LoRA in fp32, one thread"
+    recipe = figures["took"]["recipe over a session"]["cpu"]
+    lines = [
+        [name, f"{figures['tokens'] / one['cpu']:,.0f}", f"{one['cpu']:.1f}", f"{recipe / one['cpu']:.2f} x"]
+        for name, one in figures["took"].items()
+    ]
+    columns = "| SFT by | tokens a CPU second | CPU seconds | against the recipe |"
+    return f"{head(figures, about.format(**figures))}.\n\n{rows(columns, *lines)}"
+
+
 def latency(figures: dict[str, Any]) -> str:
     lines: list[list[object]] = []
     for name, row in figures["rows"].items():
@@ -245,6 +257,7 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "latency": latency,
     "suggestions": by_its_script("suggestions"),
     "selection": by_its_script("selection"),
+    "sessions": sessions,
 }
 """By the first word of a file's name."""
 
