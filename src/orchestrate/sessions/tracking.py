@@ -248,8 +248,7 @@ class SessionRecord:
         limited = request.max_cost_usd is not None
         if (price.by_token or price.tail_s) and not limited:
             raise UsageError(
-                f"the cost of a session on {name} depends on your loop, so it needs a limit",
-                fix="max_cost_usd=5",
+                f"what a session on {name} costs depends on your loop: set a limit", fix="max_cost_usd=5"
             )
         Meter(name, price, request.max_cost_usd, Decimal).require_left()
         quote = quote_of(name, model, price, request.max_cost_usd)

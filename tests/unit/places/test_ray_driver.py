@@ -205,7 +205,7 @@ def test_what_its_workers_died_of_is_told_and_how_often(stored: StoredRun) -> No
 
     assert driver(stored, fit).work() == 1
     [event] = events(stored)
-    assert event.level == "error" and "were started 3 times" in event.message
+    assert event.level == "error" and "started 3 times" in event.message
     assert "worker 2: ValueError: row 3 is bad in a line" in event.message
     assert "worker 1: ActorDiedError: The actor died" in event.message and "\n" not in event.message
 
@@ -251,7 +251,7 @@ def test_workers_of_other_versions_do_not_train_together(stored: StoredRun, tmp_
     here = {"torch": "2.13.0", "tokenizers": "0.22"}
     assert differing([here, here]) == ""
     apart = differing([here, here, here | {"tokenizers": "0.21"}])
-    assert apart == "worker 3 has tokenizers 0.21, the first 0.22"
+    assert apart == "worker 3 has tokenizers 0.21, but the first has 0.22"
     import torch
 
     first = First(Claim(stored), tmp_path / "here", Met(0, 3), torch.device("cpu"), 0.05, apart)
@@ -311,7 +311,7 @@ def with_options(asked: JobSpec, **options: Any) -> JobSpec:
 @pytest.mark.parametrize(
     ("options", "name", "told"),
     [
-        ({"processes": 3}, "processes", "a step has 2 examples, so some of 3 processes would have none"),
+        ({"processes": 3}, "processes", "a step has 2 examples, so some of the 3 processes would have none"),
         ({"min_processes": 1}, "min_processes", "the run has 1 process"),
         ({"processes": 2, "min_processes": 3}, "min_processes", "the run has 2 processes"),
         (

@@ -173,7 +173,7 @@ def test_money_speaks_for_the_cheaper_side() -> None:
     plain = advise(facts(), Needs())
     saving = advise(facts(), Needs(), [total("10", "100")])
     assert points(saving, Way.TUNE_HOSTED) == points(plain, Way.TUNE_HOSTED) + 2
-    assert "fewer than 500 requests a day" in saving.would_change
+    assert "fewer than 500 requests per day" in saving.would_change
     own = advise(facts(), Needs(), [total("10", "100", unit="usd_per_hour")])
     assert points(own, Way.TUNE_OWN) == points(plain, Way.TUNE_OWN) + 2
     losing = advise(facts(), Needs(), [total("100", "10")])

@@ -203,7 +203,7 @@ def test_prompts_that_leave_no_room_for_an_answer_are_left_out_and_told(
     assert made.loop.train.examples == 8
     told = [e.message for e in made.run.events() if e.type == "data"]
     assert told == ["train: dropped 1 prompts of more than 56 tokens"]
-    with pytest.raises(DataError, match="no prompt fits into 2 tokens"):
+    with pytest.raises(DataError, match="no prompt fits in 2 tokens"):
         session(train=path, hyper={"max_seq_length": 10}, ref="b")
 
 

@@ -179,7 +179,7 @@ def test_a_job_is_planned_from_a_configuration_without_weights(tmp_path: Path) -
     assert fitting.of_job(str(tmp_path), BODY) is None
     assert fitting.of_job("nobody/has-this", BODY) is None
     sized = fitting.of_job("nobody/has-this-8B", BODY, billions=8.0, gpu_bytes=24 << 30)
-    assert sized is not None and any("typical architecture of 8.0B" in n for n in sized.notes)
+    assert sized is not None and any("a typical 8.0B architecture" in n for n in sized.notes)
 
 
 def test_the_engine_s_settings_reach_the_plan() -> None:
