@@ -90,7 +90,7 @@ def _own(tokenizer: Any) -> Any:
     import transformers
 
     fast: Any = transformers.PreTrainedTokenizerFast
-    kind: Any = type(tokenizer)
+    kind = cast("Any", type(tokenizer))
     plain = issubclass(kind, fast) and kind._encode_plus is fast._encode_plus
     return tokenizer.backend_tokenizer if plain and not tokenizer.split_special_tokens else None
 
