@@ -217,6 +217,11 @@ class _Work(ABC):
     def learn(self, batch: Sequence[int]) -> tuple[Future[ForwardOutput] | None, dict[str, float]]:
         """Send the batch. Returns its answer, `None` where there is nothing to learn, and metrics."""
 
+    def seen(self, output: ForwardOutput) -> dict[str, float]:
+        """Return metrics of what came back of a batch."""
+        del output
+        return {}
+
     @abstractmethod
     def evaluate(self, rows: EncodedRows) -> dict[str, float]: ...
 
@@ -251,7 +256,7 @@ def _drive(session: TrainingSession, work: _Work) -> dict[str, float]:
         if sent is None:
             session.skip_step()
         else:
-            sent.result()  # some clients answer a step before what it steps on
+            values |= work.seen(sent.result())  # first: some clients answer a step before its gradient
             session.optim_step(_adam(step, total, hyper))
         step += 1
         if work.valid is not None and step in evals:
@@ -397,7 +402,7 @@ class _Sampled(_Work):
 
     def __init__(self, session: TrainingSession, job: RecipeJob) -> None:
         assert isinstance(job.method, Reinforcement)  # noqa: S101  by its callers
-        self.method = job.method
+        self.method, self._sent = job.method, list[_Answer]()
         super().__init__(session, job)
 
     def _rows(self, name: str, path: Path) -> EncodedRows:
@@ -444,9 +449,18 @@ class _Sampled(_Work):
                 "advantages": [*before, *(advantage / tokens)],
             }
             data.append({"model_input": ids[:-1], "loss_fn_inputs": inputs})
+        self._sent = list(answers)
         if not any(one.any() for one in advantages):  # momentum alone would carry the weights away
             return None
         return self.session.futures.forward_backward(data, self.job.loss)
+
+    def seen(self, output: ForwardOutput) -> dict[str, float]:
+        """Compare sampling and training on the answers alone: the prompts were not sampled."""
+        apart = [
+            np.abs(found["logprobs"][len(one.prompt) - 1 :] - np.array(one.drawn.logprobs))
+            for one, found in zip(self._sent, output.loss_fn_outputs, strict=True)
+        ]
+        return {"sampled_logprob_difference": float(np.concatenate(apart).mean())}
 
     def shown(self, answers: Sequence[_Answer]) -> dict[str, float]:
         cut = sum(one.drawn.stop_reason != "stop" for one in answers)

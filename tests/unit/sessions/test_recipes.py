@@ -176,6 +176,7 @@ def test_rl_has_the_gradient_of_grpo_by_hand(
     assert point["loss_sum"] == pytest.approx(float(loss.detach()), abs=1e-5)
     assert point["grad_norm"] == pytest.approx(norm_of(model, loss), rel=1e-4)
     assert point["train_answer_tokens"] == count / 8
+    assert point["sampled_logprob_difference"] < 1e-4, "of the answers, not of the prompts"
 
 
 def overlap(text: str) -> float:
