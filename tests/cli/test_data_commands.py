@@ -216,7 +216,7 @@ def test_preview_goes_by_the_chat_template_of_a_spec(tmp_path: Path) -> None:
     report = json_of(*arguments, "--chat-template-kwargs", "mark=': '", cwd=tmp_path)
     text = "".join(token["text"] for token in report["rows"][0]["tokens"])
     assert text.startswith("user: ") and "<|im_end|>assistant: " in text
-    assert "cannot be read" in run(*arguments[:-1], "none.jinja", cwd=tmp_path, code=2).err
+    assert "could not read" in run(*arguments[:-1], "none.jinja", cwd=tmp_path, code=2).err
 
 
 def test_what_the_engine_does_not_train_on_is_said(tmp_path: Path) -> None:

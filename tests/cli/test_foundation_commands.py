@@ -123,7 +123,7 @@ def test_doctor_and_providers_speak_json(cli: Cli) -> None:
     for backend in backends.values():
         assert all(backend["missing"].values()), "every absent feature has its reason"
         assert not set(backend["missing"]) & set(backend["features"])
-    assert "o4-mini, ended on 2026-10-23" in backends["openai"]["ended"]["rft"]
+    assert "o4-mini, was shut down on 2026-10-23" in backends["openai"]["ended"]["rft"]
     assert "openai no longer offers rft" in cli("providers").err
 
 

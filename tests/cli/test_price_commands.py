@@ -85,7 +85,7 @@ def test_prices_accuracy_by_run(cli: Cli, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.code == 0, done.err
     [run] = cli("prices", "accuracy", "--runs", "--json").json
-    assert run["origin"] == "measured hours x rate" and run["provider"] == "local"
+    assert run["origin"] == "measured hours times the rate" and run["provider"] == "local"
     [part] = run["components"]
     assert part["component"] == "electricity"
     assert float(part["error_usd"]) == pytest.approx(float(part["quoted_usd"]) - float(part["billed_usd"]))

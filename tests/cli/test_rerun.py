@@ -46,7 +46,7 @@ def test_a_run_is_made_again_here_and_on_another_host(tmp_path: Path) -> None:
 
             write(train, 13)
             jobs = len(ft.runs())
-            with pytest.raises(DataError, match=f"differs from that of run {first.id}: digest"):
+            with pytest.raises(DataError, match=f"differs from that of run {first.id}: its digest is"):
                 ft.rerun(first)
             assert len(ft.runs()) == jobs
             assert ft.rerun(first, other_data=True).record.dataset_digest != first.record.dataset_digest
@@ -77,7 +77,7 @@ def test_the_command_says_whether_the_data_are_the_same_and_asks_for_the_price(
     assert made["spec"]["epochs"] == 99
     assert cli("cancel", made["id"]).code == 0 and cli("watch", made["id"]).code == 1
     same = cli("rerun", made["id"], "--yes")
-    assert same.code == 0 and "the data is unchanged: digest" in same.err
+    assert same.code == 0 and "the data is unchanged: its digest is" in same.err
     assert cli("cancel", "last").code == 0
     train.unlink()
     gone = cli("rerun", run)

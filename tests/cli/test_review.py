@@ -120,7 +120,7 @@ def test_pairs_from_the_page_to_training_rows(
         while shown["done"] < 3:
             shown = act(link, action="rate", task=shown["task"], choice=better(shown, tuned), note=ESCAPES)
     err = end(child)
-    assert "rated: ann 3, bo 3, of 3" in err and "1 pair of answers are identical" in err
+    assert "rated: ann 3, bo 3, of 3" in err and "1 pair of identical answers" in err
     found = cli("review", run_id, "--results", "--json")
     result = msgspec.convert(found.json, ReviewResult, strict=False)
     [pair] = result.pairs

@@ -102,7 +102,7 @@ def test_what_was_kept_is_probed_and_too_little_stops_a_build(
     [own] = told.json["results"]
     assert told.code == 1, "three rows prove nothing"
     assert (own["probe"], own["decision"], own["tuned"]["value"]) == ("own", "inconclusive", 1)
-    assert any("general-text was skipped: it needs log-probabilities" in n for n in told.json["notes"])
+    assert any("skipped general-text: it needs log-probabilities" in n for n in told.json["notes"])
     assert "(sandbox)" in told.json["tuned"]["served_by"] and "3 questions" in told.err
     wrong = cli(*asked, "-o", "r.pdf", cwd=project, **host)
     assert wrong.code == 2 and "the file extension sets the format:" in wrong.err

@@ -272,7 +272,7 @@ def test_tasks_of_lm_eval_from_local_files(
     order = RegressionOrder(probes=["none"], tasks=["lost"], tasks_folder=tmp_path)
     with (
         PreparedRegression(ft, runs["good"].id, order) as prepared,
-        pytest.raises(UsageError, match="cannot read the data of lost") as told,
+        pytest.raises(UsageError, match="could not read the data of lost") as told,
     ):
         prepared.run()
     assert "local files" in (told.value.fix or "")

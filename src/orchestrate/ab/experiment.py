@@ -370,7 +370,7 @@ class Experiment:
 
     def _told(self, taken: OutcomesTaken) -> OutcomesTaken:
         lost = {
-            "recorded for users who were never assigned a model": taken.unknown_users,
+            "from users who were never assigned a model": taken.unknown_users,
             "after the end": taken.after_end,
         }
         for name, number in lost.items():

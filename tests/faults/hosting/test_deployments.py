@@ -280,7 +280,7 @@ def test_an_earlier_deploy_that_is_not_settled_is_not_made_again(deployed: Deplo
     with pytest.raises(OutcomeUnknown):
         deployed.deploy("fireworks")
     posts = len(hosts.requests("fireworks", method="POST", path="/deployments"))
-    with pytest.raises(OutcomeUnknown, match="not settled"):
+    with pytest.raises(OutcomeUnknown, match="not known yet"):
         deployed.deploy("fireworks")
     assert len(hosts.requests("fireworks", method="POST", path="/deployments")) == posts
     deployed.clock.ahead += timedelta(minutes=1)

@@ -186,7 +186,7 @@ def test_a_local_run_at_a_high_hourly_price(tmp_path: Path) -> None:
         job = local.get(ended.handle)
     assert ended.status is JobStatus.CANCELLED
     assert ended.error is not None and ended.error.code == "over_cap"
-    assert "over its cap of $0.01" in event.message and "measured hours x rate" in event.message
+    assert "over its cap of $0.01" in event.message and "measured hours times the rate" in event.message
     assert ended.bill is not None and ended.bill.final and ended.bill.usd > Decimal("0.01")
     assert ended.bill == bill_run(ended, job, profile=profile("local"))
     [part] = kept.components

@@ -128,7 +128,7 @@ def test_what_only_carries_the_mark_is_not_taken(shop: Shop) -> None:
         given: Any = {"training_file": file.id, "metadata": {"orchestrate_ref": ref}}
         method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}}
         job = client.fine_tuning.jobs.create(model="gpt-4o-mini-2024-07-18", method=method, **given)
-        with pytest.raises(KeyTaken, match=rf"belongs to job {job.id} .*model .*4o-mini.*epochs \(3"):
+        with pytest.raises(KeyTaken, match=rf"already used for job {job.id} .*model .*4o-mini.*epochs \(3"):
             shop.ft.submit(shop.spec, "openai", idempotency_key="nightly-9")
         client.fine_tuning.jobs.cancel(job.id)
     assert (shop.sent(), shop.ft.runs()) == (1, []), "the one that was made by hand"

@@ -181,7 +181,7 @@ def test_a_job_that_shows_late_is_adopted_and_nothing_is_sent_twice(store: Store
         submit(store, host, SPEC, DATA, timing=OPEN)
     run = store.runs.get("last")
     assert run.phase is SubmitPhase.OUTCOME_UNKNOWN
-    with pytest.raises(OutcomeUnknown, match="not settled"):
+    with pytest.raises(OutcomeUnknown, match="not known yet"):
         submit(store, host, SPEC, DATA, run_id=run.id, timing=OPEN)
     assert sync(store, lambda _: host, timing=OPEN).unsettled == [run.id]
     host.show()

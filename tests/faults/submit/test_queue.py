@@ -388,7 +388,7 @@ def test_the_commands(shop: Shop) -> None:
 
 def test_the_same_command_twice_is_one_entry_unless_a_second_is_wanted(shop: Shop) -> None:
     entry = add(shop)
-    with pytest.raises(UsageError, match=f"{entry.id} is already waiting"):
+    with pytest.raises(UsageError, match=f"{entry.id}, is already waiting"):
         add(shop)
     queueing.hold(shop.ft, entry.id)
     with pytest.raises(UsageError, match="already waiting") as caught:

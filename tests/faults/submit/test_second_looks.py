@@ -258,7 +258,7 @@ def test_a_cancel_of_what_may_have_no_job_says_that_it_is_not_known(shop: Shop) 
     with pytest.raises(OutcomeUnknown):
         shop.ft.submit(shop.spec, "openai")
     done = shop.type("cancel", "last")
-    assert done.exit_code == 5 and "canceled as soon as it is found" in done.output
+    assert done.exit_code == 5 and "cancel it once it is found" in done.output
     assert shop.ft.submit(shop.spec, "together").cancel().status is not None
     assert shop.type("cancel", "last").exit_code == 0
 

@@ -103,7 +103,7 @@ def test_shutdown_is_told_within_ninety_days() -> None:
     assert near is not None and "2027-01-14 (90 days from now)" in near
     assert "nearest open model: llama-3.3-70b (together, fireworks, local)" in near
     gone = catalog.shutdown_warning(model, "openai", date(2027, 1, 15))
-    assert gone is not None and "was shut down on openai on 2027-01-14" in gone
+    assert gone is not None and "were shut down on openai on 2027-01-14" in gone
     assert catalog.shutdown_warning(catalog.find("qwen3-8b"), "fireworks", TODAY) is None
 
 
@@ -181,9 +181,9 @@ def test_the_bundled_model_is_local_only() -> None:
 @pytest.mark.parametrize(
     ("provider", "method", "today", "ended"),
     [
-        ("openai", "rft", TODAY, "its last model for it, o4-mini, ended on 2026-10-23"),
+        ("openai", "rft", TODAY, "its last model for it, o4-mini, was shut down on 2026-10-23"),
         ("openai", "sft", TODAY, None),
-        ("openai", "sft", date(2027, 1, 15), "its last model for it, gpt-4.1, ended on 2027-01-14"),
+        ("openai", "sft", date(2027, 1, 15), "its last model for it, gpt-4.1, was shut down on 2027-01-14"),
         ("fireworks", "rft", TODAY, None),
         ("local", "rft", TODAY, None),
     ],

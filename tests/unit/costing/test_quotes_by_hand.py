@@ -358,7 +358,7 @@ def test_rft_by_gpu_hours(hours: str, region: str | None, usd: D) -> None:
         (Row("openai", "gpt-4.1", size(1, 1), D(0)), date(2027, 1, 6), "2027-01-06"),
         (Row("together", "acme/x-101B", size(1, 1), D(0)), TODAY, "no price found for sft_lora"),
         (Row("together", "acme/x", size(1, 1), D(0)), TODAY, "size of acme/x is unknown"),
-        (Row("together", "glm-5.1", size(1, 1), D(0)), TODAY, "only a range for glm-5.1, $9.00 to $100.00"),
+        (Row("together", "glm-5.1", size(1, 1), D(0)), TODAY, "only a range for glm-5.1: $9.00 to $100.00"),
         (Row("fireworks", "glm-5.3", size(1, 1), D(0)), TODAY, "size of glm-5.3 is unknown"),
         (Row("fireworks", "qwen3-8b", size(1, 1), D(0), method="rft"), TODAY, "--gpu-hours"),
     ],

@@ -118,7 +118,7 @@ def test_clusters_and_slices_come_from_columns(tmp_path: Path) -> None:
     assert [item.cluster for item in items] == ["u0", "u1", "u2"] * 2
     assert items[0].slices == ("tag:x", "length:short", "label:no")
     assert items[5].slices == ("tag:y", "length:long", "label:yes")
-    with pytest.raises(UsageError, match="no row has the column 'usr'"):
+    with pytest.raises(UsageError, match="no row has a column named 'usr'"):
         held_out(data, cluster="usr")
 
 

@@ -558,5 +558,5 @@ def test_a_metric_of_another_package(context: Make, tmp_path: Path, monkeypatch:
     marks = polite.marks([(item, Answer(text="please wait")), (item, Answer(text="wait"))])
     assert [m.value for m in marks] == [1, 0] and polite.used.kind == "right-or-wrong"
     assert {"polite", "gone"} <= set(registry.names())
-    with pytest.raises(UsageError, match="gone cannot be loaded"):
+    with pytest.raises(UsageError, match="could not load the metric gone"):
         registry.make(["gone"], context([item]))

@@ -267,7 +267,7 @@ def test_the_end_waits_for_what_is_under_way_and_cuts_what_does_not_end(desk: De
 def test_a_port_that_cannot_be_had_is_said(url: str) -> None:
     for port in (urlsplit(url).port or 0, 99999):
         with (
-            pytest.raises(SetupError, match=f"port {port} cannot be used"),
+            pytest.raises(SetupError, match=f"could not use port {port}"),
             web.serving(Starlette(), port=port),
         ):
             pass

@@ -187,7 +187,7 @@ def test_a_command_asks_for_a_machine_at_places_alone(rows: Path, tmp_path: Path
     file.write_text(f"model: qwen3-8b\ntrain: {rows}\n")
     asked = SpecOptions(spec=file, gpu="L4", max_hours=2.0)
     assert asked.read("together,hf-jobs").provider_options == {"hf-jobs": {"gpu": "L4", "max_hours": 2.0}}
-    with pytest.raises(UsageError, match="--gpu only applies to remote places"):
+    with pytest.raises(UsageError, match="--gpu only applies to remote machines"):
         asked.read("together,local")
     assert SpecOptions(spec=file).read("all").provider_options == {}
 

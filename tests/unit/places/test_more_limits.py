@@ -141,7 +141,7 @@ def test_it_goes_on_within_the_new_limit_and_counts_what_was_used(world: World, 
         assert price is not None and float(price) == pytest.approx(float(hour), rel=1e-4)
         at_its_limit(ft, world, handle, 7200)
         least = (price * 81 / 36).quantize(Decimal("0.01"), ROUND_CEILING)
-        with pytest.raises(InvalidRequest, match="has worked for 2h 00m of at most 2h 00m") as refused:
+        with pytest.raises(InvalidRequest, match="has used 2h 00m of at most 2h 00m") as refused:
             handle.resume()
         assert (
             refused.value.fix == f"orchestrate resume {handle.record.ref} --max-hours 2.3 --max-cost {least}"

@@ -190,7 +190,7 @@ def test_without_skypilot_the_steps_are_told(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "sky").write_text("#!/opt/sky/bin/python3.11\nimport sky\n")
     (tmp_path / "sky").chmod(0o755)
     assert python_of() == "/opt/sky/bin/python3.11"
-    with pytest.raises(SetupError, match="cannot be run:"):
+    with pytest.raises(SetupError, match="cannot run SkyPilot"):
         Sky("sky", {"python": "/nowhere/python", "depot": f"file://{tmp_path}/depot"}).find(REF)
 
 
@@ -205,7 +205,7 @@ def test_a_look_starts_no_server_and_says_which_cloud_is_missing(
         assert "H100:1" in [machine.name for machine in found.machines()]
         assert found.price(H100).usd_per_hour == Decimal("2.69")
     else:
-        with pytest.raises(SetupError, match="no cloud at runpod") as missing:
+        with pytest.raises(SetupError, match="no enabled cloud at runpod") as missing:
             found.require()
         assert "sky check" in str(missing.value.fix)
     assert not state.get()["server"]

@@ -40,7 +40,7 @@ def test_the_limit_is_kept_by_trials_that_take_longer_than_was_thought(tmp_path:
             ft.provider("hf-jobs").place = world.place(ft.provider("hf-jobs"))  # type: ignore[attr-defined, arg-type]
             carried = Searching(ft, searching.begin(ft, spec, ["hf-jobs"], SweepOrder(space=rates)))
             carried.turn()
-            assert "needs your trust" in (carried.stopped or "")
+            assert "you have not trusted" in (carried.stopped or "")
             assert [trial.state for trial in carried.trials] == [TrialState.OPEN], "it goes first once it may"
         with Orchestrator(settings) as ft:
             found = ft.provider("hf-jobs")

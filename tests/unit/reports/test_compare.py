@@ -140,7 +140,10 @@ def test_overlapping_intervals_show_no_difference(run: Make, result: Result) -> 
 
 def test_the_cheapest_by_its_bill(run: Make) -> None:
     found = compare(
-        [run("together"), run("local", bill=Bill(usd=Decimal("0.19"), origin="measured hours x rate"))]
+        [
+            run("together"),
+            run("local", bill=Bill(usd=Decimal("0.19"), origin="measured hours x rate")),
+        ]
     )
     assert (
         "local is the cheapest to train: $0.19 (billed); together costs $0.76, 4.0 times as much."

@@ -121,7 +121,7 @@ def test_ratings_from_elsewhere_are_kept_all_or_none(ft: Orchestrator, tmp_path:
     for wrong, words in (
         ({"task": "none"}, "is not a task of"),
         ({"left": "beta"}, "shows alpha and base tiny"),
-        ({"choice": None}, "say which"),
+        ({"choice": None}, "choose the better answer"),
     ):
         bad = Rating.from_dict({**given[3].to_dict(), **wrong})
         with pytest.raises(UsageError, match=words):

@@ -67,7 +67,7 @@ def sessions(sandbox: Sandbox) -> list[str]:
 def test_the_same_losses_here_and_at_fireworks(ft: Orchestrator, sandbox: Sandbox) -> None:
     with ft.session(str(TINY), lora=LORA, options=OPTIONS) as s:
         here = losses_of(s)
-    with pytest.raises(UsageError, match="needs a limit"):
+    with pytest.raises(UsageError, match="set a limit"):
         opened(ft, max_cost_usd=None)
     before = host_tokens(sandbox)
     sandbox.clear_requests()

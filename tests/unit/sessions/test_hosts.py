@@ -31,7 +31,7 @@ def test_the_same_loop_here_and_at_a_host(tmp_path: Path, quick_python: None) ->
     terms = sessions.SessionTerms(port=0, called=(NAME,), threads=1, precision="fp32")
     with workspace(tmp_path / "server") as server, sessions.serve(server, str(TINY), terms) as up:
         said = ran(up.url, "tests.unit.sessions.hosted", str(tmp_path))
-    assert "needs a limit" in said["unlimited"]
+    assert "set a limit" in said["unlimited"]
     assert said["there"] == pytest.approx(said["here"][:2], rel=1e-6), "the same model, the same losses"
     assert said["drawn"] == [4, 4]
     assert said["seen"][0] == pytest.approx(said["seen"][1], abs=1e-4)

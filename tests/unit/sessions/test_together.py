@@ -172,7 +172,7 @@ def test_what_a_killed_program_left_up_is_seen_counted_and_ended(
 
 def test_a_limit_ends_the_machine_and_holds(ft: Orchestrator, sandbox: Sandbox) -> None:
     before = len(machines(sandbox))
-    with pytest.raises(UsageError, match="needs a limit"):
+    with pytest.raises(UsageError, match="set a limit"):
         opened(ft, max_cost_usd=None)
     with pytest.raises(OverBudget, match="left running"):
         opened(ft, max_cost_usd=1)

@@ -149,7 +149,7 @@ def test_a_projects_file_cannot_lead_a_key_away(tmp_path: Path, table: str, vari
 def test_an_environment_that_names_the_host_is_believed_once(tmp_path: Path) -> None:
     env = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "https://proxy.example/v1"}
     assert host(tmp_path, **env).require_key().reveal() == KEY
-    with pytest.raises(KeyElsewhere, match=r"tied to https://proxy\.example"):
+    with pytest.raises(KeyElsewhere, match=r"only be sent to https://proxy\.example"):
         host(tmp_path, OPENAI_API_KEY=KEY).require_key()
 
 

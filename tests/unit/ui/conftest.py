@@ -97,7 +97,7 @@ def curve(points: int) -> list[MetricPoint]:
 
 
 def ended(usd: str = "2.50") -> dict[str, Any]:
-    bill = Bill(usd=Decimal(usd), origin="measured hours x rate")
+    bill = Bill(usd=Decimal(usd), origin="measured hours times the rate")
     return {
         "status": JobStatus.SUCCEEDED,
         "bill": bill,

@@ -165,7 +165,7 @@ def test_agreed_to_once_it_is_submitted_once(web: TestClient, ft: Orchestrator, 
     fields = {name: value for name, value in page.fields.items() if name != "again"}
     answer = web.post("/new", data=fields)
     assert answer.status_code == 200 and "tickets" in answer.text, answer.text
-    assert "is the same" in web.post("/new", data=fields).text
+    assert "is identical" in web.post("/new", data=fields).text
     [run] = ft.runs()
     assert (run.record.max_cost_usd, run.record.spec["epochs"], run.record.provider) == (5, 2, "fireworks")
     for _ in range(2):

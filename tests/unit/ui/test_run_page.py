@@ -69,7 +69,7 @@ def test_a_finished_run_in_the_order_in_which_it_is_read(
     order += ["step 5 done", "Settings", "epochs", "Checkpoints", "step-5", "Artefacts", "Lineage"]
     places = [page.text.index(word, page.text.index("Evaluation")) for word in order]
     assert places == sorted(places), list(zip(order, places, strict=True))
-    assert "measured hours x rate" in page.text and "$1.00 to $3.00" in page.text
+    assert "measured hours times the rate" in page.text and "$1.00 to $3.00" in page.text
     fetched = f"orchestrate download {run.id} --checkpoint step-5"
     assert f'orchestrate serve "$({fetched})"' in unescape(page.text)
     assert "deploy serves the final model of a run, not its checkpoints" not in page.text, (

@@ -70,7 +70,7 @@ def init(
         beside = shlex.join(["orchestrate", "init", str(place), *given, "-o", named])
         raise UsageError(
             f"{present[0]} already exists; nothing was written",
-            fix=f"write next to it and show the difference with: {beside}; replace it with: --force",
+            fix=f"{beside}  writes next to it and shows the difference; --force replaces it",
         )
     if fitting:
         before = _text_of(usual)

@@ -220,7 +220,7 @@ class Trainers(RentedMachines):
     # -- the account's -------------------------------------------------------------------------------------
 
     def up(self) -> list[dict[str, Any]]:
-        """A key without access to training has none."""
+        """List the trainers that are up. A key without access to training has none."""
         with suppress(NotFound, PermissionRefused):
             return self._up()
         return []

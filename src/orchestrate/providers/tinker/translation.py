@@ -52,7 +52,7 @@ _WITHOUT: Mapping[str, str] = {
 
 
 def translate(spec: JobSpec, provider: str, options: Mapping[str, Any]) -> Translation:
-    """`options`: those of the host's configuration."""
+    """Translate a spec into what the job sends. `options`: those of the host's configuration."""
     own = {**spec.provider_options.get(PROFILE.kind, {}), **spec.provider_options.get(provider, {})}
     without = {k: v for k, v in spec.provider_options.items() if k not in (PROFILE.kind, provider)}
     rows = Rows(provider, spec.model_copy(update={"provider_options": without}))

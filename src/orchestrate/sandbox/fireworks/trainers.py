@@ -96,7 +96,7 @@ class TrainerRoutes:
         ]
 
     def shapes(self, request: Request) -> Response:
-        """Shapes whose name ends in `-lora` train adapters."""
+        """Describe a shape. Those whose name ends in `-lora` train adapters."""
         owner, shape = request.path_params["owner"], request.path_params["shape"]
         mode = "LORA_TRAINER" if shape.endswith("-lora") else "POLICY_TRAINER"
         name = f"accounts/{owner}/trainingShapes/{shape}/versions/1"

@@ -162,4 +162,4 @@ def test_bill_by_measured_hours() -> None:
         hourly=rental_rate("lambda", "H100 SXM", tier="1x", today=TODAY),
     )
     assert found is not None
-    assert (found.usd, found.origin) == (Decimal("6.435"), "measured hours x rate")  # 1.5 x $4.29
+    assert (found.usd, found.origin) == (Decimal("6.435"), "measured hours times the rate")  # 1.5 x $4.29

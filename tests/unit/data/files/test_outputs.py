@@ -89,7 +89,7 @@ def test_no_file_of_an_earlier_split_stays_beside_a_new_one(tmp_path: Path) -> N
     """Its rows would be in the training file now."""
     file, folder = str(_rows(tmp_path / "all.jsonl")), tmp_path / "out"
     split(file, Division((0.4, 0.3, 0.3), near_duplicates=False), folder)
-    with pytest.raises(UsageError, match=r"test\.jsonl is from an earlier split"):
+    with pytest.raises(UsageError, match=r"test\.jsonl is left over from an earlier split"):
         split(file, Division(SHARES, near_duplicates=False), folder)
     (folder / "test.jsonl").unlink()
     split(file, Division(SHARES, near_duplicates=False), folder)

@@ -295,7 +295,7 @@ def test_the_disk_is_not_filled(tmp_path: Path) -> None:
     target = tmp_path / "rows.jsonl"
     free = shutil.disk_usage(tmp_path).free
     with (
-        pytest.raises(DataError, match=r"rows\.gz needs more disk space") as told,
+        pytest.raises(DataError, match=r"rows\.gz does not fit on the disk") as told,
         spooled(target, "rows.gz", keep_bytes=free + (1 << 30)) as file,
     ):
         for _ in range(100):

@@ -183,7 +183,7 @@ def test_every_fact_has_a_source(name: str) -> None:
 WRONG = {
     "a field that there is not": ({"colour": "red"}, "colour"),
     "a feature without a reason": ({"missing": {}}, "must be in features or"),
-    "an unknown feature": ({"features": ["sft", "telepathy"]}, "telepathy is not a feature"),
+    "an unknown feature": ({"features": ["sft", "telepathy"]}, "unknown feature telepathy"),
     "a setting with two outcomes": (
         {"settings": {"epochs": {"field": "a", "refused": "b"}}},
         "exactly one of",

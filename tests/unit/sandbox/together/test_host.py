@@ -82,7 +82,7 @@ def test_wrong_rows_are_found_by_the_check_and_refused_by_create(
     assert report.error is not None and report.error.startswith("Line 1")
     price = together.fine_tuning.estimate_price(training_file=file, model=MODEL)
     assert price.to_dict()["unavailable_reason"] == "train_file_invalid"
-    with pytest.raises(sdk.BadRequestError, match="not valid"):
+    with pytest.raises(sdk.BadRequestError, match="is invalid"):
         create(together, file)
 
 

@@ -87,7 +87,7 @@ class _Joined:
         return _base(self.layers[0]).weight.data_ptr() == self.weight.data_ptr()
 
     def take(self, names: Sequence[str]) -> None:
-        """Know these adapters, and no others."""
+        """Keep these adapters, and no others."""
         layers = self.layers
         self._added = {n: self._added[n] if n in self._added else _Added.of(layers, n) for n in names}
 

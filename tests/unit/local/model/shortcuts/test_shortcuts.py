@@ -115,7 +115,7 @@ def test_a_model_that_cannot_be_trained_says_so_before_the_first_step(session: S
 
     loaded = again(session)
     mlp.forward = forward
-    with pytest.raises(RunFailed, match="cannot be trained as it is: the model raises ValueError: only for"):
+    with pytest.raises(RunFailed, match="cannot train this model: the model raises ValueError: only for"):
         turn_on(loaded, session.job)
 
 
