@@ -98,7 +98,8 @@ _IMPERATIVES = """
     prepare price print process produce promote prompt propose protect prove provide prune publish
     pull push put quantize query queue quote raise rank rate read rebuild receive recommend
     reassign recompute reconcile record recover redact reduce refer refresh refuse register reject
-    release reload remember remove rename render repeat replace replay report represent request require reserve
+    release reload remember remove rename render repeat replace replay report represent request
+    require reserve
     reset resize resolve respond restart restore resume retry return reuse reveal revert review
     revoke rewrite roll rollback rotate round route run sample save say scale scan schedule score
     search see select send separate serialize serve set settle shard share shift shorten show shrink
