@@ -56,7 +56,7 @@ def test_the_nearest_file_upwards_is_used(tmp_path: Path) -> None:
         ("budget_usd = -1\n", "must be a number of US dollars"),
         ("log_level = 'loud'\n", "allowed: DEBUG, INFO"),
         ("[hosts.openai]\ntimeout_s = 'long'\n", "hosts.openai.timeout_s must be a number of seconds"),
-        ("[hosts.openai]\nbase_url = 'http://[x'\n", "is not a URL"),
+        ("[hosts.openai]\nbase_url = 'http://[x'\n", "is not a valid URL"),
         ("broken = \n", "cannot be read"),
         ("[hosts.mine]\nbase_url = 'http://example.com/v1'\n", "unencrypted"),
         (

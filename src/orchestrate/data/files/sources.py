@@ -242,7 +242,7 @@ def _is(error: BaseException, names: frozenset[str]) -> bool:
 
 
 def _again(message: str, fix: str) -> DataError:
-    error = DataError(message, fix=f"{fix}, or try again")
+    error = DataError(message, fix=f"{fix}; retrying may help")
     error.retryable = True
     return error
 

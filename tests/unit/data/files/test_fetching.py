@@ -129,7 +129,7 @@ def test_what_only_resembles_a_table_is_not_taken_for_one(site: str, path: str) 
         ("429", DataError, "answered 429", True),
         ("410", DataError, "answered 410", False),
         ("page.jsonl", DataError, "web page", False),
-        ("torn.jsonl", DataError, "the connection to 127.0.0.1 broke", True),
+        ("torn.jsonl", DataError, "lost the connection to 127.0.0.1", True),
     ],
 )
 def test_what_failed_is_said_and_whether_to_try_again(
