@@ -20,7 +20,7 @@ from orchestrate.runs.submitting.settling import lease_name
 from orchestrate.store import transitions
 from orchestrate.store.ledger import Limit
 from orchestrate.text import duration, limit, money
-from orchestrate.types import Allowance, Event, JobStatus, Run, SubmitPhase, TrialState
+from orchestrate.types import SESSION, Allowance, Event, JobStatus, Run, SubmitPhase, TrialState
 
 if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
@@ -111,7 +111,10 @@ def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
     run, provider = handle.record, handle.provider
     if not isinstance(provider, Limited):
         had = _at_host(ws, handle, asked)
-        _keep(ws, run, had, replace(had, max_usd=asked.usd))
+        wanted = replace(had, max_usd=asked.usd)
+        if run.job_kind == SESSION:  # its process counts against the limit that it read when it began
+            _require_paused(run, had, wanted)
+        _keep(ws, run, had, wanted)
         return
     had = provider.allowance(run.handle)
     wanted = replace(
@@ -126,16 +129,21 @@ def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
             f"run {run.id} has already used {_used(had)}, so a total of {_told(wanted)} leaves nothing",
             fix=f"orchestrate resume {run.id} {wanted.least()}   (or more)",
         )
-    if run.status is not JobStatus.PAUSED and wanted != had:
-        raise UsageError(
-            f"run {run.id} is {run.status.value}, and its worker keeps the limits it started with",
-            fix=f"orchestrate pause {run.id}, then run the same command again",
-        )
+    _require_paused(run, had, wanted)
     keep = partial(_keep, ws, run, had, wanted)
     tell = partial(provider.allow, run.handle, max_hours=wanted.max_hours, max_usd=wanted.max_usd)
     # Whatever ends this in between: no worker may spend more than the budget holds.
     for step in (tell, keep) if exceeds(had.most_usd, wanted.most_usd) else (keep, tell):
         step()
+
+
+def _require_paused(run: Run, had: Allowance, wanted: Allowance) -> None:
+    """Raises `UsageError` for other limits while a worker keeps the old ones."""
+    if run.status is not JobStatus.PAUSED and wanted != had:
+        raise UsageError(
+            f"run {run.id} is {run.status.value}, and its worker keeps the limits it started with",
+            fix=f"orchestrate pause {run.id}, then run the same command again",
+        )
 
 
 def _own_usd(run: Run, had: Allowance) -> Decimal | None:

@@ -25,7 +25,7 @@ from orchestrate.data import Dataset
 from orchestrate.data.dialects import target
 from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.data.tokens.hub_tokens import of_transformers, opened
-from orchestrate.errors import DataError, RunFailed, UsageError
+from orchestrate.errors import DataError, RunFailed, SpecError, UsageError
 from orchestrate.local.encoding import Rules, Template
 from orchestrate.local.encoding.encoded import EncodedRows, encode_file, encode_prompts, open_prompts
 from orchestrate.local.job import Hyper, Method, Preferences, Reinforcement, Supervised
@@ -33,7 +33,8 @@ from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.objectives.grading import Grade, Grader, refusal
 from orchestrate.local.run.schedule import learning_rate, spread
 from orchestrate.profile import this_machine
-from orchestrate.types import Severity, decoding
+from orchestrate.spec import JobSpec
+from orchestrate.types import OWN_LOOP, Severity, decoding
 
 if TYPE_CHECKING:
     from orchestrate.sessions.session import TrainingSession
@@ -55,6 +56,8 @@ EPSILON = 1e-4
 """Added to the standard deviation of a group's rewards, as in jobs on this machine."""
 OBJECTIVE = "importance_sampling"
 """The loss of sampled answers where nothing else is said."""
+OBJECTIVES = ("importance_sampling", "ppo", "cispo", "dro", "gspo")
+"""Losses of sampled answers. A backend may lack one."""
 READ_ROWS = 64
 """Rows of one request that needs no gradient."""
 
@@ -161,6 +164,9 @@ def _job(
             "kl_beta needs the initial model beside the trained one, which a session does not have",
             fix=f"leave kl_beta out, or use  orchestrate submit --provider {this_machine().kind}",
         )
+    _require_in_range(kind, own, hyper)
+    if objective not in OBJECTIVES:  # before any answer is sampled and billed
+        raise UsageError(f"there is no objective {objective!r}", fix=f"one of {', '.join(OBJECTIVES)}")
     folder = session.folder / "recipes"
     files = [str(_written(one, folder)) if one is not None else None for one in (rows, validation)]
     named = msgspec.json.encode([files, seed, own, hyper, objective], order="sorted")
@@ -168,6 +174,8 @@ def _job(
         method, taken = decoding.convert(own, kind), decoding.convert(hyper, Hyper)
     except msgspec.ValidationError as error:
         raise UsageError(f"a setting of the recipe is wrong: {error}") from error
+    if taken.max_steps is not None and "epochs" not in hyper:
+        taken = msgspec.structs.replace(taken, epochs=None)  # as many as max_steps needs, as in a spec
     return RecipeJob(
         name=f"{kind.__struct_config__.tag}-{sha256(named).hexdigest()[:12]}",
         method=method,
@@ -177,6 +185,27 @@ def _job(
         seed=seed,
         loss=objective,
     )
+
+
+def _require_in_range(kind: type[Method], own: Mapping[str, Any], hyper: Mapping[str, Any]) -> None:
+    """Raises `UsageError` for a value that a spec doesn't take either."""
+    given = {name: value for name, value in hyper.items() if value is not None}
+    if not given.keys() & {"epochs", "max_steps"} and "epochs" in hyper:
+        raise UsageError("a recipe needs an end", fix="set epochs or max_steps")
+    adamw = {name: given[name] for name in ("betas", "eps") if name in given}
+    fields = {name: value for name, value in given.items() if name in JobSpec.model_fields}
+    sampled = kind is Reinforcement  # its method has no range but the number of samples
+    method = {"type": "sft"} if sampled else {"type": kind.__struct_config__.tag, **own}
+    optimizer = {"optimizer": {"type": "adamw", **adamw}} if adamw else {}
+    try:
+        JobSpec.parse({"model": "model", "train": OWN_LOOP, "method": method, **fields, **optimizer})
+    except SpecError as error:
+        told = error.message.partition(":")[2]
+        raise UsageError(f"a setting of the recipe is wrong:{told}") from error
+    counts = {name: given.get(name) for name in ("max_new_tokens", "grader_seconds", "recovery_seconds")}
+    for name, value in {**counts, "samples_per_prompt": own.get("samples_per_prompt")}.items():
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise UsageError(f"{name} must be above 0, got {value!r}")
 
 
 def _written(rows: Rows, folder: Path) -> Path:
@@ -218,7 +247,7 @@ class _Work(ABC):
         """Send the batch. Returns its answer, `None` where there is nothing to learn, and metrics."""
 
     def seen(self, output: ForwardOutput) -> dict[str, float]:
-        """Return metrics of what came back of a batch."""
+        """Return the metrics that only the answer to a batch has."""
         del output
         return {}
 
@@ -256,7 +285,7 @@ def _drive(session: TrainingSession, work: _Work) -> dict[str, float]:
         if sent is None:
             session.skip_step()
         else:
-            values |= work.seen(sent.result())  # first: some clients answer a step before its gradient
+            values = {**work.seen(sent.result()), **values}  # first: some clients answer a step before its gradient
             session.optim_step(_adam(step, total, hyper))
         step += 1
         if work.valid is not None and step in evals:
@@ -307,6 +336,9 @@ class _Supervised(_Work):
         pairs = [self.rows.row(i) for i in batch]
         weight = np.float32(sum(float(weights[1:].sum()) for _, weights in pairs))
         return self.session.futures.forward_backward([_datum(ids, w / weight) for ids, w in pairs]), {}
+
+    def seen(self, output: ForwardOutput) -> dict[str, float]:
+        return {"train_loss": output.loss}  # the weights of a batch add up to 1
 
     def evaluate(self, rows: EncodedRows) -> dict[str, float]:
         loss = weight = 0.0

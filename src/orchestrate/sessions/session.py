@@ -103,7 +103,8 @@ class TrainingSession:
         if error is None:
             self.close()
         else:
-            self._pause("loop_failed", f"your loop raised {type(error).__name__}: {error}")
+            whose = "your loop" if self._record.run.own_loop else "the recipe"
+            self._pause("loop_failed", f"{whose} raised {type(error).__name__}: {error}")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self._record.run.provider} step {self._step}>"
@@ -287,7 +288,7 @@ class TrainingSession:
         with self._lock:
             if self._ended is not None:
                 return
-            told = f'{why}; ft.session(resume="{self.id}") continues'
+            told = f"{why}; {self._record.way_back(raised=code == 'limit')} continues"
             try:
                 if self._step_when_sent():
                     self._save(LAST)

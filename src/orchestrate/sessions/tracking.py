@@ -122,9 +122,9 @@ class Meter:
             self.used += most if use is None else use
             if self._journal is not None:
                 total = self.price.of(sum(self._open.values(), self.used), self._hours())
-                self._journal.append(
-                    PaidRequest(number=number, settled=True, use=use or most, total_usd=total)
-                )
+                done = PaidRequest(number=number, settled=True, use=use or most, total_usd=total)
+                with suppress(OSError):  # on a full disk it stays written down with its maximum
+                    self._journal.append(done)
 
     @property
     def usd(self) -> Decimal:
@@ -394,6 +394,14 @@ class SessionRecord:
     @property
     def hours(self) -> Decimal:
         return Decimal(str(self.seconds)) / 3600
+
+    def way_back(self, *, raised: bool) -> str:
+        """What continues it, with a higher limit where `raised`: a command for a submitted job, else another
+        program's loop."""
+        id = self.run.id
+        if not self.run.own_loop:
+            return f"orchestrate resume {id}{' --max-cost USD' if raised else ''}"
+        return f'ft.session(resume="{id}"{", max_cost_usd=..." if raised else ""})'
 
     def order_now(self) -> SessionOrder:
         """Return the order with the remaining time of its limit."""

@@ -262,10 +262,25 @@ def test_what_a_recipe_does_not_have_is_refused_by_name(ft: Orchestrator, tmp_pa
                 "at least 2",
             ),
             (recipes.rl, asked, {"grader": {"type": "score_model"}}, "score_model"),
+            (recipes.sft, chats, {"learning_rate": -1.0}, "learning_rate"),
+            (recipes.sft, chats, {"learning_rate": float("nan")}, "learning_rate"),
+            (recipes.sft, chats, {"batch_size": 0}, "batch_size"),
+            (recipes.sft, chats, {"epochs": 0}, "epochs"),
+            (recipes.sft, chats, {"epochs": None}, "max_steps"),
+            (recipes.dpo, chats, {"beta": -1.0}, "beta"),
+            (recipes.rl, asked, {"grader": GRADER, "max_new_tokens": 0}, "max_new_tokens"),
+            (recipes.rl, asked, {"grader": GRADER, "objective": "grpo"}, "'grpo'"),
         ):
             with pytest.raises((UsageError, RunFailed), match=told):
                 recipe(s, file, **more)  # type: ignore[operator]
         assert s.step == 0
+
+
+def test_max_steps_alone_decides_how_long_it_trains(ft: Orchestrator, tmp_path: Path) -> None:
+    with opened(ft) as s:
+        last = recipes.sft(s, recipe_rows.chats(tmp_path / "rows.jsonl", 2), max_steps=5, batch_size=2)
+        assert s.step == 5, "more than the default number of epochs"
+    assert last["train_loss"] == pytest.approx(points(ft, s.id)[-1]["train_loss"], rel=1e-6)
 
 
 def test_the_documented_recipes_run(tmp_path: Path) -> None:

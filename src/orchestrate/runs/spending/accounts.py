@@ -23,6 +23,7 @@ from orchestrate.costing.expenses import Expense as Expense
 from orchestrate.costing.expenses import Sum as Sum
 from orchestrate.costing.expenses import cents as cents
 from orchestrate.errors import MissingKey, OrchestrateError
+from orchestrate.profile import session_hosts
 from orchestrate.providers.sessions import SESSION
 from orchestrate.text import count, money
 from orchestrate.types import Deployment, DeploymentState, JobStatus, Record, Run, Standing
@@ -277,7 +278,7 @@ class Spender:
     def _ask(self, name: str, known: Sequence[Run | Deployment], sandbox: bool) -> _AccountAnswer:
         """Never raises: whatever goes wrong with one backend is sent, and hides no other."""
         one = AccountStatus(backend=name, title=name, asked=False, expected=bool(known))
-        if name not in self.backends:
+        if name not in self.backends and name not in session_hosts():  # those are not in `all`
             return _AccountAnswer(
                 msgspec.structs.replace(one, reason="no backend with this name is configured anymore")
             )

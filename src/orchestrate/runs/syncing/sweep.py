@@ -191,10 +191,8 @@ def paused(store: Store, provider: Provider, run: Run) -> None:
         f"ends. Next: orchestrate resume {run.id}, cancel or abandon"
     )
     if run.dormant:
-        told = (
-            "the budget only holds its cost so far; to reserve its limit again: "
-            f'ft.session(resume="{run.id}")'
-        )
+        how = f'ft.session(resume="{run.id}")' if run.own_loop else f"orchestrate resume {run.id}"
+        told = f"the budget only holds its cost so far; to reserve its limit again: {how}"
     _say(store, run, "paused", told)
 
 
