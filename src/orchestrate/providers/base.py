@@ -125,6 +125,8 @@ class Provider(ABC):
     renders_rows: ClassVar[bool] = False
     """Whether training renders rows with the same chat template that counts tokens here, so the counts
     are what is trained."""
+    own_rates: ClassVar[tuple[str, ...]] = ()
+    """Method names of the rates that a quote needs, where they are not those of other hosts."""
     status_map: ClassVar[Mapping[str, JobStatus]]
     """The host's words for a job's status. An unknown one becomes `UNKNOWN`, and is never terminal."""
 
@@ -614,8 +616,12 @@ def lookup(provider: Provider, spec: JobSpec) -> Lookup:
     """Return which rates a quote needs. Raises `SpecError` for a model that the backend does not know."""
     from orchestrate import costing
 
+    resolved = provider.resolve(spec)
+    if provider.own_rates:
+        methods = tuple((method,) for method in provider.own_rates)
+        return costing.Lookup(provider.prices, methods, frozenset({resolved.id, resolved.name}))
     gpu = provider.device() if isinstance(provider, PlansTraining) else None
-    return costing.lookup(spec, provider.resolve(spec), provider.prices, gpu=gpu)
+    return costing.lookup(spec, resolved, provider.prices, gpu=gpu)
 
 
 def lacking(provider: Provider, feature: Feature) -> Unsupported:

@@ -10,7 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
-from orchestrate.errors import OrchestrateError, ProviderError, RunFailed
+from orchestrate.errors import OrchestrateError, ProviderError, RunFailed, SetupError
 from orchestrate.local.job import LocalJob
 from orchestrate.local.run import RunDir, leave
 from orchestrate.providers import rundirs
@@ -24,6 +24,8 @@ from orchestrate.workspace import Workspace
 
 SUBMIT_S, LOOK_S = 120.0, 0.2
 """For the command that started this process to write down the job, and between two looks."""
+LATER = (ProviderError, SetupError, OSError)
+"""Errors that a later try may not meet: of the host, the store, a key, or a full disk."""
 NAME = "job"
 """The recipe's folder in the run."""
 
@@ -51,7 +53,7 @@ def _drive(ws: Workspace, run: RunDir) -> None:
     except Exception as error:
         if session.ended:  # it was paused or cancelled, or its limit was reached: the run says so
             return
-        if isinstance(error, ProviderError | OSError):
+        if isinstance(error, LATER):
             session.__exit__(type(error), error)
             return
         session.fail(error)
@@ -86,7 +88,7 @@ def _settle(run: RunDir, error: Exception) -> None:
     told = JobError(message=f"{error}", code=type(error).__name__)
     state = run.written_state()
     if not state.terminal and state.status != "paused":
-        resumable = isinstance(error, OrchestrateError)
+        resumable = isinstance(error, OrchestrateError | OSError)
         rundirs.settle(run, state, "paused" if resumable else "failed", told.message, error=told)
 
 

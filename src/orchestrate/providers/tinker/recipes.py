@@ -67,6 +67,7 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
     profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = frozenset(Feature) - frozenset(_MISSING)
     missing: ClassVar[Mapping[Feature, str]] = _MISSING
+    own_rates: ClassVar[tuple[str, ...]] = RATES
     status_map: ClassVar[Mapping[str, JobStatus]] = STATUSES
 
     # -- sessions ------------------------------------------------------------------------------------------
@@ -103,7 +104,8 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
         if unknown and not (self.config.near and len(unknown) == len(RATES)):
             raise UsageError(
                 f"the token price at {self.name} is unknown: {', '.join(unknown)}",
-                fix=f"--rate {self.name}:{unknown[0]}=USD_PER_MTOK, or a rate in rates.yaml",
+                fix=f"{' '.join(f'--rate {self.prices}:{one}=USD_PER_MTOK' for one in unknown)}"
+                ", or rates in rates.yaml",
             )
         return found
 
