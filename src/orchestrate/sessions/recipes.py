@@ -285,7 +285,10 @@ def _drive(session: TrainingSession, work: _Work) -> dict[str, float]:
         if sent is None:
             session.skip_step()
         else:
-            values = {**work.seen(sent.result()), **values}  # first: some clients answer a step before its gradient
+            values = {
+                **work.seen(sent.result()),
+                **values,
+            }  # first: some clients answer a step before its gradient
             session.optim_step(_adam(step, total, hyper))
         step += 1
         if work.valid is not None and step in evals:
