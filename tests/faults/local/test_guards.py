@@ -198,14 +198,14 @@ def test_garbage_in_the_newest_checkpoint_costs_some_steps_only(
     (hurt.path / "events.jsonl").write_bytes((hurt.path / "events.jsonl").read_bytes() + b"\xff{")
     assert resume(hurt, nursery.again)
     assert finish(hurt) == "succeeded", hurt.log.read_text()
-    assert any(f"{checkpoints[-1].name} is damaged" in m for m in events(hurt, "checkpoint"))
+    assert any(f"skipped the damaged checkpoint {checkpoints[-1].name}" in m for m in events(hurt, "checkpoint"))
     assert events(hurt, "resumed") == [f"continuing from step {int(checkpoints[-2].name[5:])} of 20"]
     assert curve(hurt) == curve(whole)
 
 
 @pytest.mark.slow
 def test_the_disk_is_looked_at_before_the_first_step(job: LocalJob, home: Path) -> None:  # noqa: F811
-    with pytest.raises(DiskFull, match=r"95 MiB free; .* need 111 MiB"):
+    with pytest.raises(DiskFull, match=r"95 MiB free, but .* need 111 MiB"):
         require(100 * MB - 1, result=20 * MB, checkpoint=40 * MB, kept=3)
     assert require(10_000 * MB, result=20 * MB, checkpoint=40 * MB, kept=3) is None
     warning = require(150 * MB, result=20 * MB, checkpoint=40 * MB, kept=3)

@@ -272,7 +272,7 @@ def test_old_and_new_answer_the_same_prompts(
     assert [m.at for m in results(ft, old.id)] == [found.at]
     page = report(found).save(tmp_path / "r.html").read_text()
     assert "✓ holds" in page and "SANDBOX" in page and "learning_rate_multiplier" in page
-    assert "30 of 30 prompts" in report(found).render("md")
+    assert "30 of 30 of the prompts" in report(found).render("md")
     assert json.loads(report(found).render("json"))["proposal"]["run_id"] == old.id
 
 
