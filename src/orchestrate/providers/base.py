@@ -1,17 +1,13 @@
 """The contract that every backend keeps, built-in or plug-in.
 
 A backend is a `Profile` and the class that it names. It holds a client and never job state: everything about
-a job comes from the host or from the arguments. Methods are synchronous; `orchestrate.AsyncOrchestrator`
-wraps them. A spec is translated once: the other methods get what `translate` gave for it.
+a job comes from the host or from the arguments. Methods are synchronous; `AsyncOrchestrator` wraps them.
 
-`Provider` holds what every backend does. What only some can do is a class of its own below (`Deploys`,
-`Pauses`, `TakesAdapters` ...): a backend inherits from each that it implements, and callers ask with
-`isinstance`, or with `capability`, which raises `Unsupported` and the backend's reason. `FEATURES` says which
-class belongs to which feature; a backend whose `features` say something else cannot be defined.
-
-Errors: every method raises `orchestrate.errors.ProviderError` (mapped from the host's status and code, never
-from a message) or a setup error (`MissingKey`, `MissingExtra`). `create` and `deploy` alone may raise
-`OutcomeUnknown`.
+`Provider` holds what every backend does. What only some can do is a class below (`Deploys`, `Pauses` ...): a
+backend inherits from each that it implements, and callers ask with `isinstance`, or with `capability`, which
+raises `Unsupported` and the backend's reason. `FEATURES` maps features to classes. Methods raise
+`ProviderError` (mapped from the host's status and code, never from a message), `MissingKey` or
+`MissingExtra`; `create` and `deploy` alone also `OutcomeUnknown`.
 """
 
 from __future__ import annotations
@@ -126,7 +122,7 @@ class Provider(ABC):
     """Whether training renders rows with the same chat template that counts tokens here, so the counts
     are what is trained."""
     own_rates: ClassVar[tuple[str, ...]] = ()
-    """Method names of the rates that a quote needs, where they are not those of other hosts."""
+    """Methods of the rates that a quote needs, if they are its own."""
     status_map: ClassVar[Mapping[str, JobStatus]]
     """The host's words for a job's status. An unknown one becomes `UNKNOWN`, and is never terminal."""
 
@@ -617,9 +613,9 @@ def lookup(provider: Provider, spec: JobSpec) -> Lookup:
     from orchestrate import costing
 
     resolved = provider.resolve(spec)
-    if provider.own_rates:
-        methods = tuple((method,) for method in provider.own_rates)
-        return costing.Lookup(provider.prices, methods, frozenset({resolved.id, resolved.name}))
+    if own := provider.own_rates:
+        named = frozenset({resolved.id, resolved.name})
+        return costing.Lookup(provider.prices, tuple((one,) for one in own), named)
     gpu = provider.device() if isinstance(provider, PlansTraining) else None
     return costing.lookup(spec, resolved, provider.prices, gpu=gpu)
 

@@ -396,8 +396,8 @@ class SessionRecord:
         return Decimal(str(self.seconds)) / 3600
 
     def way_back(self, *, raised: bool) -> str:
-        """What continues it, with a higher limit where `raised`: a command for a submitted job, else another
-        program's loop."""
+        """Return what continues it, with a higher limit if `raised`: a command for a submitted job, code for
+        a loop."""
         id = self.run.id
         if not self.run.own_loop:
             return f"orchestrate resume {id}{' --max-cost USD' if raised else ''}"

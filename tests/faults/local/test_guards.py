@@ -198,7 +198,9 @@ def test_garbage_in_the_newest_checkpoint_costs_some_steps_only(
     (hurt.path / "events.jsonl").write_bytes((hurt.path / "events.jsonl").read_bytes() + b"\xff{")
     assert resume(hurt, nursery.again)
     assert finish(hurt) == "succeeded", hurt.log.read_text()
-    assert any(f"skipped the damaged checkpoint {checkpoints[-1].name}" in m for m in events(hurt, "checkpoint"))
+    assert any(
+        f"skipped the damaged checkpoint {checkpoints[-1].name}" in m for m in events(hurt, "checkpoint")
+    )
     assert events(hurt, "resumed") == [f"continuing from step {int(checkpoints[-2].name[5:])} of 20"]
     assert curve(hurt) == curve(whole)
 

@@ -164,7 +164,7 @@ def test_a_finished_run_is_what_the_next_quote_is_fitted_to(tmp_path: Path, prov
     data = TrainingData.open(str(train), None)
     told = provider.translate(spec)
     before = provider.quote(spec, data, told, built_in())
-    assert any("modeled for 1 CPU thread" in line for line in before.assumptions)
+    assert any("estimated for 1 CPU thread" in line for line in before.assumptions)
     session = make_session(
         provider.home,
         train,
