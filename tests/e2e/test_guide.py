@@ -30,7 +30,7 @@ STEPS: list[tuple[str, str]] = [
     ),
     ("orchestrate advise train.jsonl --base-score 0.8 --target 0.9 --goal format", "80%"),
     ("orchestrate advise few.jsonl --private", "few-shot"),
-    (f"orchestrate quote {TRAFFIC}", "Over 6 months"),
+    (f"orchestrate quote {TRAFFIC}", "over 6 months"),
     (f"orchestrate advise train.jsonl --goal domain --latency-ms 300 {TRAFFIC}", "1,000-5,000"),
     ("orchestrate check --set private=true", "local: ready"),
     ("orchestrate plan --set adapter=full -p local", "gradients"),

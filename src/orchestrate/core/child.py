@@ -92,6 +92,7 @@ class Child:
             raise
         self._closed = False
         self._lines: queue.Queue[bytes] = queue.Queue(AHEAD)
+        self._closing = threading.Lock()
         self._reader = threading.Thread(target=self._read, daemon=True, name=name)
         self._reader.start()
 
@@ -176,7 +177,8 @@ class Child:
         if self._reader.is_alive():
             self._put(b"")
         if self._words is not None:
-            self._words.close()
+            with self._closing:  # two threads may close it at once: its last user, and who saw it end
+                self._words.close()
 
     def _ended(self) -> Ended:
         if self._closed:
