@@ -120,7 +120,7 @@ def test_pairs_from_the_page_to_training_rows(
         while shown["done"] < 3:
             shown = act(link, action="rate", task=shown["task"], choice=better(shown, tuned), note=ESCAPES)
     err = end(child)
-    assert "rated: ann 3, bo 3, of 3" in err and "1 pair of identical answers" in err
+    assert "rated: ann 3, bo 3 of 3" in err and "1 pair of identical answers" in err
     found = cli("review", run_id, "--results", "--json")
     result = msgspec.convert(found.json, ReviewResult, strict=False)
     [pair] = result.pairs
@@ -131,7 +131,7 @@ def test_pairs_from_the_page_to_training_rows(
         "88% (" in shown.out and "ann 3 of 3, bo 3 of 3" in shown.err and "\x1b" not in shown.out + shown.err
     )
     compared = cli("compare", run_id, "--format", "md")
-    assert "People preferred run to base tiny in 88% (" in compared.out and "2 raters" in compared.out
+    assert "People preferred run over base tiny in 88% (" in compared.out and "2 raters" in compared.out
     rows = cli("data", "from-review", told["review"], "-o", "dpo.jsonl", "--json")
     assert msgspec.convert(rows.json, FromReview).rows == 3 and Dataset.open(tmp_path / "dpo.jsonl").rows == 3
     kto = cli("data", "from-review", told["review"], "-o", "kto.jsonl", "--as", "kto")

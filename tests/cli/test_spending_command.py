@@ -150,7 +150,7 @@ def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(
     sandbox.fault("openai", "no_list", count=0)
     blind = cli(*ignored, **sandbox.env)
     sandbox.clear_faults()
-    assert blind.code == 4 and "openai could not be checked: the response" in blind.err
+    assert blind.code == 4 and "openai could not be checked: could not parse the response" in blind.err
     assert "at least" in blind.out and "1 account could not be fully checked" in blind.out
 
 
