@@ -154,7 +154,7 @@ class SessionDesk:
         self._failed: tuple[float, str] = (-math.inf, "")
         """When it could not be started, and why."""
         self._snapshots = home / "snapshots" / secrets.token_hex(8)
-        self._lock = FileLock(private_folder(home / "snapshots") / f"{self._snapshots.name}.lock")
+        self._lock = FileLock(private_folder(home / "snapshots") / f"{self._snapshots.name}.lock", mode=0o600)
 
     # -- the process ---------------------------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ class SessionDesk:
         for kind in self.home.glob("weights/*/*/*"):
             recover_folders(kind)
         for lock in self._snapshots.parent.glob("*.lock"):
-            with suppress(Timeout), FileLock(lock, timeout=0):
+            with suppress(Timeout), FileLock(lock, timeout=0, mode=0o600):
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
                 lock.unlink(missing_ok=True)
 
