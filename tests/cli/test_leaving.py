@@ -88,7 +88,7 @@ def test_a_whole_account_moves_by_a_plan(cli: Cli, run: str, tmp_path: Path) -> 
     unused = cli(*everything, "--rate", "fireworks:dpo=1")
     assert unused.code == 2 and not (tmp_path / "plan.yaml").exists(), "a rate that changes no price"
     written = cli(*everything, "--model", "openai=gpt-4.1-mini")
-    assert written.code == 0 and "1 run, of which 1 can be migrated" in written.err, written.err
+    assert written.code == 0 and "1 run, 1 of which can be migrated" in written.err, written.err
     assert cli(*everything).code == 2, "what a person may have edited is not overwritten"
     plan = (tmp_path / "plan.yaml").read_text()
     assert "gpt-4.1-mini" in plan and f"run: {run}" in plan and "# fireworks: qwen3.5-9b" in plan
