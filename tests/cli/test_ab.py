@@ -109,7 +109,9 @@ def test_the_page_is_what_happens(
         printed = StringIO()
         with redirect_stdout(printed):
             exec(block("library").replace("8100", str(port)), {})
-        assert printed.getvalue().startswith("running {") and "of the 200 required users" in printed.getvalue()
+        assert (
+            printed.getvalue().startswith("running {") and "of the 200 required users" in printed.getvalue()
+        )
 
         status = cli("ab", "status", "support-bot", "-o", "report.html", "--json")
         jsonschema.validate(status.json, of("ab status"))
