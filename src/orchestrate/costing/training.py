@@ -471,7 +471,7 @@ def _quote_rft(
     provider: str, resolved: ModelOnHost, hours: Decimal | None, prices: Prices, factor: Decimal
 ) -> Quote:
     rate = prices.of("rft", resolved, gpu="H100")
-    dearer = f", times {factor} for the chosen region" if factor != 1 else ""
+    surcharge = f", times {factor} for the chosen region" if factor != 1 else ""
     if rate is None or hours is None:
         each = f" at {text.rate(rate.usd)} per hour" if rate else ""
         return Quote(
@@ -484,7 +484,7 @@ def _quote_rft(
     return summed(
         provider=provider,
         model=resolved.name,
-        lines=[line("training", hours * factor, rate, note=f"the hours you set, on H100{dearer}")],
+        lines=[line("training", hours * factor, rate, note=f"the hours you set, on H100{surcharge}")],
         assumptions=[f"{hours} GPU-hours, your own estimate", "excludes the tokens of a model grader"],
         warnings=[*resolved.warnings, *_rate_warnings(rate, prices.on)],
     )

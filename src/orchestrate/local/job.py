@@ -11,6 +11,8 @@ from orchestrate.types import Record
 CLIP_LOW, CLIP_HIGH = 0.8, 1.2
 """Bounds of the ratio for `ppo`, `cispo` and `gspo` in a session if the request sets none."""
 DRO_BETA = 0.05
+LEARNING_RATES = {"sft": 2e-4, "dpo": 2e-5, "rft": 1e-5}
+"""Of an adapter, by the method, if the spec sets none."""
 DEFAULT_SAMPLES = 8
 """Answers sampled for each prompt in reinforcement fine-tuning, as in TRL."""
 

@@ -155,6 +155,8 @@ LOSSES: Mapping[str, Mapping[str, float]] = {
     "dro": {"beta": DRO_BETA},
 }
 """Losses that have one formula here and at hosts, with their settings. All settings are always sent."""
+OBJECTIVES = (*(name for name in LOSSES if name != "cross_entropy"), "gspo")
+"""Losses of sampled answers. A backend may lack one."""
 
 
 def loss_settings(

@@ -33,6 +33,7 @@ from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.objectives.grading import Grade, Grader, refusal
 from orchestrate.local.run.schedule import learning_rate, spread
 from orchestrate.profile import this_machine
+from orchestrate.providers.sessions import OBJECTIVES
 from orchestrate.spec import JobSpec
 from orchestrate.types import OWN_LOOP, Severity, decoding
 
@@ -56,8 +57,6 @@ EPSILON = 1e-4
 """Added to the standard deviation of a group's rewards, as in jobs on this machine."""
 OBJECTIVE = "importance_sampling"
 """The loss of sampled answers where nothing else is said."""
-OBJECTIVES = ("importance_sampling", "ppo", "cispo", "dro", "gspo")
-"""Losses of sampled answers. A backend may lack one."""
 READ_ROWS = 64
 """Rows of one request that needs no gradient."""
 
@@ -285,10 +284,8 @@ def _drive(session: TrainingSession, work: _Work) -> dict[str, float]:
         if sent is None:
             session.skip_step()
         else:
-            values = {
-                **work.seen(sent.result()),
-                **values,
-            }  # first: some clients answer a step before its gradient
+            answer = sent.result()  # first: some clients answer a step before its gradient
+            values = {**work.seen(answer), **values}
             session.optim_step(_adam(step, total, hyper))
         step += 1
         if work.valid is not None and step in evals:

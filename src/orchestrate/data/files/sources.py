@@ -211,10 +211,12 @@ def _explained(url: str, protocol: str, error: Exception) -> OrchestrateError:
     if any(isinstance(one, socket.gaierror) for one in chain):
         return _again(
             f"cannot read {shown(url)}: cannot resolve {place}, or there is no network",
-            "check the address",
+            "check the address, then try again",
         )
     if any(isinstance(one, ConnectionRefusedError) for one in chain):
-        return _again(f"cannot read {shown(url)}: {place} refused the connection", "check the address")
+        return _again(
+            f"cannot read {shown(url)}: {place} refused the connection", "check the address, then try again"
+        )
     if any(isinstance(one, ConnectionError | TimeoutError) or _is(one, _BROKEN) for one in chain):
         return _again(f"cannot read {shown(url)}: lost the connection to {place}", "try again")
     if isinstance(error, FileNotFoundError):
@@ -242,7 +244,7 @@ def _is(error: BaseException, names: frozenset[str]) -> bool:
 
 
 def _again(message: str, fix: str) -> DataError:
-    error = DataError(message, fix=f"{fix}; retrying may help")
+    error = DataError(message, fix=fix)
     error.retryable = True
     return error
 
@@ -257,7 +259,7 @@ def _by_status(url: str, place: str, status: int) -> OrchestrateError:
             fix="set the environment variables with its credentials, or use a signed URL",
         )
     if status in _BUSY:
-        return _again(f"{what}{place} answered {status}", "wait a moment")
+        return _again(f"{what}{place} answered {status}", "wait a moment, then try again")
     return DataError(f"{what}{place} answered {status}", fix="check the address")
 
 

@@ -13,17 +13,16 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from orchestrate.core.child import Ended
-from orchestrate.core.files import private_folder, recover_folders, write_whole
+from orchestrate.core.files import locked, private_folder, recover_folders, write_whole
 from orchestrate.errors import OrchestrateError
 from orchestrate.http.wire import HostError
 from orchestrate.local.answers.worker import TRAINS, ModelProcess, array_of
@@ -154,7 +153,7 @@ class SessionDesk:
         self._failed: tuple[float, str] = (-math.inf, "")
         """When it could not be started, and why."""
         self._snapshots = home / "snapshots" / secrets.token_hex(8)
-        self._lock = FileLock(private_folder(home / "snapshots") / f"{self._snapshots.name}.lock", mode=0o600)
+        self._held = ExitStack()
 
     # -- the process ---------------------------------------------------------------------------------------
 
@@ -167,16 +166,17 @@ class SessionDesk:
 
     def _clear(self) -> None:
         """Samplers without a name go with the server that made them, also with one that was killed."""
-        self._lock.acquire()
+        folder = private_folder(self._snapshots.parent)
+        self._held.enter_context(locked(folder / f"{self._snapshots.name}.lock"))
         for kind in self.home.glob("weights/*/*/*"):
             recover_folders(kind)
-        for lock in self._snapshots.parent.glob("*.lock"):
-            with suppress(Timeout), FileLock(lock, timeout=0, mode=0o600):
-                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-                lock.unlink(missing_ok=True)
+        for lock in folder.glob("*.lock"):
+            with locked(lock, keep=False) as left_behind:
+                if left_behind:
+                    shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
 
     def close(self) -> None:
-        self._lock.release()
+        self._held.close()
         shutil.rmtree(self._snapshots, ignore_errors=True)
         if self._child is not None:
             self._child.close()

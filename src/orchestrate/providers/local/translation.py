@@ -16,7 +16,7 @@ from orchestrate.data.tokens import counting, tokenizer_files
 from orchestrate.data.tokens.chat_templates import reads, require_template
 from orchestrate.errors import ConfigError, DataError, SetupError, SpecError, UsageError
 from orchestrate.local import model as engines
-from orchestrate.local.job import DEFAULT_SAMPLES, Hyper
+from orchestrate.local.job import DEFAULT_SAMPLES, LEARNING_RATES, Hyper
 from orchestrate.local.model import files
 from orchestrate.local.objectives import grading, isolation
 from orchestrate.local.plan import fitting
@@ -302,7 +302,6 @@ def _of(model: str) -> object:
     return tokenizer_files.chat_templates(counting.folder_of(name)) if name.startswith("hf:") else None
 
 
-LEARNING_RATES = {"sft": 2e-4, "dpo": 2e-5, "rft": 1e-5}
 FULL_LEARNING_RATES = {"sft": 1e-5, "dpo": 1e-6, "rft": 1e-6}
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from orchestrate import catalog
 from orchestrate.errors import UsageError
-from orchestrate.local.job import DEFAULT_SAMPLES, Hyper
+from orchestrate.local.job import DEFAULT_SAMPLES, LEARNING_RATES, Hyper
 from orchestrate.local.objectives import grading
+from orchestrate.providers.sessions import OBJECTIVES
 from orchestrate.providers.settings import KTO_ONLY, UNPAIRED, Rows
 from orchestrate.providers.tinker import PROFILE
 from orchestrate.spec import RFT, JobSpec
@@ -17,8 +18,6 @@ from orchestrate.types import Translation
 RANK, ALPHA = 32, 32
 """The rank where the spec names none, and the alpha of every adapter: with it, one learning rate suits all
 ranks (Thinking Machines, "LoRA Without Regret", 2025)."""
-LEARNING_RATES = {"sft": 2e-4, "dpo": 2e-5, "rft": 1e-5}
-"""As on this machine, so that a spec trains the same here and there."""
 BATCH, EPOCHS = 16, 3
 OPTIONS: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
     "objective": ("objective", str),
@@ -27,7 +26,6 @@ OPTIONS: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
     "recovery_seconds": ("hyper.recovery_seconds", (int, float)),
 }
 """`provider_options.tinker`: where each is written, and its type."""
-OBJECTIVES = ("importance_sampling", "ppo", "cispo", "dro", "gspo")
 RFT_ONLY = ("objective", "max_new_tokens", "grader_seconds")
 _WITHOUT: Mapping[str, str] = {
     "adapter.dropout": "adapters at Tinker have no dropout",

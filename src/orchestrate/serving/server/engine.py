@@ -23,7 +23,7 @@ from orchestrate.types.serving import AdapterCost
 
 _log = logging.getLogger(__name__)
 LONGEST_REST_S = 60
-"""Seconds between attempts to start a failing process, and the longest wait that clients are told."""
+"""Seconds between attempts to start a failing process, and the maximum wait reported to clients."""
 
 
 class EngineLost(Exception):
