@@ -56,7 +56,7 @@ LOOKED_FOR = ("unknown-target", "names-not-looked-at", "setting-refused")
             "no target is named v_prj; did you mean v_proj?",
         ),
         ({"exclude_modules": "(q|k)_proj"}, "exclude_modules", "no target is named (q|k)_proj"),
-        ({"targets": ["q_proj"], "exclude_modules": ["v_proj"]}, "exclude_modules", "is called v_proj"),
+        ({"targets": ["q_proj"], "exclude_modules": ["v_proj"]}, "exclude_modules", "is named v_proj"),
         ({"targets": ["q_proj"], "exclude_modules": ["q_proj"]}, "exclude_modules", "excludes every target"),
         ({"rank_pattern": {"q_prj": 4}}, "rank_pattern", "no target matches q_prj"),
         ({"rank_pattern": {"q_proj": 4}, "exclude_modules": ["q_proj"]}, "rank_pattern", "matches q_proj"),
