@@ -102,6 +102,16 @@ def test_the_adapter_that_is_switched_on_answers(tmp_path: Path) -> None:
     assert logits.requires_grad, "training keeps the library's pass"
 
 
+@pytest.mark.parametrize("kept", [1, 2, 8, 9])
+def test_the_last_positions_see_what_is_before_them_alone(kept: int, tmp_path: Path) -> None:
+    inner, plain = loaded("llama", tmp_path / "m"), loaded("llama", tmp_path / "m")
+    assert quicken(inner) is not None
+    ids = torch.tensor([PROMPTS[1]])
+    with torch.inference_mode():
+        found = inner(input_ids=ids, logits_to_keep=kept, use_cache=False).logits
+        torch.testing.assert_close(found, plain(ids, logits_to_keep=kept).logits)
+
+
 def test_another_shape_keeps_the_pass_of_the_library(tmp_path: Path) -> None:
     assert quicken(loaded("gpt2", tmp_path / "g")) is None
     odd = loaded("llama", tmp_path / "m")
