@@ -84,7 +84,7 @@ class Made:
 def make(home: Path) -> Made:
     """The GGUF adapter by the command, as its users make it; the rest by what is below it."""
     base = own_base(home / "base")
-    tuned = TunedModel("tuned", random_adapter(home / "adapter", 1, base), str(base), "adapter")
+    tuned = TunedModel("tuned", random_adapter(home / "adapter", 8, base), str(base), "adapter")
     given = {"base": str(base), "tuned": str(tuned.folder)}
     [sheet] = ask_all([{"task": "sheet", "precision": "fp32", **given}])
     plain = base_gguf(tuned, home / "base.gguf", WeightOptions(dtype="fp32"))

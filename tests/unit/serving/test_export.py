@@ -178,7 +178,7 @@ def test_an_adapter_whose_configuration_is_broken_is_refused_with_its_folder(
     ("form", "said"),
     [
         ("peft", b"the disk is full"),
-        pytest.param("merged", b"weights could not be written", marks=pytest.mark.slow),
+        pytest.param("merged", b"could not write the weights", marks=pytest.mark.slow),
     ],
 )
 def test_a_full_disk_leaves_nothing_and_is_told_as_one(

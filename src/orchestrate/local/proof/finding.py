@@ -146,7 +146,6 @@ def _canaries(models: BaseAndTuned, candidates: Sequence[tuple[ProbePrompt, list
         if said.text != tuned[i].text
         and tuned[i].text.strip()
         and _margin(tuned[i], said, read) > CLEAR
-        and _margin(said, tuned[i], before[i]) > CLEAR
     ]
     return _ended(models, found[:CANARIES])
 
