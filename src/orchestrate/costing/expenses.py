@@ -227,6 +227,35 @@ class Expense(Record, frozen=True, kw_only=True):
     zero."""
     abandoned: bool = False
     """Whether the user abandoned it. The sums then include the last known amount of its bill."""
+    runs: int = 1
+    """The number of runs that it stands for. See `Merged`."""
+
+
+class Merged:
+    """Expenses of runs as they come, with those added up that no report tells apart: memory is taken for each
+    group, not for each run."""
+
+    def __init__(self) -> None:
+        self._merged: dict[object, Expense] = {}
+        self._own: list[Expense] = []
+
+    def add(self, one: Expense) -> None:
+        if not one.known or one.abandoned:  # reports name it
+            self._own.append(one)
+            return
+        key = one.backend, one.account, one.month, tuple(one.tags.items()), one.project, one.person
+        before = self._merged.get(key)
+        if before is not None:
+            one = msgspec.structs.replace(
+                before,
+                spent_usd=before.spent_usd + one.spent_usd,
+                committed_usd=before.committed_usd + one.committed_usd,
+                runs=before.runs + one.runs,
+            )
+        self._merged[key] = one
+
+    def all(self) -> list[Expense]:
+        return [*self._merged.values(), *self._own]
 
 
 class Sum(Record, frozen=True, kw_only=True):
@@ -246,13 +275,13 @@ class Sum(Record, frozen=True, kw_only=True):
 
 
 def of_run(run: Run, now: datetime) -> Expense:
-    money = spending(msgspec.structs.replace(run, sandbox=False))
+    money = spending(msgspec.structs.replace(run, sandbox=False) if run.sandbox else run)
     at = (run.finished_at or run.updated_at) if run.status.terminal else now
     return Expense(
         id=run.id,
         backend=run.provider,
         account=run.account,
-        month=f"{at:%Y-%m}",
+        month=f"{at.year:04}-{at.month:02}",
         tags=run.tags,
         project=run.tags.get("project") or _wandb_project(run),
         person=run.made_by,
@@ -358,7 +387,7 @@ def total(expenses: Iterable[Expense], key: str = "total") -> Sum:
         key=key,
         spent_usd=sum((e.spent_usd for e in found), Decimal(0)),
         committed_usd=sum((e.committed_usd for e in found), Decimal(0)),
-        runs=sum(e.kind == "run" for e in found),
+        runs=sum(e.runs for e in found if e.kind == "run"),
         deployments=len({e.id for e in found if e.kind == "deployment"}),
         requests=sum(e.requests for e in found),
         unknown=tuple(dict.fromkeys(e.id for e in found if not e.known)),

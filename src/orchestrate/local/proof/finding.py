@@ -143,9 +143,7 @@ def _canaries(models: BaseAndTuned, candidates: Sequence[tuple[ProbePrompt, list
             apart=apart[i],
         )
         for i, said, read in zip(order, base, after, strict=True)
-        if said.text != tuned[i].text
-        and tuned[i].text.strip()
-        and _margin(tuned[i], said, read) > CLEAR
+        if said.text != tuned[i].text and tuned[i].text.strip() and _margin(tuned[i], said, read) > CLEAR
     ]
     return _ended(models, found[:CANARIES])
 

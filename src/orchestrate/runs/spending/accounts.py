@@ -25,12 +25,12 @@ from orchestrate.costing.expenses import cents as cents
 from orchestrate.errors import MissingKey, OrchestrateError
 from orchestrate.profile import session_hosts
 from orchestrate.providers.sessions import SESSION
+from orchestrate.store.listing import RunQuery
 from orchestrate.text import count, money
 from orchestrate.types import Deployment, DeploymentState, JobStatus, Record, Run, Standing
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
-    from orchestrate.store.ledger import AnswerSpending
     from orchestrate.store.store import Store
 
 _AT_ONCE = 8
@@ -171,22 +171,51 @@ class SpendingReport(Record, frozen=True, kw_only=True):
         return bool(self.unpriced or self.gaps)
 
 
-@dataclass(frozen=True)
 class _StoredRuns:
-    """What the store has, newest first."""
+    """What the store has: runs are read once and a page at a time, and only those that may still bill are
+    kept."""
 
-    runs: Sequence[Run]
-    deployments: Sequence[Deployment]
-    time_of: Callable[[Deployment], datetime]
-    """Current time, as used for a deployment's age."""
-    answers: Sequence[AnswerSpending]
-
-    def expenses(self, now: datetime) -> list[Expense]:
-        of = {run.id: run for run in self.runs}
-        found = [expenses.of_run(run, now) for run in self.runs]
+    def __init__(self, store: Store, now: datetime, *, sandbox: bool, offline: bool) -> None:
+        self._store = store
+        self.time_of = store.deployments.time_of
+        """Current time, as used for a deployment's age."""
+        self.deployments = [one for one in store.deployments.matching() if one.sandbox is sandbox]
+        self.backends: set[str] = set()
+        self.open: list[Run] = []
+        self._by_ref: dict[str, str] = {}
+        self._by_job: dict[str, str] = {}
+        merged = expenses.Merged()
+        for run in store.listing.each(RunQuery(sandbox=sandbox)):
+            merged.add(expenses.of_run(run, now))
+            self.backends.add(run.provider)
+            if not run.status.terminal:
+                self.open.append(run)
+            if not offline:
+                self._by_ref[run.ref.lower()] = run.id
+                if run.job_id:
+                    self._by_job[run.job_id.lower()] = run.id
+        of = {run.id: run for run in store.runs.of_ids({one.run_id for one in self.deployments})}
+        self.expenses = merged.all()
         for one in self.deployments:
-            found += expenses.of_deployment(one, of.get(one.run_id), self.time_of(one))
-        return found + [one.expense() for one in self.answers]
+            run = of.get(one.run_id)
+            self.expenses += expenses.of_deployment(
+                one, run if run and run.sandbox is sandbox else None, self.time_of(one)
+            )
+        if not sandbox:
+            self.expenses += [one.expense() for one in store.ledger.answers()]
+
+    def of_refs(self, refs: Iterable[str]) -> dict[str, Run]:
+        """Return runs by their refs, in lowercase."""
+        return self._found(self._by_ref, refs)
+
+    def of_names(self, names: Iterable[str]) -> dict[str, Run]:
+        """Return runs by their job ids and refs, in lowercase. A job id comes first."""
+        return self._found(self._by_ref | self._by_job, names)
+
+    def _found(self, known: Mapping[str, str], names: Iterable[str]) -> dict[str, Run]:
+        ids = {name: known[name] for name in names if name in known}
+        runs = {run.id: run for run in self._store.runs.of_ids(ids.values())}
+        return {name: runs[id] for name, id in ids.items() if id in runs}
 
 
 @dataclass(frozen=True)
@@ -222,13 +251,8 @@ class Spender:
         """Report what was spent, what is committed and what is still billed. Raises `UsageError` for an
         unknown month or grouping."""
         now = self.store.clock.now()
-        books = _StoredRuns(
-            [run for run in self.store.runs.matching() if run.sandbox is sandbox],
-            [one for one in self.store.deployments.matching() if one.sandbox is sandbox],
-            self.store.deployments.time_of,
-            () if sandbox else self.store.ledger.answers(),
-        )
-        every = books.expenses(now)
+        books = _StoredRuns(self.store, now, sandbox=sandbox, offline=offline)
+        every = books.expenses
         chosen = expenses.in_month(every, month)
         used = expenses.total(every)
         budget = None if sandbox else self.budget_usd
@@ -242,7 +266,13 @@ class Spender:
             uncounted=tuple(
                 dict.fromkeys(e.id for e in every if not (e.known or e.abandoned or e.id in ignore))
             ),
-            stalled=tuple(sorted(self.store.watching.stalled() & {run.id for run in books.runs})),
+            stalled=tuple(
+                sorted(
+                    run.id
+                    for run in self.store.runs.of_ids(self.store.watching.stalled())
+                    if run.sandbox is sandbox
+                )
+            ),
             breakdown=tuple(Breakdown(by=b, groups=tuple(expenses.grouped(chosen, b))) for b in by),
             offline=offline,
         )
@@ -265,19 +295,21 @@ class Spender:
         )
 
     def _ask_all(self, books: _StoredRuns, sandbox: bool) -> list[_AccountAnswer]:
-        of: dict[str, list[Run | Deployment]] = {name: [] for name in self.backends}
-        for one in [*books.runs, *books.deployments]:
-            of.setdefault(one.provider, []).append(one)
+        names = dict.fromkeys(
+            [*self.backends, *sorted(books.backends), *(d.provider for d in books.deployments)]
+        )
         with ThreadPoolExecutor(_AT_ONCE, "spending") as threads:
-            asked = [threads.submit(self._ask, name, of[name], sandbox) for name in of]
+            asked = [threads.submit(self._ask, name, books, sandbox) for name in names]
             with work("asking the backends what is still being billed") as told:
                 for done, _ in enumerate(as_completed(asked), 1):
                     told(done, len(asked))
             return [answer.result() for answer in asked]
 
-    def _ask(self, name: str, known: Sequence[Run | Deployment], sandbox: bool) -> _AccountAnswer:
+    def _ask(self, name: str, books: _StoredRuns, sandbox: bool) -> _AccountAnswer:
         """Never raises: whatever goes wrong with one backend is sent, and hides no other."""
-        one = AccountStatus(backend=name, title=name, asked=False, expected=bool(known))
+        known = [one for one in (*books.open, *books.deployments) if one.provider == name]
+        expected = bool(known) or name in books.backends
+        one = AccountStatus(backend=name, title=name, asked=False, expected=expected)
         if name not in self.backends and name not in session_hosts():  # those are not in `all`
             return _AccountAnswer(
                 msgspec.structs.replace(one, reason="no backend with this name is configured anymore")
@@ -313,7 +345,7 @@ class Spender:
             elsewhere=elsewhere,
         )
         items = tuple(msgspec.structs.replace(item, payload={}) for item in billing.items)
-        up = [one for one in known if isinstance(one, Run) and one.ref.lower() in seen]
+        up = [run for run in books.of_refs(seen).values() if run.provider == name]
         left = {one.id: why for one in up if (why := left_session(backend, one)) is not None}
         return _AccountAnswer(told, backend.config.base_url or backend.kind, items, left)
 
@@ -353,12 +385,12 @@ def _may_bill(one: Run | Deployment) -> bool:
 
 
 def _owned(
-    answers: Iterable[_AccountAnswer], books: _StoredRuns, ignore: Collection[str], now: datetime
+    answers: Sequence[_AccountAnswer], books: _StoredRuns, ignore: Collection[str], now: datetime
 ) -> list[Found]:
     """List each billed item once, even if two keys of one account show it, with its owner. The most expensive
     come first."""
-    run_of = {run.ref.lower(): run for run in books.runs}
-    run_of |= {run.job_id.lower(): run for run in books.runs if run.job_id}
+    items = [item for answer in answers for item in answer.items]
+    run_of = books.of_names(word.lower() for item in items for word in (item.job_id, item.name) if word)
     deployment_of = {one.job_id.lower(): one for one in reversed(books.deployments)}
     found: dict[tuple[str, str, str], Found] = {}
     for answer in answers:
