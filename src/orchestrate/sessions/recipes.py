@@ -28,7 +28,7 @@ from orchestrate.data.tokens.hub_tokens import of_transformers, opened
 from orchestrate.errors import DataError, RunFailed, SpecError, UsageError
 from orchestrate.local.encoding import Rules, Template
 from orchestrate.local.encoding.encoded import EncodedRows, encode_file, encode_prompts, open_prompts
-from orchestrate.local.job import Hyper, Method, Preferences, Reinforcement, Supervised
+from orchestrate.local.job import DRO_BETA, Hyper, Method, Preferences, Reinforcement, Supervised
 from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.objectives.grading import Grade, Grader, refusal
 from orchestrate.local.run.schedule import learning_rate, spread
@@ -471,20 +471,31 @@ class _Sampled(_Work):
         self, answers: Sequence[_Answer], advantages: Sequence[np.ndarray[Any, Any]]
     ) -> Future[ForwardOutput] | None:
         """Send the answers, each token with its advantage, divided by the number of tokens."""
-        tokens = sum(len(one.drawn.tokens) for one in answers)
+        self._sent = list(answers)
+        if not any(one.any() for one in advantages):  # momentum alone would carry the weights away
+            return None
+        loss, tokens = self.job.loss, sum(len(one.drawn.tokens) for one in answers)
+        asked = self._prompts(answers) if loss == "dro" else {}
         data: list[dict[str, Any]] = []
         for one, advantage in zip(answers, advantages, strict=True):
             before, ids = [0.0] * (len(one.prompt) - 1), [*one.prompt, *one.drawn.tokens]
             inputs = {
                 "target_tokens": ids[1:],
-                "logprobs": [*before, *one.drawn.logprobs],
+                "logprobs": [*asked.get(one.row, before), *one.drawn.logprobs],
                 "advantages": [*before, *(advantage / tokens)],
             }
+            if loss == "gspo":  # the ratio is that of the answer alone
+                inputs["sequence_ratio_mask"] = [*before, *[1.0] * len(one.drawn.tokens)]
             data.append({"model_input": ids[:-1], "loss_fn_inputs": inputs})
-        self._sent = list(answers)
-        if not any(one.any() for one in advantages):  # momentum alone would carry the weights away
-            return None
-        return self.session.futures.forward_backward(data, self.job.loss)
+        config = {"beta": DRO_BETA / tokens} if loss == "dro" else None
+        return self.session.futures.forward_backward(data, loss, config)
+
+    def _prompts(self, answers: Sequence[_Answer]) -> dict[int, list[float | None]]:
+        """Return the log-probabilities of the prompts, for a loss that pulls all tokens towards those that
+        are sent with it."""
+        prompts = {one.row: one.prompt for one in answers if len(one.prompt) > 1}
+        sent = {row: self.session.futures.logprobs(prompt) for row, prompt in prompts.items()}
+        return {row: future.result()[1:] for row, future in sent.items()}
 
     def seen(self, output: ForwardOutput) -> dict[str, float]:
         """Compare sampling and training on the answers alone: the prompts were not sampled."""

@@ -22,6 +22,7 @@ from tests.unit.sessions.recipe_rows import GRADER, HALF, SETTINGS
 
 from orchestrate import Orchestrator, UsageError, sandbox
 from orchestrate.errors import RunFailed
+from orchestrate.providers.sessions import OBJECTIVES
 from orchestrate.sessions import recipes
 
 # torch describes its types in part only.
@@ -137,7 +138,7 @@ def norm_of(model: Any, loss: Any) -> float:
     return float(torch.stack([g.norm() for g in gradients if g is not None]).norm())
 
 
-@pytest.mark.parametrize("objective", ["importance_sampling", "ppo"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_rl_has_the_gradient_of_grpo_by_hand(
     ft: Orchestrator, tmp_path: Path, drawn: list[tuple[list[int], Any]], objective: str
 ) -> None:
@@ -165,11 +166,8 @@ def test_rl_has_the_gradient_of_grpo_by_hand(
         rewards += group.tolist()
         advantages = (group - group.mean()) / (group.std() + 1e-4)
         for one, advantage in zip(answers, advantages, strict=True):
-            ratio = (log_p(model, prompt, one.tokens) - torch.tensor(one.logprobs)).exp()
-            gained = ratio * advantage
-            if objective == "ppo":
-                gained = torch.minimum(gained, ratio.clamp(0.8, 1.2) * advantage)
-            loss = loss - gained.sum() / count
+            now, then = log_p(model, prompt, one.tokens), torch.tensor(one.logprobs)
+            loss = loss - gained(objective, now, then, advantage).sum() / count
     [point] = points(ft, s.id)
     assert len(drawn) == 2 and len(set(rewards)) > 1, "rewards that tell nothing apart judge nothing"
     assert point["train_reward"] == pytest.approx(sum(rewards) / len(rewards), abs=1e-6)
@@ -177,6 +175,20 @@ def test_rl_has_the_gradient_of_grpo_by_hand(
     assert point["grad_norm"] == pytest.approx(norm_of(model, loss), rel=1e-4)
     assert point["train_answer_tokens"] == count / 8
     assert point["sampled_logprob_difference"] < 1e-4, "of the answers, not of the prompts"
+
+
+def gained(objective: str, now: Any, then: Any, advantage: Any) -> Any:
+    """By the formulas of the papers, for each token of an answer."""
+    ratio = (now - then).exp()
+    if objective == "importance_sampling":
+        return ratio * advantage
+    if objective == "cispo":
+        return ratio.detach().clamp(0.8, 1.2) * now * advantage
+    if objective == "dro":
+        return now * advantage - 0.05 / 2 * (now - then) ** 2
+    if objective == "gspo":
+        ratio = (now.detach() - then).mean().exp() * (now - now.detach()).exp()
+    return torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
 
 
 def overlap(text: str) -> float:

@@ -68,9 +68,10 @@ def _tokens(work: PlannedJob, size: JobSize) -> dict[str, _Tokens]:
         drawn = [samples * size.rows * passes * one for one in answers]
         judged = [size.validation_rows * size.evals * one for one in answers]
         prompts = size.train_tokens * passes
+        times = 2 if work.translation.body.get("objective") == "dro" else 1  # to sample, and for the loss
         return {
             "train": _Tokens(Decimal(0), *(samples * prompts + one for one in drawn[1:])),
-            "prefill": _Tokens(*[prompts + read] * 3),
+            "prefill": _Tokens(*[times * prompts + read] * 3),
             "sample": _Tokens(*(one + other for one, other in zip(drawn, judged, strict=True))),
         }
     trained = size.train_tokens * passes
