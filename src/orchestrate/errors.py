@@ -183,9 +183,10 @@ class ProjectNotTrusted(SetupError):
         set_by = [", ".join(settings)] if settings else []
         told = zip(files, [*set_by, *["prices"] * len(files)], strict=False)
         super().__init__(
-            f"{' and '.join(f'{file} sets {what}' for file, what in told)}. Orchestrate only does "
-            "that if you trust the project file, and you have not trusted this version. Nothing "
-            "was started or sent",
+            f"{' and '.join(f'{file} sets {what}' for file, what in told)}. Orchestrate applies these "
+            f"settings only from trusted project files, and you have not trusted this version of "
+            f"{' and '.join(files)}. "
+            "Nothing was started or sent",
             fix="read the file; if you trust it: orchestrate keys trust --project",
         )
         self.files, self.settings = tuple(files), tuple(settings)

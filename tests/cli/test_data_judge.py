@@ -118,7 +118,7 @@ def test_without_people_nothing_is_left_out(cli: Cli, host: ChatHost, folder: Pa
     done = cli(*command(host, "--yes"))
     assert (
         done.code == 2
-        and "this judge was never compared with human ratings, so it must not filter rows" in done.err
+        and "this judge has not been calibrated against human ratings, so it cannot filter rows" in done.err
         and "--calibrate" in done.err
     )
     unasked = cli(*command(host, "--calibrate", "rated.jsonl"))

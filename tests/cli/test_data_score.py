@@ -70,7 +70,7 @@ def test_a_judge_is_priced_first_and_paid_once(cli: Cli, tmp_path: Path) -> None
             "rubric.yaml",
         ]
         unknown = cli(*asked, "--yes")
-        assert unknown.code == 2 and "never compared with human ratings" in unknown.err and not host.bodies
+        assert unknown.code == 2 and "not been calibrated against" in unknown.err and not host.bodies
         unasked = cli(*asked, "--uncalibrated")
         assert unasked.code == 2 and not host.bodies, unasked.err  # nobody agreed to the price
         done = cli(*asked, "--uncalibrated", "--yes", "--json")

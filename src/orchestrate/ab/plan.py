@@ -281,7 +281,7 @@ def recorded_sometimes(plan: ExperimentPlan) -> list[str]:
 def wrong_value(metric: PlannedMetric, value: float) -> str | None:
     """Explain why a value cannot be an outcome of this metric, or return `None`."""
     if not math.isfinite(value) or abs(value) > 1e15:
-        return f"{metric.name}: {value} must be a finite number"
+        return f"{metric.name} must be a finite number between -1e15 and 1e15 (got {value:g})"
     if metric.kind == "right-or-wrong" and value not in (0, 1):
         return f"{metric.name} must be true or false, 1 or 0; got {value:g}"
     return None

@@ -197,9 +197,9 @@ def _is_path(name: str) -> bool:
 
 def _not_offered(model: Model, name: str, provider: str) -> SpecError:
     near = [m.name for m in alternatives(model, provider)]
-    there = f"nearest there: {', '.join(near)}" if near else f"there are {_offers(provider)}"
+    there = f"Most similar models there: {', '.join(near)}" if near else f"It fine-tunes: {_offers(provider)}"
     return SpecError(
-        f"{model.name} cannot be tuned on {provider}; {there}",
+        f"{provider} cannot fine-tune {model.name}. {there}",
         fix=f"list its models with: orchestrate models --provider {provider}. To name one model per "
         f"backend, write  model: {{{provider}: ..., default: {name}}}",
     )

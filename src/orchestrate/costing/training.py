@@ -443,7 +443,7 @@ def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
         return closed
     host = resolved.host
     if host is not None and host.no_new_jobs_after is not None and on >= host.no_new_jobs_after:
-        return f"{profile.title} has accepted no new jobs for {resolved.name} since {host.no_new_jobs_after}"
+        return f"{profile.title} stopped accepting new jobs for {resolved.name} on {host.no_new_jobs_after}"
     if host is not None and host.tunable == "no":
         return (
             next(iter(resolved.warnings), None) or f"{resolved.name} can no longer be tuned on {profile.kind}"

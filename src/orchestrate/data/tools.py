@@ -344,7 +344,8 @@ def _has_prompt_field(example: Example) -> bool:
 
 
 _NOT_IN_CLOUDS = (
-    "with a detail or from a tool, or function fields other than name, description and parameters,"
+    "images with a detail other than auto or inside tool messages, or function fields other than name, "
+    "description and parameters"
 )
 UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
     "gemini": (f"images with URLs other than gs:// or data:, {_NOT_IN_CLOUDS}", not_for_gemini),

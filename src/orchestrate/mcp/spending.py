@@ -202,7 +202,8 @@ def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
     capabilities = ctx.client_capabilities
     if capabilities is None or capabilities.elicitation is None:
         raise UsageError(
-            f"nothing was done because this client cannot ask its user: {question}",
+            "this needs your approval, but the MCP client does not support elicitation. Nothing was done. "
+            f"The question was: {question}",
             fix=f"{command}   in a terminal",
         )
     return Elicit(question, Agreement)

@@ -293,7 +293,9 @@ def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
     who = recording.contender
     if who.run_id is not None and ft.store.runs.exists(who.run_id):
         profile = ft.provider(ft.store.runs.get(who.run_id).provider).profile
-        said = profile.output_terms or f"{profile.title}: read its terms, which Orchestrate does not know"
+        said = profile.output_terms or (
+            f"{profile.title}: Orchestrate has no record of its terms. Read them first"
+        )
         found.append(said)
     else:
         found.append(f"{who.served_by}: read its host's terms")

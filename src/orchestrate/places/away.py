@@ -180,7 +180,7 @@ class AwayPlace(Place):
 
     def require(self) -> None:
         _ = self.depot
-        launching.require_packages("pinning the worker's packages to the versions here")
+        launching.require_packages("pinning the worker's packages to the versions installed here")
 
     # -- for each place --------------------------------------------------------------------------------------
 

@@ -163,7 +163,9 @@ def pins(*extras: str, more: Iterable[str] = ()) -> list[str]:
                 found[name] = f"{name}=={_version(name)}"
             waiting += _needed(name, wanted)
         except PackageNotFoundError as error:
-            raise MissingExtra("local", "pinning the worker's packages to the versions here", name) from error
+            raise MissingExtra(
+                "local", "pinning the worker's packages to the versions installed here", name
+            ) from error
     return sorted(found.values())
 
 

@@ -122,7 +122,9 @@ def verdict(quotes: Sequence[Quote]) -> str:
         return f"{first.provider} and {second.provider} cost the same to train: {_usd(first, price)}."
     else:
         caveat = ""
-    told = f"{first.provider} is the cheapest to train, {gap}{caveat}: {_why(first, price, second, other)}."
+    told = (
+        f"{first.provider} is the cheapest to train on, {gap}{caveat}: {_why(first, price, second, other)}."
+    )
     return f"{told}{_unlike([quote for quote, _ in priced])}"
 
 

@@ -126,7 +126,7 @@ def start(
     if facts.kind not in _METHODS:
         raise DataError(
             f"{train} has {facts.kind} rows, which need a grader: init cannot propose a spec",
-            fix="write one with comments: orchestrate init FOLDER",
+            fix="create a commented template instead: orchestrate init FOLDER",
         )
     placed, remarks = _splits(path, folder, given, columns)
     if place.is_file() and len(given) > 1:

@@ -255,7 +255,9 @@ def _require_header(path: Path) -> None:
             f"could not read the run store {path}: {error}", fix="check its owner and mode"
         ) from error
     if not head:
-        raise StoreError(f"{path} is empty: it is not a run store, or it has lost its content", fix=_RESTORE)
+        raise StoreError(
+            f"{path} is empty. It is not a run store, or its contents were deleted", fix=_RESTORE
+        )
     if head != _HEADER:
         raise StoreError(
             f"{path} is not a SQLite database",
@@ -378,7 +380,7 @@ def _require_known(version: str | None, place: str) -> None:
 
 def _version(connection: Connection, place: str) -> int:
     if schema.meta.name not in inspect(connection).get_table_names():
-        raise StoreError(f"the run store {place} has lost its tables", fix=_RESTORE)
+        raise StoreError(f"the run store {place} has no tables", fix=_RESTORE)
     value = connection.execute(_WRITTEN).scalar()
     if value is None or not value.isdecimal():
         raise StoreError(

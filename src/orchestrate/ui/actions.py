@@ -114,7 +114,7 @@ def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> ActionQuest
     errors of the host that is asked for its price."""
     run = handle.record
     if name not in VERBS:
-        raise UsageError(f"these pages have no action called {name!r}", fix=f"orchestrate {name} --help")
+        raise UsageError(f"unknown action: {name!r}", fix=f"orchestrate {name} --help")
     verb = VERBS[name]
     if name == "cancel":
         what = "The job ends. Most hosts bill the training so far; work not saved in a checkpoint is lost."
@@ -160,7 +160,7 @@ def routes(site: Site) -> list[Route]:
         handle = site.ft.run(request.path_params["run"])
         name = request.path_params["verb"]
         if name not in VERBS:
-            raise UsageError(f"these pages have no action called {name!r}", fix=f"orchestrate {name} --help")
+            raise UsageError(f"unknown action: {name!r}", fix=f"orchestrate {name} --help")
         limits = {one: first(form, one).strip() for one in _LIMITS}
         if name == "deploy" and any(first(form, f"shown_{one}") != value for one, value in limits.items()):
             # Nobody has seen what it costs with these limits: the page says so first.

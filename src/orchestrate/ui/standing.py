@@ -78,7 +78,7 @@ def _queue(site: Site) -> list[Route]:
     def change(request: Request, _: Form) -> str:
         verb, name = request.path_params["verb"], request.path_params["entry"]
         if verb not in _CHANGES:
-            raise UsageError(f"this page has no action called {verb!r}", fix="orchestrate queue --help")
+            raise UsageError(f"unknown action: {verb!r}", fix="orchestrate queue --help")
         _CHANGES[verb](site, name)
         return "/queue"
 

@@ -113,7 +113,7 @@ def test_without_a_yes_nothing_is_sent(shop: Shop, era: str, person: Person) -> 
 def test_a_client_that_cannot_ask_gets_the_command_instead(shop: Shop, era: str) -> None:
     result = with_client(shop, submitting(shop), era=era)
     assert result.is_error
-    assert "cannot ask its user" in said(result)
+    assert "does not support elicitation" in said(result)
     assert "orchestrate submit -p openai" in said(result)
     assert shop.sent() == 0
 

@@ -60,8 +60,12 @@ def test_a_tune_of_openai_keeps_its_base() -> None:
 @pytest.mark.parametrize(
     ("name", "provider", "said"),
     [
-        ("gpt-4.1", "together", "gpt-4.1 cannot be tuned on together; nearest there: llama-3.3-70b"),
-        ("qwen3-14b", "together", "qwen3-14b cannot be tuned on together; there are"),
+        (
+            "gpt-4.1",
+            "together",
+            "together cannot fine-tune gpt-4.1. Most similar models there: llama-3.3-70b",
+        ),
+        ("qwen3-14b", "together", "together cannot fine-tune qwen3-14b. It fine-tunes:"),
         ("llama-4", "openai", "unknown model 'llama-4'"),
         ("./own", "together", "unknown model './own'"),
         ("quants/own.gguf", "together", "unknown model 'quants/own.gguf'"),
@@ -174,7 +178,7 @@ def test_differences_with_a_host() -> None:
 def test_the_bundled_model_is_local_only() -> None:
     model = catalog.find("tiny-chat")
     assert set(model.ids) == {"local"}
-    with pytest.raises(SpecError, match="cannot be tuned on together"):
+    with pytest.raises(SpecError, match="together cannot fine-tune"):
         catalog.resolve("tiny-chat", "together", TODAY)
 
 

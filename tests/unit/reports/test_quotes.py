@@ -60,7 +60,7 @@ def test_cheapest_first_and_unpriced_last() -> None:
 def test_verdict_by_rate() -> None:
     found = verdict([quote("b", line("2", rate="2")), quote("a", line("1", rate="1"))])
     assert found == (
-        "a is the cheapest to train, $1.00 against $2.00 on b: $1.00 per million tokens against $2.00."
+        "a is the cheapest to train on, $1.00 against $2.00 on b: $1.00 per million tokens against $2.00."
     )
 
 
@@ -111,7 +111,7 @@ def test_a_range_without_a_table_is_no_price() -> None:
         "There is no clear cheapest backend: b would cost $10.00, and a $4.00 to $60.00."
     )
     assert verdict([open_minimum, quote("b", line("61"))]).startswith(
-        "a is the cheapest to train, $4.00 to $60.00 against $61.00 on b"
+        "a is the cheapest to train on, $4.00 to $60.00 against $61.00 on b"
     )
 
 

@@ -182,7 +182,7 @@ def test_a_judge_is_calibrated_and_parts_rows(ft: Orchestrator, tmp_path: Path, 
         )
     )
     with pytest.raises(
-        UsageError, match="this judge was never compared with human ratings, so it must not filter rows"
+        UsageError, match="this judge has not been calibrated against human ratings, so it cannot filter rows"
     ):
         ft.judge(train, f"{judging.url}=right")
     assert ft.calibrate(f"{judging.url}=wrong", held).unfit is not None

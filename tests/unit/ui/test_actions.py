@@ -90,7 +90,7 @@ def test_what_a_host_refuses_is_told_with_the_way_out(web: TestClient, ready: st
     assert answer.status_code == 200 and "succeeded" in answer.text, "a run that has ended stays so"
     answer = web.post(f"/runs/{ready}/do/deploy", data={"word": site.word, "max_hours": "many"})
     assert answer.status_code == 404 and "must be a number" in answer.text
-    assert "these pages have no action" in web.post(f"/runs/{ready}/do/burn", data={"word": site.word}).text
+    assert "unknown action" in web.post(f"/runs/{ready}/do/burn", data={"word": site.word}).text
 
 
 def test_forms_without_the_word_do_nothing(web: TestClient, ft: Orchestrator, ready: str) -> None:

@@ -338,10 +338,11 @@ def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Genera
                 "messages, remove those messages; otherwise the model trains on them"
             )
         if report.internal:
-            by = ", ".join(report.internal_by)
+            plural = "s" if len(report.internal_by) > 1 else ""
+            by = f"column{plural} {', '.join(report.internal_by)}"
             note(
-                f"{count(report.internal, 'message')} dropped as internal, by {by} (keep them "
-                f"with --ignore {quote(','.join(report.internal_by))})"
+                f"dropped {count(report.internal, 'message')} as internal, according to {by}. To keep them: "
+                f"--ignore {quote(','.join(report.internal_by))}"
             )
         with _named(rows, file):
             yield str(rows)

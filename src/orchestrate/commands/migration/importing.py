@@ -84,7 +84,10 @@ def _show(taken: AccountImport) -> None:
     for name, problem in list(taken.problems.items())[:5]:
         warn(f"{name}: {problem}")
     if taken.problems:
-        note(f"{len(taken.problems):,} incomplete; run the same command again to complete them")
+        note(
+            f"{text.count(len(taken.problems), 'job')} not fully imported. Run the same command again to "
+            "finish"
+        )
     elif found.silent:
         note("see what to record before the shutdown: orchestrate record --calendar")
 

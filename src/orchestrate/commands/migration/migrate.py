@@ -169,7 +169,7 @@ def migrate(
         if not steps.wait:
             note("run the same command without --no-wait to continue from here and compare")
             return Output([handle.record for _, handle in handles], shown_already)
-        with goes_on("submitted runs continue; run the same command again to continue from here and compare"):
+        with goes_on("submitted runs keep training. Run the same command again to resume and compare"):
             found = finish(ft, prepared, handles, yes=spending.yes)
     if steps.output is not None:
         report(found).save(steps.output)

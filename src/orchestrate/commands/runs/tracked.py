@@ -52,7 +52,7 @@ Refresh = Annotated[
     bool | None,
     typer.Option(
         "--refresh/--offline",
-        help="Ask the host, or show the stored state. Default: ask until the run has ended.",
+        help="Refresh from the host, or show the stored state. Default: refresh until the run ends.",
     ),
 ]
 

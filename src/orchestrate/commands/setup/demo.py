@@ -144,7 +144,7 @@ class _Demo:
             self._run(f"watch {here[0]}")
         names = " ".join(runs)
         if train:
-            self._step("Was it worth it? Base against tuned, on 200 held-out rows")
+            self._step("Was it worth it? Base vs. tuned on 200 held-out rows")
             self._run(f"eval {names}")
         self._step("Side by side")
         self._run(f"compare {names}")

@@ -70,7 +70,7 @@ def init(
         beside = shlex.join(["orchestrate", "init", str(place), *given, "-o", named])
         raise UsageError(
             f"{present[0]} already exists; nothing was written",
-            fix=f"{beside}  writes next to it and shows the difference; --force replaces it",
+            fix=f"to replace it: --force. To write a second file and show the diff: {beside}",
         )
     if fitting:
         before = _text_of(usual)

@@ -66,9 +66,8 @@ TokensOpt = Annotated[
     TokensFrom,
     typer.Option(
         "--tokens",
-        help="exact: count all rows. sampled: count 2,000 rows of a file over 8 MiB; low and high "
-        "prices include the 99% interval. none: don't count, so show no price and don't report "
-        "rows that are too long.",
+        help="exact: count all rows. sampled: count 2,000 rows of a file over 8 MiB; the price "
+        "range covers the 99% interval. none: skip counting (no price, no check for overlong rows).",
     ),
 ]
 

@@ -92,7 +92,9 @@ class SeenOptions:
     ] = None
     show: Annotated[
         str | None,
-        typer.Option("--show", metavar="SWEEP", help="Show the trials of a sweep, or of the last one."),
+        typer.Option(
+            "--show", metavar="SWEEP", help="Show the trials of this sweep ('last' for the newest)."
+        ),
     ] = None
     listed: Annotated[bool, typer.Option("--list", help="List all sweeps, newest first.")] = False
 

@@ -96,8 +96,8 @@ def chat(
             if pieces is not None:
                 _show(reply, asked.max_tokens, written=pieces.end())
     if called and conversation[-1].role == "tool":
-        wanted = count(len(called), "further result")
-        warn(f"no new answer requested: the model is waiting for the result of {wanted}")
+        wanted = count(len(called), "more tool result")
+        warn(f"no new answer requested: the model is still waiting for {wanted}")
     return Output(replies, shown_already)
 
 

@@ -105,7 +105,7 @@ def rows_of(path: str, review: str) -> RowsToWrite:
         rows.append(RowToWrite(id=key, row=number, example=example, is_open=is_open))
     if not rows:
         reasons = ", ".join(f"{why}: {n}" for why, n in left_out.items())
-        raise DataError(f"{path} has no row that can be edited on a page ({reasons})")
+        raise DataError(f"no row of {path} can be edited in the browser ({reasons})")
     return RowsToWrite(rows, dict(left_out), tuple(sorted(unread)))
 
 
@@ -135,7 +135,7 @@ def _chat(example: Example) -> ChatExample | str:
         ]
         return ChatExample(messages=messages)
     if not isinstance(example, ChatExample):
-        return "rows other than a chat or a prompt with its completion"
+        return "rows that are neither chats nor prompt/completion pairs"
     *before, last = example.messages
     if last.role != "assistant" or not any(m.role == "user" for m in before):
         return "rows that do not end with a question and its answer"

@@ -297,7 +297,7 @@ def _text(schema: Mapping[str, Any]) -> str:
         )
     least, most = schema.get("minLength", 0), schema.get("maxLength")
     if not all(isinstance(n, int) and n >= 0 for n in (least, most or 0)):
-        raise UsageError("minLength and maxLength must be whole numbers")
+        raise UsageError("minLength and maxLength must be non-negative integers")
     pattern = schema.get("pattern")
     if pattern is None:
         return f"(?s:.{{{least},{'' if most is None else most}}})"

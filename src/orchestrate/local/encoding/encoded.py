@@ -135,8 +135,8 @@ class EncodingReport:
         if self.too_long:
             yield (
                 "warning",
-                f"{name}: {self.too_long} of {self.rows} rows were dropped because they or parts "
-                f"of them are longer than {limit} tokens (truncation: drop)",
+                f"{name}: {self.too_long} of {self.rows} rows were dropped because the row or one "
+                f"of its sequences exceeds {limit} tokens (truncation: drop)",
             )
         if self.dropped:
             yield (

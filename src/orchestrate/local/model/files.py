@@ -276,7 +276,8 @@ def _no_gguf(model: str) -> None:
     if named or (_is_dir(path) and any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))):
         raise UsageError(
             f"{model} is GGUF, which can be served but not trained; use the model's safetensors instead",
-            fix="for the version on the hub: model: Qwen/Qwen3-8B. To export the tuned model to GGUF: "
+            fix="set model to the Hub id of the unquantized model, such as Qwen/Qwen3-8B. To export the "
+            "tuned model to GGUF: "
             "orchestrate export RUN DIR --to gguf",
         )
 

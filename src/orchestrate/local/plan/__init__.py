@@ -124,7 +124,9 @@ class ModelShape(Record, frozen=True, kw_only=True):
         """Notes on why its memory plan is less exact."""
         found = [self.remark] if self.remark else []
         if self.held_by is not None:
-            found.append(f"its files are stored with {self.held_by}, but each weight is counted at 16 bits")
+            found.append(
+                f"its weights are stored as {self.held_by}, but this estimate counts 16 bits per weight"
+            )
         return tuple(found)
 
     @property

@@ -102,7 +102,7 @@ def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -
     others = "compare the other backends with: orchestrate quote --provider all"
     until, method = model.host.no_new_jobs_after, spec.method.type
     if until is not None and today >= until and not provider.sandbox:
-        message = f"{provider.title} has accepted no new jobs for {model.name} since {until}"
+        message = f"{provider.title} stopped accepting new jobs for {model.name} on {until}"
         yield problem("model-closed", message, others)
     elif model.host.tunable == "no":
         yield problem("model-closed", f"{provider.title} accepts no new jobs for {model.name}", others)

@@ -64,7 +64,7 @@ RATES = tuple(f"training_api_serverless_{kind}" for kind in ("train", "prefill",
 OPERATION_S = 1800.0
 """The longest for one request: the host can say that it runs while nothing moves."""
 RATE_LIMITED = 429
-NO_RESULT = f"no result after {OPERATION_S / 60:g} minutes; it may still come"
+NO_RESULT = f"no result after {OPERATION_S / 60:g} minutes. It may still arrive"
 PACKAGES = ("numpy", "orjson", "pyqwest", "google.protobuf", "zstandard")
 """What the SDK's training part needs beside the package itself."""
 OTHERS = {

@@ -274,8 +274,8 @@ def _long(provider: str, spec: JobSpec, dataset: Dataset) -> list[Problem]:
         Problem(
             code="prompts-left-out",
             message=f"{long:,} of {dataset.rows:,} prompts have more than {room:,} tokens and would be "
-            f"dropped: the context of {context:,} tokens must fit the prompt and an answer of "
-            f"{max_new_tokens(spec):,}",
+            f"dropped: the {context:,}-token context must hold the prompt and an answer of up to "
+            f"{max_new_tokens(spec):,} tokens",
             severity=Severity.WARNING,
             providers=(provider,),
             fix="shorten them, or lower provider_options.local.max_new_tokens",

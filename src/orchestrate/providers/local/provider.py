@@ -281,7 +281,7 @@ class LocalProvider(
             time.sleep(0.05)
         if at_work:
             raise ProviderError(
-                self.name, f"the worker of {run.ref} does not stop", fix="try again in a minute"
+                self.name, f"the worker of {run.ref} did not stop within 60 s", fix="try again in a minute"
             )
         self.place.forget(run)
         shutil.rmtree(run.path, ignore_errors=True)

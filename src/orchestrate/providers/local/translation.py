@@ -107,7 +107,7 @@ def _said_otherwise(key: str, value: Any, spec: JobSpec) -> str | None:
             f"the spec also sets gradient_accumulation: {spec.gradient_accumulation}; remove one of the two"
         )
     if key == "processes" and value > 1 and (method_word(spec.method) in ("kto", "rft")):
-        return "it compares answers within a batch, so it only works in a single process"
+        return f"{spec.method.type} compares answers within a batch, so it only runs in one process"
     if key != "optimizer":
         return None
     if spec.optimizer is not None and spec.optimizer.type != value:

@@ -152,7 +152,7 @@ PROFILE = Profile(
     # The days are in several copies of that page.
     gates=(
         Gate(date(2026, 5, 7), "organizations that never fine-tuned a model"),
-        Gate(date(2026, 7, 2), "organizations that have not used a tuned model within 60 days"),
+        Gate(date(2026, 7, 2), "organizations that had not used a tuned model in the previous 60 days"),
     ),
     bills=bills,  # one price for SFT and DPO: developers.openai.com/api/docs/pricing
     picture_tokens=picture_tokens,

@@ -111,11 +111,11 @@ def _rft(provider: str, method: RFT, data: TrainingData) -> Iterator[Problem]:
     elif data.validation.rows > RFT_VALIDATION_ROWS:
         message = (
             f"there are {data.validation.rows:,} validation rows, but OpenAI accepts "
-            f"{RFT_VALIDATION_ROWS:,} for RFT"
+            f"at most {RFT_VALIDATION_ROWS:,} for RFT"
         )
         yield _problem(provider, "too-many-rows", message, "use fewer", source=data.validation.path)
     if data.train.rows > RFT_ROWS:
-        message = f"there are {data.train.rows:,} rows, but OpenAI accepts {RFT_ROWS:,} for RFT"
+        message = f"there are {data.train.rows:,} rows, but OpenAI accepts at most {RFT_ROWS:,} for RFT"
         yield _problem(provider, "too-many-rows", message, "train on fewer rows", source=data.train.path)
     for place, message in grader_errors(method.grader):
         yield _problem(provider, "grader", message, "see OpenAI's graders guide", field=place)

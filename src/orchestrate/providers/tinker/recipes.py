@@ -46,7 +46,7 @@ _MISSING: Mapping[Feature, str] = {
     Feature.QLORA: "Tinker trains LoRA adapters",
     Feature.FULL: "Tinker trains LoRA adapters",
     Feature.VISION: "recipes train on text only",
-    Feature.CONTINUE_FROM: "load earlier weights in a loop of your own, through ft.session",
+    Feature.CONTINUE_FROM: "load earlier weights in your own loop with ft.session",
     Feature.WANDB: "metrics are stored in the run directory; nothing is sent anywhere",
     Feature.DELETE: "a run's saves stay at Tinker until you delete them there",
     Feature.DOWNLOAD: "the result is a tinker:// path; Tinker's own command downloads it",

@@ -120,7 +120,9 @@ class Machines(RentedMachines):
             found = self._search(asked)
             if found is None:
                 raise OutcomeUnknown(
-                    self._provider, order.ref, "if it exists, Together stops it when it was idle"
+                    self._provider,
+                    order.ref,
+                    "if it was created, Together stops it after it has been idle for a while",
                 ) from lost
         except ProviderError:
             journal.append(replace(asked, ended=True))

@@ -349,7 +349,7 @@ def _error(provider: SteppedTogether, error: Exception) -> Exception:
         return kind(provider.name, str(error), fix=None if refused else CONTINUES)
     if isinstance(error, TimeoutError):
         return ProviderError(
-            provider.name, f"no result after {OPERATION_S / 60:g} minutes; it may still come", fix=CONTINUES
+            provider.name, f"no result after {OPERATION_S / 60:g} minutes. It may still arrive", fix=CONTINUES
         )
     if isinstance(error, ValueError):
         return UsageError(str(error))

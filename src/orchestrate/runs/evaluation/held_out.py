@@ -358,8 +358,8 @@ def _test_file(test: str | Path | None, handles: Sequence[TrackedRun]) -> str | 
         raise UsageError(f"choose the held-out rows: {why}", fix="orchestrate eval RUN --test F")
     if is_masked(path):
         raise UsageError(
-            "choose the held-out rows: the URL of the spec's test file has secrets, which are not stored",
-            fix=f"orchestrate eval {handles[0].id} --test F",
+            "the URL of the spec's test file contains credentials, which are not stored",
+            fix=f"choose the held-out rows: orchestrate eval {handles[0].id} --test F",
         )
     return str(path)
 

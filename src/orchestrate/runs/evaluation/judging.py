@@ -89,7 +89,7 @@ class PreparedJudging:
         self._known = None if self._rated else known(ft, self._judge, "score")
         if not self._rated and self._known is None and not terms.uncalibrated:
             raise UsageError(
-                "this judge was never compared with human ratings, so it must not filter rows",
+                "this judge has not been calibrated against human ratings, so it cannot filter rows",
                 fix="use --calibrate RATED.jsonl  (from: review RUN --single --export), or --uncalibrated",
             )
 

@@ -157,7 +157,7 @@ def _assigned(folder: Path) -> Assigned:
     try:
         return decoding.decode(path.read_bytes(), type=Assigned)
     except (OSError, msgspec.DecodeError) as error:
-        raise DataError(f"Can't read who writes which row: {path}: {error}") from error
+        raise DataError(f"could not read the row assignments in {path}: {error}") from error
 
 
 def _keep(folder: Path, assigned: Assigned) -> None:

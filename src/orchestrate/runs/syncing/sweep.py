@@ -192,7 +192,7 @@ def paused(store: Store, provider: Provider, run: Run) -> None:
     )
     if run.dormant:
         how = f'ft.session(resume="{run.id}")' if run.own_loop else f"orchestrate resume {run.id}"
-        told = f"the budget only holds its cost so far; to reserve its limit again: {how}"
+        told = f"the budget now reserves only what it has cost so far. To reserve its full limit again: {how}"
     _say(store, run, "paused", told)
 
 

@@ -103,7 +103,7 @@ def _tokens(probes: Sequence[Probe], asked: Sequence[PromptView]) -> ProofStage:
         f"{counted} of {len(probes)} kinds of prompts have the same number of tokens, but the "
         "server reports no token ids"
         if counted
-        else "the server reports no tokens"
+        else "the server returns neither token ids nor token counts"
     )
     return ProofStage(
         name="tokens",
