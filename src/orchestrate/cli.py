@@ -80,11 +80,22 @@ class LazyGroup(TyperGroup):
         return found
 
 
+_BRITISH = {"accept-licence": "accept-license", "utilisation": "utilization"}
+"""British spellings of options, which are accepted but not shown."""
+
+
+def _spelled(name: str) -> str:
+    return _BRITISH.get(name, name)
+
+
 app = typer.Typer(
     cls=LazyGroup,
     name="orchestrate",
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": _spelled,
+    },
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="One dataset, one spec, any backend: quote, run, track and compare fine-tuning.",

@@ -7,7 +7,7 @@ from typing import Any
 
 _WORK = "Train"
 _RUNS = "Follow runs"
-_MODELS = "Use and judge tuned models"
+_MODELS = "Evaluate and serve tuned models"
 _DATA = "Data, models and prices"
 _SETUP = "Set up"
 
@@ -45,7 +45,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_RUNS, "resume", "runs.tracked:resume", "Resume a paused or interrupted run."),
     (_RUNS, "abandon", "runs.tracked:abandon", "Give up on a run you can't reach, and release its budget."),
     (_RUNS, "note", "runs.tracked:annotate", "Write a note about a run, or archive it."),
-    (_RUNS, "sync", "runs.follow:sync", "Update all runs and resolve requests that got no answer."),
+    (_RUNS, "sync", "runs.follow:sync", "Update all runs and resolve requests whose response was lost."),
     (_RUNS, "worker", "runs.worker:worker", "Watch all runs and notify when one ends."),
     (
         _RUNS,
@@ -100,10 +100,10 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _MODELS,
         "ab",
         "evaluation.ab:app",
-        "Split live traffic between base and tuned by a preset rule.",
+        "Run an A/B test of a tuned model and its base on live traffic.",
     ),
     (_MODELS, "verify", "tuned.exporting:verify", "Prove that the served model is the one that was trained."),
-    (_MODELS, "deploy", "tuned.hosting:deploy", "Deploy a tuned model on GPUs of its host. Billed hourly."),
+    (_MODELS, "deploy", "tuned.hosting:deploy", "Deploy a tuned model on its host's GPUs. Billed hourly."),
     (
         _MODELS,
         "undeploy",
@@ -121,7 +121,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _MODELS,
         "gateway",
         "servers.gateway:app",
-        "Serve the fine-tuning API your code calls, on any backend.",
+        "Serve OpenAI's fine-tuning API over any backend.",
     ),
     (
         _MODELS,
@@ -148,10 +148,10 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _SETUP,
         "sandbox",
         "servers.sandbox:app",
-        "Run local host sandboxes that train for real. No key, no cost.",
+        "Run local sandboxes of the hosts' APIs. They really train.",
     ),
     (_SETUP, "schema", "setup.schema:schema", "Print the JSON schema of a command's --json output."),
-    (_SETUP, "local", "setup.local:app", "Measure this machine as a backend: speed and memory."),
+    (_SETUP, "local", "setup.local:app", "Measure training speed and memory on this machine."),
 )
 
 

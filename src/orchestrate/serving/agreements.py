@@ -22,7 +22,7 @@ class LicenceAsks(UsageError):
         super().__init__(
             f"{base} is under the {licence.title}. If you merge, distribute or serve it, the "
             f"license requires:{asks}" + (f"\n  {licence.url}" if licence.url else ""),
-            fix=f"read the license and, if you agree, pass --accept-licence {licence.id}",
+            fix=f"read the license and, if you agree, pass --accept-license {licence.id}",
         )
         self.licence = licence
 

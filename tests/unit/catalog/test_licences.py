@@ -36,7 +36,7 @@ def test_what_is_asked_is_agreed_to_once_in_a_home_folder(tmp_path: Path) -> Non
     gemma = licence("gemma")
     with pytest.raises(LicenceAsks, match="use restrictions") as raised:
         require(gemma, "gemma-3-4b", tmp_path, (), "me@here")
-    assert raised.value.fix is not None and "--accept-licence gemma" in raised.value.fix
+    assert raised.value.fix is not None and "--accept-license gemma" in raised.value.fix
     assert not agreed(gemma, tmp_path)
     require(gemma, "gemma-3-4b", tmp_path, ["gemma"], "me@here")
     require(gemma, "gemma-3-4b", tmp_path, (), "me@here")

@@ -96,7 +96,7 @@ def check(
     ] = 60,
     provider: ProviderFilter = None,
 ) -> Iterator[Output[list[Rate]]]:
-    """List current prices that were last checked too long ago, oldest first. Exit code 1 if there are any."""
+    """List current prices that are due for a check, oldest first. Exit code 1 if there are any."""
     today = days.today()
     stale = [
         r

@@ -249,7 +249,7 @@ def dedupe(
     *,
     reading: ReadOptions,
 ) -> Output[DedupeReport]:
-    """Keep the first row of each set of duplicates, and log the others."""
+    """Keep the first of each set of duplicates and log the others."""
     from orchestrate.runs.data import files as data
 
     with engine(reading.engine, reading.workers), work("comparing", BYTES) as progress:

@@ -65,7 +65,7 @@ def curve(
         typer.Option("--output", "-o", metavar="FILE.html", help="Write an HTML page with the plot."),
     ] = None,
 ) -> Iterator[Output[LearningCurve] | Output[BestRows]]:
-    """Train on fractions of the rows and estimate the benefit of more rows. Evaluates each fraction on the
+    """Estimate the benefit of more rows by training on fractions. Evaluates each fraction on the
     same held-out rows. Runs as a sweep: shows the price first and stays within one budget. Repeat the command
     to resume.
 

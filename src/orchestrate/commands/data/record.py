@@ -88,7 +88,7 @@ def record(
     """Record a model's answers before it is shut down, with log-probabilities if the host provides them. Use
     them later to prove parity.
 
-    Shows the price first. Repeat the command to continue after an interruption: nothing is paid twice.
+    Shows the price first. Repeat the command to continue after an interruption: you don't pay twice.
     Use the recording like a model: eval --model record:ID."""
     from orchestrate.migration import recording
 

@@ -157,9 +157,9 @@ def status(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help=".html, .json or .txt.")
     ] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Apply the decision of the rule.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Apply what the rule decides.")] = False,
 ) -> Output[ExperimentReport] | Output[list[ABListed]]:
-    """Show the results so far and the decision of the rule. You can check as often as you like."""
+    """Show the results so far and what the rule decides. You can check as often as you like."""
     from orchestrate.ab import launch as experiments
 
     with orchestrator(context) as ft:
@@ -237,8 +237,7 @@ def size(
     ] = 10.0,
     alpha: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Significance level.")] = 0.05,
 ) -> Output[Sized]:
-    """Estimate how many users an experiment needs to detect the difference with a power of 80%. Works
-    offline."""
+    """Estimate how many users it takes to detect the difference. The power is 80%. Works offline."""
     from orchestrate.ab import launch as experiments
 
     if (rate is None) == (deviation is None):

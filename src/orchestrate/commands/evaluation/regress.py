@@ -64,7 +64,7 @@ class RegressionLimits:
     ] = "16-bit"
     max_tokens: MaxTokensOpt = 200
     max_cost: Annotated[str | None, typer.Option(metavar="USD", help="Cost limit for all answers.")] = None
-    fresh: Annotated[bool, typer.Option("--fresh", help="Ask all questions again.")] = False
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore stored answers and ask again.")] = False
     skip_failed: SkipFailedOpt = False
     yes: PayOpt = False
     gate: Annotated[
@@ -91,8 +91,8 @@ def regress(
     """Test whether a tuned model forgot anything: compare it with its base on small probes, your own test
     sets, and lm-eval.
 
-    An interval and a margin decide whether each ability is kept, forgotten or inconclusive. Too few rows give
-    no proof that an ability is kept."""
+    An interval and a margin decide whether each ability is retained, forgotten or inconclusive. With too
+    few rows, the result is inconclusive."""
     from orchestrate.reports.regressions import RegressionReport
     from orchestrate.runs.evaluation.held_out import require_reports
     from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder, probe_names

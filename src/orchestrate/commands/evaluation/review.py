@@ -157,8 +157,7 @@ def review(
     | Output[Imported]
     | Output[tuple[Planned, ...]]
 ]:
-    """Let people say which answers are better, without knowing which model wrote them, on a page or on
-    sheets.
+    """Collect blind ratings in the browser or in a spreadsheet.
 
     The answers come from an evaluation (`orchestrate eval`). The page works by keyboard and on phones. Each
     rater sees the answers in a different order and can continue later. With --write, people write and correct

@@ -54,7 +54,9 @@ class ParityOptions:
 
     test: Annotated[
         str | None,
-        typer.Option("--test", help="Held-out rows; default: those of the run or of its recording."),
+        typer.Option(
+            "--test", metavar="FILE", help="Held-out rows; default: those of the run or of its recording."
+        ),
     ] = None
     old: Annotated[
         str,
@@ -115,11 +117,15 @@ class MigrationOptions:
         typer.Option("--train", metavar="FILE", help="Training rows, if the run's own rows are lost."),
     ] = None
     every: Annotated[
-        bool, typer.Option("--all", help="With --plan: every run whose model will be shut down.")
+        bool, typer.Option("--all", help="With --plan: include every run whose model will be shut down.")
     ] = False
     plan: Annotated[
         Path | None,
-        typer.Option("--plan", metavar="FILE", help="Plan file: written with --all, otherwise executed."),
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="With --all: write the plan to this file. Otherwise: run this plan.",
+        ),
     ] = None
     rate: RateOpt = None
 
@@ -149,7 +155,7 @@ def migrate(
 
     Proposes base models, shows how each setting translates, quotes, confirms, trains, then compares old
     and new on held-out prompts. Repeat the command to continue after an interruption: nothing is
-    submitted or asked twice."""
+    submitted or billed twice."""
     order = _order(where, serving, proof)
     if where.every or where.plan is not None:
         return _account(context, run, where, order, spending, steps)

@@ -63,15 +63,15 @@ class StallOptions:
         float | None,
         typer.Option(
             help="Report a run as stalled after this many minutes without a new step, event or metric. "
-            "Default: 5 times the usual longest gap of your earlier runs on that backend, at "
-            "least 15 (60 until 3 runs are known). Also ORCHESTRATE_STALLED_MINUTES.",
+            "Default: 5 times the typical longest gap in your earlier runs on that backend, but at "
+            "least 15 minutes (60 until there are 3 runs). Also ORCHESTRATE_STALLED_MINUTES.",
         ),
     ] = None
     cancel_stalled: Annotated[
         bool,
         typer.Option(
             "--cancel-stalled",
-            help="Cancel a run that is still stalled at the next check. You may lose what it trained.",
+            help="Cancel a run that is still stalled at the next check. You may lose training progress.",
         ),
     ] = False
 

@@ -48,7 +48,7 @@ def worker(
     ] = None,
     until_idle: Annotated[bool, typer.Option("--until-idle", help="Exit when no run is active.")] = False,
 ) -> Output[SyncReport] | None:
-    """Watch the runs of this store until interrupted. Any number of workers may share one store."""
+    """Watch the runs of this store until interrupted. Any number of workers can share one store."""
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda _signal, _frame: stop.set())

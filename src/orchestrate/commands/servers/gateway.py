@@ -69,9 +69,10 @@ class GatewayAddress:
     host: Annotated[
         str, typer.Option(help="Address to serve on; addresses other than loopback need keys and TLS.")
     ] = "127.0.0.1"
-    names: Annotated[list[str] | None, typer.Option("--name", help="Additional accepted host name.")] = None
+    names: Annotated[list[str] | None, typer.Option("--name", help="Accept this host name too.")] = None
     behind_proxy: Annotated[
-        bool, typer.Option("--behind-proxy", help="A proxy in front terminates TLS; clients then need keys.")
+        bool,
+        typer.Option("--behind-proxy", help="Expect a reverse proxy that terminates TLS. Clients need keys."),
     ] = False
     certificate: Annotated[
         Path | None, typer.Option("--tls-certificate", help="PEM certificate for serving TLS directly.")

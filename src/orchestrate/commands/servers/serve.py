@@ -40,7 +40,7 @@ class Added(TypedDict):
 
 PortOpt = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")]
 HostOpt = Annotated[str, typer.Option(help="Address to serve on; addresses other than loopback need keys.")]
-NamesOpt = Annotated[list[str] | None, typer.Option("--name", help="Additional accepted host name.")]
+NamesOpt = Annotated[list[str] | None, typer.Option("--name", help="Accept this host name too.")]
 CpuThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")]
 PrecisionOpt = Annotated[
@@ -75,7 +75,9 @@ class ServeEngineOptions:
             "more runs, in the same order. Default: the suffix in the spec.",
         ),
     ] = None
-    engine: Annotated[str, typer.Option(help="auto, transformers, llama.cpp, vllm.")] = "auto"
+    engine: Annotated[str, typer.Option(help="Inference engine: auto, transformers, llama.cpp, vllm.")] = (
+        "auto"
+    )
     base: Annotated[str | None, typer.Option(help="Serve this base model without a run.")] = None
     most_at_once: Annotated[int, typer.Option("--concurrency", min=1, help="Concurrent requests.")] = 32
     most_waiting: Annotated[

@@ -55,9 +55,7 @@ def demo(
 
     Everything is written to FOLDER, where you can continue with its runs. To remove it, delete the
     folder. The folder's settings become trusted, as with `keys trust --project`, which is stored next to
-    your keys.
-
-    Example: orchestrate demo --no-train"""
+    your keys."""
     _write(folder)
     if files_only:
         print_text("\n".join(str(folder / name) for name in (*_FILES, CONFIG_NAME)))

@@ -52,9 +52,7 @@ def init(
     ignored: IgnoreOpt = None,
 ) -> Output[list[str]] | Output[NewSpec]:
     """Write a spec. Given a data file, or a folder that contains one, propose columns, splits and models
-    that pass the first check. Otherwise write a commented template. Works offline.
-
-    Example: orchestrate init tickets.csv --for openai,local"""
+    that pass the first check. Otherwise write a commented template. Works offline."""
     from orchestrate.setup import starting
     from orchestrate.spec import specfile
 

@@ -32,7 +32,8 @@ class NotifyOptions:
     notify_url: Annotated[
         str | None,
         typer.Option(
-            help="URL that gets a signed webhook by POST when a run ends. It may arrive twice, with "
+            help="POST a signed webhook to this URL when a run ends. It may be delivered more than once, "
+            "with "
             "the same webhook-id. Also ORCHESTRATE_NOTIFY_URL.",
         ),
     ] = None
@@ -40,7 +41,7 @@ class NotifyOptions:
         bool,
         typer.Option(
             "--notify-desktop",
-            help="Show a desktop message when a run ends. Also ORCHESTRATE_NOTIFY_DESKTOP=1.",
+            help="Show a desktop notification when a run ends. Also ORCHESTRATE_NOTIFY_DESKTOP=1.",
         ),
     ] = False
 

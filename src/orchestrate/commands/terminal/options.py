@@ -85,8 +85,10 @@ class SpecOptions:
             "--model", help="A model, or BACKEND=MODEL; repeatable.", autocompletion=completing.models
         ),
     ] = None
-    train: Annotated[str | None, typer.Option("--train", help="Training data.")] = None
-    validation: Annotated[str | None, typer.Option("--validation", help="Validation data.")] = None
+    train: Annotated[str | None, typer.Option("--train", metavar="FILE", help="Training data.")] = None
+    validation: Annotated[
+        str | None, typer.Option("--validation", metavar="FILE", help="Validation data.")
+    ] = None
     method: Annotated[str | None, typer.Option("--method", help="sft, dpo or rft.")] = None
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")] = None
     settings: Annotated[
@@ -94,7 +96,7 @@ class SpecOptions:
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Any field of the spec.",
+            help="Override any field of the spec.",
             autocompletion=completing.settings,
         ),
     ] = None
@@ -229,7 +231,7 @@ TemperatureOpt = Annotated[
 ]
 SkipFailedOpt = Annotated[
     bool,
-    typer.Option("--skip-failed", help="Count rows that the host never answers as failed, and continue."),
+    typer.Option("--skip-failed", help="Treat rows that get no answer as failed, and continue."),
 ]
 
 
@@ -258,7 +260,6 @@ class ServingOptions:
         float | None,
         typer.Option(
             "--utilization",
-            "--utilisation",
             min=0.01,
             max=1,
             help="Maximum average GPU load. Default: 0.33, to leave room for peaks.",
@@ -299,7 +300,7 @@ class ServingOptions:
 RateOpt = Annotated[
     list[str] | None,
     typer.Option(
-        "--rate", metavar="PROVIDER:METHOD[@MODEL]=USD", help="Your own price, which takes precedence."
+        "--rate", metavar="PROVIDER:METHOD[@MODEL]=USD", help="Your own price. Overrides the built-in one."
     ),
 ]
 

@@ -209,8 +209,8 @@ def quote(
     ] = False,
     shown: QuoteView,
 ) -> Output[list[Quote]] | Output[Quoted]:
-    """Quote the run on each backend: low, expected and high, with source and age of each price. Works
-    offline unless you pass --live. Exit code 1 if no backend has a price."""
+    """Quote the run on each backend: low, expected and high, with the source and age of each
+    price. Works offline unless you pass --live. Exit code 1 if no backend has a price."""
     from orchestrate.runs.preparing import quoting
 
     if shown.format not in ("table", "md"):

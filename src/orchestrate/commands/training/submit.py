@@ -50,13 +50,11 @@ class SpendingOptions:
 
     max_cost: Annotated[
         str | None,
-        typer.Option(
-            metavar="USD", help="Reject the submit if the high ends of all quotes together exceed this."
-        ),
+        typer.Option(metavar="USD", help="Don't submit if the quotes' high ends add up to more than this."),
     ] = None
     max_cost_each: Annotated[
         str | None,
-        typer.Option(metavar="USD", help="Reject the submit if the high end of any quote exceeds this."),
+        typer.Option(metavar="USD", help="Don't submit if any quote's high end exceeds this."),
     ] = None
     yes: PayOpt = False
     again: Annotated[bool, typer.Option("--again", help="Submit even if an identical run exists.")] = False
@@ -89,7 +87,7 @@ def submit(
     strict: StrictOpt = False,
     watch: Annotated[bool, typer.Option(help="Follow the run until it ends.")] = False,
 ) -> Output[list[Run]]:
-    """Check, quote, upload and create exactly one job on each backend named.
+    """Check, quote, upload and create exactly one job on each backend you name.
 
     Asks for confirmation before spending. Without a terminal, pass --yes or --max-cost. To submit the
     same run again while it is open or within a day after it ends, pass --again."""

@@ -52,7 +52,9 @@ class SpaceOptions:
     ] = None
     ranges: Annotated[
         list[str] | None,
-        typer.Option("--range", metavar="NAME=LOW:HIGH[:log]", help="Range of a number; repeatable."),
+        typer.Option(
+            "--range", metavar="NAME=LOW:HIGH[:log]", help="Sample a number from this range; repeatable."
+        ),
     ] = None
     suggest: Annotated[
         bool,
@@ -116,9 +118,7 @@ def sweep(
 ) -> Iterator[Output[list[Trial]] | Output[list[Search]]]:
     """Try several settings within one budget and rank them. Each trial is a run.
 
-    If you interrupt the command, its runs continue. Repeat it to resume the sweep.
-
-    Example: orchestrate sweep finetune.yaml -p local --grid learning_rate=1e-4,2e-4 --grid adapter.r=8,16"""
+    If you interrupt the command, its runs continue. Repeat it to resume the sweep."""
     with orchestrator(context) as ft:
         if seen.listed:
             yield Output(ft.store.searches.all(), _list)

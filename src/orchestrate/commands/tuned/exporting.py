@@ -38,7 +38,6 @@ AcceptOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--accept-license",
-        "--accept-licence",
         metavar="LICENSE",
         help="License of the base model whose terms you accept.",
     ),
@@ -52,7 +51,7 @@ class ExportOptions:
 
     dtype: Annotated[str, typer.Option(help="Data type of merged weights: bf16, fp16, fp32.")] = "bf16"
     quantise: Annotated[
-        str, typer.Option("--quantize", help="Quantization of a GGUF: Q4_K_M, Q8_0 ... or F16, BF16, F32.")
+        str, typer.Option("--quantize", help="GGUF quantization: Q4_K_M, Q8_0 ... or F16, BF16, F32.")
     ] = "Q4_K_M"
     llama_cpp: Annotated[
         Path | None, typer.Option(help="llama.cpp checkout; default: the installed one.")
@@ -78,7 +77,7 @@ def export(
         str,
         typer.Option(
             "--to",
-            help="peft, merged, gguf, gguf-lora, ollama, vllm, hub.",
+            help="Target format: peft, merged, gguf, gguf-lora, ollama, vllm, hub.",
             autocompletion=completing.exports,
         ),
     ],

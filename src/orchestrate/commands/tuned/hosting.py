@@ -45,11 +45,11 @@ class DeployCommandLimits:
     max_usd_per_hour: Annotated[
         str | None,
         typer.Option(
-            metavar="USD", help="Reject the deployment if an hour with all replicas costs more than this."
+            metavar="USD", help="Reject the deployment if the hourly price of all replicas exceeds this."
         ),
     ] = None
     max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="Take it down at this cost, based on uptime.")
+        str | None, typer.Option(metavar="USD", help="Take it down once its uptime has cost this much.")
     ] = None
     max_hours: Annotated[float | None, typer.Option(min=0, help="Take it down after this many hours.")] = None
     idle: Annotated[
@@ -113,7 +113,12 @@ def deploy(
     run: RunArg,
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="HOST", help="Upload the adapter to another host; default: its own."),
+        typer.Option(
+            "--to",
+            metavar="HOST",
+            help="Host to deploy on. Default: the one that trained it. "
+            "Another host gets the adapter uploaded.",
+        ),
     ] = None,
     terms: DeployCommandLimits,
     prove: Annotated[bool, typer.Option(help="Verify the served model once it answers.")] = True,
