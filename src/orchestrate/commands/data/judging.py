@@ -105,7 +105,7 @@ def _show(report: JudgeReport) -> None:
         warn(f"{count(report.not_judged, 'row')} could not be judged; see {report.not_judged_file}")
     found = report.calibration
     if found is None:
-        warn("the judge was never compared with human ratings")
+        warn("the judge has not been calibrated against human ratings")
     elif found.unfit:
         warn(found.unfit)
     else:
