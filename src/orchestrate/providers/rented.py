@@ -83,6 +83,11 @@ class RentedMachines(ABC):
     @abstractmethod
     def _billed_s(self, raw: dict[str, Any]) -> float: ...
 
+    def _unseen_s(self, asked: Machine) -> float:
+        """Return the longest for which a machine may have been billed whose answer was lost and that is not
+        up anymore."""
+        return min((now() - asked.asked_at).total_seconds(), asked.inactive_s + LOOK_S)
+
     # -- one run's -----------------------------------------------------------------------------------------
 
     def journal(self, run: RunDir) -> Journal[Machine]:
@@ -118,7 +123,7 @@ class RentedMachines(ABC):
                 if found is None and (now() - one.asked_at).total_seconds() < SEARCH_S:
                     raise OutcomeUnknown(self._provider, run.ref, "its machine may appear within a minute")
                 id = None if found is None else str(found["id"])
-            seconds = 0.0 if id is None else self._billed_s(self.stop(id))
+            seconds = self._unseen_s(one) if id is None else self._billed_s(self.stop(id))
             journal.append(replace(one, id=id, ended=True, seconds=seconds))
 
     def seconds(self, run: RunDir) -> float:
@@ -131,6 +136,9 @@ class RentedMachines(ABC):
             elif one.id is not None:
                 with suppress(NotFound):
                     total += self._billed_s(self._raw(one.id))
+            else:
+                found = self._match(one, self.up())
+                total += self._unseen_s(one) if found is None else self._billed_s(found)
         return total
 
     def end_by_ref(self, ref: str) -> None:

@@ -1,7 +1,7 @@
 """A loop in a process of its own, each result a line of JSON: `loop.py HOME RUN STEPS SAVE_AT KILLED`.
 
-RUN: a run to resume, or `new`, or `new at HOST`; KILLED: where the process is killed, or `nowhere`, or
-`waits`: then it waits at step 2 for the file `HOME/go`."""
+RUN: a run to resume, or `new`, or `new at HOST` (see `HOSTS`); KILLED: where the process is killed, or
+`nowhere`, or `waits`: then it waits at step 2 for the file `HOME/go`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,25 @@ from typing import Any
 from tests.paths import TINY
 from tests.unit.sessions.homes import workspace
 
+from orchestrate.core.files import Journal
 from orchestrate.providers.local.sessions import StepwiseProvider
+from orchestrate.providers.rented import Machine
 
 IDS = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 LORA = {"rank": 4, "seed": 1}
 OPTIONS = {"threads": 1, "precision": "fp32"}
+SHAPE = "accounts/fireworks/trainingShapes/ts-qwen-lora"
+HOSTS: dict[str, dict[str, Any]] = {
+    "tinker": {"model": "Qwen/Qwen3-8B", "provider": "tinker", "max_cost_usd": 5},
+    "together": {"model": "Qwen/Qwen3-8B", "provider": "together", "max_cost_usd": 25},
+    "fireworks": {"model": "qwen3.8-27b", "provider": "fireworks", "max_cost_usd": 5},
+    "a trainer at fireworks": {
+        "model": "qwen3.8-27b",
+        "provider": "fireworks",
+        "max_cost_usd": 25,
+        "options": {"training_shape": SHAPE},
+    },
+}
 
 
 def rows(ids: list[int] = IDS) -> list[dict[str, Any]]:
@@ -82,13 +96,20 @@ def main(home: str, run: str, steps: str, save_at: str, killed: str) -> None:
         return found
 
     StepwiseProvider.session_dir = directory  # type: ignore[method-assign]
+    append: Any = Journal.append
+
+    def appending(self: Any, entry: Any) -> None:
+        if killed == "before its machine is known" and isinstance(entry, Machine) and entry.id:
+            die()
+        append(self, entry)
+
+    Journal.append = appending  # type: ignore[method-assign]
     with workspace(Path(home)) as ft:
         given: dict[str, Any] = {"resume": run}
         if run == "new":
             given = {"model": str(TINY), "lora": LORA, "options": OPTIONS}
         elif run.startswith("new at "):
-            host = run.removeprefix("new at ")
-            given = {"model": "Qwen/Qwen3-8B", "provider": host, "lora": LORA, "max_cost_usd": 5}
+            given = {"lora": LORA, **HOSTS[run.removeprefix("new at ")]}
         with ft.session(**given) as s:
             say("id", s.id)
             hurt(s, killed)
