@@ -38,6 +38,8 @@ class Backend:
     grader: Mapping[str, Any] = field(default_factory=lambda: {"type": "any"})
     configured: str = ""
     """Lines of an `orchestrate.toml`."""
+    driven: bool = False
+    """The host has no jobs: a process on this machine drives a session there, for a run of the store."""
 
     @property
     def hosted(self) -> bool:
@@ -115,6 +117,7 @@ BACKENDS = (
     Backend(name="nebius", model="llama-3.1-8b", create_path={"sft": "/v1/fine_tuning/jobs"}),
     Backend(name="crusoe", model="qwen3.5-9b", create_path={"sft": "/v1/fine_tuning/jobs"}),
     Backend(name="local", model="tiny-chat", grader=SAME),
+    Backend(name="tinker", model="Qwen/Qwen3-8B", grader=SAME, driven=True),
     Backend(name="shelf", model="any"),
 )
 HOSTED = tuple(b for b in BACKENDS if b.hosted)

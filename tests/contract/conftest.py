@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from tests.contract.backends import BACKENDS, DESCRIBED, HOSTED, Backend, data_files
+from tests.unit.sessions.homes import workspace
 
+from orchestrate import Orchestrator
 from orchestrate import sandbox as sandboxes
 from orchestrate.providers.base import Provider
 from orchestrate.sandbox.jobs import Durations
@@ -34,6 +36,16 @@ def forked(quick_python: None) -> None:
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return data_files(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def driving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Orchestrator]:
+    """A workspace at a sandbox that trains."""
+    with sandboxes.running(home=tmp_path / "sandbox") as running:
+        for name, value in {**running.env, "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}.items():
+            monkeypatch.setenv(name, value)  # the process that drives the session reads it
+        with workspace(tmp_path) as ft:
+            yield ft
 
 
 @pytest.fixture
@@ -65,7 +77,8 @@ def make(sandbox: Sandbox, no_faults_left: None, tmp_path: Path) -> Iterator[Cal
     made: list[Provider] = []
 
     def maker(backend: Backend) -> Provider:
-        made.append(backend.make(sandbox.env if backend.hosted else {}, tmp_path))
+        asks = backend.hosted or backend.driven
+        made.append(backend.make(sandbox.env if asks else {}, tmp_path))
         return made[-1]
 
     yield maker

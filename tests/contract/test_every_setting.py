@@ -223,18 +223,24 @@ ENGINE_SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+OF_A_RECIPE = {"max_steps", "optimizer.betas", "eval_steps", "method.loss", "method.label_smoothing"}
+"""Settings that a recipe over a session has."""
+
+
 @pytest.mark.parametrize("asked", ENGINE_SETTINGS, ids=lambda v: str(list(flat(v))[-1]))
 def test_what_only_an_engine_does_is_refused_by_name_where_no_api_has_it(
     translator: tuple[Backend, Provider], asked: dict[str, Any]
 ) -> None:
-    """Kept, and sent to the engine, on this machine; on a host refused with what it does instead."""
+    """Kept, and sent to the engine or the recipe, on this machine; on a host refused with what it does
+    instead."""
     backend, provider = translator
     spec = JobSpec.parse({"model": backend.model, "train": "t", "validation": "v", **asked})
     name = list(flat(asked))[-1]
     found = provider.translate(spec)
-    rows = [row for row in found.settings if name == row.name or name.startswith(f"{row.name}.")]
+    rows = [row for row in found.settings if name == row.name]
+    rows = rows or [row for row in found.settings if name.startswith(f"{row.name}.")]
     assert len(rows) == 1
-    if backend.name == "local":
+    if backend.name == "local" or (backend.driven and name in OF_A_RECIPE):
         assert rows[0].outcome is Outcome.KEPT and not found.refused
         assert rows[0].wire is not None and rows[0].sent is not None
     else:
