@@ -363,7 +363,10 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
             f"{path}: no known training format has the fields {_listed(fields)}",
             fix=advice(path, example),
         )
-    raise DataError(f"{path}: no row could be read{f': {first}' if first else ', the file is empty'}")
+    raise DataError(
+        f"{path}: no row could be read{f': {first}' if first else ', the file is empty'}",
+        fix="repair its first row" if first else "write at least one row into it, or name another file",
+    )
 
 
 def fitting(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:

@@ -184,6 +184,9 @@ class SessionBackend(ABC):
     def tokenizer(self) -> str:
         """Folder or hub id of the model's tokenizer."""
 
+    def require_loss(self, loss: str) -> None:  # noqa: B027  most backends have all of them
+        """Raise `UsageError` for a loss that it lacks. Nothing is sent."""
+
     @abstractmethod
     def forward(
         self, rows: Sequence[Row], loss: str, config: Mapping[str, Any], *, backward: bool

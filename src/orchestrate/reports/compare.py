@@ -111,7 +111,7 @@ def _cells(one: Compared) -> dict[str, Any]:
     }
 
 
-def compare(
+def compare(  # noqa: PLR0913  each is another part of the report
     runs: Sequence[Run],
     metrics: Mapping[str, Sequence[MetricPoint]] | None = None,
     evaluations: Mapping[str, Sequence[Evaluation]] | None = None,
@@ -121,13 +121,15 @@ def compare(
     answers: Mapping[str, tuple[Sequence[Flips], Sequence[Pairing]]] | None = None,
     regressions: Mapping[str, Regression] | None = None,
     people: Sequence[str] = (),
+    silent: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Compare runs side by side. All mappings are keyed by run id. Runs without an entry are shown without
     the corresponding part.
 
     `between` has the paired differences of runs, `answers` the changed items of each run's newest evaluation
-    and its comparison with an earlier one, `regressions` what each run kept, and `people` the results of
-    reviews. With `translations`, the settings sent to each backend are shown, not only the requested ones.
+    and its comparison with an earlier one, `regressions` what each run kept, `people` the results of
+    reviews, and `silent` why a run's host does not answer questions to its model. With `translations`, the
+    settings sent to each backend are shown, not only the requested ones.
     Raises `UsageError` if there are no runs.
     """
     if not runs:
@@ -144,7 +146,10 @@ def compare(
         )
         for run in unique
     )
-    compared = tuple(_with_answers(c, answers or {}, regressions or {}) for c in compared)
+    compared = tuple(
+        replace(_with_answers(c, answers or {}, regressions or {}), silent=(silent or {}).get(c.run.id))
+        for c in compared
+    )
     return Comparison(
         runs=compared,
         answer=answer(compared, between),

@@ -340,7 +340,8 @@ def _alone(c: Compared) -> ComparisonSummary:
     cost = f", for {priced_as(c)}" if price(c) is not None else ""
     score = next((s for name in _deciding(c) for s in c.scores if s.metric.name == name), None)
     if score is None:
-        told = f"{c.label} has succeeded{cost}, but its quality was not measured: orchestrate eval {c.run.id}"
+        how = f"orchestrate eval {c.run.id}" if c.silent is None else c.silent
+        told = f"{c.label} has succeeded{cost}, but its quality was not measured: {how}"
         return ComparisonSummary(sentence=told)
     opening = {True: "Ship", False: "Do not ship", None: "The evidence is not sufficient to ship"}[
         _passes(c, score)
@@ -452,7 +453,8 @@ def _versus(
 
 
 def _unmeasured(done: Sequence[Compared]) -> ComparisonSummary:
-    asked = "orchestrate eval " + " ".join(c.run.id for c in done)
+    silent = [f"{c.label}: {c.silent}" for c in done if c.silent is not None]
+    asked = "; ".join(silent) or "orchestrate eval " + " ".join(c.run.id for c in done)
     why = f"they were not scored on the same rows: {asked}"
     prices = [(cost, c) for c in done if (cost := price(c)) is not None]
     if len(prices) < len(done):

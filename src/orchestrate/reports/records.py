@@ -90,6 +90,8 @@ class Compared(Record, frozen=True, kw_only=True):
     asked_again: tuple[Pairing, ...] = ()
     """Its latest evaluation compared with an earlier one of the same items."""
     serving: str | None = None
+    silent: str | None = None
+    """Why its host does not answer questions to its model, if it does not."""
     proof: str | None = None
     """Where it was proven to be the trained model, in the words of `types.proof.badge`. `None` for a run
     without a model."""

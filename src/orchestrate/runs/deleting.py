@@ -83,8 +83,19 @@ def stored(ws: Workspace, run: Run) -> list[Stored]:
             f"run {run.id} uploaded nothing to a host; its files are only on your own machines",
             fix=f"see its folder with: orchestrate show {run.id}",
         )
+    _require_deleting(ws, run)
     _require_unused(ws, run)
     return _known(ws, run)
+
+
+def _require_deleting(ws: Workspace, run: Run) -> None:
+    """Raises `Unsupported`, with the host's reason, where nothing can be deleted."""
+    try:
+        provider = ws.home_of(run).provider(run.provider)
+    except (SetupError, UsageError):  # of a backend that is no longer there that is not known
+        return
+    if not isinstance(provider, DeletesData):
+        capability(provider, Deletes)
 
 
 def _own(ws: Workspace, run: Run) -> bool:

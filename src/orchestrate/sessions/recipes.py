@@ -7,6 +7,7 @@ machine, so a recipe has the losses that the job has on the same rows.
 from __future__ import annotations
 
 import math
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ import numpy as np
 from orchestrate.core.files import write_whole
 from orchestrate.data import Dataset
 from orchestrate.data.dialects import target
+from orchestrate.data.rules import METHOD_KINDS
 from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.data.tokens.hub_tokens import of_transformers, opened
 from orchestrate.errors import DataError, RunFailed, SpecError, UsageError
@@ -30,7 +32,8 @@ from orchestrate.local.encoding import Rules, Template
 from orchestrate.local.encoding.encoded import EncodedRows, encode_file, encode_prompts, open_prompts
 from orchestrate.local.job import DRO_BETA, Hyper, Method, Preferences, Reinforcement, Supervised
 from orchestrate.local.model.files import ModelFolder
-from orchestrate.local.objectives.grading import Grade, Grader, refusal
+from orchestrate.local.objectives.grading import Grade, Grader, fields_read, lacks, refusal, runs_code
+from orchestrate.local.run import RunDir
 from orchestrate.local.run.schedule import learning_rate, spread
 from orchestrate.profile import this_machine
 from orchestrate.providers.sessions import OBJECTIVES
@@ -38,6 +41,7 @@ from orchestrate.spec import JobSpec
 from orchestrate.types import OWN_LOOP, Severity, decoding
 
 if TYPE_CHECKING:
+    from orchestrate.data.rows import RLExample
     from orchestrate.sessions.session import TrainingSession
     from orchestrate.sessions.shapes import ForwardOutput, SampledSequence
 
@@ -55,6 +59,8 @@ TORCH_BETAS, TORCH_EPS = (0.9, 0.999), 1e-8
 """AdamW's own defaults, which jobs on this machine use."""
 EPSILON = 1e-4
 """Added to the standard deviation of a group's rewards, as in jobs on this machine."""
+LARGEST_REWARD = 1e15
+"""Above it, the variance of a group's rewards may not fit into 32 bits."""
 OBJECTIVE = "importance_sampling"
 """The loss of sampled answers where nothing else is said."""
 READ_ROWS = 64
@@ -167,7 +173,8 @@ def _job(
     if objective not in OBJECTIVES:  # before any answer is sampled and billed
         raise UsageError(f"there is no objective {objective!r}", fix=f"one of {', '.join(OBJECTIVES)}")
     folder = session.folder / "recipes"
-    files = [str(_written(one, folder)) if one is not None else None for one in (rows, validation)]
+    kinds = None if own.get("loss") == "kto" else METHOD_KINDS[str(kind.__struct_config__.tag)]
+    files = [str(_written(one, folder, kinds)) if one is not None else None for one in (rows, validation)]
     named = msgspec.json.encode([files, seed, own, hyper, objective], order="sorted")
     try:
         method, taken = decoding.convert(own, kind), decoding.convert(hyper, Hyper)
@@ -207,8 +214,16 @@ def _require_in_range(kind: type[Method], own: Mapping[str, Any], hyper: Mapping
             raise UsageError(f"{name} must be above 0, got {value!r}")
 
 
-def _written(rows: Rows, folder: Path) -> Path:
+def _written(rows: Rows, folder: Path, kinds: Sequence[str] | None) -> Path:
+    """`kinds`: those that the method trains on, `None` for a method that is refused later."""
     data = rows if isinstance(rows, Dataset) else Dataset.open(rows)
+    if kinds is not None and data.kind not in kinds:
+        named = {"sft": "sft", "dpo": "dpo", "rft": "rl"}
+        other = next((named[one] for one in named if data.kind in METHOD_KINDS[one]), "a job")
+        raise DataError(
+            f"{data.path}: the recipe trains on {' or '.join(kinds)} rows, but these are {data.kind} rows",
+            fix=f"train on them with {other}, or convert them: orchestrate data convert --help",
+        )
     if errors := [one for one in data.problems if one.severity is Severity.ERROR]:
         raise DataError(f"{data.path}: {errors[0]}", fix=f"orchestrate data check {data.path}")
     machine = this_machine()
@@ -223,7 +238,8 @@ class _Work(ABC):
 
     def __init__(self, session: TrainingSession, job: RecipeJob) -> None:
         self.session, self.job, self.hyper = session, job, job.hyper
-        self.folder = session.folder / "recipes" / job.name
+        ended = session.recipes[job.name]  # the same call again trains on
+        self.folder = session.folder / "recipes" / (f"{job.name}-{ended + 1}" if ended else job.name)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.template, self.context = _template(session)
         limits = [n for n in (job.hyper.max_seq_length, self.context) if n is not None]
@@ -267,7 +283,8 @@ class _Began(msgspec.Struct):
 
 
 def _drive(session: TrainingSession, work: _Work) -> dict[str, float]:
-    """Train to the end of the recipe, from where an earlier program left it."""
+    """Train to the end of the recipe, from where an earlier program left it. Returns the metrics of its last
+    step, whichever program trained that."""
     hyper, rows = work.hyper, work.rows
     per_epoch = math.ceil(rows.examples / hyper.batch_size)
     total = hyper.steps(per_epoch)
@@ -298,7 +315,10 @@ def _drive(session: TrainingSession, work: _Work) -> dict[str, float]:
         else:
             continue
         saved_at = time.monotonic()
-    return values
+    session.recipes[work.job.name] += 1
+    if values:
+        return values
+    return {**[p.values for p in RunDir(session.folder).metrics() if p.step == began + total][-1]}
 
 
 def _began(folder: Path, step: int) -> int:
@@ -435,6 +455,7 @@ class _Sampled(_Work):
     def __init__(self, session: TrainingSession, job: RecipeJob) -> None:
         assert isinstance(job.method, Reinforcement)  # noqa: S101  by its callers
         self.method, self._sent = job.method, list[_Answer]()
+        session.require_loss(job.loss)
         super().__init__(session, job)
 
     def _rows(self, name: str, path: Path) -> EncodedRows:
@@ -517,6 +538,9 @@ class _Policy(_Sampled):
         self.grader, self._graded = grader, False
         if self.method.samples < 2:
             raise UsageError("answers to one prompt are compared: samples_per_prompt must be at least 2")
+        for rows in (self.rows, self.valid):
+            if rows is not None:
+                _require_fields(grader, self.method.grader, rows.prompts)
 
     def learn(self, batch: Sequence[int]) -> tuple[Future[ForwardOutput] | None, dict[str, float]]:
         answers = self.draw(self.rows, batch, self.method.samples, 1.0)
@@ -549,6 +573,13 @@ class _Policy(_Sampled):
             read = self.template.said(said, one.prompt, tools=asked.tools, cut=not ended)
             item = {"messages": msgspec.to_builtins(asked.messages), **asked.fields}
             grades += self.grader.grade([read], [item])
+            if abs(grades[-1].score) > LARGEST_REWARD:
+                raise RunFailed(
+                    f"the grader gave an answer to row {one.row + 1} a reward of {grades[-1].score:g}; "
+                    f"rewards beyond {LARGEST_REWARD:g} overflow when answers are compared, so the step was "
+                    "not trained",
+                    fix="return rewards between 0 and 1 from the grader",
+                )
         errors = [one.error for one in grades if one.error]
         if len(errors) == len(grades) and not self._graded:
             raise RunFailed(
@@ -568,6 +599,33 @@ def _grader(method: Reinforcement, hyper: Hyper) -> Grader:
     if reason := refusal(method.grader, allow_code=hyper.run_grader_code):
         raise UsageError(f"grader: {reason}")
     return Grader(method.grader, seconds=hyper.grader_seconds)
+
+
+def _require_fields(grader: Grader, asked: Mapping[str, Any], prompts: Sequence[RLExample]) -> None:
+    """Raises `DataError` if rows lack a field that the grader reads: their answers, which cost money, could
+    not be graded. Code is tried on an empty answer to one row of each set of fields."""
+    read, tried = fields_read(asked), set[frozenset[str]]()
+    for number, row in enumerate(prompts, 1):
+        item = {"messages": msgspec.to_builtins(row.messages), **row.fields}
+        missing = next((field for field in read if lacks(item, field)), None)
+        if (names := frozenset(item)) not in tried and runs_code(asked):
+            tried.add(names)
+            [grade] = grader.grade([""], [item])
+            unknown = re.search(r"KeyError: '(\w+)'", grade.error or "")
+            if unknown and unknown[1] not in names and _reads(asked, unknown[1]):
+                missing = unknown[1]
+        if missing is not None:
+            raise DataError(
+                f"the grader reads item.{missing}, which row {number} of {len(prompts):,} lacks, so its "
+                "answers could not be graded; nothing was sampled",
+                fix="add the field to the rows, or change the grader",
+            )
+
+
+def _reads(grader: Mapping[str, Any], field: str) -> bool:
+    """Return whether the grader's code has `item["field"]`."""
+    code = msgspec.json.encode(grader).decode()
+    return re.search(rf"""\bitem\s*\[\s*\\?['"]{field}\\?['"]""", code) is not None
 
 
 class _Distillation(_Sampled):

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError, wait
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from orchestrate.core.amounts import amount
-from orchestrate.errors import InvalidRequest, OrchestrateError, OverBudget, RunFailed, UsageError
+from orchestrate.errors import (
+    HostUnavailable,
+    InvalidRequest,
+    OrchestrateError,
+    OverBudget,
+    RunFailed,
+    UsageError,
+)
 from orchestrate.local.run.checkpoints import SAVE_NAME
 from orchestrate.providers.sessions import MOST_TOKENS, SessionBackend, TokenUse, then
 from orchestrate.sessions import shapes
@@ -37,8 +45,12 @@ CustomLoss = Callable[[Sequence[Any], list[Any]], tuple[Any, Mapping[str, Any]]]
 row."""
 IDLE_MINUTES = Decimal(30)
 """Minutes without a request after which a session on a rented machine pauses by default."""
+LEAVING_S, OPENING_S = 60.0, 10.0
+"""Seconds that a session that is paused waits for its host's answers and a last save, and seconds from a
+request to pause or cancel until it stops waiting for a host that does not open it."""
 LAST = "last"
 """Name of the save that a session makes if it ends before its loop does."""
+NO_ANSWER = f"the host did not answer within {LEAVING_S:g} seconds"
 
 
 class _StepSums:
@@ -89,9 +101,13 @@ class TrainingSession:
         self._ended: OrchestrateError | None = None
         self._ended_well = False
         self._under_way = 0
+        self._opened: SessionBackend | None = None
+        self._ready = False
         self._asked_at = time.monotonic()
         self._step = self._trained = 0
         self._usd = Decimal(0)
+        self.recipes = Counter[str]()
+        """Names of the recipes that this program has run to their end, and how often."""
         self.futures = SessionFutures(self)
         """The same methods, each returning a `concurrent.futures.Future` at once."""
         self._start()
@@ -174,6 +190,10 @@ class TrainingSession:
         """Add the gradient of your own torch function of the log-probabilities."""
         return self.futures.forward_backward_custom(data, loss).result()
 
+    def require_loss(self, loss: str) -> None:
+        """Raise `UsageError` if the backend lacks a loss. Nothing is sent or billed."""
+        self._backend.require_loss(loss)
+
     def optim_step(self, adam: Any = None, *, seq_id: int | None = None) -> StepOutput:
         """Update the weights with AdamW. `adam` is a mapping or Tinker's `AdamParams`."""
         return self.futures.optim_step(adam, seq_id=seq_id).result()
@@ -223,21 +243,33 @@ class TrainingSession:
             self._require_going()
             return self._save(name, kept=kept)
 
-    def _save(self, name: str, *, kept: bool = True) -> SavedState:
-        step = self._step_when_sent()
+    def _save(self, name: str, *, kept: bool = True, until: float | None = None) -> SavedState:
+        step = self._step_when_sent(until)
         where = self._record.save(
-            name, step, lambda to: self._backend.save(to, optimizer=True).result(), kept=kept
+            name, step, lambda to: self._answer(self._backend.save(to, optimizer=True), until), kept=kept
         )
         self._asked_at = time.monotonic()
         self._record.visit_store()
         return SavedState(name, step, where)
 
-    def _step_when_sent(self) -> int:
+    def _step_when_sent(self, until: float | None = None) -> int:
         """The step at which everything that was sent will have been carried out."""
         for future in [one for one in self._open_steps if not one.done()]:
-            with suppress(Exception):
-                future.result()
+            self._wait_for(future, until)
         return self._step
+
+    def _answer(self, future: Future[Any], until: float | None = None) -> Any:
+        self._wait_for(future, until)
+        return future.result()
+
+    def _wait_for(self, future: Future[Any], until: float | None = None) -> None:
+        """Wait for a host that may be gone. Raises what ended the session meanwhile. With `until`, by the
+        monotonic clock, raises `HostUnavailable` then, and once the run is to be cancelled."""
+        while not wait([future], LOOK_S).done:
+            if self._ended is not None:
+                raise self._ended
+            if until is not None and (time.monotonic() > until or self._record.dir.asked() == "cancel"):
+                raise HostUnavailable(self._record.run.provider, NO_ANSWER)
 
     def load(self, saved: SavedState | str, *, optimizer: bool = True) -> None:
         """Replace weights and optimizer with those of a save, given as a `SavedState`, a name, or a path."""
@@ -248,7 +280,7 @@ class TrainingSession:
             path = saved.path
         with self._lock:
             self._require_going()
-            self._backend.load(path, optimizer=optimizer).result()
+            self._answer(self._backend.load(path, optimizer=optimizer))
             self._asked_at = time.monotonic()
 
     # -- ending --------------------------------------------------------------------------------------------
@@ -261,42 +293,64 @@ class TrainingSession:
     def fail(self, error: Exception) -> None:
         """End the session for good because of an error that resuming would meet again."""
         with self._lock:
-            if self._ended is None:
+            if not self._has_ended():
                 told = JobError(code=type(error).__name__, message=str(error) or type(error).__name__)
                 self._end("failed", error=told)
 
     def close(self) -> None:
         """End the session. The current weights become the run's tuned model."""
         with self._lock:
-            if self._ended is not None:
-                if not self._ended_well:
-                    raise self._ended
-                return
-            step, result = self._step_when_sent(), None
-            if step:
-                result = self._publish(step)
-            self._end("succeeded", result=result)
+            if not self._has_ended():
+                step, result = self._step_when_sent(), None
+                if step:
+                    result = self._publish(step)
+                self._end("succeeded", result=result)
+            if self._ended is not None and not self._ended_well:
+                raise self._ended
 
     def _publish(self, step: int) -> str:
         if not self._backend.weights_here:
-            return self._backend.save(self._record.dir.path / "result", optimizer=False).result()
-        self._record.publish(lambda to: self._backend.save(to, optimizer=False).result(), step)
+            return self._answer(self._backend.save(self._record.dir.path / "result", optimizer=False))
+        self._record.publish(lambda to: self._answer(self._backend.save(to, optimizer=False)), step)
         return "adapter"
 
     def _pause(self, code: str, why: str, error: OrchestrateError | None = None) -> None:
         """Save what there is, and end so that the session can be resumed."""
-        with self._lock:
-            if self._ended is not None:
+        until = time.monotonic() + LEAVING_S
+        with self._held(until) as held:
+            if self._has_ended():
                 return
             told = f"{why}; {self._record.way_back(raised=code == 'limit')} continues"
+            last = "last save" if self._record.saves() else "beginning"
             try:
-                if self._step_when_sent():
-                    self._save(LAST)
+                if not held:
+                    raise HostUnavailable(self._record.run.provider, NO_ANSWER)
+                if self._step_when_sent(until):
+                    self._save(LAST, until=until)
             except OrchestrateError as failed:
-                told += f" from its last save ({failed.message})"
+                told += f" from its {last} ({failed.message})"
             except OSError as failed:
-                told += f" from its last save (no room for a new one: {failed})"
+                told += f" from its {last} (no room for a new save: {failed})"
+            if self._record.dir.asked() == "cancel":
+                self._cancel()
             self._end("paused", error=JobError(code=code, message=told), raised=error)
+
+    def _cancel(self) -> None:
+        with self._held(time.monotonic()):
+            self._end("cancelled", error=JobError(code="cancelled", message="it was cancelled"))
+
+    @contextmanager
+    def _held(self, until: float) -> Generator[bool]:
+        """Hold the lock, or go on without it after `until` or once the run is to be cancelled: whoever holds
+        it may wait for a host that is gone."""
+        while not (held := self._lock.acquire(timeout=LOOK_S)):
+            if time.monotonic() > until or self._record.dir.asked() == "cancel":
+                break
+        try:
+            yield held
+        finally:
+            if held:
+                self._lock.release()
 
     def _end(
         self,
@@ -306,14 +360,30 @@ class TrainingSession:
         result: str | None = None,
         raised: OrchestrateError | None = None,
     ) -> None:
-        self._ended_well = status == "succeeded"
-        self._ended = raised or (RunFailed(error.message) if error else ended_already(self._record.run))
+        """End it, unless it has ended."""
+        with self._counting:
+            if self._ended is not None:
+                return
+            self._ended_well = status == "succeeded"
+            self._ended = raised or (RunFailed(error.message) if error else ended_already(self._record.run))
         for one in list(self._waiting):  # a host that is gone answers none of them
             with suppress(InvalidStateError):
                 one.set_exception(self._ended)
         with suppress(OrchestrateError):
-            self._backend.close()
+            if self._opened is not None:
+                self._opened.close()
         self._record.end(status, error=error, result=result)
+
+    @property
+    def _backend(self) -> SessionBackend:
+        assert self._opened is not None  # noqa: S101  the session is ready
+        return self._opened
+
+    def _has_ended(self) -> bool:
+        """Return whether it has ended, once that is written down: the program may end next."""
+        if self._ended is not None:
+            self._record.wait_for_end(LEAVING_S)
+        return self._ended is not None
 
     def _require_going(self) -> None:
         if self._ended is not None:
@@ -330,17 +400,30 @@ class TrainingSession:
         except OverBudget as error:
             record.end("paused", error=JobError(code="limit", message=error.message))
             raise
+        threading.Thread(target=self._keep, daemon=True, name=f"session {self.id}").start()
         try:
-            self._backend: SessionBackend = record.provider.open_session(record.order_now())
+            self._open()
         except BaseException as error:
-            fatal = isinstance(error, Exception)
+            asked = {"cancel": "cancelled", "pause": "paused"}.get(record.dir.asked() or "")
+            gone = isinstance(error, HostUnavailable) and not record.run.own_loop
+            again = gone or not isinstance(error, Exception) or bool(record.saves())
             told = JobError(code=type(error).__name__, message=str(error) or type(error).__name__)
-            record.end("failed" if fatal and not record.saves() else "paused", error=told)
+            self._end(asked or ("paused" if again else "failed"), error=told)
             raise
+        self._ready = True
+        record.visit_store()
+
+    def _open(self) -> None:
+        record = self._record
+        self._opened = record.provider.open_session(record.order_now())
+        if self._ended is not None:  # meanwhile
+            with suppress(OrchestrateError):
+                self._opened.close()
+            raise self._ended
         last = record.last_save()
         if last is not None:
             whole, where = last
-            self._backend.load(where, optimizer=True).result()
+            self._answer(self._backend.load(where, optimizer=True))
             self._step, self._trained = whole.progress.step, whole.progress.trained_tokens
         record.dir.repair(self._step)
         record.dir.add_event(
@@ -349,8 +432,6 @@ class TrainingSession:
             step=self._step,
         )
         record.tell(status="running", stage=None, step=self._step, trained_tokens=self._trained)
-        record.visit_store()
-        threading.Thread(target=self._keep, daemon=True, name=f"session {self.id}").start()
 
     def _keep(self) -> None:
         """Look after what ends a session while its loop is elsewhere."""
@@ -377,17 +458,27 @@ class TrainingSession:
 
     def _look(self) -> None:
         asked, quiet = self._record.dir.asked(), time.monotonic() - self._asked_at
-        if asked == "cancel":
-            with self._lock:
-                if self._ended is None:
-                    error = JobError(code="cancelled", message="it was cancelled")
-                    self._end("cancelled", error=error)
+        if not self._ready:
+            self._look_while_opening(asked)
+        elif asked == "cancel":
+            self._cancel()
         elif self._record.meter.reached(2 * LOOK_S):
             self._pause("limit", f"it has reached its limit of ${self._record.meter.max_usd}")
         elif asked == "pause":
             self._pause("paused", "it was paused")
         elif self._idle_s is not None and not self._under_way and quiet > self._idle_s:
             self._pause("idle", f"no request came for {self._idle_s / 60:g} minutes")
+
+    def _look_while_opening(self, asked: str | None) -> None:
+        """End it if its host does not answer. The backend of a rented machine looks for itself."""
+        record = self._record
+        if asked is None or record.dir.asked_s() < OPENING_S or record.meter.price.tail_s:
+            return
+        if asked == "cancel":
+            self._cancel()
+        else:
+            told = f"it was paused before its host answered; {record.way_back(raised=False)} continues"
+            self._end("paused", error=JobError(code="paused", message=told))
 
     # -- sending -------------------------------------------------------------------------------------------
 
@@ -425,6 +516,10 @@ class TrainingSession:
                 raise
 
         def take(done: Future[dict[str, Any]]) -> None:
+            if self._ended is not None:  # another program may drive it, and its maximum is written down
+                with suppress(InvalidStateError):
+                    made.set_exception(self._ended)
+                return
             try:
                 result, took = read(done.result())
             except BaseException as error:  # noqa: BLE001  whoever waits gets it

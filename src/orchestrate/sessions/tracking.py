@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +75,20 @@ class Meter:
     """Tracks the cost of a session, and whether another request fits into its limit."""
 
     def __init__(
-        self, provider: str, price: SessionPrice, max_usd: Decimal | None, hours: Callable[[], Decimal]
+        self,
+        provider: str,
+        price: SessionPrice,
+        max_usd: Decimal | None,
+        hours: Callable[[], Decimal],
+        limit: str = "the session's limit",
     ) -> None:
-        self._provider, self.price, self.max_usd, self._hours = provider, price, max_usd, hours
+        self._provider, self._limit, self.price, self.max_usd, self._hours = (
+            provider,
+            limit,
+            price,
+            max_usd,
+            hours,
+        )
         self.used = TokenUse()
         self._open: dict[int, TokenUse] = {}
         self._journal: Journal[PaidRequest] | None = None
@@ -104,7 +115,7 @@ class Meter:
                 self.price.of(most),
                 self.max_usd,
                 taken_usd=self.price.of(sum(self._open.values(), self.used), self._hours()),
-                what="what remains of the session's limit,",
+                what=f"what remains of {self._limit},",
                 figure="the maximum cost of this request",
                 fix="to continue with a higher limit: ft.session(resume=RUN, max_cost_usd=...)",
             )
@@ -158,9 +169,7 @@ class Meter:
             if self.price.tail_s:
                 figure = "its cost so far, plus the cost until the host stops a machine left running,"
                 least += self._tail_usd
-            require_within(
-                self._provider, least, self.max_usd, what="the session's limit", figure=figure, fix=fix
-            )
+            require_within(self._provider, least, self.max_usd, what=self._limit, figure=figure, fix=fix)
 
 
 def quote_of(provider: str, model: str, price: SessionPrice, max_usd: Decimal | None) -> Quote:
@@ -347,14 +356,14 @@ class SessionRecord:
         price: SessionPrice,
         earlier_s: float | None = None,
     ) -> SessionRecord:
-        dir = provider.session_dir(order)
+        dir, (limit_usd, limit) = provider.session_dir(order), _limit(run)
         made = cls(
             ws=ws,
             provider=provider,
             run=run,
             order=order,
             dir=dir,
-            meter=Meter(run.provider, price, run.max_cost_usd, lambda: made.hours),
+            meter=Meter(run.provider, price, limit_usd, lambda: made.hours, limit),
         )
         if not made._held.enter_context(dir.lock(wait_s=ENDING_S)):
             made._held.close()
@@ -363,7 +372,7 @@ class SessionRecord:
             state = dir.written_state()
             if state.terminal:
                 raise UsageError(f"run {run.id} has {state.status}", fix=f"orchestrate show {run.id}")
-            if dir.asked() == "pause":
+            if run.own_loop and dir.asked() == "pause":  # a job's pause is withdrawn by what starts it
                 dir.ask(None)
             made._earlier_s, made._began = max(state.seconds, earlier_s or 0.0), time.monotonic()
             made.meter.keep_in(dir.path)
@@ -400,7 +409,9 @@ class SessionRecord:
         a loop."""
         id = self.run.id
         if not self.run.own_loop:
-            return f"orchestrate resume {id}{' --max-cost USD' if raised else ''}"
+            quoted = Decimal(0) if self.run.quote is None else self.run.quote.held_usd
+            usd = (self.meter.usd + quoted).quantize(Decimal("0.01"), ROUND_CEILING)
+            return f"orchestrate resume {id}{f' --max-cost {usd}' if raised else ''}"
         return f'ft.session(resume="{id}"{", max_cost_usd=..." if raised else ""})'
 
     def order_now(self) -> SessionOrder:
@@ -428,6 +439,10 @@ class SessionRecord:
         """Update the store. If the store cannot be reached, the next visit updates it."""
         with suppress(OrchestrateError):
             self.run = refresh(self.ws.store, self.provider, self.run, bill=self.ws.bill)
+
+    def wait_for_end(self, most_s: float | None = None) -> None:
+        """Wait until this program no longer drives the session."""
+        self._stop.wait(most_s)
 
     # -- saving --------------------------------------------------------------------------------------------
 
@@ -515,7 +530,18 @@ class SessionRecord:
         )
         self.tell(status=status, stage=None, error=error, result=result, **more)
         self._held.close()
+        if status == "paused" and self.dir.asked() == "cancel":  # since the last look
+            with suppress(OrchestrateError):
+                self.provider.cancel(self.run.handle)
         self.visit_store()
+
+
+def _limit(run: Run) -> tuple[Decimal | None, str]:
+    """Return the cost at which a session ends, over all programs that drive it, and its name: its own limit,
+    or for a submitted job without one what a budget holds for it, the high end of its quote."""
+    if run.own_loop or run.max_cost_usd is not None or run.quote is None:
+        return run.max_cost_usd, "the session's limit"
+    return run.quote.high_usd, "the high end of the run's quote (it has no --max-cost)"
 
 
 def _quoted_price(run: Run) -> SessionPrice:

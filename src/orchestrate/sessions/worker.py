@@ -3,6 +3,7 @@ until the recipe ends, and writes into the run directory how it ended."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -22,8 +23,9 @@ from orchestrate.store import run_id_of
 from orchestrate.types import JobError, Run
 from orchestrate.workspace import Workspace
 
-SUBMIT_S, LOOK_S = 120.0, 0.2
-"""For the command that started this process to write down the job, and between two looks."""
+SUBMIT_S, LOOK_S, ENDING_S = 120.0, 0.2, 10.0
+"""For the command that started this process to write down the job, between two looks, and for this process to
+end after its session did."""
 LATER = (ProviderError, SetupError, OSError)
 """Errors that a later try may not meet: of the host, the store, a key, or a full disk."""
 NAME = "job"
@@ -47,11 +49,13 @@ def main(path: str) -> int:
 
 def _drive(ws: Workspace, run: RunDir) -> None:
     record = SessionRecord.of_job(ws, _submitted(ws, run))
+    threading.Thread(target=_leave_after, args=(record,), daemon=True).start()
     session = TrainingSession(record)
     try:
         recipes.train(session, _recipe(run.job()))
     except Exception as error:
         if session.ended:  # it was paused or cancelled, or its limit was reached: the run says so
+            record.wait_for_end()
             return
         if isinstance(error, LATER):
             session.__exit__(type(error), error)
@@ -59,6 +63,13 @@ def _drive(ws: Workspace, run: RunDir) -> None:
         session.fail(error)
         raise
     session.close()
+
+
+def _leave_after(record: SessionRecord) -> None:
+    """End this process even where the client of a host that is gone keeps its main thread waiting."""
+    record.wait_for_end()
+    time.sleep(ENDING_S)
+    os._exit(0)
 
 
 def _recipe(job: LocalJob) -> RecipeJob:
@@ -84,12 +95,14 @@ def _submitted(ws: Workspace, run: RunDir) -> Run:
 
 
 def _settle(run: RunDir, error: Exception) -> None:
-    """Write how it ended, where no session did: nothing is lost, and `resume` tries again."""
+    """Write how it ended, where no session did and no other process drives it: nothing is lost, and `resume`
+    tries again."""
     told = JobError(message=f"{error}", code=type(error).__name__)
-    state = run.written_state()
-    if not state.terminal and state.status != "paused":
-        resumable = isinstance(error, OrchestrateError | OSError)
-        rundirs.settle(run, state, "paused" if resumable else "failed", told.message, error=told)
+    with run.lock() as held:
+        state = run.written_state()
+        if held and not state.terminal and state.status != "paused":
+            resumable = isinstance(error, OrchestrateError | OSError)
+            rundirs.settle(run, state, "paused" if resumable else "failed", told.message, error=told)
 
 
 if __name__ == "__main__":

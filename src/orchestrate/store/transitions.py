@@ -210,7 +210,7 @@ def given(run: Run, at: datetime, limits: Allowance, most_usd: Decimal | None) -
 def reopened(run: Run, at: datetime, limits: Allowance) -> Run:
     """Record that a program drives a training session again, which reserves its limit in a budget again."""
     told = given(run, at, limits, limits.max_usd)
-    return _with(told, at, status=JobStatus.RUNNING, bill=None)
+    return _with(told, at, status=JobStatus.RUNNING, bill=None, error=None)
 
 
 def _believable(old: JobStatus, new: JobStatus) -> bool:

@@ -12,6 +12,7 @@ from fireworks.training.sdk import types as sdk
 from fireworks.training.sdk.types._pydantic_types import forward_backward_request, forward_request
 from fireworks.types import ReinforcementFineTuningStep
 from tests.paths import TINY
+from tests.unit.sessions import recipe_rows
 from tests.unit.sessions.left import killed
 from tests.unit.sessions.loop import IDS, LORA, OPTIONS, rows
 from tests.unit.sessions.losses import ADAM, losses_of, policy_rows, trained
@@ -20,6 +21,7 @@ from orchestrate import JobStatus, Orchestrator, OverBudget, RunFailed, UsageErr
 from orchestrate.errors import ProviderError
 from orchestrate.providers.fireworks import sessions as steps
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.sessions import recipes
 
 pytestmark = pytest.mark.slow
 MODEL = "qwen3.8-27b"
@@ -64,7 +66,7 @@ def sessions(sandbox: Sandbox) -> list[str]:
     return list(host.sessions.desk.callers)
 
 
-def test_the_same_losses_here_and_at_fireworks(ft: Orchestrator, sandbox: Sandbox) -> None:
+def test_the_same_losses_here_and_at_fireworks(ft: Orchestrator, sandbox: Sandbox, tmp_path: Path) -> None:
     with ft.session(str(TINY), lora=LORA, options=OPTIONS) as s:
         here = losses_of(s)
     with pytest.raises(UsageError, match="set a limit"):
@@ -81,6 +83,9 @@ def test_the_same_losses_here_and_at_fireworks(ft: Orchestrator, sandbox: Sandbo
         for refused in ("gspo", "stable_reinforce", "grpo"):
             with pytest.raises(UsageError, match=refused):
                 s.forward_backward(policy_rows(), refused)
+        asked = recipe_rows.prompts(tmp_path / "prompts.jsonl")
+        with pytest.raises(UsageError, match="gspo"):  # before an answer is sampled: see the bill
+            recipes.rl(s, asked, grader=recipe_rows.GRADER, run_grader_code=True, objective="gspo")
         with pytest.raises(UsageError, match="token ids"):
             s.sample(IDS[:4], 1, {"max_tokens": 4, "stop": [3]})
         s.load(s.save("end"))

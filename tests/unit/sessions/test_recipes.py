@@ -21,7 +21,7 @@ from tests.unit.sessions.loop import OPTIONS
 from tests.unit.sessions.recipe_rows import GRADER, HALF, SETTINGS
 
 from orchestrate import Orchestrator, UsageError, sandbox
-from orchestrate.errors import RunFailed
+from orchestrate.errors import DataError, RunFailed
 from orchestrate.providers.sessions import OBJECTIVES
 from orchestrate.sessions import recipes
 
@@ -71,10 +71,14 @@ def test_a_recipe_has_the_losses_of_a_job_even_when_it_is_interrupted(
         s.log = fails_at(3, s)
         recipe(s, file, **settings)
     assert ft.run(s.id).refresh().status.value == "paused"
-    with ft.session(resume=s.id) as again:
+    with pytest.raises(ZeroDivisionError), ft.session(resume=s.id) as again:
         assert again.step == 3
-        recipe(again, file, **settings)
-        assert recipe(again, file, **settings) == {}, "a recipe that has ended trains nothing more"
+        last = recipe(again, file, **settings)
+        raise ZeroDivisionError
+    with ft.session(resume=s.id) as again:
+        known = recipe(again, file, **settings)
+        assert again.step == 4, "what has ended trains nothing more where it is resumed"
+    assert {name: known[name] for name in last} == pytest.approx(last)
     by_job, by_recipe = [p.values for p in job.run.metrics()], points(ft, s.id)
     assert len(by_recipe) == len(by_job) == 4
     for theirs, ours in zip(by_job, by_recipe, strict=True):
@@ -236,13 +240,12 @@ def test_distill_has_the_gradient_of_the_reverse_kl_by_hand(
 
 def test_where_all_rewards_are_equal_nothing_is_trained_nor_sent(ft: Orchestrator, tmp_path: Path) -> None:
     file = recipe_rows.prompts(tmp_path / "prompts.jsonl")
-    never = {"type": "string_check", "name": "never", "input": "{{sample.output_text}}"}
     with opened(ft) as s:
         before = s.save("before")
         recipes.rl(
             s,
             file,
-            grader={**never, "reference": "nothing says this", "operation": "eq"},
+            grader=compares("nothing says this"),
             max_steps=2,
             batch_size=2,
             samples_per_prompt=2,
@@ -266,6 +269,7 @@ def test_what_a_recipe_does_not_have_is_refused_by_name(ft: Orchestrator, tmp_pa
             (recipes.sft, chats, {"packing": True}, "'packing'"),
             (recipes.sft, chats, {"epochs": "many"}, "epochs"),
             (recipes.dpo, chats, {"loss": "kto"}, "KTO"),
+            (recipes.dpo, chats, {}, "preference rows, but these are chat rows"),
             (recipes.rl, asked, {"grader": GRADER, "kl_beta": 0.1}, "kl_beta"),
             (
                 recipes.rl,
@@ -282,16 +286,35 @@ def test_what_a_recipe_does_not_have_is_refused_by_name(ft: Orchestrator, tmp_pa
             (recipes.dpo, chats, {"beta": -1.0}, "beta"),
             (recipes.rl, asked, {"grader": GRADER, "max_new_tokens": 0}, "max_new_tokens"),
             (recipes.rl, asked, {"grader": GRADER, "objective": "grpo"}, "'grpo'"),
+            (recipes.rl, asked, {"grader": compares("{{item.word}}")}, "item.word, which row 1 of 2 lacks"),
+            (recipes.rl, asked, {"grader": returns("item['word']"), **CODE}, "item.word, which row 1 of 2"),
         ):
-            with pytest.raises((UsageError, RunFailed), match=told):
+            with pytest.raises((UsageError, RunFailed, DataError), match=told):
                 recipe(s, file, **more)  # type: ignore[operator]
+        assert s.step == 0 and s.cost_usd == 0 and not points(ft, s.id)
+        with pytest.raises(RunFailed, match=r"row 1 a reward of -?1e\+308"):
+            recipes.rl(s, asked, grader=returns("(-1) ** len(sample['output_text']) * 1e308"), **CODE)
         assert s.step == 0
+
+
+CODE: dict[str, Any] = {"run_grader_code": True, "max_steps": 1, "max_new_tokens": 2}
+
+
+def returns(value: str) -> dict[str, str]:
+    return {"type": "python", "source": f"def grade(sample, item):\n    return {value}"}
+
+
+def compares(reference: str) -> dict[str, str]:
+    given = {"input": "{{sample.output_text}}", "reference": reference, "operation": "eq"}
+    return {"type": "string_check", "name": "same", **given}
 
 
 def test_max_steps_alone_decides_how_long_it_trains(ft: Orchestrator, tmp_path: Path) -> None:
     with opened(ft) as s:
         last = recipes.sft(s, recipe_rows.chats(tmp_path / "rows.jsonl", 2), max_steps=5, batch_size=2)
         assert s.step == 5, "more than the default number of epochs"
+        last = recipes.sft(s, tmp_path / "rows.jsonl", max_steps=5, batch_size=2)
+        assert s.step == 10, "the same call again trains on"
     assert last["train_loss"] == pytest.approx(points(ft, s.id)[-1]["train_loss"], rel=1e-6)
 
 

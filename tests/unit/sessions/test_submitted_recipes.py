@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from tests.unit.sessions.recipe_rows import GRADER
 from tests.waiting import until
 
 from orchestrate import JobStatus, Orchestrator, OverBudget, sandbox
-from orchestrate.local.run import WorkerId
+from orchestrate.local.run import WorkerId, started
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.sessions import recipes
 from orchestrate.types import Outcome
@@ -64,9 +65,12 @@ def host_usd(box: Sandbox) -> float:
     return sum(float(event["estimated_cost_usd"]) for event in answer.json()["data"])
 
 
+def worker(run: Any) -> int:
+    return WorkerId.from_json((folder(run) / "worker.json").read_bytes()).pid
+
+
 def kill_worker(run: Any) -> None:
-    worker = WorkerId.from_json((folder(run) / "worker.json").read_bytes())
-    os.kill(worker.pid, signal.SIGKILL)
+    os.kill(worker(run), signal.SIGKILL)
 
 
 def folder(run: Any) -> Path:
@@ -121,19 +125,65 @@ def test_answers_are_graded_here_and_cost_what_was_quoted(ft: Orchestrator, tmp_
 
 
 @pytest.mark.slow
-def test_a_job_is_paused_at_its_limit_and_cancelled_for_good(ft: Orchestrator, tmp_path: Path) -> None:
+def test_a_job_without_a_limit_is_paused_at_its_quote_however_often_it_is_killed_and_resumed(
+    ft: Orchestrator, box: Sandbox, tmp_path: Path
+) -> None:
+    chats, before = recipe_rows.chats(tmp_path / "chats.jsonl"), host_usd(box)
+    run = ft.submit({**spec(chats, epochs=STEPS, checkpoints=1), "max_cost_usd": None}, "tinker")
+    until(lambda: len(run.metrics()) >= STEPS, "half of the steps")
+    kill_worker(run)
+    until(lambda: run.refresh().status is JobStatus.PAUSED, "the pause")
+    assert run.record.quote is not None and run.record.quote.high_usd is not None
+    run.resume()
+    until(lambda: at_limit(run), "the limit")
+    [error, bill] = run.record.error, run.record.bill
+    assert error is not None and "the high end of the run's quote" in error.message
+    assert bill is not None and host_usd(box) - before <= float(bill.usd) <= run.record.quote.high_usd
+    [command] = re.findall(r"orchestrate resume \S+ --max-cost (\S+)", error.message)
+    spent = host_usd(box)
+    run.resume()  # again without more
+    until(lambda: attempts(run) == 3 and at_limit(run), "the limit again")
+    assert host_usd(box) - spent < float(bill.usd) / STEPS, "what remained, if anything"
+    run.resume(max_cost_usd=command)
+    run.wait(timeout_s=600)
+    assert run.refresh().status is JobStatus.SUCCEEDED, run.record.error
+    assert [p.step for p in run.metrics()] == list(range(1, 2 * STEPS + 1))
+
+
+def at_limit(run: Any) -> bool:
+    error = run.refresh().error
+    assert not run.status.terminal, run.status
+    return run.status is JobStatus.PAUSED and error is not None and error.code == "limit"
+
+
+def attempts(run: Any) -> int:
+    return int(run.provider.get(run.record.handle).payload["attempt"])
+
+
+@pytest.mark.slow
+def test_a_host_that_is_gone_holds_up_neither_a_cancel_nor_the_signal_to_end(
+    ft: Orchestrator, box: Sandbox, tmp_path: Path
+) -> None:
     chats = recipe_rows.chats(tmp_path / "chats.jsonl")
-    [quote] = ft.quote(spec(chats), "tinker")
-    assert quote.expected_usd is not None
-    record = ft.run(ft.submit(spec(chats), "tinker").record.id)
-    run_dir = folder(record)
-    record.cancel()
-    record.wait(timeout_s=600)
-    assert record.refresh().status is JobStatus.CANCELLED
-    steps = len(record.metrics())
-    assert steps < STEPS
-    job = msgspec.json.decode((run_dir / "job.json").read_bytes())
+    run = ft.submit(spec(chats), "tinker")
+    until(lambda: run.metrics(), "a step")
+    job = msgspec.json.decode((folder(run) / "job.json").read_bytes())
     assert job["hyper"]["epochs"] == STEPS // 2 and job["session"]["lora"]["rank"] == 4
+    box.fault("tinker", "lost_request", count=0)
+    run.pause()  # its last save has no answer
+    run.cancel()
+    until(lambda: run.refresh().status is JobStatus.CANCELLED, "the cancel", 60)
+    assert len(run.metrics()) < STEPS
+    other = ft.submit(spec(chats, seed=2), "tinker")
+    until(lambda: (folder(other) / "lock").exists() and attempts(other) == 1, "its process")
+    os.kill(worker(other), signal.SIGTERM)
+    until(lambda: other.refresh().status is JobStatus.PAUSED, "the pause", 60)
+    until(lambda: started(worker(other)) is None, "the end of its process", 60)
+    box.clear_faults()
+    other.resume()
+    until(lambda: other.metrics(), "a step")
+    other.cancel()
+    until(lambda: other.refresh().status is JobStatus.CANCELLED, "the cancel")
 
 
 def test_each_setting_is_answered(ft: Orchestrator, tmp_path: Path) -> None:

@@ -44,5 +44,8 @@ def test_only_what_resuming_would_meet_again_ends_it_for_good(
     monkeypatch.setattr(worker, "_drive", failing)
     monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
     monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "home"))
+    with run.lock():  # of another process, which drives it meanwhile
+        worker.main(str(run.path))
+        assert run.written_state().status == "queued"
     worker.main(str(run.path))
     assert run.written_state().status == status

@@ -30,6 +30,7 @@ from orchestrate.runs.hosting.deployment import NOT_DEPLOYED, uses_of_checkpoint
 from orchestrate.store.transitions import UNSENT, UNSETTLED
 from orchestrate.text import limit, money, quoted, rate
 from orchestrate.types import (
+    SESSION,
     Checkpoint,
     Contender,
     Deployment,
@@ -72,16 +73,19 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output
         evaluations = ft.evaluations(record.id)
         deployed = handle.deployment()
         proofs = handle.proofs()
+        points = ft.store.history.metrics(record.id) if record.job_kind == SESSION else []
     shown = RunShown(
         **structs.asdict(record),
         proofs=tuple(proofs),
         evaluations=tuple(evaluations),
         deployment=deployed.record if deployed is not None else None,
     )
-    return Output(shown, partial(_show, deployed=in_words(deployed) if deployed is not None else None))
+    so_far = points[-1].values.get("cost_usd") if points and record.bill is None else None
+    words = in_words(deployed) if deployed is not None else None
+    return Output(shown, partial(_show, deployed=words, so_far_usd=so_far))
 
 
-def _show(record: RunShown, deployed: str | None) -> None:
+def _show(record: RunShown, deployed: str | None, so_far_usd: float | None) -> None:
     facts: dict[str, str | Text | None] = {
         "run": record.id,
         "backend": f"{record.provider} at {record.host}",
@@ -103,6 +107,7 @@ def _show(record: RunShown, deployed: str | None) -> None:
         "host's estimate": f"{money(record.estimate_usd)}, before the start" if record.estimate_usd else None,
         "limit": _limits(record),
         "would bill" if record.sandbox else "bill": _bill(record),
+        "cost so far": None if so_far_usd is None else money(amount(so_far_usd, "cost_usd")),
         "abandoned": record.abandoned,
         "note": record.note,
         "archived": "yes" if record.archived else None,

@@ -132,6 +132,9 @@ class FireworksSession(ClientSession):
         loop: asyncio.AbstractEventLoop = self._training.holder.get_loop()
         return asyncio.run_coroutine_threadsafe(_in_time(sent), loop)
 
+    def require_loss(self, loss: str) -> None:
+        loss_settings(PROFILE.title, OTHERS, loss, {})
+
     def forward(
         self, rows: Sequence[Row], loss: str, config: Mapping[str, Any], *, backward: bool
     ) -> Future[dict[str, Any]]:

@@ -9,6 +9,9 @@ from typing import Any, ClassVar
 
 from orchestrate.providers.sessions import ClientSession, SessionOrder, client_error, sampled
 
+CLOSE_S = 10.0
+"""Seconds to wait until the host has ended a session. It bills nothing by itself, and expires there."""
+
 
 class TinkerSession(ClientSession):
     """One model at the host."""
@@ -18,10 +21,10 @@ class TinkerSession(ClientSession):
     def __init__(self, order: SessionOrder, *, base_url: str | None, api_key: str) -> None:
         tinker: Any = import_module("tinker")
         self._types = import_module("tinker.types")
-        service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
-        self._service = service
+        self._service: Any = None
         try:
-            made = service.create_lora_training_client(base_model=order.model, **order.lora)
+            self._service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
+            made = self._service.create_lora_training_client(base_model=order.model, **order.lora)
             self._training = made.result()
         except BaseException as error:
             self.close()
@@ -63,7 +66,9 @@ class TinkerSession(ClientSession):
         return done
 
     def close(self) -> None:
+        if self._service is None:
+            return
         try:
-            self._service.close("success").result(60)
+            self._service.close("success").result(CLOSE_S)
         except Exception as error:
             raise client_error(self.host, error) from error

@@ -169,6 +169,9 @@ class TogetherSession(SessionBackend):
         except Exception as error:
             raise _error(self._provider, error) from error
 
+    def require_loss(self, loss: str) -> None:
+        loss_settings("Together", OTHERS, loss, {})
+
     def forward(
         self, rows: Sequence[Row], loss: str, config: Mapping[str, Any], *, backward: bool
     ) -> Future[dict[str, Any]]:

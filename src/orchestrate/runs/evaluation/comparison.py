@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from orchestrate.errors import DataError, OrchestrateError
+from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
 from orchestrate.evaluation.pairing import Flips, Pairing, between, flips
 from orchestrate.evaluation.review.results import told
+from orchestrate.providers.base import Chats
 from orchestrate.reports.compare import Comparison, with_proofs
 from orchestrate.reports.compare import compare as side_by_side
 from orchestrate.reports.records import RunDifference
 from orchestrate.runs.evaluation import reviewing, verdicts
 from orchestrate.spec import JobSpec
-from orchestrate.types import Contender, Evaluation, Run, Translation
+from orchestrate.types import Contender, Evaluation, Feature, Run, Translation
 
 if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
@@ -38,8 +39,17 @@ def compare(ft: Workspace, runs: Iterable[Run | str]) -> Comparison:
         answers=answers,
         regressions=probed,
         people=_people(ft, {r.id for r in records}),
+        silent={r.id: why for r in records if (why := _why_silent(ft, r))},
     )
     return with_proofs(found, {r.id: ft.store.history.proofs(r.id) for r in records})
+
+
+def _why_silent(ft: Workspace, run: Run) -> str | None:
+    try:
+        provider = ft.home_of(run).provider(run.provider)
+    except (SetupError, UsageError):  # a backend that is no longer there
+        return None
+    return None if isinstance(provider, Chats) else provider.missing.get(Feature.CHAT)
 
 
 def _people(ft: Workspace, run_ids: set[str]) -> list[str]:
