@@ -71,6 +71,7 @@ def test_a_recipe_has_the_losses_of_a_job_even_when_it_is_interrupted(
         s.log = fails_at(3, s)
         recipe(s, file, **settings)
     assert ft.run(s.id).refresh().status.value == "paused"
+    last: dict[str, float] = {}
     with pytest.raises(ZeroDivisionError), ft.session(resume=s.id) as again:
         assert again.step == 3
         last = recipe(again, file, **settings)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
 from orchestrate.evaluation.pairing import Flips, Pairing, between, flips
 from orchestrate.evaluation.review.results import told
-from orchestrate.providers.base import Chats
 from orchestrate.reports.compare import Comparison, with_proofs
 from orchestrate.reports.compare import compare as side_by_side
 from orchestrate.reports.records import RunDifference
@@ -49,7 +48,7 @@ def _why_silent(ft: Workspace, run: Run) -> str | None:
         provider = ft.home_of(run).provider(run.provider)
     except (SetupError, UsageError):  # a backend that is no longer there
         return None
-    return None if isinstance(provider, Chats) else provider.missing.get(Feature.CHAT)
+    return provider.missing.get(Feature.CHAT)
 
 
 def _people(ft: Workspace, run_ids: set[str]) -> list[str]:
