@@ -25,7 +25,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class SettingRule(Table, frozen=True, kw_only=True):
-    """How one setting of a spec is translated: exactly one of `field`, `always` and `refused`."""
+    """Translation of one setting of a spec: exactly one of `field`, `always` and `refused`."""
 
     field: str | None = None
     """Field of the create request, as a dotted name. `{method}` stands for the host's word for the method."""
@@ -56,7 +56,7 @@ class SettingRule(Table, frozen=True, kw_only=True):
 
 
 class RowRules(Table, frozen=True, kw_only=True):
-    """What the host accepts in the rows of a file."""
+    """Rules for the rows of a file that the host accepts."""
 
     kinds: tuple[str, ...] = ("chat",)
     least: int = 1
@@ -111,7 +111,7 @@ class HostRequest(Table, frozen=True, kw_only=True):
 
 
 class DeploymentListing(Table, frozen=True, kw_only=True):
-    """How to list deployments, and where their fields are."""
+    """Call that lists deployments, and the location of their fields."""
 
     path: str
     query: dict[str, str] = {}
@@ -126,7 +126,7 @@ class DeploymentListing(Table, frozen=True, kw_only=True):
 
 
 class AdapterUpload(Table, frozen=True, kw_only=True):
-    """How to upload an adapter trained elsewhere: an archive of PEFT's two files, from which `make` creates a
+    """Upload of an adapter trained elsewhere: an archive of PEFT's two files, from which `make` creates a
     model."""
 
     path: str
@@ -142,8 +142,8 @@ class AdapterUpload(Table, frozen=True, kw_only=True):
 
 
 class DeploymentDescription(Table, frozen=True, kw_only=True):
-    """How to deploy a tuned model on hosts where it is not served automatically. Paths and bodies may contain
-    `{name}`, `{model}`, `{base}`, `{job}`, `{checkpoint}`, `{tier}`, `{capacity}` and the host's own
+    """Calls that deploy a tuned model on hosts where it is not served automatically. Paths and bodies may
+    contain `{name}`, `{model}`, `{base}`, `{job}`, `{checkpoint}`, `{tier}`, `{capacity}` and the host's own
     options."""
 
     url: str | None = None

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 class OrchestrateError(Exception):
     """Base class of all errors raised on purpose.
 
-    `retryable` tells whether the same call can succeed later without a change. `fix` is the next step for the
+    `retryable` says whether the same call can succeed later without a change. `fix` is the next step for the
     user, as a command if there is one."""
 
     exit_code: ClassVar[int] = 1
@@ -365,9 +365,10 @@ class ProviderError(OrchestrateError):
 
     exit_code = 4
     unsent: bool = False
-    """Whether the request certainly never left this machine."""
+    """Whether the request is known never to have left this machine."""
     certain: bool = False
-    """Whether the meaning of the host's code is known, so that the request was certainly not carried out."""
+    """Whether the meaning of the host's code is known, so the request is known not to have been carried
+    out."""
     param: str | None = None
     """The field of the request that the host rejected, if it names one."""
 
@@ -392,7 +393,7 @@ class ProviderError(OrchestrateError):
 
     @property
     def did_nothing(self) -> bool:
-        """Whether the host certainly did nothing, and bills nothing."""
+        """True if the host is known to have done nothing, and bills nothing."""
         return self.unsent or refuses(self.status)
 
 

@@ -344,7 +344,7 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
 
 
 def _plain(value: Any) -> Any:
-    """What pandas calculates with: a `Decimal` would be an object to it."""
+    """Return what pandas calculates with: a `Decimal` would be an object to it."""
     if isinstance(value, Decimal):
         return float(value)
     return value.value if isinstance(value, Enum) else value
@@ -354,7 +354,7 @@ def _plain(value: Any) -> Any:
 
 
 class NotebookView(Protocol):
-    """What a notebook shows: HTML, or one line of text where HTML isn't supported."""
+    """Notebook output: HTML, or one line of text where HTML isn't supported."""
 
     def _repr_html_(self) -> str: ...
 

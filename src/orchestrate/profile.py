@@ -1,4 +1,4 @@
-"""What is known about a backend before anything is sent: its address, row formats, models and prices.
+"""Backend profiles, known before anything is sent: its address, row formats, models and prices.
 
 Each backend has one `Profile` in a module that imports nothing heavy, since all profiles are read with the
 settings. Built-in ones lie in `orchestrate.providers.<kind>`; a package registers its own by an entry point

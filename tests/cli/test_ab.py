@@ -198,10 +198,10 @@ def test_what_a_missing_outcome_means_is_asked_before_the_start(
 def test_wrong_calls_say_what_to_do(cli: Cli, plan: Path, tmp_path: Path) -> None:
     assert "no experiments yet" in cli("ab", "status").err
     for arguments, word in (
-        (("status", "none"), "there is no experiment"),
+        (("status", "none"), "no experiment matches"),
         (("status", "--apply"), "name the experiment"),
-        (("record", "none", "x.jsonl"), "there is no experiment"),
-        (("serve", "none"), "there is no experiment"),
+        (("record", "none", "x.jsonl"), "no experiment matches"),
+        (("serve", "none"), "no experiment matches"),
         (("serve", "none.yaml"), "cannot be read"),
         (("serve", str(plan), "--host", "0.0.0.0"), "needs keys"),
         (("size",), "--rate"),

@@ -49,7 +49,7 @@ class LabelEvidence:
         """The maximum over all looks that there could have been."""
 
     def add(self, stratum: Hashable, chance: float, tuned: bool, outcome: Hashable = None) -> None:
-        """Add a user who had this chance of getting the tuned model."""
+        """Add a user, with the probability of having been assigned the tuned model."""
         of_tuned, users = self._seen.get((stratum, outcome), (0, 0))
         bet = (PRIOR * chance + of_tuned) / (PRIOR + users)
         self.log_e += math.log(bet / chance) if tuned else math.log((1 - bet) / (1 - chance))

@@ -57,8 +57,8 @@ class ABMiddleware:
 
 def ask(experiment: Experiment, user: str | int, base: Callable[[], _T], tuned: Callable[[], _T]) -> _T:
     """Return the answer of the user's model. If the tuned model raises an error, the base model answers; this
-    is counted, and the user's outcomes still count for the tuned model. Raises the errors of the base
-    model."""
+    is counted, and the user's outcomes still count for the tuned model. Errors of the base model
+    propagate."""
     given, begun, failed = experiment.assign(user), time.monotonic(), 1.0
     try:
         if given.arm == "tuned":

@@ -95,7 +95,7 @@ def decide(
 
 
 def _nothing_counted(plan: ExperimentPlan, one: Evidence) -> str:
-    """Why nothing is decided while a metric that decides has counted no user of an arm."""
+    """Return why nothing is decided while a metric that decides has counted no user of an arm."""
     arms = " or ".join(arm for arm, users in one.users.items() if not users)
     planned = plan.metric(one.metric)
     if planned is not None and planned.absent is not None:
@@ -110,7 +110,7 @@ def _nothing_counted(plan: ExperimentPlan, one: Evidence) -> str:
 
 
 def _uneven(plan: ExperimentPlan, one: Evidence) -> str:
-    """Why nothing is decided while users with outcomes don't come from both arms as users do."""
+    """Return why nothing is decided while users with outcomes don't come from both arms as users do."""
     planned = plan.metric(one.metric)
     sometimes = planned is not None and planned.absent is None
     guess = (
@@ -123,7 +123,8 @@ def _uneven(plan: ExperimentPlan, one: Evidence) -> str:
 
 
 def _harm(plan: ExperimentPlan, one: Evidence) -> str | None:
-    """Why the tuned model is to be taken back. Outcomes that don't come from both arms alike show nothing."""
+    """Return why the tuned model is to be taken back. Outcomes that don't come from both arms alike show
+    nothing."""
     if one.counted_ratio_p < BROKEN_SPLIT:
         return None
     if not one.margin:
@@ -136,7 +137,7 @@ def _harm(plan: ExperimentPlan, one: Evidence) -> str | None:
 
 
 def _reached(plan: ExperimentPlan, primary: Evidence) -> str | None:
-    """How the goal was reached."""
+    """Return how the goal was reached."""
     if primary.decision == "better":
         return f"{primary.metric} is better: {_interval(primary)}"
     least = _least(primary)

@@ -140,7 +140,7 @@ async def _begun(response: httpx.Response, *, streamed: bool) -> ProxiedAnswer:
 
 
 def _answers(body: bytes) -> bool:
-    """Whether a body is an answer: what stands between may say 200 and show a page of its own."""
+    """Return whether a body is an answer: what stands between may say 200 and show a page of its own."""
     found = _object(body)
     return bool(found) and not found.get("error")
 

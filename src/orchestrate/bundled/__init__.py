@@ -1,4 +1,4 @@
-"""What the package brings along: `tiny-chat`, a chat model of 4 MB that really trains, and `orders`, the rows
+"""Bundled model and data: `tiny-chat`, a chat model of 4 MB that really trains, and `orders`, the rows
 and the spec of the demo."""
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def open(self) -> bool:
-        """Whether the weights are available."""
+        """True if the weights are available."""
         return self.local_id is not None
 
 

@@ -100,7 +100,7 @@ def opener(path: str, flags: int) -> int:
 
 @contextmanager
 def whole(path: Path, *, private: bool = False) -> Generator[Path]:
-    """Yield a path to write to. At the end of the block, the written file replaces `path` in one step. After
+    """Yield a path to write to. At the end of the block, the written file replaces `path` atomically. After
     an error, nothing changes.
 
     If `path` is a link, its target is written and the link stays, as far as `inside` allows it. `private`
@@ -117,7 +117,7 @@ def whole(path: Path, *, private: bool = False) -> Generator[Path]:
 
 
 def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
-    """Replace the content of a file in one step."""
+    """Replace a file's contents atomically."""
     with whole(path, private=private) as draft:
         draft.write_bytes(data)
 

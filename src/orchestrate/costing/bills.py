@@ -1,4 +1,4 @@
-"""What a run cost, how that compares with its quote, and how good the quotes have been."""
+"""Bills: the cost of a run, how it compares with its quote, and the accuracy of past quotes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def bill(
 
 
 class _Rates(NamedTuple):
-    """What prices a job at the rates of its day."""
+    """Price a job at the rates of its day."""
 
     profile: Profile
     spec: JobSpec
@@ -82,7 +82,7 @@ class _Rates(NamedTuple):
 
     @property
     def own(self) -> bool:
-        """Whether the user set the price per token."""
+        """True if the user set the price per token."""
         rate = training_rate(self.resolved, self.spec, self.profile, self.prices)
         return rate is not None and rate.own is not None
 

@@ -1,4 +1,4 @@
-"""What was spent and is committed, by whom and for what: each run is one expense, each deployment one for
+"""Expenses, spent and committed, by user and purpose: each run is one expense, each deployment one for
 each month in which it was up, answers one for each purpose, backend, month and user. Sums of expenses lose no
 digit."""
 
@@ -333,7 +333,7 @@ def _share(part: float, whole: float) -> Decimal:
 
 
 def _billed(run: Run) -> bool:
-    """Whether its bill is more than what it has come to so far."""
+    """Return whether its bill is more than what it has come to so far."""
     over = run.status.terminal or run.abandoned is not None
     return run.bill is not None and (run.bill.final or over)
 

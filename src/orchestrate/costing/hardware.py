@@ -1,4 +1,4 @@
-"""What devices draw, hold and move, from `hardware.yaml`."""
+"""Power draw, memory and bandwidth of devices, from `hardware.yaml`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How long an answer takes before anything is trained: for one request at a time, by the size of the model.
+"""Estimated latency of an answer before anything is trained: for one request at a time, by the size of the
+model.
 
 A token of the answer needs every active weight once from memory, so it is bound by bandwidth. The prompt goes
 through in parallel, two operations per weight and token, so it is bound by compute. What share of its data

@@ -1,4 +1,4 @@
-"""What a tuned model costs over months: training, hosting and serving, against prompting a base model."""
+"""Cost of a tuned model over months: training, hosting and serving, against prompting a base model."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePr
 
 
 def _ending(model: Model | None) -> HostModel | None:
-    """Where its maker's own host ends it. Open weights go on elsewhere."""
+    """Return where its maker's own host ends it. Open weights go on elsewhere."""
     if model is None or model.open:
         return None
     hosts = [host for host in model.hosts.values() if host.shutdown]

@@ -28,7 +28,7 @@ from orchestrate.profile import Profile
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one host writes a chat row."""
+    """Format of one host's chat rows."""
 
     developer: str = "developer"
     """Role that a developer message gets."""

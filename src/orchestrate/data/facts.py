@@ -1,4 +1,4 @@
-"""What is known about a file after it has been read, and how to read its rows again."""
+"""Facts about a file that was read, and how to read its rows again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def data_digest(train: str, validation: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """What the rows contain. It decides whether backends accept the data."""
+    """Contents of the rows. They decide whether backends accept the data."""
 
     tools: bool = False
     weights: bool = False

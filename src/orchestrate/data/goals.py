@@ -1,4 +1,4 @@
-"""How many rows each goal needs: one table for `advise`, `init` and `check`.
+"""Number of rows that each goal needs: one table for `advise`, `init` and `check`.
 
 The numbers for format, domain and capability come from the guides that practitioners cite: 300-500,
 1,000-5,000 and 5,000-50,000 rows. Yandex asks for 1,000 rows, and 100 of each class, to tune a classifier
@@ -21,7 +21,7 @@ _GUIDE = "guides to fine-tuning"
 
 
 class Goal(StrEnum):
-    """What fine-tuning should teach the model."""
+    """Goal of the fine-tuning."""
 
     FORMAT = "format"
     STYLE = "style"
@@ -42,7 +42,7 @@ _VOLUMES: dict[Goal, tuple[int, int, str]] = {
 
 
 class Volume(Record, frozen=True, kw_only=True):
-    """How a file's number of rows compares with the recommendation for its goal."""
+    """Comparison of a file's number of rows with the recommendation for its goal."""
 
     goal: Goal
     why: str | None = None

@@ -1,4 +1,4 @@
-"""What a host accepts according to its profile. A row's traits are judged by a table, limits of the entire
+"""Rules for what a host accepts, from its profile. A row's traits are judged by a table, limits of the entire
 file by `check`."""
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Rule:
-    """How a host treats rows with one trait. An error rejects the row. `lossy` means that the trait can be
-    dropped instead, if the user allows it."""
+    """A host's treatment of rows with one trait. An error rejects the row. `lossy` means that the trait can
+    be dropped instead, if the user allows it."""
 
     code: str
     severity: Severity

@@ -331,7 +331,7 @@ def encoder(name: str) -> Encode:
 
 
 def _reads_as_calls(example: Example) -> bool:
-    """Whether a text would be read from ShareGPT as a call or the answer to one."""
+    """Return whether a text would be read from ShareGPT as a call or the answer to one."""
     return any(
         (m.role == "assistant" and "<tool_call>" in m.text and calls_in(m.text) is not None)
         or (m.role == "tool" and "<tool_response>" in m.text)

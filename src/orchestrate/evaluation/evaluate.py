@@ -150,7 +150,7 @@ def evaluate(
     items_file: Path,
 ) -> Evaluation:
     """Query every contender, score, compare and judge the answers, and write each answer to `items_file`.
-    Raises the errors of `Asking.ask` and of the metrics. Answers received before an error are kept."""
+    Errors of `Asking.ask` and of the metrics propagate. Answers received before an error are kept."""
     items, samples = subject.items, terms.sampling.samples
     likelihood = needs([metric.used.name for metric in terms.metrics], "likelihood")
     sides: list[Side] = []
@@ -274,7 +274,7 @@ def _notes(contenders: Sequence[Contender], sides: Sequence[Side]) -> Iterator[s
 
 
 def _by_the_hour(one: Contender, price: Decimal) -> str:
-    """What the cost of an answer goes by, where an hour is billed."""
+    """Return what the cost of an answer goes by, where an hour is billed."""
     billed = f"{money(price)} per hour is billed regardless of use"
     if one.usd_per_answer is None:
         return f"{billed}, so the cost per answer is unknown (set --traffic)"
@@ -289,7 +289,7 @@ def _by_the_hour(one: Contender, price: Decimal) -> str:
 def _quantization_cost(
     metric: MetricUsed, differences: Sequence[Difference], contenders: Sequence[Contender]
 ) -> Iterator[str]:
-    """What 4 bits alone did to a base, where it answered in both precisions."""
+    """Return what 4 bits alone did to a base, where it answered in both precisions."""
     bases = {one.name: one for one in contenders if one.kind == "base"}
     for apart in differences:
         one, other = bases.get(apart.contender), bases.get(apart.against)
@@ -316,7 +316,7 @@ def _references(metric: MetricUsed, beside: Sequence[Difference]) -> Iterator[st
 
 
 def _words(metric: MetricUsed, items: Sequence[Item]) -> Iterator[str]:
-    """What a metric of calls does not see."""
+    """Return what a metric of calls does not see."""
     words = sum(not item.expected_calls for item in items)
     if metric.name.startswith("tool_") and words:
         yield (
@@ -334,7 +334,7 @@ def _says_cut(notes: Sequence[str]) -> bool:
 
 
 def _judges(metrics: Sequence[MetricUsed]) -> Iterator[str]:
-    """How far judges may be believed."""
+    """Return how far judges may be believed."""
     for one in metrics:
         if one.unfit is not None:
             yield f"{one.name} cannot decide the verdict: {one.unfit}"

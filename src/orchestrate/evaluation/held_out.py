@@ -48,7 +48,7 @@ class HeldOut:
 
     @property
     def expects(self) -> bool:
-        """Whether each item has an expected answer."""
+        """True if each item has an expected answer."""
         return all(item.expected or item.expected_calls for item in self.items)
 
 

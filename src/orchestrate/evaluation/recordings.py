@@ -236,7 +236,7 @@ def find(store: Store, written: str) -> Recording:
     ]
     if len(fit) != 1:
         raise UsageError(
-            f"{'several recordings start with' if fit else 'unknown recording'} {name!r}",
+            f"{name!r} matches several recordings" if fit else f"unknown recording {name!r}",
             fix="orchestrate record --list",
         )
     return fit[0]

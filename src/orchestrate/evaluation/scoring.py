@@ -126,7 +126,7 @@ def _both_answered(
 
 @dataclass(frozen=True)
 class MetricColumn:
-    """One side's marks in one metric."""
+    """One contender's scores on one metric."""
 
     metric: Metric
     items: Sequence[Item]
@@ -165,7 +165,7 @@ class MetricColumn:
 
     @property
     def flips(self) -> bool:
-        """Whether each item is simply right or wrong and belongs to no cluster."""
+        """True if every item is right or wrong and there are no clusters."""
         alone = not any(item.cluster for item in self.items)
         once = all(len(own) == 1 for own in self.marks)
         return self.used.kind == "right-or-wrong" and once and alone
@@ -276,7 +276,7 @@ def _within(used: MetricUsed) -> tuple[float, float] | None:
 
 
 def _apart(used: MetricUsed) -> tuple[float, float] | None:
-    """Where a difference can lie."""
+    """Return where a difference can lie."""
     return None if used.kind == "amount" else (-1.0, 1.0)
 
 

@@ -160,7 +160,8 @@ _HALVINGS = 50
 
 
 def _tango(difference: float, gained: int, lost: int, n: int) -> float:
-    """How many standard errors the seen difference lies above a supposed one, which constrains the errors."""
+    """Return how many standard errors the seen difference lies above a supposed one, which constrains the
+    errors."""
     b = -gained - lost + (2 * n - gained + lost) * difference
     c = -lost * difference * (1 - difference)
     share = (math.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
@@ -232,8 +233,8 @@ def ratio_difference(
     clusters: Sequence[Hashable] | None = None,
     within: Range | None = None,
 ) -> tuple[Score, float]:
-    """Return the first value minus the second, resampling the same items for both, with the two-sided
-    p-value that it is 0. `within` is the range of possible differences."""
+    """Return the first value minus the second, resampling the same items for both, and the two-sided
+    p-value for the null hypothesis of no difference. `within` is the range of possible differences."""
     sums, drawn = _resampled([parts, against], clusters)
     values = sorted(total(a) - total(b) for a, b in zip(*drawn, strict=True))
     value = total(sums[0].sum(axis=0).tolist()) - total(sums[1].sum(axis=0).tolist())

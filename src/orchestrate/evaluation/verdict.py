@@ -22,7 +22,7 @@ Decision = Literal["ship", "do not ship", "not enough evidence"]
 
 @dataclass(frozen=True)
 class Demand:
-    """What a contender must reach in the first metric."""
+    """Target that a contender must reach on the first metric."""
 
     target: float | None = None
     """The minimum score."""
@@ -191,7 +191,7 @@ def _wish(metric: MetricUsed, margin: float, verb: str) -> str:
 
 
 def _good_side(metric: MetricUsed, score: Score, goal: float) -> tuple[float, float]:
-    """How far the ends of the interval lie on the good side of the goal."""
+    """Return how far the ends of the interval lie on the good side of the goal."""
     if metric.better == "lower":
         return goal - score.high, goal - score.low
     return score.low - goal, score.high - goal

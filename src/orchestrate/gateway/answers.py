@@ -324,7 +324,7 @@ def _no_embeddings(call: GatewayRequest) -> Any:
 
 
 def _limit(host: Chat) -> str:
-    """What the host calls the most tokens of an answer."""
+    """Return what the host calls the most tokens of an answer."""
     return next((name for name in host.options if name.startswith("max")), "max_tokens")
 
 

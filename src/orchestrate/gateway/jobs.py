@@ -158,7 +158,7 @@ class Outside:
         return jobs, models
 
     def _is_here(self, run: Run) -> bool:
-        """Whether its backend is the one of the configuration, and no sandbox of it or the like."""
+        """Return whether its backend is the one of the configuration, and no sandbox of it or the like."""
         with suppress(OrchestrateError):
             return self._ft.provider(run.provider).host == run.host
         return False
@@ -309,7 +309,7 @@ class Jobs:
     def _wish(
         self, call: GatewayRequest, asked: CreateJob
     ) -> tuple[showing.JobForm, str, tuple[dict[str, Any], ...], str]:
-        """What is to be trained, on which backend, on which files, and the model's own name."""
+        """Return what is to be trained, on which backend, on which files, and the model's own name."""
         earlier = self._earlier(call, asked.model)
         name = earlier.base if earlier else asked.model
         known = terms.names(self._terms.models, call.key)
@@ -492,7 +492,7 @@ class Jobs:
 
 
 def _request(call: GatewayRequest) -> CreateKey:
-    """What tells it from others. Raises `HostError` 422 for a key that is none."""
+    """Return the key that identifies a create request. Raises `HostError` 422 for a key that is none."""
     headers = call.request.headers
     key = headers.get("idempotency-key") or None
     if key is not None and (len(key) > _LONGEST_KEY or not key.isprintable()):

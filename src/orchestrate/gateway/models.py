@@ -323,7 +323,7 @@ def _require_grader(grader: dict[str, Any]) -> None:
 
 
 def _may(key: GatewayKey, job: GatewayJob) -> bool:
-    """Whether the key's own limits let it use what the job made."""
+    """Return whether the key's own limits let it use what the job made."""
     if key.backends and job.backend not in key.backends:
         return False
     return not key.models or job.base in key.models or job.tuned in key.models

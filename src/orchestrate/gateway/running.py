@@ -91,7 +91,7 @@ class Audit:
             _log.warning("could not write the gateway's log: %s", error.message)
 
     def _times(self, alike: tuple[str, ...]) -> int:
-        """How many refusals the entry is to stand for; 0: none is to be written."""
+        """Return how many refusals the entry is to stand for; 0: none is to be written."""
         now = self._store.clock.uptime().seconds
         with self._lock:
             known = self._refusals.get(alike)

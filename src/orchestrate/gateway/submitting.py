@@ -148,7 +148,7 @@ class Submitting:
             self._begin(job)
 
     def _due(self, job: GatewayJob, run: Run | None) -> bool:
-        """Whether there is something to do about it now."""
+        """Return whether there is something to do about it now."""
         if job.ended_at is not None:
             return self._tells.due(job.id)
         if job.again_at is not None:
@@ -160,8 +160,8 @@ class Submitting:
         return run.status.terminal or self._uncancelled(job, run)
 
     def _uncancelled(self, job: GatewayJob, run: Run) -> bool:
-        """Whether the wish to cancel did not come to the host: the process was killed in between, the host
-        could not be reached, or the create request was under way."""
+        """Return whether the wish to cancel did not come to the host: the process was killed in between, the
+        host could not be reached, or the create request was under way."""
         if not job.cancel_asked or not self._cancels.due(job.id) or run.phase is not SubmitPhase.SUBMITTED:
             return False
         return job.ended_as is None or run.status is not JobStatus.CANCELLING
@@ -313,7 +313,8 @@ class Submitting:
             self._jobs.change(job.id, lambda job: replace(job, told=True))
 
     def _complete(self, run: Run) -> bool:
-        """Whether the last events, metrics and checkpoints are here, or will not come in reasonable time."""
+        """Return whether the last events, metrics and checkpoints are here, or will not come in reasonable
+        time."""
         store = self._ft.store
         if run.job_id is None or store.runs.is_closed(run.id):
             return True
@@ -325,7 +326,7 @@ class Submitting:
         return True
 
     def _told(self, job: GatewayJob, run: Run | None) -> bool:
-        """Whether the webhook knows of the end, or never will."""
+        """Return whether the webhook knows of the end, or never will."""
         if self._webhook is None:
             return True
         ended = run.finished_at or run.updated_at if run else job.created_at

@@ -22,7 +22,7 @@ _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 
 class DeployLimits(BaseModel):
-    """Consent to deploy the tuned models of a name when clients request them, with limits."""
+    """Permission to deploy a model name's tuned models on demand, within limits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

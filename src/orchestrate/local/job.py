@@ -78,7 +78,8 @@ AdapterKind = Literal["lora", "qlora", "full"]
 
 
 class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """What to train: low-rank matrices, on a 4-bit base for `qlora`, or all weights for `full`."""
+    """Settings for what to train: low-rank matrices, on a 4-bit base for `qlora`, or all weights for
+    `full`."""
 
     type: AdapterKind
     r: int | None = None
@@ -101,7 +102,7 @@ class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def changes_base(self) -> bool:
-        """Whether its initial weights are subtracted from the base's weights."""
+        """True if its initial weights are subtracted from the base's weights."""
         return bool(self.init_lora_weights) and self.init_lora_weights.startswith(("pissa", "olora"))
 
     @property
@@ -253,6 +254,6 @@ class LocalJob(Record, frozen=True, kw_only=True):
 
     @property
     def asks_precision(self) -> bool:
-        """Whether the user set `precision`. Otherwise the machine decided it."""
+        """True if the user set `precision`. Otherwise the machine decided it."""
         options: dict[str, dict[str, Any]] = self.spec.get("provider_options") or {}
         return "precision" in options.get("local", {})

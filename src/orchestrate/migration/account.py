@@ -149,7 +149,7 @@ def _entry(one: PlannedMove) -> list[str]:
 
 
 def _told(target: MigrationTarget) -> list[str]:
-    """What a backend would take for training and serving, and the settings that it goes without."""
+    """Return what a backend would take for training and serving, and the settings that it goes without."""
     named = target.quote.price if target.quote is not None else None
     price = "no price" if named is None else f"{text.span(named.low_usd, named.high_usd)} to train"
     monthly = (
@@ -431,7 +431,7 @@ def _high_usd(step: _Step) -> Decimal:
 
 
 def _moved_usd(ft: Workspace, planned: Sequence[PlannedMove]) -> Decimal:
-    """What moving these runs has cost before there was a plan, which the plan's budget counts too."""
+    """Return what moving these runs has cost before there was a plan, which the plan's budget counts too."""
     old = {one.run_id: ft.record(one.run_id).sandbox for one in planned if one.skipped is None}
     moved = [run for run in ft.store.runs.matching() if run.tags.get(TAG) in old]
     return sum((cost_usd(run) for run in moved if run.sandbox == old[run.tags[TAG]]), Decimal(0))

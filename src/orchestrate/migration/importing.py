@@ -279,8 +279,8 @@ class Importer:
             self._tell("files fetched", number, len(waiting))
 
     def _there(self, file: HostFile) -> bool:
-        """Whether nothing is to be fetched: it is on this disk, or was gone. A store that was restored or
-        copied knows of files that are not."""
+        """Return whether nothing is to be fetched: it is on this disk, or was gone. A store that was restored
+        or copied knows of files that are not."""
         if file.gone is not None:
             return not file.refused
         return file.path is not None and Path(file.path).is_file()

@@ -1,5 +1,5 @@
-"""What a team stands to lose: each tuned model, when it is shut down, what it cost, and what can be made
-again."""
+"""Inventory of what a team may lose: each tuned model, when it is shut down, what it cost, and what can be
+made again."""
 
 from __future__ import annotations
 

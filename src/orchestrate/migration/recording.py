@@ -252,7 +252,7 @@ def all_recordings(ft: Workspace) -> list[Recording]:
 
 
 def named(ft: Workspace, name: str) -> Recording:
-    """Return a recording by its id or the beginning of it. Raises `UsageError`."""
+    """Return a recording by its id or a prefix of it. Raises `UsageError`."""
     return recordings.find(ft.store, name)
 
 

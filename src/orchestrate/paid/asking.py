@@ -167,9 +167,8 @@ class Requests:
     """Sends questions to one respondent, several at a time.
 
     Each request is checked against the limit and recorded before it is sent. It counts with its highest price
-    unless its answer has a price of its own, or the host certainly did nothing. A second request for the same
-    question counts again.
-    """
+    unless its answer has a price of its own, or the host is known to have done nothing. A second request for
+    the same question counts again."""
 
     def __init__(
         self,
@@ -519,7 +518,7 @@ class _Round:
         return error if self._in_a_row >= HOPELESS and not answered else None
 
     def _skipped(self, error: BaseException) -> bool:
-        """Whether the host was asked, failed each time, and the user counts that as a wrong answer."""
+        """Return whether the host was asked, failed each time, and the user counts that as a wrong answer."""
         return self._asking.skip_failed and isinstance(error, ProviderError) and not error.did_nothing
 
     def _told(self, count: int) -> None:

@@ -66,7 +66,7 @@ class Got(msgspec.Struct, tag="got"):
 
 
 class Unanswered(msgspec.Struct, tag="unanswered"):
-    """The host certainly did nothing, so the last request for these questions costs nothing."""
+    """The host is known to have done nothing, so the last request for these questions costs nothing."""
 
     questions: list[str]
     error: str = ""
@@ -89,7 +89,7 @@ Entry = Sent | Got | Unanswered | LostRequest | Renewed
 
 
 class Send(NamedTuple):
-    """The maximum cost of a request that was reserved in the ledger."""
+    """The cost reserved in the ledger for one request (its maximum)."""
 
     usd: Decimal
     at: datetime | None
@@ -105,7 +105,7 @@ class Unaccounted:
     usd: Decimal | None = Decimal(0)
 
     def __bool__(self) -> bool:
-        """Whether any of them may have been billed."""
+        """Return whether any of them may have been billed."""
         return self.requests > 0 and self.usd != 0
 
     def __add__(self, other: Unaccounted) -> Unaccounted:

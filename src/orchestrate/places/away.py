@@ -1,4 +1,4 @@
-"""What all remote places share: the run directory is in a storage folder, and this machine has a copy of
+"""Code shared by all remote places: the run directory is in a storage folder, and this machine has a copy of
 it."""
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class AwayPlace(Place):
 
     @property
     def depot_on_disk(self) -> bool:
-        """Whether the storage is on this machine's disk, as far as known. Storage that is not set contains
+        """True if the storage is on this machine's disk, as far as known. Storage that is not set contains
         nothing."""
         return str(self.options.get("depot", "/")).startswith(("file://", "/"))
 
@@ -187,7 +187,7 @@ class AwayPlace(Place):
     @abstractmethod
     def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
         """Start one worker, tagged with the order's ref, whose environment has `env` and the secrets that
-        it needs. Called when no worker exists. Raises the errors of `start`."""
+        it needs. Called when no worker exists. Errors of `start` propagate."""
 
     def paid(self, ref: str) -> Hourly | None:
         """Return the actual hourly price of the newest worker's machine, or `None` if nothing better is known
@@ -198,8 +198,8 @@ class AwayPlace(Place):
     # -- what it costs ---------------------------------------------------------------------------------------
 
     def hourly(self, found: Iterable[Placed]) -> dict[str, Hourly]:
-        """Return the hourly price of each of these workers, by its id, whoever started it. Workers with
-        an unknown price are left out."""
+        """Map worker ids to hourly prices, regardless of who started the workers. Workers with an unknown
+        price are left out."""
         prices = {one.id: self._hour_of(one) for one in found}
         return {id: price for id, price in prices.items() if price is not None}
 
@@ -234,7 +234,7 @@ class AwayPlace(Place):
 
     @property
     def mark(self) -> str:
-        """The id of this place in the order of each run, because several places may share one storage."""
+        """The id that each run's order uses for this place. Several places may share one storage."""
         return f"{type(self).__name__}, {self.account()}"
 
     def stored(self) -> list[str]:
@@ -450,8 +450,8 @@ class AwayPlace(Place):
             self.stop(run.ref)
 
     def _heeds(self, run: RunDir) -> bool:
-        """Whether the worker of the last start was heard of lately, by its own reports alone, and was not
-        asked long ago."""
+        """Return whether the worker of the last start was heard of lately, by its own reports alone, and was
+        not asked long ago."""
         silent_s = depot.silent_s(run, _starts(run).attempts)
         return silent_s is not None and silent_s <= process.FOREIGN_HEARTBEAT_S and run.asked_s() < HEED_S
 

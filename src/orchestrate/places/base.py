@@ -25,7 +25,7 @@ PRICE = "price.json"
 
 
 class WorkerLimits(Record, frozen=True, kw_only=True):
-    """When a remote worker stops itself, whatever else happens. `None`: no limit."""
+    """Limits at which a remote worker stops itself, regardless of anything else. `None`: no limit."""
 
     max_hours: float | None = None
     """Total over all attempts of the run."""
@@ -53,7 +53,7 @@ class WorkerLimits(Record, frozen=True, kw_only=True):
 
 
 class Resources(Record, frozen=True, kw_only=True):
-    """What a worker needs of a machine, and for how long it may have it."""
+    """Resources that a worker needs, and how long it may have them."""
 
     gpu: str | None = None
     """GPU type, such as `H100`; `None` is a machine without a GPU."""
@@ -113,7 +113,7 @@ class Placed(Record, frozen=True, kw_only=True):
     machine: str | None = None
     """The place's own name for its machine, if its list shows it."""
     owner: str | None = None
-    """Its owner, if that is certainly not the owner of the key."""
+    """Its owner, if known not to be the owner of the key."""
 
 
 class Usage(Record, frozen=True, kw_only=True):
@@ -141,7 +141,7 @@ class Place(ABC):
 
     @property
     def own(self) -> bool:
-        """Whether its machines are certainly the user's own."""
+        """True if its machines are known to be the user's own."""
         return not self.away
 
     def account(self) -> str | None:

@@ -109,7 +109,7 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """Whether the newest attempt is this one, or one that it started."""
+        """True if the newest attempt is this one, or one that it started."""
         names = self.stored.depot.names(f"{self.stored.folder}/attempts")
         data = self.stored.read(f"attempts/{_name(self.number)}")
         mine = data is not None and Attempt.from_json(data).token == self._mine.token

@@ -296,7 +296,7 @@ class Pulse(Record, frozen=True, kw_only=True):
 
 
 class Cursor(Record, frozen=True, kw_only=True):
-    """How much of a growing file is in the storage."""
+    """Amount of a growing file that is in the storage."""
 
     part: tuple[int, int] = (0, 0)
     bytes: int = 0

@@ -1,4 +1,4 @@
-"""What a remote worker receives: the job, its data and its model by content, our own code and the
+"""Files that a remote worker receives: the job, its data and its model by content, our own code and the
 versions of its packages, and when it must end."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A worker tied to its parent: `python -m orchestrate.places.tether RUN_DIR`. It ends at once when its
-parent has ended, for whatever reason: a worker that nobody watches reports to nobody but still bills."""
+"""Run a worker that exits as soon as its parent does, because an unattended worker keeps billing:
+`python -m orchestrate.places.tether RUN_DIR`."""
 
 from __future__ import annotations
 

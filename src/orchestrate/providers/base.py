@@ -201,8 +201,8 @@ class Provider(ABC):
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         """Send the create request exactly once, tagged with `ref`.
 
-        Raises `OutcomeUnknown` when the answer was lost or is not a job. Any other `ProviderError` means
-        that the host certainly created no job."""
+        Raises `OutcomeUnknown` if the response was lost or is not a job. Any other `ProviderError` guarantees
+        that no job was created."""
 
     @abstractmethod
     def find(self, ref: str) -> list[JobHandle]:
@@ -224,9 +224,9 @@ class Provider(ABC):
         """Yield events, oldest first, only those after the event id `after`."""
 
     def billing(self) -> Billing:
-        """Report everything in the account that is billed or could be, whoever created it: jobs that have not
-        ended, deployments and endpoints, and stored files if the host charges for storage. The result states
-        what cannot be seen. Raises only if nothing can be queried."""
+        """Report everything in the account that is billed or could be, regardless of who created it: jobs
+        that have not ended, deployments and endpoints, and stored files if the host charges for storage. The
+        result states what cannot be seen. Raises only if nothing can be queried."""
 
         return of_jobs(self, "anything else that this backend bills")
 
@@ -248,7 +248,7 @@ class Provider(ABC):
 
     @property
     def own(self) -> bool:
-        """Whether everything sent stays on the user's own machines: this one, or those declared as their
+        """True if everything sent stays on the user's own machines: this one, or those declared as their
         own."""
         return self.config.own or self.config.near or self.profile.near
 
@@ -267,7 +267,7 @@ class Provider(ABC):
 
     @property
     def sandbox(self) -> bool:
-        """Whether this talks to a sandbox and never to the real host."""
+        """True if this talks to a sandbox and never to the real host."""
         return self.config.sandbox
 
     def status(self, raw: str | None) -> JobStatus:
@@ -340,7 +340,7 @@ class DeletesData(Provider):
 class ListsStored(Provider):
     @abstractmethod
     def stored(self) -> Storage:
-        """List every file and tuned model that the account stores, whoever created it. Raises
+        """List every file and tuned model that the account stores, regardless of who created it. Raises
         `ProviderError` when the host lists nothing at all."""
 
     @abstractmethod
@@ -489,8 +489,8 @@ class Deploys(Serves):
 
     @abstractmethod
     def deployments(self) -> Iterator[Standing]:
-        """List all deployments and endpoints of the account, whoever created them. Raises for an answer
-        that is not a list."""
+        """List all deployments and endpoints of the account, regardless of who created them. Raises for an
+        answer that is not a list."""
 
     def deployed(self, job: JobHandle) -> Sequence[Standing]:
         """Find what exists of this job's deployment by its name. The record of the job is not needed. An

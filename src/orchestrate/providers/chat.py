@@ -362,7 +362,7 @@ class ModelAt:
 
 def model_at(settings: Settings, written: str, key_variable: str | None = None) -> ModelAt:
     """Parse a model and its host. Without a host the first built-in one is used. `key_variable` names the
-    variable with the key for an address. Raises the errors of `configured` and `addressed`, and
+    variable with the key for an address. Errors of `configured` and `addressed` propagate. Raises
     `UsageError` for a model without a host that the first host does not have."""
     if written.startswith(("http://", "https://")):
         address, equals, model = written.partition("=")

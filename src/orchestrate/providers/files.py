@@ -429,7 +429,7 @@ class _PartialFile:
 
     @property
     def whole(self) -> bool:
-        """Whether everything was downloaded before and only the final rename is missing."""
+        """True if everything was downloaded before and only the final rename is missing."""
         return self.size > 0 and self.size == self._known().get("total")
 
     def start_over(self, etag: str | None = None, total: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What every hosted backend does in the same way: its account, its files, a cancel that coincides with
+"""Behavior shared by all hosted backends: its account, its files, a cancel that coincides with
 the end of its job, one remote dataset, a downloaded artifact, deployments and chats.
 
 A host adds the calls of its own API. Requests go through `calls.hosted.Wire`."""

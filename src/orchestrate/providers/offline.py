@@ -1,4 +1,4 @@
-"""What a hosted backend can do without contacting its host: `check` and `quote`."""
+"""Methods of a hosted backend that don't contact its host: `check` and `quote`."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def _caller_gone(job: LocalJob, state: JobState) -> JobError:
 
 
 def _still(run: RunDir, state: JobState) -> JobError | None:
-    """What a living worker's silence comes to; `None` when it shows life."""
+    """Return what a living worker's silence comes to; `None` when it shows life."""
     end_it = f"see {run.log}; if the worker was killed, the run continues from its latest checkpoint"
     beat = run.heartbeat_age()
     if beat is not None and beat > SILENT_S:

@@ -1,4 +1,4 @@
-"""What a backend gives for a training session: a model that takes requests, and a price."""
+"""Interface of a backend to a training session: a model that takes requests, and a price."""
 
 from __future__ import annotations
 
@@ -219,8 +219,8 @@ class SessionBackend(ABC):
 
 
 class ClientSession(SessionBackend):
-    """One model at a host, through a client whose methods are those of Tinker's. The client numbers each
-    request, so a request that is sent twice is carried out once."""
+    """A model on a host whose client has Tinker's interface. The client numbers each request,
+    so a request that is sent twice is carried out once."""
 
     host: ClassVar[str]
     _types: Any

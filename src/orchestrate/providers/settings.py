@@ -118,7 +118,7 @@ class Rows:
         self._put(name, Outcome.KEPT, sent, wire, rule)
 
     def map(self, name: str, wire: str | None, value: Any, rule: str, *, exact: bool = True) -> None:
-        """Map a setting to `value` by the written rule. `exact` tells whether the meaning is the same."""
+        """Map a setting to `value` by the written rule. `exact` says whether the meaning is the same."""
         self._put(name, Outcome.MAPPED, value, wire, rule, exact=exact)
 
     def default(
@@ -158,8 +158,8 @@ class Rows:
             self._rows[name] = replace(row, rule=f"{row.rule}; {rule}" if row.rule else rule)
 
     def train(self, rule: str) -> None:
-        """Record what happens to the training data. `rule` describes it, and follows the description of how
-        several files are mixed into one."""
+        """Record what happens to the training data. `rule` is appended to the note on how several files
+        are mixed."""
         self.keep("train", None, self.spec.train_told, rule=self._mixing(rule))
 
     def _mixing(self, rule: str) -> str:

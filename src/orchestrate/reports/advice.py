@@ -70,12 +70,12 @@ class DataTraits(Record, frozen=True, kw_only=True):
 
     @property
     def keyed(self) -> bool:
-        """Whether the answers are JSON with the same keys."""
+        """True if the answers are JSON with the same keys."""
         return self.json_share >= CONSISTENT and self.same_keys_share >= CONSISTENT
 
     @property
     def knowing(self) -> bool:
-        """Whether the answers contain knowledge, because their words are not in the prompts and few answers
+        """True if the answers contain knowledge, because their words are not in the prompts and few answers
         are equal."""
         return (
             self.copied_share < KNOWLEDGE_COPIED
@@ -286,7 +286,7 @@ class EightyPercent(Record, frozen=True, kw_only=True):
 
     @property
     def applies(self) -> bool | None:
-        """Whether prompting reaches 80% of the target, or `None` if its interval leaves that open."""
+        """True if prompting reaches 80% of the target, or `None` if its interval leaves that open."""
         return True if self.best.low >= self.mark else False if self.best.high < self.mark else None
 
     def __str__(self) -> str:
@@ -324,7 +324,7 @@ class Advice(Record, frozen=True, kw_only=True):
 
     @property
     def close(self) -> bool:
-        """Whether the runner-up is within one point, so that the recommendation is not clear."""
+        """True if the runner-up is within one point, so that the recommendation is not clear."""
         rest = [c for c in self.choices[1:] if c.excluded is None]
         return bool(rest) and self.best.points - rest[0].points <= 1
 

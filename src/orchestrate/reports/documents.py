@@ -78,7 +78,7 @@ def comparison_table(comparison: ComparedRuns, *, whole: bool = True) -> Rendera
 
 
 def _deciding(comparison: ComparedRuns, facts: rows.Facts) -> tuple[rows.Facts, str]:
-    """What the runs differ in, and a line of what is the same for all."""
+    """Return what the runs differ in, and a line of what is the same for all."""
     scored = rows.metrics(comparison)
     kept = [
         (name, values)

@@ -479,7 +479,7 @@ def _scores(comparison: ComparedRuns) -> str:
 
 
 def _broken(comparison: ComparedRuns) -> str:
-    """What each run broke and fixed, the rows with their answers side by side."""
+    """Return what each run broke and fixed, the rows with their answers side by side."""
     told = [flipped(_of(c, found)) for c in comparison.runs for found in c.flips]
     return _headed("Broken rows", "".join(told))
 

@@ -154,7 +154,7 @@ def _why(first: Quote, price: PriceRange, second: Quote, other_price: PriceRange
 
 
 def _basis(quote: Quote) -> str:
-    """What the price is made of: tokens at a rate, or hours at a rate."""
+    """Return what the price is made of: tokens at a rate, or hours at a rate."""
     main = max(quote.lines, key=lambda e: e.usd, default=None)
     if main is None:
         return "nothing"
@@ -201,7 +201,7 @@ def quote_table(
 
 
 def _note(notes: TextTable, quote: Quote) -> None:
-    """What is to be known of a backend, under its name."""
+    """Return what is to be known of a backend, under its name."""
     told = _remarks(quote)
     known = worst_confidence(quote)
     if quote.price is not None and known is not Confidence.QUOTED:
@@ -267,7 +267,8 @@ def _traffic(since: Decimal | None, most: Decimal | None) -> str:
 
 
 def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
-    """What can be had first, cheapest first; of the other places to serve of a backend only the cheapest."""
+    """Sort available options first, then by price. Of the other places to serve of a backend only the
+    cheapest."""
     shown = [way for total in totals for way in total.options[: 1 + _SHOWN_ELSEWHERE]]
     return sorted(
         shown,
@@ -321,7 +322,7 @@ def _perhaps_cheaper(totals: Sequence[Ownership], best: Ownership, paid: Paid) -
 
 
 def _remarks_of(totals: Sequence[Ownership]) -> list[tuple[str, list[str]]]:
-    """What is assumed, by where it is served; what holds everywhere once."""
+    """Return what is assumed, by where it is served; what holds everywhere once."""
     places: dict[str, dict[str, None]] = {}
     for total in _by_total(totals):
         at = f"served at {total.server}" if total.server else total.provider

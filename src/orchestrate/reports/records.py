@@ -19,7 +19,7 @@ class CurvePoint(Record, frozen=True, kw_only=True):
 
 
 class Reason(Record, frozen=True, kw_only=True):
-    """Why one aspect of the runs must not be compared."""
+    """Reason that one aspect of the runs must not be compared."""
 
     aspect: str
     """data, loss, scores, cost or all."""
@@ -127,7 +127,7 @@ class ComparedRuns(Record, frozen=True, kw_only=True):
 
     @property
     def sandbox(self) -> bool:
-        """Whether any run was trained in a sandbox."""
+        """True if any run was trained in a sandbox."""
         return any(c.run.sandbox for c in self.runs)
 
     @property

@@ -1,1 +1,1 @@
-"""What can be done with runs, as functions of a Workspace: prepare, submit, follow, evaluate, serve."""
+"""Operations on runs, as functions of a Workspace: prepare, submit, follow, evaluate, serve."""

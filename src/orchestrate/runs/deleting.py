@@ -99,7 +99,8 @@ def _require_deleting(ws: Workspace, run: Run) -> None:
 
 
 def _own(ws: Workspace, run: Run) -> bool:
-    """Whether it is on machines of the user's own; of a backend that is no longer there that is not known."""
+    """Return whether it is on machines of the user's own; of a backend that is no longer there that is not
+    known."""
     try:
         profile = ws.provider(run.provider).profile
     except SetupError:
@@ -355,7 +356,7 @@ def _require_free(provider: Provider, ids: Sequence[str], job_id: str | None, *,
 
 
 def _names(value: object, names: set[str]) -> bool:
-    """Whether a job, as its host tells it, names one of these anywhere."""
+    """Return whether a job, as its host tells it, names one of these anywhere."""
     if isinstance(value, str):
         return value in names or value.rpartition("/")[2] in names
     if isinstance(value, Mapping):

@@ -315,7 +315,7 @@ class TrackedRun:
 
     def undeploy(self, at: str | None = None, *, patience_s: float = 60.0) -> DeploymentHandle | None:
         """End what `deploy` started (`at` one backend, or wherever it is up), and wait up to `patience_s`
-        seconds until the host confirms that it has ended. The returned state tells whether it has ended:
+        seconds until the host confirms that it has ended. The returned state says whether it has ended:
         `ending` is still billed, and each `sync` asks again. Returns `None` if the account has none. Raises
         `OtherAccount`, and `ProviderError` if the host cannot be reached."""
         known = self.deployment(at)

@@ -1,4 +1,4 @@
-"""What every request passes through, and the sandbox's own pages."""
+"""Middleware for all requests, and the sandbox's own pages."""
 
 from __future__ import annotations
 

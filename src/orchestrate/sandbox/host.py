@@ -1,4 +1,4 @@
-"""What the hosts share: answers, the job table, and the front that every request passes through."""
+"""Code shared by the hosts: answers, the job table, and the front that every request passes through."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trouble(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Why a job failed, in the host's form."""
+    """Error of a failed job, in the host's format."""
 
     message: str
     code: str | None = None
@@ -222,7 +222,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
 
 @dataclass
 class SandboxSettings:
-    """How a sandbox behaves; see `orchestrate.sandbox.running`."""
+    """Settings of a sandbox; see `orchestrate.sandbox.running`."""
 
     train: bool = True
     waits: Durations = field(default_factory=Durations)

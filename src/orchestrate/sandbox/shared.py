@@ -1,4 +1,4 @@
-"""What several simulated hosts share."""
+"""Code shared by several simulated hosts."""
 
 from __future__ import annotations
 
@@ -353,7 +353,7 @@ class SandboxFiles:
 
 
 async def store_stream(path: Path, chunks: AsyncIterator[bytes], most: int | None = None) -> int:
-    """Write a request's body to `path` in one step. Raises `HostError` 413 above `most` bytes."""
+    """Write a request's body to `path` atomically. Raises `HostError` 413 above `most` bytes."""
     size = 0
     with whole(path) as draft, draft.open("wb") as out:
         async for chunk in chunks:

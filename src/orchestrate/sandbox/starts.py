@@ -1,4 +1,4 @@
-"""How the sandbox of a home was last started. Needs none of the servers' packages."""
+"""Options with which the sandbox of a home was last started. Needs none of the servers' packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ URLS_KEPT = 80
 
 
 class Ways(msgspec.Struct, frozen=True, kw_only=True):
-    """How a sandbox was started, with the options of `orchestrate.sandbox.running`."""
+    """Options with which a sandbox was started: those of `orchestrate.sandbox.running`."""
 
     speed: float = 1.0
     train: bool = True

@@ -169,7 +169,7 @@ class SandboxState:
             )
 
     def save_bytes(self, name: str, chunks: Iterable[bytes]) -> int:
-        """Write an uploaded file in one step and return its size."""
+        """Write an uploaded file atomically and return its size."""
         with whole(self.files / name) as draft, draft.open("wb") as out:
             return sum(out.write(chunk) for chunk in chunks)
 

@@ -1,4 +1,5 @@
-"""What simulated hosts of training sessions share: the server's desk over the tiny model, and its faults."""
+"""Code shared by simulated hosts of training sessions: the server's desk over the tiny model, and its
+faults."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 
 def write_tensors(path: Path, weights: dict[str, Array], metadata: dict[str, str]) -> None:
-    """Write a safetensors file of 32-bit floats, in one step."""
+    """Write a safetensors file of 32-bit floats atomically."""
     header: dict[str, Any] = {"__metadata__": metadata}
     at = 0
     for name, values in weights.items():

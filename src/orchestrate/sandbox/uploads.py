@@ -1,4 +1,4 @@
-"""What a host does with an uploaded training file: reads its rows as it would, or says why it will not.
+"""Read an uploaded training file as the host would, or explain why it is rejected.
 
 The rules are the hosts' own and are deliberately written here a second time: a sandbox that rejected rows
 with the same code that the client checks with could not show that the client checks correctly."""
@@ -51,7 +51,7 @@ class RowError(Exception):
 
 
 class UploadReport(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What the host found in a file."""
+    """Findings of the host in a file."""
 
     format: str | None = None
     """Format of the rows: chat, preference, completion or text."""

@@ -165,7 +165,7 @@ def secret(name: str, variable: str, env: Mapping[str, str] | None = None) -> Se
 
 
 def write_key(path: Path, name: str, value: str | None) -> None:
-    """Set one key, or with `None` remove it. The file is created with mode 0600 and replaced in one step."""
+    """Set one key, or with `None` remove it. The file is created with mode 0600 and replaced atomically."""
     keys = read_keys(path)
     if value is None:
         keys.pop(name, None)

@@ -1,4 +1,4 @@
-"""How each backend is reached: what a file, the environment and the keyring say of it, looked up when it is
+"""Connection settings of each backend, from a file, the environment and the keyring, looked up when it is
 used."""
 
 from __future__ import annotations

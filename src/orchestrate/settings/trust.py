@@ -1,4 +1,4 @@
-"""What a project's `orchestrate.toml` may set, and the user's trust in the rest of it.
+"""Settings that a project's `orchestrate.toml` may set, and the user's trust in the rest of it.
 
 A project's file is one that Orchestrate finds from the working folder upwards. It may come from anybody: with
 a clone, in a pull request, in a folder that several users share. So it may set what `OPEN` names. `FIGURES`
@@ -127,8 +127,8 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def _settings(values: Mapping[str, Any], *above: str) -> Iterator[tuple[Place, Any]]:
-    """Where each setting stands, with its value. A host that is named is one, also when nothing is said of
-    it."""
+    """Return where each setting stands, with its value. A host that is named is one, also when nothing is
+    said of it."""
     for name, value in values.items():
         place = (*above, name)
         if not isinstance(value, dict):
@@ -158,7 +158,8 @@ def _of_another_user(path: Path) -> bool:
 
 
 def _name(path: Path) -> str:
-    """Where a file lies. A link to a trusted file is another file: its relative paths begin elsewhere."""
+    """Return where a file lies. A link to a trusted file is another file: its relative paths begin
+    elsewhere."""
     return str(path.parent.resolve() / path.name)
 
 

@@ -118,7 +118,7 @@ def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
 
 
 def _left(ft: Workspace) -> Iterator[Check]:
-    """What processes that have ended left held in the budget."""
+    """Return what processes that have ended left held in the budget."""
     runs, answers = leftovers.unsent(ft.store), leftovers.answers(ft.store)
     held = [spending(run).total_usd for run in runs] + answers
     if not held:
@@ -134,7 +134,7 @@ def _left(ft: Workspace) -> Iterator[Check]:
 
 
 def _asked(ft: Workspace, name: str) -> Check:
-    """Whether the host takes the key: a read, which changes and bills nothing."""
+    """Return whether the host takes the key: a read, which changes and bills nothing."""
     try:
         with work(f"asking {name}"):
             next(iter(ft.ready(name).list()), None)

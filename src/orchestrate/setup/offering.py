@@ -1,5 +1,4 @@
-"""What a shell may offer while a command is typed. Offline, and nothing is made: where there is no home
-folder yet there are no runs."""
+"""Shell completion candidates. Works offline and creates nothing: without a home folder there are no runs."""
 
 from __future__ import annotations
 

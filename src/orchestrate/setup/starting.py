@@ -206,7 +206,7 @@ def _splits(
 
 
 def _named_by_another(spec: Path, target: Path) -> bool:
-    """Whether a spec beside the data or beside `spec` names files of the folder."""
+    """Return whether a spec beside the data or beside `spec` names files of the folder."""
     near = {*target.parent.glob("*.y*ml"), *spec.parent.glob("*.y*ml")} if target.is_dir() else set[Path]()
     return any(
         f"{target.name}/" in other.read_text(encoding="utf-8", errors="replace")
@@ -216,7 +216,7 @@ def _named_by_another(spec: Path, target: Path) -> bool:
 
 
 def _would_stay(target: Path, write: Callable[[Path], SplitReport]) -> bool:
-    """Whether a split into the folder would write the rows that it holds."""
+    """Return whether a split into the folder would write the rows that it holds."""
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         copy = shutil.copytree(target, Path(scratch, target.name))
         files = [Path(one.path) for one in write(copy).files]

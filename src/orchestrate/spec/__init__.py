@@ -65,7 +65,7 @@ def renaming_of(columns: Mapping[str, str | None] | None) -> dict[str, str]:
 
 
 class JobSpec(SpecPart):
-    """What to train. Raises `SpecError` for invalid values."""
+    """Specification of a job. Raises `SpecError` for invalid values."""
 
     model: str | dict[str, str] = Field(
         description="Canonical name (orchestrate models), a host's id, a Hugging Face Hub id or a "

@@ -1,4 +1,4 @@
-"""How to train: the methods and adapters of a spec, its further parts, and what is wrong with
+"""Training options: the methods and adapters of a spec, its further parts, and what is wrong with
 them in the words of someone who writes YAML."""
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class LoRA(SpecPart):
 
     @property
     def changes_base(self) -> bool:
-        """Whether its initialization is subtracted from the base's weights, so they differ during
+        """True if its initialization is subtracted from the base's weights, so they differ during
         training."""
         return bool(self.init_lora_weights) and self.init_lora_weights.startswith(("pissa", "olora"))
 
@@ -246,7 +246,7 @@ class Optimizer(SpecPart):
 
 
 class TrainFile(SpecPart):
-    """One file of a mix. With a whole number as `weight`, each row is repeated that many times. A fraction
+    """One file of a mix. With an integer as `weight`, each row is repeated that many times. A fraction
     adds a seeded sample of the rows."""
 
     path: str = Field(min_length=1)
@@ -413,16 +413,16 @@ def spec_errors(
 
 _UNIONS = {
     "model": "a name, or a mapping with a name for each backend",
-    "batch_size": "a whole number, or max",
+    "batch_size": "an integer, or max",
 }
 _EXPECTED = {
     "string_type": "text",
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "model_attributes_type": "a name, or a mapping with a type",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
     "float_type": "a number",
     "float_parsing": "a number",
     "bool_type": "true or false",

@@ -57,7 +57,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
 
 
 def build(values: Mapping[str, Any], *, lines: Lines | None = None, place: str = "the spec") -> JobSpec:
-    """Validate plain values. Raises `SpecError`."""
+    """Build a `JobSpec` from parsed YAML or JSON values. Raises `SpecError`."""
     try:
         spec = JobSpec.model_validate(dict(values))
     except ValidationError as error:
@@ -70,7 +70,7 @@ def build(values: Mapping[str, Any], *, lines: Lines | None = None, place: str =
 
 
 def _override_errors(spec: JobSpec, name: str, own: dict[str, Any], lines: Lines | None) -> list[str]:
-    """What is wrong with the values that one backend gets instead of the spec's."""
+    """Return what is wrong with the values that one backend gets instead of the spec's."""
     model = spec.model if isinstance(spec.model, str) else next(iter(spec.model.values()))
     values = {**spec.asked(), "model": model, **own}
     del values["overrides"]

@@ -1,4 +1,5 @@
-"""What watchers and viewers share through the store: who asks when, what changed, which webhooks came in."""
+"""State that watchers and viewers share through the store: who asks when, what changed, which webhooks came
+in."""
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ class Notifications:
             return done.scalar() is not None
 
     def finish(self, run_id: str, channel: str, *, sent: bool) -> None:
-        """Mark it as sent, or give up the claim because it certainly was not sent."""
+        """Mark it as sent, or give up the claim because it is known not to have been sent."""
         table = schema.notifications
         mine = (table.c.run_id == run_id) & (table.c.channel == channel)
         with self._db.writing() as connection:
@@ -108,14 +109,14 @@ _LOOK_S = 15.0
 
 
 class Silence(NamedTuple):
-    """Seconds since the last news of a run, and seconds since that was reported."""
+    """Seconds since a run's last activity, and since it was reported as stalled."""
 
     seconds: float
     told_s: float | None
 
 
 class Agenda:
-    """When to poll each backend and run, shared by all processes."""
+    """Polling times of each backend and run, shared by all processes."""
 
     def __init__(self, db: Database, leases: Leases) -> None:
         self._db = db

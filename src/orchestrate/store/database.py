@@ -326,7 +326,7 @@ def _open_postgres(url: URL) -> Engine:
 
 
 def _patience(url: URL) -> dict[str, Any]:
-    """How long a server may be silent, where the URL does not say it itself: a lost one is an error in
+    """Return how long a server may be silent, where the URL does not say it itself: a lost one is an error in
     seconds, not a command that hangs."""
     limits = f"-c statement_timeout={_STATEMENT_S}s -c lock_timeout={_STATEMENT_S}s"
     own = url.query.get("options", ())

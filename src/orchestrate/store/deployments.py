@@ -307,7 +307,8 @@ class Deployments:
         return msgspec.structs.replace(deployment, age=age)
 
     def _due(self, deployment: Deployment) -> bool:
-        """Whether its age is to be read again, so that little is lost with this start of the machine."""
+        """Return whether its age is to be read again, so that little is lost with this start of the
+        machine."""
         up, last = self._db.clock.uptime(), deployment.age
         if deployment.state.over:
             return False
@@ -376,7 +377,7 @@ class Deployments:
 
     def to_watch(self) -> set[tuple[str, str]]:
         """Return (backend, host) of the deployments that will change: those with a limit, and those whose
-        end is not proven."""
+        shutdown is not confirmed."""
         found = self.matching(over=False)
         return {(d.provider, d.host) for d in found if d.limited or d.state.unproven}
 

@@ -78,9 +78,7 @@ class Experiments:
         found = [one for one in known if one.plan.name == name]
         found = found or [one for one in known if one.id.startswith(name) or one.plan.name.startswith(name)]
         if len(found) != 1:
-            what = (
-                f"several experiments start with {name}" if found else f"there is no experiment called {name}"
-            )
+            what = f"{name} matches several experiments" if found else f"no experiment matches {name}"
             names = ", ".join(one.plan.name for one in known) or "none"
             raise UsageError(
                 f"{what}; there are: {names}", fix="start one with: orchestrate ab serve PLAN.yaml"

@@ -1,4 +1,4 @@
-"""What belongs to a run beside its row: steps, events, metrics, checkpoints, records, uploads."""
+"""History of a run besides its row: steps, events, metrics, checkpoints, records, uploads."""
 
 from __future__ import annotations
 

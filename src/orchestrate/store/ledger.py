@@ -357,7 +357,7 @@ def _answers(connection: Connection) -> list[AnswerSpending]:
 
 
 class Ledger:
-    """What a store's answers cost, and what everything in it costs together."""
+    """Cost of a store's answers, and of everything in it together."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -456,7 +456,7 @@ class AnswerAccount:
                 self._settle(connection, row.id, row.purpose, row.backend, row.made_by, usd)
 
     def release(self, id: str) -> None:
-        """Release the reservation of a request that was certainly not sent."""
+        """Release the reservation of a request that is known not to have been sent."""
         with self._db.writing() as connection:
             self._end(connection, id)
 

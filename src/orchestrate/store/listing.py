@@ -33,7 +33,7 @@ _PAGE = 500
 
 @dataclass(frozen=True, kw_only=True)
 class RunQuery:
-    """Filters and order of a list of runs. `None` and the empty text match anything."""
+    """Filters and order of a list of runs. `None` and empty strings match anything."""
 
     words: str = ""
     """Words that must all occur in what names the run: id, name, backend, model, job, person, note, tags."""
@@ -154,7 +154,7 @@ class RunLists:
         return found
 
     def _keys(self, query: RunQuery) -> list[tuple[ColumnElement[Any], bool]]:
-        """What is sorted by, and whether downwards; runs without the value come last."""
+        """Return what is sorted by, and whether downwards; runs without the value come last."""
         keys: list[tuple[ColumnElement[Any], bool]] = []
         for name, down in ((query.group, False), (query.column, query.descending)):
             if not name:
@@ -208,7 +208,7 @@ class RunLists:
 
 
 def _behind(keys: list[tuple[ColumnElement[Any], bool]], after: str) -> ColumnElement[bool]:
-    """What comes after a run in the order of these keys."""
+    """Return what comes after a run in the order of these keys."""
     last = [select(key).where(schema.runs.c.id == after).correlate(None).scalar_subquery() for key, _ in keys]
     if len({down for _, down in keys}) == 1:  # the form in which an index is entered at its place
         here, there = tuple_(*(key for key, _ in keys)), tuple_(*last)

@@ -1,4 +1,4 @@
-"""Runs that wait for a place, in the order in which they go."""
+"""Queue of runs waiting for a free slot, in start order."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Queue:
 
     @property
     def paused(self) -> bool:
-        """Whether the queue is paused."""
+        """True if the queue is paused."""
         query = select(schema.meta.c.value).where(schema.meta.c.key == _PAUSED)
         with self._db.reading() as connection:
             return connection.execute(query).scalar() is not None

@@ -43,10 +43,10 @@ class Reviews:
         ]
 
     def get(self, name: str) -> Review:
-        """Get a review by its id or the beginning of it. Raises `UsageError` if none or several match."""
+        """Get a review by its id or a prefix of it. Raises `UsageError` if none or several match."""
         found = [review for review in self.matching() if review.id.startswith(name)]
         if len(found) != 1:
-            what = f"several reviews start with {name}" if found else f"there is no review {name}"
+            what = f"{name} matches several reviews" if found else f"no review matches {name}"
             raise UsageError(what, fix="create one and see its id with: orchestrate review RUN")
         return found[0]
 

@@ -273,7 +273,7 @@ class Runs:
         return [after for before, after in steps if after is not before]
 
     def _locked(self, connection: Connection, run_ids: Iterable[str]) -> dict[str, _StoredRun]:
-        """By id; locked in one order whoever asks, so that nobody waits for one another."""
+        """By id; always locked in the same order, so that nobody waits for one another."""
         wanted, found = sorted(set(run_ids)), dict[str, _StoredRun]()
         for start in range(0, len(wanted), _AT_ONCE):
             rows = connection.execute(_LOCKED, {"ids": wanted[start : start + _AT_ONCE]})

@@ -50,7 +50,7 @@ class Searches:
         every = self.all()
         found = every[:1] if name == "last" else [one for one in every if name and one.id.startswith(name)]
         if len(found) != 1:
-            what = f"several sweeps start with {name}" if found else f"there is no sweep {name}"
+            what = f"{name} matches several sweeps" if found else f"no sweep matches {name}"
             raise UsageError(what, fix="orchestrate sweep --list")
         return found[0]
 

@@ -1,4 +1,4 @@
-"""How a run may change: pure functions from a run and a fact to the next run.
+"""Transitions of a run: pure functions from a run and a fact to the next run.
 
 Two words move. The *phase* says how far the submit protocol got:
 
@@ -23,7 +23,7 @@ from orchestrate.errors import OrchestrateError
 from orchestrate.types import Allowance, Bill, Job, JobError, JobHandle, JobStatus, Run, SubmitPhase
 
 UNSENT = frozenset({SubmitPhase.INTENT, SubmitPhase.UPLOADED})
-"""Phases in which the host certainly has no job of this run."""
+"""Phases in which the host is known to have no job of this run."""
 PAUSED, _DIED = "paused", "interrupted"
 """The engine's own reasons. A worker that died is restarted."""
 UNSETTLED = frozenset({SubmitPhase.SUBMITTING, SubmitPhase.OUTCOME_UNKNOWN})

@@ -1,4 +1,4 @@
-"""What a run may take of a machine that is billed hourly, and has taken."""
+"""Limits of a run on a machine that is billed hourly, and what it has used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is asked, what it answers, and how good that is."""
+"""Records of evaluations: questions, answers and scores."""
 
 from __future__ import annotations
 

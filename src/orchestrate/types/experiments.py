@@ -92,7 +92,7 @@ class ExperimentPhase(Record, frozen=True, kw_only=True):
 
     @property
     def over(self) -> bool:
-        """Whether the phase is over, so that no more evidence is collected and all users get one model."""
+        """True if the phase is over, so that no more evidence is collected and all users get one model."""
         return self.verb in ("ship", "roll back", "stop")
 
 

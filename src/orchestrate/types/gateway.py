@@ -1,4 +1,4 @@
-"""What the gateway keeps: the jobs that its clients asked for, and who may ask."""
+"""Records of the gateway: the jobs that its clients requested, and their keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands at a host and bills, or could, and what we put there."""
+"""Records of resources at a host that bill or could, and of our deployments."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Standing(Record, frozen=True, kw_only=True):
     """Job that it is, or that it belongs to by its name. Only the store knows the job's owner."""
     created_at: datetime | None = None
     owner: str | None = None
-    """Creator, if that is certainly not the owner of the key."""
+    """Creator, if known not to be the owner of the key."""
     note: str | None = None
     payload: dict[str, Any] = {}
 

@@ -141,7 +141,7 @@ class Job(Record, frozen=True, kw_only=True):
 
 
 class Recalled(Record, frozen=True, kw_only=True):
-    """What a host reports about a job in addition to its state. It allows pricing the job without its spec
+    """A host's report on a job in addition to its state. It allows pricing the job without its spec
     and data."""
 
     method: Literal["sft", "dpo", "rft"] = "sft"
@@ -165,7 +165,7 @@ class Recalled(Record, frozen=True, kw_only=True):
 
 
 class Told(Record, frozen=True, kw_only=True):
-    """What a host reports about a job that was created without this store."""
+    """A host's report on a job that was created without this store."""
 
     spec: dict[str, Any] = {}
     """Settings under the spec's own names."""
@@ -391,13 +391,13 @@ class Run(Record, frozen=True, kw_only=True):
 
     @property
     def dormant(self) -> bool:
-        """Whether this is a training session that no program drives. It costs nothing more until it is
+        """True if this is a training session that no program drives. It costs nothing more until it is
         resumed."""
         return self.job_kind == SESSION and self.status is JobStatus.PAUSED
 
     @property
     def own_loop(self) -> bool:
-        """Whether it is a training session that the caller's own loop trains."""
+        """True if it is a training session that the caller's own loop trains."""
         return self.job_kind == SESSION and self.spec.get("train") == OWN_LOOP
 
     @property

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TokensFrom(StrEnum):
-    """How a file's tokens are counted: all of them, in a sample of its rows, or not at all."""
+    """Method of counting a file's tokens: all of them, in a sample of its rows, or not at all."""
 
     EXACT = "exact"
     SAMPLED = "sampled"

@@ -1,4 +1,4 @@
-"""What a tuned model must still do wherever it is served, and what was seen of that."""
+"""Records of how a tuned model must behave wherever it is served, and of the checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people, or a model in their place, are asked about answers, and what they said."""
+"""Records of reviews: what people, or a model in their place, are asked about answers, and their ratings."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Compare runs side by side: overlaid curves, only the settings that differ, cost and scores. A few runs also
-get the reports' findings; of a thousand, only as many as fit on a screen are shown."""
+"""Compare runs side by side: overlaid curves, only the settings that differ, cost and scores. Small
+comparisons also show the report's findings. Large ones show only as many runs as fit on the screen."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def routes(site: Site) -> list[Route]:
 
 
 def _settings(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """What each run was made with, and what it came to, by dotted names."""
+    """Return what each run was made with, and what it came to, by dotted names."""
     found: list[dict[str, str]] = []
     for run in runs:
         spec = {name: value for name, value in run.spec.items() if name not in _NOT_SETTINGS}

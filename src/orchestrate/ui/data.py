@@ -232,7 +232,7 @@ def _look(site: Site, path: str) -> FileReport:
 
 
 def _changes(path: str) -> list[dict[str, Any]]:
-    """What `data check --fix` would do; its copy is thrown away."""
+    """Return what `data check --fix` would do; its copy is thrown away."""
     from orchestrate.runs.data import files
 
     with tempfile.TemporaryDirectory() as folder:

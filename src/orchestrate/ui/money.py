@@ -47,13 +47,13 @@ class CalculatorQuery:
 
     @classmethod
     def of(cls, request: Request) -> Self:
-        """Read the sliders' values from a request. Raises `UsageError` unless they are whole numbers of at
+        """Read the sliders' values from a request. Raises `UsageError` unless they are integers of at
         least 0."""
         given, numbers = request.query_params, dict[str, int]()
         for slider in SLIDERS:
             written = given.get(slider.name) or str(slider.value)
             if not written.isdecimal() or len(written) > 9:
-                raise UsageError(f"{slider.label.lower()} must be a whole number, got {written!r}")
+                raise UsageError(f"{slider.label.lower()} must be an integer, got {written!r}")
             numbers[slider.name] = max(int(written), 0 if slider.low == 0 else 1)
         return cls(given.get("model", "").strip() or _MODEL, numbers)
 

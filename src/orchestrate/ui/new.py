@@ -83,7 +83,7 @@ def _field(name: str, part: Mapping[str, Any], defs: Mapping[str, Any], *, neede
 
 
 def _kinds(part: Mapping[str, Any], defs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What a value may be, with the definitions that the schema only names."""
+    """Return what a value may be, with the definitions that the schema only names."""
     found: list[Mapping[str, Any]] = []
     for one in cast("list[Mapping[str, Any]]", part.get("anyOf") or part.get("oneOf") or [part]):
         named = one.get("$ref")

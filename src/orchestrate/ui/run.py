@@ -159,7 +159,7 @@ def _worth(site: Site, handle: RunHandle) -> _Worth | None:
 
 
 def _settings(site: Site, run: Run) -> tuple[list[Setting], list[Setting]]:
-    """What was asked for, and what the backend took by itself."""
+    """Return what was asked for, and what the backend took by itself."""
     from orchestrate.runs.evaluation.comparison import sent
 
     found = sent(site.ft, run)
@@ -202,7 +202,7 @@ def _kept(site: Site, handle: RunHandle) -> list[_Kept]:
 
 
 def _uses(handle: RunHandle) -> tuple[list[tuple[str, str]], str]:
-    """What else can be done with the last checkpoint, by which command; and what cannot."""
+    """Return what else can be done with the last checkpoint, by which command; and what cannot."""
     found = handle.checkpoints()
     if not found or handle.record.status is not JobStatus.SUCCEEDED:
         return [], ""

@@ -1,4 +1,4 @@
-"""What all pages share: look, wording, protection, and error messages.
+"""Code shared by all pages: look, wording, protection, and error messages.
 
 Nothing here trusts a page: external text is escaped and inert, no page contains inline scripts or styles, and
 each form has a token that only this server's pages know.
@@ -126,7 +126,7 @@ Act = Callable[[Request, Form], Response | str]
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """The contents of a page as a command and as Python."""
+    """The command and the Python code that produce a page's contents."""
 
     command: str
     python: str

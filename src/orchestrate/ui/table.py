@@ -74,7 +74,7 @@ def column(name: str) -> TableColumn:
 
 @dataclass(frozen=True)
 class RunTableQuery:
-    """Which runs to show, and how. Everything is in the page's URL."""
+    """Runs to show, and how. Everything is in the page's URL."""
 
     words: str = ""
     status: str = ""
@@ -95,7 +95,7 @@ class RunTableQuery:
         given = request.query_params
         limit = given.get("limit") or str(MOST)
         if not (limit.isascii() and limit.isdecimal() and int(limit[:9]) > 0):
-            raise UsageError(f"the number of runs must be a whole number above 0, got {limit!r}")
+            raise UsageError(f"the number of runs must be an integer above 0, got {limit!r}")
         chosen = tuple(dict.fromkeys(name for name in given.getlist("col") if name))[:_MOST_COLUMNS]
         found = cls(
             words=given.get("q", "").strip(),

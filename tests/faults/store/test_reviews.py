@@ -46,7 +46,7 @@ def test_reviews_are_found_again(store: Store) -> None:
     assert store.reviews.matching(run_ids=["run-1"]) == [first]
     assert store.reviews.matching(evaluation="eval-2") == []
     assert store.reviews.get("rev-aab") == second
-    for name, words in (("rev-aa", "several"), ("rev-x", "there is no review")):
+    for name, words in (("rev-aa", "several"), ("rev-x", "no review matches")):
         with pytest.raises(UsageError, match=words):
             store.reviews.get(name)
 

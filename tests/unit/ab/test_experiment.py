@@ -373,7 +373,7 @@ def test_what_was_written_down_is_not_changed_afterwards(store: Store) -> None:
     assert Experiment.open("bot", store).id == Experiment.open(experiment.id, store).id == experiment.id
     with pytest.raises(UsageError, match="different plan"):
         Experiment.begin(replace(PLAN, rule=replace(PLAN.rule, alpha=0.2)), store)
-    with pytest.raises(UsageError, match="there is no experiment"):
+    with pytest.raises(UsageError, match="no experiment matches"):
         Experiment.open("other", store)
 
 

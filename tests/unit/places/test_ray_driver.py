@@ -319,7 +319,7 @@ def with_options(asked: JobSpec, **options: Any) -> JobSpec:
             "min_processes",
             "each process holds a shard of every weight, so all of them are needed",
         ),
-        ({"processes": 2, "min_processes": 0}, "gpu", "a whole number above 0, got 0"),
+        ({"processes": 2, "min_processes": 0}, "gpu", "an integer above 0, got 0"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(

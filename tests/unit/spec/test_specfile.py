@@ -65,7 +65,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
             "model: m\ntrain: t\nmethod: ppo\n",
             "line 3: method: unknown value 'ppo' (did you mean dpo?); allowed: 'sft', 'dpo', 'rft'",
         ),
-        ("model: m\ntrain: t\nepochs: three\n", "line 3: epochs: must be a whole number, got 'three'"),
+        ("model: m\ntrain: t\nepochs: three\n", "line 3: epochs: must be an integer, got 'three'"),
         ("model: m\ntrain: t\nsuffix: 'has space'\n", "line 3: suffix"),
         (
             "model: m\ntrain: t\nsuffix: v2-ORC-1qrn0nq0kvxa\n",
@@ -80,7 +80,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ("model: m\ntrain: t\nepochs: yes\n", "line 3: epochs: must be a number, not yes or no"),
         ("model: m\ntrain: t\nlearning_rate: .inf\n", "line 3: learning_rate: must be a finite number"),
         ("model: m\ntrain: t\nbatch_size: 0\n", "line 3: batch_size must be at least 1"),
-        ("model: m\ntrain: t\nbatch_size: min\n", "line 3: batch_size: must be a whole number, or max"),
+        ("model: m\ntrain: t\nbatch_size: min\n", "line 3: batch_size: must be an integer, or max"),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, loss: orpo, simpo_gamma: 1}\n",
             "simpo_gamma is not a setting of the loss orpo",
@@ -120,7 +120,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ("model: m\ntrain: t\nmethod: {beta: 1}\n", "line 3: method.beta: is a setting of dpo, not of sft"),
         (
             "model: m\ntrain: t\noverrides:\n  local:\n    epochs: many\n",
-            "line 5: overrides.local.epochs: must be a whole number, got 'many'",
+            "line 5: overrides.local.epochs: must be an integer, got 'many'",
         ),
         ("model: m\ntrain: []\n", "line 2: train: must not be empty"),
         (

@@ -60,7 +60,7 @@ def test_the_calculator_recomputes_and_counts_serving(web: TestClient) -> None:
         not in Parsed(web.get("/quote", params={"requests": 0}).text).text.split("Months of serving")[1]
     )
     answer = web.get("/quote", params={"rows": "lots"})
-    assert answer.status_code == 404 and "rows must be a whole number" in answer.text
+    assert answer.status_code == 404 and "rows must be an integer" in answer.text
 
 
 def test_the_inspector_says_what_the_commands_say(web: TestClient, ft: Orchestrator, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_what_a_forged_form_says_is_told(web: TestClient, site: Site, rows: Path
         assert answer.status_code == status and told in answer.text, (more, answer.text)
     for query in ("limit=0", "limit=x"):
         answer = web.get(f"/?{query}")
-        assert answer.status_code == 404 and "whole number" in answer.text, query
+        assert answer.status_code == 404 and "must be an integer" in answer.text, query
 
 
 def test_a_file_that_cannot_be_read_is_told(web: TestClient, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_what_becomes_of_it_and_what_it_costs_stand_beside(
     assert "adapter.r" in page.texts and "Ready." in page.texts
     assert all(line.component in page.texts for line in offer.quote.lines)
     wrong = Parsed(web.get("/new", params=form(rows, epochs="many")).text)
-    assert "epochs: must be a whole number, got 'many'" in wrong.text
+    assert "epochs: must be an integer, got 'many'" in wrong.text
     nowhere = Parsed(web.get("/new", params=form(rows) | {"train": "none.jsonl"}).text)
     assert "none.jsonl" in nowhere.text and "Ready." not in nowhere.texts
 

@@ -1,1 +1,1 @@
-"""What is known of base models and prices."""
+"""Commands for base models and prices."""

@@ -143,7 +143,7 @@ def _size(model: Model) -> str:
 
 
 def _told(model: Model) -> str:
-    """What is known of an open model itself."""
+    """Return what is known of an open model itself."""
     if not model.open:
         return ""
     facts = {

@@ -1,4 +1,4 @@
-"""What the data commands share: how files are named and read."""
+"""Options shared by the data commands: how files are named and read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the answers of the data commands look in a terminal."""
+"""Terminal output of the data commands."""
 
 from __future__ import annotations
 

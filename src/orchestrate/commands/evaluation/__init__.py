@@ -1,1 +1,1 @@
-"""What the tuning was worth: by metrics, judges, people and real users."""
+"""Commands that evaluate tuned models: by metrics, judges, people and real users."""

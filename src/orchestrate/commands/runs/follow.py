@@ -294,7 +294,7 @@ class _Following:
                     self._ask(h)
 
     def _last_words(self, view: LiveView) -> None:
-        """What the hosts tell after the end: last events, the bill."""
+        """Show what the hosts report after the end: last events, the bill."""
         for h in list(self.handles.values())[:_ASKED_AT_ONCE]:
             if h.record.job_id is not None:
                 with suppress(OrchestrateError):

@@ -1,1 +1,1 @@
-"""What answers over HTTP on this machine until it is ended: serve, gateway, sandbox."""
+"""Commands that serve HTTP on this machine until interrupted: serve, gateway, sandbox."""

@@ -1,1 +1,2 @@
-"""What all commands share: where output goes, how errors and progress look, and the options of several."""
+"""Code shared by all commands: where output goes, how errors and progress look, and the options of
+several."""

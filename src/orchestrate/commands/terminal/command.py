@@ -1,4 +1,4 @@
-"""What makes a function a command: its options, the record that it returns, and how that is printed."""
+"""Turn a function into a command: its options, the record that it returns, and how that is printed."""
 
 from __future__ import annotations
 

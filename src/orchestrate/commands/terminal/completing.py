@@ -1,5 +1,5 @@
-"""What the shell offers while a command is typed: runs, backends, models, formats. An error offers nothing:
-the command itself will tell it."""
+"""Shell completion: runs, backends, models, formats. An error offers nothing, because the command itself
+reports it."""
 
 from __future__ import annotations
 

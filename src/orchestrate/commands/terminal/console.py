@@ -1,4 +1,4 @@
-"""What all commands share: where output goes, how errors look, how an Orchestrator is opened."""
+"""Code shared by all commands: where output goes, how errors look, how an Orchestrator is opened."""
 
 from __future__ import annotations
 
@@ -430,8 +430,8 @@ def goes_on(how: str) -> Generator[None]:
 def require_agreed(
     question: str, *, high_usd: Decimal | None, unpriced: bool, limited: bool, yes: bool
 ) -> None:
-    """Require agreement to answers that may cost money. `unpriced` means that they may be billed at an
-    unknown price. Raises `UsageError`."""
+    """Require confirmation before requesting answers that may cost money. `unpriced` means that they may be
+    billed at an unknown price. Raises `UsageError`."""
     fix = {} if high_usd else {"fix": "add --yes"}
     unpriced, agreed = high_usd is None and unpriced, partial(confirm, question, yes=yes)
     require_consent(high_usd, agreed, otherwise="nothing was sent", unpriced=unpriced, limited=limited, **fix)

@@ -1,5 +1,5 @@
-"""Where ends are told, from flags and the environment: what `watch`, `worker` and the background watcher
-share."""
+"""Notification options from flags and the environment, shared by `watch`, `worker` and the background
+watcher."""
 
 from __future__ import annotations
 

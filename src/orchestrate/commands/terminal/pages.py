@@ -1,4 +1,4 @@
-"""What the pages of help have in common: an example on each, and people's words for the types of values."""
+"""Help pages: an example on each, and people's words for the types of values."""
 
 from __future__ import annotations
 

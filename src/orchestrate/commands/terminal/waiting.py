@@ -1,4 +1,4 @@
-"""How far a work is: a bar on a terminal, elsewhere a line now and then; with what, how far and how long."""
+"""Progress display: a bar on a terminal, and an occasional line elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each setting of a spec becomes on each backend, as one table, and the memory that training takes."""
+"""Table of what each setting of a spec becomes on each backend, and the memory that training takes."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
 
 
 def _skipped(opened: IO[str], text: str, at: int) -> tuple[str, int]:
-    """Where the next text begins, perhaps in a later block; an empty text at the end of the file."""
+    """Return where the next text begins, perhaps in a later block; an empty text at the end of the file."""
     while (at := _SPACE.match(text, at).end()) == len(text):  # type: ignore[union-attr]  # as above
         if not (text := opened.read(BLOCK)):
             break

@@ -295,7 +295,7 @@ _ROWS = (".jsonl", ".ndjson", ".json")
 
 @dataclass(frozen=True)
 class RowSource:
-    """The rows of an input. `lines` is the JSONL file, and `container` tells what the input was, such as
+    """The rows of an input. `lines` is the JSONL file, and `container` says what the input was, such as
     `jsonl` or `csv.gz`."""
 
     path: str
@@ -397,7 +397,7 @@ def _unfold(path: str, file: Path, outer: str, size: int) -> RowSource:
 
 
 def _container(file: Path, head: bytes) -> tuple[str, Reader | None]:
-    """What the file is, by its first bytes and, for tables of text, by its name."""
+    """Return what the file is, by its first bytes and, for tables of text, by its name."""
     suffix = file.suffix.lower()
     if head[:4] == b"PAR1":
         return "parquet", parquet_lines
@@ -472,7 +472,7 @@ def _blocks(path: str, packed: IO[bytes], target: Path) -> Iterator[bytes]:
 
 
 def _in_lines(file: Path, head: bytes) -> bool:
-    """Whether no record of such a file is longer than one line may be."""
+    """Return whether no record of such a file is longer than one line may be."""
     return _container(file, head)[0] in ("jsonl", "csv", "tsv", "tab", "txt")
 
 

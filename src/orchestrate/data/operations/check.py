@@ -51,7 +51,7 @@ class FileFacts(Record, frozen=True, kw_only=True):
 
 
 class HostFacts(Record, frozen=True, kw_only=True):
-    """How many of the training rows one host accepts. `rows` includes rows with errors."""
+    """Number of training rows that one host accepts. `rows` includes rows with errors."""
 
     host: str
     rows: int
@@ -271,7 +271,7 @@ def _balance(one: OpenedFile, split: str) -> list[Problem]:
 
 
 def _are_labels(one: OpenedFile) -> bool:
-    """Whether the answers are few and short: each several times, and nothing else."""
+    """Return whether the answers are few and short: each several times, and nothing else."""
     labels, rows = one.total.labels, one.facts.rows
     named = sum(labels.values())
     return 2 <= len(labels) <= MOST_LABELS and named >= 0.95 * rows
@@ -307,7 +307,7 @@ def _labels(one: OpenedFile) -> str | None:
 
 
 def _between(opened: Mapping[str, OpenedFile]) -> list[Problem]:
-    """What a later split shares with an earlier one."""
+    """Return what a later split shares with an earlier one."""
     found: list[Problem] = []
     splits = list(opened)
     for i, split in enumerate(splits):

@@ -78,7 +78,8 @@ def convert(
 
 
 def _dropped(opened: OpenedFile, target: RowTarget) -> list[Problem]:
-    """What reading the file has already left behind: rows with errors, and fields that no format has."""
+    """Return what reading the file has already left behind: rows with errors, and fields that no format
+    has."""
     data, counts = opened.facts, opened.total.counts
     rows = opened.total.written
     found: list[Problem] = []
@@ -121,7 +122,8 @@ def _dropped(opened: OpenedFile, target: RowTarget) -> list[Problem]:
 
 
 def _lost(data: Facts, target: RowTarget) -> list[Problem]:
-    """What the rows would be written without. A submit says so and goes on; a conversion is refused."""
+    """Return what the rows would be written without. A submit says so and goes on; a conversion is
+    refused."""
     lossy = {rule.code for rule in target.rules.traits.values() if rule.lossy}
     found = [p for p in rules.losses(data, target) if p.code in lossy]
     return [replace(p, fix="--allow-loss writes the rows without it") for p in found]

@@ -46,8 +46,8 @@ _TURN_LISTS = ("conversations", "conversation")
 
 
 class RowFix(Record, frozen=True, kw_only=True):
-    """One change to a row. `action` is repaired, not repaired or dropped (a field) for rows in the copy, or
-    left out for other rows. `code` is the problem's code."""
+    """One change to a row. `action`: `repaired`, `not repaired` or `dropped` (a field) for rows that were
+    copied, `left out` for rows that were not. `code` is the problem's code."""
 
     row: int
     code: str
@@ -249,7 +249,7 @@ class _Mend:
             self.did("weight-on-input", f"{place}: weight removed")
 
     def _label(self, row: dict[str, Any]) -> None:
-        """What was meant as true or false; a grade or a score is nobody's to round."""
+        """Return what was meant as true or false; a grade or a score is nobody's to round."""
         for name in TAGS & row.keys():
             value = row[name]
             meant = verdict_of(value)
@@ -290,7 +290,7 @@ class _Mend:
                 self.did("bad-content", f"{place}.content[{j}]: the URL converted to an image")
 
     def _cut(self, messages: list[Any], row: dict[str, Any]) -> None:
-        """What follows the last answer teaches nothing; RFT prompts are left alone."""
+        """Remove messages after the last answer, because they teach nothing. Skips RFT prompts."""
         if shapes.BY_NAME["rft"].fits(row):
             return
         roles = [cast("dict[str, Any]", m).get("role") if isinstance(m, dict) else None for m in messages]

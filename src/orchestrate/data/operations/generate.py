@@ -307,7 +307,7 @@ Entry = GenerateStart | KeptQuestion | OldSentEntry | OldAnswerEntry | Failed
 
 @dataclass(frozen=True)
 class GenerateOrder:
-    """What to generate, and the limits. `max_cost_usd` requires `price`."""
+    """Options for what to generate, and the limits. `max_cost_usd` requires `price`."""
 
     rows: int = 100
     max_requests: int = 100

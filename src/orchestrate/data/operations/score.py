@@ -83,7 +83,7 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Signal:
-    """How to rank rows by one signal. `doubt` is higher for rows that are more likely wrong."""
+    """Signal to rank rows by. `doubt` is higher for rows that are more likely wrong."""
 
     about: str
     doubt: Callable[[RowScore], float | None]

@@ -90,7 +90,7 @@ class TooFew(DataError):
 
 @dataclass(frozen=True)
 class Division:
-    """How to divide rows into splits. Raises `UsageError` for a seed that is not an unsigned 64-bit
+    """Options for dividing rows into splits. Raises `UsageError` for a seed that is not an unsigned 64-bit
     integer."""
 
     shares: Sequence[float]
@@ -320,7 +320,7 @@ def _empty(path: str, names: Sequence[str], groups: int, division: Division) -> 
 
 
 def _require_own(folder: Path, paths: Sequence[Path], source: str) -> _Manifest:
-    """What earlier splits wrote into `folder`. Raises `UsageError` when one of `paths`
+    """Return what earlier splits wrote into `folder`. Raises `UsageError` when one of `paths`
     is another's, or a file of an earlier split would stay, with rows that are in others now."""
     try:
         earlier = _Manifest.from_json((folder / _MANIFEST).read_bytes())
@@ -395,7 +395,7 @@ def _shared_out(
 
 
 def _miss(groups: Sequence[int], placed: Mapping[int, int], shares: Sequence[float]) -> tuple[int, float]:
-    """How many splits are empty, and how many rows are not where the shares want them."""
+    """Return how many splits are empty, and how many rows are not where the shares want them."""
     rows = Counter(placed[group] for group in groups)
     off = sum(abs(rows[i] - share * len(groups)) for i, share in enumerate(shares))
     return len(shares) - len(rows), off

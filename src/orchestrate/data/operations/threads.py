@@ -204,7 +204,7 @@ class Columns:
 
 
 class ThreadsReport(Record, frozen=True, kw_only=True):
-    """What happened to the threads. `shown` has the ids of some examples of each kind."""
+    """Report on the threads. `shown` has the ids of some examples of each kind."""
 
     path: str
     messages: int

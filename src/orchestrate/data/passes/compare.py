@@ -103,7 +103,8 @@ def shared(rows: Total, of: Total, *, prompts: bool = False, most: int = 100) ->
 
 
 def _first_of(wanted: Sequence[int], values: Sequence[int]) -> dict[int, int]:
-    """Where each wanted value that occurs does so first. As large as `wanted`, whatever is searched."""
+    """Return where each wanted value that occurs does so first. As large as `wanted`, whatever is
+    searched."""
     left = set(wanted)
     found: dict[int, int] = {}
     for i, value in enumerate(values):
@@ -202,8 +203,9 @@ def shared_form(files: Sequence[tuple[ScanTask, int]]) -> Any:
 
 
 def _own_shingles(example: Example, form: Any) -> Any:
-    """What tells the row from others of its file. Of the system text as many shingles as keep it from making
-    rows alike, or unlike, on its own: those with the least hashes, which are the same in each copy of it."""
+    """Return what tells the row from others of its file. Of the system text as many shingles as keep it from
+    making rows alike, or unlike, on its own: those with the least hashes, which are the same in each copy of
+    it."""
     np = numpy()
     texts: tuple[list[ChatMessage], list[ChatMessage]] = ([], [])
     for m in messages_of(example):

@@ -288,7 +288,7 @@ def scan(task: ScanTask, keep: Callable[[list[Example]], object] | None = None) 
 
 
 def _content(lines: list[bytes], rows: list[ReadRow], folder: Path | None) -> dict[int, list[Problem]]:
-    """What is found in the content, for each index of a row with any."""
+    """Return what is found in the content, for each index of a row with any."""
     texts = [
         line if row.example is None else visible(row.example).encode()
         for line, row in zip(lines, rows, strict=True)
@@ -490,7 +490,7 @@ def sampled(task: ScanTask, name: str, *, places: int = PLACES, seed: int = 0) -
 
 
 def _line_at(file: IO[bytes], place: int, size: int) -> tuple[int, bytes]:
-    """Where the line that a byte lies in begins, and the line with its end."""
+    """Return where the line that a byte lies in begins, and the line with its end."""
     before: list[bytes] = []
     start = place
     while start > 0:

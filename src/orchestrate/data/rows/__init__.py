@@ -92,7 +92,7 @@ class PreferenceExample(_Canonical):
 
 
 class UnpairedExample(_Canonical):
-    """A `prompt` with one answer, and a `label` that tells whether the answer is desirable."""
+    """A `prompt` with one answer, and a `label` that says whether the answer is desirable."""
 
     prompt: list[ChatMessage]
     completion: list[ChatMessage]

@@ -174,7 +174,7 @@ def _real_address(text: bytes) -> bool:
 
 
 def _real_password(text: bytes) -> bool:
-    """What stands for a password in documentation and templates is none."""
+    """Return whether it is a real password and not a placeholder from documentation or templates."""
     word = text.removesuffix(b"@").rpartition(b":")[2].lower()
     return word not in (b"password", b"passwd", b"pass", b"changeme") and word[:1] not in (
         b"$", b"{", b"<", b"[", b"%", b"*",
@@ -436,7 +436,7 @@ def _database(folder: Path | None) -> Any:
 
 @lru_cache(maxsize=1)
 def _kept(folder: Path | None) -> bool:
-    """Whether the automaton need only be read."""
+    """Return whether the automaton need only be read."""
     try:
         return folder is not None and place(*_filters(), folder).is_file()
     except ImportError:

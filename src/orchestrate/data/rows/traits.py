@@ -255,7 +255,7 @@ def _answered(
 
 
 def _untrained(prompt: Sequence[ChatMessage], place: str) -> list[Problem]:
-    """What asks for loss where none can be."""
+    """Return what asks for loss where none can be."""
     said = "the weight is ignored: training uses only the answer to the prompt, not earlier ones"
     asked = [i for i, m in enumerate(prompt) if m.role == "assistant" and (m.weight == 1 or m.loss_spans)]
     return [problem("extra-fields", said, field=f"{place}[{i}].weight") for i in asked]
@@ -495,8 +495,8 @@ _HEAD = 64 << 10
 
 
 class Picture(NamedTuple):
-    """What the cost of an image depends on. Pixels are `None` if unknown: an image by URL, an unknown file
-    type, or a missing file."""
+    """Properties of an image that its cost depends on. Pixels are `None` if unknown: an image by URL, an
+    unknown file type, or a missing file."""
 
     width: int | None
     height: int | None

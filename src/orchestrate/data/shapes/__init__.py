@@ -29,7 +29,7 @@ to the loss."""
 
 @dataclass
 class Loss:
-    """What a message tells about its loss. `used` has the names of the fields that were used."""
+    """A message's loss settings. `used` has the names of the fields that were used."""
 
     weight: int | float | None = None
     spans: Spans | None = None

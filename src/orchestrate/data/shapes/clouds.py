@@ -2,7 +2,7 @@
 conversation schema.
 
 Sources: the types of google-genai (`Content`, `Part`, `FunctionDeclaration`) and botocore's description of
-Bedrock's Converse (`Message`, `ContentBlock`, `ToolConfiguration`), whose schema training rows share.
+Bedrock's Converse (`Message`, `ContentBlock`, `ToolConfiguration`). Training rows use the same schema.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _gemini_messages(contents: Any, place: str) -> tuple[list[Row], list[Problem
 
 
 def _without_role(message: Row) -> Row:
-    """What stood beside answers to calls alone."""
+    """Return what stood beside answers to calls alone."""
     return {name: value for name, value in message.items() if name != "role"}
 
 

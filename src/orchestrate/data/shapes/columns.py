@@ -90,7 +90,7 @@ def _ranked(row: Row) -> Read:
 
 
 def _beside(answers: list[Any]) -> Row:
-    """What answers hold beside a text and a score."""
+    """Return what answers hold beside a text and a score."""
     left: Row = {}
     for answer in answers:
         left |= (

@@ -406,7 +406,7 @@ class ExportedMessages:
         return given
 
     def _beside(self, item: Row, used: set[str], place: str, *, asks: bool = False) -> None:
-        """What there is beside that; prose beside a question is taken for a part of the prompt."""
+        """Return what there is beside that; prose beside a question is taken for a part of the prompt."""
         left = strays(item, used if "." in place else used.union(self._used), "")
         prose = [n for n in sorted(left) if isinstance(left[n], str) and len(left[n].split()) >= 3]
         if asks and prose:

@@ -182,7 +182,7 @@ def _is_rl(row: Row) -> bool:
 
 
 _PROMPTS = frozenset({"query", "question", "instruction", "input", "context", "system"})
-"""Columns that contain the prompt of two answers, or a part of it. The answers' common beginning is then not
+"""Columns that contain the prompt of two answers, or a part of it. The answers' common prefix is then not
 the prompt."""
 
 

@@ -158,7 +158,7 @@ def explicit(row: dict[str, Any]) -> Pair:
 
 
 def implicit(row: dict[str, Any]) -> Pair:
-    """Read a pair of complete conversations or texts. Their common beginning is the prompt."""
+    """Read a pair of complete conversations or texts. Their common prefix is the prompt."""
     if isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
         shared = _shared_text(row["chosen"], row["rejected"])
         if not shared.strip():
@@ -216,8 +216,8 @@ def _answered(row: dict[str, Any], prompt: list[ChatMessage], found: list[Proble
 
 
 def hh(row: dict[str, Any]) -> Pair:
-    """Read two transcripts of the form `\\n\\nHuman: ...\\n\\nAssistant: ...` with a common beginning, which
-    may be the `prompt`."""
+    """Read two transcripts of the form `\\n\\nHuman: ...\\n\\nAssistant: ...` that share a prefix, which
+    may be in `prompt`."""
     before = row.get("prompt") or ""
     whole = (
         row[name] if row[name].startswith(before) else before + row[name] for name in ("chosen", "rejected")
@@ -267,7 +267,7 @@ def side(value: Any, role: str, place: str) -> tuple[list[ChatMessage], list[Pro
 
 
 def _shared_text(a: str, b: str) -> str:
-    """The longest common beginning that ends with white space, so that no word is split."""
+    """The longest common prefix that ends with white space, so that no word is split."""
     end = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     while end > 0 and not a[end - 1].isspace():
         end -= 1

@@ -58,8 +58,8 @@ class ReadRow(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True)
 class RowReading:
-    """How to read the rows of a file: the format, and the column mapping to apply first (field name to
-    column)."""
+    """Instructions for reading the rows of a file: the format, and the column mapping to apply first (field
+    name to column)."""
 
     format: str
     columns: tuple[tuple[str, str], ...] = ()
@@ -169,8 +169,8 @@ def _names(line: bytes) -> int:
 
 
 def _may_repeat(line: bytes, example: ChatExample) -> bool:
-    """Whether a line may name a field twice. The fields of plain messages are counted; with others the line
-    is compared with the row as it would be written."""
+    """Return whether a line may name a field twice. The fields of plain messages are counted; with others the
+    line is compared with the row as it would be written."""
     count = len(example.messages)
     if occurrences(line, b'"content"') > count or occurrences(line, b'"role"') > count:
         return True

@@ -174,7 +174,7 @@ def _unanswered(name: str, value: Any) -> Problem:
 
 
 def _is_answer(value: Any, row: Mapping[str, Any]) -> bool:
-    """Whether a label only repeats the answer."""
+    """Return whether a label only repeats the answer."""
     answers = [row.get(name) for name in ("completion", "output", "response", "answer")]
     if isinstance(messages := row.get("messages"), list) and messages and isinstance(messages[-1], dict):
         answers.append(cast("dict[str, Any]", messages[-1]).get("content"))
@@ -241,7 +241,7 @@ MOST_COLUMNS = 200
 
 @dataclass
 class UnreadColumn:
-    """What an unused column contains in the rows of a file."""
+    """Contents of an unused column in the rows of a file."""
 
     rows: int = 0
     """Rows with a value."""

@@ -82,7 +82,7 @@ class ReadAnswer:
 
 @dataclass(frozen=True)
 class AnswerShape:
-    """How a model writes an answer, learned from its chat template."""
+    """Format of a model's answers, learned from its chat template."""
 
     thinking: tuple[tuple[str, str], ...] = THINKING
     header: str = ""
@@ -114,7 +114,7 @@ def shape_of(chats: Conversations) -> AnswerShape:
 
 
 def _header(prompt: str, special: frozenset[str]) -> str:
-    """What the prompt ends with, from its last special token on."""
+    """Return what the prompt ends with, from its last special token on."""
     after = prompt.rpartition(_ASKED)[2]
     header = after[max((after.rfind(mark) for mark in special), default=-1) :].strip() if after else ""
     return "" if header.startswith(tuple(opening for opening, _ in THINKING)) else header

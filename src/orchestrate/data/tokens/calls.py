@@ -399,7 +399,7 @@ def _written(call: ParsedCall) -> str:
 
 
 def _block(text: str, opening: re.Match[str], cut: bool) -> tuple[str | None, int]:
-    """What a block holds, and where the text goes on; nothing where it has no end."""
+    """Return what a block holds, and where the text goes on; nothing where it has no end."""
     mark, closing = opening[0], _BLOCKS[opening[0]]
     begin = opening.end() - len(_INCLUDED.get(mark, ""))
     if (end := _end_of_json(text, begin)) is not None:  # a value may hold what closes the block, too

@@ -65,7 +65,7 @@ OTHER_BAND = 0.25
 
 @dataclass(frozen=True)
 class ChatOverhead:
-    """What a chat template adds: fixed tokens per row and per message, and text before each message's
+    """Tokens that a chat template adds: fixed tokens per row and per message, and text before each message's
     content."""
 
     row: int
@@ -295,7 +295,7 @@ class _Sheet:
         self._end(fixed, marks * overhead.trained)
 
     def _extras(self, m: ChatMessage, trained: bool) -> int:
-        """What few messages have; returns the fixed tokens of a name."""
+        """Count what few messages have. Returns the fixed tokens of a name."""
         if m.reasoning:
             self._text(m.reasoning, trained)
         for call in m.tool_calls or ():
@@ -402,7 +402,7 @@ Ranges = dict[str, StoredRange]
 
 
 def find_ranges(path: str, read_as: object, counter: str, folder: Path) -> Ranges:
-    """Look up what `keep_ranges` stored for this path, of whatever content it had."""
+    """Look up what `keep_ranges` stored for this path, regardless of its content."""
     with suppress(OSError, msgspec.MsgspecError):
         return msgspec.msgpack.decode(_ranges_file(folder, path, read_as, counter).read_bytes(), type=Ranges)
     return {}
@@ -418,7 +418,7 @@ def _ranges_file(folder: Path, path: str, read_as: object, counter: str) -> Path
 
 def seen(path: str, columns: object, folder: Path | None) -> str | None:
     """Return the digest that a file had when it last had this size and modification time. The file may have
-    another digest now, so this only tells what probably need not be counted again."""
+    another digest now, so this only says what probably need not be counted again."""
     if folder is None:
         return None
     with suppress(OSError, ValueError):  # a name that can be none, too

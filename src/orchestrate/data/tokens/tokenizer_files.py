@@ -158,7 +158,7 @@ def _apart(tokenizer: Tokenizer, file: Json) -> Mapping[str, int]:
 
 
 def _has(part: object, fields: Json) -> bool:
-    """Whether a part of a tokenizer, or one inside it, has one of these."""
+    """Return whether a part of a tokenizer, or one inside it, has one of these."""
     if isinstance(part, list):
         return any(_has(one, fields) for one in cast("list[object]", part))
     if not isinstance(part, dict):
@@ -220,7 +220,7 @@ def _listed(config: Json) -> Iterator[str]:
 
 
 def _agree(config: Json, folder: Path, added: Mapping[str, Json]) -> bool:
-    """Whether `tokenizer.json` has the tokens that the other files add, as they have them."""
+    """Return whether `tokenizer.json` has the tokens that the other files add, as they have them."""
     decoder = cast("dict[str, Json]", config.get("added_tokens_decoder") or {})
     for number, token in decoder.items():
         mine = added.get(token["content"])

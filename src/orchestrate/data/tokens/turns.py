@@ -106,7 +106,7 @@ class Rendered:
 
     @property
     def unended(self) -> bool:
-        """Whether the text ends with an unfinished answer, to which the model's end token must be
+        """True if the text ends with an unfinished answer, to which the model's end token must be
         appended."""
         last = self.turns[-1] if self.turns else AssistantTurn((), True)
         return not last.ends and bool(last.spans) and last.spans[-1][1] >= len(self.text.rstrip())
@@ -164,12 +164,12 @@ class Conversations:
 
     @property
     def own(self) -> bool:
-        """Whether the tokenizer has its own template. If not, ChatML is used."""
+        """True if the tokenizer has its own template. Otherwise ChatML is used."""
         return chosen(self.templates) is not None
 
     @property
     def marked(self) -> bool:
-        """Whether the template itself marks what the model should learn."""
+        """True if the template itself marks what the model should learn."""
         return is_marked(self.source(None))
 
     def source(self, tools: Tools) -> str:
@@ -317,7 +317,7 @@ class Conversations:
         return f"{told} (use a chat_template that starts an answer with the text that ends a prompt)"
 
     def _agrees(self, settings: Mapping[str, Any], messages: Sequence[ChatMessage]) -> bool:
-        """Whether an answer follows on the generation prompt under these settings."""
+        """Return whether an answer follows on the generation prompt under these settings."""
         probe = Conversations(with_settings(self.templates, settings), self.names, self.special, probing=True)
         try:
             shown = probe.rendered(messages)
@@ -369,7 +369,7 @@ class _Place(NamedTuple):
 
 
 class _TokenSpan(NamedTuple):
-    """Where a turn, or a part of it, begins and ends."""
+    """Start and end of a turn, or of a part of it."""
 
     first: _Place
     last: _Place
@@ -452,7 +452,7 @@ def _candidates(cut: Cut, i: int) -> list[int]:
 
 
 def _behind(upto: Cut | None, cut: Cut, at: int) -> str | None:
-    """What the template writes in `upto` behind the word that stands at `at` in `cut`."""
+    """Return what the template writes in `upto` behind the word that stands at `at` in `cut`."""
     word = cut.owners[at]
     same = [k for k, owner in enumerate(upto.owners) if owner == word] if upto else []
     earlier = cut.owners[:at].count(word)
@@ -473,8 +473,8 @@ def _empty(
 
 
 def _begin(lead: str, before: str | None, marks: _Marks) -> tuple[int, bool]:
-    """How much of the text before an answer is no part of it, and whether that is another text than the
-    generation prompt's `before`."""
+    """Return how much of the text before an answer is no part of it, and whether that is another text than
+    the generation prompt's `before`."""
     if before is None:
         return len(lead), False
     start = _common_prefix(lead, before)
@@ -490,8 +490,8 @@ def _begin(lead: str, before: str | None, marks: _Marks) -> tuple[int, bool]:
 
 
 def _end(closing: str, behind: str, marks: _Marks) -> tuple[int, bool]:
-    """How far a turn reaches behind its last word, where the template closes it with `closing`, and whether a
-    special token ends it. A template may leave it to the next turn's first token."""
+    """Return how far a turn reaches behind its last word, where the template closes it with `closing`, and
+    whether a special token ends it. A template may leave it to the next turn's first token."""
     if marks.opener and (at := closing.find(marks.opener)) > 0:
         closing = closing[:at]
     places = sorted((at, at + len(mark)) for mark in marks.special if mark for at in _places(closing, mark))

@@ -215,7 +215,7 @@ def _calls_shown(text: str, of: ChatMessage) -> Iterator[bool]:
 
 
 def _calls_within(said: str, of: ChatMessage) -> bool:
-    """Whether all calls are there: each is named, as often as it is called."""
+    """Return whether all calls are there: each is named, as often as it is called."""
     named = Counter(call.function.name for call in of.tool_calls or ())
     often = all(said.count(name) >= times for name, times in named.items())
     return often and all(_calls_shown(said, of))
@@ -237,7 +237,7 @@ def _tool_name(tool: Mapping[str, Any]) -> str | None:
 
 
 class MessageFormat(NamedTuple):
-    """How messages are passed to a template, because templates expect different formats."""
+    """Format in which messages are passed to a template, because templates expect different formats."""
 
     text_arguments: bool = False
     """Whether the arguments of a call are JSON text instead of an object."""

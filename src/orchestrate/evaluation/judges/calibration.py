@@ -244,7 +244,7 @@ class Calibration(Record, frozen=True, kw_only=True):
 
 
 def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
-    """Ask the judge to rate answers that people have rated. Raises the errors of the requests."""
+    """Ask the judge to rate answers that people have rated. Request errors propagate."""
     kind: Kind = "pair" if len(rated[0].answers) == 2 else "score"
     if kind == "pair":
         metric = PairJudge(judge)
@@ -417,7 +417,8 @@ def part(
     keep: float,
     calibration: Calibration | None,
 ) -> JudgeReport:
-    """Judge all rows, then write the files. Raises the errors of the requests without writing anything."""
+    """Judge all rows, then write the files. If a request fails, its error propagates and nothing is
+    written."""
     names = outputs(path, output)
     judged = judged_rows(rows, metric, keep)
     places = {"kept": output, "rejected": names["rejected"], "not judged": names["not-judged"]}
@@ -452,7 +453,7 @@ def part(
 
 
 def judged_rows(rows: Sequence[CalibrationRow], metric: ScoreJudge, keep: float) -> list[JudgedRow]:
-    """Judge all rows. Raises the errors of the requests."""
+    """Judge all rows. Request errors propagate."""
     scored = iter(metric.scored([row.asked for row in rows if row.asked is not None]))
     return [_judged(number, row, scored, keep) for number, row in enumerate(rows, start=1)]
 

@@ -20,8 +20,9 @@ Embed = Callable[[Sequence[str]], list[list[float]]]
 
 @dataclass(frozen=True)
 class Context:
-    """What metrics may use. `respondent` returns a model to query through `asking`, which stores answers and
-    prices and enforces the evaluation's budget. Models are named as in `orchestrate.providers.chat`."""
+    """Context that metrics may use. `respondent` returns a model to query through `asking`, which stores
+    answers and prices and enforces the evaluation's budget. Models are named as in
+    `orchestrate.providers.chat`."""
 
     items: Sequence[Item]
     asking: Asking
@@ -38,7 +39,7 @@ class Context:
 
     @property
     def expects(self) -> bool:
-        """Whether each item has an expected answer."""
+        """True if each item has an expected answer."""
         return all(item.expected or item.expected_calls for item in self.items)
 
 

@@ -368,7 +368,7 @@ class ProbeResult(Record, frozen=True, kw_only=True):
 
     @property
     def catastrophic(self) -> bool:
-        """Whether at least half of the base model's ability was forgotten."""
+        """True if at least half of the base model's ability was forgotten."""
         if self.decision != "forgot":
             return False
         if self.metric.kind == "amount":
@@ -470,13 +470,13 @@ class Regression(Record, frozen=True, kw_only=True):
 
     @property
     def settled(self) -> bool:
-        """Whether at least one ability was kept, and none was forgotten or is undecided."""
+        """True if at least one ability was kept, and none was forgotten or is undecided."""
         found = {r.decision for r in self.results}
         return "kept" in found and found <= {"kept", "not measurable"}
 
 
 def asked(candidate: Candidate, probes: Sequence[RegressionProbe], asking: Asking) -> list[Side]:
-    """Ask a candidate all probe questions. Raises the errors of `Asking.ask`."""
+    """Ask a candidate all probe questions. Errors of `Asking.ask` propagate."""
     return [Side(candidate.contender.name, _answers(probe, candidate, asking)) for probe in probes]
 
 

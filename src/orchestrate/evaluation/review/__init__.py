@@ -188,8 +188,8 @@ def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted:
     run. Raises `UsageError` if a run has no evaluation."""
     fitting = [e for e in evaluations if wanted is None or e.id.startswith(wanted)]
     if not run_ids and len(fitting) != 1:
-        what = "several evaluations start with" if fitting else "there is no evaluation"
-        raise UsageError(f"{what} {wanted}", fix="find its id with: orchestrate eval --json")
+        what = f"{wanted} matches several evaluations" if fitting else f"no evaluation matches {wanted}"
+        raise UsageError(what, fix="find its id with: orchestrate eval --json")
     whole = [e for e in fitting if set(run_ids) <= set(e.run_ids)]
     if whole:
         return ReviewSource((whole[-1],), tuple(run_ids))

@@ -139,7 +139,7 @@ _LEVEL, _POWER = 1.959963984540054, 0.8416212335729143
 
 
 class Planned(Record, frozen=True, kw_only=True):
-    """How many items, with this many raters each, detect the preference with a power of 80%."""
+    """Number of items that detect the preference with a power of 80%, with this many raters each."""
 
     raters: int
     items: int
@@ -364,7 +364,7 @@ def _of_scores(found: ReviewResult, tasks: Mapping[str, ReviewTask], held: Seque
 
 
 def _preferred(rating: Rating) -> str:
-    """What was said, wherever the answers stood."""
+    """Return what was said, wherever the answers stood."""
     sides = {"left": f"better: {rating.left}", "right": f"better: {rating.right}"}
     return sides.get(rating.choice or "", rating.choice or "")
 

@@ -307,7 +307,7 @@ def _asked(desk: ReviewSession, row: Mapping[str, str], place: str) -> ReviewAct
     try:
         scores = {name: int(value) for name, value in given.items()}
     except ValueError as error:
-        raise DataError(f"{place}: {', '.join(given)} must be whole numbers") from error
+        raise DataError(f"{place}: {', '.join(given)} must be integers") from error
     return ReviewAction(action="rate", scores=scores, note=note)
 
 

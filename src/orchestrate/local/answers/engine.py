@@ -98,7 +98,7 @@ class Loading(Opening, frozen=True, kw_only=True):
 
     @property
     def lies_apart(self) -> bool:
-        """Whether the adapters can be removed from the base model again."""
+        """True if the adapters can be removed from the base model again."""
         return self.whole is None and all(map(lies_apart, self.folders))
 
 

@@ -260,7 +260,7 @@ def _unlike() -> UsageError:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """What of a schema an answer may have to repeat."""
+    """Return what of a schema an answer may have to repeat."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):

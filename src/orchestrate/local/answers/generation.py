@@ -65,7 +65,7 @@ class Generator:
 
     @property
     def four_bit(self) -> bool | None:
-        """Whether the base is in 4 bits, or `None` if that is only known from its files."""
+        """True if the base is in 4 bits, or `None` if that is only known from its files."""
         return four_bit_of(self._load["four_bit"], [None if self.adapter is None else Path(self.adapter)])
 
     @property

@@ -1,4 +1,4 @@
-"""How likely a model finds given rows. Imports torch."""
+"""Likelihoods of given rows under a model. Imports torch."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

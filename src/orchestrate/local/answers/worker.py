@@ -44,7 +44,7 @@ class ModelProcess(Child):
         super().__init__(python(f"orchestrate.local.{kind}.process"), env={**own, **(env or {})}, name=name)
 
     def open(self, opening: Mapping[str, Any]) -> None:
-        """Wait until a base model is loaded. Raises the errors of loading, which end the process."""
+        """Wait until a base model is loaded. Loading errors propagate and end the process."""
         try:
             self.opened = self.ask({"op": "open", "id": "", **opening})
         except BaseException:

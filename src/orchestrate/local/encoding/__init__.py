@@ -148,7 +148,7 @@ TrainOn = Literal["all", "last"] | tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Which parts of a row to use and train on, as in `spec.SFT` and `spec.JobSpec`."""
+    """Rules for which parts of a row to use and train on, as in `spec.SFT` and `spec.JobSpec`."""
 
     max_length: int | None = None
     truncation: Truncation = "right"

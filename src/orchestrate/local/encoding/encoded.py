@@ -111,7 +111,7 @@ class EncodedRows:
 
 @dataclass
 class EncodingReport:
-    """What encoding did to the rows, so that nothing is cut or dropped silently."""
+    """Counts of the rows that encoding truncated or dropped."""
 
     rows: int = 0
     truncated_rows: int = 0

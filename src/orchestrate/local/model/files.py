@@ -74,7 +74,7 @@ class QuantisedUnreadable(SetupError):
 
 @dataclass(frozen=True)
 class Quantised:
-    """How a quantized base is stored in memory. For a method that is not in `PACKAGES`, only the name is
+    """In-memory format of a quantized base. For a method that is not in `PACKAGES`, only the name is
     known."""
 
     method: str

@@ -121,7 +121,7 @@ class Preference:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a reference model is needed. SimPO and ORPO compare length-normalized likelihoods and
+        """True if a reference model is needed. SimPO and ORPO compare length-normalized likelihoods and
         have none."""
         return self.simpo_gamma is None and not self.orpo
 

@@ -36,7 +36,7 @@ NINETY_PERCENT = 1.645
 
 
 class ThroughputKey(Record, frozen=True, kw_only=True):
-    """What determines the speed of a run besides its data."""
+    """Properties that determine the speed of a run besides its data."""
 
     device: str
     """The GPU's name, or `cpu`."""

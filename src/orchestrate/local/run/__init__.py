@@ -205,7 +205,7 @@ class RunDir:
 
     @classmethod
     def make(cls, home: Path, job: LocalJob) -> tuple[RunDir, bool]:
-        """Create the folder `home/ref` together with its job, in one step. The second value is False when
+        """Create the folder `home/ref` together with its job, atomically. The second value is False when
         the folder already existed.
 
         A rename onto a non-empty folder fails, so of two callers with the same ref exactly one creates

@@ -132,7 +132,7 @@ def versions() -> dict[str, str]:
 
 
 def publish(run: RunDir, name: str, fill: Any, passport_of: dict[str, Any]) -> Path:
-    """Move the finished folder to its place in one step."""
+    """Move the finished folder to its place atomically."""
     final = run.path / name
     with whole_folder(final) as draft:
         fill(draft)

@@ -1,7 +1,7 @@
-"""Several processes on one run, each with its own GPU and the full model on it. On one machine the first
+"""Data-parallel training: one process per GPU, each with the full model. On one machine the first
 process starts the others. Processes on several machines were connected before.
 
-The first process has the run: steps, optimizer, evaluations, checkpoints, the result. The others compute
+The first process owns the run: steps, optimizer, evaluations, checkpoints, the result. The others compute
 gradients of their share of each step's examples, from the parameters that they receive with it, and keep
 nothing, so a run resumes with any number of processes. Per step each trained parameter is sent once and
 its gradient comes back once, as much data as an all-reduce moves.
@@ -55,8 +55,8 @@ process is detected immediately in another way."""
 
 @dataclass(frozen=True)
 class Step:
-    """What all processes do at the same time. `total` is the weight of all examples, which divides the loss
-    of each."""
+    """A step that all processes take at the same time. `total` is the weight of all examples, which divides
+    the loss of each."""
 
     shares: tuple[tuple[int, ...], ...]
     total: float

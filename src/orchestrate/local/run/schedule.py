@@ -1,4 +1,4 @@
-"""When something happens in a run, and the learning rate of each step. No torch here."""
+"""Schedule of a run: when something happens, and the learning rate of each step. No torch here."""
 
 from __future__ import annotations
 

@@ -499,5 +499,5 @@ def _instant(request: Request, name: str) -> float:
 def _number(request: Request, name: str, default: int) -> int:
     given = request.query_params.get(name, str(default))
     if not given.isdecimal() or int(given) > 10_000:
-        raise HostError(400, f"{name} must be a whole number up to 10,000", param=name)
+        raise HostError(400, f"{name} must be an integer up to 10,000", param=name)
     return int(given)

@@ -1,4 +1,4 @@
-"""What a server of training sessions remembers: sessions, models, saved weights, and results that are still
+"""State of a server of training sessions: sessions, models, saved weights, and results that are still
 to come. Everything here happens on one event loop."""
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class SessionDesk:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set up the desk. `opening` has the form of `orchestrate.local.sessions.Opening`. `names` are the
-        names of the base model in requests, its own name first. `takes` tells whether another name is
+        names of the base model in requests, its own name first. `takes` says whether another name is
         accepted too. `now` is the clock that determines when callers count as disconnected."""
         self.home, self.names, self.now = home, names, now
         self.takes = takes or names.__contains__

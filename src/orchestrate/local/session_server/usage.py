@@ -1,4 +1,4 @@
-"""What callers of a session server used: tokens by hour, session and base model. Survives the server's end at
+"""Usage by callers of a session server: tokens by hour, session and base model. Survives the server's end at
 any moment."""
 
 from __future__ import annotations

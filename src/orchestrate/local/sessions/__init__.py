@@ -183,7 +183,7 @@ class SessionEngine(AdaptedModel):
 
     @property
     def tied(self) -> bool:
-        """Whether input and output share one table. The output layer then gets no adapter, because few
+        """True if input and output share one table. The output layer then gets no adapter, because few
         engines can serve one there, and none can merge it."""
         return bool(getattr(self.inner.config.get_text_config(), "tie_word_embeddings", False))
 

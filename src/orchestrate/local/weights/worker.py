@@ -185,7 +185,7 @@ def shown(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_base(base: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Read a base model like `read`, for scores only."""
+    """Score rows with a base model. Like `read`, but returns scores only."""
     model = _as_published(files.fetch(base).path)
     with torch.inference_mode():
         found = [[finding.logprobs(model, p, said, model.device) for p, said in row["score"]] for row in rows]

@@ -289,8 +289,8 @@ class AnyscaleJobs(AwayPlace):
 
     @contextmanager
     def _asked(self, client: Client, unknown: str | None = None) -> Generator[Client]:
-        """`unknown`: the ref of a request that makes something. Once that was sent, any answer that does not
-        certainly refuse it, or none, raises `OutcomeUnknown`."""
+        """`unknown`: the ref of a request that makes something. Once that was sent, any answer that is not
+        known to refuse it, or none, raises `OutcomeUnknown`."""
         try:
             yield client
         except OrchestrateError:

@@ -231,7 +231,7 @@ class HfJobs(AwayPlace):
 
     @contextmanager
     def _asked(self, unknown: str | None = None) -> Generator[None]:
-        """`unknown`: the ref of a request that makes something. Then any answer that does not certainly
+        """`unknown`: the ref of a request that makes something. Then any answer that is not known to
         refuse it, or none, raises `OutcomeUnknown`."""
         from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 

@@ -160,8 +160,8 @@ class RayJobs(AwayPlace):
                 raise OutcomeUnknown(self.name, ref, f"{type(error).__name__}: {error}") from error
 
     def _taken(self, ref: str, id: str) -> bool:
-        """Whether this attempt is there: an id that the cluster has had is answered with a 500, as what broke
-        is. That it is not there says nothing: the request may still be on its way."""
+        """Return whether this attempt is there: an id that the cluster has had is answered with a 500, as
+        what broke is. That it is not there says nothing: the request may still be on its way."""
         try:
             return any(one.id == id for one in self.find(ref))
         except OrchestrateError:
@@ -265,7 +265,7 @@ def _client(address: str) -> Any:
 
 
 def _refusal(name: str, error: Exception) -> ProviderError | None:
-    """What was answered is certainly a refusal."""
+    """Return the error if the answer is known to be a refusal."""
     from ray.exceptions import AuthenticationError
 
     if isinstance(error, AuthenticationError):

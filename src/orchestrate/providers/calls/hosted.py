@@ -1,4 +1,4 @@
-"""What the hosted backends share: how their calls are sent, and what their failures mean.
+"""Code shared by the hosted backends: how their calls are sent, and what their failures mean.
 
 `Wire` sends: reads and idempotent acts are retried, a create is sent once. `hosted_error` maps any failure
 of an SDK or of httpx to the tree in `orchestrate.errors`, by status and code and never by message.
@@ -259,7 +259,7 @@ def hosted_error(
 
 
 def _wrong(error: BaseException) -> str:
-    """What is wrong with an answer, in words: no class of Python's is the user's."""
+    """Return what is wrong with an answer, in words: no class of Python's is the user's."""
     if isinstance(error, Unreadable):
         return _short(str(error))
     if isinstance(error, json.JSONDecodeError):
@@ -319,7 +319,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def never_sent(error: BaseException) -> bool:
-    """Return whether the request certainly did not leave this machine."""
+    """Return whether the request is known not to have left this machine."""
     seen: BaseException | None = error
     while seen is not None:
         if _names(seen) & _NOTHING_SENT:

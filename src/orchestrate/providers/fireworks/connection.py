@@ -108,7 +108,7 @@ class FireworksDatasetFiles:
             return None
 
     def delete(self, dataset_id: str) -> None:
-        """Delete a dataset. One that is already deleted is not an error."""
+        """Delete a dataset. Deleting it twice is not an error."""
         api = self._client().datasets
         with suppress(NotFound):
             self._wire.read(lambda: api.delete(dataset_id, account_id=self._account()))

@@ -162,7 +162,7 @@ class FireworksDeployments:
         return [item for item in self.standing() if item.job_id == deployment_id]
 
     def standing(self) -> Iterator[Standing]:
-        """List all deployments of the account, whoever created them."""
+        """List all deployments of the account, regardless of who created them."""
         api, account = self._client().deployments, self._account()
         # As protobuf writes JSON, an account without deployments answers with an empty object.
         for page in self._wire.pages(lambda: api.list(account_id=account, page_size=200), omits_empty=True):

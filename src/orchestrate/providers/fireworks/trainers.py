@@ -49,7 +49,7 @@ RATES = ("training_api_dedicated", "rft", "deployment")
 
 
 class TrainerShape(Record, frozen=True, kw_only=True):
-    """What a training shape consists of."""
+    """Contents of a training shape."""
 
     name: str
     accelerator: str
@@ -148,7 +148,7 @@ class Trainers(RentedMachines):
         return made
 
     def _sent(self, create: Callable[[], Any], asked: Machine) -> None:
-        """Raises `InvalidRequest` when there certainly is no trainer, and `OutcomeUnknown`."""
+        """Raises `InvalidRequest` if it is known that there is no trainer, and `OutcomeUnknown`."""
         for tried in range(1, TRIES + 1):
             try:
                 create()

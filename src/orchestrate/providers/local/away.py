@@ -304,7 +304,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
     @property
     def own(self) -> bool:
-        """Whether everything stays on the user's machines, including the storage that holds the rows."""
+        """True if everything stays on the user's machines, including the storage that holds the rows."""
         return self.config.own or (self.place.own and self.place.depot_on_disk)
 
     # -- whose jobs ----------------------------------------------------------------------------------------
@@ -485,7 +485,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         self.place.stop(ref)
 
     def billing(self) -> Billing:
-        """Report all our workers at the place, including workers that this machine does not know."""
+        """Report all Orchestrate workers at this place, including ones started from other machines."""
         found = [one for one in self.place.find() if one.state != "ended"]
         unpriced: str | None = None
         prices: Mapping[str, Hourly] = {}

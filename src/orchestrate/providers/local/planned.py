@@ -1,4 +1,4 @@
-"""What the engine can say about a spec before anything is started: settings, rows, memory, time and
+"""Plan of a spec before anything is started: settings, rows, memory, time and
 price."""
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ class LocalProvider(
         return reading.written_rows(self.home / "data", self.name, self.target, data, progress)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        """Create the run directory named `ref` in one step. A second call with the same ref finds it and
+        """Create the run directory named `ref` atomically. A second call with the same ref finds it and
         starts nothing."""
         body = settings.body(translation)
         resources = _within(decoding.convert(body.get("resources", {}), Resources), spec)

@@ -269,7 +269,7 @@ def _least(asked: Mapping[str, Any]) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"min_processes must be a whole number above 0, got {value!r}")
+        raise UsageError(f"min_processes must be an integer above 0, got {value!r}")
     return value
 
 

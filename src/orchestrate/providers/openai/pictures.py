@@ -1,4 +1,4 @@
-"""What an image costs in tokens: OpenAI's guide to images and vision, "Calculating costs"
+"""Token cost of an image, from OpenAI's guide to images and vision, "Calculating costs"
 (developers.openai.com, read in copies of 2026)."""
 
 from __future__ import annotations

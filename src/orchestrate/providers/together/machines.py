@@ -98,7 +98,7 @@ class Machines(RentedMachines):
 
     def create(self, run: RunDir, order: SessionOrder) -> Machine:
         """Ask for a machine, once. Raises `OutcomeUnknown` when the answer was lost and the machine can't be
-        found, and `ProviderError` when there certainly is none."""
+        found, and `ProviderError` if it is known that there is none."""
         body, journal = wanted(order), self.journal(run)
         known = tuple(str(raw["id"]) for raw in self.up())
         asked = Machine(

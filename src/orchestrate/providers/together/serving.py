@@ -303,7 +303,7 @@ class TogetherDeployments:
         return (usd * wanted.max_replicas if usd is not None else None), config
 
     def _prices_if_told(self) -> dict[str, Decimal]:
-        """What runs is to be seen also while its price is not."""
+        """Return the prices, or none if they cannot be read, so that deployments are still listed."""
         try:
             return self._prices()
         except ProviderError:

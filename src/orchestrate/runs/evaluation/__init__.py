@@ -1,1 +1,1 @@
-"""What tuned models are worth: who is asked, by what they are judged, and how that compares."""
+"""Evaluations: contenders, metrics and comparisons."""

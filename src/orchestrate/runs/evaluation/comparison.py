@@ -52,7 +52,7 @@ def _why_silent(ft: Workspace, run: Run) -> str | None:
 
 
 def _people(ft: Workspace, run_ids: set[str]) -> list[str]:
-    """What was said in reviews of these runs, the newest last."""
+    """Return what was said in reviews of these runs, the newest last."""
     found: list[str] = []
     for review in reversed(ft.store.reviews.matching()):
         if run_ids & set(review.run_ids):

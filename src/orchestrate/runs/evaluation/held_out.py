@@ -314,7 +314,7 @@ class PreparedEvaluation:
         return replace(found, adapter_costs=tuple(costs), notes=(*found.notes, *notes))
 
     def _asked_again(self, found: Evaluation) -> Iterator[str]:
-        """Whether who was asked anew answers as before."""
+        """Return whether who was asked anew answers as before."""
         earlier = self._ft.store.history.evaluations()
         for contender in found.contenders:
             pairing = asked_before(earlier, found, contender.name)

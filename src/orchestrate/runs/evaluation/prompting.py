@@ -1,4 +1,4 @@
-"""What a base model reaches without tuning: with the prompt of the rows alone, and with examples."""
+"""Score of a base model without tuning: with the prompt of the rows alone, and with examples."""
 
 from __future__ import annotations
 

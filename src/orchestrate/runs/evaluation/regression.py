@@ -161,7 +161,7 @@ class PreparedRegression:
         return plan(items, [self._tuned, self._base], 1, self._asking)
 
     def run(self, progress: Progress | None = None) -> Regression:
-        """Ask and judge, and store the result with the run."""
+        """Query both models, score their answers, and store the result with the run."""
         self._asking.progress = progress
         # One after the other: on this machine each may need its base loaded in another precision.
         sides = [asked(one, self.probes, self._asking) for one in (self._tuned, self._base)]

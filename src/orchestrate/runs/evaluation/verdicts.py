@@ -82,7 +82,7 @@ def _merged(mine: Sequence[Regression]) -> Regression | None:
 
 
 class _RunFacts:
-    """What is known of a run beside one evaluation."""
+    """Facts about a run besides one evaluation."""
 
     def __init__(self, ws: Workspace, run_id: str) -> None:
         self.models = SameModels(ws, ws.store.runs.get(run_id))
@@ -159,7 +159,7 @@ def _same(about: _RunFacts, one: Contender, other: Contender) -> bool:
 
 
 def _people(about: _RunFacts, contender: Contender, here: Evaluation) -> Iterator[VerdictReason]:
-    """What the newest review says that shows the contender beside its rival."""
+    """Return what the newest review says that shows the contender beside its rival."""
     rivals = {d.against for d in here.differences if d.contender == contender.name}
     for review in about.reviews:
         for pair in review.pairs:

@@ -167,12 +167,12 @@ class Deployer:
         return price
 
     def _open(self, run: Run) -> Deployment | None:
-        """What an earlier call left at the host, as far as the store knows."""
+        """Return what an earlier call left at the host, as far as the store knows."""
         found = self.store.deployments.of_run(run.id, self.provider.config.name)
         return None if found is None or found.state.over or found.state is DeploymentState.INTENT else found
 
     def _begun(self, run: Run) -> Deployment | None:
-        """What an earlier call left, once it is known what became of it."""
+        """Return what an earlier call left, once it is known what became of it."""
         deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is not None and deployment.state is DeploymentState.ABANDONED:
             deployment = self.look(deployment)  # it may have gone on since it was given up
@@ -265,7 +265,7 @@ class Deployer:
 
     def undeploy(self, deployment: Deployment, cause: str, *, patience_s: float = 0.0) -> Deployment:
         """Ask the host to end the deployment, and wait up to `patience_s` seconds until the host confirms
-        that it has ended. The returned state tells whether it has ended. Uses only the store's record, so the
+        that it has ended. The returned state says whether it has ended. Uses only the store's record, so the
         job may be missing.
 
         Raises `OtherAccount`, and `ProviderError` if the host cannot be reached. The deployment is then ended
@@ -323,7 +323,7 @@ class Deployer:
         return self.timing.settle_s(self.provider) - self.store.deployments.waited(deployment.id)
 
     def require_account(self, deployment: Deployment) -> None:
-        """Raise `OtherAccount` unless the key certainly belongs to the deployment's account. Proof is the
+        """Raise `OtherAccount` unless the key is known to belong to the deployment's account. Proof is the
         account's id, or that the key can see the run's job or file, or the deployment itself."""
         self._require_host(deployment)
         here = accounts.is_here(self.store, self.provider, deployment.account)

@@ -42,7 +42,7 @@ def deploy(
 
 
 def _deployer(ws: Workspace, run: TrackedRun, to: str | None, progress: Progress | None = None) -> Deployer:
-    """What puts the tuned model up at its own host, or its adapter at another. Raises `UsageError` for
+    """Return what puts the tuned model up at its own host, or its adapter at another. Raises `UsageError` for
     what is no adapter, `Unsupported` for a host that takes none."""
     if to is None or to == run.record.provider:
         capability(run.provider, Deploys)

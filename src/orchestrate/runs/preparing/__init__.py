@@ -1,1 +1,1 @@
-"""What a submit would be on each backend, and what it would cost, before anything is sent."""
+"""Plan and price a submit on each backend before anything is sent."""

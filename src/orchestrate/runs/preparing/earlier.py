@@ -1,4 +1,4 @@
-"""What a store has already of a submit that is about to be made."""
+"""Earlier runs in the store that match a submit about to be made."""
 
 from __future__ import annotations
 

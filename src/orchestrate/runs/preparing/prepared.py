@@ -1,4 +1,4 @@
-"""What a spec would be on each backend, worked out once: it is shown to the user, then handed to `submit`."""
+"""A spec prepared for each backend, once: it is shown to the user, then handed to `submit`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done with tuned models: exported, merged into one, and proved to be what was trained."""
+"""Operations on tuned models: export, merge, and prove that they are what was trained."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ Subject = "TrackedRun | Path"
 
 
 def of(ws: Workspace, subject: TrackedRun | Path) -> TunedModel:
-    """Return the tuned model on this machine, downloading a run's model if needed. Raises the errors of
-    `RunHandle.download`, and `UsageError` for a folder that does not name its base model."""
+    """Return the tuned model on this machine, downloading a run's model if needed. Errors of
+    `RunHandle.download` propagate. Raises `UsageError` for a folder that does not name its base model."""
     if isinstance(subject, Path):
         return _of_folder(subject)
     artifact = subject.download()
@@ -150,7 +150,7 @@ def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
 
 
 def agree(ws: Workspace, tuned: TunedModel, accepted: Sequence[str]) -> None:
-    """Raise `LicenceAsks` if the base's license requires an agreement that was not given."""
+    """Raise `LicenceAsks` unless the base model's license needs no acceptance or was accepted."""
     agreements.require(
         tuned.licence,
         tuned.base_name,

@@ -1,1 +1,1 @@
-"""What was spent, what is committed, and what bills without belonging to anything."""
+"""Spending: what was spent, what is committed, and orphaned resources that bill."""

@@ -1,4 +1,4 @@
-"""What was spent, what is committed, what is left, and what bills or could, by asking every account.
+"""Spending of every account: spent, committed, remaining, and resources that bill or could.
 
 What could not be asked is reported and never counted as nothing.
 """
@@ -172,7 +172,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
 
 class _StoredRuns:
-    """What the store has: runs are read once and a page at a time, and only those that may still bill are
+    """Runs in the store: they are read once and a page at a time, and only those that may still bill are
     kept."""
 
     def __init__(self, store: Store, now: datetime, *, sandbox: bool, offline: bool) -> None:

@@ -1,5 +1,6 @@
-"""What bills under our mark and belongs to nothing of this store: workers of places whose run is not here or
-has ended, deployments that no record here keeps up. Listed, then ended, each looked at again just before.
+"""Orphaned resources, which bill under our mark but belong to nothing in this store: workers of places whose
+run is not here or has ended, deployments that no record here keeps up. Listed, then ended, each looked at
+again just before.
 
 Only what has our mark: a worker with our label, a deployment whose name begins as we name them. Nothing that
 another user of the account certainly made: it is in a store of theirs.

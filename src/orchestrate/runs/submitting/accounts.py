@@ -1,4 +1,4 @@
-"""Which account a run is in, and whether the current key works for it.
+"""The account of a run, and whether the current key works for it.
 
 A host answers for one account only: what it does not show may be in another. So a run keeps the account that
 it was sent to, and nothing is asked or concluded elsewhere. Where the host does not tell its account, a key
@@ -98,7 +98,7 @@ def shows(store: Store, provider: Provider, run: Run) -> bool | None:
 
 
 def require(store: Store, provider: Provider, run: Run) -> None:
-    """Raise `OtherAccount` unless the backend's key certainly belongs to the run's account, and
+    """Raise `OtherAccount` unless the backend's key is known to belong to the run's account, and
     `ProviderError` if the host cannot be reached."""
     if not shows(store, provider, run):
         raise other(store, provider, run)

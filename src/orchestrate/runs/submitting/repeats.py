@@ -132,7 +132,7 @@ def claimed(run: Run, asked: Submission) -> Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Submission(RunRequest):
-    """What to submit. `spec` is what its backend receives, including secrets that no store keeps."""
+    """A submit request. `spec` is what its backend receives, including secrets that no store keeps."""
 
     spec: JobSpec
     translation: Translation

@@ -1,4 +1,4 @@
-"""What became of a create whose answer was lost, and ending a run in whatever state it is."""
+"""Resolve create requests whose response was lost, and end a run in any state."""
 
 from __future__ import annotations
 
@@ -36,10 +36,9 @@ class Settler:
         """Find out what became of a create request whose response was lost, without changing anything on the
         host.
 
-        Afterwards, the run has its job, is back in phase `UPLOADED` because there certainly is none, or stays
-        `OUTCOME_UNKNOWN` because it is too early to tell. Raises `ProviderError` if the host cannot be
-        reached, and `OtherAccount` if the absence of a job would prove nothing.
-        """
+        Afterwards, the run has its job, is back in phase `UPLOADED` because it is known that there is none,
+        or stays `OUTCOME_UNKNOWN` because it is too early to tell. Raises `ProviderError` if the host cannot
+        be reached, and `OtherAccount` if the absence of a job would prove nothing."""
         self.require_host(run)
         try:
             with self.store.leases.hold(lease_name(run), self.timing.lease_s) as lease:

@@ -253,7 +253,7 @@ class Submitter(Settler):
             raise Withdrawn(run)
 
     def _known_upload(self, run: Run) -> RemoteDataset | None:
-        """What the run's account has."""
+        """Return what the run's account has."""
         return self.store.history.upload(run.provider, run.host, run.account, run.dataset_digest)
 
     def _ask_price(self, run: Run, sent: _Sent, remote: RemoteDataset, lease: Lease) -> None:
@@ -396,7 +396,7 @@ class Submitter(Settler):
 
 @dataclass(frozen=True)
 class _Sent:
-    """What goes to the host."""
+    """Contents of the request to the host."""
 
     spec: JobSpec
     translation: Translation
@@ -404,7 +404,8 @@ class _Sent:
 
 
 def _asked_wait(error: OrchestrateError) -> float | None:
-    """Seconds after which a host that certainly made no job wants to be asked again, if it does."""
+    """Return the seconds after which to ask again a host that is known to have made no job, if it gave a
+    wait."""
     if not isinstance(error, RateLimited) or not error.retryable:
         return None
     return 5.0 if error.retry_after_s is None else error.retry_after_s

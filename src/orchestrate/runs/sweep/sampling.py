@@ -1,4 +1,4 @@
-"""Which trial comes next, and which one is given up: Optuna's samplers and its successive halving.
+"""Choose the next trial, and which ones to stop: Optuna's samplers and its successive halving.
 
 The trials of the store are the only memory. The study is built of them anew for each question, so that a
 search goes on in another process as if nothing had happened.

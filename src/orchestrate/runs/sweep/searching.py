@@ -137,7 +137,7 @@ def _require(order: SweepOrder) -> None:
 
 
 def _require_target(ft: Workspace, spec: JobSpec, name: str, search: Search) -> None:
-    """What a target needs. Raises `UsageError`."""
+    """Require what the target needs. Raises `UsageError`."""
     if search.target == LOSS and spec.validation is None:
         raise UsageError(f"the target {LOSS} needs validation data: --validation FILE")
     if search.target != LOSS and (search.test or spec.test or spec.validation) is None:

@@ -1,4 +1,4 @@
-"""What may vary in a search: values to choose from, and ranges."""
+"""Search space: values to choose from, and ranges."""
 
 from __future__ import annotations
 

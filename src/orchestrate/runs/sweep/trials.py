@@ -140,7 +140,7 @@ class Searching:
         return None
 
     def _start(self, trial: Trial) -> bool:
-        """Whether another one may follow at once."""
+        """Return whether another one may follow at once."""
         if known := self._sent(trial):
             self._set(trial, run_id=known.id)
             return True
@@ -168,7 +168,7 @@ class Searching:
         return True
 
     def _not_made(self, trial: Trial, error: OrchestrateError) -> bool:
-        """Whether another one may follow at once."""
+        """Return whether another one may follow at once."""
         made = self.ft.store.runs.of_key(self._key(trial))
         if made is not None and made.phase not in UNSENT:
             # Refused by its host, or its answer was lost: a run as any other, which may cost something.

@@ -1,4 +1,4 @@
-"""What processes that have ended left held in the budget: answers under way, runs that were never sent."""
+"""Reservations that ended processes left in the budget: answers under way, runs that were never sent."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def answers(store: Store) -> list[Decimal]:
 
 
 def settle_answers(store: Store) -> int:
-    """Count answers that may have been sent, according to their journal, and release those that were
-    certainly not sent. Return the number of settled answers."""
+    """Count answers that may have been sent, according to their journal, and release those that are
+    known not to have been sent. Return the number of settled answers."""
     done = 0
     for log, holds in _left(store):
         with suppress(DataError, OSError):  # it stays held, and counts in full after a day

@@ -311,7 +311,7 @@ def _asked_for(worth: Worth) -> dict[str, Any]:
 def run_of(
     job: Job, provider: Provider, account: str, at: datetime, *, id: str, ref: str, how: str, **known: Any
 ) -> Run:
-    """Build a run from the job that the host reports at `at`. The tag `how` tells how it was found, and
+    """Build a run from the job that the host reports at `at`. The tag `how` says how it was found, and
     `known` has additional fields of the run."""
     facts: dict[str, Any] = {"spec_hash": "", "dataset_digest": "", **known}
     facts["tags"] = {**known.get("tags", {}), how: at.date().isoformat()}

@@ -1,4 +1,4 @@
-"""What is reported of a run, and what came of it."""
+"""Records of what is reported to a tracker about a run, and the outcome."""
 
 from __future__ import annotations
 

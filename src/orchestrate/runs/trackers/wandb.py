@@ -38,7 +38,7 @@ def opened(at: str | None, project: str | None) -> WandBExporter:
 
 
 def _own() -> Any:
-    """What wandb's own files and variables say."""
+    """Return what wandb's own files and variables say."""
     return import_module("wandb").setup().settings
 
 

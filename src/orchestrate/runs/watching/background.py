@@ -173,7 +173,7 @@ def _watch(own: Background, watcher: Watcher, stopped: threading.Event) -> None:
 
 
 class _Diary:
-    """What the watcher meets, written where views and people find it."""
+    """Log of the watcher, where views and people find it."""
 
     def __init__(self, own: Background, watcher: Watcher, stopped: threading.Event) -> None:
         self._own, self._watcher, self._stopped = own, watcher, stopped

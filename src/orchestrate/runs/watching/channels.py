@@ -1,7 +1,7 @@
 """Telling people and programs that a run has ended.
 
-A claim in the store comes first, so that of many watchers one tells. What was certainly not delivered is
-tried again. Sometimes nobody can know: a watcher or a command died in the middle, or an answer was lost.
+A claim in the store comes first, so that of many watchers one tells. What is known not to have been delivered
+is tried again. Sometimes nobody can know: a watcher or a command died in the middle, or an answer was lost.
 
 A webhook arrives at least once: it is then sent again under the same `webhook-id`, by which receivers drop
 repeats. A command or a desktop message is sent at most once: it is repeated only when the program could not
@@ -42,7 +42,7 @@ _SAID_BYTES = 4096
 
 
 class NotDelivered(OrchestrateError):
-    """Raised if the message certainly did not arrive, or repeating it does no harm. It is retried."""
+    """Raised if the message is known not to have arrived, or repeating it does no harm. It is retried."""
 
     retryable = True
 

@@ -1,4 +1,4 @@
-"""How often to ask, and how to go on when a host does not answer."""
+"""Polling intervals, and how to continue when a host does not answer."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ class Watcher:
         self._woken.clear()
 
     def _tell(self) -> None:
-        """What could not be delivered is tried again, less and less often."""
+        """Retry notifications that could not be delivered, less and less often."""
         if self._now() >= self._tell_due:
             self._untold = tell(self.store, self.channels)
             if not self._untold:
@@ -224,7 +224,7 @@ class Watcher:
         self.problems += self._untold
 
     def _tell_stalls(self) -> None:
-        """What was certainly not delivered is tried again for an hour."""
+        """Retry stall notifications that were not delivered, for an hour."""
         for one in [one for one in self._stalls if self._now() >= one.due]:
             self._stalls.remove(one)
             try:

@@ -313,7 +313,8 @@ def _template(path: str) -> str:
 
 
 def _read(template: str, value: str) -> dict[str, str]:
-    """What stands in the places of a template: `{job}:{checkpoint}` and `a:b` are job a and checkpoint b."""
+    """Return what stands in the places of a template: `{job}:{checkpoint}` and `a:b` are job a and checkpoint
+    b."""
     pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(template))
     found = re.fullmatch(pattern, value)
     if found is None:

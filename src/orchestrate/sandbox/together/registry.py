@@ -1,4 +1,4 @@
-"""What Together's project holds and offers: tuned weights, base models, hardware and its prices."""
+"""Contents of Together's project: tuned weights, base models, hardware and its prices."""
 
 from __future__ import annotations
 

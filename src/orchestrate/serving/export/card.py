@@ -85,7 +85,7 @@ def _cost(usd: Decimal | None) -> str | None:
 
 
 def _evaluations(tuned: TunedModel) -> str:
-    """What the run's model reached, and what it was compared with."""
+    """Return what the run's model reached, and what it was compared with."""
     lines: list[str] = []
     for found in tuned.evaluations:
         mine = [c.name for c in found.contenders if tuned.run and c.run_id == tuned.run.id]

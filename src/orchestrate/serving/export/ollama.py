@@ -145,7 +145,7 @@ def modelfile(gguf: str, pieces: TemplatePieces, stops: Sequence[str], context: 
 
 
 def _cut(text: str | None, words: Sequence[str]) -> list[str] | None:
-    """What lies before, between and behind the words; `None` where one is not there exactly once, in
+    """Return what lies before, between and behind the words; `None` where one is not there exactly once, in
     order."""
     if text is None or any(text.count(word) != 1 for word in words):
         return None

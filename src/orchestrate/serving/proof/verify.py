@@ -156,7 +156,7 @@ def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], mode
 
 
 def _shared(heard: ObservedAnswer, known: Said) -> float:
-    """How far an answer follows a known one, as a share of the known one."""
+    """Return how far an answer follows a known one, as a share of the known one."""
     if heard.ids is not None:
         return _alike(heard.ids, known.ids) / max(1, len(known.ids))
     said, wanted = _words(heard.text), _words(known.text)
@@ -171,7 +171,7 @@ def _words(text: str) -> str:
 
 
 def _alike(one: Sequence[object], other: Sequence[object]) -> int:
-    """How many members both begin with."""
+    """Return how many members both begin with."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 

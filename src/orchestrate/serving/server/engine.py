@@ -82,7 +82,7 @@ class EngineClient:
         return EngineLost(words, self.retry_s)
 
     def start(self) -> None:
-        """Wait until the model is loaded. Raises the errors of loading, and `RunFailed` if the process
+        """Wait until the model is loaded. Loading errors propagate. Raises `RunFailed` if the process
         died."""
         require_packages("serving on this machine")
         begun = time.monotonic()

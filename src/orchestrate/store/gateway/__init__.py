@@ -1,4 +1,4 @@
-"""What the gateway keeps in the store: its clients' keys, files and jobs, and who did what."""
+"""The gateway's tables in the store: its clients' keys, files and jobs, and who did what."""
 
 from __future__ import annotations
 

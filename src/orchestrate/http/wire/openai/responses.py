@@ -120,7 +120,7 @@ def _require_known(asked: ResponseRequest) -> None:
 
 
 def _format(wanted: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What the answer must be, as a chat says it."""
+    """Return what the answer must be, as a chat says it."""
     if wanted is None or wanted.get("type") in ("text", "json_object"):
         return dict(wanted) if wanted and wanted["type"] != "text" else None
     if wanted.get("type") != "json_schema":

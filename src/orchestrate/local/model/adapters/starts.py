@@ -45,7 +45,7 @@ EVA_PASSES = 512
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a new adapter can be initialized from."""
+    """Inputs that a new adapter can be initialized from."""
 
     folder: ModelFolder
     kept: Path

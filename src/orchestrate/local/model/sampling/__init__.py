@@ -45,8 +45,8 @@ class Holds(Protocol):
 
 @dataclass
 class Luck:
-    """How to sample a row's tokens. Temperature 0 takes the most likely token. The same seed gives the same
-    tokens, no matter what else is answered at the same time."""
+    """Sampling settings for a row's tokens. Temperature 0 takes the most likely token. The same seed gives
+    the same tokens, no matter what else is answered at the same time."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -65,14 +65,14 @@ class Luck:
 
     @property
     def shared(self) -> bool:
-        """Whether the token is sampled together with those of other rows."""
+        """True if the token is sampled together with those of other rows."""
         changed = self.presence or self.frequency or self.bias or self.top_k or self.top_p < 1
         own = self.generator is not None or self.tops is not None or self.held is not None
         return not own and not changed and bool(self.temperature)
 
     @property
     def plain(self) -> bool:
-        """Whether only the most likely token is needed."""
+        """True if only the most likely token is needed."""
         changed = self.temperature or self.presence or self.frequency or self.bias
         return not changed and self.tops is None and self.held is None
 

@@ -186,7 +186,7 @@ class PromptReader(Protocol):
 
     @property
     def joins(self) -> bool:
-        """Whether the model predicts the same next token after padding."""
+        """True if the model predicts the same next token after padding."""
         ...
 
     def at_once(self, model: Any, rows: Sequence[DecodingRow]) -> int:
@@ -509,7 +509,7 @@ def _lies(layer: Any) -> bool:
 
 
 def _columns(layer: Any) -> tuple[str, ...]:
-    """What has a column for each place in time."""
+    """Return what has a column for each place in time."""
     return ("keys", "values") if getattr(layer, "keys", None) is not None else ()
 
 

@@ -32,7 +32,7 @@ Group = tuple[str, Tensor | None]
 
 
 class Mixes(Protocol):
-    """Which rows have which adapter."""
+    """Map of rows to adapters."""
 
     @property
     def groups(self) -> Sequence[Group]: ...
@@ -83,7 +83,7 @@ class _Joined:
 
     @property
     def holds(self) -> bool:
-        """Whether the layers still have these weights: a model can be cast or get others."""
+        """True if the layers still have these weights: a model can be cast or get others."""
         return _base(self.layers[0]).weight.data_ptr() == self.weight.data_ptr()
 
     def take(self, names: Sequence[str]) -> None:

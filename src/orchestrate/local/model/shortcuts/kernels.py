@@ -98,8 +98,8 @@ AT_ONCE = 32_768
 
 @dataclass(frozen=True)
 class AttentionGroup:
-    """Pieces of the line whose attention is computed side by side. Each piece queries with its own tokens and
-    sees the tokens before it: first its row's shared beginning, then its own."""
+    """Segments of a packed sequence whose attention is computed in one batch. Each segment queries with its
+    own tokens and sees the tokens before it: first its row's shared prefix, then its own tokens."""
 
     first: int
     last: int
@@ -113,7 +113,7 @@ class AttentionGroup:
     keys: Tensor
     """[pieces * (before + longest)]"""
     before: int
-    """Tokens of the shared beginning, as many for each piece."""
+    """Tokens of the shared prefix, as many for each piece."""
     pieces: int
 
 

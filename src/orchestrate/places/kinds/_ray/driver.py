@@ -1,4 +1,4 @@
-"""What the job of a run with several workers runs, in the place of `orchestrate.places.remote`: Ray Train has
+"""Driver of a job with several workers, which runs instead of `orchestrate.places.remote`: Ray Train has
 them at work, on as many nodes as it takes, and starts them again when one is lost.
 
 It trains nothing itself. It has the run's attempt and its dead man's switch; Ray ends all workers when it
