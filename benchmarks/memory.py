@@ -6,7 +6,7 @@
     ... --json FILE                          # the figures, for docs/figures.py
 
 Each case trains a random model of the shape for two steps with the engine's own code. Weights, adapter,
-gradients and optimiser are counted tensor by tensor; "in work" (activations and logits) is the most that the
+gradients and optimizer are counted tensor by tensor; "in work" (activations and logits) is the most that the
 allocator held beside them in one forward and backward pass. What the libraries take besides (the plan's
 "overhead") is not compared. "Torch's kernels": with the norms and the attention that a GPU gets, on this
 CPU, beside the plan for a GPU.
@@ -268,7 +268,7 @@ def measure(device: str, precision: str, only: str) -> dict[str, dict[str, dict[
     from orchestrate.local.speed.bench import memory
 
     torch.set_num_threads(1)
-    print(f"{'MB: planned / measured':<31}{'weights':>17}{'gradients':>15}{'optimiser':>15}{'in work':>17}"
+    print(f"{'MB: planned / measured':<31}{'weights':>17}{'gradients':>15}{'optimizer':>15}{'in work':>17}"
           f"{'total':>18}{'error':>8}")  # fmt: skip
     told: dict[str, dict[str, dict[str, int]]] = {}
     for case in (c for c in CASES if only in c.name):
@@ -280,7 +280,7 @@ def measure(device: str, precision: str, only: str) -> dict[str, dict[str, dict[
         told[case.name] = {"planned": plans, "measured": found}
         cells = [
             f"{plans[part] / 1e6:.1f} / {found[part] / 1e6:.1f}"
-            for part in ("weights", "gradients", "optimiser", "in_work")
+            for part in ("weights", "gradients", "optimizer", "in_work")
         ]
         print(
             f"{case.name:<31}{cells[0]:>17}{cells[1]:>15}{cells[2]:>15}{cells[3]:>17}"

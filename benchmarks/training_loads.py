@@ -49,7 +49,7 @@ class Load:
     shape: str | None = None
     """Of the model, where it is not the one asked for."""
     batch: int = 16
-    """Rows to a step of the optimiser."""
+    """Rows to a step of the optimizer."""
     judged: int = 100
     """Held-out rows."""
 

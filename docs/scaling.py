@@ -211,7 +211,7 @@ job and a node were killed. Of Hugging Face Jobs the real client ran against a s
 real training in processes that had the job's environment alone, and the depot behind a server that speaks S3
 (moto). Of KubeRay the real client of Kubernetes ran against a stand-in that takes what the operator's
 schema of a RayJob allows. SkyPilot's own client and API server took our jobs, with answers lost between the
-two, and its optimiser chose machines for them on catalogs of a fixture; no cloud was reached. Anyscale's own
+two, and its optimizer chose machines for them on catalogs of a fixture; no cloud was reached. Anyscale's own
 client (0.26.112) ran against a stand-in for its HTTP that takes and gives what the client's models describe,
 with real training in processes that a shell started by the jobs' entrypoints. Not known without an account:
 whether its list has a job at once, what is in its images (the entrypoint brings `uv` where it is missing),

@@ -206,7 +206,7 @@ def _run(work: PlannedJob) -> _TrainingLength:
 
 
 def _by_steps(work: PlannedJob, most: int, epochs: int | None) -> _TrainingLength:
-    """Where a number of optimiser steps may end the run."""
+    """Where a number of optimizer steps may end the run."""
     per_epoch = _steps_per_epoch(work)
     steps = most if epochs is None else min(most, epochs * per_epoch)
     passes = Decimal(steps) / per_epoch

@@ -132,7 +132,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
     begun = any(killed.checkpoints.glob("step-*"))
     assert begun or at == 1, told
     if begun and "8bit" in KINDS[kind].get("hyper", {}).get("optimizer", ""):
-        assert quantised(killed), "no moment is in 8 bits: this case would be that of another optimiser"
+        assert quantised(killed), "no moment is in 8 bits: this case would be that of another optimizer"
     assert resume(killed, nursery.again), told
     assert finish(killed) == "succeeded", killed.log.read_text()
     resumed = [e.step for e in killed.events() if e.type == "resumed"]

@@ -33,6 +33,6 @@ def test_published_figures() -> None:
     frozen = scaling.plan("70B", "qlora", "H100").parts["weights"]
     assert 70.6e9 / 2 < frozen < 1.25 * 70.6e9 * 4.127 / 8
     whole = scaling.plan("8B", "full", "H200")
-    kept = ("weights", "gradients", "optimiser")
+    kept = ("weights", "gradients", "optimizer")
     states = sum(value for name, value in whole.parts.items() if name in kept)
     assert states == pytest.approx(16 * 8.2e9, rel=0.1)

@@ -1,5 +1,5 @@
 """What SkyPilot's place alone has, by our bridge and a stand-in of its client. The real client, its loader,
-its optimiser and its API server are in `test_sky_outside`; what all places have, in `test_contract`."""
+its optimizer and its API server are in `test_sky_outside`; what all places have, in `test_contract`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SkyPilot's own loader, optimiser, client and API server, unmodified, on catalogs of a fixture. Between
+"""SkyPilot's own loader, optimizer, client and API server, unmodified, on catalogs of a fixture. Between
 client and server a proxy loses answers.
 
 No cloud is reached: the server takes jobs, chooses a machine for them, and cannot start it.
@@ -116,7 +116,7 @@ print(json.dumps([[one.value for one in ManagedJobStatus], [one.value for one in
 """
 
 
-def test_its_loader_reads_our_task_and_its_optimiser_takes_the_machine(tmp_path: Path) -> None:
+def test_its_loader_reads_our_task_and_its_optimizer_takes_the_machine(tmp_path: Path) -> None:
     """As spot for $2.10, else for $2.69, and none for $2.50 at most."""
     env = home(tmp_path)
     place = Sky("sky", {"depot": f"file://{tmp_path}/depot"})

@@ -25,7 +25,7 @@ from orchestrate.local.plan import FROZEN_MOE_LAYER, MOE_LAYER, NAMES, OTHER_LAY
 from orchestrate.text import size
 from orchestrate.types import MemoryPlan, Record
 
-# What each optimiser keeps for a trained parameter, and what has to be installed for it. Torch-free.
+# What each optimizer keeps for a trained parameter, and what has to be installed for it. Torch-free.
 
 
 EIGHT_BIT = 1 + 4 / 256
@@ -278,7 +278,7 @@ def _parts(shape: ModelShape, setup: Setup, device: str) -> tuple[dict[str, int]
         "weights": _weights(shape, setup),
         "adapter": copies,
         "gradients": peak.gradients,
-        "optimiser": state_bytes(setup.optimizer, None if full else setup.rank) * trainable,
+        "optimizer": state_bytes(setup.optimizer, None if full else setup.rank) * trainable,
         "activations": peak.activations,
         "logits": peak.logits,
     }
@@ -301,7 +301,7 @@ def _in_shares(parts: Mapping[str, float], shape: ModelShape, setup: Setup) -> d
     if setup.adapter == "full":
         together += 4 * outside + layer
     return {
-        **{name: parts[name] / n for name in ("adapter", "gradients", "optimiser")},
+        **{name: parts[name] / n for name in ("adapter", "gradients", "optimizer")},
         **{name: parts[name] for name in ("activations", "logits")},
         "weights": (parts["weights"] - constants) / n + constants,
         "gathered layers": together,

@@ -2,7 +2,7 @@
 
 step-00000120/
   adapter/          weights and configuration, usable on its own
-  state.safetensors optimiser moments, random state, best weights so far
+  state.safetensors optimizer moments, random state, best weights so far
   progress.json     step, place in the data, counters
   manifest.json     sha256 and size of every file; written last
 """

@@ -242,7 +242,7 @@ def restore_state(optimizer: Any, parameters: Parameters, tensors: Mapping[str, 
 def _held(
     part: Any, parameter: torch.nn.Parameter, state: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, Any]]:
-    """As the optimiser itself would hold it."""
+    """As the optimizer itself would hold it."""
     for short, value in state.items():
         if short.endswith(NUMBER):
             # The step count of torch's AdamW stays on the CPU, unless fused.

@@ -176,7 +176,7 @@ def memory(
     return {
         "weights": held_bytes(loaded.model) - adapter,
         "adapter": adapter,
-        "optimiser": sum(t.nbytes for t in state_tensors(optimizer, loaded.trainable).values()),
+        "optimizer": sum(t.nbytes for t in state_tensors(optimizer, loaded.trainable).values()),
         "gradients": gradients if setup.accumulates else 0,
         "in_work": peak_bytes(one, device),
     }

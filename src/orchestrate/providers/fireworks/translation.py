@@ -44,7 +44,7 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     _files(rows, spec, model, inside)
     _method(rows, spec)
     _adapter(rows, spec, model, inside)
-    _optimiser(rows, spec, inside)
+    _optimizer(rows, spec, inside)
     _steps(rows, spec)
     _length(rows, spec, model, inside)
     _names(rows, inside)
@@ -242,7 +242,7 @@ def _scaling(rows: Rows, adapter: LoRA, inside: str) -> None:
 # -- how ---------------------------------------------------------------------------------------------------
 
 
-def _optimiser(rows: Rows, spec: JobSpec, inside: str) -> None:
+def _optimizer(rows: Rows, spec: JobSpec, inside: str) -> None:
     rows.offer("epochs", f"{inside}epochs", 1)
     rows.offer("learning_rate", f"{inside}learningRate", None, "the model's default")
     rows.refuse_if_asked(

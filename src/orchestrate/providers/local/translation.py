@@ -314,7 +314,7 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
     adapter(rows, spec, model)
     chat_template(rows, spec, model)
     _steps(rows, spec)
-    _optimiser(rows, spec)
+    _optimizer(rows, spec)
     _data(rows, spec, options)
     for name, value in of_machine(options).items():
         rows.send(name, value)
@@ -504,7 +504,7 @@ def _early_stopping(rows: Rows, spec: JobSpec, stop: EarlyStopping) -> None:
         rows.default("keep_best", None, True, "early stopping keeps the best weights")
 
 
-def _optimiser(rows: Rows, spec: JobSpec) -> None:
+def _optimizer(rows: Rows, spec: JobSpec) -> None:
     kind = spec.optimizer.type if spec.optimizer else None
     option = spec.provider_options.get("local", {}).get("optimizer")
     if kind is None and option is None:

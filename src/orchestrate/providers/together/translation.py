@@ -57,7 +57,7 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     _files(rows, model)
     _method(rows, spec)
     _adapter(rows, spec, model)
-    _optimiser(rows)
+    _optimizer(rows)
     _length(rows, spec, model)
     _evaluation(rows, spec)
     _names(rows)
@@ -180,7 +180,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
 # -- how ---------------------------------------------------------------------------------------------------
 
 
-def _optimiser(rows: Rows) -> None:
+def _optimizer(rows: Rows) -> None:
     rows.offer("epochs", "n_epochs", 1)
     multiplier = rows.given("learning_rate_multiplier")
     if multiplier is not None:

@@ -66,7 +66,7 @@ def test_the_adapter_is_on_the_language_alone_and_is_read_by_peft(
     assert losses[-1] < losses[0]
     assert session.memory_plan is not None
     trained = sum(p.numel() for p in session.loaded.trainable.values())
-    assert session.memory_plan.parts["optimiser"] == 8 * trained
+    assert session.memory_plan.parts["optimizer"] == 8 * trained
     folder = session.publish()
 
     ids = torch.tensor([[5, 6, 7, 8, 9 + 20, 10 + 20]])

@@ -195,7 +195,7 @@ def test_the_plan_is_within_a_tenth_of_what_a_step_holds(config: dict[str, Any],
     held = held_by_a_step(config, setup)
     parts = plan(ModelShape.of(config), setup, device="cuda", available_bytes=1).parts
     planned = parts["activations"] + parts["logits"]
-    rest = sum(parts[name] for name in ("weights", "adapter", "gradients", "optimiser"))
+    rest = sum(parts[name] for name in ("weights", "adapter", "gradients", "optimizer"))
     assert planned + rest == pytest.approx(held + rest, rel=0.1), (planned / 1e9, held / 1e9)
     assert planned == pytest.approx(held, rel=0.25), (planned / 1e9, held / 1e9)
 

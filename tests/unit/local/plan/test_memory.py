@@ -53,10 +53,10 @@ def test_parameters_are_those_that_the_makers_state() -> None:
 
 
 def test_70b_in_four_bits_is_about_40_gb_and_fits_one_80_gb_card() -> None:
-    """Weights, adapter, its gradients and optimiser; activations come on top."""
+    """Weights, adapter, its gradients and optimizer; activations come on top."""
     setup = Setup(longest=2048, gradient_checkpointing=True)
     found = plan(ModelShape.of(LLAMA_70B), setup, device="cuda", available_bytes=80 << 30)
-    held = sum(found.parts[p] for p in ("weights", "adapter", "optimiser", "gradients"))
+    held = sum(found.parts[p] for p in ("weights", "adapter", "optimizer", "gradients"))
     assert held == pytest.approx(40e9, rel=0.1)
     assert found.fits and found.advice == ()
 
@@ -87,7 +87,7 @@ def test_a_share_of_all_weights_is_counted_by_hand() -> None:
     outside = 2 * 128_256 * 4096
     layer = (total - outside) / 32
     parts = plan(shape, Setup(adapter="full", shares=8), device="cuda", available_bytes=80 << 30).parts
-    held = sum(parts[name] for name in ("weights", "gradients", "optimiser"))
+    held = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
     assert held == pytest.approx(16 * total / 8, rel=1e-6)
     assert parts["gathered layers"] == pytest.approx(8 * outside + 12 * layer, rel=1e-6)
     parts = plan(shape, Setup(shares=2), device="cuda", available_bytes=80 << 30).parts

@@ -310,7 +310,7 @@ def test_going_back_to_a_checkpoint_repeats_the_same_steps(make: Make, optimizer
 
 @pytest.mark.slow
 def test_steps_say_how_long_and_when_and_the_best_weights_are_kept(make: Make) -> None:
-    """By an optimiser whose averaged weights are those to evaluate and to keep; gone back to within an
+    """By an optimizer whose averaged weights are those to evaluate and to keep; gone back to within an
     epoch."""
 
     def session() -> Session:
@@ -384,7 +384,7 @@ def test_the_plan_counts_the_adapter_that_the_targets_name(make: Make, targets: 
     shape = ModelShape.of(session.folder.config)
     assert shape.adapter_parameters(8, targets=targets) == adapter
     assert session.memory_plan is not None
-    assert session.memory_plan.parts["optimiser"] == 8 * adapter
+    assert session.memory_plan.parts["optimizer"] == 8 * adapter
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Each optimiser by name against the library's own, in a plain loop, and its state through a file."""
+"""Each optimizer by name against the library's own, in a plain loop, and its state through a file."""
 
 from __future__ import annotations
 

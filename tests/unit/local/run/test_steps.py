@@ -1,4 +1,4 @@
-"""What happens to one optimiser step: schedule, warm-up, clipping, weight decay."""
+"""What happens to one optimizer step: schedule, warm-up, clipping, weight decay."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_settings_are_those_of_the_adapter_that_is_gone_on_from(earlier: Path) -
     found = translate(JobSpec.parse(spec), {})
     whole = translate(JobSpec.parse({**spec, "continue_from": None}), {})
     assert sorted(found.body["adapter"].pop("targets")) == ["q_proj", "v_proj"]
-    assert found.memory and whole.memory and found.memory.parts["optimiser"] < whole.memory.parts["optimiser"]
+    assert found.memory and whole.memory and found.memory.parts["optimizer"] < whole.memory.parts["optimizer"]
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def logits_of(model: Any, made: Session) -> torch.Tensor:
 def planned(made: Session) -> None:
     """The memory plan counts what is trained."""
     trained = sum(p.numel() for p in made.loaded.trainable.values())
-    assert made.memory_plan is not None and made.memory_plan.parts["optimiser"] == 8 * trained
+    assert made.memory_plan is not None and made.memory_plan.parts["optimizer"] == 8 * trained
 
 
 def same_training(made: Session, model: Any) -> None:
