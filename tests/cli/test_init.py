@@ -274,7 +274,7 @@ def test_the_command_beside_a_spec_that_is_there_can_be_pasted(cli: Cli, tmp_pat
     mapped = ("--for", "openai", "--map", "question=Message body,answer=Team", "--ignore", "Ticket ID")
     refused = cli("init", "my table.csv", *mapped)
     line = next(one for one in refused.err.splitlines() if "orchestrate init" in one)
-    made = cli(*shlex.split(line.partition("  writes")[0])[1:])
+    made = cli(*shlex.split(line[line.index("orchestrate init") :])[1:])
     assert made.code == 0, made.err
     assert set(yaml.safe_load((tmp_path / "my table.yaml").read_text())["model"]) == {"openai"}
     assert (tmp_path / "finetune.yaml").read_text() == "mine"
