@@ -160,7 +160,7 @@ def _deciding(
 def _arms(
     ft: Workspace, plan: ExperimentPlan, ending: ExitStack, accept_licence: Sequence[str]
 ) -> dict[Arm, Upstream]:
-    """Return where each arm is asked. What runs on this machine is served until the end."""
+    """Return where requests of each arm go. What runs on this machine is served until the end."""
     written: dict[Arm, str] = {"base": plan.base, "tuned": plan.tuned}
     here: dict[Arm, str] = {arm: written[arm] for arm in ARMS if _is_here(ft, written[arm])}
     places: dict[Arm, Upstream] = {}

@@ -1,4 +1,4 @@
-"""How large a job is on one backend: its tokens and what the translation makes of epochs, evaluations and
+"""Size of a job on one backend: its tokens and what the translation makes of epochs, evaluations and
 packing."""
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _limit(work: PlannedJob) -> int | None:
 
 
 class _TrainingLength(NamedTuple):
-    """How long a job trains."""
+    """Length of a job's training."""
 
     epochs: int
     epochs_low: int
@@ -206,7 +206,7 @@ def _run(work: PlannedJob) -> _TrainingLength:
 
 
 def _by_steps(work: PlannedJob, most: int, epochs: int | None) -> _TrainingLength:
-    """Where a number of optimizer steps may end the run."""
+    """Return where a number of optimizer steps may end the run."""
     per_epoch = _steps_per_epoch(work)
     steps = most if epochs is None else min(most, epochs * per_epoch)
     passes = Decimal(steps) / per_epoch

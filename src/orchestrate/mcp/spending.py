@@ -173,7 +173,7 @@ def _ending(ft: Orchestrator, _purse: AgentBudget) -> Tool:
         return put(ctx, ending_question(handle.record), f"orchestrate cancel {handle.id}")
 
     def cancel(run: str, agreed: Annotated[Agreement, Resolve(told(ask_end))]) -> dict[str, Any]:
-        """Cancel a run permanently. The user is asked first."""
+        """Cancel a run permanently. Requires the user's approval."""
         require(agreed)
         return run_line(ft.run(run).cancel())
 
@@ -187,7 +187,7 @@ def _taking_down(ft: Orchestrator, _purse: AgentBudget) -> Tool:
         return put(ctx, question, f"orchestrate undeploy {handle.id}")
 
     def undeploy(run: str, agreed: Annotated[Agreement, Resolve(told(ask_undeploy))]) -> dict[str, Any]:
-        """Take down a deployed model, which stops its billing. The user is asked first."""
+        """Take down a deployed model, which stops its billing. Requires the user's approval."""
         require(agreed)
         found = ft.run(run).undeploy()
         return {"run": run, "deployment": None if found is None else found.record.to_dict()}

@@ -378,7 +378,7 @@ def _key(entry: QueueEntry) -> str:
 
 
 def _again_s(tries: int) -> float:
-    """A host that could not be reached is asked again less and less often."""
+    """Poll a host that could not be reached less and less often."""
     return _SOON_S * 2 ** min(tries - 1, 5)
 
 

@@ -143,7 +143,7 @@ def _size(model: Model) -> str:
 
 
 def _told(model: Model) -> str:
-    """Return what is known of an open model itself."""
+    """Return what is known about an open model itself."""
     if not model.open:
         return ""
     facts = {

@@ -1,4 +1,4 @@
-"""prices: what is known of each price, from where, and how old it is."""
+"""prices: each price, its source and its age."""
 
 from __future__ import annotations
 

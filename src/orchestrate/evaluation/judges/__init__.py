@@ -139,7 +139,7 @@ class Judge:
 
 @dataclass
 class _HeldJudge:
-    """A judge, and what is known of its agreement with people; that is asked for when it first rates."""
+    """A judge, and its known agreement with people, which is looked up when it first rates."""
 
     judge: Judge
     held: Callable[[Judge, Kind], Calibration | None] | None = None

@@ -290,9 +290,9 @@ def _parts(shape: ModelShape, setup: Setup, device: str) -> tuple[dict[str, int]
 
 
 def _in_shares(parts: Mapping[str, float], shape: ModelShape, setup: Setup) -> dict[str, float]:
-    """What one process holds: its share, and what is together while it computes: embeddings and output layer,
-    the layer at work and the one fetched ahead of it. Where they are trained, the gradients of one layer and
-    of those two are whole until they are summed. The constants of NF4 stay with each."""
+    """Return what one process holds: its share, and what is together while it computes: embeddings and output
+    layer, the layer at work and the one fetched ahead of it. Where they are trained, the gradients of one
+    layer and of those two are whole until they are summed. The constants of NF4 stay with each."""
     n, few = setup.shares, _few_bits(shape, setup)
     constants = (NF4_BYTES - 0.5) * few if shape.held is None else 0.0
     outside = shape.embedding_parameters

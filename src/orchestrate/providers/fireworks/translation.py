@@ -222,7 +222,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None
 
 def _scaling(rows: Rows, adapter: LoRA, inside: str) -> None:
     if adapter.alpha is not None and adapter.alpha != int(adapter.alpha):
-        rows.refuse("adapter.alpha", "must be a whole number here", instead=round(adapter.alpha) or None)
+        rows.refuse("adapter.alpha", "must be an integer here", instead=round(adapter.alpha) or None)
     elif adapter.alpha is not None:
         rows.keep("adapter.alpha", f"{inside}loraAlpha", int(adapter.alpha))
     else:

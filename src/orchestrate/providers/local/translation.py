@@ -454,7 +454,7 @@ def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> Non
 
 
 def _steps(rows: Rows, spec: JobSpec) -> None:
-    """How long, and when it is evaluated and kept."""
+    """Translate how long to train, and when to evaluate and save."""
     if spec.max_steps is not None:
         rule = "or after all epochs, whichever comes first" if spec.epochs else None
         rows.keep("max_steps", "hyper.max_steps", rule=rule)

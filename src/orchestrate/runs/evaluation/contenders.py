@@ -1,4 +1,4 @@
-"""From what a user names to who is asked: runs, their checkpoints and bases, models at any address."""
+"""Contenders by the names that users give: runs, their checkpoints and bases, models at any address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One verdict: an evaluation's own joined with all else that is known of the same model."""
+"""One verdict: an evaluation's own, joined with everything else known about the same model."""
 
 from __future__ import annotations
 
