@@ -251,10 +251,16 @@ def reinforcement_problems(provider: str, spec: JobSpec, data: TrainingData) -> 
         return []
     sets = [d for d in (data.train, data.validation) if d is not None and d.kind == "rl"]
     found = [problem for dataset in sets for problem in _long(provider, spec, dataset)]
-    if grading.refusal(spec.method.grader, allow_code=True) is None:
-        fields = grading.fields_read(spec.method.grader)
-        found += [problem for dataset in sets for problem in _lacking(provider, dataset, fields)]
-    return found
+    return [*found, *grader_problems(provider, spec, data)]
+
+
+def grader_problems(provider: str, spec: JobSpec, data: TrainingData) -> list[Problem]:
+    """Report fields that the templates of the grader use but rows lack."""
+    if not isinstance(spec.method, RFT) or grading.refusal(spec.method.grader, allow_code=True):
+        return []
+    sets = [d for d in (data.train, data.validation) if d is not None and d.kind == "rl"]
+    fields = grading.fields_read(spec.method.grader)
+    return [problem for dataset in sets for problem in _lacking(provider, dataset, fields)]
 
 
 def _long(provider: str, spec: JobSpec, dataset: Dataset) -> list[Problem]:

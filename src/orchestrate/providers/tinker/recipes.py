@@ -29,6 +29,7 @@ from orchestrate.types import (
     JobHandle,
     JobStatus,
     MetricPoint,
+    Problem,
     Quote,
     RemoteDataset,
     Translation,
@@ -129,6 +130,13 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
 
     def translate(self, spec: JobSpec) -> Translation:
         return translation.translate(spec, self.name, self.config.options)
+
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
+        from orchestrate.providers.local.checking import (
+            grader_problems,
+        )  # late: it is heavy
+
+        return [*super().check(spec, data, translation), *grader_problems(self.name, spec, data)]
 
     def quote(
         self,
