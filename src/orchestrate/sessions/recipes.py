@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -240,6 +241,7 @@ class _Work(ABC):
         self.session, self.job, self.hyper = session, job, job.hyper
         ended = session.recipes[job.name]  # the same call again trains on
         self.folder = session.folder / "recipes" / (f"{job.name}-{ended + 1}" if ended else job.name)
+        _forget_lost(self.folder, session)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.template, self.context = _template(session)
         limits = [n for n in (job.hyper.max_seq_length, self.context) if n is not None]
@@ -319,6 +321,19 @@ def _drive(session: TrainingSession, work: _Work) -> dict[str, float]:
     if values:
         return values
     return {**[p.values for p in RunDir(session.folder).metrics() if p.step == began + total][-1]}
+
+
+def _forget_lost(folder: Path, session: TrainingSession) -> None:
+    """Forget a recipe that began behind the save from which the session goes on. What it read of the model
+    then, such as a reference, is of weights that are gone."""
+    if (folder / "began.json").exists() and _began(folder, session.step) > session.step:
+        shutil.rmtree(folder)
+        session.add_event(
+            f"the last save, at step {session.step}, is older than the beginning of the recipe, which begins "
+            "again",
+            level="warning",
+            type="recipe",
+        )
 
 
 def _began(folder: Path, step: int) -> int:
@@ -583,7 +598,7 @@ class _Policy(_Sampled):
         errors = [one.error for one in grades if one.error]
         if len(errors) == len(grades) and not self._graded:
             raise RunFailed(
-                f"the grader cannot grade a single answer: {errors[0]}",
+                f"the grader cannot grade any answer: {errors[0]}",
                 fix="change the grader, or the fields of the rows that it reads",
             )
         self._graded = True
@@ -596,7 +611,12 @@ class _Policy(_Sampled):
 
 
 def _grader(method: Reinforcement, hyper: Hyper) -> Grader:
-    if reason := refusal(method.grader, allow_code=hyper.run_grader_code):
+    if runs_code(method.grader) and not hyper.run_grader_code:
+        raise UsageError(
+            "grader: its code would run on this machine",
+            fix="if you trust the code, pass run_grader_code=True to the recipe",
+        )
+    if reason := refusal(method.grader, allow_code=True):
         raise UsageError(f"grader: {reason}")
     return Grader(method.grader, seconds=hyper.grader_seconds)
 
@@ -611,6 +631,11 @@ def _require_fields(grader: Grader, asked: Mapping[str, Any], prompts: Sequence[
         if (names := frozenset(item)) not in tried and runs_code(asked):
             tried.add(names)
             [grade] = grader.grade([""], [item])
+            if re.match(r"SyntaxError|IndentationError|TypeError: grade\(\)", grade.error or ""):
+                raise UsageError(
+                    f"the grader cannot grade any answer: {grade.error}; nothing was sampled",
+                    fix="change the grader's source",
+                )
             unknown = re.search(r"KeyError: '(\w+)'", grade.error or "")
             if unknown and unknown[1] not in names and _reads(asked, unknown[1]):
                 missing = unknown[1]

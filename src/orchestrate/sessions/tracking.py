@@ -19,6 +19,7 @@ from orchestrate.costing.bills import quoted_hour
 from orchestrate.errors import NotFound, OrchestrateError, RunFailed, UsageError
 from orchestrate.local.run import JobState, RunDir, checkpoints, now
 from orchestrate.local.run.checkpoints import Progress, Whole
+from orchestrate.local.space import DiskFull, disk_is_full
 from orchestrate.paid.limits import reached, require_within
 from orchestrate.providers.base import Sessions, StopsWorkers, capability
 from orchestrate.providers.sessions import (
@@ -69,6 +70,10 @@ class SessionRequest:
     max_cost_usd: Decimal | None
     options: Mapping[str, Any]
     tags: Mapping[str, str]
+
+
+LAST_VISIT_S = 30.0
+"""For how long the end of a session waits until its cost is in the store."""
 
 
 class Meter:
@@ -523,17 +528,28 @@ class SessionRecord:
         """Record how it ended. If it is paused, another program may resume it."""
         terminal = status not in ("paused", "interrupted")
         more: dict[str, Any] = {"finished_at": now()} if terminal else {}
-        self.dir.add_event(
-            f"{status}: {error.message}" if error else status,
-            level="info" if error is None else "warning",
-            type=status,
-        )
-        self.tell(status=status, stage=None, error=error, result=result, **more)
-        self._held.close()
+        try:
+            self.dir.add_event(
+                f"{status}: {error.message}" if error else status,
+                level="info" if error is None else "warning",
+                type=status,
+            )
+            self.tell(status=status, stage=None, error=error, result=result, **more)
+        except OSError as full:
+            if not disk_is_full(full):
+                raise
+            raise DiskFull(
+                f"the disk is full, so the session ended at its last save ({self.run.id}): {full}",
+                fix=f"free some space, then  orchestrate.session(resume={self.run.id!r})",
+            ) from full
+        finally:  # a program that lives on keeps nobody from resuming it
+            self._held.close()
         if status == "paused" and self.dir.asked() == "cancel":  # since the last look
             with suppress(OrchestrateError):
                 self.provider.cancel(self.run.handle)
-        self.visit_store()
+        visit = threading.Thread(target=self.visit_store, daemon=True)
+        visit.start()
+        visit.join(LAST_VISIT_S)  # a host that hangs is asked by the next command
 
 
 def _limit(run: Run) -> tuple[Decimal | None, str]:

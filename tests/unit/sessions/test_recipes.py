@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,6 +103,22 @@ def fails_at(step: int, session: Any) -> Any:
             raise ZeroDivisionError
 
     return failing
+
+
+def test_a_recipe_that_began_behind_the_last_save_begins_again(ft: Orchestrator, tmp_path: Path) -> None:
+    chats, more = recipe_rows.chats(tmp_path / "rows.jsonl"), recipe_rows.chats(tmp_path / "more.jsonl", 6)
+    settings: dict[str, Any] = {"max_steps": 2, "batch_size": 2, "learning_rate": 1e-3}
+    with pytest.raises(ZeroDivisionError), opened(ft) as s:
+        recipes.sft(s, chats, **settings)
+        s.log = fails_at(3, s)
+        recipes.sft(s, more, **settings)
+    shutil.rmtree(Path(s.folder) / "checkpoints")
+    with ft.session(resume=s.id) as again:
+        assert again.step == 0
+        recipes.sft(again, more, **settings)
+        assert again.step == 2
+    assert all(values["learning_rate"] > 0 for values in points(ft, s.id))
+    assert [e.level for e in ft.run(s.id).events() if e.type == "recipe"] == ["warning"]
 
 
 @pytest.fixture
@@ -289,6 +306,9 @@ def test_what_a_recipe_does_not_have_is_refused_by_name(ft: Orchestrator, tmp_pa
             (recipes.rl, asked, {"grader": GRADER, "objective": "grpo"}, "'grpo'"),
             (recipes.rl, asked, {"grader": compares("{{item.word}}")}, "item.word, which row 1 of 2 lacks"),
             (recipes.rl, asked, {"grader": returns("item['word']"), **CODE}, "item.word, which row 1 of 2"),
+            (recipes.rl, asked, {"grader": returns("1 +"), **CODE}, "SyntaxError.*nothing was sampled"),
+            (recipes.rl, asked, {"grader": takes("sample, row"), **CODE}, "TypeError.*nothing was sampled"),
+            (recipes.rl, asked, {"grader": GRADER}, "run_grader_code=True"),
         ):
             with pytest.raises((UsageError, RunFailed, DataError), match=told):
                 recipe(s, file, **more)  # type: ignore[operator]
@@ -303,6 +323,10 @@ CODE: dict[str, Any] = {"run_grader_code": True, "max_steps": 1, "max_new_tokens
 
 def returns(value: str) -> dict[str, str]:
     return {"type": "python", "source": f"def grade(sample, item):\n    return {value}"}
+
+
+def takes(arguments: str) -> dict[str, str]:
+    return {"type": "python", "source": f"def grade({arguments}):\n    return 1.0"}
 
 
 def compares(reference: str) -> dict[str, str]:

@@ -252,7 +252,10 @@ def encode_file(
             elif not any(e.dropped for e in new):
                 report.dropped += 1
         if not written.rows:
-            raise DataError(f"{path.name}: no row has a token to train on", fix="orchestrate check SPEC")
+            told = f"{path.name}: no row has a token to train on"
+            if report.too_long:
+                told += f"; {report.too_long} of {report.rows} are longer than {rules.max_length} tokens"
+            raise DataError(told, fix="orchestrate check SPEC")
     rows = EncodedRows.open(folder, pairs=pairs, labelled=labelled)
     if rows is None:
         raise OSError(f"could not read back {folder}")
