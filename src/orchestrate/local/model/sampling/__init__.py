@@ -200,6 +200,19 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = (whole[:, :, :after] for whole in room)
         return self.keys, self.values
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order. Only rows that get another place are copied."""
+        if self.keys is None or self.values is None:
+            return
+        to = [place for place, row in enumerate(rows) if row != place]
+        taken = [rows[place] for place in to]
+        for states in (self.keys, self.values):
+            if to:
+                states[to] = states[taken]
+        self.keys, self.values = self.keys[: len(rows)], self.values[: len(rows)]
+        if self._room is not None:
+            self._room = self._room[0][: len(rows)], self._room[1][: len(rows)]
+
 
 MORE_COLUMNS = 32
 

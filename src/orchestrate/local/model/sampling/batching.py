@@ -27,7 +27,7 @@ from torch.nn.functional import linear, pad
 
 from orchestrate.local.model import sampling
 from orchestrate.local.model.loaded import give_back, out_of_memory
-from orchestrate.local.model.sampling import NO_MEMORY, DrawnToken, Luck, draw, new_cache, takes
+from orchestrate.local.model.sampling import NO_MEMORY, DrawnToken, GrowingLayer, Luck, draw, new_cache, takes
 from orchestrate.local.model.sampling.quick_pass import quick_of
 
 PLAIN = ("Linear", "Linear4bit", "Linear8bitLt")
@@ -226,7 +226,7 @@ class DecodingBatch:
 
     def drop_ended(self) -> None:
         """Remove rows that have ended, and columns that are then empty in all remaining rows."""
-        kept = [n for n, row in enumerate(self.rows) if not row.ended]
+        kept = _closed_up([row.ended for row in self.rows])
         if len(kept) == len(self.rows) or self.mask is None or (self.fixed and kept):
             return
         self.rows = [self.rows[n] for n in kept]
@@ -238,7 +238,10 @@ class DecodingBatch:
         empty = int((mask.sum(dim=0) > 0).long().argmax())
         self.mask = mask[:, empty:]
         for layer in self.cache.layers:
-            _select(layer, index)
+            if isinstance(layer, GrowingLayer):
+                layer.keep(kept)
+            else:
+                _select(layer, index)
             for name in _columns(layer) if empty else ():
                 setattr(layer, name, getattr(layer, name)[..., empty:, :])
 
@@ -525,6 +528,14 @@ def _side_by_side(mine: Any, theirs: Any) -> None:
             for key, state in states.items():
                 if state is not None:
                     states[key] = torch.cat([state, getattr(theirs, name)[key]])
+
+
+def _closed_up(ended: Sequence[bool]) -> list[int]:
+    """Return the places of the rows that go on, where the last of them take the places of those that have
+    ended: few rows move."""
+    going = [n for n, over in enumerate(ended) if not over]
+    moving = [n for n in going if n >= len(going)]
+    return [moving.pop() if ended[n] else n for n in range(len(going))]
 
 
 def _select(layer: Any, index: Tensor) -> None:
