@@ -200,6 +200,7 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = (whole[:, :, :after] for whole in room)
         return self.keys, self.values
 
+    @torch.inference_mode()  # as the answers, some of which are given up outside of a step
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order. Only rows that get another place are copied."""
         if self.keys is None or self.values is None:

@@ -21,6 +21,7 @@ from transformers import (
 from orchestrate.local.encoding import Template
 from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.model.loading import load_tokenizer
+from orchestrate.local.model.sampling import GrowingLayer
 from orchestrate.local.model.sampling.sampling import Sampler
 
 pytestmark = [
@@ -190,3 +191,22 @@ def test_who_begins_somebody_elses_turn_has_ended_its_own(tmp_path: Path) -> Non
     assert ended and (said.content, said.reasoning) == ("blue", "hm")
     [cut] = draws.draw(model, [prompt], most_rows=1, max_tokens=len(ids) - 1, temperature=0.0)
     assert not draws.said(cut)[1] and template.said(cut, prompt, cut=True).content == "blue"
+
+
+@pytest.mark.parametrize("kept_in", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("made_in", [torch.inference_mode, torch.no_grad])
+def test_rows_that_are_kept_have_their_columns_and_go_on(made_in: Any, kept_in: Any) -> None:
+    """Also where an answer is given up between two steps, outside of the mode that the caches were made in."""
+    layer = GrowingLayer()
+    with made_in():
+        for columns in (3, 1):
+            layer.update(torch.randn(4, 2, columns, 8), torch.randn(4, 2, columns, 8))
+    assert layer.keys is not None and layer.values is not None
+    keys, values = layer.keys[[0, 3]].clone(), layer.values[[0, 3]].clone()
+    with kept_in():
+        layer.keep([0, 3])
+    new_keys, new_values = torch.ones(2, 2, 1, 8), torch.zeros(2, 2, 1, 8)
+    with made_in():
+        found = layer.update(new_keys, new_values)
+    assert torch.equal(found[0], torch.cat([keys, new_keys], dim=2))
+    assert torch.equal(found[1], torch.cat([values, new_values], dim=2))
