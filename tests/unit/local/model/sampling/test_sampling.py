@@ -196,7 +196,7 @@ def test_who_begins_somebody_elses_turn_has_ended_its_own(tmp_path: Path) -> Non
 @pytest.mark.parametrize("kept_in", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 @pytest.mark.parametrize("made_in", [torch.inference_mode, torch.no_grad])
 def test_rows_that_are_kept_have_their_columns_and_go_on(made_in: Any, kept_in: Any) -> None:
-    """Also where an answer is given up between two steps, outside of the mode that the caches were made in."""
+    """Also where an answer is given up between two steps, outside of the mode that made the caches."""
     layer = GrowingLayer()
     with made_in():
         for columns in (3, 1):
