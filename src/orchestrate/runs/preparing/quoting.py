@@ -20,8 +20,6 @@ from orchestrate.costing import Ownership as Ownership
 from orchestrate.costing.ways import UTILISATION
 from orchestrate.errors import OrchestrateError, SpecError
 from orchestrate.providers.base import Downloads, EstimatesPrice, lookup
-from orchestrate.runs.submitting import accounts
-from orchestrate.runs.submitting.accounts import account_of
 from orchestrate.types import Feature, Quote, Recalled, Record
 
 if TYPE_CHECKING:
@@ -56,6 +54,8 @@ def live_prices(ft: Workspace, prepared: Prepared) -> list[LivePrice]:
 
 
 def _live(ft: Workspace, offer: Offer, data: TrainingData) -> LivePrice:
+    from orchestrate.runs.submitting import accounts  # it brings the store, which no other quote reads
+
     name, quote = offer.provider, offer.quote
     offline = quote.expected_usd
     provider = ft.provider(name)
@@ -63,7 +63,7 @@ def _live(ft: Workspace, offer: Offer, data: TrainingData) -> LivePrice:
         reason = provider.missing.get(Feature.LIVE_PRICE, "the host provides no estimate")
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=reason)
     try:
-        with accounts.alone(ft.store, provider, account_of(ft.store, provider), data):
+        with accounts.alone(ft.store, provider, accounts.account_of(ft.store, provider), data):
             remote = provider.upload(offer.spec, data, offer.translation)
         live = provider.live_price(offer.spec, remote, offer.translation)
     except OrchestrateError as error:
