@@ -224,7 +224,7 @@ def test_mistakes_are_told(cli: Cli, run_id: str, tmp_path: Path) -> None:
         ):
             with pytest.raises(UsageError, match=words):
                 reviewing.export(ft, desk, tmp_path / file, rater)
-        with pytest.raises(UsageError, match="no review rev-none"):
+        with pytest.raises(UsageError, match="no review matches rev-none"):
             reviewing.opened(ft, ["rev-none"])
         (tmp_path / "items.jsonl").unlink()
         with pytest.raises(DataError, match="cannot find the answers:"):
@@ -258,7 +258,7 @@ def test_models_that_were_not_trained_here_are_rated(cli: Cli, tmp_path: Path) -
         f"{host.url}={name}" for name in ("one", "two")
     ]
     wrong = cli("review", "--evaluation", "eval-none", "--plan")
-    assert wrong.code == 2 and "no evaluation eval-none" in wrong.err
+    assert wrong.code == 2 and "no evaluation matches eval-none" in wrong.err
 
 
 def test_people_are_planned(cli: Cli, run_id: str) -> None:

@@ -105,7 +105,7 @@ def test_an_evaluation_names_its_sum_and_its_answers_are_judged(
     page = Parsed(web.get(f"/runs/{run.id}").text)
     assert found.items == 40 and f"/runs/{run.id}/review" in page.posts
     told = web.post(f"/runs/{run.id}/review", data={"word": site.word}).text
-    assert "the same" in Parsed(told).text, "a stand-in that was not trained answers as its base"
+    assert "identical" in Parsed(told).text, "a stand-in that was not trained answers as its base"
 
 
 def test_answers_are_judged_on_the_page_of_the_command(

@@ -44,7 +44,7 @@ def test_what_cannot_be_trained_is_refused(beside: Path) -> None:
         for read in (files.fetch, files.here, files.config_of):
             with pytest.raises(UsageError, match="served but not trained") as refused:
                 read(name)
-            assert "model: Qwen" in str(refused.value.fix) and "export RUN" in str(refused.value.fix)
+            assert "Qwen/Qwen3-8B" in str(refused.value.fix) and "export RUN" in str(refused.value.fix)
     shutil.copy(TINY / "model.safetensors", beside)
     assert files.fetch(str(beside)).path == beside, "a copy in GGUF beside the weights does no harm"
 
