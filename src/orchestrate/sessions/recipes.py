@@ -649,8 +649,8 @@ def _require_fields(grader: Grader, asked: Mapping[str, Any], prompts: Sequence[
 
 def _reads(grader: Mapping[str, Any], field: str) -> bool:
     """Return whether the grader's code has `item["field"]`."""
-    code = msgspec.json.encode(grader).decode()
-    return re.search(rf"""\bitem\s*\[\s*\\?['"]{field}\\?['"]""", code) is not None
+    code = "".join(msgspec.json.encode(grader).decode().split())
+    return any(f"item[{quote}{field}{quote}]" in code for quote in ("'", '\\"'))
 
 
 class _Distillation(_Sampled):

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate import catalog, costing
 from orchestrate.costing.size import chat_of
-from orchestrate.data.rows import RLExample
 from orchestrate.data.rules import METHOD_KINDS
 from orchestrate.errors import ConfigError, DataError, MissingExtra, OrchestrateError, UsageError
 from orchestrate.local.encoding import Rules, TemplateCheck, look
 from orchestrate.local.job import DEFAULT_SAMPLES
 from orchestrate.local.model import files
-from orchestrate.local.objectives import grading
 from orchestrate.local.run import launching
+from orchestrate.providers.graders import grader_problems
 from orchestrate.providers.local import adapting
 from orchestrate.providers.local.translation import max_new_tokens, memory
 from orchestrate.spec import RFT, JobSpec, method_word
@@ -254,15 +253,6 @@ def reinforcement_problems(provider: str, spec: JobSpec, data: TrainingData) -> 
     return [*found, *grader_problems(provider, spec, data)]
 
 
-def grader_problems(provider: str, spec: JobSpec, data: TrainingData) -> list[Problem]:
-    """Report fields that the templates of the grader use but rows lack."""
-    if not isinstance(spec.method, RFT) or grading.refusal(spec.method.grader, allow_code=True):
-        return []
-    sets = [d for d in (data.train, data.validation) if d is not None and d.kind == "rl"]
-    fields = grading.fields_read(spec.method.grader)
-    return [problem for dataset in sets for problem in _lacking(provider, dataset, fields)]
-
-
 def _long(provider: str, spec: JobSpec, dataset: Dataset) -> list[Problem]:
     try:
         model = catalog.resolve(spec.model_for(provider), "local")
@@ -287,29 +277,6 @@ def _long(provider: str, spec: JobSpec, dataset: Dataset) -> list[Problem]:
             fix="shorten them, or lower provider_options.local.max_new_tokens",
             source=dataset.path,
         )
-    ]
-
-
-def _lacking(provider: str, dataset: Dataset, fields: tuple[str, ...]) -> list[Problem]:
-    found: dict[str, list[int]] = {}
-    for number, example in dataset.numbered() if fields else ():
-        if isinstance(example, RLExample):
-            item = {"messages": True, **example.fields}
-            for field in fields:
-                if not field.startswith("messages") and grading.lacks(item, field):
-                    found.setdefault(field, []).append(number)
-    return [
-        Problem(
-            code="grader-field-missing",
-            message=f"the grader uses item.{field}, which {len(numbers):,} of {dataset.rows:,} rows lack",
-            severity=Severity.ERROR,
-            row=numbers[0],
-            field=field,
-            providers=(provider,),
-            fix="add the field to the rows or change method.grader, because their answers would all score 0",
-            source=dataset.path,
-        )
-        for field, numbers in found.items()
     ]
 
 

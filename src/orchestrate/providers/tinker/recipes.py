@@ -132,9 +132,7 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
         return translation.translate(spec, self.name, self.config.options)
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
-        from orchestrate.providers.local.checking import (
-            grader_problems,
-        )  # late: it is heavy
+        from orchestrate.providers.graders import grader_problems  # late: it is heavy
 
         return [*super().check(spec, data, translation), *grader_problems(self.name, spec, data)]
 
