@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from orchestrate.errors import SetupError
+from orchestrate.errors import SetupError, UsageError
 
 if TYPE_CHECKING:
     from orchestrate.costing import RateBook
@@ -198,6 +198,13 @@ class Workspace:
 
         backend, now = self.provider(run.provider), self.store.clock.now()
         return bill_run(run, job, profile=backend.profile, prices=backend.prices, book=self.rates, now=now)
+
+    def backend_of(self, record: Run) -> Provider | None:
+        """Return the run's backend, or `None` if it is no longer configured."""
+        try:
+            return self.home_of(record).provider(record.provider)
+        except (SetupError, UsageError):
+            return None
 
     def home_of(self, record: Run) -> Self:
         """Return the home folder of the run's backends: this one, or its sandbox's."""

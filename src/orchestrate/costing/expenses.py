@@ -228,12 +228,12 @@ class Expense(Record, frozen=True, kw_only=True):
     abandoned: bool = False
     """Whether the user abandoned it. The sums then include the last known amount of its bill."""
     runs: int = 1
-    """The number of runs that it stands for. See `Merged`."""
+    """The number of runs that it stands for. See `GroupedExpenses`."""
 
 
-class Merged:
-    """Expenses of runs as they come, with those added up that no report tells apart: memory is taken for each
-    group, not for each run."""
+class GroupedExpenses:
+    """Sums of the expenses of runs that every report groups together, so that memory grows with the groups
+    and not with the runs."""
 
     def __init__(self) -> None:
         self._merged: dict[object, Expense] = {}

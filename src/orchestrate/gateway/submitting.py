@@ -160,7 +160,7 @@ class Submitting:
         return run.status.terminal or self._uncancelled(job, run)
 
     def _uncancelled(self, job: GatewayJob, run: Run) -> bool:
-        """Return whether the wish to cancel did not come to the host: the process was killed in between, the
+        """Return whether the request to cancel did not reach the host: the process was killed in between, the
         host could not be reached, or the create request was under way."""
         if not job.cancel_asked or not self._cancels.due(job.id) or run.phase is not SubmitPhase.SUBMITTED:
             return False

@@ -90,12 +90,9 @@ def stored(ws: Workspace, run: Run) -> list[Stored]:
 
 def _require_deleting(ws: Workspace, run: Run) -> None:
     """Raises `Unsupported`, with the host's reason, where nothing can be deleted."""
-    try:
-        provider = ws.home_of(run).provider(run.provider)
-    except (SetupError, UsageError):  # of a backend that is no longer there that is not known
-        return
-    if not isinstance(provider, DeletesData):
-        capability(provider, Deletes)
+    backend = ws.backend_of(run)
+    if backend is not None and not isinstance(backend, DeletesData):
+        capability(backend, Deletes)
 
 
 def _own(ws: Workspace, run: Run) -> bool:

@@ -60,6 +60,9 @@ TORCH_BETAS, TORCH_EPS = (0.9, 0.999), 1e-8
 """AdamW's own defaults, which jobs on this machine use."""
 EPSILON = 1e-4
 """Added to the standard deviation of a group's rewards, as in jobs on this machine."""
+NEVER_GRADES = re.compile(r"\w+Error: .*\(grader, line \d+\)$|TypeError: grade\(\)")
+"""Errors of a grader that does not compile, or takes other arguments. A syntax error of another file is one
+of the answer, which the grader evaluates."""
 LARGEST_REWARD = 1e15
 """Above it, the variance of a group's rewards may not fit into 32 bits."""
 OBJECTIVE = "importance_sampling"
@@ -631,7 +634,7 @@ def _require_fields(grader: Grader, asked: Mapping[str, Any], prompts: Sequence[
         if (names := frozenset(item)) not in tried and runs_code(asked):
             tried.add(names)
             [grade] = grader.grade([""], [item])
-            if re.match(r"SyntaxError|IndentationError|TypeError: grade\(\)", grade.error or ""):
+            if NEVER_GRADES.match(grade.error or ""):
                 raise UsageError(
                     f"the grader cannot grade any answer: {grade.error}; nothing was sampled",
                     fix="change the grader's source",

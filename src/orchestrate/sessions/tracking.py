@@ -58,6 +58,8 @@ ENDING_S = 60.0
 """Seconds that a program has to release a session that has just ended."""
 LOOK_S, REFRESH_S = 1.0, 10.0
 """Seconds between two checks of a session's limits, and between two updates of the store."""
+LAST_VISIT_S = 30.0
+"""For how long the end of a session waits until its cost is in the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +72,6 @@ class SessionRequest:
     max_cost_usd: Decimal | None
     options: Mapping[str, Any]
     tags: Mapping[str, str]
-
-
-LAST_VISIT_S = 30.0
-"""For how long the end of a session waits until its cost is in the store."""
 
 
 class Meter:
@@ -540,7 +538,7 @@ class SessionRecord:
                 raise
             raise DiskFull(
                 f"the disk is full, so the session ended at its last save ({self.run.id}): {full}",
-                fix=f"free some space, then  orchestrate.session(resume={self.run.id!r})",
+                fix=f"free some space, then  {self.way_back(raised=False)}",
             ) from full
         finally:  # a program that lives on keeps nobody from resuming it
             self._held.close()

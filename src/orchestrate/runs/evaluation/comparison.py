@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
+from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.evaluation.pairing import Flips, Pairing, between, flips
 from orchestrate.evaluation.review.results import told
 from orchestrate.reports.compare import Comparison, with_proofs
@@ -44,11 +44,8 @@ def compare(ft: Workspace, runs: Iterable[Run | str]) -> Comparison:
 
 
 def _why_silent(ft: Workspace, run: Run) -> str | None:
-    try:
-        provider = ft.home_of(run).provider(run.provider)
-    except (SetupError, UsageError):  # a backend that is no longer there
-        return None
-    return provider.missing.get(Feature.CHAT)
+    backend = ft.backend_of(run)
+    return None if backend is None else backend.missing.get(Feature.CHAT)
 
 
 def _people(ft: Workspace, run_ids: set[str]) -> list[str]:

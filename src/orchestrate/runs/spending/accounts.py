@@ -5,6 +5,7 @@ What could not be asked is reported and never counted as nothing.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -184,7 +185,7 @@ class _StoredRuns:
         self.open: list[Run] = []
         self._by_ref: dict[str, str] = {}
         self._by_job: dict[str, str] = {}
-        merged = expenses.Merged()
+        merged = expenses.GroupedExpenses()
         for run in store.listing.each(RunQuery(sandbox=sandbox)):
             merged.add(expenses.of_run(run, now))
             self.backends.add(run.provider)
@@ -210,7 +211,7 @@ class _StoredRuns:
 
     def of_names(self, names: Iterable[str]) -> dict[str, Run]:
         """Return runs by their job ids and refs, in lowercase. A job id comes first."""
-        return self._found(self._by_ref | self._by_job, names)
+        return self._found(ChainMap(self._by_job, self._by_ref), names)
 
     def _found(self, known: Mapping[str, str], names: Iterable[str]) -> dict[str, Run]:
         ids = {name: known[name] for name in names if name in known}
