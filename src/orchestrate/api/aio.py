@@ -195,6 +195,7 @@ class AsyncOrchestrator(Threaded[Orchestrator]):
     run = then(Orchestrator.run, _run)
     runs = then(Orchestrator.runs, _runs)
     active_runs = then(Orchestrator.active_runs, _runs)
+    backend_of = in_thread(Orchestrator.backend_of)
     home_of = in_thread(Orchestrator.home_of)
     record = in_thread(Orchestrator.record)
     spending = in_thread(Orchestrator.spending)
