@@ -200,11 +200,11 @@ def test_a_body_that_the_server_does_not_read_yet_is_waited_for() -> None:
         pass
 
     async def late(scope: Any, receive: Any, send: Any) -> None:
-        Patience.body_s = Impatient.body_s
         await asyncio.sleep(1.5)  # five times what a body may take
         Patience.body_s = 240  # from here on the client may be slow
-        request = Request(scope, receive)
-        await PlainTextResponse(str(len(await request.body())))(scope, receive, send)
+        came = len(await Request(scope, receive).body())
+        Patience.body_s = Impatient.body_s
+        await PlainTextResponse(str(came))(scope, receive, send)
 
     with (
         closing(web.listen(0)) as taking,
