@@ -210,8 +210,9 @@ def one(way: str, file: str) -> None:
 
 def measure(way: str, file: Path, cache: Path) -> dict[str, float]:
     home = cache / "home"
-    for kept in [*home.glob("counts/*.counts"), *home.glob("counts/*.seen")]:
-        kept.unlink()  # each round counts anew
+    for kept in home.glob("counts/*"):
+        if kept.suffix in (".counts", ".seen", ".ranges"):
+            kept.unlink()  # each round counts anew
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     done = subprocess.run(

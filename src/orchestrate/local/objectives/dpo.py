@@ -117,9 +117,13 @@ def open_kept(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.
             if kept.shape == shape:
                 return kept
         except (OSError, ValueError):
-            pass  # torn while it was made
-    kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+            pass  # it was damaged
+    # Under another name until all of it is NaN: a new file holds zeros, which would be taken for results.
+    part = path.with_suffix(".part")
+    kept = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
     kept[:] = np.nan
+    kept.flush()
+    part.replace(path)
     return kept
 
 

@@ -17,7 +17,7 @@ from orchestrate.data import TrainingData
 from orchestrate.local.encoding import Template, decode_row
 from orchestrate.local.encoding.encoded import EncodedRows, encode_file
 from orchestrate.local.model.loading import load_tokenizer
-from orchestrate.local.objectives.dpo import PairObjective, with_reference
+from orchestrate.local.objectives.dpo import PairObjective, open_kept, with_reference
 from orchestrate.local.run.session import Session
 from orchestrate.providers import registry
 from orchestrate.settings import config
@@ -169,3 +169,24 @@ def test_pairs_are_read_as_the_backend_writes_them(tmp_path: Path) -> None:
         pairs=True,
     )
     assert (encoded.examples, report.dropped) == (10, 0)
+
+
+def test_a_file_of_references_that_was_being_made_as_the_worker_died_holds_no_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be taken for log-probabilities."""
+    path = tmp_path / "reference.npy"
+    make = np.lib.format.open_memmap
+
+    def killed(*given: Any, **more: Any) -> None:
+        make(*given, **more)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(np.lib.format, "open_memmap", killed)
+        open_kept(path, (3, 4))
+    kept = open_kept(path, (3, 4))
+    assert np.isnan(kept).all()
+    kept[1] = 2
+    kept.flush()
+    assert np.array_equal(open_kept(path, (3, 4))[1], [2, 2, 2, 2])
