@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from tests import leases
 from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
 
@@ -267,12 +268,11 @@ def test_a_process_that_slept_past_the_send_limit_sends_nothing_before_it_has_lo
         assert host.posts() == 1
 
 
-def test_a_process_that_lost_its_lease_sends_nothing(store: Store, host: PaperHost) -> None:
+def test_a_process_that_lost_its_lease_sends_nothing(store: Store, store_url: str, host: PaperHost) -> None:
     def taken_over(point: str) -> None:
         if point == "after-submitting":
             # As another process sees it when this one has slept past its lease.
-            with store.database.writing() as connection:
-                connection.exec_driver_sql("UPDATE leases SET expires_uptime = 0, expires_at = ''")
+            leases.expire(store_url)
             run = store.runs.get("last")
             time.sleep(QUICK.settle_s(host))
             other = Store(store.database.engine)  # never closed: the connections are the first one's too

@@ -214,7 +214,7 @@ def test_a_gateway_that_is_killed_between_deploys_once(sandbox: Sandbox, tmp_pat
             with pytest.raises(sdk.APIConnectionError):
                 client.with_options(max_retries=0).chat.completions.create(model=name, messages=ASK)
             assert command.ended(process, 240) == -signal.SIGKILL
-            process = worker.start(tmp_path, port, place, sandbox.env)
+            process = worker.start_again(tmp_path, port, place, sandbox.env)
             try:
                 assert answered(client.with_options(max_retries=0), name) == name
             finally:

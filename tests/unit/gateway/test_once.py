@@ -361,7 +361,7 @@ def _killed_on(port: int, place: str, sandbox: Sandbox, folder: Path) -> list[Jo
         create = client.fine_tuning.jobs.create
         asked = pool.submit(lambda: create(model=ASKED, training_file=file.id, suffix=place))
         command.ended(process, 240)
-        process = worker.start(home, port, place, sandbox.env)
+        process = worker.start_again(home, port, place, sandbox.env)
         try:
             job = asked.result(240)
             assert ended(client, job.id).status == "succeeded"

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tests import command
+from tests import command, leases
 from tests.unit.gateway.conftest import ASKED, MODELS, until
 
 from orchestrate.api.orchestrator import Orchestrator
@@ -18,11 +18,14 @@ from orchestrate.runs import submit as submission
 from orchestrate.runs import watch as watching
 from orchestrate.runs.hosting import deploying
 from orchestrate.settings import config
+from orchestrate.store.store import Timing
 
 BEFORE = ("before-taken", "after-taken")
 """Places at which the client has no answer yet."""
 DEPLOY = "deploy"
 """Before the places of a deployment."""
+SETTLED = Timing(send_limit_s=1.0, requests=0, margin_s=1.0)
+"""A killed gateway sends nothing more: what it has sent is there at once."""
 BEHIND = (
     *("before-submit", "prepared", "after-intent", "after-upload", "after-uploaded"),
     *("after-post", "after-submitted", "after-submit"),
@@ -41,6 +44,12 @@ def start(home: Path, port: int, place: str, env: dict[str, str]) -> command.Pro
     return process
 
 
+def start_again(home: Path, port: int, place: str, env: dict[str, str]) -> command.Process:
+    """The next one, once the first has killed itself."""
+    leases.expire(config.sqlite_url(home / "runs.sqlite3"))
+    return start(home, port, place, env)
+
+
 def main(arguments: list[str]) -> None:
     """Home, port, the place, and the folder of files where gateways share one."""
     home, port, place = Path(arguments[0]), int(arguments[1]), arguments[2]
@@ -55,7 +64,7 @@ def main(arguments: list[str]) -> None:
     put_up: Any = deploying.deployer_of
     submission.submitter = lambda *args: dataclasses.replace(sent(*args), reached=reached)
     deploying.deployer_of = lambda *args: dataclasses.replace(
-        put_up(*args), reached=lambda where: reached(f"{DEPLOY} {where}")
+        put_up(*args), timing=SETTLED, reached=lambda where: reached(f"{DEPLOY} {where}")
     )
     with Orchestrator(config.load(cwd=home)) as ft:
         models = {**MODELS, ASKED: {**MODELS[ASKED], "deploy": {"max_hours": 2, "max_cost_usd": 40}}}

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import pytest
 import trustme
+from tests import leases
 from tests.paths import ROOT
 from tests.unit.places.depots import S3
 from tests.unit.places.sent import REF, killed_and_brought_home, spec, submit
@@ -518,10 +519,11 @@ def test_by_the_commands_alone(console: Any, rows: Path, tmp_path: Path) -> None
     assert first.wait(timeout=240) == -signal.SIGKILL and len(console.jobs) == 1
     console.made = lambda id: None
     found, deadline = provider(console, tmp_path), time.monotonic() + 400
-    with Store.open(f"sqlite:///{tmp_path}/home/runs.sqlite3") as store:
+    leases.expire(url := f"sqlite:///{tmp_path}/home/runs.sqlite3")
+    with Store.open(url) as store:
         while (one := store.runs.matching()[0]).phase is not SubmitPhase.SUBMITTED:
             assert time.monotonic() < deadline, one
-            Submitter(store, found).settle(one)  # once the lease of the killed one has run out
+            Submitter(store, found).settle(one)
             time.sleep(0.5)
     assert len(console.jobs) == 1
     [job] = console.jobs.values()

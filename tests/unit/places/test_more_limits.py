@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests import leases
 from tests.unit.places.worlds import WORLDS, World, ray_cluster
 from typer.testing import CliRunner, Result
 
@@ -323,6 +324,7 @@ def test_killed_in_between_the_same_again_goes_on(point: str, ray: World, tmp_pa
     dying = [sys.executable, "-c", DYING, point, *words]
     ended = subprocess.run(dying, env=os.environ | environment(tmp_path), capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
+    leases.expire(config.sqlite_url(tmp_path / "home" / "runs.sqlite3"))
     started = point == "after the start"
     assert len(ray.jobs()) == 1 + started
     again = typed(tmp_path, *words)
