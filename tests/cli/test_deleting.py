@@ -19,7 +19,6 @@ from orchestrate.settings import config
 from orchestrate.store.store import Store
 from orchestrate.types import Deployment, DeploymentState, JobStatus, Run, SubmitPhase
 
-_SLOW = Durations(file=0.0, validating=0.1, queued=0.1, training=8.0, finalizing=0.1)
 MODELS = {"openai": "gpt-4.1-mini", "together": "qwen3.5-9b", "fireworks": "qwen3.5-9b"}
 
 
@@ -181,9 +180,11 @@ def test_an_account_that_cannot_be_read_is_a_gap(cli: Cli, sandbox: Sandbox) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("host", MODELS)
 def test_a_run_whose_model_another_job_goes_on_from_stays(cli: Cli, project: Path, host: str) -> None:
-    with running(home=project / "sandbox", train=False, speed=1, waits=_SLOW) as sandbox:
+    waits = Durations(file=0.0)
+    with running(home=project / "sandbox", train=False, speed=100, waits=waits) as sandbox:
         base = cli("submit", "-p", host, "--yes", "--watch", "--json", **sandbox.env).json[0]
         assert base["status"] == "succeeded"
+        sandbox.clock.speed = 0.001  # the next one goes on
         other = (project / "train.jsonl").read_text().replace('"a"', '"b"')
         (project / "other.jsonl").write_text(other)
         again = {

@@ -129,7 +129,8 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS)
 @pytest.mark.parametrize("by", ["limit", "close", "error"])
-def test_a_fork_bomb_ends_with_its_process(bomb: str, by: str) -> None:
+def test_a_fork_bomb_ends_with_its_process(bomb: str, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "PATIENCE_S", 0.1)
     script = f"import os, time\ndef ready():\n  os.write(1, b'1\\n')\n{BOMBS[bomb]}"
     with suppress(ZeroDivisionError), running(script) as one:
         assert one.receive(LONG_S) == b"1\n"
