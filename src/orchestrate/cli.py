@@ -1,7 +1,8 @@
 """The command `orchestrate`: each of its commands is imported only when it is run.
 
 Exit codes: 0 done, 1 the run failed or the check found errors, 2 wrong usage, 3 missing key, package or
-configuration, 4 the host refused or is unavailable, 5 outcome unknown, 6 over budget, 130 interrupted.
+configuration, 4 the host rejected the request or is unavailable, 5 outcome unknown, 6 over budget, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _LATE = 200_000
 
 
 class LazyCommand(TyperCommand):
-    """Shows a name and a line of help, and imports its module only when it is run or completed."""
+    """A command with a name and a line of help. Its module is imported only when it is run or completed."""
 
     def __init__(self, *, panel: str, name: str, target: str, help: str) -> None:
         super().__init__(name=name, help=help, rich_help_panel=panel)
@@ -145,8 +146,8 @@ def common(
 @contextmanager
 def guarded_streams() -> Generator[None]:
     """Guard the standard streams. Text written without our consoles (warnings, traces, other libraries)
-    cannot control the terminal, and a character that the stream's encoding lacks (a redirect on Windows,
-    `LC_ALL=C`) does not end a command."""
+    cannot control the terminal, and characters that the stream's encoding lacks (a redirect on Windows,
+    `LC_ALL=C`) don't crash a command."""
     streams = sys.stdout, sys.stderr
     codecs.register_error(_WRITABLE, escaped if "--json" in sys.argv else lookalike)
     for stream in streams:
@@ -164,7 +165,7 @@ class _Guarded:
 
     def __init__(self, stream: TextIO) -> None:
         self.rich_proxied_file = stream
-        """Streams of rich's consoles, whose escape sequences are our own styles and cursors."""
+        """Streams of rich's consoles. Their escape sequences are our own styles and cursor movements."""
 
     def write(self, text: str) -> int:
         return self.rich_proxied_file.write(inert(text))

@@ -28,7 +28,8 @@ class SettingRule(Table, frozen=True, kw_only=True):
     """Translation of one setting of a spec: exactly one of `field`, `always` and `refused`."""
 
     field: str | None = None
-    """Field of the create request, as a dotted name. `{method}` stands for the host's word for the method."""
+    """Field of the create request, as a dotted name. `{method}` is replaced by the host's name for the
+    method."""
     default: Any = None
     """The host's default if nothing is sent, written as in the spec."""
     least: Decimal | None = None
@@ -39,9 +40,10 @@ class SettingRule(Table, frozen=True, kw_only=True):
     inexact: tuple[str, ...] = ()
     """Entries of `words` that don't mean exactly the same."""
     always: Any = msgspec.UNSET
-    """What the host always does without a field for it. `null` means that no value in a spec describes it."""
+    """The fixed behavior of the host, which has no field for it. `null` means that no spec value describes
+    it."""
     refused: str | None = None
-    """Why it is not supported."""
+    """Reason that the setting is not supported."""
     rule: str | None = None
     """A note for readers of the plan."""
     methods: tuple[str, ...] = ()
@@ -52,7 +54,7 @@ class SettingRule(Table, frozen=True, kw_only=True):
         if given != 1:
             raise ValueError("a setting must have exactly one of field, always and refused")
         if self.always is not msgspec.UNSET and self.rule is None:
-            raise ValueError("always needs a rule, which is the text that the plan shows")
+            raise ValueError("always needs a rule: the text that the plan shows")
 
 
 class RowRules(Table, frozen=True, kw_only=True):
@@ -64,7 +66,7 @@ class RowRules(Table, frozen=True, kw_only=True):
     most_bytes: int | None = None
     most_tokens: int | None = None
     refuses: tuple[str, ...] = ()
-    """Traits of rows, by the names of `orchestrate.providers.compatible.TRAITS`."""
+    """Traits of rows that the host rejects, as named in `orchestrate.providers.compatible.TRAITS`."""
     developer: str = "developer"
     names: bool = True
 
@@ -76,7 +78,7 @@ class FileStates(Table, frozen=True, kw_only=True):
     """Statuses of a file that is not ready yet. Unknown statuses count as waiting too."""
     whole_bytes: int | None = None
     """Maximum size of a file that is uploaded in one request. Larger files are uploaded in parts. `None`
-    means as at OpenAI."""
+    means OpenAI's limit."""
 
 
 class Suffix(Table, frozen=True, kw_only=True):
@@ -149,7 +151,7 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     url: str | None = None
     """Address of the deployments API. `None` means next to the base URL, see `root`."""
     root: str = ""
-    """Replaces the base URL's path."""
+    """Path that replaces the base URL's path."""
     login: str = ""
     """How to get the key for this API, if it differs from the training key. The key is read from the variable
     NAME_MANAGEMENT_TOKEN."""
@@ -162,7 +164,7 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     list: DeploymentListing
     remove: HostRequest
     bills: dict[str, bool | None] = {}
-    """Whether a deployment in this state bills hourly."""
+    """Maps each state to true if it is billed hourly."""
     up: tuple[str, ...] = ()
     """The states in which it serves requests."""
     tuned: str = ""
@@ -170,7 +172,7 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     answers_as: str = "name"
     """Model name in requests: the deployment's own `name`, or the `model` in the list."""
     adapters: AdapterUpload | None = None
-    """How to upload adapters. `None` means that it only serves models that it trained."""
+    """How to upload adapters. `None` means that the host only serves models that it trained."""
     note: str = ""
     source: str
 
@@ -181,7 +183,7 @@ class Described(Table, frozen=True, kw_only=True):
     title: str
     sources: dict[str, str]
     inferred: dict[str, str] = {}
-    """Facts that are on none of the host's pages but come from elsewhere, as field -> source."""
+    """Sources of values that don't come from the host's own pages, by field."""
     url: str | None = None
     address: str = ""
     """The pattern of a base URL, if each customer has a separate one."""
@@ -189,7 +191,7 @@ class Described(Table, frozen=True, kw_only=True):
     """The paths that the base URL may end in. The sandbox serves all of them."""
     key_header: str | None = None
     account: str = "key"
-    """How to recognize the owner of jobs. `key` means by the key's fingerprint, `address` by the base URL."""
+    """Identifies the owner of jobs: `key` by the key's fingerprint, `address` by the base URL."""
     ref: str = "suffix"
     """Field of a job with the tag used to find it again: `suffix` or `metadata`."""
     suffix: Suffix = Suffix()
@@ -201,27 +203,27 @@ class Described(Table, frozen=True, kw_only=True):
     features: tuple[str, ...]
     missing: dict[str, str]
     methods: dict[str, str]
-    """Maps the spec's methods to the host's words."""
+    """Maps the spec's methods to the host's names for them."""
     method_type: str | None = None
     """The field that names the method."""
     adapters: dict[str, dict[str, Any]] = {}
-    """Maps the spec's adapter fields to fields of the create request. If empty, the host chooses how it
-    adapts the weights."""
+    """Maps the spec's adapter fields to fields of the create request. If empty, the host chooses the adapter
+    settings."""
     settings: dict[str, SettingRule] = {}
     fields: tuple[str, ...] = ()
     """Additional fields of the create request, for `provider_options`."""
     versions: dict[str, str] = {}
     """A field of `provider_options`, or `field=value` -> the API version that introduced it."""
     wandb_in_request: bool = False
-    """Whether the W&B key is sent with the request. Otherwise it is stored at the host."""
+    """True if the W&B key is sent with the request. Otherwise, the key is stored at the host."""
     weights: bool = False
-    """Whether a checkpoint lists the files of its weights."""
+    """True if a checkpoint lists its weight files."""
     tuned_name: str | None = None
     """Regular expression for a tuned model's name, with the base model as its group `base`."""
     default_epochs: int | None = None
     models: dict[str, OfferedModel] = {}
     hub: bool = True
-    """Whether other models are named by their ids on the hub."""
+    """True if models outside the catalog are named by their hub ids."""
     closing: ClosingDates = ClosingDates()
     rates: tuple[dict[str, Any], ...] = ()
     undated: tuple[str, ...] = ()
@@ -265,7 +267,7 @@ def read(file: Readable, name: str) -> Described:
         return decoding.convert(values, Described)
     except (msgspec.ValidationError, ValueError) as error:
         raise ConfigError(
-            f"{name}: {error}", fix="see an explanation of each field with: orchestrate providers --template"
+            f"{name}: {error}", fix="for an explanation of each field: orchestrate providers --template"
         ) from error
 
 
@@ -273,13 +275,13 @@ Entry = tuple[str, tuple[Readable, str]]
 
 
 def entries() -> tuple[Entry, ...]:
-    """List the entries of the hosts that a file describes. Derived values are cached by this value."""
+    """List the entries of hosts described by files. The result is the cache key of derived values."""
     return tuple(described().items())
 
 
 def readable(entries: Iterable[Entry]) -> dict[str, Described]:
-    """Map each kind to its description, for entries that can be read. A broken entry is reported when its
-    host is used."""
+    """Map each kind to its description, for entries that can be read. Broken entries are reported when their
+    hosts are used."""
     found: dict[str, Described] = {}
     for kind, (file, name) in entries:
         with suppress(ConfigError):

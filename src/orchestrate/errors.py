@@ -7,30 +7,30 @@ OrchestrateError
 |   +-- KeyTaken                exit 2   an idempotency key belongs to another run
 +-- SetupError                  exit 3   something is missing on this machine
 |   +-- MissingKey              exit 3   no API key
-|   +-- KeyElsewhere            exit 3   an API key would go to another host than before
-|   +-- ProjectNotTrusted       exit 3   a project sets what needs your trust
-|   +-- OtherAccount            exit 3   a run is in another account than that of the key
+|   +-- KeyElsewhere            exit 3   an API key would be sent to a different host than before
+|   +-- ProjectNotTrusted       exit 3   a project sets something that needs your trust
+|   +-- OtherAccount            exit 3   a run is in a different account than the key
 |   +-- MissingExtra            exit 3   an optional package is not installed
 |   +-- ConfigError             exit 3   a configuration file is wrong
-|   +-- StoreError              exit 3   the run store cannot be used as it is
+|   +-- StoreError              exit 3   the run store cannot be used
 +-- DataError                   exit 1   the data has errors; `problems` lists all of them
-+-- TranslationRefused          exit 2   a setting cannot be kept on the chosen backend
++-- TranslationRefused          exit 2   a setting cannot be applied on the chosen backend
 +-- Unsupported                 exit 2   the backend lacks the feature, with its reason
 +-- OverBudget                  exit 6   the price is above the limit; nothing was sent
-+-- OutcomeUnknown              exit 5   a create's answer was lost; `orchestrate sync` settles it
++-- OutcomeUnknown              exit 5   a create request's response was lost; run `orchestrate sync`
 +-- RunFailed                   exit 1   the run ended without a model
-+-- ArtifactRefused             exit 4   a downloaded artefact is not safe or not whole
-+-- ProviderError               exit 4   the host refused or is unavailable
++-- ArtifactRefused             exit 4   a downloaded artifact is unsafe or incomplete
++-- ProviderError               exit 4   the host rejected the request or is unavailable
     +-- AuthenticationFailed    401      the key is wrong or expired
     +-- PermissionRefused       403      the key or account may not do this
     |   +-- TrainingClosed               the host has stopped new fine-tuning jobs
     +-- NotFound                404
     +-- Conflict                409
     +-- InvalidRequest          400, 413, 422
-    +-- RateLimited             429      `retry_after_s` when the host told it
-    |   +-- QuotaExceeded                a limit that waiting a moment does not lift
-    +-- HostUnavailable         5xx, no connection, time-out on a read
-    +-- UnexpectedAnswer                 the host's answer is not what its API describes
+    +-- RateLimited             429      `retry_after_s` if the host sent it
+    |   +-- QuotaExceeded                a limit that a short wait does not lift
+    +-- HostUnavailable         5xx, no connection, or a read timeout
+    +-- UnexpectedAnswer                 the host's response does not match its API
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 class OrchestrateError(Exception):
     """Base class of all errors raised on purpose.
 
-    `retryable` says whether the same call can succeed later without a change. `fix` is the next step for the
+    `retryable` is true if the same call can succeed later without a change. `fix` is the next step for the
     user, as a command if there is one."""
 
     exit_code: ClassVar[int] = 1
@@ -194,7 +194,7 @@ class ProjectNotTrusted(SetupError):
 
 class OtherAccount(SetupError):
     """The run is in a different account of its host than the key. Nothing was requested or changed there.
-    `account` is the account that is needed, or `None` if the run doesn't say which."""
+    `account` is the required account, or `None` if it is unknown."""
 
     def __init__(
         self,
@@ -353,8 +353,8 @@ class RunFailed(OrchestrateError):
 
 
 class ArtifactRefused(OrchestrateError):
-    """A downloaded artifact is unsafe or incomplete, and was not kept. Download it again. If that fails too,
-    contact the host."""
+    """A downloaded artifact was unsafe or incomplete, and was discarded. Download it again. If that fails
+    too, contact the host."""
 
     exit_code = 4
 
@@ -365,10 +365,9 @@ class ProviderError(OrchestrateError):
 
     exit_code = 4
     unsent: bool = False
-    """Whether the request is known never to have left this machine."""
+    """True if the request is known not to have left this machine."""
     certain: bool = False
-    """Whether the meaning of the host's code is known, so the request is known not to have been carried
-    out."""
+    """True if the host's error code is known to mean that the request was not carried out."""
     param: str | None = None
     """The field of the request that the host rejected, if it names one."""
 
@@ -398,8 +397,8 @@ class ProviderError(OrchestrateError):
 
 
 def refuses(status: int | None) -> bool:
-    """Return whether an HTTP status means that the host did nothing. A 5xx, a redirect or a timeout does not
-    mean that, and 408 and 499 come from a proxy that stopped waiting."""
+    """Return true if an HTTP status means that the host did nothing. This excludes 5xx, redirects and
+    timeouts, and also 408 and 499, which a proxy sends when it stops waiting."""
     return status is not None and 400 <= status < 500 and status not in (408, 499)
 
 
@@ -417,7 +416,7 @@ class TrainingClosed(PermissionRefused):
 
 
 class NotFound(ProviderError):
-    """The host has nothing under this id, or not in this account. Check the id and the key's account."""
+    """The host has no object with this id, or not in this account. Check the id and the key's account."""
 
 
 class Conflict(ProviderError):
@@ -448,5 +447,4 @@ class HostUnavailable(ProviderError):
 
 
 class UnexpectedAnswer(ProviderError):
-    """The host's response does not match its API, so nothing was concluded from it. Please report it
-    (`-vv`)."""
+    """The host's response does not match its API, so the response was ignored. Please report it (`-vv`)."""

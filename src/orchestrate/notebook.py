@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Styles stand in the tags, as notebooks that are not trusted lose their style sheets.
 
 MOST_ROWS = 60
-"""The maximum number of rows of a table. The number of further rows is shown below it."""
+"""The maximum number of rows of a table. The number of additional rows is shown below the table."""
 _LONGEST = 400
 """The maximum number of characters of a cell."""
 _EDGE = "1px solid rgba(128,128,128,.45)"
@@ -278,7 +278,7 @@ def progress(
     return card(
         _name(one),
         f"<div>{text(' · '.join(filter(None, said)))}</div>",
-        bar(share_done(one, metrics), "share of the training done"),
+        bar(share_done(one, metrics), "share of the training completed"),
         curve(values, f"{name.replace('_', ' ')} by step"),
         notes([*lines[-_EVENTS:], *([one.error.message] if one.error else [])]),
         mark=SANDBOX if one.sandbox else "",
@@ -296,7 +296,8 @@ def evaluation(one: Evaluation) -> str:
 
 
 def scores(one: Evaluation) -> list[dict[str, Any]]:
-    """Render one line per contender, metric and slice, with its difference from its rival."""
+    """Render one line per contender, metric and slice, with its difference from the model it is compared
+    with."""
     found: list[dict[str, Any]] = []
     for m in one.measures:
         apart = one.difference(m.contender, m.metric, m.slice)
@@ -335,8 +336,8 @@ def _steps(one: Run, metrics: Sequence[MetricPoint]) -> str | None:
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    """Build a pandas frame, with columns in the order of first appearance and missing values where a row
-    has none. Raises `MissingExtra` without pandas."""
+    """Build a pandas frame, with columns in the order of first appearance. Values that a row lacks are
+    missing. Raises `MissingExtra` without pandas."""
     with needed("pandas", "a pandas data frame", "pandas"):
         import pandas
     columns = list(dict.fromkeys(name for row in rows for name in row))

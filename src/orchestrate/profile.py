@@ -1,9 +1,10 @@
-"""Backend profiles, known before anything is sent: its address, row formats, models and prices.
+"""Backend profiles: address, row formats, models and prices of each backend.
 
-Each backend has one `Profile` in a module that imports nothing heavy, since all profiles are read with the
-settings. Built-in ones lie in `orchestrate.providers.<kind>`; a package registers its own by an entry point
-in the group `orchestrate.providers`, whose name is the backend's kind. A host that speaks OpenAI's
-fine-tuning API is described by a YAML file, of ours or in the user's configuration; its name is the kind.
+Each backend has one `Profile` in a module with fast imports, because all profiles are loaded with the
+settings. Built-in profiles are in `orchestrate.providers.<kind>`. Other packages register profiles by entry
+points in the group `orchestrate.providers`. The entry point's name is the backend's kind. A host that
+implements OpenAI's fine-tuning API is described by a YAML file, built in or in the user's configuration. The
+file's name is the kind.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ if TYPE_CHECKING:
 
 GROUP = "orchestrate.providers"
 PLACES = "orchestrate.places"
-"""The entry point group with which a package adds a place for our engine's workers. Each names a `Profile`
-made by `away`."""
+"""The entry point group for packages that add a place for our engine's workers. Each names a `Profile` made
+by `away`."""
 DESCRIBED = "openai-compatible"
-"""The type of hosts described by a YAML file."""
+"""The `type` of hosts described by a YAML file."""
 OWN_DESCRIPTIONS = "hosts"
 """The folder of the user's own descriptions, next to the key file."""
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 OPTIONS = frozenset({"home", "prices"})
-"""Options of every backend: its folder, and whose prices apply."""
+"""Options of every backend: its folder, and the host that sets its prices."""
 HOSTED = frozenset({"retry_budget_s"})
 """Options of backends that are queried over the network."""
 BY_SDK = HOSTED | {"api_version", "deployment", "headers", "multipart_bytes", "part_bytes"}
@@ -59,7 +60,8 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class Delivery:
-    """One webhook: `id` is the same when it is sent again, `job_id` of the job that moved, if any did."""
+    """One webhook delivery. `id` is the same if it is sent again. `job_id` is the job that changed, if
+    any."""
 
     id: str
     job_id: str | None
@@ -90,11 +92,11 @@ class Profile:
     # -- reaching it ---------------------------------------------------------------------------------------
     keyless: bool = False
     place: str = ""
-    """Where our engine runs for it, as `package.module:Class`, if that is not this machine."""
+    """The place where our engine runs, as `package.module:Class`, if not on this machine."""
     models_of: str | None = None
-    """The kind whose models it has, if not its own."""
+    """The backend kind that has the same models, if it has no models of its own."""
     near: bool = False
-    """Whether it is on this machine: queries cost nothing and may be frequent."""
+    """True if it is on this machine, so queries cost nothing and may be frequent."""
     url: str | None = None
     key_variable: str | None = None
     """Default: the name in capitals with _API_KEY. The URL's variable is always NAME_BASE_URL."""
@@ -111,14 +113,14 @@ class Profile:
     origins: frozenset[str] = frozenset()
     """URLs of the host's owner, between which a key may be shared."""
     webhook_variable: str | None = None
-    """The variable of the secret with which the host signs webhooks. It is stored under `KIND-webhook` in the
-    key file."""
+    """The environment variable with the secret that signs the host's webhooks. In the key file, the secret is
+    named `KIND-webhook`."""
     delivery: Callable[[str, Mapping[str, str], str], Delivery] | None = None
     """Parses a webhook's body and headers, with the secret. Raises `ValueError` unless the signature is valid
     and recent."""
     management_login: str = ""
-    """How to get the key of its management API, if deployments need a different one than training. It is in
-    NAME_MANAGEMENT_TOKEN."""
+    """How to get the key of its management API, if deployments need a different key than training. The key is
+    read from NAME_MANAGEMENT_TOKEN."""
     options: frozenset[str] | None = None
     """The fields that `[hosts.NAME.options]` may have, besides `OPTIONS`. `None` accepts any, even a
     misspelled one."""
@@ -158,24 +160,24 @@ class Profile:
     """The share of the price that a job pays if it ended early, from its completed and total steps. `None` if
     the host does not publish it."""
     figures_are_estimates: bool = False
-    """Whether the price that the host reports for a job is never final, even after the job has ended."""
+    """True if the price that the host reports for a job is never final, even after the job has ended."""
     reports_price: bool = False
-    """Whether the host reports the price of each billed job. A computed bill is then not final."""
+    """True if the host reports the price of each billed job. A computed bill is then not final."""
     unbilled_failure: Callable[[Job], bool] = lambda job: False
-    """Whether the host's rule bills nothing for a job that failed like this. Other jobs count as quoted until
-    a bill is known."""
+    """Returns true if the host does not bill a job that failed like this. Other failed jobs count with their
+    quote until a bill is known."""
     checkpoints_answer: bool = False
-    """Whether each checkpoint of a successful run is served under its own name, without a deployment."""
+    """True if each checkpoint of a successful run is served under its own name, without a deployment."""
     cap_gap: str = ""
-    """Why a limit cannot end a job while it runs: the host reports nothing from which its cost so far is
-    known. Empty if it does."""
+    """Reason that a limit cannot end a running job: the host doesn't report its cost so far. Empty if it
+    does."""
     output_terms: str = ""
-    """What its terms say about training on answers of the models that it hosts, with the URL."""
+    """The host's terms on training on its models' answers, with the URL."""
     serving_note: str = ""
     """A note for readers of the cost of a dedicated deployment."""
 
     def gated(self, today: date) -> str | None:
-        """Return which accounts the host refuses today (UTC), if it refuses some but not yet all."""
+        """Return which accounts the host rejects today (UTC), if it rejects some but not yet all."""
         shut = [gate for gate in self.gates if gate.since <= today]
         if not shut or self.closed(today):
             return None
@@ -200,8 +202,8 @@ class Profile:
 
 
 def file_refused(job: Job) -> bool:
-    """Say whether a job failed because the host refused a file, so that nothing was trained: the `param` of
-    its error names the file (OpenAI's API reference)."""
+    """Return true if a job failed because the host rejected a file, so nothing was trained. The `param` of
+    the job's error then names the file (OpenAI's API reference)."""
     files = ("training_file", "validation_file")
     return not job.trained_tokens and job.error is not None and job.error.param in files
 
@@ -222,8 +224,8 @@ def built_in() -> Mapping[str, Profile]:
 
 @cache
 def session_hosts() -> tuple[str, ...]:
-    """Name the hosts that have training sessions, over which jobs run as recipes. They can be requested by
-    name, and are in no list of backends. Imports nothing."""
+    """Name the hosts with training sessions. Their jobs run as recipes over sessions. These hosts can be
+    selected by name, but lists of backends don't include them. Imports nothing."""
     entries = [entry for entry in files(GROUP).iterdir() if entry.name not in built_in_folders()]
     return tuple(sorted(entry.name for entry in entries if entry.joinpath("sessions.py").is_file()))
 
@@ -265,10 +267,10 @@ def away(
     url: str | None = None,
     key_variable: str | None = None,
 ) -> Profile:
-    """Build the profile of a remote place where our engine's workers run: rows, models and settings are
-    those of this machine. `options` are its own options beside `AWAY`; `None` accepts any. With a
-    `key_variable` the place has a key as hosts do, sent to `url` or to the configured address, and its
-    class also gets the `HostConfig`."""
+    """Build the profile of a remote place where our engine's workers run: rows, models and settings are those
+    of this machine. `options` are its own options in addition to `AWAY`. `None` accepts any. With a
+    `key_variable`, the place has a key, as hosts do. The key is sent to `url` or to the configured address,
+    and the place's class also gets the `HostConfig`."""
     return replace(
         this_machine(),
         kind=kind,
@@ -313,15 +315,14 @@ _described_in: dict[Path, None] = {}
 
 
 def describe_from(folder: Path) -> None:
-    """Register the hosts that the YAML files of this folder describe. A built-in host gives way to one
-    with the same name."""
+    """Register the hosts that the YAML files of this folder describe. A host described here replaces a
+    built-in one with the same name."""
     if folder.is_dir():
         _described_in[folder] = None
 
 
 def described() -> dict[str, tuple[Readable, str]]:
-    """Map each host that a YAML file describes to its file and the file's name as people know it. Reads
-    none of them."""
+    """Map each host described by a YAML file to that file and its display name. Doesn't read the files."""
     found = dict(_ours())
     for folder in _described_in:
         for file in sorted(folder.glob("*.yaml")):

@@ -44,7 +44,7 @@ class OpenedParts:
 
     @property
     def store(self) -> Store:
-        """The store. Raises `StoreError` if it cannot be used."""
+        """The run store. Raises `StoreError` if it cannot be used."""
         with self._lock:
             if self._store is None:
                 from orchestrate.store.store import Store
@@ -71,9 +71,9 @@ class OpenedParts:
 
 
 class Inside(OpenedParts):
-    """The backends as seen by the runs at one sandbox host, over another workspace's store. They come from
-    that workspace if its keys are the sandbox's, otherwise from this home folder's sandbox, which is started
-    with its last options unless it is running."""
+    """The backends for the runs at one sandbox host, over another workspace's store. They come from that
+    workspace if it has the sandbox's keys. Otherwise, they come from the sandbox of this home folder, which
+    is started with its last options if it isn't running."""
 
     def __init__(self, outside: OpenedParts, host: str) -> None:
         super().__init__(outside.settings)
@@ -117,8 +117,8 @@ class Inside(OpenedParts):
 
 
 class Workspace:
-    """Opens nothing until it is needed, and creates the home folder if it does not exist. Use it as a context
-    manager."""
+    """Settings, store, rates and backends for every feature, each opened on first use. Creates the home
+    folder if it does not exist. Use it as a context manager."""
 
     def __init__(self, settings: Settings | OpenedParts | None = None) -> None:
         """Create the workspace. `settings` default to `orchestrate.settings.config.load()`. Raises
@@ -152,7 +152,7 @@ class Workspace:
 
     @property
     def store(self) -> Store:
-        """The store. Raises `StoreError` if it cannot be used."""
+        """The run store. Raises `StoreError` if it cannot be used."""
         return self._opened.store
 
     @cached_property

@@ -176,7 +176,7 @@ def test_orphans_are_listed_then_ended_by_who_agrees(cli: Cli, sandbox: Sandbox)
     nothing = cli(*ask, **sandbox.env)
     assert (
         nothing.code == 0
-        and "no orphaned resources found: this store knows everything that is billed" in nothing.err
+        and "no orphaned resources found. Everything that is billed is in this store" in nothing.err
     )
     made(sandbox, "orc-0123456789ab")
     refused = cli(*ask, **sandbox.env)
@@ -189,7 +189,7 @@ def test_orphans_are_listed_then_ended_by_who_agrees(cli: Cli, sandbox: Sandbox)
     again = cli(*ask, "--yes", **sandbox.env)
     assert (
         again.code == 0
-        and "no orphaned resources found: this store knows everything that is billed" in again.err
+        and "no orphaned resources found. Everything that is billed is in this store" in again.err
     )
     assert "forgotten" in cli("spending", "--sandbox", **sandbox.env).out
     assert cli(*ask, "--offline").code == 2

@@ -1,4 +1,4 @@
-"""The commands: the table of them all, and a module for each, which is imported only when it is run."""
+"""The table of all commands. A command's module is imported only when the command runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_RUNS, "pause", "runs.tracked:pause", "Pause a run on backends that support it."),
     (_RUNS, "resume", "runs.tracked:resume", "Resume a paused or interrupted run."),
     (_RUNS, "abandon", "runs.tracked:abandon", "Give up on a run you can't reach, and release its budget."),
-    (_RUNS, "note", "runs.tracked:annotate", "Write a note about a run, or archive it."),
+    (_RUNS, "note", "runs.tracked:annotate", "Add a note to a run, or archive it."),
     (_RUNS, "sync", "runs.follow:sync", "Update all runs and resolve requests whose response was lost."),
     (_RUNS, "worker", "runs.worker:worker", "Watch all runs and notify when one ends."),
     (
@@ -281,7 +281,7 @@ EXAMPLES = {
     "local bench": "orchestrate local bench",
     "local memory": "orchestrate local memory qwen3-8b",
 }
-"""Example arguments of each command, by its words."""
+"""Maps each command's full name to an example."""
 
 
 def load(target: str) -> Any:

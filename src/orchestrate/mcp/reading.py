@@ -119,8 +119,8 @@ class ReadTools:
         return self._ft.compare(runs).render("md")
 
     def spending(self, month: str | None = None) -> dict[str, Any]:
-        """Show what was spent, what is committed and what still bills, by querying every account. `month` has
-        the form 2026-11."""
+        """Show what was spent, what is committed and what is still billed, by querying every account. `month`
+        has the form 2026-11."""
         return self._ft.spending(month=month).to_dict()
 
 
@@ -154,7 +154,7 @@ def quote_line(quote: Quote) -> dict[str, Any]:
 
 
 def problems(found: list[Problem]) -> dict[str, Any]:
-    """List the problems, errors first. A long list is cut to the first ones, with their total number."""
+    """List the problems, errors first. Long lists are truncated, and the number left out is returned."""
     ordered = sorted(found, key=lambda one: one.severity is not Severity.ERROR)
     return {
         "errors": sum(one.severity is Severity.ERROR for one in found),
@@ -164,8 +164,8 @@ def problems(found: list[Problem]) -> dict[str, Any]:
 
 
 def told(tool: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a tool so that its errors say what failed and what to do. All text from others is made plain
-    in its results: no control characters or invisible text, and no secrets."""
+    """Wrap a tool so that its errors say what failed and what to do. Removes control characters, invisible
+    text and secrets from external text in its results."""
 
     @functools.wraps(tool)
     def run(*args: Any, **given: Any) -> Any:

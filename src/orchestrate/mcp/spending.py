@@ -1,4 +1,5 @@
-"""Tools that spend money, or end or take something down. Each asks a person first and shows the amount."""
+"""Tools that spend money, end runs or take down deployments. Each shows the amount and asks the user
+first."""
 
 # No deferred annotations: what a parameter is filled with is read from them while the tool is made.
 import threading
@@ -52,8 +53,8 @@ Tool = Callable[..., Any]
 
 
 def tools(ft: Orchestrator, purse: AgentBudget) -> list[Tool]:
-    """Build the tools that spend. Each has its own resolver that asks the person. It runs before the tool
-    and again when the answer arrives: if the price has changed, the person is asked again."""
+    """Build the tools that spend. Each has its own resolver that asks the user. The resolver runs before the
+    tool and again when the answer arrives. If the price has changed, the user is asked again."""
     makers = (_submitting, _evaluating, _deploying, _ending, _taking_down)
     return [make(ft, purse) for make in makers]
 
@@ -196,8 +197,8 @@ def _taking_down(ft: Orchestrator, _purse: AgentBudget) -> Tool:
 
 
 def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
-    """Ask the person a question, on one line, so that a name cannot add a sentence that looks like ours.
-    Raises `UsageError` for a client that cannot ask."""
+    """Ask the user a question on one line, so that a name cannot imitate a sentence of ours. Raises
+    `UsageError` if the client does not support elicitation."""
     question = " ".join(inert(question).split())
     capabilities = ctx.client_capabilities
     if capabilities is None or capabilities.elicitation is None:
@@ -210,7 +211,7 @@ def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
 
 
 def require(agreed: Agreement) -> None:
-    """Raise `UsageError` unless the person said yes."""
+    """Raise `UsageError` unless the user agreed."""
     if agreed.answer != "yes":
         raise UsageError("nothing was done because the user declined")
 

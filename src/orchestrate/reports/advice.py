@@ -1,9 +1,8 @@
 """Decide whether to fine-tune: prompting, few-shot, retrieval, tuning on a host, or tuning on your own
 hardware.
 
-Each rule compares one fact with one threshold and gives points to some approaches. Approaches that a
-requirement excludes are out. All points are shown with their reasons, so readers who weigh one differently
-can see the effect.
+Each rule compares one fact with one threshold and gives points to some approaches. Approaches that violate a
+requirement are excluded. All points are shown with their reasons, so readers can weigh them differently.
 
 The thresholds come from the guides that practitioners cite. Each rule names its source.
 """
@@ -54,7 +53,7 @@ class DataTraits(Record, frozen=True, kw_only=True):
     json_share: float
     """The share of answers that are JSON objects."""
     same_keys_share: float
-    """Share of these answers that have the most common set of keys."""
+    """Share of these answers with the most common set of keys."""
     distinct_answers: int
     distinct_share: float
     copied_share: float
@@ -227,10 +226,10 @@ class Needs(Record, frozen=True, kw_only=True):
     """Requirements that cannot be derived from the data."""
 
     private: bool = False
-    """Whether the data must not leave the user's machines."""
+    """True if the data must not leave the user's machines."""
     latency_ms: int | None = None
     changing: bool = False
-    """Whether the facts in the answers change often."""
+    """True if the facts in the answers change often."""
     own_gpu: bool = False
     base_score: Score | None = None
     """The base model's score with the user's prompt, on held-out rows. `n` is 0 if only the value is
@@ -244,7 +243,7 @@ class Needs(Record, frozen=True, kw_only=True):
     model: str | None = None
     """The open model that would be tuned, for `latency_ms`."""
     larger: str | None = None
-    """The model that it would replace. `None` means a model with 70 billion parameters."""
+    """The model that the tuned model would replace. `None` means a model with 70 billion parameters."""
     tokens: tuple[int, int] | None = None
     """Input and output tokens of a request. `None` means the averages of the rows."""
 
@@ -254,7 +253,7 @@ class AdviceVote(Record, frozen=True, kw_only=True):
     points: int
     reason: str
     turns: str
-    """What would change this vote."""
+    """Facts that would change this vote."""
 
 
 class AdvisedWay(Record, frozen=True, kw_only=True):
@@ -263,7 +262,7 @@ class AdvisedWay(Record, frozen=True, kw_only=True):
     reasons: tuple[str, ...]
     excluded: str | None = None
     limited: str | None = None
-    """What makes it possible despite the requirement."""
+    """The condition that makes the approach possible despite the requirement."""
 
 
 class EightyPercent(Record, frozen=True, kw_only=True):
@@ -273,11 +272,11 @@ class EightyPercent(Record, frozen=True, kw_only=True):
     few_shot: Score | None = None
     target: float
     assumed: bool
-    """Whether the target is assumed because the user named none."""
+    """True if the target is assumed because the user gave none."""
 
     @property
     def best(self) -> Score:
-        """The better score of the two prompts."""
+        """The higher score of the two prompts."""
         return max((s for s in (self.base, self.few_shot) if s is not None), key=lambda s: s.low)
 
     @property

@@ -1,6 +1,6 @@
-"""Draw small charts as inline SVG. Each is drawn twice, for a page and for a phone. The style sheet chooses
-by width, so labels never shrink, and defines the colors of the classes `s0`, `s1` ... Each series also has
-its own dash and mark, so nothing is shown by color alone."""
+"""Draw small charts as inline SVG. Each chart is drawn twice, for wide screens and for phones. The style
+sheet chooses by width, so labels never shrink, and defines the colors of the classes `s0`, `s1` ... Each
+series also has its own dash and mark, so nothing is shown by color alone."""
 
 from __future__ import annotations
 

@@ -49,8 +49,8 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
     """The result of `compare`, which can be shown or saved."""
 
     def table(self, *, whole: bool = False) -> RenderableType:
-        """Return the comparison for a terminal. By default, it shows what a choice depends on, and with
-        `whole`, everything."""
+        """Return the comparison for a terminal. By default, it only shows what matters for choosing a run.
+        With `whole`, it shows everything."""
         return documents.comparison_table(self, whole=whole)
 
     def render(self, format: str) -> str:
@@ -127,10 +127,9 @@ def compare(  # noqa: PLR0913  each is another part of the report
     the corresponding part.
 
     `between` has the paired differences of runs, `answers` the changed items of each run's newest evaluation
-    and its comparison with an earlier one, `regressions` what each run kept, `people` the results of
-    reviews, and `silent` why a run's host does not answer questions to its model. With `translations`, the
-    settings sent to each backend are shown, not only the requested ones.
-    Raises `UsageError` if there are no runs.
+    and its comparison with an earlier one, `regressions` what each run retained, `people` the results of
+    reviews, and `silent` the reasons that models can't be queried. With `translations`, the settings sent to
+    each backend are shown, not only the requested ones. Raises `UsageError` if there are no runs.
     """
     if not runs:
         raise UsageError("name the runs to compare", fix="list runs with: orchestrate runs")

@@ -48,8 +48,8 @@ _FINDINGS = 3
 
 def comparison_table(comparison: ComparedRuns, *, whole: bool = True) -> RenderableType:
     """Return the answer, then facts by row and runs by column, the settings that differ, and the findings.
-    Unless `whole` is set, it only shows what a choice depends on: values that are the same for all runs take
-    one line, and other findings are only counted."""
+    Unless `whole` is set, values that are the same for all runs take one line, and minor findings are only
+    counted."""
     parts: list[RenderableType] = []
     if comparison.sandbox:
         parts.append(

@@ -224,7 +224,7 @@ def regression(found: Regression) -> str:
 
 
 def changed(pairs: Sequence[tuple[str, Pairing]]) -> str:
-    """Show whether a model's answers and scores changed when it was asked twice."""
+    """Show whether a model's answers and scores changed when it was queried twice."""
     rows: list[list[str]] = []
     for label, pairing in pairs:
         share = f"{pairing.same_answers:,} of {pairing.items:,} answers are identical"

@@ -1,4 +1,4 @@
-"""Determine what may be compared, and what the numbers show."""
+"""Determine which aspects are comparable, and what the numbers show."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from orchestrate.types import Difference
 
 
 def reasons(runs: Sequence[Compared]) -> list[Reason]:
-    """List each reason why some aspect of the runs must not be compared. The list is empty for a single
-    run."""
+    """List the reasons why aspects of the runs must not be compared. Empty for a single run."""
     if len(runs) < 2:
         return []
     return [*_data(runs), *_worlds(runs), *_losses(runs), *_scores(runs), *_unfinished(runs)]
@@ -126,7 +125,7 @@ def _cheapest(runs: Sequence[Compared]) -> Iterable[str]:
 
 
 def mixed(runs: Sequence[Compared]) -> bool:
-    """Return whether some runs used a sandbox and others did not."""
+    """Return true if some runs used a sandbox and others did not."""
     return len({c.run.sandbox for c in runs}) > 1
 
 
@@ -238,7 +237,7 @@ def _again(runs: Sequence[Compared]) -> Iterable[str]:
 
 
 def asked_again(label: str, pairing: Pairing) -> str:
-    """Describe whether a model gives the same answers when asked twice."""
+    """Describe whether a model gives the same answers when queried twice."""
     moved = [d.metric for d in pairing.differences if d.shown]
     other = pairing.items - pairing.same_answers
     if moved:

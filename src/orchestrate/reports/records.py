@@ -19,7 +19,7 @@ class CurvePoint(Record, frozen=True, kw_only=True):
 
 
 class Reason(Record, frozen=True, kw_only=True):
-    """Reason that one aspect of the runs must not be compared."""
+    """A reason why one aspect of the runs must not be compared."""
 
     aspect: str
     """data, loss, scores, cost or all."""
@@ -77,7 +77,7 @@ class Compared(Record, frozen=True, kw_only=True):
     train_curve: tuple[CurvePoint, ...] = ()
     valid_curve: tuple[CurvePoint, ...] = ()
     tokens_known: bool = True
-    """Whether tokens are known. If not, the token axis is estimated from the run's steps."""
+    """True if tokens are known. Otherwise, the token axis is estimated from the run's steps."""
     settings: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     chosen: tuple[str, ...] = ()
     """Settings that the user requested."""
@@ -91,9 +91,9 @@ class Compared(Record, frozen=True, kw_only=True):
     """Its latest evaluation compared with an earlier one of the same items."""
     serving: str | None = None
     silent: str | None = None
-    """Why its host does not answer questions to its model, if it does not."""
+    """Reason that its model can't be queried on its host, if there is one."""
     proof: str | None = None
-    """Where it was proven to be the trained model, in the words of `types.proof.badge`. `None` for a run
+    """The proof that the served model is the trained one, as `types.proof.badge` words it. `None` for a run
     without a model."""
 
     @property

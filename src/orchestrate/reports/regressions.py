@@ -1,4 +1,4 @@
-"""Render what a model kept and forgot as a terminal table, Markdown, HTML, JUnit XML and JSON."""
+"""Render what a model retained and forgot as a terminal table, Markdown, HTML, JUnit XML and JSON."""
 
 from __future__ import annotations
 

@@ -94,8 +94,8 @@ def _contender_row(c: Contender) -> tuple[str, ...]:
 
 
 def cost_of_answer(c: Contender) -> str:
-    """Format the cost of an answer, such as `$0.0012`. If the model is billed hourly and not by token, add
-    what the cost is based on."""
+    """Format the cost of an answer, such as `$0.0012`. For models billed hourly, add the basis of the
+    cost and the hourly price."""
     if c.usd_per_hour is None:
         return text.money(c.usd_per_answer)
     if c.usd_per_answer is None:
@@ -261,8 +261,8 @@ def verdict(found: RunScore | None) -> str:
 
 
 def settings(comparison: ComparedRuns) -> list[tuple[str, list[str], bool]]:
-    """Return (setting, one value for each run, whether they differ by someone's choice). Settings that differ
-    by choice come first. Differences caused only by the hosts' defaults do not count as a choice."""
+    """Return (setting, one value for each run, whether they differ because a user set it). Settings that
+    differ by choice come first. Differences caused only by the hosts' defaults do not count as a choice."""
     chosen = {name for c in comparison.runs for name in c.chosen}
     rows = [
         (name, [c.settings.get(name, text.NOTHING) for c in comparison.runs])

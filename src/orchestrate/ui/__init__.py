@@ -1,5 +1,5 @@
 """The local web app: pages for runs, costs, data and new runs.
 
-`site` is what all pages share, `server` serves them; each other module is one page with its actions. All that
-a page shows or does comes from the same `Orchestrator` as the commands.
+`site` has what all pages share, `server` serves them, and each other module is one page with its actions.
+Pages use the same `Orchestrator` as the commands.
 """

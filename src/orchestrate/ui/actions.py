@@ -37,7 +37,7 @@ class Verb:
     name: str
     label: str
     ends: bool = False
-    """Whether it ends or removes something that cannot be restored."""
+    """True if it ends or removes something that cannot be restored."""
     spends: bool = False
 
 
@@ -63,7 +63,7 @@ class ActionQuestion:
     sum: str | None = None
     usd_per_hour: Decimal | None = None
     unknown: bool = False
-    """Whether an unknown price must be confirmed separately."""
+    """True if an unknown price must be confirmed separately."""
     shown: Mapping[str, str] = field(default_factory=dict[str, str])
     """The limits that the amount covers, by field name."""
 
@@ -110,14 +110,14 @@ def _asked_to_deploy(handle: RunHandle, verb: Verb, given: Mapping[str, str]) ->
 
 
 def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> ActionQuestion:
-    """Return what a user must confirm before an action. Raises `UsageError` for an unknown action, and the
-    errors of the host that is asked for its price."""
+    """Return what a user must confirm before an action. Raises `UsageError` for an unknown action. Errors
+    from the host's price request propagate."""
     run = handle.record
     if name not in VERBS:
         raise UsageError(f"unknown action: {name!r}", fix=f"orchestrate {name} --help")
     verb = VERBS[name]
     if name == "cancel":
-        what = "The job ends. Most hosts bill the training so far; work not saved in a checkpoint is lost."
+        what = "The job ends. Most hosts bill the training so far. Work not saved in a checkpoint is lost."
         return ActionQuestion(verb, what, None if run.bill is None else f"{money(run.bill.usd)} so far")
     if name == "resume":
         quote = run.quote if run.phase in _UNSENT else None
@@ -194,7 +194,7 @@ def _done(handle: RunHandle, name: str, form: Form) -> str:
         return f"{resumed.id} is {resumed.status.value}"
     if name == "undeploy":
         gone = handle.undeploy()
-        return "the host shows none" if gone is None else f"{gone.id} is {gone.state.value}"
+        return "the host lists no deployment" if gone is None else f"{gone.id} is {gone.state.value}"
     after: Run = getattr(handle, name)()
     return f"{after.id} is {after.status.value}"
 

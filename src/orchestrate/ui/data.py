@@ -1,5 +1,5 @@
-"""The data inspector: a file's contents, its problems, what a repair would change, and near duplicates. It
-can read any file that its user can, so read-only pages don't have it."""
+"""The data inspector: a file's contents, its problems, what a repair would change, and near duplicates. The
+inspector can read any file that its user can, so read-only pages don't include it."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Field:
     needed: bool = False
     low: float | None = None
     table: bool = False
-    """Whether it is written as YAML."""
+    """True if it is entered as YAML."""
 
 
 def fields() -> tuple[list[Field], list[Field]]:
@@ -106,7 +106,7 @@ def _tagged(name: str, part: Mapping[str, Any], kinds: Mapping[str, Any]) -> dic
 
 @dataclass(frozen=True)
 class FormCheck:
-    """The contents of the form, as far as they can be parsed."""
+    """The form's contents, as far as they can be parsed."""
 
     spec: JobSpec | None = None
     offer: Offer | None = None

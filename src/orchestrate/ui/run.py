@@ -45,7 +45,7 @@ class RunHeader:
     stalled: str | None = None
     """Reason why the run counts as stalled."""
     ready: bool = False
-    """Whether its model can be queried and exported from here."""
+    """True if its model can be queried and exported from here."""
 
 
 def routes(site: Site) -> list[Route]:

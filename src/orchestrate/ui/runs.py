@@ -154,7 +154,7 @@ def _archive(site: Site) -> list[Route]:
 
 
 def since_of(request: Request) -> datetime:
-    """Return the time from which on a stream reports changes. Raises `UsageError`."""
+    """Parse the time after which a stream reports changes. Raises `UsageError`."""
     try:
         at = datetime.fromisoformat(request.query_params.get("since", ""))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Serve the pages: to this machine only, unless they are read-only, and to nobody without the link."""
+"""Serve the pages to anyone with the link. Pages that aren't read-only are served to this machine only."""
 
 from __future__ import annotations
 

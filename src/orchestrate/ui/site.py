@@ -57,8 +57,8 @@ class ActionNote:
 
 @dataclass
 class SiteWork:
-    """The actions of one server. They end with it, but the operations they started at a host continue, as
-    after any interruption."""
+    """The actions of one server. They end with the server, but operations that they started on a host
+    continue."""
 
     _notes: dict[tuple[str, str], ActionNote] = field(default_factory=dict[tuple[str, str], ActionNote])
     _lock: threading.Lock = field(default_factory=threading.Lock)

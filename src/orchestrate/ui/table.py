@@ -37,7 +37,7 @@ class TableColumn:
     sort: str = ""
     number: bool = False
     wide: bool = True
-    """Whether the column is hidden on narrow screens."""
+    """True if the column is hidden on narrow screens."""
 
 
 BUILT_IN = {
@@ -134,7 +134,7 @@ class RunTableQuery:
 
     @property
     def newest_first(self) -> bool:
-        """Return whether a new run belongs at the top of the page."""
+        """Return true if a new run belongs at the top of the page."""
         return self.sort == "-created" and not self.group and not self.after
 
     @property

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MAX_TOKENS = 512
 _LONGEST = 100_000
 """The maximum length of a conversation in characters."""
-_AGAIN = "send it again; you will see the maximum cost first"
+_AGAIN = "send it again. You will see the maximum cost first"
 _PLACES = ("auto", "host", "here")
 _ROLES = ("system", "user", "assistant")
 
@@ -53,8 +53,8 @@ class Talked:
 
     @property
     def agreed_usd(self) -> Decimal | None:
-        """Return the amount that the next form agrees to. A form from before a lost answer therefore does not
-        agree to a second request."""
+        """Return the amount that the next form agrees to. A form created before an answer was lost therefore
+        doesn't authorize a second request."""
         return None if self.worst_usd is None else self.worst_usd + self.lost_usd
 
     @property

@@ -120,7 +120,7 @@ def test_what_was_lost_is_sent_again_once_that_was_agreed_to_too(
     page, _ = send(web, site, tuned, message="Where is it?", agreed_usd=first)
     assert len(host.billed) == 1 and "may have been billed" in page.text and "--max-cost" not in page.text
     page, form = send(web, site, tuned, message="Where is it?", agreed_usd=first)
-    assert len(host.billed) == 1 and "has not arrived" in page.text, "the same form agrees to one send"
+    assert len(host.billed) == 1 and "which got no answer" in page.text, "the same form agrees to one send"
     assert Decimal(form["agreed_usd"]) == 2 * Decimal(first)
     for _ in range(2):
         page, _ = send(web, site, tuned, message="Where is it?", agreed_usd=form["agreed_usd"])

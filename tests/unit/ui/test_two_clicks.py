@@ -28,7 +28,7 @@ ANSWERS: dict[str, tuple[str, Sequence[str]]] = {
         ["Lineage", "dddddddd", "the base model"],
     ),
     "Which of two runs is better?": ("both", ["epochs", "$2.50"]),
-    "What still bills?": ("/money", ["The hosts are being asked"]),
+    "What still bills?": ("/money", ["Querying the hosts"]),
     "What would it cost elsewhere, with serving?": ("/quote", ["Epochs", "Months"]),
     "What is wrong with my file?": ("/data", ["File"]),
 }

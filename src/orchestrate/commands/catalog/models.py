@@ -1,4 +1,4 @@
-"""models: base models, their names on each backend, their limits and their end dates."""
+"""The `models` commands: base models, their names on each backend, limits and end dates."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def _shown(model: Model) -> ModelShown:
 @command
 def search(
     context: typer.Context,
-    query: Annotated[list[str] | None, typer.Argument(help="Words in the name or id.")] = None,
+    query: Annotated[list[str] | None, typer.Argument(help="Search terms: parts of the name or id.")] = None,
     provider: ProviderFilter = None,
 ) -> Output[list[ModelShown]]:
-    """Search the catalog by words in a model's name. Without words, list all models."""
+    """Search models by name. Without search terms, list all models."""
     if provider is not None:
         backends.chosen(settings_of(context), provider)
     words = " ".join(query or [])
@@ -72,7 +72,10 @@ def _show_list(found: Sequence[ModelShown]) -> None:
     for m in found:
         shown.add_row(m.name, _size(m), f"{m.context:,}" if m.context else "-", _places(m), _ends(m, today))
     out.print(shown)
-    note("? means tuning is not confirmed there. For ids, limits and sources: orchestrate models show NAME")
+    note(
+        "? means that tuning support is unconfirmed. For ids, limits and sources: orchestrate models show "
+        "NAME"
+    )
 
 
 @app.command()
@@ -130,7 +133,7 @@ def _show_changes(found: ModelChanges) -> None:
     if found.changes:
         out.print(shown)
     else:
-        note("the catalog agrees with every host that answered")
+        note("the catalog matches every host that responded")
     for name, reason in found.skipped.items():
         note(f"{name} was not contacted: {reason}")
 

@@ -1,4 +1,4 @@
-"""prices: each price, its source and its age."""
+"""The `prices` commands: prices, their sources and their age."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ ProviderFilter = Annotated[
 
 
 def book_of(context: typer.Context, flags: list[str] | None = None) -> RateBook:
-    """Build the rates of this command line: the built-in rates, then `rates.yaml` in the home folder and the
-    project, then `--rate`."""
+    """Load the rates for this command: the built-in ones, overridden by `rates.yaml` in the home folder and
+    the project, then by `--rate`."""
     with orchestrator(context) as ft:
         return with_flags(ft.rates, flags)
 
@@ -45,7 +45,7 @@ def list_prices(
     model: Annotated[str | None, typer.Option(help="Show only prices for this model.")] = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help="Show only hourly prices of GPUs whose name contains this text, such as H100."),
+        typer.Option(help="Show only hourly prices of GPUs with this text in their name, such as H100."),
     ] = None,
     all: Annotated[bool, typer.Option("--all", help="Include ended and superseded prices.")] = False,
     rate: RateOpt = None,
@@ -78,11 +78,11 @@ def show(
     model: Annotated[str, typer.Argument(help="A model, as in orchestrate models.")],
     rate: RateOpt = None,
 ) -> Output[list[Rate]]:
-    """Show every price of one model on each backend that tunes it."""
+    """Show all prices of a model on each backend that can tune it."""
     entry, found = prices_of(book_of(context, rate), model, days.today())
     if not found:
         raise UsageError(
-            f"no known price for {entry.name}", fix="see where it can be tuned with: orchestrate models"
+            f"no known price for {entry.name}", fix="to see where it can be tuned: orchestrate models"
         )
     return Output(found, _show_each)
 
@@ -113,7 +113,7 @@ def check(
 
 @app.command()
 def validate(
-    file: Annotated[list[Path] | None, typer.Argument(help="Rate files; default: the package's own.")] = None,
+    file: Annotated[list[Path] | None, typer.Argument(help="Rate files. Default: the built-in ones.")] = None,
 ) -> None:
     """Validate rate files (for contributors). Each must be well-formed, name its sources, use one unit
     per rate, and only append entries."""

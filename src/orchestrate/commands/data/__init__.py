@@ -1,1 +1,1 @@
-"""Training data in files, and records of what a model answered."""
+"""Commands for training data and recordings of model answers."""

@@ -1,4 +1,4 @@
-"""data convert, data split and data dedupe: the rows of a file written anew."""
+"""The commands `data convert`, `data split` and `data dedupe`."""
 
 from __future__ import annotations
 
@@ -43,25 +43,21 @@ class Messages:
     ] = None
     role: Annotated[
         str | None,
-        typer.Option("--role", metavar="COLUMN", help="Column with the speaker: a role, a name, an address."),
+        typer.Option("--role", metavar="COLUMN", help="Column with the speaker's role, name or address."),
     ] = None
     assistant: Annotated[
         list[str] | None,
         typer.Option(
-            "--assistant", metavar="VALUE", help="Speaker whose messages are answers; * matches anything."
+            "--assistant", metavar="VALUE", help="Speaker to treat as the assistant; * matches anything."
         ),
     ] = None
     user: Annotated[
         list[str] | None,
-        typer.Option(
-            "--user", metavar="VALUE", help="Speaker whose messages are the customer's; * matches anything."
-        ),
+        typer.Option("--user", metavar="VALUE", help="Speaker to treat as the user; * matches anything."),
     ] = None
     left_out: Annotated[
         list[str] | None,
-        typer.Option(
-            "--leave-out", metavar="VALUE", help="Speaker whose messages are dropped; * matches anything."
-        ),
+        typer.Option("--leave-out", metavar="VALUE", help="Speaker to drop; * matches anything."),
     ] = None
     text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="Column with the text.")] = None
     time: Annotated[str | None, typer.Option("--time", metavar="COLUMN", help="Column with the time.")] = None
@@ -85,7 +81,7 @@ def convert(
         typer.Option(
             "-o",
             "--output",
-            help="Output file; compressed if it ends in .gz or .zst. Use - for standard output.",
+            help="Output file, compressed if it ends in .gz or .zst. Use - for standard output.",
             show_default=False,
         ),
     ] = None,
@@ -185,7 +181,7 @@ def split(
     with (
         engine(reading.engine, reading.workers),
         work("splitting", BYTES) as progress,
-        _or("use --no-near; near-duplicates can then be in both splits"),
+        _or("use --no-near. Near-duplicates can then end up in different splits"),
     ):
         report = data.split(
             file,
@@ -249,7 +245,7 @@ def dedupe(
     *,
     reading: ReadOptions,
 ) -> Output[DedupeReport]:
-    """Keep the first of each set of duplicates and log the others."""
+    """Remove duplicates. Keeps the first of each set and logs the others."""
     from orchestrate.runs.data import files as data
 
     with engine(reading.engine, reading.workers), work("comparing", BYTES) as progress:

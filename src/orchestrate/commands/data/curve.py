@@ -1,4 +1,4 @@
-"""data curve: is it worth more rows?"""
+"""The command `data curve`."""
 
 from __future__ import annotations
 
@@ -101,7 +101,10 @@ def curve(
         carry_out(ft, carried)
         if carried.stopped:
             warn(carried.stopped)
-            note(f"spent so far: {money(carried.spent_usd())}; raise the limit and repeat to continue")
+            note(
+                f"spent so far: {money(carried.spent_usd())}. To continue, raise the limit and run the "
+                "command again"
+            )
         if selected:
             best = best_rows.best_rows(carried, rows, points.by, points.keep, selected)
             yield Output(best, _show_best, 0 if best.over and not carried.stopped else 1)

@@ -1,4 +1,4 @@
-"""data generate and data review: rows that a model writes and a person reads."""
+"""The commands `data generate` and `data review`."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ class GenerateOptions:
     hosts: Annotated[str, typer.Option("--for", help="Backends to generate rows for.")] = "all"
     yes: PayOpt = False
     reasoning: Annotated[
-        bool, typer.Option("--reasoning", help="Ask for the reasoning behind each answer, and keep it.")
+        bool, typer.Option("--reasoning", help="Request the reasoning behind each answer, and store it.")
     ] = False
     for_model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="With --reasoning: keep it only if this model's chat template shows it."
+            metavar="MODEL", help="With --reasoning: store it only if this model's chat template renders it."
         ),
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Seed for choosing the seed rows of each request.")] = 0

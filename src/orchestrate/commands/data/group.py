@@ -139,7 +139,7 @@ def check(
 def _show_checked(checked: DataChecked, near: bool) -> None:
     show_check(checked["report"], checked["fix"])
     if not near:
-        note("near-duplicates were not checked; --near checks them and takes about twice as long")
+        note("near-duplicates were not checked. To check them (about twice as slow): --near")
 
 
 app.command()(convert)
@@ -190,7 +190,7 @@ def preview(
     ],
     *,
     model: Annotated[
-        str | None, typer.Option("--model", help="A model folder, or a model whose tokenizer is cached.")
+        str | None, typer.Option("--model", help="A model folder, or a model with a cached tokenizer.")
     ] = None,
     shown: PreviewOptions,
     html: Annotated[Path | None, typer.Option(help="Write an HTML page instead.")] = None,

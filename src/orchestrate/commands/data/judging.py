@@ -1,4 +1,4 @@
-"""data from-review and data judge: what people, or a model in their place, said of rows."""
+"""The commands `data from-review` and `data judge`: rows rated by people or by a model."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def judge(
 
 
 def tell_plan(plan: JudgePlan) -> None:
-    """Print what the judge will be asked, and the price."""
+    """Print the number of requests to the judge, and the price."""
     if plan.expected_usd is None or plan.high_usd is None:
         price = "the price per token is unknown"
     else:
@@ -102,14 +102,14 @@ def _show(report: JudgeReport) -> None:
     out.print(f"{report.output}: {count(report.kept, 'row')} of {report.rows:,}", soft_wrap=True)
     note(f"rejected: {report.rejected:,}, in {report.rejected_file}")
     if report.not_judged_file:
-        warn(f"{count(report.not_judged, 'row')} could not be judged; see {report.not_judged_file}")
+        warn(f"{count(report.not_judged, 'row')} could not be judged. See {report.not_judged_file}")
     found = report.calibration
     if found is None:
         warn("the judge has not been calibrated against human ratings")
     elif found.unfit:
         warn(found.unfit)
     else:
-        same = f"the same score for {found.same.value:.0%} of {found.n} answers"
+        same = f"with the same score for {found.same.value:.0%} of {found.n} answers"
         note(f"the judge agrees with people: kappa {score(found.kappa)}, {same}")
     mean = "" if report.mean is None else f"mean score {report.mean:.2f}; "
     cost = "" if report.usd is None else f"; {money(report.usd)}"
@@ -135,7 +135,7 @@ def from_review(
         float, typer.Option(min=0.5, max=1, help="Fraction of raters per item that must agree.")
     ] = 0.6,
 ) -> Output[FromReview]:
-    """Convert human verdicts to rows for preference tuning. Verdicts that don't make a row are counted."""
+    """Convert human verdicts to rows for preference tuning. Reports how many verdicts yield no row."""
     from orchestrate.runs.evaluation import reviewing
 
     with orchestrator(context) as ft:

@@ -1,4 +1,4 @@
-"""record: keep a model's answers while it answers."""
+"""The commands `record` and `data from-record`."""
 
 from __future__ import annotations
 
@@ -141,13 +141,13 @@ def _tell(plan: RecordPlan) -> None:
     kept = f", {asked.kept:,} answered before" if asked.kept else ""
     note(f"{plan.model}: {count(asked.questions, 'question')}{kept}; {price}")
     if plan.silent_on is not None:
-        note(f"it will be shut down after {plan.silent_on}")
+        note(f"{plan.model} will be shut down after {plan.silent_on}")
 
 
 def _show(done: Recording) -> None:
     out.print(f"{done.id}: {count(done.answered, 'answer')} of {done.prompts:,}", soft_wrap=True)
     if done.refused:
-        warn(f"the host left {count(done.refused, 'prompt')} unanswered")
+        warn(f"the host gave no answer to {count(done.refused, 'prompt')}")
     warn_lost(done.contender.lost_requests, done.contender.lost_usd)
     given = f"{done.with_logprobs:,} with log-probabilities" if done.with_logprobs else "no log-probabilities"
     cost = "" if done.usd is None else f"; {money(done.usd)}"
@@ -180,11 +180,11 @@ def _show_calendar(found: list[Due]) -> None:
             note(f"{name} accepts no new jobs from {day} on")
     if not found:
         note("no tuned model in this store has an announced shutdown date")
-        note("import an account's past jobs with: orchestrate import PROVIDER")
+        note("to import an account's past jobs: orchestrate import PROVIDER")
     elif any(due.command for due in found):
         note(
-            "record its answers with: orchestrate record RUN [--prompts FILE]; pass FILE if it "
-            "has no prompts of its own"
+            "to record a run's answers: orchestrate record RUN [--prompts FILE]. A run without prompts of "
+            "its own needs FILE"
         )
 
 

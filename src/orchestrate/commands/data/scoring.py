@@ -1,4 +1,4 @@
-"""data score and data select: what each row is worth, and the best rows by one signal."""
+"""The commands `data score` and `data select`."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def score(
     reading: ReadOptions,
     yes: PayOpt = False,
 ) -> Output[ScoreReport]:
-    """Score each row for duplicates, length and label problems. Also finds contradictions and, on
-    request, adds losses or a judge's points.
+    """Score each row for duplicates, length and label problems. Also finds contradictions and, on request,
+    adds losses or a judge's ratings.
 
     Only --judge costs money, and its price is shown first. Scores are written to FILE.scores.jsonl. Running
     the command again with other options adds scores."""

@@ -40,7 +40,7 @@ def show_inspect(report: InspectReport) -> None:
         ("format", f"{report.format} ({report.kind})"),
         ("mixed with", _counted({k: n for k, n in report.formats.items() if k != report.format})),
         ("rows", rows),
-        ("tokens", f"{report.tokens:,} by {report.tokenizer}{exact}; {share:.0%} of them are trained on"),
+        ("tokens", f"{report.tokens:,} by {report.tokenizer}{exact}, {share:.0%} of them trained"),
         ("length", f"{percentiles}, longest {lengths['100']:,}"),
         ("epochs", ", ".join(f"{n}: {tokens:,} tokens" for n, tokens in report.epoch_tokens.items())),
         ("roles", _counted(report.roles)),

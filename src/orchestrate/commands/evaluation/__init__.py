@@ -1,1 +1,1 @@
-"""Commands that evaluate tuned models: by metrics, judges, people and real users."""
+"""Commands that evaluate tuned models with metrics, judges, people and live traffic."""

@@ -1,4 +1,4 @@
-"""ab: a tuned model against its base among real users."""
+"""The `ab` commands: A/B tests on live traffic."""
 
 from __future__ import annotations
 
@@ -124,7 +124,9 @@ def serve(
                 f"{phase.share:.0%} of users get the tuned model; identify the user with {going.user_header}"
             )
             note(f"outcomes: POST {url}/ab/outcomes, or  orchestrate ab record {name} FILE.jsonl")
-            note("Ctrl-C finishes open requests, then stops. Serve it again to continue the experiment")
+            note(
+                "Ctrl-C finishes open requests, then stops. To continue the experiment, run the command again"
+            )
             ended.wait()
 
 
@@ -141,7 +143,7 @@ def _require_every_outcome(plan: ExperimentPlan) -> None:
         question = f"Does your application record {name} for every user, both false and true?"
         if sys.stdin.isatty() and not confirm(question, yes=False):
             raise UsageError(
-                f"not started: {name} needs absent, the value of users without an outcome",
+                f"not started: {name} needs `absent`, the value for users without an outcome",
                 fix=f"in the plan: {{name: {name}, ..., of_user: any, window_h: 24, absent: 0}}",
             )
 
@@ -208,12 +210,12 @@ def _show_taken(taken: OutcomesTaken) -> None:
 def stop(
     context: typer.Context,
     name: Name,
-    keep: Annotated[Literal["base", "tuned"], typer.Option(help="Model to give all users from then on.")] = (
+    keep: Annotated[Literal["base", "tuned"], typer.Option(help="Model for all users from then on.")] = (
         "base"
     ),
 ) -> Output[ExperimentReport]:
-    """End an experiment and send all users to one model. Run it again to switch that model, for example
-    back to base after tuned has shipped."""
+    """End an experiment and send all users to one model. Run the command again to switch to the other model,
+    for example from tuned back to base."""
     from orchestrate.ab import launch as experiments
 
     with orchestrator(context) as ft:
@@ -241,7 +243,7 @@ def size(
     from orchestrate.ab import launch as experiments
 
     if (rate is None) == (deviation is None):
-        raise UsageError("set --rate for a right-or-wrong metric, or --deviation for a number")
+        raise UsageError("set --rate for a right-or-wrong metric, or --deviation for a numeric one")
     if rate is not None:
         if not 0 < rate + gain < 1:
             raise UsageError(f"a rate of {rate:g} cannot change by {gain:+g}")
@@ -249,7 +251,7 @@ def size(
         tuned, part = rate + gain, share / 100
         deviation = math.sqrt(tuned * (1 - tuned) * (1 - part) + rate * (1 - rate) * part)
     if not gain or not deviation:
-        raise UsageError("cannot detect a difference of 0 or in a value that never varies")
+        raise UsageError("cannot detect a difference of 0, or a difference between values that never vary")
     users = experiments.users_for(gain, deviation, share / 100, alpha)
     return Output(Sized(users=users, tuned=round(users * share / 100)), _show_size)
 

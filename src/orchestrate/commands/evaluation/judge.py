@@ -1,4 +1,4 @@
-"""eval, compare: what the tuning was worth."""
+"""The commands `eval` and `compare`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Rivals:
     base_precision: Annotated[
         Literal["16-bit", "nf4", "both"],
         typer.Option(
-            help="Precision of the base on this machine; both also measures what 4-bit quantization costs."
+            help="Precision of the base on this machine; both also measures the effect of 4-bit quantization."
         ),
     ] = "16-bit"
     shots: Annotated[
@@ -99,7 +99,7 @@ class TestRowOptions:
     ignored: IgnoreOpt = None
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None
     cluster: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that groups rows that depend on each other.")
+        str | None, typer.Option(metavar="COLUMN", help="Column that groups dependent rows.")
     ] = None
     slices: Annotated[
         str,
@@ -108,7 +108,7 @@ class TestRowOptions:
     max_tokens: MaxTokensOpt = 512
     samples: Annotated[int, typer.Option(min=1, max=64, help="Answers per row.")] = 1
     temperature: TemperatureOpt = 0.0
-    seed: Annotated[int, typer.Option(min=0, help="Seed for the sampling of answers.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")] = 0
     batch: Annotated[
         int | None,
         typer.Option(min=1, help="Rows per batch on this machine; 1 gives the same answers as chat."),
@@ -121,7 +121,9 @@ class TestRowOptions:
     ] = None
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Ask all questions again to detect whether the host changed the model."),
+        typer.Option(
+            "--fresh", help="Request all answers again, to detect whether the host changed the model."
+        ),
     ] = False
     skip_failed: SkipFailedOpt = False
     yes: PayOpt = False
@@ -129,7 +131,7 @@ class TestRowOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Options for the required scores and for who is notified."""
+    """Options for metrics, required scores, the cost limit and the report."""
 
     metrics: Annotated[
         list[str] | None,
@@ -194,7 +196,7 @@ def evaluate(
     whether to ship.
 
     Shows the price and the smallest difference that this many rows can detect before it starts. Answers are
-    saved. Repeat the command after an interruption to continue without asking anything twice. Exit code 6 if
+    saved. Repeat the command after an interruption to continue without repeating requests. Exit code 6 if
     --max-cost is reached."""
     from orchestrate.runs.evaluation.held_out import PreparedEvaluation, metric_names, require_reports
 
@@ -256,7 +258,7 @@ def _order(rivals: Rivals, rows: TestRowOptions, decision: Decision) -> Evaluati
 
 
 def tell_plan(plan: EvaluationPlan) -> None:
-    """Print what the evaluation can show and what it costs, before anything is sent."""
+    """Print the smallest detectable difference and the price, before anything is sent."""
     more = " and ".join(f"{rows:,} for {100 * d:g} points" for d, rows in plan.rows_for[-2:])
     note(
         f"with {count(plan.items, 'row')} you can detect differences of {100 * plan.detectable:.0f} "
@@ -346,8 +348,8 @@ def compare(
     ] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
 ) -> Iterator[Output[Comparison] | Output[ReportFile]]:
-    """Compare runs side by side: which one to use, why, and how certain that is. Says when runs can't be
-    compared, and why."""
+    """Compare runs side by side and recommend one, with reasons and certainty. Explains why runs can't be
+    compared."""
     if format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
     with orchestrator(context) as ft:

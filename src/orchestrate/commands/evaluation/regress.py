@@ -1,4 +1,4 @@
-"""regress: did it forget anything?"""
+"""The command `regress`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ class RegressionLimits:
     ] = "16-bit"
     max_tokens: MaxTokensOpt = 200
     max_cost: Annotated[str | None, typer.Option(metavar="USD", help="Cost limit for all answers.")] = None
-    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore stored answers and ask again.")] = False
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore stored answers and request new ones.")] = (
+        False
+    )
     skip_failed: SkipFailedOpt = False
     yes: PayOpt = False
     gate: Annotated[

@@ -1,4 +1,4 @@
-"""review: people rate answers without knowing whose they are."""
+"""The command `review`: blind ratings by people."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def _write(
     if instead.export or instead.take or instead.plan:
         raise UsageError(
             "--export, --import and --plan are for ratings.",
-            fix="write the rows with: orchestrate data from-review REVIEW -o FILE",
+            fix="to write the rows: orchestrate data from-review REVIEW -o FILE",
         )
     if what.single or what.contenders or what.against or what.evaluation or what.items:
         raise UsageError(
@@ -303,7 +303,7 @@ def _serve(desk: Any, place: ReviewAddress, names: Sequence[str]) -> Iterator[Ou
             note(f"{count(len(review.same), 'pair')} of identical answers count as ties without being shown")
         if place.host is None:
             note("for phones and other machines: --host 0.0.0.0, or a tunnel and --name its host name")
-        note("anyone with a link can rate; Ctrl-C closes the page and keeps the ratings")
+        note("anyone with a link can rate. Ctrl-C stops the server. Ratings are saved")
         if place.browser and err.is_terminal and (browse := for_people(webbrowser.open)):
             browse(next(iter(page.links.values())))
         ended.wait()

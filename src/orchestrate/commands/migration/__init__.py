@@ -1,1 +1,1 @@
-"""From another account or backend."""
+"""Commands that import past jobs and migrate models."""

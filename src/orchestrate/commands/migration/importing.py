@@ -1,4 +1,4 @@
-"""import: past jobs of an account become runs, with an inventory of what is at stake."""
+"""The command `import`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _show(taken: AccountImport) -> None:
             "finish"
         )
     elif found.silent:
-        note("see what to record before the shutdown: orchestrate record --calendar")
+        note("to see what to record before the shutdown: orchestrate record --calendar")
 
 
 def _show_day(day: date | None, rows: list[InventoryRun]) -> None:
@@ -123,6 +123,6 @@ def _show_ways(found: Inventory) -> None:
         out.print()
     lost = [row for row in found.rows if row.data.startswith("gone")]
     for row in lost[:5]:
-        warn(f"{row.run_id}: its training rows are {row.data}; you need your own copy to retrain it")
+        warn(f"{row.run_id}: its training rows are {row.data}. To retrain it, you need your own copy")
     if len(lost) > 5:
         note(f"and {len(lost) - 5:,} more without training rows")

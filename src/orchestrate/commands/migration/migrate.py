@@ -1,4 +1,4 @@
-"""migrate: the same data trained elsewhere, with proof that the new model does what the old one did."""
+"""The command `migrate`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ParityOptions:
     ] = None
     old: Annotated[
         str,
-        typer.Option("--old", help="live queries the old model; recorded uses its recording; auto chooses."),
+        typer.Option("--old", help="live queries the old model, recorded uses its recording, auto chooses."),
     ] = "auto"
     metrics: Annotated[
         list[str] | None,
@@ -243,7 +243,7 @@ def _submit(
     names = prepared.ready
     if not names or prepared.prepared is None:
         raise UsageError(
-            "no backend would accept it unchanged",
+            "no target backend would accept the run unchanged",
             fix="set --model BACKEND=MODEL, or choose other backends in --to",
         )
     earlier = [prepared.earlier(name, again=spending.again) for name in names]
@@ -334,7 +334,7 @@ def _carry_out_plan(
             run.tags[TAG], run.provider, run.model, text.money(cost_usd(run)), f"made before: {run.id}"
         )
     err.print(shown)
-    note(f"at most {text.money(plan.high_usd)} of the budget of {text.money(plan.plan.budget_usd)}")
+    note(f"at most {text.money(plan.high_usd)} (budget: {text.money(plan.plan.budget_usd)})")
     plan.require_budget()
     if dry:
         return None
@@ -342,8 +342,7 @@ def _carry_out_plan(
         agreed = partial(confirm, f"Submit {text.count(len(plan.new), 'run')}?", yes=spending.yes)
         require_consent(plan.high_usd or None, agreed, otherwise="nothing was submitted", fix="add --yes")
     with goes_on(
-        "submitted runs continue; run the same command again to continue from here. Nothing is submitted "
-        "twice"
+        "submitted runs continue. To resume, run the same command again. Nothing is submitted twice"
     ):
         done = plan.run(path.with_suffix(".reports"), note)
     return Output(done, _show_carried, 1 if any(one.problem for one in done) else 0)
@@ -361,7 +360,7 @@ def _show_carried(done: list[Carried]) -> None:
         if one.problem:
             warn(f"{one.run_id}: {one.problem}")
     if any(one.problem for one in done):
-        note("run the same command again to continue with the rest; nothing is submitted twice")
+        note("to retry the rest, run the same command again. Nothing is submitted twice")
 
 
 def _quiet() -> Callable[[str], None]:

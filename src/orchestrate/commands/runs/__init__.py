@@ -1,1 +1,1 @@
-"""The tracked runs: listed, followed, and what they cost."""
+"""Commands that list, follow and manage runs, and show their cost."""

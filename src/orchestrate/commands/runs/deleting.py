@@ -1,4 +1,4 @@
-"""delete, stored: what hosts keep of runs and accounts."""
+"""The commands `delete` and `stored`."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def delete(
         str | None,
         typer.Argument(
             metavar="[RUN|FILE|MODEL]",
-            help="A run that has ended, or a host's id of a file or tuned model. Default: list "
-            "everything the store knows at the hosts.",
+            help="An ended run, or the host's id of a file or tuned model. Default: list all files and "
+            "models of the runs in the store.",
             autocompletion=completing.runs,
         ),
     ] = None,
@@ -68,7 +68,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     sandbox: Annotated[bool, typer.Option("--sandbox", help="List or search sandboxes instead.")] = False,
 ) -> Output[list[Stored]]:
-    """Delete a run's tuned model and uploaded rows at its host for good, or one file or model by its id.
+    """Permanently delete a run's tuned model and uploaded rows from its host, or one file or model by id.
 
     Doesn't delete models that are deployed or files that a job still uses. The run stays in the store."""
     from orchestrate.runs import deleting
@@ -93,7 +93,7 @@ def _delete_run(ft: Workspace, record: Run, *, yes: bool) -> Output[list[Stored]
     found = deleting.stored(ws, record)
     if not found:
         return Output(
-            found, lambda _: note(f"the store knows no files or models at a host for run {record.id}")
+            found, lambda _: note(f"the store knows of no files or models on a host for run {record.id}")
         )
     if record.sandbox:
         err.print(SANDBOX)
@@ -139,10 +139,13 @@ def _require_agreed(question: str, *, yes: bool) -> None:
 
 def _show(found: Sequence[Stored]) -> None:
     if not found:
-        note("the store knows no files or models of its runs at a host")
+        note("the store knows of no files or models of its runs on a host")
         return
     out.print(_listed(found))
-    note("delete a run's files and models with: orchestrate delete RUN; to ask the hosts: orchestrate stored")
+    note(
+        "to delete a run's files and models: orchestrate delete RUN. To list what the hosts "
+        "store: orchestrate stored"
+    )
 
 
 def _listed(found: Sequence[Stored]) -> TextTable:
@@ -160,7 +163,7 @@ def _show_kept(found: Sequence[AccountStorage]) -> None:
         files = sum(item.kind == "file" for item in items)
         some = f", {size(sum(sizes))} where the host reports sizes" if sizes else ""
         note(f"{count(files, 'file')} and {count(len(items) - files, 'model')}{some}")
-        note("permanently delete one with: orchestrate delete ID")
+        note("to permanently delete one: orchestrate delete ID")
     elif found:
         note("no files or tuned models found in the accounts that could be read")
     else:

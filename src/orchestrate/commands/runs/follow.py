@@ -1,4 +1,4 @@
-"""watch, sync: bring runs up to date, once or until they end."""
+"""The commands `watch` and `sync`."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def follow(
     ft: Orchestrator, handles: list[RunHandle], *, here: bool | None = None, cancel_stalled: bool = False
 ) -> None:
     """Display the runs from the store until all have ended. The background watcher polls the hosts or, with
-    `here`, a thread of this process does. Raises the error of a backend that cannot be reached."""
+    `here`, a thread of this process does. Raises the backend's error if it cannot be reached."""
     if here is None:
         here = not sys.stderr.isatty() or sys.platform == "win32"
     elif sys.platform == "win32" and not here:
@@ -251,15 +251,15 @@ class _Following:
         if run.phase in UNSENT and not run.status.terminal:
             if self.ft.store.leases.held(f"run:{run.id}"):
                 return "another process is submitting it"
-            return f"the host has no job yet; to submit it: orchestrate resume {run.id}"
+            return f"the host has no job yet. To submit it: orchestrate resume {run.id}"
         if run.id in self._stalled:
             return f"stalled: no new output; see: orchestrate events {run.id}"
         left = watching.settle_left_s(self.ft, run)
         if left is None:
             return None
         return (
-            "the response to the create request was lost; checking whether the host has the job. "
-            f"If none appears within {left:.0f} s, none was created"
+            "the response to the create request was lost. Checking whether the host has the job. If no job "
+            f"appears within {left:.0f} s, none was created"
         )
 
     def _end_stalled(self, view: LiveView) -> None:
@@ -367,8 +367,8 @@ def _reachable(ft: Orchestrator) -> list[RunHandle]:
 
 
 def require_reachable(ft: Orchestrator, run: Run) -> None:
-    """Raise `UsageError` if the configuration points to another host than the run's, and `SetupError` if the
-    host's key is missing."""
+    """Raise `UsageError` if the configured host is not the run's host, and `SetupError` if the host's key is
+    missing."""
     backend = ft.ready(run.provider)
     if backend.host != run.host:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""runs: the tracked runs in one table."""
+"""The command `runs`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def runs(  # noqa: PLR0913  each is an option
     tag: Annotated[str | None, typer.Option(metavar="NAME[=VALUE]", help="Show only this tag.")] = None,
     search: Annotated[
         str | None,
-        typer.Option(metavar="WORDS", help="Words in an id, name, model, job, tag or note."),
+        typer.Option(metavar="WORDS", help="Text in an id, name, model, job, tag or note."),
     ] = None,
     sort: Annotated[
         str,
@@ -118,7 +118,7 @@ def _show(found: Sequence[Run], deployed: Sequence[DeploymentHandle], *, sandbox
     for run in failed[:_REASONS]:
         note(f"{run.id} failed: {run.error.message if run.error else ''}")
     if len(failed) > _REASONS:
-        note(f"and {len(failed) - _REASONS:,} more failed: see why with: orchestrate show RUN")
+        note(f"and {len(failed) - _REASONS:,} more failed. To see why: orchestrate show RUN")
     if deployed:
         note(f"{hourly([one.record for one in deployed])}: orchestrate deployments")
 

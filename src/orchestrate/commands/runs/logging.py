@@ -1,4 +1,4 @@
-"""log: runs into MLflow, Weights & Biases or TensorBoard."""
+"""The command `log`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def log(
         ),
     ] = None,
     project: Annotated[
-        str | None, typer.Option(help="Experiment or project name there. Default: orchestrate.")
+        str | None,
+        typer.Option(help="Name of the experiment or project in the tracker. Default: orchestrate."),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Continue until the runs end.")] = False,
 ) -> Output[list[Logged]]:

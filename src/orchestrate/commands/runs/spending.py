@@ -1,4 +1,4 @@
-"""spending: spent, committed, left, and all that still bills."""
+"""The command `spending`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class SpendingSelection:
 
 @dataclass(frozen=True, kw_only=True)
 class Fail:
-    """Options for when to exit with a code other than 0."""
+    """Options for conditions that exit with a nonzero code."""
 
     fail_if_over: Annotated[
         bool,
@@ -93,9 +93,9 @@ class Fail:
         bool,
         typer.Option(
             "--fail-if-idle",
-            help="Exit with 1 if a deployment is billed without known use, or a rented machine belongs "
-            "to no run here. Exit with 4 if none was found but an account could not be fully "
-            "checked.",
+            help="Exit with 1 if a deployment is billed without known use, or a rented machine doesn't "
+            "belong to a run in this store. Exit with 4 if none was found but an account could not be "
+            "fully checked.",
         ),
     ] = False
 
@@ -148,8 +148,8 @@ class End:
         bool,
         typer.Option(
             "--end-orphans",
-            help="List and shut down billed resources that Orchestrate created but this store does not "
-            "know. They may belong to another store that uses the same accounts.",
+            help="List and shut down billed resources that Orchestrate created but that are not in this "
+            "store. They may belong to another store that uses the same accounts.",
         ),
     ] = False
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation before shutting down.")] = (
@@ -205,7 +205,7 @@ def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> Output[Orph
 
 def _show_ended(report: OrphanReport) -> None:
     if not report.orphans:
-        note("no orphaned resources found: this store knows everything that is billed")
+        note("no orphaned resources found. Everything that is billed is in this store")
 
 
 def _list_orphans(report: OrphanReport, on: Console) -> None:
@@ -299,16 +299,13 @@ def _hourly(report: SpendingReport) -> str:
     jobs = [found for found in report.standing if not found.by_the_hour and found.item.bills is not False]
     ours = sum(found.unaccounted is None for found in jobs)
     if others := len(jobs) - ours:
-        gaps = (
-            f"; {count(others, 'job')} running that this store does not know, not included in the "
-            f"totals{gaps}"
-        )
+        gaps = f"; {count(others, 'job')} running outside this store, not included in the totals{gaps}"
     if ours:
         gaps = f"; {count(ours, 'job')} running, included in committed{gaps}"
     if not report.billing:
         return f"no hourly billing on {asked}{gaps}"
     foreign = sum(found.foreign for found in report.billing)
-    whose = f", {foreign} not created from here" if foreign else ""
+    whose = f", {foreign} not created by this store" if foreign else ""
     things = count(len(report.billing), "thing")
     if report.usd_per_hour is None:
         return f"{things} still billed hourly at an unknown price{whose}{gaps}"
@@ -380,10 +377,10 @@ def _lost(found: Found) -> str:
     item = found.item
     price = "at an unknown price" if item.usd_per_hour is None else f"at {rate(item.usd_per_hour)} per hour"
     lost = found.lost_run
-    way = "" if lost is None else f"take it over with: orchestrate recover {lost} -p {item.provider}; "
+    way = "" if lost is None else f"To take it over: orchestrate recover {lost} -p {item.provider}. "
     return (
-        f"{item.provider} {item.id} may be billed {price}, and {found.unaccounted}: {way}end it "
-        "with: orchestrate spending --end-orphans; exclude it with: --ignore "
+        f"{item.provider} {item.id} may be billed {price}, and {found.unaccounted}. {way}To end it: "
+        "orchestrate spending --end-orphans. To ignore it: --ignore "
         f"{quote(item.name or item.id)}"
     )
 

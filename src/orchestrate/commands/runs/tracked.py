@@ -1,4 +1,5 @@
-"""show, events, metrics, checkpoints, cancel, pause, resume: the tracked runs."""
+"""The commands `show`, `events`, `metrics`, `checkpoints`, `cancel`, `pause`, `resume`, `abandon` and
+`note`."""
 
 from __future__ import annotations
 
@@ -242,7 +243,7 @@ YesOpt = Annotated[
 @command
 def cancel(context: typer.Context, run: RunArg, yes: YesOpt = False) -> Iterator[Output[Run]]:
     """Cancel a run. Most hosts bill what was trained so far. Exit code 5 means that it is unknown whether the
-    host created the job. The job is canceled as soon as it is found."""
+    host created the job. If the job appears later, it is canceled."""
     from orchestrate.runs.tracked import ending_question
 
     with orchestrator(context) as ft:
@@ -283,7 +284,7 @@ def resume(
     ] = None,
     yes: YesOpt = False,
 ) -> Iterator[Output[Run]]:
-    """Resume a paused or interrupted run, with its own limits or new ones."""
+    """Resume a paused or interrupted run, with its current limits or new ones."""
     from orchestrate.runs.queue import crowded
     from orchestrate.runs.tracked import resuming_question
 
@@ -310,7 +311,7 @@ def abandon(
         handle = ft.run(run)
         if handle.record.job_id is not None and not handle.status.terminal:
             job, host = handle.record.job_id, handle.record.host
-            note(f"its job {job} may continue at {host} and be billed; cancel it there")
+            note(f"its job {job} may continue at {host} and be billed. Cancel it there")
         given_up = handle.deployments(over=False)
         yield Output(handle.abandon(reason), _show_status)
         for one in given_up:
@@ -330,10 +331,10 @@ def annotate(
     run: RunArg,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The note; '' removes it.")] = None,
     archive: Annotated[
-        bool | None, typer.Option("--archive/--unarchive", help="Hide it from lists, or show it again.")
+        bool | None, typer.Option("--archive/--unarchive", help="Hide the run from lists, or show it again.")
     ] = None,
 ) -> Output[Run]:
-    """Write a note about a run, or archive it. Contacts no host. The run's cost still counts."""
+    """Add a note to a run, or archive it. Contacts no host. The run's cost still counts."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         if text is not None or archive is not None:

@@ -1,4 +1,4 @@
-"""worker, recover: watch all runs for as long as wanted, and rebuild a lost store."""
+"""The commands `worker` and `recover`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway: OpenAI's HTTP API for fine-tuning, over any backend."""
+"""The `gateway` commands: OpenAI's fine-tuning API over any backend."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ keys = typer.Typer(
     cls=AliasGroup,
     add_completion=False,
     no_args_is_help=True,
-    help="Manage who may use the gateway, and for what.",
+    help="Manage the gateway's client keys and their permissions.",
 )
 app.add_typer(keys, name="keys")
 
@@ -122,7 +122,7 @@ def _target(target: MappedModel) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """Options for what the key may do."""
+    """Options for the key's permissions."""
 
     project: Annotated[
         str, typer.Option(help="Project of the key. Keys of one project share files, jobs and models.")
@@ -143,7 +143,7 @@ class Scope:
         str | None, typer.Option("--budget", metavar="USD", help="Cost limit for all jobs of the key.")
     ] = None
     per_minute: Annotated[int | None, typer.Option(min=1, help="Maximum requests per minute.")] = None
-    concurrent: Annotated[int | None, typer.Option(min=1, help="Maximum open jobs.")] = None
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Maximum number of open jobs.")] = None
     expires: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Expiry date (UTC).")] = None
 
 
@@ -155,8 +155,8 @@ def add(
     *,
     scope: Scope,
 ) -> Output[KeyMade]:
-    """Create a client key and print it once (only its hash is stored). As soon as one key exists, every
-    request needs a key."""
+    """Create a client key and print it once (only its hash is stored). Once a key exists, every request needs
+    one."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:
@@ -177,7 +177,10 @@ def add(
 
 def _show_key(made: KeyMade) -> None:
     print_text(made["key"])
-    note("only its hash is stored, so it cannot be shown again; gateways of this store accept it from now on")
+    note(
+        "only the key's hash is stored, so the key cannot be shown again. Gateways of this store accept it "
+        "now"
+    )
 
 
 @keys.command("list")
@@ -205,7 +208,7 @@ def _show_keys(found: list[KeyShown]) -> None:
         may, open_jobs, project = ", ".join(limits) or "all", str(key.open_jobs), key.project
         if key.opens == "serve":
             project = used = open_jobs = "-"
-            may = "use models served by serve and ab serve"
+            may = "query models served by serve and ab serve"
         shown.add_row(key.name, key.opens, project, state, used, open_jobs, may)
     out.print(shown)
 

@@ -22,8 +22,9 @@ def mcp(
     """Serve tools for agents over the Model Context Protocol on stdin and stdout. An MCP client starts this
     command.
 
-    Tools that only read need no approval. Tools that spend money, end a run or take down a deployment
-    show the cost to the person at the client and need approval. A client that cannot ask cannot use them.
+    Tools that only read need no approval. Tools that spend money, end a run or take down a deployment show
+    the cost to the client's user and need approval. Clients that can't ask for approval can't use
+    these tools.
 
     Example, in a client's settings: {"command": "orchestrate", "args": ["mcp", "--max-cost", "20"]}"""
     try:

@@ -1,4 +1,4 @@
-"""sandbox: local sandboxes of the hosts, for trying things and for tests."""
+"""The `sandbox` commands: local sandboxes of the hosts' APIs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ SlotsOpt = Annotated[
 ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="Threads per training.")]
 AlsoOpt = Annotated[
     list[str] | None,
-    typer.Option("--also", help="A host described by a file, such as azure, on any free port; repeatable."),
+    typer.Option(
+        "--also", help="Also run a host described by a file, such as azure, on any free port; repeatable."
+    ),
 ]
 PortOpt = Annotated[
     int, typer.Option("--port", min=0, max=65532, help="First of four consecutive ports; 0 picks free ones.")

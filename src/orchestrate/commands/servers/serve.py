@@ -1,4 +1,4 @@
-"""serve: tuned models behind the chat completions API, on this machine."""
+"""The command `serve`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ServeReport(TypedDict):
     command: str | None
     proofs: list[Proof]
     costs: list[AdapterCost]
-    """Costs of each adapter: the time to load it, and the time per token."""
+    """Cost of each adapter: time to load, and time per token."""
 
 
 class Added(TypedDict):
@@ -81,7 +81,7 @@ class ServeEngineOptions:
     base: Annotated[str | None, typer.Option(help="Serve this base model without a run.")] = None
     most_at_once: Annotated[int, typer.Option("--concurrency", min=1, help="Concurrent requests.")] = 32
     most_waiting: Annotated[
-        int, typer.Option("--queue", min=0, help="Length of the waiting queue; further requests get 429.")
+        int, typer.Option("--queue", min=0, help="Maximum number of waiting requests. More get status 429.")
     ] = 128
     most_tokens: Annotated[
         int,
@@ -146,7 +146,7 @@ class KeysInstead:
     ] = None
 
     def change(self, ft: Orchestrator, keys: ChangesKeys) -> bool:
-        """Create or revoke a key. Returns whether either was requested."""
+        """Create or revoke a key. Returns true if either was requested."""
         if self.revoke_key is not None:
             keys.revoke_key(ft, self.revoke_key)
             note(f"Servers now reject the key {self.revoke_key} (running ones within a second).")

@@ -1,4 +1,4 @@
-"""sessions: your own training loop, with Tinker's client, on this machine."""
+"""The `sessions` commands: train from your own loop with the Tinker client."""
 
 from __future__ import annotations
 

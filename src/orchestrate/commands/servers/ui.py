@@ -1,4 +1,4 @@
-"""ui: the pages of this machine."""
+"""The command `ui`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def ui(
     """Show runs, spending, quotes and data in your browser, and submit new runs from there. Stop with
     Ctrl-C.
 
-    Anyone with the link can see your runs and, without --read-only, spend money. While it runs, it polls the
-    hosts for updates, but not with --read-only. In that case, run `orchestrate worker` too."""
+    Anyone with the link can see your runs and, without --read-only, spend money. The server polls the hosts
+    for updates, except with --read-only. In that case, also run `orchestrate worker`."""
     from orchestrate.runs import watch as watching
     from orchestrate.ui.server import serving
 

@@ -1,1 +1,1 @@
-"""Getting ready: files to begin with, keys, this machine, schemas."""
+"""Setup commands: specs, keys, machine checks, schemas and the demo."""

@@ -1,8 +1,8 @@
-"""demo: the main job from end to end, on this machine and without a key.
+"""The command `demo`: the main workflow on this machine, without a key.
 
-Every step is a command of `orchestrate` that is printed before it is run. The local run is the real thing.
-The three hosts are stood in for by the sandbox: the real SDK clients talk to local servers that train the
-bundled tiny model in place of the host's. Nothing leaves this machine, and no key is read.
+Each step prints an `orchestrate` command and runs it. The local run is real. The sandbox takes the place of
+the three hosts: the real SDK clients connect to local servers, which train the bundled tiny model instead of
+the host's model. Nothing leaves this machine, and no key is read.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def demo(
         bool,
         typer.Option(
             "--train/--no-train",
-            help="Skip training; this needs no torch but leaves no model to evaluate or chat with.",
+            help="Skip training. Doesn't need torch, but you get no model to evaluate or chat with.",
         ),
     ] = True,
     files_only: Annotated[
@@ -53,9 +53,8 @@ def demo(
     """Run the main workflow from end to end on this machine: check, quote, train, evaluate, compare. No
     key, no cost.
 
-    Everything is written to FOLDER, where you can continue with its runs. To remove it, delete the
-    folder. The folder's settings become trusted, as with `keys trust --project`, which is stored next to
-    your keys."""
+    Everything is written to FOLDER, where you can continue with its runs. To remove it, delete the folder.
+    Trusts the folder's settings like `keys trust --project`, and stores this next to your keys."""
     _write(folder)
     if files_only:
         print_text("\n".join(str(folder / name) for name in (*_FILES, CONFIG_NAME)))
@@ -77,7 +76,7 @@ def _write(folder: Path) -> None:
         path = folder / name
         if path.exists() and path.read_bytes() != text:
             raise UsageError(
-                f"{path} is not from the demo or was changed; nothing was written",
+                f"{path} is not from the demo or was changed. Nothing was written",
                 fix="orchestrate demo ANOTHER_FOLDER",
             )
     folder.mkdir(parents=True, exist_ok=True)

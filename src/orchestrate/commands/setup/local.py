@@ -1,4 +1,4 @@
-"""Measure this machine as a backend: how fast it trains and what fits in its memory."""
+"""The `local` commands: measure training speed, and estimate the memory that training needs."""
 
 from __future__ import annotations
 

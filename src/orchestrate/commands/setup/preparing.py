@@ -1,4 +1,4 @@
-"""keys, doctor, providers: getting ready."""
+"""The commands `keys`, `doctor`, `providers` and `plugins`."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ class BackendRow(TypedDict):
     missing: dict[str, str]
     ended: dict[str, str]
     usable: bool
-    """Whether this machine has everything it needs to submit to the backend."""
+    """True if this machine has everything needed to submit to the backend."""
     needs: str | None
     """Missing requirements and how to get them."""
 

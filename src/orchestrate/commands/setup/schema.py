@@ -1,4 +1,4 @@
-"""schema: the JSON schema of what each command prints with `--json`, by the annotation of its function."""
+"""The command `schema`. Derives the JSON schema of a command's `--json` output from its return type."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ def _import_late(module: ModuleType, name: str) -> None:
 def schema(
     command: Annotated[
         list[str] | None,
-        typer.Argument(help="Command, such as show or data check; or error. Default: list all."),
+        typer.Argument(
+            help="Command, such as show or data check, or `error` for the error record. Default: list all."
+        ),
     ] = None,
     all: Annotated[bool, typer.Option("--all", help="Print the schemas of all commands, by name.")] = False,
 ) -> None:
@@ -122,4 +124,4 @@ def schema(
         print_json(of(" ".join(command)) if command else {name: of(name) for name in names()})
         return
     print_text("\n".join(names()))
-    note("print one with: orchestrate schema COMMAND; print all with: --all")
+    note("to print one: orchestrate schema COMMAND. To print all: --all")

@@ -1,4 +1,4 @@
-"""init: a spec to begin with."""
+"""The command `init`."""
 
 from __future__ import annotations
 

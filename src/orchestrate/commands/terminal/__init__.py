@@ -1,2 +1,1 @@
-"""Code shared by all commands: where output goes, how errors and progress look, and the options of
-several."""
+"""Code shared by all commands: output, errors, progress and common options."""

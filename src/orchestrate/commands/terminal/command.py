@@ -1,4 +1,4 @@
-"""Turn a function into a command: its options, the record that it returns, and how that is printed."""
+"""Turn functions into commands with options, JSON output and exit codes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JSON = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout.")
 
 @dataclasses.dataclass(frozen=True)
 class Output(Generic[Printed]):
-    """The output of a command. It prints the record with `--json`, otherwise a view of it, and sets the exit
+    """A command's output: the record to print with `--json`, the view to print otherwise, and the exit
     code."""
 
     record: Printed

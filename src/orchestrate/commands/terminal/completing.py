@@ -1,5 +1,5 @@
-"""Shell completion: runs, backends, models, formats. An error offers nothing, because the command itself
-reports it."""
+"""Shell completion: runs, backends, models, formats. Errors yield no completions, because the command itself
+reports them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code shared by all commands: where output goes, how errors look, how an Orchestrator is opened."""
+"""Code shared by all commands: consoles, errors, confirmations, and opening an Orchestrator."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ _PRINTS_JSON = ContextVar("_PRINTS_JSON", default=False)
 
 @contextmanager
 def printing_json(yes: bool) -> Generator[None]:
-    """Set whether the command in this block has `--json`."""
+    """Record whether the command in this block prints JSON."""
     before = _PRINTS_JSON.set(yes)
     try:
         yield
@@ -201,8 +201,7 @@ def _plain(value: Any) -> Any:
 
 
 def table(*columns: str, right: Iterable[str] = (), fold: Iterable[str] | None = None) -> TextTable:
-    """Create a plain table. Only the columns in `fold` (by default all) are wrapped when the width is
-    short."""
+    """Create a plain table. Only the columns in `fold` (by default all) are wrapped if space is short."""
     return TextTable(*columns, right=right, fold=fold)
 
 
@@ -399,8 +398,8 @@ def _kept(trace: str) -> str:
 
 @contextmanager
 def ended_by_signal() -> Generator[threading.Event]:
-    """Yield an event that is set by Ctrl-C or SIGTERM, the usual ways to stop a server. A second signal stops
-    it immediately."""
+    """Yield an event that is set by Ctrl-C or SIGTERM, the usual signals to stop a server. A second signal
+    stops the server immediately."""
     ended = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:

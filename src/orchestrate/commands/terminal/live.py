@@ -71,8 +71,8 @@ def panel(
     *,
     width: int = 100,
 ) -> RenderableType:
-    """Draw one run as a block of lines. At this width, no line breaks within a word or number. `hint` is a
-    note for the reader."""
+    """Draw one run as a block of lines. At `width` columns, no word or number is broken across lines. `hint`
+    is a note for the reader."""
     head = Text.assemble((run.provider, "bold"), "  ", run.model, "  ", (run.id, "dim"))
     if run.sandbox:
         head.append("  ")

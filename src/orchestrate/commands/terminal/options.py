@@ -1,4 +1,4 @@
-"""Options that several commands share, each group as one value."""
+"""Options shared by several commands, grouped in dataclasses."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class AliasGroup(TyperGroup):
 
 
 def by_default(command: str, *, words: bool = False) -> type[TyperGroup]:
-    """Build a command group that runs this command if only options are given. With `words`, it also runs it
-    if the first word is not a command: `orchestrate models qwen` searches."""
+    """Build a command group that runs this command if only options are given. With `words`, the command also
+    runs if the first argument is not a command: `orchestrate models qwen` searches."""
 
     class ByDefault(AliasGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Help pages: an example on each, and people's words for the types of values."""
+"""Help pages with examples, and with plain names for value types."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class WaitingTask:
     task: TaskID | None = None
 
     def far(self) -> str:
-        """Return how much is done, if known."""
+        """Return the progress, if known."""
         of = f" of {self._amount(self.total)}" if self.total else ""
         parts = [f"{self._amount(self.done)}{of}" if self.done or of else "", self.detail]
         return ", ".join(part for part in parts if part)

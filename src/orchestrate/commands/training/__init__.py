@@ -1,1 +1,1 @@
-"""A spec before and at its start: advice, checks, plans, quotes, the submit."""
+"""Commands that advise, check, plan, quote, submit, queue and sweep."""

@@ -1,4 +1,4 @@
-"""advise: prompt, few-shot, retrieval or tuning, and why."""
+"""The command `advise`."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NeedOptions:
-    """Options for what the answers must be like."""
+    """Options for requirements on the answers."""
 
     private: Annotated[bool, typer.Option("--private", help="The data must not leave your machines.")] = False
     latency_ms: Annotated[
-        int | None, typer.Option(min=1, help="Maximum response time; predicts the actual one.")
+        int | None, typer.Option(min=1, help="Maximum response time. Also predicts the actual response time.")
     ] = None
     changing: Annotated[bool, typer.Option("--changing", help="The facts in the answers change often.")] = (
         False

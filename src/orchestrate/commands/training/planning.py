@@ -1,4 +1,4 @@
-"""check, plan, quote: what a run would be and cost, before anything is sent. All offline."""
+"""The commands `check`, `plan` and `quote`."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def quote(
     serving: ServingOptions,
     priced: PriceOptions,
     live: Annotated[
-        bool, typer.Option("--live", help="Also ask the hosts for an estimate. This uploads the data.")
+        bool, typer.Option("--live", help="Also request an estimate from the hosts. This uploads the data.")
     ] = False,
     shown: QuoteView,
 ) -> Output[list[Quote]] | Output[Quoted]:

@@ -1,4 +1,4 @@
-"""queue: runs that wait for a place, one after another."""
+"""The `queue` commands."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def add(
 
     If the data changes or the price rises before it can start, the entry is held and you are notified."""
     if spending.key is not None:
-        raise UsageError("a queue entry is submitted once, so it needs no --idempotency-key")
+        raise UsageError("a queue entry is only submitted once, so --idempotency-key cannot be used")
     spec = asked.read(provider, max_cost=spending.max_cost)
     with orchestrator(context, made_by=spending.by) as ft:
         names = ft.backends(provider)

@@ -1,4 +1,4 @@
-"""rerun: a run once more, here or on another backend."""
+"""The command `rerun`."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def rerun(
 ) -> Output[list[Run]]:
     """Repeat a run from its saved spec, on the same backend or another one.
 
-    Compares the data's hash with the original run, then checks, quotes and asks like submit. A sandbox
-    run is repeated in the sandbox."""
+    Compares the data's hash with the original run, then checks, quotes and asks for confirmation like submit.
+    A sandbox run is repeated in the sandbox."""
     from orchestrate.runs.rerun import spec_of
     from orchestrate.spec import specfile
 

@@ -1,4 +1,4 @@
-"""submit: start the run on one or more backends."""
+"""The command `submit`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SpendingOptions:
-    """Options for what the user agrees to spend, and for the run's owner."""
+    """Options for spending limits, repeated submits and the run's owner."""
 
     max_cost: Annotated[
         str | None,
@@ -108,11 +108,11 @@ class Carrying:
     strict: bool
     watch: bool
     repeated: str | None = None
-    """Id of an ended run to repeat on purpose, without asking a question."""
+    """Id of an ended run that may be repeated without confirmation."""
     named: str = ""
-    """The spec file, as printed commands name it."""
+    """The spec file as shown in printed commands."""
     tell: Callable[[Prepared], None] | None = None
-    """Notes to show, or errors to raise, before any question."""
+    """Shows notes or raises errors before any confirmation."""
 
 
 def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) -> Output[list[Run]]:
@@ -215,7 +215,7 @@ def _announce(
     ft: Orchestrator, names: list[str], quotes: list[Quote], caps: dict[str, Decimal | None]
 ) -> None:
     if pretended := days.pretended(days.today()):
-        warn(f"{pretended}; the host bills by its own date")
+        warn(f"{pretended}. The host bills by its own date")
     for name, quote in zip(names, quotes, strict=True):
         backend = ft.provider(name)
         head = [SANDBOX, "  "] if backend.sandbox else []

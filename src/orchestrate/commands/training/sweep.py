@@ -1,4 +1,4 @@
-"""sweep: which settings are best, by trials that are runs as any other, within one budget."""
+"""The command `sweep`."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class SpaceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SeenOptions:
-    """Options for what to show and write."""
+    """Options for output."""
 
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the best spec to this file.")

@@ -138,7 +138,7 @@ def _rest(translation: Translation) -> None:
     if translation.overrides is not None:
         from orchestrate.spec import specfile
 
-        note(f"it runs on {translation.provider} with these lines (write them with --fix):")
+        note(f"the spec runs on {translation.provider} with these lines (write them with --fix):")
         out.print(hide(specfile.overrides_block(translation.provider, translation.overrides)), style="cyan")
     if translation.memory is not None:
         show_memory(translation.memory, of=translation.provider)

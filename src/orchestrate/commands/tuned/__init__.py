@@ -1,1 +1,1 @@
-"""A tuned model in use: chat, files, exports, and GPUs that serve it."""
+"""Commands that use tuned models: chat, download, export, verify and deploy."""

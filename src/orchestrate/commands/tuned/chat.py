@@ -1,4 +1,4 @@
-"""chat, download: the tuned model of a run."""
+"""The commands `chat` and `download`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""export, merge, verify: a tuned model written out, several made one, and the proof of what is served."""
+"""The commands `export`, `merge` and `verify`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ AcceptOpt = Annotated[
     typer.Option(
         "--accept-license",
         metavar="LICENSE",
-        help="License of the base model whose terms you accept.",
+        help="Name of the base model's license, to accept its terms.",
     ),
 ]
 STYLES = {"passed": "green", "failed": "red", "unknown": "yellow", "proved": "green", "in part": "yellow"}

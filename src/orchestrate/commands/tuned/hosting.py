@@ -1,4 +1,4 @@
-"""deploy, undeploy, deployments: tuned models on GPUs of their hosts, which bill by the hour."""
+"""The commands `deploy`, `undeploy` and `deployments`."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def _show_taken(taken: TakenDown, where: str, cost: Decimal | None, left_s: floa
         )
         warn(
             f"{record.provider} still has {record.host_id} ({record.raw_state}), shutdown requested: "
-            f"{bills}; check again with: {again}"
+            f"{bills}. To check again: {again}"
         )
 
 
@@ -226,7 +226,7 @@ def deployments(
     with orchestrator(context) as ft:
         handles = ft.deployments(over=None if all else False)
         costs = [one.spent_usd for one in handles]
-    none = "nothing is deployed" if not all else "nothing was ever deployed"
+    none = "nothing is deployed" if not all else "no deployments yet"
     found = [one.record for one in handles]
     return Output(found, lambda found: _show(found, costs) if found else note(none))
 
