@@ -637,7 +637,7 @@ def _by_own_money(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
         return
     month = text.money(best.monthly_usd)
     once = text.span(price.low_usd if price.expected_usd is None else price.expected_usd, price.counted_usd)
-    reason = f"serving costs {month} per month on {best.place}, tuned or not; tuning adds {once} once"
+    reason = f"serving costs {month} per month on {best.place}, whether tuned or not. Tuning adds {once} once"
     yield AdviceVote(ways=(Way.TUNE_OWN,), points=0, reason=reason, turns="")
 
 

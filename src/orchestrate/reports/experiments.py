@@ -93,8 +93,8 @@ def notes(report: ExperimentReport) -> list[str]:
     alpha = report.plan.rule.alpha
     found.append(
         "You can check the results anytime: the probability of a false claim is at most "
-        f"{alpha:.2g}, and the same again for all guardrails combined. Each user counts once per "
-        "phase; differences are tuned minus base within phases of the same share."
+        f"{alpha:.2g}, and the same again for all guardrails combined. Each user counts once per phase. "
+        f"Differences are tuned minus base, within phases with the same share."
     )
     return found
 

@@ -39,8 +39,8 @@ def _worlds(runs: Sequence[Compared]) -> Iterable[Reason]:
     if made_up and len(made_up) < len(runs):
         yield Reason(
             aspect="all",
-            text=f"{text.joined(made_up)} ran in a sandbox, which trains a tiny model in place of the "
-            "named one; the others did not",
+            text=f"{text.joined(made_up)} ran in a sandbox, which trains a tiny model in place of the named "
+            f"one. The others did not",
         )
 
 
@@ -258,8 +258,8 @@ def notes(runs: Sequence[Compared]) -> list[str]:
     found: list[str] = []
     if any(c.run.sandbox for c in runs):
         found.append(
-            "Prices of a sandbox follow the host's rates; losses, scores and times say nothing about "
-            "the host's real model."
+            "Sandbox prices follow the host's rates. Losses, scores and times say nothing about the host's "
+            "real model."
         )
     guessed = [c.label for c in runs if c.train_curve and not c.tokens_known]
     if guessed:

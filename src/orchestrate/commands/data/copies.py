@@ -152,8 +152,8 @@ class Sides:
         bool,
         typer.Option(
             "--exact/--no-exact",
-            help="Match the shares exactly, even in small files; --no-exact places each row by its "
-            "content alone.",
+            help="Match the shares exactly, even in small files. --no-exact places each row by its content "
+            "alone.",
         ),
     ] = True
 
@@ -168,7 +168,7 @@ def split(
         ),
     ] = "80/10/10",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Output folder; default: FILE's name.")
+        Path | None, typer.Option("-o", "--output", help="Output folder. Default: FILE's name.")
     ] = None,
     *,
     sides: Sides,
@@ -213,7 +213,7 @@ def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) 
         shown.add_row(part.split, f"{part.rows:,}", f"{part.share:.1%}", part.path)
     out.print(shown)
     note(
-        f"{count(report.groups, 'group')} never divided; {count(report.left_out, 'row')} with errors dropped"
+        f"{count(report.groups, 'group')} never divided. Dropped {count(report.left_out, 'row')} with errors"
     )
     note_rewritten(report)
     if report.pooled:
@@ -331,7 +331,7 @@ def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Genera
         if report.unread:
             note(
                 f"unused columns: {', '.join(report.unread)}. If one of them marks internal "
-                "messages, remove those messages; otherwise the model trains on them"
+                "messages, remove those messages. Otherwise, the model trains on them"
             )
         if report.internal:
             plural = "s" if len(report.internal_by) > 1 else ""

@@ -35,7 +35,7 @@ class Points:
         ),
     ] = "0.125,0.25,0.5,1"
     seeds: Annotated[
-        int, typer.Option(min=1, max=20, help="Runs per fraction; their spread is included in the intervals.")
+        int, typer.Option(min=1, max=20, help="Runs per fraction. Their spread is included in the intervals.")
     ] = 1
     more: Annotated[int, typer.Option(min=1, help="Number of additional rows to project.")] = 1000
     compare: Annotated[

@@ -40,7 +40,7 @@ KeyVariableOpt = Annotated[
 ]
 MaxCostOpt = Annotated[
     str | None,
-    typer.Option(metavar="USD", help="Cost limit across all runs; needs a model with a known price."),
+    typer.Option(metavar="USD", help="Cost limit across all runs. Requires a model with a known price."),
 ]
 
 
@@ -48,7 +48,7 @@ MaxCostOpt = Annotated[
 class TeacherOptions:
     """Options for the model that generates rows and its host."""
 
-    host: Annotated[str | None, typer.Option(help="A configured host; default: openai.")] = None
+    host: Annotated[str | None, typer.Option(help="A configured host. Default: openai.")] = None
     base_url: Annotated[str | None, typer.Option(help="Use any OpenAI-compatible API instead.")] = None
     key_variable: KeyVariableOpt = None
 
@@ -69,7 +69,7 @@ class GenerateOptions:
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Concurrent requests.")] = 4
     max_tokens: MaxTokensOpt = 4096
     temperature: Annotated[
-        float | None, typer.Option(min=0, max=2, help="Sampling temperature; default: the host's.")
+        float | None, typer.Option(min=0, max=2, help="Sampling temperature. Default: the host's.")
     ] = None
     threshold: Annotated[
         float,
@@ -151,7 +151,7 @@ def review(
     export: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Only export the rows accepted so far.")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; default: any free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port. Default: any free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
 ) -> Iterator[Output[Reviewing] | Output[ExportReport]]:
     """Accept, edit or reject rows on a local page by keyboard. Press Ctrl-C to stop, and run it again to
@@ -169,7 +169,7 @@ def review(
         yield Output(
             Reviewing(url=page.url, counts=counts), lambda shown: out.print(shown["url"], soft_wrap=True)
         )
-        note(f"{counts.pending:,} of {count(counts.rows, 'row')} to review; Ctrl-C ends the review")
+        note(f"{counts.pending:,} of {count(counts.rows, 'row')} to review. Ctrl-C ends the review")
         if browser and err.is_terminal:
             import webbrowser
 
@@ -210,7 +210,7 @@ def _show(report: GenerateReport) -> None:
     if report.stopped != "rows":
         why = {
             "repeating": "the model repeats itself: try new seeds, --instructions or a higher --temperature",
-            "budget": "the budget is used up; raise budget_usd and run the same command to continue",
+            "budget": "the budget is used up. To continue, raise budget_usd and run the same command again",
         }
         note(f"stopped early: {why.get(report.stopped, f'--{report.stopped} was reached')}")
     if report.rows:

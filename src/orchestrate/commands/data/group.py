@@ -87,7 +87,7 @@ class CheckTarget:
     near: Annotated[
         bool | None,
         typer.Option(
-            "--near/--no-near", help="Check for near-duplicates too; default: only with several files."
+            "--near/--no-near", help="Check for near-duplicates too. Default: only with several files."
         ),
     ] = None
     strict: Annotated[bool, typer.Option("--strict", help="Treat unused columns and fields as errors.")] = (

@@ -16,7 +16,7 @@ from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt
 from orchestrate.errors import UsageError
 
 FileArg = Annotated[str, typer.Argument(metavar="FILE", help="A file, a dataset folder, a URL, or -.")]
-WorkersOpt = Annotated[int | None, typer.Option(min=1, help="Number of processes; default: one per core.")]
+WorkersOpt = Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")]
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Count with this model's tokenizer.")]
 TokenizerOpt = Annotated[
     str | None, typer.Option(help="o200k, cl100k, harmony, qwen3.5, hf:FOLDER, FAMILY~COUNTER.")

@@ -46,7 +46,7 @@ class RecordOptions:
 
     prompts: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Held-out rows, or a request log; default: the run's test file."),
+        typer.Option(metavar="FILE", help="Held-out rows, or a request log. Default: the run's test file."),
     ] = None
     n: Annotated[
         int | None,
@@ -114,7 +114,7 @@ def record(
             _tell(plan)
             high, unpriced, limited = plan.asked.high_usd, plan.asked.unpriced, max_cost is not None
             require_agreed("Record?", high_usd=high, unpriced=unpriced, limited=limited, yes=yes)
-            kept = "answers so far are saved; run the same command again to continue"
+            kept = "the answers so far are saved. To continue, run the same command again"
             with goes_on(kept), asking_bar(plan.asked.questions) as progress:
                 done = prepared.run(progress)
     return Output(done, _show)

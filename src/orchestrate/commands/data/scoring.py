@@ -167,7 +167,7 @@ def select(
         ),
     ],
     keep: Annotated[float, typer.Option(metavar="FRACTION", help="Fraction of the rows to keep.")] = 0.5,
-    scores: Annotated[Path | None, typer.Option(help="Score file; default: FILE.scores.jsonl.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Score file. Default: FILE.scores.jsonl.")] = None,
     output: OutputOpt = None,
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
@@ -190,7 +190,7 @@ def select(
 
 def _show_selected(report: SelectReport, by: str) -> None:
     out.print(f"{report.output}: {count(report.kept, 'row')} of {report.rows:,}", soft_wrap=True)
-    note(f"{count(report.left_out, 'row')} left out; the reasons are in {report.left_out_file}")
+    note(f"{count(report.left_out, 'row')} left out. The reasons are in {report.left_out_file}")
     if report.tied:
         tied = count(report.tied, "row")
         note(f"{tied} left out with the same {by} as the last row kept (earlier rows win ties)")

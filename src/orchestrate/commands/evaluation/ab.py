@@ -69,7 +69,7 @@ class Going:
     ] = 60.0
     user_header: Annotated[
         str,
-        typer.Option(help="Request header with the user; default: safety_identifier or user in the body."),
+        typer.Option(help="Request header with the user. Default: safety_identifier or user in the body."),
     ] = "x-user-id"
     timeout_s: Annotated[
         float,
@@ -121,7 +121,7 @@ def serve(
             shown = ABServing(url=url, model=name, id=experiment.id, share=phase.share, auto=going.auto)
             yield Output(shown, lambda shown: print_text(f"{shown['url']}\n  {shown['model']}"))
             note(
-                f"{phase.share:.0%} of users get the tuned model; identify the user with {going.user_header}"
+                f"{phase.share:.0%} of users get the tuned model. Identify each user with {going.user_header}"
             )
             note(f"outcomes: POST {url}/ab/outcomes, or  orchestrate ab record {name} FILE.jsonl")
             note(
@@ -272,4 +272,4 @@ def _show_list(listed: Sequence[ExperimentReport]) -> None:
     for one in listed:
         out.print(experiments.standing(one), soft_wrap=True)
     if not listed:
-        note("no experiments yet; start one with: orchestrate ab serve PLAN.yaml")
+        note("no experiments yet. To start one: orchestrate ab serve PLAN.yaml")

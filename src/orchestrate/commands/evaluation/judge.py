@@ -55,7 +55,8 @@ class Rivals:
     base_precision: Annotated[
         Literal["16-bit", "nf4", "both"],
         typer.Option(
-            help="Precision of the base on this machine; both also measures the effect of 4-bit quantization."
+            help="Precision of the base on this machine. `both` also measures the effect of 4-bit "
+            "quantization."
         ),
     ] = "16-bit"
     shots: Annotated[
@@ -76,7 +77,7 @@ class Rivals:
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Contender to compare all others with; default: each run's own base."
+            metavar="NAME", help="Contender to compare all others with. Default: each run's own base."
         ),
     ] = None
     on: Annotated[
@@ -93,7 +94,7 @@ class TestRowOptions:
     """Options for which test rows to send and how."""
 
     test: Annotated[
-        str | None, typer.Option("--test", help="Held-out rows; default: the spec's test file.")
+        str | None, typer.Option("--test", help="Held-out rows. Default: the spec's test file.")
     ] = None
     columns: MapOpt = None
     ignored: IgnoreOpt = None
@@ -111,7 +112,7 @@ class TestRowOptions:
     seed: Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")] = 0
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Rows per batch on this machine; 1 gives the same answers as chat."),
+        typer.Option(min=1, help="Rows per batch on this machine. 1 gives the same answers as chat."),
     ] = None
     response_format: Annotated[
         Path | None,
@@ -139,7 +140,7 @@ class Decision:
             "--metrics",
             "--metric",
             metavar="NAMES",
-            help="Comma-separated metrics; the first one decides. See --list.",
+            help="Comma-separated metrics. The first one decides. See --list.",
         ),
     ] = None
     rubric: Annotated[Path | None, typer.Option(help="YAML rubric for judge:MODEL and judge_pair:MODEL.")] = (
@@ -341,7 +342,7 @@ def compare(
     ],
     format: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "table",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Output file; its extension sets the format.")
+        Path | None, typer.Option("-o", "--output", help="Output file. Its extension sets the format.")
     ] = None,
     whole: Annotated[
         bool, typer.Option("--all", help="Show all numbers and findings, not only the decisive ones.")

@@ -48,7 +48,7 @@ class ReviewSelection:
     rubric: Annotated[Path | None, typer.Option(help="YAML with question, guide and criteria.")] = None
     contenders: Annotated[
         list[str] | None,
-        typer.Option("--contender", metavar="NAME", help="Show only this contender; default: all."),
+        typer.Option("--contender", metavar="NAME", help="Show only this contender. Default: all."),
     ] = None
     against: Annotated[
         str | None, typer.Option(metavar="NAME", help="Show only pairs with this contender.")
@@ -58,7 +58,7 @@ class ReviewSelection:
         str | None,
         typer.Option(
             metavar="ID",
-            help="Evaluation to rate; needs no run. Default: the newest one with all these runs.",
+            help="Evaluation to rate, without naming runs. Default: the newest one with all these runs.",
         ),
     ] = None
     seed: Annotated[
@@ -74,19 +74,19 @@ class ReviewAddress:
     raters: Annotated[
         str,
         typer.Option(
-            metavar="NAMES", help="Raters, comma-separated, with one link each; default: one link for all."
+            metavar="NAMES", help="Raters, comma-separated, with one link each. Default: one link for all."
         ),
     ] = ""
     host: Annotated[
         str | None,
         typer.Option(
-            help="Address to serve on, such as 0.0.0.0 to allow phones; default: this machine only."
+            help="Address to serve on, such as 0.0.0.0 to allow phones. Default: this machine only."
         ),
     ] = None
     name: Annotated[list[str] | None, typer.Option("--name", help="External host name of this machine.")] = (
         None
     )
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; default: any free one.")] = 0
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port. Default: any free one.")] = 0
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True
 
 
@@ -96,7 +96,7 @@ class Else:
 
     results: Annotated[bool, typer.Option("--results", help="Show the results so far.")] = False
     export: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=".csv: a sheet to fill in; .jsonl: the ratings.")
+        Path | None, typer.Option(metavar="FILE", help=".csv for a sheet to fill in, .jsonl for the ratings.")
     ] = None
     take: Annotated[
         Path | None, typer.Option("--import", metavar="FILE.csv", help="Import a filled sheet.")
@@ -337,7 +337,7 @@ def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None 
 def _show(found: ReviewResult) -> None:
     review = found.review
     if not found.ratings:
-        note(f"{review.id} has no ratings yet; collect some with: orchestrate review {review.id}")
+        note(f"{review.id} has no ratings yet. To collect some: orchestrate review {review.id}")
         return
     if review.kind == "pairs":
         _show_pairs(found)

@@ -41,7 +41,7 @@ def take(
     from orchestrate.migration import importing
 
     at = since.replace(tzinfo=UTC) if since else None
-    kept = "imported jobs are saved; run the same command again to continue"
+    kept = "imported jobs are saved. To continue, run the same command again"
     with orchestrator(context) as ft, goes_on(kept):
         taken: list[AccountImport] = []
         for name in ft.backends(providers):

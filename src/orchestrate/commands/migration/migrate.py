@@ -55,7 +55,7 @@ class ParityOptions:
     test: Annotated[
         str | None,
         typer.Option(
-            "--test", metavar="FILE", help="Held-out rows; default: those of the run or of its recording."
+            "--test", metavar="FILE", help="Held-out rows. Default: those of the run or of its recording."
         ),
     ] = None
     old: Annotated[
@@ -64,7 +64,7 @@ class ParityOptions:
     ] = "auto"
     metrics: Annotated[
         list[str] | None,
-        typer.Option("--metrics", metavar="NAMES", help="Comma-separated metrics; the first one decides."),
+        typer.Option("--metrics", metavar="NAMES", help="Comma-separated metrics. The first one decides."),
     ] = None
     margin: Annotated[
         float, typer.Option(help="Accepted drop for parity: 0.05 means 5 percentage points.")
@@ -92,7 +92,7 @@ class Steps:
     """Options for the steps to carry out."""
 
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Propose, translate and quote; send nothing.")
+        bool, typer.Option("--dry-run", help="Propose, translate and quote. Sends nothing.")
     ] = False
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until the new models are trained, then compare.")
@@ -266,7 +266,7 @@ def finish(
     for name, handle in handles:
         if not handle.status.terminal:
             note(
-                f"{name}: waiting for run {handle.id}; if interrupted, run the same command again to continue"
+                f"{name}: waiting for run {handle.id}. If interrupted, run the same command again to continue"
             )
         handle.wait()
         note(f"{name}: run {handle.id} {handle.status.value}")

@@ -167,7 +167,7 @@ def _show_kept(found: Sequence[AccountStorage]) -> None:
     elif found:
         note("no files or tuned models found in the accounts that could be read")
     else:
-        note("no account was queried; to query sandboxes: orchestrate sandbox run -- orchestrate stored")
+        note("no account was queried. To query sandboxes: orchestrate sandbox run -- orchestrate stored")
     for one in found:
         if one.gap and not one.listed:
             warn(f"could not read {one.provider}: {one.reason}")

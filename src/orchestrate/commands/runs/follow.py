@@ -386,7 +386,7 @@ def _well(run: Run) -> bool:
 def _show_stopped(ended: WatchStopped) -> None:
     watchers = ended["stopped"]
     note(
-        f"{count(watchers, 'background watcher')} stopped; the runs continue"
+        f"{count(watchers, 'background watcher')} stopped. The runs continue"
         if watchers
         else "no background watcher is running"
     )
@@ -394,9 +394,9 @@ def _show_stopped(ended: WatchStopped) -> None:
 
 def _leave(handles: list[RunHandle], interrupt: KeyboardInterrupt, *, in_background: bool) -> None:
     ids = " ".join(h.id for h in handles[:_ASKED_AT_ONCE]) if len(handles) <= _ASKED_AT_ONCE else ""
-    err.print(f"\ninterrupted; the run continues. Return with: orchestrate watch {ids}".rstrip())
+    err.print(f"\ninterrupted. The run continues. To return: orchestrate watch {ids}".rstrip())
     if in_background:
-        err.print("still watching in the background; to stop: orchestrate watch --stop")
+        err.print("still watching in the background. To stop: orchestrate watch --stop")
     sys.stderr.flush()
     # A watching thread may be in the middle of a request; nothing of it is worth waiting for.
     os._exit(128 + next(iter(interrupt.args), signal.SIGINT))

@@ -106,7 +106,7 @@ def _nothing(provider: str | None, elsewhere: int, kept: int, *, narrowed: bool)
     if provider is None and not narrowed:
         return "no runs yet: orchestrate submit"
     guess = meant(provider, completing.backend("")) if provider else ""
-    return f"no run matches{guess}; list all with: orchestrate runs"
+    return f"no run matches{guess}. To list all: orchestrate runs"
 
 
 def _show(found: Sequence[Run], deployed: Sequence[DeploymentHandle], *, sandbox: bool) -> None:

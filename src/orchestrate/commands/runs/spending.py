@@ -53,9 +53,9 @@ class SpendingSelection:
     month: Annotated[
         str | None, typer.Option(help="Show only this month, such as 2026-11.", metavar="MONTH")
     ] = None
-    offline: Annotated[bool, typer.Option("--offline", help="Use only the store; do not contact hosts.")] = (
-        False
-    )
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use only the store, without contacting hosts.")
+    ] = False
     sandbox: Annotated[
         bool, typer.Option("--sandbox", help="Show sandbox spending and deployments instead.")
     ] = False
@@ -351,8 +351,8 @@ def notes(report: SpendingReport) -> list[Text]:
     if given_up := report.total.abandoned:
         told.append(
             Text(
-                f"abandoned: {joined(list(given_up))}; their last known cost counts, and their "
-                "hosts are no longer checked",
+                f"abandoned: {joined(list(given_up))}. Their last known cost counts, and their hosts are no "
+                "longer checked",
                 style="dim",
             )
         )

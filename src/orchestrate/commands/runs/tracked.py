@@ -254,7 +254,7 @@ def cancel(context: typer.Context, run: RunArg, yes: YesOpt = False) -> Iterator
     unsettled = after.phase in UNSETTLED
     yield Output(after, _show_status, OutcomeUnknown.exit_code if unsettled else 0)
     if unsettled:
-        note("the host may have its job; to cancel it once it is found:  orchestrate sync")
+        note("the host may have the job. To cancel it once it is found:  orchestrate sync")
 
 
 @command
@@ -361,7 +361,7 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
                 "with: orchestrate cancel"
             )
         elif not record.status.terminal:
-            note("the host has no job for this run yet; check again with: orchestrate sync")
+            note("the host has no job for this run yet. To check again: orchestrate sync")
         return record
     try:
         return handle.refresh()

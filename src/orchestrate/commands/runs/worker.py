@@ -63,7 +63,7 @@ def worker(
         watched = "all backends" if provider == "all" else provider
         runs = [r for r in ft.active_runs() if only is None or r.record.provider in only]
         note(f"watching {count(len(runs), 'run')} in progress and any new ones on {watched}")
-        note(f"notifying {ft.settings.notify.told}; Ctrl-C stops watching, runs continue")
+        note(f"notifying {ft.settings.notify.told}; Ctrl-C stops watching. Runs continue")
 
         def shown(reports: list[SyncReport]) -> None:
             for problem in watcher.problems:
@@ -74,7 +74,7 @@ def worker(
 
         watcher.run(stop, until_idle=until_idle, on_turn=shown)
     if stop.is_set():
-        note("stopped watching; the runs continue")
+        note("stopped watching. The runs continue")
 
 
 @command
@@ -108,7 +108,7 @@ def recover(
     if report.offered:
         there = "" if provider == "all" else f" -p {provider}"
         way = f"orchestrate recover{there} --all   (or name them)"
-        note(f"{len(report.offered)} not recovered; to recover them: {way}")
+        note(f"{len(report.offered)} not recovered. To recover them: {way}")
 
 
 def _show(recovered: Recovered, unsearched: list[Failure]) -> None:
@@ -117,14 +117,14 @@ def _show(recovered: Recovered, unsearched: list[Failure]) -> None:
         for run_id in getattr(report, verb):
             out.print(f"{verb} {run_id}")
     for ref in report.doubled:
-        warn(f"{ref} has more than one job; see: orchestrate events {ref}")
+        warn(f"{ref} has more than one job. To see them: orchestrate events {ref}")
     for failure in report.failures:
         tell = warn if failure in unsearched else note
         tell(f"{failure.provider} could not be fully searched: {failure.message}")
     for run_id, words in report.counted.items():
         note(f"{run_id} counts {words}")
     for run_id in report.deployments:
-        warn(f"{run_id} is deployed and billed; to take it down: orchestrate undeploy {run_id}")
+        warn(f"{run_id} is deployed and billed. To take it down: orchestrate undeploy {run_id}")
     unseen = dict.fromkeys(failure.provider for failure in unsearched)
     gap = f"; {joined(list(unseen))} could not be searched" if unseen else ""
     note(f"{count(len(report.recovered), 'run')} recovered, {len(report.known)} already known{gap}")

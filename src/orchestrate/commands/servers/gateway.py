@@ -67,7 +67,7 @@ class GatewayAddress:
 
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000
     host: Annotated[
-        str, typer.Option(help="Address to serve on; addresses other than loopback need keys and TLS.")
+        str, typer.Option(help="Address to serve on. Addresses other than loopback need keys and TLS.")
     ] = "127.0.0.1"
     names: Annotated[list[str] | None, typer.Option("--name", help="Accept this host name too.")] = None
     behind_proxy: Annotated[
@@ -106,7 +106,7 @@ def gateway(context: typer.Context, *, where: GatewayAddress) -> Iterator[Output
             yield Output(GatewayShown(url=up.url, models=models), _show)
             if not models:
                 warn("no model is mapped, so clients cannot fine-tune anything (docs/gateway.md)")
-            note("Ctrl-C finishes open requests and stops; jobs continue and reappear here after a restart")
+            note("Ctrl-C finishes open requests and stops. Jobs continue and reappear here after a restart")
             ended.wait()
 
 

@@ -41,7 +41,7 @@ TrainOpt = Annotated[
 ]
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Folder of another model to train.")]
 SlotsOpt = Annotated[
-    int | None, typer.Option("--slots", min=1, help="Concurrent trainings; default: 3, one per host.")
+    int | None, typer.Option("--slots", min=1, help="Concurrent trainings. Default: 3, one per host.")
 ]
 ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="Threads per training.")]
 AlsoOpt = Annotated[
@@ -94,7 +94,7 @@ def sandbox(
             SandboxUp(sandbox=True, env=running.env, urls=running.urls, home=str(running.home)), _show
         )
         note(f"sandbox on {', '.join(running.urls.values())}; jobs are saved in {running.home}")
-        note("copy the lines above into another shell; Ctrl-C stops the hosts")
+        note("copy the lines above into another shell. Ctrl-C stops the hosts")
         ended.wait()
 
 

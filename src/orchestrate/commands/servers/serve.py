@@ -39,10 +39,10 @@ class Added(TypedDict):
 
 
 PortOpt = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")]
-HostOpt = Annotated[str, typer.Option(help="Address to serve on; addresses other than loopback need keys.")]
+HostOpt = Annotated[str, typer.Option(help="Address to serve on. Addresses other than loopback need keys.")]
 NamesOpt = Annotated[list[str] | None, typer.Option("--name", help="Accept this host name too.")]
 CpuThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
-DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")]
+DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")]
 PrecisionOpt = Annotated[
     Literal["bf16", "fp16", "fp32"] | None,
     typer.Option(help="Precision for compute and unquantized weights. Default: chosen for the device."),
@@ -202,7 +202,7 @@ def serve(
             for proof in for_people(proofs) or failed:
                 show_proof(proof)
             if failed:
-                warn("nothing is served; to serve it anyway: --no-prove")
+                warn("nothing is served. To serve it anyway: --no-prove")
                 raise typer.Exit(1)
             shown = ServeReport(
                 url=f"{up.url}/v1",

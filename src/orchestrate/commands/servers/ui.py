@@ -19,13 +19,13 @@ class UiShown(TypedDict):
 @command
 def ui(
     context: typer.Context,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; default: any free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port. Default: any free one.")] = 0,
     read_only: Annotated[
         bool, typer.Option("--read-only", help="Serve read-only pages, for a dashboard or a colleague.")
     ] = False,
     open: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     host: Annotated[
-        str, typer.Option(help="Address to serve on; addresses other than loopback need --read-only.")
+        str, typer.Option(help="Address to serve on. Addresses other than loopback need --read-only.")
     ] = "127.0.0.1",
     name: Annotated[
         list[str] | None, typer.Option("--name", help="External host name of this machine.")
@@ -43,7 +43,7 @@ def ui(
         watcher = None if read_only else watching.watcher(ft)
         with serving(ft, watcher, host=host, port=port, names=name or (), read_only=read_only) as url:
             yield Output(UiShown(url=url, read_only=read_only), lambda shown: print_text(shown["url"]))
-            note("anyone with the link can use these pages; Ctrl-C stops the server, and runs continue")
+            note("anyone with the link can use these pages. Ctrl-C stops the server. Runs continue")
             if open:
                 import webbrowser
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
-ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")]
-DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")]
+ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")]
+DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")]
 
 
 @app.command()
@@ -30,7 +30,7 @@ DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU
 def bench(
     context: typer.Context,
     model: Annotated[
-        Path | None, typer.Option(help="A model folder; default: a random model of a fixed shape.")
+        Path | None, typer.Option(help="A model folder. Default: a random model of a fixed shape.")
     ] = None,
     threads: ThreadsOpt = None,
     device: DeviceOpt = None,
@@ -67,7 +67,7 @@ class Trained:
     rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Rank of the adapter.")] = 16
     length: Annotated[int, typer.Option(min=8, help="Tokens in the longest row.")] = 2048
     rows: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 1
-    pairs: Annotated[bool, typer.Option(help="Plan for preference pairs; each answer counts as one row.")] = (
+    pairs: Annotated[bool, typer.Option(help="Plan for preference pairs. Each answer counts as one row.")] = (
         False
     )
     eight_bit: Annotated[bool, typer.Option("--8-bit-adamw", help="Use an 8-bit optimizer.")] = False
@@ -83,7 +83,7 @@ def memory(
     how: Trained,
     device: DeviceOpt = None,
     available: Annotated[
-        float | None, typer.Option(help="Plan for this much memory in GiB; default: this machine's.")
+        float | None, typer.Option(help="Plan for this much memory in GiB. Default: this machine's.")
     ] = None,
 ) -> Output[MemoryPlan]:
     """Estimate the memory for training a model, and whether it fits. Shows each part. Works offline."""

@@ -72,7 +72,7 @@ def keys_set(
         raise UsageError(
             "the key was not stored: on the command line it is visible to every program on this "
             "machine and stays in the shell history. Treat it as leaked",
-            fix="enter it with: orchestrate keys set NAME; read it from a file with: orchestrate keys "
+            fix="to enter it: orchestrate keys set NAME. To read it from a file: orchestrate keys "
             "set NAME < FILE",
         )
     settings = settings_of(context)
@@ -85,7 +85,7 @@ def keys_set(
         )
     given = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     if not (key := given.strip()):
-        raise UsageError("the key is empty; nothing was written")
+        raise UsageError("the key is empty. Nothing was written")
     host = settings.hosts.get(name)
     _require_a_host_of_its_own(name, key, host)
     path = key_file()
@@ -181,7 +181,7 @@ def keys_trust(
     name: Annotated[str | None, typer.Argument(help="Backend of the key.")] = None,
     host: Annotated[
         str | None,
-        typer.Argument(help="Host such as https://llm.example.com; default: the configured base URL."),
+        typer.Argument(help="Host such as https://llm.example.com. Default: the configured base URL."),
     ] = None,
     project: Annotated[
         bool,
@@ -263,9 +263,7 @@ def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
 @command
 def doctor(
     context: typer.Context,
-    online: Annotated[
-        bool, typer.Option("--online", help="Check the keys with the hosts; costs nothing.")
-    ] = False,
+    online: Annotated[bool, typer.Option("--online", help="Check the keys with the hosts (free).")] = False,
 ) -> Output[list[Check]]:
     """Check this machine, the keys and the store. Exit code 3 if something is wrong."""
     from orchestrate.setup import doctor as surgery
@@ -380,7 +378,7 @@ def plugins() -> Output[list[Plugin]]:
 
 def _show_plugins(rows: list[Plugin]) -> None:
     if not rows:
-        note("no installed package adds a backend; to write one, see docs/plugins.md")
+        note("no installed package adds a backend. To write one, see docs/plugins.md")
         return
     shown = table("backend", "package", "version", "profile", "options", "")
     for row in rows:

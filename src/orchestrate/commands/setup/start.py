@@ -45,7 +45,7 @@ def init(
     backends: Annotated[str, typer.Option("--for", help="Backends in the spec, comma-separated.")] = "all",
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Output spec; default: finetune.yaml there."),
+        typer.Option("-o", "--output", help="Output spec. Default: finetune.yaml there."),
     ] = None,
     force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
     columns: MapOpt = None,
@@ -67,7 +67,7 @@ def init(
         given = _as_given(backends, columns, ignored)
         beside = shlex.join(["orchestrate", "init", str(place), *given, "-o", named])
         raise UsageError(
-            f"{present[0]} already exists; nothing was written",
+            f"{present[0]} already exists. Nothing was written",
             fix=f"to replace it: --force. To write a second file and show the diff: {beside}",
         )
     if fitting:

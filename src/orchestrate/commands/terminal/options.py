@@ -66,8 +66,8 @@ TokensOpt = Annotated[
     TokensFrom,
     typer.Option(
         "--tokens",
-        help="exact: count all rows. sampled: count 2,000 rows of a file over 8 MiB; the price "
-        "range covers the 99% interval. none: skip counting (no price, no check for overlong rows).",
+        help="exact: count all rows. sampled: count 2,000 rows of a file over 8 MiB. The price range then "
+        "covers the 99% interval. none: skip counting (no price, no check for overlong rows).",
     ),
 ]
 
@@ -227,7 +227,7 @@ KeyVariableOpt = Annotated[
 ]
 MaxTokensOpt = Annotated[int, typer.Option(min=1, help="Maximum tokens per answer.")]
 TemperatureOpt = Annotated[
-    float, typer.Option(min=0, max=2, help="Sampling temperature; 0 always takes the most likely token.")
+    float, typer.Option(min=0, max=2, help="Sampling temperature. 0 always takes the most likely token.")
 ]
 SkipFailedOpt = Annotated[
     bool,
@@ -326,7 +326,7 @@ class AimOptions:
     max_cost: Annotated[
         str | None,
         typer.Option(
-            metavar="USD", help="Cost limit for all runs; no trial starts if it could exceed the limit."
+            metavar="USD", help="Cost limit for all runs. No trial starts if it could exceed the limit."
         ),
     ] = None
     yes: PayOpt = False

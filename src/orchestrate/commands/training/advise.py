@@ -204,7 +204,7 @@ def _show(found: Advice, name: str) -> None:
         out.print()
         out.print(shown.ownership_table(found.totals))
     note(
-        "a rule of thumb for a first decision; an evaluation of the base model on held-out rows is "
+        "this is a rule of thumb for a first decision. Evaluating the base model on held-out rows gives "
         "stronger evidence"
     )
 
@@ -224,6 +224,6 @@ def _show_latency(found: Sequence[Latency]) -> None:
     note(
         f"predicted for {first.input_tokens:,} tokens in and {first.output_tokens:,} out, one "
         f"request at a time, without queueing and network time, within a factor of {first.band:g} "
-        f"({SOURCE}). Batching makes it slower; prompt caches, 4-bit weights and speculative "
-        "decoding make it faster"
+        f"({SOURCE}). Batching makes answers slower. Prompt caches, 4-bit weights and speculative decoding "
+        f"make them faster"
     )

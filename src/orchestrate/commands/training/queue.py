@@ -33,7 +33,7 @@ app = typer.Typer(
     "succeeded. `worker`, `watch` and `queue run` submit them.",
 )
 OptionalNames = Annotated[
-    list[str] | None, typer.Argument(metavar="[ENTRY]...", help="Entries; default: the entire queue.")
+    list[str] | None, typer.Argument(metavar="[ENTRY]...", help="Entries. Default: the entire queue.")
 ]
 Names = Annotated[
     list[str],
@@ -117,9 +117,9 @@ def list_entries(
 
 def _show(entries: list[QueueEntry], paused: bool) -> None:
     if paused:
-        warn("the queue is paused; resume it with: orchestrate queue resume")
+        warn("the queue is paused. To resume it: orchestrate queue resume")
     if not entries:
-        note("the queue is empty; add a run with: orchestrate queue add SPEC -p BACKEND")
+        note("the queue is empty. To add a run: orchestrate queue add SPEC -p BACKEND")
         return
     columns: dict[str, list[str]] = {
         "entry": [entry.id for entry in entries],

@@ -28,7 +28,7 @@ def rerun(
         typer.Option(
             "--provider",
             "-p",
-            help="Backends, comma-separated; default: the run's own.",
+            help="Backends, comma-separated. Default: the run's own.",
             autocompletion=completing.backends,
         ),
     ] = None,

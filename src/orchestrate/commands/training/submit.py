@@ -67,7 +67,7 @@ class SpendingOptions:
         ),
     ] = None
     by: Annotated[
-        str | None, typer.Option("--by", metavar="NAME", help="Creator of the run; default: user@machine.")
+        str | None, typer.Option("--by", metavar="NAME", help="Creator of the run. Default: user@machine.")
     ] = None
 
 
@@ -138,7 +138,7 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) 
         if isinstance(error, KeyboardInterrupt):
             err.print("\ninterrupted. Progress is saved, and nothing is sent twice:")
             err.print(
-                "  find the run with: orchestrate runs; continue it with: orchestrate resume RUN",
+                "  to find the run: orchestrate runs. To continue it: orchestrate resume RUN",
                 style="cyan",
             )
         raise

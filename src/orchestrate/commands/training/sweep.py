@@ -64,7 +64,7 @@ class SpaceOptions:
     trials: Annotated[
         int,
         typer.Option(
-            min=0, help="Maximum number of trials; default: the full grid, or 20.", show_default=False
+            min=0, help="Maximum number of trials. Default: the full grid, or 20.", show_default=False
         ),
     ] = 0
     prune: Annotated[
@@ -80,7 +80,7 @@ class SpaceOptions:
     survivors: Annotated[
         int,
         typer.Option(
-            min=0, help="Number of trials to train in full afterwards; default: a third.", show_default=False
+            min=0, help="Number of trials to train in full afterwards. Default: a third.", show_default=False
         ),
     ] = 0
 
@@ -242,7 +242,7 @@ def carry_out(ft: Orchestrator, carried: Searching) -> None:
     with ended_by_signal() as stop:
         carried.run(watcher.turn, stop, told)
     if stop.is_set():
-        note("interrupted; its runs continue. Run the same command again to continue the sweep")
+        note("interrupted. Runs continue. To resume the sweep, run the same command again")
         raise typer.Exit(130)
 
 

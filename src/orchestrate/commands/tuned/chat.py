@@ -33,7 +33,7 @@ class ChatSettings:
     """Options for querying the model."""
 
     system: Annotated[
-        str | None, typer.Option(help='System message; default: the one in the training data; "" for none.')
+        str | None, typer.Option(help='System message. Default: the one in the training data; "" for none.')
     ] = None
     base: Annotated[bool, typer.Option(help="Chat with its base model instead.")] = False
     max_tokens: MaxTokensOpt = 512
@@ -55,7 +55,7 @@ def chat(
     context: typer.Context,
     run: RunArg,
     message: Annotated[
-        list[str] | None, typer.Argument(help="Message to send once; default: an interactive chat.")
+        list[str] | None, typer.Argument(help="Message to send once. Default: an interactive chat.")
     ] = None,
     *,
     asked: ChatSettings,
@@ -64,7 +64,7 @@ def chat(
     interactive chat, in which /new starts over and /exit quits. After a tool call, type the tool's result
     (one message per call)."""
     if message and not all(text.strip() for text in message):
-        raise UsageError("the message is empty; nothing was sent")
+        raise UsageError("the message is empty. Nothing was sent")
     options: dict[str, Any] = {"tools": _tools(asked.tools)} if asked.tools else {}
     options |= {"base": asked.base, "max_tokens": asked.max_tokens, "temperature": asked.temperature}
     with orchestrator(context) as ft, closing(_talk(ft.run(run), asked)) as talk:
@@ -203,7 +203,7 @@ def download(
     context: typer.Context,
     run: RunArg,
     to: Annotated[
-        Path | None, typer.Option("--to", help="Folder; default: models/RUN in the home folder.")
+        Path | None, typer.Option("--to", help="Folder. Default: models/RUN in the home folder.")
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="A checkpoint instead of the final model.")] = None,
 ) -> Output[Artifact]:

@@ -54,7 +54,7 @@ class ExportOptions:
         str, typer.Option("--quantize", help="GGUF quantization: Q4_K_M, Q8_0 ... or F16, BF16, F32.")
     ] = "Q4_K_M"
     llama_cpp: Annotated[
-        Path | None, typer.Option(help="llama.cpp checkout; default: the installed one.")
+        Path | None, typer.Option(help="llama.cpp checkout. Default: the installed one.")
     ] = None
     repo: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="For --to hub: repository to upload to.")
@@ -145,14 +145,14 @@ class Merging:
         ),
     ] = None
     weights: Annotated[
-        str | None, typer.Option(metavar="W,W", help="One weight per run; default: equal, summing to 1.")
+        str | None, typer.Option(metavar="W,W", help="One weight per run. Default: equal, summing to 1.")
     ] = None
     density: Annotated[
         float | None, typer.Option(help="For ties and dare_ties: fraction of values to keep (default 0.5).")
     ] = None
     rank: Annotated[
         int | None,
-        typer.Option(min=1, help="For svd: rank of the result; default: the highest rank of the inputs."),
+        typer.Option(min=1, help="For svd: rank of the result. Default: the highest rank of the inputs."),
     ] = None
 
     @property
@@ -222,7 +222,7 @@ class At:
         str | None, typer.Option("--at", metavar="URL|DIR|BACKEND", help="Default: the run's own backend.")
     ] = None
     model: Annotated[
-        str | None, typer.Option(help="Name of the model at the URL; default: the run's suffix or id.")
+        str | None, typer.Option(help="Name of the model at the URL. Default: the run's suffix or id.")
     ] = None
     base: Annotated[
         str | None, typer.Option(help="Name of the base model at the URL. Default: the one listed there.")

@@ -40,7 +40,7 @@ class DeployCommandLimits:
 
     shape: Annotated[
         str | None,
-        typer.Option(help="Hardware type, as the backend names it; default: the cheapest that fits."),
+        typer.Option(help="Hardware type, as the backend names it. Default: the cheapest that fits."),
     ] = None
     max_usd_per_hour: Annotated[
         str | None,
@@ -68,7 +68,7 @@ class DeployCommandLimits:
     ] = False
     by: Annotated[
         str | None,
-        typer.Option("--by", metavar="NAME", help="Owner of the deployment; default: user@machine."),
+        typer.Option("--by", metavar="NAME", help="Owner of the deployment. Default: user@machine."),
     ] = None
 
     @property
@@ -171,7 +171,7 @@ def undeploy(
     context: typer.Context,
     run: RunArg,
     at: Annotated[
-        str | None, typer.Option("--at", metavar="HOST", help="Host; default: wherever it is deployed.")
+        str | None, typer.Option("--at", metavar="HOST", help="Host. Default: wherever it is deployed.")
     ] = None,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait until the host confirms the shutdown.")
