@@ -44,7 +44,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_RUNS, "pause", "runs.tracked:pause", "Pause a run on backends that support it."),
     (_RUNS, "resume", "runs.tracked:resume", "Resume a paused or interrupted run."),
     (_RUNS, "abandon", "runs.tracked:abandon", "Give up on a run you can't reach, and release its budget."),
-    (_RUNS, "note", "runs.tracked:annotate", "Add a note to a run, or archive it."),
+    (_RUNS, "note", "runs.tracked:annotate", "Write a note on a run, or archive it."),
     (_RUNS, "sync", "runs.follow:sync", "Update all runs and resolve requests whose response was lost."),
     (_RUNS, "worker", "runs.worker:worker", "Watch all runs and notify when one ends."),
     (

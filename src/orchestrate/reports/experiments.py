@@ -94,7 +94,7 @@ def notes(report: ExperimentReport) -> list[str]:
     found.append(
         "You can check the results anytime: the probability of a false claim is at most "
         f"{alpha:.2g}, and the same again for all guardrails combined. Each user counts once per phase. "
-        f"Differences are tuned minus base, within phases with the same share."
+        "Differences are tuned minus base, within phases with the same share."
     )
     return found
 

@@ -40,7 +40,7 @@ def _worlds(runs: Sequence[Compared]) -> Iterable[Reason]:
         yield Reason(
             aspect="all",
             text=f"{text.joined(made_up)} ran in a sandbox, which trains a tiny model in place of the named "
-            f"one. The others did not",
+            "one. The others did not",
         )
 
 

@@ -123,4 +123,4 @@ def test_a_worker_ends_when_asked_and_says_that_the_runs_go_on(shell: Shell) -> 
     worker.send_signal(signal.SIGTERM)
     _, errors = worker.communicate(timeout=240)
     assert worker.returncode == 0
-    assert "the runs continue" in errors
+    assert "The runs continue" in errors

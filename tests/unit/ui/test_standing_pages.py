@@ -93,7 +93,7 @@ def test_a_sweep_shows_its_trials_the_best_first(
 def test_a_deployment_is_stopped_after_a_page_that_names_it(
     web: TestClient, site: Site, ft: Orchestrator, rows: Path
 ) -> None:
-    assert "Nothing is deployed" in shown(web, "/deployments").text
+    assert "no active deployments" in shown(web, "/deployments").text
     run = ft.submit(JobSpec(model="qwen3-8b", train=str(rows), epochs=1, suffix="stands"), "fireworks")
     run.wait(poll_s=0.02)
     up = run.deploy(max_hours=2)

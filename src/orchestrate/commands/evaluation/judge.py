@@ -312,7 +312,7 @@ def opened(page: Path) -> None:
     import webbrowser
 
     if not webbrowser.open(page.resolve().as_uri()):
-        warn(f"no browser was found; open {page} yourself")
+        warn(f"no browser was found. Open {page} yourself")
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     sandbox: Annotated[bool, typer.Option("--sandbox", help="List or search sandboxes instead.")] = False,
 ) -> Output[list[Stored]]:
-    """Permanently delete a run's tuned model and uploaded rows from its host, or one file or model by id.
+    """Delete a run's tuned model and uploaded rows from its host, or one file or model by id, permanently.
 
     Doesn't delete models that are deployed or files that a job still uses. The run stays in the store."""
     from orchestrate.runs import deleting

@@ -334,7 +334,7 @@ def annotate(
         bool | None, typer.Option("--archive/--unarchive", help="Hide the run from lists, or show it again.")
     ] = None,
 ) -> Output[Run]:
-    """Add a note to a run, or archive it. Contacts no host. The run's cost still counts."""
+    """Write a note on a run, or archive it. Contacts no host. The run's cost still counts."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         if text is not None or archive is not None:
@@ -357,8 +357,8 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
     if record.job_id is None:
         if record.phase in UNSENT:
             note(
-                f"nothing was sent yet; send it with: orchestrate resume {record.id}, or drop it "
-                "with: orchestrate cancel"
+                f"nothing was sent yet. To send it: orchestrate resume {record.id}. To drop it: "
+                "orchestrate cancel"
             )
         elif not record.status.terminal:
             note("the host has no job for this run yet. To check again: orchestrate sync")

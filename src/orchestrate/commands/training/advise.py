@@ -225,5 +225,5 @@ def _show_latency(found: Sequence[Latency]) -> None:
         f"predicted for {first.input_tokens:,} tokens in and {first.output_tokens:,} out, one "
         f"request at a time, without queueing and network time, within a factor of {first.band:g} "
         f"({SOURCE}). Batching makes answers slower. Prompt caches, 4-bit weights and speculative decoding "
-        f"make them faster"
+        "make them faster"
     )
