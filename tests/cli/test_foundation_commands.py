@@ -211,7 +211,7 @@ def test_a_home_folder_that_is_open_to_others_is_left_and_told(cli: Cli, tmp_pat
     (tmp_path / "home").chmod(0o755)
     done = cli("doctor", "--json")
     told = next(c for c in done.json if c["check"] == "home")
-    assert "open to other users" in told["detail"] and told["fix"].startswith("chmod 700 ")
+    assert "accessible to other users" in told["detail"] and told["fix"].startswith("chmod 700 ")
     assert (tmp_path / "home").stat().st_mode & 0o777 == 0o755
 
 

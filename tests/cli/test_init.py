@@ -83,7 +83,8 @@ def test_of_few_rows_each_split_has_some_or_none_is_made(cli: Cli, tmp_path: Pat
     assert len(splits) == (3 if rows > 2 else 1)
     if rows == 1:
         assert (
-            "too few rows for a test split: all are used for training, and eval needs --test FILE" in made.err
+            "too few rows for a test split, so all are used for training. For eval, provide --test FILE"
+            in made.err
         )
     if rows == 12:
         assert counts == [10, 1, 1], "as near to 80/10/10 as can be: ten are the least for some hosts"
@@ -148,7 +149,7 @@ def test_rows_that_are_left_out_are_told(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(chat % (city, city) for city in CITIES) + unanswered)
     made = cli("init", "rows.jsonl", "--for", "local")
     assert made.code == 0 and "10 rows, chat" in made.err, made.err
-    assert "1 row with errors not counted: orchestrate data check rows.jsonl" in made.err
+    assert "1 row with errors not counted. To see them: orchestrate data check rows.jsonl" in made.err
 
 
 def test_the_command_that_shows_the_left_out_rows_knows_the_columns(cli: Cli, tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ def test_a_second_spec_of_one_table_leaves_the_rows_of_the_first(cli: Cli, tmp_p
     other = cli(
         "init", "t.csv", "--for", "local", "--map", "prompt=Message body,completion=Team", "-o", "b.yaml"
     )
-    assert other.code == 0 and "another spec trains on the other rows in t.split" in other.err, other.err
+    assert other.code == 0 and "another spec uses the different rows in t.split" in other.err, other.err
     assert {file: file.read_bytes() for file in sorted((tmp_path / "t.split").iterdir())} == before
     spec = yaml.safe_load((tmp_path / "b.yaml").read_text())
     assert spec["train"] == "t-2.split/train.jsonl"

@@ -1,4 +1,4 @@
-"""Canonical model names and their names on each backend, from `models.yaml`."""
+"""Canonical model names and their ids on each backend, from `models.yaml`."""
 
 from orchestrate.catalog.models import (
     HostModel,

@@ -19,14 +19,14 @@ from orchestrate.profile import this_machine
 from orchestrate.types import Record, decoding
 
 WARN_DAYS = 90
-"""A warning is shown for models that end within this many days."""
+"""Days before a shutdown from which a warning is shown."""
 
 _DISK_METHODS = ("sft", "dpo")
 _DISK_ADAPTERS = ("lora", "qlora", "full")
 
 
 class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A model as one backend offers it for tuning."""
+    """A model as offered for fine-tuning on one backend."""
 
     id: str
     tunable: Literal["yes", "unconfirmed", "no"] = "yes"
@@ -38,13 +38,13 @@ class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
     no_new_jobs_after: date | None = None
     """Last day on which the host accepts new jobs for this model."""
     shutdown: date | None = None
-    """Last day of service. After it, the base model and every model tuned from it stop answering."""
+    """Last day of service. Afterwards, the base model and all models tuned from it are unavailable."""
     successor: str | None = None
-    """Replacement that the host names, if it has announced the shutdown."""
+    """Replacement recommended by the host, if the shutdown is announced."""
     successor_note: str | None = None
-    """Note about the replacement, for readers of its price."""
+    """Note on the replacement's price."""
     deployable: Literal["yes", "no"] = "yes"
-    """Whether the host serves models tuned from it. With `no`, they can only be downloaded."""
+    """`yes` if the host serves models tuned from it. `no` if they can only be downloaded."""
     deploy_note: str | None = None
     """Source for `deployable`."""
     note: str | None = None
@@ -57,11 +57,11 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     title: str | None = None
     hub: str | None = None
-    """Id on the Hugging Face hub. Backends that load weights themselves train from it."""
+    """Id on the Hugging Face Hub. Backends that load the weights themselves train from this repository."""
     folder: str | None = None
     """Folder below `orchestrate/bundled`, for a bundled model."""
     params_b: float | None = None
-    """Billions of parameters. `None` if the makers don't publish it."""
+    """Billions of parameters. `None` if they are not published."""
     active_params_b: float | None = None
     """Billions of parameters used per token, for a mixture of experts."""
     context: int | None = None
@@ -72,21 +72,21 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Name of a counter or of a family in `orchestrate.data.tokens.counting`, such as o200k, qwen3.5 or
     llama-3."""
     licence: str | None = None
-    """The license's name on the hub. `None` if it is unknown or the weights are not available."""
+    """The license's name on the Hub. `None` if it is unknown or the weights are not available."""
     template: str | None = None
-    """The family of its chat template, by LLaMA-Factory's name. `None` if unknown."""
+    """Name of the chat template's family in LLaMA-Factory. `None` if unknown."""
     precision: Literal["bf16", "fp8", "mxfp4"] = "bf16"
-    """The precision of the weights as published by their makers."""
+    """The precision in which the makers published the weights."""
     note: str | None = None
     sources: tuple[str, ...] = ()
-    """The sources of facts about the model itself, regardless of its hosts."""
+    """Sources of facts about the model itself, regardless of its hosts."""
     alternatives: tuple[str, ...] = ()
     """Open models to migrate to when this one is shut down, most similar first."""
     hosts: dict[str, HostModel] = msgspec.field(default_factory=dict[str, HostModel])
 
     @property
     def ids(self) -> dict[str, str]:
-        """The model's id by backend. On this machine, it is the hub id or the bundled folder."""
+        """The model's id by backend. On this machine, it is the Hub id or the bundled folder."""
         ids = {name: host.id for name, host in self.hosts.items()}
         if local := self.local_id:
             ids[this_machine().kind] = local
@@ -99,8 +99,8 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
         return self.hub
 
     def on(self, provider: str) -> HostModel | None:
-        """Return the model on one backend. Backends that train from weights (local, Ray ...) support any
-        open model."""
+        """Return the model on one backend, or `None` if it is not offered there. Backends that load weights
+        themselves (local, Ray ...) support any open model."""
         if provider in self.hosts:
             return self.hosts[provider]
         catalog = _catalog()
@@ -126,7 +126,7 @@ class _Catalog(msgspec.Struct, frozen=True):
     by_name: dict[str, Model]
     host_names: frozenset[str]
     described: dict[str, dict[str, HostModel]]
-    """Models of the hosts that a YAML file describes, by model name."""
+    """Models of hosts described by a YAML file: by host, then by model name."""
     comparison: str
     starters: tuple[str, ...]
 
@@ -207,7 +207,7 @@ def lookup(name: str) -> Model | None:
 
 
 def find(name: str) -> Model:
-    """Find a model by canonical name, alias, hub id or host's id, ignoring case. Raises `UsageError` with
+    """Find a model by canonical name, alias, Hub id or host's id, ignoring case. Raises `UsageError` with
     suggestions."""
     if model := lookup(name):
         return model
@@ -227,7 +227,7 @@ def like(name: str, *, least: float = 0.5, provider: str | None = None) -> list[
 
 def search(query: str = "", provider: str | None = None) -> list[Model]:
     """Return the models whose names contain every word of `query`, in catalog order. With `provider`, only
-    those that it offers. The words `vision` and `images` mean models that take images."""
+    those that it offers. The words `vision` and `images` match models that accept images."""
     words = query.lower().split()
     return [
         model
@@ -243,8 +243,8 @@ def _haystack(model: Model) -> str:
 
 
 def alternatives(model: Model, provider: str | None = None) -> list[Model]:
-    """List open models to move to from `model`, nearest first. With `provider`, only those that can be tuned
-    there."""
+    """List open models to migrate to from `model`, most similar first. With `provider`, only those that can
+    be tuned there."""
     found = [find(name) for name in model.alternatives]
     return [other for other in found if provider is None or _tunable(other.on(provider))]
 
@@ -254,8 +254,8 @@ def _tunable(host: HostModel | None) -> bool:
 
 
 def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
-    """Return the warning to show when the model is shut down there within 90 days, or already was, and
-    `None` otherwise."""
+    """Return a warning if the model was shut down there, or will be within 90 days. Otherwise returns
+    `None`."""
     host = model.on(provider)
     if host is None or host.shutdown is None:
         return None
@@ -276,37 +276,37 @@ def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
 
 
 def trained_on(model: Model, methods: Sequence[str]) -> list[str]:
-    """List the hosts that tune the model with one of the methods. This machine supports all methods and is
-    not listed."""
+    """List the hosts that can tune the model with one of the methods. This machine supports all methods and
+    is not listed."""
     hosts = model.hosts.items()
     return [name for name, host in hosts if _tunable(host) and not set(methods).isdisjoint(host.methods)]
 
 
 def ended_method(provider: str, method: str, today: date) -> str | None:
-    """Return why a method of a host's API is no longer usable, which means that no model is left that the
-    host tunes with it. Returns `None` if there is one, or if the catalog does not list the host's models."""
+    """Return the reason why a method of a host's API is unavailable: all models that the host tunes with it
+    were shut down. Returns `None` if a model remains, or if the catalog does not list the host's models."""
     hosts = ((model, model.hosts.get(provider)) for model in all_models())
     offered = [(model, host) for model, host in hosts if host and method in host.methods]
     open_now = (host for _, host in offered if host.tunable != "no")
     if not offered or any(host.shutdown is None or host.shutdown >= today for host in open_now):
         return None
     model, last = max(offered, key=lambda pair: pair[1].shutdown or date.min)
-    return f"its last model for it, {model.name}, was shut down on {last.shutdown}"
+    return f"its last model for this method, {model.name}, was shut down on {last.shutdown}"
 
 
 def starters() -> tuple[Model, ...]:
-    """Return the models proposed for a new spec, the likeliest first."""
+    """Return the models to propose for a new spec, best first."""
     return tuple(map(find, _catalog().starters))
 
 
 def comparison() -> Model:
-    """Return the default model to compare prompting with."""
+    """Return the default model for a prompting comparison."""
     return find(_catalog().comparison)
 
 
 def closest_closed(model: Model, provider: str) -> Model | None:
-    """Return the most similar closed model that a host can tune, for an open model. Returns `None` if no
-    closed model lists this one among its alternatives."""
+    """Return the closed model most similar to an open one that a host can tune. Returns `None` if no closed
+    model lists the open one among its alternatives."""
     closed = [
         (other.alternatives.index(model.name), other)
         for other in all_models()
@@ -316,7 +316,7 @@ def closest_closed(model: Model, provider: str) -> Model | None:
 
 
 def known_hosts() -> frozenset[str]:
-    """Return the backends whose models the catalog lists. All others load weights from the hub or from
+    """Return the backends whose models the catalog lists. All others load weights from the Hub or from
     disk."""
     return _catalog().host_names
 
@@ -325,7 +325,7 @@ class Licence(Record, frozen=True, kw_only=True):
     """A short summary of a license, for a confirmation. Only the license itself is binding."""
 
     id: str
-    """The license's name on the hub."""
+    """The license's name on the Hub."""
     title: str
     url: str | None = None
     asks: tuple[str, ...] = ()
@@ -344,15 +344,14 @@ def _known() -> dict[str, dict[str, Any]]:
 
 
 def licence(id: str) -> Licence:
-    """Return a license by its name on the hub. An unlisted license has an empty `asks`."""
+    """Return a license by its name on the Hub. For an unlisted license, `asks` is empty."""
     entry = dict(_known().get(id.lower(), {"title": id}))
     if entry.pop("unread", False):
-        entry["asks"] = ["it has not been reviewed for this catalog; read it before you continue"]
+        entry["asks"] = ["it has not been reviewed for this catalog. Read it before you continue"]
     return decoding.convert({"id": id, **entry}, Licence)
 
 
 def licence_of(model: str) -> Licence | None:
-    """Return the license of a base model by any of its names, or `None` when the catalog does not know
-    the model."""
+    """Return the license of a base model, given by any of its names. `None` if the license is unknown."""
     found = lookup(model)
     return licence(found.licence) if found is not None and found.licence is not None else None

@@ -1,4 +1,4 @@
-"""Resolve the model name in a spec to what a backend is sent."""
+"""Resolve the model name in a spec to the id that a backend expects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class CatalogChange(Record, frozen=True, kw_only=True):
 
 
 def differences(provider: str, seen: Iterable[HostModel]) -> list[CatalogChange]:
-    """Compare a host's models with the catalog: new models, missing ones and changed limits. A field that
+    """Compare a host's models with the catalog: new models, missing models and changed limits. A field that
     the host does not report (`None`) is not a difference."""
     theirs = {host.id: host for host in seen}
     ours = {m.hosts[provider].id: m.hosts[provider] for m in all_models() if provider in m.hosts}
@@ -75,19 +75,19 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
     provider: str
     id: str
     model: Model | None = None
-    """Entry in the catalog. `None` for a raw id or folder that is not in the catalog."""
+    """Entry in the catalog. `None` for an id or folder that is not in the catalog."""
     host: HostModel | None = None
     warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """The canonical name if there is one, otherwise the backend's name."""
+        """The canonical name, or the backend's name if the model is not in the catalog."""
         return self.model.name if self.model else self.id
 
     @property
     def params_b(self) -> float | None:
         """Billions of parameters, from the catalog or from the name (`...-7B-...`). `None` if neither
-        tells."""
+        contains it."""
         if self.model is not None:
             return self.model.params_b
         found = _SIZE.search(
@@ -102,7 +102,7 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
 
     @property
     def hub(self) -> str | None:
-        """The model's id on the hub, if it has one."""
+        """The model's id on the Hub, if it has one."""
         if self.model is not None:
             return self.model.hub
         return self.id if HUB_ID.match(self.id) and not _is_folder(self.id) else None
@@ -125,8 +125,8 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
     """Resolve `name` to a model on a backend, given by its profile or kind. `today` determines shutdown
     warnings (default: the local date).
 
-    Raises `SpecError` if the backend does not offer the model, or if the name is neither in the catalog nor
-    looks like an id of that backend."""
+    Raises `SpecError` if the backend does not offer the model, or if the name is not in the catalog and does
+    not look like an id of that backend."""
     known = backend if isinstance(backend, Profile) else profile(backend)
     provider = known.models_of or known.kind
     base = known.tuned_base(name) if known.tuned_base else None
@@ -144,7 +144,7 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
         )
     if host.deployable == "no":
         warnings.append(
-            f"{provider} fine-tunes {model.name} but does not serve the tuned model: download it "
+            f"{provider} fine-tunes {model.name} but does not serve tuned models. Download yours "
             f"({host.deploy_note})"
         )
     return ModelOnHost(
@@ -173,7 +173,8 @@ def _raw(name: str, known: Profile) -> ModelOnHost:
         provider=provider,
         id=name,
         warnings=(
-            f"{name} is not in the catalog: {provider} gets this name unchanged, and the limits are unknown",
+            f"{name} is not in the catalog: the name is sent to {provider} unchanged, and the limits are "
+            "unknown",
         ),
     )
 

@@ -12,9 +12,9 @@ CLIP_LOW, CLIP_HIGH = 0.8, 1.2
 """Bounds of the ratio for `ppo`, `cispo` and `gspo` in a session if the request sets none."""
 DRO_BETA = 0.05
 LEARNING_RATES = {"sft": 2e-4, "dpo": 2e-5, "rft": 1e-5}
-"""Of an adapter, by the method, if the spec sets none."""
+"""Default learning rate of an adapter, by method."""
 DEFAULT_SAMPLES = 8
-"""Answers sampled for each prompt in reinforcement fine-tuning, as in TRL."""
+"""Default number of answers sampled for each prompt in reinforcement fine-tuning, as in TRL."""
 
 
 def option(name: str) -> str:
@@ -35,7 +35,7 @@ class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft",
 
 
 class Preferences(Record, frozen=True, kw_only=True, tag_field="type", tag="dpo", omit_defaults=True):
-    """DPO and ORPO over pairs, KTO over unpaired answers. Unset settings have the loss's default."""
+    """DPO and ORPO over pairs, KTO over unpaired answers. Unset fields use the loss's default."""
 
     loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
     beta: float | None = None
@@ -66,7 +66,7 @@ class Reinforcement(Record, frozen=True, kw_only=True, tag_field="type", tag="rf
 
     @property
     def samples(self) -> int:
-        """Answers sampled for each prompt."""
+        """Number of answers sampled for each prompt."""
         return self.samples_per_prompt or DEFAULT_SAMPLES
 
 
@@ -78,8 +78,8 @@ AdapterKind = Literal["lora", "qlora", "full"]
 
 
 class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """Settings for what to train: low-rank matrices, on a 4-bit base for `qlora`, or all weights for
-    `full`."""
+    """Settings for what to train: low-rank matrices (`lora`), low-rank matrices over a 4-bit base (`qlora`),
+    or all weights (`full`)."""
 
     type: AdapterKind
     r: int | None = None
@@ -88,7 +88,7 @@ class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
     targets: str | tuple[str, ...] | None = None
     """Module names. `None` means all linear layers."""
     target_parameters: tuple[str, ...] | None = None
-    """Names of expert weights that also get an adapter. `None` means none."""
+    """Names of expert weights that also get an adapter. `None` adapts none."""
     dora: bool = False
     rslora: bool = False
     init_lora_weights: str | None = None
@@ -124,76 +124,76 @@ class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Hyper(Record, frozen=True, kw_only=True):
-    """Every setting of a training run, resolved. Nothing is left to another library's defaults."""
+    """Every setting of a training run, resolved. No setting is left to another library's defaults."""
 
     epochs: int | None = 3
-    """The number of epochs. `None` trains for `max_steps`."""
+    """Number of epochs. `None` trains for `max_steps`."""
     max_steps: int | None = None
     learning_rate: float = 2e-4
     batch_size: int = 16
     """Examples per optimizer step, over all micro-batches."""
     micro_batch: int | None = None
-    """Examples per forward pass. `None` lets the engine choose, and halve the number when memory runs out."""
+    """Examples per forward pass. `None` lets the engine choose, and halve the number if memory runs out."""
     processes: int = 1
-    """The number of processes that work on each step, each with its own GPU and the full model."""
+    """Number of processes that work on each step, each with its own GPU and the full model."""
     sharded: bool = False
-    """Whether each process has a shard of every weight instead."""
+    """True if each process holds a shard of every weight instead of the full model."""
     warmup_ratio: float = 0.03
     warmup_steps: int | None = None
-    """Number of warm-up steps, which replaces `warmup_ratio`."""
+    """Number of warm-up steps. Overrides `warmup_ratio`."""
     schedule: str = "cosine"
     min_lr_ratio: float = 0.0
-    """The final learning rate as a fraction of the peak."""
+    """Final learning rate as a fraction of the peak."""
     decay_ratio: float = 0.1
-    """The fraction of steps in which `warmup_stable_decay` lowers the rate."""
+    """Fraction of the steps in which `warmup_stable_decay` lowers the rate."""
     schedule_power: float = 1.0
-    """The exponent of `polynomial`."""
+    """Exponent of the `polynomial` schedule."""
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_seq_length: int | None = None
-    """The maximum row length in tokens. `None` means the model's context."""
+    """Maximum row length in tokens. `None` means the model's context."""
     truncation: Literal["right", "left", "drop"] = "right"
-    """What to drop from longer rows: the end, the start, or the entire row."""
+    """How to shorten longer rows: drop the end (`right`), the start (`left`), or the entire row (`drop`)."""
     packing: bool = False
     evals: int | None = None
-    """The number of evaluations spread over the run, including the final one. `None` means one per epoch."""
+    """Number of evaluations spread over the run, including the final one. `None` means one per epoch."""
     eval_steps: int | None = None
-    """Steps between evaluations, instead of `evals`. There is also a final one."""
+    """Steps between evaluations, instead of `evals`. The last step is always evaluated."""
     keep_best: bool = False
-    """Whether the result has the weights of the best evaluation. Early stopping implies it."""
+    """True to return the weights of the best evaluation. Early stopping implies it."""
     checkpoints: int | None = None
-    """The number of checkpoints to keep, spread over the run. `None` means one per epoch."""
+    """Number of checkpoints to keep, spread over the run. `None` means one per epoch."""
     checkpoint_steps: int | None = None
-    """Steps between checkpoints, instead of `checkpoints`. There is also a final one."""
+    """Steps between checkpoints, instead of `checkpoints`. The last step always gets one."""
     save_total_limit: int | None = None
-    """The maximum number of checkpoints to keep. Older ones are removed."""
+    """Maximum number of checkpoints to keep. Older ones are removed."""
     recovery_seconds: float = 60.0
-    """The maximum interval between recovery checkpoints. Only the newest one is kept."""
+    """Maximum seconds between recovery checkpoints. Only the newest one is kept."""
     early_stopping_patience: int | None = None
     early_stopping_min_delta: float = 0.0
     optimizer: str = "adamw"
     betas: tuple[float, float] | None = None
-    """Betas. As for `eps` and `momentum`, `None` means the optimizer's default."""
+    """Betas of the optimizer. For betas, `eps` and `momentum`, `None` means the optimizer's default."""
     eps: float | None = None
     momentum: float | None = None
     gradient_checkpointing: bool = False
     deterministic: bool = False
-    """Whether a GPU uses deterministic algorithms, so that a resumed run ends bitwise like an uninterrupted
+    """True if a GPU uses deterministic algorithms. A resumed run then ends bitwise like an uninterrupted
     one."""
     neftune_alpha: float | None = None
     router_aux_loss: float | None = None
     """Weight of the load-balancing loss in a mixture of experts. `None` means the value in the model's
-    configuration if all weights are trained, otherwise none."""
+    configuration if all weights are trained, otherwise no loss."""
     nan_policy: str = "stop"
-    """Policy for optimizer steps whose loss or gradient is not finite: `stop`, or `skip` them."""
+    """Policy for optimizer steps with a non-finite loss or gradient: `stop` the run, or `skip` the step."""
     spike_factor: float | None = None
-    """Skip steps whose loss exceeds this multiple of the running mean. `None` never does."""
+    """Skip steps whose loss exceeds this multiple of the running mean. `None` skips no step."""
     max_new_tokens: int = 256
-    """The maximum number of tokens of a sampled answer."""
+    """Maximum number of tokens of a sampled answer."""
     run_grader_code: bool = False
-    """Whether a grader's Python code may run here, as the user allowed at submit."""
+    """True if a grader's Python code may run here. The user allows it at submit."""
     grader_seconds: float = 5.0
-    """The time limit in seconds for the code to grade one answer, which otherwise gets 0."""
+    """Time limit in seconds for the code to grade one answer. An answer that exceeds it gets 0."""
 
     def steps(self, per_epoch: int) -> int:
         """Return the number of optimizer steps of the run, given the number of steps in an epoch."""
@@ -214,7 +214,7 @@ class LocalJob(Record, frozen=True, kw_only=True):
 
     ref: str
     model: str
-    """A folder or a hub id."""
+    """A folder or a Hub id."""
     model_name: str
     """The model's name as the user wrote it."""
     train: str
@@ -225,7 +225,7 @@ class LocalJob(Record, frozen=True, kw_only=True):
     adapter: AdapterSettings
     hyper: Hyper = Hyper()
     added_tokens: tuple[str, ...] = ()
-    """Texts that become single tokens, each with its own embedding row."""
+    """Strings that become single tokens, each with its own embedding row."""
     chat_template: str | None = None
     """A chat template that replaces the model's own."""
     chat_template_kwargs: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
@@ -239,21 +239,21 @@ class LocalJob(Record, frozen=True, kw_only=True):
     precision: str | None = None
     """Precision: `bf16` or `fp32`. `None` chooses it for the device."""
     continue_from: str | None = None
-    """The folder of an adapter to continue from."""
+    """Folder of an adapter to continue from."""
     spec: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
     paces: str | None = None
-    """The file to which the worker appends the run's speed (`speed.paces`)."""
+    """File to which the worker appends the run's speed (`speed.paces`)."""
     resources: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
-    """The resources of the machine, for a worker on another one (`places.base.Resources`)."""
+    """The resources of the remote machine that runs the worker (`places.base.Resources`)."""
     session: dict[str, Any] | None = None
-    """What was opened, for a training session. A recipe drives it if there is `train`, else the caller's own
+    """Settings of a training session. A recipe drives it if `train` is set, otherwise the caller's own
     loop."""
     objective: str | None = None
-    """The session's loss for sampled answers."""
+    """Name of the session's loss for sampled answers."""
     created_at: datetime
 
     @property
     def asks_precision(self) -> bool:
-        """True if the user set `precision`. Otherwise the machine decided it."""
+        """True if the user set `precision`. Otherwise the device determined it."""
         options: dict[str, dict[str, Any]] = self.spec.get("provider_options") or {}
         return "precision" in options.get("local", {})

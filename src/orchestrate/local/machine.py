@@ -1,4 +1,4 @@
-"""The hardware of this machine, queried without torch."""
+"""Query this machine's hardware without torch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Gpu(Record, frozen=True, kw_only=True):
 
 
 def mark(folder: Path) -> str:
-    """Return a random id that stays with a folder, created with the first call. It distinguishes folders with
-    the same name on two machines. If nothing can be written, it is the folder's name."""
+    """Return a folder's random id, created on the first call. It distinguishes folders with the same name on
+    different machines. Returns the folder's name if the id cannot be written."""
     file = folder / "mark"
     try:
         private_folder(folder)
@@ -47,8 +47,7 @@ class GpuLoad(Record, frozen=True, kw_only=True):
 
 
 def visible() -> list[str] | None:
-    """List the GPUs that CUDA_VISIBLE_DEVICES leaves to this process, under the names given there. `None`
-    means all GPUs."""
+    """List the GPUs in CUDA_VISIBLE_DEVICES, by the names given there. `None` means all GPUs."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
 
@@ -56,7 +55,7 @@ def visible() -> list[str] | None:
 @cache
 def gpus() -> tuple[Gpu, ...]:
     """List the NVIDIA GPUs that this process may use, in CUDA's order. Returns an empty list if there are
-    none. A MIG slice of a GPU has the memory of its profile."""
+    none. A MIG slice counts with the memory of its profile."""
     found: list[Gpu] = []
     for (name, mib), part in _cards("name,memory.total"):
         size = int(float(mib)) << 20 if part is None else part
@@ -75,7 +74,7 @@ def capability() -> float | None:
 
 
 def gpu_load(index: int = 0) -> GpuLoad | None:
-    """Measure the load of the GPU that has this index in this process."""
+    """Measure the load of the GPU with this index in this process."""
     rows = [cells for cells, _ in _cards("temperature.gpu,utilization.gpu,memory.used")]
     try:
         temperature, use, mib = (float(v) for v in rows[index])
@@ -136,7 +135,7 @@ def cores() -> int:
 
 def load() -> float:
     """Return the average number of processes that needed a core in the last minute, or 0 if the system does
-    not report it."""
+    not report it (load average)."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
@@ -144,7 +143,7 @@ def load() -> float:
 
 
 def memory_bytes() -> int:
-    """Return the size of main memory, or the part of it that the container may use."""
+    """Return the size of main memory, or the container's limit if that is smaller."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
@@ -159,8 +158,8 @@ def cpu_name() -> str:
 
 def cpu_multiplies_bf16() -> bool:
     """Return whether the CPU has bf16 instructions (AVX512-BF16, AMX, or ARM's), as the Linux kernel lists
-    them. Without them, torch multiplies bf16 numbers one by one, which was measured to be 70 times slower
-    than 32 bits (AVX2)."""
+    them. Without them, torch multiplies bf16 numbers one by one, which measured 70 times slower than 32 bits
+    (AVX2)."""
     known = {*_cpuinfo("flags").split(), *_cpuinfo("Features").split()}
     return not known.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 

@@ -7,17 +7,17 @@ from orchestrate.errors import RunFailed
 from orchestrate.text import count, size
 
 _SPARE = 16 << 20
-"""Space for metrics, events and logs."""
+"""Bytes for metrics, events and logs."""
 
 
 class DiskFull(RunFailed):
-    """Raised if the disk is full. The run can resume when there is space again."""
+    """Raised if the disk is full. The run can resume once there is space again."""
 
 
 def require(free: int, *, result: int, checkpoint: int, kept: int) -> str | None:
-    """Check that there is enough disk space. Returns a warning when not all checkpoints to keep will fit.
-    Raises `DiskFull` when there is no room for the result and a checkpoint to resume from. All sizes are
-    in bytes, `checkpoint` with its entire state."""
+    """Check that there is enough disk space. Returns a warning if not all checkpoints will fit. Raises
+    `DiskFull` if the result and one checkpoint do not fit. All sizes are in bytes. `checkpoint` includes the
+    entire state."""
     least = result + 2 * checkpoint + _SPARE  # a new one is whole before the old one goes
     if free < least:
         raise DiskFull(
@@ -27,13 +27,13 @@ def require(free: int, *, result: int, checkpoint: int, kept: int) -> str | None
     if free >= whole:
         return None
     return (
-        f"the disk has {size(free)} free, but {count(kept, 'checkpoint')} need {size(whole)}: if "
-        "the disk fills up, training continues without new checkpoints"
+        f"the disk has {size(free)} free, but {count(kept, 'checkpoint')} need {size(whole)}. If it fills "
+        "up, training continues without new checkpoints"
     )
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Return whether a write failed because the disk is full or a quota was reached."""
+    """Return whether a write failed because the disk was full or a quota was reached."""
     while error is not None:
         if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in FULL):
             return True

@@ -1,1 +1,1 @@
-"""Setup: backends, base models, this machine, the sandbox, and problems with them."""
+"""Setup: backends, base models, this machine, the sandbox, and diagnostics."""

@@ -1,4 +1,4 @@
-"""Backends: those that need a key, those that other packages add, and those that a file describes."""
+"""Backends: built-in ones, those that other packages add, and those described in a file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class BackendReadiness:
     provider: Provider | None
     """`None` if it cannot be created with the current setup."""
     needs: str | None
-    """Missing requirements and how to get them. `None` if none are known before the first request."""
+    """Missing requirements and how to get them. `None` if no missing ones are known before the first
+    request."""
 
 
 def all_names(settings: Settings) -> list[str]:
@@ -72,25 +73,25 @@ class Plugin(Record, frozen=True, kw_only=True):
     profile: str
     """Location of its profile, as `package.module:NAME`."""
     options: tuple[str, ...] | None
-    """Allowed keys of `[hosts.NAME.options]`. `None` if the package does not declare them, so that anything
-    is accepted."""
+    """Allowed keys of `[hosts.NAME.options]`. `None` if the package does not declare them. Any key is then
+    accepted."""
     error: str | None
     """Reason why it cannot be used. `None` if it can."""
 
 
 def described_only(settings: Settings) -> list[str]:
-    """List hosts described by a YAML file that nothing here uses yet."""
+    """List hosts that a YAML file describes and no setting uses yet."""
     return [name for name in described() if name not in registry.names(settings)]
 
 
 def places_only(settings: Settings) -> list[str]:
-    """List places that nothing here uses yet, except those that cannot be loaded."""
+    """List places that no setting uses yet, except those that cannot be loaded."""
     there = registry.names(settings)
     return [name for name in places() if name not in there and known_profile(name) is not None]
 
 
 def plugins() -> list[Plugin]:
-    """List the plugins. Each is loaded, so that a broken one is reported."""
+    """List the plugins. Each is loaded, so that broken ones are reported."""
     found: list[Plugin] = []
     for kind, point in {**place_plug_ins(), **plug_ins()}.items():
         error, options = None, None
@@ -125,8 +126,8 @@ class ModelChanges(Record, frozen=True, kw_only=True):
 
 
 def changes(ft: Workspace, provider: Backends = "all") -> ModelChanges:
-    """Ask the hosts which models they tune, and return the differences from the catalog. Hosts that the
-    catalog does not know are skipped."""
+    """Query the hosts for the models that they can fine-tune, and compare these with the catalog. Hosts that
+    are not in the catalog are skipped."""
     found: list[CatalogChange] = []
     skipped: dict[str, str] = {}
     for name in ft.backends(provider):

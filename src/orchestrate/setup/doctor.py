@@ -1,5 +1,4 @@
-"""The doctor: what is wrong with this machine, the keys or the store. Asks hosts only where it is asked
-to."""
+"""Diagnose problems with this machine, the keys or the store. Contacts hosts only on request."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ _EXTRAS: dict[str, tuple[str, ...]] = {
 
 
 _LITTLE = 1 << 30
-"""Minimum bytes, below which a checkpoint of a small model does not fit."""
+"""Minimum free bytes. With less, not even a checkpoint of a small model fits."""
 
 
 class Check(Record, frozen=True, kw_only=True):
@@ -49,13 +48,13 @@ class Check(Record, frozen=True, kw_only=True):
 
     check: str
     ok: bool | None
-    """Whether the item is fine. `None` if it is missing but optional."""
+    """True if the item is fine. `None` if it is missing but optional."""
     detail: str
     fix: str | None = None
 
 
 def machine() -> Iterator[Check]:
-    """Check this version, Python, the hardware and the packages."""
+    """Check Orchestrate's version, Python, the hardware and the packages."""
     yield Check(check="orchestrate", ok=True, detail=__version__)
     yield Check(
         check="python",
@@ -82,9 +81,9 @@ def machine() -> Iterator[Check]:
 
 
 def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
-    """Check keys, broken backends, home folder, disk, store and deployments. With `online`, it requests the
-    first page of jobs from each host with a key, to check whether the host accepts the key. Raises
-    `StoreError` if the store cannot be used."""
+    """Check keys, broken backends, home folder, disk, store and deployments. With `online`, each host with a
+    key is asked for its first page of jobs, to check that it accepts the key. Raises `StoreError` if the
+    store cannot be used."""
     for name, host in registry.with_keys(ft.settings).items():
         where = f" for {host.base_url}" if host.base_url else ""
         yield Check(
@@ -123,13 +122,13 @@ def _left(ft: Workspace) -> Iterator[Check]:
     held = [spending(run).total_usd for run in runs] + answers
     if not held:
         return
-    what = [count(len(runs), "run") + " that were never sent"] if runs else []
+    what = [count(len(runs), "run") + " that were never submitted"] if runs else []
     what += [count(len(answers), "answer") + " of finished commands"] if answers else []
     yield Check(
         check="held",
         ok=False,
         detail=f"{money(sum(held, Decimal(0)))} of the budget is reserved for {' and '.join(what)}",
-        fix="orchestrate sync   (releases what was definitely not sent and counts the rest)",
+        fix="orchestrate sync   (releases what was never sent and counts the rest)",
     )
 
 
@@ -159,7 +158,9 @@ def _home(home: Path) -> Check:
         return Check(check="home", ok=False, detail=f"{home} cannot be created", fix=fix)
     if os.name == "posix" and home.stat().st_mode & 0o077:
         fix = f"chmod 700 {shlex.quote(str(home))}"
-        return Check(check="home", ok=True, detail=f"{home}, open to other users of this machine", fix=fix)
+        return Check(
+            check="home", ok=True, detail=(f"{home}, accessible to other users of this machine"), fix=fix
+        )
     return Check(check="home", ok=True, detail=str(home))
 
 

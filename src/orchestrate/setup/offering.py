@@ -1,4 +1,5 @@
-"""Shell completion candidates. Works offline and creates nothing: without a home folder there are no runs."""
+"""Shell completion candidates. Works offline and creates no files. Without a home folder there are no
+runs."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ def models() -> list[str]:
 
 
 def formats() -> list[str]:
-    """List the formats of training data that `data convert` writes and `data inspect` reads."""
+    """List the formats of training data for `data convert` and `data inspect`."""
     from orchestrate.data.tools import FORMATS
 
     return [*registry.known(config.load()), *FORMATS]
@@ -31,7 +32,8 @@ def exports() -> list[str]:
 
 
 def settings() -> list[str]:
-    """List the fields of a spec as `--set` accepts them, with their values if there are few."""
+    """List the fields of a spec as `--set` accepts them. If a field has only a few values, these are listed
+    too."""
     from orchestrate.spec.specfile import json_schema
 
     schema = json_schema()
@@ -47,7 +49,7 @@ def settings() -> list[str]:
 
 
 def runs(most: int = 50) -> list[Run]:
-    """List the newest runs first."""
+    """List runs, newest first."""
     settings = config.load()
     if not settings.home.exists():
         return []

@@ -1,5 +1,5 @@
-"""A spec to begin with, by what lies in the user's files: columns, splits, method and models are proposed,
-and only what passes the check is written."""
+"""Propose a first spec from the user's files: columns, splits, method and models. It is written only if it
+passes the check."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def memory_plan(
     model: str, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
 ) -> MemoryPlan:
     """Estimate the memory that training a model needs. `model` is a catalog name, a model folder, or a size
-    such as `8B`. The precision of `setup` may be `auto`. `available_bytes` is the device's memory. `None`
-    uses this machine's. Works offline. Raises `UsageError` for a model of unknown size."""
+    such as `8B`. The precision of `setup` may be `auto`. `available_bytes` is the device's memory (default:
+    this machine's). Works offline. Raises `UsageError` for a model of unknown size."""
     device = engines.expected_device(device)
     products = engines.precision(setup.precision, device, full=setup.adapter == "full")
     shape, remark = _shape(model)
@@ -60,7 +60,7 @@ def memory_plan(
 def _shape(model: str) -> tuple[ModelShape, str | None]:
     """The model's shape, and a remark when it is a usual one of its size."""
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)[bB]", model):
-        return ModelShape.like(float(size.group(1)) * 1e9), "a typical architecture of this size"
+        return ModelShape.like(float(size.group(1)) * 1e9), "assuming a typical architecture of this size"
     resolved = catalog.resolve(model, this_machine().kind)
     found = fitting.shape_of(resolved.id, resolved.params_b)
     if found is None:
@@ -77,13 +77,14 @@ _METHODS: dict[str, Any] = {
     "unpaired": {"type": "dpo", "loss": "kto"},
 }
 _CPU_BILLIONS = 1.0
-"""Parameters that a CPU trains in hours rather than days."""
+"""Billions of parameters that a CPU can train in hours rather than days."""
 
 Progress = Callable[[int, int], None]
 
 
 class NewSpec(Record, frozen=True, kw_only=True):
-    """The result of `init` for data. `left_out` explains why backends are missing from the spec."""
+    """The result of `init` for data. `left_out` gives the reason for each backend that is missing from the
+    spec."""
 
     spec: str
     files: dict[str, str]
@@ -112,10 +113,9 @@ def start(
     columns: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> NewSpec:
-    """Write a spec, by default finetune.yaml next to the data and, if the rows are not split, the splits
-    into a folder next to them. `columns` maps fields to the file's columns. By default they are guessed
-    from the column names. Raises `DataError` for files that cannot be read, or if no backend accepts
-    them."""
+    """Write a spec, by default finetune.yaml next to the data. Rows that are not split yet are split into a
+    folder next to the data. `columns` maps fields to the file's columns (default: guessed from the column
+    names). Raises `DataError` for unreadable files, or if no backend accepts them."""
     folder = place.parent if place.is_file() else place
     path = output or folder / specfile.DEFAULT_NAME
     given = _with_siblings(place) if place.is_file() else splits_of(place)
@@ -131,10 +131,10 @@ def start(
     placed, remarks = _splits(path, folder, given, columns)
     if place.is_file() and len(given) > 1:
         others = " and ".join(file.name for name, file in given.items() if name != "train")
-        remarks.append(f"with {others} from the same folder")
+        remarks.append(f"also using {others} from the same folder")
     shown = f"orchestrate data check {shlex.quote(str(train))}{_as_options(columns)}"
     if broken:
-        remarks.insert(0, f"{count(broken, 'row')} with errors not counted: {shown}")
+        remarks.insert(0, f"{count(broken, 'row')} with errors not counted. To see them: {shown}")
     if not (volume := volume_of(opened)).enough:
         remarks.append(str(volume))
     files = {split: Path(os.path.relpath(file, path.parent)).as_posix() for split, file in placed.items()}
@@ -190,7 +190,7 @@ def _splits(
         report = write(target)
     except TooFew:
         return {"train": source}, [
-            "too few rows for a test split: all are used for training, and eval needs --test FILE"
+            "too few rows for a test split, so all are used for training. For eval, provide --test FILE"
         ]
     files = {one.split: Path(one.path) for one in report.files if one.rows}
     told = ", ".join(f"{one.rows:,} {one.split}" for one in report.files)
@@ -198,10 +198,12 @@ def _splits(
     remarks = [f"split 80/10/10 by content: {told}{few}"]
     if number > 1:
         remarks.append(
-            f"written to {target.name}, because another spec trains on the other rows in {stem}.split"
+            f"written to {target.name}, because another spec uses the different rows in {stem}.split"
         )
     if not near:
-        remarks.append("near-duplicates may be in both splits: pip install 'orchestrate-ft[data]'")
+        remarks.append(
+            "splits may share near-duplicates. To prevent that: pip install 'orchestrate-ft[data]'"
+        )
     return files, remarks
 
 

@@ -1,6 +1,5 @@
-"""JobSpec: what to train, free of any backend. The same fields in YAML and in Python.
-
-`None` means "not asked for": the backend's own default applies and is shown by `orchestrate plan`.
+"""JobSpec: what to train, independent of any backend. The fields are the same in YAML and in Python. `None`
+means "not set": the backend's own default applies, and `orchestrate plan` shows it.
 """
 
 from __future__ import annotations
@@ -56,11 +55,11 @@ Suffix = Annotated[
 
 
 SpecGiven: TypeAlias = "JobSpec | str | PathLike[str] | Mapping[str, Any]"
-"""A spec, the path of a spec file, or the contents of one."""
+"""A spec, the path of a spec file, or a mapping of its fields."""
 
 
 def renaming_of(columns: Mapping[str, str | None] | None) -> dict[str, str]:
-    """Return the mapping used to read files from a spec's `columns`. A field without a column is not read."""
+    """Convert a spec's `columns` to the mapping used to read files. A field without a column is not read."""
     return {field: column or "" for field, column in (columns or {}).items()}
 
 
@@ -68,19 +67,21 @@ class JobSpec(SpecPart):
     """Specification of a job. Raises `SpecError` for invalid values."""
 
     model: str | dict[str, str] = Field(
-        description="Canonical name (orchestrate models), a host's id, a Hugging Face Hub id or a "
-        "folder; or a mapping with one entry per backend"
+        description=(
+            "Canonical name (orchestrate models), a host's id, a Hugging Face Hub id or a folder. Or a "
+            "mapping with one entry per backend"
+        )
     )
     train: Train = Field(
         description="Training data: a path, a URL, or a list to mix: [{path: a.jsonl, weight: 2}, b.jsonl]"
     )
     validation: str | None = Field(default=None, description="Validation data: path or URL")
     test: str | None = Field(
-        default=None, description="Held-out test data; used only for evaluation and leakage checks"
+        default=None, description="Held-out test data, used only for evaluation and leakage checks"
     )
     columns: dict[str, Annotated[str, Field(min_length=1)] | None] | None = Field(
         default=None,
-        description="Column mapping: FIELD: COLUMN reads a column as a field; COLUMN: null ignores a column",
+        description="Column mapping. FIELD: COLUMN reads a column as a field. COLUMN: null ignores a column",
     )
     method: Method = Field(default=SFT())
     adapter: Adapter = Field(default=LoRA())
@@ -102,7 +103,10 @@ class JobSpec(SpecPart):
     max_steps: Int | None = Field(
         default=None,
         ge=1,
-        description="Number of optimizer steps; with epochs, whichever limit comes first",
+        description=(
+            "Maximum number of optimizer steps. If epochs is also set, training ends at the first limit "
+            "reached"
+        ),
     )
     learning_rate: Float | None = Field(
         default=None, gt=0, description="Peak learning rate, as an absolute value"
@@ -129,7 +133,7 @@ class JobSpec(SpecPart):
         default=None, ge=0, description="Warm-up in optimizer steps, instead of warmup_ratio"
     )
     schedule: Literal["constant", "linear", "cosine", "polynomial", "warmup_stable_decay"] | None = Field(
-        default=None, description="Learning rate schedule after the warm-up"
+        default=None, description="Learning rate schedule after warm-up"
     )
     min_lr_ratio: Float | None = Field(
         default=None, ge=0, le=1, description="Final learning rate as a fraction of the peak"
@@ -144,7 +148,7 @@ class JobSpec(SpecPart):
     weight_decay: Float | None = Field(default=None, ge=0)
     max_grad_norm: Float | None = Field(default=None, gt=0)
     max_seq_length: Int | None = Field(
-        default=None, ge=8, description="Maximum tokens per row; longer rows are truncated and reported"
+        default=None, ge=8, description="Maximum tokens per row. Longer rows are truncated and reported"
     )
     truncation: Literal["right", "left", "drop"] | None = Field(
         default=None,
@@ -175,18 +179,16 @@ class JobSpec(SpecPart):
         default=None, description="A run, checkpoint or tuned model to continue training from"
     )
     max_cost_usd: Usd | None = Field(
-        default=None, description="Reject the submission if the quote's high end is above this"
+        default=None, description="Reject the submission if the high end of the quote exceeds this"
     )
-    private: bool | None = Field(
-        default=None, description="Reject every backend that is not your own machine"
-    )
+    private: bool | None = Field(default=None, description="Allow only your own machine as a backend")
     tags: dict[str, str] = Field(default_factory=dict)
     wandb: WandB | None = None
     overrides: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Overrides of this spec per backend, by backend name"
+        default_factory=dict, description="Overrides of this spec by backend name"
     )
     provider_options: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Extra fields for a backend's create request, by backend name"
+        default_factory=dict, description="Additional fields for a backend's create request, by backend name"
     )
 
     @model_validator(mode="after")
@@ -214,8 +216,7 @@ class JobSpec(SpecPart):
                     + (
                         "it must be the same for all backends"
                         if wrong[0] == "overrides"
-                        else "all runs of a spec share the same data and the same rule on where the "
-                        "data may go"
+                        else "all runs of a spec must use the same data and the same privacy setting"
                     )
                 )
             known = list(JobSpec.model_fields)
@@ -255,7 +256,7 @@ class JobSpec(SpecPart):
         if "default" in self.model:
             return self.model["default"]
         raise SpecError(
-            f"the spec has no model for {provider}; it has one for {', '.join(sorted(self.model))}",
+            f"the spec has no model for {provider}. It has one for {', '.join(sorted(self.model))}",
             fix=f"add  {provider}: <model>  under  model:  (list models with: orchestrate models "
             f"--provider {provider})",
         )
@@ -266,14 +267,14 @@ class JobSpec(SpecPart):
     def on(self, provider: str) -> JobSpec:
         """Return the spec for one backend, with its own model and its `overrides` applied.
 
-        Raises `SpecError` if there is no model for it or an override is wrong.
+        Raises `SpecError` if the spec has no model for it or an override is invalid.
         """
         values = self.asked() | {"model": self.model_for(provider)} | self.overrides.get(provider, {})
         return JobSpec.parse({name: value for name, value in values.items() if name != "overrides"})
 
     def asked(self) -> dict[str, Any]:
-        """Return the settings that the user set, without defaults and ready for JSON. `parse` restores the
-        same spec from them."""
+        """Return the settings that the user set, without defaults and ready for JSON. `parse` reads them back
+        to an equal spec."""
         given = self.model_dump(mode="json", exclude_unset=True)
         for name, value in given.items():
             # `early_stopping: {}` asks for the part with its own defaults, which is more than nothing.
@@ -291,8 +292,8 @@ class JobSpec(SpecPart):
         return notebook.spec(self.asked())
 
     def canonical(self) -> dict[str, Any]:
-        """Return every field, ready for JSON, except unset fields of later versions, so that an older spec
-        keeps its canonical form."""
+        """Return every field, ready for JSON. Unset fields that later versions added are omitted, so that an
+        older spec keeps its canonical form."""
         values = self.model_dump(mode="json")
         tables = (values, values["method"], values["adapter"])
         for table, names in zip(tables, (_LATER, _LATER_METHOD, _LATER_ADAPTER), strict=True):
@@ -302,14 +303,14 @@ class JobSpec(SpecPart):
         return values
 
     def hash(self) -> str:
-        """Return the sha256 of the spec's canonical JSON. Equal specs have equal hashes, no matter how their
-        YAML is written."""
+        """Return the sha256 of the spec's canonical JSON. Equal specs have equal hashes, however their YAML
+        is written."""
         canonical = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
     def train_files(self) -> tuple[TrainFile, ...]:
-        """The training data as a list of files to mix, even if there is only one."""
+        """The training data as a list of files to mix. It may have one file."""
         return (TrainFile(path=self.train),) if isinstance(self.train, str) else self.train
 
     @property
@@ -324,15 +325,15 @@ class JobSpec(SpecPart):
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> JobSpec:
-        """Read a spec file as the commands do. Relative paths in it start at its folder. Raises `SpecError`
-        with the line of each mistake."""
+        """Read a spec file as the commands do. Relative paths are resolved against its folder. Raises
+        `SpecError` with the line of each mistake."""
         from orchestrate.spec import specfile
 
         return specfile.load(Path(path))
 
     @classmethod
     def of(cls, given: SpecGiven) -> JobSpec:
-        """Return the spec itself, or build it from a file or plain values. Raises `SpecError`."""
+        """Return the spec, or build it from a file or plain values. Raises `SpecError`."""
         if isinstance(given, JobSpec):
             return given
         if isinstance(given, (str, PathLike)):
@@ -357,7 +358,7 @@ class JobSpec(SpecPart):
 
 
 _SHARED = frozenset({"overrides", "train", "validation", "test", "columns", "private"})
-"""Fields that no backend has of its own."""
+"""Fields that cannot be overridden per backend."""
 _LATER = frozenset(
     {
         "columns",
@@ -391,4 +392,4 @@ _LATER_ADAPTER = frozenset(
         "loraplus_lr_ratio",
     }
 )
-"""Fields that specs of earlier versions lack; `None` if they are not set."""
+"""Fields that earlier versions lack. They are omitted from the canonical form if unset."""

@@ -1,5 +1,5 @@
-"""Training options: the methods and adapters of a spec, its further parts, and what is wrong with
-them in the words of someone who writes YAML."""
+"""Training options: the methods and adapters of a spec, its other parts, and validation errors that quote the
+YAML."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ else:
 
 
 class SpecPart(_Part):
-    """A frozen part of a spec that rejects unknown fields."""
+    """A frozen part of a spec. Rejects unknown fields."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -73,13 +73,13 @@ class SFT(SpecPart):
     type: Literal["sft"] = "sft"
     train_on_inputs: bool | None = None
     earlier_thinking: Literal["train", "split", "untrained"] | None = None
-    """How to treat answers whose reasoning the chat template drops because other turns follow: train on them
-    without it, give each a separate row that shows it, or keep them as context."""
+    """How to treat answers whose reasoning the chat template drops because other turns follow: `train` on
+    them without it, `split` off a separate row that shows it, or leave them `untrained` as context."""
     ignore_empty_think: bool | None = None
-    """Whether to exclude from the loss the empty reasoning block that a chat template writes before an answer
-    without reasoning, so that such answers do not teach the model to stop reasoning."""
+    """True to exclude from the loss the empty reasoning block that a chat template writes before an answer
+    without reasoning. Otherwise such answers teach the model to stop reasoning."""
     train_on: Literal["all", "last"] | tuple[Role, ...] | None = Field(default=None, min_length=1)
-    """Messages to train on: all of the assistant's, its last one, or those with the roles in a list, such as
+    """Messages to train on: all assistant messages, the last one, or those with the listed roles, such as
     [assistant, tool]."""
 
     @model_validator(mode="after")
@@ -92,31 +92,31 @@ class SFT(SpecPart):
 
 
 class DPO(SpecPart):
-    """Direct preference optimization over preference pairs, also with IPO's loss; ORPO, which needs no
-    reference model; and KTO, over unpaired answers with a label."""
+    """Direct preference optimization over preference pairs, optionally with IPO's loss. Also ORPO, which
+    needs no reference model, and KTO, over unpaired answers with a label."""
 
     type: Literal["dpo"] = "dpo"
     loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
     beta: Float | None = Field(default=None, gt=0, le=10)
-    """Up to 2. For SimPO, whose likelihoods are averaged over tokens, up to 10. For ORPO, the weight of the
-    odds ratio relative to the loss of the preferred answer. For IPO, its tau."""
+    """Strength of the penalty, at most 2. At most 10 for SimPO, which averages likelihoods over tokens. For
+    ORPO, the weight of the odds ratio relative to the loss of the preferred answer. For IPO, its tau."""
     label_smoothing: Float | None = Field(default=None, ge=0, lt=0.5)
-    """The share of pairs whose labels are assumed to be flipped (conservative DPO)."""
+    """Fraction of pairs whose labels are assumed to be flipped (conservative DPO)."""
     normalize_by_length: bool | None = None
     rpo_alpha: Float | None = Field(default=None, ge=0)
     simpo_gamma: Float | None = Field(default=None, ge=0)
     desirable_weight: Float | None = Field(default=None, gt=0)
-    """Loss weight of answers with this label, for KTO. The same applies to `undesirable_weight`."""
+    """Loss weight of desirable answers, for KTO. `undesirable_weight` is that of the others."""
     undesirable_weight: Float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _one_loss(self) -> DPO:
         if self.beta is not None and self.beta > 2 and self.simpo_gamma is None:
-            raise ValueError("beta must be at most 2 (10 with simpo_gamma)")
+            raise ValueError("beta must be at most 2 (or 10 with simpo_gamma)")
         for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma", "label_smoothing"):
             if self.loss in ("ipo", "orpo", "kto") and getattr(self, name):
                 raise ValueError(
-                    f"{name} is not a setting of the loss {self.loss}: remove {name} or change the loss"
+                    f"{name} does not apply to the loss {self.loss}: remove {name} or change the loss"
                 )
         for name in ("desirable_weight", "undesirable_weight"):
             if self.loss != "kto" and getattr(self, name) is not None:
@@ -125,11 +125,11 @@ class DPO(SpecPart):
 
 
 class RFT(SpecPart):
-    """Reinforcement fine-tuning: answers are sampled and a grader scores them."""
+    """Reinforcement fine-tuning: the model's sampled answers are scored by a grader."""
 
     type: Literal["rft"] = "rft"
     grader: dict[str, Any] = Field(default_factory=dict)
-    """Grader. OpenAI and this machine take a grader object, Fireworks takes `{"evaluator":
+    """Grader. OpenAI and this machine accept a grader object, Fireworks accepts `{"evaluator":
     "accounts/.../evaluators/..."}`."""
     reasoning_effort: Literal["default", "low", "medium", "high"] | None = None
     compute_multiplier: Float | None = Field(default=None, gt=0, le=10)
@@ -139,7 +139,7 @@ class RFT(SpecPart):
 
 
 class LoRA(SpecPart):
-    """Low-rank adapters on a frozen base. `alpha` scales by alpha/r; hosts default to 2r."""
+    """Low-rank adapters on a frozen base. `alpha` scales by alpha/r. Hosts default to 2r."""
 
     type: Literal["lora"] = "lora"
     r: Int | None = Field(default=None, ge=1, le=512)
@@ -148,28 +148,28 @@ class LoRA(SpecPart):
     targets: str | tuple[str, ...] | None = None
     """`all-linear`, or module names."""
     target_parameters: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Expert weights to adapt too, which are one tensor for all experts. Given as suffixes of their names,
+    """Expert weights to adapt as well, each stored as one tensor for all experts. Given as name suffixes,
     such as `experts.down_proj`."""
     dora: bool = False
     rslora: bool = False
     init_lora_weights: Start | None = None
-    """How its matrices are initialized. By default, A is random and B is 0. Other values name peft's other
-    methods."""
+    """Initialization of the matrices. By default, A is random and B is 0. Other values are the names of
+    peft's methods."""
     rank_pattern: dict[str, Rank] | None = Field(default=None, min_length=1)
-    """Module names, or regular expressions of their suffixes, with their own rank."""
+    """Rank by module name, or by a regular expression for the end of the name."""
     alpha_pattern: dict[str, Alpha] | None = Field(default=None, min_length=1)
     layers_to_transform: tuple[Layer, ...] | None = Field(default=None, min_length=1)
-    """Indices of the layers to adapt, from 0; `None` means all."""
+    """Indices of the layers to adapt, starting at 0. `None` means all."""
     exclude_modules: str | tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Modules among `targets` that are not adapted, as names or one regular expression."""
+    """Modules among `targets` to leave unadapted, as names or one regular expression."""
     modules_to_save: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Modules that are trained in full and saved with the adapter."""
+    """Modules to train in full and save with the adapter."""
     loraplus_lr_ratio: Float | None = Field(default=None, ge=1)
     """LoRA+: ratio of B's learning rate to A's."""
 
     @property
     def changes_base(self) -> bool:
-        """True if its initialization is subtracted from the base's weights, so they differ during
+        """True if the initialization subtracts from the base's weights, so that they differ during
         training."""
         return bool(self.init_lora_weights) and self.init_lora_weights.startswith(("pissa", "olora"))
 
@@ -177,14 +177,14 @@ class LoRA(SpecPart):
     def _one_start(self) -> LoRA:
         if self.dora and (self.changes_base or self.init_lora_weights == "loftq"):
             raise ValueError(
-                f"dora does not support init_lora_weights: {self.init_lora_weights}; remove one of them"
+                f"dora does not support init_lora_weights: {self.init_lora_weights}. Remove one of them"
             )
         return self
 
 
 class QLoRA(LoRA):
-    """LoRA over a base held in 4 bits (NF4, double quantization). Hosts do not publish their base's
-    precision, so on a hosted backend this is LoRA, as the plan shows."""
+    """LoRA over a 4-bit base (NF4, double quantization). Hosts do not publish the precision of their base, so
+    on a hosted backend this is LoRA, as the plan shows."""
 
     type: Literal["qlora"] = "qlora"  # type: ignore[assignment]  # narrows the tag of the union
 
@@ -209,12 +209,12 @@ OPTIMIZERS: Mapping[str, tuple[Constants, ...]] = {
     "muon": ("momentum", "betas", "eps"),
     "schedule_free_adamw": ("betas", "eps"),
 }
-"""The optimizers by name, each with its parameters. Muon's `betas` and `eps` apply to AdamW, which it uses
-for everything except matrices."""
+"""Optimizers by name, each with its parameters. Muon uses AdamW for everything except matrices, with `betas`
+and `eps`."""
 
 
 class Optimizer(SpecPart):
-    """The optimizer and its parameters. Unset ones use the optimizer's defaults."""
+    """The optimizer and its parameters. Unset parameters use the optimizer's defaults."""
 
     type: Literal[
         "adamw",
@@ -240,7 +240,7 @@ class Optimizer(SpecPart):
                 raise ValueError(f"{name} is not a parameter of {self.type}: remove it")
         if self.type == "schedule_free_adamw" and self.betas and not self.betas[0]:
             raise ValueError(
-                "betas: the first one must be above 0 for schedule_free_adamw, which uses it for averaging"
+                "betas: the first beta must be above 0 for schedule_free_adamw, which uses it for averaging"
             )
         return self
 
@@ -274,8 +274,8 @@ class EarlyStopping(SpecPart):
 
 
 class WandB(SpecPart):
-    """Weights & Biases settings that are passed on to the host. The key comes from the environment, never
-    from the spec."""
+    """Weights & Biases settings to pass on to the host. The key comes from the environment, never from the
+    spec."""
 
     project: str
     name: str | None = None
@@ -284,8 +284,7 @@ class WandB(SpecPart):
 
 
 def method_word(method: SFT | DPO | RFT) -> str:
-    """Return `kto` for DPO with the KTO loss, which needs its own kind of rows, and otherwise the method's
-    type."""
+    """Return `kto` for DPO with the KTO loss, which needs different rows, otherwise the method's type."""
     return "kto" if isinstance(method, DPO) and method.loss == "kto" else method.type
 
 
@@ -378,7 +377,7 @@ def _of_json(value: object) -> bool:
 
 
 TemplateSettings = Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_template_settings)]
-"""Variables that a chat template uses in addition to the conversation."""
+"""Additional variables of a chat template."""
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------
@@ -390,7 +389,7 @@ def spec_errors(
     lines: dict[tuple[str, ...], int] | None = None,
     under: tuple[str, ...] = (),
 ) -> list[str]:
-    """Return one line for each mistake in the values of a `spec`: place, reason, allowed values.
+    """Return one line for each mistake in a `spec`'s values: location, reason, allowed values.
 
     `lines` maps a field's path to its 1-based line in the YAML file, if there is one. `under` is the path of
     the validated part.
@@ -431,7 +430,7 @@ _EXPECTED = {
     "decimal_parsing": "an amount in US dollars",
     "finite_number": "a finite number",
 }
-"""Pydantic's kinds of mistakes, in terms that a YAML author understands."""
+"""Maps pydantic's error types to what a YAML author should write."""
 _BOUNDS = frozenset(
     {
         "greater_than",
@@ -443,7 +442,7 @@ _BOUNDS = frozenset(
         "string_pattern_mismatch",
     }
 )
-"""Kinds whose reason says what is allowed, without the given value."""
+"""Error types whose message states the limits but not the given value."""
 
 
 def _shown(value: Any) -> str:

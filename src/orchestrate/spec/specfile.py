@@ -1,5 +1,5 @@
-"""A JobSpec in a YAML file: loading with line numbers, overrides, the template of `orchestrate init`, the
-schema."""
+"""Read a JobSpec from a YAML file with line numbers and overrides. Also the template of `orchestrate init`
+and the JSON schema."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ Lines = dict[tuple[str, ...], int]
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
-    """Read the file and apply `overrides` (dotted names) to it.
-
-    Relative data paths start at the file's folder. Raises `SpecError` with one line per mistake: line in the
-    file, field, reason, allowed values.
+    """Read the file and apply `overrides` (dotted names) to it. Relative data paths are resolved against the
+    file's folder. Raises `SpecError` with one line per mistake: line in the file, field, reason, allowed
+    values.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -82,13 +81,13 @@ def _override_errors(spec: JobSpec, name: str, own: dict[str, Any], lines: Lines
 
 
 def parse_settings(pairs: Iterable[str], example: str = "--set adapter.r=16") -> dict[str, Any]:
-    """Parse settings such as `["adapter.r=16", "schedule=cosine"]` into values. The right side is read as
-    YAML. Raises `UsageError` for a setting that is not `name=value`, or not valid YAML."""
+    """Parse settings such as `["adapter.r=16", "schedule=cosine"]`. Values are parsed as YAML. Raises
+    `UsageError` for a setting that is not `name=value`, or whose value is not valid YAML."""
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.strip():
-            raise UsageError(f"{example.split()[0]} expects name=value, as in {example}; got {pair!r}")
+            raise UsageError(f"{example.split()[0]} expects name=value, as in {example}, but got {pair!r}")
         try:
             values[name.strip()] = document(text)
         except (yaml.YAMLError, ValueError) as error:
@@ -97,7 +96,7 @@ def parse_settings(pairs: Iterable[str], example: str = "--set adapter.r=16") ->
 
 
 def put(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set one dotted name. `method: sft` becomes `{type: sft}` if something is set below it."""
+    """Set a field by its dotted name. `method: sft` becomes `{type: sft}` if a field below it is set."""
     *parents, last = dotted.split(".")
     for part in parents:
         inner = values.get(part)
@@ -109,7 +108,7 @@ def put(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def require_backends(spec: JobSpec, known: Sequence[str]) -> None:
-    """Raise `SpecError` if a part of the spec is for a backend that is not `known`."""
+    """Raise `SpecError` if the spec names a backend that is not `known`."""
     named: dict[str, Iterable[str]] = {
         "model": () if isinstance(spec.model, str) else spec.model.keys() - {"default"},
         "overrides": spec.overrides,
@@ -130,24 +129,23 @@ def require_backends(spec: JobSpec, known: Sequence[str]) -> None:
 
 
 def anchored(spec: JobSpec) -> JobSpec:
-    """Return the spec with absolute paths, because a run can also be resumed and evaluated from other
-    folders."""
+    """Make paths in the spec absolute, because a run can also be resumed and evaluated from other folders."""
     named = {name: getattr(spec, name) for name in _DATA_FIELDS}
     full = {name: _files_from(given, Path.cwd()) for name, given in named.items() if given is not None}
     return with_template(spec.model_copy(update=full))
 
 
 def with_template(spec: JobSpec) -> JobSpec:
-    """Return the spec with the text of its chat template instead of the file's path, because the file may
-    change. Raises `SpecError` if the template can't be read."""
+    """Replace the path of a chat template file with its text, because the file may change. Raises `SpecError`
+    if the file cannot be read."""
     if spec.chat_template is None or _is_template(spec.chat_template):
         return spec
     return spec.model_copy(update={"chat_template": template_text(spec.chat_template)})
 
 
 def template_text(given: str) -> str:
-    """Return the text of a chat template, given directly or as a file. Raises `SpecError` if the file can't
-    be read."""
+    """Return the text of a chat template, which is given directly or as a file. Raises `SpecError` if the
+    file cannot be read."""
     if _is_template(given):
         return given
     path = Path(given).expanduser()
@@ -184,10 +182,10 @@ def overrides_block(provider: str, fields: Mapping[str, Any]) -> str:
 
 
 def with_overrides(path: Path, provider: str, fields: Mapping[str, Any]) -> str:
-    """Return the text of the file with `fields` under `overrides:` of one backend. Everything else stays as
-    written.
+    """Add `fields` to the file's `overrides:` for one backend and return the new text. Everything else stays
+    unchanged.
 
-    Raises `SpecError` with the lines to add if the form of the file does not allow that.
+    Raises `SpecError` with the lines to add if the file's YAML cannot be edited.
     """
     before = path.read_bytes().decode("utf-8")
     values, _ = parse(before, path)
@@ -200,7 +198,7 @@ def with_overrides(path: Path, provider: str, fields: Mapping[str, Any]) -> str:
         found = None
     if found != wanted:
         raise SpecError(
-            f"could not edit {path} automatically because of its YAML form; add these lines yourself:",
+            f"could not edit {path} automatically because of its YAML form. Add these lines yourself:",
             errors=[f"  {line}" for line in overrides_block(provider, fields).splitlines()],
         )
     return after
@@ -266,8 +264,8 @@ def json_schema() -> dict[str, Any]:
 
 
 def parse(text: str, path: Path) -> tuple[dict[str, Any], Lines]:
-    """Parse a YAML file into its fields and the line of each. Raises `SpecError` for a file that is not a
-    mapping, or that sets a field twice."""
+    """Parse a YAML file. Returns its fields and the line of each. Raises `SpecError` if the file is not a
+    mapping or sets a field twice."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         require_bounded(node)
@@ -285,7 +283,7 @@ def parse(text: str, path: Path) -> tuple[dict[str, Any], Lines]:
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise SpecError(f"{path} is not valid YAML:", errors=[f"  {where}{problem}"]) from error
     except RecursionError as error:
-        raise SpecError(f"{path} is nested too deeply, or contains itself through an anchor") from error
+        raise SpecError(f"{path} is nested too deeply, or an anchor refers to itself") from error
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise SpecError(f"{path} must be a mapping of fields, as in  model: qwen3-8b", fix="orchestrate init")
     return _as_table(values), lines
@@ -339,5 +337,5 @@ def _local_model(value: Any, folder: Path) -> Any:
 
 
 def template(name: str = DEFAULT_NAME) -> str:
-    """Return a commented spec, or project settings, to start from."""
+    """Return a commented spec, or commented project settings, to start from."""
     return files("orchestrate").joinpath("templates", name).read_text(encoding="utf-8")

@@ -185,9 +185,14 @@ def test_the_bundled_model_is_local_only() -> None:
 @pytest.mark.parametrize(
     ("provider", "method", "today", "ended"),
     [
-        ("openai", "rft", TODAY, "its last model for it, o4-mini, was shut down on 2026-10-23"),
+        ("openai", "rft", TODAY, "its last model for this method, o4-mini, was shut down on 2026-10-23"),
         ("openai", "sft", TODAY, None),
-        ("openai", "sft", date(2027, 1, 15), "its last model for it, gpt-4.1, was shut down on 2027-01-14"),
+        (
+            "openai",
+            "sft",
+            date(2027, 1, 15),
+            "its last model for this method, gpt-4.1, was shut down on 2027-01-14",
+        ),
         ("fireworks", "rft", TODAY, None),
         ("local", "rft", TODAY, None),
     ],

@@ -162,6 +162,6 @@ def test_only_the_new_lines_are_new(tmp_path: Path, before: str, after: str) -> 
 def test_a_form_that_cannot_be_added_to_is_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "finetune.yaml"
     path.write_text(text)
-    with pytest.raises(SpecError, match="add these lines yourself") as refused:
+    with pytest.raises(SpecError, match="Add these lines yourself") as refused:
         specfile.with_overrides(path, "openai", FIELDS)
     assert LINES[0] in str(refused.value) and path.read_text() == text

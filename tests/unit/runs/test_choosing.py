@@ -105,7 +105,7 @@ def test_memory_is_that_of_the_size_named() -> None:
         for size in ("8B", "4B")
     )
     assert eight.fits and four.total_bytes < eight.total_bytes
-    assert eight.notes[-1] == "a typical architecture of this size"
+    assert eight.notes[-1] == "assuming a typical architecture of this size"
 
 
 def test_an_address_never_gets_the_key_of_a_host(ft: Orchestrator) -> None:

@@ -83,7 +83,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ("model: m\ntrain: t\nbatch_size: min\n", "line 3: batch_size: must be an integer, or max"),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, loss: orpo, simpo_gamma: 1}\n",
-            "simpo_gamma is not a setting of the loss orpo",
+            "simpo_gamma does not apply to the loss orpo",
         ),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, loss: hinge}\n",
@@ -99,7 +99,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, loss: kto, rpo_alpha: 1}\n",
-            "rpo_alpha is not a setting of the loss kto",
+            "rpo_alpha does not apply to the loss kto",
         ),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, desirable_weight: 2}\n",
@@ -107,7 +107,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, beta: 2.5}\n",
-            "beta must be at most 2 (10 with simpo_gamma)",
+            "beta must be at most 2 (or 10 with simpo_gamma)",
         ),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, beta: 10.5, simpo_gamma: 1}\n",
@@ -154,12 +154,12 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ("model: m\ntrain: t\nadded_tokens: [a, a]\n", "line 3: added_tokens contains a token twice"),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, loss: ipo, label_smoothing: 0.1}\n",
-            "label_smoothing is not a setting of the loss ipo",
+            "label_smoothing does not apply to the loss ipo",
         ),
         ("model: m\ntrain: t\ntags: {lora: 3}\n", "line 3: tags.lora: must be text, got 3"),
         ("model: m\ntrain: t\n\0", "line 3: the character"),
-        ("model: m\ntrain: t\ntags: &a {b: *a}\n", "nested too deeply, or contains itself"),
-        ("model: " + "[" * 3000, "nested too deeply, or contains itself"),
+        ("model: m\ntrain: t\ntags: &a {b: *a}\n", "nested too deeply, or an anchor refers to itself"),
+        ("model: " + "[" * 3000, "nested too deeply, or an anchor refers to itself"),
     ],
 )
 def test_bad_files_say_where_and_why(tmp_path: Path, text: str, expected: str) -> None:

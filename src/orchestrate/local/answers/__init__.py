@@ -1,1 +1,1 @@
-"""Generate answers of a base model and its adapters, in a separate process."""
+"""Generate answers with a base model and its adapters, in a separate process."""

@@ -1,6 +1,5 @@
-"""The models behind chats, evaluations, sandboxes and servers: one base and its adapters. Requests of a
-server are rows of one batch, which others join and leave; the questions of an evaluation are answered
-together. Imports torch."""
+"""Inference for chats, evaluations, sandboxes and servers: one base model and its adapters. A server's
+requests join and leave one continuous batch. An evaluation's prompts are answered together. Imports torch."""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -43,14 +42,15 @@ from orchestrate.local.model.sampling.quick_pass import quicken
 from orchestrate.types import Likelihood
 
 MOST_ROWS = 64
-"""Default number of questions that are answered together."""
+"""Default number of prompts that are answered together."""
 CHOSEN_BY_SIZE = "answered in NF4 (4 bits) because its weights exceed 8 GiB (for 16 bits: local=MODEL:16-bit)"
 ROUNDED_OTHERWISE = (
-    "16-bit rounding in a batch can change an answer: outside the batch, another token would have "
-    "been more likely (for exact results: --batch 1)"
+    "16-bit rounding in a batch can change an answer: answered alone, another token would have been more "
+    "likely (for exact results: --batch 1)"
 )
 _MEASURED_S = 1.0
-"""For all adapters together; the best of three or more counts, since others may use the machine."""
+"""Seconds of measurement for all adapters together. The fastest of at least three passes counts, because
+other programs may slow the others down."""
 _ROUNDS = 3
 Send = Callable[[dict[str, Any]], None]
 _WORDS = {
@@ -64,13 +64,13 @@ class Loading(Opening, frozen=True, kw_only=True):
     """The models to load."""
 
     base_name: str = ""
-    """Name under which the base model answers, if it does."""
+    """Name under which the base model is served. Empty if it is not."""
     models: dict[str, str] = msgspec.field(default_factory=dict[str, str])
-    """Maps each name to the folder of an adapter, or of a full tuned model, which must then be the only
-    one."""
+    """Maps each name to the folder of an adapter or of a full tuned model. A full model must be the only
+    entry."""
     batch_invariant: bool = False
-    """Whether prompts with temperature 0 are processed individually, so that their answers are bitwise
-    identical to those of `eval --batch 1`, independent of concurrent requests."""
+    """True if prompts with temperature 0 are processed individually. Their answers are then bitwise identical
+    to those of `eval --batch 1`, independent of concurrent requests."""
     most_tokens: int = 2048
     """Default maximum number of tokens in an answer."""
 
@@ -80,8 +80,8 @@ class Loading(Opening, frozen=True, kw_only=True):
 
     @property
     def whole(self) -> Path | None:
-        """The full tuned model, if it is one. Raises `UsageError` if there are several models and one is a
-        full model."""
+        """The folder of the full tuned model, or `None` if there are only adapters. Raises `UsageError` if a
+        full model is not the only model."""
         tuned = [folder for folder in self.folders if not is_adapter(folder)]
         if tuned and len(self.models) > 1:
             raise UsageError(
@@ -90,7 +90,7 @@ class Loading(Opening, frozen=True, kw_only=True):
         return tuned[0] if tuned else None
 
     def in_precision(self) -> Loading:
-        """Return the same models in the precision that they were trained with, if no precision is set."""
+        """Set the precision that the models were trained with, if no precision is set."""
         known = four_bit_of(self.four_bit, self.folders)
         if known is None and self.whole is not None:
             known = False
@@ -103,12 +103,12 @@ class Loading(Opening, frozen=True, kw_only=True):
 
 
 class PromptsRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Questions to one model that are answered together."""
+    """Prompts to one model that are answered together."""
 
     prompts: list[list[ChatMessage]]
     model: str = ""
     base: bool = False
-    """Whether the model's base answers, with the same prompt."""
+    """True to query the model's base instead, with the same prompts."""
     max_tokens: int
     temperature: float
     seed: int
@@ -161,21 +161,22 @@ class Engine(AdaptedModel):
         known = self.loading.four_bit
         self.four_bit = too_large(self.folder) if known is None else known
         self.by_size = known is None and self.four_bit
-        """Whether nothing but the size of the files chose 4 bits."""
+        """True if 4 bits were chosen only because of the size of the files."""
         self._speeches: dict[int, Speech] = {}
         self.models: dict[str, EngineModel] = {}
         self.load_seconds: dict[str, float] = {}
-        """Of each adapter."""
+        """Seconds to load each adapter."""
         self._untouched: Any = None
-        """The base, where the one under a tuned model is not itself any more, or there is none."""
+        """The unmodified base model, loaded when needed because the tuned model changes or replaces its own
+        base."""
         self.fitting_rows: int | None = None
-        """As many questions together as memory did for, once it has run out."""
+        """Number of prompts that fit in memory together, once memory has run out."""
         self._take()
 
     def _take(self) -> None:
         self._forms: dict[str, Forms] = {}
         self._apart = self.loading.lies_apart
-        """Now: its files may be others by the time that it is taken off."""
+        """Determined now, because an adapter's files may change before it is removed."""
         if self.loading.whole is not None:
             [name] = self.loading.models
             self.models[name] = self._described(name, BASE, self.loading.whole)
@@ -202,9 +203,8 @@ class Engine(AdaptedModel):
     # -- models --------------------------------------------------------------------------------------------
 
     def turn(self, loading: Loading) -> bool:
-        """Replace the adapters on the base model with other ones. Returns False if the base model must be
-        reloaded, because it is a different one, or because an adapter on it changes more than its own
-        layers."""
+        """Replace the adapters on the base model. Returns False if the base model must be reloaded, because a
+        different one is requested, or because one of the adapters changes more than its own layers."""
         other, mine = loading.in_precision(), self.loading
         if (fetch(other.base).path, pick_device(other.device)) != (self.folder.path, self.device):
             return False
@@ -222,8 +222,7 @@ class Engine(AdaptedModel):
         return True
 
     def load(self, name: str, folder: str) -> float:
-        """Load another adapter onto the base model and return the seconds that it took. Raises
-        `UsageError`."""
+        """Load another adapter onto the base model. Returns the seconds that it took. Raises `UsageError`."""
         path = Path(folder)
         if name in self.models:
             raise UsageError(f"a model called {name!r} already exists")
@@ -231,7 +230,7 @@ class Engine(AdaptedModel):
             raise UsageError(f"{folder} is not an adapter: only adapters can be added to a running server")
         if changes_base(path):
             raise UsageError(
-                f"{folder} changes the base model that the other adapters share",
+                f"{folder} changes the base model, which the other adapters share",
                 fix="merge and serve it alone",
             )
         try:
@@ -250,8 +249,8 @@ class Engine(AdaptedModel):
         self.load_seconds[name] = time.perf_counter() - begun
 
     def costs(self) -> list[dict[str, Any]]:
-        """Measure the cost of each adapter: seconds to load it, and seconds per token with it and with its
-        base alone, alternating for about a second in total. Nothing else may be answered at the same time."""
+        """Measure the cost of each adapter: seconds to load it, and seconds per token with and without it,
+        alternating for about a second in total. No other request may run at the same time."""
         found: list[dict[str, Any]] = []
         for name, load_s in self.load_seconds.items():
             model = self.models.get(name)
@@ -292,7 +291,7 @@ class Engine(AdaptedModel):
 
     @contextmanager
     def weights_of(self, found: EngineModel, *, base: bool) -> Generator[Any]:
-        """Return the weights that answer as this model or its base, for all rows alike."""
+        """Yield the weights of this model or its base, for all rows alike."""
         if base and found.replaced:
             if self._untouched is None:
                 self._untouched = self.loaded_base()
@@ -317,7 +316,7 @@ class Engine(AdaptedModel):
         if wish.ids is not None:
             if not all(0 <= id < len(template.tokenizer) for id in wish.ids):
                 raise RequestRefused(
-                    "the prompt has token ids that are not in the vocabulary", "invalid_prompt"
+                    "the prompt contains token ids that are not in the vocabulary", "invalid_prompt"
                 )
             return wish.ids
         ids = template.tokens(wish.text or "")[0]
@@ -328,20 +327,20 @@ class Engine(AdaptedModel):
         found = self.models.get(name)
         if found is None:
             raise RequestRefused(
-                f"The model {name!r} does not exist; this server has {', '.join(self.models)}",
+                f"The model {name!r} does not exist. This server has {', '.join(self.models)}",
                 "model_not_found",
             )
         return found
 
     def rows(self, wish: GenerationRequest, prompt: list[int]) -> tuple[list[DecodingRow], list[Speech]]:
-        """Build the rows of a request for the model, with copies of the first one, and the output of each
-        answer. Raises `RequestRefused`."""
+        """Build the model's rows for a request: the first one with its copies, and the output of each answer.
+        Raises `RequestRefused`."""
         model = self._model(wish.model)
         if not prompt:
             raise RequestRefused("the prompt is empty", "invalid_prompt")
         if any(int(id) >= len(model.template.tokenizer) for id in wish.logit_bias):
             raise RequestRefused(
-                "logit_bias has token ids that are not in the vocabulary", "invalid_logit_bias"
+                "logit_bias contains token ids that are not in the vocabulary", "invalid_logit_bias"
             )
         room = model.sampler.room(prompt, wish.max_tokens or self.loading.most_tokens)
         if room < (wish.max_tokens or 1):
@@ -437,8 +436,8 @@ class Engine(AdaptedModel):
     # -- questions of an evaluation ------------------------------------------------------------------------
 
     def answer(self, asked: PromptsRequest, send: Callable[[dict[str, Any]], None]) -> None:
-        """Answer all questions together and send all replies at the same time. With `stream`, the certain
-        part of the first reply is sent as it is written."""
+        """Answer all prompts together and send all replies at once. With `stream`, the part of the first
+        reply that can no longer change is sent as it is generated."""
         found, form, close, turned = self._model(asked.model), asked.form, set[int](), set[int]()
         prompts = [self._prompt_of(found, messages, asked.tools) for messages in asked.prompts]
         fitting = [prompt for prompt in prompts if isinstance(prompt, list)]
@@ -493,8 +492,8 @@ class Engine(AdaptedModel):
             return prompt
         most = found.sampler.context
         told = (
-            f"the question has {len(prompt)} tokens, but the model's context, which includes the "
-            f"answer, has {most}"
+            f"the prompt has {len(prompt)} tokens, but the context of {most} tokens must hold the prompt and "
+            "the answer"
         )
         return {"refused": told, "fix": "shorten it or drop the row"}
 
@@ -511,7 +510,7 @@ class Engine(AdaptedModel):
         if self.by_size:
             noted.append(CHOSEN_BY_SIZE)
         if longest is not None and len(prompt) > longest:
-            noted.append(f"the question is longer than the training rows ({longest} tokens)")
+            noted.append(f"the prompt is longer than the training rows ({longest} tokens)")
         return {
             "content": said.content,
             "reasoning": said.reasoning,

@@ -1,8 +1,8 @@
 """Constrained decoding: JSON that follows a schema, or a tool call. Imports torch.
 
-Before each token `llguidance` determines which tokens keep the answer within its grammar, and one of these is
-sampled as usual. Thinking is unconstrained: the form begins after it. A call is written the way the chat
-template writes calls, which is learned from a rendered one.
+Before each token `llguidance` determines which tokens keep the answer within its grammar, and one of them is
+sampled as usual. Thinking is unconstrained: the constraint starts after it. A call is written the way the
+chat template writes calls, which is inferred from a rendered call.
 """
 
 # torch, transformers and llguidance describe their types in part only.
@@ -43,14 +43,14 @@ _NAME, _KEY, _VALUE, _KEY_2, _VALUE_2 = "zq1name", "zq2key", "zq3value", "zq4key
 _ARGUMENTS = re.compile(rf'\{{\s*"{_KEY}"\s*:\s*"{_VALUE}"\s*\}}')
 _SPACE = "WS: /[ \\n]{1,4}/\n"
 _LAYOUT = {"whitespace_pattern": "[ \\n\\t\\r]{0,64}"}
-"""White space between parts of JSON. Without a limit, a model may write blanks forever."""
+"""White space between parts of JSON. Without a limit, a model may generate white space forever."""
 _ANYTHING: dict[str, Any] = {"type": "object"}
 _KEPT = 32
 
 
 class AnswerForm(msgspec.Struct, frozen=True, kw_only=True):
     """The required form of an answer: JSON that follows `schema`, a call to one of `calls`, or either if both
-    are given."""
+    are set."""
 
     schema: dict[str, Any] | None = None
     calls: list[dict[str, Any]] | None = None
@@ -60,17 +60,17 @@ class AnswerForm(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True)
 class CallFormat:
     """The text that a template writes around a call: before the name, after it, and at the end. The arguments
-    between are one JSON object, or each is written separately as `opens` name `names` value `closes`."""
+    are one JSON object, or each is written separately as `opens` name `names` value `closes`."""
 
     before: str
     between: str
     behind: str
     apart: tuple[str, str, str] | None = None
-    """The texts `opens`, `names`, `closes`."""
+    """The texts `opens`, `names`, `closes` if arguments are written separately."""
 
 
 class Forms:
-    """The constraints for one model's answers. Reusable, because it has no per-answer state."""
+    """Compiles the constraints for one model's answers. Reusable, because it has no per-answer state."""
 
     def __init__(self, template: Template, stops: Sequence[int]) -> None:
         """Prepare forms for a tokenizer. `stops` are the tokens that end an answer. Raises `MissingExtra`,
@@ -87,11 +87,11 @@ class Forms:
         ends = [id for id in stops if id < len(tokenizer)]
         self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=len(tokenizer), eos_token=ends)
         self._compiled: dict[bytes, Any] = {}
-        """The grammars of recently used forms."""
+        """The compiled grammars of recently used forms."""
 
     def held(self, form: AnswerForm, prompt: Sequence[int]) -> ConstrainedAnswer:
-        """Create the constraint for one answer to this prompt. Raises `UsageError` for a form that cannot
-        be enforced."""
+        """Create the constraint for one answer to this prompt. Raises `UsageError` if the form cannot be
+        enforced."""
         key = msgspec.json.encode(form)
         if key not in self._compiled:
             while len(self._compiled) >= _KEPT:
@@ -163,7 +163,7 @@ class Forms:
         unknown = parameters.keys() - _OF_AN_OBJECT
         required, properties = parameters.get("required", []), parameters.get("properties", {})
         if unknown or not properties.keys() >= set(required):
-            what = ", ".join(sorted(unknown)) or "required next to properties"
+            what = ", ".join(sorted(unknown)) or "required without properties"
             raise UsageError(f"this model writes each argument separately, so {what} cannot be enforced")
         shared = {name: parameters[name] for name in ("$defs", "definitions") if name in parameters}
         parts: list[str] = []
@@ -278,14 +278,14 @@ def _words(schema: Mapping[str, Any], closes: str) -> list[str] | None:
     if not {"enum", "const"} & schema.keys():
         return None
     if unknown := schema.keys() - _ANNOTATIONS - {"type", "enum", "const"}:
-        raise UsageError(f"{', '.join(sorted(unknown))} cannot be enforced in combination with enum")
+        raise UsageError(f"{', '.join(sorted(unknown))} cannot be combined with enum")
     words = [schema["const"]] if "const" in schema else list(schema["enum"])
     if not words or not all(isinstance(word, str) and closes.strip() not in word for word in words):
         raise UsageError(
-            "enum must be a non-empty list of strings that do not contain the end of an argument"
+            "enum must be a non-empty list of strings that do not contain the text that ends an argument"
         )
     if "enum" in schema and any(word not in schema["enum"] for word in words):
-        raise UsageError("const is not in enum")
+        raise UsageError("const is not one of the enum values")
     return words
 
 
@@ -329,7 +329,7 @@ def _reason(told: str) -> str:
 
 @dataclass
 class ConstrainedAnswer:
-    """The constraint of one answer in progress."""
+    """The constraint of one answer in progress, advanced token by token."""
 
     _matcher: Any
     _vocabulary: int
@@ -339,7 +339,7 @@ class ConstrainedAnswer:
     """The marker that ends the reasoning in progress."""
     _ids: list[int] = field(default_factory=list[int])
     _opening: tuple[int, ...] = ()
-    """The remaining part of a partly written opening marker."""
+    """The rest of a partly generated opening marker."""
 
     def copy(self) -> ConstrainedAnswer:
         return ConstrainedAnswer(self._matcher.deep_copy(), self._vocabulary, self._thinking, self.closing)

@@ -27,10 +27,10 @@ Rounding = Literal["left", "told", "mended"]
 
 
 class Generator:
-    """Generates answers with a worker process that holds the model. The same process gives base and tuned
-    answers, with the adapter off or on.
+    """Generates answers with a worker process that holds the model. The same process generates base and tuned
+    answers, by switching the adapter off or on.
 
-    The process starts with the first question and ends with the context, or with this process. Several
+    The process starts with the first prompt and ends when the context or the parent process does. Several
     generators may share one `worker`, which its creator closes. It holds one base model and one of its
     adapters at a time. Raises `MissingExtra`, `UsageError` or `ConfigError` if the model is unavailable, and
     `RunFailed` if the worker crashes."""
@@ -65,12 +65,12 @@ class Generator:
 
     @property
     def four_bit(self) -> bool | None:
-        """True if the base is in 4 bits, or `None` if that is only known from its files."""
+        """True if the base is in 4 bits. `None` if only its files determine that."""
         return four_bit_of(self._load["four_bit"], [None if self.adapter is None else Path(self.adapter)])
 
     @property
     def expected_precision(self) -> str | None:
-        """The precision of the answers, as far as it is known before the model is loaded."""
+        """The precision of the answers. `None` if it is unknown until the model is loaded."""
         folder = Path(self.model)
         if self.four_bit is None or not folder.is_dir():
             return None
@@ -78,8 +78,8 @@ class Generator:
         return weights_in(ModelFolder(folder).config, four_bit=self.four_bit, dtype=dtype)
 
     def in_precision(self, *, four_bit: bool) -> Generator:
-        """Return the same model in 4 or 16 bits, in the same process, which holds one of the two at a
-        time."""
+        """Return a generator for the same model in 4 or 16 bits. Both share one process, which holds one of
+        the two at a time."""
         if self.four_bit == four_bit:
             return self
         adapter = None if self.adapter is None else Path(self.adapter)
@@ -99,7 +99,7 @@ class Generator:
         self.close()
 
     def start(self) -> None:
-        """Load the model now instead of at the first question."""
+        """Load the model now instead of at the first prompt."""
         with self._worker.holding(self._load):
             pass
 
@@ -116,7 +116,7 @@ class Generator:
     ) -> list[Reply]:
         """Generate one reply per prompt, in order. Temperature 0 always takes the most likely token. `batch`
         is the maximum number of prompts answered together. With 1, each answer is bitwise identical to the
-        answer of the prompt alone. Raises `DataError` for prompts that fill the model's context."""
+        one generated without a batch. Raises `DataError` for prompts that fill the model's context."""
         replies = self.attempt(
             prompts,
             base=base,
@@ -145,8 +145,8 @@ class Generator:
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply | DataError]:
         """Generate replies like `generate`, but return the reason in place of each reply that fails.
-        `rounding` applies to temperature 0: with `told`, the notes of a reply tell that 16-bit rounding in a
-        batch changed it; with `mended`, replies that rounding may have changed are generated again
+        `rounding` applies to temperature 0: with `told`, the notes of a reply say if 16-bit rounding in a
+        batch changed it. With `mended`, replies that rounding may have changed are generated again
         individually. With `schema`, each reply is constrained to JSON with this schema, or to a call of one
         of `tools`."""
         if not prompts:
@@ -167,8 +167,8 @@ class Generator:
         seed: int = 0,
         tools: list[dict[str, Any]] | None = None,
     ) -> PyGenerator[str, None, Reply]:
-        """Stream the reply to one prompt, piece by piece as it is written, without reasoning and tool calls.
-        Returns the entire reply at the end."""
+        """Stream the reply to one prompt as it is generated, without reasoning and tool calls. Returns the
+        entire reply at the end."""
         sent = ""
         with self._worker.holding(self._load) as worker:
             question = self._question([prompt], base, max_tokens, temperature, seed, tools, stream=True)
@@ -196,9 +196,9 @@ class Generator:
             return decoding.convert(worker.receive()["likelihoods"], list[Likelihood])
 
     def adapter_cost(self, name: str) -> AdapterCost | None:
-        """Measure the cost of the adapter in addition to its base model, for about a second. Returns `None`
-        for a model without an adapter, or with one that changes its base model. `name` is the model's name in
-        the record."""
+        """Measure the additional cost of the adapter over its base model, for about a second. Returns `None`
+        for a model without an adapter, or if the adapter changes its base model. `name` is the model's name
+        in the record."""
         with self._worker.holding(self._load) as worker:
             worker.send("costs", {})
             found = worker.receive()["costs"]

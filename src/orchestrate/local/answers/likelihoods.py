@@ -17,7 +17,7 @@ from orchestrate.local.model.loaded import halving
 from orchestrate.types import Likelihood, decoding
 
 ROWS = 8
-"""Number of rows that are scored together. The logits of an entire row are large."""
+"""Number of rows that are scored together, limited because the logits of a long row are large."""
 
 
 def likelihoods(
@@ -28,8 +28,8 @@ def likelihoods(
     most_tokens: int | None = None,
 ) -> list[Likelihood]:
     """Compute how likely each row is. A row is a `text` (optionally after a `context`), an `answer` to
-    `messages`, or the trained part of a canonical `example`, cut at `most_tokens`, and without its prompt if
-    `alone` is set."""
+    `messages`, or the trained part of a canonical `example`, without its prompt if `alone` is set. Rows are
+    cut at `most_tokens`."""
     encoded = [_encoded(template, row, most_tokens) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]))
 

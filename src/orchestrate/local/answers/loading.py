@@ -1,5 +1,5 @@
-"""Load models for inference, in the same way for evaluations, chats, servers and training sessions: which
-precision is used, which adapters lie on the base, and how the model is prompted. Imports torch."""
+"""Load models for inference in evaluations, chats, servers and training sessions: precision, adapters, chat
+template. Imports torch."""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -33,8 +33,8 @@ from orchestrate.local.model.sampling.batching import BASE, Batching
 from orchestrate.local.model.sampling.sampling import Sampler
 
 SMALL_MODEL_BYTES = 2 << 30
-"""Maximum size of weights that are kept unpacked, with their dequantized 4-bit values, so that nothing is
-unpacked for each token."""
+"""Maximum size of NF4 weights that are unpacked once, to their dequantized values. Larger ones are unpacked
+for each token."""
 LARGE_MODEL_BYTES = 8 << 30
 """Size above which base models answer in 4 bits, unless their adapters or the caller specify a precision."""
 UNPACKED = (
@@ -87,8 +87,8 @@ def whole(folder: Path, device: torch.device, dtype: torch.dtype | None = None) 
 
 
 def talk(own: Path | None, folder: ModelFolder, device: torch.device) -> tuple[Template, Sampler]:
-    """Return the chat template of a model and the sampler that knows where its answers end. Files in
-    `own`, the tuned model's folder, take precedence over those of its base."""
+    """Return the chat template of a model, and the sampler with its stop tokens. Files in `own`, the tuned
+    model's folder, take precedence over those of its base."""
     has_own = own is not None and (own / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(own if has_own and own else folder.path)
     tokenizer.padding_side = "left"
@@ -103,15 +103,15 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """Whether the base model is in 4 bits. `None` decides by its size."""
+    """True if the base model is loaded in 4 bits. `None` decides by its size."""
     precision: str | None = None
-    """Precision of products and of weights that are not in 4 bits: bf16, fp16 or fp32. `None` chooses it for
+    """Precision of matmuls and of weights that are not in 4 bits: bf16, fp16 or fp32. `None` chooses it for
     the device."""
     most_rows: int = 32
 
 
 class AdaptedModel:
-    """A base model with its adapters, and the rows that they answer."""
+    """A base model with its adapters, and the rows in progress."""
 
     def __init__(self, opening: Opening, tuned: Path | None = None) -> None:
         """Load the model. `tuned` is the folder of a full tuned model, which answers in place of the base
@@ -149,7 +149,7 @@ class AdaptedModel:
         return name
 
     def drop(self, name: str) -> None:
-        """Remove an adapter. PEFT keeps the last one, but no request uses it by then."""
+        """Remove an adapter. PEFT keeps the last one, but no request uses it anymore."""
         others = [a for a in self.model.peft_config if a != name]
         if others:
             with self.changing():

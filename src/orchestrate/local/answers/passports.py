@@ -1,5 +1,4 @@
-"""Read the provenance record that training wrote next to its result, as far as inference needs it.
-Torch-free."""
+"""Read the parts that inference needs of a provenance record. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import msgspec
 
 
 def read_passport(adapter: Path | None) -> dict[str, Any]:
-    """Read the record that training wrote next to its result, or return an empty one if there is none."""
+    """Read the record that training wrote next to its result, or return an empty record if there is none."""
     if adapter is None:
         return {}
     try:
@@ -21,21 +20,20 @@ def read_passport(adapter: Path | None) -> dict[str, Any]:
 
 
 def table_in(passport: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a section of a passport, or an empty table if it has none."""
+    """Return a table of a passport. Empty if it is missing."""
     value = passport.get(name)
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def trained_in_four_bit(passport: Mapping[str, Any]) -> bool | None:
-    """Return whether an adapter was trained on its base in 4 bits, or `None` if its passport does not
-    tell."""
+    """Return True if an adapter was trained on its base in 4 bits, or `None` if its passport does not say."""
     adapter = table_in(passport, "adapter")
     return adapter.get("type") == "qlora" if adapter else None
 
 
 def four_bit_of(asked: bool | None, tuned: Sequence[Path | None]) -> bool | None:
-    """Return whether the base of these tuned models answers in 4 bits: as requested, otherwise as all of them
-    were trained. Returns `None` if neither tells, so that the size of the base decides."""
+    """Return True if the base of these tuned models should be in 4 bits: as requested, otherwise as all of
+    them were trained. Returns `None` if neither determines it."""
     if asked is not None:
         return asked
     known = [trained_in_four_bit(read_passport(one)) for one in tuned]

@@ -1,19 +1,19 @@
-"""The process that holds models, the same for all who ask: JSON lines on standard input ask, JSON lines on
-standard output answer, each with the `id` of what was asked.
+"""The process that holds models for all kinds of inference. Requests are JSON lines on standard input, and
+answers are JSON lines on standard output. Each answer has the `id` of its request.
 
-    {"op": "open", "id", "base", "models", ...}      a base with its adapters, see `Loading`; again for others
-    {"op": "costs", "id"}                            what each adapter costs
+    {"op": "open", "id", "base", "models", ...}      load a base with its adapters, see `Loading`; repeatable
+    {"op": "costs", "id"}                            measure the cost of each adapter
     {"op": "load", "id", "name", "folder"}, {"op": "unload", "id", "name"}
 
-    {"op": "add", "id", "model", "messages" | "text" | "ids", ...}    a request, see `GenerationRequest`
+    {"op": "add", "id", "model", "messages" | "text" | "ids", ...}    one request, see `GenerationRequest`
     {"op": "cancel", "id"}
     {"op": "tokenize", "id", "model", "messages" | "text", "tools"}
 
-    {"op": "prompts", "id", "model", "prompts", ...} all of them together, see `PromptsRequest`
+    {"op": "prompts", "id", "model", "prompts", ...} answer prompts together, see `PromptsRequest`
     {"op": "likelihoods", "id", "model", "rows", "base"}
 
-Prompts of `add` are turned into tokens while rows are being answered, by the thread that reads. Torch is
-imported with the first model.
+Prompts of `add` are tokenized in the reading thread while other rows are generated. Torch is imported with
+the first model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Asked = dict[str, Any]
 LONG_BYTES = 64 << 10
-"""Size in bytes above which requests are tokenized in a separate lane."""
+"""Size in bytes above which requests are tokenized in a separate thread."""
 
 
 class RequestQueue:
@@ -47,12 +47,11 @@ class RequestQueue:
         self._engine: Engine | None = None
         self._asked: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._tokenizing = set[str]()
-        """Requests in the lane for long ones. Cancelled requests are removed."""
+        """Long requests that wait for the tokenizing thread. Cancelled ones are removed."""
 
     def read(self, lines: Any) -> None:
-        """Turn each input line into a piece of work. At the end of the input, work in progress is still
-        completed. Long requests have a separate lane, because tokenizing one takes seconds that others need
-        not wait for."""
+        """Turn each input line into a work item. At the end of the input, work in progress is still
+        completed. Long requests are tokenized in a separate thread, so that others need not wait for them."""
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizes") as lane:
             for line in lines:
                 asked = msgspec.json.decode(line, type=Asked)
@@ -149,8 +148,8 @@ class RequestQueue:
         self._answer(asked, done=True)
 
     def work(self) -> None:
-        """Process requests until the input has ended and everything is answered. A step that fails ends
-        the process: its rows are lost, and the parent process starts another."""
+        """Process requests until the input has ended and everything is answered. A step that fails ends the
+        process: its rows are lost, and the parent process starts a new one."""
         open_ = True
         while open_ or not self._idle:
             while open_ and (self._idle or not self._asked.empty()):

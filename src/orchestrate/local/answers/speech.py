@@ -20,32 +20,32 @@ from orchestrate.local.model.sampling.batching import DecodingRow
 from orchestrate.local.model.sampling.sampling import Sampler
 
 EVERY_TOKEN = 64
-"""Number of tokens up to which each token is processed separately. Longer answers are processed in growing
-pieces, so that re-reading costs no more than generating."""
+"""Number of tokens up to which the text is parsed after each token. Longer answers are parsed less often, so
+that parsing costs no more than generating."""
 
 
 @dataclass(frozen=True)
 class EngineModel:
-    """One of the models that an engine serves."""
+    """A model that an engine serves."""
 
     name: str
     adapter: str
-    """PEFT's name of the adapter."""
+    """PEFT's name for the adapter."""
     template: Template
     sampler: Sampler
     folder: Path | None = None
-    """Folder of the tuned model itself."""
+    """Folder of the tuned model. `None` for the base model."""
     replaced: bool = False
-    """Whether the base model cannot be used with it, because it changes the base model or is a complete
-    model."""
+    """True if the model changes its base model or is a complete model, so that its base cannot be used beside
+    it."""
     trained_length: int | None = None
-    """Maximum number of tokens in the rows that it was trained on."""
+    """Maximum number of tokens in the model's training rows."""
 
 
 @dataclass
 class Speech:
-    """One answer as text. `chat` answers are parsed in the template's format; others are plain text. With
-    `stream`, each piece is sent as soon as it is final; otherwise the entire answer is sent at the end."""
+    """One answer as text. `chat` answers are parsed in the template's format. Others are plain text. With
+    `stream`, each piece is sent as soon as it is final. Otherwise the entire answer is sent at the end."""
 
     row: DecodingRow
     model: EngineModel
@@ -55,14 +55,14 @@ class Speech:
     stop: tuple[str, ...] = ()
     tools: Sequence[dict[str, Any]] | None = None
     calls: bool | None = None
-    """Whether tool calls are parsed. `None` means only if tools were offered."""
+    """True to parse tool calls. `None` parses them only if tools were offered."""
     tells_tokens: bool = False
     _tokens: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     _told: tuple[str, str] = ("", "")
     """The content and reasoning sent so far."""
 
     def take(self, drawn: DrawnToken | None = None) -> dict[str, Any] | None:
-        """Return the message to send after a token, or `None`. Ends the row at a stop word."""
+        """Return the message to send after a token, or `None`. Ends the row at a stop sequence."""
         if self.tells_tokens and drawn is not None:
             self._tokens.append(token_of(self.model.template.tokenizer, drawn))
         ids, stopped = self.model.sampler.said(self.row.ids)

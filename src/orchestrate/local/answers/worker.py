@@ -1,5 +1,5 @@
-"""The client of processes that hold models, with one protocol for chats, evaluations, sandboxes, servers and
-training sessions. Torch-free."""
+"""The client of processes that hold models. Chats, evaluations, sandboxes, servers and training sessions use
+the same protocol. Torch-free."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Take = Callable[[dict[str, Any] | None], None]
 
 
 class ModelProcess(Child):
-    """A process that holds models. Each message to it and from it has the `id` of a request. After `follow`,
-    any thread may send requests, and any number of them may be in progress."""
+    """A process that holds models. Each message has the `id` of a request. After `follow`, any thread may
+    send requests, and any number of them may be in progress."""
 
     def __init__(
         self, kind: str, opening: Mapping[str, Any], *, name: str = NAME, env: Mapping[str, str] | None = None
@@ -34,10 +34,10 @@ class ModelProcess(Child):
         """Start the process. `kind` is `answers` or `sessions`, and `opening` is the argument for `open`."""
         own = worker_environment(_threads(opening))
         self.threads = own.get("OMP_NUM_THREADS")
-        """The numeric libraries read this variable once, when they are loaded."""
+        """Value of OMP_NUM_THREADS in the process, which the numeric libraries read only once."""
         self.opened: dict[str, Any] = {}
         self.lost = ""
-        """How the process ended."""
+        """How the process ended. Empty while it is running."""
         self._takes: dict[str, tuple[Take, bool]] = {}
         self._numbers = count(1)
         self._sending = threading.Lock()
@@ -52,8 +52,8 @@ class ModelProcess(Child):
             raise
 
     def follow(self, lost: Callable[[str], None]) -> None:
-        """Deliver answers from now on, in a thread that calls `lost` when the process has ended, and then
-        gives `None` to everyone who still waits."""
+        """Start a thread that delivers answers from now on. When the process has ended, it calls `lost`, and
+        then passes `None` to each request that is still waiting."""
         threading.Thread(target=self._follow, args=(lost,), daemon=True, name="answers").start()
 
     def _follow(self, lost: Callable[[str], None]) -> None:
@@ -77,9 +77,10 @@ class ModelProcess(Child):
             take(None)
 
     def request(self, op: str, fields: Mapping[str, Any], take: Take, *, once: bool = True) -> str:
-        """Send a request and return its key. Requests are sent in the order of the calls. `take` gets the
-        answer, or without `once` each of its messages until `forget`, or `None` once the process has ended.
-        Raises `Ended` if it has already ended, and msgspec's errors for fields that cannot be encoded."""
+        """Send a request and return its key. Requests are sent in the order of the calls. `take` receives the
+        answer, or without `once` each of its messages until `forget`. It receives `None` once the process has
+        ended. Raises `Ended` if it has already ended, and msgspec's errors for fields that cannot be
+        encoded."""
         with self._sending:
             if self.lost:
                 raise Ended(self.lost, None)
@@ -94,13 +95,13 @@ class ModelProcess(Child):
         return key
 
     def forget(self, key: str) -> bool:
-        """Stop delivering messages of a request, and return whether it was still waiting."""
+        """Stop delivering messages of a request. Returns False if it was no longer waiting."""
         return self._takes.pop(key, None) is not None
 
 
 class Worker:
-    """A worker that several callers use in turn. It loads the requested model unless the process already has
-    it. A base that is already loaded stays, and the caller's adapter is applied to it."""
+    """A worker that several callers use in turn. It loads the requested model unless it is already loaded. If
+    only the base is loaded, the caller's adapter is applied to it."""
 
     def __init__(self) -> None:
         self._child: ModelProcess | None = None
@@ -112,13 +113,14 @@ class Worker:
 
     @contextmanager
     def holding(self, load: Mapping[str, Any]) -> Generator[Self]:
-        """Hold the worker for one caller, with `load` loaded in its process, which is started if necessary.
-        Leaving before the answer has arrived ends the process, because the next caller would get that answer.
-        Raises `UsageError` in a thread that has not read its previous answer to the end."""
+        """Reserve the worker for one caller, with `load` loaded in its process. The process is started if
+        necessary. Leaving the context before the answer has arrived ends the process, because the next caller
+        would receive that answer. Raises `UsageError` in a thread that has not read its previous answer to
+        the end."""
         if self._whose == threading.get_ident():
             raise UsageError(
                 "another streamed answer of the same process is still being read",
-                fix="read it to the end or close() it before the next question",
+                fix="read it to the end or close() it before the next prompt",
             )
         with self._turn:
             self._whose = threading.get_ident()
@@ -155,7 +157,8 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process, even during an answer, which is lost to the thread that waits for it."""
+        """End the process, even during an answer. The thread that waits for that answer does not receive
+        it."""
         child, self._child = self._child, None
         unwanted, self._owes, self._held = self._owes, False, None
         if child is not None:
@@ -176,7 +179,7 @@ class Worker:
 
 
 def array_of(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    """Return an array from an answer: `data` as base64, `kind` and `shape`."""
+    """Decode an array in an answer: `data` as base64, `kind` and `shape`."""
     import numpy as np  # the base install has none
 
     return np.frombuffer(base64.b64decode(value["data"]), dtype=value["kind"]).reshape(value["shape"])

@@ -43,21 +43,20 @@ from orchestrate.types import decoding
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of one row and, for each, its weight in the loss (0 is context only). Same lengths."""
+    """Token ids of one row, and the loss weight of each token (0 for context). Both have the same length."""
 
     ids: list[int]
     weights: list[float]
     truncated: int = 0
     """Tokens cut off at the length limit."""
     dropped: bool = False
-    """Whether the row is left out because it exceeds the limit."""
+    """True if the row is left out because it exceeds the limit."""
     notes: tuple[str, ...] = ()
-    """Remarks on unexpected effects of the template on the row."""
+    """Notes on unexpected effects of the template on the row."""
 
     @property
     def trained(self) -> int:
-        """The number of tokens that contribute to the loss. The first token of a row has nothing to be
-        predicted from."""
+        """The number of tokens that contribute to the loss. The first token of a row is never predicted."""
         return sum(1 for w in self.weights[1:] if w)
 
 
@@ -68,7 +67,7 @@ class EncodedPair:
 
 
 _END_OF_PROMPT = 64
-"""How many of its last tokens are used to detect the beginning of an answer."""
+"""Number of the prompt's last tokens from which the start of the answer is detected."""
 
 
 class Template:
@@ -83,7 +82,7 @@ class Template:
         self.chats = Conversations(self.hub.template, self.hub.names, self.hub.marks)
 
     def asked(self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None = None) -> list[int]:
-        """Render the conversation to the token ids that prompt the model for its next answer."""
+        """Render the conversation as the token ids that prompt the model for its next answer."""
         return self.tokens(self.chats.prompt(messages, tools))[0]
 
     @cached_property
@@ -95,7 +94,7 @@ class Template:
         self, shown: Rendered, offsets: Sequence[tuple[int, int]], weights: Sequence[float]
     ) -> frozenset[int]:
         """Find the trained tokens of empty reasoning blocks before answers without reasoning. If the
-        generation prompt writes the start of a block, only the rest of the block counts."""
+        generation prompt already contains the start of a block, only the rest of the block counts."""
         found: set[int] = set()
         answers = (m for m in shown.messages if m.role == "assistant")
         for message, turn in zip(answers, shown.turns, strict=True):
@@ -125,17 +124,17 @@ class Template:
         calls: bool = True,
         growing: bool = False,
     ) -> ReadAnswer:
-        """Parse an answer: `ids` without the token that ended it, with `cut` an answer that was cut off,
-        or with `growing` only as far as its meaning is certain. `asked` are the token ids of the prompt,
-        `tools` the tools that were offered. Without `calls`, tool calls in the answer remain text."""
+        """Parse an answer. `ids` exclude the token that ended it. `cut`: the answer was cut off. `growing`:
+        parse only the part that can no longer change. `asked` are the token ids of the prompt, and `tools`
+        the tools that were offered. Without `calls`, tool calls in the answer remain text."""
         text, prompt = (self.hub.decode(part) for part in (ids, asked[-_END_OF_PROMPT:]))
         return read_answer(
             text, prompt=prompt, shape=self.shape, tools=tools, cut=cut, calls=calls, growing=growing
         )
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokenize the text and return the ids and, for each, its position in the text. Raises `UsageError`
-        if the tokenizer does not give positions."""
+        """Tokenize the text. Returns the ids and, for each, its position in the text. Raises `UsageError` if
+        the tokenizer does not report positions."""
         ids, places = self.hub.encode(text)
         if len(places) != len(ids):
             raise UsageError("a slow tokenizer does not report token offsets")
@@ -159,7 +158,7 @@ class Rules:
 
     @classmethod
     def of(cls, method: Mapping[str, Any], max_length: int | None, truncation: Truncation | None) -> Rules:
-        """Read the encoding rules from the method settings of a spec or job. Missing settings and `None` take
+        """Read the encoding rules from the method settings of a spec or job. Missing settings and `None` use
         the default."""
         train_on = method.get("train_on") or "all"
         return cls(
@@ -186,8 +185,8 @@ NO_ROLES = "method.train_on selects messages in a conversation, but this row is 
 
 
 def encode_row(example: Example, template: Template, rules: Rules = EVERYTHING) -> list[Encoded]:
-    """Encode one row for training, as `encode` does. Returns several rows if earlier answers are shown with
-    their reasoning in separate rows."""
+    """Encode one row for training, as `encode` does. With `earlier: split`, returns a separate row for each
+    earlier answer with reasoning."""
     if not isinstance(example, ChatExample):
         return [encode(example, template, rules)]
     messages = _chosen(example.messages, rules)
@@ -208,8 +207,8 @@ def _chosen(messages: Sequence[ChatMessage], rules: Rules) -> list[ChatMessage]:
 
 
 def encode(example: Example, template: Template, rules: Rules = EVERYTHING) -> Encoded:
-    """Encode one row for supervised training. Raises `DataError` if the template rejects it or it is a
-    preference pair."""
+    """Encode one row for supervised training. Raises `DataError` for a preference pair, and if the template
+    rejects the row."""
     if isinstance(example, ChatExample):
         chat = msgspec.structs.replace(example, messages=_chosen(example.messages, rules))
         encoded = _encode_chat(chat, template, rules)
@@ -226,15 +225,15 @@ def encode(example: Example, template: Template, rules: Rules = EVERYTHING) -> E
 
 
 def encode_pair(example: PreferenceExample, template: Template, rules: Rules = EVERYTHING) -> EncodedPair:
-    """Encode the preferred and the rejected answer, each after the prompt. Only the answer's tokens carry
-    weight. If cut at the start, both lose equally many tokens, so that they follow the same text."""
+    """Encode the preferred and the rejected answer, each after the prompt. Only the answer's tokens are
+    trained. If cut at the start, both lose the same number of tokens, so that they follow the same text."""
     sides = [_answered(example, answer, template) for answer in (example.preferred, example.rejected)]
     most = max(_over(side, rules) for side in sides)
     return EncodedPair(*(_cut(side, template, rules, most) for side in sides))
 
 
 def encode_answer(example: UnpairedExample, template: Template, rules: Rules = EVERYTHING) -> Encoded:
-    """Encode the answer after the prompt, with any label. Only the answer's tokens carry weight."""
+    """Encode the answer after the prompt, with any label. Only the answer's tokens are trained."""
     return _cut(_answered(example, example.completion, template), template, rules)
 
 
@@ -384,7 +383,7 @@ def decode_prompt(line: bytes) -> RLExample:
 @dataclass(frozen=True)
 class TemplateCheck:
     trains: bool
-    """Whether a row has a token to train on."""
+    """True if any row has a token to train on."""
     lost: tuple[int, ...]
     """Numbers of the long rows without a token to train on."""
 
@@ -392,9 +391,9 @@ class TemplateCheck:
 def look(
     dataset: Dataset, counter: str, chat: dict[str, Any], rules: Rules, long: Collection[int]
 ) -> TemplateCheck:
-    """Read rows until one has a token to train on, and all of `long`. `counter` is `hf:FOLDER`, and `chat`
-    has `chat_template`, `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row that cannot
-    be encoded."""
+    """Read all rows in `long`, and other rows until one has a token to train on. `counter` is `hf:FOLDER`,
+    and `chat` has `chat_template`, `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row
+    that cannot be encoded."""
     tokenizer = opened(counting.folder_of(counter), chat.get("added_tokens") or ())
     own = chat.get("chat_template") or tokenizer.template or CHATML
     template = Template(replace(tokenizer, template=with_settings(own, chat.get("chat_template_kwargs"))))

@@ -1,5 +1,5 @@
 """Encoded rows on disk, written once per job and memory-mapped afterwards. The data may be larger than
-memory, and resuming needs no encoding."""
+memory, and a resumed run does not encode again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from orchestrate.local.job import option
 NEAR = 16
 """Number of batches within which rows are sorted by length."""
 MOST = 0.9
-"""Share of rows that fit into a line from which rows are not sorted. The few longer ones are padded
+"""Minimum share of rows that fit into a line for rows to stay unsorted. The few longer ones are padded
 separately."""
 
 
@@ -52,20 +52,20 @@ class EncodedRows:
     offsets: npt.NDArray[np.int64]
     pairs: bool = False
     reference: npt.NDArray[np.float32] | None = None
-    """The log-probability of each row under the initial model, if the method needs it."""
+    """Log-probability of each row under the initial model, if the method needs it."""
     labels: npt.NDArray[np.bool_] | None = None
-    """Whether each row is a desirable answer, if the method trains on unpaired answers."""
+    """True for each row with a desirable answer, if the method trains on unpaired answers."""
     mismatched: npt.NDArray[np.float32] | None = None
     """Log-probability of another row's answer after each prompt under the initial model, as [epochs,
     rows]."""
     before: npt.NDArray[np.int32] | None = None
-    """Row that this answer comes from, as [epochs, rows]."""
+    """Row that the mismatched answer comes from, as [epochs, rows]."""
     prompts: Sequence[RLExample] = ()
-    """Rows with the fields of their graders, as in the file, for methods that sample answers."""
+    """Rows with the fields of their graders, as in the file. Only for methods that sample answers."""
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each example. A pair counts by its longer side."""
+        """Number of tokens of each example. A pair counts by its longer side."""
         lengths = np.diff(self.offsets)
         return lengths.reshape(-1, 2).max(axis=1) if self.pairs else lengths
 
@@ -94,8 +94,8 @@ class EncodedRows:
 
     def window(self, line: int) -> int:
         """Return the sorting window for `batches` if rows of up to `line` tokens need no padding. Sorting
-        them would gain nothing, and separate steps of short and long rows learn slightly less. Answers to
-        prompts are always sampled side by side."""
+        them would gain nothing, and separate steps of short and long rows learn slightly less. Prompts are
+        always sorted, because their answers are sampled side by side."""
         return 1 if not self.prompts and np.mean(self.lengths <= line) >= MOST else NEAR
 
     @classmethod
@@ -118,7 +118,7 @@ class EncodingReport:
     truncated_tokens: int = 0
     dropped: int = 0
     too_long: int = 0
-    """Rows that were dropped, or partly dropped after splitting, because they exceed the limit."""
+    """Rows that were dropped, or lost some of their sequences, because they exceed the limit."""
     split: int = 0
     """Rows that were added to train on earlier answers with their reasoning."""
     notes: Counter[str] | None = None
@@ -129,8 +129,8 @@ class EncodingReport:
         if self.truncated_rows:
             yield (
                 "warning",
-                f"{name}: {self.truncated_rows} of {self.rows} rows were longer than {limit} "
-                f"tokens and were truncated, which lost {self.truncated_tokens} tokens",
+                f"{name}: truncated {self.truncated_rows} of {self.rows} rows to {limit} tokens "
+                f"({self.truncated_tokens} tokens lost)",
             )
         if self.too_long:
             yield (
@@ -141,8 +141,8 @@ class EncodingReport:
         if self.dropped:
             yield (
                 "warning",
-                f"{name}: {self.dropped} of {self.rows} rows were dropped because they have no "
-                "token to train on",
+                f"{name}: {self.dropped} of {self.rows} rows were dropped because they contain no token to "
+                "train on",
             )
         if self.split:
             yield (
@@ -158,7 +158,7 @@ class _Growing:
     """An array in a file that is written piece by piece. Its length is known only at the end."""
 
     HEADER = 128
-    """The header size in bytes, as numpy itself writes it for such an array."""
+    """Header size in bytes, the same as numpy itself writes for such an array."""
 
     def __init__(self, path: Path, kind: str) -> None:
         self._file = path.open("wb")
@@ -180,7 +180,7 @@ class _Growing:
 
 
 class EncodedFile:
-    """The rows of a file while they are written to disk. Only the offset of each row is in memory."""
+    """The rows of a file while they are written to disk. Only the rows' offsets are in memory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -223,10 +223,9 @@ def encode_file(
     labelled: bool = False,
     rules: Rules = EVERYTHING,
 ) -> tuple[EncodedRows, EncodingReport]:
-    """Encode all rows of a canonical file, which contains `pairs`, unpaired answers (`labelled`), or other
-    rows. The rows are written to `folder` and read from there as needed.
-
-    Raises `DataError` naming the row that cannot be encoded."""
+    """Encode all rows of a canonical file into `folder`. Rows are `pairs`, unpaired answers (`labelled`), or
+    other rows. They are read back from disk as needed. Raises `DataError` naming the row that cannot be
+    encoded."""
     report = EncodingReport(notes=Counter())
     with path.open("rb") as lines, whole_folder(folder) as draft, EncodedFile(draft) as written:
         for number, line in enumerate(lines, 1):
@@ -252,9 +251,9 @@ def encode_file(
             elif not any(e.dropped for e in new):
                 report.dropped += 1
         if not written.rows:
-            told = f"{path.name}: no row has a token to train on"
+            told = f"{path.name}: no row contains a token to train on"
             if report.too_long:
-                told += f"; {report.too_long} of {report.rows} are longer than {rules.max_length} tokens"
+                told += f". {report.too_long} of {report.rows} rows are longer than {rules.max_length} tokens"
             raise DataError(told, fix="orchestrate check SPEC")
     rows = EncodedRows.open(folder, pairs=pairs, labelled=labelled)
     if rows is None:
@@ -266,7 +265,7 @@ def _encode_sides(example: Any, template: Template, rules: Rules) -> list[Encode
     from orchestrate.data.rows import PreferenceExample
 
     if not isinstance(example, PreferenceExample):
-        raise DataError("preference training needs a preferred and a rejected answer")
+        raise DataError("preference training needs rows with a preferred and a rejected answer")
     pair = encode_pair(example, template, rules)
     return [pair.preferred, pair.rejected]
 
@@ -275,7 +274,7 @@ def _encode_answer(example: Any, template: Template, rules: Rules) -> Encoded:
     from orchestrate.data.rows import UnpairedExample
 
     if not isinstance(example, UnpairedExample):
-        raise DataError("KTO needs an answer with a label")
+        raise DataError("KTO needs rows with an answer and a label")
     return encode_answer(example, template, rules)
 
 
@@ -299,12 +298,12 @@ def stacked(sides: list[Encoded], pairs: bool = False) -> EncodedRows:
 
 @dataclass(frozen=True, eq=False)
 class Batches(Sequence[list[int]]):
-    """The examples of each optimizer step of an epoch. Only their order is in memory."""
+    """The examples of each optimizer step of an epoch. Only the order of the examples is in memory."""
 
     order: npt.NDArray[np.int64]
-    """All examples. A batch is a contiguous range of them."""
+    """All examples. A batch is a contiguous range."""
     begins: array[int]
-    """Where each batch begins in `order`."""
+    """Index in `order` of the first example of each batch."""
     size: int
 
     def __len__(self) -> int:
@@ -329,8 +328,8 @@ class Batches(Sequence[list[int]]):
 def epoch_batches(
     lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int, *, window: int = NEAR
 ) -> Batches:
-    """Split one epoch's examples into optimizer steps. The result depends only on seed and epoch, so a
-    run can resume anywhere.
+    """Split one epoch's examples into optimizer steps. The result depends only on seed and epoch, so a run
+    can resume at any step.
 
     Rows are shuffled, sorted by length within a `window` of that many batches to reduce padding, and the
     batches are shuffled again. Every row occurs once. The last batch may be smaller."""
@@ -350,7 +349,7 @@ def epoch_batches(
 def micro_batches(
     batch: Sequence[int], lengths: npt.NDArray[np.int64], max_tokens: int, max_rows: int, line: int = 0
 ) -> Iterator[list[int]]:
-    """Split one optimizer step's examples so that no part holds more than `max_tokens` with padding, or
+    """Split one optimizer step's examples into parts of at most `max_tokens` with padding, and at most
     `max_rows`. Examples of up to `line` tokens need no padding and are grouped separately."""
     numbers = np.asarray(batch, dtype=np.int64)
     part: list[int] = []
@@ -404,10 +403,9 @@ def open_prompts(path: Path, folder: Path) -> EncodedRows | None:
 def encode_prompts(
     path: Path, template: Template, folder: Path, limit: int | None
 ) -> tuple[EncodedRows, int]:
-    """Encode the prompts of a file of RL rows into `folder`. Also returns how many were dropped because they
-    have more than `limit` tokens, since grading answers to truncated questions is pointless.
-
-    Raises `DataError` naming the row.
+    """Encode the prompts of a file of RL rows into `folder`. Prompts of more than `limit` tokens are dropped,
+    since grading answers to truncated prompts is pointless. Also returns how many were dropped. Raises
+    `DataError` naming the row.
     """
     places, place, long = array("q"), 0, 0
     with path.open("rb") as lines, whole_folder(folder) as draft:

@@ -23,7 +23,7 @@ from orchestrate.spec.specfile import template_text
 
 IMAGES = ("images are ignored: the engine on this machine trains only on text",)
 LONGEST = 2_000_000
-"""Maximum length in characters of a row to show. A longer row would have millions of tokens to draw."""
+"""Maximum length in characters of a row to show. A longer row could have millions of tokens."""
 
 
 def read_preview(
@@ -37,7 +37,7 @@ def read_preview(
 ) -> PreviewReport:
     """Show how rows of a file are tokenized and which tokens are trained. `masking` has `max_seq_length`,
     `truncation`, `train_on_inputs`, `train_on` and `ignore_empty_think`, and `chat` has `chat_template` and
-    `chat_template_kwargs`. Both are as in a spec, and `None` means the default. Raises `SetupError` if the
+    `chat_template_kwargs`. Both are as in a spec. `None` means the default. Raises `SetupError` if the
     model's tokenizer is not on this machine, `DataError` for a row number that does not exist, `SpecError`
     for a chat template that cannot be read."""
     tokenizer = opened(tokenizer_folder(model))
@@ -97,8 +97,8 @@ def _from(data: Dataset, first: int, count: int) -> list[tuple[int, Example]]:
         if number >= first:
             if (size := len(visible(example))) > LONGEST:
                 raise DataError(
-                    f"row {number} of {data.path} has {size:,} characters, too many to show",
-                    fix=f"start after it: --row {number + 1}",
+                    f"row {number} of {data.path} is too long to show ({size:,} characters)",
+                    fix=f"start after this row: --row {number + 1}",
                 )
             found.append((number, example))
         if len(found) == count:

@@ -1,4 +1,4 @@
-"""Load a model, with faster replacements for some of the libraries' parts."""
+"""Load a model and replace some of the libraries' parts with faster ones."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from orchestrate.local import machine
 NAMES = ("auto", "plain", "fused", "compile", "liger", "unsloth")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "unsloth": ("unsloth", "unsloth")}
-"""Maps each engine to the module that it needs and the package that provides it."""
+"""Maps each engine to the module and the package that it needs."""
 BF16_CAPABILITY = 8.0
 """Minimum compute capability of GPUs that multiply in bf16 (Ampere, 2020)."""
 FP16_CAPABILITY = 7.0
-"""Minimum compute capability of GPUs that multiply faster in fp16 than in 32 bits (Volta, 2017). 6.0 (P100)
-does too."""
+"""Minimum compute capability of GPUs that multiply faster in fp16 than in 32 bits (Volta, 2017). The P100
+(6.0) does too."""
 COMPILE_TOKENS = 20_000_000
-"""Number of tokens in a run below which compiling takes longer than `torch.compile` saves."""
+"""Minimum number of tokens in a run for `torch.compile` to save more time than compiling takes."""
 
 
 class EngineMissing(SetupError):
@@ -43,9 +43,9 @@ PLAIN = SettingChoice("plain", "set in the spec")
 
 
 def choose(asked: str | None, device: str, tokens: int | None = None) -> SettingChoice:
-    """Choose the training engine and give the reason for the choice. `tokens` is the token count of the
-    entire run, as far as known. Raises `UsageError` for an unknown engine name, and `EngineMissing` for a
-    requested engine that is not available here."""
+    """Choose the training engine and give the reason. `tokens` is the token count of the entire run, if
+    known. Raises `UsageError` for an unknown engine name, and `EngineMissing` if the requested engine is not
+    available here."""
     if asked not in (None, *NAMES):
         raise UsageError(f"unknown engine {asked!r}", fix=f"engine: one of {', '.join(NAMES)}")
     if asked in PACKAGES:
@@ -76,10 +76,9 @@ def precision(
     asked: str | None, device: str, *, full: bool = False, capability: float | None = None
 ) -> SettingChoice:
     """Choose `bf16`, `fp16` or `fp32` for activations, matmuls and frozen weights that are not in 4 bits.
-    `full` means full fine-tuning, which keeps the weights in fp32 with any precision of the matmuls.
-    `capability` is the compute capability of a GPU on another machine. By default, this machine's GPU is
-    queried. Raises `UsageError` for an unknown precision, and `EngineMissing` for one that the device does
-    not support."""
+    `full` means full fine-tuning, which keeps the weights in fp32 whatever the precision of the matmuls.
+    `capability` is the compute capability of a GPU on another machine. The default is this machine's GPU.
+    Raises `UsageError` for an unknown precision, and `EngineMissing` if the device does not support it."""
     if asked not in (None, *PRECISIONS):
         raise UsageError(f"unknown precision {asked!r}", fix=f"one of {', '.join(PRECISIONS)}")
     if full and device == "cpu":
@@ -97,14 +96,14 @@ def precision(
             return SettingChoice(
                 "fp16", f"{without}; the loss is scaled so that small gradients do not vanish"
             )
-        return SettingChoice("fp32", f"{without}, and its fp16 is slower than 32-bit")
+        return SettingChoice("fp32", f"{without}, and its fp16 is slower than fp32")
     if machine.cpu_multiplies_bf16():
         return SettingChoice("bf16", "the CPU supports it")
     return SettingChoice("fp32", "this CPU does not support bf16, so bf16 would be many times slower")
 
 
 def expected_device(wanted: str | None) -> str:
-    """Return the device that the worker will use, as far as the driver's command-line tool shows."""
+    """Predict the device that the worker will use, from the output of the driver's command-line tool."""
     return wanted or ("cuda" if machine.gpus() else "cpu")
 
 

@@ -31,27 +31,27 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "compressed-tensors": ("compressed_tensors",),
     "auto-round": ("auto_round",),
 }
-"""The packages that transformers needs to read a base of each kind."""
+"""The packages that transformers needs for each quantization method."""
 _EXPANDED: Mapping[str, float] = {"mxfp4": 16 / 4.25, "fp8": 2.0}
-"""Formats that are expanded while they are read, and how many times larger they are in 16 bits. See
+"""Formats that are expanded while they are loaded, and the factor by which they grow in 16 bits. See
 `weights.packed`."""
 _CPU_KERNELS = {"gptq": "gptq_torch", "awq": "torch_awq"}
-"""The kernel of gptqmodel to request. Its default on a CPU repacks the weights at the first answer, and then
-provides no gradients for earlier layers."""
+"""The gptqmodel kernels to use on a CPU. The default kernel repacks the weights at the first forward pass and
+then computes no gradients for earlier layers."""
 
 
 NF4 = "NF4 (4 bits)"
 
 
 def expanded(config: Mapping[str, Any]) -> str | None:
-    """Return the quantization format of files whose weights are expanded one by one while they are read,
-    according to a config.json."""
+    """Return the format of quantized files whose weights are expanded while they are loaded, according to
+    config.json, or `None`."""
     held, method = _named(config)
     return method.upper() if held and method in _EXPANDED else None
 
 
 def expansion(config: Mapping[str, Any]) -> float:
-    """Return how many times larger than its files a base is after it is loaded in 16 bits."""
+    """Return the factor by which a base grows when its files are loaded in 16 bits."""
     held, method = _named(config)
     return _EXPANDED.get(method, 1.0) if held else 1.0
 
@@ -68,24 +68,23 @@ def _mapping(found: object) -> Mapping[str, Any]:
 
 
 class QuantisedUnreadable(SetupError):
-    """Raised if this machine lacks the library that reads the base model. `fix` is the command that installs
+    """Raised if the library that reads the base model is not installed. `fix` is the command that installs
     it."""
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """In-memory format of a quantized base. For a method that is not in `PACKAGES`, only the name is
-    known."""
+    """In-memory format of a quantized base. Methods that are not in `PACKAGES` are known only by name."""
 
     method: str
     bits: int | None
     bytes: float | None
-    """Bytes per parameter of its linear layers, including scales."""
+    """Bytes per parameter of the linear layers, including scales."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Quantised | None:
-        """Read the quantization from a config.json. Returns `None` for a base in 16 or 32 bits, and for
-        one that is expanded to them."""
+        """Read the quantization from a config.json. Returns `None` for a base in 16 or 32 bits, and for one
+        that is expanded to 16 bits."""
         held, method = _named(config)
         if not held or method in _EXPANDED:
             return None
@@ -103,8 +102,7 @@ class Quantised:
         return cls(method, bits, bits / 8 + grouped)
 
     def kernel(self, device: str) -> str | None:
-        """Return the kernel that computes with the weights, if the loading library might otherwise choose one
-        without gradients."""
+        """Return the kernel to request from the library. `None` if its default computes gradients."""
         if self.method not in _CPU_KERNELS:
             return None
         return _CPU_KERNELS[self.method] if device == "cpu" else "auto_trainable"
@@ -114,8 +112,8 @@ class Quantised:
         return f"{self.bits} bits by {self.method}" if self.bits else f"quantized weights ({self.method})"
 
     def require(self, find: Callable[[str], object | None] = find_spec) -> None:
-        """Raise `QuantisedUnreadable` if a package is missing, without importing any. `find` returns whether
-        a package is installed."""
+        """Raise `QuantisedUnreadable` if a package is missing, without importing any. `find` locates a
+        package."""
         missing = [name for name in PACKAGES.get(self.method, ()) if find(name) is None]
         if missing:
             raise QuantisedUnreadable(
@@ -126,7 +124,7 @@ class Quantised:
 
 
 def weights_in(config: Mapping[str, Any], *, four_bit: bool, dtype: str) -> str:
-    """Return the precision in which a base model with this config.json answers, as `load_base` loads it."""
+    """Return the precision in which `load_base` loads a base model with this config.json."""
     if held := Quantised.of(config):
         return held.method if held.bits is None else f"{held.method} ({held.bits} bits)"
     return NF4 if four_bit else dtype
@@ -136,13 +134,13 @@ def weights_in(config: Mapping[str, Any], *, four_bit: bool, dtype: str) -> str:
 
 
 WHOLE_HASH_LIMIT = 4 << 30
-"""Size in bytes above which weights are identified by their headers and sizes, because hashing 140 GB would
-take minutes."""
+"""Size in bytes above which only the headers and file sizes of the weights are hashed, because hashing 140 GB
+would take minutes."""
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model on disk that can be trained: configuration, safetensors, tokenizer."""
+    """A trainable model on disk: configuration, safetensors, tokenizer."""
 
     path: Path
     hub_id: str | None = None
@@ -153,8 +151,8 @@ class ModelFolder:
 
     @property
     def context(self) -> int | None:
-        """Maximum number of tokens in a row, prompt and answer together, or `None` if the configuration does
-        not tell."""
+        """Maximum number of tokens in a row, prompt and answer together. `None` if the configuration does not
+        specify it."""
         config = self.config
         for given in (config, config.get("text_config") or {}):
             for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
@@ -168,12 +166,12 @@ class ModelFolder:
 
     @property
     def expanded_bytes(self) -> float:
-        """Bytes of the weights after weights in MXFP4 or FP8 are expanded to 16 bits."""
+        """Size of the weights in bytes, after MXFP4 and FP8 are expanded to 16 bits."""
         return sum(p.stat().st_size for p in self.weights) * expansion(self.config)
 
     def modules(self) -> list[str]:
-        """List the names of the modules that have a matrix, from the headers of the weights, as far as
-        they can be read."""
+        """List the names of the modules that have a matrix. Reads only the headers of the weights, and skips
+        unreadable ones."""
         names: set[str] = set()
         for path in self.weights:
             try:
@@ -184,8 +182,8 @@ class ModelFolder:
         return sorted(names)
 
     def precisions(self) -> dict[str, str]:
-        """Map each tensor name in the files to its data type as safetensors names it (`BF16`), as far as
-        the files can be read."""
+        """Map each tensor name in the files to its data type, as safetensors names it (`BF16`). Unreadable
+        files are skipped."""
         found: dict[str, str] = {}
         for path in self.weights:
             try:
@@ -195,8 +193,8 @@ class ModelFolder:
         return found
 
     def fingerprint(self) -> str:
-        """Compute `sha256:...` over configuration and weights, or `headers:...` when the weights are too
-        large to read completely."""
+        """Compute `sha256:...` over configuration and weights, or `headers:...` if the weights are too large
+        to read completely."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
         size = sum(p.stat().st_size for p in self.weights)
         for path in self.weights:
@@ -212,7 +210,7 @@ class ModelFolder:
 
 
 def local_folder(model: str) -> Path | None:
-    """Return the folder that the name points to, if it is one."""
+    """Return the folder with this path, or `None` if there is none."""
     path = _at(model)
     return path.resolve() if _is_dir(path) else None
 
@@ -233,8 +231,8 @@ def _is_dir(path: Path) -> bool:
 
 
 def config_of(model: str) -> dict[str, Any] | None:
-    """Read the config.json of a folder, or of a hub model that an earlier download left on this machine.
-    The weights need not be present. Raises `UsageError` for GGUF."""
+    """Read the config.json of a folder or of a cached Hub model. The weights need not be present. Raises
+    `UsageError` for GGUF."""
     _no_gguf(model)
     if folder := local_folder(model):
         path = folder / "config.json"
@@ -258,8 +256,8 @@ def config_of(model: str) -> dict[str, Any] | None:
 
 
 def source(name: str) -> str:
-    """Resolve a catalog name, folder or hub id to a folder or hub id. Raises `SpecError` for a name that
-    is none of these."""
+    """Resolve a catalog name, folder or Hub id to a folder or Hub id. Raises `SpecError` for any other
+    name."""
     if folder := local_folder(name):
         return str(folder)
     from orchestrate import catalog
@@ -275,7 +273,7 @@ def _no_gguf(model: str) -> None:
     named = path.suffix.lower() == ".gguf" or (path.name.lower().endswith("-gguf") and not _is_dir(path))
     if named or (_is_dir(path) and any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))):
         raise UsageError(
-            f"{model} is GGUF, which can be served but not trained; use the model's safetensors instead",
+            f"{model} is GGUF, which can be served but not trained. Use the model's safetensors instead",
             fix="set model to the Hub id of the unquantized model, such as Qwen/Qwen3-8B. To export the "
             "tuned model to GGUF: "
             "orchestrate export RUN DIR --to gguf",
@@ -283,7 +281,7 @@ def _no_gguf(model: str) -> None:
 
 
 def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
-    """Open a model folder. Raises `UsageError` when the folder is not a model that can be trained."""
+    """Open a model folder. Raises `UsageError` if the folder is not a trainable model."""
     try:
         msgspec.json.decode((path / "config.json").read_bytes(), type=dict[str, Any])
     except OSError as error:
@@ -295,20 +293,22 @@ def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
         raise UsageError(
             f"{path} has no .safetensors weights"
             + (f" (only {', '.join(sorted(other)[:3])})" if other else ""),
-            fix="convert them with model.save_pretrained(folder, safe_serialization=True); pickled weights "
-            "are not loaded because they can run code",
+            fix=(
+                "convert them with model.save_pretrained(folder, safe_serialization=True). Pickled weights "
+                "are not loaded because they can run code"
+            ),
         )
     if missing := _missing_shards(path):
         raise UsageError(
-            f"{path} is incomplete: {', '.join(missing[:3])}, listed in its index, are missing or empty",
+            f"{path} is incomplete: files listed in its index are missing or empty: {', '.join(missing[:3])}",
             fix="download or copy the folder again",
         )
     return ModelFolder(path, hub_id)
 
 
 def here(model: str) -> ModelFolder | None:
-    """Open the model folder that the name points to, or return `None` for a hub id. Raises `UsageError`
-    for a name that is neither and for a model that cannot be trained."""
+    """Open the model folder with this path, or return `None` for a Hub id. Raises `UsageError` for a name
+    that is neither, and for a model that cannot be trained."""
     _no_gguf(model)
     if folder := local_folder(model):
         return open_folder(folder)
@@ -321,7 +321,7 @@ def here(model: str) -> ModelFolder | None:
 
 
 def to_download(model: str) -> bool:
-    """Return whether a hub model is missing from this machine or only partly downloaded. Raises the same
+    """Return whether a Hub model is missing from this machine or only partly downloaded. Raises the same
     errors as `here`."""
     if here(model) is not None:
         return False
@@ -339,8 +339,8 @@ def to_download(model: str) -> bool:
 
 
 def offline() -> str:
-    """Return the reason why no model can be downloaded, with a leading space, or an empty string if
-    downloads are allowed."""
+    """Return the reason why models cannot be downloaded, with a leading space. Empty if downloads are
+    allowed."""
     return " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
 
 
@@ -363,9 +363,8 @@ class _Index(msgspec.Struct):
 
 
 def fetch(model: str) -> ModelFolder:
-    """Return the model's folder. Downloads it from the hub if it is not on disk. Called by workers.
-
-    Raises `UsageError` for a name that is neither a folder nor a hub id, `ConfigError` if the hub cannot be
+    """Return the model's folder, downloading it from the Hub if necessary. Called by workers. Raises
+    `UsageError` for a name that is neither a folder nor a Hub id, and `ConfigError` if the Hub cannot be
     reached or denies access."""
     return here(model) or open_folder(Path(_download(model)), hub_id=model)
 
@@ -381,7 +380,7 @@ def _download(model: str) -> str:
         )
     except errors.GatedRepoError as error:
         raise ConfigError(
-            f"{model} is gated: its owner asks you to accept terms first",
+            f"{model} is gated: its owner requires you to accept terms first",
             fix=f"accept them at https://huggingface.co/{model}, then  hf auth login  or export HF_TOKEN=...",
         ) from error
     except errors.RepositoryNotFoundError as error:
@@ -402,12 +401,12 @@ def _download(model: str) -> str:
         if status is not None:
             raise ConfigError(
                 f"{model} is not on this machine, and the hub returned {status}",
-                fix="try again later; the partial download is kept",
+                fix="try again later. The partial download is kept",
             ) from error
         if error.errno in (*FULL, errno.EACCES, errno.EROFS):
             raise ConfigError(
                 f"could not store {model}: {error.strerror} ({error.filename})",
-                fix="free disk space, or export HF_HOME=... to a folder with more space; downloads are kept",
+                fix="free disk space, or export HF_HOME=... to a folder with more space. Downloads are kept",
             ) from error
         raise _unreachable(model) from error
     except Exception as error:
@@ -416,7 +415,7 @@ def _download(model: str) -> str:
             raise
         raise ConfigError(
             f"lost the connection while downloading {model}: {error}",
-            fix="try again: complete files are kept, and the model is used only after all files have arrived",
+            fix="try again. Complete files are kept, and the model is used only after all files have arrived",
         ) from error
 
 

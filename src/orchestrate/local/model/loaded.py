@@ -28,7 +28,7 @@ from orchestrate.local.model import PLAIN, SettingChoice
 
 
 BLOCK_ELEMENTS = 1 << 25
-"""The number of logits computed at once: 128 MB in 32 bits."""
+"""Number of logits computed at once: 128 MB in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,14 @@ BF16 = SettingChoice("bf16", "requested by name")
 
 @dataclass
 class TrainedOnly:
-    """The last layer's MLP, computed only for trained positions, because nothing uses the others
-    afterwards."""
+    """Limits the last layer's MLP to the trained positions, because nothing uses the others."""
 
     places: torch.Tensor | None = None
 
 
 def decoder_of(inner: Any) -> Any:
-    """Return the layers of the language model, between the embeddings and the output layer, of a
-    transformers model with or without other parts (vision, audio)."""
+    """Return the decoder layers of a transformers model, between the embeddings and the output layer. The
+    model may have other parts (vision, audio)."""
     found = inner.get_decoder()
     while found is inner or found.get_output_embeddings() is not None:
         deeper = getattr(found, "model", None)
@@ -100,7 +99,7 @@ class Packed:
     """The layout of the rows in one packed input, line by line."""
 
     starts: Tensor
-    """First token of each row, and the end of the last one, as [rows + 1]."""
+    """Index of each row's first token, and the end of the last row, as [rows + 1]."""
     longest: int
 
     @classmethod
@@ -115,8 +114,8 @@ class Packed:
 
 @dataclass
 class Loaded:
-    """A loaded model. `model` is trained (a peft model unless all weights are), and `inner` is the
-    transformers model inside it."""
+    """A model loaded for training. `model` is trained (a peft model unless all weights are trained), and
+    `inner` is the transformers model inside it."""
 
     model: Any
     inner: Any
@@ -125,16 +124,16 @@ class Loaded:
     choice: SettingChoice = PLAIN
     precision: SettingChoice = BF16
     loss_scale: float = 1.0
-    """The factor applied to the loss before its gradient is computed in fp16."""
+    """Factor applied to the loss before its gradient is computed in fp16."""
     line_limit: int = 0
-    """The maximum row length in tokens for packing into one line, or 0 if the model does not support it."""
+    """Maximum row length in tokens for packing into one line, or 0 if the model does not support packing."""
     shares: bool = False
-    """Whether shared prefixes of rows may be computed once, because there is no dropout or noise."""
+    """True if shared prefixes of rows may be computed once, because there is no dropout or noise."""
     trained_only: TrainedOnly | None = None
     packs: bool = False
-    """Whether packed rows, with positions that begin at 0 in each, are kept apart by the model."""
+    """True if the model keeps packed rows apart when the positions start at 0 in each."""
     packed_layout: bool = False
-    """Whether its attention receives the layout of packed rows (`packed_attention`) and needs no mask."""
+    """True if the attention receives the layout of packed rows (`packed_attention`) and needs no mask."""
     turned_on: list[str] = field(default_factory=list[str])
     """Optimizations in use, for the user."""
     left_out: dict[str, str] = field(default_factory=dict[str, str])
@@ -142,17 +141,17 @@ class Loaded:
     without_adapter: tuple[str, ...] = ()
     """Modules and parameters without an adapter, each with the reason, for the user."""
     taken_out: Path | None = None
-    """The folder of the adapter's initial weights, if these were subtracted from the base."""
+    """Folder of the adapter's initial weights, if they were subtracted from the base."""
     balancing: float = 0.0
-    """The weight of the load-balancing loss in a mixture of experts. If it is set, `hidden` stores the
-    routers' outputs in `routed`."""
+    """Weight of the load-balancing loss in a mixture of experts. If it is set, `hidden` stores the routers'
+    outputs in `routed`."""
     routed: tuple[torch.Tensor, ...] | None = None
-    """Routing of each layer with experts, as [tokens, experts]."""
+    """Router logits of each layer with experts, as [tokens, experts]."""
     root: Any = None
-    """Model that gathers its weights, if they are sharded over several processes."""
+    """Module that gathers its weights, if they are sharded over several processes."""
     own_logits: bool = False
-    """Whether the architecture does something unknown between its layers and its logits. `hidden` then
-    returns its logits, and the head leaves them unchanged."""
+    """True if the architecture does unknown operations between its layers and its logits. `hidden` then
+    returns the model's logits, and the head leaves them unchanged."""
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -161,13 +160,12 @@ class Loaded:
 
     @property
     def parameters(self) -> int:
-        """The number of parameters of the entire model. A weight that is packed in 4 bits counts by its
-        expanded size."""
+        """Number of parameters of the entire model. 4-bit weights count by their unpacked size."""
         packed = ((p, getattr(p, "quant_state", None)) for p in self.model.parameters())
         return sum(p.numel() if state is None else state.shape.numel() for p, state in packed)
 
     def layout_of(self, positions: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """Return the additional model inputs for packed rows, besides their positions."""
+        """Return the model inputs that packed rows need in addition to their positions."""
         return {"layout": Packed.of(positions, self.device)} if self.packed_layout else {}
 
     def computed(self, compute: Callable[[], T]) -> T:
@@ -185,8 +183,8 @@ class Loaded:
             self.model.train(training)
 
     def hidden(self, ids: torch.Tensor, places: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
-        """Compute hidden states before the output layer: [rows, tokens] -> [rows, tokens, hidden]. With
-        `places` (flat) only those are correct."""
+        """Compute hidden states before the output layer: [rows, tokens] -> [rows, tokens, hidden]. If
+        `places` (flat positions) is given, only those are correct."""
         if "layout" in inputs:
             # A mask of four dimensions is taken as it is; our attention looks at the layout instead.
             inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
@@ -208,7 +206,7 @@ class Loaded:
 
 
 class OwnLogits(torch.nn.Module):
-    """Replaces the output layer where the model applies its own."""
+    """Replaces the output layer in models that apply their own."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
@@ -238,9 +236,9 @@ def give_back(device: torch.device) -> None:
     """Free unused memory. Call it only after the error is released: its traceback holds the tensors of
     the failed pass.
 
-    Autograd's graph is a reference cycle, which only the garbage collector frees. Memory that is free
-    inside the C library's heap is not available to oneDNN, which allocates from the kernel directly.
-    Without both steps the retry fails as well."""
+    Autograd's graph is a reference cycle, which only the garbage collector frees. Memory that is free inside
+    the C library's heap is not available to oneDNN, which allocates from the kernel directly. Without both
+    steps a retry would fail too."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -249,8 +247,8 @@ def give_back(device: torch.device) -> None:
 
 
 def halving(rows: int, device: torch.device, compute: Callable[[int], R]) -> tuple[R, int]:
-    """Call `compute` with this many rows at a time, and halve the number whenever memory runs out. Returns
-    the result and the number of rows that fit. Raises if not even one row fits."""
+    """Call `compute` with this many rows at a time, halving the number whenever memory runs out. Returns the
+    result and the number of rows that fit. Raises if not even one row fits."""
     while True:
         try:
             return compute(rows), rows
@@ -265,15 +263,15 @@ def halving(rows: int, device: torch.device, compute: Callable[[int], R]) -> tup
 
 
 _FILE = "threads"
-"""The file in a run's folder that stores the number. A resumed run uses the same number of threads, because
-sums depend on it."""
+"""File in a run's folder that stores the number of threads. A resumed run uses the same number, because sums
+depend on it."""
 _ROUNDS = 20
 _WORTH = 0.9
-"""More threads are used only if they need less than this fraction of the time."""
+"""More threads are used only if they take less than this fraction of the time."""
 
 
 def of_run(folder: Path, asked: int | None, device: torch.device) -> int:
-    """Choose the number of threads like `chosen`, and use the same number again when the run is resumed."""
+    """Choose the number of threads like `chosen`. A resumed run uses the same number again."""
     try:
         before = int((folder / _FILE).read_text(encoding="ascii"))
     except (OSError, ValueError):
@@ -284,8 +282,8 @@ def of_run(folder: Path, asked: int | None, device: torch.device) -> int:
 
 
 def chosen(asked: int | None, device: torch.device) -> int:
-    """Choose the number of threads: as requested by a setting or by OMP_NUM_THREADS, otherwise on a CPU
-    by measuring now."""
+    """Choose the number of threads: `asked` or OMP_NUM_THREADS if set, otherwise the fastest number measured
+    now (CPU only)."""
     if asked is not None:
         return asked
     most = torch.get_num_threads()
@@ -295,7 +293,8 @@ def chosen(asked: int | None, device: torch.device) -> int:
 
 
 def fastest(most: int, seconds: Callable[[int], float]) -> int:
-    """Return the smallest number of threads out of 1, 2, 4 ... `most` that no larger number clearly beats."""
+    """Return the smallest number of threads out of 1, 2, 4 ... `most` for which no larger number is clearly
+    faster."""
     counts = sorted({most, *(1 << n for n in range(most.bit_length()) if 1 << n <= most)})
     best, took = counts[0], seconds(counts[0])
     for count in counts[1:]:

@@ -42,14 +42,14 @@ METHOD = "orchestrate_nf4"
 
 
 NARROW = 16
-"""Number of inputs or outputs below which linear layers are not quantized. Such layers are small, select or
-weight a few things, and some models access their weights directly."""
+"""Number of inputs or outputs below which a linear layer is not quantized. Such layers select or weight a few
+things, and some models access their weights directly."""
 
 
 def nf4(dtype: torch.dtype, *, spread: bool = False) -> BitsAndBytesConfig:
-    """Build the configuration for NF4 with double quantization of linear layers, and of experts where
-    transformers stores them in one tensor and lets us compute them. With `spread`, the weights are stored as
-    numbers of `dtype`, like the other weights, because they are sent between processes."""
+    """Configure NF4 with double quantization of linear layers, and of experts if transformers stores them in
+    one tensor and supports other implementations. With `spread`, the quantized values are stored as numbers
+    of `dtype`, like the other weights, so that they can be sent between processes."""
     return (_registered() or BitsAndBytesConfig)(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -122,7 +122,7 @@ def _registered() -> type[BitsAndBytesConfig] | None:
 
 
 def saves_tied(inner: Any, adapter: AdapterSettings) -> bool:
-    """Return whether a table of tied embeddings is fully trained. Both then remain one table."""
+    """Return whether a table of tied embeddings is fully trained. Both embeddings then stay one table."""
     config = inner.config.get_text_config()
     if not adapter.modules_to_save or not getattr(config, "tie_word_embeddings", False):
         return False
@@ -132,9 +132,9 @@ def saves_tied(inner: Any, adapter: AdapterSettings) -> bool:
 
 
 def in_32_bits(model: Any) -> None:
-    """Convert everything that is trained to 32 bits, because 16 bits would lose most updates. Fully trained
-    modules compute in 32 bits too and return their results in the model's own precision. The output layer's
-    logits stay unchanged."""
+    """Convert all trained weights to 32 bits, because 16 bits would lose most updates. Fully trained modules
+    also compute in 32 bits, but return their results in the model's own precision. The output layer's logits
+    stay unchanged."""
     from peft.utils.other import ModulesToSaveWrapper
 
     dtype = model.get_base_model().dtype
@@ -180,9 +180,8 @@ def pick_device(wanted: str | None) -> torch.device:
 def load_tokenizer(
     folder: Path, template: str | None = None, settings: Mapping[str, Any] | None = None
 ) -> Any:
-    """Load the tokenizer, with `template` in place of its own chat template and `settings` as variables
-    of the template. Raises `UsageError` for invalid files and for files that require their own code to be
-    run."""
+    """Load the tokenizer. `template` replaces its chat template, and `settings` are variables of the
+    template. Raises `UsageError` for invalid files and for files that require running their own code."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
@@ -205,9 +204,9 @@ def load_base(
     dtype: torch.dtype | None = None,
     spread: bool = False,
 ) -> Any:
-    """Load the base model, in NF4 with double quantization when `four_bit`, unless its files are quantized
-    anyway. `dtype` applies to products and weights that are not quantized, and `None` chooses it for the
-    device. Raises `QuantisedUnreadable` if the library that reads the files is missing."""
+    """Load the base model, in NF4 with double quantization if `four_bit`, unless its files are already
+    quantized. `dtype` applies to matmuls and unquantized weights, and `None` chooses it for the device.
+    Raises `QuantisedUnreadable` if the library that reads the files is missing."""
     stored = ModelFolder(folder).config
     held = Quantised.of(stored)
     if held is not None:
@@ -241,9 +240,9 @@ def load_base(
 
 
 def keep_four_bit_weights(model: Any) -> None:
-    """Stop bitsandbytes from repacking weights. On a CPU with AVX512-BF16 it repacks a weight on its
-    first forward pass in evaluation mode and never undoes it: training afterwards is silently different
-    or fails. This must run before the first forward pass."""
+    """Stop bitsandbytes from repacking weights. On a CPU with AVX512-BF16 it repacks a weight on its first
+    forward pass in evaluation mode and never unpacks it. Training afterwards is silently wrong or fails. This
+    must run before the first forward pass."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -275,10 +274,10 @@ def load(
     beginning: Beginning | None = None,
     vocabulary: tuple[int, Sequence[int]] = (0, ()),
 ) -> Loaded:
-    """Load the base model with a new adapter (or the one of `continue_from`), seeded by the job's seed,
-    with the engine that the job requests. `tokens`: token count of the entire run, which helps to choose
-    an engine. `vocabulary`: how many tokens the tokenizer has, and the ids of those that were added to it
-    for this job."""
+    """Load the base model with a new adapter (or the one of `continue_from`) and the engine that the job
+    requests, seeded by the job's seed. `tokens` is the token count of the entire run, which helps to choose
+    an engine. `vocabulary` is the tokenizer's number of tokens and the ids of those that were added for this
+    job."""
     kind = job.adapter.type
     sharded = job.hyper.sharded
     choice = _ALONE if sharded else choose(job.engine, device.type, tokens)
@@ -318,7 +317,7 @@ def load(
     loaded.without_adapter = without_adapter
     loaded.taken_out = beginning.kept if beginning and job.adapter.changes_base else None
     if kind == "qlora" and expert_parameters(inner) and not any(weights.held_of(inner)):
-        loaded.left_out["experts in 4 bits"] = "experts of this family have their own computation"
+        loaded.left_out["experts in 4 bits"] = "this model family computes its experts differently"
     turn_on(loaded, job)
     return loaded
 
@@ -391,19 +390,19 @@ def add_noise(embeddings: torch.nn.Module, alpha: float) -> None:
 
 
 _UNFIT = (ValueError, KeyError, TypeError, AttributeError, re.error)
-"""The errors that peft raises for an unusable configuration."""
+"""Errors that peft raises for an unusable configuration."""
 
 
 def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str = "default") -> Any:
-    """Load an adapter from a folder onto the base model, under peft's `name` for it. Raises `UsageError`,
-    and leaves the base unchanged, for an adapter that does not fit the base, and for one without
-    safetensors, because peft would load a pickle instead."""
+    """Load an adapter from a folder onto the base model, under the name `name` in peft. Raises `UsageError`,
+    and leaves the base unchanged, if the adapter does not fit the base or has no safetensors, because peft
+    would load a pickle instead."""
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").is_file():
         raise UsageError(
-            f"{folder} has no adapter_model.safetensors; pickled weights are not loaded because they can "
-            f"run code"
+            f"{folder} has no adapter_model.safetensors. Pickled weights are not loaded because they can run "
+            "code"
         )
     make_room(base, rows_of(folder))
     try:
@@ -426,7 +425,7 @@ def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str 
 
 
 def add_adapter(model: Any, folder: Path, name: str) -> None:
-    """Add another adapter to a model that already has some. Raises `UsageError`, and leaves the model
+    """Add another adapter to a model that already has one. Raises `UsageError`, and leaves the model
     unchanged, if it does not fit."""
     try:
         model.load_adapter(str(folder), adapter_name=name, ignore_mismatched_sizes=True)

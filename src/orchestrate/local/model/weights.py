@@ -1,4 +1,4 @@
-"""A model's own weights, converted to the form that they are trained over."""
+"""Convert a model's own weights to the form used in training."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from orchestrate.errors import UsageError
 
 
 NAME = "orchestrate_experts"
-"""The name of this implementation among transformers' implementations of experts."""
+"""Name of this implementation in transformers' registry of expert implementations."""
 Matrix = Callable[[int], Tensor]
-"""The weight of one expert: [out, in]"""
+"""Weight of one expert, as [out, in]."""
 
 
 class FourBits:
-    """A weight [experts, ...] in NF4 with double quantization, expert by expert."""
+    """A weight [experts, ...] in NF4 with double quantization, quantized expert by expert."""
 
     def __init__(self, weight: Tensor) -> None:
         import bitsandbytes.functional as bnb
@@ -55,7 +55,7 @@ class FourBits:
 
     @property
     def tensors(self) -> Iterator[Tensor]:
-        """All tensors that it holds."""
+        """The tensors that store the weight."""
         for packed, state in self.held:
             yield packed
             while state is not None:
@@ -119,8 +119,8 @@ def _parts(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
 
 
 def forward(module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    """Compute the experts behind transformers' expert interface. hidden: [tokens, hidden], chosen and
-    weights: [tokens, experts of each] -> [tokens, hidden]."""
+    """Compute the experts with transformers' expert interface. `hidden`: [tokens, hidden]. `chosen` and
+    `weights`: [tokens, experts per token]. Returns [tokens, hidden]."""
     ids, order = torch.sort(chosen.reshape(-1))
     counts = torch.bincount(ids, minlength=module.num_experts).tolist()
     rows = hidden[order // chosen.shape[1]]
@@ -162,7 +162,7 @@ def _factors(layer: Any, experts: int) -> tuple[Tensor | None, Tensor | None, fl
 
 
 def experts_of(model: Any) -> list[Any]:
-    """List the modules whose expert implementation transformers lets us choose."""
+    """List the modules whose expert implementation can be chosen in transformers."""
     return [m for m in model.modules() if hasattr(m, "_apply_gate") and hasattr(m, "has_gate")]
 
 
@@ -194,7 +194,7 @@ def give_back(model: Any) -> None:
 
 
 def adapt(model: Any) -> int:
-    """Let `forward` compute the LoRA of a peft model's experts in place of peft. Returns the number of
+    """Compute the LoRA of a peft model's experts in `forward` instead of in peft. Returns the number of
     weights."""
     from peft.tuners.lora.layer import ParamWrapper
 
@@ -215,8 +215,8 @@ def beside(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def hold(module: Any, name: str, weight: Tensor) -> torch.nn.Parameter:
-    """Keep the weight in 4 bits. Its placeholder has the weight's shape but no content, so that peft sees
-    what it adapts and any use of the placeholder would show."""
+    """Store the weight in 4 bits. Its placeholder has the weight's shape but no content, so that peft knows
+    the shape, and any use of the placeholder fails visibly."""
     vars(module).setdefault("four_bits", {})[name] = FourBits(weight)
     nothing = torch.full((), torch.nan, dtype=weight.dtype, device=weight.device)
     return torch.nn.Parameter(nothing.expand(weight.shape), requires_grad=False)
@@ -244,14 +244,14 @@ def spread_out(model: Any, dtype: torch.dtype) -> None:
 
 
 def auto_class(folder: Path) -> Any:
-    """Return the auto class that loads a folder's model: the one for language models, or the one for
-    vision-language models, which are trained and prompted with text only."""
+    """Return the auto class for a folder's model: for language models, or for vision-language models, which
+    are trained and prompted with text only."""
     return _auto_class(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
 def hollow(config: Mapping[str, Any]) -> Any:
-    """Build the model of a config.json without weights, on the meta device. Raises `UsageError` for one
-    that transformers does not know, or whose configuration is incomplete."""
+    """Build the model of a config.json without weights, on the meta device. Raises `UsageError` if
+    transformers does not support it, or if the configuration is incomplete."""
     kind = str(config.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise UsageError(f"transformers does not support model_type {kind}")
@@ -287,13 +287,13 @@ def _sees(config: Any) -> bool:
 
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
-"""Suffixes of the names under which a file stores one weight in MXFP4."""
+"""Suffixes of the names of the two tensors that store one weight in MXFP4."""
 _FP8 = ("_scale_inv", "activation_scale")
 
 
 def load(folder: Path, device: torch.device, **options: Any) -> Any:
-    """Load a model whose files hold weights packed; `options` are of `from_pretrained`. Each tensor is read
-    and expanded on `device` when transformers asks for it."""
+    """Load a model whose files store packed weights. `options` are passed to `from_pretrained`. Each tensor
+    is unpacked on `device` when transformers reads it."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     held: dict[str, Any] = {}
     for one in (config.get_text_config(), config):

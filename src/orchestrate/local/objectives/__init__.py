@@ -1,4 +1,4 @@
-"""Training objectives: one module for each loss and for the graders of reinforcement tuning."""
+"""Training objectives: one module per kind of loss, and the graders of reinforcement fine-tuning."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _AS_NOBODY = ("--reuid=65534", "--regid=65534", "--clear-groups")
 _WITHOUT_RIGHTS = ("--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
 _READ_ONLY = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "mtrr", "driver", "pressure")
 _HIDDEN = ("kcore", "keys", "key-users", "timer_list", "sched_debug", "latency_stats", "kmsg", "kpagecount")
-"""Parts of `/proc` that container runtimes make read-only or mask (moby: oci/defaults.go), and parts that
-they leave to file modes, which root bypasses."""
+"""Files in `/proc` that container runtimes mask or make read-only (moby: oci/defaults.go), and files that
+they protect by file modes, which root bypasses."""
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives")
 _TOLD: dict[Way, str] = {
     "bubblewrap": "sandboxed by bubblewrap: no network, no other processes, no files except Python's own",
@@ -58,14 +58,14 @@ cd /tmp
 umount -l /old
 exec setpriv $as_nobody $WITHOUT_RIGHTS "$@"
 """
-"""Shell code that does what bubblewrap does."""
+"""Shell code that sets up the same sandbox as bubblewrap."""
 
 
 @dataclass(frozen=True)
 class Isolation:
     way: Way
     as_nobody: bool = False
-    """The code runs under an unprivileged user. Only root can set that up."""
+    """True to run the code as an unprivileged user. Only root can set that up."""
 
     @property
     def told(self) -> str:
@@ -73,7 +73,7 @@ class Isolation:
         return _TOLD[self.way]
 
     def command(self, script: Path, folder: Path) -> list[str]:
-        """Return the command that starts `script`, which uses only the standard library. `folder` is an
+        """Return the command that starts `script`, which may only use the standard library. `folder` is an
         empty folder."""
         if self.way == "bubblewrap":
             return [*_bubblewrap(script, self.as_nobody), sys.executable, "-I", "/script.py"]
@@ -83,7 +83,7 @@ class Isolation:
         return [sys.executable, "-I", str(script)]
 
     def environment(self) -> dict[str, str]:
-        """Return all environment variables that the code gets."""
+        """Return the code's environment variables. It gets no others."""
         kept = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         path = "/usr/sbin:/usr/bin:/sbin:/bin" if os.name == "posix" else os.environ.get("PATH", "")
@@ -92,12 +92,12 @@ class Isolation:
 
 @cache
 def isolation() -> Isolation:
-    """Return the best isolation that works on this machine, found by trying."""
+    """Return the strongest isolation that works on this machine, found by trying."""
     return next(filter(works, candidates()))
 
 
 def candidates() -> Iterator[Isolation]:
-    """Yield all ways to isolate code, best first."""
+    """Yield all forms of isolation, strongest first."""
     for way in WAYS:
         if way != "limits only" and hasattr(os, "geteuid") and os.geteuid() == 0:
             yield Isolation(way, as_nobody=True)
@@ -105,7 +105,7 @@ def candidates() -> Iterator[Isolation]:
 
 
 def works(found: Isolation) -> bool:
-    """Return whether a script runs with this isolation on this machine."""
+    """Return whether a script can run with this isolation on this machine."""
     if found.way == "limits only":
         return True
     tools = ("bwrap",) if found.way == "bubblewrap" else ("unshare", "setpriv", "mount", "pivot_root", "sh")

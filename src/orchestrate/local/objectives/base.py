@@ -1,5 +1,5 @@
-"""One optimizer step, and one evaluation. Sums over micro-batches are divided once, by the entire batch's
-weight, so the split affects the result only by rounding."""
+"""Compute one optimizer step or one evaluation. Sums over micro-batches are divided once, by the entire
+batch's weight, so the split changes the result only by rounding."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def _block_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Te
 
 
 def token_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Tensor, Tensor]:
-    """Compute the cross-entropy of each token [n], and the number predicted right. Logits are recomputed
-    for the gradient."""
+    """Compute the cross-entropy of each token [n], and the number of correctly predicted tokens. Logits are
+    recomputed for the gradient."""
     losses: list[Tensor] = []
     correct = torch.zeros((), device=hidden.device)
     for start in range(0, len(hidden), head.block):
@@ -90,7 +90,7 @@ def token_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Ten
 def weighted_loss(
     hidden: Tensor, targets: Tensor, weights: Tensor, head: OutputHead
 ) -> tuple[Tensor, Tensor]:
-    """Sum weight x cross-entropy over the tokens, and count the tokens predicted right. `hidden` is [n,
+    """Sum weight x cross-entropy over the tokens, and count the correctly predicted tokens. `hidden` is [n,
     hidden]."""
     if head.frozen:
         return _FrozenHeadLoss.apply(hidden, head.layer.weight, targets, weights, head)  # type: ignore[no-any-return]
@@ -105,11 +105,11 @@ def _log_complement(log_p: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Preference:
-    """DPO and its neighbours, by the formulas of their papers (Rafailov et al. 2023; Meng et al. 2024 for the
+    """DPO and related losses, by the formulas of their papers (Rafailov et al. 2023; Meng et al. 2024 for the
     margin; Pang et al. 2024 for `rpo_alpha`; Hong et al. 2024 for `orpo`, where `beta` is their lambda;
-    Mitchell 2023 for `label_smoothing`, the chance that a pair is the wrong way round; Azar et al. 2023, eq.
-    17, for `ipo`, where `beta` is their tau and log-ratios are means over the tokens, as its authors told
-    TRL's)."""
+    Mitchell 2023 for `label_smoothing`, the probability that a pair's labels are flipped; Azar et al. 2023,
+    eq. 17, for `ipo`, where `beta` is their tau and log-ratios are means over the tokens, as its authors
+    confirmed to TRL's)."""
 
     beta: float = 0.1
     normalize_by_length: bool = False
@@ -121,16 +121,16 @@ class Preference:
 
     @property
     def needs_reference(self) -> bool:
-        """True if a reference model is needed. SimPO and ORPO compare length-normalized likelihoods and
-        have none."""
+        """True if a reference model is needed. SimPO and ORPO need none, because they compare likelihoods of
+        the policy alone."""
         return self.simpo_gamma is None and not self.orpo
 
     def loss(
         self, policy: Tensor, reference: Tensor | None, lengths: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of preference pairs. `policy` and `reference` are summed log-probabilities
-        [2n]: n preferred answers, then their n rejected ones. `lengths` are their numbers of trained
-        tokens. Returns the loss of each pair [n] and the metrics to show."""
+        """Compute the loss of preference pairs. `policy` and `reference` are summed log-probabilities [2n]: n
+        preferred answers, then the n rejected ones. `lengths` are their numbers of trained tokens. Returns
+        the loss of each pair [n] and metrics."""
         if not self.needs_reference or self.normalize_by_length or self.ipo:
             score = policy / lengths
             base = None if reference is None else reference / lengths
@@ -170,9 +170,9 @@ class Desirability:
     undesirable_weight: float = 1.0
 
     def loss(self, ratios: Tensor, labels: Tensor, divergence: float) -> Tensor:
-        """Compute the loss of labeled answers. `ratios` [n]: log-probability minus that of the reference;
-        `labels` [n]: which answers are desirable; `divergence`: the estimated distance of the model from
-        the reference, not below 0. Returns the loss of each answer [n]."""
+        """Compute the loss of labeled answers. `ratios` [n] are log-probabilities minus those of the
+        reference. `labels` [n] mark the desirable answers. `divergence` is the estimated divergence from the
+        reference, at least 0. Returns the loss of each answer [n]."""
         gain = torch.where(labels, ratios - divergence, divergence - ratios)
         weights = torch.where(labels, self.desirable_weight, self.undesirable_weight)
         return weights * (1 - torch.sigmoid(self.beta * gain))
@@ -184,34 +184,35 @@ class Desirability:
 
 MOST_ROWS = 1 << 20
 PACKED_LINE = 256
-"""The minimum number of tokens of a line of packed rows."""
+"""Minimum number of tokens of a line of packed rows."""
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Rows as one input of the model, each cut off after the last token that predicts a trained one.
+    """Rows combined into one model input. Each is cut off after the last token that predicts a trained one.
 
-    Side by side, padded on the right, no attention mask is needed: under a causal mask no real token sees the
-    padding behind it. Packed, positions begin at 0 with each row, and transformers builds its masks from
-    them: no row sees another. In one line (`layout`), our attention keeps the rows apart.
+    Rows side by side are padded on the right and need no attention mask, because causal attention never
+    reaches the padding behind a token. In packed rows, positions restart at 0 with each row, and transformers
+    builds masks from them that keep the rows apart. In one line (`layout`), Orchestrate's attention keeps the
+    rows apart.
     """
 
     ids: Tensor
-    """[lines, tokens]"""
+    """Token ids, as [lines, tokens]."""
     places: Tensor
-    """[trained] Flat positions whose next token is trained."""
+    """Flat positions whose next token is trained, as [trained]."""
     targets: Tensor
     weights: Tensor
     row: Tensor
-    """[trained] The number, within this batch, of the row that the token belongs to."""
+    """Number of the token's row within this batch, as [trained]."""
     tokens: int
-    """The number of tokens of the rows, without padding."""
+    """Number of tokens of the rows, without padding."""
     real: Tensor
-    """[lines, tokens] How many rows contain the token: 0 for padding, several for prefixes that rows in a
-    line share."""
+    """Number of rows that contain the token, as [lines, tokens]: 0 for padding, more than 1 for shared
+    prefixes in a line."""
     rows: int
     inputs: dict[str, Any]
-    """Position ids for packed rows, and the layout of a line."""
+    """Position ids of packed rows, and the layout of a line."""
 
 
 @dataclass(frozen=True)
@@ -241,9 +242,9 @@ def collate(
     share: bool = False,
     layout_of: Callable[[npt.NDArray[np.int64]], dict[str, Any]] | None = None,
 ) -> TrainingBatch:
-    """Combine the rows of these numbers into one model input: side by side, packed, or in one line. In a
-    line with `share`, beginnings that rows have in common appear once. `layout_of`: further inputs of
-    packed rows, from their positions."""
+    """Combine the rows with these numbers into one model input: side by side, packed, or in one line. In a
+    line with `share`, a common prefix of several rows appears once. `layout_of` computes additional inputs of
+    packed rows from their positions."""
     whole = [rows.row(i) for i in numbers]
     parts = [_TargetRow.of(*row) for row in whole]
     if line:
@@ -309,7 +310,8 @@ def _in_line(
 
 
 def pack(lengths: Sequence[int], width: int) -> list[tuple[int, int]]:
-    """Assign each row (line, first token), longest rows first, into the first line with room for it."""
+    """Assign each row to the first line with room for it, longest rows first. Returns (line, first token) of
+    each row."""
     free: list[int] = []
     seats: list[tuple[int, int]] = [(0, 0)] * len(lengths)
     for r in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
@@ -334,10 +336,10 @@ class Sums:
 
 
 class Objective:
-    """Supervised training. Preferences and rewards (`preferences`, `policy`) override what differs."""
+    """Supervised training. Subclasses for preferences and rewards override what differs."""
 
     divisible: ClassVar[bool] = True
-    """Whether `run` can process any part of a batch."""
+    """True if `run` can process any part of a batch."""
 
     def __init__(self, loaded: Loaded, pad: int, *, packing: bool = False) -> None:
         self.loaded = loaded
@@ -384,23 +386,23 @@ class Objective:
     def loss(
         self, rows: EncodedRows, numbers: Sequence[int], batch: TrainingBatch
     ) -> tuple[Tensor, Tensor, dict[str, float] | None]:
-        """Compute the summed loss, the tokens predicted right, and sums of other metrics to show."""
+        """Compute the summed loss, the number of correctly predicted tokens, and sums of other metrics."""
         loss, correct = weighted_loss(
             self.trained_hidden(batch), batch.targets, batch.weights, self.loaded.head
         )
         return loss, correct, None
 
     def longest(self, rows: EncodedRows, examples: Sequence[int]) -> int:
-        """Return the number of tokens that have to fit into memory at once, however small the parts are."""
+        """Return the number of tokens that must fit into memory at once, even with the smallest parts."""
         return max(int(rows.lengths[i]) for i in examples)
 
     def to_lower(self, values: dict[str, float]) -> float:
-        """Return the value of an evaluation that early stopping watches."""
+        """Return the metric that early stopping minimizes."""
         return values["valid_loss"]
 
     def run(self, rows: EncodedRows, examples: Sequence[int], total: float, *, backward: bool) -> Sums:
-        """Compute the loss of some examples. With `backward` its gradient, divided by `total`, is added
-        to the parameters' gradients."""
+        """Compute the loss of some examples. With `backward`, its gradient, divided by `total`, is added to
+        the parameters' gradients."""
         numbers = rows.rows_of(examples)
         batch = self.collate(rows, numbers)
         with torch.set_grad_enabled(backward), self.precision():
@@ -424,21 +426,21 @@ class Objective:
         )
 
     def gradients(self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int) -> Sums:
-        """Compute the gradient of one optimizer step's examples, in parts that fit into memory."""
+        """Compute the gradient of one optimizer step, in parts that fit into memory."""
         return self.part(rows, batch, self.weight_of(rows, batch), max_tokens, max_rows)
 
     def part(
         self, rows: EncodedRows, examples: Sequence[int], total: float, max_tokens: int, max_rows: int
     ) -> Sums:
-        """Compute the gradient of some of a step's examples. All of the step's examples together have the
-        weight `total`."""
+        """Compute the gradient of some of a step's examples. `total` is the weight of all of the step's
+        examples."""
         sums = Sums()
         for part in self.parts(rows, examples, max_tokens, max_rows):
             add(sums, self.run(rows, part, total, backward=True))
         return sums
 
     def evaluate(self, rows: EncodedRows, max_tokens: int) -> dict[str, float]:
-        """Compute the mean loss and token accuracy over all rows. The model and every random state stay
+        """Compute the mean loss and token accuracy over all rows. The model and all random states stay
         unchanged."""
         sums = Sums()
         with self.loaded.judging():

@@ -1,7 +1,7 @@
-"""Train on preference pairs, with the reference model that most of the losses need.
+"""Train on preference pairs, with the reference model that most losses need.
 
-The reference is the model as the run began: the base, or what `continue_from` named. Its log-probabilities
-are computed once, before the first step, and stored beside the rows. So all weights can be trained without a
+The reference is the run's initial model: the base, or the adapter of `continue_from`. Its log-probabilities
+are computed once, before the first step, and stored with the rows. Training all weights therefore needs no
 second copy of the model, and later epochs do not compute them again.
 """
 
@@ -44,12 +44,12 @@ class JudgedObjective(Objective):
         return float(len(examples))
 
     def judged(self, rows: EncodedRows, numbers: Sequence[int]) -> Tensor:
-        """Sum the log-probabilities of each row: [rows]."""
+        """Sum the log-probabilities of each row's trained tokens, as [rows]."""
         return self.log_probabilities(self.collate(rows, numbers))[0]
 
     def log_probabilities(self, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute for each row the sum over its trained tokens [rows] and their weight [rows], then the
-        number of tokens predicted right."""
+        """Compute, for each row, the sum of its trained tokens' log-probabilities [rows] and their weight
+        [rows]. Also returns the number of correctly predicted tokens."""
         losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
         nothing = torch.zeros(batch.rows, device=losses.device, dtype=losses.dtype)
         lengths = nothing.index_add(0, batch.row, batch.weights.to(losses.dtype))
@@ -75,7 +75,7 @@ class PairObjective(JudgedObjective):
 
 
 def reference_of(rows: EncodedRows, numbers: Sequence[int]) -> Tensor:
-    """Return the reference log-probabilities [rows]. Raises `ValueError` when they were never computed."""
+    """Return the reference log-probabilities [rows]. Raises `ValueError` if they were never computed."""
     if rows.reference is None:
         raise ValueError("these rows have no reference log-probabilities")
     return torch.from_numpy(rows.reference[np.asarray(numbers)])
@@ -90,9 +90,10 @@ def with_reference(
     agreed: Callable[[bool], bool] = bool,
     keeps: bool = True,
 ) -> EncodedRows:
-    """Add the log-probabilities that the model gives the rows now, reusing `folder/reference.npy` as far
-    as an earlier worker got. `look_up` runs between the parts and may raise. If several processes hold a
-    sharded model, all of them compute what one of them has `agreed` to, and only that one `keeps` it."""
+    """Add the current model's log-probabilities of the rows. Those that an earlier worker stored in
+    `folder/reference.npy` are reused. `look_up` runs between the parts and may raise. If several processes
+    hold a sharded model, all of them compute the parts for which `agreed` returns True, and only the one with
+    `keeps` stores the results."""
     path = folder / "reference.npy"
     kept = open_kept(path, (len(rows.offsets) - 1,)) if keeps else None
     with objective.loaded.judging(), torch.no_grad(), objective.precision():
@@ -110,7 +111,7 @@ def with_reference(
 
 
 def open_kept(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float32]]:
-    """Open numbers that are computed part by part. Missing ones are NaN."""
+    """Open a file of numbers that are computed part by part. Missing numbers are NaN."""
     if path.exists():
         try:
             kept = np.lib.format.open_memmap(path, mode="r+")
@@ -148,20 +149,20 @@ def preference_of(method: Preferences) -> Preference:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Determines which answer follows which prompt in the estimate of the divergence."""
+    """Pairs prompts with other rows' answers to estimate the divergence."""
 
     batch_size: int
     seed: int
     limit: int | None = None
-    """The number of tokens at which a row is cut."""
+    """Number of tokens at which a row is cut."""
 
     def batches(self, rows: EncodedRows, epoch: int) -> Sequence[list[int]]:
-        """Return the batches that the training loop will use."""
+        """Return the batches that the training loop will use in this epoch."""
         return rows.batches(self.batch_size, self.seed, epoch)
 
     def before(self, rows: EncodedRows, batch: Sequence[int]) -> list[int]:
-        """Return whose answer each prompt gets. A batch with one row takes the answer of the previous row in
-        the file."""
+        """Return, for each prompt, the row that provides the mismatched answer. A batch with one row uses the
+        previous row in the file."""
         return [*batch[-1:], *batch[:-1]] if len(batch) > 1 else [(batch[0] - 1) % rows.examples]
 
     def rows(self, rows: EncodedRows, batch: Sequence[int]) -> EncodedRows:
@@ -182,7 +183,7 @@ def _answer(weights: npt.NDArray[np.float32]) -> int:
 
 
 class UnpairedObjective(JudgedObjective):
-    """KTO's loss. Rewards are shown as averages over the answers with their label."""
+    """KTO's loss. Rewards are reported as means per label."""
 
     divisible: ClassVar[bool] = False
 
@@ -199,7 +200,7 @@ class UnpairedObjective(JudgedObjective):
         self.desirability = desirability
         self.mismatch = mismatch
         self.divergence = 0.0
-        """The divergence estimate of the current batch, whose loss may be computed in parts."""
+        """Divergence estimate of the current batch. The batch's loss may be computed in parts."""
 
     def loss(
         self, rows: EncodedRows, numbers: Sequence[int], batch: TrainingBatch
@@ -222,7 +223,7 @@ class UnpairedObjective(JudgedObjective):
         return _by_label(sums, _labels(rows, batch))
 
     def evaluate(self, rows: EncodedRows, max_tokens: int) -> dict[str, float]:
-        """Evaluate batch by batch as in training, because the loss depends on the content of a batch."""
+        """Evaluate batch by batch as in training, because the loss depends on which rows are in a batch."""
         sums = Sums()
         with self.loaded.judging():
             for batch in self.mismatch.batches(rows, 0):
@@ -234,15 +235,15 @@ class UnpairedObjective(JudgedObjective):
         }
 
     def estimate(self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int) -> float:
-        """Estimate how far the model is from the reference, from the answers of this batch. Not below 0."""
+        """Estimate the model's divergence from the reference with the answers of this batch. At least 0."""
         policy = self.mismatched(rows, batch, max_tokens, max_rows)
         return max(0.0, float((policy - self._reference(rows, batch)).mean()))
 
     def mismatched(
         self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int
     ) -> npt.NDArray[np.float32]:
-        """Compute the model's log-probability of another row's answer after each prompt: [rows of the batch].
-        It is 0 if the prompt leaves no room for any of it."""
+        """Compute the model's log-probability of another row's answer after each prompt, as [rows of the
+        batch]. It is 0 if the prompt leaves no room for the answer."""
         others = self.mismatch.rows(rows, batch)
         values = np.zeros(len(batch), dtype=np.float32)
         some = [i for i in range(len(batch)) if others.row(i)[1][1:].any()]
@@ -290,9 +291,8 @@ def with_mismatched(
     max_tokens: int,
     look_up: Callable[[], None],
 ) -> EncodedRows:
-    """Add the log-probabilities that the model gives mismatched answers in each epoch now, reusing
-    `folder/mismatched.npy` as far as an earlier worker got. `look_up` runs between the batches and may
-    raise."""
+    """Add the current model's log-probabilities of mismatched answers for each epoch. Those that an earlier
+    worker stored in `folder/mismatched.npy` are reused. `look_up` runs between the batches and may raise."""
     path = folder / "mismatched.npy"
     kept = open_kept(path, (epochs, rows.examples))
     # Both may be larger than memory. Which answer it is follows from the seed and is written anew each time.

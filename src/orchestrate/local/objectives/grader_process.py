@@ -1,8 +1,6 @@
-"""The process in which a user's `def grade(sample, item) -> float` runs. It is a script that uses only
-the standard library, because it cannot read any other code of ours.
-
-It answers each line of its input with one line: the source with `{}`, a question with `{"score": ...}`,
-and an error of the code with `{"error": ...}`."""
+"""The process that runs a user's `def grade(sample, item) -> float`. This script uses only the standard
+library, because the sandbox contains no other code. It answers each line of its input with one line: `{}` for
+the source, `{"score": ...}` for a sample, and `{"error": ...}` if the code fails."""
 
 from __future__ import annotations
 
@@ -15,11 +13,11 @@ from typing import Any
 MEMORY_BYTES = 4 << 30
 FILE_BYTES = 64 << 20
 PROCESSES = 512
-"""The maximum number of processes: all of the user's, where the system counts them that way."""
+"""Maximum number of processes. Systems that count by user include all of the user's processes."""
 
 
 def limit() -> None:
-    """Limit the resources of this process permanently: the code cannot raise the limits again."""
+    """Limit the resources of this process permanently. The code cannot raise the limits again."""
     try:
         import resource
     except ImportError:  # Windows

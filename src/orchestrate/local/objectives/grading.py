@@ -1,9 +1,10 @@
 """Graders of reinforcement fine-tuning, as far as this machine can run them. No torch here.
 
 The objects are OpenAI's (`openai.types.graders`): `string_check`, `text_similarity`, `python` and `multi`
-over these. `refusal` rejects graders that need another model or a service, with the reason. The code of a
-`python` grader runs only when the user allows it, never because the spec contains it, in a separate
-process (`isolation` says how isolated), with limits of time, memory and files."""
+over these. `refusal` gives the reason why a grader cannot run here, for example because it needs another
+model or a service. The code of a `python` grader runs only if the user allows it, even if the spec contains
+it. It runs in a separate process with as much isolation as possible (`isolation`) and limits on time, memory
+and files."""
 
 from __future__ import annotations
 
@@ -33,14 +34,13 @@ if TYPE_CHECKING:
 
 _LONGEST_BYTES = 64 << 10
 STARTUP_SECONDS = 30.0
-"""The time limit in seconds for Python and the code's own imports, in addition to the limit for one
-answer."""
+"""Time limit in seconds for Python and the code's own imports, in addition to the limit for one answer."""
 
 
 class GraderCode:
     """Runs a user's `def grade(sample, item) -> float` in a separate process (`grader_process.py`), as
-    isolated as `isolation` allows. The process starts with the first answer to grade, and is restarted if an
-    answer crashes it."""
+    isolated as `isolation` allows. The process starts with the first answer to grade, and restarts after a
+    crash."""
 
     def __init__(self, source: str, seconds: float, isolation: Isolation) -> None:
         self._source, self._seconds, self._isolation = source, seconds, isolation
@@ -141,7 +141,7 @@ class GradingError(Exception):
 
 @dataclass(frozen=True)
 class Grade:
-    """A grade. `error` explains why an answer that could not be graded got 0."""
+    """A grade. `error` is the reason if the answer could not be graded and got 0."""
 
     score: float
     error: str | None = None
@@ -152,7 +152,7 @@ Score = Callable[[dict[str, Any], dict[str, Any]], float]
 
 
 class Grader:
-    """Grades answers. It is a context manager, because code runs in a separate process."""
+    """Grades answers. It is a context manager, because it may run code in a separate process."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class Grader:
         if reason := refusal(grader, allow_code=True, asks=tuple(self._asks)):
             raise RunFailed(f"grader: {reason}", fix="change method.grader in the spec")
         self.isolation = (isolation or isolating.isolation()) if runs_code(grader) else None
-        """How the grader's code is isolated. `None` without code."""
+        """Isolation of the grader's code. `None` if there is no code."""
         self._codes: list[GraderCode] = []
         self._seconds = seconds
         self._score = self._compile(grader)
@@ -185,8 +185,8 @@ class Grader:
             code.close()
 
     def grade(self, answers: Sequence[str | ReadAnswer], items: Sequence[dict[str, Any]]) -> list[Grade]:
-        """Grade each answer, in order. `items` are the rows that the prompts came from. A string is an
-        answer without thinking and tool calls."""
+        """Grade each answer, in order. `items` are the rows of the prompts. A string is an answer without
+        thinking and tool calls."""
         return [self._one(sample_of(a), item) for a, item in zip(answers, items, strict=True)]
 
     def _one(self, sample: dict[str, Any], item: dict[str, Any]) -> Grade:
@@ -216,7 +216,7 @@ class Grader:
 
 
 def sample_of(answer: str | ReadAnswer) -> dict[str, Any]:
-    """Build a grader's view of an answer, with OpenAI's names. It excludes the reasoning."""
+    """Convert an answer to OpenAI's format for graders. The reasoning is excluded."""
     text, made = (answer, ()) if isinstance(answer, str) else (answer.content, answer.tool_calls)
     try:
         parsed: Any = msgspec.json.decode(text)
@@ -229,8 +229,8 @@ def sample_of(answer: str | ReadAnswer) -> dict[str, Any]:
 
 
 def refusal(grader: Mapping[str, Any], *, allow_code: bool, asks: Sequence[str] = ()) -> str | None:
-    """Return why this machine does not run the grader, or `None` if it does. `asks` are kinds of
-    `ELSEWHERE` for which the caller has a model."""
+    """Return the reason why this machine cannot run the grader, or `None` if it can. `asks` lists the kinds
+    of `ELSEWHERE` for which the caller has a model."""
     kind = str(grader.get("type"))
     if "evaluator" in grader and "type" not in grader:
         return f"evaluators only exist on hosted backends: set the grader's type to {', '.join(KINDS)}"
@@ -253,7 +253,7 @@ def refusal(grader: Mapping[str, Any], *, allow_code: bool, asks: Sequence[str] 
     if kind == "text_similarity" and grader["evaluation_metric"] not in METRICS:
         metrics = ", ".join(METRICS)
         return (
-            f"evaluation_metric {grader['evaluation_metric']!r} is not available here; use one of {metrics}"
+            f"evaluation_metric {grader['evaluation_metric']!r} is not available here. Use one of {metrics}"
         )
     return next(filter(None, map(_slot_refusal, _slots(grader))), None)
 
@@ -308,7 +308,7 @@ def _slot_refusal(slot: str) -> str | None:
 
 
 def runs_code(grader: Mapping[str, Any]) -> bool:
-    """Return whether an accepted grader runs its own code."""
+    """Return whether a valid grader runs its own code."""
     if grader.get("type") == "multi":
         parts: dict[str, dict[str, Any]] = grader["graders"]
         return any(map(runs_code, parts.values()))
@@ -316,7 +316,7 @@ def runs_code(grader: Mapping[str, Any]) -> bool:
 
 
 def fields_read(grader: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields of a row that the templates of an accepted grader use, such as `answer` or `deep.n`.
+    """Return the fields of a row that the templates of a valid grader use, such as `answer` or `deep.n`.
     Fields used by code are unknown."""
     if grader["type"] == "multi":
         parts: dict[str, dict[str, Any]] = grader["graders"]
@@ -452,7 +452,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Formula:
-    """Arithmetic over graders' names. No other code can be written in it."""
+    """An arithmetic expression over graders' names. It cannot contain any other code."""
 
     tree: ast.expr
     names: frozenset[str]
@@ -470,8 +470,8 @@ class Formula:
         return formula
 
     def value(self, values: Mapping[str, float], *, checking: bool = False) -> float:
-        """Compute the formula's value. Raises `GradingError`. With `checking`, it does not raise for what
-        is impossible with these particular numbers."""
+        """Compute the formula's value. Raises `GradingError`. With `checking`, errors that depend on these
+        particular numbers are not raised."""
         try:
             return float(_value(self.tree, values))
         except RecursionError as error:
@@ -498,4 +498,4 @@ def _value(node: ast.expr, values: Mapping[str, float]) -> float:
             return _FUNCTIONS[name](*(_value(a, values) for a in args))
         case _:
             pass
-    raise GradingError(f"{ast.unparse(node)!r} is not arithmetic on graders")
+    raise GradingError(f"{ast.unparse(node)!r} is not arithmetic over graders")

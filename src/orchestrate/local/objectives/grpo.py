@@ -1,11 +1,10 @@
 """Reinforcement fine-tuning with GRPO (Shao et al. 2024): several answers to each prompt, each judged
 relative to the others.
 
-Each optimizer step samples its own answers, so the policy that sampled them is the one that is trained
-and no ratio is ever clipped. Rewards are centered and scaled within the group of one prompt. The loss is
-a mean over the step's answer tokens (Yu et al. 2025), so that long answers are not favored by their
-length. With `kl_beta` the distance to the model as the run began is part of the loss. These are TRL's
-defaults."""
+Each optimizer step samples new answers. The sampling policy is therefore the one being trained, and no ratio
+is ever clipped. Rewards are centered and scaled within the group of one prompt. The loss is a mean over the
+step's answer tokens (Yu et al. 2025), so that long answers are not favored by their length. With `kl_beta`,
+the divergence from the initial model is part of the loss. These are TRL's defaults."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -35,23 +34,22 @@ from orchestrate.local.plan.fitting import drawn_at_once
 EPSILON = 1e-4
 """Added to the standard deviation of a group's rewards, as in TRL."""
 ASKED_AT_ONCE = 1024
-"""Number of evaluation prompts whose answers are in memory at the same time."""
+"""Number of evaluation prompts that are answered at the same time, limited by memory."""
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Answers of one step. Row r of `rows` is a prompt with one answer, and only the answer carries
-    weight."""
+    """Answers of one step. Row r of `rows` is a prompt with one answer, and only the answer is trained."""
 
     rows: EncodedRows
     advantages: Tensor
-    """[rows]"""
+    """Advantage of each answer, as [rows]."""
     shown: dict[str, float]
-    """Averages over the answers."""
+    """Metrics averaged over the answers."""
 
 
 class PolicyObjective(Objective):
-    """Samples answers, grades them and makes the better ones more likely."""
+    """Samples answers, grades them, and increases the likelihood of the better ones."""
 
     divisible: ClassVar[bool] = False
 
@@ -95,7 +93,7 @@ class PolicyObjective(Objective):
     # -- answers ---------------------------------------------------------------------------------------------
 
     def roll_out(self, rows: EncodedRows, batch: Sequence[int], max_tokens: int) -> Rollouts:
-        """Sample and grade `samples` answers to each of these prompts."""
+        """Sample `samples` answers to each of these prompts and grade them."""
         prompts = [rows.row(i)[0].tolist() for i in batch for _ in range(self.samples)]
         asked = [i for i in batch for _ in range(self.samples)]
         answers = self._draw(prompts, 1.0, max_tokens)
@@ -174,8 +172,8 @@ class PolicyObjective(Objective):
         return sums
 
     def policy_loss(self, batch: TrainingBatch, advantages: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Sum over the batch's answer tokens: the loss, the estimated divergence from the initial model
-        (`None` if unknown), and the tokens that were the most likely."""
+        """Sum over the batch's answer tokens. Returns the loss, the estimated divergence from the initial
+        model (`None` if not computed), and the number of most likely tokens."""
         start = self._log_probabilities_at_start(batch)
         losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
         log_p = -losses
@@ -205,7 +203,7 @@ class PolicyObjective(Objective):
                 parameter.copy_(kept[name])
 
     def evaluate(self, rows: EncodedRows, max_tokens: int) -> dict[str, float]:
-        """Compute the average reward of the most likely answer to each prompt, and the metrics of
+        """Compute the mean reward of the most likely answer to each prompt, and the metrics of
         `_describe`."""
         sums: Counter[str] = Counter()
         for start in range(0, rows.examples, ASKED_AT_ONCE):
@@ -218,7 +216,8 @@ class PolicyObjective(Objective):
 
 @contextmanager
 def padded_attention(model: Any) -> Generator[None]:
-    """Switch to attention that supports rows that begin with padding, which our own attention does not."""
+    """Switch to attention that supports rows padded on the left, which Orchestrate's own attention does
+    not."""
     own = model.config.get_text_config()._attn_implementation
     switched = own.startswith("orchestrate")
     if switched:

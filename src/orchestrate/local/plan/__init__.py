@@ -1,4 +1,4 @@
-"""Estimate how much memory training needs, by part, and suggest changes so that it fits."""
+"""Estimate how much memory training needs, by part, and suggest changes to make it fit."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ LLAMA_LIKE = frozenset(
         "ministral",
     )
 )
-"""Families (`model_type`) whose layers are attention, a gated feed-forward and two norms, as the memory plan
-assumes."""
+"""Families (`model_type`) whose layers consist of attention, a gated feed-forward and two norms, as the
+memory plan assumes."""
 OTHER_LAYER = 1.4
-"""Factor for other families relative to a Llama's layer. Gemma 3 was measured at 1.2 to 1.4."""
+"""Factor for the layers of other families, relative to Llama. Gemma 3 was measured at 1.2 to 1.4."""
 MOE_LAYER = 1.2
-"""Factor for full fine-tuning of a mixture of experts. It was not measured, as for other families."""
+"""Factor for full fine-tuning of a mixture of experts. Not measured."""
 FROZEN_MOE_LAYER = 1.06
-"""The same factor for an adapter. With it, plans were 2 to 5% above measurements with 1, 2 and 4 of 4 experts
-in use and rows of 128 to 1,024 tokens."""
+"""Factor for training an adapter on a mixture of experts. Plans were 2 to 5% above measurements with 1, 2 and
+4 of 4 experts in use and rows of 128 to 1,024 tokens."""
 QK_NORM = frozenset(("qwen3", "qwen3_moe", "qwen3_vl", "olmo2", "gemma3"))
 """Families that normalize queries and keys."""
 
@@ -46,7 +46,7 @@ NAMES = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
-"""The names of a layer's linear layers, in the order of `ModelShape.linears`."""
+"""Names of a layer's linear layers, in the order of `ModelShape.linears`."""
 
 
 class ModelShape(Record, frozen=True, kw_only=True):
@@ -62,17 +62,17 @@ class ModelShape(Record, frozen=True, kw_only=True):
     tied: bool = False
     qk_norm: bool = False
     experts: int = 1
-    """The number of experts. Their width is `feed_forward`."""
+    """Number of experts. Each has the width `feed_forward`."""
     experts_used: int = 1
     family: str = "llama"
     held: float | None = None
-    """Bytes per parameter of its linear layers, if they stay in memory as stored in the files."""
+    """Bytes per parameter of the linear layers, if they are stored in memory as in the files."""
     held_by: str | None = None
-    """The format of the files, if its number of bytes is unknown."""
+    """Format of the files, if its bytes per parameter are unknown."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> ModelShape:
-        """Read the shape from a config.json. Raises `KeyError` when it is not a decoder's."""
+        """Read the shape from a config.json. Raises `KeyError` if it does not describe a decoder."""
         c = config.get("text_config") or config
         heads = int(c["num_attention_heads"])
         experts = cls.experts_in(c)
@@ -104,7 +104,7 @@ class ModelShape(Record, frozen=True, kw_only=True):
 
     @classmethod
     def like(cls, parameters: float) -> ModelShape:
-        """Return a typical shape for this size, for a model whose configuration is unknown here."""
+        """Return a typical shape for this size, for a model without a known configuration."""
         known = min(KNOWN, key=lambda s: abs(s.parameters - parameters))
         rest = parameters - known.embedding_parameters
         per_layer = (known.parameters - known.embedding_parameters) / known.layers
@@ -112,16 +112,16 @@ class ModelShape(Record, frozen=True, kw_only=True):
 
     @property
     def remark(self) -> str | None:
-        """A note on why its memory plan is less exact, or `None` if the shape is counted exactly."""
+        """The reason why the memory plan is less exact, or `None` if the shape is supported exactly."""
         if self.experts > 1:
             return "a mixture of experts, so its activation memory is estimated"
         if self.family not in LLAMA_LIKE:
-            return f"its layers ({self.family}) are assumed to need 1.4 times the activations of a Llama"
+            return f"its layers ({self.family}) are assumed to need 1.4 times the activations of Llama"
         return None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes on why its memory plan is less exact."""
+        """Notes on why the memory plan is less exact."""
         found = [self.remark] if self.remark else []
         if self.held_by is not None:
             found.append(
@@ -131,8 +131,8 @@ class ModelShape(Record, frozen=True, kw_only=True):
 
     @property
     def linears(self) -> list[tuple[int, int, int]]:
-        """(in, out, how many) of one layer's linear layers. Experts are not included because they are one
-        tensor."""
+        """The (in, out, count) of one layer's linear layers. Experts are excluded because they are stored as
+        one tensor."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = [(self.hidden, q, 1), (self.hidden, kv, 2), (q, self.hidden, 1)]
         if self.experts > 1:
@@ -149,7 +149,7 @@ class ModelShape(Record, frozen=True, kw_only=True):
 
     @property
     def router_parameters(self) -> int:
-        """Parameters of the layers that choose among experts."""
+        """Number of parameters of the layers that route tokens to experts."""
         return self.layers * self.experts * self.hidden if self.experts > 1 else 0
 
     @property
@@ -166,23 +166,23 @@ class ModelShape(Record, frozen=True, kw_only=True):
 
     @property
     def active_parameters(self) -> int:
-        """Number of parameters that one token passes through. Only the experts in use count."""
+        """Number of parameters used for one token. Only the active experts count."""
         idle = self.experts - self.experts_used
         return self.parameters - self.layers * idle * 3 * self.hidden * self.feed_forward
 
     def adapter_parameters(
         self, rank: int, *, dora: bool = False, targets: str | Sequence[str] | None = None
     ) -> int:
-        """Count the parameters of LoRA on the linear layers that `targets` selects by peft's rules
-        (default all). Experts are not counted. DoRA has an additional magnitude for each output. Targets
-        by other names than a Llama's, and those of a mixture of experts, count as all."""
+        """Count the parameters of LoRA on the linear layers that `targets` selects by peft's rules (default
+        all). Experts are not counted. DoRA has an additional magnitude for each output. If the names are not
+        Llama's, or the model is a mixture of experts, all linear layers count."""
         named = [] if self.experts > 1 else self._named(targets)
         chosen = [(i, o, 1) for i, o in named] or [(i, o, n * self.layers) for i, o, n in self.linears]
         return sum(n * (rank * (i + o) + (o if dora else 0)) for i, o, n in chosen)
 
     def expert_adapter_parameters(self, rank: int, names: Sequence[str]) -> int:
-        """Count the parameters of LoRA on the experts' weights of these names, as peft applies it: twice
-        the rank on the fused pair."""
+        """Count the parameters of LoRA on the named expert weights, as peft applies it: twice the rank on the
+        fused pair."""
         h, wide = self.hidden, self.feed_forward
         pair = 2 * (h + 2 * wide) if any("gate" in name or "up" in name for name in names) else 0
         down = h + wide if any("down" in name for name in names) else 0

@@ -1,5 +1,4 @@
-"""Fit a job into a machine's memory: plan before the job starts, and determine how much goes into one forward
-pass. Torch-free."""
+"""Plan how a job fits into a machine's memory, and how many tokens go into one forward pass. Torch-free."""
 
 from __future__ import annotations
 
@@ -19,13 +18,13 @@ from orchestrate.types import MemoryPlan, decoding
 DEFAULT_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of one forward pass, including padding, unless memory requires fewer."""
 LONGEST = 2048
-"""The assumed length in tokens of the longest row if neither the spec nor the data determine it."""
+"""Assumed length in tokens of the longest row, if neither the spec nor the data determine it."""
 
 
 def setup_of(
     method: Method, adapter: AdapterSettings, hyper: Hyper, *, precision: str, added_tokens: int = 0
 ) -> Setup:
-    """Describe a job's memory setup in the engine's terms. `fit` sets the rows, their length and how many
+    """Describe a job's memory setup for `plan`. `fit` sets the number of rows, their length, and how many
     answers are sampled at a time."""
     unpaired = isinstance(method, Preferences) and method.unpaired
     anchored = isinstance(method, Reinforcement) and bool(method.kl_beta)
@@ -60,9 +59,9 @@ def _is_particular(adapter: AdapterSettings) -> bool:
 
 
 def rows_of(method: Method, hyper: Hyper, lengths: Mapping[int, int]) -> tuple[Mapping[int, int], int]:
-    """Return the arguments of `fit`: how many examples there are of each length in tokens, and the maximum
-    number of examples at a time. If answers are sampled, these are the prompts, each with a full-length
-    answer."""
+    """Return the arguments of `fit`: the number of examples of each length in tokens, and the maximum number
+    of examples at a time. If answers are sampled, the examples are the prompts, each with an answer of
+    maximum length."""
     samples = _samples(method)
     if not samples:
         return lengths, min(hyper.micro_batch or hyper.batch_size, hyper.batch_size)
@@ -84,12 +83,11 @@ def fit(
     device: str,
     available_bytes: int | None = None,
 ) -> tuple[int, MemoryPlan]:
-    """Find how many tokens may go into one forward pass, and the plan of the worst one.
-
-    Starts from the engine's usual number and halves it until the plan fits, as the engine does when memory
-    runs out. One example is always processed, whether it fits or not. `lengths` are the tokens of the
-    examples (a pair counts by its longer side), or how many examples have each length. `most_rows` is the
-    maximum number of examples at a time, which packed rows never exceed."""
+    """Find how many tokens may go into one forward pass, and the plan of the largest pass. Starts with the
+    engine's default and halves it until the plan fits, as the engine does if memory runs out. A pass has at
+    least one example, even if that does not fit. `lengths` are the tokens of the examples (a pair counts by
+    its longer side), or the number of examples of each length. `most_rows` is the maximum number of examples
+    at a time, which packed rows never exceed."""
     counts = sorted((lengths if isinstance(lengths, Mapping) else Counter(lengths)).items())
     tokens, longest = DEFAULT_TOKENS[device], counts[-1][0]
     while True:
@@ -116,8 +114,8 @@ def fit(
 
 
 def drawn_at_once(tokens: int, longest: int) -> int:
-    """Return how many answers are sampled side by side. This is more than are trained on at a time, because
-    nothing is kept for a backward pass."""
+    """Return how many answers are sampled side by side. The number is larger than in training, because
+    nothing is stored for a backward pass."""
     return max(1, 4 * tokens // longest)
 
 
@@ -150,8 +148,8 @@ def _passes(counts: Sequence[tuple[int, int]], tokens: int, most_rows: int) -> l
 
 
 def shape_of(model: str, billions: float | None) -> tuple[ModelShape, str | None] | None:
-    """Return the shape of a local or Hub model. If its configuration is not on this machine, return a typical
-    shape for its size and a note. Returns `None` if the size is unknown too."""
+    """Return the shape of a local or Hub model. If its configuration is not on this machine, returns a
+    typical shape for its size and a note. Returns `None` if the size is also unknown."""
     config = files.config_of(model)
     if config is not None:
         try:
@@ -168,8 +166,8 @@ def shape_of(model: str, billions: float | None) -> tuple[ModelShape, str | None
 
 
 def active_parameters(model: str, billions: float | None) -> float | None:
-    """Return the number of parameters that a token passes through in a folder's or a hub's model, or
-    `None` if its size is unknown."""
+    """Return the number of parameters used for one token by a local or Hub model, or `None` if its size is
+    unknown."""
     found = shape_of(model, billions)
     return None if found is None else float(found[0].active_parameters)
 
@@ -182,7 +180,7 @@ def of_job(
     longest: int | None = None,
     gpu_bytes: int | None = None,
 ) -> MemoryPlan | None:
-    """Plan the memory of a translated job, or return `None` for a model of unknown size. `longest` is the
+    """Plan the memory of a translated job. Returns `None` if the model's size is unknown. `longest` is the
     number of tokens in the longest row, if the data was counted. With `gpu_bytes`, plan for a GPU of that
     size instead of this machine."""
     found = shape_of(model, billions)
@@ -193,7 +191,7 @@ def of_job(
     adapter = decoding.convert(body["adapter"], AdapterSettings)
     notes = [remark] if remark else []
     if longest is None and hyper.max_seq_length is None:
-        notes.append(f"assuming rows of up to {LONGEST} tokens; count them with: orchestrate check")
+        notes.append(f"assuming rows of up to {LONGEST} tokens. To count them: orchestrate check")
     longest = min(n for n in (longest or hyper.max_seq_length or LONGEST, hyper.max_seq_length) if n)
     if _samples(method) and hyper.max_seq_length is not None:
         longest = min(longest, max(1, hyper.max_seq_length - hyper.max_new_tokens))

@@ -1,10 +1,10 @@
 """Estimate the memory of a training run, by part, from the model's configuration alone. Torch-free, offline.
 
-Weights, adapter, gradients and optimizer are in memory all the time. Activations and logits come and go, so
-the plan looks at the moments of a step that can be its peak (`_moments`) and takes the worst. Their bytes per
-token are counts of the tensors that this engine holds at that moment for a Llama-like layer (attention, gated
-feed-forward, two norms), taken from torch's own record of allocations. `benchmarks/memory.py` and the tests
-compare the plan with measured peaks.
+Weights, adapter, gradients and optimizer stay in memory. Activations and logits are temporary, so the plan
+takes the largest of the moments that can be a step's peak (`_moments`). The bytes per token are counts of the
+tensors that this engine holds at that moment for a Llama-like layer (attention, gated feed-forward, two
+norms), taken from torch's own record of allocations. `benchmarks/memory.py` and the tests compare the plan
+with measured peaks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from orchestrate.types import MemoryPlan, Record
 
 
 EIGHT_BIT = 1 + 4 / 256
-"""Bytes of one bitsandbytes state: one byte, and a 32-bit scale for every 256 states."""
+"""Bytes of one bitsandbytes state: one byte, plus a 32-bit scale for every 256 states."""
 STATE_BYTES = {
     "adamw": 8.0,
     "adamw_8bit": 2 * EIGHT_BIT,
@@ -43,10 +43,11 @@ STATE_BYTES = {
     "muon": 4.0,
     "schedule_free_adamw": 8.0,
 }
-"""Bytes of state per parameter, by optimizer. Muon's value is for matrices; other parameters have AdamW's.
+"""Bytes of state per parameter, by optimizer. Muon's value is for matrices. Its other parameters use AdamW.
 Adafactor stores one number per row and per column, which is small except for matrices with few rows."""
 LION_RATE = 0.2
-"""Lion's learning rate as a fraction of AdamW's: a third to a tenth is recommended (Chen et al. 2023)."""
+"""Lion's learning rate as a fraction of AdamW's. Its authors recommend a third to a tenth (Chen et al.
+2023)."""
 MUON_SINCE = "2.9"
 
 
@@ -55,14 +56,14 @@ class OptimizerMissing(SetupError):
 
 
 def state_bytes(optimizer: str, rank: int | None) -> float:
-    """Return the bytes of optimizer state per trained parameter. `rank` is the rank of an adapter, whose
-    matrices have that many rows or columns."""
+    """Return the bytes of optimizer state per trained parameter. `rank` is the rank of an adapter, which is
+    the number of rows or columns of its matrices."""
     return 4.0 / rank if optimizer == "adafactor" and rank else STATE_BYTES[optimizer]
 
 
 def require(optimizer: str, find: Callable[[str], object | None] = find_spec) -> None:
-    """Raise `OptimizerMissing` if the optimizer's package is missing, without importing it. `find`:
-    returns whether a package is installed."""
+    """Raise `OptimizerMissing` if the optimizer's package is missing, without importing it. `find` locates a
+    package."""
     if optimizer.startswith("schedule_free") and find("schedulefree") is None:
         raise OptimizerMissing(
             f"optimizer {optimizer} needs the package schedulefree, which is not installed",
@@ -89,7 +90,8 @@ def trained_parameters(shape: ModelShape, adapter: AdapterSettings, added_tokens
     """Count the trained parameters: low-rank matrices, fully trained modules, and the rows of added
     tokens.
 
-    Names are those of a Llama. Targets by other names, and those of a mixture of experts, count as all."""
+    Names are Llama's. If the targets have other names, or the model is a mixture of experts, all linear
+    layers count."""
     whole = _whole(shape, adapter.modules_to_save or ())
     tokens = added_tokens * shape.hidden * (1 if shape.tied else 2)
     if shape.experts > 1:
@@ -166,19 +168,20 @@ def _above(name: str) -> Iterator[str]:
 
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes per parameter with double quantization: half a byte, an 8-bit scale per 64, and a 32-bit one per 256
-of those."""
+"""Bytes per parameter with double quantization: half a byte, plus an 8-bit scale for every 64 parameters,
+plus a 32-bit scale for every 256 of those."""
 LOGITS = 1 << 25
-"""The size of one block: `head.BLOCK_ELEMENTS`."""
+"""Number of logits in one block: `head.BLOCK_ELEMENTS`."""
 SHORT_ROW = 1024
-"""Maximum number of tokens for which a CPU uses attention that keeps its weights: `kernels.SHORT_ROW`."""
+"""Maximum row length in tokens for which a CPU uses attention that stores its weights:
+`kernels.SHORT_ROW`."""
 BLOCK = 128
 """Queries processed together: `blocks.BLOCK`."""
 OVERHEAD = {"cpu": 560 << 20, "cuda": 900 << 20}
 """Memory of the libraries. On a CPU, 530 to 600 MiB of a worker's resident memory were not its tensors (torch
-2.13). On a GPU, it is the driver's context and kernels, a typical figure that was not measured."""
+2.13). On a GPU, it is a typical size of the driver's context and kernels, not measured."""
 SLACK = 0.05
-"""The fraction of transient memory that is lost to fragmentation in the allocator."""
+"""Fraction of transient memory that the allocator loses to fragmentation."""
 
 
 class Setup(Record, frozen=True, kw_only=True):
@@ -186,40 +189,40 @@ class Setup(Record, frozen=True, kw_only=True):
 
     adapter: AdapterKind = "qlora"
     precision: str = "bf16"
-    """Precision, or `fp32`, see `engines.precision`. All trained weights are in 32 bits in any case."""
+    """Precision of products, or `fp32`, see `engines.precision`. Trained weights are always in 32 bits."""
     rank: int = 16
     dropout: bool = False
     dora: bool = False
     targets: str | tuple[str, ...] | None = None
-    """The targets of the adapter. Activations are counted as for all linear layers."""
+    """Targets of the adapter. Activations are counted as if all linear layers were targets."""
     lora: AdapterSettings | None = None
-    """The adapter itself, if more than `rank`, `targets` and `dora` matters."""
+    """The adapter's settings, if others than `rank`, `targets` and `dora` matter."""
     added_tokens: int = 0
     packing: bool = False
-    """Whether `rows` are packed lines, each filled up to `longest`."""
+    """True if `rows` are packed lines, each filled up to `longest`."""
     rows: int = 1
     """Rows in one forward pass. A pair of a preference method counts twice."""
     longest: int = 2048
-    """Tokens of the longest row."""
+    """Number of tokens of the longest row."""
     trained: float = 1.0
-    """The fraction of tokens that have a loss. The others never reach the output layer."""
+    """Fraction of tokens with a loss. The others never reach the output layer."""
     pairs: bool = False
     judged: bool = False
-    """Whether the loss uses the log-probability of each answer, as with pairs, but one by one."""
+    """True if the loss uses the log-probability of single answers rather than pairs."""
     optimizer: str = "adamw"
     gradient_checkpointing: bool = False
     accumulates: bool = True
-    """Whether a step takes several forward passes, so that gradients are in memory in all but the first."""
+    """True if a step takes several forward passes, so that gradients are in memory in all but the first."""
     copies: int = 0
-    """Copies of the trained weights in 32 bits. Early stopping keeps the best weights, and a policy its
-    initial ones."""
+    """Number of 32-bit copies of the trained weights. Early stopping stores the best weights, and a policy
+    its initial ones."""
     drawn: int = 0
-    """Number of answers sampled at a time, of up to `longest` tokens with their prompt, for methods that
-    sample."""
+    """Number of answers sampled at a time, for methods that sample. Each has up to `longest` tokens,
+    including its prompt."""
 
     shares: int = 1
-    """The number of processes that each weight is sharded over, with one GPU each (FSDP). The plan is for one
-    of them."""
+    """Number of processes that each weight is sharded over, with one GPU each (FSDP). The plan is for one
+    process."""
 
     @property
     def tokens(self) -> int:
@@ -227,7 +230,7 @@ class Setup(Record, frozen=True, kw_only=True):
 
     @property
     def bytes(self) -> int:
-        """Bytes of an activation, and of a weight that is not in 4 bits."""
+        """Bytes of an activation, or of a weight that is not in 4 bits."""
         return 4 if self.adapter == "full" or self.precision == "fp32" else 2
 
 
@@ -315,8 +318,8 @@ def _adapter(shape: ModelShape, setup: Setup) -> int:
 
 
 def kv_cache_bytes(shape: ModelShape, answers: int, tokens: int, each: int = 2) -> int:
-    """Compute the size of keys and values, at `each` bytes a number, for this many answers sampled side
-    by side, of that many tokens including their prompt."""
+    """Compute the size of the keys and values of answers sampled side by side. `each` is the number of bytes
+    per value. The number of tokens includes the prompt."""
     return 2 * each * shape.layers * shape.kv_heads * shape.head_dim * answers * tokens
 
 
@@ -336,16 +339,16 @@ class _Layer(NamedTuple):
     """Bytes per token."""
 
     norm: float
-    """Kept by one norm: what its backward pass needs, and its output, which the linear layers keep."""
+    """Stored by one norm: the inputs of its backward pass, and its output, which the linear layers use."""
     norm_output: float
     norm_work: float
-    """In memory while its gradient is computed."""
+    """In memory while a norm's gradient is computed."""
     attention: float
-    """Kept: queries, keys, values, and the weights or their sums."""
+    """Stored by attention: queries, keys, values, and the weights or their sums."""
     attention_forward: float
     attention_backward: float
     kept: float
-    """For the entire layer."""
+    """Stored by the entire layer."""
 
 
 def _layer(shape: ModelShape, setup: Setup, device: str) -> _Layer:

@@ -2,8 +2,8 @@
 of its hardware. Torch-free.
 
 A frozen base needs about 4 operations per weight and token (forward 2, gradient of the activations 2), a
-fully trained one 6; attention and the adapter are within the band. So one number, operations per second in a
-training step, carries over from measured models to models of similar size.
+fully trained one 6. Attention and the adapter are within the error band. One number, operations per second in
+a training step, therefore carries over from measured models to models of similar size.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from orchestrate.types import Record, decoding
 
 
 READ_SHARE = 1 / 3
-"""The time of a token that is only read as a fraction of the time of a trained one, as quotes count it
+"""Time of a token without loss as a fraction of the time of a trained token, as quotes count it
 (`costing`)."""
 LATEST = 200
-"""The number of past runs that are used."""
+"""Number of past runs that are used."""
 ERRORS = 20
-"""The number of estimates that determine the band: the latest of the same kind."""
+"""Number of estimates that determine the error band: the latest of the same kind."""
 NINETY_PERCENT = 1.645
-"""Standard deviations on either side."""
+"""Number of standard deviations on either side."""
 
 
 class ThroughputKey(Record, frozen=True, kw_only=True):
-    """Properties that determine the speed of a run besides its data."""
+    """Properties that determine the speed of a run, except its data."""
 
     device: str
     """The GPU's name, or `cpu`."""
     threads: int
     parameters: float
-    """Number of parameters that a token passes through."""
+    """Number of parameters used for one token."""
     adapter: str = "qlora"
     method: str = "sft"
     """Method: `sft`, `dpo`, `orpo`, `simpo`, `kto` or `rft`."""
@@ -50,8 +50,8 @@ class ThroughputKey(Record, frozen=True, kw_only=True):
 
     @property
     def operations(self) -> float:
-        """Operations per trained token: 2 per weight forward and 2 for the gradient that passes through,
-        plus 2 for the weight's own gradient where all weights are trained."""
+        """Operations per trained token: 2 per weight in the forward pass, 2 for the gradient of the
+        activations, and 2 for the weight's own gradient if all weights are trained."""
         return (6 if self.adapter == "full" else 4) * self.parameters
 
 
@@ -59,20 +59,20 @@ class MeasuredPace(Record, frozen=True, kw_only=True):
     kind: ThroughputKey
     at: datetime
     tokens: float
-    """Trained tokens, plus `READ_SHARE` of the tokens that were only read."""
+    """Trained tokens, plus `READ_SHARE` of the tokens without loss."""
     seconds: float
     """Seconds that these tokens took."""
     besides_seconds: float
-    """The seconds from the start of the worker to its end outside training: libraries, model, encoding and
-    saving."""
+    """Seconds of the worker's life outside training: libraries, model, encoding and saving."""
     told: float | None = None
-    """The tokens per second that would have been estimated without this run."""
+    """Tokens per second that would have been estimated without this run."""
     told_by: str = ""
-    """The source of that estimate: `model`, `bench` or `runs`."""
+    """Source of that estimate: `model`, `bench` or `runs`."""
 
 
 class Estimate(Record, frozen=True, kw_only=True):
-    """An estimate of one quantity. With 90% probability, it is between value / factor and value * factor."""
+    """An estimate of one quantity. The true value is between value / factor and value * factor with 90%
+    probability."""
 
     value: float
     factor: float
@@ -98,14 +98,14 @@ def file_of(home: Path) -> Path:
 
 
 def add(path: Path, pace: MeasuredPace) -> None:
-    """Append a pace to the file. Raises `OSError`."""
+    """Append a run's pace to the file. Raises `OSError`."""
     with open(path, "ab", opener=opener) as out:
         out.write(pace.to_json() + b"\n")
 
 
 def read_pace(path: Path) -> list[MeasuredPace]:
-    """Read the latest paces, oldest first. Invalid lines and lines with impossible values are skipped:
-    they may have come from another machine."""
+    """Read the latest paces, oldest first. Invalid lines and lines with impossible values are skipped,
+    because they may come from another machine."""
     try:
         lines = path.read_bytes().splitlines()[-LATEST:]
     except OSError:
@@ -129,8 +129,8 @@ def _can_be(pace: MeasuredPace) -> bool:
 
 
 def alike(kind: ThroughputKey, other: ThroughputKey) -> float | None:
-    """Estimate by how much, in logarithms, the operations per second of two kinds of run differ. Returns
-    `None` for another device or precision."""
+    """Estimate the difference in operations per second between two kinds of run, as a logarithm. Returns
+    `None` for different devices or precisions."""
     precisions = {kind.precision, other.precision} - {None}
     if kind.device != other.device or len(precisions) > 1:
         return None
@@ -139,7 +139,7 @@ def alike(kind: ThroughputKey, other: ThroughputKey) -> float | None:
 
 
 def decades(a: float, b: float) -> float:
-    """Return the number of decades between two sizes."""
+    """Return the number of factors of 10 between two sizes."""
     return abs(math.log10(max(a, 1.0) / max(b, 1.0)))
 
 
@@ -167,8 +167,9 @@ def startups(kind: ThroughputKey, paces: Sequence[MeasuredPace]) -> list[KnownLo
 
 
 def combined(points: Sequence[KnownLog], *, least: float, errors: Sequence[float] = ()) -> Estimate:
-    """Average the points by their weights. The band comes from their agreement and from `errors`, the
-    logarithms by which such estimates were off. `least`: the error to expect before there are any."""
+    """Average the points by their weights. The error band follows from their agreement and from `errors`, the
+    logarithms by which such estimates were off. `least` is the minimum
+    expected error."""
     weights = [1 / point.off**2 for point in points]
     mean = sum(w * p.log for w, p in zip(weights, points, strict=True)) / sum(weights)
     expected = max(least, sum(weights) ** -0.5)
@@ -188,8 +189,8 @@ def errors(kind: ThroughputKey, paces: Sequence[MeasuredPace], told_by: str) -> 
 
 
 CPU_THREAD_OPERATIONS = 6e10
-"""Operations per second and thread in a step of the tiny model. A server core of 2023 with AVX-512 reached
-6-13e10."""
+"""Operations per second and thread in a step of the tiny model. A server core of 2023 with AVX-512 reached 6
+to 13e10."""
 GPU_OPERATIONS = {
     "B300": 9e14,
     "B200": 9e14,
@@ -205,18 +206,18 @@ GPU_OPERATIONS = {
     "L4": 4e13,
     "T4": 1.5e13,
 }
-"""Operations per second: about 35 to 45% of each card's dense bf16 peak as stated by its maker."""
+"""Operations per second: about 35 to 45% of each card's dense bf16 peak according to its manufacturer."""
 OTHER_GPU_OPERATIONS = 3e13
 UNKNOWN_PARAMETERS = 8e9
 CPU_32_BITS = 0.5
-"""A CPU's speed without 16-bit instructions, as a fraction."""
+"""Fraction of a CPU's speed that remains without 16-bit instructions."""
 UNMEASURED = 0.8
-"""Error in logarithms for a machine about which nothing is known. It is a factor of 2.2, or 3.7 in one of ten
-cases."""
+"""Error in logarithms for an unmeasured machine: a factor of 2.2, or 3.7 in one of ten cases."""
 UNPROVED = 0.4
-"""Error of an estimate that no later run has confirmed yet, with other processes and other rows."""
+"""Error in logarithms of an estimate that no later run has confirmed. Later runs share the machine with other
+processes and have other rows."""
 STARTUP = KnownLog(log=math.log(10.0), off=0.6)
-"""Seconds for libraries, model and encoding, if no run has shown them."""
+"""Seconds for libraries, model and encoding, if no run has measured them."""
 
 
 class Bench(Record, frozen=True, kw_only=True):
@@ -229,11 +230,11 @@ class Bench(Record, frozen=True, kw_only=True):
     tokens_per_second: float
     operations_per_second: float
     peak_bytes: int | None = None
-    """Maximum bytes of tensors in the largest step, as counted by the allocator."""
+    """Maximum bytes of tensors in the largest step, according to the allocator."""
     planned_bytes: int | None = None
-    """The same according to the memory plan. `None` for a model that the plan does not know."""
+    """The same according to the memory plan. `None` for an unsupported model."""
     resident_bytes: int | None = None
-    """The peak main memory of the process, including libraries and loading."""
+    """Peak main memory of the process, including libraries and loading."""
     measured_on: date
 
 
@@ -242,7 +243,7 @@ class Throughput(Record, frozen=True, kw_only=True):
 
     tokens_per_second: float
     factor: float
-    """Error factor. With 90% probability, the speed is between it divided and multiplied by this factor."""
+    """Error factor. The true speed is between speed / factor and speed * factor with 90% probability."""
     source: str
     told_by: str
     """Source of the estimate: `model`, `bench` or `runs`."""
@@ -251,7 +252,8 @@ class Throughput(Record, frozen=True, kw_only=True):
 
 
 MORE_PROCESSES = 0.85
-"""The share of one process's speed that each additional process adds, after communication. Not measured."""
+"""Speed that each additional process adds after communication, as a fraction of one process's speed. Not
+measured."""
 
 
 def of_several(one: Throughput, processes: int) -> Throughput:
@@ -276,8 +278,7 @@ def read(home: Path) -> list[Bench]:
 
 
 def remember(home: Path, bench: Bench) -> None:
-    """Save a measurement. It overwrites an earlier one of the same model on the same device and number of
-    threads."""
+    """Save a measurement. It overwrites an earlier one for the same model, device and number of threads."""
     key = (bench.device, bench.threads, bench.model)
     kept = [b for b in read(home) if (b.device, b.threads, b.model) != key]
     private_folder(home)
@@ -293,7 +294,7 @@ def kind_of(
     threads: int | None = None,
     device: str | None = None,
 ) -> ThroughputKey:
-    """Describe a run on this machine, as it would be started now."""
+    """Describe a run as it would be started on this machine now."""
     gpu = next(iter(machine.gpus()), None) if device != "cpu" else None
     return ThroughputKey(
         device=gpu.name if gpu else "cpu",
@@ -306,9 +307,9 @@ def kind_of(
 
 
 def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str | None = None) -> Throughput:
-    """Estimate throughput from what finished runs took, a measurement, and what such a machine is expected to
-    do. Nothing is measured now. `load` is the load of other processes on its cores and lowers the slow end.
-    `place` is the owner of the machine, if it is not this one."""
+    """Estimate throughput from finished runs, a measurement, and the expected speed of such a machine.
+    Nothing is measured now. `load` is the load of other processes on the cores and lowers the slow end.
+    `place` is the owner of the machine, unless it is this one."""
     ran = read_pace(file_of(home))
     runs, benches = speeds(kind, ran), _benches(kind, read(home))
     told_by = "runs" if runs else "bench" if benches else "model"
@@ -329,8 +330,8 @@ def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str |
 
 def slowdown(kind: ThroughputKey, load: float, cores: int) -> float:
     """Estimate how many times longer a step may take next to other processes. One thread gets its share of
-    the cores. Several threads wait, in each product, for the one that got the least: two threads on two busy
-    cores took the square."""
+    the cores. Several threads wait in each matmul for the slowest one: with two threads on two busy cores,
+    the factor was squared."""
     if kind.device != "cpu":
         return 1.0
     share = max(1.0, (load + kind.threads) / cores)

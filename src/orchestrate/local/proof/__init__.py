@@ -26,15 +26,15 @@ from orchestrate.local.encoding import decode_prompt, decode_row
 
 
 CANDIDATES = 16
-"""The number of prompts that are searched for canaries."""
+"""Number of prompts that are searched for canaries."""
 CANARIES = 6
 ANSWER_TOKENS = 32
 ENDING_TOKENS = 256
-"""The maximum length of answers that are generated again if none of the short ones ended."""
+"""Maximum length of answers that are generated again if none of the short ones ended."""
 LONGEST_PROMPT = 2_048
-"""The maximum length in tokens. A longer prompt would cost more than it shows."""
+"""Maximum length in tokens of a prompt. Longer prompts would cost more than they show."""
 MOST_LINES = 2_000
-"""The number of lines of a data file that are searched for prompts."""
+"""Number of lines of a data file that are searched for prompts."""
 WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -51,7 +51,7 @@ WEATHER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ProbePrompt:
-    """A conversation up to the next answer, or a text to continue."""
+    """A conversation up to the next answer, or a text to be continued."""
 
     messages: tuple[ChatMessage, ...] = ()
     tools: tuple[dict[str, Any], ...] | None = None
@@ -70,9 +70,8 @@ def _said(*turns: tuple[str, str]) -> tuple[ChatMessage, ...]:
 
 
 def probes(marks: Sequence[str]) -> list[ProbePrompt]:
-    """Build one conversation of each kind that templates and servers treat differently. `marks` are the
-    texts of the model's special tokens: servers differ most where one of them appears in a user's
-    message."""
+    """Build one conversation of each kind that templates and servers treat differently. `marks` are the texts
+    of the model's special tokens, because servers differ most when a user's message contains one."""
     mark = next((m for m in marks if len(m) > 2), "<|endoftext|>")
     hello = ("user", "Name three rivers.")
     return [
@@ -109,7 +108,7 @@ def of_data(path: Path, most: int) -> list[ProbePrompt]:
 
 
 def of_example(example: Example) -> ProbePrompt | None:
-    """Return the text before the last answer, or `None` if there is none."""
+    """Return the text before the last answer, or `None` if there is no answer."""
     match example:
         case ChatExample():
             last = max((n for n, m in enumerate(example.messages) if m.role == "assistant"), default=0)

@@ -1,5 +1,5 @@
-"""Build the fingerprint of a tuned model: where it differs most from its base, in the trainer's own numbers.
-Imports torch."""
+"""Build the fingerprint of a tuned model: prompts on which it differs most from its base, with the trainer's
+own numbers. Imports torch."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -34,13 +34,13 @@ from orchestrate.local.proof import (
 from orchestrate.types import Canary, Probe, Said, Sheet
 
 CLEAR = 0.125
-"""In nats. Where a model finds two tokens closer than two steps of a bf16 logit, another engine, or the same
-one in another batch, may take either, and its answer says nothing about whose weights they are."""
+"""Minimum difference in nats between the two most likely tokens: two steps of a bf16 logit. If they are
+closer, another engine or batch may choose either, so the answer does not identify the model."""
 
 
 @dataclass(frozen=True)
 class BaseAndTuned:
-    """Base and tuned model in one. `using(True)` switches to the base."""
+    """Base and tuned model in one object. `using(True)` switches to the base."""
 
     using: Callable[[bool], AbstractContextManager[Any]]
     template: Template
@@ -57,8 +57,8 @@ def find(
     context: int | None = None,
 ) -> Sheet:
     """Build the fingerprint of a tuned model, with prompts on which it differs from its base (canaries).
-    `data`: prompts to search for canaries before the built-in ones. `context`: the model's maximum context
-    length in tokens."""
+    `data` are prompts to search for canaries before the built-in ones. `context` is the model's maximum
+    context length in tokens."""
     template = models.template
     asked = probes(sorted(str(t) for t in template.tokenizer.all_special_tokens))
     shown, refused = _rendered(template, asked)
@@ -81,7 +81,7 @@ def find(
 
 
 def template_hash(template: Template) -> str:
-    """Hash the chat template's text."""
+    """Hash the text of the chat template."""
     return hashlib.sha256(template.chats.source(None).encode()).hexdigest()
 
 
@@ -184,8 +184,8 @@ def _answered(
 
 
 def logprobs(model: Any, prompt: Sequence[int], answer: Sequence[int], device: torch.device) -> list[float]:
-    """Compute the log-probability, in nats, of each token of the answer after the prompt, with the row
-    read alone."""
+    """Compute the log-probability, in nats, of each token of the answer after the prompt. The row is computed
+    alone."""
     if not answer:
         return []
     row = torch.tensor([[*prompt, *answer]], device=device)

@@ -32,16 +32,16 @@ from orchestrate.types import Event, JobError, JobStatus, MetricPoint, Record
 
 
 NO_COMPILER = "TORCHDYNAMO_DISABLE"
-"""If set to 1, torch compiles nothing."""
+"""Environment variable that disables torch's compiler if set to 1."""
 FOREIGN_HEARTBEAT_S = 120.0
-"""Only the heartbeat of a worker on another machine is visible. If it is older than this, the worker counts
-as dead."""
+"""Maximum age in seconds of a remote worker's heartbeat. If it is older, the worker counts as dead, because
+nothing else of it is visible."""
 
 
 class WorkerId(Record, frozen=True, kw_only=True):
     pid: int
     started: str
-    """The kernel's start time of the process, in the system's own unit. Only compared for equality."""
+    """Start time of the process, in the system's own unit. Only compared for equality."""
     machine: str
 
 
@@ -70,8 +70,8 @@ def started(pid: int) -> str | None:
 
 
 def process_alive(path: Path) -> bool:
-    """Return whether the worker named in the file at `path` is alive. A worker on another machine is
-    judged by its heartbeat."""
+    """Return whether the worker named in the file at `path` is alive. A worker on another machine counts as
+    alive while its heartbeat is recent."""
     try:
         worker = WorkerId.from_json(path.read_bytes())
         age = time.time() - path.stat().st_mtime
@@ -84,10 +84,9 @@ def process_alive(path: Path) -> bool:
 
 @contextmanager
 def importing() -> Generator[None]:
-    """Pause garbage collection while the training libraries load. They create a million objects that
-    stay, and searching them for garbage again and again takes a seventh of the time. It also keeps
-    bitsandbytes from having torch compile operations for which it has no kernels and which we never call:
-    loading the compiler takes 2 s and 40 MB."""
+    """Pause garbage collection while the training libraries load. They create a million permanent objects,
+    and repeated garbage collection takes a seventh of the time. This also keeps bitsandbytes from loading
+    torch's compiler, which takes 2 s and 40 MB, for operations that are never called."""
     asked = os.environ.get(NO_COMPILER)
     os.environ[NO_COMPILER] = "1"
     gc.disable()
@@ -102,9 +101,8 @@ def importing() -> Generator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process as its last step, after Python's own first steps: non-daemon threads end, then the
-    registered exit functions run. Python would otherwise free the libraries' million objects one by one,
-    which takes more than a second."""
+    """Exit the process after waiting for non-daemon threads and running the registered exit functions. Python
+    itself would then free the libraries' million objects one by one, which takes more than a second."""
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
     for stream in (sys.stdout, sys.stderr):
@@ -130,13 +128,13 @@ STATUSES: dict[str, JobStatus] = {
     "failed": JobStatus.FAILED,
     "cancelled": JobStatus.CANCELLED,
 }
-"""The engine's status words. `interrupted` is never written: it is what a reader sees when the worker is gone
-or never started."""
+"""Maps the engine's status strings to job statuses. `interrupted` is never written. Readers report it if the
+worker is dead or was never started."""
 
 HEARTBEAT_S = 2.0
 STARTING_S = 10.0
-"""Time limit from the creation of a folder until the first sign of its worker. After that, the creator must
-have died in between."""
+"""Seconds from the creation of a folder until its worker must have started. After that, its creator is
+assumed dead."""
 
 
 class JobState(Record, frozen=True, kw_only=True):
@@ -152,14 +150,14 @@ class JobState(Record, frozen=True, kw_only=True):
     seconds: float = 0.0
     tokens_per_second: float | None = None
     remaining_seconds: float | None = None
-    """The estimated remaining seconds of training. `None` until it is known."""
+    """Estimated remaining seconds of training. `None` until known."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
     early_stopped: bool = False
     attempt: int = 0
     error: JobError | None = None
     result: str | None = None
-    """The name of the folder with the tuned weights."""
+    """Name of the folder with the tuned weights."""
     cost_usd: Decimal | None = None
     """Cost so far of a training session that is not billed hourly."""
 
@@ -177,7 +175,7 @@ class JobState(Record, frozen=True, kw_only=True):
 
 
 class RunDir:
-    """One job's folder. Reading never changes it. Only its worker writes status, events and metrics."""
+    """One job's folder. Reading never changes it. Only the worker writes status, events and metrics."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
@@ -205,11 +203,9 @@ class RunDir:
 
     @classmethod
     def make(cls, home: Path, job: LocalJob) -> tuple[RunDir, bool]:
-        """Create the folder `home/ref` together with its job, atomically. The second value is False when
-        the folder already existed.
-
-        A rename onto a non-empty folder fails, so of two callers with the same ref exactly one creates
-        it."""
+        """Create the folder `home/ref` together with its job, atomically. The second value is False if the
+        folder already existed. Renaming onto a non-empty folder fails, so if two callers use the same ref,
+        only one creates it."""
         _require_plain(job.ref)
         private_folder(home)
         run = cls(home / job.ref)
@@ -227,21 +223,21 @@ class RunDir:
         return run, True
 
     def job(self) -> LocalJob:
-        """Read the job. Raises `RunFailed` when job.json is missing or is not a job."""
+        """Read the job. Raises `RunFailed` if job.json is missing or invalid."""
         path = self.path / "job.json"
         try:
             return LocalJob.from_json(path.read_bytes())
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise RunFailed(
-                f"this version cannot read {path} as a job: {error}",
-                fix="submit the run again; the folder can be deleted",
+                f"this version cannot read the job in {path}: {error}",
+                fix="submit the run again. You can delete the folder",
             ) from error
 
     # -- where it stands -------------------------------------------------------------------------------------
 
     def state(self) -> JobState:
-        """Return the state that the worker last wrote, or `interrupted` when the worker died without
-        writing how it ended, or was never started because the parent process died first."""
+        """Return the state that the worker last wrote. Returns `interrupted` if the worker died before
+        writing the final state, or was never started because its parent process died."""
         state = self.written_state()
         if state.terminal or state.status == "paused" or self.alive():
             return state
@@ -280,11 +276,11 @@ class RunDir:
             return None
 
     def claim(self) -> None:
-        """Make this process the worker."""
+        """Register this process as the worker."""
         write_whole(self.path / "worker.json", me().to_json())
 
     def keep_beating(self, stop: threading.Event) -> None:
-        """Update the heartbeat until `stop` is set. Meant for a separate thread of the worker."""
+        """Update the heartbeat until `stop` is set. To be called in a separate thread of the worker."""
         mine = me().to_json()
         while not stop.wait(HEARTBEAT_S):
             try:
@@ -320,13 +316,13 @@ class RunDir:
             return 0.0
 
     def steering(self) -> AbstractContextManager[bool]:
-        """Lock the decision about a pause. The worker holds the lock while it checks for the last time
-        whether it should still pause and records that it has. A process that withdraws a pause holds the lock
-        while checking the job's state, so that one of the two always comes first."""
+        """Lock the decision to pause. The worker holds the lock during its last check for a pause request and
+        while it records the pause. A process that withdraws a pause holds the lock while it checks the job's
+        state. One of the two therefore always comes first."""
         return locked(self.path / "steering", wait_s=None)
 
     def lock(self, *, wait_s: float = 0.0) -> AbstractContextManager[bool]:
-        """Lock the job against other workers. Yields False when another worker holds it."""
+        """Lock the job against other workers. Yields False if another worker holds the lock."""
         return locked(self.path / "lock", wait_s=wait_s)
 
     # -- what happened ---------------------------------------------------------------------------------------
@@ -341,7 +337,7 @@ class RunDir:
         ]
 
     def metrics(self) -> list[MetricPoint]:
-        """Return one point for each step, with the values of all of its lines."""
+        """Return one point per step, with the values of all of its lines."""
         found: list[MetricPoint] = []
         for _, point in decode_lines(read_lines(self.path / "metrics.jsonl"), MetricPoint):
             if found and found[-1].step == point.step:
@@ -388,7 +384,7 @@ def append_line(path: Path, line: bytes) -> None:
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """Read complete lines only: text after the last line feed was cut off when the process was killed."""
+    """Read only complete lines. Text after the last line feed was cut off when the process was killed."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -397,8 +393,7 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def decode_lines(lines: Iterable[bytes], kind: type[R]) -> Iterator[tuple[int, R]]:
-    """Yield (1-based line number, record). A line that is not a valid record is skipped, but its number
-    remains taken."""
+    """Yield (1-based line number, record). Invalid lines are skipped but counted."""
     for number, line in enumerate(lines, 1):
         try:
             yield number, kind.from_json(line)
@@ -416,4 +411,4 @@ def runs(home: Path) -> list[RunDir]:
 
 def _require_plain(ref: str) -> None:
     if not ref or ref.startswith(".") or Path(ref).name != ref or "\x00" in ref:
-        raise UsageError(f"{ref!r} is not allowed as the name of a run directory")
+        raise UsageError(f"{ref!r} is not a valid name for a run directory")

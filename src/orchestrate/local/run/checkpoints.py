@@ -1,4 +1,5 @@
-"""Checkpoints: written beside, verified, then renamed, so that one with a name is whole. No pickles.
+"""Checkpoints are written to a draft folder, verified and renamed, so a named checkpoint is always complete.
+They contain no pickles.
 
 step-00000120/
   adapter/          weights and configuration, usable on its own
@@ -21,11 +22,11 @@ from orchestrate.core.files import recover_folders, sha256, whole_folder, write_
 from orchestrate.types import ArtifactFile, Record, decoding
 
 SAVE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""A name that a user gives to saved weights."""
+"""Name that a user gives to saved weights."""
 
 
 class Progress(Record, frozen=True, kw_only=True):
-    """The loop's state, except for tensors."""
+    """The state of the training loop, except tensors."""
 
     step: int
     total_steps: int
@@ -38,19 +39,19 @@ class Progress(Record, frozen=True, kw_only=True):
     loss_mean: float | None = None
     max_tokens: int | None = None
     window: int = 16
-    """The order of the rows (`Rows.batches`) to the end of the run. Checkpoints from before it was stored use
-    the original order."""
+    """Sorting window for the order of the rows (`EncodedRows.batches`) until the end of the run. The default
+    is the window of checkpoints that do not store it."""
     metrics: dict[str, float] = {}  # noqa: RUF012  msgspec copies an empty default
     """The latest evaluation."""
     best_step: int | None = None
     best_metrics: dict[str, float] = {}  # noqa: RUF012  msgspec copies an empty default
     """The best evaluation, if its weights are stored."""
     loss_scale: float | None = None
-    """The loss scale for fp16."""
+    """Loss scale for fp16."""
     whole_steps: int = 0
-    """Steps since the scale was changed without an fp16 overflow."""
+    """Steps without an fp16 overflow since the scale was changed."""
     kept: bool = True
-    """Whether it is kept. False for a checkpoint that only serves to resume."""
+    """True for a regular checkpoint, False for one that only serves to resume."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Whole:
 
     @property
     def weights(self) -> Path:
-        """The folder that can be used as a model on its own. Only kept checkpoints have it."""
+        """Folder that can be used as a model on its own. Only regular checkpoints have it."""
         return self.path / ("full" if (self.path / "full").is_dir() else "adapter")
 
 
@@ -71,8 +72,8 @@ def name(step: int) -> str:
 
 
 def save(folder: Path, progress: Progress, fill: Callable[[Path], None]) -> Path:
-    """Write `folder/step-N`. `fill` writes the weights and the state to the draft. If that fails (a full
-    disk), nothing is left behind."""
+    """Write `folder/step-N`. `fill` writes the weights and the state to the draft. If that fails, for example
+    because the disk is full, the draft is removed."""
     folder.mkdir(exist_ok=True)
     final = folder / name(progress.step)
     with whole_folder(final) as draft:
@@ -92,7 +93,7 @@ def manifest(folder: Path) -> list[ArtifactFile]:
 
 
 def verify(folder: Path) -> Whole | None:
-    """Return the checkpoint if it has every file in its manifest, with the right bytes, otherwise `None`."""
+    """Return the checkpoint if all files in its manifest exist with the right content, otherwise `None`."""
     try:
         files = decoding.decode((folder / "manifest.json").read_bytes(), type=list[ArtifactFile])
         progress = Progress.from_json((folder / "progress.json").read_bytes())
@@ -106,7 +107,7 @@ def verify(folder: Path) -> Whole | None:
 
 
 def newest_whole(folder: Path) -> tuple[Whole | None, list[str]]:
-    """Return the newest checkpoint that is complete, and the names of newer ones that are not."""
+    """Return the newest complete checkpoint, and the names of newer incomplete ones."""
     damaged: list[str] = []
     recover_folders(folder)
     for path in sorted(_named(folder), reverse=True):
@@ -117,7 +118,7 @@ def newest_whole(folder: Path) -> tuple[Whole | None, list[str]]:
 
 
 def listed(folder: Path) -> list[Whole]:
-    """List the kept checkpoints, oldest first, judged by their manifest alone (files are not read)."""
+    """List the regular checkpoints, oldest first, according to their manifests. Files are not verified."""
     found: list[Whole] = []
     for path in sorted(_named(folder)):
         try:
@@ -130,13 +131,13 @@ def listed(folder: Path) -> list[Whole]:
 
 
 def newest(folder: Path) -> str:
-    """Return the name of the latest checkpoint, judged by its manifest alone, or an empty string if there is
+    """Return the name of the newest checkpoint according to its manifest, or an empty string if there is
     none."""
     return max((path.name for path in _named(folder) if (path / "manifest.json").is_file()), default="")
 
 
 def prune(folder: Path, limit: int | None = None) -> None:
-    """Remove drafts, recovery checkpoints older than the newest checkpoint, and all kept checkpoints
+    """Remove drafts, recovery checkpoints older than the newest checkpoint, and all regular checkpoints
     except the newest `limit`."""
     if not folder.is_dir():
         return

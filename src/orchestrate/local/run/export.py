@@ -1,4 +1,4 @@
-"""Write the result: safetensors, and a provenance record (passport)."""
+"""Write the result: safetensors and a provenance record (passport)."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -34,8 +34,8 @@ def write_weights(
     base: ModelFolder,
     weights: dict[str, Any] | None = None,
 ) -> None:
-    """Write the adapter (or full model, in its base's precision) with the tokenizer and the chat template
-    that it was trained with. `weights`: the trained weights of a model that holds only a shard of them."""
+    """Write the adapter (or the full model, in its base's precision) with its tokenizer and the chat template
+    used in training. `weights` are the full trained weights, if the model holds only a shard of them."""
     if result_name(job) == "full":
         usual, state = _as_stored(weights or loaded.inner.state_dict(), base.precisions())
         loaded.inner.save_pretrained(folder, state_dict=state)
@@ -66,8 +66,7 @@ def _as_stored(state: dict[str, Any], stored: Mapping[str, str]) -> tuple[str, d
 
 
 def sort_targets(folder: Path) -> None:
-    """Sort an adapter's targets, which peft keeps in a set, because the same run must write the same
-    bytes."""
+    """Sort an adapter's targets. peft stores them in a set, but the same run must write the same bytes."""
     _rewrite(folder / "adapter_config.json", _sorted_targets)
 
 
@@ -132,7 +131,7 @@ def versions() -> dict[str, str]:
 
 
 def publish(run: RunDir, name: str, fill: Any, passport_of: dict[str, Any]) -> Path:
-    """Move the finished folder to its place atomically."""
+    """Atomically move the finished folder to its final location."""
     final = run.path / name
     with whole_folder(final) as draft:
         fill(draft)

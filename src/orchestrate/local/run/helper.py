@@ -1,6 +1,6 @@
 """A process that helps another with a run: `python -m orchestrate.local.run.helper RUN_DIR RANK PROCESSES
-MEETING`, or one that has already connected to the others (`assist`). It writes nothing of the run, and
-ends with its parent."""
+MEETING`, or one that has already connected to the others (`assist`). It writes nothing to the run directory,
+and ends when its parent does."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Silent(RunDir):
-    """A run of which only the first process reports anything."""
+    """A run directory that discards all reports, because only the first process writes them."""
 
     def add_event(self, message: str, **told: Any) -> None:
         del message, told
@@ -49,7 +49,7 @@ def main(path: str, rank: int, processes: int, meeting: Path) -> None:
 
 
 def assist(run: Silent, met: Met) -> None:
-    """Take part in the training steps until the first process reports that nothing remains to be done."""
+    """Take part in the training steps until the first process reports that training has ended."""
     job = run.job()
     with process.importing():
         import torch

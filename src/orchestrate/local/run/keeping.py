@@ -51,8 +51,7 @@ class CheckpointedLoop:
     _saved_at: float
 
     def restore(self) -> None:
-        """Restore the newest complete checkpoint, if there is one. Raises `RunFailed` when it belongs to
-        another run."""
+        """Restore the newest complete checkpoint, if any. Raises `RunFailed` if it belongs to another run."""
         first = self.sharded is None or self.sharded.first
         whole = self._newest() if first else None
         if self.sharded is not None:
@@ -94,7 +93,7 @@ class CheckpointedLoop:
         return whole
 
     def weights(self) -> Weights | None:
-        """Collect the trained weights if they are sharded. Returns `None` otherwise."""
+        """Collect the trained weights if they are sharded. Otherwise returns `None`."""
         if self.sharded is None:
             return None
         full = self.job.adapter.full  # under each name that its file has for it
@@ -107,7 +106,7 @@ class CheckpointedLoop:
         return state if self.sharded is None else self.sharded.whole(state)
 
     def save(self, *, kept: bool) -> None:
-        """Save a checkpoint. If the disk is full, the checkpoint is lost, but the run continues."""
+        """Save a checkpoint. If the disk is full, the run continues without this checkpoint."""
         gathered = None
         if self.sharded is not None:  # before anything can fail at one of them
             gathered = self._state(), self.weights()
@@ -120,7 +119,7 @@ class CheckpointedLoop:
             state.update(random_state(self.loaded.device))
             need = sum(t.numel() * t.element_size() for t in state.values())
             if shutil.disk_usage(folder).free < 1.5 * need:
-                raise OSError(f"at least {size(need)} of free space is needed")
+                raise OSError(f"free at least {size(need)} of disk space")
             save_file({k: v.detach().contiguous() for k, v in state.items()}, folder / "state.safetensors")
             if kept:
                 with given_out(self.optimizer, self.parameters):

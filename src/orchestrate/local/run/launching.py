@@ -1,5 +1,4 @@
-"""Start workers. They are detached from the terminal and the parent process, so the command that launched one
-may exit or be killed."""
+"""Start workers. They are detached from the terminal and the parent process, which may exit or be killed."""
 
 from __future__ import annotations
 
@@ -23,12 +22,11 @@ from orchestrate.local.run import RunDir, now
 from orchestrate.text import duration
 
 KERNEL_CACHE = 64
-"""The number of kernels that oneDNN caches on a CPU, and torch again on top of it. Each is compiled for one
-number of tokens, and no two steps have the same. The default of 1024 grew a worker from 590 to 1,400 MB
-within 240 steps without making it faster. 64 are those of one pass, because its layers are alike."""
+"""Number of kernels that oneDNN caches on a CPU. Torch caches as many on top. Each kernel is compiled for one
+number of tokens, and no two steps have the same. With the default of 1024, a worker grew from 590 to 1,400 MB
+within 240 steps without becoming faster. One pass needs 64, because its layers are alike."""
 ENDING_S = 60.0
-"""The time limit for the process of a paused worker to exit: it must release a GPU and a grader's
-processes."""
+"""Seconds for the process of a paused worker to exit. It must release a GPU and a grader's processes."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "jinja2")
 
 
@@ -42,9 +40,8 @@ def require_packages(what: str = "training on this machine", extra: str = "local
 
 def launch(job: LocalJob, home: Path, start: Callable[[RunDir], None] | None = None) -> RunDir:
     """Create the run directory `home/job.ref` and start its worker. A second call with the same ref changes
-    nothing. `start` starts a worker in another way.
-
-    Raises `MissingExtra`, or `OSError` when the folder cannot be created."""
+    nothing. `start` replaces the function that starts the worker. Raises `MissingExtra`, or `OSError` if the
+    folder cannot be created."""
     require_packages()
     run, made = RunDir.make(home, job)
     if made or not run.had_worker():
@@ -57,10 +54,9 @@ def resume(
     start: Callable[[RunDir], None] | None = None,
     alive: Callable[[RunDir], bool] = RunDir.alive,
 ) -> bool:
-    """Start a worker for a paused or interrupted job. Returns False if one is running or the job has ended. A
-    worker that has just paused gets time to end. `start` and `alive` are for a worker that runs elsewhere.
-
-    Raises `RunFailed` when it does not end."""
+    """Start a worker for a paused or interrupted job. Returns False if a worker is running or the job has
+    ended. A worker that has just paused gets time to exit. `start` and `alive` are replacements for a worker
+    on another machine. Raises `RunFailed` if the worker does not exit."""
     if start is None:
         require_packages()
     with run.steering():
@@ -75,9 +71,9 @@ def resume(
         return False
     if state.status == "interrupted":
         told = (
-            f"the worker crashed at step {state.step}; a new one continues from the latest checkpoint"
+            f"the worker crashed at step {state.step}. A new one continues from the latest checkpoint"
             if run.had_worker()
-            else "the submit was interrupted before it started a worker; starting one now"
+            else "the submit was interrupted before it started a worker. Starting one now"
         )
         run.add_event(told, level="warning", type="interrupted", step=state.step)
     (start or start_worker)(run)
@@ -90,15 +86,15 @@ def _wait_for_end(run: RunDir, alive: Callable[[RunDir], bool]) -> None:
         if time.monotonic() > deadline:
             raise RunFailed(
                 f"the worker of {run.ref} paused but did not exit within {duration(ENDING_S)}",
-                fix=f"look at {run.log}, end the process, then  orchestrate resume {run.ref}",
+                fix=f"check {run.log}, end the process, then  orchestrate resume {run.ref}",
             )
         time.sleep(0.02)
 
 
 def start_worker(run: RunDir, spawn: Callable[[RunDir, int], int] | None = None) -> None:
     """Start one detached worker process. If two are started at once, the job's lock decides between them.
-    `spawn` starts the process in another way. It gets the log's file descriptor and returns the process
-    id."""
+    `spawn` replaces the function that starts the process. It receives the log's file descriptor and returns
+    the process id."""
     state = run.written_state()
     if not state.terminal:
         run.write_state(msgspec.structs.replace(state, status="queued", updated_at=now()))
@@ -120,8 +116,8 @@ def _spawn(run: RunDir, log: int) -> int:
 def spawn_module(
     module: str, run: RunDir, log: int, *, env: dict[str, str], folder: Path | None = None
 ) -> int:
-    """Start a detached process that runs `module` with the run's folder as its argument, in that folder or in
-    another. Returns its process id."""
+    """Start a detached process that runs `module` with the run's folder as its argument. Its working
+    directory is that folder unless another is given. Returns the process id."""
     worker = subprocess.Popen(
         [sys.executable, "-P", "-m", module, str(run.path)],
         stdin=subprocess.DEVNULL,
@@ -138,8 +134,9 @@ def spawn_module(
 
 
 def worker_environment(threads: int | None) -> dict[str, str]:
-    """Build the environment with only what a worker needs, so it contains no API key of a host. Thread counts
-    must be set before the numeric libraries load. Workers send no telemetry and need no network to start."""
+    """Build an environment with only the variables that a worker needs, so it contains no host's API key.
+    Thread counts must be set before the numeric libraries load. Workers send no telemetry and need no network
+    to start."""
     env = settings.of_child()
     if threads is not None:
         env.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))

@@ -41,17 +41,16 @@ from orchestrate.local.run.schedule import learning_rate, spread
 from orchestrate.local.run.sharding import Sharded, number
 
 MOST_TOKENS = 2048
-"""The maximum number of tokens of the measured pass. One row is processed in any case."""
+"""Maximum number of tokens of the measured pass. It always has at least one row."""
 SLOW = 5.0
-"""If a first pass of one row takes longer than this many seconds, no second one is measured."""
+"""Seconds. If a first pass of one row takes longer, no second pass is measured."""
 SOON = 20.0
-"""If a first step takes less than this many seconds, it shows more than a second pass could, and none is
-measured."""
+"""Seconds. If the first step takes less, it says more than a measured pass, so none is measured."""
 
 
 @dataclass
 class TrainingWork:
-    """The amount of work, in trained tokens. Tokens that are only read count as a fraction."""
+    """The amount of work, in trained tokens. Tokens without loss count as a fraction."""
 
     rows: EncodedRows
     valid: EncodedRows | None
@@ -59,7 +58,7 @@ class TrainingWork:
     per_epoch: int
     total_steps: int
     measured: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
-    """(tokens, seconds) of passes at the start of this worker."""
+    """(tokens, seconds) of the passes that this worker measured at its start."""
 
     @property
     def total(self) -> float:
@@ -73,7 +72,7 @@ class TrainingWork:
         return READ_SHARE * read * sum(at <= step for at in self.eval_steps)
 
     def remaining(self, step: int, seen_tokens: int, seconds: float) -> float | None:
-        """Estimate the remaining seconds of training, or return `None` while nothing is known."""
+        """Estimate the remaining seconds of training. Returns `None` if no speed is known yet."""
         if self.rows.prompts:  # answers are drawn, of lengths that nobody knows
             return seconds / step * (self.total_steps - step) if step else None
         done = self.done(step, seen_tokens)
@@ -83,8 +82,8 @@ class TrainingWork:
 
     def measure(self, objective: Objective, batch: Sequence[int]) -> float | None:
         """Measure the tokens per second of a forward and backward pass over some rows of the batch. Returns
-        `None` if the objective cannot use part of a batch. It leaves gradients behind, but nothing else in
-        the run changes."""
+        `None` if the objective cannot process part of a batch. Leaves gradients behind, but changes nothing
+        else."""
         if not objective.divisible:
             return None
         device = objective.loaded.device
@@ -118,7 +117,7 @@ class TrainingWork:
 
 
 MOST_SKIPPED = 10
-"""Number of consecutive skipped steps after which the run is stopped."""
+"""Maximum number of consecutive skipped steps before the run is stopped."""
 
 
 class LossGuard:
@@ -127,7 +126,7 @@ class LossGuard:
 
     def acceptable(self, loss: float, norm: float, progress: Progress) -> bool:
         """Return whether the step may change the weights. Raises `RunFailed` if it may not and the policy is
-        to stop."""
+        `stop`."""
         mean, factor = progress.loss_mean, self.hyper.spike_factor
         if math.isfinite(loss) and math.isfinite(norm):
             if not (factor and mean is not None and progress.step > 20 and loss > factor * mean):
@@ -144,7 +143,7 @@ class LossGuard:
                 )
         self.skipped += 1
         if self.skipped >= MOST_SKIPPED:
-            raise RunFailed(f"skipped {self.skipped} steps in a row; the last one because {what}")
+            raise RunFailed(f"skipped {self.skipped} steps in a row. The last reason: {what}")
         self.run.add_event(
             f"step {progress.step + 1} was skipped: {what}",
             level="warning",
@@ -156,11 +155,12 @@ class LossGuard:
 
 STATUS_SECONDS = 0.5
 GPU_SECONDS = 15.0
-"""Seconds between readings of the GPU's temperature and load, each of which starts the driver's tool."""
+"""Seconds between readings of the GPU's temperature and load, because each starts the driver's command-line
+tool."""
 
 
 class StopRequested(Exception):
-    """The run was requested to pause or to cancel."""
+    """Raised if the run must pause or cancel."""
 
     def __init__(self, word: str) -> None:
         super().__init__(word)
@@ -168,7 +168,7 @@ class StopRequested(Exception):
 
 
 class Loop(CheckpointedLoop):
-    """Trains `loaded` on `train`. `run()` returns when the run is complete and raises `StopRequested` or
+    """Trains `loaded` on `train`. `run()` returns when training is complete, and raises `StopRequested` or
     `RunFailed`."""
 
     def __init__(
@@ -198,7 +198,7 @@ class Loop(CheckpointedLoop):
         self.early_stopped = False
         self.guard = LossGuard(run, self.hyper)
         self.sharded: Sharded | None = None
-        """The sharding, if each process has a share of the weights."""
+        """The sharding, if each process has a shard of the weights."""
         self.group: Peers | None = None
         """The helper processes, if the job uses more than one."""
         self._saved_at = time.monotonic()
@@ -258,7 +258,7 @@ class Loop(CheckpointedLoop):
 
     @property
     def result(self) -> tuple[int, dict[str, float]]:
-        """Step whose weights are the result, and their evaluation, for a run that has ended."""
+        """Step whose weights are the result of an ended run, and their evaluation."""
         p = self.progress
         if self.best is not None and p.best_step is not None:
             return p.best_step, p.best_metrics
@@ -358,8 +358,8 @@ class Loop(CheckpointedLoop):
         scale, steps = rescaled(p.loss_scale or 1.0, p.whole_steps, whole=whole)
         if scale < 1:
             raise RunFailed(
-                f"step {p.step + 1}: this model's values overflow in fp16",
-                fix=f"{option('precision')}: fp32, or use a GPU with bf16 (compute capability 8.0 or above)",
+                f"step {p.step + 1}: values overflow in fp16",
+                fix=f"{option('precision')}: fp32, or use a GPU with bf16 (compute capability 8.0 or higher)",
             )
         self.progress = msgspec.structs.replace(p, loss_scale=scale, whole_steps=steps)
         return whole
@@ -388,8 +388,8 @@ class Loop(CheckpointedLoop):
             )
         self.max_tokens = max(longest, self.max_tokens // 2)
         self.dir.add_event(
-            f"out of memory; continuing with at most {self.max_tokens} tokens at a time and the "
-            "same batch size",
+            f"out of memory. Continuing with at most {self.max_tokens} tokens at a time and the same batch "
+            "size",
             level="warning",
             type="memory",
             step=self.progress.step,
@@ -423,8 +423,8 @@ class Loop(CheckpointedLoop):
             self.early_stopped = True
             what, value = ("loss", best) if "valid_loss" in values else ("reward", -(best or 0.0))
             self.dir.add_event(
-                f"stopped early: validation {what} did not improve on {value:.4f} for {patience} "
-                "evaluations; keeping the best weights",
+                f"stopped early: validation {what} did not improve on {value:.4f} in {patience} "
+                "evaluations. Keeping the best weights",
                 type="early_stop",
                 step=step,
             )

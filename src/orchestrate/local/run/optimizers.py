@@ -1,4 +1,4 @@
-"""Optimizers by name, and their state as plain tensors under the parameters' names."""
+"""Optimizers by name. Their state is stored as plain tensors under the parameters' names."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from orchestrate.local.run.sharding import number, placed
 
 
 NUMBER = "#"
-"""Ends the key of a state that is a plain number and not a tensor (the step count of bitsandbytes)."""
+"""Suffix of the keys of states that are plain numbers rather than tensors (the step count of
+bitsandbytes)."""
 EMBEDDING_RATE = 1e-6
-"""The learning rate of an adapter on embeddings under LoRA+, as recommended by its authors and peft."""
+"""Learning rate of an adapter on embeddings under LoRA+, as recommended by its authors and peft."""
 _BITSANDBYTES = {
     "adamw_8bit": "AdamW8bit",
     "paged_adamw": "PagedAdamW",
@@ -31,19 +32,17 @@ _BITSANDBYTES = {
     "paged_lion_8bit": "PagedLion8bit",
 }
 _PAGED = ("state1", "state2")
-"""The states that bitsandbytes' paged optimizers keep in pages."""
+"""States that bitsandbytes' paged optimizers store in pages."""
 _GROUP_STATE = ("k", "weight_sum", "lr_max")
-"""The values that schedule-free optimizers store for a group of parameters."""
+"""Values that schedule-free optimizers store per group of parameters."""
 
 Parameters = Mapping[str, torch.nn.Parameter]
 Group = dict[str, Any]
 
 
 def make_optimizer(parameters: Parameters, hyper: Hyper, loraplus_lr_ratio: float | None = None) -> Any:
-    """Create the optimizer that `hyper` names. Before each step `set_rate` sets its learning rate. Within
-    `given_out` the parameters are the ones to evaluate and save.
-
-    Raises `OptimizerMissing` where a package is missing."""
+    """Create the optimizer that `hyper` names. Call `set_rate` before each step. Evaluate and save within
+    `given_out`. Raises `OptimizerMissing` if a package is missing."""
     kind = hyper.optimizer
     require(kind)
     named = _groups(parameters, hyper, loraplus_lr_ratio)
@@ -157,8 +156,8 @@ def set_rate(optimizer: Any, rate: float) -> None:
 
 
 def group_metrics(optimizer: Any, rate: float) -> dict[str, float]:
-    """Return the learning rate and the gradient norm of each group, for the current gradients. The result is
-    empty if all groups have the same rate."""
+    """Return the current gradient norm and learning rate of each group. Empty if all groups have the same
+    rate."""
     groups: dict[str, list[Group]] = {}
     for group in optimizer.param_groups:
         groups.setdefault(group["label"], []).append(group)
@@ -174,8 +173,8 @@ def group_metrics(optimizer: Any, rate: float) -> dict[str, float]:
 
 @contextmanager
 def given_out(optimizer: Any, parameters: Parameters) -> Generator[None]:
-    """Switch to the parameters to evaluate and save. A schedule-free optimizer trains different ones.
-    Afterwards the parameters are restored bit for bit."""
+    """Switch to the parameters to evaluate and save, which differ from the trained ones in schedule-free
+    optimizers. Afterwards the trained parameters are restored bit for bit."""
     if not hasattr(optimizer, "eval"):
         yield
         return
@@ -222,7 +221,8 @@ def _parts(optimizer: Any) -> list[Any]:
 
 
 def restore_state(optimizer: Any, parameters: Parameters, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Restore the state that `state_tensors` returned. Learning rate and weight decay come from the job."""
+    """Restore the state that `state_tensors` returned. Learning rate and weight decay are those of the
+    job."""
     states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in parameters}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
@@ -259,12 +259,12 @@ def _held(
 
 
 FIRST_SCALE, LONG_ENOUGH = 2.0**16, 2000
-"""The initial loss scale in fp16, and the number of steps without an overflow after which it is doubled."""
+"""Initial loss scale in fp16, and the number of steps without an overflow before it is doubled."""
 
 
 def rescaled(scale: float, steps: int, *, whole: bool) -> tuple[float, int]:
-    """Return (the loss scale for the next fp16 step, the steps since it was changed), by the rules of
-    torch.amp.GradScaler. `whole`: all gradients were finite."""
+    """Return (the loss scale for the next fp16 step, the steps since its last change), by the rules of
+    torch.amp.GradScaler. `whole` means that all gradients were finite."""
     if not whole:
         return scale / 2, 0
     return (scale * 2, 0) if steps + 1 >= LONG_ENOUGH else (scale, steps + 1)

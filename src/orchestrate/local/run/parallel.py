@@ -1,12 +1,9 @@
-"""Data-parallel training: one process per GPU, each with the full model. On one machine the first
-process starts the others. Processes on several machines were connected before.
-
-The first process owns the run: steps, optimizer, evaluations, checkpoints, the result. The others compute
-gradients of their share of each step's examples, from the parameters that they receive with it, and keep
-nothing, so a run resumes with any number of processes. Per step each trained parameter is sent once and
-its gradient comes back once, as much data as an all-reduce moves.
-
-When one of them dies, all of them do, and the run resumes from its newest checkpoint with another worker."""
+"""Data-parallel training: one process per GPU, each with the full model. On one machine the first process
+starts the others. On several machines, the processes are already connected. The first process owns the run:
+steps, optimizer, evaluations, checkpoints, result. For each step, the others receive the parameters, compute
+the gradients of their share of the examples, and store nothing. A run can therefore resume with any number of
+processes. Each step sends every trained parameter and its gradient once, as much data as an all-reduce. If
+one process dies, all of them end, and a new worker resumes the run from its newest checkpoint."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -42,21 +39,21 @@ from orchestrate.types import JobError
 
 LOOK_S = 0.2
 SHORT = 77
-"""Exit code of a process that has too little memory for its part of a sharded model. The others are then in
-the middle of a pass that they cannot finish."""
+"""Exit code of a process with too little memory for its part of a sharded model. The others are then blocked
+in the middle of a pass."""
 LESS = f"{option('micro_batch')}: 1, {option('gradient_checkpointing')}: true, a lower max_seq_length"
 CUT_S = 10.0
 ENDED_S = 120.0
-"""The time by which the parent must have noticed that one process is gone."""
+"""Seconds within which the parent must have noticed that a process has ended."""
 NEVER = timedelta(days=365)
-"""Unlimited timeout, because the others wait while the first process evaluates and saves. The loss of a
-process is detected immediately in another way."""
+"""Practically unlimited timeout, because the others wait while the first process evaluates and saves. Lost
+processes are detected immediately by other means."""
 
 
 @dataclass(frozen=True)
 class Step:
     """A step that all processes take at the same time. `total` is the weight of all examples, which divides
-    the loss of each."""
+    each loss."""
 
     shares: tuple[tuple[int, ...], ...]
     total: float
@@ -68,16 +65,16 @@ class Step:
 
 @dataclass
 class Met:
-    """One of several processes that torch.distributed has already connected, no matter who started them."""
+    """One of several processes that torch.distributed has already connected, whoever started them."""
 
     rank: int
     processes: int
     released: bool = False
-    """Whether the first process has notified the others that nothing is left to do."""
+    """True once the first process has notified the others that training has ended."""
 
     def cut(self) -> None:
-        """Wait after an error that may be a connection error: the parent process notices that another
-        process has ended, and ends this one too."""
+        """Wait after an error that may be a connection error. The parent process notices that another process
+        has ended, and ends this one too."""
         time.sleep(ENDED_S)
 
 
@@ -95,7 +92,7 @@ class Peers:
         parameters: Mapping[str, torch.nn.Parameter],
         step: Step,
     ) -> Sums:
-        """Compute the gradient like the objective's own method. `step` comes without its shares."""
+        """Compute the gradient of a step over all processes. `step` is given without its shares."""
         shares = split(batch, [int(rows.lengths[i]) for i in batch], self.processes)
         order = replace(step, shares=shares)
         try:
@@ -119,7 +116,7 @@ class Peers:
 
 
 class WorkerGroup(Peers):
-    """The processes that this first process starts itself. Raises `UsageError` if there are fewer GPUs."""
+    """The processes that this first process starts. Raises `UsageError` if there are fewer GPUs."""
 
     def __init__(self, run: RunDir, processes: int, threads: int | None, device: torch.device) -> None:
         super().__init__(Met(0, processes))
@@ -159,7 +156,7 @@ class WorkerGroup(Peers):
                 if code == SHORT:
                     told = f"helper process {rank} of {self.processes - 1} ran out of memory"
                     self._fail(f"{told}; {LESS}")
-                told = f"helper process {rank} of {self.processes - 1} exited with {code}; stopping all"
+                told = f"helper process {rank} of {self.processes - 1} exited with code {code}. Stopping all"
                 with suppress(OSError):
                     self.run.add_event(told, level="error", type="interrupted")
                 os._exit(1)
@@ -191,7 +188,7 @@ class WorkerGroup(Peers):
 
 
 def join(meeting: Path, rank: int, processes: int) -> None:
-    """Connect to the other processes through a file. Uses NCCL if there are GPUs, and Gloo for tensors in CPU
+    """Connect the processes through a file. Uses NCCL if there are GPUs, and Gloo for tensors in CPU
     memory."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(
@@ -200,8 +197,8 @@ def join(meeting: Path, rank: int, processes: int) -> None:
 
 
 def split(batch: Sequence[int], lengths: Sequence[int], processes: int) -> tuple[tuple[int, ...], ...]:
-    """Split the examples into shares with about equally many tokens: the longest first, to the process
-    with the fewest tokens."""
+    """Split the examples into shares of about equally many tokens. The longest example goes first, to the
+    share with the fewest tokens."""
     shares, loads = [list[int]() for _ in range(processes)], [0] * processes
     for place in sorted(range(len(batch)), key=lambda i: -lengths[i]):
         least = loads.index(min(loads))
@@ -217,8 +214,8 @@ def at_once(
     order: Step,
     rank: int,
 ) -> Sums:
-    """Compute one process's part of a step. The first process has the full gradient afterwards. If one
-    process runs out of memory, all of them raise that error, and no partial gradient is left behind."""
+    """Compute one process's part of a step. Afterwards the first process has the full gradient. If one
+    process runs out of memory, all of them raise that error, and partial gradients are discarded."""
     with torch.no_grad():
         _wait(dist.broadcast(parameter.data, 0, async_op=True) for parameter in parameters.values())
     if rank:

@@ -1,4 +1,5 @@
-"""Schedule of a run: when something happens, and the learning rate of each step. No torch here."""
+"""Schedule of a run: the steps for evaluations and checkpoints, and the learning rate of each step.
+Torch-free."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from orchestrate.local.job import Hyper
 
 
 def spread(count: int | None, total: int, every: int) -> set[int]:
-    """Choose `count` evenly spaced steps, including the last one. If `count` is `None`, choose one step in
-    `every`, and the last one."""
+    """Choose `count` evenly spaced steps, including the last one. If `count` is `None`, choose every
+    `every`-th step and the last one."""
     if count is None:
         return {*range(every, total + 1, every), total}
     return {round(total * k / count) for k in range(1, count + 1)} - {0}
@@ -21,12 +22,10 @@ def warmup(total: int, hyper: Hyper) -> int:
 
 
 def learning_rate(step: int, total: int, hyper: Hyper) -> float:
-    """Compute the learning rate of optimizer step `step` (0-based) out of `total`: linear warm-up, then
-    by the schedule, down to `min_lr_ratio` of the peak.
-
-    The k-th of w warm-up steps, counted from 1, has k/(w + 1) of the peak, so that each step trains.
-    transformers' schedules start with a step at rate 0 and give it (k - 1)/w. After the warm-up both are
-    the same."""
+    """Compute the learning rate of optimizer step `step` (0-based) out of `total`: linear warm-up, then the
+    schedule, down to `min_lr_ratio` of the peak. The k-th of w warm-up steps, counted from 1, has k/(w + 1)
+    of the peak, so that every step trains. In transformers, the rate of the k-th step is (k - 1)/w, and the
+    first step is at 0. After the warm-up both are the same."""
     warm = warmup(total, hyper)
     if step < warm:
         return hyper.learning_rate * (step + 1) / (warm + 1)

@@ -1,4 +1,4 @@
-"""Everything that a worker needs while it trains: rows, model, objective, loop."""
+"""Everything that a worker needs during training: rows, model, objective, loop."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -56,7 +56,7 @@ from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
 
 PATCHED = ("compile", "unsloth")
-"""Engines that would recompile for each length of an answer. Their fingerprints are computed on demand."""
+"""Engines that would recompile for each answer length. Their fingerprints are computed on demand."""
 
 
 def keep_sheet(run: RunDir, job: LocalJob, loaded: Loaded, template: Template, folder: ModelFolder) -> bool:
@@ -115,7 +115,7 @@ class Session:
         self.run, self.job, self.asked = run, job, asked
         self.memory_plan: MemoryPlan | None = None
         self.read_seconds: float | None = None
-        """The seconds spent on what a method reads before the first step."""
+        """Seconds spent before the first step on log-probabilities that the method needs."""
         self.device = pick_device(job.device)
         _set_torch(run, job, self.device)
         set_stage("downloading the model")
@@ -180,7 +180,7 @@ class Session:
         return Peers(met) if met else WorkerGroup(self.run, processes, self.job.threads, self.device)
 
     def go_on(self) -> None:
-        """Continue after a pause was withdrawn."""
+        """Continue after a pause request was withdrawn."""
         if self.sharded is not None:
             self.sharded.agreed(True)
 
@@ -287,7 +287,7 @@ class Session:
 
     @property
     def limit(self) -> int | None:
-        """Maximum number of tokens in a row: as requested, but never above the model's context."""
+        """Maximum number of tokens in a row: as requested, but at most the model's context."""
         limits = [n for n in (self.job.hyper.max_seq_length, self.folder.context) if n is not None]
         return min(limits) if limits else None
 
@@ -438,8 +438,8 @@ class Session:
         export.write_weights(self.loaded, self.tokenizer, self.job, folder, self.folder, weights)
 
     def keep_sheet(self) -> None:
-        """Save the fingerprint that proves which model is served. If it cannot be computed, the run does not
-        fail, because its model exists."""
+        """Save the fingerprint that identifies the served model. If this fails, the run continues, because
+        its model already exists."""
         if self.sharded is not None:
             return  # it is made when it is needed, by one process
         try:

@@ -1,12 +1,10 @@
 """Several processes of one machine on one run, each with its own GPU and a shard of every weight (FSDP).
 
-All run the same loop over the same rows. torch's `fully_shard` gathers a layer's weights while it
-computes and frees them afterwards. Gradients and moments stay sharded. What a clock or the user decides,
-the first process decides for all, and it alone writes: full tensors, so that a run resumes with any
-number of processes.
-
-All processes take part in each pass. A process with nothing left to do computes a row whose loss does not
-count."""
+All run the same loop over the same rows. torch's `fully_shard` gathers a layer's weights while it computes
+and frees them afterwards. Gradients and moments stay sharded. The first process decides whatever depends on
+the clock or the user. It alone writes, and it writes full tensors, so that a run can resume with any number
+of processes. All processes take part in each pass. A process with no examples left computes a row with zero
+weight."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -36,7 +34,7 @@ T = TypeVar("T")
 
 
 class Sharded:
-    """One of the processes, after they have connected."""
+    """One of the connected processes."""
 
     def __init__(self, rank: int, processes: int, device: torch.device, cut: Callable[[], None]) -> None:
         """Set up the process. `cut` is called if a connection breaks."""
@@ -49,14 +47,14 @@ class Sharded:
         return self.rank == 0
 
     def agreed(self, value: T) -> T:
-        """Return the value of the first process, in all processes."""
+        """Return the first process's value in all processes."""
         said: list[Any] = [value]
         dist.broadcast_object_list(said, src=0)
         return said[0]
 
     def loaded(self, load: Callable[[], Loaded]) -> Loaded:
-        """Load the model in one process after the other. Each keeps only its shard, so main memory holds
-        the model once."""
+        """Load the model in one process after another. Each process keeps only its shard, so main memory
+        holds the model once."""
         found: list[Loaded] = []
         for turn in range(self.processes):
             if turn == self.rank:
@@ -87,7 +85,7 @@ class Sharded:
     def gradients(
         self, objective: Objective, rows: EncodedRows, batch: Sequence[int], most: tuple[int, int], seed: int
     ) -> Sums:
-        """Compute the gradient like the objective's own method. `most` limits the tokens and rows of one
+        """Compute the gradient of a step over all processes. `most` limits the tokens and rows of one
         pass."""
         if self.rank:
             torch.manual_seed(seed + self.rank)
@@ -126,7 +124,7 @@ class Sharded:
         return whole
 
     def whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Collect full tensors in main memory, at the first process. All processes must call this."""
+        """Collect full tensors in the first process's main memory. All processes must call this."""
         found: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
             put_together = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -148,8 +146,8 @@ class _Root(torch.nn.Module):
 
 
 def placed(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Convert a full tensor to the parameter's form. For a sharded parameter, this is this process's
-    shard."""
+    """Convert a full tensor to the parameter's form, which is this process's shard if the parameter is
+    sharded."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value

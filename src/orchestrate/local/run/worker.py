@@ -1,8 +1,7 @@
 """The worker: `python -m orchestrate.local.run.worker RUN_DIR`. One job, one process, started by
 `orchestrate.local.run.launching`.
 
-It exits with 0 if the run directory has the job's final state, whatever that is, and with 1 if it could not
-even write that.
+It exits with 0 if it wrote any final state to the run directory, and with 1 if it could not.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
 
 
 def main(path: str, met: Met | None = None) -> int:
-    """Run the job in this worker process. `met` is given if this is the first of several processes that are
-    already connected."""
+    """Run the job in this process. `met` is set if this is the first of several connected processes."""
     run = RunDir(path)
     with run.lock(wait_s=5.0) as held:
         if not held:
@@ -91,7 +89,7 @@ def _work(run: RunDir, met: Met | None) -> int:
 
 def _wait_for_space(run: RunDir, message: str) -> None:
     """Pause the run rather than fail it: everything trained up to the newest checkpoint exists."""
-    told = f"the disk is full: {message}; free some space, then  orchestrate resume {run.ref}"
+    told = f"the disk is full: {message}. Free some space, then  orchestrate resume {run.ref}"
     with suppress(OSError):
         run.add_event(told, level="error", type="paused")
     _set(run, "paused", stage=None, error=JobError(message=told, code="disk_full"))

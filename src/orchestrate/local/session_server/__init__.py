@@ -1,4 +1,4 @@
-"""Serves Tinker's HTTP interface over the models of this machine. docs/sessions.md names tried clients."""
+"""Serves Tinker's HTTP interface with models on this machine. docs/sessions.md names the tested clients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from orchestrate.local.session_server.usage import HOUR_S, UsageBucket
 ROOT = "/api/v1"
 MOST_BODY = 64 << 20
 POLL_S = 20.0
-"""Seconds that a request for a result waits for it. The official client gives up after 45."""
+"""Seconds that a request for a result waits. The official client's timeout is 45 seconds."""
 CONFIG = {
     "parallel_fwdbwd_chunks": False,  # requests then come in the order of their numbers
     "proto_compress_fwdbwd": False,
@@ -44,7 +44,7 @@ CONFIG = {
     "pjwt_auth_enabled": False,
     "sample_join_sampling_session": False,
 }
-"""Features that the official client leaves off."""
+"""Features that the official client must leave off."""
 OPEN = (f"{ROOT}/healthz",)
 PROTOBUF = "application/x-protobuf"
 USAGE_TYPES = {"train": "training", "prefill": "sampling_prefill", "sample": "sampling_sample"}
@@ -52,11 +52,11 @@ Handler = Callable[[dict[str, Any], str], dict[str, Any]]
 
 
 class SessionsApi:
-    """Answers each caller with objects that its own key created. The key's name is `key_name` of the ASGI
-    scope.
+    """Answers requests. Callers only see objects that were created with their own key. The ASGI scope's
+    `key_name` is the key's name.
 
-    notice   text that each new session shows
-    prices   US dollars per million tokens by kind of use; without them nothing is billed
+    notice   text that each new session shows prices   US dollars per million tokens by kind of use. Without
+    them, nothing is billed
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class SessionsApi:
         self.desk.callers[id] = Caller(id, owner, self.desk.now())
         told = f"orchestrate sessions: {self.desk.names[0]} on this machine; {self._notice}"
         if self.desk.tied:
-            told += "; its input and output embeddings share one table, so train_unembed has no effect"
+            told += ". Its input and output embeddings share one table, so train_unembed has no effect"
         return {"session_id": id, "info_message": told, "type": "create_session"}
 
     def new_id(self) -> str:
@@ -141,7 +141,7 @@ class SessionsApi:
         return secrets.token_hex(8)
 
     def model_id(self, caller: Caller, number: int) -> str:
-        """Return the id of a new model of a session."""
+        """Return the id of a model of a session."""
         return f"{caller.id}:train:{number}"
 
     def _heartbeat(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class SessionsApi:
         caller, base = self.desk.caller(asked.session_id, owner), self._base(asked.base_model)
         if asked.optimizer_config.get("type") != "adamw":
             raise HostError(
-                400, f"this server supports only the optimizer adamw, got {str(asked.optimizer_config)[:200]}"
+                400, f"this server supports only the adamw optimizer, got {str(asked.optimizer_config)[:200]}"
             )
         lora = (asked.lora_config or wire.LoraBody()).model_dump()  # type: ignore[call-arg]
         id, promise, new = self._new_model(caller, asked.model_seq_id)
@@ -282,7 +282,7 @@ class SessionsApi:
                     ttl_s=asked.ttl_seconds,
                 )
             elif training or asked.sampling_session_seq_id is None:
-                raise HostError(400, "the weights need a name: path is missing")
+                raise HostError(400, "a name for the weights is required: path is missing")
             else:
                 caller = self.desk.caller(model.id.partition(":")[0], owner)
                 self.desk.snapshot(model, promise, caller, asked.sampling_session_seq_id)
@@ -373,7 +373,7 @@ class SessionsApi:
         id = str((await json_body(request)).get("request_id"))
         promise = self.desk.promises.get(id)
         if promise is None or promise.owner != _owner(request):
-            raise HostError(410, f"there is no result {id[:100]}: it expired, or the server was restarted")
+            raise HostError(410, f"result {id[:100]} does not exist: it expired, or the server was restarted")
         with suppress(TimeoutError):
             await asyncio.wait_for(promise.ready.wait(), POLL_S)
         if promise.result is None:  # the client asks again at once, and says nothing

@@ -1,5 +1,5 @@
-"""State of a server of training sessions: sessions, models, saved weights, and results that are still
-to come. Everything here happens on one event loop."""
+"""State of a session server: sessions, models, saved weights and pending results. All of this runs on one
+event loop."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ from orchestrate.types import Record
 
 _log = logging.getLogger(__name__)
 KEEPS_S, FETCHED_S = 3600.0, 300.0
-"""Seconds for which a result is kept that nobody fetched, and for which a fetched result is kept in case its
+"""Seconds for which an unfetched result is stored, and for which a fetched result is stored in case its
 response was lost."""
 REST_S = 5.0
 """Seconds between two attempts to start the process."""
 GONE_S = 900.0
 """Seconds without a heartbeat after which a caller counts as disconnected."""
 GAP_S = 60.0
-"""Seconds to wait for a missing request that later requests for the same model depend on."""
+"""Seconds to wait for a missing request before later requests to the same model run."""
 KEPT_SNAPSHOTS = 16
-"""Number of unnamed weights kept per session for sampling, because a loop saves new ones at each step."""
+"""Number of unnamed weights kept per session for sampling, because a training loop saves new ones at each
+step."""
 LEFT_BEHIND = "left-behind"
 """Name under which the weights of a disconnected caller are saved."""
 SAMPLER = re.compile(r"[0-9a-f]{16}:sample:\d{1,18}")
@@ -56,7 +57,7 @@ class Promise:
     id: str
     owner: str
     result: bytes | dict[str, Any] | None = None
-    """Result, as Protobuf or JSON."""
+    """Result in Protobuf or JSON."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     at: float = 0.0
     fetched: float = 0.0
@@ -91,7 +92,7 @@ class SessionModel:
 
 @dataclass
 class Caller:
-    """The session of a caller."""
+    """A caller's session."""
 
     id: str
     owner: str
@@ -101,7 +102,7 @@ class Caller:
 
 
 class SavedSampler(Record, frozen=True, kw_only=True):
-    """Weights to sample answers from."""
+    """Weights for sampling."""
 
     id: str
     base: str
@@ -110,16 +111,16 @@ class SavedSampler(Record, frozen=True, kw_only=True):
 
 
 class SavedWeights(Record, frozen=True, kw_only=True):
-    """A record next to saved weights."""
+    """The record stored next to saved weights."""
 
     path: str
     base: str
     lora: dict[str, Any]
     training: bool
-    """Whether training can continue from them."""
+    """True if training can continue from these weights."""
     saved_at: float
     expires_at: float | None = None
-    """Expiry time set by the caller. Nothing is deleted by the clock, because a wrong clock would delete
+    """Expiry time set by the caller. Nothing is deleted when it passes, because a wrong clock would delete
     everything."""
 
 
@@ -145,20 +146,20 @@ class SessionDesk:
         self.models: dict[str, SessionModel] = {}
         self.promises: dict[str, Promise] = {}
         self._known: dict[tuple[str, int], Promise] = {}
-        """The promise of a request that came before, by its model or sampler and its number."""
+        """Promises of earlier requests, by model or sampler and request number."""
         self._child: ModelProcess | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unsent: list[tuple[str, Mapping[str, Any], Take]] | None = None
-        """While the process starts."""
+        """Requests that wait while the process starts. `None` at other times."""
         self._failed: tuple[float, str] = (-math.inf, "")
-        """When it could not be started, and why."""
+        """Time and reason of the last failed start."""
         self._snapshots = home / "snapshots" / secrets.token_hex(8)
         self._held = ExitStack()
 
     # -- the process ---------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Wait until the base model is loaded. Raises any error that occurs while loading it."""
+        """Wait until the base model is loaded. Loading errors propagate."""
         child = ModelProcess("sessions", self._opening, name=TRAINS)
         child.open(self._opening)
         self._child, told = child, child.opened
@@ -182,7 +183,7 @@ class SessionDesk:
             self._child.close()
 
     async def run(self) -> None:
-        """Fetch answers and release what is no longer needed, until canceled."""
+        """Deliver results and release unneeded objects until canceled."""
         self._loop = asyncio.get_running_loop()
         self._clear()
         if self._child is not None:
@@ -218,7 +219,7 @@ class SessionDesk:
             return
 
         def arrived(answer: dict[str, Any] | None) -> None:
-            lost = {"error": f"{child.lost}; load the last saved state", "kind": "RunFailed"}
+            lost = {"error": f"{child.lost}. Load the last saved state", "kind": "RunFailed"}
             self._in_loop(take, lost if answer is None else answer)
 
         try:
@@ -261,8 +262,8 @@ class SessionDesk:
         fields: Mapping[str, Any],
         write: Callable[[dict[str, Any]], bytes | dict[str, Any]],
     ) -> None:
-        """Send an operation to the training process and fulfill the promise with its answer. `write`
-        converts the answer to the result."""
+        """Send an operation to the training process and fulfill the promise with the result. `write` converts
+        the process's answer to the result."""
 
         def take(answer: dict[str, Any]) -> None:
             if "error" in answer:
@@ -274,13 +275,13 @@ class SessionDesk:
                 promise.keep(write(answer))
             except Exception as error:  # noqa: BLE001  the caller would wait for ever
                 _log.exception("the result of %s", op)
-                promise.fail(f"the server could not keep the result: {error}", "server")
+                promise.fail(f"the server could not store the result: {error}", "server")
 
         try:
             self._send(op, fields, take)
         except Exception as error:  # noqa: BLE001  the caller would wait for ever
             _log.exception("the request %s", op)
-            promise.fail(f"could not pass on the request: {error}", "server")
+            promise.fail(f"the server could not send the request to the training process: {error}", "server")
 
     def counted(
         self,
@@ -290,8 +291,7 @@ class SessionDesk:
         used: Callable[[dict[str, Any]], dict[str, int]],
         write: Callable[[dict[str, Any]], bytes],
     ) -> Callable[[dict[str, Any]], bytes]:
-        """Return `write` for `ask`, which also counts the tokens that the request of a model or sampler
-        used."""
+        """Wrap `write` for `ask` so that it also counts the tokens that a model or sampler used."""
 
         def counting(answer: dict[str, Any]) -> bytes:
             self.usage.add(of.partition(":")[0], owner, base, time.time(), used(answer))
@@ -305,7 +305,7 @@ class SessionDesk:
         """Return this owner's session and mark it as active. Raises `HostError` 404."""
         found = self.callers.get(id)
         if found is None or found.owner != owner:
-            raise HostError(404, f"there is no session {id}: it has ended, or the server was restarted")
+            raise HostError(404, f"session {id} does not exist: it has ended, or the server was restarted")
         found.seen = self.now()
         return found
 
@@ -315,7 +315,7 @@ class SessionDesk:
         if found is None or found.owner != owner:
             raise HostError(
                 404,
-                f"there is no model {id}: its session has ended, or the server was restarted; create it "
+                f"model {id} does not exist: its session has ended, or the server was restarted. Create it "
                 "from its last saved state (create_training_client_from_state_with_optimizer)",
             )
         return found
@@ -326,7 +326,7 @@ class SessionDesk:
         return made
 
     def once(self, of: str, number: int, owner: str) -> tuple[Promise, bool]:
-        """Return the promise of a numbered request, and whether the request is new. A repeated request is not
+        """Return the promise of a numbered request, and whether the request is new. Repeated requests are not
         executed again."""
         known = self._known.get((of, number))
         if known is not None:
@@ -335,10 +335,10 @@ class SessionDesk:
         return made, True
 
     def in_turn(self, model: SessionModel, number: int, promise: Promise, work: Work) -> None:
-        """Run the work once all requests with a smaller number have arrived. Clients send them in order,
-        but one may be sent a second time."""
+        """Run the work once all requests with smaller numbers have arrived. Clients send them in order, but
+        may repeat one."""
         if number < model.next:
-            promise.fail(f"request number {number} arrived after later ones were executed")
+            promise.fail(f"request number {number} arrived after later requests were executed")
             return
         model.waiting[number] = (promise, work)
         while (due := model.waiting.pop(model.next, None)) is not None:
@@ -371,8 +371,7 @@ class SessionDesk:
     # -- weights -------------------------------------------------------------------------------------------
 
     def place(self, owner: str, model: str, kind: str, name: str) -> Path:
-        """Return the folder for the weights named `name`. Raises `HostError` 400 if that is not a valid
-        folder name."""
+        """Return the folder for the weights named `name`. Raises `HostError` 400 if the name is invalid."""
         if not SAVE_NAME.fullmatch(name):
             raise HostError(400, f"the name {name[:100]!r} may only contain letters, digits, . _ -")
         return self._own(owner, "weights") / model.replace(":", "@") / kind / name
@@ -382,12 +381,12 @@ class SessionDesk:
         return self.home / what / ("".join(c if c.isalnum() else f"_{ord(c):x}_" for c in owner) or "-")
 
     def path_of(self, owner: str, model: str, kind: str, name: str) -> str:
-        """Return the path under which callers ask for saved weights."""
+        """Return the path by which callers request saved weights."""
         del owner
         return f"tinker://{model}/{kind}/{name}"
 
     def places(self, path: str, owner: str) -> list[Path]:
-        """Return the folders in which the weights of a path may lie."""
+        """Return the folders that may contain the weights of a path."""
         parts = PATH.fullmatch(path)
         return [] if parts is None else [self.place(owner, *parts.groups())]
 
@@ -397,7 +396,7 @@ class SessionDesk:
             for folder in self.places(path, owner):
                 with suppress(OSError, msgspec.MsgspecError):
                     return folder, SavedWeights.from_json((folder / "saved.json").read_bytes())
-        raise HostError(404, f"there are no saved weights {path[:300]}")
+        raise HostError(404, f"saved weights {path[:300]} do not exist")
 
     def saved(self, owner: str) -> list[tuple[Path, SavedWeights]]:
         """List all saved weights of this owner, newest first."""
@@ -417,7 +416,7 @@ class SessionDesk:
         overwrite: bool,
         ttl_s: int | None = None,
     ) -> None:
-        """Save the current weights when it is the model's turn."""
+        """Save the model's current weights."""
         kind = "weights" if training else "sampler_weights"
         folder = self.place(model.owner, model.id, kind, name)
         path, now = self.path_of(model.owner, model.id, kind, name), time.time()
@@ -441,7 +440,7 @@ class SessionDesk:
         self.ask(promise, "save", fields, lambda answer: done)
 
     def snapshot(self, model: SessionModel, promise: Promise, caller: Caller, number: int) -> None:
-        """Keep the current weights to sample from for the rest of the session."""
+        """Store the current weights for sampling until the session ends."""
         id = f"{caller.id}:sample:{number}"
         folder = self._snapshots / caller.id / str(number)
 
@@ -464,7 +463,7 @@ class SessionDesk:
 
     def _sampler_file(self, id: str, owner: str) -> Path:
         if SAMPLER.fullmatch(id) is None:
-            raise HostError(404, f"there is no sampling session {id[:200]}")
+            raise HostError(404, f"sampling session {id[:200]} does not exist")
         return self._own(owner, "samplers") / f"{id.replace(':', '@')}.json"
 
     def put(self, sampler: SavedSampler, owner: str) -> None:
@@ -476,13 +475,13 @@ class SessionDesk:
         """Return this owner's sampling session. Raises `HostError` 404."""
         with suppress(HostError, OSError, msgspec.MsgspecError):
             return SavedSampler.from_json(self._sampler_file(id, owner).read_bytes())
-        raise HostError(404, f"there is no sampling session {id[:200]}")
+        raise HostError(404, f"sampling session {id[:200]} does not exist")
 
     # -- letting go ----------------------------------------------------------------------------------------
 
     def end(self, caller: Caller, *, keeps: bool) -> None:
-        """End a caller's session. With `keeps`, the current weights are saved first, on behalf of the caller.
-        If saving fails, they stay loaded and are saved when possible."""
+        """End a caller's session. With `keeps`, the current weights are saved first. If saving fails, they
+        stay loaded and are saved later."""
         for id, _ in caller.models.values():
             model = self.models.get(id)
             if model is not None and keeps:

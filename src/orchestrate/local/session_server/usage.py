@@ -1,5 +1,5 @@
-"""Usage by callers of a session server: tokens by hour, session and base model. Survives the server's end at
-any moment."""
+"""Usage by callers of a session server: tokens per hour, session and base model. Recorded so that a crash at
+any time loses nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = ("train", "prefill", "sample")
 
 
 class UsageBucket(Record, frozen=True, kw_only=True):
-    """A bucket in which tokens are counted."""
+    """The caller, session, base model, kind of use and hour for which tokens are counted."""
 
     owner: str
     session: str
@@ -28,7 +28,7 @@ class UsageBucket(Record, frozen=True, kw_only=True):
 
 
 class UsageLine(Record, frozen=True, kw_only=True):
-    """A line of the file: the tokens of one request."""
+    """A line of the file, with the tokens of one request."""
 
     bucket: UsageBucket
     tokens: int
@@ -60,7 +60,7 @@ class UsageBook:
                 self._tokens[bucket] += tokens
 
     def between(self, owner: str, start: float, end: float) -> list[tuple[UsageBucket, int]]:
-        """Return the owner's buckets that begin in a time span, oldest first, and largest first within an
+        """Return the owner's buckets that start in a time span, oldest first, and largest first within an
         hour."""
         found = [
             (one, tokens)

@@ -1,5 +1,5 @@
-"""Tinker's messages as data: requests in JSON and protobuf, results (package `tinker_public`, as the official
-client 0.38 has it)."""
+"""Tinker's message types: requests in JSON and protobuf, and results (package `tinker_public`, as the
+official client 0.38 has it)."""
 
 # protobuf's classes are made from descriptors and have no types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrate.http.wire import HostError, parse
 
 MOST_NUMBERS = 1 << 24
-"""Maximum number of values in all sparse tensors of a request, once expanded."""
+"""Maximum number of values in all sparse tensors of a request, after expansion."""
 LONGEST_TTL_S = 10 * 365 * 86400
 _KINDS = {1: "<f4", 2: "<i8", 3: "<i4"}
 _SCALARS = {"double": 1, "i64": 3, "i32": 5, "bool": 8, "str": 9, "bytes": 12, "u32": 13}
@@ -62,7 +62,7 @@ _MESSAGES: dict[str, tuple[str, ...]] = {
         "topk_prompt_logprobs=3 TopkLogprobs",
     ),
 }
-"""Fields as `name=number type`; `*` repeats, `?` may be absent. A map is a repeated entry on the wire."""
+"""Fields as `name=number type`; `*` means repeated, `?` optional. Maps are repeated entries on the wire."""
 
 
 @cache
@@ -108,7 +108,7 @@ def read(name: str, data: bytes) -> Any:
 
 
 class TinkerBody(BaseModel):
-    """A request body. It rejects unknown fields that could change its meaning."""
+    """A request body. Unknown fields are rejected if they could change its meaning."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
@@ -224,7 +224,7 @@ class SampleBody(TinkerBody):
     prompt_logprobs_last_n: int | None = Field(None, ge=1)
 
     def unknown(self) -> str | None:
-        """Return the requested feature that this server does not compute, or `None`."""
+        """Return the name of a requested feature that this server does not support, or `None`."""
         wanted = {
             "target_prompt_logprobs": self.target_prompt_logprobs,
             "prompt_alt_tokens_k": self.prompt_alt_tokens_k,
@@ -233,8 +233,8 @@ class SampleBody(TinkerBody):
 
 
 def forward_of(data: bytes) -> tuple[str, int, dict[str, Any]]:
-    """Decode a forward request into (model, seq_id, request to the training process). Raises `HostError`
-    400 for a body that is not such a request. Errors in its rows are in the third part, as `refused`."""
+    """Decode a forward request into (model, seq_id, request to the training process). Raises `HostError` 400
+    for an invalid body. Errors in rows are returned in the third part, as `refused`."""
     asked = read("ForwardBackwardRequest", data)
     config: dict[str, Any] = {entry.key: entry.value for entry in asked.loss_fn_config}
     for entry in asked.loss_fn_config_v2:
@@ -257,7 +257,7 @@ def forward_of(data: bytes) -> tuple[str, int, dict[str, Any]]:
 
 
 class JsonTensor(BaseModel):
-    """A tensor as clients that speak JSON send it. Sparse ones have their row pointers and columns."""
+    """A tensor in JSON requests. Sparse tensors include row pointers and columns."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -291,7 +291,7 @@ class JsonForwardBody(TinkerBody):
 
 
 def forward_of_json(body: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
-    """Decode a forward request in JSON, as `forward_of` decodes one in protobuf."""
+    """Decode a JSON forward request. Otherwise like `forward_of`."""
     of, number = str(body.get("model_id")), body.get("seq_id")
     try:
         asked = parse(JsonForwardBody, body)
@@ -317,11 +317,11 @@ def forward_of_json(body: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
 
 def _json_tensor(name: str, tensor: JsonTensor) -> dict[str, Any]:
     if tensor.sparse_crow_indices is not None or tensor.sparse_col_indices is not None:
-        raise HostError(400, f"{name} is sparse: this server takes sparse tensors in protobuf only")
+        raise HostError(400, f"{name} is sparse: this server accepts sparse tensors only in protobuf")
     kind = "<i8" if tensor.dtype == "int64" else "<f4"
     shape = [len(tensor.data)] if tensor.shape is None else tensor.shape
     if math.prod(shape) != len(tensor.data):
-        raise HostError(400, f"{name} has {len(tensor.data)} numbers, which do not fit its shape {shape}")
+        raise HostError(400, f"{name} has {len(tensor.data)} numbers, which does not match its shape {shape}")
     return {"data": np.asarray(tensor.data, dtype=kind).tobytes(), "shape": shape, "kind": kind}
 
 
@@ -383,8 +383,7 @@ def _tensor(name: str, tensor: Any) -> dict[str, Any]:
 
 
 def forward_output(log_p: Sequence[tuple[bytes, Sequence[int]]], metrics: Mapping[str, float]) -> bytes:
-    """Encode the result of a forward request. `log_p` has, for each row, its 32-bit numbers and their
-    shape."""
+    """Encode the result of a forward request. `log_p` contains each row's 32-bit numbers and their shape."""
     ends = np.cumsum([0, *(len(data) for data, _ in log_p)]).astype("<i8")
     tensor = message(
         "BatchedTensor",
@@ -402,8 +401,8 @@ def forward_output(log_p: Sequence[tuple[bytes, Sequence[int]]], metrics: Mappin
 
 
 def sample_output(answers: Sequence[Mapping[str, Any]], prompt: Mapping[str, Any] | None) -> bytes:
-    """Encode the result of sampling. `answers` have `stop`, `tokens`, `logprobs` and perhaps `tops`.
-    `prompt` has `logprobs` and perhaps `tops`, from its second token on."""
+    """Encode the result of sampling. `answers` contain `stop`, `tokens`, `logprobs` and optionally `tops`.
+    `prompt` contains `logprobs` and optionally `tops`, starting at its second token."""
     response = message("SampleResponse")
     for answer in answers:
         sequence = response.sequences.add(

@@ -1,5 +1,5 @@
-"""The models of training sessions: one base, an adapter and an optimizer for each model, and answers from
-any saved weights. Imports torch."""
+"""The models of training sessions: one base, an adapter and an optimizer per model, and sampling from any
+saved weights. Imports torch."""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -36,15 +36,15 @@ from orchestrate.local.sessions.losses import Config, Loss, log_probabilities, l
 from orchestrate.types import decoding
 
 ALPHA = 32
-"""LoRA's alpha for every rank. With it, one learning rate suits all ranks (Thinking Machines, "LoRA Without
+"""LoRA's alpha for every rank. It lets one learning rate suit all ranks (Thinking Machines, "LoRA Without
 Regret", 2025)."""
 HELD_SNAPSHOTS = 8
-"""The number of saved weights that stay loaded on the base for sampling. The least recently used one is
+"""Number of saved weights that stay loaded on the base for sampling. The least recently used ones are
 evicted."""
 MOST_TOKENS = 2048
-"""The token limit of an answer if the request has none."""
+"""Default maximum number of tokens of an answer."""
 BYTES_A_WEIGHT = 16
-"""Bytes per trained weight: itself in 32 bits, its gradient, and Adam's two moments."""
+"""Bytes per trained weight: the weight in 32 bits, its gradient, and Adam's two moments."""
 ATTENTION = ("attn", "attention")
 ADAPTER, OPTIMIZER, STATE = "adapter_model.safetensors", "optimizer.safetensors", "session.json"
 NOTE = "saved.json"
@@ -61,7 +61,7 @@ class AdapterShape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Adam(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of one step. The defaults are those of Tinker's API."""
+    """Settings of one AdamW step. The defaults are those of Tinker's API."""
 
     learning_rate: float = 1e-4
     beta1: float = 0.9
@@ -72,19 +72,19 @@ class Adam(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Values(msgspec.Struct, frozen=True, kw_only=True):
-    """A tensor in transit: little-endian numbers, row by row."""
+    """A serialized tensor: little-endian numbers in row-major order."""
 
     data: bytes
     shape: tuple[int, ...]
     kind: str
 
     def array(self) -> np.ndarray[Any, Any]:
-        """Convert the tensor to an array. Raises `UsageError` if its values are not finite or don't match its
-        shape."""
+        """Convert the tensor to an array. Raises `UsageError` if its values are not finite or do not match
+        its shape."""
         found = np.frombuffer(self.data, dtype=self.kind)
         if min(self.shape, default=1) < 0 or found.size != math.prod(self.shape):
             raise UsageError(
-                f"a tensor has {found.size} values, which do not match its shape {list(self.shape)}"
+                f"a tensor has {found.size} values, which does not match its shape {list(self.shape)}"
             )
         if found.dtype.kind == "f" and not np.isfinite(found).all():
             raise UsageError("a tensor has non-finite numbers (NaN or infinity)")
@@ -97,15 +97,14 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Datum(msgspec.Struct, frozen=True, kw_only=True):
-    """One row. Token i of `tokens` is followed by token i of `target_tokens`, or by one of its K
-    alternatives."""
+    """One row. Token i of `tokens` is followed by token i of `target_tokens`, or by one of K alternatives."""
 
     tokens: tuple[int, ...]
     inputs: dict[str, Values]
 
 
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A prompt to sample from, with the live weights of `model`, with saved weights, or with the base model
+    """A prompt to sample from: with the live weights of `model`, with saved weights, or with the base model
     if `folder` is empty."""
 
     id: str
@@ -120,7 +119,7 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] | None = None
-    """Tokens that end an answer. `None` means the base model's."""
+    """Tokens that end an answer. `None` uses the base model's."""
     tops: int = 0
     prompt_logprobs: bool = False
     prompt_tops: int = 0
@@ -135,7 +134,7 @@ class TrainedModel:
     adapter: str
     shape: AdapterShape
     parameters: dict[str, torch.nn.Parameter]
-    """Parameters by name, without the adapter's name."""
+    """Parameters by name. The names omit the adapter's."""
     optimizer: Any
     steps: int = 0
 
@@ -147,7 +146,7 @@ class _PassSums:
     compute: Loss
     config: Config
     parameters: list[torch.nn.Parameter]
-    """Empty if no gradient is requested."""
+    """Parameters that need a gradient. Empty if no gradient is requested."""
     loss: float = 0.0
     gradients: list[Tensor | None] = field(default_factory=list["Tensor | None"])
 
@@ -178,20 +177,20 @@ class SessionEngine(AdaptedModel):
         self.tokenizer = load_tokenizer(self.folder.path)
         self.models: dict[str, TrainedModel] = {}
         self._snapshots: OrderedDict[str, str] = OrderedDict()
-        """Maps a folder and the exact file in it to the name of its adapter on the base."""
+        """Maps a folder and its exact file to the name of its adapter on the base."""
         self._asked: dict[int, PendingSample] = {}
 
     @property
     def tied(self) -> bool:
-        """True if input and output share one table. The output layer then gets no adapter, because few
-        engines can serve one there, and none can merge it."""
+        """True if input and output embeddings share one table. The output layer then gets no adapter, because
+        few engines can serve it, and none can merge it."""
         return bool(getattr(self.inner.config.get_text_config(), "tie_word_embeddings", False))
 
     # -- models --------------------------------------------------------------------------------------------
 
     def create(self, id: str, shape: AdapterShape) -> int:
-        """Create a model and return how many of its weights are trained. Raises `UsageError` for an
-        adapter that trains nothing, or that does not fit into this machine's memory."""
+        """Create a model and return its number of trained weights. Raises `UsageError` if the adapter trains
+        nothing or does not fit into this machine's memory."""
         from peft import LoraConfig, get_peft_model
 
         targets = self._targets(shape)
@@ -251,7 +250,7 @@ class SessionEngine(AdaptedModel):
         found = self.models.get(id)
         if found is None:
             raise UsageError(
-                f"the model {id} is no longer loaded here",
+                f"model {id} is no longer loaded",
                 fix="recreate it from its last saved state: create_training_client_from_state_with_optimizer",
             )
         return found
@@ -262,8 +261,8 @@ class SessionEngine(AdaptedModel):
         self, id: str, data: Sequence[Datum], loss: str, config: Config, *, backward: bool
     ) -> tuple[list[Values], dict[str, float]]:
         """Compute the log-probabilities of each row's targets, and sums over all rows. With `backward`, the
-        gradient is added to the gradients of earlier calls. Raises `UsageError`, without adding anything, for
-        rows that do not fit the loss."""
+        gradient is added to those of earlier calls. Raises `UsageError`, without adding a gradient, for rows
+        that do not match the loss."""
         trained, compute = self._of(id), loss_of(loss, config)[0]
         rows = [self._row(datum, loss) for datum in data]
         parameters = list(trained.parameters.values())
@@ -296,7 +295,7 @@ class SessionEngine(AdaptedModel):
         size = len(self.tokenizer)
         ids = torch.tensor(datum.tokens, dtype=torch.long)
         if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= size:
-            raise UsageError(f"a row is empty, or has ids outside the model's {size} tokens")
+            raise UsageError(f"a row is empty, or contains ids outside the model's {size} tokens")
         if self.folder.context is not None and len(ids) > self.folder.context:
             raise UsageError(
                 f"a row has {len(ids)} tokens, but the model accepts at most {self.folder.context}"
@@ -310,10 +309,10 @@ class SessionEngine(AdaptedModel):
                 f"target_tokens has the shape {list(targets.shape)}, but the row has {len(ids)} tokens"
             )
         if int(targets.min()) < 0 or int(targets.max()) >= size:
-            raise UsageError(f"target_tokens has ids outside the model's {size} tokens")
+            raise UsageError(f"target_tokens contains ids outside the model's {size} tokens")
         for name in (*loss_of(loss)[1], *(n for n in inputs if n != "target_tokens")):
             if name not in inputs:
-                raise UsageError(f"the loss {loss} needs {name} in the loss_fn_inputs of each row")
+                raise UsageError(f"the loss {loss} needs {name} in each row's loss_fn_inputs")
             if inputs[name].shape != targets.shape:
                 told = (
                     f"{name} has the shape {list(inputs[name].shape)}, but target_tokens has the "
@@ -371,8 +370,8 @@ class SessionEngine(AdaptedModel):
         return total.item(), found, gradients
 
     def step(self, id: str, adam: Adam) -> dict[str, float]:
-        """Run one step of AdamW with the accumulated gradients, and clear them. Raises `UsageError`, and
-        leaves the model unchanged, if there are none or they are not finite."""
+        """Run one AdamW step with the accumulated gradients, and clear them. Raises `UsageError`, and leaves
+        the model unchanged, if there are no gradients or they are not finite."""
         trained = self._of(id)
         gradients = [p.grad for p in trained.parameters.values() if p.grad is not None]
         if not gradients:
@@ -380,7 +379,7 @@ class SessionEngine(AdaptedModel):
         norm = torch.nn.utils.get_total_norm(gradients)
         if not bool(norm.isfinite()):
             trained.optimizer.zero_grad()
-            raise UsageError("the gradients are not finite; they were dropped and the model is unchanged")
+            raise UsageError("the gradients are not finite. They were discarded, and the model is unchanged")
         if adam.grad_clip_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(trained.parameters.values(), adam.grad_clip_norm, norm)
         for group in trained.optimizer.param_groups:
@@ -396,9 +395,9 @@ class SessionEngine(AdaptedModel):
     def save(
         self, id: str, folder: Path, *, optimizer: bool, note: str | None = None, overwrite: bool = False
     ) -> None:
-        """Save the model's weights as an adapter that `serve`, `eval` and `chat` take, completely or not at
-        all. With `optimizer`, everything needed to resume training is saved. `note` is stored next to the
-        weights for the server. Raises `UsageError` if the folder exists, unless `overwrite` is set."""
+        """Atomically save the model's weights as an adapter for `serve`, `eval` and `chat`. With `optimizer`,
+        the state needed to resume training is saved too. `note` is stored next to the weights for the server.
+        Raises `UsageError` if the folder exists, unless `overwrite` is set."""
         from peft import get_peft_model_state_dict
 
         trained = self._of(id)
@@ -427,16 +426,15 @@ class SessionEngine(AdaptedModel):
                 (draft / NOTE).write_text(note, encoding="utf-8")
 
     def load(self, id: str, folder: Path, *, optimizer: bool) -> int:
-        """Load a saved model in place of the current one, and return how many of its weights are trained.
-        Raises `UsageError` for a folder that was not saved by a session, or without the optimizer's
-        state."""
+        """Load a saved model in place of the current one, and return its number of trained weights. Raises
+        `UsageError` if the folder was not saved by a session, or has no optimizer state."""
         try:
             told = msgspec.json.decode((folder / STATE).read_bytes(), type=dict[str, Any])
             shape, steps = decoding.convert(told["shape"], AdapterShape), int(told["steps"])
             moments = load_file(folder / OPTIMIZER) if optimizer else {}
         except FileNotFoundError as error:
             raise UsageError(
-                f"{folder.name} has no {Path(str(error.filename)).name}: it was saved for sampling only"
+                f"{folder.name} contains no {Path(str(error.filename)).name}: it was saved for sampling only"
             ) from error
         before = self.models.get(id)
         name = self.put(folder, trainable=True)
@@ -452,11 +450,11 @@ class SessionEngine(AdaptedModel):
     # -- answers -------------------------------------------------------------------------------------------
 
     def ask(self, question: SampleRequest) -> None:
-        """Queue a question that `step_answers` answers token by token. Raises `UsageError` for a question
-        that cannot be answered."""
+        """Queue a prompt, which `step_answers` answers token by token. Raises `UsageError` for an invalid
+        prompt."""
         size, context = len(self.tokenizer), self.folder.context
         if not question.prompt or not all(0 <= id < size for id in question.prompt):
-            raise UsageError(f"the prompt is empty, or has ids outside the model's {size} tokens")
+            raise UsageError(f"the prompt is empty, or contains ids outside the model's {size} tokens")
         room = question.max_tokens or MOST_TOKENS
         if context is not None:
             if len(question.prompt) >= context:
@@ -491,8 +489,8 @@ class SessionEngine(AdaptedModel):
             stat = (Path(folder) / ADAPTER).stat()
         except OSError as error:
             raise UsageError(
-                "the weights to sample from were deleted: only the newest few samplers of a "
-                "session keep unnamed weights",
+                "the requested weights were deleted: only the newest samplers of a session keep unnamed "
+                "weights",
                 fix="save_weights_for_sampler(NAME) keeps them",
             ) from error
         seen = f"{folder} {stat.st_ino} {stat.st_mtime_ns}"  # others may lie there since
@@ -533,13 +531,13 @@ class SessionEngine(AdaptedModel):
         return self.batching.idle
 
     def samples_from(self, id: str) -> bool:
-        """Return whether answers are being sampled from the live weights of a model."""
+        """Return whether answers are being sampled from a model's live weights."""
         found = self.models.get(id)
         return found is not None and self.batching.uses(found.adapter)
 
     @torch.inference_mode()
     def step_answers(self, send: Callable[[dict[str, Any]], None]) -> None:
-        """Generate one more token of each answer, and send answers that are complete."""
+        """Generate one more token of each answer, and send the completed answers."""
         for row, drawn in self.batching.step():
             asked = self._asked.get(id(row))
             if asked is None:  # another answer to the same prompt has failed
@@ -557,7 +555,7 @@ class SessionEngine(AdaptedModel):
                 send({"id": row.key, "answers": answers, **asked.prompt})
 
     def give_up(self, told: str, send: Callable[[dict[str, Any]], None]) -> None:
-        """Fail all answers in progress. The models stay."""
+        """Fail all answers in progress. The models stay loaded."""
         for asked in {id(one): one for one in self._asked.values()}.values():
             self._failed(asked, told, send)
         self.batching.changing()

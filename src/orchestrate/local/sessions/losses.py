@@ -33,8 +33,8 @@ def _bounds(config: Config) -> tuple[float, float]:
 
 
 def cross_entropy(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """Compute -sum(w * log p). Weights may have any sign: a loss computed by the caller comes back as
-    weights."""
+    """Compute -sum(w * log p). Weights may have any sign, because losses that the caller computes are passed
+    as weights."""
     del config
     weights = inputs.get("weights")
     return -(log_p if weights is None else log_p * weights).sum()
@@ -57,24 +57,24 @@ def ppo(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
 
 
 def cispo(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """Compute the CISPO loss (MiniMax-M1 2025): the clipped ratio weights the policy gradient and has no
-    gradient of its own."""
+    """Compute the CISPO loss (MiniMax-M1 2025): the clipped ratio weights the policy gradient, but has no
+    gradient itself."""
     low, high = _bounds(config)
     ratio = _ratio(log_p, inputs).clamp(low, high).detach()
     return -(ratio * log_p * inputs["advantages"]).sum()
 
 
 def dro(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """Compute the DRO loss (Richemond et al. 2024): a quadratic penalty keeps the policy near the one
-    that sampled."""
+    """Compute the DRO loss (Richemond et al. 2024), with a quadratic penalty that keeps the policy near the
+    sampling policy."""
     beta = float(config.get("beta", DRO_BETA))
     apart = log_p - inputs["logprobs"]
     return -(log_p * inputs["advantages"] - 0.5 * beta * apart**2).sum()
 
 
 def gspo(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """Compute the GSPO loss (Zheng et al. 2025) in its token-level form: the entire sequence's ratio,
-    with a gradient for each token."""
+    """Compute the token-level GSPO loss (Zheng et al. 2025): the ratio of the entire sequence, with a
+    gradient for each token."""
     mask = inputs.get("sequence_ratio_mask")
     counted = torch.ones_like(log_p, dtype=torch.bool) if mask is None else mask != 0
     if not bool(counted.any()):
@@ -93,13 +93,11 @@ LOSSES: dict[str, tuple[Loss, tuple[str, ...], tuple[str, ...]]] = {
     "dro": (dro, _POLICY, ("beta",)),
     "gspo": (gspo, _POLICY, _CLIPS),
 }
-"""Maps each name to the loss, the inputs that it needs besides `target_tokens`, and the settings that it
-accepts."""
+"""Maps each name to the loss, its required inputs besides `target_tokens`, and its settings."""
 
 
 def loss_of(name: str, config: Config | None = None) -> tuple[Loss, tuple[str, ...]]:
-    """Return the loss and the inputs that it needs. Raises `UsageError` for an unknown loss, and for
-    settings that it would not read."""
+    """Return the loss and its required inputs. Raises `UsageError` for an unknown loss or setting."""
     if name == UNPUBLISHED:
         raise UsageError(
             f"{UNPUBLISHED} has no published formula, so this server cannot compute it",
@@ -125,8 +123,8 @@ def _block(hidden: Tensor, targets: Tensor, head: OutputHead) -> Tensor:
 
 
 def log_probabilities(hidden: Tensor, targets: Tensor, head: OutputHead) -> Tensor:
-    """Compute the log-probability of each target: [n, hidden], [n, k] -> [n, k]. The logits of one block
-    of tokens are held at a time, and recomputed for the gradient."""
+    """Compute the log-probability of each target: [n, hidden], [n, k] -> [n, k]. Only one block of tokens'
+    logits is in memory at a time, and logits are recomputed for the gradient."""
     if not len(hidden):
         return hidden.new_zeros(targets.shape, dtype=torch.float32)
     parts = (slice(start, start + head.block) for start in range(0, len(hidden), head.block))

@@ -1,7 +1,7 @@
-"""The process that holds the models of training sessions: JSON lines on standard input ask, JSON lines on
-standard output answer, each with the `id` of what was asked.
+"""The process that holds the models of training sessions. Requests are JSON lines on standard input, and
+answers are JSON lines on standard output. Each answer has the `id` of its request.
 
-    {"op": "open", "id", "base", ...}                     the base, see `Opening`; the first line
+    {"op": "open", "id", "base", ...}                     load the base, see `Opening`; must come first
     {"op": "create", "id", "model", "shape"}              see `AdapterShape`
     {"op": "forward", "id", "model", "data", "loss", "config", "backward"}
     {"op": "step", "id", "model", "adam"}
@@ -10,8 +10,8 @@ standard output answer, each with the `id` of what was asked.
     {"op": "unload", "id", "model"}
     {"op": "sample", "id", ...}                           see `SampleRequest`
 
-What concerns one model happens in the order in which it was asked for; models take turns, and answers go on
-between them. Answers from the live weights of a model are finished before these weights change.
+Requests for one model are executed in order. Models take turns, and sampling continues between their turns.
+Answers from a model's live weights are finished before these weights change.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SessionBench:
         self._engine: SessionEngine | None = None
         self._lines: queue.Queue[Asked | None] = queue.Queue()
         self._turns: dict[str, deque[Asked]] = {}
-        """Waiting requests by model, with the next model first."""
+        """Waiting requests by model. The next model to serve comes first."""
 
     def read(self, lines: Any) -> None:
         for line in lines:

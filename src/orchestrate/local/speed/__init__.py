@@ -1,4 +1,4 @@
-"""Measure how fast this machine trains, and predict it for other machines."""
+"""Measure how fast this machine trains, to predict the speed of later runs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ def measure(
     device: str | None = None,
     seconds: float = 20.0,
 ) -> Bench:
-    """Train for about `seconds` in a process of its own and save the result for later quotes.
-
-    Raises `MissingExtra`, or `RunFailed` with the process's message. Earlier measurements stay."""
+    """Train for about `seconds` in a separate process and save the speed for later quotes. Raises
+    `MissingExtra`, or `RunFailed` with the process's message. Earlier measurements stay."""
     require_packages("measuring this machine")
     request = {
         "model": str(model) if model else None,

@@ -1,9 +1,9 @@
 """Measures training on this machine: `python -m orchestrate.local.speed.bench REQUEST` prints one JSON
 line.
 
-Made-up rows with the lengths of a short chat, half of their tokens trained; NF4 base, LoRA r=16, batches
-of 16. Without a model folder it uses a random model of a fixed shape, so that the figure depends only on
-the machine."""
+It uses made-up rows as long as a short chat, with half of the tokens trained, on an NF4 base with LoRA r=16
+and batches of 16. Without a model folder it uses a random model of a fixed shape, so that the figure depends
+only on the machine."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -48,7 +48,7 @@ WARM_STEPS = 2
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure training speed. `request`: model (folder or null), threads, device, seconds."""
+    """Measure training speed. `request` contains model (folder or null), threads, device and seconds."""
     import torch
 
     from orchestrate.local.model.files import open_folder
@@ -143,10 +143,9 @@ def memory(
     config: Mapping[str, Any], setup: Setup, device: torch.device, *, own_kernels: bool = True
 ) -> dict[str, int]:
     """Measure the bytes that two steps of `setup` use with a random model of this configuration: weights,
-    adapter, gradients, optimizer, and in `in_work` the peak of a forward and backward pass in addition to
-    them.
+    adapter, gradients, optimizer. `in_work` is the additional peak of a forward and backward pass.
 
-    Without `own_kernels`, norms and attention are those that a GPU gets, whatever the device."""
+    Without `own_kernels`, norms and attention are those used on a GPU, whatever the device."""
     from orchestrate.local.job import Hyper
     from orchestrate.local.model.shortcuts.kernels import undo
     from orchestrate.local.run.optimizers import make_optimizer, state_tensors
@@ -194,7 +193,8 @@ def _objective(loaded: Loaded, setup: Setup) -> Objective:
 
 
 def random_model(config: Mapping[str, Any], folder: Path) -> Path:
-    """Write a model with this configuration, a Llama unless `model_type` says otherwise, in 16 bits."""
+    """Write a model with this configuration and random weights in 16 bits. It is a Llama unless `model_type`
+    is set."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -207,7 +207,7 @@ def random_model(config: Mapping[str, Any], folder: Path) -> Path:
 
 
 def load_random(path: Path, setup: Setup, device: torch.device, engine: str | None = None) -> Loaded:
-    """Build a model with random weights and a new adapter, as a run of this setup has it."""
+    """Build a model with random weights and a new adapter, as a run with this setup has it."""
     from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Supervised
     from orchestrate.local.model.files import open_folder
     from orchestrate.local.model.loading import load
@@ -252,7 +252,7 @@ def _stored_parameters(folder: Path) -> int:
 
 
 def chat_rows(vocabulary: int) -> EncodedRows:
-    """Generate rows with the lengths of a short chat. The second half of each row is trained."""
+    """Generate rows as long as a short chat. The second half of each row is trained."""
     import numpy as np
 
     from orchestrate.local.encoding.encoded import EncodedRows
@@ -286,8 +286,8 @@ def _full_rows(vocabulary: int, setup: Setup) -> EncodedRows:
 
 
 def main(request: str) -> int:
-    """Run the benchmark and print its result. An error that the user can act on is also printed as one
-    JSON line, not as a traceback."""
+    """Run the benchmark and print its result. Errors that the user can fix are printed as one JSON line
+    instead of a traceback."""
     try:
         found = measure(json.loads(request))
     except OrchestrateError as error:

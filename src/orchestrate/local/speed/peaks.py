@@ -15,12 +15,9 @@ from orchestrate.local.model.weights import held_of
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
-    """Measure the most bytes that were allocated at once while `step` ran, above what was allocated
-    before it.
-
-    On a CPU this uses the profiler's record of every allocation, so the step takes several times longer.
-    Libraries with their own allocators are not seen. What the step leaves behind counts for as long as it
-    exists."""
+    """Measure the peak bytes allocated while `step` runs, above those allocated before. On a CPU this uses
+    the profiler's record of every allocation, so the step takes several times longer. Libraries with their
+    own allocators are not counted. Objects that the step leaves behind are counted while they exist."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -49,8 +46,7 @@ def _allocations(events: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
 
 
 def held_bytes(model: torch.nn.Module) -> int:
-    """Sum the bytes of parameters and buffers, including those of the quantization. Shared ones count
-    once."""
+    """Sum the bytes of parameters and buffers, including quantization state. Shared ones count once."""
     found: dict[int, int] = {}
     held = [t for experts in held_of(model) for t in experts.tensors]
     for tensor in [*model.parameters(), *model.buffers(), *held]:

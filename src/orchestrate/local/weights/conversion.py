@@ -1,9 +1,9 @@
 """Convert to GGUF with llama.cpp's own scripts and library, in a separate process because they exit it on
 failure.
 
-The pitfall of every conversion is the pre-tokenizer: llama.cpp finds out how a vocabulary splits text by the
-name that the script writes, and finds the name by how the tokenizer splits one particular text. A tokenizer
-that it does not know is rejected here, unless it splits text exactly like one that it knows.
+The pitfall of conversion is the pre-tokenizer. llama.cpp splits text by rules that it selects by a name, and
+the script determines the name from how the tokenizer splits one particular text. Unknown tokenizers are
+rejected here, unless they split text exactly like a known one.
 """
 
 # torch, gguf and llama.cpp describe their types in part only.
@@ -32,16 +32,16 @@ CUTS = {
     rf"{_HEAD}\p{{N}}{{1,3}}{_TAIL}": "llama-bpe",
     rf"{_HEAD}\p{{N}}{_TAIL}": "qwen2",
 }
-"""Regular expressions with which tokenizers split text, and llama.cpp's names for them."""
+"""Regular expressions by which tokenizers split text, with llama.cpp's names for them."""
 KINDS = {
     "Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15,
     "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18,
 }  # fmt: skip
-"""llama.cpp's codes of quantizations."""
+"""llama.cpp's codes for quantization types."""
 
 
 def convert(llama_cpp: str, model: str, target: str, outtype: str) -> dict[str, Any]:
-    """Convert a folder of safetensors to one GGUF file. `outtype`: f32, f16, bf16."""
+    """Convert a folder of safetensors to one GGUF file. `outtype` is f32, f16 or bf16."""
     _know_the_cut(Path(llama_cpp), Path(model))
     _run(llama_cpp, "convert_hf_to_gguf.py", [model, "--outfile", target, "--outtype", outtype])
     return _described(Path(target))
@@ -57,8 +57,8 @@ def convert_adapter(llama_cpp: str, adapter: str, base: str, target: str, outtyp
 
 
 def quantise(source: str, target: str, kind: str) -> dict[str, Any]:
-    """Quantize a GGUF file with llama.cpp's library. Raises `SetupError` if the library is missing,
-    `UsageError` for an unknown kind."""
+    """Quantize a GGUF file with llama.cpp's library. Raises `SetupError` if the library is missing, and
+    `UsageError` for an unknown type."""
     if kind not in KINDS:
         raise UsageError(f"unknown quantization {kind}; known: {', '.join(KINDS)}")
     try:
@@ -160,7 +160,7 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def read(file: str, rows: list[dict[str, Any]], adapter: str | None = None) -> dict[str, Any]:
-    """Read a GGUF file like `worker.read`, with llama.cpp's library: its own tokenizer, and the chat
+    """Query a GGUF file like `worker.read`, with llama.cpp's library, its own tokenizer, and the chat
     template in the file."""
     from orchestrate.local.weights.llama import LlamaReader
 

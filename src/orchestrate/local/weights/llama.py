@@ -1,4 +1,4 @@
-"""Read a GGUF file with llama.cpp's library: tokens, most likely answers, log-probabilities."""
+"""Query a GGUF file with llama.cpp's library: token ids, most likely answers, log-probabilities."""
 
 # The library's bindings describe no types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -18,8 +18,8 @@ CONTEXT = 4096
 
 
 class LlamaReader:
-    """Runs one sequence at a time, on the CPU. Raises `SetupError` without the library, `UsageError` for
-    a file that it cannot load."""
+    """Runs one sequence at a time on the CPU. Raises `SetupError` without the library, and `UsageError` if
+    the file cannot be loaded."""
 
     def __init__(self, file: str, adapter: str | None = None) -> None:
         try:
@@ -45,8 +45,8 @@ class LlamaReader:
         self.precision = self._meta("general.file_type") or "gguf"
 
     def prompt(self, row: dict[str, Any]) -> list[int]:
-        """Return the token ids of `text`, or those with which the file's own template prompts for the
-        answer to `messages`."""
+        """Return the token ids of `text`, or of the prompt that the file's own template renders for
+        `messages`."""
         if row.get("text") is not None:
             return self._llama.tokenize(row["text"], add_special=True, parse_special=True)
         template = self._meta("tokenizer.chat_template")
@@ -61,7 +61,7 @@ class LlamaReader:
         return self._llama.tokenize(text, add_special=not begins, parse_special=True)
 
     def answer(self, prompt: Sequence[int], most: int) -> dict[str, Any]:
-        """Generate an answer with the most likely token each time, until a token that ends a turn according
+        """Generate an answer by always taking the most likely token, until a token that ends a turn according
         to the file."""
         ids: list[int] = []
         ended = False

@@ -1,8 +1,8 @@
 """Merge an adapter into its base at 16 bits, several adapters into one, or several models into one. Imports
 torch.
 
-PEFT does the arithmetic of adapters, mergekit that of complete models. Nothing is merged into 4-bit weights:
-rounding to NF4 again loses what was trained.
+PEFT does the arithmetic of adapters, mergekit that of complete models. Nothing is merged into 4-bit weights,
+because rounding to NF4 again would lose the tuning.
 """
 
 # torch, transformers and numpy describe their types in part only.
@@ -29,12 +29,12 @@ COMBINED = "merged"
 
 
 def merge(base: ModelFolder, adapter: Path, target: Path, dtype: str) -> dict[str, Any]:
-    """Write the full merged model to `target`. Raises `UsageError` for an adapter that does not fit its
-    base, and for a base with quantized files: rounding to them again would lose what was trained."""
+    """Write the full merged model to `target`. Raises `UsageError` if the adapter does not fit its base, and
+    for a base with quantized files, because quantizing again would lose the tuning."""
     held = Quantised.of(base.config)
     if held is not None and held.method in PACKAGES:  # others transformers reads into 16 bits
         raise UsageError(
-            f"the base is quantized ({held.told}); merging into quantized weights is not supported",
+            f"the base is quantized ({held.told}), and merging into quantized weights is not supported",
             fix="export --to peft and serve the base with the adapter, or train on the 16-bit base",
         )
     model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=DTYPES[dtype])
@@ -95,9 +95,8 @@ def combine(
     rank: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write one adapter that has the effect of all `adapters` together, each times its value in
-    `weights`. Also returns how far it is from their exact sum: `error`, relative, over all adapted
-    matrices."""
+    """Write one adapter with the combined effect of all `adapters`, each scaled by its value in `weights`.
+    Also returns `error`, the relative distance from their exact sum over all adapted matrices."""
     torch.manual_seed(seed)
     model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=torch.float32)
     peft = _fitted(model, adapters[0])
@@ -137,7 +136,7 @@ def combine_models(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Write the weighted mean of complete models of one architecture, tensor by tensor, with mergekit. TIES
-    takes the differences from `base`. `slerp` takes two models."""
+    uses the differences from `base`. `slerp` needs exactly two models."""
     with needed("merge", "merging complete models", "mergekit"):
         common, config, kit, options = (
             cast("Any", import_module(f"mergekit.{name}"))

@@ -1,4 +1,4 @@
-"""List the names of a model's modules by building it without weights, in a separate process. Imports
+"""List the names of a model's modules by building the model without weights, in a separate process. Imports
 torch."""
 
 from __future__ import annotations

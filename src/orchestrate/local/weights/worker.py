@@ -1,4 +1,4 @@
-"""The process behind `weights.ask`. It runs one task, then exits. Imports torch."""
+"""Run one task of `weights.ask` in this process, then exit. Imports torch."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -30,8 +30,8 @@ from orchestrate.types import decoding
 
 
 def dress(base: str, tuned: str | None, target: str) -> dict[str, Any]:
-    """Write what a model needs beside its weights to `target`: the tokenizer, the exact chat template
-    that it was trained with, and a generation configuration that stops at the end of a turn."""
+    """Write the other files of a model to `target`: the tokenizer, the exact chat template used in training,
+    and a generation configuration that stops at the end of a turn."""
     folder, own = files.fetch(base), None if tuned is None else Path(tuned)
     tokenizer = load_tokenizer(own if own and (own / "tokenizer.json").is_file() else folder.path)
     template = Template(tokenizer)
@@ -57,8 +57,8 @@ def dress(base: str, tuned: str | None, target: str) -> dict[str, Any]:
 
 
 def render(base: str, tuned: str | None, conversations: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """Render the prompt text that asks for the next answer in each conversation. `None` where the
-    template rejects it."""
+    """Render the prompt text for the next answer in each conversation. `None` if the template rejects the
+    conversation."""
     folder, own = files.fetch(base), None if tuned is None else Path(tuned)
     tokenizer = load_tokenizer(own if own and (own / "tokenizer.json").is_file() else folder.path)
     template = Template(tokenizer)
@@ -92,8 +92,8 @@ def sheet(
     precision: str | None = None,
     four_bit: bool = False,
 ) -> dict[str, Any]:
-    """Create the fingerprint of an adapter or a full tuned model. `data`: files of canonical rows, of which
-    the first that has prompts counts. `precision`: bf16 or fp32; `None` uses what suits the device."""
+    """Create the fingerprint of an adapter or a full tuned model. `data` are files of canonical rows. The
+    first file with prompts is used. `precision` is bf16 or fp32. `None` chooses it for the device."""
     where, folder, own = pick_device(device), files.fetch(base), Path(tuned)
     tokenizer = load_tokenizer(own if (own / "tokenizer.json").is_file() else folder.path)
     tokenizer.padding_side = "left"
@@ -131,11 +131,10 @@ def _using(base: Any, tuned: Any) -> Callable[[bool], Any]:
 
 
 def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) -> dict[str, Any]:
-    """Load a folder as any user would, with transformers and peft alone, and query it: with its own
-    tokenizer, chat template and generation configuration, and nothing of ours.
-
-    A row has `messages` and `tools`, or `text`, or neither and only `score`: pairs of prompt and answer
-    ids. At most `max_tokens` of a row are generated. Without it, only the ids of its prompt are reported."""
+    """Load a folder with only transformers and peft, as any user would, and query it with its own tokenizer,
+    chat template and generation configuration. A row has `messages` and `tools`, or `text`, or only `score`
+    (pairs of prompt and answer ids). At most `max_tokens` of a row are generated. Without it, only the ids of
+    the prompt are returned."""
     from transformers import GenerationConfig
 
     path = Path(folder)
@@ -172,15 +171,15 @@ def _own_tokenizer(path: Path) -> Any:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise UsageError(
-            f"could not read a tokenizer in {path}, so any program that loads it would guess one: "
+            f"could not read a tokenizer in {path}, so programs that load it would have to guess one: "
             f"{str(error).strip()[:200]}",
             fix="write a complete folder with: orchestrate export RUN DIR --to peft",
         ) from error
 
 
 def shown(message: dict[str, Any]) -> dict[str, Any]:
-    """Convert a message to the form that templates expect: servers turn the arguments of tool calls into
-    objects first."""
+    """Convert a message to the form that templates expect. Like servers, it decodes the arguments of tool
+    calls to objects first."""
     return as_shown(decoding.convert(message, ChatMessage))
 
 

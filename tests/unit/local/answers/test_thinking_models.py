@@ -208,7 +208,7 @@ def test_questions_that_fill_the_context_are_refused(trained: Trained) -> None:
     context = trained.answerer.models["tuned"].sampler.context
     assert context == 1024
     long = "Sky? " * 1024
-    told = r"the question has \d+ tokens, but the model's context, which includes the answer, has 1024"
+    told = r"the prompt has \d+ tokens, but the context of 1024 tokens must hold the prompt and the answer"
     with pytest.raises(DataError, match=told):
         trained.ask(long)
     refused, answered = trained.attempt([[Message(role="user", content=q)] for q in (long, "Sky?")])
@@ -300,5 +300,5 @@ def test_what_the_template_goes_by_goes_with_the_model(trained: Trained, tmp_pat
     }
     answerer.answer(msgspec.convert(asked_of, PromptsRequest), sent.append)
     short, long = (reply["notes"] for reply in sent[-1]["replies"])
-    told = "the question is longer than the training rows (64 tokens)"
+    told = "the prompt is longer than the training rows (64 tokens)"
     assert told in long and told not in short

@@ -171,7 +171,7 @@ def test_a_job_is_planned_from_a_configuration_without_weights(tmp_path: Path) -
     found = fitting.of_job(str(tmp_path), BODY, gpu_bytes=24 << 30)
     assert found is not None and found.fits and found.device == "cuda"
     assert found.longest == fitting.LONGEST and any(
-        "tokens; count them with: orchestrate check" in n for n in found.notes
+        "tokens. To count them: orchestrate check" in n for n in found.notes
     )
     told = fitting.of_job(str(tmp_path), {**BODY, "hyper": {"max_seq_length": 700}}, longest=90)
     assert told is not None and told.longest == 90 and told.notes == ()

@@ -1,4 +1,4 @@
-"""Adapters on a frozen model: which modules get one and how it is initialized."""
+"""Adapters on a frozen model: which modules are adapted, and how the adapter is initialized."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class ModuleNames(Record, frozen=True):
     head: str | None = None
     """The output layer."""
     parameters: tuple[str, ...] = ()
-    """Matrices, and stacks of matrices, in the language model."""
+    """Names of matrices and stacks of matrices in the language model."""
     experts: tuple[str, ...] = ()
-    """Expert weights among them that are stored as one tensor each."""
+    """Names of expert weights that are stored as one tensor each."""
 
     def asked(self, targets: str | Sequence[str]) -> list[str]:
         """Return the modules of the language model that an adapter's `targets` select."""
@@ -61,13 +61,13 @@ class Misnamed:
     field: str
     """The setting's name, as in the spec under `adapter`."""
     useless: bool
-    """Whether the setting has no effect at all, or is impossible."""
+    """True if the setting has no effect at all, or is impossible."""
     told: str
     fix: str
 
 
 def misnamed(names: ModuleNames, adapter: AdapterSettings) -> list[Misnamed]:
-    """Find the adapter settings that match nothing in the model, one entry per setting. Regular
+    """Find the adapter settings that match nothing in the model, one entry per setting. All regular
     expressions must be valid."""
     asked = adapter.targets or ALL_LINEAR
     chosen = names.asked(asked)
@@ -102,8 +102,8 @@ def narrowed(names: Sequence[str], adapter: AdapterSettings) -> list[str]:
 
 
 def matches(asked: str | Sequence[str], name: str) -> bool:
-    """Return whether a module name matches, by peft's rules: a string is a pattern for the full name, a
-    list holds full names or their endings."""
+    """Return whether a module name matches, by peft's rules. A string is a pattern for the full name. A list
+    holds full names or suffixes."""
     if isinstance(asked, str):
         return re.fullmatch(asked, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in asked)
@@ -116,8 +116,8 @@ def layer_of(name: str) -> int | None:
 
 
 def fitting_keys(patterns: Mapping[str, V] | None, names: Sequence[str]) -> dict[str, V]:
-    """Return the entries of peft's `rank_pattern` or `alpha_pattern` that match at least one module: a
-    key is a regular expression for the end of a module's name."""
+    """Return the entries of peft's `rank_pattern` or `alpha_pattern` that match at least one module. Keys are
+    regular expressions for the end of a module's name."""
     expressions = {key: re.compile(rf"(.*\.)?({key})$") for key in patterns or {}}
     return {
         key: value
@@ -127,8 +127,8 @@ def fitting_keys(patterns: Mapping[str, V] | None, names: Sequence[str]) -> dict
 
 
 def no_pattern(adapter: AdapterSettings) -> tuple[str, str] | None:
-    """Return (setting, reason) for the first setting that must be a regular expression and is not a valid
-    one."""
+    """Return (setting, reason) for the first setting that must be a regular expression but is invalid, or
+    `None`."""
     texts = [("targets", adapter.targets), ("exclude_modules", adapter.exclude_modules)]
     texts += [(field, key) for field, patterns in _patterns(adapter) for key in patterns]
     for field, text in texts:
@@ -140,7 +140,7 @@ def no_pattern(adapter: AdapterSettings) -> tuple[str, str] | None:
 
 
 def ends(names: Sequence[str]) -> list[str]:
-    """Return the names without their layer prefix, without duplicates."""
+    """Strip the layer prefixes from the names and remove duplicates."""
     return list(dict.fromkeys(re.split(r"\.\d+\.", name)[-1] for name in names))
 
 
@@ -168,7 +168,7 @@ def _parameters(names: ModuleNames, asked: Sequence[str]) -> Misnamed | None:
         return found
     told, fix = (
         f"{found.told}: the model has no experts",
-        "leave it out; for linear layers, use adapter.targets",
+        "leave it out. To adapt linear layers, use adapter.targets",
     )
     return replace(found, told=told, fix=fix)
 
@@ -229,13 +229,13 @@ _OWN = frozenset(
 )
 """LoRA settings that affect only its own layers, or that have no effect without another setting."""
 _STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""The other initializations (PiSSA, OLoRA, LoftQ and more) subtract a part from the base each time peft loads
-them."""
+"""Initializations that leave the base unchanged. peft subtracts the others (PiSSA, OLoRA, LoftQ and more)
+from the base each time it loads the adapter."""
 
 
 def lies_apart(folder: Path) -> bool:
-    """Return whether the adapter consists only of its own low-rank layers, so that it can be removed
-    again. Unknown settings and unreadable files count as no."""
+    """Return whether the adapter consists only of its own low-rank layers, so that it can be removed again.
+    Returns False for unknown settings and unreadable files."""
     if (found := _read(folder)) is None:
         return False
     config, names = found
@@ -248,9 +248,9 @@ def lies_apart(folder: Path) -> bool:
 
 
 def changes_base(folder: Path) -> bool:
-    """Return whether the adapter changes the base model itself, even while peft has the adapter disabled,
-    because part of the base was taken out or overwritten. Unreadable files are reported when the adapter is
-    loaded."""
+    """Return whether the adapter changes the base model even while peft has the adapter disabled, because it
+    subtracted from the base or overwrote parts. Unreadable files count as False, because loading the adapter
+    reports them."""
     if (found := _read(folder)) is None:
         return False
     config, names = found

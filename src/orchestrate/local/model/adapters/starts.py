@@ -1,9 +1,9 @@
-"""Adapter initializations other than random numbers and zeros: from a part of the base (PiSSA, OLoRA), from
-its 4-bit quantization error (LoftQ), or from its layers' inputs (EVA). peft implements all but LoftQ, whose
-function in peft ignores the adapter's scale and requires a GPU.
+"""Adapter initializations other than random numbers and zeros: a part of the base (PiSSA, OLoRA), its 4-bit
+quantization error (LoftQ), or its layers' inputs (EVA). peft implements all but LoftQ, whose function in peft
+ignores the adapter's scale and requires a GPU.
 
-The initial weights are stored with the run, so that what was subtracted from the base can be added back when
-the adapter is exported.
+The initial weights are stored with the run, so that the part subtracted from the base can be added back on
+export.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from orchestrate.local.model.loaded import decoder_of
 
 
 EVA_TOKENS = 4096
-"""The maximum number of tokens of one forward pass, including padding."""
+"""Maximum number of tokens of one forward pass, including padding."""
 EVA_PASSES = 512
-"""The maximum number of batches. The directions converge within a few hundred."""
+"""Maximum number of batches. The directions converge within a few hundred."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Beginning:
 
     folder: ModelFolder
     kept: Path
-    """The folder for the initial weights, if they must be kept."""
+    """The folder for the initial weights, if they must be stored."""
     rows: EncodedRows
-    """The tokens to train on."""
+    """The training rows."""
     seed: int
 
 
 def begun(inner: Any, config: Any, adapter: AdapterSettings, beginning: Beginning | None) -> Any:
-    """Create the peft model with its initial adapter weights. Raises `RunFailed`, or peft's `ValueError` and
+    """Create the peft model with its initial adapter weights. Raises `RunFailed`, or peft's `ValueError` or
     `TypeError` if the adapter does not fit."""
     from peft import PeftModel, get_peft_model
     from peft.tuners.lora.eva import initialize_lora_eva_weights
@@ -96,8 +96,8 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
 @torch.no_grad()
 def make_up_for_4_bits(model: Any, folder: ModelFolder) -> None:
     """Initialize the adapter with one iteration of LoftQ (Li et al. 2023): the best approximation, at the
-    adapter's rank, of the part of each weight lost by quantization to 4 bits. Raises `RunFailed` if the
-    model's files contain a weight under another name."""
+    adapter's rank, of each weight's 4-bit quantization error. Raises `RunFailed` if a weight has a different
+    name in the model's files."""
     import bitsandbytes.functional as bnb
 
     place = {name: path for path in folder.weights for name in tensors(path)}
@@ -107,7 +107,7 @@ def make_up_for_4_bits(model: Any, folder: ModelFolder) -> None:
             continue
         if f"{name}.weight" not in place:
             raise RunFailed(
-                f"loftq compares with the stored weights, but there is no {name}.weight",
+                f"loftq needs the original weights, but the model's files have no {name}.weight",
                 fix="leave out adapter.init_lora_weights",
             )
         with safe_open(place[f"{name}.weight"], framework="pt") as file:
@@ -140,9 +140,9 @@ def _eva(inner: Any, config: Any, beginning: Beginning) -> dict[str, Tensor]:
 
 
 def eva_batches(rows: EncodedRows, least: int, seed: int, device: torch.device) -> list[dict[str, Tensor]]:
-    """Build batches of rows in the order of the first epoch, padded on the right, with at least `least`
-    trained tokens in each. Labels follow peft's convention. Raises `RunFailed` when all rows together
-    have fewer trained tokens."""
+    """Build batches of rows in the order of the first epoch, padded on the right. Each has at least `least`
+    trained tokens. Labels follow peft's convention. Raises `RunFailed` if all rows together have fewer
+    trained tokens."""
     parts: list[list[int]] = []
     part: list[int] = []
     trained = width = 0
@@ -182,8 +182,8 @@ def _padded(rows: Sequence[tuple[Any, Any]], device: torch.device) -> dict[str, 
 
 
 def as_plain_lora(folder: Path, kept: Path) -> None:
-    """Rewrite the adapter in `folder`, whose base model lacks its initial weights, as an adapter with twice
-    the rank for the unchanged base model: B A - B0 A0, as peft converts it."""
+    """Rewrite the adapter in `folder` for the unchanged base model: B A - B0 A0, with twice the rank, as peft
+    converts it. Until then, it fits only a base model minus its initial weights."""
     after, first = (load_file(f / "adapter_model.safetensors") for f in (folder, kept))
     for name, value in after.items():
         # Adapters on embeddings take nothing out of them.
@@ -214,26 +214,25 @@ def as_plain_lora(folder: Path, kept: Path) -> None:
 
 
 ROUTERS = re.compile(r"(.*\.)?(gate|router|shared_expert_gate)(\.\w+)?")
-"""Names of layers that route tokens to experts. They stay unchanged, so that no token moves to other
-experts."""
+"""Names of layers that route tokens to experts. They are not adapted, so that tokens keep their experts."""
 _NEEDED = ("targets", "target_parameters", "modules_to_save")
-"""Settings that are impossible when no name matches. Others leave the adapter as it would be without them."""
+"""Settings that raise an error if no name matches. The others then have no effect."""
 
 
 @dataclass(frozen=True)
 class Targets:
     modules: tuple[str, ...]
-    """Full names."""
+    """Full module names."""
     parameters: tuple[str, ...]
-    """Full names of experts, each in one tensor."""
+    """Full names of experts, each stored as one tensor."""
     left_out: tuple[str, ...]
-    """What was left out and why, for the user."""
+    """Modules and parameters that were left out, each with the reason, for the user."""
 
 
 def targets_of(inner: Any, adapter: AdapterSettings, config_of: Callable[[Sequence[str]], Any]) -> Targets:
-    """Resolve the adapter's targets to modules and parameters of the model. `config_of` gives peft's
-    configuration for a list of modules. Raises `RunFailed` if the model has none of the targets, or lacks
-    any parameter to adapt or module to save."""
+    """Resolve the adapter's targets to modules and parameters of the model. `config_of` builds peft's
+    configuration for a list of modules. Raises `RunFailed` if the model lacks all of the targets, or any
+    parameter to adapt or module to save."""
     told: list[str] = []
     names = names_of(inner, told)
     asked = adapter.targets or ALL_LINEAR
@@ -262,8 +261,8 @@ def targets_of(inner: Any, adapter: AdapterSettings, config_of: Callable[[Sequen
 
 
 def names_of(inner: Any, told: list[str] | None = None) -> ModuleNames:
-    """Collect the module names of a transformers model, which may be on the meta device. `told` receives
-    which linear layers are not adapted by default, and why."""
+    """Collect the module names of a transformers model, which may be on the meta device. `told`
+    collects the linear layers that are not adapted by default, with the reason."""
     told = [] if told is None else told
     prefix, head = _prefix(inner), inner.get_output_embeddings()
     every = list(inner.named_modules())
@@ -353,7 +352,7 @@ def _without(told: list[str], names: list[str], dropped: set[str], reason: str) 
 
 
 def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
-    """Add the texts to the tokenizer as single tokens that are never split, and return their ids."""
+    """Add the strings to the tokenizer as single tokens that are never split. Returns their ids."""
     from transformers import AddedToken
 
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
@@ -362,8 +361,8 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
 
 @torch.no_grad()
 def make_room(model: Any, tokens: int, new: Sequence[int] = ()) -> None:
-    """Resize the embeddings to `tokens` rows, also if the model has fewer. Rows of the `new` ids, which are
-    untrained, are set to the mean of the others so that none stands out (Hewitt 2021)."""
+    """Resize the embeddings to `tokens` rows, even if the model has fewer. The untrained rows of the `new`
+    ids are set to the mean of the others so that none stands out (Hewitt 2021)."""
     before = model.get_input_embeddings().weight.shape[0]
     if tokens <= before and not new:
         return
@@ -383,7 +382,7 @@ def _tables(model: Any) -> list[Any]:
 
 
 def trained_rows(model: Any, ids: Sequence[int], adapter: AdapterSettings) -> dict[str, list[int]] | None:
-    """Return peft's `trainable_token_indices` for the embedding tables that are not fully trained anyway."""
+    """Return peft's `trainable_token_indices` for the embedding tables that are not already fully trained."""
     if not ids:
         return None
     tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
@@ -394,7 +393,7 @@ def trained_rows(model: Any, ids: Sequence[int], adapter: AdapterSettings) -> di
 
 
 def rows_of(adapter: Path) -> int:
-    """Return how many embedding rows the base model needs to load the adapter in this folder."""
+    """Return the number of embedding rows that the base model needs to load the adapter in this folder."""
     config = msgspec.json.decode((adapter / "adapter_config.json").read_bytes(), type=dict[str, Any])
     indices = config.get("trainable_token_indices") or {}
     most = [1 + max(ids) for ids in (indices.values() if isinstance(indices, dict) else [indices])]
@@ -408,7 +407,7 @@ def rows_of(adapter: Path) -> int:
 
 def spare(model: Any) -> None:
     """Replace peft's forward pass for trained tokens. peft copies the entire table in each forward pass and
-    computes a gradient for all of it. Here only the few trained rows are computed separately."""
+    computes a gradient for all of it. This one computes only the few trained rows separately."""
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
     for layer in model.modules():

@@ -21,32 +21,33 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 
 NO_NUMBERS = "no_numbers"
-"""Failure: the model returned no finite logits."""
+"""Failure: the model returned non-finite logits."""
 NO_FORM = "no_form"
-"""Failure: constraining the answer took too much work."""
+"""Failure: constraining the answer was too complex."""
 NO_MEMORY = "no_memory"
-"""Failure: the row does not fit in memory, even alone."""
+"""Failure: the row does not fit in memory, even without other rows."""
 LEAST_TEMPERATURE = 1e-6
-"""Below this temperature the division overflows, and the most likely token is practically certain."""
+"""Below this temperature, dividing by it overflows, and sampling would practically always take the most
+likely token."""
 
 
 class Holds(Protocol):
     """Restricts how an answer may continue."""
 
     def allowed(self, logits: Tensor) -> Tensor:
-        """Mask the logits [vocabulary]: tokens that may not come next are -inf. Raises `ValueError` where
-        that cannot be determined."""
+        """Mask the logits [vocabulary]: tokens that may not come next are -inf. Raises `ValueError` if the
+        constraint is too complex."""
         ...
 
     def take(self, id: int) -> None:
-        """Advance by the token that was sampled."""
+        """Advance by the sampled token."""
         ...
 
 
 @dataclass
 class Luck:
     """Sampling settings for a row's tokens. Temperature 0 takes the most likely token. The same seed gives
-    the same tokens, no matter what else is answered at the same time."""
+    the same tokens, whatever else is generated at the same time."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -56,23 +57,23 @@ class Luck:
     frequency: float = 0.0
     bias: Mapping[int, float] = field(default_factory=dict[int, float])
     tops: int | None = None
-    """How many of the most likely tokens are returned besides the sampled one. `None` returns no
-    log-probabilities."""
+    """Number of most likely tokens to return besides the sampled one. `None` returns no log-probabilities."""
     generator: torch.Generator | None = None
-    """Random number generator of the row. With `None`, all rows together use the caller's generator."""
+    """Random number generator of the row. `None` uses the caller's generator, which several rows can
+    share."""
     held: Holds | None = None
     """The constraint on the form of the answer."""
 
     @property
     def shared(self) -> bool:
-        """True if the token is sampled together with those of other rows."""
+        """True if the row uses the shared random number generator."""
         changed = self.presence or self.frequency or self.bias or self.top_k or self.top_p < 1
         own = self.generator is not None or self.tops is not None or self.held is not None
         return not own and not changed and bool(self.temperature)
 
     @property
     def plain(self) -> bool:
-        """True if only the most likely token is needed."""
+        """True if the most likely token is always taken and no log-probabilities are needed."""
         changed = self.temperature or self.presence or self.frequency or self.bias
         return not changed and self.tops is None and self.held is None
 
@@ -95,12 +96,12 @@ class DrawnToken:
     """The log-probability in nats according to the model itself, before temperature, penalties and biases."""
     tops: tuple[tuple[int, float], ...] = ()
     failed: str = ""
-    """The reason why there is no token, in the API's terms. `id` is then meaningless."""
+    """Reason why there is no token, as the API names it. `id` is then meaningless."""
 
 
 def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[DrawnToken]:
-    """Sample the next token of each row. `logits`: [rows, vocabulary]. Each row comes with the tokens
-    that it has sampled so far."""
+    """Sample the next token of each row. `logits` are [rows, vocabulary]. `rows` contains each row's settings
+    and the tokens sampled so far."""
     values, ids = logits.max(dim=-1)
     finite: list[bool] = values.isfinite().tolist()
     chosen: list[int] = ids.tolist()
@@ -174,11 +175,12 @@ def _chosen(logits: Tensor, luck: Luck) -> int:
 
 
 LEAST_SHARED = 32
-"""The minimum length in tokens of a common prefix that is read only once. Shorter ones save nothing."""
+"""Minimum length in tokens of a common prefix to be computed only once. Shorter ones save nothing."""
 
 
 class GrowingLayer(DynamicLayer):
-    """A cache layer with room for more columns: the library's copies all columns for each token."""
+    """A cache layer that allocates columns in advance. The library's layer copies all columns for each
+    token."""
 
     _room: tuple[Tensor, Tensor] | None = None
 
@@ -202,7 +204,7 @@ class GrowingLayer(DynamicLayer):
 
     @torch.inference_mode()  # as the answers, some of which are given up outside of a step
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order. Only rows that get another place are copied."""
+        """Keep these rows, in this order. Only rows that move are copied."""
         if self.keys is None or self.values is None:
             return
         to = [place for place, row in enumerate(rows) if row != place]
@@ -226,8 +228,8 @@ def _with_room(states: Tensor, columns: int) -> Tensor:
 
 
 def new_cache(model: Any) -> Any:
-    """Create an empty cache whose layers keep all columns: sliding-window layers would drop different
-    columns in each row, and the mask handles the window."""
+    """Create an empty cache whose layers keep all columns. Sliding-window layers would drop different columns
+    in each row, so the mask handles the window instead."""
     cache = _as_configured(model)
     growing = (DynamicLayer, DynamicSlidingWindowLayer)
     cache.layers = [GrowingLayer() if type(layer) in growing else layer for layer in cache.layers]
@@ -239,15 +241,15 @@ def _as_configured(model: Any) -> Any:
 
 
 def window(model: Any) -> int | None:
-    """Return the smallest number of columns that any layer looks back over, including padding, or `None`
-    if all layers look at all columns."""
+    """Return the smallest sliding window of any layer, in columns including padding, or `None` if all layers
+    attend to all columns."""
     there = (getattr(layer, "sliding_window", None) for layer in _as_configured(model).layers)
     return min((columns for columns in there if columns is not None), default=None)
 
 
 def takes(model: Any) -> tuple[str, bool]:
-    """Return the argument name under which the model takes a cache, and whether the model can skip the
-    logits of all positions but the last."""
+    """Return the name of the model's cache argument, and whether the model can compute only the last
+    position's logits."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = set(signature(inner.forward).parameters)
     for kind in type(inner).__mro__:  # one that only hands arguments on names neither
@@ -258,8 +260,8 @@ def takes(model: Any) -> tuple[str, bool]:
 
 
 def in_common(prompts: Sequence[Sequence[int]]) -> int:
-    """Count the tokens that all prompts start with, leaving at least one token of each prompt. Returns 0
-    if the common start is too short."""
+    """Count the leading tokens that all prompts share, leaving at least one token of each prompt. Returns 0
+    if there are too few."""
     if len(prompts) < 2:
         return 0
     # What the first and the last in order share, all share.
@@ -271,8 +273,8 @@ def in_common(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def read_once(model: Any, ids: Sequence[int]) -> Any:
-    """Compute the cache of a shared prefix. Returns `None` where the model's caches hold anything other
-    than one column per token."""
+    """Compute the cache of a shared prefix. Returns `None` if the model's caches hold anything other than one
+    column per token."""
     name, only_last = takes(model)
     cache = new_cache(model)
     more = {"logits_to_keep": 1} if only_last else {}
@@ -281,7 +283,7 @@ def read_once(model: Any, ids: Sequence[int]) -> Any:
 
 
 def for_rows(cache: Any, rows: int) -> Any:
-    """Copy a cache of one row for several rows."""
+    """Repeat a cache of one row for several rows."""
     copied = deepcopy(cache)
     copied.batch_repeat_interleave(rows)
     return copied
@@ -296,12 +298,12 @@ def for_rows(cache: Any, rows: int) -> Any:
 
 
 CLOSE = 0.2
-"""As a fraction of the standard deviation of all logits. Rounding cannot reverse a larger lead of one token
-over another."""
+"""Fraction of the logits' standard deviation. Rounding cannot reverse a larger lead of one token over
+another."""
 
 
 def close(logits: Tensor) -> list[bool]:
-    """Return for each row of [rows, vocabulary] whether its most likely token was barely ahead of the next
+    """Return, for each row of [rows, vocabulary], whether the most likely token is barely ahead of the next
     one."""
     scores = logits.float()
     two = scores.topk(2, dim=-1).values
@@ -316,8 +318,8 @@ def rounds(model: Any, device: torch.device) -> bool:
 def otherwise_alone(
     model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, share: bool
 ) -> list[bool]:
-    """Return for each answer whether it has a token that is not the most likely one if its row is read alone,
-    in one pass. With `share`, the prefix that all prompts share is read once."""
+    """Return for each answer whether any of its tokens is not the most likely one when its row is computed
+    alone in one pass. With `share`, the prefix that all prompts share is computed once."""
     begins = in_common(prompts) if share else 0
     cache = read_once(model, prompts[0][:begins]) if begins else None
     begins = 0 if cache is None else begins

@@ -1,11 +1,11 @@
 """The only generation loop, with continuous batching. Rows join and leave while the others continue, each
 with its own adapter and its own random numbers.
 
-Requests that come one by one have their prompt read alone, without padding, so that its first token is the
-same as when nothing else is answered. Callers with many prompts at once bring a `PromptReader`, which reads
-several in one pass. The cache of what was read then joins those of the rows in progress, padded on the left.
-The architecture only needs caches that can be put side by side, which is checked before the first join: rows
-of other models take turns. Imports torch.
+Prompts of single requests are prefilled alone, without padding, so that other requests cannot change their
+first token. Callers with many prompts pass a `PromptReader`, which prefills several in one pass. The new
+cache is then appended to that of the rows in progress, padded on the left. The architecture's caches must be
+concatenable, which is checked before the first join. Models without such caches process their rows one after
+another. Imports torch.
 """
 
 # torch, transformers and peft describe their types in part only.
@@ -31,38 +31,37 @@ from orchestrate.local.model.sampling import NO_MEMORY, DrawnToken, GrowingLayer
 from orchestrate.local.model.sampling.quick_pass import quick_of
 
 PLAIN = ("Linear", "Linear4bit", "Linear8bitLt")
-"""PEFT's layers whose adapter is a product of two matrices that is added to the base's output."""
+"""PEFT's layers whose adapter adds a product of two matrices to the base's output."""
 
 Matrices = tuple[Tensor, Tensor, float]
 """A, B, and the scale of their product."""
 
 
 class Mixing:
-    """Runs each row with its own adapter, at little more than the base's cost. PEFT mixes adapters too, with
-    hooks that it puts on every module for each forward pass, which took more time than the model on short
-    steps. Here the layers have no adapters until `end`, and one hook on each adds the output of the rows'
-    adapters."""
+    """Runs each row with its own adapter, at little more than the base's cost. PEFT can mix adapters too, but
+    it installs hooks on every module for each forward pass, which took longer than the model itself on short
+    steps. Here the layers' adapters are disabled until `end`, and one hook per layer adds the output of each
+    row's adapter."""
 
     def __init__(self, model: Any) -> None:
         self.adapters = frozenset(model.peft_config)
         self._layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
         self.groups: list[tuple[str, Tensor | None]] = []
-        """The adapters of the next pass and their rows; `None` means all."""
+        """The adapters of the next pass, each with its rows. `None` means all rows."""
         self._hooks: list[Any] = []
         for layer in self._layers:
             layer._disable_adapters = True  # as `enable_adapters(False)`, without its pass over gradients
             self._hooks.append(layer.register_forward_hook(_Adding(self, _matrices(layer))))
 
     def end(self) -> None:
-        """Restore the layers as PEFT knows them."""
+        """Remove the hooks and enable PEFT's adapters again."""
         for hook in self._hooks:
             hook.remove()
         for layer in self._layers:
             layer._disable_adapters = False
 
     def rows(self, names: Sequence[str], device: torch.device) -> None:
-        """Set the adapter of each row for the next forward pass. Rows whose name is not an adapter use
-        the base."""
+        """Set the adapter of each row for the next forward pass. Rows with any other name use the base."""
         places: dict[str, list[int]] = {}
         for place, name in enumerate(names):
             if name in self.adapters:
@@ -99,7 +98,7 @@ class _Adding:
 
 
 def can_mix(model: Any) -> bool:
-    """Return whether all of a model's adapters are of the kind that can be mixed in one batch."""
+    """Return whether all of a model's adapters can be mixed in one batch."""
     if not hasattr(model, "peft_config"):
         return False
     return all(_is_plain(layer) for layer in model.modules() if isinstance(layer, LoraLayer))
@@ -119,21 +118,20 @@ def _matrices(layer: Any) -> dict[str, Matrices]:
 
 
 BASE = "__base__"
-"""PEFT's name for rows without an adapter."""
+"""The adapter name of rows without an adapter."""
 KINDS = ("GrowingLayer", "LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer", "DummyLayer")
-"""Cache types: those with a column per position, those with one state per row, those with both, and those of
-layers that reuse an earlier layer's. Listed by name because not every release of transformers has all of
-them."""
+"""Cache types with a column per position, with one state per row, with both, and of layers that reuse an
+earlier layer's cache. Listed by name because not every release of transformers has all of them."""
 AS_IT_IS = ""
-"""Used instead of an adapter's name: the model answers in the state that the caller has set."""
+"""Adapter name that leaves the model in the state that the caller has set."""
 ALONE = ("use_dora", "trainable_token_indices", "modules_to_save", "target_parameters")
 """Features that PEFT cannot apply to only some rows of a batch."""
 PROMPTS_A_STEP = 4
-"""The number of prompts that are read between two tokens of the rows in progress."""
+"""Number of prompts that are prefilled between two tokens of the rows in progress."""
 
 
 class Torn(Exception):
-    """Raised if the model is no longer usable, so that this process cannot answer anymore."""
+    """Raised if the model is no longer usable. This process then cannot generate anymore."""
 
 
 @dataclass
@@ -141,48 +139,49 @@ class DecodingRow:
     """One answer in progress."""
 
     key: str
-    """The key to cancel the row. Several rows may share one."""
+    """Key for canceling the row. Several rows may share one."""
     adapter: str
-    """PEFT's name of the adapter, or `BASE`."""
+    """PEFT's name for the adapter, or `BASE`."""
     prompt: list[int]
     luck: Luck
-    """How its tokens are sampled."""
+    """Sampling settings."""
     room: int
-    """The maximum number of tokens of the answer."""
+    """Maximum number of tokens of the answer."""
     stops: frozenset[int] = frozenset()
     """Tokens that end the answer."""
     others: tuple[tuple[int, ...], ...] = ()
-    """Tokens that begin another speaker's turn, which also end the answer."""
+    """Token sequences that begin another speaker's turn. They also end the answer."""
     alone: bool = False
-    """Whether it is never batched with other rows. In 16 bits, batching changes the rounding of sums."""
+    """True if the row must never be batched with other rows. In 16 bits, batching changes the rounding of
+    sums."""
     copies: list[DecodingRow] = field(default_factory=list["DecodingRow"])
-    """Other answers to the same prompt, which is read once."""
+    """Other answers to the same prompt, which is prefilled once."""
     ids: list[int] = field(default_factory=list[int])
     counts: Counter[int] = field(default_factory=Counter[int])
     ended: bool = False
     close: bool | None = None
-    """Whether one of its tokens was barely ahead of another (see `rounding`). `None` if that is not
-    needed."""
+    """True if one of its tokens was barely ahead of another (see `rounding`). `None` if that is not
+    tracked."""
 
     @property
     def read(self) -> list[int]:
-        """The tokens to read before the next one can be sampled."""
+        """The tokens to prefill before the next one can be sampled."""
         return [*self.prompt, *self.ids]
 
 
 @dataclass
 class Read:
-    """Prompts that have been read (prefilled)."""
+    """Prefilled prompts."""
 
     logits: Tensor
-    """[rows, vocabulary] Logits of the next token."""
+    """Logits of the next token, as [rows, vocabulary]."""
     cache: Any
     mask: Tensor
-    """[rows, columns]: 1 where a row has a token."""
+    """1 where a row has a token, as [rows, columns]."""
 
 
 class PromptReader(Protocol):
-    """Decides how many prompts are read (prefilled) at once."""
+    """Decides how many prompts are prefilled at once."""
 
     @property
     def joins(self) -> bool:
@@ -190,28 +189,28 @@ class PromptReader(Protocol):
         ...
 
     def at_once(self, model: Any, rows: Sequence[DecodingRow]) -> int:
-        """Return how many of the leading rows can be read in one forward pass."""
+        """Return how many of the leading rows can be prefilled in one forward pass."""
         ...
 
     def read(self, model: Any, rows: Sequence[DecodingRow]) -> Read: ...
 
 
 class DecodingBatch:
-    """Rows that are answered together, one forward pass per token. The cache's columns are points in
-    time. A row that joined later begins with empty ones."""
+    """Rows that are decoded together, one forward pass per token. Each column of the cache is one step. Rows
+    that join later have empty columns at the start."""
 
     def __init__(self) -> None:
         self.rows: list[DecodingRow] = []
         self.cache: Any = None
         self.mask: Tensor | None = None
-        """[rows, columns]: 1 where a row has a token."""
+        """1 where a row has a token, as [rows, columns]."""
 
         self.fixed = False
-        """Whether its rows stay together until the last one has ended, because their cache cannot be
+        """True if the rows stay together until the last one has ended, because their cache cannot be
         split."""
 
     def join(self, rows: Sequence[DecodingRow], read: Read, index: Tensor) -> None:
-        """Add rows to the batch. `index`: for each of `rows` its position in what was read."""
+        """Add rows to the batch. `index` maps each of `rows` to its position in `read`."""
         cache, mask = read.cache, read.mask[index]
         for layer in cache.layers:
             _select(layer, index)
@@ -225,7 +224,7 @@ class DecodingBatch:
         self.rows += rows
 
     def drop_ended(self) -> None:
-        """Remove rows that have ended, and columns that are then empty in all remaining rows."""
+        """Remove rows that have ended, and columns that are empty in all remaining rows."""
         kept = _closed_up([row.ended for row in self.rows])
         if len(kept) == len(self.rows) or self.mask is None or (self.fixed and kept):
             return
@@ -260,7 +259,8 @@ class DecodingBatch:
 
 
 class Batching:
-    """All rows of one model and its adapters. `step` reads some prompts, or samples a token for each row."""
+    """All rows of one model and its adapters. `step` prefills some prompts, or samples a token for each
+    row."""
 
     def __init__(self, model: Any, *, most_rows: int, reader: PromptReader | None = None) -> None:
         self.model = model
@@ -274,8 +274,8 @@ class Batching:
         self._last = {"logits_to_keep": 1} if only_last else {}
 
     def use(self, model: Any) -> Any:
-        """Use this model from now on: the same model after its adapters changed. Answers in progress are
-        kept."""
+        """Use this model from now on. It must be the same model, with different adapters. Answers in progress
+        continue."""
         self.changing()
         self.model = model
         self._mixing = Mixing(model) if can_mix(model) else None
@@ -314,8 +314,8 @@ class Batching:
 
     def step(self) -> Iterator[tuple[DecodingRow, DrawnToken]]:
         """Yield each row with its next token. Rows that end are marked, including rows without a next token.
-        The caller may end more of them. If memory runs out, half as many rows are answered at a time from
-        then on, and rows in progress are read again."""
+        The caller may end more rows. If memory runs out, half as many rows are decoded at a time from then
+        on, and rows in progress are prefilled again."""
         with torch.no_grad():
             for name in list(self._batches):
                 batch = self._batches[name]

@@ -1,9 +1,10 @@
-"""A pass of Llama-shaped models for answers on a CPU, in half as many operations as transformers takes.
+"""A faster forward pass for Llama-shaped models on a CPU, with half as many operations as transformers.
 
-A token of a small model costs mostly calls. Here matrices with the same input are one product, queries and
-keys are rotated together, the mask is made once, and behind the last layer's attention only the positions
-that are read are computed. The pass is compared with the library's before it is used; what it does not know
-goes there."""
+For small models, most of the time per token is call overhead. This pass multiplies matrices with the same
+input at once, rotates queries and keys together, builds the mask once, and after the last layer's attention
+computes only the positions whose logits are needed. It is compared with the library's pass before it is used.
+Calls with unsupported arguments use the library's pass.
+"""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -26,13 +27,13 @@ from orchestrate.local.model.shortcuts.probes import CLOSE, distance
 
 KINDS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 KNOWN = {"input_ids", "attention_mask", "position_ids", "cache", "use_cache", "logits_to_keep"}
-"""The arguments that it understands. With any other, the library's pass is used."""
+"""Supported arguments. Calls with any other argument use the library's pass."""
 Group = tuple[str, Tensor | None]
-"""An adapter and its rows; `None` means all."""
+"""An adapter and its rows. `None` means all rows."""
 
 
 class Mixes(Protocol):
-    """Map of rows to adapters."""
+    """Assigns rows to adapters."""
 
     @property
     def groups(self) -> Sequence[Group]: ...
@@ -168,21 +169,21 @@ class _Layer:
 
 
 class QuickPass:
-    """Takes the place of a model's `forward`."""
+    """Replaces a model's `forward`."""
 
     mixing: Mixes | None = None
-    """Says which rows have which adapter. `None`: all have the one that PEFT has switched on."""
+    """Assigns rows to adapters. `None` uses the adapter that PEFT has active for all rows."""
 
     def __init__(self, inner: Any) -> None:
         decoder = decoder_of(inner)
         self._inner, self._decoder, self.library = inner, decoder, inner.forward
         self._layers = [_Layer(layer, inner.config) for layer in decoder.layers]
         self._adapted: Any = None
-        """Any layer with adapters: all of them have the same one switched on."""
+        """One of the layers with adapters. All of them have the same adapter active."""
         self._fits = True
 
     def bind(self, mixing: Mixes | None, adapters: Sequence[str], *, fits: bool) -> None:
-        """Take note of the adapters that lie on the model now. `fits`: whether each is a sum of products."""
+        """Update the adapters that are loaded on the model. `fits`: each of them is a sum of products."""
         self.mixing = mixing
         self._fits = fits and all(joined.holds for one in self._layers for joined in one.joined)
         every = [layer for one in self._layers for joined in one.joined for layer in joined.layers]
@@ -263,7 +264,8 @@ def _mask(mask: Tensor | None, before: int, length: int, like: Tensor) -> Tensor
 
 
 def quicken(inner: Any) -> QuickPass | None:
-    """Give a model its quick pass, unless it is of another shape, or gets other logits by it."""
+    """Replace a model's forward pass with the quick one, unless the architecture is unsupported or the logits
+    differ. Returns `None` if it was not replaced."""
     if type(inner).__name__ not in KINDS or not _is_plain(inner):
         return None
     quick = QuickPass(inner)
@@ -277,7 +279,7 @@ def quicken(inner: Any) -> QuickPass | None:
 
 
 def quick_of(model: Any) -> QuickPass | None:
-    """Return the quick pass of a model, with or without adapters on it."""
+    """Return the model's quick pass, or `None`. The model may have adapters."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     found = vars(inner).get("forward")
     return found if isinstance(found, QuickPass) else None

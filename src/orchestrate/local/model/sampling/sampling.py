@@ -22,7 +22,7 @@ from orchestrate.local.model.sampling.batching import AS_IT_IS, Batching, Decodi
 from orchestrate.local.model.shortcuts.probes import distance
 
 ROUNDED = 0.05
-"""Relative distance of logits that 16-bit rounding can explain."""
+"""Relative distance between logits that 16-bit rounding can explain."""
 
 
 @dataclass
@@ -30,23 +30,23 @@ class Sampler:
     """Samples answers."""
 
     stops: tuple[int, ...]
-    """The tokens that end an answer."""
+    """Tokens that end an answer."""
     others: tuple[tuple[int, ...], ...]
-    """Tokens that begin another speaker's turn. They also end the answer."""
+    """Token sequences that begin another speaker's turn. They also end the answer."""
     pad: int
     device: torch.device
     context: int | None
-    """The maximum number of tokens of prompt and answer together."""
+    """Maximum number of tokens of prompt and answer together."""
     shares: bool = False
-    """Whether a prefix shared by all prompts of a batch is read only once."""
+    """True to compute a prefix that all prompts of a batch share only once."""
     fitting_rows: int | None = None
-    """Number of rows that fit after memory had run out."""
+    """Number of rows that fit, once memory has run out."""
     holds: Callable[[Sequence[int]], Holds] | None = None
-    """Returns the constraint for the answer to a prompt."""
+    """Creates the constraint for the answer to a prompt."""
     _bears_padding: bool | None = None
     _bears_sharing: bool | None = None
     _beginning: tuple[list[int], Any] | None = None
-    """The common prefix of the prompts of this draw, and its cache."""
+    """The common prefix of the current prompts, and its cache."""
 
     @classmethod
     def of(cls, template: Template, folder: ModelFolder, device: torch.device) -> Sampler:
@@ -66,11 +66,11 @@ class Sampler:
         watch: Callable[[Sequence[DecodingRow]], None] | None = None,
         close: set[int] | None = None,
     ) -> list[list[int]]:
-        """Sample one answer to each prompt, in order, as token ids that include the token that ended the
-        answer where there was one. Prompts of similar length are read together as long as that changes no
-        answer. `look_up` runs before each token and may raise. `watch` gets the rows after it. `close`
-        gets the positions of prompts that were answered in a batch and whose answer may have changed by
-        rounding (see `rounding`). Raises `RunFailed` where the model's outputs are not finite."""
+        """Sample one answer to each prompt, in order. Answers are token ids, including the token that ended
+        the answer, if any. Prompts of similar length are prefilled together if that changes no answer.
+        `look_up` runs before each token and may raise. `watch` receives the rows after it. `close` collects
+        the positions of prompts whose answer may have changed by rounding in a batch (see `rounding`). Raises
+        `RunFailed` if the model's outputs are not finite."""
         looks = False if close is not None and len(prompts) > 1 and most_rows > 1 else None
         rows = [
             DecodingRow(
@@ -107,8 +107,8 @@ class Sampler:
     def turned(
         self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], close: set[int]
     ) -> set[int]:
-        """Return which of the answers at the positions that `draw` reported as `close` were actually
-        changed by rounding."""
+        """Return which of the answers that `draw` reported as `close` were actually changed by rounding, by
+        position."""
         places = sorted(close)
         asked, given = ([rows[i] for i in places] for rows in (prompts, answers))
         share = self.shares and self._bears_sharing is True
@@ -116,7 +116,7 @@ class Sampler:
         return {i for i, one in zip(places, found, strict=True) if one}
 
     def said(self, ids: list[int]) -> tuple[list[int], bool]:
-        """Strip the tokens that ended an answer, and return whether the model ended it itself."""
+        """Strip the tokens that ended an answer. Also returns whether the model ended it itself."""
         if ids and ids[-1] in self.stops:
             return ids[:-1], True
         for other in self.others:
@@ -125,8 +125,8 @@ class Sampler:
         return ids, False
 
     def room(self, prompt: Sequence[int], max_tokens: int) -> int:
-        """Return the maximum number of tokens in the answer. It is lower, or zero, if the prompt fills the
-        model's context."""
+        """Return the maximum number of tokens in the answer. It is lower than requested, or zero, if the
+        prompt leaves less room in the model's context."""
         return max_tokens if self.context is None else max(0, min(max_tokens, self.context - len(prompt)))
 
     # -- reading, as `batching.Reader` has it --------------------------------------------------------------
@@ -212,8 +212,8 @@ def _require_token(drawn: DrawnToken) -> None:
 
 
 def stop_tokens(template: Template, folder: ModelFolder) -> tuple[int, ...]:
-    """Return the tokens that end an answer: the tokenizer's, the model's, and those with which the
-    template ends an answer or tool calls."""
+    """Return the tokens that end an answer: the tokenizer's, the model's, and those that the template writes
+    after an answer or after tool calls."""
     talk = ChatExample(
         messages=[ChatMessage(role="user", content="Hi"), ChatMessage(role="assistant", content="Hello")]
     )

@@ -1,1 +1,1 @@
-"""The engine's optimizations over the libraries, each with a check that the model supports it."""
+"""Optimizations over the libraries' code. Each is used only after a check that the model supports it."""

@@ -23,8 +23,8 @@ class Unfit(RunFailed):
 
 
 def compile_layers(inner: Any) -> None:
-    """Compile each decoder layer separately. The layers are alike, so one compilation serves all of them,
-    and everything around them (masks, head, loss) stays ours. Lengths are dynamic."""
+    """Compile each decoder layer separately. The layers are alike, so one compilation serves all of them. The
+    code around them (masks, head, loss) is not compiled. Lengths are dynamic."""
     for layer in decoder_of(inner).layers:
         layer.compile(dynamic=True)
 
@@ -35,11 +35,11 @@ def undo_compiling(inner: Any) -> None:
 
 
 def use_liger(inner: Any) -> None:
-    """Put Liger's norms, rotation and gated product into this model. The loss stays ours.
+    """Use Liger's norms, rotary embedding and gated product in this model, but not its loss.
 
-    Liger replaces classes and functions of transformers' own modules too, for all models of the process.
-    Raises `Unfit` for an architecture that Liger does not know, changes or fails on. What was replaced is put
-    back then, and the model must be loaded again. It needs Triton and a GPU.
+    Liger also replaces classes and functions in transformers' own modules, for all models of the process.
+    Raises `Unfit` if Liger does not support the architecture, fails on it, or changes its results.
+    Replacements are then undone, and the model must be loaded again. It needs Triton and a GPU.
     """
     replaced = _Replaced()
     try:
@@ -94,12 +94,12 @@ NOT_UNSLOTH = (
     "modules_to_save",
     "target_parameters",
 )
-"""Adapter settings that are not passed to it."""
+"""Adapter settings that are not passed to Unsloth."""
 
 
 def load_unsloth(job: LocalJob, folder: str, length: int | None, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Load and patch a model with Unsloth. Returns (peft model, the transformers model inside it). Masks
-    and loss stay ours: Unsloth's model returns hidden states only. It needs a GPU."""
+    """Load and patch a model with Unsloth. Returns (peft model, the transformers model inside it). Masks and
+    loss are Orchestrate's, because Unsloth's model only returns hidden states. It needs a GPU."""
     adapter = job.adapter
     asked = {
         "packing": job.hyper.packing,

@@ -1,4 +1,4 @@
-"""Turn on the engine's optimizations that a model supports, and note the others."""
+"""Turn on the optimizations that a model supports, and note the others."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def fuse(model: Any) -> int:
-    """Give every plain LoRA layer of a peft model the fused forward pass. Returns how many layers got it."""
+    """Replace the forward pass of every plain LoRA layer of a peft model with the fused one. Returns the
+    number of replaced layers."""
     from peft.tuners.lora import LoraLayer
 
     fused = 0
@@ -121,10 +122,8 @@ def _forward(layer: Any, original: Callable[..., Tensor]) -> Callable[..., Tenso
 
 
 def turn_on(loaded: Loaded, job: LocalJob) -> None:
-    """Turn on the optimizations that work with this model. Those that fail are left out, with the reason
-    in `loaded.left_out`.
-
-    Raises `RunFailed` for a model that cannot complete a training step even without them."""
+    """Turn on the optimizations that work with this model. Others are left out, with the reason in
+    `loaded.left_out`. Raises `RunFailed` if the model cannot complete a training step even without them."""
     if not probes.head_is_understood(loaded):
         loaded.head = OutputHead(OwnLogits(loaded.head.layer.weight.detach()))
         loaded.own_logits = True
@@ -137,7 +136,7 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
     if not proved and (reason := probes.trains(loaded)):
         raise RunFailed(
             f"cannot train this model: {reason}",
-            fix="use fewer modules in adapter.targets, or engine: plain; worker.log has the full message",
+            fix="use fewer modules in adapter.targets, or engine: plain. worker.log has the full message",
         )
     _balance(loaded, job)
     if fused:
@@ -233,7 +232,7 @@ def _experts(loaded: Loaded) -> None:
 
 def _rows(loaded: Loaded, job: LocalJob) -> None:
     if job.hyper.neftune_alpha:
-        loaded.left_out["packing"] = "the noise depends on each row's length"
+        loaded.left_out["packing"] = "NEFTune noise depends on each row's length"
         return
     loaded.line_limit, reason = probes.line_limit(loaded)
     if reason:

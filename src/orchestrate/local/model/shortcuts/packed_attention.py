@@ -1,5 +1,5 @@
-"""Attention over packed rows on a GPU, by torch's kernel for rows of any length, without creating a mask
-of every token against every other."""
+"""Attention over packed rows on a GPU, with torch's kernel for rows of any length. It needs no mask of every
+token against every other."""
 
 # torch and transformers describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -25,8 +25,8 @@ CAUSAL = (-1, 0)
 
 
 def use(loaded: Loaded) -> str | None:
-    """Switch the model to this attention for packed rows, or return why that is not possible. Check the
-    result with `probes.packs` before a step."""
+    """Switch the model to this attention for packed rows, or return the reason why not. Check the result with
+    `probes.packs` before a step."""
     config = loaded.inner.config.get_text_config()
     if config._attn_implementation != "sdpa":
         return "the model uses its own attention"
@@ -63,8 +63,8 @@ def attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention behind transformers' attention interface: [lines, heads, tokens, dim] -> [lines,
-    tokens, heads, dim]. Rows that are not packed go to torch's usual kernels."""
+    """Compute attention with transformers' attention interface: [lines, heads, tokens, dim] -> [lines,
+    tokens, heads, dim]. Rows that are not packed use torch's usual kernels."""
     layout = kwargs.pop("layout", None)
     if layout is None:
         found, _ = sdpa_attention_forward(
@@ -73,7 +73,9 @@ def attention(
         return found, None
     # The mask of `Loaded.hidden` is a single one; any other was made by the model itself.
     if not is_plain(module, dropout, kwargs) or (attention_mask is not None and attention_mask.numel() > 1):
-        raise NotImplementedError("attention over packed rows supports no dropout, soft cap, bias or mask")
+        raise NotImplementedError(
+            "attention over packed rows does not support dropout, soft cap, bias or mask"
+        )
     lines, _, tokens, _ = query.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     kernel: Any = import_module(KERNEL)

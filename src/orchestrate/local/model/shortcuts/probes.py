@@ -1,5 +1,6 @@
 """Check which of the engine's optimizations a model supports. Each is tried on made-up tokens in evaluation
-and training mode. It is left out if the model gives different states, lets rows see one another, or fails."""
+and training mode. It is left out if it changes the hidden states, lets rows attend to one another, or
+fails."""
 
 # torch and transformers describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -18,14 +19,14 @@ from orchestrate.local.model.loaded import Loaded, TrainedOnly, decoder_of
 from orchestrate.local.model.shortcuts.kernels import NAME, SHORT_ROW, line_up
 
 CLOSE = 0.03
-"""The relative distance of hidden states that 16-bit rounding can explain."""
+"""Relative distance between hidden states that 16-bit rounding can explain."""
 APART = 1e-6
-"""How much a row's states may change, relatively, with the content of another row of the same length. It is
-almost nothing, because sums of the same shape round alike. In a mixture of experts, the shape of each
-expert's sums changes, and with it the rounding."""
+"""Maximum relative change of a row's states when another row of the same length has different content. It is
+almost 0, because sums of the same shape round alike. In a mixture of experts, the content changes the shape
+of each expert's sums and with it the rounding."""
 LENGTHS = (9, 5, 12, 7)
 SHARED = 3
-"""The number of tokens at the beginning of all made-up rows."""
+"""Number of tokens in the common prefix of all made-up rows."""
 
 
 class PackedProbe(NamedTuple):
@@ -34,9 +35,9 @@ class PackedProbe(NamedTuple):
     ids: Tensor
     inputs: dict[str, Any]
     own: list[slice]
-    """For each row: the flat positions of its own tokens, after those that it shares with others."""
+    """For each row, the flat positions of its own tokens, without those that it shares with others."""
     shared: slice
-    """Positions of the tokens that all rows share. Empty if each row has its own."""
+    """Flat positions of the tokens that all rows share. Empty if rows share none."""
 
 
 Arrange = Callable[[Sequence[Any]], PackedProbe]
@@ -49,7 +50,7 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def as_before(device: torch.device) -> Generator[None]:
-    """Restore the random state afterwards, whatever numbers are drawn inside."""
+    """Restore the random state at exit."""
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state() if device.type == "cuda" else None
     try:
@@ -62,7 +63,7 @@ def as_before(device: torch.device) -> Generator[None]:
 
 def trains(loaded: Loaded) -> str | None:
     """Return the reason why the model fails a forward and backward pass in training mode, or `None` if it
-    works."""
+    succeeds."""
     ids, places = made_up(loaded), torch.tensor([3, 6, 9], device=loaded.device)
     try:
         with as_before(loaded.device), _training(loaded), torch.enable_grad():
@@ -91,7 +92,7 @@ def draws(loaded: Loaded) -> bool:
 
 
 def trained_only(loaded: Loaded) -> str | None:
-    """Limit the last layer's MLP to the trained positions, or return why that is not possible."""
+    """Limit the last layer's MLP to the trained positions. Returns the reason if that is not possible."""
     layers = getattr(decoder_of(loaded.inner), "layers", None)
     mlp = getattr(layers[-1], "mlp", None) if layers is not None else None
     if mlp is None:
@@ -124,12 +125,12 @@ def trained_only(loaded: Loaded) -> str | None:
 
 
 def line_limit(loaded: Loaded) -> tuple[int, str | None]:
-    """Return the row length in tokens up to which rows may be packed into one line (`layout`), or 0 and
-    the reason when the model does not support it. The model must use our attention, keep the rows
+    """Return the maximum length in tokens of rows that may be packed into one line (`layout`), or 0 and the
+    reason if the model does not support it. The model must use Orchestrate's attention, keep the rows
     separate, and give each row the same hidden states as alone."""
     config = loaded.inner.config.get_text_config()
     if loaded.device.type != "cpu":
-        return 0, "packing here needs the CPU attention"
+        return 0, "it needs the CPU attention"
     if config._attn_implementation != NAME:
         return 0, "the model uses its own attention"
     if reason := apart(loaded, _in_line, SHARED):
@@ -139,8 +140,8 @@ def line_limit(loaded: Loaded) -> tuple[int, str | None]:
 
 
 def packs(loaded: Loaded) -> str | None:
-    """Return the reason why rows of this model must not be packed one after the other with positions that
-    restart, or `None` if they may."""
+    """Return the reason why rows of this model must not be packed one after another, with positions that
+    restart at 0, or `None` if they may."""
     return apart(loaded, lambda rows: _packed(rows, loaded), 0)
 
 
@@ -159,7 +160,7 @@ def apart(loaded: Loaded, arrange: Arrange, shared: int) -> str | None:
                 joined, others = _states(loaded, arrange(rows)), _states(loaded, arrange(changed))
                 alone = [loaded.hidden(torch.from_numpy(r)[None].to(loaded.device))[0, shared:] for r in rows]
             if any(not distance(a, b) <= CLOSE for a, b in zip(joined, alone, strict=True)):
-                return "packed rows get different hidden states than single rows"
+                return "packed rows get different hidden states than unpacked rows"
             mixture = getattr(loaded.inner.config.get_text_config(), "num_experts_per_tok", None)
             bound = CLOSE if mixture else APART
             if any(not distance(joined[r], others[r]) <= bound for r in (0, 2, 3)):
@@ -190,7 +191,7 @@ def _leak(loaded: Loaded, joined: PackedProbe) -> str | None:
         (slope,) = torch.autograd.grad((own * toward).sum(), embedded[0], retain_graph=True)
         seen = (slope.flatten(0, 1) != 0).any(-1)
         if not seen[joined.own[r]].any():
-            return "cannot tell which tokens a row attends to"
+            return "cannot determine which tokens a row attends to"
         seen[joined.own[r]] = seen[joined.shared] = False
         if seen.any():
             return "a packed row attends to another row's tokens"
@@ -229,7 +230,7 @@ def _states(loaded: Loaded, joined: PackedProbe) -> list[Tensor]:
 
 
 def head_is_understood(loaded: Loaded) -> bool:
-    """Return whether decoder plus head gives the model's own logits, checked on a few tokens."""
+    """Return whether decoder and head together reproduce the model's own logits, checked on a few tokens."""
     ids = torch.arange(1, 5, device=loaded.device)[None] % loaded.head.layer.weight.shape[0]
     with loaded.judging(), torch.no_grad():
         own = loaded.inner(input_ids=ids, use_cache=False).logits.float()

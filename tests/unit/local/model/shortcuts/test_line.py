@@ -140,7 +140,7 @@ def test_a_model_whose_rows_would_mix_gets_no_line(tmp_path: Path) -> None:
     mlp = loaded.inner.get_decoder().layers[0].mlp
     original = mlp.forward
     mlp.forward = lambda x: original(x) + 0.5 * torch.roll(x, 1, 1)
-    assert line_limit(loaded) == (0, "packed rows get different hidden states than single rows")
+    assert line_limit(loaded) == (0, "packed rows get different hidden states than unpacked rows")
 
 
 @pytest.mark.slow
