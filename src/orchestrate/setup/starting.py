@@ -194,11 +194,12 @@ def _splits(
         ]
     files = {one.split: Path(one.path) for one in report.files if one.rows}
     told = ", ".join(f"{one.rows:,} {one.split}" for one in report.files)
-    few = f" (seed {report.seed}, so that no split is empty)" if report.seed else ""
+    few = f" (seed {report.seed}, chosen so that no split is empty)" if report.seed else ""
     remarks = [f"split 80/10/10 by content: {told}{few}"]
     if number > 1:
         remarks.append(
-            f"written to {target.name}, because another spec uses the different rows in {stem}.split"
+            f"written to {target.name}, because another spec uses the rows in {stem}.split, which are "
+            "different"
         )
     if not near:
         remarks.append(
@@ -250,7 +251,7 @@ def _models(
                 break
             left_out.setdefault(name, errors[0])
         else:
-            left_out.setdefault(name, "none of the usual models can be fine-tuned there")
+            left_out.setdefault(name, "it supports none of the models that init proposes")
     return models, left_out, of_files
 
 
@@ -300,5 +301,5 @@ def _text(models: Mapping[str, str], spec: Mapping[str, Any]) -> str:
     return (
         f"# yaml-language-server: $schema=./{specfile.SCHEMA_NAME}\n"
         "# Proposed by `orchestrate init`. `orchestrate plan` shows what each setting becomes on each\n"
-        "# backend; `orchestrate init FOLDER` writes a spec with all settings and what they mean.\n" + body
+        "# backend. `orchestrate init FOLDER` writes a spec that explains all settings.\n" + body
     )

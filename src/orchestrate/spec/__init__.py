@@ -68,8 +68,8 @@ class JobSpec(SpecPart):
 
     model: str | dict[str, str] = Field(
         description=(
-            "Canonical name (orchestrate models), a host's id, a Hugging Face Hub id or a folder. Or a "
-            "mapping with one entry per backend"
+            "Base model: a canonical name (orchestrate models), a host's id, a Hugging Face Hub id, a "
+            "folder, or a mapping with one entry per backend"
         )
     )
     train: Train = Field(
@@ -239,7 +239,7 @@ class JobSpec(SpecPart):
             )
         for name, schedule in (("decay_ratio", "warmup_stable_decay"), ("schedule_power", "polynomial")):
             if getattr(self, name) is not None and self.schedule != schedule:
-                raise ValueError(f"{name} only applies to  schedule: {schedule}; remove it")
+                raise ValueError(f"{name} only applies to  schedule: {schedule}. Remove it")
         if (self.warmup_ratio or 0) + (self.decay_ratio or 0) > 1:
             raise ValueError(
                 "warmup_ratio and decay_ratio are fractions of the same steps, so their sum must be at most 1"

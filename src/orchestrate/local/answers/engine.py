@@ -231,7 +231,7 @@ class Engine(AdaptedModel):
         if changes_base(path):
             raise UsageError(
                 f"{folder} changes the base model, which the other adapters share",
-                fix="merge and serve it alone",
+                fix="merge it and serve the merged model alone",
             )
         try:
             self._load(name, path)

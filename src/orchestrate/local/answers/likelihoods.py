@@ -1,4 +1,4 @@
-"""Likelihoods of given rows under a model. Imports torch."""
+"""Compute how likely given rows are under a model. Imports torch."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

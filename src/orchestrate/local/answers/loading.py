@@ -41,12 +41,12 @@ UNPACKED = (
     "its 4-bit base was unpacked to 16-bit values, which round differently from bitsandbytes (to "
     f"use its kernels: {settings.NF4_PRODUCTS}=bitsandbytes)"
 )
-"""Note for answers. Greedy answers may differ from the answers of other programs with the same NF4
+"""Note attached to answers, because greedy answers may differ from those of other programs with the same NF4
 weights."""
 
 
 def too_large(folder: ModelFolder) -> bool:
-    """Return whether a base model answers in 4 bits by default because of its size."""
+    """Return whether a base model is loaded in 4 bits by default because of its size."""
     return folder.expanded_bytes > LARGE_MODEL_BYTES
 
 

@@ -1,4 +1,4 @@
-"""One answer as growing text: which part is final, where a stop sequence cuts it, and how it ended."""
+"""Parse one answer as it grows: its final part, where a stop sequence cuts it, and how it ended."""
 
 # transformers describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

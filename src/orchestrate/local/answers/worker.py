@@ -20,7 +20,7 @@ from orchestrate.local.run.launching import require_packages, worker_environment
 if TYPE_CHECKING:
     import numpy as np
 
-NAME, TRAINS = "the inference process", "the process that trains"
+NAME, TRAINS = "the inference process", "the training process"
 Take = Callable[[dict[str, Any] | None], None]
 
 

@@ -67,7 +67,7 @@ class EncodedPair:
 
 
 _END_OF_PROMPT = 64
-"""Number of the prompt's last tokens from which the start of the answer is detected."""
+"""Number of the prompt's last tokens that are used to detect where the answer starts."""
 
 
 class Template:

@@ -87,8 +87,8 @@ class EncodedRows:
         return [2 * i for i in examples] + [2 * i + 1 for i in examples] if self.pairs else list(examples)
 
     def batches(self, batch_size: int, seed: int, epoch: int, window: int = NEAR) -> Batches:
-        """Split one epoch's examples into optimizer steps. Labeled answers stay in random order: good and
-        bad answers differ in length, and sorting by length would batch them with their own kind only."""
+        """Split one epoch's examples into optimizer steps. Labeled answers stay in random order, because good
+        and bad answers differ in length, and sorting by length would separate them."""
         window = window if self.labels is None else 1
         return epoch_batches(self.lengths, batch_size, seed, epoch, window=window)
 
@@ -370,7 +370,7 @@ _PLACES = "places.npy"
 
 
 class PromptFile(Sequence[RLExample]):
-    """The lines of a file of RL rows."""
+    """The RL rows of a file, read when needed."""
 
     def __init__(self, path: Path, places: npt.NDArray[np.int64]) -> None:
         """Open the file. `places` are the byte offsets of its lines."""

@@ -59,12 +59,12 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Setting
     if asked not in (None, "auto"):
         return SettingChoice(asked, "set in the spec")
     if device != "cuda":
-        return SettingChoice("fused", "own CPU kernels; Liger and Unsloth need a GPU")
+        return SettingChoice("fused", "it has CPU kernels, while Liger and Unsloth need a GPU")
     if _installed("liger"):
         return SettingChoice("liger", "liger-kernel is installed and there is a GPU")
     if tokens is not None and tokens >= COMPILE_TOKENS:
         return SettingChoice(
-            "compile", f"{tokens:,} tokens are enough to justify compiling; Liger is not installed"
+            "compile", f"{tokens:,} tokens are enough to justify compiling, and Liger is not installed"
         )
     how_many = "the number of tokens is unknown" if tokens is None else f"{tokens:,} tokens are too few"
     return SettingChoice(
@@ -94,7 +94,7 @@ def precision(
         without = f"this GPU (compute capability {found}) does not support bf16"
         if found >= FP16_CAPABILITY or found == 6.0:
             return SettingChoice(
-                "fp16", f"{without}; the loss is scaled so that small gradients do not vanish"
+                "fp16", f"{without}. The loss is scaled so that small gradients do not vanish"
             )
         return SettingChoice("fp32", f"{without}, and its fp16 is slower than fp32")
     if machine.cpu_multiplies_bf16():

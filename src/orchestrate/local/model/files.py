@@ -386,7 +386,7 @@ def _download(model: str) -> str:
     except errors.RepositoryNotFoundError as error:
         raise UsageError(
             f"the hub has no model {model}, or it is private",
-            fix="check the name; for a private model export HF_TOKEN=...",
+            fix="check the name. For a private model, export HF_TOKEN=...",
         ) from error
     except errors.OfflineModeIsEnabled as error:
         raise _unreachable(model) from error

@@ -350,7 +350,7 @@ def _require_spreadable(folder: ModelFolder) -> None:
     if (held := Quantised.of(folder.config)) is not None:
         raise UsageError(
             f"the model's weights are stored in {held.told} and cannot be sharded across several GPUs",
-            fix="use the model in 16 bits; adapter: qlora quantizes it to 4 bits here",
+            fix="use the 16-bit model. To quantize it to 4 bits here, set adapter: qlora",
         )
 
 
@@ -372,7 +372,7 @@ def _require_trainable(inner: Any, folder: ModelFolder) -> None:
         raise RunFailed(
             f"the model's weights are stored in {held.told}, and transformers cannot train an "
             "adapter on them",
-            fix="use the model in 16 bits; adapter: qlora quantizes it to 4 bits here",
+            fix="use the 16-bit model. To quantize it to 4 bits here, set adapter: qlora",
         )
 
 

@@ -1,4 +1,4 @@
-"""Graders of reinforcement fine-tuning, as far as this machine can run them. No torch here.
+"""Graders of reinforcement fine-tuning that this machine can run. Torch-free.
 
 The objects are OpenAI's (`openai.types.graders`): `string_check`, `text_similarity`, `python` and `multi`
 over these. `refusal` gives the reason why a grader cannot run here, for example because it needs another
@@ -85,7 +85,7 @@ class GraderCode:
             return {"error": f"the code took longer than {seconds:g} s"}
         except Ended as ended:
             self._stop()
-            return {"error": f"the code's process ended with {ended.code}"}
+            return {"error": f"the code's process exited with code {ended.code}"}
         if (said := _said(answer)) is None:
             self._stop()
             return {"error": "the code wrote to the channel reserved for its results and was stopped"}
@@ -129,7 +129,7 @@ _FIELDS = {
 LONGEST_FORMULA = 10_000
 _SAMPLE = ("output_text", "output_json", "output_tools", "choices")
 _CODE = (
-    "its code would run on this machine; if you trust it: orchestrate --allow-grader-code ... (or "
+    "its code would run on this machine. If you trust it: orchestrate --allow-grader-code ... (or "
     "ORCHESTRATE_ALLOW_GRADER_CODE=1 in your environment)"
 )
 _PLACE = re.compile(r"\w[\w.\[\]-]*")

@@ -176,7 +176,7 @@ SHORT_ROW = 1024
 """Maximum row length in tokens for which a CPU uses attention that stores its weights:
 `kernels.SHORT_ROW`."""
 BLOCK = 128
-"""Queries processed together: `blocks.BLOCK`."""
+"""Number of queries processed together: `blocks.BLOCK`."""
 OVERHEAD = {"cpu": 560 << 20, "cuda": 900 << 20}
 """Memory of the libraries. On a CPU, 530 to 600 MiB of a worker's resident memory were not its tensors (torch
 2.13). On a GPU, it is a typical size of the driver's context and kernels, not measured."""
@@ -348,7 +348,7 @@ class _Layer(NamedTuple):
     attention_forward: float
     attention_backward: float
     kept: float
-    """Stored by the entire layer."""
+    """Stored by the entire layer until its backward pass."""
 
 
 def _layer(shape: ModelShape, setup: Setup, device: str) -> _Layer:

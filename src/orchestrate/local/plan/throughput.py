@@ -318,7 +318,7 @@ def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str |
     source = _source(kind, ran, home, told_by, place)
     if slower > 1.1:
         cores = text.count(machine.cores(), "core")
-        source += f"; with a load of {load:.1f} on {cores}, up to {slower:.1f} times as long"
+        source += f", and up to {slower:.1f} times as long with the current load of {load:.1f} on {cores}"
     return Throughput(
         tokens_per_second=speed.value / kind.operations / math.sqrt(slower),
         factor=speed.factor * math.sqrt(slower),
@@ -374,4 +374,4 @@ def _source(kind: ThroughputKey, ran: list[MeasuredPace], home: Path, told_by: s
         )
         return f"measured on this machine with {nearest.model} on {nearest.measured_on}"
     measured = "orchestrate local bench" if place is None else f"train once on {place}"
-    return f"estimated for {what}; to measure it: {measured}"
+    return f"estimated for {what} (to measure it: {measured})"

@@ -51,7 +51,7 @@ def me() -> WorkerId:
 
 
 def started(pid: int) -> str | None:
-    """Return when the process started, or `None` if it does not exist or is a zombie."""
+    """Return the process's start time, or `None` if it does not exist or is a zombie."""
     if platform.system() == "Linux":
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -364,7 +364,8 @@ class RunDir:
         append_line(self.path / "metrics.jsonl", point.to_json())
 
     def repair(self, last_step: int) -> None:
-        """Remove incomplete lines, and the metrics of steps that will run again, before the run resumes."""
+        """Prepare the files for resuming: remove incomplete lines, and the metrics of steps that will run
+        again."""
         events = self.path / "events.jsonl"
         if events.exists():
             write_whole(events, b"".join(line + b"\n" for line in read_lines(events)))

@@ -90,7 +90,7 @@ def passport(
     precision: str,
     threads: int,
 ) -> dict[str, Any]:
-    """Describe the result and its origin for someone who finds the folder a year from now."""
+    """Describe the result and its origin for anyone who finds the folder later."""
     return {
         "ref": job.ref,
         "kind": result_name(job),

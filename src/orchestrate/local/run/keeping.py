@@ -131,7 +131,7 @@ class CheckpointedLoop:
             if not _disk_is_full(error):
                 raise
             self.dir.add_event(
-                f"no checkpoint at step {progress.step}: the disk is full ({error}); training continues",
+                f"no checkpoint at step {progress.step}: the disk is full ({error}). Training continues",
                 level="warning",
                 type="checkpoint",
                 step=progress.step,

@@ -26,7 +26,7 @@ KERNEL_CACHE = 64
 number of tokens, and no two steps have the same. With the default of 1024, a worker grew from 590 to 1,400 MB
 within 240 steps without becoming faster. One pass needs 64, because its layers are alike."""
 ENDING_S = 60.0
-"""Seconds for the process of a paused worker to exit. It must release a GPU and a grader's processes."""
+"""Seconds that the process of a paused worker has to exit. It must release a GPU and a grader's processes."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "jinja2")
 
 
@@ -55,8 +55,8 @@ def resume(
     alive: Callable[[RunDir], bool] = RunDir.alive,
 ) -> bool:
     """Start a worker for a paused or interrupted job. Returns False if a worker is running or the job has
-    ended. A worker that has just paused gets time to exit. `start` and `alive` are replacements for a worker
-    on another machine. Raises `RunFailed` if the worker does not exit."""
+    ended. A worker that has just paused gets time to exit. `start` and `alive` override how a remote worker
+    is started and checked. Raises `RunFailed` if the worker does not exit."""
     if start is None:
         require_packages()
     with run.steering():

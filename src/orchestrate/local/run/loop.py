@@ -258,7 +258,7 @@ class Loop(CheckpointedLoop):
 
     @property
     def result(self) -> tuple[int, dict[str, float]]:
-        """Step whose weights are the result of an ended run, and their evaluation."""
+        """The step that provides an ended run's weights, and its evaluation."""
         p = self.progress
         if self.best is not None and p.best_step is not None:
             return p.best_step, p.best_metrics

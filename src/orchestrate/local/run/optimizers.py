@@ -108,7 +108,7 @@ def _bare(group: Group) -> Group:
 
 
 class Several:
-    """Combines several optimizers of different parameters."""
+    """Combines several optimizers for different parameters."""
 
     def __init__(self, parts: list[Any]) -> None:
         self.parts = parts

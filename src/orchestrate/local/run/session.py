@@ -260,7 +260,7 @@ class Session:
         if plan.fits is False:
             self.run.add_event(
                 f"training needs about {size(plan.total_bytes)}, more than the "
-                f"{size(plan.available_bytes or 0)} of this machine; to reduce it: "
+                f"{size(plan.available_bytes or 0)} of this machine. To reduce it: "
                 + "; then ".join(plan.advice),
                 level="warning",
                 type="memory",
@@ -403,7 +403,7 @@ class Session:
             f"{duration(p.seconds)} of training",
         ]
         step, metrics = self.loop.result
-        at = f" at step {step}, whose weights were kept" if step != p.step else ""
+        at = f" at step {step} (the weights that were kept)" if step != p.step else ""
         if "valid_reward" in metrics:
             parts.append(f"validation reward {metrics['valid_reward']:.4f}{at}")
         elif "valid_loss" in metrics:

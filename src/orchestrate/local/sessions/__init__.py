@@ -278,7 +278,7 @@ class SessionEngine(AdaptedModel):
                 self.model.eval()
         total = sums.loss
         if not math.isfinite(total):
-            raise UsageError(f"the loss is not finite ({total}); no gradient was added")
+            raise UsageError(f"the loss is not finite ({total}), so no gradient was added")
         for parameter, gradient in zip(parameters, sums.gradients, strict=False):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

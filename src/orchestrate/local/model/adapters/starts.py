@@ -45,7 +45,7 @@ EVA_PASSES = 512
 
 @dataclass(frozen=True)
 class Beginning:
-    """Inputs that a new adapter can be initialized from."""
+    """Inputs for initializing a new adapter."""
 
     folder: ModelFolder
     kept: Path

@@ -31,7 +31,7 @@ from orchestrate.local.model.sampling import NO_MEMORY, DrawnToken, GrowingLayer
 from orchestrate.local.model.sampling.quick_pass import quick_of
 
 PLAIN = ("Linear", "Linear4bit", "Linear8bitLt")
-"""PEFT's layers whose adapter adds a product of two matrices to the base's output."""
+"""PEFT's layer classes that add a product of two matrices to the base's output."""
 
 Matrices = tuple[Tensor, Tensor, float]
 """A, B, and the scale of their product."""
@@ -177,7 +177,7 @@ class Read:
     """Logits of the next token, as [rows, vocabulary]."""
     cache: Any
     mask: Tensor
-    """1 where a row has a token, as [rows, columns]."""
+    """Attention mask, as [rows, columns]: 1 where a row has a token."""
 
 
 class PromptReader(Protocol):
@@ -203,7 +203,7 @@ class DecodingBatch:
         self.rows: list[DecodingRow] = []
         self.cache: Any = None
         self.mask: Tensor | None = None
-        """1 where a row has a token, as [rows, columns]."""
+        """Attention mask, as [rows, columns]: 1 where a row has a token."""
 
         self.fixed = False
         """True if the rows stay together until the last one has ended, because their cache cannot be

@@ -192,9 +192,9 @@ def _layers(loaded: Loaded, job: LocalJob) -> bool:
         layers = fuse(loaded.model)
         if reason := probes.trains(loaded):
             unfuse(loaded.model)
-            loaded.left_out["LoRA in a single step"] = reason
+            loaded.left_out["fused LoRA"] = reason
         elif layers:
-            loaded.turned_on.append("LoRA in a single step")
+            loaded.turned_on.append("fused LoRA")
         proved = reason is None
     if loaded.device.type == "cpu" and (replaced := use_on_cpu(loaded.inner)):
         with watched() as calls:

@@ -30,7 +30,7 @@ SHARED = 3
 
 
 class PackedProbe(NamedTuple):
-    """Rows in one input of the model."""
+    """Rows packed into one model input."""
 
     ids: Tensor
     inputs: dict[str, Any]
@@ -82,8 +82,8 @@ def made_up(loaded: Loaded) -> Tensor:
 
 
 def draws(loaded: Loaded) -> bool:
-    """Return whether a forward pass in training mode draws random numbers: dropout of the adapter or of
-    the model itself."""
+    """Return whether a forward pass in training mode draws random numbers, because of dropout in the adapter
+    or the model."""
     ids = _ids(loaded, 8, 7)[None]
     with as_before(loaded.device), _training(loaded), torch.no_grad():
         before = _random(loaded.device)
@@ -146,8 +146,8 @@ def packs(loaded: Loaded) -> str | None:
 
 
 def apart(loaded: Loaded, arrange: Arrange, shared: int) -> str | None:
-    """Return the reason why rows in this arrangement get different results than alone, or `None` if they
-    don't. Their first `shared` tokens are stored once."""
+    """Return the reason why rows in this arrangement get different results than when computed alone, or
+    `None` if they don't. Their first `shared` tokens are stored once."""
     chance = np.random.default_rng(0)
     rows = [_ids(loaded, n, seed).cpu().numpy() for seed, n in enumerate(LENGTHS)]
     beginning = chance.integers(3, 50, SHARED)

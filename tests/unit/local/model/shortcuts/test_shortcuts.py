@@ -97,7 +97,7 @@ def test_what_ends_with_our_layers_is_trained_with_the_libraries(session: Sessio
     loaded = again(session)
     mlp.forward = forward
     turn_on(loaded, session.job)
-    assert loaded.left_out == {"LoRA in a single step": "the model raises RuntimeError: no such layer"}
+    assert loaded.left_out == {"fused LoRA": "the model raises RuntimeError: no such layer"}
     assert "forward" not in vars(mlp.gate_proj)
     assert loaded.line_limit > 0  # the others are on
 
