@@ -22,7 +22,7 @@ class Gpu(Record, frozen=True, kw_only=True):
 
 def mark(folder: Path) -> str:
     """Return a folder's random id, created on the first call. It distinguishes folders with the same name on
-    different machines. Returns the folder's name if the id cannot be written."""
+    different machines. Returns the folder's path if the id cannot be written."""
     file = folder / "mark"
     try:
         private_folder(folder)

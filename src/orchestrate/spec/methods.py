@@ -98,8 +98,8 @@ class DPO(SpecPart):
     type: Literal["dpo"] = "dpo"
     loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
     beta: Float | None = Field(default=None, gt=0, le=10)
-    """Strength of the penalty, at most 2. At most 10 for SimPO, which averages likelihoods over tokens. For
-    ORPO, the weight of the odds ratio relative to the loss of the preferred answer. For IPO, its tau."""
+    """Strength of the KL penalty, at most 2. At most 10 for SimPO, which averages likelihoods over tokens.
+    For ORPO, the weight of the odds ratio relative to the loss of the preferred answer. For IPO, its tau."""
     label_smoothing: Float | None = Field(default=None, ge=0, lt=0.5)
     """Fraction of pairs whose labels are assumed to be flipped (conservative DPO)."""
     normalize_by_length: bool | None = None

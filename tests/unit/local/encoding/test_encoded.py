@@ -69,7 +69,7 @@ def test_nothing_is_left_of_a_file_that_cannot_be_encoded(tmp_path: Path, templa
         encode_file(path, template, tmp_path / "encoded")
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    with pytest.raises(DataError, match="no row has a token to train on"):
+    with pytest.raises(DataError, match="no row contains a token to train on"):
         encode_file(empty, template, tmp_path / "encoded")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.jsonl", "rows.jsonl"]
 
