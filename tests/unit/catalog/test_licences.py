@@ -24,7 +24,7 @@ def test_each_licence_of_the_catalog_asks_for_something_or_is_known_not_to() -> 
         ("llama3.1", 'Built with Llama"', "700 million"),
         ("llama3.3", 'Built with Llama"', "700 million"),
         ("qwen", "Built with Qwen", "100 million"),
-        ("modified-mit", "show the model's name", "100 million"),
+        ("modified-mit", "display the model's name", "100 million"),
     ],
 )
 def test_attribution_and_user_limits_are_asked_about(id: str, attribution: str, limit: str) -> None:
