@@ -135,7 +135,7 @@ def _left(ft: Workspace) -> Iterator[Check]:
 def _asked(ft: Workspace, name: str) -> Check:
     """Return whether the host takes the key: a read, which changes and bills nothing."""
     try:
-        with work(f"asking {name}"):
+        with work(f"contacting {name}"):
             next(iter(ft.ready(name).list()), None)
     except OrchestrateError as error:
         return Check(check=f"host {name}", ok=False, detail=error.message, fix=error.fix)

@@ -453,7 +453,7 @@ def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
         cache = kv_cache_bytes(shape, setup.drawn, setup.longest, b)
         # The prompts go through one layer after the other; a layer's cache is copied when it grows.
         passing = (2 * b * wide + 4 * b * h) * setup.drawn * setup.longest + cache / shape.layers
-        yield _Moment("drawing answers", cache + passing, 12 * setup.drawn * shape.vocabulary, 0)
+        yield _Moment("sampling answers", cache + passing, 12 * setup.drawn * shape.vocabulary, 0)
     if full:
         end = b * h * tokens + (3 if shape.tied else 1) * table
         yield _Moment("the embeddings", end, 0, 4 * trainable)

@@ -116,8 +116,8 @@ def test_answers_that_are_drawn_are_planned_for() -> None:
     shape = ModelShape.of(SMALL)
     learns = plan(shape, Setup(longest=2000), device="cuda", available_bytes=1)
     draws = plan(shape, Setup(longest=2000, drawn=256), device="cuda", available_bytes=1)
-    assert learns.peak != "drawing answers"
-    assert draws.peak == "drawing answers" and draws.total_bytes > learns.total_bytes
+    assert learns.peak != "sampling answers"
+    assert draws.peak == "sampling answers" and draws.total_bytes > learns.total_bytes
 
 
 @given(lengths, st.integers(1, 20), st.integers(1, 8))
