@@ -90,7 +90,7 @@ class Loading(Opening, frozen=True, kw_only=True):
         return tuned[0] if tuned else None
 
     def in_precision(self) -> Loading:
-        """Set the precision that the models were trained with, if no precision is set."""
+        """Return a copy with the precision that the models were trained with, if no precision is set."""
         known = four_bit_of(self.four_bit, self.folders)
         if known is None and self.whole is not None:
             known = False

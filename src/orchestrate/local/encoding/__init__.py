@@ -124,8 +124,8 @@ class Template:
         calls: bool = True,
         growing: bool = False,
     ) -> ReadAnswer:
-        """Parse an answer. `ids` exclude the token that ended it. `cut`: the answer was cut off. `growing`:
-        parse only the part that can no longer change. `asked` are the token ids of the prompt, and `tools`
+        """Parse an answer. `ids` exclude the token that ended it. Set `cut` if it was cut off, and `growing`
+        to parse only the part that can no longer change. `asked` are the token ids of the prompt, and `tools`
         the tools that were offered. Without `calls`, tool calls in the answer remain text."""
         text, prompt = (self.hub.decode(part) for part in (ids, asked[-_END_OF_PROMPT:]))
         return read_answer(

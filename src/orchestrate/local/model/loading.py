@@ -47,9 +47,10 @@ things, and some models access their weights directly."""
 
 
 def nf4(dtype: torch.dtype, *, spread: bool = False) -> BitsAndBytesConfig:
-    """Configure NF4 with double quantization of linear layers, and of experts if transformers stores them in
-    one tensor and supports other implementations. With `spread`, the quantized values are stored as numbers
-    of `dtype`, like the other weights, so that they can be sent between processes."""
+    """Build the configuration for NF4 with double quantization of linear layers, and of experts if
+    transformers stores them in one tensor and supports other implementations. With `spread`, the quantized
+    values are stored as numbers of `dtype`, like the other weights, so that they can be sent between
+    processes."""
     return (_registered() or BitsAndBytesConfig)(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -131,7 +131,7 @@ def versions() -> dict[str, str]:
 
 
 def publish(run: RunDir, name: str, fill: Any, passport_of: dict[str, Any]) -> Path:
-    """Atomically move the finished folder to its final location."""
+    """Move the finished folder atomically to its final location."""
     final = run.path / name
     with whole_folder(final) as draft:
         fill(draft)

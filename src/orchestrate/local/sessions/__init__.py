@@ -134,7 +134,7 @@ class TrainedModel:
     adapter: str
     shape: AdapterShape
     parameters: dict[str, torch.nn.Parameter]
-    """Parameters by name. The names omit the adapter's."""
+    """Parameters by name, without the adapter's name."""
     optimizer: Any
     steps: int = 0
 
@@ -395,7 +395,7 @@ class SessionEngine(AdaptedModel):
     def save(
         self, id: str, folder: Path, *, optimizer: bool, note: str | None = None, overwrite: bool = False
     ) -> None:
-        """Atomically save the model's weights as an adapter for `serve`, `eval` and `chat`. With `optimizer`,
+        """Save the model's weights atomically as an adapter for `serve`, `eval` and `chat`. With `optimizer`,
         the state needed to resume training is saved too. `note` is stored next to the weights for the server.
         Raises `UsageError` if the folder exists, unless `overwrite` is set."""
         from peft import get_peft_model_state_dict
