@@ -137,7 +137,7 @@ def _catalog() -> _Catalog:
 
 @cache
 def _read(entries: tuple[description.Entry, ...]) -> _Catalog:
-    """`entries` are the hosts whose models their own files list."""
+    """Read the catalog. `entries` are the hosts that list their models in files of their own."""
     import yaml
 
     described = description.readable(entries)

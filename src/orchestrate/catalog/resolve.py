@@ -192,7 +192,7 @@ def _is_folder(name: str) -> bool:
 
 
 def _is_path(name: str) -> bool:
-    """Of a model folder, or of a GGUF file."""
+    """Return whether the name is the path of a model folder or GGUF file."""
     return name.startswith(("/", "./", "../", "~", ".\\")) or name.endswith(".gguf")
 
 

@@ -84,8 +84,8 @@ def gpu_load(index: int = 0) -> GpuLoad | None:
 
 
 def _cards(fields: str) -> list[tuple[list[str], int | None]]:
-    """Return the fields of each GPU that CUDA gives to this process, in its order, and the bytes of a
-    slice (MIG). The driver's tool lists all GPUs, whatever CUDA_VISIBLE_DEVICES says."""
+    """Return the fields of each GPU that CUDA gives to this process, in its order, and the bytes of a slice
+    (MIG). The driver's tool itself ignores CUDA_VISIBLE_DEVICES."""
     asked = _ask(f"--query-gpu=index,uuid,{fields}", "--format=csv,noheader,nounits")
     rows = [[cell.strip() for cell in line.split(",")] for line in asked if line.strip()]
     names = visible()
@@ -117,7 +117,7 @@ def _slices() -> dict[str, tuple[str, int]]:
 
 
 def _ask(*asked: str) -> list[str]:
-    """Return the output lines of the driver's tool. Empty where it is missing or fails."""
+    """Return the output lines of the driver's tool. Empty if it is missing or fails."""
     try:
         env = settings.of_child()
         done = subprocess.run(
@@ -165,7 +165,7 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def _cpuinfo(key: str) -> str:
-    """Read the fields of the first core. Empty where Linux does not report them."""
+    """Read the fields of the first core. Empty if Linux does not report them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

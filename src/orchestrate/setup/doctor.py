@@ -117,7 +117,7 @@ def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
 
 
 def _left(ft: Workspace) -> Iterator[Check]:
-    """Return what processes that have ended left held in the budget."""
+    """Yield a check for budget that ended processes left reserved."""
     runs, answers = leftovers.unsent(ft.store), leftovers.answers(ft.store)
     held = [spending(run).total_usd for run in runs] + answers
     if not held:
@@ -133,7 +133,7 @@ def _left(ft: Workspace) -> Iterator[Check]:
 
 
 def _asked(ft: Workspace, name: str) -> Check:
-    """Return whether the host takes the key: a read, which changes and bills nothing."""
+    """Check whether the host accepts the key, with a read that changes and bills nothing."""
     try:
         with work(f"contacting {name}"):
             next(iter(ft.ready(name).list()), None)

@@ -58,7 +58,7 @@ def memory_plan(
 
 
 def _shape(model: str) -> tuple[ModelShape, str | None]:
-    """The model's shape, and a remark when it is a usual one of its size."""
+    """Return the model's shape, and a note if it is a typical one for its size."""
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)[bB]", model):
         return ModelShape.like(float(size.group(1)) * 1e9), "assuming a typical architecture of this size"
     resolved = catalog.resolve(model, this_machine().kind)
@@ -163,7 +163,7 @@ def start(
 
 
 def _as_options(columns: Mapping[str, str]) -> str:
-    """As a command takes them; a field of no column is not read."""
+    """Format the columns as command-line options. Fields without a column are ignored."""
     read = [
         ("--map", f"{field}={column}") if column else ("--ignore", field) for field, column in columns.items()
     ]
@@ -173,7 +173,7 @@ def _as_options(columns: Mapping[str, str]) -> str:
 def _splits(
     spec: Path, folder: Path, given: Mapping[str, Path], columns: Mapping[str, str]
 ) -> tuple[dict[str, Path], list[str]]:
-    """Split -> file: those that are there, or the shares of the one that is."""
+    """Map splits to files: the given ones, or the shares of a single file."""
     if len(given) > 1:
         return {n: given[n] for n in NAMES if n in given}, []
     [source] = given.values()
@@ -209,7 +209,7 @@ def _splits(
 
 
 def _named_by_another(spec: Path, target: Path) -> bool:
-    """Return whether a spec beside the data or beside `spec` names files of the folder."""
+    """Return whether a spec next to the data or next to `spec` names files in the folder."""
     near = {*target.parent.glob("*.y*ml"), *spec.parent.glob("*.y*ml")} if target.is_dir() else set[Path]()
     return any(
         f"{target.name}/" in other.read_text(encoding="utf-8", errors="replace")
@@ -219,7 +219,7 @@ def _named_by_another(spec: Path, target: Path) -> bool:
 
 
 def _would_stay(target: Path, write: Callable[[Path], SplitReport]) -> bool:
-    """Return whether a split into the folder would write the rows that it holds."""
+    """Return whether splitting into the folder would write the same rows that it already contains."""
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         copy = shutil.copytree(target, Path(scratch, target.name))
         files = [Path(one.path) for one in write(copy).files]
@@ -229,8 +229,8 @@ def _would_stay(target: Path, write: Callable[[Path], SplitReport]) -> bool:
 def _models(
     ft: Workspace, folder: Path, spec: Mapping[str, Any], backends: list[str], *, images: bool
 ) -> tuple[dict[str, str], dict[str, str], Sequence[Problem]]:
-    """The first starter with which a backend takes the files, why there is none for the others, and what is
-    wrong with the files all the same."""
+    """Return each backend's first starter model that accepts the files, the reasons for backends without one,
+    and other problems of the files."""
     models: dict[str, str] = {}
     of_files: Sequence[Problem] = ()
     left_out: dict[str, str] = {}
@@ -260,7 +260,7 @@ _CURES = {"duplicate": "orchestrate data dedupe {}", "near-duplicate": "orchestr
 
 
 def _told(found: Sequence[Problem]) -> list[str]:
-    """A line for each kind of what the rows should not have."""
+    """Return a line for each kind of problem in the rows."""
     counts: dict[tuple[str, str], int] = {}
     for p in found:
         if p.code in _TOLD and p.source:
@@ -274,7 +274,7 @@ def _told(found: Sequence[Problem]) -> list[str]:
 
 
 def _with_siblings(file: Path) -> dict[str, Path]:
-    """The file to train on, with the other splits that lie beside it."""
+    """Return the training file, with the other splits next to it."""
     beside = splits_of(file.parent)
     is_one = beside.get("train") == file and len(beside) > 1
     return {name: beside[name] for name in NAMES if name in beside} if is_one else {"train": file}
@@ -296,7 +296,7 @@ def _fits_here(model: catalog.Model) -> bool:
 
 
 def _text(models: Mapping[str, str], spec: Mapping[str, Any]) -> str:
-    """The spec as YAML, with what a reader wants to know of it."""
+    """Write the spec as YAML, with explanatory comments."""
     body = specfile.yaml_text({"model": dict(models), **spec}, sort_keys=False)
     return (
         f"# yaml-language-server: $schema=./{specfile.SCHEMA_NAME}\n"

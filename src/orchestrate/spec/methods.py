@@ -59,7 +59,7 @@ class SpecPart(_Part):
     )
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        """Return only the given fields, because all fields together would fill a screen."""
+        """Return only the fields that were set, because all fields together would fill a screen."""
         return [(name, value) for name, value in super().__repr_args__() if name in self.model_fields_set]
 
     def __str__(self) -> str:
@@ -289,7 +289,7 @@ def method_word(method: SFT | DPO | RFT) -> str:
 
 
 def _tagged(default: str) -> BeforeValidator:
-    """`method: sft` and `method: {type: sft}` are the same; without a type it is the default."""
+    """Accept `method: sft` as `method: {type: sft}`. Without a type, use the default."""
 
     def tagged(value: Any) -> Any:
         word = cast("dict[str, Any]", value).get("type") if isinstance(value, dict) else value
@@ -305,14 +305,14 @@ def _tagged(default: str) -> BeforeValidator:
 
 
 def _number(value: Any) -> Any:
-    """YAML reads yes, no, on and off as booleans, which Python would take as 1 and 0."""
+    """Reject booleans. YAML reads yes, no, on and off as booleans, which Python would accept as 1 and 0."""
     if isinstance(value, bool):
         raise ValueError("must be a number, not yes or no")  # noqa: TRY004  pydantic reports ValueError
     return value
 
 
 def _money(value: Any) -> Any:
-    """A YAML float keeps the digits that were written: 0.1 is ten cents, not 0.1000000000000000055."""
+    """Convert a YAML float by its written digits: 0.1 is ten cents, not 0.1000000000000000055."""
     return Decimal(str(value)) if isinstance(value, float) else value
 
 

@@ -69,7 +69,7 @@ def build(values: Mapping[str, Any], *, lines: Lines | None = None, place: str =
 
 
 def _override_errors(spec: JobSpec, name: str, own: dict[str, Any], lines: Lines | None) -> list[str]:
-    """Return what is wrong with the values that one backend gets instead of the spec's."""
+    """Return the errors in the values that override the spec for one backend."""
     model = spec.model if isinstance(spec.model, str) else next(iter(spec.model.values()))
     values = {**spec.asked(), "model": model, **own}
     del values["overrides"]
@@ -161,7 +161,7 @@ def template_text(given: str) -> str:
 
 
 def _with_template_from(values: Any, folder: Path) -> Any:
-    """With the path of a chat template taken from `folder`."""
+    """Resolve the path of a chat template against `folder`."""
     if not isinstance(values, dict):
         return values
     table = _as_table(cast("Any", values))
@@ -172,7 +172,7 @@ def _with_template_from(values: Any, folder: Path) -> Any:
 
 
 def _is_template(text: str) -> bool:
-    """Not a file's name."""
+    """Return whether the value is a template rather than the name of a file."""
     return "{{" in text or "{%" in text
 
 
@@ -205,7 +205,8 @@ def with_overrides(path: Path, provider: str, fields: Mapping[str, Any]) -> str:
 
 
 def _inserted(text: str, provider: str, fields: Mapping[str, Any]) -> str:
-    """`text` with the fields below `overrides:`; where its form is another, this is not what was wanted."""
+    """Insert the fields below `overrides:`. If the file has an unexpected form, the result does not parse to
+    the intended values."""
     lines = text.splitlines(keepends=True)
     end = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
     if lines and lines[-1].splitlines()[0] == lines[-1]:
@@ -226,7 +227,7 @@ def _inserted(text: str, provider: str, fields: Mapping[str, Any]) -> str:
 
 
 def _entry(node: Any, name: str) -> tuple[int, Any] | None:
-    """The line of a key of a mapping, and its value."""
+    """Return the line of a mapping's key, and its value."""
     pairs: list[tuple[Any, Any]] = node.value if isinstance(node, yaml.MappingNode) else []
     return next(((k.start_mark.line, v) for k, v in pairs if k.value == name), None)
 
@@ -316,7 +317,8 @@ def _from_folder(value: str, folder: Path) -> str:
 
 
 def _files_from(value: Any, folder: Path) -> Any:
-    """A data field with its relative paths taken from `folder`; what is none stays for the spec to refuse."""
+    """Resolve the relative paths of a data field against `folder`. Invalid values stay for the spec to
+    reject."""
     if isinstance(value, str):
         return _from_folder(value, folder)
     if isinstance(value, TrainFile):

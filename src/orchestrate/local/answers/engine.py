@@ -483,7 +483,7 @@ class Engine(AdaptedModel):
     def _prompt_of(
         self, found: EngineModel, messages: list[ChatMessage], tools: list[dict[str, Any]] | None
     ) -> list[int] | dict[str, Any]:
-        """Return the prompt, or why it cannot be answered."""
+        """Return the prompt, or the reason why it cannot be answered."""
         try:
             prompt = found.template.asked(messages, tools)
         except DataError as error:
@@ -535,7 +535,7 @@ def _short(dtype: object) -> str:
 
 
 def _watch(found: EngineModel, tools: Any, send: Send) -> Callable[[Sequence[DecodingRow]], None]:
-    """Return a callback that streams the part of the answer that is certain, as it is written."""
+    """Return a callback that streams the final part of the answer while it grows."""
     speeches: list[Speech] = []
 
     def watch(rows: Sequence[DecodingRow]) -> None:

@@ -124,7 +124,7 @@ class Forms:
 
     @cached_property
     def _pairs(self) -> list[tuple[tuple[int, ...], tuple[int, ...], str]]:
-        """The tokens that open and close thinking, and what opens it as text."""
+        """Return the tokens that open and close thinking, and the opening text."""
         shape = self._template.shape
         return [
             (tuple(self._template.tokens(opening)[0]), tuple(self._template.tokens(closing)[0]), opening)
@@ -132,8 +132,7 @@ class Forms:
         ]
 
     def _require_no_marks(self, form: AnswerForm) -> None:
-        """Raise `UsageError` for texts with a token that the tokenizer keeps for itself: written as such, it
-        would end the answer or a turn."""
+        """Raise `UsageError` for texts that contain a special token, which would end the answer or a turn."""
         marks = [str(token) for token in self._template.tokenizer.added_tokens_decoder.values()]
         functions = [tool["function"] for tool in form.calls or ()]
         for text in _texts([form.schema, *(function.get("parameters") for function in functions)]):
@@ -144,7 +143,7 @@ class Forms:
         return json.dumps({**schema, "x-guidance": _LAYOUT})
 
     def _calling(self, function: Mapping[str, Any], number: int, rules: list[str]) -> str:
-        """One tool's way; `rules` gets those that it needs."""
+        """Return the grammar of a call to one tool. Its rules are added to `rules`."""
         parameters: dict[str, Any] = function.get("parameters") or _ANYTHING
         call = self._call
         head = self._literals(call.before + str(function["name"]) + call.between)
@@ -157,7 +156,7 @@ class Forms:
     def _each(
         self, parameters: Mapping[str, Any], apart: tuple[str, str, str], number: int, rules: list[str]
     ) -> list[str]:
-        """Arguments one by one, in the order of the schema, each there if it is required."""
+        """Return the grammar of arguments that are written one by one, in the order of the schema."""
         opens, names, closes = apart
         closing = self._literals(closes)
         unknown = parameters.keys() - _OF_AN_OBJECT
@@ -189,7 +188,7 @@ class Forms:
 
     @cached_property
     def _call(self) -> CallFormat:
-        """Return how the template writes tool calls. Raises `UsageError` where that is unknown."""
+        """Return how the template writes tool calls. Raises `UsageError` if that is unknown."""
         one = self._shown({_KEY: _VALUE})
         before, named, after = one.partition(_NAME)
         if not named or _NAME in after:
@@ -214,7 +213,7 @@ class Forms:
         return CallFormat(before.lstrip(), head.removesuffix(opens), behind, (opens, names, closes))
 
     def _shown(self, arguments: Mapping[str, str]) -> str:
-        """A call as the template writes it, without what ends the turn."""
+        """Render a call with the template, without the text that ends the turn."""
         call = ToolCall(id="call_0", function=FunctionCall(name=_NAME, arguments=json.dumps(arguments)))
         each = {name: {"type": "string", "description": "A key."} for name in arguments}
         function = {
@@ -244,7 +243,8 @@ class Forms:
         return said
 
     def _literals(self, text: str) -> list[str]:
-        """As a grammar has them: tokens that the tokenizer never writes with others are named by their id."""
+        """Write the text as grammar literals. Tokens that the tokenizer never merges with others are named by
+        their id."""
         added = {str(token): id for id, token in self._template.tokenizer.added_tokens_decoder.items()}
         if not added:
             return [json.dumps(text)] if text else []
@@ -260,7 +260,7 @@ def _unlike() -> UsageError:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Return what of a schema an answer may have to repeat."""
+    """Return the texts of a schema that an answer may have to repeat."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
@@ -274,7 +274,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _words(schema: Mapping[str, Any], closes: str) -> list[str] | None:
-    """Return the texts to choose from, or `None` where the text is free. Raises `UsageError`."""
+    """Return the texts to choose from, or `None` if the text is free. Raises `UsageError`."""
     if not {"enum", "const"} & schema.keys():
         return None
     if unknown := schema.keys() - _ANNOTATIONS - {"type", "enum", "const"}:
@@ -322,7 +322,7 @@ def _cut(text: str, key: str, value: str) -> tuple[str, str, str]:
 
 
 def _reason(told: str) -> str:
-    """Strip the position in a grammar that nobody wrote."""
+    """Strip the position in the generated grammar from an error message."""
     first = re.split(r"\n\s*\d+ \|", told)[0]
     return re.sub(r"^at \d+\(\d+\): ", "", " ".join(first.split()))[:400]
 

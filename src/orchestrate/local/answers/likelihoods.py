@@ -48,7 +48,7 @@ def likelihoods(
 def _of_part(
     model: Any, device: torch.device, part: Sequence[tuple[list[int], list[bool]]]
 ) -> list[Likelihood]:
-    """Of rows in one pass, the longest of which is the last."""
+    """Score rows in one pass. The last row is the longest."""
     longest = len(part[-1][0])
     ids = torch.zeros((len(part), longest), dtype=torch.long)
     told = torch.zeros((len(part), longest), dtype=torch.bool)
@@ -73,7 +73,7 @@ def _of_part(
 
 
 def _encoded(template: Template, row: dict[str, Any], most: int | None) -> tuple[list[int], list[bool]]:
-    """Return the token ids, and which of them count."""
+    """Return the token ids and which of them count."""
     if "text" in row:
         context = str(row.get("context", ""))
         ids: list[int] = template.tokenizer(context + row["text"])["input_ids"]
@@ -91,7 +91,7 @@ def _encoded(template: Template, row: dict[str, Any], most: int | None) -> tuple
 
 
 def _learnt(template: Template, example: Example, *, alone: bool) -> tuple[list[int], list[bool]]:
-    """Return what a row teaches: the preferred answer of a pair, the answer of an unpaired row."""
+    """Return the trained part of a row: the preferred answer of a pair, the answer of an unpaired row."""
     match example:
         case PreferenceExample():
             encoded = encode_pair(example, template).preferred

@@ -96,8 +96,8 @@ class Speech:
         )
 
     def _piece(self, said: ReadAnswer) -> dict[str, Any] | None:
-        """Return the text that no later token can change. Half a character, or what may begin a stop
-        word, waits."""
+        """Return the text that no later token can change. Half a character and the possible start of a stop
+        sequence are held back."""
         content = said.content.rstrip("\ufffd")
         for stop in self.stop:
             held = next((n for n in range(len(stop) - 1, 0, -1) if content.endswith(stop[:n])), 0)

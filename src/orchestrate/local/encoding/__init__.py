@@ -245,7 +245,8 @@ def _answered(
 
 
 def _encode_chat(example: ChatExample, template: Template, rules: Rules | None) -> Encoded:
-    """`rules` are of supervised training, where a single answer decides what the model learns to say."""
+    """Encode a conversation. `rules` are those of supervised training, where a single answer decides what the
+    model learns to say."""
     row = 1.0 if example.weight is None else example.weight
     roles, inputs = (rules.roles, rules.train_on_inputs) if rules else (ASSISTANT, False)
     shown = template.chats.rendered(example.messages, example.tools, others=roles - ASSISTANT)
@@ -301,9 +302,8 @@ def _over(encoded: Encoded, rules: Rules) -> int:
 def _cut(
     encoded: Encoded, template: Template, rules: Rules, least: int = 0, *, whole: bool = False
 ) -> Encoded:
-    """Cut the row to the limit. If it is cut at its beginning and loses `least` tokens or more, it keeps
-    the token that begins every text. An answer that lost its own beginning is no longer trained, unless
-    the `whole` row is."""
+    """Cut the row to the limit. If it is cut at its start, by at least `least` tokens, it keeps the token
+    that begins every text. An answer without its start is not trained, unless the `whole` row is."""
     over = _over(encoded, rules)
     if rules.truncation == "left":
         over = max(over, least)
@@ -330,7 +330,7 @@ class _Given(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _PairRow(msgspec.Struct, forbid_unknown_fields=True):
-    """A pair in the form in which `orchestrate.data` writes it for this machine."""
+    """A pair as `orchestrate.data` writes it for this machine."""
 
     input: _Given
     preferred_output: list[ChatMessage]

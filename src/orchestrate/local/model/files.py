@@ -57,7 +57,7 @@ def expansion(config: Mapping[str, Any]) -> float:
 
 
 def _named(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """Return what a config.json says about how its files store the weights, and the method's name."""
+    """Return the quantization section of a config.json and the method's name."""
     held = _mapping(config.get("quantization_config"))
     held = held or _mapping(_mapping(config.get("text_config")).get("quantization_config"))
     return held, str(held.get("quant_method") or "bitsandbytes")
@@ -223,8 +223,8 @@ def _at(model: str) -> Path:
 
 
 def _is_dir(path: Path) -> bool:
-    """Return whether the path is a folder. A name that is too long is not: it may come from someone
-    else's file."""
+    """Return whether the path is a folder. Names that are too long are not, because they may come from an
+    untrusted file."""
     with suppress(OSError):
         return path.is_dir()
     return False
@@ -267,8 +267,8 @@ def source(name: str) -> str:
 
 
 def _no_gguf(model: str) -> None:
-    """Raise `UsageError` for a GGUF file, a folder that contains nothing else, or a hub repository named
-    for them."""
+    """Raise `UsageError` for a GGUF file, a folder with only GGUF files, or a Hub repository named after
+    GGUF."""
     path = _at(model)
     named = path.suffix.lower() == ".gguf" or (path.name.lower().endswith("-gguf") and not _is_dir(path))
     if named or (_is_dir(path) and any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))):
@@ -427,7 +427,7 @@ def _unreachable(model: str) -> ConfigError:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """Return the HTTP status of the answer behind the error, which may be several causes away."""
+    """Return the HTTP status of the response that caused the error, possibly several causes away."""
     while error is not None:
         response = getattr(error, "response", None)
         if (code := getattr(response, "status_code", None)) is not None:

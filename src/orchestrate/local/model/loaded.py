@@ -304,8 +304,8 @@ def fastest(most: int, seconds: Callable[[int], float]) -> int:
 
 
 def _seconds(count: int) -> float:
-    """Measure products of the size that small models have. The sum counts rather than the minimum,
-    because waiting for a core counts."""
+    """Measure matmuls of the size that small models have. Returns their sum rather than the minimum, because
+    waiting for a core counts."""
     torch.set_num_threads(count)
     rows, weights = torch.ones(512, 512), torch.ones(512, 512)
     torch.mm(rows, weights)  # starts the threads

@@ -61,7 +61,8 @@ def nf4(dtype: torch.dtype, *, spread: bool = False) -> BitsAndBytesConfig:
 
 
 def _registered() -> type[BitsAndBytesConfig] | None:
-    """Return the configuration of our quantizer, or `None` where transformers does not know such experts."""
+    """Return the configuration of Orchestrate's quantizer, or `None` if this transformers does not support
+    it."""
     try:
         from transformers.integrations import moe
         from transformers.integrations.bitsandbytes import Bnb4bitQuantize
@@ -324,7 +325,7 @@ def load(
 
 
 def _products(job: LocalJob, device: torch.device) -> SettingChoice:
-    """Return the precision of the job, which was decided when it was submitted, and why."""
+    """Return the job's precision, which was decided at submit, and the reason."""
     full = job.adapter.full
     settled = precision(job.precision, device.type, full=full)
     if job.precision is None or not job.spec or job.asks_precision:
@@ -336,8 +337,8 @@ def _products(job: LocalJob, device: torch.device) -> SettingChoice:
 
 
 def _unfit_for_liger(inner: Any, job: LocalJob) -> str | None:
-    """Return why the model must be loaded again and trained without Liger, or `None` where Liger is in
-    it."""
+    """Return the reason why the model must be reloaded and trained without Liger, or `None` if Liger is in
+    use."""
     try:
         use_liger(inner)
     except Unfit as error:
@@ -356,7 +357,7 @@ def _require_spreadable(folder: ModelFolder) -> None:
 
 
 def _all_weights(folder: ModelFolder, device: torch.device) -> Any:
-    """To be trained themselves."""
+    """Load a model to train all of its weights. Raises `RunFailed` for a quantized one."""
     if (held := Quantised.of(folder.config)) is not None:
         raise RunFailed(
             f"the model's weights are stored in {held.told} and cannot be trained",
@@ -367,7 +368,7 @@ def _all_weights(folder: ModelFolder, device: torch.device) -> Any:
 
 
 def _require_trainable(inner: Any, folder: ModelFolder) -> None:
-    """Raise `RunFailed` for quantized bases over which nothing can be trained."""
+    """Raise `RunFailed` for quantized bases that cannot be trained on."""
     held, quantiser = Quantised.of(folder.config), getattr(inner, "hf_quantizer", None)
     if held is not None and quantiser is not None and not quantiser.is_trainable:
         raise RunFailed(
@@ -444,8 +445,8 @@ def add_adapter(model: Any, folder: Path, name: str) -> None:
 
 
 def _require_fit(model: Any, folder: Path, name: str) -> None:
-    """Check that all weights fit: peft ignores weights for which the model has no place, and leaves
-    weights that a file lacks at their random values."""
+    """Check that all weights fit. peft ignores weights without a place in the model, and leaves missing
+    weights at their random values."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -470,7 +471,7 @@ def _require_fit(model: Any, folder: Path, name: str) -> None:
 def _adapted(
     inner: Any, job: LocalJob, beginning: Beginning | None, added: Sequence[int]
 ) -> tuple[Any, tuple[str, ...]]:
-    """Return the peft model, and what got no adapter, with the reason."""
+    """Return the peft model, and the modules without an adapter, with the reason."""
     from peft import EvaConfig, LoraConfig
 
     for parameter in inner.parameters():

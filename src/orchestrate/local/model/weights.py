@@ -331,7 +331,7 @@ def _expanded(
 
 
 class _Packed:
-    """One weight. Like safetensors' own slices, it is read when it is indexed."""
+    """One weight, read when it is indexed, like safetensors' own slices."""
 
     def __init__(self, stored: Any, scales: Any, device: torch.device) -> None:
         self.stored, self.scales, self.device = stored, scales, device

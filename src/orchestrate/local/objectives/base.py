@@ -28,8 +28,8 @@ from orchestrate.local.model.shortcuts.kernels import common_start, line_up
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Weighted sum of cross-entropies over a frozen head. The gradient is computed together with the
-    loss, while a block's logits are available, so they are neither kept nor computed twice."""
+    """Weighted sum of cross-entropies over a frozen head. The gradient is computed together with the loss,
+    while a block's logits are available, so logits are neither stored nor computed twice."""
 
     @staticmethod
     def forward(
@@ -99,7 +99,7 @@ def weighted_loss(
 
 
 def _log_complement(log_p: Tensor) -> Tensor:
-    """Compute log(1 - p), finite also where p rounds to 1."""
+    """Compute log(1 - p), with a finite result even if p rounds to 1."""
     return torch.log(-torch.expm1(log_p.clamp(max=-1e-6)))
 
 
@@ -277,7 +277,8 @@ Collated = tuple[npt.NDArray[np.int64], list[int], dict[str, Any]]
 
 
 def _side_by_side(parts: Sequence[_TargetRow], pad: int, packing: bool) -> Collated:
-    """Return [lines, tokens], the flat position of each row's first token, and further inputs."""
+    """Put rows side by side. Returns [lines, tokens], the flat position of each row's first token, and
+    additional inputs."""
     lengths = [len(p.ids) for p in parts]
     seats = pack(lengths, max(max(lengths), PACKED_LINE)) if packing else [(r, 0) for r in range(len(parts))]
     width = max(start + n for (_, start), n in zip(seats, lengths, strict=True))
@@ -293,8 +294,9 @@ def _side_by_side(parts: Sequence[_TargetRow], pad: int, packing: bool) -> Colla
 def _in_line(
     parts: Sequence[_TargetRow], pairs: bool, share: bool
 ) -> tuple[*Collated, npt.NDArray[np.float32]]:
-    """As `_side_by_side`, and how many rows have each token. A row's first token lies, as far as its trained
-    places are concerned, where it would be if its family's beginning stood directly before it."""
+    """Put rows in one line. Like `_side_by_side`, but also returns the number of rows that contain each
+    token. For its trained positions, a row's first token counts as if its family's prefix stood directly
+    before it."""
     half = len(parts) // 2
     families = [[r, r + half] for r in range(half)] if pairs else [list(range(len(parts)))]
     shared = [0] * len(families)

@@ -254,8 +254,8 @@ class UnpairedObjective(JudgedObjective):
         return values
 
     def _reference(self, rows: EncodedRows, batch: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Return the reference of the epoch in which the batch occurred. Raises `ValueError` when it was
-        never computed."""
+        """Return the reference of the epoch in which the batch occurred. Raises `ValueError` if it was never
+        computed."""
         if rows.before is not None and rows.mismatched is not None:
             wanted = self.mismatch.before(rows, batch)
             for before, values in zip(rows.before, rows.mismatched, strict=True):
@@ -271,7 +271,8 @@ def _labels(rows: EncodedRows, numbers: Sequence[int]) -> npt.NDArray[np.bool_]:
 
 
 def _by_label(sums: Sums, labels: npt.NDArray[np.bool_]) -> Sums:
-    """The shown rewards such that dividing by all rows gives the mean of their own; none without a row."""
+    """Rescale the reported rewards, so that dividing by all rows gives the mean over the rows with each
+    label. Labels without rows are left out."""
     shown = dict(sums.shown or {})
     good = int(labels.sum())
     for name, count in (("preferred_reward", good), ("rejected_reward", len(labels) - good)):

@@ -98,7 +98,7 @@ class GraderCode:
 
 
 def _said(answer: bytes) -> dict[str, Any] | None:
-    """Parse an answer as our part of the process writes it. Returns `None` for output of the code itself."""
+    """Parse a line from the grader process. Returns `None` if the user's code wrote it."""
     try:
         said: Any = json.loads(answer)
     except (ValueError, RecursionError):
@@ -292,7 +292,7 @@ def _multi_refusal(grader: Mapping[str, Any], allow_code: bool, asks: Sequence[s
 
 
 def _slots(grader: Mapping[str, Any]) -> list[str]:
-    """The places that a template reads."""
+    """Return the references in a grader's templates."""
     parts = (part for name in ("input", "reference") for part in _parts(str(grader.get(name, ""))))
     return [text for text, slot in parts if slot]
 
@@ -344,8 +344,8 @@ def fill(template: str, sample: Mapping[str, Any], item: Mapping[str, Any]) -> s
 
 
 def _parts(template: str) -> Iterator[tuple[str, bool]]:
-    """The texts of a template, and what stands in its slots, with whether it is a slot. Linear in its length:
-    a pattern for this takes the cube of it for a template that is written for that."""
+    """Split a template into its texts and slots, each with whether it is a slot. Takes linear time. A regular
+    expression would take cubic time on malicious templates."""
     at = 0
     while (begin := template.find("{{", at)) >= 0 and (end := template.find("}}", begin + 2)) >= 0:
         yield template[at:begin], False

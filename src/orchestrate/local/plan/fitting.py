@@ -120,9 +120,9 @@ def drawn_at_once(tokens: int, longest: int) -> int:
 
 
 def _passes(counts: Sequence[tuple[int, int]], tokens: int, most_rows: int) -> list[tuple[int, int]]:
-    """(examples, tokens of the longest) of the forward passes that can need most: the one with the longest
-    row, and those with more tokens, padding included, than any of longer rows; rows whose attention keeps its
-    weights among themselves. `counts`: (tokens, examples) by tokens."""
+    """Return (examples, tokens of the longest) of the forward passes that can need the most memory: the one
+    with the longest row, those with more tokens, including padding, than any of longer rows, and rows whose
+    attention stores its weights. `counts` maps tokens to examples."""
     passes: list[tuple[int, int]] = []
     rows = longest = 0  # of the pass that is being filled
     for longest_now, count in counts:

@@ -141,7 +141,7 @@ def _matches(wanted: str | Sequence[str], name: str) -> bool:
 
 
 def _whole(shape: ModelShape, saved: Sequence[str]) -> int:
-    """Count the parameters of modules, each with everything inside it."""
+    """Count the parameters of modules, including everything inside them."""
     if not saved:
         return 0
     sizes = {name: i * o for name, (i, o) in _linears(shape)}
@@ -161,7 +161,7 @@ def _is_saved(saved: Sequence[str], name: str) -> bool:
 
 
 def _above(name: str) -> Iterator[str]:
-    """Return the name and those of the modules around it."""
+    """Return the name of the module and of those that contain it."""
     while name:
         yield name
         name = name.rpartition(".")[0]
@@ -293,9 +293,9 @@ def _parts(shape: ModelShape, setup: Setup, device: str) -> tuple[dict[str, int]
 
 
 def _in_shares(parts: Mapping[str, float], shape: ModelShape, setup: Setup) -> dict[str, float]:
-    """Return what one process holds: its share, and what is together while it computes: embeddings and output
-    layer, the layer at work and the one fetched ahead of it. Where they are trained, the gradients of one
-    layer and of those two are whole until they are summed. The constants of NF4 stay with each."""
+    """Return the memory of one process: its share, plus what is gathered while it computes: embeddings and
+    output layer, the current layer and the prefetched one. If they are trained, the gradients of one layer
+    and of those two are complete until they are summed. Each process holds all constants of NF4."""
     n, few = setup.shares, _few_bits(shape, setup)
     constants = (NF4_BYTES - 0.5) * few if shape.held is None else 0.0
     outside = shape.embedding_parameters
@@ -396,8 +396,8 @@ def _layer(shape: ModelShape, setup: Setup, device: str) -> _Layer:
 
 
 def _experts(shape: ModelShape, setup: Setup) -> float:
-    """Kept of the experts by `model.experts`: the pair and its gate, the answers before they are weighed;
-    with an adapter also what its products read."""
+    """Bytes that `model.experts` stores for the experts: the pair and its gate, and the outputs before
+    weighting. With an adapter also the inputs of its products."""
     h, wide = shape.hidden, shape.feed_forward
     adapted = setup.lora is not None and bool(setup.lora.target_parameters)
     each = 3 * wide + h + (h + wide + 3 * setup.rank if adapted else 0)
@@ -405,7 +405,7 @@ def _experts(shape: ModelShape, setup: Setup) -> float:
 
 
 def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
-    """Those of one forward and backward pass that can be its peak."""
+    """Yield the moments of one forward and backward pass that can be its peak."""
     h, tokens = shape.hidden, setup.tokens
     wide = shape.feed_forward * shape.experts_used
     full = setup.adapter == "full"
@@ -460,7 +460,7 @@ def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
 
 
 def _head(shape: ModelShape, setup: Setup) -> tuple[float, float]:
-    """Return (bytes of the logits in work, of the output layer's gradient beside them)."""
+    """Return (bytes of the logits in progress, bytes of the output layer's gradient)."""
     block = max(16, LOGITS // shape.vocabulary)
     size = min(round(setup.tokens * setup.trained), block) * shape.vocabulary
     if setup.adapter == "full":

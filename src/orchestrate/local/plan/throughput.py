@@ -350,7 +350,7 @@ def _benches(kind: ThroughputKey, measured: list[Bench]) -> list[KnownLog]:
 
 
 def _expected(kind: ThroughputKey) -> KnownLog:
-    """Estimate a machine of which nothing is known."""
+    """Estimate the speed of an unmeasured machine."""
     if kind.device == "cpu":
         operations = CPU_THREAD_OPERATIONS * kind.threads
         if kind.precision == "fp32":

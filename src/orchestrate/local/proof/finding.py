@@ -149,14 +149,15 @@ def _canaries(models: BaseAndTuned, candidates: Sequence[tuple[ProbePrompt, list
 
 
 def _margin(own: Said, other: Said, read: Sequence[float]) -> float:
-    """Return by how many nats a model prefers its own answer where the other's begins to differ. `read`:
-    how likely it finds the tokens of the other."""
+    """Return by how many nats a model prefers its own answer at the first token where the other's differs.
+    `read` is the log-probability that it gives the other's tokens."""
     at = next(n for n, (a, b) in enumerate(zip(own.ids, other.ids, strict=False)) if a != b)
     return own.logprobs[at] - read[at]
 
 
 def _ended(models: BaseAndTuned, canaries: list[Canary]) -> list[Canary]:
-    """Two should show where an answer ends, for the proof that a server stops there."""
+    """Generate longer answers if fewer than two of them end, so that the proof also covers where the server
+    stops."""
     if not canaries or sum(c.tuned.ended for c in canaries) > 1:
         return canaries
     longer = _answered(models, [c.ids for c in canaries], base=False, most=ENDING_TOKENS)
@@ -193,7 +194,8 @@ def logprobs(model: Any, prompt: Sequence[int], answer: Sequence[int], device: t
 
 
 def _of_answer(logits: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
-    """`logits`: [tokens, vocabulary] of a row that begins with prompt and answer."""
+    """Return the logits of the answer's tokens. `logits` [tokens, vocabulary] are those of prompt and
+    answer."""
     places = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
     values = log_softmax(logits[places].float(), dim=-1)
     taken = values.gather(1, torch.tensor(answer, device=values.device)[:, None])[:, 0]
@@ -201,7 +203,7 @@ def _of_answer(logits: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> 
 
 
 def _noise(models: BaseAndTuned, canaries: Sequence[Canary]) -> float:
-    """The base's own answers read in one padded batch, against each read alone."""
+    """Compare the base's own answers in one padded batch with each answer alone."""
     rows = [[*c.ids, *c.base.ids] for c in canaries if c.base.ids]
     if not rows:
         return 0.0

@@ -50,8 +50,8 @@ def write_weights(
 
 
 def _as_stored(state: dict[str, Any], stored: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    """(the precision of most weights, all weights each in that of its base). Trained are those in 32 bits; a
-    base in fewer than 16 gets 16."""
+    """Return (the precision of most weights, all weights in the precision of the base). 32-bit weights are
+    the trained ones. If the base has fewer than 16 bits, they get 16."""
     import torch
 
     known = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -344,7 +344,7 @@ class Loop(CheckpointedLoop):
         return {**found, "tokens_per_second": speed}
 
     def _unscale(self, parameters: Sequence[torch.nn.Parameter]) -> float | None:
-        """Make the gradients those of the loss itself; the scale that they had, under fp16."""
+        """Divide the gradients by the loss scale (fp16 only)."""
         if (scale := self.progress.loss_scale) is not None:
             for parameter in parameters:
                 if parameter.grad is not None:
@@ -352,8 +352,8 @@ class Loop(CheckpointedLoop):
         return scale
 
     def _rescale(self, norm: float) -> bool:
-        """Return whether the gradients were within fp16, and set the scale of the next step accordingly,
-        like torch.amp.GradScaler. Raises `RunFailed` where no scale works."""
+        """Return whether the gradients were within fp16, and set the scale of the next step accordingly, like
+        torch.amp.GradScaler. Raises `RunFailed` if no scale works."""
         p, whole = self.progress, math.isfinite(norm)
         scale, steps = rescaled(p.loss_scale or 1.0, p.whole_steps, whole=whole)
         if scale < 1:
@@ -377,7 +377,7 @@ class Loop(CheckpointedLoop):
         return self.group.gradients(self.objective, self.train, batch, self.parameters, asked)
 
     def _halve(self, batch: list[int], said: str) -> None:
-        """Halve what is processed at once. The optimizer step keeps its examples."""
+        """Halve the number of tokens or rows processed at once. The optimizer step keeps its examples."""
         self.optimizer.zero_grad()
         give_back(self.loaded.device)
         longest = self.objective.longest(self.train, batch)

@@ -67,8 +67,8 @@ def make_optimizer(parameters: Parameters, hyper: Hyper, loraplus_lr_ratio: floa
 
 def _groups(parameters: Parameters, hyper: Hyper, ratio: float | None) -> list[Group]:
     """Group parameters by name, with their learning rate relative to that of the run. LoRA+ (Hayou et al.
-    2024) groups them like peft: B, and with it everything that is not a matrix, learns `ratio` times as
-    fast."""
+    2024) groups them like peft: B and everything that is not a matrix have `ratio` times the learning
+    rate."""
     fast: dict[str, torch.nn.Parameter] = {}
     embedded: dict[str, torch.nn.Parameter] = {}
     plain: dict[str, torch.nn.Parameter] = {}
@@ -102,7 +102,7 @@ def _decayed(parameters: Parameters) -> tuple[dict[str, torch.nn.Parameter], dic
 
 
 def _bare(group: Group) -> Group:
-    """As torch takes it."""
+    """Return the parameter groups as torch expects them."""
     named: Parameters = group["named"]
     return {**{k: v for k, v in group.items() if k != "named"}, "params": list(named.values())}
 
@@ -205,7 +205,7 @@ def state_tensors(optimizer: Any, parameters: Parameters) -> dict[str, torch.Ten
 
 
 def _number(value: float) -> torch.Tensor:
-    """In 64 bits: what is read back is what was written."""
+    """Store the number in 64 bits, so that it is read back exactly."""
     return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
 
 
@@ -242,7 +242,7 @@ def restore_state(optimizer: Any, parameters: Parameters, tensors: Mapping[str, 
 def _held(
     part: Any, parameter: torch.nn.Parameter, state: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, Any]]:
-    """As the optimizer itself would hold it."""
+    """Convert the state to the form that the optimizer itself stores."""
     for short, value in state.items():
         if short.endswith(NUMBER):
             # The step count of torch's AdamW stays on the CPU, unless fused.

@@ -147,7 +147,7 @@ class WorkerGroup(Peers):
             self._look()
 
     def _look(self) -> None:
-        """End this process, as a kill would, when another has ended."""
+        """End this process, as a kill would, if another has ended."""
         for rank, other in enumerate(self.others, 1):
             code = other.poll()
             if code is None or self._ended.is_set():
@@ -256,6 +256,6 @@ def _wait(works: Any) -> None:
 
 
 def _visible(rank: int) -> str:
-    """Return the one GPU of a process, out of those that this one may use."""
+    """Return the GPU for one process, out of those that this process may use."""
     names = machine.visible() or []
     return names[rank] if rank < len(names) else str(rank)

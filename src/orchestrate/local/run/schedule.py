@@ -35,7 +35,7 @@ def learning_rate(step: int, total: int, hyper: Hyper) -> float:
 
 
 def _left(step: int, warm: int, total: int, hyper: Hyper) -> float:
-    """Share of what the schedule takes from the rate that is left at a step behind the warm-up."""
+    """Return the fraction of the decay that remains at a step after warm-up."""
     done = (step - warm) / max(1, total - warm)
     match hyper.schedule:
         case "constant":

@@ -164,7 +164,7 @@ class Session:
             self.loop.group = self.group = self._others(met, set_stage, "the full model (DDP)")
 
     def _meet(self, met: Met | None, set_stage: Callable[[str], None]) -> Sharded | None:
-        """Where the weights are spread over several processes."""
+        """Connect the processes if the weights are sharded over several."""
         if not self.job.hyper.sharded:
             return None
         if met is None or met.rank == 0:
@@ -209,14 +209,14 @@ class Session:
         )
 
     def _words(self) -> Path:
-        """Return the folder of the tokenizer: that of the adapter that the run continues from, where it
-        has its own."""
+        """Return the tokenizer's folder: that of the adapter that the run continues from, if it has a
+        tokenizer, otherwise the base's."""
         earlier = Path(self.job.continue_from) if self.job.continue_from else None
         has_own = earlier is not None and (earlier / "tokenizer.json").is_file()
         return earlier if has_own and earlier else self.folder.path
 
     def _tell_how(self) -> None:
-        """With which engine and precision, and without what."""
+        """Report the engine, the precision, and optimizations that were left out."""
         choice, precision = self.loaded.choice, self.loaded.precision
         on = self.loaded.turned_on
         told = f"engine {choice.name}: {choice.reason}" + (f"; in use: {'; '.join(on)}" if on else "")

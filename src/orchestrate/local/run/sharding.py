@@ -64,7 +64,7 @@ class Sharded:
         return found[0]
 
     def _spread(self, loaded: Loaded) -> None:
-        """Shard the model layer by layer. Raises `UsageError` for a model that is not made of layers."""
+        """Shard the model layer by layer. Raises `UsageError` for a model without layers."""
         if any(weights.held_of(loaded.inner)) or loaded.balancing or loaded.own_logits:
             told = "4-bit experts, routers with their own loss, or a custom output computation"
             raise UsageError(
@@ -106,7 +106,8 @@ class Sharded:
         most: tuple[int, int],
         total: float | None,
     ) -> Sums:
-        """`total` divides the loss whose gradient is wanted; `None`: none is."""
+        """Run all examples on all processes. `total` divides the loss for the gradient. With `None`, no
+        gradient is computed."""
         shares = split(examples, [int(rows.lengths[i]) for i in examples], self.processes)
         passes = [list(micro_batches(share, rows.lengths, *most)) if share else [] for share in shares]
         mine, sums = passes[self.rank], Sums()
@@ -134,8 +135,7 @@ class Sharded:
 
 
 class _Root(torch.nn.Module):
-    """Within its `forward` the embeddings and the output layer are complete, for whatever computes with
-    them."""
+    """Gathers the embeddings and the output layer during its `forward`."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()

@@ -88,7 +88,7 @@ def _work(run: RunDir, met: Met | None) -> int:
 
 
 def _wait_for_space(run: RunDir, message: str) -> None:
-    """Pause the run rather than fail it: everything trained up to the newest checkpoint exists."""
+    """Pause the run instead of failing it, because training up to the newest checkpoint is saved."""
     told = f"the disk is full: {message}. Free some space, then  orchestrate resume {run.ref}"
     with suppress(OSError):
         run.add_event(told, level="error", type="paused")
@@ -98,7 +98,7 @@ def _wait_for_space(run: RunDir, message: str) -> None:
 def _train(
     run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: ExitStack, met: Met | None
 ) -> None:
-    """`ending` gets what is to be ended whatever happens."""
+    """Train the job. `ending` collects the cleanup that must run in any case."""
     if asked() == "cancel":
         run.add_event("cancelled before it started", type="cancelled")
         _end(run, "cancelled")
@@ -173,8 +173,8 @@ def _keep_pace(run: RunDir, job: LocalJob, session: Session) -> None:
 
 
 def _pause(run: RunDir, asked: Callable[[], str | None], step: int) -> str | None:
-    """Record that the job is paused, unless that was withdrawn or a cancel came since. Returns what is
-    requested now."""
+    """Record that the job is paused, unless the pause was withdrawn or replaced by a cancel. Returns the
+    current request."""
     with run.steering():
         word = asked()
         if word == "pause":

@@ -212,7 +212,7 @@ class SessionsApi:
         return {"request_id": promise.id, "model_id": model.id}
 
     def _numbered(self, model: SessionModel, number: int, work: Callable[[Promise], None]) -> dict[str, Any]:
-        """One request of a model, in its turn and once."""
+        """Execute one numbered request of a model, once and in order."""
         promise, new = self.desk.once(model.id, number, model.owner)
         if new:
             self.desk.in_turn(model, number, promise, work)
@@ -254,8 +254,8 @@ class SessionsApi:
         return self._numbered(model, number, work)
 
     def _model_and_number(self, body: dict[str, Any], owner: str) -> tuple[SessionModel, int]:
-        """What puts a request in its place; what else is wrong with it becomes its result, since the
-        next request would wait for a number that was refused."""
+        """Return the model and number that determine the request's place. Other errors become its result,
+        because the next request would wait forever for a rejected number."""
         model, number = self.desk.model(str(body.get("model_id")), owner), body.get("seq_id")
         return model, _require_number(number)
 
@@ -423,7 +423,7 @@ def error_answer(error: HostError) -> Response:
 
 
 def _owner(request: Request) -> str:
-    """The name of the key that the request brings; empty where no keys are asked for."""
+    """Return the name of the request's key. Empty if no keys are required."""
     return str(request.scope.get("key_name", ""))
 
 
@@ -481,7 +481,7 @@ def _iso(at: float) -> str:
 
 
 def _require_number(number: Any) -> int:
-    """Raises `HostError` 400 for what is no place in a model's order."""
+    """Raise `HostError` 400 for an invalid request number."""
     if type(number) is not int or number < 1:
         raise HostError(400, "seq_id must be a positive integer", param="seq_id")
     return number

@@ -166,7 +166,7 @@ class SessionDesk:
         self.folder, self.context, self.tied = told["folder"], told["context"], told["tied"]
 
     def _clear(self) -> None:
-        """Samplers without a name go with the server that made them, also with one that was killed."""
+        """Delete unnamed samplers of earlier servers, including killed ones."""
         folder = private_folder(self._snapshots.parent)
         self._held.enter_context(locked(folder / f"{self._snapshots.name}.lock"))
         for kind in self.home.glob("weights/*/*/*"):
@@ -203,7 +203,8 @@ class SessionDesk:
             self._loop.call_soon_threadsafe(call, *given)
 
     def _lost(self, child: ModelProcess, told: str) -> None:
-        """With the process all weights are gone that were not saved; the next request starts another."""
+        """Handle a lost process. All unsaved weights are lost with it, and the next request starts a new
+        process."""
         del told
         if child is not self._child:
             return
@@ -228,7 +229,7 @@ class SessionDesk:
             arrived(None)
 
     def _start_again(self, op: str, fields: Mapping[str, Any], take: Take) -> None:
-        """Beside the loop: loading a base takes its time, in which others are answered."""
+        """Restart the process outside the event loop, which answers other requests meanwhile."""
         failed, why = self._failed
         if self._unsent is not None:
             self._unsent.append((op, fields, take))
@@ -357,7 +358,7 @@ class SessionDesk:
             promise.fail(f"the server failed: {type(error).__name__}: {error}", "server")
 
     def _give_up(self, model: SessionModel, missing: int) -> None:
-        """A request was refused before it had a number here: its number will not come."""
+        """Skip a missing number. Its request was rejected before it was registered."""
         if model.next == missing and model.waiting:
             model.next = min(model.waiting)
             self.in_turn(model, model.next, *model.waiting[model.next])
@@ -377,7 +378,7 @@ class SessionDesk:
         return self._own(owner, "weights") / model.replace(":", "@") / kind / name
 
     def _own(self, owner: str, what: str) -> Path:
-        """Nobody else's, whatever the names are."""
+        """Return the owner's private folder, whatever the owner's name is."""
         return self.home / what / ("".join(c if c.isalnum() else f"_{ord(c):x}_" for c in owner) or "-")
 
     def path_of(self, owner: str, model: str, kind: str, name: str) -> str:

@@ -345,7 +345,7 @@ def _whole(data: bytes, size: int) -> bytes:
 
 
 def _inputs(datum: Any, tokens: int, room: int) -> tuple[dict[str, Any], int]:
-    """And how many numbers sparse tensors may still become."""
+    """Decode the inputs. Also returns how many values sparse tensors may still have."""
     found: dict[str, Any] = {}
     for entry in datum.loss_fn_inputs:
         if entry.value.HasField("sparse_csr"):

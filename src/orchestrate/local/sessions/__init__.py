@@ -325,7 +325,7 @@ class SessionEngine(AdaptedModel):
         }
 
     def _pass(self, rows: Sequence[tuple[Tensor, dict[str, Tensor]]], sums: _PassSums) -> list[Tensor]:
-        """Run a pass, with half as many rows at once where memory runs out."""
+        """Run a pass. If memory runs out, repeat it with half as many rows at once."""
         done, found, at_once = 0, list[Tensor](), len(rows)
         while done < len(rows):
             (total, log_p, gradients), at_once = halving(
@@ -341,8 +341,8 @@ class SessionEngine(AdaptedModel):
     def _computed(
         self, rows: Sequence[tuple[Tensor, dict[str, Tensor]]], sums: _PassSums
     ) -> tuple[float, list[Tensor], Sequence[Tensor | None]]:
-        """Compute loss, log-probabilities and gradients. The model is not changed, so that a pass that
-        ran out of memory can be repeated."""
+        """Compute loss, log-probabilities and gradients without changing the model, so that a pass that ran
+        out of memory can be repeated."""
         longest = max(len(ids) for ids, _ in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         for n, (tokens, _) in enumerate(rows):
@@ -481,8 +481,7 @@ class SessionEngine(AdaptedModel):
         return tuple(id for id in (*found, self.tokenizer.eos_token_id) if id is not None)
 
     def _snapshot(self, folder: str) -> str:
-        """Load the adapter of saved weights onto the base, where it stays as long as there is room for
-        it."""
+        """Load the adapter of saved weights onto the base, and keep it loaded while there is room."""
         if not folder:
             return BASE
         try:
@@ -504,8 +503,8 @@ class SessionEngine(AdaptedModel):
 
     @torch.no_grad()
     def _read(self, name: str, question: SampleRequest) -> dict[str, Any]:
-        """Compute log-probabilities of the prompt's own tokens from the second on, and the likeliest at
-        each position."""
+        """Compute log-probabilities of the prompt's own tokens from the second one, and the most likely
+        tokens at each position."""
         ids = torch.tensor([question.prompt], device=self.device)
         with self.active(name) as model:
             inner = model.get_base_model() if model is not self.inner else model
@@ -573,7 +572,7 @@ class SessionEngine(AdaptedModel):
             self._asked.pop(id(row), None)
 
     def _says(self, question: SampleRequest, ids: Sequence[int]) -> bool:
-        """Return whether the answer ends with one of the texts that end it."""
+        """Return whether the answer ends with a stop sequence."""
         if not question.stop:
             return False
         last = self.tokenizer.decode(ids[-(8 + 4 * max(map(len, question.stop))) :])

@@ -76,7 +76,7 @@ class SessionBench:
                 self._step_answers()
 
     def _step_answers(self) -> None:
-        """What goes wrong with answers costs no model."""
+        """Advance the answers. Errors in answers leave the models intact."""
         try:
             self.engine.step_answers(self._send)
         except BrokenPipeError:

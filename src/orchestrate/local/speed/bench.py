@@ -85,8 +85,8 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _train(loaded: Loaded, seconds: float, device: torch.device) -> tuple[dict[str, Any], Setup]:
-    """Measure the speed over `seconds` of steps, then the memory of the largest forward pass among them,
-    and what the plan needs to know about that pass."""
+    """Measure the speed over `seconds` of steps, then the memory of the largest forward pass among them, and
+    the plan's inputs for that pass."""
     from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
     from orchestrate.local.job import Hyper
     from orchestrate.local.objectives.base import Objective
@@ -130,8 +130,8 @@ def _train(loaded: Loaded, seconds: float, device: torch.device) -> tuple[dict[s
 
 
 def _planned(config: Mapping[str, Any], setup: Setup, device: torch.device) -> dict[str, int]:
-    """Return what the plan predicts for the same pass, without what the libraries take. Empty for a model
-    that it does not know."""
+    """Return the plan's prediction for the same pass, without the libraries' memory. Empty if the plan does
+    not support the model."""
     try:
         parts = plan(ModelShape.of(config), setup, device=device.type).parts
     except KeyError:
@@ -236,8 +236,8 @@ def load_random(path: Path, setup: Setup, device: torch.device, engine: str | No
 
 
 def _stored_parameters(folder: Path) -> int:
-    """Count parameters from the headers of the weights: 4-bit weights in memory do not show how many they
-    are."""
+    """Count parameters from the headers of the weights, because 4-bit weights in memory do not show their
+    number."""
     from safetensors import safe_open
 
     count = 0
@@ -268,7 +268,7 @@ def chat_rows(vocabulary: int) -> EncodedRows:
 
 
 def _full_rows(vocabulary: int, setup: Setup) -> EncodedRows:
-    """As many rows as the setup has, all of its length; packed, two fill a line."""
+    """Build as many rows of full length as the setup has. If packed, two rows fill a line."""
     import numpy as np
 
     from orchestrate.local.encoding.encoded import EncodedRows

@@ -37,7 +37,7 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
 
 
 def _allocations(events: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
-    """Return (time, bytes in total, bytes of this one), unordered."""
+    """Return (time, total bytes, bytes of this allocation), unordered."""
     for event in events:
         if event.tag.name == "Allocation":
             fields = event.extra_fields

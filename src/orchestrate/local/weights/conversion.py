@@ -100,7 +100,7 @@ def _run(llama_cpp: str, script: str, arguments: Sequence[str]) -> None:
 
 
 def _know_the_cut(llama_cpp: Path, model: Path) -> None:
-    """Lets the script take a tokenizer that is not on its list, where it cuts text as one on it does."""
+    """Let the script accept a tokenizer that is not on its list, if it splits text like one that is."""
     sys.path.insert(0, str(llama_cpp))
     sys.path.insert(1, str(llama_cpp / "gguf-py"))
     try:

@@ -47,8 +47,8 @@ def merge(base: ModelFolder, adapter: Path, target: Path, dtype: str) -> dict[st
 
 
 def _saved(save: Callable[[], object], target: Path) -> None:
-    """Save tensors. Raises `SetupError`: safetensors reports a full disk as an error of its own kind,
-    without a number."""
+    """Save tensors. Raises `SetupError` if the disk is full, which safetensors reports as an error of its own
+    without an errno."""
     try:
         save()
     except SafetensorError as error:
@@ -68,7 +68,8 @@ def _fitted(model: Any, adapter: Path) -> Any:
 
 
 def _untie(model: Any, adapter: Path) -> bool:
-    """An adapter of the output layer must not reach the embeddings that share its weights."""
+    """Untie the embeddings if the adapter targets one of them, because an adapter of the output layer must
+    not change the shared weights. Returns whether they were untied."""
     config: dict[str, Any] = msgspec.json.decode((adapter / "adapter_config.json").read_bytes())
     targets = config.get("target_modules") or []
     head = model.get_output_embeddings()
@@ -168,8 +169,8 @@ def combine_models(
 
 
 def _variant(method: str, ranks: Sequence[int]) -> str:
-    """Return the merging method. Methods that add the factors themselves need equal ranks; their `_svd`
-    forms do not."""
+    """Return the merging method. Methods that add the factors themselves need equal ranks. Their `_svd`
+    variants do not."""
     return f"{method}_svd" if method in ("ties", "dare_ties") and len(set(ranks)) > 1 else method
 
 

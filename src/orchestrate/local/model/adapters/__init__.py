@@ -152,7 +152,7 @@ def _patterns(adapter: AdapterSettings) -> list[tuple[str, Mapping[str, float]]]
 def _unfit(
     field: str, asked: str | Sequence[str] | None, there: Sequence[str], known: Sequence[str]
 ) -> Misnamed | None:
-    """`there`: modules among which each name must fit one."""
+    """Find names that match none of the modules in `there`."""
     if asked is None or asked == ALL_LINEAR:
         return None
     if isinstance(asked, str):
@@ -179,7 +179,7 @@ def _saved(names: ModuleNames, asked: Sequence[str]) -> Misnamed | None:
 
 
 def _told(field: str, unfit: Sequence[str], useless: bool, known: Sequence[str]) -> Misnamed | None:
-    """`known`: whole names among which the right one may be."""
+    """Describe names that match nothing. `known` are the full names from which suggestions are made."""
     if not unfit:
         return None
     shown = ends(known) if field == "target_parameters" else _leaves(known)

@@ -327,8 +327,8 @@ def _mixers(inner: Any, names: Iterable[str]) -> set[str]:
 
 
 def _taken_for_experts(inner: Any, config: Any) -> set[str]:
-    """Return modules whose names mean experts by peft's table for checkpoints of older libraries: shared
-    experts and dense layers in a mixture of experts."""
+    """Return modules that peft would treat as experts because of their names, by its table for checkpoints of
+    older libraries: shared experts and dense layers in a mixture of experts."""
     try:
         from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
     except ImportError:

@@ -334,7 +334,7 @@ class Batching:
                 yield from self._begin(rows)
 
     def _coming(self) -> int:
-        """Return how many of the waiting rows are read next, in one pass."""
+        """Return how many of the waiting rows are prefilled next, in one pass."""
         if self._reader is None:
             return int(self.rows + 1 + len(self.waiting[0].copies) <= self._room())
         room = self.most_rows - self.rows
@@ -343,11 +343,12 @@ class Batching:
         return self._reader.at_once(self.model, self.waiting[:room])
 
     def _worth(self) -> int:
-        """Fewer are not read while others go on: a pass costs little more for several."""
+        """Return the minimum number of waiting rows to prefill while others continue. A pass costs little
+        more for several rows."""
         return min(len(self.waiting), max(1, self.most_rows // 4))
 
     def _room(self) -> int:
-        """Return how many rows may be answered at once, at least one group of copies."""
+        """Return how many rows may be decoded at once, at least one group of copies."""
         if self._lies is False:
             return 0 if self.rows else 1 + len(self.waiting[0].copies)
         return self.most_rows if self.rows else max(self.most_rows, 1 + len(self.waiting[0].copies))
@@ -378,7 +379,7 @@ class Batching:
             yield from self._interrupted(batch, [row for row in joining if not row.ended])
 
     def _read(self, rows: Sequence[DecodingRow]) -> Read | None:
-        """Read rows, or return `None` when memory has run out."""
+        """Prefill rows, or return `None` if memory has run out."""
         if self._reader is not None:
             reader, found = self._reader, list[Read]()
             return found[0] if _fits(lambda: found.append(reader.read(self.model, rows))) else None
@@ -389,8 +390,8 @@ class Batching:
         return None if logits is None else Read(logits, cache, torch.ones_like(ids))
 
     def _batch_of(self, row: DecodingRow) -> str:
-        """Return the batch for a row. Adapters that PEFT cannot mix are answered separately, and so is
-        each row that must be alone."""
+        """Return the batch for a row. Adapters that PEFT cannot mix get separate batches, and so does each
+        row that must be alone."""
         if row.alone:
             return f"alone {id(row)}"
         if row.adapter == AS_IT_IS:
@@ -411,8 +412,7 @@ class Batching:
         yield from self._interrupted(batch, [])
 
     def _logits(self, rows: Sequence[DecodingRow], cache: Any, inputs: dict[str, Any]) -> Tensor | None:
-        """Compute the logits [rows, vocabulary] of the next token, or return `None` when memory has run
-        out."""
+        """Compute the logits [rows, vocabulary] of the next token, or return `None` if memory has run out."""
         found: list[Tensor] = []
 
         def compute() -> None:
@@ -423,8 +423,8 @@ class Batching:
         return found[0] if _fits(compute) else None
 
     def _passed(self, **inputs: Any) -> Any:
-        """Run a pass. Raises `Torn` where PEFT mixed the adapters, because the hooks that it put on the
-        model for that remain there."""
+        """Run a forward pass. Raises `Torn` if PEFT mixed the adapters, because its hooks then remain in the
+        model."""
         try:
             return self.model(**inputs)
         except (RuntimeError, MemoryError) as error:
@@ -435,15 +435,15 @@ class Batching:
     def _interrupted(
         self, batch: DecodingBatch, coming: list[DecodingRow]
     ) -> Iterator[tuple[DecodingRow, DrawnToken]]:
-        """Handle running out of memory in the middle of a batch: some layers' caches have tokens that
-        others lack."""
+        """Recover from running out of memory in the middle of a batch, when only some layers' caches have the
+        new tokens."""
         half = max(1, (self.rows + len(coming)) // 2)
         there = [row for row in batch.rows if not row.ended]
         rows, batch.rows, batch.cache, batch.mask = [*there, *coming], [], None, None
         yield from self._put_off(rows, half)
 
     def _put_off(self, rows: list[DecodingRow], most: int) -> Iterator[tuple[DecodingRow, DrawnToken]]:
-        """Postpone rows until fewer rows are answered. A row that was alone never will fit."""
+        """Postpone rows until fewer rows are decoded. A row that was already alone can never fit."""
         give_back(self.model.device)
         if len(rows) > 1 or self.rows:
             self.most_rows = min(self.most_rows, most)
@@ -473,7 +473,7 @@ class Batching:
 
     @contextmanager
     def _as(self, rows: Sequence[DecodingRow]) -> Generator[dict[str, Any]]:
-        """Return the arguments by which the forward pass knows the rows' adapters."""
+        """Return the arguments that select the rows' adapters in the forward pass."""
         names = [row.adapter for row in rows]
         if self._mixing is not None:
             self._mixing.rows(names, self.model.device)
@@ -507,12 +507,12 @@ def _begins_another(row: DecodingRow) -> bool:
 
 
 def _lies(layer: Any) -> bool:
-    """Return whether caches of this kind can be put side by side."""
+    """Return whether caches of this kind can be concatenated."""
     return type(layer).__name__ in KINDS
 
 
 def _columns(layer: Any) -> tuple[str, ...]:
-    """Return what has a column for each place in time."""
+    """Return the states that have a column for each position."""
     return ("keys", "values") if getattr(layer, "keys", None) is not None else ()
 
 
@@ -531,8 +531,8 @@ def _side_by_side(mine: Any, theirs: Any) -> None:
 
 
 def _closed_up(ended: Sequence[bool]) -> list[int]:
-    """Return the places of the rows that go on, where the last of them take the places of those that have
-    ended: few rows move."""
+    """Return the places of the remaining rows. The last ones take the places of ended rows, so that few rows
+    move."""
     going = [n for n, over in enumerate(ended) if not over]
     moving = [n for n in going if n >= len(going)]
     return [moving.pop() if ended[n] else n for n in range(len(going))]

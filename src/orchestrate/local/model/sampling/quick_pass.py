@@ -41,7 +41,7 @@ class Mixes(Protocol):
 
 @dataclass(frozen=True)
 class _Added:
-    """What an adapter adds to layers with the same input: B, in blocks, times A."""
+    """The term that an adapter adds to layers with the same input: B, in blocks, times A."""
 
     a: Tensor
     b: Tensor
@@ -64,7 +64,8 @@ class _Added:
 
 
 class _Joined:
-    """Linear layers with the same input as one product. Each keeps its weight, as a part of the whole."""
+    """Linear layers with the same input, computed as one product. Each layer's weight is a part of the joined
+    one."""
 
     def __init__(self, owner: Any, *names: str) -> None:
         self._owner, self._names = owner, names
@@ -84,11 +85,11 @@ class _Joined:
 
     @property
     def holds(self) -> bool:
-        """True if the layers still have these weights: a model can be cast or get others."""
+        """True if the layers still have these weights. A model can be cast, or its weights replaced."""
         return _base(self.layers[0]).weight.data_ptr() == self.weight.data_ptr()
 
     def take(self, names: Sequence[str]) -> None:
-        """Keep these adapters, and no others."""
+        """Keep only these adapters."""
         layers = self.layers
         self._added = {n: self._added[n] if n in self._added else _Added.of(layers, n) for n in names}
 
@@ -133,7 +134,8 @@ class _Layer:
         groups: Sequence[Group],
         last: int,
     ) -> Tensor:
-        """`seen`: this layer's cache. `last`: how many of the last positions are read afterwards."""
+        """Compute the layer. `seen` is its cache. `last` is the number of last positions whose states are
+        needed."""
         rows, length = x.shape[:2]
         heads, shared = self.heads, self.shared
         all_heads = self.into(_normed(x, self.norms[0]), groups).view(rows, length, -1, self.size)
@@ -244,13 +246,13 @@ def _normed(x: Tensor, norm: Any) -> Tensor:
 
 
 def _of_last(positions: int, columns: int) -> Tensor:
-    """Return which columns each of the last positions sees: all up to its own."""
+    """Return which columns each of the last positions attends to: all up to its own."""
     return torch.ones(positions, columns, dtype=torch.bool).tril_(columns - positions)
 
 
 def _mask(mask: Tensor | None, before: int, length: int, like: Tensor) -> Tensor | None:
-    """Return what is added to the scores [rows, 1, length, before + length], or `None` where causal order
-    says it all."""
+    """Return the mask to add to the scores, as [rows, 1, length, before + length], or `None` if causal
+    attention needs no mask."""
     if mask is not None and bool(mask.all()):
         mask = None
     if mask is None and (length == 1 or not before):
@@ -301,8 +303,8 @@ def _is_plain(inner: Any) -> bool:
 
 @torch.no_grad()
 def _agrees(inner: Any, quick: QuickPass) -> bool:
-    """Compare both passes on made-up tokens: a prompt behind padding and one token after it, and the last
-    tokens of a row that is read at once."""
+    """Compare both passes on made-up tokens: a padded prompt and one more token, and the last tokens of an
+    entire row."""
     ids = torch.arange(3, 35).view(2, 16) % inner.get_input_embeddings().weight.shape[0]
     mask = torch.ones(2, 17, dtype=torch.long)
     mask[0, :5] = 0

@@ -151,9 +151,9 @@ class Sampler:
         return self._rows(model, prompts, begins)
 
     def _begins(self, model: Any, prompts: list[list[int]], columns: int) -> int:
-        """With how many tokens all of them begin that are read once: none where that changes what comes next,
-        which is looked at the first time. A window of fewer columns than prompt and answer may have would
-        lose tokens to the padding within."""
+        """Return the length of the common prefix to compute only once. Returns 0 if that changes the next
+        token, which is checked the first time. A window with fewer columns than prompt and answer would lose
+        tokens to the padding."""
         if not self.shares or self._bears_sharing is False or columns > (sampling.window(model) or columns):
             return 0
         if self._beginning is not None and all(
@@ -174,14 +174,15 @@ class Sampler:
         return begins if self._bears_sharing else 0
 
     def _same(self, model: Any, prompt: list[int], beside: Read) -> bool:
-        """Return whether a prompt has the same next token alone as in the first row of what was read."""
+        """Return whether a prompt has the same next token alone as in the first prefilled row."""
         alone, other = self._rows(model, [prompt]).logits[0].float(), beside.logits[0].float()
         exact = not sampling.rounds(model, self.device)
         centred = alone - alone.mean()
         return distance(other - alone + centred, centred) <= (1e-3 if exact else ROUNDED)
 
     def _rows(self, model: Any, prompts: Sequence[list[int]], begins: int = 0) -> Read:
-        """Padding stands before a prompt, behind the `begins` tokens that were read before."""
+        """Build the padded input. Padding comes before each prompt, after the `begins` tokens that were
+        already computed."""
         longest = max(map(len, prompts))
         empty = [longest - len(prompt) for prompt in prompts]
         ids = [[*[self.pad] * n, *p[begins:]] for n, p in zip(empty, prompts, strict=True)]

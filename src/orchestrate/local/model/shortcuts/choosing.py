@@ -158,7 +158,7 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
 
 
 def _attend_packed(loaded: Loaded) -> None:
-    """Turn on attention over packed rows without a mask of every token against every other, on a GPU."""
+    """Turn on mask-free attention over packed rows, on a GPU."""
     if loaded.device.type == "cpu":
         return
     if reason := packed_attention.use(loaded):
@@ -168,8 +168,8 @@ def _attend_packed(loaded: Loaded) -> None:
 
 
 def _balance(loaded: Loaded, job: LocalJob) -> None:
-    """Turn on the routers' own loss as requested. Where all weights are trained, the default is the
-    model's configuration."""
+    """Turn on the routers' own loss as requested. For full fine-tuning, the default is the model's
+    configuration."""
     config, asked = loaded.inner.config.get_text_config(), job.hyper.router_aux_loss
     if asked is None and job.adapter.full and getattr(config, "output_router_logits", False):
         asked = float(getattr(config, "router_aux_loss_coef", 0.0))
@@ -186,7 +186,7 @@ def _balance(loaded: Loaded, job: LocalJob) -> None:
 
 
 def _layers(loaded: Loaded, job: LocalJob) -> bool:
-    """Return whether the model is known to complete a step with the optimizations that remain on."""
+    """Turn on optimizations of layers. Returns whether the model is then known to complete a step."""
     proved = False
     if not job.adapter.full:
         layers = fuse(loaded.model)
@@ -212,7 +212,8 @@ def _layers(loaded: Loaded, job: LocalJob) -> bool:
 
 
 def _experts(loaded: Loaded) -> None:
-    """Only where some have an adapter: else transformers' way holds no more than ours."""
+    """Compute one expert at a time if experts have an adapter. Otherwise transformers' code needs no more
+    memory."""
     ids = probes.made_up(loaded)
     with loaded.judging(), torch.no_grad():
         before = loaded.hidden(ids)

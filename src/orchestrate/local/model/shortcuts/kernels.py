@@ -175,8 +175,8 @@ def line_up(rows: Sequence[Ids], families: Sequence[Sequence[int]], shared: Sequ
 
 
 def _alike(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Neighbours that see as many tokens before themselves, and are so short that one by one each would
-    cost more in calls than in arithmetic."""
+    """Group neighbors that attend to the same number of earlier tokens, and that are so short that separate
+    calls would cost more than the arithmetic."""
     found: list[Piece] = []
     longest = 0
     for piece in pieces:

@@ -171,8 +171,8 @@ def apart(loaded: Loaded, arrange: Arrange, shared: int) -> str | None:
 
 
 def _leak(loaded: Loaded, joined: PackedProbe) -> str | None:
-    """In training mode, by gradients: what a row's states owe to another row's tokens is not little but
-    nothing, whatever the weights are."""
+    """Check by gradients, in training mode, that a row's states do not depend on another row's tokens at all,
+    whatever the weights are."""
     embedded: list[Tensor] = []
 
     def cut(_module: Any, _args: Any, out: Tensor) -> Tensor:
