@@ -238,7 +238,7 @@ def test_what_only_memory_tells_is_labelled() -> None:
     for model in catalog.all_models():
         if model.open and not model.hosts and model.folder is None:
             assert model.sources, model.name
-    assert "from memory" in (catalog.find("llama-3.2-1b").note or "")
+    assert "not verified" in (catalog.find("llama-3.2-1b").note or "")
 
 
 @pytest.mark.parametrize("name", ["qwen3.6-27b", "qwen3.6-35b-a3b", "qwen3.8-27b"])

@@ -61,8 +61,7 @@ def nf4(dtype: torch.dtype, *, spread: bool = False) -> BitsAndBytesConfig:
 
 
 def _registered() -> type[BitsAndBytesConfig] | None:
-    """Return the configuration of Orchestrate's quantizer, or `None` if this transformers does not support
-    it."""
+    """Return the configuration of Orchestrate's quantizer, or `None` if transformers lacks its parts."""
     try:
         from transformers.integrations import moe
         from transformers.integrations.bitsandbytes import Bnb4bitQuantize

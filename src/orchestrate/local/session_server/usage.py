@@ -1,5 +1,5 @@
-"""Usage by callers of a session server: tokens per hour, session and base model. Recorded so that a crash at
-any time loses nothing."""
+"""Usage by callers of a session server: tokens per hour, session and base model. Recorded so that a crash
+loses nothing."""
 
 from __future__ import annotations
 
