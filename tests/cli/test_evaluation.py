@@ -278,7 +278,7 @@ def test_a_limit_on_cost(cli: Cli, rows: str, host: ChatHost) -> None:
         (("--metrics", "zz"), "known: auto"),
         (
             ("--metrics", "length", "--target", "3"),
-            "neither higher nor lower is better, so it cannot decide the verdict",
+            "cannot decide the verdict, because neither higher nor lower values are better",
         ),
         (("--samples", "3"), "are identical"),
         (("--against", "zz"), "matches none of the contenders"),

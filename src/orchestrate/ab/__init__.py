@@ -1,5 +1,5 @@
-"""A tuned model against its base among real users: a stable share of them, evidence that may be looked at
-anytime, a rule that was written down before.
+"""A/B test a tuned model against its base with real users: a stable split, anytime-valid evidence, and a
+rule set in advance.
 
     from orchestrate.ab import Experiment
 

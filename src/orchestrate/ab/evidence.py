@@ -1,9 +1,9 @@
-"""From who was given what, and what came of it, to what each metric shows.
+"""Compute what each metric shows from the users' assignments and outcomes.
 
-The unit is a user in a phase, who counts once, with a value that is settled when it is counted: then evidence
-that was there earlier is not taken back. Users are compared with those who had the same chance: those who
-are new in a phase with the new ones, and those of the base who came back with those of the base who came
-back, some of whom the larger share gave the tuned model.
+The unit is a user in a phase. Each unit counts once, with a value that no longer changes, so existing
+evidence is never withdrawn. Users are compared only with users who had the same probability of getting the
+tuned model: new users of a phase with each other, and returning users of the base with each other. The larger
+share of a new phase assigns some of the returning users to the tuned model.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from orchestrate.types import Evidence, EvidencePoint, Exposure, PlannedMetric
 # Both are stratified: users are compared with those alone who had the same chance at the same time.
 
 PRIOR = 60.0
-"""Prior sample size of the e-process. Evidence grows fastest at about 500 users in the smaller arm, and is
+"""Prior sample size of the e-process. Evidence grows fastest at about 500 users in the smaller arm, but is
 valid at any number."""
 LEAST_OF_EACH = 10
-"""Minimum number of users per outcome and arm before an interval of a share is trusted."""
+"""Minimum number of users per outcome and arm for a valid interval of a proportion."""
 LEAST_USERS, LEAST_BY_SKEW = 50, 25.0
-"""Minimum number of users per arm before an interval of a mean is trusted: 50, and 28 + 25 skewness^2
+"""Minimum number of users per arm for a valid interval of a mean: the larger of 50 and 28 + 25 skewness^2
 (Sugden, Smith and Jones 2000)."""
 POWER_80 = 0.8416
 
 
 class LabelEvidence:
-    """An e-process for the hypothesis of no difference, updated user by user."""
+    """An e-process for the null hypothesis of no difference, updated user by user."""
 
     def __init__(self) -> None:
         self._seen: dict[Hashable, tuple[int, int]] = {}
         self.log_e = 0.0
         self.highest = 0.0
-        """The maximum over all looks that there could have been."""
+        """The maximum over all users so far."""
 
     def add(self, stratum: Hashable, chance: float, tuned: bool, outcome: Hashable = None) -> None:
         """Add a user, with the probability of having been assigned the tuned model."""
@@ -78,9 +78,9 @@ class _Cell:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The difference between two means at one time. `information` is the effective number of users for a
-    difference (n1 n0 / (n1 + n0), summed over the strata), and `deviation` is the standard deviation per unit
-    of information."""
+    """The difference between two means at a point in time. `information` is the effective number of users for
+    a difference (n1 n0 / (n1 + n0), summed over the strata), and `deviation` is the standard deviation per
+    unit of information."""
 
     difference: float
     information: float
@@ -97,7 +97,7 @@ class Mixture:
         return self.deviation * _bound(self.information, alpha) / self.information
 
     def detectable(self, alpha: float) -> float:
-        """Return the difference that this look detects with a power of 80%."""
+        """Return the difference that can be detected now with a power of 80%."""
         return detectable(self.information, self.deviation, alpha)
 
 
@@ -106,8 +106,8 @@ def detectable(information: float, deviation: float, alpha: float) -> float:
 
 
 def users_for(difference: float, deviation: float, share: float, alpha: float) -> int:
-    """Return how many users in both arms are needed to detect a difference with a power of 80%, in
-    experiments with a constant traffic share."""
+    """Return how many users, in both arms together, detect a difference with a power of 80%, for a constant
+    traffic share."""
     low, high = 1.0, 1e15
     while high / low > 1 + 1e-9:
         middle = math.sqrt(low * high)
@@ -145,7 +145,7 @@ class Means:
         return cubes / squares**1.5 if squares > 0 else 0.0
 
     def mixture(self) -> Mixture | None:
-        """Return the mixture, or `None` if nothing can be compared yet or nothing varies."""
+        """Return the mixture, or `None` if nothing can be compared yet or all values are the same."""
         spread = {arm: self._variance(arm) for arm in (True, False)}
         score = information = variance = 0.0
         for (stratum, arm), tuned in self.cells.items():
@@ -167,8 +167,7 @@ class Means:
 
 
 def gate_of_share(means: Means) -> str | None:
-    """Explain why the confidence interval of a right-or-wrong metric can't be trusted yet, or return
-    `None`."""
+    """Explain why the confidence interval of a right-or-wrong metric is not valid yet, or return `None`."""
     least = min(min(total := means.total(arm), means.users(arm) - total) for arm in (True, False))
     if least >= LEAST_OF_EACH - 1e-6:
         return None
@@ -176,7 +175,7 @@ def gate_of_share(means: Means) -> str | None:
 
 
 def gate_of_mean(means: Means) -> str | None:
-    """Explain why the interval of a numeric metric cannot be trusted yet, or return `None`."""
+    """Explain why the confidence interval of a numeric metric is not valid yet, or return `None`."""
     fewest = min(means.users(True), means.users(False))
     if fewest < 2:
         return "fewer than 2 users in an arm"
@@ -203,8 +202,8 @@ def units(
     metric: PlannedMetric, exposures: Sequence[Exposure], outcomes: Iterable[StoredOutcome], now: datetime
 ) -> list[EvidenceUnit]:
     """List the units of a metric in the order in which they are counted. `exposures` are sorted by time,
-    `outcomes` by when they were recorded. Users who had no chance of being in the other arm are left out,
-    because they carry no information about it."""
+    `outcomes` by when they were recorded. Excludes users who could not have been assigned to the other arm,
+    because they carry no information."""
     there = {(e.user, e.phase): e for e in exposures if 0 < e.chance < 1}
     if metric.window_h is None:
         first: dict[tuple[str, int], float] = {}
@@ -283,7 +282,8 @@ class _Walk:
         self.labels, self.ratio, self.means = LabelEvidence(), LabelEvidence(), Means()
         self.log_e = self.highest = 0.0
         self.shown: bool | None = None
-        """Whether the tuned model was higher when a difference was last shown."""
+        """True if the tuned model had the higher value when a difference was last shown. `None` if none was
+        shown."""
         self.curve: list[EvidencePoint] = []
 
     def add(self, unit: EvidenceUnit) -> None:

@@ -1,4 +1,4 @@
-"""An experiment: who gets which model, what came of it, what it shows, and what the rule says."""
+"""An experiment: assignments, outcomes, evidence, and the rule's decisions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Person(NamedTuple):
     key: str
     """The key that identifies the user in the store."""
     place: float
-    """Position of the user for the split, at least 0 and below 1."""
+    """Position of the user in the split, from 0 (inclusive) to 1 (exclusive)."""
 
 
 def new_salt() -> str:
@@ -50,8 +50,8 @@ def new_salt() -> str:
 
 
 def person(salt: str, user: str) -> Person:
-    """Derive a person from a user id. Any text is a valid user id and is used byte for byte, without
-    trimming, case-folding or normalizing."""
+    """Derive the stored key and split position of a user id. Any text is a valid user id. It is not trimmed,
+    case-folded or normalized."""
     digest = hashlib.sha256(f"{salt}\0".encode() + user.encode("utf-8", "surrogatepass")).digest()
     return Person(digest[8:24].hex(), (int.from_bytes(digest[:8], "big") >> 11) / 2**53)
 
@@ -67,8 +67,8 @@ def exposed(
     last: Exposure | None = None,
     last_share: float | None = None,
 ) -> Exposure:
-    """Assign a user to an arm in a phase that is new to them. `last` is their previous assignment, in a phase
-    with the share `last_share`."""
+    """Assign a user to an arm in a new phase. `last` is the user's previous assignment, in a phase with the
+    share `last_share`."""
     chance = phase.share
     if last is not None and last_share is not None:
         # Of those who had the base, the larger share takes some; who had the tuned model keeps it.
@@ -83,8 +83,8 @@ _SHOWN = 5
 
 class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An outcome, such as `{"user": "u1", "metric": "resolved", "value": true, "id": "ticket-7"}`. An outcome
-    with an id counts once, no matter how often it is sent. `at` distinguishes lines of files. An outcome
-    counts at the time it is recorded."""
+    with an id counts once, no matter how often it is sent. `at` distinguishes lines of files. The time of an
+    outcome is the time when it is recorded."""
 
     user: Annotated[str, msgspec.Meta(min_length=1)] | int
     metric: str
@@ -98,11 +98,11 @@ class OutcomesTaken(Record, frozen=True, kw_only=True):
 
     recorded: int = 0
     repeated: int = 0
-    """Outcomes that were already known by their ids."""
+    """Number of outcomes with an id that was already recorded."""
     unknown_users: int = 0
-    """Outcomes of users who were never assigned a model."""
+    """Number of outcomes from users who were never assigned a model."""
     after_end: int = 0
-    """Outcomes recorded after the experiment had ended, so not counted."""
+    """Number of outcomes that don't count because the experiment had ended."""
 
 
 def of_user(user: str | int) -> str:
@@ -136,8 +136,8 @@ def key_of(metric: str, id: str | int) -> str:
 
 def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
     """Read the outcomes in a JSON Lines file. All lines are read before the first outcome is yielded. A line
-    without an id gets one from its text and from how often that text occurred before, so you can read the
-    same file again even after it has grown. Raises `DataError` with the lines that are wrong."""
+    without an id gets one from its text and the number of earlier lines with the same text, so you can read
+    the same file again even after it has grown. Raises `DataError` that lists the invalid lines."""
     found: list[Given] = []
     wrong: list[str] = []
     seen: Counter[bytes] = Counter()
@@ -171,13 +171,14 @@ def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
 
 
 _FRESH_S = 1.0
-"""Maximum time for which a new phase of another process may be unknown here."""
+"""Maximum seconds until this process notices a new phase started by another process."""
 _REMEMBERED = 200_000
-"""Users of the current phase, cached so that the store is not read for each request."""
+"""Maximum number of cached users of the current phase. The cache avoids reading the store for each
+request."""
 _AT_ONCE = 500
-"""Outcomes per transaction."""
+"""Number of outcomes per transaction."""
 _LONGEST = 64
-"""Name of what is counted."""
+"""Maximum length of the name of a counted event."""
 _STATES: Mapping[str, Literal["shipped", "rolled back", "stopped"]] = {
     "ship": "shipped",
     "roll back": "rolled back",
@@ -189,7 +190,7 @@ class Assignment(NamedTuple):
     arm: Arm
     phase: int
     counted: bool
-    """Whether outcomes count as evidence. They do not after the experiment's end."""
+    """True if outcomes count as evidence. False after the end of the experiment."""
 
 
 class Experiment:
@@ -218,8 +219,8 @@ class Experiment:
 
     @classmethod
     def begin(cls, plan: ExperimentPlan, store: Store | str | None = None) -> Self:
-        """Start a new experiment, or continue the one with this plan. Raises `UsageError` if an experiment of
-        this name has a different plan, because a plan can't change after the start."""
+        """Start a new experiment, or continue the one with this plan. Raises `UsageError` if an experiment
+        with this name has a different plan, because plans can't change after the start."""
         required(plan)
         opened = _opened(store)
         try:
@@ -276,7 +277,8 @@ class Experiment:
 
     def stop(self, arm: Arm = "base", why: str = "asked to") -> bool:
         """End the experiment. All users get this model from now on, even if the experiment had ended with the
-        other one. Returns `False` if it had ended with this model or another process was first."""
+        other one. Returns `False` if it had already ended with this model or another process ended it
+        first."""
         last, share = self.phases()[-1], 1.0 if arm == "tuned" else 0.0
         if last.over and last.share == share:
             return False
@@ -285,8 +287,8 @@ class Experiment:
     # -- users ---------------------------------------------------------------------------------------------
 
     def assign(self, user: str | int) -> Assignment:
-        """Assign a user to a model. The model stays the same while the share stays or grows. From now on
-        the user's outcomes count."""
+        """Assign a user to a model. The user's model stays the same while the share stays or grows. From now
+        on, the user's outcomes count."""
         phase = self.phases(fresh=False)[-1]
         if phase.over:
             return Assignment("tuned" if phase.share == 1 else "base", phase.number, False)
@@ -294,8 +296,8 @@ class Experiment:
         return Assignment(given.arm, given.phase, True)
 
     def guess(self, user: str | int) -> Assignment:
-        """Return the model that a user gets according to the last read of the store, without reading the
-        store again. The user's outcomes do not count."""
+        """Return the user's model according to the last read of the store, without reading the store again.
+        The user's outcomes don't count."""
         last = self._phases[-1] if self._phases else None
         share = 0.0 if last is None else last.share
         arm = arm_at(person(self._record.salt, of_user(user)).place, share)
@@ -348,12 +350,12 @@ class Experiment:
 
     def record_files(self, paths: Iterable[str | Path]) -> OutcomesTaken:
         """Record the outcomes in JSON Lines files, `{"user": "u1", "metric": "resolved", "value": true}`. You
-        can record a file again even after it has grown. Raises `DataError` with the lines that are wrong, and
-        then records nothing from any file."""
+        can record a file again even after it has grown. If any line is invalid, raises `DataError` that lists
+        the invalid lines, and records nothing from any file."""
         return self.record_all([one for path in paths for one in read(self.plan, Path(path))])
 
     def observed(self, user: str | int, at: Assignment, values: Mapping[str, float]) -> None:
-        """Record the values observed for an answer, for the metrics in the plan."""
+        """Record the observed values of an answer for the metrics in the plan."""
         if not at.counted:
             return
         key = person(self._record.salt, of_user(user)).key
@@ -362,10 +364,10 @@ class Experiment:
         self._kept.record(self.id, found)
 
     def count(self, what: str, more: int = 1) -> None:
-        """Count an event other than the metrics, to show it in the report. `what` has at most 64
+        """Count an event that is not a metric and is shown in the report. `what` has at most 64
         characters."""
         if not 0 < len(what) <= _LONGEST or "\0" in what:
-            raise UsageError(f"a metric needs a name of 1 to {_LONGEST} characters")
+            raise UsageError(f"the name of a counted event must have 1 to {_LONGEST} characters")
         self._kept.count(self.id, what, more)
 
     def _told(self, taken: OutcomesTaken) -> OutcomesTaken:
@@ -381,7 +383,7 @@ class Experiment:
     # -- what it shows -------------------------------------------------------------------------------------
 
     def report(self) -> ExperimentReport:
-        """Return a report of the current state. You can look as often as you like."""
+        """Return a report of the current state. Looking often does not invalidate the statistics."""
         now = self._kept.clock.now()
         phases, exposures = self.phases(), self._kept.exposures(self.id)
         phase, alpha = phases[-1], alphas(self.plan)
@@ -417,8 +419,8 @@ class Experiment:
         )
 
     def step(self) -> ExperimentReport:
-        """Carry out the current decision of the rule, and return the new state. If several processes call it,
-        only one of them acts."""
+        """Carry out the current decision of the rule, and return the new state. If several processes call
+        this, only one of them acts."""
         seen = self.report()
         verb, share, why = seen.decision.verb, seen.decision.share, seen.decision.why
         if verb == "hold" or verb == "stop" or not self._enter(verb, share, why, seen=seen.phases[-1]):

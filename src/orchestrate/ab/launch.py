@@ -1,4 +1,4 @@
-"""Experiments for the command line: their models found, a proxy before them, their reports."""
+"""Experiments for the command line: find their models, serve the proxy, save reports."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ ARMS: tuple[Arm, Arm] = ("base", "tuned")
 
 @dataclass(frozen=True, kw_only=True)
 class ABTerms:
-    """Options of a proxy. `names` are additional host names that it accepts, `origins` are sites whose pages
-    may send requests, and `every_s` is the number of seconds between automatic checks of the rule."""
+    """Options of a proxy. `names` are additional host names that the proxy accepts. `origins` are the origins
+    of websites that may send requests. `every_s` is the number of seconds between automatic checks of the
+    rule."""
 
     host: str = web.LOOPBACK
     port: int = 8000
@@ -67,8 +68,8 @@ class ABUp:
 def begun(
     ft: Workspace, plan: str, *, start: Callable[[ExperimentPlan], None] = lambda _: None
 ) -> Experiment:
-    """Return the experiment of a plan file, or an existing one by its name or id. `start` first receives the
-    plan of a new experiment and may raise an error to prevent its start. Raises `UsageError`."""
+    """Return the experiment of a plan file, or an existing one by its name or id. Before a new experiment
+    starts, `start` receives its plan. It may raise an error to prevent the start. Raises `UsageError`."""
     path = Path(plan).expanduser()
     if path.suffix.lower() not in (".yaml", ".yml") and not path.is_file():
         return Experiment.open(plan, ft.store)
@@ -106,7 +107,7 @@ def serve(
 ) -> Generator[ABUp]:
     """Serve an experiment's proxy while the block runs, and serve runs on this machine behind it. With
     `terms.auto`, the rule is applied automatically, and `tell` receives each action. Raises `UsageError` if
-    others can reach the address and there are no keys, and the errors of finding the models."""
+    other machines can reach the address and there are no keys, and errors from finding the models."""
     keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
     clients = keys.Clients(ft.store, "serve")
     clients.require(terms.host, keys.NEW_KEY)
@@ -224,8 +225,8 @@ def standing(report: ExperimentReport) -> str:
 
 
 def stop(experiment: Experiment, keep: Literal["base", "tuned"]) -> ExperimentReport:
-    """End the experiment with this model for all users. Raises `UsageError` if it has already ended with this
-    model."""
+    """End the experiment with this model for all users. Raises `UsageError` if the experiment has already
+    ended with this model."""
     if not experiment.stop(keep):
         raise UsageError(f"{experiment.plan.name} has already ended: {experiment.phases()[-1].why}")
     return experiment.report()

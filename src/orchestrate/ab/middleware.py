@@ -1,4 +1,4 @@
-"""The experiment inside an application of one's own: as ASGI middleware, and around a call of a model."""
+"""Run an experiment inside your own application: as ASGI middleware, or around calls to the models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ABMiddleware:
     Records the latency and the failures (HTTP 5xx, exceptions) of its answers if the plan has metrics for
     them. Requests without a user have no `ab`, but are counted.
 
-    `user` is a function from the scope of a request to its user, or `None` if it has none.
+    `user` is a function that returns the user of a request from its scope, or `None`.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class ABMiddleware:
 
 
 def ask(experiment: Experiment, user: str | int, base: Callable[[], _T], tuned: Callable[[], _T]) -> _T:
-    """Return the answer of the user's model. If the tuned model raises an error, the base model answers; this
-    is counted, and the user's outcomes still count for the tuned model. Errors of the base model
+    """Return the answer of the user's model. If the tuned model raises an error, the base model answers. This
+    failover is counted, and the user's outcomes still count for the tuned model. Errors from the base model
     propagate."""
     given, begun, failed = experiment.assign(user), time.monotonic(), 1.0
     try:
@@ -67,7 +67,7 @@ def ask(experiment: Experiment, user: str | int, base: Callable[[], _T], tuned: 
                 failed = 0.0
                 return answer
             except Exception as error:  # noqa: BLE001  whatever it is, the user gets an answer
-                _log.warning("the tuned model failed; using the base: %r", error)
+                _log.warning("the tuned model failed, so the base model answers: %r", error)
                 experiment.count(FAILOVERS)
                 return base()
         answer = base()

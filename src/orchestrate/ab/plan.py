@@ -10,7 +10,7 @@ metrics:
   - {name: failed, role: guardrail, better: lower, of_user: any, window_h: 1}
 rule: {stages: [10, 25, 50, 100], goal: better, min_users: 200, min_hours: 24}
 
-`failed`, `latency_s` and `cost_usd` are recorded by the proxy itself.
+The proxy records `failed`, `latency_s` and `cost_usd` automatically.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from orchestrate.types import (
 )
 
 BROKEN_SPLIT = 0.001
-"""Threshold for the p-value of the split. Below it, the users cannot have been split as planned."""
+"""Threshold for the p-value of the split. Below it, users were not split as planned."""
 
 
 def alphas(plan: ExperimentPlan) -> dict[str, float]:
@@ -55,14 +55,14 @@ def decide(
     users: int,
     ratio_p: float,
 ) -> ExperimentDecision:
-    """Decide what to do now. `in_phase` counts the users seen in this phase, by arm, and `users` counts all
-    users in all phases and arms. `ratio_p` is the p-value of the split."""
+    """Decide what to do now. `in_phase` counts the users in this phase, by arm. `users` counts all users in
+    all phases and arms. `ratio_p` is the p-value of the split."""
 
     def held(why: str) -> ExperimentDecision:
         return ExperimentDecision(verb="hold", share=phase.share, why=why)
 
     if phase.over:
-        return held(f"it has ended: {phase.why}")
+        return held(f"the experiment has ended: {phase.why}")
     if ratio_p < BROKEN_SPLIT:
         p = f"{ratio_p:.1g}"
         return held(f"users are not split as planned (p = {p}): find out why before you trust these results")
@@ -193,14 +193,14 @@ ALPHAS = (0.0001, 0.5)
 
 
 def read_plan(path: Path) -> ExperimentPlan:
-    """Read a plan from a YAML file. Raises `UsageError` that describes what is wrong with it."""
+    """Read a plan from a YAML file. Raises `UsageError` that describes what is wrong."""
     fields = "name, base, tuned, metrics (name, role, kind, better), rule (stages, goal): docs/ab.md"
     plan = read_record(path, ExperimentPlan, "experiment plan", fields)
     return required(plan, str(path))
 
 
 def required(plan: ExperimentPlan, where: str = "the plan") -> ExperimentPlan:
-    """Return the plan if it can be carried out. Raises `UsageError` with the first error in it."""
+    """Return the plan if it is valid. Raises `UsageError` with the first error in the plan."""
     for wrong in (*_wrong_names(plan), *_wrong_rule(plan.rule), *_wrong_metrics(plan)):
         raise UsageError(f"{where}: {wrong}")
     return plan
@@ -208,9 +208,9 @@ def required(plan: ExperimentPlan, where: str = "the plan") -> ExperimentPlan:
 
 def _wrong_names(plan: ExperimentPlan) -> Iterable[str]:
     if not _NAME.fullmatch(plan.name):
-        yield f"name: {plan.name!r} must be lowercase letters, digits, '.', '-' and '_', at most 63"
+        yield f"name: {plan.name!r} must consist of at most 63 lowercase letters, digits, '.', '-' and '_'"
     if not plan.base.strip() or not plan.tuned.strip():
-        yield "base and tuned: each needs a model"
+        yield "base and tuned: each must name a model"
     for field in ("key_variables", "usd_per_mtok"):
         for arm in sorted(set(getattr(plan, field)) - {"base", "tuned"}):
             yield f"{field}: must be base or tuned, got {arm!r}"
@@ -239,25 +239,25 @@ def _wrong_metrics(plan: ExperimentPlan) -> Iterable[str]:
     if len(set(names)) < len(names):
         yield f"metrics: {max(names, key=names.count)!r} occurs twice"
     if sum(metric.role == "primary" for metric in plan.metrics) != 1:
-        yield "metrics: exactly one needs  role: primary, which decides; the others must be guardrail or told"
+        yield "metrics: exactly one must have  role: primary. The others must be guardrail or told"
         return
     for metric in plan.metrics:
         yield from (f"metrics.{metric.name}: {wrong}" for wrong in _wrong_metric(metric))
     if plan.rule.goal == "not worse" and not plan.primary.margin:
-        yield f"metrics.{plan.primary.name}: the goal  not worse  needs a margin (the accepted drop)"
+        yield f"metrics.{plan.primary.name}: the goal  not worse  requires a margin (the accepted drop)"
     if plan.rule.goal == "better" and plan.primary.margin:
         yield f"metrics.{plan.primary.name}: a margin only applies to the goal  not worse"
 
 
 def _wrong_metric(metric: PlannedMetric) -> Iterable[str]:
     if not _METRIC.fullmatch(metric.name):
-        yield "a name may contain letters, digits, '_', '-', '.' and spaces, at most 63"
+        yield "a name must consist of at most 63 letters, digits, '_', '-', '.' and spaces"
     if metric.of_user not in _FOLDS[metric.kind]:
         yield f"of_user of a {metric.kind} metric must be one of {', '.join(_FOLDS[metric.kind])}"
     if metric.window_h is None and metric.of_user != "first":
-        yield f"of_user: {metric.of_user} needs window_h, the time in which a user's outcomes count"
+        yield f"of_user: {metric.of_user} requires window_h, the time in which a user's outcomes count"
     if metric.window_h is None and metric.absent is not None:
-        yield "absent needs window_h, the time to wait for an outcome"
+        yield "absent requires window_h, the time to wait for an outcome"
     if metric.window_h is not None and not 0 < metric.window_h <= 24 * 366:
         yield "window_h must be above 0 and at most one year"
     if not 0 <= metric.margin < math.inf:
@@ -267,8 +267,8 @@ def _wrong_metric(metric: PlannedMetric) -> Iterable[str]:
 
 
 def recorded_sometimes(plan: ExperimentPlan) -> list[str]:
-    """List the right-or-wrong decision metrics that count only users with a recorded outcome. If an outcome
-    is recorded only when it happens, all other users are missing from the evidence."""
+    """List the right-or-wrong decision metrics that count only users with a recorded outcome. If an
+    outcome is recorded only when it happens, all other users are missing from the evidence."""
     return [
         metric.name
         for metric in plan.metrics

@@ -1,8 +1,8 @@
-"""One model to the outside, two behind it: an OpenAI-compatible proxy that gives each user their arm's model,
-lets the base answer where the tuned one fails, and records what came of it.
+"""An OpenAI-compatible proxy in front of two models. Each user gets the model of their arm. If the tuned
+model fails, the base model answers. The proxy records the outcomes.
 
-The user is identified by the header `x-user-id`, or by `safety_identifier` or `user` in the body. A request
-without one is answered by the base, and is no part of the experiment.
+The header `x-user-id`, or `safety_identifier` or `user` in the body, identifies the user. The base model
+answers requests without a user. They are not part of the experiment.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ from orchestrate.settings import Secret
 from orchestrate.types import Arm, decoding
 
 ITS_OWN_FAULT = frozenset({401, 403, 404, 408, 429})
-"""Statuses below 500 that are not about the question: not found, not allowed, or overloaded."""
+"""Statuses below 500 that the request did not cause: not found, not allowed, timed out, or overloaded."""
 _KEPT = ("content-type", "retry-after")
-"""Response headers that are passed on to the client."""
+"""Response headers that are forwarded to the client."""
 _FAILURES, _COOL_S = 3, 10.0
 _USED_S = 60.0
-"""Minimum time between two notifications of whoever keeps a model up that it was used."""
+"""Minimum seconds between two calls of `Upstream.on_use`."""
 _TAIL = 16_384
 
 
 @dataclass
 class Upstream:
-    """A model at an address that speaks the chat completions API. `url` ends with its `/v1`."""
+    """A model at a URL with the chat completions API. `url` ends with `/v1`."""
 
     url: str
     model: str
     key: Secret | None = None
     on_use: Callable[[], None] | None = None
-    """Called from time to time after the model has answered. It may wait for a store."""
+    """Called from time to time after the model has answered. May wait for a store."""
     _told: float = field(default=float("-inf"), init=False)
     _failed: int = field(default=0, init=False)
     _until: float = field(default=0.0, init=False)
 
     @property
     def resting(self) -> bool:
-        """Return whether the model failed several times in a row. It is then skipped for some seconds, so
-        that users do not wait for each failure."""
+        """True if the model failed several times in a row. It is then skipped for some seconds, so users
+        don't wait for each failure."""
         return time.monotonic() < self._until
 
     def heard(self, *, failed: bool) -> None:
@@ -79,12 +79,12 @@ class Upstream:
 
 @dataclass
 class ProxiedAnswer:
-    """An answer that has begun to arrive. `status` is `None` if there is none."""
+    """An answer that is arriving. `status` is `None` if there was no answer."""
 
     status: int | None
     headers: dict[str, str] = field(default_factory=dict[str, str])
     body: bytes = b""
-    """The complete answer, or the first piece of a stream."""
+    """The complete answer, or the first chunk of a stream."""
     rest: AsyncGenerator[bytes] | None = None
     error: str = ""
 
@@ -94,12 +94,12 @@ class ProxiedAnswer:
 
     @property
     def failed(self) -> bool:
-        """Return whether the model's host failed."""
+        """True if the model's host failed."""
         return self.status is None or self.status >= 500 or self.status in ITS_OWN_FAULT
 
 
 async def ask(client: httpx.AsyncClient, at: Upstream, path: str, values: Mapping[str, Any]) -> ProxiedAnswer:
-    """Forward a request under the model's own name. Returns when the complete answer or the first piece of a
+    """Forward a request under the model's own name. Returns when the complete answer or the first chunk of a
     stream has arrived. Never raises an error."""
     headers = {"content-type": "application/json"}
     if at.key is not None:
@@ -146,7 +146,7 @@ def _answers(body: bytes) -> bool:
 
 
 def says_error(data: bytes) -> bool:
-    """Return whether the last complete event in these bytes of a stream is an error."""
+    """Return whether the last complete event in these stream bytes is an error."""
     for line in reversed(data.splitlines()):
         found = _object(line.removeprefix(b"data:")) if line.startswith(b"data:") else {}
         if found:
@@ -174,8 +174,8 @@ async def _pieces(response: httpx.Response) -> AsyncGenerator[bytes]:
 
 
 async def watched(answer: ProxiedAnswer, tail: bytearray) -> AsyncGenerator[bytes]:
-    """Yield all pieces of a stream, and keep its last bytes in `tail`. Raises `httpx.HTTPError` if the
-    stream breaks off."""
+    """Yield all chunks of a stream, and collect its last bytes in `tail`. Raises `httpx.HTTPError` if the
+    stream is interrupted."""
     tail += answer.body
     yield answer.body
     if answer.rest is not None:
@@ -187,7 +187,7 @@ async def watched(answer: ProxiedAnswer, tail: bytearray) -> AsyncGenerator[byte
 
 
 def tokens(data: bytes) -> tuple[int, int] | None:
-    """Return the prompt and completion tokens that an answer or the end of a stream reports."""
+    """Return the numbers of prompt and completion tokens reported by an answer or the end of a stream."""
     lines = data.splitlines() if b"data:" in data else [data]
     for line in reversed(lines):
         if b'"usage"' not in line:
@@ -213,9 +213,9 @@ _PATHS = ("/chat/completions", "/completions", "/responses")
 _MOST_BODY = 32 << 20
 _log = logging.getLogger(__name__)
 STORE_S = 2.0
-"""Time limit for the store to return the model that a user gets."""
+"""Seconds to wait for the store to return a user's model."""
 SILENT_S = 10.0
-"""Time during which the store is skipped after that limit."""
+"""Seconds for which the store is skipped after that limit."""
 _CONNECT_S = 5.0
 
 
@@ -246,8 +246,8 @@ class ArmAnswer:
 
 
 class Proxy:
-    """An experiment in front of two models. `timeout_s` limits the time until the first piece of an answer
-    and the time between two pieces. A model that takes longer counts as failed."""
+    """An experiment in front of two models. `timeout_s` limits the time until the first chunk of an answer
+    and the time between two chunks. A slower model counts as failed."""
 
     def __init__(
         self,
@@ -416,7 +416,7 @@ class Proxy:
         return JSONResponse(page([shown], more=False))
 
     async def outcomes(self, request: Request) -> Response:
-        """Record one outcome, or several under `outcomes`."""
+        """Record the outcome in the request body, or several in its list `outcomes`."""
         values = await json_body(request)
         listed: Any = values.get("outcomes", [values])
         try:

@@ -1,9 +1,10 @@
-"""Quotes, bills and what a tuned model costs to run: arithmetic over rates that are data. Money is `Decimal`.
+"""Quotes, bills, and the cost of serving a tuned model, computed from rates in data files. Money is
+`Decimal`.
 
-A job is `PlannedJob`, by tokens (`quote_tokens_job`) or by hours (`quote_hours_job`);
-`Prices(name, book, on)` says under which name, in which book and for which day a rate is looked up. A quote
-without a known price has `unavailable` set. Settings are read from the translation's rows named `epochs`,
-`evals`, `packing` and `max_seq_length`; "auto" epochs mean that the host decides.
+A `PlannedJob` is billed by tokens (`quote_tokens_job`) or hours (`quote_hours_job`). `Prices(name, book, on)`
+defines the name, book and day for looking up rates. A quote without a known price has `unavailable` set.
+Settings come from the translation's rows `epochs`, `evals`, `packing` and `max_seq_length`. With "auto"
+epochs, the host decides.
 """
 
 from orchestrate.costing.bills import (

@@ -35,16 +35,15 @@ def bill(
     prices: Prices | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
-    """Compute the cost of a job from the best available source, or return `None` while nothing is known. For
-    an hourly job that has not ended, pass `now` to get the cost so far. It includes paused time unless the
-    job's workers report their working time, and it is not final.
+    """Compute the cost of a job from the best available source, or return `None` while the cost is unknown.
+    For an hourly job that has not ended, pass `now` to get the cost so far. This cost includes paused time
+    unless the job's workers report their working time, and is not final.
 
     The status is checked first: a failure that the host does not bill costs nothing, and a job that ended
     early costs the share that its host bills. The cost of a complete job comes from, in this order: measured
     hours x `hourly`, the host's own figure (`job.cost_usd`), its GPU-seconds or `trained_tokens` x the rate
-    of the day on which the job was created, topped up to the host's minimum per job, and its quote. Only the
-    host's last figure is `final`: if a host reports prices (`profile.reports_price`), a computed one is
-    not."""
+    of the day on which the job was created, topped up to the host's minimum per job, and its quote. If a host
+    reports prices (`profile.reports_price`), only its last figure is `final`, and a computed cost is not."""
     ended = job.status.terminal
     if hourly is not None:
         return _by_hours(job, hourly, ended, now) or _of_host(job, final=ended)
@@ -134,7 +133,7 @@ def bill_run(
     book: RateBook | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
-    """Compute the `bill` of a tracked run with its own quote. A machine billed hourly costs the quoted
+    """Compute the `bill` of a tracked run with its own quote. A machine billed hourly costs its quoted
     rate."""
     from orchestrate import catalog
     from orchestrate.spec import JobSpec
@@ -235,7 +234,7 @@ def _of_work(quote: Quote | None) -> Bill | None:
 
 
 class BillDifference(Record, frozen=True, kw_only=True):
-    """Compares the quoted with the billed cost, for one component or the total."""
+    """A comparison of the quoted and the billed cost, for one component or the total."""
 
     component: str
     quoted_usd: Decimal
@@ -243,9 +242,9 @@ class BillDifference(Record, frozen=True, kw_only=True):
     error_usd: Decimal
     """Quoted minus billed: positive when the quote was too high."""
     relative: float | None
-    """Error relative to the bill; `None` if the bill is zero."""
+    """Error relative to the bill, or `None` if the bill is zero."""
     within_band: bool
-    """Whether the bill lies between the quote's low and high end."""
+    """True if the bill lies between the quote's low and high end."""
 
 
 class Reconciliation(Record, frozen=True, kw_only=True):
@@ -258,7 +257,7 @@ class Reconciliation(Record, frozen=True, kw_only=True):
 
 
 def reconcile(run: Run) -> Reconciliation | None:
-    """Compare the bill of a run with its quote. Returns `None` until the run has both, and if the quote was
+    """Compare the bill of a run with its quote. Returns `None` if the run lacks one of them or the quote was
     undecided. Components are compared only if the bill has lines."""
     quote, paid = run.quote, run.bill
     named = quote.price if quote is not None else None
@@ -296,7 +295,7 @@ def _difference(name: str, quoted: Decimal, billed: Decimal, low: Decimal, high:
 
 
 class Accuracy(Record, frozen=True, kw_only=True):
-    """The error of quotes on one backend, over runs that ended with a bill."""
+    """The accuracy of quotes on one backend, over runs that ended with a bill."""
 
     provider: str
     sandbox: bool

@@ -1,6 +1,6 @@
-"""Expenses, spent and committed, by user and purpose: each run is one expense, each deployment one for
-each month in which it was up, answers one for each purpose, backend, month and user. Sums of expenses lose no
-digit."""
+"""Expenses, spent and committed, by user and purpose. Each run is one expense. A deployment has one for each
+month in which it was up. Answers have one for each purpose, backend, month and user. Sums of expenses are
+exact."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ class Spending(Record, frozen=True, kw_only=True):
     """US dollars over all backends, for one run or all runs of a store."""
 
     spent_usd: Decimal = Decimal(0)
-    """Bills of ended runs."""
+    """Sum of the bills of ended runs."""
     committed_usd: Decimal = Decimal(0)
-    """Cost that may still come for runs that may be billed and have no final bill. For each run, the maximum
-    of the quote's high end, the host's own estimate, the limit that the user set since, and the cost so far.
-    A paused training session counts only with its cost so far, because resuming it reserves its limit
-    again."""
+    """Possible additional cost of billable runs without a final bill. For each run, the maximum of the
+    quote's high end, the host's own estimate, the limit that the user set since, and the cost so far. A
+    paused training session counts only with its cost so far, because resuming it reserves its limit again."""
 
     @property
     def total_usd(self) -> Decimal:
@@ -40,9 +39,9 @@ class Spending(Record, frozen=True, kw_only=True):
 
 
 def spending(run: Run) -> Spending:
-    """Return what one run takes from a budget. A sandbox run costs nothing, and neither does a run without a
-    job or one that was imported after its end. A run that has ended counts with its quote until its bill is
-    known. If a host does not bill a failure, the bill shows that."""
+    """Return the share of a budget that a run uses. Sandbox runs, runs without a job, and runs imported after
+    their end use nothing. A run that has ended counts with its quote until its bill is known. If a host does
+    not bill a failure, the bill shows this."""
     if run.sandbox or run.phase is SubmitPhase.REFUSED or (run.imported and run.status.terminal):
         return Spending()
     if run.released and run.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED):
@@ -60,7 +59,7 @@ def spending(run: Run) -> Spending:
 
 
 def of_trial(run: Run | None, trial: Trial) -> Decimal:
-    """Return what a trial of a sweep has cost or may still cost. Sandbox prices count like real money."""
+    """Return the cost, or the possible cost, of a sweep's trial. Sandbox prices count like real money."""
     lost = run is None and trial.run_id is not None
     if run is None or run.phase is SubmitPhase.REFUSED:
         return trial.high_usd if lost or trial.state is TrialState.OPEN else Decimal(0)
@@ -75,9 +74,9 @@ def of_trial(run: Run | None, trial: Trial) -> Decimal:
 def caps(
     quotes: Sequence[Quote], *, max_cost_usd: Decimal | None = None, each_usd: Decimal | None = None
 ) -> list[Decimal | None]:
-    """Return the cost limit of the run behind each quote, so that their sum is within `max_cost_usd` and none
-    is above `each_usd`. The total is divided in proportion to the quotes' high ends. Raises `OverBudget` if
-    they do not fit, and `UnknownPrice`."""
+    """Return a cost limit for each quote's run. The limits add up to at most `max_cost_usd`, divided in
+    proportion to the quotes' high ends, and none is above `each_usd`. Raises `OverBudget` if they do not fit,
+    and `UnknownPrice`."""
     for quote in quotes:
         check_budget(quote, max_cost_usd=max_cost_usd)
         check_budget(quote, max_cost_usd=each_usd, what="--max-cost-each")
@@ -103,8 +102,9 @@ def check_budget(
     used_usd: Decimal = Decimal(0),
     what: str = "--max-cost",
 ) -> None:
-    """Raise `OverBudget` if the quote's high end is above `max_cost_usd`, or above what `used_usd` (spent and
-    committed by all runs) leaves of `budget_usd`, or if a limit is set and the price is unknown."""
+    """Raise `OverBudget` if the quote's high end is above `max_cost_usd` or above the remaining budget
+    (`budget_usd` minus `used_usd`, spent and committed by all runs), or if a limit is set and the price is
+    unknown."""
     name, high, unknown = quote.provider, quote.held_usd, unpriced(quote)
     require_within(name, high, max_cost_usd, unknown=unknown, what=what)
     if budget_usd is not None:
@@ -114,7 +114,7 @@ def check_budget(
 
 
 def unpriced(quote: Quote) -> str | None:
-    """Return why a quote is not an upper bound on its run's cost, or `None` if it is one."""
+    """Explain why a quote is not an upper bound on its run's cost, or return `None` if it is one."""
     if quote.why_none or not quote.open_end:
         return quote.why_none
     return f"the quote does not include {quote.open_end}"
@@ -163,8 +163,8 @@ def spent_usd(deployment: Deployment, now: datetime) -> Decimal | None:
 
 
 def deployment_spending(deployment: Deployment, now: datetime) -> Spending:
-    """Return what a deployment takes from a budget: its cost so far, and the cost that its limits still
-    allow. Without a limit, one more day counts. In a sandbox, it costs nothing."""
+    """Return the share of a budget that a deployment uses: its cost so far, and the cost that its limits
+    still allow. Without a limit, one more day counts. Sandbox deployments use nothing."""
     if deployment.sandbox:
         return Spending()
     spent = spent_usd(deployment, now) or Decimal(0)
@@ -185,10 +185,10 @@ def limit_reached(deployment: Deployment, now: datetime) -> str | None:
     """Return a description of the limit that the deployment has reached, or `None`."""
     most = deployment.max_hours
     if most is not None and (now - deployment.created_at).total_seconds() >= most * 3600:
-        return f"it has used up its {most.normalize():f} hours"
+        return f"the deployment has used up its {most.normalize():f} hours"
     cap, spent = deployment.max_cost_usd, spent_usd(deployment, now)
     if cap is not None and reached(spent, cap):
-        return f"it has reached its cost limit of {limit(cap)}, based on uptime"
+        return f"the deployment has reached its cost limit of {limit(cap)}, based on uptime"
     return None
 
 
@@ -219,21 +219,21 @@ class Expense(Record, frozen=True, kw_only=True):
     """The tag `project`, or else the project in Weights & Biases."""
     person: str | None = None
     sandbox: bool = False
-    """Whether the cost is simulated by a sandbox."""
+    """True if the cost is simulated by a sandbox."""
     spent_usd: Decimal = Decimal(0)
     committed_usd: Decimal = Decimal(0)
     known: bool = True
-    """`False` if neither a bill nor a price gives the cost. Sums that include it are then unknown rather than
-    zero."""
+    """False if neither a bill nor a price is known. Sums that include this expense are then unknown."""
     abandoned: bool = False
-    """Whether the user abandoned it. The sums then include the last known amount of its bill."""
+    """True if the user abandoned the run or deployment. Sums then include the last known amount of its
+    bill."""
     runs: int = 1
-    """The number of runs that it stands for. See `GroupedExpenses`."""
+    """The number of runs in this expense. See `GroupedExpenses`."""
 
 
 class GroupedExpenses:
-    """Sums of the expenses of runs that every report groups together, so that memory grows with the groups
-    and not with the runs."""
+    """Sums of run expenses that every report groups together. Memory use grows with the number of groups, not
+    of runs."""
 
     def __init__(self) -> None:
         self._merged: dict[object, Expense] = {}
@@ -267,11 +267,11 @@ class Sum(Record, frozen=True, kw_only=True):
     runs: int = 0
     deployments: int = 0
     requests: int = 0
-    """Number of requests, for answers that are billed individually."""
+    """Number of requests, for answers billed individually."""
     unknown: tuple[str, ...] = ()
-    """Ids of items with unknown cost. Neither sum includes them."""
+    """Ids of items with an unknown cost. Neither sum includes these."""
     abandoned: tuple[str, ...] = ()
-    """Ids of abandoned runs and deployments, whose hosts are no longer polled."""
+    """Ids of abandoned runs and deployments. Their hosts are no longer polled."""
 
 
 def of_run(run: Run, now: datetime) -> Expense:
@@ -294,8 +294,8 @@ def of_run(run: Run, now: datetime) -> Expense:
 
 
 def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> list[Expense]:
-    """Return one expense for each month in which the deployment was up. The current month's includes the cost
-    that is still committed. Tags and project come from its run."""
+    """Return one expense for each month in which the deployment was up. The expense of the current month
+    includes the committed cost. Tags and project come from the run."""
     money = deployment_spending(msgspec.structs.replace(deployment, sandbox=False), now)
     at = (deployment.ended_at or deployment.updated_at) if deployment.state.over else now
     last = f"{at:%Y-%m}"
@@ -354,7 +354,7 @@ def _wandb_project(run: Run) -> str | None:
 
 
 def exact(usd: Decimal) -> Decimal:
-    """Round to the billionth: amounts with that many digits can be summed in any order."""
+    """Round to a billionth of a dollar. Such amounts can be summed exactly, in any order."""
     whole = usd.quantize(CENT)
     return whole if whole == usd else usd.quantize(_NANO)
 
@@ -368,9 +368,10 @@ def in_month(expenses: Iterable[Expense], month: str | None) -> list[Expense]:
 
 
 def grouped(expenses: Sequence[Expense], by: str) -> list[Sum]:
-    """Group the expenses. Each one is in exactly one group, so the groups add up to the total. `by` is one of
-    `BY`, or `tag:NAME` for the values of one tag (`tag` alone groups by all tags together). The most
-    expensive group comes first; months are in chronological order. Raises `UsageError` for any other `by`."""
+    """Group the expenses. Each expense is in exactly one group, so the groups add up to the total. `by` is
+    one of `BY`, or `tag:NAME` for the values of one tag (`tag` alone groups by the combination of all tags).
+    The most expensive group comes first, but months are in chronological order. Raises `UsageError` for any
+    other `by`."""
     key = _key(by)
     groups: dict[str, list[Expense]] = {}
     for expense in expenses:
@@ -412,8 +413,8 @@ def _key(by: str) -> Callable[[Expense], str | None]:
 
 
 def cents(parts: Sequence[Decimal]) -> list[Decimal]:
-    """Round the parts to cents that add up to their sum, rounded up to a cent. Each part is rounded down, and
-    the remaining cents go to the parts with the largest remainders. No part is negative."""
+    """Round the parts to cents such that they add up to the total, rounded up to a cent. Each part is rounded
+    down, and the remaining cents go to the parts with the largest remainders. No part is negative."""
     whole = [part.quantize(CENT, ROUND_FLOOR) for part in parts]
     left = int((sum(parts, Decimal(0)).quantize(CENT, ROUND_CEILING) - sum(whole, Decimal(0))) / CENT)
     by_remainder = sorted(range(len(parts)), key=lambda i: (whole[i] - parts[i], i))

@@ -32,15 +32,15 @@ def table() -> Hardware:
 
 
 def gpu_memory_gb(gpu: str) -> float | None:
-    """Return the memory of a GPU according to the manufacturer's data sheet, or `None` for a card that is not
-    in the table."""
+    """Return the memory of a GPU in GB according to the manufacturer's data sheet, or `None` if the table
+    does not have the GPU."""
     name = closest(gpu, table().gpus)
     return table().gpus[name][0] if name else None
 
 
 def closest(device: str, names: Iterable[str]) -> str | None:
-    """Return the name with the most words among those whose words all occur in the device's name, or
-    `None`."""
+    """Return the name whose words all occur in the device's name. If several match, return the one with the
+    most words. Returns `None` if no name matches."""
     words = set(device.upper().replace("NVIDIA", "").replace("-", " ").split())
     fits = [(len(name.split()), name) for name in names if set(name.upper().split()) <= words]
     return max(fits)[1] if fits else None

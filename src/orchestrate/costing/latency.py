@@ -1,9 +1,8 @@
-"""Estimated latency of an answer before anything is trained: for one request at a time, by the size of the
-model.
+"""Estimate the latency of an answer before training, from the size of the model, for one request at a time.
 
-A token of the answer needs every active weight once from memory, so it is bound by bandwidth. The prompt goes
-through in parallel, two operations per weight and token, so it is bound by compute. What share of its data
-sheet a GPU reaches is fitted to published measurements and checked against others.
+Each token of the answer reads every active weight from memory once, so generation is bound by bandwidth. The
+prompt is processed in parallel, with two operations per weight and token, so it is bound by compute. The
+efficiency of a GPU relative to its data sheet is fitted to published measurements and checked against others.
 """
 
 from __future__ import annotations
@@ -16,28 +15,26 @@ from orchestrate.costing.ways import BYTES_PER_PARAM, gpus_for
 from orchestrate.types import Record
 
 BANDWIDTH_SHARE = (0.70, 0.57)
-"""Achieved share of the memory bandwidth, for one GPU and for several that split the model. Fitted to
+"""Achieved share of the memory bandwidth, for one GPU and for several GPUs that split the model. Fitted to
 LMDeploy 0.1.0a1 on A100 80GB, 16 bits, one request: Llama-2-7B generates 102 tokens per second on one GPU,
 Llama-2-70B 34 on four (InternLM/lmdeploy, docs/en/benchmark/a100_fp16.md, of 2023-12). Newer engines are as
 fast or faster."""
 COMPUTE_SHARE = (0.68, 0.58)
-"""Achieved share of the compute, from the same page: the first token after a prompt of 2,048 tokens takes 139
-ms and 402 ms."""
-SOURCE = (
-    "bandwidth and compute from the data sheet, at the fractions that LMDeploy measured on A100 (2023-12)"
-)
+"""Achieved share of the compute. According to the same page, the first token after a prompt of 2,048 tokens
+takes 139 ms and 402 ms."""
+SOURCE = "bandwidth and compute from the data sheet, times the efficiency of LMDeploy on A100 (2023-12)"
 BAND = 1.4
-"""Error factor of the prediction in either direction. It covers figures that were not used for the fit:
+"""Error factor of the prediction in either direction. It covers measurements that were not used for the fit:
 Llama-2-13B on one A100 (the same page), Llama-3.1 8B on one A100 and Llama-3.3 70B in 8 bits on two H100
 (NVIDIA's NIM)."""
 DEVICES = ("L4", "L40S", "A100 80GB", "H100")
-"""Devices that are shown."""
+"""Devices to show by default."""
 LARGER = "llama-3.3-70b"
-"""Default model to compare a tuned small model with."""
+"""Default model for comparison with a tuned small model."""
 
 
 class Device(Record, frozen=True, kw_only=True):
-    """Memory bandwidth and compute of a device, as achieved, over all GPUs."""
+    """Achieved memory bandwidth and compute of a device, over all GPUs."""
 
     name: str
     gpus: int = 1
@@ -60,7 +57,7 @@ class Latency(Record, frozen=True, kw_only=True):
     output_tokens: int
     first_token_ms: float
     token_ms: float
-    """Time of each token after the first."""
+    """Milliseconds per token after the first."""
     band: float = BAND
     """Factor within which the true value is expected."""
 
@@ -69,8 +66,8 @@ class Latency(Record, frozen=True, kw_only=True):
         return self.first_token_ms + max(self.output_tokens - 1, 0) * self.token_ms
 
     def within(self, limit_ms: float) -> bool | None:
-        """Return whether the complete answer arrives within the limit, or `None` if the error band leaves
-        that open."""
+        """Return whether the complete answer arrives within the limit, or `None` if the limit is inside the
+        error band."""
         if self.answer_ms * self.band <= limit_ms:
             return True
         return False if self.answer_ms / self.band > limit_ms else None
@@ -99,8 +96,8 @@ def predict(
 
 
 def gpu(name: str, count: int, width: float = 2.0) -> Device | None:
-    """Return a device with `count` cards of one kind and the measured efficiency, or `None` for a card that
-    is not in the table."""
+    """Return a device with `count` GPUs of one kind and the measured efficiency, or `None` if the table does
+    not have the GPU."""
     known = hardware.table()
     found = hardware.closest(name, known.tflops)
     if found is None:
@@ -116,8 +113,8 @@ def gpu(name: str, count: int, width: float = 2.0) -> Device | None:
 
 
 def of_model(model: Model, tokens: tuple[int, int], devices: Iterable[str] = DEVICES) -> list[Latency]:
-    """Predict the latencies of a model on each kind of card, with as few cards as can hold it. The list is
-    empty if the model's size is unknown."""
+    """Predict the latencies of a model on each kind of GPU, with the fewest GPUs that can hold the model. The
+    list is empty if the model's size is unknown."""
     if model.params_b is None:
         return []
     width, found = BYTES_PER_PARAM[model.precision], list[Latency]()

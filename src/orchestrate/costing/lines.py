@@ -13,7 +13,7 @@ from orchestrate.types import Confidence, Quote, QuoteLine
 def minimum_top_up(usd: Decimal, minimum: Decimal) -> Decimal:
     """Return the amount that raises a job to the minimum charge: `max(0, minimum - usd)`.
 
-    together.ai/pricing, 2026-10-07: the larger of the total and the model's minimum.
+    Together charges the larger of the total and the model's minimum (together.ai/pricing, 2026-10-07).
     """
     return max(Decimal(0), minimum - usd)
 
@@ -28,7 +28,7 @@ _WORDS = {"owned": "the machine's hour", "rental": "the rented hour"}
 
 
 def rounded(usd: Decimal) -> Decimal:
-    """Round to a millionth of a dollar. This is finer than any host's bills, so sums of lines stay exact."""
+    """Round to a millionth of a dollar. All hosts bill in larger units, so sums of lines stay exact."""
     return usd.quantize(_SIXTH)
 
 

@@ -1,4 +1,5 @@
-"""Cost of a tuned model over months: training, hosting and serving, against prompting a base model."""
+"""Cost of a tuned model over several months (training, hosting and serving), compared with prompting a base
+model."""
 
 from __future__ import annotations
 
@@ -46,12 +47,11 @@ from orchestrate.types import Quote, QuoteLine, Record, decoding
 def break_even(
     training: Decimal, saved: Decimal, units: Sequence[ServingUnit] = (), *, single: bool = False
 ) -> int | None:
-    """Return the lowest number of requests per day from which the tuned model costs no more, also with any
-    higher traffic, or `None` if there is none.
+    """Return the lowest number of requests per day at and above which the tuned model never costs more, or
+    `None` if there is none.
 
-    `training` is the training cost by month. `saved` is what one request per day saves in a month. Each
-    traffic level has as many units as it needs, of the cheapest kind for it. With `single`, there is one
-    unit.
+    `training` is the training cost per month. `saved` is the monthly saving per daily request. Each traffic
+    level uses the required number of units of the cheapest kind. With `single`, there is only one unit.
     """
     if saved <= 0:
         return None
@@ -89,9 +89,10 @@ def _ceiling(value: Decimal) -> int:
 
 
 def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePrice:
-    """Return the price of one request according to the package `genai-prices`. `saved_tokens` counts the
-    examples and instructions that only the base model needs in its prompt. The model's shutdown date and
-    successor come from the catalog. Raises `UsageError` for a model that the package does not know."""
+    """Return the price of one request according to the package `genai-prices`. `saved_tokens` is the number
+    of tokens for examples and instructions that only the base model needs in its prompt. The model's shutdown
+    date and successor come from the catalog. Raises `UsageError` for a model that the package does not
+    know."""
     from importlib.metadata import version
 
     from genai_prices import Usage, calc_price
@@ -117,7 +118,7 @@ def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePr
         )
     raise UsageError(
         f"genai-prices has no price for {model!r}",
-        fix="write the model's name as its provider does, such as gpt-4.1",
+        fix="use the provider's name of the model, such as gpt-4.1",
     )
 
 
@@ -137,8 +138,8 @@ def _named(host: HostModel, traffic: Traffic, saved_tokens: int) -> BasePrice | 
 
 
 def default_base(traffic: Traffic, months: int, on: date, *, saved_tokens: int = 0) -> BasePrice:
-    """Return the price of the catalog's model for comparison. If that model is shut down within the period,
-    return the price of the successor that its host names."""
+    """Return the price of the catalog's comparison model. If that model is shut down within the period,
+    return the price of the successor named by its host."""
     base = base_price(catalog.comparison().name, traffic, saved_tokens=saved_tokens)
     days = int(DAYS_PER_MONTH * months)
     while base.ends(on, days) and base.successor is not None:
@@ -147,11 +148,11 @@ def default_base(traffic: Traffic, months: int, on: date, *, saved_tokens: int =
 
 
 RENTAL = "gpu_rental"
-_ENGINE = "your own vLLM on rented GPUs; excludes your work, storage and start-up time"
+_ENGINE = "your own vLLM on rented GPUs, excluding your work, storage and startup time"
 
 
 class AdapterHost(msgspec.Struct, frozen=True, kw_only=True):
-    """A host that serves users' adapters, billed by the token."""
+    """A host that serves users' adapters, billed per token."""
 
     provider: str
     """Provider name in the rates, for the methods inference_adapter_input and _output."""
@@ -161,7 +162,7 @@ class AdapterHost(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     note: str = ""
     closed: str = ""
-    """Reason why it cannot serve an adapter from elsewhere."""
+    """The reason why the host cannot serve adapters trained elsewhere, if it cannot."""
 
 
 @cache
@@ -185,8 +186,8 @@ def rented(resolved: ModelOnHost, use: ServingUse, prices: Prices) -> Iterator[t
 def adapters(
     resolved: ModelOnHost, trainer: str, use: ServingUse, prices: Prices
 ) -> Iterator[tuple[str, ServingWay | str]]:
-    """Yield each host that serves adapters of this base model billed by the token. A text in place of the
-    price explains why there is none."""
+    """Yield each host that serves adapters of this base model, billed per token, with the price or with the
+    reason why there is none."""
     for host in adapter_hosts():
         if resolved.model is None or resolved.model.name not in host.models:
             continue
@@ -196,7 +197,7 @@ def adapters(
         if host.closed and host.provider != trainer:
             yield host.title, host.closed
         elif rates is None:
-            reason = f"serves adapters of {resolved.name} billed per token, but the price was not found"
+            reason = f"serves adapters of {resolved.name} billed per token, but no price was found"
             yield host.title, f"{reason} ({host.source})"
         else:
             found = by_tokens(use.traffic, *rates)
@@ -214,29 +215,30 @@ class ServingTotal(Record, frozen=True, kw_only=True):
     """One way to serve, over the period. `unavailable` explains why there is no total."""
 
     server: str = ""
-    """Where the model is served. Empty if it is served where it was trained."""
+    """Host that serves the model. Empty if it is the host that trained it."""
     monthly: tuple[QuoteLine, ...] = ()
     monthly_usd: Decimal | None = None
-    """Monthly cost. Like the next three fields, `None` if the total is `unavailable`."""
+    """Monthly cost. This and the next three fields are `None` if the total is `unavailable`."""
     low_usd: Decimal | None = None
-    """Low end of the cost of training and of the months in which the model answers. The next two fields cover
-    the same."""
+    """Low end of the cost of training and of serving the model until the end of the period or its shutdown.
+    The next two fields cover the same."""
     expected_usd: Decimal | None = None
     """Expected cost. Also `None` if the price of the training is undecided."""
     high_usd: Decimal | None = None
     serving: str = ""
-    """How the tuned model is served here, in words."""
+    """Description of how the tuned model is served."""
     utilisation: float | None = None
-    """Mean load relative to what the GPUs could do while they are up."""
+    """Average load relative to the capacity of the GPUs while they are up."""
     base_monthly_usd: Decimal | None = None
-    """Cost of the base model over the same time, in an average month."""
+    """Average monthly cost of the base model over the same time."""
     base_usd: Decimal | None = None
     """Total cost of the base model."""
     break_even_months: Decimal | None = None
-    """When the training has paid for itself against the base model; `None` if it never does."""
+    """Months until the training has paid for itself compared with the base model, or `None` if it never
+    does."""
     break_even_requests_per_day: Decimal | None = None
-    """Traffic from which on the entire period costs no more than the base model, at any higher traffic
-    too, with as many GPUs as it needs; `None` if there is none."""
+    """Traffic at and above which the entire period never costs more than the base model, with as many GPUs as
+    needed. `None` if there is none."""
     most_requests_per_day: Decimal | None = None
     """Maximum traffic that this option can serve. `None` if more GPUs can be added."""
     assumptions: tuple[str, ...] = ()
@@ -244,7 +246,7 @@ class ServingTotal(Record, frozen=True, kw_only=True):
 
 
 class Paid(NamedTuple):
-    """A total with a price, and the bounds used to show and compare it."""
+    """A total cost, and the bounds used to show and compare it."""
 
     least_usd: Decimal
     """Like `counted_usd`, with the low end of an undecided training price."""
@@ -264,12 +266,13 @@ class Ownership(ServingTotal, frozen=True, kw_only=True):
     requests_per_day: Decimal = Decimal(0)
     """Requests per day in the given traffic."""
     months_served: Decimal = Decimal(0)
-    """Fewer than `months` if the model stops answering before."""
+    """Number of months in which the model is served. Fewer than `months` if the model is shut down
+    earlier."""
     serves_until: date | None = None
-    """The last day on which the tuned model answers, if that is within the period."""
+    """The last day on which the tuned model is served, if within the period."""
     base: BasePrice | None = None
     base_words: str = ""
-    """Description of what is prompted instead during that time."""
+    """Description of the models that are prompted instead during that time."""
     elsewhere: tuple[ServingTotal, ...] = ()
     """The same adapter served by other hosts, cheapest first."""
 
@@ -285,7 +288,7 @@ class Ownership(ServingTotal, frozen=True, kw_only=True):
 
     @property
     def paid(self) -> Paid | None:
-        """The total with a price, or `None` if there is no total."""
+        """The total cost, or `None` if it is unavailable."""
         once = self.training.price
         if once is None or self.monthly_usd is None or self.low_usd is None or self.high_usd is None:
             return None
@@ -301,7 +304,7 @@ class Ownership(ServingTotal, frozen=True, kw_only=True):
 
     @property
     def place(self) -> str:
-        """Where the model is trained and served."""
+        """The backends that train and serve the model."""
         return f"{self.provider}, served at {self.server}" if self.server else self.provider
 
 
@@ -367,7 +370,7 @@ def _hosted(profile: Profile, resolved: ModelOnHost, use: ServingUse, prices: Pr
         known = f" ({profile.serving_note})" if profile.serving_note else ""
         return f"no known price for serving a tuned {resolved.name} on {prices.name}{known}"
     if resolved.params_b is None:
-        return f"the size of {resolved.name} is unknown, so the number of GPUs needed to serve it is unknown"
+        return f"the size of {resolved.name}, and therefore the number of GPUs for serving it, is unknown"
     found = on_gpus(resolved, use, rates, what="dedicated", note=profile.serving_note)
     return found or f"the GPU memory of {', '.join(sorted({str(r.gpu) for r in rates}))} is unknown"
 
@@ -497,8 +500,8 @@ def serving_terms(
 
 
 def cheapest(totals: Sequence[Ownership]) -> Ownership | None:
-    """Return the lowest expected total, wherever the model is served. Only jobs that would be accepted
-    and that serve the entire period count."""
+    """Return the lowest expected total over all ways to serve. Only jobs that would be accepted and models
+    that are served for the entire period count."""
     whole = [
         way
         for total in totals

@@ -1,4 +1,4 @@
-"""A price, what it fits, and which prices a quote looks for."""
+"""Prices, what they apply to, and the prices that a quote needs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from orchestrate.costing.rates import RateBook
 
 FLAG = "--rate"
-"""The option that sets a price for one command."""
+"""The command-line option that sets a price for one command."""
 PLAY_MONEY = "sandbox"
-"""Provider of rates that only a sandbox uses, for hosts that publish none."""
+"""Provider name of simulated rates, which only sandboxes use, for hosts that publish no rates."""
 UNITS = (
     "usd_per_mtok",
     "usd_per_gpu_hour",
@@ -29,12 +29,11 @@ UNITS = (
 )
 
 MOST_USD = Decimal(1_000_000_000)
-"""Maximum price of one unit. A higher price is a typo, and sums with it would lose cents."""
+"""Maximum price of one unit. A higher price is a typo, and sums that include it would lose cents."""
 SPREAD = {Confidence.QUOTED: Decimal(0), Confidence.INFERRED: Decimal("0.2"), Confidence.OLD: Decimal("0.3")}
 """Relative half-width around an uncertain rate. Old: the last known moves of published prices were -30%
 (Together's training rates, September 2026) and +14 to +30% (Fireworks' GPUs, same month). Inferred: the rule
-by which Together's bands are inferred misses the one model family that does not follow it, gpt-oss, by
-18%."""
+that infers Together's size bands is off by 18% for gpt-oss, the one model family that does not follow it."""
 
 
 class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -58,20 +57,20 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
     usd_per_kwh: Decimal | None = None
     usd_per_gb_month: Decimal | None = None
     usd_max: Decimal | None = None
-    """Upper end, if the host publishes a range instead of a table."""
+    """Upper end of the price, if the host publishes a range instead of a table."""
     start: date
-    """First day on which it is known to apply."""
+    """First day on which the price is known to apply."""
     end: date | None = None
-    """Last day on which it is offered."""
+    """Last day on which the price is offered."""
     checked: date | None = None
-    """Day on which its source was last read. Default: `start`."""
+    """Day on which the source was last read. Default: `start`."""
     undated: bool = False
-    """Whether its source is a copy without a date."""
+    """True if the source is a copy without a date."""
     confidence: Confidence
     source: str
     note: str | None = None
     own: str | None = None
-    """User's file or flag that the rate comes from. `None` for built-in rates."""
+    """The user's file or flag that sets the rate. `None` for built-in rates."""
 
     def __post_init__(self) -> None:
         units = [name for name in UNITS if getattr(self, name) is not None]
@@ -113,7 +112,8 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def doubt(self) -> str | None:
-        """Why the host may charge a different price today, or `None` if the host quoted it."""
+        """The reason why the host may charge a different price today, or `None` if the host quoted this
+        price."""
         if self.confidence is Confidence.OLD:
             when = f"about {self.last_checked}, from an undated copy" if self.undated else self.last_checked
             more = f"; {self.note}" if self.note else ""
@@ -140,8 +140,8 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         )
 
     def offered(self, on: date) -> bool:
-        """Return whether the price is available on this day. A user's own price applies from the day that the
-        user chose. Before that, the host's price applies."""
+        """Return whether the price is available on this day. A user's own price applies from its `start`.
+        Before that, the host's price applies."""
         begun = self.own is None or self.source == FLAG or self.start <= on
         return begun and (self.end is None or on <= self.end)
 
@@ -154,7 +154,7 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         return self.usd * (1 - spread), self.usd, self.usd * (1 + spread)
 
     def concerns(self, ids: Iterable[str], params_b: float | None) -> bool:
-        """Return whether this may be the price of a model with these names and this size."""
+        """Return whether this may be the price of a model with these names and size."""
         size = None if params_b is None else Decimal(str(params_b))
         return self.fit(frozenset(name.lower() for name in ids), size, None, None) > 0
 
@@ -183,7 +183,7 @@ class Lookup:
 
     provider: str
     methods: tuple[tuple[str, ...], ...]
-    """Names for the same thing are grouped, with the most specific first."""
+    """Groups of names for the same thing, the most specific name first."""
     ids: frozenset[str] = frozenset()
     params_b: float | None = None
     gpu: str | None = None
@@ -191,7 +191,7 @@ class Lookup:
     """Method from which the price is derived if nothing is found for the first of `methods`."""
 
     def takes(self, rate: Rate, book: RateBook, on: date) -> bool:
-        """Return whether this rate decides a price, because no other rate in the book takes precedence."""
+        """Return whether this rate determines a price, because no other rate in the book takes precedence."""
         if rate.provider != self.provider:
             return False
         if self.gpu is not None and set(rate.methods) & {name for group in self.methods for name in group}:

@@ -1,5 +1,4 @@
-"""Size of a job on one backend: its tokens and what the translation makes of epochs, evaluations and
-packing."""
+"""Size of a job on one backend: its tokens, and the backend's epochs, evaluations and packing."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ class Lines(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     """Assumptions behind the lines."""
     open_end: str | None = None
-    """Costs that the lines do not include, so the price may exceed their high end."""
+    """Costs that the lines do not include. If set, the price may exceed the high end of the lines."""
 
 
 Bills = Callable[["JobSize", "Rate"], Lines]
@@ -55,7 +54,8 @@ class JobSize(Record, frozen=True, kw_only=True):
 
     rows: int
     sequences: int
-    """Two for a preference pair (the prompt with each answer), otherwise the number of rows."""
+    """Number of sequences: two for each preference pair (the prompt with each answer), otherwise one for each
+    row."""
     longest: int
     """Number of tokens in the longest sequence."""
     train_tokens: int
@@ -70,22 +70,22 @@ class JobSize(Record, frozen=True, kw_only=True):
     epochs_low: int
     epochs_high: int
     passes: Decimal
-    """Number of epochs, which is fractional if a number of steps ends the run within an epoch."""
+    """Number of epochs. It is fractional if `max_steps` ends the run within an epoch."""
     evals: int
     packing: bool
     max_length: int | None
     reasoning: bool
     average_turns: float
     band: float
-    """Relative half-width of the token counts because of the tokenizer alone."""
+    """Relative half-width of the token counts due to the tokenizer alone."""
     notes: tuple[str, ...]
     uncounted: str | None = None
-    """Content of the files that is in none of these counts."""
+    """Content of the files that these counts do not include."""
 
 
 def effective(translation: Translation, name: str, default: Any = None) -> Any:
-    """Return the value of a setting that the backend will use: the one sent, the backend's default, or
-    `default` if the setting was rejected or is unknown."""
+    """Return the effective value of a setting: the value sent, the backend's default, or `default` if the
+    setting was rejected or is unknown."""
     for setting in translation.settings:
         if setting.name == name and setting.outcome is not Outcome.REFUSED:
             return setting.asked if setting.sent is None else setting.sent
@@ -93,14 +93,14 @@ def effective(translation: Translation, name: str, default: Any = None) -> Any:
 
 
 def epochs_of(translation: Translation, profile: Profile, rows: int) -> int:
-    """Return the requested number of epochs, or the number that the host is assumed to choose."""
+    """Return the requested number of epochs, or the assumed choice of the host."""
     told = _whole(effective(translation, "epochs"))
     return told or profile.default_epochs or profile.auto_epochs(rows)
 
 
 def batch_of(translation: Translation) -> int | None:
-    """Return the number of rows in a step, or `None` if the host chooses it. The value sent to a host may be
-    only part of it."""
+    """Return the number of rows per step, or `None` if the host chooses it. The value sent to the host may be
+    a smaller part of this number."""
     for setting in translation.settings:
         if setting.name == "batch_size" and setting.outcome is Outcome.MAPPED and setting.exact:
             return _whole(setting.asked)
@@ -108,8 +108,8 @@ def batch_of(translation: Translation) -> int | None:
 
 
 def measure(work: PlannedJob) -> JobSize:
-    """Count with the model's tokenizer if it is on this machine, otherwise with the substitute in the
-    catalog."""
+    """Count tokens with the model's tokenizer if it is on this machine, otherwise with the substitute named
+    in the catalog."""
     spec, data, translation, resolved = work.spec, work.data, work.translation, work.resolved
     name = tokenizer_for(resolved, spec)
     limit = _limit(work)
@@ -242,7 +242,7 @@ class _FileSize:
     """Rows."""
     sequences: int = 0
     shared: int = 0
-    """Tokens of the prompts of preference pairs, counted once."""
+    """Number of tokens in the prompts of preference pairs, counted once."""
     images: int = 0
     pictures: int = 0
     """Tokens of the images."""
@@ -295,8 +295,8 @@ def _file(
 
 
 def chat_of(spec: JobSpec) -> dict[str, Any]:
-    """Return the parts of a spec that change how a model's own tokenizer reads a row. Raises `SpecError` for
-    a template that can't be read."""
+    """Return the settings of a spec that affect how the model's own tokenizer reads a row. Raises `SpecError`
+    if the template can't be read."""
     chat: dict[str, Any] = {}
     if spec.chat_template is not None:
         chat["chat_template"] = template_text(spec.chat_template)
@@ -308,9 +308,9 @@ def chat_of(spec: JobSpec) -> dict[str, Any]:
 
 
 def tokenizer_for(resolved: ModelOnHost, spec: JobSpec | None = None) -> str:
-    """Return the name of the best counter on this machine, for `Dataset.tokens`. It depends on the chat
-    template of `spec` and on other settings that change how a row is read. Raises `SpecError` for a template
-    that can't be read."""
+    """Return the name of the best counter on this machine, for `Dataset.tokens`. The name depends on the chat
+    template and other settings of `spec` that affect how a row is read. Raises `SpecError` if the template
+    can't be read."""
     chat = {} if spec is None else chat_of(spec)
     if spec is not None and spec.method.type == "sft" and spec.method.earlier_thinking not in (None, "train"):
         chosen = spec.method.train_on

@@ -29,27 +29,27 @@ from orchestrate.types import Confidence, Quote, QuoteLine, Recalled, Record
 
 
 EVAL_SHARE = Decimal(1) / 3
-"""Time for an evaluated token divided by the time for a trained one. An evaluation is a forward pass without
-the backward pass, which takes twice as long."""
+"""Time for an evaluated token divided by the time for a trained one. An evaluation has no backward pass,
+which takes twice as long as the forward pass."""
 
 DRAWN_SHARE = (Decimal(2), Decimal(4), Decimal(8))
-"""Time for a sampled token divided by the time for a trained one, from low to high. Measured: 2.9 to 7.3 on a
-CPU with 128 and 16 answers at a time."""
+"""Time for a sampled token divided by the time for a trained one, from low to high. Measured on a CPU: 2.9
+with 128 concurrent answers, 7.3 with 16."""
 ANSWER_SHARE = (Decimal("0.1"), Decimal("0.5"), Decimal(1))
-"""Length of an answer divided by its maximum length. It is unknown in advance when the model ends an
-answer."""
+"""Length of an answer divided by its maximum length, from low to high. The real length is unknown in
+advance."""
 
 
 class SampledAnswers(Record, frozen=True, kw_only=True):
-    """The answers that reinforcement fine-tuning samples in each epoch."""
+    """The answers that reinforcement fine-tuning samples per epoch."""
 
     samples: int
-    """Answers per prompt."""
+    """Number of answers per prompt."""
     most_tokens: int
 
 
 class HourlyRate(Record, frozen=True, kw_only=True):
-    """The hourly cost of the machine and its explanation."""
+    """The hourly cost of a machine and its explanation."""
 
     component: str
     """Component of the quote line: electricity, owned or rental."""
@@ -61,7 +61,7 @@ class HourlyRate(Record, frozen=True, kw_only=True):
     low_usd_per_hour: Decimal
     high_usd_per_hour: Decimal
     own: str | None = None
-    """Source of the user's own price; `None` for a published one."""
+    """Source of the user's own price, or `None` for a published price."""
 
     def line(
         self,
@@ -113,9 +113,11 @@ def local_rate(
     otherwise the electricity that the devices use at full load."""
     book, on = book or built_in(), today or days.today()
     if owned := book.find(prices, "owned", ids=[device], gpu=device, on=on):
-        return _hourly("owned", owned, Decimal(1), "the hourly cost you set for the machine")
+        return _hourly("owned", owned, Decimal(1), "the hourly cost that you set for this machine")
     if rental := book.find(prices, "gpu_rental", gpu=device, on=on) or _flat(book, prices, on):
-        return _hourly("rental", rental, Decimal(count), f"{count} x {device} at the rental price you set")
+        return _hourly(
+            "rental", rental, Decimal(count), f"{count} x {device} at the rental price that you set"
+        )
     power = watts(device, count)
     electricity = book.find(prices, "electricity", on=on)
     if electricity is None:
@@ -171,7 +173,7 @@ def _hourly(component: str, rate: Rate, per_hour: Decimal, label: str) -> Hourly
 
 
 class Speed(Record, frozen=True, kw_only=True):
-    """Trained tokens per second, measured or modeled by the caller."""
+    """Training speed in tokens per second, measured or modeled by the caller."""
 
     tokens_per_second: float
     source: str
@@ -179,8 +181,7 @@ class Speed(Record, frozen=True, kw_only=True):
     band: float = 0.5
     """Relative half-width: the time is between tokens / (1 + band) and tokens / (1 - band)."""
     factor: float | None = None
-    """Alternative to `band`: the speed lies between the expected one divided and multiplied by this
-    factor."""
+    """Alternative to `band`: the speed lies between expected / factor and expected * factor."""
 
     @property
     def slowest_and_fastest(self) -> tuple[float, float]:
@@ -209,9 +210,9 @@ def quote_hours_job(
     startup_seconds: float | tuple[float, float, float] = 30.0,
     answers: SampledAnswers | None = None,
 ) -> Quote:
-    """Quote a job billed hourly: the rate times the hours, which follow from the speed. `startup_seconds` is
-    the time in addition to training, or its (minimum, likely, maximum) estimates. `answers` is for
-    reinforcement fine-tuning."""
+    """Quote a job billed hourly: the rate times the hours, computed from the speed. `startup_seconds` is the
+    time in addition to training, or its (minimum, likely, maximum) estimates. `answers` is for reinforcement
+    fine-tuning."""
     size = measure(work)
     read_only = _read_only(work.spec, size)
     per_second = Decimal(str(speed.tokens_per_second))
@@ -274,7 +275,7 @@ def _judged(spec: JobSpec, read_only: int) -> list[str]:
     why = "by the reference"
     if method_word(spec.method) == "kto":
         why += ", and for the estimate of the divergence"
-    return [f"{read_only:,} tokens are only read {why}, which takes a third of the time of training on them"]
+    return [f"{read_only:,} tokens are only read {why}, which takes a third of the training time"]
 
 
 def _drawn(answers: SampledAnswers | None) -> list[str]:
@@ -285,7 +286,7 @@ def _drawn(answers: SampledAnswers | None) -> list[str]:
         f"per prompt and epoch ({ANSWER_SHARE[0] * answers.most_tokens:.0f} to "
         f"{answers.most_tokens})",
         f"sampling a token takes {DRAWN_SHARE[1]} times as long as training on one "
-        f"({DRAWN_SHARE[0]} to {DRAWN_SHARE[2]}); the grader's own time is not included",
+        f"({DRAWN_SHARE[0]} to {DRAWN_SHARE[2]}); excludes the grader's time",
     ]
 
 
@@ -293,12 +294,12 @@ def _drawn(answers: SampledAnswers | None) -> list[str]:
 
 
 STALE_DAYS = 60
-"""Age in days from which a rate gets a warning."""
+"""Age in days above which a price gets a warning."""
 
 
 def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices: Prices) -> Rate | None:
-    """Return the rate of a training token: the rate of the method and adapter, otherwise of the method alone,
-    or for DPO its factor times the SFT rate."""
+    """Return the rate of a training token: the rate for the method and adapter, else for the method alone, or
+    for DPO a factor times the SFT rate."""
     found = prices.of(training_methods(spec), resolved)
     derived = found is None and spec.method.type == "dpo"
     sft = prices.of(training_methods(spec, "sft"), resolved) if derived else None
@@ -318,7 +319,7 @@ def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices
 
 
 def training_methods(spec: JobSpec, method: str | None = None) -> tuple[str, str]:
-    """List names of the training token rates for this spec, or for the same spec with another method, the
+    """List the names of training token rates for this spec, or for the same spec with another method, the
     most specific first."""
     method = method or spec.method.type
     return f"{method}_{'full' if spec.adapter.type == 'full' else 'lora'}", method
@@ -347,9 +348,9 @@ def quote_tokens_job(
     """Quote a hosted job that is billed by tokens (RFT: by GPU-hours, which must be given as
     `gpu_hours`).
 
-    `prices` defaults to today's prices of the profile's kind. A model that was shut down or has no
-    published price gives a quote with `unavailable`, never a guess. A `sandbox` still accepts jobs after
-    its host has closed."""
+    `prices` defaults to today's prices of the profile's kind. If a model was shut down or has no published
+    price, the quote has `unavailable` set, never a guess. A `sandbox` still accepts jobs after its host has
+    closed."""
     priced = PricedJob(
         work.provider,
         work.profile,
@@ -363,7 +364,7 @@ def quote_tokens_job(
 
 @dataclass(frozen=True)
 class PricedJob:
-    """A job that needs only its size for a quote."""
+    """A job with everything that a quote needs except the size."""
 
     provider: str
     profile: Profile
@@ -411,7 +412,7 @@ def quote_sized_job(
         lines.append(top_up)
         if minimum.usd_max is not None and top_up.usd_high > 0:
             span = text.span(minimum.usd, minimum.usd_max)
-            undecided = f"the minimum per job is {span} depending on the model; no table is published"
+            undecided = f"the minimum per job is {span}, depending on the model. The host publishes no table"
     quote = summed(
         provider=provider,
         model=resolved.name,
@@ -477,14 +478,14 @@ def _quote_rft(
         return Quote(
             provider=provider,
             model=resolved.name,
-            unavailable=f"RFT is billed by time{each}, which is unknown before the run; set your own "
+            unavailable=f"RFT is billed by time{each}, which is unknown before the run. Set your own "
             "estimate with --gpu-hours",
             warnings=resolved.warnings,
         )
     return summed(
         provider=provider,
         model=resolved.name,
-        lines=[line("training", hours * factor, rate, note=f"the hours you set, on H100{surcharge}")],
+        lines=[line("training", hours * factor, rate, note=f"the hours that you set, on H100{surcharge}")],
         assumptions=[f"{hours} GPU-hours, your own estimate", "excludes the tokens of a model grader"],
         warnings=[*resolved.warnings, *_rate_warnings(rate, prices.on)],
     )
@@ -502,7 +503,7 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
     top_high = minimum_top_up(sum((entry.usd_high for entry in lines), Decimal(0)), high)
     span = text.rate(low)
     if low != high:
-        span += f" to {text.rate(high)}, depending on the model; the price table was not found"
+        span += f" to {text.rate(high)}, depending on the model (no price table was found)"
     return QuoteLine(
         component="minimum",
         quantity=Decimal(1),
@@ -524,7 +525,7 @@ def _rate_warnings(rate: Rate, on: date) -> list[str]:
     found: list[str] = []
     age = (on - rate.last_checked).days
     if age < -1:  # a day earlier is still the same one elsewhere
-        why = f"this machine's clock says {on}; correct it, because prices and shutdown dates depend on it"
+        why = f"this machine's clock says {on}. Correct it, because prices and shutdown dates depend on it"
         found.append(f"{days.pretended(on) or why}. The price was checked later, on {rate.last_checked}")
     if rate.doubt is not None:
         found.append(rate.doubt)
@@ -541,11 +542,11 @@ BYTES_PER_TOKEN = 4
 """Bytes per token in JSON lines. English prose has 4 to 5 and its JSON more. Text in scripts that UTF-8
 encodes in three bytes has 3, and escapes have 6."""
 BAND = {"bytes": 1.0, "tokens": 0.2}
-"""Relative half-width: at most one token per 2 bytes, and for what hosts call an estimate."""
+"""Relative half-width of this estimate (at most one token per 2 bytes), and of hosts' own estimates."""
 
 
 def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:
-    """Build the known part of the spec of such a job. Its data is named `unknown`."""
+    """Build the known part of the spec of a recovered job. Its data is named `unknown`."""
     spec: dict[str, Any] = {"model": model, "train": "unknown"}
     if told is not None and told.method != "sft":
         spec["method"] = {"type": told.method} | (
@@ -570,9 +571,9 @@ def quote_recalled(job: PricedJob, told: Recalled) -> Quote:
 def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
     """Up to the end of its machine: how long the work takes nobody can tell any more."""
     if told.usd_per_hour is None:
-        return _none(job, "the hourly price of its machine is unknown")
+        return _none(job, "the hourly price of the job's machine is unknown")
     if told.most_seconds is None:
-        return _none(job, "it is unknown when its machine will stop")
+        return _none(job, "the time when the job's machine will stop is unknown")
     hours = Decimal(str(told.most_seconds)) / 3600
     hourly = HourlyRate(
         component="rental",
@@ -590,18 +591,19 @@ def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
         model=job.resolved.name,
         lines=(line,),
         assumptions=(
-            f"its machine stops after {duration(told.most_seconds)}, at {rate(told.usd_per_hour)} per hour",
+            f"the job's machine stops after {duration(told.most_seconds)}, at {rate(told.usd_per_hour)} "
+            "per hour",
         ),
         expected_usd=None,
         high_usd=line.usd_high,
         recalled=True,
-        undecided="it was recovered without its quote; only the time its machine stopped is known",
+        undecided="the job was recovered without its quote. Only the time when its machine stops is known",
     )
 
 
 def quote_assumed(job: PricedJob, told: Recalled) -> Quote:
-    """Quote a job as `quote_recalled` does, from an assumed number of rows and tokens, for data that does not
-    exist yet."""
+    """Quote a job as `quote_recalled` does, from an assumed number of rows and tokens. Use it for data that
+    does not exist yet."""
     rows, tokens = told.rows or 0, told.train_tokens or 0
     words = f"{rows:,} rows with {tokens:,} tokens in total, +/- {BAND['tokens']:.0%}"
     size = msgspec.structs.replace(size_of(job.profile, told), notes=(words,))

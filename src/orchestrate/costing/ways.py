@@ -1,4 +1,4 @@
-"""Ways to serve a tuned model, and what a month of each costs."""
+"""Ways to serve a tuned model, and their monthly costs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from orchestrate.types import Confidence, Quote, QuoteLine, Record
 
 DAYS_PER_MONTH = Decimal(365) / 12
 UTILISATION = Decimal(1) / 3
-"""Average load relative to a replica's capacity. The busiest hour has three times the average."""
+"""Average load relative to a replica's capacity. The busiest hour has three times the average load."""
 
 
 class Traffic(Record, frozen=True, kw_only=True):
-    """Requests to the tuned model, and their numbers of tokens."""
+    """Requests per day to the tuned model, and tokens per request."""
 
     requests_per_day: Decimal
     input_tokens: int
@@ -41,7 +41,7 @@ class Traffic(Record, frozen=True, kw_only=True):
         found = _TRAFFIC.match(asked) if len(asked) <= _LONGEST else None
         if found is None:
             raise UsageError(
-                f"--traffic {words!r} is not valid", fix='write it as "20k req/day, 900 in, 150 out"'
+                f"--traffic {words!r} is not valid", fix='use the form "20k req/day, 900 in, 150 out"'
             )
         per_day = {"second": 86_400, "minute": 1440, "hour": 24, "day": 1, "month": 1 / DAYS_PER_MONTH}
         unit = next(value for name, value in per_day.items() if name.startswith(found["per"]))
@@ -66,9 +66,9 @@ class BasePrice(Record, frozen=True, kw_only=True):
     """Tokens of the prompt, including those that the tuned model would not need."""
     source: str
     until: date | None = None
-    """Last day of the model, if its host has announced one."""
+    """Last day of the model, if its host has announced its shutdown."""
     successor: BasePrice | None = None
-    """The replacement that its host names."""
+    """The replacement named by the host."""
     note: str = ""
 
     def ends(self, on: date, days: int) -> bool:
@@ -85,7 +85,7 @@ class BasePrice(Record, frozen=True, kw_only=True):
         return (self.usd_per_request * alive + after * (days - alive)) / days
 
     def words(self, on: date, days: int) -> str:
-        """Describe which models are prompted over this number of days."""
+        """Describe the models that are prompted over this number of days."""
         if not self.ends(on, days):
             return self.model
         if self.successor is None:
@@ -106,11 +106,12 @@ class ServingUse(Record, frozen=True, kw_only=True):
     traffic: Traffic
     months: int = 6
     hours_per_day: float = 24.0
-    """Daily uptime of a dedicated deployment (scale-to-zero, or taken down at night)."""
+    """Daily uptime of a dedicated deployment in hours (less than 24 with scale-to-zero, or if taken down at
+    night)."""
     utilisation: Decimal = UTILISATION
     """Maximum average load of a replica, so that its busiest hour fits."""
     base: BasePrice | None = None
-    """The model that it is compared with."""
+    """The model for comparison."""
 
 
 _LONGEST = 200
@@ -135,25 +136,25 @@ BYTES_PER_PARAM = {"bf16": 2.0, "fp8": 1.0, "mxfp4": 0.56}
 """Bytes per parameter of the published weights. MXFP4: gpt-oss-120b's checkpoint has 65 GB for 116.8 billion
 parameters, because not all of its tensors have four bits."""
 HEADROOM = 1.2
-"""Factor for memory in addition to the weights, for cache and activations."""
+"""Factor for memory beyond the weights, for cache and activations."""
 REFERENCE_TB_S = 3.35
-"""Memory bandwidth of the H100 SXM, the reference for the speed of other GPUs. An H200 with 1.43 times that
-bandwidth was measured to be 1.2 to 1.4 times as fast."""
+"""Memory bandwidth of the H100 SXM in TB/s, the reference for the speed of other GPUs. The H200, with 1.43
+times that bandwidth, was measured to be 1.2 to 1.4 times as fast."""
 SPEED = (25_000.0, 50_000.0, 160_000.0)
 """Output tokens per second of one H100, times billions of parameters (of a mixture of experts the geometric
 mean of all and of the active ones). High: NVIDIA's TensorRT-LLM performance overview, 8-bit weights at the
 highest load without a latency limit; six models between 8B and 405B, dense ones and mixtures, give 133,000 to
 212,000. Expected: GPUStack's performance lab, Qwen3-32B with vLLM's defaults, 16-bit weights, one H100,
-ShareGPT: 2,353 tokens per second in and out. Low: half of that, for adapters and latency limits, which is a
-judgment."""
-SPEED_SOURCE = "from vLLM as GPUStack measured it to TensorRT-LLM as NVIDIA measured it"
+ShareGPT: 2,353 tokens per second in and out. Low: half of that, an assumption that allows for adapters and
+latency limits."""
+SPEED_SOURCE = "from vLLM, measured by GPUStack, to TensorRT-LLM, measured by NVIDIA"
 PREFILL_SPEEDUP = 3
-"""Speed of input tokens relative to output tokens. NVIDIA's figures for Llama 3.1 8B and 3.3 70B give 3.4 and
-2.3, from 1,000 tokens in and out compared with 2,048 in and 128 out."""
+"""Speed of input tokens relative to output tokens. NVIDIA's figures for 1,000 tokens in and out, compared
+with 2,048 in and 128 out, imply 3.4 for Llama 3.1 8B and 2.3 for Llama 3.3 70B."""
 
 
 class Replica(Record, frozen=True, kw_only=True):
-    """A copy of a model on as many GPUs of one kind as its weights need."""
+    """A copy of a model, on as many GPUs of one kind as its weights require."""
 
     gpu: str
     gpus: int
@@ -168,7 +169,7 @@ def effective_b(params_b: float, active_b: float | None) -> float:
 
 
 def gpus_for(params_b: float, width: float, memory_gb: float) -> int:
-    """Return how many GPUs can hold the weights with some memory to spare. The number is a power of two, as
+    """Return how many GPUs can hold the weights plus cache and activations. The number is a power of two, as
     tensor parallelism requires."""
     share = params_b * width * HEADROOM / memory_gb
     return 1 if share <= 1 else 2 ** math.ceil(math.log2(share))
@@ -196,8 +197,8 @@ def seconds_per_request(traffic: Traffic, tokens_per_second: float) -> float:
 
 
 def busiest_share(hours_per_day: float, utilisation: Decimal = UTILISATION) -> float:
-    """Return the share of a day's requests in its busiest hour, for a model that is up this many hours: an
-    eighth if the day has at least eight hours."""
+    """Return the share of a day's requests that arrives in the busiest hour, for a model that is up this many
+    hours: an eighth for at least eight hours."""
     return max(1 / (24 * float(utilisation)), 1 / hours_per_day)
 
 
@@ -210,14 +211,15 @@ def requests_per_day(
 
 
 def replicas(traffic: Traffic, carried: int) -> int:
-    """Return how many replicas the traffic needs if each can serve `carried` requests per day."""
+    """Return how many replicas the traffic requires if each can serve `carried` requests per day."""
     return max(1, math.ceil(traffic.requests_per_day / max(carried, 1)))
 
 
 UNLIMITED = 2**53
-"""Requests per day if there is no known limit."""
+"""Number of requests per day that means no known limit."""
 FORWARD_SPEEDUP = 3
-"""Speed of a forward pass relative to a training step, which adds a backward pass of twice its length."""
+"""Speed of a forward pass relative to a training step, which also has a backward pass that takes twice as
+long."""
 
 
 class ServingUnit(Record, frozen=True, kw_only=True):
@@ -226,25 +228,25 @@ class ServingUnit(Record, frozen=True, kw_only=True):
     usd: Decimal
     """Cost per month in US dollars."""
     carried: int
-    """Requests per day that it can serve."""
+    """Number of requests per day that one unit can serve."""
 
 
 class ServingWay(Record, frozen=True, kw_only=True):
-    """One way to serve."""
+    """A way to serve a tuned model."""
 
     lines: tuple[QuoteLine, ...]
-    """Cost per month, in lines."""
+    """Quote lines of the cost per month."""
     words: str
     assumptions: tuple[str, ...]
     units: tuple[ServingUnit, ...] = ()
-    """Units that can be added to serve more, for each available kind of GPU. Empty if tokens are billed."""
+    """Units that can be added for more traffic, for each available kind of GPU. Empty if billed per token."""
     single: bool = False
-    """Whether there is only one unit."""
+    """True if no units can be added."""
     utilisation: float | None = None
     """Average load relative to the capacity of the units while they are up."""
 
     each_usd: Decimal = Decimal(0)
-    """Cost of one more request, if billed by the token."""
+    """Cost of one more request, if billed per token."""
 
     @property
     def monthly_usd(self) -> Decimal:
@@ -254,7 +256,7 @@ class ServingWay(Record, frozen=True, kw_only=True):
 def token_rates(
     prices: Prices, resolved: ModelOnHost, method: str = "inference_tuned"
 ) -> tuple[Rate, Rate] | None:
-    """Return the rates of input and output tokens, if tuned models are billed by the token."""
+    """Return the rates of input and output tokens if tuned models are billed per token."""
     tokens_in, tokens_out = prices.of(f"{method}_input", resolved), prices.of(f"{method}_output", resolved)
     return (tokens_in, tokens_out) if tokens_in and tokens_out else None
 
@@ -289,7 +291,7 @@ def on_gpus(
     resolved: ModelOnHost, use: ServingUse, rates: Iterable[Rate], *, what: str, note: str = ""
 ) -> ServingWay | None:
     """Return the serving cost on the cheapest kind of GPU for the load, or `None` if no kind is known. `what`
-    says how the GPUs are billed: dedicated or rented."""
+    is the kind of billing: dedicated or rented."""
     options = [found for rate in rates if (found := _on_gpu(resolved, use, rate, what, note))]
     if not options:
         return None
@@ -335,7 +337,7 @@ def _on_gpu(resolved: ModelOnHost, use: ServingUse, rate: Rate, what: str, note:
 
 
 _WHOLE = 8
-"""GPUs of an entire machine; only such GPUs are joined for one replica."""
+"""Number of GPUs in an entire machine. Only the GPUs of an entire machine are combined for a replica."""
 
 
 def _machine(rate: Rate) -> int | None:
@@ -355,7 +357,7 @@ def _sized(
     bits = f"{one.bytes_per_param * 8:g} bits"
     busiest = busiest_share(use.hours_per_day, use.utilisation)
     yield (
-        f"one replica needs {one.gpus} {one.gpu}: {resolved.params_b:g}B parameters in {bits}, "
+        f"one replica requires {one.gpus} {one.gpu}: {resolved.params_b:g}B parameters in {bits}, "
         f"times {HEADROOM:g} for the cache"
     )
     yield (
@@ -375,14 +377,16 @@ def base_monthly(prices: Prices, resolved: ModelOnHost, traffic: Traffic) -> Dec
 
 
 def dearer_by_token(serving: ServingWay, base_usd: Decimal | None, host: str, traffic: Traffic) -> str | None:
-    """Return why dedicated GPUs cost more per token than a host's serverless base model, or `None` if they
-    don't."""
+    """Explain why dedicated GPUs cost more per token than a host's serverless base model, or return `None` if
+    they don't."""
     tokens = traffic.requests_per_month * (traffic.input_tokens + traffic.output_tokens) / MTOK
     if base_usd is None or not serving.units or not tokens or serving.monthly_usd <= base_usd:
         return None
     mine, theirs = serving.monthly_usd / tokens, base_usd / tokens
     idle = (
-        f", and here they are {serving.utilisation:.0%} utilized" if serving.utilisation is not None else ""
+        f", and their utilization here is {serving.utilisation:.0%}"
+        if serving.utilisation is not None
+        else ""
     )
     return (
         f"more expensive per token than {host}'s own serverless price of the base model, "
@@ -393,10 +397,10 @@ def dearer_by_token(serving: ServingWay, base_usd: Decimal | None, host: str, tr
 
 
 def own_machine(hourly: HourlyRate, use: ServingUse, training: Quote) -> ServingWay | str:
-    """Return the cost of serving on the machine that trains, or the reason why it can't carry the
-    traffic. A forward pass is assumed to be three times as fast as a training step."""
+    """Return the cost of serving on the training machine, or the reason why it can't serve the traffic. A
+    forward pass is assumed to be three times as fast as a training step."""
     carried, utilisation = UNLIMITED, None
-    sized = "the speed of this machine is unknown; measure it before you rely on this"
+    sized = "the speed of this machine is unknown. Measure it before you rely on this cost"
     if training.billed_tokens and training.train_seconds:
         traffic, speed = use.traffic, FORWARD_SPEEDUP * training.billed_tokens / training.train_seconds
         carried = requests_per_day(traffic, speed, use.hours_per_day, use.utilisation)
@@ -406,7 +410,7 @@ def own_machine(hourly: HourlyRate, use: ServingUse, training: Quote) -> Serving
         if traffic.requests_per_day > carried:
             return (
                 f"this machine would generate about {speed:,.0f} tokens per second (estimated "
-                f"from its training speed), but peak traffic needs {needed:,.0f}"
+                f"from its training speed), but peak traffic requires {needed:,.0f}"
             )
         utilisation = float(traffic.requests_per_day) * seconds / speed / (use.hours_per_day * 3600)
         sized = (

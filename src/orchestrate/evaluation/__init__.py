@@ -1,5 +1,5 @@
-"""Evaluate models on held-out rows: collect their answers, score them, and say what that many rows can
-prove."""
+"""Evaluate models on held-out rows: collect their answers, score them, and estimate what this many rows can
+show."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Item(Record, frozen=True, kw_only=True, omit_defaults=True):
     answer."""
 
     id: str
-    """Digest of its prompt, tools and expected answer. The same row has the same id in every file."""
+    """Digest of the prompt, tools and expected answer. The same row has the same id in every file."""
     prompt: tuple[Message, ...]
     expected: str = ""
     """Expected answer. Empty if a grader or a judge needs none."""
@@ -40,10 +40,10 @@ class Item(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """The mark that a metric gives to one answer."""
+    """A metric's mark for one answer."""
 
     value: float | None
-    """The value of the mark. `None` if it is unknown, which excludes the item from this metric."""
+    """The value of the mark, or `None` if unknown. Items without a value are excluded from this metric."""
     note: str = ""
     """The reason: a judge's explanation, or a grader's error."""
 
@@ -64,7 +64,7 @@ NO_ANSWER = "(no answer)"
 
 
 def in_words(text: str, calls: Sequence[dict[str, Any]]) -> str:
-    """Return a turn as one text, including its tool calls."""
+    """Return a turn as text, including its tool calls."""
     written = [msgspec.json.encode(call.get("function")).decode() for call in calls]
     return "\n".join(filter(None, [text, *written]))
 
@@ -84,12 +84,12 @@ def digest_of(items: Iterable[Item]) -> str:
 
 DEFAULT = Rubric(name="preference")
 MOST_POINTS = 9
-"""Maximum number of points on a scale, each with one key."""
+"""Maximum number of points on a scale. Each point has a digit key."""
 
 
 def read(path: Path | None) -> Rubric:
-    """Read a rubric file, or return the default rubric if no file is given. Raises `UsageError` that
-    describes the problem if the file is invalid."""
+    """Read a rubric file, or return the default rubric if no file is given. Raises `UsageError` if the file
+    is invalid."""
     if path is None:
         return DEFAULT
     rubric = read_record(path, Rubric, "rubric", "name, question, guide, criteria (name, question, scale)")
@@ -101,7 +101,7 @@ def read(path: Path | None) -> Rubric:
 def _wrong(rubric: Rubric) -> str | None:
     names = [criterion.name for criterion in rubric.criteria]
     if not names:
-        return "criteria: at least one is needed"
+        return "criteria: at least one criterion is required"
     if len(set(names)) < len(names):
         return f"criteria: {max(names, key=names.count)!r} occurs twice"
     return next(filter(None, map(_wrong_scale, rubric.criteria)), None)
@@ -109,9 +109,9 @@ def _wrong(rubric: Rubric) -> str | None:
 
 def _wrong_scale(criterion: Criterion) -> str | None:
     if not criterion.name.strip():
-        return "criteria: each needs a name"
+        return "criteria: each criterion needs a name"
     if not 2 <= criterion.points <= MOST_POINTS:
         return f"{criterion.name}: a scale must have 2 to {MOST_POINTS} points, not {criterion.points}"
     if len(set(criterion.labels)) < criterion.points:
-        return f"{criterion.name}: two points of its scale have the same name"
+        return f"{criterion.name}: two points on the scale have the same name"
     return None

@@ -1,4 +1,4 @@
-"""Contenders: a model and how it is queried, on a host, on this machine, or at any URL."""
+"""Contenders: models and how to query them on a host, on this machine, or at any URL."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 LOCAL_BATCH = 64
 Likelihoods = Callable[[Sequence[Mapping[str, Any]]], list[Likelihood]]
-"""Works like `local.Generator.likelihoods`."""
+"""A function with the signature of `local.Generator.likelihoods`."""
 
 
 class Asks(Protocol):
-    """Answers questions like `providers.chat.completions.Chat`. It accepts as many concurrent threads as it
-    declares, and sends each question once."""
+    """A client that answers questions, such as `providers.chat.completions.Chat`. It allows up to `threads`
+    concurrent calls, and sends each question once."""
 
     @property
     def threads(self) -> int: ...
@@ -50,12 +50,12 @@ class Candidate:
     contender: Contender
     respondent: Respondent
     shots: tuple[Message, ...] = ()
-    """Examples placed between an item's system message and its question."""
+    """Few-shot examples, inserted between an item's system message and its question."""
     likelihood: Likelihoods | None = None
-    """Computes likelihoods, if log-probabilities are available."""
+    """Computes likelihoods. `None` if log-probabilities are unavailable."""
     adapter_cost: Callable[[str], AdapterCost | None] | None = None
-    """Measures an adapter's cost, like `local.Generator.adapter_cost`, if an adapter on this machine
-    answers."""
+    """Measures an adapter's cost, like `local.Generator.adapter_cost`. `None` unless an adapter on this
+    machine answers."""
 
     def questions(self, items: Sequence[Item], samples: int) -> list[Question]:
         """Return all samples of the first item, then all samples of the second item, and so on."""
@@ -73,7 +73,7 @@ class Candidate:
 
 
 def examples_of(items: Sequence[Item], asked: Sequence[Item]) -> list[Item]:
-    """Return the items that can serve as few-shot examples, without the evaluated questions and without
+    """Return the items that can serve as few-shot examples, excluding the evaluated questions and
     duplicates."""
     questions = {_question(item) for item in asked}
     fit = {_question(item): item for item in reversed(items) if item.expected}
@@ -82,7 +82,8 @@ def examples_of(items: Sequence[Item], asked: Sequence[Item]) -> list[Item]:
 
 def shots_of(items: Sequence[Item], wanted: int, asked: Sequence[Item], seed: int = 0) -> tuple[Message, ...]:
     """Pick `wanted` few-shot examples from `items` as messages, excluding the evaluated questions. The same
-    seed gives the same examples. A team would write similar examples into its prompt by hand."""
+    seed gives the same examples. They replace the examples that a team would write into its prompt by
+    hand."""
     free = examples_of(items, asked)
     order = sorted(free, key=lambda item: hashlib.sha256(f"{seed}:{item.id}".encode()).digest())
     found: list[Message] = []
@@ -118,8 +119,8 @@ def by_chat(
     answers are streamed. Raises `UsageError` if batches are requested."""
     if sampling.batch is not None:
         raise UsageError(
-            f"{contender.name} gets one question at a time: only models on this machine support batches",
-            fix="leave out --batch, or use --on here",
+            f"{contender.name} answers one question per request: only models on this machine support batches",
+            fix="omit --batch, or use --on here",
         )
 
     ask = one_at_a_time(chat.ask_once)
@@ -191,8 +192,8 @@ def by_generator(
 
 
 def expected_likelihoods(candidate: Candidate, items: Sequence[Item]) -> list[tuple[float, int]]:
-    """Return the nats and tokens of each item's expected answer, or of its text for an item without a
-    question."""
+    """Return the likelihood in nats and the token count of each item's expected answer, or of the item's text
+    if it has no question."""
     assert candidate.likelihood is not None  # noqa: S101  asked before
     rows: list[dict[str, Any]] = []
     for item in items:
@@ -213,8 +214,8 @@ def _nothing(prompt: int, completion: int) -> Decimal:
 
 
 def fingerprint(model: str) -> str:
-    """Return a fingerprint of a model's files, so that other files found later at the same path are not
-    mistaken for them. A hub name is its own fingerprint."""
+    """Return a fingerprint of a model's files, which changes if the files at this path are replaced. A Hub id
+    is its own fingerprint."""
     folder = Path(model)
     if not folder.is_dir():
         return model

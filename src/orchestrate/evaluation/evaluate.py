@@ -1,4 +1,4 @@
-"""Run one evaluation: estimate its cost and statistical power, collect the answers, and score them."""
+"""Run an evaluation: estimate its cost and statistical power, collect the answers, and score them."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class ContenderPlan(Record, frozen=True, kw_only=True):
     contender: str
     questions: int
     kept: int
-    """Number of these questions that were already answered."""
+    """Number of questions that already have stored answers."""
     expected_usd: Decimal | None
     """Cost if answers are as long as the expected ones. `None` if no price is known."""
     high_usd: Decimal | None
     """The cost if every answer has the maximum length."""
     unpriced: bool = False
-    """Whether some questions may be billed at an unknown price."""
+    """True if some questions may be billed at an unknown price."""
 
 
 class EvaluationPlan(Record, frozen=True, kw_only=True):
@@ -132,7 +132,7 @@ class EvaluationTerms:
     rivals: Mapping[str, str]
     demand: Demand
     parity: bool = False
-    """Whether the rival is the model to be replaced."""
+    """True if the rival is the model to be replaced."""
 
 
 def require_terms(terms: EvaluationTerms) -> None:
@@ -150,7 +150,7 @@ def evaluate(
     items_file: Path,
 ) -> Evaluation:
     """Query every contender, score, compare and judge the answers, and write each answer to `items_file`.
-    Errors of `Asking.ask` and of the metrics propagate. Answers received before an error are kept."""
+    Errors from `Asking.ask` and from the metrics propagate. Answers received before an error stay stored."""
     items, samples = subject.items, terms.sampling.samples
     likelihood = needs([metric.used.name for metric in terms.metrics], "likelihood")
     sides: list[Side] = []
@@ -279,10 +279,10 @@ def _by_the_hour(one: Contender, price: Decimal) -> str:
     if one.usd_per_answer is None:
         return f"{billed}, so the cost per answer is unknown (set --traffic)"
     if one.answers_per_hour is not None:
-        at = f"{one.answers_per_hour:,.0f} answers per hour, for the given traffic"
+        at = f"{one.answers_per_hour:,.0f} answers per hour, according to --traffic"
     else:
         pace = (one.answers - one.failed) / (one.hours or Decimal(1))
-        at = f"{pace:,.0f} per hour, the pace of this evaluation; for your traffic set --traffic"
+        at = f"{pace:,.0f} per hour, the pace of this evaluation; set your own with --traffic"
     return f"{billed}: {money(one.usd_per_answer)} per answer at {at}"
 
 
@@ -321,8 +321,7 @@ def _words(metric: MetricUsed, items: Sequence[Item]) -> Iterator[str]:
     if metric.name.startswith("tool_") and words:
         yield (
             f"{metric.name}: {words} of {len(items)} expected answers have no tool call, so only "
-            "the absence of a call is scored; to score their words: --metrics token_f1 or "
-            "judge:MODEL"
+            "the absence of a call is scored; to score their text: --metrics token_f1 or judge:MODEL"
         )
 
 
@@ -352,6 +351,6 @@ def write_items(path: Path, answered: Sequence[ScoredItem]) -> None:
 
 
 def read_items(path: Path) -> list[ScoredItem]:
-    """Read the items file of an evaluation. Raises `OSError` when it does not exist."""
+    """Read the items file of an evaluation. Raises `OSError` if it does not exist."""
     decoder = decoding.decoder(ScoredItem)
     return [decoder.decode(line) for line in path.read_bytes().splitlines()]

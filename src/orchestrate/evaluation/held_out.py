@@ -1,4 +1,4 @@
-"""The items of a file: which rows can be evaluated, and the cluster and slices of each."""
+"""The items of a file: the rows that can be evaluated, with the cluster and slices of each."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _LENGTHS = ("short", "medium", "long")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The items of a file, and why other rows were left out."""
+    """The items of a file, and the reasons why other rows were left out."""
 
     items: tuple[Item, ...]
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     repeated: int = 0
-    """Items that equal an earlier item and share its cluster."""
+    """Number of items that equal an earlier item and share its cluster."""
     unread: tuple[str, ...] = ()
-    """Columns with their own text in most rows that no question contains."""
+    """Columns that appear in no question, although most rows have a text of their own in them."""
 
     @property
     def expects(self) -> bool:
@@ -60,10 +60,10 @@ def held_out(
     slices: Sequence[str] = (),
     turns: bool = False,
 ) -> HeldOut:
-    """Return the rows that can be used as questions, taken from at most the first `limit` rows.
+    """Return the items of the rows that can be used as questions, from at most `limit` such rows.
 
-    With `turns`, each earlier message that calls tools becomes a separate item, in one cluster with the row's
-    other items.
+    With `turns`, each earlier message that calls tools becomes a separate item in the same cluster as the
+    row's other items.
 
     `cluster` is the column whose values group rows. `slices` are columns, `length` (of the question) or
     `label` (the expected answer). Raises `DataError` if no row can be used, and `UsageError` for a column
@@ -121,7 +121,7 @@ def _calls_before(example: Example, unread: Mapping[str, Any]) -> list[Item]:
 
 
 def item_of(example: Example, unread: Mapping[str, Any]) -> Item | str:
-    """Return the item of a row, or the reason why there is none."""
+    """Return the item of a row, or the reason why the row cannot be used."""
     tools: Sequence[dict[str, Any]] = getattr(example, "tools", None) or ()
     fields = dict(unread)
     if isinstance(example, CompletionExample):
@@ -225,8 +225,8 @@ def _shown(value: Any) -> str:
 
 
 def prompts(path: str) -> HeldOut:
-    """Read each row in its own format, because a log contains requests of many kinds, some without an answer.
-    Raises `DataError` if no row contains a prompt."""
+    """Read prompts from rows in mixed formats, because a log contains requests of many kinds, some without an
+    answer. Raises `DataError` if no row contains a prompt."""
     items: list[Item] = []
     left_out: Counter[str] = Counter()
     columns: dict[str, UnreadColumn] = {}

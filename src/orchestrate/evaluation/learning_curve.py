@@ -1,8 +1,8 @@
-"""Estimate how much more rows would help: a power law through the scores of models trained on fractions of
-the data.
+"""Estimate how much additional rows would help by fitting a power law to the scores of models trained on
+fractions of the data.
 
-A score is converted to a loss, y = a + b (n/N)^-c: a is what no number of rows removes, b what is left to
-learn, c how fast (Hestness et al., Deep Learning Scaling is Predictable, Empirically, 2017, find c between
+A score is converted to a loss, y = a + b (n/N)^-c: a is the irreducible loss, b the reducible loss at N rows,
+and c the exponent (Hestness et al., Deep Learning Scaling is Predictable, Empirically, 2017, find c between
 0.07 and 0.35 over whole domains; one task may be steeper, so 0.05 to 1.5 is searched here). The result
 averages over all curves that the points allow, so few or noisy points give wide intervals.
 """
@@ -19,16 +19,16 @@ from orchestrate.types import Record
 LEVEL = 0.9
 """Coverage of the intervals."""
 _Z = 1.645
-"""Half of such an interval in standard errors."""
+"""Half-width of such an interval, in standard errors."""
 _POWERS = [0.05 * 1.06**k for k in range(59)]  # 0.05 to 1.5
 _EACH = 200
-"""Curves that are sampled for each power."""
+"""Number of curves sampled for each power."""
 _DRAWS = 4000
 
 
 class Measured(NamedTuple):
-    """One model: the number of its training rows, its loss, and the standard error of the loss, which is
-    `None` if unknown."""
+    """A measured model: its training rows, its loss, and the standard error of the loss (`None` if
+    unknown)."""
 
     rows: int
     lost: float
@@ -36,7 +36,7 @@ class Measured(NamedTuple):
 
 
 class Gain(Record, frozen=True, kw_only=True):
-    """The gain from one number of rows to another, in the unit of the score. Positive is better."""
+    """The gain from one number of rows to another, in units of the score. Positive is better."""
 
     rows_before: int
     rows_after: int
@@ -60,8 +60,8 @@ def measured_gain(before: Measured, after: Measured) -> Gain:
 
 
 def speeds_up(points: Sequence[Measured]) -> bool:
-    """Return whether the last step gained clearly more per doubling of the rows than the previous step, which
-    contradicts any power law."""
+    """Return whether the last step gained clearly more per doubling of the rows than the previous step. No
+    power law fits such points."""
     first, second, last = sorted(points)[-3:]
     earlier, later = (
         (a.lost - b.lost) / math.log2(b.rows / a.rows) for a, b in ((first, second), (second, last))

@@ -1,4 +1,4 @@
-"""Compare two evaluations item by item: of two runs, or of one run at two times."""
+"""Compare two evaluations item by item: two runs, or one run at two times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST = 4000
 
 
 class Flip(Record, frozen=True, kw_only=True):
-    """One item with both answers."""
+    """An item with the answers of both contenders."""
 
     item: str
     question: str
@@ -28,14 +28,14 @@ class Flip(Record, frozen=True, kw_only=True):
     """The rival's answer."""
     after: str
     change: float
-    """Difference between the marks."""
+    """The contender's mark minus the rival's."""
     note: str = ""
-    """The reason for the contender's mark, if the metric gives one."""
+    """The metric's reason for the contender's mark, if any."""
 
 
 class Flips(Record, frozen=True, kw_only=True):
-    """The flips of one contender against its rival in the first metric, worst first, at most `KEPT` in each
-    direction."""
+    """The items on which a contender and its rival differ in the first metric, worst first, at most `KEPT` in
+    each direction."""
 
     contender: str
     against: str
@@ -115,25 +115,24 @@ def _mean(marks: Sequence[Mark]) -> float | None:
 
 
 class Pairing(Record, frozen=True, kw_only=True):
-    """Compares contenders from two evaluations on the items that both answered."""
+    """A comparison of contenders from two evaluations on the items that both answered."""
 
     first: str
     """The evaluation's id."""
     second: str
     items: int
-    """The items that both answered."""
+    """Number of items that both answered."""
     first_items: int
     second_items: int
     same_answers: int
-    """Items with identical answers."""
+    """Number of items with identical answers."""
     differences: tuple[Difference, ...]
-    """The second evaluation's contender minus the first's, in each metric that both have and that is a
-    mean."""
+    """The second evaluation's contender minus the first's, in each shared metric that is a mean."""
 
 
 def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pairing | None:
-    """Compare two evaluated models item by item. Returns `None` when the answers of one of them are no
-    longer on this machine, or no item is in both."""
+    """Compare two evaluated models item by item. Returns `None` if the answers of one of them are no longer
+    on this machine, or no item is in both."""
     sides = [(_read(evaluation), name) for evaluation, name in (first, second)]
     if any(not found for found, _ in sides):
         return None
@@ -163,7 +162,7 @@ def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pa
 
 
 _ADD_UP = ("f1_", "bleu", "chrf", "perplexity")
-"""Metrics that are not a mean of marks are compared only within one evaluation."""
+"""Prefixes of metrics that are not a mean of marks. These are compared only within one evaluation."""
 
 
 def _difference(

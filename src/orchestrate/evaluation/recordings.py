@@ -1,5 +1,4 @@
-"""Recordings: a model's answers, stored before it is shut down, that can be evaluated in its place
-afterwards."""
+"""Recordings: a model's answers, stored before it is shut down and evaluated in its place afterwards."""
 
 from __future__ import annotations
 
@@ -40,16 +39,16 @@ class Covering:
 
     items: tuple[Item, ...]
     equal: int
-    """Prompts left out because an equal one came before."""
+    """Number of prompts left out as exact duplicates."""
     near: int
-    """Prompts left out because a near duplicate is included."""
+    """Number of prompts left out as near duplicates."""
     clusters: int
-    """Number of clusters of prompts. 0 if all prompts are included."""
+    """Number of clusters of prompts, or 0 if all prompts are included."""
 
 
 def covering(items: Sequence[Item], most: int | None) -> Covering:
     """Select all different prompts, or `most` of them. The same file always gives the same selection. Raises
-    `MissingExtra` if a selection is needed and rensa is missing."""
+    `MissingExtra` if a selection is needed and rensa is not installed."""
     first: dict[tuple[Any, ...], Item] = {}
     for item in items:
         first.setdefault((item.prompt, str(item.tools)), item)
@@ -108,7 +107,7 @@ def _asked(item: Item) -> str:
 KIND = "recording"
 """Kind of these records in the store."""
 WRITTEN = "record:"
-"""Prefix of an id, used in place of a model."""
+"""Prefix of a recording's id where a model is expected."""
 
 
 class Recording(Record, frozen=True, kw_only=True):
@@ -122,10 +121,10 @@ class Recording(Record, frozen=True, kw_only=True):
     prompts: int
     answered: int
     refused: int = 0
-    """Prompts that the host rejected. They are in none of the files."""
+    """Number of prompts that the host rejected. They are in neither file."""
     expected: int = 0
-    """Number of prompts whose expected answer is known from another source. For the others, it is the
-    recorded answer."""
+    """Number of prompts with an expected answer from another source. For the others, the recorded answer is
+    expected."""
     with_logprobs: int = 0
     usd: Decimal | None = None
     silent_on: date | None = None
@@ -147,14 +146,14 @@ class Recording(Record, frozen=True, kw_only=True):
 
 
 def id_of(respondent: Respondent, items: Iterable[Item]) -> str:
-    """Return the recording's id. The same model, questions and settings give the same id, so that a repeated
+    """Return the recording's id. The same model, questions and settings give the same id, so a repeated
     command continues the recording."""
     words = "\n".join([respondent.key, *sorted(item.id for item in items)])
     return f"rec-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
 
 
 def write(folder: Path, name: str, pairs: Sequence[tuple[Item, tuple[Answer, ...]]]) -> None:
-    """Write both files, each completely or not at all."""
+    """Write both files, each atomically."""
     private_folder(folder)
     lines = [ScoredItem(item=item, answers={name: answers}) for item, answers in pairs]
     write_whole(folder / "answers.jsonl", b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
@@ -163,8 +162,7 @@ def write(folder: Path, name: str, pairs: Sequence[tuple[Item, tuple[Answer, ...
 
 
 def written(folder: Path) -> dict[str, tuple[Answer, ...]]:
-    """Return the answers in the folder by the item's id. A model that was shut down can't give them
-    again."""
+    """Read the stored answers in the folder, by item id."""
     path = folder / "answers.jsonl"
     lines = read_items(path) if path.exists() else []
     return {line.item.id: next(iter(line.answers.values())) for line in lines}
@@ -194,8 +192,8 @@ def read(recording: Recording) -> list[tuple[Item, tuple[Answer, ...]]]:
 
 
 def candidate(recording: Recording) -> Candidate:
-    """Return the recorded model as a candidate that answers. A question that was not recorded has no answer
-    and would be marked as wrong, so ask only questions from `rows_file`."""
+    """Return a candidate that replays the recorded answers. Ask only questions from `rows_file`, because
+    questions that were not recorded count as wrong."""
     known: dict[str, Answer] = {}
     for item, answers in read(recording):
         for sample, answer in enumerate(answers):
@@ -243,7 +241,7 @@ def find(store: Store, written: str) -> Recording:
 
 
 def of_run(store: Store, run_id: str) -> Recording | None:
-    """Return the recording of a run with the most answers, or `None`."""
+    """Return the run's recording with the most answers, or `None`."""
     found = [one for one in all_of(store, [run_id]) if one.answered]
     return max(found, key=lambda one: one.answered, default=None)
 

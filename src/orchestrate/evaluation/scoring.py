@@ -16,7 +16,7 @@ from orchestrate.types import Confusion, Difference, Measure, MetricUsed, Score
 
 @dataclass(frozen=True)
 class Side:
-    """A contender's name and its answers: one per item and sample."""
+    """A contender's name and its answers, one per item and sample."""
 
     name: str
     answers: Sequence[tuple[Answer, ...]]
@@ -29,7 +29,7 @@ class Scored:
     confusions: tuple[Confusion, ...]
     answered: tuple[ScoredItem, ...]
     both_answered: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
-    """The first metric's difference on the items that the rival answered, by contender, if the rival left
+    """By contender: the first metric's difference on the items that the rival answered, if the rival left
     some unanswered."""
     beside: tuple[Difference, ...] = ()
 
@@ -41,8 +41,8 @@ def score(
     rivals: Mapping[str, str],
     references: Sequence[tuple[str, str]] = (),
 ) -> Scored:
-    """Score every side in every metric, and compare each with its rival if it has one. The first metric
-    decides (see `_corrected`). `references` lists pairs of sides whose difference in this metric is reported
+    """Score each side in each metric, and compare it with its rival, if any. The first metric decides (see
+    `_corrected`). `references` lists pairs of sides for which the difference in this metric is reported
     too."""
     columns: dict[tuple[str, str], MetricColumn] = {}
     theirs: dict[tuple[str, str], MetricColumn] = {}
@@ -208,7 +208,7 @@ def beside(
     rival: Sequence[tuple[Answer, ...]],
     metric: PairMetric,
 ) -> tuple[MetricColumn, MetricColumn]:
-    """Compare two sides sample by sample, by how much each is preferred. A failed answer loses."""
+    """Compare two sides sample by sample with a metric for pairs. A failed answer loses."""
     pairs = [
         (i, item, a, b)
         for i, (item, own, other) in enumerate(zip(items, answers, rival, strict=True))
@@ -246,8 +246,8 @@ def paired(
     *,
     alone: bool,
 ) -> Difference:
-    """Return the mean over items of the contender's value minus the other's. `alone` means that each item is
-    right or wrong and belongs to no cluster."""
+    """Return the mean over items of the contender's value minus the other's. Set `alone` if each item is
+    right or wrong and there are no clusters."""
     gained = lost = 0
     if used.kind == "right-or-wrong":
         gained, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Intervals, tests and power, at 95% throughout. The same input gives the same numbers."""
+"""Confidence intervals, tests and power, all at the 95% level. The results are deterministic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 Range = tuple[float, float]
-"""Smallest and largest possible value."""
+"""The smallest and the largest possible value."""
 UNKNOWN = 1e9
 """The assumed maximum error of an unknown value."""
 
@@ -31,15 +31,15 @@ def mean(
 ) -> Score:
     """Return the mean with Student's interval. Its degrees of freedom are the number of clusters minus one.
 
-    Values in a cluster may depend on each other in any way, because their deviations are added before they
-    are squared (Liang and Zeger 1986). `within` is the range of possible values."""
+    Values in a cluster may be correlated, because their deviations are added before they are squared (Liang
+    and Zeger 1986). `within` is the range of possible values."""
     return mean_test(values, clusters, within)[0]
 
 
 def mean_test(
     values: Sequence[float], clusters: Sequence[Hashable] | None = None, within: Range | None = None
 ) -> tuple[Score, float]:
-    """Return the same as `mean`, with the two-sided p-value that the true mean is 0."""
+    """Return the result of `mean` and the two-sided p-value for the null hypothesis of a zero mean."""
     n = len(values)
     low, high = within or (-math.inf, math.inf)
     if n == 0:
@@ -61,9 +61,9 @@ def mean_test(
 
 
 def unseen(value: float, count: int, within: Range | None) -> float:
-    """Return how far the mean may be from `count` identical values. An event that never happened in this many
-    tries can still have a probability of at most this value. Without a range, returns 0 if this many values
-    can show significance at 5%."""
+    """Bound the distance of the true mean from `count` identical values, using the maximum probability of an
+    event that never occurred in this many trials. Without a range, returns 0 if this many values can show
+    significance at 5%."""
     if count < 2:
         return UNKNOWN
     if within is None:
@@ -87,7 +87,7 @@ def student_p(t: float, degrees: int) -> float:
 
 
 def student_quantile(degrees: int) -> float:
-    """Return the value that Student's t exceeds with a probability of 5%, on both sides together."""
+    """Return the two-sided 5% critical value of Student's distribution."""
     low, high = 1.9, 13.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -128,8 +128,8 @@ Z = 1.959963984540054
 
 
 def wilson(right: int, n: int, z: float = Z) -> Score:
-    """Return Wilson's interval of a proportion. It stays within 0..1 and has a width even at 0 of n and n of
-    n."""
+    """Return Wilson's interval of a proportion. It stays within 0..1 and has a positive width even at 0 of n
+    and n of n."""
     if n == 0:
         return Score(value=0.0, low=0.0, high=1.0, n=0)
     p = right / n
@@ -139,9 +139,9 @@ def wilson(right: int, n: int, z: float = Z) -> Score:
 
 
 def paired_interval(gained: int, lost: int, n: int, z: float = Z) -> Score:
-    """Return the interval of the difference of two shares over the same `n` items: Tango's score interval
-    (1998). It keeps its level even if a model only loses items, while Wald's interval is too short then, with
-    or without added items."""
+    """Return Tango's score interval (1998) for the difference of two proportions over the same `n` items. It
+    has the nominal coverage even if a model only loses items. Wald's interval is then too short, with or
+    without added items."""
     if n == 0:
         return Score(value=0.0, low=-1.0, high=1.0, n=0)
     value = (gained - lost) / n
@@ -171,11 +171,10 @@ def _tango(difference: float, gained: int, lost: int, n: int) -> float:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Return the two-sided mid-p value of the hypothesis that gains and losses are equally likely.
+    """Return McNemar's two-sided mid-p value for the hypothesis that gains and losses are equally likely.
 
-    The exact test counts all of the observed outcome among the outcomes that are as rare, the mid-p test
-    half of it: its level comes near 5%, while the exact test's stays far below (Fagerland, Lydersen and
-    Laake 2013)."""
+    The exact test counts the full probability of the observed outcome, the mid-p test half of it. The mid-p
+    test's level is close to 5%, while the exact test's is far below (Fagerland, Lydersen and Laake 2013)."""
     flips = gained + lost
     if flips == 0:
         return 1.0
@@ -187,8 +186,8 @@ def mcnemar(gained: int, lost: int) -> float:
 REACH = 2.8
 """Effect size in standard errors that is significant at 5% with a power of 80%: 1.96 + 0.84."""
 DISCORDANT = 0.16
-"""Share of items for which exactly one of two models is right, assumed until it is measured. It is typical of
-a tuned model and its base (simulated with 16%)."""
+"""Assumed share of items for which exactly one of two models is right, until it is measured. The value is
+typical for a tuned model and its base (simulated with 16%)."""
 
 
 def detectable(n: int, discordant: float = DISCORDANT) -> float:
@@ -208,9 +207,9 @@ def standard_error(score: Score) -> float:
 
 
 Parts = Sequence[Sequence[float]]
-"""The parts of each item."""
+"""The parts of each item, as returned by `Metric.parts`."""
 Total = Callable[[Sequence[float]], float]
-"""Computes the value from the added parts."""
+"""A function that computes the value from the added parts."""
 RESAMPLES = 1000
 _ALIKE = 1e-12
 
@@ -290,8 +289,7 @@ def _ends(values: Sequence[float], clusters: int) -> tuple[float, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values so that the probability of any false positive among them stays at the level (Holm
-    1979)."""
+    """Correct p-values to control the family-wise error rate (Holm 1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, worst = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
@@ -301,8 +299,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def exact(right: int, n: int, tail: float) -> Score:
-    """Return Clopper and Pearson's interval of a proportion. On each side, it misses the true value in at
-    most `tail` of the cases."""
+    """Return Clopper and Pearson's interval of a proportion. On each side, it misses the true value with a
+    probability of at most `tail`."""
     if n == 0:
         return Score(value=0.0, low=0.0, high=1.0, n=0)
     low = _quantile(tail, right, n - right + 1) if right else 0.0
@@ -320,9 +318,9 @@ def _quantile(p: float, a: float, b: float) -> float:
 
 
 def decisive(score: Score, intervals: int) -> Score:
-    """Return the interval to decide by. If there are several `intervals`, all hold together with 95%
-    confidence (Bonferroni). The interval of a proportion is exact, because Wilson's misses more often than
-    stated near 0 and 1."""
+    """Return the interval for decisions. If there are several `intervals`, all hold simultaneously with 95%
+    confidence (Bonferroni). The interval of a proportion is exact, because Wilson's interval has too little
+    coverage near 0 and 1."""
     right = round(score.value * score.n)
     if wilson(right, score.n) == score:
         return exact(right, score.n, 0.025 / max(1, intervals))
@@ -330,7 +328,7 @@ def decisive(score: Score, intervals: int) -> Score:
 
 
 def wider_difference(difference: Difference, intervals: int) -> Score:
-    """Return the same as `decisive` for a difference of two contenders."""
+    """Return the interval of `decisive` for a difference of two contenders."""
     score = difference.score
     if intervals <= 1:
         return score

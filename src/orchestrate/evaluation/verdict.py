@@ -1,4 +1,4 @@
-"""Decide between ship, do not ship, and not enough evidence, with reasons and the number of rows that would
+"""Decide between ship, do not ship, and not enough evidence. Give reasons and the number of rows that would
 decide."""
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ Decision = Literal["ship", "do not ship", "not enough evidence"]
 
 @dataclass(frozen=True)
 class Demand:
-    """Target that a contender must reach on the first metric."""
+    """The target that a contender must reach on the first metric."""
 
     target: float | None = None
     """The minimum score."""
     margin: float = 0.0
-    """The margin by which it must be better than the rival. Below 0, it may be worse by that much."""
+    """The required lead over the rival. If negative, the contender may be worse by that much."""
 
 
 def require_decidable(metric: MetricUsed, demand: Demand) -> None:
-    """Raise `UsageError` if neither direction of the metric is better, or if the target or margin is
-    impossible."""
+    """Raise `UsageError` if neither higher nor lower values of the metric are better, or if the target or
+    margin is impossible."""
     target, margin = demand.target, demand.margin
     if metric.better == "neither" and (target is not None or margin):
         raise UsageError(
-            f"for {metric.name} neither higher nor lower is better, so it cannot decide the verdict",
+            f"{metric.name} cannot decide the verdict, because neither higher nor lower values are better",
             fix="put the deciding metric first in --metrics",
         )
     shares = metric.kind != "amount"
@@ -58,9 +58,8 @@ def verdicts(
     contenders: Sequence[str],
     answered: Mapping[str, Difference] | None = None,
 ) -> list[Verdict]:
-    """Decide for each contender that has a rival or a target to reach. `answered` has the difference of a
-    contender on the questions that its rival answered, if the rival's host rejected some. These questions
-    alone never justify shipping."""
+    """Decide for each contender that has a rival or a target. If a rival's host rejected some questions,
+    `answered` has the contender's difference on the others, which alone never justifies shipping."""
     if metric.better == "neither":
         return []
     asked: dict[str, tuple[list[Measure], list[Difference]]] = {}
@@ -87,7 +86,7 @@ def verdicts(
 
 @dataclass(frozen=True)
 class VerdictReason:
-    """One reason for a verdict."""
+    """A reason for a verdict."""
 
     decision: Decision
     reason: str
@@ -198,9 +197,9 @@ def _good_side(metric: MetricUsed, score: Score, goal: float) -> tuple[float, fl
 
 
 def rows_to_decide(score: Score, goal: float) -> int | None:
-    """Estimate how many rows would decide with a power of 80% if the true value is the measured one.
+    """Estimate how many rows would decide with a power of 80% if the true value equals the measured one.
 
-    The result is at least one more than the current number, or `None` above `MOST_ROWS`."""
+    The result is larger than the current number, or `None` if it exceeds `MOST_ROWS`."""
     apart = abs(score.value - goal)
     if apart <= 0 or score.n == 0:
         return None

@@ -1,1 +1,1 @@
-"""`orchestrate gateway`: OpenAI's HTTP API for fine-tuning, over any backend."""
+"""`orchestrate gateway`: serve OpenAI's HTTP API for fine-tuning over any backend."""

@@ -1,4 +1,4 @@
-"""Chats, completions and responses of tuned models, answered by their host or by this machine."""
+"""Serve chats, completions and responses from tuned models, on their host or on this machine."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # it.
 
 MOST_BASES = 4
-"""Maximum number of base models in memory at the same time."""
+"""Maximum number of base models in memory."""
 
 
 @dataclass
@@ -124,21 +124,21 @@ _OURS = frozenset(
     {"model", "messages", "stream", "max_tokens", "max_completion_tokens", "return_token_ids"}
     | {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 )
-"""Fields that are not passed on as they are. Those in the second line don't affect answers."""
+"""Fields that are not forwarded unchanged. Those in the second line don't affect answers."""
 
 
 _COMES_UP_S = 10
-"""Seconds after which a client retries. The official clients wait for a minute at most."""
+"""Seconds after which a client retries. Official clients wait at most a minute."""
 
 
 class OnDemand:
-    """Deploys tuned models on request at hosts that only serve deployed models. The model map sets which
-    models a request may deploy, and the limits, which are the operator's consent to the price."""
+    """Deploys tuned models on request at hosts that only serve deployed models. The model map defines which
+    models a request may deploy, and the limits. By setting limits, the operator agrees to the price."""
 
     def __init__(self, ft: Workspace, models: ModelRoutes) -> None:
         self._ft, self._models = ft, models
         self._up: set[str] = set()
-        """Runs whose deployment has answered requests before."""
+        """Ids of runs with a deployment that has answered requests before."""
 
     def chat(self, key: GatewayKey, job: GatewayJob, run: Run, asked: str) -> Chat:
         """Return the chat client for a tuned model. Raises `HostError`: 422 if the model is not deployed,
@@ -170,8 +170,7 @@ class OnDemand:
         return host
 
     def look_again(self, run: Run) -> None:
-        """Forget that a deployment is up after a request to it failed, because it may no longer accept
-        requests."""
+        """Discard the cached state of a deployment after a request to it failed."""
         self._up.discard(run.id)
 
     def _deploy(
@@ -189,8 +188,8 @@ class OnDemand:
             reason.fix = (
                 f"on the gateway's machine, run  orchestrate deploy {run.id}  and confirm the "
                 "hourly price\nor set one of these for its name in [gateway.models]: deploy, with "
-                'limits for deployments that requests start, or on = "here", to answer on this '
-                "machine at no price"
+                'limits for automatic deployments, or on = "here", to answer on this machine '
+                "free of charge"
             )
             refusal = refusal_of(reason)
             refusal.code, refusal.param = "model_not_deployed", "model"
@@ -200,7 +199,7 @@ class OnDemand:
         going = None if gone else known
         ends = going is not None and limit_reached(going, store.deployments.time_of(going))
         if going is not None and (ends or going.state is DeploymentState.ENDING):
-            return _coming_up(asked, "is being taken down and can be deployed again after that")
+            return _coming_up(asked, "is being taken down and can be deployed again afterwards")
         name, limits = allowed
         if going is not None and going.gateway_model != name:
             return _coming_up(asked)  # somebody else's, with limits of their own
@@ -317,9 +316,7 @@ class InferenceRoutes:
 
 def _no_embeddings(call: GatewayRequest) -> Any:
     del call
-    told = (
-        "The gateway does not serve embeddings: use a separate client with the base URL of an embedding host"
-    )
+    told = "The gateway does not serve embeddings: create a client with the base URL of an embedding host"
     raise HostError(404, told, code="not_served")
 
 

@@ -1,4 +1,4 @@
-"""One client request: who sends it, and what it may do."""
+"""A client request: its key, and what the key allows."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def refusal_of(error: OrchestrateError) -> HostError:
 
 
 def sentence(error: OrchestrateError) -> str:
-    """Describe in one text what is wrong, where, and what to do."""
+    """Describe an error in one text: what is wrong, where, and what to do."""
     if not isinstance(error, DataError):
         return error.message if error.fix is None else f"{error.message}\n{error.fix}"
     wrong = [problem for problem in error.problems if problem.severity is Severity.ERROR]
@@ -71,8 +71,8 @@ def sentence(error: OrchestrateError) -> str:
 
 
 def with_file_names(message: str, names: Mapping[str, str]) -> str:
-    """Replace each content hash (sha256) in a message with the name that its client gave the file, so
-    that paths on this machine are not disclosed."""
+    """Replace each content hash (sha256) in a message with the client's file name, because messages must not
+    disclose paths on this machine."""
     for sha256, name in names.items():
         stored, at = f"{sha256}.jsonl", 0
         while (found := message.find(stored, at)) >= 0:
@@ -144,7 +144,7 @@ def wrong_state(job: GatewayJob, status: str, verb: str) -> HostError:
 
 
 MAX_JSON = 8 << 20
-"""Maximum size in bytes of a body other than a file."""
+"""Maximum size of a request body in bytes, except for files."""
 
 
 @dataclass
@@ -176,8 +176,8 @@ Act = Callable[[GatewayRequest], Any]
 
 @contextmanager
 def placed() -> Generator[None]:
-    """Reject a list request whose `after` id is not in the list, because an empty page would mean that there
-    are no more entries. Raises `HostError` 404."""
+    """Reject a list request with an `after` id that is not in the list, because an empty page would mean that
+    there are no more entries. Raises `HostError` 404."""
     try:
         yield
     except NoSuchPlace as error:

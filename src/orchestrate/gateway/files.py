@@ -30,15 +30,15 @@ from orchestrate.store.store import Store
 from orchestrate.types import GatewayJob, JobStatus
 
 _DRAFT_LIFE_S = 86_400
-"""The maximum age of drafts, which a killed process leaves behind."""
+"""The maximum age, in seconds, of drafts. Killed processes leave drafts behind."""
 _UNKNOWN_LIFE_S = 7 * 86_400
-"""The minimum age of unknown content before it is deleted. It may belong to a store restored from an older
-backup."""
+"""The minimum age, in seconds, at which unknown content is deleted. Younger content may belong to a store
+that was restored from an older backup."""
 _ENDING = ".jsonl"
 
 
 class UploadedContent:
-    """Uploaded content, which is kept only if its record is stored."""
+    """Uploaded content, which is deleted unless its record is stored."""
 
     def __init__(self, path: Path, target: Path, sha256: str, bytes: int) -> None:
         self._path, self._target = path, target
@@ -59,8 +59,8 @@ class Contents:
 
     @contextmanager
     def draft(self, sources: Sequence[IO[bytes]], most: int) -> Generator[UploadedContent]:
-        """Write the sources one after the other to a draft. At the end of the block, a draft that was not
-        kept is deleted. Raises `HostError` 413, 503."""
+        """Write the sources in order to a draft. At the end of the block, a draft is deleted unless it was
+        kept. Raises `HostError` 413, 503."""
         path = private_folder(self.folder) / f".{secrets.token_hex(8)}"
         digest, size = hashlib.sha256(), 0
         try:
@@ -85,8 +85,7 @@ class Contents:
         self._objects.unless_needed(sha256, lambda: path.unlink(missing_ok=True))
 
     def sweep(self) -> None:
-        """Delete drafts that a killed process left, and contents that have not been needed for a long
-        time."""
+        """Delete drafts left by killed processes, and contents that have not been needed for a long time."""
         now = time.time()
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another gateway sweeps too
@@ -136,7 +135,7 @@ class MultipartForm:
 
 
 def bytes_of(value: Any, param: str) -> IO[bytes]:
-    """Return the bytes of an uploaded file, or of a text sent in its place. Raises `HostError` 422."""
+    """Return the bytes of an uploaded file, or of text sent in its place. Raises `HostError` 422."""
     if isinstance(value, UploadFile):
         return value.file
     if isinstance(value, str):
@@ -145,14 +144,14 @@ def bytes_of(value: Any, param: str) -> IO[bytes]:
 
 
 def known_only(form: Any, names: tuple[str, ...]) -> None:
-    """Raise `HostError` 422 for an unknown field, so that nothing in a request is silently ignored."""
+    """Raise `HostError` 422 for an unknown field. No field is silently ignored."""
     for name in form:
         if name not in names:
             raise HostError(422, f"Unrecognized request argument supplied: {name}", param=name)
 
 
 TAKEN = tuple(purpose for purpose in PURPOSES if purpose != "evals")
-"""Purposes of files. The published API description contains no files with other purposes."""
+"""Purposes of files. In the published API description, no file has another purpose."""
 _MOST_TEXT = 1 << 16
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
@@ -199,7 +198,7 @@ class FileRoutes:
     def new(
         self, name: str, purpose: str, draft: UploadedContent, expires: ExpiresAfter | None
     ) -> tuple[dict[str, Any], Addition]:
-        """Return a new file, as the API shows it and as it is stored."""
+        """Create a new file. Returns its API representation and its stored record."""
         id, now = f"file-{secrets.token_hex(12)}", self.now()
         until = {} if expires is None else {"expires_at": int(now) + expires.seconds}
         made = openai.file(id, name, purpose, draft.bytes, now, **until)

@@ -1,4 +1,4 @@
-"""Fine-tuning jobs: create each one once, show its state, and act on it."""
+"""Fine-tuning jobs: create each job exactly once, show its state, and act on it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 PROJECT = "default"
 _FRESH_S = 2.0
 _SHARE = 20.0
-"""Data that were read stay fresh for at least this many times as long as reading them took."""
+"""Factor of the time that reading data took. The data stay fresh for at least that long."""
 Found = tuple[GatewayJob, Run]
 
 
@@ -71,11 +71,11 @@ class _JobCache:
     jobs: dict[str, Run] = field(default_factory=dict[str, Run])
     """Imported runs by their host's id, newest first."""
     models: dict[str, Run] = field(default_factory=dict[str, Run])
-    """Maps an old name to the run that answers in its place."""
+    """Maps old model names to the runs that replace them."""
 
 
 def until(clock: Clock, begun_s: float) -> float:
-    """Return how long data stays fresh that took from `begun_s` until now to read."""
+    """Return the uptime in seconds until which data stays fresh, if reading it started at `begun_s`."""
     now = clock.uptime().seconds
     return now + max(_FRESH_S, _SHARE * (now - begun_s))
 
@@ -165,8 +165,8 @@ class Outside:
 
 
 def job_of(run: Run, name: str | None = None, files: Mapping[str, Any] | None = None) -> GatewayJob:
-    """Represent a run that no key created as a job. `name` is the model's name for clients if it differs from
-    the host's. `files` are the IDs of its files."""
+    """Convert a run that no key created to a job. `name` is the model's name for clients if it differs from
+    the host's. `files` are the ids of the run's files."""
     ended = run.finished_at or run.updated_at
     return GatewayJob(
         id=run.job_id or run.id,
@@ -211,7 +211,7 @@ def _asked(run: Run, files: Mapping[str, Any]) -> dict[str, Any]:
 _JOBS = "/v1/fine_tuning/jobs"
 _LONGEST_KEY = 200
 _A_JOB_LATER_S = "30"
-"""Seconds after which a retry for a job may succeed. The official clients wait for a minute at most."""
+"""Seconds after which a retry of a job may succeed. Official clients wait at most a minute."""
 _CREATE_S, _LOOK_S = 15.0, 0.1
 """Seconds that a cancel waits for a create request in progress, and seconds between two checks."""
 _LONGEST_NAME = 100
@@ -247,8 +247,8 @@ class Jobs:
     # -- creating ------------------------------------------------------------------------------------------
 
     def create(self, call: GatewayRequest) -> Any:
-        """Create a job. All errors are reported before the job is stored. Afterwards, this process or a later
-        one submits it."""
+        """Create a job. All errors are reported before the job is stored. Then this process or a later one
+        submits the job."""
         request = _request(call)
         if known := self._jobs.known(request):
             return self._answer(call, known)
@@ -375,7 +375,7 @@ class Jobs:
         key = call.key
         if key.concurrent is not None and use.open >= key.concurrent:
             told = (
-                f"{count(use.open, 'job')} of the key {key.name} are running; its limit is "
+                f"{count(use.open, 'job')} of the key {key.name} are running. Its limit is "
                 f"{key.concurrent} at a time"
             )
             headers = {"retry-after": _A_JOB_LATER_S}
@@ -518,5 +518,5 @@ def _quoted(prepared: Prepared, backend: str) -> str:
         return f"Quote: none ({quote.why_none})"
     low, high = money(price.low_usd), money(price.high_usd)
     expected = "no single price" if price.expected_usd is None else money(price.expected_usd)
-    ends = "" if quote.ends_usd is None else f"; its machine stops at {text.limit(quote.ends_usd)}"
+    ends = "" if quote.ends_usd is None else f". The machine stops at {text.limit(quote.ends_usd)}"
     return f"Quote: {expected} on {backend}, between {low} and {high}{ends}"

@@ -1,4 +1,4 @@
-"""The gateway's functions for the command line: OpenAI's fine-tuning API over the backends of this store."""
+"""The gateway's functions for the command line."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def read(ft: Workspace, **more: Any) -> GatewaySettings:
-    """Read the gateway's options from the configuration. `more` are fields of `GatewaySettings` that
-    flags set. Raises `ConfigError`."""
+    """Read the gateway's settings from the configuration. `more` are fields of `GatewaySettings` set by
+    flags. Raises `ConfigError`."""
     told = ft.settings
     secret = config.secret(config.GATEWAY_SECRET, "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET")
     where = str(told.config_file or config.CONFIG_NAME)
@@ -75,7 +75,7 @@ def add_key(  # noqa: PLR0913  each is a limit of its own
 
 
 def keys(ft: Workspace) -> list[tuple[GatewayKey, Decimal, int]]:
-    """List the keys, each with the cost of its jobs in US dollars and the number of those in progress."""
+    """List the keys, each with the cost of its jobs in US dollars and the number of its jobs in progress."""
     found: list[tuple[GatewayKey, Decimal, int]] = []
     for key in ft.store.gateway_keys.all():
         use = ft.store.gateway_jobs.use(key.name)
@@ -95,8 +95,8 @@ def entries(ft: Workspace, *, key: str | None = None, limit: int = 100) -> list[
 
 
 def certificate(chain: Path | None, key: Path | None) -> tuple[Path, Path] | None:
-    """Return the certificate with its key, or `None` if neither is given. Raises `UsageError` if only one
-    is."""
+    """Return the certificate and its key, or `None` if neither is given. Raises `UsageError` if only one is
+    given."""
     if chain is None and key is None:
         return None
     if chain is None or key is None:

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 _PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 _MOST_LISTS = 256
-"""Cached model lists, one per set of key limits."""
+"""Maximum number of cached model lists. There is one per set of key limits."""
 TRIALS = 2
-"""Maximum number of graders tested at the same time. Each may use a CPU core and a gigabyte of memory."""
+"""Maximum number of concurrent grader trials. Each may use a CPU core and a gigabyte of memory."""
 _GRADERS = "/v1/fine_tuning/alpha/graders"
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError)
 _CREATED = 1_721_260_800
@@ -59,9 +59,10 @@ class _Made:
 class _List:
     body: bytes
     changes: int
-    """The jobs' change count when the list was made."""
+    """The jobs' change count when the list was created."""
     until_s: float
-    """Seconds after which another gateway of the store may have changed something."""
+    """Uptime in seconds until which the list is valid. After that, another gateway of this store may have
+    changed something."""
 
 
 class ModelRoutes:
@@ -72,7 +73,7 @@ class ModelRoutes:
         self._listing = threading.Lock()
         self._lists: dict[bytes, _List] = {}
         self._ended: dict[str, tuple[int, _Made | None]] = {}
-        """Finished jobs: the hash of the record that was read, and the model that answers."""
+        """Finished jobs: the hash of the stored record, and the resulting model."""
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -89,7 +90,7 @@ class ModelRoutes:
     # -- models --------------------------------------------------------------------------------------------
 
     def listed(self, call: GatewayRequest) -> Any:
-        """Return the list of models. It is encoded once and reused until something changes, because it has no
+        """Return the list of models. The encoded list is cached until something changes, because it has no
         pages and encoding a thousand models takes time."""
         key, changes = call.key, self._jobs.changes
         scope = msgspec.json.encode((key.project, key.models, key.backends, key.map))
@@ -139,8 +140,8 @@ class ModelRoutes:
         return {**self._tuned(job, run), "id": id}
 
     def delete(self, call: GatewayRequest) -> Any:
-        """Delete a model, so that the gateway no longer answers for it. Does not delete what its backend
-        stores."""
+        """Delete a model from the gateway, which then no longer serves it. The model's files on its backend
+        are not deleted."""
         id = call.path("id")
         if not id.startswith("ft:"):
             raise HostError(403, "Only tuned models can be deleted", code="insufficient_permissions")
@@ -172,7 +173,7 @@ class ModelRoutes:
 
     def made(self, key: GatewayKey, name: str) -> tuple[GatewayJob, Run, int | None]:
         """Return the job that created a tuned model, its run, and the step if the model is a checkpoint.
-        Raises `HostError` 404, and 422 for a model that is not tuned."""
+        Raises `HostError` 404 if there is no such model, and 422 if it is not a tuned model."""
         tuned, step = openai.split_step(name)
         found = self._outside.model(tuned, key.project)
         job = found[0] if found else self._jobs.of_model(tuned, key.project)
@@ -191,13 +192,13 @@ class ModelRoutes:
         return job, run, step
 
     def answers_here(self, asked: str, job: GatewayJob, run: Run) -> bool:
-        """Return whether this machine answers for a tuned model, because it was trained here or because of
-        the configuration."""
+        """Return whether this machine serves a tuned model, because it was trained here or because the
+        configuration says so."""
         near = self._ft.provider(run.provider).profile.near
         return near or terms.answers_here(asked, job.base, run.provider, self._terms.models)
 
     def deploys(self, key: GatewayKey, asked: str, job: GatewayJob) -> tuple[str, terms.DeployLimits] | None:
-        """Return the configuration entry that deploys a tuned model when this key requests it, and its
+        """Return the configuration entry that allows requests with this key to deploy a tuned model, and its
         limits."""
         found = terms.of_tuned(asked, job.base, job.backend, self._terms.models)
         limits = found[1].deploy if found else None
@@ -270,8 +271,8 @@ class ModelRoutes:
     # -- graders -------------------------------------------------------------------------------------------
 
     def run_grader(self, call: GatewayRequest) -> Any:
-        """Run a grader on this machine. Returns a failed result (reward 0 and the name of the error) for
-        graders that use a model behind an API, and for code graders unless code is allowed here."""
+        """Run a grader on this machine. For graders that query a model, and for code graders unless code is
+        allowed here, returns a failed result (reward 0 and the name of the error)."""
         asked, begun = parse(RunGrader, call.body), time.monotonic()
         _require_grader(asked.grader)
         errors: dict[str, Any] = {}
@@ -310,14 +311,16 @@ def _require_grader(grader: dict[str, Any]) -> None:
             parse(kind, grader)
             return
     if not isinstance(grader.get("name"), str):
-        raise HostError(422, "Invalid grader: it needs a name", param="grader.name", code="invalid_grader")
+        raise HostError(
+            422, "Invalid grader: a grader must have a name", param="grader.name", code="invalid_grader"
+        )
     if not isinstance(grader.get("image_tag", ""), str):
         told = "Invalid grader: image_tag must be text"
         raise HostError(422, told, param="grader.image_tag", code="invalid_grader")
     try:
         reason = None if grader.get("type") in ELSEWHERE else refusal(grader, allow_code=True)
     except _BROKEN as error:  # a value of a type that no grader has there
-        reason = f"could not parse it ({error})"
+        reason = f"could not parse the grader ({error})"
     if reason:
         raise HostError(422, f"Invalid grader: {reason}", param="grader", code="invalid_grader")
 

@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 _READS = ("GET", "HEAD")
 _ALIKE_S = 60.0
 _MOST = 1000
-"""The number of kinds of rejections that are distinguished in that time."""
+"""The maximum number of kinds of rejections that are distinguished in that time."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class _Alike:
 
 
 class Audit:
-    """The audit log. Thread-safe. Similar rejections are logged once a minute, with their number."""
+    """The thread-safe audit log. Similar rejections are logged once a minute, with their number."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -121,8 +121,8 @@ def app(
     names: Sequence[str],
     most_requests: int = 512,
 ) -> ASGIApp:
-    """Build the gateway's app. `names` are host names that it accepts besides this machine's addresses.
-    Requests beyond `most_requests` at a time are rejected with a note to retry later."""
+    """Build the gateway's app. `names` are host names that it accepts besides this machine's addresses. More
+    than `most_requests` concurrent requests are rejected with a note to retry later."""
     return edge(
         routes,
         door=lambda inner: _Door(ft, inner, clients, ServerLoad(most_requests, 0)),
@@ -208,8 +208,8 @@ def serve(
     ft: Workspace, terms: GatewaySettings, watcher: Watcher, reached: Reached = lambda place: None
 ) -> Generator[RunningGateway]:
     """Serve the gateway while the block runs. Jobs of an earlier gateway continue. `watcher` follows the
-    runs. Raises `UsageError` if others could listen or connect without a key, and `SetupError` if the
-    port is taken."""
+    runs. Raises `UsageError` if other machines could connect without a key or read unencrypted keys, and
+    `SetupError` if the port is taken."""
     if find_spec("python_multipart") is None:
         raise MissingExtra("gateway", "the gateway", "python-multipart")
     clients = _require_safe(ft, terms)

@@ -29,7 +29,7 @@ _LONGEST_SUFFIX = 40
 
 @dataclass(frozen=True)
 class JobForm:
-    """The spec, and notes about decisions made for it."""
+    """The spec of a job request, and notes about its translation."""
 
     spec: JobSpec
     notes: tuple[str, ...]
@@ -38,8 +38,8 @@ class JobForm:
 def wish_of(
     asked: CreateJob, target: MappedModel, train: str, validation: str | None, continued: str | None = None
 ) -> JobForm:
-    """Build the spec values of a job request. `train` and `validation` are paths. `continued` is the run
-    whose model to train further. Raises `HostError` 422 for anything that a spec cannot express."""
+    """Build the spec of a job request. `train` and `validation` are paths. `continued` is the run to continue
+    from. Raises `HostError` 422 for anything that a spec cannot express."""
     hyper, notes = hyperparameters(asked), list[str]()
     fields: dict[str, Any] = {
         "model": target.model,
@@ -70,7 +70,8 @@ def wish_of(
 
 
 def hyperparameters(asked: CreateJob) -> SupervisedHyperparameters:
-    """Return the hyperparameters of the method, completed from the older field."""
+    """Return the hyperparameters of the method. Missing values come from the older `hyperparameters`
+    field."""
     hyper = asked.hyper()
     if asked.method is None or asked.hyperparameters is None:
         return hyper
@@ -170,7 +171,7 @@ WORDS = {
     JobStatus.CANCELLED: "cancelled",
     JobStatus.UNKNOWN: "running",
 }
-"""Statuses of the API. It has six, and its clients know no others."""
+"""Statuses of the API. Clients know only these six."""
 _LEVELS = {"warning": "warn", "error": "error"}
 _CREATED = "Created fine-tuning job"
 
@@ -179,8 +180,8 @@ TERMINAL = ("succeeded", "failed", "cancelled")
 
 
 def status_of(job: GatewayJob, run: Run | None) -> str:
-    """Return the status to show. A terminal status is shown once it is stored and never changes, because
-    clients then stop polling."""
+    """Return the status to show. A terminal status is shown only after it is stored. It never changes,
+    because clients then stop polling."""
     if job.ended_as is not None:
         return job.ended_as
     status = outcome(job, run)
@@ -245,7 +246,7 @@ def _error(job: GatewayJob, run: Run | None) -> dict[str, Any]:
 
 
 def named(job: GatewayJob, message: str) -> str:
-    """Replace the files in a message with the names that clients gave them."""
+    """Replace the files in a message with the clients' file names."""
     return with_file_names(message, dict(zip(job.files, job.file_names, strict=False)))
 
 
@@ -277,7 +278,7 @@ def events(
     elif status == "cancelled":
         found.append((_ended_at(job, run), "info", "The job has been cancelled", "message", {}, "cancelled"))
         if run is not None and run.status is JobStatus.SUCCEEDED:
-            late = f"{run.provider} finished before the cancel took effect: its model is run {run.id}"
+            late = f"{run.provider} finished before the cancellation took effect. The model is run {run.id}"
             found.append((_ended_at(job, run), "warn", late, "message", {}, "late"))
     found.sort(key=lambda item: item[0])
     return [
@@ -305,7 +306,7 @@ def checkpoints(
     job: GatewayJob, run: Run, told: Sequence[Checkpoint], points: Sequence[MetricPoint]
 ) -> list[dict[str, Any]]:
     """List a job's checkpoints, newest first, with one entry per step even if a host stores both an adapter
-    and a merged model for it. The checkpoint of the last step is the tuned model itself."""
+    and a merged model for the step. The checkpoint of the last step is the tuned model itself."""
     rows = {row["step"]: row for row in openai.metric_rows(points)}
     known = {point.step: point for point in told if point.step is not None}
     last = max(known, default=None)

@@ -1,5 +1,5 @@
-"""Submit jobs: each is submitted exactly once, by any worker, even if one is killed. A webhook is notified
-when a job ends."""
+"""Submit each job exactly once, by any worker, even if a worker is killed. A webhook is notified when a job
+ends."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class Submitting:
             thread.start()
 
     def close(self) -> None:
-        """Stop submitting. Waits for submissions that are being sent. The others continue when a worker
-        runs again."""
+        """Stop submitting. Waits for submissions in progress. The others continue when a worker runs
+        again."""
         self._stop.set()
         self._woken.set()
         self._watcher.wake()
@@ -97,12 +97,12 @@ class Submitting:
                 thread.join(15)
 
     def take(self, job: GatewayJob, prepared: Prepared) -> None:
-        """Begin a new job with data and a quote that were already prepared."""
+        """Start a new job with prepared data and a prepared quote."""
         self._prepared[job.id] = prepared
         self._begin(job)
 
     def viewed(self, run: Run | None) -> None:
-        """Note that a client waits for this run, so that the host is polled more often."""
+        """Note that a client waits for this run. Its host is then polled more often."""
         if run is not None and not run.status.terminal:
             self._viewed[f"{run.provider}@{run.host}"] = self._ft.store.clock.uptime().seconds
 
@@ -167,9 +167,9 @@ class Submitting:
         return job.ended_as is None or run.status is not JobStatus.CANCELLING
 
     def cancel(self, job: GatewayJob) -> tuple[GatewayJob, Run | None]:
-        """End a job whose cancellation was requested, as far as possible now. Anything unsent is never sent.
-        If the host cannot be reached, the cancellation is tried again later. A job whose cancellation was
-        rejected continues and is shown as such. Raises `OrchestrateError`."""
+        """Carry out a requested cancellation, as far as possible now. A job that was not yet sent is never
+        sent. If the host cannot be reached, the cancellation is retried later. If the host rejects it, the
+        job continues and is shown as running. Raises `OrchestrateError`."""
         run = self.run_of(job)
         if run is not None and not run.status.terminal and run.status is not JobStatus.CANCELLING:
             try:

@@ -1,4 +1,4 @@
-"""The gateway's settings: which model a client's model name maps to, and where it is served."""
+"""The gateway's settings: the models to which clients' model names map, and where these are served."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from orchestrate.settings import Secret
 from orchestrate.types import GatewayKey
 
 DEFAULT = "default"
-"""Name that matches every name that is not in the map."""
+"""Name of the entry for all names that are not in the map."""
 _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 
 class DeployLimits(BaseModel):
-    """Permission to deploy a model name's tuned models on demand, within limits."""
+    """Permission to deploy the tuned models of a model name on demand, within limits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_hours: Decimal = Field(gt=0)
     """Hours after which each deployment is taken down."""
     max_cost_usd: Decimal = Field(gt=0)
-    """Cost limit for all deployments of this name together."""
+    """Total cost limit for all deployments of this name."""
     max_usd_per_hour: Decimal | None = Field(default=None, gt=0)
-    """Maximum hourly price with all replicas. More expensive models are not deployed."""
+    """Maximum hourly price of all replicas. More expensive models are not deployed."""
     keys: tuple[str, ...] = ()
     """The keys whose requests may deploy. Empty means all keys."""
     options: dict[str, Any] = {}
@@ -39,33 +39,33 @@ class DeployLimits(BaseModel):
 
 
 class MappedModel(BaseModel):
-    """The model that a name maps to."""
+    """The model to which a name maps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backend: str = ""
-    """The backend on which it is tuned."""
+    """The backend that tunes the model."""
     model: str = ""
-    """The base model there, by any name that `orchestrate models search` finds."""
+    """The base model on the backend, by any name that `orchestrate models search` finds."""
     run: str | None = None
-    """A tuned model, given by its run instead of `backend` and `model`. Clients can query it and train it
-    further."""
+    """The run of a tuned model, in place of `backend` and `model`. Clients can query the model and continue
+    its training."""
     alias: str | tuple[str, ...] = ()
     """Additional names for the same model."""
     on: Literal["host", "here"] = "host"
-    """Where tuned models of this name are served: by their host, or on the gateway's machine, which downloads
+    """Where to serve tuned models of this name: on their host, or on the gateway's machine, which downloads
     them and their base model."""
     deploy: DeployLimits | None = None
-    """The limits of automatic deployments. Without them, a client's request deploys nothing."""
+    """The limits of automatic deployments. Without limits, clients' requests don't deploy models."""
     base_learning_rate: float | None = Field(default=None, gt=0)
-    """The learning rate that a multiplier of 1 means. Without it, the backend decides."""
+    """The learning rate for a multiplier of 1. By default, the backend decides."""
     settings: dict[str, Any] = {}
     """Additional fields of the spec, such as `{adapter: qlora}`."""
 
     @model_validator(mode="after")
     def _names_one(self) -> MappedModel:
         if self.run is None and not (self.backend and self.model):
-            raise ValueError("needs backend and model, or run")
+            raise ValueError("either backend and model, or run, is required")
         if self.run is not None and (self.backend or self.model or self.settings or self.base_learning_rate):
             raise ValueError("run cannot be combined with backend, model or settings")
         if self.deploy is not None and self.on == "here":
@@ -83,7 +83,7 @@ class _Table(BaseModel):
     webhook_url: str | None = None
     """The URL to notify when a job ends."""
     models: dict[str, MappedModel] = {}
-    """A table for each model name that clients request. `default` matches all other names."""
+    """A table for each model name that clients request. `default` is for all other names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,21 +93,21 @@ class GatewaySettings:
     host: str = LOOPBACK
     port: int = 8000
     names: tuple[str, ...] = ()
-    """Additional host names under which it may be reached."""
+    """Additional host names of the gateway."""
     behind_proxy: bool = False
-    """Whether a proxy in front of it terminates TLS, so that other machines may reach it."""
+    """True if a reverse proxy terminates TLS. Other machines may then reach the gateway."""
     certificate: tuple[Path, Path] | None = None
-    """Certificate and key as PEM files. If set, the gateway uses TLS itself."""
+    """PEM files with the certificate and its key. If set, the gateway uses TLS."""
     organization: str = "orchestrate"
     models: Mapping[str, MappedModel] = field(default_factory=dict[str, MappedModel])
     files: Path
-    """The folder of uploaded files, which workers of one store share."""
+    """The folder of uploaded files. All workers of a store share it."""
     webhook_url: str | None = None
     webhook_secret: Secret | None = None
     threads: int = 4
-    """Number of jobs that are submitted at the same time."""
+    """Number of jobs to submit concurrently."""
     most_requests: int = 512
-    """Number of requests that are answered or waiting at the same time. Others get status 429."""
+    """Maximum number of concurrent requests, including waiting ones. Others get status 429."""
     grace_s: float = 10.0
 
 
@@ -121,8 +121,7 @@ def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> Gate
         raise ConfigError(f"{where}: {place}: {first['msg']}") from error
     if DEFAULT in told.models and told.models[DEFAULT].run is not None:
         raise ConfigError(
-            f"{where}: gateway.models.{DEFAULT}: with run, each model needs its own name in place of "
-            f"{DEFAULT}"
+            f"{where}: gateway.models.{DEFAULT}: an entry with run must have its own name, not {DEFAULT}"
         )
     files = Path(told.files).expanduser() if told.files else home / "gateway"
     return GatewaySettings(
@@ -148,9 +147,9 @@ def _with_aliases(models: Mapping[str, MappedModel], where: str) -> dict[str, Ma
 
 
 def target_of(asked: str, models: Mapping[str, MappedModel], key: GatewayKey) -> MappedModel | None:
-    """Return what a requested model maps to, or `None` if there is nothing to tune. The key's own names come
-    first, then those of the configuration, then the name without its date, then the default. A model that is
-    private in the configuration stays private even if a key maps it elsewhere."""
+    """Return the model to which a requested name maps, or `None` if there is nothing to tune. The key's own
+    names come first, then the names in the configuration, then the name without its date, then the default. A
+    model that is private in the configuration stays private even if a key maps it elsewhere."""
     own = {name: parse_target(told) for name, told in key.map.items()}
     models = {name: target for name, target in models.items() if target.run is None}
     of_key, of_all = _named(asked, own), _named(asked, models)
@@ -162,7 +161,7 @@ def target_of(asked: str, models: Mapping[str, MappedModel], key: GatewayKey) ->
 
 
 def answers_here(asked: str, base: str, backend: str, models: Mapping[str, MappedModel]) -> bool:
-    """Return whether, according to the configuration, this machine answers for a tuned model."""
+    """Return whether the configuration lets this machine serve a tuned model."""
     found = of_tuned(asked, base, backend, models)
     return found is not None and found[1].on == "here"
 
@@ -170,8 +169,8 @@ def answers_here(asked: str, base: str, backend: str, models: Mapping[str, Mappe
 def of_tuned(
     asked: str, base: str, backend: str, models: Mapping[str, MappedModel]
 ) -> tuple[str, MappedModel] | None:
-    """Return the name and configuration entry of a tuned model. The model is requested by a name and was
-    tuned from a base model on a backend."""
+    """Return the name and configuration entry of a tuned model that was requested as `asked` and tuned from
+    `base` on `backend`."""
     found = models.get(asked) or _named(base, models) or models.get(DEFAULT)
     if found is None or (found.run is None and found.backend != backend):
         return None
@@ -196,7 +195,7 @@ def parse_target(told: str) -> MappedModel:
 
 
 def names(models: Mapping[str, MappedModel], key: GatewayKey) -> list[str]:
-    """List all names that a client may request to tune."""
+    """List all model names that a client may request for tuning."""
     every = dict.fromkeys([*key.map, *(name for name, target in models.items() if target.run is None)])
     return [name for name in every if name != DEFAULT and (not key.models or name in key.models)]
 

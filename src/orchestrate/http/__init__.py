@@ -1,2 +1,2 @@
-"""The basis of every server: guard, limits and pages in web/, OpenAI's request and response bodies in
-wire/."""
+"""The basis of every server. web/ has the guard, limits and pages. wire/ has OpenAI's request and response
+bodies."""

@@ -1,8 +1,8 @@
-"""Local servers that speak the APIs of OpenAI, Together, Fireworks and Tinker, and really train.
+"""Local servers that implement the APIs of OpenAI, Together, Fireworks and Tinker, and really train.
 
-For trying things without a key and for tests of programs that submit jobs. Nothing here is the real service:
-every answer carries the header `x-orchestrate-sandbox: 1`, every job `"sandbox": true`, and only keys that
-begin with `sandbox-` are taken.
+Use them to try things out without a key, and to test programs that submit jobs. They are not the real
+services: every response has the header `x-orchestrate-sandbox: 1`, every job has `"sandbox": true`, and only
+keys that start with `sandbox-` are accepted.
 
     with running() as sandbox:
         subprocess.run(["my-tests"], env={**os.environ, **sandbox.env})
@@ -43,18 +43,18 @@ def running(  # noqa: PLR0913  each is a setting of its own
 ) -> AbstractContextManager[Sandbox]:
     """Run the hosts on 127.0.0.1 until the `with` block ends.
 
-    home             folder for state, uploads and runs; a temporary one by default. A sandbox on the
-                     home of an earlier one resumes its jobs.
-    speed            how many times shorter all waits are (states other than training, file checks ...).
-    model            folder of the model that replaces every base model; the tiny one by default.
-    train            False: jobs pass through their states by the clock without training, and say so.
-    slots, threads   trainings at once, and threads of each; other jobs stay queued.
-    ports            ports of OpenAI, Together, Fireworks, Tinker; 0 or none takes any free port.
-    waits            the length of each state at speed 1 (`orchestrate.sandbox.jobs.Durations`).
+    home             folder for state, uploads and runs. Default: a temporary one. A sandbox on the home
+                     of an earlier one resumes its jobs.
+    speed            factor by which waits are shortened (file checks, all states but training ...).
+    model            folder of the model that replaces every base model. Default: the tiny model.
+    train            False: jobs pass through their states without training, and report this.
+    slots, threads   number of concurrent trainings (other jobs stay queued), and threads per training.
+    ports            ports of OpenAI, Together, Fireworks, Tinker. 0 or none: any free port.
+    waits            duration of each state at speed 1 (`orchestrate.sandbox.jobs.Durations`).
     also             additional hosts that a YAML file describes, each on a free port.
-    start            how to start a training's worker; as a process of its own by default.
+    start            function that starts a training worker. Default: start a separate process.
 
-    Raises `MissingExtra` when the servers' packages, or with `train` the engine's, are not installed.
+    Raises `MissingExtra` if the servers' packages, or with `train` the engine's, are not installed.
     """
     if find_spec("python_multipart") is None:
         raise MissingExtra("sandbox", "the sandbox", "python-multipart")

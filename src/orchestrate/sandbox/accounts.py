@@ -1,8 +1,8 @@
-"""Accounts of a sandbox: each key has its own, and sees nothing of the others.
+"""Accounts of a sandbox: each key has its own account and cannot see the others.
 
-What follows a `.` in a key is no part of the account's name: `sandbox-team.1` and `sandbox-team.2` are two
-keys of one account, as after a rotation. Accounts are named by a hash, so that no name gives a key away; the
-key that a sandbox makes for itself has the account `sandbox`.
+The account's name does not include the part of the key after a `.`: `sandbox-team.1` and `sandbox-team.2` are
+two keys of one account, as after a rotation. Accounts are named by a hash, so names don't reveal keys. The
+sandbox's own key has the account `sandbox`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from orchestrate.settings.config import SANDBOX_KEY_PREFIX
 
 OWN = "sandbox"
 HERE: ContextVar[str | None] = ContextVar("account", default=None)
-"""Account of the current request. `None` outside of requests, where everything is visible."""
+"""Account of the current request. Outside of requests it is `None`, and everything is visible."""
 
 
 def here() -> str:

@@ -75,7 +75,7 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
     word: str = "defrosting"
     content: Any = {}
     hits: int = 0
-    """Number of requests that it has affected so far."""
+    """Number of requests that the fault has affected so far."""
 
     def matches(self, method: str, path: str) -> bool:
         return (self.method is None or self.method.upper() == method) and (
@@ -84,7 +84,7 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class FaultBook:
-    """The faults waiting on one host, in the order in which they were requested."""
+    """The pending faults of one host, in the order in which they were requested."""
 
     def __init__(self, own: frozenset[str] = frozenset()) -> None:
         """Set up the book. `own` lists the kinds of faults that only this host has."""
@@ -93,7 +93,7 @@ class FaultBook:
         self._waiting: list[Fault] = []
 
     def add(self, faults: list[Fault]) -> None:
-        """Add a fault. Raises `ValidationError` for a kind that only another host has."""
+        """Add faults. Raises `ValidationError` for a kind that only another host has."""
         if strange := [one.kind for one in faults if one.kind in OF_SOME_HOSTS - self._own]:
             raise msgspec.ValidationError(f"this host does not support the fault {strange[0]}")
         with self._lock:
@@ -250,7 +250,7 @@ _PROXY_PAGE = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Ba
 
 
 class RequestLog:
-    """Counters and the last requests of one host. Headers are not stored, so no key is either."""
+    """Counters and the last requests of one host. Headers, and therefore keys, are not stored."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -269,8 +269,8 @@ class RequestLog:
         return entry
 
     def report(self, method: str | None, path: str | None) -> dict[str, Any]:
-        """Report totals over all requests. `recent` has the last ones, with `method` and with `path` in
-        their path."""
+        """Count the requests with this `method` and with `path` in their path. `recent` lists the last
+        ones."""
         with self._lock:
             counts, recent = dict(self._counts), list(self._recent)
         chosen = [
@@ -290,11 +290,11 @@ class RequestLog:
 
 
 class Front:
-    """ASGI application around a host's own.
+    """ASGI application that wraps a host's own.
 
-    own_key   the sandbox's own; every other key has another account
-    app       the host's
-    control   serves `/` and what is below `/_sandbox`
+    own_key   key of the sandbox itself. Every other key has its own account.
+    app       application of the host
+    control   application for `/` and `/_sandbox/...`
     """
 
     app: ASGIApp

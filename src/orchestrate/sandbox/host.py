@@ -1,4 +1,4 @@
-"""Code shared by the hosts: answers, the job table, and the front that every request passes through."""
+"""Code shared by the hosts: responses, the job table, and the front that handles every request."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from orchestrate.sandbox.training import Trainer
 
 LIST_LAG_S: ContextVar[float] = ContextVar("list_lag_s", default=0.0)
-"""Minimum age of a job to appear in lists of the current request."""
+"""Minimum age, in seconds, of jobs in lists returned to the current request."""
 
 STALLS: ContextVar[bool] = ContextVar("stalls", default=False)
-"""Whether jobs created by the current request never get beyond running."""
+"""True if jobs created by the current request stay running forever."""
 
 NOTE = "sandbox: nothing here is the real service; models are small substitutes trained on this machine"
 
@@ -46,21 +46,21 @@ class Host(ABC):
     title: ClassVar[str]
     status_field: ClassVar[str] = "status"
     place: ClassVar[int]
-    """Position in lists, which also determines its port."""
+    """Position of the host in lists, which also determines its port."""
     taken: ClassVar[AcceptedRows]
     usual_rate: ClassVar[float]
-    """Learning rate, or its multiplier, that most jobs use."""
+    """The usual learning rate, or learning rate multiplier, of jobs."""
     endless: ClassVar[dict[str, Any]]
-    """What a page of a list contains if there are more pages."""
+    """Content of a list page that indicates more pages."""
 
     thinking_field: ClassVar[str | None] = None
-    """Field of an answer's message with the reasoning, if the host shows it."""
+    """Message field for the reasoning, if the host returns it."""
     key_prefix: ClassVar[str] = ""
-    """Start of a key that the host's client requires, before the prefix of all sandboxes."""
+    """Key prefix that the host's client requires. It precedes the prefix of all sandbox keys."""
     own_faults: ClassVar[frozenset[str]] = frozenset()
-    """Kinds of faults that only this host has."""
+    """Kinds of faults that only this host supports."""
     life: Any = None
-    """Context manager over the app, for tasks that run in addition to requests."""
+    """Lifespan context manager of the app, for background tasks."""
 
     def __init__(
         self, state: SandboxState, clock: SandboxClock, trainer: Trainer, settings: SandboxSettings
@@ -97,15 +97,14 @@ class Host(ABC):
         return None
 
     async def suffer(self, kind: str, delay_s: float) -> Response | None:
-        """Inject one of `own_faults`. Returns the answer, or `None` to carry out the request."""
+        """Inject one of `own_faults`. Returns the response, or `None` to carry out the request."""
         raise NotImplementedError(kind)
 
     def close(self) -> None:  # noqa: B027  most hosts hold nothing
-        """Release what the host holds when the sandbox stops."""
+        """Release the host's resources when the sandbox stops."""
 
     def signed(self, path: str) -> str:
-        """Return a URL of this host that needs no key, for something that belongs to the account of the
-        request."""
+        """Return a URL of this host that needs no key, for a resource of the request's account."""
         return f"{self.base_url}/_signed/{path}?account={here()}&signature={token()}"
 
     # -- jobs ----------------------------------------------------------------------------------------------
@@ -132,7 +131,7 @@ class Host(ABC):
                 yield job
 
     def change(self, id: str, act: Callable[[SandboxJob, float], bool]) -> tuple[SandboxJob, bool]:
-        """Apply `act` to the stored job in one transaction. Raises `KeyError` when it does not exist."""
+        """Apply `act` to the stored job in one transaction. Raises `KeyError` if the job does not exist."""
         with self.state.transaction():
             job = self.job(id)
             if job is None:
@@ -157,7 +156,8 @@ class Host(ABC):
             self.trainer.take(job)
 
     def sandbox_fields(self, job: SandboxJob) -> dict[str, Any]:
-        """Return the extra fields of every job object: a note about the sandbox, and what was trained."""
+        """Return the additional fields of job objects: a note about the sandbox, and a description of the
+        training."""
         return {
             "sandbox": True,
             "sandbox_trained": job.trained,

@@ -1,8 +1,8 @@
-"""One fine-tuning job in the sandbox, and its state at a given time.
+"""A fine-tuning job in the sandbox, and its state at a given time.
 
-A job is a list of times. A job that the local engine trains gets them one by one, as they come. A job
-that is not trained has all of them from the start. In both cases its phase is a pure function of the job
-and the clock, so ten thousand jobs cost nothing until they are read."""
+A job is a list of times. A job that the local engine trains gets them one by one. A job that is not trained
+has all of them from the start. In both cases, its phase is a pure function of the job and the clock, so ten
+thousand jobs use no CPU time until they are read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import msgspec
 from orchestrate.types import decoding
 
 BROUGHT = "brought"
-"""Kind of a placeholder job for an adapter that a user uploaded, kept apart from the host's jobs."""
+"""Kind of a placeholder job for an uploaded adapter, stored separately from the host's jobs."""
 
 SLOTS = 3
-"""Number of trainings at a time: one for each host, so that no host waits for another."""
+"""Number of concurrent trainings: one for each host, so hosts don't wait for each other."""
 
 
 def brought_at(runs: Path, host: str, id: str) -> Path:
@@ -28,7 +28,7 @@ def brought_at(runs: Path, host: str, id: str) -> Path:
 
 
 class Phase(StrEnum):
-    """The phase of a job, independent of each host's names."""
+    """The phase of a job, independent of the hosts' names for it."""
 
     VALIDATING = "validating"
     QUEUED = "queued"
@@ -46,15 +46,15 @@ class Phase(StrEnum):
 
 
 class Durations(msgspec.Struct, frozen=True, kw_only=True):
-    """Durations in seconds at speed 1. The hosts take minutes to hours, but a sandbox is for trying things
-    out."""
+    """Durations in seconds at speed 1. Much shorter than at the hosts, which take minutes to hours."""
 
     file: float = 0.5
     """Time from the upload until a file is validated."""
     validating: float = 1.0
     queued: float = 1.0
     training: float = 6.0
-    """Duration of a job that is not trained. A trained job takes as long as its training."""
+    """Duration of the training phase of a job that is not trained. For other jobs, it is the real training
+    time."""
     finalizing: float = 1.0
     cancelling: float = 1.0
     deploying: float = 1.5
@@ -69,7 +69,7 @@ class Trouble(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 DEFAULT_BETA = 0.1
-"""Default beta of the preference loss, on all three hosts."""
+"""Default beta of the preference loss on all three hosts."""
 
 
 class SandboxJob(msgspec.Struct, kw_only=True):
@@ -83,11 +83,11 @@ class SandboxJob(msgspec.Struct, kw_only=True):
     base: str
     """Base model, if `model` is itself a tuned model."""
     body: dict[str, Any]
-    """Create request as it was accepted, without keys."""
+    """Body of the accepted create request, without keys."""
     training_file: str
     validation_file: str | None = None
     trained: bool
-    """Whether the local engine trains it. Otherwise it only passes through its states."""
+    """True if the local engine trains the job. Otherwise the job only passes through its states."""
     seed: int = 0
     epochs: int = 1
     batch_size: int = 8
@@ -101,7 +101,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
     evals: int = 0
     examples: int = 0
     tokens: int = 0
-    """Tokens of the training file, counted once."""
+    """Number of tokens in the training file (one epoch)."""
     validation_tokens: int = 0
     price_usd: str | None = None
     output: str
@@ -121,7 +121,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
     trouble: Trouble | None = None
     early_stopped: bool = False
     engine_steps: int | None = None
-    """Total number of steps by the engine's count, once known."""
+    """Total number of steps according to the engine, once known."""
     engine_step: int | None = None
     engine_epoch: float | None = None
 
@@ -178,13 +178,13 @@ class SandboxJob(msgspec.Struct, kw_only=True):
         }[phase]
 
     def plan(self, waits: Durations, speed: float, *, stalls: bool = False) -> None:
-        """Schedule all states of a job that is not trained. With `stalls`, the job takes decades."""
+        """Schedule all states of a job that is not trained. With `stalls`, the job never ends."""
         self.started_at = self.validated_at + waits.queued / speed
         self.trained_at = self.started_at + (1e9 if stalls else waits.training / speed)
         self.finished_at = self.trained_at + waits.finalizing / speed
 
     def cancel(self, now: float, takes_s: float) -> bool:
-        """Cancel the job. Returns False when it has already ended."""
+        """Cancel the job. Returns False if it has already ended."""
         if self.phase(now).ended:
             return False
         if self.cancel_at is None:
@@ -192,7 +192,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
         return True
 
     def pause(self, now: float) -> bool:
-        """Pause the job. Returns False when it is not in a state that can be paused."""
+        """Pause the job. Returns False if it is not in a state that can be paused."""
         if self.phase(now) not in (Phase.QUEUED, Phase.RUNNING):
             return False
         self.paused_at = now
@@ -227,7 +227,7 @@ class SandboxSettings:
     train: bool = True
     waits: Durations = field(default_factory=Durations)
     credit_usd: float = 1000.0
-    """The account's limit at Together; a job above it is not allowed to proceed."""
+    """The account's limit at Together. Jobs above it are not allowed to proceed."""
     tells_account: bool = True
-    """Whether OpenAI and Together return the account of a key. Fireworks' resource names always contain
+    """True if OpenAI and Together return the account of a key. Fireworks' resource names always contain
     it."""

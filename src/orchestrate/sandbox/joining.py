@@ -1,4 +1,4 @@
-"""The sandbox of a home: joined if it runs, started if it does not."""
+"""Join the running sandbox of a home folder, or start one."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def home_of(settings: Settings) -> Path:
 
 @contextmanager
 def joined(home: Path, first_port: int = 0, **options: Any) -> Generator[Mapping[str, str]]:
-    """Provide the environment for clients of a home folder's sandbox. Uses a running sandbox, no matter who
-    started it, or starts one that runs until the block ends."""
+    """Provide the environment for clients of a home folder's sandbox. Uses a running sandbox, regardless of
+    who started it, or starts one that runs until the block ends."""
     from orchestrate.sandbox.starts import AlreadyUp
 
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Starts the hosts of a sandbox on loopback addresses, in one thread of this process."""
+"""Start the hosts of a sandbox on loopback addresses, in one thread of this process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 _MOST_BODY = 8 << 30
-"""Bytes of a request; each host has limits of its own for a file."""
+"""Maximum size of a request in bytes. Each host has its own limits for files."""
 
 
 def dialect(kind: str) -> type[Host]:
@@ -72,15 +72,15 @@ class Sandbox:
     """A running sandbox. The control functions do the same as the endpoints under `/_sandbox`."""
 
     env: dict[str, str]
-    """Environment for clients: base URLs, keys, account ids."""
+    """Environment variables for clients: base URLs, keys, account ids."""
     urls: dict[str, str]
-    """Root of each host, by name."""
+    """Root URL of each host, by name."""
     home: Path
     clock: SandboxClock
     fronts: Mapping[str, Front]
 
     def fault(self, host: str, kind: str, **fields: Any) -> None:
-        """Inject a fault on one host. Fields as in `orchestrate.sandbox.front`."""
+        """Inject a fault on one host. For the fields see `orchestrate.sandbox.front`."""
         self.fronts[host].faults.add([decoding.convert({"kind": kind, **fields}, Fault)])
 
     def clear_faults(self) -> None:
@@ -93,7 +93,7 @@ class Sandbox:
         """List the last requests (2,000 per host), oldest first: at, method, path, query, body without
         secrets.
 
-        Only requests with `method`, and with `path` in their path."""
+        Includes only requests with `method`, and with `path` in their path."""
         fronts = [self.fronts[host]] if host else list(self.fronts.values())
         found = [entry for front in fronts for entry in front.log.report(method, path)["recent"]]
         return sorted(found, key=lambda entry: entry["at"])
@@ -108,12 +108,12 @@ class Sandbox:
             front.log.clear()
 
     def create_jobs(self, host: str, bodies: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Create jobs from create bodies without HTTP: thousands per second when they are not trained."""
+        """Create jobs from create bodies without HTTP: thousands per second if they are not trained."""
         return self.fronts[host].host.create_many([dict(body) for body in bodies])
 
     def set_credit(self, usd: float) -> None:
-        """Set the highest estimate for one job. Together's `allowed_to_proceed` reports whether a job is
-        within it."""
+        """Set the maximum estimated price of a job. Together's `allowed_to_proceed` reports whether a job is
+        below it."""
         for front in self.fronts.values():
             front.host.settings.credit_usd = usd
 
@@ -136,7 +136,7 @@ def serve(  # noqa: PLR0913  each is a setting of its own
     also: Sequence[str] = (),
     start: Callable[[RunDir], None] | None = None,
 ) -> Generator[Sandbox]:
-    """Serve the sandbox, see `orchestrate.sandbox.running`."""
+    """Serve the sandbox. See `orchestrate.sandbox.running`."""
     with ExitStack() as opened, _home(home) as folder, locked(folder / "lock") as held:
         if not held:
             raise AlreadyUp(folder)
@@ -189,7 +189,7 @@ def _model(given: str | None, train: bool) -> str:
     if given is not None:
         folder = Path(given).expanduser().resolve()
         if not (folder / "config.json").is_file():
-            raise UsageError(f"{given} is not a model folder: it has no config.json")
+            raise UsageError(f"{given} is not a model folder, because it has no config.json")
         return str(folder)
     return resolve("tiny-chat", here).id if train else find("tiny-chat").ids[here]
 

@@ -39,8 +39,8 @@ MTOK = Decimal(1_000_000)
 
 
 def base_model(name: str, host: str, *, undated: bool = False) -> HostModel | None:
-    """Return a host's own id of a base model, from the catalog, or `None` for names that the host does not
-    know. With `undated`, the host also accepts names without a date and resolves them."""
+    """Return a host's own id of a base model, from the catalog, or `None` if the host does not know the name.
+    With `undated`, the host also accepts names without a date and resolves them."""
     model = lookup(name)
     if model is None or (found := model.hosts.get(host)) is None:
         return None
@@ -49,7 +49,7 @@ def base_model(name: str, host: str, *, undated: bool = False) -> HostModel | No
 
 
 def context_of(name: str, host: str, kind: str) -> int | None:
-    """Return the maximum number of tokens in a training row."""
+    """Return the maximum number of tokens per training row."""
     return resolve(name, host).context(kind)
 
 
@@ -61,8 +61,8 @@ def tokenizer_of(base: str, host: str) -> str:
 def training_usd(
     host: str, job: SandboxJob, *, full: bool = False, tokens: int | None = None
 ) -> Decimal | None:
-    """Compute the price of the entire job, including its minimum, or return `None` where no price is
-    published. `tokens` are the billed tokens, if they are not simply the file's tokens in each epoch."""
+    """Compute the price of the entire job, including the minimum charge, or return `None` if no price is
+    published. `tokens` is the number of billed tokens, by default the file's tokens in all epochs."""
     today = datetime.fromtimestamp(job.created_at, UTC).date()
     try:
         resolved = resolve(job.base, host, today)
@@ -87,7 +87,7 @@ def nano_usd(usd: Decimal | None) -> int:
 
 
 def money(usd: Decimal) -> dict[str, object]:
-    """Format an amount like Fireworks: whole units as a string, and nanos."""
+    """Format an amount as Fireworks does: integer units as a string, and nanos."""
     whole = int(usd)
     return {"currencyCode": "USD", "units": str(whole), "nanos": int((usd - whole) * 1_000_000_000)}
 
@@ -111,7 +111,7 @@ class SandboxChatMessage(Body):
 
 
 class SandboxChatRequest(Body):
-    """The fields of a request that are used. The hosts' many other parameters are accepted but ignored."""
+    """The supported fields of a chat request. The hosts' other parameters are accepted but ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -131,8 +131,8 @@ def parse_chat(values: dict[str, Any]) -> SandboxChatRequest:
 def complete(
     host: Host, asked: SandboxChatRequest, job: SandboxJob | None, step: int | None = None
 ) -> Response:
-    """Generate an answer of a job's tuned model or, without a job, of the model that replaces the base model
-    here."""
+    """Generate an answer with a job's tuned model or, without a job, with the model that replaces the base
+    model here."""
     messages = [Message(role=m.role, content=m.text()) for m in asked.messages]
     most = asked.max_completion_tokens or asked.max_tokens or DEFAULT_MAX_TOKENS
     try:
@@ -216,8 +216,8 @@ def folder_of(host: Host, id: str) -> Path:
 
 
 def add(host: Host, id: str, name: str, base: str) -> SandboxJob:
-    """Register uploaded files as an adapter that can be deployed. Raises `HostError` for files that are
-    not an adapter."""
+    """Register uploaded files as a deployable adapter. Raises `HostError` for files that are not an
+    adapter."""
     job = made(host, id, name, base)
     keep(host, job)
     return job
@@ -238,7 +238,7 @@ def found(host: Host, id: str) -> SandboxJob | None:
 
 
 def made(host: Host, id: str, name: str, base: str) -> SandboxJob:
-    """Build the adapter like `add`, without storing it."""
+    """Build the adapter as `add` does, without storing it."""
     config = _config(folder_of(host, id))
     now = host.clock.now()
     return SandboxJob(
@@ -286,7 +286,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 class StoredFile(msgspec.Struct, kw_only=True):
-    """One file. `checked_at` is the time at which the host checked it."""
+    """A stored file. `checked_at` is the time when the host validated it."""
 
     id: str
     name: str
@@ -308,7 +308,7 @@ class SandboxFiles:
         return self.host.state.files / id
 
     def add(self, id: str, name: str, purpose: str, size: int, **extra: Any) -> StoredFile:
-        """Register the bytes at `path(id)`, and check their rows when they are for training."""
+        """Register the bytes at `path(id)`. If they are for training, check the rows."""
         now = self.host.clock.now()
         file = StoredFile(
             id=id,
@@ -374,8 +374,8 @@ def trainer_tokenizer(host: Host) -> Any:
 
 
 def encoded(tokenizer: Any, example: Example, *, inputs: bool = False) -> tuple[list[int], list[bool]]:
-    """Return the token ids of a row, and whether each contributes to the loss. With `inputs`, all of them
-    do."""
+    """Return the token ids of a row, and for each whether it contributes to the loss. With `inputs`, all of
+    them do."""
     ids: list[int] = []
     learnt: list[bool] = []
     for text, trained in _pieces(example, inputs):

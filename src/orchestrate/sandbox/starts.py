@@ -1,4 +1,4 @@
-"""Options with which the sandbox of a home was last started. Needs none of the servers' packages."""
+"""Records of the last start of a home folder's sandbox. This module does not import the servers' packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ URLS_KEPT = 80
 
 
 class Ways(msgspec.Struct, frozen=True, kw_only=True):
-    """Options with which a sandbox was started: those of `orchestrate.sandbox.running`."""
+    """Options with which a sandbox was started. See `orchestrate.sandbox.running`."""
 
     speed: float = 1.0
     train: bool = True
@@ -27,19 +27,19 @@ class Ways(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """The last start of a home folder's sandbox. The next start uses the same ports if they are free, so that
-    clients still find its jobs."""
+    """The last start of a home folder's sandbox. The next start reuses its ports if they are free, so clients
+    still find their jobs."""
 
     env: dict[str, str] = {}
     ports: dict[str, int] = {}
     urls: tuple[str, ...] = ()
-    """Addresses of its hosts at this and earlier starts. Another program may have taken a port in between,
-    but the jobs are the same."""
+    """Addresses of the hosts at this and earlier starts. They differ if another program took a port in
+    between, but the jobs are the same."""
     ways: Ways = Ways()
 
 
 def last_start(home: Path) -> Start:
-    """Return the record of the last start, or an empty one when there was none."""
+    """Return the record of the last start, or an empty one if there was none."""
     if not (home / DATABASE).exists():
         return Start()
     with closing(SandboxState(home)) as state:

@@ -1,7 +1,7 @@
 """The state of a sandbox: one SQLite file of JSON objects, and a folder of uploaded bytes.
 
-Everything that a host answers is derived from here and from the clock, so a sandbox that was killed and
-started again on the same home continues where it was."""
+The hosts derive all responses from this state and the clock. If a sandbox is killed, the next one on the same
+home folder continues where it stopped."""
 
 from __future__ import annotations
 
@@ -44,8 +44,7 @@ def token(length: int = 24) -> str:
 
 
 class SandboxState:
-    """Objects by host, kind and id, in the order in which they were created. Safe to use from many
-    threads."""
+    """Objects by host, kind and id, in order of creation. Thread-safe."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -67,8 +66,7 @@ class SandboxState:
 
     @contextmanager
     def transaction(self) -> Generator[None]:
-        """Hold the lock of the only writer. Transactions can be nested. Either all changes inside are
-        kept or none."""
+        """Hold the write lock for one atomic transaction. Transactions can be nested."""
         with self._lock:
             if self._db.in_transaction:
                 yield
@@ -82,7 +80,7 @@ class SandboxState:
             self._db.execute("COMMIT")
 
     def put(self, host: str, kind: str, id: str, body: dict[str, Any], *, tag: str | None = None) -> None:
-        """Create or replace one object. A replaced object keeps its place in the order and its account."""
+        """Create or replace an object. A replaced object keeps its position in the order and its account."""
         text = json.dumps(body)
         with self._lock:
             clause, values = _chosen(host, kind, id)
@@ -125,7 +123,7 @@ class SandboxState:
     ) -> Iterator[dict[str, Any]]:
         """Yield all objects of a kind, page by page, starting after the id `after`.
 
-        `where` is a JSON path (`$.metadata.ref`) and the text that its value must equal."""
+        `where` is a JSON path such as `$.metadata.ref`, and the text that its value must equal."""
         order, sign = ("DESC", "<") if newest_first else ("ASC", ">")
         seq = self._seq(host, kind, after) if after is not None else None
         while True:

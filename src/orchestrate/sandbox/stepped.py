@@ -1,5 +1,4 @@
-"""Code shared by simulated hosts of training sessions: the server's desk over the tiny model, and its
-faults."""
+"""Code shared by simulated hosts of training sessions: session handling with the tiny model, and faults."""
 
 from __future__ import annotations
 
@@ -19,12 +18,13 @@ if TYPE_CHECKING:
 
 D = TypeVar("D", bound="SessionDesk")
 PAUSES = ("paused_capacity", "paused_rate_limit")
-"""Why a host makes a caller wait for a result."""
+"""Reasons for which a host makes a caller wait for a result."""
 FAULTS = frozenset({*PAUSES, "session_expired"})
 
 
 def session_desk(host: Host, kind: type[D], takes: Callable[[str], bool]) -> D:
-    """Make the desk of a host's sessions. The model is loaded when the first session needs it."""
+    """Create the object that handles a host's sessions. The model is loaded when the first session needs
+    it."""
     model = host.trainer.model
     return kind(
         host.state.home / host.name,
@@ -36,7 +36,7 @@ def session_desk(host: Host, kind: type[D], takes: Callable[[str], bool]) -> D:
 
 
 async def suffer(api: SessionsApi | None, kind: str, delay_s: float) -> Response | None:
-    """Inject one of `FAULTS`: see `Host.suffer`."""
+    """Inject one of `FAULTS`. See `Host.suffer`."""
     if kind in PAUSES:
         await asyncio.sleep(delay_s)  # the client asks again at once
         why = "injected by a sandbox fault"

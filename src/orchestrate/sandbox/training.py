@@ -1,4 +1,4 @@
-"""The training behind a job."""
+"""Train the jobs of a sandbox."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 
 GATHERING_S = 0.01
-"""Seconds to wait for more requests. Clients whose answers just arrived ask again within this time, so that
-they need not wait for another batch."""
+"""Seconds to wait for more requests before a batch starts. Clients that just got an answer send their next
+request within this time, and join the batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +67,8 @@ class _PendingChat:
 
 
 class Generators:
-    """Generates answers in one process, which holds the sandbox's model and the adapter that was requested
-    last. Requests that arrive while others are being answered are batched, but each gets the same answer as
-    alone."""
+    """Generates answers in one process, which holds the sandbox's model and the last requested adapter.
+    Concurrent requests are batched, but each gets the same answer as it would alone."""
 
     def __init__(self, model: str, threads: int, start: Callable[..., Generator] = Generator) -> None:
         """Set up the generators. `start` returns a generator for an adapter."""
@@ -143,8 +142,8 @@ _PREFIX = "base_model.model."
 def merge(base: Path, adapter: Path, target: Path) -> Path:
     """Write the merged model, in 32 bits, with the base's configuration and tokenizer, to `target`.
 
-    Adds `alpha / r * B @ A` to each adapted weight `W`. Raises `KeyError` when the adapter does not fit
-    the base."""
+    Adds `alpha / r * B @ A` to each adapted weight `W`. Raises `KeyError` if the adapter does not fit the
+    base."""
     weights = read_tensors(base / "model.safetensors")
     delta = read_tensors(adapter / "adapter_model.safetensors")
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
@@ -278,7 +277,7 @@ these."""
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """One checkpoint: its step and, when the job is trained, the folder with its adapter."""
+    """A checkpoint: its step and, if the job is trained, the folder with its adapter."""
 
     step: int
     at: float
@@ -298,7 +297,7 @@ class JobStore(Protocol):
 
 
 class Trainer:
-    """Starts, watches and steers the engine's workers for all hosts of one sandbox."""
+    """Starts, monitors and controls the engine's workers for all hosts of a sandbox."""
 
     def __init__(
         self,
@@ -329,7 +328,7 @@ class Trainer:
     # -- life ----------------------------------------------------------------------------------------------
 
     def start(self, hosts: Mapping[str, JobStore]) -> None:
-        """Resume the jobs that an earlier sandbox on this home left, and watch from now on."""
+        """Resume the jobs of an earlier sandbox on this home folder, and start monitoring."""
         self._hosts = hosts
         now = self.clock.now()
         for host in hosts.values():
@@ -507,10 +506,10 @@ class Trainer:
     # -- what came out -------------------------------------------------------------------------------------
 
     def describe(self, job: SandboxJob) -> str:
-        """Describe what really happens to the job, for its events and its object."""
+        """Describe how the sandbox really runs the job, for the job's events and object."""
         if job.trained:
             return (
-                f"{Path(self.model).name} stands in for {job.model} here, trained on this machine "
+                f"{Path(self.model).name} replaces {job.model} here, trained on this machine "
                 f"at learning rate {self._tiny_rate(job):g}"
             )
         if job.kind == "rft":

@@ -1,7 +1,7 @@
-"""Read an uploaded training file as the host would, or explain why it is rejected.
+"""Read an uploaded training file as the host would, or explain why the host rejects it.
 
-The rules are the hosts' own and are deliberately written here a second time: a sandbox that rejected rows
-with the same code that the client checks with could not show that the client checks correctly."""
+The hosts' rules are deliberately implemented a second time here. If the sandbox used the client's code, it
+could not show that the client checks correctly."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "wei
 
 @dataclass(frozen=True, kw_only=True)
 class AcceptedRows:
-    """Rows that a host accepts in addition to those that all hosts accept."""
+    """The kinds of rows that a host accepts in addition to the common ones."""
 
     roles: frozenset[str] = frozenset({"system", "user", "assistant", "tool"})
     message_fields: frozenset[str]
     text: bool = False
     mixed_fields: bool = True
-    """Whether a row may have the fields of two formats."""
+    """True if a row may have the fields of two formats."""
     any_first_role: bool = True
-    """Whether a conversation may begin with any role. Otherwise it must begin with a system or user
+    """True if a conversation may start with any role. Otherwise it must start with a system or user
     message."""
 
 
@@ -51,7 +51,7 @@ class RowError(Exception):
 
 
 class UploadReport(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Findings of the host in a file."""
+    """The host's findings about a file."""
 
     format: str | None = None
     """Format of the rows: chat, preference, completion or text."""
@@ -106,8 +106,7 @@ def read(path: Path, taken: AcceptedRows) -> Iterator[tuple[Example, dict[str, A
 
 
 def write_canonical(path: Path, taken: AcceptedRows, target: Path, *, rl: bool = False) -> int:
-    """Write the rows in the form that the local engine reads, one canonical example per line, and return
-    their number."""
+    """Write the rows in the local engine's format, one canonical example per line. Return their number."""
     count = 0
     with target.open("wb") as out:
         for example, row in read(path, taken):

@@ -1,4 +1,4 @@
-"""Put a tuned model to use: export, merge and serve it, and prove that it is what was trained.
+"""Export, merge and serve a tuned model, and prove that the served model is the trained one.
 
-Nothing here imports torch. Work that loads weights is done by `orchestrate.local`, in separate processes.
+These modules don't import torch. `orchestrate.local` loads weights in separate processes.
 """

@@ -1,4 +1,4 @@
-"""Licenses of base models that have requirements, and who accepted them here."""
+"""Base model licenses with requirements, and who accepted them in this home folder."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from orchestrate.errors import UsageError
 
 
 class LicenceAsks(UsageError):
-    """Raised if the base model's license has requirements that nobody here has accepted. Nothing was written
-    or served."""
+    """Raised if nobody in this home folder has accepted the requirements of the base model's license. Nothing
+    was written or served."""
 
     def __init__(self, licence: Licence, base: str) -> None:
         asks = "".join(f"\n  - {ask}" for ask in licence.asks)
@@ -28,8 +28,8 @@ class LicenceAsks(UsageError):
 
 
 def require(licence: Licence | None, base: str, home: Path, accepted: Sequence[str], by: str) -> None:
-    """Return if the license requires nothing, is among `accepted`, or was accepted before, because each home
-    folder asks only once. Raises `LicenceAsks` otherwise."""
+    """Raise `LicenceAsks` unless the license requires nothing, is among `accepted`, or was accepted before.
+    Each home folder stores the agreement."""
     if licence is None or agreed(licence, home):
         return
     if licence.id not in accepted:
@@ -41,7 +41,8 @@ def require(licence: Licence | None, base: str, home: Path, accepted: Sequence[s
 
 
 def agreed(licence: Licence, home: Path) -> bool:
-    """Return whether the license requires no agreement, or someone has already agreed to it here."""
+    """Return whether the license requires no agreement, or someone has already accepted it in this home
+    folder."""
     return not licence.asks or licence.id in _read(home / "licences.json")
 
 

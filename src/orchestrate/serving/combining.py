@@ -1,4 +1,4 @@
-"""Merge several adapters of one base, or several complete models of one architecture."""
+"""Merge several adapters of the same base model, or several complete models with the same architecture."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ MODEL_METHODS = ("linear", "slerp", "ties")
 """Methods for complete models. The first is the default."""
 NOTES = {
     "linear": "linear adds each adapter's two factors separately, which mixes their products. PEFT's "
-    "authors call it very rough and advise against it; svd and cat are precise",
-    "svd": "svd keeps the given rank and drops the rest; cat drops nothing, and its rank is the sum of "
-    "all ranks",
+    "authors call it very rough and advise against it. svd and cat are precise",
+    "svd": "svd truncates to the given rank. cat drops nothing, and its rank is the sum of all ranks",
 }
 ADVICE = (
-    "evaluate the result and each part: orchestrate eval RUN for each part, and serve this folder "
+    "evaluate the result and each part: run orchestrate eval RUN for each part, and serve this folder "
     "for the result"
 )
 
@@ -127,7 +126,7 @@ def _require(
     if models and len(models) < len(parts):
         raise UsageError(
             f"{models[0].name} is a complete model and can't be merged with adapters",
-            fix="make a complete model from each adapter with: orchestrate export RUN DIR --to merged",
+            fix="convert each adapter to a complete model with: orchestrate export RUN DIR --to merged",
         )
     methods, what = (MODEL_METHODS, "models") if models else (METHODS, "adapters")
     if method not in methods:
@@ -152,7 +151,7 @@ def _require(
             part.require_readable()
     if density is not None and "ties" not in method:
         raise UsageError(
-            f"{method} has no density setting, because it prunes nothing",
+            f"{method} has no density setting, because it does not prune weights",
             fix="use --method ties or dare_ties",
         )
     if density is not None and not 0 < density <= 1:
@@ -175,7 +174,7 @@ def _require_alike(models: Sequence[TunedModel], method: str, weights: Sequence[
         for name in sorted(shapes.keys() | theirs.keys()):
             if (mine := shapes.get(name)) != (its := theirs.get(name)):
                 raise UsageError(
-                    f"{first.name} and {other.name} have different architectures: {name} is {mine} and {its}"
+                    f"{first.name} and {other.name} have different architectures:  {name} is {mine} and {its}"
                 )
         if words != _words(other):
             raise UsageError(f"{first.name} and {other.name} have different tokens")

@@ -1,5 +1,5 @@
-"""Find, start, wait for and stop third-party inference engines as commands. None of them is a dependency,
-because their dependencies conflict with the trainer's."""
+"""Find, start, wait for and stop third-party inference engines. They run as commands, because their
+dependencies conflict with the trainer's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from orchestrate.serving.export.forms import VLLM_RANKS
 from orchestrate.serving.tuned import TunedModel
 
 SCRIPT = Path(__file__).with_name("llama_server.py")
-"""Script that runs with a Python that has one of llama.cpp's packages."""
+"""Script to run with a Python interpreter that has one of llama.cpp's packages."""
 _OF_ITS_SERVER = ("fastapi", "starlette_context", "pydantic_settings", "sse_starlette")
 NOT_IN_VLLM = ("use_dora", "modules_to_save")
 """Fields of an adapter's configuration that vLLM does not support."""
@@ -37,7 +37,7 @@ PATIENCE_S = 900.0
 
 @dataclass(frozen=True)
 class EngineCommand:
-    """The command that starts an engine, and the URL where it then serves."""
+    """The command that starts an engine, and the URL where the engine then serves."""
 
     words: tuple[str, ...]
     url: str
@@ -50,7 +50,7 @@ class EngineCommand:
 
     @property
     def line(self) -> str:
-        """Return the command as you would type it."""
+        """The command as you would type it."""
         return shlex.join([*(f"{k}={v}" for k, v in self.environment.items()), *self.words])
 
 
@@ -63,8 +63,8 @@ def vllm(
     port: int,
     python: Path | None,
 ) -> EngineCommand:
-    """Build the command that serves with vLLM. `folders` maps each name to the adapter's export with its
-    chat template. `python` is the interpreter of the environment that has vLLM."""
+    """Build the command that serves with vLLM. `folders` maps each name to the exported adapter with its chat
+    template. `python` is the interpreter of the environment that has vLLM."""
     ranks = [t.rank for t in tuned if t.adapter]
     adapters = [_module(name, folder) for name, folder in folders.items()]
     model = tuned[0].base if ranks else str(tuned[0].folder)
@@ -132,7 +132,7 @@ def llama_server(
 
 
 def packaged() -> bool:
-    """Return whether a Python package with llama.cpp's server is installed here."""
+    """Return whether a Python package with llama.cpp's server is installed."""
     bindings = all(find_spec(name) is not None for name in ("llama_cpp", *_OF_ITS_SERVER))
     return find_spec("xllamacpp") is not None or bindings
 
@@ -148,7 +148,7 @@ class LocalCapabilities:
 
     @classmethod
     def seen(cls, vllm_python: Path | None, llama_python: Path | None) -> LocalCapabilities:
-        """Detect the engines on this machine. The interpreters are those that the user named."""
+        """Detect the engines on this machine, using the Python interpreters that the user named."""
         llama = llama_python is not None or shutil.which("llama-server") is not None or packaged()
         vllm = vllm_python is not None or shutil.which("vllm") is not None
         return cls(torch=find_spec("torch") is not None, gpu=bool(gpus()), vllm=vllm, llama_cpp=llama)
@@ -165,11 +165,7 @@ def choose(tuned: Sequence[TunedModel], here: LocalCapabilities) -> tuple[str, s
         return "vllm", "a GPU and vLLM are available"
     why = "vLLM is not installed (--vllm-python)" if here.gpu else "there is no GPU"
     if here.gpu and here.vllm:
-        why = (
-            f"vLLM does not support {', '.join(alone)}"
-            if alone
-            else "it serves base models without an adapter"
-        )
+        why = f"vLLM does not support {', '.join(alone)}" if alone else "there is no adapter to serve"
     return "transformers", f"{why}; it keeps the trained precision and serves several adapters at once"
 
 

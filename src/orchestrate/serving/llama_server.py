@@ -1,8 +1,8 @@
 """Run llama.cpp's server from its Python packages, with the flags of `llama-server`.
 
-This script runs with the Python of an environment that need not have this package. xllamacpp contains
-llama.cpp's own server. llama-cpp-python has its own server, which answers one request at a time and supports
-no adapters.
+This script must not import this package, because it runs in environments that may not have it. xllamacpp
+contains llama.cpp's own server. llama-cpp-python has its own server, which answers one request at a time and
+supports no adapters.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def flags() -> argparse.ArgumentParser:
         parser.add_argument(f"--cache-type{cache}", choices=("f32", "f16", "bf16", "q8_0"), default="f16")
     parser.add_argument("--lora", action="append", default=[])
     parser.add_argument("--chat-template-file")
-    parser.add_argument("--jinja", action="store_true", help="always, in both packages")
+    parser.add_argument("--jinja", action="store_true", help="ignored: both packages always use Jinja")
     return parser
 
 
 def native(asked: argparse.Namespace) -> None:
-    """Serve with xllamacpp. Returns when the process is asked to stop."""
+    """Serve with xllamacpp until the process is asked to stop."""
     llama: Any = import_module("xllamacpp")
     given: Any = llama.CommonParams()
     given.model.path, given.model_alias = asked.model, {asked.alias}
@@ -57,8 +57,8 @@ def native(asked: argparse.Namespace) -> None:
 
 
 def bindings(asked: argparse.Namespace) -> None:
-    """Serve with llama-cpp-python's server, without its repetition penalty of 1.1. No flag turns the penalty
-    off, it applies even at temperature 0, and it would change the trained model's answers."""
+    """Serve with llama-cpp-python's server. Its repetition penalty of 1.1 is disabled in code, because no
+    flag does it, and the penalty would change the trained model's answers even at temperature 0."""
     caches = {asked.cache_type_k, asked.cache_type_v}
     if asked.lora or asked.chat_template_file or asked.flash_attn != "auto" or caches != {"f16"}:
         raise SystemExit("llama-cpp-python's server lacks these flags: pip install xllamacpp")

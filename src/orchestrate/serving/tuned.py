@@ -18,35 +18,35 @@ from orchestrate.types import Artifact, Evaluation, Run
 
 _MOST_RANK = 65_536
 _LONGEST = 100
-"""The maximum length of a slug, so that complete file names fit too."""
+"""The maximum length of a slug. It leaves room for the rest of a file name."""
 
 
 def hub_name(base: str) -> str:
-    """Return a base model's name on the hub, if it has one."""
+    """Return a base model's Hub id if it has one, else its name."""
     known = lookup(base)
     return known.hub if known is not None and known.hub else base
 
 
 def served_base(base: str) -> str:
-    """Return the name under which a base model is served: its hub name, or the name of its folder."""
+    """Return the name under which a base model is served: its Hub id, or the name of its folder."""
     name = hub_name(base)
     return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def table_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a field that contains a table, or an empty table for any other value, because folders from other
-    people may contain invalid provenance files."""
+    """Return a table, or an empty table for any other value, because folders from other people may contain
+    invalid provenance files."""
     found = values.get(name)
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A tuned model. `folder` has an adapter or a complete model. `base` is the base model that
+    """A tuned model. `folder` contains an adapter or a complete model. `base` is the base model that
     `orchestrate.local` loads."""
 
     name: str
-    """The name under which it is served and shown."""
+    """The name under which the model is served and shown."""
     folder: Path
     base: str
     kind: str
@@ -62,7 +62,7 @@ class TunedModel:
         kind = "adapter" if (folder / "adapter_config.json").is_file() else artifact.kind
         base = artifact.base_model
         if base is None:
-            raise UsageError(f"the tuned model in {folder} does not say which base model it has")
+            raise UsageError(f"the files in {folder} do not name the tuned model's base model")
         return cls(str(run.spec.get("suffix") or run.id), folder, base, kind, run, evaluations)
 
     @property
@@ -116,12 +116,12 @@ class TunedModel:
 
     @property
     def four_bit(self) -> bool:
-        """Return whether it was trained on the base in four bits."""
+        """True if the model was trained on a 4-bit base model."""
         return bool(trained_in_four_bit(self.passport))
 
     @property
     def base_name(self) -> str:
-        """Return the base's name on the hub, if it has one."""
+        """The base model's Hub id if it has one, else its name."""
         return hub_name(self.base)
 
     @property
@@ -130,7 +130,7 @@ class TunedModel:
 
     @property
     def passport(self) -> dict[str, Any]:
-        """Return the provenance that came with the weights, or otherwise the one in the run's record."""
+        """The provenance file next to the weights, or else the provenance in the run's record."""
         try:
             return msgspec.json.decode((self.folder / "passport.json").read_bytes(), type=dict[str, Any])
         except (OSError, msgspec.MsgspecError):

@@ -1,4 +1,4 @@
-"""Training sessions: a caller's own loop drives the training step by step, over Tinker's HTTP interface."""
+"""Training sessions: your own loop drives the training step by step, over Tinker's HTTP API."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _WHAT = "serving training sessions"
 
 @dataclass(frozen=True, kw_only=True)
 class SessionTerms:
-    """Options of a server of sessions."""
+    """Options of a session server."""
 
     host: str = LOOPBACK
     port: int = 8100
     names: tuple[str, ...] = ()
     """Additional host names of the server."""
     called: tuple[str, ...] = ()
-    """Additional names for the base model in requests, such as its name on a hub."""
+    """Additional names for the base model in requests, such as its Hub id."""
     most_at_once: int = 32
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """Whether to load the base model in 4 bits. `None` decides by its size."""
+    """True to load the base model in 4 bits. `None` decides by its size."""
     precision: str | None = None
 
 
@@ -47,9 +47,9 @@ class SessionsUp:
 
 @contextmanager
 def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp]:
-    """Serve training sessions over one base model until the block ends. Raises `UsageError` if others can
-    reach the address and there are no keys, `SetupError` if the port is taken, `MissingExtra`, and the errors
-    of loading the base model."""
+    """Serve training sessions over one base model until the block ends. Raises `UsageError` if other machines
+    can reach the address and there are no keys, `SetupError` if the port is taken, `MissingExtra`, and errors
+    from loading the base model."""
     require_packages(_WHAT)
     if find_spec("google.protobuf") is None:
         raise MissingExtra("sessions", _WHAT, "protobuf")
@@ -97,5 +97,5 @@ def new_key(ft: Workspace, name: str) -> str:
 
 
 def revoke_key(ft: Workspace, name: str) -> None:
-    """Revoke a key. Running servers reject it from now on too. Raises `UsageError`."""
+    """Revoke a key. Running servers also reject it from now on. Raises `UsageError`."""
     keys.revoke(ft.store, name, by=ft.settings.made_by, opens="sessions")

@@ -1,7 +1,7 @@
-"""Recipes: entire training methods over a training session, written once for every backend.
+"""Recipes: complete training methods on top of a training session, for every backend.
 
-Rows, chat templates, loss masks, order, batches, learning rates and losses are those of a job on this
-machine, so a recipe has the losses that the job has on the same rows.
+Rows, chat templates, loss masks, order, batches, learning rates and losses are the same as in a job on this
+machine, so a recipe gets the same losses on the same rows.
 """
 
 from __future__ import annotations
@@ -55,40 +55,40 @@ HONORED = frozenset(
         "recovery_seconds", "max_new_tokens", "run_grader_code", "grader_seconds",
     }
 )  # fmt: skip
-"""The settings of a job that a recipe takes. Their defaults are those of a job on this machine."""
+"""The job settings that a recipe accepts. Their defaults are those of a job on this machine."""
 TORCH_BETAS, TORCH_EPS = (0.9, 0.999), 1e-8
 """AdamW's own defaults, which jobs on this machine use."""
 EPSILON = 1e-4
-"""Added to the standard deviation of a group's rewards, as in jobs on this machine."""
+"""Value added to the standard deviation of a group's rewards, as in jobs on this machine."""
 NEVER_GRADES = re.compile(r"\w+Error: .*\(grader, line \d+\)$|TypeError: grade\(\)")
-"""Errors of a grader that does not compile, or takes other arguments. A syntax error of another file is one
-of the answer, which the grader evaluates."""
+"""Errors of a grader that does not compile or takes other arguments. A syntax error in another file is an
+error of the answer, which the grader evaluates."""
 LARGEST_REWARD = 1e15
-"""Above it, the variance of a group's rewards may not fit into 32 bits."""
+"""Maximum reward. Above it, the variance of a group's rewards may overflow in 32 bits."""
 OBJECTIVE = "importance_sampling"
-"""The loss of sampled answers where nothing else is said."""
+"""Default loss of sampled answers."""
 READ_ROWS = 64
-"""Rows of one request that needs no gradient."""
+"""Number of rows per request without gradients."""
 
 
 class RecipeJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What a recipe trains: a method over files of canonical rows."""
+    """The training of a recipe: a method and files of canonical rows."""
 
     name: str
-    """The recipe's folder in the run. A recipe that was interrupted continues from there."""
+    """The recipe's folder in the run. An interrupted recipe continues from it."""
     method: Method
     train: str
     validation: str | None = None
     hyper: Hyper = Hyper()
     seed: int = 0
     loss: str = OBJECTIVE
-    """For sampled answers."""
+    """Loss of sampled answers."""
 
 
 def sft(
     session: TrainingSession, rows: Rows, *, validation: Rows | None = None, seed: int = 0, **settings: Any
 ) -> dict[str, float]:
-    """Train on conversations or texts. `settings`: those of a job (epochs, batch_size, learning_rate ...),
+    """Train on conversations or texts. `settings` are those of a job (epochs, batch_size, learning_rate ...),
     and train_on, train_on_inputs, earlier_thinking. Returns the last step's metrics."""
     return train(session, _job(session, Supervised, rows, validation, seed, settings))
 
@@ -96,7 +96,7 @@ def sft(
 def dpo(
     session: TrainingSession, rows: Rows, *, validation: Rows | None = None, seed: int = 0, **settings: Any
 ) -> dict[str, float]:
-    """Train on preference pairs. `settings`: those of a job, and beta, loss (dpo, ipo or orpo),
+    """Train on preference pairs. `settings` are those of a job, and beta, loss (dpo, ipo or orpo),
     label_smoothing, normalize_by_length, rpo_alpha, simpo_gamma. Returns the last step's metrics."""
     return train(session, _job(session, Preferences, rows, validation, seed, settings))
 
@@ -111,8 +111,8 @@ def rl(
     seed: int = 0,
     **settings: Any,
 ) -> dict[str, float]:
-    """Sample answers to prompts, grade them, and make the better ones more likely (GRPO). `settings`: those
-    of a job, and samples_per_prompt. `objective`: the session's loss, for example ppo. Returns the last
+    """Sample answers to prompts, grade them, and make the better ones more likely (GRPO). `settings` are
+    those of a job, and samples_per_prompt. `objective` is the session's loss, such as ppo. Returns the last
     step's metrics."""
     given = {"grader": dict(grader), **settings}
     return train(session, _job(session, Reinforcement, rows, validation, seed, given, objective))
@@ -128,16 +128,16 @@ def distill(
     seed: int = 0,
     **settings: Any,
 ) -> dict[str, float]:
-    """Sample answers to prompts, and move them closer to what a teacher would say: the gradient of the
-    reverse KL divergence, token by token. `teacher`: a session over a model with the same tokenizer, which
-    only reads. Returns the last step's metrics."""
+    """Sample answers to prompts, and train the model to answer like a teacher: minimize the reverse KL
+    divergence for each token. `teacher` is a session over a model with the same tokenizer. The teacher is not
+    trained. Returns the last step's metrics."""
     job = _job(session, Reinforcement, rows, validation, seed, settings, objective)
     job = msgspec.structs.replace(job, name=f"{job.name}-{teacher.id}")
     return _drive(session, _Distillation(session, job, teacher))
 
 
 def train(session: TrainingSession, job: RecipeJob) -> dict[str, float]:
-    """Run the recipe of the job's method. Raises `UsageError` for KTO, which needs a job."""
+    """Run the recipe of the job's method. Raises `UsageError` for KTO, which requires a job."""
     match job.method:
         case Reinforcement() as method:
             with _grader(method, job.hyper) as grader:
@@ -170,12 +170,12 @@ def _job(
         )
     if kind is Reinforcement and own.get("kl_beta"):
         raise UsageError(
-            "kl_beta needs the initial model beside the trained one, which a session does not have",
-            fix=f"leave kl_beta out, or use  orchestrate submit --provider {this_machine().kind}",
+            "kl_beta requires the initial model too, but a session has only the trained one",
+            fix=f"omit kl_beta, or use  orchestrate submit --provider {this_machine().kind}",
         )
     _require_in_range(kind, own, hyper)
     if objective not in OBJECTIVES:  # before any answer is sampled and billed
-        raise UsageError(f"there is no objective {objective!r}", fix=f"one of {', '.join(OBJECTIVES)}")
+        raise UsageError(f"unknown objective {objective!r}", fix=f"one of {', '.join(OBJECTIVES)}")
     folder = session.folder / "recipes"
     kinds = None if own.get("loss") == "kto" else METHOD_KINDS[str(kind.__struct_config__.tag)]
     files = [str(_written(one, folder, kinds)) if one is not None else None for one in (rows, validation)]
@@ -201,7 +201,7 @@ def _require_in_range(kind: type[Method], own: Mapping[str, Any], hyper: Mapping
     """Raises `UsageError` for a value that a spec doesn't take either."""
     given = {name: value for name, value in hyper.items() if value is not None}
     if not given.keys() & {"epochs", "max_steps"} and "epochs" in hyper:
-        raise UsageError("a recipe needs an end", fix="set epochs or max_steps")
+        raise UsageError("a recipe must have an end", fix="set epochs or max_steps")
     adamw = {name: given[name] for name in ("betas", "eps") if name in given}
     fields = {name: value for name, value in given.items() if name in JobSpec.model_fields}
     sampled = kind is Reinforcement  # its method has no range but the number of samples
@@ -225,7 +225,7 @@ def _written(rows: Rows, folder: Path, kinds: Sequence[str] | None) -> Path:
         named = {"sft": "sft", "dpo": "dpo", "rft": "rl"}
         other = next((named[one] for one in named if data.kind in METHOD_KINDS[one]), "a job")
         raise DataError(
-            f"{data.path}: the recipe trains on {' or '.join(kinds)} rows, but these are {data.kind} rows",
+            f"{data.path}: the recipe trains on {' or '.join(kinds)} rows, but the file has {data.kind} rows",
             fix=f"train on them with {other}, or convert them: orchestrate data convert --help",
         )
     if errors := [one for one in data.problems if one.severity is Severity.ERROR]:
@@ -332,7 +332,7 @@ def _forget_lost(folder: Path, session: TrainingSession) -> None:
     if (folder / "began.json").exists() and _began(folder, session.step) > session.step:
         shutil.rmtree(folder)
         session.add_event(
-            f"the last save, at step {session.step}, is older than the beginning of the recipe, which begins "
+            f"the last save, at step {session.step}, is older than the start of the recipe, which starts "
             "again",
             level="warning",
             type="recipe",
@@ -483,7 +483,7 @@ class _Sampled(_Work):
         room = None if self.limit is None else self.limit - self.hyper.max_new_tokens
         rows, left_out = encode_prompts(path, self.template, folder, room)
         if left_out:
-            told = f"{name}: {left_out} prompts of more than {room} tokens were dropped"
+            told = f"{name}: dropped {left_out} prompts of more than {room} tokens"
             self.session.add_event(told, level="warning", type="data")
         return rows
 
@@ -593,8 +593,8 @@ class _Policy(_Sampled):
             grades += self.grader.grade([read], [item])
             if abs(grades[-1].score) > LARGEST_REWARD:
                 raise RunFailed(
-                    f"the grader gave an answer to row {one.row + 1} a reward of {grades[-1].score:g}; "
-                    f"rewards beyond {LARGEST_REWARD:g} overflow when answers are compared, so the step was "
+                    f"the grader gave an answer to row {one.row + 1} a reward of {grades[-1].score:g}. "
+                    f"Rewards above {LARGEST_REWARD:g} overflow when answers are compared, so the step was "
                     "not trained",
                     fix="return rewards between 0 and 1 from the grader",
                 )
@@ -616,7 +616,7 @@ class _Policy(_Sampled):
 def _grader(method: Reinforcement, hyper: Hyper) -> Grader:
     if runs_code(method.grader) and not hyper.run_grader_code:
         raise UsageError(
-            "grader: its code would run on this machine",
+            "the grader's code would run on this machine",
             fix="if you trust the code, pass run_grader_code=True to the recipe",
         )
     if reason := refusal(method.grader, allow_code=True):
@@ -636,7 +636,7 @@ def _require_fields(grader: Grader, asked: Mapping[str, Any], prompts: Sequence[
             [grade] = grader.grade([""], [item])
             if NEVER_GRADES.match(grade.error or ""):
                 raise UsageError(
-                    f"the grader cannot grade any answer: {grade.error}; nothing was sampled",
+                    f"the grader cannot grade any answer: {grade.error}. Nothing was sampled",
                     fix="change the grader's source",
                 )
             unknown = re.search(r"KeyError: '(\w+)'", grade.error or "")
@@ -645,7 +645,7 @@ def _require_fields(grader: Grader, asked: Mapping[str, Any], prompts: Sequence[
         if missing is not None:
             raise DataError(
                 f"the grader reads item.{missing}, which row {number} of {len(prompts):,} lacks, so its "
-                "answers could not be graded; nothing was sampled",
+                "answers could not be graded. Nothing was sampled",
                 fix="add the field to the rows, or change the grader",
             )
 

@@ -1,4 +1,4 @@
-"""TrainingSession: your own loop trains a model step by step, here or at a host."""
+"""TrainingSession: your own loop trains a model step by step, on this machine or at a host."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ row."""
 IDLE_MINUTES = Decimal(30)
 """Minutes without a request after which a session on a rented machine pauses by default."""
 LEAVING_S, OPENING_S = 60.0, 10.0
-"""Seconds that a session that is paused waits for its host's answers and a last save, and seconds from a
-request to pause or cancel until it stops waiting for a host that does not open it."""
+"""Two time limits in seconds: how long a session that is being paused waits for its host and a last save, and
+how long a session that is being opened waits for its host after a request to pause or cancel."""
 LAST = "last"
-"""Name of the save that a session makes if it ends before its loop does."""
+"""Name of the save that a session creates if it ends before its loop does."""
 NO_ANSWER = f"the host did not answer within {LEAVING_S:g} seconds"
 
 
@@ -93,7 +93,7 @@ class TrainingSession:
             idle_minutes = IDLE_MINUTES
         self._idle_s = None if idle_minutes is None else float(idle_minutes) * 60
         self._lock = threading.RLock()
-        """Held while a request is sent, so that requests go out in order."""
+        """Held while a request is sent, which keeps requests in order."""
         self._counting = threading.Lock()
         self._sums = _StepSums()
         self._known: dict[int, Future[Any]] = {}
@@ -107,9 +107,9 @@ class TrainingSession:
         self._step = self._trained = 0
         self._usd = Decimal(0)
         self.recipes = Counter[str]()
-        """Names of the recipes that this program has run to their end, and how often."""
+        """Number of completed runs by this program, by recipe name."""
         self.futures = SessionFutures(self)
-        """The same methods, each returning a `concurrent.futures.Future` at once."""
+        """The session's requests as methods that immediately return a `concurrent.futures.Future`."""
         self._start()
 
     def __enter__(self) -> Self:
@@ -134,7 +134,7 @@ class TrainingSession:
 
     @property
     def record(self) -> Run:
-        """The run's last known record."""
+        """The last known record of the run."""
         return self._record.run
 
     @property
@@ -144,7 +144,7 @@ class TrainingSession:
 
     @property
     def cost_usd(self) -> Decimal:
-        """Cost so far. Requests in progress count with their maximum."""
+        """Cost so far, in US dollars. Requests in progress count with their maximum cost."""
         return self._record.meter.usd
 
     @property
@@ -159,11 +159,11 @@ class TrainingSession:
 
     @property
     def tokenizer_name(self) -> str:
-        """The folder or hub id of the model's own tokenizer."""
+        """The folder or Hub id of the model's tokenizer."""
         return self._backend.tokenizer
 
     def tokenizer(self) -> Any:
-        """Load the model's own tokenizer with transformers."""
+        """Load the model's tokenizer with transformers."""
         return import_module("transformers").AutoTokenizer.from_pretrained(self.tokenizer_name)
 
     # -- training ------------------------------------------------------------------------------------------
@@ -177,17 +177,17 @@ class TrainingSession:
         seq_id: int | None = None,
     ) -> ForwardOutput:
         """Add the gradient of a loss over rows to the gradients of earlier calls. `data` contains mappings or
-        Tinker's `Datum`. A request with a `seq_id` that was already used is not executed again."""
+        Tinker's `Datum`. If a `seq_id` was already used, the request is not executed again."""
         return self.futures.forward_backward(data, loss, config, seq_id=seq_id).result()
 
     def forward(
         self, data: Iterable[Any], loss: str = "cross_entropy", config: Mapping[str, Any] | None = None
     ) -> ForwardOutput:
-        """Compute only the loss and the log-probabilities."""
+        """Compute the loss and the log-probabilities without gradients."""
         return self.futures.forward(data, loss, config).result()
 
     def forward_backward_custom(self, data: Iterable[Any], loss: CustomLoss) -> ForwardOutput:
-        """Add the gradient of your own torch function of the log-probabilities."""
+        """Add the gradient of a loss that your own torch function computes from the log-probabilities."""
         return self.futures.forward_backward_custom(data, loss).result()
 
     def require_loss(self, loss: str) -> None:
@@ -199,7 +199,7 @@ class TrainingSession:
         return self.futures.optim_step(adam, seq_id=seq_id).result()
 
     def skip_step(self) -> StepOutput:
-        """Count a step in which nothing is trained."""
+        """Count a step without training."""
         with self._lock:
             self._require_going()
             return self._stepped({"learning_rate": 0.0}, {})
@@ -207,7 +207,7 @@ class TrainingSession:
     # -- what is shown of it -------------------------------------------------------------------------------
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Add values of your own to the metrics of the current step, for example an evaluation."""
+        """Add your own values, such as an evaluation, to the metrics of the current step."""
         if values:
             self._record.dir.add_metrics(self._step, dict(values))
 
@@ -216,7 +216,7 @@ class TrainingSession:
         self._record.dir.add_event(message, level=level, type=type, step=self._step)
 
     def set_total_steps(self, steps: int) -> None:
-        """Say at which step your loop will end, so that the run shows its progress."""
+        """Set the total number of steps of your loop, so the run can show its progress."""
         self._record.tell(total_steps=steps)
 
     # -- sampling ------------------------------------------------------------------------------------------
@@ -233,9 +233,9 @@ class TrainingSession:
     # -- saving --------------------------------------------------------------------------------------------
 
     def save(self, name: str | None = None, *, kept: bool = True) -> SavedState:
-        """Save weights and optimizer, by default as `step-N`. The run can be resumed from there, and the save
-        is one of its checkpoints. With `kept=False` it serves only to resume, and the next save replaces
-        it on this machine."""
+        """Save weights and optimizer, by default as `step-N`. You can resume the run from a save, which is
+        also one of its checkpoints. With `kept=False`, the save is only for resuming, and the next save
+        replaces it on this machine."""
         name = name or f"step-{self._step}"
         if not SAVE_NAME.fullmatch(name):
             raise UsageError(f"the name of a save may contain letters, digits, . _ - (got {name!r})")
@@ -272,7 +272,7 @@ class TrainingSession:
                 raise HostUnavailable(self._record.run.provider, NO_ANSWER)
 
     def load(self, saved: SavedState | str, *, optimizer: bool = True) -> None:
-        """Replace weights and optimizer with those of a save, given as a `SavedState`, a name, or a path."""
+        """Load weights and optimizer from a save, given as a `SavedState`, a name, or a path."""
         if isinstance(saved, str):
             there = "://" in saved or Path(saved).is_dir()
             path = saved if there else self._record.saved_at(saved)
@@ -287,11 +287,11 @@ class TrainingSession:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended, is paused, or was cancelled."""
+        """True if the session has ended, is paused, or was canceled."""
         return self._ended is not None
 
     def fail(self, error: Exception) -> None:
-        """End the session for good because of an error that resuming would meet again."""
+        """End the session permanently because of an error that would recur after resuming."""
         with self._lock:
             if not self._has_ended():
                 told = JobError(code=type(error).__name__, message=str(error) or type(error).__name__)
@@ -320,8 +320,8 @@ class TrainingSession:
         with self._held(until) as held:
             if self._has_ended():
                 return
-            told = f"{why}; {self._record.way_back(raised=code == 'limit')} continues"
-            last = "last save" if self._record.saves() else "beginning"
+            told = f"{why}. To continue: {self._record.way_back(raised=code == 'limit')}"
+            last = "last save" if self._record.saves() else "start"
             try:
                 if not held:
                     raise HostUnavailable(self._record.run.provider, NO_ANSWER)
@@ -337,7 +337,7 @@ class TrainingSession:
 
     def _cancel(self) -> None:
         with self._held(time.monotonic()):
-            self._end("cancelled", error=JobError(code="cancelled", message="it was cancelled"))
+            self._end("cancelled", error=JobError(code="cancelled", message="the session was canceled"))
 
     @contextmanager
     def _held(self, until: float) -> Generator[bool]:
@@ -463,11 +463,11 @@ class TrainingSession:
         elif asked == "cancel":
             self._cancel()
         elif self._record.meter.reached(2 * LOOK_S):
-            self._pause("limit", f"it has reached its limit of ${self._record.meter.max_usd}")
+            self._pause("limit", f"the session reached its limit of ${self._record.meter.max_usd}")
         elif asked == "pause":
-            self._pause("paused", "it was paused")
+            self._pause("paused", "the session was paused")
         elif self._idle_s is not None and not self._under_way and quiet > self._idle_s:
-            self._pause("idle", f"no request came for {self._idle_s / 60:g} minutes")
+            self._pause("idle", f"there were no requests for {self._idle_s / 60:g} minutes")
 
     def _look_while_opening(self, asked: str | None) -> None:
         """End it if its host does not answer. The backend of a rented machine looks for itself."""
@@ -477,7 +477,8 @@ class TrainingSession:
         if asked == "cancel":
             self._cancel()
         else:
-            told = f"it was paused before its host answered; {record.way_back(raised=False)} continues"
+            back = record.way_back(raised=False)
+            told = f"the session was paused before its host responded. To continue: {back}"
             self._end("paused", error=JobError(code="paused", message=told))
 
     # -- sending -------------------------------------------------------------------------------------------
@@ -603,7 +604,7 @@ class TrainingSession:
 
 
 class SessionFutures:
-    """The requests of a session as futures. They are executed in the order of the calls."""
+    """The requests of a session as futures, executed in the order of the calls."""
 
     def __init__(self, session: TrainingSession) -> None:
         self._session = session
@@ -651,7 +652,7 @@ class SessionFutures:
     def logprobs(self, prompt: Any) -> Future[list[float | None]]:
         ids = shapes.tokens_of(prompt)
         if len(ids) < 2:
-            raise UsageError("log-probabilities of a prompt need at least two tokens")
+            raise UsageError("a prompt must have at least two tokens for log-probabilities")
         row = {"model_input": ids[:-1], "loss_fn_inputs": {"target_tokens": ids[1:]}}
         return then(self.forward([row]), lambda done: [None, *done.loss_fn_outputs[0]["logprobs"].tolist()])
 
@@ -672,7 +673,7 @@ def open_session(  # noqa: PLR0913  as the public one
     limit = amount(max_cost_usd, "max_cost_usd")
     idle = amount(idle_minutes, "idle_minutes", "minutes", above_zero=True)
     if (model is None) == (resume is None):
-        raise UsageError("a session needs a model or a run to resume, but not both")
+        raise UsageError("a session requires either a model or a run to resume")
     if model is None:
         record = SessionRecord.again(ws, ws.record(str(resume)), limit)
         return TrainingSession(record, idle_minutes=idle)

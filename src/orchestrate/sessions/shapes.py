@@ -1,4 +1,4 @@
-"""Rows, requests and results of a training session, in the shapes of Tinker's API."""
+"""Rows, requests and results of a training session, in the format of Tinker's API."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ class PackedRows:
     rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     tokens: int = 0
     weight: float = 0.0
-    """Sum of the weights. Divide a summed cross-entropy by it to get the mean."""
+    """Sum of the weights. To get the mean of a summed cross-entropy, divide by this sum."""
 
 
 def options_of(given: Any, known: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return `known` updated with the given values, which are a mapping or an object with these attributes.
-    Raises `UsageError` for an unknown name."""
+    """Return `known` updated with the given values: a mapping, or an object with these attributes. Raises
+    `UsageError` for an unknown name."""
     if given is None:
         return dict(known)
     if isinstance(given, Mapping):
@@ -118,7 +118,7 @@ def packed(data: Iterable[Any]) -> PackedRows:
         tokens += len(ids)
         weight += float(inputs["weights"].sum()) if "weights" in inputs else float(len(ids))
     if not rows:
-        raise UsageError("there are no rows: data is empty")
+        raise UsageError("data is empty: pass at least one row")
     return PackedRows(rows, tokens, weight)
 
 
@@ -140,7 +140,7 @@ def tokens_of(given: Any) -> list[int]:
         raise UsageError("a prompt must be token ids, not text", fix="tokenizer.encode(text)")
     array = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise TypeError(f"token ids must be a list of whole numbers (got {array.dtype} {array.shape})")
+        raise TypeError(f"token ids must be a list of integers (got {array.dtype} {array.shape})")
     return [int(id) for id in array]
 
 
@@ -158,7 +158,9 @@ def _tensor(name: str, value: Any) -> Array:
         found = np.asarray(value)
     kind = "<i8" if name == "target_tokens" else "<f4"
     if found.dtype.kind not in "iufb" or (kind == "<i8" and found.dtype.kind == "f"):
-        raise TypeError(f"{name} must contain {'whole ' if kind == '<i8' else ''}numbers (got {found.dtype})")
+        raise TypeError(
+            f"{name} must contain {'integers' if kind == '<i8' else 'numbers'} (got {found.dtype})"
+        )
     return np.ascontiguousarray(found, dtype=kind)
 
 
@@ -202,8 +204,8 @@ def sample_output(answer: Mapping[str, Any]) -> SampleOutput:
 def custom_weights(
     data: Sequence[Any], output: ForwardOutput, loss: Any
 ) -> tuple[list[Any], dict[str, float]]:
-    """Apply a torch function `loss(data, logprobs) -> (loss, metrics)`. Returns the rows whose cross-entropy
-    has the same gradient (weights = -dL/dlogprob), and the metrics. Raises `UsageError`."""
+    """Apply a torch function `loss(data, logprobs) -> (loss, metrics)`. Returns rows with a cross-entropy
+    that has the same gradient (weights = -dL/dlogprob), and the metrics. Raises `UsageError`."""
     from importlib import import_module
 
     torch: Any = import_module("torch")

@@ -1,4 +1,4 @@
-"""A training session as a run: its row in the store, its run directory, and what it has cost so far."""
+"""A training session as a run: its row in the store, its run directory, and its cost so far."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ if TYPE_CHECKING:
 
 LEASE_S = 30.0
 ENDING_S = 60.0
-"""Seconds that a program has to release a session that has just ended."""
+"""Seconds to wait until a program releases a session that has just ended."""
 LOOK_S, REFRESH_S = 1.0, 10.0
 """Seconds between two checks of a session's limits, and between two updates of the store."""
 LAST_VISIT_S = 30.0
-"""For how long the end of a session waits until its cost is in the store."""
+"""Maximum seconds to wait, at the end of a session, until its cost is stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,8 @@ class Meter:
         self._lock = threading.Lock()
 
     def keep_in(self, folder: Path) -> None:
-        """Continue from the journal of an earlier program. Its requests without an answer count in full."""
+        """Continue from the journal of an earlier program. Unanswered requests in it count with their maximum
+        cost."""
         if not self.price.by_token:
             return
         self._journal = Journal(folder / JOURNAL, PaidRequest)
@@ -167,16 +168,16 @@ class Meter:
     def require_left(self) -> None:
         """Raise `OverBudget` if an hourly session has used up its limit."""
         if self.reached(0):
-            figure, fix = "its cost so far plus one cent", "ft.session(resume=RUN, max_cost_usd=...)"
+            figure, fix = "the cost so far plus one cent", "ft.session(resume=RUN, max_cost_usd=...)"
             least = self.usd + Decimal("0.01")
             if self.price.tail_s:
-                figure = "its cost so far, plus the cost until the host stops a machine left running,"
+                figure = "the cost so far, plus the cost until the host stops a machine left running,"
                 least += self._tail_usd
             require_within(self._provider, least, self.max_usd, what=self._limit, figure=figure, fix=fix)
 
 
 def quote_of(provider: str, model: str, price: SessionPrice, max_usd: Decimal | None) -> Quote:
-    """Quote a session. A session has no end of its own, so a budget reserves its limit."""
+    """Quote a session. The budget reserves the session's limit, because its length is unknown."""
     nothing = Decimal(0)
     if price.hourly is not None and price.hourly.usd_per_hour:
         hours = Decimal(1) if max_usd is None else max_usd / price.hourly.usd_per_hour
@@ -213,7 +214,7 @@ def _token_line(component: str, usd: Decimal, source: str) -> QuoteLine:
 
 @dataclass
 class SessionRecord:
-    """The run, and the run directory that this process locks against all others."""
+    """The run of a session and its run directory, which this process locks."""
 
     ws: Workspace
     provider: Sessions
@@ -232,7 +233,8 @@ class SessionRecord:
 
     @classmethod
     def begin(cls, ws: Workspace, request: SessionRequest) -> SessionRecord:
-        """Record the intent, then make the run directory. Raises `OverBudget` before any write."""
+        """Record the intent, then create the run directory. Raises `OverBudget` before anything is
+        written."""
         [name] = ws.backends(request.provider)
         provider = capability(ws.provider(name), Sessions)
         ws.ready(name)
@@ -260,7 +262,8 @@ class SessionRecord:
         limited = request.max_cost_usd is not None
         if (price.by_token or price.tail_s) and not limited:
             raise UsageError(
-                f"what a session on {name} costs depends on your loop: set a limit", fix="max_cost_usd=5"
+                f"the cost on {name} depends on your loop, so you must set a limit",
+                fix="max_cost_usd=5",
             )
         Meter(name, price, request.max_cost_usd, Decimal).require_left()
         quote = quote_of(name, model, price, request.max_cost_usd)
@@ -294,8 +297,8 @@ class SessionRecord:
 
     @classmethod
     def again(cls, ws: Workspace, run: Run, max_cost_usd: Decimal | None) -> SessionRecord:
-        """Continue a paused session with the state of its last save. Raises `UsageError` for a session that
-        has ended for good, or that another program drives."""
+        """Continue a paused session with the state of its last save. Raises `UsageError` if the session has
+        ended permanently or another program controls it."""
         if run.job_kind != SESSION:
             raise UsageError(f"run {run.id} is not a training session", fix=f"orchestrate resume {run.id}")
         ws = ws.home_of(run)
@@ -313,8 +316,8 @@ class SessionRecord:
 
     @classmethod
     def of_job(cls, ws: Workspace, run: Run) -> SessionRecord:
-        """Take on the session of a submitted job, from its last save where an earlier process began it.
-        Raises `OverBudget` where the budget has no more room for it."""
+        """Take over the session of a submitted job, from its last save if an earlier process started it.
+        Raises `OverBudget` if the remaining budget is too small."""
         ws = ws.home_of(run)
         provider = capability(ws.ready(run.provider), Sessions)
         ws.settings.require_to_spend(provider)
@@ -400,7 +403,7 @@ class SessionRecord:
 
     @property
     def seconds(self) -> float:
-        """Time for which the session has been open, over all programs that drove it."""
+        """Seconds for which the session has been open, in all programs that controlled it."""
         return self._earlier_s + time.monotonic() - self._began
 
     @property
@@ -408,8 +411,8 @@ class SessionRecord:
         return Decimal(str(self.seconds)) / 3600
 
     def way_back(self, *, raised: bool) -> str:
-        """Return what continues it, with a higher limit if `raised`: a command for a submitted job, code for
-        a loop."""
+        """Return how to continue, with a higher limit if `raised`: a command for a submitted job, code for a
+        loop."""
         id = self.run.id
         if not self.run.own_loop:
             quoted = Decimal(0) if self.run.quote is None else self.run.quote.held_usd
@@ -418,7 +421,7 @@ class SessionRecord:
         return f'ft.session(resume="{id}"{", max_cost_usd=..." if raised else ""})'
 
     def order_now(self) -> SessionOrder:
-        """Return the order with the remaining time of its limit."""
+        """Return the order, with the time that remains within its limit."""
         return replace(self.order, ends_in_s=self.meter.left_s())
 
     @property
@@ -444,7 +447,7 @@ class SessionRecord:
             self.run = refresh(self.ws.store, self.provider, self.run, bill=self.ws.bill)
 
     def wait_for_end(self, most_s: float | None = None) -> None:
-        """Wait until this program no longer drives the session."""
+        """Wait until this program no longer controls the session."""
         self._stop.wait(most_s)
 
     # -- saving --------------------------------------------------------------------------------------------
@@ -472,7 +475,7 @@ class SessionRecord:
         return where
 
     def saves(self) -> dict[str, str]:
-        """Maps each name to the folder of its checkpoint."""
+        """Map each name to the folder of its checkpoint."""
         try:
             named = msgspec.json.decode((self.dir.path / "saves.json").read_bytes(), type=dict[str, str])
         except (OSError, msgspec.MsgspecError):
@@ -480,12 +483,12 @@ class SessionRecord:
         return {name: folder for name, folder in named.items() if (self.dir.checkpoints / folder).is_dir()}
 
     def saved_at(self, name: str) -> str:
-        """Return the location of a save's weights. Raises `NotFound`."""
+        """Return the location of a save's weights. Raises `NotFound` if there is no such save."""
         folder = self.dir.checkpoints / self.saves().get(name, name)
         if (folder / "manifest.json").is_file():
             return self._place(folder)
         known = ", ".join(self.saves()) or "none"
-        raise NotFound(self.run.provider, f"run {self.run.id} has no save called {name!r} (it has {known})")
+        raise NotFound(self.run.provider, f"run {self.run.id} has no save named {name!r} (saves: {known})")
 
     @staticmethod
     def _place(folder: Path) -> str:
@@ -523,7 +526,7 @@ class SessionRecord:
     # -- ending --------------------------------------------------------------------------------------------
 
     def end(self, status: str, *, error: JobError | None = None, result: str | None = None) -> None:
-        """Record how it ended. If it is paused, another program may resume it."""
+        """Record how the session ended. If it is paused, another program may resume it."""
         terminal = status not in ("paused", "interrupted")
         more: dict[str, Any] = {"finished_at": now()} if terminal else {}
         try:
@@ -537,7 +540,7 @@ class SessionRecord:
             if not disk_is_full(full):
                 raise
             raise DiskFull(
-                f"the disk is full, so the session ended at its last save ({self.run.id}): {full}",
+                f"the disk is full, so the session stopped at its last save ({self.run.id}): {full}",
                 fix=f"free some space, then  {self.way_back(raised=False)}",
             ) from full
         finally:  # a program that lives on keeps nobody from resuming it
@@ -555,7 +558,7 @@ def _limit(run: Run) -> tuple[Decimal | None, str]:
     or for a submitted job without one what a budget holds for it, the high end of its quote."""
     if run.own_loop or run.max_cost_usd is not None or run.quote is None:
         return run.max_cost_usd, "the session's limit"
-    return run.quote.high_usd, "the high end of the run's quote (it has no --max-cost)"
+    return run.quote.high_usd, "the high end of the run's quote (no --max-cost was set)"
 
 
 def _quoted_price(run: Run) -> SessionPrice:
@@ -576,8 +579,8 @@ def _require_quoted_price(run: Run, price: SessionPrice) -> None:
     quoted, hour = quoted_hour(run.quote), price.of(TokenUse(), Decimal(1))
     if price.tail_s and quoted is not None and hour != quoted.usd_per_hour:
         raise UsageError(
-            f"an hour now costs ${hour}, but run {run.id} was quoted ${quoted.usd_per_hour}",
-            fix="start a new session and load this one's last save there",
+            f"an hour now costs ${hour}, but the quote of run {run.id} was ${quoted.usd_per_hour}",
+            fix="start a new session and load the last save of this one",
         )
 
 

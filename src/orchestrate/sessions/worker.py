@@ -1,5 +1,5 @@
-"""The process of a submitted recipe: `python -m orchestrate.sessions.worker RUN_DIR`. It drives a session
-until the recipe ends, and writes into the run directory how it ended."""
+"""The process of a submitted recipe: `python -m orchestrate.sessions.worker RUN_DIR`. It controls a session
+until the recipe ends, and records the outcome in the run directory."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from orchestrate.types import JobError, Run
 from orchestrate.workspace import Workspace
 
 SUBMIT_S, LOOK_S, ENDING_S = 120.0, 0.2, 10.0
-"""For the command that started this process to write down the job, between two looks, and for this process to
-end after its session did."""
+"""Seconds to wait until the submit command has stored the job, seconds between two checks, and seconds until
+this process exits after its session ended."""
 LATER = (ProviderError, SetupError, OSError)
-"""Errors that a later try may not meet: of the host, the store, a key, or a full disk."""
+"""Errors that may be temporary: of the host, the store, a key, or a full disk."""
 NAME = "job"
 """The recipe's folder in the run."""
 

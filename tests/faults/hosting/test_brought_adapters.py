@@ -197,7 +197,7 @@ def test_a_limit_ends_it_as_any_other(bringer: Bringer) -> None:
     bringer.clock.ahead += timedelta(hours=2)
     bringer.ft.sync()
     assert bringer.up("fireworks") == []
-    assert bringer.record(run, "fireworks").cause == "it has used up its 1 hours"
+    assert bringer.record(run, "fireworks").cause == "the deployment has used up its 1 hours"
 
 
 def test_a_base_that_the_host_does_not_have_is_refused_before_anything_is_sent(bringer: Bringer) -> None:

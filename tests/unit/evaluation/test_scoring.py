@@ -191,7 +191,7 @@ def test_a_metric_that_may_not_decide_does_not() -> None:
     length = replace(RIGHT, better="neither")
     assert verdicts(length, [], [], Demand(), ["new"]) == []
     with pytest.raises(
-        UsageError, match="neither higher nor lower is better, so it cannot decide the verdict"
+        UsageError, match="cannot decide the verdict, because neither higher nor lower values are better"
     ):
         require_decidable(length, Demand(target=1))
 

@@ -202,7 +202,7 @@ def test_over_months_the_numbers_come_first_and_one_line_of_advice() -> None:
     ]
     assert places == sorted(places)
     assert "cheapest to train" not in short and short.count("is the cheapest over 6 months") == 1
-    assert "one replica needs" in whole and "one replica needs" not in short
+    assert "one replica requires" in whole and "one replica requires" not in short
     assert set(short.splitlines()[:-1]) <= set(whole.splitlines()), "nothing is told otherwise"
 
 

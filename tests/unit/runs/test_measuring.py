@@ -97,7 +97,7 @@ def test_runs_of_several_evaluations_are_rated_on_what_all_have_answered(
     assert ft.review([first, second]).review.id == desk.review.id
     assert ft.review([first]).review.items == 4, "one run's own evaluation stays whole"
     other = evaluated(ft, tmp_path, "gamma", rows("gamma", ["five?"]))
-    with pytest.raises(UsageError, match="these runs have no answered item in common:"):
+    with pytest.raises(UsageError, match="no item was answered in all of these evaluations:"):
         ft.review([first, other])
     with pytest.raises(UsageError, match="these runs have no evaluation eval-alpha"):
         ft.review([first, second], evaluation="eval-alpha")

@@ -105,7 +105,7 @@ def test_what_cannot_be_merged_is_refused(parts: list[TunedModel], tmp_path: Pat
         ([parts[0], whole], "svd", {}, "can't be merged with adapters"),
         (parts[:1], "svd", {}, "merging needs at least two adapters"),
         (parts, "slerp", {}, "known: svd, cat"),
-        (parts, "svd", {"density": 0.5}, "has no density setting, because it prunes nothing"),
+        (parts, "svd", {"density": 0.5}, "has no density setting, because it does not prune weights"),
         (parts, "ties", {"density": 1.5}, "at most 1"),
         (parts, "cat", {"rank": 4}, "has no rank setting"),
         (parts, "linear", {}, "same r value"),

@@ -118,7 +118,7 @@ def test_an_engine_is_started_waited_for_and_ended(
         ("torch gpu", 2, {}, "transformers", "vLLM is not installed"),
         ("torch gpu vllm", 2, {}, "vllm", "a GPU and vLLM are available"),
         ("torch gpu vllm", 1, {"use_dora": True}, "transformers", "vLLM does not support one"),
-        ("torch gpu vllm", 0, {}, "transformers", "it serves base models without an adapter"),
+        ("torch gpu vllm", 0, {}, "transformers", "there is no adapter to serve"),
         ("llama_cpp", 1, {}, "llama.cpp", "torch is not installed"),
         ("llama_cpp", 2, {}, "transformers", "there is no GPU"),
     ],

@@ -287,7 +287,7 @@ def test_what_a_recipe_does_not_have_is_refused_by_name(ft: Orchestrator, tmp_pa
             (recipes.sft, chats, {"packing": True}, "'packing'"),
             (recipes.sft, chats, {"epochs": "many"}, "epochs"),
             (recipes.dpo, chats, {"loss": "kto"}, "KTO"),
-            (recipes.dpo, chats, {}, "preference rows, but these are chat rows"),
+            (recipes.dpo, chats, {}, "preference rows, but the file has chat rows"),
             (recipes.rl, asked, {"grader": GRADER, "kl_beta": 0.1}, "kl_beta"),
             (
                 recipes.rl,
@@ -306,8 +306,8 @@ def test_what_a_recipe_does_not_have_is_refused_by_name(ft: Orchestrator, tmp_pa
             (recipes.rl, asked, {"grader": GRADER, "objective": "grpo"}, "'grpo'"),
             (recipes.rl, asked, {"grader": compares("{{item.word}}")}, "item.word, which row 1 of 2 lacks"),
             (recipes.rl, asked, {"grader": returns("item['word']"), **CODE}, "item.word, which row 1 of 2"),
-            (recipes.rl, asked, {"grader": returns("1 +"), **CODE}, "SyntaxError.*nothing was sampled"),
-            (recipes.rl, asked, {"grader": takes("sample, row"), **CODE}, "TypeError.*nothing was sampled"),
+            (recipes.rl, asked, {"grader": returns("1 +"), **CODE}, "SyntaxError.*Nothing was sampled"),
+            (recipes.rl, asked, {"grader": takes("sample, row"), **CODE}, "TypeError.*Nothing was sampled"),
             (recipes.rl, asked, {"grader": GRADER}, "run_grader_code=True"),
         ):
             with pytest.raises((UsageError, RunFailed, DataError), match=told):

@@ -248,7 +248,7 @@ def test_another_program_ends_it(ft: Orchestrator) -> None:
 
 
 def test_a_quiet_session_ends(ft: Orchestrator) -> None:
-    with pytest.raises(RunFailed, match="no request came"), opened(ft, idle_minutes="0.02") as s:
+    with pytest.raises(RunFailed, match="there were no requests"), opened(ft, idle_minutes="0.02") as s:
         until(lambda: ft.run(s.id).refresh().status is JobStatus.PAUSED, "the end")
     error = ft.run(s.id).record.error
     assert error is not None and error.code == "idle"

@@ -1,8 +1,8 @@
-"""Rates as data: one YAML file for each provider, read once, laid over by the user's own.
+"""Rates in one YAML file per provider, which the user's own rates override.
 
-A file has `provider`, `sources` (key -> text) and `rates`. A rate has its unit in its key, the method, what
-it is for (a model, a size band, a GPU, or everything), the day it began, the day it was checked, and how well
-it is known.
+A file has `provider`, `sources` (key -> text) and `rates`. A rate has a price (its key names the unit), the
+method, its scope (a model, a size band, a GPU, or everything), the day it started, the day it was checked,
+and a confidence.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from orchestrate.types import decoding
 
 
 def completion_price(model: str, base_url: str | None = None) -> Callable[[int, int], Decimal] | None:
-    """Return a function from (prompt tokens, completion tokens) to US dollars for a model under its host's
-    name for it, or `None` if the price is unknown. `base_url` identifies the host if several offer the
-    model."""
+    """Return a function that converts (prompt tokens, completion tokens) to US dollars, or `None` if the
+    price is unknown. `model` is the host's name of the model. `base_url` identifies the host if several offer
+    the model."""
     from genai_prices import Usage, calc_price
 
     def price(prompt: int, completion: int, *, url: str | None) -> Decimal:
@@ -49,7 +49,7 @@ def completion_price(model: str, base_url: str | None = None) -> Callable[[int, 
 
 
 class RateBook(msgspec.Struct, frozen=True):
-    """Rates in layers, where a rate of a later layer takes precedence over earlier ones."""
+    """Rates in layers. Rates of later layers take precedence."""
 
     layers: tuple[tuple[Rate, ...], ...]
 
@@ -73,12 +73,12 @@ class RateBook(msgspec.Struct, frozen=True):
         tier: str | None = None,
         on: date,
     ) -> Rate | None:
-        """Return the rate in force on a day: the closest fit first, then the one that began last.
+        """Return the rate in force on a day: the closest fit, and among equal fits the one that started last.
 
         `method` may be several names for the same thing, the most specific first: `("sft_lora", "sft")`. All
-        names are tried in one layer before the next lower one, so that a user's general price takes
-        precedence over a specific built-in one. A rate's `start` is the first day it is *known* to apply, so
-        if none has begun, the earliest is used."""
+        names are tried in one layer before the next lower layer, so a user's general price takes precedence
+        over a specific built-in one. A rate's `start` is only the first day on which it is *known* to apply,
+        so if no rate has started, the earliest is used."""
         names = frozenset(name.lower() for name in ids)
         size = None if params_b is None else Decimal(str(params_b))
         methods = (method,) if isinstance(method, str) else method
@@ -106,7 +106,7 @@ def _in_force(rates: list[Rate], on: date) -> Rate:
 
 
 def built_in() -> RateBook:
-    """Return the rates that are part of the package, and those of hosts described by a file."""
+    """Return the rates in the package, and the rates of hosts described by a file."""
     return _built_in(description.entries())
 
 
@@ -132,7 +132,7 @@ def load(path: Path) -> list[Rate]:
     """Load rates from a user's file, in the format of the built-in ones. Each provider is a separate YAML
     document.
 
-    Raises `ConfigError` with the file, the rate and what is wrong with it.
+    Raises `ConfigError` that names the file, the rate and the problem.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -157,8 +157,8 @@ def parse(text: str, name: str) -> list[Rate]:
 def _rates(document: Any, name: str) -> list[Rate]:
     if not isinstance(document, dict) or not {"provider", "rates"} <= document.keys():
         raise ConfigError(
-            f"{name}: a rate file needs provider and rates. It may have sources, and undated to "
-            "list sources without a date"
+            f"{name}: a rate file must have provider and rates. It may have sources, and undated (a list "
+            "of sources without a date)"
         )
     values = cast("dict[str, Any]", document)
     listed: Any = values["rates"]
@@ -177,7 +177,7 @@ def _rates(document: Any, name: str) -> list[Rate]:
         fields: dict[str, Any] = {"provider": values["provider"], "undated": undated, **entry}
         fields["source"] = names.get(source, source)
         if not fields["source"]:
-            raise ConfigError(f"{name}: rate {number} has no source; every price must say where it was read")
+            raise ConfigError(f"{name}: rate {number} has no source. Every price must name its source")
         if unknown := sorted(set(map(str, fields)) - set(Rate.__struct_fields__) | ({"own"} & set(fields))):
             raise ConfigError(f"{name}: rate {number} has an unknown field {unknown[0]}")
         try:
@@ -235,15 +235,14 @@ def parse_flag(text: str, today: date) -> Rate:
 
 
 USER_FILE = "rates.yaml"
-"""The user's rate file, in the home folder of the configuration, or next to `orchestrate.toml` for an entire
-project."""
+"""The user's rate file, in the configuration's home folder, or next to `orchestrate.toml` for a project."""
 
 
 def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date | None = None) -> RateBook:
     """Return the built-in rates, overridden by the `rates.yaml` of each folder that has one, and by
     `--rate` flags. The last one wins.
 
-    Raises `ConfigError` for a bad file and `UsageError` for a bad flag."""
+    Raises `ConfigError` for an invalid file and `UsageError` for an invalid flag."""
     book = built_in()
     for folder in dict.fromkeys(folders):
         if (path := folder / USER_FILE).is_file():
@@ -253,7 +252,7 @@ def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date
 
 @dataclass(frozen=True)
 class Prices:
-    """Rates of one host. `name` is a host's kind, or the name of a second host of that kind."""
+    """Rates of one host. `name` is the host's kind, or the name of another host of that kind."""
 
     name: str
     book: RateBook = field(default_factory=built_in)
@@ -279,8 +278,8 @@ def names(resolved: ModelOnHost) -> frozenset[str]:
 
 
 def current(book: RateBook, on: date) -> list[Rate]:
-    """Return the rates that `RateBook.find` can return on a day, which have started and have neither ended
-    nor been superseded. Overrides come first."""
+    """Return the current rates on a day: those that have started and have neither ended nor been superseded.
+    Overrides come first."""
     chosen: dict[tuple[Any, ...], Rate] = {}
     for r in book:  # later layers come later and replace
         if not r.offered(on) or r.start > on:
@@ -294,7 +293,7 @@ def current(book: RateBook, on: date) -> list[Rate]:
 
 
 def clashes(rates: Iterable[Rate]) -> list[str]:
-    """Report two prices for the same thing that start on the same day, which happens if someone edits or
+    """Report pairs of prices for the same thing that start on the same day. They occur if someone edits or
     copies a price instead of adding one."""
     seen: dict[tuple[Any, ...], Rate] = {}
     found: list[str] = []
@@ -311,7 +310,7 @@ def clashes(rates: Iterable[Rate]) -> list[str]:
 
 
 def prices_of(book: RateBook, model: str, on: date) -> tuple[Model, list[Rate]]:
-    """Return the model, and every rate that applies to it on a day on the backends that tune it. Raises
+    """Return the model, and all rates that apply to it on a day on the backends that tune it. Raises
     `UsageError` for an unknown model."""
     entry, found = find(model), list[Rate]()
     for r in current(book, on):

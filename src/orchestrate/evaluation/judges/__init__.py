@@ -1,4 +1,4 @@
-"""A model that rates answers in place of people, and how far its ratings can be trusted."""
+"""Judges: models that rate answers in place of people, and how far their ratings can be trusted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCORE, PAIR = "score-1", "pair-1"
 
 
 def text(name: str) -> str:
-    """Return the text of a prompt, which is stored with the results measured with it."""
+    """Return the text of a prompt, which is stored with the results."""
     return files("orchestrate.evaluation.judges").joinpath(f"{name}.txt").read_text(encoding="utf-8").strip()
 
 
@@ -85,8 +85,8 @@ def _conversation(prompt: Sequence[Message]) -> str:
 
 
 Ask = Callable[[Sequence[Sequence[Message]]], list[Answer]]
-"""A function that takes conversations and returns one answer for each, in order. A host's rejection becomes
-an `error`."""
+"""A function that takes conversations and returns one answer for each, in order. If the host rejects one, its
+answer has an `error`."""
 Kind = Literal["score", "pair"]
 LONGEST_ANSWER, USUAL_ANSWER = 1024, 80
 """The maximum and the usual number of tokens in a judge's answer."""
@@ -109,8 +109,8 @@ class Judge:
 
     @classmethod
     def by(cls, respondent: Respondent, asking: Asking, rubric: Rubric) -> Judge:
-        """Build a judge from a model that is queried through `asking`, which stores its answers and its
-        price."""
+        """Build a judge from a model that is queried through `asking`, which stores its answers and
+        prices."""
         identity = respondent.identity
         return cls(
             model=str(identity.get("model", respondent.name)),
@@ -126,7 +126,7 @@ class Judge:
         return hashlib.sha256(msgspec.json.encode(self.detail(kind), order="deterministic")).hexdigest()
 
     def detail(self, kind: Kind) -> dict[str, Any]:
-        """Return what is stored with each of the judge's marks."""
+        """Return the details stored with each of the judge's marks."""
         prompt = SCORE if kind == "score" else PAIR
         return {
             "model": self.model,
@@ -146,7 +146,7 @@ class _HeldJudge:
     calibration: Calibration | None = field(default=None, init=False)
     kind: Kind = field(default="score", init=False)
     notes: set[str] = field(default_factory=set[str], init=False)
-    """Notes on how it was queried."""
+    """Notes on how the judge was queried."""
 
     def _asked(self, questions: Sequence[Sequence[Message]]) -> list[Answer]:
         answers = self.judge.ask(questions)
@@ -193,13 +193,13 @@ class ScoreJudge(_HeldJudge, MeanOfMarks):
         return [mark for mark, _ in self.scored(pairs)]
 
     def scored(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Mark, dict[str, int]]]:
-        """Return the marks with the points by criterion, which are empty if the judge's answer could not be
-        parsed."""
+        """Return the marks, with the points by criterion (empty if the judge's answer could not be
+        parsed)."""
         self._hold()
         return [_scored(answer, self.judge.rubric) for answer in self._asked(self.questions(pairs))]
 
     def questions(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Message, ...]]:
-        """Build the questions for the judge, one for each pair."""
+        """Build one question for the judge per pair."""
         rubric = self.judge.rubric
         return [to_score(rubric, item.prompt, item.expected, answer) for item, answer in pairs]
 

@@ -40,18 +40,18 @@ Preferred = Literal["first", "second", "tie", "both bad"]
 
 
 class RatedAnswer(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One answer or a pair, with people's ratings."""
+    """An answer or a pair of answers, with people's ratings."""
 
     prompt: tuple[Message, ...]
     expected: str = ""
     answers: tuple[str, ...]
     preferred: Preferred | None = None
-    """The answer that most raters preferred, for pairs."""
+    """For pairs: the answer that most raters preferred."""
     scores: dict[str, float] = msgspec.field(default_factory=dict[str, float])
-    """The raters' average score by criterion, for single answers."""
+    """For single answers: the raters' average score by criterion."""
     raters: int = 1
     item: str = ""
-    """Item that groups ratings which belong together."""
+    """The rated item. Ratings of the same item are one cluster."""
 
 
 class _RatedLine(msgspec.Struct):
@@ -70,8 +70,8 @@ class _RatedLine(msgspec.Struct):
 
 
 def read(path: Path, rubric: Rubric) -> list[RatedAnswer]:
-    """Read rated answers. Raises `DataError` that names the invalid line, or if the file has no valid
-    line."""
+    """Read rated answers. Raises `DataError` if the file has an invalid line, which the error names, or no
+    rated answers."""
     found: list[RatedAnswer] = []
     try:
         with path.open("rb") as file:
@@ -83,7 +83,7 @@ def read(path: Path, rubric: Rubric) -> list[RatedAnswer]:
     if not found:
         raise DataError(f"{path} has no rated answers", fix="orchestrate review RUN --export rated.jsonl")
     if len({len(one.answers) for one in found}) > 1:
-        raise DataError(f"{path} has single answers and pairs", fix="use only one kind for calibration")
+        raise DataError(f"{path} mixes single answers and pairs", fix="calibrate with only one kind")
     return found
 
 
@@ -129,7 +129,7 @@ def _asked(line: _RatedLine, place: str) -> tuple[tuple[Message, ...], tuple[str
 
 
 def of_review(review: Review, tasks: Sequence[ReviewTask], held: Iterable[Rating]) -> list[RatedAnswer]:
-    """Return the rated tasks of a review, each only once."""
+    """Return the rated tasks of a review, without duplicates."""
     known = {task.id: task for task in tasks}
     by_task: dict[str, list[Rating]] = {}
     for rating in held:
@@ -162,7 +162,7 @@ def _preferred(ratings: Sequence[Rating], known: Mapping[str, ReviewTask]) -> Pr
 
 
 def write(rated: Iterable[RatedAnswer], path: Path) -> int:
-    """Write the answers and return how many there were."""
+    """Write the answers and return their number."""
     count = 0
     with whole(path) as draft, draft.open("w", encoding="utf-8") as file:
         for one in rated:
@@ -173,10 +173,10 @@ def write(rated: Iterable[RatedAnswer], path: Path) -> int:
 
 
 FEWEST = 30
-"""Minimum number of rated answers to establish the agreement."""
+"""Minimum number of rated answers for measuring the agreement."""
 LEAST = 0.4
-"""Minimum of kappa, and for scores also of the rank correlation, at the low end of the interval: moderate
-agreement (Landis and Koch 1977) that is established and not only observed."""
+"""Minimum of the lower confidence bound of kappa, and for scores also of the rank correlation. 0.4 is
+moderate agreement (Landis and Koch 1977)."""
 MOST_UNREADABLE = 0.1
 
 
@@ -193,20 +193,20 @@ class Calibration(Record, frozen=True, kw_only=True):
     rated_digest: str
     at: datetime
     n: int
-    """Rated answers (or pairs) that the judge has marked."""
+    """Number of rated answers (or pairs) that the judge has marked."""
     prompts: int | None = None
-    """Number of distinct prompts among them, over which the intervals are computed. `None` if they were not
+    """Number of distinct prompts. The intervals are computed over prompts. `None` if they were not
     counted."""
     unreadable: int
     same: Score
-    """How often the judge gives exactly the same result as people: the winner, or every criterion's
-    points."""
+    """Fraction of answers for which the judge and people agree exactly: on the winner, or on every
+    criterion's points."""
     kappa: Score | None
     """Cohen's kappa. For scores over all criteria, weighted by the squared distance."""
     spearman: Score | None = None
     """Rank correlation, for scores."""
     moved: int = 0
-    """Pairs whose rating changed when the order was swapped."""
+    """Number of pairs for which the judge's rating changed when the order was swapped."""
 
     @property
     def told(self) -> str:
@@ -218,7 +218,7 @@ class Calibration(Record, frozen=True, kw_only=True):
 
     @property
     def unfit(self) -> str | None:
-        """The reason why this judge cannot decide a verdict."""
+        """The reason why this judge cannot decide a verdict, or `None`."""
         if self.n < FEWEST:
             return f"the judge was compared with human ratings on {self.n} answers; {FEWEST} are required"
         if self.prompts is None or self.prompts < FEWEST:
@@ -233,7 +233,7 @@ class Calibration(Record, frozen=True, kw_only=True):
             if name == "rank correlation" and self.kind == "pair":
                 continue
             if found is None:
-                return "the judge or the people gave every answer the same rating, so agreement is undefined"
+                return "the judge or the raters gave every answer the same rating, so agreement is undefined"
             if found.low < LEAST:
                 seen = f"{name} {text.score(found)} on {self.n} answers"
                 return (
@@ -309,7 +309,7 @@ def _scores(
 
 
 def asked(one: RatedAnswer) -> tuple[Item, Answer]:
-    """Return a single rated answer in the form in which a judge is asked about it."""
+    """Convert a single rated answer to the input of a judge."""
     return _item(one), _answer(one.answers[0])
 
 
@@ -330,12 +330,12 @@ KINDS = ("chat", "completion")
 
 
 class JudgedRow(Record, frozen=True, kw_only=True):
-    """One line of the log: the judge's rating of one row."""
+    """A line of the log: the judge's rating of one row."""
 
     row: int
     """Line number from 1, not counting empty lines."""
     verdict: str
-    """kept, rejected or not judged."""
+    """`kept`, `rejected` or `not judged`."""
     score: float | None = None
     """0 to 1, over all criteria."""
     scores: dict[str, int] = msgspec.field(default_factory=dict[str, int])
@@ -364,14 +364,14 @@ class JudgeReport(Record, frozen=True, kw_only=True):
     """The cost of all answers, including those of earlier attempts and `lost_usd`. `None` if no price is
     known."""
     lost_requests: int = 0
-    """Requests without an answer that may have been billed."""
+    """Number of requests without an answer that may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
     """Their maximum cost."""
 
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """One line of the file. A line without `asked` cannot be judged, and `problem` explains why."""
+    """A line of the file. A line without `asked` cannot be judged. `problem` explains why."""
 
     line: bytes
     asked: tuple[Item, Answer] | None = None
@@ -401,7 +401,7 @@ def read_rows(path: str) -> list[CalibrationRow]:
                 else:
                     asked = _asked_rows(read_row.example)
                     found.append(
-                        CalibrationRow(text, asked, "" if asked else "it does not end with an answer")
+                        CalibrationRow(text, asked, "" if asked else "the row does not end with an answer")
                     )
     if not any(row.asked for row in found):
         raise DataError(f"{path} has no rows to judge")
@@ -459,7 +459,7 @@ def judged_rows(rows: Sequence[CalibrationRow], metric: ScoreJudge, keep: float)
 
 
 def outputs(path: str, output: Path) -> dict[str, Path]:
-    """Return the paths of the files next to the output. Raises `UsageError` when one can't be written."""
+    """Return the paths of the files next to the output. Raises `UsageError` if one can't be written."""
     require_writable(output, path)
     return {name: log_beside(output, name, path) for name in ("rejected", "not-judged", "scores")}
 

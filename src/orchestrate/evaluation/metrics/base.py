@@ -1,4 +1,4 @@
-"""The interface of metrics: built-in ones, judges, and the user's own."""
+"""The interface of all metrics: built-in ones, judges, and the user's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Embed = Callable[[Sequence[str]], list[list[float]]]
 
 @dataclass(frozen=True)
 class Context:
-    """Context that metrics may use. `respondent` returns a model to query through `asking`, which stores
+    """Resources that metrics may use. `respondent` returns a model to query through `asking`, which stores
     answers and prices and enforces the evaluation's budget. Models are named as in
     `orchestrate.providers.chat`."""
 
@@ -33,9 +33,9 @@ class Context:
     rubric: Rubric = DEFAULT
     """The rubric for judges."""
     held: Callable[[Judge, Kind], Calibration | None] = lambda judge, kind: None
-    """Returns how well a judge agrees with people, which may require querying it. `None` if unknown."""
+    """Returns the agreement of a judge with people, or `None` if unknown. May query the judge."""
     allow_code: bool = False
-    """Whether graders may run code."""
+    """True if graders may run code."""
 
     @property
     def expects(self) -> bool:
@@ -51,21 +51,21 @@ Totals = Sequence[float]
 class Metric(Protocol):
     """Marks answers one by one, and combines the marks into one number.
 
-    `used` is stored with the evaluation. A judge stores its prompt, model and calibration in `detail`, and in
-    `unfit` the reason why it cannot decide a verdict. `metrics.registry` creates metrics by name."""
+    `used` is stored with the evaluation. A judge stores its prompt, model and calibration in `detail`, and
+    the reason why it cannot decide a verdict in `unfit`. `metrics.registry` creates metrics by name."""
 
     @property
     def used(self) -> MetricUsed: ...
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
-        """Return a mark for each pair, in order. All pairs of one contender come in one call, so a metric
-        that queries a model can send several requests at a time. Failed answers (`error`) are not passed in;
-        their mark is 0."""
+        """Return a mark for each pair, in order. One call gets all pairs of a contender, so a metric that
+        queries a model can send several requests at a time. Failed answers (`error`) are not passed in. Their
+        mark is 0."""
         ...
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        """Return the parts that add up over items. `None` is the most common case and means that the metric
-        is the mean of the marks."""
+        """Return the parts that add up over items. Most metrics return `None`: the metric is then the mean of
+        the marks."""
         ...
 
     def total(self, sums: Totals) -> float:

@@ -39,13 +39,14 @@ _REFUSAL = re.compile(
       )(?![^.!?\n]*\b(?:until|unless|before|once|yet)\b)""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""The last line leaves out what is only waited for: "I can't create the invoice until I have the amount." """
+"""The last line excludes answers that only wait for input: "I can't create the invoice until I have the
+amount." """
 _HEAD = 300
-"""Characters of an answer in which a refusal shows."""
+"""Number of characters at the start of an answer that are searched for a refusal."""
 
 
 def refuses(text: str) -> bool:
-    """Return whether an answer refuses, in English, within its first sentences."""
+    """Return whether an answer refuses in its first sentences. Detects English only."""
     return bool(_REFUSAL.search(text[:_HEAD].replace("’", "'")))
 
 

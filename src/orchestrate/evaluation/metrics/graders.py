@@ -1,5 +1,5 @@
-"""Use the graders of reinforcement fine-tuning as metrics, with the same JSON. This includes `score_model`,
-which queries a model."""
+"""Use the graders of reinforcement fine-tuning as metrics, with the same JSON. Includes `score_model`, which
+queries a model."""
 
 from __future__ import annotations
 

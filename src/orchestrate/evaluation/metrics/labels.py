@@ -20,8 +20,8 @@ NO_LABEL = "(no label)"
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The labels of a task: its distinct expected answers. Surrounding white space and Unicode forms (NFC) do
-    not matter. Case matters only if two expected answers differ by case alone."""
+    """The labels of a task: its distinct expected answers. Surrounding white space and Unicode forms (NFC)
+    don't matter. Case matters only if two expected answers differ in nothing else."""
 
     names: tuple[str, ...]
     case_matters: bool = False
@@ -40,7 +40,7 @@ class LabelSet:
         return cls(tuple(sorted(exact, key=str if case_matters else str.casefold)), case_matters)
 
     def index(self, text: str) -> int:
-        """Return the index of the label that a text matches, or the number of labels for any other text."""
+        """Return the index of the label that a text matches, or the number of labels if it matches none."""
         return self._places.get(self._key(text), len(self.names))
 
     @cached_property

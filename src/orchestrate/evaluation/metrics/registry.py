@@ -56,7 +56,7 @@ def installed() -> dict[str, Any]:
 
 
 def from_package(name: str) -> Metric:
-    """Load a metric from an installed package. Raises `UsageError` when it cannot be loaded."""
+    """Load a metric from an installed package. Raises `UsageError` if it cannot be loaded."""
     try:
         found = installed()[name].load()
     except Exception as error:
@@ -92,7 +92,7 @@ def of(name: str, found: Any) -> Metric:
 
 
 Maker = Callable[[str, Context], Metric | PairMetric]
-"""A factory that receives (text after the colon, context)."""
+"""A factory with the arguments (text after the colon, context)."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class BuiltInMetric:
     better: Literal["higher", "lower", "neither"] = "higher"
     unit: str = ""
     needs: Literal["", "stream", "likelihood"] = ""
-    """Properties that it needs in an answer besides the text."""
+    """What the metric needs from an answer in addition to the text."""
     expects: bool = True
-    """Whether it compares with an expected answer."""
+    """True if the metric compares answers with an expected answer."""
 
     def used(self, name: str) -> MetricUsed:
         return MetricUsed(name=name, kind=self.kind, better=self.better, unit=self.unit)
@@ -266,7 +266,7 @@ def better(written: str) -> Literal["higher", "lower", "neither"]:
 
 def make(written: Sequence[str], context: Context) -> list[Metric | PairMetric]:
     """Create a metric by name. Raises `UsageError` for a name that is unknown or doesn't fit the rows, and
-    `MissingExtra`."""
+    `MissingExtra` if a package is missing."""
     check(written)
     wanted = [name for one in split(written) for name in ([one] if one != "auto" else [auto(context)])]
     made = [_make(name, context) for name in dict.fromkeys(wanted)]
@@ -295,7 +295,7 @@ def _make(written: str, context: Context) -> Metric | PairMetric:
 
 def auto(context: Context) -> str:
     """Choose the metric that fits the expected answers: tool calls, JSON, short labels, or prose. Raises
-    `UsageError` when the rows have no expected answer."""
+    `UsageError` if the rows have no expected answer."""
     if not context.expects:
         raise UsageError(
             "these rows have no expected answer",

@@ -17,11 +17,11 @@ from orchestrate.evaluation import Answer, Item
 from orchestrate.evaluation.metrics.text import Compare
 
 _NOT_JSON = (ValueError, RecursionError)
-"""Not only `JSONDecodeError`: Python refuses to parse a number with 5,000 digits."""
+"""Errors from parsing JSON. Python raises a plain `ValueError` for a number with 5,000 digits."""
 
 
 def json_valid(expected: str, answer: str) -> float:
-    """Return 1 when the answer is JSON, with or without a Markdown fence, and 0 otherwise."""
+    """Return 1 if the answer is JSON, with or without a Markdown fence, and 0 otherwise."""
     del expected
     try:
         _read(answer)
@@ -31,8 +31,8 @@ def json_valid(expected: str, answer: str) -> float:
 
 
 def json_match(expected: str, answer: str) -> float:
-    """Return 1 when both are the same JSON value, and 0 otherwise. Key order, white space and a Markdown
-    fence don't matter."""
+    """Return 1 if both are the same JSON value, and 0 otherwise. Key order, white space and a Markdown fence
+    don't matter."""
     try:
         return float(same(exact_json(unfenced(expected)), exact_json(unfenced(answer))))
     except _NOT_JSON:
@@ -135,7 +135,7 @@ def _refuse(word: str) -> None:
 
 
 def unfenced(text: str) -> str:
-    """Return the content of a ```json fence, when the fence contains the entire text."""
+    """Return the content of a ```json fence if the fence contains the entire text, and otherwise the text."""
     match = re.fullmatch(r"```(?:json)?[^\S\n]*\n(.*)```", text.strip(), re.DOTALL)
     return match.group(1).rstrip() if match else text
 
@@ -153,8 +153,8 @@ def same(a: Any, b: Any) -> bool:
 
 
 def canonical(value: Any) -> Hashable:
-    """Return a canonical form that is equal for two values exactly if JSON Schema considers them equal: 5,
-    5.0 and 5e0 are one number, and 1 and true are not equal."""
+    """Return a canonical form. Two values have the same form exactly if JSON Schema considers them equal: 5,
+    5.0 and 5e0 are equal, 1 and true are not."""
     match value:
         case dict():
             return frozenset((k, canonical(v)) for k, v in cast("dict[str, Any]", value).items())
@@ -169,8 +169,8 @@ def canonical(value: Any) -> Hashable:
 
 
 def tool_calls(item: Item, answer: Answer) -> float:
-    """Return 1 when the answer makes the expected calls with the same arguments in the same order, and 0
-    otherwise. When no call is expected, the answer must not make any."""
+    """Return 1 if the answer makes the expected calls with the same arguments in the same order, and 0
+    otherwise. If no call is expected, the answer must not make any."""
     return float(_written(item.expected_calls) == _written(answer.tool_calls))
 
 
@@ -182,7 +182,7 @@ def tool_names(item: Item, answer: Answer) -> float:
 
 
 def tool_arguments(item: Item, answer: Answer) -> float:
-    """Return the fraction of all expected and made calls that occur in both with the same arguments, in any
+    """Return the fraction of all expected and actual calls that occur in both with the same arguments, in any
     order."""
     want, got = (Counter(_written(calls)) for calls in (item.expected_calls, answer.tool_calls))
     either = (want | got).total()

@@ -1,4 +1,4 @@
-"""Score text against the expected text: 1 is right, 0 is wrong, and some metrics give values in between."""
+"""Score text against the expected text: 1 is right, 0 is wrong, and some metrics return values in between."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def normalized(text: str) -> str:
 
 
 def squad_tokens(text: str) -> list[str]:
-    """Split a text as SQuAD's evaluation does, after dropping punctuation and English articles. Differences:
-    numbers keep sign, point and exponent; punctuation and marks of all scripts are recognized; scripts
-    without spaces are split into characters; and a text that consists only of punctuation or articles stays
-    unchanged."""
+    """Split a text as SQuAD's evaluation does, after dropping punctuation and English articles. Differences
+    from SQuAD: numbers keep their sign, decimal point and exponent. Punctuation and marks of all scripts are
+    recognized. Scripts without spaces are split into characters. A text that consists only of punctuation or
+    articles stays unchanged."""
 
     def removed(c: str) -> str:
         return "" if c in _ASCII_PUNCTUATION or unicodedata.category(c)[0] == "P" else c
@@ -77,7 +77,7 @@ def rouge_tokens(text: str) -> list[str]:
 
 
 def word_count(text: str) -> float:
-    """Estimate the number of words. In scripts without spaces two characters count as one."""
+    """Estimate the number of words. In scripts without spaces, two characters count as one word."""
     tokens = rouge_tokens(text)
     return sum(0.5 if _UNSPACED.match(token) else 1.0 for token in tokens)
 
@@ -152,7 +152,7 @@ class Overlap:
     used: MetricUsed
     corpus: Any
     sentence: Any
-    """Whether to use effective order, so that short answers also have a BLEU score."""
+    """True to use effective order, which gives short answers a BLEU score too."""
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
         return [Mark(self.sentence.sentence_score(a.text, [i.expected]).score / 100) for i, a in pairs]
@@ -183,18 +183,18 @@ Compare = Callable[[str, str], float]
 
 
 def exact_match(expected: str, answer: str) -> float:
-    """Return 1 when both texts are the same, except for white space at the ends, and 0 otherwise."""
+    """Return 1 if both texts are the same except for surrounding white space, and 0 otherwise."""
     return float(expected.strip() == answer.strip())
 
 
 def normalized_match(expected: str, answer: str) -> float:
-    """Return 1 when both texts have the same words and numbers in the same order, and 0 otherwise. Case,
+    """Return 1 if both texts have the same words and numbers in the same order, and 0 otherwise. Case,
     punctuation and white space don't matter."""
     return float(normalized(expected) == normalized(answer))
 
 
 def contains(expected: str, answer: str) -> float:
-    """Return 1 when the expected text occurs in the answer, ignoring case, and 0 otherwise."""
+    """Return 1 if the expected text occurs in the answer, ignoring case, and 0 otherwise."""
     return float(expected.strip().casefold() in answer.casefold())
 
 
@@ -225,8 +225,8 @@ def matcher(pattern: str) -> Compare:
             raise UsageError(
                 f"regex:{pattern} takes more than {LONGEST_SEARCH:g} s on an answer of "
                 f"{len(answer):,} characters",
-                fix="avoid nested repetitions and alternatives with the same beginning; answers "
-                "received so far are kept and not requested again",
+                fix="avoid nested repetitions and alternatives with the same prefix. Answers received so far "
+                "are stored",
             ) from None
 
     # What takes for ever does so for a few dozen of the same character, before an answer is paid.
@@ -244,8 +244,8 @@ def matcher(pattern: str) -> Compare:
 
 
 def same_text_or_number(expected: str, answer: str) -> bool:
-    """Compare exactly, except for white space at the ends. Two numbers are compared by value, so 1,000 and
-    1000.0 are equal."""
+    """Compare texts exactly, except for surrounding white space. Compare numbers by value: 1,000 equals
+    1000.0."""
     want, got = (unicodedata.normalize("NFC", text.strip()) for text in (expected, answer))
     if want == got:
         return True
@@ -254,7 +254,7 @@ def same_text_or_number(expected: str, answer: str) -> bool:
 
 
 def token_f1(expected: str, answer: str) -> float:
-    """Compute SQuAD's token F1. For the differences see `squad_tokens`."""
+    """Compute SQuAD's token F1. `squad_tokens` lists the differences."""
     want, got = Counter(squad_tokens(expected)), Counter(squad_tokens(answer))
     return _f1((want & got).total(), want.total(), got.total(), empty=float(want == got))
 

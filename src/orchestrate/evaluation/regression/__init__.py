@@ -36,9 +36,9 @@ from orchestrate.types import Contender, Difference, Likelihood, Message, Metric
 
 
 NATS_MARGIN = 0.05
-"""Margin in nats per token by which general text may become less likely, which is 5% of perplexity."""
+"""Margin for general text: the allowed increase of its loss in nats per token, which is 5% of perplexity."""
 POINTS_MARGIN = 0.1
-"""Margin in correct answers. A smaller margin needs more items than a small probe has; see
+"""Margin in the share of correct answers. A smaller margin requires more items than a small probe has: see
 `statistics.rows_for`."""
 
 
@@ -52,7 +52,7 @@ class RegressionProbe:
     """The non-inferiority margin: smaller drops don't count as forgetting."""
     needs: Literal["answers", "likelihood"] = "answers"
     chance: float = 0.0
-    """Best score of a model without the ability, for example by refusing nothing."""
+    """The best score that a model without the ability can reach, for example by refusing nothing."""
 
 
 def built_in() -> list[RegressionProbe]:
@@ -256,9 +256,9 @@ Sample = tuple[str, dict[str, float]]
 def run(
     candidate: Candidate, tasks: Sequence[str], folder: Path | None, limit: int | None, asking: Asking
 ) -> dict[str, list[Sample]]:
-    """Run each task and return its samples with their scores. `folder` contains the user's own task
-    files. Raises `SetupError` without lm-eval, and `UsageError` for a task that does not exist, whose
-    data can't be read, or that this contender can't answer."""
+    """Run each task and return its scored samples. `folder` contains the user's own task files. Raises
+    `SetupError` without lm-eval, and `UsageError` for a task that does not exist, whose data can't be read,
+    or that this contender can't answer."""
     try:
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.tasks import TaskManager
@@ -273,7 +273,7 @@ def run(
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise UsageError(
-            f"lm-eval has no task called {unknown[0]!r}", fix="--tasks-folder DIR with the task's YAML"
+            f"lm-eval has no task named {unknown[0]!r}", fix="--tasks-folder DIR with the task's YAML"
         )
     try:
         found: Any = simple_evaluate(
@@ -324,7 +324,7 @@ def _asked(candidate: Candidate, asking: Asking) -> Any:
             if candidate.likelihood is None:
                 raise UsageError(
                     f"{candidate.contender.name} returns no log-probabilities, which this task needs",
-                    fix="use a task of kind generate_until, or --on here",
+                    fix="use a generate_until task, or --on here",
                 )
             return candidate.likelihood(rows)
 
@@ -341,10 +341,10 @@ def _until(text: str, stops: Any) -> str:
 
 
 ABLE = 0.1
-"""Accuracy below which a base model has nothing to forget."""
+"""Minimum accuracy at which a base model has an ability to forget."""
 
 CATASTROPHIC_NATS = 0.7
-"""Loss in nats per token that makes text half as likely."""
+"""Increase in loss, in nats per token, that makes each token half as likely."""
 
 Decision = Literal["kept", "forgot", "inconclusive", "not measurable"]
 
@@ -363,7 +363,7 @@ class ProbeResult(Record, frozen=True, kw_only=True):
     decision: Decision
     reason: str
     rows_needed: int | None = None
-    """About how many items would decide an inconclusive result."""
+    """Estimated number of items that would decide an inconclusive result."""
     items_digest: str = ""
 
     @property
@@ -386,10 +386,10 @@ def judged(
     margin: float,
     chance: float = 0.0,
 ) -> ProbeResult:
-    """Decide by non-inferiority whether an ability was kept. It is kept if the entire interval is above the
+    """Decide by non-inferiority whether an ability was kept. It was kept if the entire interval is above the
     margin, and forgotten if the entire interval is below it.
 
-    If neither model is shown to do better than `chance`, there is no ability to keep."""
+    If neither model is clearly better than `chance`, the ability is not measurable."""
     score = difference.score
     sign = -1 if metric.better == "lower" else 1
     low, high = sorted((sign * score.low, sign * score.high))
@@ -400,9 +400,9 @@ def judged(
     if metric.unfit is not None:
         decision, reason = "inconclusive", f"{metric.name} cannot decide anything: {metric.unfit}"
     elif not score.n:
-        decision, reason = "inconclusive", "both models answered none of the questions"
+        decision, reason = "inconclusive", "neither model answered any of the questions"
     elif metric.kind != "amount" and not (_able(base, chance) or _able(tuned, chance)) and high >= -margin:
-        decision, reason = "not measurable", f"the base model itself only reaches {shown(metric, base.value)}"
+        decision, reason = "not measurable", f"the base model only reaches {shown(metric, base.value)}"
         if chance:
             reason += f", which is not clearly better than random guessing ({shown(metric, chance)})"
     elif low > -margin:
@@ -412,7 +412,7 @@ def judged(
     else:
         rows = rows_to_decide(score, -sign * margin)
         worse = (
-            "it is worse, but by how much is uncertain"
+            "it is worse, but it is unclear by how much"
             if high < 0
             else "it is unclear whether it is worse by more than that"
         )
@@ -437,7 +437,7 @@ def _able(score: Score, chance: float) -> bool:
 
 
 def advice(spec: Mapping[str, Any]) -> list[str]:
-    """Suggest what to do about forgotten abilities, based on the run's own settings."""
+    """Suggest remedies for forgotten abilities, based on the run's settings."""
     epochs, rate = spec.get("epochs"), spec.get("learning_rate")
     fewer = f" (this run: {epochs:g})" if isinstance(epochs, int | float) else ""
     smaller = f" (this run: {rate:g})" if isinstance(rate, int | float) else ""
@@ -447,7 +447,7 @@ def advice(spec: Mapping[str, Any]) -> list[str]:
         "add general training rows for the lost abilities, 10% to 20% of the data",
         f"train for fewer epochs{fewer}, or use an earlier checkpoint: orchestrate checkpoints RUN",
         f"use a smaller learning rate{smaller}",
-        *(["train an adapter instead of all weights, because it changes the model less"] if full else []),
+        *(["train an adapter instead of all weights. It changes the model less"] if full else []),
     ]
 
 
@@ -476,12 +476,12 @@ class Regression(Record, frozen=True, kw_only=True):
 
 
 def asked(candidate: Candidate, probes: Sequence[RegressionProbe], asking: Asking) -> list[Side]:
-    """Ask a candidate all probe questions. Errors of `Asking.ask` propagate."""
+    """Ask a candidate all probe questions. Errors from `Asking.ask` propagate."""
     return [Side(candidate.contender.name, _answers(probe, candidate, asking)) for probe in probes]
 
 
 def probed(probe: RegressionProbe, tuned: Side, base: Side) -> ProbeResult:
-    """Compare the answers of both models."""
+    """Compare both models' answers to a probe."""
     mine, theirs = tuned.name, base.name
     found = scoring.score(probe.items, [tuned, base], [probe.metric], {mine: theirs})
     by_name = {m.contender: m.score for m in found.measures if not m.slice}
@@ -508,7 +508,7 @@ def _answers(probe: RegressionProbe, candidate: Candidate, asking: Asking) -> li
 def compared(
     task: str, tuned: Sequence[Sample], base: Sequence[Sample], names: tuple[str, str], margin: float
 ) -> ProbeResult:
-    """Compare two models' samples of an lm-eval task, paired by document, by the task's first metric."""
+    """Compare two models on the first metric of an lm-eval task, with samples paired by document."""
     before = dict(base)
     pairs = [(id, scores, before[id]) for id, scores in tuned if id in before and scores]
     first = next(iter(pairs[0][1])) if pairs else "score"

@@ -1,4 +1,4 @@
-"""Blind human review of answers: pages, sheets, and the results of the ratings."""
+"""Blind human review of answers: the browser page, spreadsheets, and results."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from orchestrate.types import Evaluation, Record, decoding
 
 
 class ReviewTask(Record, frozen=True, kw_only=True):
-    """One thing to rate: a pair or a single answer. The order of `contenders` and `answers` has no
+    """A task for raters: a single answer or a pair. The order of `contenders` and `answers` has no
     meaning."""
 
     id: str
-    """Id of the task. It does not reveal the contenders, because raters see it."""
+    """The task's id. Raters see it, so it does not reveal the contenders."""
     item: Item
     contenders: tuple[str, ...]
     answers: tuple[Answer, ...]
@@ -36,11 +36,11 @@ class ReviewTask(Record, frozen=True, kw_only=True):
 class Tasks(msgspec.Struct, frozen=True):
     tasks: list[ReviewTask]
     same: tuple[tuple[str, str, str], ...] = ()
-    """(contender, contender, item) triples with identical answers, which nobody needs to rate."""
+    """(contender, contender, item) triples with identical answers, which need no rating."""
 
 
 def read_answered(path: Path) -> list[ScoredItem]:
-    """Read the items file of an evaluation. Raises `DataError` when it is missing or has another format."""
+    """Read the items file of an evaluation. Raises `DataError` if it is missing or has another format."""
     try:
         with path.open("rb") as file:
             return [decoding.decode(line, type=ScoredItem) for line in file if line.strip()]
@@ -62,12 +62,12 @@ def tasks_of(
     items: int | None = None,
     seed: int = 0,
 ) -> Tasks:
-    """Build review tasks over all items, or over a random sample of `items` of them: pairs of all contenders,
-    or of each with `against`. If an item has several answers, the first one is shown. Raises `UsageError` if
-    there is nothing to rate."""
+    """Build review tasks for all items, or for a random sample of `items` items: pairs of all contenders, or
+    of each contender with `against`. If a contender has several answers to an item, the first one is shown.
+    Raises `UsageError` if there is nothing to rate."""
     if kind == "pairs" and len(contenders) < 2:
         raise UsageError(
-            "pairs need two contenders, but the evaluation has one",
+            "pairs require two contenders, but the evaluation has one",
             fix="orchestrate eval RUN --base   or: orchestrate review RUN --single",
         )
     if against is not None and against not in contenders:
@@ -107,7 +107,7 @@ def write(tasks: Iterable[ReviewTask], path: Path) -> None:
 
 
 def read(path: Path) -> list[ReviewTask]:
-    """Read a review. Raises `DataError` when the file is missing or invalid."""
+    """Read a review. Raises `DataError` if the file is missing or invalid."""
     try:
         with path.open("rb") as file:
             return [ReviewTask.from_json(line) for line in file]
@@ -118,8 +118,8 @@ def read(path: Path) -> list[ReviewTask]:
 
 
 def order(tasks: Sequence[ReviewTask], seed: int, rater: str) -> list[tuple[ReviewTask, bool]]:
-    """Return the tasks in a rater's own order, each with whether its second answer is shown first. The same
-    seed and rater always give the same order."""
+    """Return the tasks in a rater's own order. Each comes with a flag that is true if its second answer is
+    shown first. The same seed and rater always give the same order."""
     draw = random.Random(f"{seed}:{rater}")  # noqa: S311  not for secrets
     shuffled = draw.sample(list(tasks), len(tasks))
     return [(task, draw.random() < 0.5) for task in shuffled]
@@ -135,7 +135,7 @@ def _key(*parts: str) -> str:
 
 @dataclass(frozen=True)
 class ReviewSource:
-    """The evaluations to review, with a contender's latest answers first. `run_ids` are the runs that the
+    """The evaluations to review. A contender's latest answers come first. `run_ids` are the runs that the
     user named."""
 
     evaluations: tuple[Evaluation, ...]
@@ -156,21 +156,21 @@ class ReviewSource:
 
     @property
     def items_digest(self) -> str:
-        """The digest of the items that all evaluations share."""
+        """The digest of the shared items of all evaluations."""
         [first, *others] = self.evaluations
         return digest_of([one.item for one in self.answered]) if others else first.items_digest
 
     @cached_property
     def answered(self) -> list[ScoredItem]:
-        """The items that all evaluations share, each with the answers of all contenders. Raises `DataError`
-        if answers are missing and `UsageError` if no item is in all evaluations."""
+        """The shared items of all evaluations, each with the answers of all contenders. Raises `DataError` if
+        answers are missing and `UsageError` if no item is in all evaluations."""
         [first, *others] = [read_answered(Path(e.items_file or "")) for e in self.evaluations]
         for other in others:
             theirs = {one.item.id: one for one in other}
             first = [_joined(one, theirs[one.item.id]) for one in first if one.item.id in theirs]
         if not first:
             raise UsageError(
-                "these runs have no answered item in common: "
+                "no item was answered in all of these evaluations: "
                 + "; ".join(f"{e.id} used {e.dataset}" for e in self.evaluations),
                 fix=f"orchestrate eval {' '.join(self.run_ids)} --base   (one evaluation for all runs)",
             )
@@ -183,8 +183,8 @@ def _joined(one: ScoredItem, other: ScoredItem) -> ScoredItem:
 
 
 def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted: str | None) -> ReviewSource:
-    """Choose the evaluations to review, from all evaluations of these runs, oldest first. Uses the newest one
-    that contains every run, or the one whose id starts with `wanted`. Otherwise uses the newest one of each
+    """Choose the evaluations to review, from all evaluations of these runs, oldest first. Uses the evaluation
+    whose id starts with `wanted`, else the newest one that contains every run, else the newest one of each
     run. Raises `UsageError` if a run has no evaluation."""
     fitting = [e for e in evaluations if wanted is None or e.id.startswith(wanted)]
     if not run_ids and len(fitting) != 1:

@@ -1,4 +1,4 @@
-"""A review in progress: what each rater sees next, and the ratings so far."""
+"""A review in progress: the next task of each rater, and the ratings so far."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Ratings(Protocol):
 
 
 class ReviewAction(msgspec.Struct, omit_defaults=True):
-    """The action that a page sends. `rater` is set by pages opened through the shared link."""
+    """An action that a page sends. Pages opened through the shared link set `rater`."""
 
     action: Literal["show", "rate", "undo"]
     rater: str = ""
@@ -41,8 +41,8 @@ class ReviewAction(msgspec.Struct, omit_defaults=True):
 
 
 def standing(ratings: Sequence[Rating]) -> list[Rating]:
-    """Return the ratings that count, in the order in which they were given: the last one of each rater and
-    task, unless it was withdrawn."""
+    """Return the valid ratings in chronological order: the last one for each rater and task, unless
+    withdrawn."""
     last: dict[tuple[str, str], Rating] = {}
     for rating in ratings:
         last.pop((rating.rater, rating.task), None)
@@ -52,8 +52,7 @@ def standing(ratings: Sequence[Rating]) -> list[Rating]:
 
 
 def rater_named(name: str) -> str:
-    """Return a rater's name as it is stored. Raises `UsageError` for an empty name, or one that is too
-    long."""
+    """Return a rater's name as it is stored. Raises `UsageError` if the name is empty or too long."""
     clean = " ".join(inert(name).split())
     if not clean or len(clean) > LONGEST_NAME:
         raise UsageError(f"a rater's name must have 1 to {LONGEST_NAME} characters")
@@ -74,7 +73,7 @@ class ReviewSession:
         return [rating for rating in standing(self._kept.ratings(self.review.id)) if rating.rater == rater]
 
     def done(self) -> dict[str, int]:
-        """Count the tasks that each rater has rated."""
+        """Count the rated tasks by rater."""
         counts: dict[str, int] = {}
         for rating in standing(self._kept.ratings(self.review.id)):
             counts[rating.rater] = counts.get(rating.rater, 0) + 1
@@ -136,7 +135,7 @@ class ReviewSession:
         return next(i for i, (task, _) in enumerate(self.order(rater)) if task.id == last.task)
 
     def shown(self, rater: str, at: int | None = None) -> dict[str, Any]:
-        """Return what the page displays, without the names of the contenders."""
+        """Return the contents of the page, without the contenders' names."""
         order = self.order(rater)
         rated = {rating.task: rating for rating in self.of(rater)}
         if at is None:

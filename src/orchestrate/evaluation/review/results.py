@@ -1,4 +1,4 @@
-"""Summarize the ratings of a review, and how far its raters agree."""
+"""Summarize the ratings of a review and the agreement of its raters."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class PairVote(NamedTuple):
 
 
 def outcomes(votes: Iterable[PairVote]) -> list[PairVote]:
-    """Average the votes of all raters for each item and two models. Three raters who agree on an item tell
-    little more about other items than one rater does."""
+    """Average the votes of all raters on two models, for each item. Votes are averaged because three raters
+    who agree on an item reveal little more about other items than one rater does."""
     points: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for vote in votes:
         points[vote.item, vote.first, vote.second].append(vote.points)
@@ -49,8 +49,8 @@ def rate(votes: Iterable[PairVote]) -> Score:
 
 
 def likeness(votes: Sequence[PairVote]) -> float | None:
-    """Return how much two raters of an item agree beyond chance: the intraclass correlation, 0 to 1. Returns
-    `None` until items have several votes. (One-way analysis of variance, Shrout and Fleiss 1979.)"""
+    """Return the agreement of two raters of an item beyond chance, 0 to 1: the intraclass correlation from a
+    one-way analysis of variance (Shrout and Fleiss 1979). Returns `None` until items have several votes."""
     items: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for vote in votes:
         items[vote.item, vote.first, vote.second].append(vote.points)
@@ -67,10 +67,9 @@ def likeness(votes: Sequence[PairVote]) -> float | None:
 
 
 def strengths(votes: Iterable[PairVote]) -> dict[str, Score]:
-    """Fit the Bradley-Terry model: for each model, return how often it would be preferred to a randomly
-    chosen other one. Strongest first. The intervals come from resampling items. One draw is added for each
-    pair of models, whether or not they were compared, because otherwise a model that never lost would be
-    infinitely strong."""
+    """Fit the Bradley-Terry model: return how often each model would be preferred to a random other model,
+    strongest first. Intervals come from resampling items. One draw is added for each pair of models, whether
+    or not they were compared. Otherwise, a model that never lost would be infinitely strong."""
     votes = outcomes(votes)
     by_item: defaultdict[str, list[PairVote]] = defaultdict(list)
     for vote in votes:
@@ -113,7 +112,7 @@ def _bradley_terry(wins: Mapping[tuple[str, str], float], names: Sequence[str]) 
 def fitted(
     wins: Mapping[tuple[str, str], float], names: Sequence[str], *, draws: float = 1.0
 ) -> dict[str, float]:
-    """Fit strengths so that a's share in a + b is the probability that a is preferred over b. Their sum is 1.
+    """Fit strengths such that a / (a + b) is the probability that a is preferred to b. Their sum is 1.
     `draws` are added for each pair of models. Uses Hunter's iteration (2004) to eight digits."""
     half = draws / 2
     won = {a: sum(wins.get((a, b), 0.0) + half for b in names if b != a) for a in names}
@@ -133,13 +132,13 @@ def fitted(
 
 
 LIKENESS = 0.4
-"""Agreement of raters on one item that is assumed until it is measured. This value is typical for open
+"""Assumed agreement of raters on an item until it is measured. This value is typical for free-form
 answers."""
 _LEVEL, _POWER = 1.959963984540054, 0.8416212335729143
 
 
 class Planned(Record, frozen=True, kw_only=True):
-    """Number of items that detect the preference with a power of 80%, with this many raters each."""
+    """The number of items, with this many raters each, that detects the preference with a power of 80%."""
 
     raters: int
     items: int
@@ -152,11 +151,10 @@ class Planned(Record, frozen=True, kw_only=True):
 def planned(
     preference: float, *, likeness: float = LIKENESS, raters: tuple[int, ...] = (1, 2, 3, 4, 5)
 ) -> tuple[Planned, ...]:
-    """Return how many items each number of raters needs to show that the preference rate is this one (such as
-    0.6) rather than one half.
+    """Compute, for each number of raters, how many items distinguish this preference rate (such as 0.6) from
+    0.5.
 
-    More raters per item make its outcome more certain, more items make the overall result more certain: m
-    votes on an item tell as much as m / (1 + (m - 1) * likeness) items with one vote. Ties only reduce the
+    m votes on an item are worth m / (1 + (m - 1) * likeness) items with one vote. Ties only reduce the
     required number."""
     away = abs(preference - 0.5)
     votes = ((_LEVEL * 0.5 + _POWER * math.sqrt(preference * (1 - preference))) / away) ** 2
@@ -175,22 +173,22 @@ def detectable(items: int, raters: int, likeness: float = LIKENESS) -> float:
 
 
 class Preferred(Record, frozen=True, kw_only=True):
-    """Two contenders compared. Counts are votes; the score is over items."""
+    """A comparison of two contenders. Counts are votes. The score is over items."""
 
     first: str
     second: str
     preference: Score
-    """How often the first is preferred. Ties count half, and each item counts once."""
+    """Rate at which the first is preferred. Ties count half, and each item counts once."""
     first_better: int
     second_better: int
     ties: int
     both_bad: int
     same: int
-    """Items for which both gave the same answer. They count as ties without asking anyone."""
+    """Number of items for which both gave the same answer. They count as ties without a rating."""
 
 
 class Rated(Record, frozen=True, kw_only=True):
-    """A contender's score from 0 to 1 by one criterion, or by all criteria if it is empty."""
+    """A contender's score from 0 to 1 on a criterion, or on all criteria if `criterion` is empty."""
 
     contender: str
     criterion: str
@@ -198,7 +196,7 @@ class Rated(Record, frozen=True, kw_only=True):
 
 
 class Ahead(Record, frozen=True, kw_only=True):
-    """The first contender's score over all criteria minus the second's, on the same items."""
+    """The first contender's score on all criteria minus the second's, on the same items."""
 
     first: str
     second: str
@@ -214,22 +212,23 @@ class ReviewResult(Record, frozen=True, kw_only=True):
     ratings: int
     pairs: tuple[Preferred, ...] = ()
     strengths: dict[str, Score] = msgspec.field(default_factory=dict[str, Score])
-    """With three or more contenders: how often each would be preferred to another one, strongest first."""
+    """With three or more contenders: how often each would be preferred to a random other one, strongest
+    first."""
     scores: tuple[Rated, ...] = ()
     differences: tuple[Ahead, ...] = ()
     agreement: dict[str, Score | None] = msgspec.field(default_factory=dict[str, "Score | None"])
-    """Krippendorff's alpha by criterion, or of the choice for pairs. `None` if no task has two raters or all
+    """Krippendorff's alpha by criterion (for pairs: of the choice). `None` if no task has two raters or all
     ratings are the same."""
     likeness: float | None = None
-    """The correlation of votes on one item, as used by `planned`."""
+    """The correlation of votes on the same item, as used by `planned`."""
     left: Score | None = None
-    """Share of left votes among the votes for one side, which is about half unless raters are biased by
-    position."""
+    """Share of votes for the left answer among votes without a tie. It is about half unless raters have a
+    position bias."""
     notes: int = 0
 
 
 def result(review: Review, tasks: Sequence[ReviewTask], ratings: Sequence[Rating]) -> ReviewResult:
-    """Summarize the ratings that count. Excludes ratings of tasks that are not in the review."""
+    """Summarize the valid ratings. Excludes ratings of tasks that are not in the review."""
     known = {task.id: task for task in tasks}
     held = [rating for rating in standing(ratings) if rating.task in known]
     found = ReviewResult(
@@ -270,7 +269,8 @@ def points_of(rating: Rating) -> float:
 
 
 def votes_of(held: Iterable[Rating], tasks: Mapping[str, ReviewTask]) -> list[PairVote]:
-    """Return the votes in the order of each task's contenders, no matter on which side they were shown."""
+    """Return the votes in the order of each task's contenders, regardless of the side on which they were
+    shown."""
     votes: list[PairVote] = []
     for rating in held:
         task = tasks[rating.task]
@@ -283,7 +283,7 @@ def votes_of(held: Iterable[Rating], tasks: Mapping[str, ReviewTask]) -> list[Pa
 def overall(
     held: Iterable[Rating], tasks: Mapping[str, ReviewTask], review: Review
 ) -> dict[str, dict[str, float]]:
-    """Return contender -> item -> its average rating over all raters and criteria, 0 to 1."""
+    """Return the average rating over all raters and criteria, 0 to 1, by contender and item."""
     found: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for rating in held:
         task = tasks[rating.task]

@@ -24,8 +24,8 @@ from orchestrate.evaluation.review.results import outcomes, overall, votes_of
 from orchestrate.types import Message, Rating, Record, Review, decoding
 
 GOOD, BAD = 0.75, 0.25
-"""Thresholds for desirable and undesirable answers that are rated individually, from 0 to 1. With five
-points, these are 4 and 2."""
+"""Thresholds, from 0 to 1, for desirable and undesirable answers that are rated individually. On a five-point
+scale, these are 4 and 2."""
 
 
 class FromReview(Record, frozen=True, kw_only=True):
@@ -36,7 +36,8 @@ class FromReview(Record, frozen=True, kw_only=True):
     format: Literal["dpo", "kto", "sft"]
     rows: int
     left_out: dict[str, int]
-    """Rated tasks that give no rows, by reason. For DPO from single answers, pairs of tasks."""
+    """Number of rated tasks that yield no row, by reason. For DPO from single answers: number of pairs of
+    tasks."""
 
 
 def from_review(
@@ -48,8 +49,8 @@ def from_review(
     format: Literal["dpo", "kto"],
     agreement: float = 0.6,
 ) -> FromReview:
-    """Write the rows. `agreement` is the fraction of an item's raters that must agree. A tie counts as half.
-    Raises `DataError` if no rating makes a row."""
+    """Write the rows. `agreement` is the fraction of an item's raters who must agree. A tie counts as half.
+    Raises `DataError` if no rating yields a row."""
     known = {task.id: task for task in tasks}
     held = [rating for rating in standing(ratings) if rating.task in known]
     left_out: Counter[str] = Counter()
@@ -206,14 +207,14 @@ class Imported(Record, frozen=True, kw_only=True):
     rater: str
     ratings: int
     unchanged: int
-    """Rows with a rating that was already known."""
+    """Number of rows whose rating was already known."""
     empty: int
-    """Rows without a rating."""
+    """Number of rows without a rating."""
 
 
 def export(desk: ReviewSession, rater: str, path: Path) -> int:
-    """Write the rater's tasks in the rater's order, including existing ratings, and return how many there
-    are. Text that a spreadsheet would treat as a formula is prefixed with an apostrophe."""
+    """Write the rater's tasks, with existing ratings, in the rater's order. Return their number. Text that a
+    spreadsheet would treat as a formula is prefixed with an apostrophe."""
     rater, review = rater_named(rater), desk.review
     said = {rating.task: rating for rating in desk.of(rater)}
     columns = _columns(desk)
@@ -233,8 +234,8 @@ def export(desk: ReviewSession, rater: str, path: Path) -> int:
 
 
 def take(desk: ReviewSession, path: Path, rater: str, keep: Callable[..., None]) -> Imported:
-    """Read a completed sheet and pass all its ratings to `keep` at once. Raises `DataError` that names the
-    invalid row, without storing any rating."""
+    """Read a completed sheet and pass all its ratings to `keep` at once. If a row is invalid, raises a
+    `DataError` that names it, and stores no rating."""
     rater = rater_named(rater)
     rows = _rows(path)
     places = {

@@ -1,7 +1,8 @@
-"""Serve the page on which people rate answers, with a link per rater or one shared link.
+"""Serve the review page, with one link per rater or one shared link.
 
-A link's token is the right to rate, so the page may also be served to other machines (`host`), as phones are.
-Links are kept with the review and are the same again when it is served again on the same port.
+Each link contains a token that authorizes its rater, so you can also serve the page to other machines
+(`host`), such as phones. Links are stored with the review. They stay the same if the review is served again
+on the same port.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  compared with
 
 @dataclass(frozen=True)
 class ReviewPage:
-    """A running review. `links` maps raters to their links, or `ANYONE` to the shared link if no raters were
-    named."""
+    """A running review server. `links` maps raters to their links, or `ANYONE` to the shared link if no
+    raters were named."""
 
     links: Mapping[str, str]
     desk: ReviewSession | WritingDesk
@@ -50,7 +51,7 @@ def serving(
 ) -> Generator[ReviewPage]:
     """Serve the review for the duration of a `with` block. Each of the `raters` gets a link. Without raters,
     there is one shared link, and each person enters a name. `host` is the address to bind to (0.0.0.0 for all
-    interfaces), `names` are the host names that clients use. Raises `SetupError` if the port is
+    interfaces). `names` are the host names that clients use. Raises `SetupError` if the port is
     unavailable."""
     tokens = _tokens(Path(desk.review.folder) / "links.json", [*map(rater_named, raters)] or [ANYONE])
 
@@ -81,9 +82,9 @@ def review_routes(
     rater_of: Callable[[Request], str],
     back: Callable[[Request], str] | None = None,
 ) -> list[Route]:
-    """Build the routes of the review page and its actions. `desk_of` returns the review that a request is
-    about. `rater_of` returns `ANYONE` when the page should ask for a name. `back` returns the page that
-    the review was opened from."""
+    """Build the routes of the review page and its actions. `desk_of` returns the review of a request.
+    `rater_of` returns `ANYONE` if the page should ask for a name. `back` returns the page from which the
+    review was opened."""
 
     def answer(asked: ReviewAction, request: Request) -> dict[str, Any]:
         return desk_of(request).act(asked, rater_of(request))

@@ -1,5 +1,5 @@
-"""People write and correct training rows: each row is assigned to one writer or two, and a further person
-settles what two writers disagree on."""
+"""Let people write and correct training rows. Each row is assigned to one or two writers. Another person
+settles their disagreements."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from orchestrate.types import Rating, Record, Review, Score
 _MISSING = "-"
 """A placeholder for a missing answer while the row is read."""
 _SHOWN = 100
-"""The number of disagreements in a result."""
+"""Maximum number of disagreements in a result."""
 _CHAT = "openai-chat"
 
 
 class RowToWrite(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A row of the file, and who writes it."""
+    """A row of the file that people write or correct."""
 
     id: str
     row: int
     """The row's number in the file, from 1."""
     example: ChatExample
     is_open: bool = False
-    """Whether the row had no answer, so that its last message is only a placeholder."""
+    """True if the row had no answer. Its last message is then a placeholder."""
 
     @property
     def asked(self) -> int:
@@ -73,9 +73,9 @@ class RowToWrite(Record, frozen=True, kw_only=True, omit_defaults=True):
 class RowsToWrite(msgspec.Struct, frozen=True):
     rows: list[RowToWrite]
     left_out: dict[str, int]
-    """Rows that cannot be written on a page, by reason."""
+    """Number of rows that cannot be edited in the browser, by reason."""
     unread: tuple[str, ...]
-    """Columns that the written rows won't have."""
+    """Columns that are missing from the written rows."""
 
 
 def rows_of(path: str, review: str) -> RowsToWrite:
@@ -155,7 +155,7 @@ def read(path: Path) -> list[RowToWrite]:
     try:
         return [RowToWrite.from_json(line) for line in path.read_bytes().splitlines()]
     except OSError as error:
-        raise DataError(f"Can't read the rows to edit: {path}: {error.strerror}") from error
+        raise DataError(f"could not read the rows to edit: {path}: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise DataError(f"{path} is damaged: {error}") from error
 
@@ -168,8 +168,8 @@ Assigned = dict[str, list[str]]
 
 
 def assign(rows: Sequence[RowToWrite], writers: Sequence[str], overlap: float, seed: int) -> Assigned:
-    """Assign each row to one writer, and this fraction of the rows to two, so that all writers get about the
-    same number. The rows with two writers are drawn at random."""
+    """Assign each row to one writer, or to two for a random fraction `overlap` of the rows. All writers get
+    about the same number."""
     draw = random.Random(seed)  # noqa: S311  not for secrets
     twice = set(draw.sample(range(len(rows)), round(overlap * len(rows)) if len(writers) > 1 else 0))
     load = dict.fromkeys(draw.sample(list(writers), len(writers)), 0)
@@ -182,8 +182,8 @@ def assign(rows: Sequence[RowToWrite], writers: Sequence[str], overlap: float, s
 
 
 def reassign(assigned: Assigned, said: WrittenSoFar, writers: Sequence[str]) -> Assigned:
-    """Reassign the unwritten rows of people who no longer write, first to the writers with the fewest open
-    rows. Rows already written stay with their writer."""
+    """Reassign the open rows of people who no longer write, first to the writers with the fewest open rows.
+    Written rows stay with their writers."""
     found: Assigned = {}
     load = dict.fromkeys(writers, 0)
     for task, names in assigned.items():
@@ -206,16 +206,16 @@ def reassign(assigned: Assigned, said: WrittenSoFar, writers: Sequence[str]) -> 
 
 @dataclass
 class WrittenSoFar:
-    """The current texts: the latest one for each writer and row, unless it was undone."""
+    """The current texts: the latest one for each writer and row, excluding undone texts."""
 
     texts: dict[str, dict[str, Rating]] = field(default_factory=dict[str, dict[str, Rating]])
     """Texts by row and writer."""
     settled: dict[str, Rating] = field(default_factory=dict[str, Rating])
-    """Decisions by row, unless one of its writers has since changed a text."""
+    """Decisions by row. A decision is dropped if a writer of the row changes a text later."""
     revisions: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     """The number of changes to each row."""
     changes: dict[str, list[Rating]] = field(default_factory=dict[str, list[Rating]])
-    """What each person can undo, oldest first."""
+    """Changes that each person can undo, oldest first."""
 
     def differing(self) -> list[str]:
         """List the rows whose two texts differ."""
@@ -269,7 +269,7 @@ class RowDraft(msgspec.Struct, omit_defaults=True):
 
 
 class WritingDesk:
-    """A thread-safe review in which people write rows."""
+    """A thread-safe session in which people write rows."""
 
     def __init__(
         self, review: Review, rows: Sequence[RowToWrite], assigned: Assigned, kept: Ratings, settler: str
@@ -293,13 +293,13 @@ class WritingDesk:
         return standing(self._kept.ratings(self.review.id))
 
     def done(self) -> dict[str, int]:
-        """Count the rows that each writer has written."""
+        """Count the written rows by writer."""
         said = self.said()
         return {who: sum(who in texts for texts in said.texts.values()) for who in self.writers}
 
     def order(self, who: str, said: WrittenSoFar) -> list[RowToWrite]:
-        """Return the rows of a writer in file order. For the person who settles differences, return the rows
-        whose texts differ."""
+        """Return the rows of a writer in file order. For the person who settles disagreements, return the
+        rows whose texts differ."""
         tasks = set(said.differing()) if who == self.settler else None
         return [
             row
@@ -352,7 +352,7 @@ class WritingDesk:
             if not text.strip():
                 raise UsageError(f"The {name} is empty.")
         if len(asked.note) > LONGEST_NOTE:
-            raise UsageError(f"A note has at most {LONGEST_NOTE:,} characters.")
+            raise UsageError(f"A note must have at most {LONGEST_NOTE:,} characters.")
         found = self._reading.read(canonical_line(row.written(asked.question, asked.answer)))
         if found.example is None:
             raise DataError("; ".join(problem.message for problem in found.problems), problems=found.problems)
@@ -372,8 +372,8 @@ class WritingDesk:
         return random.Random(f"{self.review.seed}:{task}").sample(texts, 2)  # noqa: S311  not for secrets
 
     def shown(self, who: str, at: int | None = None) -> dict[str, Any]:
-        """Return what the page displays. Writers don't see each other's texts, and the person who settles
-        differences sees no names."""
+        """Return the contents of the page. Writers don't see each other's texts, and the person who settles
+        disagreements sees no names."""
         said, settles = self.said(), who == self.settler
         order = self.order(who, said)
         done = [_before(said, who, row.id, settles=settles) is not None for row in order]
@@ -413,7 +413,7 @@ class WritingDesk:
         }
 
     def progress(self, said: WrittenSoFar) -> list[dict[str, Any]]:
-        """Return for each writer the number of rows written and assigned."""
+        """Return the number of written and of assigned rows for each writer."""
         counts: dict[str, list[int]] = {who: [0, 0] for who in self.writers}
         for task, names in self.assigned.items():
             for who in names:
@@ -432,7 +432,7 @@ def _before(said: WrittenSoFar, who: str, task: str, *, settles: bool) -> Rating
 
 
 class Disagreement(Record, frozen=True, kw_only=True):
-    """Two texts of one row."""
+    """Two differing texts of the same row."""
 
     row: int
     """The row's number in the file, from 1."""
@@ -450,13 +450,14 @@ class WritingResult(Record, frozen=True, kw_only=True):
     review: Review
     rows: int
     written: int
-    """Rows written by at least one writer."""
+    """Number of rows written by at least one writer."""
     writers: dict[str, tuple[int, int]]
-    """Rows written and rows assigned, for each writer."""
+    """Number of rows written and assigned, by writer."""
     doubly: int
-    """Rows that two people have written."""
+    """Number of rows that two people have written."""
     same: Score | None
-    """Share of them with the same question and answer, ignoring surrounding white space."""
+    """Share of the rows written by two people that have the same question and answer, ignoring surrounding
+    white space."""
     likeness: Score | None
     """The mean ROUGE-L of the two answers."""
     alpha: Score | None
@@ -504,8 +505,7 @@ def _disagreement(desk: WritingDesk, said: WrittenSoFar, task: str, likeness: fl
 
 
 def written(desk: WritingDesk) -> tuple[list[ChatExample], dict[str, int]]:
-    """Return the rows as they were written or settled, in the order of the file, and the number of rows
-    left out for each reason."""
+    """Return the written or settled rows in file order, and the number of rows left out, by reason."""
     said, left_out = desk.said(), Counter[str]()
     differing = set(said.differing())
     rows: list[ChatExample] = []

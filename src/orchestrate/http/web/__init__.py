@@ -1,7 +1,7 @@
 """The basis of all pages and APIs that this machine serves.
 
-`server` runs an ASGI app in a thread and stops it gracefully, `guard` controls access, and `pages` gives
-pages and their actions a common look and common protection.
+`serving` runs an ASGI app in a thread and stops it gracefully. `RequestGuard` controls access. `page` and
+`action` give pages and their actions a common style and protection.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ from orchestrate.types import decoding
 
 LOOPBACK = "127.0.0.1"
 _LONGEST_HEAD = 1 << 18
-"""The maximum size in bytes of a request before its body. A URL may name a thousand runs."""
+"""The maximum size in bytes of a request line and headers. A URL may name a thousand runs."""
 
 
 class Patient(H11Protocol):
-    """HTTP/1.1 that disconnects clients whose request does not start, whose headers never end, or whose body
-    stalls. uvicorn would wait forever, and each client would occupy a connection."""
+    """HTTP/1.1 protocol that disconnects clients that don't start a request, don't finish their headers, or
+    stall while sending a body. uvicorn would wait forever, and each client would occupy a connection."""
 
     head_s = 30.0
     """Time limit in seconds for the request line and headers."""
     body_s = 30.0
-    """Time limit in seconds for a body, unless it arrives at `least_rate` bytes per second or faster."""
+    """Time limit in seconds for a body that arrives at less than `least_rate` bytes per second."""
     least_rate = 1000.0
     _hanging_up: asyncio.TimerHandle | None = None
     _body_timer: asyncio.TimerHandle | None = None
@@ -89,7 +89,7 @@ class Patient(H11Protocol):
         self._body_came()
 
     def send_400_response(self, msg: str) -> None:
-        """Respond to data that is not an HTTP request."""
+        """Send an error response to data that is not an HTTP request."""
         self._hang_up(400, msg, "not_http")
 
     def _hang_up(self, status: int, told: str, code: str) -> None:
@@ -156,8 +156,8 @@ def serving(
     lifespan: bool = False,
 ) -> Generator[str]:
     """Serve one app and yield its address, such as `http://127.0.0.1:8000`. Port 0 uses any free port. `host`
-    is an address of this machine; without a guard, only addresses that nobody else can reach are safe. With a
-    certificate and its key, as PEM files, it uses TLS. Raises `SetupError`."""
+    is an address of this machine. Without a guard, only addresses that no other machine can reach are safe.
+    `certificate` (PEM files with a certificate and its key) enables TLS. Raises `SetupError`."""
     with (
         closing(listen(port, host)) as sock,
         running([(app, sock)], grace_s=grace_s, certificate=certificate, lifespan=lifespan),
@@ -167,8 +167,7 @@ def serving(
 
 
 def free_port(host: str = LOOPBACK) -> int:
-    """Return a port that is free now, for another program. It may be taken by the time that program uses
-    it."""
+    """Return a port that is free now, for use by another program. A third program may take it first."""
     with closing(listen(0, host)) as sock:
         return int(sock.getsockname()[1])
 
@@ -201,9 +200,9 @@ def running(
     certificate: tuple[Path, Path] | None = None,
     lifespan: bool = False,
 ) -> Generator[None]:
-    """Serve each app on its socket. All share one thread and its event loop. `protocol` handles HTTP instead
-    of `Patient`. With `lifespan`, the apps are notified of the start and the end. Raises `SetupError` if a
-    certificate cannot be used."""
+    """Serve each app on its socket. All apps share one thread and its event loop. `protocol` replaces
+    `Patient`. With `lifespan`, the apps get ASGI lifespan events. Raises `SetupError` if a certificate cannot
+    be used."""
     chain, key = certificate or (None, None)
     servers = [
         uvicorn.Server(
@@ -261,20 +260,19 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-"""Headers of every response that does not set them itself."""
+"""Default headers of every response."""
 
 
 class RequestGuard:
     """An ASGI app in front of another one, which only forwards permitted requests.
 
-    tokens     token -> who has it. Without one of them as the first part of the path nothing is answered;
-               the app sees the rest of the path, and `holder` tells who it is. `None`: the app asks for keys
-               itself.
-    names      host names of this machine besides `localhost` and its addresses; a name may lead anywhere,
-               so each must be said.
-    origins    other sites whose pages may send requests, as `https://app.example`.
-    max_body   bytes of a request. 413 beyond it.
-    refuse     (HTTP status, sentence) -> the answer that refuses; by default JSON, `{"error": sentence}`.
+    tokens     Maps each token to its owner. The path of a request must start with a token. The app gets the
+               rest of the path, and `holder` returns the owner. `None`: the app checks keys itself.
+    names      Host names of this machine other than `localhost` and its addresses. Each must be listed,
+               because a name may resolve to any address.
+    origins    Origins of other websites that may send requests, such as `https://app.example`.
+    max_body   Maximum size of a request body in bytes. Larger requests get status 413.
+    refuse     Converts (HTTP status, sentence) to a response. Default: JSON, `{"error": sentence}`.
     """
 
     def __init__(
@@ -404,7 +402,7 @@ def _is_address(name: str) -> bool:
 
 
 def holder(scope: Mapping[str, Any]) -> str:
-    """Return who sent a request, according to the token in its path."""
+    """Return the owner of the token in the path of a request."""
     return scope["holder"]
 
 
@@ -412,11 +410,11 @@ def holder(scope: Mapping[str, Any]) -> str:
 
 
 Tell = Callable[[HostError], Response]
-"""A function that formats an error for one API."""
+"""A function that converts an error to a response in the format of an API."""
 Admit = Callable[[Scope], Awaitable[object]]
 """A function that checks the key of a request. Raises `HostError` 401."""
 Endpoint = Callable[[Request], Awaitable[Response]]
-"""A route."""
+"""A function that handles the requests of a route."""
 
 _log = logging.getLogger(__name__)
 
@@ -438,7 +436,7 @@ def edge(
     lifespan: Any = None,
 ) -> RequestGuard:
     """Build an app of these routes behind the guard. `door` wraps the app inside the guard. `refusal`
-    converts our own errors that routes raise to the API's errors. The other arguments are those of
+    converts Orchestrate errors raised by routes to the API's errors. The other arguments are passed to
     `RequestGuard` and Starlette."""
 
     def refused(request: Request, error: Exception) -> Response:
@@ -460,7 +458,7 @@ def edge(
 
     def broken(request: Request, error: Exception) -> Response:
         _log.error("%s %s", request.method, request.url.path, exc_info=error)
-        words = f"the server failed: {type(error).__name__}; see its log"
+        words = f"the server failed: {type(error).__name__}. See the server's log"
         return tell(HostError(500, words, type="server_error"))
 
     handlers: dict[Any, Any] = {HostError: refused, HTTPException: missing, Exception: broken}
@@ -477,7 +475,7 @@ def edge(
 
 
 class Keyed:
-    """ASGI middleware that only forwards requests with a valid key. Paths in `open` need no key."""
+    """ASGI middleware that only forwards requests with a valid key. Paths in `open` require no key."""
 
     def __init__(self, app: ASGIApp, admit: Admit, *, open: Collection[str] = ()) -> None:
         self._app, self._admit, self._open = app, admit, open
@@ -519,9 +517,9 @@ Asked = TypeVar("Asked")
 
 
 def page(path: str, package: str, name: str, *, back: Callable[[Request], str] | None = None) -> Route:
-    """Build the route of an HTML page in a package. In the page, `NONCE` is the word that its styles and
-    scripts need, `/*LOOK*/` is replaced by the shared style and `/*SHARED*/` by the shared script. `back`
-    returns a path for a link at the top."""
+    """Build the route of an HTML page in a package. In the page, `NONCE` is replaced by the nonce for its
+    styles and scripts, `/*LOOK*/` by the shared style, and `/*SHARED*/` by the shared script. `back` returns
+    the path of a link at the top of the page."""
 
     def answer(request: Request) -> HTMLResponse:
         nonce = secrets.token_urlsafe(16)
@@ -541,8 +539,8 @@ def page(path: str, package: str, name: str, *, back: Callable[[Request], str] |
 
 def action(path: str, kind: type[Asked], act: Callable[[Asked, Request], Any]) -> Route:
     """Build the route of a POST with a JSON body of this kind. `act` runs in a thread, in parallel with
-    others, and returns the JSON response. An invalid body, or one of our own errors, gets status 422 and
-    `{"error": sentence}`."""
+    others, and returns the JSON response. For an invalid body or an Orchestrate error, the response is status
+    422 with `{"error": sentence}`."""
 
     async def answer(request: Request) -> Response:
         body = await request.body()
@@ -562,7 +560,7 @@ def json_answer(value: Any, status: int = 200) -> Response:
 
 
 def event_stream(events: AsyncIterable[str]) -> StreamingResponse:
-    """Stream server-sent events. Each text is the `data` of one event, sent as soon as it is available."""
+    """Stream server-sent events. Each text is sent immediately, as the `data` of one event."""
 
     async def framed() -> AsyncIterable[str]:
         async for event in events:

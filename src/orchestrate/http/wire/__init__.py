@@ -1,4 +1,4 @@
-"""HTTP APIs as data: bodies, errors and pages, for servers that implement them."""
+"""Request bodies, errors and pages of HTTP APIs, for servers that implement them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class HostError(Exception):
-    """A rejected request, which each host reports in its own format."""
+    """The error of a rejected request. Each host reports it in its own format."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Body(BaseModel):
 
 
 def parse(kind: type[T], values: Any) -> T:
-    """Validate values as this kind of model. Raises `HostError` 400 that names the first invalid field."""
+    """Validate values as this kind of model. Raises `HostError` 400, which names the first invalid field."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -56,7 +56,7 @@ def paged(
     *,
     key: Callable[[T], str],
 ) -> Response:
-    """Return one page of all items. The page token is the id of the last item before it."""
+    """Return a page of all items. The page token is the id of the last item on the previous page."""
     if after := page_token(request):
         items = islice(dropwhile(lambda item: key(item) != after, items), 1, None)
     return page(request, collection, items, render, key=key)
@@ -83,8 +83,8 @@ def page(
 
 
 def aip_filter(items: Iterator[T], request: Request, fields: Callable[[T], dict[str, str]]) -> Iterator[T]:
-    """Filter items by the part of AIP-160 that people use: `field=value` and `field!=value` joined by
-    AND, with `*` at either end.
+    """Filter items by a subset of AIP-160: `field=value` and `field!=value` joined by AND, with `*` at either
+    end.
 
     Raises `HostError` 400 for anything else."""
     text = request.query_params.get("filter")
@@ -142,7 +142,7 @@ class FireworksSecret(Body):
 
 
 class FireworksResourceRoutes:
-    """Routes over the evaluators and the secrets of an account."""
+    """Routes for an account's evaluators and secrets."""
 
     def __init__(self, host: Host) -> None:
         self.host = host

@@ -59,7 +59,7 @@ class Schedule(Body):
 
 
 class Training(Body):
-    """Fields that supervised jobs have at the top level and other jobs under `trainingConfig`."""
+    """Training fields. Supervised jobs have them at the top level, other jobs under `trainingConfig`."""
 
     baseModel: str | None = None
     warmStartFrom: str | None = None
@@ -210,11 +210,11 @@ MAX_DIRECT = 150 * 1024 * 1024
 URL_LIFE_S = 3600
 FORMATS = {"chat": "CHAT", "completion": "COMPLETION", "preference": "CHAT"}
 TOKENIZER = "o200k"
-"""Tokenizer for the dataset's own token estimate, which is made before the model is known."""
+"""Tokenizer for estimating a dataset's tokens before the model is known."""
 
 
 class FireworksDatasetRoutes:
-    """Routes over the datasets; a dataset's bytes are one file."""
+    """Routes for datasets. A dataset's bytes are stored in one file."""
 
     def __init__(self, files: SandboxFiles) -> None:
         self.files = files

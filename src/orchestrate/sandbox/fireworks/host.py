@@ -37,7 +37,7 @@ MOST = 20
 
 
 def samples(host: Host, path: Path) -> str:
-    """Render the first rows as JSON lines, one per row."""
+    """Render the first rows as JSON Lines."""
     tokenizer = trainer_tokenizer(host)
     rows = enumerate(example for example, _ in islice(read(path, host.taken), MOST))
     return "".join(json.dumps(_sample(tokenizer, n, example)) + "\n" for n, example in rows)
@@ -114,7 +114,7 @@ class FireworksHost(Host):
         }
 
     def error(self, error: HostError) -> Response:
-        """Format an error like the gateway: a gRPC code, its message, no details."""
+        """Format an error as Fireworks' gateway does: a gRPC code, a message, no details."""
         body: dict[str, Any] = {"code": GRPC.get(error.status, 2), "message": error.message, "details": []}
         return json_answer(body, error.status, error.headers)
 
@@ -218,7 +218,7 @@ class FireworksHost(Host):
 
     def denied(self, request: Request) -> HostError | None:
         """Return an error unless the account of the request owns the resource. Resource names start with
-        their account, and `fireworks` has the models that everyone may use."""
+        their account. The account `fireworks` has the public models."""
         parts = request.url.path.split("/")
         if parts[1:3] != ["v1", "accounts"] or len(parts) < 5 or parts[3] in (here(), "fireworks"):
             return None
@@ -247,8 +247,8 @@ class FireworksHost(Host):
     # -- creating ------------------------------------------------------------------------------------------
 
     def create_many(self, bodies: list[dict[str, Any]]) -> list[str]:
-        """Create several jobs at once. Each body has its `collection` (default: supervised) and, if the
-        caller chose one, its `id`, next to the fields of the request."""
+        """Create several jobs at once. In addition to the fields of the request, each body may have a
+        `collection` (default: supervised) and an `id`."""
         made: list[SandboxJob] = []
         with self.state.transaction():
             for given in bodies:
@@ -365,8 +365,7 @@ class FireworksHost(Host):
         return Response(lines, media_type="application/jsonl")
 
     def render_samples(self, request: Request) -> Response:
-        """Return the rendered rows, which are written when the job has ended. Until then, the URL returns
-        404."""
+        """Return the rendered rows. They are written when the job ends. Until then, the URL returns 404."""
         job = self.job(request.path_params["id"])
         if job is None or job.ended_at(self.clock.now()) is None:
             raise HostError(404, "the signed URL is invalid, or the file has not been written yet")

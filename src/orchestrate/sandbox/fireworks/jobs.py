@@ -1,4 +1,4 @@
-"""Creates jobs on the Fireworks host: the three collections, and the checks."""
+"""Checks and creates jobs on the Fireworks host, in its three collections."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BY_METHOD = {kind.method: kind for kind in KINDS.values()}
 
 
 class FireworksJobMaker:
-    """Turns create bodies into jobs, or rejects them as the host does."""
+    """Converts create bodies to jobs, or rejects them as the host does."""
 
     def __init__(self, datasets: FireworksDatasetRoutes, models: FireworksModelRoutes) -> None:
         self.datasets = datasets

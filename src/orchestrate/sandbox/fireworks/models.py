@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 _ADDONS = "FULL_PRECISION"
-"""The preset that takes LoRA addons."""
+"""The preset that supports LoRA addons."""
 
 
 class _Deployment(BaseModel):
@@ -43,7 +43,7 @@ class _Match(BaseModel):
 
 
 class Shapes:
-    """Routes for shapes, and for the shapes that match a model."""
+    """Routes for deployment shapes, and for matching them to a model."""
 
     def __init__(self, job_of: Callable[[str], SandboxJob | None]) -> None:
         self._job_of = job_of
@@ -66,7 +66,7 @@ class Shapes:
         return paged(request, "deploymentShapes", chosen, dict, key=lambda s: s["name"])
 
     async def match(self, request: Request) -> Response:
-        """Return the validated shapes of a model, or of the base of a tuned one."""
+        """Return the validated shapes of a model. For a tuned model, return those of its base."""
         body = await json_body(request)
         asked = parse(_Match, body).createDeploymentRequest.deployment
         name = asked.baseModel
@@ -132,7 +132,7 @@ class ModelUploadEndpoint(Body):
 
 
 class FireworksUploadRoutes:
-    """Routes for adapters that are being uploaded to the Fireworks host."""
+    """Routes for uploading adapters to the Fireworks host."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -172,7 +172,7 @@ class FireworksUploadRoutes:
         return json_answer(model)
 
     def begun(self, id: str) -> dict[str, Any] | None:
-        """Return a model that waits for its files."""
+        """Return a model whose files are being uploaded."""
         return self.host.state.get("fireworks", "model", id)
 
     def _found(self, request: Request) -> dict[str, Any]:
@@ -498,7 +498,8 @@ class FireworksModelRoutes:
     # -- what answers --------------------------------------------------------------------------------------
 
     def serving(self, name: str) -> SandboxJob | None:
-        """Find the job whose weights answer to `model#deployment`. Returns `None` for a base model.
+        """Find the job that trained the weights served as `model#deployment`. Returns `None` for a base
+        model.
 
         Raises `HostError`: 404 for a tuned model that no deployment serves, 503 while one starts."""
         model, _, deployment = name.partition("#")

@@ -1,5 +1,5 @@
-"""Fireworks' training sessions, by the server of `orchestrate sessions serve`: serverless, and on dedicated
-trainers (`TrainerRoutes`).
+"""Fireworks' training sessions, simulated by the server of `orchestrate sessions serve`: serverless, and on
+dedicated trainers (`TrainerRoutes`).
 
 The log-probabilities of samples are the model's own, before temperature.
 """
@@ -27,12 +27,12 @@ from orchestrate.sandbox.host import Body, HostError, json_body, parse, route
 ROOT = "/training/v1/serverless"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 CROSS_JOB = "cross_job://"
-"""Of the path of a save on another trainer."""
+"""Prefix of the path of a save on another trainer."""
 Values = dict[str, Any]
 
 
 class Completion(Body):
-    """A request of the client's sampler: token ids in, token ids out, as a stream."""
+    """A request from the client's sampler. Prompt and streamed answer are token ids."""
 
     model: str
     prompt: Annotated[list[int], Field(min_length=1)]
@@ -50,7 +50,7 @@ class Completion(Body):
 
 
 class FireworksDesk(SessionDesk):
-    """Calls saved weights as Fireworks does: `account/run/name`, and by the bare name on a trainer."""
+    """Names saved weights as Fireworks does: `account/run/name`, or only `name` on a trainer."""
 
     def path_of(self, owner: str, model: str, kind: str, name: str) -> str:
         run = model.partition(":")[0]
@@ -88,14 +88,14 @@ class FireworksSessionsApi(SessionsApi):
         ]
 
     async def delete(self, request: Request) -> Response:
-        """End a session. One that has ended is no error."""
+        """End a session. Deleting an ended session is not an error."""
         caller = self.desk.callers.get(request.path_params["id"])
         if caller is not None and caller.owner == here():
             self.desk.end(caller, keeps=False)
         return JSONResponse({})
 
     async def complete(self, request: Request) -> Response:
-        """Sample from weights that were saved for it, or from the base of a session."""
+        """Sample from weights saved for sampling, or from the base model of a session."""
         asked = parse(Completion, await json_body(request))
         session, _, path = asked.model.partition("/trainingSessions/")[2].partition("/checkpoints/")
         self.desk.caller(session, here())

@@ -1,4 +1,4 @@
-"""Dedicated trainers of Fireworks: training shapes, trainers that bill by the hour, sessions on them."""
+"""Fireworks' dedicated trainers: training shapes, trainers billed hourly, and their sessions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from orchestrate.sandbox.host import (
 from orchestrate.sandbox.shared import base_model
 
 USD_PER_HOUR = 8.0
-"""Of one H200, by the price page."""
+"""Hourly price of one H200 in USD, according to the price page."""
 SHAPE = {
     "acceleratorType": "NVIDIA_H200_141GB",
     "acceleratorCount": 1,
@@ -37,7 +37,7 @@ SHAPE = {
     "maxSupportedContextLength": 32768,
 }
 TRAINER: ContextVar[str] = ContextVar("trainer")
-"""Whose address the current request is sent to."""
+"""The trainer to whose address the current request was sent."""
 DEFAULT_INACTIVE_S, MOST_INACTIVE_S = 3600.0, 3 * 3600.0
 Values = dict[str, Any]
 
@@ -59,7 +59,7 @@ class CreateTrainer(Body):
 
 
 class TrainerSessionsApi(FireworksSessionsApi):
-    """Sessions belong to the trainer at whose address they were opened."""
+    """Sessions on dedicated trainers. A session belongs to the trainer at whose address it was opened."""
 
     def new_id(self) -> str:
         return super().new_id().removeprefix("ts-")
@@ -75,7 +75,7 @@ class TrainerSessionsApi(FireworksSessionsApi):
 
 
 class TrainerRoutes:
-    """Routes over the training shapes and trainers of the Fireworks host."""
+    """Routes for training shapes and trainers on the Fireworks host."""
 
     def __init__(self, host: Host, desk: FireworksDesk, notice: str) -> None:
         self.host, self.desk = host, desk
@@ -96,7 +96,7 @@ class TrainerRoutes:
         ]
 
     def shapes(self, request: Request) -> Response:
-        """Describe a shape. Those whose name ends in `-lora` train adapters."""
+        """Describe a shape. Shapes with a name ending in `-lora` train adapters."""
         owner, shape = request.path_params["owner"], request.path_params["shape"]
         mode = "LORA_TRAINER" if shape.endswith("-lora") else "POLICY_TRAINER"
         name = f"accounts/{owner}/trainingShapes/{shape}/versions/1"
@@ -109,7 +109,7 @@ class TrainerRoutes:
         asked = parse(CreateTrainer, await json_body(request))
         id, shape = request.query_params.get("rlorTrainerJobId"), request.query_params.get("trainingShape")
         if not id or not shape:
-            raise HostError(400, "the sandbox takes trainers with an id and a training shape")
+            raise HostError(400, "the sandbox requires an id and a training shape for a trainer")
         if self.host.state.get(self.host.name, "trainer", id) is not None:
             raise HostError(409, f"rlorTrainerJob {id} already exists")
         if base_model(asked.trainingConfig.baseModel, "fireworks") is None:
@@ -141,7 +141,7 @@ class TrainerRoutes:
         return self.settled(found)
 
     def settled(self, trainer: Values) -> Values:
-        """End a trainer that has been inactive for too long."""
+        """Stop a trainer that has been inactive for too long."""
         ends = trainer["active_at"] + trainer["inactive_s"]
         if trainer["stopped_at"] is None and self.host.clock.now() >= ends:
             self._end(trainer, ends)

@@ -1,8 +1,8 @@
-"""A host with its own variant of OpenAI's API, simulated by the sandbox's OpenAI host and the host's
+"""Simulate a host with its own variant of OpenAI's API, based on the sandbox's OpenAI host and the host's
 description.
 
-The description says which fields exist and in which ranges, under which paths and names. What a request
-leads to is decided here, and the rows are checked by the rules of the simulated OpenAI."""
+The description lists paths, fields, names and ranges. This module implements the behavior. Rows are checked
+by the rules of the simulated OpenAI."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _USUAL_RATE = 1e-4
 
 
 def dialect(kind: str) -> type[Host]:
-    """Build the simulation of a host that a file describes. Raises `UsageError` for another kind,
-    `ConfigError` for a wrong description."""
+    """Build the simulation of a host that a file describes. Raises `UsageError` if no file describes `kind`,
+    and `ConfigError` for an invalid description."""
     entry = described().get(kind)
     if entry is None:
         known = ", ".join(described())
-        raise UsageError(f"no description of a host called {kind!r}; known: {known}")
+        raise UsageError(f"no description of a host named {kind!r}; known: {known}")
     told = description.read(*entry)
     absolute = "learning_rate" in told.settings and told.settings["learning_rate"].field is not None
     own = {
@@ -141,8 +141,8 @@ class DialectHost(OpenAIHost):
         return ".ft-" in name
 
     def asked_model(self, name: str) -> tuple[SandboxJob | None, int | None]:
-        """Find the model that a request names: a deployment, where the host needs one, else a tuned
-        model, or a base model."""
+        """Find the model that a request names: a deployment (if the host requires one), a tuned model, or a
+        base model."""
         put_up = self.state.get(self.name, "deployment", name)
         if put_up is not None:
             return self._deployable(put_up), None
@@ -281,7 +281,7 @@ _HYPER = {
     "method.reasoning_effort": "reasoning_effort",
     "method.compute_multiplier": "compute_multiplier",
 }
-"""Settings that OpenAI's stand-in has, too."""
+"""Settings that the simulated OpenAI supports too."""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from orchestrate.sandbox.state import token
 
 
 class OpenAIFiles:
-    """Routes over the files of the OpenAI host."""
+    """Routes for files on the OpenAI host."""
 
     def __init__(
         self,

@@ -207,7 +207,7 @@ def organization() -> str:
 
 
 class OpenAIModels:
-    """Routes over the models of the OpenAI host."""
+    """Routes for models on the OpenAI host."""
 
     def __init__(
         self,
@@ -482,7 +482,7 @@ class OpenAIHost(Host):
         return found.id
 
     def tuned(self, name: str) -> tuple[SandboxJob, int | None]:
-        """Find the job that trained a model, and the step if the name is a checkpoint's. Raises
+        """Find the job that trained a model, and the step if the name refers to a checkpoint. Raises
         `HostError` 404."""
         output, step = openai.split_step(name)
         for job in self.jobs(where=("$.output", output)):
@@ -613,7 +613,7 @@ class OpenAIHost(Host):
             yield {**shown, "sandbox": True}
 
     def result_file(self, id: str) -> tuple[str, bytes] | None:
-        """Return name and content of a job's metrics file, or `None` when `id` is not such a file."""
+        """Return the name and content of a job's metrics file, or `None` if `id` is not such a file."""
         if not id.startswith("file-result"):
             return None
         for job in self.jobs(where=("$.id", f"ftjob-{id.removeprefix('file-result')}")):

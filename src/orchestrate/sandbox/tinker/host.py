@@ -1,4 +1,5 @@
-"""The Tinker host: training sessions over the tiny model, by the server of `orchestrate sessions serve`."""
+"""The Tinker host: training sessions with the tiny model, simulated by the server of `orchestrate sessions
+serve`."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class TinkerHost(Host):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._api: SessionsApi | None = None
-        self._refusal = "this sandbox was started without training: it has no training sessions"
+        self._refusal = "training sessions are unavailable, because this sandbox was started without training"
         if self.settings.train and find_spec("google.protobuf") is None:
             self._refusal = "training sessions need protobuf: pip install 'orchestrate-ft[sessions]'"
         elif self.settings.train:
@@ -80,7 +81,7 @@ class TinkerHost(Host):
         }
 
     def open_sessions(self) -> list[str]:
-        """List the ids of all accounts' sessions that have not ended."""
+        """List the ids of open sessions of all accounts."""
         return [] if self._api is None else list(self._api.desk.callers)
 
     async def suffer(self, kind: str, delay_s: float) -> Response | None:

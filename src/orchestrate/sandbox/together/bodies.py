@@ -1,4 +1,4 @@
-"""Bodies of requests of Together's training sessions."""
+"""Request bodies of Together's training sessions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOSSES = {
     f"LOSS_TYPE_{name.upper()}": (name, f"{name}_params")
     for name in ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
 }
-"""Losses whose formulas are published."""
+"""Losses with published formulas."""
 
 
 class Compute(Body):

@@ -235,7 +235,7 @@ class UpdateDeployment(Body):
 
 
 EXPERIMENTS = ("abExperiments", "shadowExperiments", "rollouts")
-"""Fields that an endpoint has in addition to its deployments. The sandbox creates none of them."""
+"""Fields of an endpoint for experiments and rollouts, which the sandbox does not create."""
 
 
 class Endpoints:
@@ -454,10 +454,11 @@ class Endpoints:
         return json_answer({"id": deployment["id"], "deleted": True, "sandbox": True})
 
     def serving(self, model: str) -> SandboxJob | None:
-        """Find the job whose weights answer to an endpoint's name. Returns `None` for a deployed base
+        """Find the job that trained the weights served at an endpoint. Returns `None` for a deployed base
         model.
 
-        Raises `HostError`: 400 for a tuned model without a dedicated endpoint, 503 while it starts."""
+        Raises `HostError`: 400 for a tuned model without a dedicated endpoint, 503 while the endpoint
+        starts."""
         for endpoint in self._all():
             if model not in (endpoint["name"], endpoint["name"].rsplit("/", 1)[-1], endpoint["id"]):
                 continue

@@ -1,4 +1,4 @@
-"""Together's uploads: one PUT to a signed URL after a redirect, or parts of a large file."""
+"""Together's uploads: one PUT to a signed URL after a redirect, or several parts for a large file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORMATS = {
 
 
 class TogetherFiles:
-    """Routes over the files of the Together host."""
+    """Routes for files on the Together host."""
 
     def __init__(self, files: SandboxFiles) -> None:
         self.files = files
@@ -82,7 +82,7 @@ class TogetherFiles:
         return body
 
     def status(self, file: StoredFile) -> str | None:
-        """Return the stage of the host's own check, or `None` for files that it does not check."""
+        """Return the stage of the host's validation, or `None` for files that it does not validate."""
         if file.report is None:
             return None
         now = self.host.clock.now()

@@ -1,4 +1,4 @@
-"""Creates jobs on the Together host: the checks, what a job costs, where it starts from."""
+"""Checks, prices and creates jobs on the Together host."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orchestrate.sandbox.training import Trainer
 
 
 class TogetherJobMaker:
-    """Turns create bodies into jobs, or rejects them as the host does."""
+    """Converts create bodies to jobs, or rejects them as the host does."""
 
     def __init__(self, files: SandboxFiles) -> None:
         self.files = files
@@ -115,7 +115,7 @@ class TogetherJobMaker:
         return job.base, job, int(step) if step.isdigit() else None
 
     def by_name(self, name: str) -> SandboxJob | None:
-        """Find a job by its id or by its output's name."""
+        """Find a job by its id or by its tuned model's name."""
         if name.startswith("ft-"):
             return self.host.job(name)
         return next(self.host.jobs(where=("$.output", name)), None)

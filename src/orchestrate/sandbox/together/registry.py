@@ -1,4 +1,4 @@
-"""Contents of Together's project: tuned weights, base models, hardware and its prices."""
+"""Contents of a Together project: tuned weights, base models, hardware and its prices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HARDWARE = (
 
 
 class Registry:
-    """Routes over models, configurations and hardware of the Together host."""
+    """Routes for models, configurations and hardware on the Together host."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -103,7 +103,7 @@ class Registry:
         raise HostError(404, f"model {id} was not found", code="not_found")
 
     def base_of(self, id: str) -> str | None:
-        """Return the name of a base model by its id in the registry."""
+        """Return the name of the base model with this registry id."""
         from orchestrate.catalog import search
 
         names = (model.hosts["together"].id for model in search(provider="together"))
@@ -144,7 +144,7 @@ class Registry:
 
 
 def listed(data: list[dict[str, Any]]) -> Response:
-    """Return a list of the second API in one page."""
+    """Format a list of the v2 API, in one page."""
     return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
 
 

@@ -1,5 +1,5 @@
-"""Together's training sessions: model resources, which bill by the hour, the sessions on them, and their
-operations, carried out by the local engine."""
+"""Together's training sessions: model resources (billed hourly), their sessions, and the sessions'
+operations, which the local engine executes."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ Values = dict[str, Any]
 
 
 class TrainingSessions:
-    """Routes over the model resources and training sessions of the Together host. Sessions don't outlive the
-    process that trains them, but their costs do."""
+    """Routes for model resources and training sessions on the Together host. Sessions end with the process
+    that trains them, but their costs remain."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self._lock, self._starting = threading.RLock(), threading.Lock()
         self._worker: SharedWorker | None = None
         self._loaded: set[str] = set()
-        """Sessions of this process: those of an earlier one have failed."""
+        """Sessions of this process. Sessions of an earlier process have failed."""
         self._operations: dict[str, Values] = {}
         self._by_key: dict[tuple[str, str, str], str] = {}
 
@@ -395,7 +395,7 @@ class TrainingSessions:
     # -- operations ----------------------------------------------------------------------------------------
 
     def payload(self, request: Request) -> Response:
-        """Accept a body that is too large for a request."""
+        """Return an upload URL for a body that is too large for a request."""
         self._live(request.path_params["id"])
         id = token(24)
         return json_answer({"payload_id": id, "upload_url": self.host.signed(f"payload/{id}")})
@@ -410,7 +410,7 @@ class TrainingSessions:
     async def operate(self, request: Request) -> Response:
         kind = request.path_params["kind"]
         if kind not in KINDS:
-            raise HostError(404, f"there is no operation called {kind}", code="not_found")
+            raise HostError(404, f"there is no operation named {kind}", code="not_found")
         key = request.headers.get("idempotency-key")
         if not key:
             raise HostError(400, "the header Idempotency-Key is missing", code="invalid_argument")

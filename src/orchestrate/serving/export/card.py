@@ -1,4 +1,4 @@
-"""Write the README of an exported model: what it is, what it cost, how it scored, and how to run it."""
+"""Write the README of an exported model: origin, cost, scores, and how to run it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def card(tuned: TunedModel, form: str, commands: Sequence[str], notes: Sequence[
 
 
 def title(tuned: TunedModel) -> str:
-    """Return the model's title. Some licenses require that it starts with a given name."""
+    """Return the model's title. Some licenses require that the title starts with a given name."""
     begins = tuned.licence.name_begins if tuned.licence else None
     name = _plain(tuned.name)
     return name if begins is None or name.lower().startswith(begins.lower()) else f"{begins} {name}"

@@ -1,4 +1,4 @@
-"""The folder that an export or a merge writes: complete or absent, and written by one process at a time."""
+"""Create the folder of an export or a merge atomically. Only one process at a time can write it."""
 
 from __future__ import annotations
 

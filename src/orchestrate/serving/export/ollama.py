@@ -1,9 +1,9 @@
 """Derive Ollama's TEMPLATE from the model's own chat template, and use it only if both render the same text.
 
-Ollama renders with Go's text/template, which does not support Jinja. What a chat template writes between
-messages is learned by rendering conversations with known words. The Go template, and a prediction of what it
-renders, are built from these pieces. If the prediction differs from the chat template for any prompt of the
-proof, the export is refused, because the model would get different tokens than in training.
+Ollama renders with Go's text/template, which does not support Jinja. To learn the text that a chat template
+writes between messages, known conversations are rendered. The Go template, and a prediction of its output,
+are built from these pieces. If the prediction differs from the chat template for any prompt of the proof, the
+export fails, because the model would get different tokens than in training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHAPES: dict[str, list[tuple[str, str]]] = {
 }
 LINEAR = ("plain", "system", "multi-turn", "special tokens", "Unicode")
 """Kinds of prompts that must render identically. Differences in white space around a message are accepted,
-because many templates trim it and Go's cannot. Tools would need a separate template."""
+because many chat templates trim it but Go templates cannot. Tools would need a separate template."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def _text(piece: str) -> str:
 
 
 def learn(shown: Mapping[str, str | None], bos: str | None) -> TemplatePieces:
-    """Learn a template's pieces. `shown` is the chat template's rendering of each of `SHAPES`, or `None` if
-    it rejects one. `bos` is the text that the engine puts before every prompt, which the template must
-    therefore omit. Raises `UsageError`."""
+    """Learn a template's pieces. `shown` has the chat template's rendering of each of `SHAPES`, or `None` for
+    rejected ones. `bos` is the text that the engine adds to the start of every prompt, so the template must
+    omit it. Raises `UsageError`."""
     one, more = _cut(shown["one"], [USER]), _cut(shown["more"], [USER, ANSWER, NEXT])
     if one is None or more is None or one[0] != more[0] or one[-1] != more[-1]:
         raise _refused("it does not render a conversation message by message")

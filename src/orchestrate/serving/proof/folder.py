@@ -1,4 +1,4 @@
-"""A folder of weights, loaded the way any user would load it."""
+"""Verify a folder of weights, loaded as any user would load it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from orchestrate.types import Canary, Probe, Sheet
 
 
 class FolderPlace:
-    """Queries the model in a folder: safetensors with transformers and peft, a GGUF file with llama.cpp's
-    library, each with the tokenizer, template and stop tokens in the folder."""
+    """The model in a folder, with the tokenizer, template and stop tokens from there. Loads safetensors with
+    transformers and peft, and GGUF files with llama.cpp's library."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The answers of a served model, and the interface of a place that serves one."""
+"""The answers of a served model, and the interface of endpoints for the proof."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Protocol
 from orchestrate.types import Canary, Probe, Said
 
 MORE_TOKENS = 16
-"""Extra tokens requested beyond a canary's answer, because a server that does not stop continues."""
+"""Additional tokens to request beyond a canary's answer. They detect servers that don't stop at its end."""
 
 
 @dataclass(frozen=True)
 class ObservedAnswer:
-    """An answer with everything that the endpoint reports about it."""
+    """An answer, with all details that the endpoint reports."""
 
     text: str
     ended: bool | None = None
@@ -29,16 +29,16 @@ class ObservedAnswer:
 
 @dataclass(frozen=True)
 class PromptView:
-    """A prompt as an endpoint sees it: its token ids, or only their number."""
+    """A prompt as the endpoint tokenizes it: its token ids, or only their number."""
 
     ids: Sequence[int] | None = None
     count: int | None = None
     refused: str | None = None
-    """Why the endpoint rejected the prompt."""
+    """The reason why the endpoint rejected the prompt, if it did."""
 
 
 class TunedEndpoint(Protocol):
-    """An endpoint where a tuned model answers."""
+    """An endpoint that serves a tuned model."""
 
     at: str
     model: str
@@ -55,16 +55,15 @@ class TunedEndpoint(Protocol):
         ...
 
     def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float | None]] | None:
-        """Return the log-probabilities, in nats, of the tokens of each canary's known answer. They cover only
-        its beginning if not all are reported, and are `None` for a token without a number. Returns `None` if
-        the endpoint reports no log-probabilities. Nothing more than in `answers` then needs to be
-        requested."""
+        """Return the log-probabilities, in nats, of the tokens of each canary's known answer. If the endpoint
+        reports only some, the list covers a prefix, with `None` for tokens without a value. Returns `None` if
+        the endpoint reports no log-probabilities."""
         ...
 
 
 def along(heard: ObservedAnswer, known: Said) -> Sequence[float | None]:
-    """Return the log-probabilities of the known answer's tokens up to where the answer diverges. A token that
-    is reported together with the next one has `None`."""
+    """Return the log-probabilities of the known answer's tokens up to the point where the answer diverges.
+    Tokens that are reported together with the next one have `None`."""
     if heard.logprobs is None:
         return ()
     if heard.ids is not None:

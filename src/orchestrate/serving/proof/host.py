@@ -1,4 +1,5 @@
-"""A backend, queried as `orchestrate chat` does. It returns text and token counts, but no tokens."""
+"""Verify a model on a backend, queried as in `orchestrate chat`. Backends return text and token counts, but
+no token ids."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from orchestrate.types import Canary, JobHandle, Message, Probe
 
 
 class HostPlace:
-    """A tuned model at a host. Only plain-text conversations can be sent there."""
+    """A tuned model at a host. Accepts only plain-text conversations."""
 
     def __init__(self, provider: Chats, job: JobHandle, model: str) -> None:
         """Open the endpoint. `job` is the run's job, or the job of its adapter if the adapter was uploaded to

@@ -1,4 +1,5 @@
-"""Query a server with the chat completions API: vLLM, llama.cpp, Orchestrate's own, or any other."""
+"""Verify a model on a server with the chat completions API: vLLM, llama.cpp, Orchestrate's own, or any
+other."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from orchestrate.types import Canary, Probe, decoding
 
 TIMEOUT_S = 120.0
 NOBODY = "no-such-model-7f3a"
-"""Model name that no server has."""
+"""A model name that does not exist on any server."""
 
 
 class TokenLogprob(msgspec.Struct):
@@ -37,7 +38,7 @@ class ProbeMessage(msgspec.Struct):
 
 
 class ProbeChoice(msgspec.Struct):
-    """The fields of an answer that are used."""
+    """The fields of a choice that the proof uses."""
 
     text: str | None = None
     message: ProbeMessage | None = None
@@ -51,9 +52,8 @@ class ProbeCompletion(msgspec.Struct):
 
 
 class UrlPlace:
-    """A server at a URL, queried at temperature 0, one request at a time. Raises the errors of a host:
-    `HostUnavailable`, `AuthenticationFailed`, `NotFound` for a model that it does not list,
-    `UnexpectedAnswer`."""
+    """A server at a URL, queried at temperature 0, one request at a time. Raises `HostUnavailable`,
+    `AuthenticationFailed`, `UnexpectedAnswer`, and `NotFound` if the server does not list the model."""
 
     def __init__(
         self,
@@ -93,12 +93,12 @@ class UrlPlace:
         try:
             entries = decoding.convert(found, list[dict[str, Any]])
         except msgspec.ValidationError as error:
-            raise UnexpectedAnswer(self._root, f"its list of models is invalid: {error}") from error
+            raise UnexpectedAnswer(self._root, f"/v1/models returned an invalid list: {error}") from error
         models: dict[str, Mapping[str, Any]] = {str(m.get("id")): m for m in entries}
         if self.model not in models:
             raise NotFound(
                 self._root,
-                f"it has no model {self.model!r}; it lists {', '.join(models) or 'none'}",
+                f"the server has no model {self.model!r}. It lists {', '.join(models) or 'none'}",
                 fix="pass the served name of the tuned model: --model NAME",
             )
         return models

@@ -1,11 +1,13 @@
-"""The four stages of the proof: tokens, answers, distance, stop.
+"""Run the four stages of the proof: tokens, answers, distance, stop.
 
-1. The place asks the model with the very token ids with which it was trained.
-2. Canaries, prompts that base and tuned model answer in their own ways, are answered as the tuned model does.
-3. The log-probabilities of these answers lie no further from the trainer's than twice as far as the base's do
-   there (at least 0.01 nats a token), and in bf16 one step of a logit more, shared among the tokens that were
-   compared; where none are told, the answers agree, with an interval.
-4. An answer ends at the end of its turn, neither before nor behind.
+1. The endpoint tokenizes prompts exactly as in training.
+2. The endpoint answers canaries like the tuned model. Canaries are prompts that the base and the tuned model
+   answer differently.
+3. The distance of these answers' log-probabilities from the trainer's is at most twice the distance of the
+   base model's (at least 0.01 nats per token). In bf16, one step of a logit is added, divided by the square
+   root of the number of compared tokens. If the endpoint reports no log-probabilities, the share of matching
+   answers decides instead, with its interval.
+4. Answers end exactly at the end of the turn.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from orchestrate.types import Canary, Probe, Proof, ProofStage, Said, Sheet
 LEAST_FLOOR = 0.01
 """Minimum tolerance in nats per token. Two engines with the same precision differ by about 0.004."""
 BF16_STEP = 0.0625
-"""Distance between two neighboring bf16 values from 8 to 16, which is the range of likely tokens' logits. Two
-correct engines may round a single token that differently, but over many tokens it averages out."""
+"""Distance between two neighboring bf16 values from 8 to 16, the typical range of likely tokens' logits. Two
+correct engines may differ by one such step for a single token, but over many tokens the differences average
+out."""
 AGREEMENT = 0.9
 """Minimum share of matching answers if log-probabilities are not reported. The high end of the interval must
 reach it."""
@@ -51,7 +54,7 @@ def _judged(sheet: Sheet, place: TunedEndpoint, run_id: str, weights: str | None
             _stop(sheet, tuned),
         ]
     else:
-        why = "found no prompt to which the base and the tuned model give different answers"
+        why = "found no prompt that the base and the tuned model answer differently"
         stages.append(ProofStage(name="answers", state="unknown", detail=why))
     failed = any(s.state == "failed" for s in stages)
     return Proof(
@@ -88,7 +91,7 @@ def _tokens(probes: Sequence[Probe], asked: Sequence[PromptView]) -> ProofStage:
             name="tokens",
             state="failed",
             detail="the server tokenizes prompts differently than in training: " + "; ".join(other),
-            fix="serve it with the chat_template.jinja and tokenizer files of its export, and check "
+            fix="serve the model with the chat_template.jinja and tokenizer files of its export, and check "
             "which side adds the first token (BOS)",
             figures=figures,
         )
@@ -96,7 +99,7 @@ def _tokens(probes: Sequence[Probe], asked: Sequence[PromptView]) -> ProofStage:
         return ProofStage(
             name="tokens",
             state="passed",
-            detail=f"same token ids for {count(same, 'kind')} of prompts",
+            detail=f"the same token ids for {count(same, 'kind')} of prompts",
             figures=figures,
         )
     told = (
@@ -149,7 +152,7 @@ def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], mode
         state="failed",
         detail=f"{model!r} answers like neither the tuned model ({tuned} of {len(canaries)} canaries) "
         f"nor its base model ({base})",
-        fix="the server has a different adapter under this name, or changed weights (merged into 4 "
+        fix="the server has a different adapter under this name, or modified weights (merged into 4 "
         "bits, or quantized too heavily): load the run's own adapter",
         figures=figures,
     )
@@ -243,7 +246,7 @@ def _agreement(
         name="distance",
         state="failed",
         detail=told,
-        fix="serve it with more bits, or evaluate it as served: orchestrate eval",
+        fix="serve the model with more bits, or evaluate it as served: orchestrate eval",
         figures=figures,
     )
 

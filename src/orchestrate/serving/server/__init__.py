@@ -1,1 +1,1 @@
-"""`orchestrate serve`: one base and its adapters behind the chat completions API."""
+"""`orchestrate serve`: serve a base model and its adapters with the chat completions API."""

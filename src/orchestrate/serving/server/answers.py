@@ -23,7 +23,7 @@ from orchestrate.serving.server.refusals import asking, full, lost, refusal_of
 from orchestrate.types.decoding import convert
 
 GONE = 499
-"""What is logged for a client that disconnected."""
+"""Status that is logged if the client disconnected."""
 
 
 class Answering:

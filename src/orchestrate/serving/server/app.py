@@ -24,7 +24,7 @@ from orchestrate.serving.server.load import ServerLoad
 from orchestrate.serving.server.refusals import asking
 
 OPEN = ("/health", "/ping")
-"""Paths that need no key."""
+"""Paths that require no key."""
 MOST_BODY = 4 << 20
 
 
@@ -83,7 +83,7 @@ class Api:
 
     @property
     def whole(self) -> bool:
-        """Return whether all weights were tuned. The base model then does not answer here."""
+        """True if all weights were tuned. The server then does not serve the base model."""
         return self.base_name in self.engine.models
 
     def _shown(self, name: str) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from orchestrate.http.wire.openai.chat import ApiMessage, ChatRequest, Completio
 
 REFUSED = {
     "reasoning_effort": "the chat template sets the amount of reasoning",
-    "verbosity": "training determines the answer length; ask for another one in the prompt",
+    "verbosity": "training determines the answer length. Request another length in the prompt",
     "modalities": "only text output is supported",
 }
-"""Fields that would change an answer and are not supported."""
+"""Unsupported fields that would change an answer."""
 
 
 def chat_wish(asked: ChatRequest) -> dict[str, Any]:

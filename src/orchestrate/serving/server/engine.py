@@ -1,5 +1,5 @@
-"""The server's view of the inference process: it sends requests, receives messages, and restarts the process
-when it dies."""
+"""The server's client for the inference process. Sends requests, receives messages, and restarts the process
+if it crashes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONGEST_REST_S = 60
 
 
 class EngineLost(Exception):
-    """Raised if the process died. A new one is starting, which takes about `retry_s` seconds."""
+    """Raised if the process crashed. A new process will be ready in about `retry_s` seconds."""
 
     def __init__(self, message: str, retry_s: int) -> None:
         super().__init__(message)
@@ -53,10 +53,10 @@ class EngineClient:
         self.context: int | None = None
         self.load_seconds = 0.0
         self.costs: list[AdapterCost] = []
-        """The costs of the adapters that it started with."""
+        """The costs of the adapters loaded at the start."""
         self.restarts = 0
         self.failure = ""
-        """Why the process cannot be restarted, as long as it can't."""
+        """The reason why the process currently cannot be restarted. Empty otherwise."""
         self._ends = threading.Event()
         self._stamps: dict[str, list[tuple[str, int, int]]] = {}
         self._worker: ModelProcess | None = None
@@ -72,7 +72,7 @@ class EngineClient:
 
     @property
     def retry_s(self) -> int:
-        """Return how long it takes until another process is ready, based on the last start."""
+        """Seconds until another process is ready, estimated from the last start."""
         return min(LONGEST_REST_S, max(2, math.ceil(self.load_seconds)))
 
     def _lost(self) -> EngineLost:
@@ -82,8 +82,8 @@ class EngineClient:
         return EngineLost(words, self.retry_s)
 
     def start(self) -> None:
-        """Wait until the model is loaded. Loading errors propagate. Raises `RunFailed` if the process
-        died."""
+        """Start the process and wait until the model is loaded. Loading errors propagate. Raises `RunFailed`
+        if the process crashed."""
         require_packages("serving on this machine")
         begun = time.monotonic()
         worker = ModelProcess("answers", self._loading, env={NO_COMPILER: "1"})
@@ -120,7 +120,7 @@ class EngineClient:
     # -- asking --------------------------------------------------------------------------------------------
 
     async def ask(self, op: str, **fields: Any) -> dict[str, Any]:
-        """Send a request and return its only message. Raises `EngineRefused`, `EngineLost`."""
+        """Send a request and return its single response. Raises `EngineRefused`, `EngineLost`."""
         async with aclosing(self.messages(op, **fields)) as messages:
             return await anext(messages)
 
@@ -142,7 +142,7 @@ class EngineClient:
             raise self._lost() from error
         except (UnicodeEncodeError, RecursionError, OverflowError) as error:
             surrogate = isinstance(error, UnicodeEncodeError)
-            told = "half a character (a lone surrogate)" if surrogate else str(error)
+            told = "the text contains a lone surrogate" if surrogate else str(error)
             raise EngineRefused(f"could not forward the request: {told}", "invalid_request") from error
         try:
             while True:

@@ -1,5 +1,5 @@
-"""Compile clients' schemas first in a separate process with limits: a 2 KB schema can take unbounded time and
-memory, and the engine that would compile it serves all clients."""
+"""Compile clients' schemas in a separate process with limits before the engine does. A 2 KB schema can take
+unbounded time and memory, and the engine serves all clients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_BYTES = 64_000
 _KEPT = 256
 _AT_ONCE = threading.BoundedSemaphore(2)
 _known: dict[str, str] = {}
-"""Results for recent schemas: why one is not supported, or nothing."""
+"""Results for recent schemas: the reason why a schema is not supported, or an empty string."""
 
 
 def require(form: Mapping[str, Any]) -> None:

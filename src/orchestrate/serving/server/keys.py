@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 
 
 class Clients:
-    """The keys that open one kind of server. If no key was ever created, requests from this machine need
-    none. Revoked keys count, so revoking the last key does not open the server.
+    """Client keys for one kind of server. If no key was ever created, requests from this machine need none.
+    Revoked keys count too, so revoking the last key does not open the server.
 
     admin   a key of this process alone, which no store knows
     """
@@ -60,9 +60,8 @@ class Clients:
         return self._valid(key) if key and ours else self._stranger(given, self._read())
 
     async def lately(self, scope: Mapping[str, Any]) -> GatewayKey | None:
-        """Return the same as `admitted` from data that is at most about a second old. If the store does not
-        answer, it waits briefly and then uses the last known keys, so that an unavailable store does not stop
-        the answers."""
+        """Return the result of `admitted` from data that is at most about a second old. If the store does not
+        respond, wait briefly and then use the last known keys, so the server still works."""
         now = time.monotonic()
         if now - self._at >= _FRESH_S and (self._looking is None or self._looking.done()):
             self._at = now
@@ -80,7 +79,7 @@ class Clients:
         try:
             self._known = self._read()
         except OrchestrateError as error:
-            _log.warning("could not read the client keys, so they stay unchanged: %s", error.message)
+            _log.warning("could not read the client keys, so the last known keys are used: %s", error.message)
 
     def _stranger(self, given: str | None, known: Mapping[str, GatewayKey]) -> None:
         if known:
@@ -96,7 +95,7 @@ class Clients:
 
 
 def make(store: Store, name: str, *, by: str, opens: Opens = "serve") -> str:
-    """Create a key for one kind of server, replacing an older key of the same name. It cannot be shown
+    """Create a key for one kind of server, replacing an older key of the same name. The key cannot be shown
     again. Raises `UsageError`."""
     return store.gateway_keys.add(
         GatewayKey(name=name, created_at=store.clock.now(), opens=opens), by=by, again=True
@@ -110,8 +109,7 @@ def revoke(store: Store, name: str, *, by: str, opens: Opens = "serve") -> None:
 
 
 def bring_in(home: Path, store: Store, *, by: str) -> None:
-    """Move keys that an earlier version stored in a separate file to the store, once. Raises
-    `ConfigError`."""
+    """Move keys from the separate file of an earlier version to the store. Raises `ConfigError`."""
     path = home / "serve-keys.json"
     try:
         made = datetime.fromtimestamp(path.stat().st_mtime, UTC)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""Upper bounds of the buckets in seconds."""
+"""Upper bounds of the histogram buckets, in seconds."""
 
 
 class ServerBusy(Exception):
@@ -84,7 +84,7 @@ class ServerLoad:
         """Format the metrics for Prometheus."""
         name = "orchestrate_"
         lines = [
-            *_head(f"{name}up", "Whether the model is up.", "gauge"),
+            *_head(f"{name}up", "1 if the model is up, otherwise 0.", "gauge"),
             f"{name}up {int(up)}",
             *_head(
                 f"{name}engine_restarts_total", "Model processes that crashed and were restarted.", "counter"
@@ -102,7 +102,7 @@ class ServerLoad:
         for (model, kind), count in sorted(self.tokens.items()):
             lines.append(f'{name}tokens_total{{model="{_label(model)}",kind="{kind}"}} {count}')
         lines += self.first_token.lines(f"{name}first_token_seconds", "Time to first token.")
-        lines += self.whole.lines(f"{name}answer_seconds", "Time to complete answer.")
+        lines += self.whole.lines(f"{name}answer_seconds", "Time to the complete answer.")
         return "\n".join(lines) + "\n"
 
 

@@ -30,7 +30,7 @@ def refusal_of(error: EngineRefused) -> HostError:
 
 
 def lost(error: EngineLost) -> HostError:
-    """Convert a lost engine to an error after which the API's clients retry automatically."""
+    """Convert a crashed engine to an error after which the API's clients retry automatically."""
     headers = {"retry-after": str(error.retry_s)}
     return HostError(503, error.message, type="server_error", code="engine_lost", headers=headers)
 

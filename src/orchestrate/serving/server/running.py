@@ -1,4 +1,5 @@
-"""Run a server, and leave a note by which other processes find it. Whoever started it may add adapters."""
+"""Run a server and register it in the home folder, where other processes find it. Only the user who started
+the server can add adapters."""
 
 from __future__ import annotations
 
@@ -36,9 +37,9 @@ class ServerSettings:
     host: str = LOOPBACK
     port: int = 8000
     names: tuple[str, ...] = ()
-    """Additional host names under which it may be reached."""
+    """Additional host names of the server."""
     origins: tuple[str, ...] = ()
-    """Origins of sites whose pages may send requests."""
+    """Origins of websites that may send requests."""
     most_at_once: int = 32
     most_waiting: int = 128
     most_tokens: int = 2048
@@ -46,14 +47,14 @@ class ServerSettings:
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """Whether to load the base model in 4 bits. `None` means as the adapters were trained, otherwise by
+    """True to load the base model in 4 bits. `None` uses the adapters' setting in training, or decides by
     size."""
     precision: str | None = None
-    """Data type of products and of weights that are not in 4 bits. `None` chooses it for the device."""
+    """Data type of computation and of weights that are not in 4 bits. `None` selects it by device."""
     batch_invariant: bool = False
-    """Whether rows at temperature 0 are answered individually, as with `eval --batch 1`."""
+    """True to answer requests at temperature 0 one at a time, as with `eval --batch 1`."""
     grace_s: float = 30.0
-    """The time in seconds that answers in progress get when the server is asked to stop."""
+    """Seconds that answers in progress may take when the server stops."""
 
 
 class RunningServer(Record, frozen=True, kw_only=True):
@@ -82,7 +83,7 @@ def serve(
 ) -> Generator[ServingApp]:
     """Serve adapters of one base model under their names, and the base model under its own. Without tuned
     models, serves only the base model. Raises `UsageError` for models that cannot be served together, and if
-    others can reach the address and there are no keys; `SetupError` if the port is taken."""
+    other machines can reach the address and there are no keys. Raises `SetupError` if the port is taken."""
     admin_key = secrets.token_urlsafe(32)
     clients = Clients(store, "serve", admin=admin_key)
     clients.require(terms.host, NEW_KEY)
@@ -103,8 +104,7 @@ def serve(
 
 
 def require_own_names(tuned: Sequence[TunedModel]) -> None:
-    """Raise `UsageError` if two models have the same name, because an engine would answer with only one of
-    them."""
+    """Raise `UsageError` if two models have the same name, because an engine could serve only one of them."""
     names = [t.name for t in tuned]
     if twice := [n for n in names if names.count(n) > 1]:
         raise UsageError(f"two models are named {twice[0]!r}", fix="pass one --as NAME per RUN")
@@ -122,7 +122,8 @@ def loading_of(
     if len(bases) != 1:
         told = ", ".join(sorted(bases)) or "none"
         raise UsageError(
-            f"a server has only one base model, but these have {told}", fix="start one server per base"
+            f"a server has only one base model, but these models have {told}",
+            fix="start one server per base model",
         )
     [base_name] = bases
     whole = [t for t in tuned if not t.adapter]
@@ -134,7 +135,8 @@ def loading_of(
     for one in tuned:
         if one.adapter and changes_base(Path(one.folder)):
             raise UsageError(
-                f"{one.folder} changes the base model that others share", fix="merge and serve it alone"
+                f"{one.folder} changes the base model that other adapters share",
+                fix="merge and serve it alone",
             )
     loading: dict[str, Any] = {
         "base": source(tuned[0].base if tuned else base or base_name),
@@ -165,7 +167,7 @@ def _noted(home: Path, note: RunningServer) -> Generator[None]:
 
 
 def notes(home: Path) -> list[RunningServer]:
-    """List the running servers that were started from this home."""
+    """List the running servers that were started from this home folder."""
     found: list[RunningServer] = []
     for path in sorted((home / "servers").glob("*.json")):
         with suppress(OSError, msgspec.MsgspecError):
@@ -174,8 +176,8 @@ def notes(home: Path) -> list[RunningServer]:
 
 
 def add(home: Path, tuned: TunedModel, url: str) -> float:
-    """Add an adapter to a server of this home, and return the seconds it took there. Raises `UsageError`,
-    `HostUnavailable`, and `SetupError` with the server's message."""
+    """Add an adapter to a server of this home folder, and return the loading time in seconds. Raises
+    `UsageError`, `HostUnavailable`, and `SetupError` with the server's message."""
     note = next((n for n in notes(home) if n.url == url), None)
     if note is None:
         raise UsageError(f"no server from this home folder is running at {url}")

@@ -321,7 +321,7 @@ def test_own_machine_must_carry_the_traffic() -> None:
     )
     busy = Traffic(requests_per_day=Decimal(400_000), input_tokens=900, output_tokens=150)
     over = total("local", "qwen3-8b", hourly=hourly, training=training, traffic=busy)
-    assert "peak traffic needs 6,250" in (over.unavailable or "")
+    assert "peak traffic requires 6,250" in (over.unavailable or "")
 
 
 def test_a_rate_of_the_users_own_is_marked_where_it_serves() -> None:

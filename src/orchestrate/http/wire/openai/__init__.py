@@ -26,13 +26,13 @@ def page(data: Sequence[Any], *, more: bool) -> dict[str, Any]:
 
 
 def page_with_ends(data: Sequence[Mapping[str, Any]], *, more: bool) -> dict[str, Any]:
-    """Build a page of one of the newer lists, which name their first and last entry."""
+    """Build a page of a newer list, which names its first and last entry."""
     ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
     return {**page(data, more=more), **ends}
 
 
 def page_of(request: Request, entries: Sequence[dict[str, Any]], *, default: int) -> dict[str, Any]:
-    """Return the page that a request asks for by `limit` and `after`. Raises `HostError` 400, 404."""
+    """Return the page that a request specifies by `limit` and `after`. Raises `HostError` 400, 404."""
     limit = number(request, "limit", default, 1, 100)
     after = request.query_params.get("after")
     if after:
@@ -44,13 +44,13 @@ def page_of(request: Request, entries: Sequence[dict[str, Any]], *, default: int
 
 
 def no_place(after: str) -> HostError:
-    """Build the error for an `after` that is not in the list, because an empty page would mean that there are
-    no more entries."""
+    """Build the error for an `after` id that is not in the list. An empty page would mean that there are no
+    more entries."""
     return HostError(404, f"{after!r} is not in this list", param="after", code="not_found")
 
 
 def metadata_filter(request: Request) -> dict[str, str]:
-    """Return the metadata filters `metadata[name]=value` of a request for jobs."""
+    """Return the filters `metadata[name]=value` of a request for jobs."""
     found = request.query_params.items()
     return {n[9:-1]: value for n, value in found if n.startswith("metadata[") and n.endswith("]")}
 
@@ -70,7 +70,7 @@ def number(request: Request, name: str, default: int, low: int, high: int) -> in
 
 
 VLLM = "vllm.entrypoints.openai.api_server"
-"""Module of vLLM's server, which works where the command does not."""
+"""Module of vLLM's server. Running it works even if the command is not on the PATH."""
 
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
@@ -104,7 +104,7 @@ def file(id: str, filename: str, purpose: str, size: int, created_at: float, **m
 
 
 def upload(id: str, filename: str, purpose: str, size: int, created_at: float) -> dict[str, Any]:
-    """Build a new upload, which waits for its parts."""
+    """Build a new upload without parts."""
     return {
         "id": id,
         "object": "upload",
@@ -159,7 +159,7 @@ def event(
     job_id: str, at: float, level: str, message: str, *, type: str, data: Mapping[str, Any], key: str
 ) -> dict[str, Any]:
     """Build an event of a job. `level` is info, warn or error, and `type` is message or metrics. `key`
-    distinguishes it from the job's other events and stays the same each time it is read."""
+    identifies the event among the job's events, the same each time it is read."""
     return {
         "object": "fine_tuning.job.event",
         "id": f"ftevent-{short_hash(job_id, type, key)}",
@@ -191,7 +191,8 @@ def step_model(tuned: str, step: int) -> str:
 
 
 def split_step(name: str) -> tuple[str, int | None]:
-    """Split the name of a checkpoint into the tuned model's name and the step. Other names have no step."""
+    """Split the name of a checkpoint into the tuned model's name and the step. The step of other names is
+    `None`."""
     tuned, _, step = name.rpartition(":ckpt-step-")
     if tuned and step.isascii() and step.isdigit() and len(step) < _LONGEST_STEP:
         return tuned, int(step)

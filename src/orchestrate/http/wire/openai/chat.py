@@ -40,7 +40,7 @@ class ApiPart(Body):
 
 
 class ApiMessage(Body):
-    """A message in a request. It also accepts the fields of the API's answers, so that an answer can be sent
+    """A message in a request. Also accepts the fields of the API's answers, so clients can send an answer
     back unchanged."""
 
     model_config = ConfigDict(extra="ignore")
@@ -62,7 +62,7 @@ class StreamOptions(Body):
 
 
 class SamplingRequest(Body):
-    """The fields that both APIs share. The fields in the last block do not affect answers."""
+    """The fields that both APIs share. The fields in the last block don't affect answers."""
 
     model: str
     n: Annotated[int, Field(ge=1, le=16)] = 1
@@ -90,7 +90,7 @@ class SamplingRequest(Body):
     @classmethod
     def _of_ids(cls, given: dict[str, float] | None) -> dict[str, float] | None:
         if given and not all(key.isdigit() for key in given):
-            raise ValueError("its keys must be token ids")
+            raise ValueError("the keys must be token ids")
         return given
 
     @property
@@ -136,15 +136,14 @@ class TokenizeRequest(Body):
 COMPLETION, CHUNK = "chat.completion", "chat.completion.chunk"
 DONE = "data: [DONE]\n\n"
 Piece = dict[str, Any]
-"""A chunk of a streamed answer. `{"error": ...}` if it was cut off."""
+"""A chunk of a streamed answer, or `{"error": ...}` if the stream was interrupted."""
 STREAMED: Mapping[str, str] = {"x-accel-buffering": "no", "cache-control": "no-store"}
-"""Headers of a stream, so that no proxy buffers it."""
+"""Headers that prevent proxies from buffering a stream."""
 
 
 @dataclass(frozen=True)
 class ApiAnswer:
-    """An answer in progress, before it is converted to the format of a route: complete, or in pieces as they
-    arrive."""
+    """An answer before conversion to the format of a route: complete, or as a stream of chunks."""
 
     whole: dict[str, Any]
     pieces: AsyncGenerator[Piece] | None = None
@@ -166,7 +165,7 @@ async def _events(pieces: AsyncGenerator[Piece]) -> AsyncGenerator[str]:
 
 
 def event(body: dict[str, Any]) -> str:
-    """Format a piece as a server-sent event."""
+    """Format a chunk as a server-sent event."""
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 

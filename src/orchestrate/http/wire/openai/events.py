@@ -1,5 +1,5 @@
-"""The engine's answer as typed events, with two encoders: chat completions and the older completions.
-`responses` encodes a third API over the chunks of the first."""
+"""The engine's answer as typed events, with encoders for chat completions and the older completions.
+`responses` encodes a third API from chat completion chunks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, Pi
 
 
 class PromptRead(msgspec.Struct, frozen=True):
-    """Event that the engine has read a prompt."""
+    """Event: the engine has processed a prompt."""
 
     prompt_tokens: int
     prompt_ids: list[int] | None = None
@@ -34,8 +34,8 @@ class SampledToken(msgspec.Struct, frozen=True):
 
 
 class Spoken(msgspec.Struct, frozen=True, kw_only=True):
-    """One choice's text, reasoning, calls and tokens since its last event. A `reason` marks its end. An
-    answer that is not streamed has one event per choice."""
+    """The new text, reasoning, calls and tokens of a choice since its last event. `reason` is set at its end.
+    An answer that is not streamed has one event per choice."""
 
     choice: int
     content: str = ""
@@ -48,7 +48,7 @@ class Spoken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnswerEncoder(ABC):
-    """The format of an answer. With `tells_usage`, the last chunk of a stream contains the usage."""
+    """Encoder for the format of an API. With `tells_usage`, the last chunk of a stream contains the usage."""
 
     def __init__(self, asked: ChatRequest | CompletionRequest, prefix: str) -> None:
         self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), asked.model

@@ -31,7 +31,7 @@ class ReasoningOptions(Body):
 
 
 class ResponseRequest(Body):
-    """A request, validated strictly. The fields in the last block don't affect answers. `chat_body` rejects
+    """A strictly validated request. The fields in the last block don't affect answers. `chat_body` rejects
     unsupported fields that do."""
 
     model: str
@@ -85,7 +85,7 @@ REFUSED = {
 
 
 def chat_body(asked: ResponseRequest) -> dict[str, Any]:
-    """Convert the request to a chat request. Raises `HostError` 400 for anything that a chat cannot
+    """Convert the request to a chat request. Raises `HostError` 400 for anything that a chat request cannot
     express."""
     _require_known(asked)
     messages: list[dict[str, Any]] = []
@@ -178,7 +178,7 @@ def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
 
 
 def written(asked: ResponseRequest, answer: chat.ApiAnswer) -> Response:
-    """Convert a chat's answer to the format of this route."""
+    """Convert a chat answer to the format of this route."""
     id = f"resp_{secrets.token_hex(16)}"
     if answer.pieces is None:
         return JSONResponse(of_chat(asked, answer.whole, id))
@@ -286,8 +286,8 @@ def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ResponseStream:
-    """Converts the chunks of a streamed chat to events of a streamed response: `begin`, `take` for each
-    chunk, `end`."""
+    """Converts the chunks of a streamed chat answer to events of a streamed response. Call `begin`, `take`
+    for each chunk, then `end`."""
 
     def __init__(self, asked: ResponseRequest, id: str, created: int) -> None:
         self._asked, self._id, self._created = asked, id, created
@@ -335,7 +335,7 @@ class ResponseStream:
         yield self._event("response.incomplete" if self._cut else "response.completed", response=whole)
 
     def failed(self, message: str) -> str:
-        """Return the last event of a stream that was cut off."""
+        """Return the last event of an interrupted stream."""
         whole = _response(self._asked, self._id, self._created, [], status="failed")
         error = {"code": "server_error", "message": message}
         return self._event("response.failed", response={**whole, "error": error})

@@ -1,4 +1,4 @@
-"""Request bodies of OpenAI's fine-tuning API, with the ranges that its documentation gives."""
+"""Request bodies of OpenAI's fine-tuning API, with the documented ranges."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _DETAILS = (
 def graded(
     grader: Mapping[str, Any], reward: float, errors: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Build the result of a grader. `errors` has the errors by their names in `ERRORS`, and additional fields
-    about them."""
+    """Build the result of a grader. `errors` contains errors, by their names in `ERRORS`, and additional
+    fields about them."""
     return {
         "reward": reward,
         "sub_rewards": {},
@@ -173,7 +173,7 @@ class CompleteUpload(Body):
 
 
 class Permit(Body):
-    """The projects that may use a checkpoint."""
+    """The projects with permission to use a checkpoint."""
 
     project_ids: list[str] = Field(min_length=1)
 
@@ -209,7 +209,7 @@ class GraderInput(_VerbatimBody):
 
 
 class ScoreModelGrader(_VerbatimBody):
-    """The required fields of graders that query a model."""
+    """The required fields of a grader that queries a model."""
 
     type: Literal["score_model"]
     name: str
