@@ -119,7 +119,7 @@ def checked(plan: ExperimentPlan, metric: str, value: float) -> float:
     planned = plan.metric(metric)
     if planned is None:
         names = ", ".join(one.name for one in plan.metrics)
-        raise UsageError(f"{metric!r} is not a metric of {plan.name}; its metrics: {names}")
+        raise UsageError(f"{metric!r} is not a metric of {plan.name}. Its metrics: {names}")
     try:
         number = float(value)
     except OverflowError as error:
@@ -383,7 +383,7 @@ class Experiment:
     # -- what it shows -------------------------------------------------------------------------------------
 
     def report(self) -> ExperimentReport:
-        """Return a report of the current state. Looking often does not invalidate the statistics."""
+        """Return a report of the current state. Its statistics stay valid no matter how often you look."""
         now = self._kept.clock.now()
         phases, exposures = self.phases(), self._kept.exposures(self.id)
         phase, alpha = phases[-1], alphas(self.plan)

@@ -90,7 +90,7 @@ def decide(
         why = f"no harm shown at {phase.share:.0%} after enough users and hours"
         return ExperimentDecision(verb="ramp", share=following, why=why)
     if reached is None:
-        return held(f"{primary.metric} is not yet shown to be {plan.rule.goal}; all other conditions are met")
+        return held(f"{primary.metric} is not yet shown to be {plan.rule.goal}. All other conditions are met")
     return ExperimentDecision(verb="ship", share=1.0, why=reached)
 
 

@@ -200,7 +200,7 @@ _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
 
 class Expense(Record, frozen=True, kw_only=True):
-    """The cost of one run, or of one deployment in one month, to the billionth of a dollar, so that sums are
+    """The cost of one run, or of one deployment in one month, rounded to a billionth of a dollar. Sums are
     exact."""
 
     id: str
@@ -212,8 +212,8 @@ class Expense(Record, frozen=True, kw_only=True):
     backend: str
     account: str | None = None
     month: str
-    """`2026-11`, in UTC: for a run, the month in which it ended; for a deployment, a month in which it
-    was up; for anything still open, this month."""
+    """Month in UTC, such as `2026-11`. For a run, the month in which it ended. For a deployment, a month in
+    which it was up. For an open run or deployment, the current month."""
     tags: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     project: str | None = None
     """The tag `project`, or else the project in Weights & Biases."""

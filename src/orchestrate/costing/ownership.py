@@ -212,7 +212,7 @@ def rents(rate: Rate) -> bool:
 
 
 class ServingTotal(Record, frozen=True, kw_only=True):
-    """One way to serve, over the period. `unavailable` explains why there is no total."""
+    """The total cost of one way to serve, over the period. `unavailable` explains why there is no total."""
 
     server: str = ""
     """Host that serves the model. Empty if it is the host that trained it."""
@@ -347,7 +347,7 @@ def own(
 
 
 def served_as(profile: Profile, resolved: ModelOnHost, prices: Prices, *, portable: bool) -> str | None:
-    """Return in a few words how the backend serves models that it tunes from this base, or `None` if that is
+    """Describe briefly how the backend serves models that it tunes from this base model. Returns `None` if
     unknown."""
     if resolved.host is not None and resolved.host.deployable == "no":
         return "only downloaded"
@@ -463,8 +463,8 @@ class _Period:
                 )
             else:
                 yield (
-                    f"{base.model} is shut down on {base.until}: from then on the price of "
-                    f"{base.successor.model} is used, which its host names as the replacement"
+                    f"{base.model} is shut down on {base.until}: afterwards, the price of its host's "
+                    f"replacement, {base.successor.model}, is used"
                 )
             base = base.successor
 
@@ -478,7 +478,7 @@ def _months_to_pay(training: Decimal, monthly: Decimal, base_monthly: Decimal | 
 def serving_terms(
     provider: str, model: str, *, book: RateBook | None = None, today: date | None = None
 ) -> str | None:
-    """Return in a few words how a backend bills a tuned model, or `None` if no price is known."""
+    """Describe briefly how a backend bills a tuned model. Returns `None` if no price is known."""
     prices = Prices(provider, book or built_in(), today or days.today())
     try:
         near, resolved = profile_of(provider).near, catalog.resolve(model, provider, prices.on)

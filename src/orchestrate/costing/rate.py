@@ -37,7 +37,7 @@ that infers Together's size bands is off by 18% for gpt-oss, the one model famil
 
 
 class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One price. Exactly one of the `usd_per_...` fields is set, which gives the unit."""
+    """A price. Exactly one of the `usd_per_...` fields is set. It determines the unit."""
 
     provider: str
     method: str | tuple[str, ...]

@@ -237,17 +237,17 @@ class _FileSize:
     least: Decimal = Decimal(0)
     most: Decimal = Decimal(0)
     lost: int = 0
-    """Cut off."""
+    """Number of tokens that truncation removes."""
     left_out: int = 0
-    """Rows."""
+    """Number of dropped rows."""
     sequences: int = 0
     shared: int = 0
     """Number of tokens in the prompts of preference pairs, counted once."""
     images: int = 0
     pictures: int = 0
-    """Tokens of the images."""
+    """Number of tokens of the images."""
     uncounted: int = 0
-    """Images."""
+    """Number of images without a published token rule."""
 
 
 _NONE = _FileSize()

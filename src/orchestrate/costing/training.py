@@ -123,7 +123,7 @@ def local_rate(
     if electricity is None:
         raise UsageError("no electricity price is set", fix=f"set one: --rate {prices}:electricity=0.30")
     label = (
-        f"{power} W at full load x {text.rate(electricity.usd)} per kWh; the cost of the hardware is "
+        f"{power} W at full load x {text.rate(electricity.usd)} per kWh. The cost of the hardware is "
         "not included"
     )
     return _hourly("electricity", electricity, lines.electricity_kwh(3600, power), label)

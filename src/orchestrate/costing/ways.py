@@ -143,7 +143,7 @@ times that bandwidth, was measured to be 1.2 to 1.4 times as fast."""
 SPEED = (25_000.0, 50_000.0, 160_000.0)
 """Output tokens per second of one H100, times billions of parameters (of a mixture of experts the geometric
 mean of all and of the active ones). High: NVIDIA's TensorRT-LLM performance overview, 8-bit weights at the
-highest load without a latency limit; six models between 8B and 405B, dense ones and mixtures, give 133,000 to
+highest load without a latency limit. Six models between 8B and 405B, dense ones and mixtures, give 133,000 to
 212,000. Expected: GPUStack's performance lab, Qwen3-32B with vLLM's defaults, 16-bit weights, one H100,
 ShareGPT: 2,353 tokens per second in and out. Low: half of that, an assumption that allows for adapters and
 latency limits."""
@@ -268,8 +268,8 @@ def by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> ServingWay
             line("serving input", month * traffic.input_tokens / MTOK, tokens_in),
             line("serving output", month * traffic.output_tokens / MTOK, tokens_out),
         ),
-        words=f"per token, {text.rate(tokens_in.usd)} in and {text.rate(tokens_out.usd)} out per "
-        "million; no hosting fee",
+        words=f"per token, {text.rate(tokens_in.usd)} in and {text.rate(tokens_out.usd)} out per million, "
+        "without a hosting fee",
         each_usd=(traffic.input_tokens * tokens_in.usd + traffic.output_tokens * tokens_out.usd) / MTOK,
         assumptions=("no cached prompt tokens or batch discount",),
     )

@@ -282,7 +282,7 @@ def _by_the_hour(one: Contender, price: Decimal) -> str:
         at = f"{one.answers_per_hour:,.0f} answers per hour, according to --traffic"
     else:
         pace = (one.answers - one.failed) / (one.hours or Decimal(1))
-        at = f"{pace:,.0f} per hour, the pace of this evaluation; set your own with --traffic"
+        at = f"{pace:,.0f} per hour, the pace of this evaluation (set your own with --traffic)"
     return f"{billed}: {money(one.usd_per_answer)} per answer at {at}"
 
 
@@ -321,7 +321,7 @@ def _words(metric: MetricUsed, items: Sequence[Item]) -> Iterator[str]:
     if metric.name.startswith("tool_") and words:
         yield (
             f"{metric.name}: {words} of {len(items)} expected answers have no tool call, so only "
-            "the absence of a call is scored; to score their text: --metrics token_f1 or judge:MODEL"
+            "the absence of a call is scored. To score their text: --metrics token_f1 or judge:MODEL"
         )
 
 

@@ -132,7 +132,7 @@ def item_of(example: Example, unread: Mapping[str, Any]) -> Item | str:
         *prompt, answer = example.messages
     elif isinstance(example, UnpairedExample):
         if not example.label:
-            return "undesirable answers, which cannot serve as expected answers"
+            return "undesirable answers, which cannot be used as expected answers"
         prompt, answer = example.prompt, example.completion[-1]
     else:
         return "rows that end without an answer"

@@ -3,8 +3,8 @@ fractions of the data.
 
 A score is converted to a loss, y = a + b (n/N)^-c: a is the irreducible loss, b the reducible loss at N rows,
 and c the exponent (Hestness et al., Deep Learning Scaling is Predictable, Empirically, 2017, find c between
-0.07 and 0.35 over whole domains; one task may be steeper, so 0.05 to 1.5 is searched here). The result
-averages over all curves that the points allow, so few or noisy points give wide intervals.
+0.07 and 0.35 over entire domains. A single task may have a steeper curve, so the range here is 0.05 to 1.5).
+The result averages over all curves that the points allow, so few or noisy points give wide intervals.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Gain(Record, frozen=True, kw_only=True):
     rows_before: int
     rows_after: int
     value: float
-    """The median over the curves that the points allow."""
+    """Median over the curves that are consistent with the points."""
     low: float | None = None
     high: float | None = None
     """High end of a 90% interval. `None` if no error is known."""

@@ -411,7 +411,7 @@ def kappa(
     groups: Sequence[Hashable] | None = None,
 ) -> Score | None:
     """Return Cohen's kappa of two raters with its bootstrap interval. With `squared`, disagreements between
-    numbers are weighted by the square of their distance. Pairs in the same of the `groups` are resampled
+    numbers are weighted by the square of their distance. Pairs in the same group (see `groups`) are resampled
     together. Returns `None` if both raters always give the same single value, which is not informative."""
 
     def weight(a: Value, b: Value) -> float:

@@ -281,7 +281,7 @@ class ModelRoutes:
             told = "the gateway does not run model graders"
             errors = {"model_grader_server_error": True, "model_grader_server_error_details": told}
         elif runs_code(asked.grader) and not self._ft.settings.allow_grader_code:
-            told = "not allowed here; to allow it, start the gateway with --allow-grader-code"
+            told = "not allowed here. To allow grader code, start the gateway with --allow-grader-code"
             errors = {"python_grader_server_error": True, "python_grader_server_error_type": told}
         else:
             if not self._trials.acquire(blocking=False):

@@ -210,7 +210,7 @@ class Submitting:
             _log.warning("%s: %s", id, error.message)
         except Exception:  # noqa: BLE001  a defect must not leave the job without an end
             _log.exception("%s", id)
-            failed = JobError(message="the gateway failed; see its log", code="server_error")
+            failed = JobError(message="the gateway failed. See its log", code="server_error")
             with suppress(OrchestrateError):
                 self._jobs.change(id, lambda job: replace(job, error=failed))
         finally:

@@ -222,7 +222,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
 
 @dataclass
 class SandboxSettings:
-    """Settings of a sandbox; see `orchestrate.sandbox.running`."""
+    """Settings of a sandbox. See `orchestrate.sandbox.running`."""
 
     train: bool = True
     waits: Durations = field(default_factory=Durations)

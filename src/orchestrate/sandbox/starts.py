@@ -50,5 +50,5 @@ class AlreadyUp(SetupError):
     """Raised if a sandbox is already running on this home folder."""
 
     def __init__(self, home: Path) -> None:
-        super().__init__(f"another sandbox is running in {home}", fix="use another home for this one")
+        super().__init__(f"another sandbox is running in {home}", fix="use another home folder for this one")
         self.env = last_start(home).env

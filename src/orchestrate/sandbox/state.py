@@ -188,7 +188,7 @@ class SandboxClock:
         self._skipped = float(state.setting("skipped_s", "0"))
 
     def now(self) -> float:
-        """Return the seconds since 1970."""
+        """Return the Unix time in seconds."""
         return time.time() + self._skipped
 
     def skip(self, seconds: float) -> None:

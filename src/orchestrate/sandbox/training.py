@@ -200,7 +200,7 @@ def write_tensors(path: Path, weights: dict[str, Array], metadata: dict[str, str
 
 
 NOT_TRAINED = "sandbox_not_trained"
-ANSWER = "[sandbox] This model was not trained and cannot answer; start the sandbox with training enabled."
+ANSWER = "[sandbox] This model was not trained and cannot answer. Start the sandbox with training enabled."
 _MOST_POINTS = 200
 _HIDDEN = 8
 
@@ -340,7 +340,7 @@ class Trainer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Pause running jobs. The next sandbox on this home resumes them."""
+        """Pause running jobs. The next sandbox on this home folder resumes them."""
         self._stop.set()
         self._wake.set()
         if self._thread is not None:
@@ -438,7 +438,7 @@ class Trainer:
                 early_stopped=state.early_stopped,
             )
         elif state.terminal:
-            message = state.error.message if state.error else f"the training ended as {state.status}"
+            message = state.error.message if state.error else f"the training ended with status {state.status}"
             self._fail(host, job, message)
         elif (state.step, state.total_steps) != (job.engine_step, job.engine_steps):
             _set(
@@ -513,7 +513,7 @@ class Trainer:
                 f"at learning rate {self._tiny_rate(job):g}"
             )
         if job.kind == "rft":
-            return "reinforcement jobs are not trained here; states, metrics and weights are simulated"
+            return "reinforcement jobs are not trained here. States, metrics and weights are simulated"
         return "this job is not trained: states, metrics and weights are simulated"
 
     def metrics(self, job: SandboxJob, now: float) -> list[MetricPoint]:

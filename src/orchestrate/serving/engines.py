@@ -180,7 +180,7 @@ def started(command: EngineCommand, *, patience_s: float = PATIENCE_S) -> Genera
     does not answer."""
     if not found(command):
         raise SetupError(
-            f"{Path(command.words[0]).name} is not installed here; on a machine that has it, "
+            f"{Path(command.words[0]).name} is not installed here. On a machine that has it, "
             f"run:\n  {command.line}",
             fix="then  orchestrate verify RUN --at URL",
         )

@@ -58,7 +58,7 @@ def native(asked: argparse.Namespace) -> None:
 
 def bindings(asked: argparse.Namespace) -> None:
     """Serve with llama-cpp-python's server. Its repetition penalty of 1.1 is disabled in code, because no
-    flag does it, and the penalty would change the trained model's answers even at temperature 0."""
+    flag disables it. It would change the trained model's answers even at temperature 0."""
     caches = {asked.cache_type_k, asked.cache_type_v}
     if asked.lora or asked.chat_template_file or asked.flash_attn != "auto" or caches != {"f16"}:
         raise SystemExit("llama-cpp-python's server lacks these flags: pip install xllamacpp")

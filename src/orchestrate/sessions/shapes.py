@@ -216,7 +216,7 @@ def custom_weights(
     value, metrics = loss(data, logprobs)
     total = float(value.detach())
     if not math.isfinite(total):
-        raise UsageError(f"the custom loss is not finite ({total}); no gradient was added")
+        raise UsageError(f"the custom loss is not finite ({total}). No gradient was added")
     gradients = torch.autograd.grad(value, logprobs, allow_unused=True)
     rows: list[Any] = []
     for datum, log_p, gradient in zip(data, logprobs, gradients, strict=True):

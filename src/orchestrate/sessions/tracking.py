@@ -261,10 +261,7 @@ class SessionRecord:
         price = provider.session_price(order, ws.rates)
         limited = request.max_cost_usd is not None
         if (price.by_token or price.tail_s) and not limited:
-            raise UsageError(
-                f"the cost on {name} depends on your loop, so you must set a limit",
-                fix="max_cost_usd=5",
-            )
+            raise UsageError(f"the cost on {name} depends on your loop: set a limit", fix="max_cost_usd=5")
         Meter(name, price, request.max_cost_usd, Decimal).require_left()
         quote = quote_of(name, model, price, request.max_cost_usd)
         intent = Intent(

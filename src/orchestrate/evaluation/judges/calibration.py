@@ -70,8 +70,8 @@ class _RatedLine(msgspec.Struct):
 
 
 def read(path: Path, rubric: Rubric) -> list[RatedAnswer]:
-    """Read rated answers. Raises `DataError` if the file has an invalid line, which the error names, or no
-    rated answers."""
+    """Read rated answers. Raises `DataError` if the file has no rated answers or an invalid line. The error
+    names the line."""
     found: list[RatedAnswer] = []
     try:
         with path.open("rb") as file:
@@ -220,11 +220,11 @@ class Calibration(Record, frozen=True, kw_only=True):
     def unfit(self) -> str | None:
         """The reason why this judge cannot decide a verdict, or `None`."""
         if self.n < FEWEST:
-            return f"the judge was compared with human ratings on {self.n} answers; {FEWEST} are required"
+            return f"the judge was compared with human ratings on {self.n} answers, but {FEWEST} are required"
         if self.prompts is None or self.prompts < FEWEST:
             known = "an unknown number of" if self.prompts is None else self.prompts
             return (
-                f"the judge was compared with human ratings on {known} different prompts; {FEWEST} are "
+                f"the judge was compared with human ratings on {known} different prompts, but {FEWEST} are "
                 "required"
             )
         if self.unreadable > MOST_UNREADABLE * (self.n + self.unreadable):
@@ -237,7 +237,7 @@ class Calibration(Record, frozen=True, kw_only=True):
             if found.low < LEAST:
                 seen = f"{name} {text.score(found)} on {self.n} answers"
                 return (
-                    f"the judge agrees too little with people: {seen}; the lower bound must be at least "
+                    f"the judge agrees too little with people: {seen}. The lower bound must be at least "
                     f"{LEAST}"
                 )
         return None
@@ -385,7 +385,7 @@ def read_rows(path: str) -> list[CalibrationRow]:
     shape = sniff(path, first_lines(lines.lines), ())
     if shape.kind not in KINDS:
         raise DataError(
-            f"{path} has {shape.kind} rows; a judge can only rate chat and completion rows",
+            f"{path} has {shape.kind} rows, but a judge can only rate chat and completion rows",
             fix="people can rate pairs with: orchestrate review",
         )
     found: list[CalibrationRow] = []

@@ -80,7 +80,7 @@ class MeanOfMarks:
         return None
 
     def total(self, sums: Totals) -> float:
-        """Raise `TypeError`. This is never called, because there are no parts."""
+        """Raise `TypeError`. Never called, because this metric has no parts."""
         raise TypeError(f"{type(self).__name__} is a mean")
 
 

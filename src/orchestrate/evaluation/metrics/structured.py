@@ -107,7 +107,7 @@ def _require_refs(path: str, schema: Any, registry: Any) -> None:
             except Unresolvable as error:
                 raise UsageError(
                     f"{path}: {word} {ref!r} refers to nothing in this file",
-                    fix="add its target to the file; other files and URLs are never read",
+                    fix="add its target to the file. Other files and URLs are never read",
                 ) from error
             walk(found.contents, found.resolver)
         for part in Resource[Any].from_contents(contents, default_specification=known).subresources():

@@ -257,8 +257,8 @@ def run(
     candidate: Candidate, tasks: Sequence[str], folder: Path | None, limit: int | None, asking: Asking
 ) -> dict[str, list[Sample]]:
     """Run each task and return its scored samples. `folder` contains the user's own task files. Raises
-    `SetupError` without lm-eval, and `UsageError` for a task that does not exist, whose data can't be read,
-    or that this contender can't answer."""
+    `SetupError` without lm-eval, and `UsageError` if a task does not exist, its data can't be read, or this
+    contender can't answer it."""
     try:
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.tasks import TaskManager

@@ -173,7 +173,7 @@ def detectable(items: int, raters: int, likeness: float = LIKENESS) -> float:
 
 
 class Preferred(Record, frozen=True, kw_only=True):
-    """A comparison of two contenders. Counts are votes. The score is over items."""
+    """A comparison of two contenders. Counts are numbers of votes. The score is the average over items."""
 
     first: str
     second: str

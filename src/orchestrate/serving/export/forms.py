@@ -192,8 +192,8 @@ def _peft(draft: ExportDraft) -> None:
     )
     if draft.tuned.four_bit:
         draft.notes.append(
-            "it was trained on the 4-bit base model (NF4), so its answers differ slightly on "
-            "16-bit weights; evaluate the model you serve"
+            "the adapter was trained on the 4-bit base model (NF4), so its answers differ slightly on "
+            "16-bit weights. Evaluate the model that you serve"
         )
 
 
@@ -283,10 +283,10 @@ def _gguf(draft: ExportDraft) -> str:
     if kind != sixteen:
         quantise(made, draft.folder / name, kind, scripts)
         made.unlink()
-        draft.notes.append(f"quantized to {kind}, so answers differ slightly; evaluate the quantized model")
+        draft.notes.append(f"quantized to {kind}, so answers differ slightly. Evaluate the quantized model")
     draft.notes.append(
         f"llama.cpp splits text with the pre-tokenizer {told['pre_tokenizer']}. If it is the "
-        "wrong one, prompts are tokenized differently, which  orchestrate verify  detects"
+        "wrong one, prompts are tokenized differently. orchestrate verify detects this"
     )
     draft.commands += [f"llama-server -m {draft.at(name)} --jinja --alias {draft.tuned.slug}"]
     return name
@@ -363,7 +363,7 @@ def _hub(draft: ExportDraft) -> None:
     (_merged if draft.options.whole or not draft.tuned.adapter else _peft)(draft)
     repo = draft.options.repo or f"OWNER/{draft.tuned.slug}"
     draft.commands.insert(0, f"hf upload {shlex.quote(repo)} {draft.at()} .")
-    draft.notes.insert(0, "nothing was uploaded; review the folder before you publish it")
+    draft.notes.insert(0, "nothing was uploaded. Review the folder before you publish it")
 
 
 def _papers(draft: ExportDraft, form: str) -> None:

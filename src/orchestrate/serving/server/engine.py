@@ -76,7 +76,7 @@ class EngineClient:
         return min(LONGEST_REST_S, max(2, math.ceil(self.load_seconds)))
 
     def _lost(self) -> EngineLost:
-        words = "the model's process crashed during the answer; a new one is starting"
+        words = "the model's process crashed during the answer. A new process is starting"
         if self.failure:
             words = f"could not restart the model's process: {self.failure}"
         return EngineLost(words, self.retry_s)
@@ -108,7 +108,7 @@ class EngineClient:
             if self._stamps.setdefault(folder, seen) != seen:
                 raise RunFailed(
                     f"the weights in {folder} have changed since this server started",
-                    fix="restart the server, which then verifies them again",
+                    fix="restart the server to verify them again",
                 )
 
     def close(self) -> None:

@@ -52,9 +52,9 @@ def _tried(text: str) -> str:
         with child.Child(command, env=worker_environment(1), name="schemas", keeps_words=False) as process:
             return str(process.ask({"schemas": text}, SECONDS)["why"])
     except child.TooLate:
-        return f"compiling it takes longer than {SECONDS:g} s"
+        return f"compiling the schema takes longer than {SECONDS:g} s"
     except (child.Ended, msgspec.MsgspecError):
-        return "compiling it takes too much time or memory"
+        return "compiling the schema takes too much time or memory"
 
 
 def main() -> int:

@@ -104,7 +104,7 @@ def file(id: str, filename: str, purpose: str, size: int, created_at: float, **m
 
 
 def upload(id: str, filename: str, purpose: str, size: int, created_at: float) -> dict[str, Any]:
-    """Build a new upload without parts."""
+    """Build a new upload object without parts."""
     return {
         "id": id,
         "object": "upload",
@@ -127,7 +127,7 @@ def deleted(id: str, object: str) -> dict[str, Any]:
 
 
 def model(id: str, created: float, owned_by: str, shutdown_date: str | None) -> dict[str, Any]:
-    """Build a model. `shutdown_date` is a date such as 2027-01-14."""
+    """Build a model object. `shutdown_date` is a date such as 2027-01-14."""
     return {
         "id": id,
         "object": "model",
