@@ -184,7 +184,7 @@ def test_single_answers_on_sheets_hold_a_judge(cli: Cli, run_id: str, tmp_path: 
         judged = cli(
             "data", "judge", "rows.jsonl", "--model", f"{host.url}=judge", "--calibrate", review, "--yes"
         )
-    assert judged.code == 1 and "compared with human ratings on 8 answers; 30 are required" in judged.err
+    assert judged.code == 1 and "compared with human ratings on 8 answers, but 30 are required" in judged.err
 
 
 @pytest.mark.parametrize(

@@ -370,7 +370,7 @@ def _hosted(profile: Profile, resolved: ModelOnHost, use: ServingUse, prices: Pr
         known = f" ({profile.serving_note})" if profile.serving_note else ""
         return f"no known price for serving a tuned {resolved.name} on {prices.name}{known}"
     if resolved.params_b is None:
-        return f"the size of {resolved.name}, and therefore the number of GPUs for serving it, is unknown"
+        return f"the size of {resolved.name} is unknown, so the required number of GPUs is unknown"
     found = on_gpus(resolved, use, rates, what="dedicated", note=profile.serving_note)
     return found or f"the GPU memory of {', '.join(sorted({str(r.gpu) for r in rates}))} is unknown"
 

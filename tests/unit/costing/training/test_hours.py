@@ -35,7 +35,7 @@ def test_electricity_of_a_gpu() -> None:
     rate = local_rate("local", "NVIDIA GeForce RTX 4090", today=TODAY)
     assert (rate.component, rate.usd_per_hour) == ("electricity", Decimal("0.102"))
     assert rate.low_usd_per_hour < rate.usd_per_hour < rate.high_usd_per_hour
-    assert "the cost of the hardware is not included" in rate.label
+    assert "The cost of the hardware is not included" in rate.label
 
 
 @pytest.mark.parametrize(
