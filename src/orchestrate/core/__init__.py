@@ -1,4 +1,4 @@
-"""Utilities that every package uses: files, packages, progress, days, amounts, processes."""
+"""Utilities that every package uses: files, packages, progress, dates, amounts, processes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def require_recent(package: str) -> None:
         if not one.specifier.contains(found, prereleases=True):
             wanted = f"{one.name}{one.specifier}"
             raise SetupError(
-                f"{package} {found} is installed; Orchestrate needs {wanted}", fix=f"pip install '{wanted}'"
+                f"{package} {found} is installed, but Orchestrate needs {wanted}",
+                fix=f"pip install '{wanted}'",
             )
 
 

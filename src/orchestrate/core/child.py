@@ -1,10 +1,10 @@
-"""Talk to our own child processes: JSON lines on standard input and output, cleanup of everything that the
-child started, the end of its stderr in errors, and an optional timeout per answer.
+"""Communicate with our own child processes in JSON lines on standard input and output. Answers may have a
+timeout, errors include the end of the child's stderr, and all processes that the child started end with it.
 
     with Child(python("orchestrate.some.module"), env=of_child(), name="the process that counts") as child:
         answer = child.ask({"words": text}, seconds=10)
 
-The second half of the module is for the process itself.
+The second half of the module is for the child process.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from orchestrate import errors
 from orchestrate.errors import OrchestrateError, RunFailed
 
 PATIENCE_S = 5
-"""Seconds that a process without further requests has to exit."""
+"""Seconds that a child has to exit after its input was closed."""
 AHEAD = 64
-"""Maximum number of lines that wait to be read. Further output stays in the pipe and uses no memory."""
+"""Maximum number of lines buffered in memory. Further output stays in the pipe."""
 TAIL_BYTES = 2000
 LOOK_S = 0.5
 """Seconds between two checks for the parent process."""
@@ -56,9 +56,9 @@ def python(module: str) -> list[str]:
 
 
 class Child:
-    """A child process in its own process group, started with this object. Ctrl-C only reaches the parent, and
-    processes that the child started end with it. Use one thread to read and one to write. Raises `OSError` if
-    the command does not exist."""
+    """A child process in its own process group, started with this object. Ctrl-C only reaches the parent.
+    Processes that the child started end with the child. Use one thread to read and one to write. Raises
+    `OSError` if the command does not exist."""
 
     def __init__(
         self,
@@ -132,21 +132,21 @@ class Child:
         return line
 
     def exchange(self, message: Any, seconds: float) -> bytes:
-        """Return the line that answers a message, even if the process may not be reading. Raises `Ended`,
-        `TooLate`."""
+        """Send a message and return the line that answers it. Sending never blocks, even if the process is
+        not reading. Raises `Ended`, `TooLate`."""
         threading.Thread(target=self._send_quietly, args=(message,), daemon=True).start()
         return self.receive(seconds)
 
     def ask(self, message: Any, seconds: float | None = None) -> dict[str, Any]:
-        """Return one answer to one message. Raises errors that the process reported by `failure`,
-        `Ended`, `TooLate`."""
+        """Send a message and return the answer. Raises `Ended`, `TooLate`, and errors that the process
+        reported with `failure`."""
         if seconds is not None:
             return decoded(self.exchange(message, seconds))
         self.send(message)
         return decoded(self.receive())
 
     def words(self) -> str:
-        """Return the last part of the process's stderr."""
+        """Return the end of the process's stderr."""
         if self._words is None or self._words.closed:
             return ""
         size = self._words.seek(0, os.SEEK_END)
@@ -246,8 +246,8 @@ def raised(answer: Mapping[str, Any]) -> OrchestrateError:
 
 
 def answering() -> Callable[[Mapping[str, Any]], None]:
-    """Reserve standard output for the answers, so that prints of libraries go to standard error, and end this
-    process when its parent has exited. Returns a function that sends one answer, from any thread."""
+    """Reserve standard output for the answers, redirect prints of libraries to standard error, and exit when
+    the parent process has exited. Returns a thread-safe function that sends one answer."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
@@ -263,13 +263,13 @@ def answering() -> Callable[[Mapping[str, Any]], None]:
 
 
 def questions() -> Iterator[dict[str, Any]]:
-    """Yield the questions on standard input until it ends."""
+    """Yield the questions from standard input until its end."""
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     return (decode(line) for line in sys.stdin.buffer)
 
 
 class LineWorker(Protocol):
-    """Reads lines in one thread and works in the main thread."""
+    """Worker that reads lines in one thread and answers them in the main thread."""
 
     def read(self, lines: Any) -> None: ...
 
@@ -295,7 +295,8 @@ def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], LineWorker]) -
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """Build the answer that reports an error. The traceback of an unexpected error goes to standard error."""
+    """Build the answer that reports an error. The traceback of an unexpected error is printed to standard
+    error."""
     if not isinstance(error, OrchestrateError):
         with suppress(OSError):  # no room for it
             traceback.print_exception(error)

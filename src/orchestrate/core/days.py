@@ -1,4 +1,4 @@
-"""The current day for closing dates and prices, the same on every machine."""
+"""The current date for shutdown dates and prices, the same on every machine."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ VARIABLE = "ORCHESTRATE_TODAY"
 
 
 def pretended(day: date) -> str | None:
-    """Return a note that names the variable that sets the date for prices and shutdowns to `day`, or `None`
-    if the variable does not set that day or the day is today."""
+    """Return a note that `ORCHESTRATE_TODAY` sets the current date to `day`. Returns `None` if the variable
+    does not set this date, or if it is the real date."""
     if os.environ.get(VARIABLE) != day.isoformat() or day == datetime.now(UTC).date():
         return None
     return f"{VARIABLE} is set: prices and shutdown dates are as of {day}"
 
 
 def today() -> date:
-    """Return the current day in UTC. Hosts publish days without an hour or a time zone. With local days, a
-    shutdown or the end of a price would come a day earlier on one machine than on another.
+    """Return the current date in UTC. Hosts publish dates without a time zone. With local dates, a shutdown
+    or a price change would come a day earlier on one machine than on another.
 
-    `ORCHESTRATE_TODAY=2027-01-07` shows models, shutdowns and prices as of another day. It does not change
-    what a host reports or when a run was created. Raises `ConfigError` if it is not a date."""
+    `ORCHESTRATE_TODAY=2027-01-07` shows models, shutdowns and prices as of that date. It does not change what
+    a host reports or when a run was created. Raises `ConfigError` if it is not a date."""
     asked = os.environ.get(VARIABLE)
     if not asked:
         return datetime.now(UTC).date()

@@ -1,4 +1,4 @@
-"""Read YAML, and refuse alias bombs: a few lines that expand to billions of values."""
+"""Read YAML, and reject alias bombs: a few lines that expand to billions of values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrate.types import decoding
 
 T = TypeVar("T")
 MOST_NODES = 200_000
-"""The maximum number of values in a document, with each alias expanded."""
+"""Maximum number of values in a document, with each alias expanded."""
 
 
 class Expands(yaml.MarkedYAMLError):
@@ -24,7 +24,7 @@ class Expands(yaml.MarkedYAMLError):
 
 def require_bounded(node: yaml.Node | None) -> None:
     """Raise `Expands` for a node that expands to too many values, or `RecursionError` for a node that
-    contains itself. Takes time proportional to the written size."""
+    contains itself. Takes time proportional to the size before expansion."""
     if node is not None and _size(node, {}) > MOST_NODES:
         told = f"its aliases expand to more than {MOST_NODES:,} values"
         raise Expands(problem=told, problem_mark=node.start_mark)
@@ -48,7 +48,7 @@ def document(text: str) -> Any:
 
 
 def read_document(path: Path, called: str) -> Any:
-    """Read the only document of a YAML file, which errors name as `called`. Raises `UsageError`."""
+    """Read the only document of a YAML file. Errors call the file `called`. Raises `UsageError`."""
     try:
         return document(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

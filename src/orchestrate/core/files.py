@@ -1,10 +1,11 @@
 """Atomic writes of files and folders, locks between processes, and hashes.
 
-One durability for all: what is written lies on the disk before it gets its name, and the name does before the
-call returns. A reader sees the old content or the new, also after a power cut.
+Durability: content is on disk before the file gets its name, and the name is on disk before the call returns.
+Readers see the old or the new content, even after a power failure.
 
-One privacy: `private_folder` makes a folder of its owner alone, and whatever is made in such a folder by
-`whole`, `whole_folder`, `new_folder` or with `opener` is its owner's alone too, whatever the umask.
+Privacy: `private_folder` creates a folder that only its owner can access. In such a folder, `whole`,
+`whole_folder`, `new_folder` and `opener` create files and folders that only their owner can access,
+regardless of the umask.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PRIVATE_UMASK = 0o077
 
 
 def private_folder(path: Path) -> Path:
-    """Create a folder and missing parents that only their owner can access. Existing folders stay unchanged.
+    """Create a folder and missing parents that only their owner can access. Existing folders are not changed.
     Raises `OSError` if it cannot be created."""
     for folder in (*reversed(path.parents), path):
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -48,7 +49,7 @@ def private_folder(path: Path) -> Path:
 
 
 def own_folder(path: Path) -> Path:
-    """Create a private folder in a place where other users may write. Raises `PermissionError` if the folder
+    """Create a private folder in a folder where other users may write. Raises `PermissionError` if the folder
     belongs to another user, or is a link that another user created, which could point anywhere."""
     try:
         path.mkdir(mode=0o700)
@@ -70,9 +71,8 @@ def is_private(folder: Path) -> bool:
 
 def inside(path: Path) -> Path:
     """Return the path of a file to write to. Raises `UsageError` if it is a link that leads out of its
-    project (a repository, or a folder with an `orchestrate.toml`): a clone includes its links, and writing
-    through one would change one of the user's files. A folder in a project may be a link, such as to a larger
-    disk, because that changes no existing file with another name."""
+    project (a repository, or a folder with an `orchestrate.toml`), because a link in a clone could overwrite
+    one of the user's files. Linked folders are allowed, for example on a larger disk."""
     if not path.is_symlink():
         return path
     named, real = Path(os.path.abspath(path)), os.path.realpath(path)  # noqa: PTH100  `..` and links apart
@@ -103,8 +103,8 @@ def whole(path: Path, *, private: bool = False) -> Generator[Path]:
     """Yield a path to write to. At the end of the block, the written file replaces `path` atomically. After
     an error, nothing changes.
 
-    If `path` is a link, its target is written and the link stays, as far as `inside` allows it. `private`
-    files, and those in a private folder, can be read by their owner only."""
+    If `path` is a link, its target is written and the link stays, if `inside` allows it. `private` files, and
+    those in a private folder, can be read by their owner only."""
     target = Path(os.path.realpath(inside(path)))
     draft = _draft(target)
     try:
@@ -131,11 +131,11 @@ def move_into_place(draft: Path, path: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
-    """Yield a new folder to fill, which becomes `path` at the end of the block. After an error, nothing is
-    left. Without `replace`, raises `OSError` if the folder exists and is not empty.
+    """Yield a new folder to fill, which becomes `path` at the end of the block. After an error, the new
+    folder is removed. Without `replace`, raises `OSError` if the folder exists and is not empty.
 
     A folder that is replaced is renamed aside first and removed last. If the process is killed in between,
-    the next `whole_folder` on the same path, or `recover_folders` on its parent, puts it back."""
+    the next `whole_folder` on the same path, or `recover_folders` on its parent, restores it."""
     draft = _draft(path)
     recover_folders(path.parent, path.name)
     aside = draft.with_name(draft.name + _ASIDE)
@@ -164,7 +164,8 @@ _replacing: set[str] = set()
 """Folders that this process has renamed aside. After a restart in a container, another process may have its
 id."""
 _LONG_S = 60.0
-"""Renaming two folders never takes this long: the process id in the name belongs to another process."""
+"""Seconds after which a process id in a folder's name must belong to another process, because renaming never
+takes this long."""
 
 
 def recover_folders(parent: Path, name: str = "*") -> None:
@@ -213,8 +214,8 @@ def _alive(pid: int) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk. Does nothing on file systems that do not
-    support it for folders."""
+    """Wait until a file's content, or a folder's entries, are on disk. Ignores folders on file systems that
+    don't support this."""
     folder = path.is_dir()
     if folder and sys.platform == "win32":
         return
@@ -231,7 +232,7 @@ def locked(path: Path, *, wait_s: float | None = 0.0, keep: bool = True) -> Gene
     """Hold the lock file at `path` against other processes. Yields `False` if another process still holds it
     after `wait_s` (`None` waits without a limit). The kernel releases the lock whenever the process ends.
 
-    The file is emptied, so never use a file with content. The file is kept, unless `keep` is false and no
+    The file is emptied, so never use a file with content. It is deleted only if `keep` is false and no
     process waits for it."""
     from filelock import FileLock, Timeout  # 40 ms that most commands need not spend
 
@@ -277,7 +278,7 @@ class Journal(Generic[E]):
                 self.entries.append(decoder.decode(line))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise DataError(
-                    f"{path}: line {number}: {error}", fix="restore the file, or move it away to start fresh"
+                    f"{path}: line {number}: {error}", fix="restore the file, or move it to start over"
                 ) from error
 
     def append(self, entry: E) -> None:
@@ -296,7 +297,7 @@ class Journal(Generic[E]):
 
 
 LAST_BYTES = 1 << 16
-"""Number of bytes at the end of a journal in which its last line is searched."""
+"""Number of bytes at the end of a journal that are searched for its last line."""
 
 
 def last_line(path: Path) -> bytes | None:

@@ -1,4 +1,4 @@
-"""A run's progress for the terminal and the pages: stage, share done, remaining time, cost so far."""
+"""A run's progress for the terminal and the web pages: stage, share done, remaining time, cost so far."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ STAGES = {
     SubmitPhase.SUBMITTED: "submitted",
     SubmitPhase.REFUSED: "refused",
 }
-"""Names of the stages of a submit before the host was asked for a status."""
+"""Names of the stages of a submit before the host first reports a status."""
 
 
 def stage(run: Run) -> str:
-    """Return the last seen status, or the stage of the submission if the host was never asked."""
+    """Return the last seen status, or the stage of the submission if the host has not reported a status."""
     return STAGES[run.phase] if run.status is JobStatus.SUBMITTING else run.status.value
 
 
 def step_of(run: Run, metrics: Sequence[MetricPoint] = ()) -> int:
-    """Return the step that the host reports, or else the last step that has a value."""
+    """Return the step that the host reports, otherwise the last step with metrics."""
     return run.step or (metrics[-1].step if metrics else 0)
 
 

@@ -1,4 +1,4 @@
-"""Retry calls that may be repeated."""
+"""Retry calls that are safe to repeat."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Configured(Protocol):
 @dataclass(frozen=True)
 class Retry:
     """Limits on retrying one call. Waits are exponential with full jitter, from `first_s` to `longest_s`. A
-    host's `Retry-After` is respected if it fits into the remaining budget; otherwise the error is raised
+    host's `Retry-After` is respected if it fits into the remaining budget. Otherwise, the error is raised
     immediately. If the first attempt took longer than the budget, such as an upload, there is one more
     attempt."""
 
@@ -41,8 +41,8 @@ class Retry:
         sleep: Callable[[float], object] = time.sleep,
         ended: Callable[[], bool] = lambda: False,
     ) -> T:
-        """Call until it succeeds, raises a `ProviderError` that is not `retryable`, uses up the budget, or
-        `ended` returns that no further attempt is needed."""
+        """Retry a call until it succeeds, raises a `ProviderError` that is not `retryable`, exhausts the
+        budget, or `ended` returns true."""
         from tenacity import Retrying, retry_if_exception
 
         retrying = Retrying(

@@ -1,5 +1,5 @@
 """Terminal tables that never break or cut a word, name or number, however narrow the terminal is. Columns
-that don't fit go below their row."""
+that don't fit are printed below their row."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rich.text import Text
 
 _GAP = 2
 _PROSE, _LEGIBLE = 40, 30
-"""Width from which a cell counts as a sentence, and minimum width at which sentences are readable."""
+"""Minimum width of a cell that counts as a sentence, and minimum width at which sentences are readable."""
 
 
 class TextTable:
     """Rows of cells under the names of their columns. Columns in `right` are right-aligned. Only the columns
-    in `fold` (default: all) are wrapped, and only between words. Columns in `keep` are the last to move below
-    their row."""
+    in `fold` (default: all) are wrapped, and only between words. Columns in `keep` move below their row
+    last."""
 
     def __init__(
         self,

@@ -9,15 +9,15 @@ import msgspec
 from orchestrate.types import decoding
 
 MOST_HEADER_BYTES = 16 << 20
-"""Maximum size of a header. 100,000 tensors, more than any model has, take 12 million bytes, and ten times as
-much memory when parsed."""
+"""Maximum size of a header in bytes. 100,000 tensors, more than any model has, take 12 million bytes, and ten
+times as much memory when parsed."""
 
 
 class Tensor(msgspec.Struct):
     dtype: str
     shape: list[int]
     data_offsets: tuple[int, int]
-    """First byte offset after the header, and the end offset."""
+    """Start and end of the data, in bytes after the header."""
 
 
 _entries = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -25,8 +25,7 @@ _tensor = decoding.decoder(Tensor).decode
 
 
 def header_bytes(path: Path) -> bytes:
-    """Read the JSON header of a safetensors file. Raises `ValueError` if the file does not begin like
-    one."""
+    """Read the JSON header of a safetensors file. Raises `ValueError` if the file does not start with one."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(MOST_HEADER_BYTES, path.stat().st_size - 8):

@@ -21,14 +21,14 @@ class ProgressCallback(Protocol):
 
 
 Listener = Callable[[str, str], AbstractContextManager[ProgressCallback]]
-"""A listener that receives the amount done and its unit until its block ends."""
+"""Function of a description and a unit. Its context manager yields the callback for the progress."""
 
 _listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
 
 
 @contextmanager
 def heard_by(listener: Listener) -> Generator[None]:
-    """Send the progress of all work that this thread begins in the block to this listener."""
+    """Send the progress of all work that this thread starts in the block to a listener."""
     token = _listener.set(listener)
     try:
         yield
@@ -38,7 +38,7 @@ def heard_by(listener: Listener) -> Generator[None]:
 
 @contextmanager
 def work(what: str, unit: str = "") -> Generator[ProgressCallback]:
-    """Report work as in progress while the block runs. `what` begins with a verb, as in `reading
+    """Report work as in progress while the block runs. `what` starts with a verb, as in `reading
     train.jsonl`. Without a `unit`, the numbers count items."""
     listener = _listener.get()
     if listener is None:

@@ -1,4 +1,4 @@
-"""Zstandard, under one name: in the standard library from Python 3.14, and its backport before."""
+"""Zstandard from the standard library (Python 3.14 and later) or its backport."""
 
 import sys
 

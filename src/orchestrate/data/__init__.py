@@ -1,6 +1,6 @@
 """Turn any input into canonical examples, a digest, problems, splits and provider files.
 
-`Dataset.open(path)` reads one file once; `TrainingData` joins the files of a spec. Both are imported on first
+`Dataset.open(path)` reads one file once. `TrainingData` joins the files of a spec. Both are imported on first
 use, so callers that need only one module don't load the others.
 """
 

@@ -24,11 +24,11 @@ class Dataset(Facts):
         memory: Path | None = None,
     ) -> Dataset:
         """Read the entire file once, in bounded memory. `columns` maps field names to the file's column
-        names. `tokenizers` are counted in the same pass. `memory` is a folder in which token counts are
-        cached.
+        names. Tokens are counted with `tokenizers` in the same pass, and `memory` is the cache folder for
+        token counts.
 
-        Raises `DataError` if the file has no known format. Problems of individual rows are collected in
-        `problems` instead, and these rows are excluded from `examples`."""
+        Raises `DataError` if the file has no known format. Problems in single rows are collected in
+        `problems`, and rows with errors are left out of `examples`."""
         return cls.of(opening.open_counted(str(path), columns=columns, tokenizers=tokenizers, memory=memory))
 
     @classmethod
@@ -44,10 +44,10 @@ class Dataset(Facts):
     def write(self, target: RowTarget, folder: Path, *, allow_loss: bool = False) -> Path:
         """Write the rows in a backend's format and return the file.
 
-        The file name contains the digest and the target, and an existing complete file is reused. Otherwise
-        the dataset's file is read again, once for each target. Raises `DataError` if the rows no longer match
-        the digest, if the target rejects them, or if it cannot represent all of them without loss and
-        `allow_loss` is not set."""
+        The file name contains the digest and the target, and an existing complete file is reused. Otherwise,
+        each target reads the dataset's file once more. Raises `DataError` if the rows no longer match the
+        digest, if the target rejects them, or, unless `allow_loss` is set, if the target cannot represent all
+        of them without loss."""
         path = folder / f"{self.digest[:16]}.{target.name}{'.lossy' if allow_loss else ''}.jsonl"
         if not path.is_file():
             from orchestrate.data.writing import write_rows
@@ -59,12 +59,12 @@ class Dataset(Facts):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The files of one spec."""
+    """Training and validation data of one spec."""
 
     train: Dataset
     validation: Dataset | None = None
     mixed: str | None = None
-    """A description of the files that the training rows were mixed from."""
+    """Description of the mix, if the training rows come from several files."""
 
     @property
     def digest(self) -> str:

@@ -1,7 +1,7 @@
 """Convert canonical examples to the rows that a host accepts.
 
-Hosts share OpenAI's field names; they differ in the roles, in the name of the reasoning field and in what
-they lack. What is left out here is reported by `orchestrate.data.rules`, trait by trait.
+Hosts share OpenAI's field names but differ in roles, in the name of the reasoning field and in the features
+they support. `orchestrate.data.rules` reports each trait that a format leaves out.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Dialect:
     """Format of one host's chat rows."""
 
     developer: str = "developer"
-    """Role that a developer message gets."""
+    """Role used for developer messages."""
     reasoning: str | None = None
-    """The field with an assistant's reasoning. `None` leaves it out."""
+    """Name of the field for an assistant's reasoning. `None` omits the reasoning."""
     names: bool = True
     parallel: bool = True
     row_weight: bool = True
@@ -41,7 +41,7 @@ class Dialect:
 
 
 CANONICAL = Dialect(reasoning="reasoning", loss_spans=True)
-"""Format that this machine trains on, which leaves nothing out."""
+"""Format for training on this machine. It omits nothing."""
 
 
 def canonical_line(example: Example) -> bytes:

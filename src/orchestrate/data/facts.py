@@ -1,4 +1,4 @@
-"""Facts about a file that was read, and how to read its rows again."""
+"""Facts about a data file, and methods that read its rows again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def data_digest(train: str, validation: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """Contents of the rows. They decide whether backends accept the data."""
+    """Properties of the rows that determine whether backends accept the data."""
 
     tools: bool = False
     weights: bool = False
@@ -44,28 +44,28 @@ class TokenCount:
     tokens: int
     """Tokens in all rows, including the template, before truncation."""
     trained_tokens: int
-    """Tokens that contribute to the loss. If only part of an answer does, all tokens of the answer count."""
+    """Tokens that contribute to the loss. An answer counts in full even if only part of it contributes."""
     rows: int
     longest: int
     tokenizer: str
-    """The counter: the model's own tokenizer, or the named substitute."""
+    """Name of the tokenizer: the model's own, or a substitute."""
     exact: bool
     error_band: float = 0.0
-    """The relative half-width of the count's uncertainty, or 0 for an exact count."""
+    """Relative half-width of the count's uncertainty. 0 for an exact count."""
     tokens_from: TokensFrom = TokensFrom.EXACT
-    """With `SAMPLED`, `tokens` and `trained_tokens` are estimates, and `error_band` includes the sampling
-    error."""
+    """Method of counting. With `SAMPLED`, `tokens` and `trained_tokens` are estimates, and `error_band`
+    includes the sampling error."""
     weights: Sequence[float] = ()
-    """For a sample, how many sequences each entry of `lengths` (the counted ones) represents."""
+    """For a sample: number of sequences in the file that each entry of `lengths` represents."""
     lengths: Sequence[int] = ()
-    """The number of tokens of each sequence, in row order: one per row, two per preference pair (the prompt
-    with each answer). Sequences of split rows follow at the end, if the counter splits some."""
+    """Number of tokens in each sequence, in row order: one sequence per row, two per preference pair (the
+    prompt with each answer). If the counter splits rows, the additional sequences come last."""
     remarks: Sequence[Remark] = ()
-    """What the model's own chat template did with the rows, by row number in the file. Empty for a substitute
-    counter. Rows that the template rejects do not count."""
+    """Unexpected effects of the model's chat template, with row numbers in the file. Empty for a substitute
+    tokenizer. Rows that the template rejects are not counted."""
 
     def truncated(self, limit: int | None) -> int:
-        """Return the number of tokens left if every sequence is cut at `limit`."""
+        """Return the total number of tokens with every sequence truncated to `limit`."""
         if limit is None:
             return self.tokens
         if self.weights:
@@ -73,8 +73,8 @@ class TokenCount:
         return sum(min(n, limit) for n in self.lengths)
 
     def within(self, limit: int, *, pairs: bool = False) -> TokenCount:
-        """Return the count without sequences of more than `limit` tokens. With `pairs`, the other side of
-        such a sequence is left out too."""
+        """Return the count without sequences of more than `limit` tokens. With `pairs`, a pair is left out if
+        either side is too long."""
         sides = 2 if pairs else 1
         kept = [
             n
@@ -96,7 +96,7 @@ class TokenCount:
 
     @property
     def low(self) -> int:
-        """The lower end of the error band."""
+        """Lower end of the error band."""
         return math.floor(self.tokens * (1 - self.error_band))
 
     @property
@@ -115,7 +115,7 @@ class Facts:
 
     path: str
     format: str
-    """The detected format: `openai-chat`, `sharegpt`, `alpaca` ..."""
+    """Detected format: `openai-chat`, `sharegpt`, `alpaca` ..."""
     kind: Kind
     rows: int
     bytes: int
@@ -124,28 +124,29 @@ class Facts:
     content: Content
     problems: tuple[Problem, ...] = ()
     container: str = "jsonl"
-    """The container of the rows: `jsonl`, `csv.gz`, `parquet`, `folder` ..."""
+    """Container of the rows: `jsonl`, `csv.gz`, `parquet`, `folder` ..."""
     canonical_bytes: int = 0
-    """The size of the rows as canonical JSON lines, within a few percent of a host's file."""
+    """Size of the rows as canonical JSON lines, in bytes. A file for a host differs by a few percent."""
     masks: Mapping[int, int] = field(default_factory=dict[int, int])
     """Number of rows for each combination of `orchestrate.data.rows.traits.Trait` bits."""
     first_rows: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
-    """The first row numbers with each trait."""
+    """Numbers of the first rows with each trait."""
     rowless: Sequence[int] = ()
-    """The numbers of lines without a valid row, ascending."""
+    """Numbers of the lines without a valid row, ascending."""
     pictures: Mapping[Picture, int] = field(default_factory=dict[Picture, int])
-    """Images of all valid rows by size and detail, for their cost. The prompt of a preference pair counts
-    once. At most `rows.pictures.MOST_SIZES` sizes are exact; others are rounded up to 32 pixels."""
+    """Number of images in all valid rows by size and detail, used to estimate their cost. The prompt of a
+    preference pair counts once. At most `rows.pictures.MOST_SIZES` sizes are exact. Others are rounded up to
+    multiples of 32 pixels."""
     columns: tuple[tuple[str, str], ...] = ()
     """Columns that were renamed while reading: (field, column)."""
     memory: Path | None = field(default=None, compare=False)
-    """The folder in which token counts are cached."""
+    """Cache folder for token counts."""
     tokens_from: TokensFrom = field(default=TokensFrom.EXACT, compare=False)
-    """How its tokens are counted."""
+    """Method of counting tokens."""
 
     def examples(self) -> Iterator[Example]:
-        """Yield the canonical rows in order, without the rows that have errors. Raises `DataError` when
-        the file no longer exists."""
+        """Yield the canonical rows without errors, in order. Raises `DataError` when the file no longer
+        exists."""
         return (example for _, example in self.numbered())
 
     def numbered(self) -> Iterator[tuple[int, Example]]:
@@ -153,8 +154,7 @@ class Facts:
         return ((number, row.example) for number, row in self.read() if row.example is not None)
 
     def number(self, place: int) -> int:
-        """Return the row number in the file of the valid row at index `place` (from 0) among the valid
-        rows."""
+        """Return the row number in the file of the valid row at index `place` (from 0)."""
         number = place + 1
         for line in self.rowless:
             if line > number:
@@ -163,7 +163,7 @@ class Facts:
         return number
 
     def read(self) -> Iterator[tuple[int, ReadRow]]:
-        """Yield the row number and the row of each line of the file, including rows with errors."""
+        """Yield each row of the file with its row number, including rows with errors."""
         lines = source(self.path)
         before = 0
         for start, end in ranges(lines.lines, lines.line_bytes):
@@ -174,13 +174,13 @@ class Facts:
 
 
 def require_same(digest: str, data: Facts) -> None:
-    """Verify that the rows that were read are the rows of `data`. Raises `DataError` otherwise."""
+    """Verify that the digest of the rows just read is that of `data`. Raises `DataError` otherwise."""
     if digest != data.digest:
         raise changed(data)
 
 
 def changed(data: Facts) -> DataError:
     return DataError(
-        f"{data.path} changed while it was being read; nothing was written or sent",
+        f"{data.path} changed while it was being read. Nothing was written or sent",
         fix="run the same command again to read the new content",
     )

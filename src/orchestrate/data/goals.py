@@ -1,9 +1,9 @@
-"""Number of rows that each goal needs: one table for `advise`, `init` and `check`.
+"""Recommended number of rows for each goal, used by `advise`, `init` and `check`.
 
 The numbers for format, domain and capability come from the guides that practitioners cite: 300-500,
-1,000-5,000 and 5,000-50,000 rows. Yandex asks for 1,000 rows, and 100 of each class, to tune a classifier
-(yandex.cloud, tuning classification models). None of the guides gives a number for tool calls or style. Both
-use the number for a format, which is what they teach.
+1,000-5,000 and 5,000-50,000 rows. Yandex recommends 1,000 rows for a classifier, with 100 per class
+(yandex.cloud, tuning classification models). None of the guides gives a number for tool calls or style, so
+both use the number for a format.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from orchestrate.types import Record
 
 FEW_SHOT_ROWS = 100
 """Number of rows below which examples in the prompt work better. OpenAI's fine-tuning guide reports clear
-improvements from 50 to 100 examples on, depending on the task."""
+improvements with 50 to 100 examples, depending on the task."""
 _ROWS_OF_A_LABEL = 100
 _GUIDE = "guides to fine-tuning"
 
@@ -33,11 +33,15 @@ class Goal(StrEnum):
 
 _VOLUMES: dict[Goal, tuple[int, int, str]] = {
     Goal.FORMAT: (300, 500, _GUIDE),
-    Goal.STYLE: (300, 500, f"{_GUIDE}, as for a format; no provider publishes a number for style"),
+    Goal.STYLE: (300, 500, f"{_GUIDE}, as for a format, because no provider publishes a number for style"),
     Goal.DOMAIN: (1_000, 5_000, _GUIDE),
     Goal.CAPABILITY: (5_000, 50_000, _GUIDE),
     Goal.CLASSIFICATION: (1_000, 1_000, "Yandex, tuning classification models"),
-    Goal.TOOL_USE: (300, 500, f"{_GUIDE}, as for a format; no provider publishes a number for tool calls"),
+    Goal.TOOL_USE: (
+        300,
+        500,
+        f"{_GUIDE}, as for a format, because no provider publishes a number for tool calls",
+    ),
 }
 
 
@@ -46,12 +50,12 @@ class Volume(Record, frozen=True, kw_only=True):
 
     goal: Goal
     why: str | None = None
-    """What the goal was inferred from, or `None` if the user named it."""
+    """Evidence from which the goal was inferred. `None` if the user chose the goal."""
     rows: int
     least: int
-    """Minimum number of rows. Fewer rows teach the goal only weakly."""
+    """Minimum recommended number of rows."""
     most: int
-    """Maximum number of rows that is usually needed. Equal to `least` if no upper end is published."""
+    """Maximum recommended number of rows. Equal to `least` if no maximum is published."""
     source: str
 
     @property
@@ -69,7 +73,7 @@ class Volume(Record, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         if self.rows < FEW_SHOT_ROWS:
-            stands = f"with fewer than {FEW_SHOT_ROWS} rows, put them in the prompt as examples instead"
+            stands = f"with fewer than {FEW_SHOT_ROWS} rows, put the rows in the prompt as examples instead"
         elif not self.enough:
             stands = f"add at least {self.least - self.rows:,} more"
         elif self.rows > self.most > self.least:
@@ -83,7 +87,7 @@ class Volume(Record, frozen=True, kw_only=True):
 
 def volume(goal: Goal, rows: int, *, labels: int = 0, why: str | None = None) -> Volume:
     """Compare `rows` with the number of rows recommended for a goal. `labels` is the number of distinct
-    answers of a classification."""
+    labels of a classification."""
     least, most, source = _VOLUMES[goal]
     if goal is Goal.CLASSIFICATION:
         least = most = max(least, _ROWS_OF_A_LABEL * labels)
@@ -102,10 +106,10 @@ def inferred(
 ) -> Volume:
     """Infer the goal from the rows and compare their number with the recommended one.
 
-    `labels` is the number of distinct short answers, if they repeat. `tools` means that the rows call tools,
-    `keyed` that the answers are JSON with the same keys, `knowing` that the answers contain facts that are
-    not in their prompts, `bare` that the rows are text without prompts, and `closely` that the answers were
-    searched for keys and facts. A new capability can't be inferred from rows, so the user must name it."""
+    `labels` is the number of distinct short answers, if they repeat. Flags: `tools` if rows call tools,
+    `keyed` if answers are JSON with the same keys, `knowing` if answers contain facts missing from their
+    prompts, `bare` if rows are text without prompts, `closely` if answers were searched for keys and facts. A
+    new capability can't be inferred from rows, so the user must choose it."""
     if labels:
         return volume(Goal.CLASSIFICATION, rows, labels=labels, why=f"{labels} different answers")
     if tools:
@@ -119,7 +123,7 @@ def inferred(
     why = (
         "free-form answers without a common format"
         if closely
-        else "no labels and no tools; `advise` inspects the answers"
+        else "no labels and no tools, but `advise` also inspects the answers"
     )
     return volume(Goal.STYLE, rows, why=why)
 

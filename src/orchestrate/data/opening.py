@@ -46,7 +46,7 @@ from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import Problem, TokensFrom
 
 PARALLEL_BYTES = 24 << 20
-"""Size below which this process reads a file itself, because starting workers would take longer."""
+"""File size in bytes below which no workers are started, because starting them would take longer."""
 SAMPLE_ROWS = 200
 """Number of rows used to recognize the format."""
 
@@ -61,14 +61,14 @@ class OpenedFile:
     total: Total
     source: RowSource
     begins: tuple[tuple[int, str], ...] = ()
-    """For several files read as one, the number of lines before each file."""
+    """For joined files: number of lines before each file."""
     mix: OpenedFile | None = None
-    """For several files, the rows to train on, mixed by the files' weights."""
+    """For joined files: the rows to train on, mixed by the files' weights."""
     mixed: str | None = None
-    """A description of how they were mixed."""
+    """Description of the mix."""
 
     def place(self, number: int) -> tuple[str, int]:
-        """Return the file that a row comes from and its row number in that file."""
+        """Return the source file of a row and its row number in that file."""
         before, path = max((b for b in self.begins if b[0] < number), default=(0, self.facts.path))
         return path, number - before
 
@@ -80,8 +80,8 @@ class OpenedFile:
 
 @dataclass
 class JoinedFiles:
-    """Several files read as one, each only once: the facts about their rows, and each valid row as a
-    canonical line."""
+    """Several files read as one dataset, each file once. Collects facts about the rows and writes each valid
+    row as a canonical line."""
 
     write: Callable[[bytes], object]
     total: Total = field(default_factory=Total)
@@ -99,8 +99,8 @@ def open_dataset(  # noqa: PLR0913  each is a use of its own
     progress: Progress | None = None,
     join: JoinedFiles | None = None,
 ) -> OpenedFile:
-    """Open a dataset as `Dataset.open` does. In the same pass, it counts with `tokenizers` and runs the
-    checks that `ScanTask` names. `join` may process the pass further."""
+    """Open a dataset as `Dataset.open` does. The same pass counts tokens with `tokenizers`, runs the checks
+    of `ScanTask`, and adds the rows to `join` if given."""
     lines = source(path)
     renaming = tuple(sorted((columns or {}).items()))
     shape = sniff(path, first_lines(lines.lines), renaming)
@@ -142,9 +142,9 @@ def open_counted(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> OpenedFile:
-    """Open a dataset like `Dataset.open` and run the checks that `ScanTask` names in the same pass. Cached
-    token counts of the unchanged file are reused. If the file has changed, `count_tokens` finds nothing under
-    its digest and counts again."""
+    """Open a dataset like `Dataset.open` and run the checks of `ScanTask` in the same pass. Cached token
+    counts of the unchanged file are reused. If the file has changed, `count_tokens` finds nothing under its
+    digest and counts again."""
     before = counting.seen(path, columns, memory)
     due = [
         name
@@ -170,8 +170,8 @@ def open_counted(
 
 
 def require_rows(data: Facts) -> None:
-    """Check that rows can be written. Raises `DataError` if every row has errors, because the output would be
-    empty, or if rows are held out for test or validation, because the output would lose that mark."""
+    """Check that rows can be written. Raises `DataError` if every row has errors, or if a column holds rows
+    out for test or validation, because the output would lose that column."""
     for found in data.problems:
         if found.code == "held-out":
             raise DataError(f"{data.path}: {found.message}", problems=data.problems, fix=found.fix)
@@ -199,7 +199,7 @@ def run(
     progress: Progress | None = None,
     join: JoinedFiles | None = None,
 ) -> Total:
-    """Read the entire file in tasks like `task`, with as many workers as pay off."""
+    """Read the entire file in tasks like `task`, with as many workers as its size justifies."""
     tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
     for name in task.tokenizers:
         counter(name)  # a tokenizer that cannot be loaded is told once, from here
@@ -300,18 +300,18 @@ def _scanned_with_lines(task: ScanTask) -> tuple[ScannedRange, bytes]:
 
 
 def paying(workers: int | None, size: int) -> int | None:
-    """Return how many workers pay off for `size` bytes. A request for more than one worker is always
-    honored."""
+    """Return the number of workers for a file of `size` bytes. An explicit number above one is always
+    used."""
     return workers if size >= PARALLEL_BYTES or (workers or 0) > 1 else 1
 
 
 _SNIFFED = 64 << 20
-"""The longest line that is used to recognize the format."""
+"""Maximum length, in bytes, of lines used to detect the format."""
 
 
 def first_lines(path: str) -> Iterator[bytes]:
-    """Yield the lines of a file, except lines longer than `_SNIFFED` bytes, which would be incomplete. Raises
-    `DataError` if the file has no other lines."""
+    """Yield the lines of a file, skipping those longer than `_SNIFFED` bytes. Raises `DataError` if none is
+    left."""
     told = passed = False
     with rows_file(path) as file:
         if file.read(3) != b"\xef\xbb\xbf":
@@ -332,8 +332,8 @@ def first_lines(path: str) -> Iterator[bytes]:
 
 
 def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) -> known.RowFormat:
-    """Return the format of most of the first rows. Raises `DataError` if no row matches a known format, and
-    `UsageError` if no row has a mapped column."""
+    """Detect the most common format of the first rows. Raises `DataError` if no row matches a known format,
+    and `UsageError` if no row has a mapped column."""
     votes: Counter[str] = Counter()
     given: Counter[str] = Counter()
     fields: Counter[str] = Counter()
@@ -370,7 +370,7 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
 
 
 def fitting(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the column mapping of a spec that applies to one of its files. A column to ignore may be
+    """Return the part of a spec's column mapping that applies to one of its files. Ignored columns may be
     missing from the file."""
     given = dict(columns or {})
     if all(given.values()):
@@ -380,8 +380,8 @@ def fitting(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def fitting_if_there(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the same mapping as `fitting` for a file that the spec doesn't name, or an empty mapping if the
-    file has other columns."""
+    """Return the result of `fitting` for a file that the spec doesn't name, or an empty mapping if the
+    columns don't match."""
     if not columns or not {column for column in columns.values() if column} <= _names_in(path):
         return {}
     return fitting(path, columns)
@@ -396,9 +396,8 @@ def _names_in(path: str) -> set[str]:
 
 
 def columns_of(path: str) -> dict[str, str]:
-    """Guess the column mapping with which a file can be read. It is empty if the file needs none. A text with
-    a label is read as a question and its answer. Raises `DataError` if the column names don't tell what they
-    contain."""
+    """Guess the column mapping of a file. It is empty if the file needs none. Text with a label is read as a
+    question and its answer. Raises `DataError` if the column names are ambiguous."""
     lines = source(path)
     rows = (parse(line)[0] for line in first_lines(lines.lines))
     objects = (cast("dict[str, Any]", row) for row in rows if isinstance(row, dict))
@@ -446,10 +445,8 @@ def _held_out(lines: RowSource, total: Total) -> Iterator[Problem]:
     if 0 < counts.total() < total.written:
         total.counts["held-out"] += 1
         shown = " and ".join(f"{n:,} for {split}" for split, n in counts.most_common())
-        text = (
-            f"the column {column} marks {shown} of {total.written:,} rows as held out, but they are "
-            "read like any other"
-        )
+        text = f"the column {column} marks {shown} of {total.written:,} rows as held out, but these rows "
+        "are used like all others"
         yield msgspec.structs.replace(problem("held-out", text, field=column), source=lines.path)
 
 
@@ -475,7 +472,7 @@ def _content(total: Total) -> Content:
 
 
 def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
-    """Return the tokens like `Dataset.tokens`. An existing full count takes precedence over a sample."""
+    """Count tokens like `Dataset.tokens`. A cached full count takes precedence over a sample."""
     if facts.tokens_from is TokensFrom.NONE:
         raise UsageError(
             f"the tokens of {facts.path} have not been counted", fix="add --tokens exact or --tokens sampled"

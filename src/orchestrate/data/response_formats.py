@@ -1,4 +1,4 @@
-"""The `response_format` of the chat completions API: the JSON that an answer must be."""
+"""The `response_format` of the chat completions API, which requires JSON answers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from orchestrate.errors import UsageError
 
 
 def schema_of(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the JSON schema that a format requires of answers, or `None` for text. Raises `UsageError` for
-    an invalid format."""
+    """Return the JSON schema for answers in a format, or `None` for text. Raises `UsageError` for an invalid
+    format."""
     kind = "text" if given is None else given.get("type")
     if given is None or kind == "text":
         return None

@@ -1,5 +1,5 @@
-"""Rules for what a host accepts, from its profile. A row's traits are judged by a table, limits of the entire
-file by `check`."""
+"""Rules for what a host accepts, from its profile. A table decides on the traits of rows, and `check` on
+limits of the entire file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SYSTEM_LATER = refused(
 )
 ONE_ANSWER = refused(
     "several-answers",
-    "each side of a pair must be exactly one message",
+    "each side of a pair must have exactly one message",
     "keep one assistant message on each side",
 )
 INLINE_IMAGES = refused("remote-image", "images must be inline base64", "embed the image as a data: URL")
@@ -85,13 +85,13 @@ NO_SPANS = Rule(
     lossy=True,
 )
 NO_LOCAL_IMAGES = refused(
-    "local-image", "an image is a file on this machine", "embed it as a data: URL, or use its URL"
+    "local-image", "an image is a local file", "embed it as a data: URL, or use its URL"
 )
-NO_KTO = "does not support KTO; train on this machine, or use preference pairs (DPO)"
+NO_KTO = "does not support KTO. Train on this machine, or use preference pairs (DPO)"
 
 
 EVERY_KIND: Mapping[Kind, str | None] = dict.fromkeys(KINDS.values())
-"""Rules that reject no kind of row."""
+"""Maps every kind of row to `None`, which accepts it."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ class HostRules:
     most_rows: int | None = None
     most_bytes: int | None = None
     most_tokens: int | None = None
-    """Maximum length of a row. The host cuts longer rows."""
+    """Maximum length of a row in tokens. The host truncates longer rows."""
     preference_traits: Mapping[Trait, Rule] = field(default_factory=dict[Trait, Rule])
     row_weights_on_all: bool = False
-    """Whether all rows need a weight if one has it."""
+    """True if all rows need a weight if one has it."""
 
     def rule(self, trait: Trait, kind: Kind) -> Rule | None:
         if kind == "preference" and trait in self.preference_traits:
@@ -114,7 +114,7 @@ class HostRules:
         return self.traits.get(trait)
 
     def refused(self, kind: Kind, *, allow_loss: bool = False) -> int:
-        """Return the trait bits for which a row of this kind is rejected. With `allow_loss`, excludes bits
+        """Return the trait bits for which a row of this kind is rejected. With `allow_loss`, excludes traits
         that only lose information."""
         mask = 0
         for trait in Trait:
@@ -139,7 +139,7 @@ class RowTarget:
     name: str
     rules: HostRules
     encode: Callable[[Example], Any]
-    """Encodes an example as the target's row. Can be pickled."""
+    """Picklable function that encodes an example as the target's row."""
     backend: bool = True
 
 
@@ -154,13 +154,12 @@ def check(
     epochs: int | None = None,
     validation: bool = False,
 ) -> list[Problem]:
-    """Return each reason for which `host` would reject or change the dataset, with the first affected
-    rows.
+    """Return each reason for which `host` would reject or change the dataset, with the first affected rows.
 
-    `method` is sft, dpo, kto or rft. `tokens` is a token count of the same data, needed for the checks of
-    length. `context` is the maximum number of tokens that the model trains on, and `truncation` what longer
-    rows lose. `validation` marks the validation file, which has no minimum number of rows. Problems that
-    concern every host are found while reading the rows (`data.rows.problems`), not here."""
+    `method` is sft, dpo, kto or rft. `tokens` is a token count of the same data, needed to check lengths.
+    `context` is the maximum number of tokens that the model trains on, and `truncation` how longer rows are
+    shortened. `validation` marks the validation file, which has no minimum number of rows. Problems that
+    apply to every host are found while reading the rows (`data.rows.problems`), not here."""
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
     found += _kinds(data, host, method)
     found += _sizes(data, host, epochs, validation)
@@ -233,7 +232,9 @@ def _kinds(data: Facts, host: RowTarget, method: str | None) -> list[Problem]:
     if host.rules.row_weights_on_all:
         weighted = sum(n for mask, n in data.masks.items() if mask & Trait.ROW_WEIGHT)
         if 0 < weighted < data.rows:
-            message = f"{weighted:,} of {data.rows:,} rows have a weight; give every row a weight, or none"
+            message = (
+                f"{weighted:,} of {data.rows:,} rows have a weight, but either all rows or none must have one"
+            )
             return [
                 _file_problem(
                     host, data, "row-weight-mixed", message, "set a weight in every row, or in none"
@@ -255,17 +256,17 @@ def _sizes(data: Facts, host: RowTarget, epochs: int | None, validation: bool) -
     rules = host.rules
     found: list[Problem] = []
     if data.rows < rules.least_rows and not validation:
-        message = f"{count(data.rows, 'valid row')}; at least {rules.least_rows} are required"
+        message = f"{count(data.rows, 'valid row')}, but at least {rules.least_rows} are required"
         found.append(
             _file_problem(host, data, "too-few-rows", message, "add rows, or repair the rows with errors")
         )
     if rules.most_rows is not None and data.rows * (epochs or 1) > rules.most_rows:
-        message = f"{data.rows:,} rows times {epochs or 1} epochs; the limit is {rules.most_rows:,}"
+        message = f"{data.rows:,} rows x {epochs or 1} epochs exceed the limit of {rules.most_rows:,}"
         found.append(
             _file_problem(host, data, "too-many-rows", message, "train on fewer rows or for fewer epochs")
         )
     if rules.most_bytes is not None and data.canonical_bytes > rules.most_bytes:
-        message = f"{size(data.canonical_bytes)}; the limit is {size(rules.most_bytes)}"
+        message = f"{size(data.canonical_bytes)}, but the limit is {size(rules.most_bytes)}"
         found.append(_file_problem(host, data, "file-too-large", message, "train on fewer rows"))
     return found
 

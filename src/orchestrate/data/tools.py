@@ -1,7 +1,7 @@
 """Formats to convert to, besides those of hosts: ShareGPT, Alpaca, TRL, TRL's unpaired rows (two per pair)
 and Parquet.
 
-Each declares which kinds and traits it supports, with the same rules as hosts.
+Each declares which kinds and traits it supports, with the same kind of rules as hosts.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _gemini_parts(m: ChatMessage, names: dict[str, str]) -> list[Row]:
 
 
 def bedrock(example: Example) -> Row:
-    """Encode a row as `bedrock-conversation-2024`, whose messages have the format of Converse."""
+    """Encode a row as `bedrock-conversation-2024`, with messages in the format of Bedrock's Converse API."""
     assert isinstance(example, ChatExample)  # noqa: S101  the kinds that the format holds
     row: Row = {"schemaVersion": "bedrock-conversation-2024"}
     messages = example.messages
@@ -192,17 +192,17 @@ def _unheld(example: Example, start: str) -> bool:
 
 
 _HELD = ("name", "description", "parameters")
-"""The fields that these formats have for a function."""
+"""Function fields that these formats support."""
 
 
 def not_for_bedrock(example: Example) -> bool:
-    """Return whether a row has an image that Bedrock can't read from its location, an image with a
-    requested detail, or a function with fields that the format can't hold."""
+    """Return whether a row has an image that Bedrock can't read from its location, an image with a `detail`
+    setting, or a function with unsupported fields."""
     return _unheld(example, "s3://")
 
 
 def not_for_gemini(example: Example) -> bool:
-    """Return the same as `not_for_bedrock` for Vertex AI."""
+    """Return whether a row has an image or a function that Vertex AI's format can't represent."""
     return _unheld(example, "gs://")
 
 
@@ -283,7 +283,7 @@ FORMATS: dict[str, HostRules] = {
             Trait.STARTS_WRONG: _refused("conversations that start with the assistant"),
             Trait.NOT_ALTERNATING: _refused("turns that do not alternate"),
             Trait.TEXT_PARTS: _JOINED,
-            Trait.EMPTY_SYSTEM: _lost("an empty system text, which counts as none there,"),
+            Trait.EMPTY_SYSTEM: _lost("an empty system text (the same as none in Alpaca)"),
         },
     ),
     "trl": HostRules(kinds=EVERY_KIND, traits=_TRL),
@@ -353,7 +353,8 @@ UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
     "sharegpt": ("text that looks like a tool call or its result", _reads_as_calls),
     "trl": ("a grader field named prompt next to the messages", _has_prompt_field),
 }
-"""What a format cannot represent and no trait shows. The content is checked while it is written."""
+"""Content that a format cannot represent and that no trait shows. Rows are checked for it while they are
+written."""
 
 
 def _canonical(example: Example) -> dict[str, Any]:
@@ -440,9 +441,9 @@ def _trl_completion(example: Example) -> dict[str, Any]:
 
 
 def write_parquet(examples: Iterable[Example], path: Path, kind: Kind, *, plain: bool) -> int:
-    """Write in batches and return the number of rows. Without `plain`, lists are written as JSON text,
-    because tool schemas and multipart content have no common column type. The reader accepts both. Raises
-    `MissingExtra` without pyarrow."""
+    """Write a Parquet file in batches and return the number of rows. Without `plain`, lists are written as
+    JSON text, because tool schemas and multipart content have no common column type. The reader accepts both.
+    Raises `MissingExtra` without pyarrow."""
     with needed("data", "writing Parquet", "pyarrow"):
         import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]
         import pyarrow.parquet as parquet  # pyright: ignore[reportMissingTypeStubs]

@@ -67,11 +67,11 @@ def write_rows(
     as_chat: bool = False,
     workers: int | None = None,
 ) -> tuple[int, list[Problem]]:
-    """Write the rows to `path` in one pass over the file. `path` appears only when it is complete and the
-    file still has the rows of `data`. Returns the number of rows written and what was lost.
+    """Write the rows to `path` in one pass over the file. `path` appears only when it is complete, and only
+    if the file still has the rows of `data`. Returns the number of rows written and what was lost.
 
-    `as_chat` turns prompt/completion rows into conversations where the target accepts only those. Raises the
-    same errors as `convert`, and `DataError` when the rows have changed.
+    `as_chat` turns prompt/completion rows into conversations if the target accepts only those. Raises the
+    same errors as `convert`, and `DataError` if the rows have changed.
     """
     target = target_for(data, target)
     chat = as_chat and data.kind == "completion" and target.rules.kinds["completion"] is not None
@@ -113,7 +113,7 @@ def write_rows(
 def _require_some(written: int, data: Facts, target: RowTarget) -> None:
     if not written:
         raise DataError(
-            f"{target.name} rows cannot be made from any row of {data.path}",
+            f"no row of {data.path} can be converted to {target.name}",
             problems=data.problems,
             fix=f"orchestrate data check {data.path}",
         )
@@ -134,7 +134,7 @@ def _unheld(data: Facts, target: RowTarget, count: int) -> Problem:
         severity=Severity.ERROR,
         message=f"{UNHELD[target.name][0]} cannot be represented ({count:,} "
         f"{'row' if count == 1 else 'rows'})",
-        fix="write it anyway with: --allow-loss",
+        fix="to write the rows anyway: --allow-loss",
         source=data.path,
         providers=(target.name,),
     )

@@ -1,4 +1,4 @@
-"""Settings, keys and addresses: what environment, files and keyring say, and what is trusted of it."""
+"""Settings, keys and addresses from the environment, files and the keyring, and which of them are trusted."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ confused."""
 
 
 def is_sandbox_key(key: str) -> bool:
-    """Return whether a sandbox made the key. A host's client may require a prefix of its own before it, such
-    as `sk-`."""
+    """Return whether a sandbox made the key. It may follow a prefix that the host's client requires, such as
+    `sk-`."""
     return any(one.startswith(SANDBOX_KEY_PREFIX) for one in (key, key.partition("-")[2]))
 
 
@@ -35,17 +35,17 @@ MASK = "[removed]"
 _SERVICE = "orchestrate"
 """The name of our keys in the system's keyring."""
 _SHORTEST = 8
-"""Minimum length of a secret; a shorter one might occur in a text by chance."""
+"""Minimum length of a secret to hide. A shorter one might occur in a text by chance."""
 _known: set[str] = set()
 _SECRET_NAME = re.compile(r"(key|token|secret|password|passwd)$", re.IGNORECASE)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.:\-]*://\S+")
 _USER = "***"
-"""Replaces a user and password where `MASK` would make the address unreadable."""
+"""Replaces a user and password if `MASK` would make the address unreadable."""
 
 
 class Secret:
-    """A string that never reveals itself. Its repr and str are masked, only `reveal()` returns the value, and
-    `hide` removes it from any text."""
+    """A string that is never printed by accident. Its repr and str are masked, only `reveal()` returns the
+    value, and `hide` removes it from any text."""
 
     __slots__ = ("_value",)
 
@@ -71,7 +71,7 @@ class Secret:
 
 
 def hide(text: str) -> str:
-    """Return the text without the secrets that this process has used."""
+    """Remove the secrets that this process has used from a text."""
     for value in tuple(_known):
         if value in text:
             text = text.replace(value, MASK)
@@ -79,8 +79,8 @@ def hide(text: str) -> str:
 
 
 def masked(value: Any, name: str = "") -> Any:
-    """Mask a setting so that it may be stored and shown: remove texts under names such as `api_key`, and
-    the user and query of URLs."""
+    """Mask a setting for storage and display: remove values with names such as `api_key`, and the user and
+    query of URLs."""
     if isinstance(value, Mapping):
         return {k: masked(v, str(k)) for k, v in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
@@ -118,7 +118,7 @@ def is_masked(value: Any) -> bool:
 
 
 def remember(url: str) -> None:
-    """Let `hide` find the password and the query values of a URL in any text."""
+    """Register the password and the query values of a URL as secrets for `hide`."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -158,7 +158,7 @@ def read_keys(path: Path) -> dict[str, str]:
 
 
 def secret(name: str, variable: str, env: Mapping[str, str] | None = None) -> Secret | None:
-    """Return a secret that is not a backend's key, from the same places: environment, key file, keyring."""
+    """Return a secret that is not a backend's key, from the same sources: environment, key file, keyring."""
     env = os.environ if env is None else env
     value = env.get(variable) or read_keys(key_file(env)).get(name) or from_keyring(name)
     return Secret(value) if value else None
@@ -185,11 +185,11 @@ def from_keyring(name: str) -> str | None:
 
 
 def write_keyring(name: str, value: str) -> str:
-    """Set one key in the system's keyring, and return the keyring's name. Raises `MissingExtra` without
-    the package, `SetupError` if the keyring refuses it, `UsageError` for the key of a sandbox."""
+    """Set one key in the system's keyring, and return the keyring's name. Raises `MissingExtra` without the
+    package, `SetupError` if the keyring rejects the key, and `UsageError` for a sandbox key."""
     if is_sandbox_key(value):
         raise UsageError(
-            "this is a sandbox key, but the keyring is only for keys of real hosts",
+            "this is a sandbox key, but the keyring only stores keys of real hosts",
             fix="leave out --keyring",
         )
     require_recent("keyring")
@@ -206,7 +206,7 @@ def write_keyring(name: str, value: str) -> str:
 
 def forget_in_keyring(name: str) -> bool:
     """Remove a key from the keyring, and return whether it was there. Raises `SetupError` if the keyring
-    refuses."""
+    rejects the request."""
     if from_keyring(name) is None:
         return False
     try:
@@ -232,7 +232,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(
-            f"{path} cannot be read: {error}", fix="write a new one with comments: orchestrate init"
+            f"{path} cannot be read: {error}", fix="create a new file with comments: orchestrate init"
         ) from error
 
 
@@ -251,15 +251,15 @@ _SECRET_TEXT = re.compile(
     r"\b(?:sk|pk|rk|tgp|fw|hf|key|sandbox|ghp)[-_]"
     r"(?:(?P<secret>(?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{12,})|[A-Za-z0-9_\-]*)"
 )
-"""Also matches what is not a key, up to where a key could end, so it is scanned once instead of from each
-`sk-` in it."""
+"""Pattern for text that looks like a key. It also consumes similar text that is not a key, so each text is
+scanned only once."""
 _SIGNED = re.compile(r"(?i)(signature|x-amz-|x-goog-|[?&]sig=|[?&]token=|awsaccesskeyid)")
 _URL = re.compile(r"https?://[^\s\"'<>]+")
 
 
 def redact_text(text: str) -> str:
-    """Redact known secrets, key-like words and the queries of signed URLs in a text, such as an error or
-    a log."""
+    """Redact known secrets, text that looks like a key, and the queries of signed URLs in a text, such as an
+    error or a log."""
     return _SECRET_TEXT.sub(
         lambda found: MASK if found["secret"] else found.group(), _URL.sub(_unsigned, hide(text))
     )
@@ -282,24 +282,26 @@ VARIABLES: Mapping[str, str] = {
     "ORCHESTRATE_HOME": "Folder for the store, local runs, data files and downloads, like `--home`.",
     "ORCHESTRATE_STORE": "URL of the run store, like `--store`.",
     "ORCHESTRATE_CONFIG": "Configuration file to read instead of the nearest `orchestrate.toml`.",
-    "ORCHESTRATE_KEYS": "File for API keys. Your trust decisions are kept in the same folder.",
+    "ORCHESTRATE_KEYS": "File for API keys. Your trust decisions are stored in the same folder.",
     "ORCHESTRATE_BUDGET_USD": "Spending limit in US dollars, instead of `budget_usd`.",
     "ORCHESTRATE_LOG_LEVEL": "Log level, instead of `log_level`.",
     "ORCHESTRATE_BY": "Name recorded as the creator of runs. Default: `user@machine`.",
-    "ORCHESTRATE_OWN_HOSTS": "Backends on your own machines, comma-separated. Private specs may go there.",
+    "ORCHESTRATE_OWN_HOSTS": "Backends on your own machines, comma-separated. Private specs may be sent "
+    "there.",
     "ORCHESTRATE_ALLOW_GRADER_CODE": "`1` allows graders written in Python, like `--allow-grader-code`.",
-    "ORCHESTRATE_MAX_DOWNLOAD_GB": "Largest model download in gigabytes. Default: its base model's size.",
+    "ORCHESTRATE_MAX_DOWNLOAD_GB": "Maximum size of a model download in gigabytes. Default: the size of its "
+    "base model.",
     "ORCHESTRATE_NF4": "`bitsandbytes` runs small 4-bit models with its own kernels. Default: `unpacked`.",
     "ORCHESTRATE_PASS_ENV": "Additional variables passed to worker processes, comma-separated.",
     "ORCHESTRATE_NOTIFY_URL": "Webhook to call when a run ends.",
-    "ORCHESTRATE_NOTIFY_SECRET": "Secret that signs those webhooks.",
+    "ORCHESTRATE_NOTIFY_SECRET": "Secret for signing these webhooks.",
     "ORCHESTRATE_NOTIFY_COMMAND": "Command to run when a run ends.",
     "ORCHESTRATE_NOTIFY_DESKTOP": "`1` shows a desktop notification when a run ends.",
-    "ORCHESTRATE_STALLED_MINUTES": "Minutes without progress after which a run counts as stalled.",
-    "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET": "Secret that signs the gateway's webhooks.",
+    "ORCHESTRATE_STALLED_MINUTES": "Number of minutes without progress after which a run counts as stalled.",
+    "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET": "Secret for signing the gateway's webhooks.",
     "ORCHESTRATE_TODAY": "Date to assume (such as `2027-01-07`) for prices, closing dates and models.",
 }
-"""Our environment variables and their effects. Profiles list the variables of hosts."""
+"""Orchestrate's environment variables and their effects. The variables of hosts are in their profiles."""
 
 VARIABLE = "ORCHESTRATE_MAX_DOWNLOAD_GB"
 

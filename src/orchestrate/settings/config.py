@@ -1,9 +1,9 @@
-"""Settings; with `orchestrate.settings` the only reader of the environment.
+"""Load settings. Only this module and `orchestrate.settings` read the environment.
 
-Order, later wins: defaults, `orchestrate.toml` (nearest one from the working folder upwards;
-`orchestrate.settings.trust` says what it may set), environment, flags. Keys come from the environment, then
-from the 0600 file that `orchestrate keys set` writes, then from the system keyring when the package `keyring`
-is installed; never from `orchestrate.toml`, which is committed.
+Sources, in order of increasing precedence: defaults, the nearest `orchestrate.toml` from the working folder
+upwards (`orchestrate.settings.trust` limits what it may set), environment, flags. Keys come from the
+environment, then from the private file that `orchestrate keys set` writes, then from the system keyring if
+the package `keyring` is installed. They never come from `orchestrate.toml`, which is committed.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ class Notify:
 
     @property
     def told(self) -> str:
-        """The channels in words, such as `by command and webhook`."""
+        """Description of the channels, such as `by command and webhook`."""
         ways = {"command": self.command, "webhook": self.url, "desktop": self.desktop}
         used = [name for name, way in ways.items() if way]
         return f"by {' and '.join(used)}" if used else "here alone"
 
 
 class BillingBackend(Protocol):
-    """The properties that say whether a backend may bill."""
+    """Properties that determine whether a backend may bill."""
 
     profile: ClassVar[Profile]
 
@@ -101,26 +101,27 @@ class Settings:
     log_level: str = "WARNING"
     config_file: Path | None = None
     config_named: bool = False
-    """Whether the user named the file. Otherwise it was found in a project folder."""
+    """True if the user named the file. Otherwise it was found in a project folder."""
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
     gateway: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """The configuration table for `orchestrate.gateway`, which parses it."""
+    """Configuration table of the gateway. `orchestrate.gateway` parses it."""
     queue: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Maximum number of open runs per backend at which the queue stops adding more."""
+    """Maximum number of open runs per backend. At this number, the queue stops submitting."""
     notify: Notify = field(default_factory=Notify)
     stalled_after_s: float | None = None
-    """Seconds that a run in progress may be without news. `None` derives it from earlier runs."""
+    """Seconds without progress after which a run counts as stalled. `None` derives the limit from earlier
+    runs."""
     made_by: str = ""
-    """Creator stored with each run; default: `user@machine`."""
+    """Creator stored with each run. Default: `user@machine`."""
     allow_grader_code: bool = False
-    """Whether Python graders may run on this machine. It comes from a flag or the environment, never from
-    a project's file or a spec, because the author of the code must not be the one who allows it."""
+    """True if Python graders may run on this machine. Set by a flag or the environment, never by a project's
+    file or a spec, because the author of the code must not be the one who allows it."""
 
     own_hosts: frozenset[str] = frozenset()
-    """Backends that the user declares as their own machines, so a private spec may go there. It comes
-    from the environment, never from a project's file, which is delivered with the spec."""
+    """Backends that the user declares as their own machines, so private specs may be sent there. Set by the
+    environment, never by a project's file, which is delivered with the spec."""
     max_download_bytes: int | None = None
-    """See `HostConfig`."""
+    """Download limit for one model, in bytes. See `HostConfig`."""
 
     def make_home(self) -> Path:
         """Return the home folder. A new one is only accessible to its owner, because it contains copies of
@@ -167,18 +168,18 @@ class Settings:
 
     @property
     def store_address(self) -> str:
-        """The store's URL, a file by its full path: it means the same in every folder."""
+        """The store's URL, with an absolute path for a file, so it is valid in every folder."""
         file = sqlite_path(self.store_url)
         return self.store_url if file is None else sqlite_url(file.expanduser().resolve())
 
     @property
     def child_folder(self) -> Path | None:
-        """Where the process finds the project's file itself, and sees whether it is trusted as it is then."""
+        """Folder in which a child process finds the project's file and checks whether it is trusted."""
         return None if self.config_file is None or self.config_named else self.config_file.parent
 
     def child_environment(self) -> dict[str, str]:
-        """Return what the command line said as environment variables: no password is among a process's
-        arguments."""
+        """Return the settings from the command line as environment variables, so no password appears among a
+        process's arguments."""
         given = {"ORCHESTRATE_HOME": str(self.home), "ORCHESTRATE_STORE": self.store_address}
         if self.config_file is not None and self.config_named:
             given["ORCHESTRATE_CONFIG"] = str(self.config_file.resolve())
@@ -200,7 +201,7 @@ def load(
     made_by: str | None = None,
     allow_grader_code: bool = False,
 ) -> Settings:
-    """Load the settings from all sources. Raises `ConfigError` with file, field and what is allowed, and
+    """Load the settings from all sources. Raises `ConfigError` with file, field and allowed values, and
     `ProjectNotTrusted` for a project's file with settings that require trust."""
     env = os.environ if env is None else env
     named = named_file(config_file, env)
@@ -245,7 +246,7 @@ def load(
 
 
 def named_file(given: Path | None = None, env: Mapping[str, str] | None = None) -> Path | None:
-    """Return the configuration file that the user specifies, which belongs to the user."""
+    """Return the configuration file that the user named, if any. It counts as the user's own."""
     return given or _given((os.environ if env is None else env).get("ORCHESTRATE_CONFIG"))
 
 
@@ -256,20 +257,20 @@ def project_file(cwd: Path | None = None) -> Path | None:
 
 
 def sqlite_url(path: Path) -> str:
-    """Return the store URL of a file. A path may contain `?` and `%`, which have another meaning in a
+    """Return the store URL of a file. A path may contain `?` and `%`, which have a special meaning in a
     URL."""
     return f"sqlite:///{quote(str(path))}"
 
 
 def sqlite_path(url: str) -> Path | None:
-    """Return the file of a store URL, or `None` if it is not SQLite. Raises `ConfigError` for a URL whose
-    store would be somewhere other than it appears."""
+    """Return the file of a store URL, or `None` if it is not SQLite. Raises `ConfigError` for a URL that
+    could be mistaken for a different file."""
     kind, _, place = url.partition("://")
     if kind.partition("+")[0] != "sqlite":
         return None
     if (place and not place.startswith("/")) or "?" in place:
         raise ConfigError(
-            "a file store is written as sqlite:/// plus the path, without host or parameters",
+            "the URL of a file store must be sqlite:/// and the path, without host or parameters",
             fix="write a ? in the path as %3F, and a % as %25",
         )
     return Path(unquote(place[1:]))

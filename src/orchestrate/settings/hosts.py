@@ -1,5 +1,4 @@
-"""Connection settings of each backend, from a file, the environment and the keyring, looked up when it is
-used."""
+"""Connection settings of each backend, from a file, the environment and the keyring, loaded on first use."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ HOST_FIELDS: Mapping[str, str] = {
     "profile": "Name of that YAML file. Default: the host's name.",
     "base_url": "Address of the API. Needs `orchestrate keys trust` before a key is sent to it.",
     "key_variable": "Environment variable that holds the key. Default: `NAME_API_KEY`.",
-    "account_id": "Account id, on hosts that need one.",
+    "account_id": "Account id, for hosts that need one.",
     "organization": "Organization id.",
     "project": "Project id.",
     "timeout_s": "Seconds before a request times out. Default: 60.",
@@ -59,7 +58,8 @@ _BELOW = dict.fromkeys(OPTIONS | BY_SDK | AWAY, "set it in [hosts.NAME.options]"
 _ABOVE = {
     **dict.fromkeys(HOST_FIELDS.keys() - {"options"}, "set it in [hosts.NAME] directly"),
     "wandb_api_key": "keep keys out of files: export WANDB_API_KEY=...",
-    "wandb_base_url": "the W&B key is sent there: export WANDB_BASE_URL=...",
+    "wandb_base_url": "only the environment may set it, because the W&B key is sent there: export "
+    "WANDB_BASE_URL=...",
     "allow_grader_code": "allow it yourself: --allow-grader-code, or ORCHESTRATE_ALLOW_GRADER_CODE=1",
 }
 
@@ -89,9 +89,9 @@ class HostConfig:
 
     name: str
     type: str | None = None
-    """Class to use, if it is not the name itself. `openai-compatible` for a host described by a YAML file."""
+    """Backend class, if it differs from the name. `openai-compatible` for a host described by a YAML file."""
     profile: str | None = None
-    """Name of that file. Default: the host's own."""
+    """Name of the YAML file. Default: the host's name."""
     base_url: str | None = None
     api_key: _KeyField = _KeyField()
     key_variable: str | None = None
@@ -103,18 +103,18 @@ class HostConfig:
     """Options of this backend. In a host of `Settings`, `home` is always set: the folder for data files
     and runs."""
     pins: Path | None = None
-    """File that ties keys to hosts. `None` ties nothing."""
+    """File that ties keys to hosts. With `None`, keys are not tied to hosts."""
     max_download_bytes: int | None = None
-    """Download limit for one model. `None` means the expected size of its base model. From the environment
-    only."""
+    """Download limit for one model. `None` means the expected size of its base model. Set only by the
+    environment."""
     url_from_file: bool = False
-    """Whether the base URL comes from an `orchestrate.toml`, which may be someone else's."""
+    """True if the base URL comes from an `orchestrate.toml`, which may be someone else's."""
     own: bool = False
-    """Whether the user declares its machines as their own. From the environment only."""
+    """True if the user declared its machines as their own. Set only by the environment."""
     management_token: Secret | None = None
-    """Token of the deployment API, if it has a separate login. From the environment only."""
+    """Token of the deployment API, if it has a separate login. Set only by the environment."""
     management_url: str | None = None
-    """Address of that API, instead of the described one. From the environment only."""
+    """Address of the deployment API, instead of the described one. Set only by the environment."""
 
     def changed(self, **changes: Any) -> Self:
         """Return a modified copy. Unlike `dataclasses.replace`, it doesn't look up the key."""
@@ -128,7 +128,7 @@ class HostConfig:
 
     @property
     def near(self) -> bool:
-        """Return whether its address is on this machine."""
+        """Return whether the host's address is on this machine."""
         return self.base_url is not None and is_loopback(urlsplit(self.base_url).hostname or "")
 
     @property
@@ -160,9 +160,9 @@ class HostConfig:
 
 
 class HostRegistry(Mapping[str, HostConfig]):
-    """Maps each name to how to reach the backend, for all existing backends. A backend's profile is loaded
-    when the backend is looked up, and the keyring is queried when its key is needed. Values from a project's
-    file are checked immediately."""
+    """Connection settings of all backends, by name. A backend's profile is loaded when the backend is looked
+    up, and the keyring is queried when its key is needed. Values from a project's file are checked
+    immediately."""
 
     def __init__(self, configured: Any, env: Mapping[str, str], path: Path | None) -> None:
         """Build the registry. Raises `ConfigError` that names file, field and allowed values."""
@@ -179,12 +179,12 @@ class HostRegistry(Mapping[str, HostConfig]):
             self._described(name)
 
     def under(self, env: Mapping[str, str]) -> HostRegistry:
-        """Return the same backends with these variables overriding the environment."""
+        """Return the same backends, with these variables overriding the environment."""
         return HostRegistry(self._configured, {**self._env, **env}, self._path)
 
     @property
     def sandboxed(self) -> bool:
-        """Return whether the environment's keys are a sandbox's. Commands then use its runs."""
+        """Return whether the environment holds keys of a sandbox. Commands then use the sandbox's runs."""
         exported = any(map(is_sandbox_key, self._env.values()))
         return exported and any(
             (host := self[name]).sandbox and host.key_variable in self._env
@@ -203,8 +203,8 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def described(self) -> list[str]:
-        """Hosts described by a YAML file that have a key but no other configuration, and that have an address
-        if each customer has their own."""
+        """Hosts described by a YAML file that have a key but no configuration table. A host with a separate
+        address for each customer also needs its address."""
         return [name for name in described() if name not in self._tables and self._in_use(name)]
 
     def _in_use(self, name: str) -> bool:
@@ -217,7 +217,7 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def placed(self) -> list[str]:
-        """Places that have a table in the configuration; the others are known by name."""
+        """Places with a table in the configuration. Other places are known by name."""
         return [name for name in places() if name in self._tables]
 
     def address(self, name: str) -> str | None:
@@ -313,7 +313,7 @@ def _word(name: str) -> str:
 
 
 def require_safe_url(url: str, name: str) -> None:
-    """Raise `ConfigError` unless the URL is https, or http on this machine, and contains no secret."""
+    """Raise `ConfigError` unless the URL uses https, or http on this machine, and contains no secret."""
     try:
         parts = urlsplit(url)
         bare = parts.username is None and not parts.query and not parts.fragment and parts.port != 0
@@ -360,8 +360,8 @@ def reject_unknown(
 
 
 def options(values: Any, known: Profile | None, path: Path | None, name: str) -> dict[str, Any]:
-    """Return the table of this name. Raises `ConfigError` for a key that this backend does not know, if
-    the backend declares its options."""
+    """Return the options table with this name. Raises `ConfigError` for an option that the backend does not
+    declare, if it declares any."""
     told = table(values, path, name)
     if known is not None and known.options is not None:
         reject_unknown(told, OPTIONS | known.options, str(path), f"{name}.", _ABOVE)
@@ -386,12 +386,12 @@ def seconds(value: Any, path: Path | None, name: str) -> float:
 class _PinFile(msgspec.Struct):
     salt: str
     pins: dict[str, list[str]] = {}
-    """Hosts by fingerprint of the key."""
+    """Hosts by fingerprint of their key."""
 
 
 class Pins:
-    """The pins in one file. Many processes can use them at the same time. If the file is deleted, it starts
-    empty."""
+    """Ties of keys to hosts, stored in a file that several processes can use at the same time. A deleted file
+    counts as empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -405,8 +405,8 @@ class Pins:
         self, key: str, provider: str, url: str, *, ask: bool = False, family: Set[str] = frozenset()
     ) -> bool:
         """Allow the key to be sent to the URL's host, or raise `KeyElsewhere`. Returns `True` at its first
-        use, which is remembered. With `ask`, a first use is rejected too, because the URL comes from a
-        project's file. `family` lists the hosts of one owner, between which a key may move."""
+        use, which is stored. With `ask`, a first use is rejected too, because the URL comes from a project's
+        file. `family` lists hosts of the same owner, which may share a key."""
         host, known = origin(url), self.hosts(key)
         if not known and not ask:
             known = self._tie(key, host)

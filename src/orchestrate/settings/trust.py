@@ -1,11 +1,11 @@
-"""Settings that a project's `orchestrate.toml` may set, and the user's trust in the rest of it.
+"""Decide which settings of a project's `orchestrate.toml` need the user's trust.
 
-A project's file is one that Orchestrate finds from the working folder upwards. It may come from anybody: with
-a clone, in a pull request, in a folder that several users share. So it may set what `OPEN` names. `FIGURES`
-decide what is spent: they are shown, and need trust before anything that bills. Everything else, and all that
-another user's file sets, needs trust before anything is started, read or sent, in every command. The user
-gives it with `orchestrate keys trust --project`, to the file as it is: a change needs new trust. A file that
-the user names (--config, ORCHESTRATE_CONFIG) is the user's own.
+A project's file is one that Orchestrate finds from the working folder upwards. It may come from anyone: in a
+clone, in a pull request, in a shared folder. Without trust, it may only set what `OPEN` lists. `FIGURES`
+affect spending. They are displayed, and need trust before anything that bills. All other settings, and all
+settings in another user's file, need trust before any command starts, reads or sends anything. `orchestrate
+keys trust --project` trusts the file's current content. A changed file needs new trust. A file that the user
+names (--config, ORCHESTRATE_CONFIG) needs none.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ OPEN = {
     ("hosts", "*", "options", "multipart_bytes"),
     ("hosts", "*", "options", "part_bytes"),
 }
-"""Harmless settings, which start nothing, redirect nothing and don't affect spending. Only built-in hosts at
-their own addresses count, because an additional host or a place for workers would be contacted."""
+"""Harmless settings, which don't start or redirect anything or affect spending. Hosts must be built in and at
+their own addresses, because additional hosts or places for workers would be contacted."""
 FIGURES = {("budget_usd",), ("local", "prices"), ("hosts", "*", "options", "prices")}
 RATES = "rates.yaml"
 """Name of the project's own price file, next to its configuration file."""
@@ -54,13 +54,13 @@ class _TrustFile(msgspec.Struct):
 
 
 class Trusted:
-    """The list of trusted files, stored in one file that is created when something is trusted."""
+    """The list of trusted files, stored in a file that is created on first use."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def lacks(self, files: tuple[Path, ...]) -> list[Path]:
-        """List the files that were never trusted, or have changed since."""
+        """List the files that are not trusted, or have changed since they were trusted."""
         known = self._read().files
         return [path for path in files if known.get(_name(path)) != _digest(path)]
 
@@ -92,7 +92,7 @@ class Project:
         """Settings that need trust before anything that bills."""
         closed = {place for place in told if foreign or not _among(place, OPEN | FIGURES)}
         self.closed = {_dotted(place): told[place] for place in closed}
-        """Settings that need trust before anything."""
+        """Settings that always need trust."""
 
     @property
     def files(self) -> tuple[Path, ...]:

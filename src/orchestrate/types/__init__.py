@@ -1,11 +1,11 @@
-"""The words of the project as frozen records and enums; no input or output happens here.
+"""Frozen records and enums that all packages share. This package does no input or output.
 
 Records are `msgspec.Struct`: cheap to import, strictly decoded by `from_json`, and the source of the JSON
-schemas that each command's `--json` follows. The one record that people write by hand, `JobSpec`, lives in
-`orchestrate.spec`, where pydantic gives every error a field and the values that are allowed.
+schemas for each command's `--json`. `JobSpec`, the only record that people write by hand, is in
+`orchestrate.spec`, because pydantic reports the field and the allowed values with each error.
 
-Times are timezone-aware UTC. Money is `Decimal` US dollars with the unit in the name. Tokens, rows, steps
-are counts.
+Times are timezone-aware UTC. Money is `Decimal` US dollars with the unit in the name. Tokens, rows, steps are
+counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Limits of a run on a machine that is billed hourly, and what it has used."""
+"""Limits and usage of a run on a machine that is billed hourly."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from decimal import ROUND_CEILING, Decimal
 from orchestrate.types.record import Record
 
 _START_S = 300.0
-"""Allowance for a machine, its packages and the model's weights."""
+"""Allowance in seconds for starting a machine and loading its packages and the model's weights."""
 
 
 ENDING_S = 600.0
 
 
 def ending_s(left_s: float) -> float:
-    """Return how many seconds before its machine's end a worker stops itself. This leaves time for a last
-    checkpoint, and for what passed before its own clock started, while the machine fetched its image and
-    packages."""
+    """Return how many seconds before the machine's time limit a worker stops itself. This leaves time for a
+    last checkpoint, and covers the time before the worker's clock started, while the machine fetched its
+    image and packages."""
     return min(ENDING_S, left_s / 3)
 
 
 class Allowance(Record, frozen=True, kw_only=True):
-    """The limits of a run and the usage of all its workers together, if a worker stops itself at a limit."""
+    """Limits of a run and the total usage of its workers, which stop themselves at a limit."""
 
     max_hours: float | None = None
     max_usd: Decimal | None = None
     usd_per_hour: Decimal | None = None
-    """Hourly price of its machine, which turns hours into dollars."""
+    """Hourly price of the run's machine."""
     used_s: float = 0.0
     remaining_s: float | None = None
-    """Remaining seconds of training, as far as known."""
+    """Remaining training time in seconds, if known."""
 
     @property
     def used_usd(self) -> Decimal | None:
@@ -52,7 +52,7 @@ class Allowance(Record, frozen=True, kw_only=True):
         return not (self._below(seconds) or self._dear(seconds))
 
     def least(self) -> str:
-        """Return the limits that `resume` needs to finish the run, as far as they are known."""
+        """Return the limits that `resume` needs to finish the run, if they are known."""
         work = _START_S + (self.remaining_s or _START_S)
         seconds = self.used_s + min(work * 3 / 2, work + ENDING_S)
         hours, words = Decimal(str(seconds)) / 3600, list[str]()

@@ -1,8 +1,8 @@
-"""Bytes and plain values as records, in any number of threads.
+"""Decode bytes and plain values into records, safely from several threads.
 
-msgspec learns how a class is read at its first use. While it looks at the classes within, other threads are
-shown what it knows so far, and one that reads at that moment crashes the process (as of 0.22). So the first
-use of each type is one thread's at a time. Types without a record in them may go to msgspec itself.
+msgspec (as of 0.22) analyzes a class at its first use. A thread that decodes the class during this analysis
+crashes the process, so only one thread at a time uses a type for the first time. Types without records can
+use msgspec directly.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ class Likelihood(NamedTuple):
     """The likelihood of a text under a model."""
 
     nats: float
-    """Sum over its tokens."""
+    """Sum of the log-probabilities of its tokens, in nats."""
     tokens: int
     likeliest: bool
-    """Whether each token was the most likely one."""
+    """True if every token was the most likely one."""
     spread: float = 0.0
     """Standard deviation of its tokens' nats."""
 
@@ -54,8 +54,8 @@ class Reply(Record, frozen=True, kw_only=True):
     logprobs: tuple[float, ...] | None = None
     """Log-probability of each token of the answer, if requested and returned by the host."""
     finish_reason: str | None = None
-    """Reason for the end. `length` means that it was cut off at the token limit, possibly during reasoning,
-    before any answer."""
+    """Reason why the answer ended. `length` means that it was cut off at the token limit, possibly before the
+    end of the reasoning."""
     notes: tuple[str, ...] = ()
     """Anything unexpected about the question or the answer."""
     precision: str | None = None
@@ -81,8 +81,7 @@ class Sampling(Record, frozen=True, kw_only=True):
     max_tokens: int = 512
     seed: int = 0
     batch: int | None = None
-    """Number of rows answered together on this machine. With 1, each row's answer is bitwise the same as
-    alone."""
+    """Number of rows answered together on this machine. With 1, each answer is bitwise reproducible."""
     response_format: dict[str, Any] | None = None
     """Response format of each answer, in the form of the chat completions API."""
 
@@ -95,10 +94,10 @@ class Contender(Record, frozen=True, kw_only=True):
     model."""
     kind: Literal["tuned", "base", "model"]
     model: str
-    """The name that was requested."""
+    """Model name as requested."""
     provider: str
     served_by: str
-    """What answered: the host's endpoint, or a model on this machine."""
+    """Source of the answers: the host's endpoint, or a model on this machine."""
     precision: str | None = None
     """Precision of the weights that answered: bf16, fp32 or NF4 (4 bits). `None` if a host does not report
     it."""
@@ -108,7 +107,7 @@ class Contender(Record, frozen=True, kw_only=True):
     """Examples shown before each question."""
     answers: int = 0
     failed: int = 0
-    """Number of answers that never arrived because of the question itself. They count as wrong."""
+    """Number of questions that could not be answered because of their content. They count as wrong."""
     prompt_tokens: int | None = None
     """Prompt tokens of all answers. `None` if the host does not report them."""
     completion_tokens: int | None = None
@@ -116,7 +115,7 @@ class Contender(Record, frozen=True, kw_only=True):
     """Total cost of all answers. `None` if no price is known, or if the host bills hours instead of
     tokens."""
     lost_requests: int = 0
-    """Requests that got no answer and may have been billed."""
+    """Number of requests that got no answer and may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
     """Maximum cost of these requests, in addition to `usd`. `None` if no price is known."""
     usd_per_hour: Decimal | None = None
@@ -124,27 +123,28 @@ class Contender(Record, frozen=True, kw_only=True):
     hours: Decimal | None = None
     """Hours of that deployment used by the answers, at the given concurrency."""
     answers_per_hour: Decimal | None = None
-    """Answers per hour of the expected traffic for such a deployment, if traffic was set."""
+    """Expected traffic of this deployment in answers per hour, if it was set."""
     seconds: float | None = None
     """Median seconds per answer."""
     seconds_p95: float | None = None
     first_token_seconds: float | None = None
     asked_at: datetime | None = None
-    """When the first of its answers arrived. Answers of an earlier evaluation are reused."""
+    """Time at which the first answer arrived. It may precede the evaluation, because earlier answers are
+    reused."""
     proof: str | None = None
-    """Whether the model that answered was proven to be the trained one, in the words of `Proof.badge`. `None`
-    for a model without a run."""
+    """Proof that the model that answered is the trained one, as in `Proof.badge`. `None` for a model without
+    a run."""
 
     @property
     def answered_by(self) -> str:
-        """Return what answered, in which precision, and whether that was proven."""
+        """Return the source of the answers with its precision and proof."""
         said = self.served_by if self.precision is None else f"{self.served_by}, in {self.precision}"
         return f"{said} ({self.proof})" if self.proof is not None else said
 
     @property
     def usd_per_answer(self) -> Decimal | None:
-        """Return the price of an answer by its tokens. If the host bills hourly, it is hours x price /
-        answers, for the given traffic or at the speed of this evaluation."""
+        """Return the price of an answer by its tokens. If the host bills hourly, this is hours x price /
+        answers, for the expected traffic or at the speed of this evaluation."""
         came = self.answers - self.failed
         if self.usd is not None and came:
             return self.usd / came
@@ -165,9 +165,9 @@ class MetricUsed(Record, frozen=True, kw_only=True):
     better: Literal["higher", "lower", "neither"] = "higher"
     unit: str = ""
     unfit: str | None = None
-    """Reason why it may not decide a verdict."""
+    """Reason why the metric may not decide a verdict."""
     detail: dict[str, Any] = {}
-    """How it was measured: a pattern, a schema, or a judge's prompt and its agreement with people."""
+    """Details of the measurement: a pattern, a schema, or a judge's prompt and its agreement with people."""
 
 
 class Measure(Record, frozen=True, kw_only=True):
@@ -188,15 +188,16 @@ class Difference(Record, frozen=True, kw_only=True):
     score: Score
     slice: str = ""
     gained: int = 0
-    """Items that only the contender got right, if there is a right and wrong."""
+    """Number of items that only the contender got right, for a right-or-wrong metric."""
     lost: int = 0
     p_value: float | None = None
-    """Two-sided p-value: mid-p McNemar for right or wrong, otherwise from the interval's own test."""
+    """Two-sided p-value: mid-p McNemar for a right-or-wrong metric, otherwise the test that matches the
+    interval."""
     p_corrected: float | None = None
     """P-value after Holm's correction: over the contenders for the first metric on all items, otherwise over
     all other differences."""
     detectable: float | None = None
-    """Smallest difference that this many items detect in four out of five cases."""
+    """Smallest difference that this many items detect with 80% power."""
 
     @property
     def shown(self) -> bool:
@@ -218,11 +219,11 @@ class Difference(Record, frozen=True, kw_only=True):
 
 
 class Confusion(Record, frozen=True, kw_only=True):
-    """The counts of each expected label by the answered label."""
+    """Confusion matrix: counts by expected and answered label."""
 
     contender: str
     labels: tuple[str, ...]
-    """Labels. The last one stands for every answer that is not a label, if there are any."""
+    """Labels. If some answers are not labels, the last entry stands for these."""
     counts: tuple[tuple[int, ...], ...]
     """Counts, with a row for each expected label and a column for each answered one."""
 
@@ -231,15 +232,15 @@ class Verdict(Record, frozen=True, kw_only=True):
     """The verdict on whether a contender may ship.
 
     The stored verdict is based on the evaluation alone. The displayed verdict includes everything known about
-    the model: what it forgot, parity with the model it replaces, human ratings, and whether the served model
-    was proven.
+    the model: forgetting, parity with the model it replaces, human ratings, and whether the served model was
+    proven.
     """
 
     contender: str
     decision: Literal["ship", "do not ship", "not enough evidence"]
     reasons: tuple[str, ...]
     rows_needed: int | None = None
-    """Approximate number of items that would decide. `None` if it is decided or out of reach."""
+    """Approximate number of items needed for a decision. `None` if it is decided or out of reach."""
 
 
 class Evaluation(Record, frozen=True, kw_only=True):
@@ -258,19 +259,19 @@ class Evaluation(Record, frozen=True, kw_only=True):
     measures: tuple[Measure, ...]
     differences: tuple[Difference, ...] = ()
     against: str | None = None
-    """Contender that the others are compared with."""
+    """Name of the contender with which the others are compared."""
     sampling: Sampling = Sampling()
     cluster: str | None = None
-    """The column whose values group items that belong together, and the number of groups."""
+    """Column that groups items which belong together, and the number of groups."""
     clusters: int | None = None
     confusions: tuple[Confusion, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     parity: bool = False
-    """Whether it compares models with the one that they would replace."""
+    """True if it compares models with the one that they would replace."""
     items_file: str | None = None
     """JSONL file with a line for each item, see `orchestrate.evaluation.ScoredItem`."""
     adapter_costs: tuple[AdapterCost, ...] = ()
-    """Costs of the tuned models that answered on this machine as adapters on their base model."""
+    """Costs of the adapters with which tuned models answered on this machine."""
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""A tuned model against its base among real users: what was planned, and what the evidence says."""
+"""Records of A/B tests of a tuned model against its base: plans, evidence and decisions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Verb = Literal["hold", "ramp", "ship", "roll back", "stop"]
 
 
 class PlannedMetric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A number recorded for users. Each user counts once in a phase."""
+    """A metric recorded per user. Each user counts once in a phase."""
 
     name: str
     role: Literal["primary", "guardrail", "told"] = "told"
@@ -22,9 +22,9 @@ class PlannedMetric(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     kind: Literal["right-or-wrong", "number"] = "right-or-wrong"
     better: Literal["higher", "lower"] = "higher"
     margin: float = 0.0
-    """Accepted worsening as an absolute value, in the metric's own unit."""
+    """Largest acceptable loss compared with the base, as an absolute value in the metric's unit."""
     of_user: Literal["first", "mean", "sum", "any", "all"] = "first"
-    """How to combine a user's outcomes. All values except `first` need a window."""
+    """Rule for combining a user's outcomes. All rules except `first` need a window."""
     window_h: float | None = None
     """Hours after the first assignment of a user in a phase during which outcomes count."""
     absent: float | None = None
@@ -39,14 +39,14 @@ class DecisionRule(Record, frozen=True, kw_only=True, forbid_unknown_fields=True
     goal: Literal["better", "not worse"] = "better"
     """Goal of the primary metric for the last stage. `not worse` uses its margin."""
     min_users: int = 100
-    """Minimum number of users per arm in a stage before the next one."""
+    """Minimum number of users per arm before the next stage."""
     min_hours: float = 24.0
-    """Minimum hours of each stage."""
+    """Minimum duration of each stage in hours."""
     most_users: int | None = None
     """Number of users in both arms together after which it is rolled back if the goal was not reached."""
     alpha: float = 0.05
-    """Probability of a false claim on the primary metric, no matter how often you look. The guardrails share
-    another one."""
+    """Probability of a false claim on the primary metric, no matter how often you check. The guardrails share
+    a separate one."""
 
 
 class ExperimentPlan(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,7 +54,7 @@ class ExperimentPlan(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     name: str
     base: str
-    """Base model: MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, or a run, whose base model is then used."""
+    """Base model: MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, or a run (for its base model)."""
     tuned: str
     metrics: tuple[PlannedMetric, ...]
     rule: DecisionRule = DecisionRule()
@@ -75,7 +75,7 @@ class ExperimentRecord(Record, frozen=True, kw_only=True):
     id: str
     created_at: datetime
     salt: str
-    """Random text that makes the users' assignment independent of all other experiments."""
+    """Random text that makes the assignment of users independent of other experiments."""
     plan: ExperimentPlan
 
 
@@ -109,7 +109,7 @@ class Exposure(Record, frozen=True, kw_only=True):
 
 
 class EvidencePoint(Record, frozen=True, kw_only=True):
-    """The evidence after this many users were counted."""
+    """The evidence after a number of users were counted."""
 
     users: int
     log10_e: float
@@ -117,7 +117,7 @@ class EvidencePoint(Record, frozen=True, kw_only=True):
 
 
 class Evidence(Record, frozen=True, kw_only=True):
-    """The evidence of one metric, which is valid anytime. A difference is tuned minus base, over all
+    """The evidence of one metric, which is anytime-valid. A difference is tuned minus base, over all
     phases."""
 
     metric: str
@@ -133,7 +133,7 @@ class Evidence(Record, frozen=True, kw_only=True):
     difference: float | None = None
     low: float | None = None
     high: float | None = None
-    """High end of the interval, which contains the true difference at all times with a probability of 1 -
+    """High end of the interval, which contains the true difference at all times, with a probability of 1 -
     alpha."""
     gate: str | None = None
     """Reason why there is no interval yet and, for numbers, no evidence."""
@@ -143,7 +143,7 @@ class Evidence(Record, frozen=True, kw_only=True):
     """Anytime-valid p-value."""
     decision: Literal["better", "worse", "open"] = "open"
     detectable: float | None = None
-    """Difference that would have been detected by now in four out of five experiments."""
+    """Difference that would have been detected by now with 80% power."""
     counted_ratio_p: float = 1.0
     """P-value for equal recording of outcomes in both arms. Below 0.001, the metric is not trusted."""
     curve: tuple[EvidencePoint, ...] = ()
@@ -178,4 +178,4 @@ class ExperimentReport(Record, frozen=True, kw_only=True):
     """Counts of answers by the base in place of the tuned model, requests without a user, and outcomes not
     counted."""
     applied: bool = False
-    """Whether this call carried out the decision."""
+    """True if this call carried out the decision."""

@@ -26,12 +26,11 @@ class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Project of the key. Keys of one project see the same files, jobs and models."""
     backends: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
-    """Names that clients may request."""
+    """Names of the models that clients may request."""
     map: dict[str, str] = {}
     """The key's own names, as name -> `backend:model`. They take precedence over the configuration."""
     budget_usd: Decimal | None = None
-    """Cost limit for all its jobs, which counts the bills of ended jobs and the quotes' high ends of open
-    ones."""
+    """Cost limit for all its jobs together: bills of ended jobs plus the high ends of open jobs' quotes."""
     per_minute: int | None = None
     """Maximum number of requests per minute."""
     concurrent: int | None = None
@@ -41,7 +40,7 @@ class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A job as a client requested it. Its run has the state."""
+    """A job as a client requested it. The job's run has the state."""
 
     id: str
     key: str
@@ -51,15 +50,14 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     asked: dict[str, Any]
     """Body of the create request."""
     tuned: str
-    """Name of the model that it creates."""
+    """Name of the model that the job creates."""
     backend: str
     spec: dict[str, Any]
     boot: str = ""
     uptime_s: float = 0.0
-    """Creation time by that machine's uptime clock, which nobody can set."""
+    """Creation time by the machine's uptime clock, which can't be changed."""
     untuned: str = ""
-    """Requested model name. If an earlier tuned model is trained further, the name that was requested
-    first."""
+    """Requested model name. If a tuned model is trained again, the name in the first request."""
     files: tuple[str, ...] = ()
     """Hashes (sha256) of the training files' contents."""
     file_names: tuple[str, ...] = ()
@@ -67,21 +65,21 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     quote_usd: Decimal | None = None
     """High end of the quote."""
     notes: tuple[str, ...] = ()
-    """Decisions about it, shown as its first events."""
+    """Notes on how the gateway handled the request, shown as the job's first events."""
     run_id: str | None = None
     attempt: int = 0
-    """Attempt number of its key, in records from when each attempt was a separate run."""
+    """Number of the attempt, in records of earlier versions, which created a run for each attempt."""
     tries: int = 0
-    """Number of times that its backend could not accept it for a temporary reason."""
+    """Number of times that the backend could not accept the job for a temporary reason."""
     again_at: datetime | None = None
     error: JobError | None = None
-    """Reason why it has no run."""
+    """Reason why the job has no run."""
     cancel_asked: bool = False
     ended_as: str | None = None
-    """Terminal status that its clients received. It stays, no matter what happens to its run."""
+    """Terminal status that clients received. It never changes, regardless of the run."""
     ended_at: datetime | None = None
     told: bool = False
-    """Whether its end was sent to the webhook, if there is one."""
+    """True if the webhook, if any, was notified of the job's end."""
     model_deleted: bool = False
 
     @property
@@ -91,8 +89,7 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def outside(self) -> bool:
-        """Return whether the job was created outside of the gateway, so that the store has no record of
-        it."""
+        """True if the job was created outside of the gateway, so the store has no record of it."""
         return not self.key
 
     @property

@@ -1,4 +1,4 @@
-"""Records of resources at a host that bill or could, and of our deployments."""
+"""Records of a host's resources that are or may be billed, and of deployments."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ class Standing(Record, frozen=True, kw_only=True):
     state: str
     """The host's own status, in lower case and without its prefix."""
     bills: bool | None
-    """Whether it is billed now. `None` if unknown."""
+    """True if it is billed now. `None` if unknown."""
     usd_per_hour: Decimal | None = None
     """Hourly price while it is billed, for a deployment with all replicas. `None` if no price is known."""
     rented: bool = False
-    """Whether it is a job whose machine is billed hourly for as long as it exists."""
+    """True for a job on a machine that is billed hourly until it is removed."""
     job_id: str | None = None
-    """Job that it is, or that it belongs to by its name. Only the store knows the job's owner."""
+    """Id of the job itself, or of the job that its name refers to. Only the store knows the job's owner."""
     created_at: datetime | None = None
     owner: str | None = None
-    """Creator, if known not to be the owner of the key."""
+    """Creator, if it is known to be someone other than the key's owner."""
     note: str | None = None
     payload: dict[str, Any] = {}
 
 
 class Billing(Record, frozen=True, kw_only=True):
-    """The resources of one account that are or may be billed, and what could not be seen."""
+    """The resources of one account that are or may be billed, and those that could not be checked."""
 
     items: tuple[Standing, ...] = ()
     unseen: tuple[str, ...] = ()
-    """Resources that the host cannot list, or that could not be queried, one sentence each."""
+    """Resources that the host cannot list or that could not be queried, one sentence each."""
     partial: bool = False
-    """Whether one of them is a list that the host has but that could not be read now."""
+    """True if a list that the host has could not be read now."""
 
 
 class StoredItem(Record, frozen=True, kw_only=True):
@@ -61,13 +61,13 @@ class StoredItem(Record, frozen=True, kw_only=True):
     bytes: int | None = None
     created_at: datetime | None = None
     expires_at: datetime | None = None
-    """When the host deletes it, if the host reports that."""
+    """Time at which the host deletes it, if the host reports one."""
     job_id: str | None = None
     """The job that created the model."""
     usd_per_month: Decimal | None = None
     """Monthly storage price, on a host that bills for storage."""
     run_id: str | None = None
-    """Run in this store that it belongs to."""
+    """Run in this store to which it belongs."""
     note: str | None = None
 
     def is_called(self, name: str) -> bool:
@@ -76,17 +76,17 @@ class StoredItem(Record, frozen=True, kw_only=True):
 
 
 class Storage(Record, frozen=True, kw_only=True):
-    """The files and models that one account stores, and what the host did not list."""
+    """The files and models that one account stores, and the lists that are missing."""
 
     items: tuple[StoredItem, ...] = ()
     unseen: tuple[str, ...] = ()
-    """What could not be listed, one sentence each."""
+    """Files or models that could not be listed, one sentence each."""
     partial: bool = False
-    """Whether a list that the host has could not be read now."""
+    """True if a list that the host has could not be read now."""
 
 
 ADAPTER_JOB = "adapter"
-"""Kind of `JobHandle` for an adapter that was uploaded to a host, because no job there created it."""
+"""Kind of `JobHandle` for an adapter that was uploaded to a host and has no job there."""
 
 
 class Adapter(Record, frozen=True, kw_only=True):
@@ -95,7 +95,7 @@ class Adapter(Record, frozen=True, kw_only=True):
     id: str
     """Name at every host, derived from its weights, so that the same weights are never uploaded twice."""
     folder: str
-    """Folder with adapter_config.json and adapter_model.safetensors, and nothing else."""
+    """Folder with only adapter_config.json and adapter_model.safetensors."""
     base: str
     """The model that it was trained on, by its catalog or hub name."""
     rank: int
@@ -147,11 +147,11 @@ class Deployment(Record, frozen=True, kw_only=True):
     provider: str
     host: str
     account: str | None
-    """Id of the `Account` that it was created in."""
+    """Id of the `Account` in which it was created."""
     sandbox: bool = False
     job_id: str
-    """Job of the run, or of its adapter if that was uploaded. The deployment's name contains it, so that it
-    can be found again."""
+    """Job of the run, or of its adapter if that was uploaded. The deployment's name contains this id, so the
+    deployment can be found again."""
     job_kind: str | None = None
     model: str | None = None
     state: DeploymentState
@@ -159,9 +159,9 @@ class Deployment(Record, frozen=True, kw_only=True):
     host_id: str | None = None
     """The host's own id, once the host has reported it."""
     answered: bool = False
-    """Whether the host has shown the result of the last request to create it."""
+    """True if the host has shown the result of the last request to create it."""
     complete: bool = False
-    """Whether it gets requests, because all steps of `deploy` are complete."""
+    """True if all steps of `deploy` are complete, so that it gets requests."""
     options: dict[str, Any] = {}
     """The backend's options, as passed to `deploy`."""
     usd_per_hour: Decimal | None = None
@@ -181,15 +181,15 @@ class Deployment(Record, frozen=True, kw_only=True):
     created_at: datetime
     updated_at: datetime
     used_at: datetime | None = None
-    """When this store last sent a request to the model through it."""
+    """Time at which this store last sent a request to the model through it."""
     missing_since: datetime | None = None
-    """Time since when the host does not show it, although nobody here ended it."""
+    """Time at which the host stopped listing it although this store did not end it."""
     ended_at: datetime | None = None
     billed_s: float = 0.0
     """Billed seconds up to `billing_since`, or in total if it is not being billed."""
     billed_by_month: dict[str, float] = {}
-    """Billed seconds by month, such as `2026-11` in UTC. Seconds counted by an earlier version are in no
-    month."""
+    """Billed seconds by month, such as `2026-11` in UTC. Seconds counted by earlier versions are not
+    included."""
     billing_since: datetime | None = None
     age: Age | None = None
     """Age at the last reading. All times above except `updated_at` are `created_at` plus an age."""
@@ -224,4 +224,4 @@ class DeploymentOffer(Record, frozen=True, kw_only=True):
     hours_left: Decimal | None = None
     """Remaining hours of `max_hours`."""
     most_usd: Decimal | None = None
-    """Maximum further cost before a limit ends it. `None` without a limit or a price."""
+    """Maximum additional cost before a limit ends it. `None` without a limit or a price."""

@@ -1,4 +1,4 @@
-"""A job on its host, what it leaves behind, and the run that tracks it."""
+"""Records of a job on its host, its results, and the run that tracks it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class JobStatus(StrEnum):
 
 
 class SubmitPhase(StrEnum):
-    """The progress of the submit protocol; see `orchestrate.runs.submitting.submit`."""
+    """The progress of the submit protocol. See `orchestrate.runs.submitting.submit`."""
 
     INTENT = "intent"
     UPLOADED = "uploaded"
@@ -45,8 +45,8 @@ class SubmitPhase(StrEnum):
 
 
 class Feature(StrEnum):
-    """A feature that a backend may offer. A backend lists the ones it has, and for each missing one the
-    reason to show the user."""
+    """A feature that a backend may offer. A backend lists the features it has, and the reason for each
+    missing one, which is shown to the user."""
 
     SFT = "sft"
     DPO = "dpo"
@@ -85,9 +85,9 @@ class RemoteDataset(Record, frozen=True, kw_only=True):
 
 
 SESSION = "session"
-"""The kind of a job that a loop trains step by step: the caller's own, or a recipe's."""
+"""Kind of a job that a training loop drives step by step: the caller's own loop, or a recipe."""
 OWN_LOOP = "(your own loop)"
-"""In the place of training data in the spec of a session that the caller's own loop trains."""
+"""Replaces the training data in the spec of a session that the caller's own loop trains."""
 
 
 class JobHandle(Record, frozen=True, kw_only=True):
@@ -98,7 +98,8 @@ class JobHandle(Record, frozen=True, kw_only=True):
     ref: str | None = None
     """Our tag on the job, if it could be read back."""
     kind: str | None = None
-    """The host's own collection, if it has several (Fireworks: supervised, dpo, reinforcement)."""
+    """The host's collection that contains the job, if it has several (Fireworks: supervised, dpo,
+    reinforcement)."""
 
 
 class JobError(Record, frozen=True, kw_only=True):
@@ -124,16 +125,16 @@ class Job(Record, frozen=True, kw_only=True):
     total_steps: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
-    """Values that the host trains with. If they were left to it, its own choice."""
+    """Values that the host trains with: the requested ones, or the host's own choice."""
     epoch: float | None = None
     percent: float | None = None
     early_stopped: bool = False
     error: JobError | None = None
     cost_usd: Decimal | None = None
-    """The host's own figure for the entire job, if it reports one, no matter how far the job got."""
+    """Cost of the entire job as reported by the host, if any, regardless of the job's progress."""
     cost_origin: str | None = None
     accelerator_seconds: dict[str, int] = {}
-    """Seconds by GPU type, for a job that is billed by them."""
+    """Seconds by GPU type, for a job that is billed by GPU time."""
     worked_seconds: float | None = None
     """Total working time of its workers, without pauses, if they count it."""
     payload: dict[str, Any] = {}
@@ -161,7 +162,7 @@ class Recalled(Record, frozen=True, kw_only=True):
     """Hourly price of its machine, if the job is billed hourly."""
     price_source: str | None = None
     most_seconds: float | None = None
-    """Seconds after which its machine stops in any case."""
+    """Maximum number of seconds after which its machine stops."""
 
 
 class Told(Record, frozen=True, kw_only=True):
@@ -178,7 +179,7 @@ class Told(Record, frozen=True, kw_only=True):
 
 
 class Event(Record, frozen=True, kw_only=True):
-    """One event of a job. `id` is stable for a provider and job, so that reading it again adds nothing."""
+    """One event of a job. `id` is stable for a provider and job, so reading it again adds no duplicate."""
 
     id: str
     at: datetime
@@ -227,7 +228,7 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     step: int | None = None
     created_at: datetime | None = None
     model: str | None = None
-    """Id or path that can be used as a model, if the backend allows it."""
+    """Id or path of the checkpoint as a model, if the backend allows its use."""
     metrics: dict[str, float] = {}
 
     def __str__(self) -> str:
@@ -266,14 +267,14 @@ class Endpoint(Record, frozen=True, kw_only=True):
 
 
 class Account(Record, frozen=True, kw_only=True):
-    """The account whose jobs a backend's key shows."""
+    """The account that a backend's key belongs to."""
 
     id: str
     """Id, as `organization o, project p` if the host reports it, otherwise as the fingerprint `key
     0123456789abcdef`."""
     told: bool
-    """Whether the host reported it. If so, another id means another account. A different fingerprint may be a
-    new key of the same account."""
+    """True if the host reported the id. A different reported id means a different account. A different
+    fingerprint may be a new key of the same account."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +284,7 @@ class RunRequest:
     quote: Quote | None = None
     max_cost_usd: Decimal | None = None
     allowed_usd: Decimal | None = None
-    """Maximum cost, if a rented machine stops at it. A budget reserves this amount."""
+    """Maximum cost, if a rented machine stops at this cost. A budget reserves this amount."""
     idempotency_key: str | None = None
     made_by: str | None = None
 
@@ -297,7 +298,7 @@ class Run(Record, frozen=True, kw_only=True):
 
     id: str
     ref: str
-    """Tag by which the job is found on the host, derived from `id`."""
+    """Tag of the job on the host, by which it can be found. Derived from `id`."""
     provider: str
     model: str
     """The model as the user wrote it."""
@@ -305,7 +306,7 @@ class Run(Record, frozen=True, kw_only=True):
     spec_hash: str
     dataset_digest: str
     host: str
-    """Base URL or place that the run was sent to, so that a sandbox is never mistaken for the real host."""
+    """Base URL or place that the run was sent to. It distinguishes a sandbox from the real host."""
     account: str | None = None
     """Id of the `Account` that the run was sent to. `None` for runs from versions that did not store it."""
     sandbox: bool = False
@@ -336,7 +337,7 @@ class Run(Record, frozen=True, kw_only=True):
     max_hours: float | None = None
     """Hour limit for all its workers together, if the user changed it after submission."""
     allowed_usd: Decimal | None = None
-    """Maximum cost, because its rented machine stops at it or its user raised it. A budget reserves this
+    """Maximum cost, if its rented machine stops at this cost or the user raised it. A budget reserves this
     amount."""
     tags: dict[str, str] = {}
     idempotency_key: str | None = None
@@ -346,17 +347,17 @@ class Run(Record, frozen=True, kw_only=True):
     store it."""
 
     imported: bool = False
-    """Whether it was created without this store and recovered from the host's list. Once it has ended, no
-    budget counts it."""
+    """True if it was created without this store and recovered from the host's list. Budgets don't count it
+    once it has ended."""
     released: bool = False
-    """Whether the submitting process ended before anything was sent. The run reserves no budget until it is
+    """True if the submitting process ended before anything was sent. The run reserves no budget until it is
     sent."""
     abandoned: str | None = None
-    """Reason why its user abandoned it. It is no longer polled, and a budget counts only its last bill."""
+    """Reason why the user abandoned the run. It is no longer polled, and budgets count only its last bill."""
     note: str | None = None
     """The user's note about it."""
     archived: bool = False
-    """Whether it is hidden from lists unless requested. Its cost and billing count as before."""
+    """True if lists hide it unless requested. Its cost and billing count as before."""
 
     def __str__(self) -> str:
         mark = " SANDBOX" if self.sandbox else ""

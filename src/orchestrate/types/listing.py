@@ -1,4 +1,4 @@
-"""Records that are looked at together."""
+"""Lists of records, for printing, notebooks and pandas."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ T = TypeVar("T")
 
 
 class Listing(list[T]):
-    """A list that prints one line per entry, that a notebook shows as a table, and that converts to a pandas
-    table."""
+    """A list that prints one line per entry, renders as a table in notebooks, and converts to a pandas
+    DataFrame."""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self))
@@ -31,5 +31,5 @@ class Listing(list[T]):
 
 
 def cells(value: Any) -> dict[str, Any]:
-    """Return the table cells of a record, or of an object that has one as `record`."""
+    """Return the table cells of a record, or of an object with a `record` attribute."""
     return getattr(value, "record", value).cells()

@@ -1,4 +1,4 @@
-"""Before and after a run: what is wrong, what becomes of each setting, what it takes and costs."""
+"""Records of problems, translated settings, memory plans, quotes and bills."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class Authority(StrEnum):
     """The source that documents a host's field, most reliable first."""
 
     SDK = "sdk"
-    """The types of the host's own SDK."""
+    """Types of the host's own SDK."""
     SPECIFICATION = "specification"
-    """The API description that the host publishes."""
+    """API specification published by the host."""
     DOCUMENTATION = "documentation"
-    """Only the host's pages."""
+    """The host's web pages only."""
     NONE = "none"
     """No published source mentions it."""
 
@@ -86,9 +86,9 @@ class Setting(Record, frozen=True, kw_only=True):
     wire: str | None = None
     """Dotted name of the field in the request body. `None` if nothing is sent."""
     rule: str | None = None
-    """How it was mapped, or why it was rejected."""
+    """Explanation of how the setting was mapped, or why it was rejected."""
     exact: bool = True
-    """Whether the mapped value has the same meaning. `--strict` rejects inexact values."""
+    """True if the mapped value has the same meaning. `--strict` rejects inexact values."""
     authority: Authority | None = None
     """Source that documents the field `wire`. `--strict` rejects undocumented fields. `None` if nothing is
     sent, and for backends that publish no fields."""
@@ -113,7 +113,7 @@ class MemoryPlan(Record, frozen=True, kw_only=True):
     longest: int
     """Number of tokens in the longest of these rows."""
     advice: tuple[str, ...] = ()
-    """What to change if it does not fit, each with the resulting total, cumulatively."""
+    """Changes to make if it does not fit, each with the cumulative total."""
     notes: tuple[str, ...] = ()
     """Assumptions, and reasons why it is less exact than measured cases."""
 
@@ -127,11 +127,11 @@ class Translation(Record, frozen=True, kw_only=True):
     """The backend's own id of the base model."""
     settings: tuple[Setting, ...]
     body: dict[str, Any]
-    """Create request without the ref and values that only the upload determines (file ids)."""
+    """Body of the create request, without the ref and the file ids, which are known after the upload."""
     memory: MemoryPlan | None = None
     """Memory plan, for a backend that trains on the user's hardware."""
     overrides: dict[str, Any] | None = None
-    """Fields to set under `overrides:` of this backend so that it accepts the spec. `None` if it rejects
+    """Fields to set under this backend's `overrides:` to make it accept the spec. `None` if it rejects
     nothing, or if no fields could fix that."""
 
     def __str__(self) -> str:
@@ -158,8 +158,8 @@ class Translation(Record, frozen=True, kw_only=True):
 
     @property
     def multiplied_rate(self) -> float | None:
-        """Learning rate that results from `learning_rate_multiplier` here. `None` if no multiplier was
-        requested, or if the backend does not publish what it multiplies."""
+        """Learning rate that results from `learning_rate_multiplier` on this backend. `None` if no multiplier
+        was requested, or if the backend does not publish what it multiplies."""
         found = next((s for s in self.settings if s.name == "learning_rate_multiplier"), None)
         if found is None or found.outcome is not Outcome.MAPPED or found.sent is None:
             return None
@@ -176,8 +176,8 @@ class Translation(Record, frozen=True, kw_only=True):
 
 
 class Confidence(StrEnum):
-    """The confidence in a rate: quoted by the host, inferred by a stated rule, or quoted once and not seen
-    since."""
+    """The confidence in a rate: published by the host, inferred by a stated rule, or published earlier and
+    not confirmed since."""
 
     QUOTED = "quoted"
     INFERRED = "inferred"
@@ -201,7 +201,7 @@ class QuoteLine(Record, frozen=True, kw_only=True):
     as_of: str | None = None
     confidence: Confidence = Confidence.QUOTED
     own: str | None = None
-    """The user's own file or flag that the rate comes from; `None` for built-in rates."""
+    """The user's own file or flag that the rate comes from. `None` for built-in rates."""
 
 
 class PriceRange(NamedTuple):
@@ -234,30 +234,29 @@ class Quote(Record, frozen=True, kw_only=True):
     high_usd: Decimal | None = None
     billed_tokens: int | None = None
     train_seconds: float | None = None
-    """Modeled or measured training time; `None` if unknown."""
+    """Modeled or measured training time. `None` if unknown."""
     unavailable: str | None = None
     warnings: tuple[str, ...] = ()
     recalled: bool = False
-    """Whether it was built from what the host reports about a job whose spec and data are lost. Nobody agreed
-    to it."""
+    """True if it was built from the host's report on a job whose spec and data are lost. Nobody confirmed
+    this price."""
     open_end: str | None = None
     """Costs that the price does not include. The job may cost more than `high_usd`, and no limit can be
     enforced."""
     ends_usd: Decimal | None = None
-    """Maximum bill of a rented machine, independent of the run."""
+    """Maximum bill of a rented machine, at which it stops regardless of the run."""
     undecided: str | None = None
-    """Reason why only a range is known instead of a single price, because the host decides it when asked."""
+    """Reason why only a price range is known: the host decides the price when the job is requested."""
     refused: str | None = None
     """Reason why the backend would reject the job."""
     unlisted: str | None = None
     """Warning that no source confirms that the host tunes the model."""
     served: str | None = None
-    """How the backend serves models tuned from this base model: by the token, on dedicated GPUs, or not at
-    all."""
+    """Serving option for models tuned from this base model: per token, on dedicated GPUs, or none."""
     rows: int | None = None
     """Rows to train on."""
     epochs: int | None = None
-    """Number of epochs as requested, or as the host is assumed to choose."""
+    """Number of epochs that was requested, or that the host is assumed to choose."""
     batch_size: int | None = None
     """Rows per step. `None` if the host chooses."""
     tokens_from: TokensFrom = TokensFrom.EXACT
@@ -308,7 +307,7 @@ class Quote(Record, frozen=True, kw_only=True):
 
     @property
     def why_none(self) -> str | None:
-        """Reason why it has no price: it is unknown, or the backend would reject the job."""
+        """Reason why the quote has no price: the price is unknown, or the backend would reject the job."""
         return self.unavailable or (f"would be rejected: {self.refused}" if self.refused else None)
 
     @property

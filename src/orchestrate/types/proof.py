@@ -1,4 +1,4 @@
-"""Records of how a tuned model must behave wherever it is served, and of the checks."""
+"""Records of a tuned model's expected behavior on every server, and of the checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrate.types.record import Record
 
 
 class Said(Record, frozen=True, kw_only=True):
-    """An answer by the trainer's model, with the most likely token each time."""
+    """An answer of the trained model, decoded greedily, for comparison with a server's answer."""
 
     text: str
     """Text without the token that ended it."""
@@ -18,13 +18,13 @@ class Said(Record, frozen=True, kw_only=True):
     logprobs: tuple[float, ...]
     """Log-probability of each id, in nats."""
     pieces: tuple[bytes, ...] = ()
-    """Text of each id. A letter may begin in one id and end in another. Special tokens are empty."""
+    """Text of each id. A character may span several ids. Special tokens are empty."""
     ended: bool
-    """Whether it ended with an end-of-turn token, which is then the last id. Otherwise it was cut off."""
+    """True if it ended with an end-of-turn token, which is then the last id. Otherwise it was cut off."""
 
 
 class Probe(Record, frozen=True, kw_only=True):
-    """A conversation, and the ids with which the trainer requests its next answer."""
+    """A conversation, and the token ids of the prompt for its next answer, as the trainer renders them."""
 
     kind: str
     """Kind of conversation, such as plain, system, multi-turn, tools, special tokens or Unicode."""
@@ -44,7 +44,8 @@ class Canary(Record, frozen=True, kw_only=True):
     tuned: Said
     base: Said
     apart: float
-    """Nats per token by which the tuned model finds its own answer more likely than the base model does."""
+    """Log-likelihood of the tuned model's answer under the tuned model minus that under the base model, in
+    nats per token."""
 
 
 class Sheet(Record, frozen=True, kw_only=True):
@@ -59,8 +60,7 @@ class Sheet(Record, frozen=True, kw_only=True):
     precision: str
     """Precision of these numbers: bf16 or fp32, with nf4 if the base model was in four bits."""
     noise: float
-    """Nats per token by which the base model's log-probabilities differ between processing the rows alone and
-    in a batch."""
+    """Difference of the base model's log-probabilities between single rows and batches, in nats per token."""
     probes: tuple[Probe, ...]
     refused: dict[str, str] = {}
     """Kinds of prompts that the chat template rejects, with its reason."""
@@ -72,7 +72,7 @@ class ProofStage(Record, frozen=True, kw_only=True):
 
     name: str
     state: Literal["passed", "failed", "unknown"]
-    """Result. `unknown` means that the server does not return what is needed."""
+    """Result. `unknown` means that the server does not return the necessary data."""
     detail: str
     fix: str | None = None
     figures: dict[str, float] = {}
@@ -86,7 +86,7 @@ class Proof(Record, frozen=True, kw_only=True):
     """URL, folder or backend that serves the model."""
     engine: str
     model: str
-    """The model name that was requested."""
+    """Model name as requested."""
     state: Literal["proved", "in part", "failed"]
     """Result. `in part` means that nothing failed, but a stage could not be checked."""
     stages: tuple[ProofStage, ...]

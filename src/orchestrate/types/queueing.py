@@ -1,4 +1,4 @@
-"""Runs that wait for a place, and trials of a search of settings."""
+"""Records of queued runs, and of hyperparameter searches with their trials."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     spec: dict[str, Any]
     """The spec as requested, with absolute paths of its files."""
     host: str
-    """Address of the backend at that time, so that a sandbox's entry never goes to the real host."""
+    """Address of the backend at that time, so that a sandbox's entry is never sent to the real host."""
     account: str
-    """Account whose key was in use, so that no other account is billed for it."""
+    """Account of the key in use at that time, so that no other account is billed."""
     digest: str
     """Digest of the training data when the price was confirmed. Changed data is not submitted."""
     created_at: datetime
@@ -43,8 +43,8 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     after: tuple[str, ...] = ()
     """Entries and runs that must succeed first."""
     agreed_usd: Decimal | None = None
-    """High end of the displayed quote, or the limit if that is higher. Nothing above it is submitted to a
-    host. `None` if there was no price."""
+    """High end of the displayed quote, or the limit if that is higher. The run is not submitted at a higher
+    price. `None` if there was no price."""
     max_cost_usd: Decimal | None = None
     run_id: str | None = None
     note: str | None = None
@@ -61,16 +61,16 @@ class TrialState(StrEnum):
 
 
 class Trial(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One choice of settings on one share of the data."""
+    """One set of values for the settings, on one share of the data."""
 
     number: int
-    """Number that is unique within the search."""
+    """Number of the trial, unique within the search."""
     settings: dict[str, Any]
-    """Differences from the search's spec, by dotted names; `provider` is the backend."""
+    """Differences from the search's spec, by dotted names. `provider` is the backend."""
     share: float = 1.0
     """Share of the training rows."""
     parent: int | None = None
-    """Trial on fewer rows that this one repeats on all rows."""
+    """Trial on fewer rows that this trial repeats on all rows."""
     state: TrialState = TrialState.OPEN
     run_id: str | None = None
     high_usd: Decimal = Decimal(0)
@@ -83,7 +83,7 @@ class Trial(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Search(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A search for settings: a spec, what may vary, and the target."""
+    """A hyperparameter search: a spec, the settings to vary, and the target."""
 
     id: str
     created_at: datetime
@@ -99,12 +99,12 @@ class Search(Record, frozen=True, kw_only=True, omit_defaults=True):
     seed: int = 0
     target: str = "validation_loss"
     test: str | None = None
-    """Rows used to score `eval:` targets. Default: the spec's."""
+    """File with the rows used to score `eval:` targets. Default: the spec's test file."""
     digest: str = ""
     """Digest of the training data. A search is not continued on other data."""
     share: float = 1.0
     survivors: int = 0
-    """Number of best trials to train again on all rows, with a share below 1."""
+    """Number of best trials to train again on all rows, if the share is below 1."""
     prune: bool = False
     max_parallel: int = 1
     max_cost_usd: Decimal | None = None

@@ -1,4 +1,4 @@
-"""Records of reviews: what people, or a model in their place, are asked about answers, and their ratings."""
+"""Records of reviews: rubrics for people or a judge model, and their ratings of answers."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Criterion(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, o
 
 
 class Rubric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The rubric by which people and a judge rate answers; read with `orchestrate.evaluation`."""
+    """The rubric by which people and a judge rate answers. `orchestrate.evaluation` reads it."""
 
     name: str
     question: str = "Which answer is better?"
-    """The question about two answers."""
+    """Question about two answers."""
     guide: str = ""
-    """Guidelines on what to look at, written by an expert."""
+    """Rating guidelines, written by an expert."""
     criteria: tuple[Criterion, ...] = (Criterion(name="quality", question="How good is the answer?"),)
-    """The question about single answers."""
+    """Criteria for rating single answers."""
 
     def score(self, scores: Mapping[str, float]) -> float:
         """Return the mean of the criteria from 0 to 1, each scaled from its worst to its best score."""
@@ -63,9 +63,9 @@ class Review(Record, frozen=True, kw_only=True):
     """Items for which two contenders gave the same answer, as (contender, contender, item). They are ties
     that nobody needs to rate."""
     seed: int = 0
-    """Seed that determines each rater's order and sides."""
+    """Seed for each rater's order of items and sides."""
     folder: str
-    """Folder with the displayed content and the links."""
+    """Folder with the displayed content and the raters' links."""
 
 
 class Rating(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -84,9 +84,9 @@ class Rating(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Points by criterion, from 1 to its maximum."""
     note: str = ""
     question: str | None = None
-    """Last question, unchanged or corrected, if rows are written."""
+    """The last question, unchanged or corrected, if the review writes rows."""
     answer: str | None = None
-    """Answer, if rows are written."""
+    """The answer, if the review writes rows."""
     seconds: float | None = None
     withdrawn: bool = False
-    """Whether the rating was withdrawn, so that the task is open again."""
+    """True if the rating was withdrawn. The task is then open again."""

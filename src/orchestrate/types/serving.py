@@ -1,4 +1,4 @@
-"""A tuned model as it was written out for others."""
+"""Records of exported and merged models, and of the cost of adapters."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Export(Record, frozen=True, kw_only=True):
     commands: tuple[str, ...]
     """Commands that serve it there, one per line."""
     notes: tuple[str, ...] = ()
-    """Differences in this format, and what to check."""
+    """Notes on differences in this format and on what to check."""
     proof: Proof | None = None
     """Proof of the folder, if it could be tested on this machine."""
 
 
 class AdapterCost(Record, frozen=True, kw_only=True):
-    """The cost of an adapter in addition to its base model, measured on the machine that answers when a
-    server starts or at the end of an evaluation."""
+    """The additional cost of an adapter compared with its base model, measured on the serving machine when a
+    server starts or an evaluation ends."""
 
     model: str
     load_s: float
-    """Seconds to load it, once."""
+    """Seconds to load the adapter, once."""
     token_s: float
     """Seconds per token."""
     base_token_s: float
@@ -40,8 +40,8 @@ class AdapterCost(Record, frozen=True, kw_only=True):
         more = 1000 * (self.token_s - self.base_token_s)
         share = self.token_s / self.base_token_s - 1
         return (
-            f"{self.model}: loading the adapter took {1000 * self.load_s:.0f} ms once; a token "
-            f"takes {1000 * self.token_s:.1f} ms, {more:+.1f} ms ({share:+.0%}) compared with the "
+            f"{self.model}: loading the adapter took {1000 * self.load_s:.0f} ms once. A token "
+            f"takes {1000 * self.token_s:.1f} ms: {more:+.1f} ms ({share:+.0%}) compared with the "
             "base model alone"
         )
 
@@ -54,13 +54,14 @@ class Merged(Record, frozen=True, kw_only=True):
     files: tuple[ArtifactFile, ...]
     base_model: str
     method: str
-    """Method that was used, such as `ties_svd` if ranks differ."""
+    """Merge method that was used, such as `ties_svd` if ranks differ."""
     parts: tuple[str, ...]
     weights: tuple[float, ...]
     ranks: tuple[int, ...]
     rank: int | None
     """Rank of the adapter. `None` for complete models."""
     error: float | None
-    """Relative distance of an adapter from the weighted sum of its parts, over all adapted matrices."""
+    """Relative distance of the merged adapter from the weighted sum of its parts, over all adapted
+    matrices."""
     notes: tuple[str, ...] = ()
     proof: Proof | None = None

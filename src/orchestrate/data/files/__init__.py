@@ -26,7 +26,7 @@ DATA_SUFFIXES = (
     ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".parquet", ".arrow", ".txt", *PACKED_SUFFIXES,
 )  # fmt: skip
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json")
-"""Files that `datasets` writes next to the rows."""
+"""Files that the `datasets` library writes next to the rows."""
 _SPLITS = frozenset(
     {"train", "training", "validation", "valid", "val", "dev", "eval", "evaluation", "test", "holdout"}
 )
@@ -135,15 +135,14 @@ def is_stdout(output: Path) -> bool:
 
 
 def is_stream(output: Path) -> bool:
-    """Return whether writing to `output` does not replace it, because it is standard output, a pipe or a
-    device."""
+    """Return whether `output` is standard output, a pipe or a device, so that writing doesn't replace it."""
     return is_stdout(output) or (output.exists() and not output.is_file() and not output.is_dir())
 
 
 def require_writable(output: Path, *sources: str, stream: bool = False) -> None:
-    """Check that `output` can be written before hours of work. Raises `UsageError` if `output` is one of the
-    `sources` or a file in one of them, if it is a folder, if its parent folder does not exist, or, unless
-    `stream` is set, if it is not a regular file."""
+    """Check that `output` can be written, before long work starts. Raises `UsageError` if `output` is a
+    folder, is one of the `sources` or inside one, or if its parent folder does not exist. Pipes and devices
+    are only allowed with `stream`."""
     if is_stream(output):
         if not stream:
             raise UsageError(f"{output} is not a file", fix="pass a file name with -o")
@@ -199,8 +198,8 @@ def log_beside(output: Path, what: str, *sources: str) -> Path:
 
 @contextmanager
 def whole(path: Path) -> Generator[Path]:
-    """Yield a temporary path to write to. At the end of the block, that file becomes `path`, or is copied
-    to it when `path` is a stream. After an error nothing is written."""
+    """Yield a temporary path to write to. When the block ends, the file is moved to `path`, or copied if
+    `path` is a stream. After an error, nothing is written."""
     if is_stream(path):
         with tempfile.TemporaryDirectory(prefix="orchestrate-") as folder:
             partial = Path(folder, "rows")

@@ -21,7 +21,7 @@ from orchestrate.data.shapes.known import SHAPES
 from orchestrate.errors import DataError
 
 LONGEST_RECORD = 512 << 20
-"""Limits of one element of a JSON array or one cell in characters, and of one line in bytes."""
+"""Maximum size of a JSON array element or a cell, in characters, and of a line, in bytes."""
 PYTHON_CELLS = "python-cells"
 """Problem code for cells that were parsed as Python literals."""
 
@@ -50,18 +50,18 @@ _NAMES = frozenset(
         "text", "user",
     }
 )  # fmt: skip
-"""Further columns of training tables."""
+"""Other common columns of training tables."""
 _LABELS = {"true": True, "false": False}
-"""Labels of unpaired preferences as text, because a cell is text."""
+"""Labels of unpaired preferences as written in table cells."""
 _LONGEST_NAME = 64
-"""The maximum length of a column name in characters."""
+"""Maximum length of a column name in characters."""
 _LONGEST_LITERAL = 4 << 20
-"""The maximum length for Python's parser, which takes many times the memory of its text."""
+"""Maximum length of a Python literal, because the parser needs many times its memory."""
 
 
 def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
-    """Yield the records of a table with a header. Cells of list columns may be JSON or Python literals. The
-    latter are counted in `told`."""
+    """Yield the records of a table with a header. Cells of list columns may be JSON or Python literals.
+    Python literals are counted in `told`."""
     csv.field_size_limit(LONGEST_RECORD)
     with file.open(encoding="utf-8-sig", newline="") as opened:
         sample = opened.read(64 << 10)
@@ -89,8 +89,8 @@ def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
 
 
 def is_table(head: bytes) -> bool:
-    """Return whether the first bytes of a file look like a table, for files whose names don't tell: a header
-    with at least one known column name, followed by a record with the same number of cells."""
+    """Return whether the first bytes of a file look like a table: a header with at least one known column
+    name, followed by a record with the same number of cells. Needed for files without a known suffix."""
     try:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -116,7 +116,7 @@ def _lines(opened: IO[str], file: Path) -> Iterator[str]:
         if len(line) == LONGEST_RECORD and not line.endswith("\n"):
             raise DataError(
                 f"{file.name}: a line is longer than {LONGEST_RECORD >> 20} MiB",
-                fix="it is not a table, or a quote is not closed",
+                fix="close each quote, or convert the file to JSON Lines",
             )
         yield line
 
@@ -201,10 +201,9 @@ _SPACE = re.compile(r"[\s\ufeff]*")
 
 
 def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
-    """Yield the elements of a JSON array, or JSON objects that follow one another and span several lines.
+    """Yield the elements of a JSON array, or of consecutive JSON objects that span several lines.
 
-    Raises `DataError` if the JSON is broken, because unlike a JSONL file, the rest of an array can't be
-    trusted after an error."""
+    Raises `DataError` for invalid JSON. Unlike in JSONL, nothing after the error can be trusted."""
     decode = json.JSONDecoder(parse_float=rows.number).raw_decode
     number = 0
     with file.open(encoding="utf-8-sig") as opened:
@@ -221,14 +220,14 @@ def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
                     raise DataError(
                         f"{file.name}: unexpected {text[at : at + 20]!r} after the array (after "
                         f"record {number})",
-                        fix="keep one array in the file, or write JSON Lines: one object per line",
+                        fix="put only one array into the file, or write JSON Lines: one object per line",
                     )
                 at += 1
                 continue
             try:
                 value, end = decode(text, at)
                 if end == len(text) and not isinstance(value, dict | list):
-                    raise ValueError("a number may go on in the next block")
+                    raise ValueError("a number may continue in the next block")
             except RecursionError as error:
                 raise DataError(f"{file.name}: record {number + 1} is nested too deeply") from error
             except ValueError as error:
@@ -259,7 +258,7 @@ def _skipped(opened: IO[str], text: str, at: int) -> tuple[str, int]:
 
 
 def text_lines(file: Path, told: object = None) -> Iterator[bytes]:
-    """Yield each line that is not blank as a text row."""
+    """Yield each non-blank line as a text row."""
     with file.open(encoding="utf-8-sig") as opened:
         for line in opened:
             if line := line.strip():
@@ -308,7 +307,7 @@ def _batch_lines(file: Path, batch: Any, told: Counter[str] | None) -> Iterator[
                     except UnicodeDecodeError as error:
                         raise DataError(
                             f"{file.name}: the column {name} contains bytes that are not UTF-8 text",
-                            fix="save it as text, or without that column",
+                            fix="save the column as text, or remove it",
                         ) from error
             yield _encode(row)
 

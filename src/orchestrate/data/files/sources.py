@@ -1,7 +1,7 @@
 """Convert any file, folder or URL to one local JSONL file with one record per line.
 
-Plain JSONL is used in place. Everything else is written once to a temporary folder of this process, in
-bounded memory, so that one fast path reads all inputs. Line N of that file is record N of the input.
+Plain JSONL is used in place. Everything else is converted once, in bounded memory, in a temporary folder of
+this process. Line N of that file is record N of the input.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from orchestrate.settings import download_limit, remember
 
 
 _LOOKED_AT_BYTES = 16 << 20
-"""The free disk space is checked each time this much was written, or as much as must stay free."""
+"""Maximum number of bytes written between two checks of the free disk space."""
 _KEPT_BYTES = 512 << 20
 _KEPT_SHARE = 20
-"""A twentieth of the disk, at most `_KEPT_BYTES`, stays free for others."""
+"""One part in this many of the disk stays free, at most `_KEPT_BYTES`."""
 
 
 class Spool:
@@ -62,8 +62,7 @@ class Spool:
         self._left = self._step
 
     def write(self, piece: bytes) -> None:
-        """Write the bytes. Raises `DataError` when the disk would be nearly full or the size limit is
-        exceeded."""
+        """Write the bytes. Raises `DataError` if the disk is nearly full or the size limit is exceeded."""
         self._left -= len(piece)
         self._written += len(piece)
         if self._most is not None and self._written > self._most:
@@ -74,7 +73,7 @@ class Spool:
         self._file.write(piece)
 
     def require_room(self, size: int) -> None:
-        """Check the announced size before anything is written. Raises `DataError` if it exceeds a limit."""
+        """Check the expected size before writing. Raises `DataError` if it exceeds a limit."""
         if self._most is not None and size > self._most:
             raise too_large(self._what, self._most)
         if shutil.disk_usage(self._folder).free < self._keep + size:
@@ -87,14 +86,14 @@ class Spool:
 
 def too_large(what: str, most_bytes: int) -> DataError:
     return DataError(
-        f"{what} is larger than {most_bytes / 10**9:g} GB, the download limit; nothing was kept",
+        f"{what} is larger than {most_bytes / 10**9:g} GB, the download limit. Nothing was saved",
         fix="check the address, or raise the limit: ORCHESTRATE_MAX_DOWNLOAD_GB=100",
     )
 
 
 def _no_room(what: str, folder: Path) -> DataError:
     return DataError(
-        f"{what} does not fit on the disk of {folder}; nothing was kept",
+        f"{what} does not fit on the disk of {folder}. Nothing was saved",
         fix="free some disk space, or set TMPDIR to a folder on a larger disk",
     )
 
@@ -103,8 +102,8 @@ def _no_room(what: str, folder: Path) -> DataError:
 def spooled(
     path: Path, what: str, keep_bytes: int | None = None, *, most_bytes: int | None = None
 ) -> Generator[Spool]:
-    """Open a file for writing, up to `most_bytes` and as long as `keep_bytes` of the disk stay free. After an
-    error the file is removed. Raises `DataError` saying that `what` is too large or needs more disk space."""
+    """Open a file for writing up to `most_bytes`, leaving `keep_bytes` of the disk free. After an error, the
+    file is removed. Raises `DataError` if `what` is too large or the disk is too full."""
     try:
         with path.open("wb") as file:
             yield Spool(file, path.parent, what, keep_bytes, most_bytes)
@@ -126,28 +125,26 @@ _TAKEN = frozenset(
         "sftp", "simplecache", "smb", "ssh", "tar", "tos", "webdav", "webhdfs", "zip"
     }
 )  # fmt: skip
-"""Protocols that download a file, decompress it or keep a copy. A spec may come from anyone, so protocols
-that read a file to decide what to read next, run another program or query a notebook server are not
-included."""
+"""Allowed protocols. A spec may come from anyone, so protocols that follow references in a file, run programs
+or query notebook servers are excluded."""
 _HOSTED = frozenset({"http", "https", "ftp", "sftp", "webdav"})
 """Protocols whose URL begins with a host."""
 _CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError", "ClientAuthenticationError"})
 _BROKEN = frozenset({"ClientPayloadError", "RemoteProtocolError", "IncompleteRead", "ProtocolError"})
-"""The errors of HTTP clients for a response that ended early."""
+"""Errors that HTTP clients raise for a response that ended early."""
 _MEDIA_TYPE = ("mimetype", "ContentType", "contentType", "content_type")
-"""The keys of the content type in the HTTP, S3, Google and Azure file systems."""
+"""Names of the content type in the HTTP, S3, Google and Azure file systems."""
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def fetch(url: str, target: Path) -> str:
     """Download `url` to `target`, in bounded memory and with a size limit.
 
-    Returns the content type that the host reports, such as `text/csv`, when the file name has no known
-    suffix, and otherwise an empty string.
+    Returns the host's content type, such as `text/csv`, if the file name has no known suffix, otherwise an
+    empty string.
 
-    Raises `UsageError` for a protocol that is unknown or not for files, `SetupError` when the protocol's
-    package or the credentials are missing, and otherwise `DataError`, with `retryable` set where a retry can
-    help.
+    Raises `UsageError` for an unknown or disallowed protocol, `SetupError` if the protocol's package or the
+    credentials are missing, and `DataError` for other failures, with `retryable` set if a retry can help.
     """
     with needed("data", f"reading {shown(url)}", "fsspec"):
         import fsspec  # pyright: ignore[reportMissingTypeStubs]
@@ -252,7 +249,7 @@ def _again(message: str, fix: str) -> DataError:
 def _by_status(url: str, place: str, status: int) -> OrchestrateError:
     what = f"cannot read {shown(url)}: "
     if status == 404:
-        return DataError(f"{what}there is no such file", fix="check the address; retrying will not help")
+        return DataError(f"{what}file not found", fix="check the address. Retrying will not help")
     if status in (401, 403):
         return SetupError(
             f"{what}{place} denied access",
@@ -280,32 +277,32 @@ _FOREIGN = {
     b"\xff\xd8\xff": "a picture",
     b"GIF8": "a picture",
 }
-"""Magic bytes of files that people pass, and their types."""
+"""Magic bytes of unsupported file types."""
 _MEDIA_SUFFIXES = {
     "text/csv": ".csv",
     "application/csv": ".csv",
     "text/x-csv": ".csv",
     "text/tab-separated-values": ".tsv",
 }
-"""Suffixes by content type, for tables, whose first bytes don't identify them for certain."""
+"""Table suffixes by content type, because the first bytes of a table are ambiguous."""
 _MOST_LAYERS = 4
-"""An archive may contain itself."""
+"""Maximum number of compression layers, because an archive may contain itself."""
 _ROWS = (".jsonl", ".ndjson", ".json")
 
 
 @dataclass(frozen=True)
 class RowSource:
-    """The rows of an input. `lines` is the JSONL file, and `container` says what the input was, such as
+    """The rows of an input. `lines` is the JSONL file, and `container` is the type of the input, such as
     `jsonl` or `csv.gz`."""
 
     path: str
     lines: str
     container: str
     bytes: int
-    """The size of the input as stored."""
+    """Size of the input as stored, in bytes."""
     line_bytes: int
     python_cells: int = 0
-    """The number of cells with Python list literals."""
+    """Number of cells with Python list literals."""
 
 
 def source(path: str) -> RowSource:
@@ -323,7 +320,8 @@ def source(path: str) -> RowSource:
         raise DataError(f"cannot read {path}: {reason}", fix="check the path") from error
     if stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
         raise DataError(
-            f"{path} is a device or a terminal, not a file", fix="pipe rows into it, or give a file"
+            f"{path} is a device or a terminal, not a file",
+            fix="pipe rows into standard input, or pass a file",
         )
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         return _prepared(path, 0, 0)  # a pipe, which can be read once
@@ -343,14 +341,13 @@ def _prepared(path: str, changed_ns: int, size: int) -> RowSource:
             else "the file is truncated or mixes encodings"
         )
         raise DataError(
-            f"{path} is not {error.encoding.upper()} (byte {error.start + 1} of a block)",
+            f"{path} is not valid {error.encoding.upper()} (byte {error.start + 1} of a block)",
             fix=f"save it as UTF-8: {fix}",
         ) from error
 
 
 def name_of(path: str) -> str:
-    """Return the name of a local or remote file, without the query of a URL, because it may contain a
-    secret."""
+    """Return the name of a local or remote file, without a URL's query, which may contain a secret."""
     return path.rpartition("/")[2].partition("?")[0]
 
 
@@ -380,7 +377,7 @@ def _copied(pipe: Path) -> Path:
 def _unfold(path: str, file: Path, outer: str, size: int) -> RowSource:
     """Undoes compression, then reads the container."""
     if outer.count(".") > _MOST_LAYERS:
-        raise DataError(f"{path} is compressed more than {_MOST_LAYERS} times over", fix="unpack it")
+        raise DataError(f"{path} has more than {_MOST_LAYERS} layers of compression", fix="unpack it")
     with file.open("rb") as opened:
         head = opened.read(_HEAD)
     if head[:2] == b"\x1f\x8b":
@@ -414,7 +411,7 @@ def _container(file: Path, head: bytes) -> tuple[str, Reader | None]:
             f"{file.name} is {foreign}, not rows", fix="unpack it, or save it as JSON Lines or CSV"
         )
     if start[:9].lower().startswith((b"<!doctype", b"<html")):
-        raise DataError(f"{file.name} is a web page, not data", fix="use the URL of the raw file")
+        raise DataError(f"{file.name} is a web page, not a data file", fix="use the URL of the raw file")
     if start[:1] == b"[" or start.split(b"\n", 1)[0].strip() == b"{":
         return "json", json_lines
     if suffix not in _ROWS and start[:1] != b"{" and is_table(head):

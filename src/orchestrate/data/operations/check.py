@@ -1,4 +1,4 @@
-"""`orchestrate data check`: find every problem in all files of a training run, in one pass over each."""
+"""`orchestrate data check`: find all problems in the files of a training run, in one pass over each file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orchestrate.text import count
 from orchestrate.types import Problem, Record, Severity, TokensFrom
 
 MOST_UNBALANCED = 4
-"""Ratio between the numbers of rows of the two labels from which an imbalance is reported."""
+"""Ratio of the two labels' row counts at which an imbalance is reported."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -81,13 +81,13 @@ class CheckOptions:
     epochs: int | None = None
     near: bool = False
     strict: bool = False
-    """Whether every unused column and field is an error."""
+    """True to treat every unused column and field as an error."""
     columns: Mapping[str, str] | None = None
     workers: int | None = None
     memory: Path | None = None
-    """The folder in which token counts are cached."""
+    """Cache folder for token counts."""
     tokens_from: TokensFrom = TokensFrom.EXACT
-    """How tokens are counted."""
+    """Method of counting tokens."""
 
 
 def check(
@@ -264,7 +264,7 @@ def _balance(one: OpenedFile, split: str) -> list[Problem]:
         return []
     name = "undesirable_weight" if bad < good else "desirable_weight"
     message = (
-        f"{good:,} {DESIRABLE} and {bad:,} {UNDESIRABLE} answers; balance them with {name}: "
+        f"{good:,} {DESIRABLE} and {bad:,} {UNDESIRABLE} answers. Balance them with {name}: "
         f"{more / fewer:.3g}"
     )
     return [_whole("labels-unbalanced", message, one.facts.path)]

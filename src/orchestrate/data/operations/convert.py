@@ -104,7 +104,7 @@ def _dropped(opened: OpenedFile, target: RowTarget) -> list[Problem]:
             "rows-left-out",
             Severity.ERROR,
             f"{broken:,} of {rows:,} rows have errors ({why}) and would be dropped",
-            f"orchestrate data check {data.path} --fix  repairs what it can; --allow-loss drops them",
+            f"orchestrate data check {data.path} --fix repairs what it can. To drop them: --allow-loss",
         )
     for code in ("held-out", "hidden-column", "unread-column"):
         found += [replace(p, providers=(target.name,)) for p in data.problems if p.code == code]
@@ -113,11 +113,11 @@ def _dropped(opened: OpenedFile, target: RowTarget) -> list[Problem]:
             "extra-fields",
             Severity.WARNING,
             f"unknown message fields are dropped ({extra:,} times)",
-            "keep the source if you need them again",
+            "keep the original file if you need them again",
         )
     if target.name == "alpaca" and data.format == "alpaca":
         joined = "each input is added to its instruction"
-        add("input-joined", Severity.WARNING, joined, "nothing to do: the prompt is the same")
+        add("input-joined", Severity.WARNING, joined, "no action needed: the prompt is the same")
     return found
 
 
@@ -126,7 +126,7 @@ def _lost(data: Facts, target: RowTarget) -> list[Problem]:
     refused."""
     lossy = {rule.code for rule in target.rules.traits.values() if rule.lossy}
     found = [p for p in rules.losses(data, target) if p.code in lossy]
-    return [replace(p, fix="--allow-loss writes the rows without it") for p in found]
+    return [replace(p, fix="to write the rows without it: --allow-loss") for p in found]
 
 
 # The results of a batch, joined with its requests by `custom_id`: each answer gets its prompt.
@@ -137,7 +137,7 @@ class BatchReport(Record, frozen=True, kw_only=True):
 
     joined: int
     unasked: int
-    """Results without a request, which remain errors."""
+    """Results without a request. They remain errors."""
     unanswered: int
     """Requests without a result."""
 
@@ -155,7 +155,7 @@ def join_batch(results: str, requests: str, output: Path) -> BatchReport:
             )
         if asked.setdefault(id, request) is not request:
             raise DataError(
-                f"{requests}: line {n} repeats the custom_id {id!r}, so its answers cannot be told apart"
+                f"{requests}: line {n} repeats the custom_id {id!r}, so its answers cannot be matched"
             )
     joined = unasked = 0
     answered: set[str] = set()

@@ -17,7 +17,7 @@ from orchestrate.types import Record
 class Removed(Record, frozen=True, kw_only=True):
     row: int
     because_of: int
-    """The earlier row, which is kept."""
+    """The earlier row. It stays in the output."""
     near: bool
 
 
@@ -54,8 +54,7 @@ def dedupe(
     progress: Callable[[int, int], None] | None = None,
 ) -> DedupeReport:
     """Write the remaining rows to `output`, and a log with one line per removed row next to it. Without
-    `output`, it only reports. Raises `DataError`, and `MissingExtra` if near duplicates need numpy or
-    rensa."""
+    `output`, only report. Raises `DataError`, and `MissingExtra` if near duplicates need numpy or rensa."""
     log = None
     if output is not None:
         require_writable(output, path)

@@ -82,7 +82,7 @@ def fix(
 
     Adjacent messages with the same role are merged if one of the `hosts` requires alternating turns. Raises
     `DataError` if the file has no known format, if the copy would be empty, or if rows are held out for test
-    or validation, because the copy would lose that mark."""
+    or validation, because the copy would lose this information."""
     require_writable(output, path)
     log = log_beside(output, "changes", path)
     lines = source(path)
@@ -128,8 +128,8 @@ def fix(
 def _require_copy(path: str, written: int, kept_out: int, left_out: Mapping[str, int]) -> None:
     if 0 < kept_out < written:
         raise DataError(
-            f"{path}: {kept_out:,} of {written:,} rows are held out for test or validation, and the "
-            "copy would lose that mark",
+            f"{path}: {kept_out:,} of {written:,} rows are held out for test or validation, and the copy "
+            "would lose this information",
             fix=CODES["held-out"].fix,
         )
     if not written:
@@ -191,10 +191,10 @@ class _Mend:
     def _parsed(self, line: bytes) -> Any:
         value, wrong = parse(line)
         if wrong is not None and wrong.code == "encoding":
-            self.did("encoding", f"{wrong.message}; replaced invalid bytes with U+FFFD")
+            self.did("encoding", f"{wrong.message}. Invalid bytes were replaced with U+FFFD")
             value, wrong = parse(line.decode("utf-8", "replace").encode())
         if wrong is not None and wrong.code == "lone-surrogate":
-            self.did("lone-surrogate", "replaced lone surrogates with U+FFFD")
+            self.did("lone-surrogate", "lone surrogates replaced with U+FFFD")
             value, wrong = _without_surrogates(json.loads(line)), None
         if wrong is not None:
             self.leave(wrong.code, wrong.message)
@@ -218,7 +218,7 @@ class _Mend:
                 else "text decoded again with the right encoding",
             )
         if is_damaged(encode(cleaned).decode()):
-            why = "the row is about encoding errors" if is_about else "part of the damage cannot be undone"
+            why = "the row is about encoding errors" if is_about else "part of the damage cannot be repaired"
             self.did("mojibake", why, "not repaired")
         return cleaned
 

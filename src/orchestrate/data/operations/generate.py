@@ -1,9 +1,8 @@
 """`orchestrate data generate`: ask a chat model for new rows, based on seed rows.
 
 An append-only log next to the output (`OUT.generation`) records every paid request and the rows that came
-from each answer. The output contains exactly the rows in the log, so a run that was killed at any moment
-resumes from there, and every request is counted. Rows are marked for review in `OUT.review`, never in the
-rows themselves, because hosts reject unknown fields.
+from each answer. The output contains exactly the rows in the log, so a killed run resumes without losing or
+repeating a request. `OUT.review` marks rows for review, because hosts reject unknown fields in the rows.
 """
 
 from __future__ import annotations
@@ -87,15 +86,15 @@ UNWANTED = frozenset({"secret", "refusal", "placeholder", "mojibake", "replaceme
 
 @dataclass
 class Screened:
-    """The rows of one answer after screening. `lines` are the rows to keep, as JSON. `refused` counts the
-    others by code."""
+    """The rows of one answer after screening. `lines` are the accepted rows as JSON. `refused` counts the
+    rejected rows by code."""
 
     lines: list[bytes] = field(default_factory=list[bytes])
     refused: Counter[str] = field(default_factory=Counter[str])
 
 
 class Screening:
-    """Screens generated rows one by one, and remembers the rows it has kept."""
+    """Filter for generated rows. It remembers accepted rows to reject repetitions."""
 
     def __init__(
         self,
@@ -126,13 +125,12 @@ class Screening:
         self._near.add([_own_text(example) for example in examples])
 
     def resume(self, lines: Sequence[bytes]) -> None:
-        """Load the rows that an earlier run kept."""
+        """Load the rows that an earlier run accepted."""
         read = [self._read(line)[0] for line in lines]
         self._remember([example for example in read if example is not None])
 
     def screen(self, text: str) -> Screened:
-        """Extract the rows from a model's answer, which may contain other text around them, and keep
-        those that pass."""
+        """Extract the rows from a model's answer, ignoring other text, and return those that pass."""
         screened = Screened()
         for piece in objects(text):
             line = piece if self._reasoning == "no" else _thought_out(piece, keep=self._reasoning == "kept")
@@ -196,8 +194,8 @@ def _own_text(example: Example) -> str:
 
 
 def objects(text: str) -> Iterator[bytes]:
-    """Yield the JSON objects in a text, outermost first. For a list of rows under one name, yields the rows.
-    Yields text that begins like an object but is not valid JSON up to the end of its line."""
+    """Yield the outermost JSON objects in a text. An object that only wraps a list of rows yields the rows.
+    Text that starts like an object but is not valid JSON is yielded up to the end of its line."""
     decode = json.JSONDecoder().raw_decode
     at = text.find("{")
     while at >= 0:
@@ -244,7 +242,7 @@ def _listed(value: Mapping[str, Any]) -> list[Any] | None:
 
 
 Reasoning = Literal["no", "kept", "left out"]
-"""Whether to ask the model for the reasoning behind each answer, and whether the rows keep it."""
+"""Reasoning mode: don't request reasoning, include it in the rows, or request it and leave it out."""
 MOST_SEEDS = 50_000
 """Maximum number of seed rows. A larger number is a dataset, not a set of examples, and each seed is kept in
 memory for comparison."""
@@ -271,8 +269,8 @@ class GenerateStart(msgspec.Struct, tag="started"):
 
 
 class KeptQuestion(msgspec.Struct, tag="kept"):
-    """The screening result of one answer. If a run was interrupted before an answer was screened, it is
-    screened on resume."""
+    """Screening result of one answer. An answer without one, because the run was interrupted, is screened on
+    resume."""
 
     question: str
     rows: list[msgspec.Raw]
@@ -280,7 +278,7 @@ class KeptQuestion(msgspec.Struct, tag="kept"):
 
 
 class OldSentEntry(msgspec.Struct, tag="asked"):
-    """An entry of earlier versions, replaced by `Sent`, like `OldAnswerEntry` and `Failed`."""
+    """A request in logs of earlier versions, which also wrote `OldAnswerEntry` and `Failed`."""
 
     number: int
     worst_usd: Decimal
@@ -307,7 +305,7 @@ Entry = GenerateStart | KeptQuestion | OldSentEntry | OldAnswerEntry | Failed
 
 @dataclass(frozen=True)
 class GenerateOrder:
-    """Options for what to generate, and the limits. `max_cost_usd` requires `price`."""
+    """Options and limits for generating rows. `max_cost_usd` requires `price`."""
 
     rows: int = 100
     max_requests: int = 100
@@ -323,13 +321,13 @@ class GenerateOrder:
     """The token limit of one answer."""
     rows_per_request: int = 10
     examples: int = 5
-    """Seed rows shown in each request."""
+    """Number of seed rows in each request."""
     parallel: int = 4
     instructions: str = ""
     hosts: tuple[RowTarget, ...] = ()
-    """Each generated row must be accepted by the backends that accept all seeds."""
+    """Backends that accept all seeds. They must also accept each generated row."""
     threshold: float = 0.8
-    """Similarity from which a row counts as a near duplicate."""
+    """Similarity at which a row counts as a near duplicate."""
     seed: int = 0
     reasoning: Reasoning = "no"
 
@@ -354,7 +352,7 @@ class GenerateReport(Record, frozen=True, kw_only=True):
     hosts: tuple[str, ...]
     """Backends that accept every row."""
     lost_requests: int = 0
-    """Requests without an answer that may have been billed."""
+    """Unanswered requests that may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
     """The maximum cost of these requests, which is included in `usd`. `None` when the price is unknown."""
     last_error: str | None = None
@@ -368,7 +366,7 @@ class _State:
 
     lines: list[bytes] = field(default_factory=list[bytes])
     earlier: dict[int, Decimal] = field(default_factory=dict[int, Decimal])
-    """Prices of the requests of earlier versions, by number."""
+    """Prices of requests logged by earlier versions, by request number."""
     unscreened: dict[str, Answer] = field(default_factory=dict[str, Answer])
     asked: set[str] = field(default_factory=set[str])
     requests: int = 0
@@ -430,7 +428,7 @@ def generate(
     progress: Callable[[int, int, Decimal], None] | None = None,
     retry: Retry | None = None,
 ) -> GenerateReport:
-    """Generate rows until there are `order.rows` of them or a limit is reached. Resumes an earlier run.
+    """Generate rows until there are `order.rows` rows or a limit is reached. Resumes an earlier run.
 
     `progress` is called with (rows, requests, US dollars). Raises `DataError` when the seeds cannot be read
     or contain no valid row, `UsageError` if `output` does not come from an earlier run, and `ProviderError`
@@ -446,7 +444,7 @@ def generate(
         why = f"more than {MOST_SEEDS:,} seed rows" if data.rows else "no valid row to learn from"
         raise DataError(f"{seeds}: {why}", problems=data.problems, fix="use ten to a few thousand valid rows")
     if order.reasoning != "no" and data.kind != "chat":
-        raise UsageError(f"--reasoning is for chat rows; {seeds} has {data.kind} rows")
+        raise UsageError(f"--reasoning needs chat rows, but {seeds} has {data.kind} rows")
     hosts = tuple(
         host
         for host in order.hosts

@@ -18,22 +18,23 @@ BINS = 16
 LABELS = (DESIRABLE, UNDESIRABLE)
 LONGEST = 5
 LEAST_LETTERS = 20
-"""Minimum length of Latin text for language detection. For shorter text, the language is a guess."""
+"""Minimum number of letters of Latin text for language detection. The language of shorter text would be a
+guess."""
 SURE = 0.9
 """Minimum probability of a language to be reported."""
 ENOUGH_LETTERS = 75
-"""Above this length (about fifteen words), a single row is enough to detect its language: none of 1,200
-English texts of this length or more was misclassified, and three in a hundred of shorter ones were. Other
+"""Number of letters (about fifteen words) from which a single row is enough to detect its language. None of
+1,200 English texts of at least this length was misclassified, compared with 3% of shorter texts. Other
 scripts need fewer letters."""
 FEW = 0.05
 UNCERTAIN = "uncertain"
 LANGUAGE_SAMPLE = 200
-"""Number of rows, from the start of the file, whose language is detected."""
+"""Number of rows at the start of the file used to detect languages."""
 
 GUIDANCE = (
-    (300, "under 300 rows: enough to try the pipeline; 300-500 good rows teach a format or a style"),
-    (1_000, "300-1,000 rows: enough for a format or a style; a domain needs 1,000-5,000"),
-    (5_000, "1,000-5,000 rows: enough for a domain; a new capability needs 5,000 or more"),
+    (300, "under 300 rows: enough to try the pipeline. A format or a style needs 300-500 good rows"),
+    (1_000, "300-1,000 rows: enough for a format or a style. A domain needs 1,000-5,000"),
+    (5_000, "1,000-5,000 rows: enough for a domain. A new capability needs 5,000 or more"),
     (None, "5,000 rows or more: enough for a new capability if they are varied"),
 )
 
@@ -84,7 +85,7 @@ class InspectReport(Record, frozen=True, kw_only=True):
     tools: dict[str, int]
     """Number of calls by tool."""
     labels: dict[str, int]
-    """For unpaired rows, the numbers of desirable and undesirable ones. Empty for other rows."""
+    """Number of desirable and undesirable answers, for unpaired rows. Empty for other rows."""
     languages: dict[str, int]
     """Languages of the first rows, as ISO 639-1 codes, `uncertain`, `too short` or `none`. Empty if
     langdetect is not installed."""

@@ -1,8 +1,8 @@
 """Mix several files into one training file, by their weights.
 
-Each row of a file occurs in the mix as often as the integer part of the file's weight says. For the
-fractional part, a seeded sample of its rows occurs once more. The files are spread evenly over the mix, each
-in its own order, so any part of the mix has them in their proportions.
+Each row is repeated as often as the integer part of its file's weight. For the fractional part, a seeded
+sample of the file's rows is added once more. Each file's rows stay in order and are spread evenly over the
+mix.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class MixedFile(Record, frozen=True, kw_only=True):
     taken: int
     """Rows in the mix that come from the file."""
     sample: list[int]
-    """Numbers of the rows in the file that occur once more than the others. The others occur `weight` times,
-    rounded down."""
+    """Row numbers in the file of the rows that occur once more than the others. The others occur `weight`
+    times, rounded down."""
 
     @property
     def told(self) -> str:
@@ -56,24 +56,24 @@ class MixedFile(Record, frozen=True, kw_only=True):
 
 
 class Mix(Record, frozen=True, kw_only=True):
-    """The record next to a mixed file that describes how to reproduce it."""
+    """Record of how to reproduce a mixed file, stored next to it."""
 
     digest: str
-    """The digest of its rows, as for any file."""
+    """Digest of the mixed rows, as for any file."""
     rows: int
     files: list[MixedFile]
 
     @property
     def told(self) -> str:
         files = "; ".join(file.told for file in self.files)
-        return f"{self.rows:,} rows mixed from {files}; digest {self.digest[:16]}"
+        return f"{self.rows:,} rows mixed from {files}, digest {self.digest[:16]}"
 
 
 @dataclass(frozen=True)
 class _MixedFile:
     file: MixedFile
     offsets: array[int]
-    """The offset of each valid row in the spool, and the end."""
+    """Offset of each valid row in the spool file, followed by the end offset."""
     places: Sequence[int]
     """The sampled rows, as indices among the valid rows."""
     spool: Path
@@ -98,12 +98,12 @@ def open_mix(
     compare: bool = False,
     content: bool = False,
 ) -> OpenedFile:
-    """Mix the rows of all files into one file in `folder` and open it; `OpenedFile.mix` holds its path. Each
-    file is read once, and the same files give the same mix. For the other arguments see `Dataset.open`
-    and `Task`.
+    """Mix the rows of all files into one file in `folder` and open it. `OpenedFile.mix` is the opened mix.
+    Each file is read once, and the same files give the same mix. For the other arguments see `Dataset.open`
+    and `ScanTask`.
 
-    Raises `DataError` for a file that can't be read, that has a different kind of rows than the first
-    one, or whose weight leaves none of its rows."""
+    Raises `DataError` if a file can't be read, has a different kind of rows than the first file, or has a
+    weight that leaves none of its rows."""
     private_folder(folder)
     union, opened, parts = Total(), list[OpenedFile](), list[_MixedFile]()
     begins: list[tuple[int, str]] = []
@@ -146,7 +146,7 @@ def _require_kind(one: OpenedFile, first: OpenedFile) -> None:
     if one.facts.kind != first.facts.kind:
         raise DataError(
             f"{first.facts.path} has {first.facts.kind} rows and {one.facts.path} {one.facts.kind} "
-            "rows: all files of a mix must have the same kind",
+            "rows: all files of a mix must have the same kind of rows",
             fix="convert them to one kind with orchestrate data convert",
         )
 

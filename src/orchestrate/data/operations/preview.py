@@ -1,4 +1,4 @@
-"""Show the tokens of rows as a model sees them, with the trained ones marked, on one HTML page."""
+"""Show the tokens of rows as a model sees them on one HTML page, with trained tokens marked."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from orchestrate.types import Record
 
 
 class Token(Record, frozen=True, kw_only=True):
-    """A token and its `weight` in the loss; 0 means context only. `special` tokens mark something, such as
-    the end of a turn."""
+    """A token and its `weight` in the loss; 0 means context only. `special` tokens are control tokens, such
+    as the end of a turn."""
 
     id: int
     text: str
@@ -28,7 +28,7 @@ class RowTokens(Record, frozen=True, kw_only=True):
     tokens: tuple[Token, ...]
     trained: int
     truncated: int
-    """Tokens removed because of the maximum length."""
+    """Number of tokens removed by truncation."""
     side: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -74,8 +74,8 @@ def _span(token: Token) -> str:
 
 
 def texts(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
-    """Return the text of each token id, so that all texts together give the complete text. A character that
-    consists of several tokens appears at its last token. `decode` maps a list of ids to text."""
+    """Return the text of each token id. The concatenated texts are the complete text. A character that spans
+    several tokens appears at its last token. `decode` maps a list of ids to text."""
     shown: list[str] = []
     start = 0
     for end in range(1, len(ids) + 1):

@@ -31,7 +31,7 @@ State = Literal["pending", "accepted", "edited", "rejected"]
 
 
 class Required(msgspec.Struct, tag="required"):
-    """Marks rows that were not written by a person and need a review."""
+    """Marker for rows that were not written by a person and need a review."""
 
     at: datetime
 
@@ -126,7 +126,7 @@ def unreviewed(path: str) -> int:
 
 
 class Review:
-    """A file under review. Only the offsets of its lines are kept in memory."""
+    """A file under review. Only the offsets of its lines are in memory."""
 
     def __init__(self, path: str) -> None:
         """Open the review. Raises `DataError` if the file, or the journal next to it, cannot be read."""

@@ -61,7 +61,7 @@ def review_routes(
     path: str, review_of: Callable[[Request], Review], back: Callable[[Request], str] | None = None
 ) -> list[Route]:
     """Build the routes of the review page and its actions. `review_of` returns the review for a request, and
-    `back` the page that it was opened from."""
+    `back` the page that linked to it."""
     lock = threading.Lock()
 
     def answer(asked: RowDecision, request: Request) -> dict[str, Any]:

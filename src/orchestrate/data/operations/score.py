@@ -33,16 +33,16 @@ from orchestrate.errors import DataError, MissingExtra, UsageError
 from orchestrate.types import Record, decoding
 
 OUTLIER = 3.5
-"""Distance of a length from the median from which it is an outlier, in robust standard deviations (Iglewicz
-and Hoaglin, 1993)."""
+"""Distance from the median at which a length is an outlier, in robust standard deviations (Iglewicz and
+Hoaglin, 1993)."""
 SAME_ANSWER = 0.5
-"""Fraction of shared words below which two answers contradict each other."""
+"""Fraction of shared words below which two answers count as contradictory."""
 FOLDS = 5
 STRENGTH = 1.0
-"""Inverse regularization strength of the model that finds label errors (scikit-learn's C).
-benchmarks/selection.py determined it."""
+"""Inverse regularization strength (scikit-learn's `C`) of the model that finds label errors, chosen with
+benchmarks/selection.py."""
 _FEWEST = 2
-"""Rows per label below which a model can't be trained without one of them."""
+"""Minimum number of rows per label, so that one remains for training when another is held out."""
 _WORD = re.compile(r"\w+")
 _PAIRS_KEPT = 100
 
@@ -52,7 +52,7 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     row: int
     tokens: int | None = None
-    """Number of tokens that training learns from."""
+    """Number of tokens that contribute to the loss."""
     loss: float | None = None
     """Loss in nats per token of the base model."""
     spread: float | None = None
@@ -63,16 +63,16 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
     loss_after: float | None = None
     """The loss of the tuned model."""
     duplicate_of: int | None = None
-    """The earlier row that it equals or nearly equals."""
+    """Number of the earlier row that this row duplicates or nearly duplicates."""
     length: float | None = None
-    """Robust standard deviations between the length of its answer and the median, on a log scale."""
+    """Distance of the answer's length from the median, in robust standard deviations on a log scale."""
     contradicts: tuple[int, ...] = ()
-    """Rows with a near-identical question and a different answer (the first ones)."""
+    """First few rows with a near-identical question and a different answer."""
     contradiction: float | None = None
     """The share of rows with a near-identical question that have a different answer."""
     label: float | None = None
-    """Probability of the most likely other label minus the probability of its own, from -1 to 1, by models
-    that did not train on it."""
+    """Probability of the most likely other label minus that of the row's own label, from -1 to 1, by models
+    that were not trained on the row."""
     likely_label: str | None = None
     """Label that confident learning suggests instead."""
     judge: float | None = None
@@ -83,21 +83,21 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Signal:
-    """Signal to rank rows by. `doubt` is higher for rows that are more likely wrong."""
+    """Signal to rank rows by. `doubt` is higher for rows that are more likely to be wrong."""
 
     about: str
     doubt: Callable[[RowScore], float | None]
     needs: str = ""
-    """Option of `data score` that measures it."""
+    """Option of `data score` that computes the signal, or the command that installs its package."""
 
 
 SIGNALS: dict[str, Signal] = {
-    "duplicate": Signal("nearly equal to an earlier row", lambda s: float(s.duplicate_of is not None)),
+    "duplicate": Signal("near-duplicate of an earlier row", lambda s: float(s.duplicate_of is not None)),
     "length": Signal("answer much longer or shorter than the others", lambda s: s.length and abs(s.length)),
     "contradiction": Signal("different answers to the same question", lambda s: s.contradiction),
     "label": Signal("another label is more likely", lambda s: s.label, "pip install 'orchestrate-ft[score]'"),
     "loss": Signal("the base model's loss", lambda s: s.loss, "--model MODEL"),
-    "spread": Signal("how much that loss varies over the tokens", lambda s: s.spread, "--model MODEL"),
+    "spread": Signal("standard deviation of that loss over the tokens", lambda s: s.spread, "--model MODEL"),
     "prompt": Signal("the prompt does not help to predict the answer", lambda s: s.prompt, "--model MODEL"),
     "loss-after": Signal("the tuned model's loss", lambda s: s.loss_after, "--after RUN"),
     "judge": Signal("the judge's score", lambda s: None if s.judge is None else 1 - s.judge, "--judge MODEL"),
@@ -138,15 +138,15 @@ class ScoreReport(Record, frozen=True, kw_only=True):
     """Number of rows with a value, by signal."""
     duplicates: int
     long_or_short: int
-    """Rows whose answer's length is an outlier."""
+    """Number of rows with an unusually long or short answer."""
     contradictions: tuple[ContradictingPair, ...]
     contradicting_rows: int
     labels: int = 0
     """Distinct labels, if the answers are labels."""
     label_issues: int = 0
-    """Rows whose label confident learning doubts."""
+    """Number of rows whose label is probably wrong according to confident learning."""
     missing: tuple[str, ...] = ()
-    """Why a signal is unknown."""
+    """Reason why each unknown signal could not be computed."""
     usd: Decimal | None = None
     """Cost of the judge."""
 
@@ -181,7 +181,7 @@ def opened(path: str, columns: Mapping[str, str] | None, workers: int | None) ->
     found = open_dataset(path, columns=columns, compare=True, workers=workers)
     require_rows(found.facts)
     if found.facts.kind == "rl":
-        raise DataError(f"{path} has prompts without answers; there is nothing to score")
+        raise DataError(f"{path} has prompts without answers, so there is nothing to score")
     return found
 
 
@@ -224,7 +224,7 @@ def question_of(example: Example) -> str:
 
 
 def is_labelled(answers: Sequence[str]) -> bool:
-    """Return whether the answers look like labels, which means few distinct, short and repeated answers."""
+    """Return whether the answers look like labels: few distinct answers, all short and repeated."""
     distinct = len(set(answers))
     return (
         2 <= distinct <= MOST_LABELS
@@ -333,7 +333,7 @@ def _label_doubts(rows: _Rows) -> dict[int, tuple[float, str | None]]:
 
 
 def _out_of_sample(texts: Sequence[str], labels: Sequence[int], folds: int) -> Any:
-    with needed("score", "looking for wrong labels", "scikit-learn"):
+    with needed("score", "finding label errors", "scikit-learn"):
         text, linear, selection, pipeline = (
             cast("Any", import_module(f"sklearn.{name}"))
             for name in ("feature_extraction.text", "linear_model", "model_selection", "pipeline")
@@ -354,9 +354,9 @@ def confident_learning(labels: Sequence[int], probabilities: Any) -> list[tuple[
     """Find likely label errors with confident learning (Northcutt, Jiang and Chuang, Confident Learning,
     2021).
 
-    For each row, return by how much the probability of the most likely other label exceeds the probability of
-    its own label, and the other label if the row is off the diagonal of the confident joint. A label counts
-    for a row if its probability is at least the average probability that rows with this label give it."""
+    For each row, return the probability of the most likely other label minus that of its own label, and the
+    other label if the row is off the diagonal of the confident joint. A label counts for a row if its
+    probability is at least the average among rows with that label."""
     np = compare.numpy()
     values, given = np.asarray(probabilities, dtype=float), np.asarray(labels)
     bars = np.array([values[given == k, k].mean() for k in range(values.shape[1])])
@@ -453,9 +453,9 @@ class SelectReport(Record, frozen=True, kw_only=True):
     errors: int
     """Rows with errors, which are among those left out."""
     cut: float | None
-    """Score of the last row that was kept. All rows with a higher score were left out."""
+    """Score of the last selected row. All rows with a higher score were left out."""
     tied: int
-    """Rows left out with exactly that score, because earlier rows come first."""
+    """Rows left out although their score equals `cut`. Earlier rows take precedence."""
 
 
 def ranked(scores: Scores, by: str) -> list[RowScore]:
@@ -516,7 +516,7 @@ def select(
                 continue
             at, found = places[number]
             known = "is not known" if found is None else f"is {found:.4g}"
-            rank = f"rank {at:,} of {len(order):,}; the best {most:,} are kept"
+            rank = f"rank {at:,} of {len(order):,} (the best {most:,} are kept)"
             why = f"{by} {known} ({SIGNALS[by].about}): {rank}"
             log.write(_left_out(number, why, found, line))
     return SelectReport(

@@ -4,8 +4,8 @@ added.
 The hash of a group's key determines its split. Rows of one conversation (the same first user message and
 system text) form a group, and near duplicates merge groups, so neither is ever divided between splits. A
 group's key is the smallest digest of its rows, so the order of the file has no effect. Added rows can move a
-group in two cases: a near duplicate with the smallest digest of its new group moves it (for a group of n rows
-in one of n + 1 cases), and a row that joins two groups moves one of them.
+group in two cases: if a new near duplicate has the smallest digest of the group (probability 1 / (n + 1) for
+a group of n rows), or if a new row merges two groups.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Manifest(Record, frozen=True, kw_only=True):
     asked: int | None = None
     """The requested seed."""
     seed: int | None = None
-    """The seed that was used. Rows stay in their split when rows are added."""
+    """The seed that was used. Under the same seed, rows stay in their split when rows are added."""
 
 
 class SplitReport(Record, frozen=True, kw_only=True):
@@ -71,7 +71,7 @@ class SplitReport(Record, frozen=True, kw_only=True):
     rows: int
     groups: int
     left_out: int
-    """Rows with errors, which are in no split."""
+    """Rows with errors, which are not in any split."""
     source_format: str
     format: str
     """The format of the files."""
@@ -79,9 +79,10 @@ class SplitReport(Record, frozen=True, kw_only=True):
     """Rows and messages with fields that no training format uses. The files do not contain these fields."""
     seed: int = 0
     pooled: int = 0
-    """With `stratify`, groups whose answer is too rare to appear in every split. They are split together."""
+    """With `stratify`: number of groups with answers too rare to appear in every split. They are split
+    together."""
     ungrouped: int = 0
-    """With `group_by`, rows without a value, each of which forms its own group."""
+    """With `group_by`: number of rows without a value. Each forms its own group."""
 
 
 class TooFew(DataError):
@@ -96,13 +97,13 @@ class Division:
     shares: Sequence[float]
     seed: int = 0
     near_duplicates: bool = True
-    """Whether near duplicates stay together."""
+    """True to put near duplicates into the same split."""
     stratify: bool = False
-    """Whether each answer (a label, or a range of answer lengths) has the same share in every split. Answers
-    too rare for that are split together. A row at the boundary may move when rows are added."""
+    """True to give each answer (a label, or a range of answer lengths) the same share in every split. Answers
+    too rare for that are split together. A row at a boundary may move when rows are added."""
     fill: bool = False
-    """Whether to choose a seed that comes close to the shares and puts rows in each split, for few rows. Rows
-    may then move when rows are added."""
+    """True to choose a seed that fills every split and comes close to the shares, for small files. Rows may
+    then move when rows are added."""
     group_by: str | None = None
     """Column whose equal values keep rows together. Write nested columns as `metadata.customer`."""
 
@@ -179,8 +180,8 @@ def split(
     """Write train.jsonl, validation.jsonl and, with three shares, test.jsonl to `folder`. Files from an
     earlier split are replaced. Raises `UsageError` if one of the files was not written by a split.
 
-    Raises `DataError`, `TooFew` when a split would be empty, and `MissingExtra` without rensa unless near
-    duplicates may be in different splits.
+    Raises `DataError`, `TooFew` if a split would be empty, and `MissingExtra` if near duplicates must stay
+    together but rensa is not installed.
     """
     if is_stream(folder) or folder.is_file():
         raise UsageError(f"{folder} is not a folder", fix="choose a folder with -o")
@@ -311,10 +312,10 @@ def _empty(path: str, names: Sequence[str], groups: int, division: Division) -> 
     least = min(division.shares)
     fix = "add rows, or make this split larger"
     if not division.fill and not division.stratify:
-        fix = f"use --exact, which finds a seed that fills each split; or {fix}"
+        fix = f"use --exact, which finds a seed that fills each split, or {fix}"
     return TooFew(
-        f"{path}: {' and '.join(names)} would be empty: {count(groups, 'group')} are too few for "
-        f"a fraction of {least:.0%}, because groups are never divided",
+        f"{path}: {' and '.join(names)} would be empty: {count(groups, 'group')} are too few for a split of "
+        f"{least:.0%}, because groups are never divided",
         fix=fix,
     )
 
@@ -359,15 +360,15 @@ def _least(rows: Sequence[_SplitRow], groups: Sequence[int]) -> dict[int, _Split
 
 
 _SEEDS = 1000
-"""The number of seeds to try. Three groups end up in three different splits under one seed in 21."""
+"""Number of seeds to try. One seed in 21 puts three groups into three different splits."""
 _FEW = 2000
-"""With this many groups, a split of a tenth deviates by less than a hundredth of the rows."""
+"""Number of groups from which a 10% split deviates by less than 1% of the rows."""
 _FEWEST = 100
-"""With fewer groups, the best of all seeds is used, because a single row is a large share."""
+"""Number of groups below which all seeds are compared, because a single row is a large share."""
 _NEAR = 0.01
-"""The maximum share of rows that may be in a different split than the shares require."""
+"""Maximum deviation from the requested shares, as a fraction of the rows."""
 _STILL_NEAR = 0.03
-"""The same limit under the seed of an earlier split into the same folder."""
+"""The same maximum for the seed of an earlier split into the same folder."""
 
 
 def _shared_out(

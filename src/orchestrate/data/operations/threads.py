@@ -31,8 +31,8 @@ from orchestrate.types import Record
 
 
 def is_mbox(path: str) -> bool:
-    """Return whether a file is an mbox, judged by its first line. Returns `False` for a file that can't be
-    read, because its reader reports the reason."""
+    """Return whether the first line of a file is that of an mbox. Returns `False` for an unreadable file,
+    because its reader reports the reason."""
     file = Path(path)
     try:
         if not file.is_file():
@@ -131,7 +131,7 @@ _PRIVATE = named("private isprivate internal isinternal internalnote isinternaln
 _PUBLIC = named("public ispublic jsdpublic customervisible visibletocustomer")
 _KINDS = named("type kind messagetype commenttype parttype notetype eventtype visibility")
 _NOTES = named("note internal private internalnote privatenote internalcomment privatecomment staff")
-"""Values of those kinds."""
+"""Values in these columns that mark an internal note."""
 _WORDS = {"true": True, "yes": True, "y": True, "t": True, "1": True, "1.0": True} | {
     "false": False, "no": False, "n": False, "f": False, "0": False, "0.0": False,
 }  # fmt: skip
@@ -142,8 +142,8 @@ def _plain(name: Any) -> str:
 
 
 class InternalNotes:
-    """Detects internal notes row by row. `columns` are the columns that it interprets, which need no other
-    report."""
+    """Detector of internal notes. `columns` are the columns that it interprets. They don't count as
+    unused."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -151,7 +151,8 @@ class InternalNotes:
         self.columns: set[str] = set()
 
     def is_one(self, row: Mapping[str, Any], n: int) -> bool:
-        """Return whether row `n` is an internal note. Raises `DataError` if its column does not tell."""
+        """Return whether row `n` is an internal note. Raises `DataError` if the value of its column is
+        ambiguous."""
         return any([self._says_so(name, value, n) for name, value in row.items()])
 
     def _says_so(self, column: str, value: Any, n: int) -> bool:
@@ -167,7 +168,7 @@ class InternalNotes:
         said = _WORDS.get(str(value).strip().lower())
         if said is None:
             raise DataError(
-                f"{self._path}: row {n}: {str(value)[:40]!r} in {column} does not say whether the "
+                f"{self._path}: row {n}: {str(value)[:40]!r} in {column} does not show whether the "
                 "message was public",
                 fix=f"write true or false, or train on all messages: --ignore {quote(column)}",
             )
@@ -204,7 +205,7 @@ class Columns:
 
 
 class ThreadsReport(Record, frozen=True, kw_only=True):
-    """Report on the threads. `shown` has the ids of some examples of each kind."""
+    """Report on the conversion of threads. `shown` has the ids of some example threads of each kind."""
 
     path: str
     messages: int
@@ -215,7 +216,7 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     unanswered_ends: int
     """Threads written without the messages after the last answer."""
     several_agents: int
-    """Threads written although more than one of `assistant` answered. Training mixes their styles."""
+    """Threads written although several of the `assistant` senders answered. Training mixes their styles."""
     unasked: int
     """Threads written without the messages before the first question."""
     empty: int
@@ -235,7 +236,7 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     time: str | None
     """Column by which the messages are ordered. `None` for file order."""
     unread: tuple[str, ...]
-    """Columns with values that are not used."""
+    """Unused columns that have values."""
 
 
 def columns_of(  # noqa: PLR0913  each is a use of its own
@@ -251,8 +252,8 @@ def columns_of(  # noqa: PLR0913  each is a use of its own
     left_out: Sequence[str] = (),
 ) -> Columns | None:
     """Return the columns that identify threads, roles and text. An mbox has defaults for its own columns.
-    Returns `None` if no such column was given, which means that rows are not single messages. Raises
-    `UsageError` if the options are incomplete."""
+    Returns `None` if no such column was given, because rows are then not single messages. Raises `UsageError`
+    if the options are incomplete."""
     if is_mbox(path):
         thread, role = thread or "thread", role or "sender"
     if thread is None and role is None and not assistant:
@@ -260,8 +261,7 @@ def columns_of(  # noqa: PLR0913  each is a use of its own
     if thread is None or role is None or not assistant:
         raise UsageError(
             "to build conversations, Orchestrate must know which messages are answers",
-            fix="add --thread COLUMN --role COLUMN --assistant VALUE; for an mbox, --assistant ADDRESS "
-            "is enough",
+            fix="add --thread COLUMN --role COLUMN --assistant VALUE. An mbox only needs --assistant ADDRESS",
         )
     return Columns(
         thread, role, tuple(assistant), text, time, frozenset(ignored), tuple(user), tuple(left_out)
@@ -272,7 +272,7 @@ def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
     """Write conversations in OpenAI's format. The messages are sorted on disk, not in memory.
 
     Raises `UsageError` for a missing column, and `DataError` for an invalid time, for speakers whose role is
-    unknown, and when no thread has an answer.
+    unknown, and if no thread has an answer.
     """
     rows = mbox_rows(path) if is_mbox(path) else _rows(path)
     with tempfile.TemporaryDirectory() as folder, sqlite3.connect(f"{folder}/messages.db") as base:
@@ -381,10 +381,10 @@ _CUSTOMERS = named(
     "customer client user enduser requester visitor human guest buyer contact consumer shopper caller "
     "member subscriber patient student prompter person reporter"
 )
-"""Roles of people who ask."""
+"""Roles of customers and users."""
 ASSISTANT, USER, LEFT_OUT = "assistant", "user", "left out"
 _MOST_SPEAKERS = 10_000
-"""The number of different ones that are counted."""
+"""Maximum number of distinct speakers that are counted."""
 
 
 class _Speakers:
@@ -401,7 +401,7 @@ class _Speakers:
             for pattern in map(_as_pattern, patterns)
         ]  # fmt: skip
         self._rules = sorted(rules, key=lambda rule: ("*" in rule[0]) + (rule[0] == "*"))
-        """A name before a pattern, and last the wildcard for anybody."""
+        """Names come first, then patterns, then the wildcard `*`."""
         self._homes = {p.rpartition("@")[2] for p, part in self._rules if part == ASSISTANT and "@" in p}
         self._parts: dict[str, str | None] = {}
         self.counts: Counter[tuple[str | None, str]] = Counter()
@@ -447,8 +447,8 @@ class _Speakers:
         raise DataError(
             f"{self._path}: the column {self._column} contains {shown}{more}, which may or may "
             "not be customers",
-            fix=f"to drop their messages: --leave-out {quote(first)}; to treat them as customers: "
-            f"--user {quote(first)}. Repeat either for more names; * matches anything",
+            fix=f"drop their messages with --leave-out {quote(first)}, or treat them as customers with "
+            f"--user {quote(first)}. Repeat either option for more names. * matches anything",
         )
 
     def listed(self) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""One pass over a file on all cores or a Ray cluster, and comparisons between rows."""
+"""Process files in one pass on all cores or a Ray cluster, and compare rows."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 AHEAD = 3
-"""Number of results that each worker may be ahead of the reader, which limits memory."""
+"""Maximum number of unread results per worker, to limit memory."""
 
 _START = (
     "import gc, sys; gc.disable(); sys.path[:] = sys.argv[2:]; "
     "from orchestrate.data.passes import serve; serve(sys.argv[1])"
 )
 FORKS = sys.platform == "linux"
-"""Whether workers are forked. On other systems, each worker is started and prepared separately."""
+"""True if workers are forked. On other systems, each worker is started and prepared separately."""
 
 
 class WorkerDied(OrchestrateError):
-    """Raised if a worker exits before it returned a result, usually because the machine ran out of memory."""
+    """A worker exited without a result, usually because the machine ran out of memory."""
 
 
 def cores() -> int:
@@ -50,7 +50,7 @@ def cores() -> int:
 
 
 Engine = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
-"""An alternative way to run `function` over tasks, with results in task order."""
+"""Callable that applies a function to tasks and yields the results in task order."""
 
 _engine: ContextVar[Engine | None] = ContextVar("_engine", default=None)
 
@@ -75,8 +75,8 @@ def ordered(
     process.
 
     `function` must be a module-level function, and its exceptions are raised here. `ready` loads data that
-    workers can share. It is called with the first task if that saves time. Its exceptions are ignored,
-    because `function` will raise them again."""
+    workers can share. It is called with the first task if sharing saves time. Its exceptions are ignored,
+    because `function` raises them again."""
     engine = _engine.get()
     if engine is not None:
         yield from engine(function, tasks)

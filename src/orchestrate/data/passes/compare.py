@@ -3,12 +3,12 @@
 Near duplicates are found by MinHash over five-word shingles, banded so that sorting brings candidates
 together.
 
-rensa computes the signatures. A worker returns 16 band keys and a 128-byte sketch for each row; candidates
-are rows with an equal band, confirmed by their sketches. At a similarity of 0.8 a pair is found with
+rensa computes the signatures. A worker returns 16 band keys and a 128-byte sketch for each row. Rows with an
+equal band are candidates, and their sketches confirm them. At a similarity of 0.8 a pair is found with
 probability 0.95, at 0.9 with 0.9999.
 
-Rows of one task look alike without being copies. Phrases that many rows share (an instruction, a template)
-are the file's form and are ignored, and a system prompt counts for at most a fifth of its row.
+Rows of the same task look alike without being copies, so phrases that many rows share (an instruction, a
+template) count as the file's form and are ignored. A system prompt counts for at most a fifth of its row.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from orchestrate.data.shapes.reading import reading, visible
 from orchestrate.errors import MissingExtra
 
 FEW = 100_000
-"""Number of rows that are compared faster than numpy can be imported."""
+"""Number of rows up to which plain Python is faster than importing numpy."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Pairs of row numbers: a row, and the row that it matches."""
+    """Pairs of row numbers: a row and the row that it matches."""
 
     pairs: tuple[tuple[int, int], ...]
-    """The first pairs only, see `most`."""
+    """The first pairs. Their number is limited."""
     count: int
     """Number of all pairs."""
 
@@ -50,8 +50,7 @@ def numpy() -> Any:
 
 
 def repeats(hashes: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-    """Return the indices of elements that occurred earlier, in order, and the index of the first
-    occurrence of each."""
+    """Return the indices of repeated elements, in order, and the index of the first occurrence of each."""
     if len(hashes) <= FEW:
         return _repeats_plainly(hashes)
     try:
@@ -94,7 +93,7 @@ def conflicts(total: Total, kind: Kind, most: int = 100) -> Matches:
 
 
 def shared(rows: Total, of: Total, *, prompts: bool = False, most: int = 100) -> Matches:
-    """Find rows of `rows` that are also in `of`. With `prompts`, find those that share only the prompt."""
+    """Find rows of `rows` that are also in `of`. With `prompts`, find rows that share only their prompt."""
     mine, theirs = (rows.prompts, of.prompts) if prompts else (rows.hashes, of.hashes)
     at = _first_of(mine, theirs)
     whole = _first_of(rows.hashes, of.hashes) if prompts else {}
@@ -122,13 +121,14 @@ BANDS = 16
 WORDS = 5
 SEED = 42
 AVOIDED = 0x5851F42D4C957F2D
-"""Value that changes the keys of undesirable answers."""
+"""Value mixed into the keys of undesirable answers, so that they differ from desirable ones."""
 SAMPLED = 512
-"""Number of rows used to recognize the file's form: the rows with the smallest hashes, in any order."""
+"""Number of rows used to recognize the file's form: those with the smallest hashes, so the order of rows has
+no effect."""
 FORM_SHARE, FORM_ROWS = 0.1, 20
 """Share and number of sampled rows that must contain a phrase for it to be part of the file's form."""
 SYSTEM_SHARE = 4
-"""Number of a row's own phrases per phrase of its system prompt."""
+"""Minimum ratio of a row's own phrases to the phrases used from its system prompt."""
 
 
 @dataclass
@@ -251,7 +251,7 @@ def _sketched(hashes: Sequence[Any]) -> tuple[Any, Any]:
 
 
 class SeenTexts:
-    """Remembers texts, to detect whether a new text nearly equals an earlier one."""
+    """Collection of texts that detects near duplicates among new ones."""
 
     def __init__(self, threshold: float = 0.8) -> None:
         self._threshold = threshold
@@ -259,8 +259,8 @@ class SeenTexts:
         self._by_band: dict[tuple[int, int], list[int]] = {}
 
     def add(self, texts: Sequence[str]) -> list[bool]:
-        """Return, for each text, whether it nearly equals an earlier text of this or a previous call.
-        Remembers the texts that don't."""
+        """Return, for each text, whether it is a near duplicate of an earlier text of this or a previous
+        call. Stores the other texts."""
         if not texts:
             return []
         found: list[bool] = []

@@ -2,7 +2,7 @@
 cluster.
 
 Every machine must have this package and see the files under the same path. Files other than plain JSONL are
-unpacked on the first machine, into its temporary folder (`TMPDIR`), which the others must then be able to
+unpacked on the first machine, into its temporary folder (`TMPDIR`), which the other machines must be able to
 read.
 """
 
@@ -25,9 +25,9 @@ from orchestrate.errors import ConfigError
 def on_ray(workers: int | None = None) -> Generator[int]:
     """Run the data commands in the `with` block on Ray, and yield its number of CPUs.
 
-    The cluster at `RAY_ADDRESS` is used, or else one that `ray start` started on this machine. Otherwise
-    a cluster with `workers` CPUs (by default one for each core) is started here and stopped afterwards.
-    Raises `MissingExtra` without ray, and `ConfigError` when nothing answers at `RAY_ADDRESS`."""
+    Uses the cluster at `RAY_ADDRESS`, or one that `ray start` started on this machine. Otherwise a cluster
+    with `workers` CPUs (by default one for each core) is started here and stopped afterwards. Raises
+    `MissingExtra` without ray, and `ConfigError` if no cluster is reachable at `RAY_ADDRESS`."""
     ray = _ray()
     joined = not ray.is_initialized()
     if joined:

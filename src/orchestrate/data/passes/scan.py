@@ -1,7 +1,7 @@
-"""Scan the rows of a JSONL file in one pass: a pure function of a byte range, and the fold of its results.
+"""Scan the rows of a JSONL file in one pass: apply a pure function to byte ranges and combine the results.
 
-`scan` reads a range of lines and returns only counts, arrays and a bounded number of problems, so that ranges
-can be read by many processes, on one machine or on several; `Total.add` combines the parts in order.
+`scan` reads a range of lines and returns only counts, arrays and a bounded number of problems, so many
+processes can read ranges, on one or several machines. `Total.add` combines the results in order.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ _TOOLS, _IMAGES = Trait.TOOLS.value, Trait.IMAGES.value
 CHUNK = 8 << 20
 """Size of one task in bytes."""
 PIECE = 256 << 10
-"""Number of bytes that a task processes at a time: enough for calls that take many rows, and small enough for
-a core's cache."""
+"""Number of bytes that a task processes at a time: large enough for batched calls, small enough for a core's
+cache."""
 SIZED = 16
-"""Interval between rows that are measured as JSON."""
+"""Interval, in rows, between rows whose JSON size is measured."""
 FIRST_ROWS = 20
-"""Number of row numbers kept for each trait."""
+"""Maximum number of row numbers stored for each trait."""
 LONGEST_LABEL = 60
 """Maximum number of characters in an answer that may be a label."""
 MOST_LABELS = 200
@@ -87,11 +87,11 @@ class ScanTask:
     columns: tuple[tuple[str, str], ...] = ()
     tokenizers: tuple[str, ...] = ()
     compare: bool = False
-    """Whether to keep hashes of rows and prompts, and short answers, to compare rows."""
+    """True to collect hashes of rows and prompts, and short answers, for comparing rows."""
     content: bool = False
-    """Whether to search for secrets, personal data, damage, refusals and placeholders."""
+    """True to search for secrets, personal data, damage, refusals and placeholders."""
     memory: str | None = None
-    """The folder in which compiled patterns are cached."""
+    """Cache folder for compiled patterns."""
 
 
 @dataclass
@@ -116,20 +116,20 @@ class Tally:
     tools: Counter[str] = field(default_factory=Counter[str])
     """Number of calls by tool."""
     formats: Counter[str] = field(default_factory=Counter[str])
-    """Rows in a format other than the file's."""
+    """Number of rows in each format other than the file's."""
     masks: Counter[int] = field(default_factory=Counter[int])
     first_rows: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     roles: Counter[str] = field(default_factory=Counter[str])
     """Number of messages by role."""
     lengths: dict[str, Lengths] = field(default_factory=dict[str, Lengths])
     problems: list[Problem] = field(default_factory=list[Problem])
-    """Problems, at most `KEPT_PER_CODE` for each code."""
+    """Stored problems, at most `KEPT_PER_CODE` per code."""
     counts: Counter[str] = field(default_factory=Counter[str])
-    """Number of problems by code, including those not kept."""
+    """Number of problems by code, including those not stored."""
     pictures: Counter[Picture] = field(default_factory=Counter[Picture])
     """Number of images by size and detail."""
     unread: dict[str, UnreadColumn] = field(default_factory=dict[str, UnreadColumn])
-    """Contents of columns that are not used."""
+    """Unused columns, with statistics of their values."""
 
 
 @dataclass
@@ -146,7 +146,7 @@ class ScannedRange(Tally):
                 self.problems.append(msgspec.structs.replace(p, row=row))
 
     def notice(self, marked: list[tuple[int, int]]) -> None:
-        """Record the traits of more rows, given as (traits, row number), after those recorded so far."""
+        """Count the traits of more rows, given as (traits, row number) in row order."""
         for mask, number in marked:
             self.masks[mask] += 1
             if mask and self.masks[mask] <= FIRST_ROWS:
@@ -165,7 +165,7 @@ def bits(mask: int) -> Iterator[int]:
 
 @contextmanager
 def rows_file(path: str, buffering: int = -1) -> Generator[IO[bytes]]:
-    """Open a file of rows. Each pass opens the file again. Raises `DataError` if it can no longer be read."""
+    """Open a file of rows for one pass. Raises `DataError` if it can no longer be read."""
     try:
         with Path(path).open("rb", buffering=buffering) as file:
             yield file
@@ -199,9 +199,9 @@ def pieces(path: str, start: int, end: int) -> Iterator[list[bytes]]:
 
 
 def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
-    """Yield byte ranges of a little more than `step` bytes that end at line endings. The content of the lines
-    determines where, so that ranges after an edit stay the same. Raises `DataError` for a line longer than
-    the limit, before it fills the memory."""
+    """Yield byte ranges of slightly more than `step` bytes that end at line endings. Line contents determine
+    the boundaries, so an edit doesn't shift later ranges. Raises `DataError` for a line longer than the limit
+    before reading all of it."""
     if size <= step:
         yield from [(0, size)] if size else []
         return
@@ -236,8 +236,8 @@ def _range_end(file: IO[bytes], at: int, size: int, step: int) -> int:
 
 
 def read_rows(task: ScanTask) -> Iterator[tuple[int, ReadRow]]:
-    """Yield the line number within the range and the row of each line. A blank line becomes a row that has
-    only a problem."""
+    """Yield each row with its line number within the range. A blank line becomes a row with only a
+    problem."""
     number = 0
     for lines in pieces(task.path, task.start, task.end):
         for row in _rows(task, lines):
@@ -254,7 +254,7 @@ def _rows(task: ScanTask, lines: list[bytes]) -> list[ReadRow]:
 
 
 def ready(task: ScanTask) -> None:
-    """Load what `scan` needs and several processes can share."""
+    """Load the data that `scan` needs and that several processes can share."""
     for name in task.tokenizers:
         if not name.startswith("hf:"):  # those may start threads
             counter(name).count([])
@@ -267,8 +267,8 @@ def _folder(task: ScanTask) -> Path | None:
 
 
 def scan(task: ScanTask, keep: Callable[[list[Example]], object] | None = None) -> ScannedRange:
-    """Collect everything about the rows of one range. The result is the same on every machine. `keep` is
-    called with the valid rows."""
+    """Scan the rows of one range. The result is the same on every machine. `keep` is called with the valid
+    rows."""
     part = ScannedRange()
     counting = [(part.lengths.setdefault(name, Lengths()), counter(name)) for name in task.tokenizers]
     for lines in pieces(task.path, task.start, task.end):
@@ -353,7 +353,7 @@ def _compare(part: ScannedRange, example: Example, traits: int) -> None:
 
 @dataclass
 class Total(Tally):
-    """The parts, combined in order. `numbers`, `prompts` and `answered` are kept only if rows are
+    """Combined results of all ranges, in order. `numbers`, `prompts` and `answered` are kept only if rows are
     compared."""
 
     hashes: array[int] = field(default_factory=lambda: array("Q"))
@@ -398,8 +398,8 @@ class Total(Tally):
         self.lines += part.lines
 
     def reported(self, source: str) -> tuple[Problem, ...]:
-        """Return all stored problems, and for each code with more rows one problem with the number of rows
-        not shown."""
+        """Return all stored problems, and for each code with more rows one problem that counts the rows not
+        shown."""
         found = [msgspec.structs.replace(p, source=source) for p in self.problems]
         shown = Counter(p.code for p in self.problems)
         for code, count in self.counts.items():
@@ -432,17 +432,17 @@ class Total(Tally):
 # counted. The interval has room for what was not met: rows that are few in bytes, but dense.
 
 PLACES = 2000
-"""Number of places at which rows are sampled. Rows sampled twice count once."""
+"""Number of positions in the file at which rows are sampled. Rows sampled twice count once."""
 LEAST_BYTES = 8 << 20
 """Size below which a file is counted completely, because sampling would not be faster."""
 _QUANTILE = 2.576
-"""The quantile of the normal distribution for `COVERAGE`. One place per stretch has a smaller error than
-random places, by which the error is estimated."""
+"""Quantile of the normal distribution for `COVERAGE`. The sample is stratified, so its error is smaller than
+this estimate for random positions."""
 _UNMET = math.log(2 / (1 - COVERAGE / 100))
-"""Divided by the number of places: the part of a file that none of them may have hit, which no estimate of
-the error covers."""
+"""Fraction of the file that all positions may have missed, times the number of positions. The error estimate
+does not cover it."""
 _DENSEST = 1.0
-"""The maximum tokens per byte of what was not sampled. A token of text is rarely shorter than a byte."""
+"""Maximum number of tokens per byte in unsampled text. A token is rarely shorter than a byte."""
 _BLOCK = 16 << 10
 
 
@@ -452,12 +452,12 @@ class Sample:
 
     tokens: float = 0.0
     half_width: float = 0.0
-    """The half-width of the interval around `tokens`."""
+    """Half-width of the interval around `tokens`."""
     trained: float = 0.0
     lengths: array[int] = field(default_factory=lambda: array("I"))
     """Tokens of each sequence of the sampled rows."""
     weights: array[float] = field(default_factory=lambda: array("d"))
-    """Number of sequences in the file that each of them represents."""
+    """Number of sequences in the file that each entry of `lengths` represents."""
     remarks: tuple[Remark, ...] = ()
     """The remarks, with the estimated number of rows in the file."""
 

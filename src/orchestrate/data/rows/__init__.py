@@ -1,4 +1,4 @@
-"""The canonical example, what is checked in it, and the problems that are reported about it."""
+"""Canonical examples, and the problems that checks report."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class ChatMessage(_Canonical):
     reasoning: str | None = None
     """The reasoning that precedes the answer, if the row has any."""
     loss_spans: list[tuple[int, int]] | None = None
-    """Characters of `text` that contribute to the loss, as ordered, disjoint pairs of (first, after the
-    last). `None` means the entire answer, unless `weight` excludes it."""
+    """Character ranges of `text` that contribute to the loss, as ordered, disjoint pairs of (start, end), end
+    exclusive. `None` means the entire answer, unless `weight` excludes it."""
 
     @property
     def text(self) -> str:
@@ -92,7 +92,7 @@ class PreferenceExample(_Canonical):
 
 
 class UnpairedExample(_Canonical):
-    """A `prompt` with one answer, and a `label` that says whether the answer is desirable."""
+    """A `prompt` with one answer, and a `label` that is true if the answer is desirable."""
 
     prompt: list[ChatMessage]
     completion: list[ChatMessage]
@@ -109,11 +109,11 @@ class CompletionExample(_Canonical):
 class TextExample(_Canonical):
     text: str
     loss_spans: list[tuple[int, int]] | None = None
-    """As in `ChatMessage`. `None` means the entire text."""
+    """Character ranges that contribute to the loss, as in `ChatMessage`. `None` means the entire text."""
 
 
 class RLExample(_Canonical):
-    """A prompt to sample answers for, and the fields that a grader uses."""
+    """A prompt for sampling answers, and the fields that a grader uses."""
 
     messages: list[ChatMessage]
     fields: dict[str, Any] = {}
@@ -154,7 +154,7 @@ def messages_of(example: Example) -> list[ChatMessage]:
 
 
 KEPT_PER_CODE = 100
-"""Number of rows kept for each code. One final problem counts the others, so that memory stays limited."""
+"""Maximum number of rows stored per code, to limit memory. One final problem counts the others."""
 
 
 @dataclass(frozen=True)
@@ -173,24 +173,22 @@ CODES: dict[str, Code] = {
     "too-deep": Code(_E, "the JSON is nested too deeply", "flatten the row"),
     "duplicate-key": Code(
         _W,
-        "an object contains a field twice; the last one is used",
-        "keep only one (--fix keeps the last)",
+        "an object contains a field twice, so the last one is used",
+        "remove the others (--fix keeps the last)",
     ),
     "encoding": Code(_E, "the line is not UTF-8", "save the file as UTF-8 (--fix replaces the broken bytes)"),
     "lone-surrogate": Code(
-        _E, "half of a surrogate pair, which cannot be encoded as UTF-8", "replace it (--fix writes U+FFFD)"
+        _E, "an unpaired surrogate, which cannot be encoded as UTF-8", "replace it (--fix writes U+FFFD)"
     ),
     "blank-line": Code(_I, "the line is blank", "remove it (--fix does)"),
     "unknown-format": Code(
         _E, "the row's fields match no known format", "name the columns with --map, or rewrite the row"
     ),
-    "mixed-format": Code(
-        _E, "the row's format differs from the rest of the file", "keep one format in each file"
-    ),
+    "mixed-format": Code(_E, "the row's format differs from the rest of the file", "use one format per file"),
     "python-cells": Code(
         _I,
         "cells contain Python list literals",
-        "nothing to do; export with pandas' to_json or as Parquet to preserve lists",
+        "no action needed, but pandas' to_json and Parquet preserve lists",
     ),
     "hidden-column": Code(
         _I,
@@ -210,12 +208,12 @@ CODES: dict[str, Code] = {
     "lost-meaning": Code(
         _E,
         "training would ignore part of the row",
-        "remove that part; for a column, --ignore COLUMN trains without it",
+        "remove that part. To train without a column: --ignore COLUMN",
     ),
     "held-out": Code(
         _E,
         "a column marks rows for test or validation",
-        "write them to separate files for test and validation, or --ignore the column",
+        "write them to separate files for test and validation, or ignore the column (--ignore COLUMN)",
     ),
     "bad-image": Code(_E, "an image cannot be read", "use a path, a URL or a data: URL for each image"),
     "unused-prompt": Code(
@@ -229,7 +227,7 @@ CODES: dict[str, Code] = {
     "cut-answer": Code(
         _E,
         "the answer was cut off at the token limit",
-        "generate it again with a higher limit, or drop the row",
+        "generate the answer again with a higher limit, or drop the row",
     ),
     "refused-answer": Code(
         _E, "the model refused to answer", "drop the row, or use the refusal as the answer"
@@ -241,16 +239,18 @@ CODES: dict[str, Code] = {
     ),
     "bad-content": Code(_E, "the content is neither text nor a list of parts", "use a string as the content"),
     "empty-content": Code(_E, "the message has no content", "add the content or remove the row"),
-    "empty-input": Code(_W, "a user or system message is empty", "fill it or remove it"),
+    "empty-input": Code(_W, "a user or system message is empty", "add content, or remove the message"),
     "last-not-assistant": Code(
         _E,
         "the last message is not from the assistant",
-        "end with the answer to learn (--fix removes the rest)",
+        "end the row with the answer to learn (--fix removes later messages)",
     ),
     "no-assistant": Code(_E, "no message is from the assistant", "add the answer to learn"),
     "bad-weight": Code(_E, "the weight is neither 0 nor 1", "use 0 or 1"),
     "weight-on-input": Code(_E, "only assistant messages carry a weight", "remove it (--fix does)"),
-    "nothing-trained": Code(_E, "all answers of the row have weight 0", "remove the row or a weight"),
+    "nothing-trained": Code(
+        _E, "all answers of the row have weight 0", "remove the row, or set a weight to 1"
+    ),
     "legacy-functions": Code(
         _I, "functions and function_call are treated as tools and tool_calls", "nothing to do"
     ),
@@ -302,7 +302,7 @@ CODES: dict[str, Code] = {
     ),
     # -- the text itself
     "secret": Code(
-        _W, "an API key or token", "revoke it and replace it: a model can repeat its training data"
+        _W, "an API key or token", "revoke it and replace it in the row: a model can repeat its training data"
     ),
     "personal-data": Code(_W, "personal data", "replace it with invented data"),
     "replacement-character": Code(
@@ -337,7 +337,9 @@ CODES: dict[str, Code] = {
         _W, "generated rows were not reviewed", "orchestrate data review FILE, then --export OUT"
     ),
     "few-rows": Code(_I, "few rows for this goal", goals.volumes_told()),
-    "rl-ends-with-answer": Code(_E, "the prompt ends with an assistant message", "end with a user message"),
+    "rl-ends-with-answer": Code(
+        _E, "the prompt ends with an assistant message", "end the prompt with a user message"
+    ),
 }
 
 
@@ -420,8 +422,7 @@ encode_sorted = msgspec.json.Encoder(enc_hook=_written, order="deterministic").e
 
 
 def spaced(value: Any) -> str:
-    """Encode a value as JSON with a space after commas and colons, as Python's own encoder writes
-    arguments."""
+    """Encode a value as JSON with a space after commas and colons, like Python's `json`."""
     return encode(value).decode() if _holds_digits(value) else json.dumps(value, ensure_ascii=False)
 
 

@@ -1,8 +1,8 @@
 """Find what should not be in training data: secrets, personal data, damaged text, refusals, placeholders.
 
-Two steps. A filter over the texts of many rows finds candidates: hyperscan where it is installed, else a
-search for the literal that each pattern begins with. Each candidate is then confirmed on its own text with
-the exact pattern and, if it has one, its checksum, so both filters give the same findings.
+First, a filter over the texts of many rows finds candidates: hyperscan if it is installed, otherwise a search
+for the patterns' literals. Then the exact pattern, and its checksum if it has one, confirms each candidate in
+its text. Both filters therefore give the same results.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from orchestrate.types import Problem
 _BYTES = {chr(byte): byte for byte in range(0x80, 0x100)} | {
     char: byte for byte in range(0x80, 0xA0) for char in bytes([byte]).decode("cp1252", "ignore")
 }
-"""The byte that each character was, in either encoding."""
+"""Original byte of each character, in either encoding."""
 
 
 def _of(first: int, last: int) -> str:
@@ -38,13 +38,13 @@ def _of(first: int, last: int) -> str:
 
 _TWO, _THREE, _FOUR, _NEXT = _of(0xC2, 0xDF), _of(0xE0, 0xEF), _of(0xF0, 0xF4), _of(0x80, 0xBF)
 _CLOSING = "\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u203a\xa0\xbb\xae\u2122"
-"""Characters that also follow a letter in undamaged text, such as a quotation in capitals."""
+"""Characters that may also follow a letter in undamaged text, such as closing quotes."""
 _INSIDE = "".join(char for char in _NEXT if char not in _CLOSING)
 _ANY = f"[{_TWO}][{_NEXT}]|[{_THREE}][{_NEXT}]{{2}}|[{_FOUR}][{_NEXT}]{{3}}"
 _RUN = rf"(?:{_ANY}){{2,}}|[{_TWO}](?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2[{_NEXT}]{{2}}|\xf0[{_NEXT}]{{3}}"
 _DAMAGED = rf"\xc3(?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2(?:[{_NEXT}]{{2}}|\u20ac)"
 LEADS = bytes({char.encode()[0] for char in _NEXT})
-"""First UTF-8 bytes of the characters that follow the first character of damaged text."""
+"""First UTF-8 bytes of the characters that can come second in damaged text."""
 
 
 @cache
@@ -76,8 +76,8 @@ def _decoded(run: re.Match[str]) -> str:
 
 
 def holds_both(text: str) -> bool:
-    """Return whether the text also contains a damaged word in its correct form. The text is then probably
-    about the damage."""
+    """Return whether the text also contains a damaged word in its correct form. Such a text is probably about
+    encoding errors."""
     words = {word for word in re.findall(r"\w*[^\x00-\x7f\s]+\w*", text) if "\xc3" in word or "\xe2" in word}
     right = {repaired(word) for word in words} - words
     return any(word in text for word in right if any(map(str.isalpha, word)))
@@ -90,7 +90,7 @@ _ABOUT = (
 
 
 def is_about_encodings(text: str) -> bool:
-    """Return whether a row mentions encodings. Text that looks damaged may then be its topic."""
+    """Return whether a row mentions encodings. Damaged text in such a row may be intentional."""
     return _compiled_marks(f"(?i){_ABOUT}").search(text) is not None
 
 
@@ -100,14 +100,14 @@ def is_about_encodings(text: str) -> bool:
 _log = logging.getLogger(__name__)
 
 _DIGEST = 32
-"""Bytes of the sha256 at the beginning of a file, computed over the rest of it."""
+"""Length of the sha256 at the start of a cache file, in bytes. It covers the rest of the file."""
 
 
 def automaton(expressions: Sequence[bytes], flags: Sequence[int], folder: Path | None) -> Any:
     """Compile a hyperscan database whose match ids are the indices of the expressions.
 
-    The database is cached in `folder`. It is compiled again when the cached file is damaged or belongs to
-    another hyperscan version or processor. Raises `ImportError` without hyperscan."""
+    The database is cached in `folder`. It is recompiled if the cached file is damaged or was built for a
+    different hyperscan version or processor. Raises `ImportError` without hyperscan."""
     import hyperscan  # pyright: ignore[reportMissingTypeStubs]
 
     api = cast("Any", hyperscan)
@@ -192,15 +192,15 @@ class Pattern:
     what: str
     regex: bytes
     literals: tuple[bytes, ...] = ()
-    """Literals of which every match contains one, in lower case if the regex ignores case. Without literals,
-    the regex itself is searched."""
+    """Literals to search for: every match contains one of them. Lower case if the regex ignores case. Without
+    literals, the regex itself is used."""
     confirm: Callable[[bytes], bool] | None = None
     before: bytes | None = None
-    """Pattern of what precedes the match and belongs to it. A regex that begins with its rarest byte is
-    searched many times faster."""
+    """Pattern for the start of a match, before the part that `regex` finds. A regex that starts with a rare
+    byte is much faster to search."""
     sieve: bytes | None = None
     """Pattern that hyperscan searches for instead of the regex. It occurs in every match, and as rarely as
-    possible elsewhere. Word boundaries in many simultaneous patterns make it slow."""
+    possible elsewhere. Word boundaries in many simultaneous patterns make hyperscan slow."""
 
     @property
     def caseless(self) -> bool:
@@ -276,7 +276,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("replacement-character", "U+FFFD", "\ufffd".encode(), ("\ufffd".encode(),)),
     Pattern(
         "mojibake",
-        "UTF-8 that was read as Latin-1",
+        "UTF-8 text decoded as Latin-1",
         rb"\xc3[\x83\xa2](?:[\xc2-\xf4][\x80-\xbf]{1,3})+\w?",
         tuple(bytes([0xC3, first, second]) for first in (0x83, 0xA2) for second in LEADS),
         lambda text: is_damaged(text.decode("utf-8", "replace")),
@@ -301,7 +301,7 @@ PATTERNS: tuple[Pattern, ...] = (
 
 
 def confirmed(text: bytes, patterns: list[int], answers: bytes | None = None) -> list[Problem]:
-    """Return a problem for each pattern that really matches. `text` is the row as a model would see it, and
+    """Return a problem for each pattern that matches exactly. `text` is the row as a model sees it, and
     `answers` is the part to learn."""
     found: list[Problem] = []
     for number in patterns:
@@ -327,7 +327,7 @@ def _matches(text: bytes, number: int) -> Iterator[bytes]:
 
 
 def shown(found: bytes, code: str) -> str:
-    """Return enough of a match to find it, but never the secret itself."""
+    """Return enough of a match to locate it, but never the secret itself."""
     text = found.decode("utf-8", "replace")
     if code in ("secret", "personal-data"):
         return f"{text[:4]}... {len(text)} characters"
@@ -366,12 +366,13 @@ def candidates(block: bytes, starts: list[int], folder: Path | None = None) -> s
 _own = threading.local()
 
 _FEW_BYTES = 1 << 20
-"""Building the automaton takes as long as searching about twice as much without it."""
+"""Number of bytes that a thread searches without the automaton. Building it takes as long as searching about
+twice as many bytes without it."""
 
 
 def sifted(block: bytes, starts: list[int], folder: Path | None = None) -> set[tuple[int, int]]:
-    """Return the same pairs as `candidates`. Unless hyperscan is ready, a thread searches its first bytes
-    without it."""
+    """Return the same pairs as `candidates`. Until hyperscan is ready, each thread searches its first
+    `_FEW_BYTES` without it."""
     seen = getattr(_own, "seen", 0) + len(block)
     if _loaded or seen > _FEW_BYTES or _kept(folder):
         return candidates(block, starts, folder)
@@ -421,7 +422,7 @@ def _filters() -> tuple[list[bytes], list[int]]:
 
 
 _loaded: list[Any] = []
-"""This process's automaton, once it is loaded, regardless of where it came from."""
+"""Automaton of this process, once loaded or compiled."""
 
 
 def _database(folder: Path | None) -> Any:

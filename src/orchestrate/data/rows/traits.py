@@ -1,7 +1,7 @@
 """Find the traits and problems of a canonical row, in one pass over its messages.
 
-Traits are facts that each backend judges for itself (`orchestrate.data.rules`); problems are wrong
-everywhere.
+Traits are facts that only some backends reject (see `orchestrate.data.rules`). Problems apply to all
+backends.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from orchestrate.data.rows import (
 from orchestrate.types import Problem
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""The function names that OpenAI, and the other backends with it, accept."""
+"""Function names that OpenAI and other backends accept."""
 _TYPES = frozenset({"string", "number", "integer", "boolean", "array", "object", "null"})
 _MOST_SCHEMAS = 1000
-"""The maximum number of schema nodes of one tool that are checked."""
+"""Maximum number of schema nodes checked per tool."""
 
 
 def tool_name(tool: dict[str, Any]) -> str | None:
@@ -139,13 +139,13 @@ class Trait(IntFlag):
     ANSWERS_IN_ANOTHER_ORDER = 1048576
     """Tool results in a different order than the calls."""
     EMPTY_SYSTEM = 2097152
-    """An empty system prompt, for which templates omit their own default."""
+    """An empty system prompt. Chat templates then omit their default system prompt."""
     SEVERAL_TRAINED = 4194304
     """Training uses more than one assistant message."""
     LAST_TRAINED = 8388608
     """Weights select only the last of several assistant messages for training."""
     PARTLY_TRAINED = 16777216
-    """Weights select other messages."""
+    """Weights select a different subset of the assistant messages for training."""
     LOSS_SPANS = 33554432
     """Only parts of an answer or a text contribute to the loss."""
     LOCAL_IMAGES = 67108864
@@ -165,8 +165,8 @@ _FOLLOWERS = {
 
 
 def examine(example: Example) -> tuple[int, list[Problem]]:
-    """Return the row's `Trait` bits and its problems (without row numbers). Converts weights that are whole
-    numbers to integers."""
+    """Return the row's `Trait` bits and its problems (without row numbers). Converts integral weights to
+    integers."""
     match example:
         case ChatExample():
             return _chat(example)
@@ -256,7 +256,7 @@ def _answered(
 
 def _untrained(prompt: Sequence[ChatMessage], place: str) -> list[Problem]:
     """Return what asks for loss where none can be."""
-    said = "the weight is ignored: training uses only the answer to the prompt, not earlier ones"
+    said = "the weight is ignored: training uses only the answer to the prompt, not earlier answers"
     asked = [i for i, m in enumerate(prompt) if m.role == "assistant" and (m.weight == 1 or m.loss_spans)]
     return [problem("extra-fields", said, field=f"{place}[{i}].weight") for i in asked]
 
@@ -488,14 +488,15 @@ def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> li
 
 
 MOST_SIZES = 1000
-"""Number of sizes that are counted separately. Others are rounded up to a multiple of `STEP`."""
+"""Number of image sizes that are counted separately. Others are rounded up to a multiple of `STEP`."""
 STEP = 32
 _HEAD = 64 << 10
-"""Bytes that contain the size of nearly every image. For others, all bytes are read."""
+"""Number of leading bytes that contain the size of nearly every image. For other images, all bytes are
+read."""
 
 
 class Picture(NamedTuple):
-    """Properties of an image that its cost depends on. Pixels are `None` if unknown: an image by URL, an
+    """Properties of an image that determine its cost. Pixels are `None` if unknown: an image by URL, an
     unknown file type, or a missing file."""
 
     width: int | None
@@ -505,7 +506,7 @@ class Picture(NamedTuple):
 
 
 def pictures(messages: Iterable[ChatMessage], folder: Path) -> Counter[Picture]:
-    """Count the images of a row by size and detail. Relative paths start in `folder`, or otherwise in the
+    """Count the images of a row by size and detail. Relative paths are resolved from `folder`, by default the
     working folder."""
     found: Counter[Picture] = Counter()
     for m in messages:

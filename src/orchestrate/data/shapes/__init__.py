@@ -1,4 +1,4 @@
-"""The known row formats, and how a row of each becomes a canonical example."""
+"""Tools for converting rows of all known formats to canonical examples."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from orchestrate.types import Problem
 # `trainable`, Axolotl's `train` and `train_detail`, LLaMA-Factory's `loss_weight`, Axolotl's segments.
 
 FLAGS = ("loss", "train", "trainable")
-"""Fields that are true or false for an entire message."""
+"""Boolean fields that apply to an entire message."""
 
 Spans = list[tuple[int, int]]
-"""Pairs of character positions. The characters from the first up to the second number of each pair contribute
-to the loss."""
+"""Character ranges that contribute to the loss, as (start, end) pairs, end exclusive."""
 
 
 @dataclass
@@ -35,13 +34,13 @@ class Loss:
     spans: Spans | None = None
     used: set[str] = field(default_factory=set[str])
     strays: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Other fields there, which are not used."""
+    """Unused fields next to the loss settings."""
     found: list[Problem] = field(default_factory=list[Problem])
 
 
 def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
     """Return which parts of a message to train on. `text` is the message's own text. Training uses only
-    answers: a field that selects another message is an error, and one that excludes it repeats the
+    answers, so a field that selects another message is an error, while a field that excludes one repeats the
     default."""
     read = Loss()
     flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
@@ -143,8 +142,8 @@ def images_of(row: dict[str, Any]) -> list[Any]:
 
 
 def place(messages: Sequence[ChatMessage], held: Sequence[Any]) -> list[Problem]:
-    """Fill the image placeholders in `messages` with the images, in order. It is an error if their numbers
-    differ, because the place of each image is then unknown."""
+    """Fill the image placeholders in `messages` with the images, in order. Their numbers must match, because
+    the place of each image would otherwise be unknown."""
     urls = [_url(item) for item in held]
     if None in urls:
         return [
@@ -218,11 +217,11 @@ def _url(item: Any) -> str | None:
 Item = dict[str, Any]
 
 PLACEHOLDER: Item = {"type": "image_url"}
-"""An image that the row stores elsewhere. The reader of the row's format fills it in."""
+"""Placeholder for an image that the row stores elsewhere. The reader of the row's format replaces it."""
 _TEXTS = ("text", "input_text", "output_text", "refusal")
 _IMAGES = ("image", "input_image", "image_url")
 _SPELLINGS = ("image_url", "image", "url", "path", "value")
-"""Fields that may contain an image. The first one with a value is read."""
+"""Fields that may contain an image. The first one with a value is used."""
 _READ: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(_TEXTS, frozenset({"text", "value"})),
     "refusal": frozenset({"refusal", "value"}),
@@ -232,17 +231,16 @@ _READ: Mapping[str, frozenset[str]] = {
     "tool_call": frozenset({"value"}),
     "tool_result": frozenset({"tool_use_id", "content"}),
 }
-"""The kinds of parts that are read, and the fields of each."""
+"""Supported kinds of parts, with the fields used from each."""
 _NOTES = frozenset(
     {"cache_control", "signature", "annotations", "logprobs", "citations", "is_error", "index", "status"}
 )
-"""Fields of parts that teach nothing."""
+"""Fields of parts that are irrelevant to training."""
 
 
 def strays(item: Mapping[str, Any], known: Container[str], place: str) -> Item:
-    """Return the fields of an object that its reader doesn't know, with `place` in front of their names. The
-    message that contains the object can carry them under these names, so that the message's reader reports
-    them."""
+    """Return the unknown fields of an object, with `place` prefixed to their names. The surrounding message
+    carries them under these names, so its reader reports them."""
     unread = {name: value for name, value in item.items() if name not in known and name not in _NOTES}
     return {f"{place}{name}": value for name, value in unread.items() if value not in (None, [], {}, "")}
 
@@ -355,7 +353,7 @@ def image(url: Any, detail: Any = None) -> Item:
 
 
 def call(id: Any, name: Any, arguments: Any) -> Item:
-    """Build a tool call whose arguments are given as an object, as text, or not at all."""
+    """Build a tool call from arguments given as an object, as text, or not at all."""
     text = arguments if isinstance(arguments, str) else rows.spaced(arguments or {})
     return {"id": id, "type": "function", "function": {"name": name, "arguments": text or "{}"}}
 
@@ -400,11 +398,12 @@ class RowFormat:
     fits: Callable[[Row], bool]
     read: Callable[[Row], Read]
     notes: frozenset[str] = frozenset()
-    """Fields that writers of this format use for labels. They are reported as unused if they contain more."""
+    """Fields that usually hold short labels in this format. They are reported as unused only if they contain
+    more."""
 
 
 def named(fields: str) -> frozenset[str]:
-    """Split a text of field names separated by spaces into a set."""
+    """Split space-separated field names into a set."""
     return frozenset(fields.split())
 
 

@@ -1,7 +1,6 @@
-"""Convert message lists as people write them to canonical messages, and report every problem of the row.
-
-The strict structs decode clean rows. This is the lenient path for all others: aliases, OpenAI's retired
-`functions` fields, unknown fields and broken messages.
+"""Convert message lists to canonical messages leniently, and report every problem of the row. Strict structs
+decode clean rows. This module reads all others: aliases, OpenAI's retired `functions` fields, unknown fields
+and broken messages.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from orchestrate.types import Problem, decoding
 class _Call(msgspec.Struct):
     name: str
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
-    """Numbers as written, because decoding would round large ones."""
+    """Raw JSON, because decoding would round large numbers."""
 
 
 _ONE, _SEVERAL = decoding.decoder(_Call), decoding.decoder(list[_Call])
@@ -34,7 +33,7 @@ _ONE, _SEVERAL = decoding.decoder(_Call), decoding.decoder(list[_Call])
 
 def tagged(text: str, tag: str) -> tuple[list[str], str]:
     """Return the content between each pair of tags, and the text without them. It uses no regular expression,
-    because a hostile text could make one take quadratic time."""
+    because a hostile text could cause quadratic run time."""
     inside: list[str] = []
     before, *pieces = text.split(f"<{tag}>")
     rest = [before]
@@ -49,7 +48,7 @@ def tagged(text: str, tag: str) -> tuple[list[str], str]:
 
 def calls_in(said: str) -> str | None:
     """Return the tool calls in a text as a JSON list. Returns `None` if the text has none, or one that can't
-    be parsed; the text then stays unchanged."""
+    be parsed. The text then stays unchanged."""
     written, _ = tagged(said, "tool_call")
     calls = [_as_json(call) for call in written]
     return f"[{','.join(call for call in calls if call)}]" if calls and all(calls) else None
@@ -84,7 +83,7 @@ def written_calls(said: str, made: int, field: str) -> tuple[list[ToolCall], lis
     except (msgspec.DecodeError, RecursionError):
         return [], [problem("bad-tool-call", "a function_call turn is not JSON", field=field)]
     if not given:
-        return [], [problem("bad-tool-call", "a function_call turn has no call", field=field)]
+        return [], [problem("bad-tool-call", "a function_call turn contains no call", field=field)]
     return [
         ToolCall(id=f"call_{made + i}", function=FunctionCall(name=call.name, arguments=text))
         for i, (call, text) in enumerate(zip(given, texts, strict=True))
@@ -169,11 +168,12 @@ _ALIASES = {
     "function_response": "tool",
     "observation": "tool",
 }
-"""Roles of other formats. ShareGPT rows are read with them; in chat rows only `--fix` applies them."""
+"""Roles of other formats. ShareGPT rows are read with these aliases. In chat rows, only `--fix` applies
+them."""
 
 
 def alias(role: Any) -> str | None:
-    """Return the known role that `role` stands for, ignoring case, or `None` when there is none."""
+    """Return the known role for an alias, ignoring case, or `None` if there is none."""
     if not isinstance(role, str):
         return None
     role = role.strip().lower()
@@ -288,8 +288,8 @@ def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
 
 
 def unread(item: dict[str, Any], known: Container[str], place: str) -> list[Problem]:
-    """Report the fields of a message or turn that are not used. Losing a field that changes what is taught is
-    an error."""
+    """Report the fields of a message or turn that are not used. A field that would change what the row
+    teaches is an error."""
     left = strays(item, known, "")
     for call in (item.get("function_call"), *_items(item.get("tool_calls"))):
         if isinstance(call, dict):
@@ -299,7 +299,7 @@ def unread(item: dict[str, Any], known: Container[str], place: str) -> list[Prob
     found: list[Problem] = []
     for name in sorted(left):
         if (meaning := meaning_of(name, left[name])) is not None:
-            message_ = f"{name} is ignored there, so {meaning} would be lost"
+            message_ = f"{name} is ignored in this place, so {meaning} would be lost"
             found.append(problem("lost-meaning", message_, field=place))
             del left[name]
     if left:
@@ -318,20 +318,20 @@ def _content_problem(content: Any, place: str) -> Problem | None:
     if content is None or isinstance(content, str):
         return None
     if not isinstance(content, list):
-        kind = "an object" if isinstance(content, dict) else "no text"
+        kind = "an object" if isinstance(content, dict) else "another type"
         return problem(
             "bad-content",
-            f"the content is {kind}; it must be text or a list of parts",
+            f"the content must be text or a list of parts (got {kind})",
             field=f"{place}.content",
         )
     for j, part in enumerate(cast("list[Any]", content)):
         kind = cast("dict[str, Any]", part).get("type") if isinstance(part, dict) else None
         if kind not in ("text", "image_url"):
-            message = f"a part has the type {str(kind)[:40]!r}; only text and images are supported"
+            message = f"a part has the type {str(kind)[:40]!r}, but only text and images are supported"
             return problem("bad-content", message, field=f"{place}.content[{j}]")
         named = cast("dict[str, Any]", part)
         if "image_url" in named and kind == "image_url" and not isinstance(named["image_url"], dict):
-            message = "image_url is not an object; write {url: ...} (--fix converts it if it is a URL)"
+            message = "image_url is not an object. Write {url: ...} (--fix converts it if it is a URL)"
             return problem("bad-content", message, field=f"{place}.content[{j}].image_url")
     return None
 
@@ -407,7 +407,7 @@ _PYTHON = {
     "dict": "object", "str": "string", "int": "integer", "float": "number", "bool": "boolean",
     "list": "array", "tuple": "array",
 }  # fmt: skip
-"""Python's names of types, in the schemas of some widely used data."""
+"""Python type names that occur in the tool schemas of some common datasets."""
 _VALUES = frozenset({"default", "enum", "const", "example", "examples"})
 """Fields of a schema that contain values, not schemas."""
 

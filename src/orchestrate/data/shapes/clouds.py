@@ -69,7 +69,7 @@ _GEMINI_PARTS: Mapping[str, Container[str]] = {
     "file_data": {"mime_type", "file_uri", "display_name"},
     "text": (),
 }
-"""The kinds of parts that are read, and the fields of each."""
+"""Supported kinds of parts, with the fields used from each."""
 
 
 def _gemini_messages(contents: Any, place: str) -> tuple[list[Row], list[Problem]]:
@@ -80,7 +80,9 @@ def _gemini_messages(contents: Any, place: str) -> tuple[list[Row], list[Problem
         turn = cast("Row", item) if isinstance(item, dict) else {}
         parts: Any = turn.get("parts")
         if not isinstance(parts, list) or not all(isinstance(p, dict) for p in cast("list[Any]", parts)):
-            return [], [problem("bad-message", "a content has no list of parts", field=f"{place}[{i}]")]
+            return [], [
+                problem("bad-message", "an entry of contents has no list of parts", field=f"{place}[{i}]")
+            ]
         role = turn.get("role", "user")
         message: Row = {"role": "assistant" if role == "model" else role}
         message |= strays(turn, {"role", "parts"}, f"{place}.")
@@ -307,7 +309,7 @@ _BLOCKS: Mapping[str, Container[str]] = {
     "image": {"format", "source"},
     "reasoningContent": {"reasoningText"},
 }
-"""The kinds of blocks that are read, and the fields of each."""
+"""Supported kinds of blocks, with the fields used from each."""
 
 
 def _is_bedrock(row: Row) -> bool:

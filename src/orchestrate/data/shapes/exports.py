@@ -1,9 +1,9 @@
 """Exports of OpenAI's stored completions and Responses, and LiteLLM's logs: one request with its answer per
 row.
 
-Sources: the types of OpenAI's client (`ChatCompletion`, `Response`, `ResponseInputItem`); the table
-`LiteLLM_SpendLogs` in LiteLLM's schema.prisma, and its `spend_tracking_utils`, according to which `messages`
-is empty except for realtime calls and the request is in `proxy_server_request`.
+Sources: the types of OpenAI's client (`ChatCompletion`, `Response`, `ResponseInputItem`), the table
+`LiteLLM_SpendLogs` in LiteLLM's schema.prisma, and LiteLLM's `spend_tracking_utils`, which leaves `messages`
+empty except for realtime calls and stores the request in `proxy_server_request`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def example_of(messages: list[Row], tools: Any, place: str, found: list[Problem]
 
 
 def first_choice(output: Any) -> list[Row]:
-    """Return the message of the first choice, without the fields that only responses have."""
+    """Return the message of the first choice, without fields that only occur in responses."""
     choices = as_list(as_row(output).get("choices"))
     first = as_row(choices[0]) if choices else {}
     message = as_row(first.get("message"))
@@ -79,7 +79,7 @@ _CUT = {
 
 
 def ended(*reasons: Any) -> list[Problem]:
-    """Return an error if an answer was cut off."""
+    """Return a problem if an answer was cut off."""
     said = [reason for reason in reasons if isinstance(reason, str) and reason.lower() in _CUT]
     return [_unlike(_CUT[reason.lower()], reason) for reason in said[:1]]
 
@@ -90,7 +90,7 @@ def _unlike(code: str, reason: str) -> Problem:
 
 
 def ended_choice(output: Any) -> list[Problem]:
-    """Return the same error as `ended` for the first choice of a completion."""
+    """Return a problem if the first choice of a completion was cut off."""
     choices = as_list(as_row(output).get("choices"))
     first = as_row(choices[0]) if choices else {}
     message = as_row(first.get("message"))
@@ -112,7 +112,8 @@ def _ended_response(response: Row) -> list[Problem]:
 
 
 def read_stored(row: Row) -> Read:
-    """Read a stored completion with the messages of its request, which are next to it or in `request`."""
+    """Read a stored completion with the messages of its request, which are next to the completion or in
+    `request`."""
     request, found = _within(row, "request", {"messages", "tools"})
     response, wrong = _within(row, "response", {"choices"})
     asked = as_list(row.get("messages") or row.get("input_messages") or request.get("messages"))
@@ -163,7 +164,7 @@ def read_responses(row: Row) -> Read:
     if system := request.get("instructions", response.get("instructions")):
         messages.append({"role": "system", "content": system})
     if request.get("conversation") or response.get("conversation"):
-        message = "the row does not contain earlier turns of the conversation, if there are any"
+        message = "earlier turns of the conversation, if any, are not in the row"
         wrong.append(problem("extra-fields", message, field="conversation"))
     thought: list[str] = []
     left: Row = {}
@@ -357,14 +358,14 @@ def _ended_message(value: Any) -> list[Problem]:
 
 
 class ExportedMessages:
-    """Reads the messages of an input or an output. `found` has the problems of everything else in it."""
+    """Reader for the messages of an input or an output. `found` collects problems with its other contents."""
 
     def __init__(self, role: str, names: tuple[str, ...], used: Iterable[str] = ()) -> None:
         self._role, self._names, self._used = role, names, used
         self.found: list[Problem] = []
 
     def turns(self, value: Any, place: str) -> list[Row] | None:
-        """Return the messages, or `None` if the value contains something else."""
+        """Return the messages, or `None` if the value contains anything else."""
         if isinstance(value, str):
             return [{"role": self._role, "content": value}]
         if isinstance(value, list):
@@ -482,7 +483,7 @@ _TRACE = frozenset(
         "first_token_time",
     }
 )  # fmt: skip
-"""What recorders log about each call, none of which is part of the conversation."""
+"""Fields that recorders log about each call. They are not part of the conversation."""
 RECORDERS = (
     RowFormat(
         "langsmith",
@@ -600,7 +601,7 @@ def _batch(row: Row) -> Read:
         return None, [problem("bad-message", f"the request failed: {str(why)[:80]}", field="custom_id")]
     request = as_row(row.get(BATCH_REQUESTS))
     if not request:
-        message = "the row has only the answer; the prompt is in the batch's input file"
+        message = "the row has only the answer. The prompt is in the batch's input file"
         fix = "to join them by custom_id: orchestrate data convert FILE --requests REQUESTS --to BACKEND"
         return None, [replace(problem("no-messages", message, field="custom_id"), fix=fix)]
     return exchange(request, answer, "response")
@@ -615,7 +616,7 @@ _HELICONE = named(
     "signed_body_url llmSchema country_code asset_ids asset_urls scores properties helicone_user "
     "cache_enabled cache_reference_id cache_count ai_gateway_body_mapping storage_location size_bytes"
 )
-"""What the log records about each call, none of which is part of the conversation."""
+"""Fields that Helicone logs about each call. They are not part of the conversation."""
 EXCHANGE_SHAPES = (
     RowFormat(
         "helicone",

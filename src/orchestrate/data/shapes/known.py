@@ -1,4 +1,4 @@
-"""The known row formats: how each is recognized and how its rows become canonical examples."""
+"""Recognize the known row formats and read their rows as canonical examples."""
 
 from __future__ import annotations
 
@@ -182,8 +182,8 @@ def _is_rl(row: Row) -> bool:
 
 
 _PROMPTS = frozenset({"query", "question", "instruction", "input", "context", "system"})
-"""Columns that contain the prompt of two answers, or a part of it. The answers' common prefix is then not
-the prompt."""
+"""Columns that contain the prompt of two answers, or a part of it. If one has a value, the answers' common
+prefix is not the prompt."""
 
 
 def _is_implicit(row: Row) -> bool:
@@ -350,9 +350,9 @@ class RecognizedRow(NamedTuple):
     example: Example | None
     problems: list[Problem]
     unread: Mapping[str, Any] = MappingProxyType({})
-    """Columns with values that are not used."""
+    """Unused columns and their values."""
     other: str | None = None
-    """Name of the row's actual format, if it is a different one."""
+    """Name of the row's actual format, if it differs."""
 
 
 def _is_meant(row: Row, shape: RowFormat) -> bool:
@@ -375,7 +375,7 @@ def _unread(row: Row, shape: RowFormat) -> dict[str, Any]:
 
 
 def read(row: Row, shape: RowFormat) -> RecognizedRow:
-    """Read the canonical example and everything to report about the row."""
+    """Read the canonical example and the row's problems."""
     if not shape.fits(row) and not _is_meant(row, shape):
         other = recognise(row)
         if other is None:
@@ -383,7 +383,12 @@ def read(row: Row, shape: RowFormat) -> RecognizedRow:
             return RecognizedRow(
                 None, [problem("unknown-format", f"the fields {names} match no known format")]
             )
-        found = [problem("mixed-format", f"the row is {other.name}, but the file is {shape.name}")]
+        found = [
+            problem(
+                "mixed-format",
+                f"the row has the format {other.name}, but the file has the format {shape.name}",
+            )
+        ]
         return RecognizedRow(None, found, other=other.name)
     example, found = shape.read(row)
     unread = _unread(row, shape)

@@ -57,8 +57,8 @@ def sharegpt(row: dict[str, Any]) -> tuple[ChatExample | None, list[Problem]]:
 
 
 def with_system(row: dict[str, Any], messages: list[ChatMessage], found: list[Problem]) -> list[ChatMessage]:
-    """Return `messages` after the row's own system text, if the row has one and they don't begin with it. A
-    system value that is not text is added to `found`."""
+    """Put the row's own system text before `messages`, unless they already start with it. A system value that
+    is not text is added to `found`."""
     names = [name for name in SYSTEM if row.get(name)]
     if not names:
         return messages
@@ -162,10 +162,8 @@ def implicit(row: dict[str, Any]) -> Pair:
     if isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
         shared = _shared_text(row["chosen"], row["rejected"])
         if not shared.strip():
-            message_ = (
-                "the two conversations have different beginnings, so they share no prompt; name "
-                "the prompt's column: --map prompt=COLUMN"
-            )
+            message_ = "the two conversations start differently, so they share no prompt. Name the prompt's "
+            "column: --map prompt=COLUMN"
             return None, [problem("no-messages", message_, field="prompt")]
         prompt = [message("user", shared)]
         chosen, rejected = (message("assistant", row[side][len(shared) :]) for side in ("chosen", "rejected"))
@@ -190,7 +188,7 @@ def instructed(row: dict[str, Any]) -> tuple[str, Problem | None]:
 
 
 def questioned(row: dict[str, Any]) -> tuple[str, Problem | None]:
-    """Return the `question`, after the `context` that it is about if there is one, as in SQuAD."""
+    """Return the `question`, preceded by its `context` if there is one, as in SQuAD."""
     context = row.get("context") or ""
     if not isinstance(context, str):
         return "", problem("bad-content", "context is not text", field="context")
@@ -198,7 +196,7 @@ def questioned(row: dict[str, Any]) -> tuple[str, Problem | None]:
 
 
 def sharegpt_pair(row: dict[str, Any]) -> Pair:
-    """Read a conversation that both answers, given as turns, continue."""
+    """Read a conversation and the two answers that continue it, given as turns."""
     prompt, found = conversation(row["conversations"], "conversations")
     return _answered(row, prompt, found)
 
@@ -291,14 +289,14 @@ TAGS = frozenset({"label", "kto_tag"})
 
 def is_trl(row: Row) -> bool:
     """Return whether a row is a prompt with a completion and a label in TRL's unpaired format. A `label`
-    column that holds a class, such as a word, belongs to another task."""
+    column with classes, such as words, belongs to a different task."""
     labels = (row.get("label"), row.get("kto_tag"))
     return {"prompt", "completion"} <= row.keys() and any(map(_may_label, labels))
 
 
 def is_chat(row: Row) -> bool:
-    """Return whether a row is a labeled conversation that ends with an answer. Without the answer, rows
-    are prompts and the label is what a grader compares with."""
+    """Return whether a row is a labeled conversation that ends with an answer. Without the answer, rows are
+    prompts, and a grader compares with the label."""
     messages = cast("list[Any]", row["messages"]) if isinstance(row.get("messages"), list) else []
     last = cast("Row", messages[-1]) if messages and isinstance(messages[-1], dict) else {}
     return last.get("role") == "assistant" and _is_tagged(row)
@@ -313,7 +311,7 @@ def is_alpaca(row: Row) -> bool:
 
 
 def has_fields(row: Row, fields: frozenset[str]) -> bool:
-    """Return whether a row has a label with any value, and the answer of a format with these fields."""
+    """Return whether a row has a label and the answer of a format with these fields."""
     if not row.keys() & TAGS:
         return False
     if "output" in fields:
@@ -399,7 +397,7 @@ def _label(row: Row) -> tuple[bool, list[Problem]]:
 
 _WRAPPED = ("body", "request")
 _PLACES = ("messages", "input_messages", "prompt", "input", "inputs", *QUESTIONS)
-"""Where a row may have its prompt. The first one with a value is read."""
+"""Fields that may contain the prompt. The first one with a value is used."""
 _SYSTEM = frozenset({"system", "instructions", "system_prompt"})
 
 

@@ -36,8 +36,7 @@ _STRICT = {"openai-chat": decoding.decoder(ChatExample, float_hook=rows.number)}
 """Formats whose clean rows decode directly into the canonical struct."""
 
 _MENDED = frozenset({"orphan-answer", "bad-tools", "odd-tool"})
-"""What the lenient reader may know better: an answer's call may be in its text, a tool's types may be
-Python's."""
+"""Problems that the lenient reader may resolve: calls in an answer's text, or Python names of types."""
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic", enc_hook=rows.digits_of)
 
 
@@ -45,7 +44,7 @@ _NONE: Mapping[str, Any] = {}
 
 
 class ReadRow(msgspec.Struct, frozen=True, gc=False):
-    """One row after reading. `example` is `None` if the row has an error, and no output includes the row."""
+    """One row after reading. `example` is `None` if the row has an error. No output includes such a row."""
 
     example: Example | None
     traits: int = 0
@@ -53,7 +52,7 @@ class ReadRow(msgspec.Struct, frozen=True, gc=False):
     other: str | None = None
     """Format of the row, if it differs from the file's."""
     unread: Mapping[str, Any] = _NONE
-    """Columns with values that are not used."""
+    """Unused columns and their values."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ class RowReading:
         return known.BY_NAME[self.format]
 
     def read(self, line: bytes) -> ReadRow:
-        """Read the row in one line of JSON, with or without its line ending. Never raises an error because of
-        the line's content."""
+        """Read the row in one line of JSON, with or without its line ending. Invalid content never raises an
+        error."""
         decoder = None if self.columns else _STRICT.get(self.format)
         if decoder is not None:
             try:
@@ -104,7 +103,7 @@ def _is_unnumbered(example: ChatExample) -> bool:
 
 
 def row_of(value: dict[str, Any], shape: known.RowFormat) -> ReadRow:
-    """Build the row of an object, no matter what it was read from."""
+    """Build a row from a decoded object."""
     example, found, unread, other = known.read(value, shape)
     if example is None:
         return ReadRow(None, 0, found, other, unread)
@@ -160,7 +159,7 @@ def _why_not_json(line: bytes, reason: str) -> Problem:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not valid JSON; use a number or null")
+    raise ValueError(f"{name} is not valid JSON. Use a number or null")
 
 
 def _names(line: bytes) -> int:
@@ -192,8 +191,8 @@ def _fields(row: dict[str, Any]) -> int:
 
 
 def repeated_keys(line: bytes) -> list[Problem]:
-    """Return a problem if an object in the line contains a field twice. It is slow, so call it only for lines
-    that may."""
+    """Return a problem if an object in the line contains a field twice. The check is slow, so call it only
+    for suspicious lines."""
     names: list[str] = []
 
     def pairs(items: list[tuple[str, Any]]) -> None:
@@ -203,7 +202,7 @@ def repeated_keys(line: bytes) -> list[Problem]:
         json.loads(line, object_pairs_hook=pairs)
     except (ValueError, RecursionError):
         return []
-    return [problem("duplicate-key", f"{names[0]!r} appears twice; the last one is used")] if names else []
+    return [problem("duplicate-key", f"{names[0]!r} appears twice, so the last one is used")] if names else []
 
 
 def _holds_surrogate(value: Any) -> bool:
@@ -221,7 +220,7 @@ def _named(value: object) -> str:
 
 
 def canonical(example: Example) -> bytes:
-    """Return the bytes that the digest is computed from, which are all fields that are set, with the keys of
+    """Return the canonical bytes from which the digest is computed: all fields that are set, with the keys of
     free-form objects sorted."""
     return _canonical(example)
 
@@ -234,7 +233,7 @@ def _canonical(value: Any) -> bytes:
 
 
 def json_bytes(example: Example) -> int:
-    """Return the length as a line of compact JSON, in bytes."""
+    """Return the length of the row as a line of compact JSON, in bytes."""
     return len(rows.encode_sorted(example)) + 1
 
 
@@ -286,8 +285,8 @@ def last_answer(example: Example) -> str:
 
 
 def answers(example: Example) -> str:
-    """Return all text to learn, joined by blank lines. For a pair, this is the preferred side; for an
-    undesirable answer, it is empty."""
+    """Return all text to learn, joined by blank lines. For a pair, this is the preferred side. For an
+    undesirable answer, the text is empty."""
     match example:
         case ChatExample():
             said = [m.text for m in example.messages if m.role == "assistant" and m.weight != 0]

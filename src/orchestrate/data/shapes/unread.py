@@ -1,4 +1,4 @@
-"""Columns that a row has but its format does not read, so that nothing is lost silently."""
+"""Report columns that a row's format does not read, so that nothing is lost silently."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MEANING = {
     ),
     **dict.fromkeys(
         ("kto_tag", "feedback", "feedback_rating", "user_feedback", "thumbs", "thumbs_up", "thumbs_down"),
-        "whether the answer is a good one",
+        "whether the answer is good",
     ),
     **dict.fromkeys(("tools", "functions"), "the tools"),
     **dict.fromkeys(("role", "parent_id"), "the speaker (--thread groups such rows)"),
@@ -60,9 +60,9 @@ _JUDGES = frozenset(
         "preferred", "chosen", "rejected", "liked", "upvoted", "downvoted",
     }
 )  # fmt: skip
-"""Columns that say whether an answer is good if they contain a verdict, and mean something else otherwise."""
+"""Columns that rate an answer if they contain a verdict. Other values have a different meaning."""
 _GRADES = frozenset({"rating", "score", "reward", "quality", "grade"})
-"""Those whose numbers are points on a scale."""
+"""Rating columns with points on a scale."""
 _VERDICTS = {
     **dict.fromkeys(
         (
@@ -85,10 +85,10 @@ _PERHAPS = frozenset(
         "fail", "failed", "yes", "no", "helpful", "unhelpful",
     }
 )  # fmt: skip
-"""Values that may be verdicts, or classes of the text."""
+"""Ambiguous values: verdicts, or classes of the text."""
 _TEXT = frozenset({"text", "loss_spans"})
 _CLASSES = frozenset({"label", "labels", "label_text", "target", "category", "sentiment"})
-"""Columns that are the answer to a bare text."""
+"""Columns that contain the answer if a row has only a text."""
 
 
 def verdict_of(value: Any) -> bool | None:
@@ -101,27 +101,25 @@ def _plain(value: Any) -> str:
     return "".join(c for c in text if c not in "_- :") if any(map(str.isalpha, text)) else text
 
 
-_LOSS = "which tokens count in the loss"
+_LOSS = "which tokens contribute to the loss"
 _SIGNS: dict[str, tuple[bool, str]] = {
     **dict.fromkeys(("masked", "mask", "ignore", "skip", "no_loss"), (True, _LOSS)),
     **dict.fromkeys(
         ("trained", "is_trained", "train_on", "calculate_loss", "supervised", "learn", "loss_scale"),
         (False, _LOSS),
     ),
-    **dict.fromkeys(
-        ("flagged", "deleted", "toxic", "hallucination"), (True, "whether the answer is a good one")
-    ),
+    **dict.fromkeys(("flagged", "deleted", "toxic", "hallucination"), (True, "whether the answer is good")),
 }
-"""Fields that are meaningful when they are true, or when they are false."""
+"""Fields that matter only with one value, true or false."""
 _POINTS = frozenset({"reward", "upvotes"})
-"""Columns whose numbers mark a bad answer when they are below zero."""
+"""Columns in which a negative number marks a bad answer."""
 
 
 def _sign_of(name: str, value: Any) -> str | None:
     if name in _POINTS and isinstance(value, int | float) and value < 0:
-        return "whether the answer is a good one"
+        return "whether the answer is good"
     if name == "status" and _plain(value) in ("accepted", "rejected"):
-        return "whether the answer is a good one"
+        return "whether the answer is good"
     if name in _SIGNS and isinstance(value, str | int | float):
         says, meaning = _SIGNS[name]
         true = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
@@ -130,14 +128,14 @@ def _sign_of(name: str, value: Any) -> str | None:
 
 
 def meaning_of(name: str, value: Any) -> str | None:
-    """Return what would be lost without a column or a field, or `None` if it teaches nothing."""
+    """Return what would be lost without a column or a field, or `None` if training does not need it."""
     name = name.rpartition(".")[2].lower()
     if (sign := _sign_of(name, value)) is not None:
         return sign
     if name in _JUDGES:
         is_scale = name in _GRADES and not isinstance(value, str | bool)
         is_verdict = verdict_of(value) is not None or (isinstance(value, str) and _plain(value) in _PERHAPS)
-        return "whether the answer is a good one" if is_verdict and not is_scale else None
+        return "whether the answer is good" if is_verdict and not is_scale else None
     return MEANING.get(name)
 
 
@@ -157,9 +155,9 @@ def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozens
             message = f"{name} is not used in rows of this format, so {meaning} would be lost"
             fix = f"train without it: --ignore {quote(name)}"
             if verdict_of(value) is not None:
-                fix = f"use it as KTO's label: --map {quote(f'label={name}')}; {fix}"
+                fix = f"use it as KTO's label: --map {quote(f'label={name}')}, or {fix}"
             elif name.startswith("sample_weight"):
-                fix = f"in conversations, use it with --map weight={name}; {fix}"
+                fix = f"in conversations, use it with --map weight={name}, or {fix}"
             found.append(replace(problem("lost-meaning", message, field=name), fix=fix))
     return found
 
@@ -169,7 +167,7 @@ def _unanswered(name: str, value: Any) -> Problem:
     read = f"to use it as the answer: --map question=text,answer={name}"
     if not isinstance(value, str):
         read = f"replace each class number with its name, then {read}"
-    fix = f"{read}; to train on the text alone: --ignore {name}"
+    fix = f"{read}. To train on the text alone: --ignore {name}"
     return replace(problem("lost-meaning", message, field=name), fix=fix)
 
 
@@ -184,7 +182,7 @@ def _is_answer(value: Any, row: Mapping[str, Any]) -> bool:
 
 
 def texts_in(value: Any) -> list[str]:
-    """List all texts in a value, at any depth. Don't call it for values that contain themselves."""
+    """List all texts in a value, at any depth. The value must not contain itself."""
     found: list[str] = []
     left: list[Any] = [value]
     while left:
@@ -221,11 +219,11 @@ def held_out(value: Any) -> str | None:
 
 
 _KEPT = {"is_test": "test", "is_eval": "test", "is_validation": "validation"}
-"""Columns that say so when they are true."""
+"""Columns that hold a row out if they are true."""
 
 
 def kept_for(name: str, value: Any) -> str | None:
-    """Return the split (test or validation) that a row is held out for, according to a column."""
+    """Return the split (test or validation) for which a column holds a row out."""
     if name == "metadata" and isinstance(value, dict):
         held = cast("dict[str, Any]", value)
         return next((split for n in sorted(held) if (split := kept_for(n, held[n]))), None)
@@ -241,7 +239,7 @@ MOST_COLUMNS = 200
 
 @dataclass
 class UnreadColumn:
-    """Contents of an unused column in the rows of a file."""
+    """Statistics of an unused column in a file."""
 
     rows: int = 0
     """Rows with a value."""
@@ -288,14 +286,10 @@ def told(columns: dict[str, UnreadColumn], rows: int) -> Iterator[Problem]:
     columns."""
     own = with_own_text(columns, rows)
     for name, column in own.items():
-        message = (
-            f"column {name} is not used, but in {column.own:,} of {rows:,} rows it contains text "
-            "that appears in no used column, so the model would never see it"
-        )
-        fix = (
-            f"to use it (as system, context, input ...): --map {quote(f'FIELD={name}')}; to leave "
-            f"it out: --ignore {quote(name)}"
-        )
+        message = f"column {name} is not used, but in {column.own:,} of {rows:,} rows it contains text that "
+        "does not appear in any used column, so the model would never see this text"
+        fix = f"to use it (as system, context, input ...): --map {quote(f'FIELD={name}')}. To leave it out: "
+        f"--ignore {quote(name)}"
         yield replace(problem("unread-column", message, field=name), fix=fix)
     if rest := sorted(columns.keys() - own.keys()):
         shown = f"{', '.join(rest[:12])}{' ...' if len(rest) > 12 else ''}"

@@ -23,28 +23,29 @@ from orchestrate.data.rows import Example
 V = TypeVar("V")
 
 MOST_CHARACTERS = 1 << 19
-"""Maximum number of characters in the texts of one generation. Two generations are kept."""
+"""Maximum number of characters in one generation of the cache, which holds two generations."""
 _ENTRY = 100
-"""The overhead of a text in characters."""
+"""Memory overhead of a cached text, in characters."""
 _PROBED = 8
-"""At first, one in this many texts is looked up; the others if that pays off."""
+"""At first, one text in this many is looked up. If that saves time, all are."""
 _MOST_PASSES = 15
-"""The number of consecutive calls without a lookup."""
+"""Maximum number of consecutive calls without a lookup."""
 _PAYS = 1 / 20
-"""The share of all characters that must have been seen before, because a lookup costs less than counting."""
+"""Minimum share of repeated characters at which lookups save time, because a lookup is faster than
+counting."""
 
 Encoded = tuple[Sequence[int], Sequence[tuple[int, int]]]
 """Token ids and the position of each in the text."""
 
 
 _Kept: TypeAlias = "tuple[array[int], array[int], array[int]] | tuple[()]"
-"""Ids, starts and ends of a piece that was seen twice, because storing takes time. Nothing for a piece seen
-once."""
+"""Ids, starts and ends of a piece that was seen twice. Empty for a piece seen once, because storing takes
+time."""
 
 
 class Recent(Generic[V]):
-    """A bounded cache of results for recently seen texts. An entry is evicted if the next `MOST_CHARACTERS`
-    characters of other texts don't use it."""
+    """A bounded cache of results for recently seen texts. An entry is evicted if it is not used again within
+    the next `MOST_CHARACTERS` characters."""
 
     def __init__(self) -> None:
         self._young: dict[str, V] = {}
@@ -66,7 +67,7 @@ class Recent(Generic[V]):
 
 
 class Counts:
-    """Counts tokens of texts, many of which may be equal."""
+    """Token counter with a cache for repeated texts."""
 
     def __init__(self, count: Callable[[list[str]], list[int]]) -> None:
         self._count = count
@@ -100,8 +101,8 @@ class Counts:
 
 
 class PieceEncoder:
-    """Encodes texts piece by piece. `marks` (text -> id) separate the pieces, so that each piece is encoded
-    independently."""
+    """Encoder that processes texts piece by piece. `marks` (text -> id) separate the pieces, so that each
+    piece is encoded independently."""
 
     def __init__(self, encode: Callable[[str], Encoded], marks: Mapping[str, int]) -> None:
         self._encode, self._marks = encode, marks
@@ -144,18 +145,19 @@ class PieceEncoder:
 FIRST_ROWS = 5
 """Number of rows listed in a remark."""
 COVERAGE = 99
-"""Number of samples out of 100 whose interval contains the true count, at least."""
+"""Minimum coverage of a sample's interval in percent: the share of samples with the true count in their
+interval."""
 
 
 class Remark(msgspec.Struct, frozen=True):
-    """Something unexpected that a model's chat template did with rows."""
+    """Unexpected effect of a model's chat template on rows."""
 
     text: str
     refused: bool
-    """Whether the template rejects such a row. The row does not count, and training would stop at it."""
+    """True if the template rejects such rows. They are not counted, and training would fail on them."""
     count: int
     first: tuple[int, ...]
-    """First of these rows, as indices among the counted rows (from 0) or as numbers in the file."""
+    """The first affected rows, as indices among the counted rows (from 0) or as row numbers in the file."""
     fix: str | None = None
 
 
@@ -173,7 +175,7 @@ class Lengths:
         self.remarks: dict[str, Remark] = {}
 
     def extend(self, other: Lengths, number: Callable[[int], int]) -> None:
-        """Append the lengths of `other`. `number` converts its row numbers to the numbers here."""
+        """Append the lengths of `other`. `number` converts row numbers of `other` to row numbers here."""
         self.tokens.extend(other.tokens)
         self.further.extend(other.further)
         self.trained.extend(other.trained)
@@ -190,7 +192,7 @@ class Lengths:
 class Counter(Protocol):
     name: str
     error_band: float
-    """Relative half-width for plain rows, or 0 if the model's own tokenizer counts."""
+    """Relative half-width of the error band for rows without tools. 0 if the model's own tokenizer counts."""
 
     def count(self, examples: Sequence[Example]) -> Lengths: ...
 

@@ -1,10 +1,9 @@
 """Parse a model's output into its reasoning, its answer and its tool calls.
 
 The format of an answer is learned from the chat template that prompted it: an answer with known reasoning and
-known words is rendered, and what surrounds them is what the model writes around its own. Where a template
-does not show it (it may drop the reasoning of all earlier turns) or is not available (on a host), the known
-markers of the model families are used. Nothing is lost: everything that is neither reasoning nor a call is
-the answer.
+text is rendered, and the text around both is the model's markup. If the template hides the markup (it may
+drop the reasoning of all earlier turns) or is not available (on a host), the known markers of the model
+families are used. Everything that is neither reasoning nor a call is the answer.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ THINKING = (
 CUT_WITHIN_THINKING = "cut off during reasoning, before the answer"
 """A note for an answer that was cut off during reasoning."""
 CODE = (
-    "the model wrote code for an interpreter (Llama 3's code_interpreter), but the request offered no "
-    "such tool"
+    "the model wrote code for an interpreter (Llama 3's code_interpreter), but the request did not "
+    "offer such a tool"
 )
 """A note for an answer with code for an interpreter."""
 _TAG = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])\s*$")
@@ -50,7 +49,7 @@ _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _ASKED, _SAID, _THOUGHT, _SEEN = "zq1question", "zq2answer", "zq3thought", "zq4result"
 _BY_NAME = frozenset({"<|eom_id|>"})
-"""End-of-turn tokens that templates write only for their own kinds of tools (Llama 3: built-in ones)."""
+"""End-of-turn tokens that templates write only for certain tools (Llama 3: built-in tools)."""
 _USER, _ANSWER = ChatMessage(role="user", content=_ASKED), ChatMessage(role="assistant", content=_SAID)
 _THINKS = ChatMessage(role="assistant", content=_SAID, reasoning=_THOUGHT)
 _CALLS = ChatMessage(
@@ -86,9 +85,9 @@ class AnswerShape:
 
     thinking: tuple[tuple[str, str], ...] = THINKING
     header: str = ""
-    """The text that precedes an answer. A model may write it again."""
+    """Text that precedes an answer. A model may repeat it."""
     around: tuple[str, str] = ("", "")
-    """Text before and after the answer's own words, except the reasoning."""
+    """Text before and after the answer's content, without the reasoning."""
     ends: frozenset[str] = frozenset()
     """Special tokens that end an answer."""
     others: frozenset[str] = frozenset()
@@ -98,7 +97,7 @@ class AnswerShape:
 
 
 def shape_of(chats: Conversations) -> AnswerShape:
-    """Learn the shape of a model's answers from rendered conversations."""
+    """Learn the format of a model's answers from rendered conversations."""
     pairs, around = THINKING, ("", "")
     try:
         prompt, shown = chats.prompt([_USER]), chats.rendered([_USER, _THINKS])
@@ -183,12 +182,12 @@ def read_answer(
     calls: bool = True,
     growing: bool = False,
 ) -> ReadAnswer:
-    """Split what a model wrote into its reasoning, its text and its tool calls.
+    """Split a model's output into its reasoning, text and tool calls.
 
-    `text` is what the model wrote, including special tokens except the one that ended it. `prompt` is the
-    model's prompt, whose end may already begin the answer. `cut` means that the model did not end the answer
-    itself. Without `calls`, calls written in the answer stay in its text. `growing` means that the answer is
-    still being written, so only the part that later words can't change is returned."""
+    `text` is the output, including special tokens except the final one. `prompt` is the model's prompt. Its
+    end may already begin the answer. `cut` means that the answer was truncated. Without `calls`, calls stay
+    in the text. `growing` means that the answer is still being generated, so only the part that later tokens
+    can't change is returned."""
     shape, cut = shape or AnswerShape(), cut or growing
     if shape.header and text.lstrip().startswith(shape.header):
         text = text.lstrip().removeprefix(shape.header)

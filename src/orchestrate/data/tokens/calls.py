@@ -1,7 +1,7 @@
 """Parse tool calls as models write them in their answers.
 
-A chat template shows only how calls were written earlier in a conversation, so the markers of each model
-family, which open and close a block of calls, are in a table here. What cannot be parsed stays text.
+A chat template only shows how earlier calls of a conversation were written, so a table here lists the markers
+that open and close a block of calls in each model family. Blocks that cannot be parsed stay text.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _NAME = r"[A-Za-z_][\w.\-]*"
 class ParsedCall(NamedTuple):
     name: str
     arguments: Any
-    """An object, or its JSON as text."""
+    """Arguments as an object, or as its JSON text."""
     id: str | None = None
 
 
 def read(inside: str, tools: Tools) -> list[ParsedCall]:
-    """Return the calls in a block, in the first notation that can parse all of it."""
+    """Parse the calls in a block with the first notation that can parse all of it."""
     inside = inside.strip()
     for notation in (of_json, _sections, _gemma, _mistral):
         if calls := notation(inside):
@@ -283,7 +283,7 @@ def _called(body: Sequence[ast.stmt]) -> Iterator[ast.Call]:
 
 def _of_node(node: ast.Call) -> ParsedCall:
     if node.args or any(keyword.arg is None for keyword in node.keywords):
-        raise ValueError("a call that does not name its arguments")
+        raise ValueError("a call without argument names")
     name = ast.unparse(node.func)
     if not re.fullmatch(_NAME, name):
         raise ValueError("no tool name")
@@ -331,10 +331,10 @@ _BLOCKS = {
     "functools[": "",  # Phi-4-mini
     "<function=": "</function>",  # Qwen3-Coder without a block, Llama 3.1
 }
-"""The markers that open and close a block. The closing one is empty if the block extends to the next one, or
+"""Markers that open and close a block. The closing marker is empty if the block extends to the next one, or
 to the end."""
 _INCLUDED = {"functools[": "[", "<function=": "<function="}
-"""The part of an opening marker that belongs to the call inside. So does its closing one."""
+"""Part of an opening marker that belongs to the call. Its closing marker does too."""
 CODE_MARK = "<|python_tag|>"
 _INTERPRETERS = ("code_interpreter", "ipython", "python")
 _SPACE = re.compile(r"\s*")
@@ -343,8 +343,8 @@ _OPENINGS = re.compile("|".join(re.escape(opening) for opening in sorted(_BLOCKS
 
 def taken_out(text: str, tools: Tools = None, *, cut: bool = False) -> tuple[str, list[ToolCall]]:
     """Return the text without the tool calls written in it, and these calls. `tools` determines which values
-    are text in a notation without quotes, and allows calls without marks around them. With `cut`, the text
-    may end in the middle of a call."""
+    are text in a notation without quotes, and allows calls without markers. With `cut`, the text may end in
+    the middle of a call."""
     found: list[ParsedCall] = []
     kept: list[str] = []
     at = 0
@@ -378,8 +378,8 @@ def _calls(mark: str, inside: str, tools: Tools) -> list[ParsedCall]:
 
 
 def settled(text: str, marks: Iterable[str], offered: bool) -> str:
-    """Return the part of a text in progress that later words can't make part of a call or of one of the
-    `marks`. With tools `offered`, the text may be a call from its first character on."""
+    """Return the part of an unfinished text that can't become part of a call or of one of the `marks`. With
+    tools `offered`, the entire text may be a call."""
     if offered and text.lstrip().startswith(("{", "[")):
         return ""
     if opening := _OPENINGS.search(text):

@@ -1,7 +1,7 @@
 """Render conversations as text with a model's chat template.
 
-The same text as transformers writes (5.x: `render_jinja_template`), with jinja2 alone. Templates come from
-the hub and are run in jinja's sandbox (`data.tokens.jinja`), which is loaded with the first one.
+The text equals that of transformers 5 (`render_jinja_template`), but only jinja2 is needed. Templates come
+from the hub, so they run in Jinja's sandbox (`data.tokens.jinja`), which is loaded on first use.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def chosen(templates: object, *, tools: bool = False) -> str | None:
 
 
 def with_settings(templates: object, settings: Mapping[str, Any] | None) -> object:
-    """Add `settings` to the templates as default values, so that they apply wherever the template is used: in
-    the training result, its exports, and the servers of both."""
+    """Add `settings` to the templates as default values, so that they apply wherever the template is used:
+    the trained model, its exports, and servers."""
     if not settings:
         return templates
     begun = "".join(
@@ -120,7 +120,7 @@ def render(
     names: Mapping[str, str],
     answer_next: bool = False,
 ) -> tuple[str, Spans]:
-    """Render the text and return it with the spans, in characters, that the template marks as the
+    """Render a conversation. Returns the text and the character spans that the template marks as the
     assistant's. `names` are the special tokens that the template may write, such as `bos_token`. With
     `answer_next`, the text ends with the start of an answer. Raises `DataError` if the template rejects the
     conversation."""
@@ -139,8 +139,8 @@ def render(
 
 
 def carries(text: str, token: tuple[int, int], spans: list[tuple[int, int]], at: int, said: str) -> bool:
-    """Return whether a token contributes to the loss. It does if it has a character in a span, or ends the
-    turn after a span that reaches it. `said` begins at `at` in `text`."""
+    """Return whether a token contributes to the loss. It does if it overlaps a span, or if it ends the turn
+    right after one. `spans` are relative to `said`, which starts at `at` in `text`."""
     begin, end = token
     if begin >= at + len(said):
         return spans[-1][1] == len(said)

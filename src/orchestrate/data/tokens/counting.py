@@ -56,11 +56,11 @@ TOOL_BAND = 0.05
 """Half-width for rows with tools, because the host does not publish how it renders them."""
 
 STAND_IN_BANDS = {"llama-3": 0.05, "qwen3": 0.12}
-"""Half-widths for families counted by o200k: tokens of the family's own vocabulary per token of o200k,
-measured on English prose, Python code, short orders with numbers, and Chinese, Japanese and Korean text:
-Llama 3 0.98-1.02, Qwen 3 0.91-1.12."""
+"""Half-widths for families counted with o200k, from the ratio of tokens in the family's own vocabulary to
+tokens in o200k (Llama 3: 0.98-1.02, Qwen 3: 0.91-1.12). Measured on English prose, Python code, short orders
+with numbers, and Chinese, Japanese and Korean text."""
 OTHER_BAND = 0.25
-"""Half-width for a family that was not measured."""
+"""Half-width for families that were not measured."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ChatOverhead:
 
 
 PRIMING = 3
-"""Tokens that OpenAI's cookbook counts for each conversation and that a training row may not have."""
+"""Number of tokens that OpenAI's cookbook adds to each conversation, and that a training row may lack."""
 
 _VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
     "o200k": ("o200k_base", ChatOverhead(row=PRIMING, message=4), 0.0),
@@ -92,7 +92,7 @@ _VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
 
 
 def row_doubt(name: str) -> int:
-    """Return how many of the counted tokens of each conversation may not exist."""
+    """Return the number of tokens per conversation that may be counted in excess."""
     return PRIMING if name in ("o200k", "cl100k") else 0
 
 
@@ -117,7 +117,7 @@ def counter(name: str) -> Counter:
 
 
 def base(name: str) -> str:
-    """Return the name of the counter itself. For a substitute counter, this is the part after the family."""
+    """Return the name of the counter, without the family of a substitute counter."""
     return name if name.startswith("hf:") else name.rpartition("~")[2]
 
 
@@ -151,10 +151,9 @@ def for_model(
     """Return the name of the best counter on this machine for a model. Every argument is optional.
 
     `folder` is a local model folder. `tokenizer` is the value in the catalog: a counter's name, or a family
-    such as `llama-3`. `hub` is the model's id on the hub, whose tokenizer is used if it is in the hub's local
-    cache. `chat` contains the `chat_template` and `chat_template_kwargs` with which a hub's tokenizer renders
-    rows in place of its own, the `added_tokens` that it doesn't split, and how it treats
-    `earlier_thinking`."""
+    such as `llama-3`. `hub` is the model's id on the hub, used if its tokenizer is in the hub's local cache.
+    `chat` contains the `chat_template` and `chat_template_kwargs` with which a hub's tokenizer renders rows
+    in place of its own, the `added_tokens` that it doesn't split, and how it treats `earlier_thinking`."""
     given = f"\n{msgspec.json.encode(chat, order='deterministic').decode()}" if chat else ""
     if folder is not None and has_tokenizer(Path(folder)):
         return f"hf:{Path(folder).resolve()}{given}"
@@ -166,8 +165,7 @@ def for_model(
 
 
 def of_tiktoken(model: str) -> str | None:
-    """Return the counter of a model from OpenAI's name for it, including tuned models, or `None` for any
-    other name."""
+    """Return the counter for an OpenAI model name, including tuned models, or `None` for any other name."""
     import tiktoken
 
     try:
@@ -214,7 +212,7 @@ def _tiktoken_counter(vocabulary: str) -> Callable[[list[str]], list[int]]:
 
 
 class BpeCounter:
-    """Counts text pieces with a byte-pair vocabulary and adds the template's fixed overhead."""
+    """Counter with a byte-pair vocabulary. It adds the chat template's fixed overhead."""
 
     def __init__(self, name: str, vocabulary: str, overhead: ChatOverhead, error_band: float) -> None:
         self.name = name
@@ -344,7 +342,7 @@ class StoredCounts(msgspec.Struct, frozen=True):
 
 
 def find(digest: str, counter: str, folder: Path | None) -> StoredCounts | None:
-    """Look up what `keep` stored for this digest and counter, in this or an earlier process."""
+    """Look up the counts that `keep` stored for this digest and counter, in this or an earlier process."""
     found = _counts.get((digest, counter))
     if found is None and folder is not None:
         # A file that is damaged or has gone is counted again; so is one that cannot be read.
@@ -398,11 +396,11 @@ class StoredRange(msgspec.Struct, frozen=True, array_like=True):
 
 
 Ranges = dict[str, StoredRange]
-"""By the hash of a range's bytes."""
+"""Counts by the hash of a range's bytes."""
 
 
 def find_ranges(path: str, read_as: object, counter: str, folder: Path) -> Ranges:
-    """Look up what `keep_ranges` stored for this path, regardless of its content."""
+    """Look up the counts that `keep_ranges` stored for this path, regardless of its content."""
     with suppress(OSError, msgspec.MsgspecError):
         return msgspec.msgpack.decode(_ranges_file(folder, path, read_as, counter).read_bytes(), type=Ranges)
     return {}
@@ -418,7 +416,7 @@ def _ranges_file(folder: Path, path: str, read_as: object, counter: str) -> Path
 
 def seen(path: str, columns: object, folder: Path | None) -> str | None:
     """Return the digest that a file had when it last had this size and modification time. The file may have
-    another digest now, so this only says what probably need not be counted again."""
+    changed since, so a match only makes recounting probably unnecessary."""
     if folder is None:
         return None
     with suppress(OSError, ValueError):  # a name that can be none, too

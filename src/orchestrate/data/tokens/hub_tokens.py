@@ -25,7 +25,7 @@ from orchestrate.data.tokens.turns import Conversations, Earlier, answered, rows
 from orchestrate.errors import DataError, SetupError
 
 _SPACE = "\u2581"
-"""The prefix of SentencePiece's words."""
+"""Character that SentencePiece puts before a word."""
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -45,7 +45,7 @@ def load(folder: Path, added_tokens: Sequence[str] = ()) -> Any:
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Return the token ids of a transformers tokenizer that mark something, such as the end of a turn."""
+    """Return the ids of a transformers tokenizer's control tokens, such as the end of a turn."""
     added: dict[int, Any] = tokenizer.added_tokens_decoder
     return frozenset(cast("list[int]", tokenizer.all_special_ids)) | {
         int(i) for i, token in added.items() if token.special
@@ -53,8 +53,8 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def opened(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer:
-    """Load the tokenizer from a folder. Falls back to transformers if the folder's files are not sufficient.
-    Raises the same errors as `load`."""
+    """Load the tokenizer from a folder, with transformers if the folder's files are not sufficient. Raises
+    the same errors as `load`."""
     return read(folder, added_tokens) or of_transformers(load(folder, added_tokens))
 
 
@@ -96,7 +96,7 @@ def _own(tokenizer: Any) -> Any:
 
 
 class HubCounter:
-    """Counts with a Hugging Face tokenizer. Raises the same errors as `load`."""
+    """Counter with a Hugging Face tokenizer. Raises the same errors as `load`."""
 
     error_band = 0.0
 

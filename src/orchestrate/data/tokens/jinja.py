@@ -30,8 +30,8 @@ def require_template(text: str) -> None:
 
 
 def render(template: str, values: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:
-    """Render the text and return it with the spans, in characters, that the template marks. Raises
-    `DataError` when the template rejects the conversation."""
+    """Render a conversation. Returns the text and the character spans that the template marks. Raises
+    `DataError` if the template rejects the conversation."""
     blocks: list[str] = []
     spans: list[tuple[int, int]] = []
     tracked = _tracked.set((blocks, spans))

@@ -1,7 +1,7 @@
 """Load a hub tokenizer from its files, with `tokenizers` alone.
 
-transformers takes 3 s and 320 MB to start. It is used only where it would not load the files as they are, in
-which case `read` returns `None`.
+Importing transformers takes 3 s and 320 MB. It is needed only for tokenizers with files that it would modify.
+`read` then returns `None`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Json = dict[str, Any]
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _AS_THEY_STAND = {"TokenizersBackend", "PreTrainedTokenizerFast"}
-"""Classes of transformers that read `tokenizer.json` and change nothing."""
+"""Classes of transformers that load `tokenizer.json` unchanged."""
 _REBUILT_TYPES = {
     "qwen2": "Qwen2Tokenizer",
     "qwen3_5": "Qwen3_5Tokenizer",
     "qwen3_5_moe": "Qwen3_5Tokenizer",
     "qwen3_5_moe_text": "Qwen3_5Tokenizer",
 }
-"""Model types whose class transformers takes from its own table, whatever the files say."""
+"""Model types for which transformers chooses the class from its own table, regardless of the files."""
 _UNSURE = ("mistral", "ministral", "voxtral", "pixtral", "siglip2", "hyperclovax", "qwen4")
 """Model types that transformers handles specially."""
 
@@ -74,8 +74,8 @@ REBUILT: Mapping[str, Json] = {
         },
     },
 }
-"""Classes that only take the vocabulary and merges from the file, and what they add to them. A file with the
-same content is used unchanged."""
+"""Classes that read only the vocabulary and merges from the file, with the components that they add. A file
+that already contains these components is used unchanged."""
 
 
 @dataclass(frozen=True)
@@ -83,20 +83,21 @@ class HubTokenizer:
     """The part of a tokenizer that counting and encoding need."""
 
     encode: Callable[[str], tuple[Sequence[int], Sequence[tuple[int, int]]]]
-    """Encodes a text into ids without added special tokens, and the position of each id in the text."""
+    """Function that encodes a text. Returns the ids, without added special tokens, and the position of each
+    in the text."""
     decode: Callable[[Sequence[int]], str]
-    """Decodes ids into unchanged text, including special tokens."""
+    """Function that decodes ids into unchanged text, including special tokens."""
     bos: int | None
-    """Id that begins a text, if there is one."""
+    """Id of the token that starts a text, if there is one."""
     eos: int | None
     names: Mapping[str, str]
     """Special tokens by name: `bos_token` ..."""
     special: frozenset[int]
-    """Ids that mark something, such as the end of a turn."""
+    """Ids of control tokens, such as the end of a turn."""
     marks: frozenset[str]
     """Texts of the special ids."""
     template: object
-    """As in transformers: a text, several by name, or None."""
+    """Chat template as in transformers: a text, several by name, or `None`."""
 
 
 def read(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer | None:

@@ -1,14 +1,13 @@
 """Find which parts of a rendered conversation belong to which message.
 
-A template is a program, and few say which part of their text the model is to learn. So a conversation is
-rendered a second time with other words in the place of every message's own. What both texts share is the
-template's; between its pieces lie the messages, each found for certain, and no span reaches into another one.
-The name of a function is one of a message's own words, so that a call is found whatever its arguments are. An
-answer begins where the generation prompt ends (the text with which the model will be asked for it) and ends
-with the token that ends the turn, which the model must learn to write.
+Few templates mark the text that the model should learn, so each conversation is rendered a second time with
+placeholders for the text of every message. Text common to both belongs to the template. The gaps between its
+pieces are the messages, so their positions are exact and spans never overlap. Function names count as text of
+a message, so calls are found regardless of their arguments. An answer starts after the generation prompt and
+ends with the end-of-turn token, which the model must learn to write.
 
-Conversations of one form (roles, tool calls, thinking, what is empty) share their pieces, so that all but the
-first are rendered once.
+Conversations with the same form (roles, tool calls, reasoning, empty fields) share their pieces, so only the
+first one is rendered twice.
 """
 
 from __future__ import annotations
@@ -52,15 +51,15 @@ from orchestrate.data.tokens.words import (
 from orchestrate.errors import DataError
 
 _MOST_KNOWN = 4096
-"""The number of conversation forms that are cached. Rows of one dataset have few."""
+"""Number of conversation forms that are cached. A dataset has few."""
 _Order = Sequence[tuple[int, int]] | None
 ASSISTANT = frozenset({"assistant"})
 """Roles whose messages are trained on, unless a method selects others."""
 APART = "the text before an answer differs from the generation prompt"
 _AGREEING = ("enable_thinking", "thinking")
-"""Settings with which templates write the prompt with reasoning opened, closed, or neither."""
+"""Template settings that control whether the prompt opens the reasoning, closes it, or neither."""
 _AS_GIVEN: list[tuple[int, int]] = []
-"""The default order: as the messages have their words."""
+"""The default order, which is that of the messages' texts."""
 _SHORT = [ChatMessage(role="user", content="x"), ChatMessage(role="assistant", content="y")]
 _THOUGHT_OUT = [_SHORT[0], ChatMessage(role="assistant", content="y", reasoning="z")]
 _ASKED: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
@@ -70,10 +69,10 @@ class AssistantTurn(NamedTuple):
     """The part of a rendered text that comes from one assistant message."""
 
     spans: tuple[tuple[int, int], ...]
-    """Character spans from the end of the generation prompt to the end of the turn. There are several if a
-    template adds other text in between, and none if it shows nothing."""
+    """Character spans from the end of the generation prompt to the end of the turn. There are several spans
+    if a template adds other text in between, and none if it drops the message."""
     ends: bool
-    """Whether a special token ends the turn, so that the model can learn to stop."""
+    """True if a special token ends the turn, so that the model can learn to stop."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ class Rendered:
     """Spans of trained messages with other roles, by their index."""
 
     def notes(self, *, has_end: bool) -> tuple[str, ...]:
-        """Return effects of the template that the author of the conversation may not expect. `has_end` means
-        that the model has an end token, which is appended to an `unended` text."""
+        """Return effects of the template that the conversation's author may not expect. `has_end` means that
+        the model has an end token, which is appended to an `unended` text."""
         said = ["".join(self.text[start:end] for start, end in turn.spans) for turn in self.turns]
         found = [*left_out(self.text, self.messages, self.tools, said), *self.odd]
         turns = self.turns[:-1] if has_end and self.unended else self.turns
@@ -118,9 +117,9 @@ class Rendered:
         row: float = 1.0,
         inputs: bool = False,
     ) -> list[float]:
-        """Return the loss weight of each token at its place in the text. With `inputs`, training includes
-        what the assistant didn't write. Raises `DataError` if the template changed part of an answer to train
-        on."""
+        """Return the loss weight of each token at its place in the text. With `inputs`, text that the
+        assistant didn't write is trained on too. Raises `DataError` if the template changed part of an answer
+        to train on."""
         weights = [row if inputs else 0.0] * len(offsets)
         ends = [end for _, end in offsets]
         answers = [m for m in self.messages if m.role == "assistant"]
@@ -134,7 +133,7 @@ class Rendered:
                 start, end = turn.spans[0][0], turn.spans[-1][1]
                 if (at := self.text.find(said.text, start, end)) < 0:
                     raise DataError(
-                        "the chat template changes an answer that should be trained on only in part",
+                        "the chat template changes an answer that is trained on only in part",
                         fix="train on the entire answer, or split it into turns with weight 0 and 1",
                     )
                 for token in range(bisect_right(ends, start), bisect_left(offsets, (end, 0))):
@@ -152,13 +151,13 @@ class Rendered:
 @dataclass
 class Conversations:
     """A tokenizer's chat templates. `names` are the special tokens that they may write, and `special` are the
-    texts of all tokens that mark something."""
+    texts of all control tokens."""
 
     templates: object
     names: Mapping[str, str]
     special: frozenset[str]
     probing: bool = False
-    """Whether it only examines the behavior of a template."""
+    """True if it only probes the behavior of a template."""
     _known: dict[tuple[object, ...], tuple[MessageFormat, _TurnPieces | None]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
     _openers: dict[bool, str] = field(default_factory=dict[bool, str])
 
@@ -397,7 +396,7 @@ class _TurnPieces(NamedTuple):
 class _Marks(NamedTuple):
     special: frozenset[str]
     opener: str
-    """The text with which the generation prompt begins, or nothing."""
+    """Text at the start of the generation prompt. May be empty."""
 
 
 def _turn(cut: Cut, i: int, before: str | None, upto: Cut | None, marks: _Marks) -> tuple[_Outline, bool]:
@@ -544,8 +543,8 @@ def answered(prompt: Sequence[ChatMessage], answer: Sequence[ChatMessage]) -> li
 # answers would teach the model to answer without it.
 
 Earlier = Literal["train", "split", "untrained"]
-"""What to do with answers rendered without the reasoning in their row: train on them anyway, move them to the
-end of a separate row, or keep them as context."""
+"""Treatment of answers that are rendered without their reasoning: train on them anyway, train on each at the
+end of a separate row, or use them only as context."""
 
 
 def rows_of(

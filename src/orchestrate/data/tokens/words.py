@@ -1,4 +1,4 @@
-"""Locate the words of messages in a rendered conversation, and find those that are missing."""
+"""Locate the texts of messages in a rendered conversation, and find missing ones."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
 
 KEPT = re.compile(r"(</?[\w:]{0,32}think[\w:]{0,32}>|</?tool_(?:call|response)>)")
-"""Markers in a message's own words that some templates look for."""
+"""Markers in a message's own text that some templates look for."""
 _WORD = "zq{}qz{}zq"
-"""A placeholder for somebody's words: letters and digits, which no template changes."""
+"""Placeholder for a text of a message: letters and digits, which no template changes."""
 _WORDS = re.compile(r"zq(\d+)qz\d+zq")
 
 
-_CHOICE = "method.earlier_thinking sets what to train on in that case"
+_CHOICE = "choose what to train on in that case with method.earlier_thinking"
 
 
 class Cut(NamedTuple):
-    """A text split into the template's pieces, and the owners of the words between them."""
+    """A rendered text split into the template's pieces, and the owners of the texts between them."""
 
     texts: list[str]
     owners: list[tuple[int, int]]
-    """The message and the number of its word, for each gap between pieces. A word may occur several times."""
+    """For each gap between pieces: index of the message, and index of the text within it. A text may occur
+    several times."""
     starts: list[int]
     """The start of each piece."""
 
@@ -64,7 +65,7 @@ def texts_in(value: object) -> Iterator[str]:
 
 
 def other_words(of: Mapping[str, Any], i: int) -> dict[str, Any]:
-    """Replace the words of a message and keep its form."""
+    """Replace the texts of a message without changing its form."""
     numbers = count()
 
     def word(text: str) -> str:
@@ -126,7 +127,7 @@ def cut_by_words(text: str) -> Cut:
 
 
 def cut_by_values(text: str, messages: Messages, order: Sequence[tuple[int, int]] | None = None) -> Cut:
-    """Cut a text at the messages' own words, found one after another, in `order` if it is known."""
+    """Split a text at the messages' texts, searched one after another, in `order` if it is known."""
     words = {(i, k): value.strip() for i, m in enumerate(messages) for k, value in enumerate(values(m))}
     texts: list[str] = []
     owners: list[tuple[int, int]] = []
@@ -145,15 +146,15 @@ def cut_by_values(text: str, messages: Messages, order: Sequence[tuple[int, int]
 
 
 def spelt(core: str) -> tuple[str, ...]:
-    """Return the spellings of a text: unchanged, and as JSON writes it."""
+    """Return the possible spellings of a text: unchanged, and escaped as in JSON."""
     return tuple(dict.fromkeys((core, json.dumps(core, ensure_ascii=False)[1:-1], json.dumps(core)[1:-1])))
 
 
 def aligned(
     text: str, pieces: Sequence[str], owners: Sequence[tuple[int, int]], messages: Messages
 ) -> list[int] | None:
-    """Return where each piece begins in `text`, or `None` if the text consists of more than the pieces and
-    the messages' own words."""
+    """Return where each piece begins in `text`, or `None` if the text contains anything except the pieces and
+    the messages' texts."""
     words = [[value.strip() for value in values(m)] for m in messages]
     starts, at = [0], 0
     for piece, (i, k) in zip(pieces, owners, strict=False):
@@ -171,7 +172,8 @@ def aligned(
 
 
 def hidden(text: str, messages: Sequence[ChatMessage]) -> Iterator[str]:
-    """Yield the words of messages that the text does not contain, including names and arguments of calls."""
+    """Yield the texts of messages that the rendered text does not contain, including names and arguments of
+    calls."""
     for of in messages:
         yield from (word for word in _own_words(of) if not _has(text, [word]))
         yield from ("a call" for found in _calls_shown(text, of) if not found)
@@ -240,13 +242,13 @@ class MessageFormat(NamedTuple):
     """Format in which messages are passed to a template, because templates expect different formats."""
 
     text_arguments: bool = False
-    """Whether the arguments of a call are JSON text instead of an object."""
+    """True if the arguments of a call are JSON text instead of an object."""
     no_content: bool = False
-    """Whether the content next to tool calls is `None` instead of an empty text."""
+    """True if the content next to tool calls is `None` instead of an empty text."""
     short_ids: bool = False
-    """Whether ids consist of nine letters and digits."""
+    """True if ids consist of nine letters and digits."""
     parts: bool = False
-    """Whether content is a list of parts."""
+    """True if content is a list of parts."""
 
 
 _FORMS = [MessageFormat(*flags) for flags in product((False, True), repeat=4)]

@@ -122,7 +122,7 @@ def test_what_only_resembles_a_table_is_not_taken_for_one(site: str, path: str) 
 @pytest.mark.parametrize(
     ("path", "kind", "says", "again"),
     [
-        ("nothing.jsonl", DataError, "there is no such file", False),
+        ("nothing.jsonl", DataError, "file not found", False),
         ("403", SetupError, "denied access", False),
         ("401", SetupError, "denied access", False),
         ("503", DataError, "answered 503", True),
