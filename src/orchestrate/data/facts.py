@@ -135,7 +135,7 @@ class Facts:
     """Numbers of the lines without a valid row, ascending."""
     pictures: Mapping[Picture, int] = field(default_factory=dict[Picture, int])
     """Number of images in all valid rows by size and detail, used to estimate their cost. The prompt of a
-    preference pair counts once. At most `rows.pictures.MOST_SIZES` sizes are exact. Others are rounded up to
+    preference pair counts once. At most `rows.traits.MOST_SIZES` sizes are exact. Others are rounded up to
     multiples of 32 pixels."""
     columns: tuple[tuple[str, str], ...] = ()
     """Columns that were renamed while reading: (field, column)."""

@@ -302,8 +302,8 @@ FORMATS: dict[str, HostRules] = {
     "parquet": HostRules(
         kinds={
             **EVERY_KIND,
-            "unpaired": "messages next to a label do not fit one column type",
-            "rl": "grader fields do not fit one column type",
+            "unpaired": "rows with messages and a label have no common column type",
+            "rl": "grader fields have no common column type",
         },
         traits={},
     ),

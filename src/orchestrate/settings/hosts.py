@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 HOST_FIELDS: Mapping[str, str] = {
     "type": "Backend type, if this is a name you made up. Use `openai-compatible` for a host described by "
     "a YAML file.",
-    "profile": "Name of that YAML file. Default: the host's name.",
+    "profile": "Name of the host's YAML file. Default: the host's name.",
     "base_url": "Address of the API. Needs `orchestrate keys trust` before a key is sent to it.",
     "key_variable": "Environment variable that holds the key. Default: `NAME_API_KEY`.",
     "account_id": "Account id, for hosts that need one.",
@@ -449,7 +449,7 @@ class Pins:
         except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
             raise ConfigError(
                 f"could not read {self.path}, which ties keys to hosts: {error}",
-                fix=f"rm {self.path}   (each key is tied to its host again at its next use)",
+                fix=f"rm {self.path}   (keys are tied to their hosts again at the next use)",
             ) from error
 
     def _write(self, kept: _PinFile) -> None:

@@ -168,7 +168,7 @@ class Deployment(Record, frozen=True, kw_only=True):
     max_usd_per_hour: Decimal | None = None
     max_cost_usd: Decimal | None = None
     max_hours: Decimal | None = None
-    """Maximum hours, counted from its creation."""
+    """Maximum number of hours, counted from its creation."""
     made_by: str | None = None
     gateway_key: str | None = None
     """Gateway key whose request created it."""
@@ -220,7 +220,7 @@ class DeploymentOffer(Record, frozen=True, kw_only=True):
     """Hourly price with all replicas, idle or not. `None` if unknown."""
     max_cost_usd: Decimal | None = None
     max_hours: Decimal | None = None
-    """Maximum hours, counted from the deployment's creation."""
+    """Maximum number of hours, counted from the deployment's creation."""
     hours_left: Decimal | None = None
     """Remaining hours of `max_hours`."""
     most_usd: Decimal | None = None

@@ -191,7 +191,8 @@ class QuoteLine(Record, frozen=True, kw_only=True):
     """Component, such as training, evaluation, minimum, hosting, serving, storage or electricity."""
     quantity: Decimal
     unit: str
-    """Unit of the rate, such as `usd_per_mtok` or `usd_per_gpu_hour`. The quantity is in its denominator."""
+    """Unit of the rate, such as `usd_per_mtok` or `usd_per_gpu_hour`. The quantity is counted in the unit's
+    denominator."""
     usd_per_unit: Decimal
     usd_low: Decimal
     usd: Decimal
@@ -246,7 +247,7 @@ class Quote(Record, frozen=True, kw_only=True):
     ends_usd: Decimal | None = None
     """Maximum bill of a rented machine, at which it stops regardless of the run."""
     undecided: str | None = None
-    """Reason why only a price range is known: the host decides the price when the job is requested."""
+    """Reason why only a price range is known instead of a single price."""
     refused: str | None = None
     """Reason why the backend would reject the job."""
     unlisted: str | None = None

@@ -201,7 +201,7 @@ _SPACE = re.compile(r"[\s\ufeff]*")
 
 
 def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
-    """Yield the elements of a JSON array, or of consecutive JSON objects that span several lines.
+    """Yield the elements of a JSON array, or consecutive JSON objects that span several lines.
 
     Raises `DataError` for invalid JSON. Unlike in JSONL, nothing after the error can be trusted."""
     decode = json.JSONDecoder(parse_float=rows.number).raw_decode

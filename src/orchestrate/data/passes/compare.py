@@ -37,7 +37,7 @@ class Matches:
     """Pairs of row numbers: a row and the row that it matches."""
 
     pairs: tuple[tuple[int, int], ...]
-    """The first pairs. Their number is limited."""
+    """The first pairs, limited in number."""
     count: int
     """Number of all pairs."""
 

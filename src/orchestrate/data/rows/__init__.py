@@ -223,7 +223,7 @@ CODES: dict[str, Code] = {
     ),
     # -- messages
     "no-messages": Code(_E, "the row has no messages", "add at least a user and an assistant message"),
-    "bad-message": Code(_E, "a message has a wrong field", "see the message"),
+    "bad-message": Code(_E, "a message has an invalid field", "see the message"),
     "cut-answer": Code(
         _E,
         "the answer was cut off at the token limit",

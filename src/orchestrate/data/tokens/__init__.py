@@ -27,7 +27,7 @@ MOST_CHARACTERS = 1 << 19
 _ENTRY = 100
 """Memory overhead of a cached text, in characters."""
 _PROBED = 8
-"""At first, one text in this many is looked up. If that saves time, all are."""
+"""Sampling interval of lookups. At first, one text in this many is looked up. If that saves time, all are."""
 _MOST_PASSES = 15
 """Maximum number of consecutive calls without a lookup."""
 _PAYS = 1 / 20

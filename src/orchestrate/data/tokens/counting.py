@@ -1,22 +1,21 @@
-"""Tokens of a row, by tokenizer name.
+"""Count the tokens of rows, by tokenizer name.
 
-Names that `counter` knows:
+Names that `counter` accepts:
 
-- `o200k`, `cl100k`, `harmony`, `qwen3.5`: vocabularies that come with the package `toktok-rs`, offline. The
-  first two are exact, but for characters that tiktoken's tables of letters do not have yet (U+323B0 of
-  Unicode 17: one token less); `harmony` and `qwen3.5` carry a small band, as part of their template, or the
-  vocabulary's origin, is not certain. `tiktoken` counts the first three where that package has no wheel
-  (it may fetch its vocabulary).
+- `o200k`, `cl100k`, `harmony`, `qwen3.5`: vocabularies of the package `toktok-rs`, which work offline. The
+  first two are exact, except for characters that are missing from tiktoken's letter tables (U+323B0 of
+  Unicode 17: one token less). `harmony` and `qwen3.5` have a small error band, because part of the template
+  or the origin of the vocabulary is uncertain. If the package has no wheel, `tiktoken` counts the first three
+  and may download the vocabulary.
 - `hf:FOLDER`: a Hugging Face tokenizer on this machine, with its own chat template.
-- `FAMILY~COUNTER`, for example `llama-3~o200k`: a stand-in. `COUNTER` counts, the name tells for what, and
-  the count carries the family's error band, measured where `STAND_IN_BANDS` has it.
+- `FAMILY~COUNTER`, for example `llama-3~o200k`: a substitute. `COUNTER` counts for `FAMILY`, and the count
+  has the family's error band from `STAND_IN_BANDS`, or `OTHER_BAND` if the family was not measured.
 
-Chat overhead. OpenAI's models: 3 tokens for each message, one for its role, one more for a name, and 3 for
-the row, as in OpenAI's cookbook ("How to count tokens with tiktoken"), which calls it an estimate: the 3 open
-an answer that is yet to come, which a training row may not have. The count's band is as wide as that.
-`qwen3.5`: ChatML, counted piece by
-piece. Tool schemas and calls are counted as the JSON that they are, since OpenAI does not publish how it
-renders them, and images as nothing: such counts say `exact=False`.
+Chat overhead: for OpenAI's models, 3 tokens per message, 1 for its role, 1 for a name, and 3 per row, as in
+OpenAI's cookbook ("How to count tokens with tiktoken"). The cookbook calls this an estimate. A training row
+may lack the 3 tokens per row, which open the next answer, so the error band includes them. `qwen3.5` counts
+ChatML piece by piece. Tool schemas and calls are counted as JSON, because OpenAI does not publish how it
+renders them. Images count as 0 tokens. Such counts are not exact.
 """
 
 from __future__ import annotations
