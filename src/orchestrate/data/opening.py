@@ -445,8 +445,10 @@ def _held_out(lines: RowSource, total: Total) -> Iterator[Problem]:
     if 0 < counts.total() < total.written:
         total.counts["held-out"] += 1
         shown = " and ".join(f"{n:,} for {split}" for split, n in counts.most_common())
-        text = f"the column {column} marks {shown} of {total.written:,} rows as held out, but these rows "
-        "are used like all others"
+        text = (
+            f"the column {column} marks {shown} of {total.written:,} rows as held out, but these rows "
+            "are used like all others"
+        )
         yield msgspec.structs.replace(problem("held-out", text, field=column), source=lines.path)
 
 

@@ -286,10 +286,14 @@ def told(columns: dict[str, UnreadColumn], rows: int) -> Iterator[Problem]:
     columns."""
     own = with_own_text(columns, rows)
     for name, column in own.items():
-        message = f"column {name} is not used, but in {column.own:,} of {rows:,} rows it contains text that "
-        "does not appear in any used column, so the model would never see this text"
-        fix = f"to use it (as system, context, input ...): --map {quote(f'FIELD={name}')}. To leave it out: "
-        f"--ignore {quote(name)}"
+        message = (
+            f"column {name} is not used, but in {column.own:,} of {rows:,} rows it contains text that "
+            "does not appear in any used column, so the model would never see this text"
+        )
+        fix = (
+            f"to use it (as system, context, input ...): --map {quote(f'FIELD={name}')}. To leave it out: "
+            f"--ignore {quote(name)}"
+        )
         yield replace(problem("unread-column", message, field=name), fix=fix)
     if rest := sorted(columns.keys() - own.keys()):
         shown = f"{', '.join(rest[:12])}{' ...' if len(rest) > 12 else ''}"

@@ -141,12 +141,12 @@ def test_of_very_many_problems_the_first_are_shown_and_the_rest_counted(tmp_path
         ("a.csv", b"text\ncaf\xe9\n", "UTF-8"),
         ("a.csv", b"a,b\n1,2\n", "a, b"),
         ("a.csv", b'prompt,completion\n"a,b\nc,d\n', "line 3: unexpected end of data"),
-        ("a.jsonl", '{"text": "a"}'.encode("utf-16") + b"x", "not UTF-16"),
+        ("a.jsonl", '{"text": "a"}'.encode("utf-16") + b"x", "not valid UTF-16"),
         ("a.parquet", b"PAR1" + b"x" * 100, "Parquet"),
         ("a.arrow", b"ARROW1" + b"x" * 100, "Arrow"),
         ("a.xlsx", b"PK\x03\x04" + b"x" * 100, "ZIP archive or a spreadsheet"),
         ("a.jsonl.xz", b"\xfd7zXZ\x00" + b"x" * 100, "xz archive"),
-        ("a.jsonl", b"\xff\xfea\x00b", "not UTF-16"),
+        ("a.jsonl", b"\xff\xfea\x00b", "not valid UTF-16"),
     ],
 )
 def test_unreadable_file_says_why(name: str, content: bytes, message: str, tmp_path: Path) -> None:
