@@ -219,7 +219,7 @@ def test_mistakes_are_told(cli: Cli, run_id: str, tmp_path: Path) -> None:
         desk = reviewing.opened(ft, [run_id])
         for file, rater, words in (
             ("sheet.csv", None, "for one rater"),
-            ("sheet.xlsx", "a", "use .csv for a sheet to fill in, or .jsonl for the ratings"),
+            ("sheet.xlsx", "a", "use .csv for a spreadsheet to fill in, or .jsonl for the ratings"),
             ("rated.jsonl", None, "no ratings yet"),
         ):
             with pytest.raises(UsageError, match=words):

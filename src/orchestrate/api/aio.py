@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _THREADS = 64
-"""Calls at once. Each run that is awaited is one."""
+"""Maximum concurrent calls. Each awaited run is one call."""
 
 
 def _run(caller: Threaded[Any], run: RunHandle) -> AsyncRunHandle:
@@ -59,7 +59,7 @@ def _session(caller: Threaded[Any], session: TrainingSession) -> AsyncTrainingSe
 
 
 class AsyncRunHandle(Threaded[RunHandle]):
-    """`RunHandle` for asyncio, with the same members. Callbacks run in the thread that does the work."""
+    """`RunHandle` for asyncio, with the same members. Callbacks run in the worker thread."""
 
     def __repr__(self) -> str:
         return f"<Async{repr(self.sync_api)[1:]}"
@@ -78,7 +78,7 @@ class AsyncRunHandle(Threaded[RunHandle]):
 
     @property
     def provider(self) -> Coroutine[Any, Any, Provider]:
-        """Return an awaitable of the backend."""
+        """Return an awaitable that resolves to the backend."""
         return self.call(lambda: self.sync_api.provider)
 
     refresh = in_thread(RunHandle.refresh)
@@ -142,8 +142,8 @@ class AsyncDeploymentHandle(Threaded[DeploymentHandle]):
 
 
 class AsyncOrchestrator(Threaded[Orchestrator]):
-    """`Orchestrator` for asyncio, with the same members. Each call runs in a thread, so that the event loop
-    stays free. To wait for several runs, use `await asyncio.gather(*(run.wait() for run in runs))`."""
+    """`Orchestrator` for asyncio, with the same members. Each call runs in a thread, so the event loop is not
+    blocked. To wait for several runs, use `await asyncio.gather(*(run.wait() for run in runs))`."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(Orchestrator(settings), ThreadPoolExecutor(_THREADS, "orchestrate"))
@@ -155,8 +155,8 @@ class AsyncOrchestrator(Threaded[Orchestrator]):
         await self.close()
 
     async def close(self) -> None:
-        """Close the orchestrator. See `Orchestrator.close`. Work that is still running in a thread
-        finishes on its own."""
+        """Close the orchestrator. See `Orchestrator.close`. Calls still running in a thread are not
+        interrupted."""
         await self.call(self.sync_api.close)
         self.threads.shutdown(wait=False)
 
@@ -166,12 +166,12 @@ class AsyncOrchestrator(Threaded[Orchestrator]):
 
     @property
     def store(self) -> Coroutine[Any, Any, Store]:
-        """Return an awaitable of the store."""
+        """Return an awaitable that resolves to the store."""
         return self.call(lambda: self.sync_api.store)
 
     @property
     def rates(self) -> Coroutine[Any, Any, RateBook]:
-        """Return an awaitable of the rates."""
+        """Return an awaitable that resolves to the rates."""
         return self.call(lambda: self.sync_api.rates)
 
     backends = in_thread(Orchestrator.backends)
@@ -228,7 +228,7 @@ class AsyncOrchestrator(Threaded[Orchestrator]):
         return await self.call(lambda: self.sync_api.evaluate(given, test, metrics=metrics, **order))
 
     async def regress(self, run: AsyncRunHandle | RunHandle | str, **order: Any) -> Regression:
-        """Test whether a run forgot abilities of its base. See `Orchestrator.regress`."""
+        """Test whether a run lost abilities of its base model. See `Orchestrator.regress`."""
         return await self.call(lambda: self.sync_api.regress(_blocking(run), **order))
 
     async def review(

@@ -51,15 +51,15 @@ def _spec(given: SpecGiven) -> JobSpec:
 
 
 class Orchestrator(Workspace):
-    """All backends and all runs of one store. Use it as a context manager. It creates the home folder if it
-    does not exist, and opens nothing until it is needed. Wherever a spec is accepted, you can also pass the
-    path of a spec file or a mapping with its values."""
+    """The entry point: all backends and all runs of one store. Use it as a context manager. Creates the home
+    folder if it does not exist, and opens the store and backends when first needed. Wherever a spec is
+    accepted, you can also pass the path of a spec file or a mapping with its values."""
 
     # -- choosing -------------------------------------------------------------------------------------------
 
     def models(self, query: str = "", provider: str | None = None) -> Listing[Model]:
-        """List the base models whose names contain every word of `query`. With `provider`, only those
-        that it offers. Works offline. Raises `UsageError` for an unknown provider."""
+        """List the base models whose names contain every word of `query`. With `provider`, list only the
+        models it offers. Works offline. Raises `UsageError` for an unknown provider."""
         from orchestrate import catalog
 
         if provider is not None:
@@ -67,7 +67,7 @@ class Orchestrator(Workspace):
         return Listing(catalog.search(query, None if provider is None else self.settings.host(provider).kind))
 
     def model_changes(self, provider: Backends = "all") -> ModelChanges:
-        """Ask the hosts which models they tune, with limits and end dates, and return the differences
+        """Query the hosts for the models they tune, with limits and end dates, and return the differences
         from the catalog."""
         from orchestrate.setup import backends
 
@@ -110,10 +110,10 @@ class Orchestrator(Workspace):
         """Translate, check and quote the spec for each backend, reading each file once. Pass the result to
         `submit`. Works offline.
 
-        `gpu_hours` is the assumed duration of an RFT job. Without `checked`, the files are only counted for
-        the quotes, and the test file is not read. `tokens` is `exact`, `sampled` (the low and high price,
-        against which limits are checked, cover its interval) or `none` (no price). Raises `DataError` for a
-        file that cannot be read.
+        `gpu_hours` is the assumed duration of an RFT job. Without `checked`, only counts the tokens for the
+        quotes, and does not read the test file. `tokens` is `exact`, `sampled` (limits are checked against a
+        price range that covers the sampling interval) or `none` (no price). Raises `DataError` for a file
+        that cannot be read.
         """
         from orchestrate.runs.preparing import prepared
 
@@ -126,8 +126,8 @@ class Orchestrator(Workspace):
         """Show what each setting becomes on each backend. Settings that cannot be kept are marked as refused.
         Works offline.
 
-        No file is read unless `measured` is set. Memory is then planned for the longest row of the data, if
-        the data can be read and the backend plans memory.
+        Reads no files unless `measured` is set. Then memory is planned for the longest row, if the backend
+        plans memory and the data can be read.
         """
         from orchestrate.runs.preparing import prepared
 
@@ -160,7 +160,7 @@ class Orchestrator(Workspace):
 
     # -- spending -------------------------------------------------------------------------------------------
 
-    def submit(  # noqa: PLR0913  each is a wish of its own
+    def submit(  # noqa: PLR0913  each is a separate option
         self,
         spec: SpecGiven | Prepared,
         provider: str,
@@ -178,16 +178,16 @@ class Orchestrator(Workspace):
         A result of `prepare` is not checked and quoted again. If a file has changed since then, the call
         raises `DataError`. `strict` rejects every setting that would not be kept or exactly mapped.
 
-        `idempotency_key` is chosen by the caller. The same key always means the same run, in every process
-        that uses this store, and its run is returned in whatever state it is. If an identical run is open or
-        succeeded within the last day, the call raises `AlreadySubmitted`, unless `again` is set. With
-        `patient`, a job that a busy host did not accept stays pending, and the next call with the same key
-        retries it. `agree` is called if the host's own estimate is above the quote's high end and no limit
-        allows it. Without `agree`, the job is rejected in that case.
+        You choose `idempotency_key`. The same key always means the same run, in every process that uses this
+        store. An existing run is returned in any state. If an identical run is open or succeeded within the
+        last day, the call raises `AlreadySubmitted`, unless `again` is set. With `patient`, a job that a busy
+        host did not accept stays pending, and the next call with the same key retries it. `agree` is called
+        if the host's own estimate is above the quote's high end and no limit allows it. Without `agree`, the
+        job is then rejected.
 
-        Raises `TranslationRefused`, `DataError`, `OverBudget`, `KeyTaken` before anything is sent;
-        `OutcomeUnknown` if the response to the create request was lost (the run stays in the store; `sync`
-        settles it); `ProviderError` if the host rejected the job.
+        Raises `TranslationRefused`, `DataError`, `OverBudget` or `KeyTaken` before anything is sent. Raises
+        `OutcomeUnknown` if the response to the create request was lost (the run stays in the store, and
+        `sync` resolves it), and `ProviderError` if the host rejected the job.
         """
         from orchestrate.runs import submit as submission
         from orchestrate.runs.preparing.prepared import Prepared
@@ -220,10 +220,10 @@ class Orchestrator(Workspace):
     ) -> TrainingSession:
         """Open a training session: your own loop trains `model` step by step. Use it as a context manager.
 
-        `lora`: a rank, or a mapping with rank, seed, train_mlp, train_attn, train_unembed. The session is
-        saved and ended at `max_cost_usd` and after `idle_minutes` without a request. `resume=RUN` continues
-        it from its last save, also after a crash. `options` are the backend's own; on this machine threads,
-        device, precision and four_bit.
+        `lora` is a rank, or a mapping with rank, seed, train_mlp, train_attn and train_unembed. The session
+        is saved and ended at `max_cost_usd` or after `idle_minutes` without a request. `resume=RUN` continues
+        it from its last save, also after a crash. `options` are the backend's own. On this machine, they are
+        threads, device, precision and four_bit.
 
         Raises `OverBudget` before anything is sent, and the errors of loading the model.
         """
@@ -251,9 +251,9 @@ class Orchestrator(Workspace):
         **terms: Any,
     ) -> RunHandle:
         """Repeat a finished run from its stored spec, on its backend or another one. `settings` override the
-        spec's, by dotted name. A sandbox run stays in its sandbox. If the data's digest doesn't match the
-        run's, the call raises `DataError`, unless `other_data` is set. `terms` and all other errors are the
-        same as for `submit`."""
+        spec's, by dotted name. A sandbox run is repeated in its sandbox. If the data's digest doesn't match
+        the run's, the call raises `DataError`, unless `other_data` is set. `terms` and all other errors are
+        the same as for `submit`."""
         from orchestrate.runs import rerun
 
         record = self.record(run) if isinstance(run, str) else run.record
@@ -285,9 +285,10 @@ class Orchestrator(Workspace):
         max_cost_usd: Decimal | None = None,
         max_cost_each_usd: Decimal | None = None,
     ) -> dict[str, Decimal | None]:
-        """Run all checks of `submit` without sending anything, for backends that get the spec one after the
-        other. The budget and `max_cost_usd` (default: the spec's) must cover all of them together. Returns a
-        limit for each backend; their sum stays within it. Raises the same errors as `submit`."""
+        """Run all checks of `submit` without sending anything, for backends to which the spec is submitted
+        one after the other. The budget and `max_cost_usd` (default: the spec's) must cover all of them
+        together. Returns a limit for each backend. Their sum is within `max_cost_usd`. Raises the same errors
+        as `submit`."""
         from orchestrate.runs import submit as submission
 
         return submission.preflight(
@@ -323,11 +324,11 @@ class Orchestrator(Workspace):
         """List runs, newest first. The database filters and sorts them.
 
         `sandbox` selects sandbox runs or the others. By default, sandbox runs are left out unless the current
-        keys are a sandbox's. `search` has words that name a run, `model` a part of the model's name, `tag` is
-        `NAME` or `NAME=VALUE`, and `archived` selects only archived runs or only the others. `sort` is
-        created, name, backend, model, status, cost, updated, loss, spec.NAME or tag.NAME; a leading `-` sorts
-        in descending order. `after` is the id of the last run of the previous page. Raises `UsageError` for
-        an unknown status or order.
+        keys are a sandbox's. `search` is words from a run's id, name, note or tags. `model` is part of the
+        model's name. `tag` is `NAME` or `NAME=VALUE`. `archived` selects only archived runs or only the
+        others. `sort` is created, name, backend, model, status, cost, updated, loss, spec.NAME or tag.NAME. A
+        leading `-` sorts in descending order. `after` is the id of the last run of the previous page. Raises
+        `UsageError` for an unknown status or order.
         """
         from orchestrate.store.listing import RunQuery
 
@@ -362,12 +363,13 @@ class Orchestrator(Workspace):
         offline: bool = False,
         ignore: Sequence[str] = (),
     ) -> SpendingReport:
-        """Report spent, committed and remaining budget, and ask every configured account what is still being
-        billed, no matter who created it. `by` is one or more of `orchestrate.runs.spending.accounts.BY`, or
-        `tag:NAME`. `month` is written as `2026-11`. `sandbox` reports the simulated spending of the sandboxes
-        instead. `offline` asks no host. `ignore` has the ids (or their last parts) or names of deployments
-        that are meant to stay up and do not count as idle. The report lists accounts that could not be
-        queried. Raises `UsageError` for an unknown month or grouping."""
+        """Report the spent, committed and remaining budget, and query every configured account for resources
+        that are still billed, no matter who created them. `by` is one or more of
+        `orchestrate.runs.spending.accounts.BY`, or `tag:NAME`. `month` is written as `2026-11`. `sandbox`
+        reports the simulated spending of the sandboxes instead. `offline` queries no host. `ignore` has the
+        ids (or their last parts) or names of deployments that should stay up and do not count as idle. The
+        report lists accounts that could not be queried. Raises `UsageError` for an unknown month or grouping.
+        """
         from orchestrate.providers import registry
         from orchestrate.runs.spending.accounts import Spender
 
@@ -378,7 +380,7 @@ class Orchestrator(Workspace):
 
     def orphans(self, *, sandbox: bool = False) -> OrphanReport:
         """List billed resources that Orchestrate created but that belong to no run or deployment in this
-        store. Another store that uses the same accounts may own them."""
+        store. They may belong to another store that uses the same accounts."""
         from orchestrate.runs.spending.orphans import Orphans
 
         return Orphans(self.store, self.provider).among(self.spending(sandbox=sandbox))
@@ -430,14 +432,14 @@ class Orchestrator(Workspace):
         **order: Any,
     ) -> Evaluation:
         """Evaluate runs (`RUN`, `RUN@CHECKPOINT`), their bases and other models on held-out rows, compare
-        them with one another, and store the result with the runs. `order` has the other fields of
+        them with one another, and store the result with the runs. `order` contains the other fields of
         `orchestrate.runs.evaluation.held_out.EvaluationOrder`."""
         from orchestrate.runs.evaluation.held_out import EvaluationOrder, evaluate_runs
 
         return evaluate_runs(self, runs, EvaluationOrder(test=test, metrics=metrics, **order))
 
     def evaluations(self, run_id: str) -> Listing[Evaluation]:
-        """Return the evaluations of one run, oldest first. Verdicts include what is known about the run
+        """Return the evaluations of one run, oldest first. Verdicts include everything known about the run
         today."""
         found = self.store.history.evaluations(run_id)
         if found:  # without one, `show` saves a third of its time
@@ -448,7 +450,7 @@ class Orchestrator(Workspace):
 
     def regress(self, run: RunHandle | str, **order: Any) -> Regression:
         """Test which abilities of its base model a run kept and which it lost, and store the result with the
-        run. `order` has the fields of `orchestrate.runs.evaluation.regression.RegressionOrder`."""
+        run. `order` contains the fields of `orchestrate.runs.evaluation.regression.RegressionOrder`."""
         from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder
 
         with PreparedRegression(self, run, RegressionOrder(**order)) as prepared:
@@ -463,10 +465,10 @@ class Orchestrator(Workspace):
         keep: float = 0.8,
         **terms: Any,
     ) -> JudgeReport:
-        """Rate training rows with a model and split them: rows with a score of at least `keep`, from 0 to 1,
-        go to `output`, the others to a file beside it. `terms` has the other fields of
+        """Rate training rows with a model and split them. Rows with a score of at least `keep` (0 to 1) are
+        written to `output`, the others to a second file next to it. `terms` contains the other fields of
         `orchestrate.runs.evaluation.judging.JudgeTerms`, such as `rubric`. Raises `UsageError` if the judge
-        was never calibrated against people, `DataError` if it agrees with them too little, and
+        was never calibrated against human ratings, `DataError` if it agrees with them too little, and
         `OverBudget`."""
         from orchestrate.runs.data import files as data
         from orchestrate.runs.evaluation import judging
@@ -477,16 +479,16 @@ class Orchestrator(Workspace):
             return prepared.run()
 
     def calibrate(self, model: str, rated: str | Path, **terms: Any) -> Calibration:
-        """Calibrate a judge against human ratings, from a file or a review id, and store their agreement.
-        `unfit` explains why the judge can't be used. `terms` is the same as for `judge`."""
+        """Calibrate a judge against human ratings, from a file or a review id, and store their agreement. The
+        result's `unfit` says why the judge can't be used. `terms` is the same as for `judge`."""
         from orchestrate.runs.evaluation import judging
 
         return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))
 
     def review(self, runs: Sequence[RunHandle | str] | str = (), **order: Any) -> ReviewSession:
-        """Open a review for people to rate: of runs' answers, of an `evaluation` given by its id, or an
-        existing review given by its id. Creates the review if it does not exist.
-        `orchestrate.runs.evaluation.reviewing.serving` serves it as a page. `order`: the fields of
+        """Open a review in which people rate answers: the answers of these runs, of an `evaluation` (its id),
+        or of an existing review (its id). Creates the review if it does not exist.
+        `orchestrate.runs.evaluation.reviewing.serving` serves it as a page. `order` contains the fields of
         `orchestrate.runs.evaluation.reviewing.ReviewOrder`."""
         from orchestrate.runs.evaluation import reviewing
 
@@ -494,8 +496,8 @@ class Orchestrator(Workspace):
         return reviewing.opened(self, names, reviewing.ReviewOrder(**order))
 
     def rate(self, review: str, ratings: Sequence[Rating]) -> int:
-        """Add ratings of a review's tasks that people made elsewhere, and return their number. Adds all of
-        them or none. Raises `UsageError`."""
+        """Add ratings from elsewhere to a review, all or none, and return their number. Raises
+        `UsageError`."""
         from orchestrate.runs.evaluation import reviewing
 
         return reviewing.record(self, reviewing.opened(self, [review]), ratings)

@@ -1,4 +1,4 @@
-"""RunHandle: one run, and everything you can do with it and its model."""
+"""RunHandle: one run, and the actions on it and its model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from orchestrate.types import DeploymentOffer, Evaluation, Export, Proof
 
 
 class RunHandle(TrackedRun):
-    """One run and the actions on it. `record` is its last known state; `refresh` queries the backend."""
+    """One run and the actions on it. `record` is its last known state. `refresh` queries the backend."""
 
     def deployment_price(self, to: str | None = None, **options: Any) -> Decimal | None:
-        """Return the price of `deploy` with the same options in US dollars per hour, or `None` if it is
+        """Return the hourly price in US dollars of `deploy` with the same options, or `None` if it is
         unknown."""
         return self.deployment_offer(to, **options).usd_per_hour
 
@@ -30,8 +30,8 @@ class RunHandle(TrackedRun):
         max_hours: Decimal | float | str | None = None,
         **options: Any,
     ) -> DeploymentOffer:
-        """Return what `deploy` with the same arguments would do: the price and the limits that would apply,
-        including limits of an earlier call. Sends nothing. Raises the same errors as `deploy`."""
+        """Return the price and limits that would apply to `deploy` with the same arguments, including limits
+        of an earlier call. Sends nothing. Raises the same errors as `deploy`."""
         from orchestrate.runs.hosting import deploying
 
         terms = deploying.DeployTerms(
@@ -55,16 +55,16 @@ class RunHandle(TrackedRun):
         **options: Any,
     ) -> DeploymentHandle:
         """Deploy the tuned model on its host's GPUs, or upload its adapter and deploy it on another host
-        (`to`). Bills hourly until `undeploy`. A second call completes what an earlier one started.
+        (`to`). Billed hourly until `undeploy`. A second call completes an earlier one.
 
-        `max_cost_usd` and `max_hours` end it while a watcher runs (`orchestrate worker`, `watch`) or at a
-        `sync`. `options` are the backend's: `shape`, `min_replicas`, `max_replicas`, `idle_minutes` and so
-        on. Limits and options that a second call leaves out stay unchanged. Limits count from the
+        At `max_cost_usd` or `max_hours`, a watcher (`orchestrate worker`, `watch`) or the next `sync` ends
+        the deployment. `options` are the backend's own, such as `shape`, `min_replicas`, `max_replicas` and
+        `idle_minutes`. Limits and options that a second call leaves out stay unchanged. Limits count from the
         deployment's creation, and options that differ from those of a running deployment are rejected.
 
         Raises `OverBudget`, `ProjectNotTrusted` and, without `accept_unknown_price`, `UsageError` before
-        anything is sent; `OutcomeUnknown` if the response was lost. `sync`, or repeating the call, resolves
-        it.
+        anything is sent. Raises `OutcomeUnknown` if the response was lost. `sync`, or repeating the call,
+        resolves it.
         """
         from orchestrate.runs.hosting import deploying
 
@@ -82,8 +82,8 @@ class RunHandle(TrackedRun):
     def evaluate(
         self, test: str | Path | None = None, *, metrics: Sequence[str] = ("auto",), **order: Any
     ) -> Evaluation:
-        """Evaluate the base and the tuned model on held-out rows (`test`, by default the spec's), and
-        store the result with the run. `order` are the fields of
+        """Evaluate the base and the tuned model on held-out rows (`test`, by default the spec's), and store
+        the result with the run. `order` contains the fields of
         `orchestrate.runs.evaluation.held_out.EvaluationOrder`, such as `limit` or `on`."""
         from orchestrate.runs.evaluation.held_out import EvaluationOrder, evaluate_runs
 
@@ -97,7 +97,8 @@ class RunHandle(TrackedRun):
 
     def verify(self, at: str | None = None, **asking: Any) -> Proof:
         """Verify that a served model is the one that was trained. See
-        `orchestrate.runs.serving.tuned.verify`. `asking` has the fields of its `Asking`."""
+        `orchestrate.runs.serving.tuned.verify`. `asking` contains the fields of
+        `orchestrate.runs.serving.tuned.EndpointNames`."""
         from orchestrate.runs.serving import tuned
 
         return tuned.verify(self._ws, self, at, tuned.EndpointNames(**asking))

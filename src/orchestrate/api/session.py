@@ -1,4 +1,4 @@
-"""AsyncTrainingSession: a training session for asyncio. Apart from `aio`, since it needs numpy."""
+"""AsyncTrainingSession: a training session for asyncio. Separate from `aio`, because it needs numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from orchestrate.types import Run
 
 
 class AsyncTrainingSession(Threaded[TrainingSession]):
-    """`TrainingSession` for asyncio: the same members. `futures` returns what `asyncio.wrap_future` takes."""
+    """`TrainingSession` for asyncio: the same members. `futures` returns a value for
+    `asyncio.wrap_future`."""
 
     async def __aenter__(self) -> Self:
         return self

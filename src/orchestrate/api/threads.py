@@ -1,4 +1,4 @@
-"""Adapt blocking objects to asyncio. Each call runs in a thread, so the event loop stays free."""
+"""Adapts blocking objects to asyncio. Each call runs in a thread, so the event loop is not blocked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Sync = TypeVar("_Sync")
 
 
 class Threaded(Generic[_Sync]):
-    """Calls a blocking object in threads, so that the event loop stays free."""
+    """Calls a blocking object in threads, so the event loop is not blocked."""
 
     def __init__(self, sync_api: _Sync, threads: ThreadPoolExecutor) -> None:
         self.sync_api = sync_api
@@ -39,7 +39,7 @@ def in_thread(
 def then(
     method: Callable[Concatenate[_Sync, _P], _T], give: Callable[[Threaded[_Sync], _T], _R]
 ) -> Callable[Concatenate[Threaded[_Sync], _P], Coroutine[Any, Any, _R]]:
-    """Return the asyncio version of a method, which passes its result through `give`."""
+    """Return the asyncio version of a method whose result is passed through `give`."""
 
     @functools.wraps(method)
     async def threaded(self: Threaded[_Sync], /, *args: _P.args, **options: _P.kwargs) -> _R:

@@ -1,1 +1,2 @@
-"""Leaving a backend before it closes: its past jobs, its models' answers, and the way to another one."""
+"""Migration from a backend before it shuts down: import its past jobs, record its models' answers, and train
+elsewhere."""

@@ -1,5 +1,5 @@
-"""A whole account moved by a plan: written for all runs, then carried out within its budget, as often as it
-takes."""
+"""Migration of an entire account by a plan: written for all runs, then run within its budget. Safe to
+repeat."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 MOST_USD = Decimal(10**12)
 SKIP = "skip"
-"""Used in place of a backend."""
+"""Value of `to` in a plan that skips the run."""
 _HEAD = """\
 # Written by: orchestrate migrate --all --plan {name}
-# Edit it: `to` is a backend, or skip; `model` is the model to train there. Then run it, several times if
+# Edit it: `to` is a backend or skip. `model` is the model to train there. Then run it, several times if
 # needed (nothing is submitted twice):  orchestrate migrate --plan {name}
 #
 # budget_usd: limit for the sum of the high ends of all quotes below, plus what earlier migrations of these
@@ -54,9 +54,9 @@ class MovePlanEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     run: str
     to: str
     model: str | None = None
-    """`None`: the proposed model."""
+    """Model to train. `None` selects the proposed one."""
     test: str | None = None
-    """Held-out rows; `None`: the run's own, or its recording's."""
+    """Held-out rows. `None` selects those of the run or of its recording."""
     proof: bool = True
 
     @property
@@ -71,7 +71,7 @@ class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PlannedMove(Record, frozen=True, kw_only=True):
-    """A line of a plan that is about to be written: what is proposed for one run, or why nothing is."""
+    """An entry of a plan to be written: the proposal for one run, or the reason why there is none."""
 
     run_id: str
     told: str
@@ -85,8 +85,8 @@ class PlannedMove(Record, frozen=True, kw_only=True):
 
 
 def write(path: Path, planned: Sequence[PlannedMove], margin: float, moved_usd: Decimal = Decimal(0)) -> None:
-    """Write the migration plan to a file, with the reasons as comments. `moved_usd` is what moving these
-    runs has cost so far. Raises `UsageError` if the file exists, because somebody may have edited it."""
+    """Write the migration plan to a file, with the reasons as comments. `moved_usd` is the cost so far of
+    migrating these runs. Raises `UsageError` if the file exists, because someone may have edited it."""
     if path.exists():
         raise UsageError(
             f"{path} already exists and may have been edited",
@@ -192,7 +192,7 @@ def _up(usd: Decimal) -> str:
 
 Tell = Callable[[str], object]
 MOVED = "plan-moved"
-"""Records of the runs that a plan has moved, by the mark of the plan's path."""
+"""Kind of the records of the runs that a plan has migrated, stored under a hash of the plan's path."""
 
 
 class Carried(Record, frozen=True, kw_only=True):
@@ -203,19 +203,18 @@ class Carried(Record, frozen=True, kw_only=True):
     new_run: str | None = None
     status: JobStatus | None = None
     parity: str = ""
-    """`holds`, `does not hold` or `not shown`; empty if nothing was compared."""
+    """`holds`, `does not hold` or `not shown`. Empty if nothing was compared."""
     report: str | None = None
     problem: str | None = None
-    """Why it is not complete; the same command tries again."""
+    """Reason why the entry is not complete. The same command tries again."""
 
 
 def proposed(
     ft: Workspace, order: MigrationOrder, tell: Tell, priced: Callable[[Prepared], object] = lambda _: None
 ) -> list[PlannedMove]:
-    """Propose a move for every run that succeeded and whose model is shut down on an announced date, earliest
-    first. Of runs trained with the same settings on the same data, only the newest is moved. `priced`
-    receives what each would be submitted as. Works offline. Raises `ConfigError` for a backend that isn't
-    set up here."""
+    """Propose a migration for every run that succeeded and whose model has an announced shutdown date,
+    earliest first. Of runs with the same settings and data, only the newest is migrated. `priced` receives
+    each prepared spec. Works offline. Raises `ConfigError` for a backend that isn't configured."""
     for name in ft.backends(list(order.to)):
         ft.provider(name)  # it would be the reason to skip every run
     found: list[PlannedMove] = []
@@ -233,8 +232,8 @@ def proposed(
 
 
 def _settings(run: Run) -> str:
-    """By which two models differ. An imported run has no hash of a spec that the host does not know all
-    of; one whose spec cannot be read is like no other."""
+    """Return the settings by which two models differ. An imported run has no hash of a spec that the host
+    only knows in part. A run whose spec cannot be read equals no other run."""
     try:
         spec = JobSpec.parse(run.spec)
     except SpecError:
@@ -245,7 +244,7 @@ def _settings(run: Run) -> str:
 def _planned(
     ft: Workspace, run: Run, order: MigrationOrder, told: str, priced: Callable[[Prepared], object]
 ) -> PlannedMove:
-    """One without held-out rows can be moved, and not be compared."""
+    """Plan the migration of a run. A run without held-out rows can be migrated, but not compared."""
     try:
         try:
             prepared = PreparedMigration(ft, run.id, order)
@@ -274,7 +273,7 @@ class _Step:
 
 
 class PreparedPlan:
-    """A plan that is ready to run. Nothing more was sent yet."""
+    """A plan that is ready to run. Nothing new has been sent yet."""
 
     def __init__(self, ft: Workspace, path: Path, order: MigrationOrder, *, again: bool = False) -> None:
         """`order`: how parity is judged; the plan says where to. Raises `UsageError` for what is no plan, and
@@ -290,8 +289,8 @@ class PreparedPlan:
             raise UsageError(f"{path} names {joined(twice)} twice", fix="write one entry per run")
         made = {step.known.id for step in self.steps if step.known is not None}
         self.strays = [run for run in moved if run.id not in made]
-        """Runs created by moving the plan's runs that are no longer a step of it: on a backend that it
-        named before it was edited, retried since, or from an entry that is skipped or was deleted."""
+        """Runs created by earlier versions of the plan: on a backend that was replaced, before a retry, or
+        for an entry that is now skipped or was deleted."""
 
     def _step(self, entry: MovePlanEntry, order: MigrationOrder) -> _Step:
         wanted = replace(
@@ -318,13 +317,13 @@ class PreparedPlan:
 
     @property
     def new(self) -> list[_Step]:
-        """Return the steps that are still to be submitted."""
+        """The steps that are still to be submitted."""
         return [step for step in self.steps if step.known is None]
 
     @property
     def high_usd(self) -> Decimal:
-        """The maximum cost of the entire plan, including its cost before it was edited. Existing runs count
-        with their bill, or else their quote."""
+        """The maximum cost of the entire plan, including its cost before it was edited. An existing run
+        counts its bill, or else its quote."""
         return sum((_high_usd(step) for step in self.steps), sum(map(cost_usd, self.strays), Decimal(0)))
 
     def require_budget(self) -> None:
@@ -438,8 +437,8 @@ def _moved_usd(ft: Workspace, planned: Sequence[PlannedMove]) -> Decimal:
 
 
 def cost_usd(run: Run) -> Decimal:
-    """Return the most that a run has cost or will cost. For a sandbox run, return what it would have cost, so
-    a rehearsal shows it."""
+    """Return the maximum that a run has cost or will cost. For a sandbox run, return what a real run would
+    have cost, so a rehearsal shows it."""
     if run.phase is SubmitPhase.REFUSED:
         return Decimal(0)
     if run.bill is not None and run.status.terminal:

@@ -1,7 +1,8 @@
-"""Past jobs of an account become runs: first all of them from the lists, then what belongs to each.
+"""Imports past jobs of an account as runs: first all jobs from the host's lists, then each job's details and
+files.
 
-Nothing is changed on the host. A job is one run however often it is imported, since its run's id is made of
-the job; what was fetched is not fetched again, so that an import that was interrupted goes on.
+Changes nothing on the host. The run's id is derived from the job, so importing a job again does not create a
+second run. Data that was already fetched is not fetched again, so an interrupted import continues.
 """
 
 from __future__ import annotations
@@ -53,18 +54,18 @@ _PREFIX, REF_PREFIX = "run-", "imp-"
 
 
 class HostFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of a job, as the host has it or had it."""
+    """A job's file on its host. The host may have deleted it."""
 
     id: str
     sha256: str | None = None
     bytes: int = 0
     path: str | None = None
     rows_digest: str | None = None
-    """Digest of its rows, which recognizes the same data again."""
+    """Digest of its rows, to recognize the same data."""
     gone: str | None = None
-    """Why it is not available."""
+    """Reason why it is not available."""
     refused: bool = False
-    """The host may have it, but doesn't release it to this key today."""
+    """True if the host may have it but doesn't release it to this key today."""
 
 
 class ImportReport(msgspec.Struct, kw_only=True):
@@ -74,18 +75,18 @@ class ImportReport(msgspec.Struct, kw_only=True):
     """Jobs on the account's list."""
     imported: list[str] = []
     known: int = 0
-    """Jobs that already are runs."""
+    """Number of jobs that already are runs."""
     left_out: int = 0
-    """Jobs without a model, unless `all` was requested."""
+    """Number of jobs without a model, which are only imported with `all`."""
     files: int = 0
-    """Fetched now."""
+    """Number of files fetched by this import."""
     files_gone: int = 0
     problems: dict[str, str] = {}
-    """Run id -> what could not be fetched; the same command retries it."""
+    """Maps run ids to what could not be fetched. The same command tries again."""
 
 
 Tell = Callable[[str, int, int], object]
-"""Called with the current step, the number done, and the total (0: unknown)."""
+"""Function called with the current step, the number done, and the total (0 if unknown)."""
 
 
 class Importer:
@@ -238,19 +239,19 @@ class Importer:
             self._store.history.add_record(run.id, DETAILS, record)
 
     def _held(self) -> Iterator[tuple[str, dict[str, HostFile]]]:
-        """Of each run that was completed, its files by split."""
+        """Yield the id of each completed run, with its files by split."""
         for record in self._store.history.records(DETAILS):
             yield record.run_id, decoding.convert(record.data.get("files", {}), dict[str, HostFile])
 
     def lost(self) -> dict[str, str]:
-        """Run id -> why its training file is not available."""
+        """Map run ids to the reason why their training file is not available."""
         held = {run_id: files["train"].gone for run_id, files in self._held() if "train" in files}
         return {run_id: gone for run_id, gone in held.items() if gone is not None}
 
     # -- files ---------------------------------------------------------------------------------------------
 
     def files(self) -> Iterator[HostFile]:
-        """Yield the files of this host that were fetched or no longer exist there."""
+        """Yield the host's files that were fetched or no longer exist there."""
         for record in self._store.history.records(FILES, [self._place]):
             yield decoding.convert(record.data, HostFile)
 
@@ -323,7 +324,7 @@ def _rows_digest(id: str, path: Path) -> str:
 
 
 def _spec(job: Job, told: Told, least: dict[str, Any]) -> dict[str, Any]:
-    """As much of the spec as the host tells and as can be read back."""
+    """Return the part of the spec that the host reports and that can be parsed."""
     spec = {**least, **told.spec, "model": job.model or "unknown"}
     for name in list(told.spec):
         try:
@@ -377,8 +378,8 @@ def take(
     tell: Callable[[str, int, int], object] | None = None,
     today: date | None = None,
 ) -> AccountImport:
-    """Import a host's past jobs as runs. `today` is the date by which models count as shut down. Raises
-    `MissingKey`, and `ProviderError` if the host's list cannot be read."""
+    """Import a host's past jobs as runs. Models with a shutdown date before `today` count as shut down.
+    Raises `MissingKey`, and `ProviderError` if the host's list cannot be read."""
     provider = ft.ready(name)
     importer = Importer(ft.store, provider, ft.settings.home / "imported", ft.rates, tell)
     report: ImportReport = importer.run(since=since, every=every, details=details, files=files)

@@ -1,5 +1,4 @@
-"""Inventory of what a team may lose: each tuned model, when it is shut down, what it cost, and what can be
-made again."""
+"""Inventory of the models that a team may lose: shutdown dates, costs, and whether each can be retrained."""
 
 from __future__ import annotations
 
@@ -19,14 +18,14 @@ if TYPE_CHECKING:
 
 
 TAG = "migrated_from"
-"""Tag of the new runs; its value is the old one's id."""
+"""Tag of the new runs. Its value is the id of the old run."""
 KEY = "migrate-"
 """Prefix of the idempotency keys of the new runs."""
 
 
 def successors(store: Store) -> dict[str, Run]:
-    """Map each old run's id to the newest run that succeeded in its place, in the same kind of place, because
-    a rehearsal in the sandbox does not replace a real run."""
+    """Map each old run's id to the newest successful run that replaces it. A rehearsal in the sandbox does
+    not replace a real run."""
     found: dict[str, Run] = {}
     new = [run for run in store.runs.keyed(KEY) if run.status is JobStatus.SUCCEEDED and TAG in run.tags]
     old = {run.id: run for run in store.runs.of_ids(run.tags[TAG] for run in new)}
@@ -56,17 +55,18 @@ class InventoryRun(Record, frozen=True, kw_only=True):
     status: JobStatus
     made_at: datetime
     silent_on: date | None
-    """The last day on which it answers; `None` if none is announced."""
+    """The last day on which the model answers. `None` if no shutdown is announced."""
     days_left: int | None
     cost_usd: Decimal | None
     trained_tokens: int | None
     last_use: datetime | None
-    """Last use as seen by this store; the hosts do not report it."""
+    """Last use from this store. Hosts do not report it."""
     data: str
-    """`here` (a file on this machine), `gone` (with the reason), or `unknown`."""
+    """Location of the training data: `here` (a file on this machine), `gone` (with the reason), or
+    `unknown`."""
     data_path: str | None = None
     rebuild: str
-    """Whether it can be retrained, and from what."""
+    """Answer to whether the model can be retrained, and on which base models, in words."""
 
 
 class Inventory(Record, frozen=True, kw_only=True):
@@ -75,7 +75,7 @@ class Inventory(Record, frozen=True, kw_only=True):
     """Total of the runs whose cost is known."""
     uncosted: int
     silent: tuple[tuple[date, int], ...]
-    """Day -> models that are shut down then, soonest first."""
+    """(last day, number of models shut down after it), earliest first."""
     data_here: int
     data_gone: int
 
@@ -88,7 +88,7 @@ def inventory(
     used: Mapping[str, datetime],
 ) -> Inventory:
     """List the runs with the shutdown date of each model. `lost` maps a run id to why its training rows are
-    unavailable. `used` is when each model was last used from this store."""
+    unavailable. `used` maps a run id to the time when its model was last used from this store."""
     rows = sorted(
         (_held(run, profile, lost.get(run.id), today, used.get(run.id)) for run in runs),
         key=lambda held: (held.silent_on or date.max, held.made_at),
@@ -135,14 +135,14 @@ def _held(run: Run, profile: Profile, lost: str | None, today: date, used: datet
 
 
 def _train_files(train: Any) -> list[str]:
-    """Of a spec: one file, or those of a mix."""
+    """Return the training files of a spec, one or several."""
     if isinstance(train, list):
         return [str(file.get("path")) for file in cast("list[dict[str, Any]]", train)]
     return [train] if isinstance(train, str) else []
 
 
 def shutdown(model: str, profile: Profile) -> date | None:
-    """Return the last day on which tuned versions of this model answer, or `None` if no date is announced."""
+    """Return the last day on which models tuned from this one answer, or `None` if no date is announced."""
     try:
         host = catalog.resolve(model, profile).host
     except SpecError:
@@ -151,7 +151,8 @@ def shutdown(model: str, profile: Profile) -> date | None:
 
 
 def _rebuild(name: str, profile: Profile, today: date) -> str:
-    """The nearest ways to make it again: the same base elsewhere while it can be tuned, then open models."""
+    """Return the closest options for retraining: the same base model on other hosts while they tune it, then
+    open models."""
     base = profile.tuned_base(name) if profile.tuned_base else None
     model = catalog.lookup(base or name)
     if model is None:
@@ -165,7 +166,8 @@ def _rebuild(name: str, profile: Profile, today: date) -> str:
 
 
 def elsewhere(model: catalog.Model, kind: str, today: date) -> Sequence[tuple[str, date]]:
-    """List the hosts that still tune the same closed base, each with the date on which it stops."""
+    """List the other hosts that still tune the same closed base model, each with the date on which it
+    stops."""
     if model.open:
         return []
     offers = [(other, model.on(other)) for other, _ in description.entries() if other != kind]

@@ -1,4 +1,4 @@
-"""Migration of one run: what it would be on other backends, then the same data trained there, once."""
+"""Migration of one run: proposals for other backends, then training on the same data there, once."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MARGIN = 0.05
 REQUESTS = 1000
 """Requests per day if no traffic is given."""
 NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
-"""Fields of a spec that don't make a migration a different one."""
+"""Fields of a spec that are ignored when migrations are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +64,13 @@ class MigrationOrder:
 
     to: Sequence[str]
     models: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Backend -> model, instead of the proposed one; `default` for all others."""
+    """Maps backends to models that replace the proposed ones. `default` applies to all other backends."""
     train: str | None = None
-    """Rows instead of the old run's, for example if those are lost."""
+    """Training rows that replace the old run's, for example if those are lost."""
     use: ServingUse | None = None
-    """Traffic for pricing the serving; default: `REQUESTS` per day with the data's own lengths."""
+    """Traffic for the price of serving. Default: `REQUESTS` per day with the data's average lengths."""
     test: str | Path | None = None
-    """Held-out rows; default: the run's own, or its recording's."""
+    """Held-out rows. Default: the rows of the run or of its recording."""
     old: Literal["auto", "live", "recorded"] = "auto"
     metrics: Sequence[str] = ("auto",)
     margin: float = MARGIN
@@ -79,15 +79,15 @@ class MigrationOrder:
     sampling: Sampling = field(default_factory=Sampling)
     on: str = "auto"
     probes: Sequence[str] = ("all",)
-    """Probes for forgetting, as in `service.evaluation.regression.RegressionOrder`."""
+    """Probes for forgetting, as in `orchestrate.runs.evaluation.regression.RegressionOrder`."""
     proof: bool = True
-    """If false, nothing is compared, and no held-out rows are needed."""
+    """False to skip the comparison. Then no held-out rows are needed."""
     max_cost_usd: Decimal | None = None
-    """Cost limit for all answers of the proof; training has its own limit."""
+    """Cost limit for all answers of the comparison. Training has its own limit."""
 
 
 class PreparedMigration:
-    """A migration that is ready to run. Nothing was sent yet."""
+    """A migration that is ready to run. Nothing has been sent yet."""
 
     def __init__(
         self, ft: Workspace, run: TrackedRun | str, order: MigrationOrder, today: date | None = None
@@ -164,7 +164,7 @@ class PreparedMigration:
         told = f"{traffic.requests_per_day:,.0f} requests per day, {traffic.input_tokens:,} tokens in, "
         told += f"{traffic.output_tokens:,} out"
         if self.order.use is None:
-            told += " (the average of the training rows; set yours with --traffic)"
+            told += " (the average of the training rows. Set your own with --traffic)"
         return Proposal(
             run_id=self.old.id,
             provider=self.old.provider,
@@ -193,7 +193,7 @@ class PreparedMigration:
             known = "; ".join(f"{c.suited.model}: {', '.join(c.against)}" for c in candidates)
             why = known or f"no known model there is similar to {self.old.model}"
             return MigrationTarget(
-                provider=name, candidates=candidates, refused=f"{why}; set one with --model {name}=MODEL"
+                provider=name, candidates=candidates, refused=f"{why}. Set one with --model {name}=MODEL"
             )
         refused = [f"{s.name}: {s.rule}" for s in offer.translation.refused]
         model = offer.spec.model_for(name)
@@ -274,12 +274,12 @@ class PreparedMigration:
 
     @property
     def ready(self) -> list[str]:
-        """Backends to which it can be submitted."""
+        """Backends that accept this migration."""
         return [target.provider for target in self.proposal.targets if target.refused is None]
 
     def earlier(self, name: str, *, again: bool = False) -> Earlier:
-        """Return what the store knows about this migration to one backend. A failed run counts, unless
-        `again`."""
+        """Return the earlier runs of this migration to one backend. Failed runs are included unless `again`
+        is set."""
         prepared = self._require()
         attempt = 0
         while True:
@@ -299,7 +299,7 @@ class PreparedMigration:
         agree: Callable[[Quote], bool] | None = None,
     ) -> TrackedRun:
         """Submit the migration, like `Orchestrator.submit`. The same migration is the same run in every
-        process that uses this store, even after a kill at any moment."""
+        process that uses this store, even if a process is killed at any point."""
         made = submit(
             self._ft,
             self._require(),

@@ -1,4 +1,5 @@
-"""Proof of a migration: old and new on the same prompts, what was forgotten, and one report to decide by."""
+"""Tests the parity of a migration: compares the old and new models on the same prompts, measures forgetting,
+and builds the report."""
 
 from __future__ import annotations
 
@@ -32,13 +33,13 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 KIND = "migration"
-"""Kind of the store's records, with the old run."""
+"""Kind of the store's records, stored with the old run."""
 _FEW_LABELS = 2
 
 
 class PreparedProof:
-    """Old and new models that are ready to be compared. Nothing was asked yet. A context manager, like an
-    evaluation."""
+    """Old and new models that are ready to be compared. Nothing has been sent yet. Use it as a context
+    manager, like an evaluation."""
 
     def __init__(
         self, ft: Workspace, migration: PreparedMigration, runs: Sequence[tuple[str, TrackedRun]]
@@ -87,13 +88,13 @@ class PreparedProof:
             self._evaluation.__exit__(None, None, None)
 
     def plan(self) -> EvaluationPlan | None:
-        """Return what would be asked and its cost, without the probes for forgetting, or `None` if there is
+        """Plan the questions and their cost, excluding the probes for forgetting. Returns `None` if there is
         nothing to compare."""
         return self._evaluation.plan() if self._evaluation is not None else None
 
     def run(self, progress: Progress | None = None) -> Migration:
-        """Ask and judge, and store the result with the old run. Raises the same errors as an evaluation.
-        Existing answers are not requested again."""
+        """Query and compare the models, and store the result with the old run. Raises the same errors as an
+        evaluation. Stored answers are not requested again."""
         measured = self._evaluation.measure(progress) if self._evaluation is not None else None
         notes: list[str] = []
         forgotten = [] if measured is None else self._forgotten(notes, progress)
@@ -144,7 +145,7 @@ class PreparedProof:
             except RunFailed as error:
                 return msgspec.structs.replace(moved, problem=error.message)
         if measured is None or evaluation is None:
-            return msgspec.structs.replace(moved, problem="it was not compared with the old model")
+            return msgspec.structs.replace(moved, problem="the new model was not compared with the old one")
         verdict = next((v for v in evaluation.verdicts if v.contender == run.id), None)
         answered = read_items(Path(evaluation.items_file or ""))
         return msgspec.structs.replace(
@@ -167,13 +168,13 @@ def _slices(path: str, limit: int | None) -> list[str]:
 
 
 def results(ft: Workspace, run_id: str) -> list[Migration]:
-    """List the results of moving a run, oldest first."""
+    """List the results of migrating a run, oldest first."""
     found = ft.store.history.records(KIND, [run_id])
     return [decoding.convert(record.data, Migration, strict=False) for record in found]
 
 
 def report(migration: Migration) -> MigrationReport:
-    """Build the report of a migration, with the items that changed, to show or save."""
+    """Build the report of a migration, including the items with changed results."""
     from orchestrate.evaluation.pairing import flips
 
     changed = flips(migration.evaluation) if migration.evaluation is not None else []

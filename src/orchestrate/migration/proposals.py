@@ -1,4 +1,4 @@
-"""The records of a migration: what is proposed before anything is sent, and what came of it."""
+"""Records of a migration: its proposals and its results."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 
 _QUIET = ("model", "train", "validation", "test", "tags", "max_cost_usd")
-"""Settings that are reported elsewhere, or are our own."""
+"""Settings that are not listed as changes, because they are reported elsewhere or are Orchestrate's own."""
 Becomes = Literal["kept", "changed", "left out", "new"]
 
 
 class SettingChange(Record, frozen=True, kw_only=True):
-    """One changed setting, or property of the rows. `was` and `now` are in words, with the host's own
-    field."""
+    """A changed setting, or a changed property of the rows. `was` and `now` describe the values, with the
+    host's own field."""
 
     what: str
     was: str
@@ -50,8 +50,8 @@ class SettingChange(Record, frozen=True, kw_only=True):
 def of_settings(
     before: Translation, after: Translation, refused: Mapping[str, str] | None = None
 ) -> list[SettingChange]:
-    """List the changes from the translation to the old backend to the translation to the new one. `refused`
-    are the settings that the new backend does not get, with the reason."""
+    """List how the settings change from the old backend to the new one. `refused` maps settings that the new
+    backend does not get to the reason."""
     old, new = ({s.name: s for s in t.settings} for t in (before, after))
     found: list[SettingChange] = []
     for name in [*old, *(name for name in new if name not in old)]:
@@ -89,7 +89,7 @@ def of_settings(
 def of_rows(
     content: Content, old: tuple[Profile, Model | None], new: tuple[Profile, Model | None]
 ) -> list[SettingChange]:
-    """List how template, tokens and roles of the same rows change for the new model."""
+    """List how the chat template, the tokens and the roles of the same rows change for the new model."""
     (host, base), (there, model) = old, new
     found = [
         _changed(
@@ -107,7 +107,7 @@ def of_rows(
         spelled = [p.dialect.developer if p.dialect is not None else "system" for p in (host, there)]
         was, now = ("system" if "developer" not in content.roles else f"system, {role}" for role in spelled)
         found.append(
-            _changed("system prompts", was, now, "kept in the rows; send the new model the same prompts")
+            _changed("system prompts", was, now, "kept in the rows. Send the new model the same prompts")
         )
     if content.tools:
         shape = "in the format of the chat completions API"
@@ -117,7 +117,8 @@ def of_rows(
 
 
 def of_problems(problems: Iterable[Problem], provider: str) -> list[SettingChange]:
-    """List what the new backend would reject, leave out or train differently in the rows, each kind once."""
+    """List what the new backend would reject, leave out or train differently in the rows. Each kind is listed
+    once."""
     sorts: dict[str, list[Problem]] = {}
     for one in problems:
         if one.severity is not Severity.INFO and (not one.providers or provider in one.providers):
@@ -126,7 +127,7 @@ def of_problems(problems: Iterable[Problem], provider: str) -> list[SettingChang
         SettingChange(
             what=f"rows: {code}",
             was=f"row {first.row}" if first.row else "the file",
-            now="refused" if first.severity is Severity.ERROR else "as told",
+            now="refused" if first.severity is Severity.ERROR else "accepted with a warning",
             becomes="left out" if first.severity is Severity.ERROR else "changed",
             why=first.message + (f", and {len(more):,} more like it" if more else ""),
         )
@@ -168,16 +169,16 @@ def _template(model: Model | None) -> str:
 # speaks for and against each.
 
 MOST = 3
-"""Number of models that are proposed on a backend."""
+"""Maximum number of models proposed for a backend."""
 
 
 class ModelNeeds(Record, frozen=True, kw_only=True):
-    """The requirements that the old model's data set for a new one."""
+    """The requirements that the old model's data places on a new one."""
 
     method: str
     rows: int
     longest: int
-    """Tokens of the longest row; another tokenizer counts slightly differently."""
+    """Number of tokens in the longest row. Other tokenizers give slightly different numbers."""
     tools: bool = False
     images: bool = False
 
@@ -190,18 +191,17 @@ class Suited(Record, frozen=True, kw_only=True):
     params_b: float | None = None
     active_params_b: float | None = None
     context: int | None = None
-    """Maximum tokens of a training row there; `None` if unknown."""
+    """Maximum tokens of a training row there. `None` if unknown."""
     licence: str | None = None
     vision: bool = False
     reasoning: bool = False
     reasons: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
-    """Objections to it, if there are any."""
+    """Objections to it, if any."""
 
 
 def base_of(model: str, profile: Profile) -> catalog.Model | None:
-    """Return the catalog's entry of the base that a run trained, even if the run uses a tuned model of that
-    base."""
+    """Return the catalog's entry of a run's base model, even if the run continued from a tuned model."""
     base = profile.tuned_base(model) if profile.tuned_base else None
     return catalog.lookup(base or model)
 
@@ -214,8 +214,8 @@ def suited(
     today: date,
     asked: str | None = None,
 ) -> list[Suited]:
-    """List at most `MOST` models, those without objections first, or only the one that was `asked` for.
-    Returns an empty list if no similar model is known."""
+    """List at most `MOST` models, those without objections first, or only the model `asked` for. Returns an
+    empty list if no similar model is known."""
     if asked is not None:
         found = [(asked, "chosen by you")]
     else:
@@ -237,7 +237,7 @@ def _near(source: catalog.Model | None, profile: Profile, today: date) -> Sequen
             other.name, (other, f"number {place} of the open models most similar to {source.name}")
         )
     if (closed := catalog.closest_closed(source, kind)) is not None:
-        found.setdefault(closed.name, (closed, f"the open model most similar to it is {source.name}"))
+        found.setdefault(closed.name, (closed, f"the most similar open model is {source.name}"))
     if not found and (size := source.params_b) is not None:
         sized = [m for m in catalog.search(provider=kind) if m.params_b and _open_to_jobs(m, profile, today)]
         sized.sort(key=lambda m: abs(math.log((m.params_b or 1) / size)))
@@ -267,7 +267,7 @@ def _judged(
         against.append(f"{profile.title} cannot train on tool calls, which the rows contain")
     if model is None or host is None:
         if model is not None:
-            against.append(f"{profile.title} does not support fine-tuning it")
+            against.append(f"{profile.title} does not support fine-tuning this model")
         return Suited(model=name, reasons=tuple(reasons), against=tuple(against))
     context = catalog.ModelOnHost(provider=profile.kind, id=host.id, model=model, host=host).context(
         needs.method
@@ -281,14 +281,14 @@ def _judged(
     elif context is not None:
         reasons.append(f"the longest row, {needs.longest:,} tokens, fits in {context:,}")
     if needs.images and not model.vision:
-        against.append("it does not accept images, which the rows contain")
+        against.append("the model does not accept images, which the rows contain")
     if needs.method not in host.methods:
         against.append(f"{profile.title} fine-tunes it with {', '.join(host.methods) or 'no method'}")
     if _ended(host, today) or host.tunable != "yes":
-        against.append(f"{profile.title} currently does not support fine-tuning it")
+        against.append(f"{profile.title} currently does not support fine-tuning this model")
     elif host.shutdown is not None:
-        reasons.append(f"{profile.title} shuts it down after {host.shutdown}")
-    reasons.append(f"licence {model.licence}" if model.licence else "its license is not in the catalog")
+        reasons.append(f"{profile.title} shuts the model down after {host.shutdown}")
+    reasons.append(f"license {model.licence}" if model.licence else "its license is not in the catalog")
     return Suited(
         model=model.name,
         params_b=model.params_b,
@@ -303,7 +303,7 @@ def _judged(
 
 
 def told(needs: ModelNeeds) -> str:
-    """Format the requirements of the data, such as `1,000 rows, the longest of 812 tokens, with tools`."""
+    """Format the requirements of the data, such as `1,000 rows, the longest with 812 tokens, with tools`."""
     extra = [word for word, there in (("tools", needs.tools), ("images", needs.images)) if there]
     with_ = f", with {' and '.join(extra)}" if extra else ""
     return f"{count(needs.rows, 'row')}, the longest with {needs.longest:,} tokens{with_}"
@@ -318,10 +318,10 @@ class PricedModel(Record, frozen=True, kw_only=True):
     suited: Suited
     quote: Quote
     serving: str = ""
-    """How it would be served, in words: billed by the token or hourly."""
+    """Description of how it would be served: billed per token or hourly."""
     monthly_usd: Decimal | None = None
     unserved: str | None = None
-    """Why there is no serving price."""
+    """Reason for a missing serving price."""
 
     @property
     def against(self) -> tuple[str, ...]:
@@ -336,24 +336,24 @@ class MigrationTarget(Record, frozen=True, kw_only=True):
     provider: str
     candidates: tuple[PricedModel, ...]
     model: str | None = None
-    """The model that would be trained; `None` if no suitable one is known."""
+    """The model that would be trained. `None` if no suitable one is known."""
     quote: Quote | None = None
-    """Price of training with all settings as they would be sent."""
+    """Price of training, with all settings as they would be sent."""
     monthly_usd: Decimal | None = None
-    """Cost of serving the model at the traffic; `None` if no price is known."""
+    """Monthly cost of serving the model at the given traffic. `None` if no price is known."""
     serving: str = ""
-    """How it would be served, or why that has no price."""
+    """Description of how it would be served, or the reason for a missing price."""
     changes: tuple[SettingChange, ...] = ()
     refused: str | None = None
-    """Why it cannot be done there."""
+    """Reason why the run cannot be migrated there."""
 
     @property
     def left_out(self) -> tuple[SettingChange, ...]:
-        """Settings of the old run that this one drops."""
+        """Settings of the old run that the new run would lack."""
         return tuple(change for change in self.changes if change.becomes == "left out")
 
     def rank(self, months: int) -> tuple[bool, Decimal, str]:
-        """Sort backends by the maximum cost of training and this many months of serving. Those without a
+        """Return a sort key: the maximum cost of training and this many months of serving. Backends without a
         serving price come last."""
         training = self.quote.held_usd if self.quote is not None else Decimal(0)
         return (self.monthly_usd is None, training + months * (self.monthly_usd or Decimal(0)), self.provider)
@@ -381,7 +381,7 @@ class Proposal(Record, frozen=True, kw_only=True):
     traffic: str
     """The traffic used to price serving, in words."""
     months: int
-    """Months of serving counted when backends are compared."""
+    """Number of months of serving to count when backends are compared."""
     held_out: HeldOutRows | None
     old: Old
     margin: float
@@ -393,7 +393,7 @@ class ParitySlice(Record, frozen=True, kw_only=True):
     """Parity on all rows, or on a slice of them."""
 
     slice: str
-    """Name of the slice; empty for all rows."""
+    """Name of the slice. Empty for all rows."""
     old: Score
     new: Score
     difference: Score
@@ -409,7 +409,7 @@ class MovedModel(Record, frozen=True, kw_only=True):
     status: JobStatus
     cost_usd: Decimal | None = None
     problem: str | None = None
-    """Why there is nothing to compare."""
+    """Reason why there is nothing to compare."""
     metric: str = ""
     parts: tuple[ParitySlice, ...] = ()
     """Parity per slice, all rows first."""
@@ -417,12 +417,12 @@ class MovedModel(Record, frozen=True, kw_only=True):
     """`ship`, `do not ship` or `not enough evidence`, as in the evaluation."""
     reasons: tuple[str, ...] = ()
     same_answers: int = 0
-    """Prompts that both models answered with exactly the same text."""
+    """Number of prompts that both models answered with exactly the same text."""
     prompts: int = 0
 
 
 class Migration(Record, frozen=True, kw_only=True):
-    """The result of moving one run."""
+    """The result of migrating one run."""
 
     at: datetime
     proposal: Proposal
@@ -431,7 +431,7 @@ class Migration(Record, frozen=True, kw_only=True):
     """The old model's name in the evaluation."""
     evaluation: Evaluation | None = None
     forgotten: tuple[Regression, ...] = ()
-    """Regressions of each new model against its own base."""
+    """Regression tests of each new model against its own base."""
     notes: tuple[str, ...] = ()
 
     @property

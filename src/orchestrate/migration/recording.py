@@ -1,4 +1,5 @@
-"""Recording: a model's answers kept now, while it answers; priced first, and asked once."""
+"""Records a model's answers while it is still available. Recordings are priced first, and each question is
+asked once."""
 
 from __future__ import annotations
 
@@ -39,56 +40,56 @@ HELD_OUT = ("test", "validation")
 
 @dataclass(frozen=True, kw_only=True)
 class RecordOrder:
-    """Options for what to record, and how to ask for it."""
+    """Options for a recording."""
 
     prompts: str | Path | None = None
-    """Rows or a log; default: the run's own held-out rows."""
+    """Rows, or a log of requests. Default: the run's own held-out rows."""
     most: int | None = None
-    """Number of prompts, chosen to cover all of the file's."""
+    """Number of prompts to record, selected to cover all prompts in the file."""
     sampling: Sampling = field(default_factory=Sampling)
     on: str = "auto"
     key_variable: str | None = None
     max_cost_usd: Decimal | None = None
     skip_failed: bool = False
-    """Skip a prompt that the host never answers, and continue."""
+    """True to skip prompts that the host never answers, and continue."""
 
 
 class RecordPlan(Record, frozen=True, kw_only=True):
-    """The questions that would be asked, and their cost. Nothing was sent yet."""
+    """The questions of a recording and their cost. Nothing has been sent yet."""
 
     model: str
     source: str
     prompts: int
     equal: int
-    """Skipped: identical to another one."""
+    """Number of skipped prompts that are identical to another one."""
     near: int
-    """Skipped: nearly identical to a selected one."""
+    """Number of skipped prompts that are nearly identical to a selected one."""
     taken: int
     clusters: int
     left_out: dict[str, int]
     unread: tuple[str, ...]
-    """Columns with different text in most rows that appears in no prompt."""
+    """Columns that are not part of any prompt, although their text differs between most rows."""
     asked: ContenderPlan
     silent_on: date | None = None
 
 
 class Due(Record, frozen=True, kw_only=True):
-    """A tuned model that will be shut down, and what has been recorded of it."""
+    """A tuned model that will be shut down, and its recordings so far."""
 
     run_id: str
     provider: str
     tuned_model: str
     no_new_jobs_after: date | None
-    """From this day on, the host accepts no new training."""
+    """The date from which the host accepts no new training jobs."""
     silent_on: date
     days_left: int
     recorded: int
-    """Prompts with stored answers in the largest of its recordings."""
+    """Number of prompts with stored answers in its largest recording."""
     recording: str | None
     prompts: str | None
-    """Held-out rows of its spec that are on this machine."""
+    """The spec's file of held-out rows, if it is on this machine."""
     command: str | None
-    """The command that records it; `None` if it was shut down or is already recorded."""
+    """The command that records it. `None` if it was shut down or is already recorded."""
 
 
 class FromRecord(Record, frozen=True, kw_only=True):
@@ -102,8 +103,8 @@ class FromRecord(Record, frozen=True, kw_only=True):
 
 
 class PreparedRecording:
-    """A recording that is ready to run. Nothing was asked yet. A context manager: leaving it stops what it
-    started on this machine."""
+    """A recording that is ready to run. Nothing has been sent yet. Use it as a context manager: on exit, it
+    stops the processes it started on this machine."""
 
     def __init__(self, ft: Workspace, name: str, order: RecordOrder) -> None:
         """`name`: a run, else a model as `eval --model` takes it. Raises `UsageError` and `DataError`."""
@@ -161,9 +162,9 @@ class PreparedRecording:
         )
 
     def run(self, progress: Progress | None = None) -> Recording:
-        """Ask what is missing, and store all answers even if it is interrupted, so the same command does not
-        request them again. Raises `OverBudget` before anything is sent if the expected price is above the
-        limit, and the errors of asking."""
+        """Ask the questions without stored answers. All answers are stored even if this is interrupted, so
+        the same command does not request them again. Raises `OverBudget` before anything is sent if the
+        expected price is above the limit, and the errors of the requests."""
         [asked] = [self.plan().asked]
         if asked.expected_usd is not None:
             require_within(
@@ -288,7 +289,7 @@ def calendar(ft: Workspace, today: date | None = None) -> list[Due]:
 
 
 def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
-    """Return what the model's maker and host say about training on its answers, as far as known."""
+    """Return the known terms of the model's maker and host on training on its answers."""
     found: list[str] = []
     who = recording.contender
     if who.run_id is not None and ft.store.runs.exists(who.run_id):

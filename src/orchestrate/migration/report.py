@@ -1,4 +1,4 @@
-"""A migration as a table for a terminal, as HTML, Markdown and JSON: what to decide by."""
+"""Reports of a migration as a terminal table, HTML, Markdown or JSON."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 def parts(evaluation: Evaluation, old: str, new: str, margin: float) -> list[ParitySlice]:
-    """Compare old and new on all rows, then on each slice, by the first metric. `margin` is the accepted
-    drop.
+    """Compare the old and new models on all rows, then on each slice, by the first metric. `margin` is the
+    accepted drop.
 
-    On all rows, the evaluation's own verdict decides. The intervals of slices hold for all new models
-    together, like the verdict's.
+    On all rows, the evaluation's own verdict decides. Like the verdict's, the intervals of slices hold for
+    all new models simultaneously.
     """
     metric = evaluation.metrics[0]
     several = len(evaluation.verdicts)
@@ -72,7 +72,8 @@ _DECIDED: dict[str, Word] = {
 
 
 def parity(metric: MetricUsed, difference: Score, margin: float) -> Word:
-    """Decide parity by the interval: above the margin, below it, or across it."""
+    """Decide parity from the interval of the difference: entirely above the margin, entirely below it, or
+    across it."""
     low, high = difference.low, difference.high
     if metric.better == "lower":
         low, high = -high, -low
@@ -96,7 +97,7 @@ _ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".txt
 CANDIDATE_HEAD = ("backend", "model", "train", "a month", "served", "why")
 CHANGE_HEAD = ("what", "", "was", "becomes", "why")
 PARITY_HEAD = ("parity", "on", "backend", "model", "difference (95%)", "prompts", "metric", "old", "new")
-"""The deciding rows come first, because a narrow screen shows only the beginning of a table."""
+"""The deciding columns come first, because a narrow screen cuts off the end of a row."""
 _MARKS = {"holds": "✓ holds", "does not hold": "✗ does not hold", "not shown": "? not shown"}
 
 
@@ -105,11 +106,11 @@ class MigrationReport(Record, frozen=True, kw_only=True):
     flips: tuple[Flips, ...] = ()
 
     def table(self) -> RenderableType:
-        """Build a table for a terminal. The verdict comes last, where people read it."""
+        """Build a table for a terminal. The verdict comes last, right above the next shell prompt."""
         return terminal(self.migration)
 
     def render(self, format: str) -> str:
-        """Render the report as table, md, html or json. Text in it can't control a terminal. Raises
+        """Render the report as table, md, html or json. Removes terminal control sequences. Raises
         `UsageError`."""
         if format == "json":
             return inert_json(json.dumps(self.migration.to_dict(), indent=2, ensure_ascii=False) + "\n")
@@ -142,7 +143,7 @@ def headline(proposal: Proposal) -> str:
 
 
 def findings(migration: Migration) -> list[str]:
-    """List where parity holds, where it does not, and where there are too few prompts to decide."""
+    """List the rows on which parity holds, does not hold, or is undecided because of too few prompts."""
     found: list[str] = []
     for moved in migration.moved:
         who = f"{moved.model} on {moved.provider}"
@@ -185,7 +186,7 @@ def _candidate(target: MigrationTarget, one: PricedModel) -> tuple[str, ...]:
     if named is not None:
         low = named.low_usd if named.expected_usd is None else named.expected_usd
         price = text.span(low, named.counted_usd)
-    chosen = " (taken)" if one.suited.model == target.model else ""
+    chosen = " (selected)" if one.suited.model == target.model else ""
     why = "; ".join(one.suited.reasons)
     if one.against:
         why += "; AGAINST: " + "; ".join(one.against)
@@ -195,7 +196,7 @@ def _candidate(target: MigrationTarget, one: PricedModel) -> tuple[str, ...]:
 
 
 def change_rows(target: MigrationTarget) -> list[tuple[str, ...]]:
-    """Build the table rows under `CHANGE_HEAD`. Leaves out settings that neither side was asked for."""
+    """Build the table rows under `CHANGE_HEAD`. Leaves out settings that are in neither spec."""
     return [(c.what, c.becomes, c.was, c.now, c.why) for c in target.changes if c.becomes != "new"]
 
 
@@ -227,7 +228,7 @@ def margin_told(proposal: Proposal) -> str:
     by = f"{text.count(held.rows, 'row')} of {held.path} ({held.origin})" if held else "nothing"
     return (
         f"Parity: the entire 95% interval of the difference is above -{100 * proposal.margin:g} "
-        f"percentage points. Judged on {by}; the old model answered {proposal.old}."
+        f"percentage points. Judged on {by}. Old model's answers: {proposal.old}."
     )
 
 
@@ -292,8 +293,7 @@ def markdown(migration: Migration) -> str:
 
 
 def page(migration: Migration, flips: Sequence[Flips]) -> str:
-    """Render the report as one HTML file without network access or scripts. Everything that came from
-    outside is escaped."""
+    """Render the report as one HTML file without scripts or network access. External text is escaped."""
     proposal = migration.proposal
     sandbox = (
         any("sandbox" in c.served_by for c in migration.evaluation.contenders)

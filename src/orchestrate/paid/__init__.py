@@ -1,1 +1,1 @@
-"""Paid requests: one journal, one limit, one retry policy and one count for all of them."""
+"""Paid requests: one journal, one cost limit, one retry policy and one count for all of them."""

@@ -1,8 +1,8 @@
-"""Asking: questions to a model, several at a time, each answer on the disk before the next thing happens.
+"""Sends questions to a model, several at a time, and writes each answer to disk before continuing.
 
-Answers are kept by what answered and by the question, so the same question is never paid twice: not after a
-kill, not in a second evaluation, not for a second contender that is the same model. `Requests` sends them,
-for evaluation, recording, judging and generation alike; nothing else sends what costs money by the answer.
+Answers are stored by model and question, so the same question is never paid twice: not after a kill, in a
+second evaluation, or for a second contender with the same model. `Requests` sends the questions for
+evaluation, recording, judging and generation. Nothing else sends requests that are billed per answer.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from orchestrate.types import Message, Record, Reply
 Price = Callable[[int, int], Decimal]
 """Function from (prompt tokens, completion tokens) to US dollars."""
 HOPELESS = 3
-"""Consecutive questions without an answer, after which the cause is not the questions."""
+"""Number of consecutive questions without an answer after which the questions are not the cause."""
 TOOLS_TOKENS = 512
-"""Allowance for what a host tells the model about its tools."""
+"""Allowance for the tokens that a host adds to tell the model about its tools."""
 
 
 class AskingStopped(OrchestrateError):
@@ -62,7 +62,7 @@ class AskingStopped(OrchestrateError):
 
 
 class Question(Record, frozen=True, kw_only=True):
-    """A question to send. `sample` distinguishes several answers to the same question."""
+    """A question to send. `sample` numbers the answers to the same question."""
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
@@ -74,7 +74,8 @@ class Question(Record, frozen=True, kw_only=True):
 
     @property
     def most_tokens(self) -> int:
-        """Upper bound on the tokens: a text never has more tokens than bytes, plus a few per message."""
+        """Return an upper bound on the number of tokens. A text has at most as many tokens as bytes, plus a
+        few per message."""
         calls = [m.tool_calls for m in self.messages if m.tool_calls]
         extra = len(msgspec.json.encode(calls)) + len(msgspec.json.encode(self.tools))
         texts = (part for m in self.messages for part in (m.content, m.name or "", m.tool_call_id or ""))
@@ -84,26 +85,27 @@ class Question(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Respondent:
-    """A model that can be asked. Equal `identity` means equal answers."""
+    """A model that can be queried. Respondents with equal `identity` share their stored answers."""
 
     name: str
     identity: Mapping[str, Any]
     ask: Callable[[Sequence[Question]], list[Answer]]
-    """Return one answer each, in order. Called from `parallel` threads with at most `batch` questions."""
+    """Function that returns one answer per question, in order. Called from `parallel` threads with at most
+    `batch` questions."""
     batch: int = 1
     parallel: int = 1
     max_tokens: int = 512
     price: Price | None = None
     own: bool = False
-    """Whether no answer is billed individually, because the machine is the user's own or rented hourly."""
+    """True if answers are not billed individually, because the machine is the user's own or rented hourly."""
     place: str = ""
-    """Where it answers; empty for all models on this machine."""
+    """Host on which it answers. Empty for all models on this machine."""
     backend: str = ""
-    """Who bills its answers."""
+    """Backend that bills its answers."""
     sandbox: bool = False
-    """Whether its price is sandbox money."""
+    """True if its price is simulated by a sandbox."""
     retry: Retry = ONCE
-    """How often a question is sent if a retry may help. `ask` itself sends once."""
+    """Number of times a question is sent if retrying may help. `ask` itself sends it once."""
 
     @property
     def key(self) -> str:
@@ -122,7 +124,7 @@ class Respondent:
         return sum((self.price(q.most_tokens, self.max_tokens) for q in questions), Decimal(0))
 
     def priced(self, question: Question, answer: Answer) -> Answer:
-        """Add the price of the tokens that the host reports, or of the maximum if it reports none."""
+        """Add the price of the tokens that the host reports, or the maximum price if it reports none."""
         usd, into, out = answer.usd, answer.prompt_tokens, answer.completion_tokens
         if self.price is not None and usd is None:
             known = into is not None and out is not None and into >= 0 and out >= 0
@@ -133,7 +135,7 @@ class Respondent:
 def one_at_a_time(
     ask: Callable[[Sequence[Message], Sequence[dict[str, Any]]], Reply],
 ) -> Callable[[Sequence[Question]], list[Answer]]:
-    """Build `Respondent.ask` for a model that takes one conversation, with its tools, and sends it once."""
+    """Build `Respondent.ask` for a model that takes one conversation with its tools per request."""
 
     def answers(questions: Sequence[Question]) -> list[Answer]:
         [question] = questions
@@ -166,9 +168,10 @@ Outcome = list[Answer] | BaseException
 class Requests:
     """Sends questions to one respondent, several at a time.
 
-    Each request is checked against the limit and recorded before it is sent. It counts with its highest price
-    unless its answer has a price of its own, or the host is known to have done nothing. A second request for
-    the same question counts again."""
+    Each request is checked against the limit and recorded before it is sent. It counts at its maximum price,
+    unless its answer reports a price or the host is known to have done nothing. A second request for the same
+    question counts again.
+    """
 
     def __init__(
         self,
@@ -182,7 +185,7 @@ class Requests:
         self._stopped = stopped or threading.Event()
         self._enough = threading.Event()
         self._holds: dict[str, str] = {}
-        """Holds in the ledger, by the question in progress."""
+        """Holds in the ledger, by question in progress."""
         self._account = None if respondent.sandbox else purse.account
         self._backend = respondent.backend or respondent.name
         if self._account is not None:
@@ -192,7 +195,7 @@ class Requests:
             log.begin()
 
     def count(self, questions: Iterable[str]) -> None:
-        """Count what earlier requests of these questions have cost."""
+        """Count the cost of earlier requests for these questions."""
         self._settle(Decimal(0), questions)
 
     def run(
@@ -200,11 +203,13 @@ class Requests:
         supply: Callable[[], Batch | None],
         receive: Callable[[Batch, Outcome], BaseException | None],
     ) -> None:
-        """Ask what `supply` returns until it returns nothing and everything that was sent is received.
-        `receive` is called in this thread with the answers or the error of each batch. What it returns
-        ends the round, and is raised once all requests in progress are received. Raises `OverBudget` or
-        `NoMoreRequests` if the next request could exceed a limit, and nothing is in progress that may
-        cost less than expected."""
+        """Ask the questions that `supply` returns, until it returns none and all sent questions are received.
+
+        `receive` is called in this thread with the answers or the error of each batch. If it returns an
+        error, no more questions are sent, and the error is raised once all requests in progress are received.
+        Raises `OverBudget` or `NoMoreRequests` if the next request could exceed a limit, and nothing is in
+        progress that may cost less than expected.
+        """
         running: dict[Future[list[Answer]], Batch] = {}
         put_off: list[Batch] = []
         failed: BaseException | None = None
@@ -316,27 +321,27 @@ def _did_nothing(error: OrchestrateError) -> bool:
 
 
 Progress = Callable[[str, int, int, Decimal], None]
-"""Called with (who is asked, answers, questions, US dollars so far)."""
+"""Function called with (respondent, answers, questions, US dollars so far)."""
 
 
 @dataclass
 class Asking:
-    """The questions of one evaluation. `folder` holds the logs, one for each respondent."""
+    """The requests of one command. `folder` contains one log per respondent."""
 
     folder: Path
     purse: RequestBudget = field(default_factory=RequestBudget)
     progress: Progress | None = None
     fresh: bool = False
-    """Ask answered questions again, once."""
+    """True to request stored answers again, once."""
     skip_failed: bool = False
-    """Count a question that its host never answers as refused, if others are answered."""
+    """True to count a question that its host never answers as refused, if others are answered."""
     stopped: threading.Event = field(default_factory=threading.Event)
-    """Nothing more is sent; requests in progress are still received."""
+    """Set when nothing more is sent. Requests in progress are still received."""
     telling: threading.Lock = field(default_factory=threading.Lock)
     _renewed: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     def kept(self, respondent: Respondent, questions: Sequence[Question]) -> dict[str, Answer]:
-        """Return the answers that are already stored, by the question's digest."""
+        """Return the stored answers, by the question's digest."""
         path = self._path(respondent)
         if not path.exists():
             return {}
@@ -345,8 +350,8 @@ class Asking:
         return {digest: known[digest] for digest in wanted if digest in known and digest not in again}
 
     def lost_before(self, respondent: Respondent, question: Question) -> Decimal:
-        """Return the most that earlier requests of this question may have been billed without an answer
-        arriving."""
+        """Return the maximum that may have been billed for earlier requests of this question whose answer
+        never arrived."""
         path = self._path(respondent)
         if not path.exists():
             return Decimal(0)
@@ -354,12 +359,11 @@ class Asking:
         return cost.lost.usd or Decimal(0)
 
     def ask(self, respondent: Respondent, questions: Sequence[Question]) -> list[Answer]:
-        """Return one answer for each question, in order. Questions with a stored answer are not asked
-        again.
+        """Return one answer for each question, in order. Questions with a stored answer are not sent again.
 
-        A question that the host refuses gets an answer with `error`, and is asked again another time. Raises
-        `OverBudget` if the next request could exceed the limit, `UsageError` while another command asks the
-        same model, and the respondent's own errors. All earlier answers are kept.
+        A question that the host refuses gets an answer with `error`, and is sent again by the next call.
+        Raises `OverBudget` if the next request could exceed the limit, `UsageError` while another command
+        queries the same model, and the respondent's own errors. All answers received so far are stored.
         """
         require_price(respondent.name, self.purse.limit_usd, respondent.price)
         with self._opened(respondent) as log:
@@ -403,13 +407,13 @@ class Asking:
         return [answers[q.digest] for q in questions]
 
     def lost(self, respondent: Respondent, questions: Sequence[Question]) -> Unaccounted:
-        """Return what requests for questions that were asked may have cost without an answer."""
+        """Return the possible cost of requests for these questions whose answer never arrived."""
         return self.purse.lost(respondent.key, [q.digest for q in questions])
 
     def ask_each(self, asked: Sequence[tuple[Respondent, Sequence[Question]]]) -> list[list[Answer]]:
-        """Ask each respondent like `ask`, all places in parallel and one after the other within each
-        place. With a limit, all are asked in turn, so that each knows what the others cost. If one fails,
-        nothing more is asked."""
+        """Query each respondent like `ask`: all places in parallel, and the respondents of one place one
+        after the other. With a limit, all are queried in turn, so that each counts the costs of the others.
+        If one fails, no more questions are sent."""
         places: dict[str, list[int]] = {}
         for number, (respondent, _) in enumerate(asked):
             places.setdefault(respondent.place, []).append(number)
@@ -454,7 +458,7 @@ class Asking:
             journal.append(Touched(respondent.key, new, priced))
 
     def _again(self, respondent: Respondent, wanted: Iterable[str]) -> list[str]:
-        """Of these questions those whose answers of before do not count."""
+        """Return the questions whose stored answers don't count."""
         if not self.fresh:
             return []
         return [digest for digest in wanted if (respondent.key, digest) not in self._renewed]
@@ -473,14 +477,14 @@ class Asking:
         with locked(lock_of(path), keep=False) as held:
             if not held:
                 raise UsageError(
-                    f"another command is already asking {respondent.name} in the same way",
+                    f"another command is already querying {respondent.name} in the same way",
                     fix="wait for it to finish",
                 )
             yield AnswerLog(path)
 
 
 class _Round:
-    """What one respondent is still to be asked, and what came of it."""
+    """The remaining questions of one respondent, and the outcomes so far."""
 
     def __init__(self, asking: Asking, respondent: Respondent, missing: list[Question], total: int) -> None:
         self._asking, self._respondent = asking, respondent
@@ -550,7 +554,7 @@ def require_price(name: str, limit_usd: Decimal | None, price: Price | None) -> 
 
 
 def tell_lost(error: OrchestrateError, lost: Unaccounted) -> None:
-    """Add what may have been billed to an error that ends a command."""
+    """Add the cost of unanswered requests to an error that ends a command."""
     if lost:
         error.message = f"{error.message}; {lost}"
         error.lost_requests, error.lost_usd = lost.requests, lost.usd

@@ -1,4 +1,5 @@
-"""Consent to a price: nothing else decides who has to be asked, or says that nobody agreed."""
+"""Consent to a price. Only this module decides when the user must confirm, and reports a missing
+confirmation."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def require_consent(
     """Raise `UsageError` unless the user agrees to a possible cost. Calls `agreed` only if the highest price
     is above 0 or the price is `unpriced`. A missing price counts as unpriced unless `unpriced` is False.
     `limited` means that the user set a limit, which counts as agreement up to that limit. `otherwise` is the
-    part of the error that says what was not done."""
+    part of the error message that says what was not done."""
     unpriced = usd is None if unpriced is None else unpriced
     costs = unpriced or (usd is not None and usd > 0)
     if costs and not limited and not agreed():

@@ -1,8 +1,8 @@
-"""The journal of what was asked of one model, and the limit that it is counted against.
+"""The journal of all questions to one model, and the cost limit for them.
 
-Each send is written down before it leaves, with the worst that it can cost. It counts that much until its
-answer is written down with its own price, or the host is known to have done nothing. A send whose answer
-never arrived may have been billed, so it counts its worst price from then on, in later commands too.
+Each request is recorded with its maximum cost before it is sent. It counts at that cost until its answer is
+recorded with the actual price, or the host is known to have done nothing. A request whose answer never
+arrived may have been billed, so it keeps counting at its maximum cost, also in later commands.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ class Answer(Record, frozen=True, kw_only=True, omit_defaults=True):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     seconds: float | None = None
-    """Seconds from the question to the last token; `None` if several were answered together."""
+    """Seconds from the question to the last token. `None` if several questions were answered together."""
     first_token_seconds: float | None = None
     expected_nats: float | None = None
-    """Log-probability of the expected answer under this model, if available; over `expected_tokens`."""
+    """Log-probability of the expected answer under this model over `expected_tokens` tokens, if available."""
     expected_tokens: int | None = None
     logprobs: tuple[float, ...] | None = None
     """Log-probability of each token of the answer, if requested and returned."""
     usd: Decimal | None = None
     at: datetime | None = None
     error: str | None = None
-    """Why there is no answer, if the question was refused; `text` is then empty."""
+    """Reason for a missing answer, if the question was refused. `text` is then empty."""
     precision: str | None = None
-    """Id of the weights that answered, if known."""
+    """Fingerprint of the weights that answered, if known."""
     notes: tuple[str, ...] = ()
-    """Anything unexpected about the question or the answer."""
+    """Unexpected events during the question or its answer."""
 
 
 class Sent(msgspec.Struct, tag="sent"):
-    """A record written before each request, including a repeated one."""
+    """A record written before each request, including repeated requests."""
 
     questions: list[str]
     worst_usd: Decimal
     hold: str = ""
-    """Its hold in the ledger, if the request is reserved there too."""
+    """Id of its hold in the ledger, if the request is reserved there too."""
 
 
 class Got(msgspec.Struct, tag="got"):
@@ -66,21 +66,22 @@ class Got(msgspec.Struct, tag="got"):
 
 
 class Unanswered(msgspec.Struct, tag="unanswered"):
-    """The host is known to have done nothing, so the last request for these questions costs nothing."""
+    """A record that the host is known to have done nothing, so the last request for these questions costs
+    nothing."""
 
     questions: list[str]
     error: str = ""
 
 
 class LostRequest(msgspec.Struct, tag="lost"):
-    """No answer arrived, and the host may have billed the request."""
+    """A record that no answer arrived and the host may have billed the request."""
 
     questions: list[str]
     error: str = ""
 
 
 class Renewed(msgspec.Struct, tag="renewed"):
-    """A mark that earlier answers are requested again and no longer count."""
+    """A record that earlier answers are requested again and no longer count."""
 
     questions: list[str]
 
@@ -89,17 +90,16 @@ Entry = Sent | Got | Unanswered | LostRequest | Renewed
 
 
 class Send(NamedTuple):
-    """The cost reserved in the ledger for one request (its maximum)."""
+    """A request that the ledger reserved, and its maximum cost."""
 
     usd: Decimal
     at: datetime | None
-    """Cost of its answer."""
+    """Actual cost of its answer."""
 
 
 @dataclass(frozen=True)
 class Unaccounted:
-    """Requests whose answers did not arrive, and the most that they may have cost: `None` if no price is
-    known."""
+    """Requests whose answers did not arrive, and their maximum cost (`None` if no price is known)."""
 
     requests: int = 0
     usd: Decimal | None = Decimal(0)
@@ -136,13 +136,13 @@ def lock_of(log: Path) -> Path:
 
 
 class AnswerLog:
-    """All questions that one respondent was ever asked. A process that appends to it must hold its lock."""
+    """All questions ever sent to one respondent. A process that appends to the log must hold its lock."""
 
     def __init__(self, path: Path, more: Any = None) -> None:
         """`more`: types of further entries, which are `entries` alone; `Any` takes all. Raises `DataError`
         for a file that is no such journal."""
         self.found = path.exists()
-        """Whether the file existed, so anything missing from it was never written."""
+        """True if the file existed. If so, anything missing from it was never written."""
         self._journal: Journal[Any] = Journal(path, Entry if more is None else Entry | more)
         self.answers: dict[str, Answer] = {}
         self._open: dict[str, Decimal] = {}
@@ -164,7 +164,7 @@ class AnswerLog:
         return self._journal.entries
 
     def begin(self) -> None:
-        """Create the file before anything is reserved for what will be written to it."""
+        """Create the file before any request is reserved for it."""
         if not self.found:
             with open(self.path, "ab", opener=opener):
                 pass
@@ -175,7 +175,7 @@ class AnswerLog:
             self._add(entry)
 
     def lose(self, questions: Iterable[str]) -> None:
-        """Count the requests for these questions that are in progress as lost."""
+        """Count the requests in progress for these questions as lost."""
         for question in questions:
             if (worst := self._open.pop(question, None)) is not None:
                 requests, usd = self._lost.get(question, (0, Decimal(0)))
@@ -183,15 +183,14 @@ class AnswerLog:
 
     @property
     def sends(self) -> dict[str, Send]:
-        """Return all requests that the ledger reserved and this journal recorded, by the ids of their
-        holds."""
+        """Return all requests that the ledger reserved and this journal recorded, by the id of their hold."""
         return {
             hold: Send(sum(each.values(), Decimal(0)), self._at.get(hold))
             for hold, each in self._holds.items()
         }
 
     def came_to(self, hold: str) -> Decimal | None:
-        """Return the maximum cost of the request of a hold, or `None` if no cost is recorded."""
+        """Return the maximum cost of a hold's request, or `None` if no cost is recorded."""
         found = self._holds.get(hold)
         return None if found is None else sum(found.values(), Decimal(0))
 
@@ -239,7 +238,7 @@ class AnswerLog:
 
 
 class RequestLedger(Protocol):
-    """The store's ledger, for the requests of one command."""
+    """Interface of the store's ledger for the requests of one command."""
 
     def require_price(self, backend: str) -> None: ...
 
@@ -263,34 +262,34 @@ class Touched(msgspec.Struct):
 
 
 class NoMoreRequests(OrchestrateError):
-    """The allowed number of requests was reached, and nothing more was sent."""
+    """Raised when the allowed number of requests is reached. Nothing more was sent."""
 
     exit_code = 6
 
 
 @dataclass
 class RequestBudget:
-    """The limit of a command, for all its requests including those of earlier attempts. Threads may share
-    it."""
+    """The cost limit of a command for all its requests, including those of earlier attempts. Threads may
+    share it."""
 
     limit_usd: Decimal | None = None
     most_requests: int | None = None
     scope: str | None = None
-    """Identifies the command, apart from its limit: the questions of an identical earlier one count too."""
+    """Identifies the command, without its limit. The questions of an identical earlier command count too."""
     account: RequestLedger | None = None
-    """Where each request is also reserved against the budget."""
+    """Account in which each request is also reserved against the budget."""
     recalled: bool = False
-    """Whether the questions of earlier commands are counted."""
+    """True if the questions of earlier commands are counted."""
     spent_usd: Decimal = Decimal(0)
-    """Answers, plus the highest price of what may have been billed without one."""
+    """Cost of the answers, plus the maximum cost of requests that may have been billed without an answer."""
     held_usd: Decimal = Decimal(0)
-    """The highest price of requests in progress."""
+    """Maximum cost of requests in progress."""
     requests: int = 0
     _costs: dict[tuple[str, str], Cost] = field(default_factory=dict[tuple[str, str], Cost])
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def reserve(self, name: str, usd: Decimal) -> None:
-        """Reserve the highest price of one request. Raises `OverBudget` or `NoMoreRequests` if a limit could
+        """Reserve the maximum cost of one request. Raises `OverBudget` or `NoMoreRequests` if a limit could
         be exceeded."""
         with self._lock:
             would = self.spent_usd + self.held_usd + usd
@@ -307,7 +306,7 @@ class RequestBudget:
             self.requests -= 1
 
     def settle(self, held_usd: Decimal, key: str, costs: Mapping[str, Cost]) -> None:
-        """Release what was reserved, and count what questions to a respondent have cost so far."""
+        """Release the reservation, and count the cost so far of questions to a respondent."""
         with self._lock:
             self.held_usd -= held_usd
             for question, cost in costs.items():
@@ -315,7 +314,7 @@ class RequestBudget:
                 self._costs[key, question] = cost
 
     def lost(self, key: str | None = None, questions: Iterable[str] = ()) -> Unaccounted:
-        """Return the lost amount of everything counted, or of questions to one respondent."""
+        """Return the requests without an answer and their cost, for all respondents or for one."""
         with self._lock:
             wanted = self._costs if key is None else [(key, question) for question in set(questions)]
             found = [self._costs[one].lost for one in wanted if one in self._costs]

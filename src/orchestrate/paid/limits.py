@@ -1,4 +1,5 @@
-"""Money against a limit: nothing else compares the two, or says that a limit cannot be enforced."""
+"""Comparison of amounts with limits. Only this module compares them, and reports limits that cannot be
+enforced."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ from orchestrate.errors import OverBudget, UsageError
 from orchestrate.text import limit
 
 COMMAND_LIMIT = "--max-cost"
-"""The name of the limit of one command."""
+"""Name of the limit of one command."""
 
 
 class UnknownPrice(OverBudget, UsageError):
-    """A limit is set and the price is unknown, so the limit cannot be enforced."""
+    """Raised if a limit is set but the price is unknown, so the limit cannot be enforced."""
 
     exit_code = OverBudget.exit_code
 
@@ -41,8 +42,9 @@ def require_within(
     unknown_fix: str | None = None,
     **words: str,
 ) -> None:
-    """Raise `OverBudget`, with `words`, if `usd` exceeds what `taken_usd` leaves of a limit, and
-    `UnknownPrice` if `unknown` says why the price is unknown. Without a limit, everything is allowed."""
+    """Raise `OverBudget`, described by `words`, if `usd` exceeds what `taken_usd` leaves of a limit. Raise
+    `UnknownPrice` if `unknown` gives a reason why the price is unknown. Without a limit, any amount is
+    allowed."""
     if limit_usd is None:
         return
     if usd is None or unknown is not None:
@@ -67,7 +69,7 @@ def require_price(
 
 
 def reworded(error: OverBudget, **words: str) -> OverBudget:
-    """Return the same error in the caller's words."""
+    """Return the same error with the caller's description."""
     words = {"what": error.what, **words}
     return OverBudget(error.provider, error.high_usd, error.limit_usd, **words)
 
@@ -78,5 +80,5 @@ def exceeds(usd: Decimal | None, limit_usd: Decimal | None) -> bool:
 
 
 def reached(usd: Decimal | None, limit_usd: Decimal | None) -> bool:
-    """Return whether a known amount has reached a limit, so that nothing remains."""
+    """Return whether a known amount has reached a limit, so nothing remains."""
     return usd is not None and limit_usd is not None and usd >= limit_usd

@@ -1,1 +1,1 @@
-"""Operations on runs, as functions of a Workspace: prepare, submit, follow, evaluate, serve."""
+"""Operations on runs, as functions that take a `Workspace`: prepare, submit, follow, evaluate and serve."""

@@ -1,4 +1,4 @@
-"""List and delete what hosts keep: uploaded files and tuned models."""
+"""List and delete uploaded files and tuned models on hosts."""
 
 from __future__ import annotations
 
@@ -25,44 +25,44 @@ from orchestrate.types import Record, RemoteDataset, Run, StoredItem
 from orchestrate.workspace import Workspace
 
 DELETED = "deleted"
-"""Kind of records about what was deleted at a host, by run."""
+"""Kind of the records of a run's deleted files and models."""
 REMAINING = "remaining upload"
-"""Kind of records about the remaining files of a run's upload after one file was deleted."""
+"""Kind of the records of the files that remain of a run's upload after one was deleted."""
 _AT_ONCE = 8
 
 
 class Stored(Record, frozen=True, kw_only=True):
-    """A file or model that a host stores, or stored until it was deleted."""
+    """A file or model that a host stores, or stored before its deletion."""
 
     run_id: str | None
-    """The run in this store that it belongs to."""
+    """The run in this store that owns it."""
     provider: str
     host: str
     kind: Literal["model", "data"]
     ids: tuple[str, ...]
-    """The host's ids for it. For a model, also its job, if the host deletes both."""
+    """The host's ids for it. For a model, includes the id of its job if the host deletes both."""
 
 
 class AccountStorage(Record, frozen=True, kw_only=True):
-    """One account and what its host lists for it."""
+    """An account and the files and models that its host lists."""
 
     provider: str
     host: str
     account: str | None = None
     listed: bool
-    """Whether the host returned at least one list."""
+    """True if the host returned at least one list."""
     reason: str | None = None
-    """Why the host was not contacted or did not answer."""
+    """Reason why the host was not contacted or did not respond."""
     keyless: bool = False
-    """Whether its key is missing."""
+    """True if its key is missing."""
     items: tuple[StoredItem, ...] = ()
     unseen: tuple[str, ...] = ()
     partial: bool = False
-    """Whether one of the host's lists could not be read."""
+    """True if one of the host's lists could not be read."""
 
     @property
     def gap(self) -> bool:
-        """Return whether the account may store something that is not listed here."""
+        """Return whether the account may store items that are not listed here."""
         return self.partial or not (self.listed or self.keyless)
 
 
@@ -80,7 +80,7 @@ def stored(ws: Workspace, run: Run) -> list[Stored]:
     has nothing there, or if its files or models are in use."""
     if _own(ws, run):
         raise UsageError(
-            f"run {run.id} uploaded nothing to a host; its files are only on your own machines",
+            f"run {run.id} uploaded nothing to a host. Its files are only on your own machines",
             fix=f"see its folder with: orchestrate show {run.id}",
         )
     _require_deleting(ws, run)
@@ -89,15 +89,14 @@ def stored(ws: Workspace, run: Run) -> list[Stored]:
 
 
 def _require_deleting(ws: Workspace, run: Run) -> None:
-    """Raises `Unsupported`, with the host's reason, where nothing can be deleted."""
+    """Raise `Unsupported`, with the host's reason, if nothing can be deleted there."""
     backend = ws.backend_of(run)
     if backend is not None and not isinstance(backend, DeletesData):
         capability(backend, Deletes)
 
 
 def _own(ws: Workspace, run: Run) -> bool:
-    """Return whether it is on machines of the user's own; of a backend that is no longer there that is not
-    known."""
+    """Return whether the run is on the user's own machines. False for a backend that no longer exists."""
     try:
         profile = ws.provider(run.provider).profile
     except SetupError:
@@ -160,7 +159,7 @@ def _uploaded(ws: Workspace, run: Run) -> RemoteDataset | None:
 
 
 def _uploads(ws: Workspace, run: Run) -> list[RemoteDataset]:
-    """Return the run's upload, and what is left of an earlier one of which single files were deleted."""
+    """Return the run's upload, and the rest of an earlier upload after single files were deleted."""
     history = ws.store.history
     found = [remote] if (remote := _uploaded(ws, run)) else list[RemoteDataset]()
     if not (left := history.records(REMAINING, [run.id])):
@@ -181,7 +180,8 @@ def _uploads(ws: Workspace, run: Run) -> list[RemoteDataset]:
 
 
 def _require_unused(ws: Workspace, run: Run) -> None:
-    """Raises `UsageError` while the run goes on, its model is deployed, or another run trains on its rows."""
+    """Raise `UsageError` while the run is in progress, its model is deployed, or another run trains on its
+    rows."""
     store = ws.store
     if not run.status.terminal:
         raise UsageError(f"run {run.id} is {run.status.value}", fix=f"orchestrate cancel {run.id}")
@@ -200,20 +200,21 @@ def _require_unused(ws: Workspace, run: Run) -> None:
 
 
 def account_storage(ws: Workspace, names: Iterable[str], *, sandbox: bool = False) -> list[AccountStorage]:
-    """Ask each account what it stores. Skips accounts on your own machines, and sandboxes unless `sandbox`
-    selects only them. A host that fails is reported in its own record and doesn't hide the others."""
+    """List the files and models that each account stores. Skips accounts on your own machines, and sandboxes
+    unless `sandbox` selects only them. If a host fails, its record contains the reason, and the other hosts
+    are still listed."""
     runs = _owners(ws, sandbox)
 
     def ask(name: str) -> AccountStorage | None:
         return _asked(ws, name, sandbox, runs)
 
-    with ThreadPoolExecutor(_AT_ONCE, "stored") as threads, work("asking the hosts what they store"):
+    with ThreadPoolExecutor(_AT_ONCE, "stored") as threads, work("listing the files and models on the hosts"):
         found = list(threads.map(ask, names))
     return [one for one in found if one is not None]
 
 
 def _owners(ws: Workspace, sandbox: bool) -> Mapping[tuple[str, str], str]:
-    """The newest run that each file, model or job belongs to, by host and id."""
+    """Map each file, model or job to the newest run that it belongs to, by host and id."""
     found: dict[tuple[str, str], str] = {}
     uploads: dict[object, RemoteDataset | None] = {}
     left: dict[str, list[str]] = {}
@@ -265,7 +266,7 @@ def _asked(
 def find(
     ws: Workspace, id: str, names: Sequence[str], *, sandbox: bool = False
 ) -> tuple[AccountStorage, StoredItem]:
-    """Find a file or model by its host's id. Raises `UsageError` when no account or several have it."""
+    """Find a file or model by the host's id. Raises `UsageError` if none or several match."""
     asked = account_storage(ws, names, sandbox=sandbox)
     found = {
         (one.host, item.kind, item.id): (one, item)
@@ -289,14 +290,14 @@ def find(
 
 
 def deleted(ws: Workspace, id: str) -> Stored | None:
-    """Return what a run in this store had under this id before it was deleted."""
+    """Return the record of a file or model with this id that was deleted from here, or `None`."""
     records = ws.store.history.records(DELETED)
     return next((Stored.from_dict(one.data) for one in reversed(records) if id in one.data["ids"]), None)
 
 
 def delete_item(ws: Workspace, item: StoredItem) -> Stored:
-    """Delete one file or model that `find` found, and forget uploads that used it. Raises `UsageError` while
-    it is in use, and `ProviderError`."""
+    """Delete one file or model that `find` returned, and the records of the uploads that used it. Raises
+    `UsageError` while it is in use, and `ProviderError`."""
     store, provider = ws.store, ws.ready(item.provider)
     require_item_unused(ws, provider, item)
     capability(provider, ListsStored).delete_stored(item)
@@ -337,8 +338,8 @@ def require_item_unused(ws: Workspace, provider: Provider, item: StoredItem) -> 
 
 
 def _require_free(provider: Provider, ids: Sequence[str], job_id: str | None, *, fix: str) -> None:
-    """Raises `UsageError` while a job at the host that has not ended, of this store or not, uses one of these
-    or goes on from the model of `job_id`, and while that model is deployed there."""
+    """Raise `UsageError` while an unfinished job at the host, in this store or not, uses one of these or
+    continues from the model of `job_id`, or while that model is deployed there."""
     names = {job_id or ids[0], *ids, *(id.rpartition("/")[2] for id in ids)}
     for job in provider.list():
         if not job.status.terminal and job.handle.job_id not in names and _names(job.payload, names):
@@ -353,7 +354,7 @@ def _require_free(provider: Provider, ids: Sequence[str], job_id: str | None, *,
 
 
 def _names(value: object, names: set[str]) -> bool:
-    """Return whether a job, as its host tells it, names one of these anywhere."""
+    """Return whether a job, as its host reports it, mentions one of these."""
     if isinstance(value, str):
         return value in names or value.rpartition("/")[2] in names
     if isinstance(value, Mapping):

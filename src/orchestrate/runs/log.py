@@ -1,4 +1,4 @@
-"""Runs told to an experiment tracker: those that have ended, and those on their way until they end."""
+"""Log runs to an experiment tracker: ended runs once, active runs until they end."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ opened = trackers.opened
 
 
 def log(ft: Workspace, runs: Sequence[TrackedRun], to: Exporter) -> list[Logged]:
-    """Log runs to a tracker, as last seen. Raises `UsageError` if a private run would be sent to somebody
-    else's server."""
+    """Log runs to a tracker, as last seen. Raises `UsageError` if a private run would be sent to a server
+    that is not your own."""
     for run in runs:
         if to.address is not None and privacy.is_private(run.record):
             privacy.require_near(ft.settings, run.id, "logging", to.address)
@@ -33,9 +33,9 @@ def follow(
     tell: Callable[[Logged], object] = lambda _: None,
     poll_s: float | None = None,
 ) -> list[Logged]:
-    """Log each run until it ends, and call `tell` whenever there are new values. Retries a host that does not
-    answer, but raises an error if the tracker does not. Returns the last record of each run with the total
-    number of values logged."""
+    """Log each run until it ends, and call `tell` whenever there are new values. Retries if a host does not
+    respond, but raises an error if the tracker does not. Returns the last `Logged` record of each run, with
+    the total number of values logged."""
     from orchestrate.runs.watching.polling import PollingPace
 
     pace = PollingPace(poll_s)

@@ -1,5 +1,5 @@
-"""A private run stays on machines of its owner after training too: what would carry its rows, answers or
-weights elsewhere is refused before anything is sent."""
+"""Keeps private runs on their owner's machines, after training too: anything that would send their rows,
+answers or weights elsewhere is rejected before it is sent."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def is_private(run: Run) -> bool:
 
 
 def is_near(settings: Settings, address: str, *names: str) -> bool:
-    """Return whether an address is on this machine, or was declared as the user's own by its name or one of
-    `names`."""
+    """Return whether an address is on this machine, or the user declared its host or one of `names` as their
+    own."""
     host = _host(address)
     return is_loopback(host) or not settings.own_hosts.isdisjoint({host, *names})
 
@@ -31,8 +31,8 @@ def _host(address: str) -> str:
 
 
 def require_near(settings: Settings, run: str, what: str, address: str, *names: str) -> None:
-    """Raise `UsageError` unless the address is on this machine, or the user has declared it, or one of the
-    `names` of the service there, as their own."""
+    """Raise `UsageError` unless the address is on this machine, or the user declared its host or one of
+    `names` as their own."""
     if is_near(settings, address, *names):
         return
     host = _host(address)

@@ -1,4 +1,4 @@
-"""The queue: runs that wait for a place. One server at a time submits them, each exactly once."""
+"""The queue of runs that wait for a free slot. One server at a time submits them, each exactly once."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def add(
     first: bool = False,
     again: bool = False,
 ) -> QueueEntry:
-    """Queue a run for `provider`. The entries and runs in `after` must succeed first. Its quote is the price
-    that the user agreed to. Raises `UsageError` for an entry that cannot be stored or would wait forever and,
-    unless `again` is set, for a duplicate of a waiting entry."""
+    """Queue a run for `provider`. The entries and runs in `after` must succeed first. By queueing it, the
+    user agrees to the price in its quote. Raises `UsageError` for an entry that cannot be stored or would
+    wait forever, and for a duplicate of a waiting entry unless `again` is set."""
     offer = prepared.offer(provider)
     spec = specfile.anchored(offer.spec).asked()
     if is_masked(masked(spec)):
@@ -90,7 +90,7 @@ def _require_new(entry: QueueEntry, others: list[QueueEntry]) -> None:
 
 def entries(ft: Workspace, *, ended: bool = False) -> list[QueueEntry]:
     """List the queue's entries in the order in which they will start. Without `ended`, lists only those that
-    are waiting or held. An entry that cannot start from this machine has a note with the reason."""
+    are waiting or held. If an entry cannot start from this machine, its note says why."""
     found = ft.store.queue.matching(None if ended else {*_OPEN, *_GOING})
     return [replace(entry, note=elsewhere(ft, entry)) if entry.state in _GOING else entry for entry in found]
 
@@ -102,26 +102,28 @@ def most_usd(entry: QueueEntry) -> Decimal | None:
 
 
 def about(entry: QueueEntry) -> str:
-    """Return what an entry waits for, its run and its note."""
+    """Describe an entry: the entries it waits for or its run, and its note."""
     after = entry.state is QueueState.WAITING and entry.after
     words = [f"after {', '.join(entry.after)}" if after else entry.run_id, entry.note]
     return "; ".join(word for word in words if word)
 
 
 def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
-    """Explain why an entry cannot start from here, although it may start on another machine that has its
-    backend configured."""
+    """Explain why an entry cannot start from this machine, although a machine with its backend may start it.
+    Returns `None` if it can start from here."""
     try:
         here = ft.provider(entry.provider).host
     except OrchestrateError as error:
         return f"{entry.provider}, the backend of this entry, is not available ({error.message})"
     if here == entry.host:
         return None
-    return f"it was added for {entry.provider} at {entry.host}, but here {entry.provider} is at {here}"
+    return (
+        f"this entry was added for {entry.provider} at {entry.host}, but here {entry.provider} is at {here}"
+    )
 
 
 def remove(ft: Workspace, name: str) -> QueueEntry:
-    """Remove an entry from the queue. Raises `UsageError` for one that already has its run."""
+    """Remove an entry from the queue. Raises `UsageError` if it already has a run."""
     entry = _changed(ft, name, lambda entry: replace(entry, state=QueueState.REMOVED, note=None))
     run = ft.store.runs.of_key(_key(entry))
     if run is not None and run.phase in UNSENT:
@@ -143,7 +145,7 @@ def hold(ft: Workspace, name: str, why: str = "paused") -> QueueEntry:
 
 
 def release(ft: Workspace, name: str) -> QueueEntry:
-    """Let a held entry wait again, for the account of the current key."""
+    """Return a held entry to the queue, for the account of the current key."""
 
     def freed(entry: QueueEntry) -> QueueEntry:
         account = account_of(ft.store, ft.provider(entry.provider))
@@ -194,16 +196,13 @@ class QueueStep(NamedTuple):
 
 @dataclass
 class QueueServer:
-    """Submits entries when they may start, turn by turn. Any number of servers may share a store, but only
-    one works at a time.
-
-    `only` limits it to some backends.
-    """
+    """Submits entries as soon as they may start. Any number of servers may share a store, but only one is
+    active at a time."""
 
     ft: Workspace
     only: Sequence[str] | None = None
     problems: list[str] = field(default_factory=list[str])
-    """Errors in the last turn, one line each. Failed steps are retried."""
+    """Errors of the last turn, one line each. Failed steps are retried."""
     moved: list[QueueStep] = field(default_factory=list[QueueStep])
     """Changes of entries in the last turn."""
     _again: dict[str, float] = field(default_factory=dict[str, float])
@@ -211,7 +210,7 @@ class QueueServer:
     _told: dict[str, str] = field(default_factory=dict[str, str])
 
     def waiting(self) -> list[QueueEntry]:
-        """Return the entries that will start without further action."""
+        """List the entries that will start without further action."""
         stuck = {entry.id for entry in self.ft.store.queue.matching({QueueState.HELD})}
         going = self._going()
         for entry in sorted(going, key=lambda entry: (entry.created_at, entry.id)):
@@ -342,8 +341,8 @@ def _at_work(ft: Workspace, provider: str, host: str) -> list[Run]:
 
 
 def crowded(ft: Workspace, run: Run) -> str | None:
-    """Explain how a resumed run delays waiting entries for its backend. Returns `None` unless the run takes
-    more slots than the queue has."""
+    """Explain how a resumed run delays the waiting entries for its backend. Returns `None` if the open runs
+    fit into the backend's slots, or nothing waits."""
     if at_rest(run) or not any(one.provider == run.provider for one in ft.store.queue.matching(_GOING)):
         return None
     going, places = len(_at_work(ft, run.provider, run.host)), slots(ft, run.provider)
@@ -351,13 +350,13 @@ def crowded(ft: Workspace, run: Run) -> str | None:
         return None
     return (
         f"{count(going, 'run is', 'runs are')} open on {run.provider} now, and its queue has "
-        f"{count(places, 'place')}. Waiting entries start when one ends"
+        f"{count(places, 'slot')}. Waiting entries start when one ends"
     )
 
 
 def slots(ft: Workspace, provider: str) -> int:
-    """Return how many runs may be open on a backend before the queue stops adding more: `[queue]` of
-    `orchestrate.toml`, else one."""
+    """Return how many runs may be open on a backend before the queue stops submitting: the value under
+    `[queue]` in `orchestrate.toml`, by default 1."""
     return ft.settings.queue.get(provider, 1)
 
 

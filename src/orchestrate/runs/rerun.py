@@ -1,4 +1,4 @@
-"""A run once more, from what was kept of it: on its backend or on another one."""
+"""Repeat a run from its stored spec, on its own backend or another one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 
 def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | None = None) -> JobSpec:
-    """Return the spec of a run, with `changes` by dotted name. Backends other than the run's get the model by
-    its common name. Raises `UsageError` if a part of the spec was a secret, and `SpecError` for invalid
-    changes."""
+    """Return the spec of a run, with `changes` by dotted name. For other backends, the model has its common
+    name. Raises `UsageError` if a part of the spec was a secret, and `SpecError` for invalid changes."""
     from orchestrate import catalog
     from orchestrate.runs.submitting.repeats import stored_spec
     from orchestrate.spec import specfile

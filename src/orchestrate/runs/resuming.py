@@ -1,8 +1,8 @@
-"""A run gone on with: as it was agreed to, or with more hours or money.
+"""Resume a run, with the limits that were agreed to or with higher ones.
 
-A limit is for the whole run. It is written into the store first, where the budget has to hold it, then where
-the run's workers read it, and then one is started; a lower limit reaches the workers first. Whatever ends
-this in between, the same again goes on, and nothing trains beyond what the budget holds.
+Limits apply to the complete run. A higher limit is first reserved in the budget and stored, then sent to the
+run's workers, and then a worker is started. A lower limit is sent to the workers first. If this is
+interrupted, the same call completes it, and no training exceeds what the budget reserves.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _NO_HOURLY_PRICE = "its hourly price is unknown"
 _CENT = Decimal("0.01")
 _LEASE_S, _LOOK_S = 10.0, 0.2
-"""Time after which the lease of a killed process is free, and time between two checks of another process's
-lease."""
+"""Seconds after which the lease of a killed process expires, and seconds between two checks of another
+process's lease."""
 
 
 class RaisedLimits(NamedTuple):

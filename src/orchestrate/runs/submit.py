@@ -1,4 +1,4 @@
-"""Submission: what is checked before anything is sent, and what sends it."""
+"""Submits prepared specs: the checks before anything is sent, and the submit itself."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def preflight(
 
 
 def submitter(ws: Workspace, name: str, agree: Callable[[Quote], bool] | None) -> Submitter:
-    """Return the submitter to one backend. `agree` is called if the host's own estimate is above the
-    quote's high end."""
+    """Return the submitter for one backend. `agree` is called if the host's own estimate is above the quote's
+    high end."""
     made = Submitter(ws.store, ws.provider(name), budget_usd=ws.settings.budget_usd)
     return made if agree is None else replace(made, agree=agree)
 
@@ -79,7 +79,8 @@ def of(
     again: bool = True,
     patient: bool = False,
 ) -> Submission:
-    """Build the submission for one backend as it was prepared. `limit_usd` overrides the spec's own limit."""
+    """Build the submission to one backend from its prepared spec. `limit_usd` overrides the spec's own
+    limit."""
     offer = prepared.offer(name)
     spec = specfile.anchored(offer.spec)
     if limit_usd is not None:
@@ -102,7 +103,7 @@ def of(
 
 def ends_usd(ws: Workspace, offer: Offer, spec: JobSpec) -> Decimal | None:
     """Return the cost at which a rented machine is stopped: the run's own limit, or else the high end of its
-    quote, and never more than the remaining budget."""
+    quote, but at most the remaining budget."""
     backend = ws.provider(offer.provider)
     found = backend.ends_usd(spec, offer.translation, offer.quote) if isinstance(backend, Limited) else None
     if found is None or backend.sandbox or ws.settings.budget_usd is None:
@@ -143,7 +144,7 @@ def send(
     agree: Callable[[Quote], bool] | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Submit the job, or continue the run of its key."""
+    """Submit the job, or continue the run with its idempotency key."""
     wish, to = earlier.wish(ws, prepared, name, asked.idempotency_key), submitter(ws, name, agree)
     if known := wish.known(ws.store):
         ws.settings.require_to_spend(ws.provider(name))

@@ -1,4 +1,4 @@
-"""TrackedRun: a run and what can be done with it through its backend and the store."""
+"""TrackedRun: a run and the actions on it, through its backend and the store."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ class TrackedRun:
         timeout_s: float | None = None,
         live: bool = True,
     ) -> Run:
-        """Wait until the run has ended in any way, or is paused for good, such as at its limit. `check()`
-        raises if it did not succeed.
+        """Wait until the run has ended in any state, or is paused until you resume it, for example at its
+        limit. `check()` raises if it did not succeed.
 
         Interrupting the wait does not affect the run. A local worker that was killed is restarted. `poll_s`
-        defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. A host that does
-        not answer is retried. In a notebook, the cell's output shows the run in the meantime, unless `live`
+        defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. Retries if a
+        host does not respond. In a notebook, the cell's output shows the run in the meantime, unless `live`
         is false. Raises `TimeoutError` after `timeout_s`.
         """
         from orchestrate.notebook import NotebookOutput
@@ -146,13 +146,13 @@ class TrackedRun:
                 return record
             if timeout_s is not None and time.monotonic() - started > timeout_s:
                 raise TimeoutError(
-                    f"run {self.id} is still {record.status.value} after {timeout_s:g} s; it continues"
+                    f"run {self.id} is still {record.status.value} after {timeout_s:g} s. It continues"
                 )
             pace.sleep()
 
     def check(self) -> Run:
-        """Return the record of a run that succeeded. Asks the host if the run was last seen in progress.
-        Otherwise, raises `RunFailed` with the host's reason."""
+        """Return the record of a run that succeeded. Queries the host if the run was last seen in progress.
+        Raises `RunFailed` with the host's reason if the run did not succeed."""
         if not self.record.status.terminal and self.record.job_id is not None:
             self.refresh()
         if self.record.status is not JobStatus.SUCCEEDED:
@@ -203,12 +203,13 @@ class TrackedRun:
         max_cost_usd: Decimal | float | str | None = None,
         max_hours: Decimal | float | str | None = None,
     ) -> Run:
-        """Resume a paused job, or a submission that was interrupted before its job was created. A job
-        that has ended is not restarted, because it would be billed again beyond the agreed price.
+        """Resume a paused job, or a submission that was interrupted before its job was created. A job that
+        has ended is not restarted, because it would be billed again beyond the agreed price.
 
-        `max_cost_usd` and `max_hours` replace the run's own limits. They apply to the complete run,
-        including what was used so far, and a budget must cover them. Raises `UsageError` for a limit that
-        is already used up, `OverBudget` and `ProjectNotTrusted`."""
+        `max_cost_usd` and `max_hours` replace the run's own limits. They apply to the complete run, including
+        its use so far, and the budget must cover them. Raises `UsageError` for a limit that is already used
+        up, `OverBudget` and `ProjectNotTrusted`.
+        """
         from orchestrate.runs import resuming
 
         more = resuming.RaisedLimits(
@@ -219,10 +220,10 @@ class TrackedRun:
 
     def abandon(self, reason: str) -> Run:
         """Give up the run and its deployments, with the reason. Their hosts are no longer polled, and only
-        the last known amounts of their bills count against a budget. Nothing is ended on a host, where the
-        run may continue and be billed. If only deployments are given up, an ended run with a known bill stays
-        unchanged. Raises `UsageError` without a reason, and for a deployment whose account can be reached:
-        use `undeploy` instead."""
+        their last known costs count against a budget. Nothing is ended on a host: the run may continue there
+        and be billed. An ended run with a known bill stays unchanged. Then only its deployments are given up.
+        Raises `UsageError` without a reason, and for a deployment whose account can be reached, because
+        `undeploy` then works."""
         from orchestrate.store import transitions
 
         if not reason.strip():
@@ -275,7 +276,8 @@ class TrackedRun:
     ) -> Artifact:
         """Download the tuned model's files, by default to `models/<run id>` in the home folder.
 
-        They are downloaded there only once: a second call verifies their hashes and returns them."""
+        A second call verifies the hashes of the downloaded files and returns them.
+        """
         capability(self.provider, Downloads)
         if dest is not None and Path(dest).exists() and not Path(dest).is_dir():
             raise UsageError(f"{dest} is not a folder", fix="use a new or empty folder")
@@ -296,14 +298,14 @@ class TrackedRun:
         return found
 
     def downloaded(self) -> Artifact | None:
-        """Return what `download` has stored in the home folder according to its own record, or `None`."""
+        """Return the record of the download in the home folder, or `None`."""
         from orchestrate.providers import files
 
         return files.described(self._ws.settings.home / "models" / self.id)
 
     def deployment(self, at: str | None = None) -> DeploymentHandle | None:
-        """Return the newest deployment as last seen, on the backend `at` or on any. Returns `None` if there
-        is none."""
+        """Return the newest deployment on the backend `at`, or on any backend, as last seen. Returns `None`
+        if there is none."""
         record = self._ws.store.deployments.of_run(self.id, at)
         return None if record is None else DeploymentHandle(self._ws, record)
 
@@ -314,10 +316,10 @@ class TrackedRun:
         return [DeploymentHandle(self._ws, one) for one in found if one.run_id == self.id]
 
     def undeploy(self, at: str | None = None, *, patience_s: float = 60.0) -> DeploymentHandle | None:
-        """End what `deploy` started (`at` one backend, or wherever it is up), and wait up to `patience_s`
-        seconds until the host confirms that it has ended. The returned state says whether it has ended:
-        `ending` is still billed, and each `sync` asks again. Returns `None` if the account has none. Raises
-        `OtherAccount`, and `ProviderError` if the host cannot be reached."""
+        """End the run's deployment, on the backend `at` or wherever it is up, and wait up to `patience_s`
+        seconds until the host confirms that it has ended. Check the returned state: `ending` is still billed,
+        and each `sync` asks the host again. Returns `None` if the account has none. Raises `OtherAccount`,
+        and `ProviderError` if the host cannot be reached."""
         known = self.deployment(at)
         if known is None or known.record.state.over:
             if at is not None and at != self.record.provider:
@@ -342,10 +344,10 @@ class TrackedRun:
         at: str | None = None,
         tell: Callable[[str], object] | None = None,
     ) -> Reply:
-        """Return one answer of the tuned model, or with `base` of the model that it was tuned from. A plain
-        text becomes the user message. `tools` are the tools that it may call, in the format of the chat
-        completions API. `at` is another host that its adapter was deployed on. `tell` receives the text as
-        it streams, if the host streams and no tools are given."""
+        """Return one answer of the tuned model, or with `base` of the model that it was tuned from. A string
+        becomes the user message. `tools` are tools that the model may call, in the format of the chat
+        completions API. `at` is another host on which its adapter is deployed. `tell` receives the text as it
+        streams, if the host streams and no tools are given."""
         if isinstance(messages, str):
             messages = [Message(role="user", content=messages)]
         if at is None or at == self.record.provider:

@@ -1,5 +1,5 @@
-"""Watching runs until they end: the store, the backends and the channels joined. Run as a module, it is the
-background watcher's process."""
+"""Watch runs until they end. Connects the store, the backends and the notification channels. Run as a module,
+this is the background watcher's process."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def channels_of(settings: Settings) -> list[Messenger]:
 
 @contextmanager
 def telling(ft: Workspace) -> Generator[list[str]]:
-    """Notify the channels about runs that are found to have ended in the block, unless another process has
-    done so. After the block, the list contains the failed notifications."""
+    """Notify the channels about runs found to have ended during the block, unless another process has done
+    so. After the block, the list contains the failed notifications."""
     found, problems = channels_of(ft.settings), list[str]()
     for channel in found:
         ft.store.notifications.since(channel.name)
@@ -64,15 +64,15 @@ def telling(ft: Workspace) -> Generator[list[str]]:
 
 
 def announce(settings: Settings, told: Mapping[str, Any]) -> list[str]:
-    """Send a message with an `id`, a `type` and a `text` to the channels, only once. Returns what was not
-    delivered."""
+    """Send a message with an `id`, a `type` and a `text` to the channels, once. Returns the failed
+    deliveries, one line each."""
     from orchestrate.runs.watching.channels import announce
 
     return announce(channels_of(settings), told)
 
 
 def recover(ft: Workspace, provider: str = "all", choose: Choose | None = None) -> Recovery:
-    """Rebuild a lost store from the hosts' lists, from every job with our ref or from the chosen ones."""
+    """Rebuild a lost store from the jobs with our ref on the hosts' lists, or from the selected ones."""
     from orchestrate.runs.syncing.recovery import recover
 
     return recover(ft.store, [ft.provider(name) for name in ft.backends(provider)], choose, ft.rates)
@@ -108,15 +108,16 @@ def stop_background(settings: Settings) -> int:
 
 
 def ask(run: TrackedRun) -> None:
-    """Update a run from its host. A host that does not answer is retried later. Raises `ProviderError` if
-    retrying cannot help."""
+    """Update a run from its host. If a host does not respond, tries again later. Raises `ProviderError` for
+    errors that retrying cannot fix."""
     from orchestrate.runs.watching.polling import PollingPace
 
     PollingPace().attempt(run.refresh)
 
 
 def tell_stalls(settings: Settings, report: SyncReport) -> list[str]:
-    """Notify the channels about the stalls that a sync found. Returns what was not delivered."""
+    """Notify the channels about the stalls that a sync found. Returns the failed deliveries, one line
+    each."""
     from orchestrate.runs.syncing.stalls import message
 
     found = [stall for stall in report.stalled if stall.new]
@@ -124,7 +125,7 @@ def tell_stalls(settings: Settings, report: SyncReport) -> list[str]:
 
 
 def end_stalled(ft: Workspace, run: Run) -> str | None:
-    """Cancel a run that an earlier check found stalled and that still is stalled. Returns the reason. Raises
+    """Cancel a run that is still stalled since an earlier check. Returns the reason. Raises
     `ProviderError`."""
     from orchestrate.runs.syncing.stalls import Stalls
     from orchestrate.runs.syncing.sweep import fetch_details

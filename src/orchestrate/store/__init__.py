@@ -1,4 +1,4 @@
-"""The store: one database of runs and of all that is kept of them, SQLite or Postgres."""
+"""The store: one SQLite or Postgres database of runs and their records."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Uptime:
-    """Uptime: `seconds` since the boot that `boot` identifies, including sleep and suspension if the system
-    reports them."""
+    """Seconds since the boot that `boot` identifies, including sleep and suspension if the system reports
+    them."""
 
     boot: str
     seconds: float
 
 
 class Clock:
-    """The machine's clocks. Tests replace it to move time."""
+    """The machine's clocks. Tests replace this class to move time."""
 
     def now(self) -> datetime:
         """Return the wall clock time as an aware UTC datetime."""
@@ -59,17 +59,16 @@ def _seconds() -> float:
 
 
 def stamp(at: datetime) -> str:
-    """Format a time as the store keeps it, with a fixed width, so that strings sort by time."""
+    """Format a time for the store, with a fixed width, so the strings sort by time."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def time_of(deployment: Deployment, clock: Clock, *, made_at: datetime | None = None) -> datetime:
-    """Return `created_at` plus the age of a deployment. Hourly charges and limits use this clock.
+    """Return `created_at` plus the age of a deployment, the clock for hourly charges and limits.
 
     The time since the last reading is measured by uptime. After a reboot, or on another machine, only the
     wall clock is available. The clock never runs backward. If the wall clock disagrees with the age in the
-    host's own record (`made_at`), the last reading was made by a wrong clock, and the host's record
-    counts.
+    host's own record (`made_at`), the last reading used a wrong clock, and the host's record counts.
     """
     now, up, last = clock.now(), clock.uptime(), deployment.age
     if last is None:  # made by an earlier version
@@ -102,7 +101,7 @@ def new_run_id(at: datetime) -> str:
 
 
 def new_id(prefix: str, at: datetime, mark: int | None = None) -> str:
-    """Create an id. `mark`, a hash, replaces the random part, so that the same time in seconds and the same
+    """Create an id. `mark` is a hash that replaces the random part. The same time in seconds and the same
     mark give the same id."""
     age_ms = max(0, int(at.timestamp() * 1000) - _EPOCH_MS) % 32**8
     if mark is not None:

@@ -1,5 +1,4 @@
-"""State that watchers and viewers share through the store: who asks when, what changed, which webhooks came
-in."""
+"""State that watchers and viewers share through the store: polling times, changes and received webhooks."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ _ENDED = [s.value for s in JobStatus if s.terminal]
 
 
 class Notifications:
-    """Tracks which runs were reported to which channel."""
+    """Tracks which runs were reported to which channels."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -54,7 +53,7 @@ class Notifications:
             return [Run.from_json(row) for row in connection.execute(query).scalars()]
 
     def claim(self, run_id: str, channel: str) -> bool:
-        """Claim the right to report a run to a channel. Only one process gets it, and only once."""
+        """Claim the right to report a run to a channel. Only one process gets the claim, once."""
         table = schema.notifications
         with self._db.writing() as connection:
             done = connection.execute(
@@ -72,7 +71,7 @@ class Notifications:
             return done.scalar() is not None
 
     def finish(self, run_id: str, channel: str, *, sent: bool) -> None:
-        """Mark it as sent, or give up the claim because it is known not to have been sent."""
+        """Mark the notification as sent, or release the claim because it is known not to have been sent."""
         table = schema.notifications
         mine = (table.c.run_id == run_id) & (table.c.channel == channel)
         with self._db.writing() as connection:
@@ -80,8 +79,8 @@ class Notifications:
             connection.execute(done)
 
     def unfinished(self, channel: str, *, older_than_s: float) -> list[str]:
-        """List runs whose notifier died between claiming and finishing, so it may or may not have been
-        sent."""
+        """List runs whose notifier died between claiming and finishing, so the notification may or may not
+        have been sent."""
         table = schema.notifications
         before = stamp(self._db.clock.now() - timedelta(seconds=older_than_s))
         query = select(table.c.run_id).where(
@@ -91,7 +90,7 @@ class Notifications:
             return list(connection.execute(query).scalars())
 
     def close(self, run_id: str, channel: str) -> None:
-        """Mark it as possibly sent, so it is not claimed again."""
+        """Mark the notification as possibly sent, so it is not claimed again."""
         table = schema.notifications
         mine = (table.c.run_id == run_id) & (table.c.channel == channel)
         with self._db.writing() as connection:
@@ -101,9 +100,9 @@ class Notifications:
 _SOONEST = timedelta(seconds=10)
 _LATEST = timedelta(minutes=5)
 _LONGEST = timedelta(days=3650)
-"""A host's request to wait more than ten years is not taken literally."""
+"""Maximum wait that a host can request."""
 _SHARE = 10
-"""A run that has been quiet for some time is polled again after a tenth of that time."""
+"""A quiet run is polled again after this fraction of the time that it has been quiet."""
 _LOOK_S = 15.0
 """Time for which a viewer that died still counts as watching."""
 
@@ -123,16 +122,16 @@ class Agenda:
         self._leases = leases
 
     def changed(self, since: datetime) -> list[Run]:
-        """List the runs written since then, the most recently written last."""
+        """List the runs written since then, in the order in which they were written."""
         table = schema.runs
         query = select(table.c.record).where(table.c.updated_at > stamp(since)).order_by(table.c.updated_at)
         with self._db.reading() as connection:
             return [Run.from_json(row) for row in connection.execute(query).scalars()]
 
     def claim_due(self, provider: str, host: str, *, limit: int, soonest: timedelta = _SOONEST) -> list[Run]:
-        """Take up to `limit` active runs whose events and metrics are due, longest due first, and set when
-        they are due again, not before `soonest`. Processes that claim at the same time get different runs.
-        On Postgres, each skips the rows that another has locked. On SQLite, they take turns."""
+        """Take up to `limit` active runs whose events and metrics are due, longest due first, and set their
+        next due time, not before `soonest`. Processes that claim at the same time get different runs. On
+        Postgres, each process skips rows locked by another. On SQLite, they take turns."""
         table, now = schema.runs, self._db.clock.now()
         query = (
             select(table.c.record)
@@ -164,8 +163,7 @@ class Agenda:
         return run
 
     def uncancelled(self, provider: str, host: str) -> list[str]:
-        """List the ids of runs whose job should be canceled but still runs, because the request has not
-        reached the host."""
+        """List the ids of runs whose cancel request has not reached the host yet, so their job still runs."""
         table = schema.runs
         left = [s.value for s in JobStatus if s.terminal or s is JobStatus.CANCELLING]
         query = (
@@ -178,8 +176,9 @@ class Agenda:
             return list(connection.execute(query).scalars())
 
     def silences(self, marks: Mapping[str, str], *, gap_s: float | None = None) -> dict[str, Silence]:
-        """Return how long each run has been seen with this mark, by this machine's uptime, so that a wrong
-        wall clock doesn't matter. With `gap_s`, a longer pause between two checks restarts the count."""
+        """Return how long each run has been seen with this mark. Measured by this machine's uptime, so a
+        wrong wall clock doesn't matter. With `gap_s`, a longer pause between two checks restarts the count.
+        """
         table, up = schema.silences, self._db.clock.uptime()
         ids, rows, begun = [*marks], dict[str, Any](), list[str]()
         parts = [ids[start : start + 500] for start in range(0, len(ids), 500)]
@@ -211,7 +210,7 @@ class Agenda:
         return found
 
     def stir(self, run_id: str) -> None:
-        """Record that something new was received about this run, which ends its silence on all machines."""
+        """Record that there is news of this run, which ends its silence on all machines."""
         with self._db.writing() as connection:
             connection.execute(schema.silences.delete().where(schema.silences.c.run_id == run_id))
 
@@ -245,7 +244,7 @@ class Agenda:
             )
 
     def paused_s(self, account: str) -> float:
-        """Return for how many more seconds this account must not be queried."""
+        """Return the number of seconds for which this account must not be queried."""
         table, now = schema.pauses, self._db.clock.now()
         with self._db.reading() as connection:
             row = connection.execute(select(table).where(table.c.account == account)).one_or_none()
@@ -258,10 +257,10 @@ class Agenda:
     def take_tokens(
         self, account: str, count: int, *, per_minute: float, burst: float, credit: bool = False
     ) -> float:
-        """Take requests from the account's token bucket, which all processes of this store share.
-        `per_minute` are added, and at most `burst` are kept. Returns 0 if there were enough. Otherwise
-        nothing is taken, and the result is the seconds until there are enough. With `credit`, they are always
-        taken, for requests that were already sent."""
+        """Take tokens from the account's bucket, which all processes of this store share. It gains
+        `per_minute` tokens and holds at most `burst`. Returns 0 if there were enough. Otherwise takes none,
+        and returns the seconds until there are enough. With `credit`, tokens are always taken, for requests
+        that were already sent."""
         key = f"bucket:{hashlib.sha256(account.encode()).hexdigest()[:48]}"
         now, table = self._db.clock.now(), schema.meta
         with self._db.writing() as connection:
@@ -280,13 +279,13 @@ class Agenda:
 
     def look(self, account: str, lease: Lease | None) -> Lease | None:
         """Record that a viewer is watching this account's runs for the next seconds. `lease` is the result of
-        the last call. Returns `None` if another viewer already does so."""
+        the last call. Returns `None` if another viewer is already recorded."""
         if lease is not None and self._leases.renew(lease, _LOOK_S):
             return lease
         return self._leases.acquire(_look_name(account), _LOOK_S)
 
     def looked_at(self, account: str) -> bool:
-        """Return whether somebody is watching, so that updates are needed soon."""
+        """Return whether someone is watching, so that updates are needed soon."""
         return self._leases.held(_look_name(account))
 
     def take_delivery(self, delivery_id: str) -> bool:

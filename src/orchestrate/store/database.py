@@ -1,4 +1,4 @@
-"""The tables, opening them, and the right to work on them."""
+"""Opens, checks and creates the store's database, and manages leases."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ from orchestrate.text import duration
 
 _HEADER = b"SQLite format 3\x00"
 _CHECKED_AT_OPEN_BYTES = 8_000_000
-"""Up to this size, the entire file is verified each time it is opened (a few milliseconds); larger files
-only on `verify`."""
+"""Up to this size, the entire file is verified each time it is opened, which takes a few milliseconds. Larger
+files are only verified by `verify`."""
 _LEAST_FREE = 65_536
-"""Size in bytes; a log's index alone takes half of it."""
+"""Minimum free disk space in bytes. The index of the write-ahead log alone takes half of it."""
 _BUSY_S = 60.0
 _STATEMENT_S = 60
 RECOVER = "to rebuild a store from the hosts' job lists: orchestrate recover"
@@ -56,8 +56,8 @@ _ELSEWHERE = "choose another location with --store"
 
 
 def open_engine(url: str) -> Engine:
-    """Open a store and return its engine. The store must be created by Orchestrate, intact and of the
-    current version. Raises `StoreError` and `MissingExtra`."""
+    """Open a store and return its engine. The store must have been created by Orchestrate, be intact, and
+    have the current version. Raises `StoreError` and `MissingExtra`."""
     if (path := sqlite_path(url)) is not None:
         if path.name in ("", ":memory:"):
             raise StoreError("runs must outlive the process: use a file, such as sqlite:///runs.sqlite3")
@@ -81,8 +81,7 @@ def _postgres_url(text: str) -> URL:
 
 
 def place_of(engine: Engine) -> str:
-    """Return the location of a store in readable form. Leaves out a password before the host or in the
-    query."""
+    """Return the location of a store in readable form, without any password."""
     url = engine.url
     if engine.dialect.name == "sqlite":
         return str(url.database)
@@ -91,7 +90,7 @@ def place_of(engine: Engine) -> str:
 
 @contextmanager
 def translated(place: str) -> Generator[None]:
-    """Convert the database's errors to `StoreError`, based on codes and never on messages."""
+    """Convert the database's errors to `StoreError`, based on error codes and never on messages."""
     try:
         yield
     except DBAPIError as error:
@@ -233,8 +232,8 @@ def _require_made(draft: Path, path: Path) -> None:
 
 @cache
 def sqlite_tables() -> list[str]:
-    """Return the statements that create all tables. SQLAlchemy takes longer to generate them than SQLite
-    to execute them."""
+    """Return the statements that create all tables. Cached, because SQLAlchemy takes longer to generate them
+    than SQLite to execute them."""
     made: list[str] = []
 
     def say(part: ClauseElement, *_: Any, **__: Any) -> None:
@@ -403,7 +402,7 @@ def _set_version(connection: Connection) -> None:
 
 
 def identity(place: str) -> tuple[int, int] | None:
-    """Return the identity of a file, to detect a replacement, or `None` if there is none."""
+    """Return the identity of a file, to detect that it was replaced, or `None` if there is no file."""
     try:
         found = Path(place).stat()
     except OSError:
@@ -440,18 +439,18 @@ class Database:
     def writing(self) -> Generator[Connection]:
         """Open a transaction that commits at the end of the block, or changes nothing after an error.
 
-        Raises `StoreError` once a newer version has upgraded the store, because what this version writes
-        would lack fields that the newer one reads. The lock keeps an upgrade from happening between that
-        check and the writes (on Postgres; SQLite has one writer).
+        Raises `StoreError` once a newer version has upgraded the store, because records written by this
+        version would lack fields that the newer one reads. On Postgres, a lock prevents an upgrade between
+        that check and the writes. SQLite has only one writer.
         """
         with translated(self.place), self._writer.begin() as connection:
             _require_known(connection.execute(_WRITTEN.with_for_update(read=True)).scalar(), self.place)
             yield connection
 
     def waited(self, table: Table, id: str) -> float:
-        """Return the seconds, by this machine's uptime, since it sent the current attempt of a run or a
-        deployment. If another machine sent it, or this one before its last start, returns the seconds since
-        this machine first saw it."""
+        """Return the seconds of this machine's uptime since it sent the current attempt of a run or a
+        deployment. If another machine sent the attempt, or this one before its last boot, returns the seconds
+        since this machine first saw it."""
         stamps, up = schema.stamps, self.clock.uptime()
         with self.writing() as connection:
             attempt = connection.execute(select(table.c.attempt).where(table.c.id == id)).scalar_one()
@@ -483,7 +482,7 @@ class Database:
 
 
 class LeaseLost(OrchestrateError):
-    """Raised if another process has taken over this work. Pending writes of this process were not made."""
+    """Raised if another process has taken over this work. Pending writes of this process were discarded."""
 
     retryable = True
 
@@ -496,8 +495,8 @@ class LeaseHeld(OrchestrateError):
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to one piece of work until it expires. Each acquisition raises the fence, and writes with an
-    older fence are rejected, so a process that slept past its lease cannot harm the store."""
+    """The exclusive right to a task until the lease expires. Each acquisition increments the fence, and
+    writes with an older fence are rejected, so a process that slept past its lease cannot harm the store."""
 
     name: str
     owner: str
@@ -505,7 +504,7 @@ class Lease:
 
 
 class Leases:
-    """Leases on names, held by processes."""
+    """Leases by name, each held by one process."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -535,7 +534,7 @@ class Leases:
         return Lease(name, values["owner"], values["fence"])
 
     def renew(self, lease: Lease, ttl_s: float) -> bool:
-        """Extend the lease by `ttl_s` and return whether it is still ours."""
+        """Extend the lease by `ttl_s` seconds and return whether this process still holds it."""
         now, up = self._db.clock.now(), self._db.clock.uptime()
         with self._db.writing() as connection:
             done = connection.execute(
@@ -551,7 +550,7 @@ class Leases:
         return done.rowcount == 1
 
     def held(self, name: str) -> bool:
-        """Return whether some process holds the lease now."""
+        """Return whether any process holds the lease now."""
         with self._db.reading() as connection:
             row = connection.execute(select(schema.leases).where(schema.leases.c.name == name)).one_or_none()
         return row is not None and row.owner is not None and not self._expired(row)
@@ -585,24 +584,24 @@ class Leases:
 
     def check(self, lease: Lease, ttl_s: float) -> None:
         """Raise `LeaseLost` if another process has taken over the work, and `StoreError` if the store is not
-        where it was opened. Also renews the lease, which shows that the store can be written."""
+        where it was opened. Also renews the lease, which proves that the store can be written."""
         if not self.renew(lease, ttl_s):
             raise _lost(lease)
         if self._file is not None and identity(self._db.place) != self._file:
             # Writes into a file without a name succeed, and nobody reads them again.
             raise StoreError(
                 f"the run store {self._db.place} was removed or replaced while it was in use",
-                fix=f"nothing was sent; put it back and try again, or {RECOVER}",
+                fix=f"nothing was sent. Put the store back and try again, or {RECOVER}",
             )
 
     @contextmanager
     def hold(
         self, name: str, ttl_s: float = 30.0, *, wait: Callable[[], object] | None = None
     ) -> Generator[Lease]:
-        """Hold the lease for the block. A thread renews it, so that it ends soon after its process does.
+        """Hold the lease for the block. A thread renews the lease, so it expires soon after its process ends.
 
-        Raises `LeaseHeld` immediately if another process has it. With `wait`, which is called between checks,
-        waits for its turn.
+        Raises `LeaseHeld` immediately if another process holds it. With `wait`, waits for its turn, calling
+        `wait` between checks.
         """
         lease = self.acquire(name, ttl_s)
         while lease is None:

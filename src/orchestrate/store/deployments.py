@@ -1,4 +1,4 @@
-"""The deployments of a store: each change appends a transition and rewrites the row as their projection."""
+"""The deployments of a store. Each change appends a transition and rewrites the deployment's row from it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from orchestrate.types import Age, Deployment, DeploymentState, Endpoint, Record
 State = DeploymentState
 _NOTHING: dict[str, Any] = {"billed_s": 0.0, "billed_by_month": {}}
 UNSETTLED = frozenset({State.CREATING, State.OUTCOME_UNKNOWN})
-"""States in which the host may or may not have it."""
+"""States in which it is unknown whether the host has the deployment."""
 
 
 def creating(deployment: Deployment, at: datetime) -> Deployment:
@@ -50,7 +50,7 @@ def creating(deployment: Deployment, at: datetime) -> Deployment:
 
 
 def outcome_unknown(deployment: Deployment, problem: str, at: datetime) -> Deployment:
-    """Record that the response was lost, or that its result could not be observed."""
+    """Record that the response was lost, or that the result could not be determined."""
     if deployment.state is not State.CREATING:
         return _moved(deployment, at, deployment.state, bills=None, problem=problem)
     return _moved(deployment, at, State.OUTCOME_UNKNOWN, bills=True, problem=problem)
@@ -67,8 +67,8 @@ def completed(deployment: Deployment, endpoint: Endpoint, at: datetime) -> Deplo
 
 
 def ending(deployment: Deployment, cause: str, at: datetime) -> Deployment:
-    """Record that the deployment should end. From now on, the host is asked to take it down until it shows
-    that the deployment no longer exists."""
+    """Record that the deployment should end. From now on, the host is asked to take it down until its list no
+    longer shows it."""
     if deployment.state is State.ENDING or deployment.state.over:
         return deployment
     return _moved(deployment, at, State.ENDING, bills=None, cause=cause, complete=False)
@@ -82,8 +82,8 @@ def never_made(deployment: Deployment, problem: str, at: datetime) -> Deployment
 
 
 def abandoned(deployment: Deployment, reason: str, at: datetime) -> Deployment:
-    """Record that the user abandons the deployment, no matter what its host does. The cost counted so far
-    stays, and no more is added."""
+    """Record that the user abandons the deployment, no matter what its host does. Its cost so far still
+    counts, and no more is added."""
     if deployment.state.over:
         return deployment
     return _moved(deployment, at, State.ABANDONED, bills=False, cause=reason, complete=False, ended_at=at)
@@ -105,10 +105,9 @@ def observed(
     settled: bool,
     patience: timedelta = timedelta(0),
 ) -> Deployment:
-    """Update the deployment from what the account contains now, according to a list of the account that
-    proves it.
+    """Update the deployment from the resources that the account lists now. The list must be complete.
 
-    `settled` means that a request to create the deployment is complete or never will be. Before that, absence
+    `settled` means that a request to create the deployment has completed or never will. Before that, absence
     proves nothing. A deployment that was up must be missing for `patience` before it counts as lost, because
     lists lag.
     """
@@ -122,7 +121,7 @@ def observed(
             return deployment
         return outcome_unknown(deployment, "the response to the request was lost", at)
     if deployment.state in UNSETTLED:
-        return never_made(deployment, deployment.problem or "the host did not create one", at)
+        return never_made(deployment, deployment.problem or "the host did not create a deployment", at)
     if deployment.state is State.ENDING:
         ended = _moved(deployment, at, State.ENDED, bills=False, raw_state=None, ended_at=at)
         # One that was looked for before it was ended, and that the host has never shown, has billed nothing.
@@ -130,7 +129,7 @@ def observed(
     missing = deployment.missing_since or at
     if at - missing < patience:
         return _moved(deployment, at, deployment.state, bills=None, missing_since=missing)
-    cause = "the host no longer has it, although Orchestrate did not take it down"
+    cause = "the host no longer has the deployment, although Orchestrate did not take it down"
     return _moved(deployment, at, State.LOST, bills=False, cause=cause, ended_at=at, missing_since=missing)
 
 
@@ -199,7 +198,7 @@ class Deployments:
         return PREFIX + new_run_id(self._db.clock.now()).removeprefix(RUN_PREFIX)
 
     def time_of(self, deployment: Deployment) -> datetime:
-        """Return the current time on the clock that measures the deployment's age."""
+        """Return the current time on the clock of the deployment's age."""
         return time_of(deployment, self._db.clock)
 
     def add(
@@ -248,10 +247,9 @@ class Deployments:
         new_attempt: bool = False,
     ) -> Deployment:
         """Change a deployment with a function of this module, in one transaction. `change` receives its
-        current state, and the time by its age. `made_at` is its creation time according to the host.
+        current state and the time on its clock. `made_at` is its creation time according to the host.
 
-        With a budget or limits, the change agrees to more cost, or starts it. Raises `OverBudget` like
-        `add`.
+        Pass a budget or limits if the change may start or increase its cost. Raises `OverBudget` like `add`.
         """
         table = schema.deployments
         query = select(table.c.record, table.c.attempt).where(table.c.id == deployment_id).with_for_update()
@@ -282,8 +280,8 @@ class Deployments:
             return after
 
     def limit_of_entry(self, model: str, usd: Decimal, but: str | None) -> Limit:
-        """Return the total cost limit of an entry of the gateway's model map, for the transaction that
-        deploys. `but` is the deployment being changed."""
+        """Return the total cost limit of an entry in the gateway's model map, for the transaction that
+        deploys. `but` excludes the deployment being changed."""
         words = {
             "what": f"the remaining deploy.max_cost_usd of gateway.models.{model},",
             "figure": "the maximum cost of this deployment",
@@ -354,7 +352,7 @@ class Deployments:
         over: bool | None = None,
         since: datetime | None = None,
     ) -> list[Deployment]:
-        """List deployments, newest first. `since` excludes those that ended before."""
+        """List deployments, newest first. `since` excludes deployments that ended before that time."""
         table = schema.deployments
         given = {"provider": provider, "host": host, "over": over}
         wanted = [table.c[name] == value for name, value in given.items() if value is not None]
@@ -377,7 +375,7 @@ class Deployments:
 
     def to_watch(self) -> set[tuple[str, str]]:
         """Return (backend, host) of the deployments that will change: those with a limit, and those whose
-        shutdown is not confirmed."""
+        shutdown is not confirmed yet."""
         found = self.matching(over=False)
         return {(d.provider, d.host) for d in found if d.limited or d.state.unproven}
 

@@ -1,4 +1,4 @@
-"""Experiments: their plans and phases, who was given which model, and what came of it."""
+"""Experiments: their plans and phases, the model assigned to each user, and the outcomes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""History of a run besides its row: steps, events, metrics, checkpoints, records, uploads."""
+"""The history of a run: transitions, events, metrics, checkpoints, records and uploads."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from orchestrate.costing import Reconciliation
 
 TRANSLATION = "translation"
-"""Kind of record that stores what a run's settings became on its backend."""
+"""Kind of the record that stores how a run's settings were translated for its backend."""
 
 
 _SAME = tuple({column.name for column in schema.runs.columns} & {*Run.__struct_fields__} - {"id"})
-"""The columns that hold a field of the record, by name. A new one only needs an entry here."""
+"""Columns that hold a field of the record with the same name. A new column only needs an entry here."""
 
 
 def _cell(value: Any) -> Any:
@@ -76,7 +76,7 @@ def beside(
 
 
 def word(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:
-    """Return the state of a run. A change of it is recorded as a transition."""
+    """Return the state of a run. Each change of this state is recorded as a transition."""
     return run.phase, run.status, run.raw_status
 
 
@@ -93,7 +93,7 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     raw_status: str | None
     attempt: int
     actor: str
-    """Machine, process and a random part of the writer."""
+    """The writer: machine, process, and a random part."""
     note: str | None
 
 
@@ -135,8 +135,8 @@ class History:
             return add_events(self._db, connection, run_id, events, from_host=from_host)
 
     def events(self, run_id: str, *, after: str | None = None, limit: int | None = None) -> list[Event]:
-        """List events, oldest first, in the order in which they were received. `limit` keeps only the
-        last ones."""
+        """List events, oldest first, in the order in which they were received. `limit` selects only the last
+        ones."""
         table = schema.events
         query = select(table.c.record).where(table.c.run_id == run_id).order_by(table.c.seq.desc())
         if after is not None:
@@ -147,7 +147,7 @@ class History:
         return [Event.from_json(row) for row in reversed(rows)]
 
     def alarms(self, run_id: str) -> list[Event]:
-        """List the events that Orchestrate raised itself and that need a person's attention."""
+        """List the alerts that Orchestrate raised itself and that need a person's attention."""
         table = schema.events
         query = (
             select(table.c.record)
@@ -172,8 +172,8 @@ class History:
             return connection.execute(query).scalar()
 
     def add_metrics(self, run_id: str, points: Iterable[MetricPoint]) -> int:
-        """Merge by step, because a host may report the training loss first and the validation loss later.
-        Returns how many steps were new or changed."""
+        """Add metrics, merged by step, because a host may report the training loss first and the validation
+        loss later. Returns how many steps were new or changed."""
         table, points = schema.metrics, list(points)
         known_of = select(table.c.step, table.c.record).where(table.c.run_id == run_id)
         # Most polls bring nothing new, and a look needs no lock.
@@ -231,7 +231,7 @@ class History:
         }
 
     def set_checkpoints(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> None:
-        """Add or replace checkpoints by id. One that the host no longer lists is kept."""
+        """Add or replace checkpoints by id. Checkpoints that the host no longer lists are kept."""
         table, known = schema.checkpoints, self.checkpoints(run_id)
         new = [checkpoint for checkpoint in checkpoints if checkpoint not in known]
         if not new:
@@ -258,7 +258,7 @@ class History:
     # -- uploads -------------------------------------------------------------------------------------------
 
     def record_upload(self, provider: str, host: str, account: str, remote: RemoteDataset) -> None:
-        """Remember where an account stores a dataset, so the same content is never uploaded twice."""
+        """Record where an account stores a dataset, so the same content is never uploaded twice."""
         insert = self._db.insert(schema.uploads).values(
             provider=provider,
             host=host,
@@ -299,17 +299,17 @@ class History:
             return int(key[0]) if key else 0
 
     def translation(self, run_id: str) -> Translation | None:
-        """Return what the run's settings became when it was submitted, without secrets, or `None` for a run
+        """Return how the run's settings were translated for its backend, without secrets, or `None` for a run
         that was not submitted from here."""
         found = self.records(TRANSLATION, [run_id])
         return Translation.from_dict(found[-1].data) if found else None
 
     def proofs(self, *run_ids: str) -> list[Proof]:
-        """List proofs, oldest first. Without run ids, those of all runs are listed."""
+        """List proofs, oldest first. Without run ids, list those of all runs."""
         return [Proof.from_dict(r.data) for r in self.records("proof", run_ids or None)]
 
     def records(self, kind: str, run_ids: Sequence[str] | None = None) -> list[StoredRecord]:
-        """List records of a kind, oldest first. Without run ids, those of all runs are listed."""
+        """List records of a kind, oldest first. Without run ids, list those of all runs."""
         table = schema.records
         query = select(table).where(table.c.kind == kind).order_by(table.c.id)
         if run_ids is not None:
@@ -348,7 +348,7 @@ class History:
             self.add_record(run_id, "evaluation", evaluation)
 
     def evaluations(self, *run_ids: str) -> list[Evaluation]:
-        """List evaluations, oldest first. Without run ids, those of all runs are listed."""
+        """List evaluations, oldest first. Without run ids, list those of all runs."""
         stored = self.records("evaluation", run_ids or None)
         found = [decoding.convert(record.data, Evaluation, strict=False) for record in stored]
         return list({one.id: one for one in found}.values())
@@ -377,7 +377,7 @@ class History:
 
 
 class StoredRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A JSON record as passed to `add_record`."""
+    """A stored JSON record."""
 
     id: int
     run_id: str

@@ -1,8 +1,9 @@
-"""The ledger: what everything of a store costs together, and whether something more fits.
+"""The ledger: the total cost of everything in a store, and the check that further costs fit into the budget
+and limits.
 
-Nothing that may cost money is sent before its worst case is reserved here, in the transaction that writes it
-down: a run, a deployment or a change of one, more for a run, one send of a question. What was billed takes
-the place of what was reserved. Only what provably did not happen is released.
+Nothing that may cost money is sent before its maximum cost is reserved here, in the transaction that records
+it: a run or its higher limit, a deployment or its change, one request for an answer. The actual bill replaces
+the reservation. A reservation is only released if the billed event provably did not happen.
 """
 
 from __future__ import annotations
@@ -36,28 +37,28 @@ _LOCK = schema.APPLICATION_ID + 1
 _LESS = "lower --max-hours or --max-cost, or raise the budget"
 _NO_BUDGET = "use a model with a known price, or run without a budget (budget_usd)"
 _KEPT = "send-"
-"""Prefix of the ids of holds whose outcome is kept."""
+"""Prefix of the ids of holds whose outcome is stored."""
 _AT_ONCE = 500
 LONGEST_ANSWER = timedelta(days=1)
 """Time after which a request without a result is no longer in progress and counts as billed."""
 
 
 def one_at_a_time(connection: Connection) -> None:
-    """Keep other processes from spending, or from creating a run, until the transaction ends."""
+    """Prevent other processes from spending, or from creating a run, until the transaction ends."""
     if connection.dialect.name == "postgresql":  # SQLite's writers wait for one another anyway
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
 
 
 class Limit(NamedTuple):
-    """A limit in addition to the budget that must hold in the same transaction."""
+    """A limit that must hold in the same transaction, in addition to the budget."""
 
     usd: Decimal
     taken: Callable[[Connection], Decimal]
-    """Amount that everything else uses of it."""
+    """Function that returns the amount of it that is already used."""
     words: dict[str, str]
-    """Description for `OverBudget`."""
+    """Description of the limit for `OverBudget`."""
     wanted: Decimal | None = None
-    """Amount taken from it, if that is more than is taken from the budget."""
+    """Amount to take from it, if more than from the budget."""
 
 
 def reserve(  # noqa: PLR0913  what is held, and each limit that it is held against
@@ -74,7 +75,8 @@ def reserve(  # noqa: PLR0913  what is held, and each limit that it is held agai
     **words: str,
 ) -> None:
     """Raise `OverBudget` or `UnknownPrice` unless `usd` fits into the remainder of the budget and of each
-    limit. `held_usd` of it is already reserved. The caller records it in the same transaction."""
+    limit. `held_usd` of this amount is already reserved. The caller records the reservation in the same
+    transaction."""
     if budget_usd is None and not limits:
         return
     one_at_a_time(connection)
@@ -92,8 +94,8 @@ def reserve(  # noqa: PLR0913  what is held, and each limit that it is held agai
 def reserve_run(
     connection: Connection, clock: Clock, run: Run, budget_usd: Decimal | None, limits: Sequence[Limit]
 ) -> None:
-    """Reserve all that a new run may cost: the high end of its quote, or the cost of its machine until the
-    time limit if that is more. The run's own limit applies in a sandbox too."""
+    """Reserve the maximum cost of a new run: the high end of its quote, or the cost of its machine until its
+    time limit if that is more. The run's own limit also applies in a sandbox."""
     from orchestrate.costing.expenses import unpriced
 
     quote, name = run.quote, run.provider
@@ -102,7 +104,7 @@ def reserve_run(
     if quote is not None:
         require_within(name, high, run.max_cost_usd, unknown=quote.why_none)
     held = max(high, run.allowed_usd or Decimal(0))
-    figure = "the end of its machine" if held > high else "the quote's high end"
+    figure = "the maximum cost of its machine" if held > high else "the quote's high end"
     budget_usd = None if run.sandbox else budget_usd
     reserve(
         connection, clock, name, held, budget_usd=budget_usd, unknown=unknown, limits=limits, figure=figure
@@ -118,8 +120,8 @@ def reserve_more(
     limits: Sequence[Limit],
     figure: str,
 ) -> None:
-    """Reserve the current maximum cost of a run if it exceeds the reserved amount. `None` reserves as much as
-    before."""
+    """Reserve the current maximum cost of a run if it exceeds the reserved amount. `None` keeps the reserved
+    amount."""
     from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
 
     taken = spending(run).total_usd
@@ -145,9 +147,9 @@ def reserve_deployment(
     budget_usd: Decimal | None,
     limits: Sequence[Limit] = (),
 ) -> None:
-    """Reserve all that a deployment may cost from now on, less what it already holds. Nothing more is
-    reserved for a deployment that is already billed and will cost no more. `limits` apply in a sandbox
-    too."""
+    """Reserve the maximum further cost of a deployment, minus the amount it already reserves. Reserves
+    nothing for a deployment that is already billed and whose cost limit does not grow. `limits` also apply in
+    a sandbox."""
     budget_usd = None if after.sandbox else budget_usd
     if budget_usd is None and not limits:
         return
@@ -173,15 +175,15 @@ def reserve_deployment(
 
 
 def _as_billed(deployment: Deployment, at: datetime) -> Spending:
-    """The play money of a sandbox counts as money does."""
+    """Count a sandbox's simulated cost like money."""
     from orchestrate.costing.expenses import deployment_spending
 
     return deployment_spending(replace(deployment, sandbox=False), at)
 
 
 def asked_for(connection: Connection, clock: Clock, *, but: str | None = None, **named: str) -> Decimal:
-    """Return the cost so far and the possible further cost of the gateway's deployments with these fields.
-    `but` is the deployment being changed. It counts only once it has ended and a new one is created."""
+    """Return the cost so far, plus the possible further cost, of the gateway's deployments with these fields.
+    `but` is the deployment being changed. It counts only if it has ended and a new one is created."""
     table, found = schema.deployments, Decimal(0)
     query = select(table.c.record).where((table.c.id != (but or "")) | table.c.over)
     for field_name, value in named.items():
@@ -236,8 +238,8 @@ class LedgerShare(NamedTuple):
 
     @classmethod
     def by_deployment(cls, deployment: Deployment | None) -> LedgerShare:
-        """Return what a deployment cost, once it has ended. Until then, its cost keeps growing and nothing is
-        returned."""
+        """Return the cost of a deployment that has ended. Before that, returns nothing, because the cost
+        keeps growing."""
         from orchestrate.costing.expenses import deployment_spending
 
         if deployment is None or not deployment.state.over:
@@ -256,8 +258,8 @@ _FIRST = text("INSERT INTO kept_sums VALUES (:name, '0', '0') ON CONFLICT DO NOT
 
 
 def count(connection: Connection, before: Iterable[LedgerShare], after: Iterable[LedgerShare]) -> None:
-    """Update the sums in the transaction that changes their parts. This lock is always taken last, so that
-    transactions never wait for each other."""
+    """Update the sums in the transaction that changes their items. Takes this lock last, so transactions
+    never wait for each other."""
     change = _sum(after, less=before)
     if change == LedgerShare():
         return
@@ -289,7 +291,8 @@ def _taken(row: Any) -> LedgerShare:
 
 
 def recount(connection: Connection) -> bool:
-    """Compute the sums again, which repairs changes by other programs. Returns whether that was needed."""
+    """Recompute the sums, which repairs changes made by other programs. Returns whether that was
+    necessary."""
     new = connection.execute(_FIRST, {"name": _SUMS}).rowcount
     known = _taken(connection.execute(_KEPT_SUMS.with_for_update()).one())
     sums = _added_up(connection)
@@ -315,14 +318,14 @@ def _added_up(connection: Connection) -> LedgerShare:
 
 
 class AnswerSpending(NamedTuple):
-    """The cost of answers of one purpose from one backend in a month (`2026-11`, UTC)."""
+    """The cost of answers for one purpose from one backend in a month (`2026-11`, UTC)."""
 
     purpose: str
     backend: str
     month: str
     made_by: str
     spent_usd: Decimal
-    """Their bills, plus the maximum for those that did not arrive."""
+    """Total of their bills, plus the maximum cost of answers that did not arrive."""
     held_usd: Decimal
     """Amount reserved for requests in progress."""
     requests: int
@@ -357,13 +360,13 @@ def _answers(connection: Connection) -> list[AnswerSpending]:
 
 
 class Ledger:
-    """Cost of a store's answers, and of everything in it together."""
+    """Costs of a store's answers, and of everything in it together."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
 
     def spending(self) -> Spending:
-        """Return the spending of all runs, deployments and answers. Excludes sandboxes."""
+        """Return the spending on all runs, deployments and answers. Excludes sandboxes."""
         with self._db.reading() as connection:
             return total_spending(connection, self._db.clock)
 
@@ -379,8 +382,7 @@ class Ledger:
             return _answers(connection)
 
     def left(self) -> dict[Path, dict[str, Decimal]]:
-        """Return the amounts held for answers in progress, by the journal on this machine that records
-        their outcome, and by the id of the hold."""
+        """Map each journal on this machine to its holds for answers in progress: hold id -> amount."""
         found: dict[Path, dict[str, Decimal]] = {}
         here, holds = f"{platform.node()}:", schema.answer_holds
         with self._db.reading() as connection:
@@ -391,8 +393,8 @@ class Ledger:
         return found
 
     def settle_left(self, log: Path, sends: Mapping[str, Send]) -> None:
-        """Settle the reservations of one journal. The caller must hold its lock, and the journal must contain
-        these sends."""
+        """Settle the reservations of one journal. The caller must hold its lock. `sends` are the requests in
+        the journal."""
         known = {id: sends[id] for id in self.left().get(log, {}) if id in sends}
         AnswerAccount(self._db, "", None).catch_up("", log, known, found=True)
 
@@ -404,23 +406,23 @@ class Ledger:
 
 @dataclass(frozen=True)
 class AnswerAccount:
-    """Two-phase accounting: each request is reserved at its maximum price before it is sent, and settled once
-    its outcome is known. Safe to use from several threads and processes."""
+    """Two-phase accounting of answers: each request is reserved at its maximum price before it is sent, and
+    settled once its outcome is known. Safe to use from several threads and processes."""
 
     _db: Database
     purpose: str
     budget_usd: Decimal | None
-    """Budget of the store; everything in the store counts."""
+    """Budget of the store. Everything in the store counts toward it."""
     made_by: str = ""
     machine: str = field(default_factory=platform.node)
 
     def require_price(self, backend: str) -> None:
-        """Raise `UnknownPrice` for answers that are billed at an unknown price, if there is a budget."""
+        """Raise `UnknownPrice` if answers are billed at an unknown price and there is a budget."""
         require_price(backend, None, self.budget_usd, "the price of its answers is unknown", _NO_BUDGET)
 
     def hold(self, backend: str, usd: Decimal, log: Path) -> str:
-        """Reserve the maximum price of one request, to be recorded in `log`. Returns the id of the hold.
-        Raises `OverBudget`."""
+        """Reserve the maximum price of one request, which will be recorded in `log`. Returns the id of the
+        hold. Raises `OverBudget`."""
         id = f"{_KEPT}{secrets.token_hex(8)}-{_mark(log, self._db.clock)}"
         with self._db.writing() as connection:
             reserve(
@@ -447,7 +449,7 @@ class AnswerAccount:
         return id
 
     def settle(self, id: str, usd: Decimal) -> None:
-        """Count the actual cost of a request instead of its reservation. A second call changes nothing."""
+        """Replace a request's reservation with its actual cost. A second call changes nothing."""
         table = schema.answer_holds
         with self._db.writing() as connection:
             one_at_a_time(connection)  # whoever adds all up sees it held or settled, and never neither
@@ -461,10 +463,12 @@ class AnswerAccount:
             self._end(connection, id)
 
     def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send], *, found: bool = False) -> None:
-        """Settle what this log, whose lock the caller has, knows and this store does not: what a killed
-        process left behind, and all requests since the backup that this store was restored from. A hold that
-        the log doesn't mention was never sent, provided the log was `found`, is the same file and is
-        complete. Otherwise it counts in full, as does every hold that no command settled within a day."""
+        """Settle the requests that this log records and this store lacks: those of a killed process, and
+        those since the backup that this store was restored from. The caller must hold the log's lock.
+
+        A hold that the log doesn't mention was never sent, provided the log was `found`, is the same file and
+        is complete. Otherwise it counts in full. So does every hold that no command settled within a day.
+        """
         holds, name = schema.answer_holds, self._name(log)
         old = stamp(self._db.clock.now() - LONGEST_ANSWER)
         left = select(holds).where(or_(holds.c.log == name, holds.c.at < old))
@@ -524,8 +528,8 @@ def _size(path: Path) -> int | None:
 
 
 def _mark(log: Path, clock: Clock) -> str:
-    """Of this very file since this start of this machine: another machine may have the same name and a file
-    of the same path, and a copy is another file."""
+    """Identify this file since this boot of this machine. Another machine may have the same name and a file
+    with the same path, and a copy is a different file."""
     try:
         found = log.stat()
     except OSError:
@@ -535,8 +539,9 @@ def _mark(log: Path, clock: Clock) -> str:
 
 
 def _never_sent(hold: Any, log: Path, clock: Clock) -> bool:
-    """Of a hold that its journal does not know: each send is written into it before it leaves, and nothing is
-    ever taken out of it. One that is shorter than it was then is an older copy."""
+    """Return whether the request of a hold missing from its journal was never sent. Each request is recorded
+    there before it is sent, and nothing is ever removed. A journal that is shorter than it was at the time of
+    the hold is an older copy."""
     mark, size = _mark(log, clock), _size(log)
     if hold.log_bytes is None or size is None or not mark:
         return False

@@ -1,7 +1,7 @@
 """Lists of runs: filtered, searched, sorted, grouped and paged by the database.
 
-Every list is one scan of the index `runs_listed`, which holds all that is filtered and sorted by and none of
-the records, and stops when its page is full. Only the records of that page are read.
+Each list is one scan of the index `runs_listed`, which contains all filter and sort keys but no records. The
+scan stops when the page is full, and only the records of that page are read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COLUMNS = ("created", "name", "backend", "model", "status", "cost", "updated", "
 GROUPS = ("backend", "model", "status")
 """Group keys of lists, in addition to settings and tags."""
 STATUSES = tuple(dict.fromkeys([*STAGES.values(), *(status.value for status in JobStatus)]))
-"""Words for the stage of a run, as shown and used in filters."""
+"""Names of a run's stages, as shown and used in filters."""
 _NAME = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*){0,4}")
 _PAGE = 500
 
@@ -36,10 +36,10 @@ class RunQuery:
     """Filters and order of a list of runs. `None` and empty strings match anything."""
 
     words: str = ""
-    """Words that must all occur in what names the run: id, name, backend, model, job, person, note, tags."""
+    """Words that must all occur in the run's id, name, backend, model, job, person, note or tags."""
     provider: str = ""
     status: str = ""
-    """A `JobStatus`, or a word of `STATUSES`."""
+    """A `JobStatus`, or one of `STATUSES`."""
     model: str = ""
     """Part of the model's name."""
     tag: str = ""
@@ -78,8 +78,8 @@ class RunLists:
     def page(
         self, query: RunQuery, *, limit: int, after: str = "", ids: Sequence[str] | None = None
     ) -> list[Run]:
-        """List at most `limit` runs, starting after the run with the id `after`. With `ids`, only those
-        runs are listed."""
+        """List at most `limit` runs, starting after the run with the id `after`. With `ids`, list only these
+        runs."""
         statement = self.statement(query, limit=limit, after=after)
         if ids is not None:
             statement = statement.where(schema.runs.c.id.in_(ids))
@@ -105,8 +105,8 @@ class RunLists:
             ).scalar_one()
 
     def groups(self, query: RunQuery, most: int = 200) -> list[tuple[str | None, int]]:
-        """Return the first groups with the number of their runs, in the order of the list. `None` stands for
-        runs without the value, which differs from an empty value."""
+        """Return the first groups with their numbers of runs, in the order of the list. `None` stands for
+        runs without a value, as opposed to an empty value."""
         value = self._value(query.group)
         missing = value.is_(None)
         statement = select(value, func.count()).select_from(schema.runs).where(*self._where(query))
@@ -115,7 +115,7 @@ class RunLists:
         return [(None if name is None else str(name), number) for name, number in rows]
 
     def tags(self, most: int = 200) -> list[tuple[str, str]]:
-        """List the names and values of tags, to choose from."""
+        """List the existing tags, as names and values."""
         table = schema.run_tags
         query = select(table.c.name, table.c.value).distinct().order_by(table.c.name, table.c.value)
         with self._db.reading() as connection:

@@ -1,4 +1,4 @@
-"""Queue of runs waiting for a free slot, in start order."""
+"""The queue of runs waiting for a free slot, in the order in which they start."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Queue:
         first: bool = False,
         guard: Callable[[QueueEntry, list[QueueEntry]], None] | None = None,
     ) -> QueueEntry:
-        """Add the entry that `make` returns for a position, after or before all others. `guard` receives the
-        new entry and all others before it. If it raises an error, nothing is added."""
+        """Add the entry that `make` returns for a position, before or after all others. `guard` receives the
+        new entry and all others first. If it raises an error, nothing is added."""
         with self._db.writing() as connection:
             _one_at_a_time(connection)  # two that add at once would take one position
             edge = func.min if first else func.max
@@ -102,7 +102,9 @@ def _unclear(name: str, found: list[QueueEntry], *, short: bool) -> UsageError:
         return UsageError(f"the queue has no entry {name!r}", fix="orchestrate queue list --all")
     some = ", ".join(f"{entry.id} ({entry.provider}, {entry.state.value})" for entry in found[:_SOME])
     fits = f"{name!r} fits {some}{' and more' if len(found) > _SOME else ''}"
-    less = f": part of an id needs at least {_LEAST} characters" if short else ": it must match exactly one"
+    less = (
+        f": part of an id must have at least {_LEAST} characters" if short else ": it must match exactly one"
+    )
     return UsageError(f"{fits}{less}", fix="type more characters of the id")
 
 

@@ -1,4 +1,4 @@
-"""Reviews by people and what was said in them, and how far judges agree with people."""
+"""Human reviews and their ratings, and the calibrations of judges against them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Reviews:
             connection.execute(schema.reviews.insert().values(values))
 
     def matching(self, *, evaluation: str | None = None, run_ids: Sequence[str] = ()) -> list[Review]:
-        """List reviews, newest first: those of an evaluation, and those that contain all of these runs."""
+        """List reviews, newest first. Select by evaluation, or by runs that must all be in the review."""
         table = schema.reviews
         with self._db.reading() as connection:
             rows = connection.execute(select(table.c.record).order_by(table.c.at.desc())).scalars().all()
@@ -66,8 +66,8 @@ class Reviews:
             return [Rating.from_json(row) for row in connection.execute(query).scalars()]
 
     def calibrate(self, judge: str, record: msgspec.Struct) -> None:
-        """Store how well a judge, identified by the digest of everything that defines it, agrees with
-        people."""
+        """Store how well a judge agrees with people. The judge is identified by a digest of everything that
+        defines it."""
         insert = self._db.insert(schema.calibrations).values(
             judge=judge, at=stamp(self._db.clock.now()), record=msgspec.json.encode(record).decode()
         )

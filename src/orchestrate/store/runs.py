@@ -1,7 +1,6 @@
-"""The runs of a store: made, changed and found.
+"""The runs of a store: create, change and find them.
 
-Every change of a run is one transaction that appends a transition and rewrites the run's row as their
-projection.
+Every change of a run is one transaction that appends a transition and rewrites the run's row from it.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
 
 
 def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None = None) -> list[Run]:
-    """Find the runs that a name may refer to. The kinds of names are tried in turn, and the first kind
-    that matches any run is used."""
+    """Find the runs that a name may refer to. Kinds of names are tried in order, and the first kind that
+    matches a run is used."""
     table = schema.runs
     newest = select(table.c.record).order_by(table.c.created_at.desc())
     meant = newest if sandboxes else newest.where(~table.c.sandbox)
@@ -112,11 +111,11 @@ class _StoredRun(NamedTuple):
     attempt: int
     cancel_requested: bool
     taken: ledger.LedgerShare
-    """Of the sums, by its row."""
+    """The run's share of the sums, by its row."""
 
 
 class Equal(TypedDict, total=False):
-    """Values that matching runs must have. `None` matches anything."""
+    """Field values that matching runs must have. `None` matches anything."""
 
     provider: str | None
     host: str | None
@@ -126,8 +125,8 @@ class Equal(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Intent(RunRequest):
-    """A run before anything is sent for it. `model` is the backend's name for it, if the spec does not have
-    one."""
+    """A run before anything is sent for it. `model` is the backend's name of the model, if it is not the
+    spec's."""
 
     spec: JobSpec
     provider: str
@@ -137,10 +136,10 @@ class Intent(RunRequest):
     account: str | None = None
     sandbox: bool = False
     translation: Translation | None = None
-    """What the settings become on the backend. It is stored with the run and used for everything sent
-    from then on."""
+    """The settings translated for the backend. Stored with the run and used for everything that is sent from
+    then on."""
     ref: str | None = None
-    """Ref of a run with a key. Any other run gets a unique ref."""
+    """Ref of a run with an idempotency key. Any other run gets a unique ref."""
 
 
 class Runs:
@@ -160,11 +159,11 @@ class Runs:
         limits: Sequence[Limit] = (),
         guard: Guard | None = None,
     ) -> Run:
-        """Record the intent, unless `guard` raises in the same transaction.
+        """Record the intent, unless `guard` raises an error in the same transaction.
 
-        Raises `OverBudget` if the run's possible cost does not fit into its own limit, into `limits` and into
-        what is left of `budget_usd` over the entire store, and `UnknownPrice` if that is unknown. If several
-        processes ask at the same time, only those that fit succeed.
+        Raises `OverBudget` if the run's possible cost exceeds its own limit, one of `limits`, or the
+        remainder of `budget_usd` for the entire store, and `UnknownPrice` if that cost is unknown. If several
+        processes create runs at the same time, only those that fit succeed.
         """
         now, spec = self._db.clock.now(), intent.spec
         run = Run(
@@ -212,7 +211,7 @@ class Runs:
         return run
 
     def restore(self, run: Run) -> None:
-        """Write a run unchanged, to rebuild a store. Raises `UsageError` if it already exists."""
+        """Write a run as it is, to rebuild a store. Raises `UsageError` if it already exists."""
         try:
             with self._db.writing() as connection:
                 self._insert_row(connection, run)
@@ -240,9 +239,9 @@ class Runs:
     ) -> Run:
         """Change one run with a function of `orchestrate.store.transitions`, in one transaction.
 
-        `change` receives the run as it is now, not as the caller last saw it. If it raises an exception,
-        nothing changes and the exception is passed on. Raises `LeaseLost` if `lease` is no longer the latest
-        one.
+        `change` receives the run's current state, not the state that the caller last saw. If `change` raises
+        an exception, nothing changes and the exception propagates. Raises `LeaseLost` if `lease` is no longer
+        the latest one.
         """
         with self._db.writing() as connection:
             if lease is not None:
@@ -252,7 +251,7 @@ class Runs:
 
     def begin(self, run_id: str, lease: Lease) -> Run:
         """Count a new attempt and write SUBMITTING, or withdraw the run if its cancellation was requested, in
-        one transaction. A later request finds SUBMITTING and is therefore carried out on the host. Raises
+        one transaction. A later cancel request finds SUBMITTING, so the job is canceled on the host. Raises
         `LeaseLost` and `ImpossibleTransition`."""
         at = self._db.clock.now()
         with self._db.writing() as connection:
@@ -273,7 +272,7 @@ class Runs:
         return [after for before, after in steps if after is not before]
 
     def _locked(self, connection: Connection, run_ids: Iterable[str]) -> dict[str, _StoredRun]:
-        """By id; always locked in the same order, so that nobody waits for one another."""
+        """Lock the runs and return them by id. The order of locks is always the same, to avoid deadlocks."""
         wanted, found = sorted(set(run_ids)), dict[str, _StoredRun]()
         for start in range(0, len(wanted), _AT_ONCE):
             rows = connection.execute(_LOCKED, {"ids": wanted[start : start + _AT_ONCE]})
@@ -362,9 +361,9 @@ class Runs:
         limits: Sequence[Limit] = (),
         figure: str = "the host's own estimate",
     ) -> Run:
-        """Change a run that may cost up to `usd` from then on. Raises `OverBudget` if the increase over what
-        the run already reserves does not fit into what is left of `budget_usd`, or the total does not fit
-        into `limits`."""
+        """Change a run that may cost up to `usd` from then on. Raises `OverBudget` if the increase over the
+        run's reservation does not fit into the remainder of `budget_usd`, or the total does not fit into
+        `limits`."""
         with self._db.writing() as connection:
             if lease is not None:
                 self._leases.require(connection, lease)
@@ -463,7 +462,7 @@ class Runs:
         return self._runs_among(schema.runs.c.id, run_ids)
 
     def is_closed(self, run_id: str) -> bool:
-        """Return whether nothing more can be learned about this run from its host."""
+        """Return whether no more news of this run is expected from its host."""
         query = select(schema.runs.c.closed).where(schema.runs.c.id == run_id)
         with self._db.reading() as connection:
             return bool(connection.execute(query).scalar())
@@ -473,18 +472,18 @@ class Runs:
         return len(named(self._db, name.strip())) == 1
 
     def of_key(self, idempotency_key: str) -> Run | None:
-        """Return the run with a caller's own idempotency key, or `None`."""
+        """Return the run with an idempotency key, or `None`."""
         query = select(schema.runs.c.record).where(schema.runs.c.idempotency_key == idempotency_key)
         with self._db.reading() as connection:
             row = connection.execute(query).scalar()
         return None if row is None else Run.from_json(row)
 
     def keyed(self, prefix: str) -> list[Run]:
-        """List the runs whose idempotency keys begin with `prefix`."""
+        """List the runs whose idempotency keys start with `prefix`."""
         return self._runs_from(schema.runs.c.idempotency_key, prefix)
 
     def referred(self, prefix: str) -> list[Run]:
-        """List the runs whose refs begin with `prefix`."""
+        """List the runs whose refs start with `prefix`."""
         return self._runs_from(schema.runs.c.ref, prefix)
 
     def _runs_from(self, column: Column[str], prefix: str) -> list[Run]:
@@ -508,7 +507,7 @@ class Runs:
 
 
 def asked_for(spec: JobSpec, dataset_digest: str) -> dict[str, Any]:
-    """Return the part of the requested training that a run stores."""
+    """Return the fields of the requested training that a run stores."""
     kept = masked(spec.model_dump(mode="json", exclude_unset=True))
     return {"spec": kept, "spec_hash": spec.hash(), "dataset_digest": dataset_digest}
 

@@ -1,8 +1,8 @@
-"""The tables, the same on SQLite and Postgres, and the steps from each released schema to the next.
+"""The tables, the same on SQLite and Postgres, and the migrations from each released schema to the next.
 
-Times are fixed-width ISO strings in UTC, money is the text of a `Decimal`, records are their JSON: both
-databases then hold the very same values. A run's row is the projection of its transitions; its `record` is
-the whole `Run`, the other columns are what is searched.
+Times are fixed-width ISO strings in UTC, amounts are `Decimal` strings, and records are JSON, so both
+databases contain the same values. A run's row is derived from its transitions. Its `record` contains the
+entire `Run`, and the other columns are for searching.
 """
 
 from __future__ import annotations
@@ -487,7 +487,7 @@ def _kept(text: str) -> str:
 
 
 def listed(run: Run) -> dict[str, Any]:
-    """Return the columns of a run that only lists use."""
+    """Return the columns of a run that are only used in lists."""
     cost = cost_so_far(run)
     named = (run.id, run.provider, run.model, run.spec.get("suffix"), run.job_id, run.made_by)
     tags = [f"{name}={value}" for name, value in run.tags.items()]
@@ -563,8 +563,8 @@ STEPS: dict[int, Callable[[Connection], None]] = {
     8: _keep_sums,
     9: _note_silences,
 }
-"""Migrations from the schema version in the key to the next one, since the first release. A released step
-is never changed."""
+"""Migrations from the schema version in the key to the next one, since the first release. Released migrations
+never change."""
 
 
 def migrate(connection: Connection, version: int) -> None:

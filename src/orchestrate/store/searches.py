@@ -1,4 +1,4 @@
-"""Searches of settings and their trials."""
+"""Sweeps and their trials."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from orchestrate.types import Run, Search, Trial
 
 
 class Searches:
-    """Stores searches. Safe to use from several threads and processes."""
+    """Stores sweeps. Safe to use from several threads and processes."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
 
     def add(self, search: Search) -> bool:
-        """Add a search. Returns `False` if one with its id exists, which then gets the limits of this one."""
+        """Add a sweep. If one with its id exists, update that one's limits and return `False`."""
         values = {"id": search.id, "at": stamp(search.created_at), "record": search.to_json().decode()}
         table = tables.searches
         insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.id)
@@ -39,13 +39,13 @@ class Searches:
             return False
 
     def all(self) -> list[Search]:
-        """List all searches, newest first."""
+        """List all sweeps, newest first."""
         query = select(tables.searches.c.record).order_by(tables.searches.c.at.desc())
         with self._db.reading() as connection:
             return [Search.from_json(row) for row in connection.execute(query).scalars()]
 
     def get(self, name: str) -> Search:
-        """Get a search by its id or the start of it, or `last`. Raises `UsageError` if none or several
+        """Get a sweep by its id or the start of its id, or `last`. Raises `UsageError` if none or several
         match."""
         every = self.all()
         found = every[:1] if name == "last" else [one for one in every if name and one.id.startswith(name)]
@@ -55,20 +55,20 @@ class Searches:
         return found[0]
 
     def trials(self, search_id: str) -> list[Trial]:
-        """List the trials of a search in the order of their numbers."""
+        """List the trials of a sweep by number."""
         table = tables.trials
         query = select(table.c.record).where(table.c.search_id == search_id).order_by(table.c.number)
         with self._db.reading() as connection:
             return [Trial.from_json(row) for row in connection.execute(query).scalars()]
 
     def spent_usd(self, search_id: str, *, but: int | None = None) -> Decimal:
-        """Return the known cost of a search's runs plus their possible further cost. `but` excludes one
+        """Return the known cost of a sweep's runs plus their possible further cost. `but` excludes one
         trial."""
         with self._db.reading() as connection:
             return _spent(connection, search_id, but)
 
     def limit(self, search: Search, trial: Trial, **words: str) -> Limit | None:
-        """Return the limit on the cost of a sweep, for the transaction that creates or changes the run of a
+        """Return the cost limit of a sweep, for the transaction that creates or changes the run of a
         trial."""
         if search.max_cost_usd is None:
             return None
@@ -80,9 +80,9 @@ class Searches:
         return Limit(search.max_cost_usd, taken, words)
 
     def of_run(self, run: Run) -> tuple[Search, Trial] | None:
-        """Return the search and the trial that a run belongs to. This also works if the process that created
-        the run was killed before recording it, because the run's key is the search's id and the trial's
-        number."""
+        """Return the sweep and trial that a run belongs to. The run's key consists of the sweep's id and the
+        trial's number, so this works even if the process that created the run was killed before recording it.
+        """
         for search in self.all():
             if (run.idempotency_key or "").startswith(f"{search.id}-"):
                 found = [

@@ -1,4 +1,4 @@
-"""The store of runs: what was asked, what was sent, what the hosts said, what it cost."""
+"""The store of runs: requests, responses, results and costs."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 class Store:
-    """The parts of the store over one database. Open it with `Store.open`. As a context manager, it closes
-    itself."""
+    """The parts of the store over one database. Open it with `Store.open`. Use it as a context manager to
+    close it automatically."""
 
     def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         self.database = Database(engine, clock)
@@ -85,32 +85,32 @@ POINTS = (
     "after-post",
     "after-submitted",
 )
-"""Points at which tests simulate a crash, recognized by the host's state and the records in the store."""
+"""Points at which tests simulate a crash. They are identified by the host's state and the stored records."""
 
 CrashPoint = Callable[[str], None]
 """A function that is called with each of `POINTS` when it is reached. Fault tests kill the process there."""
 
 CLOCK_SKEW = timedelta(days=2)
-"""Tolerance between this machine's clock and the host's when a search is limited by time."""
+"""Tolerated difference between this machine's clock and the host's when a search is limited by time."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Timing of the protocol, in seconds."""
+    """Timing of the submit protocol, in seconds."""
 
     send_limit_s: float = 20.0
     """Maximum time from writing SUBMITTING to sending. After that, nothing is sent."""
     requests: int = 3
     """Number of requests for one create, including the reads before it, each with the provider's timeout."""
     margin_s: float = 60.0
-    """Maximum delay until a host's list shows a new job."""
+    """Maximum delay before a host's list shows a new job."""
     lease_s: float = 30.0
     patience_s: float = 120.0
-    """Maximum total wait for a host that reports it is busy."""
+    """Maximum total wait for a busy host."""
 
     def settle_s(self, provider: Provider) -> float:
-        """Return the time in seconds after which a request that was about to be sent has been sent, answered
-        and listed, or never will be."""
+        """Return the seconds after which a request that was about to be sent has been sent, answered and
+        listed, or never will be."""
         return self.send_limit_s + self.requests * provider.config.timeout_s + self.margin_s
 
 

@@ -1,15 +1,14 @@
-"""Transitions of a run: pure functions from a run and a fact to the next run.
+"""Transitions of a run: pure functions that take a run and a fact, and return the next state of the run.
 
-Two words move. The *phase* says how far the submit protocol got:
+A run has two states. The *phase* is its position in the submit protocol:
 
     INTENT -> UPLOADED -> SUBMITTING -> SUBMITTED
                  ^           |  \\
-                 |           |   +-> REFUSED           the host certainly made no job
+                 |           |   +-> REFUSED           the host is known not to have a job
                  +-----------+-> OUTCOME_UNKNOWN -> SUBMITTED | UPLOADED
 
-The *status* says where the job stands on its host. A function that finds nothing to change returns the very
-run that it was given, so that callers can tell by identity. An impossible step raises
-`ImpossibleTransition`."""
+The *status* is the job's state on its host. If nothing changes, a function returns the same object that it
+was given. An impossible step raises `ImpossibleTransition`."""
 
 from __future__ import annotations
 
@@ -23,11 +22,12 @@ from orchestrate.errors import OrchestrateError
 from orchestrate.types import Allowance, Bill, Job, JobError, JobHandle, JobStatus, Run, SubmitPhase
 
 UNSENT = frozenset({SubmitPhase.INTENT, SubmitPhase.UPLOADED})
-"""Phases in which the host is known to have no job of this run."""
+"""Phases in which the host is known not to have a job of this run."""
 PAUSED, _DIED = "paused", "interrupted"
-"""The engine's own reasons. A worker that died is restarted."""
+"""Raw statuses of Orchestrate's own engine: paused, or interrupted because the worker died. An interrupted
+worker is restarted."""
 UNSETTLED = frozenset({SubmitPhase.SUBMITTING, SubmitPhase.OUTCOME_UNKNOWN})
-"""Phases in which the host may or may not have one."""
+"""Phases in which it is unknown whether the host has a job."""
 
 _EARLY = frozenset({JobStatus.SUBMITTING, JobStatus.VALIDATING})
 _FACTS = (
@@ -71,12 +71,11 @@ def submitting(run: Run, at: datetime) -> Run:
 
 
 def submitted(run: Run, handle: JobHandle, at: datetime) -> Run:
-    """Record that the host has the job, according to its response or because it was found there by the run's
-    ref.
+    """Record that the host has the job, according to its response or a search for the run's ref.
 
-    This is allowed in every phase, because what the host shows outweighs what we believed. A run that was
-    closed as refused or withdrawn is reopened, because its job is being billed. A second, different job
-    raises `ImpossibleTransition`.
+    Allowed in every phase, because the host's list outweighs the stored state. A run that was closed as
+    refused or withdrawn is reopened, because its job is billed. A second, different job raises
+    `ImpossibleTransition`.
     """
     if run.job_id is not None:
         if run.job_id == handle.job_id:
@@ -114,7 +113,7 @@ def held(run: Run, at: datetime) -> Run:
 
 
 def not_made(run: Run, at: datetime) -> Run:
-    """Record that no job exists, because the request was not sent, or the host has no job with this ref after
+    """Record that no job exists, because the request was not sent or the host has no job with this ref after
     the settle time."""
     _require(run, SubmitPhase.UPLOADED, *UNSETTLED)
     return _with(run, at, phase=SubmitPhase.UPLOADED)
@@ -149,27 +148,27 @@ def abandoned(run: Run, reason: str, at: datetime) -> Run:
 
 
 def left(run: Run) -> str | None:
-    """Return why a run on our engine is paused if it neither resumes automatically nor was paused by a user:
-    it reached a limit, or its worker was stopped from outside."""
+    """Return why a run on Orchestrate's engine is paused, if it will not resume automatically and no user
+    paused it: it reached a limit, or its worker was stopped from outside."""
     paused = run.status is JobStatus.PAUSED and run.raw_status == PAUSED
     return run.error.message if paused and run.error else None
 
 
 def at_rest(run: Run) -> bool:
-    """Return whether the run is paused until its user resumes it and uses none of its backend's resources."""
+    """Return whether the run is paused, needs its user to resume it, and uses none of its backend's
+    resources."""
     return run.status is JobStatus.PAUSED and run.raw_status != _DIED
 
 
 def observed(run: Run, job: Job, at: datetime) -> Run:
-    """Update the run from what the host reported about the job, now or earlier, because responses arrive
-    late, twice and out of order.
+    """Update the run from a response about its job. Responses may be late, repeated or out of order.
 
-    - An ended run stays as it ended. The same ending may still add facts that were missing (the model's
-      name, the trained tokens). Another ending is ignored.
-    - An unknown status is stored as received under `UNKNOWN` and ends nothing.
-    - Going back to queued or paused is real, because hosts queue again and pause. Going back to the states
-      before the queue, from finalizing to running, or out of cancelling is an old response, and all of it is
-      ignored.
+    - An ended run keeps its final status. A response with the same status may add missing facts (the model's
+      name, the trained tokens). A response with another status is ignored.
+    - An unknown status is stored as received, as `UNKNOWN`, and does not end the run.
+    - Going back to queued or paused is accepted, because hosts requeue and pause jobs. A response that goes
+      back to a state before the queue, from finalizing to running, or out of cancelling is outdated, so all
+      of it is ignored.
     """
     if run.job_id != job.handle.job_id:
         raise ImpossibleTransition(f"run {run.id} is job {run.job_id}, not {job.handle.job_id}")
@@ -202,13 +201,13 @@ def estimated(usd: Decimal) -> Callable[[Run], Run]:
 
 
 def given(run: Run, at: datetime, limits: Allowance, most_usd: Decimal | None) -> Run:
-    """Record new limits that the user set. If the run may now cost more than before, this reserves the new
-    maximum in the budget."""
+    """Record new limits that the user set. If the run's maximum cost has increased, reserves the new maximum
+    in the budget."""
     return _with(run, at, max_cost_usd=limits.max_usd, max_hours=limits.max_hours, allowed_usd=most_usd)
 
 
 def reopened(run: Run, at: datetime, limits: Allowance) -> Run:
-    """Record that a program drives a training session again, which reserves its limit in a budget again."""
+    """Record that a program uses a training session again, which reserves its limit in the budget."""
     told = given(run, at, limits, limits.max_usd)
     return _with(told, at, status=JobStatus.RUNNING, bill=None, error=None)
 
@@ -235,8 +234,8 @@ def _filled(run: Run, job: Job, at: datetime) -> Run:
 
 
 def _expected_steps(run: Run, job: Job) -> int | None:
-    """Of what the host tells, else of what was quoted; `None` where it tells the total, or too little is
-    known."""
+    """Return the expected number of steps from the host's report, or else from the quote. Returns `None` if
+    the host reports the total, or if too little is known."""
     quote = run.quote
     if quote is None or not quote.rows or job.total_steps is not None:
         return None

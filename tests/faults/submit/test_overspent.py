@@ -207,8 +207,8 @@ def test_a_job_that_its_host_holds_is_said_once_and_an_ended_one_is_not_resumed(
     for _ in range(2):
         assert f"paused: {run.id}" in shop.type("sync").output
     [message] = told(shop.ft.store, run.record, "paused")
-    assert "keeps its share of the budget" in message and f"orchestrate resume {run.id}" in message
-    assert "keeps its share of the budget" in shop.type("events", run.id).output
+    assert "share of the budget stays reserved" in message and f"orchestrate resume {run.id}" in message
+    assert "share of the budget stays reserved" in shop.type("events", run.id).output
     assert run.resume().status is not JobStatus.PAUSED
     shop.hosts.skip(100_000)
     for _ in range(2):

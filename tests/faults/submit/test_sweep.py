@@ -58,7 +58,7 @@ def test_trials_are_made_in_turn_scored_and_ranked(shop: Shop) -> None:
     ended(shop, carried.trials[2].run_id or "", None)
     carried.turn()
     assert [t.state.value for t in carried.trials] == ["scored", "scored", "failed"]
-    assert carried.trials[2].note == "its host reported no validation loss"
+    assert carried.trials[2].note == "the host reported no validation loss"
     assert [t.settings["epochs"] for t in carried.ranked()] == [2, 1]
     backend, text = carried.best_spec() or ("", "")
     assert backend == "openai"

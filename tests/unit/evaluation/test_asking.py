@@ -175,7 +175,7 @@ def test_a_host_that_gives_up_loses_no_answer_under_way(tmp_path: Path) -> None:
 
 def test_two_commands_do_not_ask_the_same_model_at_once(tmp_path: Path) -> None:
     def nested(text: str) -> str:
-        with pytest.raises(UsageError, match="another command is already asking"):
+        with pytest.raises(UsageError, match="another command is already querying"):
             Asking(tmp_path).ask(answering(shout), questions(1))
         return text
 

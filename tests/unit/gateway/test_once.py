@@ -104,7 +104,7 @@ def test_a_key_finds_its_jobs_after_the_store_was_restored(sandbox: Sandbox, tmp
         for id in first.values():
             told = [event.message for event in openai.fine_tuning.jobs.list_events(id, limit=100)]
             assert any(
-                "with this idempotency key, which this store did not know" in message for message in told
+                "with this idempotency key, but this store had no record of it" in message for message in told
             )
         hosts = [gateway.ft.provider(name) for name in ("together", "fireworks")]
         refs = [job.handle.ref for host in hosts for job in host.list()]

@@ -59,7 +59,7 @@ def test_the_same_base_goes_first_where_it_is_still_trained() -> None:
     assert suited("gpt-4o-mini", "azure")[0].model == "gpt-4o-mini"
     # existing customers only until 2027-04-01: the retirement table in azure.yaml.
     [late] = suited("gpt-4o-mini", "azure", today=date(2027, 4, 1))
-    assert "currently does not support fine-tuning it" in late.against[0]
+    assert "currently does not support fine-tuning this model" in late.against[0]
 
 
 def test_the_same_base_is_moved_to_though_its_price_is_not_known(
@@ -92,7 +92,10 @@ def test_an_open_model_stays_itself_on_another_backend() -> None:
     ("needs", "word"),
     [
         (msgspec.structs.replace(PLAIN, longest=9_000_000), "would be truncated at"),
-        (msgspec.structs.replace(PLAIN, images=True), "it does not accept images, which the rows contain"),
+        (
+            msgspec.structs.replace(PLAIN, images=True),
+            "the model does not accept images, which the rows contain",
+        ),
         (msgspec.structs.replace(PLAIN, method="rft"), "fine-tunes it with sft"),
     ],
 )

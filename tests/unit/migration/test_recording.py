@@ -404,7 +404,7 @@ def test_two_recordings_at_once_on_one_home_pay_nothing_twice(
             try:
                 return prepared.run().id
             except UsageError as error:
-                assert "another command is already asking" in error.message
+                assert "another command is already querying" in error.message
                 return ""
 
     with ThreadPoolExecutor(2) as pool:

@@ -1,1 +1,1 @@
-"""Training data in files, and rows that a model writes."""
+"""Operations on training data files, and generation of new rows."""

@@ -1,6 +1,6 @@
-"""Training data in files: what the room of data does with them, for the backends of the settings.
+"""Operations on training data files, for the configured backends.
 
-The names of the other rooms load their module when first used.
+The functions of other rooms are imported on first use.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def check_options(
     columns: Mapping[str, str] | None = None,
     workers: int | None = None,
 ) -> tuple[CheckOptions, list[str]]:
-    """Return the options for `check` of these files (split -> path), and one sentence for each check that
-    is skipped. Raises `UsageError` for an unknown backend, method or model."""
+    """Return the options for checking these files (split -> path), and one sentence for each skipped check.
+    Raises `UsageError` for an unknown backend, method or model."""
     from orchestrate.data.operations.check import CheckOptions
     from orchestrate.data.rules import METHOD_KINDS
     from orchestrate.providers import registry
@@ -146,9 +146,9 @@ def check_options(
 
 
 def counter(model: str | None, kinds: Iterable[str] = ()) -> str:
-    """Return the tokenizer that counts a model's tokens. The first backend that offers the model decides,
-    with backends of these kinds first. Without a model, it is o200k. Raises `SpecError` for a model that no
-    backend has."""
+    """Return the tokenizer for counting a model's tokens, according to the first backend that offers the
+    model. Backends of these `kinds` are searched first. Without a model, the tokenizer is o200k. Raises
+    `SpecError` for a model that no backend offers."""
     from orchestrate import catalog
     from orchestrate.data.tokens import counting
 

@@ -1,4 +1,4 @@
-"""Generation: new rows that a chat model writes."""
+"""Generation of new rows with a chat model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MARK = "zq1thought"
 @dataclass(frozen=True, kw_only=True)
 class TeacherModel:
     """The model that writes the rows. `host` is a configured host, by default the first one. Alternatively,
-    `base_url` is any OpenAI-compatible API, with the key in `key_variable` or without a key."""
+    `base_url` is the URL of any OpenAI-compatible API. Its key is in `key_variable`, or it needs none."""
 
     model: str
     host: str | None = None
@@ -56,14 +56,14 @@ class TeacherModel:
 
 
 def reasoning_of(model: str | None, *, wanted: bool) -> tuple[generating.Reasoning, str]:
-    """Decide whether rows for a model keep the reasoning behind their answers, and return the reason in
-    words. The model's chat template must show reasoning."""
+    """Decide whether rows for a model include reasoning, and explain why. Rows for a model whose chat
+    template drops reasoning exclude it."""
     if not wanted:
         return "no", ""
     if model is None:
         return (
             "kept",
-            "the rows include reasoning; to check whether a model's template shows it: --for-model MODEL",
+            "the rows include reasoning. To check whether a model's template shows it: --for-model MODEL",
         )
     try:
         template = Template(opened(tokenizer_folder(model)))
@@ -102,8 +102,8 @@ def generate(
     progress: Callable[[int, int, Decimal], None] | None = None,
 ) -> GenerateReport:
     """Generate rows in the format of `seeds`. Each row is valid for all of the `hosts` (comma-separated
-    backends) that accept all seeds. Counts costs at the price of the writer's model if it is known. Continues
-    an interrupted run with the same output. Raises `UsageError` while another process writes it."""
+    backends) that accept all seeds. Counts costs at the price of the writer's model, if known. Continues an
+    interrupted run with the same output. Raises `UsageError` while another process writes it."""
     settings = ws.settings
     place = writer.place(settings)
     require_writable(output, seeds)

@@ -1,4 +1,4 @@
-"""Scores of training rows: by a model on this machine, by a model that was tuned on them, and by a judge."""
+"""Scoring of training rows with a model on this machine, a model tuned on them, or a judge."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOrder:
-    """Options for what to measure. `model` is a base model on this machine, `after` a tuned run, and `judge`
-    a model that rates the rows by a rubric."""
+    """Options for scoring rows. `model` is a base model on this machine, `after` a tuned run, and `judge` a
+    model that rates the rows by a rubric."""
 
     model: str | None = None
     after: str | None = None
@@ -46,7 +46,7 @@ class ScoreOrder:
 
 
 class PreparedScoring:
-    """Rows ready to be scored. Nothing was sent yet."""
+    """Rows that are ready to be scored. Nothing has been sent yet."""
 
     def __init__(
         self,
@@ -66,12 +66,11 @@ class PreparedScoring:
         self.scores = Scores(head, {} if found is None else found.rows)
 
     def plan(self) -> JudgePlan | None:
-        """Return what the judge would cost, or `None` without a judge, because everything else runs on this
-        machine."""
+        """Return the judge's cost, or `None` without a judge. Everything else runs on this machine."""
         return None if self._judged is None else self._judged.plan()
 
     def run(self, progress: Progress | None = None) -> ScoreReport:
-        """Score the rows and write the file. Existing scores of the same rows are kept."""
+        """Score the rows and write the file. Existing scores of the same rows are reused."""
         scores, order = self.scores, self._order
         missing = score.of_rows(self._read, scores, order.workers)
         if order.model is not None:
@@ -90,7 +89,7 @@ class PreparedScoring:
         return replace(report, usd=usd)
 
     def _put_losses(self, name: str, put: Callable[[int, Likelihood, Likelihood], None]) -> None:
-        """`name`: of a model on this machine, or of a run."""
+        """Add the losses of a model. `name` is a model on this machine or a run."""
         contenders = Contenders(self._ft, Sampling(), "here")
         data = self._read.facts
         try:
@@ -145,8 +144,8 @@ class PreparedScoring:
 def prepared(
     ft: Workspace, path: str, order: ScoreOrder, output: Path | None = None
 ) -> Generator[PreparedScoring]:
-    """Read rows, rubric and rated answers. Raises `DataError`, `UsageError`, and any error that occurs while
-    finding the judge."""
+    """Read the rows, the rubric and the rated answers. Raises `DataError`, `UsageError`, and any error that
+    occurs while finding the judge."""
     if order.judge is None:
         yield PreparedScoring(ft, path, output, order, None)
         return

@@ -1,4 +1,4 @@
-"""Contenders by the names that users give: runs, their checkpoints and bases, models at any address."""
+"""Contenders by name: runs, their checkpoints and base models, and models at any URL."""
 
 from __future__ import annotations
 
@@ -40,30 +40,30 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 PLACES = ("auto", "host", "here")
-"""Places to answer, in addition to the hosts that a run's adapter was deployed on."""
+"""Places where contenders may answer, in addition to the hosts that a run's adapter was deployed on."""
 EMBEDDED_AT_ONCE = 64
 SANDBOX_THREADS = 32
-"""Number of concurrent questions to a sandbox, which batches waiting ones."""
+"""Number of concurrent requests to a sandbox, which batches the waiting ones."""
 
 
 BasePrecision = Literal["16-bit", "nf4", "both"]
 BASE_PRECISIONS: Mapping[str, tuple[bool, ...]] = {"16-bit": (False,), "nf4": (True,), "both": (False, True)}
-"""Precisions of a base model on this machine, and whether each means 4 bits."""
+"""Precisions of a base model on this machine. Each value says whether to load the model in 4 bits."""
 
 
 def other_host(on: str) -> str | None:
-    """Return the backend given as the place, if any."""
+    """Return the backend that `on` names, or `None` if it is one of `PLACES`."""
     return None if on in PLACES else on
 
 
 def _played(candidate: Candidate) -> Candidate:
-    """Of a sandbox: its price is play money."""
+    """Mark a candidate in a sandbox, whose price is simulated."""
     return replace(candidate, respondent=replace(candidate.respondent, sandbox=True))
 
 
 class Contenders:
-    """Creates contenders. As a context manager, it stops what it started on this machine. Starts nothing that
-    is billed."""
+    """Creates contenders. Starts nothing that is billed. Use it as a context manager: on exit, it stops the
+    processes it started on this machine."""
 
     def __init__(
         self,
@@ -87,11 +87,12 @@ class Contenders:
         self._ft, self._sampling, self._on, self._key_variable = ft, sampling, on, key_variable
         self._open = ExitStack()
         self._worker = Worker()
-        """Shared by all models on this machine, which run one after the other, because only one base fits
-        in memory."""
+        """Shared by all models on this machine. They run one after the other, because only one base model
+        fits in memory."""
         self._open.callback(self._worker.close)
         self._private: str | None = None
-        """One of the runs, if there is one: if it is private, no model on a foreign machine sees the rows."""
+        """A private run among the contenders, if any. Its rows must not be sent to models on other people's
+        machines."""
 
     def close(self) -> None:
         self._open.close()
@@ -105,8 +106,8 @@ class Contenders:
         base_precision: BasePrecision = "16-bit",
     ) -> list[Candidate]:
         """Return the tuned model and, with `base`, the model that it was tuned from. On this machine, the
-        base model runs in `base_precision`. If this includes both precisions, 16-bit comes first. Raises
-        `UsageError` if `on` is impossible."""
+        base model runs in `base_precision`. With `both`, 16-bit comes first. Raises `UsageError` if `on` is
+        impossible."""
         provider, run = handle.provider, handle.record
         if privacy.is_private(run):
             self._private = run.id
@@ -153,9 +154,9 @@ class Contenders:
         return self._here(handle, tuned, generator, base_precision if base else None)
 
     def of_model(self, written: str) -> Candidate:
-        """Return a model to evaluate that isn't a run: any model that a host serves, a model on this
-        machine when it is prefixed with the local backend's name, or a recorded model as `record:ID`.
-        `MODEL as NAME` gives it a display name."""
+        """Return a model to evaluate that isn't a run: any model that a host serves, a model on this machine
+        if its name has the local backend's prefix, or a recorded model as `record:ID`. `MODEL as NAME` sets
+        its display name."""
         model, name = aliased(written)
         found = self._of_model(model)
         return found if name is None else renamed(found, name)
@@ -202,8 +203,8 @@ class Contenders:
         return by_chat(contender, streaming, self._sampling, price, lambda: timed.first_seconds, own=own)
 
     def embed(self, written: str, asking: Asking) -> Callable[[Sequence[str]], list[list[float]]]:
-        """Return a function that computes vectors with an embedding model. The model is written as in
-        `of_model` and queried through `asking`."""
+        """Return a function that computes embeddings with an embedding model. The model is written as for
+        `of_model`, and its requests are sent through `asking`."""
         at = self._at_address(written)
         wire, client = wire_of(at.host), connect(at.host)
 
@@ -248,7 +249,7 @@ class Contenders:
         return at
 
     def respondent(self, written: str, max_tokens: int, temperature: float) -> Respondent:
-        """Return a judge or grader model, written as in `of_model`."""
+        """Return a judge or grader model, written as for `of_model`."""
         sampling = msgspec.structs.replace(
             self._sampling, max_tokens=max_tokens, temperature=temperature, response_format=None
         )
@@ -367,7 +368,7 @@ class Contenders:
             if four_bit and own.expected_precision not in (None, NF4):
                 raise UsageError(
                     f"{generator.model} is already quantized: {own.expected_precision}",
-                    fix="leave out --base-precision: the model keeps the precision of its files",
+                    fix="leave out --base-precision to use the precision of the model's files",
                 )
             if four_bit:
                 base = msgspec.structs.replace(base, name=f"{base.name} in NF4")

@@ -1,4 +1,5 @@
-"""Evaluation: runs, bases and other models on held-out rows; planned, then asked, then kept with the runs."""
+"""Evaluation of runs, base models and other models on held-out rows. Evaluations are planned first, then run,
+then stored with the runs."""
 
 from __future__ import annotations
 
@@ -63,59 +64,59 @@ class EvaluationOrder:
     """Options for what to evaluate, on which rows, and how."""
 
     test: str | Path | None = None
-    """Held-out rows. Default: the first run's own."""
+    """Held-out rows. Default: the test file of the first run."""
     columns: Mapping[str, str] | None = None
-    """Maps fields to columns of the rows, like `--map`; default: the spec's mapping, if the rows have its
+    """Maps fields to columns of the rows, like `--map`. Default: the spec's mapping, if the rows have its
     columns."""
     metrics: Sequence[str] = ("auto",)
-    """Metrics in `orchestrate.evaluation.metrics.registry`; the first one decides."""
+    """Metrics in `orchestrate.evaluation.metrics.registry`. The first one decides."""
     base: bool = True
-    """Whether to also evaluate the model that a run was tuned from."""
+    """True to also evaluate the model that a run was tuned from."""
     base_precision: BasePrecision = "16-bit"
     """Precision of the base model on this machine. `both` adds the base model in NF4 and measures the effect
     of 4 bits."""
     shots: int = 0
-    """Number of training examples before each question for an additional evaluation of the base model."""
+    """Number of training examples in the prompts of an additional evaluation of the base model."""
     examples: str | None = None
-    """Rows from which each of `models` also gets this many examples."""
+    """File of example rows for few-shot prompts to `models`."""
     models: Sequence[str] = ()
-    """Further models: `MODEL`, `HOST=MODEL` or `https://ADDRESS/v1=MODEL`, each optionally followed by `
-    as NAME`."""
+    """Other models to evaluate: `MODEL`, `HOST=MODEL` or `https://ADDRESS/v1=MODEL`, each optionally followed
+    by ` as NAME`."""
     key_variable: str | None = None
-    """Environment variable with the key for models at an address; without it no key is sent."""
+    """Environment variable with the key for models at a URL. If not set, no key is sent."""
     against: str | None = None
-    """Contender to compare the others with. Default: a tuned model's own base, with examples if there are
+    """Contender to compare the others with. Default: each tuned model's own base, with examples if there are
     any."""
     on: str = "auto"
     """`host`, `here` or `auto`."""
     limit: int | None = None
     cluster: str | None = None
-    """Column whose values group rows that belong together."""
+    """Column that groups related rows."""
     slices: Sequence[str] = ()
-    """Slices: columns, `length`, `label`."""
+    """Slices to score separately: column names, `length`, `label`."""
     sampling: Sampling = field(default_factory=Sampling)
     target: float | None = None
     margin: float = 0.0
     rubric: Path | None = None
-    """Rubric for judges, as YAML; see `orchestrate.evaluation`."""
+    """Rubric for judges, as YAML. See `orchestrate.evaluation`."""
     rated: str | None = None
-    """Answers that people rated, to compare judges with: a file, or the id of a review."""
+    """Human ratings to compare judges with: a file or a review id."""
     traffic: str | None = None
     """Expected traffic, such as "20k req/day, 900 in, 150 out", to compute the cost per answer on hosts that
     bill hours instead of tokens."""
     max_cost_usd: Decimal | None = None
     """Cost limit for all answers of this evaluation, including judges' answers."""
     fresh: bool = False
-    """Whether to ask answered questions again, to detect whether the host changed the model."""
+    """True to request stored answers again, to detect whether the host changed the model."""
     skip_failed: bool = False
-    """Whether to count questions that a host never answers as failed, and continue."""
+    """True to continue when a host never answers a question, and to count that question as failed."""
     parity: bool = False
-    """Whether `against` names the model to replace."""
+    """True if `against` is the model to replace."""
 
 
 class PreparedEvaluation:
-    """An evaluation that is ready to start. Nothing was sent yet. As a context manager, it stops what it
-    started on this machine."""
+    """An evaluation that is ready to start. Nothing has been sent yet. Use it as a context manager: on exit,
+    it stops the processes it started on this machine."""
 
     def __init__(
         self,
@@ -247,7 +248,7 @@ class PreparedEvaluation:
         self._contenders.close()
 
     def plan(self) -> EvaluationPlan:
-        """Plan the evaluation: the questions, their cost, and the smallest difference it can detect."""
+        """Plan the evaluation: its questions, their cost, and the smallest detectable difference."""
         samples, items = self._order.sampling.samples, self._subject.items
         found = plan(items, self.candidates, samples, self._asking)
         sides = {"score": len(self.candidates), "pair": 2 * len(self._terms.rivals)}
@@ -265,15 +266,15 @@ class PreparedEvaluation:
         return replace(found, asked=(*found.asked, *asked))
 
     def run(self, progress: Progress | None = None) -> Evaluation:
-        """Ask and score, and combine the verdicts with what else is known about the runs. Raises the same
-        errors as `measure`."""
+        """Query and score the contenders, and combine the verdicts with everything else known about the runs.
+        Raises the same errors as `measure`."""
         [found] = verdicts.joined(self._ft, [self.measure(progress)])
         return found
 
     def measure(self, progress: Progress | None = None) -> Evaluation:
-        """Ask and score, continuing after an interruption. The verdicts use this evaluation alone. Raises
-        `OverBudget` before anything is sent if the expected price is above the limit, and later if the next
-        answer could exceed it."""
+        """Query and score the contenders, continuing after an interruption. The verdicts are based on this
+        evaluation alone. Raises `OverBudget` before anything is sent if the expected price is above the
+        limit, and later if the next answer could exceed it."""
         plan, limit = self.plan(), self._order.max_cost_usd
         expected = plan.expected_usd
         if expected is not None:
@@ -343,9 +344,7 @@ def _named(ft: Workspace, run: TrackedRun | str) -> tuple[TrackedRun, str | None
         return run, None
     name, at, checkpoint = run.partition("@")
     if at and not checkpoint:
-        raise UsageError(
-            f"{run} does not include the name of a checkpoint", fix=f"orchestrate checkpoints {name}"
-        )
+        raise UsageError(f"{run} has no checkpoint name after the @", fix=f"orchestrate checkpoints {name}")
     return tracked(ft, name), checkpoint or None
 
 
@@ -354,7 +353,7 @@ def _test_file(test: str | Path | None, handles: Sequence[TrackedRun]) -> str | 
         return test
     path = handles[0].record.spec.get("test") if handles else None
     if path is None:
-        why = "the spec has no test file" if handles else "a --model has no test file of its own"
+        why = "the spec has no test file" if handles else "a --model has no test file"
         raise UsageError(f"choose the held-out rows: {why}", fix="orchestrate eval RUN --test F")
     if is_masked(path):
         raise UsageError(
@@ -434,7 +433,7 @@ def metric_names() -> list[str]:
 
 
 def require_reports(output: Path | None, junit: Path | None) -> None:
-    """Raise `UsageError` if a report cannot be written. Call it before anything is paid for."""
+    """Raise `UsageError` if a report cannot be written. Call this before anything that costs money."""
     if output is not None:
         format_of(output)
     for path in (output, junit):
@@ -443,7 +442,7 @@ def require_reports(output: Path | None, junit: Path | None) -> None:
 
 
 def report(evaluation: Evaluation) -> EvaluationReport:
-    """Build the report of an evaluation, with the items that changed."""
+    """Build the report of an evaluation, including the items with changed results."""
     return EvaluationReport(evaluation=evaluation, flips=tuple(flips(evaluation)))
 
 

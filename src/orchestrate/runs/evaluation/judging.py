@@ -1,4 +1,4 @@
-"""Judges: a model that rates in the place of people, held against them before it is believed."""
+"""Judges: models that rate answers, calibrated against human ratings before their own ratings are used."""
 
 from __future__ import annotations
 
@@ -32,37 +32,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeTerms:
-    """Options for the judge, its rubric, and the ratings to compare it with. `model` is written as for `eval
-    --model`. `rated` is a file of rated answers, or the id of a review. Without it, an earlier calibration of
-    the judge counts."""
+    """Options for the judge, its rubric, and its calibration. `model` is written as for `eval --model`.
+    `rated` is a file of rated answers or a review id. Without it, the judge's latest calibration is used."""
 
     model: str
     rubric: Path | None = None
     key_variable: str | None = None
     rated: str | None = None
     uncalibrated: bool = False
-    """Whether to use the judge without a calibration."""
+    """True to use the judge without calibration."""
     max_cost_usd: Decimal | None = None
     skip_failed: bool = False
-    """Whether to leave a row unjudged if the judge never answers, and continue."""
+    """True to continue when the judge never answers for a row, and to leave that row unrated."""
 
 
 class JudgePlan(Record, frozen=True, kw_only=True):
-    """The cost of judging. Nothing was sent yet."""
+    """The number of questions for the judge and their cost. Nothing has been sent yet."""
 
     rows: int
     rated: int
-    """Rated answers that the judge is compared with first."""
+    """Number of human-rated answers for the calibration."""
     questions: int
-    """Questions without an answer yet."""
+    """Number of questions without a stored answer."""
     expected_usd: Decimal | None
     high_usd: Decimal | None
     unpriced: bool = False
-    """Whether the questions may be billed at an unknown price."""
+    """True if the questions may be billed at an unknown price."""
 
 
 class PreparedJudging:
-    """Training rows ready to be rated by a judge. Nothing was sent yet."""
+    """Training rows that are ready to be rated by a judge. Nothing has been sent yet."""
 
     def __init__(
         self,
@@ -80,7 +79,7 @@ class PreparedJudging:
         self._rated = rated_answers(ft, terms.rated, self._rubric)
         if self._rated and len(self._rated[0].answers) == 2:
             raise UsageError(
-                f"{terms.rated} contains pairs, but rows are rated one by one, so single answers are needed",
+                f"{terms.rated} contains pairs, but a judge of rows must be calibrated on single answers",
                 fix="orchestrate review RUN --single",
             )
         self._asking = asking_of(ft, terms, str(Path(path).resolve()))
@@ -118,8 +117,8 @@ class PreparedJudging:
 
     def run(self, progress: Progress | None = None) -> JudgeReport:
         """Calibrate the judge against human ratings, then rate the rows and write the files. Continues after
-        an interruption. Raises `DataError` before any row is rated if the judge agrees too little with
-        people, and `OverBudget`."""
+        an interruption. Raises `OverBudget`, and `DataError` before any row is rated if the judge agrees too
+        little with people."""
         metric, found = self._metric(progress)
         report = rows.part(self._path, self._rows, metric, self._output, keep=self._keep, calibration=found)
         spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
@@ -129,7 +128,7 @@ class PreparedJudging:
     def scores(
         self, progress: Progress | None = None
     ) -> tuple[list[tuple[rows.CalibrationRow, JudgedRow]], Decimal | None]:
-        """Judge all rows like `run`, but write no files. Returns each row with its judgment, and the cost
+        """Rate all rows like `run`, without writing files. Returns each row with its judgment, and the cost
         of all answers."""
         metric, _ = self._metric(progress)
         judged = rows.judged_rows(self._rows, metric, self._keep)
@@ -153,8 +152,8 @@ class PreparedJudging:
 def prepared(
     ft: Workspace, path: str, output: Path, terms: JudgeTerms, *, keep: float
 ) -> Generator[PreparedJudging]:
-    """Read rows, rubric and rated answers. Raises `DataError`, `UsageError` if it is unknown whether the
-    judge can be trusted, and any error that occurs while finding the model."""
+    """Read the rows, the rubric and the rated answers. Raises `DataError`, `UsageError` if the judge has
+    never been calibrated, and any error that occurs while finding the model."""
     contenders = Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
     try:
         yield PreparedJudging(ft, path, output, terms, keep, contenders)
@@ -163,8 +162,8 @@ def prepared(
 
 
 def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
-    """Calibrate the judge against `terms.rated`, which rates single answers or pairs. Raises
-    `UsageError`, `DataError` for rated answers that are invalid, `OverBudget`."""
+    """Calibrate the judge against `terms.rated`, which has ratings of single answers or of pairs. Raises
+    `UsageError`, `OverBudget`, and `DataError` for invalid ratings."""
     by = rubric.read(terms.rubric)
     answers = rated_answers(ft, terms.rated, by)
     if not answers:
@@ -177,7 +176,7 @@ def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
 
 
 def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
-    """Set up the requests to a judge: the folder of stored answers and the evaluation budget. `subject`
+    """Set up the requests to a judge, with the folder of stored answers and the cost limit. `subject`
     describes what is judged."""
     same = replace(terms, max_cost_usd=None, skip_failed=False)
     return Asking(
@@ -192,7 +191,7 @@ def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
 
 
 def rated_answers(ft: Workspace, source: str | None, by: Rubric) -> list[RatedAnswer]:
-    """Read rated answers from a file or a review by its id. Returns none without a source."""
+    """Read rated answers from a file or a review id. Without a source, there are none."""
     if source is None:
         return []
     if source.startswith(PREFIX) and not Path(source).exists():
@@ -206,7 +205,7 @@ def held_against(
     ft: Workspace, source: str | None, by: Rubric
 ) -> Callable[[Judge, Kind], Calibration | None]:
     """Return a function that finds the calibration of an evaluation's judges. It calibrates judges of the
-    kind that people rated here, and looks up earlier calibrations of other judges. Raises `DataError` or
+    kind that was rated in `source`, and looks up earlier calibrations of other judges. Raises `DataError` or
     `UsageError` if the rated answers cannot be read."""
     answers = rated_answers(ft, source, by)
     rated_kind = "pair" if answers and len(answers[0].answers) == 2 else "score"
@@ -218,13 +217,13 @@ def held_against(
 
 
 def measured(ft: Workspace, judge: Judge, answers: Sequence[RatedAnswer]) -> Calibration:
-    """Ask the judge about answers that people rated, and store how well they agree."""
+    """Query the judge about human-rated answers, and store their agreement."""
     found = calibration.calibrate(judge, answers)
     ft.store.reviews.calibrate(found.judge, found)
     return found
 
 
 def known(ft: Workspace, judge: Judge, kind: Kind) -> Calibration | None:
-    """Return the calibration of exactly this judge, with the same model, place, prompt and rubric."""
+    """Return the stored calibration of exactly this judge: the same model, place, prompt and rubric."""
     kept = ft.store.reviews.calibration(judge.digest(kind))
     return None if kept is None else Calibration.from_dict(kept)

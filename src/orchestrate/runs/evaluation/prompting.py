@@ -1,4 +1,4 @@
-"""Score of a base model without tuning: with the prompt of the rows alone, and with examples."""
+"""Score a base model without tuning, with and without examples in the prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Regression: whether a tuned model still does what its base does, on probes, own sets and others' tasks."""
+"""Regression tests: compare a tuned model with its base on probes, your own test sets and lm-eval tasks."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ KIND = "regression"
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionOrder:
-    """Options for what to probe. `sets` are files of held-out rows, each with a metric that fits or one that
-    you name: `rows.jsonl` or `rows.jsonl=token_f1`."""
+    """Options for a regression test. `sets` are files of held-out rows. The metric is chosen for each file
+    unless you name one: `rows.jsonl` or `rows.jsonl=token_f1`."""
 
     probes: Sequence[str] = ("all",)
-    """Names of built-in probes, `all`, or none."""
+    """Names of built-in probes, or `all`. Empty for none."""
     sets: Sequence[str] = ()
     tasks: Sequence[str] = ()
     """Tasks of lm-eval, if it is installed."""
     tasks_folder: Path | None = None
     margin: float | None = None
-    """Margin as a fraction of right answers. Default: 0.1 for probes and sets. General text has its own
-    margin, in nats."""
+    """Non-inferiority margin as a fraction of correct answers. Default: 0.1 for probes and sets. Probes of
+    general text have their own margin, in nats."""
     limit: int | None = None
     """Maximum items per set and documents per task."""
     on: str = "auto"
@@ -71,7 +71,7 @@ def probe_names() -> list[str]:
 
 
 class PreparedRegression:
-    """A prepared regression test, like `PreparedEvaluation`. Nothing was sent yet."""
+    """A prepared regression test, like `PreparedEvaluation`. Nothing has been sent yet."""
 
     def __init__(
         self,
@@ -141,7 +141,9 @@ class PreparedRegression:
         [made] = registry.make([metric or "auto"], context)
         used = made.used
         if not isinstance(made, Metric) or used.kind == "amount" or used.better == "neither":
-            raise UsageError(f"{written}: {used.name} does not score single answers, but a set needs that")
+            raise UsageError(
+                f"{written}: {used.name} does not score answers one by one, but a set needs such a metric"
+            )
         title = f"{count(len(found.items), 'row')} of {path}, by {made.used.name}"
         return RegressionProbe(Path(path).stem, title, found.items, made, self._margin)
 
@@ -156,7 +158,7 @@ class PreparedRegression:
         self._contenders.close()
 
     def plan(self) -> EvaluationPlan:
-        """Plan the questions of all probes and sets. The plan does not include lm-eval tasks."""
+        """Plan the questions of all probes and sets. Excludes lm-eval tasks."""
         items = [item for p in self.probes if p.needs == "answers" for item in p.items]
         return plan(items, [self._tuned, self._base], 1, self._asking)
 
@@ -209,7 +211,7 @@ def _built_in(order: RegressionOrder) -> list[RegressionProbe]:
 
 
 def regressions(ft: Workspace, *run_ids: str) -> list[Regression]:
-    """Return the regressions in the store, oldest first."""
+    """Return the stored regression tests of a run, oldest first."""
     return [
         decoding.convert(record.data, Regression, strict=False)
         for record in ft.store.history.records(KIND, run_ids or None)

@@ -1,4 +1,5 @@
-"""Reviews by people: made from an evaluation's answers, served, brought back, told, and turned into rows."""
+"""Human reviews: created from the answers of an evaluation, served, imported, summarized and exported as
+training rows."""
 
 from __future__ import annotations
 
@@ -42,12 +43,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewOrder:
-    """Options for what to rate.
+    """Options for a review.
 
     `evaluation` is the id of an evaluation, which need not contain a run. By default, it is the latest one
-    with all the runs. If none has all of them, it is the latest one of each run, on the items that all have
-    answered. `items` samples that many of them. `seed` determines items, orders and sides. By default, it is
-    random, so that raters cannot predict them. `new` starts a new review even if the same one exists.
+    with all the runs. If no evaluation has all of them, the latest one of each run is used, on the items that
+    all runs answered. `items` is the number of items to sample. `seed` determines the items, their order and
+    the sides. By default, it is random, so raters cannot predict them. `new` starts a new review even if the
+    same one exists.
     """
 
     single: bool = False
@@ -77,7 +79,7 @@ def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None
 
 
 def existing(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> ReviewSession | None:
-    """Return the review that `opened` would open, or `None` instead of creating one."""
+    """Return the existing review that `opened` would open, or `None`."""
     if len(names) == 1 and names[0].startswith(PREFIX):
         return _desk(ft, ft.store.reviews.get(names[0]))
     order = order or ReviewOrder()
@@ -176,8 +178,8 @@ def said(ft: Workspace, desk: ReviewSession) -> list[str]:
 def review_routes(
     path: str, desk_of: Callable[[Request], ReviewSession], back: Callable[[Request], str] | None = None
 ) -> list[Route]:
-    """Build the routes of the review page inside our own pages. The request decides which review it
-    shows, and the page asks for the rater's name."""
+    """Build the routes of the review page for our own server. `desk_of` returns the review for a request. The
+    page asks for the rater's name."""
     from orchestrate.evaluation.review import server
 
     return server.review_routes(path, desk_of, lambda _: server.ANYONE, back)
@@ -197,7 +199,7 @@ def result(ft: Workspace, desk: ReviewSession) -> ReviewResult:
 
 
 def record(ft: Workspace, desk: ReviewSession, ratings: Sequence[Rating]) -> int:
-    """Add ratings made elsewhere, all or none, and return how many were added. `left` and `right` are the
+    """Add ratings from elsewhere, all or none, and return how many were added. `left` and `right` are the
     contenders as shown. Raises `UsageError` for a rating that does not belong to this review."""
     known = {task.id: task for task in desk.tasks}
     checked: list[Rating] = []
@@ -223,26 +225,27 @@ def record(ft: Workspace, desk: ReviewSession, ratings: Sequence[Rating]) -> int
 
 
 def planned(preference: float, likeness: float | None = None) -> tuple[Planned, ...]:
-    """Calculate how many people and items are needed to show this preference. `likeness` is the correlation
-    between raters measured earlier, or by default the usual one."""
+    """Calculate how many people and items are needed to detect this preference. `likeness` is the measured
+    correlation between raters. By default, a typical value is used."""
     if not 0 < preference < 1 or abs(preference - 0.5) < 0.005:
         raise UsageError("a preference must be between 0 and 1 and not exactly 0.5", fix="--detect 0.6")
     return results.planned(preference, likeness=results.LIKENESS if likeness is None else likeness)
 
 
 def export(ft: Workspace, desk: ReviewSession, output: Path, rater: str | None) -> Exported:
-    """Write a sheet to fill in (`.csv`), or the ratings to compare a judge with (`.jsonl`)."""
+    """Write a spreadsheet to fill in (`.csv`), or the ratings to compare a judge with (`.jsonl`)."""
     require_writable(output)
     if output.suffix.lower() == ".csv":
         if rater is None:
             raise UsageError(
-                "a sheet is for one rater, because each rater has a different order", fix="--rater NAME"
+                "a spreadsheet is for one rater, because each rater sees the items in a different order",
+                fix="--rater NAME",
             )
         count = sheets.export(desk, rater, output)
     elif output.suffix.lower() == ".jsonl":
         count = calibration.write(rated_answers(ft, desk.review.id), output)
     else:
-        raise UsageError(f"{output}: use .csv for a sheet to fill in, or .jsonl for the ratings")
+        raise UsageError(f"{output}: use .csv for a spreadsheet to fill in, or .jsonl for the ratings")
     return Exported(review=desk.review.id, output=str(output), rows=count)
 
 
@@ -256,7 +259,7 @@ def rated_answers(ft: Workspace, name: str) -> list[calibration.RatedAnswer]:
 
 
 def take(ft: Workspace, desk: ReviewSession, sheet: Path, rater: str | None) -> Imported:
-    """Import the ratings of a sheet, all or none. Raises `DataError` that names the invalid row."""
+    """Import the ratings of a spreadsheet, all or none. Raises `DataError` that names the invalid row."""
     if rater is None:
         raise UsageError("whose ratings are these? Add --rater NAME", fix="--rater NAME")
     return sheets.take(desk, sheet, rater, ft.store.reviews.rate)
@@ -265,7 +268,8 @@ def take(ft: Workspace, desk: ReviewSession, sheet: Path, rater: str | None) -> 
 def from_review(
     ft: Workspace, name: str, output: Path, *, format: Literal["dpo", "kto", "sft"] | None, agreement: float
 ) -> FromReview:
-    """Write a review's ratings as training rows, by default as pairs, or the rows that people wrote."""
+    """Write a review's ratings as training rows, by default as preference pairs. For a review in which people
+    wrote rows, write these rows."""
     if (review := writing.known(ft, name)) is not None:
         if format not in (None, "sft"):
             raise UsageError(f"{review.id} has written rows: use --as sft, not {format}")
@@ -302,7 +306,7 @@ def _contenders(source: ReviewSource, order: ReviewOrder) -> list[str]:
 
 
 def _contender(written: str, names: Sequence[str]) -> str:
-    """As `called`. Raises `UsageError` for none or several."""
+    """Return the one contender that `called` finds. Raises `UsageError` if none or several match."""
     found = called(written, names)
     if len(found) != 1:
         what = f"several contenders are called {written!r}" if found else f"unknown contender {written!r}"

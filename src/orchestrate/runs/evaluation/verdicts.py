@@ -1,4 +1,4 @@
-"""One verdict: an evaluation's own, joined with everything else known about the same model."""
+"""Verdicts on runs: an evaluation's own verdict, combined with everything else known about the same model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def evaluations(ws: Workspace, run_id: str) -> list[Evaluation]:
-    """Return the stored evaluations, oldest first, with verdicts that include what is known today."""
+    """Return the stored evaluations, oldest first, with verdicts that include everything known today."""
     return joined(ws, ws.store.history.evaluations(run_id))
 
 
@@ -33,8 +33,8 @@ def joined(ws: Workspace, found: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 class SameModels:
-    """Maps names of a run's checkpoints to models. A checkpoint is named by its id or step. The last step's
-    checkpoint is the run itself, unless the run ends with its best weights."""
+    """Maps the names of a run's checkpoints to models. A name is the checkpoint's id or step. The checkpoint
+    of the last step is the run's own model, unless the run keeps its best weights."""
 
     def __init__(self, ws: Workspace, run: Run) -> None:
         self._run, self._kept = run, ws.store.history.checkpoints(run.id)
@@ -62,7 +62,7 @@ class SameModels:
 
 
 def regression(ws: Workspace, run: Run) -> Regression | None:
-    """Return the current verdict on what a run's own model forgot."""
+    """Return the latest regression results of a run's own model, merged into one."""
     return SameModels(ws, run).standing(regressions(ws, run.id))
 
 

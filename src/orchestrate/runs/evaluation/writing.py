@@ -1,4 +1,4 @@
-"""Reviews in which people write and correct training rows, from a file and into a file."""
+"""Reviews in which people write and correct training rows."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ SETTLER = "settler"
 
 @dataclass(frozen=True, kw_only=True)
 class WritingOrder:
-    """Options for who writes which rows.
+    """Options for a review in which people write rows.
 
     `guide` is a text (.md, .txt) or a rubric with a guide. `overlap` is the fraction of rows that two people
-    write. `new` starts over even if the same file is already being written.
+    write. `new` starts over even if a review of the same file exists.
     """
 
     file: str
@@ -51,7 +51,7 @@ class WritingOrder:
 class OpenedWriting:
     desk: WritingDesk
     made: RowsToWrite | None
-    """What was read from the file, if the review is new."""
+    """The rows read from the file, if the review is new."""
 
 
 def opened(ft: Workspace, order: WritingOrder) -> OpenedWriting:
@@ -67,7 +67,7 @@ def opened(ft: Workspace, order: WritingOrder) -> OpenedWriting:
 
 
 def known(ft: Workspace, name: str) -> Review | None:
-    """Return the review with this id if rows are written in it, else `None`. Raises `UsageError` for an
+    """Return the review with this id, or `None` if people don't write rows in it. Raises `UsageError` for an
     unknown id."""
     if not name.startswith(PREFIX):
         return None
@@ -78,8 +78,8 @@ def known(ft: Workspace, name: str) -> Review | None:
 def reopened(
     ft: Workspace, review: Review, writers: Sequence[str] = (), settler: str = SETTLER
 ) -> WritingDesk:
-    """Open a review by its record. If `writers` are named, the unwritten rows of all other writers are
-    reassigned to them."""
+    """Open a stored review. If `writers` are named, the unwritten rows of all other writers are reassigned to
+    them."""
     folder = Path(review.folder)
     desk = WritingDesk(review, writing.read(_rows(folder)), _assigned(folder), ft.store.reviews, settler)
     names = [*dict.fromkeys(map(rater_named, writers))]

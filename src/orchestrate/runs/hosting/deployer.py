@@ -1,9 +1,10 @@
-"""Deployments made, completed and ended, so that none is lost while it bills, whatever dies and whenever.
+"""Creates, completes and ends deployments so that none is billed without being tracked, even if a process
+dies at any point.
 
-A deployment is written down before anything is sent, each step before it is taken. It has the name of its
-job on the host, so that it is found again after a lost answer and never made twice; `deploy` again completes
-what an earlier one began. It is over when a list of the account that it is in does not show it: until then
-it is asked to end again, by whoever watches.
+The deployment and each of its steps are recorded before anything is sent. Its name on the host contains the
+run's job, so after a lost response it is found there instead of being created twice. Calling `deploy` again
+completes an earlier call. A deployment has ended once its account no longer lists it. Until then, every
+watcher asks the host again to end it.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ _POLL_S = 2.0
 
 
 class DeployTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """The terms that the user agreed to."""
+    """The limits and options that the user agreed to."""
 
     options: dict[str, Any] = {}
     """The backend's own options: shape, replicas, idle_minutes ..."""
@@ -81,9 +82,9 @@ class Deployer:
     timing: Timing = DEFAULT_TIMING
     reached: CrashPoint = pass_by
     adapter: Adapter | None = None
-    """Adapter to deploy, if it is not the tuned model of a job on this backend. It is uploaded first."""
+    """Adapter to upload and deploy, if the model was not tuned on this backend."""
     progress: Callable[[int, int], None] | None = None
-    """Reports the progress of the upload in bytes."""
+    """Called with the uploaded and the total number of bytes."""
 
     @property
     def _deploys(self) -> Deploys:
@@ -96,7 +97,7 @@ class Deployer:
     # -- making --------------------------------------------------------------------------------------------
 
     def offer(self, run: Run, terms: DeployTerms) -> DeploymentOffer:
-        """Return what `deploy` would agree to. Sends and changes nothing. Raises `OverBudget`,
+        """Return the offer that `deploy` would accept. Sends and changes nothing. Raises `OverBudget`,
         `UsageError`, `OtherAccount`."""
         before = self._open(run)
         price = self._price(run, before, terms)
@@ -124,12 +125,12 @@ class Deployer:
     def deploy(
         self, run: Run, terms: DeployTerms, *, budget_usd: Decimal | None = None, limits: Sequence[Limit] = ()
     ) -> Deployment:
-        """Create a deployment, or complete, start or change an earlier one. First, its maximum further cost
-        is reserved in the budget and in each limit.
+        """Create a deployment, or complete, start or change an earlier one. First reserves its maximum
+        further cost in the budget and in each limit.
 
         Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` if the response was lost
         (`sync` or a repeated call resolves it), `LeaseHeld` while another process works on it, and
-        `ProviderError`. After a `ProviderError`, the store records whether something is up anyway.
+        `ProviderError`. After a `ProviderError`, the store also records whether the deployment is up.
         """
         with self.store.leases.hold(lease_name(run.id), self.timing.lease_s):
             price = self._price(run, self._open(run), terms)
@@ -153,7 +154,7 @@ class Deployer:
             return self._make(deployment, _with_limit(deployment, price))
 
     def _price(self, run: Run, before: Deployment | None, terms: DeployTerms) -> Decimal | None:
-        """US dollars per hour, once the terms allow it."""
+        """Return the price in US dollars per hour, after checking that the terms allow it."""
         options = {**(before.options if before is not None else {}), **terms.options}
         if self.adapter is not None:
             if before is not None:
@@ -167,12 +168,12 @@ class Deployer:
         return price
 
     def _open(self, run: Run) -> Deployment | None:
-        """Return what an earlier call left at the host, as far as the store knows."""
+        """Return the deployment that an earlier call left at the host, as far as the store knows."""
         found = self.store.deployments.of_run(run.id, self.provider.config.name)
         return None if found is None or found.state.over or found.state is DeploymentState.INTENT else found
 
     def _begun(self, run: Run) -> Deployment | None:
-        """Return what an earlier call left, once it is known what became of it."""
+        """Return the deployment that an earlier call left, once its outcome is known."""
         deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is not None and deployment.state is DeploymentState.ABANDONED:
             deployment = self.look(deployment)  # it may have gone on since it was given up
@@ -188,7 +189,7 @@ class Deployer:
                 raise OutcomeUnknown(
                     self.provider.name,
                     deployment.job_id,
-                    f"the outcome of an earlier deploy is not known yet; it will be in {left}",
+                    f"the outcome of an earlier deploy is not known yet. It will be in {left}",
                 )
         return None if deployment.state.over else deployment
 
@@ -225,7 +226,7 @@ class Deployer:
         return deployment
 
     def _found(self, deployment: Deployment, options: dict[str, Any], lost: OutcomeUnknown) -> Endpoint:
-        """After a lost answer: what was made is there, and only its other steps are left."""
+        """Find the deployment after a lost response, to complete its remaining steps."""
         self._apply(deployment, lambda d, at: deployments.outcome_unknown(d, lost.message, at))
         try:
             there = self.look(deployment)
@@ -242,7 +243,9 @@ class Deployer:
             items = self._deploys.deployed(deployment.handle)
         except OrchestrateError:
             self._apply(deployment, lambda d, at: deployments.outcome_unknown(d, error.message, at))
-            error.fix = "orchestrate sync   (it may be up and billed, but the host could not be reached)"
+            error.fix = (
+                "orchestrate sync   (the deployment may be up and billed, but the host could not be reached)"
+            )
             return error
         if not any(item.kind == "deployment" for item in items):
             # Should a host that says no do it all the same, the sweep sees it: it looks for a while yet.
@@ -265,11 +268,11 @@ class Deployer:
 
     def undeploy(self, deployment: Deployment, cause: str, *, patience_s: float = 0.0) -> Deployment:
         """Ask the host to end the deployment, and wait up to `patience_s` seconds until the host confirms
-        that it has ended. The returned state says whether it has ended. Uses only the store's record, so the
-        job may be missing.
+        that it has ended. The returned state says whether it has ended. Uses only the stored record, so this
+        works even if the host no longer has the job.
 
-        Raises `OtherAccount`, and `ProviderError` if the host cannot be reached. The deployment is then ended
-        by a later call.
+        Raises `OtherAccount`, and `ProviderError` if the host cannot be reached. A later call then ends the
+        deployment.
         """
         self.require_account(deployment)
         if deployment.state is DeploymentState.INTENT:
@@ -278,7 +281,7 @@ class Deployer:
         self.reached("after-ending")
         clock = self.store.clock
         until = clock.uptime().seconds + patience_s
-        with work(f"taking it down at {self.provider.name}"):
+        with work(f"taking down the deployment on {self.provider.name}"):
             while True:
                 deployment = self._end(deployment)
                 if deployment.state.over or clock.uptime().seconds >= until:
@@ -305,8 +308,8 @@ class Deployer:
     # -- looking -------------------------------------------------------------------------------------------
 
     def look(self, deployment: Deployment, items: Iterable[Standing] | None = None) -> Deployment:
-        """Record what the host reports about a deployment. `items` from an earlier list are enough to confirm
-        that it exists. If they don't show it, the host is asked. Raises `ProviderError`."""
+        """Record what the host reports about a deployment. If `items` from an earlier list show it, the host
+        is not queried. Raises `ProviderError`."""
         there = [item for item in items or () if item.kind == "deployment"]
         if not there:
             there = list(self._deploys.deployed(deployment.handle))
@@ -319,12 +322,12 @@ class Deployer:
         )
 
     def settles_in(self, deployment: Deployment) -> float:
-        """Return the seconds until it is certain whether the request for this deployment succeeded."""
+        """Return the seconds until it is known whether the request for this deployment succeeded."""
         return self.timing.settle_s(self.provider) - self.store.deployments.waited(deployment.id)
 
     def require_account(self, deployment: Deployment) -> None:
-        """Raise `OtherAccount` unless the key is known to belong to the deployment's account. Proof is the
-        account's id, or that the key can see the run's job or file, or the deployment itself."""
+        """Raise `OtherAccount` unless the key is known to belong to the deployment's account: by the
+        account's id, or because the key can see the deployment, or the run's job or file."""
         self._require_host(deployment)
         here = accounts.is_here(self.store, self.provider, deployment.account)
         if here:
@@ -360,8 +363,8 @@ class Deployer:
             return False
 
     def adopt(self, run: Run, items: Iterable[Standing]) -> Deployment:
-        """Track a deployment that the host lists under the name of a run's job and that this store doesn't
-        know. An abandoned deployment is tracked again, and its cost since then counts."""
+        """Track a deployment that the host lists under the name of a run's job and that is not in this store.
+        If the deployment was abandoned here, it is tracked again, and its cost since then counts."""
         deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is None or deployment.state is not DeploymentState.ABANDONED:
             deployment = self._intent(run)
@@ -405,7 +408,7 @@ def lease_name(run_id: str) -> str:
 
 
 def _agreed(deployment: Deployment, terms: DeployTerms, price: Decimal | None, at: datetime) -> Deployment:
-    """Apply the terms of the last call. Limits and options that it does not name stay unchanged. Raises
+    """Apply the terms of the last call. Limits and options missing from the call stay unchanged. Raises
     `UsageError` if the deployment is being ended, a limit is already reached, or an option differs from the
     running deployment."""
     given = {
@@ -447,7 +450,7 @@ def _agreed(deployment: Deployment, terms: DeployTerms, price: Decimal | None, a
 
 
 def _hours(deployment: Deployment, at: datetime) -> Decimal:
-    """Since it was made."""
+    """Return the hours since its creation."""
     return Decimal(str((at - deployment.created_at).total_seconds())) / 3600
 
 

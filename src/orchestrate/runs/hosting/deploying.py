@@ -1,4 +1,4 @@
-"""Deploying: a tuned model on GPUs of its host, or its adapter at another one."""
+"""Deploy a tuned model on its host's GPUs, or its adapter on another host."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def deploy(
 
 
 def _deployer(ws: Workspace, run: TrackedRun, to: str | None, progress: Progress | None = None) -> Deployer:
-    """Return what puts the tuned model up at its own host, or its adapter at another. Raises `UsageError` for
-    what is no adapter, `Unsupported` for a host that takes none."""
+    """Return the deployer of the tuned model on its own host, or of its adapter on another. Raises
+    `UsageError` for anything but an adapter, and `Unsupported` for a host that takes none."""
     if to is None or to == run.record.provider:
         capability(run.provider, Deploys)
         return deployer_of(ws, run.record.provider)

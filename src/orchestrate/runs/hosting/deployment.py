@@ -1,4 +1,4 @@
-"""DeploymentHandle: a deployment and what can be done with it, through its backend and the store."""
+"""DeploymentHandle: a deployment and the actions on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _POLL_S = 2.0
 
 
 def uses_of_checkpoint(provider: Provider, run_id: str, id: str) -> list[tuple[str, str]]:
-    """List what you can do with a checkpoint besides continuing from it, with the command for each."""
+    """List the uses of a checkpoint besides continuing from it, with the command for each."""
     uses: list[tuple[str, str]] = []
     if provider.profile.checkpoints_answer:
         uses.append(
@@ -42,7 +42,7 @@ NOT_DEPLOYED = "deploy serves the final model of a run, not its checkpoints"
 
 
 class DeploymentHandle:
-    """A deployment and what you can do with it. `record` is its last known state."""
+    """A deployment and the actions on it. `record` is its last known state."""
 
     def __init__(self, ws: Workspace, record: Deployment) -> None:
         self._ws = ws
@@ -62,8 +62,7 @@ class DeploymentHandle:
 
     @property
     def spent_usd(self) -> Decimal | None:
-        """Cost so far as uptime in hours times the price. It is an estimate, or `None` if the price is
-        unknown."""
+        """Estimated cost so far: uptime in hours times the hourly price. `None` if the price is unknown."""
         from orchestrate.costing.expenses import spent_usd
 
         return spent_usd(self.record, self._ws.store.deployments.time_of(self.record))
@@ -76,11 +75,11 @@ class DeploymentHandle:
         return self.record
 
     def answers(self, patience_s: float = 0.0) -> bool:
-        """Return whether it accepts requests, asking its host for up to `patience_s` seconds. Raises
+        """Return whether it accepts requests. Polls its host for up to `patience_s` seconds. Raises
         `ProviderError`."""
         provider, clock = capability(self._ws.provider(self.record.provider), Serves), self._ws.store.clock
         until = clock.uptime().seconds + patience_s
-        with work(f"waiting until it is up on {provider.name}"):
+        with work(f"waiting for the deployment on {provider.name}"):
             while True:
                 endpoint = provider.endpoint(self.record.handle)
                 if endpoint is not None and endpoint.state == READY:
@@ -90,21 +89,21 @@ class DeploymentHandle:
                 clock.sleep(_POLL_S)
 
     def undeploy(self, *, cause: str = "asked to", patience_s: float = 60.0) -> Deployment:
-        """Take down this deployment using only its record, like `RunHandle.undeploy`. The run's job may have
-        been deleted."""
+        """Take down this deployment, like `RunHandle.undeploy`. Uses only its record, so the run's job may
+        have been deleted."""
         deployer = deployer_of(self._ws, self.record.provider)
         self.record = deployer.undeploy(self.record, cause, patience_s=patience_s)
         return self.record
 
     @property
     def settles_in_s(self) -> float:
-        """Seconds until a request with a lost response can no longer create it."""
+        """Seconds until a request whose response was lost can no longer create this deployment."""
         return max(deployer_of(self._ws, self.record.provider).settles_in(self.record), 0.0)
 
     def abandon(self, reason: str) -> Deployment:
         """Give up the deployment. Its host is no longer polled, and only its cost so far counts against a
-        budget. Nothing is ended on the host, so it may still be billed. Raises `UsageError` if its account
-        can be reached: use `undeploy` instead."""
+        budget. The deployment is not ended on the host, so it may still be billed. Raises `UsageError` if its
+        account can be reached, because `undeploy` then works."""
         from orchestrate.store import deployments
 
         try:
@@ -131,7 +130,7 @@ def deployer_of(ws: Workspace, provider: str) -> Deployer:
 
 
 def require_open(ws: Workspace, run_id: str, at: str) -> Deployment:
-    """Return a run's deployment at a host other than its own. Raises `UsageError` if none is up."""
+    """Return a run's deployment at a host other than its own. Raises `UsageError` if there is none."""
     found = ws.store.deployments.of_run(run_id, at)
     if found is None or found.state.over:
         raise UsageError(f"{run_id} is not deployed at {at}", fix=f"orchestrate deploy {run_id} --to {at}")
@@ -186,8 +185,8 @@ def hourly(found: Sequence[Deployment]) -> str:
 
 
 def used(ws: Workspace, run_id: str, at: str | None = None) -> None:
-    """Record that a run's deployment received a request, so it isn't reported as idle. `at` is a host other
-    than the run's own."""
+    """Record that a run's deployment received a request, so it isn't reported as idle. `at` is the host, if
+    it is not the run's own."""
     from orchestrate.store import deployments
 
     known = ws.store.deployments.of_run(run_id, at or ws.store.runs.get(run_id).provider)

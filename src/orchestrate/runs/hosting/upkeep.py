@@ -1,4 +1,5 @@
-"""Deployments looked after: what hosts still have, limits that have come, idle ones, unfinished ends."""
+"""Upkeep of deployments: sync their state with the hosts, enforce limits, report idle ones, and complete
+shutdowns."""
 
 from __future__ import annotations
 
@@ -15,11 +16,12 @@ from orchestrate.text import duration, money, rate
 from orchestrate.types import Deployment, DeploymentState, Event, Standing
 
 LOOK_BACK = timedelta(days=2)
-"""Time for which an ended deployment is still checked, because hosts sometimes wrongly report one as gone."""
+"""Time for which an ended deployment is still checked, because hosts sometimes wrongly report a deployment as
+deleted."""
 _APART = timedelta(minutes=15)
-"""Tolerated difference between clock and uptime before a notification."""
+"""Tolerated difference between clock and uptime. Above it, the user is notified."""
 IDLE_HOURS = Decimal(1)
-"""Hours without a request from this store after which an idle deployment is reported, and then daily."""
+"""Hours without a request from this store after which a deployment is reported as idle, once a day."""
 
 
 class Upkeep:
@@ -32,11 +34,11 @@ class Upkeep:
         self.asked = 0
         self.told: list[str] = []
         self.ending: list[str] = []
-        """Runs whose deployment was asked to end and is still on the host."""
+        """Runs whose deployment Orchestrate asked the host to end, but that the host still lists."""
         self.failures: list[OrchestrateError] = []
 
     def run(self) -> None:
-        """Update the tracked deployments from the host, and end those that are due. Raises only
+        """Update the tracked deployments from the host, and end those that reached a limit. Raises only
         `StoreError`."""
         tracked = self._tracked()
         if not tracked or not isinstance(self._provider, Deploys):
@@ -105,7 +107,7 @@ class Upkeep:
     def _tell_change(self, before: Deployment, deployment: Deployment) -> None:
         if before.state.over:
             end = f"orchestrate undeploy {deployment.run_id}"
-            text = f"{name(deployment)} is up after all and billed; to take it down: {end}"
+            text = f"{name(deployment)} is up after all and billed. To take it down: {end}"
             self._say(deployment, text, "found", daily=True)
         elif deployment.state is DeploymentState.LOST:
             self._say(deployment, f"{name(deployment)} is gone: {deployment.cause}", "lost", daily=False)
@@ -113,7 +115,8 @@ class Upkeep:
             self.told.append(f"{name(deployment)}: {deployment.state.value}")
 
     def _speak_of_clocks(self, deployment: Deployment, items: list[Standing]) -> None:
-        """Uptime is believed. It stands still, however, while a virtual machine is paused."""
+        """Report a difference between the clocks. Uptime counts, but stops while a virtual machine is
+        paused."""
         made_at = min((item.created_at for item in items if item.created_at), default=None)
         if made_at is None or made_at < deployment.created_at - _APART:  # the host had it before this store
             return
@@ -125,9 +128,9 @@ class Upkeep:
             deployment,
             f"{name(deployment)} has been up for {duration(counted.total_seconds())} according to "
             f"this machine, but for {duration(by_clock.total_seconds())} according to the clock. "
-            "The first value counts. If the clock is right (this machine was asleep), it has cost "
-            "more and its limit takes effect late. To take it down: orchestrate undeploy "
-            f"{deployment.run_id}",
+            "Costs and limits use the first value. If the clock is right (this machine was asleep), the "
+            "deployment has cost more, and its limit takes effect late. To take it down: "
+            f"orchestrate undeploy {deployment.run_id}",
             "clocks",
             daily=True,
         )
@@ -149,7 +152,7 @@ class Upkeep:
         )
 
     def _say(self, deployment: Deployment, text: str, kind: str, *, daily: bool) -> None:
-        """Among the run's events, once, or once a day."""
+        """Add an event to the run, once or once a day."""
         now = self._store.clock.now()
         event = Event(
             id=f"orchestrate-{deployment.id}-{kind}" + (f"-{now:%Y-%m-%d}" if daily else ""),
@@ -172,8 +175,8 @@ def by_job(provider: Deploys) -> dict[str, list[Standing]]:
 
 
 def adopt(store: Store, provider: Provider) -> list[Deployment]:
-    """Track deployments that the host lists under the names of this store's jobs but that are missing from
-    the store because it was rebuilt. Raises `ProviderError`."""
+    """Track deployments that the host lists under the names of this store's jobs but that the store lacks,
+    because it was rebuilt. Raises `ProviderError`."""
     if not isinstance(provider, Deploys):
         return []
     taken: list[Deployment] = []

@@ -1,4 +1,4 @@
-"""Advice: prompting, few-shot, retrieval or tuning."""
+"""Advice on whether to use prompting, few-shot, retrieval or tuning."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def totals(
 
 
 def given_score(value: float) -> Score:
-    """Build a score of the base model from its value alone. Raises `UsageError`."""
+    """Build a score of the base model from a number. Raises `UsageError`."""
     if not 0 <= value <= 1:
         raise UsageError(f"--base-score must be between 0 and 1, got {value:g}")
     return Score(value=value, low=value, high=value, n=0)

@@ -1,4 +1,4 @@
-"""Earlier runs in the store that match a submit about to be made."""
+"""Earlier runs in the store that match a planned submit."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class Earlier(NamedTuple):
-    """Earlier runs in the store that match a submission to one backend."""
+    """The earlier runs in the store that match a submit to one backend."""
 
     provider: str
     known: Run | None
-    """The run with the idempotency key, which would be returned."""
+    """The run with this idempotency key. A submit would return it."""
     same: AlreadySubmitted | None
-    """The error to raise because of an identical run."""
+    """The error that a submit would raise because of an identical run."""
     idempotency_key: str | None
-    """Key for this backend's run. With several backends, the caller's key becomes one key per backend."""
+    """Idempotency key of this backend's run. With several backends, it is derived from the caller's key."""
 
 
 def found(ws: Workspace, prepared: Prepared, provider: Backends, key: str | None) -> list[Earlier]:

@@ -1,4 +1,4 @@
-"""A spec prepared for each backend, once: it is shown to the user, then handed to `submit`."""
+"""A spec that is prepared once for each backend, shown to the user, and then passed to `submit`."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Backends, Workspace
 
 Mark = tuple[int, ...]
-"""Fingerprint of a file on disk. Equal fingerprints mean that the file was not written to."""
+"""Fingerprint of a file on disk. It changes whenever the file is written to."""
 
 UNCOUNTED = "tokens were not counted"
-"""Reason for a missing price that was not requested. Because it could be known, nothing is submitted without
-it."""
+"""Reason for a missing price if the user skipped counting. Nothing is submitted without a price that could be
+computed."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One backend's part of a prepared spec. `spec` is what it would receive."""
+    """One backend's part of a prepared spec. `spec` is the spec it would receive."""
 
     provider: str
     spec: JobSpec
@@ -84,26 +84,26 @@ class Offer:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A spec translated, checked and quoted for some backends, with each file read once. Nothing was sent."""
+    """A spec translated, checked and quoted for some backends, with each file read once. Nothing has been
+    sent."""
 
     offers: tuple[Offer, ...]
     data: TrainingData = field(repr=False)
     of_files: tuple[Problem, ...] = field(repr=False)
     """Problems of the files for any backend."""
     marks: Mapping[str, Mark | None] = field(repr=False)
-    """Mark of each file on this machine when it was read."""
+    """Fingerprint of each file on this machine when it was read."""
     checked: bool
-    """Whether everything that `submit` needs was checked. A quote needs less."""
+    """True if everything that `submit` needs was checked. Quotes skip some checks."""
 
     @property
     def problems(self) -> Listing[Problem]:
-        """All problems, each only once and with the affected backends."""
+        """All problems, each listed once with the affected backends."""
         return Listing(merged([*self.of_files, *(p for offer in self.offers for p in offer.problems)]))
 
     @property
     def quotes(self) -> Listing[Quote]:
-        """Quotes, cheapest first, followed by quotes for jobs that would be rejected, then by quotes without
-        a price."""
+        """Quotes, cheapest first. Jobs that would be rejected and quotes without a price come last."""
         return Listing(sorted((offer.quote for offer in self.offers), key=lambda quote: quote.rank))
 
     def _repr_html_(self) -> str:
@@ -119,9 +119,8 @@ class Prepared:
         raise UsageError(f"the spec was not prepared for {provider}")
 
     def require_unchanged(self) -> None:
-        """Raise `DataError` if a file to be sent has different rows than those that were shown. It only
-        rereads files that have been written to since. Later changes are detected by the upload, which checks
-        what it reads (`Dataset.write`)."""
+        """Raise `DataError` if the rows of a file have changed since they were shown. Rereads only files that
+        have been written to since. The upload detects later changes (`Dataset.write`)."""
         from orchestrate.data import Dataset
 
         for shown in (self.data.train, self.data.validation):
@@ -129,14 +128,14 @@ class Prepared:
                 continue
             if Dataset.open(shown.path, columns=dict(shown.columns)).digest != shown.digest:
                 raise DataError(
-                    f"{shown.path} changed after it was checked and quoted; nothing was sent",
+                    f"{shown.path} changed after it was checked and quoted. Nothing was sent",
                     fix="submit again to see the new price",
                 )
 
 
 def mark(path: str) -> Mark | None:
-    """Return a mark that changes if the file changes (inode, size and times), or `None` if it isn't a plain
-    file on this machine, because its content was then copied when it was read."""
+    """Return a file's fingerprint (inode, size and times), which changes if the file does. Returns `None` if
+    it isn't a regular file on this machine. The content of other files was copied when they were read."""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):
@@ -146,7 +145,7 @@ def mark(path: str) -> Mark | None:
 
 
 def merged(problems: Iterable[Problem]) -> list[Problem]:
-    """Merge equal problems of several backends, with the same fix, into one that names all of them."""
+    """Merge equal problems of several backends into one that names all of them."""
     by_place: dict[tuple[object, ...], Problem] = {}
     for problem in problems:
         key = (problem.code, problem.row, problem.field, problem.message, problem.source, problem.fix)
@@ -177,7 +176,7 @@ def _counted_by(given: str) -> TokensFrom:
 
 
 def require_known(ws: Workspace, spec: JobSpec) -> None:
-    """Raise `SpecError` if a part of the spec is for an unknown backend."""
+    """Raise `SpecError` if a section of the spec is for an unknown backend."""
     from orchestrate.providers import registry
     from orchestrate.spec import specfile
 
@@ -294,7 +293,7 @@ def _in_terms_of_a_spec() -> Generator[None]:
 def translated(
     ws: Workspace, provider: Provider, spec: JobSpec, *, alone: bool = False
 ) -> tuple[JobSpec, Translation]:
-    """Translate the spec for a backend. If the backend cannot run it, the translation rejects it."""
+    """Translate the spec for a backend. If the backend cannot run it, the translation is refused."""
     from orchestrate.providers.settings import overrides
 
     name = provider.name
@@ -506,7 +505,7 @@ def _kept_private(provider: Provider, spec: JobSpec, found: Translation) -> Tran
     if not spec.private or provider.own:
         return found
     told = (
-        f"private runs stay on your own machines, and {provider.title} is not known to be one; if "
+        f"private runs stay on your own machines, and {provider.title} is not known to be one. If "
         f"it is yours: export {OWN_HOSTS}={provider.name}"
     )
     row = Setting(name="private", asked=True, outcome=Outcome.REFUSED, rule=told)

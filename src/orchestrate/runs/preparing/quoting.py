@@ -1,5 +1,5 @@
-"""Prices as the commands show them: rates and quotes of `costing`, and what quotes need beyond one backend's
-offline price: the hosts' live prices, and months of serving."""
+"""Prices for the commands: rates and quotes from `costing`, the hosts' live prices, and the cost of months of
+serving."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 _SERVING = ("inference_", "deployment", "hosting", "storage")
-"""Methods whose rates price what follows the training, at the host that trained."""
+"""Prefixes of the rates' methods that price serving after the training."""
 
 
 class LivePrice(Record, frozen=True, kw_only=True):
@@ -40,16 +40,16 @@ class LivePrice(Record, frozen=True, kw_only=True):
     offline_usd: Decimal | None
     live_usd: Decimal | None
     relative: float | None = None
-    """Relative difference, (offline - live) / live."""
+    """Relative difference: (offline - live) / live."""
     within_band: bool | None = None
-    """Whether the host's figure lies between the quote's low and high ends."""
+    """True if the host's figure lies between the low and high ends of the quote."""
     reason: str | None = None
-    """Why there is no live price."""
+    """Reason for a missing live price."""
 
 
 def live_prices(ft: Workspace, prepared: Prepared) -> list[LivePrice]:
     """Request a price from each host that provides estimates. Uploads the data (once per digest), but creates
-    nothing."""
+    no job."""
     return [_live(ft, prepared.offer(quote.provider), prepared.data) for quote in prepared.quotes]
 
 
@@ -81,8 +81,9 @@ def _live(ft: Workspace, offer: Offer, data: TrainingData) -> LivePrice:
 
 
 def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[Quote]:
-    """Quote each backend for this many rows of this many tokens, cheapest first. The training file need
-    not exist yet. Works offline. A backend that charges by time needs the file, and its quote says so."""
+    """Quote each backend for a given number of rows and tokens per row, cheapest first. The training file
+    need not exist yet. Works offline. A backend that charges by time can only be quoted with the file, and
+    its quote says so."""
     told = Recalled(epochs=spec.epochs, rows=rows, train_tokens=rows * tokens_a_row)
     found: list[Quote] = []
     for name in ft.backends():
@@ -93,7 +94,7 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
             found.append(Quote(provider=name, model="", unavailable=error.message))
             continue
         if backend.profile.near:
-            need = "its price depends on the training time, and so on your data: run orchestrate quote"
+            need = "its price depends on the training time, which depends on your data. Run orchestrate quote"
             found.append(Quote(provider=name, model=resolved.name, unavailable=need))
             continue
         prices = costing.Prices(backend.prices, ft.rates)
@@ -106,8 +107,8 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
 def require_used(
     ft: Workspace, prepared: Sequence[Prepared], rates: Sequence[Rate], *, serving: bool = False
 ) -> None:
-    """Raise `UsageError` if one of the user's `rates`, which are already in the book, changes no price in
-    these quotes. With `serving`, rates for serving count as used too."""
+    """Raise `UsageError` if one of the user's `rates` (already in the rate book) does not affect any of these
+    quotes. With `serving`, rates for serving count as used too."""
     lookups: list[Lookup] = []
     for offer in (offer for one in prepared for offer in one.offers):
         with suppress(SpecError):
@@ -130,7 +131,7 @@ def use(
     saved_tokens: int = 0,
 ) -> ServingUse:
     """Describe the expected use of the model. `traffic` is text such as "20k req/day, 900 in, 150 out". The
-    alternative is to prompt `compare_with`, with `saved_tokens` extra tokens in each prompt. By default,
+    alternative to tuning is to prompt `compare_with` with `saved_tokens` more tokens per prompt. By default,
     `compare_with` is a model that stays available for the entire period. Raises `UsageError` if the traffic
     can't be parsed or the price of the base model is unknown."""
     asked = Traffic.parse(traffic)
@@ -145,9 +146,9 @@ def use(
 def ownership(
     ft: Workspace, spec: JobSpec, quotes: Sequence[Quote], use: ServingUse, *, private: bool = False
 ) -> list[Ownership]:
-    """Compare the total cost of each quoted backend over the months (training, hosting and serving,
-    wherever the model can be served) with prompting a base model. Works offline. With `private`, only
-    this machine counts, because nothing may leave it."""
+    """Compare the total cost of each quoted backend over the months with the cost of prompting a base model.
+    The total includes training, hosting and serving, wherever the model can be served. Works offline. With
+    `private`, only this machine is compared."""
     totals: list[Ownership] = []
     for quote in quotes:
         backend = ft.provider(quote.provider)

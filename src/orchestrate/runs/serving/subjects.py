@@ -1,4 +1,4 @@
-"""Tuned models in use, for the command line: by names that people type."""
+"""Serve, verify and publish tuned models, by the names that users type."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def subject(ft: Workspace, name: str) -> TrackedRun | Path:
 
 
 def asked(ft: Workspace, names: Iterable[str], accepted: Sequence[str]) -> list[Licence]:
-    """List the licenses of the base models that still require an agreement."""
+    """List the base models' licenses that the user has not accepted yet."""
     found: dict[str, Licence] = {}
     for name in names:
         what = subject(ft, name)
@@ -60,7 +60,8 @@ def asked(ft: Workspace, names: Iterable[str], accepted: Sequence[str]) -> list[
 
 
 def require_upload(ft: Workspace, what: TrackedRun | Path) -> None:
-    """Raise `UsageError` if a private run's weights would go to a hub that is not known to be its owner's."""
+    """Raise `UsageError` if a private run's weights would be uploaded to a hub that is not known to be the
+    user's own."""
     if isinstance(what, Path) or not privacy.is_private(what.record):
         return
     from huggingface_hub import constants
@@ -69,9 +70,9 @@ def require_upload(ft: Workspace, what: TrackedRun | Path) -> None:
 
 
 def upload(made: Export, repo: str | None) -> str:
-    """Publish an exported folder on the hub as a private model, using your login there, and return its URL.
-    Files that are already there are not sent again. Raises `UsageError` if `repo` is missing, and the
-    hub's errors."""
+    """Upload an exported folder to the hub as a private model, with your hub login, and return its URL.
+    Existing files are not uploaded again. Raises `UsageError` if `repo` is missing. Errors of the hub
+    propagate."""
     if repo is None:
         raise UsageError("set the target: --repo OWNER/NAME")
     import huggingface_hub
@@ -96,12 +97,12 @@ class RunningModels:
     url: str
     engine: str
     models: tuple[str, ...]
-    """The model names that it serves."""
+    """Names of the models it serves."""
     tuned: tuple[TunedModel, ...]
     command: str | None = None
     """Command line of a third-party engine."""
     key: str | None = None
-    """Key of the person who started it."""
+    """Key created for the user who started the server."""
     why: str | None = None
     """Reason why the engine was chosen, if none was requested."""
     costs: tuple[AdapterCost, ...] = ()
@@ -116,9 +117,9 @@ class EngineOptions:
     base: str | None = None
     """Base model to serve alone, without a tuned model."""
     python: Path | None = None
-    """Python of the environment with vLLM."""
+    """Path of the Python with vLLM."""
     llama_python: Path | None = None
-    """Python of the environment with llama-cpp-python."""
+    """Path of the Python with llama-cpp-python."""
     quantise: str = "Q4_K_M"
     """Quantization for llama.cpp."""
     more: tuple[str, ...] = ()
@@ -135,9 +136,9 @@ def serve(
     called: Sequence[str] = (),
     accept_licence: Sequence[str] = (),
 ) -> Generator[RunningModels]:
-    """Serve these runs and adapter folders while the block runs. They get the names in `called`, in order,
-    and the rest keep their own names. Raises `LicenceAsks`, `UsageError` for models that cannot be served
-    together, and `SetupError` for an engine that is not installed."""
+    """Serve these runs and adapter folders while the block runs. Models are named by `called`, in order. The
+    rest use their own names. Raises `LicenceAsks`, `UsageError` for models that cannot be served together,
+    and `SetupError` for an engine that is not installed."""
     choice = choice or EngineOptions()
     if choice.engine not in ENGINES:
         raise UsageError(f"--engine must be one of {', '.join(ENGINES)}; got {choice.engine!r}")
@@ -242,7 +243,7 @@ def _exported(ft: Workspace, tuned: TunedModel, form: str, options: WeightOption
 
 
 def prove(ft: Workspace, up: RunningModels, names: Sequence[str]) -> list[Proof]:
-    """Prove that each model is served under its own name as it was trained."""
+    """Prove that each model is served under its own name with the weights that were trained."""
     pairs = zip(names, up.tuned, strict=True)
     return [
         verify(ft, subject(ft, name), up.url, EndpointNames(model=one.name, key=up.key))
@@ -253,19 +254,19 @@ def prove(ft: Workspace, up: RunningModels, names: Sequence[str]) -> list[Proof]
 def prove_deployed(
     ft: Workspace, run: TrackedRun, deployment: DeploymentHandle, patience_s: float
 ) -> tuple[Proof | None, str | None]:
-    """Prove a deployed model once it answers, or return why it was not proven. The prompts of the proof are
-    billed like all others. Nothing large is downloaded. If the base isn't on this machine, the prompts that
-    identify the tuned model must have been found before."""
+    """Prove a deployed model once it answers, or return the reason why that failed. The proof's prompts are
+    billed like any others. Does not download base models: if the base isn't on this machine, the model's
+    fingerprint must already exist."""
     at, fix = deployment.record.provider, f"orchestrate verify {run.id}"
     fix += "" if at == run.record.provider else f" --at {at}"
     try:
         if not models.can_be_known(ft, run):
-            return None, f"its base model is not on this machine; on one that has it: {fix}"
+            return None, f"its base model is not on this machine. On a machine that has it: {fix}"
         if not deployment.answers(patience_s):
-            return None, f"it is not ready yet; later: {fix}"
+            return None, f"the deployment is not ready yet. Later: {fix}"
         return verify(ft, run, at), None
     except OrchestrateError as error:
-        return None, f"{error.message}; later: {fix}"
+        return None, f"{error.message}. Later: {fix}"
 
 
 def add(
@@ -275,8 +276,8 @@ def add(
     accept_licence: Sequence[str],
     called: Sequence[str] = (),
 ) -> list[tuple[str, str, float]]:
-    """Add adapters to a running server, which is either one from this home folder or a vLLM. Returns name,
-    URL and seconds of each. Raises `UsageError`, `HostUnavailable`."""
+    """Add adapters to a running server: one started from this home folder, or a vLLM. Returns the name, URL
+    and loading time in seconds of each. Raises `UsageError`, `HostUnavailable`."""
     root = url.rstrip("/").removesuffix("/v1")
     own = any(note.url == root for note in running.notes(ft.settings.home))
     found: list[tuple[str, str, float]] = []
@@ -297,6 +298,6 @@ def new_key(ft: Workspace, name: str) -> str:
 
 
 def revoke_key(ft: Workspace, name: str) -> None:
-    """Revoke a key. Running servers reject it from now on too."""
+    """Revoke a key. Running servers also reject it from now on."""
     keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
     keys.revoke(ft.store, name, by=ft.settings.made_by)

@@ -1,4 +1,4 @@
-"""A conversation with a tuned model: where it answers, and what it was told before."""
+"""Chat with a tuned model on its host or on this machine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Talk:
     def ask(
         self, conversation: Sequence[Message], tell: Callable[[str], object] | None = None, **options: Any
     ) -> Reply:
-        """Request the next answer. `tell` receives its pieces if it is streamed."""
+        """Request the next answer. If it is streamed, `tell` receives its pieces."""
         if self._here is None or tell is None:
             if self._own is not None:
                 return self._own.generate([conversation], **options)[0]
@@ -70,16 +70,14 @@ class Talk:
         capability(provider, Downloads)
         artifact = self._handle.download()
         if artifact.base_model is None:
-            raise UsageError(
-                f"the downloaded model in {artifact.folder} does not say which base model it has"
-            )
+            raise UsageError(f"the downloaded model in {artifact.folder} does not name its base model")
         self._own = Generator(artifact.base_model, adapter=Path(artifact.folder))
         return self._own
 
 
 def system_message(handle: TrackedRun) -> str | None:
-    """Return the system message that nearly all of the first training rows begin with. Returns `None` if they
-    don't share one or the data no longer exists."""
+    """Return the system message with which nearly all of the first training rows begin. Returns `None` if
+    they have no common one or the data no longer exists."""
     from orchestrate.data import Dataset
     from orchestrate.data.opening import fitting
     from orchestrate.data.rows import ChatExample

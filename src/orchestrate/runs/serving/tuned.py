@@ -1,4 +1,4 @@
-"""Operations on tuned models: export, merge, and prove that they are what was trained."""
+"""Operations on tuned models: export, merge, and verification against the trained weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def of(ws: Workspace, subject: TrackedRun | Path) -> TunedModel:
 
 
 def key_of(subject: TrackedRun | Path) -> str:
-    """Return the key of stored proofs: the run's id, or the hash of the folder's weights."""
+    """Return the id under which proofs are stored: the run's id, or a hash of the folder's weights."""
     if isinstance(subject, Path):
         return f"weights-{(forms.weights_hash(subject) or 'none')[:16]}"
     return subject.id
@@ -68,14 +68,13 @@ def _of_folder(folder: Path) -> TunedModel:
     if not given and bare.adapter:
         given = bare.config.get("base_model_name_or_path")
     if not given:
-        raise UsageError(
-            f"{folder} does not say which base model it has", fix="add a passport.json with base_model"
-        )
+        raise UsageError(f"{folder} does not name its base model", fix="add a passport.json with base_model")
     return replace(bare, base=str(given))
 
 
 def sheet(ws: Workspace, subject: TrackedRun | Path, tuned: TunedModel | None = None) -> Sheet:
-    """Return the model's fingerprint, stored at the end of training or computed once from its files."""
+    """Return the model's fingerprint, which is stored at the end of training or computed once from its
+    files."""
     file = private_folder(ws.settings.home / "proofs") / f"{key_of(subject)}.json"
     with suppress(OSError, msgspec.MsgspecError):
         return Sheet.from_json(file.read_bytes())
@@ -88,8 +87,8 @@ def sheet(ws: Workspace, subject: TrackedRun | Path, tuned: TunedModel | None = 
 
 
 def can_be_known(ws: Workspace, run: TrackedRun) -> bool:
-    """Return whether a run's model has a fingerprint, or one can be computed on this machine. It downloads an
-    adapter for that, but not a full model."""
+    """Return whether a run's model has a fingerprint or this machine can compute one. May download an adapter
+    for that, but not a full model."""
     file = ws.settings.home / "proofs" / f"{run.id}.json"
     if file.is_file() or _kept_sheet(run) is not None:
         return True
@@ -171,7 +170,7 @@ def export(
     prove: bool = True,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Export:
-    """Write the tuned model to `folder` in one of `forms.FORMS`. Then load it from there and prove that it
+    """Write the tuned model to `folder` in one of `forms.FORMS`. Then load the result and prove that it
     matches the trained model, if this machine can.
 
     Raises `LicenceAsks`, `UsageError` for a form that the model cannot be written in, and `SetupError` if a
@@ -204,15 +203,16 @@ def _laid_on(tuned: TunedModel, made: Export, options: WeightOptions) -> Generat
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointNames:
-    """Options for querying a served model. `model` and `base` are their names at a URL."""
+    """Options for querying a served model. `model` and `base` are the names of the tuned and the base model
+    at a URL."""
 
     model: str | None = None
     base: str | None = None
     key_variable: str | None = None
-    """Environment variable with the key for a URL."""
+    """Environment variable with the key for the URL."""
     key: str | None = None
     base_gguf: Path | None = None
-    """GGUF base for an adapter in GGUF."""
+    """GGUF file of the base model, for an adapter in GGUF."""
 
 
 def verify(
@@ -223,8 +223,9 @@ def verify(
     *,
     tuned: TunedModel | None = None,
 ) -> Proof:
-    """Prove whether the model at a URL, in a folder, or (`None`, or the backend's name) at the run's backend
-    is the trained one. Stores every result. Raises a `ProviderError` if the model cannot be queried."""
+    """Check whether the model served at `at` is the trained one. `at` is a URL, a folder, or a backend on
+    which the model answers (by default the run's own). Stores every result. Raises a `ProviderError` if the
+    model cannot be queried."""
     asking = asking or EndpointNames()
     name = subject.name if isinstance(subject, Path) else str(subject.record.spec.get("suffix") or subject.id)
     if at is not None and at.startswith(("http://", "https://")):
@@ -252,7 +253,7 @@ def verify(
         used(ws, subject.id, at)
         return _kept(ws, judge(sheet(ws, subject, tuned), place, run_id=subject.id))
     if at is None:
-        raise UsageError("choose where it is served", fix="pass --at with a URL or a folder")
+        raise UsageError("choose where the model is served", fix="pass --at with a URL or a folder")
     folder = Path(at).expanduser().resolve()
     if not folder.exists():
         raise UsageError(f"{at} is not a URL, a folder or the run's backend")
@@ -298,11 +299,8 @@ def merge(
     rank: int | None = None,
     accept_licence: Sequence[str] = (),
 ) -> Merged:
-    """Merge several adapters of one base into a folder, with PEFT's methods and a provenance file, then load
-    and prove the result. All have equal weight unless `weights` is set.
-
-    Raises `UsageError` for different bases, fully fine-tuned models, or anything else that PEFT cannot merge.
-    """
+    """Merge several adapters of one base into a folder, with PEFT's methods and a provenance file. Then load
+    the result and prove it. All adapters have equal weight unless `weights` is set."""
     tuned = [of(ws, part) for part in parts]
     for one in tuned:
         agree(ws, one, accept_licence)

@@ -1,1 +1,1 @@
-"""Spending: what was spent, what is committed, and orphaned resources that bill."""
+"""Spending: money spent and committed, and orphaned resources that are billed."""

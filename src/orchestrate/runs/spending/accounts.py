@@ -1,6 +1,6 @@
-"""Spending of every account: spent, committed, remaining, and resources that bill or could.
+"""Spending of every account: spent, committed and remaining amounts, and resources that are or may be billed.
 
-What could not be asked is reported and never counted as nothing.
+Accounts that could not be queried are reported and never counted as zero.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8
 GRACE = timedelta(minutes=10)
-"""Time allowed after the end of a run, because a worker first reports the end and then releases its
-machine."""
+"""Grace period after the end of a run, because a worker first reports the end and then releases its machine.
+"""
 IN_USE = timedelta(hours=1)
-"""Time after its creation or a request from this store during which a deployment is not idle."""
+"""A deployment is not idle for this long after its creation and after each request from this store."""
 
 
 class Breakdown(Record, frozen=True, kw_only=True):
@@ -52,24 +52,24 @@ class Found(Record, frozen=True, kw_only=True):
 
     item: Standing
     run: str | None = None
-    """The run in this store that it belongs to."""
+    """The run in this store that owns it."""
     deployment: str | None = None
     """The matching deployment in this store."""
     used_at: datetime | None = None
     """Time of the last request from this store."""
     person: str | None = None
     foreign: bool
-    """Whether nothing in this store shows that it was created from here."""
+    """True if no record in this store matches it, so it may have been created elsewhere."""
     abandoned: bool = False
-    """Whether it, or its run, was abandoned in this store."""
+    """True if it or its run was abandoned in this store."""
     unaccounted: str | None = None
-    """Reason why nothing in this store accounts for it. No sum includes its cost."""
+    """Reason why no record in this store accounts for it. Its cost is in no sum."""
     idle: bool
-    """Whether it is (or may be) billed hourly and this store has not used it for an hour."""
+    """True if it is or may be billed hourly and this store has not used it for an hour."""
 
     @property
     def lost_run(self) -> str | None:
-        """Run that `recover` would create from it, if it has our ref and this store has no such run."""
+        """The run that `recover` would create from it, if it has our ref and this store has no such run."""
         from orchestrate.store import REF_PATTERN, run_id_of
 
         ref = self.item.job_id or ""
@@ -77,8 +77,8 @@ class Found(Record, frozen=True, kw_only=True):
 
     @property
     def by_the_hour(self) -> bool:
-        """Return whether it is, or may be, billed by uptime. Jobs of runs in this store count as
-        committed."""
+        """Return whether it is or may be billed by uptime. Jobs of runs in this store don't count, because
+        their cost is already committed."""
         if self.item.bills is False:
             return False
         if self.item.kind in ("job", "worker"):
@@ -95,44 +95,46 @@ class AccountStatus(Record, frozen=True, kw_only=True):
     account: str | None = None
     asked: bool
     reason: str | None = None
-    """Why it was not contacted or did not answer."""
+    """Reason why it was not contacted or did not respond."""
     keyless: bool = False
-    """Whether its key is missing."""
+    """True if its key is missing."""
     expected: bool = True
-    """Whether skipping it leaves a gap. Skipping a backend without a key and without runs here does not."""
+    """True if the report is incomplete without this account. False for a backend without a key and without
+    runs here."""
     unseen: tuple[str, ...] = ()
     """Parts of the account that cannot be seen, one sentence each."""
     partial: bool = False
-    """Whether one of the host's lists could not be read."""
+    """True if one of the host's lists could not be read."""
     elsewhere: tuple[str, ...] = ()
-    """Open runs and deployments that the account did not show. They may be in another account."""
+    """Open runs and deployments missing from the account's lists. They may be in another account."""
 
 
 class SpendingReport(Record, frozen=True, kw_only=True):
-    """A spending report. Amounts are exact. Unknown amounts are listed separately and in no sum."""
+    """A spending report. Amounts are exact. Unknown amounts are listed separately and not included in
+    sums."""
 
     at: datetime
     sandbox: bool = False
-    """Whether it covers simulated sandbox spending instead of real money."""
+    """True if it covers simulated sandbox spending instead of real money."""
     month: str | None = None
     total: Sum
-    """The total, of the requested month if there is one."""
+    """The total, or the total of the requested month."""
     budget_usd: Decimal | None = None
     left_usd: Decimal | None = None
     """Remaining budget over all months, negative if it is exceeded. `None` without a budget."""
     uncounted: tuple[str, ...] = ()
-    """Ids, over all months, of items with a possible but unknown cost, so the actual remainder is smaller.
-    Excludes abandoned and ignored items. Includes rented machines that belong to no run here."""
+    """Ids, over all months, of items whose cost is possible but unknown. The budget actually left is
+    therefore smaller. Includes rented machines without a run here, but no abandoned or ignored items."""
     stalled: tuple[str, ...] = ()
-    """Runs in progress on their hosts but without news. They may be billed."""
+    """Runs in progress on their hosts but without news. They may still be billed."""
     breakdown: tuple[Breakdown, ...] = ()
     offline: bool = False
-    """Whether no account was contacted."""
+    """True if no account was contacted."""
     accounts: tuple[AccountStatus, ...] = ()
     standing: tuple[Found, ...] = ()
     usd_per_hour: Decimal | None = None
-    """Total of everything that is billed hourly now at a known price. `None` if no account answered, or if
-    something is billed and none of the prices is known."""
+    """Total of everything that is billed hourly now at a known price. `None` if no account responded, or if
+    resources are billed but none of their prices are known."""
     unpriced: tuple[str, ...] = ()
     """Ids of resources that are or may be billed hourly at an unknown price, in addition to
     `usd_per_hour`."""
@@ -162,8 +164,8 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
     @property
     def gaps(self) -> list[AccountStatus]:
-        """Return where unseen resources may be billed: accounts that did not answer, or not completely, and
-        accounts of runs that no current key can see."""
+        """Return the accounts where unseen resources may be billed: accounts that did not respond completely,
+        and accounts of runs that no current key can see."""
         return [a for a in self.accounts if a.expected and (not a.asked or a.partial or a.elsewhere)]
 
     @property
@@ -179,7 +181,7 @@ class _StoredRuns:
     def __init__(self, store: Store, now: datetime, *, sandbox: bool, offline: bool) -> None:
         self._store = store
         self.time_of = store.deployments.time_of
-        """Current time, as used for a deployment's age."""
+        """Function that returns the current time on the clock of a deployment's age."""
         self.deployments = [one for one in store.deployments.matching() if one.sandbox is sandbox]
         self.backends: set[str] = set()
         self.open: list[Run] = []
@@ -223,7 +225,7 @@ class _StoredRuns:
 class _AccountAnswer:
     told: AccountStatus
     place: str = ""
-    """Where the ids of items are unique."""
+    """The namespace of the items' ids."""
     items: tuple[Standing, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict[str, str])
     """Runs whose sessions no program drives, each with the reason."""
@@ -301,7 +303,7 @@ class Spender:
         )
         with ThreadPoolExecutor(_AT_ONCE, "spending") as threads:
             asked = [threads.submit(self._ask, name, books, sandbox) for name in names]
-            with work("asking the backends what is still being billed") as told:
+            with work("querying the backends for billed resources") as told:
                 for done, _ in enumerate(as_completed(asked), 1):
                     told(done, len(asked))
             return [answer.result() for answer in asked]
@@ -372,7 +374,7 @@ class Spender:
         return account, hidden, None
 
 
-_PLAY = "a sandbox, which costs nothing (include it with --sandbox)"
+_PLAY = "a sandbox, which is not billed (include it with --sandbox)"
 _NO_SANDBOX = "not a sandbox (include it by leaving out --sandbox)"
 _NOT_UP = "its sandbox is not running: orchestrate sandbox run -- orchestrate spending --sandbox"
 
@@ -425,8 +427,7 @@ def _owned(
 
 
 def unaccounted(run: Run | None, now: datetime) -> str | None:
-    """Explain why a job with our mark belongs to no run here. Returns `None` if the run with its ref accounts
-    for it."""
+    """Explain why no run in this store accounts for a job with our ref. Returns `None` if one does."""
     if run is None:
         return "no run in this store has its ref"
     if run.abandoned is not None:
@@ -437,8 +438,9 @@ def unaccounted(run: Run | None, now: datetime) -> str | None:
 
 
 def left_session(provider: Provider, run: Run | None) -> str | None:
-    """Explain why no program uses a session's machine anymore. A session releases its machine before it ends
-    or pauses. Queries the state, because the store may not know yet that the program was killed."""
+    """Explain why no program uses a session's machine anymore. Returns `None` if one may. Queries the
+    session's state, because a session releases its machine before it ends or pauses, and the store may not
+    know yet that its program was killed."""
     if run is None or run.job_kind != SESSION:
         return None
     with suppress(OrchestrateError):

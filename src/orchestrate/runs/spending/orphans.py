@@ -1,9 +1,8 @@
-"""Orphaned resources, which bill under our mark but belong to nothing in this store: workers of places whose
-run is not here or has ended, deployments that no record here keeps up. Listed, then ended, each looked at
-again just before.
+"""Orphaned resources: workers of places whose run has ended or is not in this store, and deployments that
+this store does not track. They are listed, then ended, and each is checked again just before.
 
-Only what has our mark: a worker with our label, a deployment whose name begins as we name them. Nothing that
-another user of the account certainly made: it is in a store of theirs.
+Only resources with our label or name prefix are included, and none that another user of the account is known
+to have created.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ MARK = "orc-"
 class Orphan(Record, frozen=True, kw_only=True):
     item: Standing
     run: str | None = None
-    """The run in this store, if any."""
+    """The matching run in this store, if any."""
     reason: str
-    """Reason why nothing here accounts for it."""
+    """Reason why no record in this store accounts for it."""
     outcome: Literal["listed", "asked to end", "kept", "failed"] = "listed"
-    """Outcome of ending it. Only its host shows whether it has ended. Resources that are still running are
-    listed again."""
+    """Outcome of ending it. Only the host can confirm the end, so a resource that is still up is listed
+    again."""
     told: str | None = None
-    """Reason why it was kept, or what went wrong."""
+    """Reason why it was kept, or the error."""
 
 
 class OrphanReport(Record, frozen=True, kw_only=True):
@@ -60,8 +59,8 @@ class Orphans:
         return OrphanReport(at=report.at, orphans=found, gaps=tuple(report.gaps))
 
     def end(self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None) -> OrphanReport:
-        """Shut down each resource independently, so that one failure does not stop the others. You can repeat
-        it and run it concurrently."""
+        """Shut down each resource independently, so one failure does not affect the others. Safe to repeat
+        and to run concurrently."""
         ended: list[Orphan] = []
         for one in report.orphans:
             ended.append(self._ended(one))
@@ -72,7 +71,7 @@ class Orphans:
     def _ended(self, one: Orphan) -> Orphan:
         item = one.item
         if self._looked_at(item) is None:
-            return _with(one, "kept", "this store now tracks it")
+            return _with(one, "kept", "this store now tracks the resource")
         try:
             provider = self.provider(item.provider)
             if item.kind == "deployment":
@@ -88,7 +87,8 @@ class Orphans:
         return _with(one, "asked to end", None)
 
     def _looked_at(self, item: Standing) -> Orphan | None:
-        """By the store as it is now: a run is written there before its job is made."""
+        """Return the resource if it is an orphan, by the current store. A run is stored before its job is
+        created."""
         if item.job_id is None or not self._marked(item):
             return None
         job = item.job_id.lower()

@@ -1,1 +1,1 @@
-"""Exactly one job for each submit."""
+"""Submits that create exactly one job each."""

@@ -1,9 +1,10 @@
-"""The account of a run, and whether the current key works for it.
+"""The account of a run, and whether the current key belongs to it.
 
-A host answers for one account only: what it does not show may be in another. So a run keeps the account that
-it was sent to, and nothing is asked or concluded elsewhere. Where the host does not tell its account, a key
-goes by a fingerprint, and a new key of the same account has a new one: a job or file of the account that the
-new key is shown, by its id, proves that the two are one, for good. Absence proves nothing.
+A host only shows the jobs of one account, so a job that it does not show may be in another one. Each run
+therefore stores the account it was sent to, and other accounts prove nothing about it. If a host does not
+report account ids, a fingerprint of the key identifies the account. A new key for the same account has a
+different fingerprint. If the new key can see a job or file of the account by its id, both keys are recorded
+as the same account.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def alone(
     lease_s: float = 30.0,
     still_wanted: Callable[[], object] = lambda: None,
 ) -> Generator[None]:
-    """Wait until no other process uploads any of these files, and block others during the block. Calls
-    `still_wanted` while it waits, which may raise an error."""
+    """Wait until no other process uploads any of these files, and keep others from uploading them during the
+    block. Calls `still_wanted` while waiting. It may raise an error to stop waiting."""
     with ExitStack() as leases, work(f"waiting for another upload of this data to {provider.name}"):
 
         def wait() -> None:
@@ -61,23 +62,24 @@ def alone(
 
 
 _FINGERPRINT = "key "
-"""Prefix of the id of an account that its host does not report; see `orchestrate.types.Account`."""
+"""Prefix of account ids that are derived from the key, because the host does not report an id. See
+`orchestrate.types.Account`."""
 
 
 def account_of(store: Store, provider: Provider) -> str:
-    """Return the store's ID of the account that the backend's key belongs to."""
+    """Return the id that the store uses for the account of the backend's key."""
     with store.database.reading() as connection:
         return _first_id(connection, provider, provider.account().id)
 
 
 def is_here(store: Store, provider: Provider, account: str | None) -> bool | None:
-    """Return whether the backend's key belongs to this account, or `None` if the ids don't tell."""
+    """Return whether the backend's key belongs to this account, or `None` if the ids don't show it."""
     with store.database.reading() as connection:
         return is_here_in(connection, provider, account)
 
 
 def is_here_in(connection: Connection, provider: Provider, account: str | None) -> bool | None:
-    """Do the same as `is_here` inside a transaction."""
+    """Like `is_here`, inside a transaction."""
     if account is None:
         return None
     first = _first_id(connection, provider, provider.account().id)
@@ -88,7 +90,7 @@ def is_here_in(connection: Connection, provider: Provider, account: str | None) 
 
 
 def shows(store: Store, provider: Provider, run: Run) -> bool | None:
-    """Return whether the backend's key belongs to the run's account. If the ids don't tell, it looks for the
+    """Return whether the backend's key belongs to the run's account. If the ids don't show it, looks for the
     run's job and its uploaded file. Raises `ProviderError` if the host cannot be reached."""
     found = is_here(store, provider, run.account)
     if found is None and _sees(store, provider, run):
@@ -112,8 +114,8 @@ def other(store: Store, provider: Provider, run: Run) -> OtherAccount:
 
 
 def prove(store: Store, provider: Provider, run: Run) -> None:
-    """Record that the run's account is the account of the backend's key, because the key sees what only the
-    run has."""
+    """Record that the run's account is the account of the backend's key, because the key can see the run's
+    job or file."""
     here = account_of(store, provider)
     if run.account is None:
         store.runs.apply(run.id, lambda run: placed(run, here))
@@ -122,7 +124,7 @@ def prove(store: Store, provider: Provider, run: Run) -> None:
 
 
 def placed(run: Run, account: str) -> Run:
-    """Return the run with this account if it was created before accounts were stored."""
+    """Return the run with this account, if it was created before runs stored their accounts."""
     return run if run.account is not None else msgspec.structs.replace(run, account=account)
 
 
@@ -137,7 +139,7 @@ def _sees(store: Store, provider: Provider, run: Run) -> bool:
 
 
 def _first_id(connection: Connection, provider: Provider, account: str) -> str:
-    """Of all ids that were proven to be of one account, the one that runs were given first."""
+    """Return the id that runs were given first, among all ids proven to mean the same account."""
     table = schema.accounts
     query = select(table.c.first_id).where(
         table.c.provider == provider.config.name, table.c.host == provider.host, table.c.id == account

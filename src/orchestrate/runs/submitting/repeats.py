@@ -1,17 +1,16 @@
-"""The same submit once more: a command repeated after a kill, a CI job retried, a second shell.
+"""Recognizes repeated submits: a command run again after a kill, a retried CI job, a second shell.
 
-A run is the same when its settings, its data (by content, wherever the files lie), its backend and its
-account are; the limit, the tags and the place of the files do not count. It stands in the way while it is
-open, and for `RECENT` after it was made when it succeeded: a CI job is mostly retried within a day, and
-training the same again so soon is rarely meant. One that failed or was cancelled does not: trying again is
-what its user wants.
+Two submits are identical if their settings, data (by content), backend and account are equal. Limits, tags
+and file paths don't count. An identical run blocks a submit while it is open, and for `RECENT` after its
+creation if it succeeded: CI jobs are mostly retried within a day, and training the same again so soon is
+rarely intended. A failed or canceled run does not block, because trying again is then intended.
 
-A caller's own key says it outright: the same key is the same run for ever, however it ended. The store knows
-its run by the key; where the store was lost or restored since, the host knows its job by the run's ref, which
-is made of the key and of what was asked (`look`).
+An idempotency key is explicit: the same key always means the same run, in any state. The store finds the run
+by its key. If the store was lost or restored from a backup, `look` finds the job on the host by the run's
+ref, which is derived from the key and the request.
 
-A run that was recovered from a host which keeps neither its settings nor a digest of its data may be the same
-as any that has its model: it stands in the way as one that is the same.
+For a run recovered from a host that reports neither settings nor the data's digest, only the model is known.
+It blocks every submit of this model.
 """
 
 from __future__ import annotations
@@ -64,11 +63,11 @@ if TYPE_CHECKING:
 class LostHandles(NamedTuple):
     handles: list[JobHandle]
     job: Job
-    """The first of the jobs, as its host reports it."""
+    """The first of these jobs, as its host reports it."""
 
 
 def look(provider: Provider, wish: SubmitRequest, translation: Translation) -> LostHandles | None:
-    """Look for the job of an idempotency key at the host, with one read request, and a second one if there is
+    """Search the host for the job of an idempotency key, with one read request, and a second one if there is
     a job. Raises `KeyTaken` if the job differs from the requested one, and `ProviderError` if the host cannot
     be reached."""
     if wish.ref is None:
@@ -78,7 +77,7 @@ def look(provider: Provider, wish: SubmitRequest, translation: Translation) -> L
         handles = provider.find(wish.ref)
         job = provider.get(handles[0]) if handles else None
     except ProviderError as error:
-        error.message += f"; a job with the idempotency key {key} may already exist, so nothing was sent"
+        error.message += f". A job with the idempotency key {key} may already exist, so nothing was sent"
         raise
     if job is None:
         return None
@@ -104,8 +103,8 @@ def _differences(job: Job, wish: SubmitRequest, translation: Translation, provid
 
 
 def alike(one: str, other: str) -> bool:
-    """Return whether two model names mean the same model. Hosts report a name with or without its path,
-    and with or without the date of its snapshot."""
+    """Return whether two names mean the same model. Hosts report names with or without a path, and with or
+    without a snapshot date."""
     short, long = sorted((name.rpartition("/")[2].lower() for name in (one, other)), key=len)
     return long.startswith(short)
 
@@ -116,14 +115,14 @@ def event_of(run: Run, provider: Provider, at: datetime) -> Event:
         at=at,
         level="warning",
         type="taken_over",
-        message=f"{provider.title} already had job {run.job_id} with this idempotency key, which this "
-        "store did not know. It is now this run's job, and nothing was sent",
+        message=f"{provider.title} already had job {run.job_id} with this idempotency key, but this "
+        "store had no record of it. It is now this run's job, and nothing was sent",
     )
 
 
 def claimed(run: Run, asked: Submission) -> Run:
-    """Return a run that was recovered from its host's list with the idempotency key and the fields that
-    the list does not report."""
+    """Add the idempotency key, and the fields that the host's list lacks, to a run that was recovered from
+    the list."""
     known: dict[str, Any] = asked_for(asked.spec, asked.data.digest)
     known["max_cost_usd"] = asked.max_cost_usd if run.max_cost_usd is None else run.max_cost_usd
     known["tags"] = {**run.tags, **asked.spec.tags}
@@ -132,43 +131,42 @@ def claimed(run: Run, asked: Submission) -> Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Submission(RunRequest):
-    """A submit request. `spec` is what its backend receives, including secrets that no store keeps."""
+    """A submit request. `spec` is what its backend receives, including secrets, which are never stored."""
 
     spec: JobSpec
     translation: Translation
-    """What the spec becomes on the backend. Its request is built from this without translating again."""
+    """The spec translated to the backend. The request is built from it."""
     data: TrainingData
     limits: tuple[Limit, ...] = ()
     """Limits that apply in addition to its own limit and the budget."""
     again: bool = True
-    """Whether to submit even if an identical run (`orchestrate.runs.submitting.repeats`) would block it."""
+    """True to submit even if an identical run (see `orchestrate.runs.submitting.repeats`) would block it."""
     patient: bool = False
-    """Whether to keep the run unsent if its host can't accept it now but may later. The next call with the
-    key continues the run, with the ref that it has in every copy of the store. Otherwise the run is
-    rejected."""
+    """True to leave the run unsent, instead of rejecting it, if its host can't accept it now but may later.
+    The next call with the key continues the run, whose ref is the same in every copy of the store."""
 
 
 def stored_spec(run: Run) -> JobSpec:
-    """Return the spec to send for a run that an earlier command began. Raises `UsageError` if a part of it
+    """Return the spec to send for a run that an earlier command started. Raises `UsageError` if a part of it
     was a secret."""
     if names := [name for name, value in run.spec.items() if is_masked(value)]:
         raise UsageError(
             f"run {run.id} cannot be sent again because the secrets in {' and '.join(names)} of "
             "its spec are not stored",
-            fix=f"orchestrate cancel {run.id}, then submit again; Orchestrate reuses the uploaded files",
+            fix=f"orchestrate cancel {run.id}, then submit again. Orchestrate reuses the uploaded files",
         )
     return JobSpec.parse(run.spec)
 
 
 RECENT = timedelta(hours=24)
 UNKNOWN = "unknown"
-"""Model name of a recovered run of which only the ref is known."""
+"""Model name of a recovered run if only its ref is known."""
 _LONGEST_KEY = 180
 _NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
 
 
 class KnownRun(Exception):
-    """The existing run of a key; nothing was created."""
+    """Raised with the existing run of an idempotency key. Nothing was created."""
 
     def __init__(self, run: Run) -> None:
         super().__init__(run.id)
@@ -183,8 +181,8 @@ class SubmitRequest:
     digest: str
     provider: Provider
     key: str | None = None
-    """The caller's key. If one submit goes to several backends, it is followed by a space and the backend's
-    name. Raises `UsageError` for an invalid key."""
+    """The caller's idempotency key. If one submit goes to several backends, a space and the backend's name
+    follow the key. Raises `UsageError` for an invalid key."""
 
     def __post_init__(self) -> None:
         key, space, backend = ("none" if self.key is None else self.key).partition(" ")
@@ -197,10 +195,10 @@ class SubmitRequest:
 
     @property
     def ref(self) -> str | None:
-        """Return the ref of a key's run. It is the same in every store, and differs for other settings, other
-        data and other hosts, so that a job of someone who uses the same key for something else is never
-        mistaken for it. It does not depend on the account, because a host only shows the jobs of one account,
-        and a new API key for that account may have a new name."""
+        """Return the ref of a key's run. It is the same in every store. It differs for other settings, data
+        and hosts, so a job with the same key for a different purpose is never mistaken for this one. It does
+        not depend on the account, because a host only shows the jobs of one account, and a new API key of the
+        same account may identify it by a new name."""
         if self.key is None:
             return None
         settings = masked({n: v for n, v in self.spec.canonical().items() if n not in _NOT_COMPARED})
@@ -213,14 +211,14 @@ class SubmitRequest:
             return self._known(connection)
 
     def same(self, store: Store) -> Run | None:
-        """Return the latest recent run that is identical and therefore blocks this one."""
+        """Return the newest recent run that is identical and therefore blocks this one."""
         with store.database.reading() as connection:
             return self._same(connection, stamp(store.clock.now() - RECENT))
 
     def guard(self, store: Store, *, again: bool, made: bool) -> Callable[[Connection, Run], None]:
-        """Return a function to call in the transaction that creates the run. It raises `KnownRun`,
-        `KeyTaken`, `KeyCancelled` unless the job is `made` and must be tracked, and `AlreadySubmitted` unless
-        `again` is set."""
+        """Return a function to call in the transaction that creates the run. It raises `KnownRun` and
+        `KeyTaken`, `AlreadySubmitted` unless `again` is set, and `KeyCancelled` unless the job is already
+        `made` and must be tracked."""
         since = stamp(store.clock.now() - RECENT)
 
         def guard(connection: Connection, run: Run) -> None:

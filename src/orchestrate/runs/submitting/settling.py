@@ -1,4 +1,4 @@
-"""Resolve create requests whose response was lost, and end a run in any state."""
+"""Resolves create requests whose response was lost, and cancels runs in any state."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Settler:
         return self.provider.find(run.ref)
 
     def settle(self, run: Run) -> Run:
-        """Find out what became of a create request whose response was lost, without changing anything on the
-        host.
+        """Resolve a create request whose response was lost, without changing anything on the host.
 
-        Afterwards, the run has its job, is back in phase `UPLOADED` because it is known that there is none,
-        or stays `OUTCOME_UNKNOWN` because it is too early to tell. Raises `ProviderError` if the host cannot
-        be reached, and `OtherAccount` if the absence of a job would prove nothing."""
+        Afterwards, the run either has its job, is back in phase `UPLOADED` because no job exists, or stays in
+        `OUTCOME_UNKNOWN` because it is too early to know. Raises `ProviderError` if the host cannot be
+        reached, and `OtherAccount` if the absence of a job would prove nothing.
+        """
         self.require_host(run)
         try:
             with self.store.leases.hold(lease_name(run), self.timing.lease_s) as lease:
@@ -60,8 +60,8 @@ class Settler:
             return self.store.runs.get(run.id)  # its submit is under way
 
     def adopt(self, run: Run, handles: list[JobHandle]) -> Run:
-        """Record the job of a run. If the host has more than one, the first stays or becomes the run's, and
-        an alert is stored with the run."""
+        """Record the job of a run. If the host has several, the run uses the one it already has or else the
+        first, and an alert is stored with the run."""
         known = self.store.runs.get(run.id)
         accounts.prove(self.store, self.provider, known)
         handle = next((h for h in handles if h.job_id == known.job_id), handles[0])
@@ -77,7 +77,7 @@ class Settler:
         return run
 
     def alarm(self, run: Run, others: set[str]) -> Event | None:
-        """Store an alert about additional jobs of one run, only once. Returns it if it is new."""
+        """Store an alert about additional jobs of a run, once. Returns the alert if it is new."""
         names = ", ".join(sorted(others))
         event = Event(
             id=f"orchestrate-doubled-{names}",
@@ -95,8 +95,8 @@ class Settler:
     def cancel(self, run: Run) -> Run:
         """Cancel a run in any state. Repeating it does nothing.
 
-        A run that was not sent is withdrawn, and nothing is sent anymore. While it is unknown whether a job
-        exists, the request is stored, and the process that finds the job cancels it.
+        A run that was not sent is withdrawn and will never be sent. While it is unknown whether a job exists,
+        the cancel request is stored, and the process that finds the job cancels it.
         """
         self.require_host(run)
         run = self.store.runs.get(run.id)
@@ -135,10 +135,9 @@ class Settler:
     # -- going on ------------------------------------------------------------------------------------------
 
     def restart(self, run: Run) -> bool:
-        """Restart interrupted work of a backend, in one process at a time, because two would each start a
-        machine. Returns whether it was restarted. Paused work stays paused. Work of another account is not
-        restarted: it would run in this account, which would pay for it without anybody seeing it. Raises
-        `ProviderError`."""
+        """Restart interrupted work of a backend. Only one process does so, because two would each start a
+        machine. Returns whether the work was restarted. Leaves paused work alone, and work of other accounts:
+        here it would be billed to the wrong account. Raises `ProviderError`."""
         if run.raw_status == transitions.PAUSED:
             return False
         if accounts.is_here(self.store, self.provider, run.account) is False:
@@ -151,7 +150,7 @@ class Settler:
         if (run.provider, run.host) != (self.provider.config.name, self.provider.host):
             raise UsageError(
                 f"run {run.id} is on {run.provider} at {run.host}, not at {self.provider.host}",
-                fix="use the configuration and key you used to submit it",
+                fix="use the configuration and key that submitted it",
             )
 
     # -- inside ---------------------------------------------------------------------------------------------

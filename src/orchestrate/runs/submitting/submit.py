@@ -1,14 +1,13 @@
-"""Exactly one job for each submit, whatever dies and whenever.
+"""Creates exactly one job for each submit, even if a process dies at any point.
 
-The run is written down before anything is sent, each step before it is taken. Between SUBMITTING and the
-answer a job may exist that we do not know of: whatever is not known to have failed is then settled by
-asking the host for jobs with the run's ref, and nothing is sent again before that time has passed in which
-the first request could still arrive or show up. No SDK sends an idempotency key, so this is the only guard
-against paying twice.
+The run and each of its steps are recorded before anything is sent. Between SUBMITTING and the response, a job
+may exist without the store having its id. Such a run is resolved by searching the host for jobs with the
+run's ref. Nothing is sent again until the first request can no longer arrive or show up in a list. No SDK
+sends an idempotency key, so this is the only protection against paying twice.
 
-The one gap that no client can close: a process that is stopped between its last look at the clock and the
-send, for longer than the settle time, while another settles its run and sends again. It ends in an alarm,
-not in silence, and not at all where the host takes the job's id from us (Fireworks, local).
+No client can close one gap: a process that is suspended between its last check and the send, for longer than
+the settle time, while another process resolves its run and sends again. This causes an alert. It cannot
+happen on hosts that take the job's id from us (Fireworks, local).
 """
 
 from __future__ import annotations
@@ -72,17 +71,17 @@ class Submitter(Settler):
     budget_usd: Decimal | None = None
     """Budget for all runs and deployments in the store."""
     agree: Callable[[Quote], bool] = lambda live: False
-    """Function to call if a host's own estimate is above the quote's high end."""
+    """Function that is called if a host's own estimate is above the quote's high end."""
 
     # -- sending -------------------------------------------------------------------------------------------
 
     def submit(self, asked: Submission, *, progress: Progress | None = None) -> Run:
-        """Create one job and the run that tracks it, or continue the run of the idempotency key.
+        """Create one job and the run that tracks it, or continue the run with the idempotency key.
 
         Raises `OverBudget` before anything is written or created, `AlreadySubmitted` for an identical run
-        that blocks this one, `OutcomeUnknown` if the response was lost (the run is kept; `settle` or `sync`
-        finds the job), `DataError` if a file has changed since it was shown, and any other `ProviderError` if
-        the host refused.
+        that blocks this one, `OutcomeUnknown` if the response was lost (the run is stored, and `settle` or
+        `sync` finds the job), `DataError` if a file has changed since it was shown, and any other
+        `ProviderError` if the host rejected the job.
         """
         wish = SubmitRequest(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
         there = None if wish.known(self.store) else repeats.look(self.provider, wish, asked.translation)
@@ -155,7 +154,7 @@ class Submitter(Settler):
         *,
         again: bool = False,
     ) -> Run:
-        """Without `asked` the run's own spec is sent, as far as it was stored."""
+        """Continue a run. Without `asked`, sends the run's own spec, as far as it was stored."""
         self.require_host(run)
         with self.store.leases.hold(lease_name(run), self.timing.lease_s) as lease:
             run = self.store.runs.get(run.id)
@@ -193,8 +192,8 @@ class Submitter(Settler):
         )
 
     def _agreed(self, run: Run, spec: JobSpec, asked: Submission | None) -> Translation:
-        """Return what the run was agreed to with, as it was stored: a later version may translate the same
-        spec otherwise. Only where a secret was left out of it, or nothing was stored, it is made anew."""
+        """Return the stored translation that the user agreed to, because a later version may translate the
+        same spec differently. It is only translated again if it lacks a secret or was not stored."""
         stored = self.store.history.translation(run.id)
         if stored is not None and not is_masked(stored.body):
             return stored
@@ -253,13 +252,13 @@ class Submitter(Settler):
             raise Withdrawn(run)
 
     def _known_upload(self, run: Run) -> RemoteDataset | None:
-        """Return what the run's account has."""
+        """Return the upload that the run's account has."""
         return self.store.history.upload(run.provider, run.host, run.account, run.dataset_digest)
 
     def _ask_price(self, run: Run, sent: _Sent, remote: RemoteDataset, lease: Lease) -> None:
-        """The host's own estimate, kept with the run. It refuses the run above its limit, the account's and
-        the budget, and above what was quoted unless the limit or the user allows it; a host that gives none
-        leaves the quote's word standing."""
+        """Request the host's own estimate and store it with the run. Rejects the run if the estimate exceeds
+        its limit, the account's or the budget, or exceeds the quote and neither the limit nor the user allows
+        it. Without an estimate, the quote stands."""
         if not isinstance(self.provider, EstimatesPrice):
             return
         try:
@@ -313,7 +312,10 @@ class Submitter(Settler):
                     self._refuse(run, error, lease, sent.patient)
                     raise
                 self.apply(
-                    run, transitions.not_made, lease, note=f"busy; the host asked to wait {duration(wait)}"
+                    run,
+                    transitions.not_made,
+                    lease,
+                    note=f"the host is busy and requested a wait of {duration(wait)}",
                 )
                 patience -= wait
                 self.store.clock.sleep(wait)
@@ -328,8 +330,8 @@ class Submitter(Settler):
                 return run
 
     def _begin(self, run: Run, lease: Lease) -> None:
-        """Writes SUBMITTING and makes sure, at the last moment, that this process may still send. Raises
-        `Withdrawn` if the run was cancelled."""
+        """Write SUBMITTING, and check at the last moment that this process may still send. Raises `Withdrawn`
+        if the run was canceled."""
         for _ in range(3):
             begun = self.store.clock.uptime().seconds
             if self.store.runs.begin(run.id, lease).status.terminal:
@@ -340,16 +342,17 @@ class Submitter(Settler):
             self.reached("after-fence")
             if self.store.clock.uptime().seconds - begun <= self.timing.send_limit_s:
                 return
-            self.apply(run, transitions.not_made, lease, note="it is too late to send; nothing was sent")
+            self.apply(run, transitions.not_made, lease, note="it was too late to send. Nothing was sent")
         slow = StoreError(
-            f"run {run.id}: writing to the run store takes longer than {duration(self.timing.send_limit_s)}",
-            fix=f"nothing was sent; once the machine is less busy: orchestrate resume {run.id}",
+            f"run {run.id}: writing to the run store took longer than {duration(self.timing.send_limit_s)}",
+            fix=f"nothing was sent. When the machine is less busy: orchestrate resume {run.id}",
         )
         slow.retryable = True  # else whoever would ask again gives the run up
         raise slow
 
     def _look_again(self, run: Run, error: OutcomeUnknown) -> Run:
-        """A job that is there already is taken at once; its absence proves nothing yet."""
+        """Look for the job after a lost response. If it is there, adopt it. Its absence proves
+        nothing yet."""
         with suppress(OrchestrateError):  # SUBMITTING is settled in the same way
             self.apply(run, transitions.outcome_unknown, None, note=error.message)
         try:
@@ -361,8 +364,8 @@ class Submitter(Settler):
         return self._record(run, handles)
 
     def _made_after_all(self, run: Run, error: OrchestrateError) -> list[JobHandle]:
-        """Looks once for the job of a create that the host refused with a code whose meaning is not known:
-        it may have made the job and then said no. A sync looks once more."""
+        """Look once for the job of a create request that the host refused with an unknown code: it may have
+        created the job first. A sync looks again."""
         if not isinstance(error, ProviderError) or error.status is None or error.certain:
             return []
         try:
@@ -377,7 +380,7 @@ class Submitter(Settler):
             made = f"created job {handles[0].job_id} but could not record it: {error}"
             unknown = OutcomeUnknown(self.provider.name, run.ref, made)
             unknown.fix = (
-                f"{error.fix or 'repair the run store'}; then  orchestrate sync  (do not submit again)"
+                f"{error.fix or 'repair the run store'}. Then run  orchestrate sync  (do not submit again)"
             )
             raise unknown from error
 

@@ -1,2 +1,2 @@
-"""Searches of settings. `space` and `sampling` are pure: what may vary, which trial comes next, which one is
-given up. `searching` begins a search, and `trials` makes its runs."""
+"""Hyperparameter sweeps. `space` and `sampling` are pure functions: the search space, the next trial, and
+which trials to stop. `searching` starts a sweep, and `trials` creates its runs."""

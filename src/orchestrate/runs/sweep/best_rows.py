@@ -1,4 +1,5 @@
-"""Do the best rows teach more than as many random ones, or than all? By a signal of `data score`."""
+"""Compare training on the best rows, ranked by a signal of `data score`, with training on random rows or all
+rows."""
 
 from __future__ import annotations
 
@@ -24,21 +25,21 @@ KINDS = ("best", "random", "all")
 
 
 class ChosenRows(Record, frozen=True, kw_only=True):
-    """The measurements with one selection of rows."""
+    """Scores of the runs trained on one selection of rows."""
 
     which: str
-    """best, random or all."""
+    """The selection: best, random or all."""
     rows: int
     score: float
     """Mean of its runs."""
     low: float | None = None
-    """Half-width of the 95% interval of one run's score. `None` for a loss."""
+    """Lower end of the 95% interval of one run's score. `None` for a loss."""
     high: float | None = None
     runs: tuple[str, ...]
 
 
 class BestRows(Record, frozen=True, kw_only=True):
-    """The best fraction of the rows compared with as many random ones, or with all."""
+    """The best fraction of the rows, compared with random rows or with all rows."""
 
     sweep: str
     target: str
@@ -53,9 +54,9 @@ class BestRows(Record, frozen=True, kw_only=True):
 
 
 def selection(ft: Workspace, spec: JobSpec, keep: float, by: str) -> str:
-    """Write the best rows of the spec's training file to a file in the home folder, once, named by its
-    content, and return its path. Raises `UsageError` if the file was not scored, and `DataError` if it has
-    changed since."""
+    """Select the best rows of the spec's training file, write them to a file in the home folder, and return
+    its path. The file is named by its content and written once. Raises `UsageError` if the training file was
+    not scored, and `DataError` if it has changed since."""
     path = spec.train
     if not isinstance(path, str):
         raise UsageError("the best rows are selected from a single file, but the spec trains on several")
@@ -74,7 +75,7 @@ def selection(ft: Workspace, spec: JobSpec, keep: float, by: str) -> str:
 
 
 def space_of(kinds: Sequence[str], selected: str, keep: float, seeds: int) -> Space:
-    """Build the space of a comparison of the best rows with random rows, all rows or both. Raises
+    """Build the search space that compares the best rows with random rows, all rows or both. Raises
     `UsageError`."""
     if "best" not in kinds or len(set(kinds)) < 2 or set(kinds) - set(KINDS):
         raise UsageError("--compare must be best and random, all or both", fix="--compare best,random")
@@ -84,7 +85,7 @@ def space_of(kinds: Sequence[str], selected: str, keep: float, seeds: int) -> Sp
 
 
 def best_rows(searching: Searching, rows: int, by: str, keep: float, selected: str) -> BestRows:
-    """Compare the scored trials of a best-rows sweep. `rows` is the number of rows of the training data."""
+    """Compare the scored trials of a best-rows sweep. `rows` is the number of training rows."""
     search, groups = searching.search, dict[str, list[Trial]]()
     for trial in searching.trials:
         if trial.state is TrialState.SCORED:
@@ -135,7 +136,7 @@ HEAD = ("rows", "which", "score", "95% interval", "runs")
 
 
 def told(found: BestRows) -> list[str]:
-    """Describe in sentences how much better the best rows are than the other selections."""
+    """Describe how much better the best rows are than the other selections."""
     other = {"random": "as many random rows", "all": "all rows"}
     best = f"the best {found.keep:.0%} of the rows by {found.by}"
     return [f"{best} against {other[kind]}: {step(found.target, gain)}" for kind, gain in found.over.items()]

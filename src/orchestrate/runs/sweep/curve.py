@@ -1,4 +1,4 @@
-"""Is it worth more rows? The runs of a search over shares of the training rows, and a curve through them."""
+"""Learning curves: train on fractions of the rows and project the gain of more rows."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
 _Z = 1.96
-"""Half-width of a 95% interval in standard errors."""
+"""Half-width of a 95% interval, in standard errors."""
 
 
 class Size(Record, frozen=True, kw_only=True):
-    """Measurements for one number of rows."""
+    """Scores and costs of the runs with one number of rows."""
 
     rows: int
     share: float
     score: float
     """Mean of its runs."""
     low: float | None = None
-    """Half-width of the 95% interval of one run's score. `None` for a loss."""
+    """Lower end of the 95% interval of one run's score. `None` for a loss."""
     high: float | None = None
     usd: Decimal | None = None
-    """Average bill of its runs. `None` while one is unknown."""
+    """Average bill of its runs. `None` while any bill is unknown."""
     runs: tuple[str, ...]
 
 
 class LearningCurve(Record, frozen=True, kw_only=True):
-    """The scores by number of rows, and a projection for other numbers."""
+    """Scores by number of rows, and a projection to other numbers."""
 
     sweep: str
     target: str
@@ -61,7 +61,7 @@ class LearningCurve(Record, frozen=True, kw_only=True):
 
 
 def space_of(shares: Sequence[float], seeds: int) -> Space:
-    """Build the space of a learning curve over these fractions of the rows. Raises `UsageError`."""
+    """Build the search space of a learning curve over these fractions of the rows. Raises `UsageError`."""
     kept = tuple(sorted(set(shares)))
     if len(kept) < 3 or kept[-1] != 1 or kept[0] <= 0:
         raise UsageError(
@@ -72,12 +72,12 @@ def space_of(shares: Sequence[float], seeds: int) -> Space:
 
 
 def seeded(choices: Mapping[str, tuple[Any, ...]], seeds: int) -> Space:
-    """Build a space with each choice once for every seed."""
+    """Build a search space with every choice repeated for each seed."""
     return Space({**choices, **({"seed": tuple(range(seeds))} if seeds > 1 else {})})
 
 
 def one_seed(search: Search) -> list[str]:
-    """Return the remark for a comparison without repeated seeds."""
+    """Return a remark if the comparison has only one seed."""
     if "seed" in search.choices:
         return []
     return ["one seed: the intervals do not include run-to-run variation (--seeds 3)"]
@@ -153,7 +153,7 @@ def _sizes(searching: Searching, trials: Sequence[Trial], rows: int) -> Iterator
 
 
 def interval(same: Sequence[Trial]) -> tuple[float | None, float | None]:
-    """Average the score intervals of several runs."""
+    """Return the mean lower and upper ends of the runs' score intervals."""
     lows = [trial.score_low for trial in same if trial.score_low is not None]
     highs = [trial.score_high for trial in same if trial.score_high is not None]
     return mean(lows) if lows else None, mean(highs) if highs else None
@@ -167,8 +167,8 @@ def _measured(trials: Sequence[Trial], rows: int, *, higher: bool) -> list[Measu
 
 
 def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bool) -> list[Measured]:
-    """Measure one point for each group of runs by their number of rows. Its error includes the sampling of
-    the evaluated rows and the variation between seeds, which is assumed to be the same for all groups."""
+    """Compute one point for each group of runs with the same number of rows. Its error includes the sampling
+    of the evaluated rows and the variation between seeds, which is assumed to be the same for all groups."""
     scores = [[trial.score or 0.0 for trial in same] for _, same in groups]
     spreads = [(len(found) - 1, variance(found)) for found in scores if len(found) > 1]
     freedom = sum(n for n, _ in spreads)
@@ -188,8 +188,7 @@ def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bo
 
 
 def told(found: LearningCurve) -> list[str]:
-    """Describe in sentences what more rows would gain, and what half of the rows would have lost and
-    saved."""
+    """Describe how much more rows would gain, and how much half of the rows would have lost and saved."""
     more, half = found.more, found.half
     if more is None or half is None:
         return [f"no projection for other row counts: {found.why_none}"]
@@ -212,7 +211,7 @@ def step(target: str, gain: Gain) -> str:
 
 
 def page(found: LearningCurve) -> str:
-    """Render an HTML page with the plot, the sentences and the numbers."""
+    """Render an HTML page with the plot, its description and the numbers."""
     from orchestrate.reports import charts, html
 
     name = found.target

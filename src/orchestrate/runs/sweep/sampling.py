@@ -1,7 +1,7 @@
-"""Choose the next trial, and which ones to stop: Optuna's samplers and its successive halving.
+"""Choose the next trial, and which trials to stop, with Optuna's samplers and successive halving.
 
-The trials of the store are the only memory. The study is built of them anew for each question, so that a
-search goes on in another process as if nothing had happened.
+The only state is the stored trials. Each call rebuilds the study from them, so another process can continue a
+sweep.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("grid", "random", "tpe")
 _TRIES = 50
-"""Maximum retries of a sampler that proposes settings already tried."""
+"""Maximum retries of a sampler that proposes settings that were already tried."""
 _FIRST_RUNG = 25
-"""Percent of a run's steps at which it is first compared with the others; then at twice that."""
+"""Percent of a run's steps after which it is first compared with the others. The next comparison is at twice
+that."""
 
 
 def next_settings(
     space: Space, sampler: str, seed: int, trials: Sequence[Trial], *, maximise: bool
 ) -> Settings | None:
-    """Return settings that were not tried yet, or `None` if there are none left. `trials` are all trials of
-    the first round so far."""
+    """Return settings that were not tried yet, or `None` if none are left. `trials` are all trials of the
+    first round so far."""
     tried = {repr(sorted(trial.settings.items())) for trial in trials}
     if sampler == "grid":
         left = (s for s in space.combinations() if repr(sorted(s.items())) not in tried)
@@ -48,9 +49,9 @@ def next_settings(
 
 
 def given_up(curves: Mapping[int, Mapping[float, float]], number: int) -> bool:
-    """Return whether a trial should stop early because it is not in the better half of the trials that got as
-    far. `curves` has the validation losses of all trials, by trial number and by percent of their steps. This
-    is asynchronous successive halving (Li et al., 2020)."""
+    """Return whether to stop a trial early, because it is in the worse half of the trials that got as far.
+    `curves` maps trial numbers to validation losses by percent of the trial's steps. Uses asynchronous
+    successive halving (Li et al., 2020)."""
     _quiet()
     import optuna
 

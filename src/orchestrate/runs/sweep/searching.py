@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 LOSS = "validation_loss"
 EVAL = "eval:"
 _MOST_PRICED = 32
-"""Maximum combinations of a search that are priced before it begins."""
+"""Maximum combinations of a sweep that are priced before it starts."""
 _MOST_UNASKED = 1000
-"""Maximum trials of a grid without an explicit number."""
+"""Maximum trials of a grid if the user gave no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOrder:
-    """Options for the search and its limits."""
+    """Options for a sweep and its limits."""
 
     space: Space
     sampler: str = "grid"
     trials: int = 0
-    """Maximum number of trials. A grid without a number runs all of them."""
+    """Maximum number of trials. By default, a grid runs all of its combinations."""
     target: str = LOSS
     """`validation_loss`, or `eval:METRIC` on held-out rows."""
     test: str | None = None
@@ -58,17 +58,17 @@ class SweepOrder:
 
 
 class Price(NamedTuple):
-    """The price of a complete search before it begins, in US dollars. The high end holds for any choice of
-    trials."""
+    """The price of a complete sweep before it starts, in US dollars. The high end is an upper bound for any
+    choice of trials."""
 
     expected_usd: Decimal
     high_usd: Decimal
     unpriced: list[str]
-    """Combinations without a price, with the reason."""
+    """Combinations without a price, each with the reason."""
 
 
 def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOrder) -> Search:
-    """Store a search, or find the existing one that is identical. Nothing is sent. Raises `UsageError`."""
+    """Store a sweep, or return the identical existing one. Nothing is sent. Raises `UsageError`."""
     _require(order)
     values = specfile.anchored(spec).asked()
     if is_masked(masked(values)):
@@ -105,7 +105,7 @@ def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOr
 
 
 def _digest(search: Search) -> str:
-    """Of what is searched, not of the limits: with more money the same search goes on."""
+    """Return a digest of the sweep without its limits, so the same sweep continues with a higher limit."""
     limits = ("id", "created_at", "max_parallel", "max_cost_usd")
     named = {name: value for name, value in search.to_dict().items() if name not in limits}
     return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:10]
@@ -148,8 +148,8 @@ def _require_target(ft: Workspace, spec: JobSpec, name: str, search: Search) -> 
 
 
 def price(ft: Workspace, search: Search) -> Price:
-    """Price a sweep before anything is sent. Evaluations are not included; `eval` prices their answers.
-    Works offline."""
+    """Price a sweep before anything is sent. Excludes evaluations. `eval` prices their answers. Works
+    offline."""
     searched = space.of(search)
     ends = {name: high for name, (_, high, _) in search.ranges.items()}
     expected, high, full = list[Decimal](), list[Decimal](), list[Decimal]()

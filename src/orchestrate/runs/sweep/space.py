@@ -1,4 +1,4 @@
-"""Search space: values to choose from, and ranges."""
+"""The search space of a sweep: values to choose from, and ranges."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from orchestrate.spec import specfile
 from orchestrate.types import Search
 
 PROVIDER = "provider"
-"""Name for varying the backend. All other names are fields of the spec."""
+"""Name that varies the backend. All other names are fields of the spec."""
 SHARE = "share"
-"""Name for varying the fraction of the training rows. Larger subsets contain the smaller ones. A text value
-is a file with selected rows."""
+"""Name that varies the fraction of the training rows. Larger subsets contain the smaller ones. A string is
+the path of a file with selected rows."""
 Settings = Mapping[str, Any]
 Range = tuple[float, float, bool]
 _FIXED = ("train", "validation", "test", "columns", "tags", "max_cost_usd", "private")
-"""What must not vary, because trials on different rows are not comparable."""
+"""Fields that must not vary, because trials on different rows are not comparable."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """A search space by dotted names. A range consists of low, high, and whether it is searched on a log
-    scale."""
+    """A search space by dotted names. A range is (low, high, log scale)."""
 
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
     ranges: Mapping[str, Range] = field(default_factory=dict[str, Range])
@@ -38,12 +37,12 @@ class Space:
 
     @property
     def size(self) -> int:
-        """Return the number of combinations."""
+        """The number of combinations."""
         return math.prod(map(len, self.choices.values()))
 
     def combinations(self) -> Iterator[dict[str, Any]]:
-        """Yield all combinations of the choices, without the ranges. They are generated one by one,
-        because there may be millions."""
+        """Yield all combinations of the choices, without the ranges. Generates them lazily, because there may
+        be millions."""
         for values in itertools.product(*self.choices.values()):
             yield dict(zip(self.choices, values, strict=True))
 
@@ -113,8 +112,8 @@ def _range(pair: str) -> tuple[str, Range]:
 
 
 def applied(spec: Mapping[str, Any], settings: Settings, share: float = 1.0, seed: int = 0) -> dict[str, Any]:
-    """Return the spec's plain values with a trial's settings, on a seeded sample of this fraction of its
-    training rows. Raises `UsageError` for an invalid fraction."""
+    """Return the spec's plain values with a trial's settings. The training rows are a seeded sample of this
+    fraction. Raises `UsageError` for an invalid fraction."""
     import copy
 
     values = copy.deepcopy(dict(spec))

@@ -28,14 +28,15 @@ _QLORA = "QLoRA, 2023"
 _UNSLOTH = "Unsloth's guide, 2026"
 _RANKS = (16, 32, 64, 128)
 _BASE_RATE = 5e-5
-"""Learning rate of full fine-tuning. LoRA's is ten times as high, whatever the rank (tinker-cookbook)."""
+"""Learning rate of full fine-tuning. LoRA's is ten times as high at any rank (tinker-cookbook)."""
 _POWERS = {"llama": 0.781, "qwen": 0.0775}
-"""How the learning rate falls with the hidden size, by family. Other families were not calibrated."""
+"""Exponent by which the learning rate falls with the hidden size, by model family. Other families were not
+calibrated."""
 _LEAST_HIDDEN = 1024
-"""The formula was fitted on hidden sizes from 2,048 to 8,192. Far below, it would suggest rates above
-0.1%."""
+"""Smallest hidden size for the formula. It was fitted on sizes from 2,048 to 8,192. Far below, it would
+suggest learning rates above 0.1%."""
 _STEPS = 100
-"""With fewer optimizer steps, the batch is reduced first."""
+"""Minimum number of optimizer steps. With fewer, the batch is reduced first."""
 
 
 class Suggested(Record, frozen=True, kw_only=True):
@@ -45,7 +46,7 @@ class Suggested(Record, frozen=True, kw_only=True):
     """Name as in a spec, such as `adapter.r`."""
     value: int | float
     now: int | float | str | None = None
-    """Value in the spec. `None` if the spec leaves it open."""
+    """Value in the spec. `None` if not set."""
     reason: str
     source: str
     neighbors: tuple[int | float, ...] = ()
@@ -59,12 +60,12 @@ class Suggestion(Record, frozen=True, kw_only=True):
     model: str
     settings: tuple[Suggested, ...] = ()
     left_out: tuple[str, ...] = ()
-    """Settings that are not suggested, and why."""
+    """Settings without a suggestion, each with the reason."""
 
     @property
     def choices(self) -> dict[str, tuple[int | float, ...]]:
-        """Return the suggestions for learning rate and rank, which matter most, with their neighbors as
-        values for a sweep."""
+        """Return the suggestions for learning rate and rank, which matter most, and their neighbors, as the
+        values of a sweep."""
         return {
             one.name: tuple(sorted({one.value, *one.neighbors}))
             for one in self.settings
@@ -109,7 +110,7 @@ def _rank(spec: JobSpec, resolved: ModelOnHost, shape: ModelShape | None, tokens
     most = resolved.host.max_rank if resolved.host and resolved.host.max_rank else max(_RANKS)
     ranks = [r for r in _RANKS if r <= most] or [most]
     rank = ranks[0]
-    reason = f"{tokens:,} trained tokens; the size of the model is unknown"
+    reason = f"{tokens:,} trained tokens, but the size of the model is unknown"
     if shape is not None:
         rank = next((r for r in ranks if shape.adapter_parameters(r) >= tokens), ranks[-1])
         held = shape.adapter_parameters(rank)
@@ -172,7 +173,7 @@ def _epochs(spec: JobSpec, rows: int) -> Suggested:
         value=epochs,
         now=spec.epochs,
         reason=f"{rows:,} rows: 3 below 5,000, 2 below 50,000, otherwise 1",
-        source=f"{_UNSLOTH}: 1 to 3; the thresholds in between are Orchestrate's choice",
+        source=f"{_UNSLOTH}: 1 to 3. Orchestrate chose the thresholds between them",
         neighbors=tuple(n for n in (epochs - 1, epochs + 2) if n),
     )
 
@@ -183,7 +184,7 @@ def _batch(spec: JobSpec, seen: int) -> Suggested:
         name="batch_size",
         value=batch,
         now=spec.batch_size,
-        reason=f"{math.ceil(seen / batch):,} steps; large batches hurt LoRA more than full fine-tuning",
+        reason=f"{math.ceil(seen / batch):,} steps. Large batches hurt LoRA more than full fine-tuning",
         source=f"{_QLORA}: 16; {_REGRET}",
         neighbors=(batch // 2, batch * 2),
     )

@@ -1,4 +1,4 @@
-"""A search of settings as it is carried out: trials are made, scored and given up, turn by turn."""
+"""Runs a sweep: starts, scores and stops its trials, turn by turn."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _SIXTH = Decimal("0.000001")
 
 @dataclass
 class Searching:
-    """A running search. Turns are short because runs train elsewhere."""
+    """A running sweep. Turns are short, because the runs train elsewhere."""
 
     ft: Workspace
     search: Search
     stopped: str | None = None
-    """Reason why no further trial is started, unless all trials were started."""
+    """Reason why no more trials are started, unless all have been started."""
     waits: str | None = None
-    """Reason why the next trial could not be started yet. It is retried."""
+    """Reason why the next trial could not be started yet. Each turn tries again."""
     _later: float = 0.0
     _space: Space = field(init=False)
 
@@ -98,8 +98,7 @@ class Searching:
         return self.trials
 
     def turn(self) -> None:
-        """Score trials that have ended, stop trials that fall behind, and start new ones while there is
-        room."""
+        """Score trials that have ended, stop trials that fall behind, and start new ones if there is room."""
         for trial in self.trials:
             if trial.state is TrialState.OPEN and trial.run_id is not None:
                 self._look(trial)
@@ -119,7 +118,7 @@ class Searching:
     # -- which trial comes next ----------------------------------------------------------------------------
 
     def _next(self) -> Trial | None:
-        """The next trial, not yet written down; `None` when there is none, or none for now."""
+        """Return the next trial, which is not stored yet, or `None` if there is none now."""
         if self.stopped:
             return None
         trials = self.trials
@@ -153,7 +152,7 @@ class Searching:
             trial, cap = replace(trial, high_usd=quote.held_usd), self._cap(trial, prepared, quote)
             self.ft.store.searches.propose(self.search.id, trial)
             key = self._key(trial)
-            whole = self.ft.store.searches.limit(self.search, trial, then="no further trial was started")
+            whole = self.ft.store.searches.limit(self.search, trial, then="no more trials were started")
             limits = () if whole is None else (whole,)
             asked = submission.of(
                 self.ft, prepared, name, key=key, limit_usd=cap, limits=limits, patient=True
@@ -189,7 +188,8 @@ class Searching:
         return True
 
     def _key(self, trial: Trial) -> str:
-        """Of its run: what was interrupted is found again by it, and never made twice."""
+        """Return the idempotency key of the trial's run. An interrupted submit is found by it and never
+        repeated."""
         return f"{self.search.id}-{trial.number}"
 
     def _sent(self, trial: Trial) -> Run | None:
@@ -208,8 +208,8 @@ class Searching:
         return True
 
     def _affordable(self, trial: Trial, quote: Quote) -> bool:
-        """A price that is not known is above every limit."""
-        what, then = "what remains of the sweep's limit,", "no further trial was started"
+        """Return whether the trial fits into the limit. An unknown price exceeds every limit."""
+        what, then = "what remains of the sweep's limit,", "no more trials were started"
         try:
             require_within(
                 quote.provider,
@@ -266,7 +266,7 @@ class Searching:
     def _look(self, trial: Trial) -> None:
         run = self._run(trial)
         if run is None:
-            self._set(trial, state=TrialState.FAILED, note="its run is not in this store")
+            self._set(trial, state=TrialState.FAILED, note="the run is not in this store")
         elif run.phase in UNSENT:  # its answer was lost, and it was not made: it is sent again
             self._set(trial, run_id=None)
         elif run.status is JobStatus.SUCCEEDED:
@@ -283,7 +283,7 @@ class Searching:
             if losses:
                 self._set(trial, state=TrialState.SCORED, score=losses[-1][1])
             elif self.ft.store.runs.is_closed(run.id):  # nothing more will be told
-                self._set(trial, state=TrialState.FAILED, note="its host reported no validation loss")
+                self._set(trial, state=TrialState.FAILED, note="the host reported no validation loss")
             return
         metric = self.search.target.removeprefix(EVAL)
         try:
@@ -295,7 +295,7 @@ class Searching:
             return
         score = evaluation.score(evaluation.contenders[0].name)
         if score is None:
-            self._set(trial, state=TrialState.FAILED, note=f"it has no score for {metric}")
+            self._set(trial, state=TrialState.FAILED, note=f"no score for {metric}")
             return
         self._set(
             trial,
@@ -316,7 +316,7 @@ class Searching:
                     self._give_up(trial)
 
     def _curve(self, trial: Trial) -> dict[float, float]:
-        """Validation loss by the per cent of its steps."""
+        """Return the validation loss by percent of the trial's steps."""
         run = self._run(trial)
         if run is None or not run.total_steps:
             return {}

@@ -1,1 +1,1 @@
-"""The store brought up to date with the hosts, or rebuilt from them."""
+"""Sync the store with the hosts, or rebuild it from them."""

@@ -1,4 +1,5 @@
-"""Reservations that ended processes left in the budget: answers under way, runs that were never sent."""
+"""Budget reservations left behind by processes that ended: for answers in progress and for runs that were
+never sent."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from orchestrate.types import Run
 
 
 def unsent(store: Store) -> list[Run]:
-    """List runs that reserve part of the budget although nothing was sent and no process works on them."""
+    """List runs that reserve part of the budget but were not sent, and that no process is working on."""
     return [
         run
         for run in store.runs.matching(active=True)
@@ -33,8 +34,8 @@ def answers(store: Store) -> list[Decimal]:
 
 
 def settle_answers(store: Store) -> int:
-    """Count answers that may have been sent, according to their journal, and release those that are
-    known not to have been sent. Return the number of settled answers."""
+    """Settle reserved answers by their journals: count those that may have been sent, and release those known
+    not to have been sent. Return the number of settled answers."""
     done = 0
     for log, holds in _left(store):
         with suppress(DataError, OSError):  # it stays held, and counts in full after a day

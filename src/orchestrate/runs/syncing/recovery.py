@@ -1,4 +1,4 @@
-"""Rebuilding a lost store from the hosts' lists: each job with a ref of ours becomes a run again."""
+"""Rebuild a lost store from the hosts' lists: each job with one of our refs becomes a run again."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
     spec: dict[str, Any]
     """The part of the spec that the host reports."""
     dataset_digest: str | None = None
-    """Digest of the data, if the host reports it. `spec` is then complete."""
+    """Digest of the data, if the host reports it. If set, `spec` is complete."""
     max_cost_usd: Decimal | None = None
     quote: Quote | None = None
     bill: Bill | None = None
     words: str | None = None
-    """Amount that counts, and its source."""
+    """The counted amount and its source, in words."""
     reason: str | None = None
-    """Reason why it cannot be counted, or not completely."""
+    """Reason why the cost cannot be counted, or only in part."""
 
 
 def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth:
-    """Ask the host for the size of the job's data if nothing better is known. Never raises an error because
-    of the host's answer."""
+    """Determine the cost of a recovered job. Queries the host for the size of its data if nothing better is
+    known. Errors of the host are not raised."""
     told, problem = _recalled(provider, job)
     asked = told_by_host(provider, job)
     whole = _whole(asked)
@@ -81,7 +81,7 @@ def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth
     )
     words = _words(job, bill, usable)
     known = usable is not None or job.cost_usd is not None or (bill is not None and job.status.terminal)
-    reason = None if known else problem or "its host does not report the data of its jobs"
+    reason = None if known else problem or "the host does not report the data of its jobs"
     return Worth(
         spec=spec,
         dataset_digest=asked.dataset_digest if whole else None,
@@ -116,8 +116,8 @@ def _words(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
 
 
 def told_by_host(provider: Provider, job: Job) -> Told:
-    """Return the settings of a job that was created without this store, as its host reports them. They are
-    empty if the host does not report any."""
+    """Return the settings of a job created without this store, as far as its host reports them. May be
+    empty."""
     return provider.asked_for(job) if isinstance(provider, Recalls) else Told()
 
 
@@ -136,7 +136,7 @@ def _resolved(provider: Provider, job: Job) -> ModelOnHost:
 
 
 class OrphanJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A job with our ref that the store does not know, either from a lost store or a colleague's."""
+    """A job with our ref that is not in the store. The store was lost, or a colleague created the job."""
 
     provider: str
     account: str
@@ -152,19 +152,19 @@ class Recovery(msgspec.Struct, kw_only=True):
 
     recovered: list[str] = []
     adopted: list[str] = []
-    """Known runs without a job that have one on the host."""
+    """Known runs without a job whose job was found on the host."""
     offered: list[OrphanJob] = []
-    """Jobs that were found but not chosen."""
+    """Jobs that were found but not selected."""
     counted: dict[str, str] = {}
-    """Amount that a budget counts for each recovered run, in words: the host's figure, its rule for how the
-    job ended, or the high end of a quote for the reported data."""
+    """The amount that a budget counts for each recovered run, in words: the host's figure, the billing rule
+    for how the job ended, or the high end of a quote for the reported data."""
     unpriced: list[str] = []
-    """Recovered runs whose cost no budget includes."""
+    """Recovered runs whose cost is not counted in any budget."""
     reasons: dict[str, str] = {}
     """Reasons, by run id."""
     known: list[str] = []
     doubled: list[str] = []
-    """Refs with more than one job. The oldest job became the run, and an alert names the others."""
+    """Refs with several jobs. The oldest job became the run, and an alert names the others."""
     deployments: list[str] = []
     """Runs whose deployment was found on its host and is now tracked."""
     failures: list[Failure] = []
@@ -180,13 +180,13 @@ def recover(
     choose: Choose | None = None,
     rates: RateBook | None = None,
 ) -> Recovery:
-    """Create a run for each job with our ref that the store does not know, or for the chosen ones. Nothing is
-    changed on a host. Costs that the host does not report are computed at `rates`, by default the built-in
-    ones.
+    """Create a run for each job with our ref that is not in the store, or only for the selected ones. Changes
+    nothing on a host.
 
-    Values that only the lost store had stay empty: the quote and, if the host does not have them, the spec,
-    the data's digest and the tags. Ids and refs stay the same, because each can be derived from the other. A
-    later `sync` fetches events, metrics and bills.
+    Costs that the host does not report are computed at `rates`, by default the built-in ones. Values that
+    only the lost store had stay empty: the quote and, if the host does not have them, the spec, the data's
+    digest and the tags. Ids and refs stay the same, because each can be derived from the other. A later
+    `sync` fetches events, metrics and bills.
     """
     report = Recovery()
     providers = list(providers)
@@ -311,8 +311,8 @@ def _asked_for(worth: Worth) -> dict[str, Any]:
 def run_of(
     job: Job, provider: Provider, account: str, at: datetime, *, id: str, ref: str, how: str, **known: Any
 ) -> Run:
-    """Build a run from the job that the host reports at `at`. The tag `how` says how it was found, and
-    `known` has additional fields of the run."""
+    """Build a run from a job that the host reports at `at`. The tag `how` says how it was found, and `known`
+    has additional fields of the run."""
     facts: dict[str, Any] = {"spec_hash": "", "dataset_digest": "", **known}
     facts["tags"] = {**known.get("tags", {}), how: at.date().isoformat()}
     run = Run(

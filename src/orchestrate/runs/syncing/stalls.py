@@ -1,10 +1,10 @@
-"""Runs that are under way and show nothing new for far longer than earlier ones did. Hosted jobs can stay
-`running` without an error and bill.
+"""Detects stalled runs: runs in progress without news for far longer than usual.
 
-Time is this machine's uptime since it first saw the run as it is: a wall clock that is set wrong changes
-nothing. What earlier runs took comes from their hosts' own times. A run that waits in its host's queue, is
-paused or is being cancelled does not count. Nothing is cancelled at the look that finds a stall, as after a
-night in which this machine slept: only at a later one that finds it unchanged.
+Hosted jobs can stay `running` and be billed without an error. Silence is measured by this machine's uptime
+since it first saw the run in its current state, so a wrong clock changes nothing. The usual durations come
+from the hosts' own times of earlier runs. Runs that are queued, paused or being canceled don't count. A stall
+is never canceled by the check that finds it, because this machine may have slept overnight, but only by a
+later check that finds the run unchanged.
 """
 
 from __future__ import annotations
@@ -32,27 +32,28 @@ from orchestrate.types import Event, Feature, JobStatus, Run
 EVENT = "stalled"
 """Type of the event that reports a stall."""
 FACTOR = 5
-"""Multiple of the usual gap for which a run may be silent."""
+"""A run may be silent for this multiple of the usual gap."""
 LEAST_S, UNKNOWN_S = 15 * 60.0, 60 * 60.0
-"""Minimum silence that counts as a stall, and the minimum if too few runs are known. These are our choice,
-not a host's."""
+"""Minimum silence that counts as a stall, and the minimum if too few earlier runs are known. These are our
+choice, not a host's."""
 ENOUGH, _MOST = 3, 20
-"""Number of earlier runs that define what is usual, number of runs to read, and number of stalls to check in
-a sweep."""
+"""Number of earlier runs needed to know what is usual, and the maximum number of runs to read and of stalls
+to check in a sync."""
 _PHASES = (JobStatus.VALIDATING, JobStatus.RUNNING, JobStatus.FINALIZING)
 _LATER_S = 600.0
 _ASLEEP_S = 60.0
-"""Maximum time between checks of a run on this machine; beyond it, the machine may have slept."""
+"""Maximum time between checks of a run on this machine. After a longer gap, the machine may have slept."""
 
 
 class Usual(msgspec.Struct, frozen=True, kw_only=True):
-    """The usual duration of a phase in the runs that succeeded on a backend."""
+    """The usual duration of a phase, from the runs that succeeded on a backend."""
 
     runs: int
     phase_s: float | None = None
     """Median duration of the phase."""
     silent_s: float | None = None
-    """Median of the longest gap between two signs of life in the phase, for as many tokens as the run has."""
+    """Median of the longest gap between two signs of activity in the phase, scaled to the run's number of
+    tokens."""
 
 
 class Stall(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,16 +67,16 @@ class Stall(msgspec.Struct, frozen=True, kw_only=True):
     usual: Usual
     message: str
     new: bool
-    """Whether this check found it first."""
+    """True if this check is the first to find it."""
     confirmed: bool
-    """Whether an earlier check found it too."""
+    """True if an earlier check found it too."""
     cancelled: bool = False
 
 
 @dataclass(frozen=True)
 class Stalls:
     """Finds stalls among the runs of one backend. `fetch` updates a run's events and metrics. `after_s`
-    overrides what earlier runs suggest."""
+    overrides the limit derived from earlier runs."""
 
     store: Store
     provider: Provider
@@ -102,15 +103,15 @@ class Stalls:
             yield self._told(run, silence.seconds, limit, usual, silence.told_s)
 
     def limit_s(self, run: Run, usual: Usual) -> float:
-        """Return after how many seconds without progress this run counts as stalled."""
+        """Return the number of seconds without progress after which this run counts as stalled."""
         if self.after_s is not None:
             return self.after_s
         least = UNKNOWN_S if usual.runs < ENOUGH or usual.silent_s is None else LEAST_S
         return max(least, FACTOR * max(usual.silent_s or 0.0, _gap(_signs(self.store, run))))
 
     def usual(self, run: Run) -> Usual:
-        """Return how long the run's phase took in the latest runs that succeeded, limited to the same model
-        if it has enough of them."""
+        """Return how long the run's phase took in the latest runs that succeeded, limited to runs of the same
+        model if there are enough."""
         past = self.store.runs.matching(
             provider=run.provider, sandbox=run.sandbox, status=JobStatus.SUCCEEDED, limit=10 * _MOST
         )
@@ -151,7 +152,7 @@ class Stalls:
         )
 
     def end(self, stall: Stall, timing: Timing = DEFAULT_TIMING) -> Stall:
-        """Cancel a confirmed stall, unless its host now reports progress or that it is finishing. Raises
+        """Cancel a confirmed stall, unless its host now reports progress or an ending job. Raises
         `ProviderError`."""
         able = Feature.CANCEL in self.provider.features and stall.status is not JobStatus.FINALIZING
         if not (stall.confirmed and able):

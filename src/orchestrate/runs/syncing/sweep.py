@@ -75,7 +75,7 @@ _WORDS = {
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A host that could not be reached. Its runs stay unchanged."""
+    """A host that could not be reached. Its runs are unchanged."""
 
     provider: str
     message: str
@@ -92,20 +92,19 @@ class SyncReport(msgspec.Struct, kw_only=True):
     not_made: list[str] = []
     """Runs for which the host has no job. They can be sent again."""
     unsettled: list[str] = []
-    """Runs for which it is too early to tell."""
+    """Runs for which it is too early to know."""
     unsent: list[str] = []
-    """Runs whose submission was interrupted before anything was sent. They can be sent again."""
+    """Runs whose submit was interrupted before anything was sent. They can be sent again."""
     released: list[str] = []
     """Unsent runs that reserve no budget until they are sent."""
     settled: int = 0
-    """Pending answers of finished commands that are now counted or released."""
+    """Number of pending answers from finished commands that are now counted or released."""
     elsewhere: list[str] = []
-    """Runs in an account other than the key's, or that the key may not see. Nothing was concluded about
-    them."""
+    """Runs in an account other than the key's, or that the key may not see. Their state is unchanged."""
     gone: list[str] = []
     """Runs whose job is no longer on the host."""
     uncancelled: list[str] = []
-    """Runs whose job continues although the host was asked to end it. The request was repeated."""
+    """Runs whose job continues although the host was asked to cancel it. The request was repeated."""
     paused: list[str] = []
     changed: list[str] = []
     ended: list[str] = []
@@ -117,10 +116,10 @@ class SyncReport(msgspec.Struct, kw_only=True):
     hosting: list[str] = []
     """Messages about deployments, one sentence each."""
     ending: list[str] = []
-    """Runs whose deployment was asked to end and is still on the host."""
+    """Runs whose deployment Orchestrate asked the host to end, but that the host still lists."""
     failures: list[Failure] = []
     asked: int = 0
-    """Approximate number of requests to hosts: pages of their lists, plus individual requests."""
+    """Approximate number of requests to hosts: list pages and individual requests."""
 
     def failed(self, provider: str, error: OrchestrateError) -> None:
         failure = Failure(
@@ -169,8 +168,8 @@ def gone(store: Store, provider: Provider, run: Run) -> None:
 
 
 def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
-    """Return whether a job still runs long after its host confirmed the cancellation. If so, cancel it again.
-    Raises `ProviderError`."""
+    """Return whether a job still runs long after its host confirmed the cancellation, and cancel such a job
+    again. Raises `ProviderError`."""
     asked = run.status is JobStatus.CANCELLING and store.clock.now() - run.updated_at > GRACE
     if not asked or job.status.terminal or job.status in _ENDING or Feature.CANCEL not in provider.features:
         return False
@@ -187,7 +186,7 @@ def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
 def paused(store: Store, provider: Provider, run: Run) -> None:
     """Record that the host has paused the run's job."""
     told = (
-        f"{provider.title} paused job {run.job_id}; it keeps its share of the budget until it "
+        f"{provider.title} paused job {run.job_id}. Its share of the budget stays reserved until it "
         f"ends. Next: orchestrate resume {run.id}, cancel or abandon"
     )
     if run.dormant:
@@ -216,7 +215,7 @@ BillHook = Callable[[Run, Job], Bill | None]
 """A function that returns the cost of a run so far, or `None` while it is unknown."""
 
 OVER_CAP = "over_cap"
-"""Type of the event that reports it, and error code of the ended run."""
+"""Type of the event that reports the exceeded cap, and error code of the ended run."""
 
 _EVENT = "orchestrate-over-cap"
 _LEFT_ALONE = frozenset({JobStatus.SUBMITTING, JobStatus.PAUSED, JobStatus.CANCELLING})
@@ -230,11 +229,11 @@ def enforce(
     bill: BillHook | None,
     timing: Timing = DEFAULT_TIMING,
 ) -> Event | None:
-    """Cancel or pause a job whose bill so far is above the run's cap. Returns the event that reports it if it
-    is new.
+    """Cancel or pause a job whose bill so far is above the run's cap. Returns the event that reports this, if
+    it is new.
 
-    If the backend cannot cancel, the event asks the user to. Raises `ProviderError` if the host cannot be
-    reached. The next call tries again.
+    If the backend cannot cancel, the event asks the user to do so. Raises `ProviderError` if the host cannot
+    be reached. The next call tries again.
     """
     cap = cap_of(run)
     if cap is None or bill is None or run.status.terminal or run.status in _LEFT_ALONE:
@@ -244,7 +243,7 @@ def enforce(
         return None
     rented = isinstance(provider, Limited) or run.job_kind == SESSION
     able = Feature.CANCEL in provider.features
-    done = "it is being canceled" if able else f"{provider.title} cannot cancel it, so end it there"
+    done = "The run is being canceled" if able else f"{provider.title} cannot cancel it, so end it there"
     event = Event(
         # A paused run may be given more, and come to that.
         id=f"{_EVENT}-{cap}" if rented else _EVENT,
@@ -252,7 +251,7 @@ def enforce(
         level="warning",
         type=OVER_CAP,
         message=f"over its cap of {limit(cap)}: an estimated {money(so_far.usd)} so far "
-        f"({so_far.origin}); {'it is being paused' if rented else done}",
+        f"({so_far.origin}). {'The run is being paused' if rented else done}",
         data={"usd": str(so_far.usd), "max_cost_usd": str(cap)},
     )
     # The event first: should this process end in between, the next look finds the job running and goes on.
@@ -275,14 +274,14 @@ def told_at_end(store: Store, run: Run) -> None:
         at=store.clock.now(),
         level="warning",
         type="ended_over_cap",
-        message=f"it ended above its cap of {limit(cap)}: {usd} ({bill.origin})",
+        message=f"ended above its cap of {limit(cap)}: {usd} ({bill.origin})",
         data={"usd": str(bill.usd), "max_cost_usd": str(cap)},
     )
     store.history.add_events(run.id, [event], from_host=False)
 
 
 def explained(store: Store, run: Run) -> Run:
-    """Set the cost cap as the error of a canceled run if it was the reason."""
+    """Set the cost cap as the error of a canceled run, if it was the reason for the cancellation."""
     if run.max_cost_usd is None or run.status is not JobStatus.CANCELLED or run.error is not None:
         return run
     said = next((e for e in store.history.events(run.id) if e.id == _EVENT), None)
@@ -302,11 +301,11 @@ _LOOKUPS = 20
 _REQUESTS = 150
 """Maximum requests of a sync on a host with ten thousand runs."""
 _PAGE = 100
-"""Number of jobs on the shortest page."""
+"""Number of jobs on the shortest page of any host."""
 DETAIL_REQUESTS = 5
 """Approximate number of requests of `fetch_details` for one run, on the host that needs the most."""
 _BILL_PATIENCE = timedelta(days=7)
-"""A host that has not reported a final price by then never will."""
+"""Time to wait for a host's final price. A host that has not reported one by then never will."""
 
 
 def sync(
@@ -324,9 +323,9 @@ def sync(
     backend is contacted because of sandbox runs.
 
     `provider` returns the backend of a name. A backend that fails or cannot be created does not stop the
-    others and is listed in `failures`. Runs without news for `stalled_after_s`, by default far longer than
-    earlier ones took, are `stalled`. With `cancel_stalled` they are canceled at the next check. Raises only
-    `StoreError`.
+    others and is listed in `failures`. Runs without news for `stalled_after_s` (default: far longer than
+    earlier runs took) are listed in `stalled`. With `cancel_stalled`, the next check cancels them. Raises
+    only `StoreError`.
     """
     report = SyncReport()
     wanted = None if only is None else set(only)
@@ -375,8 +374,8 @@ def refresh(
     timing: Timing = DEFAULT_TIMING,
     on_event: Callable[[Event], None] | None = None,
 ) -> Run:
-    """Ask the host about one run and store what is new: status, events, metrics, checkpoints, bill. A run
-    above its cap is canceled.
+    """Update one run from its host: status, events, metrics, checkpoints and bill. Cancels a run above its
+    cap.
 
     Raises `OtherAccount`, and `ProviderError` if the host cannot be reached. A run that is not on the host
     yet is settled or returned unchanged.
@@ -410,8 +409,8 @@ def refresh(
 def fetch_details(
     store: Store, provider: Provider, run: Run, *, on_event: Callable[[Event], None] | None = None
 ) -> None:
-    """Store new events, metrics and checkpoints. The events of an ended run are read from the start, because
-    hosts write some of them late, with times before the latest one that was seen."""
+    """Store new events, metrics and checkpoints. Reads the events of an ended run from the start, because
+    hosts add some late, with times before the latest stored event."""
     after, new = None if run.status.terminal else store.history.last_event_id(run.id), 0
     if Feature.EVENTS in provider.features:
         added = store.history.add_events(run.id, provider.events(run.handle, after=after))

@@ -1,7 +1,7 @@
-"""Runs in other people's experiment trackers: settings, metrics by step, outcome and cost.
+"""Log runs to experiment trackers: settings, metrics by step, outcome and cost.
 
-An exporter may be given the same run as often as wanted, while it trains and after: what it has already is
-not put there again. Their packages are extras, imported when one is opened.
+A run can be logged repeatedly, during and after training. Values that the tracker already has are not logged
+again. The trackers' packages are optional extras, imported when an exporter is opened.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TRACKERS = ("mlflow", "wandb", "tensorboard")
 
 
 def opened(to: str, at: str | None = None, project: str | None = None) -> Exporter:
-    """Open the exporter of a tracker. `at` is a URL or folder, and `None` uses the tracker's own settings.
+    """Open the exporter of a tracker. `at` is a URL or folder. With `None`, the tracker's own settings apply.
     Raises `UsageError` for an unknown tracker, `MissingExtra`, `SetupError`."""
     if to not in TRACKERS:
         raise UsageError(
@@ -31,7 +31,7 @@ def opened(to: str, at: str | None = None, project: str | None = None) -> Export
 
 
 def story(store: Store, run: Run) -> Story:
-    """Collect a run's data from the store for a tracker."""
+    """Collect a run's stored data for a tracker."""
     history = store.history
     return Story(
         run=run, points=tuple(history.metrics(run.id)), evaluations=tuple(history.evaluations(run.id))

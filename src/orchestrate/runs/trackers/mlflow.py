@@ -1,4 +1,4 @@
-"""MLflow: a run of an experiment, found again by the tag `orchestrate.run`."""
+"""Log runs to MLflow. The tag `orchestrate.run` identifies a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STATUS = {JobStatus.SUCCEEDED: "FINISHED", JobStatus.FAILED: "FAILED", JobStatu
 _METRICS, _OTHERS = 1000, 100
 """Limits of a request (https://docs.databricks.com/api/experiments/v1/log-batch)."""
 _LONGEST = 6000
-"""Maximum characters of a setting's value; a tag's limit is 8,000."""
+"""Maximum characters of a setting's value. A tag's limit is 8,000."""
 _PATIENCE_S = 10.0
 
 

@@ -1,4 +1,4 @@
-"""Records of what is reported to a tracker about a run, and the outcome."""
+"""Records of a run's data for a tracker, and of what was logged."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Story(Record, frozen=True, kw_only=True):
 
     @property
     def summary(self) -> dict[str, float]:
-        """Single numbers of an ended run: cost, and the latest score in each metric."""
+        """Summary values of an ended run: cost, and the latest score in each metric."""
         run = self.run
         if not run.status.terminal:
             return {}
@@ -62,7 +62,7 @@ class Story(Record, frozen=True, kw_only=True):
         return found
 
     def _own(self, evaluation: Evaluation, measure: Any) -> bool:
-        """Of the run's own result: none of a checkpoint or a slice."""
+        """Return the scores of the run's own model, without its checkpoints and slices."""
         return not measure.slice and any(
             c.name == measure.contender and c.run_id == self.run.id and c.checkpoint is None
             for c in evaluation.contenders
@@ -83,7 +83,7 @@ class Logged(Record, frozen=True, kw_only=True):
     run_id: str
     to: str
     where: str
-    """Its URL, folder or id in the tracker."""
+    """The run's URL, folder or id in the tracker."""
     values: int
     """Number of new values that were sent."""
     notes: tuple[str, ...] = ()
@@ -123,7 +123,7 @@ class ExporterContext:
 def new(
     story: Story, known: Sequence[tuple[str, int]] | set[tuple[str, int]]
 ) -> list[tuple[str, int, MetricPoint]]:
-    """List the values that are not known yet as (name, step, point), sorted by step."""
+    """List the values that the tracker does not have yet as (name, step, point), sorted by step."""
     return [
         (name, point.step, point)
         for point in story.points

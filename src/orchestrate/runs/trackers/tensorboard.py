@@ -1,4 +1,4 @@
-"""TensorBoard: a folder for each run, with a file of events for each time that something was added."""
+"""Log runs to TensorBoard: a folder for each run, with a new event file whenever values are added."""
 
 from __future__ import annotations
 

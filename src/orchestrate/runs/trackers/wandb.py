@@ -1,4 +1,4 @@
-"""Weights & Biases: a run under our id, resumed where it is there; or files for `wandb sync`."""
+"""Log runs to Weights & Biases under our run ids, or to files for `wandb sync`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _SETTINGS = {
     "x_disable_machine_info": True,
     "x_save_requirements": False,
 }
-"""The run was not made by this process, so wandb's own data on its load and packages would mislead."""
+"""Settings that turn off wandb's own metadata on load and packages, because another process executes the run.
+"""
 
 
 def opened(at: str | None, project: str | None) -> WandBExporter:
@@ -118,6 +119,6 @@ class WandBExporter(ExporterContext):
         self._open.pop(run_id).finish(exit_code=int(failed))
 
     def close(self) -> None:
-        """Finish the open runs. Those still in training are continued when they are opened again."""
+        """Finish the open runs. Runs still in training are continued when they are opened again."""
         for run_id in list(self._open):
             self._end(run_id)

@@ -1,1 +1,1 @@
-"""Going on with it as long as needed, and telling when a run ends."""
+"""Watch runs until they end, and notify when one does."""

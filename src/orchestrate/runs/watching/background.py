@@ -1,9 +1,9 @@
-"""The background watcher: one process for a store that goes on when its terminal is closed.
+"""The background watcher: a process that keeps watching a store after its terminal is closed.
 
-`orchestrate watch` starts it, or finds it running, and only shows what the store holds. It is a session of
-its own, ends when no run that it can follow is on its way, and exists once for each configuration (store,
-hosts, keys, channels): a lock says so. Its files lie in `watchers/` of the home folder: the lock, who it is
-and what goes wrong, and its log.
+`orchestrate watch` starts it unless it is running, and only shows what is in the store. It runs in its own
+session and exits when no run that it can follow is in progress. A lock ensures that there is one for each
+configuration (store, hosts, keys, channels). Its files are in `watchers/` in the home folder: the lock, its
+state, and its log.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from orchestrate.settings.config import Settings
 
 _PROCESS = "orchestrate.runs.watch"
-"""The module to run: it connects the store with the backends."""
+"""The module to run, which connects the store with the backends."""
 _START_S = 60.0
 _STOP_S = 15.0
 _LOCK_S = 3.0
 _HEARTBEAT_S = 30.0
 _LOG_BYTES = 1_000_000
 _REMEMBERED_S = 60.0
-"""Time for which a problem is still shown after it last occurred."""
+"""A problem is shown for this long after it last occurred."""
 _MOST_STARTS = 5
 _STARTS_S = 120.0
 
@@ -74,8 +74,8 @@ class Background:
             return None
 
     def ensure(self) -> None:
-        """Start the background watcher unless it is running. Raises `SetupError` with the end of its log
-        if it does not start or does not keep running."""
+        """Start the background watcher unless it is running. Raises `SetupError` with the end of its log if
+        it does not start or exits early."""
         if self.running():
             return
         self._starts = [at for at in self._starts if time.monotonic() - at < _STARTS_S]
@@ -110,7 +110,7 @@ class Background:
     def _broken(self, what: str) -> SetupError:
         return SetupError(
             f"{what}: {_last_line(self.log)}",
-            fix=f"its log is {self.log}; to watch in this terminal: orchestrate watch --here",
+            fix=f"see its log: {self.log}; to watch in this terminal: orchestrate watch --here",
         )
 
     def write(self, problems: Iterable[str] = (), failures: Iterable[Failure] = ()) -> None:

@@ -1,12 +1,11 @@
-"""Telling people and programs that a run has ended.
+"""Notifies people and programs when a run ends.
 
-A claim in the store comes first, so that of many watchers one tells. What is known not to have been delivered
-is tried again. Sometimes nobody can know: a watcher or a command died in the middle, or an answer was lost.
-
-A webhook arrives at least once: it is then sent again under the same `webhook-id`, by which receivers drop
-repeats. A command or a desktop message is sent at most once: it is repeated only when the program could not
-be started or said by its exit code that it has not delivered. What stays unknown is kept as an event of the
-run. The message's `id` is one for one end of one run, the same on every channel.
+A channel is first claimed in the store, so only one of several watchers notifies it. Deliveries known to have
+failed are retried. Sometimes the outcome is unknown, because a process died midway or a response was lost.
+Webhooks are delivered at least once: they are sent again with the same `webhook-id`, by which receivers drop
+repeats. Commands and desktop notifications are delivered at most once: they are repeated only if the program
+could not be started or its exit code reports a failure. An unknown outcome is stored as an event of the run.
+The message's `id` identifies the end of a run and is the same on every channel.
 """
 
 from __future__ import annotations
@@ -42,21 +41,23 @@ _SAID_BYTES = 4096
 
 
 class NotDelivered(OrchestrateError):
-    """Raised if the message is known not to have arrived, or repeating it does no harm. It is retried."""
+    """Raised if the message is known not to have arrived, or if repeating it does no harm. The delivery is
+    retried."""
 
     retryable = True
 
 
 class PerhapsDelivered(OrchestrateError):
-    """Raised if the message may have arrived, and a repeat would notify twice. It is not retried."""
+    """Raised if the message may have arrived, and a repeat would notify twice. The delivery is not
+    retried."""
 
 
 class Channel(Protocol):
-    """A place to send notifications. `name` identifies it in the store."""
+    """A destination for notifications. `name` identifies it in the store."""
 
     name: str
     repeatable: bool
-    """Whether the receiver recognizes and drops a repeat."""
+    """True if the receiver recognizes and drops repeats."""
 
     def send(self, run: Run) -> None:
         """Send the notification of a run's end. Raises `NotDelivered` and, unless `repeatable`,
@@ -73,13 +74,13 @@ class Messenger(Channel, Protocol):
 
 
 def message_id(run: Run) -> str:
-    """Return the id of the message about a run's end. It does not depend on who sends the message and how
-    often."""
+    """Return the id of the message about a run's end. It does not depend on the sender or the number of
+    attempts."""
     return f"{run.id}-{run.status.value}"
 
 
 def message(run: Run) -> dict[str, Any]:
-    """Build the message that every channel sends."""
+    """Build the message for all channels."""
     return {
         "id": message_id(run),
         "type": f"run.{run.status.value}",
@@ -96,13 +97,13 @@ def message(run: Run) -> dict[str, Any]:
 
 
 class CommandChannel:
-    """Runs a program with the message as JSON on its standard input. Exit code 0 means delivered, and any
-    other code not delivered. A program that takes longer than `timeout_s` is killed together with its child
+    """Runs a program with the message as JSON on its standard input. Exit code 0 means delivered. Any other
+    code means not delivered. A program that takes longer than `timeout_s` is killed together with its child
     processes."""
 
     repeatable = False
     variables: ClassVar[re.Pattern[str] | None] = None
-    """Environment variables that it gets in addition to those of every child process."""
+    """Environment variables for it, in addition to those that every child process gets."""
 
     def __init__(self, argv: Sequence[str], timeout_s: float = _TIMEOUT_S) -> None:
         if not argv:
@@ -148,7 +149,7 @@ class CommandChannel:
 
 
 class Desktop(CommandChannel):
-    """Shows a message on this machine's desktop."""
+    """Shows a notification on this machine's desktop."""
 
     variables = settings.DESKTOP
 
@@ -247,8 +248,8 @@ def channels(notify: Notify, secret: Secret | None = None) -> list[Messenger]:
 
 
 def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
-    """Notify each channel about the runs that have ended since it was first used. Returns what could not be
-    delivered, one line each. It is retried at the next call, unless the line says otherwise."""
+    """Notify each channel about the runs that have ended since it was first used. Returns the failed
+    deliveries, one line each. The next call retries them unless the line says otherwise."""
     problems: list[str] = []
     for channel in channels:
         problems += _bury(store, channel)
@@ -277,7 +278,7 @@ def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
 
 
 def announce(channels: Sequence[Messenger], told: Mapping[str, Any]) -> list[str]:
-    """Send a message to each channel once, now. Returns what was not, or possibly not, delivered, one line
+    """Send a message to each channel once. Returns the deliveries that failed or may have failed, one line
     each."""
     problems: list[str] = []
     for channel in channels:
@@ -302,7 +303,7 @@ def _bury(store: Store, channel: Channel) -> list[str]:
 def _uncertain(store: Store, run_id: str, channel: Channel, reason: str) -> str:
     """Leaves it as it is, for a person to see: telling twice would be worse than not at all."""
     store.notifications.close(run_id, channel.name)
-    text = f"the {_kind(channel)} may or may not have arrived and is not repeated ({reason})"
+    text = f"the {_kind(channel)} may not have arrived, and is not sent again ({reason})"
     told = Event(
         id=f"orchestrate-untold-{channel.name}",
         at=store.clock.now(),

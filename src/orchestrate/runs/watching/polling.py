@@ -1,4 +1,4 @@
-"""Polling intervals, and how to continue when a host does not answer."""
+"""Polling intervals, and retries when a host does not respond."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _NEAR = (1.0, 1.0)
 _FAR = (2.0, 30.0)
 _GROWTH = 1.3
 _JITTER = 0.2
-"""Jitter, so that watchers started at the same time don't poll at the same time forever."""
+"""Jitter that keeps watchers started at the same time from polling in step."""
 
 
 class PollingPace:
     """Intervals between polls: constant for local runs, growing for a host, and as long as a busy host
-    requests. Temporary failures are waited out without a limit, because the run continues in the meantime."""
+    requests. Temporary failures are retried without a limit, because the run continues in the meantime."""
 
     def __init__(
         self,
@@ -37,7 +37,8 @@ class PollingPace:
         self._sleep = sleep
 
     def attempt(self, ask: Callable[[], T]) -> T | None:
-        """Return the answer, or `None` if there is none now. Raises errors that waiting cannot fix."""
+        """Call the function, and return its result, or `None` after a temporary failure. Raises errors that
+        waiting cannot fix."""
         try:
             answer = ask()
         except (ProviderError, StoreError) as error:
@@ -49,7 +50,7 @@ class PollingPace:
         return answer
 
     def changed(self) -> None:
-        """Poll more often again, because something has changed."""
+        """Reset to short intervals, because something has changed."""
         self._next = self._first
 
     def sleep(self) -> None:

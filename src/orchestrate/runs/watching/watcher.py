@@ -1,8 +1,8 @@
-"""The watcher: sweeps the hosts' lists as often as there is something to see, for as long as it is wanted.
+"""The watcher: syncs runs from the hosts' lists as often as changes are expected.
 
-One process or many on one store: a lease per account lets one of them sweep it, all take their requests out
-of one bucket per account, the details of single runs are claimed one by one, and each
-ended run is reported once. Nothing is kept in the process but when to look again.
+One or more processes can watch a store. A lease per account lets one of them sync it, and all take their
+requests from one token bucket per account. The details of single runs are claimed one by one, and each ended
+run is reported once. The process itself only holds the times of its next checks.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from orchestrate.store.store import DEFAULT_TIMING, Store, Timing
 from orchestrate.types import JobStatus
 
 _SWEEP_LEASE_S = 30.0
-"""Lease time, renewed while the sweep continues. A worker that dies blocks its account for this long."""
+"""Lease time, renewed while the sync continues. If a worker dies, its account is blocked for this long."""
 _DETAILS = 20
 """Maximum runs of one account whose events and metrics are fetched in a turn."""
 _IDLE_S = 30.0
 _TURN_S = 1.0
-"""Maximum time until new runs, new viewers and hints of other processes are noticed."""
+"""Maximum time until new runs, new viewers and hints from other processes are noticed."""
 _GONE_S = 60.0
-"""A sandbox that has not answered for this long was shut down."""
+"""A sandbox that has not responded for this long counts as shut down."""
 _UNTOLD_S = 3600.0
-"""Time that undeliverable notifications keep a watcher running after the last run."""
+"""Undeliverable notifications keep a watcher running for this long after the last run."""
 _TELL_AGAIN = (2.0, 60.0)
 _FAR = (10.0, 120.0)
 _LOOKED_AT = (2.0, 30.0)
@@ -57,7 +57,7 @@ class Feed(Protocol):
     def turn(self) -> Sequence[object]: ...
 
     def waiting(self) -> Sequence[object]:
-        """List what will be submitted automatically later."""
+        """List the entries that will be submitted later."""
         ...
 
 
@@ -86,8 +86,8 @@ class _Untold:
 class Watcher:
     """Watches the open runs of a store.
 
-    `provider` returns the backend of a name. `only` limits the watch to some. `per_minute` limits the
-    requests to one account, over all processes. Channels are notified of each run that ends.
+    `provider` returns the backend with a name. `only` limits the watch to some backends. `per_minute` limits
+    the requests to one account, over all processes. Channels are notified of each run that ends.
     """
 
     store: Store
@@ -99,7 +99,7 @@ class Watcher:
     timing: Timing = DEFAULT_TIMING
     per_minute: float = 60.0
     stalled_after_s: float | None = None
-    """As for `sync`."""
+    """Same as for `sync`."""
     problems: list[str] = field(default_factory=list[str])
     """Errors of the last turn, one line each."""
     failures: list[Failure] = field(default_factory=list[Failure])
@@ -143,15 +143,14 @@ class Watcher:
         return reports
 
     def wait_s(self) -> float:
-        """Return the seconds until the next account that has something to check is due."""
+        """Return the seconds until the next account must be checked."""
         now, accounts = self._now(), self._accounts
         dues = [accounts[name].due for name in self._open if name in accounts]
         dues += [at for name, at in self._unmade.items() if name in self._open]
         return max(0.0, min([due - now for due in dues], default=_IDLE_S))
 
     def wake(self, _run_id: str = "") -> None:
-        """Make every account due now, because something is known to have changed. Safe to call from other
-        threads."""
+        """Make every account due now, because of a known change. Safe to call from other threads."""
         for account in list(self._accounts.values()):
             account.due = 0.0
         self._woken.set()

@@ -1,7 +1,6 @@
-"""Webhooks of hosts, taken as hints: they only make a run due, its state is then asked of the host itself.
-
-A wrong signature, an old timestamp, a repeat or an unknown job changes nothing.
-"""
+"""Receives the hosts' webhooks and uses them as hints: they make a run due, and its state is then queried
+from the host. A delivery with a wrong signature, an old timestamp or an unknown job, or a repeated one,
+changes nothing."""
 
 from __future__ import annotations
 
@@ -35,8 +34,8 @@ class Sender:
 
 
 def take_hint(store: Store, body: str, headers: Mapping[str, str], sender: Sender) -> str | None:
-    """Return the id of the run that a webhook delivery makes due now, or `None` if the delivery is a repeat
-    or concerns none of our runs. Raises `Untrusted` unless the signature is valid and recent."""
+    """Return the id of the run that a webhook delivery makes due, or `None` if the delivery is a repeat or is
+    not about a run here. Raises `Untrusted` unless the signature is valid and recent."""
     host, read = sender.profile.kind, sender.profile.delivery
     if read is None:
         raise Untrusted(f"{host} does not send webhooks")
@@ -60,8 +59,8 @@ def listening(
     address: str = "127.0.0.1",
 ) -> Generator[list[str]]:
     """Receive `POST /KIND` of each sender on a port (0 picks a free one) while the block runs, and yield the
-    URLs. `woken` is called with the id of each run that became due. A proxy in front of it provides TLS
-    and the public address."""
+    URLs. Calls `woken` with the id of each run that became due. A proxy in front of it provides TLS and the
+    public address."""
     paths = {f"/{sender.profile.kind}": sender for sender in senders}
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""The gateway's tables in the store: its clients' keys, files and jobs, and who did what."""
+"""The gateway's tables in the store: clients' keys, files and jobs, and the audit log."""
 
 from __future__ import annotations
 
@@ -27,23 +27,22 @@ FILE, UPLOAD, PART, PERMISSION = "file", "upload", "part", "permission"
 _MAY_BE_THERE = {
     phase.value for phase in (SubmitPhase.SUBMITTING, SubmitPhase.SUBMITTED, SubmitPhase.OUTCOME_UNKNOWN)
 }
-"""Phases in which a host may have the job."""
+"""Phases in which the host may have the job."""
 
 
 def unstorable(id: str) -> bool:
-    """Return whether nothing can be stored under the id, because text in Postgres can't contain the null
-    character."""
+    """Return whether an id can't be stored, because text in Postgres can't contain the null character."""
     return "\0" in id
 
 
 class NoSuchPlace(LookupError):
-    """Raised if a list is requested after an id that it does not contain."""
+    """Raised if a list is requested from an id that it does not contain."""
 
 
 @dataclass(frozen=True)
 class Addition:
-    """A file or a part of a file, with the function that stores its content. Nobody can release the content
-    in the meantime."""
+    """A file or a part of a file, with the function that stores its content. The content cannot be deleted in
+    the meantime."""
 
     kind: str
     entry: Object
@@ -159,7 +158,7 @@ class GatewayObjects:
             return [(row.project, msgspec.json.decode(row.record)) for row in connection.execute(query)]
 
     def unless_needed(self, sha256: str, drop: Callable[[], None]) -> None:
-        """Call `drop` if no file, part or open job needs this content. Nobody can add one in the meantime."""
+        """Call `drop` if no file, part or open job needs this content. None can be added in the meantime."""
         objects, jobs = schema.gateway_objects, schema.gateway_jobs
         holding = select(objects.c.id).where(
             objects.c.kind.in_((FILE, PART)), objects.c.record.contains(sha256, autoescape=True)
@@ -201,7 +200,7 @@ def require_uncancelled(connection: Connection, key: str) -> None:
     the run."""
     query = select(schema.meta.c.value).where(schema.meta.c.key == _name(key))
     if connection.execute(query).scalar() is not None:
-        raise KeyCancelled(f"the submit with the idempotency key {key} was canceled; nothing was sent")
+        raise KeyCancelled(f"the submit with the idempotency key {key} was canceled. Nothing was sent")
 
 
 def _name(key: str) -> str:
@@ -216,7 +215,7 @@ def _name(key: str) -> str:
 # repeat: in either order, since a first request that was held up may arrive behind its repeat.
 
 WINDOW = timedelta(hours=1)
-"""Seconds for which clients may repeat a request: they wait 10 minutes for a response and try three times in
+"""Seconds for which clients may repeat a request. They wait 10 minutes for a response and try three times in
 total."""
 
 
@@ -226,8 +225,8 @@ class OtherRequest(UsageError):
 
 @dataclass(frozen=True)
 class CreateKey:
-    """Identifies a create request. `digest` is the body's sha256, `retries` how often its client has sent it
-    before."""
+    """Identifies a create request. `digest` is the body's SHA-256, and `retries` is how often the client has
+    sent it before."""
 
     key: str
     digest: str
@@ -247,11 +246,11 @@ class GatewayJobs:
     def __init__(self, db: Database) -> None:
         self._db = db
         self.changes = 0
-        """Number of job changes by this process; a cache of jobs is stale once it grows."""
+        """Number of job changes by this process. A cache of jobs is stale once this number grows."""
 
     def known(self, request: CreateKey) -> GatewayJob | None:
-        """Return the job of a request that was received before, or `None`. Raises `OtherRequest` if its
-        idempotency key came with a different body."""
+        """Return the job of a request that was received before, or `None`. Raises `OtherRequest` if the
+        idempotency key was used with a different body."""
         with self._db.reading() as connection:
             known = self._known(connection, request)
         if known is not None:
@@ -262,9 +261,9 @@ class GatewayJobs:
     def take(
         self, job: GatewayJob, request: CreateKey, allow: Callable[[KeyUse], None]
     ) -> tuple[GatewayJob, bool]:
-        """Store the job and return it, or return the existing job and False if the request came before.
-        `allow` receives the spending of the key's jobs, and nothing is stored if it raises an error. Nobody
-        can add another job in the meantime."""
+        """Store the job and return it with `True`. If the request was received before, return the existing
+        job with `False`. `allow` receives the spending of the key's jobs. If it raises an error, nothing is
+        stored. No other job can be added in the meantime."""
         with self._db.writing() as connection:
             one_at_a_time(connection)
             if known := self._known(connection, request):
@@ -303,8 +302,8 @@ class GatewayJobs:
         return min(recent, key=lambda pair: pair[0])[1] if recent else None
 
     def _age(self, job: GatewayJob) -> timedelta:
-        """By the clock that counts since the machine's start where it is the same one: the wall clock may
-        have been set between a request and its repeat, and then a job would be made twice."""
+        """Return the age by this machine's uptime if it has not been rebooted. The wall clock may be set
+        between a request and its repeat, and then a second job would be created."""
         up = self._db.clock.uptime()
         if job.boot == up.boot:
             return timedelta(seconds=up.seconds - job.uptime_s)
@@ -317,7 +316,7 @@ class GatewayJobs:
         connection.execute(fewer.values(fewest_retries=retries))
 
     def limit(self, key: GatewayKey, but: str | None) -> Limit | None:
-        """Return how much a key may spend, for the transaction that deploys for it. `but` is the
+        """Return the cost limit of a key, for the transaction that deploys for it. `but` excludes the
         deployment being changed."""
         if key.budget_usd is None:
             return None
@@ -404,8 +403,8 @@ class GatewayJobs:
         return found
 
     def records(self, project: str) -> list[tuple[str, str]]:
-        """List the id and the JSON of each job, newest first. A caller that already knows a text need not
-        parse it again."""
+        """List the id and the JSON of each job, newest first. Callers can skip parsing text that they already
+        know."""
         table = schema.gateway_jobs
         query = select(table.c.id, table.c.record).where(table.c.project == project)
         with self._db.reading() as connection:
@@ -466,7 +465,7 @@ def _columns(job: GatewayJob) -> dict[str, Any]:
 
 
 PREFIXES = {"gateway": "orc-gw-", "serve": "orc-", "sessions": "tml-"}
-"""Prefix of keys, because Tinker's client only accepts keys with its own prefix."""
+"""Prefixes of keys. Tinker's client only accepts keys with its own prefix."""
 MOST_KEYLESS = 10_000
 """Maximum number of rejected requests without a key to keep."""
 
@@ -476,9 +475,9 @@ class GatewayKeys:
         self._db = db
 
     def add(self, key: GatewayKey, *, by: str, again: bool = False) -> str:
-        """Create a key and return it. It can't be shown again. `by` is the name of its creator, for the
-        log. With `again`, the key replaces one of the same name that opens the same kind of server.
-        Raises `UsageError` for a name that is taken."""
+        """Create a key and return it. The key can't be shown again. `by` is the name of its creator, for the
+        log. With `again`, the key replaces an existing key with the same name for the same kind of server.
+        Raises `UsageError` if the name is taken."""
         if not key.name.strip() or not key.name.isprintable() or len(key.name) > 64:
             raise UsageError("a key's name must have 1 to 64 characters")
         if not key.project.strip() or not key.project.isprintable() or len(key.project) > 64:
@@ -489,7 +488,7 @@ class GatewayKeys:
             known = self._named(connection, key.name)
             if known is not None and not (again and known.opens == key.opens):
                 raise UsageError(
-                    f"a key called {key.name!r} already exists; the log needs the names of revoked keys",
+                    f"a key called {key.name!r} already exists, and the log needs the names of revoked keys",
                     fix="another name",
                 )
             self._put(connection, hashed(made), key)
@@ -503,8 +502,8 @@ class GatewayKeys:
         connection.execute(insert.on_conflict_do_update(index_elements=[table.c.name], set_=new))
 
     def bring_in(self, keys: Mapping[str, GatewayKey], *, by: str) -> None:
-        """Import keys, by their hashes, that were created elsewhere. Existing keys stay unchanged. A name
-        that is taken gets a number."""
+        """Import keys that were created elsewhere, by their hashes. Existing keys stay unchanged. A number is
+        added to names that are taken."""
         table = schema.gateway_keys
         with self._db.writing() as connection:
             one_at_a_time(connection)
@@ -546,8 +545,8 @@ class GatewayKeys:
             return [GatewayKey.from_json(row) for row in connection.execute(query).scalars()]
 
     def revoke(self, name: str, at: datetime, *, by: str, opens: str | None = None) -> GatewayKey:
-        """Revoke a key. `by` is as for `add`. `opens` is the kind of server that the key must open. Raises
-        `UsageError` if no such key has this name."""
+        """Revoke a key. `by` is the same as for `add`. `opens` is the kind of server that the key must be
+        for. Raises `UsageError` if no such key has this name."""
         table = schema.gateway_keys
         with self._db.writing() as connection:
             known = self._named(connection, name)
