@@ -108,7 +108,7 @@ def test_watchers_of_two_machines_tell_each_end_once(
         until(lambda: gone(tmp_path), "the end of the watchers, with nothing to watch")
     assert sorted(told(tmp_path)) == sorted(runs)
     log = "".join(file.read_text() for home in HOMES for file in (tmp_path / home / "watchers").glob("*.log"))
-    assert "no run is in progress anymore" in log and "Traceback" not in log
+    assert "no more runs in progress" in log and "Traceback" not in log
 
 
 def test_watchers_of_two_machines_cancel_once(

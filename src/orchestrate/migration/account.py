@@ -331,7 +331,7 @@ class PreparedPlan:
         for a quote without a price."""
         for step in self.new:
             [target] = step.migration.proposal.targets
-            why = target.quote.why_none or target.quote.open_end if target.quote else "it has no quote"
+            why = target.quote.why_none or target.quote.open_end if target.quote else "no quote available"
             what, fix = f"{step.entry.run} to {step.entry.to}", "skip it here and migrate it separately"
             require_price(what, None if why else Decimal(0), self.plan.budget_usd, why, fix)
         require_within(

@@ -320,7 +320,7 @@ def _rows_digest(id: str, path: Path) -> str:
     except DataError as error:
         kept = path.with_suffix(".unread")
         path.replace(kept)
-        raise DataError(f"file {id} contains no rows; saved as {kept}") from error
+        raise DataError(f"file {id} contains no rows and was saved as {kept}") from error
 
 
 def _spec(job: Job, told: Told, least: dict[str, Any]) -> dict[str, Any]:

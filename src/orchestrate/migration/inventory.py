@@ -66,7 +66,7 @@ class InventoryRun(Record, frozen=True, kw_only=True):
     `unknown`."""
     data_path: str | None = None
     rebuild: str
-    """Answer to whether the model can be retrained, and on which base models, in words."""
+    """Description of whether the model can be retrained, and on which base models."""
 
 
 class Inventory(Record, frozen=True, kw_only=True):
@@ -130,7 +130,7 @@ def _held(run: Run, profile: Profile, lost: str | None, today: date, used: datet
         data_path=", ".join(named) if here else None,
         rebuild=_rebuild(run.model, profile, today)
         if here
-        else "no: its training rows are not available here",
+        else "no: the training rows are not available here",
     )
 
 

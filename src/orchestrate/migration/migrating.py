@@ -164,7 +164,7 @@ class PreparedMigration:
         told = f"{traffic.requests_per_day:,.0f} requests per day, {traffic.input_tokens:,} tokens in, "
         told += f"{traffic.output_tokens:,} out"
         if self.order.use is None:
-            told += " (the average of the training rows. Set your own with --traffic)"
+            told += " (the average of the training rows, unless you set --traffic)"
         return Proposal(
             run_id=self.old.id,
             provider=self.old.provider,
@@ -267,7 +267,7 @@ class PreparedMigration:
             return replace(_recorded(recording), recording=None)
         raise UsageError(
             f"run {self.old.id} has no held-out rows to compare the new model on",
-            fix="use --test FILE, or orchestrate record, which reads prompts from a log, or --no-proof",
+            fix="use --test FILE, record prompts from a log with orchestrate record, or use --no-proof",
         )
 
     # -- submitting ----------------------------------------------------------------------------------------

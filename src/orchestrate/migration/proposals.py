@@ -129,7 +129,7 @@ def of_problems(problems: Iterable[Problem], provider: str) -> list[SettingChang
             was=f"row {first.row}" if first.row else "the file",
             now="refused" if first.severity is Severity.ERROR else "accepted with a warning",
             becomes="left out" if first.severity is Severity.ERROR else "changed",
-            why=first.message + (f", and {len(more):,} more like it" if more else ""),
+            why=first.message + (f", and {len(more):,} similar problems" if more else ""),
         )
         for code, (first, *more) in sorts.items()
     ]
@@ -161,7 +161,7 @@ def _template(model: Model | None) -> str:
     if model is not None and model.template:
         return model.template
     if model is not None and not model.open:
-        return f"that of {model.name}, which is not published"
+        return f"unpublished template of {model.name}"
     return "the model's default"
 
 
@@ -233,9 +233,7 @@ def _near(source: catalog.Model | None, profile: Profile, today: date) -> Sequen
     if source.on(kind) is not None:
         found[source.name] = (source, "the same base model")
     for place, other in enumerate(catalog.alternatives(source, kind), 1):
-        found.setdefault(
-            other.name, (other, f"number {place} of the open models most similar to {source.name}")
-        )
+        found.setdefault(other.name, (other, f"#{place} among the open models most similar to {source.name}"))
     if (closed := catalog.closest_closed(source, kind)) is not None:
         found.setdefault(closed.name, (closed, f"the most similar open model is {source.name}"))
     if not found and (size := source.params_b) is not None:
@@ -288,7 +286,7 @@ def _judged(
         against.append(f"{profile.title} currently does not support fine-tuning this model")
     elif host.shutdown is not None:
         reasons.append(f"{profile.title} shuts the model down after {host.shutdown}")
-    reasons.append(f"license {model.licence}" if model.licence else "its license is not in the catalog")
+    reasons.append(f"license {model.licence}" if model.licence else "license not in the catalog")
     return Suited(
         model=model.name,
         params_b=model.params_b,

@@ -294,12 +294,10 @@ def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
     who = recording.contender
     if who.run_id is not None and ft.store.runs.exists(who.run_id):
         profile = ft.provider(ft.store.runs.get(who.run_id).provider).profile
-        said = profile.output_terms or (
-            f"{profile.title}: Orchestrate has no record of its terms. Read them first"
-        )
+        said = profile.output_terms or (f"{profile.title}: terms unknown to Orchestrate. Read them first")
         found.append(said)
     else:
-        found.append(f"{who.served_by}: read its host's terms")
+        found.append(f"{who.served_by}: read the host's terms")
     if (licence := licence_of(who.model)) is not None:
         found += [f"the base model's license, {licence.title}: {asks}" for asks in licence.asks]
     return tuple(found)
@@ -316,7 +314,7 @@ def from_record(ft: Workspace, name: str, output: Path) -> FromRecord:
         answer = answers[0]
         why = None
         if answer.finish_reason == "length":
-            why = "cut off at the token limit"
+            why = "truncated at the token limit"
         elif not answer.text and not answer.tool_calls:
             why = "empty"
         if why is None:

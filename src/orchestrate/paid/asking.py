@@ -387,7 +387,7 @@ class Asking:
                 )
                 over = reworded(
                     error,
-                    figure=f"{what} has reached its length limit",
+                    figure=f"{what} reaches its length limit",
                     then=round_.state(),
                     fix=f"{same} with a higher --max-cost continues from here"
                     if own
@@ -399,7 +399,7 @@ class Asking:
                 tell_lost(error, self.purse.lost())
                 if isinstance(error, ProviderError) and not error.did_nothing and error.fix is None:
                     error.fix = (
-                        "run the same command again to continue from here; to skip such "
+                        "run the same command again to continue from here. To skip such "
                         "questions: --skip-failed"
                     )
                 raise
@@ -549,7 +549,7 @@ _UNFRESH = " without --fresh and"
 
 def require_price(name: str, limit_usd: Decimal | None, price: Price | None) -> None:
     """Raise `UnknownPrice` if a limit is set that cannot be enforced."""
-    unknown = "no price per token is listed" if price is None else None
+    unknown = "the price per token is unknown" if price is None else None
     require_within(name, Decimal(0), limit_usd, unknown=unknown, unknown_fix=_UNPRICED)
 
 

@@ -23,7 +23,7 @@ class UnknownPrice(OverBudget, UsageError):
         limit_usd: Decimal,
         reason: str,
         *,
-        fix: str = "set the price (--rate, or usd_per_hour in the options of a place), or drop the limit",
+        fix: str = "set the price (--rate, or usd_per_hour in the options of a place), or remove the limit",
     ) -> None:
         super().__init__(provider, limit_usd, limit_usd)
         told = f"the price is unknown, so the limit of {limit(limit_usd)} cannot be enforced"
@@ -49,7 +49,7 @@ def require_within(
         return
     if usd is None or unknown is not None:
         more = {} if unknown_fix is None else {"fix": unknown_fix}
-        raise UnknownPrice(provider, limit_usd, unknown or "its cost is unknown", **more)
+        raise UnknownPrice(provider, limit_usd, unknown or "the cost is unknown", **more)
     left = max(limit_usd - taken_usd, Decimal(0))  # what costs nothing fits into an exceeded one too
     if usd > left:
         raise OverBudget(provider, usd, left, **words)

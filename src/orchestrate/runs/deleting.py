@@ -279,8 +279,8 @@ def find(
         missed = [f"{one.provider} ({one.reason or '; '.join(one.unseen)})" for one in asked if one.gap]
         also = f"; could not read: {joined(missed)}" if missed else ""
         raise UsageError(
-            f"no run, file or model is called {id!r} (searched: {seen}{also}). It may be in "
-            "another account or already deleted",
+            f"no run, file or model matches {id!r} (searched: {seen}{also}). It may belong to "
+            "another account or have been deleted",
             fix="list what each account stores with: orchestrate stored",
         )
     if len(found) > 1:

@@ -141,7 +141,7 @@ def _require_paused(run: Run, had: Allowance, wanted: Allowance) -> None:
     """Raises `UsageError` for other limits while a worker keeps the old ones."""
     if run.status is not JobStatus.PAUSED and wanted != had:
         raise UsageError(
-            f"run {run.id} is {run.status.value}, and its worker keeps the limits it started with",
+            f"run {run.id} is {run.status.value}, and its worker uses the limits it started with",
             fix=f"orchestrate pause {run.id}, then run the same command again",
         )
 
@@ -157,7 +157,7 @@ def _at_host(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Allowance:
     run, provider = handle.record, handle.provider
     if asked.hours is not None:
         raise UsageError(
-            f"--max-hours has no effect on {provider.name}, because it cannot limit runs by hours",
+            f"--max-hours has no effect on {provider.name}, which cannot limit a run's hours",
             fix=f"orchestrate resume {run.id}",
         )
     bill = ws.bill(run, provider.get(run.handle))
@@ -186,8 +186,8 @@ def _keep(ws: Workspace, run: Run, had: Allowance, wanted: Allowance) -> None:
         at=at,
         level="info",
         type="limits",
-        message=f"its total limits were {_told(had)} and are now {_told(wanted)}"
-        + (f"; used so far: {_used(wanted)}" if wanted.used_s else ""),
+        message=f"the total limits changed from {_told(had)} to {_told(wanted)}"
+        + (f". Used so far: {_used(wanted)}" if wanted.used_s else ""),
         data={"before": _data(had), "after": _data(wanted)},
     )
     ws.store.runs.commit(
@@ -197,7 +197,7 @@ def _keep(ws: Workspace, run: Run, had: Allowance, wanted: Allowance) -> None:
         ws.settings.budget_usd,
         limits=[] if most is None else _limits(ws, run, max(most, wanted.max_usd or most)),
         event=event if had != wanted else None,
-        figure="its cost under the new limit",
+        figure="the run's cost under the new limit",
     )
 
 

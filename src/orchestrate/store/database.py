@@ -74,7 +74,7 @@ def _postgres_url(text: str) -> URL:
     if url is None or "@" in (url.host or "") or url.get_backend_name() not in ("postgresql", "postgres"):
         raise StoreError(
             "the run store must be the URL of a SQLite file or of a Postgres database",
-            fix="sqlite:///path/to/runs.sqlite3  or  postgresql://user@host/database; write an @ or / in a "
+            fix="sqlite:///path/to/runs.sqlite3  or  postgresql://user@host/database. Write @ or / in a "
             "password as %40 or %2F",
         ) from None
     return url.set(drivername="postgresql+psycopg")

@@ -99,7 +99,7 @@ def reserve_run(
     from orchestrate.costing.expenses import unpriced
 
     quote, name = run.quote, run.provider
-    unknown = "it has no quote" if quote is None else unpriced(quote)
+    unknown = "no quote available" if quote is None else unpriced(quote)
     high = Decimal(0) if quote is None else quote.held_usd
     if quote is not None:
         require_within(name, high, run.max_cost_usd, unknown=quote.why_none)
@@ -418,7 +418,7 @@ class AnswerAccount:
 
     def require_price(self, backend: str) -> None:
         """Raise `UnknownPrice` if answers are billed at an unknown price and there is a budget."""
-        require_price(backend, None, self.budget_usd, "the price of its answers is unknown", _NO_BUDGET)
+        require_price(backend, None, self.budget_usd, "the price of the answers is unknown", _NO_BUDGET)
 
     def hold(self, backend: str, usd: Decimal, log: Path) -> str:
         """Reserve the maximum price of one request, which will be recorded in `log`. Returns the id of the

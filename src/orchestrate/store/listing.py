@@ -53,12 +53,12 @@ class RunQuery:
 
     def __post_init__(self) -> None:
         if self.status not in ("", *STATUSES):
-            raise UsageError(f"unknown status {self.status!r}; known: {', '.join(STATUSES)}")
+            raise UsageError(f"unknown status {self.status!r}. Known: {', '.join(STATUSES)}")
         for what, name, known in (("sorted", self.column, COLUMNS), ("grouped", self.group, ("", *GROUPS))):
             kind, dot, inner = name.partition(".")
             if name not in known and not (dot and kind in ("spec", "tag") and _NAME.fullmatch(inner)):
                 words = ", ".join([*filter(None, known), "spec.NAME", "tag.NAME"])
-                raise UsageError(f"runs can't be {what} by {name!r}; known: {words}")
+                raise UsageError(f"runs can't be {what} by {name!r}. Known: {words}")
 
     @property
     def column(self) -> str:

@@ -103,7 +103,9 @@ def _unclear(name: str, found: list[QueueEntry], *, short: bool) -> UsageError:
     some = ", ".join(f"{entry.id} ({entry.provider}, {entry.state.value})" for entry in found[:_SOME])
     fits = f"{name!r} fits {some}{' and more' if len(found) > _SOME else ''}"
     less = (
-        f": part of an id must have at least {_LEAST} characters" if short else ": it must match exactly one"
+        f": part of an id must have at least {_LEAST} characters"
+        if short
+        else ": it must match exactly one entry"
     )
     return UsageError(f"{fits}{less}", fix="type more characters of the id")
 

@@ -80,7 +80,9 @@ def submitted(run: Run, handle: JobHandle, at: datetime) -> Run:
     if run.job_id is not None:
         if run.job_id == handle.job_id:
             return run
-        raise ImpossibleTransition(f"run {run.id} is job {run.job_id} and cannot also be {handle.job_id}")
+        raise ImpossibleTransition(
+            f"run {run.id} already has job {run.job_id} and cannot also have {handle.job_id}"
+        )
     return _with(
         run,
         at,
@@ -171,7 +173,7 @@ def observed(run: Run, job: Job, at: datetime) -> Run:
       of it is ignored.
     """
     if run.job_id != job.handle.job_id:
-        raise ImpossibleTransition(f"run {run.id} is job {run.job_id}, not {job.handle.job_id}")
+        raise ImpossibleTransition(f"run {run.id} has job {run.job_id}, not {job.handle.job_id}")
     if run.status.terminal:
         return _filled(run, job, at) if job.status is run.status else run
     if not _believable(run.status, job.status):
@@ -248,7 +250,7 @@ def _require(run: Run, to: SubmitPhase, *phases: SubmitPhase) -> None:
         raise Withdrawn(run)
     if run.phase not in phases or (run.status.terminal and to is not SubmitPhase.SUBMITTED):
         raise ImpossibleTransition(
-            f"run {run.id} is {run.status} in phase {run.phase} and cannot change to {to}",
+            f"run {run.id} is {run.status} in phase {run.phase} and cannot become {to}",
             fix=f"orchestrate show {run.id}",
         )
 

@@ -123,7 +123,7 @@ def test_together_is_routed_by_the_next_call_when_the_process_died_before_it(
     hosts.fault("together", "error", method="PATCH", path="endpoints/[^/]+$", status=400, count=1)
     with pytest.raises(OrchestrateError) as told:
         deployed.deploy("together")
-    assert "it is up and billed: complete it with  orchestrate deploy" in str(told.value.fix)
+    assert "the deployment is up and billed. Complete it with  orchestrate deploy" in str(told.value.fix)
     known = deployed.record("together")
     assert known is not None and (known.state, known.complete) == (DeploymentState.UP, False)
     assert not deployed.answers("together")

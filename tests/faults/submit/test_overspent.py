@@ -320,4 +320,4 @@ def test_a_hosts_cap_is_raised_within_the_budget_and_holds_from_then_on(store: S
     with pytest.raises(UsageError, match="nothing to resume"):
         handle.resume(max_cost_usd=50)
     said = [event.message for event in store.history.events(run.id) if event.type == "limits"]
-    assert said[0].endswith("were $5.00 and are now $9.00") and len(said) == 2
+    assert said[0].endswith("from $5.00 to $9.00") and len(said) == 2

@@ -174,7 +174,7 @@ def test_two_at_once_do_not_carry_out_one_search(shop: Shop) -> None:
     ("order", "told"),
     [
         (SweepOrder(space=GRID, sampler="best"), "--sampler must be"),
-        (SweepOrder(space=space.parse([], ["epochs=1:3"])), "a grid cannot contain ranges"),
+        (SweepOrder(space=space.parse([], ["epochs=1:3"])), "a grid search cannot use ranges"),
         (SweepOrder(space=GRID, share=0.0), "above 0"),
         (
             SweepOrder(space=GRID, survivors=2),
@@ -184,7 +184,7 @@ def test_two_at_once_do_not_carry_out_one_search(shop: Shop) -> None:
         (SweepOrder(space=GRID, target="eval:nothing"), "unknown metric"),
         (
             SweepOrder(space=GRID, target="eval:length"),
-            "neither higher nor lower is better, so it cannot be a target",
+            "cannot be a target, because neither higher nor lower is better",
         ),
     ],
 )

@@ -179,7 +179,7 @@ def test_it_goes_on_within_the_new_limit_and_counts_what_was_used(world: World, 
         assert handle.refresh().status is JobStatus.SUCCEEDED and handle.record.step == 10
         told = [event.message for event in handle.events()]
         assert "attempt 2 begins after step 2" in told
-        assert len([line for line in told if line.startswith("its total limits were")]) == 2
+        assert len([line for line in told if line.startswith("the total limits changed from")]) == 2
         assert len(world.jobs()) == 3
         with pytest.raises(UsageError, match="nothing to resume"):
             handle.resume(max_hours=100)
@@ -199,7 +199,7 @@ def test_a_lost_answer_to_its_start_makes_no_second_machine(world: World, tmp_pa
             assert handle.resume(max_hours=3).max_hours == 3
         assert [live for _, live in world.jobs()] == [False, True]
         assert len([event for event in handle.events() if event.type == "limits"]) == 1
-        with pytest.raises(UsageError, match="its worker keeps the limits it started with"):
+        with pytest.raises(UsageError, match="its worker uses the limits it started with"):
             handle.resume(max_hours=4)
 
 
@@ -310,7 +310,7 @@ def test_the_command_says_what_was_used_and_what_it_takes(ray: World, tmp_path: 
     shown = typed(tmp_path, "show", run).output
     assert "$20.00 and 3 hours" in shown
     told = typed(tmp_path, "events", run).output
-    assert "were 2 hours and $12.00 and are now 3 hours and $20.00; used so far: 2h 00m ($12.00)" in told
+    assert "from 2 hours and $12.00 to 3 hours and $20.00. Used so far: 2h 00m ($12.00)" in told
 
 
 @pytest.mark.slow

@@ -163,7 +163,7 @@ def test_a_deployment_under_our_mark_that_no_record_keeps_up_is_ended(open_at: O
     assert (mine.run, mine.item.bills, mine.reason) == (
         lost.id,
         True,
-        "it matches no deployment in this store",
+        "no deployment in this store matches it",
     )
     assert "theirs" not in {one.item.job_id for one in report.orphans}
     report = OrphanReport(at=report.at, orphans=(mine,))

@@ -82,8 +82,8 @@ def rows_of_run(ft: Workspace, run: str, first: int, count: int) -> PreviewRepor
     rows = [row for row in handle.rendered() if row.row >= first][:count]
     if not rows:
         raise DataError(
-            f"{handle.record.provider} returned no rows of run {handle.id} from row {first} on",
-            fix="the host writes some of the rows only after the job has ended",
+            f"{handle.record.provider} returned no rows of run {handle.id} starting at row {first}",
+            fix="some rows may only be available after the job has ended",
         )
     return PreviewReport(path=f"run {handle.id}", model=handle.record.model, rows=tuple(rows))
 

@@ -151,7 +151,7 @@ def prepared(
         return
     if order.columns:
         raise UsageError(
-            "a judge uses the original rows, so --judge cannot be combined with --map or --ignore"
+            "a judge reads the original rows, so --judge cannot be combined with --map or --ignore"
         )
     with judging.prepared(ft, path, beside(path, "judged.jsonl"), order.judge, keep=0.0) as judged:
         yield PreparedScoring(ft, path, output, order, judged)

@@ -165,7 +165,7 @@ class Contenders:
         if written.startswith(recordings.WRITTEN):
             found = recordings.find(self._ft.store, written)
             if found.sampling.response_format != self._sampling.response_format:
-                raise UsageError(f"{written} was recorded without this --response-format")
+                raise UsageError(f"{written} was recorded with a different --response-format")
             return recordings.candidate(found)
         host, equals, model = written.partition("=")
         if equals and host == this_machine().kind:
@@ -351,12 +351,10 @@ class Contenders:
 
             artifact = handle.download(checkpoint=tuned.checkpoint)
             if artifact.base_model is None:
-                raise UsageError(
-                    f"the downloaded model in {artifact.folder} does not say which base model it has"
-                )
+                raise UsageError(f"the downloaded model in {artifact.folder} does not name its base model")
             at = artifact.folder
             generator = LocalGenerator(artifact.base_model, adapter=Path(at), worker=self._worker)
-        served_by = f"the adapter on this machine, with base {Path(generator.model).name}"
+        served_by = f"the adapter on this machine, on base model {Path(generator.model).name}"
         weights = f"{tuned.run_id}@{tuned.checkpoint or ''} {fingerprint(generator.model)}"
         found = [
             by_generator(self._served(tuned, served_by, at), generator, self._sampling, weights, base=False)

@@ -226,7 +226,7 @@ class PreparedEvaluation:
         train = handle.record.spec.get("train")
         if not isinstance(train, str) or is_masked(train):
             raise UsageError(
-                f"--shots takes its examples from the training rows of {handle.id}, which are unknown"
+                f"--shots selects examples from the training rows of {handle.id}, which are unknown"
             )
         return self._examples(train, _renaming(handle, train))
 
@@ -393,7 +393,7 @@ def _left_out(found: HeldOut) -> list[str]:
     notes = [f"{count(n, 'row')} left out: {why}" for why, n in sorted(found.left_out.items())]
     if found.repeated:
         same = count(found.repeated, "row")
-        notes.append(f"{same} identical to an earlier one: all count, but repeated rows add no evidence")
+        notes.append(f"{same} repeated: all of them count, but they add no statistical evidence")
     return notes
 
 

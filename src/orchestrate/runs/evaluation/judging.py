@@ -143,7 +143,7 @@ class PreparedJudging:
         unfit = None if found is None else found.unfit
         if unfit is not None and not self._terms.uncalibrated:
             raise DataError(
-                unfit, fix="use another model or a clearer rubric; to use this judge anyway: --uncalibrated"
+                unfit, fix="use another model or a clearer rubric. To use this judge anyway: --uncalibrated"
             )
         return ScoreJudge(self._judge, held=lambda judge, kind: found), found
 
@@ -167,7 +167,7 @@ def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
     by = rubric.read(terms.rubric)
     answers = rated_answers(ft, terms.rated, by)
     if not answers:
-        raise UsageError("choose the rated answers to compare the judge with: a file, or the id of a review")
+        raise UsageError("choose the human ratings to compare the judge with: a file, or the id of a review")
     with closing(
         Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
     ) as contenders:

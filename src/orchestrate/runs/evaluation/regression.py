@@ -113,9 +113,7 @@ class PreparedRegression:
         self.probes = [p for p in (*wanted, *own) if self._possible(p)]
         if not self.probes and not order.tasks:
             self._contenders.close()
-            raise UsageError(
-                "; ".join(("no probes left to run", *self.notes)), fix="--set FILE, or --probes all"
-            )
+            raise UsageError("; ".join(("no probes to run", *self.notes)), fix="--set FILE, or --probes all")
 
     def _possible(self, probe: RegressionProbe) -> bool:
         if probe.needs == "likelihood" and None in (self._tuned.likelihood, self._base.likelihood):
@@ -201,7 +199,7 @@ def _built_in(order: RegressionOrder) -> list[RegressionProbe]:
     for name in wanted:
         if name not in known:
             raise UsageError(
-                f"unknown probe {name!r}{meant(name, known)}; known: all, none, {', '.join(known)}"
+                f"unknown probe {name!r}{meant(name, known)}. Known probes: all, none, {', '.join(known)}"
             )
     margin = order.margin
     found = [known[name] for name in wanted]

@@ -122,12 +122,12 @@ def _forgotten(about: _RunFacts, contender: Contender) -> Iterator[VerdictReason
     open_ = [r.probe for r in found.results if r.decision == "inconclusive"]
     kept = [r.probe for r in found.results if r.decision == "kept"]
     for r in found.forgotten:
-        yield VerdictReason("do not ship", f"it regressed on {r.probe}: {r.reason}")
+        yield VerdictReason("do not ship", f"the model regressed on {r.probe}: {r.reason}")
     if open_:
-        why = f"it is unclear whether it forgot {listed(open_)}: orchestrate regress {found.run_id}"
+        why = f"unclear whether the model forgot {listed(open_)}: orchestrate regress {found.run_id}"
         yield VerdictReason("not enough evidence", why)
     if kept and not found.forgotten and not open_:
-        yield VerdictReason("ship", f"it kept {listed(kept)}")
+        yield VerdictReason("ship", f"the model kept {listed(kept)}")
 
 
 def _not_measured(about: _RunFacts, contender: Contender) -> VerdictReason:
@@ -138,7 +138,7 @@ def _not_measured(about: _RunFacts, contender: Contender) -> VerdictReason:
     what = "this checkpoint" if contender.checkpoint else "the run's own weights"
     why = f"forgetting was not measured for {what}: orchestrate regress {contender.name}"
     if lost:
-        why = f"the run shows forgetting, and {why}"
+        why = f"other weights of the run show forgetting, and {why}"
     return VerdictReason("not enough evidence" if lost else "ship", why)
 
 
@@ -171,7 +171,9 @@ def _people(about: _RunFacts, contender: Contender, here: Evaluation) -> Iterato
             low, high = (1 - score.high, 1 - score.low) if turned else (score.low, score.high)
             value = 1 - score.value if turned else score.value
             share = f"{value:.0%} ({low:.0%} to {high:.0%})"
-            said = f"people preferred it over {rival} in {share} of {score.n} items ({review.review.id})"
+            said = (
+                f"people preferred this model over {rival} in {share} of {score.n} items ({review.review.id})"
+            )
             yield VerdictReason("do not ship" if high < 0.5 else "ship", said)
             return
 

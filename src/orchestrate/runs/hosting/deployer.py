@@ -259,7 +259,7 @@ class Deployer:
         )
         run = deployment.run_id
         error.fix = (
-            f"it is up and billed: complete it with  orchestrate deploy {run}, or end it with  "
+            f"the deployment is up and billed. Complete it with  orchestrate deploy {run}, or end it with  "
             f"orchestrate undeploy {run}"
         )
         return error
@@ -380,7 +380,7 @@ class Deployer:
         if (tracked.provider, tracked.host) != (self.provider.config.name, self.provider.host):
             raise UsageError(
                 f"{tracked.id} is on {tracked.provider} at {tracked.host}, not at {self.provider.host}",
-                fix="use the configuration and key that created it",
+                fix="use the configuration and key it was created with",
             )
 
     def _require_terms(self, price: Decimal | None, terms: DeployTerms) -> None:
@@ -390,7 +390,7 @@ class Deployer:
                 raise UsageError(f"{option} must be above 0")
         if price is None:
             require_hourly_price(name, price, accepted=terms.accept_unknown_price)
-            unknown, fix = "its host does not publish an hourly price", "limit it with --max-hours"
+            unknown, fix = "the host does not publish an hourly price", "set a limit with --max-hours"
             for limit_usd in (terms.max_cost_usd, terms.max_usd_per_hour):
                 require_within(self.provider.name, price, limit_usd, unknown=unknown, unknown_fix=fix)
         what, figure = "--max-usd-per-hour", "the hourly price"

@@ -161,7 +161,7 @@ def ending(offer: DeploymentOffer) -> str:
         return f"It has no time or cost limit, so you are billed until you take it down{day}."
     left = ""
     if offer.deployment is not None:
-        left = ", counted from its creation"
+        left = ", counted from when it was created"
         if offer.hours_left is not None:
             left += f" ({duration(float(offer.hours_left) * 3600)} from now)"
     most = "" if offer.most_usd is None else f" From now on it can cost at most {money(offer.most_usd)}."
@@ -170,7 +170,7 @@ def ending(offer: DeploymentOffer) -> str:
 
 def question(offer: DeploymentOffer) -> str:
     """Write the question a person confirms, with all costs."""
-    sandbox = "SANDBOX: nothing is billed. " if offer.sandbox else ""
+    sandbox = "SANDBOX: not billed. " if offer.sandbox else ""
     there = " It already exists and will be completed, started or changed." if offer.deployment else ""
     asked = f"Deploy {offer.model} ({offer.run_id}) on {offer.title}?"
     return f"{sandbox}{asked} {price(offer)}. {ending(offer)}{there}"

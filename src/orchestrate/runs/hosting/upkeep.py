@@ -74,7 +74,7 @@ class Upkeep:
         self._deployer.require_account(before)
         deployment = before
         if before.state is DeploymentState.INTENT and not there:
-            deployment = self._deployer.undeploy(before, "it was never sent")
+            deployment = self._deployer.undeploy(before, "the request was never sent")
         else:
             deployment = self._deployer.look(before, items)
         if deployment.state is not before.state:
@@ -145,8 +145,8 @@ class Upkeep:
         up = duration(float(hours_billed(deployment, now)) * 3600)
         self._say(
             deployment,
-            f"{name(deployment)} has been up for {up}, {so_far}, and this store has sent it no "
-            f"request for {duration(quiet)}. To take it down: orchestrate undeploy {run_id}",
+            f"{name(deployment)} has been up for {up}, {so_far}, and this store has sent no request "
+            f"for {duration(quiet)}. To take it down: orchestrate undeploy {run_id}",
             "idle",
             daily=True,
         )

@@ -172,7 +172,7 @@ def _counted_by(given: str) -> TokensFrom:
     try:
         return TokensFrom(given)
     except ValueError:
-        raise UsageError(f"tokens must be one of {', '.join(TokensFrom)}; got {given!r}") from None
+        raise UsageError(f"tokens must be one of {', '.join(TokensFrom)} (got {given!r})") from None
 
 
 def require_known(ws: Workspace, spec: JobSpec) -> None:

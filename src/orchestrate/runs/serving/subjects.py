@@ -74,7 +74,7 @@ def upload(made: Export, repo: str | None) -> str:
     Existing files are not uploaded again. Raises `UsageError` if `repo` is missing. Errors of the hub
     propagate."""
     if repo is None:
-        raise UsageError("set the target: --repo OWNER/NAME")
+        raise UsageError("set the target repository: --repo OWNER/NAME")
     import huggingface_hub
 
     hub: Any = huggingface_hub
@@ -141,7 +141,7 @@ def serve(
     and `SetupError` for an engine that is not installed."""
     choice = choice or EngineOptions()
     if choice.engine not in ENGINES:
-        raise UsageError(f"--engine must be one of {', '.join(ENGINES)}; got {choice.engine!r}")
+        raise UsageError(f"--engine must be one of {', '.join(ENGINES)} (got {choice.engine!r})")
     tuned = _named([models.of(ft, subject(ft, name)) for name in names], called)
     for one in tuned:
         models.agree(ft, one, accept_licence)
@@ -165,7 +165,7 @@ def serve(
         return
     if terms.precision is not None or terms.batch_invariant:
         raise UsageError(
-            f"--precision and --batch-invariant are for --engine transformers; {engine} has its own flags",
+            f"--precision and --batch-invariant are for --engine transformers. {engine} has its own flags",
             fix="use --engine transformers, or pass flags with --engine-arg FLAG",
         )
     if not tuned:
@@ -197,7 +197,7 @@ def _vllm(
     ft: Workspace, tuned: Sequence[TunedModel], terms: ServerSettings, choice: EngineOptions
 ) -> engines.EngineCommand:
     if len(tuned) > 1 and not all(t.adapter for t in tuned):
-        raise UsageError("a fully tuned model can only be served alone")
+        raise UsageError("a fully fine-tuned model can only be served alone")
     folders = {t.name: _exported(ft, t, "vllm", WeightOptions()) for t in tuned if t.adapter}
     base = served_base(tuned[0].base)
     return engines.vllm(

@@ -30,7 +30,7 @@ class Talk:
         answers on this machine, and with `auto` it uses the place where the run was trained. Raises
         `UsageError`, and the errors of `check` and `download`."""
         if on not in PLACES:
-            raise UsageError(f"--on must be one of {', '.join(PLACES)}; got {on!r}")
+            raise UsageError(f"--on must be one of {', '.join(PLACES)} (got {on!r})")
         if on == "here" and at is not None:
             raise UsageError(
                 "--at names another host, but --on here means this machine: use only one of them"

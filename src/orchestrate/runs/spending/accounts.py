@@ -376,7 +376,7 @@ class Spender:
 
 _PLAY = "a sandbox, which is not billed (include it with --sandbox)"
 _NO_SANDBOX = "not a sandbox (include it by leaving out --sandbox)"
-_NOT_UP = "its sandbox is not running: orchestrate sandbox run -- orchestrate spending --sandbox"
+_NOT_UP = "the sandbox is not running: orchestrate sandbox run -- orchestrate spending --sandbox"
 
 
 def _may_bill(one: Run | Deployment) -> bool:
@@ -429,7 +429,7 @@ def _owned(
 def unaccounted(run: Run | None, now: datetime) -> str | None:
     """Explain why no run in this store accounts for a job with our ref. Returns `None` if one does."""
     if run is None:
-        return "no run in this store has its ref"
+        return "no run in this store matches its ref"
     if run.abandoned is not None:
         return "its run was abandoned"
     if run.status.terminal and now - (run.finished_at or run.updated_at) > GRACE:

@@ -98,7 +98,11 @@ class Orphans:
         if item.kind == "deployment":
             kept = [d for d in self.store.deployments.matching() if d.job_id.lower() == job]
             if all(d.state.over for d in kept):
-                reason = "its deployment has ended here" if kept else "it matches no deployment in this store"
+                reason = (
+                    "its deployment has ended in this store"
+                    if kept
+                    else "no deployment in this store matches it"
+                )
         else:
             reason = unaccounted(run, self.store.clock.now())
             reason = reason or left_session(self.provider(item.provider), run)

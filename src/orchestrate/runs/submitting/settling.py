@@ -84,8 +84,8 @@ class Settler:
             at=self.store.clock.now(),
             level="error",
             type="alarm",
-            message=f"{self.provider.title} has more than one job for ref {run.ref}: this store tracks "
-            f"{run.job_id}, but not {names}, which may be billed. Cancel the rest there",
+            message=f"{self.provider.title} has more than one job for ref {run.ref}: this store tracks only "
+            f"{run.job_id}. The others may be billed: {names}. Cancel them there",
             data={"tracked": run.job_id, "others": sorted(others)},
         )
         return next(iter(self.store.history.add_events(run.id, [event], from_host=False)), None)
@@ -150,7 +150,7 @@ class Settler:
         if (run.provider, run.host) != (self.provider.config.name, self.provider.host):
             raise UsageError(
                 f"run {run.id} is on {run.provider} at {run.host}, not at {self.provider.host}",
-                fix="use the configuration and key that submitted it",
+                fix="use the configuration and key it was submitted with",
             )
 
     # -- inside ---------------------------------------------------------------------------------------------

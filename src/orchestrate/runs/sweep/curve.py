@@ -80,7 +80,7 @@ def one_seed(search: Search) -> list[str]:
     """Return a remark if the comparison has only one seed."""
     if "seed" in search.choices:
         return []
-    return ["one seed: the intervals do not include run-to-run variation (--seeds 3)"]
+    return ["only one seed, so the intervals exclude run-to-run variation (--seeds 3)"]
 
 
 def curve(searching: Searching, rows: int, more: int) -> LearningCurve:
@@ -197,7 +197,7 @@ def told(found: LearningCurve) -> list[str]:
     saved = f", but cost {money(less)} less" if less is not None and less > 0 else ""
     return [
         f"{added:,} more rows gain {step(found.target, more)}",
-        f"half the rows lose {step(found.target, half)}{saved}",
+        f"half of the rows lose {step(found.target, half)}{saved}",
     ]
 
 
@@ -224,9 +224,7 @@ def page(found: LearningCurve) -> str:
     )
     body = [f"<h1>{escape(name)} by rows</h1>", *(f"<p>{escape(line)}.</p>" for line in told(found))]
     body += [f"<p>{escape(remark)}</p>" for remark in found.remarks]
-    body.append(
-        html.figure("Learning curve", picture, f"{found.sweep}: all scored on the same held-out rows")
-    )
+    body.append(html.figure("Learning curve", picture, f"{found.sweep}, always on the same held-out rows"))
     body.append(html.table(HEAD, list(cells(found))))
     return html.document(f"{name} by rows", "\n".join(body))
 

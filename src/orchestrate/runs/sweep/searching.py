@@ -113,10 +113,10 @@ def _digest(search: Search) -> str:
 
 def _require(order: SweepOrder) -> None:
     if order.sampler not in sampling.SAMPLERS:
-        raise UsageError(f"--sampler must be one of {', '.join(sampling.SAMPLERS)}; got {order.sampler!r}")
+        raise UsageError(f"--sampler must be one of {', '.join(sampling.SAMPLERS)} (got {order.sampler!r})")
     if order.sampler == "grid" and order.space.ranges:
         raise UsageError(
-            "a grid cannot contain ranges", fix="use --sampler tpe or random, or --grid NAME=VALUES"
+            "a grid search cannot use ranges", fix="use --sampler tpe or random, or --grid NAME=VALUES"
         )
     if order.sampler == "grid" and not order.trials and order.space.size > _MOST_UNASKED:
         raise UsageError(
@@ -131,7 +131,7 @@ def _require(order: SweepOrder) -> None:
         metric = order.target.removeprefix(EVAL)
         registry.check([metric])
         if registry.better(metric) == "neither":
-            raise UsageError(f"for {metric} neither higher nor lower is better, so it cannot be a target")
+            raise UsageError(f"{metric} cannot be a target, because neither higher nor lower is better")
     elif order.target != LOSS:
         raise UsageError(f"--target must be {LOSS} or eval:METRIC, got {order.target!r}")
 

@@ -57,7 +57,7 @@ def parse(grid: Iterable[str], ranges: Iterable[str]) -> Space:
     each_choice, each_range = [_choice(pair) for pair in grid], [_range(pair) for pair in ranges]
     choices, bounds = dict(each_choice), dict(each_range)
     if both := choices.keys() & bounds.keys():
-        raise UsageError(f"{sorted(both)[0]} is given both as choices and as a range: use one of them")
+        raise UsageError(f"{sorted(both)[0]} is both in --grid and in --range: use one of them")
     counted = Counter(name for name, _ in (*each_choice, *each_range))
     if twice := [name for name, times in counted.items() if times > 1]:
         raise UsageError(f"{twice[0]} is given twice: put all its values in one --grid")
@@ -78,9 +78,9 @@ def _choice(pair: str) -> tuple[str, tuple[Any, ...]]:
     values = specfile.parse_settings([f"{name}=[{text}]"], example="--grid learning_rate=1e-4,2e-4")
     found = tuple(_number(value) for value in values[name.strip()])
     if not found or any(value is None for value in found):
-        raise UsageError(f"--grid {name} needs comma-separated values; got {text!r}")
+        raise UsageError(f"--grid {name} needs comma-separated values, got {text!r}")
     if len(set(map(repr, found))) < len(found):
-        raise UsageError(f"--grid {name} has a value twice: {text!r}")
+        raise UsageError(f"--grid {name} has duplicate values: {text!r}")
     return name.strip(), found
 
 
@@ -106,7 +106,7 @@ def _range(pair: str) -> tuple[str, Range]:
     right = math.isfinite(found[0]) and math.isfinite(found[1]) and found[0] < found[1]
     if not name.strip() or not right or scale not in ("", "log") or (found[2] and found[0] <= 0):
         raise UsageError(
-            f"--range must be NAME=LOW:HIGH or NAME=LOW:HIGH:log (log needs a low end above 0); got {pair!r}"
+            f"--range must be NAME=LOW:HIGH or NAME=LOW:HIGH:log (for log, LOW must be above 0), got {pair!r}"
         )
     return name.strip(), found
 

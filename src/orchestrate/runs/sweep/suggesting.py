@@ -131,7 +131,7 @@ def _rank(spec: JobSpec, resolved: ModelOnHost, shape: ModelShape | None, tokens
         neighbors=near,
     )
     alpha = getattr(spec.adapter, "alpha", None)
-    reason = "twice the rank, so the learning rate does not depend on it"
+    reason = "twice the rank, so the learning rate does not depend on the rank"
     yield Suggested(
         name="adapter.alpha", value=2 * rank, now=alpha, reason=reason, source="guides: r=16 with alpha=32"
     )

@@ -69,7 +69,7 @@ _NAMED = (
 )
 
 _WORDS = {
-    "released": "they count toward no budget until they are sent",
+    "released": "not counted in any budget until sent",
     "elsewhere": "in another account, or not visible to this key",
 }
 
@@ -174,7 +174,7 @@ def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
     if not asked or job.status.terminal or job.status in _ENDING or Feature.CANCEL not in provider.features:
         return False
     told = (
-        f"Orchestrate asked {provider.title} to cancel job {run.job_id}, but it is still "
+        f"Orchestrate asked {provider.title} to cancel job {run.job_id}, but the job is still "
         f"{job.raw_status} and billed. Each sync asks again. Check it there, or  orchestrate "
         f"abandon {run.id} --reason TEXT"
     )
@@ -191,7 +191,7 @@ def paused(store: Store, provider: Provider, run: Run) -> None:
     )
     if run.dormant:
         how = f'ft.session(resume="{run.id}")' if run.own_loop else f"orchestrate resume {run.id}"
-        told = f"the budget now reserves only what it has cost so far. To reserve its full limit again: {how}"
+        told = f"the budget now reserves only the cost so far. To reserve the full limit again: {how}"
     _say(store, run, "paused", told)
 
 

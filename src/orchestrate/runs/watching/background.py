@@ -110,7 +110,7 @@ class Background:
     def _broken(self, what: str) -> SetupError:
         return SetupError(
             f"{what}: {_last_line(self.log)}",
-            fix=f"see its log: {self.log}; to watch in this terminal: orchestrate watch --here",
+            fix=f"see its log: {self.log}. To watch in this terminal: orchestrate watch --here",
         )
 
     def write(self, problems: Iterable[str] = (), failures: Iterable[Failure] = ()) -> None:
@@ -169,7 +169,7 @@ def _watch(own: Background, watcher: Watcher, stopped: threading.Event) -> None:
         if stopped.is_set() or watcher.idle():
             break
         own.write()
-    say("stopped" if stopped.is_set() else "no run is in progress anymore")
+    say("stopped" if stopped.is_set() else "no more runs in progress")
 
 
 class _Diary:
@@ -243,5 +243,5 @@ def _last_line(log: Path) -> str:
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
-        return "it has no log file"
-    return lines[-1] if lines else "it printed nothing"
+        return "there is no log file"
+    return lines[-1] if lines else "the log is empty"

@@ -196,7 +196,7 @@ class Webhook:
         if not parts.hostname or not (
             parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
         ):
-            raise UsageError("a webhook address must use https, or be on this machine")
+            raise UsageError("a webhook address must use https unless it is on this machine")
         self.url, self.key = url, None if secret is None else _key(secret)
         self.name = f"webhook:{_digest([url])}"
 

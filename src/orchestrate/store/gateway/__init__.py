@@ -488,7 +488,7 @@ class GatewayKeys:
             known = self._named(connection, key.name)
             if known is not None and not (again and known.opens == key.opens):
                 raise UsageError(
-                    f"a key called {key.name!r} already exists, and the log needs the names of revoked keys",
+                    f"a key called {key.name!r} already exists, and the log refers to revoked keys by name",
                     fix="another name",
                 )
             self._put(connection, hashed(made), key)
