@@ -123,8 +123,8 @@ class Orchestrator(Workspace):
     def plan(
         self, spec: SpecGiven, provider: Backends = "all", *, measured: bool = False
     ) -> Listing[Translation]:
-        """Show what each setting becomes on each backend. Settings that cannot be kept are marked as refused.
-        Works offline.
+        """Show what each setting becomes on each backend. Unsupported settings are marked as refused. Works
+        offline.
 
         Reads no files unless `measured` is set. Then memory is planned for the longest row, if the backend
         plans memory and the data can be read.
@@ -155,7 +155,7 @@ class Orchestrator(Workspace):
         tokens: str = "exact",
     ) -> Listing[Quote]:
         """Quote the spec on each backend, cheapest first. Jobs that would be rejected and quotes without a
-        price come last. `tokens` as in `prepare`. Works offline."""
+        price come last. `tokens` is the same as in `prepare`. Works offline."""
         return self.prepare(spec, provider, gpu_hours=gpu_hours, checked=False, tokens=tokens).quotes
 
     # -- spending -------------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ class Orchestrator(Workspace):
     # -- runs -----------------------------------------------------------------------------------------------
 
     def run(self, run_id: str) -> RunHandle:
-        """Return a run by its id, the start of an id, or `last`. Raises `UsageError` if none or several
+        """Return a run by its id, the start of its id, or `last`. Raises `UsageError` if none or several
         match."""
         return self._handle(self.record(run_id))
 
@@ -366,10 +366,10 @@ class Orchestrator(Workspace):
         """Report the spent, committed and remaining budget, and query every configured account for resources
         that are still billed, no matter who created them. `by` is one or more of
         `orchestrate.runs.spending.accounts.BY`, or `tag:NAME`. `month` is written as `2026-11`. `sandbox`
-        reports the simulated spending of the sandboxes instead. `offline` queries no host. `ignore` has the
-        ids (or their last parts) or names of deployments that should stay up and do not count as idle. The
-        report lists accounts that could not be queried. Raises `UsageError` for an unknown month or grouping.
-        """
+        reports the simulated spending of the sandboxes instead. `offline` queries no host. `ignore` contains
+        the ids (or their last parts) or names of deployments that should stay up and do not count as idle.
+        The report lists accounts that could not be queried. Raises `UsageError` for an unknown month or
+        grouping."""
         from orchestrate.providers import registry
         from orchestrate.runs.spending.accounts import Spender
 
@@ -395,7 +395,7 @@ class Orchestrator(Workspace):
 
     def deployments(self, *, over: bool | None = False) -> Listing[DeploymentHandle]:
         """List deployments as last seen, newest first. By default, lists only deployments that have not
-        ended; `None` lists all. `sync` updates them."""
+        ended. `None` lists all. `sync` updates them."""
         return Listing(
             DeploymentHandle(self, record) for record in self.store.deployments.matching(over=over)
         )
@@ -432,7 +432,7 @@ class Orchestrator(Workspace):
         **order: Any,
     ) -> Evaluation:
         """Evaluate runs (`RUN`, `RUN@CHECKPOINT`), their bases and other models on held-out rows, compare
-        them with one another, and store the result with the runs. `order` contains the other fields of
+        them with each other, and store the result with the runs. `order` contains the other fields of
         `orchestrate.runs.evaluation.held_out.EvaluationOrder`."""
         from orchestrate.runs.evaluation.held_out import EvaluationOrder, evaluate_runs
 

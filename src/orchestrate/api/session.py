@@ -11,7 +11,7 @@ from orchestrate.types import Run
 
 
 class AsyncTrainingSession(Threaded[TrainingSession]):
-    """`TrainingSession` for asyncio: the same members. `futures` returns a value for
+    """`TrainingSession` for asyncio, with the same members. `futures` returns a value for
     `asyncio.wrap_future`."""
 
     async def __aenter__(self) -> Self:

@@ -142,7 +142,8 @@ def _train_files(train: Any) -> list[str]:
 
 
 def shutdown(model: str, profile: Profile) -> date | None:
-    """Return the last day on which models tuned from this one answer, or `None` if no date is announced."""
+    """Return the last day on which models tuned from this one are available, or `None` if no date is
+    announced."""
     try:
         host = catalog.resolve(model, profile).host
     except SpecError:

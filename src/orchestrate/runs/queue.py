@@ -102,7 +102,7 @@ def most_usd(entry: QueueEntry) -> Decimal | None:
 
 
 def about(entry: QueueEntry) -> str:
-    """Describe an entry: the entries it waits for or its run, and its note."""
+    """Describe an entry's state: the entries it waits for, or its run, and its note."""
     after = entry.state is QueueState.WAITING and entry.after
     words = [f"after {', '.join(entry.after)}" if after else entry.run_id, entry.note]
     return "; ".join(word for word in words if word)

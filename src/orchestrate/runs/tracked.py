@@ -34,7 +34,7 @@ from orchestrate.types import (
 )
 
 _NOTE = 2000
-"""Maximum characters of a note."""
+"""Maximum length of a note in characters."""
 
 if TYPE_CHECKING:
     from orchestrate.data.operations.preview import RowTokens
@@ -114,7 +114,7 @@ class TrackedRun:
         live: bool = True,
     ) -> Run:
         """Wait until the run has ended in any state, or is paused until you resume it, for example at its
-        limit. `check()` raises if it did not succeed.
+        limit. `check()` raises an error if it did not succeed.
 
         Interrupting the wait does not affect the run. A local worker that was killed is restarted. `poll_s`
         defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. Retries if a
@@ -203,8 +203,8 @@ class TrackedRun:
         max_cost_usd: Decimal | float | str | None = None,
         max_hours: Decimal | float | str | None = None,
     ) -> Run:
-        """Resume a paused job, or a submission that was interrupted before its job was created. A job that
-        has ended is not restarted, because it would be billed again beyond the agreed price.
+        """Resume a paused job, or a submit that was interrupted before its job was created. A job that has
+        ended is not restarted, because it would be billed again beyond the agreed price.
 
         `max_cost_usd` and `max_hours` replace the run's own limits. They apply to the complete run, including
         its use so far, and the budget must cover them. Raises `UsageError` for a limit that is already used
@@ -221,9 +221,9 @@ class TrackedRun:
     def abandon(self, reason: str) -> Run:
         """Give up the run and its deployments, with the reason. Their hosts are no longer polled, and only
         their last known costs count against a budget. Nothing is ended on a host: the run may continue there
-        and be billed. An ended run with a known bill stays unchanged. Then only its deployments are given up.
-        Raises `UsageError` without a reason, and for a deployment whose account can be reached, because
-        `undeploy` then works."""
+        and be billed. If the run has ended and its bill is known, only its deployments are given up. Raises
+        `UsageError` without a reason, and for a deployment whose account can be reached, because `undeploy`
+        then works."""
         from orchestrate.store import transitions
 
         if not reason.strip():
@@ -243,9 +243,9 @@ class TrackedRun:
         return self.record
 
     def annotate(self, *, note: str | None = None, archived: bool | None = None) -> Run:
-        """Write a note about the run (an empty text removes it), or archive it. Lists leave out archived
-        runs unless you ask for them. The host is not contacted, and the run's cost counts as before.
-        Raises `UsageError` for a note of more than 2,000 characters."""
+        """Set the run's note (an empty text removes it), or archive the run. Lists leave out archived runs
+        unless you ask for them. The host is not contacted, and the run's cost counts as before. Raises
+        `UsageError` for a note of more than 2,000 characters."""
         if note is not None and len(note) > _NOTE:
             raise UsageError(f"a note must have at most {_NOTE:,} characters (got {len(note):,})")
 

@@ -285,7 +285,7 @@ class Agenda:
         return self._leases.acquire(_look_name(account), _LOOK_S)
 
     def looked_at(self, account: str) -> bool:
-        """Return whether someone is watching, so that updates are needed soon."""
+        """Return whether someone is watching, so updates are needed soon."""
         return self._leases.held(_look_name(account))
 
     def take_delivery(self, delivery_id: str) -> bool:

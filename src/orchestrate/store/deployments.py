@@ -374,7 +374,7 @@ class Deployments:
         return sorted({one.provider for one in open_ones if sandboxes or not one.sandbox})
 
     def to_watch(self) -> set[tuple[str, str]]:
-        """Return (backend, host) of the deployments that will change: those with a limit, and those whose
+        """List the (backend, host) pairs of deployments that will change: those with a limit, and those whose
         shutdown is not confirmed yet."""
         found = self.matching(over=False)
         return {(d.provider, d.host) for d in found if d.limited or d.state.unproven}

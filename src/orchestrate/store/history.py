@@ -334,8 +334,7 @@ class History:
                 connection.execute(schema.records.insert(), rows)
 
     def reconciliations(self, *run_ids: str) -> list[Reconciliation]:
-        """List the last reconciliation of each run, oldest first. Without run ids, those of all runs are
-        listed."""
+        """List the last reconciliation of each run, oldest first. Without run ids, list those of all runs."""
         found = self.records("reconciliation", run_ids or None)
         last = {record.run_id: record.data for record in found}
         from orchestrate.costing import Reconciliation

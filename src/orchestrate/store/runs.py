@@ -448,7 +448,7 @@ class Runs:
             return list(connection.execute(query).scalars())
 
     def live_hosts(self) -> list[tuple[str, str]]:
-        """List (backend, host) of the runs that have, or may have, a job that has not ended."""
+        """List the (backend, host) pairs of runs that have, or may have, an unfinished job."""
         table = schema.runs
         ended = [s.value for s in JobStatus if s.terminal]
         unsent = [p.value for p in UNSENT]

@@ -91,7 +91,7 @@ CrashPoint = Callable[[str], None]
 """A function that is called with each of `POINTS` when it is reached. Fault tests kill the process there."""
 
 CLOCK_SKEW = timedelta(days=2)
-"""Tolerated difference between this machine's clock and the host's when a search is limited by time."""
+"""Tolerated difference between this machine's clock and the host's, for searches limited by time."""
 
 
 @dataclass(frozen=True)

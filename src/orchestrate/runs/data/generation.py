@@ -37,7 +37,8 @@ _MARK = "zq1thought"
 @dataclass(frozen=True, kw_only=True)
 class TeacherModel:
     """The model that writes the rows. `host` is a configured host, by default the first one. Alternatively,
-    `base_url` is the URL of any OpenAI-compatible API. Its key is in `key_variable`, or it needs none."""
+    `base_url` is the URL of any OpenAI-compatible API, and `key_variable` contains its key, if it needs one.
+    """
 
     model: str
     host: str | None = None
@@ -56,8 +57,8 @@ class TeacherModel:
 
 
 def reasoning_of(model: str | None, *, wanted: bool) -> tuple[generating.Reasoning, str]:
-    """Decide whether rows for a model include reasoning, and explain why. Rows for a model whose chat
-    template drops reasoning exclude it."""
+    """Decide whether rows for a model include reasoning, and explain why. Rows exclude reasoning if the
+    model's chat template drops it."""
     if not wanted:
         return "no", ""
     if model is None:

@@ -109,7 +109,7 @@ class EvaluationOrder:
     fresh: bool = False
     """True to request stored answers again, to detect whether the host changed the model."""
     skip_failed: bool = False
-    """True to continue when a host never answers a question, and to count that question as failed."""
+    """True to count a question that the host never answers as failed, and continue."""
     parity: bool = False
     """True if `against` is the model to replace."""
 

@@ -43,7 +43,7 @@ class JudgeTerms:
     """True to use the judge without calibration."""
     max_cost_usd: Decimal | None = None
     skip_failed: bool = False
-    """True to continue when the judge never answers for a row, and to leave that row unrated."""
+    """True to leave a row unrated if the judge never answers, and continue."""
 
 
 class JudgePlan(Record, frozen=True, kw_only=True):
@@ -93,7 +93,7 @@ class PreparedJudging:
             )
 
     def plan(self) -> JudgePlan:
-        """Plan the judging and return its cost."""
+        """Plan the requests to the judge and return their cost."""
         judge = ScoreJudge(self._judge)
         asked = [row.asked for row in self._rows if row.asked is not None]
         asked += [calibration.asked(one) for one in self._rated]

@@ -1,5 +1,5 @@
-"""Human reviews: created from the answers of an evaluation, served, imported, summarized and exported as
-training rows."""
+"""Human reviews: create them from an evaluation's answers, serve them, import ratings, summarize them, and
+export them as training rows."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def planned(preference: float, likeness: float | None = None) -> tuple[Planned, 
 
 
 def export(ft: Workspace, desk: ReviewSession, output: Path, rater: str | None) -> Exported:
-    """Write a spreadsheet to fill in (`.csv`), or the ratings to compare a judge with (`.jsonl`)."""
+    """Write a spreadsheet to fill in (`.csv`), or ratings for the calibration of a judge (`.jsonl`)."""
     require_writable(output)
     if output.suffix.lower() == ".csv":
         if rater is None:

@@ -63,7 +63,7 @@ class DeployTerms(msgspec.Struct, frozen=True, kw_only=True):
     """The limits and options that the user agreed to."""
 
     options: dict[str, Any] = {}
-    """The backend's own options: shape, replicas, idle_minutes ..."""
+    """The backend's own options, such as shape, replicas and idle_minutes."""
     max_usd_per_hour: Decimal | None = None
     max_cost_usd: Decimal | None = None
     max_hours: Decimal | None = None
@@ -75,7 +75,7 @@ class DeployTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Deployer:
-    """Deploys and undeploys on one backend, with one store."""
+    """Creates and takes down deployments of one store on one backend."""
 
     store: Store
     provider: Provider

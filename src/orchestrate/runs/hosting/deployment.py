@@ -101,7 +101,7 @@ class DeploymentHandle:
         return max(deployer_of(self._ws, self.record.provider).settles_in(self.record), 0.0)
 
     def abandon(self, reason: str) -> Deployment:
-        """Give up the deployment. Its host is no longer polled, and only its cost so far counts against a
+        """Abandon the deployment. Its host is no longer polled, and only its cost so far counts against a
         budget. The deployment is not ended on the host, so it may still be billed. Raises `UsageError` if its
         account can be reached, because `undeploy` then works."""
         from orchestrate.store import deployments
@@ -169,7 +169,7 @@ def ending(offer: DeploymentOffer) -> str:
 
 
 def question(offer: DeploymentOffer) -> str:
-    """Write the question a person confirms, with all costs."""
+    """Write the question that the user must confirm, with all costs."""
     sandbox = "SANDBOX: not billed. " if offer.sandbox else ""
     there = " It already exists and will be completed, started or changed." if offer.deployment else ""
     asked = f"Deploy {offer.model} ({offer.run_id}) on {offer.title}?"

@@ -25,7 +25,7 @@ IDLE_HOURS = Decimal(1)
 
 
 class Upkeep:
-    """One check of one backend's deployments. `told` are messages for the user."""
+    """One check of one backend's deployments. `told` contains messages for the user."""
 
     def __init__(self, store: Store, provider: Provider, timing: Timing = DEFAULT_TIMING) -> None:
         self._store = store

@@ -61,7 +61,7 @@ class Offer:
     spec: JobSpec
     translation: Translation
     problems: tuple[Problem, ...]
-    """Reasons why this backend would reject the job, and problems of the files for any backend."""
+    """Reasons why this backend would reject the job, and problems with the files for any backend."""
     quote: Quote
 
     def require_fit(self, *, strict: bool = False) -> None:
@@ -90,7 +90,7 @@ class Prepared:
     offers: tuple[Offer, ...]
     data: TrainingData = field(repr=False)
     of_files: tuple[Problem, ...] = field(repr=False)
-    """Problems of the files for any backend."""
+    """Problems with the files for any backend."""
     marks: Mapping[str, Mark | None] = field(repr=False)
     """Fingerprint of each file on this machine when it was read."""
     checked: bool
@@ -145,7 +145,7 @@ def mark(path: str) -> Mark | None:
 
 
 def merged(problems: Iterable[Problem]) -> list[Problem]:
-    """Merge equal problems of several backends into one that names all of them."""
+    """Merge equal problems of several backends into one problem that names all of these backends."""
     by_place: dict[tuple[object, ...], Problem] = {}
     for problem in problems:
         key = (problem.code, problem.row, problem.field, problem.message, problem.source, problem.fix)

@@ -1,5 +1,5 @@
-"""Prices for the commands: rates and quotes from `costing`, the hosts' live prices, and the cost of months of
-serving."""
+"""Prices for the commands: rates and quotes from `costing`, the hosts' live prices, and the cost of serving
+for several months."""
 
 from __future__ import annotations
 
@@ -146,9 +146,9 @@ def use(
 def ownership(
     ft: Workspace, spec: JobSpec, quotes: Sequence[Quote], use: ServingUse, *, private: bool = False
 ) -> list[Ownership]:
-    """Compare the total cost of each quoted backend over the months with the cost of prompting a base model.
-    The total includes training, hosting and serving, wherever the model can be served. Works offline. With
-    `private`, only this machine is compared."""
+    """Compare the total cost of each quoted backend over several months with the cost of prompting a base
+    model. The total includes training, hosting and serving, wherever the model can be served. Works offline.
+    With `private`, only this machine is compared."""
     totals: list[Ownership] = []
     for quote in quotes:
         backend = ft.provider(quote.provider)

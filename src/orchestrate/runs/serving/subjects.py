@@ -254,9 +254,9 @@ def prove(ft: Workspace, up: RunningModels, names: Sequence[str]) -> list[Proof]
 def prove_deployed(
     ft: Workspace, run: TrackedRun, deployment: DeploymentHandle, patience_s: float
 ) -> tuple[Proof | None, str | None]:
-    """Prove a deployed model once it answers, or return the reason why that failed. The proof's prompts are
-    billed like any others. Does not download base models: if the base isn't on this machine, the model's
-    fingerprint must already exist."""
+    """Prove a deployed model once it answers, or return the reason why it could not be proved. The proof's
+    prompts are billed like any others. Does not download base models: if the base isn't on this machine, the
+    model's fingerprint must already exist."""
     at, fix = deployment.record.provider, f"orchestrate verify {run.id}"
     fix += "" if at == run.record.provider else f" --at {at}"
     try:

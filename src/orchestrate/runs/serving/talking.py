@@ -23,7 +23,7 @@ _MOSTLY = 0.9
 
 class Talk:
     """Chat with the model of one run. On this machine (for local runs and downloaded adapters), the model is
-    loaded once and its answers are streamed. Must be closed."""
+    loaded once and its answers are streamed. Call `close` when done."""
 
     def __init__(self, handle: TrackedRun, on: str = "auto", at: str | None = None) -> None:
         """Start the chat. With `on="host"` it asks the run's host, with `here` it downloads the adapter and

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 Subject = "TrackedRun | Path"
-"""A run that succeeded, or a folder with an adapter or model that has a passport."""
+"""A run that succeeded, or a folder with an adapter or model and its passport file."""
 
 
 def of(ws: Workspace, subject: TrackedRun | Path) -> TunedModel:

@@ -228,7 +228,7 @@ class _AccountAnswer:
     """The namespace of the items' ids."""
     items: tuple[Standing, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Runs whose sessions no program drives, each with the reason."""
+    """Runs whose sessions no program uses anymore, each with the reason."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class Spender:
         offline: bool = False,
         ignore: Collection[str] = (),
     ) -> SpendingReport:
-        """Report what was spent, what is committed and what is still billed. Raises `UsageError` for an
+        """Report spent and committed amounts, and resources that are still billed. Raises `UsageError` for an
         unknown month or grouping."""
         now = self.store.clock.now()
         books = _StoredRuns(self.store, now, sandbox=sandbox, offline=offline)

@@ -1,5 +1,5 @@
 """Orphaned resources: workers of places whose run has ended or is not in this store, and deployments that
-this store does not track. They are listed, then ended, and each is checked again just before.
+this store does not track. They are listed first, and each is checked again just before it is ended.
 
 Only resources with our label or name prefix are included, and none that another user of the account is known
 to have created.

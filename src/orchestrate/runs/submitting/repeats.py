@@ -197,8 +197,8 @@ class SubmitRequest:
     def ref(self) -> str | None:
         """Return the ref of a key's run. It is the same in every store. It differs for other settings, data
         and hosts, so a job with the same key for a different purpose is never mistaken for this one. It does
-        not depend on the account, because a host only shows the jobs of one account, and a new API key of the
-        same account may identify it by a new name."""
+        not depend on the account, because a host only shows the jobs of one account, and with a new API key
+        the same account may have a new name."""
         if self.key is None:
             return None
         settings = masked({n: v for n, v in self.spec.canonical().items() if n not in _NOT_COMPARED})

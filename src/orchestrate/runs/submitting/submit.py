@@ -6,7 +6,7 @@ run's ref. Nothing is sent again until the first request can no longer arrive or
 sends an idempotency key, so this is the only protection against paying twice.
 
 No client can close one gap: a process that is suspended between its last check and the send, for longer than
-the settle time, while another process resolves its run and sends again. This causes an alert. It cannot
+the settle time, while another process resolves its run and sends again. This raises an alert. It cannot
 happen on hosts that take the job's id from us (Fireworks, local).
 """
 

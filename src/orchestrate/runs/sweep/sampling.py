@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("grid", "random", "tpe")
 _TRIES = 50
-"""Maximum retries of a sampler that proposes settings that were already tried."""
+"""Maximum number of retries of a sampler that proposes settings that were already tried."""
 _FIRST_RUNG = 25
 """Percent of a run's steps after which it is first compared with the others. The next comparison is at twice
 that."""

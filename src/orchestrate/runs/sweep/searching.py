@@ -1,9 +1,9 @@
-"""Searches of settings: trials are runs as any other, each made once, within one budget.
+"""Starts and prices hyperparameter sweeps. Each trial is an ordinary run, created once, within one budget.
 
-    search = searching.begin(ft, spec, ["local"], Order(space=...))
+    search = searching.begin(ft, spec, ["local"], SweepOrder(space=...))
     trials.Searching(ft, search).run(watch, stop)
 
-The same search begun again goes on: its id is made of what is searched.
+Starting an identical sweep again continues it, because its id is a digest of the sweep.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 LOSS = "validation_loss"
 EVAL = "eval:"
 _MOST_PRICED = 32
-"""Maximum combinations of a sweep that are priced before it starts."""
+"""Maximum number of combinations that are priced before a sweep starts."""
 _MOST_UNASKED = 1000
-"""Maximum trials of a grid if the user gave no number."""
+"""Maximum number of trials of a grid if the user gave no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class SweepOrder:
 
 class Price(NamedTuple):
     """The price of a complete sweep before it starts, in US dollars. The high end is an upper bound for any
-    choice of trials."""
+    selection of trials."""
 
     expected_usd: Decimal
     high_usd: Decimal

@@ -1,8 +1,8 @@
-"""Proposes rank, alpha, learning rate, epochs and batch size for a spec's rows and model, each with its
-reason and source, and the neighbors that a small sweep should try.
+"""Suggests rank, alpha, learning rate, epochs and batch size for a spec's rows and model, each with its
+reason and source, and neighboring values for a small sweep.
 
-Sources: Schulman et al., LoRA Without Regret (2025), and `hyperparam_utils` of tinker-cookbook (2026-08),
-which follows it; Dettmers et al., QLoRA (2023), appendix B; Unsloth, LoRA hyperparameters guide (2026).
+Sources: Schulman et al., LoRA Without Regret (2025), and `hyperparam_utils` in tinker-cookbook (2026-08),
+which follows it. Dettmers et al., QLoRA (2023), appendix B. Unsloth, LoRA hyperparameters guide (2026).
 """
 
 from __future__ import annotations

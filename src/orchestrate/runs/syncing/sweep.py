@@ -1,10 +1,12 @@
-"""Bringing the store up to date with the hosts: adopting, settling, sweeping. Changes nothing on a host, but
-for what has passed its limit (a run is cancelled or paused, a deployment taken down), and for runs whose
-cancel has not reached the host, because their job was not known or the one who asked for it died.
+"""Syncs the store with the hosts: finds the jobs of runs, resolves lost responses, and updates all open runs.
 
-The sweep reads each host's list page by page, so that ten thousand runs cost as many requests as there are
-pages. One by one it asks only for a few: jobs that the list does not show, which are not lost (lists lag,
-filter and forget), and the events, metrics and checkpoints of runs that have ended.
+Changes nothing on a host, with two exceptions: it ends what has exceeded its limit (cancels or pauses runs,
+takes down deployments), and it sends cancel requests that have not reached the host, because the run's job
+was unknown or the process that requested it died.
+
+A sync reads each host's list page by page, so ten thousand runs cost as many requests as there are pages. It
+requests only a few jobs individually: jobs missing from the list (lists lag, filter and drop jobs, so these
+may still exist), and events, metrics and checkpoints of runs that have ended.
 """
 
 from __future__ import annotations
@@ -154,7 +156,7 @@ class SyncReport(msgspec.Struct, kw_only=True):
 # Each is said once, as an event of the run and in the report of the sync, and asked again at every sync.
 
 GRACE = timedelta(minutes=2)
-"""Time that a host may take to end a job after the request."""
+"""Time a host may take to end a job after the request."""
 _ENDING = frozenset({JobStatus.CANCELLING, JobStatus.FINALIZING, JobStatus.UNKNOWN})
 
 
@@ -196,8 +198,8 @@ def paused(store: Store, provider: Provider, run: Run) -> None:
 
 
 def settled_session(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
-    """Store the cost of a training session that no program drives anymore. Its reserved limit is then free
-    until it is resumed."""
+    """Store the cost of a training session that no program uses anymore. This frees its reserved limit until
+    the session is resumed."""
     so_far = bill(run, job) if bill is not None and run.dormant else None
     changed = [] if so_far is None else store.runs.set_bills({run.id: so_far})
     return changed[0] if changed else run
@@ -297,9 +299,9 @@ T = TypeVar("T")
 
 _BATCH = 500
 _LOOKUPS = 20
-"""Maximum jobs missing from the list that a sync requests individually."""
+"""Maximum number of jobs missing from the list that a sync requests individually."""
 _REQUESTS = 150
-"""Maximum requests of a sync on a host with ten thousand runs."""
+"""Maximum number of requests of a sync on a host with ten thousand runs."""
 _PAGE = 100
 """Number of jobs on the shortest page of any host."""
 DETAIL_REQUESTS = 5
@@ -322,7 +324,7 @@ def sync(
     """Settle, adopt and update all open runs, or those of the backends in `only`. Without `sandboxes`, no
     backend is contacted because of sandbox runs.
 
-    `provider` returns the backend of a name. A backend that fails or cannot be created does not stop the
+    `provider` returns the backend with a name. A backend that fails or cannot be created does not stop the
     others and is listed in `failures`. Runs without news for `stalled_after_s` (default: far longer than
     earlier runs took) are listed in `stalled`. With `cancel_stalled`, the next check cancels them. Raises
     only `StoreError`.

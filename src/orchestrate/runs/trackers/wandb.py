@@ -25,8 +25,8 @@ _SETTINGS = {
 
 
 def opened(at: str | None, project: str | None) -> WandBExporter:
-    """Open an exporter to Weights & Biases. `at` is the URL of a server, or a folder in which the run is
-    written for `wandb sync` without network or key. By default, wandb's own settings and key apply. Raises
+    """Open an exporter to Weights & Biases. `at` is the URL of a server, or a folder. Runs in a folder are
+    written without network or key, for `wandb sync`. By default, wandb's own settings and key apply. Raises
     `MissingExtra`, `UsageError`."""
     with needed("wandb", "logging to Weights & Biases", "wandb"):
         import_module("wandb")

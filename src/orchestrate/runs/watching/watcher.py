@@ -35,7 +35,7 @@ from orchestrate.types import JobStatus
 _SWEEP_LEASE_S = 30.0
 """Lease time, renewed while the sync continues. If a worker dies, its account is blocked for this long."""
 _DETAILS = 20
-"""Maximum runs of one account whose events and metrics are fetched in a turn."""
+"""Maximum number of runs of one account whose events and metrics are fetched in a turn."""
 _IDLE_S = 30.0
 _TURN_S = 1.0
 """Maximum time until new runs, new viewers and hints from other processes are noticed."""
