@@ -170,7 +170,7 @@ def ending(offer: DeploymentOffer) -> str:
 
 def question(offer: DeploymentOffer) -> str:
     """Write the question that the user must confirm, with all costs."""
-    sandbox = "SANDBOX: not billed. " if offer.sandbox else ""
+    sandbox = "SANDBOX: nothing is billed. " if offer.sandbox else ""
     there = " It already exists and will be completed, started or changed." if offer.deployment else ""
     asked = f"Deploy {offer.model} ({offer.run_id}) on {offer.title}?"
     return f"{sandbox}{asked} {price(offer)}. {ending(offer)}{there}"
