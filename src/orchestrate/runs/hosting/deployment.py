@@ -101,7 +101,7 @@ class DeploymentHandle:
         return max(deployer_of(self._ws, self.record.provider).settles_in(self.record), 0.0)
 
     def abandon(self, reason: str) -> Deployment:
-        """Abandon the deployment. Its host is no longer polled, and only its cost so far counts against a
+        """Give up the deployment. Its host is no longer polled, and only its cost so far counts against a
         budget. The deployment is not ended on the host, so it may still be billed. Raises `UsageError` if its
         account can be reached, because `undeploy` then works."""
         from orchestrate.store import deployments

@@ -80,7 +80,7 @@ def _choice(pair: str) -> tuple[str, tuple[Any, ...]]:
     if not found or any(value is None for value in found):
         raise UsageError(f"--grid {name} needs comma-separated values, got {text!r}")
     if len(set(map(repr, found))) < len(found):
-        raise UsageError(f"--grid {name} has duplicate values: {text!r}")
+        raise UsageError(f"--grid {name} has a value twice: {text!r}")
     return name.strip(), found
 
 

@@ -49,7 +49,7 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth:
-    """Determine the cost of a recovered job. Queries the host for the size of its data if nothing better is
+    """Compute the cost of a recovered job. Queries the host for the size of its data if nothing better is
     known. Errors of the host are not raised."""
     told, problem = _recalled(provider, job)
     asked = told_by_host(provider, job)
