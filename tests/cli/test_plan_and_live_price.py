@@ -119,7 +119,7 @@ def test_an_account_that_may_not_spend_so_much_creates_nothing(
     sandbox.clear_requests()
     sandbox.set_credit(3)
     refused = cli("submit", "--provider", "together", "--yes", **sandbox.env)
-    assert refused.code == 4 and "$4.00, which is above what the account may spend ($3.00)" in refused.err
+    assert refused.code == 4 and "$4.00, more than the account may spend ($3.00)" in refused.err
     [run] = cli("runs", "--sandbox", "--json").json
     assert (run["phase"], creates(sandbox)) == ("refused", 0)
     sandbox.set_credit(1000)

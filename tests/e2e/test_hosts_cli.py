@@ -27,11 +27,11 @@ ABSENT = {
     },
     "together": {
         "pause": "cannot pause",
-        "resume": "cannot resume a job; start a new one from a checkpoint (continue_from)",
+        "resume": "cannot resume a job. Start a new one from a checkpoint (continue_from)",
     },
     "fireworks": {
         "pause": "cannot pause",
-        "checkpoints": "does not list checkpoints of managed jobs; download the final model",
+        "checkpoints": "does not list checkpoints of managed jobs. Download the final model",
     },
 }
 NOT_TRAINED = "[sandbox] This model was not trained"

@@ -1,14 +1,14 @@
-"""The contract that every backend keeps, built-in or plug-in.
+"""Interface that every backend implements, built-in or plug-in.
 
-A backend is a `Profile` and the class that it names. It holds a client and never job state: everything about
-a job comes from the host or from the arguments. Methods are synchronous; `AsyncOrchestrator` wraps them.
+A backend is a `Profile` and the class that it names. It holds a client but never job state: everything about
+a job comes from the host or from the arguments. Methods are synchronous. `AsyncOrchestrator` wraps them.
 
-`Provider` holds what every backend does. What only some can do is a class below (`Deploys`, `Pauses` ...): a
-backend inherits from each that it implements, and callers ask with `isinstance`, or with `capability`, which
-raises `Unsupported` and the backend's reason. `FEATURES` maps features to classes. Methods raise
-`ProviderError` (mapped from the host's status and code, never from a message), `MissingKey` or
-`MissingExtra`; `create` and `deploy` alone also `OutcomeUnknown`.
-"""
+`Provider` holds what every backend supports. Each optional capability is a class below (`Deploys`, `Pauses`,
+...), and a backend inherits from those that it implements. Callers check with `isinstance`, or with
+`capability`, which raises `Unsupported` with the backend's reason. `FEATURES` maps features to classes.
+
+Methods raise `ProviderError` (mapped from the host's status and code, never from a message), `MissingKey` or
+`MissingExtra`. Only `create` and `deploy` also raise `OutcomeUnknown`."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def key_account(config: HostConfig, host: str) -> Account:
 
 def account_of(ask: Callable[[], Account | None], config: HostConfig, host: str) -> Account:
     """Return the account that `ask` gets from the host, or the key's fingerprint if the host does not report
-    it or this key may not read it. Raises all other errors, because the account is unknown while the host
-    can't be reached."""
+    the account or this key may not read it. All other errors propagate, because the account is unknown while
+    the host can't be reached."""
     try:
         found = ask()
     except (NotFound, InvalidRequest, PermissionRefused):
@@ -112,19 +112,21 @@ class Provider(ABC):
     """The host's row rules, models, prices and address."""
     kind: ClassVar[str]
     title: ClassVar[str]
-    """Both come from the profile."""
+    """`kind` and `title` come from the profile."""
     features: ClassVar[frozenset[Feature]]
     missing: ClassVar[Mapping[Feature, str]]
     """The reason for each feature of `Feature` that is not in `features`."""
     sends_wandb_key: ClassVar[bool] = True
-    """Whether W&B needs a key from this machine, if it is supported. Otherwise the host's account has one."""
+    """True if W&B logging, where supported, needs a key from this machine. If False, the host's account has
+    one."""
     renders_rows: ClassVar[bool] = False
-    """Whether training renders rows with the same chat template that counts tokens here, so the counts
-    are what is trained."""
+    """True if training renders rows with the same chat template that is used to count tokens here, so the
+    counts are exact."""
     own_rates: ClassVar[tuple[str, ...]] = ()
-    """Methods of the rates that a quote needs, if they are its own."""
+    """Rate methods that this backend's quotes use instead of the default ones."""
     status_map: ClassVar[Mapping[str, JobStatus]]
-    """The host's words for a job's status. An unknown one becomes `UNKNOWN`, and is never terminal."""
+    """Maps the host's job statuses to `JobStatus`. An unlisted one becomes `UNKNOWN`, which is not
+    terminal."""
 
     def __init__(self, config: HostConfig) -> None:
         self.config = config
@@ -132,7 +134,7 @@ class Provider(ABC):
         """The profile's kind, or the configured name of a further instance of a host."""
 
     def __init_subclass__(cls, **more: object) -> None:
-        """Raise `TypeError` for a backend whose `features` are not those that it implements."""
+        """Raise `TypeError` if a backend's `features` don't match the classes that it inherits from."""
         super().__init_subclass__(**more)
         if "profile" in vars(cls):
             cls.kind, cls.title = cls.profile.kind, cls.profile.title
@@ -140,8 +142,12 @@ class Provider(ABC):
             return
         for feature, part in FEATURES.items():
             if (feature in cls.features) != issubclass(cls, part):
-                lacks = "does not inherit from it" if feature in cls.features else "does not list the feature"
-                raise TypeError(f"{cls.__name__}: {part.__name__} implements {feature.value}: it {lacks}")
+                why = (
+                    f"lists the feature {feature.value} but does not inherit from {part.__name__}"
+                    if feature in cls.features
+                    else f"inherits from {part.__name__} but does not list the feature {feature.value}"
+                )
+                raise TypeError(f"{cls.__name__} {why}")
 
     # -- offline -------------------------------------------------------------------------------------------
 
@@ -166,10 +172,10 @@ class Provider(ABC):
         *,
         gpu_hours: Decimal | None = None,
     ) -> Quote:
-        """Compute the price at `rates` before anything is uploaded. Offline. A model without a price gives a
-        Quote with `unavailable`. `gpu_hours` is how long the user expects an RFT job to take, which no
-        host publishes in advance. The default implementation counts tokens and bills them by the rules of
-        the profile."""
+        """Compute the price at `rates` before anything is uploaded. Offline. If the model has no price, the
+        quote has `unavailable` set. `gpu_hours` is the user's estimate for an RFT job, because no host
+        publishes one in advance. The default implementation counts tokens and bills them by the profile's
+        rules."""
         from orchestrate.providers import offline
 
         return offline.quote(self, spec, data, translation, rates, gpu_hours)
@@ -183,7 +189,7 @@ class Provider(ABC):
     # -- whose jobs ----------------------------------------------------------------------------------------
 
     def account(self) -> Account:
-        """Return the account whose jobs this configuration sees. May ask the host, but only once per
+        """Return the account whose jobs this configuration sees. May query the host, but only once per
         instance. By default, the account is identified by its key."""
         return key_account(self.config, self.host)
 
@@ -193,9 +199,9 @@ class Provider(ABC):
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
-        """Upload the data to the host in its own format and wait until it can be used. There is one
-        remote file per digest. Raises `DataError`, before anything is sent, for a file whose rows no
-        longer match its digest (`Dataset.write` does)."""
+        """Upload the data to the host in its own format and wait until it can be used. Each digest has one
+        remote file. Raises `DataError` before anything is sent if a file's rows no longer match its digest
+        (`Dataset.write` does this)."""
 
     @abstractmethod
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
@@ -206,8 +212,8 @@ class Provider(ABC):
 
     @abstractmethod
     def find(self, ref: str) -> list[JobHandle]:
-        """Find all jobs tagged `ref`, however old, because clocks may be wrong. An empty result means
-        that the account has none now. An answer that is not a list raises `UnexpectedAnswer`."""
+        """Find all jobs tagged `ref`, however old, because clocks may be wrong. An empty result means that
+        the account currently has none. A response that is not a list raises `UnexpectedAnswer`."""
 
     # -- reading (never changes or bills anything) ---------------------------------------------------------
 
@@ -221,7 +227,7 @@ class Provider(ABC):
 
     @abstractmethod
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
-        """Yield events, oldest first, only those after the event id `after`."""
+        """Yield events, oldest first. With `after`, yield only those after the event with this id."""
 
     def billing(self) -> Billing:
         """Report everything in the account that is billed or could be, regardless of who created it: jobs
@@ -243,7 +249,7 @@ class Provider(ABC):
 
     @property
     def host(self) -> str:
-        """The address that requests go to, for display and for records."""
+        """Address that requests are sent to, for display and for records."""
         return self.config.base_url or self.name
 
     @property
@@ -254,13 +260,13 @@ class Provider(ABC):
 
     @property
     def prices(self) -> str:
-        """The name under which this backend's rates are listed."""
+        """Name under which this backend's rates are listed."""
         return str(self.config.options.get("prices", self.kind))
 
     @property
     def target(self) -> RowTarget:
-        """The rules that rows are checked against and the format they are written in. Raises `UsageError`
-        without data rules."""
+        """Rules that rows are checked against and the format they are written in. Raises `UsageError` if
+        there are no data rules."""
         from orchestrate.data.dialects import target
 
         return target(self.name, self.profile)
@@ -279,8 +285,9 @@ class Provider(ABC):
             raise lacking(self, feature)
 
     def ended(self, today: date) -> Mapping[Feature, str]:
-        """Return the training methods that the host's API still offers but for which the catalog has no
-        remaining model, each with the reason. Another instance of a host's kind has its own models."""
+        """Return training methods that the host's API still offers although the catalog has no model left for
+        them, each with the reason. Empty for additional instances of a host's kind, which have their own
+        models."""
         from orchestrate import catalog
 
         if self.name != self.kind or self.sandbox:
@@ -322,8 +329,8 @@ class Resumes(Provider):
 class Restarts(Provider):
     @abstractmethod
     def recover(self, job: JobHandle) -> bool:
-        """Restart work that died unfinished and that the host does not restart on its own. Returns True if it
-        was restarted. A job that someone paused stays paused."""
+        """Restart a job that died unfinished and that the host does not restart. Returns True if it was
+        restarted. A job that someone paused stays paused."""
 
 
 class Deletes(Provider):
@@ -341,7 +348,7 @@ class ListsStored(Provider):
     @abstractmethod
     def stored(self) -> Storage:
         """List every file and tuned model that the account stores, regardless of who created it. Raises
-        `ProviderError` when the host lists nothing at all."""
+        `ProviderError` if none of the host's lists can be read."""
 
     @abstractmethod
     def delete_stored(self, item: StoredItem) -> None:
@@ -351,89 +358,90 @@ class ListsStored(Provider):
 class StopsWorkers(Provider):
     @abstractmethod
     def stop_workers(self, ref: str) -> None:
-        """Stop the rented machines of a job from any store, by their label alone."""
+        """Stop a job's rented machines, found by their label. The job may be from any store."""
 
 
 class Limited(StopsWorkers):
-    """Has workers that stop at a run's own hour and cost limits."""
+    """Backend whose workers stop at a run's time and cost limits."""
 
     @abstractmethod
     def ends_usd(self, spec: JobSpec, translation: Translation, quote: Quote) -> Decimal | None:
-        """Return the maximum that the run can cost: by the limits of the spec, otherwise the high end of the
-        quote. Returns `None` if the hourly price is unknown, or nothing is billed."""
+        """Return the run's maximum cost: by the spec's limits, otherwise the quote's high end. Returns `None`
+        if the hourly price is unknown or nothing is billed."""
 
     @abstractmethod
     def allowance(self, job: JobHandle) -> Allowance:
-        """Return the limits of the job and how much of them it has used. Raises `ProviderError`."""
+        """Return the job's limits and how much of them it has used. Raises `ProviderError`."""
 
     @abstractmethod
     def allow(self, job: JobHandle, *, max_hours: float | None, max_usd: Decimal | None) -> None:
-        """Change the limits for workers that start from now on. The same limits change nothing. Raises
-        `ProviderError`."""
+        """Change the limits for workers that start from now on. Setting the same limits again has no effect.
+        Raises `ProviderError`."""
 
 
 # -- what the account has ----------------------------------------------------------------------------------
 
 
 class Recalls(Provider):
-    """Reports jobs whose spec and data are missing here."""
+    """Backend that reports jobs whose spec and data are not on this machine."""
 
     @abstractmethod
     def recall(self, job: Job) -> Recalled | None:
         """Return what the host reports about a job that helps to price it, or `None` if it reports nothing.
-        Requests the size of the data only if the job doesn't report its tokens."""
+        Queries the data's size only if the job doesn't report its tokens."""
 
     @abstractmethod
     def asked_for(self, job: Job) -> Told:
-        """Return the settings of a job that was created outside this store, as far as the response shows."""
+        """Return the settings of a job that was created outside this store, as far as the response shows
+        them."""
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List jobs like `list`, with everything from which a lost store can be rebuilt, including jobs
-        that no file on this machine mentions. If it raises halfway, the jobs before that are still valid."""
+        """List jobs like `list`, with everything needed to rebuild a lost store. Includes jobs that no file
+        on this machine mentions. If it raises halfway, the jobs yielded before remain valid."""
         yield from self.list(since=since)
 
     def taken_over(self, job: Job) -> Job:
-        """Return a recoverable job with what is needed here to continue it."""
+        """Return a recoverable job with what this machine needs to continue it."""
         return job
 
 
 class HoldsFiles(Provider):
     @abstractmethod
     def holds(self, remote: RemoteDataset) -> bool:
-        """Return whether this account has the files of an earlier upload, judged by its id. `False`
-        proves nothing."""
+        """Check by id whether this account has the files of an earlier upload. `False` does not prove that
+        they are missing."""
 
 
 class HandsOutFiles(Provider):
     @abstractmethod
     def fetch_file(self, id: str, file: Path) -> None:
-        """Download a data file of the account, by the id that a job names. Raises `NotFound`."""
+        """Download one of the account's data files by the id that a job names. Raises `NotFound`."""
 
 
 class ListsModels(Provider):
     @abstractmethod
     def base_models(self) -> Sequence[HostModel]:
-        """List the models that the host currently tunes, with limits and shutdown dates if it reports them. A
-        field that it does not report is `None`, empty or `unconfirmed`. `orchestrate models refresh` compares
-        the list with the catalog."""
+        """List the models that the host currently fine-tunes, with limits and shutdown dates if it reports
+        them. Fields that it does not report are `None`, empty or `unconfirmed`. `orchestrate models refresh`
+        compares the list with the catalog."""
 
 
 # -- before a job ------------------------------------------------------------------------------------------
 
 
 class PlansTraining(Provider):
-    """Trains with this project's own engine on known hardware."""
+    """Backend that trains with Orchestrate's own engine on known hardware."""
 
     renders_rows = True
 
     @abstractmethod
     def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
-        """Estimate the memory that training on these rows takes on the user's own hardware. Returns `None` if
+        """Estimate the memory that training on these rows needs on the user's own hardware. Returns `None` if
         the hardware is not the user's."""
 
     @abstractmethod
     def device(self) -> str:
-        """Return the device whose hours are billed for a job: a GPU's name, or `cpu`."""
+        """Return the device by whose hours a job is billed: a GPU's name, or `cpu`."""
 
 
 class EstimatesPrice(Provider):
@@ -450,15 +458,15 @@ class Downloads(Provider):
     def download(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
-        """Download the model into `dest`: resumable, hashed, and safely unpacked, safetensors only.
-        Raises `ArtifactRefused`."""
+        """Download the model into `dest`. The download is resumable, hashed, safely unpacked, and limited to
+        safetensors. Raises `ArtifactRefused`."""
 
 
 class KeepsFingerprint(Provider):
     @abstractmethod
     def sheet(self, job: JobHandle) -> Sheet | None:
-        """Return the fingerprint that identifies the tuned model wherever it is served, if its trainer kept
-        one."""
+        """Return the fingerprint that identifies the tuned model wherever it is served, if its trainer
+        recorded one."""
 
 
 class Serves(Provider):
@@ -470,31 +478,31 @@ class Serves(Provider):
 class Deploys(Serves):
     @abstractmethod
     def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
-        """Return the price of `deploy` with the same options in US dollars per hour, including idle
-        hours, or `None` when it is unknown.
+        """Return the price of `deploy` with the same options in US dollars per hour, including idle hours, or
+        `None` if it is unknown.
 
-        Only reads. The price is shown before the user agrees."""
+        Changes nothing. The price is shown before the user agrees."""
 
     @abstractmethod
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
         """Deploy the tuned model. This may bill hourly and is never implied by another command. The
         deployment is named after the job, so it is never created twice: a second call completes what an
-        earlier one started, and restarts what had stopped. Raises `OverBudget` if an hour costs more than the
-        option `max_usd_per_hour`, and `OutcomeUnknown` if the response to the request that bills was lost."""
+        earlier one started, and restarts what had stopped. Raises `OverBudget` if the hourly price exceeds
+        the option `max_usd_per_hour`, and `OutcomeUnknown` if the response to the billed request was lost."""
 
     @abstractmethod
     def undeploy(self, job: JobHandle) -> None:
-        """Request the end of what `deploy` started. May be repeated, and needs no record of the job on
-        the host. Only `deployed` says whether the deployment has ended."""
+        """Request removal of what `deploy` created. May be repeated, and works without the host's record of
+        the job. Only `deployed` shows whether the deployment has ended."""
 
     @abstractmethod
     def deployments(self) -> Iterator[Standing]:
-        """List all deployments and endpoints of the account, regardless of who created them. Raises for an
-        answer that is not a list."""
+        """List all deployments and endpoints of the account, regardless of who created them. Raises if the
+        response is not a list."""
 
     def deployed(self, job: JobHandle) -> Sequence[Standing]:
-        """Find what exists of this job's deployment by its name. The record of the job is not needed. An
-        empty result means that the account has none now."""
+        """Find this job's deployment by its name. Works without the host's record of the job. An empty result
+        means that the account currently has none."""
         return [item for item in self.deployments() if item.job_id == job.job_id.lower()]
 
 
@@ -516,14 +524,14 @@ class Chats(Provider):
         temperature: float = 0.0,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[Reply]:
-        """Generate one reply per conversation, from the tuned model or its `base`. `tools`: the tools
-        that it may call."""
+        """Generate one reply per conversation, from the tuned model or its `base`. `tools` are the tools that
+        the model may call."""
 
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat | None:
-        """Return a chat that answers one question at a time, like `generate`, and can be called from several
-        threads. Returns `None` if the backend does not support this."""
+        """Return a chat that answers one conversation at a time, like `generate`, and can be called from
+        several threads. Returns `None` if the backend does not support this."""
         return None
 
 
@@ -532,32 +540,33 @@ class AnswersHere(Provider):
     def generator(
         self, job: JobHandle, *, checkpoint: str | None = None, worker: Worker | None = None
     ) -> Generator:
-        """Load the tuned model and its base in a process on this machine: `worker`, or a process of its
-        own."""
+        """Load the tuned model and its base in a process on this machine: in `worker`, or in a new
+        process."""
 
 
 class Sessions(Provider):
-    """Trains a model step by step. The caller's process keeps the run directory for `get` and the like."""
+    """Backend that trains a model step by step. The caller's process writes the run directory that `get` and
+    similar methods read."""
 
     child: Callable[[], tuple[Path | None, dict[str, str]]] | None = None
-    """Returns folder and environment for a process with the same settings, which drives the session of a
+    """Returns the folder and environment of a process with the same settings, which runs the session of a
     submitted job."""
 
     @abstractmethod
     def session_dir(self, order: SessionOrder) -> RunDir:
-        """Make the run directory of a session, or find the directory that an earlier call made."""
+        """Create a session's run directory, or find the one that an earlier call created."""
 
     @abstractmethod
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
-        """Return what the session costs. May ask the host, but changes and bills nothing."""
+        """Return what the session costs. May query the host, but changes and bills nothing."""
 
     @abstractmethod
     def open_session(self, order: SessionOrder) -> SessionBackend:
-        """Start the model. Raises `ProviderError`, or what loading the base raises."""
+        """Start the model. Raises `ProviderError`. Errors from loading the base model propagate."""
 
     @abstractmethod
     def pause(self, job: JobHandle) -> None:
-        """Ask the program that drives a session to save and end it."""
+        """Request that the program running a session saves and ends it."""
 
     @abstractmethod
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]: ...
@@ -576,23 +585,23 @@ FEATURES: Mapping[Feature, type[Provider]] = {
     Feature.CHAT: Chats,
     Feature.LIVE_PRICE: EstimatesPrice,
 }
-"""The features that are separate methods. The others say what a spec and its rows may contain, or are in
+"""Features with their own methods. The others describe what a spec and its rows may contain, or belong to
 `Provider`."""
 _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
     ShowsRows: ("rendered rows", "it does not show how it tokenizes rows"),
     HandsOutFiles: ("data files", "it does not offer its jobs' files for download"),
     ListsStored: ("list of stored files", "its API does not list or delete stored files and models"),
     ListsModels: ("list of models", "its API does not list the models it can fine-tune"),
-    Sessions: ("training sessions", 'it has no built-in client for them; use ft.session(provider="local")'),
+    Sessions: ("training sessions", 'it has no built-in client for them. Use ft.session(provider="local")'),
     TakesAdapters: ("uploaded adapters", "{title} only serves models that it trained"),
 }
-"""Not a feature: the message shown where it is missing."""
+"""Capabilities that are not features: name and reason for the error message."""
 P = TypeVar("P", bound=Provider)
 
 
 def capability(provider: Provider, wanted: type[P]) -> P:
-    """Return the backend typed as one with this capability. Raises `Unsupported` with the backend's reason if
-    it lacks the capability."""
+    """Return the backend, typed with this capability. Raises `Unsupported` with the backend's reason if it
+    lacks the capability."""
     if isinstance(provider, wanted):
         return provider
     for feature, part in FEATURES.items():
@@ -603,13 +612,13 @@ def capability(provider: Provider, wanted: type[P]) -> P:
 
 
 def pausing(run: Run) -> type[Pauses] | type[Sessions]:
-    """Return the capability that pauses the run: a backend can have sessions that pause, and jobs that
-    don't."""
+    """Return the capability that pauses the run. A backend may be able to pause sessions but not jobs."""
     return Sessions if run.job_kind == SESSION else Pauses
 
 
 def lookup(provider: Provider, spec: JobSpec) -> Lookup:
-    """Return which rates a quote needs. Raises `SpecError` for a model that the backend does not know."""
+    """Return the lookup of the rates that a quote needs. Raises `SpecError` for a model that the backend does
+    not know."""
     from orchestrate import costing
 
     resolved = provider.resolve(spec)
@@ -637,8 +646,8 @@ def jobs(
     bills: bool | None = None,
     note: str | None = None,
 ) -> Iterator[Standing]:
-    """Yield the jobs that have not ended. By default, a job bills unless it is paused. For an unknown state,
-    it is unknown whether it bills."""
+    """Yield the jobs that have not ended. By default, a job bills unless it is paused. In an unknown state,
+    whether it bills is unknown."""
     for job in provider.list():
         if job.status.terminal:
             continue
@@ -670,8 +679,8 @@ def of_jobs(
 def joined(
     provider: Provider, parts: Mapping[str, Callable[[], Iterable[Standing]]], *unseen: str
 ) -> Billing:
-    """Combine several lists. One that cannot be read does not hide the others. Raises `ProviderError` if none
-    can be read."""
+    """Combine several lists. If one cannot be read, the others are still returned. Raises `ProviderError` if
+    none can be read."""
     items, failed, untold = _read_lists(provider, parts, unseen)
     return Billing(items=items, partial=bool(failed), unseen=(*failed, *untold))
 
@@ -679,7 +688,7 @@ def joined(
 def stored(
     provider: Provider, parts: Mapping[str, Callable[[], Iterable[StoredItem]]], *unseen: str
 ) -> Storage:
-    """Merge the lists of what an account stores, as `joined` does for what is billed."""
+    """Combine several lists of stored items, like `joined`."""
     items, failed, untold = _read_lists(provider, parts, unseen)
     return Storage(items=items, partial=bool(failed), unseen=(*failed, *untold))
 

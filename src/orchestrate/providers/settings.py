@@ -32,7 +32,7 @@ OURS: Mapping[str, str] = {
 """Settings that are never sent to a backend."""
 
 
-UNPAIRED = "the closest option is DPO over preference pairs (loss: dpo); this machine has KTO"
+UNPAIRED = "The closest option is DPO on preference pairs (loss: dpo). Local training supports KTO"
 """Suggestion for backends that reject KTO."""
 KTO_ONLY = ("desirable_weight", "undesirable_weight")
 

@@ -39,7 +39,7 @@ RULES = HostRules(
         "unpaired": f"Fireworks {NO_KTO}",
         "completion": None,
         "rl": None,
-        "text": "Fireworks accepts chat and prompt/completion rows",
+        "text": "Fireworks accepts only chat and prompt/completion rows",
     },
     traits={
         Trait.FUNCTION_ROLE: NO_FUNCTION_ROLE,
@@ -61,11 +61,10 @@ RULES = HostRules(
 def billed_tokens(
     train_tokens: int, epochs: int, *, reasoning: bool = False, average_turns: float = 1.0
 ) -> int:
-    """Count tokens of the dataset x epochs. Rows with thinking and several turns are unrolled into one row
-    per turn, which multiplies their tokens by half the average number of turns (at least one).
+    """Count tokens of the dataset times epochs. Multi-turn rows with thinking are unrolled into one row per
+    turn, which multiplies their tokens by half the average number of turns (at least one).
 
-    docs.fireworks.ai fine-tuning pricing.
-    """
+    Source: docs.fireworks.ai fine-tuning pricing."""
     factor = max(Decimal(1), Decimal(str(average_turns)) / 2) if reasoning else Decimal(1)
     return int((train_tokens * epochs * factor).to_integral_value(rounding="ROUND_CEILING"))
 
@@ -76,12 +75,14 @@ def bills(size: JobSize, rate: Rate) -> Lines:
     from orchestrate.costing.size import Lines
 
     epochs = text.count(size.epochs, "epoch")
-    notes = [f"{epochs}; the evaluation dataset is not billed; the price page lists no minimum charge"]
+    notes = [
+        f"{epochs}. The evaluation dataset is not billed. The price page lists no minimum charge"
+    ]
     tokens = billed_tokens(
         size.train_tokens, size.epochs, reasoning=size.reasoning, average_turns=size.average_turns
     )
     if tokens != size.train_tokens * size.epochs:
-        notes.append(f"rows with reasoning are unrolled per turn: times {size.average_turns / 2:.2f}")
+        notes.append(f"rows with reasoning are unrolled by turn (tokens times {size.average_turns / 2:.2f})")
     unrolled = Decimal(tokens) / size.train_tokens if size.train_tokens else Decimal(0)
     low, high = (each * unrolled / MTOK for each in (size.train_least, size.train_most))
     training = line("training", tokens / MTOK, rate, low=low, high=high)
@@ -99,8 +100,8 @@ def region_factor(region: str | None) -> Decimal:
 
 
 def hourly_factor(spec: JobSpec) -> Decimal:
-    """Return the factor on the hourly price of an RFT job, which is billed at the rates of deployments
-    and so depends on the region that the user chooses."""
+    """Return the factor on the hourly price of an RFT job. RFT is billed at deployment rates, which depend on
+    the region that the user chooses."""
     options = spec.provider_options.get(PROFILE.kind, {})
     config: Any = options.get("trainingConfig")
     inside: Any = cast("dict[str, Any]", config).get("region") if isinstance(config, dict) else None
@@ -109,12 +110,11 @@ def hourly_factor(spec: JobSpec) -> Decimal:
 
 
 def refused_in_validation(job: Job) -> bool:
-    """Return whether an SFT job failed before it trained: it reports no progress, and only tokens are
+    """Return True if an SFT job failed before it trained. Such a job reports no progress, and only tokens are
     billed.
 
-    DPO and RFT jobs report no progress at all (the API's job records), so for them this is unknown, and no
-    source says that a failed job is free.
-    """
+    DPO and RFT jobs report no progress at all (the API's job records), so this is unknown for them. No source
+    says that a failed job is free."""
     worked = job.percent or job.epoch or job.trained_tokens or job.accelerator_seconds
     return job.handle.kind == "supervised" and not worked
 
@@ -138,5 +138,5 @@ PROFILE = Profile(
     hourly_factor=hourly_factor,
     figures_are_estimates=True,  # the field is called `estimatedCost`, and does not change with the job's end
     unbilled_failure=refused_in_validation,
-    serving_note="Fireworks scales to zero after an idle hour",
+    serving_note="Fireworks scales to zero after one idle hour",
 )

@@ -1,5 +1,5 @@
-"""The connections to Fireworks: the SDK's client, a plain one for signed URLs, and the account they work
-for."""
+"""Connections to Fireworks: the SDK's client, a plain client for signed URLs, and the account that they
+use."""
 
 from __future__ import annotations
 
@@ -68,11 +68,9 @@ class FireworksDatasetFiles:
         self._sleep = sleep
 
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
-        """Upload the dataset and return the host's record of it once it is READY. An existing one is
-        reused.
+        """Upload the dataset and return the host's record once the dataset is READY. Reuses an existing one.
 
-        Raises `DataError` with the host's own message if it rejects the rows.
-        """
+        Raises `DataError` with the host's own message if it rejects the rows."""
         path = dataset.write(self._target, folder)
         dataset_id = f"orc-{dataset.digest[:24]}"
         known, tries = self.get(dataset_id), 0
@@ -91,7 +89,7 @@ class FireworksDatasetFiles:
         return self._ready(dataset_id, dataset)
 
     def _awaited(self, dataset_id: str, patience_s: float) -> dict[str, Any]:
-        """Until the dataset is READY, or for as long."""
+        """Wait until the dataset is READY, at most `patience_s` seconds."""
         waited, pause = 0.0, 0.25
         while True:
             found = self.get(dataset_id) or {}
@@ -108,13 +106,13 @@ class FireworksDatasetFiles:
             return None
 
     def delete(self, dataset_id: str) -> None:
-        """Delete a dataset. Deleting it twice is not an error."""
+        """Delete a dataset. Deleting it again is not an error."""
         api = self._client().datasets
         with suppress(NotFound):
             self._wire.read(lambda: api.delete(dataset_id, account_id=self._account()))
 
     def stored(self) -> Iterator[StoredItem]:
-        """List every dataset of the account. The host reports how many rows each has, not its size."""
+        """List every dataset of the account. The host reports row counts but not sizes."""
         api, account = self._client().datasets, self._account()
         for page in self._wire.pages(lambda: api.list(account_id=account, page_size=200), omits_empty=True):
             for raw in items(page):
@@ -140,7 +138,7 @@ class FireworksDatasetFiles:
         files.fetch(self._wire, opened, file, limit_bytes=files.MOST_FILE_BYTES)
 
     def examples(self, name: str) -> int | None:
-        """Return the number of rows of a dataset, by its resource name or id."""
+        """Return the number of rows in a dataset, by its resource name or id."""
         return whole((self.get(name.rsplit("/", 1)[-1]) or {}).get("exampleCount"))
 
     def _create(self, dataset_id: str, path: Path) -> None:
@@ -197,14 +195,13 @@ class FireworksDatasetFiles:
             what=f"dataset {dataset_id}",
             sleep=self._sleep,
             within_s=WAIT_S,
-            fix="submit again later; Orchestrate reuses the uploaded file",
+            fix="submit again later. Orchestrate reuses the uploaded file",
         )
 
 
 class _Clash(Exception):
-    """A step of an upload was rejected, which another upload of the same rows at this moment also causes:
-    it replaces the signed URLs, or has finished the dataset. `error` is what is raised after `most`
-    attempts."""
+    """A step of an upload was rejected. Another upload of the same rows at the same time also causes this,
+    because it replaces the signed URLs or completes the dataset. `error` is raised after `most` attempts."""
 
     def __init__(self, error: OrchestrateError, most: int = 3) -> None:
         super().__init__(error.message)
@@ -216,12 +213,12 @@ def _busy(error: ProviderError) -> HostUnavailable:
         "fireworks",
         f"Fireworks rejected the upload ({error.message}). Another process may be uploading the same rows",
         status=error.status,
-        fix="submit again later; Orchestrate reuses the uploaded data",
+        fix="submit again later. Orchestrate reuses the uploaded data",
     )
 
 
 def put_signed(http: httpx.Client, url: str, path: Path, progress: Progress | None = None) -> httpx.Response:
-    """Upload a file to a signed URL. `http` carries no key. Raises httpx's errors."""
+    """Upload a file to a signed URL. `http` must not carry the key. httpx's errors propagate."""
     size = str(path.stat().st_size)
     headers = {  # covered by the signature
         "Content-Type": "application/octet-stream",
@@ -260,8 +257,8 @@ class Weights:
         self._client, self._http, self._wire = client, http, wire
 
     def fetch(self, model: str, folder: Path, most: int, progress: Progress | None) -> None:
-        """Fetch all files of a model into `folder`, at most `most` bytes. Files that are already complete
-        are not fetched again."""
+        """Fetch all files of a model into `folder`, up to `most` bytes. Complete files are not fetched
+        again."""
         urls = self._urls(model)
         names = {name.rsplit("/", 1)[-1]: name for name in sorted(urls) if files.wanted(name)}
         own_folder(folder)
@@ -289,11 +286,11 @@ class Weights:
 
 
 PAGE = 200
-"""Maximum entries per page of a list on this host."""
+"""Maximum entries per page of this host's lists."""
 
 
 class Connection:
-    """Connects to the host. Nothing is sent, and no SDK imported, before the first call."""
+    """Connection to the host. Sends nothing and imports no SDK before the first call."""
 
     def __init__(self, config: HostConfig, wire: Wire) -> None:
         self._config = config
@@ -320,7 +317,7 @@ class Connection:
         return httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0), follow_redirects=True)
 
     def lines(self, url: str | None) -> list[str]:
-        """Read the lines of a file behind a signed URL. Empty until the file is written."""
+        """Read the lines of a file behind a signed URL. Returns an empty list until the file is written."""
         if url is None:
             return []
         safe = require_safe(url)
@@ -337,8 +334,8 @@ class Connection:
 
     @property
     def inference_url(self) -> str:
-        """The URL for chats. The real host serves them below `/inference`, any other server where the SDK
-        requests them."""
+        """Base URL for chats. The real host serves them below `/inference`, any other server at the base URL
+        itself."""
         base = self._config.base_url or PROFILE.url or ""
         return f"{base}/inference" if base == PROFILE.url else base
 
@@ -355,15 +352,15 @@ class Connection:
             if len(names) != 1:
                 known = ", ".join(sorted(names)) or "none"
                 raise UsageError(
-                    f"the Fireworks key belongs to {len(names)} accounts ({known}): choose one",
+                    f"the Fireworks key belongs to {len(names)} accounts ({known}). Choose one",
                     fix='export FIREWORKS_ACCOUNT_ID=...   or  [hosts.fireworks] account_id = "..."',
                 )
             self._found_account = names[0]
         return self._found_account
 
     def seen_account(self) -> str | None:
-        """Return the account's id once the host has shown the account to this key: a configured id is
-        only a claim."""
+        """Return the account's id if the host shows that account to this key. A configured id alone proves
+        nothing."""
         account_id, client = self.account(), self.client()
         shown = plain(self._wire.read(lambda: client.accounts.get(account_id=account_id)))
         return account_id if id_of(shown.get("name")) == account_id else None
@@ -372,25 +369,25 @@ class Connection:
         return f"/v1/accounts/{self.account()}/{KINDS[kind]}/{job_id}"
 
     def job(self, kind: str, job_id: str) -> dict[str, Any]:
-        """Return a job as the host reports it, including odd values."""
+        """Return a job as the host reports it, including unknown values."""
         path, client = self.path(kind, job_id), self.client()
 
         def named() -> dict[str, Any]:
             raw = table(client.get(path, cast_to=object))
             if id_of(raw.get("name")) != job_id:
-                raise Unreadable(f"job {job_id} is not in it")
+                raise Unreadable(f"no job {job_id} in the response")
             return raw
 
         return self._wire.read(named, expect=dict)
 
     def find(self, job: JobHandle) -> tuple[dict[str, Any], str]:
-        """Return the job and its kind. A job whose kind was not stored is looked up in every collection."""
+        """Return the job and its kind. If the kind was not stored, search every collection for the job."""
         if job.kind is not None:
             return self.job(job.kind, job.job_id), job.kind
         for kind in KINDS:
             with suppress(NotFound):
                 return self.job(kind, job.job_id), kind
-        raise NotFound(self._wire.provider, f"there is no job {job.job_id}", status=404)
+        raise NotFound(self._wire.provider, f"job {job.job_id} does not exist", status=404)
 
     def kind(self, job: JobHandle) -> str:
         return job.kind or self.find(job)[1]

@@ -1,10 +1,9 @@
-"""The backend `fireworks`; see `orchestrate.providers.base` for the contract.
+"""Backend `fireworks`. See `orchestrate.providers.base` for the interface.
 
-- A job's id is chosen by the caller: it is the ref. A create request that is sent twice is refused by the
-  host (409), and the job is found by its name.
-- `JobHandle.kind` says which of the host's three collections the job is in: supervised, dpo or reinforcement.
-- The host keeps no events and lists no checkpoints of managed jobs.
-"""
+- The caller chooses a job's id, and Orchestrate uses the ref. If a create request is sent twice, the host
+  rejects the second (409), and the job is found by its name.
+- `JobHandle.kind` names the host's collection that the job is in: supervised, dpo or reinforcement.
+- The host keeps no events and lists no checkpoints of managed jobs."""
 
 from __future__ import annotations
 
@@ -104,11 +103,11 @@ class FireworksProvider(
         Feature.CHECKPOINTS,
     }
     missing: ClassVar[Mapping[Feature, str]] = {
-        Feature.KTO: f"Fireworks does not support KTO; {UNPAIRED}",
+        Feature.KTO: f"Fireworks does not support KTO. {UNPAIRED}",
         Feature.QLORA: "Fireworks does not publish its base models' precision, so qlora is trained as LoRA",
         Feature.FULL: "Fireworks' managed jobs train LoRA adapters only",
         Feature.PAUSE: "Fireworks cannot pause a job, only cancel it",
-        Feature.CHECKPOINTS: "Fireworks does not list checkpoints of managed jobs; download the final model",
+        Feature.CHECKPOINTS: "Fireworks does not list checkpoints of managed jobs. Download the final model",
     }
     status_map = reading.STATUS_MAP
     file_id = "name"
@@ -167,7 +166,7 @@ class FireworksProvider(
         return self._brought(data, self._datasets.bring, progress, details, validates=validates)
 
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
-        """Return the host's estimate, which exists only for SFT jobs."""
+        """Return the host's estimate. It exists only for SFT jobs."""
         model = translation.model
         if spec.method.type != "sft":
             reason = "Fireworks estimates prices only for SFT jobs"
@@ -205,7 +204,7 @@ class FireworksProvider(
         return JobHandle(provider=self.name, job_id=job_id, ref=ref, kind=kind)
 
     def find(self, ref: str) -> list[JobHandle]:
-        """Find jobs by name, with one request for each of the three collections."""
+        """Find jobs by name, with one request to each of the three collections."""
         job_id = job_id_of(ref)
         found: list[JobHandle] = []
         for kind in KINDS:
@@ -244,7 +243,7 @@ class FireworksProvider(
         return reading.models_of(row for page in pages for row in items(page))
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
-        """Read the host's metrics file. Empty until it is written."""
+        """Read the host's metrics file. Returns an empty list until it is written."""
         raw, kind = self._at.find(job)
         url = text(raw.get("metricsFileSignedUrl"))
         try:
@@ -273,14 +272,14 @@ class FireworksProvider(
         self._cancel(job, lambda: self._at.act(self._at.kind(job), job.job_id, "cancel"))
 
     def resume(self, job: JobHandle) -> None:
-        """Resume a paused job. A job that has ended is not resumed, because the host would start and bill it
-        again, under its old id and without a price."""
+        """Resume a paused job. Refuses a job that has ended, because the host would start and bill it again
+        under its old id and without a price."""
         raw, kind = self._at.find(job)
         status = self.status(state_of(raw.get("state")))
         if status.terminal or status is JobStatus.CANCELLING:
             raise UsageError(
-                f"job {job.job_id} has ended ({raw.get('state')}); a restart would be billed "
-                "again, beyond the price you confirmed",
+                f"job {job.job_id} has ended ({raw.get('state')}). A restart would be billed "
+                "again, in addition to the price you confirmed",
                 fix="submit a new run",
             )
         if status is not JobStatus.PAUSED:
@@ -322,7 +321,7 @@ class FireworksProvider(
             self._wire.read(lambda: client.models.delete(id, account_id=account), expect=object)
 
     def delete(self, job: JobHandle) -> None:
-        """Delete the tuned model, which outlives its job at Fireworks, and then the job."""
+        """Delete the tuned model, which the host keeps when its job is deleted, and then the job."""
         with suppress(NotFound):
             raw, kind = self._at.find(job)
             path, client = self._at.path(kind, job.job_id), self._at.client()
@@ -337,8 +336,7 @@ class FireworksProvider(
     def download(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
-        """Download the final model, file by file over signed URLs. A file that is already complete is not
-        fetched again."""
+        """Download the final model, file by file over signed URLs. Complete files are not fetched again."""
         if checkpoint is not None:
             raise UsageError(f"{self.title}: {self.missing[Feature.CHECKPOINTS]}")
         files.require_empty(dest)
@@ -406,7 +404,7 @@ class FireworksProvider(
     def _tuned(self, job: JobHandle, raw: Mapping[str, Any]) -> str:
         if self.status(state_of(raw.get("state"))) is not JobStatus.SUCCEEDED:
             raise UsageError(
-                f"{job.job_id} has no model yet (state {raw.get('state')})", fix="wait until it succeeds"
+                f"{job.job_id} has no model yet (state {raw.get('state')})", fix="wait until the job succeeds"
             )
         return reading.tuned_model(raw)
 

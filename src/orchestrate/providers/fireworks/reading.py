@@ -1,9 +1,8 @@
-"""Fireworks' answers as our records.
+"""Parsing of Fireworks' responses into our records.
 
 Sources: the SDK's `SupervisedFineTuningJob`, `DpoJob` and `ReinforcementFineTuningJob`. The host has no list
-of events: what can be told from a job's state and progress is reported, under ids that stay. Rows of the
-metrics file are `{step, timestamp, data: {"train/loss": ...}}`, or the same without `data`.
-"""
+of events, so they are derived from a job's state and progress, with ids that never change. Rows of the
+metrics file are `{step, timestamp, data: {"train/loss": ...}}`, or the same without `data`."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ KINDS: Mapping[str, str] = {
     "dpo": "dpoJobs",
     "reinforcement": "reinforcementFineTuningJobs",
 }
-"""`JobHandle.kind` -> the host's collection."""
+"""Maps `JobHandle.kind` to the host's collection."""
 ID_PARAMETER: Mapping[str, str] = {
     "supervised": "supervisedFineTuningJobId",
     "dpo": "dpoJobId",
@@ -77,7 +76,7 @@ _NUMBERED = (
     "WRITING_RESULTS",
     "VALIDATING",
 )
-"""The first numbers of the host's enum; the meaning of later ones is unknown."""
+"""The first values of the host's enum. The meaning of later ones is unknown."""
 METRIC_NAMES = {
     "train/loss": "train_loss",
     "loss": "train_loss",
@@ -100,7 +99,7 @@ _EPOCHS = ("train/epoch", "epoch")
 
 
 def state_of(value: Any) -> str:
-    """Normalize the host's state, which comes as `JOB_STATE_RUNNING`, `RUNNING`, `JobState.RUNNING` or 2."""
+    """Normalize the host's state, which may be `JOB_STATE_RUNNING`, `RUNNING`, `JobState.RUNNING` or 2."""
     if isinstance(value, int) and not isinstance(value, bool):
         return _PREFIX + _NUMBERED[value] if 0 <= value < len(_NUMBERED) else str(value)
     word = str(value or "").rsplit(".", 1)[-1]
@@ -111,7 +110,7 @@ def state_of(value: Any) -> str:
 
 
 def id_of(name: Any) -> str:
-    """Return the id in a resource name: `accounts/a/dpoJobs/x` -> `x`."""
+    """Return the id from a resource name: `accounts/a/dpoJobs/x` -> `x`."""
     return str(name or "").rsplit("/", 1)[-1]
 
 
@@ -155,7 +154,7 @@ def settings_of(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def tuned_model(raw: Mapping[str, Any]) -> str:
-    """Return the full name of the tuned model. A job that names no output model gives it its own id."""
+    """Return the full name of the tuned model. If a job names no output model, the model has the job's id."""
     account = "/".join(str(raw.get("name")).split("/")[:2])
     given = text(settings_of(raw).get("outputModel")) or id_of(raw.get("name"))
     return given if given.startswith("accounts/") else f"{account}/models/{given}"
@@ -225,8 +224,8 @@ def _progress(job: Job, at: datetime) -> list[Event]:
 
 
 def metrics_of(lines: Iterable[str]) -> list[MetricPoint]:
-    """Build one point for each step. Rows of the same step are joined, and lines that are not JSON objects
-    are skipped."""
+    """Build one point for each step. Rows of the same step are joined. Lines that are not JSON objects are
+    skipped."""
     points: dict[int, MetricPoint] = {}
     for line_number, line in enumerate(lines, start=1):
         row = _row(line)
@@ -300,7 +299,7 @@ METHODS: Mapping[str | None, Any] = {"supervised": "sft", "dpo": "dpo", "reinfor
 
 def recalled(job: Job, dataset: Callable[[str], Mapping[str, Any] | None]) -> Recalled:
     """Collect the facts about a job that determine its price. `dataset` returns the record of a dataset by
-    its id. The evaluation dataset is not billed."""
+    id. The evaluation dataset is not billed."""
     name = text(job.payload.get("dataset"))
     told = (dataset(id_of(name)) if name and job.cost_usd is None else None) or {}
     return Recalled(

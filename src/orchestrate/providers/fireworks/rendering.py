@@ -1,9 +1,8 @@
-"""Render samples: the host's own token ids and loss masks of rows of an SFT job.
+"""Parsing of rendered samples: the host's own token ids and loss masks for rows of an SFT job.
 
-docs.fireworks.ai, "Debug SFT tokenization": JSON lines with `source_jsonl_line_number`, `token_ids`,
-`decoded_tokens` and `token_weights`, which are 0 for context; a row can come as several sequences
-(`split_index`), each with a turn more than the one before.
-"""
+Source: docs.fireworks.ai, "Debug SFT tokenization". The samples are JSON lines with
+`source_jsonl_line_number`, `token_ids`, `decoded_tokens` and `token_weights`, which are 0 for context. A row
+may be split into several sequences (`split_index`), each one turn longer than the previous."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""Deployments: the only way in which Fireworks serves a tuned model. They bill by the GPU-second while up.
+"""Deployments. Fireworks serves tuned models only on these, and bills them by the GPU-second while they are
+up.
 
-The deployment has the job's id, so that it is found again and never made twice. Two ways (`mode`):
+A deployment has the job's id, so it can be found again and is never created twice. There are two modes
+(`mode`):
 
-- `merge`: one deployment of the tuned model, the adapter merged into its base.
-- `addons`: a deployment of the base that takes adapters, with the tuned one loaded.
+- `merge`: a deployment of the tuned model, with the adapter merged into its base.
+- `addons`: a deployment of the base that accepts adapters, with the tuned one loaded.
 
-Both are called as `<model>#<deployment>`, scale to zero when idle, and cost the rate of their GPUs (the host
-tells no price: the rates are those of the price page).
-"""
+Both are called as `<model>#<deployment>`, scale to zero when idle, and cost the rate of their GPUs. The API
+reports no price, so the rates come from the price page."""
 
 from __future__ import annotations
 
@@ -42,14 +43,14 @@ class FireworksDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown
 
     mode: Literal["merge", "addons"] = "merge"
     shape: str | None = None
-    """A deployment shape (`accounts/.../deploymentShapes/...`, or `default` for the host's choice);
-    default: the cheapest validated shape that fits."""
+    """Deployment shape (`accounts/.../deploymentShapes/...`, or `default` for the host's choice). Default:
+    the cheapest validated shape that fits."""
     min_replicas: int = 0
     idle_minutes: int = 60
-    """Scales to zero after this many minutes without a request (at least 5)."""
+    """Minutes without a request after which the deployment scales to zero (at least 5)."""
     region: str | None = None
-    """Location of the GPUs: US, EUROPE, APAC or one of the host's regions, at 1.5 times the price;
-    default: anywhere (GLOBAL)."""
+    """Location of the GPUs: US, EUROPE, APAC or one of the host's regions, at 1.5 times the price. Default:
+    anywhere (GLOBAL)."""
 
     @property
     def placement(self) -> dict[str, str] | None:
@@ -61,14 +62,12 @@ class FireworksDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown
     def of(cls, options: Mapping[str, Any] | None) -> FireworksDeployOptions:
         wanted = cls.read("fireworks", options)
         if wanted.idle_minutes < 5:
-            raise UsageError(
-                f"Fireworks scales to zero after at least 5 idle minutes (got {wanted.idle_minutes})"
-            )
+            raise UsageError(f"idle_minutes must be at least 5 at Fireworks (got {wanted.idle_minutes})")
         return wanted
 
 
 class TunedPair(NamedTuple):
-    """A tuned model and its base, by the host's names."""
+    """A tuned model and its base, by the host's names for them."""
 
     model: str
     base: str
@@ -90,7 +89,7 @@ class FireworksDeployments:
         self._inference_url = inference_url
 
     def price(self, id: str, made: TunedPair, options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the price of `deploy` in US dollars per hour, using read-only calls."""
+        """Return the price of `deploy` in US dollars per hour. Changes nothing."""
         wanted = FireworksDeployOptions.of(options)
         there = self._get(id)
         if there is None or there.get("state") in GONE:
@@ -126,11 +125,11 @@ class FireworksDeployments:
         return self._endpoint(there, tuned)
 
     def model_of(self, deployment_id: str, tuned: str) -> str:
-        """Return the model name to use in requests. Raises `UsageError` if the model is not deployed."""
+        """Return the model's name for requests. Raises `UsageError` if the model is not deployed."""
         endpoint = self.find(deployment_id, tuned)
         if endpoint is None:
             raise UsageError(
-                f"{deployment_id} is not deployed, and Fireworks serves tuned models only on deployments",
+                f"{deployment_id} is not deployed. Fireworks serves tuned models only on deployments",
                 fix=TO_BE_ASKED,
             )
         return endpoint.model
@@ -154,8 +153,8 @@ class FireworksDeployments:
             )
 
     def deployed(self, deployment_id: str) -> list[Standing]:
-        """Find a deployment by its id and in the list of all deployments, because an empty list and an empty
-        response look the same here."""
+        """Find a deployment by its id and in the list of all deployments. One lookup is not enough, because
+        an empty list and an empty response look the same at this host."""
         there = self._get(deployment_id)
         if there is not None:
             return [] if there.get("state") == "DELETED" else [self._standing(there)]
@@ -231,7 +230,7 @@ class FireworksDeployments:
                     f"Fireworks reserves the name of the deleted deployment {deployment_id} until "
                     f"{there.get('purgeTime') or 'it is purged'}",
                     status=409,
-                    fix="undelete it there, or delete it permanently",
+                    fix="undelete it at Fireworks, or delete it permanently",
                 ) from None
             if there is None or there.get("state") in GONE:
                 raise
@@ -279,7 +278,7 @@ class FireworksDeployments:
         if not found:
             known = ", ".join(str(s.get("name")) for s in shapes) or "none"
             raise UsageError(
-                f"Fireworks has no validated shape {wanted.shape or ''} for {served}; it has: {known}",
+                f"Fireworks has no validated shape {wanted.shape or ''} for {served}. Available: {known}",
                 fix="to let the host choose: --shape default",
             )
         price, shape = min(found, key=lambda f: (f[0] is None, f[0] or Decimal(0)))
@@ -301,8 +300,8 @@ class FireworksDeployments:
 
 
 def _bills(raw: Mapping[str, Any]) -> bool | None:
-    """Return whether a deployment bills, judging by its replicas: Fireworks bills GPUs while they are up,
-    and also while they start or stop."""
+    """Return True if a deployment bills, judging by its replicas. Fireworks bills GPUs while they start, run
+    or stop."""
     counts = [whole(raw.get(name)) for name in ("replicaCount", "desiredReplicaCount")]
     if any(counts) or raw.get("state") in ("CREATING", "UPDATING", "DELETING"):
         return True
@@ -340,7 +339,7 @@ def _hourly(raw: Mapping[str, Any]) -> Decimal | None:
 
 
 RANKS = (4, 64)
-"""Limits of `PeftDetails.r` in the host's API."""
+"""Smallest and largest `PeftDetails.r` in the host's API."""
 MODEL_READY = "READY"
 MODEL_WAIT_S = 900.0
 
@@ -397,7 +396,7 @@ class FireworksAdapters(adapters.Adapters):
         return f"accounts/{self._at.account()}/models/{id}"
 
     def as_job(self, id: str) -> dict[str, Any]:
-        """Return an adapter in the form of the job that would have trained it. Raises `NotFound` if it does
+        """Describe an adapter as the job that would have trained it. Raises `NotFound` if the adapter does
         not exist."""
         found = self.find(id)
         if found is None:

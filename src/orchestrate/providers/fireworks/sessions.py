@@ -1,8 +1,8 @@
-"""Training sessions at Fireworks, through its training SDK: serverless, billed by the token, or on a trainer
-that is rented for the session, billed hourly (`trainers`).
+"""Training sessions at Fireworks, using its training SDK. A session is either serverless and billed by the
+token, or runs on a trainer that is rented for it and billed hourly (`trainers`).
 
-The SDK's client numbers the requests of a model, so that one which is sent twice is carried out once. Samples
-have no number there and are sent once."""
+The SDK's client numbers a model's requests, so the host carries out a request that is sent twice only once.
+Sampling requests have no number and are sent once."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ if TYPE_CHECKING:
     from orchestrate.types import Artifact, JobHandle
 
 SCHEME = "fireworks://"
-"""Of the places of saves: what follows is the host's own path."""
+"""Prefix of the locations of saved states. The host's own path follows."""
 CROSS_JOB = "cross_job://"
-"""Of the path of a save on another trainer."""
+"""Prefix of the path of a state that was saved on another trainer."""
 SERVERLESS = "/training/v1/serverless"
 RATES = tuple(f"training_api_serverless_{kind}" for kind in ("train", "prefill", "sample"))
 OPERATION_S = 1800.0
-"""The longest for one request: the host can say that it runs while nothing moves."""
+"""Timeout of one request in seconds. The host may report a request as running although nothing moves."""
 RATE_LIMITED = 429
-NO_RESULT = f"no result after {OPERATION_S / 60:g} minutes. It may still arrive"
+NO_RESULT = f"no result after {OPERATION_S / 60:g} minutes. The operation may still complete"
 PACKAGES = ("numpy", "orjson", "pyqwest", "google.protobuf", "zstandard")
-"""What the SDK's training part needs beside the package itself."""
+"""Packages that the SDK's training part needs in addition to the SDK itself."""
 OTHERS = {
     "gspo": "Fireworks does not publish its formula",
     "stable_reinforce": "its formula is not published",
@@ -76,7 +76,7 @@ T = TypeVar("T")
 
 
 class FireworksSession(ClientSession):
-    """One model at the host: serverless, or on a trainer of its own."""
+    """One model at the host: serverless, or on its own trainer."""
 
     host: ClassVar[str] = "fireworks"
 
@@ -86,7 +86,7 @@ class FireworksSession(ClientSession):
         self._provider, self._order = provider, order
         self._service: Any = None
         self._trainer: str | None = None
-        """The id of its trainer; `None` for a serverless session."""
+        """Id of the session's trainer. `None` for a serverless session."""
         self._watch: MachineWatch | None = None
         try:
             if SHAPE in order.options:
@@ -121,7 +121,7 @@ class FireworksSession(ClientSession):
 
     @property
     def tokenizer(self) -> str:
-        """What the host names, otherwise the model's on the hub."""
+        """The tokenizer that the host names, otherwise the model's on the Hugging Face Hub."""
         known = catalog.resolve(self._order.model, PROFILE)
         try:
             return super().tokenizer if self._provider.sandbox else known.hub or known.id
@@ -144,7 +144,7 @@ class FireworksSession(ClientSession):
         return self._asked(lambda: ask(data, loss, settings or None), partial(self._answer, rows))
 
     def _answer(self, rows: Sequence[Row], told: Any) -> dict[str, Any]:
-        """Cross-entropy may come back as its sum alone: then there are no log-probabilities."""
+        """Parse a result. Cross-entropy may be returned as a sum only, without log-probabilities."""
         import numpy as np  # the base install has none
 
         metrics, nothing = dict(told.metrics), np.empty(0, dtype="<f4")
@@ -163,11 +163,11 @@ class FireworksSession(ClientSession):
         """Sample from the current weights, which are saved once after each change."""
         if self._trainer is not None:
             raise UsageError(
-                "a trainer at Fireworks draws no samples: that takes a deployment beside it",
-                fix=f"sample in a serverless session, without the option {SHAPE}",
+                "trainers at Fireworks cannot sample without a separate deployment",
+                fix=f"to sample, use a serverless session (without the option {SHAPE})",
             )
         if request["stop_ids"]:
-            raise UsageError("Fireworks ends answers at texts, not at token ids", fix='stop=["..."]')
+            raise UsageError("Fireworks supports stop strings, not stop token ids", fix='stop=["..."]')
         if self._sampling is None:
             try:
                 self._sampling = within(self._sampler)
@@ -229,7 +229,7 @@ class FireworksSession(ClientSession):
         return self._asked(lambda: load(saved.removeprefix(SCHEME)), lambda told: None)
 
     def close(self) -> None:
-        """End the session, and with it the model and its trainer. What was not saved is lost."""
+        """End the session and with it the model and its trainer. Unsaved state is lost."""
         service, self._service = self._service, None
         try:
             if self._watch is not None:
@@ -243,7 +243,7 @@ class FireworksSession(ClientSession):
 
 
 async def _drawn(sampling: Any, prompt: Any, params: Any) -> Any:
-    """Ask again only where the host carried out nothing."""
+    """Sample once. Retries only if the host rejected the request without carrying it out."""
     for pause in (1, 2, 4, 8, None):
         try:
             return await sampling.sample_async(prompt, 1, params)
@@ -262,7 +262,7 @@ async def _in_time(sent: Any) -> Any:
 
 
 def within(call: Callable[[], T]) -> T:
-    """Wait for a call of the SDK that has no limit of its own. Raises `TimeoutError`."""
+    """Run an SDK call that has no timeout of its own, with our timeout. Raises `TimeoutError`."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -296,10 +296,13 @@ class SteppedFireworks(JobsAndSessions, FireworksProvider):
     # -- sessions ------------------------------------------------------------------------------------------
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
-        """Return the token prices of the Training API, in the sandbox those of play money for models without
-        one, or the hourly price of a trainer. Raises `UsageError` for a model or a GPU without a price."""
+        """Return the token prices of the Training API, or the hourly price of a trainer. In the sandbox,
+        models without a price use play-money prices. Raises `UsageError` for a model or a GPU without a
+        price."""
         if unknown := sorted(order.options.keys() - {SHAPE}):
-            raise UsageError(f"a session at Fireworks has no option {unknown[0]!r}", fix=f"{SHAPE} is one")
+            raise UsageError(
+                f"Fireworks sessions have no option {unknown[0]!r}", fix=f"the only option is {SHAPE}"
+            )
         if SHAPE in order.options:
             return self._trainer_price(str(order.options[SHAPE]), rates)
         found = [self._rate(method, order, rates) for method in RATES]
@@ -307,7 +310,7 @@ class SteppedFireworks(JobsAndSessions, FireworksProvider):
         if train is None or prefill is None or sample is None:
             unknown = next(m for m, rate in zip(RATES, found, strict=True) if rate is None)
             raise UsageError(
-                f"the token price of {order.model_name} in Fireworks' serverless training is unknown "
+                f"the token price of {order.model_name} for Fireworks' serverless training is unknown "
                 f"({unknown})",
                 fix=f"--rate {self.name}:{unknown}=USD_PER_MTOK, or a rate in rates.yaml",
             )
@@ -324,7 +327,7 @@ class SteppedFireworks(JobsAndSessions, FireworksProvider):
         if hourly is None:
             gpu = shape.gpu or "GPU"
             raise UsageError(
-                f"the hourly price of a trainer on {gpu} at Fireworks is unknown",
+                f"the hourly price of a Fireworks trainer on {gpu} is unknown",
                 fix=f"--rate {self.name}:{TRAINER_RATES[0]}@{gpu}=USD_PER_GPU_HOUR",
             )
         return SessionPrice(hourly=hourly, source=hourly.source, tail_s=TAIL_S)
@@ -342,7 +345,7 @@ class SteppedFireworks(JobsAndSessions, FireworksProvider):
         return FireworksSession(self, order, self._runs.make(order))
 
     def end_serverless(self, id: str) -> None:
-        """End a serverless session. One that has ended is no error."""
+        """End a serverless session. A session that has already ended is not an error."""
         path, client = f"/v1/accounts/{self._at.account()}/trainingSessions/{id}", self._at.client()
         with suppress(NotFound):
             self._wire.read(lambda: client.delete(path, cast_to=object), expect=object)
@@ -369,9 +372,9 @@ class SteppedFireworks(JobsAndSessions, FireworksProvider):
 
 
 def _require_job(job: JobHandle) -> None:
-    """Raises `UsageError` for what the host has for the results of jobs only."""
+    """Raise `UsageError` for a session, because the host offers this operation only for jobs."""
     if job.kind == SESSION:
         raise UsageError(
             f"the result of session {job.job_id} is a checkpoint at Fireworks, not a model",
-            fix="promote_checkpoint of Fireworks' training SDK makes it a model there",
+            fix="to turn it into a model, use promote_checkpoint of Fireworks' training SDK",
         )

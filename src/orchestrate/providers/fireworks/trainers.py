@@ -1,8 +1,8 @@
-"""Fireworks' dedicated trainers, which bill hourly while they are up.
+"""Fireworks' dedicated trainers, which are billed hourly while they are up.
 
-A trainer's id is chosen here, from the run's ref, so that a request whose answer was lost makes no second
-one: its client sends it again under the same id. A trainer ends when the session does, and by the host's
-inactivity timeout when the program was killed: the client's heartbeat is what keeps it up."""
+A trainer's id is derived from the run's ref. If the response to a request was lost, the request is repeated
+with the same id, which never creates a second trainer. A trainer is stopped when the session ends, or by the
+host's inactivity timeout if the program was killed. The client's heartbeat keeps it up until then."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
     from orchestrate.providers.sessions import SessionOrder
 
 SHAPE = "training_shape"
-"""The option that rents a trainer."""
+"""The option that selects a dedicated trainer."""
 INACTIVE_S, GRACE_S = 300, 120
-"""The timeout that a trainer is asked for with, and how long its host may take to notice."""
+"""Inactivity timeout of a trainer, and how long the host may take to notice it, in seconds."""
 TAIL_S = float(INACTIVE_S + GRACE_S)
 UP = ("CREATING", "PENDING", "RUNNING", "VALIDATING", "RESUMING", "CANCELLING")
 TRIES, END_S = 3, 120.0
-"""Times that a request for a trainer is sent under its id, and the longest until one has ended."""
+"""Number of attempts to create a trainer under its id, and longest wait for one to end, in seconds."""
 RATES = ("training_api_dedicated", "rft", "deployment")
-"""By the GPU hour. The price page has one price for all of Fireworks' own GPUs."""
+"""Rate methods for a GPU-hour of a trainer. The price page has one price for all of Fireworks' own GPUs."""
 
 
 class TrainerShape(Record, frozen=True, kw_only=True):
@@ -82,8 +82,8 @@ class Trainers(RentedMachines):
     # -- the price -----------------------------------------------------------------------------------------
 
     def shape(self, name: str) -> TrainerShape:
-        """Ask for the latest validated version of a training shape. Raises `UsageError` for one without
-        adapters."""
+        """Query the latest validated version of a training shape. Raises `UsageError` if the shape does not
+        train adapters."""
         found = self._read(f"/v1/{name}/versions", filter="latest_validated=true", pageSize="1")
         version = next(iter(rows(found.get("trainingShapeVersions"))), None)
         if version is None:
@@ -101,7 +101,7 @@ class Trainers(RentedMachines):
         return made
 
     def hourly(self, shape: TrainerShape, rates: RateBook) -> HourlyRate | None:
-        """Return what a trainer costs per hour, or `None` where its GPUs have no price."""
+        """Return the hourly cost of a trainer, or `None` if its GPUs have no price."""
         rate = rates.find(self._prices, RATES, gpu=shape.gpu, on=days.today()) if shape.gpus else None
         if rate is None:
             return None
@@ -120,7 +120,7 @@ class Trainers(RentedMachines):
     # -- one run's -----------------------------------------------------------------------------------------
 
     def create(self, run: RunDir, order: SessionOrder, create: Callable[[Any], Any]) -> Machine:
-        """Ask for a trainer. `create`: the client's own method. Raises `InvalidRequest` and
+        """Request a trainer with `create`, the client's own method. Raises `InvalidRequest` and
         `OutcomeUnknown`."""
         from fireworks.training.sdk import TrainerJobConfig
 
@@ -148,7 +148,7 @@ class Trainers(RentedMachines):
         return made
 
     def _sent(self, create: Callable[[], Any], asked: Machine) -> None:
-        """Raises `InvalidRequest` if it is known that there is no trainer, and `OutcomeUnknown`."""
+        """Create a trainer. Raises `InvalidRequest` if none was created, and `OutcomeUnknown`."""
         for tried in range(1, TRIES + 1):
             try:
                 create()
@@ -159,7 +159,7 @@ class Trainers(RentedMachines):
                 if self._match(asked, []) is not None:
                     return
                 if tried == TRIES:
-                    why = f"its trainer may exist; Fireworks ends it after {INACTIVE_S // 60} idle minutes"
+                    why = f"if the trainer exists, Fireworks stops it after {INACTIVE_S // 60} idle minutes"
                     raise OutcomeUnknown(self._provider, str(asked.known[0]), why) from error
             else:
                 return
@@ -171,7 +171,7 @@ class Trainers(RentedMachines):
         return None
 
     def _unseen_s(self, asked: Machine) -> float:
-        """A trainer has the id that it was asked for under: one that is not there never was."""
+        """Return 0: a trainer has the id that was requested, so one that isn't found never existed."""
         del asked
         return 0.0
 
@@ -189,7 +189,7 @@ class Trainers(RentedMachines):
         return True
 
     def gateway(self, id: str) -> str:
-        """Return the path below which a trainer answers."""
+        """Return the path below which a trainer's API is reached."""
         return f"/training/v1/rlorTrainerJobs/{self._at.account()}/{id}"
 
     def _path(self, id: str) -> str:
@@ -199,7 +199,7 @@ class Trainers(RentedMachines):
         return _with_id(self._read(self._path(id)))
 
     def stop(self, id: str) -> dict[str, Any]:
-        """Cancel a trainer: its checkpoints stay."""
+        """Cancel a trainer. Its checkpoints remain."""
         client, path, waited, asked = self._at.client(), f"{self._path(id)}:cancel", 0.0, False
         told: dict[str, Any] = {}
         with suppress(NotFound):
@@ -209,14 +209,14 @@ class Trainers(RentedMachines):
                     asked = True
                     continue
                 if waited >= END_S:
-                    why = f"the trainer {id} was asked to end and is {state(told).lower()}"
+                    why = f"trainer {id} is still {state(told).lower()} after a cancel request"
                     raise ProviderError(self._provider, why)
                 self._sleep(LOOK_S)
                 waited += LOOK_S
         return told
 
     def _billed_s(self, raw: dict[str, Any]) -> float:
-        """Count from the creation, so that waiting for GPUs is counted too."""
+        """Return the seconds since the creation, including the wait for GPUs."""
         began, ended = when(raw.get("createTime")), when(raw.get("completedTime"))
         if began is None:
             return 0.0
@@ -225,7 +225,7 @@ class Trainers(RentedMachines):
     # -- the account's -------------------------------------------------------------------------------------
 
     def up(self) -> list[dict[str, Any]]:
-        """List the trainers that are up. A key without access to training has none."""
+        """List the trainers that are up. Empty for a key without access to training."""
         with suppress(NotFound, PermissionRefused):
             return self._up()
         return []
@@ -268,7 +268,7 @@ class Trainers(RentedMachines):
 
 
 def state(raw: Mapping[str, Any]) -> str:
-    """Return the host's word without its prefix."""
+    """Return the host's state without its prefix."""
     return (text(raw.get("state")) or "UNKNOWN").removeprefix("JOB_STATE_")
 
 

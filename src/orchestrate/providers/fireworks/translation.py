@@ -1,9 +1,8 @@
-"""A spec in Fireworks' words.
+"""Translation of a spec into Fireworks' create requests.
 
-An SFT job holds its hyperparameters itself, DPO and RFT jobs under `trainingConfig`; `fields` says from where
-each is known. Only the latter have LoRA's alpha, dropout and modules. The trainer ("Training V2") refuses
-`batchSize`, `gradientAccumulationSteps` and `earlyStop`.
-"""
+An SFT job has its hyperparameters at the top level, DPO and RFT jobs have them under `trainingConfig`.
+`FIELDS` names the source of each. Only DPO and RFT jobs have LoRA's alpha, dropout and modules. The trainer
+("Training V2") rejects `batchSize`, `gradientAccumulationSteps` and `earlyStop`."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ DEFAULT_BATCH = {"sft": 32, "dpo": 4, "rft": None}
 MOST_BETA = 0.5
 RESERVED = ("dataset", "evaluationDataset", "outputModel", "evaluator", "baseModel", "warmStartFrom")
 _CARVED = "evalAutoCarveout"
-_NOT_OF_SFT = "the published API of Fireworks' SFT jobs does not include it; the trainer sets its own"
+_NOT_OF_SFT = "the published API of Fireworks' SFT jobs has no such field. The trainer sets its own value"
 _BY_STEPS = "counted from the rows at upload"
 
 
@@ -56,7 +55,7 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
         rows.refuse("early_stopping", "Fireworks' trainer does not support early stopping")
     rows.refuse_if_asked(
         {
-            "max_grad_norm": "Fireworks sets gradient clipping itself",
+            "max_grad_norm": "Fireworks sets gradient clipping automatically",
             "seed": "Fireworks has no seed setting",
             "batch_tokens": "Fireworks' trainer counts batches in rows: set batch_size",
             "eval_steps": "Fireworks decides when to evaluate",
@@ -67,8 +66,8 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
 
 
 def job_id_of(ref: str) -> str:
-    """Convert a ref to a resource id: lower-case letters, digits and hyphens, starting with a letter, at
-    most 63 characters."""
+    """Convert a ref to a resource id: lowercase letters, digits and hyphens, starting with a letter, at most
+    63 characters."""
     return slug(ref)[:ID_LIMIT].strip("-")
 
 
@@ -84,7 +83,7 @@ def output_model(suffix: str, ref: str) -> str:
 
 
 def fill_steps(body: dict[str, Any], spec: JobSpec, examples: int) -> None:
-    """Fill the settings that are counted in steps into the body: warm-up, and the distance between
+    """Add the settings that are counted in steps to the body: warm-up steps and the steps between
     checkpoints."""
     batch = spec.batch_size if isinstance(spec.batch_size, int) else DEFAULT_BATCH[spec.method.type]
     total = ceil(examples / (batch or 1)) * (spec.epochs or 1)
@@ -131,7 +130,10 @@ def _method(rows: Rows, spec: JobSpec) -> None:
     rows.keep("method.type", None, kind, rule=f"a job in the {kind} collection")
     if kind == "sft":
         if rows.given("method.train_on_inputs"):
-            rows.refuse("method.train_on_inputs", "training uses only assistant messages; use their weights")
+            rows.refuse(
+                "method.train_on_inputs",
+                "training uses only assistant messages. To select among them, set their weights",
+            )
         elif rows.given("method.train_on_inputs") is False:
             rows.keep("method.train_on_inputs", None, rule="training uses only assistant messages")
     elif kind == "dpo":
@@ -147,10 +149,10 @@ def _method(rows: Rows, spec: JobSpec) -> None:
 def _preference(rows: Rows) -> None:
     beta = rows.given("method.beta")
     if rows.given("method.loss") == "ipo":
-        rows.refuse("method.loss", "Fireworks does not support IPO; its losses are DPO and ORPO")
+        rows.refuse("method.loss", "Fireworks does not support IPO. It offers DPO and ORPO")
         return
     if rows.given("method.loss") == "kto":
-        rows.refuse("method.loss", f"Fireworks does not support KTO; {UNPAIRED}")
+        rows.refuse("method.loss", f"Fireworks does not support KTO. {UNPAIRED}")
         rows.refuse_if_asked({f"method.{n}": "part of KTO" for n in KTO_ONLY})
         return
     if rows.given("method.loss") == "orpo":
@@ -164,7 +166,7 @@ def _preference(rows: Rows) -> None:
     else:
         rows.send("lossConfig.method", "DPO")
     if beta is not None and beta >= MOST_BETA:
-        rows.refuse("method.beta", f"must be below {MOST_BETA} here")
+        rows.refuse("method.beta", f"must be below {MOST_BETA} at Fireworks")
     else:
         rows.offer("method.beta", "lossConfig.dpo.beta", None, "the host's default")
 
@@ -174,7 +176,9 @@ def _reinforcement(rows: Rows) -> None:
     evaluator = text(grader.get("evaluator"))
     if evaluator is None or len(grader) > 1:
         form = 'grader: {evaluator: "accounts/<account>/evaluators/<evaluator>"}'
-        rows.refuse("method.grader", f"Fireworks grades with an evaluator stored in your account: {form}")
+        rows.refuse(
+            "method.grader", f"Fireworks grades with an evaluator that is stored in your account. Set {form}"
+        )
     else:
         rows.keep("method.grader", "evaluator", evaluator)
     rows.offer(
@@ -184,7 +188,7 @@ def _reinforcement(rows: Rows) -> None:
     rows.refuse_if_asked(
         {
             "method.reasoning_effort": "Fireworks has no such training setting",
-            "method.compute_multiplier": "Fireworks bills RFT by GPU time and has no such setting",
+            "method.compute_multiplier": "Fireworks has no such setting and bills RFT by GPU time",
         }
     )
 
@@ -202,7 +206,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None
     most = min(MOST_RANK, (model.host.max_rank if model.host else None) or MOST_RANK)
     if adapter.r is not None and (adapter.r > most or adapter.r & (adapter.r - 1)):
         nearest = min(most, 1 << (adapter.r.bit_length() - 1))
-        rows.refuse("adapter.r", f"a power of two up to {most}", instead=nearest)
+        rows.refuse("adapter.r", f"must be a power of two, at most {most}", instead=nearest)
     else:
         rows.offer("adapter.r", f"{inside}loraRank", DEFAULT_RANK)
     if spec.method.type == "sft":
@@ -222,7 +226,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None
 
 def _scaling(rows: Rows, adapter: LoRA, inside: str) -> None:
     if adapter.alpha is not None and adapter.alpha != int(adapter.alpha):
-        rows.refuse("adapter.alpha", "must be an integer here", instead=round(adapter.alpha) or None)
+        rows.refuse("adapter.alpha", "must be an integer at Fireworks", instead=round(adapter.alpha) or None)
     elif adapter.alpha is not None:
         rows.keep("adapter.alpha", f"{inside}loraAlpha", int(adapter.alpha))
     else:
@@ -233,7 +237,7 @@ def _scaling(rows: Rows, adapter: LoRA, inside: str) -> None:
     elif adapter.targets is None:
         rows.default("adapter.targets", f"{inside}loraTargetModules", None, "the trainer's own")
     elif adapter.targets == "all-linear":
-        rule = "not sent: the trainer chooses the modules and does not publish which"
+        rule = "not sent, because the trainer chooses the modules and does not publish which"
         rows.map("adapter.targets", None, None, rule, exact=False)
     else:
         rows.keep("adapter.targets", f"{inside}loraTargetModules", [adapter.targets])
@@ -246,39 +250,42 @@ def _optimizer(rows: Rows, spec: JobSpec, inside: str) -> None:
     rows.offer("epochs", f"{inside}epochs", 1)
     rows.offer("learning_rate", f"{inside}learningRate", None, "the model's default")
     rows.refuse_if_asked(
-        {"learning_rate_multiplier": "Fireworks publishes no base rate to multiply: set learning_rate"}
+        {"learning_rate_multiplier": "Fireworks does not publish a base rate to multiply. Set learning_rate"}
     )
     if spec.batch_size == "max":
         usual = DEFAULT_BATCH[spec.method.type]
-        rows.refuse("batch_size", "Fireworks needs a number of rows", instead=usual)
+        rows.refuse("batch_size", "Fireworks needs a batch size in rows", instead=usual)
     else:
         rows.offer("batch_size", f"{inside}batchSizeSamples", DEFAULT_BATCH[spec.method.type])
     if spec.gradient_accumulation == 1:
         rows.keep("gradient_accumulation", None, rule="always none here")
     elif spec.gradient_accumulation is not None:
-        rows.refuse("gradient_accumulation", "Fireworks' trainer rejects it: raise batch_size instead")
+        rows.refuse(
+            "gradient_accumulation",
+            "Fireworks' trainer rejects gradient accumulation. Raise batch_size instead",
+        )
     rows.offer("weight_decay", f"{inside}optimizerWeightDecay", None, "the trainer's own")
     wire = f"{inside}lrScheduler"
     if spec.schedule in ("polynomial", "warmup_stable_decay"):
-        rows.refuse("schedule", "Fireworks has constant, linear and cosine schedules")
-        rows.refuse_if_asked({"min_lr_ratio": "belongs to a schedule that Fireworks does not support"})
+        rows.refuse("schedule", "Fireworks supports the schedules constant, linear and cosine")
+        rows.refuse_if_asked({"min_lr_ratio": "applies only to a schedule that Fireworks does not support"})
     elif spec.schedule is None:
         rows.default("schedule", wire, "constant")
-        constant = "Fireworks' schedule is constant by default: set schedule to cosine or linear"
+        constant = "Fireworks' schedule is constant by default. Set schedule to cosine or linear"
         rows.refuse_if_asked({"min_lr_ratio": constant})
     elif spec.schedule == "constant":
         rows.keep("schedule", wire, {"constant": {}})
     else:
         least = {} if spec.min_lr_ratio is None else {"minLrRatio": spec.min_lr_ratio}
         down = f"down to {spec.min_lr_ratio or 0:g} of the peak"
-        rule = f"{down}; only for base models of Training V2"
+        rule = f"{down}, only for base models of Training V2"
         rows.keep("schedule", wire, {spec.schedule: least}, rule=rule)
         if least:
             rows.keep("min_lr_ratio", f"{wire}.{spec.schedule}.minLrRatio")
 
 
 def _steps(rows: Rows, spec: JobSpec) -> None:
-    """Ratios and numbers per run that Fireworks counts in steps."""
+    """Translate ratios and numbers per run that Fireworks counts in steps."""
     inside = "" if spec.method.type == "sft" else "trainingConfig."
     if spec.warmup_steps is not None:
         rows.keep("warmup_steps", f"{inside}learningRateWarmupSteps")
@@ -291,10 +298,10 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rows.default("warmup_ratio", f"{inside}learningRateWarmupSteps", 0.0)
     wire = f"{inside}samplerCheckpointSaveIntervalSteps"
     if spec.checkpoint_steps is not None and spec.method.type != "rft":
-        rule = "Fireworks shows them only in its console"
+        rule = "Fireworks shows checkpoints only in its console"
         rows.map("checkpoint_steps", wire, spec.checkpoint_steps, rule, exact=False)
     elif spec.checkpoint_steps is not None:
-        rows.refuse("checkpoint_steps", "Fireworks' RFT jobs set this themselves")
+        rows.refuse("checkpoint_steps", "Fireworks sets this automatically for RFT jobs")
     elif spec.checkpoints is None or spec.checkpoints == 1:
         name = "checkpoints"
         if spec.checkpoints is None:
@@ -302,11 +309,11 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         else:
             rows.keep(name, None, rule="the final model")
     elif spec.method.type == "rft":
-        rows.refuse("checkpoints", "Fireworks' RFT jobs set this themselves")
+        rows.refuse("checkpoints", "Fireworks sets this automatically for RFT jobs")
     else:
         rule = (
-            f"optimizer steps of the run divided by checkpoints, {_BY_STEPS}; Fireworks shows "
-            "them only in its console"
+            f"optimizer steps of the run divided by checkpoints, {_BY_STEPS}. Fireworks shows "
+            "checkpoints only in its console"
         )
         rows.map("checkpoints", wire, None, rule, exact=False)
     if spec.evals == 0 and spec.validation is None:
@@ -327,7 +334,7 @@ def _names(rows: Rows, inside: str) -> None:
     suffix = rows.given("suffix")
     if suffix is not None:
         kept = slug(suffix)
-        rule = f"the model is called {kept}-<ref>; ids may contain only lowercase letters, digits and hyphens"
+        rule = f"the model is called {kept}-<ref>. Ids contain only lowercase letters, digits and hyphens"
         rows.map("suffix", f"{inside}outputModel", None, rule, exact=kept == suffix)
     if rows.given("wandb.project") is None:
         return
@@ -397,4 +404,4 @@ FIELDS = {
         documentation="trainingConfig.lrScheduler useReservation",
     ),
 }
-"""Fields by method of the spec."""
+"""The fields by the spec's method."""

@@ -245,7 +245,7 @@ class OpenAIProvider(
         }
     )
     missing: ClassVar[Mapping[Feature, str]] = {
-        Feature.KTO: f"OpenAI does not support KTO; {UNPAIRED}",
+        Feature.KTO: f"OpenAI does not support KTO. {UNPAIRED}",
         Feature.LORA: _HOST_CHOOSES,
         Feature.QLORA: _HOST_CHOOSES,
         Feature.FULL: _HOST_CHOOSES,

@@ -99,7 +99,7 @@ def _method(rows: Rows, spec: JobSpec) -> None:
     elif spec.method.type == "dpo":
         rows.offer("method.beta", "method.dpo.hyperparameters.beta", "auto")
         reason = "OpenAI only supports the original DPO loss"
-        rows.plain_dpo({"ipo": reason, "orpo": reason, "kto": f"{reason}; {UNPAIRED}"})
+        rows.plain_dpo({"ipo": reason, "orpo": reason, "kto": f"{reason}. {UNPAIRED}"})
     else:
         inside = "method.reinforcement"
         rows.keep("method.grader", f"{inside}.grader", spec.method.grader)

@@ -94,7 +94,7 @@ def _method(rows: Rows, spec: JobSpec, *, code: bool) -> None:
         rows.offer("method.ignore_empty_think", "method.ignore_empty_think", False)
         rows.offer("method.train_on", "method.train_on", "all", "every assistant message")
     elif method.loss == "kto":
-        rows.refuse("method.loss", f"there is no recipe for KTO; {UNPAIRED}", instead="dpo")
+        rows.refuse("method.loss", f"there is no recipe for KTO. {UNPAIRED}", instead="dpo")
         rows.refuse_if_asked({f"method.{one}": "part of KTO" for one in KTO_ONLY})
     else:
         rows.offer("method.loss", "method.loss", "dpo")

@@ -74,9 +74,8 @@ def billed_tokens(
     """Count training and evaluation tokens: `n_epochs x train + n_evals x validation`, masked tokens
     included.
 
-    docs.together.ai fine-tuning pricing: every processed token is billed, no matter whether it contributes to
-    the loss.
-    """
+    Source: docs.together.ai fine-tuning pricing. Every processed token is billed, whether or not it
+    contributes to the loss."""
     return train_tokens * epochs, validation_tokens * evals
 
 
@@ -84,17 +83,16 @@ def unpacked_tokens(sequences: int, max_seq_length: int) -> int:
     """Count tokens without packing. With `packing: false`, every sequence is padded to the full length: `rows
     x max_seq_length` per epoch. A preference pair is two sequences.
 
-    docs.together.ai fine-tuning pricing, which does not say how pairs are counted."""
+    Source: docs.together.ai fine-tuning pricing. It does not say how pairs are counted."""
     return sequences * max_seq_length
 
 
 def share_billed(steps_done: int, steps: int) -> Decimal:
-    """Return the share of the price that remains due for a canceled or early-stopped job, which is the share
-    of completed steps.
+    """Return the share of the price that is due for a canceled or early-stopped job: its share of completed
+    steps.
 
-    docs.together.ai fine-tuning pricing: canceled jobs pay for completed steps; unused steps of an early stop
-    are refunded.
-    """
+    Source: docs.together.ai fine-tuning pricing. Canceled jobs pay for completed steps, and unused steps of
+    an early stop are refunded."""
     return Decimal(min(steps_done, steps)) / Decimal(steps) if steps > 0 else Decimal(0)
 
 
@@ -119,8 +117,8 @@ def bills(size: JobSize, rate: Rate) -> Lines:
             notes[-1] += ", and a preference pair as two rows (as one row at the low end)"
         if size.max_length is None:
             open_end = (
-                "without packing, rows are padded to the model's maximum, which is unknown; "
-                f"assumed to be the longest row, {length} tokens"
+                "without packing, rows are padded to the model's maximum length. It is unknown, so the "
+                f"length of the longest row is assumed: {length} tokens"
             )
     training, evaluation = billed_tokens(per_epoch, size.epochs, size.validation_tokens, size.evals)
     low, high = (each * size.epochs / MTOK for each in (least, most))
@@ -132,7 +130,7 @@ def bills(size: JobSize, rate: Rate) -> Lines:
 
 
 def unbilled_failure(job: Job) -> bool:
-    """Return whether the host does not bill a failure. `error` is the platform's failure, which is fully
+    """Return True if the host does not bill a failure. `error` is a platform failure, which is fully
     refunded. `user_error` is billed if steps were completed. Source: docs.together.ai fine-tuning pricing."""
     never_began = job.step == 0 or (job.step is None and job.started_at is None)
     return job.raw_status == "error" or (never_began and not job.trained_tokens)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 BAD = ("FAILED", "INVALID_FORMAT")
 DONE = ("COMPLETED", None)
-"""Statuses of a file that is ready. `None` means that it was not validated (files from before validation
-existed)."""
+"""Statuses of a file that is ready. `None`: the file was not validated, because it is older than
+validation."""
 WAIT_S = 1800.0
 
 
@@ -45,11 +45,10 @@ class TogetherUploads:
         self._sleep = sleep
 
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
-        """Upload the file and return the host's record of it, once it can be trained on.
+        """Upload the file and return the host's record once the file is ready for training.
 
-        A file with the digest in its name is reused. Raises `DataError` with the host's own report if it
-        rejects the file.
-        """
+        Reuses a file with the digest in its name. Raises `DataError` with the host's own report if it rejects
+        the file."""
         path = dataset.write(self._target, folder)
         found = self._known(path) or self._send(path, progress)
         return self._ready(found, dataset)
@@ -98,7 +97,7 @@ class TogetherUploads:
             what=file_id,
             sleep=self._sleep,
             within_s=WAIT_S,
-            fix="submit again later; Orchestrate reuses the uploaded file",
+            fix="submit again later. Orchestrate reuses the uploaded file",
         )
 
 
@@ -116,8 +115,8 @@ def fetch_weights(
     limit_bytes: int,
     progress: Progress | None,
 ) -> tuple[ArtifactFile, ...]:
-    """Unpack the stream of the SDK's `content` for a job and a `query` into `dest`. A partial archive is
-    stored next to `dest`, and a later call continues it."""
+    """Download a job's weights with the SDK's `content` and unpack them into `dest`. `query` selects the
+    checkpoint. A partial archive is stored next to `dest`, and a later call continues it."""
 
     def opened(headers: dict[str, str]) -> AbstractContextManager[transfer.DownloadStream]:
         stream = content(ft_id=job_id, extra_headers=headers, **query)

@@ -1,9 +1,9 @@
-"""The machines of training sessions at Together: model resources, which bill hourly while they are up.
+"""Machines for training sessions at Together: model resources, which are billed hourly while they are up.
 
-A model resource has no name and its creation no idempotency key. What finds one again whose answer was lost
-is that it was not there before, and its `inactive_timeout`, which each run has its own of. The request is
-written into the run directory before it is sent, and is never sent a second time. The machine ends when the
-session does, and by the host's own timeout when the program was killed."""
+A model resource has no name, and its creation takes no idempotency key. If the response was lost, the machine
+is found as a new one with the run's own `inactive_timeout`. The request is written to the run directory
+before it is sent, and is never sent twice. The machine is stopped when the session ends, or by the host's
+timeout if the program was killed."""
 
 from __future__ import annotations
 
@@ -37,23 +37,24 @@ if TYPE_CHECKING:
     from orchestrate.providers.sessions import SessionOrder
 
 LEAST_S, MARKS = 300, 120
-"""The shortest timeout of the host, and how many more seconds mark a run's own."""
+"""Shortest inactivity timeout that the host accepts, and the range of seconds added to it to mark a run's
+machines."""
 TAIL_S = float(LEAST_S + MARKS)
-"""The longest for which a machine bills after its program was killed."""
+"""Longest time in seconds that a machine bills after its program was killed."""
 UP = ("PENDING", "CREATING", "READY")
 OPTIONS = frozenset({"gpu_type", "generators"})
 
 
 def inactive_s(ref: str) -> int:
-    """Return the timeout that marks a run's machines."""
+    """Return the inactivity timeout in seconds that marks a run's machines."""
     return LEAST_S + int(hashlib.sha256(ref.encode()).hexdigest(), 16) % MARKS
 
 
 def wanted(order: SessionOrder) -> dict[str, Any]:
-    """Return the body of a request for a machine. Raises `UsageError` for unknown options."""
+    """Return the request body for a machine. Raises `UsageError` for unknown options."""
     if unknown := sorted(order.options.keys() - OPTIONS):
         known = ", ".join(sorted(OPTIONS))
-        raise UsageError(f"a session at Together has no option {unknown[0]!r}", fix=f"one of {known}")
+        raise UsageError(f"Together sessions have no option {unknown[0]!r}", fix=f"use one of {known}")
     compute: dict[str, Any] = {"num_generator_replicas": int(order.options.get("generators", 1))}
     if "gpu_type" in order.options:
         compute["gpu_type"] = order.options["gpu_type"]
@@ -89,7 +90,7 @@ class Machines(RentedMachines):
     # -- the price -----------------------------------------------------------------------------------------
 
     def usd_per_hour(self, body: Mapping[str, Any]) -> Decimal | None:
-        """Return the host's own estimate, or `None` where it gives no price in US dollars."""
+        """Return the host's own estimate, or `None` if it gives no price in US dollars."""
         told = plain(self._wire.read(lambda: self._api.estimate_cost(**body)))
         usd = money(told.get("price_per_hour"))
         return usd if usd and usd > 0 and told.get("currency") == "USD" else None
@@ -97,8 +98,8 @@ class Machines(RentedMachines):
     # -- one run's -----------------------------------------------------------------------------------------
 
     def create(self, run: RunDir, order: SessionOrder) -> Machine:
-        """Ask for a machine, once. Raises `OutcomeUnknown` when the answer was lost and the machine can't be
-        found, and `ProviderError` if it is known that there is none."""
+        """Request a machine, exactly once. Raises `OutcomeUnknown` if the response was lost and the machine
+        can't be found, and `ProviderError` if none was created."""
         body, journal = wanted(order), self.journal(run)
         known = tuple(str(raw["id"]) for raw in self.up())
         asked = Machine(
@@ -122,7 +123,7 @@ class Machines(RentedMachines):
                 raise OutcomeUnknown(
                     self._provider,
                     order.ref,
-                    "if it was created, Together stops it after it has been idle for a while",
+                    "if the machine was created, Together stops it after an idle period",
                 ) from lost
         except ProviderError:
             journal.append(replace(asked, ended=True))
@@ -141,7 +142,7 @@ class Machines(RentedMachines):
         return found
 
     def _match(self, asked: Machine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """Raises `UnexpectedAnswer` where two machines may be the one that was asked for."""
+        """Raises `UnexpectedAnswer` if several machines match the request."""
         if asked.id is not None:
             return next((raw for raw in up if raw["id"] == asked.id), None)
         found = [
@@ -153,7 +154,7 @@ class Machines(RentedMachines):
         ]
         if len(found) > 1:
             ids = ", ".join(str(raw["id"]) for raw in found)
-            raise UnexpectedAnswer(self._provider, f"several machines may be this run's: {ids}")
+            raise UnexpectedAnswer(self._provider, f"several machines may belong to this run: {ids}")
         return found[0] if found else None
 
     def _ready(self, raw: dict[str, Any]) -> bool:
@@ -166,7 +167,7 @@ class Machines(RentedMachines):
         return plain(self._wire.read(lambda: self._api.retrieve(id)))
 
     def extend(self, machine: Machine) -> None:
-        """Keep an idle machine while its program lives."""
+        """Postpone the shutdown of an idle machine while its program is running."""
         self._wire.once(lambda: self._api.extend_expiry(str(machine.id), seconds=machine.inactive_s))
 
     def stop(self, id: str) -> dict[str, Any]:
@@ -178,7 +179,7 @@ class Machines(RentedMachines):
         if state(told) in UP:
             told = self._raw(id)
         if state(told) in UP:
-            raise ProviderError(self._provider, f"the machine {id} was asked to stop and is {state(told)}")
+            raise ProviderError(self._provider, f"machine {id} is still {state(told)} after a stop request")
         return told
 
     def _billed_s(self, raw: dict[str, Any]) -> float:
@@ -187,7 +188,7 @@ class Machines(RentedMachines):
     # -- the account's -------------------------------------------------------------------------------------
 
     def up(self) -> list[dict[str, Any]]:
-        """List the machines that bill or will."""
+        """List the machines that are billed or will be."""
         return self._all(self._api.list, status=[f"MODEL_RESOURCES_STATUS_{one}" for one in UP])
 
     def _all(self, call: Callable[..., Any], **query: Any) -> list[dict[str, Any]]:
@@ -203,7 +204,7 @@ class Machines(RentedMachines):
 
             entries = self._wire.entries(read, "data")
             if not all(text(raw.get("id")) for raw in entries):
-                raise UnexpectedAnswer(self._provider, "an entry without an id in a list")
+                raise UnexpectedAnswer(self._provider, "a list entry has no id")
             found += entries
             cursor = text(table(answer.get("meta")).get("next_cursor"))
             if cursor is None or not table(answer.get("meta")).get("has_more"):
@@ -211,11 +212,11 @@ class Machines(RentedMachines):
             if cursor == page.get("after"):
                 break
             page = {"after": cursor}
-        raise UnexpectedAnswer(self._provider, "a list that never ends")
+        raise UnexpectedAnswer(self._provider, "the list never ends")
 
     def refs(self, up: list[dict[str, Any]]) -> dict[str, str]:
-        """Map machines that are up to the refs of their runs: by the run directories here, then by the names
-        of their sessions, and last by requests here whose answer was lost."""
+        """Map machines that are up to the refs of their runs. Searches the run directories on this machine,
+        then the names of the machines' sessions, and last the local requests whose response was lost."""
         found: dict[str, str] = {}
         asked = self.asked_for()
         found |= {one.id: ref for ref, one in asked if one.id is not None}
@@ -238,7 +239,7 @@ class Machines(RentedMachines):
         return next((raw for raw in found if raw.get("display_name") == name), None)
 
     def standing(self) -> Iterator[Standing]:
-        """List the machines that are up. A project without access to training sessions has none."""
+        """List the machines that are up. Empty for a project without access to training sessions."""
         try:
             up = self.up()
         except (NotFound, PermissionRefused):
@@ -272,7 +273,7 @@ class Machines(RentedMachines):
             )
 
     def _user(self) -> str | None:
-        """Return the user of the key, where it is a user's."""
+        """Return the key's user, if the key belongs to a user."""
         with suppress(ProviderError):
             who = plain(self._wire.read(lambda: self._client().whoami()))
             return text(table(who.get("user")).get("id"))
@@ -280,12 +281,12 @@ class Machines(RentedMachines):
 
 
 def state(raw: Mapping[str, Any]) -> str:
-    """Return the host's word without its prefix."""
+    """Return the host's status without its prefix."""
     return (text(raw.get("status")) or "UNKNOWN").removeprefix("MODEL_RESOURCES_STATUS_")
 
 
 def billed_s(raw: Mapping[str, Any]) -> float:
-    """Return the seconds from the creation of a machine to its end, or to the time at which the host ends
+    """Return the seconds from a machine's creation to its end, or to the time at which the host will end
     it."""
     began = when(raw.get("created_at"))
     ends = [when(raw.get("updated_at"))]

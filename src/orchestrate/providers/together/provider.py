@@ -1,12 +1,11 @@
-"""The backend `together`; see `orchestrate.providers.base` for the contract.
+"""Backend `together`. See `orchestrate.providers.base` for the interface.
 
-- Reads go through the SDK's own methods. The create request does not: the SDK's `fine_tuning.create` sends
-  three requests and takes no options, so the same body is sent by the SDK's client as one POST.
-- A job carries its ref in `suffix`, behind the user's own (`<suffix>-<ref>`, at most 40 characters), which
-  comes back in `suffix` and in `model_output_name`.
-- `live_price` asks for the host's estimate and refuses what is above the account's limit; call it
-  between `upload` and `create`.
-"""
+- Reads use the SDK's own methods. The create request does not: the SDK's `fine_tuning.create` sends
+  three requests and takes no options, so the SDK's client sends the same body as one POST.
+- A job carries its ref in `suffix`, after the user's own (`<suffix>-<ref>`, at most 40 characters). The host
+  returns it in `suffix` and in `model_output_name`.
+- `live_price` queries the host's estimate and raises an error above the account's limit. Call it between
+  `upload` and `create`."""
 
 from __future__ import annotations
 
@@ -90,11 +89,11 @@ class TogetherProvider(
     profile: ClassVar[Profile] = PROFILE
     features = frozenset(Feature) - {Feature.KTO, Feature.RFT, Feature.QLORA, Feature.PAUSE, Feature.RESUME}
     missing: ClassVar[Mapping[Feature, str]] = {
-        Feature.KTO: f"Together does not support KTO; {UNPAIRED}",
+        Feature.KTO: f"Together does not support KTO. {UNPAIRED}",
         Feature.RFT: NO_RFT,
         Feature.QLORA: "Together does not publish its base models' precision, so qlora is trained as LoRA",
         Feature.PAUSE: "Together cannot pause a job",
-        Feature.RESUME: "Together cannot resume a job; start a new one from a checkpoint (continue_from)",
+        Feature.RESUME: "Together cannot resume a job. Start a new one from a checkpoint (continue_from)",
     }
     status_map = reading.STATUS_MAP
 
@@ -140,7 +139,7 @@ class TogetherProvider(
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
-        """Upload the files. Checks the model's limits first, so that nothing is sent for a job that would be
+        """Upload the files. Checks the model's limits first, so nothing is sent for a job that would be
         rejected."""
         body = settings.body(translation)
         require_limits(body, self._model_limits(body), data)
@@ -195,7 +194,7 @@ class TogetherProvider(
         return reading.job_of(raw, job.ref or _ref(raw), self.name)
 
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List the jobs with a single request, because the host has no pages."""
+        """List the jobs with a single request, because the host does not paginate."""
         jobs = [reading.job_of(raw, _ref(raw), self.name) for raw in self._raw_jobs()]
         for job in sorted(
             jobs, key=lambda j: j.created_at.timestamp() if j.created_at else 0.0, reverse=True
@@ -236,7 +235,7 @@ class TogetherProvider(
         body = self._filled(self.translate(spec), remote)
         method = table(body.get("training_method"))
         if method.get("method") != "sft" or "model" not in body:
-            raise UsageError("Together estimates prices only for SFT of a base model")
+            raise UsageError("Together previews rows only for SFT of a base model")
         inputs = method.get("train_on_inputs")
         answer = self._wire.read(
             lambda: self._client().fine_tuning.preview(
@@ -305,7 +304,8 @@ class TogetherProvider(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
         """Download the weights. `checkpoint` is an id from `checkpoints` (`12:adapter`), a step, `adapter` or
-        `merged`. The default is the final adapter of a LoRA job, or the final weights of a full one."""
+        `merged`. The default is the final adapter of a LoRA job, or the final weights of a full fine-tuning
+        job."""
         archives.require_empty(dest)
         raw = self._raw_job(job)
         full = table(raw.get("training_type")).get("type") == "Full"
@@ -397,7 +397,7 @@ class TogetherProvider(
     def _raw_jobs(self) -> list[dict[str, Any]]:
         listed = self._wire.entries(lambda: self._client().fine_tuning.list(), "data")
         if not all(text(raw.get("id")) for raw in listed):
-            raise UnexpectedAnswer(self.name, "a job without an id in the list of jobs")
+            raise UnexpectedAnswer(self.name, "a job in the list has no id")
         return listed
 
 

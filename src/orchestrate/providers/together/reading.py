@@ -1,8 +1,7 @@
-"""Together's answers as our records.
+"""Parsing of Together's responses into our records.
 
 Sources: the SDK's `FinetuneResponse` (both of them: `types/` and `lib/types/`), `FinetuneEvent`, and the
-metrics' names as the API returns them (`train/loss`, `eval/loss`).
-"""
+names of metrics in the API's responses (`train/loss`, `eval/loss`)."""
 
 from __future__ import annotations
 
@@ -112,8 +111,8 @@ def _estimate(raw: Mapping[str, Any], updated: datetime | None) -> datetime | No
 def _error(raw: Mapping[str, Any], status: str) -> JobError:
     told = [e for e in rows(raw.get("events")) if str(e.get("type", "")).lower() in _ERROR_EVENTS]
     fallback = {
-        "user_error": "Together rejected the data or the W&B settings; see the events",
-        "error": "the platform failed; Together restarts such jobs under a new id and refunds this one",
+        "user_error": "Together rejected the data or the W&B settings. See the events",
+        "error": "Together's platform failed. Together refunds this job and restarts it under a new id",
     }
     return JobError(
         message=text(told[-1].get("message")) or status if told else fallback[status], code=status
@@ -125,7 +124,7 @@ def _error(raw: Mapping[str, Any], status: str) -> JobError:
 
 def events_of(raw: Iterable[Mapping[str, Any]]) -> list[Event]:
     """Parse events, oldest first. The host's events have no id (older ones have a hash), so the id is derived
-    from their content, and repeated events are numbered. It is the same every time."""
+    from their content, and repeated events are numbered. The ids never change."""
     seen: Counter[str] = Counter()
     events: list[Event] = []
     for entry in sorted(raw, key=lambda e: when(e.get("created_at")) or datetime.min.replace(tzinfo=UTC)):
@@ -191,8 +190,8 @@ def metrics_of(raw: Iterable[Mapping[str, Any]]) -> list[MetricPoint]:
 
 
 def checkpoints_of(raw: Iterable[Mapping[str, Any]], job_id: str) -> list[Checkpoint]:
-    """List the checkpoints. Ids are `STEP:KIND` (`12:adapter`, `12:model`), for `download`; `model` is
-    for `continue_from`."""
+    """List the checkpoints. Ids are `STEP:KIND` (`12:adapter`, `12:model`), for use with `download`. `model`
+    is for use with `continue_from`."""
     found: list[Checkpoint] = []
     for entry in raw:
         step = whole(entry.get("step"))
@@ -217,7 +216,7 @@ class TokenMask(Record, frozen=True, kw_only=True):
 
     tokens: tuple[str, ...]
     trained: tuple[bool, ...]
-    """Whether each token contributes to the loss."""
+    """True for each token that contributes to the loss."""
     truncated: bool = False
 
 
@@ -232,7 +231,7 @@ def masks_of(raw: Iterable[Mapping[str, Any]]) -> list[TokenMask]:
 
 
 def selection(checkpoint: str | None, full: bool) -> dict[str, Any]:
-    """Return `checkpoint` and `checkpoint_step` for the download request, from one of our checkpoint ids."""
+    """Convert one of our checkpoint ids to `checkpoint` and `checkpoint_step` of the download request."""
     if checkpoint is None:
         return {"checkpoint": "model_output_path" if full else "adapter"}
     step, _, kind = checkpoint.partition(":") if checkpoint[:1].isdigit() else ("", "", checkpoint)
@@ -240,15 +239,15 @@ def selection(checkpoint: str | None, full: bool) -> dict[str, Any]:
     if kind not in words or (step and not step.isdigit()):
         raise UsageError(
             f"{checkpoint!r} is not a checkpoint of a Together job",
-            fix="list them with: orchestrate checkpoints RUN; `adapter` and `merged` are the final ones",
+            fix="to list them: orchestrate checkpoints RUN. `adapter` and `merged` select the final model",
         )
     chosen = {"checkpoint": "model_output_path" if full else words[kind]}
     return chosen | ({"checkpoint_step": int(step)} if step else {})
 
 
 def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
-    """Parse `GET /v2/supported-models?product=PRODUCT_FINE_TUNING`. Models are tuned by their id, or by their
-    name if only the name is in the catalog."""
+    """Parse `GET /v2/supported-models?product=PRODUCT_FINE_TUNING`. A model is fine-tuned by its id, or by
+    its name if only the name is in the catalog."""
     known = {m.hosts[PROFILE.kind].id for m in search(provider=PROFILE.kind)}
     found: list[HostModel] = []
     for row in rows:
@@ -265,8 +264,7 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
 
 
 def recalled(job: Job, file: Callable[[str], Mapping[str, Any]]) -> Recalled:
-    """Collect the facts about a job that determine its price. `file` returns the record of a file by its
-    id."""
+    """Collect the facts about a job that determine its price. `file` returns the record of a file by id."""
     told = job.payload
     full = text(table(told.get("training_type")).get("type")) == "Full"
     method = text(table(told.get("training_method")).get("method"))
@@ -341,7 +339,7 @@ _NO_ESTIMATE = {
 
 def estimated(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a create request that the estimate accepts. It has no fields for packing and the
-    longest row."""
+    maximum length."""
     return {key: body[key] for key in _FIELDS if key in body}
 
 
@@ -356,12 +354,12 @@ def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
         allowed = "an unstated amount" if limit is None else say.limit(limit)
         raise QuotaExceeded(
             provider,
-            f"Together estimates the job at {say.money(total)}, which is above what the account "
-            f"may spend ({allowed}); nothing was sent",
+            f"Together estimates the job at {say.money(total)}, more than the account may spend ({allowed}). "
+            "Nothing was sent",
             fix="add credit at Together, or train on fewer tokens",
         )
     train = number(answer.get("estimated_train_token_count")) or 0
     evaluated = number(answer.get("estimated_eval_token_count")) or 0
-    note = f"{train:,.0f} training and {evaluated:,.0f} evaluation tokens; packing is not included"
+    note = f"{train:,.0f} training and {evaluated:,.0f} evaluation tokens, without the effect of packing"
     source = "Together's own estimate (estimate-price)"
     return estimate_quote(provider, model, total, source, note=note, tokens=int(train + evaluated) or None)

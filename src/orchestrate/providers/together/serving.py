@@ -1,9 +1,8 @@
-"""Dedicated endpoints (API v2): the only way in which Together serves a tuned model. They bill hourly.
+"""Dedicated endpoints (API v2). Together serves tuned models only on these, and bills them hourly.
 
-One endpoint `orc-<job id>` with one deployment `tuned` for each job. The names make every step repeatable:
-what exists already is found, and a second one is refused by the host (409). A LoRA adapter is merged into its
-base by the host when the deployment starts.
-"""
+Each job has one endpoint `orc-<job id>` with one deployment `tuned`. The names make every step repeatable:
+existing ones are found, and the host rejects duplicates (409). The host merges a LoRA adapter into its base
+when the deployment starts."""
 
 from __future__ import annotations
 
@@ -38,24 +37,24 @@ _BILLS = {
     "stopping": True,
     "stopped": False,
 }
-"""Whether a deployment in this state bills: while it runs, idle or not. Together does not say what it
-charges for a failed one."""
+"""Maps deployment states to whether they bill. Running deployments bill, idle or not. Together does not
+document whether failed ones do."""
 
 
 class TogetherDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options of `deploy`."""
 
     shape: str | None = None
-    """A configuration (`cr_...`) or hardware (`1xnvidia-h100-80gb`). Default: the cheapest that fits."""
+    """Configuration (`cr_...`) or hardware (`1xnvidia-h100-80gb`). Default: the cheapest that fits."""
     idle_minutes: int = IDLE_MINUTES
-    """Minutes without a request after which it stops (30 to 1440; 0 means never)."""
+    """Minutes without a request after which the deployment stops (30 to 1440). 0: never."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any] | None) -> TogetherDeployOptions:
         wanted = cls.read("together", options)
         if wanted.idle_minutes and not 30 <= wanted.idle_minutes <= 1440:
             raise UsageError(
-                f"Together scales down after 30 to 1440 idle minutes (got {wanted.idle_minutes})"
+                f"idle_minutes must be 0 or between 30 and 1440 at Together (got {wanted.idle_minutes})"
             )
         return wanted
 
@@ -77,7 +76,7 @@ class TogetherDeployments:
         self._found_project: str | None = None
 
     def price(self, id: str, made: Mapping[str, Any], options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the price of `deploy` in US dollars per hour, using read-only calls."""
+        """Return the price of `deploy` in US dollars per hour. Changes nothing."""
         wanted = TogetherDeployOptions.of(options)
         there = _ours(self._find(id))
         if there is None:
@@ -86,7 +85,8 @@ class TogetherDeployments:
         return _per_hour(there, self._prices(), wanted)
 
     def price_on(self, id: str, base_model_id: str, options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the price like `price`, from the base model, for an adapter that may not be uploaded yet."""
+        """Return the price like `price`, but from the base model, for an adapter that may not be uploaded
+        yet."""
         wanted, there = TogetherDeployOptions.of(options), _ours(self._find(id))
         if there is not None:
             return _per_hour(there, self._prices(), wanted)
@@ -115,18 +115,18 @@ class TogetherDeployments:
         return self._endpoint(there) if there is not None and there.get("deployments") else None
 
     def model_of(self, job_id: str) -> str:
-        """Return the model's name in requests. Raises `UsageError` if it is not deployed."""
+        """Return the model's name for requests. Raises `UsageError` if the model is not deployed."""
         endpoint = self.find(job_id)
         if endpoint is None:
             raise UsageError(
-                f"{job_id} is not deployed, and Together serves tuned models only on dedicated endpoints",
+                f"{job_id} is not deployed. Together serves tuned models only on dedicated endpoints",
                 fix=TO_BE_ASKED,
             )
         return endpoint.model
 
     def remove(self, id: str) -> None:
         """Stop routing, stop and delete the deployments, and delete the endpoint, as far as the host allows.
-        Check afterwards what remains. A repeated call continues."""
+        Check afterwards what remains. Calling it again continues."""
         there = self._find(id)
         if there is None:
             return
@@ -142,7 +142,7 @@ class TogetherDeployments:
         self._attempt(lambda: api.delete(endpoint_id, **at))
 
     def standing(self) -> Iterator[Standing]:
-        """List all endpoints and deployments in the project, no matter who created them."""
+        """List all endpoints and deployments in the project, regardless of who created them."""
         prices: dict[str, Decimal] | None = None
         for raw in self._all():
             name = str(raw.get("name"))
@@ -180,8 +180,8 @@ class TogetherDeployments:
     # -- steps ---------------------------------------------------------------------------------------------
 
     def _make_endpoint(self, job_id: str) -> dict[str, Any]:
-        """Create the endpoint, which costs nothing on its own. One whose answer was lost, or that another
-        process created, is found."""
+        """Create the endpoint, which costs nothing on its own. If the response was lost or another process
+        created it, find it by name."""
         api, at = self._client().endpoints, self._at()
         try:
             return plain(self._wire.once(lambda: api.create(name=_name(job_id), **at)))
@@ -201,7 +201,7 @@ class TogetherDeployments:
         *,
         fresh: bool,
     ) -> dict[str, Any]:
-        """Create the deployment, which bills from here on. Raises `OutcomeUnknown` when the answer is
+        """Create the deployment, which bills from now on. Raises `OutcomeUnknown` if the response was
         lost."""
         api, at, endpoint_id = self._client().endpoints, self._at(), str(endpoint["id"])
         try:
@@ -240,7 +240,7 @@ class TogetherDeployments:
         )
 
     def _scale(self, endpoint_id: str, deployment_id: str, least: int, most: int) -> None:
-        """None at all stops a deployment."""
+        """Set the number of replicas. 0 stops the deployment."""
         api, at = self._client().endpoints.deployments, self._at()
         self._wire.read(
             lambda: api.update(
@@ -253,8 +253,7 @@ class TogetherDeployments:
         )
 
     def _attempt(self, act: Callable[[], object]) -> None:
-        """Try one step of the removal: what is already deleted is fine, and what cannot be deleted yet is
-        tried again later."""
+        """Try one step of the removal. Ignores what is already deleted or cannot be deleted yet."""
         with suppress(NotFound, InvalidRequest, Conflict):
             self._wire.read(act, expect=object)
 
@@ -272,12 +271,12 @@ class TogetherDeployments:
         return next((e for e in self._all() if str(e.get("name")).rsplit("/", 1)[-1] == wanted), None)
 
     def _model(self, job_id: str, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the registry's record of the tuned weights: merged where they exist, else the adapter."""
+        """Return the registry's record of the tuned weights: merged if they exist, else the adapter."""
         model_id = text(job.get("model_object_id")) or text(job.get("adapter_object_id"))
         if model_id is None:
             raise UsageError(
-                f"Together's registry has no model of {job_id} (status {job.get('status')})",
-                fix="wait until it succeeds",
+                f"Together's registry has no model for job {job_id} (status {job.get('status')})",
+                fix="wait until the job succeeds",
             )
         return plain(self._wire.read(lambda: self._client().models.retrieve(model_id, **self._at())))
 
@@ -296,14 +295,14 @@ class TogetherDeployments:
         if not fitting:
             known = ", ".join(f"{c.get('id')} ({_hardware(c)})" for c in found) or "none"
             raise UsageError(
-                f"Together has no configuration {shape} to serve {model.get('name')}; it has: {known}"
+                f"Together has no configuration {shape} to serve {model.get('name')}. Available: {known}"
             )
         priced = [(prices.get(_hardware(c) or ""), c) for c in fitting]
         usd, config = min(priced, key=lambda p: (p[0] is None, p[0] or Decimal(0)))
         return (usd * wanted.max_replicas if usd is not None else None), config
 
     def _prices_if_told(self) -> dict[str, Decimal]:
-        """Return the prices, or none if they cannot be read, so that deployments are still listed."""
+        """Return the prices, or none if they cannot be read. Deployments are listed even then."""
         try:
             return self._prices()
         except ProviderError:
@@ -343,8 +342,8 @@ class TogetherDeployments:
         return {"project_id": self.project()}
 
     def project(self) -> str:
-        """Return the project from the configuration, otherwise from the SDK's environment, otherwise from the
-        key."""
+        """Return the project: from the configuration, from the SDK's environment, or from the key, in this
+        order."""
         if self._given_project:
             return self._given_project
         if self._found_project is None:
@@ -356,8 +355,8 @@ class TogetherDeployments:
         project = text(table(who.get("project")).get("id"))
         if project is None:
             raise UsageError(
-                "the Together key does not belong to a single project",
-                fix='set it in orchestrate.toml:  [hosts.together] project = "..."',
+                "the Together key is not limited to a single project",
+                fix='set the project in orchestrate.toml:  [hosts.together] project = "..."',
             )
         return project
 
@@ -367,13 +366,13 @@ def _name(job_id: str) -> str:
 
 
 def _job_id(name: str) -> str | None:
-    """Return the job id of an endpoint that is named by our scheme."""
+    """Return the job id from an endpoint's name if it follows our scheme."""
     bare = name.rsplit("/", 1)[-1]
     return bare.removeprefix(_PREFIX) if bare.startswith(_PREFIX) else None
 
 
 def _ours(endpoint: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the deployment with our name, out of those below one of our endpoints."""
+    """Return the deployment with our name on one of our endpoints."""
     below = rows(endpoint.get("deployments")) if endpoint is not None else []
     return next((d for d in below if str(d.get("name")).rsplit("/", 1)[-1] == DEPLOYMENT), None)
 
@@ -381,7 +380,7 @@ def _ours(endpoint: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _per_hour(
     deployment: Mapping[str, Any], prices: Mapping[str, Decimal], wanted: TogetherDeployOptions
 ) -> Decimal | None:
-    """Of a deployment that is there: with its own replicas, or with those that it would be started with."""
+    """Return the hourly price of a deployment's replicas, or if it is stopped, of those that would start."""
     price = prices.get(text(deployment.get("hardware")) or "")
     down = _state(deployment) in _DOWN
     return price * (wanted.max_replicas if down else _replicas(deployment)) if price is not None else None
@@ -414,7 +413,7 @@ def _hardware(config: Mapping[str, Any]) -> str | None:
 
 
 PART_BYTES = 20 << 20
-"""Part size of the SDK's command line. The host compares hashes that depend on it."""
+"""Part size in bytes, the same as in the SDK's command line. The host compares hashes that depend on it."""
 
 
 class TogetherAdapters(adapters.Adapters):
@@ -443,7 +442,7 @@ class TogetherAdapters(adapters.Adapters):
                 if file is None:
                     raise UnexpectedAnswer(
                         self._provider,
-                        f"Together requested a file {remote.get('path')!r}, which the adapter does not have",
+                        f"Together requested {remote.get('path')!r}, but the adapter has no such file",
                     )
                 sent.append(self._sent(http, file, remote))
                 done += file.size
@@ -452,7 +451,7 @@ class TogetherAdapters(adapters.Adapters):
         self._send("upload/complete", {"objectId": object_id, "files": sent})
 
     def _sent(self, http: httpx.Client, file: _PartedFile, remote: Mapping[str, Any]) -> dict[str, Any]:
-        """One file, in the words in which its upload is completed."""
+        """Upload one file and return its entry for the request that completes the upload."""
         entry: dict[str, Any] = {"path": file.path.name, "hash": file.hash}
         if remote.get("skipUpload"):
             return {**entry, "skipUpload": True}
@@ -460,12 +459,12 @@ class TogetherAdapters(adapters.Adapters):
         if len(parts) != len(file.parts):
             raise UnexpectedAnswer(
                 self._provider,
-                f"Together requested {len(parts)} parts of {file.path.name}, which has {len(file.parts)}",
+                f"Together requested {len(parts)} parts of {file.path.name}, but it has {len(file.parts)}",
             )
         return {**entry, "uploadDetails": {"uploadId": text(remote.get("uploadId")) or "", "parts": parts}}
 
     def find(self, id: str) -> dict[str, Any] | None:
-        """Return the registry's record of an adapter with this name."""
+        """Find the registry's record of an adapter by its name."""
         client, project = self._client(), self._serving.project()
         for page in self._wire.pages(lambda: client.models.list(project_id=project, limit=100)):
             for raw in items(page):
@@ -474,8 +473,7 @@ class TogetherAdapters(adapters.Adapters):
         return None
 
     def as_job(self, id: str) -> dict[str, Any]:
-        """Return an adapter in the form of a training job. Raises `UsageError` if the adapter doesn't
-        exist."""
+        """Describe an adapter as a training job. Raises `UsageError` if the adapter doesn't exist."""
         found = self.find(id)
         if found is None:
             raise UsageError(f"{self._provider} has no adapter {id}", fix="orchestrate deploy RUN --to ...")
@@ -499,8 +497,8 @@ class TogetherAdapters(adapters.Adapters):
         return parts[1] if len(parts) == 4 else self._serving.project()
 
     def _base_id(self, adapter: Adapter) -> str:
-        """Return the id of the host's own deployable base of this name, as the SDK's command line finds
-        it."""
+        """Return the id of the host's deployable base model with this name. Searches like the SDK's command
+        line."""
         name = adapters.base_at(PROFILE, adapter)
         found: set[str] = set()
         for page in self._wire.pages(lambda: self._client().models.list_supported(search=name)):
@@ -514,13 +512,13 @@ class TogetherAdapters(adapters.Adapters):
                 f"Together does not serve adapters of {name}"
                 if not found
                 else f"Together has several base models called {name}",
-                fix="list the models that Together deploys with: tg models public --search NAME",
+                fix="to list the models that Together deploys: tg models public --search NAME",
             )
         return found.pop()
 
     def _register(self, adapter: Adapter) -> dict[str, Any]:
-        """Register the adapter, which costs nothing. One whose answer was lost, or that another process
-        created, is found."""
+        """Register the adapter, which costs nothing. If the response was lost or another process registered
+        it, find it by name."""
         client, base = self._client(), self._base_id(adapter)
         project = self._serving.project()
         try:
@@ -537,7 +535,7 @@ class TogetherAdapters(adapters.Adapters):
         return plain(made)
 
     def _send(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Both requests may be repeated: they name what they are about."""
+        """Send a request that starts or completes an upload. Both may be repeated."""
         from together._utils import path_template
 
         project, client = self._serving.project(), self._client()
@@ -548,7 +546,7 @@ class TogetherAdapters(adapters.Adapters):
         number = whole(remote.get("partNumber"))
         if number is None or not 1 <= number <= len(file.parts):
             raise UnexpectedAnswer(
-                self._provider, f"Together requested part {number} of {len(file.parts)} of a file"
+                self._provider, f"Together requested part {number} of a file with {len(file.parts)} parts"
             )
         offset, size = file.parts[number - 1]
         url = files.safe_url(self._provider, remote.get("url"))
@@ -570,7 +568,7 @@ class TogetherAdapters(adapters.Adapters):
 
 
 class _PartedFile:
-    """Parts as (offset, bytes), and the hash of an object that was uploaded in them."""
+    """Parts of a file as (offset, bytes), and the hash of the object that they form."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.size = path, path.stat().st_size

@@ -1,8 +1,8 @@
-"""Training sessions at Together, through its official client.
+"""Training sessions at Together, using its official client.
 
-Machines are made by the client's own methods without retries (see `machines`); operations go through its
-`SessionClient`, which gives each a key by which the host carries it out once however often it is sent. One
-thread of a session sends them, in order."""
+Machines are created with the client's own methods, without retries (see `machines`). Operations use its
+`SessionClient`, which adds an idempotency key to each, so the host carries it out once however often it is
+sent. One thread per session sends them in order."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 SCHEME = "together://"
-"""Of the places of saves: what follows is the host's id of a checkpoint."""
+"""Prefix of the locations of saved states. The host's checkpoint id follows."""
 ALPHA = 32
-"""As sessions of this machine and of Tinker have."""
+"""LoRA alpha, as in local and Tinker sessions."""
 OPERATION_S, INTERVAL_S = 1800.0, 0.25
-"""The longest for one operation, and between two looks at it."""
+"""Timeout of one operation, and pause between two status checks, in seconds."""
 OTHERS = {
-    "gspo": "Together's GRPO with ratios of sequences is another formula",
+    "gspo": "Together's GRPO with sequence-level ratios uses a different formula",
     "stable_reinforce": "its formula is not published",
 }
 _SUPPORTED = frozenset({"target_tokens", "weights", "mask", "logprobs", "advantages"})
@@ -75,14 +75,14 @@ T = TypeVar("T")
 
 
 class TogetherSession(SessionBackend):
-    """One model on a machine of its own."""
+    """One model on its own machine."""
 
     def __init__(self, provider: SteppedTogether, order: SessionOrder, run: RunDir) -> None:
         self._provider, self._order, self._run = provider, order, run
         self._machines = provider.machines
         self._thread = ThreadPoolExecutor(1, f"together {order.ref}")
         self._stale = False
-        """Whether the generator has older weights than the trainer."""
+        """True if the generator's weights are older than the trainer's."""
         self._machine: Machine | None = None
         self._client: Any = None
         self._tokenizer: str | None = None
@@ -107,7 +107,7 @@ class TogetherSession(SessionBackend):
     # -- sessions of the host: they cost nothing by themselves ---------------------------------------------
 
     def _made_session(self, saved: str | None = None, *, optimizer: bool = True) -> str:
-        """Make a session on the machine. One whose answer was lost is found by its name."""
+        """Start a session on the machine. If the response was lost, it is found by its name."""
         api, name = self._provider.post_training.sessions, f"{self._order.ref}/{secrets.token_hex(4)}"
         lora = self._order.lora
         body: dict[str, Any] = {
@@ -144,7 +144,9 @@ class TogetherSession(SessionBackend):
             time.sleep(INTERVAL_S)
             id = str(made["id"])
             made = plain(self._provider.wire.read(lambda id=id: api.retrieve(id)))
-        raise ProviderError(self._provider.name, "the session was not ready after half an hour")
+        raise ProviderError(
+            self._provider.name, f"the session was not ready after {OPERATION_S / 60:g} minutes"
+        )
 
     def _attached(self, id: str) -> Any:
         from together.post_training import SessionClient
@@ -198,7 +200,7 @@ class TogetherSession(SessionBackend):
         return self._asked(ask)
 
     def gradient(self, rows: Sequence[Row]) -> Future[dict[str, Any]]:
-        """Send the gradient of a loss that was computed here: minus the weights of the rows."""
+        """Send the gradient of a loss that was computed here. The gradient is minus the rows' weights."""
         samples: list[dict[str, Any]] = []
         gradients: list[dict[str, Any]] = []
         for number, row in enumerate(rows, 1):
@@ -226,9 +228,9 @@ class TogetherSession(SessionBackend):
         return self._asked(ask)
 
     def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
-        """Sample after the generator has the newest weights."""
+        """Sample from the newest weights."""
         if request["stop_ids"]:
-            raise UsageError("Together ends answers at texts, not at token ids", fix='stop=["..."]')
+            raise UsageError("Together supports stop strings, not stop token ids", fix='stop=["..."]')
         params: dict[str, Any] = {
             "max_tokens": request["max_tokens"] or MOST_TOKENS,
             "temperature": request["temperature"],
@@ -254,7 +256,7 @@ class TogetherSession(SessionBackend):
         return self._asked(ask)
 
     def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
-        """Save at the host. Nothing is written into `folder`."""
+        """Save at the host. Nothing is written to `folder`."""
 
         def ask() -> str:
             client = self._client
@@ -264,7 +266,8 @@ class TogetherSession(SessionBackend):
         return self._asked(ask)
 
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
-        """Make another session from the save: the host loads nothing into one that runs."""
+        """Start a new session from the saved state, because the host cannot load one into a running
+        session."""
 
         def ask() -> None:
             before = self._client
@@ -282,7 +285,7 @@ class TogetherSession(SessionBackend):
             self._machines.extend(self._machine)
 
     def close(self) -> None:
-        """End the machine, and with it the session. What was not saved is lost."""
+        """Stop the machine and with it the session. Unsaved state is lost."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         try:
             self._watch.close(self._provider.title, TAIL_S)
@@ -297,18 +300,20 @@ def _tensor(values: Sequence[float], dtype: str = "float32") -> dict[str, Any]:
 
 
 def _sample(number: int, row: Row, loss: str) -> dict[str, Any]:
-    """Raises `UsageError` for a row that would train something else there."""
+    """Convert a row. Raises `UsageError` if Together would train it differently."""
     import numpy as np  # the base install has none
 
     inputs: dict[str, Any] = {}
     for name, value in row["inputs"].items():
         if name not in _SUPPORTED:
-            raise UsageError(f"row {number}: Together's losses have no input {name!r}")
+            raise UsageError(f"row {number}: Together's losses don't accept the input {name!r}")
         array = array_of(value)
         if array.ndim != 1:
-            raise UsageError(f"row {number}: Together takes one {name} per token, got {list(array.shape)}")
+            raise UsageError(
+                f"row {number}: Together expects one {name} per token (got shape {list(array.shape)})"
+            )
         if loss != "cross_entropy" and name == "weights" and not np.isin(array, (0, 1)).all():
-            raise UsageError(f"row {number}: Together takes weights of {loss} as 0 or 1 only")
+            raise UsageError(f"row {number}: with {loss}, Together accepts only the weights 0 and 1")
         inputs[name] = _tensor(array.tolist(), "int64" if name == "target_tokens" else "float32")
     if loss == "cross_entropy" and "weights" not in inputs and "target_tokens" in inputs:
         inputs["weights"] = _tensor([1.0] * len(inputs["target_tokens"]["data"]))
@@ -324,7 +329,9 @@ def _forward_answer(
 
     found = [np.asarray(one.tensors["logprobs"].data, dtype="<f4") for one in done.loss_fn_outputs or ()]
     if len(found) != len(given):
-        raise ProviderError("together", f"log-probabilities of {len(found)} rows came back, not {len(given)}")
+        raise ProviderError(
+            "together", f"received log-probabilities of {len(found)} rows instead of {len(given)}"
+        )
     loss = float(done.loss)
     if weighed is not None:
         loss = float(
@@ -343,7 +350,7 @@ def _sequence(one: Any) -> dict[str, Any]:
 
 
 def _error(provider: SteppedTogether, error: Exception) -> Exception:
-    """The client's error as one of ours. Nothing that was sent is sent again for it."""
+    """Convert the client's error to one of ours. Never repeats a request."""
     if isinstance(error, OrchestrateError):
         return error
     if type(error).__name__ == "OperationFailedError":
@@ -352,7 +359,9 @@ def _error(provider: SteppedTogether, error: Exception) -> Exception:
         return kind(provider.name, str(error), fix=None if refused else CONTINUES)
     if isinstance(error, TimeoutError):
         return ProviderError(
-            provider.name, f"no result after {OPERATION_S / 60:g} minutes. It may still arrive", fix=CONTINUES
+            provider.name,
+            f"no result after {OPERATION_S / 60:g} minutes. The operation may still complete",
+            fix=CONTINUES,
         )
     if isinstance(error, ValueError):
         return UsageError(str(error))
@@ -360,7 +369,7 @@ def _error(provider: SteppedTogether, error: Exception) -> Exception:
 
 
 class SteppedTogether(JobsAndSessions, TogetherProvider):
-    """Together, with training sessions. Their run directories are on this machine."""
+    """Together, with training sessions. The sessions' run directories are on this machine."""
 
     profile = PROFILE
     features = TogetherProvider.features
@@ -380,12 +389,14 @@ class SteppedTogether(JobsAndSessions, TogetherProvider):
     # -- sessions ------------------------------------------------------------------------------------------
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
-        """Ask the host what an hour of the machine costs. Raises `UsageError` for what it can't train, and
-        `UnknownPrice`."""
+        """Query the host for the hourly price of the machine. Raises `UsageError` for an adapter that
+        Together can't train, and `UnknownPrice`."""
         _require_adapter(order)
         usd = self.machines.usd_per_hour(wanted(order))
         limit = money(order.spec.get("max_cost_usd")) or Decimal(0)
-        require_price(self.name, usd, limit, "Together estimates no hourly price in US dollars for it")
+        require_price(
+            self.name, usd, limit, "Together returned no hourly price in US dollars for this machine"
+        )
         assert usd is not None  # noqa: S101
         source = "Together's estimate for this machine"
         hourly = HourlyRate(
@@ -425,7 +436,7 @@ class SteppedTogether(JobsAndSessions, TogetherProvider):
         """Return the checkpoint that is the session's tuned model. Raises `UsageError`."""
         saved = self._runs.dir(job).written_state().result
         if saved is None:
-            raise UsageError(f"session {job.job_id} has no tuned model: it ended before a step was done")
+            raise UsageError(f"session {job.job_id} has no tuned model: it ended before it completed a step")
         return saved.removeprefix(SCHEME)
 
     def download(
@@ -434,7 +445,7 @@ class SteppedTogether(JobsAndSessions, TogetherProvider):
         if job.kind != SESSION:
             return super().download(job, dest, checkpoint=checkpoint, progress=progress)
         if checkpoint is not None:
-            raise UsageError("Together hands out the result of a session only, not what it trains on from")
+            raise UsageError("Together only offers a session's result for download, not its checkpoints")
         files.require_empty(dest)
         id, variant = self._result(job), "CHECKPOINT_VARIANT_ADAPTER"
         base = self._runs.dir(job).job().model
@@ -456,7 +467,9 @@ class SteppedTogether(JobsAndSessions, TogetherProvider):
 
 
 def _require_adapter(order: SessionOrder) -> None:
-    """Raises `UsageError` for an adapter that is another there."""
+    """Raise `UsageError` for adapter settings that Together doesn't support."""
     for part in ("train_mlp", "train_attn"):
         if not order.lora[part]:
-            raise UsageError(f"Together trains attention and MLP together: {part}=False is not possible")
+            raise UsageError(
+                f"Together always trains attention and MLP layers together, so {part}=False is not possible"
+            )

@@ -1,9 +1,8 @@
-"""A spec in Together's words.
+"""Translation of a spec into Together's create request.
 
 The body is the one that the SDK's `fine_tuning.create` sends (`FinetuneRequest` in
-`together.lib.types.fine_tuning`), field by field; defaults are the SDK's. What the user did not ask for is
-left out, so that the host's default applies.
-"""
+`together.lib.types.fine_tuning`), field by field, with the SDK's defaults. Settings that the user did not
+request are left out, so the host's default applies."""
 
 from __future__ import annotations
 
@@ -23,9 +22,9 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
 
 SUFFIX_LIMIT = 40
-"""Length of the tags that Orchestrate adds. A user's suffix comes before the tag and is cut to fit."""
+"""Maximum length of a suffix. The user's part comes before Orchestrate's tag and is shortened to fit."""
 BASE_LEARNING_RATE = 1e-5
-"""The SDK's default, because Together publishes no rate for each model."""
+"""The SDK's default learning rate, because Together does not publish rates by model."""
 DEFAULT_RANK = "the model's default rank"
 RESERVED = (
     "training_file",
@@ -38,10 +37,10 @@ RESERVED = (
     "wandb_base_url",
     "hf_api_token",
 )
-"""Fields that Orchestrate fills itself, and keys with their destinations, which do not belong in a spec."""
+"""Fields that Orchestrate fills in, and keys with their destinations, which do not belong in a spec."""
 NO_RFT = (
-    "Together has no reinforcement jobs, only training sessions that your own program drives. "
-    "Fireworks and this machine support them"
+    "Together has no RFT jobs, only training sessions that your own program drives. "
+    "For RFT jobs, use Fireworks or local training"
 )
 
 
@@ -72,7 +71,7 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
 
 
 def tag(suffix: str | None, ref: str) -> str:
-    """Return the `suffix` of the request: as much of the user's suffix as fits, then the ref."""
+    """Return the request's `suffix`: as much of the user's suffix as fits, then the ref."""
     return suffix_tag(suffix, ref, SUFFIX_LIMIT)
 
 
@@ -108,9 +107,9 @@ def _method(rows: Rows, spec: JobSpec) -> None:
         return
     rows.plain_dpo(
         {
-            "ipo": "Together does not support IPO; its losses are DPO and SimPO",
-            "orpo": "Together does not support ORPO; simpo_gamma gives a loss without a reference model",
-            "kto": f"Together does not support KTO; {UNPAIRED}",
+            "ipo": "Together does not support IPO. It offers DPO and SimPO",
+            "orpo": "Together does not support ORPO. For a loss without a reference model, set simpo_gamma",
+            "kto": f"Together does not support KTO. {UNPAIRED}",
         }
     )
     rows.offer("method.beta", "training_method.dpo_beta", 0.1)
@@ -158,7 +157,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
     else:
         rows.offer("adapter.r", "training_type.lora_r", DEFAULT_RANK)
     if adapter.alpha is not None and adapter.alpha != int(adapter.alpha):
-        rows.refuse("adapter.alpha", "must be an integer here", instead=round(adapter.alpha) or None)
+        rows.refuse("adapter.alpha", "must be an integer at Together", instead=round(adapter.alpha) or None)
     elif adapter.alpha is not None:
         rows.keep("adapter.alpha", "training_type.lora_alpha", int(adapter.alpha))
     elif adapter.r is not None:
@@ -184,7 +183,7 @@ def _optimizer(rows: Rows) -> None:
     rows.offer("epochs", "n_epochs", 1)
     multiplier = rows.given("learning_rate_multiplier")
     if multiplier is not None:
-        rule = f"multiplier times {BASE_LEARNING_RATE:g}, Together's default; it publishes no rates by model"
+        rule = f"multiplier times {BASE_LEARNING_RATE:g}, the default for all models at Together"
         rate = multiplier * BASE_LEARNING_RATE
         rows.map("learning_rate_multiplier", "learning_rate", rate, rule, exact=False)
     else:
@@ -207,9 +206,9 @@ def _schedule(rows: Rows) -> None:
     if schedule in ("polynomial", "warmup_stable_decay"):
         rows.refuse(
             "schedule",
-            "Together supports linear and cosine schedules, and constant as a special case of these",
+            "Together supports the schedules linear, cosine and constant",
         )
-        rows.refuse_if_asked({"min_lr_ratio": "belongs to a schedule that Together does not support"})
+        rows.refuse_if_asked({"min_lr_ratio": "applies only to a schedule that Together does not support"})
         return
     if least is not None:
         rows.keep("min_lr_ratio", "lr_scheduler.lr_scheduler_args.min_lr_ratio")
@@ -235,7 +234,7 @@ def _schedule(rows: Rows) -> None:
 
 
 def _batch(rows: Rows) -> None:
-    """Return the rows per step. In a spec `batch_size` is all of them, and accumulation splits them.
+    """Translate the rows per step. In a spec, `batch_size` counts all of them, and accumulation splits them.
     Together's `gradient_accumulation_steps` multiplies its `batch_size` instead ("increases effective
     batch size", the help of its CLI)."""
     size, steps = rows.given("batch_size"), rows.given("gradient_accumulation")
@@ -249,11 +248,11 @@ def _batch(rows: Rows) -> None:
         rows.map("batch_size", "batch_size", max(part, 1), rule, exact=part > 0 and not rest)
         rows.keep("gradient_accumulation", wire)
         return
-    rows.offer("batch_size", "batch_size", "max", "as many rows as fit, which depends on packing")
+    rows.offer("batch_size", "batch_size", "max", "as many rows as fit, depending on packing")
     if steps is None or steps == 1:
         rows.offer("gradient_accumulation", wire, None, "the model's default")
     else:
-        rule = f"a step has {steps} times the rows of one Together batch"
+        rule = f"each step trains on {steps} Together batches"
         rows.map("gradient_accumulation", wire, steps, rule, exact=False)
 
 
@@ -278,16 +277,20 @@ def _evaluation(rows: Rows, spec: JobSpec) -> None:
         rows.default("evals", "n_evals", 0)
     elif stop is None:
         rows.default(
-            "evals", "n_evals", 0, "each is billed by its tokens: request them with evals", send=True
+            "evals",
+            "n_evals",
+            0,
+            "each evaluation is billed by its tokens. To request some, set evals",
+            send=True,
         )
     else:
         evals = needed
-        rows.default("evals", "n_evals", evals, "as many as early stopping needs; each is billed", send=True)
+        rows.default("evals", "n_evals", evals, "as many as early stopping needs (each is billed)", send=True)
     rows.offer("checkpoints", "n_checkpoints", 1)
     if stop is None:
         return
     if (evals or 0) < needed:
-        reason = f"patience {stop.patience} needs evals of at least {needed}"
+        reason = f"with patience {stop.patience}, evals must be at least {needed}"
         rows.refuse("early_stopping", reason)
         return
     rows.keep("early_stopping", "early_stopping_enabled", True)
@@ -299,7 +302,7 @@ def _names(rows: Rows) -> None:
     suffix = rows.given("suffix")
     room = suffix_room(SUFFIX_LIMIT)
     if suffix is not None:
-        cut = f"; cut to {room} characters to make room for the ref" if len(suffix) > room else ""
+        cut = f". The suffix is shortened to {room} characters" if len(suffix) > room else ""
         rule = f"sent as <suffix>-<ref>, because the ref identifies the job{cut}"
         rows.map("suffix", None, f"{suffix[:room]}-<ref>", rule, exact=not cut)
     for name in ("project", "name", "entity"):
