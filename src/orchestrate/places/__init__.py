@@ -1,3 +1,3 @@
-"""Places where a worker runs: this machine, a cluster, a rented GPU. All of them share one trainer and one
-run directory. A place starts a worker on a run directory, reports whether it is alive, stops it, and reports
-what it cost."""
+"""Places where a worker runs: this machine, a cluster or a rented GPU. All share one trainer and one format
+of run directory. A place starts a worker on a run directory, reports whether it is alive, stops it, and
+reports its cost."""

@@ -1,5 +1,4 @@
-"""Code shared by all remote places: the run directory is in a storage folder, and this machine has a copy of
-it."""
+"""Code shared by all remote places. A run directory is in a storage folder, and this machine has a copy."""
 
 from __future__ import annotations
 
@@ -56,8 +55,8 @@ MACHINE_OPTIONS = ("gpu", "gpu_memory_gib", "usd_per_hour")
 
 
 def configured_machine(name: str, options: Mapping[str, Any]) -> Machine:
-    """Read the machine from the options of the backend `name` (`MACHINE_OPTIONS`). Without a `gpu`, a worker
-    gets a CPU."""
+    """Read the machine from the options of the backend `name` (`MACHINE_OPTIONS`). Without `gpu`, it is a CPU
+    machine."""
     gpu, count = gpu_asked(str(options["gpu"])) if options.get("gpu") else (None, 0)
     return Machine(
         name=NAME,
@@ -96,15 +95,15 @@ def _number(name: str, options: Mapping[str, Any], field: str) -> Decimal:
 
 
 MARGIN_S = 60.0
-"""Added to the silence after which a worker stops itself, to allow for its check and ours."""
+"""Seconds added to the worker's silence limit, to allow for the delay of its check and ours."""
 
 FRESH_S = 30.0
-"""Maximum age of a sign of life that makes asking the place unnecessary."""
+"""Maximum age in seconds of a sign of life that makes a query to the place unnecessary."""
 
 LEAST_S = 10.0
-"""Minimum time left for starting a machine."""
+"""Minimum remaining seconds of a run's limit for which a machine is started."""
 HEED_S = 300.0
-"""Time after which a worker that still reports but has not paused is stopped: twice the time of its
+"""Seconds after which a worker that reports but has not paused is stopped: twice the time allowed for a
 checkpoint."""
 
 ENDED_THERE = "ended_there"
@@ -117,26 +116,27 @@ REFUSALS: Mapping[int, type[ProviderError]] = {
     404: NotFound,
     429: RateLimited,
 }
-"""Errors by HTTP status, for platforms with an HTTP API."""
+"""Error classes by HTTP status, for platforms with an HTTP API."""
 
 
 class Starts(Record, frozen=True, kw_only=True):
-    """Contents of `.starts.json` in this machine's copy."""
+    """Contents of `.starts.json` in this machine's copy of a run directory."""
 
     count: int = 0
     attempts: int = 0
-    """Attempts of the run before the last start; their reports say nothing about the next one."""
+    """Number of attempts before the last start. Their reports say nothing about the next attempt."""
     known: tuple[str, ...] = ()
-    """Ids of the place's workers before the last start, all ended: if the list shows only these, that
-    says nothing about the next one."""
+    """Ids of the place's workers before the last start, all ended. If the place lists only these, the new
+    worker is not listed yet."""
 
 
 class AwayPlace(Place):
-    """A remote place. `name` is the backend's. `options` are `depot` (the URL of the folder of all runs),
-    `silence_minutes`, `pass_env` (further variables that its workers get) and those of the place."""
+    """A remote place. `name` is the backend's name. `options` are `depot` (the URL of the folder of all
+    runs), `silence_minutes`, `pass_env` (additional variables to pass to the workers) and the place's own
+    options."""
 
     by_hand: ClassVar[frozenset[str]] = frozenset()
-    """The place's own statuses for a worker that did not crash but was stopped."""
+    """The place's own statuses for a worker that was stopped and did not crash."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self.options = name, options
@@ -145,7 +145,7 @@ class AwayPlace(Place):
 
     @property
     def depot_url(self) -> str:
-        """The URL of the storage. Raises `ConfigError` if it is not set."""
+        """URL of the storage. Raises `ConfigError` if it is not set."""
         if url := self.options.get("depot"):
             return str(url)
         raise ConfigError(
@@ -156,8 +156,8 @@ class AwayPlace(Place):
 
     @property
     def depot_on_disk(self) -> bool:
-        """True if the storage is on this machine's disk, as far as known. Storage that is not set contains
-        nothing."""
+        """True if the storage is on this machine's disk, as far as known. Also true if no storage is set,
+        because it then contains nothing."""
         return str(self.options.get("depot", "/")).startswith(("file://", "/"))
 
     @property
@@ -168,8 +168,8 @@ class AwayPlace(Place):
 
     @property
     def secrets(self) -> dict[str, str]:
-        """The variables of this machine's environment that a worker needs to reach the storage and gated
-        models. They are sent by the place's own mechanism for secrets and are not part of an order."""
+        """Variables of this machine's environment that a worker needs for the storage and for gated models.
+        They are sent with the place's own mechanism for secrets and are never part of an order."""
         more: list[str] = self.options.get("pass_env", [])
         names = [*PASSED, *more]
         found = {name: os.environ[name] for name in names if os.environ.get(name)}
@@ -186,12 +186,12 @@ class AwayPlace(Place):
 
     @abstractmethod
     def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
-        """Start one worker, tagged with the order's ref, whose environment has `env` and the secrets that
-        it needs. Called when no worker exists. Errors of `start` propagate."""
+        """Start one worker, tagged with the order's ref. Its environment gets `env` and the secrets that it
+        needs. Called only if no worker exists. Raises the same errors as `start`."""
 
     def paid(self, ref: str) -> Hourly | None:
-        """Return the actual hourly price of the newest worker's machine, or `None` if nothing better is known
-        than before its start."""
+        """Return the actual hourly price of the newest worker's machine, or `None` if only the price from
+        before the start is known."""
         del ref
         return None
 
@@ -215,7 +215,7 @@ class AwayPlace(Place):
         return None
 
     def price_of(self, ref: str) -> Hourly | None:
-        """Return the price that was read after the newest start, otherwise before it. Raises
+        """Return the price that was read after the newest start, otherwise the one from before it. Raises
         `HostUnavailable`."""
         if (found := self.price_read(ref)) is not None:
             return found
@@ -226,7 +226,7 @@ class AwayPlace(Place):
         return Hourly(
             usd_per_hour=order.limits.usd_per_hour,
             machine=decoding.convert(order.job.resources, Resources).machine or self.name,
-            source="the price before the start",
+            source="price from before the start",
             as_of=order.job.created_at,
         )
 
@@ -234,7 +234,7 @@ class AwayPlace(Place):
 
     @property
     def mark(self) -> str:
-        """The id that each run's order uses for this place. Several places may share one storage."""
+        """Id of this place in each run's order. Several places may share one storage."""
         return f"{type(self).__name__}, {self.account()}"
 
     def stored(self) -> list[str]:
@@ -248,8 +248,8 @@ class AwayPlace(Place):
         return found
 
     def hard_end_s(self, limits: WorkerLimits) -> float | None:
-        """Return the seconds of work after which the place is asked to stop the machine, whatever its worker
-        does. `None` if nothing stops it."""
+        """Return the seconds of work after which the place stops the machine, whatever its worker does.
+        `None` if the place does not stop it."""
         return limits.seconds
 
     # -- the contract ----------------------------------------------------------------------------------------
@@ -299,8 +299,8 @@ class AwayPlace(Place):
             self.settle(run)
 
     def _with_time_left(self, run: RunDir, resources: Resources) -> Resources:
-        """Set the remaining time as the limit, for the platform's own end. Raises `InvalidRequest` where
-        it is used up: a machine that starts only to end is paid for."""
+        """Set the remaining time as the limit that the platform enforces. Raises `InvalidRequest` if none
+        remains, because a machine that starts only to stop is billed."""
         most, found = resources.limits.seconds, self._allowance(run, resources.limits)
         if most is None or not found.used_s:
             return resources
@@ -312,8 +312,8 @@ class AwayPlace(Place):
         return msgspec.structs.replace(resources, limits=limits)
 
     def allowance(self, run: RunDir) -> Allowance:
-        """Return the run's allowance at the price that was read after the newest start, otherwise before
-        it. Raises `HostUnavailable`."""
+        """Return the run's allowance at the price that was read after the newest start, otherwise at the one
+        from before it. Raises `HostUnavailable`."""
         limits, hourly = read_order(self.depot.run(run.ref)).limits, self.price_read(run.ref)
         if hourly is not None:
             limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
@@ -332,7 +332,7 @@ class AwayPlace(Place):
         )
 
     def worked_s(self, ref: str) -> float:
-        """Return the seconds that all its workers together have worked, by their own clocks."""
+        """Return the total seconds that the run's workers have worked, by their own clocks."""
         return claim.used_s(self.depot.run(ref))
 
     def _priced(self, resources: Resources) -> Resources:
@@ -352,7 +352,7 @@ class AwayPlace(Place):
         return msgspec.structs.replace(resources, limits=limits)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage by the worker's own clock, if a place has no better one, or no longer lists the
+        """Return the usage by the worker's own clock, for places that measure none or no longer list the
         run."""
         seconds = self.worked_s(ref)
         # One that never reported may have been paid for all the same.
@@ -419,8 +419,8 @@ class AwayPlace(Place):
             code, told = "limit", f"{self.name} stopped its worker because the run reached its limit: {found}"
         elif placed.raw_state in self.by_hand:
             code = ENDED_THERE
-            told = f"{self.name} stopped its worker ({placed.raw_state.lower()}); "
-            told += "start another one with: orchestrate resume"
+            told = f"{self.name} stopped its worker ({placed.raw_state.lower()}). "
+            told += "To start another: orchestrate resume"
         else:
             return False
         error = JobError(code=code, message=told)
@@ -432,7 +432,7 @@ class AwayPlace(Place):
         return True
 
     def _at_limit(self, run: RunDir) -> str | None:
-        """Return what was used, where too little is left for another start."""
+        """Return what was used if too little is left for another start, otherwise `None`."""
         with suppress(ProviderError):
             found = self.allowance(run)
             if found.used_s and not found.holds(found.used_s + LEAST_S):
@@ -440,9 +440,8 @@ class AwayPlace(Place):
         return None
 
     def tell(self, run: RunDir) -> None:
-        """Send the requested action to the worker. A worker that reports gets time to pause on its own,
-        with a checkpoint. Any other worker is stopped, because it has nothing to save or does not
-        respond."""
+        """Send the requested action to the worker. A worker that reports gets time to save a checkpoint and
+        pause. Any other worker is stopped, because it has nothing to save or does not respond."""
         word = run.asked()
         self.depot.run(run.ref).write("control", (word or "").encode())
         placed = self.state(run.ref) if word == "pause" else None
@@ -450,21 +449,21 @@ class AwayPlace(Place):
             self.stop(run.ref)
 
     def _heeds(self, run: RunDir) -> bool:
-        """Return whether the worker of the last start was heard of lately, by its own reports alone, and was
-        not asked long ago."""
+        """Return True if the worker of the last start has reported recently and the request to it is not
+        old."""
         silent_s = depot.silent_s(run, _starts(run).attempts)
         return silent_s is not None and silent_s <= process.FOREIGN_HEARTBEAT_S and run.asked_s() < HEED_S
 
     def settle(self, run: RunDir) -> None:
-        """Write to the storage too how a run without a worker was settled here."""
+        """Write the state that was set here for a run without a worker to the storage too."""
         self.depot.run(run.ref).write("status.json", run.written_state().to_json())
 
     def bring(self, run: RunDir, folder: Path) -> None:
         depot.bring(run, self.depot.run(run.ref), folder)
 
     def lost(self, run: RunDir) -> bool:
-        """Return whether no worker can be running anymore. A worker that its place does not know may still be
-        running: it stops itself when it cannot report, so this waits until it must have stopped."""
+        """Return True if no worker can be running anymore. A worker that its place does not know may still be
+        running. It stops itself when it cannot report, so this returns False until it must have stopped."""
         placed = self._newest(run)
         if placed is not None and placed.state != "unknown":
             return placed.state == "ended"
@@ -483,7 +482,7 @@ class AwayPlace(Place):
         self.depot.run(run.ref).remove()
 
     def _await_it(self, run: RunDir) -> None:
-        """A worker is there or on its way, and has reported nothing yet."""
+        """Record that a worker exists or is starting, but has not reported yet."""
         worker = process.WorkerId(pid=0, started="", machine=self.name)
         write_whole(run.path / "worker.json", worker.to_json())
 
@@ -511,5 +510,5 @@ PASSED = (
     "HF_TOKEN",
     "HF_ENDPOINT",
 )
-"""Packages for S3, compatible services and the hub. A GCS bucket is reached with the machine's own
-account."""
+"""Environment variables for S3, compatible services and the Hugging Face Hub. A GCS bucket is accessed with
+the machine's own account."""

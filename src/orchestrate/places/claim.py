@@ -1,4 +1,4 @@
-"""Decides which worker has a run, out of those that may have been started for it."""
+"""Ownership of runs. Decides which worker owns a run if several may have been started for it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from orchestrate.types import Record
 
 
 def boot_time() -> float:
-    """Return a clock in seconds that also counts while a machine sleeps, like its bill does."""
+    """Return a clock in seconds that also counts while the machine sleeps, because a sleeping machine is
+    billed."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 @dataclass
 class Switch:
-    """Stops a worker at its limits. `earlier_s` is what other attempts of the run have used."""
+    """Stops a worker at its limits. `earlier_s` is the time that other attempts of the run have used."""
 
     limits: WorkerLimits
     earlier_s: float = 0.0
@@ -47,44 +48,45 @@ class Switch:
         self.limits = msgspec.structs.replace(self.limits, usd_per_hour=usd_per_hour)
 
     def reported(self) -> None:
-        """Note that a report went through."""
+        """Record that a report succeeded."""
         self.reported_at = self.clock()
 
     def due(self) -> tuple[Literal["silence", "limit"], str] | None:
-        """Return why the worker must stop now, or `None`. At a limit it can still report the reason."""
+        """Return why the worker must stop now, or `None`. At a limit, the worker can still report the
+        reason."""
         silent = self.clock() - self.reported_at
         if silent >= self.limits.silence_s:
             return "silence", f"no report arrived for {duration(silent)}"
         price, cap = self.limits.usd_per_hour, self.limits.most_usd_per_hour
         if exceeds(price, cap):
-            return "limit", f"its machine costs {money(price)} per hour, above the limit of {money(cap)}"
+            return "limit", f"the machine costs {money(price)} per hour, more than the limit of {money(cap)}"
         end, whole = self.limits.working_s(self.earlier_s), self.limits.seconds
         used = self.earlier_s + self.used_s
         if end is None or whole is None or used < end:
             return None
-        told = f"it has run for {duration(used)}, but its machine may be billed for at most {duration(whole)}"
+        told = f"the run has used {duration(used)}, and its limit is {duration(whole)} of billed time"
         if self.limits.max_hours is not None and whole >= self.limits.max_hours * 3600:
             return "limit", told
         return "limit", f"{told}, {money(self.limits.max_usd)} at {money(price)} per hour"
 
 
 class Attempt(Record, frozen=True, kw_only=True):
-    """`attempts/00000001.json`, written by the worker of the attempt."""
+    """Contents of `attempts/00000001.json`, written by the worker of that attempt."""
 
     token: str
     used_s: float = 0.0
-    """Updated with the latest report."""
+    """Seconds used, as of the latest report."""
     under: str | None = None
-    """The token of the attempt that its time is part of, if one job has the run several times."""
+    """Token of the attempt that includes this one's time, if one job starts the run several times."""
 
 
 class Claim:
-    """The newest attempt owns the run, and a worker that finds a newer one stops itself. So a second worker
-    started by mistake costs minutes, but a run is never trained twice."""
+    """Ownership of a run by its newest attempt. A worker that finds a newer attempt stops itself, so a second
+    worker that was started by mistake costs minutes, but a run is never trained twice."""
 
     def __init__(self, stored: StoredRun, under: str | None = None) -> None:
-        """`under`: the token of the attempt that starts this one. Raises `Superseded` where another has the
-        run by now."""
+        """Claim the run. `under` is the token of the attempt that starts this one. Raises `Superseded` if
+        another attempt now owns the run."""
         self.stored = stored
         earlier = _attempts(stored)
         if under is not None and not _within(earlier, under):
@@ -92,7 +94,7 @@ class Claim:
         self.number = len(earlier) + 1
         alike = [number for number, one in enumerate(earlier, 1) if under and one.under == under]
         self.first = alike[0] if alike else self.number
-        """The number of the first attempt that the attempt above it started."""
+        """Number of the first attempt that this attempt's parent started."""
         self.earlier_s = sum(one.used_s for one in earlier)
         self._mine = Attempt(token=secrets.token_hex(8), under=under)
         self.used(0.0)
@@ -102,14 +104,14 @@ class Claim:
         return self._mine.token
 
     def used(self, seconds: float) -> None:
-        """Record the seconds used. Time that is part of another claim is counted there, so that it counts
-        only once."""
+        """Record the seconds used. Time that is part of another claim is recorded there, so it counts only
+        once."""
         self._mine = msgspec.structs.replace(self._mine, used_s=0.0 if self._mine.under else seconds)
         self.stored.write(f"attempts/{_name(self.number)}", self._mine.to_json())
 
     @property
     def holds(self) -> bool:
-        """True if the newest attempt is this one, or one that it started."""
+        """True if the newest attempt is this one, or was started by it."""
         names = self.stored.depot.names(f"{self.stored.folder}/attempts")
         data = self.stored.read(f"attempts/{_name(self.number)}")
         mine = data is not None and Attempt.from_json(data).token == self._mine.token
@@ -124,11 +126,11 @@ class Superseded(Exception):
 
 
 class Signs:
-    """The state of a process that works under an attempt: whether it is alive, and whether the run is still
-    its own."""
+    """Signs of life of a parent attempt: whether its process is alive, and whether it still owns the run."""
 
     def __init__(self, stored: StoredRun, under: str, number: int, clock: Callable[[], float]) -> None:
-        """`number`: of the newest attempt, under it. Raises `Superseded` where this one is gone."""
+        """Watch the attempt with the token `under`. `number` is the newest attempt that it started. Raises
+        `Superseded` if the watched attempt no longer exists."""
         self.stored, self.number, self.clock = stored, number, clock
         names = self.stored.depot.names(f"{self.stored.folder}/attempts")
         data = {name: self.stored.read(f"attempts/{name}") for name in names}
@@ -144,7 +146,7 @@ class Signs:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since it last reported how long it has been working."""
+        """Seconds since the parent last reported how long it has been working."""
         said = self.stored.read(f"attempts/{self._name}")
         if said != self._said:
             self._said, self._at = said, self.clock()
@@ -156,7 +158,7 @@ def _within(attempts: list[Attempt], token: str) -> bool:
 
 
 def used_s(stored: StoredRun) -> float:
-    """Sum the seconds of all attempts, as far as they could report."""
+    """Sum the seconds of all attempts, as far as they were reported."""
     return sum(one.used_s for one in _attempts(stored))
 
 

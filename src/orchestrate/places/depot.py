@@ -1,18 +1,17 @@
-"""Run directories behind an fsspec URL: S3, GCS, a bucket of a hub, a shared disk.
+"""Run directories behind an fsspec URL: S3, GCS, a bucket of the Hugging Face Hub, or a shared disk.
 
-    blobs/<sha256>                      what goes up once for all runs: data, models, our own code
-    runs/<ref>/order.json               what to train, with the blobs that it takes
+    blobs/<sha256>                      files uploaded once for all runs: data, models, our own code
+    runs/<ref>/order.json               the job, with the blobs that it needs
     runs/<ref>/control                  `pause` or `cancel`
-    runs/<ref>/attempts/00000001.json   which worker took it, and the time that it has used
+    runs/<ref>/attempts/00000001.json   the worker of the attempt, and the time that it has used
     runs/<ref>/pulse.json               replaced with every report
     runs/<ref>/status.json  proof.json  as in a run directory
-    runs/<ref>/events/0001-00000001     a file that only grows, in numbered parts
+    runs/<ref>/events/0001-00000001     a growing file, in numbered parts
     runs/<ref>/folders/<name>/<sha256>  files of a checkpoint or of the result
-    runs/<ref>/folders/<name>/manifest  which of them the folder is made of; written last
+    runs/<ref>/folders/<name>/manifest  list of the folder's files, written last
 
-Such stores know neither rename nor append. A file is written by one request, so a reader has the old one or
-the new; a folder is there when its manifest is.
-"""
+Such stores can neither rename nor append. Each file is written by one request, so a reader sees either the
+old or the new content. A folder exists once its manifest does."""
 
 from __future__ import annotations
 
@@ -39,8 +38,8 @@ NO_KEY = "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...   or  aws confi
 
 
 class Depot:
-    """A folder on some file system. `url` is in fsspec's form. Raises `MissingExtra` for a file system whose
-    package is not installed, and `HostUnavailable` if the storage fails."""
+    """A folder on a file system. `url` is in fsspec's form. Raises `MissingExtra` if the package of the file
+    system is not installed, and `HostUnavailable` if the storage fails."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -61,7 +60,7 @@ class Depot:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """Distributions that the file system needs besides fsspec."""
+        """Distributions that the file system needs in addition to fsspec."""
         module = type(self._system).__module__.partition(".")[0]
         return () if module == "fsspec" else (module,)
 
@@ -83,8 +82,8 @@ class Depot:
         return None
 
     def names(self, folder: str) -> list[str]:
-        """List the entries directly in a folder, sorted, without files that are still being written.
-        Empty for a folder that does not exist."""
+        """List the direct entries of a folder, sorted, without files that are still being written. Empty if
+        the folder does not exist."""
         with self._asked(f"list {folder}"), suppress(FileNotFoundError):
             self._system.invalidate_cache()
             found: list[Any] = self._system.ls(self._at(folder), detail=False)
@@ -93,7 +92,7 @@ class Depot:
         return []
 
     def size(self, name: str) -> int | None:
-        with self._asked(f"look at {name}"), suppress(FileNotFoundError):
+        with self._asked(f"check {name}"), suppress(FileNotFoundError):
             self._system.invalidate_cache()
             return int(self._system.info(self._at(name))["size"])
         return None
@@ -106,7 +105,7 @@ class Depot:
     # -- by content ----------------------------------------------------------------------------------------
 
     def keep(self, path: Path, under: str = "blobs") -> ArtifactFile:
-        """Store a file under its hash, unless it is already there."""
+        """Store a file under its hash, unless it is already stored."""
         file = ArtifactFile(path=path.name, bytes=path.stat().st_size, sha256=sha256(path))
         name = f"{under}/{file.sha256}"
         if self.size(name) != file.bytes:
@@ -126,7 +125,7 @@ class Depot:
         return digest
 
     def fetch(self, file: ArtifactFile, target: Path, under: str = "blobs") -> None:
-        """Fetch a file. Raises `ArtifactRefused` unless it matches what was sent."""
+        """Fetch a file. Raises `ArtifactRefused` if it does not match what was sent."""
         if target.is_file() and target.stat().st_size == file.bytes and sha256(target) == file.sha256:
             return
         new_folder(target.parent)
@@ -137,7 +136,7 @@ class Depot:
                 raise ArtifactRefused(f"the copy of {file.path} in {self.url} differs from the uploaded file")
 
     def keep_folder(self, folder: Path, under: str = "blobs") -> tuple[ArtifactFile, ...]:
-        """Store every file below a folder, by its path there."""
+        """Store every file below a folder under its relative path."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         return tuple(
             msgspec.structs.replace(self.keep(path, under), path=path.relative_to(folder).as_posix())
@@ -158,14 +157,14 @@ class Depot:
 
     @contextmanager
     def _asked(self, what: str) -> Generator[None]:
-        """The kinds of errors are those of each file system's library."""
+        """Convert the errors of the file system's library."""
         try:
             yield
         except (FileNotFoundError, OrchestrateError):
             raise
         except Exception as error:
             told = f"{self.url} failed to {what}: {type(error).__name__}: {error}"
-            failure = HostUnavailable(self.url, told, fix="try again; uploaded files are reused")
+            failure = HostUnavailable(self.url, told, fix="try again. Uploaded files are reused")
             if type(error).__name__ == "NoCredentialsError":
                 failure.fix, failure.retryable = NO_KEY, False
             raise failure from error
@@ -185,9 +184,8 @@ class StoredRun:
         return self.depot.read(f"{self.folder}/{name}")
 
     def record(self, name: str, kind: type[R]) -> R | None:
-        """Read a record, or return `None` for a file that does not exist or is empty. Raises
-        `HostUnavailable` for one that cannot be parsed, for example because of a full disk or another
-        version."""
+        """Read a record, or return `None` if the file does not exist or is empty. Raises `HostUnavailable` if
+        it cannot be parsed, for example because of a full disk or another version."""
         data = self.read(name)
         return self.decoded(name, data, kind) if data else None
 
@@ -204,9 +202,9 @@ class StoredRun:
     # -- files that grow -----------------------------------------------------------------------------------
 
     def parts(self, name: str, after: tuple[int, int] = (0, 0)) -> list[tuple[int, int]]:
-        """List (edition, number) of the parts after the given one, of the newest edition whose first part
-        exists. A new edition starts when lines were withdrawn, with everything that remains as its first
-        part."""
+        """List (edition, number) of the parts after the given one, in the newest edition whose first part
+        exists. A new edition starts when lines were withdrawn. Its first part contains all remaining
+        lines."""
         found = sorted(
             (int(edition), int(number))
             for edition, _, number in (
@@ -230,7 +228,7 @@ class StoredRun:
     # -- folders -------------------------------------------------------------------------------------------
 
     def keep_folder(self, name: str, folder: Path) -> None:
-        """Store a folder completely or not at all: the manifest comes last."""
+        """Store a folder completely or not at all. The manifest is written last."""
         place = f"{self.folder}/folders/{name}"
         files = self.depot.keep_folder(folder, place)
         self.depot.write(f"{place}/manifest", msgspec.json.encode(files))
@@ -245,7 +243,7 @@ class StoredRun:
         return self.depot.names(f"{self.folder}/folders")
 
     def fetch_folder(self, name: str, target: Path, only: Iterable[str] = ()) -> bool:
-        """Fetch a folder, or with `only` just the files with these paths. Returns False if the folder is
+        """Fetch a folder, or with `only` just the files at these paths. Returns False if the folder is
         incomplete."""
         wanted = set(only)
         if (files := self.manifest(name)) is None:
@@ -263,7 +261,7 @@ class StoredRun:
 
 
 def safe(path: str) -> str:
-    """Check a path and return it. Raises `ArtifactRefused` for a path that leads out of its folder."""
+    """Check a path and return it. Raises `ArtifactRefused` for a path outside its folder."""
     if not path or path.startswith(("/", "\\")) or ".." in Path(path).parts or ":" in path:
         raise ArtifactRefused(f"a manifest lists the file {path!r}, which is outside its folder")
     return path
@@ -279,13 +277,14 @@ def _part(part: tuple[int, int]) -> str:
 
 GROWING = ("events.jsonl", "metrics.jsonl", "worker.log")
 WHOLE = ("proof.json", "paces.jsonl", "status.json")
-"""The status comes last, so everything it refers to is already there."""
+"""Files that are replaced as a unit. The status comes last, so everything that it refers to is already
+stored."""
 SEEN = ".seen.json"
-"""The parts that a reader already has."""
+"""File that lists the parts that a reader already has."""
 
 
 class Pulse(Record, frozen=True, kw_only=True):
-    """The heartbeat of the worker that reports. `ended` means that this was its last report."""
+    """Heartbeat of a worker. `ended` marks its last report."""
 
     attempt: int
     number: int
@@ -296,16 +295,16 @@ class Pulse(Record, frozen=True, kw_only=True):
 
 
 class Cursor(Record, frozen=True, kw_only=True):
-    """Amount of a growing file that is in the storage."""
+    """Position up to which a growing file is stored."""
 
     part: tuple[int, int] = (0, 0)
     bytes: int = 0
     sha256: str = hashlib.sha256().hexdigest()
-    """Hash of those bytes, to check that the file has only grown since."""
+    """Hash of the stored bytes, to check that the file has only grown since."""
 
 
 class Reporter:
-    """Sends what is new with each `report`. Runs on the worker."""
+    """Sends the changes since the last `report`. Runs on the worker."""
 
     def __init__(self, run: RunDir, stored: StoredRun) -> None:
         self.run, self.stored = run, stored
@@ -345,7 +344,7 @@ class Reporter:
         self._cursors[name] = Cursor(part=(edition, number + 1), bytes=len(sent), sha256=digest)
 
     def _known(self, name: str) -> Cursor:
-        """Of what an earlier attempt sent."""
+        """Return the position up to which an earlier attempt sent the file."""
         parts = self.stored.parts(name)
         data = b"".join(self.stored.part(name, part) for part in parts)
         if not parts:
@@ -367,7 +366,7 @@ class Reporter:
             self._folders.discard(name)
 
     def _send(self, name: str, path: Path) -> None:
-        """Of links to its files: sending takes longer than the engine keeps a checkpoint."""
+        """Send hard links to its files, because sending takes longer than the engine keeps a checkpoint."""
         held = self.run.path / "outgoing" / name
         try:
             shutil.copytree(path, held, copy_function=os.link)
@@ -403,8 +402,8 @@ def restore(run: RunDir, stored: StoredRun) -> None:
 
 
 def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
-    """Fetch what was reported since the last time, and return whether the attempt after `earlier` ones
-    has reported. Only the descriptions of checkpoints are fetched; `bring` fetches their weights. Runs on
+    """Fetch everything that was reported since the last call, and return True if the attempt after `earlier`
+    ones has reported. Fetches only the descriptions of checkpoints. `bring` fetches their weights. Runs on
     the reader's machine."""
     with locked(run.path / ".look", wait_s=None):
         pulse = stored.read("pulse.json")
@@ -426,9 +425,8 @@ def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
 
 
 def silent_s(run: RunDir, earlier: int = 0) -> float | None:
-    """Return the seconds since the worker after `earlier` attempts last reported, as far as reports were
-    looked for. `None` for a worker that never reported, or has sent its last report. Runs on the reader's
-    machine."""
+    """Return the seconds since the worker after `earlier` attempts last reported, as of the last `look`.
+    `None` for a worker that never reported, or has sent its last report. Runs on the reader's machine."""
     mark = run.path / ".pulse"
     try:
         pulse, at = Pulse.from_json(mark.read_bytes()), mark.stat().st_mtime
@@ -448,7 +446,7 @@ def state_of(stored: StoredRun) -> JobState:
 
 
 def say(stored: StoredRun, state: JobState, status: str, error: JobError | None) -> None:
-    """Write the run's final state on behalf of a worker that can no longer report it."""
+    """Write the run's state on behalf of a worker that can no longer report it."""
     at = now()
     ended = None if status == "paused" else at
     state = msgspec.structs.replace(
@@ -458,7 +456,7 @@ def say(stored: StoredRun, state: JobState, status: str, error: JobError | None)
 
 
 def add_event(stored: StoredRun, message: str, *, level: str, type: str) -> None:
-    """Add an event, by the process that starts workers, while none of them reports."""
+    """Add an event on behalf of the process that starts workers, while none of them reports."""
     event = Event(id="", at=now(), level=level, message=message, type=type)
     parts = stored.parts("events.jsonl")
     edition, number = parts[-1] if parts else (1, 0)
@@ -466,7 +464,7 @@ def add_event(stored: StoredRun, message: str, *, level: str, type: str) -> None
 
 
 def bring(run: RunDir, stored: StoredRun, folder: Path) -> None:
-    """Fetch all files of the result or checkpoint that contains the folder. Runs on the reader's machine."""
+    """Fetch all files of the result or checkpoint that contains `folder`. Runs on the reader's machine."""
     parts = folder.relative_to(run.path).parts
     name = parts[1] if parts[0] == run.checkpoints.name else parts[0]
     target = run.path.joinpath(*parts[: 2 if parts[0] == run.checkpoints.name else 1])

@@ -1,5 +1,5 @@
-"""Files that a remote worker receives: the job, its data and its model by content, our own code and the
-versions of its packages, and when it must end."""
+"""Files for a remote worker: the job, its data and model by content, our own code, the versions of its
+packages, and its limits."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ PACKAGE = "orchestrate-ft"
 
 
 class WorkerOrder(Record, frozen=True, kw_only=True):
-    """`order.json`. Paths of the job are names of its files and folders, which the worker replaces with its
-    own paths."""
+    """Contents of `order.json`. The job's paths are names of files and folders, which the worker replaces
+    with its own paths."""
 
     job: LocalJob
     files: dict[str, ArtifactFile]
     """`train` and `validation`."""
     folders: dict[str, tuple[ArtifactFile, ...]]
-    """`model` and `continue_from`, if they are folders; other models are fetched from their hub."""
+    """`model` and `continue_from`, if they are folders. Other models are downloaded from their hub."""
     code: str
     """Hash of the blob with this exact version of Orchestrate."""
     limits: WorkerLimits
     place: str = ""
-    """`AwayPlace.mark` of the place that it was made for, because several may share one storage."""
+    """`AwayPlace.mark` of the order's place, because several places may share one storage."""
 
 
 def place_order(depot: Depot, job: LocalJob, limits: WorkerLimits, place: str = "") -> WorkerOrder:
-    """Send what is not stored yet, with the order last. An existing order keeps its job, because its
-    checkpoints belong to it, and gets the new limits and the current code. Raises `RunFailed` if a file of
-    the job no longer exists."""
+    """Send everything that is not stored yet, with the order last. An existing order keeps its job, because
+    its checkpoints belong to that job, and gets the new limits and the current code. Raises `RunFailed` if a
+    file of the job no longer exists."""
     stored = depot.run(job.ref)
     if stored.read("order.json") is not None:
         order = read_order(stored)
@@ -59,7 +59,7 @@ def place_order(depot: Depot, job: LocalJob, limits: WorkerLimits, place: str = 
         try:
             order = msgspec.structs.replace(_new_order(depot, job, limits), place=place)
         except FileNotFoundError as error:
-            raise RunFailed(f"{error.filename} is gone", fix="submit the run again") from error
+            raise RunFailed(f"{error.filename} no longer exists", fix="submit the run again") from error
     stored.write("order.json", order.to_json())
     return order
 
@@ -83,16 +83,15 @@ def _new_order(depot: Depot, job: LocalJob, limits: WorkerLimits) -> WorkerOrder
 
 
 def read_order(stored: StoredRun) -> WorkerOrder:
-    """Read the order of a run. Raises `HostUnavailable` if there is none, or one that this version cannot
-    read."""
+    """Read a run's order. Raises `HostUnavailable` if there is none or this version cannot read it."""
     if (order := stored.record("order.json", WorkerOrder)) is None:
         raise HostUnavailable(stored.depot.url, f"{stored.depot.url} has no manifest for {stored.ref}")
     return order
 
 
 def allow(stored: StoredRun, max_hours: float | None, max_usd: Decimal | None) -> None:
-    """Set other limits for the workers that start from now on. Only the order has them, because `job.json` in
-    a run directory is a copy, and another machine has a different copy. Raises `HostUnavailable`."""
+    """Set new limits for workers that start from now on. Changes only the order, because `job.json` in a run
+    directory is a copy that differs between machines. Raises `HostUnavailable`."""
     order = read_order(stored)
     given = decoding.convert(order.job.resources, Resources)
     own = msgspec.structs.replace(given.limits, max_hours=max_hours, max_usd=max_usd)
@@ -105,7 +104,7 @@ def allow(stored: StoredRun, max_hours: float | None, max_usd: Decimal | None) -
 
 
 def allowed(stored: StoredRun, resources: Resources) -> Resources:
-    """Return the resources with the run's current hour and cost limits, if it has an order."""
+    """Return the resources with the run's current time and cost limits, if the run has an order."""
     if stored.read("order.json") is None or not (given := read_order(stored).job.resources):
         return resources
     had = decoding.convert(given, Resources).limits
@@ -114,7 +113,7 @@ def allowed(stored: StoredRun, resources: Resources) -> Resources:
 
 
 def unpack(order: WorkerOrder, depot: Depot, folder: Path) -> LocalJob:
-    """Fetch the job's files to the folder and return the job with their paths."""
+    """Fetch the job's files into the folder and return the job with their paths."""
     paths: dict[str, str] = {}
     for name, file in order.files.items():
         depot.fetch(file, folder / name / safe(file.path))
@@ -130,8 +129,8 @@ def unpack(order: WorkerOrder, depot: Depot, folder: Path) -> LocalJob:
 
 @cache
 def code() -> bytes:
-    """Pack this package as it runs here into an archive that Python can import from once it is unpacked.
-    The same code gives the same bytes."""
+    """Pack this package into an archive from which Python can import after unpacking. The same code gives the
+    same bytes."""
     root = Path(orchestrate.__file__).parent
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -148,8 +147,8 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 
 
 def pins(*extras: str, more: Iterable[str] = ()) -> list[str]:
-    """List `name==version` of every installed package that this installation's `extras` depend on.
-    `more`: additional packages. Raises `MissingExtra` for one that is not installed here."""
+    """List `name==version` of every installed package that this installation's `extras` depend on, and of the
+    packages in `more`. Raises `MissingExtra` for one that is not installed here."""
     found: dict[str, str] = {}
     waiting = [(PACKAGE, frozenset(extras)), *((name, frozenset[str]()) for name in more)]
     looked: set[tuple[str, frozenset[str]]] = set()
@@ -182,12 +181,12 @@ def _needed(name: str, extras: frozenset[str]) -> list[tuple[str, frozenset[str]
 
 @cache
 def _version(name: str) -> str:
-    """A build of one's own (`2.13.0+cpu`) is another machine's `2.13.0`."""
+    """Return the version without a local build label, so `2.13.0+cpu` becomes `2.13.0`."""
     return version(name).partition("+")[0]
 
 
 ROOM = "orchestrate-at"
-"""Prefix of the folder names of workers, followed by the machine's name and a process id."""
+"""Prefix of the names of workers' folders. The machine's name and a process id follow."""
 HIDDEN = "ORCHESTRATE_HIDDEN"
 FETCH = f"""
 import base64, hashlib, io, json, os, runpy, socket, sys, tempfile, zipfile
@@ -202,9 +201,10 @@ zipfile.ZipFile(io.BytesIO(data)).extractall(folder)
 sys.path.insert(0, folder)
 os.environ["PYTHONPATH"] = folder + os.pathsep + os.environ.get("PYTHONPATH", "")
 """
-"""The first code that a remote worker runs: it fetches our code, so no registry needs to have it."""
+"""First code that a remote worker runs. It fetches our code from the storage, so the code need not be in a
+package registry."""
 MODULE = "ORCHESTRATE_MODULE"
-"""Variable of the worker's environment: the module that it runs, if not `orchestrate.places.remote`."""
+"""Environment variable with the module that the worker runs, if not `orchestrate.places.remote`."""
 BOOT = f"""{FETCH}
 runpy.run_module(os.environ.get("{MODULE}", "orchestrate.places.remote"), run_name="__main__")
 """
@@ -222,9 +222,8 @@ def environment(depot: Depot, order: WorkerOrder) -> dict[str, str]:
 
 
 def unexpanded(env: Mapping[str, str]) -> dict[str, str]:
-    """Encode environment values for Ray, which reads text after a `$` in a value, for example in a
-    password, as the name of a variable and has no way to escape it. `FETCH` puts such values back in
-    their place."""
+    """Encode environment values for Ray, which reads text after a `$` in a value (for example in a password)
+    as the name of a variable and cannot escape it. `FETCH` restores such values."""
     odd = {name: value for name, value in env.items() if "$" in value}
     if not odd:
         return dict(env)
@@ -251,5 +250,5 @@ def gpu_asked(text: str) -> tuple[str, int]:
 
 
 def room() -> TemporaryDirectory[str]:
-    """Create the folder of this process."""
+    """Create this process's own folder."""
     return scratch_folder(ROOM)

@@ -1,4 +1,4 @@
-"""This machine: one detached process for each run."""
+"""Workers on this machine: one detached process for each run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrate.places.base import Hourly, Place, Placed, Resources, Usage
 
 
 class ProcessPlace(Place):
-    """Runs workers as processes on this machine. `home` is the folder of the run directories."""
+    """Runs workers as processes on this machine. `home` is the folder that contains the run directories."""
 
     away = False
 
@@ -54,7 +54,7 @@ class ProcessPlace(Place):
         if not run.exists():
             return None
         return Usage(
-            seconds=run.written_state().seconds, usd=None, source="training time that the worker counted"
+            seconds=run.written_state().seconds, usd=None, source="training time measured by the worker"
         )
 
 

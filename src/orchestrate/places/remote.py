@@ -1,9 +1,9 @@
 """The remote worker: `python -m orchestrate.places.remote`, with the variables of `order.environment`.
 
-It fetches the order, continues from what an earlier attempt left, has the engine's own worker train in a
-run directory on its machine, and reports to the storage. It exits with 0 when the storage has the run's
-outcome, with 75 when it could not report for too long, and with 1 for any other end: then the run resumes
-from its newest checkpoint, with another attempt."""
+It fetches the order, continues from what an earlier attempt left, has the engine's own worker train in a run
+directory on its machine, and reports to the storage. Exit codes: 0 if the storage has the run's outcome, 75
+if reports failed for too long, and 1 otherwise. After 1, another attempt resumes the run from its newest
+checkpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from orchestrate.types import JobError
 
 REPORT_S = 10.0
 GRACE_S = 120.0
-"""Time for a checkpoint before the worker stops."""
+"""Seconds that the engine has for a checkpoint before the worker stops."""
 LOOK_S = 0.2
 SILENT = 75
 ENGINE = (sys.executable, "-P", "-m", "orchestrate.places.tether")
@@ -78,8 +78,8 @@ class RemoteProcess:
 
 
 class Errand:
-    """One attempt at one run. `engine` is the command that trains in the run directory that it receives.
-    `end` ends this process from any of its threads."""
+    """One attempt at one run. `engine` is the command that trains in a run directory. `end` ends this process
+    from any of its threads."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Errand:
         self.claim = self._claimed()
         self.switch = Switch(self.order.limits, self.claim.earlier_s, clock)
         self.preempted = threading.Event()
-        """The machine is being reclaimed: set by a signal."""
+        """Set by a signal when the machine is being reclaimed."""
         self._superseded, self._ending, self._told = threading.Event(), threading.Event(), threading.Event()
         self._number = 0
         self._reporter: Reporter | None = None
@@ -151,15 +151,15 @@ class Errand:
         return Claim(self.stored)
 
     def _fitted(self, job: LocalJob) -> LocalJob:
-        """The job as it is done here."""
+        """Return the job as adapted to this worker."""
         return job
 
     def _begun(self) -> TrainingProcess:
         return RemoteProcess([*self.engine, str(self.run.path)], self.run.log, self.order.job.threads)
 
     def _watch(self, worker: TrainingProcess) -> str | None:
-        """Watch until the worker has ended. Returns why it was asked to end, an empty string for a
-        machine that is taken away, or `None` if it was not asked."""
+        """Watch until the worker has ended. Returns why it was requested to end, an empty string for a
+        reclaimed machine, or `None` without such a request."""
         why, until = None, 0.0
         while worker.running() and not self._superseded.is_set():
             time.sleep(LOOK_S)
@@ -172,8 +172,7 @@ class Errand:
         return why
 
     def _guard(self) -> None:
-        """Guard the limits without contacting or waiting for anyone, so that nothing that hangs can delay
-        its end."""
+        """Guard the limits. Contacts and awaits nothing, so a hanging call cannot delay the worker's end."""
         over: float | None = None
         while not self._told.wait(LOOK_S) and not self._superseded.is_set():
             found = self.switch.due()
@@ -181,22 +180,20 @@ class Errand:
                 continue
             over = over or self.switch.clock()
             if found[0] == "silence" or self.switch.clock() - over > 2 * self.grace_s:
-                _log.error("%s; this worker stops", found[1])
+                _log.error("%s. Stopping this worker", found[1])
                 if self._worker is not None:
                     self._worker.kill()
                 self.end(SILENT)
                 return
 
     def _left(self, reason: str) -> None:
-        """At a limit the run is paused, and the user may give it more. A machine that was taken away says
-        nothing of the run: another goes on."""
+        """Record why training stopped. At a limit the run is paused, and the user may raise the limit. After
+        a reclaimed machine, another one continues the run."""
         state = self.run.written_state()
         if reason:
             error = JobError(code="limit", message=f"the worker stopped itself: {reason}")
             told = msgspec.structs.replace(state, status="paused", stage=None, updated_at=now(), error=error)
-            self.run.add_event(
-                error.message, level="the cloud is reclaiming the machine", type="paused", step=state.step
-            )
+            self.run.add_event(error.message, level="warning", type="paused", step=state.step)
         else:
             told = msgspec.structs.replace(state, status="running", stage=None, updated_at=now())
             self.run.add_event(
@@ -207,7 +204,7 @@ class Errand:
     # -- reporting -----------------------------------------------------------------------------------------
 
     def _keep_reporting(self) -> None:
-        """Report regularly, and once more after the end, until that succeeded."""
+        """Report regularly, and after the end until the last report has succeeded."""
         while True:
             last = self._ending.is_set()
             with suppress(
@@ -225,7 +222,7 @@ class Errand:
                 self._ending.wait(self.report_s)
 
     def _report(self, *, ended: bool) -> bool:
-        """Report. Returns False, with nothing sent, when another attempt has the run."""
+        """Report. Returns False, with nothing sent, if another attempt owns the run."""
         if not self.claim.holds:
             return False
         word = (self.stored.read("control") or b"").decode("ascii", "replace").strip()

@@ -215,7 +215,7 @@ def test_of_two_jobs_with_one_ref_the_younger_is_ended_and_told(
     assert states == {first: "PENDING", second: "TERMINATED"}
     told = [event.message for one in ours for event in one.events(handles[0]) if event.type == "doubled"]
     assert told and all(
-        f"stopped a second job of this run, {second}; {first} continues" in message for message in told
+        f"stopped {second}, a second job of this run. {first} continues" in message for message in told
     )
     for one in ours:
         assert one.get(handles[0]).status is JobStatus.QUEUED and not one.recover(handles[0])
@@ -286,7 +286,7 @@ def test_a_log_that_cannot_be_had_holds_nothing_up(console: Any, rows: Path, tmp
     assert found.place.output(REF) == "one\nno such image\n"
     console.end(id, "OUT_OF_RETRIES")
     console.closed = True
-    assert "could not read its log:" in found.place.output(REF)
+    assert "could not read the log:" in found.place.output(REF)
     assert found.get(handle).status is JobStatus.PAUSED
 
 

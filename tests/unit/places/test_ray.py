@@ -67,17 +67,17 @@ def test_a_cluster_elsewhere_needs_https_and_a_token(monkeypatch: pytest.MonkeyP
     [
         (
             "ray://10.0.0.7:10001",
-            "Ray would ask the head node",
+            "the head node reports",
             "ssh -L 8265:127.0.0.1:8265 10.0.0.7, then",
         ),
         (
             "ray://127.0.0.1:10001",
-            "Ray would ask the head node",
+            "the head node reports",
             'address = "http://127.0.0.1:8265"',
         ),
         (
             "anyscale://team/cluster",
-            "use the separate backend for Anyscale, whose jobs start their own machine",
+            "Anyscale has its own backend, whose jobs start their own machine",
             "-p anyscale",
         ),
         ("10.0.0.7:8265", "http address", "kubectl port-forward"),

@@ -167,7 +167,7 @@ def test_no_workers_come(stored: StoredRun) -> None:
     assert driver(stored, hang, start_s=0.3).work() == 1
     state = JobState.from_json(stored.read("status.json") or b"")
     assert state.status == "failed" and state.error is not None
-    assert " because the cluster has no free resources for them" in state.error.message
+    assert " because the cluster lacks free resources" in state.error.message
 
 
 def test_what_has_trained_waits_for_room_in_a_pause(stored: StoredRun, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def events(stored: StoredRun) -> list[Event]:
 def test_a_cluster_that_is_too_small_is_told_at_once() -> None:
     assert lacking({"CPU": 1.0, "GPU": 1.0}, 2, {"CPU": 2.0, "GPU": 2.0}) == ""
     told = lacking({"CPU": 2.0, "GPU": 1.0}, 3, {"CPU": 8.0, "GPU": 2.0})
-    assert "has 2 GPUs, but the run's 3 workers need 3" in told and "CPU" not in told
+    assert "has 2 of 3 GPUs for 3 workers" in told and "CPU" not in told
 
 
 def test_what_would_fail_again_at_a_worker_fails_the_run(stored: StoredRun) -> None:

@@ -1,2 +1,1 @@
-"""The places of this package, one module each, named by its kind. `PROFILE` describes a place before
-anything of it is loaded."""
+"""Built-in places, one module each, named by kind. `PROFILE` describes a place without loading its client."""

@@ -1,12 +1,11 @@
-"""Anyscale's jobs: a machine of a cloud that is set up there, with one worker on it. A job carries the ref of
-its run as its name and as a tag. Names and tags may be taken twice there: what was made is looked for first,
-and of two jobs with one ref the younger one is ended.
+"""Anyscale jobs: one cloud machine with one worker. A job has its run's ref as its name and as a tag. Names
+and tags need not be unique at Anyscale, so existing jobs are looked for first, and the younger of two jobs
+with the same ref is ended.
 
-Options of `[hosts.anyscale.options]`: `depot`; `instance`, the cloud's own name of the machine; what that is
-(`gpu`, `gpu_memory_gib`) and what an hour of it costs, Anyscale's fee included (`usd_per_hour`); `cloud` and
-`project`, by their names at Anyscale; `image` (a URI). The token is ANYSCALE_CLI_TOKEN or that of
-`orchestrate keys set anyscale`.
-"""
+Options of `[hosts.anyscale.options]`: `depot`; `instance`, the cloud's name of the machine type; its hardware
+(`gpu`, `gpu_memory_gib`) and hourly price, including Anyscale's fee (`usd_per_hour`); `cloud` and `project`,
+by their names at Anyscale; `image` (a URI). The token is ANYSCALE_CLI_TOKEN or that of `orchestrate keys set
+anyscale`."""
 
 from __future__ import annotations
 
@@ -82,7 +81,7 @@ STATES: Mapping[str, Word] = {
     "BROKEN": "ended",
     "OUT_OF_RETRIES": "ended",
 }
-"""States as the client itself counts them: ERRORED is only a transition."""
+"""States as the client itself groups them. ERRORED is only transitional."""
 TIMED_OUT = 408
 
 
@@ -97,8 +96,8 @@ class AnyscaleJobs(AwayPlace):
         self._me: tuple[str, str] | None = None
 
     def account(self) -> str:
-        """Return the account including the user, because what another user of the organization can't see may
-        still exist."""
+        """Return the organization and the user. The user matters because jobs of other users, which this user
+        can't see, may exist."""
         return "organization {}, user {}".format(*self._user)
 
     @property
@@ -114,7 +113,7 @@ class AnyscaleJobs(AwayPlace):
             raise MissingKey(self.name, self.config.key_variable or TOKEN)
         if not self.options.get("instance"):
             raise ConfigError(
-                f"hosts.{self.name}.options.instance is not set: it names the cloud's machine type",
+                f"hosts.{self.name}.options.instance (the cloud's machine type) is not set",
                 fix=f'for example: [hosts.{self.name}.options] instance = "g6.2xlarge", gpu = "L4"',
             )
         super().require()
@@ -127,12 +126,12 @@ class AnyscaleJobs(AwayPlace):
         if given and given.rstrip("/") != self.address:
             raise ConfigError(
                 f"{ADDRESS_VARIABLE} is {given}, but runs go to {self.address}",
-                fix=f"unset {ADDRESS_VARIABLE}, or set hosts.{self.name}.base_url to it",
+                fix=f"unset {ADDRESS_VARIABLE}, or set hosts.{self.name}.base_url to the same address",
             )
         if os.environ.get(WORKSPACE_VARIABLE):
             raise ConfigError(
-                f"{WORKSPACE_VARIABLE} is set, as in an Anyscale workspace: its client would send "
-                "the current folder and the workspace's variables along with each job",
+                f"{WORKSPACE_VARIABLE} is set, as in an Anyscale workspace. Anyscale's client would then "
+                "send the current folder and the workspace's variables with each job",
                 fix=f"env -u {WORKSPACE_VARIABLE} orchestrate ...",
             )
 
@@ -164,9 +163,9 @@ class AnyscaleJobs(AwayPlace):
         self._keep_one(run)
 
     def _keep_one(self, run: RunDir) -> None:
-        """End the younger of two jobs. Two submits at once, from two stores, find nothing and create a
-        job each, and both of them end the younger one. Checked once after each start; if the list is
-        unavailable, it is checked again at the next look."""
+        """End the younger of two jobs. Simultaneous submits from two stores find no job and create one each,
+        and both then end the younger one. Checked once after each start. If the list is unavailable, it is
+        checked again at the next look."""
         mark, starts = run.path / ".one", str(self.starts(run)).encode()
         if mark.is_file() and mark.read_bytes() == starts:
             return
@@ -174,7 +173,7 @@ class AnyscaleJobs(AwayPlace):
             alive = [one for one in self.find(run.ref) if one.state != "ended"]
             for one in alive[:-1]:
                 self._end(one)
-                told = f"stopped a second job of this run, {one.id}; {alive[-1].id} continues"
+                told = f"stopped {one.id}, a second job of this run. {alive[-1].id} continues"
                 run.add_event(told, level="warning", type="doubled")
             write_whole(mark, starts)
 
@@ -184,8 +183,8 @@ class AnyscaleJobs(AwayPlace):
             client.submit(asked)
 
     def job(self, ref: str, resources: Resources, env: Mapping[str, str]) -> dict[str, Any]:
-        """Build a `JobConfig`. The worker runs on the head node of a single-machine cluster, and Ray
-        starts nothing on it. The client's own `requirements` would need the image's Python to be ours."""
+        """Build a `JobConfig`. The worker runs on the head node of a single-machine cluster, where Ray starts
+        nothing. The client's own `requirements` would require the image's Python version to be ours."""
         models: Any = import_module("anyscale.compute_config.models")
         seconds = self.hard_end_s(resources.limits)
         words = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
@@ -220,8 +219,7 @@ class AnyscaleJobs(AwayPlace):
         return next((one for one in found if one.state != "ended"), next(iter(found), None))
 
     def stop(self, ref: str) -> None:
-        """Stop each job separately, so one that cannot be stopped does not keep the others from being
-        stopped."""
+        """Stop each job separately. If one cannot be stopped, the others still are."""
         failed: ProviderError | None = None
         for one in self.find(ref):
             if one.state != "ended":
@@ -233,7 +231,7 @@ class AnyscaleJobs(AwayPlace):
             raise failed
 
     def _end(self, one: Placed) -> None:
-        """End a job. One that was ended by someone else in the meantime is fine."""
+        """End a job. Ignores errors if the job has already ended."""
         try:
             with self._asked(self._reading) as client:
                 client.terminate(one.id)
@@ -242,15 +240,14 @@ class AnyscaleJobs(AwayPlace):
                 raise
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the running time of each job. The start and end of the machine itself are not included."""
+        """Return the running time of the jobs. The start and stop of the machine itself are not included."""
         if not (found := self.find(ref)):
             return super().usage(ref)
         told = "Anyscale's run times at the configured price"
         return Usage.at(self._hourly(), ran_s(found), told)
 
     def output(self, ref: str) -> str:
-        """Read the log from the cloud's bucket. This machine may have no access to it, which does not block a
-        run."""
+        """Read the log from the cloud's bucket. A run also works if this machine cannot access the bucket."""
         runs = [job.last_job_run for job in self._jobs(ref) if job.last_job_run is not None]
         if not runs:
             return ""
@@ -259,7 +256,7 @@ class AnyscaleJobs(AwayPlace):
             with self._asked(self._reading) as client:
                 return client.printed(newest.id, 40)
         except ProviderError as error:
-            return f"could not read its log: {error}"
+            return f"could not read the log: {error}"
 
     def _jobs(self, ref: str | None) -> list[Any]:
         with self._asked(self._reading) as client:
@@ -289,8 +286,8 @@ class AnyscaleJobs(AwayPlace):
 
     @contextmanager
     def _asked(self, client: Client, unknown: str | None = None) -> Generator[Client]:
-        """`unknown`: the ref of a request that makes something. Once that was sent, any answer that is not
-        known to refuse it, or none, raises `OutcomeUnknown`."""
+        """Convert errors. `unknown` is the ref of a request that creates something. Once it is sent, anything
+        but a known rejection raises `OutcomeUnknown`."""
         try:
             yield client
         except OrchestrateError:
@@ -320,7 +317,7 @@ def _is_ref(name: str) -> bool:
 
 
 def _placed(job: Any, me: str | None = None) -> Placed:
-    """`me`: the id of the user whose token it is."""
+    """Parse a job. `me` is the id of the token's user."""
     raw = str(job.state.current_state)
     state: Word = STATES.get(raw, "unknown")
     run = job.last_job_run
@@ -339,5 +336,5 @@ def _placed(job: Any, me: str | None = None) -> Placed:
 
 
 def _time(at: datetime | None) -> datetime | None:
-    """Parse a time. Without a zone it is UTC."""
+    """Convert a time to UTC. A time without a zone is already UTC."""
     return None if at is None else at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)

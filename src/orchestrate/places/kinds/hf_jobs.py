@@ -1,10 +1,9 @@
-"""Hugging Face Jobs: a container with a GPU by the minute. A job carries the ref of its run as a label, and
-is found by it.
+"""Hugging Face Jobs: containers with a GPU, billed by the minute. A job has its run's ref as a label, by
+which it is found.
 
-Options of `[hosts.hf-jobs.options]`: `depot`; `namespace` (an organisation; the user's own by default);
-`image` (one with `uv`). The token is that of `hf auth login` or HF_TOKEN; another hub than the public one is
-named by HF_ENDPOINT.
-"""
+Options of `[hosts.hf-jobs.options]`: `depot`; `namespace` (an organization; default: the user's own); `image`
+(one with `uv`). The token is that of `hf auth login` or HF_TOKEN. To use another hub than the public one, set
+HF_ENDPOINT."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ PROFILE = away("hf-jobs", "Hugging Face Jobs", f"{__name__}:HfJobs", {"image", "
 LABEL = "orchestrate-ref"
 OURS = {"orchestrate": "run"}
 RATES = "huggingface"
-"""The rates file, with the contents of its page."""
+"""Provider name in the rates file, which has the prices of its page."""
 FLAVORS: Mapping[str, tuple[str, str, int]] = {
     "T4": ("t4-small", "T4", 16),
     "L4": ("l4x1", "L4", 24),
@@ -54,7 +53,8 @@ FLAVORS: Mapping[str, tuple[str, str, int]] = {
     "RTX PRO 6000": ("rtx-pro-6000", "RTX PRO 6000", 96),
     "H200": ("h200", "H200", 141),
 }
-"""Rate name -> flavor, GPU and its memory in GB, as known before the list was first read."""
+"""Maps a rate's GPU name to flavor, GPU and GPU memory in GB. Used until the list of machines was first
+read."""
 STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "SCHEDULING": "waiting",
     "RUNNING": "running",
@@ -64,22 +64,22 @@ STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "DELETED": "ended",
 }
 IMAGE = "ghcr.io/astral-sh/uv:python{}-bookworm"
-"""The image that `huggingface_hub.run_uv_job` uses. That call warns that it is experimental; `run_job`
-does not."""
-NO_TOKEN, LOG_IN = "there is no Hugging Face token", "hf auth login, or export HF_TOKEN=..."
+"""Image that `huggingface_hub.run_uv_job` uses. That call warns that it is experimental, but `run_job` does
+not."""
+NO_TOKEN, LOG_IN = "no Hugging Face token found", "hf auth login, or export HF_TOKEN=..."
 TIMED_OUT = 408
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 
 
 class HfMachines(Record, frozen=True, kw_only=True):
-    """The list of machines as last read."""
+    """The list of machines as it was last read."""
 
     at: datetime
     machines: tuple[Machine, ...]
 
 
 class HfJobs(AwayPlace):
-    """Runs workers on Hugging Face Jobs. `api` replaces the usual client."""
+    """Runs workers on Hugging Face Jobs. `api` creates a client that replaces the default one."""
 
     by_hand = frozenset({"CANCELED"})
 
@@ -179,8 +179,8 @@ class HfJobs(AwayPlace):
                     self.api.cancel_job(job_id=job.id, namespace=self.namespace)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return whole minutes of each job's running time as the host measured it, at the price of its
-        machine."""
+        """Return the usage as the host measured it. The cost is each job's running time in full minutes at
+        its machine's price."""
         if not (jobs := self._jobs(ref)):
             return super().usage(ref)
         prices = {machine.name: machine.hourly for machine in self.machines()}
@@ -192,7 +192,7 @@ class HfJobs(AwayPlace):
             seconds += ran
             priced = priced and hourly is not None
             usd += -(-ran // 60) * (hourly.usd_per_hour if hourly else Decimal(0)) / 60
-        told = "the durations that the host reports, at its list price per minute"
+        told = "durations reported by the host, at its list price per minute"
         return Usage(seconds=seconds, usd=usd if priced else None, source=told)
 
     def paid(self, ref: str) -> Hourly | None:
@@ -203,7 +203,7 @@ class HfJobs(AwayPlace):
         return self.price(Resources(machine=_flavor(jobs[-1])))
 
     def hourly(self, found: Iterable[Placed]) -> dict[str, Hourly]:
-        """Return the hourly prices from the current list, which is read once for all workers."""
+        """Return the workers' hourly prices from the current list, which is read only once."""
         jobs = list(found)
         prices = {machine.name: machine.hourly for machine in self._read()} if jobs else {}
         told = {one.id: prices.get(one.machine or "") for one in jobs}
@@ -231,8 +231,8 @@ class HfJobs(AwayPlace):
 
     @contextmanager
     def _asked(self, unknown: str | None = None) -> Generator[None]:
-        """`unknown`: the ref of a request that makes something. Then any answer that is not known to
-        refuse it, or none, raises `OutcomeUnknown`."""
+        """Convert errors. `unknown` is the ref of a request that creates something. Anything but a known
+        rejection of it raises `OutcomeUnknown`."""
         from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
         try:
@@ -252,7 +252,7 @@ class HfJobs(AwayPlace):
             if unknown is not None and not kinds & NEVER_SENT:
                 raise OutcomeUnknown(self.name, unknown, f"{type(error).__name__}: {error}") from error
             if "TransportError" in kinds or isinstance(error, OSError):
-                raise HostUnavailable(self.name, f"could not reach it: {error}") from error
+                raise HostUnavailable(self.name, f"could not reach Hugging Face: {error}") from error
             if isinstance(error, (KeyError, TypeError, ValueError)):
                 raise UnexpectedAnswer(self.name, f"unexpected response: {error!r}") from error
             raise
@@ -285,7 +285,7 @@ def _word(job: JobInfo) -> Literal["waiting", "running", "ended", "unknown"]:
 
 
 def _machine(one: Any, at: datetime) -> Machine:
-    """Of the host's list. Raises `UnexpectedAnswer` for a price per something else than a minute or hour."""
+    """Parse an entry of the host's list. Raises `UnexpectedAnswer` if its price is not per minute or hour."""
     per_hour = {"minute": 60, "hour": 1}.get(one.unit_label)
     if per_hour is None:
         raise UnexpectedAnswer(PROFILE.kind, f"{one.name} is priced per {one.unit_label}")
@@ -304,7 +304,7 @@ def _machine(one: Any, at: datetime) -> Machine:
 
 
 def _published() -> tuple[Machine, ...]:
-    """Return the prices published on its page, until the list was read once."""
+    """Return the machines with the prices of the host's page, for use until its list was read."""
     found: list[Machine] = []
     for rate in costing.built_in():
         flavor, gpu, gigabytes = FLAVORS.get(rate.gpu or "", ("", "", 0))

@@ -1,11 +1,11 @@
-"""Kubernetes with the KubeRay operator: a RayJob for each attempt, a cluster of one machine that ends with
-it. Its name is the run's ref, which a namespace takes once; a later attempt has its number behind it.
+"""Kubernetes with the KubeRay operator: one RayJob per attempt, on a cluster of one machine that ends with
+it. Its name is the run's ref, which a namespace accepts only once. The names of later attempts end with their
+number.
 
 Options of `[hosts.kuberay.options]`: `depot`; `context` of the kubeconfig; `namespace`; `image`, with the Ray
 of `ray_version`; `gpu`, `gpu_memory_gib` and `usd_per_hour` as for `ray`; `cpus` and `memory` of the machine;
-`node_selector`; `secret`, a Secret of the namespace whose keys are a worker's environment, for the depot and
-the hub; `packages`: `pinned` (the default) or `image`.
-"""
+`node_selector`; `secret`, a Secret of the namespace whose keys become the worker's environment, for the
+storage and the hub; `packages`: `pinned` (default) or `image`."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "Suspending": "ended",
     "Suspended": "ended",
 }
-"""States by `status.jobDeploymentStatus`. We suspend to stop, and nobody reverts that."""
+"""States by `status.jobDeploymentStatus`. A job is stopped by suspending it, which is never reverted."""
 START_S = 3600
-"""Time for a machine and its packages."""
+"""Seconds for a machine and its packages."""
 KEPT_S = 600
 LATER_S = 900
-"""Extra time after the run's end, because the operator starts counting before there is a machine."""
+"""Extra seconds after the run's end, because the operator starts counting before a machine exists."""
 _REFUSALS: Mapping[int, type[ProviderError]] = {
     401: AuthenticationFailed,
     403: PermissionRefused,
@@ -82,8 +82,8 @@ _REFUSALS: Mapping[int, type[ProviderError]] = {
 
 
 class KubeRay(AwayPlace):
-    """Runs workers on KubeRay. `api` replaces the client of the kubeconfig, a
-    `kubernetes.client.CustomObjectsApi`."""
+    """Runs workers on KubeRay. `api` creates a `kubernetes.client.CustomObjectsApi` that replaces the one
+    from the kubeconfig."""
 
     def __init__(self, name: str, options: Mapping[str, Any], api: Callable[[], Any] | None = None) -> None:
         super().__init__(name, options)
@@ -125,7 +125,7 @@ class KubeRay(AwayPlace):
     def manifest(
         self, name: str, order: WorkerOrder, resources: Resources, env: Mapping[str, str]
     ) -> dict[str, Any]:
-        """Build the RayJob. It contains no secrets."""
+        """Build the RayJob. The result contains no secrets."""
         import yaml
 
         write: Any = yaml.safe_dump  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
@@ -185,7 +185,7 @@ class KubeRay(AwayPlace):
             return newest_first(_placed(one) for one in found["items"])
 
     def stop(self, ref: str) -> None:
-        """Suspend the job, after which the operator removes its cluster."""
+        """Suspend the job. The operator then removes its cluster."""
         for one in self.find(ref):
             if one.state != "ended":
                 body = {"spec": {"suspend": True}}
@@ -198,7 +198,7 @@ class KubeRay(AwayPlace):
         if not (found := self.find(ref)):
             return super().usage(ref)
         hourly = configured_price(self.name, self.options)
-        return Usage.at(hourly, ran_s(found), "the operator's times at the configured price")
+        return Usage.at(hourly, ran_s(found), "the operator's run times at the configured price")
 
     @property
     def _api(self) -> Any:
@@ -221,7 +221,7 @@ class KubeRay(AwayPlace):
 
     @contextmanager
     def _asked(self, unknown: str | None = None) -> Generator[None]:
-        """`unknown`: the ref of a request that makes something."""
+        """Convert errors. `unknown` is the ref of a request that creates something."""
         from kubernetes.client.exceptions import ApiException  # pyright: ignore[reportMissingTypeStubs]
 
         try:
@@ -234,7 +234,7 @@ class KubeRay(AwayPlace):
             if unknown is not None and status == 409:
                 return  # this very attempt is there already
             if unknown is not None and status >= 500:
-                raise OutcomeUnknown(self.name, unknown, f"it answered with {status}") from error
+                raise OutcomeUnknown(self.name, unknown, f"the cluster returned {status}") from error
             kind = _REFUSALS.get(status, HostUnavailable if status >= 500 else InvalidRequest)
             raise kind(self.name, f"{answer.reason}: {answer.body or ''}".strip(), status=status) from error
         except Exception as error:

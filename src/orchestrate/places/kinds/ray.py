@@ -1,16 +1,15 @@
-"""A Ray cluster, by its Jobs API. The run's ref is the submission id, which a cluster takes once; a later
-attempt has its number behind it.
+"""A Ray cluster, through its Jobs API. The submission id is the run's ref, which a cluster accepts only once.
+The ids of later attempts end with their number.
 
-Options of `[hosts.ray.options]`: `address` (`http://127.0.0.1:8265` by default), `depot`, what a worker gets
-of the cluster (`gpu`, `gpu_memory_gib`) and what an hour of that costs (`usd_per_hour`, 0 where nobody pays);
-`packages`: `pinned` (the default: the worker's are those of here) or `image` (the cluster has all of them).
+Options of `[hosts.ray.options]`: `address` (default: `http://127.0.0.1:8265`); `depot`; the hardware that a
+worker gets (`gpu`, `gpu_memory_gib`) and its hourly price (`usd_per_hour`, 0 if nothing is billed);
+`packages`: `pinned` (default: the versions installed here) or `image` (the cluster has all packages).
 
-Of a run with several processes each is a worker of Ray Train with its share of what the run gets, on whatever
-nodes have room (`_ray`); the one job is their driver and takes nothing itself.
+Each process of a run with several processes is a Ray Train worker with its share of the run's resources, on
+any nodes with room (`_ray`). The job itself is their driver and needs no resources.
 
-Ray's own variables would take the place of the address without a word, and whoever reaches a cluster without
-authentication may run anything on it: both are refused.
-"""
+Two setups are rejected: environment variables of Ray that would silently replace the address, and remote
+clusters without authentication, on which anyone who reaches them can run code."""
 
 from __future__ import annotations
 
@@ -59,17 +58,17 @@ TRAIN = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
 }
-"""The workers of a group of which one is gone wait for it, and are not waited for. For up to 20 s Ray Train
-takes a lost node for one that is there, and would wait a minute for room on it. That a node will be taken
-away is announced to workers that ask, which ours need not: each step may be their last."""
+"""Settings of Ray Train. If a worker is lost, the others wait for it, but Ray does not wait for them. Ray
+Train may treat a lost node as available for up to 20 s and would wait a minute for room on it. Preemption is
+announced only to workers that check for it, which ours need not do, because they can stop after any step."""
 TRAIN_PACKAGES = ("pandas", "pyarrow", "pydantic", "requests")
-"""Packages that Ray Train imports besides what Ray itself needs; without Ray, which is the cluster's."""
+"""Packages that Ray Train imports in addition to Ray's own dependencies. Ray itself is the cluster's."""
 ANSWER_S = 60
 TIMED_OUT = 408
 RAY_CLIENT = (
-    "the Jobs API needs an http address. With a Ray Client address, Ray would ask the head node "
-    "and use the address that the head sees, without TLS: through a tunnel, that address reaches "
-    "nothing, or another cluster on this machine"
+    "the Jobs API needs an http address. With a Ray Client address, Ray uses the address that the "
+    "head node reports, without TLS. Through a tunnel, that address is unreachable or belongs to "
+    "another cluster"
 )
 
 
@@ -100,8 +99,8 @@ class RayJobs(AwayPlace):
         for variable in OVERRIDES:
             if (given := os.environ.get(variable)) and given.rstrip("/") != self.address:
                 raise ConfigError(
-                    f"{variable} is {given}, and Ray would use it instead of {self.address}",
-                    fix=f"unset {variable}, or set hosts.{self.name}.options.address to it",
+                    f"{variable} is {given}, which Ray would use instead of {self.address}",
+                    fix=f"unset {variable}, or set hosts.{self.name}.options.address to the same address",
                 )
         parts = urlsplit(self.address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -111,7 +110,7 @@ class RayJobs(AwayPlace):
             return
         if parts.scheme != "https" or os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
             raise ConfigError(
-                f"{self.address} is not on this machine: it needs https and a token",
+                f"{self.address} is not on this machine, so it needs https and a token",
                 fix="start the cluster with RAY_AUTH_MODE=token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN "
                 "here, or use a tunnel: ssh -L 8265:127.0.0.1:8265 HEAD",
             )
@@ -127,8 +126,8 @@ class RayJobs(AwayPlace):
     # -- jobs ----------------------------------------------------------------------------------------------
 
     def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
-        """Submit the attempt. The cluster rejects an id that it has already had, so of two submissions of one
-        attempt, only one is accepted."""
+        """Submit the attempt. The cluster rejects an id that it has already used, so only one of two
+        submissions of the same attempt is accepted."""
         ref = order.job.ref
         earlier = self.find(ref)
         id = ref if not earlier else f"{ref}-{len(earlier) + 1}"
@@ -160,8 +159,8 @@ class RayJobs(AwayPlace):
                 raise OutcomeUnknown(self.name, ref, f"{type(error).__name__}: {error}") from error
 
     def _taken(self, ref: str, id: str) -> bool:
-        """Return whether this attempt is there: an id that the cluster has had is answered with a 500, as
-        what broke is. That it is not there says nothing: the request may still be on its way."""
+        """Return True if this attempt exists. The cluster returns a 500 both for a used id and for a failure.
+        False proves nothing, because the request may still be on its way."""
         try:
             return any(one.id == id for one in self.find(ref))
         except OrchestrateError:
@@ -182,9 +181,9 @@ class RayJobs(AwayPlace):
                     self._jobs.stop_job(one.id)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage by the cluster's clock for jobs that it has seen end, because the clock here
-        may differ. For a job that runs, or that a new head node does not know, return what the workers
-        have reported."""
+        """Return the usage by the cluster's clock for jobs that the cluster has seen end, because this
+        machine's clock may differ. For jobs that are running or unknown to a new head node, return what the
+        workers have reported."""
         seen = sum(
             (one.finished_at - one.started_at).total_seconds()
             for one in self.find(ref)
@@ -192,7 +191,7 @@ class RayJobs(AwayPlace):
         )
         seconds = max(seen, claim.used_s(self.depot.run(ref)))
         hourly = configured_price(self.name, self.options)
-        return Usage.at(hourly, seconds, "the cluster's times at the configured price")
+        return Usage.at(hourly, seconds, "the cluster's run times at the configured price")
 
     def output(self, ref: str) -> str:
         placed = self.state(ref)
@@ -219,37 +218,39 @@ class RayJobs(AwayPlace):
             if refused := _refusal(self.name, error):
                 raise refused from error
             told = f"could not reach the cluster at {self.address}: {error}"
-            raise HostUnavailable(self.name, told, fix="ray status; ray start --head") from error
+            raise HostUnavailable(
+                self.name, told, fix="to check the cluster: ray status. To start one: ray start --head"
+            ) from error
 
 
 def _no_http(scheme: str, head: str) -> tuple[str, str]:
     """Return why an address is not accepted, and how to get one that is."""
     if scheme == "ray" and is_loopback(head):
-        return RAY_CLIENT, f'address = "{ADDRESS}", for the dashboard of a cluster on this machine'
+        return RAY_CLIENT, f'for a cluster on this machine: address = "{ADDRESS}"'
     if scheme == "ray":
         fix = (
-            f'ssh -L 8265:127.0.0.1:8265 {head}, then address = "{ADDRESS}"; or use the https address of its '
+            f'ssh -L 8265:127.0.0.1:8265 {head}, then address = "{ADDRESS}". Or use the https address of the '
         )
-        return RAY_CLIENT, f"{fix}dashboard, with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        return RAY_CLIENT, f"{fix}cluster's dashboard, with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
     if scheme == "anyscale":
         return (
-            "use the separate backend for Anyscale, whose jobs start their own machine",
-            "-p anyscale, with [hosts.anyscale.options] in orchestrate.toml",
+            "Anyscale has its own backend, whose jobs start their own machine",
+            "use -p anyscale, with [hosts.anyscale.options] in orchestrate.toml",
         )
-    fix = f'for example "{ADDRESS}"; behind Kubernetes: kubectl port-forward svc/NAME-head-svc 8265'
+    fix = f'for example "{ADDRESS}". On Kubernetes, first: kubectl port-forward svc/NAME-head-svc 8265'
     return "the Jobs API needs an http address", fix
 
 
 class _Answered(Exception):
-    """A request that was answered with an error. Ray's own error has the status only in a sentence."""
+    """An error response. Ray's own error contains the status only as part of its message."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"it answered with {status}: {text}")
+        super().__init__(f"the cluster returned {status}: {text}")
         self.status = status
 
 
 def _client(address: str) -> Any:
-    """Create Ray's own client, keeping the status of an answer and never waiting for one indefinitely."""
+    """Create Ray's own client, but keep the status of error responses and set a timeout."""
     from ray.job_submission import JobSubmissionClient
 
     base: Any = JobSubmissionClient
@@ -265,7 +266,7 @@ def _client(address: str) -> Any:
 
 
 def _refusal(name: str, error: Exception) -> ProviderError | None:
-    """Return the error if the answer is known to be a refusal."""
+    """Return our error if the response is known to reject the request, otherwise `None`."""
     from ray.exceptions import AuthenticationError
 
     if isinstance(error, AuthenticationError):
@@ -291,8 +292,8 @@ def _placed(job: Any, ref: str) -> Placed:
 
 
 def _told(message: str | None) -> str | None:
-    """Of an entrypoint that failed Ray tells with all that it printed, which `output` has: what it was, and
-    the last line."""
+    """Shorten the message of a failed entrypoint, which includes all its output, to the cause and the last
+    line. `output` has the rest."""
     lines = [line for line in (message or "").splitlines() if line.strip()]
     if len(lines) < 2:
         return message

@@ -1,12 +1,11 @@
-"""SkyPilot's managed jobs: RunPod, Vast.ai, Lambda, the large clouds, Kubernetes, Slurm and machines by ssh.
-A job's name is the run's ref, with the number of a later attempt behind it. A name may be taken twice there:
-what was made is looked for first, among the jobs and among the requests that have made none yet.
+"""SkyPilot managed jobs: RunPod, Vast.ai, Lambda, the large clouds, Kubernetes, Slurm and machines over SSH.
+A job's name is the run's ref. The names of later attempts end with their number. SkyPilot accepts a name
+twice, so existing jobs, and requests that have not created a job yet, are looked for first.
 
-Options of `[hosts.sky.options]`: `depot`; `python`, of the environment that has SkyPilot (that of the command
-`sky` by default); `server`, the address of an API server; `infra`, as SkyPilot writes it (`runpod`,
-`vast/*/US`, `k8s/my-context`, `slurm/cluster`); `image` (`docker:...`); `disk_gb`; `cpus`; for machines of
-one's own `gpu`, `gpu_memory_gib` and `usd_per_hour`.
-"""
+Options of `[hosts.sky.options]`: `depot`; `python`, the Python of SkyPilot's environment (default: that of
+the command `sky`); `server`, the address of an API server; `infra`, in SkyPilot's notation (`runpod`,
+`vast/*/US`, `k8s/my-context`, `slurm/cluster`); `image` (`docker:...`); `disk_gb`; `cpus`; for your own
+machines `gpu`, `gpu_memory_gib` and `usd_per_hour`."""
 
 from __future__ import annotations
 
@@ -44,14 +43,14 @@ from orchestrate.types import Record
 
 
 class SkyMachines(Record, frozen=True, kw_only=True):
-    """The clouds' machines as last read."""
+    """The clouds' machines as they were last read."""
 
     at: datetime
     machines: tuple[Machine, ...]
 
 
 def cheapest(offers: list[dict[str, Any]], now: datetime) -> tuple[Machine, ...]:
-    """Return one machine for each GPU type and count, at the lowest price of any cloud."""
+    """Return one machine for each GPU type and count, at the lowest price of all clouds."""
     kinds: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for one in offers:
         if one["count"] >= 1 and one["count"] == int(one["count"]):
@@ -85,7 +84,7 @@ def _least(offers: list[dict[str, Any]], field: str, now: datetime) -> Hourly | 
 
 
 def known() -> tuple[Machine, ...]:
-    """Return the most commonly rented machines, without a price, if no catalog was ever read."""
+    """Return commonly rented machines without prices, for use until a catalog was read."""
     sizes = {"L4": 24, "L40S": 48, "A100-80GB": 80, "H100": 80, "H200": 141, "B200": 180}
     return tuple(
         Machine(name=f"{gpu}:1", gpu=gpu, count=1, memory_bytes=int(gigabytes * 1e9))
@@ -117,24 +116,24 @@ STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "FAILED_NO_RESOURCE": "ended",
     "FAILED_CONTROLLER": "ended",
 }
-"""End states of managed jobs, and of requests that created none; a machine that is being cleaned up may
-still be running."""
+"""States of managed jobs, and of requests that created none. A machine that is being cleaned up counts as
+running."""
 SETTLE_S = 30.0
-"""Time after which a requested job is left to appear later; the API server continues with it."""
+"""Seconds that a submission waits for its job. After that, the API server creates the job later."""
 LISTED_H = 24
 NEVER_SENT = frozenset({"NewConnectionError", "ConnectTimeout", "ApiServerConnectionError"})
 LOST = frozenset(
     {"RequestException", "ServerTemporarilyUnavailableError", "RequestInterruptedError", "HTTPException"}
 )
 CLOUDS = (
-    "run  sky check  in its environment and follow its advice for each cloud; for RunPod, put a "
+    "run  sky check  in SkyPilot's environment and follow its advice for each cloud. For RunPod, put a "
     "key in ~/.runpod/config.toml"
 )
 
 
 class Sky(AwayPlace):
-    """Runs workers through SkyPilot. `bridge` replaces the usual one; `settle_s` is how long a submission
-    waits for its job."""
+    """Runs workers through SkyPilot. `bridge` replaces the default one. `settle_s` is how many seconds a
+    submission waits for its job."""
 
     by_hand = frozenset({"CANCELLED"})
 
@@ -171,15 +170,15 @@ class Sky(AwayPlace):
         raise SetupError(
             "SkyPilot is not installed. It needs a separate environment because it pins old "
             "versions of other packages",
-            fix=f"{INSTALL}, then {CLOUDS}; if it is not on the PATH, set "
+            fix=f"{INSTALL}, then {CLOUDS}. If SkyPilot is not on the PATH, set "
             f"hosts.{self.name}.options.python to its Python",
         )
 
     # -- machines ------------------------------------------------------------------------------------------
 
     def machines(self) -> tuple[Machine, ...]:
-        """List the user's own machines, or the clouds' offers, which are read once a day if SkyPilot is
-        available."""
+        """List the user's own machines, or the clouds' offers. If SkyPilot is available, offers are read once
+        a day."""
         if self._owned:
             return (configured_machine(self.name, self.options),)
         kept = self._kept()
@@ -266,7 +265,7 @@ class Sky(AwayPlace):
             time.sleep(0.5)
 
     def task(self, name: str, ref: str, resources: Resources, env: Mapping[str, str]) -> dict[str, Any]:
-        """Build the task in SkyPilot's YAML form. Keys are only in its secrets."""
+        """Build the task in SkyPilot's YAML form. Only its `secrets` contain keys."""
         limits = resources.limits
         words = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
         for pin in pins("local", more=("fsspec", *self.depot.packages)):
@@ -310,8 +309,8 @@ class Sky(AwayPlace):
                 self._bridge.ask("cancel", ids=ids)
 
     def paid(self, ref: str) -> Hourly | None:
-        """Return the cloud's own price if it reports one here, otherwise the catalog's price for where the
-        job runs."""
+        """Return the cloud's own price if the cloud reports one to this machine, otherwise the catalog's
+        price for the job's region."""
         running = [
             one
             for one in self._jobs(ref)
@@ -324,7 +323,7 @@ class Sky(AwayPlace):
         with self._asked():
             told = self._bridge.ask("paid", cloud=cloud, cluster=str(job.get("cluster") or ref))
             if told is not None:
-                price, source = Decimal(str(told)), f"{cloud}'s own word"
+                price, source = Decimal(str(told)), f"price reported by {cloud}"
                 return Hourly(usd_per_hour=price, machine=cloud, source=source, as_of=now)
             offers = self._bridge.ask("machines", clouds=[cloud.lower()])
         there = [one for one in offers if region in (None, "-", one["region"])]
@@ -335,8 +334,8 @@ class Sky(AwayPlace):
         return None
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the time between the first start and the end, as SkyPilot measured it, at the price that
-        was read last."""
+        """Return the time from the first start to the end, as SkyPilot measured it, at the most recently read
+        price."""
         jobs = [one for one in self._jobs(ref) if _ref(one) == ref]
         if not jobs:
             return super().usage(ref)
@@ -364,14 +363,14 @@ class Sky(AwayPlace):
 
     @contextmanager
     def _asked(self, unknown: str | None = None) -> Generator[None]:
-        """`unknown`: the ref of a request that makes something."""
+        """Convert errors. `unknown` is the ref of a request that creates something."""
         try:
             yield
         except NoAnswer as error:
             if unknown is not None:
                 raise OutcomeUnknown(self.name, unknown, str(error)) from error
             raise HostUnavailable(
-                self.name, str(error), fix="run  sky api info  in its environment"
+                self.name, str(error), fix="run  sky api info  in SkyPilot's environment"
             ) from error
         except SkyRefusal as error:
             kinds = set(error.kinds)
@@ -383,8 +382,10 @@ class Sky(AwayPlace):
             if unknown is not None and lost and not kinds & NEVER_SENT:
                 raise OutcomeUnknown(self.name, unknown, f"{error.kinds[0]}: {error.message}") from error
             if lost or kinds & NEVER_SENT:
-                told = f"could not reach its API server: {error.message}"
-                raise HostUnavailable(self.name, told, fix="sky api info; sky api start") from error
+                told = f"could not reach SkyPilot's API server: {error.message}"
+                raise HostUnavailable(
+                    self.name, told, fix="to check it: sky api info. To start it: sky api start"
+                ) from error
             raise InvalidRequest(self.name, error.message) from error
 
 

@@ -1,4 +1,4 @@
-"""Asks Anyscale by its own client, as the installed `anyscale` has it (read in 0.26.112)."""
+"""Client for Anyscale that uses the installed `anyscale` package (checked against 0.26.112)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ HARMLESS = (
     "/projects/search",
     "/terminate",
 )
-"""Suffixes of addresses of requests that only read and create no job. Any other request may be the one
-that creates a billed job, because another version of the client may use another name."""
+"""URL suffixes of requests that create no job. Any other request may create a billed job, because other
+versions of the client may use other names."""
 TRIES = 2
-"""Attempts for reads whose connection broke; the client never resends a request that creates something."""
+"""Attempts of a read whose connection broke. The client never resends a request that creates something."""
 CONNECT_S = 30
 
 
@@ -32,9 +32,9 @@ class ErrorResponse(Exception):
 
 
 class Client:
-    """One token at one address. `creating` says whether the request that creates a job was sent. It is no
-    longer sent once the calls before it took `2 * answer_s`, because settling a lost response relies on
-    that."""
+    """Client for one token at one address. `creating` is True once the request that creates a job was sent.
+    That request is not sent if the calls before it took longer than `2 * answer_s`, because the search for a
+    job after a lost response relies on this."""
 
     def __init__(
         self, host: str, token: str, answer_s: float, clock: Callable[[], float] = time.monotonic
@@ -58,7 +58,7 @@ class Client:
         self._jobs = sdk.JobSDK(client=self._client, logger=quiet)
 
     def _watch(self, rest: Any) -> None:
-        """Every request: noted where it makes a job, ended when no answer comes, its status kept."""
+        """Wrap every request: note those that may create a job, set timeouts, and keep error statuses."""
         urllib3 = import_module("urllib3")
         send = rest.request
         # It would wait up to six minutes, in silence, where it is asked to come later, and send what makes a
@@ -92,7 +92,7 @@ class Client:
 
     def jobs(self, tag: str, value: str) -> list[Any]:
         """List the visible jobs of all users of the organization, including archived ones. Raises
-        `ValueError` for a list without an end."""
+        `ValueError` if the list never ends."""
         found: dict[str, Any] = {}
         token: str | None = None
         seen: set[str] = set()
@@ -106,18 +106,18 @@ class Client:
             if not token:
                 return list(found.values())
             if token in seen:
-                raise ValueError("its job list never ends")
+                raise ValueError("the job list never ends")
             seen.add(token)
 
     def submit(self, asked: Mapping[str, Any]) -> str:
-        """Submit a job and return its id. `asked`: a `JobConfig` as in its YAML form."""
+        """Submit a job and return its id. `asked` is a `JobConfig` in its YAML form."""
         return str(self._jobs.submit(import_module("anyscale.job.models").JobConfig.from_dict(dict(asked))))
 
     def terminate(self, job: str) -> None:
         self._client.terminate_job(job)
 
     def printed(self, job_run: str, lines: int) -> str:
-        """Return the last lines of the job's log. One of the client's own ways to get them waits for the
+        """Return the last lines of the job's log. Doesn't use the client's own method, which may wait for the
         bucket forever."""
         requests: Any = import_module("requests")
         decoded = import_module("anyscale.api_utils.logs_util").decode_log_bytes

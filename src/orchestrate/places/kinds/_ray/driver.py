@@ -1,10 +1,9 @@
-"""Driver of a job with several workers, which runs instead of `orchestrate.places.remote`: Ray Train has
-them at work, on as many nodes as it takes, and starts them again when one is lost.
+"""Driver of a job with several workers, which runs instead of `orchestrate.places.remote`. Ray Train runs the
+workers on as many nodes as needed, and restarts them when one is lost.
 
-It trains nothing itself. It has the run's attempt and its dead man's switch; Ray ends all workers when it
-ends. It ends with 0 when the depot says how the run stands, with 75 when the depot could not be reached for
-too long, and with 1 for any other end.
-"""
+The driver does not train. It holds the run's attempt and its watchdog, and Ray stops all workers when the
+driver exits. Exit codes: 0 if the storage has the run's state, 75 if the storage could not be reached for too
+long, and 1 otherwise."""
 
 from __future__ import annotations
 
@@ -31,17 +30,17 @@ from orchestrate.types import JobError, decoding
 LEAST = "2.55"
 """The first Ray version whose Train accepts a range of workers."""
 FAILURES = 5
-"""Failures after which Ray does not restart the workers; the watcher of the run may do so with another
+"""Failures after which Ray no longer restarts the workers. The watcher of the run may still start another
 job."""
 RESIZE_S = 900.0
-"""Time between checks for more workers, because each change loses work since the last checkpoint."""
+"""Seconds between checks for more workers. Each change loses the work since the last checkpoint."""
 START_S = 3600.0
-"""Time for machines and packages until a worker reports, at the beginning and after a loss."""
+"""Seconds for machines and packages until a worker reports, at the start and after a loss."""
 LEAVE_S = 60.0
-"""Time for Ray to stop its workers after the run has ended."""
+"""Seconds for Ray to stop its workers after the run has ended."""
 NEVER_S = 365 * 86400
-"""No time limit for the others while the first evaluates and saves. If it is gone, that shows otherwise, and
-immediately."""
+"""Effectively unlimited time for the other workers while the first evaluates and saves. The loss of the first
+is detected separately and immediately."""
 MOST_TOLD = 600
 """Maximum characters of a worker's error."""
 _log = logging.getLogger(__name__)
@@ -79,9 +78,9 @@ class Driver:
         self.fitted, self.superseded = threading.Event(), threading.Event()
         self.begun, self.settled = threading.Event(), threading.Event()
         self.heard = self.switch.clock()
-        """When a worker last reported."""
+        """Time at which a worker last reported."""
         self.word = ""
-        """`pause` or `cancel`, if there is no worker to act on it."""
+        """The requested action, `pause` or `cancel`, if no worker can carry it out."""
         self.fault = ""
 
     def work(self) -> int:
@@ -104,15 +103,15 @@ class Driver:
             self.fitted.set()
 
     def _tell_fault(self) -> None:
-        """No worker is left that could, and the job's own log is on the cluster alone."""
+        """Record the failure as an event. No worker is left to do so, and the job's log is on the cluster."""
         if self._settled():
             return
         starts = claim.attempts(self.stored) - self.claim.number
-        told = f"its workers started {count(starts, 'time')} in this job; last failure: {self.fault}"
+        told = f"the workers started {count(starts, 'time')} in this job. Last failure: {self.fault}"
         depot.add_event(self.stored, told, level="error", type="interrupted")
 
     def _watch(self) -> int:
-        """Watch the run without contacting anyone, so that nothing that hangs can delay its end."""
+        """Watch the run. Contacts nothing, so a hanging call cannot delay the run's end."""
         over = left = None
         while not self.fitted.wait(LOOK_S):
             clock, due = self.switch.clock(), self.switch.due()
@@ -122,7 +121,7 @@ class Driver:
             if due is not None:
                 over = over or clock
                 if due[0] == "silence":
-                    _log.error("%s; this job and all its workers end", due[1])
+                    _log.error("%s. Stopping this job and all its workers", due[1])
                     return SILENT
                 # The first worker says so itself, with a checkpoint, where there is one.
                 if not self.begun.is_set() or clock - over > 3 * GRACE_S:
@@ -132,8 +131,8 @@ class Driver:
                 return self._say("paused" if self.word == "pause" else "cancelled")
             if clock - self.heard > self.start_s:
                 told = (
-                    f"no workers started within {duration(self.start_s)} because the cluster has "
-                    "no free resources for them"
+                    f"no workers started within {duration(self.start_s)} because the cluster lacks "
+                    "free resources"
                 )
                 return self._say("failed", JobError(code="no_room", message=f"{told} (ray status)"))
             if self.settled.is_set():
@@ -143,7 +142,7 @@ class Driver:
         return 0 if self._settled() else 1
 
     def _say(self, status: str, error: JobError | None = None) -> int:
-        """Record the run's state where no worker can, in a thread that is not waited for indefinitely."""
+        """Record the run's state on behalf of its workers, in a thread that is awaited for a limited time."""
         _log.error("%s", error.message if error else status)
         writing = threading.Thread(target=self._write_status, args=(status, error), daemon=True)
         writing.start()
@@ -182,7 +181,7 @@ class Driver:
                 self.switch.reported()
 
     def _heed(self) -> None:
-        """What the first worker would, while there is none."""
+        """Read the requested action while no first worker can."""
         if self.begun.is_set() and self.switch.clock() - self.heard < GRACE_S:
             return
         word = (self.stored.read("control") or b"").decode("ascii", "replace").strip()
@@ -204,8 +203,8 @@ class Driver:
 
 
 def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
-    """Return the function that makes the workers train. `storage` is a folder that Ray Train requires and
-    that stays empty."""
+    """Return the function that runs the training. `storage` is a folder that Ray Train requires. It stays
+    empty."""
     import ray as installed
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -253,11 +252,11 @@ def lacking(each: dict[str, float], workers: int, there: dict[str, float]) -> st
     """Describe which resources the cluster currently has too little of for this many workers. Empty if
     there is enough."""
     short = [
-        f"{there.get(name, 0):g} {name}s, but the run's {count(workers, 'worker')} need {amount * workers:g}"
+        f"{there.get(name, 0):g} of {amount * workers:g} {name}s for {count(workers, 'worker')}"
         for name, amount in each.items()
         if there.get(name, 0) < amount * workers
     ]
-    return f"waiting for resources; the cluster has {'; '.join(short)} (see: ray status)" if short else ""
+    return f"waiting for resources. The cluster has {' and '.join(short)} (see: ray status)" if short else ""
 
 
 def reason(error: Exception) -> str:
@@ -269,7 +268,7 @@ def reason(error: Exception) -> str:
 
 
 def _brief(error: BaseException) -> str:
-    """Ray says of an actor on lines of their own which one it was, and then what it died of."""
+    """Shorten an error to one line. Ray names an actor on separate lines and then its cause of death."""
     inner = getattr(error, "health_check_failure", error)
     lines = [line for line in str(inner).splitlines() if line.strip() and not line.startswith("\t")]
     return f"{type(inner).__name__}: {' '.join(lines)}"[:MOST_TOLD]

@@ -1,10 +1,9 @@
-"""One of several workers that Ray Train has brought together: torch.distributed is set up, and rank, number
-and device are Ray's. The first has the run directory and reports to the depot, as a worker that is alone
-does; the others help it.
+"""One of several workers that Ray Train has started. torch.distributed is set up, and Ray assigns rank, world
+size and device. The first worker has the run directory and reports to the storage, like a single worker. The
+others help it.
 
-Whatever goes wrong at one of them ends it. Ray then ends the others and starts all of them again; the first
-looks in the depot whether anything is left to do.
-"""
+Any error ends the worker. Ray then stops the others and restarts all of them, and the first checks in the
+storage whether anything is left to do."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false
@@ -38,11 +37,12 @@ from orchestrate.places.remote import REPORT_S, SILENT, Errand, TrainingProcess
 from orchestrate.types import JobError
 
 ALIKE = ("torch", "transformers", "tokenizers", "peft")
-"""Packages that turn text into rows, and weights into a model."""
+"""Packages that turn text into rows, and weights into a model. Their versions must be equal on all
+workers."""
 
 
 class MemberProcess:
-    """The engine in this process, which has joined the others, so it ends with the entire process."""
+    """The engine in this process, which has joined the other workers. Killing it ends the entire process."""
 
     def __init__(self, run: RunDir, met: Met, device: torch.device, end: Callable[[int], object]) -> None:
         self.run, self.met, self.device, self.end = run, met, device, end
@@ -72,7 +72,7 @@ class First(Errand):
     def __init__(
         self, claim: Claim, folder: Path, met: Met, device: torch.device, report_s: float, apart: str = ""
     ) -> None:
-        """`apart`: why they cannot work together."""
+        """`apart` says why the workers cannot train together. Empty if they can."""
         self._taken, self.met, self.device, self._apart = claim, met, device, apart
         super().__init__(claim.stored.depot, claim.stored.ref, folder, report_s=report_s)
 
@@ -97,7 +97,7 @@ def fitted(job: LocalJob, met: Met) -> LocalJob:
 
 
 def main(given: dict[str, Any]) -> None:
-    """Run the job in this worker. `given`: `under`, the token of the attempt of the job."""
+    """Run the job in this worker. `given["under"]` is the token of the job's attempt."""
     import ray.train
     import ray.train.torch
 
@@ -190,8 +190,8 @@ def _assist(stored: StoredRun, folder: Path, met: Met) -> None:
 
 
 def _guard(stored: StoredRun, under: str, number: int, report_s: float, silence_s: float) -> None:
-    """End this worker when the job that started it has ended, or when others were started in its place,
-    whatever Ray knows of it."""
+    """End this worker when the job that started it has ended or other workers have replaced it, independently
+    of Ray."""
     signs, heard = None, boot_time()
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Talks to the bridge, a process in SkyPilot's environment that lives as long as its place."""
+"""Client of the bridge, a process in SkyPilot's environment that runs until its place is closed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ INSTALL = (
     "uv tool install --python 3.11 'skypilot[runpod,vast]'   (or use pip in a separate virtual environment)"
 )
 ANSWER_S = 600.0
-"""The server may have to start first, and its controller too."""
+"""Timeout in seconds. The API server and its controller may have to start first."""
 
 
 def credentials() -> re.Pattern[str]:
-    """Match the variables that a client of clouds reads: their own credentials, which it was installed to
-    use. The file `credentials.txt` next to this module has one pattern per line."""
+    """Match the environment variables with credentials of clouds, which SkyPilot was installed to use.
+    The file `credentials.txt` next to this module has one pattern per line."""
     lines = files("orchestrate.places.kinds._skypilot").joinpath("credentials.txt").read_text("utf-8").split()
     return re.compile("|".join(lines))
 
@@ -42,8 +42,8 @@ class SkyRefusal(Exception):
 
 
 class Bridge:
-    """Talks to SkyPilot. `python` is that of its environment. `server` is the API server's address, if it is
-    not the client's own."""
+    """Connection to SkyPilot. `python` is the Python of its environment. `server` is the address of the API
+    server, if it is not the client's default."""
 
     def __init__(self, python: str, server: str | None = None, answer_s: float = ANSWER_S) -> None:
         self.python = str(Path(python).absolute()) if "/" in python else python
@@ -100,8 +100,8 @@ class Bridge:
 
 
 def python_of(command: str = "sky") -> str | None:
-    """Return the Python that runs an installed command, according to the command's first line, or `None` if
-    there is none."""
+    """Return the Python that runs an installed command, from the command's first line, or `None` if there is
+    none."""
     found = which(command)
     if found is None:
         return None

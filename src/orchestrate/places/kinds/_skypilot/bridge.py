@@ -1,8 +1,8 @@
-"""Runs in SkyPilot's own environment, of Python 3.9 or later, and imports nothing of ours: a question is a
-line of JSON on standard input, its answer one on standard output. What the client prints goes to standard
-error.
+"""Bridge to SkyPilot. Runs in SkyPilot's own environment (Python 3.9 or later) and imports nothing of ours.
+Reads a request as a line of JSON on standard input, and writes the response as a line on standard output. The
+client's own output is sent to standard error.
 
-An answer is `{"ok": ...}` or `{"error": {"kinds": [names of the classes], "message": ...}}`.
+A response is `{"ok": ...}` or `{"error": {"kinds": [names of the classes], "message": ...}}`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 LAUNCH = "jobs.launch"
 RECENT = 200
-"""Number of ended requests that are searched."""
+"""Maximum number of ended requests to search."""
 
 
 def _sdk() -> Any:
@@ -28,15 +28,15 @@ def _jobs() -> Any:
 
 
 def once() -> None:
-    """Stop the client from resending requests that were answered with 503, even those that create
-    something: a proxy may answer 503 although the server has accepted the request."""
+    """Stop the client from resending requests after a 503, even those that create something. A proxy may
+    return 503 although the server has accepted the request."""
     rest: Any = import_module("sky.server.rest")
     rest.request = rest.request_without_retry
 
 
 def _asleep() -> bool:
-    """Return whether the API server is this machine's own and is not running. The client would start it
-    permanently, so read-only queries read what the server would read."""
+    """Return True if the API server is on this machine and is not running. The client would start it
+    permanently, so read-only queries read the server's own sources instead."""
     common: Any = import_module("sky.server.common")
     return common.is_api_server_local() and common.get_api_server_status().status.value == "unhealthy"
 
@@ -78,24 +78,24 @@ def machines(clouds: list[str]) -> list[dict[str, Any]]:
 
 
 def _fields(offer: Any) -> list[Any]:
-    """Of an `InstanceTypeInfo`, whose order is that of its class."""
+    """Return the fields of an `InstanceTypeInfo` in the order of its class."""
     return list(offer.values() if hasattr(offer, "values") else offer)
 
 
 def _number(value: Any) -> float | None:
-    """A price that is not known is not a number there."""
+    """Convert a price. SkyPilot represents an unknown one as NaN."""
     return None if value is None or value != value else float(value)
 
 
 def launch(task: dict[str, Any]) -> str:
-    """Request a job and return the id of the request. The job is created later; see `jobs`."""
+    """Request a job and return the id of the request. The job is created later (see `jobs`)."""
     name = task["name"]  # its loader takes the fields out
     made = import_module("sky").Task.from_yaml_config(task)
     return str(_jobs().launch(made, name=name))
 
 
 def jobs(name: str) -> list[dict[str, Any]]:
-    """List the jobs whose name contains this, and requests for jobs that have not been created yet."""
+    """List the jobs whose name contains `name`, and requests for jobs that have not been created yet."""
     asked = _requests(name)
     sdk = _sdk()
     try:
@@ -189,9 +189,8 @@ def logs(id: int, lines: int) -> str:
 
 
 def paid(cloud: str, cluster: str) -> float | None:
-    """Return what the cloud itself charges for the machines of a cluster, if it reports that (clouds with
-    prices that the catalog does not have). Otherwise, or if the cloud is set up only at the server, return
-    `None`."""
+    """Return what the cloud itself charges for a cluster's machines, for clouds whose prices are not in the
+    catalog. Returns `None` for other clouds, or if the cloud is set up only at the server."""
     try:
         if cloud.lower() == "vast":
             found = import_module("sky.adaptors.vast").vast().show_instances()
