@@ -75,9 +75,7 @@ def bills(size: JobSize, rate: Rate) -> Lines:
     from orchestrate.costing.size import Lines
 
     epochs = text.count(size.epochs, "epoch")
-    notes = [
-        f"{epochs}. The evaluation dataset is not billed. The price page lists no minimum charge"
-    ]
+    notes = [f"{epochs}. The evaluation dataset is not billed. The price page lists no minimum charge"]
     tokens = billed_tokens(
         size.train_tokens, size.epochs, reasoning=size.reasoning, average_turns=size.average_turns
     )

@@ -1,4 +1,4 @@
-"""This machine as a backend: `orchestrate.local` trains, in separate processes."""
+"""Local backend: `orchestrate.local` trains on this machine, in separate processes."""
 
 from __future__ import annotations
 

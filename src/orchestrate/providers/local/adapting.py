@@ -1,4 +1,4 @@
-"""Translates the adapter of a spec for this machine."""
+"""Translation of a spec's adapter settings for local training."""
 
 from __future__ import annotations
 
@@ -53,14 +53,12 @@ def continue_from(rows: Rows, spec: JobSpec) -> None:
         return
     config = config_of(spec.continue_from)
     if config is None:
-        rows.refuse("continue_from", "on this machine it must be an adapter folder (adapter_config.json)")
+        rows.refuse("continue_from", "must be an adapter folder on this machine (with adapter_config.json)")
     elif spec.adapter.type == "full":
-        reason = "it is an adapter, but the spec trains all weights: use the merged model as the model"
+        reason = "an adapter cannot continue with full fine-tuning. Set model to the merged model"
         rows.refuse("continue_from", f"{reason} (orchestrate export RUN DIR --to merged)")
     elif (kind := config.get("peft_type")) != "LORA":
-        rows.refuse(
-            "continue_from", f"it is an adapter of kind {kind}, but the engine can only continue from LoRA"
-        )
+        rows.refuse("continue_from", f"the engine can only continue from LoRA adapters, but this is {kind}")
     else:
         folder = str(Path(spec.continue_from).expanduser().resolve())
         rule = f"LoRA of rank {config.get('r')} on {config.get('base_model_name_or_path')}"
@@ -116,7 +114,7 @@ def _the_same(given: Sequence[str], own: Sequence[str]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """peft keeps lists as sets."""
+    """Sort lists, because peft stores them as sets."""
     return sorted(cast("list[Any]", value)) if isinstance(value, list) else value or None
 
 
@@ -148,7 +146,7 @@ def named(asked: LoRA) -> list[str]:
 
 
 def looked_at(spec: JobSpec, model: str) -> tuple[list[Misnamed], str | None]:
-    """Find names that match nothing, or return the reason why they could not be checked. `model` comes from
+    """Find names that match nothing in the model, or return why they could not be checked. `model` comes from
     `models.config_of`."""
     asked = spec.adapter
     adapter = AdapterSettings.from_dict(asked.model_dump(mode="json"))
@@ -182,13 +180,13 @@ _STRUCTURE = (
     "target_parameters",
     "modules_to_save",
 )
-"""Of an adapter; peft's words."""
+"""Structure settings of an adapter, by peft's names."""
 _EXPANDED = {
     "qlora": "each quantized to 4 bits (NF4)",
     "lora": "expanded to 16 bits",
     "full": "expanded to 32 bits",
 }
-"""How weights that are not trained are loaded."""
+"""Describes how stored low-precision weights are loaded, by adapter type."""
 
 
 def adapter(rows: Rows, spec: JobSpec, model: str) -> None:
@@ -209,7 +207,7 @@ def adapter(rows: Rows, spec: JobSpec, model: str) -> None:
         if "model" not in rows.refused:
             _names(rows, spec, model)
     if asked.loraplus_lr_ratio is not None:
-        rule = "the learning rate of B is this multiple of A's"
+        rule = "ratio of B's learning rate to A's"
         rows.keep("adapter.loraplus_lr_ratio", "adapter.loraplus_lr_ratio", rule=rule)
 
 
@@ -235,7 +233,7 @@ def _kind(rows: Rows, spec: JobSpec, held: Quantised | None, packed: str | None)
     by_default = rows.given("adapter.type") is None and "adapter" not in spec.model_fields_set
     if held is not None and kind == "full" and not by_default:
         reason = (
-            f"the model's weights are stored in {held.told} and cannot be trained: train an adapter instead"
+            f"the model's weights are stored in {held.told} and cannot be trained. Train an adapter instead"
         )
         rows.refuse("adapter.type", reason, instead="qlora")
         return
@@ -267,7 +265,7 @@ def _structure(
             continue
         row = f"adapter.{name}"
         if name == "init_lora_weights" and value == "eva" and spec.method.type == "rft":
-            rows.refuse(row, "it depends on the training rows, but this run trains on sampled answers")
+            rows.refuse(row, "EVA depends on the training rows, but RFT trains on sampled answers")
         elif reason := _unfit(name, asked, config, held):
             rows.refuse(row, reason)
         else:
@@ -275,7 +273,7 @@ def _structure(
 
 
 def _names(rows: Rows, spec: JobSpec, model: str) -> None:
-    """Of what names modules: refuses a setting that fits nothing, tells what of others does not."""
+    """Check settings that name modules. Rejects those that match nothing and notes partial matches."""
     given = spec.adapter.model_dump(mode="json")
     adapter = AdapterSettings.from_dict(given)
     if wrong := no_pattern(adapter):
@@ -309,8 +307,8 @@ def _unfit(name: str, asked: LoRA, config: Mapping[str, Any], held: Quantised | 
         return _unfit_start(asked, held)
     if name == "target_parameters" and (asked.dropout or asked.dora):
         return (
-            f"peft does not support {'dropout' if asked.dropout else 'DoRA'} for such weights: "
-            "remove one of them"
+            f"peft does not support {'dropout' if asked.dropout else 'DoRA'} with target_parameters. "
+            "Remove one of the two"
         )
     text: Mapping[str, Any] = config.get("text_config") or config
     layers = text.get("num_hidden_layers")
@@ -319,28 +317,26 @@ def _unfit(name: str, asked: LoRA, config: Mapping[str, Any], held: Quantised | 
         if wrong:
             return f"the model has layers 0 to {layers - 1}, not {wrong[0]}"
     if name == "layers_to_transform" and isinstance(asked.targets, str) and asked.targets != "all-linear":
-        return "targets is a regular expression, which can select layers itself"
+        return "targets is a regular expression. Select the layers in it"
     return None
 
 
 def _unfit_start(asked: LoRA, held: Quantised | None) -> str | None:
     start, four_bit = asked.init_lora_weights, isinstance(asked, QLoRA)
     if asked.changes_base and (four_bit or held):
-        return (
-            f"{start} changes the base weights, which needs more precision than a few bits: use adapter: lora"
-        )
+        return f"{start} changes the base weights, which must not be quantized. Use adapter: lora"
     if start == "loftq" and held is not None:
-        return f"it compensates for 4-bit quantization, but the model's files are stored in {held.told}"
+        return f"LoftQ compensates for 4-bit quantization, but the model's files are stored in {held.told}"
     if start == "loftq" and not four_bit:
         return (
-            "it compensates for 4-bit quantization, but the base model is not quantized: use adapter: qlora"
+            "LoftQ compensates for 4-bit quantization, but the base model is unquantized. Use adapter: qlora"
         )
     rank = asked.r or 16
     if start == "orthogonal" and (four_bit or held):
         return (
-            "peft computes it in the base model's precision, but quantized weights are not "
-            "precise enough: use adapter: lora"
+            "peft computes this initialization in the base model's precision, but quantized weights are not "
+            "precise enough. Use adapter: lora"
         )
     if start == "orthogonal" and (rank % 2 or any(n % 2 for n in (asked.rank_pattern or {}).values())):
-        return "it needs even ranks"
+        return "orthogonal initialization needs even ranks"
     return None

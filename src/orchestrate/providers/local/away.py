@@ -1,5 +1,5 @@
-"""`AwayProvider`: our engine on another machine. The same spec, rows, run directory and commands; the
-place that the profile names starts the worker."""
+"""`AwayProvider` runs our engine on another machine. Spec, rows, run directory and commands are the same as
+for local training. The place that the profile names starts the worker."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 STARTUP = KnownLog(log=5.7, off=0.7)
-"""Seconds in addition to training for a machine, its packages and the model's weights: about five minutes."""
+"""Startup time in seconds (log-normal) for a machine, its packages and the model's weights: about five
+minutes."""
 
 
 def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
@@ -77,7 +78,7 @@ def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
 
 
 class AwayProvider(LocalProvider, Recalls, Limited):
-    """Trains at a remote place. `config.options` has the place's options (see its module), and `home`."""
+    """Trains at a remote place. `config.options` contains the place's options (see its module) and `home`."""
 
     place: AwayPlace
 
@@ -101,7 +102,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
-        """Translate the spec as for this machine, with a GPU of the planned size."""
+        """Translate the spec as for local training, with a GPU of the planned size."""
         asked, engine = self._asked(spec), self._as_local(spec)
         own = {**self._engine_options, "gpu_memory_gib": 1} if self._may_have_gpu(asked) else self._on_cpu
         first = self._engine_translation(engine, own)
@@ -221,12 +222,12 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         if seconds is None or most is None or seconds <= most:
             return []
         speed = self.speed(spec, translation)
-        told = f"at {speed.tokens_per_second:,.0f} tokens per second; {speed.source}"
+        told = f"at {speed.tokens_per_second:,.0f} tokens per second, {speed.source}"
         return [
             Problem(
                 code="longer-than-its-limits",
-                message=f"it is expected to take {duration(seconds)} ({told}), but pauses after "
-                f"{duration(most)} because of its hour or cost limit",
+                message=f"the run is expected to take {duration(seconds)} ({told}), but pauses after "
+                f"{duration(most)} because of its time or cost limit",
                 severity=Severity.WARNING,
                 providers=(self.name,),
                 fix="set a higher max_hours or max_cost_usd, or use a faster gpu",
@@ -315,10 +316,10 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
-        """Cancel the job. Its host stops the worker first, whatever the worker and its storage do: a worker
-        that hangs reads no message but still bills. The message in the storage is the second way. Raises an
-        error if either way failed, so that the user tries again. A run whose storage is unavailable is
-        reported as canceled when the storage is back."""
+        """Cancel the job. The host stops the worker first, because a worker that hangs ignores requests but
+        still bills. Then the request is written to the storage. Raises an error if either failed, so the user
+        tries again. If the storage is unavailable, the run is reported as canceled once the storage is
+        back."""
         failed: ProviderError | None = None
         try:
             self.place.stop(job.job_id)
@@ -333,7 +334,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             pass  # no worker of it reads a word
         except HostUnavailable as error:
             if failed is None:
-                error.message += f"; its worker at {self.title} was stopped anyway"
+                error.message += f". The worker at {self.title} was stopped"
             raise (failed or error) from error
         if failed is not None:
             raise failed
@@ -400,8 +401,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- what another machine started ----------------------------------------------------------------------
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List jobs by their label at the place, and by their mark in the storage, which also lists jobs that
-        the place has dropped."""
+        """List jobs by their label at the place, and by their mark in the storage, which still has jobs that
+        the place no longer lists."""
         failed: OrchestrateError | None = None
         placed: dict[str, Placed] = {}
         refs: list[str] = []
@@ -454,14 +455,14 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         )
 
     def _listed(self, ref: str, placed: Placed | None) -> Job:
-        """Build the job from its place's list and its storage, without fetching anything of it."""
+        """Build the job from its place's list and its storage, without fetching its files."""
         made: LocalJob | None = None
         state, error = None, None
         try:
             made = order.read_order(self.place.depot.run(ref)).job
             state = depot.state_of(self.place.depot.run(ref))
         except OrchestrateError as problem:
-            told = f"{problem.message}; you can cancel it, but not follow or download it"
+            told = f"{problem.message}. You can cancel the run, but not follow or download it"
             error = JobError(code="not_stored", message=told)
         raw = placed.raw_state.lower() if placed else "unknown"
         status = _PLACED.get(placed.state if placed else "", JobStatus.UNKNOWN)
@@ -492,7 +493,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         try:
             prices = self.place.hourly(found)
         except OrchestrateError as error:
-            unpriced = f"could not look up the cost of its machines: {error.message}"
+            unpriced = f"could not look up the cost of the machines: {error.message}"
         items = tuple(self._standing(one, prices.get(one.id)) for one in found)
         return Billing(items=items, unseen=() if unpriced is None else (unpriced,))
 
@@ -514,7 +515,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
 
 _PLACED = {"waiting": JobStatus.QUEUED, "running": JobStatus.RUNNING}
-"""The place cannot tell how a worker ended."""
+"""Job status by the place's state. A place cannot tell how a worker ended."""
 
 
 class _Unstored(NotFound):

@@ -1,5 +1,5 @@
-"""Checks of a job for this machine beside its settings and rows: packages, the model's files, the
-adapter's layers, memory."""
+"""Checks of a job for local training, in addition to its settings and rows: packages, the model's files, the
+adapter's modules, memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def problems(
     name: str, spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    """Yield the problems of a job on the engine. `name` is the backend's name."""
+    """Yield problems of a job with the engine. `name` is the backend's name."""
     try:
         launching.require_packages()
     except MissingExtra as error:
@@ -50,7 +50,8 @@ def problems(
 
 
 def to_download(name: str, translation: Translation) -> Iterator[Problem]:
-    """Report that the base model is not on this machine yet, as a warning if downloads are not allowed."""
+    """Report that the base model is not on this machine yet. This is a warning if downloads are not
+    allowed."""
     if any(row.name == "model" for row in translation.refused):
         return
     try:
@@ -61,8 +62,8 @@ def to_download(name: str, translation: Translation) -> Iterator[Problem]:
     offline = files.offline()
     yield Problem(
         code="model-to-download",
-        message=f"{translation.model} is not on this machine; "
-        + (f"and it cannot be downloaded{offline}" if offline else "the run will download it first"),
+        message=f"{translation.model} is not on this machine"
+        + (f" and cannot be downloaded{offline}" if offline else ". The run will download it first"),
         severity=Severity.WARNING if offline else Severity.INFO,
         field="model",
         providers=(name,),
@@ -71,8 +72,8 @@ def to_download(name: str, translation: Translation) -> Iterator[Problem]:
 
 
 def joined(found: Iterable[Problem], more: Iterable[Problem]) -> list[Problem]:
-    """Merge two lists of problems. A setting that is rejected because of names that the model lacks is
-    reported once."""
+    """Merge two lists of problems. A setting that is rejected because the model lacks the names is reported
+    once."""
     more = list(more)
     told = [p.message for p in more if p.code == "unknown-target"]
     twice = [p for p in found if p.code == "setting-refused" and any(one in p.message for one in told)]
@@ -80,7 +81,7 @@ def joined(found: Iterable[Problem], more: Iterable[Problem]) -> list[Problem]:
 
 
 def _names(name: str, spec: JobSpec, translation: Translation) -> Iterator[Problem]:
-    """Of the adapter, that the model does not have; an error where the translation refuses the setting."""
+    """Report the adapter's names that the model lacks, as errors if the translation rejects the setting."""
     refused = {row.name for row in translation.refused}
     found, unseen = adapting.looked_at(spec, translation.model)
     for one in found:
@@ -117,7 +118,7 @@ def _problem(name: str, code: str, error: OrchestrateError, field: str | None = 
 def memory_of_rows(
     spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
 ) -> MemoryPlan | None:
-    """Plan the memory by the longest row of the data."""
+    """Plan the memory for the longest row of the data."""
     model = catalog.resolve(spec.model_for("local"), "local")
     counter = costing.tokenizer_for(model, spec)
     return memory(spec, translation, options, data.train.tokens(counter).longest)
@@ -126,7 +127,7 @@ def memory_of_rows(
 def _memory(
     spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
 ) -> list[Problem]:
-    """Warn when these rows do not fit: the plan may be wrong, and the engine tries anyway."""
+    """Warn if these rows do not fit. The plan may be wrong, so the engine tries anyway."""
     if translation.memory is None or data.train.tokens_from is TokensFrom.NONE:
         return []
     plan = memory_of_rows(spec, data, translation, options)
@@ -136,7 +137,7 @@ def _memory(
         Problem(
             code="memory",
             message=f"training needs about {size(plan.total_bytes)} with {count(plan.rows, 'row')} of "
-            f"{count(plan.longest, 'token')} at a time; available: {size(plan.available_bytes)} "
+            f"{count(plan.longest, 'token')} at a time, but only {size(plan.available_bytes)} are available "
             "on the " + ("GPU" if plan.device == "cuda" else "CPU"),
             severity=Severity.WARNING,
             providers=(translation.provider,),
@@ -146,12 +147,12 @@ def _memory(
 
 
 MOST_LONG = 2_000
-"""Maximum number of rows over the limit that are encoded to find what remains of them."""
+"""Maximum number of overlong rows that are encoded to find what remains after truncation."""
 
 
 def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
-    """Report data in which no row has a token to train on, which would end training, and long rows whose
-    answer is cut off. Needs the model's tokenizer on this machine."""
+    """Report data without any token to train on, and long rows whose answer is cut off. Needs the model's
+    tokenizer on this machine."""
     try:
         model = catalog.resolve(spec.model_for("local"), "local")
     except UsageError:
@@ -177,7 +178,7 @@ def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]
 
 
 def _over(dataset: Dataset, count: TokenCount, limit: int | None) -> list[int]:
-    """Numbers of the rows that are longer; none of a sample."""
+    """Return the numbers of the rows over the limit. Empty if only a sample was counted."""
     if limit is None or count.weights:
         return []
     sides = 2 if dataset.kind == "preference" else 1
@@ -197,7 +198,7 @@ def _without_tokens(
             + (
                 "no part of an answer is left within " + count(limit or 0, "token")
                 if long
-                else "training uses none of its messages"
+                else "training uses none of the messages"
             ),
             severity=Severity.ERROR,
             field="max_seq_length" if long else "method",
@@ -209,8 +210,8 @@ def _without_tokens(
         of = f" of the first {MOST_LONG:,} that are longer" if len(long) > MOST_LONG else ""
         yield Problem(
             code="answer-lost",
-            message=f"{count(len(found.lost), 'row')}{of} would be dropped: truncated at {limit:,} "
-            "tokens, they contain nothing of the answer",
+            message=f"{count(len(found.lost), 'row')}{of} would be dropped, because truncation at "
+            f"{limit:,} tokens leaves nothing of the answer",
             severity=Severity.WARNING,
             row=found.lost[0],
             providers=(name,),
@@ -270,11 +271,11 @@ def _long(provider: str, spec: JobSpec, dataset: Dataset) -> list[Problem]:
         Problem(
             code="prompts-left-out",
             message=f"{long:,} of {dataset.rows:,} prompts have more than {room:,} tokens and would be "
-            f"dropped: the {context:,}-token context must hold the prompt and an answer of up to "
+            f"dropped, because the {context:,}-token context must hold the prompt and an answer of up to "
             f"{max_new_tokens(spec):,} tokens",
             severity=Severity.WARNING,
             providers=(provider,),
-            fix="shorten them, or lower provider_options.local.max_new_tokens",
+            fix="shorten the prompts, or lower provider_options.local.max_new_tokens",
             source=dataset.path,
         )
     ]

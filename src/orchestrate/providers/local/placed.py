@@ -1,4 +1,4 @@
-"""The `Provider` class of each place away from here, made when it is looked up by its kind."""
+"""The `Provider` class of each remote place, created when it is looked up by its kind."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Plan of a spec before anything is started: settings, rows, memory, time and
-price."""
+"""Plan of a spec before anything starts: settings, rows, memory, time and price."""
 
 from __future__ import annotations
 
@@ -91,11 +90,11 @@ NO_PRICE = "the hourly price of this machine is unknown"
 
 
 class PlannedProvider(PlansTraining):
-    """The part of a backend with Orchestrate's engine that starts nothing."""
+    """The part of a backend with Orchestrate's engine that only plans."""
 
     @property
     def home(self) -> Path:
-        """Folder with everything that belongs to this backend."""
+        """Folder that contains everything of this backend."""
         given = self.config.options.get("home")
         if given is None:
             import platformdirs
@@ -169,7 +168,7 @@ class PlannedProvider(PlansTraining):
         )
 
     def speed(self, spec: JobSpec, translation: Translation) -> throughput.Throughput:
-        """Estimate the speed of training where the job would run."""
+        """Estimate the training speed where the job would run."""
         kind, body = self._work_kind(spec, translation), translation.body
         return throughput.of_several(self._speed(kind, body), body.get("hyper", {}).get("processes", 1))
 

@@ -1,4 +1,5 @@
-"""`LocalProvider`: run directories below `home/local/runs`, one worker process for each job that trains."""
+"""`LocalProvider` trains on this machine. Run directories are below `home/local/runs`, and each training job
+has one worker process."""
 
 from __future__ import annotations
 
@@ -74,7 +75,7 @@ MOST_RESTARTS = 5
 """Maximum number of automatic restarts. A worker that crashes this often at one checkpoint would crash
 again."""
 WISHES: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
-"""Status that a run without a worker gets after each request."""
+"""Status that each request sets for a run without a worker."""
 
 
 class LocalProvider(
@@ -91,8 +92,8 @@ class LocalProvider(
     Chats,
     AnswersHere,
 ):
-    """Trains on this machine. `config.options`: home (folder), threads, device (cpu, cuda), gpu_memory_gib
-    (plan for a GPU of that size)."""
+    """Trains on this machine. `config.options`: `home` (folder), `threads`, `device` (`cpu`, `cuda`),
+    `gpu_memory_gib` (plan for a GPU of that size)."""
 
     profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = frozenset(Feature) - {
@@ -104,7 +105,7 @@ class LocalProvider(
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.VISION: "the local engine trains only on text",
         Feature.WANDB: "metrics are stored in the run directory and not sent anywhere",
-        Feature.DEPLOY: "this machine is not rented; serve the model with  orchestrate serve RUN",
+        Feature.DEPLOY: "this machine is not rented. Serve the model with  orchestrate serve RUN",
         Feature.LIVE_PRICE: "your own machine provides no price estimate",
     }
     status_map: ClassVar[Mapping[str, JobStatus]] = STATUSES
@@ -112,7 +113,7 @@ class LocalProvider(
     def __init__(self, config: HostConfig) -> None:
         super().__init__(config)
         self._generators: dict[tuple[str, str | None], Generator] = {}
-        """By job and checkpoint."""
+        """Generators by job and checkpoint."""
         self.place = self._place()
 
     def _place(self) -> Place:
@@ -125,8 +126,8 @@ class LocalProvider(
     # -- whose jobs ----------------------------------------------------------------------------------------
 
     def account(self) -> Account:
-        """Return the folder of the runs, identified by a mark that is stored in it, because two machines may
-        have folders with the same name."""
+        """Return the folder of the runs, identified by a mark that is stored in it. Folders on two machines
+        may have the same name."""
         return Account(id=f"home {machine.mark(self.home)}", told=True)
 
     def holds(self, remote: RemoteDataset) -> bool:
@@ -140,8 +141,8 @@ class LocalProvider(
         return reading.written_rows(self.home / "data", self.name, self.target, data, progress)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        """Create the run directory named `ref` atomically. A second call with the same ref finds it and
-        starts nothing."""
+        """Create the run directory named `ref` atomically. A second call with the same ref finds the
+        directory and starts nothing."""
         body = settings.body(translation)
         resources = _within(decoding.convert(body.get("resources", {}), Resources), spec)
         job = LocalJob(
@@ -235,11 +236,9 @@ class LocalProvider(
         self._restart(self._run(job))
 
     def recover(self, job: JobHandle) -> bool:
-        """Restart a worker that died unfinished (killed, power cut). Returns True if one was started.
-
-        A paused job stays paused, and a canceled one is not started again. After `MOST_RESTARTS` crashes at
-        one checkpoint, the job fails instead.
-        """
+        """Restart a worker that died unfinished (killed, power cut). Returns True if one was started. A
+        paused job stays paused, and a canceled one is not restarted. After `MOST_RESTARTS` crashes at one
+        checkpoint, the job fails."""
         run = self._run(job)
         state = run.state()
         if run.job().session is not None or state.status != "interrupted" or not self.place.lost(run):
@@ -270,7 +269,7 @@ class LocalProvider(
         return reading.job(run, self.name)
 
     def delete(self, job: JobHandle) -> None:
-        """Cancel the job first, then delete its folder once its worker has ended."""
+        """Cancel the job, and delete its folder once its worker has ended."""
         run = RunDir(self._runs / job.job_id)
         if not run.exists():
             return
@@ -347,7 +346,7 @@ class LocalProvider(
     def generator(
         self, job: JobHandle, *, checkpoint: str | None = None, worker: Worker | None = None
     ) -> Generator:
-        """Create a generator. Without a `worker`, each requested model has one process until `close`."""
+        """Create a generator. Without a `worker`, each model gets its own process until `close`."""
         from orchestrate.local.answers.generation import Generator
 
         key = (job.job_id, checkpoint)
@@ -407,14 +406,14 @@ class RestartsSeen(Record, frozen=True, kw_only=True):
     """Contents of `.restarts.json` in a run directory."""
 
     checkpoint: str = ""
-    """Latest checkpoint at the last crash."""
+    """Latest checkpoint at the time of the last crash."""
     before: int = 0
-    """Number of attempts before the run was first seen there."""
+    """Number of attempts before the first crash after that checkpoint."""
 
 
 def deaths(run: RunDir, attempts: int) -> int:
-    """Count the workers that have died since the latest checkpoint, including the last one. `attempts` are
-    all attempts of the run."""
+    """Count the workers that have died since the latest checkpoint, including the last one. `attempts` is the
+    total number of the run's attempts."""
     path = run.path / ".restarts.json"
     try:
         seen = RestartsSeen.from_json(path.read_bytes())

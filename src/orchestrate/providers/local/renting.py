@@ -1,4 +1,4 @@
-"""Chooses the machine for a run elsewhere: the requested one, or the cheapest that it fits on."""
+"""Choice of the machine for a remote run: the requested one, or the cheapest on which the run fits."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from orchestrate.text import count, money, size
 from orchestrate.types import MemoryPlan, Outcome, Setting
 
 MOST_HOURS = 24.0
-"""Maximum number of hours if no limit is set, so that a bill always has an upper bound."""
+"""Maximum number of hours if no limit is set, so the cost always has an upper bound."""
 
 
 DEVICE = "device"
-"""Option of the engine that is set here by choosing a machine."""
+"""Engine option that follows from the chosen machine."""
 ASKED = (*OPTIONS, DEVICE)
 CAPABILITY = {"T4": 7.5, "V100": 7.0, "P100": 6.0}
-"""Compute capability of GPUs that cannot multiply in bf16. The engine trains in fp16 on them."""
+"""Compute capability of GPUs without bf16 arithmetic. The engine trains in fp16 on them."""
 
 
 class Fit(NamedTuple):
-    """A machine and the plan for the job on it, or `None` if the model's size is unknown."""
+    """A machine and the job's memory plan on it. The plan is `None` if the model's size is unknown."""
 
     machine: Machine
     plan: MemoryPlan | None
     operations: float
-    """Operations per second in a training step of such a job."""
+    """Operations per second of the machine in a training step of this job."""
     shared: MemoryPlan | None = None
-    """Plan for one of its GPUs with a shard of every weight, if the job does not fit on a single GPU."""
+    """Plan for one of the machine's GPUs with a shard of every weight, if the job does not fit on a single
+    GPU."""
 
     @property
     def fits_in_shares(self) -> bool:
@@ -50,7 +51,7 @@ class Fit(NamedTuple):
 
     @property
     def usd_per_work(self) -> Decimal:
-        """Price for comparing machines: dollars per hour divided by the work done per hour."""
+        """Price for comparing machines: US dollars per hour divided by work per hour."""
         hourly = self.machine.hourly
         return Decimal("Infinity") if hourly is None else hourly.usd_per_hour / Decimal(self.operations)
 
@@ -62,8 +63,8 @@ def fits(
     billions: float | None,
     operations: Callable[[str], float],
 ) -> list[Fit]:
-    """Rank the machines, cheapest for the work first. `operations` returns how many operations per second a
-    type of GPU performs."""
+    """Rank the machines by the cost of the work, cheapest first. `operations` returns the operations per
+    second of a type of GPU."""
     found: list[Fit] = []
     for machine in machines:
         here = dict(body) if machine.gpu else {**body, "device": "cpu", "precision": None}
@@ -79,8 +80,8 @@ def fits(
 
 
 def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine | None, str]:
-    """Choose a machine and return it with the reason. Without a list of machines, there is nothing to choose
-    from. Raises `UsageError`."""
+    """Choose a machine and return it with the reason. Returns no machine if the place has no list. Raises
+    `UsageError`."""
     wanted, most = asked.get("gpu", "auto"), _amount(asked, "max_usd_per_hour")
     if not fitting_ones:
         return None, "the place decides"
@@ -113,16 +114,16 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
             )
     if several:
         least = min(several, key=lambda fit: _price(fit, spot=spot))
-        return least.machine, "the cheapest on which it fits across all GPUs; it does not fit on a single one"
+        return least.machine, "the cheapest whose GPUs together fit the run, because it fits on no single GPU"
     largest = max(cheap, key=lambda fit: fit.machine.memory_bytes or 0)
     if largest.machine.gpu is None:
         return largest.machine, "the machine has no GPU"
     if largest.plan is not None and largest.plan.fits is None:
-        return largest.machine, "its memory is unknown"
+        return largest.machine, "the memory of its GPU is unknown"
     if largest.plan is not None:
         needed = size(largest.plan.total_bytes)
         raise UsageError(
-            f"it needs about {needed}, more than any GPU at this place has"
+            f"the run needs about {needed}, more than any GPU at this place has"
             + (f" for {money(most)} per hour" if most is not None else ""),
             fix="; or ".join(largest.plan.advice) or "choose a smaller model",
         )
@@ -130,7 +131,7 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
 
 
 def _require_room(fit: Fit) -> None:
-    """Raises `UsageError` where it fits neither whole on each of several GPUs nor in shares."""
+    """Raise `UsageError` if the job fits on several GPUs neither as full copies nor in shards."""
     machine, plan = fit.machine, fit.plan
     if machine.count > 1 and plan is not None and plan.fits is False and not fit.fits_in_shares:
         each = f"a full copy on each of {machine.count} {machine.gpu} needs about {size(plan.total_bytes)}"
@@ -138,7 +139,7 @@ def _require_room(fit: Fit) -> None:
             each += f", sharded over {machine.count} {size(fit.shared.total_bytes)}"
         least = fit.shared or plan
         raise UsageError(
-            f"{each}; there are {size(plan.available_bytes or 0)}",
+            f"{each}, but {size(plan.available_bytes or 0)} are available",
             fix="; or ".join(["use more GPUs, or GPUs with more memory", *least.advice]),
         )
 
@@ -201,7 +202,7 @@ def rows(asked: Mapping[str, Any], found: Resources, machine: Machine | None, wh
     hours = found.limits.max_hours
     told = {
         "gpu": (found.gpu or "none", f"{why}{at}{price}"),
-        "max_hours": (hours, "both the worker and the platform stop it then"),
+        "max_hours": (hours, "after this, the worker and the platform stop the run"),
     }
     settings: list[Setting] = []
     for name in OPTIONS:
@@ -221,7 +222,7 @@ def rows(asked: Mapping[str, Any], found: Resources, machine: Machine | None, wh
 
 
 def _of_device(asked: Any, found: Resources) -> Setting:
-    """It cannot be other than what the machine has."""
+    """Check a requested device against the machine."""
     row = Setting(name=f"provider_options.{DEVICE}", asked=asked, outcome=Outcome.REFUSED)
     there = "cuda" if found.gpu else "cpu"
     if asked == there:
@@ -231,30 +232,27 @@ def _of_device(asked: Any, found: Resources) -> Setting:
         )
     if asked not in ("cpu", "cuda"):
         return msgspec.structs.replace(row, rule=f"must be one of cpu, cuda, got {asked!r}")
-    told = f"the machine has {f'a GPU ({found.gpu})' if found.gpu else 'no GPU'}; remove device or gpu"
+    told = f"the machine has {f'a GPU ({found.gpu})' if found.gpu else 'no GPU'}. Remove device or gpu"
     return msgspec.structs.replace(row, rule=told)
 
 
 def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Setting | None:
-    """Return why the processes of a run cannot be the workers of a group. `groups` means that they may run on
-    several machines."""
+    """Return the rejection if the run's processes cannot train as a group of workers. `groups` means that
+    they may run on several machines."""
     processes, least = hyper.get("processes", 1), found.min_processes
     sharded, batch = hyper.get("sharded") is True, hyper.get("batch_size", processes)
     name, asked, reason = "min_processes", least, None
     if least is not None:
         if not groups:
-            reason = "all processes of a run are on one machine here and end together"
+            reason = "at this place, all processes of a run are on one machine and end together"
         elif processes == 1 or least > processes:
-            reason = (
-                f"the run has {count(processes, 'process', 'processes')}, which is the maximum set by "
-                "processes"
-            )
+            reason = f"the run has only {count(processes, 'process', 'processes')}. Set processes higher"
         elif sharded:
             reason = "each process holds a shard of every weight, so all of them are needed"
     if reason is None and groups and processes > 1:
         name, asked = "processes", processes
         if found.gpu and found.count != processes:
-            reason = f"{processes} processes need {processes} GPUs, one each, but there are {found.count}"
+            reason = f"{processes} processes need {processes} GPUs, but the machine has {found.count}"
         elif not sharded and processes > batch:
             reason = (
                 f"a step has {count(batch, 'example')}, so some of the {processes} processes would have none"

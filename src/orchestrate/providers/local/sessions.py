@@ -1,4 +1,5 @@
-"""Training sessions on this machine: one process holds a base and the models of all sessions over it."""
+"""Training sessions on this machine. One process holds a base model and the models of all sessions over
+it."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ _OPTIONS = frozenset({"threads", "device", "precision", "four_bit"})
 
 
 class SharedWorker(ModelProcess):
-    """One process for all sessions of this program over one base model."""
+    """One process for all of this program's sessions over one base model."""
 
     def __init__(self, opening: Mapping[str, Any]) -> None:
         super().__init__("sessions", opening, name=TRAINS)
@@ -40,7 +41,7 @@ class SharedWorker(ModelProcess):
         self.follow(lambda told: None)
 
     def submit(self, op: str, **fields: Any) -> Future[dict[str, Any]]:
-        """Send a request and return a future of its answer."""
+        """Send a request and return a future of its result."""
         future: Future[dict[str, Any]] = Future()
         future.set_running_or_notify_cancel()
 
@@ -107,7 +108,7 @@ def _sampled(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 class StepwiseProvider(LocalProvider, Sessions):
-    """This machine, with training sessions. There are none if its workers run elsewhere."""
+    """Local backend with training sessions. Without sessions if its workers run elsewhere."""
 
     def __init__(self, config: HostConfig) -> None:
         super().__init__(config)
@@ -127,7 +128,7 @@ class StepwiseProvider(LocalProvider, Sessions):
         )
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
-        """Return the hourly cost that the user set for this machine, otherwise zero."""
+        """Return the hourly cost that the user has set for this machine, otherwise zero."""
         gpus = machine.gpus() if order.options.get("device") != "cpu" else ()
         device = gpus[0].name if gpus else "cpu"
         hourly = costing.local_rate(self.prices, device, 1, book=rates)
@@ -137,9 +138,7 @@ class StepwiseProvider(LocalProvider, Sessions):
         launching.require_packages("a training session on this machine")
         if unknown := sorted(order.options.keys() - _OPTIONS):
             known = ", ".join(sorted(_OPTIONS))
-            raise UsageError(
-                f"a session on this machine has no option called {unknown[0]!r}", fix=f"one of {known}"
-            )
+            raise UsageError(f"local sessions have no option called {unknown[0]!r}", fix=f"one of {known}")
         given = {name: value for name, value in self.config.options.items() if name in _OPTIONS}
         opening = {"base": source(order.model), **given, **order.options}
         key = msgspec.json.encode(opening, order="sorted").decode()
@@ -178,7 +177,7 @@ class StepwiseProvider(LocalProvider, Sessions):
         run = self._run(job)
         if run.job().session is not None:
             raise UsageError(
-                f"{run.ref} is a training session, so your own loop must continue it",
+                f"{run.ref} is a training session, so only your own loop can continue it",
                 fix=f'use: with ft.session(resume="{run.ref}") as s: ...',
             )
         super().resume(job)

@@ -1,5 +1,5 @@
-"""Translates a spec for the engine. The engine takes nearly everything as requested; what it does not
-have is rejected."""
+"""Translation of a spec for the local engine. The engine accepts nearly every setting as requested, and
+rejects those that it does not have."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Option(NamedTuple):
     least: float | None = None
     """Smallest allowed value."""
     above: float | None = None
-    """Lower bound that the value must exceed."""
+    """Exclusive lower bound."""
     words: tuple[str, ...] = ()
     rft_only: bool = False
     in_hyper: bool = True
-    """Whether the option is one of the engine's training settings."""
+    """True if the option is one of the engine's training settings."""
 
 
 NUMBER = (int, float)
@@ -71,8 +71,8 @@ OPTIONS: Mapping[str, Option] = {
 def answered(
     spec: JobSpec, body: Mapping[str, Any], gpu_elsewhere: bool, capability: float | None = None
 ) -> tuple[list[Setting], dict[str, Any]]:
-    """Return a row for each option, and the body with the options. `gpu_elsewhere` means that the job is
-    planned for a GPU that this machine need not have, with this `capability` if it is known."""
+    """Return a row for each option, and the body with the options. `gpu_elsewhere`: the job is planned for a
+    GPU that this machine may lack, with this `capability` if known."""
     rows: dict[str, Setting] = {}
     body = {**body, "hyper": dict(body.get("hyper", {}))}
     for key, value in spec.provider_options.get("local", {}).items():
@@ -104,19 +104,19 @@ def answered(
 def _said_otherwise(key: str, value: Any, spec: JobSpec) -> str | None:
     if key == "micro_batch" and spec.gradient_accumulation is not None:
         return (
-            f"the spec also sets gradient_accumulation: {spec.gradient_accumulation}; remove one of the two"
+            f"the spec also sets gradient_accumulation: {spec.gradient_accumulation}. Remove one of the two"
         )
     if key == "processes" and value > 1 and (method_word(spec.method) in ("kto", "rft")):
         return f"{spec.method.type} compares answers within a batch, so it only runs in one process"
     if key != "optimizer":
         return None
     if spec.optimizer is not None and spec.optimizer.type != value:
-        return f"the spec also sets optimizer: {spec.optimizer.type}; remove one of the two"
+        return f"the spec also sets optimizer: {spec.optimizer.type}. Remove one of the two"
     return missing_optimizer(value)
 
 
 def missing_optimizer(name: str) -> str | None:
-    """Return why this machine lacks the optimizer, with the command to install it."""
+    """Return why this machine lacks the optimizer, with the command to install it, or `None`."""
     try:
         states.require(name)
     except states.OptimizerMissing as error:
@@ -135,29 +135,29 @@ def of_machine(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def device_of(spec: JobSpec, options: Mapping[str, Any]) -> str:
-    """Return the device on which the run is expected to train, according to the spec, the configuration and
-    this machine."""
+    """Return the device on which the run is expected to train, from the spec, the configuration and this
+    machine."""
     asked = spec.provider_options.get("local", {}).get("device") or options.get("device")
     return engines.expected_device(asked or ("cuda" if options.get("gpu_memory_gib") is not None else None))
 
 
 def problem(key: str, value: Any, method: str = "sft") -> str | None:
-    """Return why the engine rejects this value."""
+    """Return why the engine rejects this value, or `None`."""
     option = OPTIONS.get(key)
     if key == "run_grader_code":
         return (
-            "a spec cannot allow its own code; remove this and allow it yourself: orchestrate "
+            "a spec cannot allow its own code. Remove this setting and allow the code yourself: orchestrate "
             "--allow-grader-code ..."
         )
     if option is None:
-        return f"the local engine has no such option; it has {', '.join(sorted(OPTIONS))}"
+        return f"the local engine has no such option. Available: {', '.join(sorted(OPTIONS))}"
     if not isinstance(value, option.kind) or (isinstance(value, bool) and option.kind is not bool):
         kinds = option.kind if isinstance(option.kind, tuple) else (option.kind,)
         return f"must be {'/'.join(k.__name__ for k in kinds)}, got {value!r}"
     if option.words and value not in option.words:
         return f"must be one of {', '.join(option.words)}, got {value!r}"
     if option.rft_only and method != "rft":
-        return "only for reinforcement fine-tuning, because other methods sample no answers"
+        return "only for RFT, because other methods sample no answers"
     if isinstance(value, float) and not math.isfinite(value):
         return f"must be a finite number, got {value!r}"
     if option.least is not None and value < option.least:
@@ -165,15 +165,15 @@ def problem(key: str, value: Any, method: str = "sft") -> str | None:
     if option.above is not None and value <= option.above:
         return f"must be above {option.above:g}, got {value!r}"
     if key == "router_aux_loss" and method == "rft":
-        return "not for reinforcement fine-tuning, because its loss covers only sampled answers"
+        return "not for RFT, because its loss covers only sampled answers"
     if key == "spike_factor" and method == "rft":
-        return "the loss of reinforcement fine-tuning is about 0 at every step, so it has no spikes"
+        return "not for RFT, because its loss is about 0 at every step and has no spikes"
     return None
 
 
 def _chosen(name: str, asked: Any, choose: Callable[[Any], engines.SettingChoice]) -> Setting:
-    """Return what the machine will use, and why. Rejected where it lacks what was requested. The worker,
-    which knows the number of tokens, chooses the engine again."""
+    """Return what the machine will use, and why. Rejected if the machine lacks what was requested. The
+    worker, which knows the number of tokens, chooses the engine again."""
     row = Setting(name=f"provider_options.{name}", asked=asked, outcome=Outcome.REFUSED, wire=name)
     try:
         found = choose(asked)
@@ -196,13 +196,13 @@ NAME = "provider_options.sharded"
 _ADAPTERS = {
     "dora": "DoRA needs unsharded weights",
     "init_lora_weights": "this initialization needs unsharded weights",
-    "modules_to_save": "it trains copies of entire modules",
-    "target_parameters": "all experts are stored in one tensor",
+    "modules_to_save": "training copies of entire modules needs unsharded weights",
+    "target_parameters": "the tensor of all experts cannot be sharded",
 }
 
 
 def settled(told: Translation, plan: Callable[[Translation], MemoryPlan | None]) -> Translation:
-    """Complete the translation with the memory plan and with how several processes share the work."""
+    """Complete the translation with the memory plan and with how the processes share the work."""
     processes = told.body.get("hyper", {}).get("processes", 1)
     asked = next((row for row in told.settings if row.name == NAME), None)
     if told.refused or (processes == 1 and asked is None):
@@ -220,7 +220,7 @@ def settled(told: Translation, plan: Callable[[Translation], MemoryPlan | None])
     if whole is None or whole.fits is not False or whole.available_bytes is None:
         rule = "each GPU has the full model (DDP)"
         if whole is not None and whole.fits:
-            rule += f": it needs {size(whole.total_bytes)} of {size(whole.available_bytes or 0)}"
+            rule += f" and needs {size(whole.total_bytes)} of {size(whole.available_bytes or 0)}"
         row = Setting(name=NAME, outcome=Outcome.DEFAULTED, sent=False, rule=rule)
         return msgspec.structs.replace(_with(told, row), memory=whole)
     sums = f"a full copy needs {size(whole.total_bytes)} of {size(whole.available_bytes)} on each GPU"
@@ -228,7 +228,8 @@ def settled(told: Translation, plan: Callable[[Translation], MemoryPlan | None])
         more = reason or f"in {processes} shares {size(shared.total_bytes if shared else 0)}"
         least = shared or whole
         fix = "; or ".join(["use more or larger GPUs", *least.advice])
-        row = _refused(f"it does not fit on {processes} GPUs: {sums}; {more}; {fix}", asked=None)
+        why = f"the run does not fit on {processes} GPUs: {sums}, {more}. To fix this: {fix}"
+        row = _refused(why, asked=None)
         return msgspec.structs.replace(_with(told, row), memory=whole)
     rule = f"each GPU has a shard of every weight (FSDP): {sums}, "
     rule += f"in {processes} shares {size(shared.total_bytes)}"
@@ -237,25 +238,25 @@ def settled(told: Translation, plan: Callable[[Translation], MemoryPlan | None])
 
 
 def spread(body: Mapping[str, Any], processes: int) -> dict[str, Any]:
-    """Return the job for this many processes, each with a shard of every weight."""
+    """Return the job with this many processes, each with a shard of every weight."""
     return {**body, "hyper": {**body.get("hyper", {}), "processes": processes, "sharded": True}}
 
 
 def unable(body: Mapping[str, Any]) -> str | None:
-    """Return why weights cannot be sharded for this job."""
+    """Return why weights cannot be sharded for this job, or `None`."""
     hyper, adapter = body.get("hyper", {}), body.get("adapter", {})
     optimizer, engine = hyper.get("optimizer", "adamw"), body.get("engine", "auto")
     if hyper.get("processes", 1) < 2:
-        return "there is only one process: set processes to the number of GPUs"
+        return "there is only one process. Set processes to the number of GPUs"
     if optimizer != "adamw":
-        return f"optimizer {optimizer} does not support sharded weights; use adamw"
+        return f"optimizer {optimizer} does not support sharded weights. Use adamw"
     if engine not in ("auto", "plain", None):
-        return f"engine {engine} does not support sharded weights; use plain"
+        return f"engine {engine} does not support sharded weights. Use plain"
     for name, reason in _ADAPTERS.items():
         if adapter.get(name):
             return f"adapter.{name}: {reason}"
     if body.get("added_tokens") and adapter.get("type") != "full":
-        return "added_tokens: their embedding rows are trained separately"
+        return "added_tokens: training only their embedding rows needs unsharded weights"
     return None
 
 
@@ -272,7 +273,7 @@ def _with(told: Translation, row: Setting) -> Translation:
 # The chat template that a spec asks for, and what holds in it.
 
 
-GOES_ALONG = "is stored with the result for chat, evaluation and export"
+GOES_ALONG = "stored with the result for chat, evaluation and export"
 
 
 def chat_template(rows: Rows, spec: JobSpec, model: str) -> None:
@@ -285,18 +286,18 @@ def chat_template(rows: Rows, spec: JobSpec, model: str) -> None:
             rows.refuse("chat_template", error.message)
             return
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        rows.keep("chat_template", "chat_template", text, rule=f"sha256 {digest}; {GOES_ALONG}")
+        rows.keep("chat_template", "chat_template", text, rule=f"sha256 {digest}, {GOES_ALONG}")
         templates = text
     if settings := spec.chat_template_kwargs:
         if templates and (unread := [name for name in settings if not reads(templates, name)]):
             rows.refuse("chat_template_kwargs", f"the chat template has no variable called {unread[0]}")
         else:
-            rule = f"is the default; {GOES_ALONG}"
+            rule = f"the default, {GOES_ALONG}"
             rows.keep("chat_template_kwargs", "chat_template_kwargs", dict(settings), rule=rule)
 
 
 def _of(model: str) -> object:
-    """Return the model's own templates, where they are on this machine."""
+    """Return the model's own templates, if they are on this machine."""
     folder = model if Path(model).is_dir() else None
     name = counting.for_model(hub=None if folder else model, folder=folder)
     return tokenizer_files.chat_templates(counting.folder_of(name)) if name.startswith("hf:") else None
@@ -306,8 +307,8 @@ FULL_LEARNING_RATES = {"sft": 1e-5, "dpo": 1e-6, "rft": 1e-6}
 
 
 def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
-    """Translate the spec for the local engine. `options` has the machine's own settings (threads, device,
-    gpu_memory_gib) from the configuration."""
+    """Translate the spec for the local engine. `options` contains the machine's own settings (threads,
+    device, gpu_memory_gib) from the configuration."""
     rows = Rows("local", _without_options(spec))
     model = _model(rows, spec)
     _method(rows, spec, code=options.get("allow_grader_code") is True)
@@ -338,7 +339,7 @@ def memory(
         isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < 1e5
     ):
         raise ConfigError(
-            f"local.gpu_memory_gib must be the size of a GPU's memory, got {size!r}", fix="for example 24"
+            f"local.gpu_memory_gib must be a GPU memory size in GiB, got {size!r}", fix="for example 24"
         )
     if translation.refused:
         return None
@@ -352,7 +353,7 @@ def memory(
 
 
 def _without_options(spec: JobSpec) -> JobSpec:
-    """`provider_options.local` is answered here, with types; the rows would merge it as it is."""
+    """Remove `provider_options.local`, which is checked here with types. `Rows` would merge it unchecked."""
     others = {k: v for k, v in spec.provider_options.items() if k != "local"}
     return spec.model_copy(update={"provider_options": others})
 
@@ -379,22 +380,22 @@ def _method(rows: Rows, spec: JobSpec, *, code: bool) -> None:
         rows.offer(
             "method.train_on_inputs", "method.train_on_inputs", False, "loss only on the assistant's tokens"
         )
-        rule = "answers are trained on as the model's chat template renders them, with or without reasoning"
+        rule = "answers are rendered by the model's chat template, with or without reasoning"
         rows.offer("method.earlier_thinking", "method.earlier_thinking", "train", rule)
-        rule = "training includes an empty reasoning block before an answer"
+        rule = "training includes empty reasoning blocks before answers"
         rows.offer("method.ignore_empty_think", "method.ignore_empty_think", False, rule)
         if not method.train_on_inputs:
             rows.offer("method.train_on", "method.train_on", "all", "every assistant message")
         elif method.train_on == "all":
-            rows.keep("method.train_on", None, rule="and everything else (train_on_inputs)")
+            rows.keep("method.train_on", None, rule="all messages, because train_on_inputs is set")
         return
     rows.offer("method.loss", "method.loss", "dpo")
     if method.loss == "orpo":
-        rows.offer("method.beta", "method.beta", 0.1, "weight of the odds ratio; without a reference model")
+        rows.offer("method.beta", "method.beta", 0.1, "weight of the odds ratio, without a reference model")
         _off(rows, "ORPO")
         return
     if method.loss == "ipo":
-        rows.offer("method.beta", "method.beta", 0.1, "IPO's tau; log-ratios are averaged over tokens")
+        rows.offer("method.beta", "method.beta", 0.1, "IPO's tau, with log-ratios averaged over tokens")
         _off(rows, "IPO")
         return
     if method.loss == "kto":
@@ -412,7 +413,7 @@ def _unpaired(rows: Rows) -> None:
         "method.beta",
         "method.beta",
         0.1,
-        "as with DPO; reference log-probabilities are computed before the first step",
+        "as in DPO. Reference log-probabilities are computed before the first step",
     )
     for name in ("desirable_weight", "undesirable_weight"):
         rows.offer(f"method.{name}", f"method.{name}", 1.0)
@@ -429,34 +430,34 @@ def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> Non
     if reason := grading.refusal(method.grader, allow_code=code):
         rows.refuse("method.grader", reason)
     elif grading.runs_code(method.grader):
-        rule = f"you allow its code on this machine, {isolation().told}"
+        rule = f"you allow its code to run on this machine, {isolation().told}"
         rows.keep("method.grader", "method.grader", method.grader, rule=rule)
         rows.send("hyper.run_grader_code", True)
     else:
         rows.keep("method.grader", "method.grader", method.grader)
     if method.samples_per_prompt == 1:
         rows.refuse(
-            "method.samples_per_prompt", "answers are compared with each other, so at least 2 are needed"
+            "method.samples_per_prompt", "must be at least 2, because answers are compared with each other"
         )
     else:
         rule = "answers sampled per prompt and epoch"
         rows.offer("method.samples_per_prompt", "method.samples_per_prompt", DEFAULT_SAMPLES, rule)
     if method.kl_beta and spec.adapter.type == "full":
-        reason = "it needs a second copy of all weights: train an adapter, or remove it"
+        reason = "needs a second copy of all weights. Train an adapter, or remove kl_beta"
         rows.refuse("method.kl_beta", reason)
     else:
         rows.offer("method.kl_beta", "method.kl_beta", 0.0)
     if method.compute_multiplier is not None:
-        rows.refuse("method.compute_multiplier", "here samples_per_prompt sets the amount of exploration")
+        rows.refuse("method.compute_multiplier", "locally, samples_per_prompt sets the amount of exploration")
     rows.refuse_if_asked({"method.reasoning_effort": "open models have no such training setting"})
     if spec.packing:
-        rows.refuse("packing", "each step samples new answers, so there is nothing to pack")
+        rows.refuse("packing", "RFT samples new answers at each step, so there is nothing to pack")
 
 
 def _steps(rows: Rows, spec: JobSpec) -> None:
     """Translate how long to train, and when to evaluate and save."""
     if spec.max_steps is not None:
-        rule = "or after all epochs, whichever comes first" if spec.epochs else None
+        rule = "ends here or after all epochs, whichever comes first" if spec.epochs else None
         rows.keep("max_steps", "hyper.max_steps", rule=rule)
     if spec.max_steps is not None and spec.epochs is None:
         rows.default("epochs", None, None, "as many as max_steps requires")
@@ -465,7 +466,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rows.offer("epochs", "hyper.epochs", 3)
     epochs = None if spec.max_steps is not None else spec.epochs or 3
     if spec.eval_steps is not None:
-        rows.keep("eval_steps", "hyper.eval_steps", rule="and after the last step")
+        rows.keep("eval_steps", "hyper.eval_steps", rule="also after the last step")
     elif spec.validation is None:
         if spec.evals:
             rows.refuse("evals", "there is no validation data")
@@ -474,14 +475,14 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
     else:
         rows.default("evals", None, epochs, "one per epoch")
     if spec.checkpoint_steps is not None:
-        rows.keep("checkpoint_steps", "hyper.checkpoint_steps", rule="and after the last step")
+        rows.keep("checkpoint_steps", "hyper.checkpoint_steps", rule="also after the last step")
     else:
         rows.offer("checkpoints", "hyper.checkpoints", epochs, "one per epoch")
     rows.offer("save_total_limit", "hyper.save_total_limit", None, "keeps all checkpoints")
     if spec.early_stopping is not None:
         _early_stopping(rows, spec, spec.early_stopping)
     elif spec.keep_best and spec.evals == 0:
-        rows.refuse("keep_best", "evals is 0, so there are no evaluations to select by")
+        rows.refuse("keep_best", "selects by evaluations, but evals is 0")
     elif spec.validation is not None or spec.keep_best is not None:
         rows.offer("keep_best", "hyper.keep_best", False, "the weights of the last step")
 
@@ -494,7 +495,7 @@ def _early_stopping(rows: Rows, spec: JobSpec, stop: EarlyStopping) -> None:
     elif spec.max_steps is not None and spec.eval_steps is not None:
         known = -(-spec.max_steps // spec.eval_steps)
     if known is not None and known < needed:
-        rows.refuse("early_stopping", f"patience {stop.patience} needs evals of at least {needed}")
+        rows.refuse("early_stopping", f"with patience {stop.patience}, evals must be at least {needed}")
         return
     rows.keep("early_stopping.patience", "hyper.early_stopping_patience", stop.patience)
     rows.keep("early_stopping.min_delta", "hyper.early_stopping_min_delta", stop.min_delta)
@@ -519,10 +520,10 @@ def _optimizer(rows: Rows, spec: JobSpec) -> None:
                 rows.keep(f"optimizer.{name}", f"hyper.{name}")
     _learning_rate(rows, spec, kind or str(option))
     if spec.batch_size == "max":
-        rows.refuse("batch_size", "this machine has no maximum batch size: set a number of examples")
+        rows.refuse("batch_size", "local training has no maximum batch size. Set a number of examples")
     elif spec.batch_size == 1 and method_word(spec.method) == "kto":
         rows.refuse(
-            "batch_size", "KTO compares the answers in a batch with each other, so at least 2 are needed"
+            "batch_size", "must be at least 2, because KTO compares the answers in a batch with each other"
         )
     else:
         rows.offer("batch_size", "hyper.batch_size", 16)
@@ -532,7 +533,7 @@ def _optimizer(rows: Rows, spec: JobSpec) -> None:
             "gradient_accumulation",
             "hyper.micro_batch",
             max(1, -(-batch // spec.gradient_accumulation)),
-            "examples per forward pass: batch_size / gradient_accumulation; a step still has batch_size "
+            "examples per forward pass: batch_size / gradient_accumulation. A step still has batch_size "
             "examples",
         )
     if spec.warmup_steps is not None:
@@ -545,8 +546,8 @@ def _optimizer(rows: Rows, spec: JobSpec) -> None:
 
 
 _OPTIMIZER_RULES = {
-    "adafactor": "with the given learning rate, not scaled by weights or steps",
-    "muon": "for matrices, with step sizes like AdamW's; AdamW for all other weights",
+    "adafactor": "uses the given learning rate, not scaled by weights or steps",
+    "muon": "applies to matrices, with step sizes like AdamW's. AdamW trains all other weights",
     "schedule_free_adamw": "averaged weights are evaluated, saved and exported",
 }
 
@@ -563,7 +564,7 @@ def _learning_rate(rows: Rows, spec: JobSpec, optimizer: str) -> None:
             "learning_rate_multiplier",
             "hyper.learning_rate",
             base * spec.learning_rate_multiplier,
-            f"times this machine's base rate {base:g}",
+            f"times the local base rate {base:g}",
         )
     elif spec.learning_rate is not None:
         rows.keep("learning_rate", "hyper.learning_rate")
@@ -578,15 +579,17 @@ def _schedule(rows: Rows, spec: JobSpec, optimizer: str) -> None:
         if spec.schedule != "constant":
             rows.offer("min_lr_ratio", "hyper.min_lr_ratio", 0.0)
         if spec.schedule == "warmup_stable_decay":
-            rows.offer("decay_ratio", "hyper.decay_ratio", 0.1, "along a half cosine at the end of the run")
+            rows.offer(
+                "decay_ratio", "hyper.decay_ratio", 0.1, "decays along a half cosine at the end of the run"
+            )
         if spec.schedule == "polynomial":
             rows.offer("schedule_power", "hyper.schedule_power", 1.0, "1 is linear, 2 falls faster at first")
         return
-    reason = "a schedule-free optimizer keeps one rate and averages weights"
+    reason = "a schedule-free optimizer uses a constant rate and averages weights"
     rows.refuse_if_asked(dict.fromkeys(("min_lr_ratio", "decay_ratio", "schedule_power"), reason))
     if spec.schedule not in (None, "constant"):
         rows.refuse(
-            "schedule", "a schedule-free optimizer averages weights instead: use constant", instead="constant"
+            "schedule", "a schedule-free optimizer averages weights instead. Use constant", instead="constant"
         )
     elif spec.schedule is None:
         rows.default("schedule", "hyper.schedule", "constant", "the optimizer averages instead", send=True)
@@ -606,20 +609,20 @@ def _data(rows: Rows, spec: JobSpec, options: Mapping[str, Any]) -> None:
         if spec.packing and device_of(spec, options) == "cpu":
             rows.tell("packing", engines.NO_PACKING)
     if spec.suffix is not None:
-        rows.keep("suffix", None, rule="stored with the run; the result is a folder")
+        rows.keep("suffix", None, rule="stored with the run, because the result is a folder")
     if spec.batch_tokens is not None:
-        rows.refuse("batch_tokens", "batches are counted in examples here: use batch_size")
+        rows.refuse("batch_tokens", "local training counts batches in examples. Use batch_size")
     if spec.wandb is not None:
         rows.refuse("wandb", "metrics are stored in the run directory and not sent anywhere")
 
 
 def _added_tokens(rows: Rows, spec: JobSpec) -> None:
     if spec.continue_from is not None:
-        rows.refuse("added_tokens", "the tokens come from the adapter that this run continues from")
+        rows.refuse("added_tokens", "already set by the adapter that this run continues from")
         return
-    rule = "one row each in the embeddings and the output layer, initialized with the mean of the others"
+    rule = "each gets a row in the embeddings and the output layer, initialized with the mean of the others"
     if spec.adapter.type != "full":
-        rule += "; those rows are trained and saved with the adapter"
+        rule += ". These rows are trained and saved with the adapter"
     rows.keep("added_tokens", "added_tokens", list(spec.added_tokens or ()), rule=rule)
 
 
@@ -634,17 +637,20 @@ def _length(rows: Rows, spec: JobSpec) -> None:
         rows.keep(
             "truncation",
             None,
-            rule="always on for local runs: prompts that leave no room for an answer are dropped",
+            rule="local RFT always drops prompts that leave no room for an answer",
         )
     elif spec.truncation is not None:
         rows.refuse(
-            "truncation", "prompts that leave no room for an answer are dropped: set drop", instead="drop"
+            "truncation",
+            "local RFT always drops prompts that leave no room for an answer. Set drop",
+            instead="drop",
         )
     answer = max_new_tokens(spec)
     if spec.max_seq_length is not None and spec.max_seq_length <= answer:
         room = "set provider_options.local.max_new_tokens"
         rows.refuse(
-            "max_seq_length", f"an answer may have {answer} tokens, which leaves no room for a prompt; {room}"
+            "max_seq_length",
+            f"answers may have {answer} tokens, which leaves no room for a prompt. To change this: {room}",
         )
     else:
         rule = f"the model's context, which must fit the prompt and an answer of {answer} tokens"
