@@ -173,7 +173,7 @@ def test_each_field_of_an_sdk_can_be_had(
         spec = hosted.spec(files, method, provider_options={hosted.name: value})
         row = {s.name: s for s in provider.translate(spec).settings}[f"provider_options.{field}"]
         if row.outcome is Outcome.REFUSED:
-            why = "Orchestrate sets this|spec already sends|in the spec, or"
+            why = "Orchestrate sets this|spec already sends|in the spec instead, or"
             assert row.rule and re.search(why, row.rule), field
         else:
             assert (row.outcome, row.authority) == (Outcome.KEPT, Authority.SDK), field
@@ -189,7 +189,7 @@ def test_strict_refuses_a_field_that_nothing_names(
     assert (
         row.authority is Authority.NONE
         and row.rule
-        and "; the host's published API does not mention this field" in row.rule
+        and ", although the host's published API does not mention this field" in row.rule
     )
     assert row not in translation.refused
 

@@ -22,8 +22,8 @@ HOURLY = {"together": "$5.49 per hour", "fireworks": "$8.00 per hour"}
 ABSENT = {
     "openai": {
         "download": "OpenAI does not release weights",
-        "deploy": "a tuned model needs no deployment: use `orchestrate chat`",
-        "undeploy": "a tuned model needs no deployment: use `orchestrate chat`",
+        "deploy": "a tuned model needs no deployment. Use `orchestrate chat`",
+        "undeploy": "a tuned model needs no deployment. Use `orchestrate chat`",
     },
     "together": {
         "pause": "cannot pause",

@@ -1,2 +1,1 @@
-"""Backends that can train. `base` defines their interface, `registry` finds them, and each has its own
-module."""
+"""Backends that train. `base` defines their interface, `registry` finds them, and each has its own module."""

@@ -1,8 +1,7 @@
-"""Adapters that were trained elsewhere: the interface of backends that accept them.
+"""Interface of backends that accept adapters trained elsewhere.
 
-An uploaded adapter is addressed like a job's tuned model, by a `JobHandle` of the kind `ADAPTER_JOB`
-whose id is the adapter's: `deploy`, `undeploy`, `deployed`, `endpoint` and `generate` take it as they
-take a job's."""
+An uploaded adapter is addressed like a job's tuned model, by a `JobHandle` of the kind `ADAPTER_JOB` with the
+adapter's id. `deploy`, `undeploy`, `deployed`, `endpoint` and `generate` accept it like a job."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from orchestrate.profile import Profile
 from orchestrate.types import ADAPTER_JOB, Adapter, JobHandle, Record, decoding
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""PEFT's files, the only ones that hosts accept."""
+"""PEFT's files. Hosts accept no others."""
 
 
 class Adapters(ABC):
@@ -30,13 +29,13 @@ class Adapters(ABC):
     @abstractmethod
     def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:
         """Return the price of `deploy` with these options in US dollars per hour, before anything is
-        uploaded, or `None` when it is unknown. Only reads. Raises `UsageError` for a base or a rank that
-        the host does not serve."""
+        uploaded, or `None` if it is unknown. Changes nothing. Raises `UsageError` for a base model or rank
+        that the host does not serve."""
 
     @abstractmethod
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
-        """Upload the adapter, which costs nothing. Resumes where an earlier call stopped, and returns when
-        the host can serve it. Raises `ProviderError`."""
+        """Upload the adapter, which costs nothing. Resumes an interrupted upload, and returns when the host
+        can serve the adapter. Raises `ProviderError`."""
 
 
 def handle(provider: str, adapter: Adapter) -> JobHandle:
@@ -44,15 +43,15 @@ def handle(provider: str, adapter: Adapter) -> JobHandle:
 
 
 def base_at(profile: Profile, adapter: Adapter) -> str:
-    """Return the host's name for the adapter's base. Raises `UsageError` for a base that the host does
-    not have, and for a rank that it does not accept."""
+    """Return the host's name for the adapter's base model. Raises `UsageError` for a base model that the host
+    does not have, and for a rank that it does not accept."""
     try:
         found = catalog.resolve(adapter.base, profile)
     except SpecError as error:
         raise UsageError(
             f"{profile.title} does not serve {adapter.base}, the adapter's base model: {error.message}",
-            fix="serve it on your own machine with: orchestrate serve RUN; or pick a host that serves "
-            "its base model",
+            fix="to serve it on your own machine: orchestrate serve RUN. Or choose a host that serves its "
+            "base model",
         ) from error
     return found.id
 
@@ -65,10 +64,10 @@ def files(adapter: Adapter) -> list[Path]:
 
 
 TO_BE_ASKED = (
-    "deploy it with: orchestrate deploy RUN (shows the hourly price first); or run its adapter on "
-    "this machine with: --on here"
+    "to deploy it: orchestrate deploy RUN (shows the hourly price first). To run its adapter on "
+    "this machine: --on here"
 )
-"""How to get answers from a tuned model that is not on a GPU yet."""
+"""How to query a tuned model that is not deployed yet."""
 
 
 class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,17 +77,17 @@ class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @classmethod
     def read(cls, provider: str, options: Mapping[str, Any] | None) -> Self:
-        """Parse the options. Raises `UsageError` for unknown options and impossible numbers."""
+        """Parse the options. Raises `UsageError` for unknown options and invalid numbers."""
         try:
             wanted = decoding.convert(dict(options or {}), cls, strict=False)
         except msgspec.ValidationError as error:
             known = ", ".join(sorted(cls.__struct_fields__))
-            raise UsageError(f"deploy options for {provider}: {error}; known: {known}") from error
+            raise UsageError(f"invalid deploy options for {provider}: {error}. Known: {known}") from error
         if not 0 <= wanted.min_replicas <= wanted.max_replicas or wanted.max_replicas < 1:
             raise UsageError("max_replicas must be at least 1 and at least min_replicas")
         return wanted
 
     def require(self, provider: str, per_hour: Decimal | None) -> None:
-        """Raise `OverBudget` for a price above `max_usd_per_hour`, and for an unknown price."""
+        """Raise `OverBudget` if the price exceeds `max_usd_per_hour` or is unknown."""
         limit, figure = self.max_usd_per_hour, "the hourly price"
         require_within(provider, per_hour, limit, what="max_usd_per_hour", figure=figure)

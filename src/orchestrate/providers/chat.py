@@ -1,4 +1,4 @@
-"""A client for models behind the chat completions API."""
+"""Client for models behind the chat completions API."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from orchestrate.types import Message, Reply
 
 
 NOT_TAKEN = frozenset({"unsupported_value", "unsupported_parameter"})
-"""OpenAI's error codes for a request field, named in `param`, that this model does not support."""
+"""OpenAI's error codes for a request field (named in `param`) that the model does not support."""
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-"""Two names for the maximum tokens of an answer: reasoning models use the second, older servers the first."""
+"""Two names of the limit on an answer's tokens. Reasoning models use the second, older servers the first."""
 FREE = "temperature"
-"""May be left out, so that the model uses its own sampling settings."""
+"""Options that may be omitted, so the model uses its own sampling settings."""
 
 
 @dataclass
 class Wishes:
-    """Options that a model rejects. Shared by all threads that use the model, so that a rejected option is
-    not sent again."""
+    """Options that a model rejects. Shared by all threads that use the model, so a rejected option is not
+    sent again."""
 
     _instead: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
-    """A field, and its replacement if there is one."""
+    """Maps a rejected field to its replacement, or `None` if there is none."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the options in the form that the model accepts, as far as known."""
+        """Return the options in the form that the model accepts, as far as that is known."""
         instead = {name: self._instead.get(name, name) for name in options}
         return {new: options[name] for name, new in instead.items() if new is not None}
 
     def learn(self, error: InvalidRequest, sent: dict[str, Any]) -> bool:
-        """Return whether repeating the request without the rejected option can help."""
+        """Record a rejected option. Returns True if repeating the request without it can help."""
         refused = error.param
         if error.code not in NOT_TAKEN or refused is None or refused not in sent:
             return False
@@ -63,12 +63,12 @@ class Wishes:
             return True
 
     def notes(self, options: dict[str, Any]) -> tuple[str, ...]:
-        """Describe which of these options were changed or left out."""
+        """Describe which of these options were changed or omitted."""
         found: list[str] = []
         for name, other in self._instead.items():
             if name in options and other is None:
                 found.append(
-                    f"{name} was not sent because the model does not support it; the model's default applies"
+                    f"{name} was not sent because the model does not support it. The model's default applies"
                 )
             elif name in options:
                 found.append(f"{other} was sent instead of {name}, which the model does not support")
@@ -83,9 +83,8 @@ _SAID = ("content", "reasoning", "reasoning_content")
 
 
 class Timed:
-    """Replaces an SDK client's `chat.completions.create`: requests a stream, returns the answer in its
-    non-streaming form, and records when its first piece arrived. `tell` receives the text as it
-    arrives."""
+    """Replaces an SDK client's `chat.completions.create`. Requests a stream, returns the answer in its
+    non-streaming form, and records when its first piece arrived. `tell` receives the text as it arrives."""
 
     def __init__(self, create: Callable[..., Any], tell: Callable[[str], object] | None = None) -> None:
         self._create = create
@@ -94,12 +93,12 @@ class Timed:
 
     @property
     def first_seconds(self) -> float | None:
-        """Seconds until the first text of this thread's last answer, or `None` if it had no text."""
+        """Seconds until the first text of this thread's last answer, or `None` if the answer had no text."""
         return getattr(self._local, "first", None)
 
     def __call__(self, **options: Any) -> dict[str, Any]:
-        """Send the request and time its answer. A host that does not know `stream_options` is asked
-        without, and then reports no tokens. Not all SDKs know it either."""
+        """Send the request and time its answer. If the host rejects `stream_options`, the request is repeated
+        without it, and token counts are missing. Not all SDKs have this option either."""
         more = {**options.get("extra_body", {}), "stream_options": {"include_usage": True}}
         try:
             answer = self._ask({**options, "stream": True, "extra_body": more})
@@ -121,8 +120,8 @@ class Timed:
 
 
 class _Aloud:
-    """Passes on the text of one answer, unless it begins with markup: that is thinking, or a tool call,
-    which is parsed when it is complete."""
+    """Passes on the text of one answer, unless it starts with markup. Markup is reasoning or a tool call,
+    which is parsed when complete."""
 
     def __init__(self, tell: Callable[[str], object]) -> None:
         self.tell = tell
@@ -171,7 +170,7 @@ def _assembled(
 
 
 def _add(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:
-    """A call comes in pieces: its name first, then its arguments bit by bit."""
+    """Add a piece of a tool call. The name arrives first, then pieces of the arguments."""
     index = whole(piece.get("index")) or 0
     call = calls.setdefault(index, {"type": "function", "function": {"name": "", "arguments": ""}})
     if id := text(piece.get("id")):
@@ -193,9 +192,9 @@ class Chat:
     model: str
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     threads: int = 4
-    """Number of concurrent questions that the host accepts."""
+    """Maximum number of concurrent requests to the host."""
     calls: bool = True
-    """Whether to look for tool calls in the text of an answer even if no tools were offered."""
+    """True to search answers for tool calls even if no tools were offered."""
     wishes: Wishes = field(default_factory=Wishes, repr=False, compare=False)
 
     @property
@@ -203,18 +202,18 @@ class Chat:
         return self.wire.retry
 
     def ask_once(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
-        """Ask like `ask`, but send a request that may be billed only once, for callers that count each
-        request. After a rejected option, the question is asked in the form that the model accepts. After
-        any other failure, the error is raised."""
+        """Send a conversation like `ask`, but send a request that may be billed only once, for callers that
+        count each request. If the model rejects an option, the request is repeated in the form that the model
+        accepts. Any other failure raises an error."""
         return self._reply(messages, tools, self.wire.once)
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
-        """Ask one question. Can be called from several threads. Raises `ProviderError`.
+        """Send a conversation and return the reply. Can be called from several threads. Raises
+        `ProviderError`.
 
-        A model that is still starting responds with 503 or 429, so a question is retried like a read. If the
-        model does not support a temperature, or has another name for the maximum number of tokens, the
-        question is repeated in the form that it accepts, and the reply's notes say so.
-        """
+        A model that is still starting responds with 503 or 429, so requests are retried like reads. If the
+        model does not support a temperature, or has another name for the token limit, the request is repeated
+        in the form that the model accepts, and the reply's notes say so."""
         return self._reply(messages, tools, self.wire.read)
 
     def _reply(
@@ -226,11 +225,11 @@ class Chat:
         answer = self._answer([m.to_dict() for m in messages], more, send)
         choice, usage = next(iter(rows(answer.get("choices"))), None), table(answer.get("usage"))
         if choice is None:
-            raise UnexpectedAnswer(self.wire.provider, "a chat response without choices")
+            raise UnexpectedAnswer(self.wire.provider, "the chat response has no choices")
         finish = text(choice.get("finish_reason"))
         if finish == "error":
             # Of hosts that pass questions on: where it went wrong behind them, they answer 200 all the same.
-            why = text(table(choice.get("error")).get("message")) or "the host gives no reason"
+            why = text(table(choice.get("error")).get("message")) or "no reason given"
             raise UnexpectedAnswer(self.wire.provider, f"the chat response is an error: {redact_text(why)}")
         content, reasoning, calls = self._said(table(choice.get("message")), tools, cut=finish == "length")
         within = finish == "length" and reasoning and not content and not calls
@@ -261,8 +260,8 @@ class Chat:
     def _said(
         self, message: dict[str, Any], tools: Sequence[Mapping[str, Any]], *, cut: bool
     ) -> tuple[str, str | None, list[dict[str, Any]]]:
-        """Return content, thinking and calls: from the host's own fields where it fills them, else from
-        its text."""
+        """Return content, reasoning and tool calls, from the host's own fields if it fills them, else from
+        the text."""
         from orchestrate.data.tokens.answers import AnswerShape, read_answer
 
         content = text(message.get("content")) or ""
@@ -275,12 +274,12 @@ class Chat:
         return said.content, reasoning or said.reasoning, calls
 
     def read_along(self, tell: Callable[[str], object]) -> Chat:
-        """Return the same chat, but call `tell` with the text of each answer as the host writes it."""
+        """Return the same chat, but call `tell` with each answer's text as it arrives."""
         return replace(self, create=Timed(self.create, tell))
 
     def with_logprobs(self) -> Chat:
-        """Return the same chat, but request the log-probabilities of its tokens. If a host rejects that, ask
-        without them."""
+        """Return the same chat, but with log-probabilities of the answers' tokens. If a host rejects that,
+        they are not requested."""
 
         def create(**options: Any) -> Any:
             try:
@@ -295,7 +294,7 @@ class Chat:
     def replies(
         self, prompts: Sequence[Sequence[Message]], tools: Sequence[Mapping[str, Any]] = ()
     ) -> list[Reply]:
-        """Get one reply for each conversation, `threads` of them at a time."""
+        """Return one reply for each conversation. Sends `threads` requests at a time."""
 
         def ask(messages: Sequence[Message]) -> Reply:
             return self.ask(messages, tools)
@@ -321,8 +320,8 @@ def chat_with(
     temperature: float | None = None,
     retry: Retry | None = None,
 ) -> Chat:
-    """Create a chat with any host that speaks the API. By default, each question is sent once. Texts may
-    contain anything, including rows with tool calls. Raises `MissingKey`."""
+    """Create a chat with any host that implements the API. By default, each request is sent once. Messages
+    may contain anything, including tool calls. Raises `MissingKey`."""
     from orchestrate.providers.calls.clients import connect
 
     config = at_chat(config)
@@ -336,7 +335,7 @@ def chat_with(
 
 
 def at_chat(config: HostConfig) -> HostConfig:
-    """Return a host's configuration with the address of its `/chat/completions`."""
+    """Return a host's configuration with the base URL of its chat API."""
     root = (config.base_url or "").rstrip("/")
     if config.kind not in kinds():
         return config
@@ -361,8 +360,8 @@ class ModelAt:
 
 
 def model_at(settings: Settings, written: str, key_variable: str | None = None) -> ModelAt:
-    """Parse a model and its host. Without a host the first built-in one is used. `key_variable` names the
-    variable with the key for an address. Errors of `configured` and `addressed` propagate. Raises
+    """Parse a model and its host. Without a host, the first built-in one is used. `key_variable` names the
+    environment variable with the key for a URL. Errors of `configured` and `addressed` propagate. Raises
     `UsageError` for a model without a host that the first host does not have."""
     if written.startswith(("http://", "https://")):
         address, equals, model = written.partition("=")
@@ -378,8 +377,8 @@ def model_at(settings: Settings, written: str, key_variable: str | None = None) 
 
 
 def _require_there(host: HostConfig, name: str) -> None:
-    """Check that the first host has this model. Someone who names a model of this machine or of another
-    host must not be asked for this host's key. A user's own server at this host's address may have any
+    """Check that the first host has this model. A user who names a local model or one of another
+    host must not be prompted for this host's key. A user's own server at this host's address may have any
     model."""
     from orchestrate.catalog import lookup
 
@@ -408,8 +407,8 @@ def configured(settings: Settings, name: str) -> HostConfig:
 
 
 def addressed(address: str, key_variable: str | None = None) -> HostConfig:
-    """Build the configuration of any OpenAI-compatible API, with the key of `key_variable` or without a
-    key: an address never gets the key of another host. Raises `UsageError`, `MissingKey`, `ConfigError`."""
+    """Build the configuration of any OpenAI-compatible API, with the key in `key_variable` or without a key.
+    A URL never gets the key of another host. Raises `UsageError`, `MissingKey`, `ConfigError`."""
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise UsageError(f"{address} is not an http or https address")

@@ -1,5 +1,4 @@
-"""Files that a host sends: downloads that resume, and archives that are unpacked so that they are safe to
-load."""
+"""Downloads from hosts: files that resume, and archives that are unpacked safely."""
 
 from __future__ import annotations
 
@@ -56,17 +55,17 @@ WANTED = (
     "license*",
     "notice*",
 )
-"""File names (lower case) of a model folder; anything else is left in the archive."""
+"""File names (lower case) of a model folder. Other files in an archive are not unpacked."""
 _CHUNK = 1 << 20
 _HEADERS = 64 << 10
-"""Maximum bytes of all headers before one file, and of read-ahead."""
+"""Maximum bytes of all headers before one file, and of the read-ahead."""
 _PART = re.compile(r"^[^\x00-\x1f\\:]+$")
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz"}
 
 
 @dataclass(frozen=True)
 class DownloadLimits:
-    """Limits above any real model. They stop an archive bomb before it fills the disk."""
+    """Limits that no real model reaches. They stop an archive bomb before it fills the disk."""
 
     total_bytes: int = 2 << 40
     files: int = 5_000
@@ -80,9 +79,8 @@ def unpack(archive: Path, dest: Path, *, limits: DownloadLimits | None = None) -
     """Unpack a `.tar`, `.tar.gz` or `.tar.zst` (recognized by its first bytes) into `dest` and return its
     files.
 
-    Raises `ArtifactRefused` if the archive is hostile, damaged or has no safetensors weights (`dest` is not
-    created then), and `UsageError` if `dest` exists and is not empty.
-    """
+    Raises `ArtifactRefused` without creating `dest` if the archive is hostile or damaged, or has no
+    safetensors weights. Raises `UsageError` if `dest` exists and is not empty."""
     with staged(dest) as folder:
         try:
             _extract(archive, folder, limits or DownloadLimits())
@@ -98,7 +96,7 @@ def unpack(archive: Path, dest: Path, *, limits: DownloadLimits | None = None) -
 
 def too_large(limit: int) -> ArtifactRefused:
     return ArtifactRefused(
-        f"the download exceeds {max(0, limit):,} bytes, more than this model should need; nothing was kept",
+        f"the download exceeds {max(0, limit):,} bytes, more than this model should need. Nothing was stored",
         fix="if the model is really that large, raise the limit, here to 500 GB:  export "
         "ORCHESTRATE_MAX_DOWNLOAD_GB=500",
     )
@@ -106,11 +104,8 @@ def too_large(limit: int) -> ArtifactRefused:
 
 @contextmanager
 def staged(dest: Path) -> Generator[Path]:
-    """Create a new folder beside `dest` that becomes `dest` if the block succeeds, and is removed
-    otherwise.
-
-    Raises `UsageError` if `dest` exists and is not empty.
-    """
+    """Create a new folder next to `dest` that becomes `dest` if the block succeeds, and is removed otherwise.
+    Raises `UsageError` if `dest` exists and is not empty."""
     require_empty(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(dest, replace=False) as folder:
@@ -124,24 +119,22 @@ def require_empty(dest: Path) -> None:
 
 
 def wanted(name: str) -> bool:
-    """Return whether a file of this name belongs to a model. Raises `ArtifactRefused` if the name is not a
+    """Return True if a file of this name belongs to a model. Raises `ArtifactRefused` if the name is not a
     safe relative path."""
     path = _safe(name, DownloadLimits().depth)
     return any(fnmatch(path.name.lower(), pattern) for pattern in WANTED)
 
 
 def inspect(folder: Path) -> tuple[ArtifactFile, ...]:
-    """List the files of a model folder with their sizes and hashes.
-
-    Raises `ArtifactRefused` if there are no safetensors weights or one of them is not a safetensors file.
-    """
+    """List the files of a model folder with their sizes and hashes. Raises `ArtifactRefused` if there are no
+    safetensors weights or one of them is not a valid safetensors file."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     weights = [p for p in paths if p.suffix == ".safetensors"]
     if not weights:
         raise ArtifactRefused(
             "the artifact has no safetensors weights, and other formats are rejected because "
             "loading a pickle can run code",
-            fix="ask the host for another checkpoint type (orchestrate checkpoints RUN)",
+            fix="choose another checkpoint (orchestrate checkpoints RUN)",
         )
     for path in weights:
         try:
@@ -155,15 +148,15 @@ def inspect(folder: Path) -> tuple[ArtifactFile, ...]:
 
 
 def kind_of(files: tuple[ArtifactFile, ...], *, full: bool = False) -> str:
-    """Return `adapter` if an adapter's configuration is among the files, else `full` or `merged`."""
+    """Return `adapter` if the files include an adapter configuration, else `full` or `merged`."""
     if any(PurePosixPath(f.path).name == "adapter_config.json" for f in files):
         return "adapter"
     return "full" if full else "merged"
 
 
 def settled(waiting: Path, dest: Path) -> tuple[ArtifactFile, ...]:
-    """Move the files that were downloaded one by one into `waiting` to the model in `dest`. Raises the
-    errors of `staged` and `inspect`."""
+    """Move files that were downloaded one by one from `waiting` to the model folder `dest`. Errors of
+    `staged` and `inspect` propagate."""
     with staged(dest) as folder:
         for path in sorted(waiting.iterdir()):
             path.rename(folder / path.name)
@@ -172,7 +165,7 @@ def settled(waiting: Path, dest: Path) -> tuple[ArtifactFile, ...]:
 
 
 def base_of(folder: Path) -> str | None:
-    """Return the base model that the adapter itself names, or `None` for full models and unreadable
+    """Return the base model named in the adapter's configuration, or `None` for full models and unreadable
     configurations."""
     try:
         config = json.loads((folder / "adapter_config.json").read_bytes())
@@ -300,16 +293,16 @@ def _lift(folder: Path) -> None:
 MOST_BYTES = 200 * 10**9
 """Size limit for a model of unknown size: 100 billion parameters in 16 bits."""
 MOST_FILE_BYTES = 60 * 10**9
-"""Size limit for a training data file: more than any host accepts."""
+"""Size limit for a training data file, larger than any host accepts."""
 _BESIDE_WEIGHTS = 10**9
-"""Allowance for tokenizers, configurations and archives."""
+"""Bytes allowed for tokenizers, configurations and archive overhead."""
 _STALLS = 5
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 class DownloadStream(Protocol):
-    """A response whose body is read piece by piece: httpx's, or an SDK's streaming response. Errors (status
-    >= 400) are raised by whatever opens it."""
+    """A response whose body is read piece by piece: httpx's, or an SDK's streaming response. Whatever opens
+    the stream raises an error for status 400 and above."""
 
     @property
     def status_code(self) -> int: ...
@@ -332,12 +325,12 @@ def fetch(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
     """Download into `file`, in a folder that only this user can write to. Otherwise, others might replace the
-    partial file that a download continues. Partial content is in `file` + `.part`. A later call continues
-    it if the host supports that (Range) and confirms that its file is still the same (ETag).
+    partial file.
 
-    Gives up after five attempts in a row without progress. Raises `ProviderError`, `ArtifactRefused` for more
-    than `limit_bytes`, and `PermissionError` if the folder belongs to another user.
-    """
+    Partial content is stored in `file` + `.part`. A later call continues it if the host supports that (Range)
+    and confirms that its file is unchanged (ETag). Gives up after five attempts in a row without progress.
+    Raises `ProviderError`, `ArtifactRefused` for more than `limit_bytes`, and `PermissionError` if the folder
+    belongs to another user."""
     own_folder(file.parent)
     part = _PartialFile(file, limit_bytes)
     stalls = 0
@@ -359,7 +352,7 @@ def fetch(
 def fetch_by_id(
     wire: Wire, files: Any, id: str, file: Path, limit_bytes: int, progress: Progress | None = None
 ) -> None:
-    """Fetch one of the account's files like `fetch`. `files` is that part of an SDK's client."""
+    """Download one of the account's files like `fetch`. `files` is the files API of an SDK's client."""
     content = files.with_streaming_response.content
     fetch(
         wire,
@@ -371,16 +364,16 @@ def fetch_by_id(
 
 
 def limit_bytes(config: HostConfig, params_b: float | None) -> int:
-    """Return the maximum size of a download: what the user set, otherwise the size of a base model with
-    `params_b` billion parameters in 32 bits, twice what any host sends."""
+    """Return the maximum size of a download in bytes: the user's limit, otherwise the size of a base model
+    with `params_b` billion parameters in 32 bits, which is twice what any host sends."""
     if config.max_download_bytes is not None:
         return config.max_download_bytes
     return MOST_BYTES if params_b is None else int(4e9 * params_b) + _BESIDE_WEIGHTS
 
 
 def work_folder(config: HostConfig) -> Path:
-    """Return the folder in which data files are written before they are sent: `home` in the host's
-    options, otherwise the cache."""
+    """Return the folder in which data files are written before upload: `home` in the host's options,
+    otherwise the cache."""
     if home := config.options.get("home"):
         return private_folder(Path(str(home)).expanduser() / "data")
     import platformdirs
@@ -389,8 +382,8 @@ def work_folder(config: HostConfig) -> Path:
 
 
 def safe_url(provider: str, url: object) -> str:
-    """Check that training data or weights may be sent over a signed URL, and return it. Raises
-    `UnexpectedAnswer`."""
+    """Return a signed URL if training data or weights may be sent over it. Raises `UnexpectedAnswer`
+    otherwise."""
     parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         return str(url)
@@ -532,10 +525,8 @@ def _again(provider: str, reason: str) -> UnexpectedAnswer:
 
 
 def read(folder: Path) -> Artifact | None:
-    """Return the model in `folder` if all its files have the hashes they were downloaded with.
-
-    A damaged or incomplete folder is cleared, so that the model can be downloaded again.
-    """
+    """Return the model in `folder` if all its files match their stored hashes. A damaged or incomplete folder
+    is cleared, so the model can be downloaded again."""
     artifact = described(folder)
     if artifact is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -557,8 +548,7 @@ def described(folder: Path) -> Artifact | None:
 
 
 def write(folder: Path, artifact: Artifact) -> None:
-    """Write the description of a model. This is the last step, so a description means that the folder is
-    complete."""
+    """Write the description of a model. This is the last step, so a folder with a description is complete."""
     write_whole(_description(folder), artifact.to_json())
 
 

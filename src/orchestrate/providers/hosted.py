@@ -1,7 +1,6 @@
-"""Behavior shared by all hosted backends: its account, its files, a cancel that coincides with
-the end of its job, one remote dataset, a downloaded artifact, deployments and chats.
-
-A host adds the calls of its own API. Requests go through `calls.hosted.Wire`."""
+"""Behavior shared by all hosted backends: account, files, cancellation of jobs that are about to end, one
+remote dataset, downloaded artifacts, deployments and chats. A host adds the calls of its own API. Requests
+are sent by `calls.hosted.Wire`."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ _R = TypeVar("_R")
 
 class HostedProvider(Recalls, HoldsFiles, HandsOutFiles):
     file_id = "id"
-    """The field of a file's record that a create request refers to."""
+    """Field of a file's record that create requests refer to."""
 
     def __init__(self, config: HostConfig, wire: Wire) -> None:
         super().__init__(config)
@@ -194,8 +193,8 @@ class HostedChats(HostedProvider, Chats):
 
 
 class HostedDeployments(Protocol[_Made]):
-    """Deployments of tuned models, each named by the id of its job. `_Made` is what a deployment is
-    created from."""
+    """Deployments of tuned models, each named by its job's id. `_Made` is the type from which a deployment is
+    created."""
 
     def price(self, id: str, made: _Made, options: Mapping[str, Any] | None) -> Decimal | None: ...
     def deploy(self, id: str, made: _Made, options: Mapping[str, Any] | None) -> Endpoint: ...
@@ -204,7 +203,7 @@ class HostedDeployments(Protocol[_Made]):
 
 
 class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
-    """Serves a tuned model on deployments only, which bill hourly."""
+    """Serves tuned models only on deployments, which are billed hourly."""
 
     @property
     @abstractmethod
@@ -226,7 +225,7 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
         return self._deployments.price(job.job_id, self._to_deploy(job), options)
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """Deploy the tuned model. `options`: see `DeployOptions` beside the host's `HostedDeployments`."""
+        """Deploy the tuned model. For `options`, see the host's deploy options class."""
         return self._deployments.deploy(job.job_id, self._to_deploy(job), options)
 
     def undeploy(self, job: JobHandle) -> None:
@@ -238,8 +237,8 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
-        """Open a chat with the deployed model. `base` asks the base model under its own name, which the
-        host serves to everyone for some models."""
+        """Open a chat with the deployed model. With `base`, the chat is with the base model under its own
+        name, which the host serves to everyone for some models."""
         from orchestrate.providers.chat import Chat
 
         model = self._name_of(job, base=base)
@@ -262,8 +261,9 @@ def awaited(
     within_s: float,
     fix: str,
 ) -> _R:
-    """Poll until it is ready. `look` returns the record once it is ready, and the host's name for its
-    state. Raises what `look` raises, and `HostUnavailable` after `within_s`."""
+    """Poll until the record is ready. `look` returns the record once it is ready (`None` before), and the
+    host's name for its state. Raises `HostUnavailable` after `within_s` seconds. Errors of `look`
+    propagate."""
     waited, pause = 0.0, 0.5
     while True:
         found, state = look()
@@ -278,7 +278,7 @@ def awaited(
 def refused(
     host: str, title: str, dataset: Dataset, reason: str, code: object, name: str | None = None
 ) -> DataError:
-    """Build the error from a host's own report of rejected rows."""
+    """Build the error from a host's report of rejected rows."""
     problem = Problem(
         code=str(code).lower(),
         message=reason,
@@ -294,7 +294,7 @@ def refused(
 
 
 def file_of(provider: str, raw: Mapping[str, Any]) -> StoredItem:
-    """Read an entry of a list of files as OpenAI and Together write it."""
+    """Parse an entry of a list of files in the format of OpenAI and Together."""
     return StoredItem(
         provider=provider,
         kind="file",

@@ -1,4 +1,4 @@
-"""Methods of a hosted backend that don't contact its host: `check` and `quote`."""
+"""Methods of a hosted backend that don't contact the host: `check` and `quote`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
 
 NO_QUOTE = ("model", "method", "method.type")
-"""Rejections after which no price can be computed."""
+"""Rejected settings without which no price can be computed."""
 _ALIKE = 0.85
-"""A host may have models that the catalog lacks, so only a nearly identical name counts as a typo."""
+"""Minimum similarity at which a name counts as a typo. High, because a host may have models that the catalog
+lacks."""
 
 
 def wandb_key(config: HostConfig) -> str:
@@ -40,8 +41,8 @@ def wandb_key(config: HostConfig) -> str:
 def problems(
     provider: Provider, spec: JobSpec, data: TrainingData, translation: Translation
 ) -> list[Problem]:
-    """Report rejected settings, a missing W&B key, and problems that the host's data rules find in each
-    file."""
+    """Report rejected settings, a missing W&B key, and each file's problems according to the host's data
+    rules."""
     name = provider.name
     found = [
         _problem(name, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", field=s.name)
@@ -63,7 +64,7 @@ def problems(
     except UsageError:
         return found  # the translation's row of the model says so
     if model.model is None and (meant := catalog.like(model.id, least=_ALIKE, provider=provider.kind)):
-        told = f"{model.id} is not in the catalog; did you mean {' or '.join(meant)}?"
+        told = f"{model.id} is not in the catalog. Did you mean {' or '.join(meant)}?"
         found.append(_problem(name, "model-unknown", told, field="model", severity=Severity.WARNING))
     for dataset in (data.train, data.validation):
         if dataset is not None:
@@ -79,7 +80,7 @@ def quote(
     rates: RateBook,
     gpu_hours: Decimal | None,
 ) -> Quote:
-    """Quote the price by tokens, according to the billing rules in the host's profile."""
+    """Quote the price by tokens, using the billing rules in the host's profile."""
     for setting in translation.refused:
         if setting.name in NO_QUOTE:
             return Quote(provider=provider.name, model=translation.model, unavailable=setting.rule)

@@ -1,4 +1,4 @@
-"""Lists and loads backends: built-in ones, configured hosts, and those that other packages register."""
+"""Lists and loads backends: built-in ones, configured hosts, and those registered by other packages."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def names(settings: Settings) -> list[str]:
 
 
 def known(settings: Settings) -> list[str]:
-    """List `names`, plus places, described hosts and session hosts that can be requested by name."""
+    """List `names`, and the places, described hosts and session hosts that can be requested by name."""
     return list(dict.fromkeys([*names(settings), *described(), *places(), *session_hosts()]))
 
 
 def broken(settings: Settings) -> dict[str, SetupError]:
-    """Return the backends that cannot be loaded, and why."""
+    """Return the backends that cannot be loaded, with the reasons."""
     found: dict[str, SetupError] = {}
     for name in names(settings):
         kind = settings.hosts.types.get(name, name)
@@ -69,8 +69,8 @@ def usable(settings: Settings) -> list[str]:
 
 
 def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
-    """Return the requested names, comma-separated or as a list. `all` selects the usable ones. Raises
-    `UsageError`."""
+    """Return the requested names, from a comma-separated string or a list. `all` selects the usable ones.
+    Raises `UsageError`."""
     if wanted == "all":
         return usable(settings)
     there = known(settings)
@@ -104,7 +104,7 @@ def provider_class(kind: str) -> type[Provider]:
 
 
 def make(name: str, settings: Settings) -> Provider:
-    """Create a backend that is ready to use. Nothing is sent yet."""
+    """Create a backend that is ready to use. Sends nothing."""
     from orchestrate.providers.base import Sessions
 
     host = settings.host(name)
@@ -127,7 +127,7 @@ def targets(settings: Settings, wanted: str = "all") -> tuple[RowTarget, ...]:
 
 
 def format_of(settings: Settings, name: str) -> RowTarget:
-    """Return the format to convert rows to: another tool's, or a backend's. Raises `UsageError`."""
+    """Return the format to convert rows to, by the name of another tool or a backend. Raises `UsageError`."""
     from orchestrate.data.shapes.known import BY_NAME
     from orchestrate.data.tools import FORMATS, tool
 

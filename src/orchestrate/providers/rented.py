@@ -1,7 +1,7 @@
-"""Machines that hosts rent to training sessions, which bill hourly while they are up.
+"""Machines that hosts rent to training sessions and bill hourly while they are up.
 
-A machine is written into the run directory before it is asked for, and is asked for once. It ends when its
-session does, and by the host's own timeout when the program was killed."""
+A machine is recorded in the run directory before it is requested, and is requested only once. It is stopped
+when its session ends, or by the host's timeout if the program was killed."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ from orchestrate.local.run import RunDir, now, runs
 from orchestrate.types import Record, Standing
 
 SEARCH_S, READY_S, LOOK_S = 60.0, 3600.0, 2.0
-"""For a machine whose answer was lost, until a machine is ready, and between two looks."""
+"""Time limits in seconds: to find a machine whose response was lost, and for a machine to get ready. Then the
+polling interval."""
 EXTEND_S = 60.0
 JOURNAL = "machines.jsonl"
 
 
 class Machine(Record, frozen=True, kw_only=True):
-    """A line of the journal: a machine that was asked for. The last line with its number counts."""
+    """A journal line for a requested machine. The last line with its number counts."""
 
     number: int
     base_model: str
     asked_at: datetime
     inactive_s: int = 0
     known: tuple[str, ...] = ()
-    """Machines that were up before, where a host chooses the ids."""
+    """Ids of machines that were already up, for hosts that choose the ids."""
     id: str | None = None
-    """`None`: the answer is not known."""
+    """`None` if the response is not known."""
     ended: bool = False
     seconds: float = 0.0
-    """Of one that has ended: for how long it was billed."""
+    """Billed seconds of a machine that has ended."""
 
 
 class RentedMachines(ABC):
@@ -54,11 +55,11 @@ class RentedMachines(ABC):
 
     @abstractmethod
     def up(self) -> list[dict[str, Any]]:
-        """List the machines that bill or will, with their `id`."""
+        """List the machines that are billed or will be, with their `id`."""
 
     @abstractmethod
     def standing(self) -> Iterator[Standing]:
-        """List the same as what bills."""
+        """List the same machines as billed items."""
 
     @abstractmethod
     def refs(self, up: list[dict[str, Any]]) -> dict[str, str]:
@@ -66,26 +67,26 @@ class RentedMachines(ABC):
 
     @abstractmethod
     def stop(self, id: str) -> dict[str, Any]:
-        """Stop a machine, and return what the host says of it. May be repeated. Raises `ProviderError` where
-        it is still up."""
+        """Stop a machine and return the host's record of it. May be repeated. Raises `ProviderError` if it is
+        still up."""
 
     @abstractmethod
     def _raw(self, id: str) -> dict[str, Any]: ...
 
     @abstractmethod
     def _ready(self, raw: dict[str, Any]) -> bool:
-        """Return whether the machine takes requests. Raises `ProviderError` for one that never will."""
+        """Return True if the machine accepts requests. Raises `ProviderError` for one that never will."""
 
     @abstractmethod
     def _match(self, asked: Machine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """Find a machine whose answer may have been lost."""
+        """Find a requested machine whose response may have been lost."""
 
     @abstractmethod
     def _billed_s(self, raw: dict[str, Any]) -> float: ...
 
     def _unseen_s(self, asked: Machine) -> float:
-        """Return the longest for which a machine may have been billed whose answer was lost and that is not
-        up anymore."""
+        """Return the longest time in seconds that a machine may have been billed if its response was lost and
+        it is no longer up."""
         return min((now() - asked.asked_at).total_seconds(), asked.inactive_s + LOOK_S)
 
     # -- one run's -----------------------------------------------------------------------------------------
@@ -97,24 +98,24 @@ class RentedMachines(ABC):
         return list({one.number: one for one in self.journal(run).entries}.values())
 
     def asked_for(self) -> list[tuple[str, Machine]]:
-        """List the machines of the run directories here that have not ended, with their refs."""
+        """List the machines in this machine's run directories that have not ended, with their refs."""
         return [(run.ref, one) for run in runs(self._home) for one in self.of(run) if not one.ended]
 
     def wait(self, run: RunDir, machine: Machine) -> None:
-        """Wait until the machine is ready. Raises `RunFailed` when the run is paused or cancelled meanwhile,
-        and `ProviderError`."""
+        """Wait until the machine is ready. Raises `ProviderError`, or `RunFailed` if the run is paused or
+        canceled meanwhile."""
         waited = 0.0
         while not self._ready(self._raw(str(machine.id))):
             if word := run.asked():
-                raise RunFailed(f"the session was asked to {word} before its machine was ready")
+                raise RunFailed(f"the session got a {word} request before its machine was ready")
             if waited >= READY_S:
-                raise ProviderError(self._provider, "the machine was not ready after an hour")
+                raise ProviderError(self._provider, "the machine was not ready after one hour")
             self._sleep(LOOK_S)
             waited += LOOK_S
 
     def end(self, run: RunDir) -> None:
-        """End all machines of a run, and note for how long each was billed. Raises `ProviderError`, and
-        `OutcomeUnknown` for one whose creation is still not known."""
+        """Stop all machines of a run and record their billed time. Raises `ProviderError`, and
+        `OutcomeUnknown` for a machine that may still appear."""
         journal = self.journal(run)
         for one in [one for one in self.of(run) if not one.ended]:
             id = one.id
@@ -127,8 +128,8 @@ class RentedMachines(ABC):
             journal.append(replace(one, id=id, ended=True, seconds=seconds))
 
     def seconds(self, run: RunDir) -> float:
-        """Return for how long the run's machines were billed, or will be: one that its program left up ends
-        by its timeout."""
+        """Return the billed seconds of the run's machines. A machine that was left up is counted until its
+        timeout."""
         total = 0.0
         for one in self.of(run):
             if one.ended:
@@ -142,7 +143,7 @@ class RentedMachines(ABC):
         return total
 
     def end_by_ref(self, ref: str) -> None:
-        """End the machines of a run, also of another store's."""
+        """Stop the machines of a run, which may belong to another store."""
         run = RunDir(self._home / ref)
         if run.exists():
             self.end(run)
@@ -153,7 +154,7 @@ class RentedMachines(ABC):
 
 
 class MachineWatch:
-    """Looks after the machine of a session: ends it at the session's limit, whatever is under way, and when
+    """Watches over a session's machine. Stops it at the session's limit, even during an operation, and when
     the program ends without closing its session."""
 
     def __init__(
@@ -163,7 +164,8 @@ class MachineWatch:
         ends_at: float | None,
         extend: Callable[[], None] | None = None,
     ) -> None:
-        """`ends_at`: by the monotonic clock; `extend`: keeps an idle machine up, once a minute."""
+        """Create a watch. `ends_at` is by the monotonic clock. `extend` is called once a minute to keep an
+        idle machine up."""
         self._machines, self._run, self._ends_at, self._extend = machines, run, ends_at, extend
         self._stop, self._ending = threading.Event(), threading.Lock()
 
@@ -192,12 +194,12 @@ class MachineWatch:
             self._end()
 
     def close(self, title: str, tail_s: float) -> None:
-        """End the machine. Raises `ProviderError` when that failed, and notes what ends it then."""
+        """Stop the machine. If that fails, records when the host will stop it and raises `ProviderError`."""
         self._stop.set()
         atexit.unregister(self._leave)
         try:
             self._end()
         except (OrchestrateError, OSError) as error:
-            told = f"the machine could not be ended ({error}); {title} ends it within {tail_s / 60:g} minutes"
+            told = f"could not stop the machine ({error}). {title} stops it within {tail_s / 60:g} minutes"
             self._run.add_event(told, level="warning", type="machine")
             raise

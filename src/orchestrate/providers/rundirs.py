@@ -1,4 +1,4 @@
-"""Converts a run directory to the records of all backends."""
+"""Conversion of run directories to the records of all backends."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Progress
 
 SILENT_S = 30.0
-"""Maximum time between heartbeats, which normally arrive every other second."""
+"""Maximum seconds between heartbeats, which normally arrive every two seconds."""
 STUCK_S = 900.0
 STUCK_STEPS = 50.0
-"""Multiple of the usual step time after which a worker without a new step counts as stuck. It never counts as
-stuck before `STUCK_S`, because evaluations and sampling happen between steps."""
+"""Number of usual step times after which a worker without a new step counts as stuck. Before `STUCK_S`, it
+never does, because evaluations and sampling happen between steps."""
 
 
 def of_session(
     home: Path, order: SessionOrder, provider: str, *, adapter: AdapterKind = "lora", **fields: Any
 ) -> RunDir:
-    """Create the run directory of a session, or return the existing one. `fields`: further ones of the job.
-    Raises `ProviderError` if it cannot be created."""
+    """Create the run directory of a session, or return the existing one. `fields` are additional fields of
+    the job. Raises `ProviderError` if the directory cannot be created."""
     given: dict[str, Any] = {"train": "", "method": Supervised(), **fields}
     job = LocalJob(
         ref=order.ref,
@@ -58,7 +58,7 @@ def of_session(
 def written_rows(
     folder: Path, provider: str, target: RowTarget, data: TrainingData, progress: Progress | None
 ) -> RemoteDataset:
-    """Write the files of a job for a process on this machine."""
+    """Write a job's data files for a process on this machine."""
     private_folder(folder)
     train = data.train.write(target, folder)
     validation = data.validation.write(target, folder) if data.validation else None
@@ -82,7 +82,7 @@ def existing(home: Path, job: JobHandle, provider: str) -> RunDir:
 
 
 class SessionRuns:
-    """The run directories on this machine of sessions whose model is at a host."""
+    """Run directories on this machine, of sessions whose model is at a host."""
 
     def __init__(self, home: Path, provider: str) -> None:
         self.home, self.provider = home / provider / "runs", provider
@@ -95,7 +95,7 @@ class SessionRuns:
         return existing(self.home, job, self.provider)
 
     def job(self, run: RunDir) -> Job:
-        """Read the job from its run directory. The tuned model stays at the host."""
+        """Build the job from its run directory. The tuned model stays at the host."""
         state = run.state()
         return msgspec.structs.replace(job(run, self.provider), tuned_model=state.result)
 
@@ -118,14 +118,14 @@ class SessionRuns:
         return [msgspec.structs.replace(one, model=at(one)) for one in checkpoint_list(run)]
 
     def ask(self, handle: JobHandle, word: str, status: str) -> bool:
-        """Send a request to the program that drives the session, which follows it within seconds. Without a
-        program, write the status here and return True."""
+        """Send a request to the program that drives the session, which follows it within seconds. If no
+        program is running, write the status here and return True."""
         run = self.dir(handle)
         run.ask(word)
         with run.lock() as held:
             state = run.written_state()
             if alone := held and not state.terminal:
-                settle(run, state, status, "no program was running it")
+                settle(run, state, status, "no program was running the session")
         return alone
 
 
@@ -135,7 +135,7 @@ def settle(run: RunDir, state: JobState, status: str, why: str, **changes: Any) 
     run.write_state(
         msgspec.structs.replace(state, status=status, stage=None, updated_at=now(), **end, **changes)
     )
-    run.add_event(f"{status}; {why}", type=status, step=state.step)
+    run.add_event(f"{status}: {why}", type=status, step=state.step)
 
 
 def handle(run: RunDir, provider: str = "local", *, session: bool | None = None) -> JobHandle:
@@ -146,9 +146,9 @@ def handle(run: RunDir, provider: str = "local", *, session: bool | None = None)
 
 
 def job(run: RunDir, provider: str = "local") -> Job:
-    """Build the job from its run directory. A worker that died shows as paused, with the reason in `error`. A
-    worker that is alive but makes no progress also has a reason there but keeps its state, because it may
-    continue."""
+    """Build the job from its run directory. If the worker died, the job shows as paused, with the reason in
+    `error`. A worker that is alive but makes no progress also sets `error`, but the job keeps its status,
+    because the worker may continue."""
     state = run.state()
     told = run.job()
     error = state.error
@@ -157,11 +157,11 @@ def job(run: RunDir, provider: str = "local") -> Job:
     elif state.status == "interrupted":
         error = JobError(
             code="interrupted",
-            message=f"the worker stopped (killed, or the machine went down) at step {state.step}; the run "
+            message=f"the worker stopped (killed, or the machine went down) at step {state.step}. The run "
             "continues from its latest checkpoint"
             if run.had_worker()
-            else "the submit was interrupted before it started a worker; watch, worker or resume will "
-            "start one",
+            else "the submit was interrupted before it started a worker. To start one, use watch, worker or "
+            "resume",
         )
     elif not state.terminal and state.status != "paused" and error is None:
         error = _still(run, state)
@@ -194,27 +194,27 @@ def job(run: RunDir, provider: str = "local") -> Job:
 
 
 def _caller_gone(job: LocalJob, state: JobState) -> JobError:
-    told = f"the program that trained it has ended (killed, or the machine went down) at step {state.step}"
+    told = f"the training program has ended (killed, or the machine went down) at step {state.step}"
     how = "orchestrate resume RUN" if job.train else "ft.session(resume=...)"
-    return JobError(code="caller_gone", message=f"{told}; continue from its last save with: {how}")
+    return JobError(code="caller_gone", message=f"{told}. To continue from the last save: {how}")
 
 
 def _still(run: RunDir, state: JobState) -> JobError | None:
-    """Return what a living worker's silence comes to; `None` when it shows life."""
-    end_it = f"see {run.log}; if the worker was killed, the run continues from its latest checkpoint"
+    """Return an error if a living worker has gone silent or is stuck, otherwise `None`."""
+    end_it = f"See {run.log}. If the worker is killed, the run continues from its latest checkpoint"
     beat = run.heartbeat_age()
     if beat is not None and beat > SILENT_S:
         message = (
             f"the worker is alive but has not reported for {duration(beat)} (suspended, or the "
             "machine is swapping)"
         )
-        return JobError(code="no_heartbeat", message=f"{message}; {end_it}")
+        return JobError(code="no_heartbeat", message=f"{message}. {end_it}")
     if state.status != "running" or not state.step:
         return None
     waited, usual = time.time() - _seen_at(run), state.seconds / state.step
     if waited > max(STUCK_S, STUCK_STEPS * usual):
-        message = f"no step has finished for {duration(waited)}; a step usually takes {duration(usual)}"
-        return JobError(code="no_progress", message=f"{message}; {end_it}")
+        message = f"no step has finished for {duration(waited)}, but a step usually takes {duration(usual)}"
+        return JobError(code="no_progress", message=f"{message}. {end_it}")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Hosts that have jobs and training sessions. The run directories of sessions are on this machine."""
+"""Hosts with both jobs and training sessions. The run directories of sessions are on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from orchestrate.types import Billing, Checkpoint, Event, Job, JobHandle, JobSta
 
 
 class JobsAndSessions(HostedProvider, Measures, Deletes, Sessions, StopsWorkers):
-    """Mixed into a provider of jobs, before it."""
+    """Mixin for a provider of jobs, listed before it."""
 
     @cached_property
     def _runs(self) -> SessionRuns:
@@ -40,7 +40,7 @@ class JobsAndSessions(HostedProvider, Measures, Deletes, Sessions, StopsWorkers)
         self.machines.end_by_ref(ref)
 
     def _session_job(self, job: JobHandle) -> Job:
-        """Read the run directory, and ask the host for how long it bills machines that are left up."""
+        """Read the run directory, and query the host for the billed time of machines that are still up."""
         run = self._runs.dir(job)
         found = self._runs.job(run)
         if found.status.terminal or found.status is JobStatus.PAUSED:
@@ -85,8 +85,8 @@ class JobsAndSessions(HostedProvider, Measures, Deletes, Sessions, StopsWorkers)
     def delete(self, job: JobHandle) -> None:
         if job.kind == SESSION:
             raise UsageError(
-                f"{self.title} has no request that deletes the checkpoints of a training session",
-                fix=f"delete them on {self.title}'s site",
+                f"{self.title} has no API to delete the checkpoints of a training session",
+                fix=f"delete them on {self.title}'s website",
             )
         super().delete(job)
 

@@ -1,4 +1,4 @@
-"""Interface of a backend to a training session: a model that takes requests, and a price."""
+"""Interface of training sessions: a model that executes requests, and its price."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ LORA: Mapping[str, Any] = {
     "train_attn": True,
     "train_unembed": True,
 }
-"""Settings of a session's adapter, with their defaults."""
+"""Settings of a session's adapter with their defaults."""
 TOKEN_KINDS = ("train", "prefill", "sample")
-"""Of tokens with a price: components of a quote."""
+"""Kinds of billed tokens, which are components of a quote."""
 MTOK = Decimal(1_000_000)
 MOST_TOKENS = 2048
 """Maximum length of a sample if the request sets none, as in the engine."""
 Row = Mapping[str, Any]
-"""One row as `{"tokens": [...], "inputs": {name: {"data", "shape", "kind"}}}`, the format of
+"""One row as `{"tokens": [...], "inputs": {name: {"data", "shape", "kind"}}}`, in the format of
 `local.sessions.process`."""
 
 
 def array_of(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    """Return an input of a row as an array."""
+    """Convert an input of a row to an array."""
     import numpy as np  # the base install has none
 
     return np.frombuffer(value["data"], dtype=value["kind"]).reshape(value["shape"])
 
 
 class SessionOrder(Record, frozen=True, kw_only=True):
-    """The order for a session, which defines what to train."""
+    """Request for a session. Defines what to train."""
 
     ref: str
     model: str
@@ -60,7 +60,7 @@ class SessionOrder(Record, frozen=True, kw_only=True):
     """The backend's own options."""
     spec: dict[str, Any] = {}  # noqa: RUF012
     ends_in_s: float | None = None
-    """Seconds until it reaches its limit in any case, on a host that bills by the hour."""
+    """Seconds until the session reaches its limit, on a host that bills hourly."""
 
 
 class TokenUse(Record, frozen=True, kw_only=True):
@@ -80,24 +80,25 @@ class TokenUse(Record, frozen=True, kw_only=True):
 
 
 CONTINUES = "continue from the last save with: ft.session(resume=RUN)"
-"""What to do after an error that ends a session."""
+"""The fix for errors that end a session."""
 JOURNAL = "requests.jsonl"
 
 
 class PaidRequest(Record, frozen=True, kw_only=True):
-    """A line in the journal of a session that is billed by the token: the maximum cost of a request before it
-    is sent, then its actual cost. A request without a second line counts in full."""
+    """A line in the journal of a session that is billed by the token. A request has one line with its maximum
+    cost before it is sent, and one with its actual cost after it. Without the second line, the maximum
+    counts."""
 
     number: int
     settled: bool = False
     use: TokenUse = TokenUse()
     total_usd: Decimal | None = None
-    """Cost of the session so far. Requests without an answer count with their maximum."""
+    """Cost of the session so far in US dollars. Unanswered requests count with their maximum."""
 
 
 def journal_usd(folder: Path) -> Decimal | None:
-    """Return what a session has cost according to its journal. It is newer than the state of a program that
-    was killed."""
+    """Return the session's cost according to its journal, or `None` without one. After a program was killed,
+    the journal is newer than the state."""
     line = last_line(folder / JOURNAL)
     return None if line is None else PaidRequest.from_json(line).total_usd
 
@@ -111,8 +112,8 @@ class SessionPrice(Record, frozen=True, kw_only=True):
     sample_usd_per_mtok: Decimal = Decimal(0)
     source: str = ""
     tail_s: float = 0.0
-    """Maximum time for which a host continues to bill hourly after the program was killed. The limit covers
-    it."""
+    """Longest time in seconds for which the host bills hourly after the program was killed. The session's
+    limit includes it."""
 
     @property
     def by_token(self) -> bool:
@@ -154,30 +155,31 @@ LOSSES: Mapping[str, Mapping[str, float]] = {
     "cispo": _CLIPS,
     "dro": {"beta": DRO_BETA},
 }
-"""Losses that have one formula here and at hosts, with their settings. All settings are always sent."""
+"""Losses with the same formula here and at hosts, and their settings with defaults. All settings are always
+sent."""
 OBJECTIVES = (*(name for name in LOSSES if name != "cross_entropy"), "gspo")
-"""Losses of sampled answers. A backend may lack one."""
+"""Losses for sampled answers. A backend may lack some."""
 
 
 def loss_settings(
     title: str, others: Mapping[str, str], loss: str, config: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Return the settings of a loss that a host computes. `others`: why it lacks the others. Raises
-    `UsageError`."""
+    """Return the settings of a loss that a host computes. `others` maps losses that it lacks to the reason.
+    Raises `UsageError`."""
     if loss not in LOSSES:
-        why = others.get(loss, "it is unknown")
-        raise UsageError(f"{title} has no loss {loss!r}: {why}", fix=f"one of {', '.join(LOSSES)}")
+        why = others.get(loss, "unknown loss")
+        raise UsageError(f"{title} has no loss {loss!r}: {why}", fix=f"use one of {', '.join(LOSSES)}")
     if strange := [name for name in config if name not in LOSSES[loss]]:
         known = ", ".join(LOSSES[loss]) or "none"
-        raise UsageError(f"the loss {loss} has no setting {strange[0]!r}", fix=f"config: {known}")
+        raise UsageError(f"the loss {loss} has no setting {strange[0]!r}", fix=f"known settings: {known}")
     return {**LOSSES[loss], **{name: float(value) for name, value in config.items()}}
 
 
 class SessionBackend(ABC):
-    """One model of a session. It executes requests in the order in which they are made."""
+    """One model of a session. Executes requests in the order of the calls."""
 
     weights_here: ClassVar[bool] = False
-    """Whether a save writes the weights to a folder on this machine."""
+    """True if a save writes the weights to a folder on this machine."""
 
     @property
     @abstractmethod
@@ -185,7 +187,7 @@ class SessionBackend(ABC):
         """Folder or hub id of the model's tokenizer."""
 
     def require_loss(self, loss: str) -> None:  # noqa: B027  most backends have all of them
-        """Raise `UsageError` for a loss that it lacks. Nothing is sent."""
+        """Raise `UsageError` for a loss that the backend lacks. Sends nothing."""
 
     @abstractmethod
     def forward(
@@ -207,7 +209,7 @@ class SessionBackend(ABC):
 
     @abstractmethod
     def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
-        """Save the current weights, into `folder` if they can be downloaded. Returns their location."""
+        """Save the current weights, to `folder` if they can be downloaded. Returns their location."""
 
     @abstractmethod
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
@@ -215,18 +217,18 @@ class SessionBackend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release the model. Anything not saved is lost."""
+        """Release the model. Unsaved state is lost."""
 
 
 class ClientSession(SessionBackend):
-    """A model on a host whose client has Tinker's interface. The client numbers each request,
-    so a request that is sent twice is carried out once."""
+    """A model on a host whose client has Tinker's interface. The client numbers each request, so the host
+    carries out a request that is sent twice only once."""
 
     host: ClassVar[str]
     _types: Any
     _training: Any
     _sampling: Any = None
-    """Sampler for the current weights; `None` once they have changed."""
+    """Sampler for the current weights. `None` once they have changed."""
 
     @property
     def tokenizer(self) -> str:
@@ -282,7 +284,7 @@ class ClientSession(SessionBackend):
 
 
 def sampled(sequences: Iterable[Any]) -> dict[str, Any]:
-    """Return what a client of sessions sampled as `SessionBackend.sample` does."""
+    """Convert a session client's samples to the result of `SessionBackend.sample`."""
     answers = [
         {"stop": one.stop_reason, "tokens": list(one.tokens), "logprobs": list(one.logprobs or ())}
         for one in sequences
@@ -291,8 +293,7 @@ def sampled(sequences: Iterable[Any]) -> dict[str, Any]:
 
 
 def client_error(host: str, error: BaseException) -> BaseException:
-    """Return the error of a client of sessions as one of ours. Nothing that has been sent is sent again for
-    it."""
+    """Convert a session client's error to one of ours. Never repeats a request."""
     name, message = type(error).__name__, str(error) or type(error).__name__
     if not isinstance(error, Exception) or isinstance(error, ProviderError | UsageError):
         return error

@@ -1,11 +1,9 @@
-"""Translation, row by row: `Rows` collects what each setting of a spec becomes and builds the request
-body.
+"""Translation of specs, row by row. `Rows` collects what each setting becomes and builds the request body.
 
-A backend calls one of `keep`, `map`, `default`, `refuse` for each setting that it knows. `build` then
-rejects what the user requested and no row covers, so that nothing can be dropped silently.
-
-Names of settings are the spec's fields, dotted: `epochs`, `method.beta`, `adapter.r`, `wandb.project`.
-`method.type` and `adapter.type` must always be covered."""
+A backend calls one of `keep`, `map`, `default`, `refuse` for each setting that it knows. `build` then rejects
+settings that the user requested but no row covers, so nothing is dropped silently. Names of settings are the
+spec's fields, dotted: `epochs`, `method.beta`, `adapter.r`, `wandb.project`. `method.type` and `adapter.type`
+must always be covered."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from orchestrate.spec import JobSpec
 from orchestrate.types import Authority, Outcome, Setting, Translation
 
 OURS: Mapping[str, str] = {
-    "test": "used by Orchestrate for evaluation; never sent",
+    "test": "used by Orchestrate for evaluation, never sent",
     "max_cost_usd": "checked by Orchestrate before anything is sent",
     "tags": "stored with the run by Orchestrate",
     "columns": "used by Orchestrate to read the files before anything is sent",
@@ -41,8 +39,8 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "added_tokens": ("trains with the model's own tokenizer", None),
     "chat_template": ("renders rows with its own template", None),
     "chat_template_kwargs": ("renders rows with its own template", None),
-    "max_steps": ("trains full epochs: set epochs", None),
-    "optimizer": ("chooses the optimizer itself", None),
+    "max_steps": ("trains full epochs. Set epochs", None),
+    "optimizer": ("chooses the optimizer", None),
     "eval_steps": ("has no setting for steps between evaluations", None),
     "keep_best": ("returns the weights of the last step", False),
     "checkpoint_steps": ("has no setting for steps between checkpoints", None),
@@ -51,12 +49,12 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "decay_ratio": ("has no schedule with a stable part", None),
     "schedule_power": ("has no polynomial schedule", None),
     "truncation": ("has no setting for how to treat rows over the limit", None),
-    "save_total_limit": ("decides itself which checkpoints to keep", None),
+    "save_total_limit": ("decides which checkpoints to keep", None),
     "method.train_on": (
-        "trains on every assistant message: set weight 0 on the others in the rows, if it supports weights",
+        "trains on every assistant message. To skip some, set weight 0 on them in the rows, if supported",
         "all",
     ),
-    "method.ignore_empty_think": ("renders and masks reasoning by its own rule", False),
+    "method.ignore_empty_think": ("renders and masks reasoning by its own rules", False),
     "method.label_smoothing": ("assumes that every label is correct", 0),
     "adapter.init_lora_weights": ("initializes every adapter in its own way", None),
     "adapter.rank_pattern": ("uses one rank for all modules", None),
@@ -67,20 +65,20 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "adapter.modules_to_save": ("cannot fully train modules next to the adapter", None),
     "adapter.loraplus_lr_ratio": ("uses one learning rate for the entire adapter", 1),
 }
-"""Settings of training engines that no published API has: what a host does instead, and the value that
-requests exactly that."""
+"""Settings of training engines that no published API has. Each maps to what hosts do instead, and to the
+value that requests exactly that."""
 
 
 def body(translation: Translation) -> dict[str, Any]:
-    """Return the request body, to be completed by the caller. Raises `TranslationRefused` with the
-    rejected settings."""
+    """Return the request body, which the caller completes. Raises `TranslationRefused` with the rejected
+    settings."""
     if translation.refused:
         raise TranslationRefused(translation.provider, translation.refused)
     return copy.deepcopy(translation.body)
 
 
 class Rows:
-    """Rows and body of one translation. `asked` contains the user's settings, flat and dotted."""
+    """Rows and body of one translation. `asked` contains the user's settings by dotted name."""
 
     def __init__(
         self, provider: str, spec: JobSpec, *, aliases: Iterable[str] = (), fields: Fields | None = None
@@ -112,19 +110,19 @@ class Rows:
         return self.asked.get(name)
 
     def keep(self, name: str, wire: str | None, value: Any = None, *, rule: str | None = None) -> None:
-        """Keep a setting and send it as requested. `value` is only needed if the API uses a different
-        notation."""
+        """Keep a setting and send it as requested. `value` is only needed if the API writes it
+        differently."""
         sent = self.given(name) if value is None else value
         self._put(name, Outcome.KEPT, sent, wire, rule)
 
     def map(self, name: str, wire: str | None, value: Any, rule: str, *, exact: bool = True) -> None:
-        """Map a setting to `value` by the written rule. `exact` says whether the meaning is the same."""
+        """Map a setting to `value` by `rule`. `exact` is True if the meaning is the same."""
         self._put(name, Outcome.MAPPED, value, wire, rule, exact=exact)
 
     def default(
         self, name: str, wire: str | None, value: Any, rule: str | None = None, *, send: bool = False
     ) -> None:
-        """Record a setting that was not requested. `value` is what the host will use. It is only sent with
+        """Record a setting that was not requested. `value` is what the host will use, and is only sent with
         `send`."""
         self._put(name, Outcome.DEFAULTED, value, wire, rule, send=send)
 
@@ -134,7 +132,7 @@ class Rows:
         self._rows[name] = replace(self._rows[name], instead=instead)
 
     def offer(self, name: str, wire: str, default: Any = None, rule: str | None = None) -> None:
-        """Handle the common case: keep the setting if it was requested, otherwise show the host's default."""
+        """Keep the setting if it was requested, otherwise record the host's default."""
         if self.given(name) is not None:
             self.keep(name, wire)
         else:
@@ -152,22 +150,22 @@ class Rows:
                 self.refuse_if_asked({f"method.{name}": "part of KTO" for name in KTO_ONLY})
 
     def tell(self, name: str, rule: str) -> None:
-        """Add to the rule of a setting that is kept or mapped."""
+        """Append to the rule of a setting that is kept or mapped."""
         row = self._rows[name]
         if row.outcome is not Outcome.REFUSED:
             self._rows[name] = replace(row, rule=f"{row.rule}; {rule}" if row.rule else rule)
 
     def train(self, rule: str) -> None:
-        """Record what happens to the training data. `rule` is appended to the note on how several files
-        are mixed."""
+        """Record what happens to the training data. If several files are mixed, `rule` is appended to the
+        note about the mix."""
         self.keep("train", None, self.spec.train_told, rule=self._mixing(rule))
 
     def _mixing(self, rule: str) -> str:
-        return rule if isinstance(self.spec.train, str) else f"mixed into one file by their weights; {rule}"
+        return rule if isinstance(self.spec.train, str) else f"mixed into one file by weight: {rule}"
 
     def without_engine_settings(self, host: str) -> None:
-        """Reject settings that only engines have, not hosts' APIs. A value that requests the host's own
-        behavior is kept."""
+        """Reject settings that only training engines have, not hosts' APIs. A value that requests the host's
+        own behavior is kept."""
         for name, (reason, always) in _OF_ENGINES.items():
             asked = self._asked(name)
             if asked is None or name in self._rows:
@@ -184,11 +182,11 @@ class Rows:
                 self.refuse(name, reason)
 
     def in_options(self, wire: str) -> bool:
-        """Return whether the user sets this field in `provider_options`."""
+        """Return True if the user sets this field in `provider_options`."""
         return wire in _flat(self._own_options)
 
     def send(self, wire: str, value: Any) -> None:
-        """Add a value to the body at a dotted path without a row, because it is not a setting."""
+        """Add a value that is not a setting to the body at a dotted path, without a row."""
         target = self.body
         *path, last = wire.split(".")
         for key in path:
@@ -200,10 +198,9 @@ class Rows:
     def build(self, model: str, *, reserved: Iterable[str] = ()) -> Translation:
         """Complete the translation. `model` is the backend's own id.
 
-        Adds rows for Orchestrate's own settings. `provider_options` of this backend are merged into the body,
-        and rejected if they are in `reserved` or would change a value that is already sent. All remaining
-        settings are rejected.
-        """
+        Adds rows for Orchestrate's own settings. Merges the backend's `provider_options` into the body, and
+        rejects those that are in `reserved` or would change a value that is already sent. Rejects all
+        remaining settings."""
         for name, rule in OURS.items():
             if any(key == name or key.startswith(f"{name}.") for key in self.asked):
                 self._put(name, Outcome.KEPT, None, None, rule, send=False)
@@ -233,7 +230,7 @@ class Rows:
                     Outcome.REFUSED,
                     None,
                     None,
-                    "Orchestrate sets this field itself",
+                    "Orchestrate sets this field",
                     asked=leaf,
                     send=False,
                 )
@@ -242,11 +239,11 @@ class Rows:
                 self._put(name, Outcome.REFUSED, None, path, reason, asked=leaf, send=False)
             elif present is None and (setting := self._setting_of(path)) and setting.sent != leaf:
                 # Past the setting, quotes and plans would count with the host's default.
-                reason = f"write {setting.name} in the spec, or under overrides.{self.provider}"
+                reason = f"set {setting.name} in the spec instead, or under overrides.{self.provider}"
                 self._put(name, Outcome.REFUSED, None, path, reason, asked=leaf, send=False)
             else:
                 known = self.fields is None or self.fields.authority(path) is not Authority.NONE
-                unknown = "" if known else "; the host's published API does not mention this field"
+                unknown = "" if known else ", although the host's published API does not mention this field"
                 self._put(name, Outcome.KEPT, leaf, path, f"sent unchanged{unknown}", asked=leaf)
 
     def _setting_of(self, path: str) -> Setting | None:
@@ -313,15 +310,14 @@ def _at(body: Mapping[str, Any], path: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """Names of fields in the request, dotted and separated by spaces. Any name may follow below one of
-    them."""
+    """Names of request fields, dotted and separated by spaces. Any name may follow below one of them."""
 
     sdk: str
     """Fields from the types in the host's SDK."""
     specification: str = ""
-    """Fields from the API description that the host publishes, which no SDK type contains."""
+    """Fields from the host's published API description that no SDK type contains."""
     documentation: str = ""
-    """Fields that only the host's pages document."""
+    """Fields that only the host's web pages document."""
 
     @cached_property
     def names(self) -> dict[str, Authority]:
@@ -333,7 +329,7 @@ class Fields:
         return {name: authority for authority, names in by.items() for name in names.split()}
 
     def authority(self, field: str) -> Authority:
-        """Return the source that documents a field, one of its subfields, or the table that contains it."""
+        """Return the source that documents a field, one of its subfields, or its parent table."""
         for name, authority in self.names.items():
             if field == name or field.startswith(f"{name}.") or name.startswith(f"{field}."):
                 return authority
@@ -344,17 +340,19 @@ class Fields:
 
 
 ESSENTIAL = ("model", "method", "method.type", "method.loss", "method.grader", "continue_from")
-"""Settings that define the run. Without them, it would be a different run."""
+"""Settings that define the run. A run without them would be a different one."""
 _TURNS = 8
-"""Rounds of leaving out settings, because each may make another one rejected that needed it."""
+"""Maximum rounds of dropping settings. Several are needed because a setting may be rejected once another one
+is dropped."""
 
 
 def overrides(
     spec: JobSpec, translation: Translation, translate: Callable[[JobSpec], Translation]
 ) -> dict[str, Any] | None:
-    """Find `overrides:` that make this backend accept its form of `spec`. Each rejected field is left out
-    (`None`) or set to the nearest accepted value. Returns `None` if nothing is rejected, or if the run would
-    not be the same without the rejected settings."""
+    """Find `overrides:` with which this backend accepts its version of `spec`.
+
+    Each rejected field is omitted (`None`) or set to the nearest accepted value. Returns `None` if nothing is
+    rejected, or if the run would not be the same without the rejected settings."""
     found: dict[str, Any] = {}
     values = spec.asked()
     for _ in range(_TURNS):

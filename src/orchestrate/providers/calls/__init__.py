@@ -1,4 +1,4 @@
-"""Calls to hosts, and parsing of their answers."""
+"""Calls to hosts, and parsing of their responses."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from orchestrate.types import Quote, QuoteLine
 
 NANO = Decimal(1_000_000_000)
 _REF = re.compile(r"orc-[0-9a-z]{12}(?![0-9a-z])")
-"""The form in which `orchestrate.store` creates them."""
+"""Pattern of the refs that `orchestrate.store` creates."""
 
 
 def ref_in(*names: Any) -> str | None:
-    """Find our tag in a host's names for a job, if there is one. It is the last tag in a name, after anything
-    that the user or an earlier job added."""
+    """Find our tag in a host's names for a job. Uses the last tag in a name, after anything that the user or
+    an earlier job added. Returns `None` if there is none."""
     found = (_REF.findall(name.lower()) for name in names if isinstance(name, str))
     return next((refs[-1] for refs in found if refs), None)
 
@@ -33,43 +33,43 @@ REF_LENGTH = 16
 
 
 def suffix_room(most: int) -> int:
-    """Return how many characters of the user's own suffix fit beside a ref."""
+    """Return how many characters of the user's suffix fit next to a ref."""
     return max(most - REF_LENGTH - 1, 0)
 
 
 def suffix_tag(suffix: str | None, ref: str, most: int) -> str:
-    """Append the ref to as much of the user's suffix as fits into `most` characters."""
+    """Append the ref to the user's suffix, which is shortened to fit into `most` characters."""
     front = (suffix or "")[: max(most - len(ref) - 1, 0)].rstrip("-_.")
     return f"{front}-{ref}" if front else ref[:most]
 
 
 def tagged(ref: str, *names: Any) -> bool:
-    """Return whether one of the names contains `ref` as a separate word between `-`, `_`, `.`, `/`, `:`
+    """Return True if one of the names contains `ref` as a separate word, delimited by `-`, `_`, `.`, `/`, `:`
     or the ends."""
     word = re.compile(rf"(?:^|[-_./:]){re.escape(ref.lower())}(?:$|[-_./:])")
     return any(isinstance(name, str) and word.search(name.lower()) is not None for name in names)
 
 
 def plain(answer: object) -> dict[str, Any]:
-    """Convert an SDK object or mapping to a dict under the host's own field names. Values stay as they
-    came, including secrets, so use the result but never store it (`hosted.payload` is for storing)."""
+    """Convert an SDK object or mapping to a dict under the host's own field names. Values are unchanged and
+    may include secrets, so never store the result. To store a response, use `payload`."""
     if hasattr(answer, "to_dict"):
         answer = cast("Any", answer).to_dict(mode="json", warnings=False)
     return dict(cast("Mapping[str, Any]", answer)) if isinstance(answer, Mapping) else {}
 
 
 def items(page: Any) -> list[dict[str, Any]]:
-    """Return the entries of one page of an SDK's list, whatever the host calls them."""
+    """Return the entries of one page of an SDK's list, whatever the host's name for them."""
     return [plain(entry) for entry in page._get_page_items()]  # the SDKs have no public name for it
 
 
 def table(value: Any) -> dict[str, Any]:
-    """Return a nested object, or an empty one if it is missing."""
+    """Return a nested object, or an empty dict if it is missing."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def rows(value: Any) -> list[dict[str, Any]]:
-    """Return the objects of a list, without anything that is not an object."""
+    """Return the objects in a list. Entries that are not objects are dropped."""
     return (
         [table(v) for v in cast("list[Any]", value) if isinstance(v, dict)] if isinstance(value, list) else []
     )
@@ -146,8 +146,7 @@ def estimate_quote(
 
 
 def when(value: Any) -> datetime | None:
-    """Parse an aware UTC time from an ISO 8601 string, or from seconds, milliseconds or nanoseconds since
-    1970."""
+    """Parse a UTC time from an ISO 8601 string, or from seconds, milliseconds or nanoseconds since 1970."""
     if isinstance(value, datetime):
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
     if (seconds := number(value)) is not None:
@@ -175,20 +174,21 @@ _SECRET_NAME = re.compile(
 
 
 class Unreadable(ValueError):
-    """A response that is not what was requested. Its message is for the user, and begins with `it`."""
+    """A response that is not what was requested. Its message is shown to the user, after `could not parse the
+    response:`."""
 
 
 class CutShort(Unreadable):
-    """A stream that ended before the model was finished. A proxy that gives up closes a stream as if it were
+    """A stream that ended before the model had finished. A proxy that gives up closes a stream as if it were
     complete."""
 
     def __init__(self) -> None:
-        super().__init__("it ended before the model was finished")
+        super().__init__("it ended before the model had finished")
 
 
 def payload(answer: object) -> dict[str, Any]:
-    """Convert an SDK object or mapping to a plain JSON-ready dict without secrets. Empty for anything
-    else."""
+    """Convert an SDK object or mapping to a plain JSON-ready dict without secrets. Returns an empty dict for
+    anything else."""
     if hasattr(answer, "to_dict"):
         # The hosts send values outside their own schema (OpenAI: `error: {}`); that is theirs to warn about.
         answer = cast("Any", answer).to_dict(mode="json", warnings=False)
@@ -196,8 +196,8 @@ def payload(answer: object) -> dict[str, Any]:
 
 
 def redact(value: Any) -> Any:
-    """Remove values under secret names, words that look like keys, and the query strings of signed URLs
-    from a JSON value."""
+    """Remove secrets from a JSON value: values of fields with secret names, words that look like keys, and
+    query strings of signed URLs."""
     if isinstance(value, str):
         return redact_text(value)
     if value is None or isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""The official SDK's client for any host that speaks OpenAI's API, by configuration.
+"""The official SDK's client for any host that implements OpenAI's API, by configuration.
 
     [hosts.mine]
     type = "openai-compatible"
@@ -6,12 +6,11 @@
     base_url = "https://NAME.openai.azure.com"
     [hosts.mine.options]
     api_version = "2025-04-01-preview"      # without it: Azure's v1 API, with base_url .../openai/v1
-    deployment = "my-tuned-model"           # what `chat` asks, since Azure serves deployments only
+    deployment = "my-tuned-model"           # for `chat`, because Azure serves only deployments
 
-Further options, of any host of this type: `headers` (table, sent with each request), `prices` (whose rates
-apply), `multipart_bytes` and `part_bytes` (from which size, and in which pieces, files are uploaded in
-parts), `retry_budget_s`.
-"""
+Additional options of any host of this type: `headers` (table, sent with each request), `prices` (the backend
+with the rates that apply), `multipart_bytes` and `part_bytes` (size above which files are uploaded in parts,
+and size of a part), `retry_budget_s`."""
 
 from __future__ import annotations
 
@@ -39,8 +38,8 @@ _C = TypeVar("_C", bound=Closeable)
 
 
 class CachedClient(Generic[_C]):
-    """A client that is created when it is first needed, once for all threads, because nothing would close
-    a second one."""
+    """A client that is created when it is first needed, and only once for all threads, because nothing would
+    close a second one."""
 
     def __init__(self, make: Callable[[], _C]) -> None:
         self._make, self._made, self._lock = make, list[_C](), threading.Lock()
@@ -52,19 +51,18 @@ class CachedClient(Generic[_C]):
             return self._made[0]
 
     def close(self) -> None:
-        """Close the client. The next call creates another."""
+        """Close the client. The next call creates a new one."""
         with self._lock:
             while self._made:
                 self._made.pop().close()
 
 
 def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
-    """Create a client without sending anything. `key_header` also carries the key, if a host requires that.
-    Raises `MissingKey`.
+    """Create a client without sending anything. `key_header` is an additional header for the key, if a host
+    requires one. Raises `MissingKey`.
 
-    Retries are off because `orchestrate.providers.calls.hosted.Wire` does them. Redirects are not followed,
-    because a redirected POST might be sent twice or become a GET.
-    """
+    Retries are disabled, because `orchestrate.providers.calls.hosted.Wire` does them. Redirects are not
+    followed, because a redirected POST might be sent twice or become a GET."""
     import openai
 
     require_recent(openai.__name__)
@@ -91,8 +89,9 @@ def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
 
 
 def completions(client: Any, config: HostConfig) -> Callable[..., Any]:
-    """Return the SDK call that requests an answer from a model. A sandbox starts its model for the first
-    request, which takes minutes on a busy machine. A host gets its usual timeout."""
+    """Return the SDK call that requests an answer from a model. A sandbox gets a long timeout, because it
+    starts its model at the first request, which takes minutes on a busy machine. A host gets its usual
+    timeout."""
     asked = client.with_options(timeout=SANDBOX_ANSWER_S) if config.sandbox else client
     return asked.chat.completions.create
 

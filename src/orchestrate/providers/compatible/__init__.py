@@ -73,11 +73,11 @@ TRAITS: dict[str, tuple[Trait, Rule]] = {
     "names": (Trait.NAMES, NO_NAMES),
     "parallel_calls": (Trait.PARALLEL_TOOL_CALLS, NO_PARALLEL),
 }
-"""Values that a description may use for rows."""
+"""Traits of rows that a description may name."""
 
 
 def profile_of(kind: str, file: Readable, name: str) -> Profile:
-    """Read the profile of a described host. Raises `ConfigError` with file and field."""
+    """Build the profile of a described host. Raises `ConfigError` that names file and field."""
     told = description.read(file, name)
     try:
         tuned = re.compile(told.tuned_name) if told.tuned_name else None
@@ -138,8 +138,8 @@ def _rules(told: Described, name: str) -> HostRules:
 
 
 def bills(size: JobSize, rate: Rate) -> Lines:
-    """Bill the tokens of the training file once for each epoch, as the hosts of this kind do. The
-    validation file is not billed."""
+    """Bill the tokens of the training file once per epoch, as these hosts do. The validation file is not
+    billed."""
     from orchestrate import text
     from orchestrate.costing.lines import MTOK, line
     from orchestrate.costing.size import Lines
@@ -151,7 +151,7 @@ def bills(size: JobSize, rate: Rate) -> Lines:
         low=size.train_least * size.epochs_low / MTOK,
         high=size.train_most * size.epochs_high / MTOK,
     )
-    notes = [f"{text.count(size.epochs, 'epoch')}; the validation file is not billed"]
+    notes = [f"{text.count(size.epochs, 'epoch')}. The validation file is not billed"]
     return Lines(lines=(training,), notes=tuple(notes), open_end=size.uncounted)
 
 

@@ -1,5 +1,5 @@
-"""The `Provider` class of each host that a YAML file describes, made when it is looked up: `backends.azure`
-is that of `azure.yaml`."""
+"""`Provider` classes of hosts that are described by YAML files. A class is created when it is looked up:
+`backends.azure` is that of `azure.yaml`."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -
         yield problem("model", warning, None, Severity.WARNING)
     if model.host is None:
         return
-    others = "compare the other backends with: orchestrate quote --provider all"
+    others = "to compare the other backends: orchestrate quote --provider all"
     until, method = model.host.no_new_jobs_after, spec.method.type
     if until is not None and today >= until and not provider.sandbox:
         message = f"{provider.title} stopped accepting new jobs for {model.name} on {until}"
@@ -116,8 +116,7 @@ def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -
 
 
 class CompatibleProvider(SdkProvider, Serves):
-    """Base class of the compatible hosts. `orchestrate.providers.compatible.backends` combines it with the
-    parts that a description names."""
+    """Base class of the compatible hosts. `_made` combines it with the parts that a description names."""
 
     told: ClassVar[Described]
 
@@ -161,8 +160,8 @@ class CompatibleProvider(SdkProvider, Serves):
     # -- whose jobs ----------------------------------------------------------------------------------------
 
     def _ask_account(self) -> Account | None:
-        """Return the account by the address, where each customer has their own. None of these hosts
-        reports whose a key is."""
+        """Return the account by the address if each customer has their own. None of these hosts reports the
+        owner of a key."""
         return Account(id=f"resource {self.host}", told=True) if self.told.account == "address" else None
 
     # -- submitting ----------------------------------------------------------------------------------------
@@ -176,7 +175,7 @@ class CompatibleProvider(SdkProvider, Serves):
         return super().wanted(ref) if self.told.ref == "metadata" else {}
 
     def sent(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Add the W&B key to the request. It is never part of a translation."""
+        """Add the W&B key to the request. The key is never part of a translation."""
         if self.told.wandb_in_request:
             for entry in rows(body.get("integrations")):
                 table(entry.get("wandb"))["api_key"] = offline.wandb_key(self.config)
@@ -191,7 +190,7 @@ class CompatibleProvider(SdkProvider, Serves):
 
     def billing(self) -> Billing:
         if self._deploying is None:
-            unseen = "deployments of tuned models, which its API cannot list"
+            unseen = "deployments of tuned models, which the API cannot list"
             return standing.of_jobs(self, unseen)
         deploying = self._deploying
         parts = {"jobs": lambda: standing.jobs(self), "deployments": lambda: list(deploying.standing())}
@@ -215,14 +214,14 @@ class CompatibleProvider(SdkProvider, Serves):
         )
 
     def get(self, job: JobHandle) -> Job:
-        """Return a job. An uploaded adapter has the form of the job that would have trained it."""
+        """Return a job. An uploaded adapter is described like the job that would have trained it."""
         if job.kind != ADAPTER_JOB:
             return super().get(job)
         up = self._found(job)
         return Job(handle=job, status=JobStatus.SUCCEEDED, raw_status=up.state, tuned_model=up.model)
 
     def _found(self, job: JobHandle) -> Endpoint:
-        """Find an uploaded adapter. Raises `UsageError` where it is not published."""
+        """Find an uploaded adapter. Raises `UsageError` if it is not published."""
         found = self._deploying.find(job.job_id) if self._deploying else None
         if found is None:
             raise UsageError(
@@ -244,14 +243,14 @@ class CompatibleProvider(SdkProvider, Serves):
         return found.model if found is not None else None
 
     def _base(self, job: Job) -> str | None:
-        """Return the base's name, or its deployment where every model needs one."""
+        """Return the base model's name, or its deployment if every model needs one."""
         how = self.told.deployment
         if how is None or how.answers_as != "name":
             return job.model
         if deployed := self.config.options.get("base_deployment"):
             return str(deployed)
         raise UsageError(
-            f"{self.title} only serves models through deployments, and the deployment of the base "
+            f"{self.title} serves models only through deployments, and the deployment of the base "
             f"model {job.model} is unknown",
             fix=f'[hosts.{self.name}.options] base_deployment = "..."   in orchestrate.toml',
         )
@@ -264,7 +263,7 @@ class DescribedDownloads(CompatibleProvider, Downloads):
     def download(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
-        """Download the checkpoint file by file. A file that is already complete is not fetched again."""
+        """Download the checkpoint file by file. Complete files are not fetched again."""
         files.require_empty(dest)
         base = self.get(job).model
         name, ids = self._weights_of(job, checkpoint)
@@ -299,7 +298,7 @@ class DescribedDeploys(CompatibleProvider, Deploys):
         return self._deployer.price(options)
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """Deploy the tuned model. `options`: see `deploying.DeployOptions`."""
+        """Deploy the tuned model. For `options`, see `deploying.DeployOptions`."""
         if job.kind == ADAPTER_JOB:
             return self._found(job)
         return self._deployer.deploy(self.get(job), options, lambda: self._last_checkpoint(job))
@@ -321,7 +320,7 @@ class DescribedTakesAdapters(DescribedDeploys, TakesAdapters):
     def adapters(self) -> DescribedAdapters:
         how = self.told.deployment
         if how is None or how.adapters is None:
-            raise AssertionError("only if the description defines it")
+            raise AssertionError("the description does not define uploaded adapters")
         bases = {model.id for model in self.told.models.values()}
         return DescribedAdapters(self.profile, how.adapters, self._deployer, bases)
 
@@ -339,10 +338,10 @@ PARTS: Mapping[Feature, type[CompatibleProvider | SdkProvider]] = {
 
 
 def parts_of(told: Described, features: frozenset[Feature], name: str) -> tuple[type[Provider], ...]:
-    """Return the classes that make up a described host. Raises `ConfigError` for a feature that a
-    description cannot provide."""
+    """Return the classes that make up a described host. Raises `ConfigError` for a feature that a description
+    cannot provide."""
     for feature in sorted(features & FEATURES.keys() - PARTS.keys()):
-        raise ConfigError(f"{name}: features: {feature.value} cannot be described; put it in missing")
+        raise ConfigError(f"{name}: features: {feature.value} cannot be described. List it in missing")
     found: list[type[Provider]] = [part for feature, part in PARTS.items() if feature in features]
     if told.deployment is not None and told.deployment.adapters is not None:
         found.insert(0, DescribedTakesAdapters)
@@ -354,19 +353,19 @@ def _step(checkpoint: Mapping[str, Any]) -> int:
 
 
 def features_of(told: Described, name: str) -> tuple[frozenset[Feature], dict[Feature, str]]:
-    """Return the supported features, and the reasons for the others. Raises `ConfigError` unless both
+    """Return the supported features, and the reasons for the missing ones. Raises `ConfigError` unless both
     together cover all features."""
     known = {feature.value: feature for feature in Feature}
     for field, words in (("features", told.features), ("missing", tuple(told.missing))):
         if unknown := sorted(set(words) - set(known)):
-            raise ConfigError(f"{name}: {field}: unknown feature {unknown[0]}; known: {', '.join(known)}")
+            raise ConfigError(f"{name}: {field}: unknown feature {unknown[0]}. Known: {', '.join(known)}")
     have, reasons = set(told.features), set(told.missing)
     if wrong := sorted(have & reasons):
         raise ConfigError(f"{name}: {wrong[0]} is in both features and missing")
     if lacking := sorted(set(known) - have - reasons):
         raise ConfigError(f"{name}: {lacking[0]} must be in features or, with a reason, in missing")
     if (Feature.DEPLOY.value in have) != (told.deployment is not None):
-        raise ConfigError(f"{name}: define the feature deploy in the table deployment instead")
+        raise ConfigError(f"{name}: list the feature deploy if and only if there is a deployment table")
     methods = {word for word in ("sft", "dpo", "rft") if word in have}
     if methods != set(told.methods):
         raise ConfigError(
@@ -380,7 +379,7 @@ def statuses_of(told: Described, name: str) -> dict[str, JobStatus]:
         own = {word: JobStatus(ours) for word, ours in told.statuses.items()}
     except ValueError as error:
         allowed = ", ".join(status.value for status in JobStatus)
-        raise ConfigError(f"{name}: statuses: {error}; allowed: {allowed}") from error
+        raise ConfigError(f"{name}: statuses: {error}. Allowed: {allowed}") from error
     return {**reading.STATUS_MAP, **own}
 
 
@@ -391,8 +390,8 @@ def statuses_of(told: Described, name: str) -> dict[str, JobStatus]:
 def _fetch(
     client: OpenAI, wire: Wire, ids: Sequence[str], folder: Path, most: int, progress: Progress | None
 ) -> None:
-    """Fetch the wanted ones of these files into `folder`, at most `most` bytes in all. Files that are
-    already complete are not fetched again."""
+    """Fetch the model's files among these into `folder`, at most `most` bytes in total. Complete files are
+    not fetched again."""
     own_folder(folder)
     for id in ids:
         found = plain(wire.read(partial(client.files.retrieve, id)))

@@ -1,8 +1,8 @@
-"""Deploys a tuned model at a described host, using the requests of its description and names that a
-second call finds again.
+"""Deployments of tuned models at described hosts. Sends the requests of the host's description, with names
+that a second call finds again.
 
-A deployment is named after its job. What a request changed is checked in the host's list, and nothing is
-believed that the list does not show."""
+A deployment is named after its job. After each request, the host's list is checked, and only that list
+counts."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from orchestrate.settings.config import HostConfig
 
 _BROUGHT = re.compile(r"orc-[0-9a-f]{24}")
-"""Id of an adapter, derived from its weights."""
+"""Pattern of an adapter's id, which is derived from its weights."""
 
 
 class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options of `deploy`."""
 
     tier: str | None = None
-    """Deployment tier; default: the first in the description."""
+    """Deployment tier. Default: the first in the description."""
 
 
 class Deploying:
@@ -82,7 +82,7 @@ class Deploying:
 
     def deploy(self, job: Job, options: Mapping[str, Any] | None, checkpoint: Callable[[], str]) -> Endpoint:
         """Deploy the job's model. `checkpoint` returns the id of the last checkpoint. Raises `OutcomeUnknown`
-        if the response to the request that bills was lost."""
+        if the response to the billed request was lost."""
         wanted = self._wanted(options)
         there = self._find(job.handle.job_id)
         if there is None:
@@ -114,11 +114,11 @@ class Deploying:
         return self._endpoint(job_id, there) if (there := self._find(job_id)) is not None else None
 
     def bring(self, id: str, base: str, archive: bytes) -> None:
-        """Upload an adapter and publish it under its name. An upload without a request costs nothing and is
-        repeated."""
+        """Upload an adapter and publish it under its name. An upload without a publish request costs nothing,
+        so it may be repeated."""
         how = self._how.adapters
         if how is None:
-            raise AssertionError("only if the description defines it")
+            raise AssertionError("the description does not define uploaded adapters")
         sent = {how.field: (f"{id}.zip", archive, "application/zip")}
 
         def upload() -> dict[str, Any]:
@@ -139,7 +139,8 @@ class Deploying:
                 raise
 
     def standing(self) -> Iterator[Standing]:
-        """List all deployments. Those of base models are billed by the token and don't count as billing."""
+        """List all deployments. Deployments of base models are billed by the token, so they don't count as
+        billed."""
         for entry in self._all():
             bills = self._how.bills.get(entry["state"]) if entry["tuned"] else False
             hourly = self._hourly(entry["tier"]) if entry["tuned"] else Decimal(0)
@@ -163,7 +164,7 @@ class Deploying:
         wanted = DeployOptions.read(self._config.name, options)
         if wanted.tier is not None and wanted.tier not in self._how.tiers:
             known = ", ".join(self._how.tiers) or "none"
-            raise UsageError(f"{self._told.title} has no deployment tier {wanted.tier!r}; it has: {known}")
+            raise UsageError(f"{self._told.title} has no deployment tier {wanted.tier!r}. Available: {known}")
         return wanted
 
     def _tier(self, wanted: DeployOptions) -> str | None:
@@ -192,7 +193,7 @@ class Deploying:
         self, job: Job, tier: str | None, wanted: DeployOptions, checkpoint: Callable[[], str]
     ) -> dict[str, str]:
         if job.status is not JobStatus.SUCCEEDED:
-            raise UsageError(f"job {job.handle.job_id} has no model yet (it is {job.status})")
+            raise UsageError(f"job {job.handle.job_id} has no model yet (status {job.status})")
         needed = "{checkpoint}" in str(self._how.make.body)
         return {
             **self._own_options(),
@@ -303,7 +304,7 @@ class DescribedAdapters(adapters.Adapters):
     def __init__(
         self, profile: Profile, how: AdapterUpload, deploying: Deploying, bases: Collection[str]
     ) -> None:
-        """`bases`: the host's names of those on which it serves adapters."""
+        """Create the interface. `bases` are the host's names of the base models whose adapters it serves."""
         self._profile, self._how, self._deploying, self._bases = profile, how, deploying, bases
 
     def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:
@@ -330,11 +331,11 @@ class DescribedAdapters(adapters.Adapters):
             progress(size, size)
 
     def _base(self, adapter: Adapter) -> str:
-        """A host that takes any name of the hub for training serves adapters on its own models only."""
+        """Return the base's name. Hosts that train any hub model serve adapters only on their own models."""
         base = adapters.base_at(self._profile, adapter)
         if base not in self._bases:
             raise UsageError(
-                f"{self._profile.title} does not serve {adapter.base}, the adapter's base model; "
-                f"it serves adapters of {', '.join(sorted(self._bases))}"
+                f"{self._profile.title} does not serve {adapter.base}, the adapter's base model. "
+                f"It serves adapters of {', '.join(sorted(self._bases))}"
             )
         return base

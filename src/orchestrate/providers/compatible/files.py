@@ -1,4 +1,4 @@
-"""Uploads training data to a host: one file for each dataset, named by its digest."""
+"""Uploads of training data to a host: one file per dataset, named by its digest."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from orchestrate.data import Dataset
 
 MULTIPART_BYTES = 512 << 20
-"""The Files API accepts up to 512 MB; larger files go through the Uploads API."""
+"""Bytes above which files use the Uploads API. The Files API accepts up to 512 MB."""
 PART_BYTES = 64 << 20
-"""Maximum part size; an upload has at most 8 GB and expires after one hour."""
+"""Maximum bytes of a part. An upload has at most 8 GB and expires after one hour."""
 UPLOAD_LIFE_S = 3300.0
 UPLOAD_TIMEOUT_S = 600.0
 READY_WITHIN_S = 1800.0
@@ -35,7 +35,8 @@ READY_WITHIN_S = 1800.0
 
 class CompatibleFiles:
     """Uploads files through one client. `multipart_bytes` and `part_bytes` are the host's limits. `ready` and
-    `refused` are its statuses for a file that can be trained on, and for one that never can."""
+    `refused` are the host's statuses for a file that is ready for training, and for one that never will
+    be."""
 
     def __init__(
         self,
@@ -59,11 +60,10 @@ class CompatibleFiles:
         self._sleep = sleep
 
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
-        """Upload the file and return the host's record of it, once it can be trained on.
+        """Upload the file and return the host's record once the file is ready for training.
 
-        A file that has the digest in its name is reused. An interrupted multipart upload resumes with the
-        next part. Raises `DataError` if the host rejects the file.
-        """
+        Reuses a file with the digest in its name. An interrupted multipart upload resumes with the next part.
+        Raises `DataError` if the host rejects the file."""
         path = dataset.write(self._target, folder)
         found = self._known(path)
         if found is None:
@@ -116,7 +116,7 @@ class CompatibleFiles:
         state.forget()
         file_id = text(plain(done.get("file")).get("id"))
         if file_id is None:
-            raise self._wire.error(Unreadable("it completed the upload without returning a file id"))
+            raise self._wire.error(Unreadable("the host completed the upload without returning a file id"))
         return {**plain(done["file"]), "id": file_id}
 
     def _opened(self, path: Path, size: int) -> _Unfinished:
@@ -150,7 +150,7 @@ class CompatibleFiles:
             what=f"file {file_id}",
             sleep=self._sleep,
             within_s=READY_WITHIN_S,
-            fix="submit again later; Orchestrate reuses the uploaded file",
+            fix="submit again later. Orchestrate reuses the uploaded file",
         )
 
 
@@ -216,7 +216,7 @@ def _told(path: Path, progress: Progress | None) -> Generator[io.BufferedReader]
 
 
 def _refused(provider: str, file: dict[str, Any], dataset: Dataset) -> DataError:
-    reason = text(file.get("status_details")) or "it gave no reason"
+    reason = text(file.get("status_details")) or "no reason given"
     problem = Problem(
         code="refused-by-host",
         message=reason,

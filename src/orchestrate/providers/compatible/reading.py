@@ -1,4 +1,4 @@
-"""The API's answers as records."""
+"""Parsing of the API's responses into our records."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from orchestrate.types import (
 )
 
 REF_KEY = "orchestrate_ref"
-"""Key in the metadata of a job, if the host keeps any."""
+"""Key in the metadata of a job, for hosts that store metadata."""
 STATUS_MAP: Mapping[str, JobStatus] = {
     "validating_files": JobStatus.VALIDATING,
     "queued": JobStatus.QUEUED,
@@ -47,7 +47,7 @@ NAMES = {
     "train_mean_token_accuracy": "train_accuracy",
     "valid_mean_token_accuracy": "valid_accuracy",
 }
-"""Metric names of the API -> ours; the others keep their names."""
+"""Maps metric names of the API to ours. Other metrics keep their names."""
 
 
 def job_of(answer: object, provider: str, statuses: Mapping[str, JobStatus]) -> Job:
@@ -121,7 +121,7 @@ def model_of(answer: object, known: Mapping[str | None, HostModel | None]) -> Ho
 
 
 def points_of_events(events: Iterable[Event]) -> list[MetricPoint]:
-    """Return the metric events of a job that is still running."""
+    """Parse the metric events of a job that is still running."""
     return [
         MetricPoint(step=event.step, at=event.at, values=values)
         for event in events
@@ -130,7 +130,7 @@ def points_of_events(events: Iterable[Event]) -> list[MetricPoint]:
 
 
 def points_of_file(content: bytes) -> list[MetricPoint]:
-    """Parse the result file: CSV, or base64 text of it, as the host has sent both forms."""
+    """Parse the result file: CSV, or base64 of CSV. The host has sent both."""
     table_text = (_from_base64(content) or content).decode("utf-8-sig", errors="replace")
     return [
         MetricPoint(step=step, values=values)
@@ -140,7 +140,7 @@ def points_of_file(content: bytes) -> list[MetricPoint]:
 
 
 def merged(points: Iterable[MetricPoint]) -> list[MetricPoint]:
-    """Merge the points of each step into one, in order. If a name has two values, the later one counts."""
+    """Merge the points of each step into one, in order. If a metric has two values, the later one counts."""
     found: dict[int, MetricPoint] = {}
     for point in points:
         earlier = found.get(point.step, point)
@@ -174,8 +174,8 @@ METHODS: Mapping[str, Any] = {"supervised": "sft", "dpo": "dpo", "reinforcement"
 
 
 def recalled(job: Job, file: Callable[[str], object]) -> Recalled:
-    """Collect the facts about a job that determine its price. `file` returns the record of a file by its id.
-    The validation file is not billed."""
+    """Collect the facts about a job that determine its price. `file` returns the record of a file by id. The
+    validation file is not billed."""
     method = table(job.payload.get("method"))
     kind = text(method.get("type")) or "supervised"
     own = table(table(method.get(kind)).get("hyperparameters"))
@@ -190,7 +190,7 @@ def recalled(job: Job, file: Callable[[str], object]) -> Recalled:
 
 
 def asked_for(job: Job) -> Told:
-    """Return the settings and files of a job, in whatever form it reports its hyperparameters."""
+    """Return the settings and files of a job, in whichever form it reports its hyperparameters."""
     method = table(job.payload.get("method"))
     kind = text(method.get("type")) or "supervised"
     inside = table(method.get(kind))

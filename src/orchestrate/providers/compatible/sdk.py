@@ -1,8 +1,8 @@
-"""The base of backends that speak OpenAI's API through the official SDK: calls, answers and files.
+"""Base class of backends that use OpenAI's API through the official SDK: calls, responses and files.
 
-Hosts differ in their terms, in the fields of the create request, in how a job carries its ref and in how
-a tuned model is called. Each defines this in its subclass. The SDK is imported with the first call that
-needs it."""
+Hosts differ in their limits, in the fields of the create request, in how a job carries its ref and in how a
+tuned model is called. Each defines this in its subclass. The SDK is imported by the first call that needs
+it."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ _REASONING = re.compile(r"(ft:)?o\d")
 
 
 class SdkProvider(HostedProvider):
-    """See `orchestrate.providers.base` for the interface, `orchestrate.providers.calls.clients` for a
-    host's options."""
+    """Backend on OpenAI's SDK. See `orchestrate.providers.base` for the interface, and
+    `orchestrate.providers.calls.clients` for a host's options."""
 
     status_map: ClassVar[Mapping[str, JobStatus]] = reading.STATUS_MAP
     ready_files: ClassVar[frozenset[str]] = frozenset({"processed"})
-    """The host's statuses for a file that can be trained on."""
+    """The host's statuses for a file that is ready for training."""
     refused_files: ClassVar[frozenset[str]] = frozenset({"error", "deleted"})
     most_listed: ClassVar[int] = 100
-    """Of a page."""
+    """Maximum entries per page."""
 
     def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
         super().__init__(config, wire or wire_of(config))
@@ -89,7 +89,7 @@ class SdkProvider(HostedProvider):
 
     @property
     def client(self) -> OpenAI:
-        """The SDK's client, retries off. Raises `MissingKey`."""
+        """The SDK's client, with retries disabled. Raises `MissingKey`."""
         return self._client()
 
     def connect(self) -> OpenAI:
@@ -119,7 +119,7 @@ class SdkProvider(HostedProvider):
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         """Create the job as the interface specifies. Raises `TranslationRefused` before anything is sent if a
-        setting cannot be kept."""
+        setting was rejected."""
         body = settings.body(translation) | {"training_file": remote.train_id}
         if remote.validation_id is not None:
             body["validation_file"] = remote.validation_id
@@ -132,7 +132,7 @@ class SdkProvider(HostedProvider):
         return JobHandle(provider=self.name, job_id=job.id, ref=ref)
 
     def tag(self, spec: JobSpec, ref: str) -> dict[str, Any]:
-        """Return the fields of the create request by which its job is found again."""
+        """Return the fields of the create request by which the job can be found again."""
         del spec
         return {"metadata": {reading.REF_KEY: ref}}
 
@@ -141,7 +141,7 @@ class SdkProvider(HostedProvider):
         return body
 
     def wanted(self, ref: str) -> dict[str, Any]:
-        """Return the filter for the list of jobs, if the host has one."""
+        """Return the filter that finds a ref in the list of jobs, if the host supports one."""
         return {"metadata": {reading.REF_KEY: ref}}
 
     def find(self, ref: str) -> list[JobHandle]:
@@ -168,12 +168,12 @@ class SdkProvider(HostedProvider):
     def _job(self, answer: object) -> Job:
         job = reading.job_of(answer, self.name, self.status_map)
         if job.handle.job_id == "None":
-            raise UnexpectedAnswer(self.name, "a job without an id")
+            raise UnexpectedAnswer(self.name, "a job in the list has no id")
         return job
 
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
-        """Yield events, oldest first. The host lists newest first and cannot change the order, so pages are
-        read until `after` is found."""
+        """Yield events, oldest first. The host lists the newest first and cannot reverse the order, so pages
+        are read until `after` is found."""
         newest_first: list[Event] = []
         jobs = self.client.fine_tuning.jobs
         for page in self._wire.pages(lambda: jobs.list_events(job.job_id, limit=self.most_listed)):
@@ -188,8 +188,8 @@ class SdkProvider(HostedProvider):
     # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
-        """Cancel the job without checking its state first. For a job that has ended, these hosts accept the
-        request or reject it."""
+        """Cancel the job without checking its state first. If the job has ended, these hosts accept or reject
+        the request."""
         self._ask(job, self.client.fine_tuning.jobs.cancel, lambda status: status.terminal)
 
     def _ask(
@@ -214,8 +214,8 @@ class SdkProvider(HostedProvider):
 
 class SdkMeasures(SdkProvider, Measures):
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
-        """Return metrics from the metric events, which have times, and from the result file once it
-        exists, which has all steps."""
+        """Return metrics from the metric events, which have times, and from the result file once it exists,
+        which has all steps."""
         files: list[Any] = self.get(job).payload.get("result_files") or []
         found = reading.points_of_events(self.events(job))
         for file in files:
@@ -278,7 +278,7 @@ class SdkDeletes(SdkProvider, Deletes, DeletesData, ListsStored):
                 self._wire.read(lambda file=file: self.client.files.delete(file))
 
     def delete(self, job: JobHandle) -> None:
-        """Delete the tuned model. The record of the job stays."""
+        """Delete the tuned model. The job's record remains."""
         tuned = self.get(job).tuned_model
         if tuned is None:
             return
@@ -291,7 +291,7 @@ class SdkDeletes(SdkProvider, Deletes, DeletesData, ListsStored):
 class SdkChats(SdkProvider, HostedChats):
     @property
     def chat_limit(self) -> str:
-        """The host's parameter name for the maximum tokens of an answer."""
+        """The host's name of the parameter for the maximum tokens of an answer."""
         return self.profile.chat_limit
 
     def chat(
@@ -337,17 +337,17 @@ class ListedPage:
     """A page of a list, with the entries in `data`."""
 
     def __init__(self, ask: Callable[..., Any], after: str | None = None) -> None:
-        """`ask`: a list of `with_raw_response`, which takes `after`. Raises what the SDK does, and
-        `Unreadable`."""
+        """Request a page. `ask` is a list method of `with_raw_response` that accepts `after`. Raises
+        `Unreadable`. Errors of the SDK propagate."""
         self._ask = ask
         text: str = (ask() if after is None else ask(after=after)).text
         try:
             body: Any = json.loads(text)
         except ValueError:
-            raise Unreadable(f"it returned {redact_text(text)[:120]!r} instead of a page of a list") from None
+            raise Unreadable(f"expected a page of a list, got {redact_text(text)[:120]!r}") from None
         found = plain(body).get("data")
         if not isinstance(found, list):
-            raise Unreadable(f"it returned no list, but {redact_text(str(body))[:120]}")
+            raise Unreadable(f"expected a list, got {redact_text(str(body))[:120]}")
         self.data = cast("list[object]", found)
         self._more = body.get("has_more") is not False
 

@@ -1,4 +1,4 @@
-"""Translates a spec for a described host: its YAML file says what each setting becomes."""
+"""Translation of a spec for a described host. The host's YAML file defines what each setting becomes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from orchestrate.spec import JobSpec
 from orchestrate.types import Outcome, Translation
 
 RESERVED = ("model", "training_file", "validation_file", "metadata", "suffix")
-"""Fields of the request that Orchestrate fills itself."""
+"""Request fields that Orchestrate fills in."""
 _ELSEWHERE = ("method.type", "adapter.type", "suffix", "wandb", "continue_from", "train", "validation")
 
 
 def translate(
     told: Described, name: str, spec: JobSpec, model: ModelOnHost, version: str | None
 ) -> Translation:
-    """Translate the spec for a compatible host. `version` is the requested API version, if the host has
+    """Translate the spec for a compatible host. `version` is the requested API version, if the API has
     versions."""
     rows = Rows(name, spec, fields=Fields(sdk="", documentation=" ".join(told.known_fields)))
     _files(rows)
@@ -59,7 +59,7 @@ def _start(told: Described, rows: Rows, spec: JobSpec, model: ModelOnHost) -> No
         reason = rule and (rule.refused or rule.rule)
         rows.refuse(
             "continue_from",
-            reason or f"{told.title} has not confirmed that it can continue from a tuned model",
+            reason or f"{told.title} does not document continuing from a tuned model",
         )
         rows.send("model", model.id)
     else:
@@ -74,7 +74,7 @@ def _method(told: Described, rows: Rows, spec: JobSpec) -> None:
         rows.refuse("method.type", reason)
         rows.refuse_if_asked({name: reason for name in rows.asked if name.startswith("method.")})
     elif told.method_type is None:
-        rows.keep("method.type", None, kind, rule="its only method")
+        rows.keep("method.type", None, kind, rule="the host's only method")
     elif word == kind:
         rows.keep("method.type", told.method_type, word)
     else:
@@ -87,7 +87,7 @@ def _method(told: Described, rows: Rows, spec: JobSpec) -> None:
 def _adapter(told: Described, rows: Rows, spec: JobSpec) -> None:
     kind, asked = spec.adapter.type, "adapter" in spec.model_fields_set
     if not told.adapters:
-        rule = f"{told.title} chooses the adapter itself and does not publish it; nothing is sent"
+        rule = f"not sent, because {told.title} chooses the adapter and does not publish it"
         if kind == "full":
             rows.refuse("adapter.type", rule, instead="lora")
         elif asked:
@@ -144,9 +144,9 @@ def _sent(told: Described, rows: Rows, name: str, value: Any, rule: SettingRule,
             note = f"{word} is called {sent}" + (f"; {rule.rule}" if rule.rule else "")
             rows.map(name, field, sent, note, exact=word not in rule.inexact)
     elif rule.words and not isinstance(value, int | float):
-        rows.refuse(name, f"{told.title} takes {', '.join(rule.words)}")
+        rows.refuse(name, f"{told.title} accepts {', '.join(rule.words)}")
     elif (why := _out_of_range(value, rule)) is not None:
-        rows.refuse(name, f"{told.title} takes {why[0]}", instead=why[1])
+        rows.refuse(name, f"{told.title} accepts {why[0]}", instead=why[1])
     else:
         rows.keep(name, field, rule=rule.rule)
 
@@ -185,7 +185,7 @@ def _suffix(told: Described, rows: Rows) -> None:
         rows.default("suffix", None, "<ref>", "the ref identifies the job")
         return
     room = suffix_room(told.suffix.most)
-    cut = f"; cut to {room} characters to make room for the ref" if len(suffix) > room else ""
+    cut = f". The suffix is shortened to {room} characters" if len(suffix) > room else ""
     rule = f"sent as <suffix>-<ref>, because the ref identifies the job{cut}"
     rows.map("suffix", None, f"{suffix[:room]}-<ref>", rule, exact=not cut)
 
@@ -195,9 +195,7 @@ def _wandb(told: Described, rows: Rows, spec: JobSpec) -> None:
         return
     rule = told.rule("wandb", spec.method.type)
     if rule is None or rule.field is None:
-        rows.refuse(
-            "wandb", (rule and rule.refused) or f"{told.title} has not confirmed that it reports to W&B"
-        )
+        rows.refuse("wandb", (rule and rule.refused) or f"{told.title} does not document W&B logging")
         return
     values = spec.wandb.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     where = (
@@ -215,7 +213,7 @@ def _versioned(told: Described, name: str, spec: JobSpec, found: Translation) ->
         field, equals, value = needed.partition("=")
         if field not in options or (equals and str(options[field]) != value):
             continue
-        rule = f'needs API version {version}: set api_version = "{version}" in [hosts.{name}.options]'
+        rule = f'needs API version {version}. Set api_version = "{version}" in [hosts.{name}.options]'
         row = f"provider_options.{field}"
         settings = tuple(
             msgspec.structs.replace(one, outcome=Outcome.REFUSED, sent=None, wire=None, rule=rule)

@@ -177,7 +177,7 @@ class LocalProvider(
         there = run.job()
         if (there.spec, there.dataset_digest) != (job.spec, job.dataset_digest):
             raise Conflict(
-                self.name, f"{run.path} belongs to another job", fix="submit again: a new run gets a new ref"
+                self.name, f"{run.path} belongs to another job", fix="submit again. A new run gets a new ref"
             )
         unsent = self.place.away and not run.written_state().terminal and not self.place.find(ref)
         if made or unsent or not run.had_worker():

@@ -457,7 +457,7 @@ def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> Non
 def _steps(rows: Rows, spec: JobSpec) -> None:
     """Translate how long to train, and when to evaluate and save."""
     if spec.max_steps is not None:
-        rule = "ends here or after all epochs, whichever comes first" if spec.epochs else None
+        rule = "or after all epochs, whichever comes first" if spec.epochs else None
         rows.keep("max_steps", "hyper.max_steps", rule=rule)
     if spec.max_steps is not None and spec.epochs is None:
         rows.default("epochs", None, None, "as many as max_steps requires")

@@ -1,4 +1,4 @@
-"""OpenAI, OpenAI-compatible hosts and Azure OpenAI, through the official SDK."""
+"""OpenAI, OpenAI-compatible hosts and Azure OpenAI, using the official SDK."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def billed_tokens(train_tokens: int, epochs: int) -> int:
     """Count the tokens of the training file after truncation, once per epoch. The validation file is not
     billed.
 
-    developers.openai.com fine-tuning guide, "Estimate costs": price per token x tokens in the file x
+    Source: developers.openai.com fine-tuning guide, "Estimate costs": price per token x tokens in the file x
     epochs. The job reports the product as `trained_tokens`."""
     return train_tokens * epochs
 
@@ -81,8 +81,8 @@ def auto_epochs(rows: int) -> int:
     """Return the number of epochs that `n_epochs: auto` resolves to: 3, or more for few rows and fewer for
     many.
 
-    OpenAI cookbook, "Data preparation and analysis for chat model fine-tuning": 3 epochs, adjusted so
-    that rows x epochs stays within 100 and 25,000, and epochs within 1 and 25."""
+    Source: OpenAI cookbook, "Data preparation and analysis for chat model fine-tuning": 3 epochs, adjusted to
+    keep rows x epochs between 100 and 25,000, and epochs between 1 and 25."""
     if rows <= 0:
         return 3
     if rows * 3 < 100:
@@ -104,7 +104,7 @@ def bills(size: JobSize, rate: Rate) -> Lines:
         low=size.train_least * size.epochs_low / MTOK,
         high=size.train_most * size.epochs_high / MTOK,
     )
-    note = f"{text.count(size.epochs, 'epoch')}; the validation file is not billed"
+    note = f"{text.count(size.epochs, 'epoch')}. The validation file is not billed"
     return Lines(lines=(training,), notes=(note,), open_end=size.uncounted)
 
 
@@ -115,7 +115,7 @@ def picture_tokens(model: str, picture: Picture) -> tuple[int, int, int] | None:
 
 
 def tuned_base(name: str) -> str | None:
-    """Return the base of a tuned model: `ft:gpt-4o-mini-2024-07-18:org:suffix:id` continues from that model,
+    """Return the base of a tuned model. `ft:gpt-4o-mini-2024-07-18:org:suffix:id` continues from that model,
     and its base determines price and limits."""
     parts = name.split(":")
     return parts[1] if parts[0] == "ft" and len(parts) > 1 else None

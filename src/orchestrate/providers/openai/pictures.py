@@ -1,5 +1,5 @@
-"""Token cost of an image, from OpenAI's guide to images and vision, "Calculating costs"
-(developers.openai.com, read in copies of 2026)."""
+"""Token cost of an image, from the section "Calculating costs" of OpenAI's guide to images and vision
+(developers.openai.com, copies of 2026)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrate.data.rows.traits import Picture
 
 _LONGEST, _SHORTEST, _TILE = 2048, 768, 512
 """Size limits in pixels. An image is scaled to fit a square of the first size, then its shorter side is
-scaled down to the second. The result is cut into tiles."""
+scaled down to the second. The result is split into tiles."""
 _PATCH, _MOST_PATCHES = 32, 1536
 
 
@@ -60,9 +60,9 @@ _RULES: dict[str, _Tiles | _Patches] = {
     "gpt-4.1": _Tiles(85, 170),
     "gpt-4.5": _Tiles(85, 170),
 }
-"""By prefix of the model's name; longer ones come first."""
+"""Rules by prefix of the model's name. Longer prefixes come first."""
 _SIZES = ((512, 512), (1024, 1024), (_LONGEST, _SHORTEST))
-"""A small, a usual and the largest image, for images of unknown size."""
+"""Small, typical and largest size, for images of unknown size."""
 
 
 def tokens(model: str, picture: Picture) -> tuple[int, int, int] | None:

@@ -1,8 +1,5 @@
-"""OpenAI, through the official SDK; and hosts configured as `type = "openai"`, as was done before there were
-descriptions of them.
-
-`translation` and `checking` work offline, `sunset` tells about the end of fine-tuning there.
-"""
+"""OpenAI through the official SDK, and hosts configured with `type = "openai"` from before hosts had
+descriptions. Checks and translation work offline. Errors explain when fine-tuning ends there."""
 
 from __future__ import annotations
 
@@ -63,8 +60,8 @@ def problems_of(
     *,
     today: date | None = None,
 ) -> list[Problem]:
-    """List the problems of a job. For a model without a catalog entry (on a compatible host), it only checks
-    the API's rules."""
+    """List the problems of a job. For a model without a catalog entry (on a compatible host), only the API's
+    rules are checked."""
     name, model = provider.name, provider.resolve(spec)
     found = offline.problems(provider, spec, data, translation)
     found = [p for p in found if p.code != "vision-model-only"]  # decided where the model is known
@@ -105,7 +102,7 @@ def _rft(provider: str, method: RFT, data: TrainingData) -> Iterator[Problem]:
             provider,
             "rft-needs-validation",
             "reinforcement fine-tuning needs a validation file",
-            "add  validation: FILE  (orchestrate data split creates one)",
+            "add  validation: FILE  (to create one: orchestrate data split)",
             field="validation",
         )
     elif data.validation.rows > RFT_VALIDATION_ROWS:
@@ -122,11 +119,10 @@ def _rft(provider: str, method: RFT, data: TrainingData) -> Iterator[Problem]:
 
 
 def grader_errors(grader: Mapping[str, Any], place: str = "method.grader") -> Iterator[tuple[str, str]]:
-    """Yield (field, message) for each mistake, according to the SDK's own types.
+    """Yield (field, message) for each mistake in a grader, according to the SDK's own types.
 
     The SDK's types define a `multi` grader with only one grader. The guide to graders has a map of graders by
-    name, and the formula uses the names.
-    """
+    name, and the formula uses the names."""
     from openai.types.graders import (
         LabelModelGraderParam,
         MultiGraderParam,
@@ -156,7 +152,7 @@ def grader_errors(grader: Mapping[str, Any], place: str = "method.grader") -> It
         named = cast("Mapping[str, Any]", inner)
         named = {"": named} if isinstance(named.get("type"), str) else named
         if not named:
-            yield f"{place}.graders", "it contains no grader"
+            yield f"{place}.graders", "must contain a grader"
         for name, part in named.items():
             where = f"{place}.graders.{name}".rstrip(".")
             if isinstance(part, Mapping):
@@ -186,10 +182,10 @@ def training_closed(error: TrainingClosed, model: ModelOnHost, method: str) -> T
     text = (
         "OpenAI is winding down fine-tuning and accepts no new jobs from this organization. "
         f"Nothing was created. From {PROFILE.no_new_jobs_after}, OpenAI accepts no new jobs from "
-        "anyone"
+        "any organization"
     )
     if model.host is not None and model.host.shutdown is not None:
-        text += f"; {model.name} and every model tuned from it will be shut down on {model.host.shutdown}"
+        text += f". {model.name} and every model tuned from it will be shut down on {model.host.shutdown}"
     return TrainingClosed(
         error.provider,
         text,
@@ -205,7 +201,7 @@ def way_out(model: Model | None, method: str) -> str:
     spec."""
     others = catalog.alternatives(model) if model is not None else []
     if not others:
-        return "compare the other backends with: orchestrate quote --provider all"
+        return "to compare the other backends: orchestrate quote --provider all"
     nearest, here = others[0], this_machine().kind
     places = [name for name in catalog.trained_on(nearest, [method]) if name != PROFILE.kind]
     place = places[0] if places else here
@@ -214,7 +210,7 @@ def way_out(model: Model | None, method: str) -> str:
     return f"orchestrate submit --provider {place} --model {nearest.name}{also}"
 
 
-_HOST_CHOOSES = "OpenAI chooses the adapter itself and does not publish it"
+_HOST_CHOOSES = "OpenAI chooses the adapter and does not publish it"
 
 
 class OpenAIProvider(
@@ -250,9 +246,9 @@ class OpenAIProvider(
         Feature.QLORA: _HOST_CHOOSES,
         Feature.FULL: _HOST_CHOOSES,
         Feature.REASONING: "OpenAI does not accept reasoning in training rows",
-        Feature.DOWNLOAD: "OpenAI does not release weights; to own them, train an open model elsewhere",
-        Feature.DEPLOY: "a tuned model needs no deployment: use `orchestrate chat`",
-        Feature.LIVE_PRICE: "OpenAI has no estimate endpoint; `orchestrate quote` computes the price",
+        Feature.DOWNLOAD: "OpenAI does not release weights. To own them, train an open model elsewhere",
+        Feature.DEPLOY: "a tuned model needs no deployment. Use `orchestrate chat`",
+        Feature.LIVE_PRICE: "OpenAI has no estimate endpoint. `orchestrate quote` computes the price",
     }
     sends_wandb_key: ClassVar[bool] = False
 
@@ -279,7 +275,7 @@ class OpenAIProvider(
 
     @property
     def prices(self) -> str:
-        """Name under which rates are listed. A compatible host is another company with its own prices."""
+        """Name under which rates are listed. A compatible host is a different company with its own prices."""
         return str(self.config.options.get("prices", self.name))
 
     # -- whose jobs ----------------------------------------------------------------------------------------
@@ -314,14 +310,15 @@ class OpenAIProvider(
             raise training_closed(error, self.resolve(spec), spec.method.type) from error
 
     def billing(self) -> Billing:
-        """Report the jobs. OpenAI does not charge for storing tuned models and files. Deployments on Azure
-        are listed only in its portal."""
+        """Report the jobs. OpenAI does not charge for storing tuned models and files. Azure lists deployments
+        only in its portal."""
         unseen = "deployments of models on Azure, which are billed hourly but which its data API cannot list"
         return base.of_jobs(self, *([unseen] if _is_azure(self.config) else []))
 
     def base_models(self) -> Sequence[HostModel]:
-        """List the base models. The end dates come from OpenAI. OpenAI does not report whether it tunes a
-        model. This comes from the catalog and is `unconfirmed` for models that the catalog does not list."""
+        """List the base models. Shutdown dates come from OpenAI. OpenAI does not report whether it fine-tunes
+        a model. This comes from the catalog, and is `unconfirmed` for models that the catalog does not
+        list."""
         known = {
             model.ids.get(self.name): model.on(self.name) for model in catalog.search(provider=self.name)
         }
@@ -332,8 +329,8 @@ class OpenAIProvider(
     # -- the tuned model -----------------------------------------------------------------------------------
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
-        """Return the endpoint of a tuned model. It answers immediately, without a deployment or an hourly
-        price. On Azure, only the configured deployment answers."""
+        """Return the endpoint of a tuned model. It is available immediately, without a deployment or an
+        hourly price. On Azure, only the configured deployment is available."""
         tuned = self._answering(self.get(job))
         if tuned is None:
             return None
@@ -348,7 +345,7 @@ class OpenAIProvider(
 
     @property
     def chat_limit(self) -> str:
-        """Name of the parameter for the maximum tokens in an answer. Compatible servers use max_tokens."""
+        """Name of the parameter for the maximum tokens in an answer. Compatible servers use `max_tokens`."""
         return self.profile.chat_limit if self.name == self.kind else "max_tokens"
 
 

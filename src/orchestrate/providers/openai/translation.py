@@ -1,8 +1,7 @@
-"""A spec in OpenAI's words.
+"""Translation of a spec into OpenAI's create request.
 
 Field names and ranges are those of the SDK's `openai.types.fine_tuning.JobCreateParams` and of the guides.
-What is not asked for is not sent, so that the host's `auto` applies.
-"""
+Settings that were not requested are not sent, so the host's `auto` applies."""
 
 from __future__ import annotations
 
@@ -17,34 +16,33 @@ METHODS = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
 EPOCHS = 50
 BATCH = 256
 CONTEXT = 65_536
-"""Maximum number of tokens in a row, for all models, from the guide to supervised fine-tuning."""
+"""Maximum number of tokens in a row for all models, from the guide to supervised fine-tuning."""
 RESERVED = ("model", "training_file", "validation_file", "metadata", "hyperparameters")
-"""Request fields that Orchestrate fills itself. The last one is the retired form of the fields in
-`method`."""
+"""Request fields that Orchestrate fills in. The last one is the retired form of the fields in `method`."""
 
-HOST_DECIDES = "OpenAI chooses the adapter itself and does not publish it; nothing is sent"
+HOST_DECIDES = "not sent, because OpenAI chooses the adapter and does not publish it"
 _NO_RATE = (
-    "OpenAI publishes no base rate, so this rate cannot be converted to a multiplier; use "
+    "OpenAI publishes no base rate, so this rate cannot be converted to a multiplier. Use "
     "learning_rate_multiplier"
 )
 REFUSED: Mapping[str, str] = {
     "learning_rate": _NO_RATE,
-    "batch_tokens": "OpenAI counts batches in examples; use batch_size",
-    "warmup_ratio": "OpenAI sets the warm-up itself",
-    "schedule": "OpenAI sets the learning rate schedule itself",
-    "weight_decay": "OpenAI sets the weight decay itself",
-    "max_grad_norm": "OpenAI clips gradients by its own rule",
+    "batch_tokens": "OpenAI counts batches in examples. Use batch_size",
+    "warmup_ratio": "OpenAI sets the warm-up automatically",
+    "schedule": "OpenAI sets the learning rate schedule automatically",
+    "weight_decay": "OpenAI sets the weight decay automatically",
+    "max_grad_norm": "OpenAI sets gradient clipping automatically",
     "packing": "OpenAI does not publish whether it packs rows",
     "early_stopping": "OpenAI always trains all epochs",
-    "method.normalize_by_length": "OpenAI's DPO only has beta",
-    "method.rpo_alpha": "OpenAI's DPO only has beta",
-    "method.simpo_gamma": "OpenAI's DPO only has beta",
-    "method.samples_per_prompt": "OpenAI sets it through compute_multiplier",
+    "method.normalize_by_length": "OpenAI's DPO has no setting except beta",
+    "method.rpo_alpha": "OpenAI's DPO has no setting except beta",
+    "method.simpo_gamma": "OpenAI's DPO has no setting except beta",
+    "method.samples_per_prompt": "OpenAI sets the number of samples through compute_multiplier",
     "method.kl_beta": "OpenAI does not publish its KL penalty",
-    "adapter.r": "OpenAI chooses the adapter's rank itself and does not publish it",
-    "adapter.alpha": "OpenAI chooses the adapter's scale itself and does not publish it",
-    "adapter.dropout": "OpenAI chooses the adapter's dropout itself and does not publish it",
-    "adapter.targets": "OpenAI chooses the adapted modules itself and does not publish them",
+    "adapter.r": "OpenAI chooses the adapter's rank and does not publish it",
+    "adapter.alpha": "OpenAI chooses the adapter's scale and does not publish it",
+    "adapter.dropout": "OpenAI chooses the adapter's dropout and does not publish it",
+    "adapter.targets": "OpenAI chooses the adapted modules and does not publish them",
 }
 
 
@@ -78,9 +76,9 @@ def _continue(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
         return
     base = _base(tuned)
     if model.model is not None and base is None:
-        rows.refuse("continue_from", "set a tuned model from OpenAI (ft:...), or a run that succeeded")
+        rows.refuse("continue_from", "must be a tuned model from OpenAI (ft:...), or a run that succeeded")
     elif base is not None and base != _base(model.id) and base != model.id:
-        rows.refuse("continue_from", f"it is based on {base}, but the spec's model is {model.id}")
+        rows.refuse("continue_from", f"this model is based on {base}, but the spec's model is {model.id}")
     else:
         rows.keep("continue_from", "model", rule="the tuned model replaces the base model")
 
@@ -112,7 +110,7 @@ def _method(rows: Rows, spec: JobSpec) -> None:
 def _inputs(rows: Rows) -> None:
     rule = "the loss only covers assistant messages"
     if rows.given("method.train_on_inputs") is True:
-        rows.refuse("method.train_on_inputs", f"on OpenAI {rule}")
+        rows.refuse("method.train_on_inputs", f"at OpenAI, {rule}")
     elif rows.given("method.train_on_inputs") is False:
         rows.keep("method.train_on_inputs", None, rule=rule)
     else:
@@ -122,7 +120,7 @@ def _inputs(rows: Rows) -> None:
 def _adapter(rows: Rows, spec: JobSpec) -> None:
     asked = "adapter" in spec.model_fields_set
     if spec.adapter.type == "full":
-        reason = "OpenAI does not let you choose the adapter; use LoRA, the default"
+        reason = "OpenAI does not let you choose the adapter. Use LoRA, the default"
         rows.refuse("adapter.type", reason, instead="lora")
     elif asked:
         rows.map("adapter.type", None, "host decides", HOST_DECIDES, exact=False)
@@ -144,8 +142,8 @@ def _numbers(rows: Rows, spec: JobSpec) -> None:
     rows.offer("learning_rate_multiplier", f"{inside}.learning_rate_multiplier", "auto")
     if spec.batch_size == "max":
         rule = (
-            f"OpenAI chooses it by file size, at most {BATCH}; it has no setting for the largest "
-            "batch that fits"
+            f"OpenAI has no setting for the largest batch that fits. It chooses the size by file size, "
+            f"at most {BATCH}"
         )
         rows.map("batch_size", f"{inside}.batch_size", "auto", rule, exact=False)
     elif (spec.batch_size or 0) > BATCH:
@@ -155,19 +153,19 @@ def _numbers(rows: Rows, spec: JobSpec) -> None:
 
 
 def _checkpoints(rows: Rows, spec: JobSpec) -> None:
-    rule = "one after each epoch; OpenAI keeps the last three"
+    rule = "one after each epoch, of which the last three are kept"
     if spec.checkpoints is None:
         rows.default("checkpoints", None, 3, rule)
     elif spec.epochs is not None and spec.checkpoints == min(3, spec.epochs):
         rows.keep("checkpoints", None, rule=rule)
     else:
-        rows.refuse("checkpoints", f"OpenAI makes {rule}")
+        rows.refuse("checkpoints", f"OpenAI creates {rule}")
 
 
 def _as_always(rows: Rows, spec: JobSpec) -> None:
-    """Settings that OpenAI has no field for, and does as asked where that is what it always does."""
+    """Translate settings for which OpenAI has no field. Keeps a value that matches what it always does."""
     told = {
-        "gradient_accumulation": ("OpenAI splits the batch itself; use batch_size", 1),
+        "gradient_accumulation": ("OpenAI splits batches automatically. Use batch_size", 1),
         "max_seq_length": (f"OpenAI truncates rows at the model's own limit ({CONTEXT:,} tokens)", CONTEXT),
         "evals": ("OpenAI evaluates on its own schedule", 0 if spec.validation is None else None),
     }

@@ -1,4 +1,4 @@
-"""Verifies and parses the host's webhooks."""
+"""Verification and parsing of the host's webhooks."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class _Event(msgspec.Struct):
 
 
 def read(body: str, headers: Mapping[str, str], secret: str) -> Delivery:
-    """Verify and parse a webhook. It is signed by the Standard Webhooks convention, which the SDK checks.
-    Raises `ValueError`."""
+    """Verify and parse a webhook. The SDK checks its signature, which follows the Standard Webhooks
+    convention. Raises `ValueError`."""
     # The client only holds the SDK's check; it sends nothing and needs no real key.
     OpenAI(api_key="unused").webhooks.verify_signature(body, headers, secret=secret)
     event = decoding.decode(body, type=_Event)

@@ -1,5 +1,5 @@
-"""Tinker: training sessions, and jobs that run a recipe over one. Lists of backends for jobs leave it out;
-users ask for it by name."""
+"""Tinker: training sessions, and jobs that run a recipe over a session. Lists of backends for jobs omit it.
+Users request it by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The price of a recipe: the tokens that it trains, reads and samples."""
+"""Price of a recipe, from the tokens that it trains on, reads and samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrate.types import Quote
 
 
 class _Tokens(NamedTuple):
-    """Tokens of one kind: at least, probably, at most."""
+    """Minimum, likely and maximum tokens of one kind."""
 
     least: Decimal
     likely: Decimal
@@ -25,7 +25,7 @@ class _Tokens(NamedTuple):
 
 
 def quote(work: PlannedJob, rates: Mapping[str, Rate | None]) -> Quote:
-    """Quote at these rates: of `session_train`, `session_prefill` and `session_sample`. `None` bills
+    """Quote at the rates of `session_train`, `session_prefill` and `session_sample`. A rate of `None` bills
     nothing."""
     size = measure(work)
     tokens = _tokens(work, size)
@@ -47,7 +47,7 @@ def quote(work: PlannedJob, rates: Mapping[str, Rate | None]) -> Quote:
         least, likely = (f"{share * most:.0f}" for share in ANSWER_SHARE[:2])
         notes.append(f"answers of {likely} tokens ({least} to {most})")
     if not lines:
-        notes.append("a server on this machine bills nothing")
+        notes.append("a server on this machine does not bill")
     return summed(
         provider=work.provider,
         model=work.resolved.name,
@@ -59,7 +59,7 @@ def quote(work: PlannedJob, rates: Mapping[str, Rate | None]) -> Quote:
 
 
 def _tokens(work: PlannedJob, size: JobSize) -> dict[str, _Tokens]:
-    """Rows are cut off after their last trained token, so that fewer tokens may be sent than they have."""
+    """Count the tokens. Rows are cut after their last trained token, so fewer may be sent than they have."""
     method, passes = work.spec.method, size.passes
     read = Decimal(size.validation_tokens * size.evals)
     if isinstance(method, RFT):

@@ -1,4 +1,4 @@
-"""Tinker as a backend: sessions that your own loop drives, and jobs, for which a recipe does."""
+"""Tinker as a backend: sessions that your own loop drives, and jobs that a recipe drives."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 _MISSING: Mapping[Feature, str] = {
-    Feature.KTO: "there is no recipe for KTO",
+    Feature.KTO: "no recipe supports KTO",
     Feature.QLORA: "Tinker trains LoRA adapters",
     Feature.FULL: "Tinker trains LoRA adapters",
     Feature.VISION: "recipes train on text only",
-    Feature.CONTINUE_FROM: "load earlier weights in your own loop with ft.session",
-    Feature.WANDB: "metrics are stored in the run directory; nothing is sent anywhere",
-    Feature.DELETE: "a run's saves stay at Tinker until you delete them there",
-    Feature.DOWNLOAD: "the result is a tinker:// path; Tinker's own command downloads it",
-    Feature.DEPLOY: "Tinker serves the result itself, at its tinker:// path",
-    Feature.CHAT: "sample the result through Tinker's client, at its tinker:// path",
-    Feature.LIVE_PRICE: "Tinker gives no price estimate",
+    Feature.CONTINUE_FROM: "to continue from earlier weights, use your own loop with ft.session",
+    Feature.WANDB: "metrics are stored in the run directory and not sent anywhere",
+    Feature.DELETE: "saves stay at Tinker until you delete them there",
+    Feature.DOWNLOAD: "the result is a tinker:// path. Download it with Tinker's own command",
+    Feature.DEPLOY: "Tinker serves the result at its tinker:// path without a deployment",
+    Feature.CHAT: "use Tinker's client to sample from the result's tinker:// path",
+    Feature.LIVE_PRICE: "Tinker does not estimate prices",
 }
 RATES = tuple(f"session_{kind}" for kind in TOKEN_KINDS)
 """Method names for token prices in `rates.yaml`."""
 SAVED_EVERY_S = 600.0
-"""Seconds between saves that serve only to resume."""
+"""Seconds between saves that are only for resuming."""
 
 
 class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
-    """Runs sessions at the host; their run directories are on this machine. A job is a recipe over a session,
-    which a process on this machine drives."""
+    """Runs sessions at the host, with run directories on this machine. A job is a recipe over a session,
+    driven by a process on this machine."""
 
     profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = frozenset(Feature) - frozenset(_MISSING)
@@ -85,8 +85,8 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
         return self._runs.make(order)
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
-        """Return your own rates from `rates.yaml`, or those of the sandbox. Without them, any other server on
-        this machine costs nothing."""
+        """Return the user's rates from `rates.yaml`, or those of the sandbox. Without rates, a server on this
+        machine costs nothing."""
         found = self._rates(order, rates)
         train, prefill, sample = [Decimal(0) if rate is None else rate.usd for rate in found.values()]
         source = next((rate.source for rate in found.values() if rate is not None), "")
@@ -98,8 +98,8 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
         )
 
     def _rates(self, order: SessionOrder, rates: RateBook) -> dict[str, Rate | None]:
-        """Return the rate of each method, or `None` for all of them where nothing is billed. Raises
-        `UsageError` where one is unknown."""
+        """Return the rate of each method, or `None` for all of them if nothing is billed. Raises `UsageError`
+        if some are unknown."""
         found = {method: self._rate(method, order, rates) for method in RATES}
         unknown = [method for method, rate in found.items() if rate is None]
         if unknown and not (self.config.near and len(unknown) == len(RATES)):
@@ -118,7 +118,7 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
     def open_session(self, order: SessionOrder) -> SessionBackend:
         self._require_client()
         if order.options:
-            raise UsageError(f"a session at {self.name} has no options (got {', '.join(order.options)})")
+            raise UsageError(f"{self.name} sessions have no options (got {', '.join(order.options)})")
         key = self.config.require_key().reveal()
         return TinkerSession(order, base_url=self.config.base_url, api_key=key)
 
@@ -145,7 +145,8 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
         *,
         gpu_hours: Decimal | None = None,
     ) -> Quote:
-        """Quote the tokens that the recipe sends and samples, at your own rates, or those of the sandbox."""
+        """Quote the tokens that the recipe sends and samples, at the user's rates, or those of the
+        sandbox."""
         del gpu_hours
         for setting in translation.refused:
             if setting.name in offline.NO_QUOTE:
@@ -156,18 +157,18 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
         try:
             return quoting.quote(work, self._rates(order, rates))
         except UsageError as error:
-            told = f"{error.message}; set it with {error.fix}"
+            told = f"{error.message}. To set it: {error.fix}"
             return Quote(provider=self.name, model=translation.model, unavailable=told)
 
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
-        """Write the rows to this machine's folder, from where the recipe reads them."""
+        """Write the rows to a folder on this machine, from which the recipe reads them."""
         return rundirs.written_rows(self._home / "data", self.name, self.target, data, progress)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         """Create the run directory named `ref`, and start the process that drives the session. A second call
-        with the ref finds it and starts nothing."""
+        with the same ref finds the directory and starts nothing."""
         self._require_client()
         body = settings.body(translation)
         order = SessionOrder(
@@ -189,7 +190,7 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
         there = run.job()
         if (there.spec, there.dataset_digest) != (order.spec, remote.digest):
             raise Conflict(
-                self.name, f"{run.path} belongs to another job", fix="submit again: a new run gets a new ref"
+                self.name, f"{run.path} belongs to another job", fix="submit again. A new run gets a new ref"
             )
         if not run.had_worker():
             launching.start_worker(run, self._drive)
@@ -203,8 +204,8 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
         run = self._runs.dir(job)
         if not run.job().train:
             raise UsageError(
-                f"{run.ref} is a training session: your own loop continues it",
-                fix=f'with ft.session(resume="{run.ref}") as s: ...',
+                f"{run.ref} is a training session, so only your own loop can continue it",
+                fix=f'use: with ft.session(resume="{run.ref}") as s: ...',
             )
         launching.resume(run, lambda one: launching.start_worker(one, self._drive))
 

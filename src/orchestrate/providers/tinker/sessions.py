@@ -1,4 +1,4 @@
-"""Training sessions at Tinker, or at a server that speaks its interface, through its official client."""
+"""Training sessions at Tinker, or at a server with Tinker's interface, using its official client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from orchestrate.providers.sessions import ClientSession, SessionOrder, client_error, sampled
 
 CLOSE_S = 10.0
-"""Seconds to wait until the host has ended a session. It bills nothing by itself, and expires there."""
+"""Seconds to wait for the host to end a session. An open session bills nothing and expires at the host."""
 
 
 class TinkerSession(ClientSession):
@@ -54,7 +54,8 @@ class TinkerSession(ClientSession):
         )
 
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
-        """Create another model at the host, because its client can't load into an existing one."""
+        """Create a new model at the host from the saved state, because its client can't load into an existing
+        one."""
         made = (
             self._service.create_training_client_from_state_with_optimizer
             if optimizer

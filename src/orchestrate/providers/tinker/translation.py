@@ -1,4 +1,5 @@
-"""Translates a spec for a recipe over a session at Tinker. What sessions don't have is rejected."""
+"""Translation of a spec for a recipe over a session at Tinker. Settings that sessions don't have are
+rejected."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from orchestrate.spec import RFT, JobSpec
 from orchestrate.types import Translation
 
 RANK, ALPHA = 32, 32
-"""The rank where the spec names none, and the alpha of every adapter: with it, one learning rate suits all
+"""Rank if the spec names none, and alpha of every adapter. With a fixed alpha, one learning rate suits all
 ranks (Thinking Machines, "LoRA Without Regret", 2025)."""
 BATCH, EPOCHS = 16, 3
 OPTIONS: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
@@ -25,32 +26,32 @@ OPTIONS: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
     "grader_seconds": ("hyper.grader_seconds", (int, float)),
     "recovery_seconds": ("hyper.recovery_seconds", (int, float)),
 }
-"""`provider_options.tinker`: where each is written, and its type."""
+"""Options in `provider_options.tinker`: the path in the body and the type of each."""
 RFT_ONLY = ("objective", "max_new_tokens", "grader_seconds")
 _WITHOUT: Mapping[str, str] = {
     "adapter.dropout": "adapters at Tinker have no dropout",
     "adapter.targets": "Tinker adapts all linear layers",
     "adapter.dora": "Tinker has no DoRA",
-    "adapter.rslora": "the scale of an adapter is fixed there",
-    "batch_tokens": "batches are counted in examples here: use batch_size",
+    "adapter.rslora": "the scale of an adapter is fixed at Tinker",
+    "batch_tokens": "recipes count batches in examples. Use batch_size",
     "chat_template": "rows are rendered with the model's own template",
     "chat_template_kwargs": "rows are rendered with the model's own template",
-    "continue_from": "load earlier weights in a loop of your own, through ft.session",
-    "early_stopping": "the recipe runs all steps; its metrics show when to cancel it",
-    "keep_best": "the recipe gives the weights of the last step",
-    "gradient_accumulation": "Tinker splits a batch as it needs",
-    "learning_rate_multiplier": "there is no base rate to multiply: set learning_rate",
+    "continue_from": "to continue from earlier weights, use your own loop with ft.session",
+    "early_stopping": "the recipe runs all steps. Watch its metrics and cancel it yourself",
+    "keep_best": "the recipe returns the weights of the last step",
+    "gradient_accumulation": "Tinker splits batches automatically",
+    "learning_rate_multiplier": "Tinker has no base rate to multiply. Set learning_rate",
     "method.compute_multiplier": "samples_per_prompt sets the amount of exploration",
-    "method.kl_beta": "it needs the initial model beside the trained one, which a session does not have",
+    "method.kl_beta": "needs the initial model next to the trained one, which a session does not have",
     "method.reasoning_effort": "open models have no such training setting",
     "optimizer.momentum": "sessions train with AdamW, whose momentum is betas",
-    "packing": "Tinker batches rows itself",
-    "wandb": "metrics are kept in the run directory; nothing is sent anywhere",
+    "packing": "Tinker batches rows automatically",
+    "wandb": "metrics are stored in the run directory and not sent anywhere",
 }
 
 
 def translate(spec: JobSpec, provider: str, options: Mapping[str, Any]) -> Translation:
-    """Translate a spec into what the job sends. `options`: those of the host's configuration."""
+    """Translate a spec for Tinker. `options` are those of the host's configuration."""
     own = {**spec.provider_options.get(PROFILE.kind, {}), **spec.provider_options.get(provider, {})}
     without = {k: v for k, v in spec.provider_options.items() if k not in (PROFILE.kind, provider)}
     rows = Rows(provider, spec.model_copy(update={"provider_options": without}))
@@ -80,21 +81,26 @@ def _method(rows: Rows, spec: JobSpec, *, code: bool) -> None:
         if reason := grading.refusal(method.grader, allow_code=code):
             rows.refuse("method.grader", reason)
         else:
-            rows.keep("method.grader", "method.grader", method.grader, rule="it grades on this machine")
+            rows.keep("method.grader", "method.grader", method.grader, rule="the grader runs on this machine")
             rows.send("hyper.run_grader_code", grading.runs_code(method.grader))
         if method.samples_per_prompt == 1:
-            rows.refuse("method.samples_per_prompt", "answers are compared with each other: at least 2")
+            rows.refuse(
+                "method.samples_per_prompt",
+                "must be at least 2, because answers are compared with each other",
+            )
         else:
             rule = "answers sampled per prompt and epoch"
             rows.offer("method.samples_per_prompt", "method.samples_per_prompt", DEFAULT_SAMPLES, rule)
     elif method.type == "sft":
-        rows.offer("method.train_on_inputs", "method.train_on_inputs", False, "only the assistant's tokens")
-        rule = "answers are trained as the model's chat template renders them, with or without reasoning"
+        rows.offer(
+            "method.train_on_inputs", "method.train_on_inputs", False, "loss only on the assistant's tokens"
+        )
+        rule = "answers are rendered by the model's chat template, with or without reasoning"
         rows.offer("method.earlier_thinking", "method.earlier_thinking", "train", rule)
         rows.offer("method.ignore_empty_think", "method.ignore_empty_think", False)
         rows.offer("method.train_on", "method.train_on", "all", "every assistant message")
     elif method.loss == "kto":
-        rows.refuse("method.loss", f"there is no recipe for KTO. {UNPAIRED}", instead="dpo")
+        rows.refuse("method.loss", f"no recipe supports KTO. {UNPAIRED}", instead="dpo")
         rows.refuse_if_asked({f"method.{one}": "part of KTO" for one in KTO_ONLY})
     else:
         rows.offer("method.loss", "method.loss", "dpo")
@@ -117,17 +123,17 @@ def _adapter(rows: Rows, spec: JobSpec) -> None:
         rows.keep("adapter.r", "lora.rank")
     alpha = rows.given("adapter.alpha")
     if alpha is None:
-        rows.default("adapter.alpha", None, ALPHA, "fixed, whatever the rank")
+        rows.default("adapter.alpha", None, ALPHA, "the same for all ranks")
     elif alpha == ALPHA:
-        rows.keep("adapter.alpha", None, rule="always the case there")
+        rows.keep("adapter.alpha", None, rule="always so at Tinker")
     else:
-        rows.refuse("adapter.alpha", f"it is {ALPHA} at Tinker, whatever the rank", instead=ALPHA)
+        rows.refuse("adapter.alpha", f"alpha is always {ALPHA} at Tinker", instead=ALPHA)
 
 
 def _steps(rows: Rows, spec: JobSpec) -> None:
     if spec.max_steps is not None and spec.epochs is None:
         rows.keep("max_steps", "hyper.max_steps")
-        rows.default("epochs", None, None, "as many as max_steps needs")
+        rows.default("epochs", None, None, "as many as max_steps requires")
         rows.send("hyper.epochs", None)
     else:
         if spec.max_steps is not None:
@@ -139,7 +145,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         if needless and (rows.given(steps) is not None or rows.given(number)):
             rows.refuse(steps if rows.given(steps) is not None else number, "there is no validation data")
         elif rows.given(steps) is not None:
-            rows.keep(steps, f"hyper.{steps}", rule="and after the last step")
+            rows.keep(steps, f"hyper.{steps}", rule="also after the last step")
         elif not needless or rows.given(number) is not None:
             rows.offer(number, f"hyper.{number}", epochs, "one per epoch")
 
@@ -154,14 +160,16 @@ def _optimizer(rows: Rows, spec: JobSpec) -> None:
             if rows.given(f"optimizer.{name}") is not None:
                 rows.keep(f"optimizer.{name}", f"hyper.{name}")
     else:
-        rows.refuse("optimizer", "sessions train with AdamW", instead="adamw")
+        rows.refuse("optimizer", "sessions train only with AdamW", instead="adamw")
     if spec.learning_rate is not None:
         rows.keep("learning_rate", "hyper.learning_rate")
     else:
         base = LEARNING_RATES[spec.method.type]
-        rows.default("learning_rate", "hyper.learning_rate", base, "as on this machine", send=True)
+        rows.default(
+            "learning_rate", "hyper.learning_rate", base, "the same as for local training", send=True
+        )
     if spec.batch_size == "max":
-        rows.refuse("batch_size", "there is no maximum batch size: set a number of examples")
+        rows.refuse("batch_size", "Tinker has no maximum batch size. Set a number of examples")
     else:
         rows.offer("batch_size", "hyper.batch_size", BATCH)
     rows.offer("schedule", "hyper.schedule", "cosine")
@@ -178,9 +186,9 @@ def _optimizer(rows: Rows, spec: JobSpec) -> None:
 
 
 def _data(rows: Rows, spec: JobSpec, context: int | None) -> None:
-    rows.train("read on this machine; each batch is sent as token ids")
+    rows.train("read on this machine and sent batch by batch as token ids")
     if spec.validation is not None:
-        rows.keep("validation", None, rule="read on this machine, sent as token ids")
+        rows.keep("validation", None, rule="read on this machine and sent as token ids")
     if spec.max_seq_length is not None or context is None:
         rows.offer("max_seq_length", "hyper.max_seq_length", None, "the host's limit")
     else:
@@ -188,22 +196,22 @@ def _data(rows: Rows, spec: JobSpec, context: int | None) -> None:
     if spec.method.type != "rft":
         rows.offer("truncation", "hyper.truncation", "right", "longer rows are truncated at the end")
     elif spec.truncation is not None and spec.truncation != "drop":
-        rows.refuse("truncation", "prompts that leave no room for an answer are dropped: set drop")
+        rows.refuse("truncation", "prompts that leave no room for an answer are always dropped. Set drop")
     elif spec.truncation is not None:
-        rows.keep("truncation", None, rule="always the case for prompts")
+        rows.keep("truncation", None, rule="always on for prompts")
     if spec.suffix is not None:
-        rows.keep("suffix", None, rule="stored with the run; the result is a tinker:// path")
+        rows.keep("suffix", None, rule="stored with the run, because the result is a tinker:// path")
 
 
 def _option(rows: Rows, spec: JobSpec, key: str, value: Any) -> None:
     name = f"provider_options.{key}"
     wire, kind = OPTIONS.get(key, ("", object))
     if not wire:
-        rows.refuse(name, f"sessions at Tinker have no such option; they have {', '.join(sorted(OPTIONS))}")
+        rows.refuse(name, f"Tinker sessions have no such option. Available: {', '.join(sorted(OPTIONS))}")
     elif not isinstance(value, kind) or isinstance(value, bool):
         rows.refuse(name, f"must be a {'text' if kind is str else 'number'}, got {value!r}")
     elif key in RFT_ONLY and spec.method.type != "rft":
-        rows.refuse(name, "only for reinforcement fine-tuning: no answers are sampled otherwise")
+        rows.refuse(name, "only for RFT, because other methods sample no answers")
     elif key == "objective" and value not in OBJECTIVES:
         rows.refuse(name, f"must be one of {', '.join(OBJECTIVES)}, got {value!r}")
     elif kind is not str and float(value) <= 0:
@@ -213,5 +221,5 @@ def _option(rows: Rows, spec: JobSpec, key: str, value: Any) -> None:
 
 
 def most_new_tokens(body: Mapping[str, Any]) -> int:
-    """Return the maximum tokens of a sampled answer."""
+    """Return the maximum number of tokens in a sampled answer."""
     return int(body.get("hyper", {}).get("max_new_tokens", Hyper().max_new_tokens))
