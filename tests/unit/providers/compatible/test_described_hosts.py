@@ -339,7 +339,7 @@ def test_the_end_of_a_model_is_its_own(tmp_path: Path, train: str) -> None:
     assert model is not None
     assert (model.shutdown, model.no_new_jobs_after) == (date(2027, 10, 14), date(2027, 4, 14))
     gated = profile("azure").gated(date(2026, 11, 26))
-    assert gated is not None and "had not tuned gpt-4.1 before" in gated
+    assert gated is not None and "had not fine-tuned gpt-4.1 before" in gated
 
 
 # -- deployments -----------------------------------------------------------------------------------------
