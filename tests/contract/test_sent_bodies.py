@@ -173,7 +173,7 @@ def test_each_field_of_an_sdk_can_be_had(
         spec = hosted.spec(files, method, provider_options={hosted.name: value})
         row = {s.name: s for s in provider.translate(spec).settings}[f"provider_options.{field}"]
         if row.outcome is Outcome.REFUSED:
-            why = "Orchestrate sets this|spec already sends|in the spec instead, or"
+            why = "Orchestrate sets this|spec already sets|in the spec instead, or"
             assert row.rule and re.search(why, row.rule), field
         else:
             assert (row.outcome, row.authority) == (Outcome.KEPT, Authority.SDK), field

@@ -135,7 +135,7 @@ class Place(ABC):
     """A place that runs workers. All attempts of a run share one ref."""
 
     away: bool = True
-    """True if a worker uses another disk than this machine."""
+    """True if a worker has its own disk, not that of this machine."""
 
     groups: bool = False
     """True if a run's processes may be spread over several machines."""

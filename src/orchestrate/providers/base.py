@@ -131,7 +131,7 @@ class Provider(ABC):
     def __init__(self, config: HostConfig) -> None:
         self.config = config
         self.name = config.name
-        """The profile's kind, or the configured name of a further instance of a host."""
+        """The profile's kind, or the configured name of an additional instance of a host."""
 
     def __init_subclass__(cls, **more: object) -> None:
         """Raise `TypeError` if a backend's `features` don't match the classes that it inherits from."""
@@ -441,7 +441,7 @@ class PlansTraining(Provider):
 
     @abstractmethod
     def device(self) -> str:
-        """Return the device by whose hours a job is billed: a GPU's name, or `cpu`."""
+        """Return the device whose hours are billed: a GPU's name, or `cpu`."""
 
 
 class EstimatesPrice(Provider):
@@ -588,11 +588,14 @@ FEATURES: Mapping[Feature, type[Provider]] = {
 """Features with their own methods. The others describe what a spec and its rows may contain, or belong to
 `Provider`."""
 _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
-    ShowsRows: ("rendered rows", "it does not show how it tokenizes rows"),
-    HandsOutFiles: ("data files", "it does not offer its jobs' files for download"),
-    ListsStored: ("list of stored files", "its API does not list or delete stored files and models"),
-    ListsModels: ("list of models", "its API does not list the models it can fine-tune"),
-    Sessions: ("training sessions", 'it has no built-in client for them. Use ft.session(provider="local")'),
+    ShowsRows: ("rendered rows", "this backend does not show how it tokenizes rows"),
+    HandsOutFiles: ("data files", "this backend does not offer data files for download"),
+    ListsStored: (
+        "list of stored files",
+        "this backend's API does not list or delete stored files and models",
+    ),
+    ListsModels: ("list of models", "this backend's API does not list the models it can fine-tune"),
+    Sessions: ("training sessions", 'no built-in client supports them. Use ft.session(provider="local")'),
     TakesAdapters: ("uploaded adapters", "{title} only serves models that it trained"),
 }
 """Capabilities that are not features: name and reason for the error message."""

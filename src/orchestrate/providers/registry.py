@@ -136,5 +136,5 @@ def format_of(settings: Settings, name: str) -> RowTarget:
     if name not in (backends := known(settings)):
         there = [*backends, *FORMATS]
         why = f"Orchestrate can read {name} but not write it" if name in BY_NAME else f"no format {name!r}"
-        raise UsageError(f"{why}{meant(name, there)}; rows can be written as: {', '.join(there)}")
+        raise UsageError(f"{why}{meant(name, there)}. Available formats: {', '.join(there)}")
     return targets(settings, name)[0]

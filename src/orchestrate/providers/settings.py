@@ -235,7 +235,7 @@ class Rows:
                     send=False,
                 )
             elif present is not None and present != leaf:
-                reason = f"the spec already sends {present!r} there"
+                reason = f"the spec already sets this field to {present!r}"
                 self._put(name, Outcome.REFUSED, None, path, reason, asked=leaf, send=False)
             elif present is None and (setting := self._setting_of(path)) and setting.sent != leaf:
                 # Past the setting, quotes and plans would count with the host's default.

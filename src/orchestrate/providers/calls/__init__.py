@@ -183,7 +183,7 @@ class CutShort(Unreadable):
     complete."""
 
     def __init__(self) -> None:
-        super().__init__("it ended before the model had finished")
+        super().__init__("the stream ended before the model had finished")
 
 
 def payload(answer: object) -> dict[str, Any]:

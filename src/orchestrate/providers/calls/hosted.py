@@ -262,10 +262,10 @@ def _wrong(error: BaseException) -> str:
     if isinstance(error, Unreadable):
         return _short(str(error))
     if isinstance(error, json.JSONDecodeError):
-        return f"it is not JSON: {_short(str(error))}"
+        return f"not JSON: {_short(str(error))}"
     # What an SDK stumbles over speaks of its own insides.
     said = "" if isinstance(error, AttributeError | TypeError | LookupError) else _short(str(error))
-    return "it does not match the API's schema" + (f": {said}" if said else "")
+    return "mismatch with the API's schema" + (f": {said}" if said else "")
 
 
 def status_of(error: BaseException) -> int | None:

@@ -365,7 +365,7 @@ def features_of(told: Described, name: str) -> tuple[frozenset[Feature], dict[Fe
     if lacking := sorted(set(known) - have - reasons):
         raise ConfigError(f"{name}: {lacking[0]} must be in features or, with a reason, in missing")
     if (Feature.DEPLOY.value in have) != (told.deployment is not None):
-        raise ConfigError(f"{name}: list the feature deploy if and only if there is a deployment table")
+        raise ConfigError(f"{name}: the feature deploy and the table deployment need each other")
     methods = {word for word in ("sft", "dpo", "rft") if word in have}
     if methods != set(told.methods):
         raise ConfigError(

@@ -400,7 +400,7 @@ class FireworksAdapters(adapters.Adapters):
         not exist."""
         found = self.find(id)
         if found is None:
-            raise NotFound(self._wire.provider, f"there is no adapter {id}", status=404)
+            raise NotFound(self._wire.provider, f"adapter {id} does not exist", status=404)
         base = table(found.get("peftDetails")).get("baseModel")
         # A job's state; a model that is not ready has no endpoint either.
         state = "JOB_STATE_COMPLETED" if found.get("state") == MODEL_READY else "JOB_STATE_RUNNING"
@@ -467,5 +467,5 @@ class FireworksAdapters(adapters.Adapters):
             what=f"the adapter {id}",
             sleep=self._sleep,
             within_s=MODEL_WAIT_S,
-            fix="deploy again later; Orchestrate reuses the uploaded files",
+            fix="deploy again later. Orchestrate reuses the uploaded files",
         )

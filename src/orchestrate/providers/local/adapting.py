@@ -186,7 +186,7 @@ _EXPANDED = {
     "lora": "expanded to 16 bits",
     "full": "expanded to 32 bits",
 }
-"""Describes how stored low-precision weights are loaded, by adapter type."""
+"""Loaded form of stored low-precision weights, by adapter type."""
 
 
 def adapter(rows: Rows, spec: JobSpec, model: str) -> None:

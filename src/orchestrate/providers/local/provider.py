@@ -246,7 +246,7 @@ class LocalProvider(
         died = deaths(run, max(state.attempt, self.place.starts(run)))
         if died >= MOST_RESTARTS:
             last = last_words(run)
-            told = f"the worker crashed {count(died, 'time')} without a newer checkpoint{last}; see {run.log}"
+            told = f"the worker crashed {count(died, 'time')} without a newer checkpoint{last}. See {run.log}"
             self._settle(run, "failed", error=JobError(code="worker_died", message=told))
             return False
         return self._restart(run)

@@ -44,7 +44,7 @@ _WITHOUT: Mapping[str, str] = {
     "method.compute_multiplier": "samples_per_prompt sets the amount of exploration",
     "method.kl_beta": "needs the initial model next to the trained one, which a session does not have",
     "method.reasoning_effort": "open models have no such training setting",
-    "optimizer.momentum": "sessions train with AdamW, whose momentum is betas",
+    "optimizer.momentum": "sessions train with AdamW. Set betas instead of momentum",
     "packing": "Tinker batches rows automatically",
     "wandb": "metrics are stored in the run directory and not sent anywhere",
 }

@@ -102,7 +102,7 @@ def bills(size: JobSize, rate: Rate) -> Lines:
     from orchestrate.costing.size import Lines
 
     epochs, evals = text.count(size.epochs, "epoch"), text.count(size.evals, "evaluation")
-    notes = [f"{epochs} and {evals}; masked tokens are billed"]
+    notes = [f"{epochs} and {evals}, including masked tokens"]
     open_end = size.uncounted
     per_epoch, least, most = size.train_tokens, size.train_least, size.train_most
     evaluated_most = size.validation_most

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 BAD = ("FAILED", "INVALID_FORMAT")
 DONE = ("COMPLETED", None)
-"""Statuses of a file that is ready. `None`: the file was not validated, because it is older than
-validation."""
+"""Statuses of a ready file. `None` for files from before Together validated uploads."""
 WAIT_S = 1800.0
 
 

@@ -1,8 +1,8 @@
 """Training sessions at Together, using its official client.
 
 Machines are created with the client's own methods, without retries (see `machines`). Operations use its
-`SessionClient`, which adds an idempotency key to each, so the host carries it out once however often it is
-sent. One thread per session sends them in order."""
+`SessionClient`, which adds an idempotency key to each, so the host runs an operation only once even if it is
+resent. One thread per session sends them in order."""
 
 from __future__ import annotations
 

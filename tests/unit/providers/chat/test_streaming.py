@@ -107,7 +107,7 @@ def test_a_host_that_is_down_is_one_without_a_stream_too(host: tuple[str, list[d
 @pytest.mark.parametrize("model", ["cut", "silent"])
 def test_a_stream_that_ends_early_is_no_answer(host: tuple[str, list[dict[str, Any]]], model: str) -> None:
     """Half an answer would be kept as the model's own, and never asked for again."""
-    with pytest.raises(UnexpectedAnswer, match="it ended before the model had finished"):
+    with pytest.raises(UnexpectedAnswer, match="the stream ended before the model had finished"):
         asked(host[0], model)[0].ask(QUESTION)
 
 
