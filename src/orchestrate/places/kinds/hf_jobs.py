@@ -242,7 +242,7 @@ class HfJobs(AwayPlace):
         except HfHubHTTPError as error:
             status = error.response.status_code
             if (status >= 500 or status == TIMED_OUT) and unknown is not None:
-                raise OutcomeUnknown(self.name, unknown, f"it returned {status}") from error
+                raise OutcomeUnknown(self.name, unknown, f"the host returned {status}") from error
             kind = REFUSALS.get(status, HostUnavailable if status >= 500 else InvalidRequest)
             raise kind(self.name, f"{error.server_message or error}", status=status) from error
         except ProviderError:

@@ -27,7 +27,7 @@ class ErrorResponse(Exception):
     """A request that got an error response. The client's own error would drop its status."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"it returned {status}: {text}")
+        super().__init__(f"Anyscale returned {status}: {text}")
         self.status, self.text = status, text
 
 
