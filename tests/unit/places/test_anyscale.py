@@ -305,7 +305,7 @@ def test_what_would_lead_elsewhere_is_refused(
     with pytest.raises(ConfigError, match="would send the current folder"):
         found.require()
     monkeypatch.delenv("ANYSCALE_EXPERIMENTAL_WORKSPACE_ID")
-    with pytest.raises(ConfigError, match=r"options\.instance is not set"):
+    with pytest.raises(ConfigError, match=r"options\.instance .* is not set"):
         provider(console, tmp_path, instance="").place.require()
 
 

@@ -124,7 +124,7 @@ def test_the_price_after_the_start_is_the_clouds_own_word(
     state.newest(**there, cloud="Vast", region="US", resources="1x[H100:1]")
     state.put(vast=[{"label": "other", "dph_total": 9.0}, {"label": "orc-0123-7-head", "dph_total": 2.22}])
     told = found.paid(REF)
-    assert told and told.usd_per_hour == Decimal("2.22") and "own word" in told.source
+    assert told and told.usd_per_hour == Decimal("2.22") and "price reported by" in told.source
     state.put(vast=[])
     told = found.paid(REF)
     assert told and told.usd_per_hour == Decimal("0.8") and "catalog" in told.source

@@ -213,7 +213,7 @@ def test_a_trainer_has_the_same_losses_and_is_asked_for_once(ft: Orchestrator, s
         assert [*trained(s), s.forward_backward(policy_rows(), "ppo").loss] == pytest.approx(plain, rel=1e-5)
         assert len(up(sandbox)) == 1 and not ft.orphans(sandbox=True).orphans
         assert ft.spending(sandbox=True, offline=True).total.committed_usd == before + 25
-        with pytest.raises(UsageError, match="draws no samples"):
+        with pytest.raises(UsageError, match="cannot sample"):
             s.sample(IDS[:4], 1, {"max_tokens": 4})
     sent = [one for one in sandbox.requests("fireworks", method="POST") if "rlorTrainerJobs" in one["path"]]
     ids = {one["query"] for one in sent if one["path"].endswith("rlorTrainerJobs")}

@@ -195,7 +195,7 @@ def test_what_differs_from_it_is_refused(earlier: Path, adapter: dict[str, Any],
 
 def test_what_cannot_be_gone_on_from_is_refused(earlier: Path, tmp_path: Path) -> None:
     full = planned({"type": "full"}, continue_from=str(earlier))["continue_from"]
-    assert full.outcome is Outcome.REFUSED and "all weights" in str(full.rule)
+    assert full.outcome is Outcome.REFUSED and "full fine-tuning" in str(full.rule)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     other = planned({"type": "lora"}, continue_from=str(tmp_path))["continue_from"]
     assert other.outcome is Outcome.REFUSED and "IA3" in str(other.rule)

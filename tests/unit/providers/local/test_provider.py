@@ -144,7 +144,7 @@ def test_reinforcement_by_default() -> None:
             "provider_options.micro_batch",
             {"type": "sft"},
             {"gradient_accumulation": 4, "options": {"micro_batch": 1}},
-            "the spec also sets gradient_accumulation: 4; remove one of the two",
+            "the spec also sets gradient_accumulation: 4. Remove one of the two",
         ),
         ("max_seq_length", rft(), {"max_seq_length": 256}, "256 tokens, which leaves no room"),
         ("provider_options.max_new_tokens", rft(), {"options": {"max_new_tokens": 0}}, "at least 1"),
