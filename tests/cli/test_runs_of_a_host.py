@@ -81,7 +81,7 @@ def test_a_run_shows_the_rows_that_its_host_trained_on(cli: Cli, project: Path, 
     assert row["row"] == 2 and "a1" in said and "q1" not in said
     assert cli("submit", "-p", "openai", "--yes", "--watch", cwd=project, **host).code == 0
     none = cli("data", "preview", "last", **host)
-    assert none.code == 2 and "this backend does not show how it tokenizes rows" in none.err
+    assert none.code == 2 and "the backend does not show how it tokenizes rows" in none.err
     assert "--model" in cli("data", "preview", "train.jsonl", cwd=project).err
 
 

@@ -3,11 +3,9 @@
 A backend is a `Profile` and the class that it names. It holds a client but never job state: everything about
 a job comes from the host or from the arguments. Methods are synchronous. `AsyncOrchestrator` wraps them.
 
-`Provider` holds what every backend supports. Each optional capability is a class below (`Deploys`, `Pauses`,
-...), and a backend inherits from those that it implements. Callers check with `isinstance`, or with
-`capability`, which raises `Unsupported` with the backend's reason. `FEATURES` maps features to classes.
-
-Methods raise `ProviderError` (mapped from the host's status and code, never from a message), `MissingKey` or
+Each optional capability is a class below (`Deploys`, `Pauses`, ...), and a backend inherits from those that
+it implements. Callers check with `isinstance` or `capability`. `FEATURES` maps features to classes. Methods
+raise `ProviderError` (mapped from the host's status and code, never from a message), `MissingKey` or
 `MissingExtra`. Only `create` and `deploy` also raise `OutcomeUnknown`."""
 
 from __future__ import annotations
@@ -117,16 +115,14 @@ class Provider(ABC):
     missing: ClassVar[Mapping[Feature, str]]
     """The reason for each feature of `Feature` that is not in `features`."""
     sends_wandb_key: ClassVar[bool] = True
-    """True if W&B logging, where supported, needs a key from this machine. If False, the host's account has
-    one."""
+    """True if W&B logging, where supported, needs a key from this machine."""
     renders_rows: ClassVar[bool] = False
     """True if training renders rows with the same chat template that is used to count tokens here, so the
     counts are exact."""
     own_rates: ClassVar[tuple[str, ...]] = ()
     """Rate methods that this backend's quotes use instead of the default ones."""
     status_map: ClassVar[Mapping[str, JobStatus]]
-    """Maps the host's job statuses to `JobStatus`. An unlisted one becomes `UNKNOWN`, which is not
-    terminal."""
+    """Maps the host's job statuses to `JobStatus`. Unlisted ones are `UNKNOWN`, which is not terminal."""
 
     def __init__(self, config: HostConfig) -> None:
         self.config = config
@@ -142,12 +138,8 @@ class Provider(ABC):
             return
         for feature, part in FEATURES.items():
             if (feature in cls.features) != issubclass(cls, part):
-                why = (
-                    f"lists the feature {feature.value} but does not inherit from {part.__name__}"
-                    if feature in cls.features
-                    else f"inherits from {part.__name__} but does not list the feature {feature.value}"
-                )
-                raise TypeError(f"{cls.__name__} {why}")
+                both = f"list the feature {feature.value} and inherit from {part.__name__}"
+                raise TypeError(f"{cls.__name__} must {both}, or neither")
 
     # -- offline -------------------------------------------------------------------------------------------
 
@@ -285,9 +277,8 @@ class Provider(ABC):
             raise lacking(self, feature)
 
     def ended(self, today: date) -> Mapping[Feature, str]:
-        """Return training methods that the host's API still offers although the catalog has no model left for
-        them, each with the reason. Empty for additional instances of a host's kind, which have their own
-        models."""
+        """Return training methods that the API still offers although the catalog has no model left for them,
+        each with the reason. Empty for additional instances of a host's kind."""
         from orchestrate import catalog
 
         if self.name != self.kind or self.sandbox:
@@ -392,8 +383,7 @@ class Recalls(Provider):
 
     @abstractmethod
     def asked_for(self, job: Job) -> Told:
-        """Return the settings of a job that was created outside this store, as far as the response shows
-        them."""
+        """Return the settings of a job created outside this store, as far as the response shows them."""
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
         """List jobs like `list`, with everything needed to rebuild a lost store. Includes jobs that no file
@@ -545,8 +535,7 @@ class AnswersHere(Provider):
 
 
 class Sessions(Provider):
-    """Backend that trains a model step by step. The caller's process writes the run directory that `get` and
-    similar methods read."""
+    """Backend that trains step by step. The caller's process writes the run directory."""
 
     child: Callable[[], tuple[Path | None, dict[str, str]]] | None = None
     """Returns the folder and environment of a process with the same settings, which runs the session of a
@@ -588,13 +577,10 @@ FEATURES: Mapping[Feature, type[Provider]] = {
 """Features with their own methods. The others describe what a spec and its rows may contain, or belong to
 `Provider`."""
 _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
-    ShowsRows: ("rendered rows", "this backend does not show how it tokenizes rows"),
-    HandsOutFiles: ("data files", "this backend does not offer data files for download"),
-    ListsStored: (
-        "list of stored files",
-        "this backend's API does not list or delete stored files and models",
-    ),
-    ListsModels: ("list of models", "this backend's API does not list the models it can fine-tune"),
+    ShowsRows: ("rendered rows", "the backend does not show how it tokenizes rows"),
+    HandsOutFiles: ("data files", "the backend does not offer data files for download"),
+    ListsStored: ("list of stored files", "the API does not list or delete stored files and models"),
+    ListsModels: ("list of models", "the API does not list the models it can fine-tune"),
     Sessions: ("training sessions", 'no built-in client supports them. Use ft.session(provider="local")'),
     TakesAdapters: ("uploaded adapters", "{title} only serves models that it trained"),
 }
@@ -620,8 +606,7 @@ def pausing(run: Run) -> type[Pauses] | type[Sessions]:
 
 
 def lookup(provider: Provider, spec: JobSpec) -> Lookup:
-    """Return the lookup of the rates that a quote needs. Raises `SpecError` for a model that the backend does
-    not know."""
+    """Return the rate lookup of a quote. Raises `SpecError` for a model that the backend does not know."""
     from orchestrate import costing
 
     resolved = provider.resolve(spec)

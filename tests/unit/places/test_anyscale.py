@@ -302,7 +302,7 @@ def test_what_would_lead_elsewhere_is_refused(
     monkeypatch.setenv("ANYSCALE_HOST", f"{console.url}/")
     assert found.find(REF) == []
     monkeypatch.setenv("ANYSCALE_EXPERIMENTAL_WORKSPACE_ID", "expwrk_1")
-    with pytest.raises(ConfigError, match="would send the current folder"):
+    with pytest.raises(ConfigError, match="send the current folder"):
         found.require()
     monkeypatch.delenv("ANYSCALE_EXPERIMENTAL_WORKSPACE_ID")
     with pytest.raises(ConfigError, match=r"options\.instance .* is not set"):

@@ -167,7 +167,7 @@ class Machines(RentedMachines):
         return plain(self._wire.read(lambda: self._api.retrieve(id)))
 
     def extend(self, machine: Machine) -> None:
-        """Postpone the shutdown of an idle machine while its program is running."""
+        """Extend the lifetime of an idle machine while its program is running."""
         self._wire.once(lambda: self._api.extend_expiry(str(machine.id), seconds=machine.inactive_s))
 
     def stop(self, id: str) -> dict[str, Any]:
