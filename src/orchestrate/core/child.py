@@ -39,7 +39,8 @@ _KNOWN = (errors.UsageError, errors.ConfigError, errors.DataError, errors.SetupE
 
 
 class Ended(RunFailed):
-    """The process exited or was closed before it answered. `code` is the return code, as in `subprocess`."""
+    """The process exited or was closed before sending an answer. `code` is the return code, as in
+    `subprocess`."""
 
     def __init__(self, message: str, code: int | None) -> None:
         super().__init__(message, fix="orchestrate doctor")

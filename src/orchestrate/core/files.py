@@ -161,8 +161,8 @@ def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
 
 _ASIDE = ".before"
 _replacing: set[str] = set()
-"""Folders that this process has renamed aside. After a restart in a container, another process may have its
-id."""
+"""Folders that this process has renamed temporarily. A process id alone is not enough, because ids repeat
+after a container restarts."""
 _LONG_S = 60.0
 """Seconds after which a process id in a folder's name must belong to another process, because renaming never
 takes this long."""

@@ -1,4 +1,4 @@
-"""Terminal tables that never break or cut a word, name or number, however narrow the terminal is. Columns
+"""Terminal tables that never split or truncate words, names or numbers, even on narrow terminals. Columns
 that don't fit are printed below their row."""
 
 from __future__ import annotations

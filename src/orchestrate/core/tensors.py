@@ -9,8 +9,8 @@ import msgspec
 from orchestrate.types import decoding
 
 MOST_HEADER_BYTES = 16 << 20
-"""Maximum size of a header in bytes. 100,000 tensors, more than any model has, take 12 million bytes, and ten
-times as much memory when parsed."""
+"""Maximum size of a header in bytes. A header of 100,000 tensors, more than any model has, has 12 million
+bytes. Parsing needs ten times as much memory."""
 
 
 class Tensor(msgspec.Struct):

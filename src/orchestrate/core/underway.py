@@ -1,4 +1,5 @@
-"""Report the progress of long work to a listener. By default there is none, because a library does not print.
+"""Report the progress of long operations to a listener. By default, there is no listener, because a library
+should not print.
 
 with heard_by(listener), work("uploading train.jsonl", BYTES) as told:
     told(done, total)

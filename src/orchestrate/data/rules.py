@@ -106,7 +106,7 @@ class HostRules:
     """Maximum length of a row in tokens. The host truncates longer rows."""
     preference_traits: Mapping[Trait, Rule] = field(default_factory=dict[Trait, Rule])
     row_weights_on_all: bool = False
-    """True if all rows need a weight if one has it."""
+    """True if all rows need a weight once a single row has one."""
 
     def rule(self, trait: Trait, kind: Kind) -> Rule | None:
         if kind == "preference" and trait in self.preference_traits:

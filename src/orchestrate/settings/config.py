@@ -270,7 +270,7 @@ def sqlite_path(url: str) -> Path | None:
         return None
     if (place and not place.startswith("/")) or "?" in place:
         raise ConfigError(
-            "the URL of a file store must be sqlite:/// and the path, without host or parameters",
+            "the URL of a file store must be sqlite:/// followed by the path, without host or parameters",
             fix="write a ? in the path as %3F, and a % as %25",
         )
     return Path(unquote(place[1:]))

@@ -448,7 +448,7 @@ class Pins:
             return None
         except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
             raise ConfigError(
-                f"could not read {self.path}, which ties keys to hosts: {error}",
+                f"could not read {self.path}, the file that ties keys to hosts: {error}",
                 fix=f"rm {self.path}   (keys are tied to their hosts again at the next use)",
             ) from error
 

@@ -59,8 +59,7 @@ class Reply(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     """Anything unexpected about the question or the answer."""
     precision: str | None = None
-    """Precision of the weights that answered: bf16, fp32 or NF4 (4 bits). `None` if a host does not report
-    it."""
+    """Precision of the model's weights: bf16, fp32 or NF4 (4 bits). `None` if a host does not report it."""
 
 
 class Score(Record, frozen=True, kw_only=True):
@@ -99,8 +98,7 @@ class Contender(Record, frozen=True, kw_only=True):
     served_by: str
     """Source of the answers: the host's endpoint, or a model on this machine."""
     precision: str | None = None
-    """Precision of the weights that answered: bf16, fp32 or NF4 (4 bits). `None` if a host does not report
-    it."""
+    """Precision of the model's weights: bf16, fp32 or NF4 (4 bits). `None` if a host does not report it."""
     run_id: str | None = None
     checkpoint: str | None = None
     shots: int = 0
@@ -119,7 +117,7 @@ class Contender(Record, frozen=True, kw_only=True):
     lost_usd: Decimal | None = Decimal(0)
     """Maximum cost of these requests, in addition to `usd`. `None` if no price is known."""
     usd_per_hour: Decimal | None = None
-    """Hourly price of the deployment that answered, if hours are billed instead of tokens."""
+    """Hourly price of the answering deployment, if hours are billed instead of tokens."""
     hours: Decimal | None = None
     """Hours of that deployment used by the answers, at the given concurrency."""
     answers_per_hour: Decimal | None = None
@@ -132,8 +130,8 @@ class Contender(Record, frozen=True, kw_only=True):
     """Time at which the first answer arrived. It may precede the evaluation, because earlier answers are
     reused."""
     proof: str | None = None
-    """Proof that the model that answered is the trained one, as in `Proof.badge`. `None` for a model without
-    a run."""
+    """Result of proving that the answering model is the trained one, as in `Proof.badge`. `None` for a model
+    without a run."""
 
     @property
     def answered_by(self) -> str:
@@ -223,7 +221,7 @@ class Confusion(Record, frozen=True, kw_only=True):
 
     contender: str
     labels: tuple[str, ...]
-    """Labels. If some answers are not labels, the last entry stands for these."""
+    """Expected and answered labels. If some answers are not labels, the last entry represents these."""
     counts: tuple[tuple[int, ...], ...]
     """Counts, with a row for each expected label and a column for each answered one."""
 

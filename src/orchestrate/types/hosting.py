@@ -12,7 +12,7 @@ from orchestrate.types.record import Record
 
 
 class Standing(Record, frozen=True, kw_only=True):
-    """A resource at a host that is or may be billed, no matter who created it."""
+    """A resource at a host that is or may be billed, regardless of its creator."""
 
     provider: str
     kind: Literal["job", "deployment", "endpoint", "worker", "storage"]
@@ -171,7 +171,7 @@ class Deployment(Record, frozen=True, kw_only=True):
     """Maximum number of hours, counted from its creation."""
     made_by: str | None = None
     gateway_key: str | None = None
-    """Gateway key whose request created it."""
+    """Gateway key of the request that created it."""
     gateway_model: str | None = None
     """Entry of the gateway's model map that allowed it."""
     cause: str | None = None
@@ -224,4 +224,4 @@ class DeploymentOffer(Record, frozen=True, kw_only=True):
     hours_left: Decimal | None = None
     """Remaining hours of `max_hours`."""
     most_usd: Decimal | None = None
-    """Maximum additional cost before a limit ends it. `None` without a limit or a price."""
+    """Maximum additional cost before the deployment reaches a limit. `None` without a limit or a price."""

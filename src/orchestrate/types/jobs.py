@@ -171,7 +171,7 @@ class Told(Record, frozen=True, kw_only=True):
     spec: dict[str, Any] = {}
     """Settings under the spec's own names."""
     files: dict[str, str] = {}
-    """The files' ids at the host, for train and validation."""
+    """Ids of the training and validation files at the host."""
     dataset_digest: str | None = None
     """Digest of its rows. If it is set, `spec` is the entire spec as submitted."""
     max_cost_usd: Decimal | None = None

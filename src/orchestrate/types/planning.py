@@ -261,8 +261,8 @@ class Quote(Record, frozen=True, kw_only=True):
     batch_size: int | None = None
     """Rows per step. `None` if the host chooses."""
     tokens_from: TokensFrom = TokensFrom.EXACT
-    """Basis of the price: all rows, or a sample, whose interval lies within `low_usd` and `high_usd`. Without
-    a count, there is no price."""
+    """Basis of the price: all rows, or a sample. The sample's interval lies within `low_usd` and `high_usd`.
+    Without a count, there is no price."""
 
     def __post_init__(self) -> None:
         named = [usd for usd in (self.low_usd, self.expected_usd, self.high_usd) if usd is not None]
@@ -313,7 +313,7 @@ class Quote(Record, frozen=True, kw_only=True):
 
     @property
     def price(self) -> PriceRange | None:
-        """The price, or `None` if it has none."""
+        """The price, or `None` if the quote has none."""
         if self.low_usd is None or self.high_usd is None:
             return None
         return PriceRange(self.low_usd, self.expected_usd, self.high_usd)

@@ -42,7 +42,7 @@ _STRUCTURED = frozenset(
         "non_preferred_output",
     }
 )
-"""Columns whose cells may contain JSON."""
+"""Columns with cells that may contain JSON."""
 _NAMES = frozenset(
     {
         "answer", "assistant", "content", "context", "conversation", "instruction", "label", "output",

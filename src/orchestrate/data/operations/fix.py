@@ -1,6 +1,6 @@
 """`orchestrate data check --fix`: write a repaired copy, and a log with one line per change.
 
-A row is repaired only where its meaning is unambiguous: role aliases, numbers as content, weights on inputs,
+A row is repaired only if its meaning is unambiguous: role aliases, numbers as content, weights on inputs,
 messages after the last answer, broken bytes, NUL characters, text decoded with the wrong encoding. A row that
 still has an error or repeats another row is left out of the copy and logged.
 """

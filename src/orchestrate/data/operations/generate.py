@@ -244,8 +244,8 @@ def _listed(value: Mapping[str, Any]) -> list[Any] | None:
 Reasoning = Literal["no", "kept", "left out"]
 """Reasoning mode: don't request reasoning, include it in the rows, or request it and leave it out."""
 MOST_SEEDS = 50_000
-"""Maximum number of seed rows. A larger number is a dataset, not a set of examples, and each seed is kept in
-memory for comparison."""
+"""Maximum number of seed rows. Each seed stays in memory for comparison. A larger set would be a dataset, not
+a set of examples."""
 BARREN = 8
 """Number of consecutive answers without new rows after which generation stops."""
 

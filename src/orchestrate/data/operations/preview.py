@@ -11,7 +11,7 @@ from orchestrate.types import Record
 
 
 class Token(Record, frozen=True, kw_only=True):
-    """A token and its `weight` in the loss; 0 means context only. `special` tokens are control tokens, such
+    """A token and its `weight` in the loss. 0 means context only. `special` tokens are control tokens, such
     as the end of a turn."""
 
     id: int

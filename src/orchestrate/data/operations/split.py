@@ -105,7 +105,8 @@ class Division:
     """True to choose a seed that fills every split and comes close to the shares, for small files. Rows may
     then move when rows are added."""
     group_by: str | None = None
-    """Column whose equal values keep rows together. Write nested columns as `metadata.customer`."""
+    """Column that groups rows: rows with equal values stay in the same split. Write nested columns as
+    `metadata.customer`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:

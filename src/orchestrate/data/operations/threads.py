@@ -201,7 +201,7 @@ class Columns:
     """Columns that are neither used nor reported."""
     user: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-    """Senders whose messages appear in no conversation."""
+    """Senders of messages to leave out of all conversations."""
 
 
 class ThreadsReport(Record, frozen=True, kw_only=True):
@@ -271,8 +271,8 @@ def columns_of(  # noqa: PLR0913  each is a use of its own
 def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
     """Write conversations in OpenAI's format. The messages are sorted on disk, not in memory.
 
-    Raises `UsageError` for a missing column, and `DataError` for an invalid time, for speakers whose role is
-    unknown, and if no thread has an answer.
+    Raises `UsageError` for a missing column, and `DataError` for an invalid time, for speakers with an
+    unknown role, and if no thread has an answer.
     """
     rows = mbox_rows(path) if is_mbox(path) else _rows(path)
     with tempfile.TemporaryDirectory() as folder, sqlite3.connect(f"{folder}/messages.db") as base:

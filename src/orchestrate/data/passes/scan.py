@@ -64,7 +64,7 @@ PIECE = 256 << 10
 """Number of bytes that a task processes at a time: large enough for batched calls, small enough for a core's
 cache."""
 SIZED = 16
-"""Interval, in rows, between rows whose JSON size is measured."""
+"""Interval, in rows, between measurements of JSON size."""
 FIRST_ROWS = 20
 """Maximum number of row numbers stored for each trait."""
 LONGEST_LABEL = 60

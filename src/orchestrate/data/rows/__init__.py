@@ -247,7 +247,7 @@ CODES: dict[str, Code] = {
     ),
     "no-assistant": Code(_E, "no message is from the assistant", "add the answer to learn"),
     "bad-weight": Code(_E, "the weight is neither 0 nor 1", "use 0 or 1"),
-    "weight-on-input": Code(_E, "only assistant messages carry a weight", "remove it (--fix does)"),
+    "weight-on-input": Code(_E, "only assistant messages can have a weight", "remove it (--fix does)"),
     "nothing-trained": Code(
         _E, "all answers of the row have weight 0", "remove the row, or set a weight to 1"
     ),

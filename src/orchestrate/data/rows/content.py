@@ -104,7 +104,7 @@ _DIGEST = 32
 
 
 def automaton(expressions: Sequence[bytes], flags: Sequence[int], folder: Path | None) -> Any:
-    """Compile a hyperscan database whose match ids are the indices of the expressions.
+    """Compile a hyperscan database. Match ids are the indices of the expressions.
 
     The database is cached in `folder`. It is recompiled if the cached file is damaged or was built for a
     different hyperscan version or processor. Raises `ImportError` without hyperscan."""

@@ -33,7 +33,7 @@ with suppress(ImportError):  # an extra, seven times as fast
     from stringzilla import count as occurrences  # pyright: ignore[reportUnknownVariableType]
 
 _STRICT = {"openai-chat": decoding.decoder(ChatExample, float_hook=rows.number)}
-"""Formats whose clean rows decode directly into the canonical struct."""
+"""Formats with clean rows that decode directly into the canonical struct."""
 
 _MENDED = frozenset({"orphan-answer", "bad-tools", "odd-tool"})
 """Problems that the lenient reader may resolve: calls in an answer's text, or Python names of types."""

@@ -1,1 +1,1 @@
-"""A former name of `orchestrate.data`, kept for plug-ins."""
+"""Former name of `orchestrate.data`, for compatibility with plug-ins."""

@@ -1,4 +1,4 @@
-"""A former name of `orchestrate.data.dialects`, kept for plug-ins."""
+"""Former name of `orchestrate.data.dialects`, for compatibility with plug-ins."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ _VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
 
 
 def row_doubt(name: str) -> int:
-    """Return the number of tokens per conversation that may be counted in excess."""
+    """Return the maximum number of tokens by which each conversation may be overcounted."""
     return PRIMING if name in ("o200k", "cl100k") else 0
 
 

@@ -54,7 +54,7 @@ _MOST_KNOWN = 4096
 """Number of conversation forms that are cached. A dataset has few."""
 _Order = Sequence[tuple[int, int]] | None
 ASSISTANT = frozenset({"assistant"})
-"""Roles whose messages are trained on, unless a method selects others."""
+"""Roles with messages that are trained on, unless a method selects others."""
 APART = "the text before an answer differs from the generation prompt"
 _AGREEING = ("enable_thinking", "thinking")
 """Template settings that control whether the prompt opens the reasoning, closes it, or neither."""
