@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _THREADS = 64
-"""Maximum concurrent calls. Each awaited run is one call."""
+"""Maximum number of concurrent calls. Each awaited run is one call."""
 
 
 def _run(caller: Threaded[Any], run: RunHandle) -> AsyncRunHandle:

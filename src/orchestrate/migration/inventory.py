@@ -87,8 +87,9 @@ def inventory(
     today: date,
     used: Mapping[str, datetime],
 ) -> Inventory:
-    """List the runs with the shutdown date of each model. `lost` maps a run id to why its training rows are
-    unavailable. `used` maps a run id to the time when its model was last used from this store."""
+    """List the runs with the shutdown date of each model. `lost` maps run ids to the reason why their
+    training rows are unavailable. `used` maps run ids to the time when their model was last used from this
+    store."""
     rows = sorted(
         (_held(run, profile, lost.get(run.id), today, used.get(run.id)) for run in runs),
         key=lambda held: (held.silent_on or date.max, held.made_at),

@@ -191,7 +191,7 @@ class Suited(Record, frozen=True, kw_only=True):
     params_b: float | None = None
     active_params_b: float | None = None
     context: int | None = None
-    """Maximum tokens of a training row there. `None` if unknown."""
+    """Maximum number of tokens in a training row there. `None` if unknown."""
     licence: str | None = None
     vision: bool = False
     reasoning: bool = False

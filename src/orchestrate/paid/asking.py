@@ -52,7 +52,8 @@ from orchestrate.types import Message, Record, Reply
 Price = Callable[[int, int], Decimal]
 """Function from (prompt tokens, completion tokens) to US dollars."""
 HOPELESS = 3
-"""Number of consecutive questions without an answer after which the questions are not the cause."""
+"""After this many consecutive questions without an answer, the questions are not considered to be the
+cause."""
 TOOLS_TOKENS = 512
 """Allowance for the tokens that a host adds to tell the model about its tools."""
 
@@ -207,8 +208,8 @@ class Requests:
 
         `receive` is called in this thread with the answers or the error of each batch. If it returns an
         error, no more questions are sent, and the error is raised once all requests in progress are received.
-        Raises `OverBudget` or `NoMoreRequests` if the next request could exceed a limit, and nothing is in
-        progress that may cost less than expected.
+        Raises `OverBudget` or `NoMoreRequests` if the next request could exceed a limit, and no request in
+        progress may still cost less than its maximum.
         """
         running: dict[Future[list[Answer]], Batch] = {}
         put_off: list[Batch] = []

@@ -14,9 +14,9 @@ from orchestrate.types import QueueEntry, QueueState
 PREFIX = "q-"
 _PAUSED = "queue-paused"
 _LEAST = 4
-"""Minimum characters of an id that identify an entry."""
+"""Minimum number of characters for finding an entry by part of its id."""
 _SOME = 5
-"""Maximum entries to list when a name matches several."""
+"""Maximum number of entries to list when a name matches several."""
 
 
 class Queue:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _NEWEST = ("last", "latest")
 _SOME = 5
-"""Maximum runs to list when a name matches several."""
+"""Maximum number of runs to list when a name matches several."""
 
 
 def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
@@ -98,7 +98,7 @@ _INSERT = schema.runs.insert()
 _APPEND = schema.transitions.insert()
 _STAMP = schema.stamps.insert()
 _AT_ONCE = 500
-"""Maximum runs locked by one statement."""
+"""Maximum number of runs locked by one statement."""
 Change = Callable[[Run], Run]
 Guard = Callable[[Connection, Run], None]
 

@@ -90,8 +90,8 @@ def rows_of_run(ft: Workspace, run: str, first: int, count: int) -> PreviewRepor
 
 @dataclass(frozen=True, kw_only=True)
 class FileCheck:
-    """Options for checking files. `near` also looks for near-duplicates. `None` does so if there is more
-    than one file and the required packages are installed."""
+    """Options for checking files. `near` enables the search for near-duplicates. With `None`, it is enabled
+    if there is more than one file and the required packages are installed."""
 
     hosts: str = "all"
     model: str | None = None

@@ -112,8 +112,8 @@ class DeploymentHandle:
             pass
         else:
             raise UsageError(
-                f"you can reach the account of the deployment of {self.record.run_id} at "
-                f"{self.record.provider}, so take it down instead",
+                f"you have access to the deployment of {self.record.run_id} on {self.record.provider}, so it "
+                "cannot be abandoned",
                 fix=f"take it down with: orchestrate undeploy {self.record.run_id}",
             )
         self.record = self._ws.store.deployments.apply(

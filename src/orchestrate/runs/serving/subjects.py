@@ -117,9 +117,9 @@ class EngineOptions:
     base: str | None = None
     """Base model to serve alone, without a tuned model."""
     python: Path | None = None
-    """Path of the Python with vLLM."""
+    """Path of the Python interpreter with vLLM."""
     llama_python: Path | None = None
-    """Path of the Python with llama-cpp-python."""
+    """Path of the Python interpreter with llama-cpp-python."""
     quantise: str = "Q4_K_M"
     """Quantization for llama.cpp."""
     more: tuple[str, ...] = ()

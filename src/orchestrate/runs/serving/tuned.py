@@ -256,7 +256,7 @@ def verify(
         raise UsageError("choose where the model is served", fix="pass --at with a URL or a folder")
     folder = Path(at).expanduser().resolve()
     if not folder.exists():
-        raise UsageError(f"{at} is neither a URL, a folder nor the run's backend")
+        raise UsageError(f"{at} must be a URL, a folder or the run's backend")
     tuned = tuned or of(ws, subject)
     known = sheet(ws, subject, tuned)
     place = FolderPlace(folder, known, tuned.base, model=tuned.name, base_gguf=asking.base_gguf)

@@ -140,7 +140,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     `usd_per_hour`."""
 
     def __str__(self) -> str:
-        budget = "" if self.left_usd is None else f", {money(self.left_usd)} left of the budget"
+        budget = "" if self.left_usd is None else f", {money(self.left_usd)} of the budget left"
         things = "not checked" if self.offline else count(len(self.billing), "thing")
         open_ = f"; billed hourly: {things}" + (
             f" ({count(len(self.gaps), 'account')} not seen)" * bool(self.gaps)

@@ -136,8 +136,8 @@ class Settler:
 
     def restart(self, run: Run) -> bool:
         """Restart interrupted work of a backend. Only one process does so, because two would each start a
-        machine. Returns whether the work was restarted. Leaves paused work alone, and work of other accounts:
-        here it would be billed to the wrong account. Raises `ProviderError`."""
+        machine. Returns whether the work was restarted. Leaves paused work alone, and work of other accounts,
+        which would otherwise be billed to this account. Raises `ProviderError`."""
         if run.raw_status == transitions.PAUSED:
             return False
         if accounts.is_here(self.store, self.provider, run.account) is False:

@@ -197,7 +197,7 @@ def told(found: LearningCurve) -> list[str]:
     saved = f", but cost {money(less)} less" if less is not None and less > 0 else ""
     return [
         f"{added:,} more rows gain {step(found.target, more)}",
-        f"half of the rows lose {step(found.target, half)}{saved}",
+        f"training on half of the rows loses {step(found.target, half)}{saved}",
     ]
 
 

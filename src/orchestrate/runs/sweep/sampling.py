@@ -23,8 +23,8 @@ SAMPLERS = ("grid", "random", "tpe")
 _TRIES = 50
 """Maximum number of retries of a sampler that proposes settings that were already tried."""
 _FIRST_RUNG = 25
-"""Percent of a run's steps after which it is first compared with the others. The next comparison is at twice
-that."""
+"""Percentage of a run's steps after which it is first compared with the others. The next comparison is at
+twice this percentage."""
 
 
 def next_settings(

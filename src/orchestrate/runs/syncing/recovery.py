@@ -45,7 +45,7 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
     words: str | None = None
     """The counted amount and its source, in words."""
     reason: str | None = None
-    """Reason why the cost cannot be counted, or only in part."""
+    """Reason why the cost cannot be counted, or can only be counted in part."""
 
 
 def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth:
