@@ -149,7 +149,7 @@ def _entry(one: PlannedMove) -> list[str]:
 
 
 def _told(target: MigrationTarget) -> list[str]:
-    """Return what a backend would take for training and serving, and the settings that it goes without."""
+    """Return the prices of training and serving on a backend, and the settings that it drops."""
     named = target.quote.price if target.quote is not None else None
     price = "no price" if named is None else f"{text.span(named.low_usd, named.high_usd)} to train"
     monthly = (
@@ -159,13 +159,13 @@ def _told(target: MigrationTarget) -> list[str]:
     lines = [f"{target.provider}: {target.model}, {target.refused or price + served}"]
     if target.left_out and target.refused is None:
         each = "; ".join(f"{change.what} {change.was} ({change.why})" for change in target.left_out)
-        lines.append(f"{target.provider} goes without: {each}")
+        lines.append(f"{target.provider} drops: {each}")
     return lines
 
 
 def _cheapest(proposal: Proposal) -> MigrationTarget | None:
-    """Return the backend that is cheapest to train and serve on, of those that take it. The budget of a plan
-    can hold none without a price of training."""
+    """Return the cheapest backend for training and serving, among those that accept the run and have a price
+    for training."""
     able = [
         target
         for target in proposal.targets
@@ -185,7 +185,7 @@ def _comment(words: str) -> str:
 
 
 def _up(usd: Decimal) -> str:
-    """To the next cent."""
+    """Round up to the next cent."""
     cents = (usd * 100).to_integral_value(rounding="ROUND_CEILING")
     return f"{cents / 100:.2f}"
 
@@ -276,8 +276,8 @@ class PreparedPlan:
     """A plan that is ready to run. Nothing new has been sent yet."""
 
     def __init__(self, ft: Workspace, path: Path, order: MigrationOrder, *, again: bool = False) -> None:
-        """`order`: how parity is judged; the plan says where to. Raises `UsageError` for what is no plan, and
-        for an entry that cannot be carried out."""
+        """Read the plan and look up its steps. `order` says how parity is judged. Raises `UsageError` for an
+        invalid plan, and for an entry that cannot be run."""
         self._ft, self._path, self._again = ft, path, again
         self.plan = read(path)
         # Read before the steps are looked up: what another process submits in between is a step's run, and
@@ -374,7 +374,8 @@ class PreparedPlan:
         return hashlib.sha256(str(self._path.resolve()).encode()).hexdigest()
 
     def _note_moved(self) -> None:
-        """Before anything is sent, so that an entry that is deleted later takes nothing out of the sum."""
+        """Record the runs before anything is sent, so an entry that is deleted later still counts in
+        the sum."""
         history = self._ft.store.history
         noted = {record.data["run"] for record in history.records(MOVED, [self._mark])}
         for step in self.steps:
@@ -416,7 +417,7 @@ class PreparedPlan:
 
 
 def _known(ft: Workspace, step: _Step, handle: TrackedRun) -> Migration | None:
-    """The proof of an earlier try."""
+    """Return the result of an earlier comparison."""
     proved = [m for m in parity.results(ft, step.migration.old.id) if m.evaluation is not None]
     fit = [m for m in proved if any(one.run_id == handle.id for one in m.moved)]
     return fit[-1] if fit else None
@@ -430,7 +431,8 @@ def _high_usd(step: _Step) -> Decimal:
 
 
 def _moved_usd(ft: Workspace, planned: Sequence[PlannedMove]) -> Decimal:
-    """Return what moving these runs has cost before there was a plan, which the plan's budget counts too."""
+    """Return the cost of migrating these runs before the plan existed, which the plan's budget also
+    counts."""
     old = {one.run_id: ft.record(one.run_id).sandbox for one in planned if one.skipped is None}
     moved = [run for run in ft.store.runs.matching() if run.tags.get(TAG) in old]
     return sum((cost_usd(run) for run in moved if run.sandbox == old[run.tags[TAG]]), Decimal(0))
@@ -458,8 +460,8 @@ def write_plan(ft: Workspace, path: Path, planned: Sequence[PlannedMove], margin
 
 
 def _require_id(name: str, run: Run) -> None:
-    """A plan is carried out as often as is needed: `last`, or a suffix, would mean the moved run by then,
-    which would be moved and paid again. Raises `UsageError`."""
+    """Raise `UsageError` unless the run is named by an id. A plan is run repeatedly, and by then `last` or a
+    suffix could refer to the migrated run, which would be migrated and billed again."""
     if name not in (run.id, run.ref, run.job_id):
         raise UsageError(
             f"use the run's id {run.id} in a plan, because other names can refer to another run later"

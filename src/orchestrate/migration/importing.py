@@ -95,7 +95,7 @@ class Importer:
     def __init__(
         self, store: Store, provider: Provider, folder: Path, rates: RateBook, tell: Tell | None = None
     ) -> None:
-        """`folder` is where files go, by their content."""
+        """Set up the import. `folder` stores the files, named by their content."""
         self._store, self._provider, self._folder, self._rates = store, provider, folder, rates
         self._tell: Tell = tell or _silent
 
@@ -133,7 +133,7 @@ class Importer:
     # -- jobs ----------------------------------------------------------------------------------------------
 
     def _run_of(self, job: Job, account: str) -> Run | None:
-        """`None` where the store has it."""
+        """Build the run of a job, or return `None` if the store has it."""
         ref = job.handle.ref if job.handle.ref and REF_PATTERN.fullmatch(job.handle.ref) else None
         now = self._store.clock.now()
         if ref is not None:
@@ -166,7 +166,8 @@ class Importer:
         return self._provider.list(since=since)
 
     def _free_id(self, job: Job, at: datetime) -> str | None:
-        """An id made of the job, so that a second import gives the same one; `None` where it is there."""
+        """Return an id derived from the job, so a second import gives the same one. Returns `None` if the
+        store already has the job's run."""
         for salt in range(8):
             words = (self._provider.config.name, self._provider.host, job.handle.job_id, str(salt))
             mark = int(hashlib.sha256("\0".join(words).encode()).hexdigest(), 16)
@@ -217,7 +218,7 @@ class Importer:
                     report.problems[run.id] = problem
 
     def _answer(self, run: Run) -> tuple[Job | None, str | None]:
-        """The job as the host shows it, or why it does not."""
+        """Return the job as its host shows it, or the reason why the host does not."""
         try:
             return self._provider.get(run.handle), None
         except SetupError:
@@ -280,14 +281,14 @@ class Importer:
             self._tell("files fetched", number, len(waiting))
 
     def _there(self, file: HostFile) -> bool:
-        """Return whether nothing is to be fetched: it is on this disk, or was gone. A store that was restored
-        or copied knows of files that are not."""
+        """Return whether nothing must be fetched: the file is on this disk, or no longer exists. A restored
+        or copied store may know files that are not here."""
         if file.gone is not None:
             return not file.refused
         return file.path is not None and Path(file.path).is_file()
 
     def _moved(self, file: HostFile | None) -> HostFile | None:
-        """A file that lies in this folder since the folder was moved."""
+        """Return the file with its path in this folder, if the folder was moved."""
         path = self._folder / f"{file.sha256}.jsonl" if file is not None else None
         return structs.replace(file, path=str(path)) if file is not None and path and path.is_file() else None
 
@@ -311,8 +312,8 @@ def _silent(what: str, done: int, of: int) -> None:
 
 
 def _rows_digest(id: str, path: Path) -> str:
-    """Raises `DataError` for what cannot be rows, as a proxy's page in their place: it is kept under another
-    name, and the file is asked for again."""
+    """Return the digest of the rows. Raises `DataError` for a file that cannot contain rows, such as a
+    proxy's error page. It is saved under another name, and the file is requested again."""
     from orchestrate.data import Dataset
 
     try:
@@ -401,7 +402,7 @@ def take(
 
 
 def _used(ft: Workspace, runs: list[Run]) -> dict[str, datetime]:
-    """Run id -> when its deployment was last asked from this store."""
+    """Map run ids to the time of the last request from this store to their deployment."""
     found: dict[str, datetime] = {}
     for deployment in ft.store.deployments.matching():
         if deployment.used_at is not None:

@@ -92,9 +92,9 @@ class PreparedMigration:
     def __init__(
         self, ft: Workspace, run: TrackedRun | str, order: MigrationOrder, today: date | None = None
     ) -> None:
-        """`today`: the day by which hosts have closed and models are silent. Raises `UsageError`
-        for a run that cannot be moved, or whose parity could not be shown, and `DataError` where
-        its rows are gone. Offline."""
+        """Prepare the migration. `today` decides which hosts are closed and which models are shut down.
+        Raises `UsageError` for a run that cannot be migrated or whose parity could not be shown, and
+        `DataError` if its rows no longer exist. Works offline."""
         if not 0 < order.margin < math.inf:
             raise UsageError(f"--margin (the accepted drop) must be above 0, got {order.margin:g}")
         registry.check(order.metrics)
@@ -112,7 +112,7 @@ class PreparedMigration:
     # -- what is proposed ----------------------------------------------------------------------------------
 
     def _choose(self) -> None:
-        """The candidates with their prices, and what would be submitted to each backend."""
+        """Choose the candidates with their prices, and what would be submitted to each backend."""
         suits = {name: self._suited(name) for name in self._names}
         self._priced: dict[str, list[PricedModel]] = {name: [] for name in self._names}
         for place in range(MOST):
@@ -148,8 +148,8 @@ class PreparedMigration:
         return found
 
     def _to(self, models: Mapping[str, str]) -> tuple[JobSpec, Mapping[str, Mapping[str, str]]]:
-        """The spec for these backends (name -> model), and what each of them has to go without: setting ->
-        why."""
+        """Return the spec for these backends (name -> model), and the settings that each of them drops, with
+        the reason."""
         spec = self._spec.model_copy(update={"model": dict(models)})
         translations = plan(self._ft, spec, list(models))
         without = {t.provider: t.overrides for t in translations if t.overrides}
@@ -235,7 +235,7 @@ class PreparedMigration:
         return "recorded" if silent_on is not None and silent_on < self.today else "live"
 
     def _held_out(self) -> HeldOutRows:
-        """Raises `UsageError` where there are none, before anything is spent."""
+        """Return the held-out rows. Raises `UsageError` if there are none, before anything is spent."""
         if self.old.status is not JobStatus.SUCCEEDED:
             raise UsageError(
                 f"run {self.old.id} is {self.old.status.value}, so there is no old model to compare with",
@@ -330,7 +330,7 @@ _FAILED = (JobStatus.FAILED, JobStatus.CANCELLED)
 
 
 def _moved(old: Run, names: Sequence[str], train: str | None) -> JobSpec:
-    """The old run's spec, for other backends, with other rows where some are named."""
+    """Return the old run's spec for other backends, with other training rows if some are given."""
     try:
         asked = JobSpec.parse(old.spec).asked()
     except SpecError as error:
@@ -369,8 +369,8 @@ def _use(data: TrainingData) -> ServingUse:
 
 
 def _best(found: Sequence[PricedModel]) -> PricedModel | None:
-    """Return the nearest against which nothing speaks, else the nearest against which only its unknown price
-    does: who migrates is asked to agree to that, as at `submit`."""
+    """Return the most similar model without objections, or else the most similar one whose only objection is
+    an unknown price. The user must agree to that, as at `submit`."""
     unpriced = (one for one in found if one.against == (one.quote.unavailable,))
     return next((one for one in found if not one.against), None) or next(unpriced, None)
 

@@ -44,7 +44,7 @@ class PreparedProof:
     def __init__(
         self, ft: Workspace, migration: PreparedMigration, runs: Sequence[tuple[str, TrackedRun]]
     ) -> None:
-        """`runs`: backend and run, as they ended."""
+        """Prepare the comparison. `runs` are backends and ended runs."""
         self._ft, self._migration = ft, migration
         self._runs = [(name, handle) for name, handle in runs]
         good = [handle for _, handle in runs if handle.status is JobStatus.SUCCEEDED]
@@ -130,7 +130,7 @@ class PreparedProof:
     def _moved(
         self, name: str, handle: TrackedRun, measured: Evaluation | None, evaluation: Evaluation | None
     ) -> MovedModel:
-        """`evaluation` is `measured` with its verdicts joined."""
+        """Build the result of one new model. `evaluation` is `measured` with its verdicts combined."""
         run = handle.record
         moved = MovedModel(
             provider=name,
@@ -160,7 +160,7 @@ class PreparedProof:
 
 
 def _slices(path: str, limit: int | None) -> list[str]:
-    """The length of the question, and the answer where it is one of few."""
+    """Return the slices: the length of the question, and the answer if there are few different ones."""
     items = held_out(Dataset.open(path), limit=limit).items
     labels = {item.expected.strip() for item in items}
     few = _FEW_LABELS <= len(labels) <= min(MOST_LABELS, len(items) // 5)

@@ -68,7 +68,7 @@ def of_settings(
                 said = _value(was) if was is not None else "-"
                 found.append(
                     SettingChange(
-                        what=name, was=said, now=_value(now), becomes="new", why=now.rule or "not asked"
+                        what=name, was=said, now=_value(now), becomes="new", why=now.rule or "not set"
                     )
                 )
         else:
@@ -136,7 +136,8 @@ def of_problems(problems: Iterable[Problem], provider: str) -> list[SettingChang
 
 
 def _value(setting: Setting) -> str:
-    """`1.8 as learning_rate_multiplier`: what is sent, else what the host takes."""
+    """Format what is sent, or else the value that the host uses, such as `1.8 as
+    learning_rate_multiplier`."""
     if setting.outcome is Outcome.REFUSED:
         return str(setting.asked)
     value = _sent(setting)
@@ -146,7 +147,7 @@ def _value(setting: Setting) -> str:
 
 
 def _sent(setting: Setting) -> object:
-    """Under whatever name the host has for it."""
+    """Return the value that is sent, under the host's own name for it."""
     return setting.sent if setting.sent is not None else setting.asked
 
 
@@ -225,7 +226,8 @@ def suited(
 
 
 def _near(source: catalog.Model | None, profile: Profile, today: date) -> Sequence[tuple[catalog.Model, str]]:
-    """The same base, then what the catalog names as nearest, then those of like size."""
+    """List the same base, then the models that the catalog names as most similar, then models of
+    similar size."""
     if source is None:
         return []
     kind = profile.kind

@@ -107,7 +107,8 @@ class PreparedRecording:
     stops the processes it started on this machine."""
 
     def __init__(self, ft: Workspace, name: str, order: RecordOrder) -> None:
-        """`name`: a run, else a model as `eval --model` takes it. Raises `UsageError` and `DataError`."""
+        """Prepare the recording. `name` is a run, or a model as in `eval --model`. Raises `UsageError` and
+        `DataError`."""
         self._ft, self._order = ft, order
         named = ft.store.runs.exists(name) or name.startswith(RUN_PREFIX)
         run = ft.record(name) if named else None

@@ -181,7 +181,8 @@ class Requests:
         purse: RequestBudget,
         stopped: threading.Event | None = None,
     ) -> None:
-        """`stopped`: nothing more is sent once it is set; what is under way is still taken."""
+        """Set up the requests. Once `stopped` is set, nothing more is sent, but requests in progress are
+        still received."""
         self._respondent, self._log, self._purse = respondent, log, purse
         self._stopped = stopped or threading.Event()
         self._enough = threading.Event()
@@ -269,7 +270,7 @@ class Requests:
             raise
 
     def _answers(self, batch: Batch) -> list[Answer]:
-        """In a thread of its own; the first send is reserved already."""
+        """Send a batch in its own thread. The first request is already reserved."""
         before: list[BaseException] = []
 
         def once() -> list[Answer]:
@@ -425,7 +426,7 @@ class Asking:
         def at(numbers: list[int]) -> None:
             for number in numbers:
                 if self.stopped.is_set():
-                    raise AskingStopped(f"{asked[number][0].name} was not asked")
+                    raise AskingStopped(f"{asked[number][0].name} was not queried")
                 answers[number] = self.ask(*asked[number])
 
         with ThreadPoolExecutor(len(places), thread_name_prefix="place") as pool:
@@ -444,7 +445,7 @@ class Asking:
         return self.folder / f"{respondent.key}.jsonl"
 
     def _touch(self, respondent: Respondent, wanted: Iterable[str]) -> None:
-        """Counts what earlier tries of this command asked anyone, and keeps what this one does."""
+        """Count the requests of earlier attempts of this command, and record those of this one."""
         purse, priced = self.purse, respondent.price is not None
         if purse.scope is None or self.fresh:
             return
@@ -465,7 +466,8 @@ class Asking:
         return [digest for digest in wanted if (respondent.key, digest) not in self._renewed]
 
     def _renew(self, respondent: Respondent, log: AnswerLog, wanted: Iterable[str]) -> None:
-        """Only what is asked now is asked again: answers to other questions were paid for too."""
+        """Request only the current questions again, because the answers to other questions were paid
+        for too."""
         again = self._again(respondent, wanted)
         if known := [digest for digest in again if digest in log.answers]:
             log.append(Renewed(known))
@@ -513,7 +515,8 @@ class _Round:
         return None
 
     def _without(self, batch: Batch, error: BaseException) -> BaseException | None:
-        """A refusal is the question's own fault, unless all are refused; anything else is the host's."""
+        """Handle a batch without answers. A refusal is caused by the question, unless all questions are
+        refused. Any other error is caused by the host."""
         if not isinstance(error, InvalidRequest) and not self._skipped(error):
             return error
         self.refused |= {q.digest: Answer(text="", error=str(error)) for q in batch}
@@ -523,7 +526,8 @@ class _Round:
         return error if self._in_a_row >= HOPELESS and not answered else None
 
     def _skipped(self, error: BaseException) -> bool:
-        """Return whether the host was asked, failed each time, and the user counts that as a wrong answer."""
+        """Return whether the host was queried and failed each time, and the user counts that as a wrong
+        answer."""
         return self._asking.skip_failed and isinstance(error, ProviderError) and not error.did_nothing
 
     def _told(self, count: int) -> None:

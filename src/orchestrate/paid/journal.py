@@ -139,8 +139,8 @@ class AnswerLog:
     """All questions ever sent to one respondent. A process that appends to the log must hold its lock."""
 
     def __init__(self, path: Path, more: Any = None) -> None:
-        """`more`: types of further entries, which are `entries` alone; `Any` takes all. Raises `DataError`
-        for a file that is no such journal."""
+        """Read the journal. `more` are types of additional entries, which are only listed in `entries`. `Any`
+        accepts all types. Raises `DataError` for a file that is not such a journal."""
         self.found = path.exists()
         """True if the file existed. If so, anything missing from it was never written."""
         self._journal: Journal[Any] = Journal(path, Entry if more is None else Entry | more)

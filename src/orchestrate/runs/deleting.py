@@ -285,7 +285,7 @@ def find(
         )
     if len(found) > 1:
         several = joined([f"{item.kind} {item.id} at {one.provider}" for one, item in found.values()])
-        raise UsageError(f"{id!r} fits several: {several}", fix="use the full id and --provider")
+        raise UsageError(f"{id!r} matches several: {several}", fix="use the full id and --provider")
     return next(iter(found.values()))
 
 

@@ -180,8 +180,8 @@ def _sqlite_engine(path: Path) -> Engine:
 
 
 def _create_sqlite(path: Path) -> None:
-    """Makes the whole store beside its place, then links it there: nobody ever sees half of one, and of many
-    processes that do this at once one wins."""
+    """Create the complete store beside its path, then link it there. Nobody ever sees a partial store, and if
+    several processes do this at once, one wins."""
     log = path.with_name(path.name + "-wal")
     if log.exists() and not path.exists():  # another process may have made both just now
         raise StoreError(
@@ -219,7 +219,7 @@ def _fill(draft: Path) -> None:
 
 
 def _require_made(draft: Path, path: Path) -> None:
-    """Reads a new store back before it gets its name. Raises `StoreError`."""
+    """Read a new store back before it gets its name. Raises `StoreError`."""
     with closing(sqlite3.connect(draft)) as connection:
         found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(5)")]
         [mode] = connection.execute("PRAGMA journal_mode").fetchone()
@@ -282,8 +282,8 @@ def _require_whole(connection: Connection, place: str) -> None:
 
 
 def _upgrade(engine: Engine, path: Path) -> None:
-    """Under the write lock from the look at the version to the new one, so that the backup is of the old
-    schema however many processes open the store at once."""
+    """Upgrade the store, holding the write lock from the check of the version to the new version, so the
+    backup has the old schema even if several processes open the store at once."""
     with engine.execution_options(writes=True).begin() as connection:
         version = _version(connection, str(path))
         if version < schema.VERSION:
@@ -294,7 +294,7 @@ def _upgrade(engine: Engine, path: Path) -> None:
 
 
 def _back_up(engine: Engine, path: Path, version: int) -> Path:
-    """A whole copy beside the store, as it was last committed."""
+    """Copy the store as last committed to a file beside it."""
     target = path.with_name(f"{path.name}.schema-{version}.backup")
     with (
         whole(target, private=True) as draft,
@@ -325,8 +325,8 @@ def _open_postgres(url: URL) -> Engine:
 
 
 def _patience(url: URL) -> dict[str, Any]:
-    """Return how long a server may be silent, where the URL does not say it itself: a lost one is an error in
-    seconds, not a command that hangs."""
+    """Return connection options that limit how long a server may be silent, unless the URL sets them. A lost
+    server is then an error within seconds instead of a command that hangs."""
     limits = f"-c statement_timeout={_STATEMENT_S}s -c lock_timeout={_STATEMENT_S}s"
     own = url.query.get("options", ())
     given = {

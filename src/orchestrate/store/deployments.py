@@ -156,7 +156,8 @@ def _seen(deployment: Deployment, there: Sequence[Standing], at: datetime) -> De
 def _moved(
     deployment: Deployment, at: datetime, state: DeploymentState, *, bills: bool | None, **changes: object
 ) -> Deployment:
-    """`bills` says whether it bills from now on; `None`: as before."""
+    """Change the state. `bills` says whether the deployment is billed from now on. `None` leaves that
+    unchanged."""
     since = deployment.billing_since
     if bills is True and since is None:
         changes["billing_since"] = at
@@ -294,7 +295,7 @@ class Deployments:
         return Limit(usd, taken, words)
 
     def _read(self, deployment: Deployment, at: datetime) -> Deployment:
-        """With a reading of the clocks for its age at this time."""
+        """Add a reading of the clocks, for the deployment's age at this time."""
         up = self._db.clock.uptime()
         age = Age(
             seconds=(at - deployment.created_at).total_seconds(),
@@ -305,8 +306,7 @@ class Deployments:
         return msgspec.structs.replace(deployment, age=age)
 
     def _due(self, deployment: Deployment) -> bool:
-        """Return whether its age is to be read again, so that little is lost with this start of the
-        machine."""
+        """Return whether its age must be read again, so little is lost if this machine reboots."""
         up, last = self._db.clock.uptime(), deployment.age
         if deployment.state.over:
             return False

@@ -81,7 +81,7 @@ class Experiments:
             what = f"{name} matches several experiments" if found else f"no experiment matches {name}"
             names = ", ".join(one.plan.name for one in known) or "none"
             raise UsageError(
-                f"{what}; there are: {names}", fix="start one with: orchestrate ab serve PLAN.yaml"
+                f"{what}. Experiments: {names}", fix="start one with: orchestrate ab serve PLAN.yaml"
             )
         return found[0]
 

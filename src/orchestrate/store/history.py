@@ -40,7 +40,7 @@ _SAME = tuple({column.name for column in schema.runs.columns} & {*Run.__struct_f
 
 
 def _cell(value: Any) -> Any:
-    """A field of a record as a column holds it: times and money as texts, words without their type."""
+    """Convert a field of a record for its column: times and amounts to text, enums to their values."""
     match value:
         case datetime():
             return stamp(value)

@@ -271,7 +271,8 @@ def count(connection: Connection, before: Iterable[LedgerShare], after: Iterable
 
 
 def _sum(some: Iterable[LedgerShare], *, less: Iterable[LedgerShare] = ()) -> LedgerShare:
-    """Exact: an amount may have 28 digits, as hours of seconds do, and a rounded sum depends on its order."""
+    """Add up the amounts exactly. An amount may have 28 digits, because hours are computed from seconds, and
+    a rounded sum depends on the order."""
     with localcontext(prec=200):
         spent = committed = Decimal(0)
         for sign, each in ((1, some), (-1, less)):
@@ -516,7 +517,8 @@ class AnswerAccount:
         connection.execute(self._db.insert(ended).values(hold=id).on_conflict_do_nothing())
 
     def _name(self, log: Path) -> str:
-        """Another machine may have a file of the same path."""
+        """Return the log's name, with the machine, because another machine may have a file with the
+        same path."""
         return f"{self.machine}:{log.resolve()}"
 
 
@@ -549,7 +551,8 @@ def _never_sent(hold: Any, log: Path, clock: Clock) -> bool:
 
 
 def _unknown(connection: Connection, sends: Mapping[str, Send]) -> list[str]:
-    """The sends that are neither held nor ended here. Those of before it was kept what ended are none."""
+    """Return the requests that are neither held nor ended here, without those from before ended requests were
+    stored."""
     known: set[str] = set()
     told = [id for id in sends if id.startswith(_KEPT)]
     for start in range(0, len(told), _AT_ONCE):

@@ -154,7 +154,7 @@ class RunLists:
         return found
 
     def _keys(self, query: RunQuery) -> list[tuple[ColumnElement[Any], bool]]:
-        """Return what is sorted by, and whether downwards; runs without the value come last."""
+        """Return the sort keys, and whether they descend. Runs without a value come last."""
         keys: list[tuple[ColumnElement[Any], bool]] = []
         for name, down in ((query.group, False), (query.column, query.descending)):
             if not name:
@@ -196,7 +196,7 @@ class RunLists:
         return self._db.engine.dialect.name == "postgresql"
 
     def _json(self, column: str, path: list[str]) -> ColumnElement[Any]:
-        """A value inside a record, with the order of its kind: numbers as numbers, texts as texts."""
+        """Return a value inside a record, in the order of its type: numbers as numbers, text as text."""
         if self._postgres:
             return func.jsonb_extract_path(literal_column(f"{column}::jsonb"), *path)
         return func.json_extract(literal_column(column), "$" + "".join(f'."{name}"' for name in path))
@@ -208,7 +208,7 @@ class RunLists:
 
 
 def _behind(keys: list[tuple[ColumnElement[Any], bool]], after: str) -> ColumnElement[bool]:
-    """Return what comes after a run in the order of these keys."""
+    """Return the condition for runs that come after a run in the order of these keys."""
     last = [select(key).where(schema.runs.c.id == after).correlate(None).scalar_subquery() for key, _ in keys]
     if len({down for _, down in keys}) == 1:  # the form in which an index is entered at its place
         here, there = tuple_(*(key for key, _ in keys)), tuple_(*last)

@@ -101,7 +101,7 @@ def _unclear(name: str, found: list[QueueEntry], *, short: bool) -> UsageError:
     if not found:
         return UsageError(f"the queue has no entry {name!r}", fix="orchestrate queue list --all")
     some = ", ".join(f"{entry.id} ({entry.provider}, {entry.state.value})" for entry in found[:_SOME])
-    fits = f"{name!r} fits {some}{' and more' if len(found) > _SOME else ''}"
+    fits = f"{name!r} matches {some}{' and more' if len(found) > _SOME else ''}"
     less = (
         f": part of an id must have at least {_LEAST} characters"
         if short

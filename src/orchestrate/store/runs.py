@@ -297,8 +297,8 @@ class Runs:
         note: str | None = None,
         new_attempt: bool = False,
     ) -> list[tuple[Run, Run]]:
-        """(before, after) of each change, by id; a second change of a run sees the first. All are written
-        together."""
+        """Apply the changes and return (before, after) of each, by id. A second change of a run sees the
+        first. All changes are written together."""
         held = self._locked(connection, (run_id for run_id, _ in changes))
         steps: list[tuple[Run, Run]] = []
         rows: dict[str, dict[str, Any]] = {}

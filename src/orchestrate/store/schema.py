@@ -482,7 +482,7 @@ kept_sums = Table(
 
 
 def _kept(text: str) -> str:
-    """Without the character 0, which Postgres does not store as text."""
+    """Replace null characters, which Postgres does not store as text."""
     return text.replace("\0", "\ufffd")
 
 
@@ -521,7 +521,7 @@ def _keep_ended(connection: Connection) -> None:
 
 
 def _list_by_the_database(connection: Connection) -> None:
-    """Columns, indexes and a table for lists of runs, filled in for the runs that are there."""
+    """Add the columns, indexes and table for lists of runs, and fill them for existing runs."""
     known = {column["name"] for column in inspect(connection).get_columns("runs")}
     kinds = {"title": "TEXT NOT NULL DEFAULT ''", "model": "TEXT NOT NULL DEFAULT ''", "cost": "FLOAT"}
     kinds |= {"archived": "BOOLEAN NOT NULL DEFAULT false", "words": "TEXT NOT NULL DEFAULT ''"}

@@ -354,7 +354,7 @@ def test_a_plan_goes_where_training_and_serving_together_cost_least(
     [entry] = account.read(tmp_path / "plan.yaml").runs
     assert entry.to == "together" and planned.high_usd == trained["together"]
     told = (tmp_path / "plan.yaml").read_text()
-    assert "fireworks goes without: learning_rate_multiplier 1.8" in told and "; seed 7 (" in told
+    assert "fireworks drops: learning_rate_multiplier 1.8" in told and "; seed 7 (" in told
     assert "100 requests per day, 900 tokens in, 150 out" in told and "a month" in told
 
 

@@ -120,7 +120,7 @@ def check_options(
     hosts = registry.targets(settings, wanted.hosts)
     kinds = {host.name: settings.host(host.name).kind for host in hosts}
     if wanted.method not in (None, *METHOD_KINDS):
-        raise UsageError(f"unknown method {wanted.method!r}; known: {', '.join(METHOD_KINDS)}")
+        raise UsageError(f"unknown method {wanted.method!r}. Known methods: {', '.join(METHOD_KINDS)}")
     contexts, unchecked = _contexts(wanted.model, kinds, wanted.method or "sft")
     near = wanted.near
     if near is None:

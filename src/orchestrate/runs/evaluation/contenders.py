@@ -78,8 +78,8 @@ class Contenders:
     ) -> None:
         """Set up the contenders. With `on="host"` they use a run's endpoint, with `here` they download the
         adapter and answer on this machine, with `auto` they use the first option that is possible, and with a
-        backend's name they use the adapter deployed there. `key_variable` has the key for models at an
-        address. With `stream`, hosts stream their answers, which gives the time of the first token. With
+        backend's name they use the adapter deployed there. `key_variable` contains the key for models at a
+        URL. With `stream`, hosts stream their answers, which measures the time to the first token. With
         `logprobs`, hosts return log-probabilities. With `limit_usd`, models with an unknown price are
         rejected."""
         self._limit_usd = limit_usd
@@ -234,13 +234,14 @@ class Contenders:
             asked = [Question(messages=(Message(role="input", content=text),)) for text in texts]
             answers = asking.ask(respondent, asked)
             if (refused := next((a.error for a in answers if a.error), None)) is not None:
-                raise UsageError(f"{written} refused a text: {refused}")
+                raise UsageError(f"{written} rejected a text: {refused}")
             return [msgspec.json.decode(answer.text, type=list[float]) for answer in answers]
 
         return embed
 
     def _at_address(self, written: str) -> ModelAt:
-        """Raises `UsageError` also where a private run's rows would go to others."""
+        """Return a model at a URL. Raises `UsageError` also if a private run's rows would be sent to
+        others."""
         at = model_at(self._ft.settings, written, self._key_variable)
         if self._private is not None:
             privacy.require_near(
@@ -271,7 +272,7 @@ class Contenders:
     def _on_host(
         self, handle: TrackedRun, tuned: Contender, asked: str | None, *, base: bool
     ) -> list[Candidate]:
-        """`asked`: the name of a checkpoint."""
+        """Return the models that the run's host serves. `asked` is the name of a checkpoint."""
         provider, job = handle.provider, handle.record.handle
         return [
             self._at(provider, job, one, self._host_price(handle, one), None if one.kind == "base" else asked)
@@ -279,7 +280,8 @@ class Contenders:
         ]
 
     def _at_other_host(self, handle: TrackedRun, tuned: Contender, *, base: bool) -> list[Candidate]:
-        """The run's adapter where it was deployed. What its base costs by the token there is not known."""
+        """Return the run's adapter on the host where it was deployed. The price per token of its base is
+        unknown there."""
         provider = self._ft.provider(self._on)
         deployment = require_open(self._ft, handle.id, self._on)
         named = msgspec.structs.replace(tuned, name=f"{tuned.name} at {self._on}", provider=self._on)
@@ -376,7 +378,8 @@ class Contenders:
         return found
 
     def _served(self, tuned: Contender, served_by: str, at: str) -> Contender:
-        """`at`: as a proof calls the place; one of the run is not one of its checkpoints."""
+        """Return the contender with its place and proof. `at` is the place as named in proofs. A proof of the
+        run does not cover its checkpoints."""
         proofs = [p for p in self._ft.store.history.proofs(tuned.run_id or "") if p.at == at]
         found = proofs[-1].badge if proofs and tuned.checkpoint is None else NOT_PROVED
         return msgspec.structs.replace(tuned, served_by=served_by, proof=found)
@@ -392,7 +395,8 @@ class Contenders:
         return known[-1].badge if known else None
 
     def _plain_here(self, model: str, written: str) -> Candidate:
-        """`model` may end with its precision: `tiny-chat:nf4`, `tiny-chat:16-bit`."""
+        """Return a base model on this machine. `model` may end with its precision: `tiny-chat:nf4`,
+        `tiny-chat:16-bit`."""
         from orchestrate.local import Generator as LocalGenerator
 
         name, colon, precision = model.rpartition(":")

@@ -315,7 +315,7 @@ class PreparedEvaluation:
         return replace(found, adapter_costs=tuple(costs), notes=(*found.notes, *notes))
 
     def _asked_again(self, found: Evaluation) -> Iterator[str]:
-        """Return whether who was asked anew answers as before."""
+        """Compare new answers with the earlier ones, for contenders that were queried again."""
         earlier = self._ft.store.history.evaluations()
         for contender in found.contenders:
             pairing = asked_before(earlier, found, contender.name)
@@ -339,7 +339,7 @@ _CHEAPER = "raise --max-cost, or evaluate fewer rows with --limit"
 
 
 def _named(ft: Workspace, run: TrackedRun | str) -> tuple[TrackedRun, str | None]:
-    """`RUN` or `RUN@CHECKPOINT`."""
+    """Split `RUN` or `RUN@CHECKPOINT` into the run and the checkpoint."""
     if not isinstance(run, str):
         return run, None
     name, at, checkpoint = run.partition("@")

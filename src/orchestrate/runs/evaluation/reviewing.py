@@ -310,5 +310,5 @@ def _contender(written: str, names: Sequence[str]) -> str:
     found = called(written, names)
     if len(found) != 1:
         what = f"several contenders are called {written!r}" if found else f"unknown contender {written!r}"
-        raise UsageError(f"{what}; there are {', '.join(names)}")
+        raise UsageError(f"{what}. Contenders: {', '.join(names)}")
     return found[0]

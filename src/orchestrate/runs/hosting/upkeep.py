@@ -110,7 +110,9 @@ class Upkeep:
             text = f"{name(deployment)} had ended, but is up again and billed. To take it down: {end}"
             self._say(deployment, text, "found", daily=True)
         elif deployment.state is DeploymentState.LOST:
-            self._say(deployment, f"{name(deployment)} is gone: {deployment.cause}", "lost", daily=False)
+            self._say(
+                deployment, f"{name(deployment)} no longer exists: {deployment.cause}", "lost", daily=False
+            )
         else:
             self.told.append(f"{name(deployment)}: {deployment.state.value}")
 

@@ -100,7 +100,8 @@ def _sampler(name: str, seed: int) -> BaseSampler:
 
 
 def _distributions(space: Space) -> dict[str, BaseDistribution]:
-    """A choice goes by its place: Optuna takes no lists and mappings for values."""
+    """Return Optuna's distributions. A choice is given by its index, because Optuna's values can't be lists
+    or mappings."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     found: dict[str, BaseDistribution] = {
@@ -124,7 +125,7 @@ def _settings(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _quiet() -> None:
-    with needed("sweep", "searches of settings", "optuna"):
+    with needed("sweep", "hyperparameter sweeps", "optuna"):
         import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -152,7 +152,7 @@ def _rate(spec: JobSpec, resolved: ModelOnHost, shape: ModelShape | None) -> Ite
         rate = (1e-4 if large else 2e-4) * (0.1 if full else 1)
         reason, source = f"{'above' if large else 'up to'} 13B", _QLORA
     if full:
-        reason += "; a tenth of LoRA's"
+        reason += ", a tenth of LoRA's"
     now = spec.learning_rate or (
         f"{spec.learning_rate_multiplier:g} x the host's" if spec.learning_rate_multiplier else None
     )
@@ -162,7 +162,7 @@ def _rate(spec: JobSpec, resolved: ModelOnHost, shape: ModelShape | None) -> Ite
 
 
 def _rounded(rate: float) -> float:
-    """To two digits."""
+    """Round to two significant digits."""
     return float(f"{rate:.1e}")
 
 
@@ -191,7 +191,7 @@ def _batch(spec: JobSpec, seen: int) -> Suggested:
 
 
 def _held(ws: Workspace, name: str, spec: JobSpec, model: str, proposed: Sequence[Suggested]) -> Suggestion:
-    """Those that the backend takes as they are."""
+    """Return the suggestions that the backend accepts unchanged."""
 
     from orchestrate.spec import JobSpec
 

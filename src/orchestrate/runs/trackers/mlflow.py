@@ -36,7 +36,8 @@ def opened(at: str | None, project: str | None) -> MLflow:
 
 
 def _reachable(uri: str) -> None:
-    """MLflow's client tries for minutes what is not there. Raises `HostUnavailable`."""
+    """Check that the server responds, because MLflow's client retries for minutes. Raises
+    `HostUnavailable`."""
     if not uri.startswith(("http://", "https://")):
         return
     try:
@@ -44,7 +45,7 @@ def _reachable(uri: str) -> None:
     except httpx.HTTPError as error:
         raise HostUnavailable(
             "mlflow",
-            f"{uri} did not answer: {error}",
+            f"{uri} did not respond: {error}",
             fix="start it (mlflow server), or set another one with --at",
         ) from error
 
@@ -96,7 +97,7 @@ class MLflow(ExporterContext):
         )
 
     def _run(self, story: Story) -> str:
-        """The id of the run there: the one that is tagged with ours, or a new one."""
+        """Return the id of the run there: the one tagged with our id, or a new one."""
         run = story.run
         if run.id in self._ids:
             return self._ids[run.id]
@@ -124,12 +125,12 @@ class MLflow(ExporterContext):
 
 
 def _part(name: str) -> Any:
-    """A module of MLflow, which publishes few types."""
+    """Import a module of MLflow, which publishes few types."""
     return import_module(name)
 
 
 def _key(name: str) -> str:
-    """MLflow takes letters, digits, `_-. /` in a name."""
+    """Replace characters that MLflow does not allow in a name. It allows letters, digits and `_-. /`."""
     return re.sub(r"[^\w\-. /]", "_", name)[:250].strip("/ ") or "_"
 
 

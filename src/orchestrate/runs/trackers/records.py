@@ -62,7 +62,7 @@ class Story(Record, frozen=True, kw_only=True):
         return found
 
     def _own(self, evaluation: Evaluation, measure: Any) -> bool:
-        """Return the scores of the run's own model, without its checkpoints and slices."""
+        """Return whether a score is of the run's own model, not of a checkpoint or a slice."""
         return not measure.slice and any(
             c.name == measure.contender and c.run_id == self.run.id and c.checkpoint is None
             for c in evaluation.contenders

@@ -225,7 +225,7 @@ class Webhook:
         except httpx.HTTPStatusError as error:  # its own words hold the whole address, with its token
             raise self._refused(f"HTTP {error.response.status_code}") from None
         except httpx.HTTPError as error:
-            raise self._refused(f"no answer ({type(error).__name__})") from None
+            raise self._refused(f"no response ({type(error).__name__})") from None
 
     def _refused(self, reason: str) -> NotDelivered:
         return NotDelivered(f"webhook to {urlsplit(self.url).hostname}: {reason}")
@@ -290,7 +290,7 @@ def announce(channels: Sequence[Messenger], told: Mapping[str, Any]) -> list[str
 
 
 def _bury(store: Store, channel: Channel) -> list[str]:
-    """Settles what dead watchers left between claiming and finishing."""
+    """Settle claims of dead watchers that were never finished."""
     problems: list[str] = []
     for run_id in store.notifications.unfinished(channel.name, older_than_s=_DEAD_AFTER_S):
         if channel.repeatable:
@@ -301,7 +301,7 @@ def _bury(store: Store, channel: Channel) -> list[str]:
 
 
 def _uncertain(store: Store, run_id: str, channel: Channel, reason: str) -> str:
-    """Leaves it as it is, for a person to see: telling twice would be worse than not at all."""
+    """Stop retrying and tell a person, because notifying twice would be worse than not at all."""
     store.notifications.close(run_id, channel.name)
     text = f"the {_kind(channel)} may not have arrived, and is not sent again ({reason})"
     told = Event(

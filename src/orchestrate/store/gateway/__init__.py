@@ -204,7 +204,7 @@ def require_uncancelled(connection: Connection, key: str) -> None:
 
 
 def _name(key: str) -> str:
-    """It fits into the column, however long the key is."""
+    """Return a name that fits into the column for keys of any length."""
     return f"cancelled {hashlib.sha256(key.encode()).hexdigest()[:48]}"
 
 
@@ -310,7 +310,7 @@ class GatewayJobs:
         return abs(self._db.clock.now() - job.created_at)
 
     def _seen(self, connection: Connection, id: str, retries: int) -> None:
-        """Once the first request has arrived, the next one that is no repeat is another."""
+        """Record that a request arrived, so the next one that is not a repeat counts as new."""
         table = schema.gateway_jobs
         fewer = table.update().where(table.c.id == id, table.c.fewest_retries > retries)
         connection.execute(fewer.values(fewest_retries=retries))
@@ -554,7 +554,7 @@ class GatewayKeys:
                 kept = connection.execute(select(table.c.record).order_by(table.c.name)).scalars()
                 keys = [key for key in map(GatewayKey.from_json, kept) if opens in (None, key.opens)]
                 names = ", ".join(key.name for key in keys) or "none"
-                raise UsageError(f"unknown key {name!r}; known: {names}")
+                raise UsageError(f"unknown key {name!r}. Known keys: {names}")
             revoked = replace(known, revoked_at=known.revoked_at or at)
             change = table.update().where(table.c.name == name)
             connection.execute(change.values(record=revoked.to_json().decode()))

@@ -164,7 +164,7 @@ class TestMLflow:
         assert len(client.get_metric_history(found.info.run_id, odd)) == 1501
 
     def test_a_server_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(HostUnavailable, match="did not answer"):
+        with pytest.raises(HostUnavailable, match="did not respond"):
             exporters.opened("mlflow", "http://127.0.0.1:9")
 
 
