@@ -112,7 +112,7 @@ def _drawn(points: Sequence[Measured], most: int, chance: random.Random) -> list
             evidence = (
                 sum(map(math.log, weights)) / 2 - fit.missed / 2 + math.log(fit.floor_error * fit.scale_error)
             )
-            for _ in range(_EACH):
+            for _ in range(_EACH // len(errors)):
                 scale = chance.gauss(fit.scale, fit.scale_error)
                 floor = chance.gauss(fit.level - scale * fit.center, fit.floor_error)
                 if scale > 0 and floor > 0:  # no curve gets worse with more rows, or better than perfect
