@@ -27,7 +27,7 @@ def spec(tmp_path: Path) -> Path:
     (tmp_path / "train.jsonl").write_text("".join(lines[:240]))
     path = tmp_path / "finetune.yaml"
     path.write_text(
-        f"model: {BUNDLED / 'tiny-chat'}\ntrain: train.jsonl\nadapter: qlora\nepochs: 4\n"
+        f"model: {BUNDLED / 'tiny-chat'}\ntrain: train.jsonl\nadapter: qlora\nepochs: 2\n"
         "batch_size: 8\nlearning_rate: 0.002\ncheckpoints: 8\nprovider_options: {local: {threads: 1}}\n"
     )
     return path
