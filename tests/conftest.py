@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from tests import forking, key_scan
+from tests import forking, key_scan, sources
 from tests.paths import ROOT
 from tests.postgres_server import Postgres, postgres_binaries
 from tests.workers import Nursery
@@ -220,12 +220,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     """In an order in which the share that each worker is first given, an equal number of tests, begins with
-    its part of `LONG`."""
+    its part of `LONG`, and one of them with all tests that read the sources, which are parsed once then."""
     hands: list[list[pytest.Item]] = [[] for _ in range(workers)]
     rest: list[pytest.Item] = []
     of_files = {file: list[pytest.Item]() for file in LONG}
     for item in items:
-        of_files.get(item.nodeid.partition("::")[0], rest).append(item)
+        reads_sources = getattr(getattr(item, "module", None), "sources", None) is sources
+        file = item.nodeid.partition("::")[0]
+        (hands[-1] if reads_sources else of_files.get(file, rest)).append(item)
     for number, found in enumerate(of_files.values()):
         turn, place = divmod(number, workers)  # there and back: the longest with the shortest
         hands[place if turn % 2 == 0 else workers - 1 - place] += found
