@@ -126,7 +126,8 @@ class Facts:
     container: str = "jsonl"
     """Container of the rows: `jsonl`, `csv.gz`, `parquet`, `folder` ..."""
     canonical_bytes: int = 0
-    """Size of the rows as canonical JSON lines, in bytes. A file for a host differs by a few percent."""
+    """Size of the rows as canonical JSON lines, in bytes. The size of a host's file differs by a few
+    percent."""
     masks: Mapping[int, int] = field(default_factory=dict[int, int])
     """Number of rows for each combination of `orchestrate.data.rows.traits.Trait` bits."""
     first_rows: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])

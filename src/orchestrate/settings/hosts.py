@@ -41,7 +41,7 @@ from orchestrate.types import decoding
 
 _log = logging.getLogger(__name__)
 HOST_FIELDS: Mapping[str, str] = {
-    "type": "Backend type, if this is a name you made up. Use `openai-compatible` for a host described by "
+    "type": "Backend type, if you chose the name yourself. Use `openai-compatible` for a host described by "
     "a YAML file.",
     "profile": "Name of the host's YAML file. Default: the host's name.",
     "base_url": "Address of the API. Needs `orchestrate keys trust` before a key is sent to it.",

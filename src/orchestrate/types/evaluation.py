@@ -80,7 +80,8 @@ class Sampling(Record, frozen=True, kw_only=True):
     max_tokens: int = 512
     seed: int = 0
     batch: int | None = None
-    """Number of rows answered together on this machine. With 1, each answer is bitwise reproducible."""
+    """Number of rows answered together on this machine. With 1, each answer is bitwise the same as without
+    the other rows."""
     response_format: dict[str, Any] | None = None
     """Response format of each answer, in the form of the chat completions API."""
 

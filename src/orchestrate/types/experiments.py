@@ -138,7 +138,7 @@ class Evidence(Record, frozen=True, kw_only=True):
     gate: str | None = None
     """Reason why there is no interval yet and, for numbers, no evidence."""
     log10_e: float = 0.0
-    """Strongest evidence so far against no difference."""
+    """Strongest evidence so far against the null hypothesis of no difference."""
     p_value: float = 1.0
     """Anytime-valid p-value."""
     decision: Literal["better", "worse", "open"] = "open"

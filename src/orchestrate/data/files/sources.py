@@ -45,7 +45,7 @@ _LOOKED_AT_BYTES = 16 << 20
 """Maximum number of bytes written between two checks of the free disk space."""
 _KEPT_BYTES = 512 << 20
 _KEPT_SHARE = 20
-"""One part in this many of the disk stays free, at most `_KEPT_BYTES`."""
+"""Divisor for the part of the disk that stays free, at most `_KEPT_BYTES`."""
 
 
 class Spool:

@@ -269,7 +269,7 @@ class GenerateStart(msgspec.Struct, tag="started"):
 
 
 class KeptQuestion(msgspec.Struct, tag="kept"):
-    """Screening result of one answer. An answer without one, because the run was interrupted, is screened on
+    """Screening result of one answer. If the run was interrupted before screening, the answer is screened on
     resume."""
 
     question: str
