@@ -36,9 +36,9 @@ class SettingRule(Table, frozen=True, kw_only=True):
     most: Decimal | None = None
     one_of: tuple[Any, ...] = ()
     words: dict[str, Any] = {}
-    """Maps a value of the spec, as text, to the value to send."""
+    """Maps a spec value, as text, to the value to send."""
     inexact: tuple[str, ...] = ()
-    """Entries of `words` that don't mean exactly the same."""
+    """Entries of `words` with a slightly different meaning."""
     always: Any = msgspec.UNSET
     """The fixed behavior of the host, which has no field for it. `null` means that no spec value describes
     it."""

@@ -3,7 +3,7 @@
 OrchestrateError
 +-- UsageError                  exit 2   the command or call is wrong
 |   +-- SpecError               exit 2   the spec is wrong (line, field, allowed values)
-|   +-- AlreadySubmitted        exit 2   the store has the same run; `--again` makes another
+|   +-- AlreadySubmitted        exit 2   the store has the same run; `--again` submits another
 |   +-- KeyTaken                exit 2   an idempotency key belongs to another run
 +-- SetupError                  exit 3   something is missing on this machine
 |   +-- MissingKey              exit 3   no API key
@@ -97,8 +97,8 @@ class SpecError(UsageError):
 
 class AlreadySubmitted(UsageError):
     """The store has a run with the same settings, data, backend and account that is open or has just
-    succeeded. Nothing was sent. Pass `again` to submit another one. `state` and `next_step` are worded in
-    `runs/submitting/repeats.py`."""
+    succeeded. Nothing was sent. Pass `again` to submit another one. `runs/submitting/repeats.py` words
+    `state` and `next_step`."""
 
     def __init__(
         self, provider: str, run_id: str, state: str, next_step: str, *, recovered_model: str | None = None
@@ -142,8 +142,8 @@ class SetupError(OrchestrateError):
 
 
 class MissingKey(SetupError):
-    """There is no API key for the backend. Run `orchestrate keys set NAME`, or set the variable that the
-    message names."""
+    """The backend's API key is missing. Run `orchestrate keys set NAME`, or set the variable that the message
+    names."""
 
     def __init__(self, provider: str, variable: str) -> None:
         super().__init__(

@@ -355,7 +355,7 @@ def _plain(value: Any) -> Any:
 
 
 class NotebookView(Protocol):
-    """Notebook output: HTML, or one line of text where HTML isn't supported."""
+    """Notebook output: HTML, or one line of text if HTML isn't supported."""
 
     def _repr_html_(self) -> str: ...
 

@@ -18,8 +18,8 @@ _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 
 def inert(text: str) -> str:
-    """Make external text safe for a terminal. Each character that would control the terminal is replaced by
-    one visible character, so that the length stays the same (`\r\n` becomes one line feed)."""
+    """Make external text safe for a terminal. Replaces each character that would control the terminal with
+    one visible character, which preserves the length (`\r\n` becomes one line feed)."""
     return _ACTING.sub(_sign, text.replace("\r\n", "\n"))
 
 
@@ -55,7 +55,7 @@ _LOOKALIKES = {
 
 def lookalike(error: UnicodeError) -> tuple[str, int]:
     """Handle `codecs` errors by replacing a character that the terminal's encoding lacks with a lookalike, or
-    else escaping it as in JSON, so that nothing is lost."""
+    else escaping it as in JSON. Nothing is lost."""
     return _written(error, _LOOKALIKES)
 
 
@@ -73,8 +73,7 @@ def _written(error: UnicodeError, looks: Mapping[str, str]) -> tuple[str, int]:
 
 def money(usd: Decimal | None) -> str:
     """Format an amount such as `$1,234.50`, or below a dollar to a tenth of a cent or two digits, such as
-    `$0.0042`. It is rounded up, while `limit` rounds down, so that an amount above a limit is also displayed
-    above it."""
+    `$0.0042`. Rounds up, while `limit` rounds down: an amount above a limit is also displayed above it."""
     return NOTHING if usd is None else _rounded(usd, ROUND_CEILING)
 
 
@@ -191,7 +190,7 @@ def meant(word: str, known: Iterable[str]) -> str:
 
 
 def among(word: str, known: Iterable[str]) -> str:
-    """Name the likely word after an unknown one, followed by the known words."""
+    """Suggest a known word for an unknown one, and list the known words."""
     names = list(known)
     return f"{meant(word, names)}; known: {', '.join(names)}"
 

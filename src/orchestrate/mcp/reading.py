@@ -96,7 +96,7 @@ class ReadTools:
         ]
 
     def list_models(self, query: str = "", provider: str | None = None) -> list[dict[str, Any]]:
-        """List base models that can be fine-tuned, by words in their names. Works offline."""
+        """List base models that can be fine-tuned. Searches their names. Works offline."""
         return [{"name": model.name, "ids": model.ids} for model in self._ft.models(query, provider)]
 
     def check(self, spec: SpecGiven, provider: str = "all") -> dict[str, Any]:

@@ -239,7 +239,7 @@ class Needs(Record, frozen=True, kw_only=True):
     target: float | None = None
     """The score that is good enough. Without it, `GOOD_SCORE` is assumed."""
     goal: Goal | None = None
-    """What tuning should teach. Without it, the goal is inferred from the rows."""
+    """The skill that tuning should teach. Without it, the goal is inferred from the rows."""
     model: str | None = None
     """The open model that would be tuned, for `latency_ms`."""
     larger: str | None = None
@@ -323,7 +323,7 @@ class Advice(Record, frozen=True, kw_only=True):
 
     @property
     def close(self) -> bool:
-        """True if the runner-up is within one point, so that the recommendation is not clear."""
+        """True if the runner-up is within one point, which makes the recommendation unclear."""
         rest = [c for c in self.choices[1:] if c.excluded is None]
         return bool(rest) and self.best.points - rest[0].points <= 1
 

@@ -164,8 +164,7 @@ def whisker(low: float, high: float, y: float) -> str:
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move the positions apart so that labels do not overlap. Keeps their order and, if possible, the
-    ends."""
+    """Move positions apart to keep labels from overlapping. Keeps their order and, if possible, the ends."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     moved = list(places)
     floor = low

@@ -134,8 +134,7 @@ _KEPT = ("contender", "score (95%)", "n")
 
 
 def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> TextTable:
-    """List cells of any length under their column names. Columns that are empty in every row are left
-    out."""
+    """List cells of any length under their column names. Omits columns that are empty in every row."""
     told = [at for at in range(len(head)) if not rows or any(row[at] != NOTHING for row in rows)]
     table = TextTable(*(head[at] for at in told), fold=_FOLDED, keep=_KEPT)
     for row in rows:
@@ -161,7 +160,7 @@ def plain_text(content: RenderableType, width: int = 140) -> str:
 
 
 def framed(page: str) -> str:
-    """Return a page for a notebook in its own frame, so that its style does not affect the notebook."""
+    """Wrap a page in its own frame for a notebook, to keep its style from affecting the notebook."""
     style = "width: 100%; height: 44rem; border: 0"
     return f'<iframe style="{style}" srcdoc="{escape(page, quote=True)}"></iframe>'
 
@@ -264,8 +263,7 @@ def _flat(c: Compared, comparison: ComparedRuns) -> dict[str, Any]:
 
 
 def safe_cell(value: Any) -> Any:
-    """Put an apostrophe before a text that a spreadsheet would interpret as a formula, so that it stays
-    text."""
+    """Put an apostrophe before text that a spreadsheet would interpret as a formula."""
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"
     return value

@@ -116,8 +116,8 @@ def junit(one: Evaluation) -> str:
 
 
 def junit_suite(name: str, classname: str, cases: Sequence[tuple[str, str, str]]) -> str:
-    """Write (name, decision, reasons) as test cases. A proven regression is a failure and an inconclusive
-    result is an error, as CI systems show them. Control characters, which XML doesn't allow, are left out."""
+    """Write (name, decision, reasons) as test cases. A proven regression becomes a failure, and an
+    inconclusive result an error. Omits control characters, which XML doesn't allow."""
     suite = xml.Element("testsuite", name=_legal(name), tests=str(len(cases)))
     kinds = [_JUNIT.get(decision, "system-out") for _, decision, _ in cases]
     for (title, decision, reasons), kind in zip(cases, kinds, strict=True):

@@ -77,9 +77,7 @@ def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True)
         "<h3>Who answered</h3>" + table(CONTENDER_HEAD, contender_rows(one)),
     ]
     if sliced := score_rows(one, sliced=True):
-        told = (
-            "Corrected for the number of slices (Holm), so that slices are not marked just because of chance."
-        )
+        told = "Corrected for the number of slices (Holm), to avoid marking slices by chance."
         parts.append(f"<h3>Slices</h3><p>{told}</p>" + table(SCORE_HEAD, sliced))
     parts += [_confusion(one, i) for i in range(len(one.confusions))]
     if one.all_notes:
@@ -368,7 +366,7 @@ def _headed(heading: str, body: str) -> str:
 
 
 def document(title: str, body: str) -> str:
-    """Build a page around a body whose parts are already escaped."""
+    """Build a page around an already escaped body."""
     style = files("orchestrate.reports").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

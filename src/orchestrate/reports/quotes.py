@@ -175,8 +175,8 @@ def quote_table(
     whole: bool = False,
 ) -> RenderableType:
     """Return the quotes for a terminal: the numbers of each backend, cheapest first, and with `totals` also
-    those over the months. The verdict and notes about each backend follow. `whole` adds how serving was
-    priced."""
+    those over the months. The verdict and notes about each backend follow. `whole` adds how the serving price
+    was calculated."""
     from rich.console import Group
     from rich.text import Text
 
@@ -389,7 +389,7 @@ def _cell(value: str) -> str:
 
 
 def markdown_text(value: str) -> str:
-    """Escape external text for a Markdown document, so that it contains no HTML, links or images."""
+    """Escape HTML, links and images in external text for a Markdown document."""
     value = re.sub(r"[\\\[\]`]", r"\\\g<0>", value).replace("<", "&lt;")
     # Readers make links of bare addresses too.
     return value.replace("://", "&#58;//").replace("www.", "www&#46;")

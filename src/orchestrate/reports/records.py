@@ -117,7 +117,7 @@ class ComparedRuns(Record, frozen=True, kw_only=True):
     answer: ComparisonSummary = ComparisonSummary(sentence="")
     reasons: tuple[Reason, ...] = ()
     findings: tuple[str, ...] = ()
-    """What the numbers show, in sentences."""
+    """Sentences about what the numbers show."""
     notes: tuple[str, ...] = ()
     between: tuple[RunDifference, ...] = ()
 

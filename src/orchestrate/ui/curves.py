@@ -48,8 +48,8 @@ def charts(
     most: int = PLACES,
     only: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Build the charts of some runs, by their labels, as the page's script draws them. `only` selects some by
-    name. Charts without points on the axis are left out."""
+    """Build the data of charts for the page's script, from runs by label. `only` selects charts by name.
+    Omits charts without points on the axis."""
     found: list[dict[str, Any]] = []
     for name, metrics in _named(runs).items():
         if only is not None and name not in only:

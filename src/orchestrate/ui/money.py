@@ -1,5 +1,5 @@
-"""The costs page: spending by month and backend, the remaining budget, and what still bills, with a way to
-end it."""
+"""The costs page: spending by month and backend, the remaining budget, and everything that is still billed,
+with buttons to end it."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 _PATIENCE_S = 3.0
-"""How long a page waits for an action before it shows that it is still in progress."""
+"""Seconds that a page waits for an action before showing that it is still in progress."""
 _AT_ONCE = 4
 
 
@@ -117,7 +117,7 @@ _FILES = {
     "uPlot.min.css": ("orchestrate.ui", "static/vendor"),
     "report.css": ("orchestrate.reports", "."),
 }
-"""The files that pages may load, and where they are. Reports and pages share one look."""
+"""The files that pages may load, by name. Reports and pages share one style sheet."""
 
 Form = Mapping[str, Sequence[str]]
 Act = Callable[[Request, Form], Response | str]
@@ -139,7 +139,7 @@ class Site:
     ft: Orchestrator
     read_only: bool = False
     word: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
-    """The token in each form."""
+    """The token that each form must contain."""
     work: SiteWork = field(default_factory=SiteWork, repr=False)
     closing: threading.Event = field(default_factory=threading.Event, repr=False)
     """Set when streams should end."""

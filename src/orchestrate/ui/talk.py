@@ -59,7 +59,7 @@ class Talked:
 
     @property
     def kept(self) -> str:
-        """Return the conversation for the next form."""
+        """Return the conversation to store in the next form."""
         return msgspec.json.encode([{"role": m.role, "content": m.content} for m in self.messages]).decode()
 
 

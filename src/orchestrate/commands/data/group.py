@@ -77,7 +77,7 @@ class OtherFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckTarget:
-    """Options for what to check the data for."""
+    """Options for the backends, method and epochs to check for."""
 
     hosts: Annotated[str, typer.Option("--for", help="Backends, comma-separated.")] = "all"
     model: ModelOpt = None
@@ -149,7 +149,7 @@ app.command()(dedupe)
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewOptions:
-    """Options for which rows to show, and how training treats them."""
+    """Options for the rows to show, and for training settings."""
 
     row: Annotated[int, typer.Option(min=1, help="First row to show.")] = 1
     rows: Annotated[int, typer.Option(min=1, help="Number of rows to show.")] = 1
@@ -157,14 +157,17 @@ class PreviewOptions:
         int | None, typer.Option(min=8, help="Truncate rows to this many tokens, as training would.")
     ] = None
     truncation: Annotated[
-        str, typer.Option(help="How to truncate longer rows: right (end), left (start), or drop the row.")
+        str, typer.Option(help="For longer rows: cut the right (end) or left (start), or drop the row.")
     ] = "right"
     train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs", help="Also train on the prompt.")] = (
         False
     )
     train_on: Annotated[
         str,
-        typer.Option(metavar="all|last|ROLES", help="As method.train_on in a spec, such as assistant,tool."),
+        typer.Option(
+            metavar="all|last|ROLES",
+            help="Roles to train on, like method.train_on in a spec, such as assistant,tool.",
+        ),
     ] = "all"
     ignore_empty_think: Annotated[
         bool, typer.Option("--ignore-empty-think", help="Exclude empty thinking blocks from the loss.")
@@ -186,7 +189,7 @@ class PreviewOptions:
 def preview(
     context: typer.Context,
     file: Annotated[
-        str, typer.Argument(metavar="FILE|RUN", help="A file, or a run whose host can show its rows.")
+        str, typer.Argument(metavar="FILE|RUN", help="A file, or a run on a host that can show its rows.")
     ],
     *,
     model: Annotated[
@@ -206,7 +209,7 @@ def preview(
         with orchestrator(context) as ft:
             report = data.rows_of_run(ft, file, shown.row, shown.rows)
     elif model is None:
-        raise UsageError("set --model to the model whose tokens you want to see", fix="--model MODEL")
+        raise UsageError("add --model MODEL, with the model to tokenize for", fix="--model MODEL")
     else:
         given = shown.chat_template_kwargs or ()
         settings = parse_settings(given, "--chat-template-kwargs enable_thinking=false")

@@ -42,7 +42,8 @@ class ReadOptions:
 
 @contextmanager
 def engine(name: str, workers: int | None) -> Generator[None]:
-    """Select where rows are read: in this process or on Ray. Raises `UsageError` for an unknown engine."""
+    """Select the engine that reads rows: local processes or Ray. Raises `UsageError` for an unknown
+    engine."""
     if name not in ("local", "ray"):
         raise UsageError(f"--on must be local or ray (got {name})")
     if name == "local":

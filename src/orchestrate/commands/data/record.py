@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordOptions:
-    """Options for which prompts to send, and how."""
+    """Options for the prompts and for querying the model."""
 
     prompts: Annotated[
         str | None,

@@ -91,7 +91,7 @@ class Rivals:
 
 @dataclass(frozen=True, kw_only=True)
 class TestRowOptions:
-    """Options for which test rows to send and how."""
+    """Options for the test rows and for querying the models."""
 
     test: Annotated[
         str | None, typer.Option("--test", help="Held-out rows. Default: the spec's test file.")
@@ -196,8 +196,8 @@ def evaluate(
     """Evaluate runs, their base and other models on held-out rows. Prints scores, regressed rows and
     whether to ship.
 
-    Shows the price and the smallest difference that this many rows can detect before it starts. Answers are
-    saved. Repeat the command after an interruption to continue without repeating requests. Exit code 6 if
+    Before it starts, it shows the price and the smallest difference that it can detect. Answers are saved.
+    Repeat the command after an interruption to continue without repeating requests. Exit code 6 if
     --max-cost is reached."""
     from orchestrate.runs.evaluation.held_out import PreparedEvaluation, metric_names, require_reports
 

@@ -40,7 +40,7 @@ _TENTATIVE, _FIRM = 0.667, 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewSelection:
-    """Options for what to rate."""
+    """Options for selecting the answers to rate."""
 
     single: Annotated[
         bool, typer.Option("--single", help="Show answers one by one instead of side by side.")
@@ -92,7 +92,7 @@ class ReviewAddress:
 
 @dataclass(frozen=True, kw_only=True)
 class Else:
-    """Options that replace serving the page."""
+    """Options for actions other than serving the page."""
 
     results: Annotated[bool, typer.Option("--results", help="Show the results so far.")] = False
     export: Annotated[

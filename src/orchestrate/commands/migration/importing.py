@@ -37,7 +37,7 @@ def take(
 ) -> Output[list[AccountImport]]:
     """Import an account's past jobs into the store without changing anything on the host: settings, files,
     metrics, events, checkpoints, tuned model and cost. Repeat the command to continue after an interruption.
-    At the end, it lists each model's shutdown date and whether it can be retrained."""
+    Then lists each model's shutdown date and whether the model can be retrained."""
     from orchestrate.migration import importing
 
     at = since.replace(tzinfo=UTC) if since else None

@@ -117,7 +117,8 @@ class MigrationOptions:
         typer.Option("--train", metavar="FILE", help="Training rows, if the run's own rows are lost."),
     ] = None
     every: Annotated[
-        bool, typer.Option("--all", help="With --plan: include every run whose model will be shut down.")
+        bool,
+        typer.Option("--all", help="With --plan: include every run with a model that will be shut down."),
     ] = False
     plan: Annotated[
         Path | None,

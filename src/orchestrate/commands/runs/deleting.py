@@ -161,7 +161,7 @@ def _show_kept(found: Sequence[AccountStorage]) -> None:
         out.print(_kept(found))
         sizes = [item.bytes for item in items if item.bytes is not None]
         files = sum(item.kind == "file" for item in items)
-        some = f", {size(sum(sizes))} where the host reports sizes" if sizes else ""
+        some = f", {size(sum(sizes))} (of known sizes)" if sizes else ""
         note(f"{count(files, 'file')} and {count(len(items) - files, 'model')}{some}")
         note("to permanently delete one: orchestrate delete ID")
     elif found:

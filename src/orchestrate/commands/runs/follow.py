@@ -57,7 +57,7 @@ HereOpt = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class StallOptions:
-    """Options for what counts as a stall, and whether to end a stalled run."""
+    """Options for detecting stalled runs and ending them."""
 
     stalled_minutes: Annotated[
         float | None,

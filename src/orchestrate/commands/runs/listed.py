@@ -44,9 +44,7 @@ def runs(  # noqa: PLR0913  each is an option
     status: StatusOpt = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="Show only models whose name contains this text.", autocompletion=completing.models
-        ),
+        typer.Option(help="Show only models with this text in their name.", autocompletion=completing.models),
     ] = None,
     tag: Annotated[str | None, typer.Option(metavar="NAME[=VALUE]", help="Show only this tag.")] = None,
     search: Annotated[

@@ -42,7 +42,7 @@ _CENT = Decimal("0.01")
 
 @dataclass(frozen=True, kw_only=True)
 class SpendingSelection:
-    """Options for what to report."""
+    """Options for selecting what to report."""
 
     by: Annotated[
         list[str] | None,
@@ -330,7 +330,7 @@ def shown(report: SpendingReport) -> list[RenderableType]:
 
 
 def notes(report: SpendingReport) -> list[Text]:
-    """Return the headline and the tables."""
+    """Return the warnings and remarks to show below the tables."""
     told: list[Text] = []
     if report.uncounted and report.budget_usd is not None:
         told.append(

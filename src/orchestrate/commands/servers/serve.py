@@ -101,8 +101,8 @@ class ServeEngineOptions:
         bool,
         typer.Option(
             "--batch-invariant",
-            help="Answer temperature-0 requests one by one, so that answers are bitwise reproducible. "
-            "Slower.",
+            help="Process temperature-0 requests one by one, which makes answers bitwise reproducible but "
+            "slower.",
         ),
     ] = False
     quantise: Annotated[str, typer.Option("--quantize", help="GGUF quantization for llama.cpp.")] = "Q4_K_M"

@@ -135,7 +135,10 @@ class _Demo:
             runs = [*here, *self._hosted(train)]
         except BaseException:
             if here:
-                note(f"the local run continues:  cd {self.folder}; orchestrate watch {here[0]}, or cancel it")
+                note(
+                    f"the local run continues. To watch it: cd {self.folder}; orchestrate watch {here[0]}. "
+                    "To stop it: orchestrate cancel"
+                )
             raise
         if here:
             self._run(f"watch {here[0]}")

@@ -61,7 +61,7 @@ def _show(found: Bench, kept: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Options for what to train, and how."""
+    """Options for the training to plan for."""
 
     adapter: Annotated[str, typer.Option(help="qlora, lora or full.")] = "qlora"
     rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Rank of the adapter.")] = 16

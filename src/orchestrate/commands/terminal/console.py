@@ -304,7 +304,7 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
         report_error(UsageError(str(told()), fix=fix), as_json=as_json)
         return UsageError.exit_code
     if type(error).__name__ == "Abort":
-        report_error(UsageError("cancelled at the prompt"), as_json=as_json)
+        report_error(UsageError("canceled at the prompt"), as_json=as_json)
         return 1
     if isinstance(error, OSError) and error.errno in FULL:
         full = SetupError(

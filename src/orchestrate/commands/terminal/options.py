@@ -35,7 +35,7 @@ _SAME = (("list", "ls"), ("remove", "rm", "revoke"))
 
 
 def same_words(word: str) -> tuple[str, ...]:
-    """Return the word followed by the synonyms that a command group accepts for it."""
+    """Return the command name and the synonyms that a command group accepts for it."""
     return (word, *(other for words in _SAME if word in words for other in words if other != word))
 
 

@@ -20,8 +20,8 @@ not."""
 
 
 def worded(command: Any, name: str) -> Any:
-    """Prepare the help page of a command or command group: add its example, and replace Python's type
-    names with plain words, because typer writes `<list[str]>`."""
+    """Prepare the help page of a command or command group: add its example, and replace Python's type names,
+    such as typer's `<list[str]>`, with plain words."""
     example = EXAMPLES.get(name)
     command.epilog = f"Example:  {example}" if example else None
     command.help = _LINE_END.sub(" ", inspect.cleandoc(command.help or ""))

@@ -50,7 +50,7 @@ class PlanCheckReport(TypedDict):
     backends: list[str]
     problems: list[Problem]
     served: dict[str, str]
-    """How each backend serves a tuned model, where known."""
+    """Maps each backend to how it serves a tuned model, if known."""
 
 
 class Quoted(TypedDict):

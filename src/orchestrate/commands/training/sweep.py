@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceOptions:
-    """Options for what varies and how to choose the next trial."""
+    """Options for the search space and the search method."""
 
     grid: Annotated[
         list[str] | None,

@@ -16,7 +16,7 @@ from orchestrate.types import Authority, MemoryPlan, Outcome, Setting, Translati
 _STYLE = {Outcome.KEPT: "", Outcome.MAPPED: "cyan", Outcome.DEFAULTED: "dim", Outcome.REFUSED: "red"}
 _LEAST = 8
 _LENGTHS = range(40, _LEAST - 1, -2)
-"""Maximum characters of a value in the table, so that all backends fit side by side."""
+"""Maximum characters of a value in the table. Lets all backends fit side by side."""
 
 
 def show_translations(translations: Sequence[Translation], *, all: bool = False) -> None:

@@ -36,7 +36,7 @@ PATIENCE_S = 900.0
 
 @dataclass(frozen=True)
 class DeployCommandLimits:
-    """Options for what to deploy, and its limits."""
+    """Options for the hardware and limits of a deployment."""
 
     shape: Annotated[
         str | None,
