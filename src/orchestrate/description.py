@@ -58,7 +58,7 @@ class SettingRule(Table, frozen=True, kw_only=True):
 
 
 class RowRules(Table, frozen=True, kw_only=True):
-    """Rules for the rows of a file that the host accepts."""
+    """The host's rules for rows of training files."""
 
     kinds: tuple[str, ...] = ("chat",)
     least: int = 1
@@ -149,12 +149,12 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     options."""
 
     url: str | None = None
-    """Address of the deployments API. `None` means next to the base URL, see `root`."""
+    """Address of the deployments API. `None` derives it from the base URL and `root`."""
     root: str = ""
     """Path that replaces the base URL's path."""
     login: str = ""
-    """How to get the key for this API, if it differs from the training key. The key is read from the variable
-    NAME_MANAGEMENT_TOKEN."""
+    """Instructions for getting the key for this API, if it differs from the training key. The key is read
+    from the variable NAME_MANAGEMENT_TOKEN."""
     options: dict[str, str] = {}
     """The required fields of `[hosts.NAME.options]` and their meaning."""
     tiers: tuple[str, ...] = ()
@@ -166,13 +166,13 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     bills: dict[str, bool | None] = {}
     """Maps each state to true if it is billed hourly."""
     up: tuple[str, ...] = ()
-    """The states in which it serves requests."""
+    """The states in which the deployment serves requests."""
     tuned: str = ""
-    """A text in a tuned model's name that distinguishes it from base models."""
+    """Text in a tuned model's name that distinguishes it from base models."""
     answers_as: str = "name"
     """Model name in requests: the deployment's own `name`, or the `model` in the list."""
     adapters: AdapterUpload | None = None
-    """How to upload adapters. `None` means that the host only serves models that it trained."""
+    """Call that uploads adapters. `None` means that the host only serves models that it trained."""
     note: str = ""
     source: str
 
@@ -213,7 +213,7 @@ class Described(Table, frozen=True, kw_only=True):
     fields: tuple[str, ...] = ()
     """Additional fields of the create request, for `provider_options`."""
     versions: dict[str, str] = {}
-    """A field of `provider_options`, or `field=value` -> the API version that introduced it."""
+    """Maps a field of `provider_options`, or `field=value`, to the API version that introduced it."""
     wandb_in_request: bool = False
     """True if the W&B key is sent with the request. Otherwise, the key is stored at the host."""
     weights: bool = False

@@ -225,7 +225,7 @@ class OtherAccount(SetupError):
 
 
 class MissingExtra(SetupError):
-    """An optional package is missing. `fix` is the line that installs it."""
+    """An optional package is missing. `fix` is the command that installs it."""
 
     def __init__(self, extra: str, what: str, package: str) -> None:
         super().__init__(

@@ -74,7 +74,7 @@ def _words(value: Any) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
-    """Render rows as an HTML table of the columns that have any value. Numbers are right-aligned."""
+    """Render rows as an HTML table of the columns that contain values. Numbers are right-aligned."""
     if not rows:
         return _note("none")
     wanted = columns or list(dict.fromkeys(name for row in rows for name in row))

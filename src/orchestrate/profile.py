@@ -83,7 +83,7 @@ class Profile:
 
     kind: str
     title: str
-    """The name as people write it: OpenAI, Together, This machine."""
+    """The display name, such as OpenAI, Together or This machine."""
     provider: str
     """The `Provider` class, as `package.module:Class`. It is imported on first use."""
     rank: int = 100
@@ -111,7 +111,7 @@ class Profile:
     chat_limit: str = "max_tokens"
     """The field of chat completions for the maximum number of tokens."""
     origins: frozenset[str] = frozenset()
-    """URLs of the host's owner, between which a key may be shared."""
+    """The URLs of the host's owner. A key may be shared among them."""
     webhook_variable: str | None = None
     """The environment variable with the secret that signs the host's webhooks. In the key file, the secret is
     named `KIND-webhook`."""
@@ -119,8 +119,8 @@ class Profile:
     """Parses a webhook's body and headers, with the secret. Raises `ValueError` unless the signature is valid
     and recent."""
     management_login: str = ""
-    """How to get the key of its management API, if deployments need a different key than training. The key is
-    read from NAME_MANAGEMENT_TOKEN."""
+    """Instructions for getting the key of its management API, if deployments need a different key than
+    training. The key is read from NAME_MANAGEMENT_TOKEN."""
     options: frozenset[str] | None = None
     """The fields that `[hosts.NAME.options]` may have, besides `OPTIONS`. `None` accepts any, even a
     misspelled one."""
@@ -153,8 +153,7 @@ class Profile:
     hourly_factor: Callable[[JobSpec], Decimal] = lambda spec: Decimal(1)
     """A factor for the price of a GPU-hour for this spec, such as for a requested region."""
     default_epochs: int | None = None
-    """The epochs trained when the spec gives no number. `None` if the host decides by the rows, see
-    `auto_epochs`."""
+    """The number of epochs if the spec sets none. `None` if it depends on the rows (see `auto_epochs`)."""
     auto_epochs: Callable[[int], int] = lambda rows: 1
     share_billed: Callable[[int, int], Decimal] | None = None
     """The share of the price that a job pays if it ended early, from its completed and total steps. `None` if
@@ -193,8 +192,8 @@ class Profile:
         )
 
     def closed(self, today: date) -> str | None:
-        """Return why the host accepts no new jobs from anyone today (in UTC, because its own page names
-        no time zone); `None` while it accepts them from some account."""
+        """Return why the host accepts no new jobs from anyone today, or `None` if it accepts some. Days are
+        in UTC, because the host's page names no time zone."""
         if self.no_new_jobs_after is None or today < self.no_new_jobs_after:
             return None
         since = f"{self.no_new_jobs_after} ({self.closing_source})"
@@ -302,7 +301,7 @@ def _placed(kind: str) -> Profile:
 
 
 def this_machine() -> Profile:
-    """Build the profile of the backend that trains on this machine, from weights."""
+    """Return the profile of the backend that trains on this machine."""
     return next(one for one in built_in().values() if one.near)
 
 

@@ -294,7 +294,7 @@ class EightyPercent(Record, frozen=True, kw_only=True):
         said = {
             True: "reached: improve the prompt and examples before you tune",
             False: "not reached: tuning is worth its price",
-            None: "undecided: the interval contains it, so measure more rows",
+            None: "undecided: the interval contains that value, so measure more rows",
         }[self.applies]
         return (
             f"the 80% rule: the base model scores {self.best.value:.3f} {how}; 80% of the target "
@@ -558,7 +558,8 @@ def _by_needs(needs: Needs) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=_TUNING,
             points=1,
-            reason=f"{needs.latency_ms} ms, at most {FAST_MS}: small models with short prompts are fast",
+            reason=f"a limit of {needs.latency_ms} ms ({FAST_MS} or less): small models with short prompts "
+            f"are fast",
             turns=f"a limit above {FAST_MS} ms",
         )
         yield AdviceVote(
@@ -609,8 +610,8 @@ def _by_money(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
     way = Way.TUNE_OWN if own else Way.TUNE_HOSTED
     gap = text.money(abs(best.base_usd - paid.counted_usd))
     words = (
-        f"{text.span(paid.least_usd, paid.counted_usd)} over {best.months} months on "
-        f"{best.place}, {text.money(best.base_usd)} by prompting "
+        f"tuning costs {text.span(paid.least_usd, paid.counted_usd)} over {best.months} months on "
+        f"{best.place}, and prompting costs {text.money(best.base_usd)} with "
         f"{best.base_words or best.base.model}"
     )
     since = best.break_even_requests_per_day

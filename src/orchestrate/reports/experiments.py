@@ -76,7 +76,7 @@ def phase_rows(report: ExperimentReport) -> list[list[str]]:
 
 
 def notes(report: ExperimentReport) -> list[str]:
-    """List what readers must know to understand the table."""
+    """List notes that readers need to understand the table."""
     found: list[str] = []
     if report.sample_ratio_p < _BROKEN:
         found.append(f"users are NOT split as planned: p = {report.sample_ratio_p:.1g}")

@@ -103,7 +103,7 @@ def _unfinished(runs: Sequence[Compared]) -> Iterable[Reason]:
 
 
 def findings(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> list[str]:
-    """List sentences about cost and scores, but only about aspects in which the runs may be compared."""
+    """List findings about cost and scores, for comparable aspects only."""
     done = [c for c in runs if ended(c)]
     return [*_cheapest(done), *_best(done, between), *_each(done), *_forgot(done), *_again(done)]
 
@@ -254,7 +254,7 @@ def asked_again(label: str, pairing: Pairing) -> str:
 
 
 def notes(runs: Sequence[Compared]) -> list[str]:
-    """List what readers must know about the numbers."""
+    """List notes that readers need to interpret the numbers."""
     found: list[str] = []
     if any(c.run.sandbox for c in runs):
         found.append(

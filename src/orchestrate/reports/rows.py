@@ -119,7 +119,7 @@ def what_was_asked(evaluation: Evaluation) -> str:
 
 
 PROOF = "served as trained"
-"""The row of the badge."""
+"""Name of the row with the proof badge."""
 NOT_COMPARABLE = "These runs are not fully comparable"
 
 

@@ -154,7 +154,7 @@ class _Budget:
     name: str
     usd: Decimal
     taken_usd: Decimal
-    """Spent and committed."""
+    """The amount spent and committed."""
 
     @property
     def left_usd(self) -> Decimal:

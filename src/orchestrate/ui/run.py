@@ -229,7 +229,7 @@ class _Lineage:
     alike: list[Run]
     """Runs on the same rows."""
     merges: list[Merged]
-    """Merged adapters that it is part of."""
+    """Merged adapters that contain this run's adapter."""
 
 
 def _lineage(site: Site, run: Run) -> _Lineage:

@@ -79,7 +79,8 @@ def serving(
     unless `read_only` is set, spend money. With a `watcher`, the hosts are polled continuously.
 
     `host` is an address of this machine that others can reach, for read-only pages. `names` are the host
-    names that others use. Raises `SetupError` if the port is unavailable, `UsageError`."""
+    names that others use. Raises `SetupError` if the port is unavailable, and `UsageError` if pages that can
+    spend money would be served to other machines."""
     if not is_loopback(host) and not read_only:
         raise UsageError(
             f"pages that can spend money are only served to this machine (not {host})",

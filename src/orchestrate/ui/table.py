@@ -74,7 +74,7 @@ def column(name: str) -> TableColumn:
 
 @dataclass(frozen=True)
 class RunTableQuery:
-    """Runs to show, and how. Everything is in the page's URL."""
+    """Filters, order and columns of the table, as in the page's URL."""
 
     words: str = ""
     status: str = ""

@@ -196,8 +196,8 @@ def evaluate(
     """Evaluate runs, their base and other models on held-out rows. Prints scores, regressed rows and
     whether to ship.
 
-    Before it starts, it shows the price and the smallest difference that it can detect. Answers are saved.
-    Repeat the command after an interruption to continue without repeating requests. Exit code 6 if
+    Shows the price and the smallest detectable difference before it starts. Answers are saved. Repeat the
+    command after an interruption to continue without repeating requests. Exit code 6 if
     --max-cost is reached."""
     from orchestrate.runs.evaluation.held_out import PreparedEvaluation, metric_names, require_reports
 

@@ -330,7 +330,7 @@ def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None 
     out.print(shown)
     known = "assumed" if likeness is None else "measured in this review"
     value = LIKENESS if likeness is None else likeness
-    note(f"to show a preference of {share:.0%} with 80% power")
+    note(f"needed to show a preference of {share:.0%} with 80% power")
     note(f"correlation of two raters' votes on one item: {value:.2f}, {known}")
 
 

@@ -46,8 +46,8 @@ class NotifyOptions:
     ] = False
 
     def over(self, settings: Settings) -> Settings:
-        """Return the settings with the given channels. Raises `UsageError` for an address that is not
-        accepted, and `ConfigError` for a secret that cannot sign."""
+        """Return the settings with the given channels. Raises `UsageError` for an invalid address, and
+        `ConfigError` for an invalid secret."""
         given = settings.notify
         found = Notify(
             command=self.notify_command or given.command,

@@ -130,7 +130,7 @@ class SpecOptions:
 
     @property
     def named(self) -> str:
-        """The spec file after a space, for printed commands. Empty for the default file."""
+        """The spec file with a leading space, for printed commands. Empty for the default file."""
         return f" {shlex.quote(str(self.spec))}" if self.spec else ""
 
     def read(self, provider: str, *, max_cost: str | None = None) -> JobSpec:
@@ -247,7 +247,7 @@ def models_given(given: list[str] | None) -> str | dict[str, str] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ServingOptions:
-    """Options for pricing the serving."""
+    """Options for serving prices."""
 
     traffic: Annotated[
         str | None, typer.Option(metavar="TEXT", help='Also price serving: "20k req/day, 900 in, 150 out".')

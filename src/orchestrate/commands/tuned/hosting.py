@@ -200,15 +200,15 @@ def _show_taken(taken: TakenDown, where: str, cost: Decimal | None, left_s: floa
         note(f"down, confirmed by {record.provider}{spent}")
     elif record.host_id is None:
         warn(
-            f"{record.provider} shows no deployment of it. One could still start within "
+            f"{record.provider} shows no deployment of this run. One could still start within "
             f"{duration(left_s)}. After that, check again with: {again}"
         )
     else:
         at_price = f" at {rate(record.usd_per_hour)} per hour" if record.usd_per_hour is not None else ""
         bills = (
-            f"it is still billed{at_price}"
+            f"the deployment is still billed{at_price}"
             if record.billing_since is not None
-            else "it is not currently billed"
+            else "the deployment is not currently billed"
         )
         warn(
             f"{record.provider} still has {record.host_id} ({record.raw_state}), shutdown requested: "
