@@ -272,7 +272,7 @@ def test_advise(cli: Cli, project: Path) -> None:
         "advise", "train.jsonl", "--traffic", "200k req/day, 900 in, 150 out", "--saved-tokens", "1500"
     )
     # gpt-4.1 ends within the six months; its host names this one
-    assert "by prompting GPT-6 Luna" in money.out
+    assert "prompting costs" in money.out and "with GPT-6 Luna" in money.out
 
 
 def test_advise_by_a_score_and_a_target(cli: Cli, project: Path) -> None:

@@ -141,7 +141,7 @@ def deployed_and_taken_down(ask: Cli, sandbox: Sandbox, run: str, host: str) -> 
     sandbox.fault(host, "error", method="PATCH", status=400, count=0)
     if host == "together":
         still = ask("undeploy", run, "--wait", "0")
-        assert still.code == 5 and f"it is still billed at {HOURLY[host]}" in still.err
+        assert still.code == 5 and f"the deployment is still billed at {HOURLY[host]}" in still.err
     sandbox.clear_faults()
     assert "down, confirmed by" in done(ask("undeploy", run)).err
     assert done(ask("deployments", "--json")).json == []

@@ -559,7 +559,7 @@ def _by_needs(needs: Needs) -> Iterable[AdviceVote]:
             ways=_TUNING,
             points=1,
             reason=f"a limit of {needs.latency_ms} ms ({FAST_MS} or less): small models with short prompts "
-            f"are fast",
+            "are fast",
             turns=f"a limit above {FAST_MS} ms",
         )
         yield AdviceVote(

@@ -325,7 +325,10 @@ def test_each_reason_is_in_points_or_money() -> None:
     for choice in found.choices:
         assert choice.points == sum(int(text.split(" ", 1)[0]) for text in choice.reasons)
     money = next(text for c in found.choices for text in c.reasons if "$" in text)
-    assert "$10.00 over 1 months on together, $100.00 by prompting b: $90.00 less" in money
+    assert (
+        "tuning costs $10.00 over 1 months on together, and prompting costs $100.00 with b: $90.00 less"
+        in money
+    )
 
 
 def test_a_tuned_model_that_ends_is_told_with_its_cost() -> None:
