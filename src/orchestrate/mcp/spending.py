@@ -99,7 +99,7 @@ def _evaluating(ft: Orchestrator, purse: AgentBudget) -> Tool:
             price = f"about {money(expected)}, at most {money(high)}"
         purse.require("evaluate", high or Decimal(0))
         question = (
-            f"Ask {count(sum(a.questions for a in planned.asked), 'question')} about held-out rows? {price}"
+            f"Send {count(sum(a.questions for a in planned.asked), 'request')} for held-out rows? {price}"
         )
         return put(ctx, question, f"orchestrate eval {' '.join(runs)}")
 

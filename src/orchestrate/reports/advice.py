@@ -465,7 +465,7 @@ def _by_score(needs: Needs) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=(Way.PROMPT, Way.FEW_SHOT),
             points=3,
-            reason=f"{share}: better prompts and examples first, {left}",
+            reason=f"{share}: improve prompts and examples first ({left})",
             turns=f"prompts and examples that do not reach {target:g}",
         )
         yield AdviceVote(ways=_TUNING, points=-2, reason=f"{share}: {left}", turns="")

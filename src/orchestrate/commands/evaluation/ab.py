@@ -154,7 +154,10 @@ def status(
     context: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Experiment name or id. Default: the only one, or list them."),
+        typer.Argument(
+            metavar="[NAME]",
+            help="Experiment name or id. Default: the only experiment. If there are several, list them.",
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help=".html, .json or .txt.")

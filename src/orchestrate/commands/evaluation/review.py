@@ -308,7 +308,7 @@ def _serve(desk: Any, place: ReviewAddress, names: Sequence[str]) -> Iterator[Ou
             browse(next(iter(page.links.values())))
         ended.wait()
     done = ", ".join(f"{who} {n}" for who, n in desk.done().items()) or "nothing"
-    note(f"rated: {done} of {review.tasks}; orchestrate review {review.id} --results")
+    note(f"rated: {done} of {review.tasks}. To see the results: orchestrate review {review.id} --results")
 
 
 def _show_links(page: AnswersReviewing) -> None:

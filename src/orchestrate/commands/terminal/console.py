@@ -271,7 +271,7 @@ def stage_text(run: Run, *, chip: bool = True) -> Text:
 
 
 class ErrorLine(Record, frozen=True, kw_only=True):
-    """An error with `--json`: one line on stderr."""
+    """The JSON object that describes an error on stderr."""
 
     error: str
     message: str

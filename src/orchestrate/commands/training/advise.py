@@ -81,7 +81,7 @@ def advise(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Examples of the task in a training format.")],
     *,
     serving: ServingOptions,
-    model: Annotated[str, typer.Option(help="Open model to tune; with --traffic or --latency-ms.")] = (
+    model: Annotated[str, typer.Option(help="Open model to tune, for --traffic and --latency-ms.")] = (
         "qwen3.5-9b"
     ),
     needed: NeedOptions,

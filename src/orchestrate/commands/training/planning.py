@@ -151,7 +151,7 @@ def _show_suggestions(found: list[Suggestion]) -> None:
         out.print(shown)
         for left in one.left_out:
             note(f"{one.provider}: not proposed: {left}")
-    note("next: orchestrate sweep --suggest tries neighboring values within one budget")
+    note("to try neighboring values within one budget: orchestrate sweep --suggest")
 
 
 def _gib(given: str) -> float:
