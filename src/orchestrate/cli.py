@@ -161,7 +161,7 @@ def guarded_streams() -> Generator[None]:
 
 
 class _Guarded:
-    """A text stream on which all that is written is inert."""
+    """A text stream that makes all written text inert."""
 
     def __init__(self, stream: TextIO) -> None:
         self.rich_proxied_file = stream
@@ -185,8 +185,8 @@ def _show(what: str, unit: str) -> AbstractContextManager[ProgressCallback]:
 
 
 def _collect_later() -> None:
-    """What is imported stays: to look through it for garbage again and again is a tenth of a short command.
-    From the first collection on all is as usual."""
+    """Delay the first garbage collection. Imported objects stay anyway, and scanning them repeatedly takes a
+    tenth of a short command. After the first collection, everything is as usual."""
     usual = gc.get_threshold()
     if usual[0] >= _LATE:
         return

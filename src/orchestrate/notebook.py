@@ -345,7 +345,7 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
 
 
 def _plain(value: Any) -> Any:
-    """Return what pandas calculates with: a `Decimal` would be an object to it."""
+    """Convert to types that pandas can calculate with. It treats a `Decimal` as an object."""
     if isinstance(value, Decimal):
         return float(value)
     return value.value if isinstance(value, Enum) else value

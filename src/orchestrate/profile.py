@@ -231,7 +231,7 @@ def session_hosts() -> tuple[str, ...]:
 
 @cache
 def _entry_points() -> Any:
-    """Of all packages: each reading opens a file of every one. `EntryPoints`, which Python 3.11 wraps."""
+    """Read the entry points of all packages, once, because each read opens a file per package."""
     return entry_points()
 
 

@@ -160,7 +160,7 @@ def _digest(*parts: str) -> bytes:
 
 
 def _parts(example: Example) -> tuple[str, str, str]:
-    """(system prompt, the rest of the prompt, the last answer)."""
+    """Return (system prompt, rest of the prompt, last answer)."""
     if isinstance(example, ChatExample):
         said = [(m.role, m.text) for m in example.messages]
         answer = said[-1][1] if said and said[-1][0] == "assistant" else ""
@@ -631,7 +631,8 @@ def _by_money(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
 
 
 def _by_own_money(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
-    """Where nothing may leave: the machine serves the untuned model at the same price."""
+    """Compare costs if the data must stay on your machines, which serve the untuned model at the same
+    price."""
     best = cheapest(totals)
     price = best.training.price if best is not None else None
     if best is None or price is None:
@@ -643,7 +644,7 @@ def _by_own_money(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
 
 
 def _by_end(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
-    """Tuned models that end within the period are no choice for it; what they cost until then is stated."""
+    """State the cost of tuned models that are shut down within the period, which rules them out."""
     for total in totals:
         paid, end = total.paid, total.serves_until
         if end and paid is not None:

@@ -72,7 +72,7 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
         raise UsageError(f"the report format must be one of {', '.join(FORMATS)}, got {format!r}")
 
     def __str__(self) -> str:
-        """A summary in a few lines: the answer, and each run with its price and first score."""
+        """Summarize in a few lines: the recommendation, and each run with its price and first score."""
         lines = [self.answer.sentence, *map(_line, self.runs)]
         lines += [f"not comparable in {reason.aspect}: {reason.text}" for reason in self.reasons]
         return inert("\n".join(lines))
@@ -232,7 +232,7 @@ def _compared(
 
 
 def _speed(run: Run, points: Sequence[MetricPoint]) -> float | None:
-    """Tokens a second: as told, else over the time from its start to its end."""
+    """Return tokens per second, as reported or from the run's total time."""
     told = [p.values["tokens_per_second"] for p in points if "tokens_per_second" in p.values]
     if told:
         return fmean(told)
@@ -243,7 +243,7 @@ def _speed(run: Run, points: Sequence[MetricPoint]) -> float | None:
 
 
 def _billed_tokens(run: Run) -> int | None:
-    """Of its bill where that goes by them, else of its quote."""
+    """Return the tokens on the bill if it is by tokens, otherwise on the quote."""
     for lines in (run.bill.lines if run.bill else (), run.quote.lines if run.quote else ()):
         counted = [line.quantity for line in lines if (line.component, line.unit) == _BY_TOKEN]
         if counted:
@@ -332,7 +332,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, st
 
 
 def _value(value: Any) -> str:
-    """As it would stand in a spec."""
+    """Format a value as in a spec."""
     if isinstance(value, Mapping):
         inner = cast("Mapping[str, Any]", value)
         return ", ".join(f"{name}={_value(part)}" for name, part in inner.items() if part is not None)
@@ -342,7 +342,7 @@ def _value(value: Any) -> str:
 
 
 def _latest(run: Run, results: Sequence[Evaluation]) -> tuple[RunScore, ...]:
-    """The newest score of each metric on each set of items; those of the run's checkpoints are none of it."""
+    """Return the newest score of each metric on each set of items, excluding checkpoints."""
     newest: dict[tuple[str, str, int], RunScore] = {}
     for one in sorted(results, key=lambda r: r.created_at):
         for c in one.contenders:

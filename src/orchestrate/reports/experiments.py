@@ -158,7 +158,7 @@ def _body(report: ExperimentReport) -> str:
 
 
 def _curves(report: ExperimentReport) -> str:
-    """The evidence of each metric as users were counted, and where it shows something."""
+    """Plot each metric's evidence by counted users, and the bound above which it is significant."""
     series: list[charts.Series] = []
     for style, one in enumerate(e for e in report.evidence if e.curve):
         points = tuple((float(p.users), p.log10_e) for p in one.curve)

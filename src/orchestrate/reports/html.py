@@ -410,7 +410,7 @@ def _cell(name: str, value: str) -> str:
 
 
 def _badge(value: str) -> str:
-    """A proof of each place, the newest first."""
+    """Render the proof of each place, newest first."""
     shown: list[str] = []
     for said in value.split("; "):
         kind = "proved" if said.startswith("proved") else "failed" if said.startswith("failed") else "open"
@@ -419,7 +419,7 @@ def _badge(value: str) -> str:
 
 
 def _curves(comparison: ComparedRuns) -> str:
-    """Validation with validation and training with training, each over one axis."""
+    """Plot validation and training losses separately, each on one axis."""
     known = any(c.trained_tokens for c in comparison.runs)
     axis = "tokens trained" if known else "steps"
     warned = [f"Not on the same scale: {r.text}." for r in comparison.reasons if r.aspect == "loss"]
@@ -483,12 +483,12 @@ def _broken(comparison: ComparedRuns) -> str:
 
 
 def _of(c: Compared, found: Flips) -> Flips:
-    """With the run as the rest of the page calls it."""
+    """Replace the contender's name with the run's label on this page."""
     return replace(found, contender=c.label) if found.contender == c.run.id else found
 
 
 def _evaluations(comparison: ComparedRuns) -> str:
-    """The newest evaluation of each run in full, and what changed since an earlier one."""
+    """Render each run's newest evaluation, and changes since an earlier one."""
     newest = [one.evaluation for c in comparison.runs if (one := rows.newest_score(c)) is not None]
     unique = list({one.id: one for one in newest}.values())
     again = [(c.label, pairing) for c in comparison.runs for pairing in c.asked_again]

@@ -229,7 +229,7 @@ def _forgot(runs: Sequence[Compared]) -> Iterable[str]:
 
 
 def _again(runs: Sequence[Compared]) -> Iterable[str]:
-    """The same model asked twice."""
+    """Describe repeated evaluations of the same model."""
     for c in runs:
         for pairing in c.asked_again:
             if pairing.same_answers < pairing.items:
@@ -290,7 +290,7 @@ def _method(compared: Compared) -> str:
 
 
 def _bare(model: str) -> str:
-    """The base model under its canonical name, so that two hosts' ids of one model are the same."""
+    """Return the base model's canonical name, which is the same for all hosts."""
     from orchestrate.catalog.models import lookup
 
     known = lookup(model)

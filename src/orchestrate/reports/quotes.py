@@ -154,7 +154,7 @@ def _why(first: Quote, price: PriceRange, second: Quote, other_price: PriceRange
 
 
 def _basis(quote: Quote) -> str:
-    """Return what the price is made of: tokens at a rate, or hours at a rate."""
+    """Return the basis of the price: tokens at a rate, or hours at a rate."""
     main = max(quote.lines, key=lambda e: e.usd, default=None)
     if main is None:
         return "nothing"
@@ -201,7 +201,7 @@ def quote_table(
 
 
 def _note(notes: TextTable, quote: Quote) -> None:
-    """Return what is to be known of a backend, under its name."""
+    """Return the notes on a backend, under its name."""
     told = _remarks(quote)
     known = worst_confidence(quote)
     if quote.price is not None and known is not Confidence.QUOTED:

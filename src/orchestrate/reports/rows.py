@@ -242,7 +242,7 @@ def _asked(found: RunScore | None) -> str:
 
 
 def _forgot(compared: Compared) -> str:
-    """`languages`, or how many abilities were kept and how many are open."""
+    """Describe forgotten abilities, such as `languages`, or count the retained and inconclusive ones."""
     probed = compared.regression
     if probed is None:
         return text.NOTHING

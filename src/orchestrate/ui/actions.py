@@ -95,7 +95,7 @@ _LIMITS = [name for name, _ in _FLAGS]
 
 
 def _asked_to_deploy(handle: RunHandle, verb: Verb, given: Mapping[str, str]) -> ActionQuestion:
-    """With the limits of the form, whose fields are filled with them."""
+    """Return the question about a deployment, with the limits of the form."""
     offer = handle.deployment_offer(
         max_cost_usd=number(given, "max_cost_usd"), max_hours=number(given, "max_hours")
     )
@@ -175,7 +175,7 @@ def routes(site: Site) -> list[Route]:
 
 
 def _done(handle: RunHandle, name: str, form: Form) -> str:
-    """Does it, and says how it went."""
+    """Perform the action and describe its result."""
     if name == "download":
         artifact = handle.download(checkpoint=first(form, "checkpoint") or None)
         return f"{len(artifact.files)} files in {artifact.folder}"

@@ -96,7 +96,7 @@ def routes(site: Site) -> list[Route]:
 
 
 def _settings(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Return what each run was made with, and what it came to, by dotted names."""
+    """Return each run's settings and results by dotted names."""
     found: list[dict[str, str]] = []
     for run in runs:
         spec = {name: value for name, value in run.spec.items() if name not in _NOT_SETTINGS}
@@ -107,7 +107,7 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, str]]:
 
 
 def _ordered(values: Sequence[str]) -> list[str]:
-    """Each once: numbers by their size, and what is not set at the end."""
+    """Sort distinct values: numbers by size, unset values last."""
 
     def place(value: str) -> tuple[bool, bool, float, str]:
         try:
@@ -119,7 +119,7 @@ def _ordered(values: Sequence[str]) -> list[str]:
 
 
 def _table(site: Site, runs: Sequence[Run]) -> tuple[list[str], list[ComparedRun]]:
-    """The names of what differs, and a line for each run."""
+    """Return the names of the settings that differ, and a row for each run."""
     settings = _settings(runs)
     names = list(dict.fromkeys(name for found in settings for name in found))
     differ = [name for name in names if len({found.get(name) for found in settings}) > 1]
@@ -143,7 +143,7 @@ def _loss(point: MetricPoint | None) -> str:
 
 
 def _score(found: Evaluation | None, run_id: str) -> str:
-    """Of the first metric, with its interval."""
+    """Return the score of the first metric with its interval."""
     mine = next((c for c in found.contenders if c.run_id == run_id), None) if found else None
     score = found.score(mine.name) if found and mine else None
     return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})" if score else ""
@@ -152,7 +152,7 @@ def _score(found: Evaluation | None, run_id: str) -> str:
 def _labelled(
     runs: Sequence[Run], points: Mapping[str, Sequence[MetricPoint]]
 ) -> dict[str, Sequence[MetricPoint]]:
-    """By their names, or where those are not one run's only, by their ids."""
+    """Label runs by name, or by id if a name is not unique."""
     return {label: points[run.id] for label, run in zip(_labels(runs), runs, strict=True)}
 
 
@@ -163,7 +163,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _policy(html: str) -> str:
-    """Of a report, which has its style in itself: that style, and nothing else."""
+    """Return the content security policy of a report, which only allows its inline style."""
     styles = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
     hashes = [base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() for style in styles]
     allowed = " ".join(f"'sha256-{one}'" for one in hashes)

@@ -126,5 +126,5 @@ def _curve(
 
 
 def _rounded(value: float | None) -> float | None:
-    """Six digits: more are not seen, and a page of a thousand curves is a third of the size."""
+    """Round to six digits. More are invisible, and pages with a thousand curves shrink to a third."""
     return None if value is None else float(f"{value:.6g}")

@@ -90,7 +90,8 @@ def _of_file(path: str, model: str, row: int) -> PreviewReport:
 
 
 def _of_run(site: Site, handle: RunHandle, row: int) -> PreviewReport:
-    """As its host's trainer saw them; where the host shows none, as this machine would encode them."""
+    """Return the rows as the host's trainer saw them, or as this machine would encode them if the host
+    doesn't show them."""
     try:
         return files.rows_of_run(site.ft, handle.id, row, _AT_ONCE)
     except Unsupported:
@@ -232,7 +233,7 @@ def _look(site: Site, path: str) -> FileReport:
 
 
 def _changes(path: str) -> list[dict[str, Any]]:
-    """Return what `data check --fix` would do; its copy is thrown away."""
+    """Return the changes that `data check --fix` would make. Discards the repaired copy."""
     from orchestrate.runs.data import files
 
     with tempfile.TemporaryDirectory() as folder:

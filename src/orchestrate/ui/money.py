@@ -149,7 +149,7 @@ def routes(site: Site) -> list[Route]:
 
 @dataclass(frozen=True)
 class _Budget:
-    """What may be spent, and by whom."""
+    """A budget and its owner."""
 
     name: str
     usd: Decimal
@@ -162,7 +162,7 @@ class _Budget:
 
 
 def _budgets(site: Site, report: SpendingReport) -> list[_Budget]:
-    """That of the store, those of keys of the gateway, and those of what is deployed."""
+    """Return the budgets of the store, of gateway keys and of deployments."""
     from orchestrate.gateway import launch as gateway
 
     found: list[_Budget] = []
@@ -182,7 +182,8 @@ def _budgets(site: Site, report: SpendingReport) -> list[_Budget]:
 
 
 def _way_to_end(found: Found) -> tuple[str, str] | None:
-    """The path and the label of the page that ends it; `None` for what is over, or not made from here."""
+    """Return the path and label of the page that ends a resource. `None` if it has ended or was not created
+    by this store."""
     if found.run is None or found.item.bills is False:
         return None
     if found.item.kind in ("job", "worker"):

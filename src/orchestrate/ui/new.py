@@ -83,7 +83,7 @@ def _field(name: str, part: Mapping[str, Any], defs: Mapping[str, Any], *, neede
 
 
 def _kinds(part: Mapping[str, Any], defs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return what a value may be, with the definitions that the schema only names."""
+    """Return the schemas allowed for a value, with references resolved."""
     found: list[Mapping[str, Any]] = []
     for one in cast("list[Mapping[str, Any]]", part.get("anyOf") or part.get("oneOf") or [part]):
         named = one.get("$ref")
@@ -131,7 +131,7 @@ class FormCheck:
 
 
 def _values(given: Mapping[str, str]) -> dict[str, Any]:
-    """The spec's fields as the form has them, each read as YAML. Raises `UsageError`."""
+    """Return the spec's fields from the form, each parsed as YAML. Raises `UsageError`."""
     asked = [f"{name}={value}" for name, value in given.items() if value and name not in ("provider", "word")]
     values: dict[str, Any] = {}
     for name, value in specfile.parse_settings(asked).items():
@@ -230,7 +230,7 @@ def _submit(site: Site, form: Form) -> str:
 
 
 def _copy(given: Mapping[str, str]) -> Copy:
-    """The command and the Python that do the same."""
+    """Return the equivalent command and Python code."""
     asked = {name: value for name, value in given.items() if value and name not in ("provider", "word")}
     plain = ("model", "train", "validation", "epochs")
     words = ["orchestrate", "submit", "--provider", given.get("provider") or "BACKEND"]

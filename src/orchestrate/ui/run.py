@@ -103,7 +103,7 @@ def head_of(site: Site, handle: RunHandle) -> RunHeader:
 
 
 async def _changes(request: Request, site: Site, handle: RunHandle) -> AsyncIterator[str]:
-    """The parts that change, each time one did."""
+    """Yield the changing parts of the page, each time one has changed."""
     seen: tuple[Any, ...] | None = None
     base = request.scope.get("root_path", "")
 
@@ -159,7 +159,7 @@ def _worth(site: Site, handle: RunHandle) -> _Worth | None:
 
 
 def _settings(site: Site, run: Run) -> tuple[list[Setting], list[Setting]]:
-    """Return what was asked for, and what the backend took by itself."""
+    """Return the requested settings, and the backend's own."""
     from orchestrate.runs.evaluation.comparison import sent
 
     found = sent(site.ft, run)
@@ -178,7 +178,7 @@ class _Kept:
 
 
 def _kept(site: Site, handle: RunHandle) -> list[_Kept]:
-    """The end of a run that succeeded comes last. What is deployed is always the end."""
+    """List checkpoints, and last the final model of a successful run, which is what gets deployed."""
     run, ended = handle.record, handle.record.status is JobStatus.SUCCEEDED
     names = [] if site.read_only else [verb.name for verb in actions.possible(site, handle)]
     onward = False

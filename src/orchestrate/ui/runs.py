@@ -165,7 +165,7 @@ def since_of(request: Request) -> datetime:
 async def _changes(
     request: Request, site: Site, wanted: RunTableQuery, since: datetime
 ) -> AsyncIterator[str]:
-    """The rows that changed, each time some did."""
+    """Yield changed rows, each time some have changed."""
     query, columns = wanted.of_site(site), wanted.shown()
 
     def look() -> str | None:

@@ -292,7 +292,7 @@ def value_of(run: Run, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Nothing secret, and nothing that turns the reading direction, goes into a page."""
+    """Remove secrets and characters that change the reading direction."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return text.inert(hide(value))
     return "" if value is None else value

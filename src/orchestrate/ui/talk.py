@@ -111,7 +111,7 @@ def _ended(site: Site, request: Request) -> RunHandle:
 
 
 def _read(form: Form) -> Talked:
-    """Return what the form says. Raises `UsageError` for what none of ours says."""
+    """Parse the form. Raises `UsageError` for forms that this server did not create."""
     kept, on = first(form, "kept", "[]"), first(form, "on", "auto")
     if len(kept) + len(first(form, "message")) > _LONGEST:
         raise UsageError(

@@ -146,7 +146,7 @@ def _size(model: Model) -> str:
 
 
 def _told(model: Model) -> str:
-    """Return what is known about an open model itself."""
+    """Return the known facts about an open model."""
     if not model.open:
         return ""
     facts = {

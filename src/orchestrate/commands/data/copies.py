@@ -277,7 +277,7 @@ def _show_deduped(report: DedupeReport, file: str) -> None:
 
 @contextmanager
 def _whole_calls(file: str, requests: str | None) -> Generator[str]:
-    """The file, or a batch's results with their requests."""
+    """Yield the file, or a batch's results joined with their requests."""
     from orchestrate.runs.data import files as data
 
     if requests is None:
@@ -297,7 +297,7 @@ def _whole_calls(file: str, requests: str | None) -> Generator[str]:
 
 @contextmanager
 def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Generator[str]:
-    """The file, or the conversations that its messages make. Tells what is left out of them."""
+    """Yield the file, or the conversations built from its messages. Reports what they omit."""
     from orchestrate.runs.data import files as data
 
     columns = data.columns_of(
@@ -382,7 +382,7 @@ def _of(problem: Problem, rows: str, file: str) -> Problem:
 
 @contextmanager
 def _or(option: str) -> Generator[None]:
-    """Tells the option that does without a missing package."""
+    """Add the option that avoids a missing package to its error."""
     try:
         yield
     except MissingExtra as error:

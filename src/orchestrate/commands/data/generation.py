@@ -219,7 +219,7 @@ def _show(report: GenerateReport) -> None:
 
 @contextmanager
 def _progress(rows: int) -> Generator[Callable[[int, int, Decimal], None]]:
-    """Show how many rows there are, after how many requests and at what cost."""
+    """Show the number of rows and requests, and the cost so far."""
     with work("generating") as told:
 
         def tell(done: int, requests: int, usd: Decimal) -> None:

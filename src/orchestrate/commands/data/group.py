@@ -229,7 +229,7 @@ def preview(
 
 
 def _masking(shown: PreviewOptions) -> dict[str, object]:
-    """Raises `SpecError` for what a spec would not take."""
+    """Build the masking options. Raises `SpecError` for values that a spec would reject."""
     from orchestrate.spec import JobSpec
 
     words = shown.train_on.split(",")

@@ -121,7 +121,7 @@ def note_rewritten(report: SplitReport | DedupeReport) -> None:
 
 
 def _problems(report: CheckReport) -> None:
-    """Some of each code, errors first; `--json` has more."""
+    """Show the first problems of each code, errors first. `--json` has more."""
     if not report.problems:
         return
     splits = {file.path: file.split for file in report.files} if len(report.files) > 1 else {}

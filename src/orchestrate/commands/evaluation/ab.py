@@ -131,7 +131,8 @@ def serve(
 
 
 def _require_every_outcome(plan: ExperimentPlan) -> None:
-    """Ask on a terminal, or note without one, what a missing outcome means. Raises `UsageError` for a no."""
+    """Ask what a missing outcome means, or print a note without a terminal. Raises `UsageError` if the user
+    answers no."""
     from orchestrate.ab import launch as experiments
 
     for name in experiments.recorded_sometimes(plan):

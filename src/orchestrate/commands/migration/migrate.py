@@ -365,7 +365,7 @@ def _show_carried(done: list[Carried]) -> None:
 
 
 def _quiet() -> Callable[[str], None]:
-    """Tells now and then."""
+    """Return a function that prints an occasional progress note."""
     told = 0
 
     def tell(words: str) -> None:

@@ -163,15 +163,15 @@ def _draw(following: _Following, *, here: bool) -> None:
 
 
 class _Source(Protocol):
-    """Whoever asks the hosts."""
+    """Something that polls the hosts."""
 
     def check(self) -> tuple[Sequence[str], Sequence[Failure]]:
-        """Return what is wrong there, and the backends that could not be reached."""
+        """Return the problems there, and the backends that could not be reached."""
         ...
 
 
 class _Following:
-    """The runs that are followed, as the store tells them."""
+    """The followed runs, as read from the store."""
 
     def __init__(self, ft: Orchestrator, handles: list[RunHandle], *, cancel_stalled: bool) -> None:
         self.ft = ft
@@ -226,12 +226,12 @@ class _Following:
             self._at_work.discard(handle.id)
 
     def _on_hosts(self) -> bool:
-        """Return whether there is anything to ask a host about. There is not while another process still
-        uploads."""
+        """Return true if any run can be queried on its host. Runs that another process is still uploading
+        can't."""
         return any(self.handles[i].record.phase not in UNSENT for i in self._at_work)
 
     def _show(self, view: LiveView) -> bool:
-        """True when none of the runs is on its way any more."""
+        """Draw the runs. Returns true once all runs have ended."""
         for record in self.ft.store.runs.of_ids(self.handles):
             self.handles[record.id].record = record
             if record.id not in self._at_work and record.id in self._told:
@@ -270,7 +270,7 @@ class _Following:
                     view.warn(f"{run_id} is being canceled: {why}")
 
     def _look(self) -> None:
-        """Tells the watcher that somebody is waiting for news."""
+        """Tell the watcher that a user is waiting for updates."""
         if time.monotonic() - self._looked < 5.0:
             return
         self._looked = time.monotonic()
@@ -403,6 +403,6 @@ def _leave(handles: list[RunHandle], interrupt: KeyboardInterrupt, *, in_backgro
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """A polite kill ends the view as Ctrl-C does; the runs go on."""
+    """End the view on SIGTERM as on Ctrl-C. The runs continue."""
     del frame
     raise KeyboardInterrupt(number)

@@ -122,7 +122,7 @@ def _show(found: Sequence[Run], deployed: Sequence[DeploymentHandle], *, sandbox
 
 
 def _cells(found: Sequence[Run], *, chips: bool) -> dict[str, list[str | Text]]:
-    """The columns; none is empty from top to bottom. Those without room go below their row."""
+    """Return the cells by column, without empty columns. Columns that don't fit go below their row."""
     now = datetime.now(UTC)
     cells: dict[str, list[str | Text]] = {
         "run": [run.id for run in found],

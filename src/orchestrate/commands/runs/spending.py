@@ -190,7 +190,8 @@ def spending(
 
 
 def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> Output[OrphanReport]:
-    """Exit code 4 where something could not be asked or ended. Raises `UsageError` where nobody agreed."""
+    """Shut down orphaned resources. Sets exit code 4 if something could not be checked or ended. Raises
+    `UsageError` if the user declines."""
     report = ft.orphans(sandbox=sandbox)
     for gap in report.gaps:
         warn(f"{gap.backend} could not be fully checked: {gap.reason or '; '.join(gap.unseen)}")
@@ -413,8 +414,8 @@ _NUMBERS = ("spent", "committed", "runs", "deployments", "answers", "unknown cos
 
 
 def _column(parts: Sequence[Decimal]) -> list[str]:
-    """Whole cents that add up to the total; what is less than its cent is not shown as nothing. Where all of
-    it is less than a cent, each as it is."""
+    """Round amounts to cents that add up to the total. Amounts below a cent are not shown as zero. If the
+    total is below a cent, amounts are not rounded."""
     if sum(parts, Decimal(0)) < _CENT:
         return [_sum(part) for part in parts]
     return [

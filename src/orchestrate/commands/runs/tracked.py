@@ -193,7 +193,7 @@ def _show_metrics(found: list[MetricPoint]) -> None:
 
 
 def _side_by_side(names: list[str], width: int) -> list[list[str]]:
-    """Columns that fit beside one another; what does not comes in a further table below."""
+    """Group columns that fit side by side. The others go into additional tables below."""
     parts: list[list[str]] = [[]]
     used = 0
     for name in names:

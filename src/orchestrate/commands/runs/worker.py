@@ -139,7 +139,7 @@ def _has_key(ft: Orchestrator, name: str) -> bool:
 
 
 def _choice(named: list[str] | None) -> Choose:
-    """Return a function that picks the named runs, or shows all and asks whether to take them."""
+    """Return a function that picks the named runs, or shows all runs and asks for confirmation."""
 
     def choose(lost: list[OrphanJob]) -> list[str]:
         if named:

@@ -149,7 +149,8 @@ def _default_home(context: typer.Context) -> Path:
 
 
 def _code_of(child: subprocess.Popen[bytes]) -> int:
-    """Ctrl-C reaches the child as well; it decides how to end, as it would without us."""
+    """Wait for the child and return its exit code. Ctrl-C also reaches the child, which decides how to
+    end."""
     while True:
         try:
             code = child.wait()

@@ -66,8 +66,8 @@ def demo(
 
 
 def _write(folder: Path) -> None:
-    """Write the bundled files and settings with a home of its own, which the user who asked for them trusts.
-    Raises `UsageError` where other files lie in their places."""
+    """Write the bundled files, and settings with a separate home. The settings become trusted. Raises
+    `UsageError` if other files have the same paths."""
     texts = {name: (bundled("orders") / name).read_bytes() for name in _FILES}
     texts[CONFIG_NAME] = _CONFIG.encode()
     if folder.exists() and not folder.is_dir():
@@ -89,7 +89,7 @@ def _write(folder: Path) -> None:
 
 
 def _require_packages(train: bool) -> None:
-    """Before the first step, not at the third. Raises `SetupError`."""
+    """Check all packages before the first step. Raises `SetupError`."""
     needed = ["python_multipart", *(["torch", "transformers", "peft"] if train else [])]
     if missing := [name for name in needed if find_spec(name) is None]:
         light = "pip install 'orchestrate-ft[gateway]', then orchestrate demo --no-train"
@@ -100,7 +100,7 @@ def _require_packages(train: bool) -> None:
 
 
 class _Demo:
-    """Runs commands of `orchestrate` in one folder and shows them as a person would type them there."""
+    """Runs `orchestrate` commands in one folder and shows them as a user would type them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.steps = folder.resolve(), 0
@@ -197,7 +197,7 @@ class _Demo:
             print_text(f"   {line}")  # paths and commands, to be copied
 
     def _run(self, command: str) -> str:
-        """Runs one command line and returns its stdout; ends the demo when it fails."""
+        """Run one command line and return its stdout. Ends the demo if the command fails."""
         return self._process(f"orchestrate {command}", shlex.split(command))
 
     def _process(self, shown: str, words: list[str]) -> str:

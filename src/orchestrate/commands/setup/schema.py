@@ -58,7 +58,7 @@ def _body(command: str) -> Callable[..., Any] | None:
 
 
 def _of_body(body: Callable[..., Any]) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
-    """Of what it prints, more than one where options decide, and the schemas of their parts."""
+    """Return the schemas of a command's outputs (several if options decide) and of their parts."""
     while True:
         try:
             annotation = eval(body.__annotations__["return"], body.__globals__)  # noqa: S307  written here
@@ -72,7 +72,7 @@ def _of_records(*records: Any) -> tuple[tuple[dict[str, Any], ...], dict[str, An
 
 
 def _bodies(name: str, target: str) -> dict[str, Callable[..., Any]]:
-    """The functions of a command and of those in it that have `--json`, by their names."""
+    """Map names to the functions with `--json` of a command and its subcommands."""
     return dict(_inside(name, load(target)))
 
 
@@ -91,7 +91,7 @@ def _inside(name: str, found: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def _printed(annotation: Any) -> Iterator[Any]:
-    """The records of each `Output` in it."""
+    """Return the records of each `Output` in an annotation."""
     if get_origin(annotation) is Output:
         yield from get_args(annotation)
     else:

@@ -30,7 +30,7 @@ def _as_given(backends: str, columns: list[str] | None, ignored: list[str] | Non
 
 
 def _free_name(folder: Path, stem: str) -> Path:
-    """A spec that does not exist yet, named after its data."""
+    """Return the path of a new spec named after its data."""
     names = (f"{stem}{'' if number == 1 else f'-{number}'}.yaml" for number in count(1))
     return next(path for name in names if not (path := folder / name).exists())
 
@@ -119,7 +119,7 @@ def _text_of(path: Path) -> str | None:
 
 
 def _show_difference(usual: Path, before: str, path: Path) -> None:
-    """Between the spec that was there and the new one."""
+    """Show the difference between the existing spec and the new one."""
     after = path.read_text(encoding="utf-8")
     was = f"{usual} as it was" if path == usual else str(usual)
     changes = list(unified_diff(before.splitlines(), after.splitlines(), was, str(path), n=0, lineterm=""))

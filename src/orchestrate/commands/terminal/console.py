@@ -46,7 +46,7 @@ _WIDTH = shutil.get_terminal_size((120, 24)).columns
 
 
 class _Console(Console):
-    """Where all text for people goes out: what came from outside cannot act on the terminal from here."""
+    """A console that makes external text safe for the terminal."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(inert(text), **options)
@@ -238,9 +238,9 @@ def fitted(text: str, taken: int, hang: str = "", *, on: Console = err) -> str:
 
 
 def _fitted(text: str, taken: int, hang: str, width: int) -> str:
-    """Wrapped between words, and a command whole: on a line of its own where it does not fit, and where that
-    is too short as the terminal wraps it, so that it can be copied. `taken`: of the first line's width;
-    `hang`: before the others."""
+    """Wrap between words and keep commands on one line, to make them easy to copy. A command that is longer
+    than a line is left to the terminal's wrapping. `taken` is the used width of the first line. `hang` is put
+    before the other lines."""
     lines: list[str] = []
     for line in text.splitlines():
         if line.startswith("  "):  # a command, or a list
@@ -372,7 +372,7 @@ def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
 
 
 def _package_of(error: Exception) -> str | None:
-    """The package of a plug-in whose code the error came out of."""
+    """Return the plug-in package that raised the error."""
     from orchestrate.profile import place_plug_ins, plug_ins
 
     packages = {

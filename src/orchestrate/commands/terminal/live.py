@@ -114,7 +114,8 @@ def panel(
 
 
 def _steps(run: Run, metrics: Sequence[MetricPoint]) -> str:
-    """`step 12/91`; `step 12 of about 91` where the host tells no total, and rows, epochs and batch do."""
+    """Format the progress: `step 12/91`, or `step 12 of about 91` if the total is derived from rows, epochs
+    and batch size."""
     step = step_of(run, metrics)
     if run.total_steps:
         return f"step {step}/{run.total_steps}"
@@ -122,7 +123,7 @@ def _steps(run: Run, metrics: Sequence[MetricPoint]) -> str:
 
 
 def _flowing(facts: Sequence[str], width: int) -> list[str]:
-    """Facts beside one another as far as the width goes: a line never ends within one."""
+    """Put facts side by side as far as they fit. No fact is broken across lines."""
     lines = [""]
     for fact in filter(None, facts):
         longer = f"{lines[-1]}   {fact}" if lines[-1] else fact
@@ -230,7 +231,7 @@ class LiveView:
             self._print(run, hint, () if self._many else self._events(run.id))
 
     def _resized(self) -> None:
-        """After a change of width the terminal has broken the lines of the old picture: it is drawn anew."""
+        """Redraw everything after a change of width, because the terminal has rewrapped the old lines."""
         if self._live is None or err.width == self._width:
             return
         self._width = err.width

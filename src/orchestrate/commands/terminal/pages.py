@@ -57,8 +57,8 @@ def reworded_one(parameter: Any) -> None:
 
 
 def _word(parameter: Any, kind: Any) -> str:
-    """A switch takes no value; what may be given several times says so. `kind` is what typer knows of it,
-    from the version on that writes Python's words."""
+    """Return the plain name of a value type. Switches have none, and repeatable options say so. `kind` is
+    typer's type, in versions that print Python's type names."""
     if parameter.is_flag or parameter.count:
         return ""
     number = kind.is_ranged or kind.annotation in (int, float)
@@ -72,7 +72,8 @@ def _no_type(ctx: Any) -> str:
 
 
 def _usage(parameter: Any, ctx: Any) -> list[str]:
-    """As manuals write it: RUN, [RUN], RUN... , [RUN...]; what the name says itself is not said again."""
+    """Format an argument as in manuals: RUN, [RUN], RUN... or [RUN...], without repeating marks that the name
+    already has."""
     del ctx
     name = parameter.metavar or parameter.name.upper()
     if parameter.nargs != 1 and "..." not in name:

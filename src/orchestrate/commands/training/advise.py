@@ -138,7 +138,7 @@ def advise(
 def _measured(
     ft: Orchestrator, file: str, needed: NeedOptions, columns: dict[str, str], *, yes: bool
 ) -> tuple[Score, Score | None]:
-    """The price first; then what the model scores with the prompt alone, and with examples."""
+    """Show the price, then measure the model with the prompt alone and with examples."""
     from orchestrate.runs.evaluation import prompting
 
     wanted = prompting.Measuring(

@@ -155,7 +155,7 @@ def _show_suggestions(found: list[Suggestion]) -> None:
 
 
 def _gib(given: str) -> float:
-    """GiB of a size; a number alone is one."""
+    """Parse a size in GiB. A plain number is in GiB too."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(gib|gb|g)?", given.strip().lower())
     if found is None:
         raise UsageError(

@@ -168,7 +168,7 @@ def _begun(
 
 
 def _suggested(ft: Orchestrator, spec: JobSpec, provider: str) -> tuple[JobSpec, Space]:
-    """The spec with what is proposed for it, and the neighbors that vary."""
+    """Return the spec with the proposed settings, and the neighboring values to try."""
     from orchestrate.runs.sweep import space
     from orchestrate.spec import JobSpec
 

@@ -63,7 +63,8 @@ def _plain(found: Sequence[Setting | None]) -> bool:
 
 
 def _matters(found: Sequence[Setting | None]) -> bool:
-    """What was asked for; and what was not, where the backends' own values are known and differ."""
+    """Return true for settings that the user set, and for others if the backends' own values are known and
+    differ."""
     if any(s is not None and s.outcome is not Outcome.DEFAULTED for s in found):
         return True
     own = {str(s.sent) for s in found if s is not None and s.sent is not None}
@@ -92,7 +93,7 @@ def _cell(setting: Setting | None, length: int) -> Text:
 
 
 def _short(value: Any, length: int) -> str:
-    """Numbers are never cut; of a path the beginning is, and of a longer text the end."""
+    """Shorten a value: paths at the start, longer texts at the end, numbers never."""
     shown = "" if value is None else " ".join(str(value).split())
     if "/" in shown and " " not in shown:
         shown = shown.rsplit("/", 1)[1] or shown

@@ -139,7 +139,7 @@ def _opening(handle: RunHandle, asked: ChatSettings) -> list[Message]:
 
 
 class _AnswerWriter:
-    """Writes an answer as it comes, in one colour with what follows."""
+    """Writes an answer as it arrives, in one color."""
 
     def __init__(self, waiting: ExitStack) -> None:
         """`waiting` ends with the first piece."""
@@ -160,8 +160,7 @@ class _AnswerWriter:
 
 
 def _show(reply: Reply, max_tokens: int, *, written: bool) -> None:
-    """The answer unless it was `written` as it came, and the calls of tools as JSON; the thinking before it
-    is no part of either."""
+    """Show the answer unless it was already `written`, and tool calls as JSON. Excludes thinking."""
     if reply.reasoning:
         note(f"thinking: {reply.reasoning}")
     if not written and (reply.content or not reply.tool_calls):
@@ -181,8 +180,8 @@ _EXITS = ("/exit", "/quit")
 
 
 def _typed() -> Iterator[str]:
-    """Lines of standard input until it ends or says so; on a terminal with a prompt, and with what was typed
-    before under the arrow keys."""
+    """Yield lines of standard input until it ends or the user quits. On a terminal, shows a prompt and
+    supports history with the arrow keys."""
     terminal = sys.stdin.isatty()
     if terminal:
         with suppress(ImportError):  # there is none on Windows

@@ -272,7 +272,7 @@ def in_words(deployment: DeploymentHandle) -> str:
 
 
 def _minutes(text: str) -> int:
-    """`30m`, `2h`, or a number of minutes."""
+    """Parse `30m`, `2h`, or a number of minutes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(m|min|h)?", text.strip())
     if found is None:
         raise UsageError(f"--idle must be a time such as 30m or 2h, got {text!r}")
@@ -280,7 +280,7 @@ def _minutes(text: str) -> int:
 
 
 def _watched(settings: Settings) -> None:
-    """A limit acts only while somebody looks."""
+    """Note which process enforces the limits."""
     from orchestrate.runs import watch as watching
 
     if sys.stderr.isatty() and sys.platform != "win32":
