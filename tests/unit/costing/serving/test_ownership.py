@@ -394,7 +394,7 @@ def test_the_default_comparison_lives_through_the_period() -> None:
 
 def test_a_successor_that_thinks_says_so() -> None:
     found = total("together", "qwen3.5-9b", base=default_base(TRAFFIC, 6, TODAY))
-    assert any("GPT-6 Luna" in text and "bills its thinking" in text for text in found.assumptions)
+    assert any("GPT-6 Luna" in text and "bills reasoning as output" in text for text in found.assumptions)
 
 
 def test_an_undecided_training_gives_a_total_from_its_low_to_its_high_end() -> None:
