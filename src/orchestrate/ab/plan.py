@@ -223,8 +223,8 @@ def _wrong_rule(rule: DecisionRule) -> Iterable[str]:
     rising = all(low < high for low, high in pairwise((0.0, *rule.stages)))
     if len(rule.stages) < 2 or not rising or rule.stages[-1] != 100:
         yield (
-            "rule.stages: must be increasing percentages up to 100, such as 10, 25, 50, 100; got "
-            f"{rule.stages}"
+            "rule.stages: must be increasing percentages up to 100, such as 10, 25, 50, 100 "
+            f"(got {rule.stages})"
         )
     if not ALPHAS[0] <= rule.alpha <= ALPHAS[1]:
         yield f"rule.alpha must be between {ALPHAS[0]} and {ALPHAS[1]}, got {rule.alpha}"
@@ -284,5 +284,5 @@ def wrong_value(metric: PlannedMetric, value: float) -> str | None:
     if not math.isfinite(value) or abs(value) > 1e15:
         return f"{metric.name} must be a finite number between -1e15 and 1e15 (got {value:g})"
     if metric.kind == "right-or-wrong" and value not in (0, 1):
-        return f"{metric.name} must be true or false, 1 or 0; got {value:g}"
+        return f"{metric.name} must be true or false, 1 or 0 (got {value:g})"
     return None

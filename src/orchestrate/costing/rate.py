@@ -75,7 +75,7 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         units = [name for name in UNITS if getattr(self, name) is not None]
         if len(units) != 1:
-            raise ValueError(f"a rate needs exactly one of {', '.join(UNITS)}; got {units or 'none'}")
+            raise ValueError(f"a rate needs exactly one of {', '.join(UNITS)} (got {units or 'none'})")
         if not all(usd.is_finite() and usd < MOST_USD for usd in (self.usd, self.usd_max or Decimal(0))):
             raise ValueError(f"a price must be a number below {MOST_USD:,}")
         if self.usd < 0 or (self.usd_max is not None and self.usd_max < self.usd):

@@ -286,7 +286,7 @@ def _drawn(answers: SampledAnswers | None) -> list[str]:
         f"per prompt and epoch ({ANSWER_SHARE[0] * answers.most_tokens:.0f} to "
         f"{answers.most_tokens})",
         f"sampling a token takes {DRAWN_SHARE[1]} times as long as training on one "
-        f"({DRAWN_SHARE[0]} to {DRAWN_SHARE[2]}); excludes the grader's time",
+        f"({DRAWN_SHARE[0]} to {DRAWN_SHARE[2]}), excluding the grader's time",
     ]
 
 

@@ -216,7 +216,7 @@ def replicas(traffic: Traffic, carried: int) -> int:
 
 
 UNLIMITED = 2**53
-"""Number of requests per day that means no known limit."""
+"""Requests per day if the limit is unknown. No real traffic reaches this number."""
 FORWARD_SPEEDUP = 3
 """Speed of a forward pass relative to a training step, which also has a backward pass that takes twice as
 long."""

@@ -115,7 +115,7 @@ def _without_refused(part: VerdictReason, whole: Difference, answered: VerdictRe
     missing = f"{whole.against} did not answer some of these questions"
     if answered.decision == "ship":
         return VerdictReason(
-            "ship", f"{part.reason}; {missing}, and the result is the same without them: {answered.reason}"
+            "ship", f"{part.reason}. {missing}, and the result is the same without them: {answered.reason}"
         )
     why = f"{part.reason}, but {missing}, and the result is different without them: {answered.reason}"
     return VerdictReason("not enough evidence", why, answered.rows)
@@ -209,8 +209,8 @@ def rows_to_decide(score: Score, goal: float) -> int | None:
 
 def _more(rows: int | None) -> str:
     if rows is None:
-        return "; more rows would not change this if the difference stays the same"
-    return f"; about {round_up(rows):,} rows would decide if the difference stays the same"
+        return ". More rows would not change this if the difference stays the same"
+    return f". About {round_up(rows):,} rows would decide if the difference stays the same"
 
 
 def round_up(rows: int) -> int:

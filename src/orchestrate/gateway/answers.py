@@ -187,7 +187,7 @@ class OnDemand:
         if allowed is None:
             reason.fix = (
                 f"on the gateway's machine, run  orchestrate deploy {run.id}  and confirm the "
-                "hourly price\nor set one of these for its name in [gateway.models]: deploy, with "
+                "hourly price\nor set one of these for the model's name in [gateway.models]: deploy, with "
                 'limits for automatic deployments, or on = "here", to answer on this machine '
                 "free of charge"
             )

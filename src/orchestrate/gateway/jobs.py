@@ -298,7 +298,7 @@ class Jobs:
             until, most = f"{limits.max_hours.normalize():f} hours", limit(limits.max_cost_usd)
             return [
                 f"{provider.title} serves a tuned model only while it is deployed, and the "
-                f"deployment is billed: a chat request deploys it for {until}, as long as all "
+                f"deployment is billed: a chat request deploys it for {until}, if all "
                 f"deployments of {found[0]} stay below {most}"
             ]
         return [

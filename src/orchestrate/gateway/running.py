@@ -121,8 +121,8 @@ def app(
     names: Sequence[str],
     most_requests: int = 512,
 ) -> ASGIApp:
-    """Build the gateway's app. `names` are host names that it accepts besides this machine's addresses. More
-    than `most_requests` concurrent requests are rejected with a note to retry later."""
+    """Build the gateway's app. `names` are host names that it accepts in addition to this machine's
+    addresses. More than `most_requests` concurrent requests are rejected with a note to retry later."""
     return edge(
         routes,
         door=lambda inner: _Door(ft, inner, clients, ServerLoad(most_requests, 0)),

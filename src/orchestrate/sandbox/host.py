@@ -32,7 +32,7 @@ LIST_LAG_S: ContextVar[float] = ContextVar("list_lag_s", default=0.0)
 STALLS: ContextVar[bool] = ContextVar("stalls", default=False)
 """True if jobs created by the current request stay running forever."""
 
-NOTE = "sandbox: nothing here is the real service; models are small substitutes trained on this machine"
+NOTE = "sandbox: nothing here is the real service. Models are small substitutes trained on this machine"
 
 
 def iso(at: float) -> str:

@@ -265,8 +265,8 @@ def _config(folder: Path) -> dict[str, Any]:
     if there != FILES:
         raise HostError(
             400,
-            f"an adapter must have the files {', '.join(sorted(FILES))}; got "
-            f"{', '.join(sorted(there)) or 'none'}",
+            f"an adapter must have the files {', '.join(sorted(FILES))} (got "
+            f"{', '.join(sorted(there)) or 'none'})",
         )
     try:
         config = json.loads((folder / "adapter_config.json").read_bytes())

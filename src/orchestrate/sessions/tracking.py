@@ -345,7 +345,7 @@ class SessionRecord:
                 run.quote.held_usd if most is None and run.quote is not None else most,
                 lambda one: transitions.reopened(one, at, limits),
                 ws.settings.budget_usd,
-                figure="its maximum cost under its limit",
+                figure="the maximum cost within the session's limit",
             )
         return cls._held_by_us(ws, provider, run, order, price, job.worked_seconds)
 

@@ -416,7 +416,7 @@ def judged(
             if high < 0
             else "it is unclear whether it is worse by more than that"
         )
-        more = f"; about {round_up(rows):,} items would decide" if rows else ""
+        more = f". About {round_up(rows):,} items would decide" if rows else ""
         decision, reason = "inconclusive", f"{said} against {allowed} allowed: {worse}{more}"
     return ProbeResult(
         probe=probe,

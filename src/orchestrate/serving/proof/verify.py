@@ -195,7 +195,7 @@ def _distance(sheet: Sheet, place: TunedEndpoint, answers: Sequence[ObservedAnsw
         "tokens": tokens,
     }
     told = (
-        f"{tuned:.4f} nats per token from the trainer over {count(tokens, 'token')}; the base "
+        f"{tuned:.4f} nats per token from the trainer over {count(tokens, 'token')}. The base "
         f"model alone differs by {base:.4f}"
     )
     if tuned <= limit:
@@ -287,7 +287,7 @@ def _stop(sheet: Sheet, heard: Sequence[ObservedAnswer]) -> ProofStage:
         return ProofStage(
             name="stop",
             state="passed",
-            detail=f"{count(right, 'answer')} stopped where the trainer's did; {own} with different text "
+            detail=f"{count(right, 'answer')} stopped where the trainer's did, and {own} with different text "
             "also stopped",
             figures=figures,
         )
