@@ -135,7 +135,7 @@ async def _begun(response: httpx.Response, *, streamed: bool) -> ProxiedAnswer:
         return ProxiedAnswer(None, error="an empty stream")
     if "text/event-stream" not in headers.get("content-type", "") or says_error(first):
         await rest.aclose()
-        return ProxiedAnswer(None, error=f"HTTP {response.status_code} without an answer in it")
+        return ProxiedAnswer(None, error=f"HTTP {response.status_code} with a body that has no answer")
     return ProxiedAnswer(response.status_code, headers, first, rest)
 
 

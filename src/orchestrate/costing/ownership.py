@@ -459,7 +459,7 @@ class _Period:
             if base.successor is None:
                 yield (
                     f"{base.model} is shut down on {base.until} without a named successor: its "
-                    "current price is used for the time after"
+                    "current price is used for the time afterwards"
                 )
             else:
                 yield (

@@ -465,7 +465,7 @@ def _no_price(resolved: ModelOnHost, spec: JobSpec, prices: Prices) -> str:
         reason = f"the size of {resolved.name} is unknown, so its price tier on {kind} is unknown"
     else:
         reason = f"no price found for {method} of {resolved.name} on {kind}"
-    return f"{reason}; set it with --rate {kind}:{method}=USD_PER_MTOK, or in rates.yaml"
+    return f"{reason}. Set it with --rate {kind}:{method}=USD_PER_MTOK, or in rates.yaml"
 
 
 def _quote_rft(

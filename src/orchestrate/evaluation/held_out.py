@@ -216,7 +216,7 @@ def _require_column(dataset: Dataset, items: Sequence[Item], column: str) -> Non
         there = sorted({name for item in items for name in item.fields})
         raise UsageError(
             f"{dataset.path}: no row has a column named {column!r}",
-            fix=f"its other columns: {', '.join(there) or 'none'}; or length, label",
+            fix=f"use length, label, or one of its columns: {', '.join(there) or 'none'}",
         )
 
 

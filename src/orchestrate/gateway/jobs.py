@@ -298,12 +298,12 @@ class Jobs:
             until, most = f"{limits.max_hours.normalize():f} hours", limit(limits.max_cost_usd)
             return [
                 f"{provider.title} serves a tuned model only while it is deployed, and the "
-                f"deployment is billed: a chat request deploys it for {until}, if all "
-                f"deployments of {found[0]} stay below {most}"
+                f"deployment is billed: a chat request deploys it for {until} if the cost of all "
+                f"deployments of {found[0]} stays below {most}"
             ]
         return [
             f"{provider.title} serves a tuned model only while it is deployed, and the deployment "
-            "is billed: orchestrate deploy RUN"
+            "is billed. Deploy it with: orchestrate deploy RUN"
         ]
 
     def _wish(

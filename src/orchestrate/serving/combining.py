@@ -125,12 +125,12 @@ def _require(
     models = [p for p in parts if not p.adapter]
     if models and len(models) < len(parts):
         raise UsageError(
-            f"{models[0].name} is a complete model and can't be merged with adapters",
+            f"{models[0].name} is a complete model and cannot be merged with adapters",
             fix="convert each adapter to a complete model with: orchestrate export RUN DIR --to merged",
         )
     methods, what = (MODEL_METHODS, "models") if models else (METHODS, "adapters")
     if method not in methods:
-        raise UsageError(f"{what} can't be merged by {method!r}{among(method, methods)}")
+        raise UsageError(f"{what} cannot be merged by {method!r}{among(method, methods)}")
     if len(parts) < 2:
         raise UsageError(f"merging needs at least two {what}")
     if weights is not None and len(weights) != len(parts):
@@ -140,7 +140,7 @@ def _require(
     bases = {p.base_name for p in parts}
     if len(bases) > 1 and (not models or method == "ties"):
         raise UsageError(
-            f"models with different bases can't be merged by {method}: {', '.join(sorted(bases))}"
+            f"models with different bases cannot be merged by {method}: {', '.join(sorted(bases))}"
         )
     if models:
         _require_alike(models, method, weights)
@@ -185,7 +185,7 @@ def _shapes(model: TunedModel) -> dict[str, list[int]]:
         each = [tensors(file) for file in sorted(model.folder.glob("*.safetensors"))]
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"can't read the model in {model.folder}: {error}", fix="download or export it again"
+            f"could not read the model in {model.folder}: {error}", fix="download or export it again"
         ) from error
     return {name: tensor.shape for part in each for name, tensor in part.items()}
 

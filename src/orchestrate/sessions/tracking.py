@@ -186,7 +186,7 @@ def quote_of(provider: str, model: str, price: SessionPrice, max_usd: Decimal | 
         named = {kind: getattr(price, f"{kind}_usd_per_mtok") for kind in TOKEN_KINDS}
         lines, high = tuple(_token_line(n, usd, price.source) for n, usd in named.items()), max_usd
     else:
-        free = ("this is your own machine and no hourly rate is set for it, so nothing is billed",)
+        free = ("this machine is your own and has no hourly rate, so nothing is billed",)
         return Quote(
             provider=provider, model=model, low_usd=nothing, expected_usd=nothing, high_usd=nothing,
             assumptions=free,

@@ -102,7 +102,7 @@ def test_what_cannot_be_merged_is_refused(parts: list[TunedModel], tmp_path: Pat
     whole = TunedModel("d", TINY, str(TINY), "full")
     for given, method, how, said in (
         ([parts[0], other], "svd", {}, "different bases"),
-        ([parts[0], whole], "svd", {}, "can't be merged with adapters"),
+        ([parts[0], whole], "svd", {}, "cannot be merged with adapters"),
         (parts[:1], "svd", {}, "merging needs at least two adapters"),
         (parts, "slerp", {}, "known: svd, cat"),
         (parts, "svd", {"density": 0.5}, "has no density setting, because it does not prune weights"),
@@ -220,7 +220,7 @@ def test_models_that_do_not_fit_are_refused_before_anything_is_written(
         ([one, parts[0]], "linear", None, "complete model"),
         ([one, short], "linear", None, "different architectures"),
         ([one, words], "linear", None, "different tokens"),
-        ([one, cut], "linear", None, "can't read"),
+        ([one, cut], "linear", None, "could not read"),
         ([one, other], "ties", None, "different bases"),
         ([one, one, one], "slerp", None, "two models"),
         ([one, one], "svd", None, "svd"),

@@ -412,9 +412,9 @@ def judged(
     else:
         rows = rows_to_decide(score, -sign * margin)
         worse = (
-            "it is worse, but it is unclear by how much"
+            "the tuned model is worse, but it is unclear by how much"
             if high < 0
-            else "it is unclear whether it is worse by more than that"
+            else "it is unclear whether the tuned model is worse by more than that"
         )
         more = f". About {round_up(rows):,} items would decide" if rows else ""
         decision, reason = "inconclusive", f"{said} against {allowed} allowed: {worse}{more}"

@@ -280,7 +280,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8", fix="save it as CSV UTF-8") from error
+        raise DataError(f"{path} is not UTF-8", fix="save the sheet as CSV UTF-8") from error
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
     csv.field_size_limit(1 << 30)  # of this process, which reads nothing else by it; an answer may be long

@@ -278,7 +278,7 @@ class WritingDesk:
         self.settler = rater_named(settler)
         if self.settler in self.writers:
             raise UsageError(
-                f"{settler} writes rows, so {settler} can't settle disagreements about them",
+                f"{settler} writes rows, so {settler} cannot settle disagreements about them",
                 fix="choose another name with --settler",
             )
         self.rows = {row.id: row for row in rows}
@@ -322,7 +322,7 @@ class WritingDesk:
         said = self.said()
         row = next((row for row in self.order(who, said) if row.id == asked.task), None)
         if row is None:
-            raise UsageError("This row isn't assigned to you. Reload the page.")
+            raise UsageError("This row is not assigned to you. Reload the page.")
         before = _before(said, who, row.id, settles=who == self.settler)
         if before is not None and (before.question, before.answer) == (asked.question, asked.answer):
             return  # sent twice

@@ -82,7 +82,9 @@ def _required(
     if choice != "required":
         function: dict[str, Any] | None = choice.get("function") if isinstance(choice, dict) else None
         if not isinstance(function, dict) or set(choice) - {"type", "function"}:  # type: ignore[arg-type]
-            words = 'it must be auto, none, required, or {"type": "function", "function": {"name": ...}}'
+            words = (
+                'tool_choice must be auto, none, required, or {"type": "function", "function": {"name": ...}}'
+            )
             raise HostError(400, words, param="tool_choice", code="unsupported_parameter")
         known = [tool for tool in known if tool["function"]["name"] == function.get("name")]
     if not known:

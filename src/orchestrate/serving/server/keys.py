@@ -117,7 +117,9 @@ def bring_in(home: Path, store: Store, *, by: str) -> None:
     except FileNotFoundError:
         return
     except (OSError, msgspec.MsgspecError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", fix="remove it and create new keys") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error}", fix="remove the file and create new keys"
+        ) from error
     store.gateway_keys.bring_in(
         {hash: GatewayKey(name=name, created_at=made, opens="serve") for name, hash in kept.items()}, by=by
     )

@@ -136,7 +136,7 @@ def loading_of(
         if one.adapter and changes_base(Path(one.folder)):
             raise UsageError(
                 f"{one.folder} changes the base model that other adapters share",
-                fix="merge and serve it alone",
+                fix="merge the adapter and serve it alone",
             )
     loading: dict[str, Any] = {
         "base": source(tuned[0].base if tuned else base or base_name),
