@@ -159,67 +159,71 @@ prints about twice as much. For a model that isn't in the table, pass its size (
 
 ![The memory that tuning an 8B takes on a GPU of 24 GiB, by part](images/memory.svg)
 
-By `python docs/scaling.py`, from the memory plan, the speeds and the dated rates of which quotes are made.
-The GPU's speed in a training step is taken as 35 to 45% of its dense bf16 peak as its maker states it, 4
-operations for each weight and token where the base is frozen, 6 where all weights are trained. None of
-these speeds is measured: a quote takes nine of ten to lie within a factor of 3.7 either way. Memory: one
-row of 2,048 tokens at a time with gradient checkpointing, LoRA of rank 16 on all linear layers.
+Made by `python docs/scaling.py` from the memory plan, the speeds and the dated rates that quotes use.
+A GPU's speed in a training step is assumed to be 35 to 45% of the dense bf16 peak that its manufacturer
+states, with 4 operations per weight and token if the base is frozen and 6 if all weights are trained. None
+of these speeds was measured: quotes assume that nine in ten runs are within a factor of 3.7 either way.
+Memory is for one row of 2,048 tokens at a time with gradient checkpointing and LoRA of rank 16 on all
+linear layers.
 
 {table}
 
-Machines of other hosts are rented through SkyPilot (`--provider sky`, [places](places.md)).
+SkyPilot rents machines from other hosts (`--provider sky`, [places](places.md)).
 
-Several GPUs of one machine hold the whole model each where it fits, else a share of every weight. On none
-of these alone fits: {unfit}. In shares each of eight GPUs holds {spread}.
+Several GPUs in one machine each hold the entire model if it fits, and otherwise a share of every weight. These
+fit on no single GPU: {unfit}. Sharded over eight GPUs, each holds {spread}.
 
 ## What is not offered
 
 - A run on several machines, except on a Ray cluster (`ray`, [places](places.md#a-ray-cluster)). Elsewhere
-  a run has one machine: with several GPUs one process for each (`processes`), the whole model or a share
-  of every weight in each. A machine that is taken away is replaced by another, on which the run goes on
-  from its newest checkpoint. KubeRay's clusters have the one machine that is their head.
-- Workers that come and go (`min_processes`) where each has a share of every weight: the plan is for all
-  of them.
-- `anyscale://`, the address of a cluster that is running at Anyscale: `--provider anyscale` makes a job with
-  a machine of its own. Spot machines are not offered there: the worker has the head of the job's cluster, for
-  which Anyscale's API has no spot. No price is built in, as the bill is that of the user's cloud and a fee.
-- `ray://`, the address of Ray Client: give the http address of the same cluster's dashboard
-  ([places](places.md)). Ray 2.60 would connect a Ray Client, which takes a driver on the cluster, the
-  same Ray and Python at both ends and the one connection of the whole process, ask it for
-  `dashboard_url`, which is the address as the head sees itself, and put `http://` before it
-  (`ray_client_address_to_api_server_url`). Outside loopback that is an address without TLS in every case,
-  over which a token and the keys for the depot would go in the clear: our rule refuses it. On loopback
-  `127.0.0.1:8265` behind a tunnel is another machine's, or nothing. And a run is found again by its
-  cluster's address, which would have to be asked for each time.
+  a run has one machine. With several GPUs it has one process for each (`processes`), with the entire model or
+  a share of every weight. If a machine is taken away, the run continues on another one
+  from its newest checkpoint. KubeRay's clusters consist of one machine, which is their head.
+- Elastic workers (`min_processes`) with sharded weights: the plan assumes that all of them are there.
+- `anyscale://`, the address of a cluster that runs at Anyscale: `--provider anyscale` creates a job with
+  its own machine. Spot machines are not offered there, because the worker runs on the head of the job's
+  cluster, and Anyscale's API has no spot heads. No price is built in, because you pay your cloud plus a fee.
+- `ray://`, the address of a Ray Client: use the http address of the same cluster's dashboard instead
+  ([places](places.md)). Ray 2.60 could look that address up, but only through a Ray Client, which needs a
+  driver on the cluster, the same versions of Ray and Python on both ends, and the only connection of the
+  process. It would ask for `dashboard_url`, the address from the head's point of view, and put `http://`
+  before it (`ray_client_address_to_api_server_url`). Outside loopback that address never has TLS, so
+  a token and the keys for the storage would be sent in the clear, which Orchestrate refuses. On loopback,
+  `127.0.0.1:8265` behind a tunnel belongs to another machine or to none. And since runs are found by their
+  cluster's address, it would have to be looked up each time.
 
-## Against published figures
+## Compared with published figures
 
-- Weights of a 70B model in 4 bits: 35.3 GB by 4 bits each, more with the constants of NF4 and the
+- Weights of a 70B model in 4 bits: 35.3 GB at 4 bits each, plus the constants of NF4 and the
   embeddings in 16 bits. The plan above has 48 GB with one row. The peft guide to FSDP with QLoRA states
-  35.6 GB on each of two GPUs, where each holds the activations of its own rows and what it gathers; the plan
-  has {two} for two.
-- Hours: the usual 6 x N x D counts 4.9e19 operations for 8.2B and 10^9 tokens; at 40% of an H100's 989
-  TFLOP/s that is 35 hours. With LoRA the gradients of the base's weights, a third of
-  those operations, are skipped.
+  35.6 GB on each of two GPUs, each with the activations of its own rows and the gathered weights. The plan
+  has {two} for two GPUs.
+- Hours: the usual 6 x N x D gives 4.9e19 operations for 8.2B and 10^9 tokens. At 40% of an H100's 989
+  TFLOP/s that is 35 hours. LoRA skips the gradients of the base's weights, a third of
+  these operations.
 
-## What could not be run here
+## What was not tested
 
-No GPU and no account was available. A Ray cluster ran for real, of one head with two CPUs, its worker and its
-head killed on the way; and one of two nodes with a CPU each, both on one machine, on which two workers of Ray
-Train trained what one process trains, each step's loss to a thousandth of itself, and of which a worker, the
-job and a node were killed. Of Hugging Face Jobs the real client ran against a stand-in for its HTTP, with
-real training in processes that had the job's environment alone, and the depot behind a server that speaks S3
-(moto). Of KubeRay the real client of Kubernetes ran against a stand-in that takes what the operator's
-schema of a RayJob allows. SkyPilot's own client and API server took our jobs, with answers lost between the
-two, and its optimizer chose machines for them on catalogs of a fixture; no cloud was reached. Anyscale's own
-client (0.26.112) ran against a stand-in for its HTTP that takes and gives what the client's models describe,
-with real training in processes that a shell started by the jobs' entrypoints. Not known without an account:
-whether its list has a job at once, what is in its images (the entrypoint brings `uv` where it is missing),
-how long a machine takes to come, and what is billed. Two processes
-trained over Gloo on a CPU, with the whole model and with shares of it, NF4 too; what was trained in shares
-was merged and exported, and says in plain PEFT what the run of one process says. NCCL did not run. Not run:
-a depot at `hf://` or `gs://`, the hour of a real GPU, and so none of
-the hours and dollars above.
+No GPU and no account was available. What was tested:
+
+- **Ray**: a real cluster with a head and two CPUs, whose worker and head were killed during runs. Also a
+  cluster of two nodes with one CPU each on one machine, where two workers of Ray Train trained the same as one
+  process, with each step's loss within a thousandth, and where a worker, the job and a node were killed.
+- **Hugging Face Jobs**: the real client against a simulated HTTP server, with real training in processes that
+  had only the job's environment, and with the storage behind an S3 server (moto).
+- **KubeRay**: the real Kubernetes client against a simulated server that accepts what the operator's schema of a
+  RayJob allows.
+- **SkyPilot**: its own client and API server accepted our jobs, with responses lost between the two. Its
+  optimizer chose machines from prepared catalogs. No cloud was contacted.
+- **Anyscale**: its own client (0.26.112) against a simulated HTTP server that follows the client's models,
+  with real training in processes that a shell started from the jobs' entrypoints. Unknown without an account:
+  whether its list shows a job at once, what its images contain (the entrypoint installs `uv` if it is missing),
+  how long a machine takes to start, and what is billed.
+- **Several processes**: two processes trained over Gloo on a CPU, replicated and sharded, with NF4 too. The
+  sharded result was merged and exported, and gives the same outputs in plain PEFT as a run of one process.
+
+Not tested: NCCL, storage at `hf://` or `gs://`, and the speed of a real GPU, so none of the hours and dollars
+above.
 """
 
 
