@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 HELD_OUT = ("test", "validation")
-"""Files of a spec whose prompts the model was not trained on."""
+"""Fields of a spec with files that the model was not trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)

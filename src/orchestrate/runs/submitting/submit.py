@@ -315,7 +315,7 @@ class Submitter(Settler):
                     run,
                     transitions.not_made,
                     lease,
-                    note=f"the host is busy and requested a wait of {duration(wait)}",
+                    note=f"the host is busy and asked to wait {duration(wait)}",
                 )
                 patience -= wait
                 self.store.clock.sleep(wait)
