@@ -58,7 +58,7 @@ def test_a_slip_in_a_models_name_is_told_where_a_host_lets_any_name_through(
 ) -> None:
     found = ft.check(JobSpec(model=named, train=str(rows)), "openai")
     told = [problem.message for problem in found if problem.code == "model-unknown"]
-    assert [f"did you mean {meant}?" in line for line in told] == ([True] if meant else [])
+    assert [f"Did you mean {meant}?" in line for line in told] == ([True] if meant else [])
 
 
 def test_changes_name_the_hosts_that_cannot_be_asked(ft: Orchestrator) -> None:
