@@ -41,7 +41,7 @@ for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
 
 REPEATED = (
     # folder, the variants of its tests, and the files that have them in the fast half too
-    ("tests/faults/", {"postgres"}, ("store/test_records.py", "submit/test_protocol.py")),
+    ("tests/faults/", {"postgres"}, ("store/test_records.py",)),
     ("tests/contract/", {"nebius", "crusoe"}, ()),
     ("tests/unit/places/", {"sky", "hf-jobs", "kuberay", "anyscale"}, ()),
 )

@@ -396,7 +396,7 @@ def test_a_job_of_ours_is_not_a_second_run(ft: Orchestrator, sandbox: Sandbox, t
 
 
 @pytest.mark.slow
-def test_five_thousand_jobs_take_as_long_a_job_as_five_hundred(ft: Orchestrator, sandbox: Sandbox) -> None:
+def test_three_thousand_jobs_take_as_long_a_job_as_three_hundred(ft: Orchestrator, sandbox: Sandbox) -> None:
     client = openai(sandbox)
     file = uploaded(client, 0)
     body = {"model": "gpt-4o-mini-2024-07-18", "training_file": file}
@@ -408,7 +408,7 @@ def test_five_thousand_jobs_take_as_long_a_job_as_five_hundred(ft: Orchestrator,
         assert importing.take(ft, "openai", details=False).imported == jobs
         return (time.process_time() - begun) / jobs
 
-    few, many = seconds_a_job(500), seconds_a_job(4500)
+    few, many = seconds_a_job(300), seconds_a_job(2700)
     assert many < 4 * few
-    assert len(ft.store.runs.matching()) == 5000
-    assert len({run.job_id for run in ft.store.runs.matching()}) == 5000
+    runs = ft.store.runs.matching()
+    assert len(runs) == len({run.job_id for run in runs}) == 3000
