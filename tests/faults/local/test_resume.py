@@ -33,6 +33,8 @@ pytestmark = pytest.mark.slow
 
 Change = dict[str, dict[str, Any]]
 
+STEPS = 10
+"""In two epochs."""
 KINDS: dict[str, Change] = {
     "lora": {"adapter": {"type": "lora"}, "hyper": {"early_stopping_patience": 50, "deterministic": True}},
     "dora and rslora": {
@@ -51,7 +53,13 @@ KINDS: dict[str, Change] = {
     "adafactor": {"adapter": {"type": "lora"}, "hyper": {"optimizer": "adafactor"}},
     "schedule-free": {"hyper": {"optimizer": "schedule_free_adamw", "schedule": "constant"}},
     "steps, and the best": {
-        "hyper": {"epochs": None, "max_steps": 15, "eval_steps": 2, "checkpoint_steps": 4, "keep_best": True}
+        "hyper": {
+            "epochs": None,
+            "max_steps": STEPS,
+            "eval_steps": 2,
+            "checkpoint_steps": 4,
+            "keep_best": True,
+        }
     },
     "experts in 4 bits": {
         "adapter": {"dropout": None, "target_parameters": ("experts.gate_up_proj", "experts.down_proj")},
@@ -65,13 +73,13 @@ KINDS: dict[str, Change] = {
 }
 
 
-def of_kind(base: LocalJob, change: Change) -> LocalJob:
+def of_kind(base: LocalJob, change: Change, epochs: int = 3) -> LocalJob:
     method = msgspec.convert({"type": "sft", **change.get("method", {})}, Method)
     if isinstance(method, Preferences):
         for path in (base.train, str(base.validation)):
             as_pairs(Path(path))
     adapter = msgspec.structs.replace(base.adapter, **change.get("adapter", {}))
-    hyper = msgspec.structs.replace(base.hyper, **{"epochs": 3, "evals": 4, **change.get("hyper", {})})
+    hyper = msgspec.structs.replace(base.hyper, **{"epochs": epochs, "evals": 4, **change.get("hyper", {})})
     more = dict(change.get("job", {}))
     folder = Path(base.train).parent
     if family := more.get("model"):
@@ -118,13 +126,13 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
     nursery: Nursery,
     kind: str,
 ) -> None:
-    trained = of_kind(small, KINDS[kind])
+    trained = of_kind(small, KINDS[kind], epochs=2)
     whole = launch(trained, home, nursery.start)
     assert finish(whole) == "succeeded", whole.log.read_text()
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
     # Somewhere within the next step, or while its checkpoint is written.
-    at, share = chance.randint(1, 9), chance.random()
+    at, share = chance.randint(1, STEPS - 4), chance.random()
     killed = launch(msgspec.structs.replace(trained, ref="killed"), home, nursery.mortal(at, share))
     told = f"seed {seed}: killed {share:.3f} of a step after step {at}"
     assert finish(killed) == "interrupted", told
@@ -136,9 +144,9 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
     assert resume(killed, nursery.again), told
     assert finish(killed) == "succeeded", killed.log.read_text()
     resumed = [e.step for e in killed.events() if e.type == "resumed"]
-    assert len(resumed) == begun and all(0 < (step or 0) < 15 for step in resumed), told
+    assert len(resumed) == begun and all(0 < (step or 0) < STEPS for step in resumed), told
     assert curve(killed) == curve(whole), told
-    assert len(curve(whole)) == 15 and any(n.endswith(".safetensors") for n in result(whole))
+    assert len(curve(whole)) == STEPS and any(n.endswith(".safetensors") for n in result(whole))
     assert result(killed) == result(whole), told
     assert killed.state().trained_tokens == whole.state().trained_tokens
 
