@@ -301,7 +301,7 @@ class Batches(Sequence[list[int]]):
     """The examples of each optimizer step of an epoch. Only the order of the examples is in memory."""
 
     order: npt.NDArray[np.int64]
-    """All examples. A batch is a contiguous range."""
+    """Example numbers, ordered so that each batch is a contiguous range."""
     begins: array[int]
     """Index in `order` of the first example of each batch."""
     size: int

@@ -2,9 +2,9 @@
 
 The objects are OpenAI's (`openai.types.graders`): `string_check`, `text_similarity`, `python` and `multi`
 over these. `refusal` gives the reason why a grader cannot run here, for example because it needs another
-model or a service. The code of a `python` grader runs only if the user allows it, even if the spec contains
-it. It runs in a separate process with as much isolation as possible (`isolation`) and limits on time, memory
-and files."""
+model or a service. The code of a `python` grader runs only if the user allows it, never just because it is in
+the spec. It runs in a separate process with as much isolation as possible (`isolation`) and limits on time,
+memory and files."""
 
 from __future__ import annotations
 

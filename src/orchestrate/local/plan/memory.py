@@ -196,7 +196,7 @@ class Setup(Record, frozen=True, kw_only=True):
     targets: str | tuple[str, ...] | None = None
     """Targets of the adapter. Activations are counted as if all linear layers were targets."""
     lora: AdapterSettings | None = None
-    """The adapter's settings, if others than `rank`, `targets` and `dora` matter."""
+    """The adapter's settings, if it has settings other than `rank`, `targets` and `dora`."""
     added_tokens: int = 0
     packing: bool = False
     """True if `rows` are packed lines, each filled up to `longest`."""
@@ -342,7 +342,7 @@ class _Layer(NamedTuple):
     """Stored by one norm: the inputs of its backward pass, and its output, which the linear layers use."""
     norm_output: float
     norm_work: float
-    """In memory while a norm's gradient is computed."""
+    """Needed only while a norm's gradient is computed."""
     attention: float
     """Stored by attention: queries, keys, values, and the weights or their sums."""
     attention_forward: float

@@ -26,7 +26,7 @@ class LlamaReader:
             from llama_cpp_py_sync.llama import Llama
         except ImportError as error:
             raise SetupError(
-                "reading a GGUF file here needs llama.cpp's library", fix="pip install llama-cpp-py-sync"
+                "reading GGUF files requires llama.cpp's library", fix="pip install llama-cpp-py-sync"
             ) from error
         try:
             self._llama: Any = Llama(
