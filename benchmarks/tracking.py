@@ -213,11 +213,10 @@ def sandbox_free_host() -> type:
     from orchestrate.types import Feature
 
     class Base(Measures):
-        name, title, profile = "openai", "OpenAI", PROFILE
+        name, profile = "openai", PROFILE
         features = frozenset({Feature.EVENTS, Feature.METRICS})
         missing: dict[Feature, str] = {}  # noqa: RUF012
-        status_map: dict[str, JobStatus] = {}  # noqa: RUF012
-        translate = check = quote = upload = create = find = cancel = None  # type: ignore[assignment]
+        translate = check = quote = upload = create = find = None  # type: ignore[assignment]
 
         def __init__(self) -> None:
             super().__init__(HostConfig(name="openai", base_url="https://example.invalid"))

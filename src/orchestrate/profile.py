@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from functools import cache
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.text import among
+from orchestrate.types import JobStatus
 
 if TYPE_CHECKING:
     from orchestrate.costing.size import Bills
@@ -50,6 +51,22 @@ BY_SDK = HOSTED | {"api_version", "deployment", "headers", "multipart_bytes", "p
 RENTED = ("gpu", "spot", "max_hours", "max_usd_per_hour", "silence_minutes", "min_processes")
 """Options of places, and of `provider_options.<place>` besides the engine's own."""
 AWAY = frozenset({*RENTED, "depot", "pass_env"})
+TUNING_STATUSES: Mapping[str, JobStatus] = {
+    "validating_files": JobStatus.VALIDATING,
+    "queued": JobStatus.QUEUED,
+    "running": JobStatus.RUNNING,
+    "succeeded": JobStatus.SUCCEEDED,
+    "failed": JobStatus.FAILED,
+    "cancelled": JobStatus.CANCELLED,
+    # Seen, but not in the SDK: the pause call's words, and Azure's.
+    "paused": JobStatus.PAUSED,
+    "pausing": JobStatus.RUNNING,
+    "created": JobStatus.QUEUED,
+    "pending": JobStatus.QUEUED,
+    "notRunning": JobStatus.QUEUED,
+    "canceled": JobStatus.CANCELLED,
+}
+"""Statuses of jobs in OpenAI's fine-tuning API."""
 
 
 class Readable(Protocol):
@@ -97,6 +114,9 @@ class Profile:
     """The backend kind that has the same models, if it has no models of its own."""
     near: bool = False
     """True if it is on this machine, so queries cost nothing and may be frequent."""
+    others_speak: bool = False
+    """Whether other companies' servers speak its API. A host of this kind under another name then has its own
+    models and prices."""
     url: str | None = None
     key_variable: str | None = None
     """Default: the name in capitals with _API_KEY. The URL's variable is always NAME_BASE_URL."""
@@ -127,6 +147,12 @@ class Profile:
     sdk: str | None = None
     """The distribution of its official SDK. The minimum version is in Orchestrate's own requirements."""
 
+    # -- jobs ----------------------------------------------------------------------------------------------
+    statuses: Mapping[str, JobStatus] = field(default_factory=dict[str, JobStatus])
+    """The host's words for a job's status, see `status`. None where our own engine writes them."""
+    sends_wandb_key: bool = True
+    """Whether W&B needs a key from this machine, if it is supported. Otherwise the host's account has one."""
+
     # -- rows ----------------------------------------------------------------------------------------------
     rules: HostRules | None = None
     dialect: Dialect | None = None
@@ -148,6 +174,8 @@ class Profile:
     picture_tokens: Callable[[str, Picture], tuple[int, int, int] | None] | None = None
     """The minimum, likely and maximum tokens of an image on a model, by the host's id. `None` if no rule is
     published: quotes then exclude images and say so."""
+    own_rates: tuple[str, ...] = ()
+    """Methods of the rates that a quote needs, if they are its own."""
     dpo_factor: Decimal = Decimal(1)
     """The price of a DPO token as a multiple of an SFT token's, if no DPO price is published."""
     hourly_factor: Callable[[JobSpec], Decimal] = lambda spec: Decimal(1)
@@ -174,6 +202,17 @@ class Profile:
     """The host's terms on training on its models' answers, with the URL."""
     serving_note: str = ""
     """A note for readers of the cost of a dedicated deployment."""
+
+    @property
+    def own_engine(self) -> bool:
+        """Whether this project's own engine trains. It renders rows with the same chat template that counts
+        tokens here, so the counts are what is trained."""
+        return self.near or bool(self.place)
+
+    def status(self, raw: str | None) -> JobStatus:
+        """Translate the host's word for a job's status. An unknown one becomes `UNKNOWN`, and is never
+        terminal."""
+        return self.statuses.get(raw or "", JobStatus.UNKNOWN)
 
     def gated(self, today: date) -> str | None:
         """Return which accounts the host rejects today (UTC), if it rejects some but not yet all."""

@@ -88,7 +88,7 @@ class Inside(OpenedParts):
         """Return the backend, ready to use. Raises `SetupError` if the runs belong to a different sandbox
         than this home's."""
         with self._lock:
-            if not self._entered and (backend := self._outside.provider(name)).sandbox:
+            if not self._entered and (backend := self._outside.provider(name)).config.sandbox:
                 return backend
             if not self._entered:
                 self._enter()
@@ -195,9 +195,12 @@ class Workspace:
         """Return the cost of a run so far in US dollars, from the best available source. Returns `None` if
         the cost is unknown."""
         from orchestrate.costing import bill_run
+        from orchestrate.providers.offline import prices_of
 
         backend, now = self.provider(run.provider), self.store.clock.now()
-        return bill_run(run, job, profile=backend.profile, prices=backend.prices, book=self.rates, now=now)
+        return bill_run(
+            run, job, profile=backend.profile, prices=prices_of(backend), book=self.rates, now=now
+        )
 
     def backend_of(self, record: Run) -> Provider | None:
         """Return the run's backend, or `None` if it is no longer configured."""

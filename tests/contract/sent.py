@@ -9,7 +9,11 @@ from tests.contract.backends import Backend, every_setting, new_ref
 from tests.sending import create, upload
 
 from orchestrate.data import TrainingData
-from orchestrate.providers.base import Provider
+from orchestrate.providers.base import (
+    Cancels,
+    Provider,
+    capability,
+)
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.spec import JobSpec
 
@@ -58,5 +62,5 @@ def bodies(
         handle = create(provider, spec, remote, new_ref())
         sent = sandbox.requests(backend.name, method="POST")[-1]
         assert sent["path"] == backend.create_path[method]
-        provider.cancel(handle)
+        capability(provider, Cancels).cancel(handle)
         yield sent["path"], sent["body"]

@@ -12,7 +12,10 @@ from tests.scripted_host import Answer, Host, scripted_host
 
 from orchestrate import sandbox as sandboxes
 from orchestrate.errors import ProviderError
-from orchestrate.providers.base import Provider
+from orchestrate.providers.base import (
+    Provider,
+    billing_of,
+)
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.types import Standing
 
@@ -27,7 +30,7 @@ def test_every_backend_lists_the_jobs_that_have_not_ended(
 ) -> None:
     provider = make(backend)
     open_jobs = {job.handle.job_id for job in provider.list() if not job.status.terminal}
-    found = provider.billing()
+    found = billing_of(provider)
     assert {item.id for item in found.items if item.kind in ("job", "worker")} == open_jobs
     assert all(item.bills is not True for item in found.items if item.kind == "worker")
 
@@ -64,7 +67,7 @@ def test_a_foreign_fireworks_deployment_is_listed_with_its_price(tmp_path: Any) 
     with scripted_host() as host:
         provider = hosted("fireworks", host, tmp_path)
         host.on("GET", f"{ACCOUNT}/deployments", {"deployments": entries})
-        found = by_id(provider.billing().items)
+        found = by_id(billing_of(provider).items)
         assert {id.rsplit("/", 1)[-1]: item.bills for id, item in found.items()} == {
             "theirs": True,
             "asleep": False,
@@ -73,7 +76,7 @@ def test_a_foreign_fireworks_deployment_is_listed_with_its_price(tmp_path: Any) 
         }
         assert all(item.usd_per_hour == 16 for item in found.values())
         host.on("GET", f"{ACCOUNT}/deployments", Answer({"error": "no"}, 403))
-        told = provider.billing()
+        told = billing_of(provider)
         assert told.items == ()
         assert any("could not look up deployments" in line for line in told.unseen)
 
@@ -96,7 +99,7 @@ def test_foreign_together_endpoints_are_listed_with_and_without_deployments(tmp_
         ours = {"id": "ep_0", "name": "me/orc-ft-1", "deployments": []}
         theirs = {"id": "ep_1", "name": "me/chatbot", "deployments": states}
         host.on("GET", f"{PROJECT}/endpoints", {"data": [ours, theirs]})
-        found = by_id(provider.billing().items)
+        found = by_id(billing_of(provider).items)
         assert (found["ep_0"].kind, found["ep_0"].bills, found["ep_0"].job_id) == ("endpoint", False, "ft-1")
         assert {id: item.bills for id, item in found.items() if item.kind == "deployment"} == {
             "ep_1/dep_ready": True,
@@ -108,7 +111,7 @@ def test_foreign_together_endpoints_are_listed_with_and_without_deployments(tmp_
         assert found["ep_1/dep_ready"].job_id is found["ep_1/dep_ready"].usd_per_hour is None
         price = {"name": "1xnvidia-h100-80gb", "id": "h", "priceCentsPerHour": "549"}
         host.on("GET", "/v2/public/inference-instance-types", {"data": [price]})
-        assert by_id(provider.billing().items)["ep_1/dep_ready"].usd_per_hour == Decimal("10.98")
+        assert by_id(billing_of(provider).items)["ep_1/dep_ready"].usd_per_hour == Decimal("10.98")
 
 
 @pytest.mark.parametrize("answer", [{}, {"data": None}, {"error": {"message": "no"}}])
@@ -117,10 +120,10 @@ def test_an_answer_that_is_no_list_of_endpoints_is_not_nothing(tmp_path: Any, an
         provider = hosted("together", host, tmp_path)
         provider._wire._sleep = lambda seconds: None  # type: ignore[attr-defined]  # pyright: ignore
         host.on("GET", f"{PROJECT}/endpoints", answer)
-        assert any("could not look up endpoints" in line for line in provider.billing().unseen)
+        assert any("could not look up endpoints" in line for line in billing_of(provider).unseen)
         host.on("GET", "/v1/fine-tunes", answer)
         with pytest.raises(ProviderError):
-            provider.billing()
+            billing_of(provider)
 
 
 @pytest.mark.parametrize("name", DEPLOYING)
@@ -141,7 +144,7 @@ def test_the_sandbox_lists_a_deployment_that_somebody_else_made(name: str, tmp_p
                 deployment_shape="default",
             )
             kind, bills = "deployment", True
-        [item] = provider.billing().items
+        [item] = billing_of(provider).items
         assert (item.kind, item.bills) == (kind, bills)
         assert "forgotten" in f"{item.id} {item.name}"
         provider.close()

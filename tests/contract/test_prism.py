@@ -14,7 +14,11 @@ from tests.contract.prism import Judge, Violation, absent, judging
 from tests.contract.sent import full_spec
 
 from orchestrate.data import TrainingData
-from orchestrate.providers.base import Provider
+from orchestrate.providers.base import (
+    Cancels,
+    Provider,
+    capability,
+)
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.spec import RFT, JobSpec
 from orchestrate.types import Feature, Message
@@ -102,7 +106,7 @@ def test_both_ways(judged: tuple[Backend, Provider, Judge], files: dict[str, str
         run(provider, graded, sandbox)
     last = backend.spec(files)
     data = TrainingData.open(last.train, last.validation)
-    provider.cancel(create(provider, last, upload(provider, last, data), new_ref()))
+    capability(provider, Cancels).cancel(create(provider, last, upload(provider, last, data), new_ref()))
     assert len(judge.judged) > 15
     assert [str(v) for v in judge.violations if alarm(backend.name, v)] == []
     said = "\n".join(map(str, judge.violations))

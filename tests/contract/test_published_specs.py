@@ -88,6 +88,6 @@ def test_the_sandbox_takes_no_field_that_its_host_has_not(hosted: Backend, metho
 
 
 def test_every_state_that_fireworks_publishes_is_mapped() -> None:
-    from orchestrate.providers.fireworks.reading import STATUS_MAP
+    from orchestrate.providers.fireworks import STATUSES
 
-    assert set(STATUS_MAP) == set(read("fireworks-sft-5.10.yaml")["gatewayJobState"])
+    assert set(STATUSES) == set(read("fireworks-sft-5.10.yaml")["gatewayJobState"])

@@ -7,9 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from orchestrate.profile import built_in
-from orchestrate.providers.registry import provider_class
-from orchestrate.settings.config import HostConfig
+from orchestrate.profile import built_in, profile
 from orchestrate.types import JobStatus
 
 
@@ -51,7 +49,7 @@ ENDS = {
 
 @pytest.mark.parametrize("name", ENDS)
 def test_every_word_of_the_sdk_is_mapped(name: str) -> None:
-    table = provider_class(name).status_map
+    table = profile(name).statuses
     for known in sdk_words(name):
         assert len(known) > 4
         unmapped = {w for w in known if table.get(w, JobStatus.UNKNOWN) is JobStatus.UNKNOWN}
@@ -64,6 +62,5 @@ def test_every_word_of_the_sdk_is_mapped(name: str) -> None:
 @pytest.mark.parametrize("name", built_in())
 @pytest.mark.parametrize("word", ["reticulating", "SUCCEEDED ", "", None])
 def test_unknown_words_never_end_a_job(name: str, word: str | None) -> None:
-    provider = provider_class(name)(HostConfig(name=name))
-    assert provider.status(word) is JobStatus.UNKNOWN
-    assert not provider.status(word).terminal
+    assert profile(name).status(word) is JobStatus.UNKNOWN
+    assert not profile(name).status(word).terminal

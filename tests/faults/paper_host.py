@@ -38,7 +38,15 @@ from orchestrate.errors import (
     UnexpectedAnswer,
 )
 from orchestrate.profile import Profile
-from orchestrate.providers.base import HoldsFiles, KeepsCheckpoints, Measures, Progress
+from orchestrate.providers.base import (
+    Cancels,
+    HoldsFiles,
+    KeepsCheckpoints,
+    Measures,
+    NamesAccount,
+    Progress,
+    key_account,
+)
 from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
 from orchestrate.types import (
@@ -57,17 +65,24 @@ from orchestrate.types import (
 )
 
 
-class PaperHost(HoldsFiles, Measures, KeepsCheckpoints):
-    profile = Profile(kind="paper", title="Paper", provider="paper_host:PaperHost", keyless=True)
-    features = frozenset({Feature.SFT, Feature.EVENTS, Feature.METRICS, Feature.CHECKPOINTS, Feature.CANCEL})
+class BoundHost(NamesAccount, HoldsFiles, Measures, KeepsCheckpoints):
+    """A host that cannot cancel a job."""
+
+    profile = Profile(
+        kind="paper",
+        title="Paper",
+        provider="paper_host:PaperHost",
+        keyless=True,
+        statuses={
+            "queued": JobStatus.QUEUED,
+            "running": JobStatus.RUNNING,
+            "done": JobStatus.SUCCEEDED,
+            "broken": JobStatus.FAILED,
+            "stopped": JobStatus.CANCELLED,
+        },
+    )
+    features = frozenset({Feature.SFT, Feature.EVENTS, Feature.METRICS, Feature.CHECKPOINTS})
     missing: ClassVar = {}
-    status_map: ClassVar = {
-        "queued": JobStatus.QUEUED,
-        "running": JobStatus.RUNNING,
-        "done": JobStatus.SUCCEEDED,
-        "broken": JobStatus.FAILED,
-        "stopped": JobStatus.CANCELLED,
-    }
 
     def __init__(
         self,
@@ -119,7 +134,7 @@ class PaperHost(HoldsFiles, Measures, KeepsCheckpoints):
     def account(self) -> Account:
         if self.key:
             return Account(id=f"key {self.key}", told=False)
-        return Account(id=self.owner, told=True) if self.owner else super().account()
+        return Account(id=self.owner, told=True) if self.owner else key_account(self.config, self.host)
 
     def holds(self, remote: RemoteDataset) -> bool:
         self._permit()
@@ -189,13 +204,6 @@ class PaperHost(HoldsFiles, Measures, KeepsCheckpoints):
         self._log("checkpoints")
         return [Checkpoint(id=c["id"], step=c["step"]) for c in self._read(job).get("checkpoints", [])]
 
-    # -- acting
-
-    def cancel(self, job: JobHandle) -> None:
-        self._log("cancel")
-        if self._read(job)["state"] in ("queued", "running"):
-            self.set(job.job_id, state="stopped")
-
     def _permit(self) -> None:
         if self.faults.get("forbidden"):
             raise PermissionRefused(self.name, "not for this key", status=403)
@@ -253,12 +261,21 @@ class PaperHost(HoldsFiles, Measures, KeepsCheckpoints):
     def _job(self, body: dict[str, Any]) -> Job:
         return Job(
             handle=JobHandle(provider=self.name, job_id=body["id"], ref=body["ref"]),
-            status=self.status(body["state"]),
+            status=self.profile.status(body["state"]),
             raw_status=body["state"],
             tuned_model=body.get("model"),
             trained_tokens=body.get("tokens"),
             cost_usd=Decimal(body["cost"]) if "cost" in body else None,
         )
+
+
+class PaperHost(BoundHost, Cancels):
+    features = BoundHost.features | {Feature.CANCEL}
+
+    def cancel(self, job: JobHandle) -> None:
+        self._log("cancel")
+        if self._read(job)["state"] in ("queued", "running"):
+            self.set(job.job_id, state="stopped")
 
 
 class Paper:

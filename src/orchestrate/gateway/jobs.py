@@ -38,14 +38,14 @@ from orchestrate.http.wire.openai import metadata_filter, no_place, number, page
 from orchestrate.http.wire.openai.tuning import CreateJob
 from orchestrate.migration import importing, inventory
 from orchestrate.paid.limits import require_within
-from orchestrate.providers.base import Deploys
+from orchestrate.providers.base import Cancels, Deploys, capability
 from orchestrate.runs.preparing.prepared import Prepared, prepare, require
 from orchestrate.runs.submit import preflight
 from orchestrate.runs.tracked import TrackedRun
 from orchestrate.store import Clock
 from orchestrate.store.gateway import CreateKey, KeyUse
 from orchestrate.text import count, limit, money
-from orchestrate.types import Feature, GatewayJob, GatewayKey, JobStatus, Run
+from orchestrate.types import GatewayJob, GatewayKey, JobStatus, Run
 
 if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
@@ -297,12 +297,12 @@ class Jobs:
         if found is not None and (limits := found[1].deploy) is not None:
             until, most = f"{limits.max_hours.normalize():f} hours", limit(limits.max_cost_usd)
             return [
-                f"{provider.title} serves a tuned model only while it is deployed, and the "
+                f"{provider.profile.title} serves a tuned model only while it is deployed, and the "
                 f"deployment is billed: a chat request deploys it for {until} if the cost of all "
                 f"deployments of {found[0]} stays below {most}"
             ]
         return [
-            f"{provider.title} serves a tuned model only while it is deployed, and the deployment "
+            f"{provider.profile.title} serves a tuned model only while it is deployed, and the deployment "
             "is billed. Deploy it with: orchestrate deploy RUN"
         ]
 
@@ -464,7 +464,7 @@ class Jobs:
         if status in ("succeeded", "failed") or (status == "cancelled" and not job.cancel_asked):
             raise wrong_state(job, status, "cancelled")
         if run is not None:
-            self._ft.provider(run.provider).require(Feature.CANCEL)
+            capability(self._ft.provider(run.provider), Cancels)
         if job.outside and run is not None:
             TrackedRun(self._ft, run).cancel()
             return self._answer(call, *self.found(call))

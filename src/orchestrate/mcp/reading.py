@@ -87,8 +87,8 @@ class ReadTools:
         return [
             {
                 "name": backend.config.name,
-                "title": backend.title,
-                "sandbox": backend.sandbox,
+                "title": backend.profile.title,
+                "sandbox": backend.config.sandbox,
                 "features": sorted(feature.value for feature in backend.features),
                 "ready": backend.profile.keyless or backend.config.api_key is not None,
             }

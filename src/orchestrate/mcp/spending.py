@@ -70,8 +70,8 @@ def _submitting(ft: Orchestrator, purse: AgentBudget) -> Tool:
         require_price(name, quote.high_usd, purse.limit_usd, quote.why_none)
         purse.require(name, quote.held_usd)
         price = quoted(quote)
-        sandbox = "SANDBOX: nothing is billed. " if ft.provider(name).sandbox else ""
-        question = f"{sandbox}Train {quote.model} on {ft.provider(name).title}? {price}"
+        sandbox = "SANDBOX: nothing is billed. " if ft.provider(name).config.sandbox else ""
+        question = f"{sandbox}Train {quote.model} on {ft.provider(name).profile.title}? {price}"
         return put(ctx, question, f"orchestrate submit -p {name}")
 
     def submit(

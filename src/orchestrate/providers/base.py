@@ -3,10 +3,11 @@
 A backend is a `Profile` and the class that it names. It holds a client but never job state: everything about
 a job comes from the host or from the arguments. Methods are synchronous. `AsyncOrchestrator` wraps them.
 
-Each optional capability is a class below (`Deploys`, `Pauses`, ...), and a backend inherits from those that
-it implements. Callers check with `isinstance` or `capability`. `FEATURES` maps features to classes. Methods
-raise `ProviderError` (mapped from the host's status and code, never from a message), `MissingKey` or
-`MissingExtra`. Only `create` and `deploy` also raise `OutcomeUnknown`."""
+`Provider` holds what every backend does, and its `Profile` describes the host. Each optional capability is a
+class below (`Deploys`, `Pauses`, ...), and a backend inherits from those that it implements. Callers check
+with `isinstance` or `capability`. `FEATURES` maps features to classes. `host_account` and `billing_of` work
+for every backend. Methods raise `ProviderError` (mapped from the host's status and code, never from a
+message), `MissingKey` or `MissingExtra`. Only `create` and `deploy` also raise `OutcomeUnknown`."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ import hashlib
 import hmac
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import date, datetime
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from orchestrate.errors import InvalidRequest, NotFound, PermissionRefused, ProviderError, Unsupported
+from orchestrate.errors import ProviderError, Unsupported
 from orchestrate.settings.config import HostConfig
 from orchestrate.types import (
     SESSION,
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from orchestrate.costing import Lookup, RateBook
     from orchestrate.data import TrainingData
     from orchestrate.data.operations.preview import RowTokens
-    from orchestrate.data.rules import RowTarget
     from orchestrate.local.answers.generation import Generator
     from orchestrate.local.answers.worker import Worker
     from orchestrate.local.run import RunDir
@@ -66,39 +66,6 @@ if TYPE_CHECKING:
     from orchestrate.providers.sessions import SessionBackend, SessionOrder, SessionPrice
     from orchestrate.spec import JobSpec
 
-# Whose account a backend's key works for: what the host tells of it, else a fingerprint of the key.
-
-
-def named_account(**parts: str | None) -> Account | None:
-    """Build an account from its parts: `named_account(organization="o", project="p")` is `organization o,
-    project p`. Returns `None` when all parts are unknown."""
-    words = [f"{name} {value}" for name, value in parts.items() if value]
-    return Account(id=", ".join(words), told=True) if words else None
-
-
-def key_account(config: HostConfig, host: str) -> Account:
-    """Identify the account by its key and the configuration. A backend without a key is identified by its
-    host. Raises `MissingKey`, `KeyElsewhere`."""
-    if config.api_key is None and config.key_variable is None:
-        return Account(id=host, told=True)
-    beside = "\0".join(
-        ["orchestrate account", *map(str, (config.organization, config.project, config.account_id))]
-    )
-    mark = hmac.new(config.require_key().reveal().encode(), beside.encode(), hashlib.sha256).hexdigest()
-    return Account(id=f"key {mark[:16]}", told=False)
-
-
-def account_of(ask: Callable[[], Account | None], config: HostConfig, host: str) -> Account:
-    """Return the account that `ask` gets from the host, or the key's fingerprint if the host does not report
-    the account or this key may not read it. All other errors propagate, because the account is unknown while
-    the host can't be reached."""
-    try:
-        found = ask()
-    except (NotFound, InvalidRequest, PermissionRefused):
-        found = None
-    return found or key_account(config, host)
-
-
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in total) while data is transferred."""
 
@@ -107,22 +74,10 @@ class Provider(ABC):
     """One backend that can train. See the module's docstring for errors."""
 
     profile: ClassVar[Profile]
-    """The host's row rules, models, prices and address."""
-    kind: ClassVar[str]
-    title: ClassVar[str]
-    """`kind` and `title` come from the profile."""
+    """The host's name, row rules, models, prices, address and statuses."""
     features: ClassVar[frozenset[Feature]]
     missing: ClassVar[Mapping[Feature, str]]
     """The reason for each feature of `Feature` that is not in `features`."""
-    sends_wandb_key: ClassVar[bool] = True
-    """True if W&B logging, where supported, needs a key from this machine."""
-    renders_rows: ClassVar[bool] = False
-    """True if training renders rows with the same chat template that is used to count tokens here, so the
-    counts are exact."""
-    own_rates: ClassVar[tuple[str, ...]] = ()
-    """Rate methods that this backend's quotes use instead of the default ones."""
-    status_map: ClassVar[Mapping[str, JobStatus]]
-    """Maps the host's job statuses to `JobStatus`. Unlisted ones are `UNKNOWN`, which is not terminal."""
 
     def __init__(self, config: HostConfig) -> None:
         self.config = config
@@ -130,12 +85,14 @@ class Provider(ABC):
         """The profile's kind, or the configured name of an additional instance of a host."""
 
     def __init_subclass__(cls, **more: object) -> None:
-        """Raise `TypeError` if a backend's `features` don't match the classes that it inherits from."""
+        """Raise `TypeError` if a backend's `features` don't match the classes that it inherits from, or if it
+        defines a method of a class that it does not inherit from."""
         super().__init_subclass__(**more)
-        if "profile" in vars(cls):
-            cls.kind, cls.title = cls.profile.kind, cls.profile.title
         if not {"profile", "features"} & vars(cls).keys():
             return
+        for part, name in _ANSWERED_FOR.items():
+            if hasattr(cls, name) and not issubclass(cls, part):
+                raise TypeError(f"{cls.__name__} has {name}, but does not inherit from {part.__name__}")
         for feature, part in FEATURES.items():
             if (feature in cls.features) != issubclass(cls, part):
                 both = f"list the feature {feature.value} and inherit from {part.__name__}"
@@ -178,13 +135,6 @@ class Provider(ABC):
 
         return catalog.resolve(spec.model_for(self.name), self.profile)
 
-    # -- whose jobs ----------------------------------------------------------------------------------------
-
-    def account(self) -> Account:
-        """Return the account whose jobs this configuration sees. May query the host, but only once per
-        instance. By default, the account is identified by its key."""
-        return key_account(self.config, self.host)
-
     # -- submitting ----------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -221,23 +171,10 @@ class Provider(ABC):
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
         """Yield events, oldest first. With `after`, yield only those after the event with this id."""
 
-    def billing(self) -> Billing:
-        """Report everything in the account that is billed or could be, regardless of who created it: jobs
-        that have not ended, deployments and endpoints, and stored files if the host charges for storage. The
-        result states what cannot be seen. Raises only if nothing can be queried."""
-
-        return of_jobs(self, "anything else that this backend bills")
-
-    # -- acting (idempotent) -------------------------------------------------------------------------------
-
-    @abstractmethod
-    def cancel(self, job: JobHandle) -> None:
-        """Request cancellation of the job. Does nothing when the job has already ended."""
-
     def close(self) -> None:  # noqa: B027  most backends hold nothing
         """Close connections. The provider may be used again afterwards."""
 
-    # -- told by profile and configuration -----------------------------------------------------------------
+    # -- where things go -----------------------------------------------------------------------------------
 
     @property
     def host(self) -> str:
@@ -250,45 +187,14 @@ class Provider(ABC):
         own."""
         return self.config.own or self.config.near or self.profile.near
 
-    @property
-    def prices(self) -> str:
-        """Name under which this backend's rates are listed."""
-        return str(self.config.options.get("prices", self.kind))
-
-    @property
-    def target(self) -> RowTarget:
-        """Rules that rows are checked against and the format they are written in. Raises `UsageError` if
-        there are no data rules."""
-        from orchestrate.data.dialects import target
-
-        return target(self.name, self.profile)
-
-    @property
-    def sandbox(self) -> bool:
-        """True if this talks to a sandbox and never to the real host."""
-        return self.config.sandbox
-
-    def status(self, raw: str | None) -> JobStatus:
-        return self.status_map.get(raw or "", JobStatus.UNKNOWN)
-
-    def require(self, feature: Feature) -> None:
-        """Raise `Unsupported` with the reason when the backend lacks `feature`."""
-        if feature not in self.features:
-            raise lacking(self, feature)
-
-    def ended(self, today: date) -> Mapping[Feature, str]:
-        """Return training methods that the API still offers although the catalog has no model left for them,
-        each with the reason. Empty for additional instances of a host's kind."""
-        from orchestrate import catalog
-
-        if self.name != self.kind or self.sandbox:
-            return {}
-        methods = [f for f in (Feature.SFT, Feature.DPO, Feature.RFT) if f in self.features]
-        found = {f: catalog.ended_method(self.kind, f.value, today) for f in methods}
-        return {feature: reason for feature, reason in found.items() if reason is not None}
-
 
 # -- what a job shows and takes ----------------------------------------------------------------------------
+
+
+class Cancels(Provider):
+    @abstractmethod
+    def cancel(self, job: JobHandle) -> None:
+        """Request cancellation of the job. Does nothing when the job has already ended. May be repeated."""
 
 
 class Measures(Provider):
@@ -373,6 +279,21 @@ class Limited(StopsWorkers):
 # -- what the account has ----------------------------------------------------------------------------------
 
 
+class NamesAccount(Provider):
+    @abstractmethod
+    def account(self) -> Account:
+        """Return the account whose jobs this configuration sees. May ask the host, but only once per
+        instance."""
+
+
+class ListsBilled(Provider):
+    @abstractmethod
+    def billing(self) -> Billing:
+        """Report everything in the account that is billed or could be, regardless of who created it: jobs
+        that have not ended, deployments and endpoints, and stored files if the host charges for storage. The
+        result states what cannot be seen. Raises only if nothing can be queried."""
+
+
 class Recalls(Provider):
     """Backend that reports jobs whose spec and data are not on this machine."""
 
@@ -421,8 +342,6 @@ class ListsModels(Provider):
 
 class PlansTraining(Provider):
     """Backend that trains with Orchestrate's own engine on known hardware."""
-
-    renders_rows = True
 
     @abstractmethod
     def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
@@ -564,6 +483,7 @@ class Sessions(Provider):
 # -- asking for one ----------------------------------------------------------------------------------------
 
 FEATURES: Mapping[Feature, type[Provider]] = {
+    Feature.CANCEL: Cancels,
     Feature.PAUSE: Pauses,
     Feature.RESUME: Resumes,
     Feature.DELETE: Deletes,
@@ -585,6 +505,11 @@ _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
     TakesAdapters: ("uploaded adapters", "{title} only serves models that it trained"),
 }
 """Capabilities that are not features: name and reason for the error message."""
+_ANSWERED_FOR: Mapping[type[Provider], str] = {
+    NamesAccount: "account",
+    ListsBilled: "billing",
+}
+"""Capabilities with a default for backends that lack them: class and method."""
 P = TypeVar("P", bound=Provider)
 
 
@@ -597,7 +522,7 @@ def capability(provider: Provider, wanted: type[P]) -> P:
         if issubclass(part, wanted):
             raise lacking(provider, feature)
     what, why = _OTHERS.get(wanted, (wanted.__name__, "this backend does not support it"))
-    raise Unsupported(provider.name, what, why.format(title=provider.title))
+    raise Unsupported(provider.name, what, why.format(title=provider.profile.title))
 
 
 def pausing(run: Run) -> type[Pauses] | type[Sessions]:
@@ -605,21 +530,59 @@ def pausing(run: Run) -> type[Pauses] | type[Sessions]:
     return Sessions if run.job_kind == SESSION else Pauses
 
 
-def lookup(provider: Provider, spec: JobSpec) -> Lookup:
-    """Return the rate lookup of a quote. Raises `SpecError` for a model that the backend does not know."""
-    from orchestrate import costing
-
-    resolved = provider.resolve(spec)
-    if own := provider.own_rates:
-        named = frozenset({resolved.id, resolved.name})
-        return costing.Lookup(provider.prices, tuple((one,) for one in own), named)
-    gpu = provider.device() if isinstance(provider, PlansTraining) else None
-    return costing.lookup(spec, resolved, provider.prices, gpu=gpu)
-
-
 def lacking(provider: Provider, feature: Feature) -> Unsupported:
     reason = provider.missing.get(feature, "this backend does not support it")
     return Unsupported(provider.name, feature.value.replace("_", " "), reason)
+
+
+def require(provider: Provider, feature: Feature) -> None:
+    """Raise `Unsupported` with the reason when the backend lacks `feature`."""
+    if feature not in provider.features:
+        raise lacking(provider, feature)
+
+
+# -- asked of any ------------------------------------------------------------------------------------------
+
+
+def lookup(provider: Provider, spec: JobSpec) -> Lookup:
+    """Return which rates a quote needs. Raises `SpecError` for a model that the backend does not know."""
+    from orchestrate import costing
+    from orchestrate.providers import offline
+
+    resolved, prices = provider.resolve(spec), offline.prices_of(provider)
+    if own := provider.profile.own_rates:
+        named = frozenset({resolved.id, resolved.name})
+        return costing.Lookup(prices, tuple((one,) for one in own), named)
+    gpu = provider.device() if isinstance(provider, PlansTraining) else None
+    return costing.lookup(spec, resolved, prices, gpu=gpu)
+
+
+def host_account(provider: Provider) -> Account:
+    """Return the account whose jobs this configuration sees, identified by its key if the backend does not
+    name it. Raises what `NamesAccount.account` and `key_account` raise."""
+    if isinstance(provider, NamesAccount):
+        return provider.account()
+    return key_account(provider.config, provider.host)
+
+
+def key_account(config: HostConfig, host: str) -> Account:
+    """Identify the account by its key and the configuration. A backend without a key is identified by its
+    host. Raises `MissingKey`, `KeyElsewhere`."""
+    if config.api_key is None and config.key_variable is None:
+        return Account(id=host, told=True)
+    beside = "\0".join(
+        ["orchestrate account", *map(str, (config.organization, config.project, config.account_id))]
+    )
+    mark = hmac.new(config.require_key().reveal().encode(), beside.encode(), hashlib.sha256).hexdigest()
+    return Account(id=f"key {mark[:16]}", told=False)
+
+
+def billing_of(provider: Provider) -> Billing:
+    """Report what is billed in the backend's account, as `ListsBilled.billing` does, or its jobs if it lists
+    nothing else."""
+    if isinstance(provider, ListsBilled):
+        return provider.billing()
+    return of_jobs(provider, "anything else that this backend bills")
 
 
 # What stands at a host and bills or could: the parts that all backends share.
@@ -694,4 +657,4 @@ def _read_lists(
     if len(failed) == len(parts):
         raise next(iter(failed.values()))
     known = [f"could not look up {name}: {error.message}" for name, error in failed.items()]
-    return tuple(items), known, [f"{provider.title} has no API to list {what}" for what in unseen]
+    return tuple(items), known, [f"{provider.profile.title} has no API to list {what}" for what in unseen]

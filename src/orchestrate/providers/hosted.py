@@ -23,9 +23,18 @@ from orchestrate.errors import (
     PermissionRefused,
     SpecError,
 )
-from orchestrate.providers import base as accounts
 from orchestrate.providers import files as archives
-from orchestrate.providers.base import Chats, Deploys, HandsOutFiles, HoldsFiles, Progress, Recalls
+from orchestrate.providers.base import (
+    Chats,
+    Deploys,
+    HandsOutFiles,
+    HoldsFiles,
+    ListsBilled,
+    NamesAccount,
+    Progress,
+    Recalls,
+    key_account,
+)
 from orchestrate.providers.calls import text, when, whole
 from orchestrate.providers.calls.clients import completions
 from orchestrate.providers.calls.hosted import Wire
@@ -57,7 +66,14 @@ _M = TypeVar("_M")
 _R = TypeVar("_R")
 
 
-class HostedProvider(Recalls, HoldsFiles, HandsOutFiles):
+def named_account(**parts: str | None) -> Account | None:
+    """Build an account from its parts: `named_account(organization="o", project="p")` is `organization o,
+    project p`. Returns `None` when all parts are unknown."""
+    words = [f"{name} {value}" for name, value in parts.items() if value]
+    return Account(id=", ".join(words), told=True) if words else None
+
+
+class HostedProvider(NamesAccount, ListsBilled, Recalls, HoldsFiles, HandsOutFiles):
     file_id = "id"
     """Field of a file's record that create requests refer to."""
 
@@ -72,7 +88,13 @@ class HostedProvider(Recalls, HoldsFiles, HandsOutFiles):
 
     @cached_property
     def _account(self) -> Account:
-        return accounts.account_of(self._ask_account, self.config, self.host)
+        """Fall back to the key's fingerprint where the host does not report the account, or this key may not
+        read it. Raises all other errors: the account is unknown while the host can't be reached."""
+        try:
+            found = self._ask_account()
+        except (NotFound, InvalidRequest, PermissionRefused):
+            found = None
+        return found or key_account(self.config, self.host)
 
     def _ask_account(self) -> Account | None:
         """Return the account as the host reports it, or `None` where it does not and the key identifies

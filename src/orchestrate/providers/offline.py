@@ -1,4 +1,5 @@
-"""Methods of a hosted backend that don't contact the host: `check` and `quote`."""
+"""Answers for a backend without contacting its host: the default `check` and `quote`, and what its profile,
+configuration and catalog say."""
 
 from __future__ import annotations
 
@@ -7,15 +8,16 @@ from typing import TYPE_CHECKING
 
 from orchestrate import catalog, costing
 from orchestrate.core import days
-from orchestrate.data import Dataset, rules
+from orchestrate.data import Dataset, dialects, rules
 from orchestrate.errors import MissingKey, UsageError
 from orchestrate.settings.config import HostConfig, Secret
 from orchestrate.spec import JobSpec, method_word
 from orchestrate.text import count, joined
-from orchestrate.types import Problem, Quote, Severity, TokensFrom, Translation
+from orchestrate.types import Feature, Problem, Quote, Severity, TokensFrom, Translation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import date
 
     from orchestrate.catalog import ModelOnHost
     from orchestrate.costing import RateBook
@@ -38,32 +40,51 @@ def wandb_key(config: HostConfig) -> str:
     return key.reveal() if isinstance(key, Secret) else str(key)
 
 
+def prices_of(provider: Provider) -> str:
+    """Return the name under which a backend's rates are listed."""
+    profile = provider.profile
+    return str(provider.config.options.get("prices", provider.name if profile.others_speak else profile.kind))
+
+
+def ended_methods(provider: Provider, today: date) -> Mapping[Feature, str]:
+    """Return the training methods that the host's API still offers but for which the catalog has no
+    remaining model, each with the reason. Another instance of a host's kind has its own models."""
+    kind = provider.profile.kind
+    if provider.name != kind or provider.config.sandbox:
+        return {}
+    methods = [f for f in (Feature.SFT, Feature.DPO, Feature.RFT) if f in provider.features]
+    found = {f: catalog.ended_method(kind, f.value, today) for f in methods}
+    return {feature: reason for feature, reason in found.items() if reason is not None}
+
+
 def problems(
     provider: Provider, spec: JobSpec, data: TrainingData, translation: Translation
 ) -> list[Problem]:
     """Report rejected settings, a missing W&B key, and each file's problems according to the host's data
     rules."""
-    name = provider.name
+    name, profile = provider.name, provider.profile
     found = [
         _problem(name, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", field=s.name)
         for s in translation.refused
     ]
     if (
         spec.wandb is not None
-        and provider.sends_wandb_key
+        and profile.sends_wandb_key
         and not provider.config.options.get("wandb_api_key")
     ):
         text = "the spec uses W&B, but there is no W&B key to send"
         found.append(_problem(name, "wandb-key-missing", text, field="wandb", fix="export WANDB_API_KEY=..."))
     today = days.today()
-    if not provider.sandbox and (shut := provider.profile.closed(today) or provider.profile.gated(today)):
+    if not provider.config.sandbox and (
+        shut := provider.profile.closed(today) or provider.profile.gated(today)
+    ):
         # No error: which accounts it refuses its answer tells, and nothing is made there then.
         found.append(_problem(name, "host-closing", shut, severity=Severity.WARNING))
     try:
         model = provider.resolve(spec)
     except UsageError:
         return found  # the translation's row of the model says so
-    if model.model is None and (meant := catalog.like(model.id, least=_ALIKE, provider=provider.kind)):
+    if model.model is None and (meant := catalog.like(model.id, least=_ALIKE, provider=profile.kind)):
         told = f"{model.id} is not in the catalog. Did you mean {' or '.join(meant)}?"
         found.append(_problem(name, "model-unknown", told, field="model", severity=Severity.WARNING))
     for dataset in (data.train, data.validation):
@@ -86,8 +107,8 @@ def quote(
             return Quote(provider=provider.name, model=translation.model, unavailable=setting.rule)
     return costing.quote_tokens_job(
         costing.PlannedJob(provider.name, provider.profile, spec, data, translation, provider.resolve(spec)),
-        prices=costing.Prices(provider.prices, rates),
-        sandbox=provider.sandbox,
+        prices=costing.Prices(prices_of(provider), rates),
+        sandbox=provider.config.sandbox,
         gpu_hours=gpu_hours,
     )
 
@@ -95,7 +116,7 @@ def quote(
 def _of_file(
     provider: Provider, spec: JobSpec, dataset: Dataset, model: ModelOnHost, *, validation: bool
 ) -> list[Problem]:
-    target = provider.target
+    target, kind = dialects.target(provider.name, provider.profile), provider.profile.kind
     counter = costing.tokenizer_for(model, spec)
     tokens = None if dataset.tokens_from is TokensFrom.NONE else dataset.tokens(counter)
     found = rules.check(
@@ -119,11 +140,11 @@ def _of_file(
     ):
         seeing = [
             one.name
-            for one in catalog.search(provider=provider.kind)
+            for one in catalog.search(provider=kind)
             if one.vision
-            if (there := one.on(provider.kind)) is not None and there.tunable != "no"
+            if (there := one.on(kind)) is not None and there.tunable != "no"
         ]
-        some = f": {joined(seeing)}" if seeing else f" ({provider.title} has none)"
+        some = f": {joined(seeing)}" if seeing else f" ({provider.profile.title} has none)"
         fix = f"choose a model that accepts images{some}, or remove the images"
         text = f"{model.name} does not accept images"
         found.append(_problem(target.name, "no-vision", text, fix=fix, source=dataset.path))
@@ -132,7 +153,7 @@ def _of_file(
 
 def _rendered(provider: Provider, source: str, remarks: Sequence[Remark]) -> Iterator[Problem]:
     """Report what the model's own chat template did with the rows, where it is available."""
-    ours = provider.renders_rows
+    ours = provider.profile.own_engine
     for remark in remarks:
         rows = count(remark.count, "row")
         if remark.refused:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from orchestrate.errors import ProviderError, Unsupported, UsageError
 from orchestrate.local.run import RunDir
-from orchestrate.providers.base import Deletes, Measures, Sessions, StopsWorkers
+from orchestrate.providers.base import Cancels, Deletes, Measures, Sessions, StopsWorkers
 from orchestrate.providers.hosted import HostedProvider
 from orchestrate.providers.rented import RentedMachines
 from orchestrate.providers.rundirs import SessionRuns
@@ -22,7 +22,7 @@ from orchestrate.types import Billing, Checkpoint, Event, Job, JobHandle, JobSta
 # What is asked of `super()` here is a method of the provider that this class is mixed into.
 
 
-class JobsAndSessions(HostedProvider, Measures, Deletes, Sessions, StopsWorkers):
+class JobsAndSessions(HostedProvider, Cancels, Measures, Deletes, Sessions, StopsWorkers):
     """Mixin for a provider of jobs, listed before it."""
 
     @cached_property
@@ -78,15 +78,15 @@ class JobsAndSessions(HostedProvider, Measures, Deletes, Sessions, StopsWorkers)
 
     def pause(self, job: JobHandle) -> None:
         if job.kind != SESSION:
-            raise Unsupported(self.name, "pause", f"{self.title} cannot pause a job")
+            raise Unsupported(self.name, "pause", f"{self.profile.title} cannot pause a job")
         if self._runs.ask(job, "pause", "paused"):
             self.machines.end(self._runs.dir(job))
 
     def delete(self, job: JobHandle) -> None:
         if job.kind == SESSION:
             raise UsageError(
-                f"{self.title} has no API to delete the checkpoints of a training session",
-                fix=f"delete them on {self.title}'s website",
+                f"{self.profile.title} has no API to delete the checkpoints of a training session",
+                fix=f"delete them on {self.profile.title}'s website",
             )
         super().delete(job)
 

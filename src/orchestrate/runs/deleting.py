@@ -18,6 +18,7 @@ from orchestrate.providers.base import (
     ListsStored,
     Provider,
     capability,
+    host_account,
 )
 from orchestrate.runs.submitting import accounts
 from orchestrate.text import joined
@@ -241,13 +242,13 @@ def _asked(
         if _is_own(backend.profile):
             return None
         one = msgspec.structs.replace(one, host=backend.host)
-        if sandbox and not backend.sandbox:
+        if sandbox and not backend.config.sandbox:
             return None
         backend = ws.ready(name)
-        if backend.sandbox is not sandbox:
+        if backend.config.sandbox is not sandbox:
             return None
         storage = capability(backend, ListsStored).stored()
-        account = backend.account().id
+        account = host_account(backend).id
     except MissingKey as error:
         return msgspec.structs.replace(one, reason=error.message, keyless=True)
     except OrchestrateError as error:
@@ -344,7 +345,8 @@ def _require_free(provider: Provider, ids: Sequence[str], job_id: str | None, *,
     for job in provider.list():
         if not job.status.terminal and job.handle.job_id not in names and _names(job.payload, names):
             raise UsageError(
-                f"job {job.handle.job_id} at {provider.title} is {job.raw_status.lower()} and uses {ids[0]}",
+                f"job {job.handle.job_id} at {provider.profile.title} is {job.raw_status.lower()} and uses "
+                f"{ids[0]}",
                 fix="wait for it to finish, or cancel it",
             )
     if job_id is None or not isinstance(provider, Deploys):

@@ -46,6 +46,6 @@ def require_own(run: Run, provider: Provider) -> None:
     """Raise `UsageError` if the weights of a private run would be uploaded to someone else's host."""
     if is_private(run) and not provider.own:
         raise UsageError(
-            f"{run.id} is private, and {provider.title} is not known to be your own machine",
+            f"{run.id} is private, and {provider.profile.title} is not known to be your own machine",
             fix=f"orchestrate serve {run.id}   or, if it is yours: export {OWN_HOSTS}={provider.name}",
         )

@@ -48,7 +48,7 @@ def preflight(
             )
         require(ws, offer.spec, name)
         offer.require_fit(strict=strict)
-        sandbox = ws.provider(name).sandbox
+        sandbox = ws.provider(name).config.sandbox
         budget_usd = None if sandbox else ws.settings.budget_usd
         used_usd = Decimal(0) if budget_usd is None else ws.store.ledger.spending().total_usd + committed_usd
         check_budget(offer.quote, budget_usd=budget_usd, used_usd=used_usd)
@@ -106,7 +106,7 @@ def ends_usd(ws: Workspace, offer: Offer, spec: JobSpec) -> Decimal | None:
     quote, but at most the remaining budget."""
     backend = ws.provider(offer.provider)
     found = backend.ends_usd(spec, offer.translation, offer.quote) if isinstance(backend, Limited) else None
-    if found is None or backend.sandbox or ws.settings.budget_usd is None:
+    if found is None or backend.config.sandbox or ws.settings.budget_usd is None:
         return found
     left = ws.settings.budget_usd - ws.store.ledger.spending().total_usd
     return min(found, max(left, offer.quote.held_usd))

@@ -16,14 +16,13 @@ from orchestrate.core.files import private_folder
 from orchestrate.core.progress import cost_so_far, stage
 from orchestrate.core.underway import BYTES, work
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.providers.base import Chats, Deploys, Downloads, P, ShowsRows, capability, pausing
+from orchestrate.providers.base import Cancels, Chats, Deploys, Downloads, P, ShowsRows, capability, pausing
 from orchestrate.runs.hosting.deployment import DeploymentHandle, deployer_of, require_open, used
 from orchestrate.text import money
 from orchestrate.types import (
     Artifact,
     Checkpoint,
     Event,
-    Feature,
     JobStatus,
     Listing,
     Message,
@@ -183,7 +182,7 @@ class TrackedRun:
         """Cancel the run. A run whose job is not known yet is canceled as soon as the job is found."""
         from orchestrate.runs.submitting.submit import cancel
 
-        self.provider.require(Feature.CANCEL)
+        capability(self.provider, Cancels)
         self.record = cancel(self._ws.store, self.provider, self.record)
         return self.refresh()
 

@@ -21,7 +21,7 @@ from orchestrate.local.run import JobState, RunDir, checkpoints, now
 from orchestrate.local.run.checkpoints import Progress, Whole
 from orchestrate.local.space import DiskFull, disk_is_full
 from orchestrate.paid.limits import reached, require_within
-from orchestrate.providers.base import Sessions, StopsWorkers, capability
+from orchestrate.providers.base import Cancels, Sessions, StopsWorkers, capability
 from orchestrate.providers.sessions import (
     JOURNAL,
     SESSION,
@@ -270,7 +270,7 @@ class SessionRecord:
             dataset_digest="",
             host=provider.host,
             account=accounts.account_of(ws.store, provider),
-            sandbox=provider.sandbox,
+            sandbox=provider.config.sandbox,
             quote=quote,
             translation=Translation(provider=name, model=model, settings=(), body={}),
             max_cost_usd=request.max_cost_usd,
@@ -544,7 +544,7 @@ class SessionRecord:
             self._held.close()
         if status == "paused" and self.dir.asked() == "cancel":  # since the last look
             with suppress(OrchestrateError):
-                self.provider.cancel(self.run.handle)
+                capability(self.provider, Cancels).cancel(self.run.handle)
         visit = threading.Thread(target=self.visit_store, daemon=True)
         visit.start()
         visit.join(LAST_VISIT_S)  # a host that hangs is asked by the next command

@@ -81,9 +81,7 @@ class BillingBackend(Protocol):
     """Properties that determine whether a backend may bill."""
 
     profile: ClassVar[Profile]
-
-    @property
-    def sandbox(self) -> bool: ...
+    config: HostConfig
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ class Settings:
         path = self.config_file
         if path is None or self.config_named:
             return
-        if any(not (backend.sandbox or backend.profile.near) for backend in backends):
+        if any(not (backend.config.sandbox or backend.profile.near) for backend in backends):
             from orchestrate.settings import trust
 
             trust.Project(path, read_toml(path)).require_to_spend(trust.trusted_in(self.pins))

@@ -61,7 +61,7 @@ def look(ft: Workspace, name: str) -> BackendReadiness:
     except (SetupError, UsageError) as error:
         fix = f": {error.fix}" if error.fix else ""
         return BackendReadiness(name, title, made, f"{error.message}{fix}")
-    return BackendReadiness(name, made.title, made, None)
+    return BackendReadiness(name, made.profile.title, made, None)
 
 
 class Plugin(Record, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from tests.faults.hosting.test_deployment_machine import TIMING, Books, HourlyHo
 from orchestrate.api.run import RunHandle
 from orchestrate.costing import Spending
 from orchestrate.errors import OrchestrateError, OtherAccount, OverBudget, UsageError
+from orchestrate.providers.base import host_account
 from orchestrate.runs.hosting.deployer import Deployer, DeployTerms
 from orchestrate.runs.hosting.upkeep import adopt
 from orchestrate.runs.syncing.sweep import sync
@@ -122,7 +123,7 @@ def add_run(place: Place, number: int) -> None:
         spec_hash="",
         dataset_digest="",
         host=place.host.host,
-        account=place.host.account().id,
+        account=host_account(place.host).id,
         phase=SubmitPhase.SUBMITTED,
         status=JobStatus.SUCCEEDED,
         job_id=handle.job_id,

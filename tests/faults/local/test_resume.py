@@ -22,6 +22,7 @@ from tests.unit.local.families import make
 from tests.workers import Nursery
 
 from orchestrate.data import Dataset
+from orchestrate.data.dialects import target
 from orchestrate.data.operations.mix import open_mix
 from orchestrate.local import LocalJob, RunDir, launch, resume
 from orchestrate.local.job import Method, Preferences
@@ -98,7 +99,7 @@ def mixed(rows: Path, folder: Path) -> Path:
     mix = open_mix(weighed, folder / "mixes").mix
     assert mix is not None and mix.facts.rows == len(lines)
     provider = LocalProvider(HostConfig(name="local", options={"home": str(folder)}))
-    return Dataset.of(mix).write(provider.target, folder)
+    return Dataset.of(mix).write(target(provider.name, provider.profile), folder)
 
 
 def as_pairs(path: Path) -> None:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -166,7 +167,7 @@ class Rented(Bank, Limited, Pauses):
     """Machines at an hourly price, whose workers end themselves at the limit that they began with."""
 
     features = Bank.features | {Feature.PAUSE}
-    status_map: ClassVar = PaperHost.status_map | {"paused": JobStatus.PAUSED}
+    profile = replace(PaperHost.profile, statuses={**PaperHost.profile.statuses, "paused": JobStatus.PAUSED})
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         most = str(spec.max_cost_usd or HIGH.get(int(spec.epochs or 1), Decimal(1000)))

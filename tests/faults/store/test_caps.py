@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy.event import listen
-from tests.faults.paper_host import Paper, PaperHost
+from tests.faults.paper_host import BoundHost, Paper, PaperHost
 from tests.faults.submitting import submit
 from tests.paths import BUNDLED
 
@@ -22,7 +22,7 @@ from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.store.store import Store
-from orchestrate.types import Bill, Event, Feature, Job, JobHandle, JobStatus, Quote, QuoteLine, Run
+from orchestrate.types import Bill, Event, Job, JobHandle, JobStatus, Quote, QuoteLine, Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
 DATA: Any = Paper()
@@ -40,7 +40,7 @@ def by_tokens(_run: Run, job: Job) -> Bill | None:
     return Bill(usd=Decimal(job.trained_tokens), origin="tokens x rate", final=job.status.terminal)
 
 
-def capped(store: Store, host: PaperHost, **values: Any) -> Run:
+def capped(store: Store, host: BoundHost, **values: Any) -> Run:
     run = submit(store, host, SPEC, DATA, max_cost_usd=Decimal(5))
     host.set(str(run.job_id), state="running", **values)
     return run
@@ -109,10 +109,7 @@ def test_a_lost_cancel_is_tried_again_and_told_once(store: Store, tmp_path: Path
 
 
 def test_what_cannot_be_cancelled_is_told_once(store: Store, tmp_path: Path) -> None:
-    class Bound(PaperHost):
-        features = PaperHost.features - {Feature.CANCEL}
-
-    host = Bound(tmp_path / "host")
+    host = BoundHost(tmp_path / "host")
     run = capped(store, host, tokens=6)
     for _ in range(2):
         sync(store, lambda _: host, bill=by_tokens)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 import pytest
@@ -140,7 +141,7 @@ def test_a_run_that_ends_above_its_cap_says_so_once(store: Store, tmp_path: Path
 def test_an_end_without_a_bill_counts_as_quoted(store: Store, tmp_path: Path, status: JobStatus) -> None:
     host = PaperHost(tmp_path / "host")
     run = submit(store, host, SPEC, DATA, quote=QUOTE)
-    state = next(word for word, known in host.status_map.items() if known is status)
+    state = next(word for word, known in host.profile.statuses.items() if known is status)
     host.set(str(run.job_id), state=state)
     refresh(store, host, run, bill=lambda *_: None)
     assert store.ledger.spending() == Spending(committed_usd=Decimal(4))
@@ -280,7 +281,7 @@ def test_an_end_without_a_bill_is_shown_as_one(shop: Shop) -> None:
 
 class HoldingHost(PaperHost, Resumes):
     features = PaperHost.features | {Feature.RESUME}
-    status_map: ClassVar = {**PaperHost.status_map, "held": JobStatus.PAUSED}
+    profile = replace(PaperHost.profile, statuses={**PaperHost.profile.statuses, "held": JobStatus.PAUSED})
 
     def resume(self, job: JobHandle) -> None:
         self._log("resume")

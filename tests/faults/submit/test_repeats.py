@@ -18,6 +18,7 @@ from tests.faults.world import CREATE, HOSTED
 from orchestrate import Orchestrator
 from orchestrate.api.run import RunHandle
 from orchestrate.errors import AlreadySubmitted, KeyTaken, OutcomeUnknown, RateLimited, UsageError
+from orchestrate.providers.base import host_account
 from orchestrate.runs.submitting.repeats import RECENT
 from orchestrate.settings import config
 from orchestrate.store.runs import Intent
@@ -81,7 +82,7 @@ def test_what_was_interrupted_before_the_send_is_gone_on_with(shop: Shop, name: 
             provider=name,
             dataset_digest=prepared.data.digest,
             host=backend.host,
-            account=backend.account().id,
+            account=host_account(backend).id,
         )
     )
     with pytest.raises(AlreadySubmitted, match=run.id) as caught:

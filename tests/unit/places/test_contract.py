@@ -449,7 +449,11 @@ def test_a_cap_holds_before_the_start_and_after_it(
     assert work(tmp_path, "dear", hold_at=3) == 0
     world.end("exit 0")
     job = found.get(handle)
-    assert job.status is JobStatus.PAUSED and job.error is not None and "more than the limit" in job.error.message
+    assert (
+        job.status is JobStatus.PAUSED
+        and job.error is not None
+        and "more than the limit" in job.error.message
+    )
     assert not found.recover(handle) and len(world.jobs()) == 1
 
 

@@ -57,7 +57,7 @@ handle = create(found, spec, upload(found, spec, data), "orc-0123456789ab")
 job = found.get(handle)
 with Orchestrator(settings) as ft:
     told = [one.detail for one in doctor.settings(ft) if one.check == "backend shed"]
-print(json.dumps([found.title, found.place.started, job.status, handle.provider, found.quote(
+print(json.dumps([found.profile.title, found.place.started, job.status, handle.provider, found.quote(
     spec, data, found.translate(spec), None).unavailable, backends.plugins()[-1].to_dict(), told]))
 """
 

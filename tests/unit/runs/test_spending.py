@@ -14,12 +14,14 @@ from tests.sending import upload
 
 from orchestrate import AsyncOrchestrator, Orchestrator
 from orchestrate.providers.base import Provider
+from orchestrate.providers.together.sessions import SteppedTogether
 from orchestrate.runs.spending.accounts import AccountStatus, SpendingReport
 from orchestrate.runs.spending.orphans import OrphanReport
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
+from orchestrate.types import Account, Billing
 from orchestrate.workspace import OpenedParts
 
 THEIRS = "sandbox-another-team"
@@ -274,30 +276,26 @@ def _moved(record: Any, provider: str) -> Any:
 
 
 def test_a_defect_of_one_backend_hides_no_other(open_at: Open) -> None:
-    class Broken:
-        title, host, sandbox = "Openai", "h", True
-
-        def close(self) -> None: ...
-
-        def billing(self) -> None:
+    class NoBilling(SteppedTogether):
+        def billing(self) -> Billing:
             raise ZeroDivisionError
 
-    broken: Any = Broken()
+    class NoAccount(SteppedTogether):
+        def account(self) -> Account:
+            raise ZeroDivisionError
 
     class Half(OpenedParts):
-        def provider(self, name: str) -> Any:
-            return broken if name == "openai" else super().provider(name)
+        broken: type[SteppedTogether] = NoBilling
+
+        def provider(self, name: str) -> Provider:
+            there = super().provider("together")
+            return self.broken(there.config) if name == "openai" else super().provider(name)
 
     ft = Orchestrator(Half(open_at().settings))
-    broken.profile = ft.provider("together").profile
-    broken.config = ft.provider("together").config
     report = ft.spending(sandbox=True)
     assert "ZeroDivisionError" in (of(report, "openai").reason or "") and of(report, "together").asked
 
-    def account() -> None:
-        raise ZeroDivisionError
-
-    broken.billing, broken.account = ft.provider("together").billing, account
+    Half.broken = NoAccount
     assert any("ZeroDivisionError" in line for line in of(ft.spending(sandbox=True), "openai").unseen)
 
 

@@ -18,6 +18,7 @@ from tests.unit.serving.conftest import ORDERS, Known, in_process
 
 from orchestrate.errors import UnexpectedAnswer
 from orchestrate.local.weights import worker
+from orchestrate.profile import Profile
 from orchestrate.serving.proof.folder import FolderPlace
 from orchestrate.serving.proof.heard import ObservedAnswer, PromptView
 from orchestrate.serving.proof.host import HostPlace
@@ -148,7 +149,8 @@ def test_what_goes_wrong_in_the_field_is_caught_in_its_stage(
 class OverTheWire:
     """A host that serves a folder: it tells text, how an answer ended, and how many tokens a prompt has."""
 
-    host, title = "https://api.host.example", "A host"
+    host = "https://api.host.example"
+    profile = Profile(kind="a-host", title="A host", provider="of.nobody:Host")
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

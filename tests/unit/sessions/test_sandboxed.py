@@ -106,7 +106,7 @@ def test_its_runs_are_marked_and_take_nothing_of_a_budget(
         assert ft.spending(offline=True, sandbox=True).total.spent_usd > 0
     with workspace(home, **box.env) as ft:
         assert id in {run.id for run in ft.runs()}
-        assert ft.provider("tinker").sandbox
+        assert ft.provider("tinker").config.sandbox
 
 
 def test_another_account_sees_nothing_of_it(said: dict[str, Any], box: Sandbox) -> None:

@@ -98,7 +98,7 @@ def _delete_run(ft: Workspace, record: Run, *, yes: bool) -> Output[list[Stored]
     if record.sandbox:
         err.print(SANDBOX)
     err.print(_listed(found))
-    where = ws.provider(record.provider).title
+    where = ws.provider(record.provider).profile.title
     _require_agreed(f"Permanently delete {count(len(found), 'item')} at {where}?", yes=yes)
     done = deleting.delete(ws, record, lambda one: note(f"deleted: {one.kind} {', '.join(one.ids)}"))
     left = [one for one in found if one not in done]
@@ -121,10 +121,10 @@ def _delete_item(
         return Output(list[Stored](), lambda _: note(told))
     provider = ft.provider(item.provider)
     deleting.require_item_unused(ft, provider, item)
-    if provider.sandbox:
+    if provider.config.sandbox:
         err.print(SANDBOX)
     err.print(_kept([account], only=item.id))
-    where = f"{provider.title} ({account.host}, account {account.account})"
+    where = f"{provider.profile.title} ({account.host}, account {account.account})"
     _require_agreed(f"Permanently delete the {item.kind} {item.id} at {where}?", yes=yes)
     done = deleting.delete_item(ft, item)
     note(f"deleted: {item.kind} {item.id}")

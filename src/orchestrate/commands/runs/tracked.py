@@ -27,6 +27,7 @@ from orchestrate.commands.tuned.hosting import in_words
 from orchestrate.core.amounts import amount
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
 from orchestrate.paid.limits import exceeds
+from orchestrate.providers.base import require
 from orchestrate.runs.hosting.deployment import NOT_DEPLOYED, uses_of_checkpoint
 from orchestrate.store.transitions import UNSENT, UNSETTLED
 from orchestrate.text import limit, money, quoted, rate
@@ -157,7 +158,7 @@ def events(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Outp
     """List the host's events of a run, oldest first."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        ft.provider(handle.record.provider).require(Feature.EVENTS)
+        require(ft.provider(handle.record.provider), Feature.EVENTS)
         _fresh(ft, handle, refresh)
         found = handle.events()
     return Output(found, _show_events)
@@ -175,7 +176,7 @@ def metrics(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Out
     """Show loss and other metrics by step."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        ft.provider(handle.record.provider).require(Feature.METRICS)
+        require(ft.provider(handle.record.provider), Feature.METRICS)
         _fresh(ft, handle, refresh)
         found = handle.metrics()
     return Output(found, _show_metrics)
@@ -212,7 +213,7 @@ def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None) ->
     with orchestrator(context) as ft:
         handle = ft.run(run)
         provider = ft.provider(handle.record.provider)
-        provider.require(Feature.CHECKPOINTS)
+        require(provider, Feature.CHECKPOINTS)
         _fresh(ft, handle, refresh)
         found = handle.checkpoints()
 

@@ -326,15 +326,17 @@ def list_providers(
 
 
 def _backend(one: BackendReadiness, today: date) -> BackendRow:
+    from orchestrate.providers.offline import ended_methods
+
     made = one.provider
     return BackendRow(
         name=one.name,
         title=one.title,
         host="" if made is None else made.host,
-        sandbox=made is not None and made.sandbox,
+        sandbox=made is not None and made.config.sandbox,
         features=[] if made is None else sorted(made.features),
         missing={} if made is None else {f.value: reason for f, reason in made.missing.items()},
-        ended={} if made is None else {f.value: reason for f, reason in made.ended(today).items()},
+        ended={} if made is None else {f.value: reason for f, reason in ended_methods(made, today).items()},
         usable=one.needs is None,
         needs=one.needs,
     )

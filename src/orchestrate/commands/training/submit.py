@@ -218,7 +218,7 @@ def _announce(
         warn(f"{pretended}. The host bills by its own date")
     for name, quote in zip(names, quotes, strict=True):
         backend = ft.provider(name)
-        head = [SANDBOX, "  "] if backend.sandbox else []
+        head = [SANDBOX, "  "] if backend.config.sandbox else []
         said = f" {quote.model} at {backend.host}: {quoted(quote)}"
         taken = len(name) + sum(map(len, head))
         err.print(Text.assemble(*head, (name, "bold"), fitted(said, taken)), soft_wrap=True)

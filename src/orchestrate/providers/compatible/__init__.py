@@ -29,8 +29,8 @@ from orchestrate.data.rules import (
 )
 from orchestrate.description import Described
 from orchestrate.errors import ConfigError
-from orchestrate.profile import BY_SDK, HUB_ID, Gate, Profile, Readable, file_refused
-from orchestrate.types import Job, Severity
+from orchestrate.profile import BY_SDK, HUB_ID, TUNING_STATUSES, Gate, Profile, Readable, file_refused
+from orchestrate.types import Job, JobStatus, Severity
 
 if TYPE_CHECKING:
     from orchestrate.costing.rate import Rate
@@ -92,6 +92,8 @@ def profile_of(kind: str, file: Readable, name: str) -> Profile:
         rank=50,
         url=told.url,
         chat_limit=told.chat_limit,
+        statuses=_statuses(told, name),
+        sends_wandb_key=told.wandb_in_request,
         rules=_rules(told, name),
         dialect=Dialect(developer=told.rows.developer, names=told.rows.names, row_weight=False),
         ids=HUB_ID if told.hub else None,
@@ -108,6 +110,15 @@ def profile_of(kind: str, file: Readable, name: str) -> Profile:
         options=BY_SDK.union(["base_deployment"], told.deployment.options if told.deployment else ()),
         management_login=told.deployment.login if told.deployment else "",
     )
+
+
+def _statuses(told: Described, name: str) -> dict[str, JobStatus]:
+    try:
+        own = {word: JobStatus(ours) for word, ours in told.statuses.items()}
+    except ValueError as error:
+        allowed = ", ".join(status.value for status in JobStatus)
+        raise ConfigError(f"{name}: statuses: {error}. Allowed: {allowed}") from error
+    return {**TUNING_STATUSES, **own}
 
 
 def _base(pattern: re.Pattern[str], name: str) -> str | None:

@@ -35,9 +35,9 @@ from orchestrate.providers.base import (
 from orchestrate.providers.calls import plain, rows, suffix_tag, table, text, whole
 from orchestrate.providers.calls.clients import connect
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.compatible import reading
 from orchestrate.providers.compatible.deploying import Deploying, DescribedAdapters
 from orchestrate.providers.compatible.sdk import (
+    SdkCancels,
     SdkChats,
     SdkCheckpoints,
     SdkDeletes,
@@ -101,14 +101,16 @@ def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -
         return
     others = "to compare the other backends: orchestrate quote --provider all"
     until, method = model.host.no_new_jobs_after, spec.method.type
-    if until is not None and today >= until and not provider.sandbox:
-        message = f"{provider.title} stopped accepting new jobs for {model.name} on {until}"
+    if until is not None and today >= until and not provider.config.sandbox:
+        message = f"{provider.profile.title} stopped accepting new jobs for {model.name} on {until}"
         yield problem("model-closed", message, others)
     elif model.host.tunable == "no":
-        yield problem("model-closed", f"{provider.title} accepts no new jobs for {model.name}", others)
+        yield problem(
+            "model-closed", f"{provider.profile.title} accepts no new jobs for {model.name}", others
+        )
     elif model.host.methods and method not in model.host.methods:
         offered = ", ".join(model.host.methods)
-        message = f"{provider.title} trains {model.name} with {offered}, not {method}"
+        message = f"{provider.profile.title} trains {model.name} with {offered}, not {method}"
         yield problem("method-not-offered", message, "change the method or the model")
 
 
@@ -144,7 +146,7 @@ class CompatibleProvider(SdkProvider, Serves):
         found = super().resolve(spec)
         if found.folder is not None:
             raise SpecError(
-                f"{found.id} is a folder on this machine, but {self.title} only trains models "
+                f"{found.id} is a folder on this machine, but {self.profile.title} only trains models "
                 "from its own list",
                 fix=f"orchestrate models --provider {self.name}",
             )
@@ -197,7 +199,7 @@ class CompatibleProvider(SdkProvider, Serves):
         try:
             return standing.joined(self, parts)
         except (MissingKey, UsageError) as error:
-            note = f"deployments of {self.title}: {error.message} ({error.fix})"
+            note = f"deployments of {self.profile.title}: {error.message} ({error.fix})"
             found = standing.of_jobs(self)
             return Billing(items=found.items, partial=True, unseen=(note,))
 
@@ -225,7 +227,7 @@ class CompatibleProvider(SdkProvider, Serves):
         found = self._deploying.find(job.job_id) if self._deploying else None
         if found is None:
             raise UsageError(
-                f"{self.title} has no adapter {job.job_id}", fix="orchestrate deploy RUN --to ..."
+                f"{self.profile.title} has no adapter {job.job_id}", fix="orchestrate deploy RUN --to ..."
             )
         return found
 
@@ -250,7 +252,7 @@ class CompatibleProvider(SdkProvider, Serves):
         if deployed := self.config.options.get("base_deployment"):
             return str(deployed)
         raise UsageError(
-            f"{self.title} serves models only through deployments, and the deployment of the base "
+            f"{self.profile.title} serves models only through deployments, and the deployment of the base "
             f"model {job.model} is unknown",
             fix=f'[hosts.{self.name}.options] base_deployment = "..."   in orchestrate.toml',
         )
@@ -328,6 +330,7 @@ class DescribedTakesAdapters(DescribedDeploys, TakesAdapters):
 PARTS: Mapping[Feature, type[CompatibleProvider | SdkProvider]] = {
     Feature.METRICS: SdkMeasures,
     Feature.CHECKPOINTS: SdkCheckpoints,
+    Feature.CANCEL: SdkCancels,
     Feature.PAUSE: SdkPauses,
     Feature.RESUME: SdkResumes,
     Feature.DELETE: SdkDeletes,
@@ -374,15 +377,6 @@ def features_of(told: Described, name: str) -> tuple[frozenset[Feature], dict[Fe
     return frozenset(known[word] for word in have), {known[w]: r for w, r in told.missing.items()}
 
 
-def statuses_of(told: Described, name: str) -> dict[str, JobStatus]:
-    try:
-        own = {word: JobStatus(ours) for word, ours in told.statuses.items()}
-    except ValueError as error:
-        allowed = ", ".join(status.value for status in JobStatus)
-        raise ConfigError(f"{name}: statuses: {error}. Allowed: {allowed}") from error
-    return {**reading.STATUS_MAP, **own}
-
-
 # -- files -------------------------------------------------------------------------------------------------
 # The files of a tuned model, where a checkpoint lists them.
 
@@ -427,8 +421,6 @@ def _made(kind: str, file: Readable, name: str) -> type[CompatibleProvider]:
         "told": told,
         "features": features,
         "missing": missing,
-        "status_map": statuses_of(told, name),
-        "sends_wandb_key": told.wandb_in_request,
         "ready_files": frozenset(told.files.ready),
         "refused_files": frozenset(told.files.refused),
         "most_listed": told.page,

@@ -27,21 +27,6 @@ from orchestrate.types import (
 
 REF_KEY = "orchestrate_ref"
 """Key in the metadata of a job, for hosts that store metadata."""
-STATUS_MAP: Mapping[str, JobStatus] = {
-    "validating_files": JobStatus.VALIDATING,
-    "queued": JobStatus.QUEUED,
-    "running": JobStatus.RUNNING,
-    "succeeded": JobStatus.SUCCEEDED,
-    "failed": JobStatus.FAILED,
-    "cancelled": JobStatus.CANCELLED,
-    # Seen, but not in the SDK: the pause call's words, and Azure's.
-    "paused": JobStatus.PAUSED,
-    "pausing": JobStatus.RUNNING,
-    "created": JobStatus.QUEUED,
-    "pending": JobStatus.QUEUED,
-    "notRunning": JobStatus.QUEUED,
-    "canceled": JobStatus.CANCELLED,
-}
 LEVELS = {"warn": "warning"}
 NAMES = {
     "train_mean_token_accuracy": "train_accuracy",
@@ -50,7 +35,7 @@ NAMES = {
 """Maps metric names of the API to ours. Other metrics keep their names."""
 
 
-def job_of(answer: object, provider: str, statuses: Mapping[str, JobStatus]) -> Job:
+def job_of(answer: object, provider: str, status: Callable[[str | None], JobStatus]) -> Job:
     values = plain(answer)
     raw = text(values.get("status")) or ""
     ref = text(table(values.get("metadata")).get(REF_KEY))
@@ -59,7 +44,7 @@ def job_of(answer: object, provider: str, statuses: Mapping[str, JobStatus]) -> 
     hyper = table(values.get("hyperparameters"))
     return Job(
         handle=JobHandle(provider=provider, job_id=str(values.get("id")), ref=ref),
-        status=statuses.get(raw, JobStatus.UNKNOWN),
+        status=status(raw),
         raw_status=raw,
         model=text(values.get("model")),
         created_at=when(values.get("created_at")),

@@ -15,10 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from orchestrate.data.dialects import target
 from orchestrate.errors import NotFound, UnexpectedAnswer, UsageError
 from orchestrate.providers import base as standing
 from orchestrate.providers import settings
 from orchestrate.providers.base import (
+    Cancels,
     Deletes,
     DeletesData,
     KeepsCheckpoints,
@@ -66,7 +68,6 @@ class SdkProvider(HostedProvider):
     """Backend on OpenAI's SDK. See `orchestrate.providers.base` for the interface, and
     `orchestrate.providers.calls.clients` for a host's options."""
 
-    status_map: ClassVar[Mapping[str, JobStatus]] = reading.STATUS_MAP
     ready_files: ClassVar[frozenset[str]] = frozenset({"processed"})
     """The host's statuses for a file that is ready for training."""
     refused_files: ClassVar[frozenset[str]] = frozenset({"error", "deleted"})
@@ -80,7 +81,7 @@ class SdkProvider(HostedProvider):
         self._files = CompatibleFiles(
             lambda: self.client,
             self._wire,
-            self.target,
+            target(self.name, self.profile),
             multipart_bytes=int(options.get("multipart_bytes", MULTIPART_BYTES)),
             part_bytes=int(options.get("part_bytes", PART_BYTES)),
             ready=self.ready_files,
@@ -166,7 +167,7 @@ class SdkProvider(HostedProvider):
         return made_since(jobs, _second(since) if since else None)
 
     def _job(self, answer: object) -> Job:
-        job = reading.job_of(answer, self.name, self.status_map)
+        job = reading.job_of(answer, self.name, self.profile.status)
         if job.handle.job_id == "None":
             raise UnexpectedAnswer(self.name, "a job in the list has no id")
         return job
@@ -186,11 +187,6 @@ class SdkProvider(HostedProvider):
         return reversed(newest_first)
 
     # -- acting --------------------------------------------------------------------------------------------
-
-    def cancel(self, job: JobHandle) -> None:
-        """Cancel the job without checking its state first. If the job has ended, these hosts accept or reject
-        the request."""
-        self._ask(job, self.client.fine_tuning.jobs.cancel, lambda status: status.terminal)
 
     def _ask(
         self, job: JobHandle, act: Callable[[str], object], reached: Callable[[JobStatus], bool]
@@ -232,6 +228,13 @@ class SdkCheckpoints(SdkProvider, KeepsCheckpoints):
         pages = self._wire.pages(lambda: source.list(job.job_id, limit=self.most_listed))
         found = [reading.checkpoint_of(c) for page in pages for c in page.data]
         return sorted(found, key=lambda checkpoint: checkpoint.step or 0)
+
+
+class SdkCancels(SdkProvider, Cancels):
+    def cancel(self, job: JobHandle) -> None:
+        """Cancel the job without checking its state first. For a job that has ended, these hosts accept the
+        request or reject it."""
+        self._ask(job, self.client.fine_tuning.jobs.cancel, lambda status: status.terminal)
 
 
 class SdkPauses(SdkProvider, Pauses):

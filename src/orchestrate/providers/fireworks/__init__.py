@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,12 +23,12 @@ from orchestrate.data.rules import (
     HostRules,
 )
 from orchestrate.profile import HOSTED, Profile
+from orchestrate.types import Job, JobStatus
 
 if TYPE_CHECKING:
     from orchestrate.costing.rate import Rate
     from orchestrate.costing.size import JobSize, Lines
     from orchestrate.spec import JobSpec
-    from orchestrate.types import Job
 
 # What Fireworks takes and asks for. Limits of rows: its documentation and API description, late 2026.
 
@@ -117,6 +118,29 @@ def refused_in_validation(job: Job) -> bool:
     return job.handle.kind == "supervised" and not worked
 
 
+STATUSES: Mapping[str, JobStatus] = {
+    "JOB_STATE_UNSPECIFIED": JobStatus.UNKNOWN,
+    "JOB_STATE_CREATING": JobStatus.QUEUED,
+    "JOB_STATE_PENDING": JobStatus.QUEUED,
+    "JOB_STATE_RE_QUEUEING": JobStatus.QUEUED,
+    "JOB_STATE_VALIDATING": JobStatus.VALIDATING,
+    "JOB_STATE_CREATING_INPUT_DATASET": JobStatus.VALIDATING,
+    "JOB_STATE_RUNNING": JobStatus.RUNNING,
+    "JOB_STATE_IDLE": JobStatus.RUNNING,
+    "JOB_STATE_WRITING_RESULTS": JobStatus.FINALIZING,
+    "JOB_STATE_PAUSED": JobStatus.PAUSED,
+    "JOB_STATE_CANCELLING": JobStatus.CANCELLING,
+    "JOB_STATE_COMPLETED": JobStatus.SUCCEEDED,
+    "JOB_STATE_EARLY_STOPPED": JobStatus.SUCCEEDED,
+    "JOB_STATE_FAILED": JobStatus.FAILED,
+    "JOB_STATE_EXPIRED": JobStatus.FAILED,
+    "JOB_STATE_CANCELLED": JobStatus.CANCELLED,
+    "JOB_STATE_DELETING": JobStatus.CANCELLED,
+    "JOB_STATE_DELETING_CLEANING_UP": JobStatus.CANCELLED,
+    "JOB_STATE_DELETED": JobStatus.CANCELLED,
+    "JOB_STATE_ARCHIVED": JobStatus.CANCELLED,  # what a deleted job leaves behind (fw-ai/cookbook)
+}
+
 PROFILE = Profile(
     kind="fireworks",
     title="Fireworks",
@@ -127,6 +151,7 @@ PROFILE = Profile(
     sdk="fireworks-ai",
     account_variable="FIREWORKS_ACCOUNT_ID",
     chat_path="/inference/v1",
+    statuses=STATUSES,
     rules=RULES,
     dialect=Dialect(developer="system", reasoning="reasoning_content", names=False, parallel=False),
     ids=re.compile(r"^accounts/[^/]+/models/[^/]+$"),

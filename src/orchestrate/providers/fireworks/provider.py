@@ -15,11 +15,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from orchestrate.data.dialects import target
 from orchestrate.errors import Conflict, NotFound, OutcomeUnknown, QuotaExceeded, UsageError
 from orchestrate.profile import Profile
 from orchestrate.providers import base as accounts
 from orchestrate.providers import files, offline, settings
 from orchestrate.providers.base import (
+    Cancels,
     Deletes,
     DeletesData,
     Downloads,
@@ -45,7 +47,7 @@ from orchestrate.providers.fireworks.translation import (
     output_model,
     translate,
 )
-from orchestrate.providers.hosted import DedicatedProvider, later
+from orchestrate.providers.hosted import DedicatedProvider, later, named_account
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.settings.config import HostConfig
 from orchestrate.types import (
@@ -85,6 +87,7 @@ class FireworksProvider(
     DedicatedProvider[TunedPair],
     TakesAdapters,
     Downloads,
+    Cancels,
     Measures,
     ShowsRows,
     Resumes,
@@ -109,7 +112,6 @@ class FireworksProvider(
         Feature.PAUSE: "Fireworks cannot pause a job, only cancel it",
         Feature.CHECKPOINTS: "Fireworks does not list checkpoints of managed jobs. Download the final model",
     }
-    status_map = reading.STATUS_MAP
     file_id = "name"
 
     def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -118,7 +120,7 @@ class FireworksProvider(
         self._at = Connection(config, self._wire)
         at = self._at
         self._datasets = FireworksDatasetFiles(
-            at.client, at.plain, at.account, self._wire, self.target, sleep=sleep
+            at.client, at.plain, at.account, self._wire, target(self.name, PROFILE), sleep=sleep
         )
         self._weights = Weights(at.client, at.plain, self._wire)
         self._serving = FireworksDeployments(self.name, at.client, at.account, self._wire, at.inference_url)
@@ -129,13 +131,10 @@ class FireworksProvider(
     def translate(self, spec: JobSpec) -> Translation:
         return translate(spec, self.name)
 
-    def status(self, raw: str | None) -> JobStatus:
-        return self.status_map.get(state_of(raw), JobStatus.UNKNOWN)
-
     # -- whose jobs ----------------------------------------------------------------------------------------
 
     def _ask_account(self) -> Account | None:
-        return accounts.named_account(account=self._at.seen_account())
+        return named_account(account=self._at.seen_account())
 
     def _file(self, id: str) -> dict[str, Any]:
         """Return a file by its resource name, in this account alone."""
@@ -266,7 +265,7 @@ class FireworksProvider(
     # -- acting --------------------------------------------------------------------------------------------
 
     def _status(self, job: JobHandle) -> JobStatus:
-        return self.status(text(self._at.find(job)[0].get("state")))
+        return PROFILE.status(state_of(self._at.find(job)[0].get("state")))
 
     def cancel(self, job: JobHandle) -> None:
         self._cancel(job, lambda: self._at.act(self._at.kind(job), job.job_id, "cancel"))
@@ -275,7 +274,7 @@ class FireworksProvider(
         """Resume a paused job. Refuses a job that has ended, because the host would start and bill it again
         under its old id and without a price."""
         raw, kind = self._at.find(job)
-        status = self.status(state_of(raw.get("state")))
+        status = PROFILE.status(state_of(raw.get("state")))
         if status.terminal or status is JobStatus.CANCELLING:
             raise UsageError(
                 f"job {job.job_id} has ended ({raw.get('state')}). A restart would be billed "
@@ -325,7 +324,7 @@ class FireworksProvider(
         with suppress(NotFound):
             raw, kind = self._at.find(job)
             path, client = self._at.path(kind, job.job_id), self._at.client()
-            if self.status(state_of(raw.get("state"))) is JobStatus.SUCCEEDED:
+            if PROFILE.status(state_of(raw.get("state"))) is JobStatus.SUCCEEDED:
                 model, account = reading.id_of(reading.tuned_model(raw)), self._at.account()
                 with suppress(NotFound):
                     self._wire.read(lambda: client.models.delete(model, account_id=account), expect=object)
@@ -338,7 +337,7 @@ class FireworksProvider(
     ) -> Artifact:
         """Download the final model, file by file over signed URLs. Complete files are not fetched again."""
         if checkpoint is not None:
-            raise UsageError(f"{self.title}: {self.missing[Feature.CHECKPOINTS]}")
+            raise UsageError(f"{PROFILE.title}: {self.missing[Feature.CHECKPOINTS]}")
         files.require_empty(dest)
         raw, _ = self._at.find(job)
         model = self._tuned(job, raw)
@@ -402,7 +401,7 @@ class FireworksProvider(
         return made_since(pages, since)
 
     def _tuned(self, job: JobHandle, raw: Mapping[str, Any]) -> str:
-        if self.status(state_of(raw.get("state"))) is not JobStatus.SUCCEEDED:
+        if PROFILE.status(state_of(raw.get("state"))) is not JobStatus.SUCCEEDED:
             raise UsageError(
                 f"{job.job_id} has no model yet (state {raw.get('state')})", fix="wait until the job succeeds"
             )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import date, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from orchestrate.catalog import HostModel
 from orchestrate.providers.calls import (
@@ -26,10 +26,8 @@ from orchestrate.providers.calls import (
     when,
     whole,
 )
+from orchestrate.providers.fireworks import PROFILE
 from orchestrate.types import Event, Job, JobError, JobHandle, JobStatus, MetricPoint, Quote, Recalled, Told
-
-if TYPE_CHECKING:
-    pass
 
 KINDS: Mapping[str, str] = {
     "supervised": "supervisedFineTuningJobs",
@@ -41,28 +39,6 @@ ID_PARAMETER: Mapping[str, str] = {
     "supervised": "supervisedFineTuningJobId",
     "dpo": "dpoJobId",
     "reinforcement": "reinforcementFineTuningJobId",
-}
-STATUS_MAP: Mapping[str, JobStatus] = {
-    "JOB_STATE_UNSPECIFIED": JobStatus.UNKNOWN,
-    "JOB_STATE_CREATING": JobStatus.QUEUED,
-    "JOB_STATE_PENDING": JobStatus.QUEUED,
-    "JOB_STATE_RE_QUEUEING": JobStatus.QUEUED,
-    "JOB_STATE_VALIDATING": JobStatus.VALIDATING,
-    "JOB_STATE_CREATING_INPUT_DATASET": JobStatus.VALIDATING,
-    "JOB_STATE_RUNNING": JobStatus.RUNNING,
-    "JOB_STATE_IDLE": JobStatus.RUNNING,
-    "JOB_STATE_WRITING_RESULTS": JobStatus.FINALIZING,
-    "JOB_STATE_PAUSED": JobStatus.PAUSED,
-    "JOB_STATE_CANCELLING": JobStatus.CANCELLING,
-    "JOB_STATE_COMPLETED": JobStatus.SUCCEEDED,
-    "JOB_STATE_EARLY_STOPPED": JobStatus.SUCCEEDED,
-    "JOB_STATE_FAILED": JobStatus.FAILED,
-    "JOB_STATE_EXPIRED": JobStatus.FAILED,
-    "JOB_STATE_CANCELLED": JobStatus.CANCELLED,
-    "JOB_STATE_DELETING": JobStatus.CANCELLED,
-    "JOB_STATE_DELETING_CLEANING_UP": JobStatus.CANCELLED,
-    "JOB_STATE_DELETED": JobStatus.CANCELLED,
-    "JOB_STATE_ARCHIVED": JobStatus.CANCELLED,  # what a deleted job leaves behind (fw-ai/cookbook)
 }
 _PREFIX = "JOB_STATE_"
 _NUMBERED = (
@@ -106,7 +82,7 @@ def state_of(value: Any) -> str:
     if word.isdigit():
         return state_of(int(word))
     named = word if word.startswith(_PREFIX) else _PREFIX + word.upper()
-    return named if named in STATUS_MAP else word
+    return named if named in PROFILE.statuses else word
 
 
 def id_of(name: Any) -> str:
@@ -116,7 +92,7 @@ def id_of(name: Any) -> str:
 
 def job_of(raw: Mapping[str, Any], kind: str, ref: str | None = None, provider: str = "fireworks") -> Job:
     state = state_of(raw.get("state"))
-    status = STATUS_MAP.get(state, JobStatus.UNKNOWN)
+    status = PROFILE.status(state)
     progress = table(raw.get("jobProgress"))
     config = settings_of(raw)
     cost = usd_of(raw.get("estimatedCost"))

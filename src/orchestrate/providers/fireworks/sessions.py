@@ -28,6 +28,7 @@ from orchestrate.providers.fireworks.provider import FireworksProvider
 from orchestrate.providers.fireworks.trainers import RATES as TRAINER_RATES
 from orchestrate.providers.fireworks.trainers import SHAPE, TAIL_S, Trainers
 from orchestrate.providers.fireworks.translation import slug
+from orchestrate.providers.offline import prices_of
 from orchestrate.providers.rented import MachineWatch
 from orchestrate.providers.session_jobs import JobsAndSessions
 from orchestrate.providers.sessions import (
@@ -124,7 +125,7 @@ class FireworksSession(ClientSession):
         """The tokenizer that the host names, otherwise the model's on the Hugging Face Hub."""
         known = catalog.resolve(self._order.model, PROFILE)
         try:
-            return super().tokenizer if self._provider.sandbox else known.hub or known.id
+            return super().tokenizer if self._provider.config.sandbox else known.hub or known.id
         except Exception as error:
             raise client_error(self.host, error) from error
 
@@ -233,7 +234,7 @@ class FireworksSession(ClientSession):
         service, self._service = self._service, None
         try:
             if self._watch is not None:
-                self._watch.close(self._provider.title, TAIL_S)
+                self._watch.close(PROFILE.title, TAIL_S)
             elif service is not None and service.training_session_id is not None:
                 self._provider.end_serverless(service.training_session_id)
         finally:
@@ -291,7 +292,7 @@ class SteppedFireworks(JobsAndSessions, FireworksProvider):
 
     @cached_property
     def machines(self) -> Trainers:
-        return Trainers(self.name, self.prices, self._at, self._wire, self._runs.home, self._sleep)
+        return Trainers(self.name, prices_of(self), self._at, self._wire, self._runs.home, self._sleep)
 
     # -- sessions ------------------------------------------------------------------------------------------
 
@@ -335,9 +336,9 @@ class SteppedFireworks(JobsAndSessions, FireworksProvider):
     def _rate(self, method: str, order: SessionOrder, rates: RateBook) -> Rate | None:
         known, today = catalog.resolve(order.model, PROFILE), days.today()
         ids = [order.model, order.model_name, known.name]
-        own = rates.find(self.prices, method, ids=ids, on=today)
+        own = rates.find(prices_of(self), method, ids=ids, on=today)
         play = f"session_{method.rpartition('_')[2]}"
-        return own or (rates.find(PLAY_MONEY, play, on=today) if self.sandbox else None)
+        return own or (rates.find(PLAY_MONEY, play, on=today) if self.config.sandbox else None)
 
     def open_session(self, order: SessionOrder) -> SessionBackend:
         if missing := next((one for one in PACKAGES if find_spec(one) is None), None):

@@ -87,7 +87,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         try:
             found = getattr(import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise SetupError(f"could not load the place {self.kind!r}: {error}") from error
+            raise SetupError(f"could not load the place {self.profile.kind!r}: {error}") from error
         reached = () if self.profile.keyless else (self.config,)
         return found(self.name, self.config.options, *reached)
 
@@ -97,7 +97,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
     @property
     def host(self) -> str:
-        return self.title
+        return self.profile.title
 
     # -- offline -------------------------------------------------------------------------------------------
 
@@ -134,23 +134,27 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     def _asked(self, spec: JobSpec) -> dict[str, Any]:
         """Return the machine's options: the spec's own, which override those that the configuration sets
         for all runs."""
-        given = {**spec.provider_options.get(self.kind, {}), **spec.provider_options.get(self.name, {})}
+        given = self._given(spec)
         said = {name: self.config.options[name] for name in renting.OPTIONS if name in self.config.options}
         asked = {**said, **{name: value for name, value in given.items() if name in renting.ASKED}}
         if asked.get(renting.DEVICE) == "cpu" and asked.get("gpu", "auto") == "auto":
             asked["gpu"] = "none"
         return asked
 
+    def _given(self, spec: JobSpec) -> dict[str, Any]:
+        options = spec.provider_options
+        return {**options.get(self.profile.kind, {}), **options.get(self.name, {})}
+
     def _as_local(self, spec: JobSpec) -> JobSpec:
-        given = {**spec.provider_options.get(self.kind, {}), **spec.provider_options.get(self.name, {})}
+        given = self._given(spec)
         own = {name: value for name, value in given.items() if name not in renting.ASKED}
-        options = {LocalProvider.kind: own} if own else {}
+        options = {LocalProvider.profile.kind: own} if own else {}
         return spec.model_copy(update={"model": spec.model_for(self.name), "provider_options": options})
 
     def _with_processes(self, engine: JobSpec, count: int) -> JobSpec:
         """Use one process for each GPU, unless the spec says otherwise."""
-        own = {"processes": count, **engine.provider_options.get(LocalProvider.kind, {})}
-        return engine.model_copy(update={"provider_options": {LocalProvider.kind: own}})
+        own = {"processes": count, **engine.provider_options.get(LocalProvider.profile.kind, {})}
+        return engine.model_copy(update={"provider_options": {LocalProvider.profile.kind: own}})
 
     @property
     def _engine_options(self) -> dict[str, Any]:
@@ -334,7 +338,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             pass  # no worker of it reads a word
         except HostUnavailable as error:
             if failed is None:
-                error.message += f". The worker at {self.title} was stopped"
+                error.message += f". The worker at {self.profile.title} was stopped"
             raise (failed or error) from error
         if failed is not None:
             raise failed

@@ -108,7 +108,7 @@ class PlannedProvider(PlansTraining):
 
     def _as_local(self, spec: JobSpec) -> JobSpec:
         """Rename what the spec says under this instance's name to `local`."""
-        kind = self.kind
+        kind = self.profile.kind
         if self.name == kind:
             return spec
         options = spec.provider_options
@@ -191,7 +191,7 @@ class PlannedProvider(PlansTraining):
     def _hourly(self, body: Mapping[str, Any], rates: RateBook) -> costing.HourlyRate | None:
         gpus = machine.gpus() if body.get("device") != "cpu" else ()
         count = body.get("hyper", {}).get("processes", 1) if gpus else 1
-        return costing.local_rate(self.prices, gpus[0].name if gpus else "cpu", count, book=rates)
+        return costing.local_rate(offline.prices_of(self), gpus[0].name if gpus else "cpu", count, book=rates)
 
     def device(self) -> str:
         found = machine.gpus() if self.config.options.get("device") != "cpu" else ()

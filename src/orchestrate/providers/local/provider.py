@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from orchestrate.core.files import write_whole
+from orchestrate.data.dialects import target
 from orchestrate.errors import Conflict, ProviderError
 from orchestrate.local import machine
 from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Method
 from orchestrate.local.plan import throughput
-from orchestrate.local.run import STATUSES, RunDir, checkpoints, launching, now, runs
+from orchestrate.local.run import RunDir, checkpoints, launching, now, runs
 from orchestrate.places.base import Place, Resources
 from orchestrate.places.process import ProcessPlace
 from orchestrate.profile import Profile
@@ -27,13 +28,16 @@ from orchestrate.providers import rundirs as reading
 from orchestrate.providers import settings
 from orchestrate.providers.base import (
     AnswersHere,
+    Cancels,
     Chats,
     Deletes,
     Downloads,
     HoldsFiles,
     KeepsCheckpoints,
     KeepsFingerprint,
+    ListsBilled,
     Measures,
+    NamesAccount,
     Pauses,
     Progress,
     Restarts,
@@ -53,7 +57,6 @@ from orchestrate.types import (
     Job,
     JobError,
     JobHandle,
-    JobStatus,
     Message,
     MetricPoint,
     Record,
@@ -80,7 +83,10 @@ WISHES: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
 
 class LocalProvider(
     PlannedProvider,
+    NamesAccount,
+    ListsBilled,
     HoldsFiles,
+    Cancels,
     Measures,
     KeepsCheckpoints,
     Pauses,
@@ -108,7 +114,6 @@ class LocalProvider(
         Feature.DEPLOY: "this machine is not rented. Serve the model with  orchestrate serve RUN",
         Feature.LIVE_PRICE: "your own machine provides no price estimate",
     }
-    status_map: ClassVar[Mapping[str, JobStatus]] = STATUSES
 
     def __init__(self, config: HostConfig) -> None:
         super().__init__(config)
@@ -138,7 +143,9 @@ class LocalProvider(
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
-        return reading.written_rows(self.home / "data", self.name, self.target, data, progress)
+        return reading.written_rows(
+            self.home / "data", self.name, target(self.name, self.profile), data, progress
+        )
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         """Create the run directory named `ref` atomically. A second call with the same ref finds the

@@ -24,6 +24,7 @@ from orchestrate.local.run import RunDir, launching
 from orchestrate.providers import rundirs
 from orchestrate.providers.base import Sessions
 from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.providers.offline import prices_of
 from orchestrate.providers.sessions import Row, SessionBackend, SessionOrder, SessionPrice, then
 from orchestrate.settings.config import HostConfig
 from orchestrate.types import JobHandle
@@ -131,7 +132,7 @@ class StepwiseProvider(LocalProvider, Sessions):
         """Return the hourly cost that the user has set for this machine, otherwise zero."""
         gpus = machine.gpus() if order.options.get("device") != "cpu" else ()
         device = gpus[0].name if gpus else "cpu"
-        hourly = costing.local_rate(self.prices, device, 1, book=rates)
+        hourly = costing.local_rate(prices_of(self), device, 1, book=rates)
         return SessionPrice(hourly=hourly if hourly.own else None, source=hourly.source)
 
     def open_session(self, order: SessionOrder) -> SessionBackend:

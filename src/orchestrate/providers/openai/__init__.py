@@ -20,7 +20,7 @@ from orchestrate.data.rules import (
     Rule,
     refused,
 )
-from orchestrate.profile import BY_SDK, Delivery, Gate, Profile, file_refused
+from orchestrate.profile import BY_SDK, TUNING_STATUSES, Delivery, Gate, Profile, file_refused
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
@@ -140,6 +140,9 @@ PROFILE = Profile(
     delivery=delivery,
     options=BY_SDK,
     sdk="openai",
+    others_speak=True,
+    statuses=TUNING_STATUSES,
+    sends_wandb_key=False,
     rules=RULES,
     dialect=Dialect(row_weight=False),
     ids=re.compile(r"^(ft:|gpt-|o\d|chatgpt-|davinci|babbage)"),

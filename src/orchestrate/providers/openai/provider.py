@@ -18,6 +18,7 @@ from orchestrate.providers.base import ListsModels, Provider, Serves
 from orchestrate.providers.calls.hosted import headers_of
 from orchestrate.providers.compatible import reading
 from orchestrate.providers.compatible.sdk import (
+    SdkCancels,
     SdkChats,
     SdkCheckpoints,
     SdkDeletes,
@@ -25,6 +26,7 @@ from orchestrate.providers.compatible.sdk import (
     SdkPauses,
     SdkResumes,
 )
+from orchestrate.providers.hosted import named_account
 from orchestrate.providers.openai import PROFILE
 from orchestrate.providers.openai.translation import translate
 from orchestrate.providers.settings import UNPAIRED
@@ -83,7 +85,7 @@ def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -
     if model.host is None:
         return
     method = spec.method.type
-    closed = None if provider.sandbox else provider.profile.closed(today)
+    closed = None if provider.config.sandbox else provider.profile.closed(today)
     if closed:
         yield _problem(provider.name, "training-closed", closed, way_out(model.model, method), field="model")
     elif model.host.tunable == "no":
@@ -214,7 +216,7 @@ _HOST_CHOOSES = "OpenAI chooses the adapter and does not publish it"
 
 
 class OpenAIProvider(
-    SdkMeasures, SdkCheckpoints, SdkPauses, SdkResumes, SdkDeletes, SdkChats, ListsModels, Serves
+    SdkCancels, SdkMeasures, SdkCheckpoints, SdkPauses, SdkResumes, SdkDeletes, SdkChats, ListsModels, Serves
 ):
     """OpenAI's backend. See `orchestrate.providers.base` for the interface,
     `orchestrate.providers.calls.clients` for a host's options."""
@@ -250,33 +252,27 @@ class OpenAIProvider(
         Feature.DEPLOY: "a tuned model needs no deployment. Use `orchestrate chat`",
         Feature.LIVE_PRICE: "OpenAI has no estimate endpoint. `orchestrate quote` computes the price",
     }
-    sends_wandb_key: ClassVar[bool] = False
 
     # -- offline -------------------------------------------------------------------------------------------
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
         """Resolve the model's name. A host other than OpenAI gets the name as written. Azure gets OpenAI's id
         of an OpenAI model."""
-        if self.name == self.kind:
+        if self.name == self.profile.kind:
             return super().resolve(spec)
         asked = spec.model_for(self.name)
         try:
             model = catalog.find(asked)
         except UsageError:
             return ModelOnHost(provider=self.name, id=asked)
-        id = model.ids.get(self.kind, asked) if _is_azure(self.config) else asked
+        id = model.ids.get(self.profile.kind, asked) if _is_azure(self.config) else asked
         return ModelOnHost(provider=self.name, id=id, model=model)
 
     def translate(self, spec: JobSpec) -> Translation:
-        return translate(self.name, spec, self.resolve(spec), (self.kind,))
+        return translate(self.name, spec, self.resolve(spec), (self.profile.kind,))
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         return problems_of(self, spec, data, translation)
-
-    @property
-    def prices(self) -> str:
-        """Name under which rates are listed. A compatible host is a different company with its own prices."""
-        return str(self.config.options.get("prices", self.name))
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
@@ -293,11 +289,7 @@ class OpenAIProvider(
             headers = headers_of(error.__cause__ or error)
         organization = headers.get("openai-organization")
         project = headers.get("openai-project") or self.config.project
-        return (
-            base.named_account(organization=organization, project=project)
-            if organization and project
-            else None
-        )
+        return named_account(organization=organization, project=project) if organization and project else None
 
     # -- submitting and reading: see the base class ----------------------------------------------------------
 
@@ -346,7 +338,7 @@ class OpenAIProvider(
     @property
     def chat_limit(self) -> str:
         """Name of the parameter for the maximum tokens in an answer. Compatible servers use `max_tokens`."""
-        return self.profile.chat_limit if self.name == self.kind else "max_tokens"
+        return self.profile.chat_limit if self.name == self.profile.kind else "max_tokens"
 
 
 def _is_azure(config: HostConfig) -> bool:

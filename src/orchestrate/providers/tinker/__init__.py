@@ -19,6 +19,7 @@ PROFILE = Profile(
     ),
     dialect=CANONICAL,
     default_epochs=3,
+    own_rates=("session_train", "session_prefill", "session_sample"),
     ids=HUB_ID,
     url="https://tinker.thinkingmachines.dev/services/tinker-prod",
     key_variable="TINKER_API_KEY",

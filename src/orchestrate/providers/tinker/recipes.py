@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, ClassVar
 
 from orchestrate.core import days
 from orchestrate.costing import PLAY_MONEY, PlannedJob
+from orchestrate.data.dialects import target
 from orchestrate.errors import Conflict, MissingExtra, UsageError
 from orchestrate.local.job import Hyper, Method
-from orchestrate.local.run import STATUSES, RunDir, launching
+from orchestrate.local.run import RunDir, launching
 from orchestrate.providers import offline, rundirs, settings
-from orchestrate.providers.base import KeepsCheckpoints, Measures, Pauses, Progress, Resumes, Sessions
-from orchestrate.providers.sessions import LORA, TOKEN_KINDS, SessionBackend, SessionOrder, SessionPrice
+from orchestrate.providers.base import (
+    Cancels,
+    KeepsCheckpoints,
+    Measures,
+    Pauses,
+    Progress,
+    Resumes,
+    Sessions,
+)
+from orchestrate.providers.sessions import LORA, SessionBackend, SessionOrder, SessionPrice
 from orchestrate.providers.tinker import PROFILE, quoting, translation
 from orchestrate.providers.tinker.sessions import TinkerSession
 from orchestrate.settings import masked
@@ -27,7 +36,6 @@ from orchestrate.types import (
     Feature,
     Job,
     JobHandle,
-    JobStatus,
     MetricPoint,
     Problem,
     Quote,
@@ -55,21 +63,17 @@ _MISSING: Mapping[Feature, str] = {
     Feature.CHAT: "use Tinker's client to sample from the result's tinker:// path",
     Feature.LIVE_PRICE: "Tinker does not estimate prices",
 }
-RATES = tuple(f"session_{kind}" for kind in TOKEN_KINDS)
-"""Method names for token prices in `rates.yaml`."""
 SAVED_EVERY_S = 600.0
 """Seconds between saves that are only for resuming."""
 
 
-class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
+class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
     """Runs sessions at the host, with run directories on this machine. A job is a recipe over a session,
     driven by a process on this machine."""
 
     profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = frozenset(Feature) - frozenset(_MISSING)
     missing: ClassVar[Mapping[Feature, str]] = _MISSING
-    own_rates: ClassVar[tuple[str, ...]] = RATES
-    status_map: ClassVar[Mapping[str, JobStatus]] = STATUSES
 
     # -- sessions ------------------------------------------------------------------------------------------
 
@@ -100,20 +104,20 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
     def _rates(self, order: SessionOrder, rates: RateBook) -> dict[str, Rate | None]:
         """Return the rate of each method, or `None` for all of them if nothing is billed. Raises `UsageError`
         if some are unknown."""
-        found = {method: self._rate(method, order, rates) for method in RATES}
+        found = {method: self._rate(method, order, rates) for method in PROFILE.own_rates}
         unknown = [method for method, rate in found.items() if rate is None]
-        if unknown and not (self.config.near and len(unknown) == len(RATES)):
+        if unknown and not (self.config.near and len(unknown) == len(found)):
             raise UsageError(
                 f"the token price at {self.name} is unknown: {', '.join(unknown)}",
-                fix=f"{' '.join(f'--rate {self.prices}:{one}=USD_PER_MTOK' for one in unknown)}"
+                fix=f"{' '.join(f'--rate {offline.prices_of(self)}:{one}=USD_PER_MTOK' for one in unknown)}"
                 ", or rates in rates.yaml",
             )
         return found
 
     def _rate(self, method: str, order: SessionOrder, rates: RateBook) -> Rate | None:
         ids, today = [order.model, order.model_name], days.today()
-        own = rates.find(self.prices, method, ids=ids, on=today)
-        return own or (rates.find(PLAY_MONEY, method, on=today) if self.sandbox else None)
+        own = rates.find(offline.prices_of(self), method, ids=ids, on=today)
+        return own or (rates.find(PLAY_MONEY, method, on=today) if self.config.sandbox else None)
 
     def open_session(self, order: SessionOrder) -> SessionBackend:
         self._require_client()
@@ -164,7 +168,9 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
         """Write the rows to a folder on this machine, from which the recipe reads them."""
-        return rundirs.written_rows(self._home / "data", self.name, self.target, data, progress)
+        return rundirs.written_rows(
+            self._home / "data", self.name, target(self.name, PROFILE), data, progress
+        )
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         """Create the run directory named `ref`, and start the process that drives the session. A second call

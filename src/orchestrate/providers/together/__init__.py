@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,11 @@ from orchestrate.data.rules import (
     refused,
 )
 from orchestrate.profile import HOSTED, HUB_ID, Profile
+from orchestrate.types import Job, JobStatus
 
 if TYPE_CHECKING:
     from orchestrate.costing.rate import Rate
     from orchestrate.costing.size import JobSize, Lines
-    from orchestrate.types import Job
 
 # What Together takes and asks for. Limits of rows: its documentation and API description, late 2026.
 
@@ -136,6 +137,19 @@ def unbilled_failure(job: Job) -> bool:
     return job.raw_status == "error" or (never_began and not job.trained_tokens)
 
 
+STATUSES: Mapping[str, JobStatus] = {
+    "pending": JobStatus.QUEUED,
+    "queued": JobStatus.QUEUED,
+    "running": JobStatus.RUNNING,
+    "compressing": JobStatus.FINALIZING,
+    "uploading": JobStatus.FINALIZING,
+    "cancel_requested": JobStatus.CANCELLING,
+    "cancelled": JobStatus.CANCELLED,
+    "error": JobStatus.FAILED,
+    "user_error": JobStatus.FAILED,
+    "completed": JobStatus.SUCCEEDED,
+}
+
 PROFILE = Profile(
     kind="together",
     title="Together",
@@ -150,6 +164,7 @@ PROFILE = Profile(
     project_variable="TOGETHER_PROJECT_ID",
     chat_url="https://api-inference.together.ai",
     chat_path="/v1",
+    statuses=STATUSES,
     rules=RULES,
     dialect=Dialect(developer="system", reasoning="reasoning", names=False, parallel=False),
     ids=HUB_ID,  # its own output names look so too

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrate.core import require_recent
+from orchestrate.data.dialects import target
 from orchestrate.errors import NotFound, UnexpectedAnswer, UsageError
 from orchestrate.profile import Profile
 from orchestrate.providers import base as accounts
 from orchestrate.providers import files as archives
 from orchestrate.providers import offline, settings
 from orchestrate.providers.base import (
+    Cancels,
     Deletes,
     DeletesData,
     Downloads,
@@ -37,7 +39,7 @@ from orchestrate.providers.base import (
 from orchestrate.providers.calls import items, plain, ref_in, rows, table, tagged, text
 from orchestrate.providers.calls.clients import CachedClient
 from orchestrate.providers.calls.hosted import Retry, Wire
-from orchestrate.providers.hosted import DedicatedProvider, file_of, later
+from orchestrate.providers.hosted import DedicatedProvider, file_of, later, named_account
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import PROFILE, reading
 from orchestrate.providers.together.files import TogetherUploads, fetch_weights
@@ -78,6 +80,7 @@ class TogetherProvider(
     DedicatedProvider[dict[str, Any]],
     TakesAdapters,
     Downloads,
+    Cancels,
     Measures,
     KeepsCheckpoints,
     Deletes,
@@ -95,13 +98,12 @@ class TogetherProvider(
         Feature.PAUSE: "Together cannot pause a job",
         Feature.RESUME: "Together cannot resume a job. Start a new one from a checkpoint (continue_from)",
     }
-    status_map = reading.STATUS_MAP
 
     def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
         super().__init__(config, Wire(config.name, retry=Retry.of(config), sleep=sleep))
         self._client = CachedClient(self._connect)
         self._limits: dict[str, dict[str, Any]] = {}
-        self._files = TogetherUploads(self._client, self._wire, self.target, sleep=sleep)
+        self._files = TogetherUploads(self._client, self._wire, target(self.name, PROFILE), sleep=sleep)
         self._serving = TogetherDeployments(
             self.name, self._client, self._wire, config.project, self._inference_url
         )
@@ -119,8 +121,8 @@ class TogetherProvider(
         project = text(table(who.get("project")).get("id")) or self.config.project
         organization = text(table(who.get("organization")).get("id"))
         if organization is None:
-            return accounts.named_account(user=text(table(who.get("user")).get("id")))
-        return accounts.named_account(organization=organization, project=project)
+            return named_account(user=text(table(who.get("user")).get("id")))
+        return named_account(organization=organization, project=project)
 
     def _file(self, id: str) -> dict[str, Any]:
         return self._files.get(id)
@@ -251,7 +253,7 @@ class TogetherProvider(
     # -- acting --------------------------------------------------------------------------------------------
 
     def _status(self, job: JobHandle) -> JobStatus:
-        return self.status(text(self._raw_job(job).get("status")))
+        return PROFILE.status(text(self._raw_job(job).get("status")))
 
     def cancel(self, job: JobHandle) -> None:
         cancel = self._client().fine_tuning.cancel

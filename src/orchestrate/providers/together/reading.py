@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrate import text as say
 from orchestrate.catalog import HostModel, search
@@ -41,21 +41,6 @@ from orchestrate.types import (
     Told,
 )
 
-if TYPE_CHECKING:
-    pass
-
-STATUS_MAP: Mapping[str, JobStatus] = {
-    "pending": JobStatus.QUEUED,
-    "queued": JobStatus.QUEUED,
-    "running": JobStatus.RUNNING,
-    "compressing": JobStatus.FINALIZING,
-    "uploading": JobStatus.FINALIZING,
-    "cancel_requested": JobStatus.CANCELLING,
-    "cancelled": JobStatus.CANCELLED,
-    "error": JobStatus.FAILED,
-    "user_error": JobStatus.FAILED,
-    "completed": JobStatus.SUCCEEDED,
-}
 METRIC_NAMES = {
     "train/loss": "train_loss",
     "eval/loss": "valid_loss",
@@ -73,7 +58,7 @@ _ERROR_EVENTS = ("job_error", "job_user_error", "billing_limit")
 def job_of(raw: Mapping[str, Any], ref: str | None, provider: str = "together") -> Job:
     """Parse one job. The payload excludes `events`, because they are read separately."""
     status = text(raw.get("status")) or ""
-    known = STATUS_MAP.get(status, JobStatus.UNKNOWN)
+    known = PROFILE.status(status)
     updated = when(raw.get("updated_at"))
     step, total = whole(raw.get("steps_completed")), whole(raw.get("total_steps"))
     price = nanos(raw.get("total_price"))

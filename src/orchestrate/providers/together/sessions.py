@@ -288,7 +288,7 @@ class TogetherSession(SessionBackend):
         """Stop the machine and with it the session. Unsaved state is lost."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         try:
-            self._watch.close(self._provider.title, TAIL_S)
+            self._watch.close(PROFILE.title, TAIL_S)
         finally:
             if self._client is not None:
                 with suppress(Exception):

@@ -28,6 +28,7 @@ from orchestrate.profile import this_machine
 from orchestrate.providers.base import AnswersHere, Chats, Deploys, Downloads, Provider, capability
 from orchestrate.providers.calls.clients import connect, wire_of
 from orchestrate.providers.chat import Chat, ModelAt, Timed, chat_with, model_at
+from orchestrate.providers.offline import prices_of
 from orchestrate.runs import privacy
 from orchestrate.runs.hosting.deployment import require_open
 from orchestrate.spec import JobSpec
@@ -291,7 +292,7 @@ class Contenders:
         ]
 
     def _kinds(self, provider: Provider, job: JobHandle, tuned: Contender, *, base: bool) -> list[Contender]:
-        served_by = f"{provider.host}{' (sandbox)' if provider.sandbox else ''}"
+        served_by = f"{provider.host}{' (sandbox)' if provider.config.sandbox else ''}"
         endpoint = provider.endpoint(job) if isinstance(provider, Deploys) else None
         per_hour = None if endpoint is None else endpoint.usd_per_hour or None
         asked = self._served(tuned, served_by, provider.host)
@@ -309,18 +310,18 @@ class Contenders:
         self._ft.settings.require_to_spend(provider)
         sampling, base = self._sampling, one.kind == "base"
         by_the_hour = not base and isinstance(provider, Deploys)
-        own = provider.own or provider.sandbox or by_the_hour
+        own = provider.own or provider.config.sandbox or by_the_hour
         provider = capability(provider, Chats)
         chat = provider.chat(job, base=base, max_tokens=sampling.max_tokens, temperature=sampling.temperature)
         if chat is not None:
-            chat = replace(chat, threads=SANDBOX_THREADS) if provider.sandbox else chat
+            chat = replace(chat, threads=SANDBOX_THREADS) if provider.config.sandbox else chat
             found = self._asked(one, chat if asked is None else replace(chat, model=asked), price, own=own)
-            return _played(found) if provider.sandbox else found
+            return _played(found) if provider.config.sandbox else found
         require_price(one.name, self._limit_usd, price)
         if sampling.response_format is not None:
             raise UsageError(f"{provider.name} does not support --response-format", fix="--on here")
         found = by_chat(one, _OneByOne(provider, job, base, sampling), sampling, price, own=own)
-        return _played(found) if provider.sandbox else found
+        return _played(found) if provider.config.sandbox else found
 
     def _host_price(self, handle: TrackedRun, contender: Contender) -> Price | None:
         """Return the price per token, or `None` if it is unknown or the deployment is billed hourly."""
@@ -333,7 +334,7 @@ class Contenders:
             resolved = provider.resolve(JobSpec.parse(handle.record.spec))
         except OrchestrateError:
             return None
-        rates = token_rates(Prices(provider.prices, self._ft.rates, today), resolved, method)
+        rates = token_rates(Prices(prices_of(provider), self._ft.rates, today), resolved, method)
         if rates is not None:
             into, out = (rate.usd for rate in rates)
             return lambda prompt, completion: (prompt * into + completion * out) / MTOK

@@ -110,7 +110,7 @@ class Deployer:
         return DeploymentOffer(
             run_id=run.id,
             provider=agreed.provider,
-            title=self.provider.title,
+            title=self.provider.profile.title,
             sandbox=agreed.sandbox,
             model=agreed.model or run.model,
             deployment=None if fresh else agreed.id,
@@ -201,7 +201,7 @@ class Deployer:
             provider=self.provider.config.name,
             host=self.provider.host,
             account=accounts.account_of(self.store, self.provider),
-            sandbox=self.provider.sandbox,
+            sandbox=self.provider.config.sandbox,
             job_id=run.handle.job_id if adapter is None else adapter.id,
             job_kind=run.job_kind if adapter is None else ADAPTER_JOB,
             model=run.tuned_model if adapter is None else adapter.id,
@@ -338,7 +338,11 @@ class Deployer:
                 now = accounts.account_of(self.store, self.provider)
                 raise _or_abandon(
                     OtherAccount(
-                        self.provider.title, deployment.run_id, deployment.account, now, sure=here is False
+                        self.provider.profile.title,
+                        deployment.run_id,
+                        deployment.account,
+                        now,
+                        sure=here is False,
                     ),
                     deployment,
                 )
@@ -384,7 +388,7 @@ class Deployer:
             )
 
     def _require_terms(self, price: Decimal | None, terms: DeployTerms) -> None:
-        name = self.provider.title
+        name = self.provider.profile.title
         for option in ("max_cost_usd", "max_hours"):
             if getattr(terms, option) == 0:
                 raise UsageError(f"{option} must be above 0")

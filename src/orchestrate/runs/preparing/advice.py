@@ -13,6 +13,7 @@ from orchestrate.costing import Ownership, ServingUse, latency
 from orchestrate.costing.latency import Latency
 from orchestrate.data import Dataset
 from orchestrate.errors import UsageError
+from orchestrate.providers.offline import ended_methods
 from orchestrate.reports import advice
 from orchestrate.reports.advice import Advice, DataTraits
 from orchestrate.reports.advice import Needs as Needs
@@ -45,7 +46,7 @@ def advise(
     if dataset.kind != "rl":
         return found
     backends = [ft.provider(name) for name in ft.backends()]
-    reasons = {b.name: b.ended(days.today()).get(Feature.RFT) for b in backends}
+    reasons = {b.name: ended_methods(b, days.today()).get(Feature.RFT) for b in backends}
     ended = (f"{name} no longer offers RFT: {reason}" for name, reason in reasons.items() if reason)
     return replace(found, warnings=(*found.warnings, *ended))
 

@@ -186,11 +186,12 @@ def require_known(ws: Workspace, spec: JobSpec) -> None:
 def require(ws: Workspace, spec: JobSpec, provider: Backends) -> None:
     """Raise an error unless every backend is ready and supports the spec's method. See
     `Orchestrator.require`."""
+    from orchestrate.providers import base
     from orchestrate.spec import method_word
 
     require_known(ws, spec)
     for name in ws.backends(provider):
-        ws.provider(name).require(Feature(method_word(spec.on(name).method)))
+        base.require(ws.provider(name), Feature(method_word(spec.on(name).method)))
         ws.ready(name)
 
 
@@ -449,7 +450,8 @@ def _unlisted(provider: Provider, model: ModelOnHost | None) -> str | None:
     """Describe that a host with a known list of models is not known to tune this one."""
     from orchestrate import catalog
 
-    if model is None or provider.name != provider.kind or provider.kind not in catalog.known_hosts():
+    kind = provider.profile.kind
+    if model is None or provider.name != kind or kind not in catalog.known_hosts():
         return None
     return None if model.host else f"{provider.name} has not confirmed that it can fine-tune {model.id}"
 
@@ -469,10 +471,11 @@ def _served(ws: Workspace, provider: Provider, model: ModelOnHost | None) -> str
     """Describe how a tuned model is served there. Returns `None` if it is unknown."""
     from orchestrate import costing
     from orchestrate.providers.base import Downloads
+    from orchestrate.providers.offline import prices_of
 
     if model is None:
         return None
-    prices = costing.Prices(provider.prices, ws.rates)
+    prices = costing.Prices(prices_of(provider), ws.rates)
     return costing.served_as(provider.profile, model, prices, portable=isinstance(provider, Downloads))
 
 
@@ -505,7 +508,7 @@ def _kept_private(provider: Provider, spec: JobSpec, found: Translation) -> Tran
     if not spec.private or provider.own:
         return found
     told = (
-        f"private runs stay on your own machines, and {provider.title} is not known to be one. If "
+        f"private runs stay on your own machines, and {provider.profile.title} is not known to be one. If "
         f"it is yours: export {OWN_HOSTS}={provider.name}"
     )
     row = Setting(name="private", asked=True, outcome=Outcome.REFUSED, rule=told)

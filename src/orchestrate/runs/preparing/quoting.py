@@ -20,6 +20,7 @@ from orchestrate.costing import Ownership as Ownership
 from orchestrate.costing.ways import UTILISATION
 from orchestrate.errors import OrchestrateError, SpecError
 from orchestrate.providers.base import Downloads, EstimatesPrice, lookup
+from orchestrate.providers.offline import prices_of
 from orchestrate.types import Feature, Quote, Recalled, Record
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
             need = "its price depends on the training time, which depends on your data. Run orchestrate quote"
             found.append(Quote(provider=name, model=resolved.name, unavailable=need))
             continue
-        prices = costing.Prices(backend.prices, ft.rates)
+        prices = costing.Prices(prices_of(backend), ft.rates)
         found.append(
             costing.quote_assumed(costing.PricedJob(name, backend.profile, spec, resolved, prices), told)
         )

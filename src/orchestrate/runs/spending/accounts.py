@@ -25,6 +25,7 @@ from orchestrate.costing.expenses import Sum as Sum
 from orchestrate.costing.expenses import cents as cents
 from orchestrate.errors import MissingKey, OrchestrateError
 from orchestrate.profile import session_hosts
+from orchestrate.providers import base
 from orchestrate.providers.sessions import SESSION
 from orchestrate.store.listing import RunQuery
 from orchestrate.text import count, money
@@ -319,16 +320,16 @@ class Spender:
             )
         try:
             backend = self.provider(name)
-            one = msgspec.structs.replace(one, title=backend.title, host=backend.host)
+            one = msgspec.structs.replace(one, title=backend.profile.title, host=backend.host)
             no_key = backend.config.api_key is None and not backend.profile.keyless
-            if sandbox and not backend.sandbox:
+            if sandbox and not backend.config.sandbox:
                 own = backend.profile.keyless
                 return _AccountAnswer(msgspec.structs.replace(one, reason=_NO_SANDBOX if own else _NOT_UP))
-            if backend.sandbox and not sandbox and not no_key:
+            if backend.config.sandbox and not sandbox and not no_key:
                 return _AccountAnswer(msgspec.structs.replace(one, reason=_PLAY))
             self.ready(name)
             one = msgspec.structs.replace(one, expected=True)
-            billing = backend.billing()
+            billing = base.billing_of(backend)
         except MissingKey as error:
             return _AccountAnswer(msgspec.structs.replace(one, reason=error.message, keyless=True))
         except OrchestrateError as error:
@@ -350,7 +351,7 @@ class Spender:
         items = tuple(msgspec.structs.replace(item, payload={}) for item in billing.items)
         up = [run for run in books.of_refs(seen).values() if run.provider == name]
         left = {one.id: why for one in up if (why := left_session(backend, one)) is not None}
-        return _AccountAnswer(told, backend.config.base_url or backend.kind, items, left)
+        return _AccountAnswer(told, backend.config.base_url or backend.profile.kind, items, left)
 
     def _elsewhere(
         self, backend: Provider, known: Iterable[Run | Deployment], seen: Collection[str]
@@ -359,7 +360,7 @@ class Spender:
         from orchestrate.runs.submitting import accounts
 
         try:
-            account = backend.account().id
+            account = base.host_account(backend).id
             hidden = tuple(
                 one.id
                 for one in known

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, select
 
 from orchestrate.core.underway import work
 from orchestrate.errors import NotFound, OtherAccount, PermissionRefused
-from orchestrate.providers.base import HoldsFiles, Provider
+from orchestrate.providers.base import HoldsFiles, Provider, host_account
 from orchestrate.store import schema
 from orchestrate.types import Run, SubmitPhase
 
@@ -69,7 +69,7 @@ _FINGERPRINT = "key "
 def account_of(store: Store, provider: Provider) -> str:
     """Return the id that the store uses for the account of the backend's key."""
     with store.database.reading() as connection:
-        return _first_id(connection, provider, provider.account().id)
+        return _first_id(connection, provider, host_account(provider).id)
 
 
 def is_here(store: Store, provider: Provider, account: str | None) -> bool | None:
@@ -82,7 +82,7 @@ def is_here_in(connection: Connection, provider: Provider, account: str | None) 
     """Return the same as `is_here`, inside a transaction."""
     if account is None:
         return None
-    first = _first_id(connection, provider, provider.account().id)
+    first = _first_id(connection, provider, host_account(provider).id)
     known = _first_id(connection, provider, account)
     if first == known:
         return True
@@ -110,7 +110,7 @@ def other(store: Store, provider: Provider, run: Run) -> OtherAccount:
     here = account_of(store, provider)
     unsent = run.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED)
     sure = is_here(store, provider, run.account) is False
-    return OtherAccount(provider.title, run.id, run.account, here, unsent=unsent, sure=sure)
+    return OtherAccount(provider.profile.title, run.id, run.account, here, unsent=unsent, sure=sure)
 
 
 def prove(store: Store, provider: Provider, run: Run) -> None:

@@ -82,7 +82,7 @@ def look(provider: Provider, wish: SubmitRequest, translation: Translation) -> L
     if job is None:
         return None
     if differences := _differences(job, wish, translation, provider):
-        raise KeyTaken(key, f"job {job.handle.job_id} at {provider.title}", differences)
+        raise KeyTaken(key, f"job {job.handle.job_id} at {provider.profile.title}", differences)
     return LostHandles(handles, job)
 
 
@@ -115,7 +115,7 @@ def event_of(run: Run, provider: Provider, at: datetime) -> Event:
         at=at,
         level="warning",
         type="taken_over",
-        message=f"{provider.title} already had job {run.job_id} with this idempotency key, but this "
+        message=f"{provider.profile.title} already had job {run.job_id} with this idempotency key, but this "
         "store had no record of it. It is now this run's job, and nothing was sent",
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrate.errors import ProviderError, UsageError
-from orchestrate.providers.base import Provider, Restarts
+from orchestrate.providers.base import Cancels, Provider, Restarts, capability
 from orchestrate.runs.submitting import accounts
 from orchestrate.store import transitions
 from orchestrate.store.database import Lease, LeaseHeld
@@ -84,8 +84,8 @@ class Settler:
             at=self.store.clock.now(),
             level="error",
             type="alarm",
-            message=f"{self.provider.title} has more than one job for ref {run.ref}: this store tracks only "
-            f"{run.job_id}. The others may be billed: {names}. Cancel them there",
+            message=f"{self.provider.profile.title} has more than one job for ref {run.ref}: this store "
+            f"tracks only {run.job_id}. The others may be billed: {names}. Cancel them there",
             data={"tracked": run.job_id, "others": sorted(others)},
         )
         return next(iter(self.store.history.add_events(run.id, [event], from_host=False)), None)
@@ -129,7 +129,7 @@ class Settler:
     def _cancel_on_host(self, run: Run) -> Run:
         if run.status.terminal:
             return run
-        self.provider.cancel(run.handle)
+        capability(self.provider, Cancels).cancel(run.handle)
         return self.apply(run, transitions.cancelling, None)
 
     # -- going on ------------------------------------------------------------------------------------------

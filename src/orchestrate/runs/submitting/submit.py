@@ -92,7 +92,7 @@ class Submitter(Settler):
             dataset_digest=asked.data.digest,
             host=self.provider.host,
             account=accounts.account_of(self.store, self.provider),
-            sandbox=self.provider.sandbox,
+            sandbox=self.provider.config.sandbox,
             translation=asked.translation,
             ref=wish.ref,
             **asked.kept(),
@@ -278,7 +278,7 @@ class Submitter(Settler):
             at=self.store.clock.now(),
             level=level,
             type="live_price",
-            message=f"{self.provider.title}: {told}",
+            message=f"{self.provider.profile.title}: {told}",
             data={} if usd is None else {"usd": str(usd)},
         )
         self.store.history.add_events(run.id, [event], from_host=False)

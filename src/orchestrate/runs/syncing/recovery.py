@@ -15,6 +15,7 @@ from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import RateBook
 from orchestrate.errors import OrchestrateError, SpecError, UsageError
 from orchestrate.providers.base import Provider, Recalls
+from orchestrate.providers.offline import prices_of
 from orchestrate.runs.hosting import upkeep
 from orchestrate.runs.submitting import accounts
 from orchestrate.runs.submitting.submit import Submitter
@@ -63,7 +64,7 @@ def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth
         provider.profile,
         parsed,
         resolved,
-        costing.Prices(provider.prices, book),
+        costing.Prices(prices_of(provider), book),
         # What its host takes no more of was made when it did.
         sandbox=True,
     )
@@ -322,7 +323,7 @@ def run_of(
         model=job.model or "unknown",
         host=provider.host,
         account=account,
-        sandbox=provider.sandbox,
+        sandbox=provider.config.sandbox,
         phase=SubmitPhase.SUBMITTED,
         status=JobStatus.SUBMITTING,
         job_id=job.handle.job_id,

@@ -87,7 +87,7 @@ class Stalls:
         """Report each stall once, as an event of its run. Raises `ProviderError`."""
         under_way = {run.id: run for run in runs if run.status in _PHASES}
         least = LEAST_S if self.after_s is None else self.after_s
-        here = self.provider.kind == this_machine().kind
+        here = self.provider.profile.kind == this_machine().kind
         marks = {run.id: stamp(run.updated_at) for run in under_way.values()}
         silences = self.store.watching.silences(marks, gap_s=max(least / 2, _ASLEEP_S) if here else None)
         late = [run_id for run_id, silence in silences.items() if silence.seconds >= least]
@@ -181,7 +181,7 @@ def message(stall: Stall) -> dict[str, Any]:
 
 
 def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Usual) -> str:
-    known = f"no earlier run on {provider.title} shows how long that takes"
+    known = f"no earlier run on {provider.profile.title} shows how long that takes"
     if usual.silent_s is not None and usual.phase_s is not None:
         known = (
             f"usually {duration(usual.silent_s)} between two updates, {duration(usual.phase_s)} "
@@ -191,9 +191,9 @@ def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Us
     billed = f" About {money(cost)} so far." if cost else ""
     way = f"orchestrate cancel {run.id}"
     if Feature.CANCEL not in provider.features:
-        way = f"{provider.title} cannot cancel it from here, so check it there"
+        way = f"{provider.profile.title} cannot cancel it from here, so check it there"
     return (
-        f"{provider.title} reports {run.raw_status or run.status.value}, but no new step, event "
+        f"{provider.profile.title} reports {run.raw_status or run.status.value}, but no new step, event "
         f"or metric has arrived for {duration(silent_s)} (limit: {duration(limit)}; "
         f"{known}).{billed} To end it: {way}"
     )

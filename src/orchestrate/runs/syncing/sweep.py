@@ -33,6 +33,7 @@ from orchestrate.errors import (
 )
 from orchestrate.paid.limits import exceeds
 from orchestrate.providers.base import (
+    Cancels,
     KeepsCheckpoints,
     Limited,
     Measures,
@@ -163,7 +164,7 @@ _ENDING = frozenset({JobStatus.CANCELLING, JobStatus.FINALIZING, JobStatus.UNKNO
 def gone(store: Store, provider: Provider, run: Run) -> None:
     """Record that the host no longer has the run's job. This alone does not end the run."""
     told = (
-        f"{provider.title} no longer has job {run.job_id}. It may have been deleted there, and "
+        f"{provider.profile.title} no longer has job {run.job_id}. It may have been deleted there, and "
         f"its cost is unknown. If it was deleted:  orchestrate abandon {run.id} --reason TEXT"
     )
     _say(store, run, "gone", told)
@@ -173,10 +174,10 @@ def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
     """Return whether a job still runs long after its host confirmed the cancellation, and cancel such a job
     again. Raises `ProviderError`."""
     asked = run.status is JobStatus.CANCELLING and store.clock.now() - run.updated_at > GRACE
-    if not asked or job.status.terminal or job.status in _ENDING or Feature.CANCEL not in provider.features:
+    if not asked or job.status.terminal or job.status in _ENDING or not isinstance(provider, Cancels):
         return False
     told = (
-        f"Orchestrate asked {provider.title} to cancel job {run.job_id}, but the job is still "
+        f"Orchestrate asked {provider.profile.title} to cancel job {run.job_id}, but the job is still "
         f"{job.raw_status} and billed. Each sync asks again. Check it there, or  orchestrate "
         f"abandon {run.id} --reason TEXT"
     )
@@ -188,7 +189,7 @@ def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
 def paused(store: Store, provider: Provider, run: Run) -> None:
     """Record that the host has paused the run's job."""
     told = (
-        f"{provider.title} paused job {run.job_id}. Its share of the budget stays reserved until it "
+        f"{provider.profile.title} paused job {run.job_id}. Its share of the budget stays reserved until it "
         f"ends. Next: orchestrate resume {run.id}, cancel or abandon"
     )
     if run.dormant:
@@ -245,7 +246,8 @@ def enforce(
         return None
     rented = isinstance(provider, Limited) or run.job_kind == SESSION
     able = Feature.CANCEL in provider.features
-    done = "The run is being canceled" if able else f"{provider.title} cannot cancel it, so end it there"
+    by_hand = f"{provider.profile.title} cannot cancel it, so end it there"
+    done = "The run is being canceled" if able else by_hand
     event = Event(
         # A paused run may be given more, and come to that.
         id=f"{_EVENT}-{cap}" if rented else _EVENT,

@@ -252,7 +252,7 @@ class Watcher:
             self._unmade[name] = now + _FAR[1]
             return None
         self._unmade.pop(name, None)
-        near = backend.sandbox or backend.profile.near
+        near = backend.config.sandbox or backend.profile.near
         pace = _pace(_NEAR if near else _FAR)
         self._accounts[name] = _Account(f"{name}@{backend.host}", backend, near, pace)
         return self._accounts[name]
@@ -344,7 +344,7 @@ class Watcher:
 
     def _gone(self, account: _Account) -> bool:
         since = account.silent_since
-        return account.backend.sandbox and since is not None and self._now() - since > _GONE_S
+        return account.backend.config.sandbox and since is not None and self._now() - since > _GONE_S
 
 
 def _named(provider: str, message: str) -> str:

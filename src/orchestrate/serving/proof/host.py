@@ -16,7 +16,7 @@ class HostPlace:
     def __init__(self, provider: Chats, job: JobHandle, model: str) -> None:
         """Open the endpoint. `job` is the run's job, or the job of its adapter if the adapter was uploaded to
         this host."""
-        self.at, self.engine, self.model = provider.host, provider.title, model
+        self.at, self.engine, self.model = provider.host, provider.profile.title, model
         self.notes: list[str] = []
         self._provider, self._job = provider, job
 

@@ -14,6 +14,7 @@ from tests.unit.local.thinkers import make_family
 from orchestrate.costing import PlannedJob
 from orchestrate.costing.size import measure
 from orchestrate.data import TrainingData
+from orchestrate.data.dialects import target
 from orchestrate.data.tokens.turns import Earlier
 from orchestrate.local.encoding import Rules, Template
 from orchestrate.local.encoding.encoded import encode_file
@@ -75,7 +76,7 @@ def test_a_quote_counts_the_rows_and_tokens_that_are_encoded(
         add_tokens(tokenizer, added)
     provider = LocalProvider(HostConfig(name="local", options={"home": str(tmp_path)}))
     data = TrainingData.open(spec.train)
-    canonical = data.train.write(provider.target, tmp_path)
+    canonical = data.train.write(target(provider.name, provider.profile), tmp_path)
     rules = Rules(
         earlier=earlier,
         train_on=train_on,

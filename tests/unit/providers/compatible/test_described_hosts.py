@@ -139,7 +139,7 @@ def test_a_description_without_a_key_is_named_and_not_among_all(tmp_path: Path) 
     assert set(described()) >= {"azure", "nebius", "crusoe"}
     assert not {"azure", "nebius", "crusoe"} & set(registry.names(found))
     assert {"azure", "nebius", "crusoe"} <= set(registry.known(found))
-    assert registry.make("nebius", found).title == "Nebius"
+    assert registry.make("nebius", found).profile.title == "Nebius"
 
 
 def test_two_hosts_of_one_description(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.fireworks import STATUSES
 from orchestrate.providers.fireworks.connection import Connection
 from orchestrate.providers.fireworks.provider import FireworksProvider
 from orchestrate.providers.fireworks.translation import fill_steps, job_id_of, output_model
@@ -198,7 +199,7 @@ def test_every_state_of_the_sdks_jobs_is_mapped() -> None:
     for kind in (SupervisedFineTuningJob, DpoJob, ReinforcementFineTuningJob):
         literal = get_args(kind.model_fields["state"].annotation)[0]
         newer = {"JOB_STATE_DELETED", "JOB_STATE_ARCHIVED"}  # of the gateway, 4.259.0 and 5.10.0
-        assert set(get_args(literal)) == set(FireworksProvider.status_map) - newer
+        assert set(get_args(literal)) == set(STATUSES) - newer
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.providers.chat import at_chat
+from orchestrate.providers.together import STATUSES
 from orchestrate.providers.together.provider import TogetherProvider
 from orchestrate.providers.together.translation import tag
 from orchestrate.settings.config import HostConfig, Secret
@@ -239,9 +240,9 @@ def test_every_status_of_the_sdk_is_mapped() -> None:
 
     words = set(get_args(FinetuneResponse.model_fields["status"].annotation))
     words |= {s.value for s in FinetuneJobStatus}
-    assert words == set(TogetherProvider.status_map)
+    assert words == set(STATUSES)
     ends = {s.value for s in COMPLETED_STATUSES}
-    assert {w for w, s in TogetherProvider.status_map.items() if s.terminal} == ends
+    assert {w for w, s in STATUSES.items() if s.terminal} == ends
     assert TogetherProvider(HostConfig(name="together")).status("hibernating") is JobStatus.UNKNOWN
 
 

@@ -9,6 +9,7 @@ from orchestrate.data.rows import KINDS
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.rules import NO_NAMES, HostRules
 from orchestrate.profile import Profile
+from orchestrate.types import JobStatus
 
 if TYPE_CHECKING:
     from orchestrate.costing.rate import Rate
@@ -36,6 +37,7 @@ PROFILE = Profile(
     provider="orchestrate_shelf.provider:ShelfProvider",
     url="https://shelf.example.com/v1",
     options=frozenset({"label"}),
+    statuses={"shelved": JobStatus.SUCCEEDED, "dropped": JobStatus.CANCELLED},
     rules=RULES,
     dialect=Dialect(developer="system", names=False),
     bills=bills,

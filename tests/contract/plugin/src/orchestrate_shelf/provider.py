@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from orchestrate.data import TrainingData
+from orchestrate.data.dialects import target
 from orchestrate.errors import NotFound
-from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.base import Cancels, Progress
 from orchestrate.providers.settings import Rows
 from orchestrate.spec import JobSpec
 from orchestrate.types import (
@@ -19,7 +20,6 @@ from orchestrate.types import (
     Feature,
     Job,
     JobHandle,
-    JobStatus,
     RemoteDataset,
     Translation,
 )
@@ -29,14 +29,10 @@ _ABSENT = "a shelf only keeps things"
 _FEATURES = frozenset({Feature.SFT, Feature.CANCEL, Feature.EVENTS})
 
 
-class ShelfProvider(Provider):
+class ShelfProvider(Cancels):
     profile = PROFILE
     features: ClassVar[frozenset[Feature]] = _FEATURES
     missing: ClassVar[Mapping[Feature, str]] = {f: _ABSENT for f in Feature if f not in _FEATURES}
-    status_map: ClassVar[Mapping[str, JobStatus]] = {
-        "shelved": JobStatus.SUCCEEDED,
-        "dropped": JobStatus.CANCELLED,
-    }
 
     def translate(self, spec: JobSpec) -> Translation:
         rows = Rows(self.name, spec)
@@ -55,7 +51,7 @@ class ShelfProvider(Provider):
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
         self.config.require_key().reveal()  # what a host is sent: in any text the key itself is masked
-        data.train.write(self.target, self._folder)
+        data.train.write(target(self.name, self.profile), self._folder)
         return RemoteDataset(provider=self.name, digest=data.digest, train_id=data.train.digest)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
@@ -79,7 +75,7 @@ class ShelfProvider(Provider):
         at = datetime.fromisoformat(record["at"])
         return Job(
             handle=JobHandle(provider=self.name, job_id=record["ref"], ref=record["ref"]),
-            status=self.status(record["word"]),
+            status=self.profile.status(record["word"]),
             raw_status=record["word"],
             created_at=at,
             finished_at=at,
