@@ -61,7 +61,6 @@ for _name in (
     "orchestrate.providers.local.sessions",
     "orchestrate.providers.openai.provider",
     "orchestrate.providers.registry",
-    "orchestrate.providers.together.machines",
     "orchestrate.providers.together.provider",
     "orchestrate.providers.together.sessions",
     "orchestrate.runs.preparing.quoting",

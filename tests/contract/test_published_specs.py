@@ -24,7 +24,7 @@ from tests.contract.test_sent_bodies import without
 
 from orchestrate.http.wire.openai.tuning import CreateJob as OpenAIJob
 from orchestrate.providers.base import Provider
-from orchestrate.sandbox.fireworks.jobs import BY_METHOD
+from orchestrate.sandbox.fireworks.host import BY_METHOD
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.sandbox.together import TogetherCreateJob as TogetherJob
 from orchestrate.types import Feature

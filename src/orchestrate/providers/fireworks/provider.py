@@ -257,10 +257,8 @@ class FireworksProvider(
 
     def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
         """Return up to 20 rows of an SFT job. The host writes them after the job has ended."""
-        from orchestrate.providers.fireworks.rendering import rendered_of
-
         raw, _ = self._at.find(job)
-        return rendered_of(self._at.lines(text(raw.get("renderSamplesSignedUrl"))))
+        return reading.rendered_of(self._at.lines(text(raw.get("renderSamplesSignedUrl"))))
 
     # -- acting --------------------------------------------------------------------------------------------
 

@@ -7,11 +7,11 @@ metrics file are `{step, timestamp, data: {"train/loss": ...}}`, or the same wit
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from orchestrate.catalog import HostModel
 from orchestrate.providers.calls import (
@@ -28,6 +28,9 @@ from orchestrate.providers.calls import (
 )
 from orchestrate.providers.fireworks import PROFILE
 from orchestrate.types import Event, Job, JobError, JobHandle, JobStatus, MetricPoint, Quote, Recalled, Told
+
+if TYPE_CHECKING:
+    from orchestrate.data.operations.preview import RowTokens
 
 KINDS: Mapping[str, str] = {
     "supervised": "supervisedFineTuningJobs",
@@ -313,3 +316,44 @@ def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
     if total is None:
         return Quote(provider=provider, model=model, unavailable="Fireworks returned no price")
     return estimate_quote(provider, model, total, "Fireworks' own estimate (estimateCost)")
+
+
+# -- render samples --------------------------------------------------------------------------------------
+
+
+def rendered_of(lines: Iterable[str]) -> list[RowTokens]:
+    """Parse rendered rows, the host's own token ids and loss masks for rows of an SFT job, in order. Skip
+    lines that are not samples.
+
+    Source: docs.fireworks.ai, "Debug SFT tokenization". The samples are JSON lines with
+    `source_jsonl_line_number`, `token_ids`, `decoded_tokens` and `token_weights`, which are 0 for context. A
+    row may be split into several sequences (`split_index`), each one turn longer than the previous."""
+    found = [row for line in lines for row in _rendered(line)]
+    return sorted(found, key=lambda row: row.row)
+
+
+def _rendered(line: str) -> Iterator[RowTokens]:
+    from orchestrate.data.operations.preview import RowTokens, Token  # late: it is heavy
+
+    try:
+        sample = table(json.loads(line))
+    except ValueError:
+        return
+    ids, decoded, weights = (_list(sample, n) for n in ("token_ids", "decoded_tokens", "token_weights"))
+    row = whole(sample.get("source_jsonl_line_number"))
+    if row is None or not ids or not len(ids) == len(decoded) == len(weights):
+        return
+    tokens = tuple(
+        Token(id=whole(i) or 0, text=str(t), weight=number(w) or 0.0)
+        for i, t, w in zip(ids, decoded, weights, strict=True)
+    )
+    told = f"renderer {text(sample.get('renderer'))}, trained on {text(sample.get('train_on_what'))}"
+    split = whole(sample.get("split_index"))
+    part = (f"part {split + 1} of this row",) if split else ()
+    trained = sum(token.weight > 0 for token in tokens)
+    yield RowTokens(row=row, tokens=tokens, trained=trained, truncated=0, notes=(told, *part))
+
+
+def _list(sample: dict[str, Any], name: str) -> list[Any]:
+    value = sample.get(name)
+    return value if isinstance(value, list) else []  # pyright: ignore[reportUnknownVariableType]

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from orchestrate import text as say
 from orchestrate.catalog import HostModel, search
-from orchestrate.errors import QuotaExceeded, UsageError
+from orchestrate.errors import (
+    ProviderError,
+    QuotaExceeded,
+    UsageError,
+)
 from orchestrate.providers.calls import (
     estimate_quote,
     money,
@@ -25,6 +29,10 @@ from orchestrate.providers.calls import (
     text,
     when,
     whole,
+)
+from orchestrate.providers.sessions import (
+    Row,
+    array_of,
 )
 from orchestrate.providers.together import PROFILE
 from orchestrate.types import (
@@ -348,3 +356,63 @@ def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
     note = f"{train:,.0f} training and {evaluated:,.0f} evaluation tokens, without the effect of packing"
     source = "Together's own estimate (estimate-price)"
     return estimate_quote(provider, model, total, source, note=note, tokens=int(train + evaluated) or None)
+
+
+# -- rows and answers of training sessions ---------------------------------------------------------------
+
+
+_SUPPORTED = frozenset({"target_tokens", "weights", "mask", "logprobs", "advantages"})
+
+
+def tensor(values: Sequence[float], dtype: str = "float32") -> dict[str, Any]:
+    return {"data": list(values), "dtype": dtype}
+
+
+def sample_of(number: int, row: Row, loss: str) -> dict[str, Any]:
+    """Convert a row. Raises `UsageError` if Together would train it differently."""
+    import numpy as np  # the base install has none
+
+    inputs: dict[str, Any] = {}
+    for name, value in row["inputs"].items():
+        if name not in _SUPPORTED:
+            raise UsageError(f"row {number}: Together's losses don't accept the input {name!r}")
+        array = array_of(value)
+        if array.ndim != 1:
+            raise UsageError(
+                f"row {number}: Together expects one {name} per token (got shape {list(array.shape)})"
+            )
+        if loss != "cross_entropy" and name == "weights" and not np.isin(array, (0, 1)).all():
+            raise UsageError(f"row {number}: with {loss}, Together accepts only the weights 0 and 1")
+        inputs[name] = tensor(array.tolist(), "int64" if name == "target_tokens" else "float32")
+    if loss == "cross_entropy" and "weights" not in inputs and "target_tokens" in inputs:
+        inputs["weights"] = tensor([1.0] * len(inputs["target_tokens"]["data"]))
+    chunk = {"encoded_text": {"tokens": list(row["tokens"])}}
+    return {"model_input": {"chunks": [chunk]}, "loss_fn_inputs": inputs}
+
+
+def forward_answer(
+    done: Any, given: Sequence[Mapping[str, Any]], weighed: Sequence[Mapping[str, Any]] | None
+) -> dict[str, Any]:
+    """`weighed`: compute the loss of cross-entropy here, from all log-probabilities and these weights."""
+    import numpy as np
+
+    found = [np.asarray(one.tensors["logprobs"].data, dtype="<f4") for one in done.loss_fn_outputs or ()]
+    if len(found) != len(given):
+        raise ProviderError(
+            "together", f"received log-probabilities of {len(found)} rows instead of {len(given)}"
+        )
+    loss = float(done.loss)
+    if weighed is not None:
+        loss = float(
+            sum(-(lp * np.asarray(row["weights"])).sum() for lp, row in zip(found, weighed, strict=True))
+        )
+    metrics = {**dict(done.metrics or {}), "loss:sum": loss}
+    if all("logprobs" in row for row in given):
+        apart = sum(abs(lp - row["logprobs"]).sum() for lp, row in zip(found, given, strict=True))
+        metrics["sampled_logprob_difference:sum"] = float(apart)
+    return {"logprobs": found, "metrics": metrics}
+
+
+def sequence_of(one: Any) -> dict[str, Any]:
+    stop = "stop" if one.stop_reason == "STOP_REASON_STOP" else "length"
+    return {"stop": stop, "tokens": [int(id) for id in one.tokens], "logprobs": list(one.logprobs or ())}

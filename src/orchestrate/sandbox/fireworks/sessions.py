@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,13 +17,26 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Mount
+from starlette.routing import BaseRoute, Mount, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrate.local.answers.worker import array_of
 from orchestrate.local.session_server import SessionsApi
-from orchestrate.local.session_server.desk import Caller, SessionDesk
+from orchestrate.local.session_server.desk import Caller, Promise, SessionDesk, SessionModel
 from orchestrate.sandbox.accounts import here
-from orchestrate.sandbox.host import Body, HostError, json_body, parse, route
+from orchestrate.sandbox.fireworks import page, page_token
+from orchestrate.sandbox.host import (
+    LIST_LAG_S,
+    Body,
+    Host,
+    HostError,
+    iso,
+    json_answer,
+    json_body,
+    parse,
+    route,
+)
+from orchestrate.sandbox.shared import base_model
 
 ROOT = "/training/v1/serverless"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -136,3 +150,188 @@ def _stream(answer: Values) -> bytes:
     }
     event = {"id": f"cmpl-{secrets.token_hex(8)}", "choices": [choice], "sandbox": True}
     return f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n".encode()
+
+
+# -- trainers --------------------------------------------------------------------------------------------
+
+
+USD_PER_HOUR = 8.0
+"""Hourly price of one H200 in USD, according to the price page."""
+SHAPE = {
+    "acceleratorType": "NVIDIA_H200_141GB",
+    "acceleratorCount": 1,
+    "nodeCount": 1,
+    "maxSupportedContextLength": 32768,
+}
+TRAINER: ContextVar[str] = ContextVar("trainer")
+"""The trainer to whose address the current request was sent."""
+DEFAULT_INACTIVE_S, MOST_INACTIVE_S = 3600.0, 3 * 3600.0
+
+
+class TrainingConfig(Body):
+    baseModel: str
+    loraRank: Annotated[int, Field(ge=0, le=128)]
+    learningRate: float | None = None
+
+
+class CreateTrainer(Body):
+    serviceMode: Literal[True]
+    keepAlive: bool = False
+    dataset: Literal[""] = ""
+    trainingConfig: TrainingConfig
+    useReservation: bool = False
+    displayName: Annotated[str, Field(max_length=63)] | None = None
+    inactivityTimeout: Annotated[str, Field(pattern=r"^\d+s$")] | None = None
+
+
+class TrainerSessionsApi(FireworksSessionsApi):
+    """Sessions on dedicated trainers. A session belongs to the trainer at whose address it was opened."""
+
+    def new_id(self) -> str:
+        return super().new_id().removeprefix("ts-")
+
+    def model_id(self, caller: Caller, number: int) -> str:
+        return f"{TRAINER.get()}:train:{caller.id}-{number}"
+
+    def _load(self, model: SessionModel, body: dict[str, Any], promise: Promise) -> None:
+        """A bare name is one of the same trainer's."""
+        if "/" not in (path := str(body.get("path"))):
+            body = {**body, "path": f"{CROSS_JOB}{model.id.partition(':')[0]}/{path}"}
+        super()._load(model, body, promise)
+
+
+class TrainerRoutes:
+    """Routes for training shapes and trainers on the Fireworks host."""
+
+    def __init__(self, host: Host, desk: FireworksDesk, notice: str) -> None:
+        self.host, self.desk = host, desk
+        self._api = TrainerSessionsApi(desk, notice=notice)
+
+    def routes(self) -> list[BaseRoute]:
+        root, shape = "/v1/accounts/{account}/rlorTrainerJobs", "/v1/accounts/{owner}/trainingShapes/{shape}"
+        return [
+            route(f"{shape}/versions", "GET", self.shapes),
+            route(root, "POST", self.create),
+            route(root, "GET", self.list_all),
+            route(f"{root}/{{id}}:cancel", "POST", self.cancel),
+            route(f"{root}/{{id}}", "GET", self.get),
+            Mount(
+                "/training/v1/rlorTrainerJobs/{account}/{job}",
+                app=self._gate(Router(self._api.routes())),
+            ),
+        ]
+
+    def shapes(self, request: Request) -> Response:
+        """Describe a shape. Shapes with a name ending in `-lora` train adapters."""
+        owner, shape = request.path_params["owner"], request.path_params["shape"]
+        mode = "LORA_TRAINER" if shape.endswith("-lora") else "POLICY_TRAINER"
+        name = f"accounts/{owner}/trainingShapes/{shape}/versions/1"
+        version = {"name": name, "snapshot": {**SHAPE, "trainerMode": mode}}
+        return json_answer({"trainingShapeVersions": [version], "nextPageToken": ""})
+
+    # -- trainers ------------------------------------------------------------------------------------------
+
+    async def create(self, request: Request) -> Response:
+        asked = parse(CreateTrainer, await json_body(request))
+        id, shape = request.query_params.get("rlorTrainerJobId"), request.query_params.get("trainingShape")
+        if not id or not shape:
+            raise HostError(400, "the sandbox requires an id and a training shape for a trainer")
+        if self.host.state.get(self.host.name, "trainer", id) is not None:
+            raise HostError(409, f"rlorTrainerJob {id} already exists")
+        if base_model(asked.trainingConfig.baseModel, "fireworks") is None:
+            raise HostError(400, f"base model {asked.trainingConfig.baseModel} was not found")
+        timeout = float((asked.inactivityTimeout or "0s")[:-1]) or DEFAULT_INACTIVE_S
+        if timeout > MOST_INACTIVE_S:
+            raise HostError(400, "inactivity_timeout must be at most 3 hours")
+        now = self.host.clock.now()
+        made: Values = {
+            "id": id,
+            "shape": shape,
+            "body": asked.model_dump(exclude_none=True),
+            "inactive_s": timeout,
+            "made_at": now,
+            "ready_at": now + self.host.wait("deploying"),
+            "active_at": now + self.host.wait("deploying"),
+            "stopped_at": None,
+        }
+        self._save(made)
+        return json_answer(self._shown(made))
+
+    def _save(self, trainer: Values) -> None:
+        self.host.state.put(self.host.name, "trainer", trainer["id"], trainer)
+
+    def _found(self, id: str) -> Values:
+        found = self.host.state.get(self.host.name, "trainer", id)
+        if found is None:
+            raise HostError(404, f"rlorTrainerJob {id} was not found")
+        return self.settled(found)
+
+    def settled(self, trainer: Values) -> Values:
+        """Stop a trainer that has been inactive for too long."""
+        ends = trainer["active_at"] + trainer["inactive_s"]
+        if trainer["stopped_at"] is None and self.host.clock.now() >= ends:
+            self._end(trainer, ends)
+        return trainer
+
+    def _end(self, trainer: Values, at: float) -> None:
+        trainer["stopped_at"] = at
+        self._save(trainer)
+        for caller in list(self.desk.callers.values()):
+            if any(id.startswith(f"{trainer['id']}:") for id, _ in caller.models.values()):
+                self.desk.end(caller, keeps=False)
+
+    def shown(self, trainer: Values) -> Values:
+        return self._shown(self.settled(trainer))
+
+    def _shown(self, trainer: Values) -> Values:
+        now, stopped = self.host.clock.now(), trainer["stopped_at"]
+        up = "RUNNING" if now >= trainer["ready_at"] else "CREATING"
+        config = {**trainer["body"]["trainingConfig"]}
+        config |= {name: SHAPE[name] for name in ("acceleratorType", "acceleratorCount")}
+        until = now if stopped is None else stopped
+        return {
+            **trainer["body"],
+            "name": f"accounts/{here()}/rlorTrainerJobs/{trainer['id']}",
+            "trainingConfig": config,
+            "nodeCount": SHAPE["nodeCount"],
+            "state": f"JOB_STATE_{up if stopped is None else 'CANCELLED'}",
+            "status": {"code": "OK", "message": ""},
+            "createTime": iso(trainer["made_at"]),
+            **({} if stopped is None else {"completedTime": iso(stopped)}),
+            "sandbox": True,
+            "sandboxUsd": (until - trainer["made_at"]) / 3600 * USD_PER_HOUR,
+        }
+
+    def list_all(self, request: Request) -> Response:
+        every = self.host.state.all(self.host.name, "trainer", after=page_token(request))
+        old = self.host.clock.now() - LIST_LAG_S.get()
+        found = (one for one in every if one["made_at"] <= old)
+        return page(request, "rlorTrainerJobs", found, self.shown, key=lambda one: one["id"])
+
+    def get(self, request: Request) -> Response:
+        return json_answer(self._shown(self._found(request.path_params["id"])))
+
+    def cancel(self, request: Request) -> Response:
+        found = self._found(request.path_params["id"])
+        if found["stopped_at"] is not None:
+            raise HostError(400, f"rlorTrainerJob {found['id']} has ended")
+        self._end(found, self.host.clock.now())
+        return json_answer({})
+
+    # -- what they answer ----------------------------------------------------------------------------------
+
+    def _gate(self, app: ASGIApp) -> ASGIApp:
+        """Let through what asks a trainer that is up. Each request is activity."""
+
+        async def gate(scope: Scope, receive: Receive, send: Send) -> None:
+            TRAINER.set(scope["path_params"]["job"])  # each request runs in a context of its own
+            if scope["path_params"]["account"] != here():
+                raise HostError(403, "the key has no access to this trainer", code="permission_denied")
+            trainer = self._found(TRAINER.get())
+            if trainer["stopped_at"] is not None or self.host.clock.now() < trainer["ready_at"]:
+                raise HostError(404, f"trainer {trainer['id']} does not run")
+            trainer["active_at"] = self.host.clock.now()
+            self._save(trainer)
+            await app(scope, receive, send)
+
+        return gate

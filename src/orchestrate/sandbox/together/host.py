@@ -28,10 +28,14 @@ from orchestrate.sandbox.shared import (
     trainer_tokenizer,
 )
 from orchestrate.sandbox.together import TAKEN, EstimatePrice, Preview, limits_of
-from orchestrate.sandbox.together.endpoints import Endpoints
-from orchestrate.sandbox.together.files import FileExists, TogetherFiles
-from orchestrate.sandbox.together.jobs import TogetherJobMaker, events_of, metrics_of
-from orchestrate.sandbox.together.registry import object_id, registry_of
+from orchestrate.sandbox.together.endpoints import Endpoints, object_id, registry_of
+from orchestrate.sandbox.together.jobs import (
+    FileExists,
+    TogetherFiles,
+    TogetherJobMaker,
+    events_of,
+    metrics_of,
+)
 from orchestrate.sandbox.together.sessions import TrainingSessions
 from orchestrate.sandbox.uploads import read
 

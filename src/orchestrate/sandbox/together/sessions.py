@@ -36,7 +36,7 @@ from orchestrate.sandbox.host import (
 )
 from orchestrate.sandbox.shared import base_model
 from orchestrate.sandbox.state import token
-from orchestrate.sandbox.together.bodies import (
+from orchestrate.sandbox.together import (
     KINDS,
     LOSSES,
     Compute,
@@ -53,7 +53,7 @@ from orchestrate.sandbox.together.bodies import (
     StopResources,
     WeightsSync,
 )
-from orchestrate.sandbox.together.registry import object_id
+from orchestrate.sandbox.together.endpoints import object_id
 
 if TYPE_CHECKING:
     from orchestrate.providers.local.sessions import SharedWorker
