@@ -33,6 +33,7 @@ from orchestrate.providers.base import (
     FEATURES,
     Cancels,
     HandsOutFiles,
+    ListsBilled,
     ListsModels,
     Pauses,
     Provider,
@@ -74,6 +75,10 @@ def test_a_backend_that_says_more_or_less_than_it_implements_cannot_be_defined()
     with pytest.raises(TypeError, match="Pauses"):
         type("Does", (Pauses, own), {"profile": own.profile})
     assert issubclass(type("Both", (Pauses, own), pauses), Pauses)
+    billing: dict[str, Any] = {"profile": own.profile, "features": frozenset(), "billing": lambda self: None}
+    with pytest.raises(TypeError, match="ListsBilled"):  # nobody would ask it what is billed
+        type("Unasked", (Provider,), billing)
+    assert issubclass(type("Asked", (ListsBilled,), billing), ListsBilled)
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "rft"])
