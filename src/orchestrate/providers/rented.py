@@ -29,7 +29,7 @@ EXTEND_S = 60.0
 JOURNAL = "machines.jsonl"
 
 
-class Machine(Record, frozen=True, kw_only=True):
+class RequestedMachine(Record, frozen=True, kw_only=True):
     """A journal line for a requested machine. The last line with its number counts."""
 
     number: int
@@ -78,30 +78,30 @@ class RentedMachines(ABC):
         """Return True if the machine accepts requests. Raises `ProviderError` for one that never will."""
 
     @abstractmethod
-    def _match(self, asked: Machine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
+    def _match(self, asked: RequestedMachine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
         """Find a requested machine whose response may have been lost."""
 
     @abstractmethod
     def _billed_s(self, raw: dict[str, Any]) -> float: ...
 
-    def _unseen_s(self, asked: Machine) -> float:
+    def _unseen_s(self, asked: RequestedMachine) -> float:
         """Return the longest time in seconds that a machine may have been billed if its response was lost and
         it is no longer up."""
         return min((now() - asked.asked_at).total_seconds(), asked.inactive_s + LOOK_S)
 
     # -- one run's -----------------------------------------------------------------------------------------
 
-    def journal(self, run: RunDir) -> Journal[Machine]:
-        return Journal(run.path / JOURNAL, Machine)
+    def journal(self, run: RunDir) -> Journal[RequestedMachine]:
+        return Journal(run.path / JOURNAL, RequestedMachine)
 
-    def of(self, run: RunDir) -> list[Machine]:
+    def of(self, run: RunDir) -> list[RequestedMachine]:
         return list({one.number: one for one in self.journal(run).entries}.values())
 
-    def asked_for(self) -> list[tuple[str, Machine]]:
+    def asked_for(self) -> list[tuple[str, RequestedMachine]]:
         """List the machines in this machine's run directories that have not ended, with their refs."""
         return [(run.ref, one) for run in runs(self._home) for one in self.of(run) if not one.ended]
 
-    def wait(self, run: RunDir, machine: Machine) -> None:
+    def wait(self, run: RunDir, machine: RequestedMachine) -> None:
         """Wait until the machine is ready. Raises `ProviderError`, or `RunFailed` if the run is paused or
         canceled meanwhile."""
         waited = 0.0

@@ -18,7 +18,7 @@ from tests.unit.sessions.homes import workspace
 
 from orchestrate.core.files import Journal
 from orchestrate.providers.local.sessions import StepwiseProvider
-from orchestrate.providers.rented import Machine
+from orchestrate.providers.rented import RequestedMachine
 
 IDS = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 LORA = {"rank": 4, "seed": 1}
@@ -99,7 +99,7 @@ def main(home: str, run: str, steps: str, save_at: str, killed: str) -> None:
     append: Any = Journal.append
 
     def appending(self: Any, entry: Any) -> None:
-        if killed == "before its machine is known" and isinstance(entry, Machine) and entry.id:
+        if killed == "before its machine is known" and isinstance(entry, RequestedMachine) and entry.id:
             die()
         append(self, entry)
 

@@ -45,7 +45,7 @@ from orchestrate.providers.fireworks.provider import FireworksProvider
 from orchestrate.providers.fireworks.reading import id_of
 from orchestrate.providers.fireworks.translation import job_id_of, slug
 from orchestrate.providers.offline import prices_of
-from orchestrate.providers.rented import LOOK_S, Machine, MachineWatch, RentedMachines
+from orchestrate.providers.rented import LOOK_S, MachineWatch, RentedMachines, RequestedMachine
 from orchestrate.providers.session_jobs import JobsAndSessions
 from orchestrate.providers.sessions import (
     CONTINUES,
@@ -162,14 +162,14 @@ class Trainers(RentedMachines):
 
     # -- one run's -----------------------------------------------------------------------------------------
 
-    def create(self, run: RunDir, order: SessionOrder, create: Callable[[Any], Any]) -> Machine:
+    def create(self, run: RunDir, order: SessionOrder, create: Callable[[Any], Any]) -> RequestedMachine:
         """Request a trainer with `create`, the client's own method. Raises `InvalidRequest` and
         `OutcomeUnknown`."""
         from fireworks.training.sdk import TrainerJobConfig
 
         journal, number = self.journal(run), len(self.of(run)) + 1
         id = f"{job_id_of(order.ref)}-{number}"
-        asked = Machine(
+        asked = RequestedMachine(
             number=number, base_model=order.model, inactive_s=INACTIVE_S, asked_at=now(), known=(id,)
         )
         config = TrainerJobConfig(
@@ -190,7 +190,7 @@ class Trainers(RentedMachines):
         journal.append(made)
         return made
 
-    def _sent(self, create: Callable[[], Any], asked: Machine) -> None:
+    def _sent(self, create: Callable[[], Any], asked: RequestedMachine) -> None:
         """Create a trainer. Raises `InvalidRequest` if none was created, and `OutcomeUnknown`."""
         for tried in range(1, TRIES + 1):
             try:
@@ -207,13 +207,13 @@ class Trainers(RentedMachines):
             else:
                 return
 
-    def _match(self, asked: Machine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
+    def _match(self, asked: RequestedMachine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
         del up
         with suppress(NotFound):
             return self._raw(asked.id or asked.known[0])
         return None
 
-    def _unseen_s(self, asked: Machine) -> float:
+    def _unseen_s(self, asked: RequestedMachine) -> float:
         """Return 0: a trainer has the id that was requested, so one that isn't found never existed."""
         del asked
         return 0.0

@@ -41,7 +41,7 @@ from orchestrate.providers import files
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls import money, plain, ref_in, rows, table, text, when
 from orchestrate.providers.calls.hosted import MOST_PAGES, Wire
-from orchestrate.providers.rented import LOOK_S, SEARCH_S, Machine, MachineWatch, RentedMachines
+from orchestrate.providers.rented import LOOK_S, SEARCH_S, MachineWatch, RentedMachines, RequestedMachine
 from orchestrate.providers.session_jobs import JobsAndSessions
 from orchestrate.providers.sessions import (
     CONTINUES,
@@ -138,12 +138,12 @@ class Machines(RentedMachines):
 
     # -- one run's -----------------------------------------------------------------------------------------
 
-    def create(self, run: RunDir, order: SessionOrder) -> Machine:
+    def create(self, run: RunDir, order: SessionOrder) -> RequestedMachine:
         """Request a machine, exactly once. Raises `OutcomeUnknown` if the response was lost and the machine
         can't be found, and `ProviderError` if none was created."""
         body, journal = wanted(order), self.journal(run)
         known = tuple(str(raw["id"]) for raw in self.up())
-        asked = Machine(
+        asked = RequestedMachine(
             number=len(self.of(run)) + 1,
             base_model=order.model,
             inactive_s=body["inactive_timeout"],
@@ -175,14 +175,14 @@ class Machines(RentedMachines):
         journal.append(made)
         return made
 
-    def _search(self, asked: Machine) -> dict[str, Any] | None:
+    def _search(self, asked: RequestedMachine) -> dict[str, Any] | None:
         waited = 0.0
         while (found := self._match(asked, self.up())) is None and waited < SEARCH_S:
             self._sleep(LOOK_S)
             waited += LOOK_S
         return found
 
-    def _match(self, asked: Machine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
+    def _match(self, asked: RequestedMachine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
         """Raises `UnexpectedAnswer` if several machines match the request."""
         if asked.id is not None:
             return next((raw for raw in up if raw["id"] == asked.id), None)
@@ -207,7 +207,7 @@ class Machines(RentedMachines):
     def _raw(self, id: str) -> dict[str, Any]:
         return plain(self._wire.read(lambda: self._api.retrieve(id)))
 
-    def extend(self, machine: Machine) -> None:
+    def extend(self, machine: RequestedMachine) -> None:
         """Extend the lifetime of an idle machine while its program is running."""
         self._wire.once(lambda: self._api.extend_expiry(str(machine.id), seconds=machine.inactive_s))
 
@@ -362,7 +362,7 @@ class TogetherSession(SessionBackend):
         self._thread = ThreadPoolExecutor(1, f"together {order.ref}")
         self._stale = False
         """True if the generator's weights are older than the trainer's."""
-        self._machine: Machine | None = None
+        self._machine: RequestedMachine | None = None
         self._client: Any = None
         self._tokenizer: str | None = None
         ends_in = order.ends_in_s
