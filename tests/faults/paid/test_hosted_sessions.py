@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from tests.paths import ROOT, TINY
-from tests.unit.sessions import test_fireworks, test_together
+from tests.unit.sessions import test_at_hosts
 from tests.unit.sessions.conftest import ft, home, sandbox
 from tests.unit.sessions.homes import workspace
 from tests.unit.sessions.loop import LORA, OPTIONS
@@ -27,8 +27,8 @@ from orchestrate.sandbox.server import Sandbox
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 __all__ = ["ft", "home", "sandbox"]
 RENTED = {
-    "a trainer at fireworks": (test_fireworks.up, test_fireworks.trainers),
-    "together": (test_together.up, test_together.machines),
+    "a trainer at fireworks": (test_at_hosts.FIREWORKS.up, test_at_hosts.FIREWORKS.machines),
+    "together": (test_at_hosts.TOGETHER.up, test_at_hosts.TOGETHER.machines),
 }
 """Hosts whose machines bill by the hour: which are up, and all of them, newest first."""
 AWAY_S = 500
@@ -72,15 +72,15 @@ def test_a_killed_caller_where_tokens_are_billed(
     step: int,
 ) -> None:
     """`step`: of its last save."""
-    before = test_fireworks.host_tokens(sandbox)
+    before = test_at_hosts.host_tokens(sandbox)
     killed(home, sandbox, "fireworks", where)
-    run, there = paused(ft), test_fireworks.host_tokens(sandbox)
+    run, there = paused(ft), test_at_hosts.host_tokens(sandbox)
     with ft.session(resume=run.id) as s:
         assert s.step == step and trained(s, 4 - step) == pytest.approx(undisturbed[step:], rel=1e-5)
-    total = test_fireworks.host_tokens(sandbox)
-    assert total["train"] - there["train"] == (4 - step) * test_fireworks.STEP, "nothing was billed twice"
+    total = test_at_hosts.host_tokens(sandbox)
+    assert total["train"] - there["train"] == (4 - step) * test_at_hosts.STEP, "nothing was billed twice"
     assert run.refresh().status is JobStatus.SUCCEEDED
-    assert float(run.record.bill.usd) == pytest.approx(test_fireworks.host_usd(before, total))
+    assert float(run.record.bill.usd) == pytest.approx(test_at_hosts.host_usd(before, total))
     assert not ft.spending(sandbox=True).idle
     tally(f"caller of a session killed {where}", "fireworks", {"runs": 1, "jobs": 1, "lost": 0, "doubled": 0})
 
