@@ -56,7 +56,7 @@ def test_each_feature_is_there_or_has_its_reason(backend: Backend, make: Any) ->
     assert all(len(reason) > 15 for reason in provider.missing.values())
     for feature in provider.missing:
         with pytest.raises(Unsupported) as caught:
-            provider.require(feature)
+            require(provider, feature)
         assert caught.value.reason == provider.missing[feature]
 
 

@@ -157,7 +157,7 @@ def test_two_hosts_of_one_description(tmp_path: Path) -> None:
         tmp_path, toml, EAST_API_KEY="sandbox-of-the-east-0123", WEST_API_KEY="sandbox-of-the-west-0123"
     )
     east, west = (registry.make(name, found) for name in ("east", "west"))
-    assert (east.kind, east.name, west.name) == ("azure", "east", "west")
+    assert (east.profile.kind, east.name, west.name) == ("azure", "east", "west")
     assert east.account() != west.account()
     assert {"east", "west"} <= set(registry.names(found))
 
