@@ -287,7 +287,8 @@ def ownership_verdict(totals: Sequence[Ownership]) -> str:
     cost = text.span(paid.least_usd, paid.counted_usd)
     perhaps = _perhaps_cheaper(totals, best, paid)
     if perhaps is not None:
-        words = f"There is no clear cheapest over {months}: {best.place} would cost {cost}, {perhaps}."
+        unclear = f"There is no clear cheapest backend over {months}"
+        words = f"{unclear}: {best.place} would cost {cost}, {perhaps}."
     else:
         words = f"{best.place} is the cheapest over {months}, {cost}: {best.serving}."
     if best.base is None or best.base_usd is None:

@@ -266,8 +266,8 @@ def _show_deduped(report: DedupeReport, file: str) -> None:
     out.print(f"{count(report.rows, 'row')}, {report.kept:,} kept: {counts}")
     if report.left_out:
         note(
-            f"{count(report.left_out, 'row')} with errors dropped; list them with: orchestrate "
-            f"data check {file}"
+            f"{count(report.left_out, 'row')} with errors dropped. To list them: orchestrate data check "
+            f"{file}"
         )
     if report.output:
         note(f"written to {report.output}; removed rows are listed in {report.log}")

@@ -147,8 +147,8 @@ def _show(report: ScoreReport) -> None:
         note(line)
     if report.left_out:
         note(
-            f"{count(report.left_out, 'row')} with errors not scored; list them with: orchestrate "
-            f"data check {report.path}"
+            f"{count(report.left_out, 'row')} with errors not scored. To list them: orchestrate data check "
+            f"{report.path}"
         )
     cost = "" if report.usd is None else f"; {money(report.usd)}"
     note(f"written: {report.output}{cost}")

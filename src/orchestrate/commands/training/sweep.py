@@ -251,7 +251,7 @@ def _end(carried: Searching, output: Path | None) -> Iterator[Output[list[Trial]
     if output is not None and (best := carried.best_spec()) is not None:
         backend, text = best
         write_whole(output, text.encode())
-        note(f"submit the best spec with: orchestrate submit {output} -p {backend}")
+        note(f"to submit the best spec: orchestrate submit {output} -p {backend}")
     yield Output(trials, partial(_show, carried=carried, ranked=ranked), 0 if ranked else 1)
     if carried.stopped:
         warn(carried.stopped)
