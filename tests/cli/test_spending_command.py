@@ -142,9 +142,9 @@ def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(
     first = idle.out.splitlines()[0]
     assert (
         "SANDBOX" in first
-        and "$8.00 per hour is still being billed (1 thing, 1 not created from here)" in first
+        and "$8.00 per hour is still being billed (1 thing, 1 not created by this store)" in first
     )
-    assert "forgotten" in idle.out and "not created from here" in idle.out
+    assert "forgotten" in idle.out and "not created by this store" in idle.out
     ignored = ("spending", "--sandbox", "--fail-if-idle", "--ignore", "forgotten")
     assert cli(*ignored, **sandbox.env).code == 0
     sandbox.fault("openai", "no_list", count=0)

@@ -448,7 +448,7 @@ def _whose(found: Found) -> Text:
     idle = ("idle? ", "yellow") if found.idle else ""
     if found.foreign:
         by = f", {found.person}" if found.person else ""
-        return Text.assemble(idle, ("not created from here", "magenta"), by)
+        return Text.assemble(idle, ("not created by this store", "magenta"), by)
     given_up = (", given up", "yellow") if found.abandoned else ""
     return Text.assemble(idle, f"{found.run}" + (f", {found.person}" if found.person else ""), given_up)
 
