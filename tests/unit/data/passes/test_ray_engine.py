@@ -89,14 +89,6 @@ def test_inspect_and_split_are_the_same(home: Path) -> None:
     assert told["local"] == told["ray"]
 
 
-def test_convert_is_the_same(home: Path) -> None:
-    for engine in ("local", "ray"):
-        output = f"{engine}.sharegpt.jsonl"
-        report = run(home, engine, "convert", "rows.jsonl", "--to", "sharegpt", "-o", output, "--allow-loss")
-        assert report["written"] > 1000
-    assert (home / "ray.sharegpt.jsonl").read_bytes() == (home / "local.sharegpt.jsonl").read_bytes()
-
-
 def test_dedupe_is_the_same(home: Path) -> None:
     reports: list[dict[str, Any]] = []
     for engine in ("local", "ray"):
@@ -106,16 +98,16 @@ def test_dedupe_is_the_same(home: Path) -> None:
     assert (home / "ray.deduped.jsonl").read_bytes() == (home / "local.deduped.jsonl").read_bytes()
 
 
-def test_commands_at_once_have_a_cluster_each(home: Path, tmp_path: Path) -> None:
+def test_convert_is_the_same_by_commands_at_once_with_a_cluster_each(home: Path, tmp_path: Path) -> None:
     """A cluster of the other's would end with it, or not let this one in where it is another user's."""
+    words = ("convert", str(home / "rows.jsonl"), "--to", "sharegpt", "--allow-loss", "-o")
+    assert run(home, "local", *words, str(tmp_path / "local.jsonl"))["written"] > 1000
     started: list[subprocess.Popen[str]] = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        output = str(tmp_path / f"{name}.jsonl")
-        arguments = ("convert", str(home / "rows.jsonl"), "--to", "sharegpt", "-o", output, "--allow-loss")
         started.append(
             subprocess.Popen(
-                command("ray", *arguments),
+                command("ray", *words, str(tmp_path / f"{name}.jsonl")),
                 cwd=home,
                 env=environment(tmp_path / name),
                 stdout=subprocess.PIPE,
@@ -127,7 +119,9 @@ def test_commands_at_once_have_a_cluster_each(home: Path, tmp_path: Path) -> Non
         told, notes = process.communicate(timeout=300)
         assert process.returncode == 0, notes
         assert json.loads(told)["written"] > 1000
-    assert (tmp_path / "first.jsonl").read_bytes() == (tmp_path / "second.jsonl").read_bytes()
+    names = ("first", "second", "local")
+    first, second, local = ((tmp_path / f"{name}.jsonl").read_bytes() for name in names)
+    assert first == second == local
 
 
 def test_a_cluster_that_was_named_is_not_replaced_by_another(home: Path) -> None:
