@@ -142,7 +142,7 @@ def _reached(plan: ExperimentPlan, primary: Evidence) -> str | None:
         return f"{primary.metric} is better: {_interval(primary)}"
     least = _least(primary)
     if plan.rule.goal == "not worse" and least is not None and least > -primary.margin:
-        return f"{primary.metric} is not worse by {primary.margin:g}: {_interval(primary)}"
+        return f"{primary.metric} is not worse by {primary.margin:g} or more: {_interval(primary)}"
     return None
 
 

@@ -189,7 +189,7 @@ def key_of(request: Request) -> GatewayKey:
 
 
 def retries(request: Request) -> int:
-    """Return how often the client has retried this request, as the official clients report it."""
+    """Return the number of retries of this request, as reported by official clients."""
     told = request.headers.get("x-stainless-retry-count", "0")
     return int(told) if told.isascii() and told.isdigit() and len(told) < 6 else 0
 

@@ -356,7 +356,7 @@ class Trainer:
         self._generators.close()
 
     def take(self, job: SandboxJob) -> None:
-        """Add a new job that is to be trained to the queue."""
+        """Queue a new job for training."""
         with self._lock:
             self._active[job.host, job.id] = None
         self._wake.set()

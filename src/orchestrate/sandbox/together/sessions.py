@@ -376,7 +376,7 @@ class TrainingSessions:
     def files(self, request: Request) -> Response:
         found = self._found("rl-checkpoint", request.path_params["id"])
         if request.query_params.get("variant") != "CHECKPOINT_VARIANT_ADAPTER" or "registration" not in found:
-            raise HostError(400, "the sandbox only has adapters of inference checkpoints")
+            raise HostError(400, "the sandbox only supports adapters of inference checkpoints")
         there = sorted(self.host.state.files.joinpath(found["id"]).iterdir())
         data = [
             {
