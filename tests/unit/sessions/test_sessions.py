@@ -232,7 +232,7 @@ def test_a_loop_that_breaks_off_goes_on_from_where_it_was(ft: Orchestrator) -> N
 
 
 def test_another_program_ends_it(ft: Orchestrator) -> None:
-    with pytest.raises(RunFailed, match="cancelled"), opened(ft) as s:
+    with pytest.raises(RunFailed, match="canceled"), opened(ft) as s:
         trained(s, 1)
         ft.run(s.id).cancel()
         until(lambda: ft.run(s.id).refresh().status.terminal, "the end")
