@@ -231,7 +231,7 @@ def test_a_host_that_is_gone(tmp_path: Path, quick_python: None, tally: Tally) -
     with workspace(tmp_path, **env) as ft:
         [run] = ft.runs()
         run.cancel()
-    assert "cancelled" in ended(process, 1)["err"], "its caller does not wait for a host that is gone"
+    assert "canceled" in ended(process, 1)["err"], "its caller does not wait for a host that is gone"
     with workspace(tmp_path, **env) as ft:
         record = ft.run(run.id).refresh()
         assert record.status is JobStatus.CANCELLED and usd(record) >= 2 * STEP * USD
