@@ -102,7 +102,7 @@ def _read(text: bytes, place: str, rubric: Rubric) -> RatedAnswer:
         for c in rubric.criteria:
             if not 1 <= scores.get(c.name, 0) <= c.points:
                 raise DataError(
-                    f"{place}: {c.name} must have a rating from 1 to {c.points}",
+                    f"{place}: {c.name} has no rating from 1 to {c.points}",
                     fix="use the same rubric that people rated with",
                 )
     item = line.item or item_id(prompt, [], "", [])
