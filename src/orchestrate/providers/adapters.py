@@ -67,7 +67,7 @@ TO_BE_ASKED = (
     "to deploy it: orchestrate deploy RUN (shows the hourly price first). To run its adapter on "
     "this machine: --on here"
 )
-"""How to query a tuned model that is not deployed yet."""
+"""Fix for a query to a tuned model that is not deployed yet."""
 
 
 class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -222,7 +222,7 @@ class SessionBackend(ABC):
 
 class ClientSession(SessionBackend):
     """A model on a host whose client has Tinker's interface. The client numbers each request, so the host
-    carries out a request that is sent twice only once."""
+    runs a resent request only once."""
 
     host: ClassVar[str]
     _types: Any

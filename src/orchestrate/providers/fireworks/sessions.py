@@ -1,11 +1,11 @@
 """Training sessions at Fireworks, using its training SDK. A session is either serverless and billed by the
 token, or runs on a trainer that is rented for it and billed hourly.
 
-The SDK's client numbers a model's requests, so the host carries out a request that is sent twice only once.
-Sampling requests have no number and are sent once. A trainer's id is derived from the run's ref. If the
-response to a request was lost, the request is repeated with the same id, which never creates a second
-trainer. A trainer is stopped when the session ends, or by the host's inactivity timeout if the program was
-killed. The client's heartbeat keeps it up until then."""
+The SDK's client numbers a model's requests, so the host runs a resent request only once. Sampling requests
+have no number and are sent once. A trainer's id is derived from the run's ref. If the response to a request
+was lost, the request is repeated with the same id, which never creates a second trainer. A trainer is stopped
+when the session ends, or by the host's inactivity timeout if the program was killed. The client's heartbeat
+keeps it up until then."""
 
 from __future__ import annotations
 
@@ -336,7 +336,7 @@ PACKAGES = ("numpy", "orjson", "pyqwest", "google.protobuf", "zstandard")
 """Packages that the SDK's training part needs in addition to the SDK itself."""
 OTHERS = {
     "gspo": "Fireworks does not publish its formula",
-    "stable_reinforce": "its formula is not published",
+    "stable_reinforce": "Fireworks does not publish its formula",
 }
 
 T = TypeVar("T")

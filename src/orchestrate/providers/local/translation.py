@@ -558,7 +558,7 @@ def _learning_rate(rows: Rows, spec: JobSpec, optimizer: str) -> None:
     told = None
     if "lion" in optimizer:
         base *= LION_RATE
-        told = f"{LION_RATE:g} of AdamW's, because Lion's steps are larger"
+        told = f"{LION_RATE:g} of AdamW's rate, because Lion's steps are larger"
     if spec.learning_rate_multiplier is not None:
         rows.map(
             "learning_rate_multiplier",

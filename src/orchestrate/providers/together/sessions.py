@@ -348,7 +348,7 @@ OPERATION_S, INTERVAL_S = 1800.0, 0.25
 """Timeout of one operation, and pause between two status checks, in seconds."""
 OTHERS = {
     "gspo": "Together's GRPO with sequence-level ratios uses a different formula",
-    "stable_reinforce": "its formula is not published",
+    "stable_reinforce": "Together does not publish its formula",
 }
 T = TypeVar("T")
 
