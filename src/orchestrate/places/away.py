@@ -352,7 +352,7 @@ class AwayPlace(Place):
         return msgspec.structs.replace(resources, limits=limits)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage by the worker's own clock, for places that measure none or no longer list the
+        """Return the usage by the worker's own clock, for places that don't measure it or no longer list the
         run."""
         seconds = self.worked_s(ref)
         # One that never reported may have been paid for all the same.
