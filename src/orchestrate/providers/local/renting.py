@@ -246,7 +246,9 @@ def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Settin
         if not groups:
             reason = "at this place, all processes of a run are on one machine and end together"
         elif processes == 1 or least > processes:
-            reason = f"the run has only {count(processes, 'process', 'processes')}. Set processes higher"
+            reason = (
+                f"the run has {count(processes, 'process', 'processes')}. Set processes to a higher number"
+            )
         elif sharded:
             reason = "each process holds a shard of every weight, so all of them are needed"
     if reason is None and groups and processes > 1:
