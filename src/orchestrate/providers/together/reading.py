@@ -393,7 +393,8 @@ def sample_of(number: int, row: Row, loss: str) -> dict[str, Any]:
 def forward_answer(
     done: Any, given: Sequence[Mapping[str, Any]], weighed: Sequence[Mapping[str, Any]] | None
 ) -> dict[str, Any]:
-    """`weighed`: compute the loss of cross-entropy here, from all log-probabilities and these weights."""
+    """Parse the result of a forward pass. With `weighed`, compute the loss of cross-entropy here, from all
+    log-probabilities and these weights."""
     import numpy as np
 
     found = [np.asarray(one.tensors["logprobs"].data, dtype="<f4") for one in done.loss_fn_outputs or ()]
