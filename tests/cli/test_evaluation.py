@@ -172,7 +172,7 @@ def test_groups_and_slices(cli: Cli, host: ChatHost, rows: str) -> None:
     assert {m["slice"] for m in told["measures"]} == {"", "tag:even", "tag:odd"}
     assert {m["score"]["n"] for m in told["measures"] if m["slice"]} == {30}
     wrong = cli("eval", "--test", rows, *models(host, "good"), "--cluster", "usr")
-    assert wrong.code == 2 and "its other columns: tag, user" in wrong.err
+    assert wrong.code == 2 and "one of its columns: tag, user" in wrong.err
 
 
 def test_columns_of_ones_own_are_named(cli: Cli, host: ChatHost, tmp_path: Path) -> None:

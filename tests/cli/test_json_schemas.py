@@ -37,7 +37,7 @@ def test_every_command_with_json_has_a_schema_and_no_other() -> None:
                 without.add(full)
     assert found == set(names()) - {"error"}
     page = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
-    told = page[page.index("- Without it") :].split("\n- ")[0]
+    told = page[page.index("- These have no `--json`") :].split("\n- ")[0]
     assert without == set(re.findall(r"`([a-z ]+)`", told)), "the page tells those that have none"
 
 
