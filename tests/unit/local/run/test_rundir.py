@@ -95,7 +95,7 @@ def test_a_ref_cannot_leave_the_folder(tmp_path: Path, ref: str) -> None:
 def test_a_job_file_that_is_garbage_is_named(tmp_path: Path, content: bytes) -> None:
     run, _ = RunDir.make(tmp_path, job())
     (run.path / "job.json").write_bytes(content)
-    with pytest.raises(RunFailed, match=r"cannot read .*job\.json as a job"):
+    with pytest.raises(RunFailed, match=r"cannot read the job in .*job\.json"):
         run.job()
 
 

@@ -52,7 +52,7 @@ def test_what_changes_attention_is_not_passed_over(what: str) -> None:
     layout = line_up([np.arange(2), np.arange(4)], [[0, 1]], [0]).layout
     odd = {"softcap": 5.0}.get(what, torch.zeros(1, 2, 6, 6))
     mask, more = (odd, {}) if what == "mask" else (None, {what: odd})
-    with pytest.raises(NotImplementedError, match="supports no"):
+    with pytest.raises(NotImplementedError, match="does not support"):
         attention(module, q, q, q, mask, layout=layout, **more)
     with watched() as calls, suppress(ValueError):  # which transformers' own raises for a cap
         attention(module, q, q, q, mask, **more)
