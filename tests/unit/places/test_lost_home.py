@@ -157,7 +157,7 @@ def test_a_rented_machine_that_the_store_does_not_know_bills_and_fails_what_is_t
     assert (report.uncounted, report.unpriced) == ((one.item.id,), ())
     assert Fail(fail_if_idle=True).code(report) == 1 and Fail(fail_if_over=True).code(report) == 4
     [way] = [str(line) for line in notes(report) if "To take it over" in str(line)]
-    assert f"orchestrate recover {run_id_of(REF)} -p {found.name}; " in way, "without a question"
+    assert f"orchestrate recover {run_id_of(REF)} -p {found.name}. " in way, "without a question"
     left_out = reported(found, store, ignore=[REF])
     assert {Fail(fail_if_idle=True, fail_if_over=True).code(left_out)} == {0}
     recover(store, [found])
