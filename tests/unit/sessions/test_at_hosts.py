@@ -315,9 +315,10 @@ def host_usd(before: dict[str, int], after: dict[str, int]) -> float:
     return float(used["train"] * TRAIN + used["prefill"] * PREFILL + used["sample"] * SAMPLE)
 
 
-def sessions(sandbox: Sandbox) -> list[str]:
+def sessions(sandbox: Sandbox) -> set[str]:
+    """What the host has. Those that a killed program left there end later by themselves."""
     host: Any = sandbox.fronts["fireworks"].host
-    return list(host.sessions.desk.callers)
+    return set(host.sessions.desk.callers)
 
 
 def test_the_same_losses_here_and_at_fireworks(ft: Orchestrator, sandbox: Sandbox, tmp_path: Path) -> None:
@@ -325,12 +326,11 @@ def test_the_same_losses_here_and_at_fireworks(ft: Orchestrator, sandbox: Sandbo
         here = losses_of(s)
     with pytest.raises(UsageError, match="set a limit"):
         serverless(ft, max_cost_usd=None)
-    before = host_tokens(sandbox)
+    before, held, others = host_tokens(sandbox), committed(ft), sessions(sandbox)
     sandbox.clear_requests()
     with serverless(ft) as s:
         there = losses_of(s)
-        held = ft.spending(sandbox=True, offline=True).total.committed_usd
-        assert held == 5
+        assert committed(ft) == held + 5
         [drawn] = s.sample(IDS[:4], 1, {"max_tokens": 4, "seed": 1}).sequences
         [_, *seen] = s.logprobs([*IDS[:4], *drawn.tokens])
         assert seen[3:] == pytest.approx(drawn.logprobs, abs=1e-4)
@@ -354,7 +354,7 @@ def test_the_same_losses_here_and_at_fireworks(ft: Orchestrator, sandbox: Sandbo
     by_hand = trained_tokens * TRAIN + prefill * PREFILL + len(drawn.tokens) * SAMPLE
     assert record.bill.usd == pytest.approx(by_hand)
     assert host_usd(before, host_tokens(sandbox)) == pytest.approx(float(by_hand)), "the bill is the host's"
-    assert not sessions(sandbox), "a session ends with its block"
+    assert sessions(sandbox) <= others, "a session ends with its block"
     with pytest.raises(UsageError, match="is a checkpoint at Fireworks"):
         ft.run(s.id).deploy()
     sent = [one for one in sandbox.requests("fireworks", method="POST") if "/api/v1/" in one["path"]]
@@ -400,7 +400,7 @@ def test_a_request_that_hangs_fails_and_the_session_pauses(
         s.forward_backward(rows())
     record = ft.run(s.id).refresh()
     assert record.status is JobStatus.PAUSED and record.error and "its last save" in record.error.message
-    assert sessions(sandbox) == before
+    assert sessions(sandbox) <= before
 
 
 def test_a_killed_program_leaves_nothing_that_bills(ft: Orchestrator, home: Path, sandbox: Sandbox) -> None:
@@ -420,14 +420,14 @@ def test_a_killed_program_leaves_nothing_that_bills(ft: Orchestrator, home: Path
 
 
 def test_a_limit_reached_amid_a_step_ends_the_session_within_it(ft: Orchestrator, sandbox: Sandbox) -> None:
-    cap, before = Decimal("2.5") * STEP * TRAIN, host_tokens(sandbox)
+    cap, before, others = Decimal("2.5") * STEP * TRAIN, host_tokens(sandbox), sessions(sandbox)
     with pytest.raises(OverBudget), serverless(ft, max_cost_usd=cap) as s:
         trained(s, 5)
     record = ft.run(s.id).refresh()
     assert record.status is JobStatus.PAUSED and record.error and record.error.code == "limit"
     usd = host_usd(before, host_tokens(sandbox))
     assert record.bill is not None and float(record.bill.usd) == pytest.approx(usd) and usd <= cap
-    assert not sessions(sandbox)
+    assert sessions(sandbox) <= others
 
 
 def test_a_trainer_has_the_same_losses_and_is_asked_for_once(ft: Orchestrator, sandbox: Sandbox) -> None:
