@@ -281,7 +281,8 @@ class TranslationRefused(OrchestrateError):
         lines = [f"  {s.name} = {s.asked!r}: {s.rule or 'not supported'}" for s in settings]
         fix = f"change them, drop them, or choose another backend (orchestrate plan --provider {provider})"
         if overrides is not None:
-            fix = f"to drop them for {provider}, orchestrate plan --provider {provider} --fix  writes:\n"
+            fix = f"to drop them for {provider}, add this"
+            fix += f" (orchestrate plan --provider {provider} --fix  writes it):\n"
             fix += overrides
         super().__init__(
             "\n".join([f"{provider} does not support these settings of the spec:", *lines]), fix=fix

@@ -48,7 +48,7 @@ def text(value: str) -> str:
 
 
 def shown(value: Any, column: str = "") -> str:
-    """Format a value for people, escaped for HTML."""
+    """Format a value for display and escape it for HTML."""
     if value is None or value == () or value == {}:
         return ""
     if isinstance(value, bool):

@@ -215,7 +215,7 @@ _log = logging.getLogger(__name__)
 STORE_S = 2.0
 """Seconds to wait for the store to return a user's model."""
 SILENT_S = 10.0
-"""Seconds for which the store is skipped after that limit."""
+"""Seconds for which the store is skipped after it exceeded that time."""
 _CONNECT_S = 5.0
 
 

@@ -1,8 +1,9 @@
 """Estimate the latency of an answer before training, from the size of the model, for one request at a time.
 
-Each token of the answer reads every active weight from memory once, so generation is bound by bandwidth. The
-prompt is processed in parallel, with two operations per weight and token, so it is bound by compute. The
-efficiency of a GPU relative to its data sheet is fitted to published measurements and checked against others.
+Each token of the answer reads every active weight from memory once, so generation is limited by memory
+bandwidth. The prompt is processed in parallel, at two operations per weight and token, so it is limited by
+compute. The efficiency of a GPU relative to its data sheet is fitted to published measurements and checked
+against others.
 """
 
 from __future__ import annotations

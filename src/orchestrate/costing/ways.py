@@ -389,10 +389,9 @@ def dearer_by_token(serving: ServingWay, base_usd: Decimal | None, host: str, tr
         else ""
     )
     return (
-        f"more expensive per token than {host}'s own serverless price of the base model, "
-        f"{text.money(mine)} per million against {text.money(theirs)}: you pay for these GPUs "
-        f"even when idle{idle}. Serverless GPUs are shared among many users and cannot serve this "
-        "tuned model"
+        f"costs {text.money(mine)} per million tokens, while {host}'s serverless price of the base model "
+        f"is {text.money(theirs)}. You pay for these GPUs even when they "
+        f"are idle{idle}. Serverless GPUs are shared among many users and cannot serve this tuned model"
     )
 
 

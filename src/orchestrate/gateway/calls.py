@@ -243,5 +243,5 @@ def parsed(raw: bytes) -> dict[str, Any]:
 
 
 def anonymous(at: datetime) -> GatewayKey:
-    """Return the key of requests that come from this machine while no keys exist."""
+    """Return the key used for local requests while no keys exist."""
     return GatewayKey(name="local", created_at=at)

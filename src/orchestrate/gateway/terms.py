@@ -65,7 +65,7 @@ class MappedModel(BaseModel):
     @model_validator(mode="after")
     def _names_one(self) -> MappedModel:
         if self.run is None and not (self.backend and self.model):
-            raise ValueError("either backend and model, or run, is required")
+            raise ValueError("set either run, or both backend and model")
         if self.run is not None and (self.backend or self.model or self.settings or self.base_learning_rate):
             raise ValueError("run cannot be combined with backend, model or settings")
         if self.deploy is not None and self.on == "here":

@@ -31,7 +31,7 @@ class Agreement(BaseModel):
 
 
 class AgentBudget:
-    """The total that this server may spend. Each confirmed price counts with its high end."""
+    """The total that this server may spend. Each confirmed price counts at the high end of its range."""
 
     def __init__(self, limit_usd: Decimal | None) -> None:
         self.limit_usd = limit_usd

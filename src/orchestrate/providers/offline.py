@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
 
 NO_QUOTE = ("model", "method", "method.type")
-"""Rejected settings without which no price can be computed."""
+"""Settings that a price depends on. If one is rejected, there is no quote."""
 _ALIKE = 0.85
 """Minimum similarity at which a name counts as a typo. High, because a host may have models that the catalog
 lacks."""

@@ -51,7 +51,7 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "truncation": ("has no setting for how to treat rows over the limit", None),
     "save_total_limit": ("decides which checkpoints to keep", None),
     "method.train_on": (
-        "trains on every assistant message. To skip some, set weight 0 on them in the rows, if supported",
+        "trains on every assistant message. To skip some, set their weight to 0 in the rows, if supported",
         "all",
     ),
     "method.ignore_empty_think": ("renders and masks reasoning by its own rules", False),
@@ -62,7 +62,7 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "adapter.layers_to_transform": ("adapts all layers", None),
     "adapter.exclude_modules": ("has no setting to exclude modules", None),
     "adapter.target_parameters": ("cannot adapt individual expert weights", None),
-    "adapter.modules_to_save": ("cannot fully train modules next to the adapter", None),
+    "adapter.modules_to_save": ("cannot train entire modules alongside the adapter", None),
     "adapter.loraplus_lr_ratio": ("uses one learning rate for the entire adapter", 1),
 }
 """Settings of training engines that no published API has. Each maps to what hosts do instead, and to the

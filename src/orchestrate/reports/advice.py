@@ -536,8 +536,8 @@ def _by_needs(needs: Needs) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=_PROMPTING,
             points=-1,
-            reason="data that stays on your machines can only go to an open model there, which is weaker "
-            "than hosted ones",
+            reason="if your data must stay on your machines, you can only prompt an open model there, and "
+            "open models are weaker than hosted ones",
             turns="",
         )
         yield AdviceVote(

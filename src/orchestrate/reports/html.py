@@ -138,8 +138,8 @@ def quality(evaluations: Sequence[Evaluation]) -> str:
             chart = charts.places(items, title=title, x_name=unit, y_name=metric.name)
             rows = f"{first.items:,} items ({(first.items_digest or first.dataset_digest)[:12]})"
             caption = (
-                f"Up and to the left is better. Lines are 95% intervals over {rows}. Hollow means "
-                "not a tuned model."
+                f"Up and to the left is better. Lines are 95% intervals over {rows}. Hollow "
+                "markers are untuned models."
             )
             found.append(figure(title, chart, caption, 3))
     return "".join(found)

@@ -83,8 +83,8 @@ Progress = Callable[[int, int], None]
 
 
 class NewSpec(Record, frozen=True, kw_only=True):
-    """The result of `init` for data. `left_out` gives the reason for each backend that is missing from the
-    spec."""
+    """The spec that `init` generated from data. `left_out` gives the reason for each backend that is not in
+    it."""
 
     spec: str
     files: dict[str, str]

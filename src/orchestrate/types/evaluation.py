@@ -142,8 +142,8 @@ class Contender(Record, frozen=True, kw_only=True):
 
     @property
     def usd_per_answer(self) -> Decimal | None:
-        """Return the price of an answer by its tokens. If the host bills hourly, this is hours x price /
-        answers, for the expected traffic or at the speed of this evaluation."""
+        """Return the cost of an answer in USD, by its tokens. With hourly billing it is hours x price /
+        answers, at the expected traffic or the speed of this evaluation."""
         came = self.answers - self.failed
         if self.usd is not None and came:
             return self.usd / came

@@ -31,7 +31,7 @@ class Standing(Record, frozen=True, kw_only=True):
     rented: bool = False
     """True for a job on a machine that is billed hourly until it is removed."""
     job_id: str | None = None
-    """Id of the job itself, or of the job that its name refers to. Only the store knows the job's owner."""
+    """Id of the job, or of the job that the name contains. Only the store knows who owns that job."""
     created_at: datetime | None = None
     owner: str | None = None
     """Creator, if it is known to be someone other than the key's owner."""

@@ -158,7 +158,7 @@ def since_of(request: Request) -> datetime:
     try:
         at = datetime.fromisoformat(request.query_params.get("since", ""))
     except ValueError as error:
-        raise UsageError("the stream needs a start time in the same format as the page") from error
+        raise UsageError("the start time of the stream must use the format of the page's times") from error
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 

@@ -231,7 +231,7 @@ def test_what_a_run_measured_there_is_what_the_next_quote_is_made_of(
     [pace] = throughput.read_pace(throughput.file_of(found.home))
     assert (pace.kind.device, pace.tokens / pace.seconds) == (world.gpu, SPEED)
     measured, after = quoted()
-    fitted = f"fitted to 1 finished run on {world.name} ({world.gpu}), the latest on {pace.at.date()}"
+    fitted = f"fitted to 1 finished run on {world.name} ({world.gpu}) (most recent: {pace.at.date()})"
     assert fitted in measured
     assert "fitted to 1 finished run" in checked()
     assert SPEED < after < 1.5 * SPEED < before, "it is slower than such a GPU is expected to be"

@@ -128,7 +128,7 @@ def other_scale(folder: Path, known: Known) -> None:
         (
             another,
             "answers",
-            "a different adapter under this name",
+            "a different one under this name",
         ),
         (other_scale, "distance", "another scale"),
     ],

@@ -163,7 +163,7 @@ def _show_kinds(rates: list[Rate]) -> None:
     out.print(shown)
     note(
         "add --provider, --method, --model or --gpu to show each price with its source, and --all "
-        "to include ended prices"
+        "to include expired prices"
     )
 
 

@@ -104,7 +104,7 @@ class TestRowOptions:
     ] = None
     slices: Annotated[
         str,
-        typer.Option(metavar="NAMES", help="Also score slices by columns, length or label; comma-separated."),
+        typer.Option(metavar="NAMES", help="Also score slices by column, length or label (comma-separated)."),
     ] = ""
     max_tokens: MaxTokensOpt = 512
     samples: Annotated[int, typer.Option(min=1, max=64, help="Answers per row.")] = 1

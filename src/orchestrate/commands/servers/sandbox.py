@@ -39,7 +39,7 @@ SpeedOpt = Annotated[
 TrainOpt = Annotated[
     bool, typer.Option("--train/--no-train", help="Train the tiny model, or only simulate job states.")
 ]
-ModelOpt = Annotated[str | None, typer.Option("--model", help="Folder of another model to train.")]
+ModelOpt = Annotated[str | None, typer.Option("--model", help="Train the model in this folder instead.")]
 SlotsOpt = Annotated[
     int | None, typer.Option("--slots", min=1, help="Concurrent trainings. Default: 3, one per host.")
 ]

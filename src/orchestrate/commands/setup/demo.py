@@ -1,4 +1,4 @@
-"""The command `demo`: the main workflow on this machine, without a key.
+"""The `demo` command: the main workflow on this machine, without a key.
 
 Each step prints an `orchestrate` command and runs it. The local run is real. The sandbox takes the place of
 the three hosts: the real SDK clients connect to local servers, which train the bundled tiny model instead of

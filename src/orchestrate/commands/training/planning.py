@@ -179,7 +179,7 @@ def _fix(asked: SpecOptions, translations: Sequence[Translation]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class PriceOptions:
-    """Options for the prices to use."""
+    """Options that select the prices."""
 
     rate: RateOpt = None
     gpu_hours: GpuHoursOpt = None

@@ -68,7 +68,7 @@ class SpaceOptions:
         ),
     ] = 0
     prune: Annotated[
-        bool, typer.Option("--prune", help="Stop runs early if their loss is not in the better half.")
+        bool, typer.Option("--prune", help="Stop a run early if its loss is worse than the median.")
     ] = False
     seed: Annotated[
         int, typer.Option(min=0, help="Seed for the random and tpe samplers and for data subsets.")

@@ -204,7 +204,9 @@ def download(
     to: Annotated[
         Path | None, typer.Option("--to", help="Folder. Default: models/RUN in the home folder.")
     ] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint instead of the final model.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Download this checkpoint, not the final model.")
+    ] = None,
 ) -> Output[Artifact]:
     """Download a tuned model's files and verify their hashes (safetensors only). Repeat the command to
     resume."""

@@ -74,7 +74,7 @@ def _span(token: Token) -> str:
 
 
 def texts(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
-    """Return the text of each token id. The concatenated texts are the complete text. A character that spans
+    """Return the text of each token id. Concatenating them yields the full text. A character that spans
     several tokens appears at its last token. `decode` maps a list of ids to text."""
     shown: list[str] = []
     start = 0

@@ -37,7 +37,7 @@ class Matches:
     """Pairs of row numbers: a row and the row that it matches."""
 
     pairs: tuple[tuple[int, int], ...]
-    """The first pairs, limited in number."""
+    """The first pairs, up to a fixed number."""
     count: int
     """Number of all pairs."""
 

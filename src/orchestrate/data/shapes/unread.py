@@ -282,8 +282,8 @@ def with_own_text(columns: dict[str, UnreadColumn], rows: int) -> dict[str, Unre
 
 
 def told(columns: dict[str, UnreadColumn], rows: int) -> Iterator[Problem]:
-    """Yield a warning for each column with its own text in most rows, and one warning for all other
-    columns."""
+    """Yield a warning for each unused column whose text differs in most rows, and one warning for all other
+    unused columns."""
     own = with_own_text(columns, rows)
     for name, column in own.items():
         message = (

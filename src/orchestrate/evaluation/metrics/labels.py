@@ -20,8 +20,8 @@ NO_LABEL = "(no label)"
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The labels of a task: its distinct expected answers. Surrounding white space and Unicode forms (NFC)
-    don't matter. Case matters only if two expected answers differ in nothing else."""
+    """The labels of a task: its distinct expected answers. They are compared without surrounding white space
+    and in Unicode form NFC. Case is ignored unless two labels differ only in case."""
 
     names: tuple[str, ...]
     case_matters: bool = False

@@ -256,7 +256,7 @@ def told(found: ReviewResult) -> list[str]:
         for p in found.pairs
     ]
     sentences += [
-        f"People rated {one.first} {text.score(one.score)} higher than {one.second}, from 0 to 1, "
+        f"Raters scored {one.first} {text.score(one.score)} higher than {one.second} (scale 0 to 1) "
         f"on {one.score.n} {where}: {by}."
         for one in found.differences
     ]

@@ -43,7 +43,7 @@ class Body(BaseModel):
 
 
 def parse(kind: type[T], values: Any) -> T:
-    """Validate values as this kind of model. Raises `HostError` 400, which names the first invalid field."""
+    """Validate values against this model class. Raises `HostError` 400 with the first invalid field."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -26,7 +26,7 @@ def table_in(passport: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def trained_in_four_bit(passport: Mapping[str, Any]) -> bool | None:
-    """Return True if an adapter was trained on its base in 4 bits, or `None` if its passport does not say."""
+    """Return True if an adapter was trained on a 4-bit base, or `None` if its passport does not say."""
     adapter = table_in(passport, "adapter")
     return adapter.get("type") == "qlora" if adapter else None
 

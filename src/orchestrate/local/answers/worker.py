@@ -119,7 +119,7 @@ class Worker:
         the end."""
         if self._whose == threading.get_ident():
             raise UsageError(
-                "another streamed answer of the same process is still being read",
+                "another stream of the same process is still open",
                 fix="read it to the end or close() it before the next prompt",
             )
         with self._turn:

@@ -366,7 +366,7 @@ def _source(kind: ThroughputKey, ran: list[MeasuredPace], home: Path, told_by: s
     if told_by == "runs":
         at = [pace.at for pace in ran if alike(kind, pace.kind) is not None]
         where = "this machine" if place is None else f"{place} ({what})"
-        return f"fitted to {text.count(len(at), 'finished run')} on {where}, the latest on {max(at).date()}"
+        return f"fitted to {text.count(len(at), 'finished run')} on {where} (most recent: {max(at).date()})"
     if told_by == "bench":
         nearest = min(
             (b for b in read(home) if b.device == kind.device),

@@ -1,5 +1,5 @@
-"""`AwayProvider` runs our engine on another machine. Spec, rows, run directory and commands are the same as
-for local training. The place that the profile names starts the worker."""
+"""`AwayProvider` runs the training engine on another machine. Spec, rows, run directory and commands are the
+same as for local training. The place in the profile starts the worker."""
 
 from __future__ import annotations
 

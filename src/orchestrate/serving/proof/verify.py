@@ -152,8 +152,8 @@ def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], mode
         state="failed",
         detail=f"{model!r} answers like neither the tuned model ({tuned} of {len(canaries)} canaries) "
         f"nor its base model ({base})",
-        fix="the server has a different adapter under this name, or modified weights (merged into 4 "
-        "bits, or quantized too heavily): load the run's own adapter",
+        fix="load this run's adapter: the server has a different one under this name, or changed weights "
+        "(merged into 4 bits, or quantized too heavily)",
         figures=figures,
     )
 

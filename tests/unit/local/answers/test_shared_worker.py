@@ -212,7 +212,7 @@ def test_whoever_leaves_amid_an_answer_does_not_leave_it_to_the_next(
     whole = asked(one)
     pieces = one.stream(ASKED[1], max_tokens=200)
     next(pieces)
-    with pytest.raises(UsageError, match="another streamed answer of the same process is still being read"):
+    with pytest.raises(UsageError, match="another stream of the same process is still open"):
         asked(Generator(str(TINY), adapters["second"], threads=1, worker=worker))
     pieces.close()
     assert asked(one) == whole

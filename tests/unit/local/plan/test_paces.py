@@ -80,7 +80,7 @@ def test_what_is_known_better_counts_for_more(tmp_path: Path) -> None:
         ran(tmp_path, SMALL, 3000.0, besides=25.0)
     fitted = estimate(tmp_path, SMALL)
     assert fitted.tokens_per_second == pytest.approx(3000, rel=0.2)
-    assert fitted.source == "fitted to 3 finished runs on this machine, the latest on 2026-11-01"
+    assert fitted.source == "fitted to 3 finished runs on this machine (most recent: 2026-11-01)"
     assert fitted.besides.value == pytest.approx(25, rel=0.2)
     assert fitted.factor < measured.factor
     # All weights take half as long again; nothing carries over to another device or precision.

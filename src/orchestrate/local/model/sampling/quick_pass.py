@@ -185,7 +185,7 @@ class QuickPass:
         self._fits = True
 
     def bind(self, mixing: Mixes | None, adapters: Sequence[str], *, fits: bool) -> None:
-        """Update the adapters that are loaded on the model. `fits`: each of them is a sum of products."""
+        """Update the list of loaded adapters. `fits`: each of them is a low-rank product."""
         self.mixing = mixing
         self._fits = fits and all(joined.holds for one in self._layers for joined in one.joined)
         every = [layer for one in self._layers for joined in one.joined for layer in joined.layers]

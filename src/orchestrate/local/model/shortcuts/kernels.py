@@ -107,7 +107,7 @@ class AttentionGroup:
     queries: Tensor
     """Positions in the line, as [pieces * longest]. Positions beyond a piece's end are arbitrary."""
     real: Tensor
-    """0 beyond a piece's end, as [pieces * longest, 1]."""
+    """1 inside a piece and 0 beyond its end, as [pieces * longest, 1]."""
     back: Tensor
     """Position of each own token among the queries, as [last - first]."""
     keys: Tensor
