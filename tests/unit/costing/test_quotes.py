@@ -35,7 +35,7 @@ def test_openai(quote: Quoting, data: TrainingData) -> None:
     # 3 tokens of each row open an answer that is yet to come, so they may not be there.
     assert found.expected_usd - found.low_usd == found.high_usd - found.expected_usd == 400 * 3 * 3 * 3 / MTOK
     assert [line.component for line in found.lines] == ["training"]
-    assert any("the validation file is not billed" in text for text in found.assumptions)
+    assert any("The validation file is not billed" in text for text in found.assumptions)
     assert "2027-01-14" in found.warnings[0]
     assert "since 2026-05-07 for organizations that never fine-tuned a model" in found.warnings[1]
     assert "2027-01-06" in found.warnings[1]
