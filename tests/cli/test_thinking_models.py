@@ -53,7 +53,7 @@ def test_from_plan_to_an_evaluation(cli: Cli, cli_env: dict[str, str], tmp_path:
     told = " ".join(cli("plan", "--provider", "local,openai", "--all").out.split())
     if family == "thinks":
         assert "OpenAI renders rows with its own template" in told
-        assert "is stored with the result for chat, evaluation and export" in told
+        assert "stored with the result for chat, evaluation and export" in told
     done = cli("submit", "--provider", "local", "--yes", "--watch")
     assert done.code == 0, done.err
 
