@@ -349,7 +349,7 @@ def kinds() -> list[str]:
 
 
 _described_in: dict[Path, None] = {}
-"""Folders of the user's own descriptions."""
+"""Folders with the user's own descriptions of hosts."""
 
 
 def describe_from(folder: Path) -> None:

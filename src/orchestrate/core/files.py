@@ -169,8 +169,8 @@ takes this long."""
 
 
 def recover_folders(parent: Path, name: str = "*") -> None:
-    """Restore folders in `parent` that `whole_folder` had renamed when its process was killed, and remove
-    leftovers of folders that it had already replaced."""
+    """Restore folders in `parent` that `whole_folder` moved aside before its process was killed. Delete the
+    old copies of folders that it had already replaced."""
     pattern = f".{name if name == '*' else escape(name)}.*{_ASIDE}"
     for aside in parent.glob(pattern):
         named, pid, _ = aside.name.removesuffix(_ASIDE).rsplit(".", 2)

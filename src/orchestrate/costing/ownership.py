@@ -174,8 +174,8 @@ def adapter_hosts() -> tuple[AdapterHost, ...]:
 
 
 def rented(resolved: ModelOnHost, use: ServingUse, prices: Prices) -> Iterator[tuple[str, ServingWay]]:
-    """Yield each provider that rents GPUs and does not train, with its cheapest kind of GPU for the load.
-    `prices` gives the rate book and the day."""
+    """Yield each provider that only rents GPUs, with its cheapest GPU type for the load. `prices` gives the
+    rate book and the day."""
     names = {rate.provider for rate in prices.book if rents(rate)}
     for name in sorted(names):
         rates = gpu_rates(Prices(name, prices.book, prices.on), RENTAL)

@@ -28,7 +28,7 @@ class Lines(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     """Assumptions behind the lines."""
     open_end: str | None = None
-    """Costs that the lines do not include. If set, the price may exceed the high end of the lines."""
+    """Costs that the lines do not include. If set, the total may exceed the high end of their range."""
 
 
 Bills = Callable[["JobSize", "Rate"], Lines]

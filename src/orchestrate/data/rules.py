@@ -222,7 +222,8 @@ def _kinds(data: Facts, host: RowTarget, method: str | None) -> list[Problem]:
             new = f"{Path(data.path).name.partition('.')[0]}.{host.name}.jsonl"
             fix = f"orchestrate data convert {shlex.quote(data.path)} --to {host.name} -o {shlex.quote(new)}"
         if data.kind == "unpaired":
-            fix = f"train on pairs with method dpo, or on this machine (--provider {this_machine().kind})"
+            here = this_machine().kind
+            fix = f"use method dpo to train on pairs, or train on this machine (--provider {here})"
         return [_file_problem(host, data, "kind-refused", reason, fix)]
     if method is not None and data.kind not in METHOD_KINDS[method]:
         message = (

@@ -30,7 +30,7 @@ class Flip(Record, frozen=True, kw_only=True):
     change: float
     """The contender's mark minus the rival's."""
     note: str = ""
-    """The metric's reason for the contender's mark, if any."""
+    """The metric's explanation of the contender's score, if any."""
 
 
 class Flips(Record, frozen=True, kw_only=True):

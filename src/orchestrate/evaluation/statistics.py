@@ -191,8 +191,8 @@ typical for a tuned model and its base (simulated with 16%)."""
 
 
 def detectable(n: int, discordant: float = DISCORDANT) -> float:
-    """Return the smallest difference that `n` items detect with a power of 80%. For marks between 0 and 1,
-    `discordant` is the mean squared difference of an item."""
+    """Return the smallest difference that `n` items can detect with 80% power. For scores between 0 and 1,
+    `discordant` is the mean squared difference per item."""
     return min(1.0, REACH * math.sqrt(discordant / n)) if n else 1.0
 
 

@@ -197,7 +197,7 @@ def _good_side(metric: MetricUsed, score: Score, goal: float) -> tuple[float, fl
 
 
 def rows_to_decide(score: Score, goal: float) -> int | None:
-    """Estimate how many rows would decide with a power of 80% if the true value equals the measured one.
+    """Estimate how many rows a verdict needs with 80% power if the true value equals the measured one.
 
     The result is larger than the current number, or `None` if it exceeds `MOST_ROWS`."""
     apart = abs(score.value - goal)

@@ -121,7 +121,7 @@ def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> Gate
         raise ConfigError(f"{where}: {place}: {first['msg']}") from error
     if DEFAULT in told.models and told.models[DEFAULT].run is not None:
         raise ConfigError(
-            f"{where}: gateway.models.{DEFAULT}: an entry with run must have its own name, not {DEFAULT}"
+            f"{where}: gateway.models.{DEFAULT}: an entry that sets run needs a name other than {DEFAULT}"
         )
     files = Path(told.files).expanduser() if told.files else home / "gateway"
     return GatewaySettings(

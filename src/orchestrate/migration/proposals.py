@@ -61,7 +61,7 @@ def of_settings(
         if now is None or now.outcome is Outcome.REFUSED:
             if was is not None and was.asked is not None:
                 why = (refused or {}).get(name) or (now.rule if now is not None else None)
-                why = why or "no such setting there"
+                why = why or "the new backend has no such setting"
                 found.append(SettingChange(what=name, was=_value(was), now="-", becomes="left out", why=why))
         elif now.asked is None and (was is None or was.asked is None):
             if was is None or _value(was) != _value(now):

@@ -94,7 +94,7 @@ class Send(NamedTuple):
 
     usd: Decimal
     at: datetime | None
-    """Actual cost of its answer."""
+    """Actual cost of the answer, in USD."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "checkpoint_steps": ("has no setting for steps between checkpoints", None),
     "warmup_steps": ("has no setting for warm-up steps", None),
     "min_lr_ratio": ("has no setting for the final learning rate", None),
-    "decay_ratio": ("has no schedule with a stable part", None),
+    "decay_ratio": ("has no schedule with a stable phase", None),
     "schedule_power": ("has no polynomial schedule", None),
     "truncation": ("has no setting for how to treat rows over the limit", None),
     "save_total_limit": ("decides which checkpoints to keep", None),

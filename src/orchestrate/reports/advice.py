@@ -507,8 +507,8 @@ def _by_answers(facts: DataTraits) -> Iterable[AdviceVote]:
         )
     if facts.knowing:
         reason = (
-            f"{facts.copied_share:.0%} of the answers' words are in their prompts, and they "
-            "rarely repeat: the answers carry knowledge, which fine-tuning does not teach well"
+            f"{facts.copied_share:.0%} of the answers' words are in their prompts, and the answers "
+            "rarely repeat: they carry knowledge, which fine-tuning does not teach well"
         )
         yield AdviceVote(
             ways=(Way.RETRIEVAL,),

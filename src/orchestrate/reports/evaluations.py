@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".txt": "table", ".xml": "junit"}
 _IN_MARKDOWN = 5
-"""The number of broken items, and of fixed ones."""
+"""Markdown for the numbers of broken and fixed items."""
 
 
 class EvaluationReport(Record, frozen=True, kw_only=True):

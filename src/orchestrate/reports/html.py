@@ -327,7 +327,7 @@ def quality_and_cost(comparison: ComparedRuns) -> str:
         for i, c, s, p in alike
     ]
     title = f"{metric} by training cost"
-    chart = charts.places(items, title=title, x_name="US dollars to train", y_name=metric)
+    chart = charts.places(items, title=title, x_name="training cost in USD", y_name=metric)
     told = (
         "Up and to the left is better. Lines are 95% intervals over "
         f"{text.count(alike[0][2].score.n, 'row')}."

@@ -197,7 +197,7 @@ def quote_table(
     parts += [_own_numbers(totals), Text(), Text(ownership_verdict(totals), style="bold"), notes]
     if whole:
         return Group(*parts, *_own_notes(totals))
-    return Group(*parts, Text("for assumptions and other serving options: --all", style="dim"))
+    return Group(*parts, Text("to show assumptions and other serving options: --all", style="dim"))
 
 
 def _note(notes: TextTable, quote: Quote) -> None:

@@ -88,7 +88,7 @@ class Compared(Record, frozen=True, kw_only=True):
     regression: Regression | None = None
     """Its latest regression test."""
     asked_again: tuple[Pairing, ...] = ()
-    """Its latest evaluation compared with an earlier one of the same items."""
+    """The run's latest evaluation compared with an earlier one on the same items."""
     serving: str | None = None
     silent: str | None = None
     """Reason that its model can't be queried on its host, if there is one."""

@@ -40,7 +40,7 @@ class RaisedLimits(NamedTuple):
 
 
 class Resumed(Protocol):
-    """Interface of things that can be resumed, such as a `TrackedRun`."""
+    """Interface of anything that can be resumed, such as a `TrackedRun`."""
 
     record: Run
 

@@ -133,7 +133,7 @@ class Age(Record, frozen=True, kw_only=True):
     seconds: float
     """Seconds since its creation, measured by uptime, so that changing the wall clock has no effect."""
     at: datetime
-    """The wall clock at this reading."""
+    """Wall-clock time of this reading."""
     boot: str
     """Id of the boot from which `uptime` counts."""
     uptime: float

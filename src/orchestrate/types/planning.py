@@ -71,7 +71,7 @@ class Authority(StrEnum):
     SPECIFICATION = "specification"
     """API specification published by the host."""
     DOCUMENTATION = "documentation"
-    """The host's web pages only."""
+    """Only the host's web pages mention it."""
     NONE = "none"
     """No published source mentions it."""
 

@@ -320,10 +320,10 @@ def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None 
     from orchestrate.runs.evaluation.reviewing import LIKENESS
 
     shown = table(
-        "raters of each item",
+        "raters per item",
         "items",
         "ratings in total",
-        right=("raters of each item", "items", "ratings in total"),
+        right=("raters per item", "items", "ratings in total"),
     )
     for plan in plans:
         shown.add_row(str(plan.raters), f"{plan.items:,}", f"{plan.votes:,}")

@@ -92,9 +92,7 @@ def _delete_run(ft: Workspace, record: Run, *, yes: bool) -> Output[list[Stored]
     ws = ft.home_of(record)
     found = deleting.stored(ws, record)
     if not found:
-        return Output(
-            found, lambda _: note(f"the store knows of no files or models on a host for run {record.id}")
-        )
+        return Output(found, lambda _: note(f"run {record.id} has no recorded files or models on a host"))
     if record.sandbox:
         err.print(SANDBOX)
     err.print(_listed(found))

@@ -76,7 +76,7 @@ class _Console(Console):
 
 
 out = _Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH)
-"""Console for data, as a pipe receives it."""
+"""Console for results on stdout, which can be piped."""
 err = _Console(
     stderr=True, highlight=False, markup=False, emoji=False, width=None if sys.stderr.isatty() else _WIDTH
 )

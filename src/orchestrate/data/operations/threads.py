@@ -188,8 +188,8 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Columns:
-    """The meaning of the columns. `assistant`, `user` and `left_out` are values of the `role` column (a role,
-    a name, an address), with `*` as a wildcard. The first match wins. Common names for customers are
+    """The columns of a message table. `assistant`, `user` and `left_out` list values of the `role` column
+    (roles, names or addresses), with `*` as a wildcard. The first match wins. Common names for customers are
     recognized automatically. Without `time`, messages are in file order."""
 
     thread: str

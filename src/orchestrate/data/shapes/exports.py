@@ -75,7 +75,7 @@ _CUT = {
     ),
     **dict.fromkeys(("content_filter", "refusal"), "refused-answer"),
 }
-"""Reasons why an answer ended early, in the terms of OpenAI, Anthropic, Gemini and Bedrock."""
+"""Finish reasons of truncated answers at OpenAI, Anthropic, Gemini and Bedrock."""
 
 
 def ended(*reasons: Any) -> list[Problem]:
@@ -172,7 +172,9 @@ def read_responses(row: Row) -> Read:
         _response_item(as_row(item), messages, thought, left)
     found += [*wrong, *unread(left, (), "output"), *_ended_response(response)]
     if any(thought):
-        found.append(problem("lost-meaning", "no answer follows the last reasoning", field="output"))
+        found.append(
+            problem("lost-meaning", "the last reasoning is not followed by an answer", field="output")
+        )
     return example_of(messages, request.get("tools") or response.get("tools"), "input", found)
 
 

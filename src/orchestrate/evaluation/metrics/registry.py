@@ -92,7 +92,7 @@ def of(name: str, found: Any) -> Metric:
 
 
 Maker = Callable[[str, Context], Metric | PairMetric]
-"""A factory with the arguments (text after the colon, context)."""
+"""A function that creates a metric from the text after the colon and the context."""
 
 
 @dataclass(frozen=True)

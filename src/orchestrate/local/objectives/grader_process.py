@@ -13,7 +13,7 @@ from typing import Any
 MEMORY_BYTES = 4 << 30
 FILE_BYTES = 64 << 20
 PROCESSES = 512
-"""Maximum number of processes. Systems that count by user include all of the user's processes."""
+"""Maximum number of processes. Some systems count all processes of the user."""
 
 
 def limit() -> None:

@@ -26,7 +26,7 @@ KERNEL_CACHE = 64
 number of tokens, and no two steps have the same. With the default of 1024, a worker grew from 590 to 1,400 MB
 within 240 steps without becoming faster. One pass needs 64, because its layers are alike."""
 ENDING_S = 60.0
-"""Seconds that the process of a paused worker has to exit. It must release a GPU and a grader's processes."""
+"""Seconds in which a paused worker's process must exit, after it released a GPU and a grader's processes."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "jinja2")
 
 

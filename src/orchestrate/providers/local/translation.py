@@ -482,7 +482,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
     if spec.early_stopping is not None:
         _early_stopping(rows, spec, spec.early_stopping)
     elif spec.keep_best and spec.evals == 0:
-        rows.refuse("keep_best", "selects by evaluations, but evals is 0")
+        rows.refuse("keep_best", "selects a checkpoint by its evaluation, but evals is 0")
     elif spec.validation is not None or spec.keep_best is not None:
         rows.offer("keep_best", "hyper.keep_best", False, "the weights of the last step")
 

@@ -147,7 +147,7 @@ class Upkeep:
         up = duration(float(hours_billed(deployment, now)) * 3600)
         self._say(
             deployment,
-            f"{name(deployment)} has been up for {up}, {so_far}, and this store has sent no request "
+            f"{name(deployment)} has been up for {up} ({so_far}) and has received no request from this store "
             f"for {duration(quiet)}. To take it down: orchestrate undeploy {run_id}",
             "idle",
             daily=True,

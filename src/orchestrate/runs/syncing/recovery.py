@@ -153,7 +153,7 @@ class Recovery(msgspec.Struct, kw_only=True):
 
     recovered: list[str] = []
     adopted: list[str] = []
-    """Known runs without a job whose job was found on the host."""
+    """Runs that had no recorded job until it was found on the host."""
     offered: list[OrphanJob] = []
     """Jobs that were found but not selected."""
     counted: dict[str, str] = {}

@@ -96,7 +96,7 @@ class WandBExporter(ExporterContext):
                 settings=wandb.Settings(**settings),
             )
         except (wandb.Error, ValueError) as error:
-            fix = "run wandb login, or write to a folder without a key: --at DIR"
+            fix = "run wandb login, or log to a local folder (no key needed): --at DIR"
             raise ProviderError("wandb", str(error), fix=fix) from error
         self._open[run.id] = there
         self._last[run.id] = self._step(run.id, there)

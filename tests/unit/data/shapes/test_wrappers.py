@@ -28,7 +28,7 @@ RECORDED = {"traceId": "t", "input": [ASK]}
         (
             "openai-responses",
             {"input": [ASK], "output": [{"type": "message", **REPLY}, THOUGHT]},
-            "no answer follows",
+            "not followed by an answer",
         ),
         (
             "openai-responses",

@@ -286,8 +286,8 @@ def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ResponseStream:
-    """Converts the chunks of a streamed chat answer to events of a streamed response. Call `begin`, `take`
-    for each chunk, then `end`."""
+    """Converts chat completion chunks to stream events of the Responses API. Call `begin`, then `take` for
+    each chunk, then `end`."""
 
     def __init__(self, asked: ResponseRequest, id: str, created: int) -> None:
         self._asked, self._id, self._created = asked, id, created

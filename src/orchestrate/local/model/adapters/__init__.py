@@ -227,7 +227,7 @@ _OWN = frozenset(
         "qalora_group_size",
     }
 )
-"""LoRA settings that affect only its own layers, or that have no effect without another setting."""
+"""LoRA settings that affect only the LoRA layers, or that have no effect without another setting."""
 _STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """Initializations that leave the base unchanged. peft subtracts the others (PiSSA, OLoRA, LoftQ and more)
 from the base each time it loads the adapter."""

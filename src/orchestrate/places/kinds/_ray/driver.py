@@ -39,8 +39,8 @@ START_S = 3600.0
 LEAVE_S = 60.0
 """Seconds for Ray to stop its workers after the run has ended."""
 NEVER_S = 365 * 86400
-"""Effectively unlimited time for the other workers while the first evaluates and saves. The loss of the first
-is detected separately and immediately."""
+"""Effectively infinite timeout in seconds for the other workers while the first one evaluates and saves. A
+crash of the first one is detected separately and immediately."""
 MOST_TOLD = 600
 """Maximum characters of a worker's error."""
 _log = logging.getLogger(__name__)
