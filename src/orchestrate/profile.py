@@ -203,12 +203,6 @@ class Profile:
     serving_note: str = ""
     """A note for readers of the cost of a dedicated deployment."""
 
-    @property
-    def own_engine(self) -> bool:
-        """Whether this project's own engine trains. It renders rows with the same chat template that counts
-        tokens here, so the counts are what is trained."""
-        return self.near or bool(self.place)
-
     def status(self, raw: str | None) -> JobStatus:
         """Translate the host's word for a job's status. An unknown one becomes `UNKNOWN`, and is never
         terminal."""

@@ -70,6 +70,10 @@ Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in total) while data is transferred."""
 
 
+_IN_PROFILE = frozenset({"own_rates", "prices", "status_map", "sends_wandb_key", "renders_rows"})
+"""Names that a backend would define without effect."""
+
+
 class Provider(ABC):
     """One backend that can train. See the module's docstring for errors."""
 
@@ -85,11 +89,13 @@ class Provider(ABC):
         """The profile's kind, or the configured name of an additional instance of a host."""
 
     def __init_subclass__(cls, **more: object) -> None:
-        """Raise `TypeError` if a backend's `features` don't match the classes that it inherits from, or if it
-        defines a method of a class that it does not inherit from."""
+        """Raise `TypeError` if a backend's `features` don't match the classes that it inherits from, if it
+        defines a method of a class that it does not inherit from, or a name that its profile has now."""
         super().__init_subclass__(**more)
-        if not {"profile", "features"} & vars(cls).keys():
-            return
+        if moved := _IN_PROFILE & vars(cls).keys():
+            raise TypeError(f"{cls.__name__} defines {', '.join(sorted(moved))}: its Profile has that")
+        if not hasattr(cls, "features"):
+            return  # a capability
         for part, name in _ANSWERED_FOR.items():
             if hasattr(cls, name) and not issubclass(cls, part):
                 raise TypeError(f"{cls.__name__} has {name}, but does not inherit from {part.__name__}")
@@ -110,7 +116,7 @@ class Provider(ABC):
         uses the translation and the profile. Offline."""
         from orchestrate.providers import offline
 
-        return offline.problems(self, spec, data, translation)
+        return offline.problems(self, spec, data, translation, renders=isinstance(self, PlansTraining))
 
     def quote(
         self,

@@ -58,10 +58,15 @@ def ended_methods(provider: Provider, today: date) -> Mapping[Feature, str]:
 
 
 def problems(
-    provider: Provider, spec: JobSpec, data: TrainingData, translation: Translation
+    provider: Provider,
+    spec: JobSpec,
+    data: TrainingData,
+    translation: Translation,
+    *,
+    renders: bool = False,
 ) -> list[Problem]:
     """Report rejected settings, a missing W&B key, and each file's problems according to the host's data
-    rules."""
+    rules. With `renders`, training renders rows with the chat template that counts tokens here."""
     name, profile = provider.name, provider.profile
     found = [
         _problem(name, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", field=s.name)
@@ -89,7 +94,7 @@ def problems(
         found.append(_problem(name, "model-unknown", told, field="model", severity=Severity.WARNING))
     for dataset in (data.train, data.validation):
         if dataset is not None:
-            found += _of_file(provider, spec, dataset, model, validation=dataset is data.validation)
+            found += _of_file(provider, spec, dataset, model, dataset is data.validation, renders)
     return found
 
 
@@ -114,7 +119,12 @@ def quote(
 
 
 def _of_file(
-    provider: Provider, spec: JobSpec, dataset: Dataset, model: ModelOnHost, *, validation: bool
+    provider: Provider,
+    spec: JobSpec,
+    dataset: Dataset,
+    model: ModelOnHost,
+    validation: bool,
+    renders: bool,
 ) -> list[Problem]:
     target, kind = dialects.target(provider.name, provider.profile), provider.profile.kind
     counter = costing.tokenizer_for(model, spec)
@@ -130,7 +140,7 @@ def _of_file(
         validation=validation,
     )
     if tokens is not None:
-        found += _rendered(provider, dataset.path, tokens.remarks)
+        found += _rendered(provider, dataset.path, tokens.remarks, renders)
     if (
         dataset.content.images
         and not any(one.code == "no-vision" for one in found)
@@ -151,9 +161,13 @@ def _of_file(
     return found
 
 
-def _rendered(provider: Provider, source: str, remarks: Sequence[Remark]) -> Iterator[Problem]:
+def _rendered(
+    provider: Provider,
+    source: str,
+    remarks: Sequence[Remark],
+    ours: bool,
+) -> Iterator[Problem]:
     """Report what the model's own chat template did with the rows, where it is available."""
-    ours = provider.profile.own_engine
     for remark in remarks:
         rows = count(remark.count, "row")
         if remark.refused:

@@ -122,6 +122,23 @@ def test_what_cannot_be_cancelled_is_told_once(store: Store, tmp_path: Path) -> 
     assert (ended.status, ended.error) == (JobStatus.SUCCEEDED, None)
 
 
+def test_a_job_found_after_its_cancel_is_reported_once_where_it_cannot_be_cancelled(
+    store: Store, tmp_path: Path
+) -> None:
+    host = BoundHost(tmp_path / "host", lost=True)
+
+    def cancels(reached: str) -> None:
+        if reached == "after-fence":
+            store.runs.request_cancel(store.runs.get("last").id)
+
+    run = submit(store, host, SPEC, DATA, reached=cancels)
+    for _ in range(2):
+        sync(store, lambda _: host)
+    assert (store.runs.get(run.id).status, run.job_id) == (JobStatus.QUEUED, host.jobs()[0]["id"])
+    [event] = [event for event in store.history.events(run.id) if event.type == "alarm"]
+    assert "Paper has no call to cancel it" in event.message
+
+
 def test_a_sync_writes_the_bills_of_many_together(store: Store, tmp_path: Path) -> None:
     """Of those whose details come later: so many more, and not one transaction more."""
     commits, counted = list[object](), list[int]()

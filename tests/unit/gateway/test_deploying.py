@@ -20,9 +20,10 @@ from tests.waiting import PATIENCE_S
 
 from orchestrate.errors import ConfigError, Unsupported
 from orchestrate.gateway import launch, terms
-from orchestrate.providers.base import Deploys, Provider, capability
+from orchestrate.providers.base import Deploys, capability
 from orchestrate.runs.hosting.deployer import DEPLOY_POINTS
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.settings.config import HostConfig
 from orchestrate.types import DeploymentState
 
 ASK: list[Any] = [{"role": "user", "content": "order 17"}]
@@ -158,7 +159,7 @@ def test_the_budget_of_the_store_holds(
     with allowing(tmp_path, sandbox, ORCHESTRATE_BUDGET_USD="8") as gateway, gateway.client() as client:
         name = tuned(client, ASKED, "budget")
         with monkeypatch.context() as patch:
-            patch.setattr(Provider, "sandbox", property(lambda self: False))
+            patch.setattr(HostConfig, "sandbox", property(lambda self: False))
             assert refusal(client, name).code == "over_budget"
         assert standing(gateway, "together").count(job_id(gateway, name)) == 0
         assert not gateway.ft.deployments(over=None) and not gateway.ft.store.ledger.spending().total_usd

@@ -122,7 +122,7 @@ class PlannedProvider(PlansTraining):
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         spec = self._as_local(spec)
-        found = offline.problems(self, spec, data, translation)
+        found = offline.problems(self, spec, data, translation, renders=True)
         if spec.method.type == "rft":
             found = [p for p in found if p.code != "too-long"]  # prompts are left out, not cut
             found += checking.reinforcement_problems(self.name, spec, data)

@@ -73,7 +73,7 @@ class Settler:
         if others:
             self.alarm(run, others)
         if self.store.runs.cancel_requested(run.id):
-            return self._cancel_on_host(run)
+            return self._cancel_on_host(run, found=True)
         return run
 
     def alarm(self, run: Run, others: set[str]) -> Event | None:
@@ -126,11 +126,29 @@ class Settler:
         # A submitter goes on from here only through SUBMITTING, to which no way leads from a withdrawn run.
         return self.apply(run, transitions.withdrawn, None, note=WITHDRAWN)
 
-    def _cancel_on_host(self, run: Run) -> Run:
+    def _cancel_on_host(self, run: Run, *, found: bool = False) -> Run:
+        """With `found`, the job was found after its run was cancelled. Raises `Unsupported` otherwise if the
+        backend cannot cancel."""
         if run.status.terminal:
+            return run
+        if found and not isinstance(self.provider, Cancels):
+            self._left_running(run)
             return run
         capability(self.provider, Cancels).cancel(run.handle)
         return self.apply(run, transitions.cancelling, None)
+
+    def _left_running(self, run: Run) -> None:
+        title = self.provider.profile.title
+        event = Event(
+            id=f"orchestrate-uncancelled-{run.job_id}",
+            at=self.store.clock.now(),
+            level="warning",
+            type="alarm",
+            message=f"job {run.job_id} was found after its run was cancelled, and {title} has no call to "
+            "cancel it. It may be billed: end it there",
+            data={"job": run.job_id},
+        )
+        self.store.history.add_events(run.id, [event], from_host=False)
 
     # -- going on ------------------------------------------------------------------------------------------
 
