@@ -170,8 +170,8 @@ linear layers.
 
 SkyPilot rents machines from other hosts (`--provider sky`, [places](places.md)).
 
-Several GPUs in one machine each hold the entire model if it fits, and otherwise a share of every weight. These
-fit on no single GPU: {unfit}. Sharded over eight GPUs, each holds {spread}.
+Several GPUs in one machine each hold the entire model if it fits, and otherwise a share of every weight.
+These fit on no single GPU: {unfit}. Sharded over eight GPUs, each holds {spread}.
 
 ## What is not offered
 
@@ -207,18 +207,18 @@ fit on no single GPU: {unfit}. Sharded over eight GPUs, each holds {spread}.
 No GPU and no account was available. What was tested:
 
 - **Ray**: a real cluster with a head and two CPUs, whose worker and head were killed during runs. Also a
-  cluster of two nodes with one CPU each on one machine, where two workers of Ray Train trained the same as one
-  process, with each step's loss within a thousandth, and where a worker, the job and a node were killed.
+  cluster of two nodes with one CPU each on one machine, where two workers of Ray Train trained the same as
+  one process, with each step's loss within a thousandth, and where a worker, the job and a node were killed.
 - **Hugging Face Jobs**: the real client against a simulated HTTP server, with real training in processes that
   had only the job's environment, and with the storage behind an S3 server (moto).
-- **KubeRay**: the real Kubernetes client against a simulated server that accepts what the operator's schema of a
-  RayJob allows.
+- **KubeRay**: the real Kubernetes client against a simulated server that accepts what the operator's schema
+  of a RayJob allows.
 - **SkyPilot**: its own client and API server accepted our jobs, with responses lost between the two. Its
   optimizer chose machines from prepared catalogs. No cloud was contacted.
 - **Anyscale**: its own client (0.26.112) against a simulated HTTP server that follows the client's models,
   with real training in processes that a shell started from the jobs' entrypoints. Unknown without an account:
-  whether its list shows a job at once, what its images contain (the entrypoint installs `uv` if it is missing),
-  how long a machine takes to start, and what is billed.
+  whether its list shows a job at once, what its images contain (the entrypoint installs `uv` if it is
+  missing), how long a machine takes to start, and what is billed.
 - **Several processes**: two processes trained over Gloo on a CPU, replicated and sharded, with NF4 too. The
   sharded result was merged and exported, and gives the same outputs in plain PEFT as a run of one process.
 
