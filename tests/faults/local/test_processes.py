@@ -138,7 +138,7 @@ def test_one_that_is_killed_ends_all_and_the_run_goes_on(
     helper_dies = nursery.mortal(chance.randint(2, 6), chance.random(), "helper killed")
     killed = launch(msgspec.structs.replace(of(small, 2, sharded=sharded), ref="orc-b"), home, helper_dies)
     assert finish(killed) == "interrupted", f"seed {seed}"
-    assert any("exited with -9" in event.message for event in killed.events())
+    assert any("exited with code -9" in event.message for event in killed.events())
     wait(lambda: not helpers(killed))
     assert resume(killed, nursery.mortal(chance.randint(9, 15), chance.random(), again=True))
     wait(lambda: bool(helpers(killed)))

@@ -132,7 +132,7 @@ def test_a_paused_run_takes_no_room_and_one_that_is_gone_on_with_says_that_it_go
     stands(JobStatus.PAUSED, "paused")
     assert [moved.entry.id for moved in server.turn()] == [second.id] and server.turn() == []
     told = queueing.crowded(shop.ft, stands(JobStatus.RUNNING, "running"))
-    assert told is not None and "2 runs are open on openai now, and its queue has 1 place" in told
+    assert told is not None and "2 runs are open on openai now, and its queue has 1 slot" in told
     assert server.turn() == [] and state(shop, third).state is QueueState.WAITING
     assert queueing.crowded(shop.ft, stands(JobStatus.PAUSED, "paused")) is None
 
@@ -550,7 +550,7 @@ def test_an_entry_is_named_by_its_id_or_enough_of_it_to_be_the_only_one(shop: Sh
     for name in (one.id, one.id.removeprefix("q-"), f" {one.id} ", one.id[-4:], one.id[-6:]):
         assert get(name).id == one.id
     for short in (one.id[-1], one.id[-3:]):
-        with pytest.raises(UsageError, match=rf"fits.*{one.id}.*at least 4 characters"):
+        with pytest.raises(UsageError, match=rf"matches.*{one.id}.*at least 4 characters"):
             get(short)
     with pytest.raises(UsageError, match=f"{one.id}.*{two.id}.*match exactly one"):
         get(one.id[:6])

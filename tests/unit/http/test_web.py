@@ -197,13 +197,13 @@ def test_a_body_that_the_server_does_not_read_yet_is_waited_for() -> None:
     """As where its threads are busy: the client is at no fault."""
 
     class Patience(Impatient):
-        pass
+        body_s = 4.0
 
     async def late(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(1.5)  # five times what a body may take
+        await asyncio.sleep(9)  # more than twice what a body may take
         Patience.body_s = 240  # from here on the client may be slow
         came = len(await Request(scope, receive).body())
-        Patience.body_s = Impatient.body_s
+        Patience.body_s = 4.0
         await PlainTextResponse(str(came))(scope, receive, send)
 
     with (

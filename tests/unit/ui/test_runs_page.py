@@ -126,7 +126,7 @@ def test_a_curve_of_one_point_is_seen(web: TestClient, make_run: MakeRun) -> Non
 
 def test_a_wrong_filter_is_told(web: TestClient) -> None:
     answer = web.get("/?status=done")
-    assert answer.status_code == 404 and "unknown status &#39;done&#39;; known: not sent" in answer.text
+    assert answer.status_code == 404 and "unknown status &#39;done&#39;. Known: not sent" in answer.text
     assert web.get("/?sort=record").status_code == web.get("/?col=spec.a'b").status_code == 404
 
 

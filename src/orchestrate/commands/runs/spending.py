@@ -381,7 +381,7 @@ def _lost(found: Found) -> str:
     way = "" if lost is None else f"To take it over: orchestrate recover {lost} -p {item.provider}. "
     return (
         f"{item.provider} {item.id} may be billed {price}, and {found.unaccounted}. {way}To end it: "
-        "orchestrate spending --end-orphans. To ignore it: --ignore "
+        "orchestrate spending --end-orphans, or to ignore it: --ignore "
         f"{quote(item.name or item.id)}"
     )
 

@@ -138,7 +138,7 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) 
         if isinstance(error, KeyboardInterrupt):
             err.print("\ninterrupted. Progress is saved, and nothing is sent twice:")
             err.print(
-                "  to find the run: orchestrate runs. To continue it: orchestrate resume RUN",
+                "  to find the run: orchestrate runs, and to continue it: orchestrate resume RUN",
                 style="cyan",
             )
         raise

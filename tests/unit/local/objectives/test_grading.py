@@ -141,7 +141,7 @@ def test_code_that_hangs_dies_or_raises_costs_its_answer_only() -> None:
         assert [g.score for g in grades] == [s == "good" for s in said]
         errors |= zip(said, (str(g.error) for g in grades), strict=True)
     assert "2.5 s" in errors["hang"] and "2.5 s" in errors["sleep"]
-    assert "ended with 3" in errors["die"] and "ended with 1" in errors["leave"]
+    assert "code 3" in errors["die"] and "code 1" in errors["leave"]
     assert "KeyError" in errors["raise"] and "nan" in errors["nan"] and "ValueError" in errors["words"]
 
 

@@ -89,7 +89,7 @@ def test_a_base_in_4_bits_trains_as_one_that_is_put_into_them(
         kinds = {type(m).__name__ for m in made.loaded.inner.modules()}
         assert {"Linear4bit"} <= kinds
         assert curve(made) == usual
-    with pytest.raises(UsageError, match=r"4 bits by bitsandbytes.; merging into quantized"):
+    with pytest.raises(UsageError, match=r"4 bits by bitsandbytes.*merging into quantized"):
         merge(ModelFolder(held["nf4"]), made.publish(), tmp_path / "merged", "bf16")
 
 
