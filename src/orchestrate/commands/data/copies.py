@@ -212,9 +212,7 @@ def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) 
     for part in report.files:
         shown.add_row(part.split, f"{part.rows:,}", f"{part.share:.1%}", part.path)
     out.print(shown)
-    note(
-        f"{count(report.groups, 'group')} never split. Dropped {count(report.left_out, 'row')} with errors"
-    )
+    note(f"{count(report.groups, 'group')} never split. Dropped {count(report.left_out, 'row')} with errors")
     note_rewritten(report)
     if report.pooled:
         note(
