@@ -195,7 +195,7 @@ class Workspace:
         """Return the cost of a run so far in US dollars, from the best available source. Returns `None` if
         the cost is unknown."""
         from orchestrate.costing import bill_run
-        from orchestrate.providers.offline import prices_of
+        from orchestrate.providers.base import prices_of
 
         backend, now = self.provider(run.provider), self.store.clock.now()
         return bill_run(

@@ -173,7 +173,7 @@ class ModelRoutes:
 
     def made(self, key: GatewayKey, name: str) -> tuple[GatewayJob, Run, int | None]:
         """Return the job that created a tuned model, its run, and the step if the model is a checkpoint.
-        Raises `HostError` 404 if there is no such model, and 422 if it is not a tuned model."""
+        Raises `HostError` 404 for an unknown model, and 422 for one that is not a tuned model."""
         tuned, step = openai.split_step(name)
         found = self._outside.model(tuned, key.project)
         job = found[0] if found else self._jobs.of_model(tuned, key.project)

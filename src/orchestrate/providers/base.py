@@ -131,9 +131,11 @@ class Provider(ABC):
         quote has `unavailable` set. `gpu_hours` is the user's estimate for an RFT job, because no host
         publishes one in advance. The default implementation counts tokens and bills them by the profile's
         rules."""
+        from orchestrate import costing
         from orchestrate.providers import offline
 
-        return offline.quote(self, spec, data, translation, rates, gpu_hours)
+        prices = costing.Prices(prices_of(self), rates)
+        return offline.quote(self, spec, data, translation, prices, gpu_hours)
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
         """Return this backend's version of the spec's model. Raises `SpecError`."""
@@ -550,12 +552,17 @@ def require(provider: Provider, feature: Feature) -> None:
 # -- asked of any ------------------------------------------------------------------------------------------
 
 
+def prices_of(provider: Provider) -> str:
+    """Return the name under which a backend's rates are listed."""
+    profile = provider.profile
+    return str(provider.config.options.get("prices", provider.name if profile.others_speak else profile.kind))
+
+
 def lookup(provider: Provider, spec: JobSpec) -> Lookup:
     """Return which rates a quote needs. Raises `SpecError` for a model that the backend does not know."""
     from orchestrate import costing
-    from orchestrate.providers import offline
 
-    resolved, prices = provider.resolve(spec), offline.prices_of(provider)
+    resolved, prices = provider.resolve(spec), prices_of(provider)
     if own := provider.profile.own_rates:
         named = frozenset({resolved.id, resolved.name})
         return costing.Lookup(prices, tuple((one,) for one in own), named)

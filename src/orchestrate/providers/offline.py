@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from datetime import date
 
     from orchestrate.catalog import ModelOnHost
-    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.data.tokens import Remark
     from orchestrate.providers.base import Provider
@@ -38,12 +37,6 @@ def wandb_key(config: HostConfig) -> str:
     if not key:
         raise MissingKey("W&B", "WANDB_API_KEY")
     return key.reveal() if isinstance(key, Secret) else str(key)
-
-
-def prices_of(provider: Provider) -> str:
-    """Return the name under which a backend's rates are listed."""
-    profile = provider.profile
-    return str(provider.config.options.get("prices", provider.name if profile.others_speak else profile.kind))
 
 
 def ended_methods(provider: Provider, today: date) -> Mapping[Feature, str]:
@@ -103,7 +96,7 @@ def quote(
     spec: JobSpec,
     data: TrainingData,
     translation: Translation,
-    rates: RateBook,
+    prices: costing.Prices,
     gpu_hours: Decimal | None,
 ) -> Quote:
     """Quote the price by tokens, using the billing rules in the host's profile."""
@@ -112,7 +105,7 @@ def quote(
             return Quote(provider=provider.name, model=translation.model, unavailable=setting.rule)
     return costing.quote_tokens_job(
         costing.PlannedJob(provider.name, provider.profile, spec, data, translation, provider.resolve(spec)),
-        prices=costing.Prices(prices_of(provider), rates),
+        prices=prices,
         sandbox=provider.config.sandbox,
         gpu_hours=gpu_hours,
     )

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,32 @@ class RentedMachines(ABC):
 
     def __init__(self, provider: str, home: Path, sleep: Callable[[float], None]) -> None:
         self._provider, self._home, self._sleep = provider, home, sleep
+
+    def _standing(
+        self,
+        id: str,
+        ref: str | None,
+        state: str,
+        usd_per_hour: Decimal | None,
+        created_at: datetime | None,
+        base_model: object,
+        owner: str | None = None,
+    ) -> Standing:
+        """Describe a machine that is up, which bills busy or not. `ref`: that of its run, if it is known."""
+        return Standing(
+            provider=self._provider,
+            kind="job",
+            id=id,
+            name=ref,
+            state=state.lower(),
+            bills=True,
+            usd_per_hour=usd_per_hour,
+            rented=True,
+            job_id=ref,
+            created_at=created_at,
+            owner=owner,
+            note=f"training session of {base_model}",
+        )
 
     # -- the host's ----------------------------------------------------------------------------------------
 

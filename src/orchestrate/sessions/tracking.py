@@ -480,7 +480,7 @@ class SessionRecord:
         return {name: folder for name, folder in named.items() if (self.dir.checkpoints / folder).is_dir()}
 
     def saved_at(self, name: str) -> str:
-        """Return the location of a save's weights. Raises `NotFound` if there is no such save."""
+        """Return the location of a save's weights. Raises `NotFound` for an unknown save."""
         folder = self.dir.checkpoints / self.saves().get(name, name)
         if (folder / "manifest.json").is_file():
             return self._place(folder)

@@ -207,6 +207,17 @@ def test_a_session_that_expired_amid_a_step_continues_from_its_save(
 # -- Together --------------------------------------------------------------------------------------------
 
 
+def samples_and_refuses(s: Any) -> Any:
+    """A sample's log-probabilities are those of its tokens, and what a host has no formula for is refused."""
+    [drawn] = s.sample(IDS[:4], 1, {"max_tokens": 4, "seed": 1}).sequences
+    [_, *seen] = s.logprobs([*IDS[:4], *drawn.tokens])
+    assert seen[3:] == pytest.approx(drawn.logprobs, abs=1e-4)
+    for refused in ("gspo", "stable_reinforce", "grpo"):
+        with pytest.raises(UsageError, match=refused):
+            s.forward_backward(policy_rows(), refused)
+    return drawn
+
+
 def fields_wrong(kind: Any, value: Any, at: str = "body") -> list[str]:
     """What a body has that the SDK's own types don't, or lacks."""
     while get_origin(kind) is not None and str(get_origin(kind)).endswith(("Required", "Annotated")):
@@ -238,12 +249,7 @@ def test_the_same_losses_here_and_at_together(ft: Orchestrator, sandbox: Sandbox
     sandbox.clear_requests()
     with TOGETHER.opened(ft) as s:
         there = losses_of(s)
-        [drawn] = s.sample(IDS[:4], 1, {"max_tokens": 4, "seed": 1}).sequences
-        [_, *seen] = s.logprobs([*IDS[:4], *drawn.tokens])
-        assert seen[3:] == pytest.approx(drawn.logprobs, abs=1e-4)
-        for refused in ("gspo", "stable_reinforce", "grpo"):
-            with pytest.raises(UsageError, match=refused):
-                s.forward_backward(policy_rows(), refused)
+        samples_and_refuses(s)
         with pytest.raises(UsageError, match="token ids"):
             s.sample(IDS[:4], 1, {"max_tokens": 4, "stop": [3]})
         assert committed(ft) == before + 25
@@ -331,12 +337,7 @@ def test_the_same_losses_here_and_at_fireworks(ft: Orchestrator, sandbox: Sandbo
     with serverless(ft) as s:
         there = losses_of(s)
         assert committed(ft) == held + 5
-        [drawn] = s.sample(IDS[:4], 1, {"max_tokens": 4, "seed": 1}).sequences
-        [_, *seen] = s.logprobs([*IDS[:4], *drawn.tokens])
-        assert seen[3:] == pytest.approx(drawn.logprobs, abs=1e-4)
-        for refused in ("gspo", "stable_reinforce", "grpo"):
-            with pytest.raises(UsageError, match=refused):
-                s.forward_backward(policy_rows(), refused)
+        drawn = samples_and_refuses(s)
         asked = recipe_rows.prompts(tmp_path / "prompts.jsonl")
         with pytest.raises(UsageError, match="gspo"):  # before an answer is sampled: see the bill
             recipes.rl(s, asked, grader=recipe_rows.GRADER, run_grader_code=True, objective="gspo")

@@ -38,13 +38,12 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.local.run import RunDir, now
-from orchestrate.providers.base import Progress
+from orchestrate.providers.base import Progress, prices_of
 from orchestrate.providers.calls import items, plain, ref_in, rows, table, text, when, whole
 from orchestrate.providers.fireworks import PROFILE
 from orchestrate.providers.fireworks.provider import FireworksProvider
 from orchestrate.providers.fireworks.reading import id_of
 from orchestrate.providers.fireworks.translation import job_id_of, slug
-from orchestrate.providers.offline import prices_of
 from orchestrate.providers.rented import LOOK_S, MachineWatch, RentedMachines, RequestedMachine
 from orchestrate.providers.session_jobs import JobsAndSessions
 from orchestrate.providers.sessions import (
@@ -295,19 +294,9 @@ class Trainers(RentedMachines):
                 lora=True,
             )
             hourly = self.hourly(shape, built_in())
-            yield Standing(
-                provider=self._provider,
-                kind="job",
-                id=str(raw["id"]),
-                name=ref,
-                state=state(raw).lower(),
-                bills=True,
-                usd_per_hour=None if hourly is None else hourly.usd_per_hour,
-                rented=True,
-                job_id=ref,
-                created_at=when(raw.get("createTime")),
-                note=f"training session of {training.get('baseModel')}",
-            )
+            usd_per_hour = None if hourly is None else hourly.usd_per_hour
+            created_at, base_model = when(raw.get("createTime")), training.get("baseModel")
+            yield self._standing(str(raw["id"]), ref, state(raw), usd_per_hour, created_at, base_model)
 
 
 def state(raw: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from orchestrate.local.plan import fitting, throughput
 from orchestrate.local.plan.throughput import ThroughputKey
 from orchestrate.local.run import RunDir, checkpoints
 from orchestrate.providers import offline
-from orchestrate.providers.base import PlansTraining, Progress
+from orchestrate.providers.base import PlansTraining, Progress, prices_of
 from orchestrate.providers.local import checking
 from orchestrate.providers.local.translation import translate
 from orchestrate.types import ArtifactFile, MemoryPlan, Problem, Quote, Translation, decoding
@@ -191,7 +191,7 @@ class PlannedProvider(PlansTraining):
     def _hourly(self, body: Mapping[str, Any], rates: RateBook) -> costing.HourlyRate | None:
         gpus = machine.gpus() if body.get("device") != "cpu" else ()
         count = body.get("hyper", {}).get("processes", 1) if gpus else 1
-        return costing.local_rate(offline.prices_of(self), gpus[0].name if gpus else "cpu", count, book=rates)
+        return costing.local_rate(prices_of(self), gpus[0].name if gpus else "cpu", count, book=rates)
 
     def device(self) -> str:
         found = machine.gpus() if self.config.options.get("device") != "cpu" else ()

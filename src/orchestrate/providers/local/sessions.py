@@ -22,9 +22,8 @@ from orchestrate.local.answers.worker import TRAINS, ModelProcess, array_of
 from orchestrate.local.model.files import source
 from orchestrate.local.run import RunDir, launching
 from orchestrate.providers import rundirs
-from orchestrate.providers.base import Sessions
+from orchestrate.providers.base import Sessions, prices_of
 from orchestrate.providers.local.provider import LocalProvider
-from orchestrate.providers.offline import prices_of
 from orchestrate.providers.sessions import Row, SessionBackend, SessionOrder, SessionPrice, then
 from orchestrate.settings.config import HostConfig
 from orchestrate.types import JobHandle

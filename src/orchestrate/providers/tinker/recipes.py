@@ -25,6 +25,7 @@ from orchestrate.providers.base import (
     Progress,
     Resumes,
     Sessions,
+    prices_of,
 )
 from orchestrate.providers.sessions import LORA, SessionBackend, SessionOrder, SessionPrice
 from orchestrate.providers.tinker import PROFILE, quoting, translation
@@ -109,14 +110,14 @@ class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessi
         if unknown and not (self.config.near and len(unknown) == len(found)):
             raise UsageError(
                 f"the token price at {self.name} is unknown: {', '.join(unknown)}",
-                fix=f"{' '.join(f'--rate {offline.prices_of(self)}:{one}=USD_PER_MTOK' for one in unknown)}"
+                fix=f"{' '.join(f'--rate {prices_of(self)}:{one}=USD_PER_MTOK' for one in unknown)}"
                 ", or rates in rates.yaml",
             )
         return found
 
     def _rate(self, method: str, order: SessionOrder, rates: RateBook) -> Rate | None:
         ids, today = [order.model, order.model_name], days.today()
-        own = rates.find(offline.prices_of(self), method, ids=ids, on=today)
+        own = rates.find(prices_of(self), method, ids=ids, on=today)
         return own or (rates.find(PLAY_MONEY, method, on=today) if self.config.sandbox else None)
 
     def open_session(self, order: SessionOrder) -> SessionBackend:

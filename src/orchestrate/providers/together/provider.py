@@ -131,7 +131,7 @@ class TogetherUploads:
                 progress(event.uploaded_bytes, event.total_bytes)
 
         # The rows were checked when they were read: the SDK's own check would only read them once more. A
-        # file sent twice is told by its checksum (409), and the SDK then answers with the first.
+        # file sent twice is recognized by its checksum (409), and the SDK then answers with the first.
         def send() -> Any:
             return self._client().files.upload(path, purpose="fine-tune", check=False, progress_callback=told)
 

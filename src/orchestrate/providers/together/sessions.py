@@ -298,20 +298,9 @@ class Machines(RentedMachines):
                 with suppress(ProviderError):
                     prices[key] = self.usd_per_hour(body)
             ref, by = refs.get(str(raw["id"])), text(raw.get("created_by"))
-            yield Standing(
-                provider=self._provider,
-                kind="job",
-                id=str(raw["id"]),
-                name=ref,
-                state=state(raw).lower(),
-                bills=True,
-                usd_per_hour=prices[key],
-                rented=True,
-                job_id=ref,
-                created_at=when(raw.get("created_at")),
-                owner=by if mine is not None and by != mine else None,
-                note=f"training session of {raw.get('base_model')}",
-            )
+            created_at, base_model = when(raw.get("created_at")), raw.get("base_model")
+            owner = by if mine is not None and by != mine else None
+            yield self._standing(str(raw["id"]), ref, state(raw), prices[key], created_at, base_model, owner)
 
     def _user(self) -> str | None:
         """Return the key's user, if the key belongs to a user."""

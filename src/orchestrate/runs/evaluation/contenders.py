@@ -25,10 +25,9 @@ from orchestrate.local.answers.worker import Worker
 from orchestrate.local.model.files import NF4
 from orchestrate.paid.asking import Answer, Asking, Price, Question, Respondent, require_price
 from orchestrate.profile import this_machine
-from orchestrate.providers.base import AnswersHere, Chats, Deploys, Downloads, Provider, capability
+from orchestrate.providers.base import AnswersHere, Chats, Deploys, Downloads, Provider, capability, prices_of
 from orchestrate.providers.calls.clients import connect, wire_of
 from orchestrate.providers.chat import Chat, ModelAt, Timed, chat_with, model_at
-from orchestrate.providers.offline import prices_of
 from orchestrate.runs import privacy
 from orchestrate.runs.hosting.deployment import require_open
 from orchestrate.spec import JobSpec

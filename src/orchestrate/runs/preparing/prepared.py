@@ -470,8 +470,7 @@ def _of_model(provider: Provider, model: ModelOnHost | None, told: set[str]) -> 
 def _served(ws: Workspace, provider: Provider, model: ModelOnHost | None) -> str | None:
     """Describe how a tuned model is served there. Returns `None` if it is unknown."""
     from orchestrate import costing
-    from orchestrate.providers.base import Downloads
-    from orchestrate.providers.offline import prices_of
+    from orchestrate.providers.base import Downloads, prices_of
 
     if model is None:
         return None

@@ -19,8 +19,7 @@ from orchestrate.costing import (
 from orchestrate.costing import Ownership as Ownership
 from orchestrate.costing.ways import UTILISATION
 from orchestrate.errors import OrchestrateError, SpecError
-from orchestrate.providers.base import Downloads, EstimatesPrice, lookup
-from orchestrate.providers.offline import prices_of
+from orchestrate.providers.base import Downloads, EstimatesPrice, lookup, prices_of
 from orchestrate.types import Feature, Quote, Recalled, Record
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from orchestrate.errors import ProviderError, UsageError
 from orchestrate.providers.base import Cancels, Provider, Restarts, capability
@@ -79,14 +80,23 @@ class Settler:
     def alarm(self, run: Run, others: set[str]) -> Event | None:
         """Store an alert about additional jobs of a run, once. Returns the alert if it is new."""
         names = ", ".join(sorted(others))
-        event = Event(
-            id=f"orchestrate-doubled-{names}",
-            at=self.store.clock.now(),
-            level="error",
-            type="alarm",
-            message=f"{self.provider.profile.title} has more than one job for ref {run.ref}: this store "
+        return self._alert(
+            run,
+            f"doubled-{names}",
+            "error",
+            f"{self.provider.profile.title} has more than one job for ref {run.ref}: this store "
             f"tracks only {run.job_id}. The others may be billed: {names}. Cancel them there",
-            data={"tracked": run.job_id, "others": sorted(others)},
+            {"tracked": run.job_id, "others": sorted(others)},
+        )
+
+    def _alert(self, run: Run, name: str, level: str, message: str, data: dict[str, Any]) -> Event | None:
+        event = Event(
+            id=f"orchestrate-{name}",
+            at=self.store.clock.now(),
+            level=level,
+            type="alarm",
+            message=message,
+            data=data,
         )
         return next(iter(self.store.history.add_events(run.id, [event], from_host=False)), None)
 
@@ -132,23 +142,14 @@ class Settler:
         if run.status.terminal:
             return run
         if found and not isinstance(self.provider, Cancels):
-            self._left_running(run)
+            message = (
+                f"job {run.job_id} was found after its run was cancelled, and "
+                f"{self.provider.profile.title} has no call to cancel it. It may be billed: end it there"
+            )
+            self._alert(run, f"uncancelled-{run.job_id}", "warning", message, {"job": run.job_id})
             return run
         capability(self.provider, Cancels).cancel(run.handle)
         return self.apply(run, transitions.cancelling, None)
-
-    def _left_running(self, run: Run) -> None:
-        title = self.provider.profile.title
-        event = Event(
-            id=f"orchestrate-uncancelled-{run.job_id}",
-            at=self.store.clock.now(),
-            level="warning",
-            type="alarm",
-            message=f"job {run.job_id} was found after its run was cancelled, and {title} has no call to "
-            "cancel it. It may be billed: end it there",
-            data={"job": run.job_id},
-        )
-        self.store.history.add_events(run.id, [event], from_host=False)
 
     # -- going on ------------------------------------------------------------------------------------------
 

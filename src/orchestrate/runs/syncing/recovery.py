@@ -14,8 +14,7 @@ from orchestrate import catalog, costing
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import RateBook
 from orchestrate.errors import OrchestrateError, SpecError, UsageError
-from orchestrate.providers.base import Provider, Recalls
-from orchestrate.providers.offline import prices_of
+from orchestrate.providers.base import Provider, Recalls, prices_of
 from orchestrate.runs.hosting import upkeep
 from orchestrate.runs.submitting import accounts
 from orchestrate.runs.submitting.submit import Submitter
