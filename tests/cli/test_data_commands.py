@@ -318,7 +318,7 @@ def test_a_column_is_read_left_out_or_told(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     check = ("check", file, "--for", "local")
     file.write_text('{"question": "Why?", "answer": "Because.", "article": "It rained all day."}\n')
-    assert "article is not read" in run(*check, cwd=tmp_path, code=1).out
+    assert "article is not used" in run(*check, cwd=tmp_path, code=1).out
     run(*check, "--ignore", "article", "--strict", cwd=tmp_path)
     run(*check, "--map", "context=article", "--strict", cwd=tmp_path)
     file.write_text('{"question": "Why?", "answer": "Because.", "mood": "It was a glad one."}\n')
@@ -332,7 +332,7 @@ def test_a_printed_option_is_quoted_where_a_column_has_spaces(cli: Any, tmp_path
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     problems = cli("data", "check", "t.jsonl", "--json").json["report"]["problems"]
     [fix] = [one["fix"] for one in problems if one["code"] == "unread-column" and "agent notes" in one["fix"]]
-    words = shlex.split(fix.partition(" silences")[0])
+    words = shlex.split(fix.partition("warning: ")[2])
     again = cli("data", "check", "t.jsonl", *words, "--json")
     assert not [one for one in again.json["report"]["problems"] if one["code"] == "unread-column"], words
 

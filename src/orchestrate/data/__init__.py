@@ -1,7 +1,7 @@
-"""Turn any input into canonical examples, a digest, problems, splits and provider files.
+"""Read training data in any known format, check it, split it, and write it for each host.
 
-`Dataset.open(path)` reads one file once. `TrainingData` joins the files of a spec. Both are imported on first
-use, so callers that need only one module don't load the others.
+`Dataset.open(path)` reads one file once. `TrainingData` joins the files of a spec. Both are imported lazily,
+so using one module doesn't load the others.
 """
 
 from __future__ import annotations

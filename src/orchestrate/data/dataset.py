@@ -12,7 +12,7 @@ from orchestrate.data.rules import RowTarget
 
 
 class Dataset(Facts):
-    """One file, read and checked."""
+    """A data file that has been read and checked."""
 
     @classmethod
     def open(
@@ -28,7 +28,7 @@ class Dataset(Facts):
         token counts.
 
         Raises `DataError` if the file has no known format. Problems in single rows are collected in
-        `problems`, and rows with errors are left out of `examples`."""
+        `problems`. `examples` skips rows with errors."""
         return cls.of(opening.open_counted(str(path), columns=columns, tokenizers=tokenizers, memory=memory))
 
     @classmethod
@@ -45,9 +45,9 @@ class Dataset(Facts):
         """Write the rows in a backend's format and return the file.
 
         The file name contains the digest and the target, and an existing complete file is reused. Otherwise,
-        each target reads the dataset's file once more. Raises `DataError` if the rows no longer match the
-        digest, if the target rejects them, or, unless `allow_loss` is set, if the target cannot represent all
-        of them without loss."""
+        the source file is read once more. Raises `DataError` if the rows no longer match the digest, if the
+        target rejects them, or, unless `allow_loss` is set, if the target cannot represent all of them
+        without loss."""
         path = folder / f"{self.digest[:16]}.{target.name}{'.lossy' if allow_loss else ''}.jsonl"
         if not path.is_file():
             from orchestrate.data.writing import write_rows

@@ -41,7 +41,7 @@ class Dialect:
 
 
 CANONICAL = Dialect(reasoning="reasoning", loss_spans=True)
-"""Format for training on this machine. It omits nothing."""
+"""Format for local training. It omits nothing."""
 
 
 def canonical_line(example: Example) -> bytes:

@@ -34,17 +34,17 @@ class Content:
     images: bool = False
     roles: tuple[str, ...] = ()
     average_turns: float = 1.0
-    """User turns per row."""
+    """Average number of user turns per row."""
 
 
 @dataclass(frozen=True)
 class TokenCount:
-    """Tokens of one dataset under one tokenizer and chat template."""
+    """Token counts of a dataset for one tokenizer and chat template."""
 
     tokens: int
-    """Tokens in all rows, including the template, before truncation."""
+    """Number of tokens in all rows, including those that the template adds, before truncation."""
     trained_tokens: int
-    """Tokens that contribute to the loss. An answer counts in full even if only part of it contributes."""
+    """Number of tokens that contribute to the loss. Partly trained answers count in full."""
     rows: int
     longest: int
     tokenizer: str
@@ -53,10 +53,10 @@ class TokenCount:
     error_band: float = 0.0
     """Relative half-width of the count's uncertainty. 0 for an exact count."""
     tokens_from: TokensFrom = TokensFrom.EXACT
-    """Method of counting. With `SAMPLED`, `tokens` and `trained_tokens` are estimates, and `error_band`
-    includes the sampling error."""
+    """Counting method. With `SAMPLED`, `tokens` and `trained_tokens` are estimates, and `error_band` includes
+    the sampling error."""
     weights: Sequence[float] = ()
-    """For a sample: number of sequences in the file that each entry of `lengths` represents."""
+    """Number of sequences in the file that each entry of `lengths` represents. Empty unless sampled."""
     lengths: Sequence[int] = ()
     """Number of tokens in each sequence, in row order: one sequence per row, two per preference pair (the
     prompt with each answer). If the counter splits rows, the additional sequences come last."""
@@ -65,7 +65,7 @@ class TokenCount:
     tokenizer. Rows that the template rejects are not counted."""
 
     def truncated(self, limit: int | None) -> int:
-        """Return the total number of tokens with every sequence truncated to `limit`."""
+        """Return the total number of tokens after truncating every sequence to `limit` tokens."""
         if limit is None:
             return self.tokens
         if self.weights:
@@ -73,7 +73,7 @@ class TokenCount:
         return sum(min(n, limit) for n in self.lengths)
 
     def within(self, limit: int, *, pairs: bool = False) -> TokenCount:
-        """Return the count without sequences of more than `limit` tokens. With `pairs`, a pair is left out if
+        """Return the count without sequences longer than `limit` tokens. With `pairs`, a pair is left out if
         either side is too long."""
         sides = 2 if pairs else 1
         kept = [
@@ -110,8 +110,8 @@ class TokenCount:
 
 @dataclass(frozen=True)
 class Facts:
-    """The results of one pass over a file. `digest` is the sha256 of the canonical rows, so equal content has
-    an equal digest."""
+    """Facts collected in one pass over a file. `digest` is the sha256 of the canonical rows, so equal content
+    has an equal digest."""
 
     path: str
     format: str
@@ -124,26 +124,26 @@ class Facts:
     content: Content
     problems: tuple[Problem, ...] = ()
     container: str = "jsonl"
-    """Container of the rows: `jsonl`, `csv.gz`, `parquet`, `folder` ..."""
+    """File type that contains the rows: `jsonl`, `csv.gz`, `parquet`, `folder` ..."""
     canonical_bytes: int = 0
     """Size of the rows as canonical JSON lines, in bytes. The size of a host's file differs by a few
     percent."""
     masks: Mapping[int, int] = field(default_factory=dict[int, int])
     """Number of rows for each combination of `orchestrate.data.rows.traits.Trait` bits."""
     first_rows: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
-    """Numbers of the first rows with each trait."""
+    """Row numbers of the first rows with each trait."""
     rowless: Sequence[int] = ()
-    """Numbers of the lines without a valid row, ascending."""
+    """Line numbers without a valid row, in ascending order."""
     pictures: Mapping[Picture, int] = field(default_factory=dict[Picture, int])
-    """Number of images in all valid rows by size and detail, used to estimate their cost. The prompt of a
-    preference pair counts once. At most `rows.traits.MOST_SIZES` sizes are exact. Others are rounded up to
-    multiples of 32 pixels."""
+    """Number of images in all valid rows by size and detail, for cost estimates. The prompt of a preference
+    pair counts once. At most `rows.traits.MOST_SIZES` sizes are exact. Others are rounded up to multiples of
+    32 pixels."""
     columns: tuple[tuple[str, str], ...] = ()
-    """Columns that were renamed while reading: (field, column)."""
+    """Renamed columns, as (field, column) pairs."""
     memory: Path | None = field(default=None, compare=False)
     """Cache folder for token counts."""
     tokens_from: TokensFrom = field(default=TokensFrom.EXACT, compare=False)
-    """Method of counting tokens."""
+    """Token counting method."""
 
     def examples(self) -> Iterator[Example]:
         """Yield the canonical rows without errors, in order. Raises `DataError` when the file no longer
@@ -155,7 +155,8 @@ class Facts:
         return ((number, row.example) for number, row in self.read() if row.example is not None)
 
     def number(self, place: int) -> int:
-        """Return the row number in the file of the valid row at index `place` (from 0)."""
+        """Return the row number in the file of a valid row. `place` is its index among the valid rows, from
+        0."""
         number = place + 1
         for line in self.rowless:
             if line > number:
@@ -175,7 +176,7 @@ class Facts:
 
 
 def require_same(digest: str, data: Facts) -> None:
-    """Verify that the digest of the rows just read is that of `data`. Raises `DataError` otherwise."""
+    """Verify that the rows just read have the digest of `data`. Raises `DataError` otherwise."""
     if digest != data.digest:
         raise changed(data)
 

@@ -1,9 +1,8 @@
 """Recommended number of rows for each goal, used by `advise`, `init` and `check`.
 
-The numbers for format, domain and capability come from the guides that practitioners cite: 300-500,
-1,000-5,000 and 5,000-50,000 rows. Yandex recommends 1,000 rows for a classifier, with 100 per class
-(yandex.cloud, tuning classification models). None of the guides gives a number for tool calls or style, so
-both use the number for a format.
+The numbers for format, domain and capability come from widely cited guides: 300-500, 1,000-5,000 and
+5,000-50,000 rows. Yandex recommends 1,000 rows for a classifier, with 100 per class (yandex.cloud, tuning
+classification models). No guide gives a number for tool calls or style, so both use the number for a format.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ class Goal(StrEnum):
 
 _VOLUMES: dict[Goal, tuple[int, int, str]] = {
     Goal.FORMAT: (300, 500, _GUIDE),
-    Goal.STYLE: (300, 500, f"{_GUIDE} (its number for a format: no provider publishes one for style)"),
+    Goal.STYLE: (300, 500, f"{_GUIDE} (the number for a format: no provider publishes one for style)"),
     Goal.DOMAIN: (1_000, 5_000, _GUIDE),
     Goal.CAPABILITY: (5_000, 50_000, _GUIDE),
     Goal.CLASSIFICATION: (1_000, 1_000, "Yandex, tuning classification models"),
     Goal.TOOL_USE: (
         300,
         500,
-        f"{_GUIDE}, as for a format, because no provider publishes a number for tool calls",
+        f"{_GUIDE} (the number for a format: no provider publishes one for tool calls)",
     ),
 }
 
 
 class Volume(Record, frozen=True, kw_only=True):
-    """Comparison of a file's number of rows with the recommendation for its goal."""
+    """A file's number of rows, compared with the recommended number for its goal."""
 
     goal: Goal
     why: str | None = None
@@ -68,7 +67,7 @@ class Volume(Record, frozen=True, kw_only=True):
 
     @property
     def wanted(self) -> str:
-        """The recommended number, for example `300-500 rows`."""
+        """Recommended number of rows, for example `300-500 rows`."""
         return f"{self.span} rows" if self.most > self.least else f"{self.span} or more rows"
 
     def __str__(self) -> str:
@@ -77,7 +76,7 @@ class Volume(Record, frozen=True, kw_only=True):
         elif not self.enough:
             stands = f"add at least {self.least - self.rows:,} more"
         elif self.rows > self.most > self.least:
-            stands = "more than usual: the best half may be enough"
+            stands = "more than recommended: the best half may be enough"
         else:
             stands = "enough"
         inferred = f" (inferred: {self.why})" if self.why else ""
@@ -104,7 +103,7 @@ def inferred(
     bare: bool = False,
     closely: bool = True,
 ) -> Volume:
-    """Infer the goal from the rows and compare their number with the recommended one.
+    """Infer the goal from the rows, and compare the number of rows with the recommended number.
 
     `labels` is the number of distinct short answers, if they repeat. Flags: `tools` if rows call tools,
     `keyed` if answers are JSON with the same keys, `knowing` if answers contain facts missing from their
@@ -123,7 +122,7 @@ def inferred(
     why = (
         "free-form answers without a common format"
         if closely
-        else "no labels and no tools, but `advise` also inspects the answers"
+        else "no labels and no tools. For a closer look at the answers, run `orchestrate advise`"
     )
     return volume(Goal.STYLE, rows, why=why)
 

@@ -1,5 +1,4 @@
-"""Open a path as a dataset: detect its format, read its rows in one pass, and cache token counts by
-digest."""
+"""Open a data file: detect its format, read its rows in one pass, and cache token counts by digest."""
 
 from __future__ import annotations
 
@@ -46,7 +45,8 @@ from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import Problem, TokensFrom
 
 PARALLEL_BYTES = 24 << 20
-"""File size in bytes below which no workers are started, because starting them would take longer."""
+"""File size in bytes from which workers are started. For smaller files, starting workers takes longer than
+reading."""
 SAMPLE_ROWS = 200
 """Number of rows used to recognize the format."""
 
@@ -61,9 +61,9 @@ class OpenedFile:
     total: Total
     source: RowSource
     begins: tuple[tuple[int, str], ...] = ()
-    """For joined files: number of lines before each file."""
+    """Number of lines before each of the joined files."""
     mix: OpenedFile | None = None
-    """For joined files: the rows to train on, mixed by the files' weights."""
+    """Training rows of the joined files, mixed by the files' weights."""
     mixed: str | None = None
     """Description of the mix."""
 
@@ -80,8 +80,8 @@ class OpenedFile:
 
 @dataclass
 class JoinedFiles:
-    """Several files read as one dataset, each file once. Collects facts about the rows and writes each valid
-    row as a canonical line."""
+    """Reader for several files as one dataset. It reads each file once, collects facts about the rows, and
+    writes each valid row as a canonical line."""
 
     write: Callable[[bytes], object]
     total: Total = field(default_factory=Total)
@@ -170,8 +170,8 @@ def open_counted(
 
 
 def require_rows(data: Facts) -> None:
-    """Check that rows can be written. Raises `DataError` if every row has errors, or if a column holds rows
-    out for test or validation, because the output would lose that column."""
+    """Check that rows can be written. Raises `DataError` if every row has errors. Also raises it if a column
+    holds rows out for test or validation, because the output would lose that column."""
     for found in data.problems:
         if found.code == "held-out":
             raise DataError(f"{data.path}: {found.message}", problems=data.problems, fix=found.fix)
@@ -199,7 +199,7 @@ def run(
     progress: Progress | None = None,
     join: JoinedFiles | None = None,
 ) -> Total:
-    """Read the entire file in tasks like `task`, with as many workers as its size justifies."""
+    """Read the entire file in tasks like `task`. The number of workers depends on the file's size."""
     tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
     for name in task.tokenizers:
         counter(name)  # a tokenizer that cannot be loaded is told once, from here
@@ -310,8 +310,8 @@ _SNIFFED = 64 << 20
 
 
 def first_lines(path: str) -> Iterator[bytes]:
-    """Yield the lines of a file, skipping those longer than `_SNIFFED` bytes. Raises `DataError` if none is
-    left."""
+    """Yield the lines of a file, skipping those longer than `_SNIFFED` bytes. Raises `DataError` if every
+    line is longer."""
     told = passed = False
     with rows_file(path) as file:
         if file.read(3) != b"\xef\xbb\xbf":
@@ -364,8 +364,8 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
             fix=advice(path, example),
         )
     raise DataError(
-        f"{path}: no row could be read{f': {first}' if first else ', the file is empty'}",
-        fix="repair its first row" if first else "write at least one row into it, or name another file",
+        f"{path}: no row could be read: {first or 'the file is empty'}",
+        fix="fix its first row" if first else "add at least one row, or pass another file",
     )
 
 
@@ -396,8 +396,8 @@ def _names_in(path: str) -> set[str]:
 
 
 def columns_of(path: str) -> dict[str, str]:
-    """Guess the column mapping of a file. It is empty if the file needs none. Text with a label is read as a
-    question and its answer. Raises `DataError` if the column names are ambiguous."""
+    """Guess the column mapping of a file. Returns an empty mapping if the file needs none. Text with a label
+    is read as a question and its answer. Raises `DataError` if the column names are ambiguous."""
     lines = source(path)
     rows = (parse(line)[0] for line in first_lines(lines.lines))
     objects = (cast("dict[str, Any]", row) for row in rows if isinstance(row, dict))

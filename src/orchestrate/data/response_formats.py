@@ -1,4 +1,4 @@
-"""The `response_format` of the chat completions API, which requires JSON answers."""
+"""The `response_format` of the chat completions API, which makes a model answer in JSON."""
 
 from __future__ import annotations
 

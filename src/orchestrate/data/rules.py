@@ -1,5 +1,5 @@
-"""Rules for what a host accepts, from its profile. A table decides on the traits of rows, and `check` on
-limits of the entire file."""
+"""Check rows against the rules in a host's profile. A table decides which row traits the host accepts, and
+`check` also applies the limits for an entire file."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Rule:
-    """A host's treatment of rows with one trait. An error rejects the row. `lossy` means that the trait can
-    be dropped instead, if the user allows it."""
+    """A host's rule for rows with one trait. Severity `error` rejects the row. If `lossy` is set, the trait
+    can be dropped instead, if the user allows it."""
 
     code: str
     severity: Severity
@@ -43,7 +43,9 @@ NO_FUNCTION_ROLE = refused(
     "role-refused", "the role function is not supported", "use tool messages with tool_call_id"
 )
 SYSTEM_LATER = refused(
-    "system-not-first", "a system message comes after the first message", "move it to the start"
+    "system-not-first",
+    "a system message comes after the first message",
+    "move the system message to the start",
 )
 ONE_ANSWER = refused(
     "several-answers",
@@ -58,7 +60,7 @@ NO_NAMES = Rule(
     "names-dropped",
     Severity.WARNING,
     "message names are dropped",
-    "put them into the text",
+    "put the names into the text",
     lossy=True,
 )
 NO_PARALLEL = Rule(
@@ -80,24 +82,24 @@ NO_ROW_WEIGHT = Rule(
 NO_SPANS = Rule(
     "loss-spans-lost",
     Severity.ERROR,
-    "some answers are only partly trained on, but this backend trains on entire answers",
+    "some rows select part of an answer for training, but this backend trains on entire answers",
     "split these answers into turns with weight 0 and 1, or convert with --allow-loss",
     lossy=True,
 )
 NO_LOCAL_IMAGES = refused(
-    "local-image", "an image is a local file", "embed it as a data: URL, or use its URL"
+    "local-image", "an image is a local file", "embed the image as a data: URL, or use its URL"
 )
 NO_KTO = "does not support KTO. Train on this machine, or use preference pairs (DPO)"
 
 
 EVERY_KIND: Mapping[Kind, str | None] = dict.fromkeys(KINDS.values())
-"""Maps every kind of row to `None`, which accepts it."""
+"""Mapping that accepts every kind of row."""
 
 
 @dataclass(frozen=True)
 class HostRules:
     kinds: Mapping[Kind, str | None]
-    """Reason why each kind of row is rejected. `None` if it is accepted."""
+    """Reason for rejecting each kind of row, or `None` if the host accepts it."""
     traits: Mapping[Trait, Rule]
     least_rows: int = 1
     most_rows: int | None = None
@@ -106,7 +108,7 @@ class HostRules:
     """Maximum length of a row in tokens. The host truncates longer rows."""
     preference_traits: Mapping[Trait, Rule] = field(default_factory=dict[Trait, Rule])
     row_weights_on_all: bool = False
-    """True if all rows need a weight once a single row has one."""
+    """True if either all rows or no rows must have a weight."""
 
     def rule(self, trait: Trait, kind: Kind) -> Rule | None:
         if kind == "preference" and trait in self.preference_traits:
@@ -114,8 +116,8 @@ class HostRules:
         return self.traits.get(trait)
 
     def refused(self, kind: Kind, *, allow_loss: bool = False) -> int:
-        """Return the trait bits for which a row of this kind is rejected. With `allow_loss`, excludes traits
-        that only lose information."""
+        """Return the trait bits that make the host reject a row of this kind. With `allow_loss`, traits that
+        can be dropped are excluded."""
         mask = 0
         for trait in Trait:
             rule = self.rule(trait, kind)
@@ -245,11 +247,11 @@ def _kinds(data: Facts, host: RowTarget, method: str | None) -> list[Problem]:
 
 
 def _other(method: str, data: Facts) -> str:
-    """The method that takes the rows, or the rows that the method takes."""
+    """Suggest a method for the rows, or rows for the method."""
     if method == "kto" and data.kind == "preference":
-        return f"orchestrate data convert {data.path} --to unpaired -o OUT, or method dpo"
+        return f"orchestrate data convert {data.path} --to unpaired -o OUT, or use method dpo"
     if data.kind == "unpaired":
-        return "train with method: {type: dpo, loss: kto}, or use sft with only the good rows and no label"
+        return "train with method: {type: dpo, loss: kto}, or use sft on only the good rows, without labels"
     return "change the method or the data"
 
 
@@ -259,7 +261,7 @@ def _sizes(data: Facts, host: RowTarget, epochs: int | None, validation: bool) -
     if data.rows < rules.least_rows and not validation:
         message = f"{count(data.rows, 'valid row')}, but at least {rules.least_rows} are required"
         found.append(
-            _file_problem(host, data, "too-few-rows", message, "add rows, or repair the rows with errors")
+            _file_problem(host, data, "too-few-rows", message, "add rows, or fix the rows with errors")
         )
     if rules.most_rows is not None and data.rows * (epochs or 1) > rules.most_rows:
         message = f"{data.rows:,} rows x {epochs or 1} epochs exceed the limit of {rules.most_rows:,}"

@@ -1,7 +1,5 @@
-"""Formats to convert to, besides those of hosts: ShareGPT, Alpaca, TRL, TRL's unpaired rows (two per pair)
-and Parquet.
-
-Each declares which kinds and traits it supports, with the same kind of rules as hosts.
+"""Convert rows to formats of other tools: ShareGPT, Alpaca, TRL, TRL's unpaired rows (two per pair) and
+Parquet. Rules like those of hosts declare which kinds and traits each format supports.
 """
 
 from __future__ import annotations
@@ -231,11 +229,11 @@ _WITHOUT_WEIGHTS = {
 WEIGHTS_BESIDE_OTHERS = _lost("message weights in a file where other rows have several answers to train on")
 """Reason why a file with mixed weights does not fit one of TRL's two conversation formats."""
 _TRL = {**_WITHOUT_WEIGHTS, Trait.PARTLY_TRAINED: _lost("message weights")}
-_WEIGHTS = {**_WITHOUT_WEIGHTS, Trait.MESSAGE_WEIGHTS: _lost("weights of messages")}
+_WEIGHTS = {**_WITHOUT_WEIGHTS, Trait.MESSAGE_WEIGHTS: _lost("message weights")}
 _JOINED = Rule("parts-joined", Severity.INFO, "text parts are joined into one text", "nothing to do")
 _CHAT_ONLY = "only conversations can be represented"
 _NO_LABEL = "the labels would be lost, and training would treat undesirable answers like the others"
-_UNJUDGED = "the rows do not say which answers are good, so only preference pairs and unpaired rows work"
+_UNJUDGED = "the rows do not mark answers as good or bad. Only preference pairs and unpaired rows do"
 _CONVERSATIONS: dict[Kind, str | None] = {
     **dict.fromkeys(EVERY_KIND, _CHAT_ONLY),
     "chat": None,
@@ -283,7 +281,7 @@ FORMATS: dict[str, HostRules] = {
             Trait.STARTS_WRONG: _refused("conversations that start with the assistant"),
             Trait.NOT_ALTERNATING: _refused("turns that do not alternate"),
             Trait.TEXT_PARTS: _JOINED,
-            Trait.EMPTY_SYSTEM: _lost("an empty system text (the same as none in Alpaca)"),
+            Trait.EMPTY_SYSTEM: _lost("an empty system prompt (Alpaca treats it like a missing one)"),
         },
     ),
     "trl": HostRules(kinds=EVERY_KIND, traits=_TRL),
@@ -353,7 +351,7 @@ UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
     "sharegpt": ("text that looks like a tool call or its result", _reads_as_calls),
     "trl": ("a grader field named prompt next to the messages", _has_prompt_field),
 }
-"""Content that a format cannot represent and that no trait shows. Rows are checked for it while they are
+"""Content that a format cannot represent and that no trait covers. Rows are checked for it while they are
 written."""
 
 

@@ -43,7 +43,8 @@ def refuse(data: Facts, target: RowTarget, errors: list[Problem]) -> None:
 
 def target_for(data: Facts, target: RowTarget) -> RowTarget:
     """Return the target to write the rows for. In the TRL format, conversations in which only the last answer
-    is trained on become prompts with completions. Such a file can't contain other conversations."""
+    is trained on become prompts with completions. A file of prompts with completions can't contain other
+    conversations."""
     if target.name != "trl" or not _has(data, Trait.LAST_TRAINED):
         return target
     if not _has(data, Trait.SEVERAL_TRAINED):
@@ -120,7 +121,7 @@ def _require_some(written: int, data: Facts, target: RowTarget) -> None:
 
 
 def _elsewhere(loss: Problem, data: Facts) -> Problem:
-    """A kind that the target cannot hold can be held by these."""
+    """Suggest targets that accept the rejected kind of rows."""
     if loss.code != "kind-refused":
         return loss
     known = [for_backend(kind, profile) for kind, profile in built_in().items()]

@@ -1,4 +1,4 @@
-"""Read and write files: turn paths, URLs and folders into byte ranges and records."""
+"""Find data files in folders, convert them to JSON Lines, and write output files atomically."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def splits_of(folder: Path) -> dict[str, Path]:
 
 
 def _require_one(folder: Path, splits: dict[str, list[Path]]) -> None:
-    """Rows to test with are not to be learnt because they lie beside the others."""
+    """Reject folders with several splits, so that test rows are never trained on."""
     if len(splits) < 2:
         return
     names = sorted(splits)
@@ -90,12 +90,12 @@ def _require_one(folder: Path, splits: dict[str, list[Path]]) -> None:
         f"{folder} contains several splits: {', '.join(names)}",
         fix=f"move the files of {split} into their own folder, and pass that folder"
         if mixed
-        else f"pass one of them: {place}",
+        else f"pass the files of one split: {place}",
     )
 
 
 def _saved(folder: Path) -> list[Path]:
-    """The files that a dataset saved by `datasets` names; the rest was computed from it since."""
+    """Return the files listed by a dataset that `datasets` saved. Other files are caches."""
     try:
         about: Any = msgspec.json.decode((folder / "state.json").read_bytes())
         files = [folder / Path(file["filename"]).name for file in about["_data_files"]]
@@ -135,12 +135,12 @@ def is_stdout(output: Path) -> bool:
 
 
 def is_stream(output: Path) -> bool:
-    """Return whether `output` is standard output, a pipe or a device, so that writing doesn't replace it."""
+    """Return whether `output` is standard output, a pipe or a device instead of a regular file."""
     return is_stdout(output) or (output.exists() and not output.is_file() and not output.is_dir())
 
 
 def require_writable(output: Path, *sources: str, stream: bool = False) -> None:
-    """Check that `output` can be written, before long work starts. Raises `UsageError` if `output` is a
+    """Check before a long operation that `output` can be written. Raises `UsageError` if `output` is a
     folder, is one of the `sources` or inside one, or if its parent folder does not exist. Pipes and devices
     are only allowed with `stream`."""
     if is_stream(output):

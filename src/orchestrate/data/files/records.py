@@ -1,4 +1,4 @@
-"""Convert tables and containers other than JSONL to lines of JSON, one per record, in bounded memory."""
+"""Convert CSV, JSON, text, Parquet and Arrow files to JSON Lines in bounded memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _STRUCTURED = frozenset(
         "non_preferred_output",
     }
 )
-"""Columns with cells that may contain JSON."""
+"""Table columns that may contain JSON."""
 _NAMES = frozenset(
     {
         "answer", "assistant", "content", "context", "conversation", "instruction", "label", "output",
@@ -50,13 +50,13 @@ _NAMES = frozenset(
         "text", "user",
     }
 )  # fmt: skip
-"""Other common columns of training tables."""
+"""Other common column names in training tables."""
 _LABELS = {"true": True, "false": False}
 """Labels of unpaired preferences as written in table cells."""
 _LONGEST_NAME = 64
 """Maximum length of a column name in characters."""
 _LONGEST_LITERAL = 4 << 20
-"""Maximum length of a Python literal, because the parser needs many times its memory."""
+"""Maximum length of a Python literal in characters. The parser needs many times as much memory."""
 
 
 def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
@@ -90,7 +90,7 @@ def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
 
 def is_table(head: bytes) -> bool:
     """Return whether the first bytes of a file look like a table: a header with at least one known column
-    name, followed by a record with the same number of cells. Needed for files without a known suffix."""
+    name, followed by a record with the same number of cells. Used for files without a known suffix."""
     try:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -130,8 +130,8 @@ def _separator(header: str) -> str:
 
 
 def cell(column: str, value: Any, told: Counter[str] | None = None) -> Any:
-    """Return the value of a cell. In a column of lists, a list written as JSON or as a Python literal is
-    parsed. Other cells are returned unchanged."""
+    """Return the value of a cell. Lists in list columns are parsed from JSON or Python literals. Other cells
+    are returned unchanged."""
     if column not in _STRUCTURED or not isinstance(value, str) or value[:1] not in ("[", "{"):
         return value
     try:
@@ -203,7 +203,7 @@ _SPACE = re.compile(r"[\s\ufeff]*")
 def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
     """Yield the elements of a JSON array, or consecutive JSON objects that span several lines.
 
-    Raises `DataError` for invalid JSON. Unlike in JSONL, nothing after the error can be trusted."""
+    Raises `DataError` for invalid JSON. Unlike in JSONL, nothing after the error can be read."""
     decode = json.JSONDecoder(parse_float=rows.number).raw_decode
     number = 0
     with file.open(encoding="utf-8-sig") as opened:
@@ -240,8 +240,8 @@ def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
                     return
                 why = str(error) if rest else "the array is not closed"
                 raise DataError(
-                    f"{file.name}: broken JSON after record {number}: {why}",
-                    fix="repair it, or write JSON Lines: one object per line",
+                    f"{file.name}: invalid JSON after record {number}: {why}",
+                    fix="fix the file, or write JSON Lines: one object per line",
                 ) from error
             yield text[at:end].replace("\n", " ").replace("\r", " ").encode()
             number += 1

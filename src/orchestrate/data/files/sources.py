@@ -45,11 +45,11 @@ _LOOKED_AT_BYTES = 16 << 20
 """Maximum number of bytes written between two checks of the free disk space."""
 _KEPT_BYTES = 512 << 20
 _KEPT_SHARE = 20
-"""Divisor for the part of the disk that stays free, at most `_KEPT_BYTES`."""
+"""Reciprocal of the share of the disk that must stay free, which is at most `_KEPT_BYTES`."""
 
 
 class Spool:
-    """A file open for writing that enforces the limits of `spooled`."""
+    """An open output file that enforces the size and disk limits of `spooled`."""
 
     def __init__(
         self, file: IO[bytes], folder: Path, what: str, keep_bytes: int | None, most_bytes: int | None
@@ -116,7 +116,7 @@ def spooled(
 
 FETCH_BLOCK = 1 << 20
 MOST_BYTES = 10 * 10**9
-"""Size limit of a file at a URL, unless ORCHESTRATE_MAX_DOWNLOAD_GB is set."""
+"""Default download limit in bytes. ORCHESTRATE_MAX_DOWNLOAD_GB overrides it."""
 _USUAL = "http, https, s3, gs, az, hf, sftp, file, memory"
 _TAKEN = frozenset(
     {
@@ -125,15 +125,15 @@ _TAKEN = frozenset(
         "sftp", "simplecache", "smb", "ssh", "tar", "tos", "webdav", "webhdfs", "zip"
     }
 )  # fmt: skip
-"""Allowed protocols. A spec may come from anyone, so protocols that follow references in a file, run programs
-or query notebook servers are excluded."""
+"""Allowed protocols. Specs are untrusted, so protocols that follow references in a file, run programs or
+query notebook servers are excluded."""
 _HOSTED = frozenset({"http", "https", "ftp", "sftp", "webdav"})
 """Protocols whose URL begins with a host."""
 _CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError", "ClientAuthenticationError"})
 _BROKEN = frozenset({"ClientPayloadError", "RemoteProtocolError", "IncompleteRead", "ProtocolError"})
 """Errors that HTTP clients raise for a response that ended early."""
 _MEDIA_TYPE = ("mimetype", "ContentType", "contentType", "content_type")
-"""Names of the content type in the HTTP, S3, Google and Azure file systems."""
+"""Keys under which the HTTP, S3, Google and Azure file systems report the content type."""
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -220,7 +220,7 @@ def _explained(url: str, protocol: str, error: Exception) -> OrchestrateError:
         return _by_status(url, place, 404)
     if isinstance(error, OSError):
         reason = error.strerror or type(chain[-1]).__name__
-        return _again(f"cannot read {shown(url)}: {reason}", "try again, or copy the file here")
+        return _again(f"cannot read {shown(url)}: {reason}", "try again, or copy the file to this machine")
     # The message may hold the address, and with it its secrets.
     return DataError(
         f"cannot read {shown(url)}: {protocol} failed with {type(error).__name__}",
@@ -286,7 +286,7 @@ _MEDIA_SUFFIXES = {
 }
 """Table suffixes by content type, because the first bytes of a table are ambiguous."""
 _MOST_LAYERS = 4
-"""Maximum number of compression layers, because an archive may contain itself."""
+"""Maximum number of nested compression layers, because an archive may contain itself."""
 _ROWS = (".jsonl", ".ndjson", ".json")
 
 
@@ -408,7 +408,8 @@ def _container(file: Path, head: bytes) -> tuple[str, Reader | None]:
         return "txt", text_lines
     if foreign := next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None):
         raise DataError(
-            f"{file.name} is {foreign}, not rows", fix="unpack it, or save it as JSON Lines or CSV"
+            f"{file.name} is {foreign}, not rows",
+            fix="unpack the file, or save its rows as JSON Lines or CSV",
         )
     if start[:9].lower().startswith((b"<!doctype", b"<html")):
         raise DataError(f"{file.name} is a web page, not a data file", fix="use the URL of the raw file")

@@ -27,7 +27,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class FileFacts(Record, frozen=True, kw_only=True):
-    """One checked file. `counts` has the number of problems per code, including those not shown."""
+    """Results for one checked file. `counts` is the number of problems by code, including those not shown."""
 
     split: str
     path: str
@@ -45,8 +45,8 @@ class FileFacts(Record, frozen=True, kw_only=True):
     tokens_from: TokensFrom = TokensFrom.EXACT
     tokens_low: int | None = None
     tokens_high: int | None = None
-    """High end of the token count. It includes the tokenizer's error band and the sampling error: for 99 of
-    100 samples, the true count lies between the low and the high end."""
+    """High end of the token count, including the tokenizer's error band and the sampling error. In 99 of 100
+    samples, the true count lies between the low and the high end."""
     counts: dict[str, int]
 
 
@@ -71,8 +71,9 @@ class CheckReport(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """Options of `check`. `tokenizer` counts tokens, `contexts` maps each host to the model's maximum row
-    length, and `near` also searches for near duplicates, which takes about twice as long."""
+    """Options of `check`. `tokenizer` names the token counter. `contexts` maps each host to the model's
+    maximum row length in tokens. With `near`, the check also searches for near duplicates, which takes about
+    twice as long."""
 
     hosts: tuple[RowTarget, ...] = ()
     method: str | None = None
@@ -87,7 +88,7 @@ class CheckOptions:
     memory: Path | None = None
     """Cache folder for token counts."""
     tokens_from: TokensFrom = TokensFrom.EXACT
-    """Method of counting tokens."""
+    """Token counting method."""
 
 
 def check(
@@ -242,7 +243,7 @@ def volume_of(one: OpenedFile) -> Volume:
 
 
 def _held_out(one: OpenedFile) -> list[Problem]:
-    """A file to train on whose rows are all kept for something else."""
+    """Report a training file with only held-out rows."""
     column, counts = unread.held_out_rows(one.total.unread) or ("", None)
     if counts is None or counts.total() < one.total.written:
         return []
@@ -317,7 +318,7 @@ def _between(opened: Mapping[str, OpenedFile]) -> list[Problem]:
             found += _listed("leakage", text, compare.shared(rows.total, of.total), rows, of)
             prompts = compare.shared(rows.total, of.total, prompts=True)
             found += _listed(
-                "prompt-leakage", "its prompt also appears in " + earlier + ", row {}", prompts, rows, of
+                "prompt-leakage", "the prompt also appears in " + earlier + ", row {}", prompts, rows, of
             )
     return found
 

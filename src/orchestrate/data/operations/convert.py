@@ -1,5 +1,5 @@
-"""`orchestrate data convert`: convert rows to the format of a host or another tool, and report what is
-lost."""
+"""`orchestrate data convert`: convert rows to the format of a host or another tool, and report what the
+format can't represent."""
 
 from __future__ import annotations
 
@@ -133,13 +133,13 @@ def _lost(data: Facts, target: RowTarget) -> list[Problem]:
 
 
 class BatchReport(Record, frozen=True, kw_only=True):
-    """The result of joining the lines of a batch."""
+    """The result of joining a batch's requests and results."""
 
     joined: int
     unasked: int
-    """Results without a request. They remain errors."""
+    """Number of results without a request. Each remains an error."""
     unanswered: int
-    """Requests without a result."""
+    """Number of requests without a result."""
 
 
 def join_batch(results: str, requests: str, output: Path) -> BatchReport:

@@ -1,4 +1,4 @@
-"""`orchestrate data dedupe`: keep the first of each set of equal (optionally near-duplicate) rows."""
+"""`orchestrate data dedupe`: keep the first row of each set of duplicates or near duplicates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrate.types import Record
 class Removed(Record, frozen=True, kw_only=True):
     row: int
     because_of: int
-    """The earlier row. It stays in the output."""
+    """Number of the earlier row, which stays in the output."""
     near: bool
 
 
@@ -33,12 +33,12 @@ class DedupeReport(Record, frozen=True, kw_only=True):
     exact: int
     near: int
     left_out: int
-    """Rows with errors, which are not in the output."""
+    """Number of rows with errors, which are not in the output."""
     source_format: str
     format: str
     """The format of the output."""
     fields_left_out: int
-    """Rows and messages with fields that no training format uses. The output does not contain these
+    """Number of rows and messages with fields that no training format uses. The output does not contain these
     fields."""
     removed: tuple[Removed, ...]
 
@@ -54,7 +54,8 @@ def dedupe(
     progress: Callable[[int, int], None] | None = None,
 ) -> DedupeReport:
     """Write the remaining rows to `output`, and a log with one line per removed row next to it. Without
-    `output`, only report. Raises `DataError`, and `MissingExtra` if near duplicates need numpy or rensa."""
+    `output`, nothing is written. Raises `DataError`, and `MissingExtra` if near duplicates need numpy or
+    rensa."""
     log = None
     if output is not None:
         require_writable(output, path)

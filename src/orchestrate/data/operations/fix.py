@@ -1,8 +1,8 @@
 """`orchestrate data check --fix`: write a repaired copy, and a log with one line per change.
 
-A row is repaired only if its meaning is unambiguous: role aliases, numbers as content, weights on inputs,
-messages after the last answer, broken bytes, NUL characters, text decoded with the wrong encoding. A row that
-still has an error or repeats another row is left out of the copy and logged.
+Only unambiguous problems are repaired: role aliases, numbers as content, weights on inputs, messages after
+the last answer, invalid bytes, NUL characters, and text decoded with the wrong encoding. A row that still has
+an error or repeats another row is left out of the copy and logged.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class FixReport(Record, frozen=True, kw_only=True):
     """The number of repairs by problem code."""
     left_out: dict[str, int]
     dropped: dict[str, int]
-    """Rows and messages with fields that no training format uses. The copy does not contain these fields."""
+    """Number of rows and messages with fields that no training format uses. The copy does not contain these
+    fields."""
     not_repaired: dict[str, int]
 
 
@@ -136,7 +137,7 @@ def _require_copy(path: str, written: int, kept_out: int, left_out: Mapping[str,
         why = ", ".join(f"{code} {n:,}" for code, n in Counter(left_out).most_common(4))
         raise DataError(
             f"{path}: no row could be repaired ({why}), so no copy was written",
-            fix=f"orchestrate data check {path}  shows what is wrong with each row",
+            fix=f"to see what is wrong with each row: orchestrate data check {path}",
         )
 
 

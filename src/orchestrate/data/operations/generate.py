@@ -2,7 +2,8 @@
 
 An append-only log next to the output (`OUT.generation`) records every paid request and the rows that came
 from each answer. The output contains exactly the rows in the log, so a killed run resumes without losing or
-repeating a request. `OUT.review` marks rows for review, because hosts reject unknown fields in the rows.
+repeating a request. `OUT.review` marks rows for review. The mark can't be a field of the row because hosts
+reject unknown fields.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Screened:
 
 
 class Screening:
-    """Filter for generated rows. It remembers accepted rows to reject repetitions."""
+    """Filter for generated rows. It rejects rows that repeat an accepted row."""
 
     def __init__(
         self,
@@ -244,8 +245,7 @@ def _listed(value: Mapping[str, Any]) -> list[Any] | None:
 Reasoning = Literal["no", "kept", "left out"]
 """Reasoning mode: don't request reasoning, include it in the rows, or request it and leave it out."""
 MOST_SEEDS = 50_000
-"""Maximum number of seed rows. Each seed stays in memory for comparison. A larger set would be a dataset, not
-a set of examples."""
+"""Maximum number of seed rows. All seeds stay in memory, to compare each new row with them."""
 BARREN = 8
 """Number of consecutive answers without new rows after which generation stops."""
 
@@ -269,8 +269,8 @@ class GenerateStart(msgspec.Struct, tag="started"):
 
 
 class KeptQuestion(msgspec.Struct, tag="kept"):
-    """Screening result of one answer. If the run was interrupted before screening, the answer is screened on
-    resume."""
+    """The screening result of one answer. If the run was interrupted before screening, the answer is screened
+    on resume."""
 
     question: str
     rows: list[msgspec.Raw]
@@ -356,7 +356,7 @@ class GenerateReport(Record, frozen=True, kw_only=True):
     lost_usd: Decimal | None = Decimal(0)
     """The maximum cost of these requests, which is included in `usd`. `None` when the price is unknown."""
     last_error: str | None = None
-    """Reason for the most recent failed request."""
+    """Error of the most recent failed request."""
     reasoning: Reasoning = "no"
 
 
@@ -436,7 +436,7 @@ def generate(
     require_price("this model", order.max_cost_usd, order.price)
     require_writable(output, seeds)
     if output.suffix.lower() in PACKED_SUFFIXES:
-        why = "a compressed file cannot be written, because rows are appended one by one"
+        why = "cannot write a compressed file, because rows are appended one by one"
         raise UsageError(f"{output}: {why}", fix="use a name that ends in .jsonl")
     data = Dataset.open(seeds)
     examples = list(data.examples()) if data.rows <= MOST_SEEDS else []

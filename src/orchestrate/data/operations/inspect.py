@@ -1,4 +1,4 @@
-"""`orchestrate data inspect`: summarize a file in numbers."""
+"""`orchestrate data inspect`: compute statistics of a file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ BINS = 16
 LABELS = (DESIRABLE, UNDESIRABLE)
 LONGEST = 5
 LEAST_LETTERS = 20
-"""Minimum number of letters of Latin text for language detection. The language of shorter text would be a
-guess."""
+"""Minimum number of letters of Latin text for language detection. Shorter text gives unreliable results."""
 SURE = 0.9
-"""Minimum probability of a language to be reported."""
+"""Minimum probability for reporting a language."""
 ENOUGH_LETTERS = 75
 """Number of letters (about fifteen words) from which a single row is enough to detect its language. None of
 1,200 English texts of at least this length was misclassified, compared with 3% of shorter texts. Other
@@ -40,7 +39,7 @@ GUIDANCE = (
 
 
 class Bin(Record, frozen=True, kw_only=True):
-    """Sequences of `low` to `high` tokens, inclusive."""
+    """Histogram bin with the number of sequences of `low` to `high` tokens, inclusive."""
 
     low: int
     high: int

@@ -43,8 +43,8 @@ class MixedFile(Record, frozen=True, kw_only=True):
     taken: int
     """Rows in the mix that come from the file."""
     sample: list[int]
-    """Row numbers in the file of the rows that occur once more than the others. The others occur `weight`
-    times, rounded down."""
+    """Row numbers, in the file, of the rows that occur one extra time. Other rows occur `weight` times,
+    rounded down."""
 
     @property
     def told(self) -> str:
@@ -56,7 +56,7 @@ class MixedFile(Record, frozen=True, kw_only=True):
 
 
 class Mix(Record, frozen=True, kw_only=True):
-    """Record of how to reproduce a mixed file, stored next to it."""
+    """The recipe to reproduce a mixed file, stored next to the file."""
 
     digest: str
     """Digest of the mixed rows, as for any file."""

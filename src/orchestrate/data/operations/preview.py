@@ -1,4 +1,4 @@
-"""Show the tokens of rows as a model sees them on one HTML page, with trained tokens marked."""
+"""Render the tokens that a model sees as one HTML page, with trained tokens highlighted."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`orchestrate data review`: record a person's decision on each row of a file.
 
 Decisions are stored by row content in an append-only journal next to the file (`FILE.review`). The file
-itself is never changed, rows may be added or moved, and a review resumes where it stopped.
+itself is never changed. You can add or move rows, and a review resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ State = Literal["pending", "accepted", "edited", "rejected"]
 
 
 class Required(msgspec.Struct, tag="required"):
-    """Marker for rows that were not written by a person and need a review."""
+    """Marker for a file with rows that no person wrote, so they need a review."""
 
     at: datetime
 

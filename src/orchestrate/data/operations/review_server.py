@@ -1,8 +1,8 @@
 """Serve the page of `orchestrate data review`, for one reviewer on this machine.
 
 The URL contains a random token. Requests without it are rejected, and so are requests from other sites,
-including those that use DNS rebinding. The page loads nothing from elsewhere, and row text is never treated
-as markup: it is sent as JSON and set as text.
+including those that use DNS rebinding. The page loads no external resources. Row text is sent as JSON and
+inserted as text, never as markup.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LONGEST_BODY = 64 << 20
 
 
 class RowDecision(msgspec.Struct):
-    """The body of a POST request."""
+    """The JSON body of an action on the page."""
 
     action: Literal["show", "accepted", "edited", "rejected", "undo"]
     index: int | None = None
@@ -61,7 +61,7 @@ def review_routes(
     path: str, review_of: Callable[[Request], Review], back: Callable[[Request], str] | None = None
 ) -> list[Route]:
     """Build the routes of the review page and its actions. `review_of` returns the review for a request, and
-    `back` the page that linked to it."""
+    `back` returns the URL of the page to go back to."""
     lock = threading.Lock()
 
     def answer(asked: RowDecision, request: Request) -> dict[str, Any]:
@@ -76,7 +76,8 @@ def review_routes(
 
 
 def act(review: Review, asked: RowDecision) -> dict[str, Any]:
-    """Perform the action and return what to show next: `file`, `counts` and, if there is one, `row`."""
+    """Perform the action and return the data for the next view: `file`, `counts` and, if the file has rows,
+    `row`."""
     index = asked.index
     word: Word | None = None if asked.action in ("show", "undo") else asked.action
     if asked.action == "undo":

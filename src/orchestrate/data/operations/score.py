@@ -1,8 +1,8 @@
 """`orchestrate data score` and `data select`: score each row by several signals, and select the best rows by
-one.
+one of them.
 
-Four signals need only the rows. A model's losses and a judge's scores are added by the commands that compute
-them. All scores are stored next to the file (`FILE.scores.jsonl`) and tied to its rows by their digest.
+Four signals need only the rows. Commands that use a model or a judge add its losses or scores. All scores are
+stored next to the file (`FILE.scores.jsonl`) and tied to its rows by their digest.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
     tokens: int | None = None
     """Number of tokens that contribute to the loss."""
     loss: float | None = None
-    """Loss in nats per token of the base model."""
+    """The base model's loss, in nats per token."""
     spread: float | None = None
-    """Standard deviation of the loss over the tokens."""
+    """Standard deviation of the token losses."""
     prompt: float | None = None
-    """The loss divided by the loss without the prompt (Li et al. 2023, Instruction-Following Difficulty). At
+    """The loss, divided by the loss without the prompt (Li et al. 2023, Instruction-Following Difficulty). At
     1 and above, the prompt doesn't help to predict the answer."""
     loss_after: float | None = None
-    """The loss of the tuned model."""
+    """The tuned model's loss, in nats per token."""
     duplicate_of: int | None = None
     """Number of the earlier row that this row duplicates or nearly duplicates."""
     length: float | None = None
@@ -97,7 +97,7 @@ SIGNALS: dict[str, Signal] = {
     "contradiction": Signal("different answers to the same question", lambda s: s.contradiction),
     "label": Signal("another label is more likely", lambda s: s.label, "pip install 'orchestrate-ft[score]'"),
     "loss": Signal("the base model's loss", lambda s: s.loss, "--model MODEL"),
-    "spread": Signal("standard deviation of that loss over the tokens", lambda s: s.spread, "--model MODEL"),
+    "spread": Signal("spread of the base model's token losses", lambda s: s.spread, "--model MODEL"),
     "prompt": Signal("the prompt does not help to predict the answer", lambda s: s.prompt, "--model MODEL"),
     "loss-after": Signal("the tuned model's loss", lambda s: s.loss_after, "--after RUN"),
     "judge": Signal("the judge's score", lambda s: None if s.judge is None else 1 - s.judge, "--judge MODEL"),
@@ -133,7 +133,7 @@ class ScoreReport(Record, frozen=True, kw_only=True):
     """The scores file, with one line per row."""
     rows: int
     left_out: int
-    """Rows with errors, which have no scores."""
+    """Number of rows with errors, which have no scores."""
     signals: dict[str, int]
     """Number of rows with a value, by signal."""
     duplicates: int
@@ -142,13 +142,13 @@ class ScoreReport(Record, frozen=True, kw_only=True):
     contradictions: tuple[ContradictingPair, ...]
     contradicting_rows: int
     labels: int = 0
-    """Distinct labels, if the answers are labels."""
+    """Number of distinct labels, or 0 if the answers are not labels."""
     label_issues: int = 0
     """Number of rows whose label is probably wrong according to confident learning."""
     missing: tuple[str, ...] = ()
     """Reason why each unknown signal could not be computed."""
     usd: Decimal | None = None
-    """Cost of the judge."""
+    """Cost of the judge's requests in US dollars."""
 
 
 @dataclass
@@ -451,11 +451,11 @@ class SelectReport(Record, frozen=True, kw_only=True):
     kept: int
     left_out: int
     errors: int
-    """Rows with errors, which are among those left out."""
+    """Number of rows with errors. `left_out` includes them."""
     cut: float | None
     """Score of the last selected row. All rows with a higher score were left out."""
     tied: int
-    """Rows left out although their score equals `cut`. Earlier rows take precedence."""
+    """Number of rows left out although their score equals `cut`, because earlier rows take precedence."""
 
 
 def ranked(scores: Scores, by: str) -> list[RowScore]:
@@ -468,7 +468,7 @@ def ranked(scores: Scores, by: str) -> list[RowScore]:
     if all(doubt is None for doubt in known.values()):
         why = f" {signal.needs}" if signal.needs.startswith("--") else ""
         raise UsageError(
-            f"the scores have no {by}: {signal.about}",
+            f"no row has a score for {by} ({signal.about})",
             fix=f"orchestrate data score {scores.head.scores_of}{why}",
         )
     order = sorted(scores.rows, key=lambda row: (known[row] is None, known[row] or 0.0, row))
@@ -484,7 +484,7 @@ def select(
     scores: Path | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> SelectReport:
-    """Write the best rows, unchanged and in file order, and next to them a log of the rows left out, with
+    """Write the best rows, unchanged and in file order. A log next to the output lists the other rows with
     reasons. Raises `UsageError` if either file exists or the rows have not been scored."""
     if not 0 < keep < 1:
         raise UsageError(f"--keep must be a fraction between 0 and 1 (got {keep:g})")
@@ -516,7 +516,7 @@ def select(
                 continue
             at, found = places[number]
             known = "is not known" if found is None else f"is {found:.4g}"
-            rank = f"rank {at:,} of {len(order):,} (the best {most:,} are kept)"
+            rank = f"rank {at:,} of {len(order):,} (the best {most:,} are selected)"
             why = f"{by} {known} ({SIGNALS[by].about}): {rank}"
             log.write(_left_out(number, why, found, line))
     return SelectReport(

@@ -1,5 +1,5 @@
-"""`orchestrate data split`: split a file so that the same rows stay in the same split, even after rows are
-added.
+"""`orchestrate data split`: split a file into train, validation and test, and keep rows in their split when
+rows are added.
 
 The hash of a group's key determines its split. Rows of one conversation (the same first user message and
 system text) form a group, and near duplicates merge groups, so neither is ever divided between splits. A
@@ -60,33 +60,34 @@ class _Manifest(Record, frozen=True, kw_only=True):
     asked: int | None = None
     """The requested seed."""
     seed: int | None = None
-    """The seed that was used. Under the same seed, rows stay in their split when rows are added."""
+    """The seed that was used. With the same seed, rows stay in their split when rows are added."""
 
 
 class SplitReport(Record, frozen=True, kw_only=True):
-    """The result of `data split`. `groups` counts the groups of rows that stay together."""
+    """The result of `data split`. `groups` is the number of groups of rows that stay together."""
 
     path: str
     files: tuple[SplitFile, ...]
     rows: int
     groups: int
     left_out: int
-    """Rows with errors, which are not in any split."""
+    """Number of rows with errors, which are in no split."""
     source_format: str
     format: str
     """The format of the files."""
     fields_left_out: int
-    """Rows and messages with fields that no training format uses. The files do not contain these fields."""
+    """Number of rows and messages with fields that no training format uses. The files do not contain these
+    fields."""
     seed: int = 0
     pooled: int = 0
-    """With `stratify`: number of groups with answers too rare to appear in every split. They are split
+    """Number of groups with answers too rare to appear in every split. `stratify` splits these groups
     together."""
     ungrouped: int = 0
-    """With `group_by`: number of rows without a value. Each forms its own group."""
+    """Number of rows without a value in the `group_by` column. Each forms its own group."""
 
 
 class TooFew(DataError):
-    """Raised if there are so few groups that a split would be empty."""
+    """A split would be empty because the rows form too few groups."""
 
 
 @dataclass(frozen=True)
@@ -313,7 +314,7 @@ def _empty(path: str, names: Sequence[str], groups: int, division: Division) -> 
     least = min(division.shares)
     fix = "add rows, or make this split larger"
     if not division.fill and not division.stratify:
-        fix = f"use --exact, which finds a seed that fills each split, or {fix}"
+        fix = f"use --exact to find a seed that fills each split, or {fix}"
     return TooFew(
         f"{path}: {' and '.join(names)} would be empty: {count(groups, 'group')} are too few for a split of "
         f"{least:.0%}, because groups are never divided",
@@ -369,7 +370,7 @@ _FEWEST = 100
 _NEAR = 0.01
 """Maximum deviation from the requested shares, as a fraction of the rows."""
 _STILL_NEAR = 0.03
-"""The same maximum for the seed of an earlier split into the same folder."""
+"""Maximum deviation for the seed of an earlier split into the same folder, as a fraction of the rows."""
 
 
 def _shared_out(

@@ -31,8 +31,8 @@ from orchestrate.types import Record
 
 
 def is_mbox(path: str) -> bool:
-    """Return whether the first line of a file is that of an mbox. Returns `False` for an unreadable file,
-    because its reader reports the reason."""
+    """Return whether a file starts like an mbox. Returns `False` for an unreadable file, because reading it
+    later reports the reason."""
     file = Path(path)
     try:
         if not file.is_file():
@@ -142,7 +142,7 @@ def _plain(name: Any) -> str:
 
 
 class InternalNotes:
-    """Detector of internal notes. `columns` are the columns that it interprets. They don't count as
+    """Detector of internal notes. `columns` lists the columns that it interprets, which don't count as
     unused."""
 
     def __init__(self, path: str) -> None:
@@ -205,7 +205,8 @@ class Columns:
 
 
 class ThreadsReport(Record, frozen=True, kw_only=True):
-    """Report on the conversion of threads. `shown` has the ids of some example threads of each kind."""
+    """Report on converting threads to conversations. `shown` has the ids of some example threads of each
+    kind."""
 
     path: str
     messages: int
@@ -222,11 +223,11 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     empty: int
     """Messages that were empty after removing quotes and signature."""
     unthreaded: int
-    """Messages without a thread, which are left out."""
+    """Messages left out because they belong to no thread."""
     aside: int
-    """Messages of a tree that are not on its best path, which are left out."""
+    """Messages left out because they are not on the best path of their tree."""
     internal: int
-    """Messages that only colleagues saw, according to the columns in `internal_by`, which are left out."""
+    """Messages left out because the columns in `internal_by` mark them as internal notes."""
     internal_by: tuple[str, ...]
     shown: dict[str, tuple[str, ...]]
     speakers: dict[str, tuple[str, ...]]
@@ -401,7 +402,7 @@ class _Speakers:
             for pattern in map(_as_pattern, patterns)
         ]  # fmt: skip
         self._rules = sorted(rules, key=lambda rule: ("*" in rule[0]) + (rule[0] == "*"))
-        """Names come first, then patterns, then the wildcard `*`."""
+        """Rules by precedence: names, then patterns, then the wildcard `*`."""
         self._homes = {p.rpartition("@")[2] for p, part in self._rules if part == ASSISTANT and "@" in p}
         self._parts: dict[str, str | None] = {}
         self.counts: Counter[tuple[str | None, str]] = Counter()

@@ -1,13 +1,12 @@
 """Compare rows: duplicates, contradictions, rows shared between splits, and near duplicates.
 
-Near duplicates are found by MinHash over five-word shingles, banded so that sorting brings candidates
-together.
+Near duplicates are found with MinHash over five-word shingles and locality-sensitive hashing in bands.
 
 rensa computes the signatures. A worker returns 16 band keys and a 128-byte sketch for each row. Rows with an
 equal band are candidates, and their sketches confirm them. At a similarity of 0.8 a pair is found with
 probability 0.95, at 0.9 with 0.9999.
 
-Rows of the same task look alike without being copies, so phrases that many rows share (an instruction, a
+Rows of the same task are similar without being duplicates, so phrases that many rows share (an instruction, a
 template) count as the file's form and are ignored. A system prompt counts for at most a fifth of its row.
 """
 
@@ -34,7 +33,7 @@ FEW = 100_000
 
 @dataclass(frozen=True)
 class Matches:
-    """Pairs of row numbers: a row and the row that it matches."""
+    """Matching rows, as pairs of row numbers."""
 
     pairs: tuple[tuple[int, int], ...]
     """The first pairs, up to a fixed number."""
@@ -160,7 +159,7 @@ def signatures(task: ScanTask, size: int, workers: int | None = None, form: Any 
 
 
 def sign(task: ScanTask, form: Any) -> Signatures:
-    """Compute the signatures of one range. This is a pure function."""
+    """Compute the signatures of one range. Pure function."""
     part = Signatures()
     hashes: list[Any] = []
     avoided: list[bool] = []

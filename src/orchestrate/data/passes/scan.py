@@ -64,7 +64,7 @@ PIECE = 256 << 10
 """Number of bytes that a task processes at a time: large enough for batched calls, small enough for a core's
 cache."""
 SIZED = 16
-"""Interval, in rows, between measurements of JSON size."""
+"""Number of rows per measurement of JSON size."""
 FIRST_ROWS = 20
 """Maximum number of row numbers stored for each trait."""
 LONGEST_LABEL = 60
@@ -73,7 +73,7 @@ MOST_LABELS = 200
 """Maximum number of distinct short answers that may be labels."""
 
 DESIRABLE, UNDESIRABLE = "desirable", "undesirable"
-"""KTO's names for the labels of unpaired rows."""
+"""Names of unpaired rows' labels, as in KTO."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Tally:
     answered: array[int] = field(default_factory=lambda: array("Q"))
     """A 64-bit hash of `canonical_answered`, for each valid row that has one."""
     labels: Counter[str] = field(default_factory=Counter[str])
-    """Labels of unpaired rows, and short answers of others. More than `MOST_LABELS` of them are not
+    """Labels of unpaired rows, and short answers of others. Only up to `MOST_LABELS` distinct values count as
     labels."""
     turns: Counter[int] = field(default_factory=Counter[int])
     """Number of rows by number of user messages."""
@@ -398,8 +398,7 @@ class Total(Tally):
         self.lines += part.lines
 
     def reported(self, source: str) -> tuple[Problem, ...]:
-        """Return all stored problems, and for each code with more rows one problem that counts the rows not
-        shown."""
+        """Return all stored problems, and for each code with more problems, one that summarizes the rest."""
         found = [msgspec.structs.replace(p, source=source) for p in self.problems]
         shown = Counter(p.code for p in self.problems)
         for code, count in self.counts.items():
@@ -409,12 +408,12 @@ class Total(Tally):
 
     @property
     def written(self) -> int:
-        """The number of lines that are not blank."""
+        """Number of non-blank lines."""
         return self.lines - self.counts["blank-line"]
 
     @property
     def fields_left_out(self) -> int:
-        """The number of column and message values that are not used."""
+        """Number of unused column values and message fields."""
         return self.counts["extra-fields"] + sum(column.rows for column in self.unread.values())
 
     def errors(self) -> int:
@@ -439,8 +438,8 @@ _QUANTILE = 2.576
 """Quantile of the normal distribution for `COVERAGE`. The sample is stratified, so its error is smaller than
 this estimate for random positions."""
 _UNMET = math.log(2 / (1 - COVERAGE / 100))
-"""Fraction of the file that all positions may have missed, times the number of positions. The error estimate
-does not cover it."""
+"""Fraction of the file that the sample may have missed entirely, multiplied by the number of positions. The
+error estimate does not include this part."""
 _DENSEST = 1.0
 """Maximum number of tokens per byte in unsampled text. A token is rarely shorter than a byte."""
 _BLOCK = 16 << 10
@@ -448,7 +447,7 @@ _BLOCK = 16 << 10
 
 @dataclass
 class Sample:
-    """An estimate for a file from a sample of its rows."""
+    """Token counts of a file, estimated from a sample of its rows."""
 
     tokens: float = 0.0
     half_width: float = 0.0

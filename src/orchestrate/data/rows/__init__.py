@@ -78,7 +78,7 @@ class ChatExample(_Canonical):
     tools: list[dict[str, Any]] | None = None
     parallel_tool_calls: bool | None = None
     weight: int | float | None = None
-    """The weight of the entire row, if the host supports one."""
+    """Loss weight of the entire row, for hosts that support row weights."""
 
 
 class PreferenceExample(_Canonical):
@@ -174,11 +174,13 @@ CODES: dict[str, Code] = {
     "duplicate-key": Code(
         _W,
         "an object contains a field twice, so the last one is used",
-        "remove the others (--fix keeps the last)",
+        "remove the duplicate fields (--fix keeps the last)",
     ),
     "encoding": Code(_E, "the line is not UTF-8", "save the file as UTF-8 (--fix replaces the broken bytes)"),
     "lone-surrogate": Code(
-        _E, "an unpaired surrogate, which cannot be encoded as UTF-8", "replace it (--fix writes U+FFFD)"
+        _E,
+        "an unpaired surrogate, which cannot be encoded as UTF-8",
+        "remove the surrogate (--fix writes U+FFFD)",
     ),
     "blank-line": Code(_I, "the line is blank", "remove it (--fix does)"),
     "unknown-format": Code(
@@ -193,7 +195,7 @@ CODES: dict[str, Code] = {
     "hidden-column": Code(
         _I,
         "a column is ignored because another column is mapped to its name",
-        "drop the --map option if you want the original column",
+        "to use the original column, remove this --map option",
     ),
     "extra-fields": Code(
         _W,
@@ -203,23 +205,23 @@ CODES: dict[str, Code] = {
     "unread-column": Code(
         _W,
         "a column is not used",
-        "map it (--map FIELD=COLUMN) or ignore it (--ignore COLUMN)",
+        "map the column (--map FIELD=COLUMN) or ignore it (--ignore COLUMN)",
     ),
     "lost-meaning": Code(
         _E,
         "training would ignore part of the row",
-        "remove that part. To train without a column: --ignore COLUMN",
+        "remove the part that cannot be used. To train without a column: --ignore COLUMN",
     ),
     "held-out": Code(
         _E,
         "a column marks rows for test or validation",
-        "write them to separate files for test and validation, or ignore the column (--ignore COLUMN)",
+        "write these rows to separate files for test and validation, or ignore the column (--ignore COLUMN)",
     ),
     "bad-image": Code(_E, "an image cannot be read", "use a path, a URL or a data: URL for each image"),
     "unused-prompt": Code(
         _E,
         "a column that may belong to the prompt is not used",
-        "add it to the prompt, map it (--map context=COLUMN), or ignore it (--ignore COLUMN)",
+        "add the column to the prompt, map it (--map context=COLUMN), or ignore it (--ignore COLUMN)",
     ),
     # -- messages
     "no-messages": Code(_E, "the row has no messages", "add at least a user and an assistant message"),
@@ -227,10 +229,10 @@ CODES: dict[str, Code] = {
     "cut-answer": Code(
         _E,
         "the answer was cut off at the token limit",
-        "generate the answer again with a higher limit, or drop the row",
+        "generate the answer again with a higher token limit, or remove the row",
     ),
     "refused-answer": Code(
-        _E, "the model refused to answer", "drop the row, or use the refusal as the answer"
+        _E, "the model refused to answer", "remove the row, or use the refusal as the answer"
     ),
     "bad-role": Code(
         _E,
@@ -272,7 +274,7 @@ CODES: dict[str, Code] = {
     ),
     "odd-tool": Code(
         _W,
-        "backends may reject a tool",
+        "some backends may reject this tool",
         "use only letters, digits, _ and - in names, and JSON Schema types",
     ),
     # -- other kinds
@@ -293,24 +295,26 @@ CODES: dict[str, Code] = {
     "one-label": Code(
         _W,
         "all answers have the same label",
-        "add answers with the other label: KTO learns from the difference",
+        "add answers with the other label: KTO learns from their difference",
     ),
     "labels-unbalanced": Code(
         _W,
         "one label is much more frequent than the other",
-        "raise the weight of the rarer label: desirable_weight or undesirable_weight of the method",
+        "raise the rarer label's weight: set desirable_weight or undesirable_weight in method",
     ),
     # -- the text itself
     "secret": Code(
-        _W, "an API key or token", "revoke it and replace it in the row: a model can repeat its training data"
+        _W, "an API key or token", "revoke the key and remove it: a model can repeat its training data"
     ),
-    "personal-data": Code(_W, "personal data", "replace it with invented data"),
+    "personal-data": Code(_W, "personal data", "replace real data with invented data"),
     "replacement-character": Code(
         _W,
         "U+FFFD characters: an earlier conversion lost text",
         "export the source again with the right encoding",
     ),
-    "mojibake": Code(_W, "text was decoded with the wrong encoding", "repair it (--fix does where it can)"),
+    "mojibake": Code(
+        _W, "text was decoded with the wrong encoding", "repair the text (--fix does if possible)"
+    ),
     "control-character": Code(_W, "a NUL character", "remove it (--fix does)"),
     "refusal": Code(_W, "an answer is a refusal", "remove the row unless you want to teach refusals"),
     "placeholder": Code(_W, "a placeholder was not filled in", "fill it in, or remove the row"),
@@ -334,7 +338,9 @@ CODES: dict[str, Code] = {
         _W, "labels differ only in case, spaces or a period", "spell each label the same way everywhere"
     ),
     "unreviewed": Code(
-        _W, "generated rows were not reviewed", "orchestrate data review FILE, then --export OUT"
+        _W,
+        "generated rows were not reviewed",
+        "orchestrate data review FILE, then export the rows with --export OUT",
     ),
     "few-rows": Code(_I, "few rows for this goal", goals.volumes_told()),
     "rl-ends-with-answer": Code(
@@ -352,7 +358,7 @@ def more_of(code: str, count: int) -> Problem:
 
 
 def rows_of(found: Problem) -> int:
-    """Return how many rows a problem represents."""
+    """Return the number of rows that a problem represents."""
     if found.row is None and found.message.endswith(_MORE):
         return int(found.message.removesuffix(_MORE).replace(",", ""))
     return 1
@@ -384,7 +390,7 @@ def file_of(problem: Problem) -> str:
 
 
 class Digits(float):
-    """A number that a double cannot represent, with its digits as written."""
+    """A number that a double cannot represent exactly, with its original digits."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""Find what should not be in training data: secrets, personal data, damaged text, refusals, placeholders.
+"""Find unwanted content in training data: secrets, personal data, damaged text, refusals, placeholders.
 
 First, a filter over the texts of many rows finds candidates: hyperscan if it is installed, otherwise a search
 for the patterns' literals. Then the exact pattern, and its checksum if it has one, confirms each candidate in
@@ -29,7 +29,7 @@ from orchestrate.types import Problem
 _BYTES = {chr(byte): byte for byte in range(0x80, 0x100)} | {
     char: byte for byte in range(0x80, 0xA0) for char in bytes([byte]).decode("cp1252", "ignore")
 }
-"""Original byte of each character, in either encoding."""
+"""Byte of each character in Windows-1252 or Latin-1."""
 
 
 def _of(first: int, last: int) -> str:
@@ -44,7 +44,7 @@ _ANY = f"[{_TWO}][{_NEXT}]|[{_THREE}][{_NEXT}]{{2}}|[{_FOUR}][{_NEXT}]{{3}}"
 _RUN = rf"(?:{_ANY}){{2,}}|[{_TWO}](?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2[{_NEXT}]{{2}}|\xf0[{_NEXT}]{{3}}"
 _DAMAGED = rf"\xc3(?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2(?:[{_NEXT}]{{2}}|\u20ac)"
 LEADS = bytes({char.encode()[0] for char in _NEXT})
-"""UTF-8 lead bytes of the characters that can appear second in text decoded with a wrong encoding."""
+"""UTF-8 lead bytes of the characters that can follow the first character of a wrongly decoded sequence."""
 
 
 @cache
@@ -100,7 +100,7 @@ def is_about_encodings(text: str) -> bool:
 _log = logging.getLogger(__name__)
 
 _DIGEST = 32
-"""Length of the sha256 at the start of a cache file, in bytes. It covers the rest of the file."""
+"""Length in bytes of the sha256 at the start of a cache file. It is the hash of the rest of the file."""
 
 
 def automaton(expressions: Sequence[bytes], flags: Sequence[int], folder: Path | None) -> Any:
@@ -192,15 +192,15 @@ class Pattern:
     what: str
     regex: bytes
     literals: tuple[bytes, ...] = ()
-    """Literals to search for: every match contains one of them. Lower case if the regex ignores case. Without
-    literals, the regex itself is used."""
+    """Literals to search for. Every match contains one of them. They are lower case if the regex ignores
+    case. Without literals, the search uses the regex itself."""
     confirm: Callable[[bytes], bool] | None = None
     before: bytes | None = None
     """Pattern for the start of a match, before the part that `regex` finds. A regex that starts with a rare
     byte is much faster to search."""
     sieve: bytes | None = None
     """Pattern that hyperscan searches for instead of the regex. It occurs in every match, and as rarely as
-    possible elsewhere. Word boundaries in many simultaneous patterns make hyperscan slow."""
+    possible elsewhere. Hyperscan is slow for many simultaneous patterns with word boundaries."""
 
     @property
     def caseless(self) -> bool:
@@ -327,7 +327,7 @@ def _matches(text: bytes, number: int) -> Iterator[bytes]:
 
 
 def shown(found: bytes, code: str) -> str:
-    """Return enough of a match to locate it, but never the secret itself."""
+    """Return enough of a match to locate it without revealing a secret."""
     text = found.decode("utf-8", "replace")
     if code in ("secret", "personal-data"):
         return f"{text[:4]}... {len(text)} characters"
@@ -366,8 +366,8 @@ def candidates(block: bytes, starts: list[int], folder: Path | None = None) -> s
 _own = threading.local()
 
 _FEW_BYTES = 1 << 20
-"""Number of bytes that a thread searches without the automaton. Building it takes as long as searching about
-twice as many bytes without it."""
+"""Number of bytes that a thread searches without the automaton. Building the automaton takes as long as
+searching about twice as many bytes without it."""
 
 
 def sifted(block: bytes, starts: list[int], folder: Path | None = None) -> set[tuple[int, int]]:
@@ -422,7 +422,7 @@ def _filters() -> tuple[list[bytes], list[int]]:
 
 
 _loaded: list[Any] = []
-"""Automaton of this process, once loaded or compiled."""
+"""This process's automaton, after it was loaded or compiled."""
 
 
 def _database(folder: Path | None) -> Any:

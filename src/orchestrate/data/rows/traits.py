@@ -48,13 +48,13 @@ def tool_name(tool: dict[str, Any]) -> str | None:
 
 
 def tool_problems(tools: list[dict[str, Any]]) -> list[Problem]:
-    """Return the problems of tool definitions, at most one error and one warning for each tool."""
+    """Return the problems in tool definitions. A tool's parameters give at most one error and one warning."""
     found: list[Problem] = []
     seen: set[str] = set()
     for i, tool in enumerate(tools):
         name, field = tool_name(tool), f"tools[{i}]"
         if tool.get("type", "function") != "function" or not name:
-            found.append(problem("bad-tools", "it is not a function with a name", field=field))
+            found.append(problem("bad-tools", "the tool is not a function with a name", field=field))
             continue
         if name in seen:
             found.append(problem("bad-tools", f"the tool {name!r} is defined twice", field=field))
@@ -106,7 +106,7 @@ def _schema(parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 MOST_IMAGES = 10
-"""Together's limit on images per row."""
+"""Together's maximum number of images per row."""
 
 
 class Trait(IntFlag):
@@ -116,13 +116,13 @@ class Trait(IntFlag):
     REASONING = 8
     IMAGES = 16
     REMOTE_IMAGES = 32
-    """An image by URL instead of inline base64."""
+    """An image is given by URL instead of inline base64."""
     IMAGES_NOT_FROM_USER = 64
     MANY_IMAGES = 128
     DEVELOPER = 256
     FUNCTION_ROLE = 512
     SYSTEM_LATER = 1024
-    """A system message after the first message."""
+    """A system message comes after the first message."""
     STARTS_WRONG = 2048
     """The first message is neither system, developer nor user."""
     NOT_ALTERNATING = 4096
@@ -133,13 +133,13 @@ class Trait(IntFlag):
     MULTI_TURN = 65536
     EXTRA_FIELDS = 131072
     TEXT_PARTS = 262144
-    """Content in parts, all of them text."""
+    """Content is a list of text parts."""
     TEXT_WITH_CALLS = 524288
-    """An assistant message with text in addition to tool calls."""
+    """An assistant message has both text and tool calls."""
     ANSWERS_IN_ANOTHER_ORDER = 1048576
-    """Tool results in a different order than the calls."""
+    """Tool results are in a different order than their calls."""
     EMPTY_SYSTEM = 2097152
-    """An empty system prompt. Chat templates then omit their default system prompt."""
+    """The system prompt is empty. Chat templates then omit their default system prompt."""
     SEVERAL_TRAINED = 4194304
     """Training uses more than one assistant message."""
     LAST_TRAINED = 8388608
@@ -233,7 +233,7 @@ def _unpaired(example: UnpairedExample) -> tuple[int, list[Problem]]:
 def _answered(
     example: PreferenceExample | UnpairedExample, sides: Mapping[str, list[ChatMessage]], what: str
 ) -> tuple[int, list[Problem]]:
-    """A prompt, and answers to it by the name of their field."""
+    """Check a prompt and its answers. `sides` maps field names to answers."""
     if not example.prompt:
         return 0, [problem("no-messages", f"the {what} has no prompt", field="prompt")]
     traits, found = _messages(example.prompt, example.tools, "prompt")
@@ -437,7 +437,11 @@ def _spans(spans: list[tuple[int, int]], text: str, field: str) -> list[Problem]
             )
             return [problem("bad-weight", message, field=field)]
         at = end
-    return [] if spans else [problem("nothing-trained", "no part of the text is trained on", field=field)]
+    return (
+        []
+        if spans
+        else [problem("nothing-trained", "no part of the text is selected for training", field=field)]
+    )
 
 
 def _parts(m: ChatMessage, found: list[Problem], place: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Tools for converting rows of all known formats to canonical examples."""
+"""Convert rows of all known formats to canonical examples: functions that the formats share."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ class Loss:
 
 def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
     """Return which parts of a message to train on. `text` is the message's own text. Training uses only
-    answers, so a field that selects another message is an error, while a field that excludes one repeats the
-    default."""
+    answers, so selecting another message for training is an error. Excluding one has no effect."""
     read = Loss()
     flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
     weight: Any = item.get("loss_weight")
@@ -113,7 +112,7 @@ def joined(spans: Iterable[tuple[int, int]]) -> Spans:
 
 
 def spans_of(pieces: Iterable[tuple[str, bool]]) -> tuple[str, Spans]:
-    """Join the pieces. Returns the text and the spans to train on."""
+    """Join the pieces. Returns the joined text and its spans to train on."""
     text, spans = "", Spans()
     for piece, trained in pieces:
         if trained:
@@ -142,8 +141,8 @@ def images_of(row: dict[str, Any]) -> list[Any]:
 
 
 def place(messages: Sequence[ChatMessage], held: Sequence[Any]) -> list[Problem]:
-    """Fill the image placeholders in `messages` with the images, in order. Their numbers must match, because
-    the place of each image would otherwise be unknown."""
+    """Fill the image placeholders in `messages` with the images, in order. The text must have one placeholder
+    per image."""
     urls = [_url(item) for item in held]
     if None in urls:
         return [
@@ -239,8 +238,8 @@ _NOTES = frozenset(
 
 
 def strays(item: Mapping[str, Any], known: Container[str], place: str) -> Item:
-    """Return the unknown fields of an object, with `place` prefixed to their names. The surrounding message
-    carries them under these names, so its reader reports them."""
+    """Return the unknown fields of an object, with `place` prefixed to their names. The caller adds them to
+    the message, whose reader reports them."""
     unread = {name: value for name, value in item.items() if name not in known and name not in _NOTES}
     return {f"{place}{name}": value for name, value in unread.items() if value not in (None, [], {}, "")}
 
@@ -370,7 +369,7 @@ def _written(value: Any) -> Item | None:
 
 
 def text_of(content: Any) -> str | None:
-    """Return the text, with text parts joined into one, or `None` for anything else."""
+    """Return a string or a list of text parts as one text, or `None` for anything else."""
     if isinstance(content, str):
         return content
     parts = cast("list[Any]", content) if isinstance(content, list) else [None]

@@ -25,7 +25,7 @@ from orchestrate.types import Problem, decoding
 class _Call(msgspec.Struct):
     name: str
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
-    """Raw JSON, because decoding would round large numbers."""
+    """Arguments as raw JSON, because decoding would round large numbers."""
 
 
 _ONE, _SEVERAL = decoding.decoder(_Call), decoding.decoder(list[_Call])
@@ -155,7 +155,7 @@ class _Wrapped(msgspec.Struct):
 
 _FIELDS = frozenset(ChatMessage.__struct_fields__)
 REASONING = ("reasoning", "reasoning_content", "thinking")
-"""Names of the field with an answer's reasoning."""
+"""Field names for an answer's reasoning."""
 _ALIASES = {
     "human": "user",
     "gpt": "assistant",
@@ -299,7 +299,7 @@ def unread(item: dict[str, Any], known: Container[str], place: str) -> list[Prob
     found: list[Problem] = []
     for name in sorted(left):
         if (meaning := meaning_of(name, left[name])) is not None:
-            message_ = f"{name} is ignored in this place, so {meaning} would be lost"
+            message_ = f"{name} is ignored here, so {meaning} would be lost"
             found.append(problem("lost-meaning", message_, field=place))
             del left[name]
     if left:
@@ -389,7 +389,7 @@ def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[P
         try:
             tools = rows.decode(tools) if tools.strip() else None
         except (msgspec.DecodeError, RecursionError):
-            return None, [problem("bad-tools", "tools is a string but not valid JSON", field="tools")]
+            return None, [problem("bad-tools", "tools is a string that is not valid JSON", field="tools")]
     if tools is None:
         return None, found
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in cast("list[Any]", tools)):

@@ -107,7 +107,7 @@ def _is_ranked(row: Row) -> bool:
 
 
 def _pair(row: Row) -> Read:
-    """LLaMA-Factory's second version: two whole conversations."""
+    """Read LLaMA-Factory's other pair format: two complete conversations."""
     renamed = {"chosen": row["chosen_messages"], "rejected": row["rejected_messages"]}
     return preferences.implicit(
         renamed | {n: row[n] for n in ("system", "system_prompt", "tools") if n in row}
@@ -115,14 +115,16 @@ def _pair(row: Row) -> Read:
 
 
 def _segments(row: Row) -> Read:
-    """Axolotl's `input_output`: a text in pieces, of which those with a true label carry loss."""
+    """Read Axolotl's `input_output`: a text in pieces. Those with a true label contribute to the loss."""
     pieces: list[tuple[str, bool]] = []
     left: Row = {}
     for i, item in enumerate(cast("list[Any]", row["segments"])):
         piece = cast("Row", item) if isinstance(item, dict) else {}
         text, label = piece.get("text"), piece.get("label")
         if not isinstance(text, str) or not isinstance(label, bool):
-            return None, [problem("bad-message", "a segment needs text and label", field=f"segments[{i}]")]
+            return None, [
+                problem("bad-message", "a segment must have text and label", field=f"segments[{i}]")
+            ]
         left |= strays(piece, {"text", "label"}, "segments.")
         pieces.append((text, label))
     text, spans = spans_of(pieces)
@@ -131,7 +133,7 @@ def _segments(row: Row) -> Read:
 
 
 def _called(row: Row) -> Read:
-    """xLAM's: a query, and the calls that answer it, as text in JSON beside the tools."""
+    """Read a row of xLAM: a query, its tool calls as JSON text, and the tools."""
     tools, found = tools_from(row)
     calls, wrong = written_calls(row["answers"], 0, "answers")
     messages = [message("user", row["query"]), ChatMessage(role="assistant", tool_calls=calls)]
@@ -143,14 +145,14 @@ def _is_called(row: Row) -> bool:
 
 
 def _in_turns(row: Row) -> Read:
-    """Capybara's: a conversation as pairs of input and output."""
+    """Read a row of Capybara: a conversation as pairs of input and output."""
     turns: list[ChatMessage] = []
     found: list[Problem] = []
     for i, item in enumerate(cast("list[Any]", row["conversation"])):
         pair = cast("Row", item) if isinstance(item, dict) else {}
         place = f"conversation[{i}]"
         if not are_text("input", "output")(pair):
-            return None, [problem("bad-message", "a turn needs input and output", field=place)]
+            return None, [problem("bad-message", "a turn must have input and output", field=place)]
         turns += [message("user", pair["input"]), message("assistant", pair["output"])]
         found += unread(strays(pair, {"input", "output"}, ""), (), place)
     return ChatExample(messages=with_system(row, turns, found)), found

@@ -118,7 +118,7 @@ def read_stored(row: Row) -> Read:
     response, wrong = _within(row, "response", {"choices"})
     asked = as_list(row.get("messages") or row.get("input_messages") or request.get("messages"))
     if not asked:
-        message = "the row has an answer but no prompt: add each completion's messages to its row"
+        message = "the row has an answer but no prompt. Add each completion's messages to its row"
         return None, [problem("no-messages", message, field="messages")]
     asked = [{n: v for n, v in as_row(m).items() if v is not None and n != "id"} for m in asked]
     answer = first_choice(response)
@@ -150,8 +150,8 @@ def several(held: Row, name: str) -> list[Problem]:
 
 
 def read_responses(row: Row) -> Read:
-    """Read the input and output items of a Response. A `previous_response_id` is a problem, because it refers
-    to turns that are not in the row."""
+    """Read the input and output items of a Response. A `previous_response_id` is reported as a problem,
+    because the row lacks the turns that it refers to."""
     read = {"input", "output", "instructions", "tools", "previous_response_id"}
     request, found = _within(row, "request", read)
     response, wrong = _within(row, "response", read)
@@ -360,7 +360,8 @@ def _ended_message(value: Any) -> list[Problem]:
 
 
 class ExportedMessages:
-    """Reader for the messages of an input or an output. `found` collects problems with its other contents."""
+    """Reader for the messages of an input or an output. `found` collects problems with contents that are not
+    messages."""
 
     def __init__(self, role: str, names: tuple[str, ...], used: Iterable[str] = ()) -> None:
         self._role, self._names, self._used = role, names, used

@@ -182,8 +182,8 @@ def _is_rl(row: Row) -> bool:
 
 
 _PROMPTS = frozenset({"query", "question", "instruction", "input", "context", "system"})
-"""Columns that contain the prompt of two answers, or a part of it. If one has a value, the answers' common
-prefix is not the prompt."""
+"""Columns that contain a pair's prompt or part of it. If one has a value, the answers' common prefix is not
+the prompt."""
 
 
 def _is_implicit(row: Row) -> bool:

@@ -297,8 +297,8 @@ def is_trl(row: Row) -> bool:
 
 
 def is_chat(row: Row) -> bool:
-    """Return whether a row is a labeled conversation that ends with an answer. Without the answer, rows are
-    prompts, and a grader compares with the label."""
+    """Return whether a row is a labeled conversation that ends with an answer. Without an answer, the row is
+    a prompt, and its label is the reference for a grader."""
     messages = cast("list[Any]", row["messages"]) if isinstance(row.get("messages"), list) else []
     last = cast("Row", messages[-1]) if messages and isinstance(messages[-1], dict) else {}
     return last.get("role") == "assistant" and _is_tagged(row)
@@ -341,7 +341,7 @@ def trl(row: Row) -> Read:
 
 
 def judged(row: Row, example: Example | None, found: list[Problem]) -> Read:
-    """Return the example with its label, which applies to the assistant's messages at the end."""
+    """Return the example with its label, which rates the assistant messages at the end."""
     if not isinstance(example, ChatExample):
         return None, found
     messages, at = example.messages, len(example.messages)

@@ -44,7 +44,8 @@ _NONE: Mapping[str, Any] = {}
 
 
 class ReadRow(msgspec.Struct, frozen=True, gc=False):
-    """One row after reading. `example` is `None` if the row has an error. No output includes such a row."""
+    """The result of reading one row. `example` is `None` if the row has an error, and no output includes such
+    a row."""
 
     example: Example | None
     traits: int = 0
@@ -57,8 +58,8 @@ class ReadRow(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True)
 class RowReading:
-    """Instructions for reading the rows of a file: the format, and the column mapping to apply first (field
-    name to column)."""
+    """Settings for reading the rows of a file: the format, and the column mapping (field name to column) to
+    apply first."""
 
     format: str
     columns: tuple[tuple[str, str], ...] = ()
@@ -68,8 +69,8 @@ class RowReading:
         return known.BY_NAME[self.format]
 
     def read(self, line: bytes) -> ReadRow:
-        """Read the row in one line of JSON, with or without its line ending. Invalid content never raises an
-        error."""
+        """Read the row in one line of JSON, with or without its line ending. Never raises for invalid
+        content."""
         decoder = None if self.columns else _STRICT.get(self.format)
         if decoder is not None:
             try:

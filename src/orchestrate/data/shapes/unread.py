@@ -1,4 +1,4 @@
-"""Report columns that a row's format does not read, so that nothing is lost silently."""
+"""Report columns that a row's format does not use, so nothing is lost silently."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _PARTS = frozenset(
 )  # fmt: skip
 """Common names of columns with a part of the prompt."""
 MEANING = {
-    **dict.fromkeys(IMAGES, "the pictures"),
-    **dict.fromkeys(("audio", "audios"), "the sound"),
-    **dict.fromkeys(("video", "videos"), "the films"),
+    **dict.fromkeys(IMAGES, "the images"),
+    **dict.fromkeys(("audio", "audios"), "the audio"),
+    **dict.fromkeys(("video", "videos"), "the video"),
     "attachments": "attachments",
     **dict.fromkeys(
         (
@@ -50,7 +50,7 @@ MEANING = {
     ),
     **dict.fromkeys(("tools", "functions"), "the tools"),
     **dict.fromkeys(("role", "parent_id"), "the speaker (--thread groups such rows)"),
-    **dict.fromkeys(("reasoning", "reasoning_content", "thinking"), "the thinking"),
+    **dict.fromkeys(("reasoning", "reasoning_content", "thinking"), "the reasoning"),
 }
 """Columns that change what a row teaches, in any format."""
 _JUDGES = frozenset(
@@ -148,7 +148,7 @@ def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozens
         if value in (None, "", [], {}):
             continue
         if asked and name in _PARTS and not all(text.strip() in asked for text in texts_in(value) or [asked]):
-            found.append(problem("unused-prompt", f"{name} is not read", field=name))
+            found.append(problem("unused-prompt", f"{name} is not used", field=name))
         elif used == _TEXT and name in _CLASSES:
             found.append(_unanswered(name, value))
         elif (meaning := meaning_of(name, value)) is not None and not _is_answer(value, row):
@@ -282,13 +282,13 @@ def with_own_text(columns: dict[str, UnreadColumn], rows: int) -> dict[str, Unre
 
 
 def told(columns: dict[str, UnreadColumn], rows: int) -> Iterator[Problem]:
-    """Yield a warning for each unused column whose text differs in most rows, and one warning for all other
+    """Yield a warning for each unused column with its own text in most rows, and one warning for all other
     unused columns."""
     own = with_own_text(columns, rows)
     for name, column in own.items():
         message = (
             f"column {name} is not used, but in {column.own:,} of {rows:,} rows it contains text that "
-            "does not appear in any used column, so the model would never see this text"
+            "does not appear in any used column, so the model would never see it"
         )
         fix = (
             f"to use it (as system, context, input ...): --map {quote(f'FIELD={name}')}. To leave it out: "
@@ -299,7 +299,7 @@ def told(columns: dict[str, UnreadColumn], rows: int) -> Iterator[Problem]:
         shown = f"{', '.join(rest[:12])}{' ...' if len(rest) > 12 else ''}"
         message = f"not used for training: {shown}"
         found = problem("unread-column", message, field=",".join(rest[:12]))
-        yield replace(found, fix=f"--ignore {quote(','.join(rest[:12]))} silences this")
+        yield replace(found, fix=f"to hide this warning: --ignore {quote(','.join(rest[:12]))}")
 
 
 def held_out_rows(columns: Mapping[str, UnreadColumn]) -> tuple[str, Counter[str]] | None:

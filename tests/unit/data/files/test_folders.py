@@ -76,7 +76,7 @@ def test_splits_in_one_folder_are_not_merged(tmp_path: Path, train: str, other: 
     _shard(tmp_path / other, "b")
     with pytest.raises(DataError, match="several splits: ") as error:
         Dataset.open(tmp_path)
-    assert error.value.fix == f"pass one of them: {tmp_path / train}"
+    assert error.value.fix == f"pass the files of one split: {tmp_path / train}"
     assert _texts(tmp_path / train) == ["a"]
 
 
@@ -86,7 +86,7 @@ def test_a_split_of_several_shards_is_given_as_its_folder(tmp_path: Path) -> Non
     _shard(tmp_path / "test" / "0.jsonl", "b")
     with pytest.raises(DataError) as error:
         Dataset.open(tmp_path)
-    assert error.value.fix == f"pass one of them: {tmp_path / 'train'}"
+    assert error.value.fix == f"pass the files of one split: {tmp_path / 'train'}"
     assert _texts(tmp_path / "train") == ["0", "1"]
 
 

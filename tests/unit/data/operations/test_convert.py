@@ -246,7 +246,7 @@ def test_an_empty_system_text_is_not_lost_in_silence(tmp_path: Path) -> None:
     """Alpaca's columns hold an empty one in rows that have none; in a conversation it is one."""
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     file = written([{"messages": [{"role": "system", "content": ""}, *turns]}, {"messages": turns}], tmp_path)
-    with pytest.raises(DataError, match="empty system text"):
+    with pytest.raises(DataError, match="empty system prompt"):
         convert(str(file), to("alpaca"), tmp_path / "out.jsonl")
     report = convert(str(file), to("alpaca"), tmp_path / "out.jsonl", allow_loss=True)
     assert [p.code for p in report.losses] == ["not-held"] and report.written == 2

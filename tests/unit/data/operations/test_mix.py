@@ -136,7 +136,7 @@ def test_what_is_wrong_is_told_of_the_files_not_of_the_mix(tmp_path: Path) -> No
             "completion rows: all files of a mix must have the same kind",
         ),
         ([chat(1)], 0.2, "a weight of 0.2 leaves none of its 1 valid rows"),
-        (["{", "{"], 1.0, "broken JSON"),
+        (["{", "{"], 1.0, "invalid JSON"),
     ],
 )
 def test_a_file_that_cannot_be_mixed_is_refused(

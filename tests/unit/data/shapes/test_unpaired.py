@@ -142,7 +142,7 @@ def test_other_formats_refuse_them_and_say_which_do_not(target: str, tmp_path: P
 
 
 def test_rows_without_a_verdict_become_no_unpaired_rows(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the rows do not say which answers are good"):
+    with pytest.raises(DataError, match="the rows do not mark answers as good or bad"):
         convert(str(GOOD / "openai_chat.jsonl"), to("unpaired"), tmp_path / "out.jsonl", allow_loss=True)
 
 
