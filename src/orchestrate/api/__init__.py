@@ -1,1 +1,1 @@
-"""The public Python API: a facade without logic of its own."""
+"""The public Python API, a thin facade over the other packages."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _THREADS = 64
-"""Maximum number of concurrent calls. Each awaited run is one call."""
+"""Maximum number of concurrent calls. Each pending `run.wait()` counts as one call."""
 
 
 def _run(caller: Threaded[Any], run: RunHandle) -> AsyncRunHandle:
@@ -59,7 +59,7 @@ def _session(caller: Threaded[Any], session: TrainingSession) -> AsyncTrainingSe
 
 
 class AsyncRunHandle(Threaded[RunHandle]):
-    """`RunHandle` for asyncio, with the same members. Callbacks run in the worker thread."""
+    """`RunHandle` for asyncio, with the same members. Callbacks run in a worker thread."""
 
     def __repr__(self) -> str:
         return f"<Async{repr(self.sync_api)[1:]}"
@@ -142,8 +142,8 @@ class AsyncDeploymentHandle(Threaded[DeploymentHandle]):
 
 
 class AsyncOrchestrator(Threaded[Orchestrator]):
-    """`Orchestrator` for asyncio, with the same members. Each call runs in a thread, so the event loop is not
-    blocked. To wait for several runs, use `await asyncio.gather(*(run.wait() for run in runs))`."""
+    """`Orchestrator` for asyncio, with the same members. Each call runs in a thread and doesn't block the
+    event loop. To wait for several runs, use `await asyncio.gather(*(run.wait() for run in runs))`."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(Orchestrator(settings), ThreadPoolExecutor(_THREADS, "orchestrate"))
@@ -155,8 +155,8 @@ class AsyncOrchestrator(Threaded[Orchestrator]):
         await self.close()
 
     async def close(self) -> None:
-        """Close the orchestrator. See `Orchestrator.close`. Calls still running in a thread are not
-        interrupted."""
+        """Close the orchestrator. See `Orchestrator.close`. Does not interrupt calls that are still running
+        in a thread."""
         await self.call(self.sync_api.close)
         self.threads.shutdown(wait=False)
 
@@ -228,13 +228,13 @@ class AsyncOrchestrator(Threaded[Orchestrator]):
         return await self.call(lambda: self.sync_api.evaluate(given, test, metrics=metrics, **order))
 
     async def regress(self, run: AsyncRunHandle | RunHandle | str, **order: Any) -> Regression:
-        """Test whether a run lost abilities of its base model. See `Orchestrator.regress`."""
+        """Test a run for regressions against its base model. See `Orchestrator.regress`."""
         return await self.call(lambda: self.sync_api.regress(_blocking(run), **order))
 
     async def review(
         self, runs: Sequence[AsyncRunHandle | RunHandle | str] | str = (), **order: Any
     ) -> ReviewSession:
-        """Open a review of the runs' answers. See `Orchestrator.review`."""
+        """Open a human review of the runs' answers. See `Orchestrator.review`."""
         given = runs if isinstance(runs, str) else [_blocking(run) for run in runs]
         return await self.call(lambda: self.sync_api.review(given, **order))
 

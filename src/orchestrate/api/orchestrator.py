@@ -51,9 +51,11 @@ def _spec(given: SpecGiven) -> JobSpec:
 
 
 class Orchestrator(Workspace):
-    """The entry point: all backends and all runs of one store. Use it as a context manager. Creates the home
-    folder if it does not exist, and opens the store and backends when first needed. Wherever a spec is
-    accepted, you can also pass the path of a spec file or a mapping with its values."""
+    """The entry point to all backends and to the runs of one store. Use it as a context manager.
+
+    Creates the home folder if it does not exist, and opens the store and backends when first needed. Every
+    method that takes a spec also accepts the path of a spec file or a mapping with its values.
+    """
 
     # -- choosing -------------------------------------------------------------------------------------------
 
@@ -67,8 +69,8 @@ class Orchestrator(Workspace):
         return Listing(catalog.search(query, None if provider is None else self.settings.host(provider).kind))
 
     def model_changes(self, provider: Backends = "all") -> ModelChanges:
-        """Query the hosts for the models they tune, with limits and end dates, and return the differences
-        from the catalog."""
+        """Compare the catalog with the models, limits and end dates that the hosts report, and return the
+        differences."""
         from orchestrate.setup import backends
 
         return backends.changes(self, provider)
@@ -82,9 +84,9 @@ class Orchestrator(Workspace):
         columns: Mapping[str, str] | None = None,
     ) -> Advice:
         """Recommend prompting, few-shot, retrieval or tuning, with reasons, based on examples of the task and
-        on your needs (`orchestrate.runs.preparing.advice.Needs`). `totals`, from `quoting.ownership`, add the
-        costs. `columns` maps fields to the file's columns. Works offline. Raises `DataError` for a file that
-        cannot be read."""
+        on your needs (`orchestrate.runs.preparing.advice.Needs`). Pass `totals` from `quoting.ownership` to
+        include costs. `columns` maps fields to the file's columns. Works offline. Raises `DataError` for a
+        file that cannot be read."""
         from orchestrate.runs.preparing import advice
 
         return advice.advise(self, file, needs or advice.Needs(), totals, columns=columns)
@@ -110,10 +112,10 @@ class Orchestrator(Workspace):
         """Translate, check and quote the spec for each backend, reading each file once. Pass the result to
         `submit`. Works offline.
 
-        `gpu_hours` is the assumed duration of an RFT job. Without `checked`, only counts the tokens for the
-        quotes, and does not read the test file. `tokens` is `exact`, `sampled` (limits are checked against a
-        price range that covers the sampling interval) or `none` (no price). Raises `DataError` for a file
-        that cannot be read.
+        `gpu_hours` is the assumed duration of an RFT job. `checked=False` only counts the tokens for the
+        quotes and does not read the test file. `tokens` is `exact`, `sampled` (limits are checked against a
+        price range that covers the sampling error) or `none` (no price). Raises `DataError` for a file that
+        cannot be read.
         """
         from orchestrate.runs.preparing import prepared
 
@@ -123,11 +125,11 @@ class Orchestrator(Workspace):
     def plan(
         self, spec: SpecGiven, provider: Backends = "all", *, measured: bool = False
     ) -> Listing[Translation]:
-        """Show what each setting becomes on each backend. Unsupported settings are marked as refused. Works
-        offline.
+        """Show how each setting is translated for each backend. Unsupported settings are marked as refused.
+        Works offline.
 
-        Reads no files unless `measured` is set. Then memory is planned for the longest row, if the backend
-        plans memory and the data can be read.
+        Reads no files by default. With `measured`, reads the data if possible and plans memory for its
+        longest row on backends that plan memory.
         """
         from orchestrate.runs.preparing import prepared
 
@@ -175,15 +177,15 @@ class Orchestrator(Workspace):
     ) -> RunHandle:
         """Check, quote, upload and create exactly one job on one backend, and return its run.
 
-        A result of `prepare` is not checked and quoted again. If a file has changed since then, the call
-        raises `DataError`. `strict` rejects every setting that would not be kept or exactly mapped.
+        Pass a result of `prepare` to skip checking and quoting. If a file has changed since then, the call
+        raises `DataError`. `strict` rejects every setting that the backend would not keep or map exactly.
 
-        You choose `idempotency_key`. The same key always means the same run, in every process that uses this
-        store. An existing run is returned in any state. If an identical run is open or succeeded within the
-        last day, the call raises `AlreadySubmitted`, unless `again` is set. With `patient`, a job that a busy
-        host did not accept stays pending, and the next call with the same key retries it. `agree` is called
-        if the host's own estimate is above the quote's high end and no limit allows it. Without `agree`, the
-        job is then rejected.
+        You choose `idempotency_key`. A key identifies one run in every process that uses this store, and a
+        second call with it returns the existing run in any state. If an identical run is open or succeeded
+        within the last day, the call raises `AlreadySubmitted`, unless `again` is set. With `patient`, a job
+        that a busy host did not accept stays pending, and the next call with the same key retries it. `agree`
+        is called if the host's own estimate is above the quote's high end and no limit allows it. Without
+        `agree`, such a job is rejected.
 
         Raises `TranslationRefused`, `DataError`, `OverBudget` or `KeyTaken` before anything is sent. Raises
         `OutcomeUnknown` if the response to the create request was lost (the run stays in the store, and
@@ -222,10 +224,9 @@ class Orchestrator(Workspace):
 
         `lora` is a rank, or a mapping with rank, seed, train_mlp, train_attn and train_unembed. The session
         is saved and ended at `max_cost_usd` or after `idle_minutes` without a request. `resume=RUN` continues
-        it from its last save, also after a crash. `options` are the backend's own. On this machine, they are
-        threads, device, precision and four_bit.
-
-        Raises `OverBudget` before anything is sent, and the errors of loading the model.
+        an earlier session from its last save, even after a crash. `options` are specific to the backend. On
+        this machine: threads, device, precision and four_bit. Raises `OverBudget` before anything is sent.
+        Errors while loading the model propagate.
         """
         from orchestrate.sessions.session import open_session
 
@@ -263,8 +264,7 @@ class Orchestrator(Workspace):
     def earlier(
         self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
     ) -> list[Earlier]:
-        """Return the run that a submit to each of these backends would find in the store. Raises
-        `KeyTaken`."""
+        """Find runs in the store that match a submit to each of these backends. Raises `KeyTaken`."""
         from orchestrate.runs.preparing import earlier
 
         return earlier.found(self, prepared, provider, idempotency_key)
@@ -285,10 +285,9 @@ class Orchestrator(Workspace):
         max_cost_usd: Decimal | None = None,
         max_cost_each_usd: Decimal | None = None,
     ) -> dict[str, Decimal | None]:
-        """Run all checks of `submit` without sending anything, for backends to which the spec is submitted
-        one after the other. The budget and `max_cost_usd` (default: the spec's) must cover all of them
-        together. Returns a limit for each backend. Their sum is within `max_cost_usd`. Raises the same errors
-        as `submit`."""
+        """Run all checks of `submit` for these backends without sending anything. The budget and
+        `max_cost_usd` (default: the spec's) must cover all of them together. Returns a cost limit for each
+        backend. The limits add up to at most `max_cost_usd`. Raises the same errors as `submit`."""
         from orchestrate.runs import submit as submission
 
         return submission.preflight(
@@ -323,12 +322,12 @@ class Orchestrator(Workspace):
     ) -> Listing[RunHandle]:
         """List runs, newest first. The database filters and sorts them.
 
-        `sandbox` selects sandbox runs or the others. By default, sandbox runs are left out unless the current
-        keys are a sandbox's. `search` is words from a run's id, name, note or tags. `model` is part of the
-        model's name. `tag` is `NAME` or `NAME=VALUE`. `archived` selects only archived runs or only the
-        others. `sort` is created, name, backend, model, status, cost, updated, loss, spec.NAME or tag.NAME. A
-        leading `-` sorts in descending order. `after` is the id of the last run of the previous page. Raises
-        `UsageError` for an unknown status or order.
+        `sandbox` selects only sandbox runs or only real ones. By default, sandbox runs are left out unless
+        the current keys are a sandbox's. `search` matches words in a run's id, name, note or tags. `model`
+        matches part of the model's name. `tag` is `NAME` or `NAME=VALUE`. `archived` selects only archived
+        runs or only the others. `sort` is created, name, backend, model, status, cost, updated, loss,
+        spec.NAME or tag.NAME. A leading `-` sorts in descending order. `after` is the id of the last run of
+        the previous page. Raises `UsageError` for an unknown status or order.
         """
         from orchestrate.store.listing import RunQuery
 
@@ -346,7 +345,8 @@ class Orchestrator(Workspace):
         return Listing(self._handle(record) for record in found)
 
     def active_runs(self) -> Listing[RunHandle]:
-        """Return the runs that have not ended, newest first. Sandbox runs are treated as in `runs`."""
+        """Return the runs that have not ended, newest first. Includes sandbox runs only if the current keys
+        are a sandbox's."""
         return Listing(
             map(self._handle, self.store.runs.matching(active=True, sandbox=scope_of(self.settings)))
         )
@@ -364,11 +364,11 @@ class Orchestrator(Workspace):
         ignore: Sequence[str] = (),
     ) -> SpendingReport:
         """Report the spent, committed and remaining budget, and query every configured account for resources
-        that are still billed, no matter who created them. `by` is one or more of
-        `orchestrate.runs.spending.accounts.BY`, or `tag:NAME`. `month` is written as `2026-11`. `sandbox`
-        reports the simulated spending of the sandboxes instead. `offline` queries no host. `ignore` contains
-        the ids (or their last parts) or names of deployments that should stay up and do not count as idle.
-        The report lists accounts that could not be queried. Raises `UsageError` for an unknown month or
+        that are still billed, no matter who created them. `by` groups by one or more of
+        `orchestrate.runs.spending.accounts.BY`, or by `tag:NAME`. `month` is written as `2026-11`. `sandbox`
+        reports the simulated spending of the sandboxes instead. `offline` queries no host. `ignore` lists
+        deployments that should stay up and don't count as idle, by name, id or last part of the id. The
+        report lists accounts that could not be queried. Raises `UsageError` for an unknown month or
         grouping."""
         from orchestrate.providers import registry
         from orchestrate.runs.spending.accounts import Spender
@@ -388,14 +388,14 @@ class Orchestrator(Workspace):
     def end_orphans(
         self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None
     ) -> OrphanReport:
-        """Shut down the resources that `orphans` listed. `tell` is called for each one."""
+        """Shut down the resources that `orphans` listed. Calls `tell` with each result."""
         from orchestrate.runs.spending.orphans import Orphans
 
         return Orphans(self.store, self.ready).end(report, tell)
 
     def deployments(self, *, over: bool | None = False) -> Listing[DeploymentHandle]:
-        """List deployments as last seen, newest first. By default, lists only deployments that have not
-        ended. `None` lists all. `sync` updates them."""
+        """List deployments as last seen, newest first. `over` selects those that have ended (`True`), have
+        not ended (`False`) or all (`None`). `sync` updates them."""
         return Listing(
             DeploymentHandle(self, record) for record in self.store.deployments.matching(over=over)
         )
@@ -439,8 +439,8 @@ class Orchestrator(Workspace):
         return evaluate_runs(self, runs, EvaluationOrder(test=test, metrics=metrics, **order))
 
     def evaluations(self, run_id: str) -> Listing[Evaluation]:
-        """Return the evaluations of one run, oldest first. Verdicts include everything known about the run
-        today."""
+        """Return the evaluations of one run, oldest first. Their verdicts also use later results, such as
+        reviews and regression tests."""
         found = self.store.history.evaluations(run_id)
         if found:  # without one, `show` saves a third of its time
             from orchestrate.runs.evaluation import verdicts
@@ -449,8 +449,8 @@ class Orchestrator(Workspace):
         return Listing(found)
 
     def regress(self, run: RunHandle | str, **order: Any) -> Regression:
-        """Test which abilities of its base model a run kept and which it lost, and store the result with the
-        run. `order` contains the fields of `orchestrate.runs.evaluation.regression.RegressionOrder`."""
+        """Test which abilities of its base model a run kept or lost, and store the result with the run.
+        `order` contains the fields of `orchestrate.runs.evaluation.regression.RegressionOrder`."""
         from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder
 
         with PreparedRegression(self, run, RegressionOrder(**order)) as prepared:
@@ -465,11 +465,11 @@ class Orchestrator(Workspace):
         keep: float = 0.8,
         **terms: Any,
     ) -> JudgeReport:
-        """Rate training rows with a model and split them. Rows with a score of at least `keep` (0 to 1) are
-        written to `output`, the others to a second file next to it. `terms` contains the other fields of
-        `orchestrate.runs.evaluation.judging.JudgeTerms`, such as `rubric`. Raises `UsageError` if the judge
-        was never calibrated against human ratings, `DataError` if it agrees with them too little, and
-        `OverBudget`."""
+        """Rate training rows with a judge model and split them by score. Rows with a score of at least `keep`
+        (0 to 1) are written to `output`, the others to a second file next to it. `terms` contains the other
+        fields of `orchestrate.runs.evaluation.judging.JudgeTerms`, such as `rubric`. Raises `UsageError` if
+        the judge was never calibrated against human ratings, `DataError` if it agrees with them too little,
+        and `OverBudget`."""
         from orchestrate.runs.data import files as data
         from orchestrate.runs.evaluation import judging
 
@@ -480,15 +480,15 @@ class Orchestrator(Workspace):
 
     def calibrate(self, model: str, rated: str | Path, **terms: Any) -> Calibration:
         """Calibrate a judge against human ratings, from a file or a review id, and store their agreement. The
-        result's `unfit` says why the judge can't be used. `terms` is the same as for `judge`."""
+        result's `unfit` is the reason why the judge can't be used. `terms` is the same as for `judge`."""
         from orchestrate.runs.evaluation import judging
 
         return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))
 
     def review(self, runs: Sequence[RunHandle | str] | str = (), **order: Any) -> ReviewSession:
-        """Open a review in which people rate answers: the answers of these runs, of an `evaluation` (its id),
-        or of an existing review (its id). Creates the review if it does not exist.
-        `orchestrate.runs.evaluation.reviewing.serving` serves it as a page. `order` contains the fields of
+        """Open a review in which people rate the answers of these runs or of an `evaluation` (by id). To
+        reopen an existing review, pass its id. Creates the review if it does not exist.
+        `orchestrate.runs.evaluation.reviewing.serving` serves its page. `order` contains the fields of
         `orchestrate.runs.evaluation.reviewing.ReviewOrder`."""
         from orchestrate.runs.evaluation import reviewing
 
@@ -496,8 +496,7 @@ class Orchestrator(Workspace):
         return reviewing.opened(self, names, reviewing.ReviewOrder(**order))
 
     def rate(self, review: str, ratings: Sequence[Rating]) -> int:
-        """Add ratings from elsewhere to a review, all or none, and return their number. Raises
-        `UsageError`."""
+        """Import ratings into a review, all or none, and return how many were added. Raises `UsageError`."""
         from orchestrate.runs.evaluation import reviewing
 
         return reviewing.record(self, reviewing.opened(self, [review]), ratings)

@@ -1,4 +1,4 @@
-"""RunHandle: one run, and the actions on it and its model."""
+"""RunHandle: a run, its model, and the actions on both."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class RunHandle(TrackedRun):
         max_hours: Decimal | float | str | None = None,
         **options: Any,
     ) -> DeploymentOffer:
-        """Return the price and limits that would apply to `deploy` with the same arguments, including limits
-        of an earlier call. Sends nothing. Raises the same errors as `deploy`."""
+        """Return the price and limits that `deploy` would apply with the same arguments, including limits set
+        by an earlier call. Sends nothing. Raises the same errors as `deploy`."""
         from orchestrate.runs.hosting import deploying
 
         terms = deploying.DeployTerms(
@@ -55,16 +55,16 @@ class RunHandle(TrackedRun):
         **options: Any,
     ) -> DeploymentHandle:
         """Deploy the tuned model on its host's GPUs, or upload its adapter and deploy it on another host
-        (`to`). Billed hourly until `undeploy`. A second call completes an earlier one.
+        (`to`). You are billed hourly until `undeploy`. Call it again to complete an interrupted deployment.
 
         At `max_cost_usd` or `max_hours`, a watcher (`orchestrate worker`, `watch`) or the next `sync` ends
-        the deployment. `options` are the backend's own, such as `shape`, `min_replicas`, `max_replicas` and
-        `idle_minutes`. Limits and options that a second call leaves out stay unchanged. Limits count from the
-        deployment's creation, and options that differ from those of a running deployment are rejected.
+        the deployment. `options` are specific to the backend, such as `shape`, `min_replicas`, `max_replicas`
+        and `idle_minutes`. Limits and options that a second call leaves out stay unchanged. Limits count from
+        the deployment's creation, and options that differ from those of a running deployment are rejected.
 
         Raises `OverBudget`, `ProjectNotTrusted` and, without `accept_unknown_price`, `UsageError` before
-        anything is sent. Raises `OutcomeUnknown` if the response was lost. `sync`, or repeating the call,
-        resolves it.
+        anything is sent. Raises `OutcomeUnknown` if the response was lost. To resolve this, call `sync` or
+        repeat the call.
         """
         from orchestrate.runs.hosting import deploying
 

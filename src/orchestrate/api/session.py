@@ -1,4 +1,4 @@
-"""AsyncTrainingSession: a training session for asyncio. Separate from `aio`, because it needs numpy."""
+"""AsyncTrainingSession: a training session for asyncio. It has its own module because it imports numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrate.types import Run
 
 
 class AsyncTrainingSession(Threaded[TrainingSession]):
-    """`TrainingSession` for asyncio, with the same members. `futures` returns a value for
+    """`TrainingSession` for asyncio, with the same members. The results of `futures` can be passed to
     `asyncio.wrap_future`."""
 
     async def __aenter__(self) -> Self:

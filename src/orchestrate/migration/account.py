@@ -1,5 +1,4 @@
-"""Migration of an entire account by a plan: written for all runs, then run within its budget. Safe to
-repeat."""
+"""Migrate an entire account: write a plan for all runs, then run it within its budget. Safe to repeat."""
 
 from __future__ import annotations
 
@@ -40,12 +39,12 @@ SKIP = "skip"
 """Value of `to` in a plan that skips the run."""
 _HEAD = """\
 # Written by: orchestrate migrate --all --plan {name}
-# Edit it: `to` is a backend or skip. `model` is the model to train there. Then run it, several times if
-# needed (nothing is submitted twice):  orchestrate migrate --plan {name}
+# Edit this file: `to` is a backend or skip, `model` is the model to train there. Then run the plan. You can
+# repeat the command, because nothing is submitted twice:  orchestrate migrate --plan {name}
 #
 # budget_usd: limit for the sum of the high ends of all quotes below, plus what earlier migrations of these
 # runs cost. It excludes serving and the answers of the parity tests (--max-answers-cost limits those of each
-# run). margin: the accepted drop."""
+# run). margin: the accepted drop in the first metric."""
 
 
 class MovePlanEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -54,9 +53,9 @@ class MovePlanEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     run: str
     to: str
     model: str | None = None
-    """Model to train. `None` selects the proposed one."""
+    """Model to train. With `None`, the proposed model is trained."""
     test: str | None = None
-    """Held-out rows. `None` selects those of the run or of its recording."""
+    """Held-out rows. With `None`, uses those of the run or of its recording."""
     proof: bool = True
 
     @property
@@ -71,7 +70,7 @@ class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PlannedMove(Record, frozen=True, kw_only=True):
-    """An entry of a plan to be written: the proposal for one run, or the reason why there is none."""
+    """A plan entry to be written: the proposal for one run, or the reason why there is none."""
 
     run_id: str
     told: str
@@ -86,11 +85,11 @@ class PlannedMove(Record, frozen=True, kw_only=True):
 
 def write(path: Path, planned: Sequence[PlannedMove], margin: float, moved_usd: Decimal = Decimal(0)) -> None:
     """Write the migration plan to a file, with the reasons as comments. `moved_usd` is the cost so far of
-    migrating these runs. Raises `UsageError` if the file exists, because someone may have edited it."""
+    migrating these runs. Raises `UsageError` if the file exists, because you may have edited it."""
     if path.exists():
         raise UsageError(
             f"{path} already exists and may have been edited",
-            fix="run it without --all, or choose another file",
+            fix="to run this plan, leave out --all. To write a new plan, choose another file",
         )
     budget = sum((one.high_usd for one in planned), moved_usd)
     lines = [_HEAD.format(name=path.name), f"budget_usd: {_up(budget)}", f"margin: {margin:g}", "runs:"]
@@ -206,14 +205,14 @@ class Carried(Record, frozen=True, kw_only=True):
     """`holds`, `does not hold` or `not shown`. Empty if nothing was compared."""
     report: str | None = None
     problem: str | None = None
-    """Reason why the entry is not complete. The same command tries again."""
+    """Reason why the entry is incomplete. Run the same command again to retry."""
 
 
 def proposed(
     ft: Workspace, order: MigrationOrder, tell: Tell, priced: Callable[[Prepared], object] = lambda _: None
 ) -> list[PlannedMove]:
-    """Propose a migration for every run that succeeded and whose model has an announced shutdown date,
-    earliest first. Of runs with the same settings and data, only the newest is migrated. `priced` receives
+    """Propose a migration for every successful run whose model has an announced shutdown date, earliest
+    shutdown first. Of runs with the same settings and data, only the newest is migrated. `priced` receives
     each prepared spec. Works offline. Raises `ConfigError` for a backend that isn't configured."""
     for name in ft.backends(list(order.to)):
         ft.provider(name)  # it would be the reason to skip every run
@@ -289,8 +288,8 @@ class PreparedPlan:
             raise UsageError(f"{path} names {joined(twice)} twice", fix="write one entry per run")
         made = {step.known.id for step in self.steps if step.known is not None}
         self.strays = [run for run in moved if run.id not in made]
-        """Runs created by earlier versions of the plan: on a backend that was replaced, before a retry, or
-        for an entry that is now skipped or was deleted."""
+        """Runs created by earlier versions of the plan: on a backend that was later replaced, before a retry,
+        or for an entry that is now skipped or deleted."""
 
     def _step(self, entry: MovePlanEntry, order: MigrationOrder) -> _Step:
         wanted = replace(
@@ -317,13 +316,13 @@ class PreparedPlan:
 
     @property
     def new(self) -> list[_Step]:
-        """The steps that are still to be submitted."""
+        """The steps that have not been submitted yet."""
         return [step for step in self.steps if step.known is None]
 
     @property
     def high_usd(self) -> Decimal:
-        """The maximum cost of the entire plan, including its cost before it was edited. An existing run
-        counts its bill, or else its quote."""
+        """The maximum cost of the entire plan, including runs of its earlier versions. An existing run
+        counts with its bill or, if it has none, its quote."""
         return sum((_high_usd(step) for step in self.steps), sum(map(cost_usd, self.strays), Decimal(0)))
 
     def require_budget(self) -> None:
@@ -332,7 +331,8 @@ class PreparedPlan:
         for step in self.new:
             [target] = step.migration.proposal.targets
             why = target.quote.why_none or target.quote.open_end if target.quote else "no quote available"
-            what, fix = f"{step.entry.run} to {step.entry.to}", "skip it here and migrate it separately"
+            fix = "skip this run in the plan and migrate it separately"
+            what = f"{step.entry.run} to {step.entry.to}"
             require_price(what, None if why else Decimal(0), self.plan.budget_usd, why, fix)
         require_within(
             str(self._path),
@@ -344,8 +344,8 @@ class PreparedPlan:
         )
 
     def run(self, folder: Path, tell: Tell) -> list[Carried]:
-        """Submit the remaining runs, wait for them, compare, and write one report per run to `folder`. A
-        failed entry doesn't stop the others. Local models are trained one at a time."""
+        """Submit the remaining runs, wait for them, compare the models, and write one report per run to
+        `folder`. A failed entry doesn't stop the others. Local models are trained one at a time."""
         self.require_budget()
         self._note_moved()
         here = [step for step in self.steps if self._ft.provider(step.entry.to).profile.near]
@@ -439,8 +439,8 @@ def _moved_usd(ft: Workspace, planned: Sequence[PlannedMove]) -> Decimal:
 
 
 def cost_usd(run: Run) -> Decimal:
-    """Return the maximum that a run has cost or will cost. For a sandbox run, return what a real run would
-    have cost, so a rehearsal shows it."""
+    """Return the maximum that a run has cost or will cost. For a sandbox run, return the cost of the same run
+    on the real host, so a rehearsal shows the real cost."""
     if run.phase is SubmitPhase.REFUSED:
         return Decimal(0)
     if run.bill is not None and run.status.terminal:
@@ -464,5 +464,5 @@ def _require_id(name: str, run: Run) -> None:
     suffix could refer to the migrated run, which would be migrated and billed again."""
     if name not in (run.id, run.ref, run.job_id):
         raise UsageError(
-            f"use the run's id {run.id} in a plan, because other names can refer to another run later"
+            f"use the run's id {run.id} in a plan, because its other names can refer to a different run later"
         )

@@ -1,8 +1,8 @@
-"""Imports past jobs of an account as runs: first all jobs from the host's lists, then each job's details and
+"""Import past jobs of an account as runs: first all jobs from the host's lists, then each job's details and
 files.
 
-Changes nothing on the host. The run's id is derived from the job, so importing a job again does not create a
-second run. Data that was already fetched is not fetched again, so an interrupted import continues.
+Changes nothing on the host. A run's id is derived from its job, so importing a job again does not create a
+second run. An interrupted import continues without fetching the same data again.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class HostFile(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 0
     path: str | None = None
     rows_digest: str | None = None
-    """Digest of its rows, to recognize the same data."""
+    """Digest of the file's rows, by which identical data is recognized."""
     gone: str | None = None
-    """Reason why it is not available."""
+    """Reason why the file is not available, or `None`."""
     refused: bool = False
-    """True if the host may have it but doesn't release it to this key today."""
+    """True if the file may exist on the host, but this key currently has no access to it."""
 
 
 class ImportReport(msgspec.Struct, kw_only=True):
@@ -75,14 +75,14 @@ class ImportReport(msgspec.Struct, kw_only=True):
     """Jobs on the account's list."""
     imported: list[str] = []
     known: int = 0
-    """Number of jobs that already are runs."""
+    """Number of jobs that already are runs in the store."""
     left_out: int = 0
-    """Number of jobs without a model, which are only imported with `all`."""
+    """Number of jobs without a tuned model. These are only imported with `all`."""
     files: int = 0
     """Number of files fetched by this import."""
     files_gone: int = 0
     problems: dict[str, str] = {}
-    """Maps run ids to what could not be fetched. The same command tries again."""
+    """Errors by run id or file. Run the same command again to retry."""
 
 
 Tell = Callable[[str, int, int], object]
@@ -102,14 +102,14 @@ class Importer:
     def run(
         self, *, since: datetime | None = None, every: bool = False, details: bool = True, files: bool = True
     ) -> ImportReport:
-        """Import the host's jobs. `every` includes those that failed or were canceled. Raises `ProviderError`
+        """Import the host's jobs. `every` includes jobs that failed or were canceled. Raises `ProviderError`
         if the list cannot be read, and `UsageError` while another command imports from this host."""
         name = hashlib.sha256(self._place.encode()).hexdigest()[:16]
         with locked(private_folder(self._folder) / f"{name}.lock", keep=False) as held:
             if not held:  # two would write into one draft of a file
                 raise UsageError(
                     f"another command is importing from {self._provider.config.name}",
-                    fix="wait for it to finish",
+                    fix="wait for that command to finish",
                 )
             return self._taken(since, every=every, details=details, files=files)
 
@@ -252,7 +252,7 @@ class Importer:
     # -- files ---------------------------------------------------------------------------------------------
 
     def files(self) -> Iterator[HostFile]:
-        """Yield the host's files that were fetched or no longer exist there."""
+        """Yield the host's files that were downloaded, and those that the host no longer has."""
         for record in self._store.history.records(FILES, [self._place]):
             yield decoding.convert(record.data, HostFile)
 

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 TAG = "migrated_from"
 """Tag of the new runs. Its value is the id of the old run."""
 KEY = "migrate-"
-"""Prefix of the idempotency keys of the new runs."""
+"""Prefix of the new runs' idempotency keys."""
 
 
 def successors(store: Store) -> dict[str, Run]:
-    """Map each old run's id to the newest successful run that replaces it. A rehearsal in the sandbox does
-    not replace a real run."""
+    """Map each old run's id to the newest successful run that replaces it. A sandbox rehearsal does not
+    replace a real run."""
     found: dict[str, Run] = {}
     new = [run for run in store.runs.keyed(KEY) if run.status is JobStatus.SUCCEEDED and TAG in run.tags]
     old = {run.id: run for run in store.runs.of_ids(run.tags[TAG] for run in new)}
@@ -37,7 +37,7 @@ def successors(store: Store) -> dict[str, Run]:
 
 
 def newest(run: Run, found: dict[str, Run]) -> Run:
-    """Return the run that currently replaces a run. A new run may have been migrated again."""
+    """Return the newest replacement of a run, after one or more migrations, or else the run itself."""
     seen = {run.id}
     while (after := found.get(run.id)) is not None and after.id not in seen:
         seen.add(after.id)
@@ -55,27 +55,27 @@ class InventoryRun(Record, frozen=True, kw_only=True):
     status: JobStatus
     made_at: datetime
     silent_on: date | None
-    """The last day on which the model answers. `None` if no shutdown is announced."""
+    """The last day on which the model is available. `None` if no shutdown is announced."""
     days_left: int | None
     cost_usd: Decimal | None
     trained_tokens: int | None
     last_use: datetime | None
-    """Last use from this store. Hosts do not report it."""
+    """Time at which this store last used the model. Hosts do not report usage."""
     data: str
-    """Location of the training data: `here` (a file on this machine), `gone` (with the reason), or
+    """Availability of the training data: `here` (a file on this machine), `gone` (with the reason), or
     `unknown`."""
     data_path: str | None = None
     rebuild: str
-    """Description of whether the model can be retrained, and on which base models."""
+    """Description of the options for retraining the model, with base models."""
 
 
 class Inventory(Record, frozen=True, kw_only=True):
     rows: tuple[InventoryRun, ...]
     cost_usd: Decimal
-    """Total of the runs whose cost is known."""
+    """Total cost of the runs with a known cost."""
     uncosted: int
     silent: tuple[tuple[date, int], ...]
-    """(last day, number of models shut down after it), earliest first."""
+    """Pairs of a last day and the number of models shut down after it, earliest first."""
     data_here: int
     data_gone: int
 
@@ -88,8 +88,7 @@ def inventory(
     used: Mapping[str, datetime],
 ) -> Inventory:
     """List the runs with the shutdown date of each model. `lost` maps run ids to the reason why their
-    training rows are unavailable. `used` maps run ids to the time when their model was last used from this
-    store."""
+    training rows are unavailable. `used` maps run ids to the time when this store last used their model."""
     rows = sorted(
         (_held(run, profile, lost.get(run.id), today, used.get(run.id)) for run in runs),
         key=lambda held: (held.silent_on or date.max, held.made_at),
@@ -131,7 +130,7 @@ def _held(run: Run, profile: Profile, lost: str | None, today: date, used: datet
         data_path=", ".join(named) if here else None,
         rebuild=_rebuild(run.model, profile, today)
         if here
-        else "no: the training rows are not available here",
+        else "no: the training rows are not on this machine",
     )
 
 
@@ -168,8 +167,8 @@ def _rebuild(name: str, profile: Profile, today: date) -> str:
 
 
 def elsewhere(model: catalog.Model, kind: str, today: date) -> Sequence[tuple[str, date]]:
-    """List the other hosts that still tune the same closed base model, each with the date on which it
-    stops."""
+    """List the other hosts that still tune the same closed base model, each with its last day for new
+    jobs."""
     if model.open:
         return []
     offers = [(other, model.on(other)) for other, _ in description.entries() if other != kind]

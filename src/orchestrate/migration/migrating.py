@@ -1,4 +1,4 @@
-"""Migration of one run: proposals for other backends, then training on the same data there, once."""
+"""Migrate one run: propose models on other backends, then train there once on the same data."""
 
 from __future__ import annotations
 
@@ -60,15 +60,16 @@ NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
 
 @dataclass(frozen=True, kw_only=True)
 class MigrationOrder:
-    """The target of a migration, and how parity is judged."""
+    """Options of a migration: target backends, data, and the parity test."""
 
     to: Sequence[str]
     models: Mapping[str, str] = field(default_factory=dict[str, str])
     """Maps backends to models that replace the proposed ones. `default` applies to all other backends."""
     train: str | None = None
-    """Training rows that replace the old run's, for example if those are lost."""
+    """Training rows to use instead of the old run's, for example if those are lost."""
     use: ServingUse | None = None
-    """Traffic for the price of serving. Default: `REQUESTS` per day with the data's average lengths."""
+    """Expected traffic, used to price serving. Default: `REQUESTS` per day with the data's average
+    lengths."""
     test: str | Path | None = None
     """Held-out rows. Default: the rows of the run or of its recording."""
     old: Literal["auto", "live", "recorded"] = "auto"
@@ -81,9 +82,9 @@ class MigrationOrder:
     probes: Sequence[str] = ("all",)
     """Probes for forgetting, as in `orchestrate.runs.evaluation.regression.RegressionOrder`."""
     proof: bool = True
-    """False to skip the comparison. Then no held-out rows are needed."""
+    """False to skip the comparison. No held-out rows are needed then."""
     max_cost_usd: Decimal | None = None
-    """Cost limit for all answers of the comparison. Training has its own limit."""
+    """Cost limit for all answers of the comparison. Training has a separate limit."""
 
 
 class PreparedMigration:
@@ -193,7 +194,7 @@ class PreparedMigration:
             known = "; ".join(f"{c.suited.model}: {', '.join(c.against)}" for c in candidates)
             why = known or f"no known model there is similar to {self.old.model}"
             return MigrationTarget(
-                provider=name, candidates=candidates, refused=f"{why}. Set one with --model {name}=MODEL"
+                provider=name, candidates=candidates, refused=f"{why}. Choose one with --model {name}=MODEL"
             )
         refused = [f"{s.name}: {s.rule}" for s in offer.translation.refused]
         model = offer.spec.model_for(name)
@@ -245,8 +246,8 @@ class PreparedMigration:
         if self._old_answers() == "recorded":
             if recording is None:
                 raise UsageError(
-                    f"{self.old.tuned_model or self.old.id} was shut down and no answers were recorded, "
-                    "so there is nothing to compare with",
+                    f"{self.old.tuned_model or self.old.id} was shut down and its answers were not "
+                    "recorded, so there is nothing to compare with",
                     fix="train the new model anyway with: --no-proof",
                 )
             if self.order.test is not None:
@@ -274,7 +275,7 @@ class PreparedMigration:
 
     @property
     def ready(self) -> list[str]:
-        """Backends that accept this migration."""
+        """The backends that accept this migration."""
         return [target.provider for target in self.proposal.targets if target.refused is None]
 
     def earlier(self, name: str, *, again: bool = False) -> Earlier:
@@ -298,8 +299,8 @@ class PreparedMigration:
         progress: Progress | None = None,
         agree: Callable[[Quote], bool] | None = None,
     ) -> TrackedRun:
-        """Submit the migration, like `Orchestrator.submit`. The same migration is the same run in every
-        process that uses this store, even if a process is killed at any point."""
+        """Submit the migration, like `Orchestrator.submit`. Submitting the same migration again returns the
+        same run in every process that uses this store, even after a crash."""
         made = submit(
             self._ft,
             self._require(),

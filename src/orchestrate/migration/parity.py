@@ -1,5 +1,5 @@
-"""Tests the parity of a migration: compares the old and new models on the same prompts, measures forgetting,
-and builds the report."""
+"""Test the parity of a migration: compare the old and new models on the same prompts, measure forgetting, and
+build the report."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 KIND = "migration"
-"""Kind of the store's records, stored with the old run."""
+"""Kind of the store's records of migrations. They belong to the old run."""
 _FEW_LABELS = 2
 
 
 class PreparedProof:
-    """Old and new models that are ready to be compared. Nothing has been sent yet. Use it as a context
-    manager, like an evaluation."""
+    """Old and new models to compare. Nothing has been sent yet. Use it as a context manager, like an
+    evaluation."""
 
     def __init__(
         self, ft: Workspace, migration: PreparedMigration, runs: Sequence[tuple[str, TrackedRun]]
@@ -88,13 +88,13 @@ class PreparedProof:
             self._evaluation.__exit__(None, None, None)
 
     def plan(self) -> EvaluationPlan | None:
-        """Plan the questions and their cost, excluding the probes for forgetting. Returns `None` if there is
+        """Plan the requests and their cost, excluding the probes for forgetting. Returns `None` if there is
         nothing to compare."""
         return self._evaluation.plan() if self._evaluation is not None else None
 
     def run(self, progress: Progress | None = None) -> Migration:
-        """Query and compare the models, and store the result with the old run. Raises the same errors as an
-        evaluation. Stored answers are not requested again."""
+        """Query and compare the models, and store the result with the old run. Uses stored answers if
+        available. Raises the same errors as an evaluation."""
         measured = self._evaluation.measure(progress) if self._evaluation is not None else None
         notes: list[str] = []
         forgotten = [] if measured is None else self._forgotten(notes, progress)
@@ -168,13 +168,13 @@ def _slices(path: str, limit: int | None) -> list[str]:
 
 
 def results(ft: Workspace, run_id: str) -> list[Migration]:
-    """List the results of migrating a run, oldest first."""
+    """List the results of a run's migrations, oldest first."""
     found = ft.store.history.records(KIND, [run_id])
     return [decoding.convert(record.data, Migration, strict=False) for record in found]
 
 
 def report(migration: Migration) -> MigrationReport:
-    """Build the report of a migration, including the items with changed results."""
+    """Build the report of a migration, including the items whose results changed."""
     from orchestrate.evaluation.pairing import flips
 
     changed = flips(migration.evaluation) if migration.evaluation is not None else []

@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 
 
 _QUIET = ("model", "train", "validation", "test", "tags", "max_cost_usd")
-"""Settings that are not listed as changes, because they are reported elsewhere or are Orchestrate's own."""
+"""Settings that are not listed as changes, because they are reported elsewhere or are specific to
+Orchestrate."""
 Becomes = Literal["kept", "changed", "left out", "new"]
 
 
 class SettingChange(Record, frozen=True, kw_only=True):
-    """A changed setting, or a changed property of the rows. `was` and `now` describe the values, with the
-    host's own field."""
+    """A changed setting, or a changed property of the rows. `was` and `now` contain the values, and the
+    host's field if its name differs."""
 
     what: str
     was: str
@@ -50,8 +51,8 @@ class SettingChange(Record, frozen=True, kw_only=True):
 def of_settings(
     before: Translation, after: Translation, refused: Mapping[str, str] | None = None
 ) -> list[SettingChange]:
-    """List how the settings change from the old backend to the new one. `refused` maps settings that the new
-    backend does not get to the reason."""
+    """List how the settings change from the old backend to the new one. `refused` maps each setting that the
+    new backend does not support to the reason."""
     old, new = ({s.name: s for s in t.settings} for t in (before, after))
     found: list[SettingChange] = []
     for name in [*old, *(name for name in new if name not in old)]:
@@ -89,7 +90,7 @@ def of_settings(
 def of_rows(
     content: Content, old: tuple[Profile, Model | None], new: tuple[Profile, Model | None]
 ) -> list[SettingChange]:
-    """List how the chat template, the tokens and the roles of the same rows change for the new model."""
+    """List the differences in chat template, tokenizer and roles when the same rows train the new model."""
     (host, base), (there, model) = old, new
     found = [
         _changed(
@@ -107,7 +108,7 @@ def of_rows(
         spelled = [p.dialect.developer if p.dialect is not None else "system" for p in (host, there)]
         was, now = ("system" if "developer" not in content.roles else f"system, {role}" for role in spelled)
         found.append(
-            _changed("system prompts", was, now, "kept in the rows. Send the new model the same prompts")
+            _changed("system prompts", was, now, "kept in the rows. Use the same prompts with the new model")
         )
     if content.tools:
         shape = "in the format of the chat completions API"
@@ -117,8 +118,8 @@ def of_rows(
 
 
 def of_problems(problems: Iterable[Problem], provider: str) -> list[SettingChange]:
-    """List what the new backend would reject, leave out or train differently in the rows. Each kind is listed
-    once."""
+    """List the row problems on the new backend: rows that are rejected, left out or trained differently.
+    Problems of one kind are merged."""
     sorts: dict[str, list[Problem]] = {}
     for one in problems:
         if one.severity is not Severity.INFO and (not one.providers or provider in one.providers):
@@ -174,7 +175,7 @@ MOST = 3
 
 
 class ModelNeeds(Record, frozen=True, kw_only=True):
-    """The requirements that the old model's data places on a new one."""
+    """Requirements that a new model must meet to train on the old model's data."""
 
     method: str
     rows: int
@@ -185,20 +186,20 @@ class ModelNeeds(Record, frozen=True, kw_only=True):
 
 
 class Suited(Record, frozen=True, kw_only=True):
-    """A suitable base model on one backend."""
+    """A base model on one backend that could replace the old one."""
 
     model: str
-    """Name as in a spec."""
+    """Model name, as written in a spec."""
     params_b: float | None = None
     active_params_b: float | None = None
     context: int | None = None
-    """Maximum number of tokens in a training row there. `None` if unknown."""
+    """Maximum tokens per training row on this backend. `None` if unknown."""
     licence: str | None = None
     vision: bool = False
     reasoning: bool = False
     reasons: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
-    """Objections to it, if any."""
+    """Objections to this model."""
 
 
 def base_of(model: str, profile: Profile) -> catalog.Model | None:
@@ -215,8 +216,8 @@ def suited(
     today: date,
     asked: str | None = None,
 ) -> list[Suited]:
-    """List at most `MOST` models, those without objections first, or only the model `asked` for. Returns an
-    empty list if no similar model is known."""
+    """List at most `MOST` models, those without objections first. With `asked`, list only this model. Returns
+    an empty list if no similar model is known."""
     if asked is not None:
         found = [(asked, "chosen by you")]
     else:
@@ -283,7 +284,7 @@ def _judged(
     if needs.images and not model.vision:
         against.append("the model does not accept images, which the rows contain")
     if needs.method not in host.methods:
-        against.append(f"{profile.title} fine-tunes it with {', '.join(host.methods) or 'no method'}")
+        against.append(f"{profile.title} fine-tunes this model with {', '.join(host.methods) or 'no method'}")
     if _ended(host, today) or host.tunable != "yes":
         against.append(f"{profile.title} currently does not support fine-tuning this model")
     elif host.shutdown is not None:
@@ -318,10 +319,10 @@ class PricedModel(Record, frozen=True, kw_only=True):
     suited: Suited
     quote: Quote
     serving: str = ""
-    """Description of how it would be served: billed per token or hourly."""
+    """Description of how the model would be served: billed per token or hourly."""
     monthly_usd: Decimal | None = None
     unserved: str | None = None
-    """Reason for a missing serving price."""
+    """Reason why the serving price is unknown."""
 
     @property
     def against(self) -> tuple[str, ...]:
@@ -336,25 +337,25 @@ class MigrationTarget(Record, frozen=True, kw_only=True):
     provider: str
     candidates: tuple[PricedModel, ...]
     model: str | None = None
-    """The model that would be trained. `None` if no suitable one is known."""
+    """The model that would be trained. `None` if no suitable model is known."""
     quote: Quote | None = None
-    """Price of training, with all settings as they would be sent."""
+    """Price of training with all settings as they would be sent."""
     monthly_usd: Decimal | None = None
     """Monthly cost of serving the model at the given traffic. `None` if no price is known."""
     serving: str = ""
-    """Description of how it would be served, or the reason for a missing price."""
+    """Description of how the model would be served, or the reason why its price is unknown."""
     changes: tuple[SettingChange, ...] = ()
     refused: str | None = None
     """Reason why the run cannot be migrated there."""
 
     @property
     def left_out(self) -> tuple[SettingChange, ...]:
-        """Settings of the old run that the new run would lack."""
+        """Settings of the old run that the new backend does not support."""
         return tuple(change for change in self.changes if change.becomes == "left out")
 
     def rank(self, months: int) -> tuple[bool, Decimal, str]:
-        """Return a sort key: the maximum cost of training and this many months of serving. Backends without a
-        serving price come last."""
+        """Return a sort key: the maximum cost of training plus the cost of serving for `months`. Backends
+        without a serving price come last."""
         training = self.quote.held_usd if self.quote is not None else Decimal(0)
         return (self.monthly_usd is None, training + months * (self.monthly_usd or Decimal(0)), self.provider)
 
@@ -365,9 +366,9 @@ class HeldOutRows(Record, frozen=True, kw_only=True):
     path: str
     rows: int
     origin: str
-    """Their source, in words."""
+    """Description of the prompts' source."""
     recording: str | None = None
-    """The id of the recording with the old model's answers to them."""
+    """Id of the recording that contains the old model's answers to these prompts."""
 
 
 class Proposal(Record, frozen=True, kw_only=True):
@@ -379,9 +380,9 @@ class Proposal(Record, frozen=True, kw_only=True):
     days_left: int | None
     needs: ModelNeeds
     traffic: str
-    """The traffic used to price serving, in words."""
+    """Description of the traffic used to price serving."""
     months: int
-    """Number of months of serving to count when backends are compared."""
+    """Number of months of serving that are included when backends are compared."""
     held_out: HeldOutRows | None
     old: Old
     margin: float
@@ -390,7 +391,7 @@ class Proposal(Record, frozen=True, kw_only=True):
 
 
 class ParitySlice(Record, frozen=True, kw_only=True):
-    """Parity on all rows, or on a slice of them."""
+    """Parity on all rows or on one slice."""
 
     slice: str
     """Name of the slice. Empty for all rows."""
@@ -409,7 +410,7 @@ class MovedModel(Record, frozen=True, kw_only=True):
     status: JobStatus
     cost_usd: Decimal | None = None
     problem: str | None = None
-    """Reason why there is nothing to compare."""
+    """Reason why nothing was compared."""
     metric: str = ""
     parts: tuple[ParitySlice, ...] = ()
     """Parity per slice, all rows first."""
@@ -431,10 +432,10 @@ class Migration(Record, frozen=True, kw_only=True):
     """The old model's name in the evaluation."""
     evaluation: Evaluation | None = None
     forgotten: tuple[Regression, ...] = ()
-    """Regression tests of each new model against its own base."""
+    """Regression tests of the new models, each against its own base."""
     notes: tuple[str, ...] = ()
 
     @property
     def parity(self) -> bool:
-        """Return whether every new model was shown to be no worse than the margin."""
+        """Return whether each new model was shown to be worse by less than the accepted drop."""
         return bool(self.moved) and all(m.parts and m.parts[0].parity == "holds" for m in self.moved)

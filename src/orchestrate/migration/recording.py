@@ -1,5 +1,5 @@
-"""Records a model's answers while it is still available. Recordings are priced first, and each question is
-asked once."""
+"""Record a model's answers while it is still available. Recordings are priced first, and each question is
+sent once."""
 
 from __future__ import annotations
 
@@ -43,38 +43,38 @@ class RecordOrder:
     """Options for a recording."""
 
     prompts: str | Path | None = None
-    """Rows, or a log of requests. Default: the run's own held-out rows."""
+    """Rows, or a log of requests. Default: the run's held-out rows."""
     most: int | None = None
-    """Number of prompts to record, selected to cover all prompts in the file."""
+    """Number of prompts to record, selected to represent all prompts in the file."""
     sampling: Sampling = field(default_factory=Sampling)
     on: str = "auto"
     key_variable: str | None = None
     max_cost_usd: Decimal | None = None
     skip_failed: bool = False
-    """True to skip prompts that the host never answers, and continue."""
+    """True to skip prompts that get no answer, and continue."""
 
 
 class RecordPlan(Record, frozen=True, kw_only=True):
-    """The questions of a recording and their cost. Nothing has been sent yet."""
+    """The requests of a recording and their cost. Nothing has been sent yet."""
 
     model: str
     source: str
     prompts: int
     equal: int
-    """Number of skipped prompts that are identical to another one."""
+    """Number of prompts skipped as exact duplicates."""
     near: int
-    """Number of skipped prompts that are nearly identical to a selected one."""
+    """Number of prompts skipped as near-duplicates of a selected prompt."""
     taken: int
     clusters: int
     left_out: dict[str, int]
     unread: tuple[str, ...]
-    """Columns that are not part of any prompt, although their text differs between most rows."""
+    """Columns that no prompt uses, although their text differs in most rows."""
     asked: ContenderPlan
     silent_on: date | None = None
 
 
 class Due(Record, frozen=True, kw_only=True):
-    """A tuned model that will be shut down, and its recordings so far."""
+    """A tuned model with a shutdown date, and its recordings so far."""
 
     run_id: str
     provider: str
@@ -84,12 +84,12 @@ class Due(Record, frozen=True, kw_only=True):
     silent_on: date
     days_left: int
     recorded: int
-    """Number of prompts with stored answers in its largest recording."""
+    """Number of prompts with stored answers in the model's largest recording."""
     recording: str | None
     prompts: str | None
-    """The spec's file of held-out rows, if it is on this machine."""
+    """The spec's file of held-out rows. `None` if it isn't on this machine."""
     command: str | None
-    """The command that records it. `None` if it was shut down or is already recorded."""
+    """The command that records the model. `None` if the model was shut down or is already recorded."""
 
 
 class FromRecord(Record, frozen=True, kw_only=True):
@@ -163,9 +163,9 @@ class PreparedRecording:
         )
 
     def run(self, progress: Progress | None = None) -> Recording:
-        """Ask the questions without stored answers. All answers are stored even if this is interrupted, so
-        the same command does not request them again. Raises `OverBudget` before anything is sent if the
-        expected price is above the limit, and the errors of the requests."""
+        """Send the requests that have no stored answer yet. Answers are stored as they arrive, so you can
+        interrupt and repeat this. Raises `OverBudget` before anything is sent if the expected price is above
+        the limit. Request errors propagate."""
         [asked] = [self.plan().asked]
         if asked.expected_usd is not None:
             require_within(
@@ -254,7 +254,7 @@ def all_recordings(ft: Workspace) -> list[Recording]:
 
 
 def named(ft: Workspace, name: str) -> Recording:
-    """Return a recording by its id or a prefix of it. Raises `UsageError`."""
+    """Return a recording by its id or the start of its id. Raises `UsageError`."""
     return recordings.find(ft.store, name)
 
 
@@ -295,8 +295,8 @@ def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
     who = recording.contender
     if who.run_id is not None and ft.store.runs.exists(who.run_id):
         profile = ft.provider(ft.store.runs.get(who.run_id).provider).profile
-        said = profile.output_terms or (f"{profile.title}: terms unknown to Orchestrate. Read them first")
-        found.append(said)
+        unknown = f"{profile.title}: its terms are not known to Orchestrate. Read them before you train"
+        found.append(profile.output_terms or unknown)
     else:
         found.append(f"{who.served_by}: read the host's terms")
     if (licence := licence_of(who.model)) is not None:
@@ -305,8 +305,8 @@ def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
 
 
 def from_record(ft: Workspace, name: str, output: Path) -> FromRecord:
-    """Convert recorded answers to chat rows to train on. Answers that are empty or were truncated at the
-    token limit are left out, because a model would learn to stop there."""
+    """Convert recorded answers to chat rows for training. Leaves out empty answers and answers truncated at
+    the token limit, because a model would learn to stop there."""
     recording = recordings.find(ft.store, name)
     require_writable(output)
     rows: list[bytes] = []

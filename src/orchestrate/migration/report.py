@@ -1,4 +1,4 @@
-"""Reports of a migration as a terminal table, HTML, Markdown or JSON."""
+"""Render a migration report as a terminal table, HTML, Markdown or JSON."""
 
 from __future__ import annotations
 
@@ -34,11 +34,8 @@ if TYPE_CHECKING:
 
 def parts(evaluation: Evaluation, old: str, new: str, margin: float) -> list[ParitySlice]:
     """Compare the old and new models on all rows, then on each slice, by the first metric. `margin` is the
-    accepted drop.
-
-    On all rows, the evaluation's own verdict decides. Like the verdict's, the intervals of slices hold for
-    all new models simultaneously.
-    """
+    accepted drop. On all rows, the result is the evaluation's own verdict. All intervals hold simultaneously
+    for all new models."""
     metric = evaluation.metrics[0]
     several = len(evaluation.verdicts)
     decision = next((v.decision for v in evaluation.verdicts if v.contender == new), None)
@@ -72,8 +69,8 @@ _DECIDED: dict[str, Word] = {
 
 
 def parity(metric: MetricUsed, difference: Score, margin: float) -> Word:
-    """Decide parity from the interval of the difference: entirely above the margin, entirely below it, or
-    across it."""
+    """Decide parity from the interval of the difference, which may be entirely above the margin, entirely
+    below it, or across it."""
     low, high = difference.low, difference.high
     if metric.better == "lower":
         low, high = -high, -low
@@ -85,7 +82,7 @@ def parity(metric: MetricUsed, difference: Score, margin: float) -> Word:
 
 
 def same_answers(answered: Sequence[ScoredItem], old: str, new: str) -> int:
-    """Count the items for which both models gave exactly the same texts and calls."""
+    """Count the items for which both models gave identical texts and tool calls."""
     return sum(_said(one, old) == _said(one, new) for one in answered)
 
 
@@ -97,7 +94,8 @@ _ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".txt
 CANDIDATE_HEAD = ("backend", "model", "train", "a month", "served", "why")
 CHANGE_HEAD = ("what", "", "was", "becomes", "why")
 PARITY_HEAD = ("parity", "on", "backend", "model", "difference (95%)", "prompts", "metric", "old", "new")
-"""The deciding columns come first, because a narrow screen cuts off the end of a row."""
+"""Column titles of the parity table. The decisive columns come first, because a narrow screen cuts off the
+end of a row."""
 _MARKS = {"holds": "✓ holds", "does not hold": "✗ does not hold", "not shown": "? not shown"}
 
 
@@ -111,7 +109,7 @@ class MigrationReport(Record, frozen=True, kw_only=True):
 
     def render(self, format: str) -> str:
         """Render the report as table, md, html or json. Removes terminal control sequences. Raises
-        `UsageError`."""
+        `UsageError` for another format."""
         if format == "json":
             return inert_json(json.dumps(self.migration.to_dict(), indent=2, ensure_ascii=False) + "\n")
         if format == "html":
@@ -125,7 +123,7 @@ class MigrationReport(Record, frozen=True, kw_only=True):
         raise UsageError(f"format must be table, md, html or json, got {format!r}")
 
     def save(self, path: str | Path) -> Path:
-        """Save the report. The file's extension decides the format: .html, .md, .json, .txt. Raises
+        """Save the report in the format of the file's extension: .html, .md, .json or .txt. Raises
         `UsageError`."""
         return save(path, _ENDINGS, self.render)
 
@@ -143,7 +141,8 @@ def headline(proposal: Proposal) -> str:
 
 
 def findings(migration: Migration) -> list[str]:
-    """List the rows on which parity holds, does not hold, or is undecided because of too few prompts."""
+    """Summarize the result in sentences: on which rows parity holds, does not hold, or can't be shown, and
+    which abilities were lost."""
     found: list[str] = []
     for moved in migration.moved:
         who = f"{moved.model} on {moved.provider}"
@@ -157,7 +156,7 @@ def findings(migration: Migration) -> list[str]:
             if where:
                 found.append(f"{who}: parity {word} {text.joined(where)}.")
         share = f"{moved.same_answers:,} of {moved.prompts:,}"
-        found.append(f"{who} gives exactly the same answer as the old model for {share} of the prompts.")
+        found.append(f"{who} gives the same answer as the old model to {share} of the prompts.")
     for one in migration.forgotten:
         if one.forgotten:
             names = text.joined([r.probe for r in one.forgotten])
@@ -236,7 +235,7 @@ def margin_told(proposal: Proposal) -> str:
 
 
 def proposal_table(proposal: Proposal) -> RenderableType:
-    """Build a table of the proposal for a terminal."""
+    """Build a terminal table of the proposal."""
     from rich.console import Group
     from rich.text import Text
 

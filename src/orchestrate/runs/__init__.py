@@ -1,1 +1,2 @@
-"""Operations on runs, as functions that take a `Workspace`: prepare, submit, follow, evaluate and serve."""
+"""Functions for working with runs: prepare, submit, watch, evaluate and serve them. Each takes a
+`Workspace`."""

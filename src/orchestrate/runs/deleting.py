@@ -26,22 +26,22 @@ from orchestrate.types import Record, RemoteDataset, Run, StoredItem
 from orchestrate.workspace import Workspace
 
 DELETED = "deleted"
-"""Kind of the records of a run's deleted files and models."""
+"""Kind of the records that list a run's deleted files and models."""
 REMAINING = "remaining upload"
-"""Kind of the records of the files that remain of a run's upload after one was deleted."""
+"""Kind of the records that list the remaining files of a run's upload after one file was deleted."""
 _AT_ONCE = 8
 
 
 class Stored(Record, frozen=True, kw_only=True):
-    """A file or model that a host stores, or stored before its deletion."""
+    """A file or model that a host stores or has deleted."""
 
     run_id: str | None
-    """The run in this store that owns it."""
+    """The run in this store that the file or model belongs to."""
     provider: str
     host: str
     kind: Literal["model", "data"]
     ids: tuple[str, ...]
-    """The host's ids for it. For a model, includes the id of its job if the host deletes both."""
+    """Ids of the file or model on the host. For a model, includes its job's id if the host deletes both."""
 
 
 class AccountStorage(Record, frozen=True, kw_only=True):
@@ -55,7 +55,7 @@ class AccountStorage(Record, frozen=True, kw_only=True):
     reason: str | None = None
     """Reason why the host was not contacted or did not respond."""
     keyless: bool = False
-    """True if its key is missing."""
+    """True if the account's key is missing."""
     items: tuple[StoredItem, ...] = ()
     unseen: tuple[str, ...] = ()
     partial: bool = False
@@ -63,7 +63,7 @@ class AccountStorage(Record, frozen=True, kw_only=True):
 
     @property
     def gap(self) -> bool:
-        """Return whether the account may store items that are not listed here."""
+        """Return whether the account may store items that are missing from this list."""
         return self.partial or not (self.listed or self.keyless)
 
 
@@ -71,14 +71,14 @@ class AccountStorage(Record, frozen=True, kw_only=True):
 
 
 def everything(ws: Workspace, *, sandbox: bool = False) -> list[Stored]:
-    """List what the hosts store according to this store, latest run first. Contacts no host."""
+    """List the files and models that this store expects on the hosts, latest run first. Contacts no host."""
     runs = ws.store.runs.matching(sandbox=sandbox)
     return [one for run in runs if not _own(ws, run) for one in _known(ws, run)]
 
 
 def stored(ws: Workspace, run: Run) -> list[Stored]:
-    """List what a run's host stores according to this store. Contacts no host. Raises `UsageError` if the run
-    has nothing there, or if its files or models are in use."""
+    """List the files and models that this store expects on a run's host. Contacts no host. Raises
+    `UsageError` if the run has nothing there, or if its files or models are in use."""
     if _own(ws, run):
         raise UsageError(
             f"run {run.id} uploaded nothing to a host. Its files are only on your own machines",
@@ -120,9 +120,10 @@ def _known(ws: Workspace, run: Run) -> list[Stored]:
 
 
 def delete(ws: Workspace, run: Run, tell: Callable[[Stored], object] = lambda _: None) -> list[Stored]:
-    """Delete at the host what `stored` lists, and record each deletion as it happens. A second call deletes
-    the rest. Raises `UsageError`, without deleting anything, while a job or deployment at the host uses
-    any of it. Also raises `MissingKey`, `OtherAccount`, `Unsupported` and `ProviderError`."""
+    """Delete the files and models that `stored` lists from the host, and record each deletion as it happens.
+    Call it again to complete an interrupted deletion. Raises `UsageError`, without deleting anything, while a
+    job or deployment on the host uses any of them. Also raises `MissingKey`, `OtherAccount`, `Unsupported`
+    and `ProviderError`."""
     store, done, found = ws.store, list[Stored](), stored(ws, run)
     provider = ws.ready(run.provider)
     accounts.require(store, provider, run)
@@ -202,8 +203,8 @@ def _require_unused(ws: Workspace, run: Run) -> None:
 
 def account_storage(ws: Workspace, names: Iterable[str], *, sandbox: bool = False) -> list[AccountStorage]:
     """List the files and models that each account stores. Skips accounts on your own machines, and sandboxes
-    unless `sandbox` selects only them. If a host fails, its record contains the reason, and the other hosts
-    are still listed."""
+    unless `sandbox` is set, which lists only sandboxes. If a host fails, its entry contains the reason, and
+    the other hosts are still listed."""
     runs = _owners(ws, sandbox)
 
     def ask(name: str) -> AccountStorage | None:
@@ -267,7 +268,7 @@ def _asked(
 def find(
     ws: Workspace, id: str, names: Sequence[str], *, sandbox: bool = False
 ) -> tuple[AccountStorage, StoredItem]:
-    """Find a file or model by the host's id. Raises `UsageError` if none or several match."""
+    """Find a file or model by the host's id. Raises `UsageError` unless exactly one matches."""
     asked = account_storage(ws, names, sandbox=sandbox)
     found = {
         (one.host, item.kind, item.id): (one, item)
@@ -291,14 +292,15 @@ def find(
 
 
 def deleted(ws: Workspace, id: str) -> Stored | None:
-    """Return the record of a file or model with this id that was deleted from here, or `None`."""
+    """Return the record of a file or model that this store has deleted, or `None` if no deleted item has this
+    id."""
     records = ws.store.history.records(DELETED)
     return next((Stored.from_dict(one.data) for one in reversed(records) if id in one.data["ids"]), None)
 
 
 def delete_item(ws: Workspace, item: StoredItem) -> Stored:
-    """Delete one file or model that `find` returned, and the records of the uploads that used it. Raises
-    `UsageError` while it is in use, and `ProviderError`."""
+    """Delete one file or model that `find` returned, and the store's records of the uploads that used it.
+    Raises `UsageError` while the item is in use, and `ProviderError`."""
     store, provider = ws.store, ws.ready(item.provider)
     require_item_unused(ws, provider, item)
     capability(provider, ListsStored).delete_stored(item)
@@ -322,8 +324,8 @@ def delete_item(ws: Workspace, item: StoredItem) -> Stored:
 
 
 def require_item_unused(ws: Workspace, provider: Provider, item: StoredItem) -> None:
-    """Raise `UsageError` if an unfinished job uses the item, whether or not this store has the job, or if
-    the item is deployed."""
+    """Raise `UsageError` if the item is deployed or used by an unfinished job, including jobs that this store
+    does not have."""
     for run in ws.store.runs.matching(active=True, provider=provider.name, host=provider.host):
         remote = _uploaded(ws, run)
         if remote is not None and item.id in _files(remote):

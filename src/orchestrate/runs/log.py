@@ -17,8 +17,8 @@ opened = trackers.opened
 
 
 def log(ft: Workspace, runs: Sequence[TrackedRun], to: Exporter) -> list[Logged]:
-    """Log runs to a tracker, as last seen. Raises `UsageError` if a private run would be sent to a server
-    that is not your own."""
+    """Log the stored state of runs to a tracker. Raises `UsageError` if a private run would be sent to a
+    server that is not your own."""
     for run in runs:
         if to.address is not None and privacy.is_private(run.record):
             privacy.require_near(ft.settings, run.id, "logging", to.address)
@@ -34,8 +34,8 @@ def follow(
     poll_s: float | None = None,
 ) -> list[Logged]:
     """Log each run until it ends, and call `tell` whenever there are new values. Retries if a host does not
-    respond, but raises an error if the tracker does not. Returns the last `Logged` record of each run, with
-    the total number of values logged."""
+    respond. Raises an error if the tracker does not respond. Returns the last `Logged` record of each run,
+    with the total number of values logged."""
     from orchestrate.runs.watching.polling import PollingPace
 
     pace = PollingPace(poll_s)

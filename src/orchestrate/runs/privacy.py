@@ -1,5 +1,5 @@
-"""Keeps private runs on their owner's machines, after training too: anything that would send their rows,
-answers or weights elsewhere is rejected before it is sent."""
+"""Keep private runs on their owner's machines, even after training. Actions that would send their rows,
+answers or weights elsewhere are rejected before anything is sent."""
 
 from __future__ import annotations
 

@@ -43,15 +43,15 @@ def add(
     first: bool = False,
     again: bool = False,
 ) -> QueueEntry:
-    """Queue a run for `provider`. The entries and runs in `after` must succeed first. By queueing it, the
-    user agrees to the price in its quote. Raises `UsageError` for an entry that cannot be stored or would
-    wait forever, and for a duplicate of a waiting entry unless `again` is set."""
+    """Queue a run for `provider`. The entries and runs in `after` must succeed first. The user accepts the
+    quoted price by queueing the run. Raises `UsageError` for an entry that cannot be stored or would wait
+    forever, and for a duplicate of a waiting entry unless `again` is set."""
     offer = prepared.offer(provider)
     spec = specfile.anchored(offer.spec).asked()
     if is_masked(masked(spec)):
         raise UsageError(
             "the spec contains a secret, which the queue must not store",
-            fix="submit it directly, or use URLs without user name, password and token",
+            fix="submit the spec directly, or use URLs without a user name, password or token",
         )
     queue, quote, backend = ft.store.queue, offer.quote, ft.provider(provider)
     account, before = account_of(ft.store, backend), tuple(_named(ft, name) for name in after)
@@ -89,8 +89,8 @@ def _require_new(entry: QueueEntry, others: list[QueueEntry]) -> None:
 
 
 def entries(ft: Workspace, *, ended: bool = False) -> list[QueueEntry]:
-    """List the queue's entries in the order in which they will start. Without `ended`, lists only those that
-    are waiting or held. If an entry cannot start from this machine, its note says why."""
+    """List the queue's entries in the order in which they will start. Without `ended`, list only those that
+    are waiting or held. If an entry cannot start from this machine, its note contains the reason."""
     found = ft.store.queue.matching(None if ended else {*_OPEN, *_GOING})
     return [replace(entry, note=elsewhere(ft, entry)) if entry.state in _GOING else entry for entry in found]
 
@@ -102,7 +102,7 @@ def most_usd(entry: QueueEntry) -> Decimal | None:
 
 
 def about(entry: QueueEntry) -> str:
-    """Describe an entry's state: the entries it waits for, or its run, and its note."""
+    """Describe an entry's state: the entries it waits for or its run, and its note."""
     after = entry.state is QueueState.WAITING and entry.after
     words = [f"after {', '.join(entry.after)}" if after else entry.run_id, entry.note]
     return "; ".join(word for word in words if word)
@@ -133,7 +133,8 @@ def remove(ft: Workspace, name: str) -> QueueEntry:
 
 def withdraw(ft: Workspace, run: Run, why: str) -> None:
     """Withdraw an entry that was not sent or not accepted. If its host created the job anyway, the job is
-    canceled once it is found. The host is not contacted, because its key may no longer be available."""
+    canceled once it is found. Does not contact the host, because the host's key may no longer be
+    available."""
     now = ft.store.clock.now()
     ft.store.runs.request_cancel(run.id)
     with suppress(ImpossibleTransition):  # it was withdrawn meanwhile
@@ -145,7 +146,7 @@ def hold(ft: Workspace, name: str, why: str = "paused") -> QueueEntry:
 
 
 def release(ft: Workspace, name: str) -> QueueEntry:
-    """Return a held entry to the queue, for the account of the current key."""
+    """Return a held entry to the queue, and assign it to the account of the current key."""
 
     def freed(entry: QueueEntry) -> QueueEntry:
         account = account_of(ft.store, ft.provider(entry.provider))
@@ -188,7 +189,7 @@ def _named(ft: Workspace, name: str) -> str:
 
 
 class QueueStep(NamedTuple):
-    """A change of an entry in one turn."""
+    """A change of a queue entry during one turn."""
 
     entry: QueueEntry
     told: str
@@ -196,8 +197,8 @@ class QueueStep(NamedTuple):
 
 @dataclass
 class QueueServer:
-    """Submits entries as soon as they may start. Any number of servers may share a store, but only one is
-    active at a time."""
+    """Submits entries as soon as they may start. Any number of servers may share a store, but only one of
+    them is active at a time."""
 
     ft: Workspace
     only: Sequence[str] | None = None

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | None = None) -> JobSpec:
-    """Return the spec of a run, with `changes` by dotted name. For backends other than the run's own, the
-    model has its common name. Raises `UsageError` if a part of the spec was a secret, and `SpecError` for
-    invalid changes."""
+    """Return the spec of a run. `changes` override its fields, by dotted name. For backends other than the
+    run's own, the spec uses the model's common name. Raises `UsageError` if a part of the spec was a secret,
+    and `SpecError` for invalid changes."""
     from orchestrate import catalog
     from orchestrate.runs.submitting.repeats import stored_spec
     from orchestrate.spec import specfile

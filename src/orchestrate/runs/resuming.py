@@ -1,8 +1,8 @@
 """Resume a run, with the limits that were agreed to or with higher ones.
 
 Limits apply to the complete run. A higher limit is first reserved in the budget and stored, then sent to the
-run's workers, and then a worker is started. A lower limit is sent to the workers first. If this is
-interrupted, the same call completes it, and no training exceeds what the budget reserves.
+run's workers, and then a worker is started. A lower limit is sent to the workers first. If the call is
+interrupted, repeat it to complete the change. Training never exceeds the amount reserved in the budget.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ process's lease."""
 
 
 class RaisedLimits(NamedTuple):
-    """The limits that were requested."""
+    """The requested limits. `None` leaves a limit unchanged."""
 
     usd: Decimal | None = None
     hours: Decimal | None = None

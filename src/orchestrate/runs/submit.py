@@ -1,4 +1,4 @@
-"""Submits prepared specs: the checks before anything is sent, and the submit itself."""
+"""Submit prepared specs: run the checks before anything is sent, then submit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def preflight(
         offer = prepared.offer(name)
         if offer.quote.unavailable == UNCOUNTED:
             raise UsageError(
-                f"{name}: the price is unknown because its tokens were not counted",
+                f"{name}: the price is unknown because the tokens were not counted",
                 fix="prepare it with tokens counted (exact or sampled)",
             )
         require(ws, offer.spec, name)
@@ -79,7 +79,7 @@ def of(
     again: bool = True,
     patient: bool = False,
 ) -> Submission:
-    """Build the submission to one backend from its prepared spec. `limit_usd` overrides the spec's own
+    """Build the submission to one backend from a prepared spec. `limit_usd` overrides the spec's own
     limit."""
     offer = prepared.offer(name)
     spec = specfile.anchored(offer.spec)
@@ -102,8 +102,8 @@ def of(
 
 
 def ends_usd(ws: Workspace, offer: Offer, spec: JobSpec) -> Decimal | None:
-    """Return the cost at which a rented machine is stopped: the run's own limit, or else the high end of its
-    quote, but at most the remaining budget."""
+    """Return the cost at which a rented machine is stopped: the run's own limit or, without one, the high end
+    of its quote, but at most the remaining budget."""
     backend = ws.provider(offer.provider)
     found = backend.ends_usd(spec, offer.translation, offer.quote) if isinstance(backend, Limited) else None
     if found is None or backend.config.sandbox or ws.settings.budget_usd is None:

@@ -54,14 +54,14 @@ def resuming_question(run: Run, max_cost_usd: Decimal | None = None) -> str:
     """Return the question that a user must confirm before a run is resumed."""
     most = max_cost_usd if max_cost_usd is not None else run.max_cost_usd
     high = None if run.quote is None else run.quote.high_usd
-    cost = "Its price is unknown." if high is None else f"In total, it costs up to {money(high)}."
+    cost = "Its price is unknown." if high is None else f"In total, the run costs up to {money(high)}."
     if most is not None:
-        cost = f"In total, it costs at most {money(most)} because of its limit."
+        cost = f"In total, the run costs at most {money(most)} because of its limit."
     return f"{_play(run)}Resume {run.id} ({run.model} on {run.provider})? {cost}"
 
 
 def _play(run: Run) -> str:
-    return "SANDBOX, nothing is billed. " if run.sandbox else ""
+    return "SANDBOX: nothing is billed. " if run.sandbox else ""
 
 
 class TrackedRun:
@@ -179,7 +179,7 @@ class TrackedRun:
         return list(self._here(ShowsRows).rendered(self.record.handle))
 
     def cancel(self) -> Run:
-        """Cancel the run. A run whose job is not known yet is canceled as soon as the job is found."""
+        """Cancel the run. If the run's job is not known yet, it is canceled as soon as it is found."""
         from orchestrate.runs.submitting.submit import cancel
 
         capability(self.provider, Cancels)
@@ -219,10 +219,12 @@ class TrackedRun:
 
     def abandon(self, reason: str) -> Run:
         """Give up the run and its deployments, with the reason. Their hosts are no longer polled, and only
-        their last known costs count against a budget. Nothing is ended on a host: the run may continue there
-        and be billed. If the run has ended and its bill is known, only its deployments are given up. Raises
-        `UsageError` without a reason, and for a deployment whose account can be reached, because `undeploy`
-        then works."""
+        their last known costs count against a budget.
+
+        Does not end anything on a host: the run may continue there and be billed. If the run has ended and
+        its bill is known, only its deployments are given up. Raises `UsageError` without a reason, and for a
+        deployment whose account can be reached, because `undeploy` then works.
+        """
         from orchestrate.store import transitions
 
         if not reason.strip():
@@ -273,10 +275,8 @@ class TrackedRun:
         checkpoint: str | None = None,
         progress: Progress | None = None,
     ) -> Artifact:
-        """Download the tuned model's files, by default to `models/<run id>` in the home folder.
-
-        A second call verifies the hashes of the downloaded files and returns them.
-        """
+        """Download the tuned model's files, by default to `models/<run id>` in the home folder. A second call
+        only verifies the hashes of the downloaded files."""
         capability(self.provider, Downloads)
         if dest is not None and Path(dest).exists() and not Path(dest).is_dir():
             raise UsageError(f"{dest} is not a folder", fix="use a new or empty folder")
@@ -297,7 +297,7 @@ class TrackedRun:
         return found
 
     def downloaded(self) -> Artifact | None:
-        """Return the record of the download in the home folder, or `None`."""
+        """Return the record of the download in the home folder, or `None` if there is none."""
         from orchestrate.providers import files
 
         return files.described(self._ws.settings.home / "models" / self.id)
@@ -316,9 +316,12 @@ class TrackedRun:
 
     def undeploy(self, at: str | None = None, *, patience_s: float = 60.0) -> DeploymentHandle | None:
         """End the run's deployment, on the backend `at` or wherever it is up, and wait up to `patience_s`
-        seconds until the host confirms that it has ended. Check the returned state: `ending` is still billed,
-        and each `sync` asks the host again. Returns `None` if the account has none. Raises `OtherAccount`,
-        and `ProviderError` if the host cannot be reached."""
+        seconds until the host confirms that it has ended.
+
+        Check the returned state: `ending` is still billed, and each `sync` asks the host again. Returns
+        `None` if the account has no deployment of the run. Raises `OtherAccount`, and `ProviderError` if the
+        host cannot be reached.
+        """
         known = self.deployment(at)
         if known is None or known.record.state.over:
             if at is not None and at != self.record.provider:
@@ -343,10 +346,13 @@ class TrackedRun:
         at: str | None = None,
         tell: Callable[[str], object] | None = None,
     ) -> Reply:
-        """Return one answer of the tuned model, or with `base` of the model that it was tuned from. A string
-        becomes the user message. `tools` are tools that the model may call, in the format of the chat
-        completions API. `at` is another host on which its adapter is deployed. `tell` receives the text as it
-        streams, if the host streams and no tools are given."""
+        """Return one answer of the tuned model or, with `base`, of the model that it was tuned from. A string
+        becomes the user message.
+
+        `tools` are tools that the model may call, in the format of the chat completions API. `at` is another
+        host on which the run's adapter is deployed. `tell` receives the text as it streams, if the host
+        streams and no tools are given.
+        """
         if isinstance(messages, str):
             messages = [Message(role="user", content=messages)]
         if at is None or at == self.record.provider:
@@ -367,16 +373,16 @@ class TrackedRun:
         return reply
 
     def log_to(self, tracker: str, at: str | None = None, *, project: str | None = None) -> Logged:
-        """Log settings, metrics, outcome and cost, as last seen, to mlflow, wandb or tensorboard. `at` is a
-        URL or folder. Values that the tracker already has are not logged again. Raises `MissingExtra`,
-        `ProviderError`."""
+        """Log the run's settings, metrics, outcome and cost, as last seen, to mlflow, wandb or tensorboard.
+        `at` is a URL or folder. Values that the tracker already has are not logged again. Raises
+        `MissingExtra`, `ProviderError`."""
         from orchestrate.runs import trackers as exporters
 
         with exporters.opened(tracker, at, project) as opened:
             return opened.write(exporters.story(self._ws.store, self.record))
 
     def proofs(self) -> list[Proof]:
-        """List the checks that compared a served model with the trained one, oldest first."""
+        """List the comparisons of a served model with the trained one, oldest first."""
         return self._ws.store.history.proofs(self.id)
 
 

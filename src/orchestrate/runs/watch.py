@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def watcher(ft: Workspace, *, only: Sequence[str] | None = None) -> Watcher:
-    """Build a watcher that follows the runs of the store (on the backends in `only`), submits waiting
-    entries, and notifies the channels when a run ends."""
+    """Build a watcher that follows the store's runs (on the backends in `only`), submits waiting entries, and
+    notifies the channels when a run ends."""
     from orchestrate.runs.queue import QueueServer
     from orchestrate.runs.watching.watcher import Watcher
 
@@ -51,8 +51,8 @@ def channels_of(settings: Settings) -> list[Messenger]:
 
 @contextmanager
 def telling(ft: Workspace) -> Generator[list[str]]:
-    """Notify the channels about runs found to have ended during the block, unless another process has done
-    so. After the block, the list contains the failed notifications."""
+    """Notify the channels about runs that were found to have ended during the `with` block, unless another
+    process has notified them. After the block, the yielded list contains the failed notifications."""
     found, problems = channels_of(ft.settings), list[str]()
     for channel in found:
         ft.store.notifications.since(channel.name)
@@ -101,22 +101,22 @@ def background(settings: Settings) -> Background:
 
 
 def stop_background(settings: Settings) -> int:
-    """Stop the background watchers of the home folder and return how many there were. The runs continue."""
+    """Stop the background watchers of the home folder and return how many there were. Runs continue."""
     from orchestrate.runs.watching.background import stop
 
     return stop(settings)
 
 
 def ask(run: TrackedRun) -> None:
-    """Update a run from its host. If a host does not respond, tries again later. Raises `ProviderError` for
-    errors that retrying cannot fix."""
+    """Update a run from its host. Ignores temporary failures. Raises `ProviderError` for errors that retrying
+    cannot fix."""
     from orchestrate.runs.watching.polling import PollingPace
 
     PollingPace().attempt(run.refresh)
 
 
 def tell_stalls(settings: Settings, report: SyncReport) -> list[str]:
-    """Notify the channels about the stalls that a sync found. Returns the failed deliveries, one line
+    """Notify the channels about new stalls that a sync found. Returns the failed deliveries, one line
     each."""
     from orchestrate.runs.syncing.stalls import message
 
@@ -125,8 +125,8 @@ def tell_stalls(settings: Settings, report: SyncReport) -> list[str]:
 
 
 def end_stalled(ft: Workspace, run: Run) -> str | None:
-    """Cancel a run that is still stalled since an earlier check. Returns the reason. Raises
-    `ProviderError`."""
+    """Cancel a run if it is still stalled since an earlier check. Returns the reason, or `None` if the run
+    was not canceled. Raises `ProviderError`."""
     from orchestrate.runs.syncing.stalls import Stalls
     from orchestrate.runs.syncing.sweep import fetch_details
 
@@ -141,7 +141,8 @@ def end_stalled(ft: Workspace, run: Run) -> str | None:
 
 
 def settle_left_s(ft: Workspace, run: Run) -> float | None:
-    """Return the seconds until a lost response can be resolved, or `None` if none was lost."""
+    """Return the number of seconds until a lost response can be resolved, or `None` if no response was
+    lost."""
     from orchestrate.store.store import settle_left_s
 
     return settle_left_s(ft.store, ft.provider(run.provider), run)

@@ -136,7 +136,7 @@ def test_a_job_found_after_its_cancel_is_reported_once_where_it_cannot_be_cancel
         sync(store, lambda _: host)
     assert (store.runs.get(run.id).status, run.job_id) == (JobStatus.QUEUED, host.jobs()[0]["id"])
     [event] = [event for event in store.history.events(run.id) if event.type == "alarm"]
-    assert "Paper has no call to cancel it" in event.message
+    assert "Paper has no API to cancel it" in event.message
 
 
 def test_a_sync_writes_the_bills_of_many_together(store: Store, tmp_path: Path) -> None:

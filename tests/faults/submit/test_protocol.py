@@ -264,7 +264,7 @@ def test_a_process_that_slept_past_the_send_limit_sends_nothing_before_it_has_lo
     with Store.open(store_url, clock=clock) as store:
         run = submit(store, host, SPEC, DATA, timing=SENDING, reached=sleeps)
         notes = [t.note for t in store.history.transitions(run.id) if t.note]
-        assert notes == ["intent", "it was too late to send. Nothing was sent"]
+        assert notes == ["intent", "writing to the store took too long, so nothing was sent"]
         assert host.posts() == 1
 
 

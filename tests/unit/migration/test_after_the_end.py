@@ -48,7 +48,8 @@ def test_a_silent_model_moves_by_what_was_recorded(
 
 def test_what_was_not_recorded_in_time_is_said(ft: Orchestrator, old: RunHandle) -> None:
     with pytest.raises(
-        UsageError, match="was shut down and no answers were recorded, so there is nothing to compare with"
+        UsageError,
+        match="was shut down and its answers were not recorded, so there is nothing to compare with",
     ):
         PreparedMigration(ft, old.id, order("together"), today=AFTER)
     assert PreparedMigration(ft, old.id, order("together", proof=False), today=AFTER).ready == ["together"]

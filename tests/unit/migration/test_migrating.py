@@ -96,7 +96,7 @@ def test_an_open_model_stays_itself_on_another_backend() -> None:
             msgspec.structs.replace(PLAIN, images=True),
             "the model does not accept images, which the rows contain",
         ),
-        (msgspec.structs.replace(PLAIN, method="rft"), "fine-tunes it with sft"),
+        (msgspec.structs.replace(PLAIN, method="rft"), "fine-tunes this model with sft"),
     ],
 )
 def test_what_speaks_against_a_model_is_said(needs: ModelNeeds, word: str) -> None:
@@ -285,7 +285,8 @@ def test_a_silent_model_is_compared_by_its_recording(
 ) -> None:
     wanted = order("openai", models={"openai": "gpt-4.1-mini"}, old="recorded", margin=0.2)
     with pytest.raises(
-        UsageError, match="was shut down and no answers were recorded, so there is nothing to compare with"
+        UsageError,
+        match="was shut down and its answers were not recorded, so there is nothing to compare with",
     ):
         PreparedMigration(ft, old, wanted)
     with PreparedRecording(ft, old.id, RecordOrder(sampling=Sampling(max_tokens=8))) as prepared:

@@ -1,7 +1,5 @@
-"""Operations on training data files, for the configured backends.
-
-The functions of other rooms are imported on first use.
-"""
+"""Operations on training data files for the configured backends. Functions of other packages are imported on
+first use."""
 
 from __future__ import annotations
 
@@ -75,7 +73,7 @@ __getattr__ = late("orchestrate", _PUBLIC)
 
 def rows_of_run(ft: Workspace, run: str, first: int, count: int) -> PreviewReport:
     """Return the rows of a run as its host's trainer saw them. Raises `UsageError` for an unknown run,
-    `Unsupported` if the host does not show rows, and `DataError` if there are none yet."""
+    `Unsupported` if the host does not show rows, and `DataError` if no rows are available yet."""
     from orchestrate.data.operations.preview import PreviewReport
 
     handle = tracked(ft, run)
@@ -90,7 +88,7 @@ def rows_of_run(ft: Workspace, run: str, first: int, count: int) -> PreviewRepor
 
 @dataclass(frozen=True, kw_only=True)
 class FileCheck:
-    """Options for checking files. `near` enables the search for near-duplicates. With `None`, it is enabled
+    """Options for checking files. `near` turns the search for near-duplicates on or off. By default, it is on
     if there is more than one file and the required packages are installed."""
 
     hosts: str = "all"
@@ -111,8 +109,8 @@ def check_options(
     columns: Mapping[str, str] | None = None,
     workers: int | None = None,
 ) -> tuple[CheckOptions, list[str]]:
-    """Return the options for checking these files (split -> path), and one sentence for each skipped check.
-    Raises `UsageError` for an unknown backend, method or model."""
+    """Build the options for checking these files, given as a mapping from split to path. Also returns one
+    sentence for each skipped check. Raises `UsageError` for an unknown backend, method or model."""
     from orchestrate.data.operations.check import CheckOptions
     from orchestrate.data.rules import METHOD_KINDS
     from orchestrate.providers import registry
@@ -146,9 +144,9 @@ def check_options(
 
 
 def counter(model: str | None, kinds: Iterable[str] = ()) -> str:
-    """Return the tokenizer for counting a model's tokens, according to the first backend that offers the
-    model. Backends of these `kinds` are searched first. Without a model, the tokenizer is o200k. Raises
-    `SpecError` for a model that no backend offers."""
+    """Return the tokenizer that counts a model's tokens, from the first backend that offers the model.
+    Searches backends of these `kinds` first. Without a model, returns o200k. Raises `SpecError` for a model
+    that no backend offers."""
     from orchestrate import catalog
     from orchestrate.data.tokens import counting
 

@@ -37,8 +37,8 @@ _MARK = "zq1thought"
 @dataclass(frozen=True, kw_only=True)
 class TeacherModel:
     """The model that writes the rows. `host` is a configured host, by default the first one. Alternatively,
-    `base_url` is the URL of any OpenAI-compatible API, and `key_variable` contains its key, if it needs one.
-    """
+    `base_url` is the URL of any OpenAI-compatible API. If this API needs a key, `key_variable` names the
+    environment variable that contains it."""
 
     model: str
     host: str | None = None
@@ -47,8 +47,8 @@ class TeacherModel:
     temperature: float | None = None
 
     def place(self, settings: Settings) -> HostConfig:
-        """Return the host where the writer's model runs. Never sends one host's key to another address.
-        Raises `UsageError`, `MissingKey`, `ConfigError`."""
+        """Return the host that runs the model. One host's key is never sent to another address. Raises
+        `UsageError`, `MissingKey`, `ConfigError`."""
         if self.base_url is None:
             if self.key_variable is not None:
                 raise UsageError("--key-variable needs --base-url", fix="orchestrate keys set HOST")
@@ -57,32 +57,32 @@ class TeacherModel:
 
 
 def reasoning_of(model: str | None, *, wanted: bool) -> tuple[generating.Reasoning, str]:
-    """Decide whether rows for a model include reasoning, and explain why. Rows exclude reasoning if the
-    model's chat template drops it."""
+    """Decide whether rows for a model include reasoning, and return the decision with a reason. Rows exclude
+    reasoning if the model's chat template drops it."""
     if not wanted:
         return "no", ""
     if model is None:
         return (
             "kept",
-            "the rows include reasoning. To check whether a model's template shows it: --for-model MODEL",
+            "the rows include reasoning. To check whether a model's template keeps it: --for-model MODEL",
         )
     try:
         template = Template(opened(tokenizer_folder(model)))
     except SetupError:
         return "kept", (
-            f"the rows include reasoning, but the chat template of {model} is not on this machine to "
-            "check whether it shows it"
+            "the rows include reasoning. Whether the model keeps it is unknown, because the chat template of "
+            f"{model} is not on this machine"
         )
     except SpecError:
-        return "left out", f"the rows exclude reasoning, because {model} does not train on it"
+        return "left out", f"the rows exclude reasoning, because {model} does not train on reasoning"
     said = ChatMessage(role="assistant", content="y", reasoning=_MARK)
     if _MARK in template.chats.rendered([ChatMessage(role="user", content="x"), said]).text:
-        return "kept", f"the rows include reasoning, because the chat template of {model} shows it"
-    return "left out", f"the rows exclude reasoning, because the chat template of {model} does not show it"
+        return "kept", f"the rows include reasoning, because the chat template of {model} keeps it"
+    return "left out", f"the rows exclude reasoning, because the chat template of {model} drops it"
 
 
 def unpriced(settings: Settings, writer: TeacherModel) -> bool:
-    """Return whether the writer's answers may be billed at an unknown price. Raises the same errors as
+    """Return whether requests to the model may be billed at an unknown price. Raises the same errors as
     `TeacherModel.place`."""
     place = writer.place(settings)
     return not _near(settings, place) and completion_price(writer.model, place.base_url) is None
@@ -103,8 +103,9 @@ def generate(
     progress: Callable[[int, int, Decimal], None] | None = None,
 ) -> GenerateReport:
     """Generate rows in the format of `seeds`. Each row is valid for all of the `hosts` (comma-separated
-    backends) that accept all seeds. Counts costs at the price of the writer's model, if known. Continues an
-    interrupted run with the same output. Raises `UsageError` while another process writes it."""
+    backends) that accept all seeds. Costs are computed from the model's price, if known. If the output of an
+    interrupted run exists, generation continues there. Raises `UsageError` while another process writes to
+    the same output."""
     settings = ws.settings
     place = writer.place(settings)
     require_writable(output, seeds)
@@ -122,7 +123,7 @@ def generate(
         if not held:
             raise UsageError(
                 f"another command is writing {output}",
-                fix="wait for it to finish, or choose another file with -o",
+                fix="wait for that command to finish, or choose another file with -o",
             )
         return generating.generate(
             seeds, output, chat.ask_once, order, progress=progress, retry=Retry.of(place)

@@ -1,4 +1,4 @@
-"""Scoring of training rows with a model on this machine, a model tuned on them, or a judge."""
+"""Score training rows with a model on this machine, a tuned model, or a judge."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOrder:
-    """Options for scoring rows. `model` is a base model on this machine, `after` a tuned run, and `judge` a
-    model that rates the rows by a rubric."""
+    """Options for scoring rows. Set one of `model` (a base model on this machine), `after` (a tuned run) or
+    `judge` (a model that rates the rows by a rubric)."""
 
     model: str | None = None
     after: str | None = None
@@ -66,11 +66,12 @@ class PreparedScoring:
         self.scores = Scores(head, {} if found is None else found.rows)
 
     def plan(self) -> JudgePlan | None:
-        """Return the judge's cost, or `None` without a judge. Everything else runs on this machine."""
+        """Return the judge's cost, or `None` without a judge. Scoring with other models is free, because it
+        runs on this machine."""
         return None if self._judged is None else self._judged.plan()
 
     def run(self, progress: Progress | None = None) -> ScoreReport:
-        """Score the rows and write the file. Existing scores of the same rows are reused."""
+        """Score the rows and write the file. Rows that already have scores are not scored again."""
         scores, order = self.scores, self._order
         missing = score.of_rows(self._read, scores, order.workers)
         if order.model is not None:
@@ -144,8 +145,8 @@ class PreparedScoring:
 def prepared(
     ft: Workspace, path: str, order: ScoreOrder, output: Path | None = None
 ) -> Generator[PreparedScoring]:
-    """Read the rows, the rubric and the rated answers. Raises `DataError`, `UsageError`, and any error that
-    occurs while finding the judge."""
+    """Read the rows, the rubric and the rated answers. Raises `DataError` and `UsageError`. Errors while
+    finding the judge propagate."""
     if order.judge is None:
         yield PreparedScoring(ft, path, output, order, None)
         return

@@ -1,4 +1,4 @@
-"""Comparison of runs side by side, using everything that the store has on them."""
+"""Compare runs side by side, with everything that the store knows about them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _people(ft: Workspace, run_ids: set[str]) -> list[str]:
 
 
 def flips_of(evaluation: Evaluation, run_id: str) -> list[Flips]:
-    """Return the rows whose result differs between a run and the model it is compared with."""
+    """Return the rows whose result differs between a run and the model that the run is compared with."""
     names = {c.name for c in evaluation.contenders if c.run_id == run_id}
     return [found for found in flips(evaluation) if found.contender in names]
 
@@ -73,8 +73,8 @@ def _asked_again(found: Sequence[Evaluation], run_id: str) -> list[Pairing]:
 
 
 def asked_before(earlier: Sequence[Evaluation], newest: Evaluation, name: str) -> Pairing | None:
-    """Pair a contender of the latest evaluation with itself in the most recent earlier evaluation that used
-    the same items but requested its answers separately."""
+    """Pair a contender of the latest evaluation with itself in the most recent earlier evaluation that has
+    the same items but separately requested answers."""
     mine = newest.contender(name)
     for one in reversed(earlier):
         theirs = next((c for c in one.contenders if c.name == name), None)
@@ -106,11 +106,9 @@ def _contender(evaluation: Evaluation, run_id: str) -> Contender | None:
 
 
 def sent(ft: Workspace, run: Run) -> Translation | None:
-    """Return the translation of a run's settings to its backend, as stored when the run was submitted.
-
-    For a run that was not submitted from here, translate its settings now. Returns `None` if its backend is
-    no longer available or cannot translate them.
-    """
+    """Return the translation of a run's settings to its backend, as stored at submission. For a run that was
+    not submitted from here, translate its settings now. Returns `None` if its backend is no longer available
+    or cannot translate them."""
     if (stored := ft.store.history.translation(run.id)) is not None:
         return stored
     try:

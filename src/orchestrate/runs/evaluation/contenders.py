@@ -40,15 +40,16 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 PLACES = ("auto", "host", "here")
-"""Places where contenders may answer, in addition to the hosts that a run's adapter was deployed on."""
+"""Values for where contenders run, in addition to the names of hosts on which a run's adapter was
+deployed."""
 EMBEDDED_AT_ONCE = 64
 SANDBOX_THREADS = 32
-"""Number of concurrent requests to a sandbox, which batches the waiting ones."""
+"""Number of concurrent requests to a sandbox. Sandboxes batch waiting requests."""
 
 
 BasePrecision = Literal["16-bit", "nf4", "both"]
 BASE_PRECISIONS: Mapping[str, tuple[bool, ...]] = {"16-bit": (False,), "nf4": (True,), "both": (False, True)}
-"""Precisions of a base model on this machine. Each value says whether to load the model in 4 bits."""
+"""Precisions of a base model on this machine. The flags say whether to load the model in 4 bits."""
 
 
 def other_host(on: str) -> str | None:
@@ -62,8 +63,8 @@ def _played(candidate: Candidate) -> Candidate:
 
 
 class Contenders:
-    """Creates contenders. Starts nothing that is billed. Use it as a context manager: on exit, it stops the
-    processes it started on this machine."""
+    """Creates contenders by name. Starts nothing that is billed. Use it as a context manager: on exit, it
+    stops the processes that it started on this machine."""
 
     def __init__(
         self,
@@ -87,12 +88,12 @@ class Contenders:
         self._ft, self._sampling, self._on, self._key_variable = ft, sampling, on, key_variable
         self._open = ExitStack()
         self._worker = Worker()
-        """Shared by all models on this machine. They run one after the other, because only one base model
-        fits in memory."""
+        """Worker that runs all models on this machine, one after the other, because only one base model fits
+        in memory."""
         self._open.callback(self._worker.close)
         self._private: str | None = None
-        """A private run among the contenders, if any. Its rows must not be sent to models on other people's
-        machines."""
+        """Id of a private run among the contenders, if any. Its rows must not be sent to models on other
+        people's machines."""
 
     def close(self) -> None:
         self._open.close()
@@ -106,8 +107,8 @@ class Contenders:
         base_precision: BasePrecision = "16-bit",
     ) -> list[Candidate]:
         """Return the tuned model and, with `base`, the model that it was tuned from. On this machine, the
-        base model runs in `base_precision`. With `both`, 16-bit comes first. Raises `UsageError` if `on` is
-        impossible."""
+        base model runs in `base_precision`. `both` returns the 16-bit model first. Raises `UsageError` if the
+        run cannot be served at the chosen place."""
         provider, run = handle.provider, handle.record
         if privacy.is_private(run):
             self._private = run.id
@@ -155,8 +156,8 @@ class Contenders:
 
     def of_model(self, written: str) -> Candidate:
         """Return a model to evaluate that isn't a run: any model that a host serves, a model on this machine
-        if its name has the local backend's prefix, or a recorded model as `record:ID`. `MODEL as NAME` sets
-        its display name."""
+        if its name has the local backend's prefix, or a recorded model as `record:ID`. Append ` as NAME` to
+        set the display name."""
         model, name = aliased(written)
         found = self._of_model(model)
         return found if name is None else renamed(found, name)
@@ -203,8 +204,8 @@ class Contenders:
         return by_chat(contender, streaming, self._sampling, price, lambda: timed.first_seconds, own=own)
 
     def embed(self, written: str, asking: Asking) -> Callable[[Sequence[str]], list[list[float]]]:
-        """Return a function that computes embeddings with an embedding model. The model is written as for
-        `of_model`, and its requests are sent through `asking`."""
+        """Return a function that computes embeddings. The embedding model is named as in `of_model`. Requests
+        are sent through `asking`."""
         at = self._at_address(written)
         wire, client = wire_of(at.host), connect(at.host)
 
@@ -250,7 +251,7 @@ class Contenders:
         return at
 
     def respondent(self, written: str, max_tokens: int, temperature: float) -> Respondent:
-        """Return a judge or grader model, written as for `of_model`."""
+        """Return a judge or grader model, named as in `of_model`."""
         sampling = msgspec.structs.replace(
             self._sampling, max_tokens=max_tokens, temperature=temperature, response_format=None
         )

@@ -1,5 +1,5 @@
-"""Evaluation of runs, base models and other models on held-out rows. Evaluations are planned first, then run,
-then stored with the runs."""
+"""Evaluate runs, base models and other models on held-out rows. Evaluations are planned first, then run, then
+stored with the runs."""
 
 from __future__ import annotations
 
@@ -61,34 +61,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOrder:
-    """Options for what to evaluate, on which rows, and how."""
+    """Options of an evaluation: models, rows, metrics, sampling and limits."""
 
     test: str | Path | None = None
     """Held-out rows. Default: the test file of the first run."""
     columns: Mapping[str, str] | None = None
-    """Maps fields to columns of the rows, like `--map`. Default: the spec's mapping, if the rows have its
+    """Maps fields to columns of the rows, like `--map`. Default: the spec's mapping if the rows have these
     columns."""
     metrics: Sequence[str] = ("auto",)
-    """Metrics in `orchestrate.evaluation.metrics.registry`. The first one decides."""
+    """Metrics from `orchestrate.evaluation.metrics.registry`. The first one decides the verdict."""
     base: bool = True
-    """True to also evaluate the model that a run was tuned from."""
+    """True to also evaluate the base model of each run."""
     base_precision: BasePrecision = "16-bit"
-    """Precision of the base model on this machine. `both` adds the base model in NF4 and measures the effect
-    of 4 bits."""
+    """Precision of the base model on this machine. `both` also evaluates the base model in NF4, to measure
+    the effect of 4 bits."""
     shots: int = 0
-    """Number of training examples in the prompts of an additional evaluation of the base model."""
+    """Number of few-shot examples. If above 0, the base model is also evaluated with this many training
+    examples in the prompt."""
     examples: str | None = None
-    """File of example rows for few-shot prompts to `models`."""
+    """File with example rows for few-shot prompts to `models`."""
     models: Sequence[str] = ()
     """Other models to evaluate: `MODEL`, `HOST=MODEL` or `https://ADDRESS/v1=MODEL`, each optionally followed
     by ` as NAME`."""
     key_variable: str | None = None
-    """Environment variable with the key for models at a URL. If not set, no key is sent."""
+    """Environment variable that contains the key for models at a URL. If not set, no key is sent."""
     against: str | None = None
-    """Contender to compare the others with. Default: each tuned model's own base, with examples if there are
-    any."""
+    """Contender that the others are compared with. Default: each tuned model's own base, with few-shot
+    examples if there are any."""
     on: str = "auto"
-    """`host`, `here` or `auto`."""
+    """Where runs answer: `host`, `here`, `auto`, or a backend that an adapter was deployed on."""
     limit: int | None = None
     cluster: str | None = None
     """Column that groups related rows."""
@@ -105,13 +106,13 @@ class EvaluationOrder:
     """Expected traffic, such as "20k req/day, 900 in, 150 out", to compute the cost per answer on hosts that
     bill hours instead of tokens."""
     max_cost_usd: Decimal | None = None
-    """Cost limit for all answers of this evaluation, including judges' answers."""
+    """Cost limit for all answers of this evaluation, including the judges' answers."""
     fresh: bool = False
-    """True to request stored answers again, to detect whether the host changed the model."""
+    """True to ignore stored answers and ask again, to detect whether the host changed the model."""
     skip_failed: bool = False
-    """True to count a question that the host never answers as failed, and continue."""
+    """True to count questions that get no answer as failed, and continue."""
     parity: bool = False
-    """True if `against` is the model to replace."""
+    """True if `against` is the model that is to be replaced."""
 
 
 class PreparedEvaluation:
@@ -134,7 +135,7 @@ class PreparedEvaluation:
                 places = ", ".join(PLACES)
                 raise UsageError(f"--on must be one of {places} or a backend: {error.message}") from error
         if not runs and not order.models:
-            raise UsageError("name a run or a --model to evaluate", fix="list runs with: orchestrate runs")
+            raise UsageError("choose a run or a --model to evaluate", fix="list runs with: orchestrate runs")
         if order.sampling.samples > 1 and order.sampling.temperature == 0:
             raise UsageError(
                 "at temperature 0 all samples are identical", fix="use --temperature 0.7, or a single sample"
@@ -248,7 +249,7 @@ class PreparedEvaluation:
         self._contenders.close()
 
     def plan(self) -> EvaluationPlan:
-        """Plan the evaluation: its questions, their cost, and the smallest detectable difference."""
+        """Plan the evaluation: its questions, their cost, and the smallest difference it can detect."""
         samples, items = self._order.sampling.samples, self._subject.items
         found = plan(items, self.candidates, samples, self._asking)
         sides = {"score": len(self.candidates), "pair": 2 * len(self._terms.rivals)}
@@ -266,15 +267,15 @@ class PreparedEvaluation:
         return replace(found, asked=(*found.asked, *asked))
 
     def run(self, progress: Progress | None = None) -> Evaluation:
-        """Query and score the contenders, and combine the verdicts with everything else known about the runs.
+        """Query and score the contenders, and combine the verdicts with the other stored results of the runs.
         Raises the same errors as `measure`."""
         [found] = verdicts.joined(self._ft, [self.measure(progress)])
         return found
 
     def measure(self, progress: Progress | None = None) -> Evaluation:
-        """Query and score the contenders, continuing after an interruption. The verdicts are based on this
-        evaluation alone. Raises `OverBudget` before anything is sent if the expected price is above the
-        limit, and later if the next answer could exceed it."""
+        """Query and score the contenders, continuing an interrupted evaluation. The verdicts are based on
+        this evaluation alone. Raises `OverBudget` before anything is sent if the expected price is above the
+        limit, and during the evaluation if the next answer could exceed it."""
         plan, limit = self.plan(), self._order.max_cost_usd
         expected = plan.expected_usd
         if expected is not None:
@@ -393,7 +394,7 @@ def _left_out(found: HeldOut) -> list[str]:
     notes = [f"{count(n, 'row')} left out: {why}" for why, n in sorted(found.left_out.items())]
     if found.repeated:
         same = count(found.repeated, "row")
-        notes.append(f"{same} repeated: all of them count, but they add no statistical evidence")
+        notes.append(f"{same} repeated. All are scored, but repetitions add no statistical evidence")
     return notes
 
 
@@ -433,7 +434,7 @@ def metric_names() -> list[str]:
 
 
 def require_reports(output: Path | None, junit: Path | None) -> None:
-    """Raise `UsageError` if a report cannot be written. Call this before anything that costs money."""
+    """Raise `UsageError` if the report cannot be written. Call this before anything that costs money."""
     if output is not None:
         format_of(output)
     for path in (output, junit):
@@ -442,7 +443,7 @@ def require_reports(output: Path | None, junit: Path | None) -> None:
 
 
 def report(evaluation: Evaluation) -> EvaluationReport:
-    """Build the report of an evaluation, including the items with changed results."""
+    """Build the report of an evaluation, including the items whose results changed."""
     return EvaluationReport(evaluation=evaluation, flips=tuple(flips(evaluation)))
 
 

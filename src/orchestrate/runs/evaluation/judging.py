@@ -1,4 +1,5 @@
-"""Judges: models that rate answers, calibrated against human ratings before their own ratings are used."""
+"""Judges: models that rate answers. A judge is calibrated against human ratings before its own ratings are
+used."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeTerms:
-    """Options for the judge, its rubric, and its calibration. `model` is written as for `eval --model`.
-    `rated` is a file of rated answers or a review id. Without it, the judge's latest calibration is used."""
+    """Options for the judge, its rubric, and its calibration. `model` is named as in `eval --model`. `rated`
+    is a file of rated answers or a review id. Without `rated`, the judge's latest calibration is used."""
 
     model: str
     rubric: Path | None = None
@@ -43,7 +44,7 @@ class JudgeTerms:
     """True to use the judge without calibration."""
     max_cost_usd: Decimal | None = None
     skip_failed: bool = False
-    """True to leave a row unrated if the judge never answers, and continue."""
+    """True to leave rows unrated if the judge does not answer, and continue."""
 
 
 class JudgePlan(Record, frozen=True, kw_only=True):
@@ -116,8 +117,8 @@ class PreparedJudging:
         )
 
     def run(self, progress: Progress | None = None) -> JudgeReport:
-        """Calibrate the judge against human ratings, then rate the rows and write the files. Continues after
-        an interruption. Raises `OverBudget`, and `DataError` before any row is rated if the judge agrees too
+        """Calibrate the judge against human ratings, then rate the rows and write the files. Continues an
+        interrupted run. Raises `OverBudget`, and `DataError` before any row is rated if the judge agrees too
         little with people."""
         metric, found = self._metric(progress)
         report = rows.part(self._path, self._rows, metric, self._output, keep=self._keep, calibration=found)
@@ -128,8 +129,8 @@ class PreparedJudging:
     def scores(
         self, progress: Progress | None = None
     ) -> tuple[list[tuple[rows.CalibrationRow, JudgedRow]], Decimal | None]:
-        """Rate all rows like `run`, without writing files. Returns each row with its judgment, and the cost
-        of all answers."""
+        """Rate all rows like `run`, but write no files. Returns each row with its judgment, and the cost of
+        all answers."""
         metric, _ = self._metric(progress)
         judged = rows.judged_rows(self._rows, metric, self._keep)
         spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
@@ -152,8 +153,8 @@ class PreparedJudging:
 def prepared(
     ft: Workspace, path: str, output: Path, terms: JudgeTerms, *, keep: float
 ) -> Generator[PreparedJudging]:
-    """Read the rows, the rubric and the rated answers. Raises `DataError`, `UsageError` if the judge has
-    never been calibrated, and any error that occurs while finding the model."""
+    """Read the rows, the rubric and the rated answers. Raises `DataError`, and `UsageError` if the judge has
+    never been calibrated. Errors while finding the model propagate."""
     contenders = Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
     try:
         yield PreparedJudging(ft, path, output, terms, keep, contenders)
@@ -177,7 +178,7 @@ def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
 
 def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
     """Set up the requests to a judge, with the folder of stored answers and the cost limit. `subject`
-    describes what is judged."""
+    describes the items to judge."""
     same = replace(terms, max_cost_usd=None, skip_failed=False)
     return Asking(
         ft.settings.home / "evaluations" / "answers",
@@ -191,7 +192,7 @@ def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
 
 
 def rated_answers(ft: Workspace, source: str | None, by: Rubric) -> list[RatedAnswer]:
-    """Read rated answers from a file or a review id. Without a source, there are none."""
+    """Read rated answers from a file or a review id. Returns none without a source."""
     if source is None:
         return []
     if source.startswith(PREFIX) and not Path(source).exists():
@@ -204,9 +205,9 @@ def rated_answers(ft: Workspace, source: str | None, by: Rubric) -> list[RatedAn
 def held_against(
     ft: Workspace, source: str | None, by: Rubric
 ) -> Callable[[Judge, Kind], Calibration | None]:
-    """Return a function that finds the calibration of an evaluation's judges. It calibrates judges of the
-    kind that was rated in `source`, and looks up earlier calibrations of other judges. Raises `DataError` or
-    `UsageError` if the rated answers cannot be read."""
+    """Return a function that finds the calibrations of an evaluation's judges. If `source` contains ratings
+    for a judge's kind, the judge is calibrated with them. Other judges use their earlier calibrations. Raises
+    `DataError` or `UsageError` if the rated answers cannot be read."""
     answers = rated_answers(ft, source, by)
     rated_kind = "pair" if answers and len(answers[0].answers) == 2 else "score"
 
@@ -224,6 +225,6 @@ def measured(ft: Workspace, judge: Judge, answers: Sequence[RatedAnswer]) -> Cal
 
 
 def known(ft: Workspace, judge: Judge, kind: Kind) -> Calibration | None:
-    """Return the stored calibration of exactly this judge: the same model, place, prompt and rubric."""
+    """Return the stored calibration of exactly this judge: the same model, host, prompt and rubric."""
     kept = ft.store.reviews.calibration(judge.digest(kind))
     return None if kept is None else Calibration.from_dict(kept)

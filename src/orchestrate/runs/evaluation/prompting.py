@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """Options for measuring `model` on the rows of `test`, with `shots` examples from other rows."""
+    """Options for scoring `model` on the rows of `test`, with `shots` examples from other rows."""
 
     model: str
     test: str
@@ -31,8 +31,8 @@ class Measuring:
 
 
 def prepared(ft: Workspace, file: str, wanted: Measuring, *, private: bool = False) -> PreparedEvaluation:
-    """Prepare the evaluation of a prompted model without sending anything. Examples come from `file`. Raises
-    `UsageError` if the data is private and the model runs elsewhere."""
+    """Prepare the evaluation of a prompted model without sending anything. Few-shot examples come from
+    `file`. Raises `UsageError` if the data is private and the model runs elsewhere."""
     own = f"{this_machine().kind}="
     if private and not wanted.model.startswith(own):
         raise UsageError(

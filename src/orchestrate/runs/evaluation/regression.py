@@ -44,13 +44,13 @@ KIND = "regression"
 @dataclass(frozen=True, kw_only=True)
 class RegressionOrder:
     """Options for a regression test. `sets` are files of held-out rows. The metric is chosen for each file
-    unless you name one: `rows.jsonl` or `rows.jsonl=token_f1`."""
+    unless you name one, as in `rows.jsonl=token_f1`."""
 
     probes: Sequence[str] = ("all",)
     """Names of built-in probes, or `all`. Empty for none."""
     sets: Sequence[str] = ()
     tasks: Sequence[str] = ()
-    """Tasks of lm-eval, if it is installed."""
+    """lm-eval tasks to run, if lm-eval is installed."""
     tasks_folder: Path | None = None
     margin: float | None = None
     """Non-inferiority margin as a fraction of correct answers. Default: 0.1 for probes and sets. Probes of
@@ -59,7 +59,7 @@ class RegressionOrder:
     """Maximum items per set and documents per task."""
     on: str = "auto"
     base_precision: Literal["16-bit", "nf4"] = "16-bit"
-    """Precision of the base on this machine."""
+    """Precision of the base model on this machine."""
     max_tokens: int = 200
     max_cost_usd: Decimal | None = None
     fresh: bool = False

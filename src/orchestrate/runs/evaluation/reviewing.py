@@ -1,4 +1,4 @@
-"""Human reviews: create them from an evaluation's answers, serve them, import ratings, summarize them, and
+"""Human reviews: create them from an evaluation's answers, serve them, import and summarize ratings, and
 export them as training rows."""
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 class ReviewOrder:
     """Options for a review.
 
-    `evaluation` is the id of an evaluation, which need not contain a run. By default, it is the latest one
-    with all the runs. If no evaluation has all of them, the latest one of each run is used, on the items that
-    all runs answered. `items` is the number of items to sample. `seed` determines the items, their order and
-    the sides. By default, it is random, so raters cannot predict them. `new` starts a new review even if the
-    same one exists.
+    `evaluation` is the id of an evaluation, which need not contain a run. By default, the review uses the
+    latest evaluation of all the runs. If there is none, it uses the latest evaluation of each run, on the
+    items that all runs answered. `items` is the number of items to sample. `seed` determines the items, their
+    order and the side of each answer. The default seed is random, so raters cannot predict them. `new` starts
+    a new review even if the same one exists.
     """
 
     single: bool = False
@@ -79,7 +79,7 @@ def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None
 
 
 def existing(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> ReviewSession | None:
-    """Return the existing review that `opened` would open, or `None`."""
+    """Return the existing review that `opened` would return, or `None`."""
     if len(names) == 1 and names[0].startswith(PREFIX):
         return _desk(ft, ft.store.reviews.get(names[0]))
     order = order or ReviewOrder()
@@ -178,8 +178,8 @@ def said(ft: Workspace, desk: ReviewSession) -> list[str]:
 def review_routes(
     path: str, desk_of: Callable[[Request], ReviewSession], back: Callable[[Request], str] | None = None
 ) -> list[Route]:
-    """Build the routes of the review page for our own server. `desk_of` returns the review for a request. The
-    page asks for the rater's name."""
+    """Build the review page's routes for our own server. `desk_of` returns the review for a request. The page
+    asks for the rater's name."""
     from orchestrate.evaluation.review import server
 
     return server.review_routes(path, desk_of, lambda _: server.ANYONE, back)
@@ -199,8 +199,8 @@ def result(ft: Workspace, desk: ReviewSession) -> ReviewResult:
 
 
 def record(ft: Workspace, desk: ReviewSession, ratings: Sequence[Rating]) -> int:
-    """Add ratings from elsewhere, all or none, and return how many were added. `left` and `right` are the
-    contenders as shown. Raises `UsageError` for a rating that does not belong to this review."""
+    """Import ratings, all or none, and return how many were added. `left` and `right` are the contenders as
+    shown to the rater. Raises `UsageError` for a rating that does not belong to this review."""
     known = {task.id: task for task in desk.tasks}
     checked: list[Rating] = []
     for one in ratings:
@@ -226,14 +226,15 @@ def record(ft: Workspace, desk: ReviewSession, ratings: Sequence[Rating]) -> int
 
 def planned(preference: float, likeness: float | None = None) -> tuple[Planned, ...]:
     """Calculate how many people and items are needed to detect this preference. `likeness` is the measured
-    correlation between raters. By default, a typical value is used."""
+    correlation between raters (default: a typical value)."""
     if not 0 < preference < 1 or abs(preference - 0.5) < 0.005:
         raise UsageError("a preference must be between 0 and 1 and not exactly 0.5", fix="--detect 0.6")
     return results.planned(preference, likeness=results.LIKENESS if likeness is None else likeness)
 
 
 def export(ft: Workspace, desk: ReviewSession, output: Path, rater: str | None) -> Exported:
-    """Write a spreadsheet to fill in (`.csv`), or ratings for the calibration of a judge (`.jsonl`)."""
+    """Export a review as a spreadsheet to fill in (`.csv`), or its ratings for calibrating a judge
+    (`.jsonl`)."""
     require_writable(output)
     if output.suffix.lower() == ".csv":
         if rater is None:
@@ -259,23 +260,24 @@ def rated_answers(ft: Workspace, name: str) -> list[calibration.RatedAnswer]:
 
 
 def take(ft: Workspace, desk: ReviewSession, sheet: Path, rater: str | None) -> Imported:
-    """Import the ratings of a spreadsheet, all or none. Raises `DataError` that names the invalid row."""
+    """Import the ratings of a spreadsheet, all or none. Raises `DataError` with the position of the invalid
+    row."""
     if rater is None:
-        raise UsageError("whose ratings are these? Add --rater NAME", fix="--rater NAME")
+        raise UsageError("the spreadsheet does not say who gave the ratings", fix="--rater NAME")
     return sheets.take(desk, sheet, rater, ft.store.reviews.rate)
 
 
 def from_review(
     ft: Workspace, name: str, output: Path, *, format: Literal["dpo", "kto", "sft"] | None, agreement: float
 ) -> FromReview:
-    """Write a review's ratings as training rows, by default as preference pairs. For a review in which people
-    wrote rows, write these rows."""
+    """Write a review's ratings as training rows, by default as preference pairs. If people wrote rows in the
+    review, write these rows instead."""
     if (review := writing.known(ft, name)) is not None:
         if format not in (None, "sft"):
-            raise UsageError(f"{review.id} has written rows: use --as sft, not {format}")
+            raise UsageError(f"{review.id} contains written rows: use --as sft, not {format}")
         return writing.export(ft, review, output)
     if format == "sft":
-        raise UsageError(f"{name} has ratings: use --as dpo or kto", fix="--as dpo")
+        raise UsageError(f"{name} contains ratings: use --as dpo or kto", fix="--as dpo")
     require_writable(output)
     desk = opened(ft, [name])
     ratings = ft.store.reviews.ratings(desk.review.id)

@@ -1,4 +1,4 @@
-"""Verdicts on runs: an evaluation's own verdict, combined with everything else known about the same model."""
+"""Verdicts on runs: an evaluation's own verdict, combined with all other results for the same model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def evaluations(ws: Workspace, run_id: str) -> list[Evaluation]:
-    """Return the stored evaluations, oldest first, with verdicts that include everything known today."""
+    """Return the stored evaluations, oldest first. Their verdicts include results that were added later."""
     return joined(ws, ws.store.history.evaluations(run_id))
 
 
@@ -33,8 +33,8 @@ def joined(ws: Workspace, found: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 class SameModels:
-    """Maps the names of a run's checkpoints to models. A name is the checkpoint's id or step. The checkpoint
-    of the last step is the run's own model, unless the run keeps its best weights."""
+    """Identifies models by checkpoint name. A name is the checkpoint's id or step. The checkpoint of the last
+    step is the run's own model, unless the run keeps its best weights."""
 
     def __init__(self, ws: Workspace, run: Run) -> None:
         self._run, self._kept = run, ws.store.history.checkpoints(run.id)
@@ -44,7 +44,7 @@ class SameModels:
         return self._model(one) == self._model(other)
 
     def standing(self, found: Sequence[Regression], checkpoint: str | None = None) -> Regression | None:
-        """Merge the regressions of one model, oldest first. For each probe, the latest result counts."""
+        """Merge the regression tests of one model, oldest first. For each probe, the latest result counts."""
         return _merged([one for one in found if self.same(one.tuned.checkpoint, checkpoint)])
 
     def _model(self, checkpoint: str | None) -> str | None:
@@ -62,7 +62,7 @@ class SameModels:
 
 
 def regression(ws: Workspace, run: Run) -> Regression | None:
-    """Return the latest regression results of a run's own model, merged into one."""
+    """Merge the regression tests of a run's own model, using the latest result of each probe."""
     return SameModels(ws, run).standing(regressions(ws, run.id))
 
 
@@ -138,7 +138,7 @@ def _not_measured(about: _RunFacts, contender: Contender) -> VerdictReason:
     what = "this checkpoint" if contender.checkpoint else "the run's own weights"
     why = f"forgetting was not measured for {what}: orchestrate regress {contender.name}"
     if lost:
-        why = f"other weights of the run show forgetting, and {why}"
+        why = f"the run's other weights show forgetting, and {why}"
     return VerdictReason("not enough evidence" if lost else "ship", why)
 
 

@@ -32,11 +32,9 @@ SETTLER = "settler"
 
 @dataclass(frozen=True, kw_only=True)
 class WritingOrder:
-    """Options for a review in which people write rows.
-
-    `guide` is a text (.md, .txt) or a rubric with a guide. `overlap` is the fraction of rows that two people
-    write. `new` starts over even if a review of the same file exists.
-    """
+    """Options for a review in which people write rows. `guide` is a text (.md, .txt) or a rubric with a
+    guide. `overlap` is the fraction of rows that two people write. `new` starts over even if a review of the
+    same file exists."""
 
     file: str
     writers: Sequence[str]
@@ -67,8 +65,8 @@ def opened(ft: Workspace, order: WritingOrder) -> OpenedWriting:
 
 
 def known(ft: Workspace, name: str) -> Review | None:
-    """Return the review with this id, or `None` if people don't write rows in it. Raises `UsageError` for an
-    unknown id."""
+    """Return the review with this id, or `None` if it isn't a review in which people write rows. Raises
+    `UsageError` for an unknown id."""
     if not name.startswith(PREFIX):
         return None
     review = ft.store.reviews.get(name)
@@ -78,7 +76,7 @@ def known(ft: Workspace, name: str) -> Review | None:
 def reopened(
     ft: Workspace, review: Review, writers: Sequence[str] = (), settler: str = SETTLER
 ) -> WritingDesk:
-    """Open a stored review. If `writers` are named, the unwritten rows of all other writers are reassigned to
+    """Open a stored review. If you name `writers`, unwritten rows of all other writers are reassigned to
     them."""
     folder = Path(review.folder)
     desk = WritingDesk(review, writing.read(_rows(folder)), _assigned(folder), ft.store.reviews, settler)

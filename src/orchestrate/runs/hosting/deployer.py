@@ -60,10 +60,10 @@ _POLL_S = 2.0
 
 
 class DeployTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits and options that the user agreed to."""
+    """The limits and options that the user accepted."""
 
     options: dict[str, Any] = {}
-    """The backend's own options, such as shape, replicas and idle_minutes."""
+    """Options specific to the backend, such as shape, replicas and idle_minutes."""
     max_usd_per_hour: Decimal | None = None
     max_cost_usd: Decimal | None = None
     max_hours: Decimal | None = None
@@ -75,7 +75,7 @@ class DeployTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Deployer:
-    """Creates and takes down deployments of one store on one backend."""
+    """Creates and takes down the deployments of one store on one backend."""
 
     store: Store
     provider: Provider
@@ -84,7 +84,7 @@ class Deployer:
     adapter: Adapter | None = None
     """Adapter to upload and deploy, if the model was not tuned on this backend."""
     progress: Callable[[int, int], None] | None = None
-    """Called with the uploaded and the total number of bytes."""
+    """Function called with the number of uploaded bytes and the total."""
 
     @property
     def _deploys(self) -> Deploys:
@@ -125,11 +125,11 @@ class Deployer:
     def deploy(
         self, run: Run, terms: DeployTerms, *, budget_usd: Decimal | None = None, limits: Sequence[Limit] = ()
     ) -> Deployment:
-        """Create a deployment, or complete, start or change an earlier one. First reserves its maximum
-        further cost in the budget and in each limit.
+        """Create a deployment, or complete, start or change an earlier one. First reserves the maximum that
+        the deployment can still cost, in the budget and in each limit.
 
-        Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` if the response was lost
-        (`sync` or a repeated call resolves it), `LeaseHeld` while another process works on it, and
+        Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` if the response was lost (to
+        resolve this, sync or repeat the call), `LeaseHeld` while another process works on the deployment, and
         `ProviderError`. After a `ProviderError`, the store also records whether the deployment is up.
         """
         with self.store.leases.hold(lease_name(run.id), self.timing.lease_s):
@@ -189,7 +189,7 @@ class Deployer:
                 raise OutcomeUnknown(
                     self.provider.name,
                     deployment.job_id,
-                    f"the outcome of an earlier deploy is not known yet. It will be in {left}",
+                    f"the outcome of an earlier deploy is not known yet. It can be determined in {left}",
                 )
         return None if deployment.state.over else deployment
 
@@ -267,13 +267,10 @@ class Deployer:
     # -- ending --------------------------------------------------------------------------------------------
 
     def undeploy(self, deployment: Deployment, cause: str, *, patience_s: float = 0.0) -> Deployment:
-        """Ask the host to end the deployment, and wait up to `patience_s` seconds until the host confirms
-        that it has ended. The returned state says whether it has ended. Uses only the stored record, so this
-        works even if the host no longer has the job.
-
-        Raises `OtherAccount`, and `ProviderError` if the host cannot be reached. A later call then ends the
-        deployment.
-        """
+        """Ask the host to end the deployment, and wait up to `patience_s` seconds until the host confirms the
+        end. The returned state says whether the deployment has ended. Uses only the stored record, so this
+        works even if the host no longer has the job. Raises `OtherAccount`, and `ProviderError` if the host
+        cannot be reached. Call it again to retry."""
         self.require_account(deployment)
         if deployment.state is DeploymentState.INTENT:
             return self._apply(deployment, lambda d, at: deployments.never_made(d, cause, at))
@@ -308,8 +305,8 @@ class Deployer:
     # -- looking -------------------------------------------------------------------------------------------
 
     def look(self, deployment: Deployment, items: Iterable[Standing] | None = None) -> Deployment:
-        """Record what the host reports about a deployment. If `items` from an earlier list show it, the host
-        is not queried. Raises `ProviderError`."""
+        """Query the host and record the deployment's state. If `items` from an earlier list contain the
+        deployment, the host is not queried. Raises `ProviderError`."""
         there = [item for item in items or () if item.kind == "deployment"]
         if not there:
             there = list(self._deploys.deployed(deployment.handle))
@@ -322,7 +319,7 @@ class Deployer:
         )
 
     def settles_in(self, deployment: Deployment) -> float:
-        """Return the seconds until it is known whether the request for this deployment succeeded."""
+        """Return the number of seconds until the outcome of the create request can be determined."""
         return self.timing.settle_s(self.provider) - self.store.deployments.waited(deployment.id)
 
     def require_account(self, deployment: Deployment) -> None:
@@ -368,7 +365,8 @@ class Deployer:
 
     def adopt(self, run: Run, items: Iterable[Standing]) -> Deployment:
         """Track a deployment that the host lists under the name of a run's job and that is not in this store.
-        If the deployment was abandoned here, it is tracked again, and its cost since then counts."""
+        If the deployment was abandoned here, it is tracked again, and its cost since then counts toward the
+        budget."""
         deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is None or deployment.state is not DeploymentState.ABANDONED:
             deployment = self._intent(run)

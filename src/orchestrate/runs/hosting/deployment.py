@@ -23,7 +23,7 @@ _POLL_S = 2.0
 
 
 def uses_of_checkpoint(provider: Provider, run_id: str, id: str) -> list[tuple[str, str]]:
-    """List the uses of a checkpoint besides continuing from it, with the command for each."""
+    """List what a checkpoint can be used for besides continued training, with the command for each use."""
     uses: list[tuple[str, str]] = []
     if provider.profile.checkpoints_answer:
         uses.append(
@@ -75,8 +75,8 @@ class DeploymentHandle:
         return self.record
 
     def answers(self, patience_s: float = 0.0) -> bool:
-        """Return whether it accepts requests. Polls its host for up to `patience_s` seconds. Raises
-        `ProviderError`."""
+        """Return whether the deployment accepts requests. Polls its host for up to `patience_s` seconds.
+        Raises `ProviderError`."""
         provider, clock = capability(self._ws.provider(self.record.provider), Serves), self._ws.store.clock
         until = clock.uptime().seconds + patience_s
         with work(f"waiting for the deployment on {provider.name}"):
@@ -89,8 +89,8 @@ class DeploymentHandle:
                 clock.sleep(_POLL_S)
 
     def undeploy(self, *, cause: str = "asked to", patience_s: float = 60.0) -> Deployment:
-        """Take down this deployment, like `RunHandle.undeploy`. Uses only its record, so the run's job may
-        have been deleted."""
+        """Take down this deployment, like `RunHandle.undeploy`. Uses only the stored record, so this works
+        even if the run's job was deleted."""
         deployer = deployer_of(self._ws, self.record.provider)
         self.record = deployer.undeploy(self.record, cause, patience_s=patience_s)
         return self.record
@@ -101,9 +101,9 @@ class DeploymentHandle:
         return max(deployer_of(self._ws, self.record.provider).settles_in(self.record), 0.0)
 
     def abandon(self, reason: str) -> Deployment:
-        """Give up the deployment. Its host is no longer polled, and only its cost so far counts against a
-        budget. The deployment is not ended on the host, so it may still be billed. Raises `UsageError` if its
-        account can be reached, because `undeploy` then works."""
+        """Give up the deployment: stop polling its host, and count only its cost so far against a budget.
+        Does not end the deployment on the host, so it may still be billed. Raises `UsageError` if its account
+        can be reached, because `undeploy` then works."""
         from orchestrate.store import deployments
 
         try:
@@ -158,20 +158,21 @@ def ending(offer: DeploymentOffer) -> str:
     ends = limits(offer.max_cost_usd, offer.max_hours)
     if not ends:
         day = "" if offer.usd_per_hour is None else f", {money(offer.usd_per_hour * 24)} a day"
-        return f"It has no time or cost limit, so you are billed until you take it down{day}."
+        return f"The deployment has no time or cost limit, so you are billed until you take it down{day}."
     left = ""
     if offer.deployment is not None:
         left = ", counted from when it was created"
         if offer.hours_left is not None:
             left += f" ({duration(float(offer.hours_left) * 3600)} from now)"
-    most = "" if offer.most_usd is None else f" From now on it can cost at most {money(offer.most_usd)}."
+    most = "" if offer.most_usd is None else f" Its remaining cost is at most {money(offer.most_usd)}."
     return f"It ends {ends}{left}.{most}"
 
 
 def question(offer: DeploymentOffer) -> str:
-    """Write the question that the user must confirm, with all costs."""
+    """Build the question that the user must confirm, with all costs."""
     sandbox = "SANDBOX: nothing is billed. " if offer.sandbox else ""
-    there = " It already exists and will be completed, started or changed." if offer.deployment else ""
+    known = " The deployment already exists and will be completed, started or changed."
+    there = known if offer.deployment else ""
     asked = f"Deploy {offer.model} ({offer.run_id}) on {offer.title}?"
     return f"{sandbox}{asked} {price(offer)}. {ending(offer)}{there}"
 
@@ -185,8 +186,8 @@ def hourly(found: Sequence[Deployment]) -> str:
 
 
 def used(ws: Workspace, run_id: str, at: str | None = None) -> None:
-    """Record that a run's deployment received a request, so it isn't reported as idle. `at` is the host, if
-    it is not the run's own."""
+    """Record that a run's deployment received a request, so the deployment isn't reported as idle. `at` is
+    the host, if it is not the run's own."""
     from orchestrate.store import deployments
 
     known = ws.store.deployments.of_run(run_id, at or ws.store.runs.get(run_id).provider)

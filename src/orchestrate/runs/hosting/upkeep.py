@@ -1,4 +1,4 @@
-"""Upkeep of deployments: sync their state with the hosts, enforce limits, report idle ones, and complete
+"""Maintain deployments: sync their state with the hosts, enforce limits, report idle ones, and complete
 shutdowns."""
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ LOOK_BACK = timedelta(days=2)
 """Time for which an ended deployment is still checked, because hosts sometimes wrongly report a deployment as
 deleted."""
 _APART = timedelta(minutes=15)
-"""Tolerated difference between clock and uptime. Above it, the user is notified."""
+"""Tolerated difference between clock and uptime. The user is notified of larger differences."""
 IDLE_HOURS = Decimal(1)
 """Hours without a request from this store after which a deployment is reported as idle, once a day."""
 
 
 class Upkeep:
-    """One check of one backend's deployments. `told` contains messages for the user."""
+    """One check of a backend's deployments. `told` contains the messages for the user."""
 
     def __init__(self, store: Store, provider: Provider, timing: Timing = DEFAULT_TIMING) -> None:
         self._store = store
@@ -34,7 +34,7 @@ class Upkeep:
         self.asked = 0
         self.told: list[str] = []
         self.ending: list[str] = []
-        """Runs whose deployment Orchestrate asked the host to end, but that the host still lists."""
+        """Ids of runs whose deployment was asked to end but is still listed by the host."""
         self.failures: list[OrchestrateError] = []
 
     def run(self) -> None:
@@ -129,8 +129,8 @@ class Upkeep:
         self._say(
             deployment,
             f"{name(deployment)} has been up for {duration(counted.total_seconds())} according to "
-            f"this machine, but for {duration(by_clock.total_seconds())} according to the clock. "
-            "Costs and limits use the first value. If the clock is right (this machine was asleep), the "
+            f"this machine's uptime, but for {duration(by_clock.total_seconds())} according to the clock. "
+            "Costs and limits use the uptime. If the clock is right (this machine was asleep), the "
             "deployment has cost more, and its limit takes effect late. To take it down: "
             f"orchestrate undeploy {deployment.run_id}",
             "clocks",
@@ -177,8 +177,8 @@ def by_job(provider: Deploys) -> dict[str, list[Standing]]:
 
 
 def adopt(store: Store, provider: Provider) -> list[Deployment]:
-    """Track deployments that the host lists under the names of this store's jobs but that the store lacks,
-    because it was rebuilt. Raises `ProviderError`."""
+    """Track deployments that the host lists for this store's jobs but that are missing from the store,
+    because the store was rebuilt. Raises `ProviderError`."""
     if not isinstance(provider, Deploys):
         return []
     taken: list[Deployment] = []

@@ -72,8 +72,8 @@ def totals(
     private: bool = False,
     columns: Mapping[str, str] | None = None,
 ) -> list[Ownership]:
-    """Return the total cost of tuning an open model for three epochs. If a host does not have the model, the
-    most similar closed model there is used. With `private`, only this machine counts. Works offline."""
+    """Compute the total cost of tuning an open model for three epochs. On a host without this model, the most
+    similar closed model is used. With `private`, only this machine counts. Works offline."""
     from orchestrate.spec import JobSpec
 
     chosen = {"default": model}

@@ -18,11 +18,11 @@ class Earlier(NamedTuple):
 
     provider: str
     known: Run | None
-    """The run with this idempotency key. A submit would return it."""
+    """The run with this idempotency key, which a submit would return."""
     same: AlreadySubmitted | None
-    """The error that a submit would raise because of an identical run."""
+    """The error that a submit would raise because an identical run exists."""
     idempotency_key: str | None
-    """Idempotency key of this backend's run. With several backends, it is derived from the caller's key."""
+    """Idempotency key of this backend's run. With several backends, derived from the caller's key."""
 
 
 def found(ws: Workspace, prepared: Prepared, provider: Backends, key: str | None) -> list[Earlier]:

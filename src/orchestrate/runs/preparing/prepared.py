@@ -1,4 +1,4 @@
-"""A spec that is prepared once for each backend, shown to the user, and then passed to `submit`."""
+"""Specs that are prepared once for each backend, shown to the user, and then passed to `submit`."""
 
 from __future__ import annotations
 
@@ -49,13 +49,12 @@ Mark = tuple[int, ...]
 """Fingerprint of a file on disk. It changes whenever the file is written to."""
 
 UNCOUNTED = "tokens were not counted"
-"""Reason for a missing price if the user skipped counting. Nothing is submitted without a price that could be
-computed."""
+"""Reason for a missing price if the user skipped counting. Such a spec can't be submitted."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One backend's part of a prepared spec. `spec` is the spec it would receive."""
+    """One backend's part of a prepared spec. `spec` is the version of the spec for this backend."""
 
     provider: str
     spec: JobSpec
@@ -65,7 +64,7 @@ class Offer:
     quote: Quote
 
     def require_fit(self, *, strict: bool = False) -> None:
-        """Raise `TranslationRefused` for a setting that is rejected (with `strict`, also for one that is not
+        """Raise `TranslationRefused` for a rejected setting (with `strict`, also for a setting that is not
         applied exactly), and `DataError` for an error in the files."""
         refused = self.translation.inexact if strict else self.translation.refused
         if refused:
@@ -84,8 +83,8 @@ class Offer:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A spec translated, checked and quoted for some backends, with each file read once. Nothing has been
-    sent."""
+    """A spec that is translated, checked and quoted for some backends, with each file read once. Nothing has
+    been sent yet."""
 
     offers: tuple[Offer, ...]
     data: TrainingData = field(repr=False)
@@ -94,7 +93,7 @@ class Prepared:
     marks: Mapping[str, Mark | None] = field(repr=False)
     """Fingerprint of each file on this machine when it was read."""
     checked: bool
-    """True if everything that `submit` needs was checked. Quotes skip some checks."""
+    """True if everything that `submit` needs was checked. Preparing only quotes skips some checks."""
 
     @property
     def problems(self) -> Listing[Problem]:
@@ -119,8 +118,8 @@ class Prepared:
         raise UsageError(f"the spec was not prepared for {provider}")
 
     def require_unchanged(self) -> None:
-        """Raise `DataError` if the rows of a file have changed since they were shown. Rereads only files that
-        have been written to since. The upload detects later changes (`Dataset.write`)."""
+        """Raise `DataError` if the rows of a file have changed since the user saw them. Rereads only files
+        that were written to since. The upload detects later changes (`Dataset.write`)."""
         from orchestrate.data import Dataset
 
         for shown in (self.data.train, self.data.validation):
@@ -134,8 +133,8 @@ class Prepared:
 
 
 def mark(path: str) -> Mark | None:
-    """Return a file's fingerprint (inode, size and times), which changes if the file does. Returns `None` if
-    it isn't a regular file on this machine. The content of other files was copied when they were read."""
+    """Return a file's fingerprint (inode, size and times), which changes whenever the file changes. Returns
+    `None` unless the path is a regular file on this machine. Other sources are copied when they are read."""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):
@@ -145,7 +144,7 @@ def mark(path: str) -> Mark | None:
 
 
 def merged(problems: Iterable[Problem]) -> list[Problem]:
-    """Merge equal problems of several backends into one problem that names all of these backends."""
+    """Merge equal problems of several backends into one problem that names all of them."""
     by_place: dict[tuple[object, ...], Problem] = {}
     for problem in problems:
         key = (problem.code, problem.row, problem.field, problem.message, problem.source, problem.fix)
@@ -294,7 +293,8 @@ def _in_terms_of_a_spec() -> Generator[None]:
 def translated(
     ws: Workspace, provider: Provider, spec: JobSpec, *, alone: bool = False
 ) -> tuple[JobSpec, Translation]:
-    """Translate the spec for a backend. If the backend cannot run it, the translation is refused."""
+    """Translate the spec for a backend. For a spec that the backend cannot run, returns a translation that is
+    marked as refused."""
     from orchestrate.providers.settings import overrides
 
     name = provider.name

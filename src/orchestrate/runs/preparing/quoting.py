@@ -1,5 +1,4 @@
-"""Prices for the commands: rates and quotes from `costing`, the hosts' live prices, and the cost of serving
-for several months."""
+"""Prices: offline quotes, the hosts' live prices, and the cost of serving for several months."""
 
 from __future__ import annotations
 
@@ -30,11 +29,11 @@ if TYPE_CHECKING:
 
 
 _SERVING = ("inference_", "deployment", "hosting", "storage")
-"""Prefixes of the rates' methods that price serving after the training."""
+"""Prefixes of the rate methods that price serving after training."""
 
 
 class LivePrice(Record, frozen=True, kw_only=True):
-    """A host's own estimate next to the offline quote."""
+    """A host's own estimate, compared with the offline quote."""
 
     provider: str
     offline_usd: Decimal | None
@@ -82,8 +81,8 @@ def _live(ft: Workspace, offer: Offer, data: TrainingData) -> LivePrice:
 
 def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[Quote]:
     """Quote each backend for a given number of rows and tokens per row, cheapest first. The training file
-    need not exist yet. Works offline. A backend that charges by time can only be quoted with the file, and
-    its quote says so."""
+    need not exist yet. Works offline. Quotes of backends that charge by time have no price, because their
+    price depends on the file."""
     told = Recalled(epochs=spec.epochs, rows=rows, train_tokens=rows * tokens_a_row)
     found: list[Quote] = []
     for name in ft.backends():
@@ -107,8 +106,8 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
 def require_used(
     ft: Workspace, prepared: Sequence[Prepared], rates: Sequence[Rate], *, serving: bool = False
 ) -> None:
-    """Raise `UsageError` if one of the user's `rates` (already in the rate book) does not affect any of these
-    quotes. With `serving`, rates for serving count as used too."""
+    """Raise `UsageError` if one of the user's `rates`, which are already in the rate book, does not affect
+    any of these quotes. With `serving`, rates for serving count as used too."""
     lookups: list[Lookup] = []
     for offer in (offer for one in prepared for offer in one.offers):
         with suppress(SpecError):
@@ -130,8 +129,8 @@ def use(
     compare_with: str | None = None,
     saved_tokens: int = 0,
 ) -> ServingUse:
-    """Describe the expected use of the model. `traffic` is text such as "20k req/day, 900 in, 150 out". The
-    alternative to tuning is to prompt `compare_with` with `saved_tokens` more tokens per prompt. By default,
+    """Build the expected use of the model. `traffic` is text such as "20k req/day, 900 in, 150 out". The
+    alternative to tuning is to prompt `compare_with`, with `saved_tokens` more tokens per prompt. By default,
     `compare_with` is a model that stays available for the entire period. Raises `UsageError` if the traffic
     can't be parsed or the price of the base model is unknown."""
     asked = Traffic.parse(traffic)
@@ -147,8 +146,8 @@ def ownership(
     ft: Workspace, spec: JobSpec, quotes: Sequence[Quote], use: ServingUse, *, private: bool = False
 ) -> list[Ownership]:
     """Compare the total cost of each quoted backend over several months with the cost of prompting a base
-    model. The total includes training, hosting and serving, wherever the model can be served. Works offline.
-    With `private`, only this machine is compared."""
+    model. The total includes training, hosting and serving on every host that can serve the model. Works
+    offline. With `private`, only this machine is compared."""
     totals: list[Ownership] = []
     for quote in quotes:
         backend = ft.provider(quote.provider)

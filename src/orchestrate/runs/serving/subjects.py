@@ -1,4 +1,4 @@
-"""Serve, verify and publish tuned models, by the names that users type."""
+"""Serve, verify and publish tuned models that the user selects by name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ENGINES = ("auto", "transformers", "llama.cpp", "vllm")
 
 
 def subject(ft: Workspace, name: str) -> TrackedRun | Path:
-    """Resolve a run by its id, or a folder with weights. Raises `UsageError`."""
+    """Find a run by its id, or a folder with weights by its path. Raises `UsageError`."""
     folder = Path(name).expanduser()
     if folder.is_dir() and list(folder.glob("*.safetensors")):
         return folder.resolve()
@@ -70,8 +70,8 @@ def require_upload(ft: Workspace, what: TrackedRun | Path) -> None:
 
 
 def upload(made: Export, repo: str | None) -> str:
-    """Upload an exported folder to the hub as a private model, with your hub login, and return its URL.
-    Existing files are not uploaded again. Raises `UsageError` if `repo` is missing. Errors of the hub
+    """Upload an exported folder to the hub as a private model, with your hub login, and return the model's
+    URL. Existing files are not uploaded again. Raises `UsageError` if `repo` is missing. Errors of the hub
     propagate."""
     if repo is None:
         raise UsageError("set the target repository: --repo OWNER/NAME")
@@ -97,16 +97,16 @@ class RunningModels:
     url: str
     engine: str
     models: tuple[str, ...]
-    """Names of the models it serves."""
+    """Names of the served models."""
     tuned: tuple[TunedModel, ...]
     command: str | None = None
     """Command line of a third-party engine."""
     key: str | None = None
     """Key created for the user who started the server."""
     why: str | None = None
-    """Reason why the engine was chosen, if none was requested."""
+    """Reason for the choice of engine, if you did not choose one."""
     costs: tuple[AdapterCost, ...] = ()
-    """Cost of each adapter, if the engine is Orchestrate's."""
+    """Cost of each adapter, if Orchestrate's own engine serves them."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def serve(
     called: Sequence[str] = (),
     accept_licence: Sequence[str] = (),
 ) -> Generator[RunningModels]:
-    """Serve these runs and adapter folders while the block runs. Models are named by `called`, in order. The
-    rest use their own names. Raises `LicenceAsks`, `UsageError` for models that cannot be served together,
-    and `SetupError` for an engine that is not installed."""
+    """Serve these runs and adapter folders until the `with` block ends. `called` sets the models' names, in
+    order. Models without an entry keep their own names. Raises `LicenceAsks`, `UsageError` for models that
+    cannot be served together, and `SetupError` for an engine that is not installed."""
     choice = choice or EngineOptions()
     if choice.engine not in ENGINES:
         raise UsageError(f"--engine must be one of {', '.join(ENGINES)} (got {choice.engine!r})")
@@ -243,7 +243,7 @@ def _exported(ft: Workspace, tuned: TunedModel, form: str, options: WeightOption
 
 
 def prove(ft: Workspace, up: RunningModels, names: Sequence[str]) -> list[Proof]:
-    """Prove that each model is served under its own name with the weights that were trained."""
+    """Prove that each model is served under its own name and with the weights that were trained."""
     pairs = zip(names, up.tuned, strict=True)
     return [
         verify(ft, subject(ft, name), up.url, EndpointNames(model=one.name, key=up.key))
@@ -254,16 +254,16 @@ def prove(ft: Workspace, up: RunningModels, names: Sequence[str]) -> list[Proof]
 def prove_deployed(
     ft: Workspace, run: TrackedRun, deployment: DeploymentHandle, patience_s: float
 ) -> tuple[Proof | None, str | None]:
-    """Prove a deployed model once it answers, or return the reason why it could not be proved. The proof's
-    prompts are billed like any others. Does not download base models: if the base isn't on this machine, the
-    model's fingerprint must already exist."""
+    """Prove that a deployment serves the trained model, or return the reason why this is not possible. Waits
+    until the deployment accepts requests. The proof's prompts are billed like any others. Does not download
+    base models: if the base isn't on this machine, the model's fingerprint must already exist."""
     at, fix = deployment.record.provider, f"orchestrate verify {run.id}"
     fix += "" if at == run.record.provider else f" --at {at}"
     try:
         if not models.can_be_known(ft, run):
             return None, f"its base model is not on this machine. On a machine that has it: {fix}"
         if not deployment.answers(patience_s):
-            return None, f"the deployment is not ready yet. Later: {fix}"
+            return None, f"the deployment is not ready yet. Try again later: {fix}"
         return verify(ft, run, at), None
     except OrchestrateError as error:
         return None, f"{error.message}. Later: {fix}"
@@ -276,8 +276,8 @@ def add(
     accept_licence: Sequence[str],
     called: Sequence[str] = (),
 ) -> list[tuple[str, str, float]]:
-    """Add adapters to a running server: one started from this home folder, or a vLLM. Returns the name, URL
-    and loading time in seconds of each. Raises `UsageError`, `HostUnavailable`."""
+    """Add adapters to a running server, either one started from this home folder or a vLLM server. Returns
+    the name, URL and loading time in seconds of each. Raises `UsageError`, `HostUnavailable`."""
     root = url.rstrip("/").removesuffix("/v1")
     own = any(note.url == root for note in running.notes(ft.settings.home))
     found: list[tuple[str, str, float]] = []

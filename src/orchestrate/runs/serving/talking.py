@@ -22,8 +22,8 @@ _MOSTLY = 0.9
 
 
 class Talk:
-    """Chat with the model of one run. On this machine (for local runs and downloaded adapters), the model is
-    loaded once and its answers are streamed. Call `close` when done."""
+    """A chat with the model of one run. On this machine (for local runs and downloaded adapters), the model
+    is loaded once and its answers are streamed. Call `close` when done."""
 
     def __init__(self, handle: TrackedRun, on: str = "auto", at: str | None = None) -> None:
         """Start the chat. With `on="host"` it asks the run's host, with `here` it downloads the adapter and
@@ -47,7 +47,7 @@ class Talk:
     def ask(
         self, conversation: Sequence[Message], tell: Callable[[str], object] | None = None, **options: Any
     ) -> Reply:
-        """Request the next answer. If it is streamed, `tell` receives its pieces."""
+        """Request the next answer. `tell` receives the text as it streams."""
         if self._here is None or tell is None:
             if self._own is not None:
                 return self._own.generate([conversation], **options)[0]
@@ -76,8 +76,8 @@ class Talk:
 
 
 def system_message(handle: TrackedRun) -> str | None:
-    """Return the system message with which nearly all of the first training rows begin. Returns `None` if
-    they have no common one or the data no longer exists."""
+    """Return the system message that nearly all of the first training rows begin with. Returns `None` if they
+    have none in common or the data no longer exists."""
     from orchestrate.data import Dataset
     from orchestrate.data.opening import fitting
     from orchestrate.data.rows import ChatExample

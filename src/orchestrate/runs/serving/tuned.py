@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 
 Subject = "TrackedRun | Path"
-"""A run that succeeded, or a folder with an adapter or model and its passport file."""
+"""A successful run, or a folder with an adapter or model and its passport file."""
 
 
 def of(ws: Workspace, subject: TrackedRun | Path) -> TunedModel:
-    """Return the tuned model on this machine, downloading a run's model if needed. Errors of
-    `RunHandle.download` propagate. Raises `UsageError` for a folder that does not name its base model."""
+    """Return the tuned model on this machine, downloading a run's model if needed. Download errors propagate
+    (see `RunHandle.download`). Raises `UsageError` for a folder that does not name its base model."""
     if isinstance(subject, Path):
         return _of_folder(subject)
     artifact = subject.download()
@@ -73,8 +73,8 @@ def _of_folder(folder: Path) -> TunedModel:
 
 
 def sheet(ws: Workspace, subject: TrackedRun | Path, tuned: TunedModel | None = None) -> Sheet:
-    """Return the model's fingerprint, which is stored at the end of training or computed once from its
-    files."""
+    """Return the model's fingerprint, which is stored at the end of training or computed once from the
+    model's files."""
     file = private_folder(ws.settings.home / "proofs") / f"{key_of(subject)}.json"
     with suppress(OSError, msgspec.MsgspecError):
         return Sheet.from_json(file.read_bytes())
@@ -110,9 +110,9 @@ def _found(spec: Mapping[str, Any], tuned: TunedModel) -> Sheet:
 
 
 def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
-    """Return a run's adapter on this machine in the form that hosts accept: PEFT's two files, with the
-    base model under its public name. Raises `UsageError` for a fully fine-tuned model and for anything
-    that is not a plain LoRA."""
+    """Return a run's adapter on this machine in the form that hosts accept: PEFT's two files, with the base
+    model's public name. Raises `UsageError` for a fully fine-tuned model and for adapters that are not plain
+    LoRA."""
     tuned = of(ws, run)
     config = tuned.config
     more = [name for name in ("modules_to_save", "use_dora", "trainable_token_indices") if config.get(name)]
@@ -171,11 +171,8 @@ def export(
     tell: Callable[[str], None] = lambda _: None,
 ) -> Export:
     """Write the tuned model to `folder` in one of `forms.FORMS`. Then load the result and prove that it
-    matches the trained model, if this machine can.
-
-    Raises `LicenceAsks`, `UsageError` for a form that the model cannot be written in, and `SetupError` if a
-    tool is missing.
-    """
+    matches the trained model, if this machine can. Raises `LicenceAsks`, `UsageError` for a form that the
+    model cannot be converted to, and `SetupError` if a tool is missing."""
     tuned = of(ws, subject)
     agree(ws, tuned, accept_licence)
     with work(f"writing it as {form}"):
@@ -209,10 +206,10 @@ class EndpointNames:
     model: str | None = None
     base: str | None = None
     key_variable: str | None = None
-    """Environment variable with the key for the URL."""
+    """Environment variable that contains the key for the URL."""
     key: str | None = None
     base_gguf: Path | None = None
-    """GGUF file of the base model, for an adapter in GGUF."""
+    """GGUF file of the base model. Needed to verify an adapter in GGUF."""
 
 
 def verify(
@@ -223,9 +220,9 @@ def verify(
     *,
     tuned: TunedModel | None = None,
 ) -> Proof:
-    """Check whether the model served at `at` is the trained one. `at` is a URL, a folder, or a backend on
-    which the model answers (by default the run's own). Stores every result. Raises a `ProviderError` if the
-    model cannot be queried."""
+    """Verify that the model served at `at` is the trained one. `at` is a URL, a folder, or a backend that
+    serves the model (by default the run's own). Stores every result. Raises a `ProviderError` if the model
+    cannot be queried."""
     asking = asking or EndpointNames()
     name = subject.name if isinstance(subject, Path) else str(subject.record.spec.get("suffix") or subject.id)
     if at is not None and at.startswith(("http://", "https://")):
@@ -299,8 +296,8 @@ def merge(
     rank: int | None = None,
     accept_licence: Sequence[str] = (),
 ) -> Merged:
-    """Merge several adapters of one base into a folder, with PEFT's methods and a provenance file. Then load
-    the result and prove it. All adapters have equal weight unless `weights` is set."""
+    """Merge several adapters of one base model into a folder, with PEFT's methods and a provenance file. Then
+    load the result and prove it. All adapters have equal weight unless `weights` is set."""
     tuned = [of(ws, part) for part in parts]
     for one in tuned:
         agree(ws, one, accept_licence)

@@ -1,1 +1,1 @@
-"""Spending: money spent and committed, and orphaned resources that are billed."""
+"""Spending: amounts spent and committed, and orphaned resources that are still billed."""

@@ -1,7 +1,5 @@
-"""Spending of every account: spent, committed and remaining amounts, and resources that are or may be billed.
-
-Accounts that could not be queried are reported and never counted as zero.
-"""
+"""Spending of all accounts: spent, committed and remaining amounts, and resources that are or may be billed.
+Accounts that could not be queried are listed, never counted as zero."""
 
 from __future__ import annotations
 
@@ -40,7 +38,8 @@ GRACE = timedelta(minutes=10)
 """Grace period after the end of a run, because a worker first reports the end and then releases its machine.
 """
 IN_USE = timedelta(hours=1)
-"""A deployment is not idle for this long after its creation and after each request from this store."""
+"""Time after a deployment's creation or latest request from this store during which the deployment is not
+idle."""
 
 
 class Breakdown(Record, frozen=True, kw_only=True):
@@ -53,24 +52,26 @@ class Found(Record, frozen=True, kw_only=True):
 
     item: Standing
     run: str | None = None
-    """The run in this store that owns it."""
+    """Id of the run in this store that owns the resource."""
     deployment: str | None = None
-    """The matching deployment in this store."""
+    """Id of the matching deployment in this store."""
     used_at: datetime | None = None
     """Time of the last request from this store."""
     person: str | None = None
     foreign: bool
-    """True if no record in this store matches it, so it may have been created elsewhere."""
+    """True if no record in this store matches the resource, so it may have been created elsewhere."""
     abandoned: bool = False
-    """True if it or its run was abandoned in this store."""
+    """True if the resource or its run was abandoned in this store."""
     unaccounted: str | None = None
-    """Reason why no record in this store accounts for it. Its cost is in no sum."""
+    """Reason why no record in this store accounts for the resource. If set, its cost is not part of any
+    total."""
     idle: bool
-    """True if it is or may be billed hourly and this store has not used it for an hour."""
+    """True if the resource is or may be billed hourly and this store has not used it for an hour."""
 
     @property
     def lost_run(self) -> str | None:
-        """The run that `recover` would create from it, if it has our ref and this store has no such run."""
+        """Id of the run that `recover` would create from the resource, if it has our ref and this store has
+        no such run."""
         from orchestrate.store import REF_PATTERN, run_id_of
 
         ref = self.item.job_id or ""
@@ -78,8 +79,8 @@ class Found(Record, frozen=True, kw_only=True):
 
     @property
     def by_the_hour(self) -> bool:
-        """Return whether it is or may be billed by uptime. Jobs of runs in this store don't count, because
-        their cost is already committed."""
+        """Return whether the resource is or may be billed by uptime. Jobs of runs in this store don't count,
+        because their cost is already committed."""
         if self.item.bills is False:
             return False
         if self.item.kind in ("job", "worker"):
@@ -88,7 +89,7 @@ class Found(Record, frozen=True, kw_only=True):
 
 
 class AccountStatus(Record, frozen=True, kw_only=True):
-    """One configured account, or a backend known only to the store."""
+    """A configured account, or a backend known only to the store."""
 
     backend: str
     title: str
@@ -96,36 +97,36 @@ class AccountStatus(Record, frozen=True, kw_only=True):
     account: str | None = None
     asked: bool
     reason: str | None = None
-    """Reason why it was not contacted or did not respond."""
+    """Reason why the account was not contacted or did not respond."""
     keyless: bool = False
-    """True if its key is missing."""
+    """True if the account's key is missing."""
     expected: bool = True
     """True if the report is incomplete without this account. False for a backend without a key and without
     runs here."""
     unseen: tuple[str, ...] = ()
-    """Parts of the account that cannot be seen, one sentence each."""
+    """Parts of the account that the key cannot see, one sentence each."""
     partial: bool = False
     """True if one of the host's lists could not be read."""
     elsewhere: tuple[str, ...] = ()
-    """Open runs and deployments missing from the account's lists. They may be in another account."""
+    """Open runs and deployments that are missing from the account's lists. They may be in another account."""
 
 
 class SpendingReport(Record, frozen=True, kw_only=True):
-    """A spending report. Amounts are exact. Unknown amounts are listed separately and not included in
-    sums."""
+    """Spending of all accounts. Amounts are exact. Unknown amounts are listed separately and not included in
+    totals."""
 
     at: datetime
     sandbox: bool = False
-    """True if it covers simulated sandbox spending instead of real money."""
+    """True for simulated sandbox spending instead of real money."""
     month: str | None = None
     total: Sum
-    """The total, or the total of the requested month."""
+    """Total spending, limited to the requested month if there is one."""
     budget_usd: Decimal | None = None
     left_usd: Decimal | None = None
     """Remaining budget over all months, negative if it is exceeded. `None` without a budget."""
     uncounted: tuple[str, ...] = ()
-    """Ids, over all months, of items whose cost is possible but unknown. The budget actually left is
-    therefore smaller. Includes rented machines without a run here, but no abandoned or ignored items."""
+    """Ids of items that may have cost an unknown amount, over all months. The remaining budget is lower by
+    these amounts. Includes rented machines without a run here, but no abandoned or ignored items."""
     stalled: tuple[str, ...] = ()
     """Runs in progress on their hosts but without news. They may still be billed."""
     breakdown: tuple[Breakdown, ...] = ()
@@ -134,11 +135,11 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     accounts: tuple[AccountStatus, ...] = ()
     standing: tuple[Found, ...] = ()
     usd_per_hour: Decimal | None = None
-    """Total of everything that is billed hourly now at a known price. `None` if no account responded, or if
-    resources are billed but none of their prices are known."""
+    """Total hourly price of all resources that are billed hourly now at a known price. `None` if no account
+    responded, or if resources are billed but none of their prices are known."""
     unpriced: tuple[str, ...] = ()
-    """Ids of resources that are or may be billed hourly at an unknown price, in addition to
-    `usd_per_hour`."""
+    """Ids of resources that are or may be billed hourly at an unknown price. `usd_per_hour` does not include
+    them."""
 
     def __str__(self) -> str:
         budget = "" if self.left_usd is None else f", {money(self.left_usd)} of the budget left"
@@ -171,7 +172,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
     @property
     def at_least(self) -> bool:
-        """Return whether more than `usd_per_hour` may be billed."""
+        """Return whether more than `usd_per_hour` may be billed at the moment."""
         return bool(self.unpriced or self.gaps)
 
 
@@ -182,7 +183,7 @@ class _StoredRuns:
     def __init__(self, store: Store, now: datetime, *, sandbox: bool, offline: bool) -> None:
         self._store = store
         self.time_of = store.deployments.time_of
-        """Function that returns the current time on the clock of a deployment's age."""
+        """Function that returns the current time on the clock by which a deployment's age is measured."""
         self.deployments = [one for one in store.deployments.matching() if one.sandbox is sandbox]
         self.backends: set[str] = set()
         self.open: list[Run] = []
@@ -240,7 +241,7 @@ class Spender:
     backends: Sequence[str]
     provider: Callable[[str], Provider]
     ready: Callable[[str], Provider]
-    """Like `provider`, but raises `MissingKey`."""
+    """Like `provider`, but raises `MissingKey` if the key is missing."""
     budget_usd: Decimal | None = None
 
     def report(
@@ -316,7 +317,7 @@ class Spender:
         one = AccountStatus(backend=name, title=name, asked=False, expected=expected)
         if name not in self.backends and name not in session_hosts():  # those are not in `all`
             return _AccountAnswer(
-                msgspec.structs.replace(one, reason="no backend with this name is configured anymore")
+                msgspec.structs.replace(one, reason="no backend with this name is configured now")
             )
         try:
             backend = self.provider(name)
@@ -440,8 +441,8 @@ def unaccounted(run: Run | None, now: datetime) -> str | None:
 
 def left_session(provider: Provider, run: Run | None) -> str | None:
     """Explain why a session's machine is no longer in use. Returns `None` if a program may still use it.
-    Queries the session's state, because a session releases its machine before it ends or pauses, and the
-    store may not know yet that its program was killed."""
+    Queries the session's state, because a session releases its machine before it ends or pauses, and because
+    the store may not know yet that the session's program was killed."""
     if run is None or run.job_kind != SESSION:
         return None
     with suppress(OrchestrateError):

@@ -1,10 +1,10 @@
 """The account of a run, and whether the current key belongs to it.
 
-A host only shows the jobs of one account, so a job that it does not show may be in another one. Each run
-therefore stores the account it was sent to, and other accounts prove nothing about it. If a host does not
-report account ids, a fingerprint of the key identifies the account. A new key for the same account has a
-different fingerprint. If the new key can see a job or file of the account by its id, both keys are recorded
-as the same account.
+A host only lists the jobs of one account, so a missing job may be in another account. Each run therefore
+stores the account it was sent to, and other accounts prove nothing about the run. If a host does not report
+account ids, a fingerprint of the key identifies the account. A new key for the same account has a different
+fingerprint. If the new key can see a job or file of the account by its id, both keys are recorded as the same
+account.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def alone(
     lease_s: float = 30.0,
     still_wanted: Callable[[], object] = lambda: None,
 ) -> Generator[None]:
-    """Wait until no other process uploads any of these files, and keep others from uploading them during the
-    block. Calls `still_wanted` while waiting. It may raise an error to stop waiting."""
+    """Wait until no other process uploads any of these files, and prevent other uploads of them until the
+    `with` block ends. Calls `still_wanted` while waiting, which may raise an error to stop."""
     with ExitStack() as leases, work(f"waiting for another upload of this data to {provider.name}"):
 
         def wait() -> None:
@@ -62,7 +62,7 @@ def alone(
 
 
 _FINGERPRINT = "key "
-"""Prefix of account ids that are derived from the key, because the host does not report an id. See
+"""Prefix of account ids that are derived from the key because the host does not report an id. See
 `orchestrate.types.Account`."""
 
 
@@ -73,13 +73,13 @@ def account_of(store: Store, provider: Provider) -> str:
 
 
 def is_here(store: Store, provider: Provider, account: str | None) -> bool | None:
-    """Return whether the backend's key belongs to this account, or `None` if the ids don't show it."""
+    """Return whether the backend's key belongs to this account, or `None` if the ids don't show that."""
     with store.database.reading() as connection:
         return is_here_in(connection, provider, account)
 
 
 def is_here_in(connection: Connection, provider: Provider, account: str | None) -> bool | None:
-    """Return the same as `is_here`, inside a transaction."""
+    """Like `is_here`, but inside a transaction."""
     if account is None:
         return None
     first = _first_id(connection, provider, host_account(provider).id)
@@ -90,8 +90,8 @@ def is_here_in(connection: Connection, provider: Provider, account: str | None) 
 
 
 def shows(store: Store, provider: Provider, run: Run) -> bool | None:
-    """Return whether the backend's key belongs to the run's account. If the ids don't show it, looks for the
-    run's job and its uploaded file. Raises `ProviderError` if the host cannot be reached."""
+    """Return whether the backend's key belongs to the run's account. If the ids don't show that, looks for
+    the run's job and its uploaded file. Raises `ProviderError` if the host cannot be reached."""
     found = is_here(store, provider, run.account)
     if found is None and _sees(store, provider, run):
         prove(store, provider, run)
@@ -124,7 +124,7 @@ def prove(store: Store, provider: Provider, run: Run) -> None:
 
 
 def placed(run: Run, account: str) -> Run:
-    """Return the run with this account, if it was created before runs stored their accounts."""
+    """Return the run, with this account if none is recorded. Early versions did not store accounts."""
     return run if run.account is not None else msgspec.structs.replace(run, account=account)
 
 

@@ -63,11 +63,11 @@ if TYPE_CHECKING:
 class LostHandles(NamedTuple):
     handles: list[JobHandle]
     job: Job
-    """The first of these jobs, as its host reports it."""
+    """The first of these jobs, as reported by the host."""
 
 
 def look(provider: Provider, wish: SubmitRequest, translation: Translation) -> LostHandles | None:
-    """Search the host for the job of an idempotency key, with one read request, and a second one if there is
+    """Search the host for the job of an idempotency key. Sends one read request, and a second one if there is
     a job. Raises `KeyTaken` if the job differs from the requested one, and `ProviderError` if the host cannot
     be reached."""
     if wish.ref is None:
@@ -116,7 +116,7 @@ def event_of(run: Run, provider: Provider, at: datetime) -> Event:
         level="warning",
         type="taken_over",
         message=f"{provider.profile.title} already had job {run.job_id} with this idempotency key, but this "
-        "store had no record of it. It is now this run's job, and nothing was sent",
+        "store had no record of it. The job now belongs to this run, and nothing was sent",
     )
 
 
@@ -131,24 +131,25 @@ def claimed(run: Run, asked: Submission) -> Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Submission(RunRequest):
-    """A submit request. `spec` is what its backend receives, including secrets, which are never stored."""
+    """A request to submit. `spec` is the spec as its backend receives it, including secrets, which are never
+    stored."""
 
     spec: JobSpec
     translation: Translation
-    """The spec translated to the backend. The request is built from it."""
+    """The spec translated for the backend. The request body is built from it."""
     data: TrainingData
     limits: tuple[Limit, ...] = ()
-    """Limits that apply in addition to its own limit and the budget."""
+    """Limits that apply in addition to the run's own limit and the budget."""
     again: bool = True
     """True to submit even if an identical run (see `orchestrate.runs.submitting.repeats`) would block it."""
     patient: bool = False
-    """True to leave the run unsent, instead of rejecting it, if its host can't accept it now but may later.
-    The next call with the key continues the run, whose ref is the same in every copy of the store."""
+    """True to keep the run pending, instead of rejecting it, if its host can't accept it now but may later.
+    The next call with the same key continues the run. Its ref is the same in every copy of the store."""
 
 
 def stored_spec(run: Run) -> JobSpec:
-    """Return the spec to send for a run that an earlier command started. Raises `UsageError` if a part of it
-    was a secret."""
+    """Return the spec for sending a run that an earlier command started. Raises `UsageError` if a part of the
+    spec was a secret."""
     if names := [name for name, value in run.spec.items() if is_masked(value)]:
         raise UsageError(
             f"run {run.id} cannot be sent again because the secrets in {' and '.join(names)} of "
@@ -160,13 +161,13 @@ def stored_spec(run: Run) -> JobSpec:
 
 RECENT = timedelta(hours=24)
 UNKNOWN = "unknown"
-"""Model name of a recovered run if only its ref is known."""
+"""Model name of a recovered run when only its ref is known."""
 _LONGEST_KEY = 180
 _NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
 
 
 class KnownRun(Exception):
-    """Raised with the existing run of an idempotency key. Nothing was created."""
+    """Raised with the run that already has this idempotency key. Nothing was created."""
 
     def __init__(self, run: Run) -> None:
         super().__init__(run.id)
@@ -182,7 +183,7 @@ class SubmitRequest:
     provider: Provider
     key: str | None = None
     """The caller's idempotency key. If one submit goes to several backends, a space and the backend's name
-    follow the key. Raises `UsageError` for an invalid key."""
+    are appended. Raises `UsageError` for an invalid key."""
 
     def __post_init__(self) -> None:
         key, space, backend = ("none" if self.key is None else self.key).partition(" ")
@@ -195,10 +196,12 @@ class SubmitRequest:
 
     @property
     def ref(self) -> str | None:
-        """Return the ref of a key's run. It is the same in every store. It differs for other settings, data
-        and hosts, so a job with the same key for a different purpose is never mistaken for this one. It does
-        not depend on the account, because a host only shows the jobs of one account, and with a new API key
-        the same account may have a new name."""
+        """Return the ref of a key's run, which is the same in every store.
+
+        The ref depends on settings, data and host, so a job with the same key for a different purpose is
+        never mistaken for this run. It does not depend on the account, because a host only lists the jobs of
+        one account, and with a new API key the same account may have a new name.
+        """
         if self.key is None:
             return None
         settings = masked({n: v for n, v in self.spec.canonical().items() if n not in _NOT_COMPARED})
@@ -211,7 +214,7 @@ class SubmitRequest:
             return self._known(connection)
 
     def same(self, store: Store) -> Run | None:
-        """Return the newest recent run that is identical and therefore blocks this one."""
+        """Return the newest run that is identical and recent enough to block this one."""
         with store.database.reading() as connection:
             return self._same(connection, stamp(store.clock.now() - RECENT))
 
@@ -320,7 +323,7 @@ def already(run: Run) -> AlreadySubmitted:
 
 def _state(run: Run) -> str:
     if run.phase in UNSENT:
-        return "was not sent yet (another process may be sending it, or it was interrupted)"
+        return "has not been sent yet (another process may be sending it, or the submit was interrupted)"
     return "has no response from the host yet" if run.phase in UNSETTLED else f"is {run.status.value}"
 
 

@@ -1,4 +1,4 @@
-"""Resolves create requests whose response was lost, and cancels runs in any state."""
+"""Resolve create requests whose response was lost, and cancel runs in any state."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Settler:
             return self.store.runs.get(run.id)  # its submit is under way
 
     def adopt(self, run: Run, handles: list[JobHandle]) -> Run:
-        """Record the job of a run. If the host has several, the run uses the one it already has or else the
-        first, and an alert is stored with the run."""
+        """Record the host's job of a run. If there are several, the run keeps the one it already has or takes
+        the first, and an alert is stored with the run."""
         known = self.store.runs.get(run.id)
         accounts.prove(self.store, self.provider, known)
         handle = next((h for h in handles if h.job_id == known.job_id), handles[0])
@@ -137,14 +137,14 @@ class Settler:
         return self.apply(run, transitions.withdrawn, None, note=WITHDRAWN)
 
     def _cancel_on_host(self, run: Run, *, found: bool = False) -> Run:
-        """With `found`, the job was found after its run was cancelled. Raises `Unsupported` otherwise if the
+        """With `found`, the job was found after its run was canceled. Raises `Unsupported` otherwise if the
         backend cannot cancel."""
         if run.status.terminal:
             return run
         if found and not isinstance(self.provider, Cancels):
             message = (
-                f"job {run.job_id} was found after its run was cancelled, and "
-                f"{self.provider.profile.title} has no call to cancel it. It may be billed: end it there"
+                f"job {run.job_id} was found after its run was canceled, and "
+                f"{self.provider.profile.title} has no API to cancel it. It may be billed, so end it there"
             )
             self._alert(run, f"uncancelled-{run.job_id}", "warning", message, {"job": run.job_id})
             return run
@@ -154,9 +154,9 @@ class Settler:
     # -- going on ------------------------------------------------------------------------------------------
 
     def restart(self, run: Run) -> bool:
-        """Restart interrupted work of a backend. Only one process does so, because two would each start a
-        machine. Returns whether the work was restarted. Leaves paused work alone, and work of other accounts,
-        which would otherwise be billed to this account. Raises `ProviderError`."""
+        """Restart interrupted work on a backend. A lock prevents two processes from each starting a machine.
+        Returns whether the work was restarted. Does not restart paused work, or work of other accounts, which
+        would be billed to this account. Raises `ProviderError`."""
         if run.raw_status == transitions.PAUSED:
             return False
         if accounts.is_here(self.store, self.provider, run.account) is False:

@@ -71,16 +71,17 @@ class Submitter(Settler):
     budget_usd: Decimal | None = None
     """Budget for all runs and deployments in the store."""
     agree: Callable[[Quote], bool] = lambda live: False
-    """Function that is called if a host's own estimate is above the quote's high end."""
+    """Function that is called if a host's own estimate is above the quote's high end. The job is created only
+    if it returns True."""
 
     # -- sending -------------------------------------------------------------------------------------------
 
     def submit(self, asked: Submission, *, progress: Progress | None = None) -> Run:
-        """Create one job and the run that tracks it, or continue the run with the idempotency key.
+        """Create one job and the run that tracks it, or continue the run that has the idempotency key.
 
         Raises `OverBudget` before anything is written or created, `AlreadySubmitted` for an identical run
         that blocks this one, `OutcomeUnknown` if the response was lost (the run is stored, and `settle` or
-        `sync` finds the job), `DataError` if a file has changed since it was shown, and any other
+        `sync` finds the job), `DataError` if a file has changed since the user saw it, and any other
         `ProviderError` if the host rejected the job.
         """
         wish = SubmitRequest(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
@@ -121,8 +122,8 @@ class Submitter(Settler):
         return self.apply(run, lambda run, at: transitions.observed(run, there.job, at), None)
 
     def take_up(self, run: Run, asked: Submission, *, progress: Progress | None = None) -> Run:
-        """Continue a run of an earlier call as far as possible now. Afterwards, it may still be in progress.
-        Raises the same errors as `submit`."""
+        """Continue a run that an earlier call created. The returned run may still be in progress. Raises the
+        same errors as `submit`."""
         if run.idempotency_key is None:
             run = self.store.runs.apply(run.id, lambda run: repeats.claimed(run, asked))
         if self.store.leases.held(lease_name(run)):
@@ -315,7 +316,7 @@ class Submitter(Settler):
                     run,
                     transitions.not_made,
                     lease,
-                    note=f"the host is busy and asked to wait {duration(wait)}",
+                    note=f"the host is busy and asked us to wait {duration(wait)}",
                 )
                 patience -= wait
                 self.store.clock.sleep(wait)
@@ -342,7 +343,8 @@ class Submitter(Settler):
             self.reached("after-fence")
             if self.store.clock.uptime().seconds - begun <= self.timing.send_limit_s:
                 return
-            self.apply(run, transitions.not_made, lease, note="it was too late to send. Nothing was sent")
+            late = "writing to the store took too long, so nothing was sent"
+            self.apply(run, transitions.not_made, lease, note=late)
         slow = StoreError(
             f"run {run.id}: writing to the run store took longer than {duration(self.timing.send_limit_s)}",
             fix=f"nothing was sent. When the machine is less busy: orchestrate resume {run.id}",

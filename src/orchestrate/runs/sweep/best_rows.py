@@ -25,13 +25,13 @@ KINDS = ("best", "random", "all")
 
 
 class ChosenRows(Record, frozen=True, kw_only=True):
-    """Scores of the runs trained on one selection of rows."""
+    """Scores of the runs that were trained on one selection of rows."""
 
     which: str
     """The selection: best, random or all."""
     rows: int
     score: float
-    """Mean of its runs."""
+    """Mean score of the selection's runs."""
     low: float | None = None
     """Lower end of the 95% interval of one run's score. `None` for a loss."""
     high: float | None = None
@@ -49,7 +49,7 @@ class BestRows(Record, frozen=True, kw_only=True):
     """File of the best rows."""
     compared: tuple[ChosenRows, ...]
     over: dict[str, Gain]
-    """Gain of the best rows over each other selection. Positive is better."""
+    """Gain of the best rows over each of the other selections. Positive is better."""
     remarks: tuple[str, ...] = ()
 
 
@@ -136,7 +136,7 @@ HEAD = ("rows", "which", "score", "95% interval", "runs")
 
 
 def told(found: BestRows) -> list[str]:
-    """Describe how much better the best rows are than the other selections."""
+    """Summarize in one sentence how much better the best rows are than the other selections."""
     other = {"random": "as many random rows", "all": "all rows"}
     best = f"the best {found.keep:.0%} of the rows by {found.by}"
     return [f"{best} against {other[kind]}: {step(found.target, gain)}" for kind, gain in found.over.items()]

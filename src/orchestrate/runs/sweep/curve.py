@@ -1,4 +1,4 @@
-"""Learning curves: train on fractions of the rows and project the gain of more rows."""
+"""Learning curves: train on fractions of the rows, and project how much more rows would gain."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ _Z = 1.96
 
 
 class Size(Record, frozen=True, kw_only=True):
-    """Scores and costs of the runs with one number of rows."""
+    """Scores and costs of the runs with the same number of rows."""
 
     rows: int
     share: float
     score: float
-    """Mean of its runs."""
+    """Mean score of the runs."""
     low: float | None = None
     """Lower end of the 95% interval of one run's score. `None` for a loss."""
     high: float | None = None
     usd: Decimal | None = None
-    """Average bill of its runs. `None` while any bill is unknown."""
+    """Average bill of the runs. `None` while any bill is unknown."""
     runs: tuple[str, ...]
 
 
 class LearningCurve(Record, frozen=True, kw_only=True):
-    """Scores by number of rows, and a projection to other numbers."""
+    """Scores by number of rows, with a projection for other numbers of rows."""
 
     sweep: str
     target: str
     higher_is_better: bool
     sizes: tuple[Size, ...]
     more: Gain | None = None
-    """Gain from all rows to the requested number of additional rows."""
+    """Projected gain from adding the requested number of rows to all current rows."""
     half: Gain | None = None
-    """Gain from half the rows to all."""
+    """Gain of training on all rows instead of half of them."""
     half_saves_usd: Decimal | None = None
     """Cost saved by training on half of the rows."""
     why_none: str | None = None
@@ -72,12 +72,12 @@ def space_of(shares: Sequence[float], seeds: int) -> Space:
 
 
 def seeded(choices: Mapping[str, tuple[Any, ...]], seeds: int) -> Space:
-    """Build a search space with every choice repeated for each seed."""
+    """Build a search space that repeats every choice for each seed."""
     return Space({**choices, **({"seed": tuple(range(seeds))} if seeds > 1 else {})})
 
 
 def one_seed(search: Search) -> list[str]:
-    """Return a remark if the comparison has only one seed."""
+    """Return a warning if the comparison has only one seed."""
     if "seed" in search.choices:
         return []
     return ["only one seed, so the intervals exclude run-to-run variation (--seeds 3)"]
@@ -99,7 +99,7 @@ def curve(searching: Searching, rows: int, more: int) -> LearningCurve:
         return replace(found, why_none=str(error), remarks=tuple(remarks))
     if speeds_up(points):
         remarks.append(
-            "gains are still growing with each doubling of the rows: more rows may bring more than projected"
+            "gains are still growing with each doubling of the rows, so the projection may be too low"
         )
     by_rows = {point.rows: point for point in points}
     middle, top = by_rows.get(round(0.5 * rows)), by_rows.get(rows)
@@ -153,7 +153,7 @@ def _sizes(searching: Searching, trials: Sequence[Trial], rows: int) -> Iterator
 
 
 def interval(same: Sequence[Trial]) -> tuple[float | None, float | None]:
-    """Return the mean lower and upper ends of the runs' score intervals."""
+    """Average the lower and upper ends of the runs' score intervals."""
     lows = [trial.score_low for trial in same if trial.score_low is not None]
     highs = [trial.score_high for trial in same if trial.score_high is not None]
     return mean(lows) if lows else None, mean(highs) if highs else None
@@ -188,7 +188,7 @@ def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bo
 
 
 def told(found: LearningCurve) -> list[str]:
-    """Describe how much more rows would gain, and how much half of the rows would have lost and saved."""
+    """Summarize how much more rows would gain, and what training on half of the rows loses and saves."""
     more, half = found.more, found.half
     if more is None or half is None:
         return [f"no projection for other row counts: {found.why_none}"]
@@ -211,7 +211,7 @@ def step(target: str, gain: Gain) -> str:
 
 
 def page(found: LearningCurve) -> str:
-    """Render an HTML page with the plot, its description and the numbers."""
+    """Render an HTML page with the plot, a summary and the numbers."""
     from orchestrate.reports import charts, html
 
     name = found.target

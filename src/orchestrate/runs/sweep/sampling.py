@@ -1,7 +1,7 @@
 """Choose the next trial, and which trials to stop, with Optuna's samplers and successive halving.
 
-The only state is the stored trials. Each call rebuilds the study from them, so another process can continue a
-sweep.
+The stored trials are the only state. Each call rebuilds the study from them, so another process can continue
+a sweep.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("grid", "random", "tpe")
 _TRIES = 50
-"""Maximum number of retries of a sampler that proposes settings that were already tried."""
+"""Maximum number of retries when a sampler proposes settings that were already tried."""
 _FIRST_RUNG = 25
 """Percentage of a run's steps after which it is first compared with the others. The next comparison is at
 twice this percentage."""
@@ -30,8 +30,8 @@ twice this percentage."""
 def next_settings(
     space: Space, sampler: str, seed: int, trials: Sequence[Trial], *, maximise: bool
 ) -> Settings | None:
-    """Return settings that were not tried yet, or `None` if none are left. `trials` are all trials of the
-    first round so far."""
+    """Return settings that have not been tried yet, or `None` if none are left. `trials` are all trials of
+    the first round so far."""
     tried = {repr(sorted(trial.settings.items())) for trial in trials}
     if sampler == "grid":
         left = (s for s in space.combinations() if repr(sorted(s.items())) not in tried)
@@ -49,8 +49,8 @@ def next_settings(
 
 
 def given_up(curves: Mapping[int, Mapping[float, float]], number: int) -> bool:
-    """Return whether to stop a trial early, because it is in the worse half of the trials that got as far.
-    `curves` maps trial numbers to validation losses by percent of the trial's steps. Uses asynchronous
+    """Return whether to stop a trial early, because its loss is in the worse half of the trials that got this
+    far. `curves` maps trial numbers to validation losses by percent of the trial's steps. Uses asynchronous
     successive halving (Li et al., 2020)."""
     _quiet()
     import optuna

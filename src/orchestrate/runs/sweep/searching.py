@@ -35,7 +35,7 @@ EVAL = "eval:"
 _MOST_PRICED = 32
 """Maximum number of combinations that are priced before a sweep starts."""
 _MOST_UNASKED = 1000
-"""Maximum number of trials of a grid if the user gave no number."""
+"""Maximum number of trials of a grid if the user did not set one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Price(NamedTuple):
 
 
 def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOrder) -> Search:
-    """Store a sweep, or return the identical existing one. Nothing is sent. Raises `UsageError`."""
+    """Store a sweep, or return the existing one if it is identical. Sends nothing. Raises `UsageError`."""
     _require(order)
     values = specfile.anchored(spec).asked()
     if is_masked(masked(values)):
@@ -144,11 +144,11 @@ def _require_target(ft: Workspace, spec: JobSpec, name: str, search: Search) -> 
         raise UsageError(f"the target {search.target} needs held-out rows: --test FILE")
     features = ft.provider(name).features
     if search.prune and Feature.CANCEL not in features:
-        raise UsageError(f"--prune needs early stopping, but {name} cannot stop a run early")
+        raise UsageError(f"--prune needs early stopping, but {name} does not support stopping a run early")
 
 
 def price(ft: Workspace, search: Search) -> Price:
-    """Price a sweep before anything is sent. Excludes evaluations. `eval` prices their answers. Works
+    """Price a sweep before anything is sent. Excludes the cost of evaluations, which `eval` prices. Works
     offline."""
     searched = space.of(search)
     ends = {name: high for name, (_, high, _) in search.ranges.items()}

@@ -14,10 +14,10 @@ from orchestrate.spec import specfile
 from orchestrate.types import Search
 
 PROVIDER = "provider"
-"""Name that varies the backend. All other names are fields of the spec."""
+"""Name of the setting that varies the backend. All other names are fields of the spec."""
 SHARE = "share"
-"""Name that varies the fraction of the training rows. Larger subsets contain the smaller ones. A string is
-the path of a file with selected rows."""
+"""Name of the setting that varies the fraction of the training rows. Larger subsets contain the smaller ones.
+If the value is a string, it is the path of a file with selected rows."""
 Settings = Mapping[str, Any]
 Range = tuple[float, float, bool]
 _FIXED = ("train", "validation", "test", "columns", "tags", "max_cost_usd", "private")
@@ -41,8 +41,8 @@ class Space:
         return math.prod(map(len, self.choices.values()))
 
     def combinations(self) -> Iterator[dict[str, Any]]:
-        """Yield all combinations of the choices, without the ranges. Generates them lazily, because there may
-        be millions."""
+        """Yield all combinations of the choices, without the ranges. Yields lazily, because there may be
+        millions."""
         for values in itertools.product(*self.choices.values()):
             yield dict(zip(self.choices, values, strict=True))
 
@@ -53,7 +53,7 @@ def of(search: Search) -> Space:
 
 def parse(grid: Iterable[str], ranges: Iterable[str]) -> Space:
     """Parse a search space such as `["learning_rate=1e-4,2e-4"]` and `["learning_rate=1e-5:1e-3:log"]`.
-    Values are read as YAML. Raises `UsageError`."""
+    Values are parsed as YAML. Raises `UsageError`."""
     each_choice, each_range = [_choice(pair) for pair in grid], [_range(pair) for pair in ranges]
     choices, bounds = dict(each_choice), dict(each_range)
     if both := choices.keys() & bounds.keys():
@@ -112,8 +112,8 @@ def _range(pair: str) -> tuple[str, Range]:
 
 
 def applied(spec: Mapping[str, Any], settings: Settings, share: float = 1.0, seed: int = 0) -> dict[str, Any]:
-    """Return the spec's plain values with a trial's settings. The training rows are a seeded sample of this
-    fraction. Raises `UsageError` for an invalid fraction."""
+    """Return the spec's plain values with a trial's settings. The trial trains on a seeded sample of the
+    rows, with `share` as the fraction. Raises `UsageError` for an invalid fraction."""
     import copy
 
     values = copy.deepcopy(dict(spec))

@@ -33,8 +33,8 @@ _POWERS = {"llama": 0.781, "qwen": 0.0775}
 """Exponent by which the learning rate falls with the hidden size, by model family. Other families were not
 calibrated."""
 _LEAST_HIDDEN = 1024
-"""Smallest hidden size for the formula. It was fitted on sizes from 2,048 to 8,192. Far below, it would
-suggest learning rates above 0.1%."""
+"""Smallest hidden size for which the formula is used. The formula was fitted on sizes from 2,048 to 8,192.
+Far below these, it would suggest learning rates above 0.1%."""
 _STEPS = 100
 """Minimum number of optimizer steps. With fewer, the batch is reduced first."""
 
@@ -43,18 +43,18 @@ class Suggested(Record, frozen=True, kw_only=True):
     """One suggested setting."""
 
     name: str
-    """Name as in a spec, such as `adapter.r`."""
+    """Field name as in a spec, such as `adapter.r`."""
     value: int | float
     now: int | float | str | None = None
-    """Value in the spec. `None` if not set."""
+    """Current value in the spec. `None` if not set."""
     reason: str
     source: str
     neighbors: tuple[int | float, ...] = ()
-    """Neighboring values that a small sweep should try."""
+    """Neighboring values to try in a small sweep."""
 
 
 class Suggestion(Record, frozen=True, kw_only=True):
-    """The suggestions for one backend."""
+    """Suggested hyperparameters for one backend."""
 
     provider: str
     model: str
@@ -64,8 +64,8 @@ class Suggestion(Record, frozen=True, kw_only=True):
 
     @property
     def choices(self) -> dict[str, tuple[int | float, ...]]:
-        """Return the suggestions for learning rate and rank, which matter most, and their neighbors, as the
-        values of a sweep."""
+        """Return the suggested learning rate and rank, which matter most, with their neighbors, as the values
+        of a sweep."""
         return {
             one.name: tuple(sorted({one.value, *one.neighbors}))
             for one in self.settings
@@ -131,7 +131,7 @@ def _rank(spec: JobSpec, resolved: ModelOnHost, shape: ModelShape | None, tokens
         neighbors=near,
     )
     alpha = getattr(spec.adapter, "alpha", None)
-    reason = "twice the rank, so the learning rate does not depend on the rank"
+    reason = "twice the rank, so the best learning rate does not depend on the rank"
     yield Suggested(
         name="adapter.alpha", value=2 * rank, now=alpha, reason=reason, source="guides: r=16 with alpha=32"
     )

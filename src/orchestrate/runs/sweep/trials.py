@@ -1,4 +1,4 @@
-"""Runs a sweep: starts, scores and stops its trials, turn by turn."""
+"""Run a sweep: start, score and stop its trials, turn by turn."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _SIXTH = Decimal("0.000001")
 
 @dataclass
 class Searching:
-    """A running sweep. Turns are short, because the runs train elsewhere."""
+    """A running sweep. Each turn is short, because the runs train elsewhere."""
 
     ft: Workspace
     search: Search
     stopped: str | None = None
-    """Reason why no more trials are started, unless all have been started."""
+    """Reason why no more trials are started, if some have not been started."""
     waits: str | None = None
-    """Reason why the next trial could not be started yet. Each turn tries again."""
+    """Reason why the next trial could not be started yet. Every turn tries again."""
     _later: float = 0.0
     _space: Space = field(init=False)
 
@@ -81,8 +81,8 @@ class Searching:
         on_turn: Callable[[list[Trial]], object] | None = None,
         pause_s: float = 1.0,
     ) -> list[Trial]:
-        """Run the sweep until every trial has ended. `watch` updates the runs before each turn. Raises
-        `LeaseHeld` while another process runs the sweep."""
+        """Run the sweep until every trial has ended. Calls `watch` to update the runs before each turn.
+        Raises `LeaseHeld` while another process runs the sweep."""
         with self.ft.store.leases.hold(self.search.id, _LEASE_S):
             while not stop.is_set():
                 watch()
@@ -98,7 +98,8 @@ class Searching:
         return self.trials
 
     def turn(self) -> None:
-        """Score trials that have ended, stop trials that fall behind, and start new ones if there is room."""
+        """Score trials that have ended, stop trials that perform poorly, and start new ones if slots are
+        free."""
         for trial in self.trials:
             if trial.state is TrialState.OPEN and trial.run_id is not None:
                 self._look(trial)
@@ -331,9 +332,8 @@ class Searching:
             return
         if run.status is JobStatus.SUCCEEDED:  # before it could be ended
             return
-        self._set(
-            trial, state=TrialState.PRUNED, note="stopped early: other trials were better at the same step"
-        )
+        why = "stopped early because other trials had a lower loss at the same step"
+        self._set(trial, state=TrialState.PRUNED, note=why)
 
     def _set(self, trial: Trial, **fields: Any) -> None:
         self.ft.store.searches.change(self.search.id, trial.number, lambda now: replace(now, **fields))

@@ -1,4 +1,4 @@
-"""Budget reservations left behind by processes that ended: for answers in progress and for runs that were
+"""Budget reservations left behind by processes that ended: for answers in progress, and for runs that were
 never sent."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrate.types import Run
 
 
 def unsent(store: Store) -> list[Run]:
-    """List runs that reserve part of the budget but were not sent, and that no process is working on."""
+    """List runs that reserve part of the budget but were not sent, if no process is working on them."""
     return [
         run
         for run in store.runs.matching(active=True)
@@ -29,13 +29,13 @@ def unsent(store: Store) -> list[Run]:
 
 
 def answers(store: Store) -> list[Decimal]:
-    """List the amounts reserved for answers that no command waits for anymore."""
+    """List the amounts reserved for answers that no running command waits for."""
     return [usd for _, holds in _left(store) for usd in holds.values()]
 
 
 def settle_answers(store: Store) -> int:
-    """Settle reserved answers by their journals: count those that may have been sent, and release those known
-    not to have been sent. Return the number of settled answers."""
+    """Settle reserved answers by their journals: count answers that may have been requested, and release the
+    others. Returns the number of settled answers."""
     done = 0
     for log, holds in _left(store):
         with suppress(DataError, OSError):  # it stays held, and counts in full after a day

@@ -43,14 +43,14 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
     quote: Quote | None = None
     bill: Bill | None = None
     words: str | None = None
-    """The counted amount and its source, in words."""
+    """Description of the counted amount and its source."""
     reason: str | None = None
-    """Reason why the cost cannot be counted, or can only be counted in part."""
+    """Reason why the cost is not counted, or only partly counted."""
 
 
 def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth:
-    """Compute the cost of a recovered job. Queries the host for the size of its data if nothing better is
-    known. Errors of the host are not raised."""
+    """Compute the cost of a recovered job. Queries the host for the size of the job's data if nothing better
+    is known. Does not raise errors of the host."""
     told, problem = _recalled(provider, job)
     asked = told_by_host(provider, job)
     whole = _whole(asked)
@@ -116,7 +116,7 @@ def _words(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
 
 
 def told_by_host(provider: Provider, job: Job) -> Told:
-    """Return the settings of a job created without this store, as far as its host reports them. May be
+    """Return the settings that the host reports for a job that was created without this store. May be
     empty."""
     return provider.asked_for(job) if isinstance(provider, Recalls) else Told()
 
@@ -136,7 +136,8 @@ def _resolved(provider: Provider, job: Job) -> ModelOnHost:
 
 
 class OrphanJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A job with our ref that is not in the store. The store was lost, or a colleague created the job."""
+    """A job with our ref that is not in the store. Either the store was lost, or a colleague created the
+    job."""
 
     provider: str
     account: str
@@ -152,21 +153,21 @@ class Recovery(msgspec.Struct, kw_only=True):
 
     recovered: list[str] = []
     adopted: list[str] = []
-    """Runs that had no recorded job until it was found on the host."""
+    """Runs whose job was unknown to the store until it was found on the host."""
     offered: list[OrphanJob] = []
-    """Jobs that were found but not selected."""
+    """Jobs that were found but not selected for recovery."""
     counted: dict[str, str] = {}
-    """The amount that a budget counts for each recovered run, in words: the host's figure, the billing rule
-    for how the job ended, or the high end of a quote for the reported data."""
+    """Descriptions of the amounts that count toward a budget, by run: the host's figure, the billing rule for
+    the outcome of the job, or the high end of a quote for the reported data."""
     unpriced: list[str] = []
-    """Recovered runs whose cost is not counted in any budget."""
+    """Recovered runs whose cost counts toward no budget."""
     reasons: dict[str, str] = {}
     """Reasons, by run id."""
     known: list[str] = []
     doubled: list[str] = []
-    """Refs with several jobs. The oldest job became the run, and an alert names the others."""
+    """Refs with several jobs. The oldest job became the run's job, and an alert lists the others."""
     deployments: list[str] = []
-    """Runs whose deployment was found on its host and is now tracked."""
+    """Runs whose deployment was found on the host and is now tracked."""
     failures: list[Failure] = []
 
 
@@ -184,9 +185,9 @@ def recover(
     nothing on a host.
 
     Costs that the host does not report are computed at `rates`, by default the built-in ones. Values that
-    only the lost store had stay empty: the quote and, if the host does not have them, the spec, the data's
-    digest and the tags. Ids and refs stay the same, because each can be derived from the other. A later
-    `sync` fetches events, metrics and bills.
+    only the lost store contained stay empty: the quote and, if the host does not have them, the spec, the
+    data's digest and the tags. Ids and refs stay the same, because each can be derived from the other. A
+    later `sync` fetches events, metrics and bills.
     """
     report = Recovery()
     providers = list(providers)
@@ -311,8 +312,8 @@ def _asked_for(worth: Worth) -> dict[str, Any]:
 def run_of(
     job: Job, provider: Provider, account: str, at: datetime, *, id: str, ref: str, how: str, **known: Any
 ) -> Run:
-    """Build a run from a job that the host reports at `at`. The tag `how` says how it was found, and `known`
-    has additional fields of the run."""
+    """Build a run from a job that the host reports at time `at`. The tag `how` records how the job was found.
+    `known` contains additional fields of the run."""
     facts: dict[str, Any] = {"spec_hash": "", "dataset_digest": "", **known}
     facts["tags"] = {**known.get("tags", {}), how: at.date().isoformat()}
     run = Run(

@@ -32,9 +32,9 @@ from orchestrate.types import Event, Feature, JobStatus, Run
 EVENT = "stalled"
 """Type of the event that reports a stall."""
 FACTOR = 5
-"""A run may be silent for this multiple of the usual gap."""
+"""Multiple of the usual gap after which a run counts as stalled."""
 LEAST_S, UNKNOWN_S = 15 * 60.0, 60 * 60.0
-"""Minimum silence that counts as a stall, and the minimum if too few earlier runs are known. These are our
+"""Minimum silence that counts as a stall, and the minimum when there are too few earlier runs. These are our
 choice, not a host's."""
 ENOUGH, _MOST = 3, 20
 """Number of earlier runs needed to know what is usual, and the maximum number of runs to read and of stalls
@@ -42,7 +42,8 @@ to check in a sync."""
 _PHASES = (JobStatus.VALIDATING, JobStatus.RUNNING, JobStatus.FINALIZING)
 _LATER_S = 600.0
 _ASLEEP_S = 60.0
-"""Maximum time between checks of a run on this machine. After a longer gap, the machine may have slept."""
+"""Maximum time between checks of a run on this machine. After a longer gap, the machine may have been
+asleep."""
 
 
 class Usual(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,8 +53,7 @@ class Usual(msgspec.Struct, frozen=True, kw_only=True):
     phase_s: float | None = None
     """Median duration of the phase."""
     silent_s: float | None = None
-    """Median of the longest gap between two signs of activity in the phase, scaled to the run's number of
-    tokens."""
+    """Median of the longest gap between two updates in the phase, scaled to the run's number of tokens."""
 
 
 class Stall(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,16 +67,16 @@ class Stall(msgspec.Struct, frozen=True, kw_only=True):
     usual: Usual
     message: str
     new: bool
-    """True if this check is the first to find it."""
+    """True if this check is the first to find the stall."""
     confirmed: bool
-    """True if an earlier check found it too."""
+    """True if an earlier check also found the stall."""
     cancelled: bool = False
 
 
 @dataclass(frozen=True)
 class Stalls:
-    """Finds stalls among the runs of one backend. `fetch` updates a run's events and metrics. `after_s`
-    overrides the limit derived from earlier runs."""
+    """Finds stalled runs of one backend. `fetch` updates a run's events and metrics. `after_s` overrides the
+    limit derived from earlier runs."""
 
     store: Store
     provider: Provider
@@ -110,7 +110,7 @@ class Stalls:
         return max(least, FACTOR * max(usual.silent_s or 0.0, _gap(_signs(self.store, run))))
 
     def usual(self, run: Run) -> Usual:
-        """Return how long the run's phase took in the latest runs that succeeded, limited to runs of the same
+        """Return how long the run's phase took in the latest successful runs. Uses only runs of the same
         model if there are enough."""
         past = self.store.runs.matching(
             provider=run.provider, sandbox=run.sandbox, status=JobStatus.SUCCEEDED, limit=10 * _MOST
@@ -152,7 +152,7 @@ class Stalls:
         )
 
     def end(self, stall: Stall, timing: Timing = DEFAULT_TIMING) -> Stall:
-        """Cancel a confirmed stall, unless its host now reports progress or an ending job. Raises
+        """Cancel a confirmed stall, unless its host now reports progress or that the job is ending. Raises
         `ProviderError`."""
         able = Feature.CANCEL in self.provider.features and stall.status is not JobStatus.FINALIZING
         if not (stall.confirmed and able):

@@ -1,8 +1,8 @@
-"""Syncs the store with the hosts: finds the jobs of runs, resolves lost responses, and updates all open runs.
+"""Sync the store with the hosts: find the jobs of runs, resolve lost responses, and update all open runs.
 
-Changes nothing on a host, with two exceptions: it ends what has exceeded its limit (cancels or pauses runs,
-takes down deployments), and it sends cancel requests that have not reached the host, because the run's job
-was unknown or the process that requested it died.
+Changes nothing on a host, with two exceptions. A sync ends what has exceeded its limit (cancels or pauses
+runs, takes down deployments). It also sends cancel requests that have not reached the host, because the run's
+job was unknown or the process that requested the cancellation died.
 
 A sync reads each host's list page by page, so ten thousand runs cost as many requests as there are pages. It
 requests only a few jobs individually: jobs missing from the list (lists lag, filter and drop jobs, so these
@@ -93,33 +93,33 @@ class SyncReport(msgspec.Struct, kw_only=True):
     adopted: list[str] = []
     """Runs whose job was found by its ref."""
     not_made: list[str] = []
-    """Runs for which the host has no job. They can be sent again."""
+    """Runs that have no job on the host. You can send them again."""
     unsettled: list[str] = []
-    """Runs for which it is too early to know."""
+    """Runs whose lost request cannot be resolved yet."""
     unsent: list[str] = []
-    """Runs whose submit was interrupted before anything was sent. They can be sent again."""
+    """Runs whose submit was interrupted before anything was sent. You can send them again."""
     released: list[str] = []
-    """Unsent runs that reserve no budget until they are sent."""
+    """Runs that were not sent, and reserve no budget until they are."""
     settled: int = 0
-    """Number of pending answers from finished commands that are now counted or released."""
+    """Number of pending answers of finished commands that are now counted or released."""
     elsewhere: list[str] = []
-    """Runs in an account other than the key's, or that the key may not see. Their state is unchanged."""
+    """Runs whose account differs from the key's, or that the key may not see. Their state is unchanged."""
     gone: list[str] = []
     """Runs whose job is no longer on the host."""
     uncancelled: list[str] = []
-    """Runs whose job continues although the host was asked to cancel it. The request was repeated."""
+    """Runs whose job continues although the host confirmed the cancellation. The request was repeated."""
     paused: list[str] = []
     changed: list[str] = []
     ended: list[str] = []
     capped: list[str] = []
-    """Runs that exceeded their cap and are being ended."""
+    """Runs that exceeded their cost cap and are being ended."""
     stalled: list[Stall] = []
     """Runs in progress without news for much longer than usual."""
     alarms: list[Event] = []
     hosting: list[str] = []
     """Messages about deployments, one sentence each."""
     ending: list[str] = []
-    """Runs whose deployment Orchestrate asked the host to end, but that the host still lists."""
+    """Ids of runs whose deployment was asked to end but is still listed by the host."""
     failures: list[Failure] = []
     asked: int = 0
     """Approximate number of requests to hosts: list pages and individual requests."""
@@ -141,7 +141,7 @@ class SyncReport(msgspec.Struct, kw_only=True):
                 what = _WORDS.get(name, name.replace("_", " "))
                 parts.append(f"{what}: {', '.join(runs)}")
         for stall in self.stalled:
-            parts.append(f"{stall.run} {'cancelled: ' if stall.cancelled else 'stalled: '}{stall.message}")
+            parts.append(f"{stall.run} {'canceled: ' if stall.cancelled else 'stalled: '}{stall.message}")
         parts += self.hosting
         if self.settled:
             parts.append(f"resolved: {count(self.settled, 'answer')} from finished commands")
@@ -157,7 +157,7 @@ class SyncReport(msgspec.Struct, kw_only=True):
 # Each is said once, as an event of the run and in the report of the sync, and asked again at every sync.
 
 GRACE = timedelta(minutes=2)
-"""Time a host may take to end a job after the request."""
+"""Time that a host may take to end a job after the request."""
 _ENDING = frozenset({JobStatus.CANCELLING, JobStatus.FINALIZING, JobStatus.UNKNOWN})
 
 
@@ -171,8 +171,8 @@ def gone(store: Store, provider: Provider, run: Run) -> None:
 
 
 def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
-    """Return whether a job still runs long after its host confirmed the cancellation, and cancel such a job
-    again. Raises `ProviderError`."""
+    """Check whether a job still runs long after its host confirmed the cancellation. If so, cancel the job
+    again and return True. Raises `ProviderError`."""
     asked = run.status is JobStatus.CANCELLING and store.clock.now() - run.updated_at > GRACE
     if not asked or job.status.terminal or job.status in _ENDING or not isinstance(provider, Cancels):
         return False
@@ -189,8 +189,8 @@ def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
 def paused(store: Store, provider: Provider, run: Run) -> None:
     """Record that the host has paused the run's job."""
     told = (
-        f"{provider.profile.title} paused job {run.job_id}. Its share of the budget stays reserved until it "
-        f"ends. Next: orchestrate resume {run.id}, cancel or abandon"
+        f"{provider.profile.title} paused job {run.job_id}. The run's share of the budget stays reserved "
+        f"until it ends. Next: orchestrate resume {run.id}, cancel or abandon"
     )
     if run.dormant:
         how = f'ft.session(resume="{run.id}")' if run.own_loop else f"orchestrate resume {run.id}"
@@ -199,8 +199,8 @@ def paused(store: Store, provider: Provider, run: Run) -> None:
 
 
 def settled_session(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
-    """Store the cost of a training session that no program uses anymore. This frees its reserved limit until
-    the session is resumed."""
+    """Store the cost of a training session that no program uses anymore. The rest of its limit is released
+    until the session is resumed."""
     so_far = bill(run, job) if bill is not None and run.dormant else None
     changed = [] if so_far is None else store.runs.set_bills({run.id: so_far})
     return changed[0] if changed else run
@@ -218,7 +218,7 @@ BillHook = Callable[[Run, Job], Bill | None]
 """A function that returns the cost of a run so far, or `None` while it is unknown."""
 
 OVER_CAP = "over_cap"
-"""Type of the event that reports the exceeded cap, and error code of the ended run."""
+"""Type of the event that reports the exceeded cap. Also the error code of the ended run."""
 
 _EVENT = "orchestrate-over-cap"
 _LEFT_ALONE = frozenset({JobStatus.SUBMITTING, JobStatus.PAUSED, JobStatus.CANCELLING})
@@ -236,7 +236,7 @@ def enforce(
     it is new.
 
     If the backend cannot cancel, the event asks the user to do so. Raises `ProviderError` if the host cannot
-    be reached. The next call tries again.
+    be reached. Call it again to retry.
     """
     cap = cap_of(run)
     if cap is None or bill is None or run.status.terminal or run.status in _LEFT_ALONE:
@@ -246,7 +246,7 @@ def enforce(
         return None
     rented = isinstance(provider, Limited) or run.job_kind == SESSION
     able = Feature.CANCEL in provider.features
-    by_hand = f"{provider.profile.title} cannot cancel it, so end it there"
+    by_hand = f"{provider.profile.title} cannot cancel the run, so end it there"
     done = "The run is being canceled" if able else by_hand
     event = Event(
         # A paused run may be given more, and come to that.
@@ -285,7 +285,7 @@ def told_at_end(store: Store, run: Run) -> None:
 
 
 def explained(store: Store, run: Run) -> Run:
-    """Set the cost cap as the error of a canceled run, if it was the reason for the cancellation."""
+    """Set the cost cap as the error of a canceled run, if the cap was the reason for the cancellation."""
     if run.max_cost_usd is None or run.status is not JobStatus.CANCELLED or run.error is not None:
         return run
     said = next((e for e in store.history.events(run.id) if e.id == _EVENT), None)
@@ -307,9 +307,9 @@ _REQUESTS = 150
 _PAGE = 100
 """Number of jobs on the shortest page of any host."""
 DETAIL_REQUESTS = 5
-"""Approximate number of requests of `fetch_details` for one run, on the host that needs the most."""
+"""Approximate number of requests of `fetch_details` for one run, on the host that needs the most requests."""
 _BILL_PATIENCE = timedelta(days=7)
-"""Time to wait for a host's final price. A host that has not reported one by then never will."""
+"""Time to wait for a host's final price. A host that has not reported a price by then never will."""
 
 
 def sync(
@@ -323,8 +323,8 @@ def sync(
     stalled_after_s: float | None = None,
     cancel_stalled: bool = False,
 ) -> SyncReport:
-    """Settle, adopt and update all open runs, or those of the backends in `only`. Without `sandboxes`, no
-    backend is contacted because of sandbox runs.
+    """Resolve and update all open runs, or those of the backends in `only`. With `sandboxes=False`,
+    backends that have only sandbox runs are not contacted.
 
     `provider` returns the backend with a name. A backend that fails or cannot be created does not stop the
     others and is listed in `failures`. Runs without news for `stalled_after_s` (default: far longer than
@@ -414,7 +414,7 @@ def fetch_details(
     store: Store, provider: Provider, run: Run, *, on_event: Callable[[Event], None] | None = None
 ) -> None:
     """Store new events, metrics and checkpoints. Reads the events of an ended run from the start, because
-    hosts add some late, with times before the latest stored event."""
+    hosts add some late, with earlier timestamps."""
     after, new = None if run.status.terminal else store.history.last_event_id(run.id), 0
     if Feature.EVENTS in provider.features:
         added = store.history.add_events(run.id, provider.events(run.handle, after=after))
@@ -431,7 +431,7 @@ def fetch_details(
 
 
 def conclude(store: Store, provider: Provider, run: Run, job: Job, bill: BillHook | None) -> Run:
-    """Store an ended run's bill and, once nothing more is expected, close the run."""
+    """Store an ended run's bill. Close the run once no more data is expected."""
     run = _bill(store, [(run, job)], bill)[run.id]
     ended = run.finished_at or run.updated_at
     # A host that only estimates, or a job that ended early, gets no better figure.

@@ -21,7 +21,7 @@ _STATUS = {JobStatus.SUCCEEDED: "FINISHED", JobStatus.FAILED: "FAILED", JobStatu
 _METRICS, _OTHERS = 1000, 100
 """Limits of a request (https://docs.databricks.com/api/experiments/v1/log-batch)."""
 _LONGEST = 6000
-"""Maximum length of a setting's value in characters. A tag's limit is 8,000."""
+"""Maximum length of a setting's value in characters. For a tag, the maximum is 8,000."""
 _PATIENCE_S = 10.0
 
 

@@ -1,4 +1,4 @@
-"""Records of a run's data for a tracker, and of what was logged."""
+"""Records of a run's data for a tracker, and of the values that were logged."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Exporter(Protocol):
     """An open tracker."""
 
     address: str | None
-    """URL of its server. `None` means files on this machine."""
+    """URL of the tracker's server. `None` means files on this machine."""
 
     def write(self, story: Story) -> Logged:
         """Write a run's data to the tracker. Raises `ProviderError` if the tracker rejects it or cannot be

@@ -40,7 +40,7 @@ _LOCK_S = 3.0
 _HEARTBEAT_S = 30.0
 _LOG_BYTES = 1_000_000
 _REMEMBERED_S = 60.0
-"""A problem is shown for this long after it last occurred."""
+"""Time for which a problem is shown after its last occurrence."""
 _MOST_STARTS = 5
 _STARTS_S = 120.0
 
@@ -119,7 +119,7 @@ class Background:
 
 
 def stop(settings: Settings) -> int:
-    """Stop the background watchers of this home folder and return how many there were. The runs continue."""
+    """Stop the background watchers of this home folder and return how many there were. Runs continue."""
     ended = 0
     for file in sorted((settings.home / "watchers").glob("*.json")):
         if not process_alive(file):
@@ -142,8 +142,8 @@ def stop(settings: Settings) -> int:
 
 
 def run(settings: Settings, watching: Callable[[], AbstractContextManager[Watcher]]) -> None:
-    """Watch in this process until nothing is left to watch, SIGTERM arrives or the folder is deleted. Returns
-    immediately if another background watcher is running."""
+    """Watch in this process until nothing is left to watch, SIGTERM arrives, or the folder is deleted.
+    Returns immediately if another background watcher is running."""
     stopped = threading.Event()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for name in (signal.SIGINT, signal.SIGTERM):

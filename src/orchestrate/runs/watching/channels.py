@@ -41,23 +41,21 @@ _SAID_BYTES = 4096
 
 
 class NotDelivered(OrchestrateError):
-    """Raised if the message is known not to have arrived, or if repeating it does no harm. The delivery is
-    retried."""
+    """Raised if the message did not arrive, or if repeating it does no harm. The delivery is retried."""
 
     retryable = True
 
 
 class PerhapsDelivered(OrchestrateError):
-    """Raised if the message may have arrived, and a repeat would notify twice. The delivery is not
-    retried."""
+    """Raised if the message may have arrived and a repeat would notify twice. The delivery is not retried."""
 
 
 class Channel(Protocol):
-    """A destination for notifications. `name` identifies it in the store."""
+    """A destination for notifications. The store identifies a channel by its `name`."""
 
     name: str
     repeatable: bool
-    """True if the receiver recognizes and drops repeats."""
+    """True if the receiver recognizes and drops repeated messages."""
 
     def send(self, run: Run) -> None:
         """Send the notification of a run's end. Raises `NotDelivered` and, unless `repeatable`,
@@ -103,7 +101,7 @@ class CommandChannel:
 
     repeatable = False
     variables: ClassVar[re.Pattern[str] | None] = None
-    """Environment variables for it, in addition to those that every child process gets."""
+    """Environment variables for the program, in addition to those that every child process gets."""
 
     def __init__(self, argv: Sequence[str], timeout_s: float = _TIMEOUT_S) -> None:
         if not argv:
@@ -296,14 +294,15 @@ def _bury(store: Store, channel: Channel) -> list[str]:
         if channel.repeatable:
             store.notifications.finish(run_id, channel.name, sent=False)
         else:
-            problems.append(_uncertain(store, run_id, channel, "the process that sent it crashed"))
+            reason = "the process that sent the notification crashed"
+            problems.append(_uncertain(store, run_id, channel, reason))
     return problems
 
 
 def _uncertain(store: Store, run_id: str, channel: Channel, reason: str) -> str:
     """Stop retrying and tell a person, because notifying twice would be worse than not at all."""
     store.notifications.close(run_id, channel.name)
-    text = f"the {_kind(channel)} may not have arrived, and is not sent again ({reason})"
+    text = f"the {_kind(channel)} may not have arrived and will not be sent again ({reason})"
     told = Event(
         id=f"orchestrate-untold-{channel.name}",
         at=store.clock.now(),

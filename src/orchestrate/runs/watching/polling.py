@@ -15,7 +15,7 @@ _NEAR = (1.0, 1.0)
 _FAR = (2.0, 30.0)
 _GROWTH = 1.3
 _JITTER = 0.2
-"""Jitter that keeps watchers started at the same time from polling in step."""
+"""Random variation of the intervals, so that watchers started at the same time don't poll simultaneously."""
 
 
 class PollingPace:
@@ -37,7 +37,7 @@ class PollingPace:
         self._sleep = sleep
 
     def attempt(self, ask: Callable[[], T]) -> T | None:
-        """Call the function, and return its result, or `None` after a temporary failure. Raises errors that
+        """Call the function and return its result, or `None` after a temporary failure. Raises errors that
         waiting cannot fix."""
         try:
             answer = ask()
@@ -50,14 +50,14 @@ class PollingPace:
         return answer
 
     def changed(self) -> None:
-        """Reset to short intervals, because something has changed."""
+        """Return to short intervals, because something has changed."""
         self._next = self._first
 
     def sleep(self) -> None:
         self._sleep(self.wait_s())
 
     def wait_s(self) -> float:
-        """Return the next wait in seconds. Each call makes the following wait longer."""
+        """Return the next wait in seconds. Each call makes the next wait longer."""
         wait = self._next * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311  guards nothing
         self._next = min(self._next * _GROWTH, self._most)
         return max(wait, self._asked_for)

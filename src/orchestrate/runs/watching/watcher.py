@@ -33,16 +33,17 @@ from orchestrate.store.store import DEFAULT_TIMING, Store, Timing
 from orchestrate.types import JobStatus
 
 _SWEEP_LEASE_S = 30.0
-"""Lease time, renewed while the sync continues. If a worker dies, its account is blocked for this long."""
+"""Lease time, renewed while the sync continues. If a worker dies, no other worker can sync its account for
+this long."""
 _DETAILS = 20
 """Maximum number of runs of one account whose events and metrics are fetched in a turn."""
 _IDLE_S = 30.0
 _TURN_S = 1.0
 """Maximum time until new runs, new viewers and hints from other processes are noticed."""
 _GONE_S = 60.0
-"""A sandbox that has not responded for this long counts as shut down."""
+"""Time without a response after which a sandbox counts as shut down."""
 _UNTOLD_S = 3600.0
-"""Undeliverable notifications keep a watcher running for this long after the last run."""
+"""Time after the last run for which undeliverable notifications keep a watcher running."""
 _TELL_AGAIN = (2.0, 60.0)
 _FAR = (10.0, 120.0)
 _LOOKED_AT = (2.0, 30.0)
@@ -84,11 +85,9 @@ class _Untold:
 
 @dataclass
 class Watcher:
-    """Watches the open runs of a store.
-
-    `provider` returns the backend with a name. `only` limits the watch to some backends. `per_minute` limits
-    the requests to one account, over all processes. Channels are notified of each run that ends.
-    """
+    """Watches the open runs of a store. `provider` returns the backend with a name. `only` limits the watch
+    to some backends. `per_minute` limits the requests to one account over all processes. Channels are
+    notified of each run that ends."""
 
     store: Store
     provider: Callable[[str], Provider]
@@ -99,11 +98,11 @@ class Watcher:
     timing: Timing = DEFAULT_TIMING
     per_minute: float = 60.0
     stalled_after_s: float | None = None
-    """Same as for `sync`."""
+    """See `sync`."""
     problems: list[str] = field(default_factory=list[str])
     """Errors of the last turn, one line each."""
     failures: list[Failure] = field(default_factory=list[Failure])
-    """Backends that could not be reached when they were last due."""
+    """Backends that could not be reached at their last check."""
     _accounts: dict[str, _Account] = field(default_factory=dict[str, _Account])
     _unmade: dict[str, float] = field(default_factory=dict[str, float])
     _open: list[str] = field(default_factory=list[str])
@@ -150,14 +149,14 @@ class Watcher:
         return max(0.0, min([due - now for due in dues], default=_IDLE_S))
 
     def wake(self, _run_id: str = "") -> None:
-        """Make every account due now, because of a known change. Safe to call from other threads."""
+        """Mark every account as due now, because something has changed. Safe to call from other threads."""
         for account in list(self._accounts.values()):
             account.due = 0.0
         self._woken.set()
 
     def idle(self) -> bool:
         """Return whether nothing is left to watch on the hosts that this watcher can reach: no run is in
-        progress, no deployment has a limit or is about to end, and everything is reported."""
+        progress, no deployment has a limit or is about to end, and all ends are reported."""
         if self._untold_since is not None and self._now() - self._untold_since < _UNTOLD_S:
             return False
         if self.feed is not None and self.feed.waiting():
@@ -176,8 +175,8 @@ class Watcher:
         until_idle: bool = False,
         on_turn: Callable[[list[SyncReport]], object] | None = None,
     ) -> None:
-        """Watch until `stop` is set, or with `until_idle` until no run is in progress. Waits for a store that
-        does not answer, such as a Postgres that is restarting."""
+        """Watch until `stop` is set or, with `until_idle`, until no run is in progress. If the store does not
+        respond, for example because Postgres is restarting, waits for it."""
         while not stop.is_set():
             try:
                 reports = self.turn()

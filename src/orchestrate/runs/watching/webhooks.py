@@ -1,6 +1,8 @@
-"""Receives the hosts' webhooks and uses them as hints: they make a run due, and its state is then queried
-from the host. A delivery with a wrong signature, an old timestamp or an unknown job, or a repeated one,
-changes nothing."""
+"""Receive the hosts' webhooks and use them as hints. A hint marks a run as due, and its state is then queried
+from the host.
+
+A delivery with a wrong signature, an old timestamp or an unknown job, or a repeated one, changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ MOST_BYTES = 1_000_000
 
 
 class Untrusted(OrchestrateError):
-    """Raised if a delivery does not come from the host that it names."""
+    """Raised if a delivery does not come from the host that it claims to come from."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Sender:
 
 
 def take_hint(store: Store, body: str, headers: Mapping[str, str], sender: Sender) -> str | None:
-    """Return the id of the run that a webhook delivery makes due, or `None` if the delivery is a repeat or is
-    not about a run here. Raises `Untrusted` unless the signature is valid and recent."""
+    """Return the id of the run that a webhook delivery marks as due, or `None` if the delivery is a repeat or
+    is not about a run here. Raises `Untrusted` unless the signature is valid and recent."""
     host, read = sender.profile.kind, sender.profile.delivery
     if read is None:
         raise Untrusted(f"{host} does not send webhooks")
@@ -58,9 +60,9 @@ def listening(
     *,
     address: str = "127.0.0.1",
 ) -> Generator[list[str]]:
-    """Receive `POST /KIND` of each sender on a port (0 picks a free one) while the block runs, and yield the
-    URLs. Calls `woken` with the id of each run that became due. A proxy in front of it provides TLS and the
-    public address."""
+    """Receive `POST /KIND` of each sender on a port (0 picks a free one) until the `with` block ends, and
+    yield the URLs. Calls `woken` with the id of each run that became due. You need a proxy in front for TLS
+    and a public address."""
     paths = {f"/{sender.profile.kind}": sender for sender in senders}
 
     class Handler(BaseHTTPRequestHandler):
