@@ -115,7 +115,7 @@ def test_what_cannot_be_cancelled_is_told_once(store: Store, tmp_path: Path) -> 
         sync(store, lambda _: host, bill=by_tokens)
     assert "cancel" not in host.requests
     [event] = said(store, run)
-    assert "cannot cancel it" in event.message
+    assert "cannot cancel the run" in event.message
     host.set(str(run.job_id), state="done")
     sync(store, lambda _: host, bill=by_tokens)
     ended = store.runs.get(run.id)

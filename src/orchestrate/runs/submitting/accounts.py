@@ -79,7 +79,7 @@ def is_here(store: Store, provider: Provider, account: str | None) -> bool | Non
 
 
 def is_here_in(connection: Connection, provider: Provider, account: str | None) -> bool | None:
-    """Like `is_here`, but inside a transaction."""
+    """Return the same as `is_here`, inside a transaction."""
     if account is None:
         return None
     first = _first_id(connection, provider, host_account(provider).id)
