@@ -81,7 +81,9 @@ def test_a_backend_that_says_more_or_less_than_it_implements_cannot_be_defined()
     base = type("Base", (Provider,), {"profile": own.profile, "features": frozenset[Feature]()})
     with pytest.raises(TypeError, match="NamesAccount"):
         type("Real", (base,), {"account": lambda self: None})
-    with pytest.raises(TypeError, match="own_rates: its Profile has that"):  # a quote would not find them
+    with pytest.raises(
+        TypeError, match="own_rates, which belongs in its Profile"
+    ):  # a quote would not find them
         type("Before", (base,), {"own_rates": ("lora",)})
     assert issubclass(type("Asked", (ListsBilled,), billing), ListsBilled)
 

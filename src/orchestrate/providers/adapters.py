@@ -1,7 +1,7 @@
 """Interface of backends that accept adapters trained elsewhere.
 
-An uploaded adapter is addressed like a job's tuned model, by a `JobHandle` of the kind `ADAPTER_JOB` with the
-adapter's id. `deploy`, `undeploy`, `deployed`, `endpoint` and `generate` accept it like a job."""
+An uploaded adapter is addressed like a job's tuned model, by a `JobHandle` with the adapter's id and the kind
+`ADAPTER_JOB`. `deploy`, `undeploy`, `deployed`, `endpoint` and `generate` accept this handle like a job's."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from orchestrate.profile import Profile
 from orchestrate.types import ADAPTER_JOB, Adapter, JobHandle, Record, decoding
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""PEFT's files. Hosts accept no others."""
+"""Files of a PEFT adapter. Hosts accept no other files."""
 
 
 class Adapters(ABC):
-    """Serves adapters on one backend."""
+    """Uploads adapters to one backend, which serves them."""
 
     @abstractmethod
     def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the price of `deploy` with these options in US dollars per hour, before anything is
-        uploaded, or `None` if it is unknown. Changes nothing. Raises `UsageError` for a base model or rank
-        that the host does not serve."""
+        """Return the hourly price of `deploy` with these options in US dollars, or `None` if it is unknown.
+        Uploads and changes nothing. Raises `UsageError` for a base model or rank that the host does not
+        serve."""
 
     @abstractmethod
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
-        """Upload the adapter, which costs nothing. Resumes an interrupted upload, and returns when the host
-        can serve the adapter. Raises `ProviderError`."""
+        """Upload the adapter and wait until the host can serve it. Uploads are free, and an interrupted
+        upload resumes. Raises `ProviderError`."""
 
 
 def handle(provider: str, adapter: Adapter) -> JobHandle:
@@ -43,8 +43,8 @@ def handle(provider: str, adapter: Adapter) -> JobHandle:
 
 
 def base_at(profile: Profile, adapter: Adapter) -> str:
-    """Return the host's name for the adapter's base model. Raises `UsageError` for a base model that the host
-    does not have, and for a rank that it does not accept."""
+    """Return the host's name for the adapter's base model. Raises `UsageError` if the host does not have this
+    model or does not accept the adapter's rank."""
     try:
         found = catalog.resolve(adapter.base, profile)
     except SpecError as error:
@@ -67,7 +67,7 @@ TO_BE_ASKED = (
     "to deploy it: orchestrate deploy RUN (shows the hourly price first). To run its adapter on "
     "this machine: --on here"
 )
-"""Fix for a query to a tuned model that is not deployed yet."""
+"""Fix for errors about a tuned model that is not deployed yet."""
 
 
 class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):

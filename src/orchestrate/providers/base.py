@@ -1,13 +1,15 @@
 """Interface that every backend implements, built-in or plug-in.
 
-A backend is a `Profile` and the class that it names. It holds a client but never job state: everything about
-a job comes from the host or from the arguments. Methods are synchronous. `AsyncOrchestrator` wraps them.
+A backend consists of a `Profile` and the `Provider` class that the profile names. A `Provider` holds a client
+but never job state: everything about a job comes from the host or from the arguments. Methods are
+synchronous. `AsyncOrchestrator` wraps them.
 
-`Provider` holds what every backend does, and its `Profile` describes the host. Each optional capability is a
-class below (`Deploys`, `Pauses`, ...), and a backend inherits from those that it implements. Callers check
-with `isinstance` or `capability`. `FEATURES` maps features to classes. `host_account` and `billing_of` work
-for every backend. Methods raise `ProviderError` (mapped from the host's status and code, never from a
-message), `MissingKey` or `MissingExtra`. Only `create` and `deploy` also raise `OutcomeUnknown`."""
+`Provider` defines the methods that every backend implements, and its `Profile` describes the host. Each
+optional capability is a class below (`Deploys`, `Pauses`, ...). A backend inherits from the capabilities that
+it implements. Callers check with `isinstance` or `capability`. `FEATURES` maps features to classes.
+`host_account` and `billing_of` work for every backend. Methods raise `ProviderError` (mapped from the host's
+status and code, never from a message), `MissingKey` or `MissingExtra`. Only `create` and `deploy` also raise
+`OutcomeUnknown`."""
 
 from __future__ import annotations
 
@@ -71,29 +73,32 @@ Progress = Callable[[int, int], None]
 
 
 _IN_PROFILE = frozenset({"own_rates", "prices", "status_map", "sends_wandb_key", "renders_rows"})
-"""Names that a backend would define without effect."""
+"""Attributes that moved to the profile. In a `Provider` class they would have no effect."""
 
 
 class Provider(ABC):
-    """One backend that can train. See the module's docstring for errors."""
+    """A backend that can fine-tune models. The module docstring lists the errors that methods raise."""
 
     profile: ClassVar[Profile]
     """The host's name, row rules, models, prices, address and statuses."""
     features: ClassVar[frozenset[Feature]]
     missing: ClassVar[Mapping[Feature, str]]
-    """The reason for each feature of `Feature` that is not in `features`."""
+    """Maps each `Feature` that is not in `features` to the reason why it is missing."""
 
     def __init__(self, config: HostConfig) -> None:
         self.config = config
         self.name = config.name
-        """The profile's kind, or the configured name of an additional instance of a host."""
+        """The profile's kind, or the configured name if the user configured another instance of the host."""
 
     def __init_subclass__(cls, **more: object) -> None:
         """Raise `TypeError` if a backend's `features` don't match the classes that it inherits from, if it
-        defines a method of a class that it does not inherit from, or a name that its profile has now."""
+        defines a method of a class that it does not inherit from, or an attribute that moved to its
+        profile."""
         super().__init_subclass__(**more)
         if moved := _IN_PROFILE & vars(cls).keys():
-            raise TypeError(f"{cls.__name__} defines {', '.join(sorted(moved))}: its Profile has that")
+            raise TypeError(
+                f"{cls.__name__} defines {', '.join(sorted(moved))}, which belongs in its Profile"
+            )
         if not hasattr(cls, "features"):
             return  # a capability
         for part, name in _ANSWERED_FOR.items():
@@ -108,12 +113,12 @@ class Provider(ABC):
 
     @abstractmethod
     def translate(self, spec: JobSpec) -> Translation:
-        """Translate each setting for this backend. Offline. Rejected settings are in the result instead
-        of being raised."""
+        """Translate each setting of the spec for this backend, offline. The result lists rejected settings.
+        They don't raise an error."""
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
-        """List every reason why the host would reject the job, with row and field. The default implementation
-        uses the translation and the profile. Offline."""
+        """List every reason why the host would reject the job, with row and field. Works offline. The default
+        implementation uses the translation and the profile."""
         from orchestrate.providers import offline
 
         return offline.problems(self, spec, data, translation, renders=isinstance(self, PlansTraining))
@@ -127,10 +132,9 @@ class Provider(ABC):
         *,
         gpu_hours: Decimal | None = None,
     ) -> Quote:
-        """Compute the price at `rates` before anything is uploaded. Offline. If the model has no price, the
-        quote has `unavailable` set. `gpu_hours` is the user's estimate for an RFT job, because no host
-        publishes one in advance. The default implementation counts tokens and bills them by the profile's
-        rules."""
+        """Compute the job's price from `rates`, offline. If the model has no price, the quote's `unavailable`
+        says why. `gpu_hours` is the user's estimate for an RFT job, because hosts don't estimate GPU hours in
+        advance. The default implementation counts tokens and bills them by the profile's rules."""
         from orchestrate import costing
         from orchestrate.providers import offline
 
@@ -149,9 +153,9 @@ class Provider(ABC):
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
-        """Upload the data to the host in its own format and wait until it can be used. Each digest has one
-        remote file. Raises `DataError` before anything is sent if a file's rows no longer match its digest
-        (`Dataset.write` does this)."""
+        """Upload the data in the host's format and wait until the host can use it. Files with the same digest
+        are uploaded only once. If a file's rows no longer match its digest, raises `DataError` and sends
+        nothing (`Dataset.write` checks this)."""
 
     @abstractmethod
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
@@ -162,8 +166,9 @@ class Provider(ABC):
 
     @abstractmethod
     def find(self, ref: str) -> list[JobHandle]:
-        """Find all jobs tagged `ref`, however old, because clocks may be wrong. An empty result means that
-        the account currently has none. A response that is not a list raises `UnexpectedAnswer`."""
+        """Find all jobs tagged `ref`, regardless of their creation time, because clocks may be wrong. An
+        empty result means that the account currently has no such job. Raises `UnexpectedAnswer` if the
+        response is not a list."""
 
     # -- reading (never changes or bills anything) ---------------------------------------------------------
 
@@ -172,8 +177,7 @@ class Provider(ABC):
 
     @abstractmethod
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List all jobs of the account page by page, newest first if the host sorts them. Stops at
-        `since`."""
+        """Yield the account's jobs page by page, newest first if the host sorts them, and stop at `since`."""
 
     @abstractmethod
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
@@ -186,13 +190,13 @@ class Provider(ABC):
 
     @property
     def host(self) -> str:
-        """Address that requests are sent to, for display and for records."""
+        """Address of the host, for display and records."""
         return self.config.base_url or self.name
 
     @property
     def own(self) -> bool:
-        """True if everything sent stays on the user's own machines: this one, or those declared as their
-        own."""
+        """True if all data stays on the user's own machines: this machine, or a host that the user declared
+        as their own."""
         return self.config.own or self.config.near or self.profile.near
 
 
@@ -218,7 +222,7 @@ class KeepsCheckpoints(Provider):
 class ShowsRows(Provider):
     @abstractmethod
     def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
-        """Return rows of the job's data as its trainer saw them, as many as the host has stored so far."""
+        """Return the rows that the host has stored so far, in the form in which the job trained on them."""
 
 
 class Pauses(Provider):
@@ -234,8 +238,8 @@ class Resumes(Provider):
 class Restarts(Provider):
     @abstractmethod
     def recover(self, job: JobHandle) -> bool:
-        """Restart a job that died unfinished and that the host does not restart. Returns True if it was
-        restarted. A job that someone paused stays paused."""
+        """Restart a job that crashed, if the host does not restart it. Returns True if the job was restarted.
+        Paused jobs stay paused."""
 
 
 class Deletes(Provider):
@@ -263,7 +267,8 @@ class ListsStored(Provider):
 class StopsWorkers(Provider):
     @abstractmethod
     def stop_workers(self, ref: str) -> None:
-        """Stop a job's rented machines, found by their label. The job may be from any store."""
+        """Stop a job's rented machines, which are found by their label. The job may belong to another
+        store."""
 
 
 class Limited(StopsWorkers):
@@ -271,17 +276,17 @@ class Limited(StopsWorkers):
 
     @abstractmethod
     def ends_usd(self, spec: JobSpec, translation: Translation, quote: Quote) -> Decimal | None:
-        """Return the run's maximum cost: by the spec's limits, otherwise the quote's high end. Returns `None`
-        if the hourly price is unknown or nothing is billed."""
+        """Return the run's maximum cost in US dollars: the spec's limit, or the high end of the quote if
+        there is none. Returns `None` if the hourly price is unknown or nothing is billed."""
 
     @abstractmethod
     def allowance(self, job: JobHandle) -> Allowance:
-        """Return the job's limits and how much of them it has used. Raises `ProviderError`."""
+        """Return the job's limits and its usage so far. Raises `ProviderError`."""
 
     @abstractmethod
     def allow(self, job: JobHandle, *, max_hours: float | None, max_usd: Decimal | None) -> None:
-        """Change the limits for workers that start from now on. Setting the same limits again has no effect.
-        Raises `ProviderError`."""
+        """Change the limits for workers that start after this call. Setting the same limits again has no
+        effect. Raises `ProviderError`."""
 
 
 # -- what the account has ----------------------------------------------------------------------------------
@@ -290,7 +295,7 @@ class Limited(StopsWorkers):
 class NamesAccount(Provider):
     @abstractmethod
     def account(self) -> Account:
-        """Return the account whose jobs this configuration sees. May ask the host, but only once per
+        """Return the account whose jobs this configuration can list. Queries the host at most once per
         instance."""
 
 
@@ -299,50 +304,52 @@ class ListsBilled(Provider):
     def billing(self) -> Billing:
         """Report everything in the account that is billed or could be, regardless of who created it: jobs
         that have not ended, deployments and endpoints, and stored files if the host charges for storage. The
-        result states what cannot be seen. Raises only if nothing can be queried."""
+        result also names what the host's API does not list. Raises an error only if no list can be read."""
 
 
 class Recalls(Provider):
-    """Backend that reports jobs whose spec and data are not on this machine."""
+    """Backend that can describe jobs whose spec and data are not on this machine."""
 
     @abstractmethod
     def recall(self, job: Job) -> Recalled | None:
-        """Return what the host reports about a job that helps to price it, or `None` if it reports nothing.
-        Queries the data's size only if the job doesn't report its tokens."""
+        """Return the facts about a job that determine its price, or `None` if the host reports none. Queries
+        the size of the data only if the job's record has no token count."""
 
     @abstractmethod
     def asked_for(self, job: Job) -> Told:
-        """Return the settings of a job created outside this store, as far as the response shows them."""
+        """Return the settings of a job that was created outside this store, as far as the host reports
+        them."""
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
         """List jobs like `list`, with everything needed to rebuild a lost store. Includes jobs that no file
-        on this machine mentions. If it raises halfway, the jobs yielded before remain valid."""
+        on this machine mentions. If an error interrupts the list, the jobs yielded before remain valid."""
         yield from self.list(since=since)
 
     def taken_over(self, job: Job) -> Job:
-        """Return a recoverable job with what this machine needs to continue it."""
+        """Return a recoverable job after storing what this machine needs to continue it."""
         return job
 
 
 class HoldsFiles(Provider):
     @abstractmethod
     def holds(self, remote: RemoteDataset) -> bool:
-        """Check by id whether this account has the files of an earlier upload. `False` does not prove that
-        they are missing."""
+        """Return True if this account still has the files of an earlier upload, by their ids. `False` does
+        not prove that the files are missing."""
 
 
 class HandsOutFiles(Provider):
     @abstractmethod
     def fetch_file(self, id: str, file: Path) -> None:
-        """Download one of the account's data files by the id that a job names. Raises `NotFound`."""
+        """Download a data file from the account. `id` is the file's id in the job's record. Raises
+        `NotFound`."""
 
 
 class ListsModels(Provider):
     @abstractmethod
     def base_models(self) -> Sequence[HostModel]:
-        """List the models that the host currently fine-tunes, with limits and shutdown dates if it reports
-        them. Fields that it does not report are `None`, empty or `unconfirmed`. `orchestrate models refresh`
-        compares the list with the catalog."""
+        """List the models that the host currently fine-tunes, with limits and shutdown dates if the host
+        reports them. Fields without a reported value are `None`, empty or `unconfirmed`. `orchestrate models
+        refresh` compares the list with the catalog."""
 
 
 # -- before a job ------------------------------------------------------------------------------------------
@@ -375,8 +382,8 @@ class Downloads(Provider):
     def download(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
-        """Download the model into `dest`. The download is resumable, hashed, safely unpacked, and limited to
-        safetensors. Raises `ArtifactRefused`."""
+        """Download the model into `dest`. Interrupted downloads resume, files are hashed, archives are
+        unpacked safely, and only safetensors weights are accepted. Raises `ArtifactRefused`."""
 
 
 class KeepsFingerprint(Provider):
@@ -395,22 +402,20 @@ class Serves(Provider):
 class Deploys(Serves):
     @abstractmethod
     def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
-        """Return the price of `deploy` with the same options in US dollars per hour, including idle hours, or
-        `None` if it is unknown.
-
-        Changes nothing. The price is shown before the user agrees."""
+        """Return the hourly price of `deploy` with the same options in US dollars, or `None` if it is
+        unknown. Idle hours cost the same. Changes nothing. Users see this price before they confirm."""
 
     @abstractmethod
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """Deploy the tuned model. This may bill hourly and is never implied by another command. The
-        deployment is named after the job, so it is never created twice: a second call completes what an
-        earlier one started, and restarts what had stopped. Raises `OverBudget` if the hourly price exceeds
-        the option `max_usd_per_hour`, and `OutcomeUnknown` if the response to the billed request was lost."""
+        """Deploy the tuned model. A deployment may be billed hourly, so no other command deploys implicitly.
+        It is named after the job, so it is never created twice: a second call completes an interrupted
+        deployment or restarts a stopped one. Raises `OverBudget` if the hourly price exceeds the option
+        `max_usd_per_hour`, and `OutcomeUnknown` if the response to the billed request was lost."""
 
     @abstractmethod
     def undeploy(self, job: JobHandle) -> None:
-        """Request removal of what `deploy` created. May be repeated, and works without the host's record of
-        the job. Only `deployed` shows whether the deployment has ended."""
+        """Request removal of the job's deployment. May be repeated, and works even if the host no longer has
+        the job. Call `deployed` to check that the deployment has ended."""
 
     @abstractmethod
     def deployments(self) -> Iterator[Standing]:
@@ -418,8 +423,8 @@ class Deploys(Serves):
         response is not a list."""
 
     def deployed(self, job: JobHandle) -> Sequence[Standing]:
-        """Find this job's deployment by its name. Works without the host's record of the job. An empty result
-        means that the account currently has none."""
+        """Find this job's deployment by its name, even if the host no longer has the job. An empty result
+        means that the account currently has no such deployment."""
         return [item for item in self.deployments() if item.job_id == job.job_id.lower()]
 
 
@@ -447,8 +452,8 @@ class Chats(Provider):
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat | None:
-        """Return a chat that answers one conversation at a time, like `generate`, and can be called from
-        several threads. Returns `None` if the backend does not support this."""
+        """Return a chat that answers single conversations like `generate`. Several threads may call it.
+        Returns `None` if the backend does not support this."""
         return None
 
 
@@ -465,8 +470,8 @@ class Sessions(Provider):
     """Backend that trains step by step. The caller's process writes the run directory."""
 
     child: Callable[[], tuple[Path | None, dict[str, str]]] | None = None
-    """Returns the folder and environment of a process with the same settings, which runs the session of a
-    submitted job."""
+    """Function that returns the working folder and the environment variables for a process that runs a
+    submitted job's session with the same settings."""
 
     @abstractmethod
     def session_dir(self, order: SessionOrder) -> RunDir:
@@ -474,15 +479,15 @@ class Sessions(Provider):
 
     @abstractmethod
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
-        """Return what the session costs. May query the host, but changes and bills nothing."""
+        """Return the session's price. May query the host, but changes nothing and is not billed."""
 
     @abstractmethod
     def open_session(self, order: SessionOrder) -> SessionBackend:
-        """Start the model. Raises `ProviderError`. Errors from loading the base model propagate."""
+        """Open the session's model. Raises `ProviderError`. Errors from loading the base model propagate."""
 
     @abstractmethod
     def pause(self, job: JobHandle) -> None:
-        """Request that the program running a session saves and ends it."""
+        """Request that the program that runs the session saves it and exits."""
 
     @abstractmethod
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]: ...
@@ -502,22 +507,22 @@ FEATURES: Mapping[Feature, type[Provider]] = {
     Feature.CHAT: Chats,
     Feature.LIVE_PRICE: EstimatesPrice,
 }
-"""Features with their own methods. The others describe what a spec and its rows may contain, or belong to
-`Provider`."""
+"""Maps each feature that has its own methods to the class that defines them. All other features describe what
+a spec and its rows may contain, or belong to `Provider`."""
 _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
     ShowsRows: ("rendered rows", "the backend does not show how it tokenizes rows"),
     HandsOutFiles: ("data files", "the backend does not offer data files for download"),
     ListsStored: ("list of stored files", "the API does not list or delete stored files and models"),
     ListsModels: ("list of models", "the API does not list the models it can fine-tune"),
     Sessions: ("training sessions", 'no built-in client supports them. Use ft.session(provider="local")'),
-    TakesAdapters: ("uploaded adapters", "{title} only serves models that it trained"),
+    TakesAdapters: ("uploaded adapters", "{title} only serves models that were trained there"),
 }
-"""Capabilities that are not features: name and reason for the error message."""
+"""Capabilities that are not features, with the name and the reason for the error message."""
 _ANSWERED_FOR: Mapping[type[Provider], str] = {
     NamesAccount: "account",
     ListsBilled: "billing",
 }
-"""Capabilities with a default for backends that lack them: class and method."""
+"""Optional capabilities with a fallback for backends that lack them, and the method of each."""
 P = TypeVar("P", bound=Provider)
 
 
@@ -553,13 +558,14 @@ def require(provider: Provider, feature: Feature) -> None:
 
 
 def prices_of(provider: Provider) -> str:
-    """Return the name under which a backend's rates are listed."""
+    """Return the provider name under which this backend's rates are listed."""
     profile = provider.profile
     return str(provider.config.options.get("prices", provider.name if profile.others_speak else profile.kind))
 
 
 def lookup(provider: Provider, spec: JobSpec) -> Lookup:
-    """Return which rates a quote needs. Raises `SpecError` for a model that the backend does not know."""
+    """Return the query for the rates that a quote needs. Raises `SpecError` for a model that the backend does
+    not know."""
     from orchestrate import costing
 
     resolved, prices = provider.resolve(spec), prices_of(provider)
@@ -571,8 +577,8 @@ def lookup(provider: Provider, spec: JobSpec) -> Lookup:
 
 
 def host_account(provider: Provider) -> Account:
-    """Return the account whose jobs this configuration sees, identified by its key if the backend does not
-    name it. Raises what `NamesAccount.account` and `key_account` raise."""
+    """Return the account whose jobs this configuration can list. If the backend does not name its account,
+    the key identifies it. Errors of `NamesAccount.account` and `key_account` propagate."""
     if isinstance(provider, NamesAccount):
         return provider.account()
     return key_account(provider.config, provider.host)
@@ -591,8 +597,8 @@ def key_account(config: HostConfig, host: str) -> Account:
 
 
 def billing_of(provider: Provider) -> Billing:
-    """Report what is billed in the backend's account, as `ListsBilled.billing` does, or its jobs if it lists
-    nothing else."""
+    """Report what is billed in the backend's account: the result of `ListsBilled.billing`, or only the jobs
+    if the backend lists nothing else."""
     if isinstance(provider, ListsBilled):
         return provider.billing()
     return of_jobs(provider, "anything else that this backend bills")
@@ -610,8 +616,8 @@ def jobs(
     bills: bool | None = None,
     note: str | None = None,
 ) -> Iterator[Standing]:
-    """Yield the jobs that have not ended. By default, a job bills unless it is paused. In an unknown state,
-    whether it bills is unknown."""
+    """Yield the jobs that have not ended. By default, a job counts as billed unless it is paused. If its
+    state is unknown, `bills` is `None`."""
     for job in provider.list():
         if job.status.terminal:
             continue
@@ -636,7 +642,7 @@ def of_jobs(
     bills: bool | None = None,
     note: str | None = None,
 ) -> Billing:
-    """Report the billing of a backend that can only list jobs."""
+    """Report what is billed on a backend that only lists jobs."""
     return Billing(items=tuple(jobs(provider, kind=kind, bills=bills, note=note)), unseen=unseen)
 
 

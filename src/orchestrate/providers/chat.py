@@ -28,9 +28,10 @@ from orchestrate.types import Message, Reply
 NOT_TAKEN = frozenset({"unsupported_value", "unsupported_parameter"})
 """OpenAI's error codes for a request field (named in `param`) that the model does not support."""
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-"""Two names of the limit on an answer's tokens. Reasoning models use the second, older servers the first."""
+"""The two names of the parameter for the maximum answer length. Older servers use the first, reasoning models
+the second."""
 FREE = "temperature"
-"""Options that may be omitted, so the model uses its own sampling settings."""
+"""Option that may be omitted. The model then uses its default."""
 
 
 @dataclass
@@ -43,12 +44,12 @@ class Wishes:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the options in the form that the model accepts, as far as that is known."""
+        """Return the options without those that the model is known to reject, or with their replacements."""
         instead = {name: self._instead.get(name, name) for name in options}
         return {new: options[name] for name, new in instead.items() if new is not None}
 
     def learn(self, error: InvalidRequest, sent: dict[str, Any]) -> bool:
-        """Record a rejected option. Returns True if repeating the request without it can help."""
+        """Record an option that the model rejected. Returns True if a changed request may succeed."""
         refused = error.param
         if error.code not in NOT_TAKEN or refused is None or refused not in sent:
             return False
@@ -83,8 +84,9 @@ _SAID = ("content", "reasoning", "reasoning_content")
 
 
 class Timed:
-    """Replaces an SDK client's `chat.completions.create`. Requests a stream, returns the answer in its
-    non-streaming form, and records when its first piece arrived. `tell` receives the text as it arrives."""
+    """Replacement for an SDK client's `chat.completions.create` that measures the time to the first text. It
+    requests a stream and returns the answer in its non-streaming form. `tell` receives the text as it
+    arrives."""
 
     def __init__(self, create: Callable[..., Any], tell: Callable[[str], object] | None = None) -> None:
         self._create = create
@@ -97,8 +99,8 @@ class Timed:
         return getattr(self._local, "first", None)
 
     def __call__(self, **options: Any) -> dict[str, Any]:
-        """Send the request and time its answer. If the host rejects `stream_options`, the request is repeated
-        without it, and token counts are missing. Not all SDKs have this option either."""
+        """Send the request and time its answer. If the host or the SDK rejects `stream_options`, the request
+        is repeated without this option, and token counts are missing."""
         more = {**options.get("extra_body", {}), "stream_options": {"include_usage": True}}
         try:
             answer = self._ask({**options, "stream": True, "extra_body": more})
@@ -184,8 +186,8 @@ def _add(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Chat:
-    """One model. `create` is an SDK client's `chat.completions.create`, and `options` are sent with each
-    request."""
+    """Chat client for one model. `create` is an SDK client's `chat.completions.create`, and `options` are
+    sent with each request."""
 
     wire: Wire
     create: Callable[..., Any]
@@ -194,7 +196,7 @@ class Chat:
     threads: int = 4
     """Maximum number of concurrent requests to the host."""
     calls: bool = True
-    """True to search answers for tool calls even if no tools were offered."""
+    """True if answers are searched for tool calls even when no tools were offered."""
     wishes: Wishes = field(default_factory=Wishes, repr=False, compare=False)
 
     @property
@@ -202,8 +204,8 @@ class Chat:
         return self.wire.retry
 
     def ask_once(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
-        """Send a conversation like `ask`, but send a request that may be billed only once, for callers that
-        count each request. If the model rejects an option, the request is repeated in the form that the model
+        """Send a conversation like `ask`, but without retries that might be billed twice. For callers that
+        count each request. If the model rejects an option, the request is repeated in a form that the model
         accepts. Any other failure raises an error."""
         return self._reply(messages, tools, self.wire.once)
 
@@ -212,8 +214,8 @@ class Chat:
         `ProviderError`.
 
         A model that is still starting responds with 503 or 429, so requests are retried like reads. If the
-        model does not support a temperature, or has another name for the token limit, the request is repeated
-        in the form that the model accepts, and the reply's notes say so."""
+        model does not support a temperature, or uses another name for the token limit, the request is
+        repeated in a form that the model accepts, and the reply's notes describe the change."""
         return self._reply(messages, tools, self.wire.read)
 
     def _reply(
@@ -260,8 +262,8 @@ class Chat:
     def _said(
         self, message: dict[str, Any], tools: Sequence[Mapping[str, Any]], *, cut: bool
     ) -> tuple[str, str | None, list[dict[str, Any]]]:
-        """Return content, reasoning and tool calls, from the host's own fields if it fills them, else from
-        the text."""
+        """Return content, reasoning and tool calls, from the response's own fields if they are filled,
+        otherwise from its text."""
         from orchestrate.data.tokens.answers import AnswerShape, read_answer
 
         content = text(message.get("content")) or ""
@@ -274,12 +276,12 @@ class Chat:
         return said.content, reasoning or said.reasoning, calls
 
     def read_along(self, tell: Callable[[str], object]) -> Chat:
-        """Return the same chat, but call `tell` with each answer's text as it arrives."""
+        """Return a copy of this chat that calls `tell` with each answer's text as it arrives."""
         return replace(self, create=Timed(self.create, tell))
 
     def with_logprobs(self) -> Chat:
-        """Return the same chat, but with log-probabilities of the answers' tokens. If a host rejects that,
-        they are not requested."""
+        """Return a copy of this chat that also requests the log-probabilities of the answers' tokens. If the
+        host rejects the option, the request is repeated without it."""
 
         def create(**options: Any) -> Any:
             try:
@@ -304,8 +306,7 @@ class Chat:
 
 
 def _logprobs(told: Mapping[str, Any]) -> tuple[float, ...] | None:
-    """Return the log-probabilities of the tokens, in OpenAI's form or in the older one with a list of
-    numbers."""
+    """Return the log-probabilities of the tokens, from OpenAI's format or from the older list of numbers."""
     content = [part.get("logprob") for part in rows(told.get("content"))]
     numbers = content or cast("list[Any]", told.get("token_logprobs") or [])
     found = tuple(float(number) for number in numbers if isinstance(number, int | float))
@@ -320,8 +321,8 @@ def chat_with(
     temperature: float | None = None,
     retry: Retry | None = None,
 ) -> Chat:
-    """Create a chat with any host that implements the API. By default, each request is sent once. Messages
-    may contain anything, including tool calls. Raises `MissingKey`."""
+    """Create a chat with any host that implements the API. By default, failed requests are not retried.
+    Messages may contain any content, including tool calls. Raises `MissingKey`."""
     from orchestrate.providers.calls.clients import connect
 
     config = at_chat(config)
@@ -349,7 +350,7 @@ def at_chat(config: HostConfig) -> HostConfig:
 
 @dataclass(frozen=True)
 class ModelAt:
-    """A model and the host that serves it."""
+    """A model and its host."""
 
     model: str
     host: HostConfig
@@ -362,7 +363,7 @@ class ModelAt:
 def model_at(settings: Settings, written: str, key_variable: str | None = None) -> ModelAt:
     """Parse a model and its host. Without a host, the first built-in one is used. `key_variable` names the
     environment variable with the key for a URL. Errors of `configured` and `addressed` propagate. Raises
-    `UsageError` for a model without a host that the first host does not have."""
+    `UsageError` if no host is given and the first built-in host does not have the model."""
     if written.startswith(("http://", "https://")):
         address, equals, model = written.partition("=")
         if not equals or not model:

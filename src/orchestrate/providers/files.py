@@ -1,4 +1,4 @@
-"""Downloads from hosts: files that resume, and archives that are unpacked safely."""
+"""Resumable downloads from hosts, and safe unpacking of archives."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz"}
 
 @dataclass(frozen=True)
 class DownloadLimits:
-    """Limits that no real model reaches. They stop an archive bomb before it fills the disk."""
+    """Limits that stop an archive bomb before it fills the disk. No real model reaches them."""
 
     total_bytes: int = 2 << 40
     files: int = 5_000
@@ -301,8 +301,7 @@ _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 class DownloadStream(Protocol):
-    """A response whose body is read piece by piece: httpx's, or an SDK's streaming response. Whatever opens
-    the stream raises an error for status 400 and above."""
+    """A streaming response of httpx or of an SDK. An `Opener` raises an error for status 400 and above."""
 
     @property
     def status_code(self) -> int: ...
@@ -312,7 +311,7 @@ class DownloadStream(Protocol):
 
 
 Opener = Callable[[dict[str, str]], AbstractContextManager[DownloadStream]]
-"""Sends the GET with these additional headers."""
+"""Function that sends a GET request with additional headers and opens the response as a stream."""
 
 
 def fetch(
@@ -324,13 +323,13 @@ def fetch(
     progress: Progress | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Download into `file`, in a folder that only this user can write to. Otherwise, others might replace the
-    partial file.
+    """Download into `file`. Only this user may have write access to its folder, because others might replace
+    the partial file.
 
-    Partial content is stored in `file` + `.part`. A later call continues it if the host supports that (Range)
-    and confirms that its file is unchanged (ETag). Gives up after five attempts in a row without progress.
-    Raises `ProviderError`, `ArtifactRefused` for more than `limit_bytes`, and `PermissionError` if the folder
-    belongs to another user."""
+    Partial content is stored in `file` + `.part`. A later call continues the download if the host supports
+    `Range` and its `ETag` shows that the file is unchanged. Gives up after five consecutive attempts without
+    progress. Raises `ProviderError`, `ArtifactRefused` for a file of more than `limit_bytes`, and
+    `PermissionError` if the folder belongs to another user."""
     own_folder(file.parent)
     part = _PartialFile(file, limit_bytes)
     stalls = 0
@@ -364,16 +363,16 @@ def fetch_by_id(
 
 
 def limit_bytes(config: HostConfig, params_b: float | None) -> int:
-    """Return the maximum size of a download in bytes: the user's limit, otherwise the size of a base model
-    with `params_b` billion parameters in 32 bits, which is twice what any host sends."""
+    """Return the maximum size of a download in bytes: the user's limit, or the size of a base model with
+    `params_b` billion parameters in 32 bits. Hosts send at most half of that."""
     if config.max_download_bytes is not None:
         return config.max_download_bytes
     return MOST_BYTES if params_b is None else int(4e9 * params_b) + _BESIDE_WEIGHTS
 
 
 def work_folder(config: HostConfig) -> Path:
-    """Return the folder in which data files are written before upload: `home` in the host's options,
-    otherwise the cache."""
+    """Return the folder for data files before their upload: inside `home` from the host's options, otherwise
+    inside the cache folder."""
     if home := config.options.get("home"):
         return private_folder(Path(str(home)).expanduser() / "data")
     import platformdirs
@@ -382,8 +381,7 @@ def work_folder(config: HostConfig) -> Path:
 
 
 def safe_url(provider: str, url: object) -> str:
-    """Return a signed URL if training data or weights may be sent over it. Raises `UnexpectedAnswer`
-    otherwise."""
+    """Return the URL if it is safe for training data and weights. Raises `UnexpectedAnswer` otherwise."""
     parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         return str(url)
@@ -391,7 +389,7 @@ def safe_url(provider: str, url: object) -> str:
 
 
 def signed(http: httpx.Client, url: str) -> Opener:
-    """Open a signed URL with a client that carries none of our keys."""
+    """Return an `Opener` for a signed URL. `http` must not send API keys."""
 
     @contextmanager
     def opened(headers: dict[str, str]) -> Generator[httpx.Response]:
@@ -548,7 +546,8 @@ def described(folder: Path) -> Artifact | None:
 
 
 def write(folder: Path, artifact: Artifact) -> None:
-    """Write the description of a model. This is the last step, so a folder with a description is complete."""
+    """Write the description of a model. Call this last, because a folder with a description counts as
+    complete."""
     write_whole(_description(folder), artifact.to_json())
 
 

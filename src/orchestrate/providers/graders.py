@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def grader_problems(provider: str, spec: JobSpec, data: TrainingData) -> list[Problem]:
-    """Report fields that the grader's templates use but rows lack."""
+    """Report fields that the grader's templates use but some rows lack."""
     if not isinstance(spec.method, RFT) or grading.refusal(spec.method.grader, allow_code=True):
         return []
     sets = [d for d in (data.train, data.validation) if d is not None and d.kind == "rl"]

@@ -1,6 +1,5 @@
-"""Behavior shared by all hosted backends: account, files, cancellation of jobs that are about to end, one
-remote dataset, downloaded artifacts, deployments and chats. A host adds the calls of its own API. Requests
-are sent by `calls.hosted.Wire`."""
+"""Base classes of all hosted backends: accounts, uploads, cancellation, downloads, deployments and chats.
+Each host's subclass adds the calls of its API. `calls.hosted.Wire` sends the requests."""
 
 from __future__ import annotations
 
@@ -215,8 +214,8 @@ class HostedChats(HostedProvider, Chats):
 
 
 class HostedDeployments(Protocol[_Made]):
-    """Deployments of tuned models, each named by its job's id. `_Made` is the type from which a deployment is
-    created."""
+    """Deployments of tuned models, each named after its job's id. `_Made` is the type of the model to
+    deploy."""
 
     def price(self, id: str, made: _Made, options: Mapping[str, Any] | None) -> Decimal | None: ...
     def deploy(self, id: str, made: _Made, options: Mapping[str, Any] | None) -> Endpoint: ...
@@ -225,7 +224,7 @@ class HostedDeployments(Protocol[_Made]):
 
 
 class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
-    """Serves tuned models only on deployments, which are billed hourly."""
+    """Backend that serves tuned models only on deployments, which are billed hourly."""
 
     @property
     @abstractmethod
@@ -259,8 +258,8 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
-        """Open a chat with the deployed model. With `base`, the chat is with the base model under its own
-        name, which the host serves to everyone for some models."""
+        """Open a chat with the deployed model. With `base`, open a chat with the base model under its own
+        name. Hosts serve some base models without a deployment."""
         from orchestrate.providers.chat import Chat
 
         model = self._name_of(job, base=base)
@@ -269,13 +268,13 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
 
 
 def later(found: Sequence[Event], after: str | None) -> Sequence[Event]:
-    """Return the events after the one with this id, or all events if it is not among them."""
+    """Return the events after the event with this id, or all events if there is no such event."""
     ids = [event.id for event in found]
     return found[ids.index(after) + 1 :] if after in ids else found
 
 
 def awaited(
-    look: Callable[[], tuple[_R | None, object]],
+    query: Callable[[], tuple[_R | None, object]],
     *,
     provider: str,
     what: str,
@@ -283,12 +282,11 @@ def awaited(
     within_s: float,
     fix: str,
 ) -> _R:
-    """Poll until the record is ready. `look` returns the record once it is ready (`None` before), and the
-    host's name for its state. Raises `HostUnavailable` after `within_s` seconds. Errors of `look`
-    propagate."""
+    """Poll until a record is ready. `query` returns the record, or `None` if it is not ready, and the host's
+    name for its state. Raises `HostUnavailable` after `within_s` seconds. Errors of `query` propagate."""
     waited, pause = 0.0, 0.5
     while True:
-        found, state = look()
+        found, state = query()
         if found is not None:
             return found
         if waited >= within_s:
@@ -300,7 +298,7 @@ def awaited(
 def refused(
     host: str, title: str, dataset: Dataset, reason: str, code: object, name: str | None = None
 ) -> DataError:
-    """Build the error from a host's report of rejected rows."""
+    """Build a `DataError` from a host's report of rejected rows."""
     problem = Problem(
         code=str(code).lower(),
         message=reason,

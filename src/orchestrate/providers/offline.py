@@ -1,5 +1,5 @@
-"""Answers for a backend without contacting its host: the default `check` and `quote`, and what its profile,
-configuration and catalog say."""
+"""Default `check` and `quote` of all backends. They only use the backend's profile, its configuration and the
+catalog, and don't contact the host."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
 
 NO_QUOTE = ("model", "method", "method.type")
-"""Settings that a price depends on. If one is rejected, there is no quote."""
+"""Settings that the price depends on. If one of them is rejected, there is no quote."""
 _ALIKE = 0.85
-"""Minimum similarity at which a name counts as a typo. High, because a host may have models that the catalog
-lacks."""
+"""Minimum similarity at which a model name counts as a typo of a catalog entry. The threshold is high because
+a host may have models that the catalog lacks."""
 
 
 def wandb_key(config: HostConfig) -> str:
@@ -40,8 +40,9 @@ def wandb_key(config: HostConfig) -> str:
 
 
 def ended_methods(provider: Provider, today: date) -> Mapping[Feature, str]:
-    """Return the training methods that the host's API still offers but for which the catalog has no
-    remaining model, each with the reason. Another instance of a host's kind has its own models."""
+    """Return the training methods that the host's API still offers although no model in the catalog supports
+    them anymore, with the reasons. Empty for other instances of a host's kind, which have their own
+    models."""
     kind = provider.profile.kind
     if provider.name != kind or provider.config.sandbox:
         return {}
@@ -58,8 +59,8 @@ def problems(
     *,
     renders: bool = False,
 ) -> list[Problem]:
-    """Report rejected settings, a missing W&B key, and each file's problems according to the host's data
-    rules. With `renders`, training renders rows with the chat template that counts tokens here."""
+    """Report rejected settings, a missing W&B key, and violations of the host's data rules in each file.
+    `renders` is True if training renders rows with the same chat template as the local token count."""
     name, profile = provider.name, provider.profile
     found = [
         _problem(name, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", field=s.name)

@@ -1,4 +1,4 @@
-"""Lists and loads backends: built-in ones, configured hosts, and those registered by other packages."""
+"""Lists and loads backends: built-in backends, configured hosts, and plug-ins from other packages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def names(settings: Settings) -> list[str]:
 
 
 def known(settings: Settings) -> list[str]:
-    """List `names`, and the places, described hosts and session hosts that can be requested by name."""
+    """List `names`, and the places, described hosts and session hosts that users can select by name."""
     return list(dict.fromkeys([*names(settings), *described(), *places(), *session_hosts()]))
 
 
@@ -63,13 +63,13 @@ def no_address(name: str, kind: str) -> ConfigError:
 
 
 def usable(settings: Settings) -> list[str]:
-    """List `names` without the broken ones."""
+    """List the backends in `names` that can be loaded."""
     unusable = broken(settings)
     return [name for name in names(settings) if name not in unusable]
 
 
 def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
-    """Return the requested names, from a comma-separated string or a list. `all` selects the usable ones.
+    """Return the selected names from a comma-separated string or a list. `all` selects all usable backends.
     Raises `UsageError`."""
     if wanted == "all":
         return usable(settings)
@@ -92,8 +92,8 @@ def with_keys(settings: Settings, also: Sequence[str] = ()) -> dict[str, HostCon
 
 
 def provider_class(kind: str) -> type[Provider]:
-    """Return the class behind a kind of backend. Raises `UsageError` for an unknown one, `SetupError` for
-    a broken plug-in."""
+    """Return the class that implements a kind of backend. Raises `UsageError` for an unknown kind and
+    `SetupError` for a broken plug-in."""
     module, _, attribute = profile(kind).provider.partition(":")
     if kind in (*built_in(), *described(), *places(), *session_hosts()):
         return getattr(import_module(module), attribute)
@@ -104,7 +104,7 @@ def provider_class(kind: str) -> type[Provider]:
 
 
 def make(name: str, settings: Settings) -> Provider:
-    """Create a backend that is ready to use. Sends nothing."""
+    """Create a backend. Sends nothing."""
     from orchestrate.providers.base import Sessions
 
     host = settings.host(name)
@@ -115,8 +115,8 @@ def make(name: str, settings: Settings) -> Provider:
 
 
 def targets(settings: Settings, wanted: str = "all") -> tuple[RowTarget, ...]:
-    """Return the row rules of the named backends (comma-separated). `all` selects those that have rules and
-    are not broken. Raises `UsageError`."""
+    """Return the data rules of the backends with these comma-separated names. `all` selects all usable
+    backends that have rules. Raises `UsageError`."""
     from orchestrate.data.dialects import target
 
     if wanted == "all":
@@ -127,7 +127,7 @@ def targets(settings: Settings, wanted: str = "all") -> tuple[RowTarget, ...]:
 
 
 def format_of(settings: Settings, name: str) -> RowTarget:
-    """Return the format to convert rows to, by the name of another tool or a backend. Raises `UsageError`."""
+    """Return the row format with the name of a tool or a backend, for conversion. Raises `UsageError`."""
     from orchestrate.data.shapes.known import BY_NAME
     from orchestrate.data.tools import FORMATS, tool
 

@@ -1,4 +1,4 @@
-"""Machines that hosts rent to training sessions and bill hourly while they are up.
+"""Machines that hosts provide for training sessions and bill hourly while they are up.
 
 A machine is recorded in the run directory before it is requested, and is requested only once. It is stopped
 when its session ends, or by the host's timeout if the program was killed."""
@@ -24,26 +24,26 @@ from orchestrate.local.run import RunDir, now, runs
 from orchestrate.types import Record, Standing
 
 SEARCH_S, READY_S, LOOK_S = 60.0, 3600.0, 2.0
-"""Time limits in seconds: to find a machine whose response was lost, and for a machine to get ready. Then the
-polling interval."""
+"""In seconds: how long to look for a machine after its response was lost, how long to wait until a machine is
+ready, and the polling interval."""
 EXTEND_S = 60.0
 JOURNAL = "machines.jsonl"
 
 
 class RequestedMachine(Record, frozen=True, kw_only=True):
-    """A journal line for a requested machine. The last line with its number counts."""
+    """A journal line about a requested machine. The last line with the same number counts."""
 
     number: int
     base_model: str
     asked_at: datetime
     inactive_s: int = 0
     known: tuple[str, ...] = ()
-    """Ids of machines that were already up, for hosts that choose the ids."""
+    """Ids of the machines that were up before the request, for hosts that choose the ids."""
     id: str | None = None
-    """`None` if the response is not known."""
+    """The host's id of the machine, or `None` if the response was lost."""
     ended: bool = False
     seconds: float = 0.0
-    """Billed seconds of a machine that has ended."""
+    """Billed seconds, once the machine has ended."""
 
 
 class RentedMachines(ABC):
@@ -82,15 +82,15 @@ class RentedMachines(ABC):
 
     @abstractmethod
     def up(self) -> list[dict[str, Any]]:
-        """List the machines that are billed or will be, with their `id`."""
+        """List the machines that are billed or will be billed, each with its `id`."""
 
     @abstractmethod
     def standing(self) -> Iterator[Standing]:
-        """List the same machines as billed items."""
+        """List the machines of `up` as items for billing reports."""
 
     @abstractmethod
     def refs(self, up: list[dict[str, Any]]) -> dict[str, str]:
-        """Map machines that are up to the refs of their runs."""
+        """Map the ids of machines that are up to the refs of their runs."""
 
     @abstractmethod
     def stop(self, id: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class RentedMachines(ABC):
 
     @abstractmethod
     def _match(self, asked: RequestedMachine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """Find a requested machine whose response may have been lost."""
+        """Find the machine for a request whose response may have been lost."""
 
     @abstractmethod
     def _billed_s(self, raw: dict[str, Any]) -> float: ...
@@ -125,7 +125,8 @@ class RentedMachines(ABC):
         return list({one.number: one for one in self.journal(run).entries}.values())
 
     def asked_for(self) -> list[tuple[str, RequestedMachine]]:
-        """List the machines in this machine's run directories that have not ended, with their refs."""
+        """List the requested machines that have not ended, with the refs of their runs, from the run
+        directories on this computer."""
         return [(run.ref, one) for run in runs(self._home) for one in self.of(run) if not one.ended]
 
     def wait(self, run: RunDir, machine: RequestedMachine) -> None:
@@ -149,13 +150,15 @@ class RentedMachines(ABC):
             if id is None:
                 found = self._match(one, self.up())
                 if found is None and (now() - one.asked_at).total_seconds() < SEARCH_S:
-                    raise OutcomeUnknown(self._provider, run.ref, "its machine may appear within a minute")
+                    raise OutcomeUnknown(
+                        self._provider, run.ref, "its machine may still appear within a minute"
+                    )
                 id = None if found is None else str(found["id"])
             seconds = self._unseen_s(one) if id is None else self._billed_s(self.stop(id))
             journal.append(replace(one, id=id, ended=True, seconds=seconds))
 
     def seconds(self, run: RunDir) -> float:
-        """Return the billed seconds of the run's machines. A machine that was left up is counted until its
+        """Return the billed seconds of the run's machines. A machine that was not stopped counts until its
         timeout."""
         total = 0.0
         for one in self.of(run):
@@ -181,8 +184,8 @@ class RentedMachines(ABC):
 
 
 class MachineWatch:
-    """Watches over a session's machine. Stops it at the session's limit, even during an operation, and when
-    the program ends without closing its session."""
+    """Stops a session's machine at the session's limit, even during an operation, and when the program exits
+    without closing the session."""
 
     def __init__(
         self,

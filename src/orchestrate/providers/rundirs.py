@@ -1,4 +1,4 @@
-"""Conversion of run directories to the records of all backends."""
+"""Conversion of run directories to jobs, handles and checkpoints."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Progress
 
 SILENT_S = 30.0
-"""Maximum seconds between heartbeats, which normally arrive every two seconds."""
+"""Seconds without a heartbeat after which a worker counts as silent. Heartbeats normally arrive every two
+seconds."""
 STUCK_S = 900.0
 STUCK_STEPS = 50.0
-"""Number of usual step times after which a worker without a new step counts as stuck. Before `STUCK_S`, it
-never does, because evaluations and sampling happen between steps."""
+"""A worker counts as stuck if no step has finished for this many typical step times, but not before
+`STUCK_S`, because evaluations and sampling happen between steps."""
 
 
 def of_session(
@@ -58,7 +59,7 @@ def of_session(
 def written_rows(
     folder: Path, provider: str, target: RowTarget, data: TrainingData, progress: Progress | None
 ) -> RemoteDataset:
-    """Write a job's data files for a process on this machine."""
+    """Write a job's data files to a folder on this machine, where its process reads them."""
     private_folder(folder)
     train = data.train.write(target, folder)
     validation = data.validation.write(target, folder) if data.validation else None
@@ -82,7 +83,7 @@ def existing(home: Path, job: JobHandle, provider: str) -> RunDir:
 
 
 class SessionRuns:
-    """Run directories on this machine, of sessions whose model is at a host."""
+    """Local run directories of sessions whose models are at a host."""
 
     def __init__(self, home: Path, provider: str) -> None:
         self.home, self.provider = home / provider / "runs", provider
@@ -118,8 +119,8 @@ class SessionRuns:
         return [msgspec.structs.replace(one, model=at(one)) for one in checkpoint_list(run)]
 
     def ask(self, handle: JobHandle, word: str, status: str) -> bool:
-        """Send a request to the program that drives the session, which follows it within seconds. If no
-        program is running, write the status here and return True."""
+        """Send a request to the program that runs the session, which acts on it within seconds. If no program
+        is running, set the run's status and return True."""
         run = self.dir(handle)
         run.ask(word)
         with run.lock() as held:
@@ -130,7 +131,7 @@ class SessionRuns:
 
 
 def settle(run: RunDir, state: JobState, status: str, why: str, **changes: Any) -> None:
-    """Write a status on behalf of the worker or program. The caller must hold the run's lock."""
+    """Set a run's status on behalf of its worker or program. The caller must hold the run's lock."""
     end = {"finished_at": now()} if STATUSES[status].terminal else {}
     run.write_state(
         msgspec.structs.replace(state, status=status, stage=None, updated_at=now(), **end, **changes)
@@ -139,7 +140,8 @@ def settle(run: RunDir, state: JobState, status: str, why: str, **changes: Any) 
 
 
 def handle(run: RunDir, provider: str = "local", *, session: bool | None = None) -> JobHandle:
-    """Build the handle of a run directory. A directory that is not on this machine is not a session."""
+    """Build the handle of a run directory. By default, it is the handle of a session only if the directory is
+    on this machine and belongs to a session."""
     if session is None:
         session = run.exists() and run.job().session is not None
     return JobHandle(provider=provider, job_id=run.ref, ref=run.ref, kind=SESSION if session else None)
@@ -147,7 +149,7 @@ def handle(run: RunDir, provider: str = "local", *, session: bool | None = None)
 
 def job(run: RunDir, provider: str = "local") -> Job:
     """Build the job from its run directory. If the worker died, the job shows as paused, with the reason in
-    `error`. A worker that is alive but makes no progress also sets `error`, but the job keeps its status,
+    `error`. If the worker is alive but makes no progress, `error` is also set, but the job keeps its status,
     because the worker may continue."""
     state = run.state()
     told = run.job()
@@ -158,7 +160,7 @@ def job(run: RunDir, provider: str = "local") -> Job:
         error = JobError(
             code="interrupted",
             message=f"the worker stopped (killed, or the machine went down) at step {state.step}. The run "
-            "continues from its latest checkpoint"
+            f"continues from its latest checkpoint"
             if run.had_worker()
             else "the submit was interrupted before it started a worker. To start one, use watch, worker or "
             "resume",
@@ -219,7 +221,7 @@ def _still(run: RunDir, state: JobState) -> JobError | None:
 
 
 def checkpoint_list(run: RunDir) -> list[Checkpoint]:
-    """List the kept checkpoints, oldest first."""
+    """List the checkpoints that still exist, oldest first."""
     return [
         Checkpoint(
             id=whole.path.name,

@@ -1,4 +1,4 @@
-"""Hosts with both jobs and training sessions. The run directories of sessions are on this machine."""
+"""Hosts that support both jobs and training sessions. The run directories of sessions are on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from orchestrate.types import Billing, Checkpoint, Event, Job, JobHandle, JobSta
 
 
 class JobsAndSessions(HostedProvider, Cancels, Measures, Deletes, Sessions, StopsWorkers):
-    """Mixin for a provider of jobs, listed before it."""
+    """Mixin that adds training sessions to a provider of jobs. List it before the provider among the base
+    classes."""
 
     @cached_property
     def _runs(self) -> SessionRuns:
@@ -95,5 +96,5 @@ class JobsAndSessions(HostedProvider, Cancels, Measures, Deletes, Sessions, Stop
         try:
             return replace(found, items=(*found.items, *self.machines.standing()))
         except ProviderError as error:
-            told = f"could not look up machines of training sessions: {error.message}"
+            told = f"could not list the machines of training sessions: {error.message}"
             return replace(found, partial=True, unseen=(*found.unseen, told))

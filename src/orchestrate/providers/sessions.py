@@ -1,4 +1,4 @@
-"""Interface of training sessions: a model that executes requests, and its price."""
+"""Interface of training sessions: the model that executes requests, and the price."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LORA: Mapping[str, Any] = {
 }
 """Settings of a session's adapter with their defaults."""
 TOKEN_KINDS = ("train", "prefill", "sample")
-"""Kinds of billed tokens, which are components of a quote."""
+"""Kinds of billed tokens. Each is a component of a quote."""
 MTOK = Decimal(1_000_000)
 MOST_TOKENS = 2048
 """Maximum length of a sample if the request sets none, as in the engine."""
@@ -47,24 +47,24 @@ def array_of(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
 
 
 class SessionOrder(Record, frozen=True, kw_only=True):
-    """Request for a session. Defines what to train."""
+    """Request for a training session: the model, the adapter and the options."""
 
     ref: str
     model: str
-    """The backend's own id for the model."""
+    """The backend's id of the model."""
     model_name: str
     """The model's name as the user wrote it."""
     lora: dict[str, Any]
-    """Settings: rank, seed, train_mlp, train_attn, train_unembed."""
+    """LoRA settings: rank, seed, train_mlp, train_attn, train_unembed."""
     options: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
-    """The backend's own options."""
+    """The options of this backend."""
     spec: dict[str, Any] = {}  # noqa: RUF012
     ends_in_s: float | None = None
     """Seconds until the session reaches its limit, on a host that bills hourly."""
 
 
 class TokenUse(Record, frozen=True, kw_only=True):
-    """Token counts of one or more requests."""
+    """Numbers of billed tokens of one or more requests."""
 
     train: int = 0
     prefill: int = 0
@@ -85,9 +85,9 @@ JOURNAL = "requests.jsonl"
 
 
 class PaidRequest(Record, frozen=True, kw_only=True):
-    """A line in the journal of a session that is billed by the token. A request has one line with its maximum
-    cost before it is sent, and one with its actual cost after it. Without the second line, the maximum
-    counts."""
+    """A line in the journal of a session that is billed by the token. Each request gets one line with its
+    maximum cost before it is sent, and another with its actual cost after its response. Without the second
+    line, the maximum counts."""
 
     number: int
     settled: bool = False
@@ -97,8 +97,8 @@ class PaidRequest(Record, frozen=True, kw_only=True):
 
 
 def journal_usd(folder: Path) -> Decimal | None:
-    """Return the session's cost according to its journal, or `None` without one. After a program was killed,
-    the journal is newer than the state."""
+    """Return the session's cost from its journal, or `None` if it has no journal. If the program was killed,
+    the journal is more recent than the state file."""
     line = last_line(folder / JOURNAL)
     return None if line is None else PaidRequest.from_json(line).total_usd
 
@@ -112,8 +112,8 @@ class SessionPrice(Record, frozen=True, kw_only=True):
     sample_usd_per_mtok: Decimal = Decimal(0)
     source: str = ""
     tail_s: float = 0.0
-    """Longest time in seconds for which the host bills hourly after the program was killed. The session's
-    limit includes it."""
+    """Maximum time in seconds for which the host still bills after the program was killed. The session's
+    limit includes this time."""
 
     @property
     def by_token(self) -> bool:
@@ -155,8 +155,8 @@ LOSSES: Mapping[str, Mapping[str, float]] = {
     "cispo": _CLIPS,
     "dro": {"beta": DRO_BETA},
 }
-"""Losses with the same formula here and at hosts, and their settings with defaults. All settings are always
-sent."""
+"""Losses that hosts compute with the same formula as the local engine, and their settings with defaults.
+Requests always contain all settings."""
 OBJECTIVES = (*(name for name in LOSSES if name != "cross_entropy"), "gspo")
 """Losses for sampled answers. A backend may lack some."""
 
@@ -179,7 +179,7 @@ class SessionBackend(ABC):
     """One model of a session. Executes requests in the order of the calls."""
 
     weights_here: ClassVar[bool] = False
-    """True if a save writes the weights to a folder on this machine."""
+    """True if `save` writes the weights to a folder on this machine."""
 
     @property
     @abstractmethod
@@ -196,12 +196,13 @@ class SessionBackend(ABC):
         """Run a forward pass and return `{"logprobs": [array of each row], "metrics": {...}}`."""
 
     def gradient(self, rows: Sequence[Row]) -> Future[dict[str, Any]]:
-        """Add the gradient of a loss that was computed here. Each row's weights are the negative gradient."""
+        """Add the gradient of a loss that was computed on this machine. Each row's weights are the negative
+        gradient."""
         return self.forward(rows, "cross_entropy", {}, backward=True)
 
     @abstractmethod
     def step(self, adam: Mapping[str, float]) -> Future[dict[str, Any]]:
-        """Take an optimizer step and return `{"metrics": {...}}`."""
+        """Run an optimizer step and return `{"metrics": {...}}`."""
 
     @abstractmethod
     def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
@@ -209,7 +210,8 @@ class SessionBackend(ABC):
 
     @abstractmethod
     def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
-        """Save the current weights, to `folder` if they can be downloaded. Returns their location."""
+        """Save the current weights and return their location. They are written to `folder` if `weights_here`
+        is True."""
 
     @abstractmethod
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
@@ -293,7 +295,7 @@ def sampled(sequences: Iterable[Any]) -> dict[str, Any]:
 
 
 def client_error(host: str, error: BaseException) -> BaseException:
-    """Convert a session client's error to one of ours. Never repeats a request."""
+    """Convert a session client's error to one of Orchestrate's errors."""
     name, message = type(error).__name__, str(error) or type(error).__name__
     if not isinstance(error, Exception) or isinstance(error, ProviderError | UsageError):
         return error

@@ -1,9 +1,10 @@
-"""Translation of specs, row by row. `Rows` collects what each setting becomes and builds the request body.
+"""Translation of specs to requests, setting by setting. `Rows` collects one row for each setting and builds
+the request body.
 
 A backend calls one of `keep`, `map`, `default`, `refuse` for each setting that it knows. `build` then rejects
-settings that the user requested but no row covers, so nothing is dropped silently. Names of settings are the
-spec's fields, dotted: `epochs`, `method.beta`, `adapter.r`, `wandb.project`. `method.type` and `adapter.type`
-must always be covered."""
+requested settings that no row covers, so no setting is dropped silently. Names of settings are the spec's
+fields, dotted: `epochs`, `method.beta`, `adapter.r`, `wandb.project`. `method.type` and `adapter.type` must
+always be covered."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ OURS: Mapping[str, str] = {
 
 
 UNPAIRED = "The closest option is DPO on preference pairs (loss: dpo). Local training supports KTO"
-"""Suggestion for backends that reject KTO."""
+"""Advice for users of backends that reject KTO."""
 KTO_ONLY = ("desirable_weight", "undesirable_weight")
 
 
@@ -48,7 +49,7 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "min_lr_ratio": ("has no setting for the final learning rate", None),
     "decay_ratio": ("has no schedule with a stable phase", None),
     "schedule_power": ("has no polynomial schedule", None),
-    "truncation": ("has no setting for how to treat rows over the limit", None),
+    "truncation": ("has no setting for the truncation of long rows", None),
     "save_total_limit": ("decides which checkpoints to keep", None),
     "method.train_on": (
         "trains on every assistant message. To skip some, set their weight to 0 in the rows, if supported",
@@ -56,7 +57,7 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     ),
     "method.ignore_empty_think": ("renders and masks reasoning by its own rules", False),
     "method.label_smoothing": ("assumes that every label is correct", 0),
-    "adapter.init_lora_weights": ("initializes every adapter in its own way", None),
+    "adapter.init_lora_weights": ("does not let you choose the adapter's initialization", None),
     "adapter.rank_pattern": ("uses one rank for all modules", None),
     "adapter.alpha_pattern": ("uses one scale for all modules", None),
     "adapter.layers_to_transform": ("adapts all layers", None),
@@ -66,12 +67,12 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "adapter.loraplus_lr_ratio": ("uses one learning rate for the entire adapter", 1),
 }
 """Settings of training engines that no published API has. Each maps to what hosts do instead, and to the
-value that requests exactly that."""
+value that requests this behavior."""
 
 
 def body(translation: Translation) -> dict[str, Any]:
-    """Return the request body, which the caller completes. Raises `TranslationRefused` with the rejected
-    settings."""
+    """Return a copy of the request body for the caller to complete. Raises `TranslationRefused` if settings
+    were rejected."""
     if translation.refused:
         raise TranslationRefused(translation.provider, translation.refused)
     return copy.deepcopy(translation.body)
@@ -110,24 +111,25 @@ class Rows:
         return self.asked.get(name)
 
     def keep(self, name: str, wire: str | None, value: Any = None, *, rule: str | None = None) -> None:
-        """Keep a setting and send it as requested. `value` is only needed if the API writes it
+        """Keep a setting and send it as requested. Pass `value` only if the API represents the setting
         differently."""
         sent = self.given(name) if value is None else value
         self._put(name, Outcome.KEPT, sent, wire, rule)
 
     def map(self, name: str, wire: str | None, value: Any, rule: str, *, exact: bool = True) -> None:
-        """Map a setting to `value` by `rule`. `exact` is True if the meaning is the same."""
+        """Map a setting to `value`. `rule` explains the mapping, and `exact` is True if the meaning does not
+        change."""
         self._put(name, Outcome.MAPPED, value, wire, rule, exact=exact)
 
     def default(
         self, name: str, wire: str | None, value: Any, rule: str | None = None, *, send: bool = False
     ) -> None:
-        """Record a setting that was not requested. `value` is what the host will use, and is only sent with
-        `send`."""
+        """Record a setting that was not requested. `value` is what the host will use. It is only sent if
+        `send` is True."""
         self._put(name, Outcome.DEFAULTED, value, wire, rule, send=send)
 
     def refuse(self, name: str, reason: str, *, instead: Any = None) -> None:
-        """Reject a setting. `instead` is the nearest accepted value."""
+        """Reject a setting. `instead` is the nearest value that the backend accepts."""
         self._put(name, Outcome.REFUSED, None, None, reason, send=False)
         self._rows[name] = replace(self._rows[name], instead=instead)
 
@@ -139,7 +141,7 @@ class Rows:
             self.default(name, wire, default, rule)
 
     def plain_dpo(self, reasons: Mapping[str, str]) -> None:
-        """Keep DPO's own loss if it was requested, and reject any other with its reason."""
+        """Keep DPO's standard loss if it was requested, and reject other losses with the given reasons."""
         if (loss := self.given("method.loss")) is None:
             return
         if loss == "dpo":
@@ -150,7 +152,7 @@ class Rows:
                 self.refuse_if_asked({f"method.{name}": "part of KTO" for name in KTO_ONLY})
 
     def tell(self, name: str, rule: str) -> None:
-        """Append to the rule of a setting that is kept or mapped."""
+        """Append a note to the rule of a setting, unless the setting is rejected."""
         row = self._rows[name]
         if row.outcome is not Outcome.REFUSED:
             self._rows[name] = replace(row, rule=f"{row.rule}; {rule}" if row.rule else rule)
@@ -164,8 +166,8 @@ class Rows:
         return rule if isinstance(self.spec.train, str) else f"mixed into one file by weight: {rule}"
 
     def without_engine_settings(self, host: str) -> None:
-        """Reject settings that only training engines have, not hosts' APIs. A value that requests the host's
-        own behavior is kept."""
+        """Reject settings that training engines support but hosts' APIs do not. A value that matches the
+        host's behavior is kept."""
         for name, (reason, always) in _OF_ENGINES.items():
             asked = self._asked(name)
             if asked is None or name in self._rows:
@@ -186,7 +188,7 @@ class Rows:
         return wire in _flat(self._own_options)
 
     def send(self, wire: str, value: Any) -> None:
-        """Add a value that is not a setting to the body at a dotted path, without a row."""
+        """Add a value that is not a setting to the body at a dotted path. Adds no row."""
         target = self.body
         *path, last = wire.split(".")
         for key in path:
@@ -196,7 +198,7 @@ class Rows:
     # -- finishing -----------------------------------------------------------------------------------------
 
     def build(self, model: str, *, reserved: Iterable[str] = ()) -> Translation:
-        """Complete the translation. `model` is the backend's own id.
+        """Build the translation. `model` is the backend's id of the model.
 
         Adds rows for Orchestrate's own settings. Merges the backend's `provider_options` into the body, and
         rejects those that are in `reserved` or would change a value that is already sent. Rejects all
@@ -310,12 +312,13 @@ def _at(body: Mapping[str, Any], path: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """Names of request fields, dotted and separated by spaces. Any name may follow below one of them."""
+    """Names of request fields with dotted paths, separated by spaces. A name includes all of its
+    subfields."""
 
     sdk: str
     """Fields from the types in the host's SDK."""
     specification: str = ""
-    """Fields from the host's published API description that no SDK type contains."""
+    """Fields that are in the host's published API specification, but in no SDK type."""
     documentation: str = ""
     """Fields that only the host's web pages document."""
 
@@ -340,19 +343,19 @@ class Fields:
 
 
 ESSENTIAL = ("model", "method", "method.type", "method.loss", "method.grader", "continue_from")
-"""Settings that define the run. A run without them would be a different one."""
+"""Settings that define the run. They are never dropped."""
 _TURNS = 8
-"""Maximum rounds of dropping settings. Several are needed because a setting may be rejected once another one
-is dropped."""
+"""Maximum rounds of dropping settings. Several may be needed, because dropping one setting may lead to the
+rejection of another."""
 
 
 def overrides(
     spec: JobSpec, translation: Translation, translate: Callable[[JobSpec], Translation]
 ) -> dict[str, Any] | None:
-    """Find `overrides:` with which this backend accepts its version of `spec`.
+    """Find `overrides:` for this backend with which it accepts the spec.
 
-    Each rejected field is omitted (`None`) or set to the nearest accepted value. Returns `None` if nothing is
-    rejected, or if the run would not be the same without the rejected settings."""
+    Each rejected field is omitted (`None`) or set to the nearest accepted value. Returns `None` if no setting
+    is rejected, or if a rejected setting is essential to the run."""
     found: dict[str, Any] = {}
     values = spec.asked()
     for _ in range(_TURNS):

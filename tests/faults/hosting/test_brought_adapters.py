@@ -210,7 +210,7 @@ def test_a_base_that_the_host_does_not_have_is_refused_before_anything_is_sent(b
         only.deploy("fireworks")
     refused = bringer.shop.type("deploy", bringer.runs["together"].id, "--to", "openai", "--yes")
     assert isinstance(refused.exception, Unsupported)
-    assert "only serves models that it trained" in str(refused.exception)
+    assert "only serves models that were trained there" in str(refused.exception)
     assert bringer.hosts.requests("fireworks", method="POST") == []
     assert bringer.ft.deployments(over=None) == []
 

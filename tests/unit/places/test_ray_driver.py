@@ -317,7 +317,7 @@ def with_options(asked: JobSpec, **options: Any) -> JobSpec:
         (
             {"processes": 2, "min_processes": 1, "sharded": True},
             "min_processes",
-            "each process holds a shard of every weight, so all of them are needed",
+            "each process holds a shard of every weight, so the run needs all processes",
         ),
         ({"processes": 2, "min_processes": 0}, "gpu", "an integer above 0, got 0"),
     ],

@@ -23,8 +23,9 @@ _REF = re.compile(r"orc-[0-9a-z]{12}(?![0-9a-z])")
 
 
 def ref_in(*names: Any) -> str | None:
-    """Find our tag in a host's names for a job. Uses the last tag in a name, after anything that the user or
-    an earlier job added. Returns `None` if there is none."""
+    """Find Orchestrate's ref in the names that a host stores for a job. If a name contains several refs, the
+    last one counts, because earlier ones come from the user or an earlier job. Returns `None` if there is
+    none."""
     found = (_REF.findall(name.lower()) for name in names if isinstance(name, str))
     return next((refs[-1] for refs in found if refs), None)
 
@@ -38,7 +39,8 @@ def suffix_room(most: int) -> int:
 
 
 def suffix_tag(suffix: str | None, ref: str, most: int) -> str:
-    """Append the ref to the user's suffix, which is shortened to fit into `most` characters."""
+    """Append the ref to the user's suffix. Shortens the suffix so the result has at most `most`
+    characters."""
     front = (suffix or "")[: max(most - len(ref) - 1, 0)].rstrip("-_.")
     return f"{front}-{ref}" if front else ref[:most]
 
@@ -51,15 +53,15 @@ def tagged(ref: str, *names: Any) -> bool:
 
 
 def plain(answer: object) -> dict[str, Any]:
-    """Convert an SDK object or mapping to a dict under the host's own field names. Values are unchanged and
-    may include secrets, so never store the result. To store a response, use `payload`."""
+    """Convert an SDK object or mapping to a dict with the host's field names. Values are unchanged and may
+    include secrets, so never store the result. To store a response, use `payload`."""
     if hasattr(answer, "to_dict"):
         answer = cast("Any", answer).to_dict(mode="json", warnings=False)
     return dict(cast("Mapping[str, Any]", answer)) if isinstance(answer, Mapping) else {}
 
 
 def items(page: Any) -> list[dict[str, Any]]:
-    """Return the entries of one page of an SDK's list, whatever the host's name for them."""
+    """Return the entries of one page of an SDK's list, regardless of the field that holds them."""
     return [plain(entry) for entry in page._get_page_items()]  # the SDKs have no public name for it
 
 
@@ -121,7 +123,7 @@ def estimate_quote(
     note: str | None = None,
     tokens: int | None = None,
 ) -> Quote:
-    """Build a quote from a host's own price for an entire job."""
+    """Build a quote from a host's own estimate for an entire job."""
     line = QuoteLine(
         component="training",
         quantity=Decimal(1),
@@ -174,13 +176,13 @@ _SECRET_NAME = re.compile(
 
 
 class Unreadable(ValueError):
-    """A response that is not what was requested. Its message is shown to the user, after `could not parse the
+    """Error for a response that has the wrong form. Users see its message after `could not parse the
     response:`."""
 
 
 class CutShort(Unreadable):
-    """A stream that ended before the model had finished. A proxy that gives up closes a stream as if it were
-    complete."""
+    """Error for a stream that ended before the model had finished. A proxy that times out closes a stream as
+    if it were complete."""
 
     def __init__(self) -> None:
         super().__init__("the stream ended before the model had finished")

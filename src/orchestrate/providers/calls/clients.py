@@ -1,4 +1,4 @@
-"""The official SDK's client for any host that implements OpenAI's API, by configuration.
+"""OpenAI's official SDK client, configured for any host that implements OpenAI's API.
 
     [hosts.mine]
     type = "openai-compatible"
@@ -9,8 +9,8 @@
     deployment = "my-tuned-model"           # for `chat`, because Azure serves only deployments
 
 Additional options of any host of this type: `headers` (table, sent with each request), `prices` (the backend
-with the rates that apply), `multipart_bytes` and `part_bytes` (size above which files are uploaded in parts,
-and size of a part), `retry_budget_s`."""
+whose rates apply), `multipart_bytes` and `part_bytes` (size above which files are uploaded in parts, and size
+of a part), `retry_budget_s`."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _C = TypeVar("_C", bound=Closeable)
 
 
 class CachedClient(Generic[_C]):
-    """A client that is created when it is first needed, and only once for all threads, because nothing would
-    close a second one."""
+    """Client that is created on first use and shared by all threads. A second client would never be
+    closed."""
 
     def __init__(self, make: Callable[[], _C]) -> None:
         self._make, self._made, self._lock = make, list[_C](), threading.Lock()
@@ -89,9 +89,8 @@ def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
 
 
 def completions(client: Any, config: HostConfig) -> Callable[..., Any]:
-    """Return the SDK call that requests an answer from a model. A sandbox gets a long timeout, because it
-    starts its model at the first request, which takes minutes on a busy machine. A host gets its usual
-    timeout."""
+    """Return the SDK's method for chat completions. Requests to a sandbox get a long timeout, because its
+    first request loads the model, which may take minutes. Requests to hosts get their usual timeout."""
     asked = client.with_options(timeout=SANDBOX_ANSWER_S) if config.sandbox else client
     return asked.chat.completions.create
 

@@ -1,4 +1,4 @@
-"""Hosts that speak OpenAI's fine-tuning API, each described by one YAML file."""
+"""Hosts that implement OpenAI's fine-tuning API. A YAML file describes each host."""
 
 from __future__ import annotations
 
@@ -73,11 +73,12 @@ TRAITS: dict[str, tuple[Trait, Rule]] = {
     "names": (Trait.NAMES, NO_NAMES),
     "parallel_calls": (Trait.PARALLEL_TOOL_CALLS, NO_PARALLEL),
 }
-"""Traits of rows that a description may name."""
+"""Traits of rows that a host's YAML file may list."""
 
 
 def profile_of(kind: str, file: Readable, name: str) -> Profile:
-    """Build the profile of a described host. Raises `ConfigError` that names file and field."""
+    """Build the profile of a host from its YAML description. Raises `ConfigError` with the file and the
+    field."""
     told = description.read(file, name)
     try:
         tuned = re.compile(told.tuned_name) if told.tuned_name else None
@@ -149,8 +150,7 @@ def _rules(told: Described, name: str) -> HostRules:
 
 
 def bills(size: JobSize, rate: Rate) -> Lines:
-    """Bill the tokens of the training file once per epoch, as these hosts do. The validation file is not
-    billed."""
+    """Bill the tokens of the training file once per epoch. The validation file is not billed."""
     from orchestrate import text
     from orchestrate.costing.lines import MTOK, line
     from orchestrate.costing.size import Lines

@@ -1,5 +1,5 @@
-"""`Provider` classes of hosts that are described by YAML files. A class is created when it is looked up:
-`backends.azure` is that of `azure.yaml`."""
+"""`Provider` classes of hosts that are described by YAML files. A class is created when it is first looked
+up: `backends.azure` is the class for `azure.yaml`."""
 
 from __future__ import annotations
 
@@ -118,7 +118,8 @@ def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -
 
 
 class CompatibleProvider(SdkProvider, Serves):
-    """Base class of the compatible hosts. `_made` combines it with the parts that a description names."""
+    """Base class of the compatible hosts. `_made` combines this class with the capabilities in a host's
+    description."""
 
     told: ClassVar[Described]
 
@@ -216,7 +217,7 @@ class CompatibleProvider(SdkProvider, Serves):
         )
 
     def get(self, job: JobHandle) -> Job:
-        """Return a job. An uploaded adapter is described like the job that would have trained it."""
+        """Return a job. For an uploaded adapter, return the job that would have trained it."""
         if job.kind != ADAPTER_JOB:
             return super().get(job)
         up = self._found(job)
@@ -252,8 +253,8 @@ class CompatibleProvider(SdkProvider, Serves):
         if deployed := self.config.options.get("base_deployment"):
             return str(deployed)
         raise UsageError(
-            f"{self.profile.title} serves models only through deployments, and the deployment of the base "
-            f"model {job.model} is unknown",
+            f"{self.profile.title} serves models only through deployments, and no deployment of the base "
+            f"model {job.model} is configured",
             fix=f'[hosts.{self.name}.options] base_deployment = "..."   in orchestrate.toml',
         )
 
@@ -293,7 +294,7 @@ class DescribedDeploys(CompatibleProvider, Deploys):
     @property
     def _deployer(self) -> Deploying:
         if self._deploying is None:
-            raise AssertionError("DEPLOY requires a description of deployments")
+            raise AssertionError("the host's description has no deployment table")
         return self._deploying
 
     def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
@@ -322,7 +323,7 @@ class DescribedTakesAdapters(DescribedDeploys, TakesAdapters):
     def adapters(self) -> DescribedAdapters:
         how = self.told.deployment
         if how is None or how.adapters is None:
-            raise AssertionError("the description does not define uploaded adapters")
+            raise AssertionError("the host's description does not support uploaded adapters")
         bases = {model.id for model in self.told.models.values()}
         return DescribedAdapters(self.profile, how.adapters, self._deployer, bases)
 
@@ -341,10 +342,12 @@ PARTS: Mapping[Feature, type[CompatibleProvider | SdkProvider]] = {
 
 
 def parts_of(told: Described, features: frozenset[Feature], name: str) -> tuple[type[Provider], ...]:
-    """Return the classes that make up a described host. Raises `ConfigError` for a feature that a description
-    cannot provide."""
+    """Return the base classes for a host with these features. Raises `ConfigError` for a feature that hosts
+    described by YAML files cannot have."""
     for feature in sorted(features & FEATURES.keys() - PARTS.keys()):
-        raise ConfigError(f"{name}: features: {feature.value} cannot be described. List it in missing")
+        raise ConfigError(
+            f"{name}: features: YAML descriptions do not support {feature.value}. List it in missing"
+        )
     found: list[type[Provider]] = [part for feature, part in PARTS.items() if feature in features]
     if told.deployment is not None and told.deployment.adapters is not None:
         found.insert(0, DescribedTakesAdapters)
@@ -368,7 +371,7 @@ def features_of(told: Described, name: str) -> tuple[frozenset[Feature], dict[Fe
     if lacking := sorted(set(known) - have - reasons):
         raise ConfigError(f"{name}: {lacking[0]} must be in features or, with a reason, in missing")
     if (Feature.DEPLOY.value in have) != (told.deployment is not None):
-        raise ConfigError(f"{name}: the feature deploy and the table deployment need each other")
+        raise ConfigError(f"{name}: the feature deploy requires the table deployment, and vice versa")
     methods = {word for word in ("sft", "dpo", "rft") if word in have}
     if methods != set(told.methods):
         raise ConfigError(

@@ -1,8 +1,7 @@
-"""Deployments of tuned models at described hosts. Sends the requests of the host's description, with names
-that a second call finds again.
+"""Deployments of tuned models at hosts that are described by a YAML file, which defines the requests.
 
-A deployment is named after its job. After each request, the host's list is checked, and only that list
-counts."""
+A deployment is named after its job, so a second call finds it again. After each request, the host's list of
+deployments is checked, because only the list shows whether the request took effect."""
 
 from __future__ import annotations
 
@@ -77,7 +76,7 @@ class Deploying:
     # -- what is asked -------------------------------------------------------------------------------------
 
     def price(self, options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the price of `deploy` with these options in US dollars per hour."""
+        """Return the hourly price of `deploy` with these options in US dollars."""
         return self._hourly(self._tier(self._wanted(options)))
 
     def deploy(self, job: Job, options: Mapping[str, Any] | None, checkpoint: Callable[[], str]) -> Endpoint:
@@ -114,11 +113,11 @@ class Deploying:
         return self._endpoint(job_id, there) if (there := self._find(job_id)) is not None else None
 
     def bring(self, id: str, base: str, archive: bytes) -> None:
-        """Upload an adapter and publish it under its name. An upload without a publish request costs nothing,
-        so it may be repeated."""
+        """Upload an adapter and publish it under its name. An adapter that is uploaded but not published
+        costs nothing, so uploads may be repeated."""
         how = self._how.adapters
         if how is None:
-            raise AssertionError("the description does not define uploaded adapters")
+            raise AssertionError("the host's description does not support uploaded adapters")
         sent = {how.field: (f"{id}.zip", archive, "application/zip")}
 
         def upload() -> dict[str, Any]:
@@ -139,8 +138,8 @@ class Deploying:
                 raise
 
     def standing(self) -> Iterator[Standing]:
-        """List all deployments. Deployments of base models are billed by the token, so they don't count as
-        billed."""
+        """List all deployments. Deployments of base models have no hourly price, only token prices, so they
+        are listed as not billed."""
         for entry in self._all():
             bills = self._how.bills.get(entry["state"]) if entry["tuned"] else False
             hourly = self._hourly(entry["tier"]) if entry["tuned"] else Decimal(0)
@@ -304,7 +303,8 @@ class DescribedAdapters(adapters.Adapters):
     def __init__(
         self, profile: Profile, how: AdapterUpload, deploying: Deploying, bases: Collection[str]
     ) -> None:
-        """Create the interface. `bases` are the host's names of the base models whose adapters it serves."""
+        """Create the interface. `bases` are the host's ids of the base models for which it serves
+        adapters."""
         self._profile, self._how, self._deploying, self._bases = profile, how, deploying, bases
 
     def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:

@@ -35,8 +35,7 @@ READY_WITHIN_S = 1800.0
 
 class CompatibleFiles:
     """Uploads files through one client. `multipart_bytes` and `part_bytes` are the host's limits. `ready` and
-    `refused` are the host's statuses for a file that is ready for training, and for one that never will
-    be."""
+    `refused` are the host's statuses for files that are ready for training and for files that it rejected."""
 
     def __init__(
         self,

@@ -175,7 +175,7 @@ def recalled(job: Job, file: Callable[[str], object]) -> Recalled:
 
 
 def asked_for(job: Job) -> Told:
-    """Return the settings and files of a job, in whichever form it reports its hyperparameters."""
+    """Return the settings and files of a job. Accepts each of the API's formats for hyperparameters."""
     method = table(job.payload.get("method"))
     kind = text(method.get("type")) or "supervised"
     inside = table(method.get(kind))

@@ -138,7 +138,7 @@ class SdkProvider(HostedProvider):
         return {"metadata": {reading.REF_KEY: ref}}
 
     def sent(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the final form of the request."""
+        """Return the request body in the form in which it is sent."""
         return body
 
     def wanted(self, ref: str) -> dict[str, Any]:
@@ -232,8 +232,8 @@ class SdkCheckpoints(SdkProvider, KeepsCheckpoints):
 
 class SdkCancels(SdkProvider, Cancels):
     def cancel(self, job: JobHandle) -> None:
-        """Cancel the job without checking its state first. For a job that has ended, these hosts accept the
-        request or reject it."""
+        """Cancel the job without checking its state first. If the job has already ended, some hosts accept
+        the request and some reject it."""
         self._ask(job, self.client.fine_tuning.jobs.cancel, lambda status: status.terminal)
 
 
@@ -294,7 +294,7 @@ class SdkDeletes(SdkProvider, Deletes, DeletesData, ListsStored):
 class SdkChats(SdkProvider, HostedChats):
     @property
     def chat_limit(self) -> str:
-        """The host's name of the parameter for the maximum tokens of an answer."""
+        """The host's parameter name for the maximum number of tokens in an answer."""
         return self.profile.chat_limit
 
     def chat(

@@ -87,7 +87,7 @@ def _method(told: Described, rows: Rows, spec: JobSpec) -> None:
 def _adapter(told: Described, rows: Rows, spec: JobSpec) -> None:
     kind, asked = spec.adapter.type, "adapter" in spec.model_fields_set
     if not told.adapters:
-        rule = f"not sent, because {told.title} chooses the adapter and does not publish it"
+        rule = f"not sent, because {told.title} chooses the adapter settings and does not publish them"
         if kind == "full":
             rows.refuse("adapter.type", rule, instead="lora")
         elif asked:
@@ -104,7 +104,7 @@ def _adapter(told: Described, rows: Rows, spec: JobSpec) -> None:
     for field, value in fields.items():
         rows.send(field, value)
     if near != kind:
-        rule = f"{told.title} does not publish the precision of its base models, so it trains LoRA"
+        rule = f"{told.title} does not publish the precision of its base models, so the job trains LoRA"
         rows.map("adapter.type", None, near, rule, exact=False)
     elif asked:
         rows.keep("adapter.type", None, kind)

@@ -99,8 +99,8 @@ def region_factor(region: str | None) -> Decimal:
 
 
 def hourly_factor(spec: JobSpec) -> Decimal:
-    """Return the factor on the hourly price of an RFT job. RFT is billed at deployment rates, which depend on
-    the region that the user chooses."""
+    """Return the multiplier for the hourly price of an RFT job. Fireworks bills RFT at deployment rates,
+    which depend on the selected region."""
     options = spec.provider_options.get(PROFILE.kind, {})
     config: Any = options.get("trainingConfig")
     inside: Any = cast("dict[str, Any]", config).get("region") if isinstance(config, dict) else None
@@ -109,11 +109,11 @@ def hourly_factor(spec: JobSpec) -> Decimal:
 
 
 def refused_in_validation(job: Job) -> bool:
-    """Return True if an SFT job failed before it trained. Such a job reports no progress, and only tokens are
-    billed.
+    """Return True if a job is an SFT job that failed before training. Such a job reports no progress, and
+    Fireworks bills SFT jobs only by tokens.
 
-    DPO and RFT jobs report no progress at all (the API's job records), so this is unknown for them. No source
-    says that a failed job is free."""
+    The API's records of DPO and RFT jobs have no progress, so this is unknown for them. No source says that
+    failed jobs are free."""
     worked = job.percent or job.epoch or job.trained_tokens or job.accelerator_seconds
     return job.handle.kind == "supervised" and not worked
 

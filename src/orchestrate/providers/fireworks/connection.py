@@ -1,4 +1,4 @@
-"""Connections to Fireworks: the SDK's client, a plain client for signed URLs, and the account that they
+"""Connections to Fireworks: the SDK's client, an HTTP client for signed URLs, and the account that they
 use."""
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ class FireworksDatasetFiles:
                 )
 
     def fetch(self, dataset_id: str, file: Path) -> None:
-        """Fetch the only file of a dataset over a signed URL. Raises `NotFound` if it has none."""
+        """Download the only file of a dataset over a signed URL. Raises `NotFound` if the dataset has no
+        file."""
         api = self._client().datasets
         answer = self._wire.read(lambda: api.get_download_endpoint(dataset_id, account_id=self._account()))
         urls = table(plain(answer).get("filenameToSignedUrls"))
@@ -290,7 +291,7 @@ PAGE = 200
 
 
 class Connection:
-    """Connection to the host. Sends nothing and imports no SDK before the first call."""
+    """Connection to the host. Before the first call, nothing is sent and the SDK is not imported."""
 
     def __init__(self, config: HostConfig, wire: Wire) -> None:
         self._config = config
@@ -359,8 +360,8 @@ class Connection:
         return self._found_account
 
     def seen_account(self) -> str | None:
-        """Return the account's id if the host shows that account to this key. A configured id alone proves
-        nothing."""
+        """Return the account's id if this key can access the account. A configured id alone does not prove
+        that."""
         account_id, client = self.account(), self.client()
         shown = plain(self._wire.read(lambda: client.accounts.get(account_id=account_id)))
         return account_id if id_of(shown.get("name")) == account_id else None
@@ -369,7 +370,7 @@ class Connection:
         return f"/v1/accounts/{self.account()}/{KINDS[kind]}/{job_id}"
 
     def job(self, kind: str, job_id: str) -> dict[str, Any]:
-        """Return a job as the host reports it, including unknown values."""
+        """Return the host's record of a job, including values that Orchestrate does not know."""
         path, client = self.path(kind, job_id), self.client()
 
         def named() -> dict[str, Any]:

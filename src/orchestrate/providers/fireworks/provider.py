@@ -3,7 +3,7 @@
 - The caller chooses a job's id, and Orchestrate uses the ref. If a create request is sent twice, the host
   rejects the second (409), and the job is found by its name.
 - `JobHandle.kind` names the host's collection that the job is in: supervised, dpo or reinforcement.
-- The host keeps no events and lists no checkpoints of managed jobs."""
+- For managed jobs, the host stores no events and lists no checkpoints."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ class FireworksProvider(
         yield from heapq.merge(*(self._list(kind, since) for kind in KINDS), key=age)
 
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
-        """Derive events from the job's state and progress, because the host keeps none."""
+        """Derive events from the job's state and progress, because the host stores no events."""
         raw, _ = self._at.find(job)
         yield from later(reading.events_of(raw), after)
 
@@ -269,8 +269,8 @@ class FireworksProvider(
         self._cancel(job, lambda: self._at.act(self._at.kind(job), job.job_id, "cancel"))
 
     def resume(self, job: JobHandle) -> None:
-        """Resume a paused job. Refuses a job that has ended, because the host would start and bill it again
-        under its old id and without a price."""
+        """Resume a paused job. Raises an error for a job that has ended, because the host would restart it
+        under the same id and bill it again without a quote."""
         raw, kind = self._at.find(job)
         status = PROFILE.status(state_of(raw.get("state")))
         if status.terminal or status is JobStatus.CANCELLING:
@@ -318,7 +318,7 @@ class FireworksProvider(
             self._wire.read(lambda: client.models.delete(id, account_id=account), expect=object)
 
     def delete(self, job: JobHandle) -> None:
-        """Delete the tuned model, which the host keeps when its job is deleted, and then the job."""
+        """Delete the tuned model and then the job. The host does not delete the model along with its job."""
         with suppress(NotFound):
             raw, kind = self._at.find(job)
             path, client = self._at.path(kind, job.job_id), self._at.client()

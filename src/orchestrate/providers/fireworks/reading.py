@@ -55,7 +55,7 @@ _NUMBERED = (
     "WRITING_RESULTS",
     "VALIDATING",
 )
-"""The first values of the host's enum. The meaning of later ones is unknown."""
+"""Names of the host's state enum, by number. Higher numbers are unknown."""
 METRIC_NAMES = {
     "train/loss": "train_loss",
     "loss": "train_loss",
@@ -128,7 +128,7 @@ def job_of(raw: Mapping[str, Any], kind: str, ref: str | None = None, provider: 
 
 
 def settings_of(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the job's hyperparameters, which are in the job itself (SFT) or in its `trainingConfig`."""
+    """Return the job's hyperparameters, which are at the top level (SFT) or in `trainingConfig`."""
     return table(raw.get("trainingConfig")) or raw
 
 
@@ -203,8 +203,8 @@ def _progress(job: Job, at: datetime) -> list[Event]:
 
 
 def metrics_of(lines: Iterable[str]) -> list[MetricPoint]:
-    """Build one point for each step. Rows of the same step are joined. Lines that are not JSON objects are
-    skipped."""
+    """Build one metric point for each step from the lines of the metrics file. Lines of the same step are
+    merged. Lines that are not JSON objects are skipped."""
     points: dict[int, MetricPoint] = {}
     for line_number, line in enumerate(lines, start=1):
         row = _row(line)
@@ -322,8 +322,8 @@ def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
 
 
 def rendered_of(lines: Iterable[str]) -> list[RowTokens]:
-    """Parse rendered rows, the host's own token ids and loss masks for rows of an SFT job, in order. Skip
-    lines that are not samples.
+    """Parse the rows of an SFT job that the host has tokenized, with token ids and loss masks, in order.
+    Lines that are not samples are skipped.
 
     Source: docs.fireworks.ai, "Debug SFT tokenization". The samples are JSON lines with
     `source_jsonl_line_number`, `token_ids`, `decoded_tokens` and `token_weights`, which are 0 for context. A

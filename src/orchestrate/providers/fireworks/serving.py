@@ -7,8 +7,8 @@ A deployment has the job's id, so it can be found again and is never created twi
 - `merge`: a deployment of the tuned model, with the adapter merged into its base.
 - `addons`: a deployment of the base that accepts adapters, with the tuned one loaded.
 
-Both are called as `<model>#<deployment>`, scale to zero when idle, and cost the rate of their GPUs. The API
-reports no price, so the rates come from the price page."""
+In both modes, the model's name in requests is `<model>#<deployment>`. Deployments scale to zero when idle,
+and their price is the rate of their GPUs. The API reports no price, so the rates come from the price page."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class FireworksDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown
 
 
 class TunedPair(NamedTuple):
-    """A tuned model and its base, by the host's names for them."""
+    """A tuned model and its base model, by the host's names."""
 
     model: str
     base: str
@@ -89,7 +89,7 @@ class FireworksDeployments:
         self._inference_url = inference_url
 
     def price(self, id: str, made: TunedPair, options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the price of `deploy` in US dollars per hour. Changes nothing."""
+        """Return the hourly price of `deploy` in US dollars. Changes nothing."""
         wanted = FireworksDeployOptions.of(options)
         there = self._get(id)
         if there is None or there.get("state") in GONE:
@@ -135,8 +135,8 @@ class FireworksDeployments:
         return endpoint.model
 
     def remove(self, id: str) -> None:
-        """Unload the model and delete the deployment, even if it was just used. After an interruption, call
-        it again to finish."""
+        """Unload the model and delete the deployment, even if it was just used. If the removal was
+        interrupted, a second call finishes it."""
         there = self._get(id)
         if there is None or there.get("state") in GONE:
             return
@@ -396,8 +396,8 @@ class FireworksAdapters(adapters.Adapters):
         return f"accounts/{self._at.account()}/models/{id}"
 
     def as_job(self, id: str) -> dict[str, Any]:
-        """Describe an adapter as the job that would have trained it. Raises `NotFound` if the adapter does
-        not exist."""
+        """Return an adapter as the job that would have trained it. Raises `NotFound` if the adapter does not
+        exist."""
         found = self.find(id)
         if found is None:
             raise NotFound(self._wire.provider, f"adapter {id} does not exist", status=404)

@@ -4,8 +4,8 @@ token, or runs on a trainer that is rented for it and billed hourly.
 The SDK's client numbers a model's requests, so the host runs a resent request only once. Sampling requests
 have no number and are sent once. A trainer's id is derived from the run's ref. If the response to a request
 was lost, the request is repeated with the same id, which never creates a second trainer. A trainer is stopped
-when the session ends, or by the host's inactivity timeout if the program was killed. The client's heartbeat
-keeps it up until then."""
+when its session ends. While the program runs, the client's heartbeat keeps the trainer up. If the program is
+killed, the host's inactivity timeout stops the trainer."""
 
 from __future__ import annotations
 
@@ -85,13 +85,14 @@ INACTIVE_S, GRACE_S = 300, 120
 TAIL_S = float(INACTIVE_S + GRACE_S)
 UP = ("CREATING", "PENDING", "RUNNING", "VALIDATING", "RESUMING", "CANCELLING")
 TRIES, END_S = 3, 120.0
-"""Number of attempts to create a trainer under its id, and longest wait for one to end, in seconds."""
+"""Number of attempts to create a trainer under its id, and the longest wait in seconds for a trainer to
+end."""
 TRAINER_RATES = ("training_api_dedicated", "rft", "deployment")
 """Rate methods for a GPU-hour of a trainer. The price page has one price for all of Fireworks' own GPUs."""
 
 
 class TrainerShape(Record, frozen=True, kw_only=True):
-    """Contents of a training shape."""
+    """A training shape: the GPUs of a trainer, and whether it trains LoRA."""
 
     name: str
     accelerator: str
@@ -231,7 +232,7 @@ class Trainers(RentedMachines):
         return True
 
     def gateway(self, id: str) -> str:
-        """Return the path below which a trainer's API is reached."""
+        """Return the base path of a trainer's API."""
         return f"/training/v1/rlorTrainerJobs/{self._at.account()}/{id}"
 
     def _path(self, id: str) -> str:
@@ -300,7 +301,7 @@ class Trainers(RentedMachines):
 
 
 def state(raw: Mapping[str, Any]) -> str:
-    """Return the host's state without its prefix."""
+    """Return a trainer's state without the host's prefix."""
     return (text(raw.get("state")) or "UNKNOWN").removeprefix("JOB_STATE_")
 
 
@@ -318,11 +319,11 @@ CROSS_JOB = "cross_job://"
 SERVERLESS = "/training/v1/serverless"
 RATES = tuple(f"training_api_serverless_{kind}" for kind in ("train", "prefill", "sample"))
 OPERATION_S = 1800.0
-"""Timeout of one request in seconds. The host may report a request as running although nothing moves."""
+"""Timeout of one request in seconds. The host may report a request as running although it has stalled."""
 RATE_LIMITED = 429
 NO_RESULT = f"no result after {OPERATION_S / 60:g} minutes. The operation may still complete"
 PACKAGES = ("numpy", "orjson", "pyqwest", "google.protobuf", "zstandard")
-"""Packages that the SDK's training part needs in addition to the SDK itself."""
+"""Packages that the SDK's training module requires in addition to the SDK itself."""
 OTHERS = {
     "gspo": "Fireworks does not publish its formula",
     "stable_reinforce": "Fireworks does not publish its formula",
@@ -332,7 +333,7 @@ T = TypeVar("T")
 
 
 class FireworksSession(ClientSession):
-    """One model at the host: serverless, or on its own trainer."""
+    """The session of one model at the host, which is serverless or has its own trainer."""
 
     host: ClassVar[str] = "fireworks"
 
@@ -416,7 +417,7 @@ class FireworksSession(ClientSession):
         return {"logprobs": outputs, "metrics": metrics}
 
     def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
-        """Sample from the current weights, which are saved once after each change."""
+        """Sample from the current weights. They are saved once after each change."""
         if self._trainer is not None:
             raise UsageError(
                 "trainers at Fireworks cannot sample without a separate deployment",
@@ -518,7 +519,8 @@ async def _in_time(sent: Any) -> Any:
 
 
 def within(call: Callable[[], T]) -> T:
-    """Run an SDK call that has no timeout of its own, with our timeout. Raises `TimeoutError`."""
+    """Run an SDK call that accepts no timeout. Raises `TimeoutError` if the call takes longer than
+    `OPERATION_S`."""
     future: Future[T] = Future()
 
     def run() -> None:

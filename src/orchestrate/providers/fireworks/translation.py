@@ -1,7 +1,7 @@
 """Translation of a spec into Fireworks' create requests.
 
-An SFT job has its hyperparameters at the top level, DPO and RFT jobs have them under `trainingConfig`.
-`FIELDS` names the source of each. Only DPO and RFT jobs have LoRA's alpha, dropout and modules. The trainer
+SFT jobs have hyperparameters at the top level, DPO and RFT jobs in `trainingConfig`. `FIELDS` lists the
+source of each field. Only DPO and RFT jobs have settings for LoRA's alpha, dropout and modules. The trainer
 ("Training V2") rejects `batchSize`, `gradientAccumulationSteps` and `earlyStop`."""
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ MOST_BETA = 0.5
 RESERVED = ("dataset", "evaluationDataset", "outputModel", "evaluator", "baseModel", "warmStartFrom")
 _CARVED = "evalAutoCarveout"
 _NOT_OF_SFT = "the published API of Fireworks' SFT jobs has no such field. The trainer sets its own value"
-_BY_STEPS = "counted from the rows at upload"
+_BY_STEPS = "computed from the number of rows at upload"
 
 
 def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
-    """Translate the spec for Fireworks. `provider` is the name of the instance, if it differs from the
-    backend's own."""
+    """Translate the spec for Fireworks. `provider` is the name of the configured instance, by default the
+    backend's own name."""
     rows = Rows(provider, spec, aliases=(PROFILE.kind,), fields=FIELDS[spec.method.type])
     try:
         model = catalog.resolve(spec.model_for(provider), PROFILE.kind)
@@ -83,7 +83,7 @@ def output_model(suffix: str, ref: str) -> str:
 
 
 def fill_steps(body: dict[str, Any], spec: JobSpec, examples: int) -> None:
-    """Add the settings that are counted in steps to the body: warm-up steps and the steps between
+    """Add the settings that are counted in steps to the request body: warm-up steps and steps between
     checkpoints."""
     batch = spec.batch_size if isinstance(spec.batch_size, int) else DEFAULT_BATCH[spec.method.type]
     total = ceil(examples / (batch or 1)) * (spec.epochs or 1)
@@ -115,7 +115,7 @@ def _files(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
                 "validation", None, rule="the file is uploaded and evaluationDataset is set to its name"
             )
     elif spec.method.type != "dpo" and not rows.in_options(_CARVED):
-        rule = "all rows are used for training, none for evaluation"
+        rule = "all rows are used for training and none for evaluation"
         rows.default("validation", _CARVED, False, rule, send=True)
     if rows.given("continue_from"):
         # The host takes exactly one of the two.
@@ -404,4 +404,4 @@ FIELDS = {
         documentation="trainingConfig.lrScheduler useReservation",
     ),
 }
-"""The fields by the spec's method."""
+"""Maps the spec's methods to their request fields."""

@@ -1,4 +1,4 @@
-"""Local backend: `orchestrate.local` trains on this machine, in separate processes."""
+"""Local backend. The engine in `orchestrate.local` trains on this machine, in separate processes."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def continue_from(rows: Rows, spec: JobSpec) -> None:
     if config is None:
         rows.refuse("continue_from", "must be an adapter folder on this machine (with adapter_config.json)")
     elif spec.adapter.type == "full":
-        reason = "an adapter cannot continue with full fine-tuning. Set model to the merged model"
+        reason = "full fine-tuning cannot continue from an adapter. Set model to the merged model"
         rows.refuse("continue_from", f"{reason} (orchestrate export RUN DIR --to merged)")
     elif (kind := config.get("peft_type")) != "LORA":
         rows.refuse("continue_from", f"the engine can only continue from LoRA adapters, but this is {kind}")
@@ -75,8 +75,8 @@ def config_of(folder: str) -> Mapping[str, Any] | None:
 
 
 def settings(rows: Rows, asked: LoRA, config: Mapping[str, Any]) -> None:
-    """Add a row for each adapter setting. A requested value that differs from the adapter's own is
-    rejected, because peft would ignore it."""
+    """Add a row for each setting of the adapter that the run continues from. A requested value that differs
+    from the adapter's value is rejected, because peft would ignore it."""
     values = asked.model_dump(mode="json")
     for ours, theirs in PEFTS.items():
         row, given, own = f"adapter.{ours}", values[ours], config.get(theirs)
@@ -140,14 +140,14 @@ FIELDS = (
 
 
 def named(asked: LoRA) -> list[str]:
-    """List the settings that name modules or parameters."""
+    """List the adapter settings that contain names of modules or parameters."""
     given = [field for field in FIELDS if getattr(asked, field) is not None]
     return [field for field in given if getattr(asked, field) != ALL_LINEAR]
 
 
 def looked_at(spec: JobSpec, model: str) -> tuple[list[Misnamed], str | None]:
-    """Find names that match nothing in the model, or return why they could not be checked. `model` comes from
-    `models.config_of`."""
+    """Return the names in the adapter settings that match nothing in the model, and the reason if the names
+    could not be checked. `model` is a folder or a Hub id."""
     asked = spec.adapter
     adapter = AdapterSettings.from_dict(asked.model_dump(mode="json"))
     if not isinstance(asked, LoRA) or not named(asked) or no_pattern(adapter):
@@ -180,17 +180,17 @@ _STRUCTURE = (
     "target_parameters",
     "modules_to_save",
 )
-"""Structure settings of an adapter, by peft's names."""
+"""peft's names of the settings that define an adapter's structure."""
 _EXPANDED = {
     "qlora": "each quantized to 4 bits (NF4)",
     "lora": "expanded to 16 bits",
     "full": "expanded to 32 bits",
 }
-"""Loaded form of stored low-precision weights, by adapter type."""
+"""Maps adapter types to how stored low-precision weights are loaded."""
 
 
 def adapter(rows: Rows, spec: JobSpec, model: str) -> None:
-    """Add the rows for the adapter settings. `model` comes from `models.config_of`."""
+    """Add the rows for the settings of a new adapter. `model` is a folder or a Hub id."""
     config = {} if "model" in rows.refused else files.config_of(model) or {}
     held = Quantised.of(config)
     _kind(rows, spec, held, expanded(config))
@@ -265,7 +265,9 @@ def _structure(
             continue
         row = f"adapter.{name}"
         if name == "init_lora_weights" and value == "eva" and spec.method.type == "rft":
-            rows.refuse(row, "EVA depends on the training rows, but RFT trains on sampled answers")
+            rows.refuse(
+                row, "EVA computes its initialization from training rows, but RFT trains on sampled answers"
+            )
         elif reason := _unfit(name, asked, config, held):
             rows.refuse(row, reason)
         else:
@@ -317,7 +319,7 @@ def _unfit(name: str, asked: LoRA, config: Mapping[str, Any], held: Quantised | 
         if wrong:
             return f"the model has layers 0 to {layers - 1}, not {wrong[0]}"
     if name == "layers_to_transform" and isinstance(asked.targets, str) and asked.targets != "all-linear":
-        return "targets is a regular expression. Select the layers in it"
+        return "targets is a regular expression. Select the layers in targets instead"
     return None
 
 
@@ -334,8 +336,8 @@ def _unfit_start(asked: LoRA, held: Quantised | None) -> str | None:
     rank = asked.r or 16
     if start == "orthogonal" and (four_bit or held):
         return (
-            "peft computes this initialization in the base model's precision, but quantized weights are not "
-            "precise enough. Use adapter: lora"
+            "peft would compute this initialization from quantized weights, which are not precise enough. "
+            "Use adapter: lora"
         )
     if start == "orthogonal" and (rank % 2 or any(n % 2 for n in (asked.rank_pattern or {}).values())):
         return "orthogonal initialization needs even ranks"

@@ -1,5 +1,5 @@
 """`AwayProvider` runs the training engine on another machine. Spec, rows, run directory and commands are the
-same as for local training. The place in the profile starts the worker."""
+same as for local training. The profile's place starts the worker."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 STARTUP = KnownLog(log=5.7, off=0.7)
-"""Startup time in seconds (log-normal) for a machine, its packages and the model's weights: about five
+"""Time in seconds (log-normal) to start a machine, install packages and load the model's weights: about five
 minutes."""
 
 
@@ -78,7 +78,8 @@ def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
 
 
 class AwayProvider(LocalProvider, Recalls, Limited):
-    """Trains at a remote place. `config.options` contains the place's options (see its module) and `home`."""
+    """Trains at a remote place. `config.options` contains `home` and the options of the place, which its
+    module documents."""
 
     place: AwayPlace
 
@@ -102,7 +103,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
-        """Translate the spec as for local training, with a GPU of the planned size."""
+        """Translate the spec as for local training, with the memory of the planned GPU."""
         asked, engine = self._asked(spec), self._as_local(spec)
         own = {**self._engine_options, "gpu_memory_gib": 1} if self._may_have_gpu(asked) else self._on_cpu
         first = self._engine_translation(engine, own)
@@ -309,7 +310,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
     @property
     def own(self) -> bool:
-        """True if everything stays on the user's machines, including the storage that holds the rows."""
+        """True if all data stays on the user's machines. This includes the storage for the rows."""
         return self.config.own or (self.place.own and self.place.depot_on_disk)
 
     # -- whose jobs ----------------------------------------------------------------------------------------
@@ -320,10 +321,10 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
-        """Cancel the job. The host stops the worker first, because a worker that hangs ignores requests but
-        still bills. Then the request is written to the storage. Raises an error if either failed, so the user
-        tries again. If the storage is unavailable, the run is reported as canceled once the storage is
-        back."""
+        """Cancel the job. First, the host stops the worker, because a hung worker ignores requests but is
+        still billed. Then the request is written to the storage. Raises an error if either step failed, so
+        the user can try again. If the storage is unavailable, the run's status becomes canceled once the
+        storage is available again."""
         failed: ProviderError | None = None
         try:
             self.place.stop(job.job_id)
@@ -405,8 +406,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- what another machine started ----------------------------------------------------------------------
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List jobs by their label at the place, and by their mark in the storage, which still has jobs that
-        the place no longer lists."""
+        """List the jobs that the place finds by label, and the jobs that the storage has a marker for. The
+        storage also has jobs that the place no longer lists."""
         failed: OrchestrateError | None = None
         placed: dict[str, Placed] = {}
         refs: list[str] = []
@@ -466,7 +467,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             made = order.read_order(self.place.depot.run(ref)).job
             state = depot.state_of(self.place.depot.run(ref))
         except OrchestrateError as problem:
-            told = f"{problem.message}. You can cancel the run, but not follow or download it"
+            told = f"{problem.message}. You can cancel the run, but not follow it or download its model"
             error = JobError(code="not_stored", message=told)
         raw = placed.raw_state.lower() if placed else "unknown"
         status = _PLACED.get(placed.state if placed else "", JobStatus.UNKNOWN)
@@ -519,7 +520,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
 
 _PLACED = {"waiting": JobStatus.QUEUED, "running": JobStatus.RUNNING}
-"""Job status by the place's state. A place cannot tell how a worker ended."""
+"""Maps the place's states to job statuses. A place does not report whether a worker succeeded."""
 
 
 class _Unstored(NotFound):

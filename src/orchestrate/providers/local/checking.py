@@ -1,5 +1,5 @@
-"""Checks of a job for local training, in addition to its settings and rows: packages, the model's files, the
-adapter's modules, memory."""
+"""Additional checks of a job for local training: packages, the model's files, the adapter's modules, and
+memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def problems(
     name: str, spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    """Yield problems of a job with the engine. `name` is the backend's name."""
+    """Yield the problems that the local engine would have with a job. `name` is the backend's name."""
     try:
         launching.require_packages()
     except MissingExtra as error:
@@ -50,8 +50,7 @@ def problems(
 
 
 def to_download(name: str, translation: Translation) -> Iterator[Problem]:
-    """Report that the base model is not on this machine yet. This is a warning if downloads are not
-    allowed."""
+    """Report a base model that is not on this machine yet, as a warning if downloads are disabled."""
     if any(row.name == "model" for row in translation.refused):
         return
     try:
@@ -72,8 +71,8 @@ def to_download(name: str, translation: Translation) -> Iterator[Problem]:
 
 
 def joined(found: Iterable[Problem], more: Iterable[Problem]) -> list[Problem]:
-    """Merge two lists of problems. A setting that is rejected because the model lacks the names is reported
-    once."""
+    """Merge two lists of problems. If both lists report a setting because the model lacks the names in it, it
+    is reported once."""
     more = list(more)
     told = [p.message for p in more if p.code == "unknown-target"]
     twice = [p for p in found if p.code == "setting-refused" and any(one in p.message for one in told)]
@@ -147,7 +146,7 @@ def _memory(
 
 
 MOST_LONG = 2_000
-"""Maximum number of overlong rows that are encoded to find what remains after truncation."""
+"""Maximum number of overlong rows to encode in order to find what remains after truncation."""
 
 
 def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
@@ -194,11 +193,11 @@ def _without_tokens(
         chosen = "set a weight on an answer, or choose other messages with method.train_on"
         yield Problem(
             code="nothing-to-train",
-            message=f"no row of {dataset.path} has a token to train on: "
+            message=f"no row of {dataset.path} contains tokens to train on: "
             + (
-                "no part of an answer is left within " + count(limit or 0, "token")
+                "no part of an answer remains after truncation to " + count(limit or 0, "token")
                 if long
-                else "training uses none of the messages"
+                else "none of the messages is selected for training"
             ),
             severity=Severity.ERROR,
             field="max_seq_length" if long else "method",
@@ -211,7 +210,7 @@ def _without_tokens(
         yield Problem(
             code="answer-lost",
             message=f"{count(len(found.lost), 'row')}{of} would be dropped, because truncation at "
-            f"{limit:,} tokens leaves nothing of the answer",
+            f"{limit:,} tokens removes the entire answer",
             severity=Severity.WARNING,
             row=found.lost[0],
             providers=(name,),
@@ -246,7 +245,7 @@ def warming(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
 
 
 def reinforcement_problems(provider: str, spec: JobSpec, data: TrainingData) -> list[Problem]:
-    """Report fields that the grader uses but rows lack, and prompts that leave no room for an answer."""
+    """Report fields that the grader uses but some rows lack, and prompts that leave no room for an answer."""
     if not isinstance(spec.method, RFT):
         return []
     sets = [d for d in (data.train, data.validation) if d is not None and d.kind == "rl"]
@@ -282,7 +281,7 @@ def _long(provider: str, spec: JobSpec, dataset: Dataset) -> list[Problem]:
 
 
 def answers(spec: JobSpec) -> costing.SampledAnswers | None:
-    """Return how many answers a job samples, for its quote."""
+    """Return the number of answers that a job samples, for its quote."""
     if not isinstance(spec.method, RFT):
         return None
     return costing.SampledAnswers(

@@ -1,4 +1,4 @@
-"""Plan of a spec before anything starts: settings, rows, memory, time and price."""
+"""Planning of a job before it starts: settings, rows, memory, time and price."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def of(run: RunDir, checkpoint: str | None, provider: str) -> Path:
-    """Return the folder of a checkpoint, by its name or step, or of the tuned model. Raises `NotFound`."""
+    """Return the folder of the tuned model, or of a checkpoint by its name or step. Raises `NotFound`."""
     if checkpoint is not None:
         for kept in checkpoints.listed(run.checkpoints):
             if checkpoint in (kept.path.name, str(kept.progress.step)):
@@ -54,8 +54,8 @@ def of(run: RunDir, checkpoint: str | None, provider: str) -> Path:
 
 
 def copied(source: Path, dest: Path, progress: Progress | None) -> tuple[ArtifactFile, ...]:
-    """Copy all files of `source` to `dest`. Complete files that already exist are kept. Raises
-    `ArtifactRefused` if there are no weights."""
+    """Copy the model's files from `source` to `dest`, except those that are already complete. Raises
+    `ArtifactRefused` if `source` has no weights."""
     files = checkpoints.manifest(source)
     if not any(f.path.endswith(".safetensors") for f in files):
         raise ArtifactRefused(f"{source} contains no safetensors weights")
@@ -69,8 +69,8 @@ def copied(source: Path, dest: Path, progress: Progress | None) -> tuple[Artifac
 
 
 def parameters(model: str) -> float | None:
-    """Estimate the number of parameters from the size of 16-bit weights, for a folder that the catalog
-    does not know."""
+    """Estimate the number of parameters of a model folder from the size of its weights, assuming 16 bits per
+    weight."""
     size = sum(p.stat().st_size for p in Path(model).glob("*.safetensors")) if Path(model).is_dir() else 0
     return size / 2 or None
 
@@ -90,11 +90,11 @@ NO_PRICE = "the hourly price of this machine is unknown"
 
 
 class PlannedProvider(PlansTraining):
-    """The part of a backend with Orchestrate's engine that only plans."""
+    """Base class for backends that train with Orchestrate's engine. It only plans jobs."""
 
     @property
     def home(self) -> Path:
-        """Folder that contains everything of this backend."""
+        """Folder for all files of this backend."""
         given = self.config.options.get("home")
         if given is None:
             import platformdirs
@@ -168,7 +168,7 @@ class PlannedProvider(PlansTraining):
         )
 
     def speed(self, spec: JobSpec, translation: Translation) -> throughput.Throughput:
-        """Estimate the training speed where the job would run."""
+        """Estimate the training speed on the machine that would run the job."""
         kind, body = self._work_kind(spec, translation), translation.body
         return throughput.of_several(self._speed(kind, body), body.get("hyper", {}).get("processes", 1))
 

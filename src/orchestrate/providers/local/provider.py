@@ -78,7 +78,7 @@ MOST_RESTARTS = 5
 """Maximum number of automatic restarts. A worker that crashes this often at one checkpoint would crash
 again."""
 WISHES: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
-"""Status that each request sets for a run without a worker."""
+"""Maps requests to the status of a run that has no worker."""
 
 
 class LocalProvider(
@@ -131,8 +131,8 @@ class LocalProvider(
     # -- whose jobs ----------------------------------------------------------------------------------------
 
     def account(self) -> Account:
-        """Return the folder of the runs, identified by a mark that is stored in it. Folders on two machines
-        may have the same name."""
+        """Return an account that stands for this backend's home folder. A marker in the folder identifies it,
+        because folders on two machines may have the same path."""
         return Account(id=f"home {machine.mark(self.home)}", told=True)
 
     def holds(self, remote: RemoteDataset) -> bool:
@@ -149,7 +149,7 @@ class LocalProvider(
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         """Create the run directory named `ref` atomically. A second call with the same ref finds the
-        directory and starts nothing."""
+        directory and does not start another worker."""
         body = settings.body(translation)
         resources = _within(decoding.convert(body.get("resources", {}), Resources), spec)
         job = LocalJob(
@@ -223,7 +223,7 @@ class LocalProvider(
 
     def billing(self) -> Billing:
         """Report the workers on this machine, which are not billed."""
-        return standing.of_jobs(self, kind="worker", bills=False, note="electricity and wear of this machine")
+        return standing.of_jobs(self, kind="worker", bills=False, note="electricity and hardware wear")
 
     # -- acting --------------------------------------------------------------------------------------------
 
@@ -243,9 +243,9 @@ class LocalProvider(
         self._restart(self._run(job))
 
     def recover(self, job: JobHandle) -> bool:
-        """Restart a worker that died unfinished (killed, power cut). Returns True if one was started. A
-        paused job stays paused, and a canceled one is not restarted. After `MOST_RESTARTS` crashes at one
-        checkpoint, the job fails."""
+        """Restart the worker of a run if it was killed or the power failed. Returns True if a worker was
+        started. A paused job stays paused, and a canceled one is not restarted. After `MOST_RESTARTS` crashes
+        at one checkpoint, the job fails."""
         run = self._run(job)
         state = run.state()
         if run.job().session is not None or state.status != "interrupted" or not self.place.lost(run):
@@ -353,7 +353,7 @@ class LocalProvider(
     def generator(
         self, job: JobHandle, *, checkpoint: str | None = None, worker: Worker | None = None
     ) -> Generator:
-        """Create a generator. Without a `worker`, each model gets its own process until `close`."""
+        """Create a generator. Without a `worker`, each model runs in its own process until `close`."""
         from orchestrate.local.answers.generation import Generator
 
         key = (job.job_id, checkpoint)
@@ -419,8 +419,8 @@ class RestartsSeen(Record, frozen=True, kw_only=True):
 
 
 def deaths(run: RunDir, attempts: int) -> int:
-    """Count the workers that have died since the latest checkpoint, including the last one. `attempts` is the
-    total number of the run's attempts."""
+    """Count the run's workers that have died since its latest checkpoint. `attempts` is the run's total
+    number of attempts."""
     path = run.path / ".restarts.json"
     try:
         seen = RestartsSeen.from_json(path.read_bytes())
@@ -434,6 +434,7 @@ def deaths(run: RunDir, attempts: int) -> int:
 
 
 def last_words(run: RunDir) -> str:
-    """Return the message of the process that saw the worker die, or an empty string if there is none."""
+    """Return the message about the worker's death, logged by the process that noticed it, or an empty
+    string."""
     said = [event.message for event in run.events() if (event.type, event.level) == ("interrupted", "error")]
     return f": {said[-1]}" if said else ""

@@ -1,4 +1,5 @@
-"""Choice of the machine for a remote run: the requested one, or the cheapest on which the run fits."""
+"""Selection of the machine for a remote run: the requested machine, or the cheapest one that the run fits
+on."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ from orchestrate.text import count, money, size
 from orchestrate.types import MemoryPlan, Outcome, Setting
 
 MOST_HOURS = 24.0
-"""Maximum number of hours if no limit is set, so the cost always has an upper bound."""
+"""Default time limit in hours. It gives every run a maximum cost."""
 
 
 DEVICE = "device"
-"""Engine option that follows from the chosen machine."""
+"""Engine option that the selected machine determines."""
 ASKED = (*OPTIONS, DEVICE)
 CAPABILITY = {"T4": 7.5, "V100": 7.0, "P100": 6.0}
-"""Compute capability of GPUs without bf16 arithmetic. The engine trains in fp16 on them."""
+"""Compute capabilities of GPUs without bf16 arithmetic, on which the engine trains in fp16."""
 
 
 class Fit(NamedTuple):
@@ -80,8 +81,8 @@ def fits(
 
 
 def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine | None, str]:
-    """Choose a machine and return it with the reason. Returns no machine if the place has no list. Raises
-    `UsageError`."""
+    """Return the selected machine and the reason for the choice. Without a list of machines, returns `None`.
+    Raises `UsageError`."""
     wanted, most = asked.get("gpu", "auto"), _amount(asked, "max_usd_per_hour")
     if not fitting_ones:
         return None, "the place decides"
@@ -108,13 +109,10 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
         )
     for fit in cheap:
         if fit.machine.gpu and fit.fits:
-            return (
-                fit.machine,
-                "the cheapest that fits, by cost of the run",
-            )
+            return fit.machine, "the cheapest for this run among those that fit it"
     if several:
         least = min(several, key=lambda fit: _price(fit, spot=spot))
-        return least.machine, "the cheapest whose GPUs together fit the run, because it fits on no single GPU"
+        return least.machine, "the cheapest whose GPUs together fit the run, because no single GPU does"
     largest = max(cheap, key=lambda fit: fit.machine.memory_bytes or 0)
     if largest.machine.gpu is None:
         return largest.machine, "the machine has no GPU"
@@ -127,7 +125,7 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
             + (f" for {money(most)} per hour" if most is not None else ""),
             fix="; or ".join(largest.plan.advice) or "choose a smaller model",
         )
-    return largest.machine, "the largest one, because the model's size is unknown"
+    return largest.machine, "the largest affordable machine, because the model's size is unknown"
 
 
 def _require_room(fit: Fit) -> None:
@@ -196,7 +194,7 @@ def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) 
 
 
 def rows(asked: Mapping[str, Any], found: Resources, machine: Machine | None, why: str) -> list[Setting]:
-    """Return the plan's settings for the machine."""
+    """Return the translation's rows for the machine and its limits."""
     at = f" ({machine.name})" if machine and machine.name != machine.gpu else ""
     price = f", {money(found.limits.usd_per_hour)} per hour" if found.limits.usd_per_hour is not None else ""
     hours = found.limits.max_hours
@@ -237,8 +235,8 @@ def _of_device(asked: Any, found: Resources) -> Setting:
 
 
 def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Setting | None:
-    """Return the rejection if the run's processes cannot train as a group of workers. `groups` means that
-    they may run on several machines."""
+    """Return a rejected setting if the run's processes cannot train as a group of workers. `groups` is True
+    if the place can spread processes over several machines."""
     processes, least = hyper.get("processes", 1), found.min_processes
     sharded, batch = hyper.get("sharded") is True, hyper.get("batch_size", processes)
     name, asked, reason = "min_processes", least, None
@@ -250,7 +248,7 @@ def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Settin
                 f"the run has {count(processes, 'process', 'processes')}. Set processes to a higher number"
             )
         elif sharded:
-            reason = "each process holds a shard of every weight, so all of them are needed"
+            reason = "each process holds a shard of every weight, so the run needs all processes"
     if reason is None and groups and processes > 1:
         name, asked = "processes", processes
         if found.gpu and found.count != processes:

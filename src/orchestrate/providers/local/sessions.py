@@ -1,4 +1,4 @@
-"""Training sessions on this machine. One process holds a base model and the models of all sessions over
+"""Training sessions on this machine. One process holds a base model and the adapters of all sessions that use
 it."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OPTIONS = frozenset({"threads", "device", "precision", "four_bit"})
 
 
 class SharedWorker(ModelProcess):
-    """One process for all of this program's sessions over one base model."""
+    """The process that runs all sessions of this program with the same base model and options."""
 
     def __init__(self, opening: Mapping[str, Any]) -> None:
         super().__init__("sessions", opening, name=TRAINS)
@@ -108,7 +108,7 @@ def _sampled(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 class StepwiseProvider(LocalProvider, Sessions):
-    """Local backend with training sessions. Without sessions if its workers run elsewhere."""
+    """Local backend that also supports training sessions."""
 
     def __init__(self, config: HostConfig) -> None:
         super().__init__(config)
@@ -128,7 +128,7 @@ class StepwiseProvider(LocalProvider, Sessions):
         )
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
-        """Return the hourly cost that the user has set for this machine, otherwise zero."""
+        """Return the hourly price that the user set for this machine, or zero."""
         gpus = machine.gpus() if order.options.get("device") != "cpu" else ()
         device = gpus[0].name if gpus else "cpu"
         hourly = costing.local_rate(prices_of(self), device, 1, book=rates)

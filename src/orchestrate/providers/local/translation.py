@@ -1,5 +1,5 @@
-"""Translation of a spec for the local engine. The engine accepts nearly every setting as requested, and
-rejects those that it does not have."""
+"""Translation of a spec for the local engine. The engine accepts nearly every setting as requested and
+rejects the settings that it does not support."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ OPTIONS: Mapping[str, Option] = {
 def answered(
     spec: JobSpec, body: Mapping[str, Any], gpu_elsewhere: bool, capability: float | None = None
 ) -> tuple[list[Setting], dict[str, Any]]:
-    """Return a row for each option, and the body with the options. `gpu_elsewhere`: the job is planned for a
-    GPU that this machine may lack, with this `capability` if known."""
+    """Return a row for each engine option, and the request body with the options. `gpu_elsewhere` is True if
+    the job is planned for another machine's GPU, whose compute capability is `capability` if known."""
     rows: dict[str, Setting] = {}
     body = {**body, "hyper": dict(body.get("hyper", {}))}
     for key, value in spec.provider_options.get("local", {}).items():
@@ -107,7 +107,7 @@ def _said_otherwise(key: str, value: Any, spec: JobSpec) -> str | None:
             f"the spec also sets gradient_accumulation: {spec.gradient_accumulation}. Remove one of the two"
         )
     if key == "processes" and value > 1 and (method_word(spec.method) in ("kto", "rft")):
-        return f"{spec.method.type} compares answers within a batch, so it only runs in one process"
+        return f"{spec.method.type} compares the answers of a batch, so it only supports one process"
     if key != "optimizer":
         return None
     if spec.optimizer is not None and spec.optimizer.type != value:
@@ -116,7 +116,8 @@ def _said_otherwise(key: str, value: Any, spec: JobSpec) -> str | None:
 
 
 def missing_optimizer(name: str) -> str | None:
-    """Return why this machine lacks the optimizer, with the command to install it, or `None`."""
+    """Return why this machine cannot use the optimizer, with the command to install it, or `None` if it
+    can."""
     try:
         states.require(name)
     except states.OptimizerMissing as error:
@@ -146,7 +147,8 @@ def problem(key: str, value: Any, method: str = "sft") -> str | None:
     option = OPTIONS.get(key)
     if key == "run_grader_code":
         return (
-            "a spec cannot allow its own code. Remove this setting and allow the code yourself: orchestrate "
+            "a spec cannot grant itself permission to run code. Remove this setting and pass the option "
+            "yourself: orchestrate "
             "--allow-grader-code ..."
         )
     if option is None:
@@ -165,9 +167,9 @@ def problem(key: str, value: Any, method: str = "sft") -> str | None:
     if option.above is not None and value <= option.above:
         return f"must be above {option.above:g}, got {value!r}"
     if key == "router_aux_loss" and method == "rft":
-        return "not for RFT, because its loss covers only sampled answers"
+        return "not supported for RFT, whose loss covers only sampled answers"
     if key == "spike_factor" and method == "rft":
-        return "not for RFT, because its loss is about 0 at every step and has no spikes"
+        return "not supported for RFT, whose loss is about 0 at every step and has no spikes"
     return None
 
 
@@ -202,7 +204,7 @@ _ADAPTERS = {
 
 
 def settled(told: Translation, plan: Callable[[Translation], MemoryPlan | None]) -> Translation:
-    """Complete the translation with the memory plan and with how the processes share the work."""
+    """Add the memory plan to the translation, and decide whether the processes shard the weights."""
     processes = told.body.get("hyper", {}).get("processes", 1)
     asked = next((row for row in told.settings if row.name == NAME), None)
     if told.refused or (processes == 1 and asked is None):
@@ -238,7 +240,7 @@ def settled(told: Translation, plan: Callable[[Translation], MemoryPlan | None])
 
 
 def spread(body: Mapping[str, Any], processes: int) -> dict[str, Any]:
-    """Return the job with this many processes, each with a shard of every weight."""
+    """Return the request body with `processes` processes, each of which holds a shard of every weight."""
     return {**body, "hyper": {**body.get("hyper", {}), "processes": processes, "sharded": True}}
 
 
@@ -256,7 +258,7 @@ def unable(body: Mapping[str, Any]) -> str | None:
         if adapter.get(name):
             return f"adapter.{name}: {reason}"
     if body.get("added_tokens") and adapter.get("type") != "full":
-        return "added_tokens: training only their embedding rows needs unsharded weights"
+        return "added_tokens: training only the embeddings of new tokens needs unsharded weights"
     return None
 
 
@@ -329,8 +331,8 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
 def memory(
     spec: JobSpec, translation: Translation, options: Mapping[str, Any], longest: int | None = None
 ) -> MemoryPlan | None:
-    """Plan the memory for training, or return `None` if it cannot be estimated. `longest` is the number of
-    tokens in the longest row of the data.
+    """Plan the memory for training. Returns `None` if it cannot be estimated. `longest` is the length of the
+    longest row in tokens.
 
     Raises `ConfigError` for a `gpu_memory_gib` that is not a valid size.
     """
@@ -430,7 +432,7 @@ def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> Non
     if reason := grading.refusal(method.grader, allow_code=code):
         rows.refuse("method.grader", reason)
     elif grading.runs_code(method.grader):
-        rule = f"you allow its code to run on this machine, {isolation().told}"
+        rule = f"its code runs on this machine, as you allowed, {isolation().told}"
         rows.keep("method.grader", "method.grader", method.grader, rule=rule)
         rows.send("hyper.run_grader_code", True)
     else:
@@ -482,7 +484,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
     if spec.early_stopping is not None:
         _early_stopping(rows, spec, spec.early_stopping)
     elif spec.keep_best and spec.evals == 0:
-        rows.refuse("keep_best", "selects a checkpoint by its evaluation, but evals is 0")
+        rows.refuse("keep_best", "needs evaluations to find the best checkpoint, but evals is 0")
     elif spec.validation is not None or spec.keep_best is not None:
         rows.offer("keep_best", "hyper.keep_best", False, "the weights of the last step")
 
@@ -546,7 +548,7 @@ def _optimizer(rows: Rows, spec: JobSpec) -> None:
 
 
 _OPTIMIZER_RULES = {
-    "adafactor": "uses the given learning rate, not scaled by weights or steps",
+    "adafactor": "uses the learning rate as given, without scaling it by weights or steps",
     "muon": "applies to matrices, with step sizes like AdamW's. AdamW trains all other weights",
     "schedule_free_adamw": "averaged weights are evaluated, saved and exported",
 }
@@ -585,11 +587,13 @@ def _schedule(rows: Rows, spec: JobSpec, optimizer: str) -> None:
         if spec.schedule == "polynomial":
             rows.offer("schedule_power", "hyper.schedule_power", 1.0, "1 is linear, 2 falls faster at first")
         return
-    reason = "a schedule-free optimizer uses a constant rate and averages weights"
+    reason = "the schedule-free optimizer uses a constant learning rate and averages weights"
     rows.refuse_if_asked(dict.fromkeys(("min_lr_ratio", "decay_ratio", "schedule_power"), reason))
     if spec.schedule not in (None, "constant"):
         rows.refuse(
-            "schedule", "a schedule-free optimizer averages weights instead. Use constant", instead="constant"
+            "schedule",
+            "the schedule-free optimizer averages weights instead of using a schedule. Use constant",
+            instead="constant",
         )
     elif spec.schedule is None:
         rows.default("schedule", "hyper.schedule", "constant", "the optimizer averages instead", send=True)
@@ -609,7 +613,7 @@ def _data(rows: Rows, spec: JobSpec, options: Mapping[str, Any]) -> None:
         if spec.packing and device_of(spec, options) == "cpu":
             rows.tell("packing", engines.NO_PACKING)
     if spec.suffix is not None:
-        rows.keep("suffix", None, rule="stored with the run, because the result is a folder")
+        rows.keep("suffix", None, rule="only stored with the run, because the trained model is a folder")
     if spec.batch_tokens is not None:
         rows.refuse("batch_tokens", "local training counts batches in examples. Use batch_size")
     if spec.wandb is not None:
@@ -642,7 +646,7 @@ def _length(rows: Rows, spec: JobSpec) -> None:
     elif spec.truncation is not None:
         rows.refuse(
             "truncation",
-            "local RFT always drops prompts that leave no room for an answer. Set drop",
+            "local RFT always drops prompts that leave no room for an answer. Set truncation to drop",
             instead="drop",
         )
     answer = max_new_tokens(spec)
@@ -653,7 +657,7 @@ def _length(rows: Rows, spec: JobSpec) -> None:
             f"answers may have {answer} tokens, which leaves no room for a prompt. To change this: {room}",
         )
     else:
-        rule = f"the model's context, which must fit the prompt and an answer of {answer} tokens"
+        rule = f"the model's context length, which must hold the prompt and an answer of {answer} tokens"
         rows.offer("max_seq_length", "hyper.max_seq_length", None, rule)
 
 

@@ -1,4 +1,4 @@
-"""OpenAI, OpenAI-compatible hosts and Azure OpenAI, using the official SDK."""
+"""Backend for OpenAI, Azure OpenAI and OpenAI-compatible hosts, using the official SDK."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def auto_epochs(rows: int) -> int:
     """Return the number of epochs that `n_epochs: auto` resolves to: 3, or more for few rows and fewer for
     many.
 
-    Source: OpenAI cookbook, "Data preparation and analysis for chat model fine-tuning": 3 epochs, adjusted to
-    keep rows x epochs between 100 and 25,000, and epochs between 1 and 25."""
+    Source: OpenAI cookbook, "Data preparation and analysis for chat model fine-tuning": 3 epochs, adjusted so
+    that rows x epochs is between 100 and 25,000 and epochs between 1 and 25."""
     if rows <= 0:
         return 3
     if rows * 3 < 100:

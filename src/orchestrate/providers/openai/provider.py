@@ -1,5 +1,5 @@
-"""OpenAI through the official SDK, and hosts configured with `type = "openai"` from before hosts had
-descriptions. Checks and translation work offline. Errors explain when fine-tuning ends there."""
+"""Backend for OpenAI and for hosts that the user configured with the older `type = "openai"`, using the
+official SDK. Checks and translation work offline. Errors explain when OpenAI ends fine-tuning."""
 
 from __future__ import annotations
 
@@ -121,10 +121,10 @@ def _rft(provider: str, method: RFT, data: TrainingData) -> Iterator[Problem]:
 
 
 def grader_errors(grader: Mapping[str, Any], place: str = "method.grader") -> Iterator[tuple[str, str]]:
-    """Yield (field, message) for each mistake in a grader, according to the SDK's own types.
+    """Yield the field and the message of each mistake in a grader, according to the SDK's types.
 
-    The SDK's types define a `multi` grader with only one grader. The guide to graders has a map of graders by
-    name, and the formula uses the names."""
+    In the SDK's types, a `multi` grader has only one grader. In OpenAI's guide it has a map of named graders,
+    and its formula uses these names."""
     from openai.types.graders import (
         LabelModelGraderParam,
         MultiGraderParam,
@@ -179,8 +179,8 @@ _ANY_GRADER = {"type": "string_check", "name": "any", "input": "", "reference": 
 
 
 def training_closed(error: TrainingClosed, model: ModelOnHost, method: str) -> TrainingClosed:
-    """Explain the host's 403 `training_not_available` with its cause, the dates, and the most similar open
-    model."""
+    """Build the error for OpenAI's 403 `training_not_available`, with the reason, the dates and the most
+    similar open model."""
     text = (
         "OpenAI is winding down fine-tuning and accepts no new jobs from this organization. "
         f"Nothing was created. From {PROFILE.no_new_jobs_after}, OpenAI accepts no new jobs from "
@@ -212,7 +212,7 @@ def way_out(model: Model | None, method: str) -> str:
     return f"orchestrate submit --provider {place} --model {nearest.name}{also}"
 
 
-_HOST_CHOOSES = "OpenAI chooses the adapter and does not publish it"
+_HOST_CHOOSES = "OpenAI chooses the adapter settings and does not publish them"
 
 
 class OpenAIProvider(
@@ -256,8 +256,8 @@ class OpenAIProvider(
     # -- offline -------------------------------------------------------------------------------------------
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
-        """Resolve the model's name. A host other than OpenAI gets the name as written. Azure gets OpenAI's id
-        of an OpenAI model."""
+        """Resolve the model's name. For hosts other than OpenAI, the name is sent as written. For Azure, the
+        name of an OpenAI model becomes OpenAI's id."""
         if self.name == self.profile.kind:
             return super().resolve(spec)
         asked = spec.model_for(self.name)
@@ -308,9 +308,8 @@ class OpenAIProvider(
         return base.of_jobs(self, *([unseen] if _is_azure(self.config) else []))
 
     def base_models(self) -> Sequence[HostModel]:
-        """List the base models. Shutdown dates come from OpenAI. OpenAI does not report whether it fine-tunes
-        a model. This comes from the catalog, and is `unconfirmed` for models that the catalog does not
-        list."""
+        """List the base models with OpenAI's shutdown dates. OpenAI does not report which models it
+        fine-tunes, so this comes from the catalog. Models that are not in the catalog are `unconfirmed`."""
         known = {
             model.ids.get(self.name): model.on(self.name) for model in catalog.search(provider=self.name)
         }
@@ -321,8 +320,8 @@ class OpenAIProvider(
     # -- the tuned model -----------------------------------------------------------------------------------
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
-        """Return the endpoint of a tuned model. It is available immediately, without a deployment or an
-        hourly price. On Azure, only the configured deployment is available."""
+        """Return the endpoint of a tuned model, which OpenAI serves without a deployment or an hourly price.
+        On Azure, only the configured deployment serves it."""
         tuned = self._answering(self.get(job))
         if tuned is None:
             return None
@@ -337,7 +336,8 @@ class OpenAIProvider(
 
     @property
     def chat_limit(self) -> str:
-        """Name of the parameter for the maximum tokens in an answer. Compatible servers use `max_tokens`."""
+        """Parameter name for the maximum number of tokens in an answer. Compatible servers use
+        `max_tokens`."""
         return self.profile.chat_limit if self.name == self.profile.kind else "max_tokens"
 
 

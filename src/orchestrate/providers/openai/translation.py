@@ -1,7 +1,7 @@
 """Translation of a spec into OpenAI's create request.
 
 Field names and ranges are those of the SDK's `openai.types.fine_tuning.JobCreateParams` and of the guides.
-Settings that were not requested are not sent, so the host's `auto` applies."""
+Only requested settings are sent. For all others, the host's `auto` applies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTEXT = 65_536
 RESERVED = ("model", "training_file", "validation_file", "metadata", "hyperparameters")
 """Request fields that Orchestrate fills in. The last one is the retired form of the fields in `method`."""
 
-HOST_DECIDES = "not sent, because OpenAI chooses the adapter and does not publish it"
+HOST_DECIDES = "not sent, because OpenAI chooses the adapter settings and does not publish them"
 _NO_RATE = (
     "OpenAI publishes no base rate, so this rate cannot be converted to a multiplier. Use "
     "learning_rate_multiplier"
@@ -34,9 +34,9 @@ REFUSED: Mapping[str, str] = {
     "max_grad_norm": "OpenAI sets gradient clipping automatically",
     "packing": "OpenAI does not publish whether it packs rows",
     "early_stopping": "OpenAI always trains all epochs",
-    "method.normalize_by_length": "OpenAI's DPO has no setting except beta",
-    "method.rpo_alpha": "OpenAI's DPO has no setting except beta",
-    "method.simpo_gamma": "OpenAI's DPO has no setting except beta",
+    "method.normalize_by_length": "OpenAI's DPO only has the setting beta",
+    "method.rpo_alpha": "OpenAI's DPO only has the setting beta",
+    "method.simpo_gamma": "OpenAI's DPO only has the setting beta",
     "method.samples_per_prompt": "OpenAI sets the number of samples through compute_multiplier",
     "method.kl_beta": "OpenAI does not publish its KL penalty",
     "adapter.r": "OpenAI chooses the adapter's rank and does not publish it",
@@ -153,7 +153,7 @@ def _numbers(rows: Rows, spec: JobSpec) -> None:
 
 
 def _checkpoints(rows: Rows, spec: JobSpec) -> None:
-    rule = "one after each epoch, of which the last three are kept"
+    rule = "one after each epoch. OpenAI keeps the last three"
     if spec.checkpoints is None:
         rows.default("checkpoints", None, 3, rule)
     elif spec.epochs is not None and spec.checkpoints == min(3, spec.epochs):

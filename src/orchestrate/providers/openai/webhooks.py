@@ -22,8 +22,8 @@ class _Event(msgspec.Struct):
 
 
 def read(body: str, headers: Mapping[str, str], secret: str) -> Delivery:
-    """Verify and parse a webhook. The SDK checks its signature, which follows the Standard Webhooks
-    convention. Raises `ValueError`."""
+    """Verify and parse a webhook. The SDK verifies its signature, which follows the Standard Webhooks
+    specification. Raises `ValueError`."""
     # The client only holds the SDK's check; it sends nothing and needs no real key.
     OpenAI(api_key="unused").webhooks.verify_signature(body, headers, secret=secret)
     event = decoding.decode(body, type=_Event)

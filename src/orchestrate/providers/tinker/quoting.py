@@ -1,4 +1,4 @@
-"""Price of a recipe, from the tokens that it trains on, reads and samples."""
+"""Price of a recipe, from its trained, prefilled and sampled tokens."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class _Tokens(NamedTuple):
 
 
 def quote(work: PlannedJob, rates: Mapping[str, Rate | None]) -> Quote:
-    """Quote at the rates of `session_train`, `session_prefill` and `session_sample`. A rate of `None` bills
-    nothing."""
+    """Build a quote from the rates `session_train`, `session_prefill` and `session_sample`. With `None` as a
+    rate, nothing is billed."""
     size = measure(work)
     tokens = _tokens(work, size)
     lines = [
@@ -47,7 +47,7 @@ def quote(work: PlannedJob, rates: Mapping[str, Rate | None]) -> Quote:
         least, likely = (f"{share * most:.0f}" for share in ANSWER_SHARE[:2])
         notes.append(f"assumes answers of {likely} tokens ({least} to {most})")
     if not lines:
-        notes.append("a server on this machine does not bill")
+        notes.append("a server on this machine costs nothing")
     return summed(
         provider=work.provider,
         model=work.resolved.name,

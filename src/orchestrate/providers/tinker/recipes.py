@@ -1,4 +1,4 @@
-"""Tinker as a backend: sessions that your own loop drives, and jobs that a recipe drives."""
+"""Tinker backend, with sessions for your own training loop and jobs that run a recipe."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ _MISSING: Mapping[Feature, str] = {
     Feature.CONTINUE_FROM: "to continue from earlier weights, use your own loop with ft.session",
     Feature.WANDB: "metrics are stored in the run directory and not sent anywhere",
     Feature.DELETE: "saves stay at Tinker until you delete them there",
-    Feature.DOWNLOAD: "the result is a tinker:// path. Download it with Tinker's own command",
+    Feature.DOWNLOAD: "the result is a tinker:// path. Download it with Tinker's command line",
     Feature.DEPLOY: "Tinker serves the result at its tinker:// path without a deployment",
     Feature.CHAT: "use Tinker's client to sample from the result's tinker:// path",
     Feature.LIVE_PRICE: "Tinker does not estimate prices",
 }
 SAVED_EVERY_S = 600.0
-"""Seconds between saves that are only for resuming."""
+"""Seconds between saves that only serve to resume a job."""
 
 
 class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
@@ -90,8 +90,8 @@ class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessi
         return self._runs.make(order)
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
-        """Return the user's rates from `rates.yaml`, or those of the sandbox. Without rates, a server on this
-        machine costs nothing."""
+        """Return the price from the user's rates in `rates.yaml`, or from the sandbox's rates. Without rates,
+        a server on this machine costs nothing."""
         found = self._rates(order, rates)
         train, prefill, sample = [Decimal(0) if rate is None else rate.usd for rate in found.values()]
         source = next((rate.source for rate in found.values() if rate is not None), "")
@@ -150,8 +150,7 @@ class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessi
         *,
         gpu_hours: Decimal | None = None,
     ) -> Quote:
-        """Quote the tokens that the recipe sends and samples, at the user's rates, or those of the
-        sandbox."""
+        """Quote the recipe's tokens at the user's rates, or at the sandbox's rates."""
         del gpu_hours
         for setting in translation.refused:
             if setting.name in offline.NO_QUOTE:
@@ -168,14 +167,14 @@ class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessi
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
-        """Write the rows to a folder on this machine, from which the recipe reads them."""
+        """Write the rows to a folder on this machine, where the recipe reads them."""
         return rundirs.written_rows(
             self._home / "data", self.name, target(self.name, PROFILE), data, progress
         )
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        """Create the run directory named `ref`, and start the process that drives the session. A second call
-        with the same ref finds the directory and starts nothing."""
+        """Create the run directory named `ref`, and start the process that runs the session. A second call
+        with the same ref finds the directory and does not start another process."""
         self._require_client()
         body = settings.body(translation)
         order = SessionOrder(

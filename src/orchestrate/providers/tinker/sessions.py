@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 from orchestrate.providers.sessions import ClientSession, SessionOrder, client_error, sampled
 
 CLOSE_S = 10.0
-"""Seconds to wait for the host to end a session. An open session bills nothing and expires at the host."""
+"""Timeout in seconds for ending a session. A session that stays open costs nothing and expires at the
+host."""
 
 
 class TinkerSession(ClientSession):
-    """One model at the host."""
+    """A session with one model at the host."""
 
     host: ClassVar[str] = "tinker"
 
@@ -34,7 +35,7 @@ class TinkerSession(ClientSession):
         return sent.future()
 
     def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
-        """Sample from the current weights, which are saved once after each change."""
+        """Sample from the current weights. They are saved once after each change."""
         if self._sampling is None:
             self._sampling = self._done(self._training.save_weights_and_get_sampling_client())
         stop: list[Any] = [*request["stop"], *(request["stop_ids"] or [])]

@@ -1,5 +1,5 @@
-"""Translation of a spec for a recipe over a session at Tinker. Settings that sessions don't have are
-rejected."""
+"""Translation of a spec for a recipe that runs in a session at Tinker. Settings that sessions don't support
+are rejected."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from orchestrate.spec import RFT, JobSpec
 from orchestrate.types import Translation
 
 RANK, ALPHA = 32, 32
-"""Rank if the spec names none, and alpha of every adapter. With a fixed alpha, one learning rate suits all
-ranks (Thinking Machines, "LoRA Without Regret", 2025)."""
+"""Default rank of adapters, and the alpha of all adapters. With a fixed alpha, the same learning rate suits
+all ranks (Thinking Machines, "LoRA Without Regret", 2025)."""
 BATCH, EPOCHS = 16, 3
 OPTIONS: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
     "objective": ("objective", str),
@@ -26,13 +26,13 @@ OPTIONS: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
     "grader_seconds": ("hyper.grader_seconds", (int, float)),
     "recovery_seconds": ("hyper.recovery_seconds", (int, float)),
 }
-"""Options in `provider_options.tinker`: the path in the body and the type of each."""
+"""Maps each option in `provider_options.tinker` to its path in the request body and its type."""
 RFT_ONLY = ("objective", "max_new_tokens", "grader_seconds")
 _WITHOUT: Mapping[str, str] = {
     "adapter.dropout": "adapters at Tinker have no dropout",
     "adapter.targets": "Tinker adapts all linear layers",
     "adapter.dora": "Tinker has no DoRA",
-    "adapter.rslora": "the scale of an adapter is fixed at Tinker",
+    "adapter.rslora": "Tinker's adapters have a fixed scale",
     "batch_tokens": "recipes count batches in examples. Use batch_size",
     "chat_template": "rows are rendered with the model's own template",
     "chat_template_kwargs": "rows are rendered with the model's own template",
@@ -42,16 +42,16 @@ _WITHOUT: Mapping[str, str] = {
     "gradient_accumulation": "Tinker splits batches automatically",
     "learning_rate_multiplier": "Tinker has no base rate to multiply. Set learning_rate",
     "method.compute_multiplier": "samples_per_prompt sets the amount of exploration",
-    "method.kl_beta": "needs the initial model next to the trained one, which a session does not have",
+    "method.kl_beta": "needs the initial model during training, but a session only holds the trained model",
     "method.reasoning_effort": "open models have no such training setting",
-    "optimizer.momentum": "sessions train with AdamW. Set betas instead of momentum",
+    "optimizer.momentum": "sessions train with AdamW, which has betas instead of momentum",
     "packing": "Tinker batches rows automatically",
     "wandb": "metrics are stored in the run directory and not sent anywhere",
 }
 
 
 def translate(spec: JobSpec, provider: str, options: Mapping[str, Any]) -> Translation:
-    """Translate a spec for Tinker. `options` are those of the host's configuration."""
+    """Translate a spec for Tinker. `options` are the options in the host's configuration."""
     own = {**spec.provider_options.get(PROFILE.kind, {}), **spec.provider_options.get(provider, {})}
     without = {k: v for k, v in spec.provider_options.items() if k not in (PROFILE.kind, provider)}
     rows = Rows(provider, spec.model_copy(update={"provider_options": without}))
@@ -125,7 +125,7 @@ def _adapter(rows: Rows, spec: JobSpec) -> None:
     if alpha is None:
         rows.default("adapter.alpha", None, ALPHA, "the same for all ranks")
     elif alpha == ALPHA:
-        rows.keep("adapter.alpha", None, rule="always so at Tinker")
+        rows.keep("adapter.alpha", None, rule="Tinker's fixed value")
     else:
         rows.refuse("adapter.alpha", f"alpha is always {ALPHA} at Tinker", instead=ALPHA)
 
@@ -198,7 +198,7 @@ def _data(rows: Rows, spec: JobSpec, context: int | None) -> None:
     elif spec.truncation is not None and spec.truncation != "drop":
         rows.refuse("truncation", "always drops prompts that leave no room for an answer: set it to drop")
     elif spec.truncation is not None:
-        rows.keep("truncation", None, rule="always on for prompts")
+        rows.keep("truncation", None, rule="prompts that are too long are always dropped")
     if spec.suffix is not None:
         rows.keep("suffix", None, rule="stored with the run, because the result is a tinker:// path")
 

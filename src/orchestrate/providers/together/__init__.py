@@ -89,8 +89,8 @@ def unpacked_tokens(sequences: int, max_seq_length: int) -> int:
 
 
 def share_billed(steps_done: int, steps: int) -> Decimal:
-    """Return the share of the price that is due for a canceled or early-stopped job: its share of completed
-    steps.
+    """Return the share of the price that is billed for a job that was canceled or stopped early: the share of
+    steps that it completed.
 
     Source: docs.together.ai fine-tuning pricing. Canceled jobs pay for completed steps, and unused steps of
     an early stop are refunded."""
@@ -131,8 +131,9 @@ def bills(size: JobSize, rate: Rate) -> Lines:
 
 
 def unbilled_failure(job: Job) -> bool:
-    """Return True if the host does not bill a failure. `error` is a platform failure, which is fully
-    refunded. `user_error` is billed if steps were completed. Source: docs.together.ai fine-tuning pricing."""
+    """Return True if Together does not bill a failed job. `error` is a platform failure, which Together
+    refunds in full. After a `user_error`, completed steps are billed. Source: docs.together.ai fine-tuning
+    pricing."""
     never_began = job.step == 0 or (job.step is None and job.started_at is None)
     return job.raw_status == "error" or (never_began and not job.trained_tokens)
 

@@ -1,11 +1,11 @@
 """Backend `together`. See `orchestrate.providers.base` for the interface.
 
-- Reads use the SDK's own methods. The create request does not: the SDK's `fine_tuning.create` sends
-  three requests and takes no options, so the SDK's client sends the same body as one POST.
-- A job carries its ref in `suffix`, after the user's own (`<suffix>-<ref>`, at most 40 characters). The host
+- Reads use the SDK's methods. Creating a job does not use `fine_tuning.create`, which sends three requests
+  and accepts no request options. Instead, the SDK's client sends the same body in a single POST.
+- A job's ref is sent in `suffix`, after the user's suffix (`<suffix>-<ref>`, at most 40 characters). The host
   returns it in `suffix` and in `model_output_name`.
-- `live_price` queries the host's estimate and raises an error above the account's limit. Call it between
-  `upload` and `create`."""
+- `live_price` queries the host's estimate and raises an error if it exceeds the account's limit. Call it
+  between `upload` and `create`."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ if TYPE_CHECKING:
 
 BAD = ("FAILED", "INVALID_FORMAT")
 DONE = ("COMPLETED", None)
-"""Statuses of a ready file. `None` for files from before Together validated uploads."""
+"""Statuses of files that are ready. `None` is the status of old files, which Together did not validate."""
 WAIT_S = 1800.0
 
 
@@ -257,7 +257,7 @@ class TogetherProvider(
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
-        """Upload the files. Checks the model's limits first, so nothing is sent for a job that would be
+        """Upload the files after checking the model's limits, so nothing is sent for a job that would be
         rejected."""
         body = settings.body(translation)
         require_limits(body, self._model_limits(body), data)
@@ -269,7 +269,7 @@ class TogetherProvider(
         return self._brought(data, self._files.bring, progress, details)
 
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
-        """Return the host's own estimate. Raises `QuotaExceeded` if the account may not proceed."""
+        """Return the host's own estimate. Raises `QuotaExceeded` if it exceeds the account's limit."""
         body = self._filled(translation, remote)
         asked = reading.estimated(body)
         answer = plain(self._wire.read(lambda: self._client().fine_tuning.estimate_price(**asked)))
@@ -312,7 +312,7 @@ class TogetherProvider(
         return reading.job_of(raw, job.ref or _ref(raw), self.name)
 
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List the jobs with a single request, because the host does not paginate."""
+        """List the jobs with a single request, because the host does not paginate this list."""
         jobs = [reading.job_of(raw, _ref(raw), self.name) for raw in self._raw_jobs()]
         for job in sorted(
             jobs, key=lambda j: j.created_at.timestamp() if j.created_at else 0.0, reverse=True
@@ -347,7 +347,8 @@ class TogetherProvider(
     def preview(
         self, spec: JobSpec, remote: RemoteDataset, *, rows_shown: int = 3
     ) -> list[reading.TokenMask]:
-        """Show how the host tokenizes the first rows, and which tokens contribute to the loss. SFT only."""
+        """Return how the host tokenizes the first rows of an SFT job, and which tokens contribute to the
+        loss."""
         from together import omit
 
         body = self._filled(self.translate(spec), remote)
@@ -384,7 +385,7 @@ class TogetherProvider(
         return accounts.stored(
             self,
             {"files": self._stored_files, "models": self._stored_models},
-            "individual checkpoints, which are deleted with their job's model",
+            "individual checkpoints, which Together deletes together with their job's model",
         )
 
     def _stored_files(self) -> Iterator[StoredItem]:

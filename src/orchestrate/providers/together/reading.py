@@ -105,7 +105,7 @@ def _error(raw: Mapping[str, Any], status: str) -> JobError:
     told = [e for e in rows(raw.get("events")) if str(e.get("type", "")).lower() in _ERROR_EVENTS]
     fallback = {
         "user_error": "Together rejected the data or the W&B settings. See the events",
-        "error": "Together's platform failed. Together refunds this job and restarts it under a new id",
+        "error": "Together had a platform failure. It refunds this job and restarts it under a new id",
     }
     return JobError(
         message=text(told[-1].get("message")) or status if told else fallback[status], code=status
@@ -116,8 +116,8 @@ def _error(raw: Mapping[str, Any], status: str) -> JobError:
 
 
 def events_of(raw: Iterable[Mapping[str, Any]]) -> list[Event]:
-    """Parse events, oldest first. The host's events have no id (older ones have a hash), so the id is derived
-    from their content, and repeated events are numbered. The ids never change."""
+    """Parse events, oldest first. The host's events have no id (older ones have a hash), so ids are derived
+    from the events' content, and repeated events are numbered. The ids never change."""
     seen: Counter[str] = Counter()
     events: list[Event] = []
     for entry in sorted(raw, key=lambda e: when(e.get("created_at")) or datetime.min.replace(tzinfo=UTC)):
@@ -205,7 +205,7 @@ def _kind(label: str) -> str:
 
 
 class TokenMask(Record, frozen=True, kw_only=True):
-    """One row as the host tokenizes it."""
+    """A row in the form in which the host tokenizes it."""
 
     tokens: tuple[str, ...]
     trained: tuple[bool, ...]
@@ -224,7 +224,7 @@ def masks_of(raw: Iterable[Mapping[str, Any]]) -> list[TokenMask]:
 
 
 def selection(checkpoint: str | None, full: bool) -> dict[str, Any]:
-    """Convert one of our checkpoint ids to `checkpoint` and `checkpoint_step` of the download request."""
+    """Convert an id from `checkpoints_of` to `checkpoint` and `checkpoint_step` of the download request."""
     if checkpoint is None:
         return {"checkpoint": "model_output_path" if full else "adapter"}
     step, _, kind = checkpoint.partition(":") if checkpoint[:1].isdigit() else ("", "", checkpoint)
@@ -331,13 +331,13 @@ _NO_ESTIMATE = {
 
 
 def estimated(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a create request that the estimate accepts. It has no fields for packing and the
-    maximum length."""
+    """Return the fields of a create request that the estimate accepts. The estimate has no fields for packing
+    and the maximum length."""
     return {key: body[key] for key in _FIELDS if key in body}
 
 
 def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
-    """Parse the host's estimate. Raises `QuotaExceeded` if the account may not proceed."""
+    """Parse the host's estimate. Raises `QuotaExceeded` if it exceeds the account's limit."""
     total = money(answer.get("estimated_total_price"))
     if answer.get("estimation_available") is False or total is None:
         reason = text(answer.get("unavailable_reason")) or "Together returned no price"
@@ -369,7 +369,8 @@ def tensor(values: Sequence[float], dtype: str = "float32") -> dict[str, Any]:
 
 
 def sample_of(number: int, row: Row, loss: str) -> dict[str, Any]:
-    """Convert a row. Raises `UsageError` if Together would train it differently."""
+    """Convert a row to a sample. Raises `UsageError` for a row on which Together would compute a different
+    loss."""
     import numpy as np  # the base install has none
 
     inputs: dict[str, Any] = {}
@@ -393,8 +394,8 @@ def sample_of(number: int, row: Row, loss: str) -> dict[str, Any]:
 def forward_answer(
     done: Any, given: Sequence[Mapping[str, Any]], weighed: Sequence[Mapping[str, Any]] | None
 ) -> dict[str, Any]:
-    """Parse the result of a forward pass. With `weighed`, compute the loss of cross-entropy here, from all
-    log-probabilities and these weights."""
+    """Parse the result of a forward pass. If `weighed` is given, the cross-entropy loss is computed on this
+    machine, from all log-probabilities and these weights."""
     import numpy as np
 
     found = [np.asarray(one.tensors["logprobs"].data, dtype="<f4") for one in done.loss_fn_outputs or ()]

@@ -1,8 +1,8 @@
 """Dedicated endpoints (API v2). Together serves tuned models only on these, and bills them hourly.
 
-Each job has one endpoint `orc-<job id>` with one deployment `tuned`. The names make every step repeatable:
-existing ones are found, and the host rejects duplicates (409). The host merges a LoRA adapter into its base
-when the deployment starts."""
+Each job has one endpoint `orc-<job id>` with one deployment `tuned`. The fixed names make every step
+repeatable: existing objects are found by name, and the host rejects duplicates (409). The host merges a LoRA
+adapter into its base when the deployment starts."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _BILLS = {
     "stopping": True,
     "stopped": False,
 }
-"""Maps deployment states to whether they bill. Running deployments bill, idle or not. Together does not
-document whether failed ones do."""
+"""Maps deployment states to True if they are billed. Running deployments are billed even when idle. Together
+does not document whether failed deployments are billed."""
 
 
 class TogetherDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,7 +76,7 @@ class TogetherDeployments:
         self._found_project: str | None = None
 
     def price(self, id: str, made: Mapping[str, Any], options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the price of `deploy` in US dollars per hour. Changes nothing."""
+        """Return the hourly price of `deploy` in US dollars. Changes nothing."""
         wanted = TogetherDeployOptions.of(options)
         there = _ours(self._find(id))
         if there is None:
@@ -85,8 +85,8 @@ class TogetherDeployments:
         return _per_hour(there, self._prices(), wanted)
 
     def price_on(self, id: str, base_model_id: str, options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the price like `price`, but from the base model, for an adapter that may not be uploaded
-        yet."""
+        """Return the price like `price`, but for an adapter that may not be uploaded yet. Uses its base
+        model."""
         wanted, there = TogetherDeployOptions.of(options), _ours(self._find(id))
         if there is not None:
             return _per_hour(there, self._prices(), wanted)
@@ -126,7 +126,7 @@ class TogetherDeployments:
 
     def remove(self, id: str) -> None:
         """Stop routing, stop and delete the deployments, and delete the endpoint, as far as the host allows.
-        Check afterwards what remains. Calling it again continues."""
+        If something remains, call this again."""
         there = self._find(id)
         if there is None:
             return
@@ -342,7 +342,7 @@ class TogetherDeployments:
         return {"project_id": self.project()}
 
     def project(self) -> str:
-        """Return the project: from the configuration, from the SDK's environment, or from the key, in this
+        """Return the project from the configuration, the SDK's environment variable or the key, in this
         order."""
         if self._given_project:
             return self._given_project
@@ -413,7 +413,7 @@ def _hardware(config: Mapping[str, Any]) -> str | None:
 
 
 PART_BYTES = 20 << 20
-"""Part size in bytes, the same as in the SDK's command line. The host compares hashes that depend on it."""
+"""Part size in bytes, as in the SDK's command line. The host compares hashes that depend on the part size."""
 
 
 class TogetherAdapters(adapters.Adapters):
@@ -464,7 +464,7 @@ class TogetherAdapters(adapters.Adapters):
         return {**entry, "uploadDetails": {"uploadId": text(remote.get("uploadId")) or "", "parts": parts}}
 
     def find(self, id: str) -> dict[str, Any] | None:
-        """Find the registry's record of an adapter by its name."""
+        """Find an adapter in Together's registry by its name."""
         client, project = self._client(), self._serving.project()
         for page in self._wire.pages(lambda: client.models.list(project_id=project, limit=100)):
             for raw in items(page):
@@ -473,7 +473,8 @@ class TogetherAdapters(adapters.Adapters):
         return None
 
     def as_job(self, id: str) -> dict[str, Any]:
-        """Describe an adapter as a training job. Raises `UsageError` if the adapter doesn't exist."""
+        """Return an adapter as the job that would have trained it. Raises `UsageError` if the adapter doesn't
+        exist."""
         found = self.find(id)
         if found is None:
             raise UsageError(f"{self._provider} has no adapter {id}", fix="orchestrate deploy RUN --to ...")

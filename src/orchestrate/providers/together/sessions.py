@@ -1,11 +1,11 @@
-"""Training sessions at Together, using its official client, and their machines, which are billed hourly.
+"""Training sessions at Together, using its official client, on machines that are billed hourly.
 
 Machines (model resources) are created with the client's own methods, without retries. A model resource has no
-name, and its creation takes no idempotency key. If the response was lost, the machine is found as a new one
-with the run's own `inactive_timeout`. The request is written to the run directory before it is sent, and is
-never sent twice. The machine is stopped when the session ends, or by the host's timeout if the program was
-killed. Operations use the client's `SessionClient`, which adds an idempotency key to each, so the host runs
-an operation only once even if it is resent. One thread per session sends them in order."""
+name, and its creation takes no idempotency key. If the response was lost, the machine is recognized as a new
+machine with the run's own `inactive_timeout`. The request is written to the run directory before it is sent,
+and is never sent twice. The machine is stopped when the session ends, or by the host's timeout if the program
+was killed. Operations use the client's `SessionClient`, which adds an idempotency key to each, so the host
+runs an operation only once even if it is resent. One thread per session sends them in order."""
 
 from __future__ import annotations
 
@@ -78,16 +78,16 @@ if TYPE_CHECKING:
 
 
 LEAST_S, MARKS = 300, 120
-"""Shortest inactivity timeout that the host accepts, and the range of seconds added to it to mark a run's
-machines."""
+"""Shortest inactivity timeout that the host accepts, in seconds, and the range of the seconds that are added
+to it to mark a run's machines."""
 TAIL_S = float(LEAST_S + MARKS)
-"""Longest time in seconds that a machine bills after its program was killed."""
+"""Maximum time in seconds for which a machine is billed after its program was killed."""
 UP = ("PENDING", "CREATING", "READY")
 OPTIONS = frozenset({"gpu_type", "generators"})
 
 
 def inactive_s(ref: str) -> int:
-    """Return the inactivity timeout in seconds that marks a run's machines."""
+    """Return the inactivity timeout in seconds by which a run's machines are recognized."""
     return LEAST_S + int(hashlib.sha256(ref.encode()).hexdigest(), 16) % MARKS
 
 
@@ -131,7 +131,7 @@ class Machines(RentedMachines):
     # -- the price -----------------------------------------------------------------------------------------
 
     def usd_per_hour(self, body: Mapping[str, Any]) -> Decimal | None:
-        """Return the host's own estimate, or `None` if it gives no price in US dollars."""
+        """Return the host's estimate, or `None` if it contains no price in US dollars."""
         told = plain(self._wire.read(lambda: self._api.estimate_cost(**body)))
         usd = money(told.get("price_per_hour"))
         return usd if usd and usd > 0 and told.get("currency") == "USD" else None
@@ -208,7 +208,7 @@ class Machines(RentedMachines):
         return plain(self._wire.read(lambda: self._api.retrieve(id)))
 
     def extend(self, machine: RequestedMachine) -> None:
-        """Extend the lifetime of an idle machine while its program is running."""
+        """Keep an idle machine up while its program is running."""
         self._wire.once(lambda: self._api.extend_expiry(str(machine.id), seconds=machine.inactive_s))
 
     def stop(self, id: str) -> dict[str, Any]:
@@ -229,7 +229,7 @@ class Machines(RentedMachines):
     # -- the account's -------------------------------------------------------------------------------------
 
     def up(self) -> list[dict[str, Any]]:
-        """List the machines that are billed or will be."""
+        """List the machines that are billed or will be billed."""
         return self._all(self._api.list, status=[f"MODEL_RESOURCES_STATUS_{one}" for one in UP])
 
     def _all(self, call: Callable[..., Any], **query: Any) -> list[dict[str, Any]]:
@@ -311,12 +311,12 @@ class Machines(RentedMachines):
 
 
 def state(raw: Mapping[str, Any]) -> str:
-    """Return the host's status without its prefix."""
+    """Return a machine's status without the host's prefix."""
     return (text(raw.get("status")) or "UNKNOWN").removeprefix("MODEL_RESOURCES_STATUS_")
 
 
 def billed_s(raw: Mapping[str, Any]) -> float:
-    """Return the seconds from a machine's creation to its end, or to the time at which the host will end
+    """Return the seconds from the creation of a machine to its end, or to the time when the host will stop
     it."""
     began = when(raw.get("created_at"))
     ends = [when(raw.get("updated_at"))]
@@ -343,7 +343,7 @@ T = TypeVar("T")
 
 
 class TogetherSession(SessionBackend):
-    """One model on its own machine."""
+    """A session with one model on its own machine."""
 
     def __init__(self, provider: SteppedTogether, order: SessionOrder, run: RunDir) -> None:
         self._provider, self._order, self._run = provider, order, run
@@ -468,7 +468,8 @@ class TogetherSession(SessionBackend):
         return self._asked(ask)
 
     def gradient(self, rows: Sequence[Row]) -> Future[dict[str, Any]]:
-        """Send the gradient of a loss that was computed here. The gradient is minus the rows' weights."""
+        """Send the gradient of a loss that was computed on this machine. Each row's weights are the negative
+        gradient."""
         samples: list[dict[str, Any]] = []
         gradients: list[dict[str, Any]] = []
         for number, row in enumerate(rows, 1):
@@ -534,7 +535,7 @@ class TogetherSession(SessionBackend):
         return self._asked(ask)
 
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
-        """Start a new session from the saved state, because the host cannot load one into a running
+        """Start a new session from the saved state, because the host cannot load a state into a running
         session."""
 
         def ask() -> None:
@@ -583,7 +584,7 @@ def _error(provider: SteppedTogether, error: Exception) -> Exception:
 
 
 class SteppedTogether(JobsAndSessions, TogetherProvider):
-    """Together, with training sessions. The sessions' run directories are on this machine."""
+    """Together's backend with training sessions. Their run directories are on this machine."""
 
     profile = PROFILE
     features = TogetherProvider.features

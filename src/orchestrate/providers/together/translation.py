@@ -1,8 +1,8 @@
 """Translation of a spec into Together's create request.
 
 The body is the one that the SDK's `fine_tuning.create` sends (`FinetuneRequest` in
-`together.lib.types.fine_tuning`), field by field, with the SDK's defaults. Settings that the user did not
-request are left out, so the host's default applies."""
+`together.lib.types.fine_tuning`), field by field, with the SDK's defaults. Only requested settings are sent.
+For all others, the host's defaults apply."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
 
 SUFFIX_LIMIT = 40
-"""Maximum length of a suffix. The user's part comes before Orchestrate's tag and is shortened to fit."""
+"""Maximum length of a suffix. The user's suffix comes before Orchestrate's ref and is shortened to fit."""
 BASE_LEARNING_RATE = 1e-5
 """The SDK's default learning rate, because Together does not publish rates by model."""
 DEFAULT_RANK = "the model's default rank"
@@ -37,7 +37,8 @@ RESERVED = (
     "wandb_base_url",
     "hf_api_token",
 )
-"""Fields that Orchestrate fills in, and keys with their destinations, which do not belong in a spec."""
+"""Fields that Orchestrate fills in, and credentials with their destinations, which do not belong in a
+spec."""
 NO_RFT = (
     "Together has no RFT jobs, only training sessions that your own program drives. "
     "For RFT jobs, use Fireworks or local training"
@@ -45,8 +46,8 @@ NO_RFT = (
 
 
 def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
-    """Translate the spec for Together. `provider` is the name of the instance, if it differs from the
-    backend's own."""
+    """Translate the spec for Together. `provider` is the name of the configured instance, by default the
+    backend's own name."""
     rows = Rows(provider, spec, aliases=(PROFILE.kind,), fields=FIELDS)
     try:
         model = catalog.resolve(spec.model_for(provider), PROFILE.kind)
@@ -213,7 +214,7 @@ def _schedule(rows: Rows) -> None:
     if least is not None:
         rows.keep("min_lr_ratio", "lr_scheduler.lr_scheduler_args.min_lr_ratio")
     if schedule is None and least is None:
-        rows.default("schedule", "lr_scheduler", "cosine", "one half cycle, down to 0")
+        rows.default("schedule", "lr_scheduler", "cosine", "half a cosine cycle, down to 0")
     elif schedule == "constant":
         flat = {"lr_scheduler_type": "linear", "lr_scheduler_args": {"min_lr_ratio": 1.0}}
         rows.map(
@@ -280,12 +281,14 @@ def _evaluation(rows: Rows, spec: JobSpec) -> None:
             "evals",
             "n_evals",
             0,
-            "each evaluation is billed by its tokens. To request some, set evals",
+            "Together bills the tokens of each evaluation. To request evaluations, set evals",
             send=True,
         )
     else:
         evals = needed
-        rows.default("evals", "n_evals", evals, "as many as early stopping needs (each is billed)", send=True)
+        rows.default(
+            "evals", "n_evals", evals, "as many as early stopping needs (Together bills each one)", send=True
+        )
     rows.offer("checkpoints", "n_checkpoints", 1)
     if stop is None:
         return
@@ -340,7 +343,7 @@ FIELDS = Fields(
 
 
 FALLBACK_RANK = 8
-"""Smallest rank in common use, for models whose default rank the host does not publish."""
+"""Rank for models whose default rank Together does not publish: the smallest rank in common use."""
 
 
 def default_rank(limits: Mapping[str, Any]) -> int:

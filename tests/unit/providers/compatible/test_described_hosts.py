@@ -389,7 +389,7 @@ def test_a_deployment_has_a_login_and_a_price_of_its_own(
     assert reply.content
     assert sandbox.requests("azure", path="chat")[-1]["body"]["model"] == up.id
     with pytest.raises(
-        UsageError, match="serves models only through deployments, and the deployment of the base model"
+        UsageError, match="serves models only through deployments, and no deployment of the base model"
     ):
         azure.generate(job, [[Message(role="user", content="q")]], base=True)
     azure.undeploy(job)

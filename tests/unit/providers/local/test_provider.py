@@ -153,7 +153,7 @@ def test_reinforcement_by_default() -> None:
             "provider_options.run_grader_code",
             rft(),
             {"options": {"run_grader_code": True}},
-            "a spec cannot allow its own code. Remove this setting and allow the code yourself",
+            "a spec cannot grant itself permission to run code. Remove this setting",
         ),
     ],
 )
