@@ -1,4 +1,4 @@
-"""Orchestrate: one dataset, one spec, any backend. The public names, imported when first used."""
+"""Orchestrate: one dataset, one spec, any backend. Public names are imported on first use."""
 
 from __future__ import annotations
 

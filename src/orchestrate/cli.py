@@ -1,4 +1,4 @@
-"""The command `orchestrate`: each of its commands is imported only when it is run.
+"""The `orchestrate` command line. Each command's module is imported only when the command runs.
 
 Exit codes: 0 done, 1 the run failed or the check found errors, 2 wrong usage, 3 missing key, package or
 configuration, 4 the host rejected the request or is unavailable, 5 outcome unknown, 6 over budget, 130
@@ -27,14 +27,14 @@ from orchestrate.core.underway import ProgressCallback, heard_by
 from orchestrate.text import escaped, inert, lookalike
 
 _WRITABLE = "orchestrate"
-"""Name of our handler for characters that an encoding lacks."""
+"""Name of the codec error handler for characters that a stream's encoding lacks."""
 
 _LATE = 200_000
-"""Allocations before the first garbage collection; a short command makes fewer."""
+"""Number of allocations before the first garbage collection. Short commands stay below it."""
 
 
 class LazyCommand(TyperCommand):
-    """A command with a name and a line of help. Its module is imported only when it is run or completed."""
+    """A command known by its name and one line of help, until running or completing it imports its module."""
 
     def __init__(self, *, panel: str, name: str, target: str, help: str) -> None:
         super().__init__(name=name, help=help, rich_help_panel=panel)
@@ -82,7 +82,7 @@ class LazyGroup(TyperGroup):
 
 
 _BRITISH = {"accept-licence": "accept-license", "utilisation": "utilization"}
-"""British spellings of options, which are accepted but not shown."""
+"""British spellings of option names. They are accepted but not shown in help."""
 
 
 def _spelled(name: str) -> str:
@@ -121,7 +121,7 @@ def common(
         typer.Option(metavar="URL", help="Store for runs: sqlite:///FILE or postgresql://..."),
     ] = None,
     verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="Log more; -vv also logs requests.")
+        int, typer.Option("--verbose", "-v", count=True, help="Log more. -vv also logs requests.")
     ] = 0,
     allow_grader_code: Annotated[
         bool,
@@ -145,9 +145,9 @@ def common(
 
 @contextmanager
 def guarded_streams() -> Generator[None]:
-    """Guard the standard streams. Text written without our consoles (warnings, traces, other libraries)
-    cannot control the terminal, and characters that the stream's encoding lacks (a redirect on Windows,
-    `LC_ALL=C`) don't crash a command."""
+    """Make all text written to stdout and stderr safe. Text that bypasses our consoles (warnings, tracebacks,
+    other libraries) can't control the terminal, and characters that the stream's encoding lacks (a redirect
+    on Windows, `LC_ALL=C`) don't crash a command."""
     streams = sys.stdout, sys.stderr
     codecs.register_error(_WRITABLE, escaped if "--json" in sys.argv else lookalike)
     for stream in streams:
@@ -165,7 +165,8 @@ class _Guarded:
 
     def __init__(self, stream: TextIO) -> None:
         self.rich_proxied_file = stream
-        """Streams of rich's consoles. Their escape sequences are our own styles and cursor movements."""
+        """The stream that rich's consoles write to directly, because they only send our own styles and cursor
+        movements."""
 
     def write(self, text: str) -> int:
         return self.rich_proxied_file.write(inert(text))
@@ -185,8 +186,8 @@ def _show(what: str, unit: str) -> AbstractContextManager[ProgressCallback]:
 
 
 def _collect_later() -> None:
-    """Delay the first garbage collection. Imported objects stay anyway, and scanning them repeatedly takes a
-    tenth of a short command. After the first collection, everything is as usual."""
+    """Delay the first garbage collection. Imported objects are never freed, and scanning them repeatedly
+    takes a tenth of a short command's time. After the first collection, the usual thresholds apply."""
     usual = gc.get_threshold()
     if usual[0] >= _LATE:
         return
@@ -200,25 +201,25 @@ def _collect_later() -> None:
 
 
 def main() -> None:
-    """Run the command. Turns an error into a message and an exit code."""
+    """Run the command line and exit. Turns errors into a message and an exit code."""
     as_json = "--json" in sys.argv
     _collect_later()
     try:
-        # A wrong command line may hold a hostile file name, so that typer must not print it.
+        # Typer must not print a wrong command line itself: it may contain a hostile file name.
         with guarded_streams(), nullcontext() if as_json else heard_by(_show):
             code = app(standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
-        # The reader of the pipe has gone, as with `| head`; the rest of the output is not wanted.
+        # The reader closed the pipe, as `| head` does. Discard the remaining output.
         sys.stderr.close()
         os._exit(0)
-    except Exception as error:  # noqa: BLE001  the last net, which reports it
+    except Exception as error:  # noqa: BLE001  the last handler, which reports it
         from orchestrate.commands.terminal.console import report
 
         code = report(error, as_json=as_json, verbose=any(a in sys.argv for a in ("-v", "-vv", "--verbose")))
-    # All memory goes back at once: without this Python looks through it several times as it ends.
+    # The exit frees all memory anyway. Without this, Python scans it several times first.
     gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -1,7 +1,7 @@
 """The YAML description of a host that implements OpenAI's fine-tuning API.
 
-`profiles/template.yaml` explains each field. A description is data. Errors in it are reported with file and
-field, and nothing in it is executed.
+`profiles/template.yaml` explains each field. A description is pure data: nothing in it is executed. Errors
+name the file and the field.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ class SettingRule(Table, frozen=True, kw_only=True):
     """Field of the create request, as a dotted name. `{method}` is replaced by the host's name for the
     method."""
     default: Any = None
-    """The host's default if nothing is sent, written as in the spec."""
+    """The host's default if the field is not sent, written as in the spec."""
     least: Decimal | None = None
     most: Decimal | None = None
     one_of: tuple[Any, ...] = ()
     words: dict[str, Any] = {}
-    """Maps a spec value, as text, to the value to send."""
+    """Maps each spec value, as text, to the value to send."""
     inexact: tuple[str, ...] = ()
-    """Entries of `words` with a slightly different meaning."""
+    """Keys of `words` whose sent value means something slightly different."""
     always: Any = msgspec.UNSET
-    """The fixed behavior of the host, which has no field for it. `null` means that no spec value describes
-    it."""
+    """The host's fixed behavior, as a spec value, if its API has no such field. `null` means that no spec
+    value describes the behavior."""
     refused: str | None = None
-    """Reason that the setting is not supported."""
+    """Why the host does not support the setting."""
     rule: str | None = None
-    """A note for readers of the plan."""
+    """A note that the plan shows."""
     methods: tuple[str, ...] = ()
     """Methods that the rule applies to. Empty means all."""
 
@@ -66,7 +66,7 @@ class RowRules(Table, frozen=True, kw_only=True):
     most_bytes: int | None = None
     most_tokens: int | None = None
     refuses: tuple[str, ...] = ()
-    """Traits of rows that the host rejects, as named in `orchestrate.providers.compatible.TRAITS`."""
+    """Traits of rows that the host rejects. `orchestrate.providers.compatible.TRAITS` lists all names."""
     developer: str = "developer"
     names: bool = True
 
@@ -75,7 +75,7 @@ class FileStates(Table, frozen=True, kw_only=True):
     ready: tuple[str, ...] = ("processed",)
     refused: tuple[str, ...] = ("error", "deleted")
     waiting: tuple[str, ...] = ("uploaded",)
-    """Statuses of a file that is not ready yet. Unknown statuses count as waiting too."""
+    """Statuses of a file that is not ready yet. Unknown statuses also count as waiting."""
     whole_bytes: int | None = None
     """Maximum size of a file that is uploaded in one request. Larger files are uploaded in parts. `None`
     means OpenAI's limit."""
@@ -86,7 +86,7 @@ class Suffix(Table, frozen=True, kw_only=True):
 
 
 class OfferedModel(Table, frozen=True, kw_only=True):
-    """A base model that the host offers, under its catalog name."""
+    """A base model that the host offers. The key in `models` is its catalog name."""
 
     id: str
     methods: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ class HostRequest(Table, frozen=True, kw_only=True):
 
 
 class DeploymentListing(Table, frozen=True, kw_only=True):
-    """Call that lists deployments, and the location of their fields."""
+    """The call that lists deployments, and where its response contains their fields."""
 
     path: str
     query: dict[str, str] = {}
@@ -124,7 +124,7 @@ class DeploymentListing(Table, frozen=True, kw_only=True):
     created: str | None = None
     tier: str | None = None
     job: str | None = None
-    """Field that contains the job's name before a colon. `None` means the deployment's name."""
+    """Field that contains the job's name, up to a colon. `None` means the deployment's name."""
 
 
 class AdapterUpload(Table, frozen=True, kw_only=True):
@@ -138,13 +138,12 @@ class AdapterUpload(Table, frozen=True, kw_only=True):
     id: str = "id"
     """The field with the file's id in the response."""
     body: dict[str, Any]
-    """Body of `make`, which replaces its default and contains `{file}` in addition to the other
-    placeholders."""
+    """Body of `make` for an uploaded adapter. Besides the other placeholders, it contains `{file}`."""
     max_rank: int | None = None
 
 
 class DeploymentDescription(Table, frozen=True, kw_only=True):
-    """Calls that deploy a tuned model on hosts where it is not served automatically. Paths and bodies may
+    """API calls that deploy a tuned model, for hosts that don't serve it automatically. Paths and bodies may
     contain `{name}`, `{model}`, `{base}`, `{job}`, `{checkpoint}`, `{tier}`, `{capacity}` and the host's own
     options."""
 
@@ -153,8 +152,8 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     root: str = ""
     """Path that replaces the base URL's path."""
     login: str = ""
-    """Instructions for getting the key for this API, if it differs from the training key. The key is read
-    from the variable NAME_MANAGEMENT_TOKEN."""
+    """Instructions for getting this API's key, if it differs from the training key. The key is read from the
+    variable NAME_MANAGEMENT_TOKEN."""
     options: dict[str, str] = {}
     """The required fields of `[hosts.NAME.options]` and their meaning."""
     tiers: tuple[str, ...] = ()
@@ -164,21 +163,21 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     list: DeploymentListing
     remove: HostRequest
     bills: dict[str, bool | None] = {}
-    """Maps each state to true if it is billed hourly."""
+    """Maps each state to whether it is billed hourly. `null` means unknown."""
     up: tuple[str, ...] = ()
     """The states in which the deployment serves requests."""
     tuned: str = ""
     """Text in a tuned model's name that distinguishes it from base models."""
     answers_as: str = "name"
-    """Model name in requests: the deployment's own `name`, or the `model` in the list."""
+    """Field of the listing that requests use as the model name: `name` or `model`."""
     adapters: AdapterUpload | None = None
-    """Call that uploads adapters. `None` means that the host only serves models that it trained."""
+    """Call that uploads an adapter. `None` means that the host only serves models that it trained."""
     note: str = ""
     source: str
 
 
 class Described(Table, frozen=True, kw_only=True):
-    """The entire description file."""
+    """The contents of a description file."""
 
     title: str
     sources: dict[str, str]
@@ -186,19 +185,19 @@ class Described(Table, frozen=True, kw_only=True):
     """Sources of values that don't come from the host's own pages, by field."""
     url: str | None = None
     address: str = ""
-    """The pattern of a base URL, if each customer has a separate one."""
+    """Pattern of the base URL, if each customer has a separate one."""
     paths: tuple[str, ...] = ("/v1",)
-    """The paths that the base URL may end in. The sandbox serves all of them."""
+    """Allowed paths of the base URL. The sandbox serves all of them."""
     key_header: str | None = None
     account: str = "key"
-    """Identifies the owner of jobs: `key` by the key's fingerprint, `address` by the base URL."""
+    """How the owner of jobs is identified: by the key's fingerprint (`key`) or the base URL (`address`)."""
     ref: str = "suffix"
-    """Field of a job with the tag used to find it again: `suffix` or `metadata`."""
+    """Job field that stores the tag for finding the job again: `suffix` or `metadata`."""
     suffix: Suffix = Suffix()
     rows: RowRules = RowRules()
     files: FileStates = FileStates()
     statuses: dict[str, str] = {}
-    """Maps the host's other job statuses to ours."""
+    """Maps additional job statuses of the host to ours."""
     page: int = 100
     features: tuple[str, ...]
     missing: dict[str, str]
@@ -219,15 +218,15 @@ class Described(Table, frozen=True, kw_only=True):
     weights: bool = False
     """True if a checkpoint lists its weight files."""
     tuned_name: str | None = None
-    """Regular expression for a tuned model's name, with the base model as its group `base`."""
+    """Regular expression for a tuned model's name. The group `base` matches the base model."""
     default_epochs: int | None = None
     models: dict[str, OfferedModel] = {}
     hub: bool = True
-    """True if models outside the catalog are named by their hub ids."""
+    """True if the host accepts hub ids for models that are not in the catalog."""
     closing: ClosingDates = ClosingDates()
     rates: tuple[dict[str, Any], ...] = ()
     undated: tuple[str, ...] = ()
-    """Keys of sources without a date."""
+    """Keys in `sources` of pages without a date."""
     deployment: DeploymentDescription | None = None
     chat_limit: str = "max_tokens"
     serving_note: str = ""
@@ -252,7 +251,7 @@ class Described(Table, frozen=True, kw_only=True):
 
 @cache
 def read(file: Readable, name: str) -> Described:
-    """Read the description in a file. `name` is the file's name in messages. Raises `ConfigError`."""
+    """Read a description file. Messages call the file `name`. Raises `ConfigError` if it is invalid."""
     import yaml
 
     from orchestrate.core.expansion import document
@@ -260,9 +259,9 @@ def read(file: Readable, name: str) -> Described:
     try:
         values = document(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name} cannot be read: {error}") from error
+        raise ConfigError(f"cannot read {name}: {error}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{name} is not YAML: {error}") from error
+        raise ConfigError(f"{name} is not valid YAML: {error}") from error
     try:
         return decoding.convert(values, Described)
     except (msgspec.ValidationError, ValueError) as error:
@@ -275,13 +274,13 @@ Entry = tuple[str, tuple[Readable, str]]
 
 
 def entries() -> tuple[Entry, ...]:
-    """List the entries of hosts described by files. The result is the cache key of derived values."""
+    """List all hosts that are described by files. Derived values use the result as their cache key."""
     return tuple(described().items())
 
 
 def readable(entries: Iterable[Entry]) -> dict[str, Described]:
-    """Map each kind to its description, for entries that can be read. Broken entries are reported when their
-    hosts are used."""
+    """Map each kind to its description. Omits unreadable descriptions, which are reported when their hosts
+    are used."""
     found: dict[str, Described] = {}
     for kind, (file, name) in entries:
         with suppress(ConfigError):

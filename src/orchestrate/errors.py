@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class OrchestrateError(Exception):
-    """Base class of all errors raised on purpose.
+    """Base class of all errors that Orchestrate raises on purpose.
 
     `retryable` is true if the same call can succeed later without a change. `fix` is the next step for the
     user, as a command if there is one."""
@@ -72,11 +72,11 @@ class OrchestrateError(Exception):
 
     @property
     def __notes__(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Notes that a traceback and a notebook show below the message: each problem, and the next step."""
+        """Notes that tracebacks and notebooks show below the message: each problem, and the next step."""
         return [*self._more(), *([f"What to do: {self.fix}"] if self.fix else []), *self._added]
 
     def _more(self) -> list[str]:
-        """Lines of a traceback between the message and the fix."""
+        """Return lines to show between the message and the fix."""
         return []
 
 
@@ -87,8 +87,8 @@ class UsageError(OrchestrateError):
 
 
 class SpecError(UsageError):
-    """The spec is wrong. `errors` has one line per mistake: where, what, and the allowed values. Fix those
-    lines."""
+    """The spec is wrong. `errors` has one line per mistake, with its location and the allowed values. Fix
+    these lines."""
 
     def __init__(self, message: str, *, errors: Sequence[str] = (), fix: str | None = None) -> None:
         super().__init__("\n".join([message, *errors]), fix=fix)
@@ -97,14 +97,14 @@ class SpecError(UsageError):
 
 class AlreadySubmitted(UsageError):
     """The store has a run with the same settings, data, backend and account that is open or has just
-    succeeded. Nothing was sent. Pass `again` to submit another one. `runs/submitting/repeats.py` words
-    `state` and `next_step`."""
+    succeeded. Nothing was sent. Pass `again` to submit another one. `runs/submitting/repeats.py`
+    supplies the texts of `state` and `next_step`."""
 
     def __init__(
         self, provider: str, run_id: str, state: str, next_step: str, *, recovered_model: str | None = None
     ) -> None:
-        """Build the error. `recovered_model` is the model of a recovered run that may be identical as far as
-        is known."""
+        """Build the error. `recovered_model` is set if the stored run was recovered, so it may only seem
+        identical."""
         told = "is identical (settings, data, account)"
         if recovered_model is not None:
             told = (
@@ -124,7 +124,7 @@ class KeyTaken(UsageError):
     sent. Use another key."""
 
     def __init__(self, key: str, holder: str, differences: Sequence[str]) -> None:
-        """Build the error. `holder` is `run run-...`, or a job at a host that belongs to no run in the
+        """Build the error. `holder` is `run run-...`, or names a job on a host that belongs to no run in the
         store."""
         super().__init__(
             f"the idempotency key {key} was already used for {holder}, which has a different "
@@ -175,9 +175,9 @@ class KeyElsewhere(SetupError):
 
 
 class ProjectNotTrusted(SetupError):
-    """Project files set something that needs your trust, and this version of them is not trusted. Nothing was
-    started, read or sent. Read them, then trust them with `orchestrate keys trust --project`. `files` are
-    their paths, `settings` the dotted names of what the first one sets."""
+    """Project files contain settings that need your trust, and you have not trusted this version of the
+    files. Nothing was started, read or sent. Read them, then trust them with `orchestrate keys trust
+    --project`. `files` are their paths, and `settings` are the dotted names of settings in the first file."""
 
     def __init__(self, files: Sequence[str], settings: Sequence[str] = ()) -> None:
         set_by = [", ".join(settings)] if settings else []
@@ -193,8 +193,8 @@ class ProjectNotTrusted(SetupError):
 
 
 class OtherAccount(SetupError):
-    """The run is in a different account of its host than the key. Nothing was requested or changed there.
-    `account` is the required account, or `None` if it is unknown."""
+    """The run belongs to a different account of its host than the key does. Nothing was requested or changed
+    there. `account` is the run's account, or `None` if it is unknown."""
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class OtherAccount(SetupError):
             f"{where}, but the current key belongs to {here}",
             fix=f"orchestrate cancel {run_id}, then submit again"
             if unsent
-            else "use the key, organization, project or account id used to submit it",
+            else "use the key, organization, project or account id that submitted the run",
         )
         self.provider = provider
         self.run_id = run_id
@@ -245,11 +245,11 @@ class StoreError(SetupError):
 
 
 _SHOWN = 10
-"""Number of problems shown in a traceback."""
+"""Maximum number of problems that a traceback shows."""
 
 
 class DataError(OrchestrateError):
-    """The data has errors that a host would reject or that would harm the training. `problems` lists each one
+    """The data has errors that a host would reject or that would harm training. `problems` lists each error
     with its row and its fix. `orchestrate data check FILE --fix` repairs what it can."""
 
     exit_code = 1
@@ -270,14 +270,13 @@ class DataError(OrchestrateError):
 
 
 class TranslationRefused(OrchestrateError):
-    """The backend can't apply some settings of the spec. Nothing was sent. `orchestrate plan --fix` writes
-    overrides that the backend accepts. Or use another backend."""
+    """The backend can't apply some settings of the spec. Nothing was sent. Use another backend, or write
+    overrides that this one accepts with `orchestrate plan --fix`."""
 
     exit_code = 2
 
     def __init__(self, provider: str, settings: Sequence[Setting], *, overrides: str | None = None) -> None:
-        """Build the error. `overrides` has lines for the spec with which this backend would accept every
-        setting."""
+        """Build the error. `overrides` are lines for the spec that make this backend accept every setting."""
         lines = [f"  {s.name} = {s.asked!r}: {s.rule or 'not supported'}" for s in settings]
         fix = f"change them, drop them, or choose another backend (orchestrate plan --provider {provider})"
         if overrides is not None:
@@ -292,7 +291,7 @@ class TranslationRefused(OrchestrateError):
 
 
 class Unsupported(OrchestrateError):
-    """The backend lacks a feature, for the `reason` shown. See `orchestrate providers`."""
+    """The backend lacks a feature, and `reason` says why. See `orchestrate providers`."""
 
     exit_code = 2
 
@@ -332,7 +331,7 @@ class OverBudget(OrchestrateError):
 
 class OutcomeUnknown(OrchestrateError):
     """A create request was sent and its response was lost, so the job may exist and be billed. Never send it
-    again: `orchestrate sync` looks it up by its ref."""
+    again: `orchestrate sync` looks up the job by its ref."""
 
     exit_code = 5
     retryable = False
@@ -354,15 +353,15 @@ class RunFailed(OrchestrateError):
 
 
 class ArtifactRefused(OrchestrateError):
-    """A downloaded artifact was unsafe or incomplete, and was discarded. Download it again. If that fails
-    too, contact the host."""
+    """A downloaded artifact was unsafe or incomplete, and was discarded. Download it again. If the download
+    fails again, contact the host."""
 
     exit_code = 4
 
 
 class ProviderError(OrchestrateError):
-    """A host rejected a request. `status` is the HTTP status and `code` the host's own code, both `None` if
-    there is none."""
+    """A host rejected a request or is unavailable. `status` is the HTTP status and `code` the host's error
+    code. Each is `None` if the host sent none."""
 
     exit_code = 4
     unsent: bool = False
@@ -370,7 +369,7 @@ class ProviderError(OrchestrateError):
     certain: bool = False
     """True if the host's error code is known to mean that the request was not carried out."""
     param: str | None = None
-    """The field of the request that the host rejected, if it names one."""
+    """The request field that the host rejected, if the host named one."""
 
     def __init__(
         self,
@@ -393,13 +392,13 @@ class ProviderError(OrchestrateError):
 
     @property
     def did_nothing(self) -> bool:
-        """True if the host is known to have done nothing, and bills nothing."""
+        """True if the host is known to have done nothing, so nothing is billed."""
         return self.unsent or refuses(self.status)
 
 
 def refuses(status: int | None) -> bool:
-    """Return true if an HTTP status means that the host did nothing. This excludes 5xx, redirects and
-    timeouts, and also 408 and 499, which a proxy sends when it stops waiting."""
+    """Return true if an HTTP status means that the host did nothing: any 4xx, except 408 and 499, which a
+    proxy sends when it stops waiting."""
     return status is not None and 400 <= status < 500 and status not in (408, 499)
 
 
@@ -408,16 +407,16 @@ class AuthenticationFailed(ProviderError):
 
 
 class PermissionRefused(ProviderError):
-    """The key or its account lacks the permission. Use one that has it, or ask the account's owner."""
+    """The key or its account lacks a permission. Use another key, or ask the account's owner for access."""
 
 
 class TrainingClosed(PermissionRefused):
-    """The host accepts no new fine-tuning jobs from this account or for this model. Another backend may. See
-    `orchestrate quote`."""
+    """The host accepts no new fine-tuning jobs from this account or for this model. To find another backend,
+    run `orchestrate quote`."""
 
 
 class NotFound(ProviderError):
-    """The host has no object with this id, or not in this account. Check the id and the key's account."""
+    """The host has no object with this id in this account. Check the id and the key's account."""
 
 
 class Conflict(ProviderError):
@@ -425,18 +424,18 @@ class Conflict(ProviderError):
 
 
 class InvalidRequest(ProviderError):
-    """The host rejected the request. The message is its own. Change the setting or file that it names."""
+    """The host rejected the request. Change the setting or file that the host's message names."""
 
 
 class RateLimited(ProviderError):
-    """Too many requests. Wait `retry_after_s`, if the host sent it, and call again."""
+    """The host received too many requests. Wait for `retry_after_s`, if the host sent it, and call again."""
 
     retryable = True
 
 
 class QuotaExceeded(RateLimited):
-    """The account has reached a limit that waiting does not lift, such as money or concurrent jobs. Ask the
-    host to raise it."""
+    """The account has reached a limit that waiting does not lift, such as its credit or its number of
+    concurrent jobs. Ask the host to raise the limit."""
 
     retryable = False
 
@@ -448,4 +447,5 @@ class HostUnavailable(ProviderError):
 
 
 class UnexpectedAnswer(ProviderError):
-    """The host's response does not match its API, so the response was ignored. Please report it (`-vv`)."""
+    """The host's response does not match its API and was ignored. Please report it, with the output of
+    `-vv`."""

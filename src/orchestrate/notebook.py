@@ -25,17 +25,16 @@ if TYPE_CHECKING:
 
     from orchestrate.types import Evaluation, Event, MetricPoint, Problem, Quote, Run, Setting, Translation
 
-# What a notebook shows of each kind of record.
+# Notebook views of each kind of record.
 
 
-# HTML of few words: every text escaped, and no colour of its own, to be read in light and in dark.
-#
-# Styles stand in the tags, as notebooks that are not trusted lose their style sheets.
+# Minimal HTML. All text is escaped, and no colors are set, to suit light and dark themes. Styles are inline
+# because untrusted notebooks drop style sheets.
 
 MOST_ROWS = 60
-"""The maximum number of rows of a table. The number of additional rows is shown below the table."""
+"""Maximum number of rows in a table. A note below the table counts the rest."""
 _LONGEST = 400
-"""The maximum number of characters of a cell."""
+"""Maximum number of characters in a cell."""
 _EDGE = "1px solid rgba(128,128,128,.45)"
 _CELL = f"padding:.2em .7em .2em 0;border:0;border-bottom:{_EDGE};vertical-align:top;text-align:"
 _TABLE = "border-collapse:collapse;margin:.3em 0;font-size:.92em"
@@ -122,13 +121,13 @@ def _note(sentence: str) -> str:
 
 
 def card(title: str, *parts: str, mark: str = "") -> str:
-    """Render a box with a title, preceded by `mark` in capitals."""
+    """Render a box with a title. `mark` is a badge before the title."""
     shield = f'<b style="border:1px solid;padding:0 .4em;margin-right:.5em">{text(mark)}</b>' if mark else ""
     return f'<div style="{_BOX}"><div>{shield}<b>{text(title)}</b></div>{"".join(parts)}</div>'
 
 
 def bar(share: float, label: str) -> str:
-    """Render a progress bar; the share is 0 to 1."""
+    """Render a progress bar for a share from 0 to 1."""
     percent = round(share * 100)
     return (
         f'<div role="progressbar" aria-label="{text(label)}" aria-valuenow="{percent}" aria-valuemin="0" '
@@ -138,8 +137,8 @@ def bar(share: float, label: str) -> str:
 
 
 def curve(values: Sequence[float], label: str, width: int = 320, height: int = 48) -> str:
-    """Render a line without axes, or a dot for a single value. Returns an empty string if nothing can be
-    drawn."""
+    """Render a line chart without axes, or a dot for a single value. Returns an empty string if no value is
+    finite."""
     finite = [v for v in values if v == v and abs(v) != float("inf")]
     if not finite:
         return ""
@@ -171,7 +170,7 @@ _SHOWN = {
     "Deployment": "id run_id provider model state usd_per_hour created_at ended_at problem",
     "Model": "name params_b context licence reasoning vision",
 }
-"""Columns of a table, if a record has more than can be read."""
+"""Columns to show, for records with too many fields."""
 _SCORES = [
     "contender",
     "metric",
@@ -278,7 +277,7 @@ def progress(
     return card(
         _name(one),
         f"<div>{text(' · '.join(filter(None, said)))}</div>",
-        bar(share_done(one, metrics), "share of the training completed"),
+        bar(share_done(one, metrics), "training progress"),
         curve(values, f"{name.replace('_', ' ')} by step"),
         notes([*lines[-_EVENTS:], *([one.error.message] if one.error else [])]),
         mark=SANDBOX if one.sandbox else "",
@@ -296,7 +295,7 @@ def evaluation(one: Evaluation) -> str:
 
 
 def scores(one: Evaluation) -> list[dict[str, Any]]:
-    """Render one line per contender, metric and slice, with its difference from the model it is compared
+    """Return one row per contender, metric and slice, with its difference from the model it is compared
     with."""
     found: list[dict[str, Any]] = []
     for m in one.measures:
@@ -332,12 +331,12 @@ def _steps(one: Run, metrics: Sequence[MetricPoint]) -> str | None:
     return f"step {step:,}" if step else None
 
 
-# Tables for pandas, which is no package that everybody needs.
+# Tables for pandas, which is optional.
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    """Build a pandas frame, with columns in the order of first appearance. Values that a row lacks are
-    missing. Raises `MissingExtra` without pandas."""
+    """Build a pandas data frame with one column per name, in the order of first appearance. Values that a row
+    lacks are missing. Raises `MissingExtra` if pandas is not installed."""
     with needed("pandas", "a pandas data frame", "pandas"):
         import pandas
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -345,23 +344,24 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
 
 
 def _plain(value: Any) -> Any:
-    """Convert to types that pandas can calculate with. It treats a `Decimal` as an object."""
+    """Convert a value to a type that pandas can calculate with. It would store a `Decimal` as an object."""
     if isinstance(value, Decimal):
         return float(value)
     return value.value if isinstance(value, Enum) else value
 
 
-# The output of the cell that runs, drawn again in place while something is waited for.
+# Output of the running cell, which is redrawn in place while something is in progress.
 
 
 class NotebookView(Protocol):
-    """Notebook output: HTML, or one line of text if HTML isn't supported."""
+    """Output for a notebook: HTML, with one line of text as the fallback."""
 
     def _repr_html_(self) -> str: ...
 
 
 class NotebookOutput:
-    """Shows one output after another in the same place. Does nothing outside a notebook."""
+    """Output area of a notebook cell, in which each output replaces the previous one. Ignored outside
+    notebooks."""
 
     def __init__(self) -> None:
         self._display = _display()
@@ -383,7 +383,7 @@ class NotebookOutput:
 
 
 def _display() -> Any:
-    """IPython's, where a notebook's kernel runs this: nobody else has imported it, or it has no kernel."""
+    """Return IPython's display function, or `None` outside a notebook's kernel."""
     ipython: Any = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is None or not hasattr(shell, "kernel"):

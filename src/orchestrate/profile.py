@@ -35,21 +35,21 @@ if TYPE_CHECKING:
 
 GROUP = "orchestrate.providers"
 PLACES = "orchestrate.places"
-"""The entry point group for packages that add a place for our engine's workers. Each names a `Profile` made
-by `away`."""
+"""Entry point group for packages that add a place for our engine's workers. Each entry point names a
+`Profile` built by `away`."""
 DESCRIBED = "openai-compatible"
 """The `type` of hosts described by a YAML file."""
 OWN_DESCRIPTIONS = "hosts"
-"""The folder of the user's own descriptions, next to the key file."""
+"""Name of the folder with the user's own descriptions, next to the key file."""
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 OPTIONS = frozenset({"home", "prices"})
-"""Options of every backend: its folder, and the host that sets its prices."""
+"""Options of every backend: its folder, and the host whose prices apply."""
 HOSTED = frozenset({"retry_budget_s"})
 """Options of backends that are queried over the network."""
 BY_SDK = HOSTED | {"api_version", "deployment", "headers", "multipart_bytes", "part_bytes"}
 """Options of backends that are queried with OpenAI's SDK."""
 RENTED = ("gpu", "spot", "max_hours", "max_usd_per_hour", "silence_minutes", "min_processes")
-"""Options of places, and of `provider_options.<place>` besides the engine's own."""
+"""Options of places. `provider_options.<place>` accepts them in addition to the engine's own."""
 AWAY = frozenset({*RENTED, "depot", "pass_env"})
 TUNING_STATUSES: Mapping[str, JobStatus] = {
     "validating_files": JobStatus.VALIDATING,
@@ -58,7 +58,7 @@ TUNING_STATUSES: Mapping[str, JobStatus] = {
     "succeeded": JobStatus.SUCCEEDED,
     "failed": JobStatus.FAILED,
     "cancelled": JobStatus.CANCELLED,
-    # Seen, but not in the SDK: the pause call's words, and Azure's.
+    # Observed, but not in the SDK: statuses of the pause call, and Azure's.
     "paused": JobStatus.PAUSED,
     "pausing": JobStatus.RUNNING,
     "created": JobStatus.QUEUED,
@@ -66,19 +66,19 @@ TUNING_STATUSES: Mapping[str, JobStatus] = {
     "notRunning": JobStatus.QUEUED,
     "canceled": JobStatus.CANCELLED,
 }
-"""Statuses of jobs in OpenAI's fine-tuning API."""
+"""Maps job statuses in OpenAI's fine-tuning API to ours."""
 
 
 class Readable(Protocol):
-    """A readable file, from the package or the user."""
+    """A file that can be read, from the package or the user."""
 
     def read_text(self, encoding: str) -> str: ...
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One webhook delivery. `id` is the same if it is sent again. `job_id` is the job that changed, if
-    any."""
+    """One webhook delivery. `id` stays the same if the host sends it again. `job_id` is the job that changed,
+    if any."""
 
     id: str
     job_id: str | None
@@ -86,8 +86,8 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Gate:
-    """A date from which a host rejects new jobs from some accounts. Only a create request shows which
-    ones."""
+    """The date on which a host starts rejecting new jobs from some accounts. Only a create request shows
+    whether an account is affected."""
 
     since: date
     accounts: str
@@ -96,7 +96,7 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The profile of one kind of backend. Configured hosts of this `type` share it under their own names."""
+    """The profile of one kind of backend. All configured hosts of this `type` share the profile."""
 
     kind: str
     title: str
@@ -109,49 +109,52 @@ class Profile:
     # -- reaching it ---------------------------------------------------------------------------------------
     keyless: bool = False
     place: str = ""
-    """The place where our engine runs, as `package.module:Class`, if not on this machine."""
+    """Class of the remote place where our engine runs, as `package.module:Class`. Empty for other
+    backends."""
     models_of: str | None = None
     """The backend kind that has the same models, if it has no models of its own."""
     near: bool = False
-    """True if it is on this machine, so queries cost nothing and may be frequent."""
+    """True if the backend is on this machine, so queries are free and can be frequent."""
     others_speak: bool = False
-    """Whether other companies' servers speak its API. A host of this kind under another name then has its own
-    models and prices."""
+    """True if servers of other companies implement this API. A host of this kind under another name then has
+    its own models and prices."""
     url: str | None = None
     key_variable: str | None = None
-    """Default: the name in capitals with _API_KEY. The URL's variable is always NAME_BASE_URL."""
+    """Environment variable with the API key. Default: NAME_API_KEY. The URL's variable is always
+    NAME_BASE_URL."""
     account_variable: str | None = None
     organization_variable: str | None = None
     project_variable: str | None = None
     chat_url: str | None = None
-    """The URL for chats, if it differs from `url`. A different base URL, such as a sandbox's, replaces
-    both."""
+    """Base URL for chat completions, if it differs from `url`. A configured base URL, such as a sandbox's,
+    replaces both."""
     chat_path: str = ""
-    """The path of chat completions below the base URL, if it is not the root."""
+    """Path of the chat completions API below the base URL. Empty for the root."""
     chat_limit: str = "max_tokens"
-    """The field of chat completions for the maximum number of tokens."""
+    """The request field for the maximum number of tokens of a chat completion."""
     origins: frozenset[str] = frozenset()
     """The URLs of the host's owner. A key may be shared among them."""
     webhook_variable: str | None = None
-    """The environment variable with the secret that signs the host's webhooks. In the key file, the secret is
-    named `KIND-webhook`."""
+    """Environment variable with the secret that signs the host's webhooks. The key file names the secret
+    `KIND-webhook`."""
     delivery: Callable[[str, Mapping[str, str], str], Delivery] | None = None
     """Parses a webhook's body and headers, with the secret. Raises `ValueError` unless the signature is valid
     and recent."""
     management_login: str = ""
-    """Instructions for getting the key of its management API, if deployments need a different key than
-    training. The key is read from NAME_MANAGEMENT_TOKEN."""
+    """Instructions for getting the host's management key, if deployments need a different key than training.
+    The key is read from NAME_MANAGEMENT_TOKEN."""
     options: frozenset[str] | None = None
     """The fields that `[hosts.NAME.options]` may have, besides `OPTIONS`. `None` accepts any, even a
     misspelled one."""
     sdk: str | None = None
-    """The distribution of its official SDK. The minimum version is in Orchestrate's own requirements."""
+    """Distribution name of the host's official SDK. Orchestrate's requirements set the minimum version."""
 
     # -- jobs ----------------------------------------------------------------------------------------------
     statuses: Mapping[str, JobStatus] = field(default_factory=dict[str, JobStatus])
-    """The host's words for a job's status, see `status`. None where our own engine writes them."""
+    """Maps the host's job statuses to ours. Empty if our own engine writes them."""
     sends_wandb_key: bool = True
-    """Whether W&B needs a key from this machine, if it is supported. Otherwise the host's account has one."""
+    """True if W&B logging needs a key from this machine. Otherwise, the key is stored in the host's
+    account."""
 
     # -- rows ----------------------------------------------------------------------------------------------
     rules: HostRules | None = None
@@ -166,50 +169,51 @@ class Profile:
     """The host accepts no new jobs from anyone from this day on."""
     closing_source: str = ""
     gates: tuple[Gate, ...] = ()
-    """Accounts that are rejected before that day, the earliest first."""
+    """Earlier dates on which some accounts are rejected, earliest first."""
 
     # -- prices --------------------------------------------------------------------------------------------
     bills: Bills | None = None
-    """Computes the quote lines of a job billed by tokens. `None`: the backend quotes on its own."""
+    """Computes the quote lines of a job that is billed by tokens. `None` if the backend computes its own
+    quotes."""
     picture_tokens: Callable[[str, Picture], tuple[int, int, int] | None] | None = None
     """The minimum, likely and maximum tokens of an image on a model, by the host's id. `None` if no rule is
-    published: quotes then exclude images and say so."""
+    published. Quotes then exclude images, and say so."""
     own_rates: tuple[str, ...] = ()
-    """Methods of the rates that a quote needs, if they are its own."""
+    """Rate methods that only this backend's quotes use."""
     dpo_factor: Decimal = Decimal(1)
     """The price of a DPO token as a multiple of an SFT token's, if no DPO price is published."""
     hourly_factor: Callable[[JobSpec], Decimal] = lambda spec: Decimal(1)
-    """A factor for the price of a GPU-hour for this spec, such as for a requested region."""
+    """Computes a factor on the hourly GPU price for a spec, such as for a requested region."""
     default_epochs: int | None = None
     """The number of epochs if the spec sets none. `None` if it depends on the rows (see `auto_epochs`)."""
     auto_epochs: Callable[[int], int] = lambda rows: 1
     share_billed: Callable[[int, int], Decimal] | None = None
-    """The share of the price that a job pays if it ended early, from its completed and total steps. `None` if
-    the host does not publish it."""
+    """Computes the billed share of the price of a job that ended early, from its completed and total steps.
+    `None` if the host does not publish a rule."""
     figures_are_estimates: bool = False
-    """True if the price that the host reports for a job is never final, even after the job has ended."""
+    """True if the price that the host reports for a job never becomes final, even after the job ends."""
     reports_price: bool = False
-    """True if the host reports the price of each billed job. A computed bill is then not final."""
+    """True if the host reports the price of each billed job. A bill that we compute is then not final."""
     unbilled_failure: Callable[[Job], bool] = lambda job: False
-    """Returns true if the host does not bill a job that failed like this. Other failed jobs count with their
-    quote until a bill is known."""
+    """Returns true if the host does not bill this failed job. Other failed jobs count at their quote until a
+    bill is known."""
     checkpoints_answer: bool = False
     """True if each checkpoint of a successful run is served under its own name, without a deployment."""
     cap_gap: str = ""
-    """Reason that a limit cannot end a running job: the host doesn't report its cost so far. Empty if it
-    does."""
+    """Why a cost limit cannot end a running job, such as a host that doesn't report the cost so far. Empty if
+    it can."""
     output_terms: str = ""
     """The host's terms on training on its models' answers, with the URL."""
     serving_note: str = ""
-    """A note for readers of the cost of a dedicated deployment."""
+    """A note that is shown with the cost of a dedicated deployment."""
 
     def status(self, raw: str | None) -> JobStatus:
-        """Translate the host's word for a job's status. An unknown one becomes `UNKNOWN`, and is never
+        """Translate the host's job status to ours. An unknown status becomes `UNKNOWN`, which is never
         terminal."""
         return self.statuses.get(raw or "", JobStatus.UNKNOWN)
 
     def gated(self, today: date) -> str | None:
-        """Return which accounts the host rejects today (UTC), if it rejects some but not yet all."""
+        """Describe which accounts the host rejects today (UTC), if it rejects some but not yet all."""
         shut = [gate for gate in self.gates if gate.since <= today]
         if not shut or self.closed(today):
             return None
@@ -220,13 +224,13 @@ class Profile:
             else ""
         )
         return (
-            f"{self.title} has been closed to new jobs {told}{end} ({self.closing_source}). You "
-            "only learn whether this affects your account when you submit"
+            f"{self.title} has been closed to new jobs {told}{end} ({self.closing_source}). Only a "
+            "submission shows whether this affects your account"
         )
 
     def closed(self, today: date) -> str | None:
-        """Return why the host accepts no new jobs from anyone today, or `None` if it accepts some. Days are
-        in UTC, because the host's page names no time zone."""
+        """Return why the host rejects all new jobs today, or `None` if it accepts some. Days are in UTC,
+        because the host's page names no time zone."""
         if self.no_new_jobs_after is None or today < self.no_new_jobs_after:
             return None
         since = f"{self.no_new_jobs_after} ({self.closing_source})"
@@ -242,22 +246,22 @@ def file_refused(job: Job) -> bool:
 
 @cache
 def built_in_folders() -> tuple[str, ...]:
-    """List the folders of the built-in backends, named by kind, without importing them."""
+    """List the kinds of the built-in backends, which are also the names of their folders. Imports nothing."""
     entries = files(GROUP).iterdir()
     return tuple(sorted(entry.name for entry in entries if entry.joinpath("provider.py").is_file()))
 
 
 @cache
 def built_in() -> Mapping[str, Profile]:
-    """Map each built-in kind to its profile, in the order of lists."""
+    """Map each built-in kind to its profile, in display order."""
     found: list[Profile] = [import_module(f"{GROUP}.{name}").PROFILE for name in built_in_folders()]
     return {one.kind: one for one in sorted(found, key=lambda one: one.rank)}
 
 
 @cache
 def session_hosts() -> tuple[str, ...]:
-    """Name the hosts with training sessions. Their jobs run as recipes over sessions. These hosts can be
-    selected by name, but lists of backends don't include them. Imports nothing."""
+    """List the hosts whose jobs run as recipes over training sessions. You can select these hosts by name,
+    but lists of backends don't include them. Imports nothing."""
     entries = [entry for entry in files(GROUP).iterdir() if entry.name not in built_in_folders()]
     return tuple(sorted(entry.name for entry in entries if entry.joinpath("sessions.py").is_file()))
 
@@ -270,20 +274,20 @@ def _entry_points() -> Any:
 
 @cache
 def plug_ins() -> Mapping[str, EntryPoint]:
-    """Map each kind to the entry point of a package that adds a backend, without importing it."""
+    """Map each kind of backend that another package adds to its entry point. Imports nothing."""
     found = _entry_points().select(group=GROUP)
     return {point.name: point for point in sorted(found, key=lambda point: point.name)}
 
 
 @cache
 def place_plug_ins() -> Mapping[str, EntryPoint]:
-    """Map each kind to the entry point of a package that adds a place, without importing it."""
+    """Map each kind of place that another package adds to its entry point. Imports nothing."""
     return {point.name: point for point in sorted(_entry_points().select(group=PLACES))}
 
 
 @cache
 def places() -> Mapping[str, str | EntryPoint]:
-    """Map each kind of remote place to its module or entry point, without importing it."""
+    """Map each kind of remote place to its module or entry point. Imports nothing."""
     entries = files(PLACES).joinpath("kinds").iterdir()
     modules = sorted(e.name.removesuffix(".py") for e in entries if e.name.endswith(".py"))
     ours = {name.replace("_", "-"): f"{PLACES}.kinds.{name}" for name in modules if not name.startswith("_")}
@@ -299,10 +303,10 @@ def away(
     url: str | None = None,
     key_variable: str | None = None,
 ) -> Profile:
-    """Build the profile of a remote place where our engine's workers run: rows, models and settings are those
-    of this machine. `options` are its own options in addition to `AWAY`. `None` accepts any. With a
-    `key_variable`, the place has a key, as hosts do. The key is sent to `url` or to the configured address,
-    and the place's class also gets the `HostConfig`."""
+    """Build the profile of a remote place where our engine's workers run. It has this machine's rows, models
+    and settings. `options` are the place's own options in addition to `AWAY`. `None` accepts any. With a
+    `key_variable`, the place has a key, like a host. The key is sent to `url` or the configured address, and
+    the place's class also gets the `HostConfig`."""
     return replace(
         this_machine(),
         kind=kind,
@@ -347,14 +351,14 @@ _described_in: dict[Path, None] = {}
 
 
 def describe_from(folder: Path) -> None:
-    """Register the hosts that the YAML files of this folder describe. A host described here replaces a
-    built-in one with the same name."""
+    """Register the hosts that YAML files in this folder describe. They replace built-in descriptions with the
+    same names."""
     if folder.is_dir():
         _described_in[folder] = None
 
 
 def described() -> dict[str, tuple[Readable, str]]:
-    """Map each host described by a YAML file to that file and its display name. Doesn't read the files."""
+    """Map each host that a YAML file describes to the file and its display name. Doesn't read the files."""
     found = dict(_ours())
     for folder in _described_in:
         for file in sorted(folder.glob("*.yaml")):
@@ -371,11 +375,11 @@ def _ours() -> Mapping[str, tuple[Readable, str]]:
 
 
 TEMPLATE = "template"
-"""The name of the commented template, which describes no host."""
+"""Name of the commented template, which describes no host."""
 
 
 def template() -> str:
-    """Return the commented description, for copying."""
+    """Return the commented template of a description."""
     return files(GROUP).joinpath("compatible", "profiles", f"{TEMPLATE}.yaml").read_text(encoding="utf-8")
 
 

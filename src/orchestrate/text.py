@@ -1,4 +1,4 @@
-"""Format values for people."""
+"""Format values for display."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 NOTHING = "-"
 _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
-"""What a terminal or a reader's eye would act on: control characters but tab and line feed, in their 7- and
-8-bit forms, marks that turn the direction of writing, and halves of characters, which cannot be written."""
+"""Matches characters that could control a terminal or mislead a reader: 7- and 8-bit control characters
+except tab and line feed, marks that change the text direction, and lone surrogates, which cannot be
+encoded."""
 
 
 def inert(text: str) -> str:
     """Make external text safe for a terminal. Replaces each character that would control the terminal with
-    one visible character, which preserves the length (`\r\n` becomes one line feed)."""
+    one visible character, which preserves the length. `\r\n` becomes one line feed."""
     return _ACTING.sub(_sign, text.replace("\r\n", "\n"))
 
 
@@ -31,7 +32,7 @@ def _sign(found: re.Match[str]) -> str:
 
 
 def inert_json(text: str) -> str:
-    """Escape the same characters in JSON text, without changing its meaning."""
+    """Escape in JSON text the characters that `inert` replaces. The meaning stays the same."""
     return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -54,13 +55,13 @@ _LOOKALIKES = {
 
 
 def lookalike(error: UnicodeError) -> tuple[str, int]:
-    """Handle `codecs` errors by replacing a character that the terminal's encoding lacks with a lookalike, or
-    else escaping it as in JSON. Nothing is lost."""
+    """Handle `codecs` errors: replace a character that the terminal's encoding lacks with a lookalike.
+    Without one, escape the character as in JSON."""
     return _written(error, _LOOKALIKES)
 
 
 def escaped(error: UnicodeError) -> tuple[str, int]:
-    """Handle `codecs` errors for JSON by escaping the character, which keeps the meaning."""
+    """Handle `codecs` errors in JSON: escape the character, which preserves the meaning."""
     return _written(error, {})
 
 
@@ -72,18 +73,19 @@ def _written(error: UnicodeError, looks: Mapping[str, str]) -> tuple[str, int]:
 
 
 def money(usd: Decimal | None) -> str:
-    """Format an amount such as `$1,234.50`, or below a dollar to a tenth of a cent or two digits, such as
-    `$0.0042`. Rounds up, while `limit` rounds down: an amount above a limit is also displayed above it."""
+    """Format an amount, such as `$1,234.50`. Amounts below a dollar get at least three decimals and two
+    significant digits, such as `$0.0042`. Rounds up, while `limit` rounds down, so that an amount above a
+    limit is also displayed above it."""
     return NOTHING if usd is None else _rounded(usd, ROUND_CEILING)
 
 
 def limit(usd: Decimal) -> str:
-    """Format an amount that may be spent or that remains. Like `money`, but rounded down."""
+    """Format a limit or a remaining amount. Like `money`, but rounds down."""
     return _rounded(usd, ROUND_FLOOR)
 
 
 def rate(usd: Decimal) -> str:
-    """Format the price of one unit with all its digits, such as `$8.00` or `$0.0375`."""
+    """Format the price of one unit with all digits, such as `$8.00` or `$0.0375`."""
     whole, _, part = f"{usd.copy_abs():,f}".partition(".")
     return f"{'-' if usd < 0 else ''}${whole}.{part.rstrip('0').ljust(2, '0')}"
 
@@ -103,7 +105,7 @@ def span(low: Decimal, high: Decimal) -> str:
 
 
 def quoted(quote: Quote) -> str:
-    """Format the price of a quote: `$3.00 expected, $2.90 to $3.10`, only its range, or why it has none."""
+    """Format a quote: `$3.00 expected, $2.90 to $3.10`, only the range, or the reason for having no price."""
     price = quote.price
     if price is None:
         return f"no known price: {quote.why_none}"
@@ -111,22 +113,20 @@ def quoted(quote: Quote) -> str:
     if quote.undecided:
         return f"{known}: {quote.undecided}"
     words = f"{money(price.expected_usd)} expected, {known}"
-    words += f" and more, because it does not include {quote.open_end}" if quote.open_end else ""
-    return words if quote.ends_usd is None else f"{words}; its machine stops at {limit(quote.ends_usd)}"
+    words += f" or more, because the quote does not include {quote.open_end}" if quote.open_end else ""
+    return words if quote.ends_usd is None else f"{words}; the machine stops at {limit(quote.ends_usd)}"
 
 
 def rates_apart(rates: Mapping[str, float | None]) -> str | None:
-    """Describe what one learning-rate multiplier means on several backends, if they would train
-    differently."""
+    """Describe the learning rates that one multiplier gives on several backends, if they differ."""
     known = {name: rate for name, rate in rates.items() if rate}
     low, high = (min(known.values()), max(known.values())) if known else (0.0, 0.0)
     if high <= low * 1.05:
         return None
     each = joined([f"{rate:g} on {name}" for name, rate in known.items()])
     return (
-        f"learning_rate_multiplier gives a learning rate of {each}, which differ by a factor of "
-        f"{high / low:.3g}: each host multiplies its own base rate. Set learning_rate to use the "
-        "same rate everywhere."
+        f"learning_rate_multiplier gives different learning rates: {each} (a factor of {high / low:.3g}). "
+        "Each host multiplies its own base rate. Set learning_rate to use the same rate everywhere."
     )
 
 
@@ -157,8 +157,8 @@ def size(amount: int) -> str:
 
 
 def count(value: float | None, one: str = "", many: str = "") -> str:
-    """Format a number, such as `12,345`, or with a noun, `1 epoch` or `3 epochs`. `many` is an irregular
-    plural."""
+    """Format a number, such as `12,345`, or a number with a noun, such as `3 epochs`. `many` is the noun's
+    irregular plural."""
     if value is None:
         return NOTHING
     number = f"{value:,.0f}"
@@ -181,8 +181,7 @@ def score(value: Score | None) -> str:
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """Suggest what was meant by a misspelled word, such as ` (did you mean openai?)`, or return an empty
-    text."""
+    """Return a suggestion for a misspelled name, such as ` (did you mean openai?)`, or an empty string."""
     from difflib import get_close_matches
 
     close = get_close_matches(word.lower(), list(known), n=1)
@@ -190,7 +189,7 @@ def meant(word: str, known: Iterable[str]) -> str:
 
 
 def among(word: str, known: Iterable[str]) -> str:
-    """Suggest a known word for an unknown one, and list the known words."""
+    """Return a suggestion for an unknown name, and the list of known names."""
     names = list(known)
     return f"{meant(word, names)}; known: {', '.join(names)}"
 

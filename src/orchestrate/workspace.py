@@ -1,6 +1,6 @@
 """The workspace that every feature uses: settings, store, rates and backends, opened on first use.
 
-It contains no features. `Orchestrator` is a workspace with the features as its methods.
+This module contains no features. `Orchestrator` is a workspace with the features as methods.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ Backends = str | Sequence[str]
 
 
 def scope_of(settings: Settings) -> bool | None:
-    """Return which runs to include: those outside sandboxes, or all if the current keys are sandbox keys."""
+    """Return the value of `sandbox` that selects the visible runs: `False` for real runs, or `None` for all
+    runs if the current keys are sandbox keys."""
     return None if settings.hosts.sandboxed else False
 
 
 class OpenedParts:
-    """The store and the backends that a workspace has opened. Each is opened on first use."""
+    """The store and backends of a workspace, each opened on first use."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -71,9 +72,9 @@ class OpenedParts:
 
 
 class Inside(OpenedParts):
-    """The backends for the runs at one sandbox host, over another workspace's store. They come from that
-    workspace if it has the sandbox's keys. Otherwise, they come from the sandbox of this home folder, which
-    is started with its last options if it isn't running."""
+    """The backends for runs at one sandbox host, with the store of another workspace. If that workspace has
+    sandbox keys, its backends are used. Otherwise, the sandbox of this home folder is used, and started with
+    its last options if it isn't running."""
 
     def __init__(self, outside: OpenedParts, host: str) -> None:
         super().__init__(outside.settings)
@@ -86,7 +87,7 @@ class Inside(OpenedParts):
 
     def provider(self, name: str) -> Provider:
         """Return the backend, ready to use. Raises `SetupError` if the runs belong to a different sandbox
-        than this home's."""
+        than the one in this home folder."""
         with self._lock:
             if not self._entered and (backend := self._outside.provider(name)).config.sandbox:
                 return backend
@@ -121,8 +122,8 @@ class Workspace:
     folder if it does not exist. Use it as a context manager."""
 
     def __init__(self, settings: Settings | OpenedParts | None = None) -> None:
-        """Create the workspace. `settings` default to `orchestrate.settings.config.load()`. Raises
-        `ConfigError`."""
+        """Create the workspace. `settings` defaults to `orchestrate.settings.config.load()`. Raises
+        `ConfigError` if the configuration is invalid."""
         if settings is None:
             from orchestrate.settings import config
 
@@ -157,15 +158,15 @@ class Workspace:
 
     @cached_property
     def rates(self) -> RateBook:
-        """The prices that quotes and bills use: the built-in ones, overridden by the `rates.yaml` of the home
-        folder and of the project. Assign to override them. Raises `ConfigError`."""
+        """The rates for quotes and bills: the built-in ones, overridden by `rates.yaml` in the home folder
+        and the project. Assign to replace them. Raises `ConfigError` if a file is invalid."""
         from orchestrate.costing import user_book
 
         project = [self.settings.config_file.parent] if self.settings.config_file else []
         return user_book([self.settings.home, *project])
 
     def backends(self, wanted: Backends = "all") -> list[str]:
-        """Resolve backend names; `all` means every backend that can be loaded. Raises `UsageError` for an
+        """Resolve backend names. `all` means every backend that can be loaded. Raises `UsageError` for an
         unknown name."""
         from orchestrate.providers import registry
 
@@ -183,8 +184,9 @@ class Workspace:
         return backend
 
     def record(self, run_id: str) -> Run:
-        """Return the stored record of a run by its id, the start of an id, or `last`. In a sandbox, `last` is
-        one of its runs or a run of this machine. Raises `UsageError` if none or several match."""
+        """Return the stored record of a run by its id, the start of its id, or `last`. With sandbox keys,
+        `last` is a sandbox run or a run on this machine. Raises `UsageError` if no run or several runs
+        match."""
         if not self.settings.hosts.sandboxed:
             return self.store.runs.get(run_id, sandboxes=False)
         from orchestrate.profile import this_machine
@@ -210,7 +212,7 @@ class Workspace:
             return None
 
     def home_of(self, record: Run) -> Self:
-        """Return the home folder of the run's backends: this one, or its sandbox's."""
+        """Return the workspace for the run's backends: this one, or the one of its sandbox."""
         if not record.sandbox:
             return self
         if record.host not in self._inside:

@@ -37,7 +37,7 @@ def test_a_conversation_at_the_prompt(cli: Cli, tmp_path: Path) -> None:
         assert cli(*made, **hosts).code == 0
         talked = cli("chat", "last", stdin="one?\nand?\n/new\ntwo?\n/exit\nnever asked\n", **hosts)
         assert talked.code == 0, talked.err
-        assert f"using the system message of its training data: {SYSTEM}" in talked.err
+        assert f"using the system message from the training data: {SYSTEM}" in talked.err
         asked = [r["body"]["messages"] for r in sandbox.requests("openai", path="chat/completions")]
         said = [
             [(m["role"], m["content"]) for m in messages if m["role"] != "assistant"] for messages in asked

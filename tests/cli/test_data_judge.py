@@ -73,7 +73,7 @@ def test_good_rows_are_kept_and_nothing_is_lost(cli: Cli, host: ChatHost, folder
     report = msgspec.convert(done.json, JudgeReport, strict=False)
     assert (report.rows, report.kept, report.rejected, report.not_judged) == (11, 4, 6, 1)
     assert report.calibration is not None and report.calibration.unfit is None and report.usd
-    assert "11 rows and 40 rated answers: 50 questions to ask; about $" in done.err
+    assert "11 rows and 40 rated answers: 50 requests to send; about $" in done.err
     given = [line for line in (folder / "rows.jsonl").read_text().splitlines() if line]
     parts = {
         name: (folder / file).read_text().splitlines()

@@ -75,7 +75,7 @@ def test_a_judge_is_priced_first_and_paid_once(cli: Cli, tmp_path: Path) -> None
         assert unasked.code == 2 and not host.bodies, unasked.err  # nobody agreed to the price
         done = cli(*asked, "--uncalibrated", "--yes", "--json")
         assert done.code == 0 and len(host.bodies) == 10, done.err
-        assert "10 questions to ask; about $" in done.err.replace("11 rows: ", "")
+        assert "10 requests to send; about $" in done.err.replace("11 rows: ", "")
         again = cli(*asked, "--uncalibrated", "--yes")
         assert again.code == 0 and len(host.bodies) == 10
     _, *told = [json.loads(line) for line in (tmp_path / "rows.scores.jsonl").read_text().splitlines()]

@@ -83,7 +83,7 @@ def evaluated(cli: Cli, host: ChatHost, metric: str, *more: str) -> Evaluation:
         "--metrics", f"{metric}:{host.url}=judge", *more, "--json",
     )  # fmt: skip
     assert done.code == 0, done.err
-    assert f"{metric}:judge: 60 questions; " in done.err
+    assert f"{metric}:judge: 60 requests; " in done.err
     return msgspec.convert(done.json, Evaluation, strict=False)
 
 

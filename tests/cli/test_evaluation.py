@@ -268,7 +268,7 @@ def test_a_limit_on_cost(cli: Cli, rows: str, host: ChatHost) -> None:
     assert dear.code == 6 and "the expected price" in dear.err and len(host.bodies) == before
     enough = cli("eval", "--test", rows, "--model", "gpt-4o-mini", "--max-cost", "1", "--json", **priced)
     assert enough.code == 0 and 0 < float(enough.json["contenders"][0]["usd"]) < 0.01
-    assert "gpt-4o-mini: 60 questions; about $0.0" in enough.err
+    assert "gpt-4o-mini: 60 requests; about $0.0" in enough.err
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_a_key_in_the_keyring_is_used_and_is_in_no_other_file(
     unmeant = ring("keys", "set", "openai", "--keyring", stdin=KEY + "\n", OPENAI_BASE_URL=url)
     assert unmeant.code == 2 and "unset OPENAI_BASE_URL" in unmeant.err and holding(tmp_path, KEY) == []
     stored = ring("keys", "set", "openai", "--keyring", stdin=KEY + "\n")
-    assert stored.code == 0 and "kept in " in stored.err and KEY not in stored.err
+    assert stored.code == 0 and "stored in " in stored.err and KEY not in stored.err
     assert listed(ring("keys", "list", "--json")) == ("sk-...ij", "keyring")
     assert ring("keys", "trust", "openai", url).code == 0
     assert ring("recover", "-p", "openai", OPENAI_BASE_URL=url).code == 0

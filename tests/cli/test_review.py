@@ -173,7 +173,10 @@ def test_single_answers_on_sheets_hold_a_judge(cli: Cli, run_id: str, tmp_path: 
         in cli("review", review, "--import", "sheet.csv", "--rater", "Fay").out
     )
     shown = cli("review", review, "--results")
-    assert "all, 0 to 1" in shown.out and "unknown: no task has two raters, or all raters agree" in shown.err
+    assert (
+        "all, 0 to 1" in shown.out
+        and "unknown, because no task has two raters or all ratings are equal" in shown.err
+    )
     rated = cli("review", review, "--export", "rated.jsonl")
     assert "rated.jsonl: 8 rows" in rated.out
     (tmp_path / "rows.jsonl").write_text(

@@ -103,7 +103,7 @@ def test_what_was_kept_is_probed_and_too_little_stops_a_build(
     assert told.code == 1, "three rows prove nothing"
     assert (own["probe"], own["decision"], own["tuned"]["value"]) == ("own", "inconclusive", 1)
     assert any("skipped general-text: it needs log-probabilities" in n for n in told.json["notes"])
-    assert "(sandbox)" in told.json["tuned"]["served_by"] and "3 questions" in told.err
+    assert "(sandbox)" in told.json["tuned"]["served_by"] and "3 requests" in told.err
     wrong = cli(*asked, "-o", "r.pdf", cwd=project, **host)
     assert wrong.code == 2 and "the file extension sets the format:" in wrong.err
     assert cli(*asked, "-o", "r.md", "--junit", "r.xml", cwd=project, **host).code == 1
@@ -132,7 +132,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_asked(
         (("eval", "last", "--on", "zz"), "--on must be"),
         (("eval", "last", "zz"), "unknown run"),
         (("chat", "last", " "), "the message is empty"),
-        (("chat", "last", "a", "--tools", "nosuch.json"), "nosuch.json cannot be read"),
+        (("chat", "last", "a", "--tools", "nosuch.json"), "cannot read --tools nosuch.json"),
         (
             ("chat", "last", "a", "--tools", str(project / "train.jsonl")),
             "is not a list of tools with function names",

@@ -142,7 +142,7 @@ def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(
     first = idle.out.splitlines()[0]
     assert (
         "SANDBOX" in first
-        and "$8.00 per hour is still being billed (1 thing, 1 not created by this store)" in first
+        and "$8.00 per hour is still being billed (1 resource, 1 not created by this store)" in first
     )
     assert "forgotten" in idle.out and "not created by this store" in idle.out
     ignored = ("spending", "--sandbox", "--fail-if-idle", "--ignore", "forgotten")
@@ -165,7 +165,7 @@ def test_jobs_under_way_are_told_beside_what_stands_there() -> None:
         standing=tuple(Found(item=one, foreign=False, idle=False) for one in (job, ended)),
         usd_per_hour=Decimal(0),
     )
-    told = "no hourly billing on 1 account; 1 job running, included in committed"
+    told = "no hourly billing in 1 account; 1 job running, included in committed"
     assert headline(report).endswith(told)
 
 

@@ -22,7 +22,7 @@ pytestmark = [
 COMMANDS = {
     "eval --model local=tiny-chat --test test.jsonl --limit 2": (
         r"with 2 rows you can detect differences of .*",
-        r"local=tiny-chat: 2 questions; costs nothing",
+        r"local=tiny-chat: 2 requests; costs nothing",
         r"all answers: .*items\.jsonl",
     ),
     "export adapter out --to peft": (

@@ -225,7 +225,7 @@ def test_first_screens_of_what_goes_on_are_whole(folder: Path, cli_env: dict[str
                 assert code == wide[words][1], (words, width)
                 assert not strangers(text, wide[words][0], loosely=False), f"{words} at {width}:\n{text}"
     out, err = seen[80]
-    assert "watching 0 runs in progress" in err["worker --provider local"][0], "those are of other backends"
+    assert "watching 0 active runs" in err["worker --provider local"][0], "those are of other backends"
     assert all(text.strip() or err[words][0].strip() for words, (text, _) in out.items())
 
 

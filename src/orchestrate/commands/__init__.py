@@ -17,7 +17,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _WORK,
         "check",
         "training.planning:check",
-        "Check data and spec for everything a backend would reject.",
+        "Check data and spec for anything a backend would reject.",
     ),
     (
         _WORK,
@@ -46,12 +46,12 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_RUNS, "abandon", "runs.tracked:abandon", "Give up on a run you can't reach, and release its budget."),
     (_RUNS, "note", "runs.tracked:annotate", "Write a note on a run, or archive it."),
     (_RUNS, "sync", "runs.follow:sync", "Update all runs and resolve requests whose response was lost."),
-    (_RUNS, "worker", "runs.worker:worker", "Watch all runs and notify when one ends."),
+    (_RUNS, "worker", "runs.worker:worker", "Watch all runs and notify you when one ends."),
     (
         _RUNS,
         "spending",
         "runs.spending:spending",
-        "Show money spent, reserved and still being billed.",
+        "Show spending, reserved money and ongoing billing.",
     ),
     (
         _RUNS,
@@ -102,7 +102,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         "evaluation.ab:app",
         "Run an A/B test of a tuned model and its base on live traffic.",
     ),
-    (_MODELS, "verify", "tuned.exporting:verify", "Prove that the served model is the one that was trained."),
+    (_MODELS, "verify", "tuned.exporting:verify", "Prove that the served model is the one you trained."),
     (_MODELS, "deploy", "tuned.hosting:deploy", "Deploy a tuned model on its host's GPUs. Billed hourly."),
     (
         _MODELS,
@@ -143,7 +143,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_SETUP, "keys", "setup.preparing:keys", "Set, list and remove API keys."),
     (_SETUP, "doctor", "setup.preparing:doctor", "Check this machine, your keys and the store."),
     (_SETUP, "providers", "setup.preparing:providers", "List backends and what each one supports."),
-    (_SETUP, "plugins", "setup.preparing:plugins", "List backends from other packages, with their versions."),
+    (_SETUP, "plugins", "setup.preparing:plugins", "List backends that other packages add, with versions."),
     (
         _SETUP,
         "sandbox",
@@ -182,7 +182,7 @@ MEANT = {
     "help": "--help",
     "version": "--version",
 }
-"""Maps command names of other tools to the command here that does the same."""
+"""Maps other tools' command names to the Orchestrate command that does the same."""
 
 EXAMPLES = {
     "check": "orchestrate check finetune.yaml --provider openai,together",

@@ -1,6 +1,6 @@
-"""A Model Context Protocol server for agents, over the same service as the command line.
+"""A Model Context Protocol server for agents, with the same functions as the command line.
 
-Tools that only read need no confirmation. Tools that spend money, end a run or take down a deployment show
-the amount and request approval from the client's user by elicitation. A client without elicitation gets the
-command to type instead.
+Read-only tools need no approval. Tools that spend money, end a run or take down a deployment show the amount
+and ask the client's user for approval by elicitation. A client without elicitation gets the command to run in
+a terminal.
 """

@@ -1,4 +1,4 @@
-"""Tools that only read. Their results are short, because they fill an agent's context."""
+"""Read-only tools. Their results are short to save an agent's context."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ _LAST = 10
 
 
 class SpecGiven(BaseModel):
-    """The spec to train: a spec file, fields, or fields that override those of a file."""
+    """The spec to train: a file, fields, or a file with fields that override it."""
 
     model_config = ConfigDict(extra="forbid")
 
-    file: str | None = Field(default=None, description="A YAML spec, as `orchestrate init` writes it.")
+    file: str | None = Field(
+        default=None, description="Path of a YAML spec, such as the one that `orchestrate init` writes."
+    )
     settings: dict[str, Any] = Field(
         default_factory=dict,
-        description="Fields of the spec by dotted names: model, train, validation, epochs, adapter.r ...",
+        description="Fields of the spec by dotted name: model, train, validation, epochs, adapter.r ...",
     )
 
     def read(self) -> JobSpec:
-        """Read the spec. Raises `SpecError`."""
+        """Read the spec. Raises `SpecError` if it is invalid."""
         if self.file is not None:
             return specfile.load(Path(self.file), self.settings)
         values: dict[str, Any] = {}
@@ -44,7 +46,7 @@ class SpecGiven(BaseModel):
 
 
 class ReadTools:
-    """The tools. Each method is one tool, and its docstring is the description that the agent reads."""
+    """The read-only tools, one per method. Agents read the methods' docstrings."""
 
     def __init__(self, ft: Orchestrator) -> None:
         self._ft = ft
@@ -56,13 +58,13 @@ class ReadTools:
         sandbox: bool = False,
         limit: int = 20,
     ) -> list[dict[str, Any]]:
-        """List fine-tuning runs, newest first, as last seen."""
+        """List fine-tuning runs, newest first, in their last known state."""
         found = self._ft.runs(provider=provider, status=status, limit=limit, sandbox=sandbox or None)
         return [run_line(run.record) for run in found]
 
     def show_run(self, run: str) -> dict[str, Any]:
-        """Show one run by its id, a part of the id, or `last`: settings, progress, cost, last events and
-        metrics, evaluations, deployment. Queries the host while the run is in progress."""
+        """Show one run: settings, progress, cost, last events and metrics, evaluations, deployment. `run` is
+        its id, the start of the id, or `last`. Queries the host while the run is active."""
         handle = self._ft.run(run)
         record = handle.record if handle.record.status.terminal else handle.refresh()
         deployment = handle.deployment()
@@ -82,7 +84,7 @@ class ReadTools:
         }
 
     def list_backends(self) -> list[dict[str, Any]]:
-        """List the backends that can train, what each can do, and whether its key is available."""
+        """List the backends that can train, their features, and whether each has a key."""
         backends = [self._ft.provider(name) for name in self._ft.backends()]
         return [
             {
@@ -96,7 +98,7 @@ class ReadTools:
         ]
 
     def list_models(self, query: str = "", provider: str | None = None) -> list[dict[str, Any]]:
-        """List base models that can be fine-tuned. Searches their names. Works offline."""
+        """List base models that can be fine-tuned and whose names match `query`. Works offline."""
         return [{"name": model.name, "ids": model.ids} for model in self._ft.models(query, provider)]
 
     def check(self, spec: SpecGiven, provider: str = "all") -> dict[str, Any]:
@@ -109,7 +111,7 @@ class ReadTools:
         return [plan.to_dict() for plan in self._ft.plan(spec.read(), provider)]
 
     def quote(self, spec: SpecGiven, provider: str = "all") -> list[dict[str, Any]]:
-        """Quote training on each backend, cheapest first, with assumptions. Works offline."""
+        """Quote a run on each backend, cheapest first, with the assumptions. Works offline."""
         return [quote_line(quote) for quote in self._ft.quote(spec.read(), provider)]
 
     def compare(self, runs: list[str]) -> str:
@@ -119,8 +121,8 @@ class ReadTools:
         return self._ft.compare(runs).render("md")
 
     def spending(self, month: str | None = None) -> dict[str, Any]:
-        """Show what was spent, what is committed and what is still billed, by querying every account. `month`
-        has the form 2026-11."""
+        """Show what was spent and committed, and query every account for what is still billed. `month` has
+        the form 2026-11."""
         return self._ft.spending(month=month).to_dict()
 
 
@@ -154,7 +156,7 @@ def quote_line(quote: Quote) -> dict[str, Any]:
 
 
 def problems(found: list[Problem]) -> dict[str, Any]:
-    """List the problems, errors first. Long lists are truncated, and the number left out is returned."""
+    """Return the problems, errors first, and the number of problems that a long list omits."""
     ordered = sorted(found, key=lambda one: one.severity is not Severity.ERROR)
     return {
         "errors": sum(one.severity is Severity.ERROR for one in found),
@@ -164,15 +166,15 @@ def problems(found: list[Problem]) -> dict[str, Any]:
 
 
 def told(tool: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a tool so that its errors say what failed and what to do. Removes control characters, invisible
-    text and secrets from external text in its results."""
+    """Wrap a tool to report what failed and what to do. Removes control characters, invisible text and
+    secrets from its results and errors."""
 
     @functools.wraps(tool)
     def run(*args: Any, **given: Any) -> Any:
         try:
             return _plain(tool(*args, **given))
         except OrchestrateError as error:
-            way_out = f"\nto do: {error.fix}" if error.fix else ""
+            way_out = f"\nWhat to do: {error.fix}" if error.fix else ""
             raise ToolError(_plain(f"{error}{way_out}")) from error
 
     return run

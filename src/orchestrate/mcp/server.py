@@ -1,4 +1,4 @@
-"""The server with its tools, and how they report errors."""
+"""The MCP server and its tools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ASKED = (
 
 
 def server(ft: Orchestrator, *, max_cost_usd: Decimal | None = None, read_only: bool = False) -> MCPServer:
-    """Build the MCP server. `max_cost_usd` limits everything that is spent through this server."""
+    """Build the MCP server. `max_cost_usd` limits the total spending through this server."""
     made = MCPServer("orchestrate", version=__version__, instructions=_ASKED)
     look = ToolAnnotations(read_only_hint=True)
     reading = ReadTools(ft)
@@ -46,5 +46,5 @@ def server(ft: Orchestrator, *, max_cost_usd: Decimal | None = None, read_only: 
 
 
 def skill() -> str:
-    """Return a skill file for agents, as Markdown."""
+    """Return the skill file for agents, as Markdown."""
     return files("orchestrate").joinpath("templates", "SKILL.md").read_text(encoding="utf-8")

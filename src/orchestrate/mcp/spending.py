@@ -1,7 +1,7 @@
-"""Tools that spend money, end runs or take down deployments. Each shows the amount and asks the user
-first."""
+"""Tools that spend money, end runs or take down deployments. Each shows the user the amount and asks for
+approval first."""
 
-# No deferred annotations: what a parameter is filled with is read from them while the tool is made.
+# No deferred annotations: they are read while a tool is built, to resolve its parameters.
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,11 +27,11 @@ from orchestrate.types import DeploymentOffer
 class Agreement(BaseModel):
     """The answer of the client's user."""
 
-    answer: Literal["yes", "no"] = Field(description="Do it?")
+    answer: Literal["yes", "no"] = Field(description="Approve?")
 
 
 class AgentBudget:
-    """The total that this server may spend. Each confirmed price counts at the high end of its range."""
+    """The spending limit of this server. Each approved price counts at the high end of its range."""
 
     def __init__(self, limit_usd: Decimal | None) -> None:
         self.limit_usd = limit_usd
@@ -53,8 +53,8 @@ Tool = Callable[..., Any]
 
 
 def tools(ft: Orchestrator, purse: AgentBudget) -> list[Tool]:
-    """Build the tools that spend. Each has its own resolver that asks the user. The resolver runs before the
-    tool and again when the answer arrives. If the price has changed, the user is asked again."""
+    """Build the tools that need approval. Each has a resolver that asks the user, which runs before the tool
+    and again when the user has answered. If the price has changed by then, it asks again."""
     makers = (_submitting, _evaluating, _deploying, _ending, _taking_down)
     return [make(ft, purse) for make in makers]
 
@@ -77,8 +77,8 @@ def _submitting(ft: Orchestrator, purse: AgentBudget) -> Tool:
     def submit(
         spec: SpecGiven, provider: str, agreed: Annotated[Agreement, Resolve(told(ask_submit))]
     ) -> dict[str, Any]:
-        """Start exactly one training run on one backend. SPENDS MONEY: the user is shown the price and asked
-        first. Repeating the call does not start a second run."""
+        """Start exactly one training run on one backend. SPENDS MONEY: the user sees the price and must
+        approve it first. Repeating the call does not start a second run."""
         require(agreed)
         prepared = ft.prepare(spec.read(), provider)
         high_usd = prepared.offer(provider).quote.held_usd
@@ -109,8 +109,8 @@ def _evaluating(ft: Orchestrator, purse: AgentBudget) -> Tool:
         test: str | None = None,
         metric: str = "auto",
     ) -> dict[str, Any]:
-        """Evaluate tuned models and their bases on held-out rows, with intervals. SPENDS MONEY: the user is
-        shown the price and asked first."""
+        """Evaluate tuned models and their bases on held-out rows, with confidence intervals. SPENDS MONEY:
+        the user sees the price and must approve it first."""
         require(agreed)
         order = EvaluationOrder(test=test, metrics=[metric])
         with PreparedEvaluation(ft, runs, order) as prepared:
@@ -130,7 +130,7 @@ def _evaluating(ft: Orchestrator, purse: AgentBudget) -> Tool:
 
 
 def _answers_usd(purse: AgentBudget, planned: EvaluationPlan) -> Decimal | None:
-    """The most that the answers cost. Raises `UsageError` if it is unknown and there is a limit."""
+    """Return the maximum cost of the answers. Raises `UsageError` if it is unknown and there is a limit."""
     unknown, fix = (
         "the price per token of these answers is unknown",
         "run this in a terminal: orchestrate eval RUN",
@@ -141,7 +141,7 @@ def _answers_usd(purse: AgentBudget, planned: EvaluationPlan) -> Decimal | None:
 
 def _deploying(ft: Orchestrator, purse: AgentBudget) -> Tool:
     def offered(run: str, max_hours: float) -> tuple[DeploymentOffer, Decimal]:
-        """Return the offer to agree to, and the most that it costs."""
+        """Return the offer to approve, and its maximum cost."""
         if not 0 < max_hours <= 24 * 31:
             raise UsageError(f"max_hours must be above 0 and at most one month, got {max_hours:g}")
         offer = ft.run(run).deployment_offer(max_hours=max_hours)
@@ -158,7 +158,7 @@ def _deploying(ft: Orchestrator, purse: AgentBudget) -> Tool:
         run: str, max_hours: float, agreed: Annotated[Agreement, Resolve(told(ask_deploy))]
     ) -> dict[str, Any]:
         """Deploy a tuned model on its host's GPUs for at most `max_hours`. BILLS HOURLY until then or until
-        `undeploy`: the user is shown the price and asked first."""
+        `undeploy`: the user sees the price and must approve it first."""
         require(agreed)
         offer, most_usd = offered(run, max_hours)
         purse.take(offer.provider, most_usd)
@@ -197,7 +197,7 @@ def _taking_down(ft: Orchestrator, _purse: AgentBudget) -> Tool:
 
 
 def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
-    """Ask the user a question on one line, so that a name cannot imitate a sentence of ours. Raises
+    """Ask the user a question on one line, so that a name in it can't imitate a line of ours. Raises
     `UsageError` if the client does not support elicitation."""
     question = " ".join(inert(question).split())
     capabilities = ctx.client_capabilities
@@ -211,11 +211,11 @@ def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
 
 
 def require(agreed: Agreement) -> None:
-    """Raise `UsageError` unless the user agreed."""
+    """Raise `UsageError` unless the user approved."""
     if agreed.answer != "yes":
         raise UsageError("nothing was done because the user declined")
 
 
 def prepared_limit(high_usd: Decimal) -> Decimal | None:
-    """Return the agreed amount as the limit. A run without a price has none."""
+    """Return the approved amount as the limit, or `None` for a run without a price."""
     return high_usd or None

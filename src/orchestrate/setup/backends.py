@@ -1,4 +1,4 @@
-"""Backends: built-in ones, those that other packages add, and those described in a file."""
+"""Backends: built in, added by other packages, or described in a file."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackendReadiness:
-    """A backend and whether it is ready to use here."""
+    """A backend, and what this machine lacks to use it."""
 
     name: str
     title: str
     provider: Provider | None
-    """`None` if it cannot be created with the current setup."""
+    """`None` if the backend cannot be created with the current setup."""
     needs: str | None
-    """Missing requirements and how to get them. `None` if no missing ones are known before the first
+    """Missing requirements, and how to meet them. `None` if nothing is known to be missing before the first
     request."""
 
 
@@ -71,27 +71,27 @@ class Plugin(Record, frozen=True, kw_only=True):
     package: str | None
     version: str | None
     profile: str
-    """Location of its profile, as `package.module:NAME`."""
+    """Location of the backend's profile, as `package.module:NAME`."""
     options: tuple[str, ...] | None
-    """Allowed keys of `[hosts.NAME.options]`. `None` if the package does not declare them. Any key is then
-    accepted."""
+    """Allowed keys of `[hosts.NAME.options]`. `None` if the package does not declare them and accepts any
+    key."""
     error: str | None
-    """Reason why it cannot be used. `None` if it can."""
+    """Why the backend cannot be used, or `None` if it can."""
 
 
 def described_only(settings: Settings) -> list[str]:
-    """List hosts that a YAML file describes and no setting uses yet."""
+    """List hosts that are described by a YAML file but not configured yet."""
     return [name for name in described() if name not in registry.names(settings)]
 
 
 def places_only(settings: Settings) -> list[str]:
-    """List places that no setting uses yet, except those that cannot be loaded."""
+    """List loadable places that are not configured yet."""
     there = registry.names(settings)
     return [name for name in places() if name not in there and known_profile(name) is not None]
 
 
 def plugins() -> list[Plugin]:
-    """List the plugins. Each is loaded, so that broken ones are reported."""
+    """List the plug-ins. Loads each one to report broken ones."""
     found: list[Plugin] = []
     for kind, point in {**place_plug_ins(), **plug_ins()}.items():
         error, options = None, None
@@ -114,7 +114,7 @@ def plugins() -> list[Plugin]:
     return found
 
 
-# Base models: the catalog's, and what the hosts say of them now.
+# Differences between the catalog's base models and what the hosts report now.
 
 
 class ModelChanges(Record, frozen=True, kw_only=True):
@@ -122,12 +122,12 @@ class ModelChanges(Record, frozen=True, kw_only=True):
 
     changes: tuple[CatalogChange, ...]
     skipped: dict[str, str]
-    """Reasons why backends could not be queried, by backend."""
+    """Maps each backend that could not be queried to the reason."""
 
 
 def changes(ft: Workspace, provider: Backends = "all") -> ModelChanges:
-    """Query the hosts for the models that they can fine-tune, and compare these with the catalog. Hosts that
-    are not in the catalog are skipped."""
+    """Query the hosts for the models that they can fine-tune, and compare these models with the catalog.
+    Skips hosts that are not in the catalog."""
     found: list[CatalogChange] = []
     skipped: dict[str, str] = {}
     for name in ft.backends(provider):

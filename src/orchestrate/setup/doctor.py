@@ -40,21 +40,21 @@ _EXTRAS: dict[str, tuple[str, ...]] = {
 
 
 _LITTLE = 1 << 30
-"""Minimum free bytes. With less, not even a checkpoint of a small model fits."""
+"""Minimum free disk space in bytes, enough for a checkpoint of a small model."""
 
 
 class Check(Record, frozen=True, kw_only=True):
-    """One checked item."""
+    """The result of one check."""
 
     check: str
     ok: bool | None
-    """True if the item is fine. `None` if it is missing but optional."""
+    """False if something is wrong. `None` if something optional is missing."""
     detail: str
     fix: str | None = None
 
 
 def machine() -> Iterator[Check]:
-    """Check Orchestrate's version, Python, the hardware and the packages."""
+    """Check the versions of Orchestrate and Python, the hardware, and the packages."""
     yield Check(check="orchestrate", ok=True, detail=__version__)
     yield Check(
         check="python",
@@ -81,9 +81,9 @@ def machine() -> Iterator[Check]:
 
 
 def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
-    """Check keys, broken backends, home folder, disk, store and deployments. With `online`, each host with a
-    key is asked for its first page of jobs, to check that it accepts the key. Raises `StoreError` if the
-    store cannot be used."""
+    """Check the keys, backends, home folder, disk, store and deployments. With `online`, list the first page
+    of jobs on each host with a key, to check that the host accepts the key. Raises `StoreError` if the store
+    cannot be used."""
     for name, host in registry.with_keys(ft.settings).items():
         where = f" for {host.base_url}" if host.base_url else ""
         yield Check(
@@ -98,7 +98,7 @@ def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
         yield Check(check=f"backend {name}", ok=False, detail=error.message, fix=error.fix)
     for plugin in backends.plugins():
         if plugin.options is None and plugin.error is None:
-            told = f"{plugin.package} declares no options, so misspelled options go unnoticed"
+            told = f"{plugin.package} declares no options, so misspelled options are not detected"
             yield Check(check=f"backend {plugin.kind}", ok=True, detail=told)
     yield _home(ft.settings.home)
     yield from _disk(ft.settings.home)
@@ -117,23 +117,23 @@ def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
 
 
 def _left(ft: Workspace) -> Iterator[Check]:
-    """Yield a check for budget that ended processes left reserved."""
+    """Yield a check for money that ended processes left reserved."""
     runs, answers = leftovers.unsent(ft.store), leftovers.answers(ft.store)
     held = [spending(run).total_usd for run in runs] + answers
     if not held:
         return
     what = [count(len(runs), "run") + " that were never submitted"] if runs else []
-    what += [count(len(answers), "answer") + " of finished commands"] if answers else []
+    what += [count(len(answers), "answer") + " of ended commands"] if answers else []
     yield Check(
         check="held",
         ok=False,
         detail=f"{money(sum(held, Decimal(0)))} of the budget is reserved for {' and '.join(what)}",
-        fix="orchestrate sync   (releases what was never sent and counts the rest)",
+        fix="orchestrate sync   (releases the money for unsent requests and counts the rest)",
     )
 
 
 def _asked(ft: Workspace, name: str) -> Check:
-    """Check whether the host accepts the key, with a read that changes and bills nothing."""
+    """Check whether the host accepts the key, with a free read-only request."""
     try:
         with work(f"contacting {name}"):
             next(iter(ft.ready(name).list()), None)
@@ -146,7 +146,7 @@ def _disk(home: Path) -> Iterator[Check]:
     try:
         free = shutil.disk_usage(home).free
     except OSError:
-        return  # there is no home folder, which is told
+        return  # no home folder, which `_home` reports
     few = free < _LITTLE
     fix = "free some disk space, or choose another folder with --home" if few else None
     yield Check(check="disk", ok=not few, detail=f"{size(free)} free for the home folder", fix=fix)

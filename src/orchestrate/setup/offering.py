@@ -1,5 +1,4 @@
-"""Shell completion candidates. Works offline and creates no files. Without a home folder there are no
-runs."""
+"""Candidates for shell completion. Works offline and creates no files, not even a home folder."""
 
 from __future__ import annotations
 
@@ -32,8 +31,8 @@ def exports() -> list[str]:
 
 
 def settings() -> list[str]:
-    """List the fields of a spec as `--set` accepts them. If a field has only a few values, these are listed
-    too."""
+    """List the fields of a spec as `--set` accepts them: NAME=, or NAME=VALUE for each value of an enumerated
+    field."""
     from orchestrate.spec.specfile import json_schema
 
     schema = json_schema()

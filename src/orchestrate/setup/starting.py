@@ -1,4 +1,4 @@
-"""Propose a first spec from the user's files: columns, splits, method and models. It is written only if it
+"""Propose a first spec for the user's files: columns, splits, method and models. It is only written if it
 passes the check."""
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from orchestrate.types import MemoryPlan, Problem, Record, Severity
 if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
-# This machine as a backend: how fast it trains, and what fits into its memory.
+# This machine as a backend: training speed and memory.
 
 
 def memory_plan(
     model: str, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
 ) -> MemoryPlan:
-    """Estimate the memory that training a model needs. `model` is a catalog name, a model folder, or a size
-    such as `8B`. The precision of `setup` may be `auto`. `available_bytes` is the device's memory (default:
+    """Estimate the memory that training a model takes. `model` is a catalog name, a model folder, or a size
+    such as `8B`. The precision in `setup` may be `auto`. `available_bytes` is the device's memory (default:
     this machine's). Works offline. Raises `UsageError` for a model of unknown size."""
     device = engines.expected_device(device)
     products = engines.precision(setup.precision, device, full=setup.adapter == "full")
@@ -58,7 +58,7 @@ def memory_plan(
 
 
 def _shape(model: str) -> tuple[ModelShape, str | None]:
-    """Return the model's shape, and a note if it is a typical one for its size."""
+    """Return the model's shape, and a note if the shape is assumed from the size."""
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)[bB]", model):
         return ModelShape.like(float(size.group(1)) * 1e9), "assuming a typical architecture of this size"
     resolved = catalog.resolve(model, this_machine().kind)
@@ -77,14 +77,14 @@ _METHODS: dict[str, Any] = {
     "unpaired": {"type": "dpo", "loss": "kto"},
 }
 _CPU_BILLIONS = 1.0
-"""Billions of parameters that a CPU can train in hours rather than days."""
+"""Largest model, in billions of parameters, that a CPU can train in hours rather than days."""
 
 Progress = Callable[[int, int], None]
 
 
 class NewSpec(Record, frozen=True, kw_only=True):
-    """The spec that `init` generated from data. `left_out` gives the reason for each backend that is not in
-    it."""
+    """The spec that `init` proposed for the data. `left_out` maps each backend that is not in the spec to the
+    reason."""
 
     spec: str
     files: dict[str, str]
@@ -92,7 +92,7 @@ class NewSpec(Record, frozen=True, kw_only=True):
     rows: int
     kind: str
     columns: dict[str, str]
-    """Columns by field, if they had to be guessed from their names."""
+    """Columns by field, if they were given or guessed from their names."""
     method: Any
     models: dict[str, str]
     left_out: dict[str, str]
@@ -113,9 +113,9 @@ def start(
     columns: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> NewSpec:
-    """Write a spec, by default finetune.yaml next to the data. Rows that are not split yet are split into a
-    folder next to the data. `columns` maps fields to the file's columns (default: guessed from the column
-    names). Raises `DataError` for unreadable files, or if no backend accepts them."""
+    """Write a spec, by default finetune.yaml next to the data. A single file is split into a folder next to
+    it. `columns` maps fields to the file's columns (default: guessed from the column names). Raises
+    `DataError` if the files are unreadable or no backend accepts them."""
     folder = place.parent if place.is_file() else place
     path = output or folder / specfile.DEFAULT_NAME
     given = _with_siblings(place) if place.is_file() else splits_of(place)
@@ -125,7 +125,7 @@ def start(
     facts, broken = opened.facts, opened.total.written - opened.facts.rows
     if facts.kind not in _METHODS:
         raise DataError(
-            f"{train} has {facts.kind} rows, which need a grader: init cannot propose a spec",
+            f"init cannot propose a spec for {train}: its {facts.kind} rows need a grader",
             fix="create a commented template instead: orchestrate init FOLDER",
         )
     placed, remarks = _splits(path, folder, given, columns)
@@ -134,7 +134,7 @@ def start(
         remarks.append(f"also using {others} from the same folder")
     shown = f"orchestrate data check {shlex.quote(str(train))}{_as_options(columns)}"
     if broken:
-        remarks.insert(0, f"{count(broken, 'row')} with errors not counted. To see them: {shown}")
+        remarks.insert(0, f"{count(broken, 'row')} with errors left out. To list them: {shown}")
     if not (volume := volume_of(opened)).enough:
         remarks.append(str(volume))
     files = {split: Path(os.path.relpath(file, path.parent)).as_posix() for split, file in placed.items()}
@@ -173,7 +173,7 @@ def _as_options(columns: Mapping[str, str]) -> str:
 def _splits(
     spec: Path, folder: Path, given: Mapping[str, Path], columns: Mapping[str, str]
 ) -> tuple[dict[str, Path], list[str]]:
-    """Map splits to files: the given ones, or the shares of a single file."""
+    """Map splits to files: the given files, or the parts of a single file."""
     if len(given) > 1:
         return {n: given[n] for n in NAMES if n in given}, []
     [source] = given.values()
@@ -182,7 +182,7 @@ def _splits(
     write = partial(split, str(source), division, columns=columns)
     stem, number, target = source.name.partition(".")[0], 1, folder
     try:
-        while True:  # the rows that another spec trains on stay as they are
+        while True:  # keep the rows that another spec trains on
             target = folder / (f"{stem}.split" if number == 1 else f"{stem}-{number}.split")
             if not _named_by_another(spec, target) or _would_stay(target, write):
                 break
@@ -190,16 +190,15 @@ def _splits(
         report = write(target)
     except TooFew:
         return {"train": source}, [
-            "too few rows for a test split, so all are used for training. For eval, provide --test FILE"
+            "too few rows for a test split, so all are used for training. To evaluate, pass --test FILE"
         ]
     files = {one.split: Path(one.path) for one in report.files if one.rows}
     told = ", ".join(f"{one.rows:,} {one.split}" for one in report.files)
-    few = f" (seed {report.seed}, chosen so that no split is empty)" if report.seed else ""
+    few = f" (seed {report.seed}, to leave no split empty)" if report.seed else ""
     remarks = [f"split 80/10/10 by content: {told}{few}"]
     if number > 1:
         remarks.append(
-            f"written to {target.name}, because another spec uses the rows in {stem}.split, which are "
-            "different"
+            f"written to {target.name}, because another spec uses {stem}.split, which contains other rows"
         )
     if not near:
         remarks.append(
@@ -209,7 +208,7 @@ def _splits(
 
 
 def _named_by_another(spec: Path, target: Path) -> bool:
-    """Return whether a spec next to the data or next to `spec` names files in the folder."""
+    """Return whether a spec other than `spec`, next to it or to the data, uses files in the folder."""
     near = {*target.parent.glob("*.y*ml"), *spec.parent.glob("*.y*ml")} if target.is_dir() else set[Path]()
     return any(
         f"{target.name}/" in other.read_text(encoding="utf-8", errors="replace")
@@ -219,7 +218,7 @@ def _named_by_another(spec: Path, target: Path) -> bool:
 
 
 def _would_stay(target: Path, write: Callable[[Path], SplitReport]) -> bool:
-    """Return whether splitting into the folder would write the same rows that it already contains."""
+    """Return whether a split into the folder would leave its files unchanged."""
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         copy = shutil.copytree(target, Path(scratch, target.name))
         files = [Path(one.path) for one in write(copy).files]
@@ -229,8 +228,8 @@ def _would_stay(target: Path, write: Callable[[Path], SplitReport]) -> bool:
 def _models(
     ft: Workspace, folder: Path, spec: Mapping[str, Any], backends: list[str], *, images: bool
 ) -> tuple[dict[str, str], dict[str, str], Sequence[Problem]]:
-    """Return each backend's first starter model that accepts the files, the reasons for backends without one,
-    and other problems of the files."""
+    """Return the first starter model on each backend that accepts the files, the reasons for backends without
+    one, and other problems in the files."""
     models: dict[str, str] = {}
     of_files: Sequence[Problem] = ()
     left_out: dict[str, str] = {}
@@ -251,7 +250,7 @@ def _models(
                 break
             left_out.setdefault(name, errors[0])
         else:
-            left_out.setdefault(name, "it supports none of the models that init proposes")
+            left_out.setdefault(name, "none of the models that init proposes is available there")
     return models, left_out, of_files
 
 
@@ -260,7 +259,7 @@ _CURES = {"duplicate": "orchestrate data dedupe {}", "near-duplicate": "orchestr
 
 
 def _told(found: Sequence[Problem]) -> list[str]:
-    """Return a line for each kind of problem in the rows."""
+    """Return a sentence for each kind of problem in the rows."""
     counts: dict[tuple[str, str], int] = {}
     for p in found:
         if p.code in _TOLD and p.source:
@@ -274,7 +273,7 @@ def _told(found: Sequence[Problem]) -> list[str]:
 
 
 def _with_siblings(file: Path) -> dict[str, Path]:
-    """Return the training file, with the other splits next to it."""
+    """Return the file and, if it is the training split, the other splits next to it."""
     beside = splits_of(file.parent)
     is_one = beside.get("train") == file and len(beside) > 1
     return {name: beside[name] for name in NAMES if name in beside} if is_one else {"train": file}

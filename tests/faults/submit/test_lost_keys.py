@@ -80,7 +80,7 @@ def test_the_command_says_that_the_job_stood_there(shop: Shop) -> None:
     restore()
     again = shop.command(*asked)
     told = " ".join(again.output.split())  # its lines are as wide as a terminal
-    assert again.exit_code == 0 and told.count("; it already existed with this key (") == 2
+    assert again.exit_code == 0 and told.count("; the run already existed with this key (") == 2
     assert " ".join(shop.command(*asked).output.split()).count("; created earlier with this key (") == 2
     assert (shop.sent(), len(shop.ft.runs())) == (2, 2)
 

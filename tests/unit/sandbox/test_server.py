@@ -91,7 +91,7 @@ def test_run_gives_a_command_the_environment_and_keeps_its_exit_code(tmp_path: P
     assert (done.code, done.out.split()) == (7, [b"1", b"sandbox"]), done.err
     lost = command.run([*words, "no-such-program"], cwd=tmp_path, env=os.environ)
     assert lost.code == 2
-    assert b"no-such-program cannot be run" in lost.err
+    assert b"cannot run no-such-program" in lost.err
 
 
 def test_ports_that_are_taken_are_said(tmp_path: Path) -> None:

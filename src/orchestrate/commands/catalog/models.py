@@ -81,7 +81,7 @@ def _show_list(found: Sequence[ModelShown]) -> None:
 @app.command()
 @command
 def show(
-    name: Annotated[str, typer.Argument(help="Canonical name, hub id or a host's id.")],
+    name: Annotated[str, typer.Argument(help="Canonical name, Hub id, or a host's id.")],
 ) -> Output[ModelShown]:
     """Show a model's ids, methods, limits, end dates and their sources."""
     return Output(_shown(backends.find(name)), _show)
@@ -115,12 +115,12 @@ def refresh(
     provider: Annotated[
         str,
         typer.Option(
-            "--provider", "-p", help="Backends, comma-separated; or all.", autocompletion=completing.backends
+            "--provider", "-p", help="Comma-separated backends, or all.", autocompletion=completing.backends
         ),
     ] = "all",
 ) -> Output[ModelChanges]:
-    """Compare the catalog with the models that each host can fine-tune now, with their limits and shutdown
-    dates. Changes nothing."""
+    """Compare the catalog with the models that each host can fine-tune now, including their limits and
+    shutdown dates. Changes nothing."""
     with orchestrator(context) as ft:
         found = ft.model_changes(provider)
     return Output(found, _show_changes, 4 if found.skipped and not found.changes else 0)
@@ -156,7 +156,7 @@ def _told(model: Model) -> str:
         "chat template": model.template,
         "weights": model.precision,
     }
-    lines = ["  ".join(f"{name}: {value or 'not known'}" for name, value in facts.items())]
+    lines = ["  ".join(f"{name}: {value or 'unknown'}" for name, value in facts.items())]
     if model.note:
         lines.append(model.note)
     if model.sources:

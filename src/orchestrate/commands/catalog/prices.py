@@ -96,7 +96,7 @@ def check(
     ] = 60,
     provider: ProviderFilter = None,
 ) -> Iterator[Output[list[Rate]]]:
-    """List current prices that are due for a check, oldest first. Exit code 1 if there are any."""
+    """List current prices that need to be checked again, oldest first. Exit code 1 if there are any."""
     today = days.today()
     stale = [
         r
@@ -115,8 +115,8 @@ def check(
 def validate(
     file: Annotated[list[Path] | None, typer.Argument(help="Rate files. Default: the built-in ones.")] = None,
 ) -> None:
-    """Validate rate files (for contributors). Each must be well-formed, name its sources, use one unit
-    per rate, and only append entries."""
+    """Validate rate files (for contributors). Each must be well-formed, name its sources, and use one unit
+    per rate. New entries may only be appended."""
     problems: list[str] = []
     for path in file or []:
         try:

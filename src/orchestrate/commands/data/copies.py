@@ -48,16 +48,16 @@ class Messages:
     assistant: Annotated[
         list[str] | None,
         typer.Option(
-            "--assistant", metavar="VALUE", help="Speaker to treat as the assistant; * matches anything."
+            "--assistant", metavar="VALUE", help="Speaker to treat as the assistant. * matches anyone."
         ),
     ] = None
     user: Annotated[
         list[str] | None,
-        typer.Option("--user", metavar="VALUE", help="Speaker to treat as the user; * matches anything."),
+        typer.Option("--user", metavar="VALUE", help="Speaker to treat as the user. * matches anyone."),
     ] = None
     left_out: Annotated[
         list[str] | None,
-        typer.Option("--leave-out", metavar="VALUE", help="Speaker to drop; * matches anything."),
+        typer.Option("--leave-out", metavar="VALUE", help="Speaker to drop. * matches anyone."),
     ] = None
     text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="Column with the text.")] = None
     time: Annotated[str | None, typer.Option("--time", metavar="COLUMN", help="Column with the time.")] = None
@@ -174,8 +174,8 @@ def split(
     sides: Sides,
     reading: ReadOptions,
 ) -> Output[SplitReport]:
-    """Split a file by content. A row always goes to the same split, even if you add rows to the file and
-    split it into the same folder again. Conversations are never split."""
+    """Split a file by content. Each row stays in its split when you add rows to the file and split it into
+    the same folder again. Conversations are never divided."""
     from orchestrate.runs.data import files as data
 
     with (
@@ -204,7 +204,7 @@ def split(
 
 
 _OFF = 0.02
-"""Mention a share that is off by more than this."""
+"""A split is reported as approximate if its share is off by more than this."""
 
 
 def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) -> None:
@@ -212,12 +212,12 @@ def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) 
     for part in report.files:
         shown.add_row(part.split, f"{part.rows:,}", f"{part.share:.1%}", part.path)
     out.print(shown)
-    note(f"{count(report.groups, 'group')} never split. Dropped {count(report.left_out, 'row')} with errors")
+    note(f"kept {count(report.groups, 'group')} intact, dropped {count(report.left_out, 'row')} with errors")
     note_rewritten(report)
     if report.pooled:
         note(
-            f"{count(report.pooled, 'group')} have answers too rare for every split, so they were "
-            "split as one group"
+            f"{count(report.pooled, 'group')} have answers too rare for every split, so these groups were "
+            "pooled"
         )
     if report.ungrouped:
         note(
@@ -227,7 +227,7 @@ def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) 
     if report.seed:
         note(f"seed {report.seed}")
     if any(abs(part.share - share) > _OFF for part, share in zip(report.files, shares, strict=True)):
-        why = "groups are never divided" if exact else "each row's split depends only on its content"
+        why = "a group is never divided" if exact else "each row's split depends only on its content"
         note(f"the shares are approximate because {why}" + "; --exact gets closer" * (not exact))
 
 
@@ -264,8 +264,8 @@ def _show_deduped(report: DedupeReport, file: str) -> None:
     out.print(f"{count(report.rows, 'row')}, {report.kept:,} kept: {counts}")
     if report.left_out:
         note(
-            f"{count(report.left_out, 'row')} with errors dropped. To list them: orchestrate data check "
-            f"{file}"
+            f"dropped {count(report.left_out, 'row')} with errors. To list them: "
+            f"orchestrate data check {file}"
         )
     if report.output:
         note(f"written to {report.output}; removed rows are listed in {report.log}")
@@ -328,8 +328,8 @@ def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Genera
             note("no time column found: using file order (--time COLUMN)")
         if report.unread:
             note(
-                f"unused columns: {', '.join(report.unread)}. If one of them marks internal "
-                "messages, remove those messages. Otherwise, the model trains on them"
+                f"unused columns: {', '.join(report.unread)}. If one of them marks internal messages, "
+                "remove these messages first, or the model trains on them"
             )
         if report.internal:
             plural = "s" if len(report.internal_by) > 1 else ""
@@ -358,7 +358,7 @@ _SPEAKERS_SHOWN = 5
 
 @contextmanager
 def _named(rows: Path, file: str) -> Generator[None]:
-    """Add the name of the original file to an error about rows that were made from it."""
+    """Name the original file in errors about rows that were derived from it."""
     try:
         yield
     except OrchestrateError as error:
@@ -380,7 +380,7 @@ def _of(problem: Problem, rows: str, file: str) -> Problem:
 
 @contextmanager
 def _or(option: str) -> Generator[None]:
-    """Add the option that avoids a missing package to its error."""
+    """Add an option that avoids a missing package to the error about it."""
     try:
         yield
     except MissingExtra as error:

@@ -46,7 +46,7 @@ MaxCostOpt = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOptions:
-    """Options for the model that generates rows and its host."""
+    """Options for the model that generates the rows, and its host."""
 
     host: Annotated[str | None, typer.Option(help="A configured host. Default: openai.")] = None
     base_url: Annotated[str | None, typer.Option(help="Use any OpenAI-compatible API instead.")] = None
@@ -62,10 +62,10 @@ class GenerateOptions:
     ] = 100
     max_cost: MaxCostOpt = None
     instructions: Annotated[
-        str, typer.Option(help="What the rows should be about, or @FILE to read it from a file.")
+        str, typer.Option(help="Instructions for the model, or @FILE to read them from a file.")
     ] = ""
     per_request: Annotated[int, typer.Option(min=1, max=100, help="Rows per request.")] = 10
-    examples: Annotated[int, typer.Option(min=1, max=100, help="Seed rows shown per request.")] = 5
+    examples: Annotated[int, typer.Option(min=1, max=100, help="Example rows per request.")] = 5
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Concurrent requests.")] = 4
     max_tokens: MaxTokensOpt = 4096
     temperature: Annotated[
@@ -86,7 +86,7 @@ class GenerateOptions:
             metavar="MODEL", help="With --reasoning: store it only if this model's chat template renders it."
         ),
     ] = None
-    seed: Annotated[int, typer.Option(min=0, help="Seed for choosing the seed rows of each request.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Seed for choosing the examples of each request.")] = 0
 
 
 @command
@@ -102,8 +102,8 @@ def generate(
     writer: TeacherOptions,
     wish: GenerateOptions,
 ) -> Output[GenerateReport]:
-    """Generate new rows in the format of SEEDS with a chat model. The rows are checked, deduplicated and
-    marked for review.
+    """Generate rows in the format of SEEDS with a chat model. Checks and deduplicates the rows, and marks
+    them for review.
 
     Repeat the command to continue after an interruption. Exit code 6 if a limit stopped it, or 1 if the model
     only repeats itself."""
@@ -154,8 +154,8 @@ def review(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port. Default: any free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
 ) -> Iterator[Output[Reviewing] | Output[ExportReport]]:
-    """Accept, edit or reject rows on a local page by keyboard. Press Ctrl-C to stop, and run it again to
-    continue.
+    """Accept, edit or reject rows in the browser, using the keyboard. Press Ctrl-C to stop, and repeat the
+    command to continue.
 
     FILE is never changed. Decisions are saved to FILE.review. --export OUT writes the accepted rows."""
     from orchestrate.runs.data import files as data
@@ -178,8 +178,8 @@ def review(
         counts = page.review.counts()
     note(
         f"{counts.accepted + counts.edited:,} accepted, {counts.rejected:,} rejected, "
-        f"{counts.pending:,} to review; orchestrate data review {file} --export OUT  writes the "
-        "accepted ones"
+        f"{counts.pending:,} to review. To write the accepted ones: "
+        f"orchestrate data review {file} --export OUT"
     )
 
 
@@ -209,7 +209,7 @@ def _show(report: GenerateReport) -> None:
         note("left out: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
     if report.stopped != "rows":
         why = {
-            "repeating": "the model repeats itself: try new seeds, --instructions or a higher --temperature",
+            "repeating": "the model repeats itself: change SEEDS, --instructions or --temperature",
             "budget": "the budget is used up. To continue, raise budget_usd and run the same command again",
         }
         note(f"stopped early: {why.get(report.stopped, f'--{report.stopped} was reached')}")

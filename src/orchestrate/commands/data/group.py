@@ -51,8 +51,8 @@ def inspect(
     *,
     reading: ReadOptions,
 ) -> Output[InspectReport]:
-    """Show a file's format, tokens, roles, tools and duplicates. Also shows its languages and whether
-    there is enough data."""
+    """Show a file's format, tokens, roles, tools, duplicates and languages, and whether it has enough
+    rows."""
     from orchestrate.runs.data import files as data
 
     name = tokenizer or data.counter(model)
@@ -83,11 +83,11 @@ class CheckTarget:
     model: ModelOpt = None
     tokenizer: TokenizerOpt = None
     method: Annotated[str | None, typer.Option(help="sft, dpo, kto or rft.")] = None
-    epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs to count tokens for.")] = None
+    epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs in the token count.")] = None
     near: Annotated[
         bool | None,
         typer.Option(
-            "--near/--no-near", help="Check for near-duplicates too. Default: only with several files."
+            "--near/--no-near", help="Also check for near-duplicates. Default: only with several files."
         ),
     ] = None
     strict: Annotated[bool, typer.Option("--strict", help="Treat unused columns and fields as errors.")] = (
@@ -209,7 +209,7 @@ def preview(
         with orchestrator(context) as ft:
             report = data.rows_of_run(ft, file, shown.row, shown.rows)
     elif model is None:
-        raise UsageError("add --model MODEL, with the model to tokenize for", fix="--model MODEL")
+        raise UsageError("set the model whose tokenizer to use", fix="--model MODEL")
     else:
         given = shown.chat_template_kwargs or ()
         settings = parse_settings(given, "--chat-template-kwargs enable_thinking=false")

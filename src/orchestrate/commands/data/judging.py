@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrate.runs.evaluation.judging import JudgePlan, JudgeReport
     from orchestrate.runs.evaluation.reviewing import FromReview
 
-RubricOpt = Annotated[Path | None, typer.Option(help="YAML with question, guide and criteria.")]
+RubricOpt = Annotated[Path | None, typer.Option(help="YAML file with question, guide and criteria.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ def judge(
     output: OutputOpt = None,
     yes: PayOpt = False,
 ) -> Output[JudgeReport]:
-    """Let a model rate rows by a rubric. Accepted rows go to one file, rejected ones to another, with
-    reasons.
+    """Let a model rate rows by a rubric. Writes accepted rows to one file, and rejected rows with
+    reasons to another.
 
     The judge is first calibrated against answers that people rated, and must agree with them. The price is
     shown first. Repeat the command after an interruption to continue without paying for anything twice."""
@@ -80,7 +80,7 @@ def judge(
     with orchestrator(context) as ft, judging.prepared(ft, file, target, terms, keep=keep) as prepared:
         plan = prepared.plan()
         tell_plan(plan)
-        question, limited = f"Ask {by.model} {count(plan.questions, 'question')}?", by.max_cost is not None
+        question, limited = f"Send {count(plan.questions, 'request')} to {by.model}?", by.max_cost is not None
         high, unpriced = plan.high_usd, plan.unpriced
         require_agreed(question, high_usd=high, unpriced=unpriced, limited=limited, yes=yes)
         with asking_bar(plan.questions) as progress:
@@ -95,7 +95,7 @@ def tell_plan(plan: JudgePlan) -> None:
     else:
         price = f"about {span(plan.expected_usd, plan.high_usd)}" if plan.high_usd else "costs nothing"
     held = f" and {count(plan.rated, 'rated answer')}" if plan.rated else ""
-    note(f"{count(plan.rows, 'row')}{held}: {count(plan.questions, 'question')} to ask; {price}")
+    note(f"{count(plan.rows, 'row')}{held}: {count(plan.questions, 'request')} to send; {price}")
 
 
 def _show(report: JudgeReport) -> None:
@@ -114,7 +114,7 @@ def _show(report: JudgeReport) -> None:
     mean = "" if report.mean is None else f"mean score {report.mean:.2f}; "
     cost = "" if report.usd is None else f"; {money(report.usd)}"
     warn_lost(report.lost_requests, report.lost_usd)
-    note(f"{mean}Scores and reasons per row: {report.log}{cost}")
+    note(f"{mean}scores and reasons per row: {report.log}{cost}")
 
 
 @command
@@ -126,8 +126,8 @@ def from_review(
         Literal["dpo", "kto", "sft"] | None,
         typer.Option(
             "--as",
-            help="dpo: answer pairs; kto: desirable and undesirable answers; sft: rows written by "
-            "people. Default: sft if rows were written, otherwise dpo.",
+            help="dpo (answer pairs), kto (desirable and undesirable answers) or sft (rows written by "
+            "people). Default: sft if people wrote rows, otherwise dpo.",
             show_default=False,
         ),
     ] = None,
@@ -135,7 +135,7 @@ def from_review(
         float, typer.Option(min=0.5, max=1, help="Fraction of raters per item that must agree.")
     ] = 0.6,
 ) -> Output[FromReview]:
-    """Convert human verdicts to rows for preference tuning. Reports how many verdicts yield no row."""
+    """Convert people's ratings to rows for preference tuning. Reports how many ratings yield no row."""
     from orchestrate.runs.evaluation import reviewing
 
     with orchestrator(context) as ft:

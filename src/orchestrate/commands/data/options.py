@@ -1,4 +1,4 @@
-"""Options shared by the data commands: how files are named and read."""
+"""Options shared by the data commands, for naming and reading files."""
 
 from __future__ import annotations
 
@@ -51,6 +51,6 @@ def engine(name: str, workers: int | None) -> Generator[None]:
         return
     from orchestrate.runs.data import files as data
 
-    with redirect_stdout(sys.stderr), data.on_ray(workers) as cpus:  # Ray prints what befalls its workers
+    with redirect_stdout(sys.stderr), data.on_ray(workers) as cpus:  # Ray prints its workers' events
         note(f"on Ray, {cpus} CPUs")
         yield

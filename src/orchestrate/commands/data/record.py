@@ -50,9 +50,7 @@ class RecordOptions:
     ] = None
     n: Annotated[
         int | None,
-        typer.Option(
-            "--n", min=1, help="Number of prompts. They are chosen to cover every kind in the file."
-        ),
+        typer.Option("--n", min=1, help="Number of prompts, chosen to cover every kind in the file."),
     ] = None
     max_tokens: MaxTokensOpt = 512
     samples: Annotated[int, typer.Option(min=1, max=64, help="Answers per prompt.")] = 1
@@ -88,8 +86,8 @@ def record(
     """Record a model's answers before it is shut down, with log-probabilities if the host provides them. Use
     them later to prove parity.
 
-    Shows the price first. Repeat the command to continue after an interruption: you don't pay twice.
-    Use the recording like a model: eval --model record:ID."""
+    Shows the price first. Repeat the command to continue after an interruption. You don't pay twice.
+    Evaluate the recording like a model: eval --model record:ID."""
     from orchestrate.migration import recording
 
     with orchestrator(context) as ft:
@@ -129,17 +127,17 @@ def _tell(plan: RecordPlan) -> None:
     more = ", ".join(f"{n:,} {why}" for n, why in dropped if n)
     note(f"{plan.source}: {count(plan.prompts, 'prompt')}" + (f"; left out: {more}" if more else ""))
     for column in plan.unread:
-        warn(f"column {column} is not used, although its text differs in most rows and appears in no prompt")
+        warn(f"column {column} is not used. Its text differs in most rows and appears in no prompt")
     if plan.taken < plan.prompts - plan.equal - plan.near:
         kinds = f", across {count(plan.clusters, 'kind')}" if plan.clusters else ""
-        note(f"{plan.taken:,} selected to represent the others{kinds}")
+        note(f"{count(plan.taken, 'prompt')} selected to represent the rest{kinds}")
     asked = plan.asked
     if asked.expected_usd is None or asked.high_usd is None:
         price = "the price per token is unknown"
     else:
         price = f"about {span(asked.expected_usd, asked.high_usd)}" if asked.high_usd else "costs nothing"
     kept = f", {asked.kept:,} answered before" if asked.kept else ""
-    note(f"{plan.model}: {count(asked.questions, 'question')}{kept}; {price}")
+    note(f"{plan.model}: {count(asked.questions, 'request')}{kept}; {price}")
     if plan.silent_on is not None:
         note(f"{plan.model} will be shut down after {plan.silent_on}")
 
@@ -147,7 +145,7 @@ def _tell(plan: RecordPlan) -> None:
 def _show(done: Recording) -> None:
     out.print(f"{done.id}: {count(done.answered, 'answer')} of {done.prompts:,}", soft_wrap=True)
     if done.refused:
-        warn(f"the host gave no answer to {count(done.refused, 'prompt')}")
+        warn(f"the host did not answer {count(done.refused, 'prompt')}")
     warn_lost(done.contender.lost_requests, done.contender.lost_usd)
     given = f"{done.with_logprobs:,} with log-probabilities" if done.with_logprobs else "no log-probabilities"
     cost = "" if done.usd is None else f"; {money(done.usd)}"
@@ -177,14 +175,14 @@ def _show_calendar(found: list[Due]) -> None:
         _show_day(day, list(dues))
     for name, day in {due.provider: due.no_new_jobs_after for due in found}.items():
         if day is not None:
-            note(f"{name} accepts no new jobs from {day} on")
+            note(f"{name} accepts no new jobs starting {day}")
     if not found:
         note("no tuned model in this store has an announced shutdown date")
         note("to import an account's past jobs: orchestrate import PROVIDER")
     elif any(due.command for due in found):
         note(
-            "to record a run's answers: orchestrate record RUN [--prompts FILE]. A run without prompts of "
-            "its own needs FILE"
+            "to record a run's answers: orchestrate record RUN [--prompts FILE]. Runs without "
+            "prompts of their own need FILE"
         )
 
 

@@ -71,18 +71,18 @@ def score(
     ] = None,
     after: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Also score the loss of this run, which was tuned on these rows."),
+        typer.Option(metavar="RUN", help="Also score the loss after training: a run tuned on these rows."),
     ] = None,
     judged: JudgeOptions,
     output: OutputOpt = None,
     reading: ReadOptions,
     yes: PayOpt = False,
 ) -> Output[ScoreReport]:
-    """Score each row for duplicates, length and label problems. Also finds contradictions and, on request,
-    adds losses or a judge's ratings.
+    """Score each row for duplicates, unusual length, contradictions and label problems. Options add losses or
+    a judge's ratings.
 
-    Only --judge costs money, and its price is shown first. Scores are written to FILE.scores.jsonl. Running
-    the command again with other options adds scores."""
+    Only --judge costs money, and its price is shown first. Scores are written to FILE.scores.jsonl. To
+    add scores, run the command again with other options."""
     from orchestrate.runs.data import scoring
     from orchestrate.runs.evaluation.judging import JudgeTerms
 
@@ -113,7 +113,7 @@ def score(
     ):
         if (plan := prepared.plan()) is not None:
             tell_plan(plan)
-            question = f"Ask {judged.judge} {count(plan.questions, 'question')}?"
+            question = f"Send {count(plan.questions, 'request')} to {judged.judge}?"
             high, limited = plan.high_usd, judged.max_cost is not None
             require_agreed(question, high_usd=high, unpriced=plan.unpriced, limited=limited, yes=yes)
         with asking_bar(plan.questions) if plan else nullcontext() as progress:
@@ -147,8 +147,8 @@ def _show(report: ScoreReport) -> None:
         note(line)
     if report.left_out:
         note(
-            f"{count(report.left_out, 'row')} with errors not scored. To list them: orchestrate data check "
-            f"{report.path}"
+            f"{count(report.left_out, 'row')} with errors were not scored. To list them: "
+            f"orchestrate data check {report.path}"
         )
     cost = "" if report.usd is None else f"; {money(report.usd)}"
     note(f"written: {report.output}{cost}")
@@ -172,8 +172,8 @@ def select(
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
 ) -> Output[SelectReport]:
-    """Keep the best rows by one signal of `data score`. Writes the others to a second file with the reason
-    for each. The output files must not exist yet."""
+    """Keep the best rows by one signal of `data score`. Writes the other rows, each with its reason, to a
+    second file. Neither output file may exist yet."""
     from orchestrate.data.operations import score
     from orchestrate.runs.data import files as data
 
@@ -193,6 +193,6 @@ def _show_selected(report: SelectReport, by: str) -> None:
     note(f"{count(report.left_out, 'row')} left out. The reasons are in {report.left_out_file}")
     if report.tied:
         tied = count(report.tied, "row")
-        note(f"{tied} left out with the same {by} as the last row kept (earlier rows win ties)")
+        note(f"{tied} left out although tied with the last row kept (earlier rows win ties)")
     if report.errors:
         note(f"{count(report.errors, 'row')} of these with errors")

@@ -68,7 +68,7 @@ def show_inspect(report: InspectReport) -> None:
 
 
 def _of(report: InspectReport) -> str:
-    """Return a note if only the first rows were examined for languages."""
+    """Note how many rows were examined for languages, if not all."""
     looked = sum(report.languages.values())
     return f" (of the first {looked:,} of {report.rows:,} rows)" if looked < report.rows else ""
 
@@ -108,8 +108,8 @@ def show_check(report: CheckReport, fixed: FixReport | None) -> None:
             note(f"not repaired: {_counted(fixed.not_repaired)}")
         if fixed.dropped:
             note(f"unknown fields were dropped: {_counted(fixed.dropped)}")
-        note(f"changes: {fixed.log}; to train on these rows, set train to {fixed.output} in the spec")
-        note(f"then: orchestrate data check {shlex.quote(str(fixed.output))}")
+        note(f"changes are in {fixed.log}. To train on these rows, set train to {fixed.output} in the spec")
+        note(f"next: orchestrate data check {shlex.quote(str(fixed.output))}")
 
 
 def note_rewritten(report: SplitReport | DedupeReport) -> None:

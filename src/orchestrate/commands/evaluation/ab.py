@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     help="Split live traffic between a tuned model and its base, and decide by a rule set in advance. Each "
-    "user always gets the same model. Results stay valid however often you check them.",
+    "user always gets the same model. The results are valid no matter how often you check them.",
 )
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of an experiment.")]
 
@@ -69,13 +69,13 @@ class Going:
     ] = 60.0
     user_header: Annotated[
         str,
-        typer.Option(help="Request header with the user. Default: safety_identifier or user in the body."),
+        typer.Option(
+            help="Request header that identifies the user. Default: safety_identifier or user in the body."
+        ),
     ] = "x-user-id"
     timeout_s: Annotated[
         float,
-        typer.Option(
-            "--timeout", min=0.1, help="Seconds without output after which a model counts as failed."
-        ),
+        typer.Option("--timeout", min=0.1, help="Seconds without output before a model counts as failed."),
     ] = 60.0
 
 
@@ -123,7 +123,7 @@ def serve(
             note(
                 f"{phase.share:.0%} of users get the tuned model. Identify each user with {going.user_header}"
             )
-            note(f"outcomes: POST {url}/ab/outcomes, or  orchestrate ab record {name} FILE.jsonl")
+            note(f"to record outcomes: POST {url}/ab/outcomes, or  orchestrate ab record {name} FILE.jsonl")
             note(
                 "Ctrl-C finishes open requests, then stops. To continue the experiment, run the command again"
             )
@@ -192,7 +192,7 @@ def record(
     ],
 ) -> Output[OutcomesTaken]:
     """Record outcomes from JSON Lines files. One outcome per line: {"user": "u1", "metric": "resolved",
-    "value": true}. You can pass a file again after it has grown, and nothing is counted twice."""
+    "value": true}. You can pass a file again after appending to it. Nothing is counted twice."""
     from orchestrate.ab import launch as experiments
 
     with orchestrator(context) as ft:
@@ -204,9 +204,9 @@ def record(
 def _show_taken(taken: OutcomesTaken) -> None:
     print_text(f"{count(taken.recorded, 'outcome')} recorded, {taken.repeated:,} already known")
     if taken.unknown_users:
-        note(f"{taken.unknown_users:,} not counted: their users were never assigned a model")
+        note(f"{count(taken.unknown_users, 'outcome')} not counted: the user was never assigned a model")
     if taken.after_end:
-        note(f"{taken.after_end:,} not counted: the experiment had ended")
+        note(f"{count(taken.after_end, 'outcome')} not counted: the experiment had ended")
 
 
 @app.command()
@@ -214,9 +214,7 @@ def _show_taken(taken: OutcomesTaken) -> None:
 def stop(
     context: typer.Context,
     name: Name,
-    keep: Annotated[Literal["base", "tuned"], typer.Option(help="Model for all users from then on.")] = (
-        "base"
-    ),
+    keep: Annotated[Literal["base", "tuned"], typer.Option(help="Model that all users get.")] = ("base"),
 ) -> Output[ExperimentReport]:
     """End an experiment and send all users to one model. Run the command again to switch to the other model,
     for example from tuned back to base."""
@@ -251,11 +249,11 @@ def size(
     if rate is not None:
         if not 0 < rate + gain < 1:
             raise UsageError(f"a rate of {rate:g} cannot change by {gain:+g}")
-        # As variances of the arms add up, each by its own number of users.
+        # The variances of the two arms add up, each divided by its number of users.
         tuned, part = rate + gain, share / 100
         deviation = math.sqrt(tuned * (1 - tuned) * (1 - part) + rate * (1 - rate) * part)
     if not gain or not deviation:
-        raise UsageError("cannot detect a difference of 0, or a difference between values that never vary")
+        raise UsageError("--gain and the spread of the metric must not be 0")
     users = experiments.users_for(gain, deviation, share / 100, alpha)
     return Output(Sized(users=users, tuned=round(users * share / 100)), _show_size)
 

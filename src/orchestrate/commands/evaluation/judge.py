@@ -47,7 +47,7 @@ FORMATS = ("table", "md", "html", "csv", "json")
 
 @dataclass(frozen=True, kw_only=True)
 class Rivals:
-    """Options for additional models to evaluate besides the runs."""
+    """Options for models to evaluate in addition to the runs."""
 
     base: Annotated[
         bool, typer.Option("--base/--no-base", help="Also evaluate the base model of each run.")
@@ -100,11 +100,11 @@ class TestRowOptions:
     ignored: IgnoreOpt = None
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None
     cluster: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that groups dependent rows.")
+        str | None, typer.Option(metavar="COLUMN", help="Column that groups rows that depend on each other.")
     ] = None
     slices: Annotated[
         str,
-        typer.Option(metavar="NAMES", help="Also score slices by column, length or label (comma-separated)."),
+        typer.Option(metavar="NAMES", help="Also score slices by column, length or label, comma-separated."),
     ] = ""
     max_tokens: MaxTokensOpt = 512
     samples: Annotated[int, typer.Option(min=1, max=64, help="Answers per row.")] = 1
@@ -157,7 +157,7 @@ class Decision:
     target: Annotated[float | None, typer.Option(help="Score to reach, such as 0.9.")] = None
     margin: Annotated[
         float,
-        typer.Option(help="Required lead over the baseline; -0.02 accepts up to 2 points worse."),
+        typer.Option(help="Required lead over the baseline. -0.02 accepts a score up to 2 points lower."),
     ] = 0.0
     gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless every verdict is: ship. For CI.")] = (
         False
@@ -168,8 +168,8 @@ class Decision:
     traffic: Annotated[
         str | None,
         typer.Option(
-            help='Expected traffic, such as "20k req/day, 900 in, 150 out", to get the cost per answer '
-            "with hourly billing."
+            help='Expected traffic, such as "20k req/day, 900 in, 150 out". Converts hourly prices to a cost '
+            "per answer."
         ),
     ] = None
     junit: JunitOpt = None
@@ -193,12 +193,12 @@ def evaluate(
     decision: Decision,
     list_metrics: Annotated[bool, typer.Option("--list", help="List the metrics.")] = False,
 ) -> Iterator[Output[Evaluation] | Output[list[str]]]:
-    """Evaluate runs, their base and other models on held-out rows. Prints scores, regressed rows and
-    whether to ship.
+    """Evaluate runs, their base and other models on held-out rows. Prints scores, regressed rows and a
+    verdict for each run: ship or not.
 
-    Shows the price and the smallest detectable difference before it starts. Answers are saved. Repeat the
-    command after an interruption to continue without repeating requests. Exit code 6 if
-    --max-cost is reached."""
+    Shows the price and the smallest detectable difference before it starts. Answers are saved. If
+    interrupted, repeat the command to continue without sending requests again. Exit code 6 if --max-cost is
+    reached."""
     from orchestrate.runs.evaluation.held_out import PreparedEvaluation, metric_names, require_reports
 
     if list_metrics:
@@ -219,7 +219,7 @@ def evaluate(
     failed = decision.gate and (not found.verdicts or any(v.decision != "ship" for v in found.verdicts))
     yield Output(found, partial(_show, rows=decision.show), int(failed))
     if failed and not found.verdicts:
-        warn("--gate needs a verdict, but there is nothing to compare with and no --target")
+        warn("--gate needs a verdict: set --target, or evaluate another model to compare with")
 
 
 def _order(rivals: Rivals, rows: TestRowOptions, decision: Decision) -> EvaluationOrder:
@@ -259,7 +259,7 @@ def _order(rivals: Rivals, rows: TestRowOptions, decision: Decision) -> Evaluati
 
 
 def tell_plan(plan: EvaluationPlan) -> None:
-    """Print the smallest detectable difference and the price, before anything is sent."""
+    """Print the smallest detectable difference and the price before anything is sent."""
     more = " and ".join(f"{rows:,} for {100 * d:g} points" for d, rows in plan.rows_for[-2:])
     note(
         f"with {count(plan.items, 'row')} you can detect differences of {100 * plan.detectable:.0f} "
@@ -274,7 +274,7 @@ def tell_plan(plan: EvaluationPlan) -> None:
         else:
             price = f"about {span(asked.expected_usd, asked.high_usd)}"
         kept = f", {asked.kept:,} answered before" if asked.kept else ""
-        note(f"{asked.contender}: {count(asked.questions, 'question')}{kept}; {price}")
+        note(f"{asked.contender}: {count(asked.questions, 'request')}{kept}; {price}")
 
 
 def write_reports(
@@ -301,7 +301,7 @@ def _show(found: Evaluation, rows: int) -> None:
 
 
 def page_of(home: Path, name: str) -> Path:
-    """Return the default path of a report to show."""
+    """Return the path of the report that --open shows if -o is not given."""
     from orchestrate.core.files import private_folder
 
     return private_folder(home / "reports") / f"{name}.html"
@@ -312,14 +312,14 @@ def opened(page: Path) -> None:
     import webbrowser
 
     if not webbrowser.open(page.resolve().as_uri()):
-        warn(f"no browser was found. Open {page} yourself")
+        warn(f"no browser was found. Open {page} in one")
 
 
 @contextmanager
 def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], None]]:
-    """Show a progress bar with the answers received, their cost, and the last model queried."""
+    """Show a progress bar with the number of answers, their cost, and the last model queried."""
     answers = dict[str, int]()
-    with work("asking") as told:
+    with work("querying") as told:
 
         def tell(name: str, done: int, of: int, usd: Decimal) -> None:
             answers[name] = done
@@ -345,12 +345,12 @@ def compare(
         Path | None, typer.Option("-o", "--output", help="Output file. Its extension sets the format.")
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--all", help="Show all numbers and findings, not only the decisive ones.")
+        bool, typer.Option("--all", help="Show all numbers and findings, not only the ones that decide.")
     ] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
 ) -> Iterator[Output[Comparison] | Output[ReportFile]]:
-    """Compare runs side by side and recommend one, with reasons and certainty. Explains why runs can't be
-    compared."""
+    """Compare runs side by side and recommend one, with reasons and a confidence. If runs can't be compared,
+    explains why."""
     if format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
     with orchestrator(context) as ft:

@@ -50,7 +50,7 @@ class Abilities:
         ),
     ] = None
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Limit on rows per set and documents per task.")
+        int | None, typer.Option(min=1, help="Maximum number of rows per set and of documents per task.")
     ] = None
 
 
@@ -90,11 +90,11 @@ def regress(
     asking: RegressionLimits,
     list_probes: Annotated[bool, typer.Option("--list", help="List the built-in probes.")] = False,
 ) -> Output[Regression] | Output[list[str]]:
-    """Test whether a tuned model forgot anything: compare it with its base on small probes, your own test
-    sets, and lm-eval.
+    """Check whether a tuned model has forgotten anything: compare it with its base on small probes, your own
+    test sets, and lm-eval tasks.
 
-    An interval and a margin decide whether each ability is retained, forgotten or inconclusive. With too
-    few rows, the result is inconclusive."""
+    A confidence interval and a margin decide whether each ability was retained or forgotten. With too few
+    rows, the result is inconclusive."""
     from orchestrate.reports.regressions import RegressionReport
     from orchestrate.runs.evaluation.held_out import require_reports
     from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder, probe_names
@@ -121,13 +121,13 @@ def regress(
     with orchestrator(context) as ft, PreparedRegression(ft, run, order) as prepared:
         plan = prepared.plan()
         for asked in plan.asked:
-            price = "the price is unknown"
+            price = "the price per token is unknown"
             if asked.high_usd is not None and asked.expected_usd is not None:
                 price = "costs nothing"
             if asked.high_usd and asked.expected_usd is not None:
                 price = f"about {span(asked.expected_usd, asked.high_usd)}"
             kept = f", {asked.kept:,} answered before" if asked.kept else ""
-            note(f"{asked.contender}: {count(asked.questions, 'question')}{kept}; {price}")
+            note(f"{asked.contender}: {count(asked.questions, 'request')}{kept}; {price}")
         require_unpriced(plan.unpriced, yes=asking.yes)
         with asking_bar(sum(a.questions for a in plan.asked)) as progress:
             found = prepared.run(progress)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from orchestrate.runs.evaluation.writing import WritingResult
 
 _TENTATIVE, _FIRM = 0.667, 0.8
-"""Krippendorff's thresholds for alpha."""
+"""Krippendorff's thresholds for alpha, for tentative and for firm conclusions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class ReviewSelection:
     single: Annotated[
         bool, typer.Option("--single", help="Show answers one by one instead of side by side.")
     ] = False
-    rubric: Annotated[Path | None, typer.Option(help="YAML with question, guide and criteria.")] = None
+    rubric: Annotated[Path | None, typer.Option(help="YAML file with question, guide and criteria.")] = None
     contenders: Annotated[
         list[str] | None,
         typer.Option("--contender", metavar="NAME", help="Show only this contender. Default: all."),
@@ -58,12 +58,10 @@ class ReviewSelection:
         str | None,
         typer.Option(
             metavar="ID",
-            help="Evaluation to rate, without naming runs. Default: the newest one with all these runs.",
+            help="Evaluation to rate, instead of naming runs. Default: the newest one with all named runs.",
         ),
     ] = None
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed for items, order and sides. Default: random.")
-    ] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed for items, order and sides.")] = None
     new: Annotated[bool, typer.Option("--new", help="Start a new review instead of continuing.")] = False
 
 
@@ -74,7 +72,7 @@ class ReviewAddress:
     raters: Annotated[
         str,
         typer.Option(
-            metavar="NAMES", help="Raters, comma-separated, with one link each. Default: one link for all."
+            metavar="NAMES", help="Comma-separated raters, who get one link each. Default: one link for all."
         ),
     ] = ""
     host: Annotated[
@@ -96,14 +94,15 @@ class Else:
 
     results: Annotated[bool, typer.Option("--results", help="Show the results so far.")] = False
     export: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=".csv for a sheet to fill in, .jsonl for the ratings.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a sheet to fill in (.csv) or the ratings (.jsonl)."),
     ] = None
     take: Annotated[
         Path | None, typer.Option("--import", metavar="FILE.csv", help="Import a filled sheet.")
     ] = None
-    rater: Annotated[str | None, typer.Option(metavar="NAME", help="Rater of the sheet.")] = None
+    rater: Annotated[str | None, typer.Option(metavar="NAME", help="Rater who fills in the sheet.")] = None
     plan: Annotated[bool, typer.Option("--plan", help="Show how many people and items you need.")] = False
-    detect: Annotated[float, typer.Option(help="For --plan: the expected preference rate of one side.")] = 0.6
+    detect: Annotated[float, typer.Option(help="For --plan: preference rate to detect.")] = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +158,9 @@ def review(
 ]:
     """Collect blind ratings in the browser or in a spreadsheet.
 
-    The answers come from an evaluation (`orchestrate eval`). The page works by keyboard and on phones. Each
+    The answers come from an evaluation (`orchestrate eval`). The page supports keyboards and phones. Each
     rater sees the answers in a different order and can continue later. With --write, people write and correct
-    training rows instead. Press Ctrl-C to stop serving."""
+    training rows instead. Press Ctrl-C to stop the server."""
     from orchestrate.runs.evaluation import reviewing, writing
 
     chosen = [instead.results, bool(instead.export), bool(instead.take), instead.plan]
@@ -211,13 +210,13 @@ def _write(
 
     if instead.export or instead.take or instead.plan:
         raise UsageError(
-            "--export, --import and --plan are for ratings.",
+            "--export, --import and --plan only apply to ratings.",
             fix="to write the rows: orchestrate data from-review REVIEW -o FILE",
         )
     if what.single or what.contenders or what.against or what.evaluation or what.items:
         raise UsageError(
-            "--write shows rows, not answers: leave out --single, --contender, --against, "
-            "--items and --evaluation."
+            "--write shows rows instead of answers, so --single, --contender, --against, --items "
+            "and --evaluation do not apply."
         )
     names, settler = _names(place.raters), rows.settler
     if rows.write is None:
@@ -300,9 +299,9 @@ def _serve(desk: Any, place: ReviewAddress, names: Sequence[str]) -> Iterator[Ou
         yield Output(shown, _show_links)
         note(f"{review.id}: {count(review.tasks, 'task')} over {count(review.items, 'item')}, {review.kind}")
         if review.same:
-            note(f"{count(len(review.same), 'pair')} of identical answers count as ties without being shown")
+            note(f"{count(len(review.same), 'pair')} of identical answers not shown; counted as ties")
         if place.host is None:
-            note("for phones and other machines: --host 0.0.0.0, or a tunnel and --name its host name")
+            note("for phones and other machines: --host 0.0.0.0, or a tunnel with its host name in --name")
         note("anyone with a link can rate. Ctrl-C stops the server. Ratings are saved")
         if place.browser and err.is_terminal and (browse := for_people(webbrowser.open)):
             browse(next(iter(page.links.values())))
@@ -330,8 +329,8 @@ def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None 
     out.print(shown)
     known = "assumed" if likeness is None else "measured in this review"
     value = LIKENESS if likeness is None else likeness
-    note(f"needed to show a preference of {share:.0%} with 80% power")
-    note(f"correlation of two raters' votes on one item: {value:.2f}, {known}")
+    note(f"for 80% power to detect a preference of {share:.0%}")
+    note(f"correlation between two raters' votes on the same item: {value:.2f} ({known})")
 
 
 def _show(found: ReviewResult) -> None:
@@ -346,7 +345,7 @@ def _show(found: ReviewResult) -> None:
     for name, alpha in found.agreement.items():
         note(f"agreement on {name}: {_alpha(alpha)}")
     if found.left is not None and not found.left.low <= 0.5 <= found.left.high:
-        note(f"position bias: the left answer won {_share(found.left)} of the votes for one side")
+        note(f"position bias: the left answer won {_share(found.left)} of the votes that picked a side")
     raters = ", ".join(f"{who} {n} of {review.tasks}" for who, n in found.raters.items())
     note(f"{review.id}, rubric {review.rubric.name}: {raters}; {count(found.notes, 'note')}")
     items = f"{count(review.items, 'item')} of {review.dataset} (items {review.items_digest[:12]})"
@@ -387,6 +386,6 @@ def _share(score: Score) -> str:
 
 def _alpha(alpha: Score | None) -> str:
     if alpha is None:
-        return "unknown: no task has two raters, or all raters agree"
+        return "unknown, because no task has two raters or all ratings are equal"
     word = "firm" if alpha.value >= _FIRM else "tentative" if alpha.value >= _TENTATIVE else "weak"
     return f"alpha {alpha.value:.2f} ({alpha.low:.2f} to {alpha.high:.2f}), {word}, {count(alpha.n, 'task')}"

@@ -31,13 +31,13 @@ def take(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Include failed and canceled jobs.")] = False,
     files: Annotated[
-        bool, typer.Option(help="Download training and validation files if the host allows it.")
+        bool, typer.Option(help="Download training and validation files, if the host allows downloads.")
     ] = True,
     details: Annotated[bool, typer.Option(help="Fetch events, metrics and checkpoints.")] = True,
 ) -> Output[list[AccountImport]]:
-    """Import an account's past jobs into the store without changing anything on the host: settings, files,
-    metrics, events, checkpoints, tuned model and cost. Repeat the command to continue after an interruption.
-    Then lists each model's shutdown date and whether the model can be retrained."""
+    """Import an account's past jobs into the store, with settings, files, metrics, events, checkpoints, tuned
+    model and cost. Changes nothing on the host. Then lists each model's shutdown date and whether you can
+    retrain the model. If interrupted, repeat the command to continue."""
     from orchestrate.migration import importing
 
     at = since.replace(tzinfo=UTC) if since else None
@@ -74,20 +74,18 @@ def _show(taken: AccountImport) -> None:
     note(f"{taken.imported:,} imported, {taken.known:,} already known, from {taken.account}")
     if taken.left_out:
         jobs = text.count(taken.left_out, "job without a model is", "jobs without a model are")
-        note(f"{jobs} left out; include them with --all")
+        note(f"{jobs} left out. To include them: --all")
     for day, models in found.silent:
         shut = text.count(models, "tuned model")
-        warn(f"{taken.provider} shuts down {shut} after {day}")
+        warn(f"{taken.provider} will shut down {shut} after {day}")
     unknown = f"; unknown for {found.uncosted:,}" if found.uncosted else ""
     note(f"total cost: {text.money(found.cost_usd)}{unknown}")
     note(f"training rows: {found.data_here:,} still available, {found.data_gone:,} lost")
     for name, problem in list(taken.problems.items())[:5]:
         warn(f"{name}: {problem}")
     if taken.problems:
-        note(
-            f"{text.count(len(taken.problems), 'job')} not fully imported. Run the same command again to "
-            "finish"
-        )
+        partly = text.count(len(taken.problems), "job")
+        note(f"{partly} not fully imported. To finish, run the same command again")
     elif found.silent:
         note("to see what to record before the shutdown: orchestrate record --calendar")
 
@@ -100,7 +98,7 @@ def _show_day(day: date | None, rows: list[InventoryRun]) -> None:
         title = f"shut down after {day}, in {text.count(left, 'day')}"
     else:
         title = f"shut down after {day}, {text.count(-(left or 0), 'day')} ago"
-    used = any(row.last_use for row in rows)  # as this store saw it: the hosts do not tell
+    used = any(row.last_use for row in rows)  # as seen by this store: the hosts do not report it
     shown = table("run", "cost", "data", *(["last used"] if used else []), "model", fold=("model",))
     for row in rows:
         cost = text.money(row.cost_usd) if row.cost_usd is not None else "-"

@@ -67,7 +67,7 @@ class ParityOptions:
         typer.Option("--metrics", metavar="NAMES", help="Comma-separated metrics. The first one decides."),
     ] = None
     margin: Annotated[
-        float, typer.Option(help="Accepted drop for parity: 0.05 means 5 percentage points.")
+        float, typer.Option(help="Largest drop that counts as parity: 0.05 means 5 percentage points.")
     ] = 0.05
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None
     max_tokens: MaxTokensOpt = 512
@@ -78,7 +78,9 @@ class ParityOptions:
             metavar="NAMES", help="Forgetting probes, as in regress: all, none, or comma-separated."
         ),
     ] = "all"
-    proof: Annotated[bool, typer.Option("--proof/--no-proof", help="Compare with the old model.")] = True
+    proof: Annotated[
+        bool, typer.Option("--proof/--no-proof", help="Compare the new model with the old one.")
+    ] = True
     max_answers: Annotated[
         str | None,
         typer.Option(
@@ -105,7 +107,7 @@ class Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class MigrationOptions:
-    """Options for the target of one run, or of all runs in a plan."""
+    """Options for the target backends, for one run or for all runs in a plan."""
 
     to: Annotated[str, typer.Option("--to", metavar="BACKENDS", help="Backends, comma-separated.")] = ""
     model: Annotated[
@@ -114,7 +116,7 @@ class MigrationOptions:
     ] = None
     train: Annotated[
         str | None,
-        typer.Option("--train", metavar="FILE", help="Training rows, if the run's own rows are lost."),
+        typer.Option("--train", metavar="FILE", help="Training rows to use if the run's own are lost."),
     ] = None
     every: Annotated[
         bool,
@@ -154,9 +156,9 @@ def migrate(
 ):
     """Move a tuned model to other backends and prove that the new model is as good.
 
-    Proposes base models, shows how each setting translates, quotes, confirms, trains, then compares old
-    and new on held-out prompts. Repeat the command to continue after an interruption: nothing is
-    submitted or billed twice."""
+    Proposes base models, translates each setting, shows a quote, asks for confirmation, trains, and compares
+    old and new on held-out prompts. If interrupted, repeat the command to continue. Nothing is submitted or
+    billed twice."""
     order = _order(where, serving, proof)
     if where.every or where.plan is not None:
         return _account(context, run, where, order, spending, steps)
@@ -174,9 +176,9 @@ def migrate(
         _propose(prepared.proposal)
         handles = _submit(ft, prepared, spending, steps)
         if not steps.wait:
-            note("run the same command without --no-wait to continue from here and compare")
+            note("to continue from here and compare, run the same command without --no-wait")
             return Output([handle.record for _, handle in handles], shown_already)
-        with goes_on("submitted runs keep training. Run the same command again to resume and compare"):
+        with goes_on("submitted runs keep training. To resume and compare, run the same command again"):
             found = finish(ft, prepared, handles, yes=spending.yes)
     if steps.output is not None:
         report(found).save(steps.output)
@@ -266,9 +268,7 @@ def finish(
 
     for name, handle in handles:
         if not handle.status.terminal:
-            note(
-                f"{name}: waiting for run {handle.id}. If interrupted, run the same command again to continue"
-            )
+            note(f"{name}: waiting for run {handle.id}. If interrupted, continue with the same command")
         handle.wait()
         note(f"{name}: run {handle.id} {handle.status.value}")
     with PreparedProof(ft, prepared, handles) as proof:
@@ -292,7 +292,7 @@ def _write_plan(
     if not order.to:
         raise UsageError("name the target backends", fix="orchestrate migrate --all --plan F --to BACKENDS")
     if path.exists():
-        # Says so before any data are read.
+        # Raises the error before any data is read.
         account.write_plan(ft, path, [], order.margin)
     prepared: list[Prepared] = []
     planned = account.proposed(ft, order, _quiet(), prepared.append)
@@ -317,7 +317,7 @@ def _carry_out_plan(
     rates: list[str] | None,
     dry: bool,
 ) -> Output[list[Carried]] | None:
-    """Carry out the plan within its budget. Exits with 1 if an entry is not done."""
+    """Carry out the plan within its budget. Exits with 1 if an entry failed."""
     from orchestrate.migration.account import PreparedPlan, cost_usd
     from orchestrate.migration.migrating import TAG
 
@@ -332,7 +332,7 @@ def _carry_out_plan(
         shown.add_row(step.entry.run, step.entry.to, target.model or "-", text.money(high), state)
     for run in plan.strays:
         shown.add_row(
-            run.tags[TAG], run.provider, run.model, text.money(cost_usd(run)), f"made before: {run.id}"
+            run.tags[TAG], run.provider, run.model, text.money(cost_usd(run)), f"submitted earlier: {run.id}"
         )
     err.print(shown)
     note(f"at most {text.money(plan.high_usd)} (budget: {text.money(plan.plan.budget_usd)})")
@@ -365,7 +365,7 @@ def _show_carried(done: list[Carried]) -> None:
 
 
 def _quiet() -> Callable[[str], None]:
-    """Return a function that prints an occasional progress note."""
+    """Return a function that prints every 25th progress note."""
     told = 0
 
     def tell(words: str) -> None:

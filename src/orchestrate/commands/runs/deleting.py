@@ -40,8 +40,8 @@ def stored(
 ) -> Output[list[AccountStorage]]:
     """List the files and tuned models in every configured account, no matter who created them.
 
-    Shows id, size, age, storage price if the host bills for it, and the run each belongs to. Exit code 4
-    if an account could not be read in full."""
+    Shows the id, size, age and run of each item, and the storage price if the host bills for storage. Exit
+    code 4 if an account could not be read in full."""
     from orchestrate.runs import deleting
 
     with orchestrator(context) as ft:
@@ -68,9 +68,10 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     sandbox: Annotated[bool, typer.Option("--sandbox", help="List or search sandboxes instead.")] = False,
 ) -> Output[list[Stored]]:
-    """Delete a run's tuned model and uploaded rows from its host, or one file or model by id, permanently.
+    """Delete a run's tuned model and uploaded rows from its host, or one file or model by id. This is
+    permanent.
 
-    Doesn't delete models that are deployed or files that a job still uses. The run stays in the store."""
+    Doesn't delete a model that is deployed or a file that a job still uses. The run stays in the store."""
     from orchestrate.runs import deleting
 
     with orchestrator(context) as ft:
@@ -92,7 +93,7 @@ def _delete_run(ft: Workspace, record: Run, *, yes: bool) -> Output[list[Stored]
     ws = ft.home_of(record)
     found = deleting.stored(ws, record)
     if not found:
-        return Output(found, lambda _: note(f"run {record.id} has no recorded files or models on a host"))
+        return Output(found, lambda _: note(f"no recorded files or models of run {record.id} on a host"))
     if record.sandbox:
         err.print(SANDBOX)
     err.print(_listed(found))
@@ -101,7 +102,7 @@ def _delete_run(ft: Workspace, record: Run, *, yes: bool) -> Output[list[Stored]
     done = deleting.delete(ws, record, lambda one: note(f"deleted: {one.kind} {', '.join(one.ids)}"))
     left = [one for one in found if one not in done]
     for one in left:
-        note(f"not deleted because {one.provider} has no API call for it: {one.kind} {', '.join(one.ids)}")
+        note(f"not deleted: {one.kind} {', '.join(one.ids)} ({one.provider} has no API call for it)")
     return Output(done, lambda _: None, HostUnavailable.exit_code if left else 0)
 
 
@@ -137,7 +138,7 @@ def _require_agreed(question: str, *, yes: bool) -> None:
 
 def _show(found: Sequence[Stored]) -> None:
     if not found:
-        note("the store knows of no files or models of its runs on a host")
+        note("the store has no record of files or models on a host")
         return
     out.print(_listed(found))
     note(

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 _TICK_S = 0.5
 _CHECK_S = 2.0
-"""Seconds between checks that the background watcher is alive."""
+"""Seconds between checks of the background watcher."""
 _ASKED_AT_ONCE = 8
-"""Number of runs to poll before the first frame is drawn. The first sweep covers the rest."""
+"""Maximum number of runs that are polled before the first frame is drawn."""
 
 
 class WatchStopped(TypedDict):
@@ -64,7 +64,7 @@ class StallOptions:
         typer.Option(
             help="Report a run as stalled after this many minutes without a new step, event or metric. "
             "Default: 5 times the typical longest gap in your earlier runs on that backend, but at "
-            "least 15 minutes (60 until there are 3 runs). Also ORCHESTRATE_STALLED_MINUTES.",
+            "least 15 minutes, or 60 with fewer than 3 runs. Also ORCHESTRATE_STALLED_MINUTES.",
         ),
     ] = None
     cancel_stalled: Annotated[
@@ -76,8 +76,8 @@ class StallOptions:
     ] = False
 
     def over(self, settings: Settings) -> Settings:
-        """Return the settings with the given stall limit. Raises `UsageError` unless the minutes are
-        above 0."""
+        """Return the settings with the given stall limit. Raises `UsageError` unless the limit is above 0
+        and finite."""
         if self.stalled_minutes is None:
             return settings
         if not 0 < self.stalled_minutes < float("inf"):
@@ -94,11 +94,11 @@ def watch(
     ] = None,
     *,
     here: HereOpt = None,
-    stop: Annotated[bool, typer.Option("--stop", help="Stop the background watcher; runs continue.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the background watcher. Runs continue.")] = False,
     stalls: StallOptions,
     channels: NotifyOptions,
 ) -> Output[list[Run]] | Output[WatchStopped]:
-    """Follow runs live until they end. Interrupting it or closing the terminal doesn't affect the runs.
+    """Follow runs live until they end. Runs continue if you interrupt the command or close the terminal.
 
     On a terminal, a background process keeps watching and notifies you when a run ends. It stops when no
     run is active."""
@@ -132,8 +132,8 @@ def sync(context: typer.Context, *, stalls: StallOptions) -> Output[SyncReport]:
 def follow(
     ft: Orchestrator, handles: list[RunHandle], *, here: bool | None = None, cancel_stalled: bool = False
 ) -> None:
-    """Display the runs from the store until all have ended. The background watcher polls the hosts or, with
-    `here`, a thread of this process does. Raises the backend's error if it cannot be reached."""
+    """Display the stored runs until all have ended. With `here`, a thread of this process polls the hosts.
+    Otherwise, the background watcher does. Raises the backend's error if a backend cannot be reached."""
     if here is None:
         here = not sys.stderr.isatty() or sys.platform == "win32"
     elif sys.platform == "win32" and not here:
@@ -157,16 +157,16 @@ def _draw(following: _Following, *, here: bool) -> None:
                 view.close()
                 _leave(handles, interrupt, in_background=not here)
     except OSError as error:
-        if error.errno in (errno.EIO, errno.EPIPE):  # the terminal has gone
+        if error.errno in (errno.EIO, errno.EPIPE):  # the terminal was closed
             os._exit(129)
         raise
 
 
 class _Source(Protocol):
-    """Something that polls the hosts."""
+    """Poller of the hosts: the background watcher, or a thread."""
 
     def check(self) -> tuple[Sequence[str], Sequence[Failure]]:
-        """Return the problems there, and the backends that could not be reached."""
+        """Return the poller's problems, and the backends that could not be reached."""
         ...
 
 
@@ -185,8 +185,8 @@ class _Following:
         self._lost: OrchestrateError | None = None
 
     def begin(self) -> bool:
-        """Check a few runs at once, so that errors show immediately. Raises errors that waiting cannot
-        fix. Returns whether there is anything to follow."""
+        """Poll the runs now if there are few, to show errors immediately. Raises errors that waiting cannot
+        fix. Returns true if any run is active."""
         live = [h for h in self.handles.values() if h.id in self._at_work]
         for h in live:
             require_reachable(self.ft, h.record)
@@ -195,7 +195,7 @@ class _Following:
         return bool(self._at_work)
 
     def check(self) -> None:
-        """Raise the first error that stopped following a run."""
+        """Raise the first error that ended the tracking of a run."""
         if self._lost is not None:
             raise self._lost
 
@@ -217,7 +217,7 @@ class _Following:
                         self.ft.store.leases.release(lease)
 
     def _ask(self, handle: RunHandle) -> None:
-        """Ask the host about the run. Stops following the run if the host will never answer."""
+        """Poll the run on its host. Stops following the run if its error is permanent."""
         try:
             watching.ask(handle)
         except ProviderError as error:
@@ -250,10 +250,10 @@ class _Following:
     def _hint(self, run: Run) -> str | None:
         if run.phase in UNSENT and not run.status.terminal:
             if self.ft.store.leases.held(f"run:{run.id}"):
-                return "another process is submitting it"
+                return "another process is submitting this run"
             return f"the host has no job yet. To submit it: orchestrate resume {run.id}"
         if run.id in self._stalled:
-            return f"stalled: no new output; see: orchestrate events {run.id}"
+            return f"stalled: no new output. To see its events: orchestrate events {run.id}"
         left = watching.settle_left_s(self.ft, run)
         if left is None:
             return None
@@ -265,12 +265,12 @@ class _Following:
     def _end_stalled(self, view: LiveView) -> None:
         self._stalled = self.ft.store.watching.stalled() & self._at_work
         for run_id in self._stalled if self._cancel_stalled else ():
-            with suppress(ProviderError):  # asked again soon
+            with suppress(ProviderError):  # polled again soon
                 if why := watching.end_stalled(self.ft, self.handles[run_id].record):
                     view.warn(f"{run_id} is being canceled: {why}")
 
     def _look(self) -> None:
-        """Tell the watcher that a user is waiting for updates."""
+        """Record that a user is waiting for updates, so the watcher polls more often."""
         if time.monotonic() - self._looked < 5.0:
             return
         self._looked = time.monotonic()
@@ -289,12 +289,12 @@ class _Following:
         for failure in failures:
             if not failure.retryable and failure.provider in ours and failure.message not in self._told:
                 self._told.add(failure.message)
-                # Asked from here it is an error with its own type, fix and exit code.
+                # Polling from here raises the error with its own type, fix and exit code.
                 for h in [h for h in live if h.record.provider == failure.provider][:_ASKED_AT_ONCE]:
                     self._ask(h)
 
     def _last_words(self, view: LiveView) -> None:
-        """Show what the hosts report after the end: last events, the bill."""
+        """Show what the hosts report after a run ends: last events and the bill."""
         for h in list(self.handles.values())[:_ASKED_AT_ONCE]:
             if h.record.job_id is not None:
                 with suppress(OrchestrateError):
@@ -324,7 +324,7 @@ def _thread(ft: Orchestrator, handles: list[RunHandle]) -> Generator[_Source]:
     def work() -> None:
         try:
             watcher.run(stopped)
-        except BaseException as error:  # noqa: BLE001  raised again where it is seen
+        except BaseException as error:  # noqa: BLE001  raised again by `check`
             broken.append(error)
 
     thread = threading.Thread(target=work, name="watcher", daemon=True)
@@ -341,13 +341,13 @@ def _thread(ft: Orchestrator, handles: list[RunHandle]) -> Generator[_Source]:
     finally:
         stopped.set()
         watcher.wake()
-    thread.join()  # not after an error: it may be in the middle of a long request
+    thread.join()  # not after an error: the thread may be in a long request
     if broken:
         raise broken[0]
 
 
 def _reachable(ft: Orchestrator) -> list[RunHandle]:
-    """Return all active runs except those whose host or key is not configured here, and name these."""
+    """Return all active runs whose host and key are configured here. Prints a warning for each other run."""
     found: list[RunHandle] = []
     refused: OrchestrateError | None = None
     for run in ft.active_runs():
@@ -367,13 +367,13 @@ def _reachable(ft: Orchestrator) -> list[RunHandle]:
 
 
 def require_reachable(ft: Orchestrator, run: Run) -> None:
-    """Raise `UsageError` if the configured host is not the run's host, and `SetupError` if the host's key is
+    """Raise `UsageError` if the run is on a different host than configured, and `SetupError` if the key is
     missing."""
     backend = ft.ready(run.provider)
     if backend.host != run.host:
         raise UsageError(
             f"run {run.id} is on {run.provider} at {run.host}, not at {backend.host}",
-            fix="use the configuration and key you used to submit it",
+            fix="use the configuration and key that submitted the run",
         )
 
 
@@ -394,11 +394,11 @@ def _show_stopped(ended: WatchStopped) -> None:
 
 def _leave(handles: list[RunHandle], interrupt: KeyboardInterrupt, *, in_background: bool) -> None:
     ids = " ".join(h.id for h in handles[:_ASKED_AT_ONCE]) if len(handles) <= _ASKED_AT_ONCE else ""
-    err.print(f"\ninterrupted. The run continues. To return: orchestrate watch {ids}".rstrip())
+    err.print(f"\ninterrupted. The run continues. To follow it again: orchestrate watch {ids}".rstrip())
     if in_background:
         err.print("still watching in the background. To stop: orchestrate watch --stop")
     sys.stderr.flush()
-    # A watching thread may be in the middle of a request; nothing of it is worth waiting for.
+    # A watcher thread may be in a request. Its result is not needed.
     os._exit(128 + next(iter(interrupt.args), signal.SIGINT))
 
 

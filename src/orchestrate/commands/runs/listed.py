@@ -21,7 +21,7 @@ from orchestrate.text import among, count, duration, meant, money
 from orchestrate.types import JobStatus, Run
 
 _REASONS = 5
-"""Failed runs below the table whose reason is shown."""
+"""Maximum number of failed runs whose reason is shown below the table."""
 _MOST_ELSEWHERE = 1000
 """Maximum number of sandbox runs to count when no other run is found."""
 StatusOpt = Annotated[
@@ -49,14 +49,14 @@ def runs(  # noqa: PLR0913  each is an option
     tag: Annotated[str | None, typer.Option(metavar="NAME[=VALUE]", help="Show only this tag.")] = None,
     search: Annotated[
         str | None,
-        typer.Option(metavar="WORDS", help="Text in an id, name, model, job, tag or note."),
+        typer.Option(metavar="WORDS", help="Text to find in ids, names, models, jobs, tags or notes."),
     ] = None,
     sort: Annotated[
         str,
         typer.Option(
             metavar="COLUMN",
-            help="created, name, backend, model, status, cost, updated, loss, spec.NAME or tag.NAME; "
-            "prefix - for descending order.",
+            help="created, name, backend, model, status, cost, updated, loss, spec.NAME or tag.NAME. "
+            "Prefix with - for descending order.",
         ),
     ] = "-created",
     archived: Annotated[bool, typer.Option("--archived", help="Show archived runs instead.")] = False,

@@ -24,7 +24,7 @@ def log(
         list[str] | None,
         typer.Argument(metavar="[RUN]...", help="Runs' ids.", autocompletion=completing.runs),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Log all runs of the store that have a job.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Log every run in the store that has a job.")] = False,
     at: Annotated[
         str | None,
         typer.Option(
@@ -36,10 +36,10 @@ def log(
         str | None,
         typer.Option(help="Name of the experiment or project in the tracker. Default: orchestrate."),
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Continue until the runs end.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep logging until the runs end.")] = False,
 ) -> Output[list[Logged]]:
-    """Log runs, running or ended, to an experiment tracker: settings, metrics, outcome, cost, scores.
-    Data that the tracker already has is not logged twice."""
+    """Log active or ended runs to an experiment tracker: settings, metrics, outcome, cost, scores. Skips data
+    that the tracker already has."""
     from orchestrate.runs import log as logging
 
     if bool(run) == every:

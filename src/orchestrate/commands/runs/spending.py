@@ -63,7 +63,7 @@ class SpendingSelection:
         list[str] | None,
         typer.Option(
             metavar="ID_OR_NAME",
-            help="Accept this deployment or this item of unknown cost; repeatable.",
+            help="Ignore this deployment, or this item of unknown cost; repeatable.",
         ),
     ] = None
 
@@ -80,7 +80,7 @@ class SpendingSelection:
 
 @dataclass(frozen=True, kw_only=True)
 class Fail:
-    """Options for conditions that exit with a nonzero code."""
+    """Options for nonzero exit codes."""
 
     fail_if_over: Annotated[
         bool,
@@ -100,7 +100,7 @@ class Fail:
     ] = False
 
     def require(self, what: SpendingSelection, settings: Settings) -> None:
-        """Raise `UsageError` if a condition could never be true."""
+        """Raise `UsageError` if a condition could never be checked."""
         if self.fail_if_idle and what.offline:
             raise UsageError("--fail-if-idle must contact the hosts, so it cannot be combined with --offline")
         if self.fail_if_over and what.sandbox:
@@ -110,7 +110,7 @@ class Fail:
             )
         if self.fail_if_over and settings.budget_usd is None:
             fix = "set budget_usd in orchestrate.toml, or ORCHESTRATE_BUDGET_USD"
-            raise UsageError("--fail-if-over needs a budget, and none is set", fix=fix)
+            raise UsageError("--fail-if-over needs a budget, but none is set", fix=fix)
 
     def code(self, report: SpendingReport) -> int:
         if self.fail_if_over and report.over:
@@ -130,26 +130,28 @@ class Tell:
     ] = False
 
     def settings(self, given: Settings, channels: NotifyOptions) -> Settings | None:
-        """Return the settings with the channels to notify, or `None` without channels. Raises `UsageError`,
-        `ConfigError`."""
+        """Return the settings with the channels to notify, or `None` to notify nobody. Raises `UsageError` if
+        no channel is set, and `ConfigError` if one is invalid."""
         if not (self.notify or any(vars(channels).values())):
             return None
         told = channels.over(given)
         if told.notify == Notify():
-            raise UsageError("--notify: no channel is set", fix="ORCHESTRATE_NOTIFY_URL, or --notify-url")
+            raise UsageError(
+                "--notify needs a channel, but none is set", fix="ORCHESTRATE_NOTIFY_URL, or --notify-url"
+            )
         return told
 
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """Options for shutting down resources."""
+    """Options for shutting down orphaned resources."""
 
     end_orphans: Annotated[
         bool,
         typer.Option(
             "--end-orphans",
-            help="List and shut down billed resources that Orchestrate created but that are not in this "
-            "store. They may belong to another store that uses the same accounts.",
+            help="List and shut down billed resources that Orchestrate created but this store does not "
+            "contain. They may belong to another store that uses the same accounts.",
         ),
     ] = False
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation before shutting down.")] = (
@@ -167,8 +169,8 @@ def spending(
     channels: NotifyOptions,
     end: End,
 ) -> Iterator[Output[SpendingReport] | Output[OrphanReport]]:
-    """Show spent, committed and remaining money. Then query every configured account for everything that is
-    or may be billed, no matter who started it. Lists accounts that could not be reached."""
+    """Show spent, committed and remaining money. Then query every configured account for resources that are
+    or may be billed, no matter who started them. Lists accounts that could not be reached."""
     with orchestrator(context) as ft:
         if end.end_orphans:
             if what.offline:
@@ -197,8 +199,8 @@ def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> Output[Orph
         warn(f"{gap.backend} could not be fully checked: {gap.reason or '; '.join(gap.unseen)}")
     if report.orphans:
         _list_orphans(report, err if prints_json() else out)
-        if not confirm(f"End {count(len(report.orphans), 'thing')}?", yes=yes):
-            told = "nothing was shut down: not confirmed"
+        if not confirm(f"Shut down {count(len(report.orphans), 'resource')}?", yes=yes):
+            told = "nothing was shut down because you did not confirm"
             raise UsageError(told, fix="add --yes if none of them belongs to another store")
         report = ft.end_orphans(report, _note_ended)
     return Output(report, _show_ended, HostUnavailable.exit_code if report.failed or report.gaps else 0)
@@ -229,7 +231,7 @@ def _note_ended(one: Orphan) -> None:
 
 
 def message(report: SpendingReport) -> dict[str, Any]:
-    """Build the message for the channels. Repeating the command sends a new message."""
+    """Build the message for the notification channels. Its id is new each time."""
     return {
         "id": f"spending-{report.at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}",
         "type": "spending.report",
@@ -269,7 +271,7 @@ def _plain(usd: Decimal | None) -> str | None:
 
 
 def headline(report: SpendingReport) -> str:
-    """Summarize the report in one line: money spent, money left, and current billing per hour."""
+    """Summarize the report in one line: spent, committed and remaining money, and hourly billing."""
     spent, committed = report.total.spent_usd, report.total.committed_usd
     used = _up(spent) + _up(committed)
     when = f"{report.month}: " if report.month else ""
@@ -304,10 +306,10 @@ def _hourly(report: SpendingReport) -> str:
     if ours:
         gaps = f"; {count(ours, 'job')} running, included in committed{gaps}"
     if not report.billing:
-        return f"no hourly billing on {asked}{gaps}"
+        return f"no hourly billing in {asked}{gaps}"
     foreign = sum(found.foreign for found in report.billing)
     whose = f", {foreign} not created by this store" if foreign else ""
-    things = count(len(report.billing), "thing")
+    things = count(len(report.billing), "resource")
     if report.usd_per_hour is None:
         return f"{things} still billed hourly at an unknown price{whose}{gaps}"
     return f"{least}{rate(report.usd_per_hour)} per hour is still being billed ({things}{whose}){gaps}"
@@ -352,8 +354,8 @@ def notes(report: SpendingReport) -> list[Text]:
     if given_up := report.total.abandoned:
         told.append(
             Text(
-                f"abandoned: {joined(list(given_up))}. Their last known cost counts, and their hosts are no "
-                "longer checked",
+                f"abandoned: {joined(list(given_up))}. Their last known cost counts. Their hosts are not "
+                "checked",
                 style="dim",
             )
         )
@@ -374,11 +376,11 @@ def notes(report: SpendingReport) -> list[Text]:
 
 
 def _lost(found: Found) -> str:
-    """Describe a rented machine that belongs to no run here, and what can be done about it."""
+    """Describe a rented machine that belongs to no run in this store, and how to end it."""
     item = found.item
     price = "at an unknown price" if item.usd_per_hour is None else f"at {rate(item.usd_per_hour)} per hour"
     lost = found.lost_run
-    way = "" if lost is None else f"To take it over: orchestrate recover {lost} -p {item.provider}. "
+    way = "" if lost is None else f"To recover its run: orchestrate recover {lost} -p {item.provider}. "
     return (
         f"{item.provider} {item.id} may be billed {price}, and {found.unaccounted}. {way}To end it: "
         "orchestrate spending --end-orphans, or to ignore it: --ignore "
@@ -425,11 +427,11 @@ def _column(parts: Sequence[Decimal]) -> list[str]:
 
 
 def _standing(standing: Sequence[Found]) -> RenderableType:
-    names = ("still there", "what", "id", "name", "state", "bills", "$/hour", "whose")
-    shown = table(*names, right=("$/hour",), fold=("id", "name", "whose"))
+    names = ("backend", "what", "id", "name", "state", "billed", "$/hour", "owner")
+    shown = table(*names, right=("$/hour",), fold=("id", "name", "owner"))
     for found in standing:
         item = found.item
-        bills = {True: Text("yes", style="red"), False: Text("no"), None: Text("not known", style="yellow")}
+        bills = {True: Text("yes", style="red"), False: Text("no"), None: Text("unknown", style="yellow")}
         price = item.usd_per_hour
         shown.add_row(
             item.provider,
@@ -449,7 +451,7 @@ def _whose(found: Found) -> Text:
     if found.foreign:
         by = f", {found.person}" if found.person else ""
         return Text.assemble(idle, ("not created by this store", "magenta"), by)
-    given_up = (", given up", "yellow") if found.abandoned else ""
+    given_up = (", abandoned", "yellow") if found.abandoned else ""
     return Text.assemble(idle, f"{found.run}" + (f", {found.person}" if found.person else ""), given_up)
 
 
@@ -462,7 +464,7 @@ def _gap(one: AccountStatus) -> str:
 def _other(one: AccountStatus) -> str:
     runs = joined(list(one.elsewhere))
     return (
-        f"the account of this key ({one.account}) does not list {runs}. They may be running in "
+        f"the account of your key ({one.account}) does not list {runs}, which may be running in "
         "another account"
     )
 
@@ -473,7 +475,7 @@ def _up(usd: Decimal) -> Decimal:
 
 def _sum(usd: Decimal) -> str:
     """Format an amount in cents, rounded up. Amounts below a cent keep their digits, because a cent can be
-    many times as much."""
+    many times larger."""
     return money(usd) if 0 < usd < _CENT else _usd(_up(usd))
 
 

@@ -68,7 +68,7 @@ class RunShown(Run, frozen=True, kw_only=True):
 
 @command
 def show(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output[RunShown]:
-    """Show one run: status, settings, progress, cost."""
+    """Show one run's status, settings, progress and cost."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         record = _fresh(ft, handle, refresh)
@@ -114,10 +114,10 @@ def _show(record: RunShown, deployed: str | None, so_far_usd: float | None) -> N
         "note": record.note,
         "archived": "yes" if record.archived else None,
         "created": f"{record.created_at:%Y-%m-%d %H:%M:%S} UTC",
-        "made by": record.made_by,
+        "created by": record.made_by,
         "idempotency key": record.idempotency_key,
         "finished": f"{record.finished_at:%Y-%m-%d %H:%M:%S} UTC" if record.finished_at else None,
-        "digest of data": record.dataset_digest[:16],
+        "data digest": record.dataset_digest[:16],
         "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if _told(k, v)),
     }
     for e in record.evaluations:
@@ -155,7 +155,7 @@ def _scored(e: Evaluation, c: Contender, m: Measure) -> str:
 
 @command
 def events(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output[list[Event]]:
-    """List the host's events of a run, oldest first."""
+    """List the events that the host reported about a run, oldest first."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         require(ft.provider(handle.record.provider), Feature.EVENTS)
@@ -237,14 +237,14 @@ def _show_checkpoints(found: list[Checkpoint]) -> None:
 
 
 YesOpt = Annotated[
-    bool, typer.Option("--yes", "-y", help="Skip the confirmation (never asked without a terminal).")
+    bool, typer.Option("--yes", "-y", help="Skip the confirmation. Without a terminal, there is none.")
 ]
 
 
 @command
 def cancel(context: typer.Context, run: RunArg, yes: YesOpt = False) -> Iterator[Output[Run]]:
-    """Cancel a run. Most hosts bill what was trained so far. Exit code 5 means that it is unknown whether the
-    host created the job. If the job appears later, it is canceled."""
+    """Cancel a run. Most hosts bill the training done so far. Exit code 5 means that the host may or may not
+    have created the job. If the job appears later, Orchestrate cancels it."""
     from orchestrate.runs.tracked import ending_question
 
     with orchestrator(context) as ft:
@@ -274,7 +274,7 @@ def resume(
         typer.Option(
             "--max-cost",
             metavar="USD",
-            help="New cost limit for the entire run, including its cost so far.",
+            help="New cost limit for the entire run, including the cost so far.",
         ),
     ] = None,
     max_hours: Annotated[
@@ -312,7 +312,7 @@ def abandon(
         handle = ft.run(run)
         if handle.record.job_id is not None and not handle.status.terminal:
             job, host = handle.record.job_id, handle.record.host
-            note(f"its job {job} may continue at {host} and be billed. Cancel it there")
+            note(f"job {job} may keep running at {host} and be billed. Cancel it there")
         given_up = handle.deployments(over=False)
         yield Output(handle.abandon(reason), _show_status)
         for one in given_up:
@@ -320,9 +320,8 @@ def abandon(
             hourly = f" {rate(r.usd_per_hour)} per hour" if r.usd_per_hour is not None else ""
             counted = "" if cost is None else f". The budget still counts {money(cost)} for it"
             warn(
-                f"its deployment {r.host_id or r.id} may continue at {r.host} and be "
-                f"billed{hourly}. Take it down there, because it is no longer tracked "
-                f"here{counted}"
+                f"deployment {r.host_id or r.id} may keep running at {r.host} and be billed{hourly}. Take it "
+                f"down there: Orchestrate no longer tracks it{counted}"
             )
 
 
@@ -330,12 +329,12 @@ def abandon(
 def annotate(
     context: typer.Context,
     run: RunArg,
-    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The note; '' removes it.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The note. '' removes it.")] = None,
     archive: Annotated[
         bool | None, typer.Option("--archive/--unarchive", help="Hide the run from lists, or show it again.")
     ] = None,
 ) -> Output[Run]:
-    """Write a note on a run, or archive it. Contacts no host. The run's cost still counts."""
+    """Write a note on a run, or archive it. Contacts no host. An archived run's cost still counts."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         if text is not None or archive is not None:
@@ -348,7 +347,7 @@ def _show_note(run: Run) -> None:
 
 
 def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
-    """Return the run as its host reports it. If nothing can change anymore, read it from the store without
+    """Return the run as its host reports it. A run that can no longer change is read from the store, without
     key or network."""
     record = handle.record
     if refresh is False or (
@@ -358,7 +357,7 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
     if record.job_id is None:
         if record.phase in UNSENT:
             note(
-                f"nothing was sent yet. To send it: orchestrate resume {record.id}. To drop it: "
+                f"the run was not sent yet. To send it: orchestrate resume {record.id}. To drop it: "
                 "orchestrate cancel"
             )
         elif not record.status.terminal:
@@ -369,7 +368,7 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
     except (ProviderError, SetupError) as error:
         if refresh or not record.status.terminal:
             raise
-        note(f"stored state, because its host could not be reached: {error.message}")
+        note(f"showing the stored state because the host could not be reached: {error.message}")
         return record
 
 
@@ -387,7 +386,7 @@ def _quote(run: Run) -> str | None:
     if run.quote.unavailable:
         return f"none: {run.quote.unavailable}"
     by_data = run.quote.recalled and not run.quote.undecided
-    gone = ", from its host's data (recovered run)" if by_data else ""
+    gone = ", computed from the host's data (recovered run)" if by_data else ""
     return f"{quoted(run.quote)}{gone}"
 
 
@@ -404,12 +403,12 @@ def _bill(run: Run) -> str | None:
 
 
 def _told(name: str, value: Any) -> bool:
-    """Return whether the field is shown with the spec. The cost limit has a line of its own."""
+    """Return whether the field is shown with the spec. The cost limit has its own line."""
     return value is not None and name != "max_cost_usd"
 
 
 def _short(value: Any) -> str:
-    """Format a value on one line, as in a spec."""
+    """Format a value on one line, as a spec would."""
     if isinstance(value, dict):
         named = cast("dict[str, Any]", value)
         return "{" + ", ".join(f"{k}: {_short(v)}" for k, v in named.items() if v is not None) + "}"

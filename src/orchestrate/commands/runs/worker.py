@@ -62,8 +62,8 @@ def worker(
 
         watched = "all backends" if provider == "all" else provider
         runs = [r for r in ft.active_runs() if only is None or r.record.provider in only]
-        note(f"watching {count(len(runs), 'run')} in progress and any new ones on {watched}")
-        note(f"notifying {ft.settings.notify.told}; Ctrl-C stops watching. Runs continue")
+        note(f"watching {count(len(runs), 'active run')} and any new ones on {watched}")
+        note(f"notifying {ft.settings.notify.told}. Ctrl-C stops watching. Runs continue")
 
         def shown(reports: list[SyncReport]) -> None:
             for problem in watcher.problems:
@@ -88,12 +88,13 @@ def recover(
         typer.Argument(help="Recover these jobs, by id.", metavar="[RUN]...", show_default=False),
     ] = None,
     all_of_them: Annotated[
-        bool, typer.Option("--all", help="Recover all jobs without asking, including those of colleagues.")
+        bool,
+        typer.Option("--all", help="Recover all jobs without confirmation, including those of colleagues."),
     ] = False,
 ) -> Iterator[Output[Recovered]]:
-    """Rebuild a lost store from jobs on the hosts that Orchestrate created. In a shared account some may be a
-    colleague's, so you confirm them first. Exit code 4 means that a backend you named or have a key for could
-    not be searched."""
+    """Rebuild a lost store from the jobs that Orchestrate created on the hosts. In a shared account, some
+    jobs may be a colleague's, so you confirm them first. Exit code 4 means that a backend you named, or have
+    a key for, could not be searched."""
     with orchestrator(context) as ft:
         report = watching.recover(ft, provider, None if all_of_them else _choice(run))
         synced = ft.sync()
@@ -102,13 +103,14 @@ def recover(
     code = 1 if incomplete else HostUnavailable.exit_code if unsearched else 0
     yield Output(Recovered(recovery=report, sync=synced), partial(_show, unsearched=unsearched), code)
     if report.unpriced:
-        warn(f"{len(report.unpriced)} of them count toward no budget until their hosts report the cost:")
+        runs = count(len(report.unpriced), "run")
+        warn(f"{runs} not counted in the budget until the host reports the cost:")
         for run_id in report.unpriced:
             note(f"  {run_id}: {report.reasons[run_id]}")
     if report.offered:
         there = "" if provider == "all" else f" -p {provider}"
-        way = f"orchestrate recover{there} --all   (or name them)"
-        note(f"{len(report.offered)} not recovered. To recover them: {way}")
+        way = f"orchestrate recover{there} --all   (or name the runs)"
+        note(f"{count(len(report.offered), 'job')} not recovered. To recover them: {way}")
 
 
 def _show(recovered: Recovered, unsearched: list[Failure]) -> None:

@@ -65,7 +65,7 @@ class KeyShown(GatewayKey, frozen=True, kw_only=True):
 class GatewayAddress:
     """Options for the address of the gateway."""
 
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port. 0 picks a free one.")] = 8000
     host: Annotated[
         str, typer.Option(help="Address to serve on. Addresses other than loopback need keys and TLS.")
     ] = "127.0.0.1"
@@ -105,8 +105,8 @@ def gateway(context: typer.Context, *, where: GatewayAddress) -> Iterator[Output
             models = {name: _target(target) for name, target in told.models.items()}
             yield Output(GatewayShown(url=up.url, models=models), _show)
             if not models:
-                warn("no model is mapped, so clients cannot fine-tune anything (docs/gateway.md)")
-            note("Ctrl-C finishes open requests and stops. Jobs continue and reappear here after a restart")
+                warn("no model names are mapped, so clients cannot fine-tune (docs/gateway.md)")
+            note("Ctrl-C finishes open requests, then stops. Jobs continue and reappear after a restart")
             ended.wait()
 
 
@@ -125,7 +125,7 @@ class Scope:
     """Options for the key's permissions."""
 
     project: Annotated[
-        str, typer.Option(help="Project of the key. Keys of one project share files, jobs and models.")
+        str, typer.Option(help="Project of the key. Keys of the same project share files, jobs and models.")
     ] = "default"
     backends: Annotated[
         list[str] | None, typer.Option("--backend", help="Restrict the key to this backend; repeatable.")
@@ -155,8 +155,8 @@ def add(
     *,
     scope: Scope,
 ) -> Output[KeyMade]:
-    """Create a client key and print it once (only its hash is stored). Once a key exists, every request needs
-    one."""
+    """Create a client key and print it once, because only its hash is stored. Once a key exists, every
+    request needs one."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:
@@ -178,8 +178,8 @@ def add(
 def _show_key(made: KeyMade) -> None:
     print_text(made["key"])
     note(
-        "only the key's hash is stored, so the key cannot be shown again. Gateways of this store accept it "
-        "now"
+        "only the key's hash is stored, so the key cannot be shown again. Gateways of this store accept "
+        "the key now"
     )
 
 
@@ -203,8 +203,8 @@ def _show_keys(found: list[KeyShown]) -> None:
         if key.budget_usd is not None:
             used += f" of {text.money(key.budget_usd)}"
         limits = [*key.backends, *key.models, *(f"{name}={target}" for name, target in key.map.items())]
-        limits += [f"{key.per_minute} requests a minute"] if key.per_minute else []
-        limits += [f"{key.concurrent} jobs at once"] if key.concurrent else []
+        limits += [f"{key.per_minute} requests per minute"] if key.per_minute else []
+        limits += [f"{key.concurrent} open jobs"] if key.concurrent else []
         may, open_jobs, project = ", ".join(limits) or "all", str(key.open_jobs), key.project
         if key.opens == "serve":
             project = used = open_jobs = "-"
@@ -215,7 +215,7 @@ def _show_keys(found: list[KeyShown]) -> None:
 
 @keys.command("revoke")
 def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Name of the key.")]) -> None:
-    """Revoke a key. Its next request is rejected. Jobs it started continue."""
+    """Revoke a key. Requests with it are rejected from now on. Jobs that it started continue."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:
@@ -231,7 +231,7 @@ def log(
     key: Annotated[str | None, typer.Option(help="Show only this key.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Number of most recent entries.")] = 50,
 ) -> Output[list[AuditEntry]]:
-    """Show changes, keys and rejected requests, oldest first."""
+    """Show requests that changed something or were rejected, and key changes, oldest first."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:

@@ -1,4 +1,4 @@
-"""mcp: tools for agents."""
+"""The command `mcp`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrate.errors import MissingExtra
 def mcp(
     context: typer.Context,
     max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="Cost limit for everything spent through this server.")
+        str | None, typer.Option(metavar="USD", help="Cost limit for all spending through this server.")
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Offer only read-only tools.")] = False,
     skill: Annotated[bool, typer.Option("--skill", help="Print a skill file for agents and exit.")] = False,
@@ -22,9 +22,8 @@ def mcp(
     """Serve tools for agents over the Model Context Protocol on stdin and stdout. An MCP client starts this
     command.
 
-    Tools that only read need no approval. Tools that spend money, end a run or take down a deployment show
-    the cost to the client's user and need approval. Clients that can't ask for approval can't use
-    these tools.
+    Read-only tools need no approval. Tools that spend money, end a run or take down a deployment show the
+    cost to the client's user and ask for approval. Clients that can't ask their user can't use these tools.
 
     Example, in a client's settings: {"command": "orchestrate", "args": ["mcp", "--max-cost", "20"]}"""
     try:

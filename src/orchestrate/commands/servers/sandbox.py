@@ -29,10 +29,12 @@ app = typer.Typer(
     invoke_without_command=True,
     add_completion=False,
     no_args_is_help=False,
-    help="Run local sandboxes of the hosts. They train for real. No key, no cost.",
+    help="Run local sandboxes of the hosts' APIs. They train for real. No key, no cost.",
 )
 
-HomeOpt = Annotated[Path | None, typer.Option("--sandbox-home", help="Folder for jobs and files.")]
+HomeOpt = Annotated[
+    Path | None, typer.Option("--sandbox-home", help="Folder for the sandbox's jobs and files.")
+]
 SpeedOpt = Annotated[
     float, typer.Option("--speed", min=0.01, help="Divide all waiting times by this factor.")
 ]
@@ -51,7 +53,7 @@ AlsoOpt = Annotated[
     ),
 ]
 PortOpt = Annotated[
-    int, typer.Option("--port", min=0, max=65532, help="First of four consecutive ports; 0 picks free ones.")
+    int, typer.Option("--port", min=0, max=65532, help="First of four consecutive ports. 0 picks free ones.")
 ]
 
 
@@ -83,9 +85,9 @@ def sandbox(
     hosts: SandboxOptions,
     port: PortOpt = FIRST_PORT,
 ) -> Iterator[Output[SandboxUp]]:
-    """Start the hosts, print the environment that clients need, and serve until interrupted.
+    """Start the hosts, print the environment variables that clients need, and serve until interrupted.
 
-    Jobs are saved in the home folder. After a restart, a job that was training continues."""
+    Jobs are saved in the home folder and continue after a restart."""
     if context.invoked_subcommand is not None:
         return
     kept = hosts.home or _default_home(context)
@@ -94,7 +96,7 @@ def sandbox(
             SandboxUp(sandbox=True, env=running.env, urls=running.urls, home=str(running.home)), _show
         )
         note(f"sandbox on {', '.join(running.urls.values())}; jobs are saved in {running.home}")
-        note("copy the lines above into another shell. Ctrl-C stops the hosts")
+        note("paste the lines above into another shell. Ctrl-C stops the hosts")
         ended.wait()
 
 
@@ -114,19 +116,19 @@ def run(
 ) -> None:
     """Run a command against the sandbox, then stop the sandbox. Returns the command's exit code.
 
-    Jobs are saved, and commands that query them later restart the sandbox. Uses a sandbox that is already
-    running."""
+    Uses the running sandbox, if there is one. Jobs are saved, and commands that query them later restart the
+    sandbox."""
     from orchestrate.sandbox.joining import joined
 
     words = [*command, *context.args]
     kept = hosts.home or _default_home(context)
-    # Where this program was started by its path, `orchestrate` behind it is this program too.
+    # If this program was started by its path, `orchestrate` in the command must find it as well.
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
     with joined(kept, port, **_ways(hosts)) as env:
         try:
             child = subprocess.Popen(words, env={**os.environ, "PATH": path, **env})
         except OSError as error:
-            raise UsageError(f"{words[0]} cannot be run: {error}") from error
+            raise UsageError(f"cannot run {words[0]}: {error}") from error
         raise typer.Exit(_code_of(child))
 
 
@@ -150,7 +152,7 @@ def _default_home(context: typer.Context) -> Path:
 
 def _code_of(child: subprocess.Popen[bytes]) -> int:
     """Wait for the child and return its exit code. Ctrl-C also reaches the child, which decides how to
-    end."""
+    handle it."""
     while True:
         try:
             code = child.wait()

@@ -29,7 +29,7 @@ class ServeReport(TypedDict):
     command: str | None
     proofs: list[Proof]
     costs: list[AdapterCost]
-    """Cost of each adapter: time to load, and time per token."""
+    """Load time and additional time per token of each adapter."""
 
 
 class Added(TypedDict):
@@ -38,9 +38,11 @@ class Added(TypedDict):
     seconds: float
 
 
-PortOpt = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")]
+PortOpt = Annotated[int, typer.Option(min=0, max=65535, help="Port. 0 picks a free one.")]
 HostOpt = Annotated[str, typer.Option(help="Address to serve on. Addresses other than loopback need keys.")]
-NamesOpt = Annotated[list[str] | None, typer.Option("--name", help="Accept this host name too.")]
+NamesOpt = Annotated[
+    list[str] | None, typer.Option("--name", help="Also accept requests for this host name; repeatable.")
+]
 CpuThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")]
 PrecisionOpt = Annotated[
@@ -51,7 +53,7 @@ PrecisionOpt = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class ServeAddress:
-    """Options for the address, and for who may connect."""
+    """Options for the server's address and its allowed clients."""
 
     port: PortOpt = 8000
     host: HostOpt = "127.0.0.1"
@@ -64,15 +66,15 @@ class ServeAddress:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeEngineOptions:
-    """Options for the engine and its concurrency."""
+    """Options for the inference engine."""
 
     called: Annotated[
         list[str] | None,
         typer.Option(
             "--as",
             metavar="NAME",
-            help="Serve the run under this model name, such as the name your code requests. Repeat for "
-            "more runs, in the same order. Default: the suffix in the spec.",
+            help="Model name to serve the run under, such as the one your code requests. Repeat for more "
+            "runs, in the same order. Default: the suffix in the spec.",
         ),
     ] = None
     engine: Annotated[str, typer.Option(help="Inference engine: auto, transformers, llama.cpp, vllm.")] = (
@@ -81,7 +83,7 @@ class ServeEngineOptions:
     base: Annotated[str | None, typer.Option(help="Serve this base model without a run.")] = None
     most_at_once: Annotated[int, typer.Option("--concurrency", min=1, help="Concurrent requests.")] = 32
     most_waiting: Annotated[
-        int, typer.Option("--queue", min=0, help="Maximum number of waiting requests. More get status 429.")
+        int, typer.Option("--queue", min=0, help="Maximum number of waiting requests. Others get status 429.")
     ] = 128
     most_tokens: Annotated[
         int,
@@ -101,8 +103,7 @@ class ServeEngineOptions:
         bool,
         typer.Option(
             "--batch-invariant",
-            help="Process temperature-0 requests one by one, which makes answers bitwise reproducible but "
-            "slower.",
+            help="Process temperature-0 requests one by one: slower, but answers are bitwise reproducible.",
         ),
     ] = False
     quantise: Annotated[str, typer.Option("--quantize", help="GGUF quantization for llama.cpp.")] = "Q4_K_M"
@@ -126,7 +127,7 @@ class ServeEngineOptions:
 
 
 class ChangesKeys(Protocol):
-    """Module that manages the keys of one kind of server."""
+    """Functions that manage the client keys of one kind of server."""
 
     def new_key(self, ft: Orchestrator, name: str, /) -> str: ...
 
@@ -135,7 +136,7 @@ class ChangesKeys(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class KeysInstead:
-    """Options that change keys instead of serving."""
+    """Options that create or revoke a key instead of serving."""
 
     new_key: Annotated[
         str | None,
@@ -149,7 +150,7 @@ class KeysInstead:
         """Create or revoke a key. Returns true if either was requested."""
         if self.revoke_key is not None:
             keys.revoke_key(ft, self.revoke_key)
-            note(f"Servers now reject the key {self.revoke_key} (running ones within a second).")
+            note(f"Servers reject the key {self.revoke_key} from now on, running ones within a second.")
         if self.new_key is not None:
             print_text(keys.new_key(ft, self.new_key))
             note("The key is stored as a hash and cannot be shown again.")
@@ -175,8 +176,8 @@ def serve(
     prove: Annotated[bool, typer.Option(help="Verify each model before serving it.")] = True,
     accept_licence: AcceptOpt = None,
 ) -> Iterator[Output[ServeReport] | Output[list[Added]]]:
-    """Serve tuned models and their base through the chat completions API, until interrupted. Each model
-    is verified first. If verification fails, nothing is served (exit code 1)."""
+    """Serve tuned models and their base through the chat completions API until interrupted. Verifies each
+    model first. If verification fails, nothing is served (exit code 1)."""
     from orchestrate.runs.serving import subjects as serving
 
     names = run or []
@@ -184,7 +185,7 @@ def serve(
         if keys.change(ft, serving):
             return
         if not names and how.base is None:
-            raise UsageError("name a run, or --base MODEL")
+            raise UsageError("nothing to serve: name a run, or set --base MODEL")
         accepted = agreed(ft, names, accept_licence)
         if into is not None:
             added = serving.add(ft, names, into, accepted, how.called or ())

@@ -32,14 +32,14 @@ app = typer.Typer(
 
 class SessionsServed(TypedDict):
     url: str
-    """Value for clients to set as TINKER_BASE_URL."""
+    """Value of TINKER_BASE_URL for clients."""
     models: list[str]
-    """Model names that clients may use for the base model."""
+    """Names that clients can use for the base model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionsAddress:
-    """Options for the address, and for who may connect."""
+    """Options for the server's address and its allowed clients."""
 
     port: PortOpt = 8100
     host: HostOpt = "127.0.0.1"
@@ -53,7 +53,9 @@ class SessionEngineOptions:
     called: Annotated[
         list[str] | None,
         typer.Option(
-            "--as", metavar="NAME", help="Additional name for MODEL, such as Qwen/Qwen3-8B; repeatable."
+            "--as",
+            metavar="NAME",
+            help="Additional name that clients can use for MODEL, such as Qwen/Qwen3-8B; repeatable.",
         ),
     ] = None
     most_at_once: Annotated[
@@ -80,8 +82,7 @@ def serve(
     how: SessionEngineOptions,
     keys: KeysInstead,
 ) -> Iterator[Output[SessionsServed]]:
-    """Serve training sessions over one base model until interrupted. Train against it with Tinker's
-    client."""
+    """Serve training sessions for one base model until interrupted. Connect with Tinker's client."""
     from orchestrate import sessions
 
     with orchestrator(context) as ft:
@@ -103,5 +104,5 @@ def serve(
         with ended_by_signal() as ended, sessions.serve(ft, model, terms) as up:
             shown = SessionsServed(url=up.url, models=list(up.names))
             yield Output(shown, lambda shown: print_text("\n  ".join([shown["url"], *shown["models"]])))
-            note(f"export TINKER_BASE_URL={up.url} TINKER_API_KEY=tml-local; Ctrl-C stops it")
+            note(f"export TINKER_BASE_URL={up.url} TINKER_API_KEY=tml-local")
             ended.wait()

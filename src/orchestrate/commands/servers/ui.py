@@ -21,7 +21,8 @@ def ui(
     context: typer.Context,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port. Default: any free one.")] = 0,
     read_only: Annotated[
-        bool, typer.Option("--read-only", help="Serve read-only pages, for a dashboard or a colleague.")
+        bool,
+        typer.Option("--read-only", help="Serve read-only pages, such as for a dashboard or a colleague."),
     ] = False,
     open: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     host: Annotated[
@@ -31,11 +32,10 @@ def ui(
         list[str] | None, typer.Option("--name", help="External host name of this machine.")
     ] = None,
 ) -> Iterator[Output[UiShown]]:
-    """Show runs, spending, quotes and data in your browser, and submit new runs from there. Stop with
-    Ctrl-C.
+    """Show runs, spending, quotes and data in your browser, and submit runs there. Press Ctrl-C to stop.
 
-    Anyone with the link can see your runs and, without --read-only, spend money. The server polls the hosts
-    for updates, except with --read-only. In that case, also run `orchestrate worker`."""
+    Anyone with the link can see your runs and, without --read-only, spend your money. The server polls the
+    hosts for updates. With --read-only it does not, so also run `orchestrate worker`."""
     from orchestrate.runs import watch as watching
     from orchestrate.ui.server import serving
 

@@ -1,8 +1,8 @@
 """The `demo` command: the main workflow on this machine, without a key.
 
-Each step prints an `orchestrate` command and runs it. The local run is real. The sandbox takes the place of
-the three hosts: the real SDK clients connect to local servers, which train the bundled tiny model instead of
-the host's model. Nothing leaves this machine, and no key is read.
+Each step prints an `orchestrate` command and runs it. The local run is real. A sandbox replaces the three
+hosts: the real SDK clients connect to local servers, which train the bundled tiny model instead of the host's
+model. Nothing leaves this machine, and no key is read.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ from orchestrate.settings.config import CONFIG_NAME
 _FOLDER = Path("orchestrate-demo")
 _FILES = ("finetune.yaml", "train.jsonl", "validation.jsonl", "test.jsonl")
 _EPOCHS = "--epochs 2"
-"""The spec has three. With two, four trainings take a third less, and their models answer nearly as well."""
+"""The spec has three epochs. With two, the demo's four runs train a third faster, and their models are
+nearly as good."""
 _CONFIG = 'home = "home"   # commands run in this folder use this store\n'
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Output folder; created if missing.")] = _FOLDER,
+    folder: Annotated[Path, typer.Argument(help="Output folder. Created if missing.")] = _FOLDER,
     train: Annotated[
         bool,
         typer.Option(
             "--train/--no-train",
-            help="Skip training. Doesn't need torch, but you get no model to evaluate or chat with.",
+            help="Skip training. Works without torch, but leaves no model to evaluate or chat with.",
         ),
     ] = True,
     files_only: Annotated[
@@ -53,21 +54,21 @@ def demo(
     """Run the main workflow from end to end on this machine: check, quote, train, evaluate, compare. No
     key, no cost.
 
-    Everything is written to FOLDER, where you can continue with its runs. To remove it, delete the folder.
-    Trusts the folder's settings like `keys trust --project`, and stores this next to your keys."""
+    Writes everything to FOLDER, where you can continue with the runs. To remove the demo, delete the folder.
+    Trusts the folder's settings like `keys trust --project`, and records this next to your keys."""
     _write(folder)
     if files_only:
         print_text("\n".join(str(folder / name) for name in (*_FILES, CONFIG_NAME)))
         return
     _require_packages(train)
     took = "1 to 3 minutes on two cores" if train else "about a minute, without training"
-    note(f"takes {took}; writes to {folder.resolve()} and contacts no host")
+    note(f"the demo takes {took}, writes to {folder.resolve()} and contacts no host")
     _Demo(folder).go(train)
 
 
 def _write(folder: Path) -> None:
-    """Write the bundled files, and settings with a separate home. The settings become trusted. Raises
-    `UsageError` if other files have the same paths."""
+    """Write the bundled files, and trusted settings with a separate home. Raises `UsageError` if the folder
+    contains different files with these names."""
     texts = {name: (bundled("orders") / name).read_bytes() for name in _FILES}
     texts[CONFIG_NAME] = _CONFIG.encode()
     if folder.exists() and not folder.is_dir():
@@ -83,8 +84,8 @@ def _write(folder: Path) -> None:
     new = not (folder / CONFIG_NAME).exists() and not (folder / "home").exists()
     for name, text in texts.items():
         (folder / name).write_bytes(text)
-    if new:  # what lay there before may be another's
-        with suppress(OSError):  # the next command in the folder asks for it
+    if new:  # existing files may come from someone else
+        with suppress(OSError):  # the next command in the folder asks for trust
             trust.trusted_in().add((folder / CONFIG_NAME,))
 
 
@@ -95,7 +96,7 @@ def _require_packages(train: bool) -> None:
         light = "pip install 'orchestrate-ft[gateway]', then orchestrate demo --no-train"
         raise SetupError(
             f"the demo needs packages that are not installed: {', '.join(missing)}",
-            fix=f"pip install 'orchestrate-ft[sandbox]'; or without torch: {light}",
+            fix=f"pip install 'orchestrate-ft[sandbox]'. Without torch: {light}",
         )
 
 
@@ -119,16 +120,16 @@ class _Demo:
             "PYTHONUTF8": "1",
         }
         self.env.setdefault("OMP_NUM_THREADS", "1")  # the matrices of the tiny model are too small for more
-        # What they print goes through us: they cannot see how wide the terminal is.
+        # The commands print to a pipe, so they cannot detect the terminal's width.
         self.env.setdefault("COLUMNS", str(shutil.get_terminal_size((120, 24)).columns))
 
     def go(self, train: bool) -> None:
         started = time.monotonic()
-        self._step("Check the data, for every backend at once")
+        self._step("Check the data for every backend at once")
         self._run(
             "check" if train else f"check --provider {_hosted_kinds()}"
-        )  # this machine may lack what trains
-        self._step("What would it cost?", "Real prices of the hosts, from the rates in this package.")
+        )  # this machine may lack the training packages
+        self._step("What would it cost?", "The hosts' real prices, from the rates in this package.")
         self._run(f"quote {_EPOCHS}")
         here = self._begun_here() if train else []
         try:
@@ -168,7 +169,7 @@ class _Demo:
 
     def _hosted(self, train: bool) -> list[str]:
         what = (
-            "train for real, but use a tiny model in place of the host's."
+            "train for real, but use a tiny model instead of the host's."
             if train
             else "simulate job states without training (--no-train)."
         )

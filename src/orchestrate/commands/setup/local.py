@@ -36,7 +36,7 @@ def bench(
     device: DeviceOpt = None,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds to train.")] = 20.0,
 ) -> Output[Bench]:
-    """Measure training speed with a short training run. Quotes for `local` use the result from then on."""
+    """Measure training speed with a short training run. Later quotes for `local` use the result."""
     from orchestrate.setup import starting
 
     with orchestrator(context) as ft:
@@ -56,12 +56,12 @@ def _show(found: Bench, kept: Path) -> None:
         planned = f" (planned: {size(found.planned_bytes)})" if found.planned_bytes else ""
         resident = f"; the entire process {size(found.resident_bytes)}" if found.resident_bytes else ""
         out.print(f"peak tensor memory: {size(found.peak_bytes)}{planned}{resident}")
-    note(f"kept in {kept}")
+    note(f"saved to {kept}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Options for the training to plan for."""
+    """Options that describe the training run."""
 
     adapter: Annotated[str, typer.Option(help="qlora, lora or full.")] = "qlora"
     rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Rank of the adapter.")] = 16
@@ -83,10 +83,10 @@ def memory(
     how: Trained,
     device: DeviceOpt = None,
     available: Annotated[
-        float | None, typer.Option(help="Plan for this much memory in GiB. Default: this machine's.")
+        float | None, typer.Option(help="Available memory in GiB. Default: this machine's.")
     ] = None,
 ) -> Output[MemoryPlan]:
-    """Estimate the memory for training a model, and whether it fits. Shows each part. Works offline."""
+    """Estimate the memory that training a model takes, by component, and whether it fits. Works offline."""
     from orchestrate.setup import starting
 
     if how.adapter not in ("qlora", "lora", "full"):

@@ -50,7 +50,7 @@ _MARKS: dict[bool | None, tuple[str, str]] = {
 
 
 keys = typer.Typer(
-    cls=by_default("list"), help="Set, list and remove API keys, and trust the hosts they may be sent to."
+    cls=by_default("list"), help="Set, list and remove API keys, and choose the hosts they may be sent to."
 )
 
 
@@ -61,7 +61,7 @@ def keys_set(
     value: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
     value_option: Annotated[str | None, typer.Option("--value", hidden=True)] = None,
     keyring: Annotated[
-        bool, typer.Option("--keyring", help="Store it in the system keyring instead of a file.")
+        bool, typer.Option("--keyring", help="Store the key in the system keyring instead of a file.")
     ] = False,
 ) -> None:
     """Store an API key in a file that only you can read. With --keyring, store it in the system keyring.
@@ -70,8 +70,8 @@ def keys_set(
 
     if value or value_option is not None:
         raise UsageError(
-            "the key was not stored: on the command line it is visible to every program on this "
-            "machine and stays in the shell history. Treat it as leaked",
+            "the key was not stored. A key on the command line is visible to every program on this "
+            "machine and stays in the shell history, so treat it as leaked",
             fix="to enter it: orchestrate keys set NAME. To read it from a file: orchestrate keys "
             "set NAME < FILE",
         )
@@ -91,12 +91,12 @@ def keys_set(
     path = key_file()
     if keyring:
         place = write_keyring(name, key)
-        if name in read_keys(path):  # it would go before the keyring's
+        if name in read_keys(path):  # it would take precedence over the keyring
             config.write_key(path, name, None)
     else:
         config.write_key(path, name, key)
         place = str(path)
-    note(f"{name}: {config.Secret(key)} kept in {place}")
+    note(f"{name}: {config.Secret(key)} stored in {place}")
     if host is None or host.base_url is None or _is_sandbox(host, key):
         return
     if host.url_from_file:
@@ -104,24 +104,24 @@ def keys_set(
         note(f"if you trust it: orchestrate keys trust {name}")
     elif not Pins(pin_file()).hosts(key):
         _tie(key, host.base_url)
-        note(f"it is only sent to {origin(host.base_url)}")
+        note(f"the key is only sent to {origin(host.base_url)}")
 
 
 def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | None) -> None:
-    """Ask before a real key is tied to this machine, for example because exports of a sandbox are still set.
-    Raises `UsageError`."""
+    """Ask before tying a real key to this machine, for example because a sandbox's variables are still set.
+    Raises `UsageError` if the user declines or there is no terminal."""
     if host is None or not host.near or _is_sandbox(host, key):
         return
     url = host.base_url
     told = (
-        f"the base URL of {name} is {url} on this machine (a sandbox?), so the key could only be sent there"
+        f"the base URL of {name} is {url} on this machine (a sandbox?), so the key would only be sent there"
     )
     if not sys.stdin.isatty():
         raise UsageError(
             f"{told}; nothing was written",
             fix=f"unset {name.upper().replace('-', '_')}_BASE_URL, or set the key at a terminal",
         )
-    if not typer.confirm(f"{told}. Keep it?", err=True):
+    if not typer.confirm(f"{told}. Store it anyway?", err=True):
         raise UsageError("nothing was written")
 
 
@@ -140,7 +140,7 @@ class Key(TypedDict):
 @keys.command("list")
 @command
 def keys_list(context: typer.Context) -> Output[list[Key]]:
-    """List your keys, their sources and the hosts they are tied to. The keys themselves are masked."""
+    """List your keys (masked), their sources and the hosts they are tied to."""
     from orchestrate.setup import backends
 
     settings = settings_of(context)
@@ -186,13 +186,14 @@ def keys_trust(
     project: Annotated[
         bool,
         typer.Option(
-            "--project", help="Trust this folder's orchestrate.toml and rates.yaml in their current state."
+            "--project", help="Trust this folder's orchestrate.toml and rates.yaml as they are now."
         ),
     ] = False,
 ) -> None:
-    """Allow a key to be sent to another host. Each key is tied to the host that it was first used with. With
-    --project, trust this project's config files to set programs, addresses, the store, prices and the budget.
-    Lists what they set. You must trust them again after each change."""
+    """Allow a key to be sent to another host. Each key is tied to the host it was first used with.
+
+    With --project, trust this project's config files to set programs, addresses, the store, prices and the
+    budget, and list what they set. After a change, you must trust them again."""
     if project:
         given: dict[str, Any] = context.find_root().obj or {}
         _trust_project(given.get("config"))
@@ -219,12 +220,12 @@ def _trust_project(given: Path | None) -> None:
     from orchestrate.settings import trust
 
     if (named := config.named_file(given)) is not None:
-        note(f"you passed {named} yourself, so it needs no approval")
+        note(f"you passed {named} explicitly, so it needs no trust")
         return
     path = config.project_file()
     project = None if path is None else trust.Project(path, read_toml(path))
     if project is None or not project.files:
-        note("no project file here sets anything that needs trust")
+        note("no project file here contains a setting that needs trust")
         return
     listed = trust.trusted_in()
     try:
@@ -263,9 +264,11 @@ def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
 @command
 def doctor(
     context: typer.Context,
-    online: Annotated[bool, typer.Option("--online", help="Check the keys with the hosts (free).")] = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="Also check that the hosts accept your keys (free).")
+    ] = False,
 ) -> Output[list[Check]]:
-    """Check this machine, the keys and the store. Exit code 3 if something is wrong."""
+    """Check this machine, your keys and the store. Exit code 3 if a check fails."""
     from orchestrate.setup import doctor as surgery
 
     checks = list(surgery.machine())
@@ -300,7 +303,7 @@ class BackendRow(TypedDict):
     usable: bool
     """True if this machine has everything needed to submit to the backend."""
     needs: str | None
-    """Missing requirements and how to get them."""
+    """Missing requirements, and how to meet them."""
 
 
 @providers.command("list")
@@ -308,11 +311,11 @@ class BackendRow(TypedDict):
 def list_providers(
     context: typer.Context,
     template: Annotated[
-        bool, typer.Option("--template", help="Print a host description template to fill in.")
+        bool, typer.Option("--template", help="Print a template for describing a host.")
     ] = False,
 ) -> Output[list[BackendRow]] | None:
-    """List every backend that -p accepts, and its features. Also shows why a feature is missing, and what the
-    backend needs on this machine."""
+    """List every backend that -p accepts, with its features, the reasons for missing ones, and what it needs
+    on this machine."""
     from orchestrate.setup import backends as known
 
     if template:
@@ -343,7 +346,7 @@ def _backend(one: BackendReadiness, today: date) -> BackendRow:
 
 
 def _show_backends(found: list[BackendRow], wide: Sequence[str]) -> None:
-    """Show the features of the backends in `wide`, and what each backend still needs."""
+    """Show the features of the backends in `wide`, and the missing requirements of all."""
     first = [one for one in found if one["name"] in wide]
     shown = table("feature", *(one["name"] for one in first))
     for feature in Feature:
@@ -385,7 +388,7 @@ def _show_plugins(rows: list[Plugin]) -> None:
     shown = table("backend", "package", "version", "profile", "options", "")
     for row in rows:
         error = Text(row.error or "loaded", "red" if row.error else "green")
-        taken = "any, unchecked" if row.options is None else f"{len(row.options)} named"
+        taken = "any (unchecked)" if row.options is None else f"{len(row.options)} named"
         options = "-" if row.error else taken
         shown.add_row(row.kind, row.package or "-", row.version or "-", row.profile, options, error)
     out.print(shown)

@@ -21,19 +21,18 @@ from orchestrate.errors import UsageError
 from orchestrate.text import meant
 
 _ERROR = "error"
-"""Not a command: the record that every command writes to stderr when it fails."""
+"""Name of the error record, which every command writes to stderr on failure. Not a command."""
 
 
 def names() -> list[str]:
-    """List all commands that have a schema, spelled as on the command line."""
+    """List all commands that have a schema, as typed on the command line."""
     return [*(name for _, top, target, _ in COMMANDS for name in _bodies(top, target)), _ERROR]
 
 
 def of(command: str) -> dict[str, Any]:
-    """Return the JSON schema of a command's output. Raises `UsageError` for a command that has no
-    `--json`."""
+    """Return the JSON schema of a command's output. Raises `UsageError` for a command without `--json`."""
     group, _, word = command.rpartition(" ")
-    # What a group does when only its name is given, and the other words for the same.
+    # A group's default command, and synonyms of the command.
     tried = (command, f"{command} list", *(f"{group} {other}".strip() for other in same_words(word)))
     named = next((name for name in tried if name == _ERROR or _body(name)), None)
     if named is None:
@@ -58,7 +57,7 @@ def _body(command: str) -> Callable[..., Any] | None:
 
 
 def _of_body(body: Callable[..., Any]) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
-    """Return the schemas of a command's outputs (several if options decide) and of their parts."""
+    """Return the schemas of a command's outputs (several if options choose among them) and of their parts."""
     while True:
         try:
             annotation = eval(body.__annotations__["return"], body.__globals__)  # noqa: S307  written here
@@ -72,7 +71,7 @@ def _of_records(*records: Any) -> tuple[tuple[dict[str, Any], ...], dict[str, An
 
 
 def _bodies(name: str, target: str) -> dict[str, Callable[..., Any]]:
-    """Map names to the functions with `--json` of a command and its subcommands."""
+    """Map the names of a command and its subcommands to their functions that have `--json`."""
     return dict(_inside(name, load(target)))
 
 
@@ -100,14 +99,14 @@ def _printed(annotation: Any) -> Iterator[Any]:
 
 
 def _import_late(module: ModuleType, name: str) -> None:
-    """Import a name that the module imports only for its annotations."""
+    """Import a name that the module only imports for type checking."""
     for line in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(line, ast.ImportFrom) and line.module:
             for one in line.names:
                 if name == (one.asname or one.name):
                     vars(module)[name] = getattr(import_module(line.module), one.name)
                     return
-    raise LookupError(f"{module.__name__} imports no {name}")
+    raise LookupError(f"{module.__name__} does not import {name}")
 
 
 def schema(

@@ -40,19 +40,19 @@ def init(
     context: typer.Context,
     place: Annotated[
         Path,
-        typer.Argument(metavar="[FILE|FOLDER]", help="Your data file, or a folder for a commented spec."),
+        typer.Argument(metavar="[FILE|FOLDER]", help="Your data, or a folder for a commented template."),
     ] = Path(),
-    backends: Annotated[str, typer.Option("--for", help="Backends in the spec, comma-separated.")] = "all",
+    backends: Annotated[str, typer.Option("--for", help="Comma-separated backends to include.")] = "all",
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Output spec. Default: finetune.yaml there."),
+        typer.Option("-o", "--output", help="Output file. Default: finetune.yaml next to the data."),
     ] = None,
-    force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace existing files.")] = False,
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
 ) -> Output[list[str]] | Output[NewSpec]:
-    """Write a spec. Given a data file, or a folder that contains one, propose columns, splits and models
-    that pass the first check. Otherwise write a commented template. Works offline."""
+    """Write a spec for a data file or a folder with data: propose columns, splits and models that pass
+    `check`. Without data, write a commented template. Works offline."""
     from orchestrate.setup import starting
     from orchestrate.spec import specfile
 
@@ -119,11 +119,11 @@ def _text_of(path: Path) -> str | None:
 
 
 def _show_difference(usual: Path, before: str, path: Path) -> None:
-    """Show the difference between the existing spec and the new one."""
+    """Show a diff between the existing spec and the new one."""
     after = path.read_text(encoding="utf-8")
-    was = f"{usual} as it was" if path == usual else str(usual)
+    was = f"the previous {usual}" if path == usual else str(usual)
     changes = list(unified_diff(before.splitlines(), after.splitlines(), was, str(path), n=0, lineterm=""))
-    note("\n".join(changes) if changes else f"the same as {was}")
+    note("\n".join(changes) if changes else f"identical to {was}")
 
 
 def _show(started: NewSpec) -> None:

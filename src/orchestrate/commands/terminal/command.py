@@ -23,8 +23,8 @@ JSON = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout.")
 
 @dataclasses.dataclass(frozen=True)
 class Output(Generic[Printed]):
-    """A command's output: the record to print with `--json`, the view to print otherwise, and the exit
-    code."""
+    """A command's output: the record that `--json` prints, the function that displays it otherwise, and the
+    exit code."""
 
     record: Printed
     view: Callable[[Printed], object]
@@ -35,7 +35,7 @@ class Output(Generic[Printed]):
         return self.code
 
     def line(self) -> None:
-        """Print the output immediately, with JSON on one line, for commands that print several outputs."""
+        """Print the output now, for commands that print several. JSON takes one line."""
         if prints_json():
             sys.stdout.write(inert_json(msgspec.json.encode(self.record).decode()) + "\n")
         else:
@@ -44,12 +44,12 @@ class Output(Generic[Printed]):
 
 
 def for_people(shown: Shown) -> Shown | None:
-    """Return the view to show before there is a record to print, or `None` with `--json`."""
+    """Return `shown`, or `None` with `--json`. For views that a command displays before its record exists."""
     return None if prints_json() else shown
 
 
 def shown_already(record: object) -> None:
-    """Show nothing, because the record was already displayed while it arrived."""
+    """Display nothing. For records that the command has already displayed piece by piece."""
     del record
 
 
@@ -57,10 +57,9 @@ def command(body: Callable[..., Output[Any] | Iterator[Output[Any]] | None]) -> 
     """Wrap a command's function for typer. A parameter that is a dataclass is replaced by its fields.
     Each field, annotated for typer, becomes an option or argument.
 
-    A body that returns an `Output` gets the option `--json`, and `orchestrate schema` knows the records of
-    its annotation: several records if options decide which one is printed. A body that continues after
-    printing, such as a server, yields its output. A body that does its own printing is annotated with
-    None."""
+    A body that returns an `Output` gets the option `--json`. Its return annotation names each record that it
+    may print, for `orchestrate schema`. A body that continues after printing, such as a server, yields its
+    output. A body that prints by its own means is annotated with None."""
     hints = _hints(body)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []

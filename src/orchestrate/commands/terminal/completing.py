@@ -42,7 +42,7 @@ def models(incomplete: str) -> list[str]:
 
 
 def formats(incomplete: str) -> list[str]:
-    """Complete the formats that data can be written in."""
+    """Complete the formats in which data can be written."""
     with suppress(OrchestrateError, OSError):
         from orchestrate.setup import offering
 
@@ -51,21 +51,21 @@ def formats(incomplete: str) -> list[str]:
 
 
 def statuses(incomplete: str) -> list[str]:
-    """Complete the statuses of runs as they are shown."""
+    """Complete run statuses, as `runs` shows them."""
     from orchestrate.store.listing import STATUSES
 
     return _beginning(incomplete, STATUSES)
 
 
 def exports(incomplete: str) -> list[str]:
-    """Complete the formats that a model can be exported to."""
+    """Complete the formats to which a model can be exported."""
     from orchestrate.setup import offering
 
     return _beginning(incomplete, offering.exports())
 
 
 def settings(incomplete: str) -> list[str]:
-    """Complete NAME=VALUE of a spec: the names, and the values of settings that have only a few."""
+    """Complete NAME=VALUE for a spec: all names, and the values of settings that accept only a few."""
     from orchestrate.setup import offering
 
     return _beginning(incomplete, offering.settings())

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from orchestrate.settings.config import Settings
 
 _WIDTH = shutil.get_terminal_size((120, 24)).columns
-# Model names, messages and errors are other people's text: brackets and colons in it are not markup.
-# What is to have a style is a `Text`.
+# Model names, messages and errors are external text, so brackets and colons are not parsed as markup.
+# Styled text must be a `Text`.
 
 
 class _Console(Console):
@@ -56,13 +56,13 @@ class _Console(Console):
             renderable = renderable.copy()
             renderable.plain = plain
         for segment in super().render(renderable, options):
-            # Control segments move the cursor of live views; rich makes them, never out of a text.
+            # Control segments move the cursor of live views. Only rich creates them, never from text.
             yield segment if segment.control else Segment(inert(segment.text), segment.style)
 
     @Console.file.getter
     def file(self) -> IO[str]:
-        """Return the stream beneath its proxies. A live view adds its own proxy over ours, which would
-        print cursor movements as visible characters."""
+        """Return the stream without its proxies. A live view wraps the stream in its own proxy, through which
+        cursor movements would be printed as visible characters."""
         stream = super().file
         while inner := getattr(stream, "rich_proxied_file", None):
             stream = inner
@@ -83,7 +83,7 @@ err = _Console(
 """Console for progress, notes and errors."""
 
 under_way = Bars(err)
-"""Display for the progress of a command."""
+"""Progress display of the command."""
 
 RunArg = Annotated[
     str,
@@ -114,7 +114,7 @@ def of_flags(flags: list[str] | None) -> list[Rate]:
 
 
 def with_flags(book: RateBook, flags: list[str] | None) -> RateBook:
-    """Override `book` with the given `--rate` flags. Raises `UsageError`."""
+    """Return the rates of `book`, overridden by the given `--rate` flags. Raises `UsageError`."""
     return book.over(of_flags(flags))
 
 
@@ -122,8 +122,8 @@ def with_flags(book: RateBook, flags: list[str] | None) -> RateBook:
 def orchestrator(
     context: typer.Context, *, made_by: str | None = None, rates: list[str] | None = None
 ) -> Generator[Orchestrator]:
-    """Open the Orchestrator of this command line with the prices of its `--rate` flags, and close it at
-    the end."""
+    """Open the Orchestrator configured by this command line, with the prices of its `--rate` flags. Closes it
+    at the end of the block."""
     from orchestrate.api.orchestrator import Orchestrator
 
     settings = settings_of(context, made_by=made_by)
@@ -184,7 +184,7 @@ def print_json(value: Any) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a text such as a path or a document on stdout unchanged, without wrapping or truncating it."""
+    """Print a text, such as a path or a document, on stdout without wrapping or truncating it."""
     sys.stdout.write(inert(text) + "\n")
 
 
@@ -201,14 +201,14 @@ def _plain(value: Any) -> Any:
 
 
 def table(*columns: str, right: Iterable[str] = (), fold: Iterable[str] | None = None) -> TextTable:
-    """Create a plain table. Only the columns in `fold` (by default all) are wrapped if space is short."""
+    """Create a plain table. If space is short, only the columns in `fold` are wrapped (default: all)."""
     return TextTable(*columns, right=right, fold=fold)
 
 
 def filled(
     cells: Mapping[str, Sequence[str | Text]], *, right: Sequence[str], fold: Sequence[str]
 ) -> TextTable:
-    """Build a table from these columns by name. Only the columns in `fold` are ever wrapped."""
+    """Build a table from its cells, by column name. Only the columns in `fold` are ever wrapped."""
     made = table(*cells, right=right, fold=fold)
     for row in zip(*cells.values(), strict=True):
         made.add_row(*row)
@@ -216,7 +216,7 @@ def filled(
 
 
 _COMMAND = re.compile(
-    r"(?:orchestrate|pip)(?: [a-z-]+){1,2}"  # and what is no word of a sentence: flags, names, paths
+    r"(?:orchestrate|pip)(?: [a-z-]+){1,2}"  # then everything that is not a plain word: flags, names, paths
     r"(?: (?:-[\w-]+(?: (?:'[^']*'|[^\s;,()]+))?|'[^']*'|[A-Z\d\"'$\[./~]\S*|[a-z]\S*[-=/._:\d]\S*))*"
 )
 _JOINED = "\0"
@@ -232,15 +232,14 @@ def warn(text: str, *, indent: str = "") -> None:
 
 
 def fitted(text: str, taken: int, hang: str = "", *, on: Console = err) -> str:
-    """Wrap a text for a terminal as `note` does. In a pipe, it stays on one line, so that it can be
-    searched."""
+    """Wrap a text for a terminal like `note`. For a pipe, leave it on one line, where it can be searched."""
     return _fitted(text, taken, hang, on.width) if on.is_terminal else text
 
 
 def _fitted(text: str, taken: int, hang: str, width: int) -> str:
-    """Wrap between words and keep commands on one line, to make them easy to copy. A command that is longer
-    than a line is left to the terminal's wrapping. `taken` is the used width of the first line. `hang` is put
-    before the other lines."""
+    """Wrap between words, but not inside commands, to make them easy to copy. The terminal wraps commands
+    that are longer than a line. `taken` is the used width of the first line. `hang` is the prefix of the
+    other lines."""
     lines: list[str] = []
     for line in text.splitlines():
         if line.startswith("  "):  # a command, or a list
@@ -266,7 +265,7 @@ def status_text(status: str, *, sandbox: bool = False) -> Text:
 
 
 def stage_text(run: Run, *, chip: bool = True) -> Text:
-    """Return a run's stage in one word. `chip` marks sandbox runs."""
+    """Return the name of a run's stage. `chip` marks sandbox runs."""
     return status_text(stage(run), sandbox=run.sandbox and chip)
 
 
@@ -292,10 +291,10 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
     if isinstance(error, OrchestrateError):
         report_error(error, as_json=as_json)
         return error.exit_code
-    # What typer says of a wrong command line; its exceptions have no public home that all its versions share.
+    # Typer's errors about the command line. Their classes have no public path that all its versions share.
     if (told := getattr(error, "format_message", None)) and hasattr(error, "exit_code"):
         if type(error).__name__ == "NoArgsIsHelpError":
-            # Boxes of help print themselves; the plain page of a narrow terminal is the error's text.
+            # Help in boxes prints itself. On a narrow terminal, the plain help is the error's text.
             if page := str(told()).strip():
                 print_text(page)
             return UsageError.exit_code
@@ -324,8 +323,8 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
 
 
 def report_error(error: OrchestrateError, *, as_json: bool) -> None:
-    """Print what failed, whether retrying helps, and what to do. With `--json`, print it as one JSON line
-    on stderr."""
+    """Print what failed, whether retrying helps, and what to do. With `--json`, print one JSON line on
+    stderr."""
     if as_json:
         ErrorLine(
             error=type(error).__name__,
@@ -365,9 +364,9 @@ def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
         sys.stderr.write(trace)
         return
     package = _package_of(error)
-    whose = "Orchestrate, not in your input; please report it"
+    whose = "Orchestrate, not in your input. Please report it with this traceback:"
     if package is not None:
-        whose = f"the package {package}, a backend plug-in; please report it to its authors"
+        whose = f"the package {package}, a backend plug-in. Please send this traceback to its authors:"
     err.print(f"  this is a bug in {whose} {_kept(trace)}", soft_wrap=True)
 
 
@@ -382,7 +381,7 @@ def _package_of(error: Exception) -> str | None:
     found, frame = None, error.__traceback__
     while frame is not None:
         name = str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        # What fails in a library that the plug-in calls is the plug-in's; what fails in ours is ours.
+        # An error in a library counts as its caller's: the plug-in's or ours.
         found = packages.get(name, None if name == "orchestrate" else found)
         frame = frame.tb_next
     return found
@@ -418,7 +417,7 @@ def ended_by_signal() -> Generator[threading.Event]:
 
 @contextmanager
 def goes_on(how: str) -> Generator[None]:
-    """Print how to continue if a long command with saved progress is interrupted."""
+    """Print how to continue from the saved progress if a long command is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -429,21 +428,21 @@ def goes_on(how: str) -> Generator[None]:
 def require_agreed(
     question: str, *, high_usd: Decimal | None, unpriced: bool, limited: bool, yes: bool
 ) -> None:
-    """Require confirmation before requesting answers that may cost money. `unpriced` means that they may be
-    billed at an unknown price. Raises `UsageError`."""
+    """Require confirmation before requesting answers that may cost money. `unpriced` means that the answers
+    may be billed at an unknown price. Raises `UsageError` otherwise."""
     fix = {} if high_usd else {"fix": "add --yes"}
     unpriced, agreed = high_usd is None and unpriced, partial(confirm, question, yes=yes)
     require_consent(high_usd, agreed, otherwise="nothing was sent", unpriced=unpriced, limited=limited, **fix)
 
 
 def require_unpriced(names: Sequence[str], *, yes: bool) -> None:
-    """Require agreement to models with an unknown price, like `require_agreed`."""
+    """Require confirmation before querying models with an unknown price. Like `require_agreed`."""
     question = f"The price of {', '.join(names)} is unknown. Continue anyway?"
     require_agreed(question, high_usd=None, unpriced=bool(names), limited=False, yes=yes)
 
 
 def warn_lost(requests: int, usd: Decimal | None) -> None:
-    """Print the possible cost of requests that got no answer."""
+    """Warn about requests that got no answer, with their possible cost."""
     from orchestrate.paid.journal import Unaccounted
 
     if lost := Unaccounted(requests, usd):
@@ -451,14 +450,15 @@ def warn_lost(requests: int, usd: Decimal | None) -> None:
 
 
 def require_go_ahead(question: str, *, yes: bool) -> None:
-    """Ask for confirmation on a terminal. Scripts proceed without being asked. Raises `UsageError` if the
-    user declines."""
+    """Ask for confirmation on a terminal. Scripts proceed without it. Raises `UsageError` if the user
+    declines."""
     if sys.stdin.isatty() and not confirm(question, yes=yes):
-        raise UsageError("nothing was done")
+        raise UsageError("nothing was done because you did not confirm")
 
 
 def confirm(question: str, *, yes: bool) -> bool:
-    """Ask for confirmation on a terminal. Without a terminal, the answer is no unless `--yes` was given."""
+    """Ask for confirmation on a terminal and return the answer. Without a terminal, return whether `--yes`
+    was given."""
     if yes:
         return True
     if not sys.stdin.isatty():

@@ -25,12 +25,11 @@ _KEPT_EVENTS = 4
 _PANEL_LINES = 6 + _KEPT_EVENTS
 _TOLD_IN_FULL = 20
 _STEPWISE = frozenset({"metrics", "progress"})
-"""Events that arrive every few steps. A log that isn't redrawn would show little else."""
+"""Types of events that arrive every few steps. They are omitted, because a log would show little else."""
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
-    """Draw the values as a row of bars, at most `width` wide. A longer series is averaged into that many
-    cells."""
+    """Draw the values as a row of bars, at most `width` wide. A longer series is averaged to fit."""
     finite = [v for v in values if v == v and abs(v) != float("inf")]
     if not finite:
         return ""
@@ -71,8 +70,8 @@ def panel(
     *,
     width: int = 100,
 ) -> RenderableType:
-    """Draw one run as a block of lines. At `width` columns, no word or number is broken across lines. `hint`
-    is a note for the reader."""
+    """Draw one run as a block of lines that fit into `width` columns. No word or number is broken across
+    lines. `hint` is a note for the user."""
     head = Text.assemble((run.provider, "bold"), "  ", run.model, "  ", (run.id, "dim"))
     if run.sandbox:
         head.append("  ")
@@ -123,7 +122,7 @@ def _steps(run: Run, metrics: Sequence[MetricPoint]) -> str:
 
 
 def _flowing(facts: Sequence[str], width: int) -> list[str]:
-    """Put facts side by side as far as they fit. No fact is broken across lines."""
+    """Put as many facts on each line as fit. No fact is broken across lines."""
     lines = [""]
     for fact in filter(None, facts):
         longer = f"{lines[-1]}   {fact}" if lines[-1] else fact
@@ -137,7 +136,7 @@ def _flowing(facts: Sequence[str], width: int) -> list[str]:
 def row(
     run: Run, metrics: Sequence[MetricPoint], now: datetime, *, chip: bool = False
 ) -> tuple[str | Text, ...]:
-    """Build a run's row in a table of many runs. `chip` marks a sandbox run among others."""
+    """Build a run's row in the table of many runs. `chip` marks sandbox runs among real ones."""
     losses = [p.values["train_loss"] for p in metrics if "train_loss" in p.values]
     left = seconds_left(run, now, metrics)
     total, step = run.total_steps or run.expected_steps, step_of(run, metrics)
@@ -155,11 +154,11 @@ def row(
 
 _COLUMNS = ("run", "backend", "model", "status", "step", "loss", "left", "cost")
 _FIRST_TO_GO = ("loss", "left", "model", "backend")
-"""Columns dropped on a narrow terminal; the others are never cut."""
+"""Columns to drop on a narrow terminal, in this order. The other columns are never cut."""
 
 
 def many(rows: Sequence[tuple[str | Text, ...]], width: int) -> TextTable:
-    """Draw runs as lines of a table, with as many columns as fit completely."""
+    """Draw runs as a table with as many columns as fit completely."""
     columns = list(_COLUMNS)
     cells = {name: [row[i] for row in rows] for i, name in enumerate(_COLUMNS)}
     needs = {name: max([cell_len(name), *(_wide(cell) for cell in cells[name])]) + 2 for name in columns}
@@ -182,13 +181,13 @@ Events = Callable[[str], Sequence[Event]]
 
 
 def _picture() -> Live:
-    return Live(console=err, auto_refresh=False, transient=False)  # the same picture is not drawn twice
+    return Live(console=err, auto_refresh=False, transient=False)  # `draw` refreshes it
 
 
 class LiveView:
-    """Redraws all followed runs on a terminal, as a table if there are many. Without a terminal, prints a
-    line for each event (few runs) or each status change (many runs). Writes to stderr. `metrics` and `events`
-    return the metrics and events of a run, and are called only for runs that are drawn."""
+    """Display of all followed runs on stderr. A terminal is redrawn, with a table if there are many runs.
+    Elsewhere, each event (few runs) or status change (many runs) prints a line. `metrics` and `events` return
+    the metrics and events of a run, and are only called for runs that are drawn."""
 
     def __init__(self, metrics: Metrics, events: Events) -> None:
         self._metrics, self._events = metrics, events
@@ -218,7 +217,7 @@ class LiveView:
         warn(text)
 
     def show(self, run: Run, hint: str | None = None) -> None:
-        """Set the latest state of one run. `draw` shows it."""
+        """Store the latest state of one run. `draw` displays it."""
         self._runs[run.id] = (run, hint)
 
     def draw(self) -> None:
@@ -247,7 +246,7 @@ class LiveView:
         if run.status.value != status:
             mark = " (sandbox)" if run.sandbox else ""
             err.print(f"{run.provider}: {run.status.value}{mark}", soft_wrap=True)
-        if hint is not None and hinted is None:  # a countdown is told once, not at every look
+        if hint is not None and hinted is None:  # print a countdown once, not at every poll
             err.print(f"{run.provider}: {hint}", soft_wrap=True)
         self._seen[run.id] = (run.status.value, len(events), hint)
 
@@ -261,7 +260,7 @@ class LiveView:
                     for run, hint in runs
                 )
             )
-        # Those on their way first; what does not fit on the screen is counted.
+        # Active runs first. Runs that don't fit on the screen are only counted.
         runs.sort(key=lambda shown: (shown[0].status.terminal, shown[0].created_at))
         drawn = runs[: max(room - 4, 1)]
         mixed = len({run.sandbox for run, _ in drawn}) > 1

@@ -20,21 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NotifyOptions:
-    """Options for notification channels. They override the environment."""
+    """Options for notification channels, which override the environment."""
 
     notify_command: Annotated[
         str | None,
         typer.Option(
             help="Command to run when a run ends, with JSON on stdin. It is retried if it fails, but "
-            "not if it takes longer than 30 s. Also ORCHESTRATE_NOTIFY_COMMAND.",
+            "not if it runs longer than 30 s. Also ORCHESTRATE_NOTIFY_COMMAND.",
         ),
     ] = None
     notify_url: Annotated[
         str | None,
         typer.Option(
             help="POST a signed webhook to this URL when a run ends. It may be delivered more than once, "
-            "with "
-            "the same webhook-id. Also ORCHESTRATE_NOTIFY_URL.",
+            "with the same webhook-id. Also ORCHESTRATE_NOTIFY_URL.",
         ),
     ] = None
     notify_desktop: Annotated[
@@ -61,7 +60,7 @@ class NotifyOptions:
 
 @contextmanager
 def telling(ft: Orchestrator) -> Generator[None]:
-    """Notify like `watching.telling`, and warn about each channel that failed."""
+    """Send notifications like `watching.telling`, and warn about each channel that failed."""
     with watching.telling(ft) as problems:
         yield
     for problem in problems:

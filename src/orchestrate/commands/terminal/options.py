@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 ProviderOpt = Annotated[
     str,
     typer.Option(
-        "--provider", "-p", help="Backends, comma-separated; or all.", autocompletion=completing.backends
+        "--provider", "-p", help="Comma-separated backends, or all.", autocompletion=completing.backends
     ),
 ]
 
 
-_SAME = (("list", "ls"), ("remove", "rm", "revoke"))
-"""Synonyms: a group accepts all of them and shows its own."""
+_SYNONYMS = (("list", "ls"), ("remove", "rm", "revoke"))
+"""Sets of synonymous command names. A command group accepts every name of a set and lists its own."""
 
 
 def same_words(word: str) -> tuple[str, ...]:
-    """Return the command name and the synonyms that a command group accepts for it."""
-    return (word, *(other for words in _SAME if word in words for other in words if other != word))
+    """Return a command's name, followed by the synonyms that a command group accepts."""
+    return (word, *(other for words in _SYNONYMS if word in words for other in words if other != word))
 
 
 class AliasGroup(TyperGroup):
@@ -47,8 +47,8 @@ class AliasGroup(TyperGroup):
 
 
 def by_default(command: str, *, words: bool = False) -> type[TyperGroup]:
-    """Build a command group that runs this command if only options are given. With `words`, the command also
-    runs if the first argument is not a command: `orchestrate models qwen` searches."""
+    """Build a command group that runs `command` if only options are given. With `words`, it also does if the
+    first argument is not a command: `orchestrate models qwen` runs a search."""
 
     class ByDefault(AliasGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -66,15 +66,15 @@ TokensOpt = Annotated[
     TokensFrom,
     typer.Option(
         "--tokens",
-        help="exact: count all rows. sampled: count 2,000 rows of a file over 8 MiB. The price range then "
-        "covers the 99% interval. none: skip counting (no price, no check for overlong rows).",
+        help="Count tokens in all rows (exact), in 2,000 rows of files over 8 MiB (sampled: the price range "
+        "then covers the 99% interval), or not at all (none: no price, no check for overlong rows).",
     ),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpecOptions:
-    """Options for the spec: a file that the flags override, or flags that name model and data."""
+    """Options for the spec: a file, overridden by flags, or flags that name the model and data."""
 
     spec: Annotated[Path | None, typer.Argument(metavar="[SPEC.yaml]", help="Default: ./finetune.yaml")] = (
         None
@@ -96,7 +96,7 @@ class SpecOptions:
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Override any field of the spec.",
+            help="Override a field of the spec; repeatable.",
             autocompletion=completing.settings,
         ),
     ] = None
@@ -118,14 +118,15 @@ class SpecOptions:
 
     @property
     def file(self) -> Path:
-        """Return the file that the spec is read from. Raises `UsageError` if flags set any part of it."""
+        """Return the file that the spec is read from. Raises `UsageError` if flags set any part of the
+        spec."""
         from orchestrate.spec import specfile
 
         path = self.spec or Path(specfile.DEFAULT_NAME)
         given = (self.model, self.train, self.validation, self.method, self.epochs, self.settings)
         given += (self.gpu, self.max_usd_per_hour, self.max_hours, self.spot)
         if any(value is not None for value in given) or not path.exists():
-            raise UsageError("--fix changes the spec file: pass only the file, without other settings")
+            raise UsageError("--fix changes the spec file: pass a file without other settings")
         return path
 
     @property
@@ -134,7 +135,7 @@ class SpecOptions:
         return f" {shlex.quote(str(self.spec))}" if self.spec else ""
 
     def read(self, provider: str, *, max_cost: str | None = None) -> JobSpec:
-        """Read the spec for the backends in `provider`. Raises `SpecError`."""
+        """Read the spec for the backends in `provider`. Raises `SpecError` if it is invalid."""
         from orchestrate.spec import specfile
 
         flags: dict[str, Any] = {
@@ -156,8 +157,8 @@ class SpecOptions:
         return specfile.load(self.spec or default, given)
 
     def _of_places(self, provider: str) -> dict[str, Any]:
-        """Return the machine options for each remote place among the backends. Raises `UsageError` if there
-        are options but no remote place."""
+        """Return the machine options for each remote place among the backends. Raises `UsageError` if options
+        are set without a remote place."""
         asked = {
             "gpu": self.gpu,
             "max_usd_per_hour": self.max_usd_per_hour,
@@ -171,7 +172,7 @@ class SpecOptions:
 
         named = [name.strip() for name in provider.split(",")]
         known = [*built_in(), *described()]
-        # An instance of a place has a name of its own.
+        # An instance of a place has its own name.
         found = list(places()) if provider == "all" else [name for name in named if name not in known]
         if not found:
             option = f"--{next(iter(asked)).replace('_', '-')}"
@@ -180,8 +181,8 @@ class SpecOptions:
 
 
 def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
-    """Return the requested backends. For `all`, return those that the spec has a model for, including places
-    and other backends that it names, and print which others are skipped."""
+    """Return the requested backends. For `all`, return the backends that the spec has a model for, including
+    places it names, and print which ones are skipped."""
     names = ft.backends(provider)
     if provider != "all":
         return names
@@ -201,12 +202,12 @@ def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
 MapOpt = Annotated[
     list[str] | None,
     typer.Option(
-        "--map", metavar="FIELD=COLUMN", help="Read COLUMN as FIELD; repeatable or comma-separated."
+        "--map", metavar="FIELD=COLUMN", help="Read COLUMN as FIELD. Repeatable or comma-separated."
     ),
 ]
 IgnoreOpt = Annotated[
     list[str] | None,
-    typer.Option("--ignore", metavar="COLUMN", help="Ignore COLUMN; repeatable or comma-separated."),
+    typer.Option("--ignore", metavar="COLUMN", help="Ignore COLUMN. Repeatable or comma-separated."),
 ]
 
 
@@ -231,7 +232,7 @@ TemperatureOpt = Annotated[
 ]
 SkipFailedOpt = Annotated[
     bool,
-    typer.Option("--skip-failed", help="Treat rows that get no answer as failed, and continue."),
+    typer.Option("--skip-failed", help="Continue if a row gets no answer, and count it as failed."),
 ]
 
 
@@ -250,7 +251,8 @@ class ServingOptions:
     """Options for serving prices."""
 
     traffic: Annotated[
-        str | None, typer.Option(metavar="TEXT", help='Also price serving: "20k req/day, 900 in, 150 out".')
+        str | None,
+        typer.Option(metavar="TEXT", help='Also price serving this traffic: "20k req/day, 900 in, 150 out".'),
     ] = None
     months: Annotated[int, typer.Option(min=1, help="Months of serving (with --traffic).")] = 6
     hours_per_day: Annotated[
@@ -269,8 +271,8 @@ class ServingOptions:
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Show the break-even point against prompting this model. Default: a model that stays "
-            "available for the entire period.",
+            help="Model to prompt instead, for the break-even point. Default: one that stays available for "
+            "the entire period.",
         ),
     ] = None
     saved_tokens: Annotated[
@@ -282,7 +284,7 @@ class ServingOptions:
     ] = 0
 
     def use(self) -> ServingUse | None:
-        """Return the expected use of the model, or `None` without traffic. Raises `UsageError`."""
+        """Return the expected use of the model, or `None` without --traffic. Raises `UsageError`."""
         from orchestrate.runs.preparing import quoting
 
         if not self.traffic:
@@ -308,7 +310,8 @@ RateOpt = Annotated[
 def require_used(
     ft: Orchestrator, flags: list[str] | None, *prepared: Prepared, serving: bool = False
 ) -> None:
-    """Raise `UsageError` for a flag that changes none of the prices. `serving` counts as a price too."""
+    """Raise `UsageError` for a `--rate` flag that changes none of the prices. With `serving`, serving prices
+    count too."""
     from orchestrate.runs.preparing import quoting
 
     quoting.require_used(ft, prepared, of_flags(flags), serving=serving)
@@ -316,17 +319,20 @@ def require_used(
 
 @dataclass(frozen=True, kw_only=True)
 class AimOptions:
-    """Options for the target score of a search and its limits."""
+    """Options for a search's target and its limits."""
 
     target: Annotated[
-        str, typer.Option(metavar="NAME", help="validation_loss, or eval:METRIC on held-out rows.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Score to optimize: validation_loss, or eval:METRIC on held-out rows."
+        ),
     ] = "validation_loss"
     test: Annotated[str | None, typer.Option(metavar="FILE", help="Held-out rows for eval: targets.")] = None
     max_parallel: Annotated[int, typer.Option(min=1, help="Concurrent runs.")] = 1
     max_cost: Annotated[
         str | None,
         typer.Option(
-            metavar="USD", help="Cost limit for all runs. No trial starts if it could exceed the limit."
+            metavar="USD", help="Cost limit for all runs. A trial that could exceed it does not start."
         ),
     ] = None
     yes: PayOpt = False

@@ -1,4 +1,4 @@
-"""Help pages with examples, and with plain names for value types."""
+"""Help pages, with examples and plain names for value types."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 from orchestrate.commands import EXAMPLES
 
 _LINE_END = re.compile(r"(?<!\n)\n(?![\n\s*-])")
-"""Line break within a paragraph, which is rewrapped to the terminal's width."""
+"""Matches a line break within a paragraph. Paragraphs are rewrapped to the terminal's width."""
 
 
 _ROOM = 120
-"""Columns that the boxes of options need; on a narrower terminal they would cut names, and plain lines do
-not."""
+"""Minimum terminal width for option tables in boxes. Below it, boxes would cut names, so help is plain
+text."""
 
 
 def worded(command: Any, name: str) -> Any:
-    """Prepare the help page of a command or command group: add its example, and replace Python's type names,
-    such as typer's `<list[str]>`, with plain words."""
+    """Prepare the help page of a command or command group. Adds its example, and replaces typer's type names,
+    such as `<list[str]>`, with plain words."""
     example = EXAMPLES.get(name)
     command.epilog = f"Example:  {example}" if example else None
     command.help = _LINE_END.sub(" ", inspect.cleandoc(command.help or ""))
@@ -34,7 +34,7 @@ def worded(command: Any, name: str) -> Any:
 
 
 def reworded(command: Any) -> None:
-    """Replace the type names of a command's own parameters and of its help option."""
+    """Replace the type names of a command's parameters, including the help option."""
     for parameter in command.params:
         reworded_one(parameter)
     option_of = command.get_help_option
@@ -50,15 +50,15 @@ def reworded(command: Any) -> None:
 
 def reworded_one(parameter: Any) -> None:
     if parameter.param_type_name == "argument":
-        parameter.display_type_rich = _no_type  # its name says what it is
+        parameter.display_type_rich = _no_type  # its name is enough
         parameter.get_usage_pieces = partial(_usage, parameter)
     elif parameter.metavar is None and (kind := getattr(parameter, "type_descriptor", None)) is not None:
         parameter.metavar = None if kind.is_choice else _word(parameter, kind)
 
 
 def _word(parameter: Any, kind: Any) -> str:
-    """Return the plain name of a value type. Switches have none, and repeatable options say so. `kind` is
-    typer's type, in versions that print Python's type names."""
+    """Return the plain name of a value type: empty for switches, and with `...` for repeatable options.
+    `kind` is typer's type, in versions that print Python's type names."""
     if parameter.is_flag or parameter.count:
         return ""
     number = kind.is_ranged or kind.annotation in (int, float)
@@ -72,8 +72,8 @@ def _no_type(ctx: Any) -> str:
 
 
 def _usage(parameter: Any, ctx: Any) -> list[str]:
-    """Format an argument as in manuals: RUN, [RUN], RUN... or [RUN...], without repeating marks that the name
-    already has."""
+    """Format an argument as in manuals: RUN, [RUN], RUN... or [RUN...]. Marks that the name already has are
+    not repeated."""
     del ctx
     name = parameter.metavar or parameter.name.upper()
     if parameter.nargs != 1 and "..." not in name:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EVERY_S = 30.0
 SHOWN_AFTER_S = 0.7
-"""Seconds after which a progress bar appears."""
+"""Seconds before a progress bar appears."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class WaitingTask:
     task: TaskID | None = None
 
     def far(self) -> str:
-        """Return the progress, if known."""
+        """Format the progress, such as `3 of 10`. Returns an empty string if it is unknown."""
         of = f" of {self._amount(self.total)}" if self.total else ""
         parts = [f"{self._amount(self.done)}{of}" if self.done or of else "", self.detail]
         return ", ".join(part for part in parts if part)
@@ -55,7 +55,7 @@ class WaitingTask:
 
 @dataclass
 class Bars:
-    """Progress bars for all work of a command. Each thread and each nested task has its own line."""
+    """Progress bars for all tasks of a command. Each thread and each nested task has its own line."""
 
     console: Console
     clock: Callable[[], float] = time.monotonic
@@ -131,5 +131,5 @@ def _bars(console: Console) -> Progress:
     from rich.progress import BarColumn, Progress
 
     columns = ("{task.description}", BarColumn(bar_width=24), "{task.fields[far]}", "{task.fields[long]}")
-    # Data go to standard output as they are, past the bars.
+    # Data is written to stdout directly, not through the progress display.
     return Progress(*columns, console=console, transient=True, auto_refresh=False, redirect_stdout=False)

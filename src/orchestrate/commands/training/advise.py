@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NeedOptions:
-    """Options for requirements on the answers."""
+    """Options for your requirements."""
 
     private: Annotated[bool, typer.Option("--private", help="The data must not leave your machines.")] = False
     latency_ms: Annotated[
-        int | None, typer.Option(min=1, help="Maximum response time. Also predicts the actual response time.")
+        int | None, typer.Option(min=1, help="Maximum response time. Also shows a predicted response time.")
     ] = None
     changing: Annotated[bool, typer.Option("--changing", help="The facts in the answers change often.")] = (
         False
@@ -54,7 +54,7 @@ class NeedOptions:
     measure: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Measure this model with and without examples: HOST=MODEL, local=MODEL."
+            metavar="MODEL", help="Evaluate this model with and without examples: HOST=MODEL, local=MODEL."
         ),
     ] = None
     test: Annotated[
@@ -89,10 +89,11 @@ def advise(
     ignored: IgnoreOpt = None,
     yes: PayOpt = False,
 ) -> Output[Advice]:
-    """Recommend prompting, few-shot, retrieval or tuning for your data and requirements. Gives reasons
-    and thresholds.
+    """Recommend prompting, few-shot, retrieval or tuning for your data and requirements, with reasons and
+    thresholds.
 
-    Works offline unless --measure queries a model: its price is shown first, and answers are saved."""
+    Works offline, except for --measure, which queries a model. Its price is shown first, and answers are
+    saved."""
     from orchestrate.runs.preparing import advice
 
     given = [needed.evaluated, needed.base_score, needed.measure]
@@ -101,9 +102,7 @@ def advise(
     if (needed.measure is None) != (needed.test is None):
         raise UsageError("--measure needs held-out rows: add --test FILE")
     if needed.target is not None and all(one is None for one in given):
-        raise UsageError(
-            "--target is compared with the base model's score: set --measure, --base-score or --eval"
-        )
+        raise UsageError("--target needs the base model's score: set --measure, --base-score or --eval")
     if needed.target is not None and not 0 < needed.target <= 1:
         raise UsageError(f"--target must be above 0 and at most 1, got {needed.target:g}")
     with orchestrator(context) as ft:
@@ -138,7 +137,7 @@ def advise(
 def _measured(
     ft: Orchestrator, file: str, needed: NeedOptions, columns: dict[str, str], *, yes: bool
 ) -> tuple[Score, Score | None]:
-    """Show the price, then measure the model with the prompt alone and with examples."""
+    """Show the price, then evaluate the model with the prompt alone and with examples."""
     from orchestrate.runs.evaluation import prompting
 
     wanted = prompting.Measuring(
@@ -155,7 +154,7 @@ def _measured(
         tell_plan(plan)
         questions = sum(one.questions - one.kept for one in plan.asked)
         require_agreed(
-            f"Ask {needed.measure} {count(questions, 'question')}?",
+            f"Send {count(questions, 'request')} to {needed.measure}?",
             high_usd=plan.high_usd,
             unpriced=bool(plan.unpriced),
             limited=needed.max_cost is not None,
@@ -172,8 +171,8 @@ def _show(found: Advice, name: str) -> None:
     out.print(
         f"{name}: {count(f.rows, f'{f.kind} row')} with, on average, {f.prompt_tokens:,.0f} "
         f"prompt tokens and {f.answer_tokens:,.0f} answer tokens; "
-        f"{count(f.distinct_answers, 'distinct answer')}; {f.copied_share:.0%} of their words are "
-        f"in the prompts; {f.json_share:.0%} are JSON; {f.duplicate_share:.0%} of the rows repeat",
+        f"{count(f.distinct_answers, 'distinct answer')}; {f.copied_share:.0%} of their words "
+        f"occur in the prompts; {f.json_share:.0%} are JSON; {f.duplicate_share:.0%} of rows are duplicates",
     )
     out.print(str(found.volume))
     if found.rule is not None:
@@ -186,7 +185,7 @@ def _show(found: Advice, name: str) -> None:
         )
     for text in found.warnings:
         warn(text)
-    close = ", but it is close" if found.close else ""
+    close = " (close to the next option)" if found.close else ""
     out.print()
     out.print(found.best.way, style="bold", end="")
     out.print(close)
@@ -204,8 +203,8 @@ def _show(found: Advice, name: str) -> None:
         out.print()
         out.print(shown.ownership_table(found.totals))
     note(
-        "this is a rule of thumb for a first decision. Evaluating the base model on held-out rows gives "
-        "stronger evidence"
+        "this is a rule of thumb for a first decision. For stronger evidence, evaluate the base model on "
+        "held-out rows"
     )
 
 
@@ -213,7 +212,7 @@ def _show_latency(found: Sequence[Latency]) -> None:
     from orchestrate.core.tables import TextTable
     from orchestrate.costing.latency import SOURCE
 
-    times = ("first token", "each token", "whole answer")
+    times = ("first token", "each token", "entire answer")
     shown = TextTable("model", "on", *times, right=times)
     for one in found:
         cells = (f"{ms:,.0f} ms" for ms in (one.first_token_ms, one.token_ms, one.answer_ms))
@@ -224,6 +223,6 @@ def _show_latency(found: Sequence[Latency]) -> None:
     note(
         f"predicted for {first.input_tokens:,} tokens in and {first.output_tokens:,} out, one "
         f"request at a time, without queueing and network time, within a factor of {first.band:g} "
-        f"({SOURCE}). Batching makes answers slower. Prompt caches, 4-bit weights and speculative decoding "
-        "make them faster"
+        f"({SOURCE}). Batching slows answers down. Prompt caching, 4-bit weights and speculative decoding "
+        "speed them up"
     )

@@ -42,7 +42,7 @@ _SHOWN = 40
 
 GpuHoursOpt = Annotated[
     float | None,
-    typer.Option(min=0, help="Assumed GPU hours of an RFT job, because hosts do not publish them."),
+    typer.Option(min=0, help="GPU hours to assume for an RFT job, because hosts do not publish them."),
 ]
 
 
@@ -50,7 +50,7 @@ class PlanCheckReport(TypedDict):
     backends: list[str]
     problems: list[Problem]
     served: dict[str, str]
-    """Maps each backend to how it serves a tuned model, if known."""
+    """Describes how each backend serves a tuned model, if known."""
 
 
 class Quoted(TypedDict):
@@ -66,8 +66,8 @@ def check(
     provider: ProviderOpt = "all",
     asked: SpecOptions,
 ) -> Output[PlanCheckReport]:
-    """List everything in the data or the spec that a backend would reject. Works offline. Exit code 1 if
-    there are errors."""
+    """List everything in your data or spec that a backend would reject. Works offline. Exit code 1 if there
+    are errors."""
     with orchestrator(context) as ft:
         spec = asked.read(provider)
         prepared = ft.prepare(spec, backends_of(ft, spec, provider))
@@ -101,7 +101,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Plan for a GPU of this size (24GiB, 80GB) instead of this machine.",
+            help="Plan for a GPU with this much memory (24GiB, 80GB) instead of this machine.",
         ),
     ] = None,
     fix: Annotated[
@@ -114,8 +114,8 @@ def plan(
         bool, typer.Option("--suggest", help="Propose rank, rate, epochs and batch, with reasons.")
     ] = False,
 ) -> Output[list[Translation]] | Output[list[Suggestion]]:
-    """Show what each setting of the spec becomes on each backend, and how much memory training takes on
-    your own hardware. Works offline. Exit code 2 if a setting is rejected."""
+    """Show what each setting of the spec becomes on each backend, and how much memory training takes on your
+    own hardware. Works offline. Exit code 2 if a setting is rejected."""
     if suggest:
         if strict or gpu_memory is not None or fix or all:
             raise UsageError(
@@ -141,7 +141,7 @@ def plan(
 
 def _show_suggestions(found: list[Suggestion]) -> None:
     for one in found:
-        shown = table("setting", "proposed", "now", "try too", "why")
+        shown = table("setting", "proposed", "now", "also try", "why")
         for setting in one.settings:
             near = ", ".join(f"{value:g}" for value in setting.neighbors)
             now = "-" if setting.now is None else str(setting.now)
@@ -155,7 +155,7 @@ def _show_suggestions(found: list[Suggestion]) -> None:
 
 
 def _gib(given: str) -> float:
-    """Parse a size in GiB. A plain number is in GiB too."""
+    """Parse a size and return it in GiB. A plain number is in GiB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(gib|gb|g)?", given.strip().lower())
     if found is None:
         raise UsageError(
@@ -165,7 +165,7 @@ def _gib(given: str) -> float:
 
 
 def _fix(asked: SpecOptions, translations: Sequence[Translation]) -> bool:
-    """Write the overrides that fix the spec into its file. Returns whether there were any."""
+    """Write the overrides that fix the spec into its file. Returns true if there were any."""
     from orchestrate.core.files import write_whole
     from orchestrate.spec import specfile
 
@@ -264,7 +264,7 @@ def _show_live(prices: Sequence[LivePrice]) -> None:
 
 
 def show_problems(problems: Sequence[Problem]) -> None:
-    """Print the problems as a table, errors first. For each kind in each file, it shows the first rows and
+    """Print the problems as a table, errors first. For each kind and file, the table shows the first rows and
     the total count."""
     if not problems:
         return
@@ -286,15 +286,15 @@ def show_problems(problems: Sequence[Problem]) -> None:
         )
     out.print(shown)
     if len(kinds) > _SHOWN:
-        note(f"... and {len(kinds) - _SHOWN} more kinds; --json prints all")
+        note(f"... and {len(kinds) - _SHOWN} more kinds. To print all: --json")
 
 
 _ROWS = 3
-"""Number of rows to show per kind."""
+"""Maximum number of rows to show per kind."""
 
 
 def _where(first: Problem, more: Sequence[Problem]) -> str:
-    """`train.jsonl rows 18, 19, 25 and 43 more`."""
+    """Format the location, such as `train.jsonl rows 18, 19, 25 and 43 more`."""
     rows = [str(p.row) for p in (first, *more) if p.row is not None]
     rest = sum(map(rows_of, (first, *more))) - len(rows[:_ROWS])
     numbers = ", ".join(rows[:_ROWS]) + (f" and {rest:,} more" if rest > 0 else "")

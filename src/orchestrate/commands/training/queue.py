@@ -29,29 +29,29 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=by_default("list"),
-    help="Queue runs. Each starts when its backend has a free slot and the runs it depends on have "
-    "succeeded. `worker`, `watch` and `queue run` submit them.",
+    help="Queue runs. Each run starts when its backend has a free slot and the runs it depends on have "
+    "succeeded. `worker`, `watch` and `queue run` submit queued runs.",
 )
 OptionalNames = Annotated[
-    list[str] | None, typer.Argument(metavar="[ENTRY]...", help="Entries. Default: the entire queue.")
+    list[str] | None, typer.Argument(metavar="[ENTRY]...", help="Queue entries. Default: the entire queue.")
 ]
 Names = Annotated[
     list[str],
     typer.Argument(
-        metavar="ENTRY...", help="Entries, by id or by at least four characters of its start or end."
+        metavar="ENTRY...", help="Queue entries: ids, or at least the first or last four characters of each."
     ),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceInQueue:
-    """Options for the place in the queue."""
+    """Options for the position in the queue."""
 
     after: Annotated[
         list[str] | None,
         typer.Option("--after", metavar="ID", help="Run or queue entry that must succeed first; repeatable."),
     ] = None
-    first: Annotated[bool, typer.Option("--first", help="Put it first in the queue.")] = False
+    first: Annotated[bool, typer.Option("--first", help="Put the run first in the queue.")] = False
 
 
 @app.command()
@@ -70,9 +70,9 @@ def add(
     spending: SpendingOptions,
     strict: StrictOpt = False,
 ) -> Output[list[QueueEntry]]:
-    """Check and quote a run, confirm its price, and queue it.
+    """Check and quote a run, ask you to confirm its price, and queue it.
 
-    If the data changes or the price rises before it can start, the entry is held and you are notified."""
+    If the data changes or the price rises before the run starts, the entry is held and you are notified."""
     if spending.key is not None:
         raise UsageError("a queue entry is only submitted once, so --idempotency-key cannot be used")
     spec = asked.read(provider, max_cost=spending.max_cost)
@@ -100,7 +100,7 @@ def add(
 def _show_added(made: list[QueueEntry]) -> None:
     for entry in made:
         out.print(entry.id)
-    note("it starts only while orchestrate queue run, worker or watch is running")
+    note("queued runs only start while orchestrate queue run, worker or watch is running")
 
 
 @app.command("list")
@@ -109,7 +109,7 @@ def list_entries(
     context: typer.Context,
     ended: Annotated[bool, typer.Option("--all", help="Include submitted and removed entries.")] = False,
 ) -> Output[list[QueueEntry]]:
-    """List waiting entries in the order in which they will start."""
+    """List waiting entries in starting order."""
     with orchestrator(context) as ft:
         entries, paused = queueing.entries(ft, ended=ended), ft.store.queue.paused
     return Output(entries, partial(_show, paused=paused))
@@ -135,7 +135,7 @@ def _show(entries: list[QueueEntry], paused: bool) -> None:
 @app.command()
 @command
 def remove(context: typer.Context, entries: Names) -> Output[list[QueueEntry]]:
-    """Remove entries from the queue. If an entry's run has already started, use `cancel`."""
+    """Remove entries from the queue. To end a run that has already started, use `cancel`."""
     return _each(context, entries, queueing.remove)
 
 
@@ -178,7 +178,7 @@ def run(
     ] = "all",
     until_empty: Annotated[bool, typer.Option("--until-empty", help="Exit when the queue is empty.")] = False,
 ) -> Output[list[QueueEntry]]:
-    """Submit waiting entries as slots become free, until interrupted. Runs continue after it stops."""
+    """Submit waiting entries as slots become free, until interrupted. Submitted runs continue."""
     told: list[QueueStep] = []
     with ended_by_signal() as stop, orchestrator(context) as ft:
         only = None if provider == "all" else ft.backends(provider)

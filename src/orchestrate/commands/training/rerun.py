@@ -28,7 +28,7 @@ def rerun(
         typer.Option(
             "--provider",
             "-p",
-            help="Backends, comma-separated. Default: the run's own.",
+            help="Comma-separated backends. Default: the run's own.",
             autocompletion=completing.backends,
         ),
     ] = None,
@@ -37,7 +37,7 @@ def rerun(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="New value of a field.",
+            help="Override a field of the spec; repeatable.",
             autocompletion=completing.settings,
         ),
     ] = None,
@@ -47,8 +47,8 @@ def rerun(
 ) -> Output[list[Run]]:
     """Repeat a run from its saved spec, on the same backend or another one.
 
-    Compares the data's hash with the original run, then checks, quotes and asks for confirmation like submit.
-    A sandbox run is repeated in the sandbox."""
+    Warns if the data has changed, then checks, quotes and asks for confirmation like submit. A sandbox run is
+    repeated in the sandbox."""
     from orchestrate.runs.rerun import spec_of
     from orchestrate.spec import specfile
 
@@ -72,4 +72,4 @@ def _tell(run: Run, changes: dict[str, Any], prepared: Prepared) -> None:
     if told := changed_data(run, prepared):
         warn(told)
     else:
-        note(f"the data is unchanged: digest {run.dataset_digest[:12]}")
+        note(f"the data is unchanged (digest {run.dataset_digest[:12]})")

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SpendingOptions:
-    """Options for spending limits, repeated submits and the run's owner."""
+    """Options for spending limits, repeated submissions and the run's creator."""
 
     max_cost: Annotated[
         str | None,
@@ -63,7 +63,7 @@ class SpendingOptions:
         typer.Option(
             "--idempotency-key",
             metavar="NAME",
-            help="Idempotency key: submitting again with the same key returns the same run.",
+            help="Idempotency key. Submitting again with the same key returns the same run.",
         ),
     ] = None
     by: Annotated[
@@ -78,7 +78,7 @@ def submit(
     provider: Annotated[
         str,
         typer.Option(
-            "--provider", "-p", help="Backends, comma-separated.", autocompletion=completing.backends
+            "--provider", "-p", help="Comma-separated backends.", autocompletion=completing.backends
         ),
     ],
     asked: SpecOptions,
@@ -91,7 +91,7 @@ def submit(
 
     Asks for confirmation before spending. Without a terminal, pass --yes or --max-cost. To submit the
     same run again while it is open or within a day after it ends, pass --again."""
-    if watch and err.is_terminal:  # who looks on sees at once that it has begun
+    if watch and err.is_terminal:  # show at once that the command has started
         note(f"submitting to {provider}: reading the spec and its files")
     spec = asked.read(provider, max_cost=spending.max_cost)
     with orchestrator(context, made_by=spending.by, rates=rate) as ft:
@@ -102,7 +102,7 @@ def submit(
 
 @dataclass(frozen=True)
 class Carrying:
-    """Options for carrying out a submission."""
+    """Parameters of a submission."""
 
     spending: SpendingOptions
     strict: bool
@@ -110,14 +110,14 @@ class Carrying:
     repeated: str | None = None
     """Id of an ended run that may be repeated without confirmation."""
     named: str = ""
-    """The spec file as shown in printed commands."""
+    """The spec file, as written in printed commands."""
     tell: Callable[[Prepared], None] | None = None
-    """Shows notes or raises errors before any confirmation."""
+    """Called before any confirmation, to print notes or raise errors."""
 
 
 def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) -> Output[list[Run]]:
     """Submit the spec to each backend, and return the runs."""
-    ft.require(spec, names)  # before any of the data is read, which can take a while
+    ft.require(spec, names)  # before reading the data, which can take a while
     if how.watch:
         from orchestrate.runs import watch as watching
 
@@ -134,11 +134,11 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) 
     except BaseException as error:
         Output(
             [run.record for run in runs], _show
-        ).print()  # their jobs were made, and are billed, whatever ended the command
+        ).print()  # these jobs exist and are billed, whatever ended the command
         if isinstance(error, KeyboardInterrupt):
-            err.print("\ninterrupted. Progress is saved, and nothing is sent twice:")
+            err.print("\ninterrupted. Progress is saved, and nothing is sent twice")
             err.print(
-                "  to find the run: orchestrate runs, and to continue it: orchestrate resume RUN",
+                "  to find the run: orchestrate runs, then to continue it: orchestrate resume RUN",
                 style="cyan",
             )
         raise
@@ -152,15 +152,15 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) 
 def require_agreement(
     ft: Orchestrator, prepared: Prepared, new: list[Earlier], how: Carrying
 ) -> dict[str, Decimal | None]:
-    """Ask the user to confirm a duplicate run, problems in the data, and the price. Returns the cost limit of
-    each backend's run."""
+    """Ask the user to confirm a duplicate run and the price, after warning about problems in the data.
+    Returns the cost limit of each backend's run."""
     spending = how.spending
     for same in [] if spending.again else [found.same for found in new if found.same]:
         if same.run_id == how.repeated:
             continue
-        if sys.stdin.isatty():  # without one it is the error's to say
+        if sys.stdin.isatty():  # otherwise the error says it
             warn(same.message)
-        # `--yes` agrees to a price, not to paying it twice.
+        # `--yes` confirms a price, not paying twice.
         if not confirm("Submit a second one?", yes=False):
             raise same
     names = [found.provider for found in new]
@@ -178,7 +178,7 @@ def require_agreement(
     _announce(ft, names, quotes, caps)
     _warn_of_rows(prepared, names, how.named)
     limited = spending.max_cost is not None or each is not None
-    # A price of nothing that is not the host's own is no reason not to ask, and no limit acts on it.
+    # If the user set a price of 0, ask anyway: limits can't act on it.
     unpriced = any(q.high_usd == 0 and any(entry.own for entry in q.lines) for q in quotes)
     require_consent(
         sum((q.high_usd or Decimal(0) for q in quotes), Decimal(0)),
@@ -194,7 +194,7 @@ MOST_SORTS = 8
 
 
 def _warn_of_rows(prepared: Prepared, names: list[str], spec: str) -> None:
-    """Warn about rows that would be changed or left out in training. Shows the first problem of each kind."""
+    """Warn about rows that training would change or leave out. Shows the first problem of each kind."""
     sorts: dict[str, list[Problem]] = {}
     for found in prepared.problems:
         concerned = not found.providers or not set(names).isdisjoint(found.providers)
@@ -203,10 +203,10 @@ def _warn_of_rows(prepared: Prepared, names: list[str], spec: str) -> None:
     for first, *more in list(sorts.values())[:MOST_SORTS]:
         file = file_of(first)
         place = f"{file}: row {first.row}: " if first.row else f"{file}: "
-        warn(f"{place}{first.message}{f', and {len(more):,} more like it' if more else ''}")
+        warn(f"{place}{first.message}{f', and {len(more):,} more like this' if more else ''}")
     if sorts:
         note(
-            f"{count(sum(map(len, sorts.values())), 'warning')} in the data; list them with: "
+            f"{count(sum(map(len, sorts.values())), 'warning')} in the data. To list them: "
             f"orchestrate check{spec}"
         )
 
@@ -225,7 +225,7 @@ def _announce(
         warnings = list(quote.warnings)
         cap, gap = caps[name], backend.profile.cap_gap
         if cap is not None and gap:
-            what = f"{limit(cap)}, its share of the limit,"
+            what = f"the run's share of the limit ({limit(cap)})"
             what = what if len(names) > 1 else f"the limit of {limit(cap)}"
             warnings.append(f"{what} cannot stop this run during training: {gap}")
         for warning in warnings:
@@ -241,12 +241,12 @@ def submit_each(
     *,
     strict: bool,
 ) -> list[OrchestrateError]:
-    """Add each run to `runs` as it is created. If one backend rejects the run, the others still start theirs.
-    The rejection is reported and sets the exit code."""
+    """Submit to each backend, and add each run to `runs` as it is created. If one backend rejects its run,
+    the others still start. Returns the errors, which were printed."""
     failures: list[OrchestrateError] = []
     for found in earlier:
         name, key = found.provider, found.idempotency_key
-        again = found.same is not None  # and agreed to
+        again = found.same is not None  # and confirmed
         try:
             run = ft.submit(
                 prepared,
@@ -268,17 +268,17 @@ def submit_each(
 
 
 def _earlier(found: Earlier, run: RunHandle) -> str:
-    """Describe what became of an idempotency key that was used before."""
+    """Describe the run that an idempotency key already belonged to."""
     if found.known is not None:
         return f"; created earlier with this key ({run.status.value})"
     if found.idempotency_key and any(event.type == "taken_over" for event in run.events()):
-        return f"; it already existed with this key ({run.status.value}), and nothing was sent"
+        return f"; the run already existed with this key ({run.status.value}), and nothing was sent"
     return ""
 
 
 def _agrees(live: Quote) -> bool:
     told = f"{live.provider}'s own estimate is {money(live.counted_usd)}, above the quote's high end"
-    return confirm(f"{told}. Go on?", yes=False)
+    return confirm(f"{told}. Submit anyway?", yes=False)
 
 
 def _follow(ft: Orchestrator, runs: list[RunHandle]) -> list[OrchestrateError]:
@@ -286,7 +286,7 @@ def _follow(ft: Orchestrator, runs: list[RunHandle]) -> list[OrchestrateError]:
 
     try:
         follow(ft, runs)
-    except OrchestrateError as error:  # the runs were made; that is what has to be told
+    except OrchestrateError as error:  # the runs exist, so their ids must still be printed
         report_error(error, as_json=prints_json())
         return [error]
     return []
@@ -300,4 +300,4 @@ def _show(runs: list[Run]) -> None:
 def _show_begun(runs: list[Run]) -> None:
     _show(runs)
     if runs:
-        note(f"follow with: orchestrate watch {' '.join(run.id for run in runs)}")
+        note(f"to follow: orchestrate watch {' '.join(run.id for run in runs)}")

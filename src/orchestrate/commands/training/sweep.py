@@ -47,18 +47,20 @@ class SpaceOptions:
     grid: Annotated[
         list[str] | None,
         typer.Option(
-            "--grid", metavar="NAME=V1,V2", help="Values to try for a setting or for provider; repeatable."
+            "--grid", metavar="NAME=V1,V2", help="Values to try for a setting, or for provider; repeatable."
         ),
     ] = None
     ranges: Annotated[
         list[str] | None,
         typer.Option(
-            "--range", metavar="NAME=LOW:HIGH[:log]", help="Sample a number from this range; repeatable."
+            "--range", metavar="NAME=LOW:HIGH[:log]", help="Sample a setting from this range; repeatable."
         ),
     ] = None
     suggest: Annotated[
         bool,
-        typer.Option("--suggest", help="Vary rank and learning rate around the values of plan --suggest."),
+        typer.Option(
+            "--suggest", help="Vary rank and learning rate around the values that plan --suggest proposes."
+        ),
     ] = False
     sampler: Annotated[str, typer.Option(metavar="NAME", help="Search method: grid, random or tpe.")] = "grid"
     trials: Annotated[
@@ -68,19 +70,22 @@ class SpaceOptions:
         ),
     ] = 0
     prune: Annotated[
-        bool, typer.Option("--prune", help="Stop a run early if its loss is worse than the median.")
+        bool,
+        typer.Option("--prune", help="Stop a run early if its loss is worse than the median."),
     ] = False
     seed: Annotated[
         int, typer.Option(min=0, help="Seed for the random and tpe samplers and for data subsets.")
     ] = 0
     first_share: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Fraction of the training rows to use in a first, cheaper round."),
+        typer.Option(min=0, max=1, help="Fraction of the training rows for a cheaper first round."),
     ] = 1.0
     survivors: Annotated[
         int,
         typer.Option(
-            min=0, help="Number of trials to train in full afterwards. Default: a third.", show_default=False
+            min=0,
+            help="Number of trials to train on all rows afterwards. Default: a third.",
+            show_default=False,
         ),
     ] = 0
 
@@ -112,13 +117,13 @@ def sweep(
     provider: Annotated[
         str | None,
         typer.Option(
-            "--provider", "-p", help="Backend, unless the sweep varies it.", autocompletion=completing.backend
+            "--provider", "-p", help="Backend, unless --grid varies it.", autocompletion=completing.backend
         ),
     ] = None,
 ) -> Iterator[Output[list[Trial]] | Output[list[Search]]]:
     """Try several settings within one budget and rank them. Each trial is a run.
 
-    If you interrupt the command, its runs continue. Repeat it to resume the sweep."""
+    If you interrupt the command, its runs continue. To resume the sweep, repeat the command."""
     with orchestrator(context) as ft:
         if seen.listed:
             yield Output(ft.store.searches.all(), _list)
@@ -174,7 +179,7 @@ def _suggested(ft: Orchestrator, spec: JobSpec, provider: str) -> tuple[JobSpec,
 
     backends = ft.backends(provider)
     if len(backends) != 1:
-        raise UsageError("--suggest is for one backend", fix="--provider NAME")
+        raise UsageError("--suggest supports only one backend", fix="--provider NAME")
     [found] = ft.suggest(spec, backends)
     if not found.choices:
         raise UsageError(f"no settings to vary for {provider}: {'; '.join(found.left_out)}")
@@ -189,8 +194,8 @@ def _suggested(ft: Orchestrator, spec: JobSpec, provider: str) -> tuple[JobSpec,
 
 
 def agree(price: Any, search: Search, *, yes: bool) -> None:
-    """Require agreement to the total price of the sweep before anything is sent."""
-    again = f", then {search.survivors} in full" if search.survivors else ""
+    """Require confirmation of the sweep's total price before anything is sent."""
+    again = f", then {search.survivors} on all rows" if search.survivors else ""
     err.print(
         f"{search.id}: {count(search.trials, 'trial')}{again}; {money(price.expected_usd)} "
         f"expected, at most {money(price.high_usd)}; evaluations cost extra"
@@ -209,8 +214,8 @@ def agree(price: Any, search: Search, *, yes: bool) -> None:
     )
     require_consent(
         price.high_usd,
-        partial(confirm, "Begin?", yes=yes),
-        otherwise="not begun",
+        partial(confirm, "Start?", yes=yes),
+        otherwise="not started",
         unpriced=bool(price.unpriced),
         limited=limit_usd is not None,
     )
@@ -219,7 +224,7 @@ def agree(price: Any, search: Search, *, yes: bool) -> None:
 def carry_out(ft: Orchestrator, carried: Searching) -> None:
     shown, waited, why = dict[int, Trial](), list[str](), dict[str, int]()
     watcher = watching.watcher(ft)
-    watcher.feed = None  # what waits in the queue is not this command's
+    watcher.feed = None  # this command does not submit the queue's runs
 
     def told(trials: list[Trial]) -> None:
         for problem in watcher.problems:
@@ -282,7 +287,7 @@ def _how_sure(carried: Searching, ranked: list[Trial]) -> str:
     words = f"the best of {count(len(others) + 1, 'trial')} on the same rows looks better than it really is: "
     close = [trial for trial in others if _overlap(first, trial)]
     if close:
-        words += f"within its interval: {count(len(close), 'other')}; "
+        words += f"{count(len(close), 'other')} within its interval; "
     return words + f"confirm it on other rows: orchestrate eval {first.run_id} --test FILE"
 
 
@@ -316,7 +321,7 @@ def _value(value: Any) -> str:
 
 def _list(searches: list[Search]) -> None:
     if not searches:
-        note("no sweep yet: orchestrate sweep --help")
+        note("no sweeps yet: orchestrate sweep --help")
         return
     shown = table("sweep", "model", "varies", "target", "trials", right=("trials",), fold=("model", "varies"))
     for search in searches:

@@ -1,4 +1,5 @@
-"""Table of what each setting of a spec becomes on each backend, and the memory that training takes."""
+"""Terminal output of `plan`: what each setting becomes on each backend, and the memory that training
+takes."""
 
 from __future__ import annotations
 
@@ -16,15 +17,15 @@ from orchestrate.types import Authority, MemoryPlan, Outcome, Setting, Translati
 _STYLE = {Outcome.KEPT: "", Outcome.MAPPED: "cyan", Outcome.DEFAULTED: "dim", Outcome.REFUSED: "red"}
 _LEAST = 8
 _LENGTHS = range(40, _LEAST - 1, -2)
-"""Maximum characters of a value in the table. Lets all backends fit side by side."""
+"""Maximum lengths of a value in the table, tried in this order until all backends fit side by side."""
 
 
 def show_translations(translations: Sequence[Translation], *, all: bool = False) -> None:
-    """Print one line per setting and one column per backend, then explanations of what differs from the spec,
-    and finally what is rejected. Without `all`, prints only the requested settings, plus the backends' own
-    values if they differ."""
+    """Print one line per setting with one column per backend, then explanations of values that differ from
+    the spec, and finally rejected settings. Without `all`, hides settings that the spec does not set, unless
+    the backends' own values differ."""
     every = {t.provider: {s.name: s for s in t.settings} for t in translations}
-    # Of a backend without the model nothing else can be said.
+    # Nothing else is known for a backend without the model.
     without = [name for name, found in every.items() if _refused(found.get("model"))]
     rows = {name: found for name, found in every.items() if name not in without}
     names = [n for n in dict.fromkeys(name for found in rows.values() for name in found) if n != "model"]
@@ -39,7 +40,7 @@ def show_translations(translations: Sequence[Translation], *, all: bool = False)
         out.print(next((m for m in matrices if m.fits(out.width)), _matrix(differing, rows, _LEAST)))
     if plain:
         note(f"applied as set everywhere: {', '.join(plain)}")
-    note("~ not exactly as set; (...) default of the backend")
+    note("~ not exactly as set, (...) the backend's default")
     _explain(["model"], {name: every[name] for name in without}, all=all)
     _explain(shown, rows, all=all)
     if apart := rates_apart({t.provider: t.multiplied_rate for t in translations}):
@@ -47,7 +48,7 @@ def show_translations(translations: Sequence[Translation], *, all: bool = False)
     for t in translations:
         _rest(t)
     if hidden := len(names) - len(shown):
-        note(f"{count(hidden, 'setting')} that you did not set are hidden: show them with --all")
+        note(f"{count(hidden, 'setting')} that you did not set are hidden. To show them: --all")
     _verdict(translations)
 
 
@@ -63,8 +64,7 @@ def _plain(found: Sequence[Setting | None]) -> bool:
 
 
 def _matters(found: Sequence[Setting | None]) -> bool:
-    """Return true for settings that the user set, and for others if the backends' own values are known and
-    differ."""
+    """Return true for a setting that the user set, or whose values on the backends are known to differ."""
     if any(s is not None and s.outcome is not Outcome.DEFAULTED for s in found):
         return True
     own = {str(s.sent) for s in found if s is not None and s.sent is not None}
@@ -135,11 +135,11 @@ def _parts(setting: Setting, *, all: bool) -> Iterator[str]:
 
 
 def _rest(translation: Translation) -> None:
-    """Show the lines that would fix what is rejected, and the memory plan."""
+    """Show the spec lines that would make the backend accept the run, and the memory plan."""
     if translation.overrides is not None:
         from orchestrate.spec import specfile
 
-        note(f"the spec runs on {translation.provider} with these lines (write them with --fix):")
+        note(f"with these lines, the spec runs on {translation.provider} (--fix writes them):")
         out.print(hide(specfile.overrides_block(translation.provider, translation.overrides)), style="cyan")
     if translation.memory is not None:
         show_memory(translation.memory, of=translation.provider)
@@ -150,13 +150,13 @@ def _verdict(translations: Sequence[Translation]) -> None:
     others = [(t, s) for t in translations for s in t.inexact if s.outcome is not Outcome.REFUSED]
     inexact = [f"{s.name} on {t.provider}" for t, s in others]
     if inexact:
-        out.print(Text(f"{len(inexact)} not exact, so --strict rejects them: {joined(inexact)}", "yellow"))
+        out.print(Text(f"{len(inexact)} inexact, which --strict rejects: {joined(inexact)}", "yellow"))
     line = f"{len(refused)} refused: {joined(refused)}" if refused else "nothing is rejected"
     out.print(Text(line, "red" if refused else "green"))
 
 
 def show_memory(plan: MemoryPlan, *, of: str = "") -> None:
-    """Print the total memory, its parts, and what to change if it does not fit."""
+    """Print the total memory, its components, and what to change if it does not fit."""
     whose = Text.assemble((of, "bold"), ": ") if of else Text()
     device = "GPU" if plan.device == "cuda" else "CPU"
     whole = f"{size(plan.total_bytes)} of memory on the {device}"
@@ -178,5 +178,5 @@ def show_memory(plan: MemoryPlan, *, of: str = "") -> None:
 
 def _value(value: Any) -> str:
     shown = str(value)
-    # A chat template is no value to read in a line.
+    # A chat template is too long for one line.
     return f"{shown.strip()[:40]}... ({len(shown):,} characters)" if len(shown) > 300 else shown

@@ -35,12 +35,14 @@ class ChatSettings:
     system: Annotated[
         str | None, typer.Option(help='System message. Default: the one in the training data; "" for none.')
     ] = None
-    base: Annotated[bool, typer.Option(help="Chat with its base model instead.")] = False
+    base: Annotated[bool, typer.Option(help="Chat with the base model instead.")] = False
     max_tokens: MaxTokensOpt = 512
     temperature: TemperatureOpt = 0.0
     tools: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSON list of tools the model may call, as in a data row."),
+        typer.Option(
+            metavar="FILE", help="JSON file with the tools that the model may call, as in a training row."
+        ),
     ] = None
     at: Annotated[
         str | None, typer.Option("--at", metavar="HOST", help="Use the deployment on this host.")
@@ -60,9 +62,9 @@ def chat(
     *,
     asked: ChatSettings,
 ) -> Output[list[Reply]]:
-    """Chat with a tuned model. Messages are sent one after the other. Without a message, starts an
-    interactive chat, in which /new starts over and /exit quits. After a tool call, type the tool's result
-    (one message per call)."""
+    """Chat with a tuned model. Sends each message in turn. Without a message, starts an interactive chat, in
+    which /new starts over and /exit quits. After a tool call, type the tool's result (one message per
+    call)."""
     if message and not all(text.strip() for text in message):
         raise UsageError("the message is empty. Nothing was sent")
     options: dict[str, Any] = {"tools": _tools(asked.tools)} if asked.tools else {}
@@ -103,15 +105,15 @@ def chat(
 
 def _tools(file: Path) -> list[dict[str, Any]]:
     """Read the list of tools from a JSON file."""
-    fix = '[{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]'
+    fix = '[{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]'
     try:
         given = file.read_bytes()
     except OSError as error:
-        raise UsageError(f"--tools: {file} cannot be read: {error.strerror}") from error
+        raise UsageError(f"cannot read --tools {file}: {error.strerror}") from error
     with suppress(msgspec.MsgspecError):
         if decoding.decode(given, type=list[_Tool]):
             return msgspec.json.decode(given, type=list[dict[str, Any]])
-    raise UsageError(f"--tools: {file} is not a list of tools with function names", fix=fix)
+    raise UsageError(f"--tools {file} must contain a list of tools with function names", fix=fix)
 
 
 class _Function(msgspec.Struct):
@@ -129,12 +131,14 @@ def _talk(handle: RunHandle, asked: ChatSettings) -> Talk:
 
 
 def _opening(handle: RunHandle, asked: ChatSettings) -> list[Message]:
-    """Return the given system message, or the one that the model was trained with, which is shown."""
+    """Return the given system message, or print and return the one that the model was trained with."""
     from orchestrate.runs.serving.talking import system_message
 
     text = asked.system if asked.system is not None else system_message(handle)
     if text and asked.system is None:
-        note(f"using the system message of its training data: {shorten(inert(text), 120, placeholder=' …')}")
+        note(
+            f"using the system message from the training data: {shorten(inert(text), 120, placeholder=' …')}"
+        )
     return [Message(role="system", content=text)] if text else []
 
 
@@ -142,7 +146,7 @@ class _AnswerWriter:
     """Writes an answer as it arrives, in one color."""
 
     def __init__(self, waiting: ExitStack) -> None:
-        """`waiting` ends with the first piece."""
+        """Close `waiting` when the first piece arrives."""
         self._any = False
         self._waiting = waiting
 
@@ -153,14 +157,14 @@ class _AnswerWriter:
         sys.stdout.flush()
 
     def end(self) -> bool:
-        """End the line of a streamed answer, and return whether any of it was printed."""
+        """End the line of a streamed answer. Returns true if any of the answer was printed."""
         if self._any:
             sys.stdout.write("\n")
         return self._any
 
 
 def _show(reply: Reply, max_tokens: int, *, written: bool) -> None:
-    """Show the answer unless it was already `written`, and tool calls as JSON. Excludes thinking."""
+    """Show the answer unless it was already `written`, and tool calls as JSON. Thinking goes to stderr."""
     if reply.reasoning:
         note(f"thinking: {reply.reasoning}")
     if not written and (reply.content or not reply.tool_calls):
@@ -172,7 +176,7 @@ def _show(reply: Reply, max_tokens: int, *, written: bool) -> None:
     for told in reply.notes:
         warn(told)
     if reply.finish_reason == "length":
-        warn(f"the answer was cut off at {reply.completion_tokens or max_tokens} tokens  (--max-tokens)")
+        warn(f"the answer was cut off at {reply.completion_tokens or max_tokens} tokens (--max-tokens)")
 
 
 _NEW = "/new"
@@ -184,7 +188,7 @@ def _typed() -> Iterator[str]:
     supports history with the arrow keys."""
     terminal = sys.stdin.isatty()
     if terminal:
-        with suppress(ImportError):  # there is none on Windows
+        with suppress(ImportError):  # not available on Windows
             import_module("readline")
     while True:
         try:
@@ -202,14 +206,14 @@ def download(
     context: typer.Context,
     run: RunArg,
     to: Annotated[
-        Path | None, typer.Option("--to", help="Folder. Default: models/RUN in the home folder.")
+        Path | None, typer.Option("--to", help="Output folder. Default: models/RUN in the home folder.")
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Download this checkpoint, not the final model.")
+        str | None, typer.Option(help="Download this checkpoint instead of the final model.")
     ] = None,
 ) -> Output[Artifact]:
-    """Download a tuned model's files and verify their hashes (safetensors only). Repeat the command to
-    resume."""
+    """Download a tuned model's files and verify their hashes (safetensors only). If interrupted, repeat the
+    command to resume."""
     with orchestrator(context) as ft:
         artifact = ft.run(run).download(to, checkpoint=checkpoint)
     return Output(artifact, _show_files)

@@ -39,7 +39,7 @@ AcceptOpt = Annotated[
     typer.Option(
         "--accept-license",
         metavar="LICENSE",
-        help="Name of the base model's license, to accept its terms.",
+        help="Accept the terms of the base model's license, by its name.",
     ),
 ]
 STYLES = {"passed": "green", "failed": "red", "unknown": "yellow", "proved": "green", "in part": "yellow"}
@@ -54,7 +54,7 @@ class ExportOptions:
         str, typer.Option("--quantize", help="GGUF quantization: Q4_K_M, Q8_0 ... or F16, BF16, F32.")
     ] = "Q4_K_M"
     llama_cpp: Annotated[
-        Path | None, typer.Option(help="llama.cpp checkout. Default: the installed one.")
+        Path | None, typer.Option(help="Folder with a llama.cpp checkout. Default: the installed llama.cpp.")
     ] = None
     repo: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="For --to hub: repository to upload to.")
@@ -63,7 +63,7 @@ class ExportOptions:
         bool, typer.Option(help="For --to hub: upload the merged model instead of the adapter.")
     ] = False
     upload: Annotated[
-        bool, typer.Option("--upload", help="For --to hub: also upload it, as a private model.")
+        bool, typer.Option("--upload", help="For --to hub: also upload the model, as private.")
     ] = False
 
 
@@ -87,8 +87,8 @@ def export(
     ] = True,
     accept_licence: AcceptOpt = None,
 ) -> Output[Export]:
-    """Export a tuned model for another engine: weights, tokenizer, chat template, stop tokens, model
-    card, provenance, and the commands that run it there. Exit code 1 if verification fails."""
+    """Export a tuned model for another engine: weights, tokenizer, chat template, stop tokens, model card,
+    provenance, and the commands that run it. Exit code 1 if verification fails."""
     from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:
@@ -163,7 +163,9 @@ class Merging:
         try:
             return [float(part) for part in self.weights.split(",")]
         except ValueError:
-            raise UsageError(f"--weights must be numbers, as in 0.7,0.3; got {self.weights!r}") from None
+            raise UsageError(
+                f"--weights must be comma-separated numbers, such as 0.7,0.3 (got {self.weights!r})"
+            ) from None
 
 
 @command
@@ -174,16 +176,18 @@ def merge(
         list[str],
         typer.Argument(
             metavar="RUN RUN...",
-            help="Runs or folders: adapters of one base, or complete models with one architecture.",
+            help="Runs or folders: adapters of the same base, or complete models of the same architecture.",
         ),
     ],
-    folder: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="New.")],
+    folder: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Output folder, which must not exist yet.")
+    ],
     merging: Merging,
     accept_licence: AcceptOpt = None,
 ) -> Output[Merged]:
     """Merge several adapters of the same base model into one, or several complete models of the same
-    architecture, and verify the result. Prints an adapter's distance from the exact sum. Exit code 1 if the
-    check fails. Afterwards, evaluate the merged model and each of its parts with `eval`."""
+    architecture, and verify the result. Prints how much a merged adapter differs from the exact sum. Exit
+    code 1 if verification fails. Afterwards, evaluate the merged model and each input with `eval`."""
     from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:
@@ -216,16 +220,22 @@ def _show_merged(made: Merged) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class At:
-    """Options for the address of the model."""
+    """Options for finding the served model."""
 
     at: Annotated[
-        str | None, typer.Option("--at", metavar="URL|DIR|BACKEND", help="Default: the run's own backend.")
+        str | None,
+        typer.Option(
+            "--at",
+            metavar="URL|DIR|BACKEND",
+            help="Where the model is served. Default: the run's own backend.",
+        ),
     ] = None
     model: Annotated[
-        str | None, typer.Option(help="Name of the model at the URL. Default: the run's suffix or id.")
+        str | None, typer.Option(help="Name of the tuned model at the URL. Default: the run's suffix or id.")
     ] = None
     base: Annotated[
-        str | None, typer.Option(help="Name of the base model at the URL. Default: the one listed there.")
+        str | None,
+        typer.Option(help="Name of the base model at the URL. Default: the one that the URL lists."),
     ] = None
     key_variable: KeyVariableOpt = None
     base_gguf: Annotated[Path | None, typer.Option(help="For a GGUF adapter: its base as a GGUF file.")] = (
@@ -236,7 +246,8 @@ class At:
 @command
 def verify(context: typer.Context, *, run: ModelArg, at: At) -> Output[Proof]:
     """Prove that the served model is the one you trained. Compares token ids, canary answers,
-    log-probabilities and stop tokens. Exit code 1 if it isn't. Stores the result with the run."""
+    log-probabilities and stop tokens, and stores the result with the run. Exit code 1 if the models
+    differ."""
     from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:
@@ -246,7 +257,7 @@ def verify(context: typer.Context, *, run: ModelArg, at: At) -> Output[Proof]:
 
 
 def show_proof(proof: Proof) -> None:
-    shown = table("stage", "", "what was seen", fold=("what was seen",))
+    shown = table("stage", "", "finding", fold=("finding",))
     for stage in proof.stages:
         shown.add_row(stage.name, Text(stage.state, style=STYLES[stage.state]), stage.detail)
     out.print(shown)
@@ -266,8 +277,7 @@ def show_proof(proof: Proof) -> None:
 
 
 def agreed(ft: Orchestrator, names: list[str], given: list[str] | None) -> list[str]:
-    """Return the accepted licenses: those given by the flag, and those that a person accepts at a
-    terminal."""
+    """Return the accepted licenses: those passed by flag, and those that the user accepts on a terminal."""
     from orchestrate.runs.serving import subjects as serving
 
     accepted = list(given or [])

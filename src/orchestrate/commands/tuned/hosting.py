@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 PATIENCE_S = 900.0
-"""Seconds to wait for a host to start GPUs."""
+"""Default number of seconds to wait for the first answer, while the host starts GPUs."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,18 @@ class DeployCommandLimits:
     ] = None
     max_usd_per_hour: Annotated[
         str | None,
-        typer.Option(
-            metavar="USD", help="Reject the deployment if the hourly price of all replicas exceeds this."
-        ),
+        typer.Option(metavar="USD", help="Don't deploy if the hourly price of all replicas exceeds this."),
     ] = None
     max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="Take it down once its uptime has cost this much.")
+        str | None,
+        typer.Option(metavar="USD", help="Take the deployment down once its uptime has cost this much."),
     ] = None
-    max_hours: Annotated[float | None, typer.Option(min=0, help="Take it down after this many hours.")] = None
+    max_hours: Annotated[
+        float | None, typer.Option(min=0, help="Take the deployment down after this many hours.")
+    ] = None
     idle: Annotated[
-        str | None, typer.Option(help="Let the host stop it after this long without requests: 30m, 2h.")
+        str | None,
+        typer.Option(help="Have the host stop the deployment after this long without requests: 30m, 2h."),
     ] = None
     settings: Annotated[
         list[str] | None,
@@ -68,7 +70,7 @@ class DeployCommandLimits:
     ] = False
     by: Annotated[
         str | None,
-        typer.Option("--by", metavar="NAME", help="Owner of the deployment. Default: user@machine."),
+        typer.Option("--by", metavar="NAME", help="Creator of the deployment. Default: user@machine."),
     ] = None
 
     @property
@@ -116,20 +118,20 @@ def deploy(
         typer.Option(
             "--to",
             metavar="HOST",
-            help="Host to deploy on. Default: the one that trained it. "
-            "Another host gets the adapter uploaded.",
+            help="Host to deploy on. Default: the one that trained the model. For another host, the adapter "
+            "is uploaded.",
         ),
     ] = None,
     terms: DeployCommandLimits,
-    prove: Annotated[bool, typer.Option(help="Verify the served model once it answers.")] = True,
+    prove: Annotated[bool, typer.Option(help="Verify the deployed model once it answers.")] = True,
     wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for the first answer when verifying.")
+        float, typer.Option(min=0, help="Seconds to wait for the first answer before verifying.")
     ] = PATIENCE_S,
     yes: PayOpt = False,
 ) -> Output[DeploymentMade]:
     """Deploy a tuned model on its host's GPUs, or its adapter on another host. Billed hourly until
     `orchestrate undeploy`. Verifies the deployed model. If verification fails, the exit code is 1 and the
-    deployment keeps running (and billing). Run it again to finish an interrupted deploy."""
+    deployment keeps running and billing. If interrupted, repeat the command to finish the deployment."""
     from orchestrate.runs.serving import subjects as serving
 
     options, limits = terms.options, terms.limits
@@ -147,7 +149,7 @@ def deploy(
         agreed = partial(confirm, "Deploy?", yes=yes)
         require_consent(offer.most_usd or None, agreed, otherwise="not deployed", fix="add --yes")
         if limits["max_usd_per_hour"] is None:
-            limits["max_usd_per_hour"] = offer.usd_per_hour  # what was agreed to
+            limits["max_usd_per_hour"] = offer.usd_per_hour  # the confirmed price
         given: dict[str, Any] = {**limits, "accept_unknown_price": accepted, **options}
         deployment = handle.deploy(to, **given)
         if deployment.record.limited:
@@ -155,7 +157,7 @@ def deploy(
         record = deployment.record
         if show := for_people(out.print):
             show(f"{record.host_id}  {record.raw_state}  {record.model or ''}")
-            note(f"take it down with: orchestrate undeploy {run}" + (f" --at {to}" if to else ""))
+            note(f"to take it down: orchestrate undeploy {run}" + (f" --at {to}" if to else ""))
         proof = None
         if prove:
             proof, why = serving.prove_deployed(ft, handle, deployment, wait)
@@ -171,14 +173,17 @@ def undeploy(
     context: typer.Context,
     run: RunArg,
     at: Annotated[
-        str | None, typer.Option("--at", metavar="HOST", help="Host. Default: wherever it is deployed.")
+        str | None,
+        typer.Option(
+            "--at", metavar="HOST", help="Host of the deployment. Default: wherever the model is deployed."
+        ),
     ] = None,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait until the host confirms the shutdown.")
     ] = 60.0,
 ) -> Output[TakenDown]:
     """Take down a deployment and wait until the host confirms that nothing is running. Exit code 5 means that
-    something is still running. Each `orchestrate sync` tries again."""
+    something may still be running. Each `orchestrate sync` tries again."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         ended = handle.undeploy(at, patience_s=wait)
@@ -194,14 +199,14 @@ def undeploy(
 def _show_taken(taken: TakenDown, where: str, cost: Decimal | None, left_s: float) -> None:
     record, again = taken["deployment"], f"orchestrate undeploy {taken['run']}   (or sync, worker)"
     if record is None:
-        note(f"{where} does not have a deployment of this run")
+        note(f"{where} has no deployment of this run")
     elif taken["state"] == "down":
         spent = f"; about {money(cost)} based on uptime" if cost else ""
         note(f"down, confirmed by {record.provider}{spent}")
     elif record.host_id is None:
         warn(
-            f"{record.provider} shows no deployment of this run. One could still start within "
-            f"{duration(left_s)}. After that, check again with: {again}"
+            f"{record.provider} lists no deployment of this run, but one could still start within "
+            f"{duration(left_s)}. Then check again with: {again}"
         )
     else:
         at_price = f" at {rate(record.usd_per_hour)} per hour" if record.usd_per_hour is not None else ""
@@ -232,8 +237,8 @@ def deployments(
 
 
 def _show(found: Sequence[Deployment], costs: Sequence[Decimal | None]) -> None:
-    names = ("run", "backend", "state", "an hour", "so far", "limit", "by", "made")
-    shown = table(*names, right=("an hour", "so far"))
+    names = ("run", "backend", "state", "$/hour", "so far", "limit", "by", "created")
+    shown = table(*names, right=("$/hour", "so far"))
     for r, cost in zip(found, costs, strict=True):
         shown.add_row(
             r.run_id,
@@ -263,7 +268,7 @@ def in_words(deployment: DeploymentHandle) -> str:
     if record.usd_per_hour is not None and not record.state.over:
         parts.append(f"{rate(record.usd_per_hour)} per hour")
     if cost is not None:
-        parts.append(f"about {money(cost)} " + ("in all" if record.state.over else "so far"))
+        parts.append(f"about {money(cost)} " + ("in total" if record.state.over else "so far"))
     ends = ends_by(record.max_cost_usd, record.max_hours)
     if ends and not record.state.over:
         parts.append(f"ends {ends}")
@@ -280,12 +285,12 @@ def _minutes(text: str) -> int:
 
 
 def _watched(settings: Settings) -> None:
-    """Note which process enforces the limits."""
+    """Print which process enforces the limits."""
     from orchestrate.runs import watch as watching
 
     if sys.stderr.isatty() and sys.platform != "win32":
         watching.background(settings).ensure()
-        note("a background watcher takes it down at its limit while this machine is running")
+        note("a background watcher takes the deployment down at its limit, while this machine is running")
     else:
         note(
             "the limit is enforced while `orchestrate worker` or `watch` runs, and at each `orchestrate sync`"
