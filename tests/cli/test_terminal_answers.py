@@ -96,6 +96,8 @@ def test_recover_lists_what_it_found_and_takes_it_on_a_yes(
     for file in (tmp_path / "home").glob("runs.sqlite3*"):
         file.unlink()
     recover, question = ["recover", "-p", "openai"], "Some may belong to colleagues [y/N]"
+    code, shown = answered(env, tmp_path, [*recover, "run-0123456789ab"])
+    assert code == 1 and "no job of run-0123456789ab was found" in shown
     code, shown = answered(env, tmp_path, recover, (question, "n"))
     assert code == 1 and run in shown and "orchestrate recover -p openai --all" in shown
     code, shown = answered(env, tmp_path, ["runs"])

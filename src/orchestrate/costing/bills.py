@@ -198,9 +198,9 @@ def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -
     end = job.finished_at if final else now
     if job.started_at is None or end is None:
         return None
-    seconds = max((end - job.started_at).total_seconds(), 0.0)
-    if job.worked_seconds is not None:
-        seconds = min(seconds, job.worked_seconds)
+    seconds = job.worked_seconds
+    if seconds is None:  # two readings of a clock that may have been set in between
+        seconds = max((end - job.started_at).total_seconds(), 0.0)
     hours = Decimal(str(seconds)) / 3600
     entry = hourly.line(hours, "0.000001")
     return Bill(usd=entry.usd, origin="measured hours times the rate", lines=(entry,), final=final)

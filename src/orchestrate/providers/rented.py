@@ -72,6 +72,7 @@ class RentedMachines(ABC):
             bills=True,
             usd_per_hour=usd_per_hour,
             rented=True,
+            session=True,
             job_id=ref,
             created_at=created_at,
             owner=owner,
@@ -114,7 +115,8 @@ class RentedMachines(ABC):
     def _unseen_s(self, asked: RequestedMachine) -> float:
         """Return the longest time in seconds that a machine may have been billed if its response was lost and
         it is no longer up."""
-        return min((now() - asked.asked_at).total_seconds(), asked.inactive_s + LOOK_S)
+        most, since = asked.inactive_s + LOOK_S, (now() - asked.asked_at).total_seconds()
+        return min(since, most) if since >= 0 else most  # the clock may have been set back
 
     # -- one run's -----------------------------------------------------------------------------------------
 
@@ -149,7 +151,7 @@ class RentedMachines(ABC):
             id = one.id
             if id is None:
                 found = self._match(one, self.up())
-                if found is None and (now() - one.asked_at).total_seconds() < SEARCH_S:
+                if found is None and 0 <= (now() - one.asked_at).total_seconds() < SEARCH_S:
                     raise OutcomeUnknown(
                         self._provider, run.ref, "its machine may still appear within a minute"
                     )

@@ -30,6 +30,8 @@ class Standing(Record, frozen=True, kw_only=True):
     """Hourly price while it is billed, for a deployment with all replicas. `None` if no price is known."""
     rented: bool = False
     """True for a job on a machine that is billed hourly until it is removed."""
+    session: bool = False
+    """True for the machine of a training session, which `recover` can't rebuild without its run directory."""
     job_id: str | None = None
     """Id of the job, or of the job that the name contains. Only the store knows who owns that job."""
     created_at: datetime | None = None

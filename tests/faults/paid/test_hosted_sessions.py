@@ -86,7 +86,14 @@ def test_a_killed_caller_where_tokens_are_billed(
 
 
 @pytest.mark.parametrize("host", RENTED)
-@pytest.mark.parametrize("where", ["before its machine is known", "amid a save"])
+@pytest.mark.parametrize(
+    ("where", "clock_s"),
+    [
+        ("before its machine is known", AWAY_S),
+        ("before its machine is known", -24 * 3600),  # it was set back
+        ("amid a save", AWAY_S),
+    ],
+)
 def test_a_killed_caller_where_a_machine_bills(
     ft: Orchestrator,
     home: Path,
@@ -96,6 +103,7 @@ def test_a_killed_caller_where_a_machine_bills(
     monkeypatch: pytest.MonkeyPatch,
     host: str,
     where: str,
+    clock_s: int,
 ) -> None:
     up, machines = RENTED[host]
     before = len(machines(sandbox))
@@ -104,7 +112,7 @@ def test_a_killed_caller_where_a_machine_bills(
     [machine] = up(sandbox)
     assert [(one.item.id, one.run) for one in ft.spending(sandbox=True).idle] == [(machine, run.id)]
     sandbox.skip(AWAY_S)  # nobody does anything
-    monkeypatch.setattr(rented, "now", lambda: datetime.now(UTC) + timedelta(seconds=AWAY_S))
+    monkeypatch.setattr(rented, "now", lambda: datetime.now(UTC) + timedelta(seconds=clock_s))
     assert not up(sandbox), "its host ends it"
     with ft.session(resume=run.id) as s:
         assert float(s.cost_usd) >= usd(machines(sandbox)[1]) - 0.001 > 0, "what the host billed counts"

@@ -139,6 +139,10 @@ def test_what_a_killed_program_left_up_is_seen_counted_and_ended(
     report = ft.spending(sandbox=True)
     assert [(found.item.id, found.run) for found in report.idle] == [(machine, id)]
     assert report.usd_per_hour == host.usd_per_hour
+    (another := home.with_name("another")).mkdir(exist_ok=True)
+    with workspace(another, **sandbox.env) as elsewhere:  # which `recover` can't give it
+        [seen] = elsewhere.spending(sandbox=True).idle
+        assert seen.item.id == machine and seen.foreign and seen.lost_run is None
     orphans = ft.orphans(sandbox=True)
     assert [(one.item.id, one.run) for one in orphans.orphans] == [(machine, id)]
     ended = ft.end_orphans(orphans)

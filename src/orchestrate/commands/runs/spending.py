@@ -196,7 +196,7 @@ def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> Output[Orph
     `UsageError` if the user declines."""
     report = ft.orphans(sandbox=sandbox)
     for gap in report.gaps:
-        warn(f"{gap.backend} could not be fully checked: {gap.reason or '; '.join(gap.unseen)}")
+        warn(f"{gap.backend} could not be fully checked: {_gap(gap)}")
     if report.orphans:
         _list_orphans(report, err if prints_json() else out)
         if not confirm(f"Shut down {count(len(report.orphans), 'resource')}?", yes=yes):
@@ -207,7 +207,9 @@ def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> Output[Orph
 
 
 def _show_ended(report: OrphanReport) -> None:
-    if not report.orphans:
+    if not report.orphans and report.gaps:
+        note("no orphaned resources found where the hosts could be checked")
+    elif not report.orphans:
         note("no orphaned resources found. Everything that is billed is in this store")
 
 
@@ -219,7 +221,9 @@ def _list_orphans(report: OrphanReport, on: Console) -> None:
         shown.add_row(item.provider, item.kind, hide(item.id), item.state, price, one.reason)
     on.print(shown)
     lost = dict.fromkeys(
-        one.item.provider for one in report.orphans if one.item.kind == "job" and one.run is None
+        one.item.provider
+        for one in report.orphans
+        if one.item.kind == "job" and not one.item.session and one.run is None
     )
     for name in lost:
         note(f"to recover the jobs of {name} instead of ending them: orchestrate recover -p {name}")

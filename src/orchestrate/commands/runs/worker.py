@@ -99,9 +99,13 @@ def recover(
         report = watching.recover(ft, provider, None if all_of_them else _choice(run))
         synced = ft.sync()
         unsearched = [f for f in report.failures if provider != "all" or _has_key(ft, f.provider)]
-    incomplete = report.doubled or (report.offered and not run)
+    found = {*report.recovered, *report.adopted, *report.known}
+    unfound = [name for name in run or () if name not in found]
+    incomplete = report.doubled or unfound or (report.offered and not run)
     code = 1 if incomplete else HostUnavailable.exit_code if unsearched else 0
     yield Output(Recovered(recovery=report, sync=synced), partial(_show, unsearched=unsearched), code)
+    for name in unfound:
+        warn(f"no job of {name} was found, so it was not recovered")
     if report.unpriced:
         runs = count(len(report.unpriced), "run")
         warn(f"{runs} not counted in the budget until the host reports the cost:")

@@ -75,7 +75,8 @@ class Found(Record, frozen=True, kw_only=True):
         from orchestrate.store import REF_PATTERN, run_id_of
 
         ref = self.item.job_id or ""
-        return run_id_of(ref) if self.run is None and REF_PATTERN.fullmatch(ref) else None
+        lost = self.run is None and not self.item.session and REF_PATTERN.fullmatch(ref)
+        return run_id_of(ref) if lost else None
 
     @property
     def by_the_hour(self) -> bool:

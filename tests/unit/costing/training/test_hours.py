@@ -145,14 +145,24 @@ def test_faster_is_cheaper_and_surer_is_narrower(timed: Callable[..., Quote]) ->
         timed(0.0)
 
 
-def test_bill_by_measured_hours() -> None:
+@pytest.mark.parametrize(
+    ("ran", "worked", "usd"),
+    [
+        (timedelta(minutes=90), None, "6.435"),  # 1.5 x $4.29
+        (timedelta(minutes=90), 3600.0, "4.29"),  # paused for half an hour
+        (timedelta(days=-1), 3600.0, "4.29"),  # the clock was set back
+        (timedelta(days=-1), None, "0"),
+    ],
+)
+def test_bill_by_measured_hours(ran: timedelta, worked: float | None, usd: str) -> None:
     start = datetime(2026, 11, 20, tzinfo=UTC)
     job = Job(
+        worked_seconds=worked,
         handle=JobHandle(provider="local", job_id="j"),
         status=JobStatus.SUCCEEDED,
         raw_status="succeeded",
         started_at=start,
-        finished_at=start + timedelta(minutes=90),
+        finished_at=start + ran,
     )
     found = costing.bill(
         job,
@@ -162,4 +172,4 @@ def test_bill_by_measured_hours() -> None:
         hourly=rental_rate("lambda", "H100 SXM", tier="1x", today=TODAY),
     )
     assert found is not None
-    assert (found.usd, found.origin) == (Decimal("6.435"), "measured hours times the rate")  # 1.5 x $4.29
+    assert (found.usd, found.origin) == (Decimal(usd), "measured hours times the rate")
