@@ -1,34 +1,32 @@
-"""The training engine of this machine. Its workers run in separate processes, and only they import torch.
+"""The training engine for this machine. Its workers run in separate processes, and only they import torch.
 
 `launch` starts a job, `RunDir` reads and controls it, `Generator` queries a model. None of them needs torch.
 
-A training run in the order in which its code runs:
+The stages of a training run, in order:
 
 1. Configuration. `job.py`: `LocalJob` is the validated job. `run/launching.py` writes it into a run directory
-   (`run/__init__.py`: job, state, events, metrics, pause and cancel) and starts the worker.
-2. Worker. `run/worker.py` takes the run's lock, opens a `Session` and reports how the run ended.
-3. Model. `run/session.py` loads base and adapter (`model/loading.py`; precision and accelerators by
-   `model/__init__.py` and `model/shortcuts/`), the optimizer (`run/optimizers.py`) and the schedule.
-4. Rows. The session reads the data engine's canonical rows. `encoding/__init__.py` turns each into tokens
-   with the model's chat template, with a loss weight for each token. `encoding/encoded.py` stores them in one
-   block (`EncodedRows`).
-5. Batches. `objectives/base.py` groups rows of similar length, up to as many tokens as fit into memory.
-   `objectives/` has one module per kind of method (SFT in base; DPO, KTO; GRPO): rows in, gradients out.
-6. Loop. `run/loop.py`: each step gets the gradients from the objective, clips them, updates the weights,
-   writes metrics, evaluates, and checks for pause and cancel. If memory runs out, it halves the batch
-   (`model/loaded.py`).
-7. Checkpoint. `run/checkpoints.py` atomically writes weights, optimizer, random state and position in the
-   data. A run resumes from the newest complete checkpoint, bit for bit.
-8. Result. `run/export.py` writes the adapter or the model and its provenance, `proof/` its fingerprint.
+   (`run/__init__.py`: job, state, events, metrics, pause and cancel) and starts the worker. 2. Worker.
+   `run/worker.py` takes the run's lock, opens a `Session` and reports the outcome. 3. Model. `run/session.py`
+   loads the base model and the adapter (`model/loading.py`; precision and accelerators by `model/__init__.py`
+   and `model/shortcuts/`), the optimizer (`run/optimizers.py`) and the schedule. 4. Rows. The session reads
+   canonical rows from the data engine. `encoding/__init__.py` tokenizes each row with the model's chat
+   template and gives each token a loss weight. `encoding/encoded.py` stores all rows in one block
+   (`EncodedRows`). 5. Batches. `objectives/base.py` groups rows of similar length, up to the number of tokens
+   that fits in memory. `objectives/` has one module per family of methods (SFT in `base`, DPO and KTO in
+   `dpo`, GRPO in `grpo`). Each computes gradients from rows. 6. Loop. `run/loop.py`: each step gets the
+   gradients from the objective, clips them, updates the weights, writes metrics, evaluates, and checks for
+   pause and cancel requests. If memory runs out, the loop halves the batch (`model/loaded.py`). 7.
+   Checkpoint. `run/checkpoints.py` atomically writes the weights, the optimizer state, the random state and
+   the position in the data. A run resumes from the newest complete checkpoint, bit for bit. 8. Result.
+   `run/export.py` writes the adapter or the model and its provenance, `proof/` its fingerprint.
 
 Several processes: `run/parallel.py` (a full model in each), `run/sharding.py` (a shard in each).
 
 Inference uses the same code for chat, eval, serve and the sandbox. `answers/generation.py` (a client) or
 `serving/server/engine.py` (a server) starts `answers/process.py`. It loads a model (`answers/loading.py`),
 generates (`model/sampling/batching.py`, the only loop, which GRPO also uses within its worker) and parses the
-answer (`answers/speech.py`, `data/tokens/answers.py`). `weights/__init__.py` starts work on weights: merge,
-convert, prove. All child processes use the protocol in `orchestrate.core.child`.
-"""
+answer (`answers/speech.py`, `data/tokens/answers.py`). `weights/__init__.py` starts tasks on weights: merge,
+convert, fingerprint. All child processes use the protocol in `orchestrate.core.child`."""
 
 from __future__ import annotations
 

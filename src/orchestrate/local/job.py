@@ -1,4 +1,4 @@
-"""A local job: the contents of `job.json`, with every setting resolved. Torch-free."""
+"""The settings of a local job, all resolved, as stored in `job.json`. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orchestrate.profile import this_machine
 from orchestrate.types import Record
 
 CLIP_LOW, CLIP_HIGH = 0.8, 1.2
-"""Bounds of the ratio for `ppo`, `cispo` and `gspo` in a session if the request sets none."""
+"""Default bounds for clipping the probability ratio in a session's `ppo`, `cispo` and `gspo` losses."""
 DRO_BETA = 0.05
 LEARNING_RATES = {"sft": 2e-4, "dpo": 2e-5, "rft": 1e-5}
 """Default learning rate of an adapter, by method."""
@@ -18,7 +18,7 @@ DEFAULT_SAMPLES = 8
 
 
 def option(name: str) -> str:
-    """Format the name of an engine setting as it is written in the spec."""
+    """Return the name of an engine setting as written in a spec."""
     return f"provider_options.{this_machine().kind}.{name}"
 
 
@@ -30,7 +30,7 @@ class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft",
 
     @property
     def word(self) -> str:
-        """The method's name, which determines the work per row."""
+        """The method's name, on which the amount of work per row depends."""
         return "sft"
 
 
@@ -78,21 +78,21 @@ AdapterKind = Literal["lora", "qlora", "full"]
 
 
 class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """Settings for what to train: low-rank matrices (`lora`), low-rank matrices over a 4-bit base (`qlora`),
-    or all weights (`full`)."""
+    """The weights to train: low-rank matrices (`lora`), low-rank matrices on a 4-bit base (`qlora`), or all
+    weights (`full`)."""
 
     type: AdapterKind
     r: int | None = None
     alpha: float | None = None
     dropout: float | None = None
     targets: str | tuple[str, ...] | None = None
-    """Module names. `None` means all linear layers."""
+    """Names of the modules to adapt. `None` means all linear layers."""
     target_parameters: tuple[str, ...] | None = None
     """Names of expert weights that also get an adapter. `None` adapts none."""
     dora: bool = False
     rslora: bool = False
     init_lora_weights: str | None = None
-    """The initialization of the matrices, by peft's names. `None` is peft's default."""
+    """How the matrices are initialized, by peft's names. `None` is peft's default."""
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     layers_to_transform: tuple[int, ...] | None = None
@@ -124,7 +124,7 @@ class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Hyper(Record, frozen=True, kw_only=True):
-    """Every setting of a training run, resolved. No setting is left to another library's defaults."""
+    """The settings of a training run, all resolved. None is left to another library's defaults."""
 
     epochs: int | None = 3
     """Number of epochs. `None` trains for `max_steps`."""
@@ -133,9 +133,10 @@ class Hyper(Record, frozen=True, kw_only=True):
     batch_size: int = 16
     """Examples per optimizer step, over all micro-batches."""
     micro_batch: int | None = None
-    """Examples per forward pass. `None` lets the engine choose, and halve the number if memory runs out."""
+    """Examples per forward pass. `None` lets the engine choose, and halve its choice if memory runs out."""
     processes: int = 1
-    """Number of processes that work on each step, each with its own GPU and the full model."""
+    """Number of processes that share each step. Each has its own GPU and, unless `sharded`, the full
+    model."""
     sharded: bool = False
     """True if each process holds a shard of every weight instead of the full model."""
     warmup_ratio: float = 0.03
@@ -153,16 +154,17 @@ class Hyper(Record, frozen=True, kw_only=True):
     max_seq_length: int | None = None
     """Maximum row length in tokens. `None` means the model's context."""
     truncation: Literal["right", "left", "drop"] = "right"
-    """How to shorten longer rows: drop the end (`right`), the start (`left`), or the entire row (`drop`)."""
+    """What to drop from longer rows: the end (`right`), the start (`left`), or the entire row (`drop`)."""
     packing: bool = False
     evals: int | None = None
-    """Number of evaluations spread over the run, including the final one. `None` means one per epoch."""
+    """Number of evaluations, spread evenly over the run and including a final one. `None` means one per
+    epoch."""
     eval_steps: int | None = None
     """Steps between evaluations, instead of `evals`. The last step is always evaluated."""
     keep_best: bool = False
-    """True to return the weights of the best evaluation. Early stopping implies it."""
+    """True to return the weights with the best evaluation result. Early stopping implies it."""
     checkpoints: int | None = None
-    """Number of checkpoints to keep, spread over the run. `None` means one per epoch."""
+    """Number of regular checkpoints, spread evenly over the run. `None` means one per epoch."""
     checkpoint_steps: int | None = None
     """Steps between checkpoints, instead of `checkpoints`. The last step always gets one."""
     save_total_limit: int | None = None
@@ -173,35 +175,36 @@ class Hyper(Record, frozen=True, kw_only=True):
     early_stopping_min_delta: float = 0.0
     optimizer: str = "adamw"
     betas: tuple[float, float] | None = None
-    """Betas of the optimizer. For betas, `eps` and `momentum`, `None` means the optimizer's default."""
+    """The optimizer's betas. `None` for `betas`, `eps` or `momentum` means the optimizer's default."""
     eps: float | None = None
     momentum: float | None = None
     gradient_checkpointing: bool = False
     deterministic: bool = False
-    """True if a GPU uses deterministic algorithms. A resumed run then ends bitwise like an uninterrupted
-    one."""
+    """True to use deterministic algorithms on a GPU. A resumed run then gives the same weights as an
+    uninterrupted one, bit for bit."""
     neftune_alpha: float | None = None
     router_aux_loss: float | None = None
     """Weight of the load-balancing loss in a mixture of experts. `None` means the value in the model's
-    configuration if all weights are trained, otherwise no loss."""
+    configuration for full fine-tuning, and no such loss for adapters."""
     nan_policy: str = "stop"
-    """Policy for optimizer steps with a non-finite loss or gradient: `stop` the run, or `skip` the step."""
+    """What to do if a step's loss or gradient is not finite: `stop` the run, or `skip` the step."""
     spike_factor: float | None = None
-    """Skip steps whose loss exceeds this multiple of the running mean. `None` skips no step."""
+    """Skip steps whose loss exceeds this multiple of the running mean. `None` never skips a step for its
+    loss."""
     max_new_tokens: int = 256
     """Maximum number of tokens of a sampled answer."""
     run_grader_code: bool = False
-    """True if a grader's Python code may run here. The user allows it at submit."""
+    """True if the user allowed the grader's Python code to run on this machine."""
     grader_seconds: float = 5.0
-    """Time limit in seconds for the code to grade one answer. An answer that exceeds it gets 0."""
+    """Time limit in seconds for grading one answer with code. If grading takes longer, the answer gets 0."""
 
     def steps(self, per_epoch: int) -> int:
-        """Return the number of optimizer steps of the run, given the number of steps in an epoch."""
+        """Return the total number of optimizer steps, given the number of steps per epoch."""
         whole = None if self.epochs is None else self.epochs * per_epoch
         return min(n for n in (whole, self.max_steps) if n is not None)
 
     def passes(self, per_epoch: int) -> int:
-        """Return the number of epochs, counting a partial last one."""
+        """Return the number of epochs, rounded up."""
         return -(-self.steps(per_epoch) // per_epoch)
 
     @property
@@ -214,18 +217,18 @@ class LocalJob(Record, frozen=True, kw_only=True):
 
     ref: str
     model: str
-    """A folder or a Hub id."""
+    """A model folder or a Hub id."""
     model_name: str
     """The model's name as the user wrote it."""
     train: str
-    """Canonical rows, one JSON object per line (`Dataset.write(target="local")`)."""
+    """File of canonical rows, one JSON object per line (`Dataset.write(target="local")`)."""
     validation: str | None = None
     dataset_digest: str = ""
     method: Method
     adapter: AdapterSettings
     hyper: Hyper = Hyper()
     added_tokens: tuple[str, ...] = ()
-    """Strings that become single tokens, each with its own embedding row."""
+    """Strings to add to the vocabulary as single tokens, each with its own embedding row."""
     chat_template: str | None = None
     """A chat template that replaces the model's own."""
     chat_template_kwargs: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
@@ -244,7 +247,7 @@ class LocalJob(Record, frozen=True, kw_only=True):
     paces: str | None = None
     """File to which the worker appends the run's speed (`speed.paces`)."""
     resources: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
-    """The resources of the remote machine that runs the worker (`places.base.Resources`)."""
+    """Resources of the remote machine that runs the worker (`places.base.Resources`)."""
     session: dict[str, Any] | None = None
     """Settings of a training session. A recipe drives it if `train` is set, otherwise the caller's own
     loop."""

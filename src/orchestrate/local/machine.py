@@ -1,4 +1,4 @@
-"""Query this machine's hardware without torch."""
+"""Detect this machine's hardware without torch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Gpu(Record, frozen=True, kw_only=True):
 
 
 def mark(folder: Path) -> str:
-    """Return a folder's random id, created on the first call. It distinguishes folders with the same name on
-    different machines. Returns the folder's path if the id cannot be written."""
+    """Return a folder's random id, creating it on the first call. The id distinguishes folders with the same
+    name on different machines. Returns the folder's path if the id cannot be written."""
     file = folder / "mark"
     try:
         private_folder(folder)
@@ -39,7 +39,7 @@ def mark(folder: Path) -> str:
 
 
 class GpuLoad(Record, frozen=True, kw_only=True):
-    """The load of the GPU in use, for the metrics."""
+    """Temperature, utilization and memory use of the GPU, for the metrics."""
 
     gpu_temperature_c: float
     gpu_use_percent: float
@@ -47,7 +47,8 @@ class GpuLoad(Record, frozen=True, kw_only=True):
 
 
 def visible() -> list[str] | None:
-    """List the GPUs in CUDA_VISIBLE_DEVICES, by the names given there. `None` means all GPUs."""
+    """List the GPUs named in CUDA_VISIBLE_DEVICES. Returns `None` if the variable is not set and all GPUs are
+    visible."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
 
@@ -74,7 +75,7 @@ def capability() -> float | None:
 
 
 def gpu_load(index: int = 0) -> GpuLoad | None:
-    """Measure the load of the GPU with this index in this process."""
+    """Measure the load of the GPU that has this index in this process."""
     rows = [cells for cells, _ in _cards("temperature.gpu,utilization.gpu,memory.used")]
     try:
         temperature, use, mib = (float(v) for v in rows[index])
@@ -134,8 +135,7 @@ def cores() -> int:
 
 
 def load() -> float:
-    """Return the average number of processes that needed a core in the last minute, or 0 if the system does
-    not report it (load average)."""
+    """Return the system's load average over the last minute, or 0 if the system does not report it."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
@@ -143,7 +143,7 @@ def load() -> float:
 
 
 def memory_bytes() -> int:
-    """Return the size of main memory, or the container's limit if that is smaller."""
+    """Return the size of main memory in bytes, or the container's memory limit if that is smaller."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
@@ -158,8 +158,8 @@ def cpu_name() -> str:
 
 def cpu_multiplies_bf16() -> bool:
     """Return whether the CPU has bf16 instructions (AVX512-BF16, AMX, or ARM's), as the Linux kernel lists
-    them. Without them, torch multiplies bf16 numbers one by one, which measured 70 times slower than 32 bits
-    (AVX2)."""
+    them. Without them, torch multiplies bf16 numbers one by one, which was measured to be 70 times slower
+    than fp32 with AVX2."""
     known = {*_cpuinfo("flags").split(), *_cpuinfo("Features").split()}
     return not known.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 

@@ -42,15 +42,15 @@ from orchestrate.local.model.sampling.quick_pass import quicken
 from orchestrate.types import Likelihood
 
 MOST_ROWS = 64
-"""Default number of prompts that are answered together."""
+"""Default number of prompts in one batch."""
 CHOSEN_BY_SIZE = "answered in NF4 (4 bits) because its weights exceed 8 GiB (for 16 bits: local=MODEL:16-bit)"
 ROUNDED_OTHERWISE = (
-    "16-bit rounding in a batch can change an answer: answered alone, another token would have been more "
-    "likely (for exact results: --batch 1)"
+    "16-bit rounding in a batch can change an answer: without the batch, a different token "
+    "would have been the most likely (for exact results: --batch 1)"
 )
 _MEASURED_S = 1.0
-"""Seconds of measurement for all adapters together. The fastest of at least three passes counts, because
-other programs may slow the others down."""
+"""Total measurement time in seconds for all adapters. The fastest of at least three passes counts, because
+other programs can slow a pass down."""
 _ROUNDS = 3
 Send = Callable[[dict[str, Any]], None]
 _WORDS = {
@@ -64,7 +64,7 @@ class Loading(Opening, frozen=True, kw_only=True):
     """The models to load."""
 
     base_name: str = ""
-    """Name under which the base model is served. Empty if it is not."""
+    """Name under which the base model is served. Empty if the base model is not served."""
     models: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     """Maps each name to the folder of an adapter or of a full tuned model. A full model must be the only
     entry."""
@@ -90,7 +90,7 @@ class Loading(Opening, frozen=True, kw_only=True):
         return tuned[0] if tuned else None
 
     def in_precision(self) -> Loading:
-        """Return a copy with the precision that the models were trained with, if no precision is set."""
+        """Return a copy in which an unset precision is replaced by the one used in training."""
         known = four_bit_of(self.four_bit, self.folders)
         if known is None and self.whole is not None:
             known = False
@@ -103,7 +103,7 @@ class Loading(Opening, frozen=True, kw_only=True):
 
 
 class PromptsRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Prompts to one model that are answered together."""
+    """Prompts for one model that are processed in one batch."""
 
     prompts: list[list[ChatMessage]]
     model: str = ""
@@ -161,7 +161,7 @@ class Engine(AdaptedModel):
         known = self.loading.four_bit
         self.four_bit = too_large(self.folder) if known is None else known
         self.by_size = known is None and self.four_bit
-        """True if 4 bits were chosen only because of the size of the files."""
+        """True if 4-bit loading was chosen automatically because of the model's size."""
         self._speeches: dict[int, Speech] = {}
         self.models: dict[str, EngineModel] = {}
         self.load_seconds: dict[str, float] = {}
@@ -170,13 +170,15 @@ class Engine(AdaptedModel):
         """The unmodified base model, loaded when needed because the tuned model changes or replaces its own
         base."""
         self.fitting_rows: int | None = None
-        """Number of prompts that fit in memory together, once memory has run out."""
+        """Number of prompts that fit in memory in one batch. `None` until memory runs out for the first
+        time."""
         self._take()
 
     def _take(self) -> None:
         self._forms: dict[str, Forms] = {}
         self._apart = self.loading.lies_apart
-        """Determined now, because an adapter's files may change before it is removed."""
+        """True if the adapters can be removed. Determined at load time, because an adapter's files may change
+        later."""
         if self.loading.whole is not None:
             [name] = self.loading.models
             self.models[name] = self._described(name, BASE, self.loading.whole)
@@ -203,8 +205,8 @@ class Engine(AdaptedModel):
     # -- models --------------------------------------------------------------------------------------------
 
     def turn(self, loading: Loading) -> bool:
-        """Replace the adapters on the base model. Returns False if the base model must be reloaded, because a
-        different one is requested, or because one of the adapters changes more than its own layers."""
+        """Replace the adapters on the base model. Returns False if the base model must be reloaded: a
+        different one is requested, or an adapter changes more than its own layers."""
         other, mine = loading.in_precision(), self.loading
         if (fetch(other.base).path, pick_device(other.device)) != (self.folder.path, self.device):
             return False
@@ -222,10 +224,11 @@ class Engine(AdaptedModel):
         return True
 
     def load(self, name: str, folder: str) -> float:
-        """Load another adapter onto the base model. Returns the seconds that it took. Raises `UsageError`."""
+        """Load another adapter onto the base model and return the loading time in seconds. Raises
+        `UsageError`."""
         path = Path(folder)
         if name in self.models:
-            raise UsageError(f"a model called {name!r} already exists")
+            raise UsageError(f"a model named {name!r} already exists")
         if not is_adapter(path):
             raise UsageError(f"{folder} is not an adapter: only adapters can be added to a running server")
         if changes_base(path):
@@ -249,8 +252,8 @@ class Engine(AdaptedModel):
         self.load_seconds[name] = time.perf_counter() - begun
 
     def costs(self) -> list[dict[str, Any]]:
-        """Measure the cost of each adapter: seconds to load it, and seconds per token with and without it,
-        alternating for about a second in total. No other request may run at the same time."""
+        """Measure the cost of each adapter: its loading time, and the time per token with and without the
+        adapter. Takes about a second in total. No other request may run at the same time."""
         found: list[dict[str, Any]] = []
         for name, load_s in self.load_seconds.items():
             model = self.models.get(name)
@@ -291,7 +294,7 @@ class Engine(AdaptedModel):
 
     @contextmanager
     def weights_of(self, found: EngineModel, *, base: bool) -> Generator[Any]:
-        """Yield the weights of this model or its base, for all rows alike."""
+        """Yield this model or its base, for use with all rows of a batch."""
         if base and found.replaced:
             if self._untouched is None:
                 self._untouched = self.loaded_base()
@@ -333,8 +336,9 @@ class Engine(AdaptedModel):
         return found
 
     def rows(self, wish: GenerationRequest, prompt: list[int]) -> tuple[list[DecodingRow], list[Speech]]:
-        """Build the model's rows for a request: the first one with its copies, and the output of each answer.
-        Raises `RequestRefused`."""
+        """Build the rows for a request, and an output for each answer. Unless rows must be processed
+        individually, returns only one row, which lists those of the other answers as its copies. Raises
+        `RequestRefused`."""
         model = self._model(wish.model)
         if not prompt:
             raise RequestRefused("the prompt is empty", "invalid_prompt")
@@ -436,8 +440,8 @@ class Engine(AdaptedModel):
     # -- questions of an evaluation ------------------------------------------------------------------------
 
     def answer(self, asked: PromptsRequest, send: Callable[[dict[str, Any]], None]) -> None:
-        """Answer all prompts together and send all replies at once. With `stream`, the part of the first
-        reply that can no longer change is sent as it is generated."""
+        """Answer all prompts in one batch and send all replies at once. With `stream`, send the part of the
+        first reply that can no longer change as it is generated."""
         found, form, close, turned = self._model(asked.model), asked.form, set[int](), set[int]()
         prompts = [self._prompt_of(found, messages, asked.tools) for messages in asked.prompts]
         fitting = [prompt for prompt in prompts if isinstance(prompt, list)]
@@ -495,7 +499,7 @@ class Engine(AdaptedModel):
             f"the prompt has {len(prompt)} tokens, but the context of {most} tokens must hold the prompt and "
             "the answer"
         )
-        return {"refused": told, "fix": "shorten it or drop the row"}
+        return {"refused": told, "fix": "shorten the prompt or drop the row"}
 
     def _reply(
         self, found: EngineModel, prompt: list[int], ids: list[int], asked: PromptsRequest, notes: list[str]

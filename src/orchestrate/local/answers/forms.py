@@ -1,9 +1,8 @@
 """Constrained decoding: JSON that follows a schema, or a tool call. Imports torch.
 
-Before each token `llguidance` determines which tokens keep the answer within its grammar, and one of them is
-sampled as usual. Thinking is unconstrained: the constraint starts after it. A call is written the way the
-chat template writes calls, which is inferred from a rendered call.
-"""
+Before each token, `llguidance` determines which tokens the grammar allows, and one of them is sampled as
+usual. Reasoning is unconstrained: the constraint applies only after the reasoning ends. Calls use the chat
+template's own format, which is inferred from a rendered call."""
 
 # torch, transformers and llguidance describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -43,7 +42,7 @@ _NAME, _KEY, _VALUE, _KEY_2, _VALUE_2 = "zq1name", "zq2key", "zq3value", "zq4key
 _ARGUMENTS = re.compile(rf'\{{\s*"{_KEY}"\s*:\s*"{_VALUE}"\s*\}}')
 _SPACE = "WS: /[ \\n]{1,4}/\n"
 _LAYOUT = {"whitespace_pattern": "[ \\n\\t\\r]{0,64}"}
-"""White space between parts of JSON. Without a limit, a model may generate white space forever."""
+"""Whitespace allowed between JSON tokens. Without a limit, a model may generate whitespace forever."""
 _ANYTHING: dict[str, Any] = {"type": "object"}
 _KEPT = 32
 
@@ -59,8 +58,8 @@ class AnswerForm(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CallFormat:
-    """The text that a template writes around a call: before the name, after it, and at the end. The arguments
-    are one JSON object, or each is written separately as `opens` name `names` value `closes`."""
+    """The text that a template writes around a call: before the name, after the name, and at the end. The
+    arguments are one JSON object, or each is written separately as `opens` name `names` value `closes`."""
 
     before: str
     between: str
@@ -70,7 +69,8 @@ class CallFormat:
 
 
 class Forms:
-    """Compiles the constraints for one model's answers. Reusable, because it has no per-answer state."""
+    """Compiles the constraints for one model's answers. An instance holds no per-answer state, so it can be
+    reused."""
 
     def __init__(self, template: Template, stops: Sequence[int]) -> None:
         """Prepare forms for a tokenizer. `stops` are the tokens that end an answer. Raises `MissingExtra`,
@@ -119,7 +119,7 @@ class Forms:
         compiled = self._lib.LLMatcher.grammar_from_lark(grammar)
         matcher = self._lib.LLMatcher(self._tokens, compiled, log_level=0)
         if matcher.is_error():
-            raise UsageError(f"this schema is not supported: {_reason(matcher.get_error())}")
+            raise UsageError(f"this JSON schema is not supported: {_reason(matcher.get_error())}")
         return matcher
 
     @cached_property
@@ -302,11 +302,18 @@ def _text(schema: Mapping[str, Any]) -> str:
     if pattern is None:
         return f"(?s:.{{{least},{'' if most is None else most}}})"
     if least or most is not None:
-        raise UsageError("pattern cannot be combined with minLength or maxLength here")
+        raise UsageError(
+            "this model writes each argument separately, so pattern cannot be combined with "
+            "minLength or maxLength"
+        )
     if not isinstance(pattern, str) or not (pattern.startswith("^") and pattern.endswith("$")):
-        raise UsageError("a pattern must match the entire text here: ^...$")
+        raise UsageError(
+            "this model writes each argument separately, so a pattern must match the entire value: ^...$"
+        )
     if not pattern.isprintable():
-        raise UsageError("a pattern may only contain printable characters here")
+        raise UsageError(
+            "this model writes each argument separately, so a pattern may only contain printable characters"
+        )
     return re.sub(r"(\\.)|/", lambda found: found[1] or "\\/", f"(?:{pattern[1:-1]})")
 
 
@@ -345,8 +352,8 @@ class ConstrainedAnswer:
         return ConstrainedAnswer(self._matcher.deep_copy(), self._vocabulary, self._thinking, self.closing)
 
     def allowed(self, logits: Tensor) -> Tensor:
-        """Mask the logits [vocabulary] by setting tokens that may not come next to -inf. Raises `ValueError`
-        if the form is too complex."""
+        """Mask the logits [vocabulary]: set tokens that are not allowed next to -inf. Raises `ValueError` if
+        the form is too complex."""
         if self.closing is not None and not self._opening:
             return logits
         kept = torch.zeros(logits.shape[0], dtype=torch.bool)
@@ -371,7 +378,7 @@ class ConstrainedAnswer:
         return each.flatten()[: self._vocabulary].bool()
 
     def take(self, id: int) -> None:
-        """Advance by the sampled token."""
+        """Advance the constraint by the sampled token."""
         self._ids.append(id)
         if self._opening:
             self._opening = self._opening[1:]

@@ -21,14 +21,14 @@ from orchestrate.types import Likelihood, Message, Reply, decoding
 from orchestrate.types.serving import AdapterCost
 
 Prompt = Sequence[Message | Mapping[str, Any]]
-"""The messages so far. A mapping may contain fields that `Message` lacks, such as tool calls or a tool's
-name."""
+"""The conversation to answer. Pass mappings for messages with fields that `Message` lacks, such as tool calls
+or a tool's name."""
 Rounding = Literal["left", "told", "mended"]
 
 
 class Generator:
-    """Generates answers with a worker process that holds the model. The same process generates base and tuned
-    answers, by switching the adapter off or on.
+    """Generates answers in a worker process that holds the model. The same process answers with the base
+    model and with the tuned model, by switching the adapter off or on.
 
     The process starts with the first prompt and ends when the context or the parent process does. Several
     generators may share one `worker`, which its creator closes. It holds one base model and one of its
@@ -65,12 +65,12 @@ class Generator:
 
     @property
     def four_bit(self) -> bool | None:
-        """True if the base is in 4 bits. `None` if only its files determine that."""
+        """True if the base model is loaded in 4 bits. `None` if its files decide when it is loaded."""
         return four_bit_of(self._load["four_bit"], [None if self.adapter is None else Path(self.adapter)])
 
     @property
     def expected_precision(self) -> str | None:
-        """The precision of the answers. `None` if it is unknown until the model is loaded."""
+        """The precision that the model will run in. `None` if it is unknown until the model is loaded."""
         folder = Path(self.model)
         if self.four_bit is None or not folder.is_dir():
             return None
@@ -78,8 +78,8 @@ class Generator:
         return weights_in(ModelFolder(folder).config, four_bit=self.four_bit, dtype=dtype)
 
     def in_precision(self, *, four_bit: bool) -> Generator:
-        """Return a generator for the same model in 4 or 16 bits. Both share one process, which holds one of
-        the two at a time."""
+        """Return a generator for the same model in 4 or 16 bits. Both generators share one process, which
+        holds one precision at a time."""
         if self.four_bit == four_bit:
             return self
         adapter = None if self.adapter is None else Path(self.adapter)
@@ -115,8 +115,8 @@ class Generator:
         batch: int | None = None,
     ) -> list[Reply]:
         """Generate one reply per prompt, in order. Temperature 0 always takes the most likely token. `batch`
-        is the maximum number of prompts answered together. With 1, each answer is bitwise identical to the
-        one generated without a batch. Raises `DataError` for prompts that fill the model's context."""
+        is the maximum batch size. With 1, answers don't depend on the other prompts, bit for bit. Raises
+        `DataError` for prompts that fill the model's context."""
         replies = self.attempt(
             prompts,
             base=base,
@@ -145,8 +145,8 @@ class Generator:
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply | DataError]:
         """Generate replies like `generate`, but return the reason in place of each reply that fails.
-        `rounding` applies to temperature 0: with `told`, the notes of a reply say if 16-bit rounding in a
-        batch changed it. With `mended`, replies that rounding may have changed are generated again
+        `rounding` applies to temperature 0: with `told`, a reply's notes say if 16-bit rounding in a batch
+        changed the reply. With `mended`, replies that rounding may have changed are generated again
         individually. With `schema`, each reply is constrained to JSON with this schema, or to a call of one
         of `tools`."""
         if not prompts:
@@ -196,9 +196,9 @@ class Generator:
             return decoding.convert(worker.receive()["likelihoods"], list[Likelihood])
 
     def adapter_cost(self, name: str) -> AdapterCost | None:
-        """Measure the additional cost of the adapter over its base model, for about a second. Returns `None`
-        for a model without an adapter, or if the adapter changes its base model. `name` is the model's name
-        in the record."""
+        """Measure the additional cost of the adapter over its base model. Takes about a second. Returns
+        `None` for a model without an adapter, or if the adapter changes its base model. `name` is the model's
+        name in the returned record."""
         with self._worker.holding(self._load) as worker:
             worker.send("costs", {})
             found = worker.receive()["costs"]

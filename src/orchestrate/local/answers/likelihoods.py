@@ -1,4 +1,4 @@
-"""Compute how likely given rows are under a model. Imports torch."""
+"""Compute the likelihood of given rows under a model. Imports torch."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -17,7 +17,7 @@ from orchestrate.local.model.loaded import halving
 from orchestrate.types import Likelihood, decoding
 
 ROWS = 8
-"""Number of rows that are scored together, limited because the logits of a long row are large."""
+"""Number of rows that are scored in one batch. Kept small because the logits of long rows are large."""
 
 
 def likelihoods(

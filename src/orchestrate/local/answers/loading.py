@@ -33,16 +33,16 @@ from orchestrate.local.model.sampling.batching import BASE, Batching
 from orchestrate.local.model.sampling.sampling import Sampler
 
 SMALL_MODEL_BYTES = 2 << 30
-"""Maximum size of NF4 weights that are unpacked once, to their dequantized values. Larger ones are unpacked
-for each token."""
+"""Maximum size in bytes of NF4 weights that are dequantized once, at load time. Larger weights are
+dequantized for each token."""
 LARGE_MODEL_BYTES = 8 << 30
-"""Size above which base models answer in 4 bits, unless their adapters or the caller specify a precision."""
+"""Size in bytes above which base models are loaded in 4 bits, unless their adapters or the caller specify a
+precision."""
 UNPACKED = (
     "its 4-bit base was unpacked to 16-bit values, which round differently from bitsandbytes (to "
     f"use its kernels: {settings.NF4_PRODUCTS}=bitsandbytes)"
 )
-"""Note attached to answers, because greedy answers may differ from those of other programs with the same NF4
-weights."""
+"""Note attached to answers. With the same NF4 weights, other programs may give different greedy answers."""
 
 
 def too_large(folder: ModelFolder) -> bool:
@@ -51,7 +51,7 @@ def too_large(folder: ModelFolder) -> bool:
 
 
 def unpacks(folder: ModelFolder) -> bool:
-    """Return whether NF4 weights are unpacked once for inference. Raises `ConfigError`."""
+    """Return whether NF4 weights are dequantized once for inference. Raises `ConfigError`."""
     return folder.expanded_bytes <= SMALL_MODEL_BYTES and not settings.packed_nf4()
 
 
@@ -63,8 +63,8 @@ def is_adapter(folder: Path) -> bool:
 def base_of(
     folder: ModelFolder, *, four_bit: bool | None, device: torch.device, dtype: torch.dtype | None = None
 ) -> Any:
-    """Load a base model for inference. With `four_bit` set to `None`, its size decides, and with `dtype` set
-    to `None`, the device. Raises `UsageError` for a base model that is too large in 16 bits."""
+    """Load a base model for inference. `None` for `four_bit` decides by the model's size, `None` for `dtype`
+    by the device. Raises `UsageError` for a base model that is too large in 16 bits."""
     four_bit = too_large(folder) if four_bit is None else four_bit
     try:
         base = load_base(folder.path, four_bit=four_bit, device=device, dtype=dtype)
@@ -82,13 +82,13 @@ def base_of(
 
 
 def whole(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """Load a full tuned model."""
+    """Load a fully tuned model for inference."""
     return load_base(folder, four_bit=False, device=device, dtype=dtype).eval()
 
 
 def talk(own: Path | None, folder: ModelFolder, device: torch.device) -> tuple[Template, Sampler]:
-    """Return the chat template of a model, and the sampler with its stop tokens. Files in `own`, the tuned
-    model's folder, take precedence over those of its base."""
+    """Return a model's chat template, and a sampler with its stop tokens. Files in the tuned model's folder,
+    `own`, take precedence over those of its base."""
     has_own = own is not None and (own / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(own if has_own and own else folder.path)
     tokenizer.padding_side = "left"
@@ -105,13 +105,13 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
     four_bit: bool | None = None
     """True if the base model is loaded in 4 bits. `None` decides by its size."""
     precision: str | None = None
-    """Precision of matmuls and of weights that are not in 4 bits: bf16, fp16 or fp32. `None` chooses it for
-    the device."""
+    """Precision of matmuls and of weights that are not in 4 bits: bf16, fp16 or fp32. `None` lets the device
+    decide."""
     most_rows: int = 32
 
 
 class AdaptedModel:
-    """A base model with its adapters, and the rows in progress."""
+    """A base model with its adapters, and the rows that are being generated."""
 
     def __init__(self, opening: Opening, tuned: Path | None = None) -> None:
         """Load the model. `tuned` is the folder of a full tuned model, which answers in place of the base
@@ -130,7 +130,7 @@ class AdaptedModel:
         return None if self.opening.precision is None else DTYPES[self.opening.precision]
 
     def loaded_base(self) -> Any:
-        """Load the base from its files."""
+        """Load the base model from its files."""
         four_bit = self.opening.four_bit
         return base_of(self.folder, four_bit=four_bit, device=self.device, dtype=self._dtype)
 
@@ -139,7 +139,8 @@ class AdaptedModel:
         return f"a{self._numbered}"
 
     def put(self, folder: Path, *, trainable: bool = False) -> str:
-        """Load an adapter onto the base, and return PEFT's name for it. Raises `UsageError`."""
+        """Load an adapter onto the base model and return the name that PEFT uses for the adapter. Raises
+        `UsageError`."""
         name = self.new_name()
         with self.changing():
             if self.model is self.inner:
@@ -169,7 +170,7 @@ class AdaptedModel:
 
     @contextmanager
     def active(self, name: str) -> Generator[Any]:
-        """Yield the model with one adapter switched on, or none with `BASE`."""
+        """Yield the model with this adapter enabled. `BASE` disables all adapters."""
         self.batching.changing()
         try:
             if name != BASE:

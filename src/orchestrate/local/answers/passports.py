@@ -1,4 +1,4 @@
-"""Read the parts that inference needs of a provenance record. Torch-free."""
+"""Read the parts of a provenance record that inference needs. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import msgspec
 
 
 def read_passport(adapter: Path | None) -> dict[str, Any]:
-    """Read the record that training wrote next to its result, or return an empty record if there is none."""
+    """Read the provenance record that training wrote next to its result. Returns an empty record if there is
+    none."""
     if adapter is None:
         return {}
     try:
@@ -20,20 +21,21 @@ def read_passport(adapter: Path | None) -> dict[str, Any]:
 
 
 def table_in(passport: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a table of a passport. Empty if it is missing."""
+    """Return a table of a provenance record, or an empty table if the record lacks it."""
     value = passport.get(name)
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def trained_in_four_bit(passport: Mapping[str, Any]) -> bool | None:
-    """Return True if an adapter was trained on a 4-bit base, or `None` if its passport does not say."""
+    """Return True if an adapter was trained on a 4-bit base, or `None` if its provenance record does not
+    say."""
     adapter = table_in(passport, "adapter")
     return adapter.get("type") == "qlora" if adapter else None
 
 
 def four_bit_of(asked: bool | None, tuned: Sequence[Path | None]) -> bool | None:
-    """Return True if the base of these tuned models should be in 4 bits: as requested, otherwise as all of
-    them were trained. Returns `None` if neither determines it."""
+    """Return whether to load the base of these tuned models in 4 bits: as requested, otherwise only if all of
+    them were trained that way. Returns `None` if neither is known."""
     if asked is not None:
         return asked
     known = [trained_in_four_bit(read_passport(one)) for one in tuned]

@@ -1,4 +1,4 @@
-"""The process that holds models for all kinds of inference. Requests are JSON lines on standard input, and
+"""The process that holds models for inference. Requests are JSON lines on standard input, and
 answers are JSON lines on standard output. Each answer has the `id` of its request.
 
     {"op": "open", "id", "base", "models", ...}      load a base with its adapters, see `Loading`; repeatable
@@ -9,12 +9,11 @@ answers are JSON lines on standard output. Each answer has the `id` of its reque
     {"op": "cancel", "id"}
     {"op": "tokenize", "id", "model", "messages" | "text", "tools"}
 
-    {"op": "prompts", "id", "model", "prompts", ...} answer prompts together, see `PromptsRequest`
+    {"op": "prompts", "id", "model", "prompts", ...} answer prompts in one batch, see `PromptsRequest`
     {"op": "likelihoods", "id", "model", "rows", "base"}
 
-Prompts of `add` are tokenized in the reading thread while other rows are generated. Torch is imported with
-the first model.
-"""
+The reading thread tokenizes the prompts of `add` while other rows are generated. Torch is imported when the
+first model is loaded."""
 
 from __future__ import annotations
 
@@ -40,18 +39,18 @@ LONG_BYTES = 64 << 10
 
 
 class RequestQueue:
-    """Reads lines in one thread and runs the model in the other."""
+    """Reads requests in one thread and runs the model in another."""
 
     def __init__(self, send: Callable[[Mapping[str, Any]], None]) -> None:
         self._send = send
         self._engine: Engine | None = None
         self._asked: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._tokenizing = set[str]()
-        """Long requests that wait for the tokenizing thread. Cancelled ones are removed."""
+        """Long requests waiting to be tokenized. Canceled requests are removed."""
 
     def read(self, lines: Any) -> None:
-        """Turn each input line into a work item. At the end of the input, work in progress is still
-        completed. Long requests are tokenized in a separate thread, so that others need not wait for them."""
+        """Turn each input line into a work item. Work in progress is completed even after the input ends. A
+        separate thread tokenizes long requests, so that other requests don't have to wait."""
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizes") as lane:
             for line in lines:
                 asked = msgspec.json.decode(line, type=Asked)

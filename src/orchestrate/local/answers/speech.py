@@ -1,4 +1,5 @@
-"""Parse one answer as it grows: its final part, where a stop sequence cuts it, and how it ended."""
+"""Parse an answer while it is generated: the text that can no longer change, stop sequences, and the finish
+reason."""
 
 # transformers describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -20,8 +21,8 @@ from orchestrate.local.model.sampling.batching import DecodingRow
 from orchestrate.local.model.sampling.sampling import Sampler
 
 EVERY_TOKEN = 64
-"""Number of tokens up to which the text is parsed after each token. Longer answers are parsed less often, so
-that parsing costs no more than generating."""
+"""Answer length in tokens up to which the text is parsed after every token. Longer answers are parsed less
+often, so that parsing never takes longer than generating."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +31,23 @@ class EngineModel:
 
     name: str
     adapter: str
-    """PEFT's name for the adapter."""
+    """The name that PEFT uses for the adapter."""
     template: Template
     sampler: Sampler
     folder: Path | None = None
     """Folder of the tuned model. `None` for the base model."""
     replaced: bool = False
-    """True if the model changes its base model or is a complete model, so that its base cannot be used beside
-    it."""
+    """True if the model changes its base model or is a full model. Its base must then be loaded
+    separately."""
     trained_length: int | None = None
     """Maximum number of tokens in the model's training rows."""
 
 
 @dataclass
 class Speech:
-    """One answer as text. `chat` answers are parsed in the template's format. Others are plain text. With
-    `stream`, each piece is sent as soon as it is final. Otherwise the entire answer is sent at the end."""
+    """The text of one answer. With `chat`, it is parsed in the template's format. Otherwise it is plain text.
+    With `stream`, each piece is sent as soon as it is final. Otherwise the entire answer is sent at the
+    end."""
 
     row: DecodingRow
     model: EngineModel
@@ -62,7 +64,8 @@ class Speech:
     """The content and reasoning sent so far."""
 
     def take(self, drawn: DrawnToken | None = None) -> dict[str, Any] | None:
-        """Return the message to send after a token, or `None`. Ends the row at a stop sequence."""
+        """Return the message to send after a token, or `None` if there is nothing to send. Ends the row at a
+        stop sequence."""
         if self.tells_tokens and drawn is not None:
             self._tokens.append(token_of(self.model.template.tokenizer, drawn))
         ids, stopped = self.model.sampler.said(self.row.ids)

@@ -1,5 +1,5 @@
-"""The client of processes that hold models. Chats, evaluations, sandboxes, servers and training sessions use
-the same protocol. Torch-free."""
+"""The client side of processes that hold models. Chats, evaluations, sandboxes, servers and training sessions
+use the same protocol. Torch-free."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Take = Callable[[dict[str, Any] | None], None]
 
 class ModelProcess(Child):
     """A process that holds models. Each message has the `id` of a request. After `follow`, any thread may
-    send requests, and any number of them may be in progress."""
+    send requests, and any number of requests may be in progress."""
 
     def __init__(
         self, kind: str, opening: Mapping[str, Any], *, name: str = NAME, env: Mapping[str, str] | None = None
@@ -34,10 +34,10 @@ class ModelProcess(Child):
         """Start the process. `kind` is `answers` or `sessions`, and `opening` is the argument for `open`."""
         own = worker_environment(_threads(opening))
         self.threads = own.get("OMP_NUM_THREADS")
-        """Value of OMP_NUM_THREADS in the process, which the numeric libraries read only once."""
+        """Value of OMP_NUM_THREADS in the process. The numeric libraries read the variable only once."""
         self.opened: dict[str, Any] = {}
         self.lost = ""
-        """How the process ended. Empty while it is running."""
+        """The reason why the process ended. Empty while the process is running."""
         self._takes: dict[str, tuple[Take, bool]] = {}
         self._numbers = count(1)
         self._sending = threading.Lock()
@@ -52,8 +52,8 @@ class ModelProcess(Child):
             raise
 
     def follow(self, lost: Callable[[str], None]) -> None:
-        """Start a thread that delivers answers from now on. When the process has ended, it calls `lost`, and
-        then passes `None` to each request that is still waiting."""
+        """Start a thread that delivers answers. When the process ends, the thread calls `lost` and then
+        passes `None` to each waiting request."""
         threading.Thread(target=self._follow, args=(lost,), daemon=True, name="answers").start()
 
     def _follow(self, lost: Callable[[str], None]) -> None:
@@ -78,8 +78,8 @@ class ModelProcess(Child):
 
     def request(self, op: str, fields: Mapping[str, Any], take: Take, *, once: bool = True) -> str:
         """Send a request and return its key. Requests are sent in the order of the calls. `take` receives the
-        answer, or without `once` each of its messages until `forget`. It receives `None` once the process has
-        ended. Raises `Ended` if it has already ended, and msgspec's errors for fields that cannot be
+        answer or, without `once`, each message until `forget` is called. It receives `None` when the process
+        ends. Raises `Ended` if the process has already ended, and msgspec's errors for fields that cannot be
         encoded."""
         with self._sending:
             if self.lost:
@@ -95,13 +95,13 @@ class ModelProcess(Child):
         return key
 
     def forget(self, key: str) -> bool:
-        """Stop delivering messages of a request. Returns False if it was no longer waiting."""
+        """Stop delivering messages for a request. Returns False if the request was no longer waiting."""
         return self._takes.pop(key, None) is not None
 
 
 class Worker:
-    """A worker that several callers use in turn. It loads the requested model unless it is already loaded. If
-    only the base is loaded, the caller's adapter is applied to it."""
+    """A worker process that several callers share, one at a time. Each caller's model is loaded unless the
+    process already holds it."""
 
     def __init__(self) -> None:
         self._child: ModelProcess | None = None
@@ -113,14 +113,14 @@ class Worker:
 
     @contextmanager
     def holding(self, load: Mapping[str, Any]) -> Generator[Self]:
-        """Reserve the worker for one caller, with `load` loaded in its process. The process is started if
-        necessary. Leaving the context before the answer has arrived ends the process, because the next caller
-        would receive that answer. Raises `UsageError` in a thread that has not read its previous answer to
-        the end."""
+        """Reserve the worker for one caller and load `load` in its process, which is started if necessary.
+        Leaving the context before the answer has arrived ends the process, because the next caller would
+        receive that answer. Raises `UsageError` in a thread that has not read its previous answer to the
+        end."""
         if self._whose == threading.get_ident():
             raise UsageError(
                 "another stream of the same process is still open",
-                fix="read it to the end or close() it before the next prompt",
+                fix="read the open stream to its end or close() it before you send the next prompt",
             )
         with self._turn:
             self._whose = threading.get_ident()
@@ -157,7 +157,7 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process, even during an answer. The thread that waits for that answer does not receive
+        """End the process, even while it is answering. A thread that waits for the answer does not receive
         it."""
         child, self._child = self._child, None
         unwanted, self._owes, self._held = self._owes, False, None
@@ -179,7 +179,7 @@ class Worker:
 
 
 def array_of(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    """Decode an array in an answer: `data` as base64, `kind` and `shape`."""
+    """Decode an array from an answer's `data` (base64), `kind` and `shape`."""
     import numpy as np  # the base install has none
 
     return np.frombuffer(base64.b64decode(value["data"]), dtype=value["kind"]).reshape(value["shape"])

@@ -43,20 +43,21 @@ from orchestrate.types import decoding
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of one row, and the loss weight of each token (0 for context). Both have the same length."""
+    """The token ids of one row and the loss weight of each token (0 for context)."""
 
     ids: list[int]
     weights: list[float]
     truncated: int = 0
-    """Tokens cut off at the length limit."""
+    """Number of tokens cut off at the length limit."""
     dropped: bool = False
-    """True if the row is left out because it exceeds the limit."""
+    """True if the row was dropped because it exceeds the length limit."""
     notes: tuple[str, ...] = ()
-    """Notes on unexpected effects of the template on the row."""
+    """Notes on unexpected effects of the chat template on the row."""
 
     @property
     def trained(self) -> int:
-        """The number of tokens that contribute to the loss. The first token of a row is never predicted."""
+        """Number of tokens that contribute to the loss. The first token never does, because nothing predicts
+        it."""
         return sum(1 for w in self.weights[1:] if w)
 
 
@@ -67,7 +68,7 @@ class EncodedPair:
 
 
 _END_OF_PROMPT = 64
-"""Number of the prompt's last tokens that are used to detect where the answer starts."""
+"""Number of tokens at the end of the prompt that are used to detect where the answer starts."""
 
 
 class Template:
@@ -82,7 +83,7 @@ class Template:
         self.chats = Conversations(self.hub.template, self.hub.names, self.hub.marks)
 
     def asked(self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None = None) -> list[int]:
-        """Render the conversation as the token ids that prompt the model for its next answer."""
+        """Render the conversation as a prompt for the next answer, and return its token ids."""
         return self.tokens(self.chats.prompt(messages, tools))[0]
 
     @cached_property
@@ -93,8 +94,8 @@ class Template:
     def skipped_thinking(
         self, shown: Rendered, offsets: Sequence[tuple[int, int]], weights: Sequence[float]
     ) -> frozenset[int]:
-        """Find the trained tokens of empty reasoning blocks before answers without reasoning. If the
-        generation prompt already contains the start of a block, only the rest of the block counts."""
+        """Find the trained tokens that belong to empty reasoning blocks. If the generation prompt already
+        contains the start of a block, only the rest of the block counts."""
         found: set[int] = set()
         answers = (m for m in shown.messages if m.role == "assistant")
         for message, turn in zip(answers, shown.turns, strict=True):
@@ -124,20 +125,20 @@ class Template:
         calls: bool = True,
         growing: bool = False,
     ) -> ReadAnswer:
-        """Parse an answer. `ids` exclude the token that ended it. Set `cut` if it was cut off, and `growing`
-        to parse only the part that can no longer change. `asked` are the token ids of the prompt, and `tools`
-        the tools that were offered. Without `calls`, tool calls in the answer remain text."""
+        """Parse an answer. `ids` are its token ids without the end token, `asked` are the prompt's token ids,
+        and `tools` are the tools in the request. Set `cut` if the answer was cut off, and `growing` to parse
+        only the part that can no longer change. Without `calls`, tool calls remain text."""
         text, prompt = (self.hub.decode(part) for part in (ids, asked[-_END_OF_PROMPT:]))
         return read_answer(
             text, prompt=prompt, shape=self.shape, tools=tools, cut=cut, calls=calls, growing=growing
         )
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokenize the text. Returns the ids and, for each, its position in the text. Raises `UsageError` if
-        the tokenizer does not report positions."""
+        """Tokenize the text. Returns the token ids and their character offsets (start, end). Raises
+        `UsageError` if the tokenizer does not report offsets."""
         ids, places = self.hub.encode(text)
         if len(places) != len(ids):
-            raise UsageError("a slow tokenizer does not report token offsets")
+            raise UsageError("slow tokenizers do not report token offsets")
         return list(ids), list(places)
 
 
@@ -147,7 +148,7 @@ TrainOn = Literal["all", "last"] | tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Rules for which parts of a row to use and train on, as in `spec.SFT` and `spec.JobSpec`."""
+    """Settings for truncating rows and choosing the trained tokens, as in `spec.SFT` and `spec.JobSpec`."""
 
     max_length: int | None = None
     truncation: Truncation = "right"
@@ -158,8 +159,8 @@ class Rules:
 
     @classmethod
     def of(cls, method: Mapping[str, Any], max_length: int | None, truncation: Truncation | None) -> Rules:
-        """Read the encoding rules from the method settings of a spec or job. Missing settings and `None` use
-        the default."""
+        """Build the rules from the method settings of a spec or job. Missing settings and `None` use the
+        default."""
         train_on = method.get("train_on") or "all"
         return cls(
             max_length=max_length,
@@ -172,7 +173,7 @@ class Rules:
 
     @property
     def roles(self) -> frozenset[str]:
-        """Roles whose messages are trained on."""
+        """The roles whose messages are trained on."""
         return ASSISTANT if isinstance(self.train_on, str) else frozenset(self.train_on)
 
 
@@ -185,8 +186,8 @@ NO_ROLES = "method.train_on selects messages in a conversation, but this row is 
 
 
 def encode_row(example: Example, template: Template, rules: Rules = EVERYTHING) -> list[Encoded]:
-    """Encode one row for training, as `encode` does. With `earlier: split`, returns a separate row for each
-    earlier answer with reasoning."""
+    """Encode one row for training. Like `encode`, but with `earlier: split`, each earlier answer with
+    reasoning becomes a separate row."""
     if not isinstance(example, ChatExample):
         return [encode(example, template, rules)]
     messages = _chosen(example.messages, rules)
@@ -226,14 +227,15 @@ def encode(example: Example, template: Template, rules: Rules = EVERYTHING) -> E
 
 def encode_pair(example: PreferenceExample, template: Template, rules: Rules = EVERYTHING) -> EncodedPair:
     """Encode the preferred and the rejected answer, each after the prompt. Only the answer's tokens are
-    trained. If cut at the start, both lose the same number of tokens, so that they follow the same text."""
+    trained. If the start is truncated, both answers lose the same number of tokens, so that both follow the
+    same text."""
     sides = [_answered(example, answer, template) for answer in (example.preferred, example.rejected)]
     most = max(_over(side, rules) for side in sides)
     return EncodedPair(*(_cut(side, template, rules, most) for side in sides))
 
 
 def encode_answer(example: UnpairedExample, template: Template, rules: Rules = EVERYTHING) -> Encoded:
-    """Encode the answer after the prompt, with any label. Only the answer's tokens are trained."""
+    """Encode the prompt and its answer, whatever the label. Only the answer's tokens are trained."""
     return _cut(_answered(example, example.completion, template), template, rules)
 
 
@@ -338,8 +340,8 @@ class _PairRow(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def decode_row(line: bytes) -> Example:
-    """Parse one line of a file written by `Dataset.write("local")`, or of canonical examples. Raises
-    `DataError` for an unknown kind."""
+    """Parse one line of a file of canonical examples, such as one written by `Dataset.write("local")`. Raises
+    `DataError` for an unknown kind of row."""
     try:
         keys = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
         if "preferred_output" in keys:
@@ -385,15 +387,15 @@ class TemplateCheck:
     trains: bool
     """True if any row has a token to train on."""
     lost: tuple[int, ...]
-    """Numbers of the long rows without a token to train on."""
+    """Numbers of the rows in `long` that have no token to train on."""
 
 
 def look(
     dataset: Dataset, counter: str, chat: dict[str, Any], rules: Rules, long: Collection[int]
 ) -> TemplateCheck:
-    """Read all rows in `long`, and other rows until one has a token to train on. `counter` is `hf:FOLDER`,
-    and `chat` has `chat_template`, `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row
-    that cannot be encoded."""
+    """Check which rows have a token to train on. Checks all rows in `long`, and other rows until one has such
+    a token. `counter` is `hf:FOLDER`, and `chat` has `chat_template`, `chat_template_kwargs` and
+    `added_tokens`. Raises `DataError` for a row that cannot be encoded."""
     tokenizer = opened(counting.folder_of(counter), chat.get("added_tokens") or ())
     own = chat.get("chat_template") or tokenizer.template or CHATML
     template = Template(replace(tokenizer, template=with_settings(own, chat.get("chat_template_kwargs"))))

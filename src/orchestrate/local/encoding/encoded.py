@@ -1,5 +1,5 @@
-"""Encoded rows on disk, written once per job and memory-mapped afterwards. The data may be larger than
-memory, and a resumed run does not encode again."""
+"""Encoded rows on disk, written once per job and then memory-mapped. The data may be larger than memory, and
+a resumed run does not encode it again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from orchestrate.local.job import option
 NEAR = 16
 """Number of batches within which rows are sorted by length."""
 MOST = 0.9
-"""Minimum share of rows that fit into a line for rows to stay unsorted. The few longer ones are padded
+"""Minimum fraction of rows that can be packed for sorting to be skipped. The few longer rows are padded
 separately."""
 
 
@@ -59,13 +59,13 @@ class EncodedRows:
     """Log-probability of another row's answer after each prompt under the initial model, as [epochs,
     rows]."""
     before: npt.NDArray[np.int32] | None = None
-    """Row that the mismatched answer comes from, as [epochs, rows]."""
+    """Number of the row that each mismatched answer comes from, as [epochs, rows]."""
     prompts: Sequence[RLExample] = ()
-    """Rows with the fields of their graders, as in the file. Only for methods that sample answers."""
+    """The rows as in the file, with the fields that graders read. Empty unless the method samples answers."""
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Number of tokens of each example. A pair counts by its longer side."""
+        """Number of tokens of each example. For a pair, the length of the longer side."""
         lengths = np.diff(self.offsets)
         return lengths.reshape(-1, 2).max(axis=1) if self.pairs else lengths
 
@@ -93,14 +93,15 @@ class EncodedRows:
         return epoch_batches(self.lengths, batch_size, seed, epoch, window=window)
 
     def window(self, line: int) -> int:
-        """Return the sorting window for `batches` if rows of up to `line` tokens need no padding. Sorting
-        them would gain nothing, and separate steps of short and long rows learn slightly less. Prompts are
-        always sorted, because their answers are sampled side by side."""
+        """Return the sorting window for `batches`, in batches. If most rows have at most `line` tokens, they
+        need no padding, so the window is 1: sorting would save nothing, and training learns slightly less
+        from steps of only short or only long rows. Prompts are always sorted, because their answers are
+        sampled in one batch."""
         return 1 if not self.prompts and np.mean(self.lengths <= line) >= MOST else NEAR
 
     @classmethod
     def open(cls, folder: Path, *, pairs: bool = False, labelled: bool = False) -> EncodedRows | None:
-        """Open encoded rows, or return `None` if the copy is missing or incomplete."""
+        """Open encoded rows, or return `None` if the files are missing or incomplete."""
         names = ("ids", "weights", "offsets", *(("labels",) if labelled else ()))
         try:
             arrays = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in names}
@@ -118,9 +119,9 @@ class EncodingReport:
     truncated_tokens: int = 0
     dropped: int = 0
     too_long: int = 0
-    """Rows that were dropped, or lost some of their sequences, because they exceed the limit."""
+    """Number of rows that were dropped entirely or in part because they exceed the length limit."""
     split: int = 0
-    """Rows that were added to train on earlier answers with their reasoning."""
+    """Number of rows that were added to train on earlier answers with their reasoning."""
     notes: Counter[str] | None = None
     longest: int = 0
 
@@ -158,7 +159,7 @@ class _Growing:
     """An array in a file that is written piece by piece. Its length is known only at the end."""
 
     HEADER = 128
-    """Header size in bytes, the same as numpy itself writes for such an array."""
+    """Size in bytes of the header that numpy writes for a one-dimensional array."""
 
     def __init__(self, path: Path, kind: str) -> None:
         self._file = path.open("wb")
@@ -180,7 +181,7 @@ class _Growing:
 
 
 class EncodedFile:
-    """The rows of a file while they are written to disk. Only the rows' offsets are in memory."""
+    """Writes encoded rows to disk. Keeps only the rows' offsets in memory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -223,9 +224,9 @@ def encode_file(
     labelled: bool = False,
     rules: Rules = EVERYTHING,
 ) -> tuple[EncodedRows, EncodingReport]:
-    """Encode all rows of a canonical file into `folder`. Rows are `pairs`, unpaired answers (`labelled`), or
-    other rows. They are read back from disk as needed. Raises `DataError` naming the row that cannot be
-    encoded."""
+    """Encode all rows of a canonical file into `folder`. Set `pairs` for preference pairs and `labelled` for
+    unpaired answers. The returned rows are read from disk as needed. Raises `DataError` with the number of
+    the row that cannot be encoded."""
     report = EncodingReport(notes=Counter())
     with path.open("rb") as lines, whole_folder(folder) as draft, EncodedFile(draft) as written:
         for number, line in enumerate(lines, 1):
@@ -328,11 +329,11 @@ class Batches(Sequence[list[int]]):
 def epoch_batches(
     lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int, *, window: int = NEAR
 ) -> Batches:
-    """Split one epoch's examples into optimizer steps. The result depends only on seed and epoch, so a run
-    can resume at any step.
+    """Split one epoch's examples into optimizer steps. The result is deterministic for a seed and epoch, so a
+    run can resume at any step.
 
-    Rows are shuffled, sorted by length within a `window` of that many batches to reduce padding, and the
-    batches are shuffled again. Every row occurs once. The last batch may be smaller."""
+    Rows are shuffled and then sorted by length within every `window` batches, to reduce padding. Then the
+    batches are shuffled. Every row occurs once. The last batch may be smaller."""
     chance = random.Random(f"{seed}/{epoch}")  # noqa: S311  order of rows, not secrets
     shuffled = array("q", range(len(lengths)))
     chance.shuffle(shuffled)
@@ -349,8 +350,9 @@ def epoch_batches(
 def micro_batches(
     batch: Sequence[int], lengths: npt.NDArray[np.int64], max_tokens: int, max_rows: int, line: int = 0
 ) -> Iterator[list[int]]:
-    """Split one optimizer step's examples into parts of at most `max_tokens` with padding, and at most
-    `max_rows`. Examples of up to `line` tokens need no padding and are grouped separately."""
+    """Split one optimizer step's examples into micro-batches of at most `max_tokens` tokens, including
+    padding, and at most `max_rows` rows. Examples of up to `line` tokens need no padding, so they get their
+    own micro-batches."""
     numbers = np.asarray(batch, dtype=np.int64)
     part: list[int] = []
     for i in numbers[np.argsort(lengths[numbers], kind="stable")]:
@@ -370,7 +372,7 @@ _PLACES = "places.npy"
 
 
 class PromptFile(Sequence[RLExample]):
-    """The RL rows of a file, read when needed."""
+    """The RL rows of a file. Each is read when it is needed."""
 
     def __init__(self, path: Path, places: npt.NDArray[np.int64]) -> None:
         """Open the file. `places` are the byte offsets of its lines."""
@@ -404,9 +406,8 @@ def encode_prompts(
     path: Path, template: Template, folder: Path, limit: int | None
 ) -> tuple[EncodedRows, int]:
     """Encode the prompts of a file of RL rows into `folder`. Prompts of more than `limit` tokens are dropped,
-    since grading answers to truncated prompts is pointless. Also returns how many were dropped. Raises
-    `DataError` naming the row.
-    """
+    because grading answers to truncated prompts is pointless. Also returns the number of dropped prompts.
+    Raises `DataError` with the number of the row that cannot be encoded."""
     places, place, long = array("q"), 0, 0
     with path.open("rb") as lines, whole_folder(folder) as draft:
         with EncodedFile(draft) as written:

@@ -1,4 +1,4 @@
-"""Preview rows as this machine's engine encodes them for training."""
+"""Preview how this machine's engine encodes rows for training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from orchestrate.spec.specfile import template_text
 
 IMAGES = ("images are ignored: the engine on this machine trains only on text",)
 LONGEST = 2_000_000
-"""Maximum length in characters of a row to show. A longer row could have millions of tokens."""
+"""Maximum length in characters of a row in the preview. A longer row could have millions of tokens."""
 
 
 def read_preview(
@@ -35,7 +35,7 @@ def read_preview(
     columns: Mapping[str, str],
     chat: Mapping[str, Any] | None = None,
 ) -> PreviewReport:
-    """Show how rows of a file are tokenized and which tokens are trained. `masking` has `max_seq_length`,
+    """Show how the rows of a file are tokenized and which tokens are trained. `masking` has `max_seq_length`,
     `truncation`, `train_on_inputs`, `train_on` and `ignore_empty_think`, and `chat` has `chat_template` and
     `chat_template_kwargs`. Both are as in a spec. `None` means the default. Raises `SetupError` if the
     model's tokenizer is not on this machine, `DataError` for a row number that does not exist, `SpecError`
@@ -98,21 +98,21 @@ def _from(data: Dataset, first: int, count: int) -> list[tuple[int, Example]]:
             if (size := len(visible(example))) > LONGEST:
                 raise DataError(
                     f"row {number} of {data.path} is too long to show ({size:,} characters)",
-                    fix=f"start after this row: --row {number + 1}",
+                    fix=f"skip this row: --row {number + 1}",
                 )
             found.append((number, example))
         if len(found) == count:
             break
     if not found:
         raise DataError(
-            f"{data.path} has no valid rows from row {first} on", fix="orchestrate data check FILE"
+            f"{data.path} has no valid rows at or after row {first}", fix="orchestrate data check FILE"
         )
     return found
 
 
 def tokenizer_folder(model: str) -> Path:
-    """Return the folder with the files of a model's tokenizer. Raises `SpecError` for a model that this
-    machine does not train, and `SetupError` if the tokenizer is not on this machine."""
+    """Return the folder that contains a model's tokenizer. Raises `SpecError` for a model that cannot be
+    trained on this machine, and `SetupError` if the tokenizer is not on this machine."""
     found: Any = catalog.resolve(model, this_machine().kind)
     name = counting.for_model(tokenizer=None, hub=found.hub, folder=found.folder)
     if not name.startswith("hf:"):

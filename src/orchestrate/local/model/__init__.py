@@ -1,4 +1,4 @@
-"""Load a model and replace some of the libraries' parts with faster ones."""
+"""Load a model and replace parts of the libraries with faster ones."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "unsloth": ("unsloth", "unsloth")}
 """Maps each engine to the module and the package that it needs."""
 BF16_CAPABILITY = 8.0
-"""Minimum compute capability of GPUs that multiply in bf16 (Ampere, 2020)."""
+"""Minimum compute capability of GPUs with bf16 support (Ampere, 2020)."""
 FP16_CAPABILITY = 7.0
-"""Minimum compute capability of GPUs that multiply faster in fp16 than in 32 bits (Volta, 2017). The P100
-(6.0) does too."""
+"""Minimum compute capability of GPUs on which fp16 is faster than fp32 (Volta, 2017). The P100 (6.0) is an
+exception that also qualifies."""
 COMPILE_TOKENS = 20_000_000
-"""Minimum number of tokens in a run for `torch.compile` to save more time than compiling takes."""
+"""Number of tokens in a run above which `torch.compile` saves more time than compilation takes."""
 
 
 class EngineMissing(SetupError):
-    """Raised if the requested engine cannot run here. `fix` is the command that installs it, if there is
-    one."""
+    """Raised if the requested engine cannot run here. `fix` is the command that installs the engine, if there
+    is one."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SettingChoice:
     reason: str
 
 
-NO_PACKING = "it has no benefit on a CPU: rows are already packed or batched by similar length"
+NO_PACKING = "no benefit on a CPU, where rows are already packed or batched by similar length"
 PLAIN = SettingChoice("plain", "set in the spec")
 
 
@@ -52,23 +52,27 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Setting
         _require(asked, device)
     if asked == "compile" and device != "cuda":
         raise EngineMissing(
-            "engine compile is for GPUs: on a CPU, compiling takes minutes, and Orchestrate's own "
-            "kernels need no compiling",
+            "engine compile is for GPUs: on a CPU, compiling takes minutes, and Orchestrate's "
+            "own kernels don't need it",
             fix="set engine: auto to use what this machine supports",
         )
     if asked not in (None, "auto"):
         return SettingChoice(asked, "set in the spec")
     if device != "cuda":
-        return SettingChoice("fused", "it has CPU kernels, while Liger and Unsloth need a GPU")
+        return SettingChoice("fused", "this engine has CPU kernels, while Liger and Unsloth need a GPU")
     if _installed("liger"):
         return SettingChoice("liger", "liger-kernel is installed and there is a GPU")
     if tokens is not None and tokens >= COMPILE_TOKENS:
         return SettingChoice(
-            "compile", f"{tokens:,} tokens are enough to justify compiling, and Liger is not installed"
+            "compile",
+            f"with {tokens:,} tokens, torch.compile saves more time than it takes, and Liger is "
+            f"not installed",
         )
-    how_many = "the number of tokens is unknown" if tokens is None else f"{tokens:,} tokens are too few"
+    how_many = "the run's token count is unknown" if tokens is None else f"this one has {tokens:,} tokens"
     return SettingChoice(
-        "fused", f"Liger is not installed (pip install liger-kernel) and {how_many} for torch.compile"
+        "fused",
+        f"Liger is not installed (pip install liger-kernel), and torch.compile only pays off in "
+        f"long runs ({how_many})",
     )
 
 
@@ -76,9 +80,9 @@ def precision(
     asked: str | None, device: str, *, full: bool = False, capability: float | None = None
 ) -> SettingChoice:
     """Choose `bf16`, `fp16` or `fp32` for activations, matmuls and frozen weights that are not in 4 bits.
-    `full` means full fine-tuning, which keeps the weights in fp32 whatever the precision of the matmuls.
-    `capability` is the compute capability of a GPU on another machine. The default is this machine's GPU.
-    Raises `UsageError` for an unknown precision, and `EngineMissing` if the device does not support it."""
+    With `full`, which means full fine-tuning, trained weights are in fp32 regardless. `capability` is the
+    GPU's compute capability. `None` queries this machine's GPU. Raises `UsageError` for an unknown precision,
+    and `EngineMissing` if the device does not support it."""
     if asked not in (None, *PRECISIONS):
         raise UsageError(f"unknown precision {asked!r}", fix=f"one of {', '.join(PRECISIONS)}")
     if full and device == "cpu":
@@ -93,17 +97,16 @@ def precision(
             return SettingChoice("bf16", "the GPU supports it")
         without = f"this GPU (compute capability {found}) does not support bf16"
         if found >= FP16_CAPABILITY or found == 6.0:
-            return SettingChoice(
-                "fp16", f"{without}. The loss is scaled so that small gradients do not vanish"
-            )
+            return SettingChoice("fp16", f"{without}. Loss scaling keeps small gradients from vanishing")
         return SettingChoice("fp32", f"{without}, and its fp16 is slower than fp32")
     if machine.cpu_multiplies_bf16():
         return SettingChoice("bf16", "the CPU supports it")
-    return SettingChoice("fp32", "this CPU does not support bf16, so bf16 would be many times slower")
+    return SettingChoice("fp32", "this CPU has no bf16 instructions, so bf16 would be many times slower")
 
 
 def expected_device(wanted: str | None) -> str:
-    """Predict the device that the worker will use, from the output of the driver's command-line tool."""
+    """Predict whether the worker will use `cuda` or `cpu`, without torch: the GPU driver's command-line tool
+    lists the GPUs."""
     return wanted or ("cuda" if machine.gpus() else "cpu")
 
 

@@ -33,8 +33,8 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 }
 """The packages that transformers needs for each quantization method."""
 _EXPANDED: Mapping[str, float] = {"mxfp4": 16 / 4.25, "fp8": 2.0}
-"""Formats that are expanded while they are loaded, and the factor by which they grow in 16 bits. See
-`weights.packed`."""
+"""Formats that are expanded to 16 bits when they are loaded, each with the factor by which its size grows.
+See `local.model.weights`."""
 _CPU_KERNELS = {"gptq": "gptq_torch", "awq": "torch_awq"}
 """The gptqmodel kernels to use on a CPU. The default kernel repacks the weights at the first forward pass and
 then computes no gradients for earlier layers."""
@@ -44,14 +44,14 @@ NF4 = "NF4 (4 bits)"
 
 
 def expanded(config: Mapping[str, Any]) -> str | None:
-    """Return the format of quantized files whose weights are expanded while they are loaded, according to
-    config.json, or `None`."""
+    """Return the quantization format if weights in this format are expanded when they are loaded, otherwise
+    `None`. `config` is the contents of config.json."""
     held, method = _named(config)
     return method.upper() if held and method in _EXPANDED else None
 
 
 def expansion(config: Mapping[str, Any]) -> float:
-    """Return the factor by which a base grows when its files are loaded in 16 bits."""
+    """Return the factor by which the model's weights grow when its files are loaded in 16 bits."""
     held, method = _named(config)
     return _EXPANDED.get(method, 1.0) if held else 1.0
 
@@ -68,13 +68,14 @@ def _mapping(found: object) -> Mapping[str, Any]:
 
 
 class QuantisedUnreadable(SetupError):
-    """Raised if the library that reads the base model is not installed. `fix` is the command that installs
-    it."""
+    """Raised if the library needed to read the base model is not installed. `fix` is the command that
+    installs the library."""
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """In-memory format of a quantized base. Methods that are not in `PACKAGES` are known only by name."""
+    """The in-memory format of a quantized base model. `bits` and `bytes` are `None` if only the method's name
+    is known."""
 
     method: str
     bits: int | None
@@ -83,8 +84,8 @@ class Quantised:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Quantised | None:
-        """Read the quantization from a config.json. Returns `None` for a base in 16 or 32 bits, and for one
-        that is expanded to 16 bits."""
+        """Read the quantization format from the contents of config.json. Returns `None` for models that are
+        loaded in 16 or 32 bits."""
         held, method = _named(config)
         if not held or method in _EXPANDED:
             return None
@@ -102,18 +103,19 @@ class Quantised:
         return cls(method, bits, bits / 8 + grouped)
 
     def kernel(self, device: str) -> str | None:
-        """Return the kernel to request from the library. `None` if its default computes gradients."""
+        """Return the name of the kernel to request from the library, or `None` if the default kernel computes
+        gradients."""
         if self.method not in _CPU_KERNELS:
             return None
         return _CPU_KERNELS[self.method] if device == "cpu" else "auto_trainable"
 
     @property
     def told(self) -> str:
-        return f"{self.bits} bits by {self.method}" if self.bits else f"quantized weights ({self.method})"
+        return f"{self.bits}-bit {self.method} format" if self.bits else f"a quantized format ({self.method})"
 
     def require(self, find: Callable[[str], object | None] = find_spec) -> None:
-        """Raise `QuantisedUnreadable` if a package is missing, without importing any. `find` locates a
-        package."""
+        """Raise `QuantisedUnreadable` if a required package is missing. Doesn't import packages. `find`
+        locates a package."""
         missing = [name for name in PACKAGES.get(self.method, ()) if find(name) is None]
         if missing:
             raise QuantisedUnreadable(
@@ -124,7 +126,7 @@ class Quantised:
 
 
 def weights_in(config: Mapping[str, Any], *, four_bit: bool, dtype: str) -> str:
-    """Return the precision in which `load_base` loads a base model with this config.json."""
+    """Return a description of the precision in which `load_base` loads a base model with this config.json."""
     if held := Quantised.of(config):
         return held.method if held.bits is None else f"{held.method} ({held.bits} bits)"
     return NF4 if four_bit else dtype
@@ -134,8 +136,8 @@ def weights_in(config: Mapping[str, Any], *, four_bit: bool, dtype: str) -> str:
 
 
 WHOLE_HASH_LIMIT = 4 << 30
-"""Size in bytes above which only the headers and file sizes of the weights are hashed, because hashing 140 GB
-would take minutes."""
+"""Total size in bytes above which only the headers and sizes of the weight files are hashed, because hashing
+140 GB would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class ModelFolder:
 
     @property
     def context(self) -> int | None:
-        """Maximum number of tokens in a row, prompt and answer together. `None` if the configuration does not
+        """Context length in tokens, which prompt and answer share. `None` if the configuration does not
         specify it."""
         config = self.config
         for given in (config, config.get("text_config") or {}):
@@ -166,12 +168,13 @@ class ModelFolder:
 
     @property
     def expanded_bytes(self) -> float:
-        """Size of the weights in bytes, after MXFP4 and FP8 are expanded to 16 bits."""
+        """Total size of the weights in bytes. MXFP4 and FP8 count at the 16 bits to which they are
+        expanded."""
         return sum(p.stat().st_size for p in self.weights) * expansion(self.config)
 
     def modules(self) -> list[str]:
-        """List the names of the modules that have a matrix. Reads only the headers of the weights, and skips
-        unreadable ones."""
+        """List the names of the modules that have a matrix. Reads only the headers of the weight files, and
+        skips unreadable files."""
         names: set[str] = set()
         for path in self.weights:
             try:
@@ -193,8 +196,8 @@ class ModelFolder:
         return found
 
     def fingerprint(self) -> str:
-        """Compute `sha256:...` over configuration and weights, or `headers:...` if the weights are too large
-        to read completely."""
+        """Compute a hash of the configuration and the weights: `sha256:...`, or `headers:...` if the weights
+        are so large that only their headers are hashed."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
         size = sum(p.stat().st_size for p in self.weights)
         for path in self.weights:
@@ -210,7 +213,7 @@ class ModelFolder:
 
 
 def local_folder(model: str) -> Path | None:
-    """Return the folder with this path, or `None` if there is none."""
+    """Return the absolute path of this folder, or `None` if there is no such folder."""
     path = _at(model)
     return path.resolve() if _is_dir(path) else None
 
@@ -273,7 +276,8 @@ def _no_gguf(model: str) -> None:
     named = path.suffix.lower() == ".gguf" or (path.name.lower().endswith("-gguf") and not _is_dir(path))
     if named or (_is_dir(path) and any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))):
         raise UsageError(
-            f"{model} is GGUF, which can be served but not trained. Use the model's safetensors instead",
+            f"{model} is in GGUF format, which can be served but not trained. Train the model's "
+            f"safetensors version instead",
             fix="set model to the Hub id of the unquantized model, such as Qwen/Qwen3-8B. To export the "
             "tuned model to GGUF: "
             "orchestrate export RUN DIR --to gguf",
@@ -285,7 +289,7 @@ def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
     try:
         msgspec.json.decode((path / "config.json").read_bytes(), type=dict[str, Any])
     except OSError as error:
-        raise UsageError(f"{path} has no config.json: it is not a model folder") from error
+        raise UsageError(f"{path} is not a model folder: it has no config.json") from error
     except msgspec.MsgspecError as error:
         raise UsageError(f"could not parse {path / 'config.json'}: {error}") from error
     if not list(path.glob("*.safetensors")):
@@ -300,7 +304,7 @@ def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
         )
     if missing := _missing_shards(path):
         raise UsageError(
-            f"{path} is incomplete: files listed in its index are missing or empty: {', '.join(missing[:3])}",
+            f"{path} is incomplete. Files listed in its index are missing or empty: {', '.join(missing[:3])}",
             fix="download or copy the folder again",
         )
     return ModelFolder(path, hub_id)
@@ -321,8 +325,8 @@ def here(model: str) -> ModelFolder | None:
 
 
 def to_download(model: str) -> bool:
-    """Return whether a Hub model is missing from this machine or only partly downloaded. Raises the same
-    errors as `here`."""
+    """Return whether a Hub model still has to be downloaded, entirely or in part. Raises the same errors as
+    `here`."""
     if here(model) is not None:
         return False
     try:
@@ -339,8 +343,8 @@ def to_download(model: str) -> bool:
 
 
 def offline() -> str:
-    """Return the reason why models cannot be downloaded, with a leading space. Empty if downloads are
-    allowed."""
+    """Return a parenthesis with the reason why models cannot be downloaded, with a leading space. Returns an
+    empty string if downloads are allowed."""
     return " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
 
 

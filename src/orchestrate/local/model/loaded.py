@@ -28,12 +28,12 @@ from orchestrate.local.model import PLAIN, SettingChoice
 
 
 BLOCK_ELEMENTS = 1 << 25
-"""Number of logits computed at once: 128 MB in 32 bits."""
+"""Number of logits in one block (128 MB in fp32)."""
 
 
 @dataclass(frozen=True)
 class OutputHead:
-    """The output layer, and the architecture's post-processing of the logits."""
+    """The output layer and the scaling that the architecture applies to its logits."""
 
     layer: Any
     multiplier: float = 1.0
@@ -42,7 +42,8 @@ class OutputHead:
 
     @classmethod
     def of(cls, model: Any) -> OutputHead:
-        """Read Gemma's soft cap, Granite's divisor and Cohere's factor from the model's configuration."""
+        """Build the head from a model. Reads Gemma's soft cap, Granite's divisor and Cohere's factor from the
+        model's configuration."""
         config = model.config.get_text_config()
         multiplier = float(getattr(config, "logit_scale", None) or 1.0)
         multiplier /= float(getattr(config, "logits_scaling", None) or 1.0)
@@ -56,7 +57,7 @@ class OutputHead:
         return type(self.layer) is torch.nn.Linear and bias is None and not self.layer.weight.requires_grad
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Compute the logits in 32 bits: [n, hidden] -> [n, vocabulary]."""
+        """Compute the logits in fp32: [n, hidden] -> [n, vocabulary]."""
         logits = self.layer(hidden).float()
         if self.multiplier != 1.0:
             logits = logits * self.multiplier
@@ -77,14 +78,14 @@ BF16 = SettingChoice("bf16", "requested by name")
 
 @dataclass
 class TrainedOnly:
-    """Limits the last layer's MLP to the trained positions, because nothing uses the others."""
+    """Limits the last layer's MLP to the trained positions, because the loss depends on no others."""
 
     places: torch.Tensor | None = None
 
 
 def decoder_of(inner: Any) -> Any:
-    """Return the decoder layers of a transformers model, between the embeddings and the output layer. The
-    model may have other parts (vision, audio)."""
+    """Return the decoder of a transformers model, which is the language model without its output layer. The
+    model may also have vision or audio parts."""
     found = inner.get_decoder()
     while found is inner or found.get_output_embeddings() is not None:
         deeper = getattr(found, "model", None)
@@ -96,16 +97,17 @@ def decoder_of(inner: Any) -> Any:
 
 @dataclass(frozen=True)
 class Packed:
-    """The layout of the rows in one packed input, line by line."""
+    """The positions of the rows in a packed model input."""
 
     starts: Tensor
-    """Index of each row's first token, and the end of the last row, as [rows + 1]."""
+    """Index of each row's first token in the flattened input, followed by the end of the last row, as [rows +
+    1]."""
     longest: int
 
     @classmethod
     def of(cls, positions: npt.NDArray[np.int64], device: torch.device) -> Packed:
-        """Build the layout from positions that start at 0 in each row. A padding token counts as a row of
-        its own."""
+        """Build the layout from position ids, which restart at 0 in each row. Each padding token counts as a
+        separate row."""
         flat = positions.reshape(-1)
         starts = np.append(np.flatnonzero(flat == 0), flat.size)
         longest = int(np.diff(starts).max())
@@ -124,34 +126,35 @@ class Loaded:
     choice: SettingChoice = PLAIN
     precision: SettingChoice = BF16
     loss_scale: float = 1.0
-    """Factor applied to the loss before its gradient is computed in fp16."""
+    """Factor by which the loss is multiplied before the backward pass in fp16."""
     line_limit: int = 0
-    """Maximum row length in tokens for packing into one line, or 0 if the model does not support packing."""
+    """Maximum length in tokens of rows that are packed into one sequence on a CPU. 0 if the model does not
+    support this."""
     shares: bool = False
-    """True if shared prefixes of rows may be computed once, because there is no dropout or noise."""
+    """True if a prefix that several rows share may be computed only once. Dropout and noise rule this out."""
     trained_only: TrainedOnly | None = None
     packs: bool = False
-    """True if the model keeps packed rows apart when the positions start at 0 in each."""
+    """True if packed rows don't attend to one another as long as position ids restart at 0 in each row."""
     packed_layout: bool = False
-    """True if the attention receives the layout of packed rows (`packed_attention`) and needs no mask."""
+    """True if the attention uses the layout of packed rows instead of a mask (`packed_attention`)."""
     turned_on: list[str] = field(default_factory=list[str])
-    """Optimizations in use, for the user."""
+    """Names of the optimizations in use, as shown to the user."""
     left_out: dict[str, str] = field(default_factory=dict[str, str])
-    """Optimizations that the model does not support, each with the reason, for the user."""
+    """Optimizations that are not in use, each with the reason, as shown to the user."""
     without_adapter: tuple[str, ...] = ()
-    """Modules and parameters without an adapter, each with the reason, for the user."""
+    """Messages for the user about modules and parameters that get no adapter, with the reason."""
     taken_out: Path | None = None
-    """Folder of the adapter's initial weights, if they were subtracted from the base."""
+    """Folder of the adapter's initial weights. `None` unless they were subtracted from the base model."""
     balancing: float = 0.0
-    """Weight of the load-balancing loss in a mixture of experts. If it is set, `hidden` stores the routers'
+    """Weight of the load-balancing loss in a mixture of experts. If not 0, `hidden` stores the routers'
     outputs in `routed`."""
     routed: tuple[torch.Tensor, ...] | None = None
     """Router logits of each layer with experts, as [tokens, experts]."""
     root: Any = None
-    """Module that gathers its weights, if they are sharded over several processes."""
+    """Module that gathers the weights if they are sharded over several processes, otherwise `None`."""
     own_logits: bool = False
-    """True if the architecture does unknown operations between its layers and its logits. `hidden` then
-    returns the model's logits, and the head leaves them unchanged."""
+    """True if the architecture computes its logits in a way that `OutputHead` doesn't reproduce. `hidden`
+    then returns the model's own logits, and the head leaves them unchanged."""
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -160,12 +163,12 @@ class Loaded:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of the entire model. 4-bit weights count by their unpacked size."""
+        """Number of parameters of the entire model. Packed 4-bit weights count in full."""
         packed = ((p, getattr(p, "quant_state", None)) for p in self.model.parameters())
         return sum(p.numel() if state is None else state.shape.numel() for p, state in packed)
 
     def layout_of(self, positions: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """Return the model inputs that packed rows need in addition to their positions."""
+        """Return the model inputs that packed rows need in addition to position ids."""
         return {"layout": Packed.of(positions, self.device)} if self.packed_layout else {}
 
     def computed(self, compute: Callable[[], T]) -> T:
@@ -174,7 +177,7 @@ class Loaded:
 
     @contextmanager
     def judging(self) -> Generator[None]:
-        """Switch off dropout and noise, and restore the previous state afterwards."""
+        """Switch the model to evaluation mode within the context."""
         training = self.model.training
         self.model.eval()
         try:
@@ -183,8 +186,8 @@ class Loaded:
             self.model.train(training)
 
     def hidden(self, ids: torch.Tensor, places: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
-        """Compute hidden states before the output layer: [rows, tokens] -> [rows, tokens, hidden]. If
-        `places` (flat positions) is given, only those are correct."""
+        """Compute hidden states before the output layer: [rows, tokens] -> [rows, tokens, hidden]. With
+        `places` (positions in the flattened input), only the states at these positions are correct."""
         if "layout" in inputs:
             # A mask of four dimensions is taken as it is; our attention looks at the layout instead.
             inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
@@ -206,7 +209,7 @@ class Loaded:
 
 
 class OwnLogits(torch.nn.Module):
-    """Replaces the output layer in models that apply their own."""
+    """Replaces the output layer if `hidden` already returns logits."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
@@ -233,12 +236,12 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def give_back(device: torch.device) -> None:
-    """Free unused memory. Call it only after the error is released: its traceback holds the tensors of
-    the failed pass.
+    """Free memory after a pass ran out of it. Call this only after the exception has been dropped, because
+    its traceback references the tensors of the failed pass.
 
-    Autograd's graph is a reference cycle, which only the garbage collector frees. Memory that is free inside
-    the C library's heap is not available to oneDNN, which allocates from the kernel directly. Without both
-    steps a retry would fail too."""
+    Autograd's graph is a reference cycle, which only the garbage collector frees. Free memory in the C
+    library's heap is not available to oneDNN, which allocates from the kernel directly. Without both steps, a
+    retry would fail too."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -247,8 +250,8 @@ def give_back(device: torch.device) -> None:
 
 
 def halving(rows: int, device: torch.device, compute: Callable[[int], R]) -> tuple[R, int]:
-    """Call `compute` with this many rows at a time, halving the number whenever memory runs out. Returns the
-    result and the number of rows that fit. Raises if not even one row fits."""
+    """Call `compute` with this number of rows, and halve the number until memory is sufficient. Returns the
+    result and the number of rows that fit. If even one row does not fit, the error propagates."""
     while True:
         try:
             return compute(rows), rows
@@ -263,15 +266,16 @@ def halving(rows: int, device: torch.device, compute: Callable[[int], R]) -> tup
 
 
 _FILE = "threads"
-"""File in a run's folder that stores the number of threads. A resumed run uses the same number, because sums
-depend on it."""
+"""File in a run's folder that stores the number of threads. A resumed run uses the same number, because
+results depend on it through rounding."""
 _ROUNDS = 20
 _WORTH = 0.9
 """More threads are used only if they take less than this fraction of the time."""
 
 
 def of_run(folder: Path, asked: int | None, device: torch.device) -> int:
-    """Choose the number of threads like `chosen`. A resumed run uses the same number again."""
+    """Choose the number of threads like `chosen`, and store it in the run's folder. A resumed run uses the
+    stored number."""
     try:
         before = int((folder / _FILE).read_text(encoding="ascii"))
     except (OSError, ValueError):
@@ -282,8 +286,8 @@ def of_run(folder: Path, asked: int | None, device: torch.device) -> int:
 
 
 def chosen(asked: int | None, device: torch.device) -> int:
-    """Choose the number of threads: `asked` or OMP_NUM_THREADS if set, otherwise the fastest number measured
-    now (CPU only)."""
+    """Choose the number of threads: `asked` or OMP_NUM_THREADS if set. Otherwise, on a CPU, the fastest
+    number in a short benchmark."""
     if asked is not None:
         return asked
     most = torch.get_num_threads()
@@ -293,8 +297,8 @@ def chosen(asked: int | None, device: torch.device) -> int:
 
 
 def fastest(most: int, seconds: Callable[[int], float]) -> int:
-    """Return the smallest number of threads out of 1, 2, 4 ... `most` for which no larger number is clearly
-    faster."""
+    """Return the fastest number of threads out of 1, 2, 4 ... `most`. A larger number is chosen only if it is
+    clearly faster."""
     counts = sorted({most, *(1 << n for n in range(most.bit_length()) if 1 << n <= most)})
     best, took = counts[0], seconds(counts[0])
     for count in counts[1:]:

@@ -1,4 +1,4 @@
-"""Load model, adapter and tokenizer for training. Imports torch, so only workers import this module."""
+"""Load the model, adapter and tokenizer for training. Imports torch, so only workers import this module."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -38,19 +38,18 @@ from orchestrate.local.model.shortcuts.choosing import turn_on
 from orchestrate.local.model.weights import auto_class
 
 METHOD = "orchestrate_nf4"
-"""The method's name in transformers' registry."""
+"""Name of Orchestrate's quantization method in transformers' registry."""
 
 
 NARROW = 16
-"""Number of inputs or outputs below which a linear layer is not quantized. Such layers select or weight a few
-things, and some models access their weights directly."""
+"""Number of inputs or outputs below which a linear layer is not quantized. Such layers are gates and routers,
+and some models access their weights directly."""
 
 
 def nf4(dtype: torch.dtype, *, spread: bool = False) -> BitsAndBytesConfig:
-    """Build the configuration for NF4 with double quantization of linear layers, and of experts if
-    transformers stores them in one tensor and supports other implementations. With `spread`, the quantized
-    values are stored as numbers of `dtype`, like the other weights, so that they can be sent between
-    processes."""
+    """Build the configuration for NF4 with double quantization of linear layers. Also quantizes experts that
+    are stored in one tensor, if transformers lets other code compute them. With `spread`, quantized values
+    are stored as `dtype` like the other weights, so that they can be sharded over processes."""
     return (_registered() or BitsAndBytesConfig)(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -123,7 +122,7 @@ def _registered() -> type[BitsAndBytesConfig] | None:
 
 
 def saves_tied(inner: Any, adapter: AdapterSettings) -> bool:
-    """Return whether a table of tied embeddings is fully trained. Both embeddings then stay one table."""
+    """Return whether tied embeddings are fully trained. Input and output embeddings then stay tied."""
     config = inner.config.get_text_config()
     if not adapter.modules_to_save or not getattr(config, "tie_word_embeddings", False):
         return False
@@ -133,9 +132,8 @@ def saves_tied(inner: Any, adapter: AdapterSettings) -> bool:
 
 
 def in_32_bits(model: Any) -> None:
-    """Convert all trained weights to 32 bits, because 16 bits would lose most updates. Fully trained modules
-    also compute in 32 bits, but return their results in the model's own precision. The output layer's logits
-    stay unchanged."""
+    """Convert all trained weights to fp32, because most updates would be lost in 16 bits. Fully trained
+    modules also compute in fp32, but return results in the model's own precision, except for the logits."""
     from peft.utils.other import ModulesToSaveWrapper
 
     dtype = model.get_base_model().dtype
@@ -182,7 +180,7 @@ def load_tokenizer(
     folder: Path, template: str | None = None, settings: Mapping[str, Any] | None = None
 ) -> Any:
     """Load the tokenizer. `template` replaces its chat template, and `settings` are variables of the
-    template. Raises `UsageError` for invalid files and for files that require running their own code."""
+    template. Raises `UsageError` for invalid files and for tokenizers that need custom code."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
@@ -205,9 +203,9 @@ def load_base(
     dtype: torch.dtype | None = None,
     spread: bool = False,
 ) -> Any:
-    """Load the base model, in NF4 with double quantization if `four_bit`, unless its files are already
-    quantized. `dtype` applies to matmuls and unquantized weights, and `None` chooses it for the device.
-    Raises `QuantisedUnreadable` if the library that reads the files is missing."""
+    """Load the base model. With `four_bit`, uses NF4 with double quantization unless the files are already
+    quantized. `dtype` applies to matmuls and unquantized weights. `None` lets the device decide. Raises
+    `QuantisedUnreadable` if the library that reads the files is missing."""
     stored = ModelFolder(folder).config
     held = Quantised.of(stored)
     if held is not None:
@@ -241,16 +239,16 @@ def load_base(
 
 
 def keep_four_bit_weights(model: Any) -> None:
-    """Stop bitsandbytes from repacking weights. On a CPU with AVX512-BF16 it repacks a weight on its first
-    forward pass in evaluation mode and never unpacks it. Training afterwards is silently wrong or fails. This
-    must run before the first forward pass."""
+    """Stop bitsandbytes from repacking weights. Must be called before the first forward pass. On a CPU with
+    AVX512-BF16, bitsandbytes repacks a weight in the first forward pass in evaluation mode and never restores
+    it, so that later training is silently wrong or fails."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def dequantize(model: Any) -> None:
-    """Replace 4-bit layers with plain layers that hold the dequantized values. For inference only."""
+    """Replace 4-bit layers with ordinary layers that hold the dequantized values. For inference only."""
     import bitsandbytes.functional as bnb
 
     for name, module in list(model.named_modules()):
@@ -275,10 +273,10 @@ def load(
     beginning: Beginning | None = None,
     vocabulary: tuple[int, Sequence[int]] = (0, ()),
 ) -> Loaded:
-    """Load the base model with a new adapter (or the one of `continue_from`) and the engine that the job
-    requests, seeded by the job's seed. `tokens` is the token count of the entire run, which helps to choose
-    an engine. `vocabulary` is the tokenizer's number of tokens and the ids of those that were added for this
-    job."""
+    """Load the model for a job: the base model, a new adapter or the one in `continue_from`, and the engine's
+    optimizations. Random numbers come from the job's seed. `tokens` is the token count of the entire run, on
+    which the choice of engine depends. `vocabulary` is the tokenizer's size and the ids of tokens that were
+    added for this job."""
     kind = job.adapter.type
     sharded = job.hyper.sharded
     choice = _ALONE if sharded else choose(job.engine, device.type, tokens)
@@ -318,7 +316,7 @@ def load(
     loaded.without_adapter = without_adapter
     loaded.taken_out = beginning.kept if beginning and job.adapter.changes_base else None
     if kind == "qlora" and expert_parameters(inner) and not any(weights.held_of(inner)):
-        loaded.left_out["experts in 4 bits"] = "this model family computes its experts differently"
+        loaded.left_out["experts in 4 bits"] = "the expert layers of this model family are not supported"
     turn_on(loaded, job)
     return loaded
 
@@ -378,8 +376,8 @@ def _require_trainable(inner: Any, folder: ModelFolder) -> None:
 
 
 def add_noise(embeddings: torch.nn.Module, alpha: float) -> None:
-    """Add NEFTune noise (Jain et al. 2023) while training: uniform noise on the input embeddings, of size
-    alpha / sqrt(L d)."""
+    """Add NEFTune noise (Jain et al. 2023) during training: uniform noise of size alpha / sqrt(L d) on the
+    input embeddings."""
 
     def noisy(module: torch.nn.Module, _: Any, out: torch.Tensor) -> torch.Tensor:
         if not module.training:
@@ -395,9 +393,9 @@ _UNFIT = (ValueError, KeyError, TypeError, AttributeError, re.error)
 
 
 def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str = "default") -> Any:
-    """Load an adapter from a folder onto the base model, under the name `name` in peft. Raises `UsageError`,
-    and leaves the base unchanged, if the adapter does not fit the base or has no safetensors, because peft
-    would load a pickle instead."""
+    """Load an adapter from a folder onto the base model, and call it `name` in peft. If the adapter does not
+    fit, or has no safetensors so that peft would load a pickle, raises `UsageError` and leaves the base model
+    unchanged."""
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").is_file():
@@ -426,8 +424,8 @@ def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str 
 
 
 def add_adapter(model: Any, folder: Path, name: str) -> None:
-    """Add another adapter to a model that already has one. Raises `UsageError`, and leaves the model
-    unchanged, if it does not fit."""
+    """Add another adapter to a model that already has one. If the adapter does not fit, raises `UsageError`
+    and leaves the model unchanged."""
     try:
         model.load_adapter(str(folder), adapter_name=name, ignore_mismatched_sizes=True)
     except _UNFIT as error:
@@ -455,7 +453,7 @@ def _require_fit(model: Any, folder: Path, name: str) -> None:
     homeless = [key for key in found.unexpected_keys if "lora_" in key]
     if lacking or homeless:
         which = (
-            f"it lacks a tensor of the right shape for {lacking[0]}"
+            f"the adapter lacks a tensor of the right shape for {lacking[0]}"
             if lacking
             else f"the model lacks a module for {homeless[0]}"
         )
@@ -463,7 +461,7 @@ def _require_fit(model: Any, folder: Path, name: str) -> None:
         base = model.peft_config[name].base_model_name_or_path
         raise UsageError(
             f"the adapter in {folder} does not fit its base model: {which}{more}",
-            fix=f"its adapter_config.json names the base model {base}",
+            fix=f"load it on the base model that its adapter_config.json names: {base}",
         )
 
 

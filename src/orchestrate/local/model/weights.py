@@ -1,4 +1,4 @@
-"""Convert a model's own weights to the form used in training."""
+"""Load a model's weights and convert them to the formats used in training."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from orchestrate.errors import UsageError
 NAME = "orchestrate_experts"
 """Name of this implementation in transformers' registry of expert implementations."""
 Matrix = Callable[[int], Tensor]
-"""Weight of one expert, as [out, in]."""
+"""Function that returns the weight of expert i, as [out, in]."""
 
 
 class FourBits:
-    """A weight [experts, ...] in NF4 with double quantization, quantized expert by expert."""
+    """A weight [experts, ...] in NF4 with double quantization. Each expert is quantized separately."""
 
     def __init__(self, weight: Tensor) -> None:
         import bitsandbytes.functional as bnb
@@ -119,8 +119,8 @@ def _parts(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
 
 
 def forward(module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    """Compute the experts with transformers' expert interface. `hidden`: [tokens, hidden]. `chosen` and
-    `weights`: [tokens, experts per token]. Returns [tokens, hidden]."""
+    """Compute the output of the experts. Implements transformers' expert interface. `hidden`: [tokens,
+    hidden]. `chosen` and `weights`: [tokens, experts per token]. Returns [tokens, hidden]."""
     ids, order = torch.sort(chosen.reshape(-1))
     counts = torch.bincount(ids, minlength=module.num_experts).tolist()
     rows = hidden[order // chosen.shape[1]]
@@ -162,7 +162,7 @@ def _factors(layer: Any, experts: int) -> tuple[Tensor | None, Tensor | None, fl
 
 
 def experts_of(model: Any) -> list[Any]:
-    """List the modules whose expert implementation can be chosen in transformers."""
+    """List the expert modules for which transformers supports a choice of implementation."""
     return [m for m in model.modules() if hasattr(m, "_apply_gate") and hasattr(m, "has_gate")]
 
 
@@ -183,7 +183,7 @@ def use(model: Any) -> bool:
 
 
 def give_back(model: Any) -> None:
-    """Restore the previous implementation of the experts, and peft's own layers."""
+    """Restore the experts' previous implementation and peft's own forward passes."""
     for module in experts_of(model):
         if "before" in vars(module):
             module.config._experts_implementation_internal = vars(module).pop("before")
@@ -194,8 +194,8 @@ def give_back(model: Any) -> None:
 
 
 def adapt(model: Any) -> int:
-    """Compute the LoRA of a peft model's experts in `forward` instead of in peft. Returns the number of
-    weights."""
+    """Compute the experts' LoRA in this module's `forward` instead of in peft. Returns the number of weights
+    with an adapter."""
     from peft.tuners.lora.layer import ParamWrapper
 
     count = 0
@@ -215,8 +215,8 @@ def beside(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def hold(module: Any, name: str, weight: Tensor) -> torch.nn.Parameter:
-    """Store the weight in 4 bits. Its placeholder has the weight's shape but no content, so that peft knows
-    the shape, and any use of the placeholder fails visibly."""
+    """Store the weight in 4 bits and return a placeholder parameter. The placeholder has the weight's shape,
+    which peft needs, but is filled with NaN, so that accidental use is noticed."""
     vars(module).setdefault("four_bits", {})[name] = FourBits(weight)
     nothing = torch.full((), torch.nan, dtype=weight.dtype, device=weight.device)
     return torch.nn.Parameter(nothing.expand(weight.shape), requires_grad=False)
@@ -228,7 +228,8 @@ def held_of(model: Any) -> Iterator[FourBits]:
 
 
 def spread_out(model: Any, dtype: torch.dtype) -> None:
-    """Replace 4-bit weights with their dequantized values, computed by transformers."""
+    """Replace the experts' 4-bit weights with their dequantized values, and let transformers compute the
+    experts."""
     give_back(model)
     for module in experts_of(model):
         for name, held in vars(module).pop("four_bits", {}).items():
@@ -244,13 +245,13 @@ def spread_out(model: Any, dtype: torch.dtype) -> None:
 
 
 def auto_class(folder: Path) -> Any:
-    """Return the auto class for a folder's model: for language models, or for vision-language models, which
-    are trained and prompted with text only."""
+    """Return the transformers auto class for a folder's model: for a language model, or for a vision-language
+    model, which is used with text only."""
     return _auto_class(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
 def hollow(config: Mapping[str, Any]) -> Any:
-    """Build the model of a config.json without weights, on the meta device. Raises `UsageError` if
+    """Build a model without weights from its config.json, on the meta device. Raises `UsageError` if
     transformers does not support it, or if the configuration is incomplete."""
     kind = str(config.get("model_type"))
     if kind not in CONFIG_MAPPING:
@@ -265,7 +266,7 @@ def hollow(config: Mapping[str, Any]) -> Any:
 
 
 def model_class(config: Any) -> Any:
-    """Return transformers' own class for a configuration that `auto_class` loads."""
+    """Return the transformers model class for a configuration."""
     seen = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if _sees(config) else MODEL_FOR_CAUSAL_LM_MAPPING
     return seen[type(config)]
 
@@ -287,13 +288,13 @@ def _sees(config: Any) -> bool:
 
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
-"""Suffixes of the names of the two tensors that store one weight in MXFP4."""
+"""Name suffixes of the two tensors that store one MXFP4 weight."""
 _FP8 = ("_scale_inv", "activation_scale")
 
 
 def load(folder: Path, device: torch.device, **options: Any) -> Any:
-    """Load a model whose files store packed weights. `options` are passed to `from_pretrained`. Each tensor
-    is unpacked on `device` when transformers reads it."""
+    """Load a model with MXFP4 or FP8 weights and expand them. `options` are passed to `from_pretrained`. Each
+    tensor is expanded on `device` when transformers reads it."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     held: dict[str, Any] = {}
     for one in (config.get_text_config(), config):
@@ -310,7 +311,7 @@ def load(folder: Path, device: torch.device, **options: Any) -> Any:
         None, config=config, state_dict=tensors, output_loading_info=True, **options
     )
     if lacking := sorted(found["missing_keys"]):  # transformers fills them with chance
-        raise UsageError(f"{folder} has no weights for {lacking[0]}, or has them in an unsupported format")
+        raise UsageError(f"{folder} has no weights for {lacking[0]}, or stores them in an unsupported format")
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model

@@ -1,4 +1,4 @@
-"""Training objectives: one module per kind of loss, and the graders of reinforcement fine-tuning."""
+"""Training objectives, with one module per kind of loss, and graders for reinforcement fine-tuning."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _AS_NOBODY = ("--reuid=65534", "--regid=65534", "--clear-groups")
 _WITHOUT_RIGHTS = ("--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
 _READ_ONLY = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "mtrr", "driver", "pressure")
 _HIDDEN = ("kcore", "keys", "key-users", "timer_list", "sched_debug", "latency_stats", "kmsg", "kpagecount")
-"""Files in `/proc` that container runtimes mask or make read-only (moby: oci/defaults.go), and files that
-they protect by file modes, which root bypasses."""
+"""Files in `/proc` to hide: those that container runtimes mask (moby: oci/defaults.go), and those that only
+file modes protect, which root bypasses."""
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives")
 _TOLD: dict[Way, str] = {
     "bubblewrap": "sandboxed by bubblewrap: no network, no other processes, no files except Python's own",
     "namespaces": "sandboxed by namespaces: no network, no other processes, no files except Python's own",
-    "limits only": "NOT sandboxed: this system has neither bubblewrap nor namespaces, so the code "
-    "runs with your permissions, files and network. Only its environment is empty, and time, memory "
-    "and file sizes are limited",
+    "limits only": "NOT sandboxed: this system has neither bubblewrap nor namespaces, so the code runs with "
+    "your permissions and can use your files and network. It gets none of your environment variables, "
+    "and its time, memory and file sizes are limited",
 }
 _NEW_ROOT = """
 set -e
@@ -58,14 +58,14 @@ cd /tmp
 umount -l /old
 exec setpriv $as_nobody $WITHOUT_RIGHTS "$@"
 """
-"""Shell code that sets up the same sandbox as bubblewrap."""
+"""Shell script that sets up the same sandbox as bubblewrap."""
 
 
 @dataclass(frozen=True)
 class Isolation:
     way: Way
     as_nobody: bool = False
-    """True to run the code as an unprivileged user. Only root can set that up."""
+    """True to run the code as the user nobody. Requires root."""
 
     @property
     def told(self) -> str:
@@ -73,8 +73,8 @@ class Isolation:
         return _TOLD[self.way]
 
     def command(self, script: Path, folder: Path) -> list[str]:
-        """Return the command that starts `script`, which may only use the standard library. `folder` is an
-        empty folder."""
+        """Return the command that runs `script` in isolation. The script may only use the standard library.
+        `folder` must be an empty folder."""
         if self.way == "bubblewrap":
             return [*_bubblewrap(script, self.as_nobody), sys.executable, "-I", "/script.py"]
         if self.way == "namespaces":
@@ -83,7 +83,7 @@ class Isolation:
         return [sys.executable, "-I", str(script)]
 
     def environment(self) -> dict[str, str]:
-        """Return the code's environment variables. It gets no others."""
+        """Return the complete set of environment variables for the code."""
         kept = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         path = "/usr/sbin:/usr/bin:/sbin:/bin" if os.name == "posix" else os.environ.get("PATH", "")
@@ -92,12 +92,12 @@ class Isolation:
 
 @cache
 def isolation() -> Isolation:
-    """Return the strongest isolation that works on this machine, found by trying."""
+    """Return the strongest isolation that works on this machine, by trying each kind."""
     return next(filter(works, candidates()))
 
 
 def candidates() -> Iterator[Isolation]:
-    """Yield all forms of isolation, strongest first."""
+    """Yield all kinds of isolation, strongest first."""
     for way in WAYS:
         if way != "limits only" and hasattr(os, "geteuid") and os.geteuid() == 0:
             yield Isolation(way, as_nobody=True)

@@ -1,5 +1,5 @@
-"""Compute one optimizer step or one evaluation. Sums over micro-batches are divided once, by the entire
-batch's weight, so the split changes the result only by rounding."""
+"""Compute the gradient of an optimizer step, or an evaluation. Losses are summed over micro-batches and
+divided by the entire batch's weight, so the split into micro-batches only changes rounding."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _block_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Te
 
 def token_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Tensor, Tensor]:
     """Compute the cross-entropy of each token [n], and the number of correctly predicted tokens. Logits are
-    recomputed for the gradient."""
+    recomputed in the backward pass."""
     losses: list[Tensor] = []
     correct = torch.zeros((), device=hidden.device)
     for start in range(0, len(hidden), head.block):
@@ -90,8 +90,8 @@ def token_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Ten
 def weighted_loss(
     hidden: Tensor, targets: Tensor, weights: Tensor, head: OutputHead
 ) -> tuple[Tensor, Tensor]:
-    """Sum weight x cross-entropy over the tokens, and count the correctly predicted tokens. `hidden` is [n,
-    hidden]."""
+    """Compute the weighted sum of the tokens' cross-entropies, and the number of correctly predicted tokens.
+    `hidden` is [n, hidden]."""
     if head.frozen:
         return _FrozenHeadLoss.apply(hidden, head.layer.weight, targets, weights, head)  # type: ignore[no-any-return]
     losses, correct = token_losses(hidden, targets, head)
@@ -105,11 +105,11 @@ def _log_complement(log_p: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Preference:
-    """DPO and related losses, by the formulas of their papers (Rafailov et al. 2023; Meng et al. 2024 for the
-    margin; Pang et al. 2024 for `rpo_alpha`; Hong et al. 2024 for `orpo`, where `beta` is their lambda;
+    """DPO and related losses, with the formulas of their papers (Rafailov et al. 2023; Meng et al. 2024 for
+    the margin; Pang et al. 2024 for `rpo_alpha`; Hong et al. 2024 for `orpo`, where `beta` is their lambda;
     Mitchell 2023 for `label_smoothing`, the probability that a pair's labels are flipped; Azar et al. 2023,
-    eq. 17, for `ipo`, where `beta` is their tau and log-ratios are means over the tokens, as its authors
-    confirmed to TRL's)."""
+    eq. 17, for `ipo`, where `beta` is their tau and log-ratios are means over tokens, as the authors
+    confirmed to TRL's developers)."""
 
     beta: float = 0.1
     normalize_by_length: bool = False
@@ -121,16 +121,16 @@ class Preference:
 
     @property
     def needs_reference(self) -> bool:
-        """True if a reference model is needed. SimPO and ORPO need none, because they compare likelihoods of
-        the policy alone."""
+        """True if the loss needs a reference model. SimPO and ORPO compare only the policy's own
+        likelihoods."""
         return self.simpo_gamma is None and not self.orpo
 
     def loss(
         self, policy: Tensor, reference: Tensor | None, lengths: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of preference pairs. `policy` and `reference` are summed log-probabilities [2n]: n
-        preferred answers, then the n rejected ones. `lengths` are their numbers of trained tokens. Returns
-        the loss of each pair [n] and metrics."""
+        preferred answers, then n rejected answers. `lengths` are the answers' numbers of trained tokens.
+        Returns the loss of each pair [n], and metrics."""
         if not self.needs_reference or self.normalize_by_length or self.ipo:
             score = policy / lengths
             base = None if reference is None else reference / lengths
@@ -170,9 +170,9 @@ class Desirability:
     undesirable_weight: float = 1.0
 
     def loss(self, ratios: Tensor, labels: Tensor, divergence: float) -> Tensor:
-        """Compute the loss of labeled answers. `ratios` [n] are log-probabilities minus those of the
-        reference. `labels` [n] mark the desirable answers. `divergence` is the estimated divergence from the
-        reference, at least 0. Returns the loss of each answer [n]."""
+        """Compute the loss of labeled answers. `ratios` [n] are the policy's log-probabilities minus the
+        reference's. `labels` [n] are True for desirable answers. `divergence` is the estimated KL divergence
+        from the reference, at least 0. Returns the loss of each answer [n]."""
         gain = torch.where(labels, ratios - divergence, divergence - ratios)
         weights = torch.where(labels, self.desirable_weight, self.undesirable_weight)
         return weights * (1 - torch.sigmoid(self.beta * gain))
@@ -184,35 +184,34 @@ class Desirability:
 
 MOST_ROWS = 1 << 20
 PACKED_LINE = 256
-"""Minimum number of tokens of a line of packed rows."""
+"""Minimum length in tokens of a packed sequence."""
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Rows combined into one model input. Each is cut off after the last token that predicts a trained one.
+    """Rows combined into one model input. Each row ends at the last token that predicts a trained token.
 
-    Rows side by side are padded on the right and need no attention mask, because causal attention never
-    reaches the padding behind a token. In packed rows, positions restart at 0 with each row, and transformers
-    builds masks from them that keep the rows apart. In one line (`layout`), Orchestrate's attention keeps the
-    rows apart.
-    """
+    Unpacked rows are padded on the right and need no attention mask, because causal attention never reaches
+    the padding. In packed rows, position ids restart at 0 in each row, from which transformers builds masks
+    that keep rows from attending to one another. With a `layout`, all rows are in one sequence, and
+    Orchestrate's attention keeps them apart."""
 
     ids: Tensor
-    """Token ids, as [lines, tokens]."""
+    """Token ids, as [sequences, tokens]."""
     places: Tensor
-    """Flat positions whose next token is trained, as [trained]."""
+    """Positions in the flattened `ids` that predict a trained token, as [trained]."""
     targets: Tensor
     weights: Tensor
     row: Tensor
-    """Number of the token's row within this batch, as [trained]."""
+    """Index in this batch of each trained token's row, as [trained]."""
     tokens: int
-    """Number of tokens of the rows, without padding."""
+    """Number of tokens in all rows, without padding."""
     real: Tensor
-    """Number of rows that contain the token, as [lines, tokens]: 0 for padding, more than 1 for shared
-    prefixes in a line."""
+    """Number of rows that contain each token, as [sequences, tokens]: 0 for padding, more than 1 in shared
+    prefixes."""
     rows: int
     inputs: dict[str, Any]
-    """Position ids of packed rows, and the layout of a line."""
+    """Additional model inputs: position ids and layout of packed rows."""
 
 
 @dataclass(frozen=True)
@@ -242,9 +241,9 @@ def collate(
     share: bool = False,
     layout_of: Callable[[npt.NDArray[np.int64]], dict[str, Any]] | None = None,
 ) -> TrainingBatch:
-    """Combine the rows with these numbers into one model input: side by side, packed, or in one line. In a
-    line with `share`, a common prefix of several rows appears once. `layout_of` computes additional inputs of
-    packed rows from their positions."""
+    """Combine the rows with these numbers into one model input: unpacked, packed with `packing`, or in one
+    sequence with `line`. With `line` and `share`, a prefix that several rows have in common appears only
+    once. `layout_of` computes additional inputs for packed rows from their position ids."""
     whole = [rows.row(i) for i in numbers]
     parts = [_TargetRow.of(*row) for row in whole]
     if line:
@@ -312,8 +311,8 @@ def _in_line(
 
 
 def pack(lengths: Sequence[int], width: int) -> list[tuple[int, int]]:
-    """Assign each row to the first line with room for it, longest rows first. Returns (line, first token) of
-    each row."""
+    """Assign each row to the first sequence with room for it, longest rows first. Returns (sequence, first
+    token) for each row."""
     free: list[int] = []
     seats: list[tuple[int, int]] = [(0, 0)] * len(lengths)
     for r in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
@@ -338,10 +337,10 @@ class Sums:
 
 
 class Objective:
-    """Supervised training. Subclasses for preferences and rewards override what differs."""
+    """Supervised fine-tuning, and the base class for training on preferences and rewards."""
 
     divisible: ClassVar[bool] = True
-    """True if `run` can process any part of a batch."""
+    """True if `run` can process a batch in parts."""
 
     def __init__(self, loaded: Loaded, pad: int, *, packing: bool = False) -> None:
         self.loaded = loaded
@@ -349,7 +348,7 @@ class Objective:
         self.packing = packing
 
     def close(self) -> None:
-        """Stop everything that runs alongside training."""
+        """Stop processes that the objective started, such as graders."""
 
     def precision(self) -> AbstractContextManager[Any]:
         lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.loaded.precision.name)
@@ -358,12 +357,12 @@ class Objective:
         return nullcontext()
 
     def trained_hidden(self, batch: TrainingBatch) -> Tensor:
-        """Return the hidden states of trained tokens: [trained, hidden]."""
+        """Return the hidden states that predict the trained tokens: [trained, hidden]."""
         hidden = self.loaded.hidden(batch.ids, batch.places, **batch.inputs)
         return hidden.reshape(-1, hidden.shape[-1])[batch.places]
 
     def weight_of(self, rows: EncodedRows, examples: Sequence[int]) -> float:
-        """Return the total loss weight of these examples, by which their summed loss is divided."""
+        """Return the total loss weight of these examples. Their summed loss is divided by it."""
         return float(sum(rows.row(i)[1][1:].sum() for i in examples))
 
     def collate(self, rows: EncodedRows, numbers: Sequence[int]) -> TrainingBatch:
@@ -395,7 +394,7 @@ class Objective:
         return loss, correct, None
 
     def longest(self, rows: EncodedRows, examples: Sequence[int]) -> int:
-        """Return the number of tokens that must fit into memory at once, even with the smallest parts."""
+        """Return the number of tokens in the smallest possible micro-batch, which must fit in memory."""
         return max(int(rows.lengths[i]) for i in examples)
 
     def to_lower(self, values: dict[str, float]) -> float:
@@ -403,7 +402,7 @@ class Objective:
         return values["valid_loss"]
 
     def run(self, rows: EncodedRows, examples: Sequence[int], total: float, *, backward: bool) -> Sums:
-        """Compute the loss of some examples. With `backward`, its gradient, divided by `total`, is added to
+        """Compute the loss of some examples. With `backward`, divide its gradient by `total` and add it to
         the parameters' gradients."""
         numbers = rows.rows_of(examples)
         batch = self.collate(rows, numbers)
@@ -428,22 +427,22 @@ class Objective:
         )
 
     def gradients(self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int) -> Sums:
-        """Compute the gradient of one optimizer step, in parts that fit into memory."""
+        """Compute the gradient of one optimizer step in micro-batches that fit in memory."""
         return self.part(rows, batch, self.weight_of(rows, batch), max_tokens, max_rows)
 
     def part(
         self, rows: EncodedRows, examples: Sequence[int], total: float, max_tokens: int, max_rows: int
     ) -> Sums:
-        """Compute the gradient of some of a step's examples. `total` is the weight of all of the step's
-        examples."""
+        """Compute the gradient of some of a step's examples. `total` is the total weight of all examples in
+        the step."""
         sums = Sums()
         for part in self.parts(rows, examples, max_tokens, max_rows):
             add(sums, self.run(rows, part, total, backward=True))
         return sums
 
     def evaluate(self, rows: EncodedRows, max_tokens: int) -> dict[str, float]:
-        """Compute the mean loss and token accuracy over all rows. The model and all random states stay
-        unchanged."""
+        """Compute the mean loss and token accuracy over all rows. Doesn't change the model or any random
+        state."""
         sums = Sums()
         with self.loaded.judging():
             for part in self.parts(rows, range(rows.examples), max_tokens, MOST_ROWS):
@@ -452,8 +451,8 @@ class Objective:
 
 
 def balance(loaded: Loaded, batch: TrainingBatch) -> Tensor:
-    """Measure how unevenly the routers spread the batch's tokens over the experts (Fedus et al. 2021, eq.
-    4 to 6, over all layers, as in transformers)."""
+    """Compute the load-balancing loss of the routers for this batch (Fedus et al. 2021, eq. 4 to 6, over all
+    layers, as in transformers)."""
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     assert loaded.routed  # noqa: S101  looked at as the model was loaded

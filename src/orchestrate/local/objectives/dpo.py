@@ -1,9 +1,7 @@
-"""Train on preference pairs, with the reference model that most losses need.
-
-The reference is the run's initial model: the base, or the adapter of `continue_from`. Its log-probabilities
-are computed once, before the first step, and stored with the rows. Training all weights therefore needs no
-second copy of the model, and later epochs do not compute them again.
-"""
+"""Train on preference pairs. Most losses need a reference model, which is the run's initial model: the base,
+or the adapter of `continue_from`. The reference log-probabilities are computed once, before the first step,
+and stored with the rows. Full fine-tuning therefore needs no second copy of the model, and later epochs don't
+repeat the computation."""
 
 from __future__ import annotations
 
@@ -38,17 +36,17 @@ from orchestrate.local.objectives.base import (
 
 
 class JudgedObjective(Objective):
-    """A loss over the log-probabilities of entire answers."""
+    """A loss computed from the log-probabilities of entire answers."""
 
     def weight_of(self, rows: EncodedRows, examples: Sequence[int]) -> float:
         return float(len(examples))
 
     def judged(self, rows: EncodedRows, numbers: Sequence[int]) -> Tensor:
-        """Sum the log-probabilities of each row's trained tokens, as [rows]."""
+        """Compute the summed log-probability of each row's trained tokens, as [rows]."""
         return self.log_probabilities(self.collate(rows, numbers))[0]
 
     def log_probabilities(self, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute, for each row, the sum of its trained tokens' log-probabilities [rows] and their weight
+        """Compute each row's weighted sum of log-probabilities of trained tokens [rows] and its total weight
         [rows]. Also returns the number of correctly predicted tokens."""
         losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
         nothing = torch.zeros(batch.rows, device=losses.device, dtype=losses.dtype)
@@ -57,7 +55,7 @@ class JudgedObjective(Objective):
 
 
 class PairObjective(JudgedObjective):
-    """A loss over a preferred and a rejected answer to the same prompt."""
+    """A loss computed from a preferred and a rejected answer to the same prompt."""
 
     def __init__(self, loaded: Loaded, pad: int, preference: Preference, *, packing: bool = False) -> None:
         super().__init__(loaded, pad, packing=packing)
@@ -75,7 +73,7 @@ class PairObjective(JudgedObjective):
 
 
 def reference_of(rows: EncodedRows, numbers: Sequence[int]) -> Tensor:
-    """Return the reference log-probabilities [rows]. Raises `ValueError` if they were never computed."""
+    """Return the reference log-probabilities [rows]. Raises `ValueError` if they have not been computed."""
     if rows.reference is None:
         raise ValueError("these rows have no reference log-probabilities")
     return torch.from_numpy(rows.reference[np.asarray(numbers)])
@@ -90,10 +88,10 @@ def with_reference(
     agreed: Callable[[bool], bool] = bool,
     keeps: bool = True,
 ) -> EncodedRows:
-    """Add the current model's log-probabilities of the rows. Those that an earlier worker stored in
-    `folder/reference.npy` are reused. `look_up` runs between the parts and may raise. If several processes
-    hold a sharded model, all of them compute the parts for which `agreed` returns True, and only the one with
-    `keeps` stores the results."""
+    """Add the current model's log-probabilities to the rows as the reference. Values that an earlier worker
+    stored in `folder/reference.npy` are reused. `look_up` is called before each micro-batch and may raise.
+    With a sharded model, all processes compute the micro-batches for which `agreed` returns True, and only
+    the process with `keeps` stores the results."""
     path = folder / "reference.npy"
     kept = open_kept(path, (len(rows.offsets) - 1,)) if keeps else None
     with objective.loaded.judging(), torch.no_grad(), objective.precision():
@@ -111,7 +109,7 @@ def with_reference(
 
 
 def open_kept(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float32]]:
-    """Open a file of numbers that are computed part by part. Missing numbers are NaN."""
+    """Open a file of numbers that is filled gradually. Missing numbers are NaN."""
     if path.exists():
         try:
             kept = np.lib.format.open_memmap(path, mode="r+")
@@ -149,20 +147,20 @@ def preference_of(method: Preferences) -> Preference:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Pairs prompts with other rows' answers to estimate the divergence."""
+    """Pairs prompts with the answers of other rows. KTO estimates the KL divergence from these pairs."""
 
     batch_size: int
     seed: int
     limit: int | None = None
-    """Number of tokens at which a row is cut."""
+    """Maximum length of a row in tokens. Longer rows are truncated."""
 
     def batches(self, rows: EncodedRows, epoch: int) -> Sequence[list[int]]:
-        """Return the batches that the training loop will use in this epoch."""
+        """Return this epoch's batches, which are the same as in the training loop."""
         return rows.batches(self.batch_size, self.seed, epoch)
 
     def before(self, rows: EncodedRows, batch: Sequence[int]) -> list[int]:
-        """Return, for each prompt, the row that provides the mismatched answer. A batch with one row uses the
-        previous row in the file."""
+        """Return for each prompt the number of the row that provides the mismatched answer. A single-row
+        batch uses the previous row in the file."""
         return [*batch[-1:], *batch[:-1]] if len(batch) > 1 else [(batch[0] - 1) % rows.examples]
 
     def rows(self, rows: EncodedRows, batch: Sequence[int]) -> EncodedRows:
@@ -183,7 +181,7 @@ def _answer(weights: npt.NDArray[np.float32]) -> int:
 
 
 class UnpairedObjective(JudgedObjective):
-    """KTO's loss. Rewards are reported as means per label."""
+    """The KTO loss. Rewards are reported as means per label."""
 
     divisible: ClassVar[bool] = False
 
@@ -200,7 +198,8 @@ class UnpairedObjective(JudgedObjective):
         self.desirability = desirability
         self.mismatch = mismatch
         self.divergence = 0.0
-        """Divergence estimate of the current batch. The batch's loss may be computed in parts."""
+        """Estimated divergence for the current batch. Stored because the batch's loss is computed in
+        micro-batches."""
 
     def loss(
         self, rows: EncodedRows, numbers: Sequence[int], batch: TrainingBatch
@@ -223,7 +222,8 @@ class UnpairedObjective(JudgedObjective):
         return _by_label(sums, _labels(rows, batch))
 
     def evaluate(self, rows: EncodedRows, max_tokens: int) -> dict[str, float]:
-        """Evaluate batch by batch as in training, because the loss depends on which rows are in a batch."""
+        """Compute mean loss and rewards with the same batches as in training, because the loss depends on
+        which rows are in a batch."""
         sums = Sums()
         with self.loaded.judging():
             for batch in self.mismatch.batches(rows, 0):
@@ -235,15 +235,16 @@ class UnpairedObjective(JudgedObjective):
         }
 
     def estimate(self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int) -> float:
-        """Estimate the model's divergence from the reference with the answers of this batch. At least 0."""
+        """Estimate the model's KL divergence from the reference with this batch's mismatched answers. At
+        least 0."""
         policy = self.mismatched(rows, batch, max_tokens, max_rows)
         return max(0.0, float((policy - self._reference(rows, batch)).mean()))
 
     def mismatched(
         self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int
     ) -> npt.NDArray[np.float32]:
-        """Compute the model's log-probability of another row's answer after each prompt, as [rows of the
-        batch]. It is 0 if the prompt leaves no room for the answer."""
+        """Compute the model's log-probability of the mismatched answer after each prompt, as [rows of the
+        batch]. The value is 0 if the prompt leaves no room for the answer."""
         others = self.mismatch.rows(rows, batch)
         values = np.zeros(len(batch), dtype=np.float32)
         some = [i for i in range(len(batch)) if others.row(i)[1][1:].any()]
@@ -292,8 +293,9 @@ def with_mismatched(
     max_tokens: int,
     look_up: Callable[[], None],
 ) -> EncodedRows:
-    """Add the current model's log-probabilities of mismatched answers for each epoch. Those that an earlier
-    worker stored in `folder/mismatched.npy` are reused. `look_up` runs between the batches and may raise."""
+    """Add the current model's log-probabilities of mismatched answers to the rows, for each epoch. Values
+    that an earlier worker stored in `folder/mismatched.npy` are reused. `look_up` is called before each batch
+    and may raise."""
     path = folder / "mismatched.npy"
     kept = open_kept(path, (epochs, rows.examples))
     # Both may be larger than memory. Which answer it is follows from the seed and is written anew each time.

@@ -1,5 +1,5 @@
 """The process that runs a user's `def grade(sample, item) -> float`. This script uses only the standard
-library, because the sandbox contains no other code. It answers each line of its input with one line: `{}` for
+library, because the sandbox contains no other code. It writes one line for each line that it reads: `{}` for
 the source, `{"score": ...}` for a sample, and `{"error": ...}` if the code fails."""
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 MEMORY_BYTES = 4 << 30
 FILE_BYTES = 64 << 20
 PROCESSES = 512
-"""Maximum number of processes. Some systems count all processes of the user."""
+"""Maximum number of processes. Some systems count all of the user's processes."""
 
 
 def limit() -> None:
-    """Limit the resources of this process permanently. The code cannot raise the limits again."""
+    """Limit the resources of this process. The code cannot raise the limits again."""
     try:
         import resource
     except ImportError:  # Windows

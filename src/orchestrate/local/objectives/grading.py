@@ -1,10 +1,10 @@
-"""Graders of reinforcement fine-tuning that this machine can run. Torch-free.
+"""Graders for reinforcement fine-tuning that this machine can run. Torch-free.
 
-The objects are OpenAI's (`openai.types.graders`): `string_check`, `text_similarity`, `python` and `multi`
-over these. `refusal` gives the reason why a grader cannot run here, for example because it needs another
-model or a service. The code of a `python` grader runs only if the user allows it, never just because it is in
-the spec. It runs in a separate process with as much isolation as possible (`isolation`) and limits on time,
-memory and files."""
+The format is OpenAI's (`openai.types.graders`): `string_check`, `text_similarity`, `python`, and `multi`,
+which combines the others. `refusal` returns the reason if a grader cannot run here, for example because it
+needs another model or a service. The code of a `python` grader runs only if the user allows it. Being in the
+spec is not enough. It runs in a separate process with as much isolation as possible (`isolation`) and limits
+on time, memory and files."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 _LONGEST_BYTES = 64 << 10
 STARTUP_SECONDS = 30.0
-"""Time limit in seconds for Python and the code's own imports, in addition to the limit for one answer."""
+"""Time limit in seconds for starting Python and running the code's imports, in addition to the limit for one
+answer."""
 
 
 class GraderCode:
-    """Runs a user's `def grade(sample, item) -> float` in a separate process (`grader_process.py`), as
-    isolated as `isolation` allows. The process starts with the first answer to grade, and restarts after a
-    crash."""
+    """Runs a user's `def grade(sample, item) -> float` in a separate process (`grader_process.py`) with the
+    given isolation. The process starts when the first answer is graded, and restarts after a crash."""
 
     def __init__(self, source: str, seconds: float, isolation: Isolation) -> None:
         self._source, self._seconds, self._isolation = source, seconds, isolation
@@ -49,7 +49,7 @@ class GraderCode:
         self._broken: dict[str, Any] | None = None
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Run the grader's code and return `{"score": ...}` or `{"error": ...}`."""
+        """Run the grader's code on one answer. Returns `{"score": ...}` or `{"error": ...}`."""
         if self._broken is None and self._child is None:
             self._start()
         if self._broken is not None:
@@ -141,7 +141,7 @@ class GradingError(Exception):
 
 @dataclass(frozen=True)
 class Grade:
-    """A grade. `error` is the reason if the answer could not be graded and got 0."""
+    """The grade of one answer. If the answer could not be graded, `score` is 0 and `error` is the reason."""
 
     score: float
     error: str | None = None
@@ -152,7 +152,7 @@ Score = Callable[[dict[str, Any], dict[str, Any]], float]
 
 
 class Grader:
-    """Grades answers. It is a context manager, because it may run code in a separate process."""
+    """Grades answers. Use it as a context manager, because it may start a process."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class Grader:
         if reason := refusal(grader, allow_code=True, asks=tuple(self._asks)):
             raise RunFailed(f"grader: {reason}", fix="change method.grader in the spec")
         self.isolation = (isolation or isolating.isolation()) if runs_code(grader) else None
-        """Isolation of the grader's code. `None` if there is no code."""
+        """Isolation of the grader's code. `None` if the grader has no code."""
         self._codes: list[GraderCode] = []
         self._seconds = seconds
         self._score = self._compile(grader)
@@ -185,8 +185,8 @@ class Grader:
             code.close()
 
     def grade(self, answers: Sequence[str | ReadAnswer], items: Sequence[dict[str, Any]]) -> list[Grade]:
-        """Grade each answer, in order. `items` are the rows of the prompts. A string is an answer without
-        thinking and tool calls."""
+        """Grade each answer, in order. `items` are the rows that the prompts came from. Answers without
+        reasoning and tool calls can be strings."""
         return [self._one(sample_of(a), item) for a, item in zip(answers, items, strict=True)]
 
     def _one(self, sample: dict[str, Any], item: dict[str, Any]) -> Grade:
@@ -233,7 +233,9 @@ def refusal(grader: Mapping[str, Any], *, allow_code: bool, asks: Sequence[str] 
     of `ELSEWHERE` for which the caller has a model."""
     kind = str(grader.get("type"))
     if "evaluator" in grader and "type" not in grader:
-        return f"evaluators only exist on hosted backends: set the grader's type to {', '.join(KINDS)}"
+        return (
+            f"evaluators only exist on hosted backends. Use a grader whose type is one of {', '.join(KINDS)}"
+        )
     if kind in asks:
         return _model_refusal(grader)
     if kind in ELSEWHERE:
@@ -262,10 +264,10 @@ def _model_refusal(grader: Mapping[str, Any]) -> str | None:
     if missing := sorted({"input", "model"} - grader.keys()):
         return f"{grader['type']} needs {', '.join(missing)}"
     if not isinstance(grader["input"], list) or not grader["input"]:
-        return "input must be a list of messages"
+        return "input must be a non-empty list of messages"
     limits: Any = grader.get("range") or [0, 1]
     if not isinstance(limits, list) or len(limits) != 2 or not limits[0] < limits[1]:  # pyright: ignore[reportUnknownArgumentType]  # from a file
-        return "range must be two numbers, the lower one first"
+        return "range must be two numbers in ascending order"
     return next(filter(None, map(_slot_refusal, _slots(grader))), None)
 
 
@@ -288,7 +290,7 @@ def _multi_refusal(grader: Mapping[str, Any], allow_code: bool, asks: Sequence[s
         unknown = Formula.parse(str(grader["calculate_output"])).names - {str(n) for n in parts}
     except GradingError as error:
         return f"calculate_output: {error}"
-    return f"calculate_output uses {sorted(unknown)[0]}, which is not a grader" if unknown else None
+    return f"calculate_output uses {sorted(unknown)[0]}, which is not one of graders" if unknown else None
 
 
 def _slots(grader: Mapping[str, Any]) -> list[str]:
@@ -308,7 +310,7 @@ def _slot_refusal(slot: str) -> str | None:
 
 
 def runs_code(grader: Mapping[str, Any]) -> bool:
-    """Return whether a valid grader runs its own code."""
+    """Return whether a valid grader includes code to run."""
     if grader.get("type") == "multi":
         parts: dict[str, dict[str, Any]] = grader["graders"]
         return any(map(runs_code, parts.values()))
@@ -316,8 +318,8 @@ def runs_code(grader: Mapping[str, Any]) -> bool:
 
 
 def fields_read(grader: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields of a row that the templates of a valid grader use, such as `answer` or `deep.n`.
-    Fields used by code are unknown."""
+    """Return the row fields that a valid grader's templates use, such as `answer` or `deep.n`. Fields that
+    only code uses are not included."""
     if grader["type"] == "multi":
         parts: dict[str, dict[str, Any]] = grader["graders"]
         return tuple(sorted({field for part in parts.values() for field in fields_read(part)}))
@@ -452,7 +454,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Formula:
-    """An arithmetic expression over graders' names. It cannot contain any other code."""
+    """An arithmetic expression over the names of graders. Any other code is rejected."""
 
     tree: ast.expr
     names: frozenset[str]
@@ -470,8 +472,8 @@ class Formula:
         return formula
 
     def value(self, values: Mapping[str, float], *, checking: bool = False) -> float:
-        """Compute the formula's value. Raises `GradingError`. With `checking`, errors that depend on these
-        particular numbers are not raised."""
+        """Compute the formula's value. Raises `GradingError`. With `checking`, errors that depend on the
+        numbers, such as a division by zero, are ignored."""
         try:
             return float(_value(self.tree, values))
         except RecursionError as error:
@@ -498,4 +500,4 @@ def _value(node: ast.expr, values: Mapping[str, float]) -> float:
             return _FUNCTIONS[name](*(_value(a, values) for a in args))
         case _:
             pass
-    raise GradingError(f"{ast.unparse(node)!r} is not arithmetic over graders")
+    raise GradingError(f"{ast.unparse(node)!r} is not arithmetic on grader names and numbers")

@@ -1,10 +1,9 @@
-"""Reinforcement fine-tuning with GRPO (Shao et al. 2024): several answers to each prompt, each judged
-relative to the others.
-
-Each optimizer step samples new answers. The sampling policy is therefore the one being trained, and no ratio
-is ever clipped. Rewards are centered and scaled within the group of one prompt. The loss is a mean over the
-step's answer tokens (Yu et al. 2025), so that long answers are not favored by their length. With `kl_beta`,
-the divergence from the initial model is part of the loss. These are TRL's defaults."""
+"""Reinforcement fine-tuning with GRPO (Shao et al. 2024): the model answers each prompt several times, and
+each answer's reward is compared with those of the others. Each optimizer step samples new answers, so
+training is on-policy and no ratio needs clipping. Rewards are centered and scaled within each prompt's group
+of answers. The loss is a mean over the step's answer tokens (Yu et al. 2025), which avoids a bias towards
+long answers. With `kl_beta`, the KL divergence from the initial model is part of the loss. The defaults are
+TRL's."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -32,14 +31,15 @@ from orchestrate.local.objectives.grading import Grade, Grader
 from orchestrate.local.plan.fitting import drawn_at_once
 
 EPSILON = 1e-4
-"""Added to the standard deviation of a group's rewards, as in TRL."""
+"""Term added to the standard deviation of a group's rewards, as in TRL."""
 ASKED_AT_ONCE = 1024
-"""Number of evaluation prompts that are answered at the same time, limited by memory."""
+"""Number of evaluation prompts per batch of answers. Limited to save memory."""
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Answers of one step. Row r of `rows` is a prompt with one answer, and only the answer is trained."""
+    """The answers sampled in one step. Each row is a prompt with one answer, and only the answer is
+    trained."""
 
     rows: EncodedRows
     advantages: Tensor
@@ -49,7 +49,7 @@ class Rollouts:
 
 
 class PolicyObjective(Objective):
-    """Samples answers, grades them, and increases the likelihood of the better ones."""
+    """The GRPO objective: samples answers, grades them, and increases the likelihood of the better ones."""
 
     divisible: ClassVar[bool] = False
 
@@ -134,8 +134,8 @@ class PolicyObjective(Objective):
         errors = [g.error for g in grades if g.error]
         if errors and len(errors) == len(grades) and not self._graded:
             raise RunFailed(
-                f"the grader cannot grade any answer: {errors[0]}",
-                fix="change method.grader, or the row fields that it uses",
+                f"the grader could not grade any answer: {errors[0]}",
+                fix="correct method.grader, or the row fields that it uses",
             )
         if errors and not self._warned:
             self.warn(f"{len(errors)} of {len(grades)} answers could not be graded and got 0: {errors[0]}")
@@ -155,7 +155,7 @@ class PolicyObjective(Objective):
     # -- learning --------------------------------------------------------------------------------------------
 
     def learn(self, rollouts: Rollouts, max_tokens: int, max_rows: int) -> Sums:
-        """Compute the gradient of the policy loss, in parts that fit into memory."""
+        """Compute the gradient of the policy loss in micro-batches that fit in memory."""
         rows, count = rollouts.rows, len(rollouts.advantages)
         tokens = float(sum(rows.row(i)[1][1:].sum() for i in range(count)))
         sums = Sums()
@@ -172,8 +172,8 @@ class PolicyObjective(Objective):
         return sums
 
     def policy_loss(self, batch: TrainingBatch, advantages: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Sum over the batch's answer tokens. Returns the loss, the estimated divergence from the initial
-        model (`None` if not computed), and the number of most likely tokens."""
+        """Compute sums over the batch's answer tokens: the loss, the estimated KL divergence from the initial
+        model (`None` without `kl_beta`), and the number of tokens that are the most likely ones."""
         start = self._log_probabilities_at_start(batch)
         losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
         log_p = -losses
@@ -203,8 +203,7 @@ class PolicyObjective(Objective):
                 parameter.copy_(kept[name])
 
     def evaluate(self, rows: EncodedRows, max_tokens: int) -> dict[str, float]:
-        """Compute the mean reward of the most likely answer to each prompt, and the metrics of
-        `_describe`."""
+        """Compute the mean reward of greedy answers, and the other metrics of `_describe`."""
         sums: Counter[str] = Counter()
         for start in range(0, rows.examples, ASKED_AT_ONCE):
             numbers = range(start, min(start + ASKED_AT_ONCE, rows.examples))
@@ -216,8 +215,8 @@ class PolicyObjective(Objective):
 
 @contextmanager
 def padded_attention(model: Any) -> Generator[None]:
-    """Switch to attention that supports rows padded on the left, which Orchestrate's own attention does
-    not."""
+    """Switch to attention that supports left padding within the context. Orchestrate's own attention doesn't
+    support it."""
     own = model.config.get_text_config()._attn_implementation
     switched = own.startswith("orchestrate")
     if switched:

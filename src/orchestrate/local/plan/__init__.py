@@ -1,4 +1,4 @@
-"""Estimate how much memory training needs, by part, and suggest changes to make it fit."""
+"""Estimate how much memory training needs, and suggest changes to make it fit."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ LLAMA_LIKE = frozenset(
         "ministral",
     )
 )
-"""Families (`model_type`) whose layers consist of attention, a gated feed-forward and two norms, as the
-memory plan assumes."""
+"""Model families (`model_type`) for which the memory plan's assumption holds: layers consist of attention, a
+gated feed-forward network and two norms."""
 OTHER_LAYER = 1.4
-"""Factor for the layers of other families, relative to Llama. Gemma 3 was measured at 1.2 to 1.4."""
+"""Activation memory of other families' layers, relative to Llama. Gemma 3 was measured at 1.2 to 1.4."""
 MOE_LAYER = 1.2
-"""Factor for full fine-tuning of a mixture of experts. Not measured."""
+"""Factor on activation memory for full fine-tuning of a mixture of experts. Not measured."""
 FROZEN_MOE_LAYER = 1.06
-"""Factor for training an adapter on a mixture of experts. Plans were 2 to 5% above measurements with 1, 2 and
-4 of 4 experts in use and rows of 128 to 1,024 tokens."""
+"""Factor on activation memory for training an adapter on a mixture of experts. With it, plans were 2 to 5%
+above measurements with 1, 2 and 4 of 4 experts active and rows of 128 to 1,024 tokens."""
 QK_NORM = frozenset(("qwen3", "qwen3_moe", "qwen3_vl", "olmo2", "gemma3"))
-"""Families that normalize queries and keys."""
+"""Model families that normalize queries and keys."""
 
 
 NAMES = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
-"""Names of a layer's linear layers, in the order of `ModelShape.linears`."""
+"""Names of the linear modules in a layer, in the order of `ModelShape.linears`."""
 
 
 class ModelShape(Record, frozen=True, kw_only=True):
-    """The shape of a decoder-only transformer."""
+    """The dimensions of a decoder-only transformer."""
 
     hidden: int
     layers: int
@@ -62,17 +62,18 @@ class ModelShape(Record, frozen=True, kw_only=True):
     tied: bool = False
     qk_norm: bool = False
     experts: int = 1
-    """Number of experts. Each has the width `feed_forward`."""
+    """Number of experts per layer. Each has the width `feed_forward`."""
     experts_used: int = 1
     family: str = "llama"
     held: float | None = None
-    """Bytes per parameter of the linear layers, if they are stored in memory as in the files."""
+    """Bytes per parameter of the linear layers, if they stay quantized in memory. Otherwise `None`."""
     held_by: str | None = None
-    """Format of the files, if its bytes per parameter are unknown."""
+    """Quantization method of the files, if its bytes per parameter are unknown."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> ModelShape:
-        """Read the shape from a config.json. Raises `KeyError` if it does not describe a decoder."""
+        """Read the shape from the contents of config.json. Raises `KeyError` if they don't describe a
+        decoder."""
         c = config.get("text_config") or config
         heads = int(c["num_attention_heads"])
         experts = cls.experts_in(c)
@@ -98,13 +99,13 @@ class ModelShape(Record, frozen=True, kw_only=True):
 
     @staticmethod
     def experts_in(config: Mapping[str, Any]) -> int:
-        """Return the number of experts in one layer, or 1 for a model that is not a mixture of experts."""
+        """Return the number of experts per layer, or 1 for a model that is not a mixture of experts."""
         names = ("num_local_experts", "num_experts", "n_routed_experts")
         return int(next((config[name] for name in names if config.get(name)), 1))
 
     @classmethod
     def like(cls, parameters: float) -> ModelShape:
-        """Return a typical shape for this size, for a model without a known configuration."""
+        """Return a typical shape for a model with this number of parameters and an unknown configuration."""
         known = min(KNOWN, key=lambda s: abs(s.parameters - parameters))
         rest = parameters - known.embedding_parameters
         per_layer = (known.parameters - known.embedding_parameters) / known.layers
@@ -112,27 +113,30 @@ class ModelShape(Record, frozen=True, kw_only=True):
 
     @property
     def remark(self) -> str | None:
-        """The reason why the memory plan is less exact, or `None` if the shape is supported exactly."""
+        """The reason why the memory plan is less exact for this model family, or `None`."""
         if self.experts > 1:
-            return "a mixture of experts, so its activation memory is estimated"
+            return "the model is a mixture of experts, so its activation memory is a rough estimate"
         if self.family not in LLAMA_LIKE:
-            return f"its layers ({self.family}) are assumed to need 1.4 times the activations of Llama"
+            return (
+                f"the layers of {self.family} models are assumed to need 1.4 times the activation "
+                f"memory of Llama's"
+            )
         return None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes on why the memory plan is less exact."""
+        """All reasons why the memory plan is less exact."""
         found = [self.remark] if self.remark else []
         if self.held_by is not None:
             found.append(
-                f"its weights are stored as {self.held_by}, but this estimate counts 16 bits per weight"
+                f"the weights are stored as {self.held_by}, but this estimate counts 16 bits per weight"
             )
         return tuple(found)
 
     @property
     def linears(self) -> list[tuple[int, int, int]]:
-        """The (in, out, count) of one layer's linear layers. Experts are excluded because they are stored as
-        one tensor."""
+        """The sizes (in, out, count) of the linear modules in a layer. Experts are excluded because they are
+        stored as one tensor."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = [(self.hidden, q, 1), (self.hidden, kv, 2), (q, self.hidden, 1)]
         if self.experts > 1:
@@ -166,23 +170,23 @@ class ModelShape(Record, frozen=True, kw_only=True):
 
     @property
     def active_parameters(self) -> int:
-        """Number of parameters used for one token. Only the active experts count."""
+        """Number of parameters that are used for a token, counting only active experts."""
         idle = self.experts - self.experts_used
         return self.parameters - self.layers * idle * 3 * self.hidden * self.feed_forward
 
     def adapter_parameters(
         self, rank: int, *, dora: bool = False, targets: str | Sequence[str] | None = None
     ) -> int:
-        """Count the parameters of LoRA on the linear layers that `targets` selects by peft's rules (default
-        all). Experts are not counted. DoRA has an additional magnitude for each output. If the names are not
-        Llama's, or the model is a mixture of experts, all linear layers count."""
+        """Count the parameters of LoRA on the linear layers that `targets` selects by peft's rules (default:
+        all). Experts are excluded. DoRA adds a magnitude for each output. All linear layers are counted if
+        the targets don't match Llama's names, or if the model is a mixture of experts."""
         named = [] if self.experts > 1 else self._named(targets)
         chosen = [(i, o, 1) for i, o in named] or [(i, o, n * self.layers) for i, o, n in self.linears]
         return sum(n * (rank * (i + o) + (o if dora else 0)) for i, o, n in chosen)
 
     def expert_adapter_parameters(self, rank: int, names: Sequence[str]) -> int:
-        """Count the parameters of LoRA on the named expert weights, as peft applies it: twice the rank on the
-        fused pair."""
+        """Count the parameters of LoRA on the named expert weights. As in peft, the fused gate and up
+        projections get twice the rank."""
         h, wide = self.hidden, self.feed_forward
         pair = 2 * (h + 2 * wide) if any("gate" in name or "up" in name for name in names) else 0
         down = h + wide if any("down" in name for name in names) else 0

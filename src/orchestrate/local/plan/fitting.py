@@ -1,4 +1,4 @@
-"""Plan how a job fits into a machine's memory, and how many tokens go into one forward pass. Torch-free."""
+"""Plan how a job fits into a machine's memory, and how many tokens each forward pass may have. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from orchestrate.local.plan.memory import SHORT_ROW, Setup, plan
 from orchestrate.types import MemoryPlan, decoding
 
 DEFAULT_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Tokens of one forward pass, including padding, unless memory requires fewer."""
+"""Default maximum number of tokens in a forward pass, including padding. Halved if memory requires it."""
 LONGEST = 2048
-"""Assumed length in tokens of the longest row, if neither the spec nor the data determine it."""
+"""Assumed length in tokens of the longest row, if neither the spec nor the data specify it."""
 
 
 def setup_of(
     method: Method, adapter: AdapterSettings, hyper: Hyper, *, precision: str, added_tokens: int = 0
 ) -> Setup:
-    """Describe a job's memory setup for `plan`. `fit` sets the number of rows, their length, and how many
-    answers are sampled at a time."""
+    """Build the setup of a job for `plan`. `fit` later sets the number of rows, their length, and the number
+    of answers sampled in one batch."""
     unpaired = isinstance(method, Preferences) and method.unpaired
     anchored = isinstance(method, Reinforcement) and bool(method.kl_beta)
     return Setup(
@@ -59,9 +59,9 @@ def _is_particular(adapter: AdapterSettings) -> bool:
 
 
 def rows_of(method: Method, hyper: Hyper, lengths: Mapping[int, int]) -> tuple[Mapping[int, int], int]:
-    """Return the arguments of `fit`: the number of examples of each length in tokens, and the maximum number
-    of examples at a time. If answers are sampled, the examples are the prompts, each with an answer of
-    maximum length."""
+    """Return the arguments `lengths` and `most_rows` of `fit`: the number of examples of each length in
+    tokens, and the maximum number of examples per forward pass. If the method samples answers, an example is
+    a prompt with an answer of maximum length."""
     samples = _samples(method)
     if not samples:
         return lengths, min(hyper.micro_batch or hyper.batch_size, hyper.batch_size)
@@ -83,11 +83,11 @@ def fit(
     device: str,
     available_bytes: int | None = None,
 ) -> tuple[int, MemoryPlan]:
-    """Find how many tokens may go into one forward pass, and the plan of the largest pass. Starts with the
+    """Find the maximum number of tokens in a forward pass, and the plan of the largest pass. Starts with the
     engine's default and halves it until the plan fits, as the engine does if memory runs out. A pass has at
-    least one example, even if that does not fit. `lengths` are the tokens of the examples (a pair counts by
-    its longer side), or the number of examples of each length. `most_rows` is the maximum number of examples
-    at a time, which packed rows never exceed."""
+    least one example, even if that does not fit. `lengths` are the examples' lengths in tokens (for a pair,
+    the longer side), or the number of examples of each length. `most_rows` is the maximum number of examples
+    in a pass, packed or not."""
     counts = sorted((lengths if isinstance(lengths, Mapping) else Counter(lengths)).items())
     tokens, longest = DEFAULT_TOKENS[device], counts[-1][0]
     while True:
@@ -114,8 +114,8 @@ def fit(
 
 
 def drawn_at_once(tokens: int, longest: int) -> int:
-    """Return how many answers are sampled side by side. The number is larger than in training, because
-    nothing is stored for a backward pass."""
+    """Return how many answers are sampled in one batch. The batch is larger than in training, because nothing
+    is stored for a backward pass."""
     return max(1, 4 * tokens // longest)
 
 
@@ -148,8 +148,8 @@ def _passes(counts: Sequence[tuple[int, int]], tokens: int, most_rows: int) -> l
 
 
 def shape_of(model: str, billions: float | None) -> tuple[ModelShape, str | None] | None:
-    """Return the shape of a local or Hub model. If its configuration is not on this machine, returns a
-    typical shape for its size and a note. Returns `None` if the size is also unknown."""
+    """Return the shape of a local or Hub model. If the model's configuration is not on this machine, returns
+    a typical shape for its size and a note. Returns `None` if the size is also unknown."""
     config = files.config_of(model)
     if config is not None:
         try:
@@ -160,14 +160,14 @@ def shape_of(model: str, billions: float | None) -> tuple[ModelShape, str | None
         return None
     shape = ModelShape.like(billions * 1e9)
     return shape, (
-        "its configuration is not on this machine: assuming a typical "
+        "the model's configuration is not on this machine: assuming a typical "
         f"{shape.parameters / 1e9:.1f}B architecture"
     )
 
 
 def active_parameters(model: str, billions: float | None) -> float | None:
-    """Return the number of parameters used for one token by a local or Hub model, or `None` if its size is
-    unknown."""
+    """Return the number of parameters that a local or Hub model uses for a token, or `None` if the model's
+    size is unknown."""
     found = shape_of(model, billions)
     return None if found is None else float(found[0].active_parameters)
 
@@ -181,8 +181,8 @@ def of_job(
     gpu_bytes: int | None = None,
 ) -> MemoryPlan | None:
     """Plan the memory of a translated job. Returns `None` if the model's size is unknown. `longest` is the
-    number of tokens in the longest row, if the data was counted. With `gpu_bytes`, plan for a GPU of that
-    size instead of this machine."""
+    length of the longest row in tokens, if it is known. With `gpu_bytes`, plans for a GPU of that size
+    instead of this machine."""
     found = shape_of(model, billions)
     if found is None:
         return None

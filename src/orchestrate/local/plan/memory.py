@@ -1,11 +1,9 @@
-"""Estimate the memory of a training run, by part, from the model's configuration alone. Torch-free, offline.
-
-Weights, adapter, gradients and optimizer stay in memory. Activations and logits are temporary, so the plan
-takes the largest of the moments that can be a step's peak (`_moments`). The bytes per token are counts of the
-tensors that this engine holds at that moment for a Llama-like layer (attention, gated feed-forward, two
-norms), taken from torch's own record of allocations. `benchmarks/memory.py` and the tests compare the plan
-with measured peaks.
-"""
+"""Estimate the memory of a training run from the model's configuration alone. Torch-free, offline. Weights,
+adapter, gradients and optimizer state are always in memory. Activations and logits are temporary, so the plan
+compares the moments in a step at which memory use can peak (`_moments`) and takes the largest. The bytes per
+token add up the tensors that this engine holds at that moment for a Llama-like layer (attention, gated
+feed-forward, two norms). They were determined with torch's record of allocations. `benchmarks/memory.py` and
+the tests compare the plan with measured peaks."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ from orchestrate.types import MemoryPlan, Record
 
 
 EIGHT_BIT = 1 + 4 / 256
-"""Bytes of one bitsandbytes state: one byte, plus a 32-bit scale for every 256 states."""
+"""Bytes per value of an 8-bit bitsandbytes state: one byte, plus a 32-bit scale for every 256 values."""
 STATE_BYTES = {
     "adamw": 8.0,
     "adamw_8bit": 2 * EIGHT_BIT,
@@ -43,27 +41,29 @@ STATE_BYTES = {
     "muon": 4.0,
     "schedule_free_adamw": 8.0,
 }
-"""Bytes of state per parameter, by optimizer. Muon's value is for matrices. Its other parameters use AdamW.
-Adafactor stores one number per row and per column, which is small except for matrices with few rows."""
+"""Bytes of optimizer state per parameter. Muon's value is for matrices: it uses AdamW for all other
+parameters. Adafactor stores one number per row and per column, which is negligible except for matrices with
+few rows."""
 LION_RATE = 0.2
-"""Lion's learning rate as a fraction of AdamW's. Its authors recommend a third to a tenth (Chen et al.
+"""Learning rate for Lion as a fraction of AdamW's. Lion's authors recommend a third to a tenth (Chen et al.
 2023)."""
 MUON_SINCE = "2.9"
 
 
 class OptimizerMissing(SetupError):
-    """Raised if the requested optimizer cannot run here. `fix` is the command that installs it."""
+    """Raised if the requested optimizer cannot run here. `fix` is the command that installs the optimizer's
+    package."""
 
 
 def state_bytes(optimizer: str, rank: int | None) -> float:
-    """Return the bytes of optimizer state per trained parameter. `rank` is the rank of an adapter, which is
-    the number of rows or columns of its matrices."""
+    """Return the bytes of optimizer state per trained parameter. `rank` is the adapter's rank, or `None` for
+    full fine-tuning."""
     return 4.0 / rank if optimizer == "adafactor" and rank else STATE_BYTES[optimizer]
 
 
 def require(optimizer: str, find: Callable[[str], object | None] = find_spec) -> None:
-    """Raise `OptimizerMissing` if the optimizer's package is missing, without importing it. `find` locates a
-    package."""
+    """Raise `OptimizerMissing` if the optimizer's package is missing. Doesn't import packages. `find` locates
+    a package."""
     if optimizer.startswith("schedule_free") and find("schedulefree") is None:
         raise OptimizerMissing(
             f"optimizer {optimizer} needs the package schedulefree, which is not installed",
@@ -90,8 +90,8 @@ def trained_parameters(shape: ModelShape, adapter: AdapterSettings, added_tokens
     """Count the trained parameters: low-rank matrices, fully trained modules, and the rows of added
     tokens.
 
-    Names are Llama's. If the targets have other names, or the model is a mixture of experts, all linear
-    layers count."""
+    All linear layers are counted if the targets don't match Llama's names, or if the model is a mixture of
+    experts."""
     whole = _whole(shape, adapter.modules_to_save or ())
     tokens = added_tokens * shape.hidden * (1 if shape.tied else 2)
     if shape.experts > 1:
@@ -168,60 +168,60 @@ def _above(name: str) -> Iterator[str]:
 
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes per parameter with double quantization: half a byte, plus an 8-bit scale for every 64 parameters,
-plus a 32-bit scale for every 256 of those."""
+"""Bytes per parameter in NF4 with double quantization: half a byte, plus an 8-bit scale for every 64
+parameters, plus a 32-bit scale for every 256 of these scales."""
 LOGITS = 1 << 25
-"""Number of logits in one block: `head.BLOCK_ELEMENTS`."""
+"""Number of logits in one block, the same as `loaded.BLOCK_ELEMENTS`."""
 SHORT_ROW = 1024
-"""Maximum row length in tokens for which a CPU uses attention that stores its weights:
+"""Maximum row length in tokens for which a CPU uses attention that stores its weights, the same as
 `kernels.SHORT_ROW`."""
 BLOCK = 128
-"""Number of queries processed together: `blocks.BLOCK`."""
+"""Number of queries in a block of attention, the same as `kernels.BLOCK`."""
 OVERHEAD = {"cpu": 560 << 20, "cuda": 900 << 20}
-"""Memory of the libraries. On a CPU, 530 to 600 MiB of a worker's resident memory were not its tensors (torch
-2.13). On a GPU, it is a typical size of the driver's context and kernels, not measured."""
+"""Bytes of memory that libraries use. On a CPU, 530 to 600 MiB of a worker's resident memory was not tensors
+(torch 2.13). On a GPU, the value is typical for the driver's context and kernels, but not measured."""
 SLACK = 0.05
-"""Fraction of transient memory that the allocator loses to fragmentation."""
+"""Fraction of temporary memory that the allocator loses to fragmentation."""
 
 
 class Setup(Record, frozen=True, kw_only=True):
-    """The settings that determine memory, besides the model."""
+    """The settings, other than the model, on which memory use depends."""
 
     adapter: AdapterKind = "qlora"
     precision: str = "bf16"
-    """Precision of products, or `fp32`, see `engines.precision`. Trained weights are always in 32 bits."""
+    """Precision of matmuls, as chosen by `local.model.precision`. Trained weights are always in fp32."""
     rank: int = 16
     dropout: bool = False
     dora: bool = False
     targets: str | tuple[str, ...] | None = None
     """Targets of the adapter. Activations are counted as if all linear layers were targets."""
     lora: AdapterSettings | None = None
-    """The adapter's settings, if it has settings other than `rank`, `targets` and `dora`."""
+    """The adapter's settings, if its size depends on more than `rank`, `targets` and `dora`."""
     added_tokens: int = 0
     packing: bool = False
-    """True if `rows` are packed lines, each filled up to `longest`."""
+    """True if `rows` counts packed sequences, each filled up to `longest` tokens."""
     rows: int = 1
-    """Rows in one forward pass. A pair of a preference method counts twice."""
+    """Number of rows in a forward pass. A preference pair counts as two."""
     longest: int = 2048
-    """Number of tokens of the longest row."""
+    """Length of the longest row in tokens."""
     trained: float = 1.0
-    """Fraction of tokens with a loss. The others never reach the output layer."""
+    """Fraction of tokens with a loss. Other tokens don't reach the output layer."""
     pairs: bool = False
     judged: bool = False
-    """True if the loss uses the log-probability of single answers rather than pairs."""
+    """True if the loss uses the log-probabilities of individual answers rather than pairs."""
     optimizer: str = "adamw"
     gradient_checkpointing: bool = False
     accumulates: bool = True
-    """True if a step takes several forward passes, so that gradients are in memory in all but the first."""
+    """True if a step has several forward passes. All but the first run while gradients are in memory."""
     copies: int = 0
-    """Number of 32-bit copies of the trained weights. Early stopping stores the best weights, and a policy
-    its initial ones."""
+    """Number of additional fp32 copies of the trained weights: one for the best weights so far, and one for
+    the initial weights if the loss includes the KL divergence from them."""
     drawn: int = 0
-    """Number of answers sampled at a time, for methods that sample. Each has up to `longest` tokens,
-    including its prompt."""
+    """Number of answers sampled in one batch. 0 if the method doesn't sample. Each has up to `longest`
+    tokens, including its prompt."""
 
     shares: int = 1
-    """Number of processes that each weight is sharded over, with one GPU each (FSDP). The plan is for one
+    """Number of processes over which each weight is sharded (FSDP). Each has its own GPU. The plan is for one
     process."""
 
     @property
@@ -230,7 +230,7 @@ class Setup(Record, frozen=True, kw_only=True):
 
     @property
     def bytes(self) -> int:
-        """Bytes of an activation, or of a weight that is not in 4 bits."""
+        """Bytes per value of activations and of weights that are not quantized."""
         return 4 if self.adapter == "full" or self.precision == "fp32" else 2
 
 
@@ -244,8 +244,8 @@ class _Moment(NamedTuple):
 def plan(
     shape: ModelShape, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
 ) -> MemoryPlan:
-    """Estimate the peak memory of training. `available_bytes` is the device's memory. `None` queries this
-    machine."""
+    """Estimate the peak memory of training. `available_bytes` is the device's memory. `None` detects this
+    machine's."""
     gpus = machine.gpus()
     device = device or ("cuda" if gpus else "cpu")
     if available_bytes is None:
@@ -318,8 +318,8 @@ def _adapter(shape: ModelShape, setup: Setup) -> int:
 
 
 def kv_cache_bytes(shape: ModelShape, answers: int, tokens: int, each: int = 2) -> int:
-    """Compute the size of the keys and values of answers sampled side by side. `each` is the number of bytes
-    per value. The number of tokens includes the prompt."""
+    """Compute the size in bytes of the KV cache for a batch of answers. `tokens` is the length of each answer
+    including its prompt, and `each` is the number of bytes per value."""
     return 2 * each * shape.layers * shape.kv_heads * shape.head_dim * answers * tokens
 
 
@@ -339,16 +339,18 @@ class _Layer(NamedTuple):
     """Bytes per token."""
 
     norm: float
-    """Stored by one norm: the inputs of its backward pass, and its output, which the linear layers use."""
+    """Stored by one norm for the backward pass: its own inputs, and its output, which the linear layers
+    need."""
     norm_output: float
     norm_work: float
-    """Needed only while a norm's gradient is computed."""
+    """Temporary memory while a norm's gradient is computed."""
     attention: float
-    """Stored by attention: queries, keys, values, and the weights or their sums."""
+    """Stored by attention for the backward pass: queries, keys, values, and the attention weights or their
+    sums."""
     attention_forward: float
     attention_backward: float
     kept: float
-    """Stored by the entire layer until its backward pass."""
+    """Stored by the entire layer for the backward pass."""
 
 
 def _layer(shape: ModelShape, setup: Setup, device: str) -> _Layer:
@@ -496,12 +498,12 @@ def _changes(shape: ModelShape, setup: Setup) -> Iterator[tuple[str, Mapping[str
     fewest = 2 if setup.pairs else 1
     if setup.rows > fewest:
         yield (
-            f"use fewer examples at a time with the same batch size: {option('micro_batch')}=1",
+            f"use smaller micro-batches with the same batch size: {option('micro_batch')}=1",
             {"rows": fewest, "accumulates": True},
         )
     if not setup.gradient_checkpointing:
         yield (
-            "keep fewer activations, which takes about a third longer: "
+            "recompute activations, which takes about a third longer: "
             f"{option('gradient_checkpointing')}=true",
             {"gradient_checkpointing": True},
         )

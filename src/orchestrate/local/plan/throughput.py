@@ -1,10 +1,8 @@
-"""Estimate how fast this machine trains: from finished runs, from `orchestrate local bench`, or from a model
-of its hardware. Torch-free.
-
-A frozen base needs about 4 operations per weight and token (forward 2, gradient of the activations 2), a
-fully trained one 6. Attention and the adapter are within the error band. One number, operations per second in
-a training step, therefore carries over from measured models to models of similar size.
-"""
+"""Estimate how fast this machine trains, based on finished runs, on `orchestrate local bench`, or on its
+hardware. Torch-free. Each token takes about 4 operations per frozen weight (2 in the forward pass, 2 for the
+gradient of the activations) and 6 per trained weight. Attention and the adapter are within the error band.
+One number, operations per second in a training step, can therefore be measured with one model and used for
+others of similar size."""
 
 from __future__ import annotations
 
@@ -25,24 +23,24 @@ from orchestrate.types import Record, decoding
 
 
 READ_SHARE = 1 / 3
-"""Time of a token without loss as a fraction of the time of a trained token, as quotes count it
+"""Time for a token without loss as a fraction of the time for a trained token. Quotes use the same value
 (`costing`)."""
 LATEST = 200
-"""Number of past runs that are used."""
+"""Number of most recent runs that are used."""
 ERRORS = 20
-"""Number of estimates that determine the error band: the latest of the same kind."""
+"""Number of most recent estimates from which the error band is computed."""
 NINETY_PERCENT = 1.645
-"""Number of standard deviations on either side."""
+"""Number of standard deviations on either side of the mean in a 90% interval."""
 
 
 class ThroughputKey(Record, frozen=True, kw_only=True):
-    """Properties that determine the speed of a run, except its data."""
+    """Properties of a run, other than its data, on which its speed depends."""
 
     device: str
     """The GPU's name, or `cpu`."""
     threads: int
     parameters: float
-    """Number of parameters used for one token."""
+    """Number of parameters that are used for a token."""
     adapter: str = "qlora"
     method: str = "sft"
     """Method: `sft`, `dpo`, `orpo`, `simpo`, `kto` or `rft`."""
@@ -59,20 +57,21 @@ class MeasuredPace(Record, frozen=True, kw_only=True):
     kind: ThroughputKey
     at: datetime
     tokens: float
-    """Trained tokens, plus `READ_SHARE` of the tokens without loss."""
+    """Number of trained tokens, plus `READ_SHARE` times the number of tokens without loss."""
     seconds: float
-    """Seconds that these tokens took."""
+    """Training time for these tokens in seconds."""
     besides_seconds: float
-    """Seconds of the worker's life outside training: libraries, model, encoding and saving."""
+    """Seconds that the worker spent on anything but training: loading libraries and the model, encoding and
+    saving."""
     told: float | None = None
-    """Tokens per second that would have been estimated without this run."""
+    """Tokens per second that were estimated for this run from earlier data."""
     told_by: str = ""
     """Source of that estimate: `model`, `bench` or `runs`."""
 
 
 class Estimate(Record, frozen=True, kw_only=True):
-    """An estimate of one quantity. The true value is between value / factor and value * factor with 90%
-    probability."""
+    """An estimate of one quantity. With 90% probability, the true value is between value / factor and value *
+    factor."""
 
     value: float
     factor: float
@@ -87,7 +86,7 @@ class Estimate(Record, frozen=True, kw_only=True):
 
 
 class KnownLog(Record, frozen=True, kw_only=True):
-    """One data point: a logarithm, and its expected error in logarithms."""
+    """The logarithm of a measured value, and the expected error of the logarithm."""
 
     log: float
     off: float
@@ -104,8 +103,8 @@ def add(path: Path, pace: MeasuredPace) -> None:
 
 
 def read_pace(path: Path) -> list[MeasuredPace]:
-    """Read the latest paces, oldest first. Invalid lines and lines with impossible values are skipped,
-    because they may come from another machine."""
+    """Read the most recent paces, oldest first. Invalid lines and impossible values are skipped, because the
+    file may come from another machine."""
     try:
         lines = path.read_bytes().splitlines()[-LATEST:]
     except OSError:
@@ -129,8 +128,8 @@ def _can_be(pace: MeasuredPace) -> bool:
 
 
 def alike(kind: ThroughputKey, other: ThroughputKey) -> float | None:
-    """Estimate the difference in operations per second between two kinds of run, as a logarithm. Returns
-    `None` for different devices or precisions."""
+    """Estimate by how much two kinds of run may differ in operations per second, as a logarithm. Returns
+    `None` for different devices or precisions, which are not comparable."""
     precisions = {kind.precision, other.precision} - {None}
     if kind.device != other.device or len(precisions) > 1:
         return None
@@ -139,12 +138,12 @@ def alike(kind: ThroughputKey, other: ThroughputKey) -> float | None:
 
 
 def decades(a: float, b: float) -> float:
-    """Return the number of factors of 10 between two sizes."""
+    """Return the number of orders of magnitude between two sizes."""
     return abs(math.log10(max(a, 1.0) / max(b, 1.0)))
 
 
 def speeds(kind: ThroughputKey, paces: Sequence[MeasuredPace]) -> list[KnownLog]:
-    """Derive operations per second from past runs."""
+    """Compute operations per second from past runs."""
     points: list[KnownLog] = []
     for pace in paces:
         if (apart := alike(kind, pace.kind)) is not None:
@@ -155,7 +154,7 @@ def speeds(kind: ThroughputKey, paces: Sequence[MeasuredPace]) -> list[KnownLog]
 
 
 def startups(kind: ThroughputKey, paces: Sequence[MeasuredPace]) -> list[KnownLog]:
-    """Derive the seconds outside training from past runs."""
+    """Compute the time spent outside training, in seconds, from past runs."""
     return [
         KnownLog(
             log=math.log(max(pace.besides_seconds, 0.1)),
@@ -167,9 +166,8 @@ def startups(kind: ThroughputKey, paces: Sequence[MeasuredPace]) -> list[KnownLo
 
 
 def combined(points: Sequence[KnownLog], *, least: float, errors: Sequence[float] = ()) -> Estimate:
-    """Average the points by their weights. The error band follows from their agreement and from `errors`, the
-    logarithms by which such estimates were off. `least` is the minimum
-    expected error."""
+    """Compute the weighted mean of the points. The error band depends on the points' expected errors and on
+    `errors`, the errors of earlier estimates in logarithms. `least` is the minimum expected error."""
     weights = [1 / point.off**2 for point in points]
     mean = sum(w * p.log for w, p in zip(weights, points, strict=True)) / sum(weights)
     expected = max(least, sum(weights) ** -0.5)
@@ -179,7 +177,7 @@ def combined(points: Sequence[KnownLog], *, least: float, errors: Sequence[float
 
 
 def errors(kind: ThroughputKey, paces: Sequence[MeasuredPace], told_by: str) -> list[float]:
-    """Return the errors of earlier estimates for similar runs that came from the same source."""
+    """Return the errors, in logarithms, of earlier estimates from the same source for similar runs."""
     found = [
         math.log(pace.tokens / pace.seconds / pace.told)
         for pace in paces
@@ -189,8 +187,8 @@ def errors(kind: ThroughputKey, paces: Sequence[MeasuredPace], told_by: str) -> 
 
 
 CPU_THREAD_OPERATIONS = 6e10
-"""Operations per second and thread in a step of the tiny model. A server core of 2023 with AVX-512 reached 6
-to 13e10."""
+"""Operations per second and thread in a training step of a tiny model. A 2023 server core with AVX-512
+reached 6e10 to 13e10."""
 GPU_OPERATIONS = {
     "B300": 9e14,
     "B200": 9e14,
@@ -206,18 +204,20 @@ GPU_OPERATIONS = {
     "L4": 4e13,
     "T4": 1.5e13,
 }
-"""Operations per second: about 35 to 45% of each card's dense bf16 peak according to its manufacturer."""
+"""Operations per second in a training step: about 35 to 45% of the manufacturer's dense bf16 peak for each
+card."""
 OTHER_GPU_OPERATIONS = 3e13
 UNKNOWN_PARAMETERS = 8e9
 CPU_32_BITS = 0.5
-"""Fraction of a CPU's speed that remains without 16-bit instructions."""
+"""Speed of a CPU in fp32 as a fraction of its speed in 16 bits."""
 UNMEASURED = 0.8
-"""Error in logarithms for an unmeasured machine: a factor of 2.2, or 3.7 in one of ten cases."""
+"""Expected error, in logarithms, for an unmeasured machine: a factor of 2.2. In one of ten cases, the factor
+exceeds 3.7."""
 UNPROVED = 0.4
-"""Error in logarithms of an estimate that no later run has confirmed. Later runs share the machine with other
-processes and have other rows."""
+"""Minimum expected error, in logarithms, of an estimate that no later run has confirmed. Later runs have
+different rows and share the machine with other processes."""
 STARTUP = KnownLog(log=math.log(10.0), off=0.6)
-"""Seconds for libraries, model and encoding, if no run has measured them."""
+"""Startup time in seconds (libraries, model, encoding), if no run has measured it."""
 
 
 class Bench(Record, frozen=True, kw_only=True):
@@ -230,11 +230,12 @@ class Bench(Record, frozen=True, kw_only=True):
     tokens_per_second: float
     operations_per_second: float
     peak_bytes: int | None = None
-    """Maximum bytes of tensors in the largest step, according to the allocator."""
+    """Peak bytes of tensors in the largest step, as reported by the allocator."""
     planned_bytes: int | None = None
-    """The same according to the memory plan. `None` for an unsupported model."""
+    """Peak bytes of tensors in the largest step, as estimated by the memory plan. `None` if the plan doesn't
+    support the model."""
     resident_bytes: int | None = None
-    """Peak main memory of the process, including libraries and loading."""
+    """Peak resident memory of the process in bytes, including libraries and loading."""
     measured_on: date
 
 
@@ -243,21 +244,21 @@ class Throughput(Record, frozen=True, kw_only=True):
 
     tokens_per_second: float
     factor: float
-    """Error factor. The true speed is between speed / factor and speed * factor with 90% probability."""
+    """Error factor. With 90% probability, the true speed is between speed / factor and speed * factor."""
     source: str
     told_by: str
     """Source of the estimate: `model`, `bench` or `runs`."""
     besides: Estimate
-    """Seconds of a run outside training."""
+    """Seconds that a run spends outside training."""
 
 
 MORE_PROCESSES = 0.85
-"""Speed that each additional process adds after communication, as a fraction of one process's speed. Not
-measured."""
+"""Speed that each additional process adds, as a fraction of one process's speed. Less than 1 because of
+communication. Not measured."""
 
 
 def of_several(one: Throughput, processes: int) -> Throughput:
-    """Scale the throughput to several processes that work on each step together."""
+    """Scale the throughput of one process to several data-parallel processes."""
     if processes <= 1:
         return one
     speed = one.tokens_per_second * (1 + MORE_PROCESSES * (processes - 1))
@@ -278,7 +279,7 @@ def read(home: Path) -> list[Bench]:
 
 
 def remember(home: Path, bench: Bench) -> None:
-    """Save a measurement. It overwrites an earlier one for the same model, device and number of threads."""
+    """Save a measurement, replacing any earlier one with the same model, device and number of threads."""
     key = (bench.device, bench.threads, bench.model)
     kept = [b for b in read(home) if (b.device, b.threads, b.model) != key]
     private_folder(home)
@@ -294,7 +295,7 @@ def kind_of(
     threads: int | None = None,
     device: str | None = None,
 ) -> ThroughputKey:
-    """Describe a run as it would be started on this machine now."""
+    """Return the key of a run that would be started on this machine now."""
     gpu = next(iter(machine.gpus()), None) if device != "cpu" else None
     return ThroughputKey(
         device=gpu.name if gpu else "cpu",
@@ -307,9 +308,9 @@ def kind_of(
 
 
 def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str | None = None) -> Throughput:
-    """Estimate throughput from finished runs, a measurement, and the expected speed of such a machine.
-    Nothing is measured now. `load` is the load of other processes on the cores and lowers the slow end.
-    `place` is the owner of the machine, unless it is this one."""
+    """Estimate throughput from finished runs, benchmarks, and the expected speed of such a machine. `load` is
+    the current load from other processes and lowers the bottom of the range. `place` names the owner of the
+    machine. `None` means this machine."""
     ran = read_pace(file_of(home))
     runs, benches = speeds(kind, ran), _benches(kind, read(home))
     told_by = "runs" if runs else "bench" if benches else "model"
@@ -318,7 +319,7 @@ def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str |
     source = _source(kind, ran, home, told_by, place)
     if slower > 1.1:
         cores = text.count(machine.cores(), "core")
-        source += f", and up to {slower:.1f} times as long with the current load of {load:.1f} on {cores}"
+        source += f", and up to {slower:.1f} times slower with the current load of {load:.1f} on {cores}"
     return Throughput(
         tokens_per_second=speed.value / kind.operations / math.sqrt(slower),
         factor=speed.factor * math.sqrt(slower),
@@ -329,9 +330,9 @@ def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str |
 
 
 def slowdown(kind: ThroughputKey, load: float, cores: int) -> float:
-    """Estimate how many times longer a step may take next to other processes. One thread gets its share of
-    the cores. Several threads wait in each matmul for the slowest one: with two threads on two busy cores,
-    the factor was squared."""
+    """Estimate how many times longer a step may take because of other processes. A single thread gets its
+    share of the cores. Several threads wait for the slowest one in each matmul: with two threads on two busy
+    cores, the measured factor was the square."""
     if kind.device != "cpu":
         return 1.0
     share = max(1.0, (load + kind.threads) / cores)

@@ -112,7 +112,9 @@ def setting(name: str = "engine", adapter: str = "qlora", **options: object) -> 
 
 def test_the_plan_says_which_engine_and_why() -> None:
     unasked = setting()
-    assert unasked.outcome is Outcome.DEFAULTED and str(unasked.rule).startswith("fused: it has CPU kernels")
+    assert unasked.outcome is Outcome.DEFAULTED and str(unasked.rule).startswith(
+        "fused: this engine has CPU kernels"
+    )
     assert setting(engine="plain").outcome is Outcome.KEPT
     for engine in ("liger", "warp"):
         assert setting(engine=engine).outcome is Outcome.REFUSED

@@ -205,7 +205,7 @@ def test_code_without_a_grade_says_so(source: str, said: str) -> None:
         ),
         (
             {"evaluator": "accounts/a/evaluators/b"},
-            "evaluators only exist on hosted backends: set the grader's type to",
+            "evaluators only exist on hosted backends. Use a grader",
         ),
         ({"type": "regex"}, "type must be one of"),
         (check(reference=4), "reference must be text"),

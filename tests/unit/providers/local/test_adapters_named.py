@@ -53,10 +53,10 @@ LOOKED_FOR = ("unknown-target", "names-not-looked-at", "setting-refused")
         (
             {"exclude_modules": ["v_prj"]},
             "exclude_modules",
-            "no target is named v_prj; did you mean v_proj?",
+            "no target matches v_prj; did you mean v_proj?",
         ),
-        ({"exclude_modules": "(q|k)_proj"}, "exclude_modules", "no target is named (q|k)_proj"),
-        ({"targets": ["q_proj"], "exclude_modules": ["v_proj"]}, "exclude_modules", "is named v_proj"),
+        ({"exclude_modules": "(q|k)_proj"}, "exclude_modules", "no target matches (q|k)_proj"),
+        ({"targets": ["q_proj"], "exclude_modules": ["v_proj"]}, "exclude_modules", "matches v_proj"),
         ({"targets": ["q_proj"], "exclude_modules": ["q_proj"]}, "exclude_modules", "excludes every target"),
         ({"rank_pattern": {"q_prj": 4}}, "rank_pattern", "no target matches q_prj"),
         ({"rank_pattern": {"q_proj": 4}, "exclude_modules": ["q_proj"]}, "rank_pattern", "matches q_proj"),
@@ -81,7 +81,7 @@ def test_a_setting_that_fits_nothing_is_refused(
     ("adapter", "field", "told"),
     [
         ({"targets": ["q_proj", "nosuch"]}, "targets", "the model has no layer nosuch"),
-        ({"exclude_modules": ["q_proj", "nosuch"]}, "exclude_modules", "no target is named nosuch"),
+        ({"exclude_modules": ["q_proj", "nosuch"]}, "exclude_modules", "no target matches nosuch"),
         ({"rank_pattern": {"q_proj": 4, "nosuch": 2}}, "rank_pattern", "no target matches nosuch"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -110,7 +110,7 @@ def test_the_plan_says_that_packing_gains_nothing_on_a_cpu(machine: Any, told: b
     (row,) = (s for s in translate(JobSpec.parse(values), machine).settings if s.name == "packing")
     assert row.sent is True and row.outcome is Outcome.KEPT
     assert (
-        "it has no benefit on a CPU: rows are already packed or batched by similar length" in str(row.rule)
+        "no benefit on a CPU, where rows are already packed or batched by similar length" in str(row.rule)
     ) is told
 
 
@@ -131,7 +131,7 @@ def test_reinforcement_by_default() -> None:
             "method.grader",
             rft(grader={"evaluator": "accounts/a/evaluators/b"}),
             {},
-            "evaluators only exist on hosted backends: set the grader's type to",
+            "evaluators only exist on hosted backends. Use a grader",
         ),
         ("method.grader", rft(grader={"type": "score_model", "model": "o3"}), {}, "on this machine does not"),
         ("method.grader", rft(grader=CODE), {}, "--allow-grader-code"),

@@ -1,4 +1,4 @@
-"""Adapters on a frozen model: which modules are adapted, and how the adapter is initialized."""
+"""Adapters for a frozen model: choice of modules, and initialization."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ _WORDS = {
     "targets": "the model has no layer {}",
     "target_parameters": "the model has no parameter {}",
     "modules_to_save": "the model has no module {} to save",
-    "exclude_modules": "no target is named {}",
+    "exclude_modules": "no target matches {}",
     "rank_pattern": "no target matches {}",
     "alpha_pattern": "no target matches {}",
 }
 
 
 class ModuleNames(Record, frozen=True):
-    """Full module names, as transformers builds the model."""
+    """Full names of a model's modules, as transformers builds the model."""
 
     modules: tuple[str, ...]
     linear: tuple[str, ...]
     """Linear layers of the language model, which get an adapter by default."""
     language: str = ""
-    """The common prefix of the language model's module names. Empty if it is the entire model."""
+    """The common prefix of the language model's module names. Empty if the language model is the entire
+    model."""
     head: str | None = None
-    """The output layer."""
+    """Name of the output layer."""
     parameters: tuple[str, ...] = ()
-    """Names of matrices and stacks of matrices in the language model."""
+    """Names of the language model's parameters with two or three dimensions."""
     experts: tuple[str, ...] = ()
-    """Names of expert weights that are stored as one tensor each."""
+    """Names of the parameters that hold the weights of all experts of a layer in one tensor."""
 
     def asked(self, targets: str | Sequence[str]) -> list[str]:
-        """Return the modules of the language model that an adapter's `targets` select."""
+        """Return the names of the modules in the language model that an adapter's `targets` select."""
         if targets == ALL_LINEAR:
             return list(self.linear)
         inside = [n for n in self.modules if n.startswith(self.language) or n == self.head]
@@ -61,14 +62,14 @@ class Misnamed:
     field: str
     """The setting's name, as in the spec under `adapter`."""
     useless: bool
-    """True if the setting has no effect at all, or is impossible."""
+    """True if the setting would have no effect or cannot be applied."""
     told: str
     fix: str
 
 
 def misnamed(names: ModuleNames, adapter: AdapterSettings) -> list[Misnamed]:
-    """Find the adapter settings that match nothing in the model, one entry per setting. All regular
-    expressions must be valid."""
+    """Find adapter settings with names that match nothing in the model. Returns one entry per setting. All
+    regular expressions must be valid."""
     asked = adapter.targets or ALL_LINEAR
     chosen = names.asked(asked)
     found = [
@@ -82,7 +83,9 @@ def misnamed(names: ModuleNames, adapter: AdapterSettings) -> list[Misnamed]:
         if not left and not adapter.target_parameters:
             field = "layers_to_transform" if adapter.layers_to_transform else "exclude_modules"
             found.append(
-                Misnamed(field, True, f"adapter.{field} excludes every target", "keep at least one of them")
+                Misnamed(
+                    field, True, f"adapter.{field} excludes every target", "exclude fewer modules or layers"
+                )
             )
         for field, patterns in _patterns(adapter):
             fitting = fitting_keys(patterns, left)
@@ -92,7 +95,7 @@ def misnamed(names: ModuleNames, adapter: AdapterSettings) -> list[Misnamed]:
 
 
 def narrowed(names: Sequence[str], adapter: AdapterSettings) -> list[str]:
-    """Filter out modules and layers that the adapter excludes."""
+    """Remove the names of modules and layers that the adapter excludes."""
     excluded, layers = adapter.exclude_modules, adapter.layers_to_transform
     if excluded is not None:
         names = [name for name in names if not matches(excluded, name)]
@@ -102,8 +105,8 @@ def narrowed(names: Sequence[str], adapter: AdapterSettings) -> list[str]:
 
 
 def matches(asked: str | Sequence[str], name: str) -> bool:
-    """Return whether a module name matches, by peft's rules. A string is a pattern for the full name. A list
-    holds full names or suffixes."""
+    """Return whether a module name matches `asked`, by peft's rules. A string is a regular expression for the
+    full name. A list contains full names or suffixes."""
     if isinstance(asked, str):
         return re.fullmatch(asked, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in asked)
@@ -168,7 +171,7 @@ def _parameters(names: ModuleNames, asked: Sequence[str]) -> Misnamed | None:
         return found
     told, fix = (
         f"{found.told}: the model has no experts",
-        "leave it out. To adapt linear layers, use adapter.targets",
+        "remove this setting. To adapt linear layers, use adapter.targets",
     )
     return replace(found, told=told, fix=fix)
 
@@ -227,10 +230,10 @@ _OWN = frozenset(
         "qalora_group_size",
     }
 )
-"""LoRA settings that affect only the LoRA layers, or that have no effect without another setting."""
+"""LoRA settings that affect only the LoRA layers, or that have no effect on their own."""
 _STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""Initializations that leave the base unchanged. peft subtracts the others (PiSSA, OLoRA, LoftQ and more)
-from the base each time it loads the adapter."""
+"""Initializations that leave the base model unchanged. With any other (PiSSA, OLoRA, LoftQ and more), peft
+subtracts the initial adapter from the base model each time it loads the adapter."""
 
 
 def lies_apart(folder: Path) -> bool:
@@ -248,9 +251,8 @@ def lies_apart(folder: Path) -> bool:
 
 
 def changes_base(folder: Path) -> bool:
-    """Return whether the adapter changes the base model even while peft has the adapter disabled, because it
-    subtracted from the base or overwrote parts. Unreadable files count as False, because loading the adapter
-    reports them."""
+    """Return whether loading the adapter changes the base model itself, so that disabling the adapter does
+    not restore it. Returns False for unreadable files, because loading the adapter reports them."""
     if (found := _read(folder)) is None:
         return False
     config, names = found

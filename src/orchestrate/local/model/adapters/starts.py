@@ -1,10 +1,7 @@
-"""Adapter initializations other than random numbers and zeros: a part of the base (PiSSA, OLoRA), its 4-bit
-quantization error (LoftQ), or its layers' inputs (EVA). peft implements all but LoftQ, whose function in peft
-ignores the adapter's scale and requires a GPU.
-
-The initial weights are stored with the run, so that the part subtracted from the base can be added back on
-export.
-"""
+"""Adapter initializations that depend on the base model: on its weights (PiSSA, OLoRA), its 4-bit
+quantization error (LoftQ), or its layers' inputs (EVA). peft implements all of them, but LoftQ is implemented
+here because peft's version ignores the adapter's scale and requires a GPU. The initial weights are stored
+with the run, so that the part subtracted from the base can be added back on export."""
 
 from __future__ import annotations
 
@@ -38,9 +35,9 @@ from orchestrate.local.model.loaded import decoder_of
 
 
 EVA_TOKENS = 4096
-"""Maximum number of tokens of one forward pass, including padding."""
+"""Maximum number of tokens in a forward pass of EVA, including padding."""
 EVA_PASSES = 512
-"""Maximum number of batches. The directions converge within a few hundred."""
+"""Maximum number of batches for EVA. The directions converge within a few hundred."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +46,15 @@ class Beginning:
 
     folder: ModelFolder
     kept: Path
-    """The folder for the initial weights, if they must be stored."""
+    """Folder in which the initial weights are stored, if the initialization requires that."""
     rows: EncodedRows
     """The training rows."""
     seed: int
 
 
 def begun(inner: Any, config: Any, adapter: AdapterSettings, beginning: Beginning | None) -> Any:
-    """Create the peft model with its initial adapter weights. Raises `RunFailed`, or peft's `ValueError` or
-    `TypeError` if the adapter does not fit."""
+    """Create the peft model with its initial adapter weights. Raises `RunFailed`. If the adapter does not
+    fit, peft's `ValueError` or `TypeError` propagates."""
     from peft import PeftModel, get_peft_model
     from peft.tuners.lora.eva import initialize_lora_eva_weights
 
@@ -140,7 +137,7 @@ def _eva(inner: Any, config: Any, beginning: Beginning) -> dict[str, Tensor]:
 
 
 def eva_batches(rows: EncodedRows, least: int, seed: int, device: torch.device) -> list[dict[str, Tensor]]:
-    """Build batches of rows in the order of the first epoch, padded on the right. Each has at least `least`
+    """Build right-padded batches of rows in the order of the first epoch. Each has at least `least`
     trained tokens. Labels follow peft's convention. Raises `RunFailed` if all rows together have fewer
     trained tokens."""
     parts: list[list[int]] = []
@@ -182,8 +179,9 @@ def _padded(rows: Sequence[tuple[Any, Any]], device: torch.device) -> dict[str, 
 
 
 def as_plain_lora(folder: Path, kept: Path) -> None:
-    """Rewrite the adapter in `folder` for the unchanged base model: B A - B0 A0, with twice the rank, as peft
-    converts it. Until then, it fits only a base model minus its initial weights."""
+    """Convert the adapter in `folder` to one for the original base model: B A - B0 A0, with twice the rank,
+    as peft's own conversion does. The unconverted adapter only fits a base model from which its initial
+    weights were subtracted."""
     after, first = (load_file(f / "adapter_model.safetensors") for f in (folder, kept))
     for name, value in after.items():
         # Adapters on embeddings take nothing out of them.
@@ -214,25 +212,26 @@ def as_plain_lora(folder: Path, kept: Path) -> None:
 
 
 ROUTERS = re.compile(r"(.*\.)?(gate|router|shared_expert_gate)(\.\w+)?")
-"""Names of layers that route tokens to experts. They are not adapted, so that tokens keep their experts."""
+"""Names of layers that route tokens to experts. They get no adapter, so that the choice of experts stays the
+same."""
 _NEEDED = ("targets", "target_parameters", "modules_to_save")
-"""Settings that raise an error if no name matches. The others then have no effect."""
+"""Settings that raise an error if no name matches. Other settings have no effect then."""
 
 
 @dataclass(frozen=True)
 class Targets:
     modules: tuple[str, ...]
-    """Full module names."""
+    """Full names of the modules to adapt."""
     parameters: tuple[str, ...]
-    """Full names of experts, each stored as one tensor."""
+    """Full names of the expert weights to adapt."""
     left_out: tuple[str, ...]
-    """Modules and parameters that were left out, each with the reason, for the user."""
+    """Messages for the user about modules and parameters that get no adapter, with the reason."""
 
 
 def targets_of(inner: Any, adapter: AdapterSettings, config_of: Callable[[Sequence[str]], Any]) -> Targets:
     """Resolve the adapter's targets to modules and parameters of the model. `config_of` builds peft's
-    configuration for a list of modules. Raises `RunFailed` if the model lacks all of the targets, or any
-    parameter to adapt or module to save."""
+    configuration for a list of modules. Raises `RunFailed` if the model has none of the targets, or lacks a
+    parameter to adapt or a module to save."""
     told: list[str] = []
     names = names_of(inner, told)
     asked = adapter.targets or ALL_LINEAR
@@ -261,8 +260,8 @@ def targets_of(inner: Any, adapter: AdapterSettings, config_of: Callable[[Sequen
 
 
 def names_of(inner: Any, told: list[str] | None = None) -> ModuleNames:
-    """Collect the module names of a transformers model, which may be on the meta device. `told`
-    collects the linear layers that are not adapted by default, with the reason."""
+    """Collect the module names of a transformers model, which may be on the meta device. Messages about
+    linear layers that are not adapted by default are appended to `told`."""
     told = [] if told is None else told
     prefix, head = _prefix(inner), inner.get_output_embeddings()
     every = list(inner.named_modules())
@@ -297,7 +296,7 @@ def _is_linear(module: Any) -> bool:
 
 
 def expert_parameters(inner: Any) -> list[str]:
-    """List the full names of expert weights that are stored as one tensor each."""
+    """List the full names of the parameters that hold the weights of all experts of a layer in one tensor."""
     return [
         name for name, p in inner.named_parameters() if p.ndim == 3 and re.search(r"(^|\.)\w*experts\.", name)
     ]
@@ -352,7 +351,7 @@ def _without(told: list[str], names: list[str], dropped: set[str], reason: str) 
 
 
 def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
-    """Add the strings to the tokenizer as single tokens that are never split. Returns their ids."""
+    """Add the strings to the tokenizer as single tokens and return their ids."""
     from transformers import AddedToken
 
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
@@ -361,8 +360,8 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
 
 @torch.no_grad()
 def make_room(model: Any, tokens: int, new: Sequence[int] = ()) -> None:
-    """Resize the embeddings to `tokens` rows, even if the model has fewer. The untrained rows of the `new`
-    ids are set to the mean of the others so that none stands out (Hewitt 2021)."""
+    """Enlarge the embeddings to at least `tokens` rows. Initializes added rows and those of the `new` ids
+    with the mean of all other rows, so that no new token is too likely (Hewitt 2021)."""
     before = model.get_input_embeddings().weight.shape[0]
     if tokens <= before and not new:
         return
@@ -382,7 +381,8 @@ def _tables(model: Any) -> list[Any]:
 
 
 def trained_rows(model: Any, ids: Sequence[int], adapter: AdapterSettings) -> dict[str, list[int]] | None:
-    """Return peft's `trainable_token_indices` for the embedding tables that are not already fully trained."""
+    """Return peft's `trainable_token_indices` for the tokens `ids`, or `None` if there are none. Embedding
+    tables that are fully trained anyway are skipped."""
     if not ids:
         return None
     tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
@@ -393,7 +393,7 @@ def trained_rows(model: Any, ids: Sequence[int], adapter: AdapterSettings) -> di
 
 
 def rows_of(adapter: Path) -> int:
-    """Return the number of embedding rows that the base model needs to load the adapter in this folder."""
+    """Return the number of embedding rows that the base model must have for the adapter in this folder."""
     config = msgspec.json.decode((adapter / "adapter_config.json").read_bytes(), type=dict[str, Any])
     indices = config.get("trainable_token_indices") or {}
     most = [1 + max(ids) for ids in (indices.values() if isinstance(indices, dict) else [indices])]
@@ -406,8 +406,8 @@ def rows_of(adapter: Path) -> int:
 
 
 def spare(model: Any) -> None:
-    """Replace peft's forward pass for trained tokens. peft copies the entire table in each forward pass and
-    computes a gradient for all of it. This one computes only the few trained rows separately."""
+    """Replace peft's forward pass for trainable tokens with one that handles only the trained rows. peft's
+    own copies the entire embedding table in each forward pass and computes a gradient for all of it."""
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
     for layer in model.modules():

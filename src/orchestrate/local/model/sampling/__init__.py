@@ -23,31 +23,31 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 NO_NUMBERS = "no_numbers"
 """Failure: the model returned non-finite logits."""
 NO_FORM = "no_form"
-"""Failure: constraining the answer was too complex."""
+"""Failure: the constraint on the answer was too complex."""
 NO_MEMORY = "no_memory"
-"""Failure: the row does not fit in memory, even without other rows."""
+"""Failure: the row does not fit in memory, even in a batch of one."""
 LEAST_TEMPERATURE = 1e-6
-"""Below this temperature, dividing by it overflows, and sampling would practically always take the most
-likely token."""
+"""Lower bound for the temperature. Dividing by less can overflow, and the result would be the most likely
+token anyway."""
 
 
 class Holds(Protocol):
-    """Restricts how an answer may continue."""
+    """A constraint on the tokens of an answer."""
 
     def allowed(self, logits: Tensor) -> Tensor:
-        """Mask the logits [vocabulary]: tokens that may not come next are -inf. Raises `ValueError` if the
-        constraint is too complex."""
+        """Mask the logits [vocabulary]: set tokens that are not allowed next to -inf. Raises `ValueError` if
+        the constraint is too complex."""
         ...
 
     def take(self, id: int) -> None:
-        """Advance by the sampled token."""
+        """Advance the constraint by the sampled token."""
         ...
 
 
 @dataclass
 class Luck:
-    """Sampling settings for a row's tokens. Temperature 0 takes the most likely token. The same seed gives
-    the same tokens, whatever else is generated at the same time."""
+    """Sampling settings for one row. Temperature 0 takes the most likely token. The same seed gives the same
+    tokens, whatever other rows are in the batch."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -57,10 +57,10 @@ class Luck:
     frequency: float = 0.0
     bias: Mapping[int, float] = field(default_factory=dict[int, float])
     tops: int | None = None
-    """Number of most likely tokens to return besides the sampled one. `None` returns no log-probabilities."""
+    """Number of most likely tokens to return in addition to the sampled one. `None` returns no
+    log-probabilities."""
     generator: torch.Generator | None = None
-    """Random number generator of the row. `None` uses the caller's generator, which several rows can
-    share."""
+    """Random number generator of the row. `None` uses the process's global generator, which rows share."""
     held: Holds | None = None
     """The constraint on the form of the answer."""
 
@@ -73,14 +73,14 @@ class Luck:
 
     @property
     def plain(self) -> bool:
-        """True if the most likely token is always taken and no log-probabilities are needed."""
+        """True if the row always takes the most likely token and needs no log-probabilities."""
         changed = self.temperature or self.presence or self.frequency or self.bias
         return not changed and self.tops is None and self.held is None
 
 
 def seeded(seed: int | None, place: int) -> torch.Generator:
-    """Return the random number generator for one of several answers to a prompt. The same seed gives the
-    same numbers."""
+    """Return the random number generator for answer number `place` to a prompt. `None` for `seed` seeds it
+    randomly."""
     generator = torch.Generator()
     if seed is None:
         generator.seed()
@@ -93,15 +93,16 @@ def seeded(seed: int | None, place: int) -> torch.Generator:
 class DrawnToken:
     id: int
     logprob: float | None = None
-    """The log-probability in nats according to the model itself, before temperature, penalties and biases."""
+    """Log-probability of the token under the model in nats, before temperature, penalties and biases."""
     tops: tuple[tuple[int, float], ...] = ()
     failed: str = ""
-    """Reason why there is no token, as the API names it. `id` is then meaningless."""
+    """The API's code for the reason why there is no token. Empty if there is one. `id` is meaningless
+    otherwise."""
 
 
 def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[DrawnToken]:
     """Sample the next token of each row. `logits` are [rows, vocabulary]. `rows` contains each row's settings
-    and the tokens sampled so far."""
+    and the counts of its tokens so far."""
     values, ids = logits.max(dim=-1)
     finite: list[bool] = values.isfinite().tolist()
     chosen: list[int] = ids.tolist()
@@ -175,12 +176,12 @@ def _chosen(logits: Tensor, luck: Luck) -> int:
 
 
 LEAST_SHARED = 32
-"""Minimum length in tokens of a common prefix to be computed only once. Shorter ones save nothing."""
+"""Minimum length in tokens of a common prefix that is computed only once. Shorter prefixes save nothing."""
 
 
 class GrowingLayer(DynamicLayer):
-    """A cache layer that allocates columns in advance. The library's layer copies all columns for each
-    token."""
+    """A cache layer that allocates columns in advance. The library's own layer copies the entire cache for
+    each token."""
 
     _room: tuple[Tensor, Tensor] | None = None
 
@@ -228,8 +229,8 @@ def _with_room(states: Tensor, columns: int) -> Tensor:
 
 
 def new_cache(model: Any) -> Any:
-    """Create an empty cache whose layers keep all columns. Sliding-window layers would drop different columns
-    in each row, so the mask handles the window instead."""
+    """Create an empty cache that never drops columns. The mask implements sliding windows, because a column
+    can be outside one row's window and inside another's."""
     cache = _as_configured(model)
     growing = (DynamicLayer, DynamicSlidingWindowLayer)
     cache.layers = [GrowingLayer() if type(layer) in growing else layer for layer in cache.layers]
@@ -241,15 +242,15 @@ def _as_configured(model: Any) -> Any:
 
 
 def window(model: Any) -> int | None:
-    """Return the smallest sliding window of any layer, in columns including padding, or `None` if all layers
+    """Return the model's smallest sliding window, in columns including padding, or `None` if all layers
     attend to all columns."""
     there = (getattr(layer, "sliding_window", None) for layer in _as_configured(model).layers)
     return min((columns for columns in there if columns is not None), default=None)
 
 
 def takes(model: Any) -> tuple[str, bool]:
-    """Return the name of the model's cache argument, and whether the model can compute only the last
-    position's logits."""
+    """Return the name of the model's cache argument, and whether the model can compute logits for the last
+    position only."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = set(signature(inner.forward).parameters)
     for kind in type(inner).__mro__:  # one that only hands arguments on names neither
@@ -260,8 +261,8 @@ def takes(model: Any) -> tuple[str, bool]:
 
 
 def in_common(prompts: Sequence[Sequence[int]]) -> int:
-    """Count the leading tokens that all prompts share, leaving at least one token of each prompt. Returns 0
-    if there are too few."""
+    """Count the leading tokens that all prompts share, excluding at least the last token of each prompt.
+    Returns 0 for fewer than `LEAST_SHARED`."""
     if len(prompts) < 2:
         return 0
     # What the first and the last in order share, all share.
@@ -273,8 +274,8 @@ def in_common(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def read_once(model: Any, ids: Sequence[int]) -> Any:
-    """Compute the cache of a shared prefix. Returns `None` if the model's caches hold anything other than one
-    column per token."""
+    """Compute the cache of a shared prefix. Returns `None` if the model's cache layers don't store one column
+    per token."""
     name, only_last = takes(model)
     cache = new_cache(model)
     more = {"logits_to_keep": 1} if only_last else {}
@@ -283,7 +284,7 @@ def read_once(model: Any, ids: Sequence[int]) -> Any:
 
 
 def for_rows(cache: Any, rows: int) -> Any:
-    """Repeat a cache of one row for several rows."""
+    """Copy a single-row cache for several rows."""
     copied = deepcopy(cache)
     copied.batch_repeat_interleave(rows)
     return copied
@@ -298,13 +299,13 @@ def for_rows(cache: Any, rows: int) -> Any:
 
 
 CLOSE = 0.2
-"""Fraction of the logits' standard deviation. Rounding cannot reverse a larger lead of one token over
-another."""
+"""Maximum lead of one token over another that 16-bit rounding can reverse, as a fraction of the logits'
+standard deviation."""
 
 
 def close(logits: Tensor) -> list[bool]:
-    """Return, for each row of [rows, vocabulary], whether the most likely token is barely ahead of the next
-    one."""
+    """Return for each row of `logits` [rows, vocabulary] whether rounding could change the most likely
+    token."""
     scores = logits.float()
     two = scores.topk(2, dim=-1).values
     return ((two[:, 0] - two[:, 1]) / scores.std(dim=-1) < CLOSE).tolist()
@@ -318,8 +319,9 @@ def rounds(model: Any, device: torch.device) -> bool:
 def otherwise_alone(
     model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, share: bool
 ) -> list[bool]:
-    """Return for each answer whether any of its tokens is not the most likely one when its row is computed
-    alone in one pass. With `share`, the prefix that all prompts share is computed once."""
+    """Return for each answer whether greedy decoding without a batch would have chosen a different token.
+    Each answer is recomputed individually in one pass. With `share`, the prefix that all prompts share is
+    computed once."""
     begins = in_common(prompts) if share else 0
     cache = read_once(model, prompts[0][:begins]) if begins else None
     begins = 0 if cache is None else begins

@@ -1,12 +1,10 @@
-"""The only generation loop, with continuous batching. Rows join and leave while the others continue, each
-with its own adapter and its own random numbers.
+"""The generation loop for all purposes, with continuous batching. Rows join and leave the batch while others
+continue. Each row has its own adapter and random numbers.
 
-Prompts of single requests are prefilled alone, without padding, so that other requests cannot change their
-first token. Callers with many prompts pass a `PromptReader`, which prefills several in one pass. The new
-cache is then appended to that of the rows in progress, padded on the left. The architecture's caches must be
-concatenable, which is checked before the first join. Models without such caches process their rows one after
-another. Imports torch.
-"""
+By default, each prompt is prefilled alone and without padding, so that other requests cannot change its first
+token. Callers with many prompts pass a `PromptReader`, which prefills several prompts in one pass. The new
+cache is padded on the left and appended to that of the rows in progress. If the architecture's caches can't
+be concatenated, rows are processed one after another. Imports torch."""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -31,23 +29,23 @@ from orchestrate.local.model.sampling import NO_MEMORY, DrawnToken, GrowingLayer
 from orchestrate.local.model.sampling.quick_pass import quick_of
 
 PLAIN = ("Linear", "Linear4bit", "Linear8bitLt")
-"""PEFT's layer classes that add a product of two matrices to the base's output."""
+"""PEFT's layer classes that only add a low-rank product to the base layer's output."""
 
 Matrices = tuple[Tensor, Tensor, float]
-"""A, B, and the scale of their product."""
+"""The low-rank matrices A and B, and the scale of their product."""
 
 
 class Mixing:
-    """Runs each row with its own adapter, at little more than the base's cost. PEFT can mix adapters too, but
-    it installs hooks on every module for each forward pass, which took longer than the model itself on short
-    steps. Here the layers' adapters are disabled until `end`, and one hook per layer adds the output of each
-    row's adapter."""
+    """Runs each row of a batch with its own adapter. PEFT can do this too, but it installs hooks on every
+    module for each forward pass, which takes longer than a short forward pass itself. Here the layers'
+    adapters are disabled until `end`, and one permanent hook per layer adds the output of each row's
+    adapter."""
 
     def __init__(self, model: Any) -> None:
         self.adapters = frozenset(model.peft_config)
         self._layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
         self.groups: list[tuple[str, Tensor | None]] = []
-        """The adapters of the next pass, each with its rows. `None` means all rows."""
+        """The adapters in the next pass, each with the indices of its rows. `None` means all rows."""
         self._hooks: list[Any] = []
         for layer in self._layers:
             layer._disable_adapters = True  # as `enable_adapters(False)`, without its pass over gradients
@@ -120,18 +118,18 @@ def _matrices(layer: Any) -> dict[str, Matrices]:
 BASE = "__base__"
 """The adapter name of rows without an adapter."""
 KINDS = ("GrowingLayer", "LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer", "DummyLayer")
-"""Cache types with a column per position, with one state per row, with both, and of layers that reuse an
-earlier layer's cache. Listed by name because not every release of transformers has all of them."""
+"""Supported classes of cache layers: one column per position, one state per row, both, and layers that reuse
+an earlier layer's cache. Listed by name because some releases of transformers lack some of them."""
 AS_IT_IS = ""
-"""Adapter name that leaves the model in the state that the caller has set."""
+"""Adapter name that leaves the model as the caller set it."""
 ALONE = ("use_dora", "trainable_token_indices", "modules_to_save", "target_parameters")
-"""Features that PEFT cannot apply to only some rows of a batch."""
+"""Adapter features that PEFT cannot apply to individual rows of a batch."""
 PROMPTS_A_STEP = 4
-"""Number of prompts that are prefilled between two tokens of the rows in progress."""
+"""Number of prompts that are prefilled between two decoding steps."""
 
 
 class Torn(Exception):
-    """Raised if the model is no longer usable. This process then cannot generate anymore."""
+    """Raised if the model is in an unusable state. The process must then be restarted."""
 
 
 @dataclass
@@ -139,9 +137,9 @@ class DecodingRow:
     """One answer in progress."""
 
     key: str
-    """Key for canceling the row. Several rows may share one."""
+    """Key for canceling the row. Several rows may have the same key."""
     adapter: str
-    """PEFT's name for the adapter, or `BASE`."""
+    """The name that PEFT uses for the adapter, or `BASE`."""
     prompt: list[int]
     luck: Luck
     """Sampling settings."""
@@ -152,20 +150,19 @@ class DecodingRow:
     others: tuple[tuple[int, ...], ...] = ()
     """Token sequences that begin another speaker's turn. They also end the answer."""
     alone: bool = False
-    """True if the row must never be batched with other rows. In 16 bits, batching changes the rounding of
-    sums."""
+    """True if the row must be processed individually. In 16 bits, batching changes the rounding of sums."""
     copies: list[DecodingRow] = field(default_factory=list["DecodingRow"])
-    """Other answers to the same prompt, which is prefilled once."""
+    """Rows for other answers to the same prompt. The prompt is prefilled once for all of them."""
     ids: list[int] = field(default_factory=list[int])
     counts: Counter[int] = field(default_factory=Counter[int])
     ended: bool = False
     close: bool | None = None
-    """True if one of its tokens was barely ahead of another (see `rounding`). `None` if that is not
-    tracked."""
+    """True if rounding could have changed one of the row's tokens (see `sampling.close`). `None` if this is
+    not tracked."""
 
     @property
     def read(self) -> list[int]:
-        """The tokens to prefill before the next one can be sampled."""
+        """The tokens to prefill before the next token can be sampled."""
         return [*self.prompt, *self.ids]
 
 
@@ -181,23 +178,23 @@ class Read:
 
 
 class PromptReader(Protocol):
-    """Decides how many prompts are prefilled at once."""
+    """Prefills prompts and decides how many are prefilled at once."""
 
     @property
     def joins(self) -> bool:
-        """True if the model predicts the same next token after padding."""
+        """True if padding does not change the next token that the model predicts."""
         ...
 
     def at_once(self, model: Any, rows: Sequence[DecodingRow]) -> int:
-        """Return how many of the leading rows can be prefilled in one forward pass."""
+        """Return how many rows, counted from the first, can be prefilled in one forward pass."""
         ...
 
     def read(self, model: Any, rows: Sequence[DecodingRow]) -> Read: ...
 
 
 class DecodingBatch:
-    """Rows that are decoded together, one forward pass per token. Each column of the cache is one step. Rows
-    that join later have empty columns at the start."""
+    """Rows that are decoded in one batch. Each forward pass adds a token to every row and a column to the
+    cache. Rows that join later have empty columns at the start."""
 
     def __init__(self) -> None:
         self.rows: list[DecodingRow] = []
@@ -206,11 +203,11 @@ class DecodingBatch:
         """Attention mask, as [rows, columns]: 1 where a row has a token."""
 
         self.fixed = False
-        """True if the rows stay together until the last one has ended, because their cache cannot be
+        """True if ended rows stay in the batch until the last row has ended, because the cache cannot be
         split."""
 
     def join(self, rows: Sequence[DecodingRow], read: Read, index: Tensor) -> None:
-        """Add rows to the batch. `index` maps each of `rows` to its position in `read`."""
+        """Add rows to the batch. `index` holds the position in `read` of each row's prompt."""
         cache, mask = read.cache, read.mask[index]
         for layer in cache.layers:
             _select(layer, index)
@@ -224,7 +221,7 @@ class DecodingBatch:
         self.rows += rows
 
     def drop_ended(self) -> None:
-        """Remove rows that have ended, and columns that are empty in all remaining rows."""
+        """Remove rows that have ended, and leading columns that are empty in all remaining rows."""
         kept = _closed_up([row.ended for row in self.rows])
         if len(kept) == len(self.rows) or self.mask is None or (self.fixed and kept):
             return
@@ -245,7 +242,7 @@ class DecodingBatch:
                 setattr(layer, name, getattr(layer, name)[..., empty:, :])
 
     def inputs(self) -> dict[str, Any]:
-        """Return the model inputs for the next token of each row. The mask grows by one column."""
+        """Return the model inputs for the next decoding step. Adds a column to the mask."""
         mask = self.mask
         assert mask is not None  # noqa: S101  there are rows
         ids = torch.tensor([[row.ids[-1]] for row in self.rows], device=mask.device)
@@ -259,8 +256,7 @@ class DecodingBatch:
 
 
 class Batching:
-    """All rows of one model and its adapters. `step` prefills some prompts, or samples a token for each
-    row."""
+    """All waiting and active rows of a model and its adapters."""
 
     def __init__(self, model: Any, *, most_rows: int, reader: PromptReader | None = None) -> None:
         self.model = model
@@ -274,8 +270,7 @@ class Batching:
         self._last = {"logits_to_keep": 1} if only_last else {}
 
     def use(self, model: Any) -> Any:
-        """Use this model from now on. It must be the same model, with different adapters. Answers in progress
-        continue."""
+        """Switch to the same model with different adapters. Answers in progress continue."""
         self.changing()
         self.model = model
         self._mixing = Mixing(model) if can_mix(model) else None
@@ -285,7 +280,7 @@ class Batching:
         return model
 
     def changing(self) -> None:
-        """Prepare for adapters to be added or removed. Call `use` afterwards."""
+        """Prepare for adapters to be added or removed. Call `use` when they have changed."""
         if self._mixing is not None:
             self._mixing.end()
             self._mixing = None
@@ -301,7 +296,7 @@ class Batching:
         return not self.waiting and not self.rows
 
     def uses(self, adapter: str) -> bool:
-        """Return whether a row with this adapter is waiting or being answered."""
+        """Return whether a waiting or active row uses this adapter."""
         active = (row for batch in self._batches.values() for row in batch.rows)
         return any(row.adapter == adapter for row in (*active, *self.waiting))
 
@@ -313,9 +308,9 @@ class Batching:
             batch.drop_ended()
 
     def step(self) -> Iterator[tuple[DecodingRow, DrawnToken]]:
-        """Yield each row with its next token. Rows that end are marked, including rows without a next token.
-        The caller may end more rows. If memory runs out, half as many rows are decoded at a time from then
-        on, and rows in progress are prefilled again."""
+        """Decode one token for each active row and prefill some waiting prompts. Yields each row with its new
+        token. Rows that end are marked as ended, and the caller may end more rows. If memory runs out, halve
+        the maximum number of rows and prefill the active rows again."""
         with torch.no_grad():
             for name in list(self._batches):
                 batch = self._batches[name]

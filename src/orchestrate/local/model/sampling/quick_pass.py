@@ -1,10 +1,8 @@
-"""A faster forward pass for Llama-shaped models on a CPU, with half as many operations as transformers.
-
-For small models, most of the time per token is call overhead. This pass multiplies matrices with the same
-input at once, rotates queries and keys together, builds the mask once, and after the last layer's attention
-computes only the positions whose logits are needed. It is compared with the library's pass before it is used.
-Calls with unsupported arguments use the library's pass.
-"""
+"""A faster forward pass for Llama-like models on a CPU, with half as many operations as transformers. In
+small models, call overhead dominates the time per token. This pass merges matrix products that have the same
+input, rotates queries and keys in one operation, builds the mask once, and after the last layer's attention
+computes only the positions whose logits are needed. It is used only if its results match those of
+transformers. Calls with unsupported arguments use the transformers pass."""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -27,9 +25,9 @@ from orchestrate.local.model.shortcuts.probes import CLOSE, distance
 
 KINDS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 KNOWN = {"input_ids", "attention_mask", "position_ids", "cache", "use_cache", "logits_to_keep"}
-"""Supported arguments. Calls with any other argument use the library's pass."""
+"""Supported arguments. Calls with any other argument use the transformers pass."""
 Group = tuple[str, Tensor | None]
-"""An adapter and its rows. `None` means all rows."""
+"""An adapter's name and the indices of its rows. `None` means all rows."""
 
 
 class Mixes(Protocol):
@@ -174,18 +172,18 @@ class QuickPass:
     """Replaces a model's `forward`."""
 
     mixing: Mixes | None = None
-    """Assigns rows to adapters. `None` uses the adapter that PEFT has active for all rows."""
+    """Assigns rows to adapters. `None` uses PEFT's active adapter for all rows."""
 
     def __init__(self, inner: Any) -> None:
         decoder = decoder_of(inner)
         self._inner, self._decoder, self.library = inner, decoder, inner.forward
         self._layers = [_Layer(layer, inner.config) for layer in decoder.layers]
         self._adapted: Any = None
-        """One of the layers with adapters. All of them have the same adapter active."""
+        """A layer with adapters, from which the active adapter is read."""
         self._fits = True
 
     def bind(self, mixing: Mixes | None, adapters: Sequence[str], *, fits: bool) -> None:
-        """Update the list of loaded adapters. `fits`: each of them is a low-rank product."""
+        """Update the list of loaded adapters. `fits` is True if each of them is a plain low-rank product."""
         self.mixing = mixing
         self._fits = fits and all(joined.holds for one in self._layers for joined in one.joined)
         every = [layer for one in self._layers for joined in one.joined for layer in joined.layers]
@@ -266,8 +264,8 @@ def _mask(mask: Tensor | None, before: int, length: int, like: Tensor) -> Tensor
 
 
 def quicken(inner: Any) -> QuickPass | None:
-    """Replace a model's forward pass with the quick one, unless the architecture is unsupported or the logits
-    differ. Returns `None` if it was not replaced."""
+    """Replace a model's forward pass with the quick one. Returns `None`, and changes nothing, if the
+    architecture is unsupported or the logits differ."""
     if type(inner).__name__ not in KINDS or not _is_plain(inner):
         return None
     quick = QuickPass(inner)
@@ -281,7 +279,7 @@ def quicken(inner: Any) -> QuickPass | None:
 
 
 def quick_of(model: Any) -> QuickPass | None:
-    """Return the model's quick pass, or `None`. The model may have adapters."""
+    """Return the quick pass of a model with or without adapters, or `None` if it has none."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     found = vars(inner).get("forward")
     return found if isinstance(found, QuickPass) else None

@@ -1,4 +1,4 @@
-"""Sample answers from a loaded model, for chats and for training with rewards. Imports torch."""
+"""Sample answers from a loaded model, for inference and reinforcement fine-tuning. Imports torch."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -22,7 +22,7 @@ from orchestrate.local.model.sampling.batching import AS_IT_IS, Batching, Decodi
 from orchestrate.local.model.shortcuts.probes import distance
 
 ROUNDED = 0.05
-"""Relative distance between logits that 16-bit rounding can explain."""
+"""Maximum relative distance between logits that 16-bit rounding can explain."""
 
 
 @dataclass
@@ -36,17 +36,17 @@ class Sampler:
     pad: int
     device: torch.device
     context: int | None
-    """Maximum number of tokens of prompt and answer together."""
+    """Context length in tokens, which prompt and answer share. `None` if it is unknown."""
     shares: bool = False
-    """True to compute a prefix that all prompts of a batch share only once."""
+    """True to compute a prefix only once if all prompts of a batch share it."""
     fitting_rows: int | None = None
-    """Number of rows that fit, once memory has run out."""
+    """Number of rows that fit in memory. `None` until memory runs out for the first time."""
     holds: Callable[[Sequence[int]], Holds] | None = None
-    """Creates the constraint for the answer to a prompt."""
+    """Function that creates the constraint for the answer to a prompt."""
     _bears_padding: bool | None = None
     _bears_sharing: bool | None = None
     _beginning: tuple[list[int], Any] | None = None
-    """The common prefix of the current prompts, and its cache."""
+    """The common prefix of the current prompts, and the prefix's cache."""
 
     @classmethod
     def of(cls, template: Template, folder: ModelFolder, device: torch.device) -> Sampler:
@@ -66,10 +66,10 @@ class Sampler:
         watch: Callable[[Sequence[DecodingRow]], None] | None = None,
         close: set[int] | None = None,
     ) -> list[list[int]]:
-        """Sample one answer to each prompt, in order. Answers are token ids, including the token that ended
-        the answer, if any. Prompts of similar length are prefilled together if that changes no answer.
-        `look_up` runs before each token and may raise. `watch` receives the rows after it. `close` collects
-        the positions of prompts whose answer may have changed by rounding in a batch (see `rounding`). Raises
+        """Sample one answer to each prompt, in order. Answers are token ids and include the end token, if
+        any. Prompts of similar length are prefilled in one pass if this changes no answer. `look_up` is
+        called before each step and may raise. `watch` is called with the rows after each step. `close`
+        collects the indices of prompts whose answers 16-bit rounding in a batch may have changed. Raises
         `RunFailed` if the model's outputs are not finite."""
         looks = False if close is not None and len(prompts) > 1 and most_rows > 1 else None
         rows = [
@@ -107,8 +107,8 @@ class Sampler:
     def turned(
         self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], close: set[int]
     ) -> set[int]:
-        """Return which of the answers that `draw` reported as `close` were actually changed by rounding, by
-        position."""
+        """Return the indices of the answers that rounding changed. `close` are the candidates that `draw`
+        collected."""
         places = sorted(close)
         asked, given = ([rows[i] for i in places] for rows in (prompts, answers))
         share = self.shares and self._bears_sharing is True
@@ -116,7 +116,8 @@ class Sampler:
         return {i for i, one in zip(places, found, strict=True) if one}
 
     def said(self, ids: list[int]) -> tuple[list[int], bool]:
-        """Strip the tokens that ended an answer. Also returns whether the model ended it itself."""
+        """Strip the tokens that end an answer. Also returns whether there were any, so that the model itself
+        ended the answer."""
         if ids and ids[-1] in self.stops:
             return ids[:-1], True
         for other in self.others:
@@ -125,8 +126,8 @@ class Sampler:
         return ids, False
 
     def room(self, prompt: Sequence[int], max_tokens: int) -> int:
-        """Return the maximum number of tokens in the answer. It is lower than requested, or zero, if the
-        prompt leaves less room in the model's context."""
+        """Return the maximum number of tokens in the answer: as requested, but no more than the context has
+        left after the prompt."""
         return max_tokens if self.context is None else max(0, min(max_tokens, self.context - len(prompt)))
 
     # -- reading, as `batching.Reader` has it --------------------------------------------------------------
@@ -203,7 +204,9 @@ class Sampler:
 
 def _require_token(drawn: DrawnToken) -> None:
     if drawn.failed == NO_MEMORY:
-        raise torch.OutOfMemoryError("this machine has too little memory to answer this prompt, even alone")
+        raise torch.OutOfMemoryError(
+            "this machine has too little memory to answer this prompt, even in a batch of one"
+        )
     if drawn.failed == NO_FORM:
         raise UsageError("the schema is too complex to constrain an answer: simplify it")
     if drawn.failed:
@@ -213,8 +216,8 @@ def _require_token(drawn: DrawnToken) -> None:
 
 
 def stop_tokens(template: Template, folder: ModelFolder) -> tuple[int, ...]:
-    """Return the tokens that end an answer: the tokenizer's, the model's, and those that the template writes
-    after an answer or after tool calls."""
+    """Return the tokens that end an answer: the end-of-sequence tokens of tokenizer and model, and the tokens
+    that the chat template writes after an answer or after tool calls."""
     talk = ChatExample(
         messages=[ChatMessage(role="user", content="Hi"), ChatMessage(role="assistant", content="Hello")]
     )

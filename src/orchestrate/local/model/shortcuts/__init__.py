@@ -1,1 +1,1 @@
-"""Optimizations over the libraries' code. Each is used only after a check that the model supports it."""
+"""Faster replacements for library code. Each is used only if a check shows that the model supports it."""

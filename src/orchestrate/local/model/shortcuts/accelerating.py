@@ -1,4 +1,4 @@
-"""Apply the chosen accelerator to a model, and compare the result with the original."""
+"""Apply torch.compile, Liger or Unsloth to a model."""
 
 # torch, transformers, Liger and Unsloth describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -19,12 +19,12 @@ from orchestrate.local.model.shortcuts.probes import CLOSE, distance
 
 
 class Unfit(RunFailed):
-    """Raised if the engine does not support this architecture, but another engine does."""
+    """Raised if the engine does not support this architecture but another engine may."""
 
 
 def compile_layers(inner: Any) -> None:
-    """Compile each decoder layer separately. The layers are alike, so one compilation serves all of them. The
-    code around them (masks, head, loss) is not compiled. Lengths are dynamic."""
+    """Compile each decoder layer separately, with dynamic lengths. The layers are alike, so torch compiles
+    once for all of them. Masks, head and loss are not compiled."""
     for layer in decoder_of(inner).layers:
         layer.compile(dynamic=True)
 
@@ -35,12 +35,11 @@ def undo_compiling(inner: Any) -> None:
 
 
 def use_liger(inner: Any) -> None:
-    """Use Liger's norms, rotary embedding and gated product in this model, but not its loss.
+    """Use Liger's norms, rotary embeddings and gated activations in this model, but not Liger's loss.
 
-    Liger also replaces classes and functions in transformers' own modules, for all models of the process.
-    Raises `Unfit` if Liger does not support the architecture, fails on it, or changes its results.
-    Replacements are then undone, and the model must be loaded again. It needs Triton and a GPU.
-    """
+    Liger also patches transformers' own modules, for all models in the process. Raises `Unfit` if Liger does
+    not support the architecture, fails on it, or changes its results. The patches are then undone, and the
+    model must be loaded again. Requires Triton and a GPU."""
     replaced = _Replaced()
     try:
         known = import_module("liger_kernel.transformers.monkey_patch").MODEL_TYPE_TO_APPLY_LIGER_FN
@@ -98,8 +97,9 @@ NOT_UNSLOTH = (
 
 
 def load_unsloth(job: LocalJob, folder: str, length: int | None, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Load and patch a model with Unsloth. Returns (peft model, the transformers model inside it). Masks and
-    loss are Orchestrate's, because Unsloth's model only returns hidden states. It needs a GPU."""
+    """Load and patch a model with Unsloth, which requires a GPU. Returns the peft model and the transformers
+    model inside it. Orchestrate computes masks and loss, because Unsloth's model returns only hidden
+    states."""
     adapter = job.adapter
     asked = {
         "packing": job.hyper.packing,

@@ -1,4 +1,4 @@
-"""Turn on the optimizations that a model supports, and note the others."""
+"""Turn on the optimizations that a model supports, and record why others are off."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _forward(layer: Any, original: Callable[..., Tensor]) -> Callable[..., Tenso
 
 
 def turn_on(loaded: Loaded, job: LocalJob) -> None:
-    """Turn on the optimizations that work with this model. Others are left out, with the reason in
+    """Turn on the optimizations that work with this model. The reasons for leaving out others are in
     `loaded.left_out`. Raises `RunFailed` if the model cannot complete a training step even without them."""
     if not probes.head_is_understood(loaded):
         loaded.head = OutputHead(OwnLogits(loaded.head.layer.weight.detach()))
@@ -223,7 +223,7 @@ def _experts(loaded: Loaded) -> None:
     reason = probes.trains(loaded)
     with loaded.judging(), torch.no_grad():
         if not reason and not probes.distance(loaded.hidden(ids), before) <= probes.CLOSE:
-            reason = "it changes the model's hidden states"
+            reason = "the model's hidden states change"
     if reason:
         weights.give_back(loaded.model)
         loaded.left_out["one expert at a time"] = reason

@@ -1,5 +1,5 @@
-"""Attention over packed rows on a GPU, with torch's kernel for rows of any length. It needs no mask of every
-token against every other."""
+"""Attention over packed rows on a GPU, with torch's variable-length attention kernel, which needs no
+quadratic mask."""
 
 # torch and transformers describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -25,19 +25,19 @@ CAUSAL = (-1, 0)
 
 
 def use(loaded: Loaded) -> str | None:
-    """Switch the model to this attention for packed rows, or return the reason why not. Check the result with
-    `probes.packs` before a step."""
+    """Switch the model to this attention for packed rows. Returns the reason if that is not possible,
+    otherwise `None`."""
     config = loaded.inner.config.get_text_config()
     if config._attn_implementation != "sdpa":
         return "the model uses its own attention"
     if any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")):
         return "the model uses sliding-window attention"
     if loaded.inner.dtype not in (torch.bfloat16, torch.float16):
-        return "it requires 16-bit precision"
+        return "only available in 16-bit precision"
     try:
         import_module(KERNEL)
     except ImportError:
-        return f"this torch ({torch.__version__}) has no kernel for it"
+        return f"torch {torch.__version__} has no variable-length attention kernel"
     if NAME not in ALL_ATTENTION_FUNCTIONS:
         ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
         ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -1,6 +1,6 @@
-"""Check which of the engine's optimizations a model supports. Each is tried on made-up tokens in evaluation
-and training mode. It is left out if it changes the hidden states, lets rows attend to one another, or
-fails."""
+"""Check which of the engine's optimizations a model supports. Each optimization is tried on synthetic tokens
+in evaluation and training mode. It is turned off if it changes the hidden states, lets rows attend to one
+another, or fails."""
 
 # torch and transformers describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -19,14 +19,14 @@ from orchestrate.local.model.loaded import Loaded, TrainedOnly, decoder_of
 from orchestrate.local.model.shortcuts.kernels import NAME, SHORT_ROW, line_up
 
 CLOSE = 0.03
-"""Relative distance between hidden states that 16-bit rounding can explain."""
+"""Maximum relative distance between hidden states that 16-bit rounding can explain."""
 APART = 1e-6
-"""Maximum relative change of a row's states when another row of the same length has different content. It is
-almost 0, because sums of the same shape round alike. In a mixture of experts, the content changes the shape
-of each expert's sums and with it the rounding."""
+"""Maximum relative change in a row's states when the content of another row changes but not its length.
+Almost 0, because sums of the same shape round alike. Does not apply to a mixture of experts, in which the
+content changes the shape of each expert's sums."""
 LENGTHS = (9, 5, 12, 7)
 SHARED = 3
-"""Number of tokens in the common prefix of all made-up rows."""
+"""Number of tokens in the common prefix of all synthetic rows."""
 
 
 class PackedProbe(NamedTuple):
@@ -35,9 +35,9 @@ class PackedProbe(NamedTuple):
     ids: Tensor
     inputs: dict[str, Any]
     own: list[slice]
-    """For each row, the flat positions of its own tokens, without those that it shares with others."""
+    """Positions of each row's own tokens in the flattened input, without the shared prefix."""
     shared: slice
-    """Flat positions of the tokens that all rows share. Empty if rows share none."""
+    """Positions of the shared prefix in the flattened input. Empty if there is none."""
 
 
 Arrange = Callable[[Sequence[Any]], PackedProbe]
@@ -50,7 +50,7 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def as_before(device: torch.device) -> Generator[None]:
-    """Restore the random state at exit."""
+    """Restore the random state when the context exits."""
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state() if device.type == "cuda" else None
     try:
@@ -77,13 +77,12 @@ def trains(loaded: Loaded) -> str | None:
 
 
 def made_up(loaded: Loaded) -> Tensor:
-    """Generate two rows of eight tokens."""
+    """Generate two synthetic rows of eight tokens."""
     return _ids(loaded, 16, 7).view(2, 8)
 
 
 def draws(loaded: Loaded) -> bool:
-    """Return whether a forward pass in training mode draws random numbers, because of dropout in the adapter
-    or the model."""
+    """Return whether a forward pass in training mode draws random numbers, for example for dropout."""
     ids = _ids(loaded, 8, 7)[None]
     with as_before(loaded.device), _training(loaded), torch.no_grad():
         before = _random(loaded.device)
@@ -92,11 +91,12 @@ def draws(loaded: Loaded) -> bool:
 
 
 def trained_only(loaded: Loaded) -> str | None:
-    """Limit the last layer's MLP to the trained positions. Returns the reason if that is not possible."""
+    """Limit the last layer's MLP to the trained positions. Returns the reason if that is not possible,
+    otherwise `None`."""
     layers = getattr(decoder_of(loaded.inner), "layers", None)
     mlp = getattr(layers[-1], "mlp", None) if layers is not None else None
     if mlp is None:
-        return "its last layer has no MLP of its own"
+        return "the last layer has no separate MLP"
     chosen, original = TrainedOnly(), mlp.forward
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -125,12 +125,12 @@ def trained_only(loaded: Loaded) -> str | None:
 
 
 def line_limit(loaded: Loaded) -> tuple[int, str | None]:
-    """Return the maximum length in tokens of rows that may be packed into one line (`layout`), or 0 and the
-    reason if the model does not support it. The model must use Orchestrate's attention, keep the rows
-    separate, and give each row the same hidden states as alone."""
+    """Return the maximum length in tokens of rows that may be packed into one sequence, or 0 and the reason
+    if the model does not support packing. The model must use Orchestrate's attention, keep rows separate, and
+    give each row the same hidden states as without packing."""
     config = loaded.inner.config.get_text_config()
     if loaded.device.type != "cpu":
-        return 0, "it needs the CPU attention"
+        return 0, "only available on a CPU"
     if config._attn_implementation != NAME:
         return 0, "the model uses its own attention"
     if reason := apart(loaded, _in_line, SHARED):
@@ -140,14 +140,14 @@ def line_limit(loaded: Loaded) -> tuple[int, str | None]:
 
 
 def packs(loaded: Loaded) -> str | None:
-    """Return the reason why rows of this model must not be packed one after another, with positions that
-    restart at 0, or `None` if they may."""
+    """Return the reason why rows must not be packed for this model, or `None` if they may. Position ids
+    restart at 0 in each packed row."""
     return apart(loaded, lambda rows: _packed(rows, loaded), 0)
 
 
 def apart(loaded: Loaded, arrange: Arrange, shared: int) -> str | None:
-    """Return the reason why rows in this arrangement get different results than when computed alone, or
-    `None` if they don't. Their first `shared` tokens are stored once."""
+    """Return the reason why rows must not be packed by `arrange`, or `None` if each row gets the same results
+    as without packing. `arrange` stores the rows' first `shared` tokens only once."""
     chance = np.random.default_rng(0)
     rows = [_ids(loaded, n, seed).cpu().numpy() for seed, n in enumerate(LENGTHS)]
     beginning = chance.integers(3, 50, SHARED)
@@ -230,7 +230,7 @@ def _states(loaded: Loaded, joined: PackedProbe) -> list[Tensor]:
 
 
 def head_is_understood(loaded: Loaded) -> bool:
-    """Return whether decoder and head together reproduce the model's own logits, checked on a few tokens."""
+    """Return whether decoder and head reproduce the model's own logits for a few tokens."""
     ids = torch.arange(1, 5, device=loaded.device)[None] % loaded.head.layer.weight.shape[0]
     with loaded.judging(), torch.no_grad():
         own = loaded.inner(input_ids=ids, use_cache=False).logits.float()
@@ -262,5 +262,5 @@ def _ids(loaded: Loaded, count: int, seed: int) -> Tensor:
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Compute the distance of `a` from `b`, relative to the norm of `b`."""
+    """Compute the relative distance |a - b| / |b|."""
     return ((a.float() - b.float()).norm() / b.float().norm()).item()

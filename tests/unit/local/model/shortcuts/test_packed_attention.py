@@ -111,7 +111,7 @@ def test_a_torch_without_the_kernel_trains_behind_a_mask(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed_attention, "KERNEL", "torch.nn.attention.nowhere")
-    assert "has no kernel" in str(packed_attention.use(session.loaded))
+    assert "has no variable-length attention kernel" in str(packed_attention.use(session.loaded))
     session.loaded.inner.config.sliding_window = 8
     assert "window" in str(packed_attention.use(session.loaded))
 
