@@ -1,4 +1,4 @@
-"""Check disk space before the first step, and recognize full-disk errors afterwards. Torch-free."""
+"""Check disk space before training, and recognize errors caused by a full disk. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from orchestrate.errors import RunFailed
 from orchestrate.text import count, size
 
 _SPARE = 16 << 20
-"""Bytes for metrics, events and logs."""
+"""Bytes reserved for metrics, events and logs."""
 
 
 class DiskFull(RunFailed):
-    """Raised if the disk is full. The run can resume once there is space again."""
+    """Raised if the disk is full. The run can resume once there is enough space."""
 
 
 def require(free: int, *, result: int, checkpoint: int, kept: int) -> str | None:
-    """Check that there is enough disk space. Returns a warning if not all checkpoints will fit. Raises
-    `DiskFull` if the result and one checkpoint do not fit. All sizes are in bytes. `checkpoint` includes the
-    entire state."""
+    """Check that there is enough disk space. Returns a warning if not all checkpoints fit. Raises `DiskFull`
+    if the result and a checkpoint don't fit. All sizes are in bytes. `checkpoint` is the size of a checkpoint
+    with the entire state, and `kept` is the number of checkpoints."""
     least = result + 2 * checkpoint + _SPARE  # a new one is whole before the old one goes
     if free < least:
         raise DiskFull(
@@ -27,13 +27,13 @@ def require(free: int, *, result: int, checkpoint: int, kept: int) -> str | None
     if free >= whole:
         return None
     return (
-        f"the disk has {size(free)} free, but {count(kept, 'checkpoint')} need {size(whole)}. If it fills "
-        "up, training continues without new checkpoints"
+        f"the disk has {size(free)} free, but {count(kept, 'checkpoint')} need {size(whole)}. "
+        f"If the disk fills up, training continues without new checkpoints"
     )
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Return whether a write failed because the disk was full or a quota was reached."""
+    """Return whether an error was caused by a full disk or an exceeded quota."""
     while error is not None:
         if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in FULL):
             return True

@@ -26,15 +26,16 @@ from orchestrate.local.encoding import decode_prompt, decode_row
 
 
 CANDIDATES = 16
-"""Number of prompts that are searched for canaries."""
+"""Maximum number of prompts that are tried when choosing canaries."""
 CANARIES = 6
 ANSWER_TOKENS = 32
 ENDING_TOKENS = 256
-"""Maximum length of answers that are generated again if none of the short ones ended."""
+"""Maximum length in tokens of the longer answers that are generated if fewer than two short answers end."""
 LONGEST_PROMPT = 2_048
-"""Maximum length in tokens of a prompt. Longer prompts would cost more than they show."""
+"""Maximum length of a prompt in tokens. Longer prompts would make checks more expensive but not more
+reliable."""
 MOST_LINES = 2_000
-"""Number of lines of a data file that are searched for prompts."""
+"""Number of lines of a data file that are read to find prompts."""
 WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -51,7 +52,7 @@ WEATHER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ProbePrompt:
-    """A conversation up to the next answer, or a text to be continued."""
+    """A prompt: a conversation without its next answer, or a text to continue."""
 
     messages: tuple[ChatMessage, ...] = ()
     tools: tuple[dict[str, Any], ...] | None = None
@@ -70,8 +71,9 @@ def _said(*turns: tuple[str, str]) -> tuple[ChatMessage, ...]:
 
 
 def probes(marks: Sequence[str]) -> list[ProbePrompt]:
-    """Build one conversation of each kind that templates and servers treat differently. `marks` are the texts
-    of the model's special tokens, because servers differ most when a user's message contains one."""
+    """Build the built-in prompts: conversations of kinds that servers often render differently. `marks` are
+    the model's special tokens as text. One of the prompts contains one, because servers differ most in this
+    case."""
     mark = next((m for m in marks if len(m) > 2), "<|endoftext|>")
     hello = ("user", "Name three rivers.")
     return [
@@ -92,8 +94,8 @@ def probes(marks: Sequence[str]) -> list[ProbePrompt]:
 
 
 def of_data(path: Path, most: int) -> list[ProbePrompt]:
-    """Return the distinct prompts in the first lines of a file of canonical rows. The list is empty if the
-    file cannot be read."""
+    """Return up to `most` distinct prompts from a file of canonical rows, or an empty list if the file cannot
+    be read."""
     found: dict[bytes, ProbePrompt] = {}
     try:
         with path.open("rb") as lines:
@@ -108,7 +110,7 @@ def of_data(path: Path, most: int) -> list[ProbePrompt]:
 
 
 def of_example(example: Example) -> ProbePrompt | None:
-    """Return the text before the last answer, or `None` if there is no answer."""
+    """Return the prompt of a row, which is the part before the last answer, or `None` if there is none."""
     match example:
         case ChatExample():
             last = max((n for n, m in enumerate(example.messages) if m.role == "assistant"), default=0)

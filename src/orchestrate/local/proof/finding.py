@@ -1,5 +1,5 @@
-"""Build the fingerprint of a tuned model: prompts on which it differs most from its base, with the trainer's
-own numbers. Imports torch."""
+"""Build the fingerprint of a tuned model: the prompts on which it differs most from its base, with the
+answers and log-probabilities computed during training. Imports torch."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -34,13 +34,14 @@ from orchestrate.local.proof import (
 from orchestrate.types import Canary, Probe, Said, Sheet
 
 CLEAR = 0.125
-"""Minimum difference in nats between the two most likely tokens: two steps of a bf16 logit. If they are
-closer, another engine or batch may choose either, so the answer does not identify the model."""
+"""Minimum difference in nats between the model's token and the alternative: two steps of a bf16 logit. If the
+difference is smaller, rounding in another engine or batch may reverse the order, so the answer does not
+identify the model."""
 
 
 @dataclass(frozen=True)
 class BaseAndTuned:
-    """Base and tuned model in one object. `using(True)` switches to the base."""
+    """A tuned model and its base. `using(True)` yields the base model, and `using(False)` the tuned model."""
 
     using: Callable[[bool], AbstractContextManager[Any]]
     template: Template
@@ -81,7 +82,7 @@ def find(
 
 
 def template_hash(template: Template) -> str:
-    """Hash the text of the chat template."""
+    """Compute the SHA-256 of the chat template's text."""
     return hashlib.sha256(template.chats.source(None).encode()).hexdigest()
 
 
@@ -185,8 +186,7 @@ def _answered(
 
 
 def logprobs(model: Any, prompt: Sequence[int], answer: Sequence[int], device: torch.device) -> list[float]:
-    """Compute the log-probability, in nats, of each token of the answer after the prompt. The row is computed
-    alone."""
+    """Compute the log-probability, in nats, of each token of an answer to the prompt, without batching."""
     if not answer:
         return []
     row = torch.tensor([[*prompt, *answer]], device=device)

@@ -1,4 +1,4 @@
-"""A run directory, the worker process that trains in it, its loop, checkpoints and export."""
+"""Training runs: the run directory, the worker process, the training loop, checkpoints and export."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ from orchestrate.types import Event, JobError, JobStatus, MetricPoint, Record
 NO_COMPILER = "TORCHDYNAMO_DISABLE"
 """Environment variable that disables torch's compiler if set to 1."""
 FOREIGN_HEARTBEAT_S = 120.0
-"""Maximum age in seconds of a remote worker's heartbeat. If it is older, the worker counts as dead, because
-nothing else of it is visible."""
+"""Maximum age in seconds of a remote worker's heartbeat. A worker with an older heartbeat counts as dead,
+because its process cannot be checked from here."""
 
 
 class WorkerId(Record, frozen=True, kw_only=True):
     pid: int
     started: str
-    """Start time of the process, in the system's own unit. Only compared for equality."""
+    """Start time of the process, in the system's own format. Used only to tell processes with the same id
+    apart."""
     machine: str
 
 
@@ -51,7 +52,7 @@ def me() -> WorkerId:
 
 
 def started(pid: int) -> str | None:
-    """Return the process's start time, or `None` if it does not exist or is a zombie."""
+    """Return the start time of a process, or `None` if the process does not exist or is a zombie."""
     if platform.system() == "Linux":
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -85,8 +86,8 @@ def process_alive(path: Path) -> bool:
 @contextmanager
 def importing() -> Generator[None]:
     """Pause garbage collection while the training libraries load. They create a million permanent objects,
-    and repeated garbage collection takes a seventh of the time. This also keeps bitsandbytes from loading
-    torch's compiler, which takes 2 s and 40 MB, for operations that are never called."""
+    and garbage collection would take a seventh of the loading time. Also keeps bitsandbytes from loading
+    torch's compiler, which takes 2 s and 40 MB and is never used."""
     asked = os.environ.get(NO_COMPILER)
     os.environ[NO_COMPILER] = "1"
     gc.disable()
@@ -101,8 +102,8 @@ def importing() -> Generator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit the process after waiting for non-daemon threads and running the registered exit functions. Python
-    itself would then free the libraries' million objects one by one, which takes more than a second."""
+    """Exit the process quickly, after waiting for non-daemon threads and running exit handlers. A normal exit
+    would also free the libraries' million objects one by one, which takes more than a second."""
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
     for stream in (sys.stdout, sys.stderr):
@@ -133,12 +134,12 @@ worker is dead or was never started."""
 
 HEARTBEAT_S = 2.0
 STARTING_S = 10.0
-"""Seconds from the creation of a folder until its worker must have started. After that, its creator is
-assumed dead."""
+"""Seconds after the creation of a run directory within which its worker must start. After that, the process
+that created it counts as dead."""
 
 
 class JobState(Record, frozen=True, kw_only=True):
-    """The state of a job. `seconds` is the time spent training, summed over all workers of the job."""
+    """The state of a job. `seconds` is the total training time over all of the job's workers."""
 
     status: str
     updated_at: datetime
@@ -150,7 +151,7 @@ class JobState(Record, frozen=True, kw_only=True):
     seconds: float = 0.0
     tokens_per_second: float | None = None
     remaining_seconds: float | None = None
-    """Estimated remaining seconds of training. `None` until known."""
+    """Estimated remaining seconds of training. `None` if unknown."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
     early_stopped: bool = False
@@ -159,7 +160,7 @@ class JobState(Record, frozen=True, kw_only=True):
     result: str | None = None
     """Name of the folder with the tuned weights."""
     cost_usd: Decimal | None = None
-    """Cost so far of a training session that is not billed hourly."""
+    """Cost in USD so far, for a training session that is not billed hourly."""
 
     @property
     def terminal(self) -> bool:
@@ -175,7 +176,8 @@ class JobState(Record, frozen=True, kw_only=True):
 
 
 class RunDir:
-    """One job's folder. Reading never changes it. Only the worker writes status, events and metrics."""
+    """The folder of a job. Reading never changes the folder. Only the worker writes status, events and
+    metrics."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
@@ -203,9 +205,8 @@ class RunDir:
 
     @classmethod
     def make(cls, home: Path, job: LocalJob) -> tuple[RunDir, bool]:
-        """Create the folder `home/ref` together with its job, atomically. The second value is False if the
-        folder already existed. Renaming onto a non-empty folder fails, so if two callers use the same ref,
-        only one creates it."""
+        """Atomically create the folder `home/ref` with its job. The second value is False if the folder
+        already existed. If two callers use the same ref, only one of them creates the folder."""
         _require_plain(job.ref)
         private_folder(home)
         run = cls(home / job.ref)
@@ -229,15 +230,15 @@ class RunDir:
             return LocalJob.from_json(path.read_bytes())
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise RunFailed(
-                f"this version cannot read the job in {path}: {error}",
-                fix="submit the run again. You can delete the folder",
+                f"this version of Orchestrate cannot read the job in {path}: {error}",
+                fix="submit the run again. You can delete this folder",
             ) from error
 
     # -- where it stands -------------------------------------------------------------------------------------
 
     def state(self) -> JobState:
-        """Return the state that the worker last wrote. Returns `interrupted` if the worker died before
-        writing the final state, or was never started because its parent process died."""
+        """Return the last state that the worker wrote. The status is `interrupted` if the worker died before
+        it wrote a final state, or was never started because its parent process died."""
         state = self.written_state()
         if state.terminal or state.status == "paused" or self.alive():
             return state
@@ -262,7 +263,7 @@ class RunDir:
         write_whole(self.path / "status.json", state.to_json())
 
     def alive(self) -> bool:
-        """Return whether a worker currently holds this job."""
+        """Return whether a live worker is registered for this job."""
         return process_alive(self.path / "worker.json")
 
     def had_worker(self) -> bool:
@@ -280,7 +281,7 @@ class RunDir:
         write_whole(self.path / "worker.json", me().to_json())
 
     def keep_beating(self, stop: threading.Event) -> None:
-        """Update the heartbeat until `stop` is set. To be called in a separate thread of the worker."""
+        """Update the heartbeat until `stop` is set. The worker calls this in a separate thread."""
         mine = me().to_json()
         while not stop.wait(HEARTBEAT_S):
             try:
@@ -316,9 +317,9 @@ class RunDir:
             return 0.0
 
     def steering(self) -> AbstractContextManager[bool]:
-        """Lock the decision to pause. The worker holds the lock during its last check for a pause request and
-        while it records the pause. A process that withdraws a pause holds the lock while it checks the job's
-        state. One of the two therefore always comes first."""
+        """Lock the decision to pause, so that pausing and withdrawing a pause cannot overlap. The worker
+        holds the lock from its last check for a pause request until it has recorded the pause. A process that
+        withdraws a pause holds the lock while it checks the job's state."""
         return locked(self.path / "steering", wait_s=None)
 
     def lock(self, *, wait_s: float = 0.0) -> AbstractContextManager[bool]:
@@ -337,7 +338,7 @@ class RunDir:
         ]
 
     def metrics(self) -> list[MetricPoint]:
-        """Return one point per step, with the values of all of its lines."""
+        """Return one point per step, merging the lines that belong to the same step."""
         found: list[MetricPoint] = []
         for _, point in decode_lines(read_lines(self.path / "metrics.jsonl"), MetricPoint):
             if found and found[-1].step == point.step:
@@ -364,8 +365,8 @@ class RunDir:
         append_line(self.path / "metrics.jsonl", point.to_json())
 
     def repair(self, last_step: int) -> None:
-        """Prepare the files for resuming: remove incomplete lines, and the metrics of steps that will run
-        again."""
+        """Prepare the event and metric files for resuming: remove incomplete lines, and the metrics of steps
+        that will run again."""
         events = self.path / "events.jsonl"
         if events.exists():
             write_whole(events, b"".join(line + b"\n" for line in read_lines(events)))
@@ -385,7 +386,8 @@ def append_line(path: Path, line: bytes) -> None:
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """Read only complete lines. Text after the last line feed was cut off when the process was killed."""
+    """Read the complete lines of a file. Text after the last line feed is skipped, because it was cut off
+    when a process was killed."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -394,7 +396,7 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def decode_lines(lines: Iterable[bytes], kind: type[R]) -> Iterator[tuple[int, R]]:
-    """Yield (1-based line number, record). Invalid lines are skipped but counted."""
+    """Yield each record with its 1-based line number. Invalid lines are skipped."""
     for number, line in enumerate(lines, 1):
         try:
             yield number, kind.from_json(line)

@@ -1,10 +1,10 @@
-"""Checkpoints are written to a draft folder, verified and renamed, so a named checkpoint is always complete.
-They contain no pickles.
+"""Checkpoints. Each is written to a draft folder and then renamed, so a folder with a checkpoint's name is
+complete. Checkpoints contain no pickles.
 
 step-00000120/
-  adapter/          weights and configuration, usable on its own
-  state.safetensors optimizer moments, random state, best weights so far
-  progress.json     step, place in the data, counters
+  adapter/          weights and configuration, loadable as a model
+  state.safetensors trained weights, optimizer state, random state, best weights so far
+  progress.json     step, position in the data, counters
   manifest.json     sha256 and size of every file; written last
 """
 
@@ -22,11 +22,11 @@ from orchestrate.core.files import recover_folders, sha256, whole_folder, write_
 from orchestrate.types import ArtifactFile, Record, decoding
 
 SAVE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""Name that a user gives to saved weights."""
+"""Pattern for the names that users give to saved weights."""
 
 
 class Progress(Record, frozen=True, kw_only=True):
-    """The state of the training loop, except tensors."""
+    """The state of the training loop, except for tensors."""
 
     step: int
     total_steps: int
@@ -35,23 +35,23 @@ class Progress(Record, frozen=True, kw_only=True):
     seconds: float = 0.0
     best_loss: float | None = None
     worse: int = 0
-    """Number of evaluations since the best one."""
+    """Number of evaluations since the best result."""
     loss_mean: float | None = None
     max_tokens: int | None = None
     window: int = 16
-    """Sorting window for the order of the rows (`EncodedRows.batches`) until the end of the run. The default
-    is the window of checkpoints that do not store it."""
+    """Sorting window for the order of the rows (`EncodedRows.batches`), fixed for the entire run. Checkpoints
+    without this field used the default."""
     metrics: dict[str, float] = {}  # noqa: RUF012  msgspec copies an empty default
-    """The latest evaluation."""
+    """Results of the latest evaluation."""
     best_step: int | None = None
     best_metrics: dict[str, float] = {}  # noqa: RUF012  msgspec copies an empty default
-    """The best evaluation, if its weights are stored."""
+    """Results of the best evaluation, if its weights are stored."""
     loss_scale: float | None = None
     """Loss scale for fp16."""
     whole_steps: int = 0
-    """Steps without an fp16 overflow since the scale was changed."""
+    """Number of steps without an fp16 overflow since the scale last changed."""
     kept: bool = True
-    """True for a regular checkpoint, False for one that only serves to resume."""
+    """True for a regular checkpoint, False for a recovery checkpoint, which only serves to resume the run."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Whole:
 
     @property
     def weights(self) -> Path:
-        """Folder that can be used as a model on its own. Only regular checkpoints have it."""
+        """Folder with the adapter or the full model. Recovery checkpoints don't have one."""
         return self.path / ("full" if (self.path / "full").is_dir() else "adapter")
 
 
@@ -72,8 +72,8 @@ def name(step: int) -> str:
 
 
 def save(folder: Path, progress: Progress, fill: Callable[[Path], None]) -> Path:
-    """Write `folder/step-N`. `fill` writes the weights and the state to the draft. If that fails, for example
-    because the disk is full, the draft is removed."""
+    """Save a checkpoint as `folder/step-N`. `fill` writes weights and state to a draft folder. If `fill`
+    fails, for example because the disk is full, the draft is removed."""
     folder.mkdir(exist_ok=True)
     final = folder / name(progress.step)
     with whole_folder(final) as draft:
@@ -84,7 +84,7 @@ def save(folder: Path, progress: Progress, fill: Callable[[Path], None]) -> Path
 
 
 def manifest(folder: Path) -> list[ArtifactFile]:
-    """List every file below the folder except the manifest itself."""
+    """Build the manifest: every file below the folder, except the manifest itself."""
     return [
         ArtifactFile(path=str(p.relative_to(folder)), bytes=p.stat().st_size, sha256=sha256(p))
         for p in sorted(folder.rglob("*"))
@@ -93,7 +93,7 @@ def manifest(folder: Path) -> list[ArtifactFile]:
 
 
 def verify(folder: Path) -> Whole | None:
-    """Return the checkpoint if all files in its manifest exist with the right content, otherwise `None`."""
+    """Return the checkpoint if all files match its manifest, otherwise `None`."""
     try:
         files = decoding.decode((folder / "manifest.json").read_bytes(), type=list[ArtifactFile])
         progress = Progress.from_json((folder / "progress.json").read_bytes())
@@ -107,7 +107,7 @@ def verify(folder: Path) -> Whole | None:
 
 
 def newest_whole(folder: Path) -> tuple[Whole | None, list[str]]:
-    """Return the newest complete checkpoint, and the names of newer incomplete ones."""
+    """Return the newest complete checkpoint, and the names of newer ones that are damaged."""
     damaged: list[str] = []
     recover_folders(folder)
     for path in sorted(_named(folder), reverse=True):
@@ -118,7 +118,8 @@ def newest_whole(folder: Path) -> tuple[Whole | None, list[str]]:
 
 
 def listed(folder: Path) -> list[Whole]:
-    """List the regular checkpoints, oldest first, according to their manifests. Files are not verified."""
+    """List the regular checkpoints, oldest first. Only checks that they have a manifest, without verifying
+    files."""
     found: list[Whole] = []
     for path in sorted(_named(folder)):
         try:
@@ -131,8 +132,7 @@ def listed(folder: Path) -> list[Whole]:
 
 
 def newest(folder: Path) -> str:
-    """Return the name of the newest checkpoint according to its manifest, or an empty string if there is
-    none."""
+    """Return the name of the newest checkpoint that has a manifest, or an empty string if there is none."""
     return max((path.name for path in _named(folder) if (path / "manifest.json").is_file()), default="")
 
 

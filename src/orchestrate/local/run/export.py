@@ -1,4 +1,4 @@
-"""Write the result: safetensors and a provenance record (passport)."""
+"""Write a run's result: safetensors and a provenance record (passport)."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -34,8 +34,9 @@ def write_weights(
     base: ModelFolder,
     weights: dict[str, Any] | None = None,
 ) -> None:
-    """Write the adapter (or the full model, in its base's precision) with its tokenizer and the chat template
-    used in training. `weights` are the full trained weights, if the model holds only a shard of them."""
+    """Write the adapter, or the full model in the base model's precision, with the tokenizer and the chat
+    template used in training. `weights` are the complete trained weights if the model holds only a shard of
+    them."""
     if result_name(job) == "full":
         usual, state = _as_stored(weights or loaded.inner.state_dict(), base.precisions())
         loaded.inner.save_pretrained(folder, state_dict=state)
@@ -66,7 +67,8 @@ def _as_stored(state: dict[str, Any], stored: Mapping[str, str]) -> tuple[str, d
 
 
 def sort_targets(folder: Path) -> None:
-    """Sort an adapter's targets. peft stores them in a set, but the same run must write the same bytes."""
+    """Sort the targets in an adapter's configuration, so that equal runs write equal bytes. peft stores
+    targets in a set."""
     _rewrite(folder / "adapter_config.json", _sorted_targets)
 
 
@@ -90,7 +92,7 @@ def passport(
     precision: str,
     threads: int,
 ) -> dict[str, Any]:
-    """Describe the result and its origin for anyone who finds the folder later."""
+    """Build the provenance record of a result."""
     return {
         "ref": job.ref,
         "kind": result_name(job),
@@ -131,7 +133,8 @@ def versions() -> dict[str, str]:
 
 
 def publish(run: RunDir, name: str, fill: Any, passport_of: dict[str, Any]) -> Path:
-    """Move the finished folder atomically to its final location."""
+    """Write the result and its provenance record to a draft folder, and atomically rename the folder to
+    `name`."""
     final = run.path / name
     with whole_folder(final) as draft:
         fill(draft)

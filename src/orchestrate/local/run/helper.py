@@ -1,6 +1,6 @@
-"""A process that helps another with a run: `python -m orchestrate.local.run.helper RUN_DIR RANK PROCESSES
-MEETING`, or one that has already connected to the others (`assist`). It writes nothing to the run directory,
-and ends when its parent does."""
+"""A helper process of a run: `python -m orchestrate.local.run.helper RUN_DIR RANK PROCESSES MEETING`.
+Processes that are already connected call `assist`. Helper processes write nothing to the run directory, and
+end when their parent process ends."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -49,7 +49,8 @@ def main(path: str, rank: int, processes: int, meeting: Path) -> None:
 
 
 def assist(run: Silent, met: Met) -> None:
-    """Take part in the training steps until the first process reports that training has ended."""
+    """Compute this process's share of each training step until the first process reports that training has
+    ended."""
     job = run.job()
     with process.importing():
         import torch
@@ -81,7 +82,7 @@ def assist(run: Silent, met: Met) -> None:
 
 
 def share(session: Session) -> None:
-    """Repeat the first process's steps on this process's shard of the weights until the first process ends
+    """Train this process's shard of the weights, in step with the first process, until the first process ends
     the run."""
     from orchestrate.local.run import parallel
     from orchestrate.local.run.loop import StopRequested

@@ -34,7 +34,7 @@ Weights = dict[str, torch.Tensor]
 
 
 class CheckpointedLoop:
-    """The part of a loop that its checkpoints store."""
+    """The part of the training loop that saves and restores checkpoints."""
 
     dir: RunDir
     job: LocalJob
@@ -51,7 +51,8 @@ class CheckpointedLoop:
     _saved_at: float
 
     def restore(self) -> None:
-        """Restore the newest complete checkpoint, if any. Raises `RunFailed` if it belongs to another run."""
+        """Restore the newest complete checkpoint, if there is one. Raises `RunFailed` if the checkpoint
+        belongs to another run."""
         first = self.sharded is None or self.sharded.first
         whole = self._newest() if first else None
         if self.sharded is not None:
@@ -61,7 +62,9 @@ class CheckpointedLoop:
             self.dir.repair(0)
             return
         if whole.progress.total_steps != self.progress.total_steps:
-            raise RunFailed(f"{whole.path} belongs to a run with {whole.progress.total_steps} steps")
+            raise RunFailed(
+                f"{whole.path} belongs to a different run, which has {whole.progress.total_steps} steps"
+            )
         # Each process may have it in a folder of its own.
         tensors = load_file(self.dir.checkpoints / whole.path.name / "state.safetensors")
         with torch.no_grad():
@@ -93,7 +96,7 @@ class CheckpointedLoop:
         return whole
 
     def weights(self) -> Weights | None:
-        """Collect the trained weights if they are sharded. Otherwise returns `None`."""
+        """Return the complete trained weights if they are sharded, otherwise `None`."""
         if self.sharded is None:
             return None
         full = self.job.adapter.full  # under each name that its file has for it
@@ -131,7 +134,8 @@ class CheckpointedLoop:
             if not _disk_is_full(error):
                 raise
             self.dir.add_event(
-                f"no checkpoint at step {progress.step}: the disk is full ({error}). Training continues",
+                f"could not save a checkpoint at step {progress.step}: the disk is full "
+                f"({error}). Training continues",
                 level="warning",
                 type="checkpoint",
                 step=progress.step,

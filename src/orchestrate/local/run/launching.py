@@ -1,4 +1,4 @@
-"""Start workers. They are detached from the terminal and the parent process, which may exit or be killed."""
+"""Start workers, detached from the terminal and from the parent process, which may exit."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ from orchestrate.local.run import RunDir, now
 from orchestrate.text import duration
 
 KERNEL_CACHE = 64
-"""Number of kernels that oneDNN caches on a CPU. Torch caches as many on top. Each kernel is compiled for one
-number of tokens, and no two steps have the same. With the default of 1024, a worker grew from 590 to 1,400 MB
-within 240 steps without becoming faster. One pass needs 64, because its layers are alike."""
+"""Number of kernels that oneDNN caches on a CPU. Torch has another cache of this size. Each kernel is
+compiled for a certain number of tokens, which differs from step to step. With the default of 1024, a worker
+grew from 590 to 1,400 MB within 240 steps without becoming faster. A pass needs only 64, because its layers
+are alike."""
 ENDING_S = 60.0
-"""Seconds in which a paused worker's process must exit, after it released a GPU and a grader's processes."""
+"""Seconds within which the process of a paused worker must exit. In this time, it releases the GPU and ends
+grader processes."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "jinja2")
 
 
 def require_packages(what: str = "training on this machine", extra: str = "local") -> None:
-    """Raise `MissingExtra` for the first package that is not installed, without importing any."""
+    """Raise `MissingExtra` for the first package that is not installed. Doesn't import packages."""
     for package in PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra(extra, what, package)
@@ -55,8 +57,8 @@ def resume(
     alive: Callable[[RunDir], bool] = RunDir.alive,
 ) -> bool:
     """Start a worker for a paused or interrupted job. Returns False if a worker is running or the job has
-    ended. A worker that has just paused gets time to exit. `start` and `alive` override how a remote worker
-    is started and checked. Raises `RunFailed` if the worker does not exit."""
+    ended. Waits for a worker that has just paused to exit, and raises `RunFailed` if it doesn't. `start` and
+    `alive` replace the functions that start and check a worker, for workers on other machines."""
     if start is None:
         require_packages()
     with run.steering():
@@ -86,15 +88,15 @@ def _wait_for_end(run: RunDir, alive: Callable[[RunDir], bool]) -> None:
         if time.monotonic() > deadline:
             raise RunFailed(
                 f"the worker of {run.ref} paused but did not exit within {duration(ENDING_S)}",
-                fix=f"check {run.log}, end the process, then  orchestrate resume {run.ref}",
+                fix=f"check {run.log}, kill the process, then orchestrate resume {run.ref}",
             )
         time.sleep(0.02)
 
 
 def start_worker(run: RunDir, spawn: Callable[[RunDir, int], int] | None = None) -> None:
-    """Start one detached worker process. If two are started at once, the job's lock decides between them.
-    `spawn` replaces the function that starts the process. It receives the log's file descriptor and returns
-    the process id."""
+    """Start a detached worker process. If two are started for the same job, the job's lock lets only one of
+    them work. `spawn` replaces the function that starts the process. It receives the log's file descriptor
+    and returns the process id."""
     state = run.written_state()
     if not state.terminal:
         run.write_state(msgspec.structs.replace(state, status="queued", updated_at=now()))
@@ -116,8 +118,8 @@ def _spawn(run: RunDir, log: int) -> int:
 def spawn_module(
     module: str, run: RunDir, log: int, *, env: dict[str, str], folder: Path | None = None
 ) -> int:
-    """Start a detached process that runs `module` with the run's folder as its argument. Its working
-    directory is that folder unless another is given. Returns the process id."""
+    """Start a detached process that runs `module` with the run's folder as its argument, and return the
+    process id. `folder` is the working directory, by default the run's folder."""
     worker = subprocess.Popen(
         [sys.executable, "-P", "-m", module, str(run.path)],
         stdin=subprocess.DEVNULL,
@@ -134,7 +136,7 @@ def spawn_module(
 
 
 def worker_environment(threads: int | None) -> dict[str, str]:
-    """Build an environment with only the variables that a worker needs, so it contains no host's API key.
+    """Build a worker's environment. It contains only the variables that a worker needs, and no API keys.
     Thread counts must be set before the numeric libraries load. Workers send no telemetry and need no network
     to start."""
     env = settings.of_child()

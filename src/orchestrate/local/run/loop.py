@@ -41,16 +41,17 @@ from orchestrate.local.run.schedule import learning_rate, spread
 from orchestrate.local.run.sharding import Sharded, number
 
 MOST_TOKENS = 2048
-"""Maximum number of tokens of the measured pass. It always has at least one row."""
+"""Maximum number of tokens in the measured pass, which always has at least one row."""
 SLOW = 5.0
-"""Seconds. If a first pass of one row takes longer, no second pass is measured."""
+"""Duration of a first pass, with one row, above which no second pass is measured, in seconds."""
 SOON = 20.0
-"""Seconds. If the first step takes less, it says more than a measured pass, so none is measured."""
+"""Expected duration of the first step, in seconds, below which no second pass is measured. The step itself
+then soon gives a better measurement."""
 
 
 @dataclass
 class TrainingWork:
-    """The amount of work, in trained tokens. Tokens without loss count as a fraction."""
+    """The amount of work in a run, in trained tokens. Tokens without loss count as a fraction of one."""
 
     rows: EncodedRows
     valid: EncodedRows | None
@@ -58,7 +59,7 @@ class TrainingWork:
     per_epoch: int
     total_steps: int
     measured: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
-    """(tokens, seconds) of the passes that this worker measured at its start."""
+    """Tokens and seconds of each pass that was measured before the first step."""
 
     @property
     def total(self) -> float:
@@ -72,7 +73,7 @@ class TrainingWork:
         return READ_SHARE * read * sum(at <= step for at in self.eval_steps)
 
     def remaining(self, step: int, seen_tokens: int, seconds: float) -> float | None:
-        """Estimate the remaining seconds of training. Returns `None` if no speed is known yet."""
+        """Estimate the remaining seconds of training. Returns `None` if no speed has been measured yet."""
         if self.rows.prompts:  # answers are drawn, of lengths that nobody knows
             return seconds / step * (self.total_steps - step) if step else None
         done = self.done(step, seen_tokens)
@@ -81,9 +82,9 @@ class TrainingWork:
         return max(0.0, self.total - done) * spent / tokens if tokens and spent else None
 
     def measure(self, objective: Objective, batch: Sequence[int]) -> float | None:
-        """Measure the tokens per second of a forward and backward pass over some rows of the batch. Returns
-        `None` if the objective cannot process part of a batch. Leaves gradients behind, but changes nothing
-        else."""
+        """Measure a forward and backward pass over some rows of the batch, in tokens per second. Returns
+        `None` if the objective cannot process a batch in parts, or if memory runs out. Adds to the gradients,
+        which the caller must clear."""
         if not objective.divisible:
             return None
         device = objective.loaded.device
@@ -125,8 +126,8 @@ class LossGuard:
         self.run, self.hyper, self.skipped = run, hyper, 0
 
     def acceptable(self, loss: float, norm: float, progress: Progress) -> bool:
-        """Return whether the step may change the weights. Raises `RunFailed` if it may not and the policy is
-        `stop`."""
+        """Return whether to apply the step. Raises `RunFailed` if the loss or gradient is not finite and the
+        policy is `stop`, or if too many steps in a row were skipped."""
         mean, factor = progress.loss_mean, self.hyper.spike_factor
         if math.isfinite(loss) and math.isfinite(norm):
             if not (factor and mean is not None and progress.step > 20 and loss > factor * mean):
@@ -138,8 +139,8 @@ class LossGuard:
             if self.hyper.nan_policy == "stop":
                 raise RunFailed(
                     f"step {progress.step + 1}: {what}",
-                    fix="lower the learning rate, check the rows (orchestrate data check), "
-                    f"or set {option('nan_policy')}: skip",
+                    fix="lower the learning rate, check the rows (orchestrate data check), or set "
+                    f"{option('nan_policy')}: skip",
                 )
         self.skipped += 1
         if self.skipped >= MOST_SKIPPED:
@@ -155,12 +156,12 @@ class LossGuard:
 
 STATUS_SECONDS = 0.5
 GPU_SECONDS = 15.0
-"""Seconds between readings of the GPU's temperature and load, because each starts the driver's command-line
-tool."""
+"""Seconds between readings of the GPU's temperature and load. Limited because each reading runs the driver's
+command-line tool."""
 
 
 class StopRequested(Exception):
-    """Raised if the run must pause or cancel."""
+    """Raised if the run was asked to pause or cancel."""
 
     def __init__(self, word: str) -> None:
         super().__init__(word)
@@ -168,8 +169,8 @@ class StopRequested(Exception):
 
 
 class Loop(CheckpointedLoop):
-    """Trains `loaded` on `train`. `run()` returns when training is complete, and raises `StopRequested` or
-    `RunFailed`."""
+    """Trains the model `loaded` on the rows `train`. `run()` returns when training is complete. Raises
+    `StopRequested`, or `RunFailed` if training fails."""
 
     def __init__(
         self,
@@ -198,9 +199,9 @@ class Loop(CheckpointedLoop):
         self.early_stopped = False
         self.guard = LossGuard(run, self.hyper)
         self.sharded: Sharded | None = None
-        """The sharding, if each process has a shard of the weights."""
+        """The sharding, if the weights are sharded over several processes. Otherwise `None`."""
         self.group: Peers | None = None
-        """The helper processes, if the job uses more than one."""
+        """The helper processes, if the run uses data parallelism. Otherwise `None`."""
         self._saved_at = time.monotonic()
         self._wrote_state = 0.0
         self._looked_at_gpu = -math.inf
@@ -258,7 +259,7 @@ class Loop(CheckpointedLoop):
 
     @property
     def result(self) -> tuple[int, dict[str, float]]:
-        """The step that provides an ended run's weights, and its evaluation."""
+        """The step from which the resulting weights come, and the evaluation at this step."""
         p = self.progress
         if self.best is not None and p.best_step is not None:
             return p.best_step, p.best_metrics
@@ -388,8 +389,8 @@ class Loop(CheckpointedLoop):
             )
         self.max_tokens = max(longest, self.max_tokens // 2)
         self.dir.add_event(
-            f"out of memory. Continuing with at most {self.max_tokens} tokens at a time and the same batch "
-            "size",
+            f"out of memory. Continuing with at most {self.max_tokens} tokens per forward pass "
+            f"and the same batch size",
             level="warning",
             type="memory",
             step=self.progress.step,

@@ -1,4 +1,4 @@
-"""Optimizers by name. Their state is stored as plain tensors under the parameters' names."""
+"""Create optimizers by name, and store their state as tensors under the parameters' names."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from orchestrate.local.run.sharding import number, placed
 
 
 NUMBER = "#"
-"""Suffix of the keys of states that are plain numbers rather than tensors (the step count of
-bitsandbytes)."""
+"""Key suffix for state that is a number rather than a tensor, such as the step count of bitsandbytes."""
 EMBEDDING_RATE = 1e-6
-"""Learning rate of an adapter on embeddings under LoRA+, as recommended by its authors and peft."""
+"""Learning rate for adapters on embeddings with LoRA+, as recommended by its authors and peft."""
 _BITSANDBYTES = {
     "adamw_8bit": "AdamW8bit",
     "paged_adamw": "PagedAdamW",
@@ -32,17 +31,17 @@ _BITSANDBYTES = {
     "paged_lion_8bit": "PagedLion8bit",
 }
 _PAGED = ("state1", "state2")
-"""States that bitsandbytes' paged optimizers store in pages."""
+"""States that bitsandbytes' paged optimizers store in paged memory."""
 _GROUP_STATE = ("k", "weight_sum", "lr_max")
-"""Values that schedule-free optimizers store per group of parameters."""
+"""Values that schedule-free optimizers store per parameter group."""
 
 Parameters = Mapping[str, torch.nn.Parameter]
 Group = dict[str, Any]
 
 
 def make_optimizer(parameters: Parameters, hyper: Hyper, loraplus_lr_ratio: float | None = None) -> Any:
-    """Create the optimizer that `hyper` names. Call `set_rate` before each step. Evaluate and save within
-    `given_out`. Raises `OptimizerMissing` if a package is missing."""
+    """Create the optimizer that `hyper` names. The caller must call `set_rate` before each step, and evaluate
+    and save within `given_out`. Raises `OptimizerMissing` if a package is missing."""
     kind = hyper.optimizer
     require(kind)
     named = _groups(parameters, hyper, loraplus_lr_ratio)
@@ -156,8 +155,8 @@ def set_rate(optimizer: Any, rate: float) -> None:
 
 
 def group_metrics(optimizer: Any, rate: float) -> dict[str, float]:
-    """Return the current gradient norm and learning rate of each group. Empty if all groups have the same
-    rate."""
+    """Return the current gradient norm and learning rate of each parameter group, or an empty mapping if
+    there is only one."""
     groups: dict[str, list[Group]] = {}
     for group in optimizer.param_groups:
         groups.setdefault(group["label"], []).append(group)
@@ -173,8 +172,8 @@ def group_metrics(optimizer: Any, rate: float) -> dict[str, float]:
 
 @contextmanager
 def given_out(optimizer: Any, parameters: Parameters) -> Generator[None]:
-    """Switch to the parameters to evaluate and save, which differ from the trained ones in schedule-free
-    optimizers. Afterwards the trained parameters are restored bit for bit."""
+    """Switch to the parameters to evaluate and save within the context. With schedule-free optimizers, they
+    differ from the parameters in training, which are restored afterwards, bit for bit."""
     if not hasattr(optimizer, "eval"):
         yield
         return
@@ -190,7 +189,7 @@ def given_out(optimizer: Any, parameters: Parameters) -> Generator[None]:
 
 
 def state_tensors(optimizer: Any, parameters: Parameters) -> dict[str, torch.Tensor]:
-    """Return the optimizer's entire state, ready for safetensors."""
+    """Return the optimizer's entire state as tensors that safetensors can store."""
     found: dict[str, torch.Tensor] = {}
     for name, state in _states(optimizer, parameters):
         for key, value in state.items():
@@ -221,7 +220,7 @@ def _parts(optimizer: Any) -> list[Any]:
 
 
 def restore_state(optimizer: Any, parameters: Parameters, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Restore the state that `state_tensors` returned. Learning rate and weight decay are those of the
+    """Restore the state that `state_tensors` returned. Learning rate and weight decay still come from the
     job."""
     states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in parameters}
     for key, value in tensors.items():
@@ -259,12 +258,13 @@ def _held(
 
 
 FIRST_SCALE, LONG_ENOUGH = 2.0**16, 2000
-"""Initial loss scale in fp16, and the number of steps without an overflow before it is doubled."""
+"""Initial loss scale in fp16, and the number of steps without an overflow after which the scale is
+doubled."""
 
 
 def rescaled(scale: float, steps: int, *, whole: bool) -> tuple[float, int]:
-    """Return (the loss scale for the next fp16 step, the steps since its last change), by the rules of
-    torch.amp.GradScaler. `whole` means that all gradients were finite."""
+    """Compute the loss scale for the next fp16 step and the number of steps since it last changed, by the
+    rules of torch.amp.GradScaler. `whole` is True if all gradients were finite."""
     if not whole:
         return scale / 2, 0
     return (scale * 2, 0) if steps + 1 >= LONG_ENOUGH else (scale, steps + 1)

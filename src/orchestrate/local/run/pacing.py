@@ -1,4 +1,4 @@
-"""The speed of a run, used for later quotes."""
+"""Determine the speed of a run, which later quotes use."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -17,8 +17,8 @@ from orchestrate.local.run.session import Session
 
 
 def of(session: Session, seconds: float) -> MeasuredPace | None:
-    """Return the speed of a run that took this many seconds in total. Returns `None` if it does not predict
-    other runs: several processes, sampled answers of unknown length, or an unknown model size."""
+    """Return the speed of a run that took `seconds` in total. Returns `None` if this speed would not predict
+    that of other runs: the run used several processes, sampled answers, or has a model of unknown size."""
     method = session.job.method
     parameters = fitting.active_parameters(str(session.folder.path), None)
     told_little = session.group is not None or isinstance(method, Reinforcement)

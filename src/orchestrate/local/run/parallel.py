@@ -1,9 +1,10 @@
-"""Data-parallel training: one process per GPU, each with the full model. On one machine the first process
+"""Data-parallel training: one process per GPU, each with the full model. On one machine, the first process
 starts the others. On several machines, the processes are already connected. The first process owns the run:
-steps, optimizer, evaluations, checkpoints, result. For each step, the others receive the parameters, compute
-the gradients of their share of the examples, and store nothing. A run can therefore resume with any number of
-processes. Each step sends every trained parameter and its gradient once, as much data as an all-reduce. If
-one process dies, all of them end, and a new worker resumes the run from its newest checkpoint."""
+steps, optimizer, evaluations, checkpoints, result. In each step, the others receive the parameters and
+compute the gradients of their share of the examples. They store nothing, so a run can resume with any number
+of processes. Each step sends every trained parameter and its gradient once, which is as much data as an
+all-reduce. If one process dies, all processes end, and a new worker resumes the run from its newest
+checkpoint."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -39,21 +40,21 @@ from orchestrate.types import JobError
 
 LOOK_S = 0.2
 SHORT = 77
-"""Exit code of a process with too little memory for its part of a sharded model. The others are then blocked
-in the middle of a pass."""
+"""Exit code of a process that ran out of memory with a sharded model. All other processes are then blocked in
+the middle of a pass."""
 LESS = f"{option('micro_batch')}: 1, {option('gradient_checkpointing')}: true, a lower max_seq_length"
 CUT_S = 10.0
 ENDED_S = 120.0
-"""Seconds within which the parent must have noticed that a process has ended."""
+"""Seconds within which the parent process notices that a process has ended."""
 NEVER = timedelta(days=365)
-"""Practically unlimited timeout, because the others wait while the first process evaluates and saves. Lost
-processes are detected immediately by other means."""
+"""Timeout for connections, long enough never to expire, because processes wait while the first one evaluates
+and saves. Lost processes are detected by other means."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step that all processes take at the same time. `total` is the weight of all examples, which divides
-    each loss."""
+    """A step that all processes compute together. `total` is the total weight of all examples, by which each
+    loss is divided."""
 
     shares: tuple[tuple[int, ...], ...]
     total: float
@@ -65,7 +66,7 @@ class Step:
 
 @dataclass
 class Met:
-    """One of several processes that torch.distributed has already connected, whoever started them."""
+    """One of several processes that torch.distributed has already connected."""
 
     rank: int
     processes: int
@@ -73,13 +74,13 @@ class Met:
     """True once the first process has notified the others that training has ended."""
 
     def cut(self) -> None:
-        """Wait after an error that may be a connection error. The parent process notices that another process
-        has ended, and ends this one too."""
+        """Wait to be ended by the parent process, after an error that may be caused by the end of another
+        process."""
         time.sleep(ENDED_S)
 
 
 class Peers:
-    """The other processes, as seen by the first one."""
+    """The first process's view of the other processes."""
 
     def __init__(self, met: Met) -> None:
         self.met, self.processes = met, met.processes
@@ -92,7 +93,7 @@ class Peers:
         parameters: Mapping[str, torch.nn.Parameter],
         step: Step,
     ) -> Sums:
-        """Compute the gradient of a step over all processes. `step` is given without its shares."""
+        """Compute the gradient of a step on all processes. The shares of `step` are filled in here."""
         shares = split(batch, [int(rows.lengths[i]) for i in batch], self.processes)
         order = replace(step, shares=shares)
         try:
@@ -108,15 +109,16 @@ class Peers:
         """Handle a connection error."""
 
     def close(self, *, failed: bool = False) -> None:
-        """Release the other processes, which hold no unsaved state. If `failed`, they may be blocked in the
-        middle of a pass, and their parent process ends them."""
+        """Release the other processes, which hold no unsaved state. With `failed`, they may be blocked in the
+        middle of a pass, so their parent process must end them."""
         if not failed:
             dist.broadcast_object_list([None], src=0)
             self.met.released = True
 
 
 class WorkerGroup(Peers):
-    """The processes that this first process starts. Raises `UsageError` if there are fewer GPUs."""
+    """The helper processes that the first process starts on its machine. Raises `UsageError` if there are too
+    few GPUs."""
 
     def __init__(self, run: RunDir, processes: int, threads: int | None, device: torch.device) -> None:
         super().__init__(Met(0, processes))
@@ -172,7 +174,7 @@ class WorkerGroup(Peers):
         os._exit(1)
 
     def cut(self) -> None:
-        """Wait for the process that caused the connection error to exit."""
+        """Wait for the process that caused a connection error to exit, which ends this process too."""
         for _ in range(int(CUT_S / LOOK_S)):
             self._look()
             time.sleep(LOOK_S)
@@ -188,7 +190,7 @@ class WorkerGroup(Peers):
 
 
 def join(meeting: Path, rank: int, processes: int) -> None:
-    """Connect the processes through a file. Uses NCCL if there are GPUs, and Gloo for tensors in CPU
+    """Connect the processes through a file. Uses NCCL for tensors on GPUs and Gloo for tensors in CPU
     memory."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(
@@ -197,8 +199,8 @@ def join(meeting: Path, rank: int, processes: int) -> None:
 
 
 def split(batch: Sequence[int], lengths: Sequence[int], processes: int) -> tuple[tuple[int, ...], ...]:
-    """Split the examples into shares of about equally many tokens. The longest example goes first, to the
-    share with the fewest tokens."""
+    """Split the examples into shares with about the same number of tokens. Assigns each example, longest
+    first, to the share with the fewest tokens."""
     shares, loads = [list[int]() for _ in range(processes)], [0] * processes
     for place in sorted(range(len(batch)), key=lambda i: -lengths[i]):
         least = loads.index(min(loads))
@@ -214,8 +216,8 @@ def at_once(
     order: Step,
     rank: int,
 ) -> Sums:
-    """Compute one process's part of a step. Afterwards the first process has the full gradient. If one
-    process runs out of memory, all of them raise that error, and partial gradients are discarded."""
+    """Compute one process's share of a step, and sum the gradients on the first process. If one process runs
+    out of memory, all processes raise this error and discard their gradients."""
     with torch.no_grad():
         _wait(dist.broadcast(parameter.data, 0, async_op=True) for parameter in parameters.values())
     if rank:

@@ -1,5 +1,4 @@
-"""Schedule of a run: the steps for evaluations and checkpoints, and the learning rate of each step.
-Torch-free."""
+"""Compute at which steps a run evaluates and saves, and the learning rate of each step. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,8 +8,8 @@ from orchestrate.local.job import Hyper
 
 
 def spread(count: int | None, total: int, every: int) -> set[int]:
-    """Choose `count` evenly spaced steps, including the last one. If `count` is `None`, choose every
-    `every`-th step and the last one."""
+    """Choose `count` evenly spaced steps, including the last step. If `count` is `None`, choose every
+    `every`-th step and the last step."""
     if count is None:
         return {*range(every, total + 1, every), total}
     return {round(total * k / count) for k in range(1, count + 1)} - {0}
@@ -24,8 +23,8 @@ def warmup(total: int, hyper: Hyper) -> int:
 def learning_rate(step: int, total: int, hyper: Hyper) -> float:
     """Compute the learning rate of optimizer step `step` (0-based) out of `total`: linear warm-up, then the
     schedule, down to `min_lr_ratio` of the peak. The k-th of w warm-up steps, counted from 1, has k/(w + 1)
-    of the peak, so that every step trains. In transformers, the rate of the k-th step is (k - 1)/w, and the
-    first step is at 0. After the warm-up both are the same."""
+    of the peak. In transformers, it has (k - 1)/w, so the first step has a rate of 0 and trains nothing.
+    After the warm-up, both are the same."""
     warm = warmup(total, hyper)
     if step < warm:
         return hyper.learning_rate * (step + 1) / (warm + 1)

@@ -1,4 +1,4 @@
-"""Everything that a worker needs during training: rows, model, objective, loop."""
+"""Set up everything that a worker needs for training: rows, model, objective and loop."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -56,11 +56,13 @@ from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
 
 PATCHED = ("compile", "unsloth")
-"""Engines that would recompile for each answer length. Their fingerprints are computed on demand."""
+"""Engines for which fingerprints are computed on demand instead of after training, because they would
+recompile for each answer length."""
 
 
 def keep_sheet(run: RunDir, job: LocalJob, loaded: Loaded, template: Template, folder: ModelFolder) -> bool:
-    """Write `proof.json` while base and tuned model are both loaded. Returns False if one of them is not."""
+    """Write the model's fingerprint to `proof.json`. Returns False if this is not possible now: the base
+    model is no longer loaded, or the engine is one of `PATCHED`."""
     if job.adapter.full or loaded.choice.name in PATCHED:
         return False
     files = [Path(file) for file in (job.validation, job.train) if file]
@@ -99,8 +101,8 @@ def _set_torch(run: RunDir, job: LocalJob, device: torch.device) -> None:
 
 
 class Session:
-    """Encodes, loads, and resumes from the newest checkpoint. `loop.run()` trains and `publish()` writes
-    the result."""
+    """A training run in a worker: the encoded rows, the loaded model and the training loop. `loop.restore()`
+    resumes from the newest checkpoint, `loop.run()` trains, and `publish()` writes the result."""
 
     def __init__(
         self,
@@ -115,7 +117,8 @@ class Session:
         self.run, self.job, self.asked = run, job, asked
         self.memory_plan: MemoryPlan | None = None
         self.read_seconds: float | None = None
-        """Seconds spent before the first step on log-probabilities that the method needs."""
+        """Seconds spent on reference log-probabilities before the first step. `None` if the method needs
+        none."""
         self.device = pick_device(job.device)
         _set_torch(run, job, self.device)
         set_stage("downloading the model")
@@ -180,7 +183,7 @@ class Session:
         return Peers(met) if met else WorkerGroup(self.run, processes, self.job.threads, self.device)
 
     def go_on(self) -> None:
-        """Continue after a pause request was withdrawn."""
+        """Let the other processes continue after a pause request was withdrawn."""
         if self.sharded is not None:
             self.sharded.agreed(True)
 
@@ -259,9 +262,8 @@ class Session:
         self.memory_plan, self.loop.max_tokens = plan, tokens
         if plan.fits is False:
             self.run.add_event(
-                f"training needs about {size(plan.total_bytes)}, more than the "
-                f"{size(plan.available_bytes or 0)} of this machine. To reduce it: "
-                + "; then ".join(plan.advice),
+                f"training needs about {size(plan.total_bytes)} of memory, but this machine has "
+                f"{size(plan.available_bytes or 0)}. To reduce memory use: " + "; then ".join(plan.advice),
                 level="warning",
                 type="memory",
             )
@@ -287,7 +289,8 @@ class Session:
 
     @property
     def limit(self) -> int | None:
-        """Maximum number of tokens in a row: as requested, but at most the model's context."""
+        """Maximum number of tokens in a row: `max_seq_length`, but at most the model's context. `None` if
+        there is no limit."""
         limits = [n for n in (self.job.hyper.max_seq_length, self.folder.context) if n is not None]
         return min(limits) if limits else None
 
@@ -403,7 +406,7 @@ class Session:
             f"{duration(p.seconds)} of training",
         ]
         step, metrics = self.loop.result
-        at = f" at step {step} (the weights that were kept)" if step != p.step else ""
+        at = f" at step {step} (best weights)" if step != p.step else ""
         if "valid_reward" in metrics:
             parts.append(f"validation reward {metrics['valid_reward']:.4f}{at}")
         elif "valid_loss" in metrics:
@@ -438,15 +441,15 @@ class Session:
         export.write_weights(self.loaded, self.tokenizer, self.job, folder, self.folder, weights)
 
     def keep_sheet(self) -> None:
-        """Save the fingerprint that identifies the served model. If this fails, the run continues, because
-        its model already exists."""
+        """Save the fingerprint that identifies the served model. If this fails, the run still succeeds,
+        because its model is already saved."""
         if self.sharded is not None:
             return  # it is made when it is needed, by one process
         try:
             keep_sheet(self.run, self.job, self.loaded, self.template, self.folder)
         except Exception as error:  # noqa: BLE001  told, and made anew when it is needed
             self.run.add_event(
-                f"could not save prompts for the serving proof: {error}", level="warning", type="proof"
+                f"could not save the model's fingerprint: {error}", level="warning", type="proof"
             )
 
 

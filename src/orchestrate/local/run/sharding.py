@@ -1,10 +1,9 @@
-"""Several processes of one machine on one run, each with its own GPU and a shard of every weight (FSDP).
-
-All run the same loop over the same rows. torch's `fully_shard` gathers a layer's weights while it computes
-and frees them afterwards. Gradients and moments stay sharded. The first process decides whatever depends on
-the clock or the user. It alone writes, and it writes full tensors, so that a run can resume with any number
-of processes. All processes take part in each pass. A process with no examples left computes a row with zero
-weight."""
+"""Sharded training (FSDP): several processes on one machine, each with its own GPU and a shard of every
+weight. All processes run the same loop over the same rows. torch's `fully_shard` gathers a layer's weights
+for its computation and frees them afterwards. Gradients and optimizer state stay sharded. Only the first
+process writes, and it makes all decisions that depend on time or on the user. It writes full tensors, so a
+run can resume with any number of processes. All processes must take part in every pass, so a process without
+examples computes a row with zero weight."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -34,7 +33,7 @@ T = TypeVar("T")
 
 
 class Sharded:
-    """One of the connected processes."""
+    """One of the processes over which the model is sharded."""
 
     def __init__(self, rank: int, processes: int, device: torch.device, cut: Callable[[], None]) -> None:
         """Set up the process. `cut` is called if a connection breaks."""
@@ -54,7 +53,7 @@ class Sharded:
 
     def loaded(self, load: Callable[[], Loaded]) -> Loaded:
         """Load the model in one process after another. Each process keeps only its shard, so main memory
-        holds the model once."""
+        never holds more than one complete copy."""
         found: list[Loaded] = []
         for turn in range(self.processes):
             if turn == self.rank:
@@ -66,7 +65,7 @@ class Sharded:
     def _spread(self, loaded: Loaded) -> None:
         """Shard the model layer by layer. Raises `UsageError` for a model without layers."""
         if any(weights.held_of(loaded.inner)) or loaded.balancing or loaded.own_logits:
-            told = "4-bit experts, routers with their own loss, or a custom output computation"
+            told = "4-bit experts, a load-balancing loss, or a custom computation of logits"
             raise UsageError(
                 f"this model cannot be sharded across several GPUs: it has {told}",
                 fix=f"{option('sharded')}: false, or adapter: lora",
@@ -85,8 +84,8 @@ class Sharded:
     def gradients(
         self, objective: Objective, rows: EncodedRows, batch: Sequence[int], most: tuple[int, int], seed: int
     ) -> Sums:
-        """Compute the gradient of a step over all processes. `most` limits the tokens and rows of one
-        pass."""
+        """Compute the gradient of a step on all processes. `most` is the maximum number of tokens and of rows
+        in a pass."""
         if self.rank:
             torch.manual_seed(seed + self.rank)
         # Gradients come back as their mean over the processes.
@@ -125,7 +124,7 @@ class Sharded:
         return whole
 
     def whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Collect full tensors in the first process's main memory. All processes must call this."""
+        """Gather full tensors in the first process's main memory. All processes must call this."""
         found: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
             put_together = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -146,8 +145,8 @@ class _Root(torch.nn.Module):
 
 
 def placed(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Convert a full tensor to the parameter's form, which is this process's shard if the parameter is
-    sharded."""
+    """Convert a full tensor to the form of `parameter`. If the parameter is sharded, the result is sharded
+    too."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value

@@ -1,8 +1,6 @@
-"""The worker: `python -m orchestrate.local.run.worker RUN_DIR`. One job, one process, started by
-`orchestrate.local.run.launching`.
-
-It exits with 0 if it wrote any final state to the run directory, and with 1 if it could not.
-"""
+"""The worker: `python -m orchestrate.local.run.worker RUN_DIR`. Each worker runs one job.
+`orchestrate.local.run.launching` starts it. The exit code is 0 if the worker wrote the outcome to the run
+directory, and 1 if it could not."""
 
 from __future__ import annotations
 
@@ -35,7 +33,8 @@ if TYPE_CHECKING:
 
 
 def main(path: str, met: Met | None = None) -> int:
-    """Run the job in this process. `met` is set if this is the first of several connected processes."""
+    """Run the job in this process, and return the exit code. `met` is set if this is the first of several
+    connected processes."""
     run = RunDir(path)
     with run.lock(wait_s=5.0) as held:
         if not held:
@@ -100,7 +99,7 @@ def _train(
 ) -> None:
     """Train the job. `ending` collects the cleanup that must run in any case."""
     if asked() == "cancel":
-        run.add_event("cancelled before it started", type="cancelled")
+        run.add_event("cancelled before training started", type="cancelled")
         _end(run, "cancelled")
         return
     state = run.written_state()

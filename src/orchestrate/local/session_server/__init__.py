@@ -1,4 +1,4 @@
-"""Serves Tinker's HTTP interface with models on this machine. docs/sessions.md names the tested clients."""
+"""A server for Tinker's HTTP API, with models on this machine. docs/sessions.md lists the tested clients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ from orchestrate.local.session_server.usage import HOUR_S, UsageBucket
 ROOT = "/api/v1"
 MOST_BODY = 64 << 20
 POLL_S = 20.0
-"""Seconds that a request for a result waits. The official client's timeout is 45 seconds."""
+"""Seconds that the server waits for a result before it asks the client to poll again. The official client
+times out after 45 seconds."""
 CONFIG = {
     "parallel_fwdbwd_chunks": False,  # requests then come in the order of their numbers
     "proto_compress_fwdbwd": False,
@@ -44,7 +45,7 @@ CONFIG = {
     "pjwt_auth_enabled": False,
     "sample_join_sampling_session": False,
 }
-"""Features that the official client must leave off."""
+"""Feature flags for the official client. All of these features are off."""
 OPEN = (f"{ROOT}/healthz",)
 PROTOBUF = "application/x-protobuf"
 USAGE_TYPES = {"train": "training", "prefill": "sampling_prefill", "sample": "sampling_sample"}
@@ -52,11 +53,11 @@ Handler = Callable[[dict[str, Any], str], dict[str, Any]]
 
 
 class SessionsApi:
-    """Answers requests. Callers only see objects that were created with their own key. The ASGI scope's
-    `key_name` is the key's name.
+    """The endpoints of the API. Callers only have access to objects that were created with their own key. The
+    ASGI scope's `key_name` is the key's name.
 
-    notice   text that each new session shows prices   US dollars per million tokens by kind of use. Without
-    them, nothing is billed
+    `notice` is shown to callers when they create a session. `prices` are US dollars per million tokens by
+    kind of use. Without `prices`, nothing is billed.
     """
 
     def __init__(
@@ -133,15 +134,17 @@ class SessionsApi:
         self.desk.callers[id] = Caller(id, owner, self.desk.now())
         told = f"orchestrate sessions: {self.desk.names[0]} on this machine; {self._notice}"
         if self.desk.tied:
-            told += ". Its input and output embeddings share one table, so train_unembed has no effect"
+            told += (
+                ". The model's input and output embeddings share one table, so train_unembed has no effect"
+            )
         return {"session_id": id, "info_message": told, "type": "create_session"}
 
     def new_id(self) -> str:
-        """Return the id of a new session."""
+        """Generate the id of a new session."""
         return secrets.token_hex(8)
 
     def model_id(self, caller: Caller, number: int) -> str:
-        """Return the id of a model of a session."""
+        """Return the id of a session's model number `number`."""
         return f"{caller.id}:train:{number}"
 
     def _heartbeat(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
@@ -247,7 +250,9 @@ class SessionsApi:
         def work(promise: Promise) -> None:
             asked = parse(wire.OptimStepBody, body)
             if asked.optimizer_params is not None:
-                raise HostError(400, "this server uses AdamW: pass adam_params")
+                raise HostError(
+                    400, "this server only supports AdamW: pass adam_params instead of optimizer_params"
+                )
             adam = (asked.adam_params or wire.AdamBody()).model_dump()  # type: ignore[call-arg]
             self.desk.ask(promise, "step", {"model": model.id, "adam": adam}, _stepped)
 
@@ -282,7 +287,7 @@ class SessionsApi:
                     ttl_s=asked.ttl_seconds,
                 )
             elif training or asked.sampling_session_seq_id is None:
-                raise HostError(400, "a name for the weights is required: path is missing")
+                raise HostError(400, "path is missing: it names the weights to save")
             else:
                 caller = self.desk.caller(model.id.partition(":")[0], owner)
                 self.desk.snapshot(model, promise, caller, asked.sampling_session_seq_id)
@@ -359,7 +364,7 @@ class SessionsApi:
         promise, new = self.desk.once(sampler.id, asked.seq_id, owner)
         if new:
             if (name := asked.unknown()) is not None:
-                promise.fail(f"this server does not compute {name}")
+                promise.fail(f"this server does not support {name}")
             else:
                 question = _question(asked, sampler.folder)
                 write = self.desk.counted(

@@ -1,4 +1,4 @@
-"""State of a session server: sessions, models, saved weights and pending results. All of this runs on one
+"""The state of a session server: sessions, models, saved weights and pending results. All methods run on one
 event loop."""
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from orchestrate.types import Record
 
 _log = logging.getLogger(__name__)
 KEEPS_S, FETCHED_S = 3600.0, 300.0
-"""Seconds for which an unfetched result is stored, and for which a fetched result is stored in case its
+"""Seconds for which results are stored until they are fetched, and after they are fetched in case the
 response was lost."""
 REST_S = 5.0
-"""Seconds between two attempts to start the process."""
+"""Minimum seconds between two attempts to start the training process."""
 GONE_S = 900.0
 """Seconds without a heartbeat after which a caller counts as disconnected."""
 GAP_S = 60.0
-"""Seconds to wait for a missing request before later requests to the same model run."""
+"""Seconds to wait for a missing request before later requests to the same model are executed."""
 KEPT_SNAPSHOTS = 16
-"""Number of unnamed weights kept per session for sampling, because a training loop saves new ones at each
-step."""
+"""Number of unnamed weights that are stored per session for sampling. Limited because a training loop may
+save new weights in each step."""
 LEFT_BEHIND = "left-behind"
 """Name under which the weights of a disconnected caller are saved."""
 SAMPLER = re.compile(r"[0-9a-f]{16}:sample:\d{1,18}")
@@ -52,17 +52,17 @@ PATH = re.compile(r"tinker://([A-Za-z0-9:._-]{1,200})/(weights|sampler_weights)/
 
 @dataclass
 class Promise:
-    """The future result of a request."""
+    """The pending or available result of a request."""
 
     id: str
     owner: str
     result: bytes | dict[str, Any] | None = None
-    """Result in Protobuf or JSON."""
+    """Protobuf message or JSON object. `None` while the result is pending."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     at: float = 0.0
     fetched: float = 0.0
     then: Callable[[Promise], None] | None = None
-    """Called when the result is available."""
+    """Callback for when the result is available."""
 
     def keep(self, result: bytes | dict[str, Any]) -> None:
         self.result, self.at = result, time.monotonic()
@@ -120,7 +120,7 @@ class SavedWeights(Record, frozen=True, kw_only=True):
     """True if training can continue from these weights."""
     saved_at: float
     expires_at: float | None = None
-    """Expiry time set by the caller. Nothing is deleted when it passes, because a wrong clock would delete
+    """Expiry time set by the caller. Expired weights are not deleted, because a wrong clock could then delete
     everything."""
 
 
@@ -146,13 +146,13 @@ class SessionDesk:
         self.models: dict[str, SessionModel] = {}
         self.promises: dict[str, Promise] = {}
         self._known: dict[tuple[str, int], Promise] = {}
-        """Promises of earlier requests, by model or sampler and request number."""
+        """Results of earlier requests, by id of the model or sampler and request number."""
         self._child: ModelProcess | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unsent: list[tuple[str, Mapping[str, Any], Take]] | None = None
-        """Requests that wait while the process starts. `None` at other times."""
+        """Requests that wait for the process to start. `None` if the process is not starting."""
         self._failed: tuple[float, str] = (-math.inf, "")
-        """Time and reason of the last failed start."""
+        """Time of the last failed start, and the reason."""
         self._snapshots = home / "snapshots" / secrets.token_hex(8)
         self._held = ExitStack()
 
@@ -183,7 +183,7 @@ class SessionDesk:
             self._child.close()
 
     async def run(self) -> None:
-        """Deliver results and release unneeded objects until canceled."""
+        """Deliver results, end abandoned sessions and drop old results, until canceled."""
         self._loop = asyncio.get_running_loop()
         self._clear()
         if self._child is not None:
@@ -220,7 +220,7 @@ class SessionDesk:
             return
 
         def arrived(answer: dict[str, Any] | None) -> None:
-            lost = {"error": f"{child.lost}. Load the last saved state", "kind": "RunFailed"}
+            lost = {"error": f"{child.lost}. Load your last saved state", "kind": "RunFailed"}
             self._in_loop(take, lost if answer is None else answer)
 
         try:
@@ -292,7 +292,7 @@ class SessionDesk:
         used: Callable[[dict[str, Any]], dict[str, int]],
         write: Callable[[dict[str, Any]], bytes],
     ) -> Callable[[dict[str, Any]], bytes]:
-        """Wrap `write` for `ask` so that it also counts the tokens that a model or sampler used."""
+        """Wrap `write`, an argument of `ask`, to also count the tokens that a model or sampler used."""
 
         def counting(answer: dict[str, Any]) -> bytes:
             self.usage.add(of.partition(":")[0], owner, base, time.time(), used(answer))
@@ -303,7 +303,8 @@ class SessionDesk:
     # -- who asks ------------------------------------------------------------------------------------------
 
     def caller(self, id: str, owner: str) -> Caller:
-        """Return this owner's session and mark it as active. Raises `HostError` 404."""
+        """Return this owner's session and mark it as active. Raises `HostError` 404 if there is no such
+        session."""
         found = self.callers.get(id)
         if found is None or found.owner != owner:
             raise HostError(404, f"session {id} does not exist: it has ended, or the server was restarted")
@@ -311,7 +312,7 @@ class SessionDesk:
         return found
 
     def model(self, id: str, owner: str) -> SessionModel:
-        """Return this owner's model. Raises `HostError` 404."""
+        """Return this owner's model. Raises `HostError` 404 if there is no such model."""
         found = self.models.get(id)
         if found is None or found.owner != owner:
             raise HostError(
@@ -327,7 +328,7 @@ class SessionDesk:
         return made
 
     def once(self, of: str, number: int, owner: str) -> tuple[Promise, bool]:
-        """Return the promise of a numbered request, and whether the request is new. Repeated requests are not
+        """Return the result of a numbered request, and True if the request is new. Repeated requests are not
         executed again."""
         known = self._known.get((of, number))
         if known is not None:
@@ -336,8 +337,8 @@ class SessionDesk:
         return made, True
 
     def in_turn(self, model: SessionModel, number: int, promise: Promise, work: Work) -> None:
-        """Run the work once all requests with smaller numbers have arrived. Clients send them in order, but
-        may repeat one."""
+        """Run the work once all requests with smaller numbers have arrived. Clients number requests in order,
+        but may send one again."""
         if number < model.next:
             promise.fail(f"request number {number} arrived after later requests were executed")
             return
@@ -382,17 +383,18 @@ class SessionDesk:
         return self.home / what / ("".join(c if c.isalnum() else f"_{ord(c):x}_" for c in owner) or "-")
 
     def path_of(self, owner: str, model: str, kind: str, name: str) -> str:
-        """Return the path by which callers request saved weights."""
+        """Return the `tinker://` path of saved weights."""
         del owner
         return f"tinker://{model}/{kind}/{name}"
 
     def places(self, path: str, owner: str) -> list[Path]:
-        """Return the folders that may contain the weights of a path."""
+        """Return the folders that may contain the weights at a `tinker://` path."""
         parts = PATH.fullmatch(path)
         return [] if parts is None else [self.place(owner, *parts.groups())]
 
     def found(self, path: str, owner: str) -> tuple[Path, SavedWeights]:
-        """Return this owner's saved weights at a path. Raises `HostError` 404."""
+        """Return this owner's saved weights at a `tinker://` path. Raises `HostError` 404 if they don't
+        exist."""
         with suppress(HostError):
             for folder in self.places(path, owner):
                 with suppress(OSError, msgspec.MsgspecError):
@@ -417,7 +419,7 @@ class SessionDesk:
         overwrite: bool,
         ttl_s: int | None = None,
     ) -> None:
-        """Save the model's current weights."""
+        """Save the model's current weights under a name."""
         kind = "weights" if training else "sampler_weights"
         folder = self.place(model.owner, model.id, kind, name)
         path, now = self.path_of(model.owner, model.id, kind, name), time.time()
@@ -473,7 +475,7 @@ class SessionDesk:
         write_whole(file, sampler.to_json())
 
     def sampler(self, id: str, owner: str) -> SavedSampler:
-        """Return this owner's sampling session. Raises `HostError` 404."""
+        """Return this owner's sampling session. Raises `HostError` 404 if there is no such session."""
         with suppress(HostError, OSError, msgspec.MsgspecError):
             return SavedSampler.from_json(self._sampler_file(id, owner).read_bytes())
         raise HostError(404, f"sampling session {id[:200]} does not exist")
@@ -481,8 +483,8 @@ class SessionDesk:
     # -- letting go ----------------------------------------------------------------------------------------
 
     def end(self, caller: Caller, *, keeps: bool) -> None:
-        """End a caller's session. With `keeps`, the current weights are saved first. If saving fails, they
-        stay loaded and are saved later."""
+        """End a caller's session. With `keeps`, save the current weights first. If saving fails, the weights
+        stay loaded, and saving is tried again later."""
         for id, _ in caller.models.values():
             model = self.models.get(id)
             if model is not None and keeps:

@@ -1,5 +1,5 @@
-"""Usage by callers of a session server: tokens per hour, session and base model. Recorded so that a crash
-loses nothing."""
+"""Token usage of a session server's callers, by hour, session and base model. Usage is written to disk
+immediately, so a crash loses nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = ("train", "prefill", "sample")
 
 
 class UsageBucket(Record, frozen=True, kw_only=True):
-    """The caller, session, base model, kind of use and hour for which tokens are counted."""
+    """The key under which tokens are counted: caller, session, base model, kind of use and hour."""
 
     owner: str
     session: str
@@ -28,7 +28,7 @@ class UsageBucket(Record, frozen=True, kw_only=True):
 
 
 class UsageLine(Record, frozen=True, kw_only=True):
-    """A line of the file, with the tokens of one request."""
+    """A line of the usage file, with the tokens of one request."""
 
     bucket: UsageBucket
     tokens: int
@@ -49,7 +49,7 @@ class UsageBook:
         self._journal.entries.clear()
 
     def add(self, session: str, owner: str, base: str, at: float, used: dict[str, int]) -> None:
-        """Count the tokens of an executed request, by kind."""
+        """Record the tokens of an executed request. `used` maps kinds of use to numbers of tokens."""
         for kind, tokens in used.items():
             if tokens:
                 bucket = UsageBucket(
@@ -60,8 +60,8 @@ class UsageBook:
                 self._tokens[bucket] += tokens
 
     def between(self, owner: str, start: float, end: float) -> list[tuple[UsageBucket, int]]:
-        """Return the owner's buckets that start in a time span, oldest first, and largest first within an
-        hour."""
+        """Return the owner's usage in hours that start within a time span: oldest first, and largest first
+        within an hour."""
         found = [
             (one, tokens)
             for one, tokens in self._tokens.items()

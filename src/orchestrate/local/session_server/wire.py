@@ -1,5 +1,5 @@
-"""Tinker's message types: requests in JSON and protobuf, and results (package `tinker_public`, as the
-official client 0.38 has it)."""
+"""Tinker's message types: requests in JSON and protobuf, and results (package `tinker_public`, as in version
+0.38 of the official client)."""
 
 # protobuf's classes are made from descriptors and have no types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrate.http.wire import HostError, parse
 
 MOST_NUMBERS = 1 << 24
-"""Maximum number of values in all sparse tensors of a request, after expansion."""
+"""Maximum total number of values in a request's sparse tensors after expansion."""
 LONGEST_TTL_S = 10 * 365 * 86400
 _KINDS = {1: "<f4", 2: "<i8", 3: "<i4"}
 _SCALARS = {"double": 1, "i64": 3, "i32": 5, "bool": 8, "str": 9, "bytes": 12, "u32": 13}
@@ -62,7 +62,8 @@ _MESSAGES: dict[str, tuple[str, ...]] = {
         "topk_prompt_logprobs=3 TopkLogprobs",
     ),
 }
-"""Fields as `name=number type`; `*` means repeated, `?` optional. Maps are repeated entries on the wire."""
+"""Fields of each message as `name=number type`. `*` means repeated, `?` means optional. Maps are repeated
+entries on the wire."""
 
 
 @cache
@@ -95,7 +96,7 @@ def message(name: str, **fields: Any) -> Any:
 
 
 def read(name: str, data: bytes) -> Any:
-    """Decode a protobuf message. Raises `HostError` 400."""
+    """Decode a protobuf message. Raises `HostError` 400 if it is invalid."""
     from google.protobuf.message import DecodeError
 
     try:
@@ -108,7 +109,7 @@ def read(name: str, data: bytes) -> Any:
 
 
 class TinkerBody(BaseModel):
-    """A request body. Unknown fields are rejected if they could change its meaning."""
+    """A request body. Unknown fields are rejected if they could change the meaning of the request."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
@@ -234,7 +235,7 @@ class SampleBody(TinkerBody):
 
 def forward_of(data: bytes) -> tuple[str, int, dict[str, Any]]:
     """Decode a forward request into (model, seq_id, request to the training process). Raises `HostError` 400
-    for an invalid body. Errors in rows are returned in the third part, as `refused`."""
+    for an invalid body. If the rows are invalid, the request is `{"refused": reason}` instead."""
     asked = read("ForwardBackwardRequest", data)
     config: dict[str, Any] = {entry.key: entry.value for entry in asked.loss_fn_config}
     for entry in asked.loss_fn_config_v2:
@@ -249,7 +250,7 @@ def forward_of(data: bytes) -> tuple[str, int, dict[str, Any]]:
     except HostError as error:
         return asked.model_id, asked.seq_id, {"refused": error.message}
     if not rows:
-        return asked.model_id, asked.seq_id, {"refused": "there are no rows: data is empty"}
+        return asked.model_id, asked.seq_id, {"refused": "data is empty: pass at least one row"}
     if bad := [name for name, value in config.items() if not _is_finite(value)]:
         return asked.model_id, asked.seq_id, {"refused": f"loss_fn_config.{bad[0]} is not a finite number"}
     forward = {"data": rows, "loss": asked.loss_fn, "config": config, "backward": not asked.forward_only}
@@ -257,7 +258,7 @@ def forward_of(data: bytes) -> tuple[str, int, dict[str, Any]]:
 
 
 class JsonTensor(BaseModel):
-    """A tensor in JSON requests. Sparse tensors include row pointers and columns."""
+    """A tensor in a JSON request. Sparse tensors have row pointers and column indices."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -291,13 +292,13 @@ class JsonForwardBody(TinkerBody):
 
 
 def forward_of_json(body: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
-    """Decode a JSON forward request. Otherwise like `forward_of`."""
+    """Decode a forward request in JSON. Returns the same values as `forward_of`."""
     of, number = str(body.get("model_id")), body.get("seq_id")
     try:
         asked = parse(JsonForwardBody, body)
         given = asked.forward_input or asked.forward_backward_input
         if given is None or not given.data:
-            raise HostError(400, "there are no rows (data is empty)")
+            raise HostError(400, "data is empty: pass at least one row")
         rows = [
             {
                 "tokens": [id for chunk in datum.model_input.chunks for id in chunk.tokens],
@@ -321,7 +322,7 @@ def _json_tensor(name: str, tensor: JsonTensor) -> dict[str, Any]:
     kind = "<i8" if tensor.dtype == "int64" else "<f4"
     shape = [len(tensor.data)] if tensor.shape is None else tensor.shape
     if math.prod(shape) != len(tensor.data):
-        raise HostError(400, f"{name} has {len(tensor.data)} numbers, which does not match its shape {shape}")
+        raise HostError(400, f"{name} has {len(tensor.data)} values, which does not match its shape {shape}")
     return {"data": np.asarray(tensor.data, dtype=kind).tobytes(), "shape": shape, "kind": kind}
 
 
@@ -354,7 +355,10 @@ def _inputs(datum: Any, tokens: int, room: int) -> tuple[dict[str, Any], int]:
                 math.prod(shape) if len(shape) == 2 and min(shape) >= 0 and shape[0] == tokens else room + 1
             )
             if room < 0:
-                raise HostError(400, f"{entry.key} is sparse and too large for {tokens} tokens: {shape}")
+                raise HostError(
+                    400,
+                    f"the sparse tensor {entry.key} is too large for {tokens} tokens: its shape is {shape}",
+                )
         found[entry.key] = _tensor(entry.key, entry.value)
     return found, room
 
@@ -373,7 +377,7 @@ def _tensor(name: str, tensor: Any) -> dict[str, Any]:
     counts = np.diff(starts)
     fits = len(starts) == shape[0] + 1 and len(columns) == len(values) == counts.sum() and (counts >= 0).all()
     if not fits or (len(columns) and (columns.min() < 0 or columns.max() >= shape[1])):
-        raise HostError(400, f"the indices of the sparse {name} do not fit its shape {shape}")
+        raise HostError(400, f"the indices of the sparse tensor {name} do not fit its shape {shape}")
     found = np.zeros(shape, dtype=kind)
     found[np.repeat(np.arange(shape[0]), counts), columns] = values
     return {"data": found.tobytes(), "shape": shape, "kind": kind}
@@ -383,7 +387,8 @@ def _tensor(name: str, tensor: Any) -> dict[str, Any]:
 
 
 def forward_output(log_p: Sequence[tuple[bytes, Sequence[int]]], metrics: Mapping[str, float]) -> bytes:
-    """Encode the result of a forward request. `log_p` contains each row's 32-bit numbers and their shape."""
+    """Encode the result of a forward request. `log_p` contains each row's log-probabilities, as fp32 bytes,
+    and their shape."""
     ends = np.cumsum([0, *(len(data) for data, _ in log_p)]).astype("<i8")
     tensor = message(
         "BatchedTensor",
@@ -402,7 +407,7 @@ def forward_output(log_p: Sequence[tuple[bytes, Sequence[int]]], metrics: Mappin
 
 def sample_output(answers: Sequence[Mapping[str, Any]], prompt: Mapping[str, Any] | None) -> bytes:
     """Encode the result of sampling. `answers` contain `stop`, `tokens`, `logprobs` and optionally `tops`.
-    `prompt` contains `logprobs` and optionally `tops`, starting at its second token."""
+    `prompt` contains `logprobs` and optionally `tops`, both from the prompt's second token onwards."""
     response = message("SampleResponse")
     for answer in answers:
         sequence = response.sequences.add(

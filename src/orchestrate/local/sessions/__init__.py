@@ -1,5 +1,5 @@
-"""The models of training sessions: one base, an adapter and an optimizer per model, and sampling from any
-saved weights. Imports torch."""
+"""The engine of training sessions: one base model, an adapter and an optimizer for each model in training,
+and sampling from live or saved weights. Imports torch."""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -36,22 +36,22 @@ from orchestrate.local.sessions.losses import Config, Loss, log_probabilities, l
 from orchestrate.types import decoding
 
 ALPHA = 32
-"""LoRA's alpha for every rank. It lets one learning rate suit all ranks (Thinking Machines, "LoRA Without
-Regret", 2025)."""
+"""LoRA's alpha, the same for all ranks, so that one learning rate suits all ranks (Thinking Machines, "LoRA
+Without Regret", 2025)."""
 HELD_SNAPSHOTS = 8
-"""Number of saved weights that stay loaded on the base for sampling. The least recently used ones are
-evicted."""
+"""Maximum number of saved adapters that stay loaded for sampling. The least recently used adapter is evicted
+first."""
 MOST_TOKENS = 2048
 """Default maximum number of tokens of an answer."""
 BYTES_A_WEIGHT = 16
-"""Bytes per trained weight: the weight in 32 bits, its gradient, and Adam's two moments."""
+"""Bytes of memory per trained weight: the weight in fp32, its gradient, and Adam's two moments."""
 ATTENTION = ("attn", "attention")
 ADAPTER, OPTIMIZER, STATE = "adapter_model.safetensors", "optimizer.safetensors", "session.json"
 NOTE = "saved.json"
 
 
 class AdapterShape(msgspec.Struct, frozen=True, kw_only=True):
-    """The shape of a new model's adapter."""
+    """The rank and targets of a new model's adapter."""
 
     rank: int
     seed: int | None = None
@@ -61,7 +61,7 @@ class AdapterShape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Adam(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of one AdamW step. The defaults are those of Tinker's API."""
+    """Settings for one AdamW step. The defaults are those of Tinker's API."""
 
     learning_rate: float = 1e-4
     beta1: float = 0.9
@@ -97,15 +97,16 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Datum(msgspec.Struct, frozen=True, kw_only=True):
-    """One row. Token i of `tokens` is followed by token i of `target_tokens`, or by one of K alternatives."""
+    """A training row. `inputs["target_tokens"]` holds, for each of `tokens`, the next token or K alternatives
+    for the next token."""
 
     tokens: tuple[int, ...]
     inputs: dict[str, Values]
 
 
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A prompt to sample from: with the live weights of `model`, with saved weights, or with the base model
-    if `folder` is empty."""
+    """A request to answer a prompt with the live weights of `model`, the saved weights in `folder`, or, if
+    both are empty, the base model."""
 
     id: str
     model: str = ""
@@ -124,17 +125,17 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: bool = False
     prompt_tops: int = 0
     prompt_last: int | None = None
-    """Number of the prompt's last tokens to score."""
+    """Number of tokens at the end of the prompt to score. `None` scores all of them."""
 
 
 @dataclass
 class TrainedModel:
-    """A model of a session."""
+    """A model in training."""
 
     adapter: str
     shape: AdapterShape
     parameters: dict[str, torch.nn.Parameter]
-    """Parameters by name, without the adapter's name."""
+    """Trained parameters. The adapter's name is left out of their names."""
     optimizer: Any
     steps: int = 0
 
@@ -146,7 +147,7 @@ class _PassSums:
     compute: Loss
     config: Config
     parameters: list[torch.nn.Parameter]
-    """Parameters that need a gradient. Empty if no gradient is requested."""
+    """Parameters to compute a gradient for. Empty if the request is for a forward pass only."""
     loss: float = 0.0
     gradients: list[Tensor | None] = field(default_factory=list["Tensor | None"])
 
@@ -177,20 +178,20 @@ class SessionEngine(AdaptedModel):
         self.tokenizer = load_tokenizer(self.folder.path)
         self.models: dict[str, TrainedModel] = {}
         self._snapshots: OrderedDict[str, str] = OrderedDict()
-        """Maps a folder and its exact file to the name of its adapter on the base."""
+        """Maps a saved adapter, identified by its folder and file version, to its name in PEFT."""
         self._asked: dict[int, PendingSample] = {}
 
     @property
     def tied(self) -> bool:
         """True if input and output embeddings share one table. The output layer then gets no adapter, because
-        few engines can serve it, and none can merge it."""
+        few engines can serve such an adapter and none can merge it."""
         return bool(getattr(self.inner.config.get_text_config(), "tie_word_embeddings", False))
 
     # -- models --------------------------------------------------------------------------------------------
 
     def create(self, id: str, shape: AdapterShape) -> int:
-        """Create a model and return its number of trained weights. Raises `UsageError` if the adapter trains
-        nothing or does not fit into this machine's memory."""
+        """Create a model and return its number of trained weights. Raises `UsageError` if the adapter has
+        nothing to train or does not fit in this machine's memory."""
         from peft import LoraConfig, get_peft_model
 
         targets = self._targets(shape)
@@ -225,7 +226,8 @@ class SessionEngine(AdaptedModel):
             found.append(names.head.removesuffix(".base_layer"))
         if not found or shape.rank < 1:
             raise UsageError(
-                "the adapter trains nothing: set train_attn, train_mlp or train_unembed, and a rank above 0"
+                "the adapter has nothing to train: set train_attn, train_mlp or train_unembed, "
+                "and a rank above 0"
             )
         return found
 
@@ -260,9 +262,9 @@ class SessionEngine(AdaptedModel):
     def forward(
         self, id: str, data: Sequence[Datum], loss: str, config: Config, *, backward: bool
     ) -> tuple[list[Values], dict[str, float]]:
-        """Compute the log-probabilities of each row's targets, and sums over all rows. With `backward`, the
-        gradient is added to those of earlier calls. Raises `UsageError`, without adding a gradient, for rows
-        that do not match the loss."""
+        """Compute the log-probabilities of each row's targets, and metrics summed over all rows. With
+        `backward`, also add the gradient to those of earlier calls. Raises `UsageError`, without adding a
+        gradient, for rows that do not match the loss."""
         trained, compute = self._of(id), loss_of(loss, config)[0]
         rows = [self._row(datum, loss) for datum in data]
         parameters = list(trained.parameters.values())
@@ -295,7 +297,9 @@ class SessionEngine(AdaptedModel):
         size = len(self.tokenizer)
         ids = torch.tensor(datum.tokens, dtype=torch.long)
         if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= size:
-            raise UsageError(f"a row is empty, or contains ids outside the model's {size} tokens")
+            raise UsageError(
+                f"a row is empty, or contains ids outside the model's vocabulary of {size} tokens"
+            )
         if self.folder.context is not None and len(ids) > self.folder.context:
             raise UsageError(
                 f"a row has {len(ids)} tokens, but the model accepts at most {self.folder.context}"
@@ -309,7 +313,7 @@ class SessionEngine(AdaptedModel):
                 f"target_tokens has the shape {list(targets.shape)}, but the row has {len(ids)} tokens"
             )
         if int(targets.min()) < 0 or int(targets.max()) >= size:
-            raise UsageError(f"target_tokens contains ids outside the model's {size} tokens")
+            raise UsageError(f"target_tokens contains ids outside the model's vocabulary of {size} tokens")
         for name in (*loss_of(loss)[1], *(n for n in inputs if n != "target_tokens")):
             if name not in inputs:
                 raise UsageError(f"the loss {loss} needs {name} in each row's loss_fn_inputs")
@@ -370,8 +374,8 @@ class SessionEngine(AdaptedModel):
         return total.item(), found, gradients
 
     def step(self, id: str, adam: Adam) -> dict[str, float]:
-        """Run one AdamW step with the accumulated gradients, and clear them. Raises `UsageError`, and leaves
-        the model unchanged, if there are no gradients or they are not finite."""
+        """Run one AdamW step with the accumulated gradients, and clear the gradients. If there are none, or
+        if they are not finite, raises `UsageError` and leaves the model unchanged."""
         trained = self._of(id)
         gradients = [p.grad for p in trained.parameters.values() if p.grad is not None]
         if not gradients:
@@ -395,15 +399,15 @@ class SessionEngine(AdaptedModel):
     def save(
         self, id: str, folder: Path, *, optimizer: bool, note: str | None = None, overwrite: bool = False
     ) -> None:
-        """Save the model's weights atomically as an adapter for `serve`, `eval` and `chat`. With `optimizer`,
-        the state needed to resume training is saved too. `note` is stored next to the weights for the server.
-        Raises `UsageError` if the folder exists, unless `overwrite` is set."""
+        """Atomically save the model's weights as an adapter that `serve`, `eval` and `chat` can load. With
+        `optimizer`, also save the state needed to resume training. `note` is the server's record to store
+        next to the weights. Raises `UsageError` if the folder exists, unless `overwrite` is set."""
         from peft import get_peft_model_state_dict
 
         trained = self._of(id)
         if folder.exists() and not overwrite:
             raise UsageError(
-                f"weights named {folder.name!r} already exist", fix="use another name, or overwrite"
+                f"weights named {folder.name!r} already exist", fix="use another name, or set overwrite"
             )
         state = get_peft_model_state_dict(
             self.model, adapter_name=trained.adapter, save_embedding_layers=False
@@ -426,15 +430,17 @@ class SessionEngine(AdaptedModel):
                 (draft / NOTE).write_text(note, encoding="utf-8")
 
     def load(self, id: str, folder: Path, *, optimizer: bool) -> int:
-        """Load a saved model in place of the current one, and return its number of trained weights. Raises
-        `UsageError` if the folder was not saved by a session, or has no optimizer state."""
+        """Load a saved model under this id, in place of any current one, and return its number of trained
+        weights. Raises `UsageError` if the folder was not saved by a session, or lacks the optimizer state
+        that `optimizer` requests."""
         try:
             told = msgspec.json.decode((folder / STATE).read_bytes(), type=dict[str, Any])
             shape, steps = decoding.convert(told["shape"], AdapterShape), int(told["steps"])
             moments = load_file(folder / OPTIMIZER) if optimizer else {}
         except FileNotFoundError as error:
             raise UsageError(
-                f"{folder.name} contains no {Path(str(error.filename)).name}: it was saved for sampling only"
+                f"{folder.name} contains no {Path(str(error.filename)).name}, because it was "
+                f"saved for sampling only"
             ) from error
         before = self.models.get(id)
         name = self.put(folder, trainable=True)
@@ -450,11 +456,13 @@ class SessionEngine(AdaptedModel):
     # -- answers -------------------------------------------------------------------------------------------
 
     def ask(self, question: SampleRequest) -> None:
-        """Queue a prompt, which `step_answers` answers token by token. Raises `UsageError` for an invalid
-        prompt."""
+        """Queue a prompt. `step_answers` then generates the answers token by token. Raises `UsageError` for
+        an invalid prompt."""
         size, context = len(self.tokenizer), self.folder.context
         if not question.prompt or not all(0 <= id < size for id in question.prompt):
-            raise UsageError(f"the prompt is empty, or contains ids outside the model's {size} tokens")
+            raise UsageError(
+                f"the prompt is empty, or contains ids outside the model's vocabulary of {size} tokens"
+            )
         room = question.max_tokens or MOST_TOKENS
         if context is not None:
             if len(question.prompt) >= context:
@@ -490,7 +498,7 @@ class SessionEngine(AdaptedModel):
             raise UsageError(
                 "the requested weights were deleted: only the newest samplers of a session keep unnamed "
                 "weights",
-                fix="save_weights_for_sampler(NAME) keeps them",
+                fix="save weights under a name to keep them: save_weights_for_sampler(NAME)",
             ) from error
         seen = f"{folder} {stat.st_ino} {stat.st_mtime_ns}"  # others may lie there since
         if seen not in self._snapshots:
@@ -536,7 +544,7 @@ class SessionEngine(AdaptedModel):
 
     @torch.inference_mode()
     def step_answers(self, send: Callable[[dict[str, Any]], None]) -> None:
-        """Generate one more token of each answer, and send the completed answers."""
+        """Generate the next token of each answer in progress, and send the answers that are complete."""
         for row, drawn in self.batching.step():
             asked = self._asked.get(id(row))
             if asked is None:  # another answer to the same prompt has failed
@@ -554,7 +562,7 @@ class SessionEngine(AdaptedModel):
                 send({"id": row.key, "answers": answers, **asked.prompt})
 
     def give_up(self, told: str, send: Callable[[dict[str, Any]], None]) -> None:
-        """Fail all answers in progress. The models stay loaded."""
+        """Abort all answers in progress with this error. Models stay loaded."""
         for asked in {id(one): one for one in self._asked.values()}.values():
             self._failed(asked, told, send)
         self.batching.changing()

@@ -1,5 +1,5 @@
-"""The losses of a training session, by the formulas that Tinker publishes for its API (its documentation,
-"Losses" and "GSPO", read 2026-11-29). All are sums over tokens, never means. Imports torch."""
+"""The losses of training sessions, with the formulas that Tinker publishes for its API (documentation pages
+"Losses" and "GSPO", read 2026-11-29). All losses are sums over tokens, never means. Imports torch."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -33,8 +33,7 @@ def _bounds(config: Config) -> tuple[float, float]:
 
 
 def cross_entropy(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """Compute -sum(w * log p). Weights may have any sign, because losses that the caller computes are passed
-    as weights."""
+    """Compute -sum(w * log p). Weights may be negative, because callers pass their own losses as weights."""
     del config
     weights = inputs.get("weights")
     return -(log_p if weights is None else log_p * weights).sum()
@@ -57,7 +56,7 @@ def ppo(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
 
 
 def cispo(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """Compute the CISPO loss (MiniMax-M1 2025): the clipped ratio weights the policy gradient, but has no
+    """Compute the CISPO loss (MiniMax-M1 2025). The clipped ratio weights the policy gradient and has no
     gradient itself."""
     low, high = _bounds(config)
     ratio = _ratio(log_p, inputs).clamp(low, high).detach()
@@ -65,7 +64,7 @@ def cispo(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
 
 
 def dro(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """Compute the DRO loss (Richemond et al. 2024), with a quadratic penalty that keeps the policy near the
+    """Compute the DRO loss (Richemond et al. 2024), which has a quadratic penalty for moving away from the
     sampling policy."""
     beta = float(config.get("beta", DRO_BETA))
     apart = log_p - inputs["logprobs"]
@@ -73,8 +72,8 @@ def dro(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
 
 
 def gspo(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """Compute the token-level GSPO loss (Zheng et al. 2025): the ratio of the entire sequence, with a
-    gradient for each token."""
+    """Compute the token-level GSPO loss (Zheng et al. 2025), which clips the ratio of the entire sequence but
+    has a gradient for each token."""
     mask = inputs.get("sequence_ratio_mask")
     counted = torch.ones_like(log_p, dtype=torch.bool) if mask is None else mask != 0
     if not bool(counted.any()):
@@ -93,11 +92,12 @@ LOSSES: dict[str, tuple[Loss, tuple[str, ...], tuple[str, ...]]] = {
     "dro": (dro, _POLICY, ("beta",)),
     "gspo": (gspo, _POLICY, _CLIPS),
 }
-"""Maps each name to the loss, its required inputs besides `target_tokens`, and its settings."""
+"""Maps each name to the loss, its required inputs other than `target_tokens`, and its settings."""
 
 
 def loss_of(name: str, config: Config | None = None) -> tuple[Loss, tuple[str, ...]]:
-    """Return the loss and its required inputs. Raises `UsageError` for an unknown loss or setting."""
+    """Return the loss and the names of its required inputs. Raises `UsageError` for an unknown loss or
+    setting."""
     if name == UNPUBLISHED:
         raise UsageError(
             f"{UNPUBLISHED} has no published formula, so this server cannot compute it",
@@ -123,8 +123,8 @@ def _block(hidden: Tensor, targets: Tensor, head: OutputHead) -> Tensor:
 
 
 def log_probabilities(hidden: Tensor, targets: Tensor, head: OutputHead) -> Tensor:
-    """Compute the log-probability of each target: [n, hidden], [n, k] -> [n, k]. Only one block of tokens'
-    logits is in memory at a time, and logits are recomputed for the gradient."""
+    """Compute the log-probability of each target: [n, hidden], [n, k] -> [n, k]. Only the logits of one block
+    of tokens are in memory at a time. They are recomputed in the backward pass."""
     if not len(hidden):
         return hidden.new_zeros(targets.shape, dtype=torch.float32)
     parts = (slice(start, start + head.block) for start in range(0, len(hidden), head.block))

@@ -10,9 +10,8 @@ answers are JSON lines on standard output. Each answer has the `id` of its reque
     {"op": "unload", "id", "model"}
     {"op": "sample", "id", ...}                           see `SampleRequest`
 
-Requests for one model are executed in order. Models take turns, and sampling continues between their turns.
-Answers from a model's live weights are finished before these weights change.
-"""
+Requests for one model are executed in order. Models take turns, and sampling continues in between. A model's
+live weights only change after all answers that are being sampled from them are complete."""
 
 from __future__ import annotations
 
@@ -37,14 +36,14 @@ CHANGES = ("step", "load", "unload")
 
 
 class SessionBench:
-    """Reads lines in one thread, and runs the models in the other."""
+    """Reads requests in one thread and runs the models in another."""
 
     def __init__(self, send: Callable[[Mapping[str, Any]], None]) -> None:
         self._send = send
         self._engine: SessionEngine | None = None
         self._lines: queue.Queue[Asked | None] = queue.Queue()
         self._turns: dict[str, deque[Asked]] = {}
-        """Waiting requests by model. The next model to serve comes first."""
+        """Waiting requests by model. The model whose turn is next comes first."""
 
     def read(self, lines: Any) -> None:
         for line in lines:

@@ -24,8 +24,9 @@ def measure(
     device: str | None = None,
     seconds: float = 20.0,
 ) -> Bench:
-    """Train for about `seconds` in a separate process and save the speed for later quotes. Raises
-    `MissingExtra`, or `RunFailed` with the process's message. Earlier measurements stay."""
+    """Train for about `seconds` in a separate process and save the measured speed for later quotes. Raises
+    `MissingExtra`, or `RunFailed` with the process's message. If the measurement fails, earlier ones are not
+    changed."""
     require_packages("measuring this machine")
     request = {
         "model": str(model) if model else None,

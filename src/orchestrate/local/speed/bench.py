@@ -1,9 +1,7 @@
-"""Measures training on this machine: `python -m orchestrate.local.speed.bench REQUEST` prints one JSON
-line.
-
-It uses made-up rows as long as a short chat, with half of the tokens trained, on an NF4 base with LoRA r=16
-and batches of 16. Without a model folder it uses a random model of a fixed shape, so that the figure depends
-only on the machine."""
+"""Benchmark training on this machine: `python -m orchestrate.local.speed.bench REQUEST` prints one JSON line.
+The benchmark trains LoRA r=16 on an NF4 base in batches of 16 synthetic rows. Rows are as long as short
+chats, and half of their tokens are trained. Without a model folder, the base is a random model of a fixed
+shape, so that the result depends only on the machine."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -48,7 +46,8 @@ WARM_STEPS = 2
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure training speed. `request` contains model (folder or null), threads, device and seconds."""
+    """Measure training speed and memory. `request` contains `model` (folder or null), `threads`, `device` and
+    `seconds`."""
     import torch
 
     from orchestrate.local.model.files import open_folder
@@ -142,10 +141,9 @@ def _planned(config: Mapping[str, Any], setup: Setup, device: torch.device) -> d
 def memory(
     config: Mapping[str, Any], setup: Setup, device: torch.device, *, own_kernels: bool = True
 ) -> dict[str, int]:
-    """Measure the bytes that two steps of `setup` use with a random model of this configuration: weights,
-    adapter, gradients, optimizer. `in_work` is the additional peak of a forward and backward pass.
-
-    Without `own_kernels`, norms and attention are those used on a GPU, whatever the device."""
+    """Measure the memory of training steps with this setup and a random model of this configuration. Returns
+    bytes of weights, adapter, gradients and optimizer state. `in_work` is the additional peak in a forward
+    and backward pass. Without `own_kernels`, uses the norms and attention of GPU training on any device."""
     from orchestrate.local.job import Hyper
     from orchestrate.local.model.shortcuts.kernels import undo
     from orchestrate.local.run.optimizers import make_optimizer, state_tensors
@@ -193,8 +191,8 @@ def _objective(loaded: Loaded, setup: Setup) -> Objective:
 
 
 def random_model(config: Mapping[str, Any], folder: Path) -> Path:
-    """Write a model with this configuration and random weights in 16 bits. It is a Llama unless `model_type`
-    is set."""
+    """Write a model with this configuration and random bf16 weights to `folder`. The architecture is Llama
+    unless `model_type` is set."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -207,7 +205,7 @@ def random_model(config: Mapping[str, Any], folder: Path) -> Path:
 
 
 def load_random(path: Path, setup: Setup, device: torch.device, engine: str | None = None) -> Loaded:
-    """Build a model with random weights and a new adapter, as a run with this setup has it."""
+    """Load the model in `path` with a new adapter, as a run with this setup would."""
     from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Supervised
     from orchestrate.local.model.files import open_folder
     from orchestrate.local.model.loading import load
@@ -252,7 +250,7 @@ def _stored_parameters(folder: Path) -> int:
 
 
 def chat_rows(vocabulary: int) -> EncodedRows:
-    """Generate rows as long as a short chat. The second half of each row is trained."""
+    """Generate synthetic rows as long as short chats. The second half of each row is trained."""
     import numpy as np
 
     from orchestrate.local.encoding.encoded import EncodedRows
@@ -286,8 +284,8 @@ def _full_rows(vocabulary: int, setup: Setup) -> EncodedRows:
 
 
 def main(request: str) -> int:
-    """Run the benchmark and print its result. Errors that the user can fix are printed as one JSON line
-    instead of a traceback."""
+    """Run the benchmark and print the result as a JSON line. Errors that the user can fix are printed as a
+    JSON line too."""
     try:
         found = measure(json.loads(request))
     except OrchestrateError as error:

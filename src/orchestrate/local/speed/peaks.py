@@ -1,4 +1,4 @@
-"""Measure the memory that a step actually uses, as counted by torch's own allocator. Imports torch."""
+"""Measure the memory that a training step uses, as counted by torch's allocator. Imports torch."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -15,9 +15,9 @@ from orchestrate.local.model.weights import held_of
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
-    """Measure the peak bytes allocated while `step` runs, above those allocated before. On a CPU this uses
-    the profiler's record of every allocation, so the step takes several times longer. Libraries with their
-    own allocators are not counted. Objects that the step leaves behind are counted while they exist."""
+    """Measure the peak memory in bytes while `step` runs, in addition to the memory allocated before. On a
+    CPU, this uses the profiler's record of every allocation, so the step takes several times longer. Memory
+    from libraries' own allocators is not counted."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -46,7 +46,7 @@ def _allocations(events: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
 
 
 def held_bytes(model: torch.nn.Module) -> int:
-    """Sum the bytes of parameters and buffers, including quantization state. Shared ones count once."""
+    """Sum the bytes of parameters, buffers and quantization state. Shared memory counts once."""
     found: dict[int, int] = {}
     held = [t for experts in held_of(model) for t in experts.tensors]
     for tensor in [*model.parameters(), *model.buffers(), *held]:

@@ -13,17 +13,17 @@ from orchestrate.local.run.launching import require_packages, worker_environment
 
 
 def ask(task: str, *, threads: int | None = None, module: str = "worker", **fields: Any) -> dict[str, Any]:
-    """Run a task of `orchestrate.local.weights.<module>` in a separate process and return its result. Raises
-    the task's error, or `RunFailed` with the process's output if it crashed."""
+    """Run a task of `orchestrate.local.weights.<module>` in a separate process and return its result. Errors
+    of the task propagate. Raises `RunFailed` with the process's output if the process crashes."""
     return ask_all([{"task": task, **fields}], threads=threads, module=module)[0]
 
 
 def ask_all(
     tasks: Sequence[dict[str, Any]], *, threads: int | None = None, module: str = "worker"
 ) -> list[dict[str, Any]]:
-    """Run several tasks in order in one process, because starting a process takes seconds. Otherwise like
-    `ask`."""
-    require_packages("work with weights on this machine")
+    """Run several tasks in order and in one process, like `ask` does for one task. Starting a process takes
+    seconds."""
+    require_packages("working with weights on this machine")
     command = child.python(f"orchestrate.local.weights.{module}")
     env = {**worker_environment(threads), NO_COMPILER: "1"}
     with child.Child(command, env=env, name=", ".join(str(task["task"]) for task in tasks)) as process:
@@ -31,7 +31,7 @@ def ask_all(
 
 
 def serve(tasks: Mapping[str, Callable[..., Any]]) -> int:
-    """Run the tasks listed on standard input. This is the process's entry point."""
+    """Run the tasks in the request on standard input. This is the entry point of the process."""
     send = child.answering()
     try:
         asked = next(child.questions())

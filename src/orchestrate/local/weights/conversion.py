@@ -1,10 +1,7 @@
-"""Convert to GGUF with llama.cpp's own scripts and library, in a separate process because they exit it on
-failure.
-
-The pitfall of conversion is the pre-tokenizer. llama.cpp splits text by rules that it selects by a name, and
-the script determines the name from how the tokenizer splits one particular text. Unknown tokenizers are
-rejected here, unless they split text exactly like a known one.
-"""
+"""Convert models to GGUF with llama.cpp's own scripts and library, in a separate process because they exit
+the process on failure. The critical part is the pre-tokenizer. llama.cpp splits text by a named set of rules,
+and the script determines the name from how the tokenizer splits a test string. Unknown tokenizers are
+rejected here, unless they split text exactly like a known one."""
 
 # torch, gguf and llama.cpp describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -32,7 +29,7 @@ CUTS = {
     rf"{_HEAD}\p{{N}}{{1,3}}{_TAIL}": "llama-bpe",
     rf"{_HEAD}\p{{N}}{_TAIL}": "qwen2",
 }
-"""Regular expressions by which tokenizers split text, with llama.cpp's names for them."""
+"""Maps the regular expressions by which tokenizers split text to llama.cpp's names for them."""
 KINDS = {
     "Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15,
     "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18,
@@ -41,7 +38,7 @@ KINDS = {
 
 
 def convert(llama_cpp: str, model: str, target: str, outtype: str) -> dict[str, Any]:
-    """Convert a folder of safetensors to one GGUF file. `outtype` is f32, f16 or bf16."""
+    """Convert a model folder to a GGUF file. `outtype` is f32, f16 or bf16."""
     _know_the_cut(Path(llama_cpp), Path(model))
     _run(llama_cpp, "convert_hf_to_gguf.py", [model, "--outfile", target, "--outtype", outtype])
     return _described(Path(target))
@@ -160,8 +157,8 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def read(file: str, rows: list[dict[str, Any]], adapter: str | None = None) -> dict[str, Any]:
-    """Query a GGUF file like `worker.read`, with llama.cpp's library, its own tokenizer, and the chat
-    template in the file."""
+    """Query a GGUF file with llama.cpp's library and tokenizer, and the chat template in the file. Takes the
+    same rows as `worker.read`."""
     from orchestrate.local.weights.llama import LlamaReader
 
     reader = LlamaReader(file, adapter)

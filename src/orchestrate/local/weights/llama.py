@@ -1,4 +1,4 @@
-"""Query a GGUF file with llama.cpp's library: token ids, most likely answers, log-probabilities."""
+"""Query a GGUF file with llama.cpp's library: token ids, greedy answers and log-probabilities."""
 
 # The library's bindings describe no types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -18,8 +18,8 @@ CONTEXT = 4096
 
 
 class LlamaReader:
-    """Runs one sequence at a time on the CPU. Raises `SetupError` without the library, and `UsageError` if
-    the file cannot be loaded."""
+    """Runs a GGUF model on the CPU, one sequence at a time. Raises `SetupError` if the library is missing,
+    and `UsageError` if the file cannot be loaded."""
 
     def __init__(self, file: str, adapter: str | None = None) -> None:
         try:
@@ -61,8 +61,8 @@ class LlamaReader:
         return self._llama.tokenize(text, add_special=not begins, parse_special=True)
 
     def answer(self, prompt: Sequence[int], most: int) -> dict[str, Any]:
-        """Generate an answer by always taking the most likely token, until a token that ends a turn according
-        to the file."""
+        """Generate a greedy answer of at most `most` tokens. Stops at a token that ends a turn according to
+        the file."""
         ids: list[int] = []
         ended = False
         logits = self._begin(prompt)

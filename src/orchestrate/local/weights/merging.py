@@ -1,9 +1,6 @@
-"""Merge an adapter into its base at 16 bits, several adapters into one, or several models into one. Imports
-torch.
-
-PEFT does the arithmetic of adapters, mergekit that of complete models. Nothing is merged into 4-bit weights,
-because rounding to NF4 again would lose the tuning.
-"""
+"""Merge an adapter into its base model in 16 bits, several adapters into one, or several models into one.
+Imports torch. PEFT merges adapters, and mergekit merges full models. Adapters are never merged into 4-bit
+weights, because rounding to NF4 again would lose the tuning."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -29,8 +26,9 @@ COMBINED = "merged"
 
 
 def merge(base: ModelFolder, adapter: Path, target: Path, dtype: str) -> dict[str, Any]:
-    """Write the full merged model to `target`. Raises `UsageError` if the adapter does not fit its base, and
-    for a base with quantized files, because quantizing again would lose the tuning."""
+    """Merge an adapter into its base and write the full model to `target`. Raises `UsageError` if the adapter
+    does not fit the base. Also raises it if the base's files are quantized, because quantizing again would
+    lose the tuning."""
     held = Quantised.of(base.config)
     if held is not None and held.method in PACKAGES:  # others transformers reads into 16 bits
         raise UsageError(
@@ -96,8 +94,8 @@ def combine(
     rank: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write one adapter with the combined effect of all `adapters`, each scaled by its value in `weights`.
-    Also returns `error`, the relative distance from their exact sum over all adapted matrices."""
+    """Merge `adapters`, each scaled by its value in `weights`, into one adapter. The result includes `error`,
+    the relative distance from the exact weighted sum over all adapted matrices."""
     torch.manual_seed(seed)
     model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=torch.float32)
     peft = _fitted(model, adapters[0])
@@ -136,8 +134,8 @@ def combine_models(
     density: float | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write the weighted mean of complete models of one architecture, tensor by tensor, with mergekit. TIES
-    uses the differences from `base`. `slerp` needs exactly two models."""
+    """Merge full models of the same architecture with mergekit, and write the result. `ties` uses the
+    differences from `base`. `slerp` needs exactly two models."""
     with needed("merge", "merging complete models", "mergekit"):
         common, config, kit, options = (
             cast("Any", import_module(f"mergekit.{name}"))

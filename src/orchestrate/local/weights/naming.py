@@ -1,5 +1,5 @@
-"""List the names of a model's modules by building the model without weights, in a separate process. Imports
-torch."""
+"""List the names of a model's modules by building the model without weights. Runs in a separate process.
+Imports torch."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ from orchestrate.types import decoding
 
 
 def dress(base: str, tuned: str | None, target: str) -> dict[str, Any]:
-    """Write the other files of a model to `target`: the tokenizer, the exact chat template used in training,
-    and a generation configuration that stops at the end of a turn."""
+    """Write a model's files other than the weights to `target`: the tokenizer, the exact chat template used
+    in training, and a generation configuration that stops at the end of a turn."""
     folder, own = files.fetch(base), None if tuned is None else Path(tuned)
     tokenizer = load_tokenizer(own if own and (own / "tokenizer.json").is_file() else folder.path)
     template = Template(tokenizer)
@@ -57,8 +57,8 @@ def dress(base: str, tuned: str | None, target: str) -> dict[str, Any]:
 
 
 def render(base: str, tuned: str | None, conversations: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """Render the prompt text for the next answer in each conversation. `None` if the template rejects the
-    conversation."""
+    """Render each conversation as the prompt for its next answer. The text is `None` if the template rejects
+    the conversation."""
     folder, own = files.fetch(base), None if tuned is None else Path(tuned)
     tokenizer = load_tokenizer(own if own and (own / "tokenizer.json").is_file() else folder.path)
     template = Template(tokenizer)
@@ -92,8 +92,8 @@ def sheet(
     precision: str | None = None,
     four_bit: bool = False,
 ) -> dict[str, Any]:
-    """Create the fingerprint of an adapter or a full tuned model. `data` are files of canonical rows. The
-    first file with prompts is used. `precision` is bf16 or fp32. `None` chooses it for the device."""
+    """Create the fingerprint of an adapter or a full tuned model. `data` are files of canonical rows, of
+    which the first with any prompts is used. `precision` is bf16 or fp32. `None` lets the device decide."""
     where, folder, own = pick_device(device), files.fetch(base), Path(tuned)
     tokenizer = load_tokenizer(own if (own / "tokenizer.json").is_file() else folder.path)
     tokenizer.padding_side = "left"
@@ -131,10 +131,10 @@ def _using(base: Any, tuned: Any) -> Callable[[bool], Any]:
 
 
 def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) -> dict[str, Any]:
-    """Load a folder with only transformers and peft, as any user would, and query it with its own tokenizer,
-    chat template and generation configuration. A row has `messages` and `tools`, or `text`, or only `score`
-    (pairs of prompt and answer ids). At most `max_tokens` of a row are generated. Without it, only the ids of
-    the prompt are returned."""
+    """Load an exported model with only transformers and peft, as any user would, and query it with its own
+    tokenizer, chat template and generation configuration. A row has `messages` and `tools`, or `text`, or
+    only `score` (pairs of prompt and answer ids). `max_tokens` is the maximum length of the answer. Rows
+    without it return only the prompt's ids."""
     from transformers import GenerationConfig
 
     path = Path(folder)
@@ -171,20 +171,20 @@ def _own_tokenizer(path: Path) -> Any:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise UsageError(
-            f"could not read a tokenizer in {path}, so programs that load it would have to guess one: "
-            f"{str(error).strip()[:200]}",
-            fix="write a complete folder with: orchestrate export RUN DIR --to peft",
+            f"could not read a tokenizer in {path}, so programs that load this folder would "
+            f"have to guess one: {str(error).strip()[:200]}",
+            fix="to write a complete folder: orchestrate export RUN DIR --to peft",
         ) from error
 
 
 def shown(message: dict[str, Any]) -> dict[str, Any]:
-    """Convert a message to the form that templates expect. Like servers, it decodes the arguments of tool
-    calls to objects first."""
+    """Convert a message to the form that templates expect. Arguments of tool calls become objects, as in
+    servers."""
     return as_shown(decoding.convert(message, ChatMessage))
 
 
 def read_base(base: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Score rows with a base model. Like `read`, but returns scores only."""
+    """Score rows with a base model. Takes the same rows as `read`, but returns only scores."""
     model = _as_published(files.fetch(base).path)
     with torch.inference_mode():
         found = [[finding.logprobs(model, p, said, model.device) for p, said in row["score"]] for row in rows]

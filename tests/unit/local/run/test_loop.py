@@ -276,7 +276,7 @@ def test_early_stopping_keeps_the_best_weights(make: Make) -> None:
     kept = json.loads((session.publish() / "passport.json").read_bytes())["trained"]
     assert (kept["weights_of_step"], kept["steps"]) == (best, session.loop.progress.step)
     assert kept["metrics"]["valid_loss"] == min(valid)
-    assert f"validation loss {min(valid):.4f} at step {best} (the weights that were kept)" in session.outcome
+    assert f"validation loss {min(valid):.4f} at step {best} (best weights)" in session.outcome
     last = by_step[max(by_step)]
     assert (last["result_step"], last["result_valid_loss"]) == (best, min(valid))
     assert last["valid_loss"] > min(valid)
