@@ -54,9 +54,10 @@ other programs can slow a pass down."""
 _ROUNDS = 3
 Send = Callable[[dict[str, Any]], None]
 _WORDS = {
-    NO_FORM: "the schema is too complex to constrain {}: simplify it",
-    NO_NUMBERS: "{} produces non-finite numbers: its weights are broken or overflow on this machine",
-    NO_MEMORY: "not enough memory for {} to answer this prompt, even without other requests: shorten it",
+    NO_FORM: "the schema is too complex to enforce with {}: simplify the schema",
+    NO_NUMBERS: "{} produces non-finite numbers: its weights are corrupt or overflow on this machine",
+    NO_MEMORY: "not enough memory for {} to answer this prompt, even without other requests: shorten the "
+    "prompt",
 }
 
 
@@ -312,7 +313,7 @@ class Engine(AdaptedModel):
     # -- requests ------------------------------------------------------------------------------------------
 
     def prompt(self, wish: GenerationRequest) -> list[int]:
-        """Return the token ids of a request's prompt. Raises `RequestRefused`, `DataError`."""
+        """Return the token ids of a request's prompt. Raises `RequestRefused` or `DataError`."""
         template = self._model(wish.model).template
         if wish.messages is not None:
             return template.asked(wish.messages, wish.tools)
@@ -330,7 +331,7 @@ class Engine(AdaptedModel):
         found = self.models.get(name)
         if found is None:
             raise RequestRefused(
-                f"The model {name!r} does not exist. This server has {', '.join(self.models)}",
+                f"The model {name!r} does not exist. Available models: {', '.join(self.models)}",
                 "model_not_found",
             )
         return found
@@ -496,8 +497,8 @@ class Engine(AdaptedModel):
             return prompt
         most = found.sampler.context
         told = (
-            f"the prompt has {len(prompt)} tokens, but the context of {most} tokens must hold the prompt and "
-            "the answer"
+            f"the prompt has {len(prompt)} tokens, which leaves no room for an answer in the context of "
+            f"{most} tokens"
         )
         return {"refused": told, "fix": "shorten the prompt or drop the row"}
 

@@ -39,8 +39,8 @@ LARGE_MODEL_BYTES = 8 << 30
 """Size in bytes above which base models are loaded in 4 bits, unless their adapters or the caller specify a
 precision."""
 UNPACKED = (
-    "its 4-bit base was unpacked to 16-bit values, which round differently from bitsandbytes (to "
-    f"use its kernels: {settings.NF4_PRODUCTS}=bitsandbytes)"
+    "the 4-bit base model was dequantized to 16 bits, which rounds differently from "
+    f"bitsandbytes (to use its kernels: {settings.NF4_PRODUCTS}=bitsandbytes)"
 )
 """Note attached to answers. With the same NF4 weights, other programs may give different greedy answers."""
 
@@ -74,7 +74,7 @@ def base_of(
         raise UsageError(
             f"{folder.path} does not fit in this machine's memory in 16 bits: its weights take "
             f"{text.size(int(folder.expanded_bytes))}",
-            fix="for an evaluation: --base-precision nf4, or local=MODEL:nf4",
+            fix="to evaluate in 4 bits: --base-precision nf4, or local=MODEL:nf4",
         ) from error
     if four_bit and unpacks(folder):
         dequantize(base)

@@ -52,7 +52,7 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Setting
         _require(asked, device)
     if asked == "compile" and device != "cuda":
         raise EngineMissing(
-            "engine compile is for GPUs: on a CPU, compiling takes minutes, and Orchestrate's "
+            "engine compile needs a GPU: on a CPU, compiling takes minutes, and Orchestrate's "
             "own kernels don't need it",
             fix="set engine: auto to use what this machine supports",
         )
@@ -68,7 +68,7 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Setting
             f"with {tokens:,} tokens, torch.compile saves more time than it takes, and Liger is "
             f"not installed",
         )
-    how_many = "the run's token count is unknown" if tokens is None else f"this one has {tokens:,} tokens"
+    how_many = "the run's token count is unknown" if tokens is None else f"this run has {tokens:,} tokens"
     return SettingChoice(
         "fused",
         f"Liger is not installed (pip install liger-kernel), and torch.compile only pays off in "
@@ -87,7 +87,7 @@ def precision(
         raise UsageError(f"unknown precision {asked!r}", fix=f"one of {', '.join(PRECISIONS)}")
     if full and device == "cpu":
         if asked in ("bf16", "fp16"):
-            raise EngineMissing("all weights are trained in fp32 on a CPU", fix="precision: auto")
+            raise EngineMissing("full fine-tuning on a CPU requires fp32", fix="precision: auto")
         return SettingChoice("fp32", "full fine-tuning on a CPU")
     if asked not in (None, "auto"):
         return SettingChoice(asked, "set in the spec")

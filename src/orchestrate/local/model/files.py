@@ -389,7 +389,7 @@ def _download(model: str) -> str:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise UsageError(
-            f"the hub has no model {model}, or it is private",
+            f"the Hub has no model {model}, or the model is private",
             fix="check the name. For a private model, export HF_TOKEN=...",
         ) from error
     except errors.OfflineModeIsEnabled as error:
@@ -398,13 +398,13 @@ def _download(model: str) -> str:
         status = _status(error)
         if status in (401, 403):
             raise ConfigError(
-                f"the hub denied access to {model} ({status}): the token is invalid or has no "
+                f"the Hub denied access to {model} ({status}): the token is invalid or has no "
                 "permission to read it",
                 fix="hf auth login , or export HF_TOKEN=... with a token that may read this model",
             ) from error
         if status is not None:
             raise ConfigError(
-                f"{model} is not on this machine, and the hub returned {status}",
+                f"{model} is not on this machine, and the Hub returned {status}",
                 fix="try again later. The partial download is kept",
             ) from error
         if error.errno in (*FULL, errno.EACCES, errno.EROFS):
@@ -425,8 +425,8 @@ def _download(model: str) -> str:
 
 def _unreachable(model: str) -> ConfigError:
     return ConfigError(
-        f"{model} is not on this machine and the hub cannot be reached{offline()}",
-        fix=f"connect once and run  hf download {model} , or give the path of a model folder",
+        f"{model} is not on this machine, and the Hub cannot be reached{offline()}",
+        fix=f"connect to the internet and run  hf download {model} , or give the path of a model folder",
     )
 
 

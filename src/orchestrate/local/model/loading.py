@@ -508,5 +508,5 @@ def _adapted(
         return model, targets.left_out
     except (ValueError, TypeError) as error:
         raise RunFailed(
-            f"the adapter does not fit the model: {error}", fix="see adapter in the spec"
+            f"the adapter does not fit the model: {error}", fix="check the adapter settings in the spec"
         ) from error

@@ -88,7 +88,7 @@ class GraderCode:
             return {"error": f"the code's process exited with code {ended.code}"}
         if (said := _said(answer)) is None:
             self._stop()
-            return {"error": "the code wrote to the channel reserved for its results and was stopped"}
+            return {"error": "the code was stopped because it wrote to the channel reserved for results"}
         return said
 
     def _stop(self) -> None:
@@ -116,9 +116,9 @@ KINDS = ("string_check", "text_similarity", "python", "multi")
 OPERATIONS = ("eq", "ne", "like", "ilike")
 METRICS = ("fuzzy_match", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l")
 ELSEWHERE = {
-    "score_model": "it calls a model API for every answer, which training on this machine does not support",
-    "label_model": "it calls a model API for every answer, which training on this machine does not support",
-    "endpoint": "it calls a server for every answer, which training on this machine does not support",
+    "score_model": "needs a model API for every answer, which training on this machine does not support",
+    "label_model": "needs a model API for every answer, which training on this machine does not support",
+    "endpoint": "needs a server for every answer, which training on this machine does not support",
 }
 _FIELDS = {
     "string_check": {"input", "reference", "operation"},
@@ -129,7 +129,8 @@ _FIELDS = {
 LONGEST_FORMULA = 10_000
 _SAMPLE = ("output_text", "output_json", "output_tools", "choices")
 _CODE = (
-    "its code would run on this machine. If you trust it: orchestrate --allow-grader-code ... (or "
+    "the grader's code would run on this machine. If you trust the code: orchestrate "
+    "--allow-grader-code ... (or "
     "ORCHESTRATE_ALLOW_GRADER_CODE=1 in your environment)"
 )
 _PLACE = re.compile(r"\w[\w.\[\]-]*")
@@ -274,7 +275,7 @@ def _model_refusal(grader: Mapping[str, Any]) -> str | None:
 def _multi_refusal(grader: Mapping[str, Any], allow_code: bool, asks: Sequence[str]) -> str | None:
     given = grader["graders"]
     if not isinstance(given, Mapping) or not given:
-        return "graders must map names to graders"
+        return "graders must be a mapping from names to graders"
     parts = cast("Mapping[str, Any]", given)
     for name, part in parts.items():
         if not isinstance(part, Mapping):
@@ -290,7 +291,7 @@ def _multi_refusal(grader: Mapping[str, Any], allow_code: bool, asks: Sequence[s
         unknown = Formula.parse(str(grader["calculate_output"])).names - {str(n) for n in parts}
     except GradingError as error:
         return f"calculate_output: {error}"
-    return f"calculate_output uses {sorted(unknown)[0]}, which is not one of graders" if unknown else None
+    return f"calculate_output uses {sorted(unknown)[0]}, which is not a name in graders" if unknown else None
 
 
 def _slots(grader: Mapping[str, Any]) -> list[str]:

@@ -135,10 +135,13 @@ class PolicyObjective(Objective):
         if errors and len(errors) == len(grades) and not self._graded:
             raise RunFailed(
                 f"the grader could not grade any answer: {errors[0]}",
-                fix="correct method.grader, or the row fields that it uses",
+                fix="fix method.grader, or the row fields that it uses",
             )
         if errors and not self._warned:
-            self.warn(f"{len(errors)} of {len(grades)} answers could not be graded and got 0: {errors[0]}")
+            self.warn(
+                f"{len(errors)} of {len(grades)} answers could not be graded and got a reward of 0: "
+                f"{errors[0]}"
+            )
             self._warned = True
         self._graded = True
         return grades

@@ -42,7 +42,7 @@ LOOK_S = 0.2
 SHORT = 77
 """Exit code of a process that ran out of memory with a sharded model. All other processes are then blocked in
 the middle of a pass."""
-LESS = f"{option('micro_batch')}: 1, {option('gradient_checkpointing')}: true, a lower max_seq_length"
+LESS = f"set {option('micro_batch')}: 1, {option('gradient_checkpointing')}: true, or lower max_seq_length"
 CUT_S = 10.0
 ENDED_S = 120.0
 """Seconds within which the parent process notices that a process has ended."""
@@ -158,7 +158,10 @@ class WorkerGroup(Peers):
                 if code == SHORT:
                     told = f"helper process {rank} of {self.processes - 1} ran out of memory"
                     self._fail(f"{told}; {LESS}")
-                told = f"helper process {rank} of {self.processes - 1} exited with code {code}. Stopping all"
+                told = (
+                    f"helper process {rank} of {self.processes - 1} exited with code {code}. "
+                    f"Stopping all processes"
+                )
                 with suppress(OSError):
                     self.run.add_event(told, level="error", type="interrupted")
                 os._exit(1)

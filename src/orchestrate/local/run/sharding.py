@@ -68,7 +68,7 @@ class Sharded:
             told = "4-bit experts, a load-balancing loss, or a custom computation of logits"
             raise UsageError(
                 f"this model cannot be sharded across several GPUs: it has {told}",
-                fix=f"{option('sharded')}: false, or adapter: lora",
+                fix=f"set {option('sharded')}: false, or adapter: lora",
             )
         lists = [m for m in decoder_of(loaded.inner).children() if isinstance(m, torch.nn.ModuleList)]
         layers = max(lists, key=len, default=())

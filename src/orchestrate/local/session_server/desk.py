@@ -317,8 +317,9 @@ class SessionDesk:
         if found is None or found.owner != owner:
             raise HostError(
                 404,
-                f"model {id} does not exist: its session has ended, or the server was restarted. Create it "
-                "from its last saved state (create_training_client_from_state_with_optimizer)",
+                f"model {id} does not exist: its session has ended, or the server was "
+                f"restarted. Recreate it from its last saved state "
+                "(create_training_client_from_state_with_optimizer)",
             )
         return found
 
@@ -367,7 +368,7 @@ class SessionDesk:
     @staticmethod
     def _end_waiting(model: SessionModel) -> None:
         for promise, _ in model.waiting.values():
-            promise.fail("the session ended before earlier requests arrived")
+            promise.fail("the session ended while this request was waiting for earlier requests")
         model.waiting.clear()
 
     # -- weights -------------------------------------------------------------------------------------------
@@ -498,7 +499,7 @@ class SessionDesk:
 
     def _kept(self, model: SessionModel, caller: Caller, promise: Promise) -> None:
         if isinstance(promise.result, dict) and "error" in promise.result:
-            _log.error("could not save %s for its caller: %s", model.id, promise.result["error"])
+            _log.error("could not save the weights of %s: %s", model.id, promise.result["error"])
             caller.seen = self.now()  # another try when it was quiet as long again
             return
         self.unload(model)

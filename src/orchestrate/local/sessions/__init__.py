@@ -496,8 +496,8 @@ class SessionEngine(AdaptedModel):
             stat = (Path(folder) / ADAPTER).stat()
         except OSError as error:
             raise UsageError(
-                "the requested weights were deleted: only the newest samplers of a session keep unnamed "
-                "weights",
+                "the requested weights were deleted: a session keeps unnamed weights only for "
+                "its newest samplers",
                 fix="save weights under a name to keep them: save_weights_for_sampler(NAME)",
             ) from error
         seen = f"{folder} {stat.st_ino} {stat.st_mtime_ns}"  # others may lie there since

@@ -62,7 +62,7 @@ def quantise(source: str, target: str, kind: str) -> dict[str, Any]:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
     except ImportError as error:
         raise SetupError(
-            "quantizing needs llama.cpp's llama-quantize on the PATH, or its library",
+            "quantizing needs llama-quantize on the PATH, or the llama.cpp library",
             fix="pip install llama-cpp-py-sync , or build llama.cpp",
         ) from error
     lib: Any = get_lib()

@@ -110,7 +110,7 @@ def combine(
     try:
         peft.add_weighted_adapter(names, list(weights), COMBINED, combination_type=used, **more)
     except (ValueError, NotImplementedError, KeyError) as error:
-        raise UsageError(f"cannot merge these adapters by {method}: {error}") from error
+        raise UsageError(f"cannot merge these adapters with method {method}: {error}") from error
     made = peft.peft_config[COMBINED].r
     error = _error(peft, names, weights)
     _saved(
@@ -162,7 +162,7 @@ def combine_models(
     try:
         _saved(lambda: kit.run_merge(given, str(target), how), target)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise UsageError(f"cannot merge these models by {method}: {error}") from error
+        raise UsageError(f"cannot merge these models with method {method}: {error}") from error
     return {"dtype": dtype}
 
 

@@ -208,7 +208,7 @@ def test_questions_that_fill_the_context_are_refused(trained: Trained) -> None:
     context = trained.answerer.models["tuned"].sampler.context
     assert context == 1024
     long = "Sky? " * 1024
-    told = r"the prompt has \d+ tokens, but the context of 1024 tokens must hold the prompt and the answer"
+    told = r"the prompt has \d+ tokens, which leaves no room for an answer in the context of 1024 tokens"
     with pytest.raises(DataError, match=told):
         trained.ask(long)
     refused, answered = trained.attempt([[Message(role="user", content=q)] for q in (long, "Sky?")])

@@ -172,7 +172,11 @@ def test_an_answer_that_cannot_be_graded_gets_nothing_and_is_told_once(session: 
     assert errors[0] > 0
     assert values(made, "train_reward") == pytest.approx([1 - share for share in errors])
     told = [e.message for e in made.run.events() if e.type == "grader"]
-    assert len(told) == 2 and "code is sandboxed" in told[0] and "got 0: ZeroDivisionError" in told[1]
+    assert (
+        len(told) == 2
+        and "code is sandboxed" in told[0]
+        and "got a reward of 0: ZeroDivisionError" in told[1]
+    )
 
 
 @pytest.mark.slow

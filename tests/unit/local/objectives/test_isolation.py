@@ -166,7 +166,7 @@ def test_what_takes_all_there_is_is_ended_and_told(way: Isolation) -> None:
         assert errors.pop("stop") == Grade(1.0), "the first process of a namespace cannot stop itself"
     assert all(g.score == 0 and g.error for g in errors.values()), errors
     assert "MemoryError" in str(errors["memory"].error)
-    assert "channel reserved for its results" in str(errors["flood"].error)
+    assert "channel reserved for results" in str(errors["flood"].error)
 
 
 def test_forged_answers_end_the_process(way: Isolation) -> None:
@@ -182,7 +182,7 @@ def test_forged_answers_end_the_process(way: Isolation) -> None:
     )
     with Grader(code(source), isolation=way, seconds=240) as grader:
         [grade] = grader.grade(["x"], [ITEM])
-    assert grade.score == 0 and "channel reserved for its results" in str(grade.error)
+    assert grade.score == 0 and "channel reserved for results" in str(grade.error)
 
 
 @pytest.mark.slow

@@ -138,7 +138,7 @@ def test_no_hub_is_explained(tmp_path: Path) -> None:
     said = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     ).stdout
-    assert "not on this machine and the hub cannot be reached (HF_HUB_OFFLINE is set)" in said
+    assert "not on this machine, and the Hub cannot be reached (HF_HUB_OFFLINE is set)" in said
     assert "model folder" in said
 
 

@@ -254,7 +254,8 @@ def targets_of(inner: Any, adapter: AdapterSettings, config_of: Callable[[Sequen
         told.append(f"the experts ({those}): name the ones to adapt in adapter.target_parameters")
     if not chosen and not parameters:
         raise RunFailed(
-            "the adapter does not fit the model: no target is left", fix="see adapter in the spec"
+            "the adapter does not fit the model: no targets are left",
+            fix="check the adapter settings in the spec",
         )
     return Targets(tuple(chosen), tuple(sorted(parameters)), tuple(told))
 
@@ -272,7 +273,7 @@ def names_of(inner: Any, told: list[str] | None = None) -> ModuleNames:
     ]
     experts = expert_parameters(inner)
     routers = {name for name in linear if experts and ROUTERS.fullmatch(name)}
-    linear = _without(told, linear, routers, "the router is not adapted")
+    linear = _without(told, linear, routers, "routers are not adapted")
     linear = _without(
         told, linear, _mixers(inner, linear), "the state-space kernel reads their weights directly"
     )

@@ -208,10 +208,10 @@ def _require_token(drawn: DrawnToken) -> None:
             "this machine has too little memory to answer this prompt, even in a batch of one"
         )
     if drawn.failed == NO_FORM:
-        raise UsageError("the schema is too complex to constrain an answer: simplify it")
+        raise UsageError("the schema is too complex to enforce: simplify the schema")
     if drawn.failed:
         raise RunFailed(
-            "the model produces non-finite numbers: its weights are broken or overflow on this machine"
+            "the model produces non-finite numbers: its weights are corrupt or overflow on this machine"
         )
 
 

@@ -180,7 +180,7 @@ def _balance(loaded: Loaded, job: LocalJob) -> None:
         loaded.hidden(probes.made_up(loaded))
     if not loaded.routed:
         raise RunFailed(
-            f"router_aux_loss: a {config.model_type} model does not return router logits, or has no routers",
+            f"router_aux_loss needs router logits, which {config.model_type} models do not return",
             fix="remove router_aux_loss",
         )
 

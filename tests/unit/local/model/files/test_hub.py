@@ -99,7 +99,7 @@ def test_a_hub_that_fails_at_one_file_is_told_and_the_next_run_goes_on(tmp_path:
     with ThreadPoolExecutor() as pool:
         for fault, (failed, afterwards, mended) in zip(faults, pool.map(one, faults), strict=True):
             assert failed["error"] == "ConfigError" and "try again" in failed["said"], failed
-            told = "lost the connection" if fault == "cut" else f"the hub returned {fault}"
+            told = "lost the connection" if fault == "cut" else f"the Hub returned {fault}"
             assert told in failed["said"], failed
             assert "error" in afterwards, f"half a model was taken for one after {fault}"
             assert mended, fault

@@ -145,5 +145,5 @@ def test_the_routers_own_loss_is_that_of_transformers(tmp_path: Path) -> None:
 
 
 def test_a_model_without_routers_has_no_such_loss(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="router_aux_loss: a llama model does not return"):
+    with pytest.raises(RunFailed, match="router logits, which llama models do not return"):
         trained(tmp_path, "llama", {"type": "lora"}, hyper={"router_aux_loss": 0.1})
