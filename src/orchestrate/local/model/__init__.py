@@ -101,7 +101,9 @@ def precision(
         return SettingChoice("fp32", f"{without}, and its fp16 is slower than fp32")
     if machine.cpu_multiplies_bf16():
         return SettingChoice("bf16", "the CPU supports it")
-    return SettingChoice("fp32", "this CPU has no bf16 instructions, so bf16 would be many times slower")
+    return SettingChoice(
+        "fp32", "this CPU does not support bf16 natively, so bf16 would be many times slower"
+    )
 
 
 def expected_device(wanted: str | None) -> str:

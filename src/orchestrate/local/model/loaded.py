@@ -134,7 +134,7 @@ class Loaded:
     """True if a prefix that several rows share may be computed only once. Dropout and noise rule this out."""
     trained_only: TrainedOnly | None = None
     packs: bool = False
-    """True if packed rows don't attend to one another as long as position ids restart at 0 in each row."""
+    """True if packed rows don't attend to one another when position ids restart at 0 in each row."""
     packed_layout: bool = False
     """True if the attention uses the layout of packed rows instead of a mask (`packed_attention`)."""
     turned_on: list[str] = field(default_factory=list[str])

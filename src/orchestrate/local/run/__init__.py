@@ -205,7 +205,7 @@ class RunDir:
 
     @classmethod
     def make(cls, home: Path, job: LocalJob) -> tuple[RunDir, bool]:
-        """Atomically create the folder `home/ref` with its job. The second value is False if the folder
+        """Create the folder `home/ref` with its job, atomically. The second value is False if the folder
         already existed. If two callers use the same ref, only one of them creates the folder."""
         _require_plain(job.ref)
         private_folder(home)

@@ -124,7 +124,7 @@ class Sharded:
         return whole
 
     def whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Gather full tensors in the first process's main memory. All processes must call this."""
+        """Collect full tensors in the first process's main memory. All processes must call this."""
         found: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
             put_together = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

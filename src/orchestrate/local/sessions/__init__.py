@@ -399,7 +399,7 @@ class SessionEngine(AdaptedModel):
     def save(
         self, id: str, folder: Path, *, optimizer: bool, note: str | None = None, overwrite: bool = False
     ) -> None:
-        """Atomically save the model's weights as an adapter that `serve`, `eval` and `chat` can load. With
+        """Save the model's weights atomically, as an adapter that `serve`, `eval` and `chat` can load. With
         `optimizer`, also save the state needed to resume training. `note` is the server's record to store
         next to the weights. Raises `UsageError` if the folder exists, unless `overwrite` is set."""
         from peft import get_peft_model_state_dict
@@ -562,7 +562,7 @@ class SessionEngine(AdaptedModel):
                 send({"id": row.key, "answers": answers, **asked.prompt})
 
     def give_up(self, told: str, send: Callable[[dict[str, Any]], None]) -> None:
-        """Abort all answers in progress with this error. Models stay loaded."""
+        """Fail all answers in progress with this error. Models stay loaded."""
         for asked in {id(one): one for one in self._asked.values()}.values():
             self._failed(asked, told, send)
         self.batching.changing()

@@ -1,5 +1,5 @@
 """Benchmark training on this machine: `python -m orchestrate.local.speed.bench REQUEST` prints one JSON line.
-The benchmark trains LoRA r=16 on an NF4 base in batches of 16 synthetic rows. Rows are as long as short
+The benchmark trains LoRA r=16 on an NF4 base in batches of 16 synthetic rows. Rows have the length of short
 chats, and half of their tokens are trained. Without a model folder, the base is a random model of a fixed
 shape, so that the result depends only on the machine."""
 
@@ -250,7 +250,7 @@ def _stored_parameters(folder: Path) -> int:
 
 
 def chat_rows(vocabulary: int) -> EncodedRows:
-    """Generate synthetic rows as long as short chats. The second half of each row is trained."""
+    """Generate synthetic rows with the length of short chats. The second half of each row is trained."""
     import numpy as np
 
     from orchestrate.local.encoding.encoded import EncodedRows

@@ -361,7 +361,7 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
 
 @torch.no_grad()
 def make_room(model: Any, tokens: int, new: Sequence[int] = ()) -> None:
-    """Enlarge the embeddings to at least `tokens` rows. Initializes added rows and those of the `new` ids
+    """Resize the embeddings to at least `tokens` rows. Initializes added rows and those of the `new` ids
     with the mean of all other rows, so that no new token is too likely (Hewitt 2021)."""
     before = model.get_input_embeddings().weight.shape[0]
     if tokens <= before and not new:
