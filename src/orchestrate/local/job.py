@@ -102,7 +102,7 @@ class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def changes_base(self) -> bool:
-        """True if its initial weights are subtracted from the base's weights."""
+        """True if the adapter's initial weights are subtracted from the base's weights."""
         return bool(self.init_lora_weights) and self.init_lora_weights.startswith(("pissa", "olora"))
 
     @property
@@ -238,19 +238,19 @@ class LocalJob(Record, frozen=True, kw_only=True):
     device: str | None = None
     """`cpu` or `cuda`. `None` uses a GPU if there is one."""
     engine: str | None = None
-    """One of `engines.NAMES`. `None` is auto."""
+    """One of `local.model.NAMES`. `None` means auto."""
     precision: str | None = None
-    """Precision: `bf16` or `fp32`. `None` chooses it for the device."""
+    """Precision of matmuls, one of `local.model.PRECISIONS`. `None` lets the device decide."""
     continue_from: str | None = None
     """Folder of an adapter to continue from."""
     spec: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
     paces: str | None = None
-    """File to which the worker appends the run's speed (`speed.paces`)."""
+    """File to which the worker appends the run's speed (`MeasuredPace`)."""
     resources: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
     """Resources of the remote machine that runs the worker (`places.base.Resources`)."""
     session: dict[str, Any] | None = None
-    """Settings of a training session. A recipe drives it if `train` is set, otherwise the caller's own
-    loop."""
+    """Settings of a training session. If `train` is set, a recipe runs the training loop. Otherwise the
+    caller does."""
     objective: str | None = None
     """Name of the session's loss for sampled answers."""
     created_at: datetime

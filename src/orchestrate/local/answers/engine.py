@@ -1,5 +1,6 @@
 """Inference for chats, evaluations, sandboxes and servers: one base model and its adapters. A server's
-requests join and leave one continuous batch. An evaluation's prompts are answered together. Imports torch."""
+requests join and leave one continuous batch. An evaluation's prompts are processed in batches. Imports
+torch."""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -109,7 +110,7 @@ class PromptsRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompts: list[list[ChatMessage]]
     model: str = ""
     base: bool = False
-    """True to query the model's base instead, with the same prompts."""
+    """True to query the model's base instead of the model."""
     max_tokens: int
     temperature: float
     seed: int

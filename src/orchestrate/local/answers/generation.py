@@ -185,9 +185,9 @@ class Generator:
         return reply
 
     def likelihoods(self, rows: Sequence[Mapping[str, Any]], *, base: bool = False) -> list[Likelihood]:
-        """Compute how likely each row is. A row is a `text` (optionally after a `context`), an `answer` to
-        `messages` (with `tools`), or the trained part of a canonical `example`, without its prompt if `alone`
-        is set. Tokens beyond the model's context don't count."""
+        """Compute the likelihood of each row. A row is a `text` (optionally after a `context`), an `answer`
+        to `messages` (with `tools`), or the trained part of a canonical `example`, without its prompt if
+        `alone` is set. Tokens beyond the model's context don't count."""
         if not rows:
             return []
         with self._worker.holding(self._load) as worker:

@@ -27,7 +27,7 @@ def likelihoods(
     rows: Sequence[dict[str, Any]],
     most_tokens: int | None = None,
 ) -> list[Likelihood]:
-    """Compute how likely each row is. A row is a `text` (optionally after a `context`), an `answer` to
+    """Compute the likelihood of each row. A row is a `text` (optionally after a `context`), an `answer` to
     `messages`, or the trained part of a canonical `example`, without its prompt if `alone` is set. Rows are
     cut at `most_tokens`."""
     encoded = [_encoded(template, row, most_tokens) for row in rows]

@@ -143,8 +143,8 @@ class Worker:
         self._here().send({"op": op, "id": "", **asked})
 
     def receive(self) -> dict[str, Any]:
-        """Receive the next part of the answer. Raises the error that occurred in the process, or
-        `RunFailed`."""
+        """Receive the next part of the answer. Errors in the process propagate. Raises `RunFailed` if the
+        process ended."""
         child = self._here()
         try:
             answer = decoded(child.receive())

@@ -52,7 +52,7 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Setting
         _require(asked, device)
     if asked == "compile" and device != "cuda":
         raise EngineMissing(
-            "engine compile needs a GPU: on a CPU, compiling takes minutes, and Orchestrate's "
+            "engine compile is for GPUs: on a CPU, compiling takes minutes, and Orchestrate's "
             "own kernels don't need it",
             fix="set engine: auto to use what this machine supports",
         )

@@ -117,8 +117,7 @@ class Session:
         self.run, self.job, self.asked = run, job, asked
         self.memory_plan: MemoryPlan | None = None
         self.read_seconds: float | None = None
-        """Seconds spent on reference log-probabilities before the first step. `None` if the method needs
-        none."""
+        """Seconds spent on reference log-probabilities. `None` if the method needs none."""
         self.device = pick_device(job.device)
         _set_torch(run, job, self.device)
         set_stage("downloading the model")

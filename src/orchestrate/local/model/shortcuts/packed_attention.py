@@ -63,8 +63,8 @@ def attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention with transformers' attention interface: [lines, heads, tokens, dim] -> [lines,
-    tokens, heads, dim]. Rows that are not packed use torch's usual kernels."""
+    """Compute attention with transformers' attention interface: [sequences, heads, tokens, dim] ->
+    [sequences, tokens, heads, dim]. Rows that are not packed use torch's usual kernels."""
     layout = kwargs.pop("layout", None)
     if layout is None:
         found, _ = sdpa_attention_forward(
