@@ -87,7 +87,7 @@ class JoinedFiles:
     total: Total = field(default_factory=Total)
 
 
-def open_dataset(  # noqa: PLR0913  each is a use of its own
+def open_dataset(  # noqa: PLR0913  independent options
     path: str,
     *,
     columns: Mapping[str, str] | None = None,
@@ -184,7 +184,7 @@ def require_rows(data: Facts) -> None:
 
 
 def _loads(tokenizer: str) -> bool:
-    """A tokenizer that cannot be loaded is reported where its count is needed."""
+    """Return whether a tokenizer can be loaded. The error is reported later, where its count is needed."""
     try:
         counter(tokenizer)
     except OrchestrateError:
@@ -202,7 +202,7 @@ def run(
     """Read the entire file in tasks like `task`. The number of workers depends on the file's size."""
     tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
     for name in task.tokenizers:
-        counter(name)  # a tokenizer that cannot be loaded is told once, from here
+        counter(name)  # a tokenizer that cannot be loaded is reported once, from here
     known = _CountedRanges(tasks) if task.memory and task.tokenizers and len(tasks) > 1 else None
     if known is not None:
         tasks = known.due()
@@ -229,8 +229,8 @@ def _ready(task: ScanTask, _first: ScanTask) -> None:
 
 
 class _CountedRanges:
-    """Token counts of a file's ranges by their content: after an edit, only ranges that it changed are
-    counted."""
+    """Token counts of a file's ranges, cached by content. After an edit, only the changed ranges are
+    counted again."""
 
     def __init__(self, tasks: Sequence[ScanTask]) -> None:
         self._task = task = tasks[0]
@@ -426,7 +426,7 @@ def _whole_file(lines: RowSource, columns: tuple[tuple[str, str], ...], total: T
 
 
 def _hidden(lines: RowSource, columns: tuple[tuple[str, str], ...], total: Total) -> Iterator[Problem]:
-    """A mapping is obeyed, also where the file has a column of the wanted name."""
+    """Report columns that are ignored because another column is mapped to their name."""
     if not columns:
         return
     taken = {column or wanted for wanted, column in columns}
@@ -440,7 +440,8 @@ def _hidden(lines: RowSource, columns: tuple[tuple[str, str], ...], total: Total
 
 
 def _held_out(lines: RowSource, total: Total) -> Iterator[Problem]:
-    """Rows for test or validation among others; a file that holds nothing else may be just that."""
+    """Report rows for test or validation in a file that also has other rows. A file with only such rows
+    may be intended."""
     column, counts = unread.held_out_rows(total.unread) or ("", Counter[str]())
     if 0 < counts.total() < total.written:
         total.counts["held-out"] += 1
@@ -488,7 +489,9 @@ def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
         kept_in = None if facts.memory is None else str(facts.memory)
         task = ScanTask(lines.lines, 0, 0, facts.format, facts.columns, (name,), memory=kept_in)
         total = run(task, lines.line_bytes)
-        require_same(total.sha256.hexdigest(), facts)  # else other rows would be counted under its digest
+        require_same(
+            total.sha256.hexdigest(), facts
+        )  # otherwise, other rows would be counted under its digest
         kept = counting.keep(facts.digest, name, total.lengths.get(name, Lengths()), facts.memory)
     sequences = kept.sequences()
     tokens = sum(sequences)
@@ -507,7 +510,7 @@ def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
 
 
 def _band(facts: Facts, tokenizer: str, sequences: float, tokens: float) -> float:
-    """Of a count of all rows."""
+    """Return the error band for a count of all rows."""
     band = counting.error_band(tokenizer)
     if not tokenizer.startswith("hf:") and (facts.content.tools or facts.content.images):
         band = max(band, counting.TOOL_BAND)

@@ -17,7 +17,7 @@ from orchestrate.profile import this_machine
 from orchestrate.text import count, size
 from orchestrate.types import Problem, Severity
 
-if TYPE_CHECKING:  # profiles have rules, and are read by every command
+if TYPE_CHECKING:  # every command reads profiles, which contain rules
     from orchestrate.data.facts import Facts, TokenCount
 
 GIB = 1 << 30
@@ -292,9 +292,9 @@ def _lengths(
         )
         fix = "to list them: --tokens exact. Shorten them, or raise max_seq_length if the model allows it"
         return [_file_problem(host, data, "too-long", message, fix, Severity.WARNING)]
-    of_a_row = 2 if data.kind == "preference" else 1  # a pair is two sequences
+    of_a_row = 2 if data.kind == "preference" else 1  # a pair has two sequences
     places = {i // of_a_row for i, length in enumerate(tokens.lengths) if length > limit}
-    # Behind the rows are parts of them, which are no longer than the whole.
+    # Parts of split rows follow the rows, and are never longer.
     long = sorted(place for place in places if place < data.rows)
     rows = [data.number(place) for place in long[:5]]
     counted = "" if tokens.exact else f", counted with {tokens.tokenizer}"

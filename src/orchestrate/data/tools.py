@@ -30,9 +30,9 @@ from orchestrate.data.rules import EVERY_KIND, HostRules, RowTarget, Rule
 from orchestrate.data.shapes.chat import calls_in
 from orchestrate.types import Severity
 
-# Rows for clouds that no backend here drives: Gemini on Vertex AI and Bedrock's conversation schema.
+# Rows for clouds without a backend in Orchestrate: Gemini on Vertex AI and Bedrock's conversation schema.
 #
-# Both keep the system text apart, hold arguments as objects, and put answers to calls into the user's turn.
+# Both separate the system prompt, store arguments as objects, and put tool results into the user's turn.
 
 Row = dict[str, Any]
 
@@ -63,7 +63,7 @@ def _gemini(messages: Sequence[ChatMessage], tools: list[Row] | None) -> Row:
 
 
 def _with_schema(function: Row) -> Row:
-    """JSON Schema has a field of its own; `parameters` is Google's dialect of it."""
+    """Move `parameters` to `parametersJsonSchema`, because Google's `parameters` is not plain JSON Schema."""
     schema: Any = function.pop("parameters", None)
     return function | ({"parametersJsonSchema": schema} if schema else {})
 
@@ -75,7 +75,7 @@ def _contents(messages: Sequence[ChatMessage]) -> list[Row]:
         role = "model" if m.role == "assistant" else "user"
         parts = _gemini_parts(m, names)
         if m.role == "tool" and turns and turns[-1]["parts"] and "functionResponse" in turns[-1]["parts"][-1]:
-            turns[-1]["parts"] += parts  # answers to one turn's calls stand in one turn
+            turns[-1]["parts"] += parts  # results of one turn's calls share a turn
         else:
             turns.append({"role": role, "parts": parts})
     return turns
@@ -149,7 +149,7 @@ def _blocks(m: ChatMessage) -> list[Row]:
 
 
 def _pieces(m: ChatMessage) -> list[tuple[str, str | None]]:
-    """Texts, and images by their URL."""
+    """Return a message's parts as (text, image URL) pairs."""
     if not isinstance(m.content, list):
         return [(m.content or "", None)] if m.content or not m.tool_calls else []
     return [(part.text or "", part.image_url.url if part.image_url else None) for part in m.content]
@@ -169,7 +169,7 @@ def _kind(url: str) -> str:
 
 
 def _object(arguments: str) -> msgspec.Raw:
-    """As they are written: decoding would round large numbers."""
+    """Return arguments as raw JSON, because decoding would round large numbers."""
     return msgspec.Raw((arguments or "{}").encode())
 
 
@@ -329,7 +329,7 @@ def encoder(name: str) -> Encode:
 
 
 def _reads_as_calls(example: Example) -> bool:
-    """Return whether a text would be read from ShareGPT as a call or the answer to one."""
+    """Return whether ShareGPT's reader would take a text for a tool call or its result."""
     return any(
         (m.role == "assistant" and "<tool_call>" in m.text and calls_in(m.text) is not None)
         or (m.role == "tool" and "<tool_response>" in m.text)
@@ -384,7 +384,8 @@ def _weighted(turn: dict[str, Any], m: ChatMessage) -> dict[str, Any]:
 
 
 def _calls(m: ChatMessage) -> str:
-    """Arguments stay as they are written: decoding would round large numbers."""
+    """Return tool calls as JSON. The arguments are copied as raw JSON, because decoding would round large
+    numbers."""
     calls = [
         {"name": c.function.name, "arguments": msgspec.Raw((c.function.arguments or "{}").encode())}
         for c in m.tool_calls or ()

@@ -143,7 +143,7 @@ def _unheld(data: Facts, target: RowTarget, count: int) -> Problem:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A range of lines to write for `target`, without the rows that have one of the `refused` traits."""
+    """A range of rows to write for `target`, without rows that have a trait in `refused`."""
 
     task: ScanTask
     target: RowTarget
@@ -152,8 +152,8 @@ class _Piece:
 
 
 def _encoded(piece: _Piece) -> tuple[bytes, int, int, bytes]:
-    """The lines of a range for its target, how many they are, how many of them hold what it cannot, and the
-    sha256 of each row that was read; pure."""
+    """Encode a range. Returns the lines, the number of lines, the number of rows with content that the
+    target can't represent, and the sha256 of each row read. Pure function."""
     encode, dump = piece.target.encode, numbers.encode
     _, is_unheld = UNHELD.get(piece.target.name, ("", None))
     lines: list[bytes] = []
@@ -165,7 +165,8 @@ def _encoded(piece: _Piece) -> tuple[bytes, int, int, bytes]:
 
 
 def _kept(piece: _Piece, seen: Callable[[bytes], object]) -> Iterator[Example]:
-    """`seen` gets the sha256 of each good row, of those too that are not kept."""
+    """Yield the examples to write. `seen` receives the sha256 of each valid row, including rows that are
+    not written."""
     for _, row in read_rows(piece.task):
         example = row.example
         if example is None:

@@ -209,7 +209,7 @@ def test_a_log_of_many_kinds_is_read_row_by_row_and_what_asks_nothing_is_counted
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "[1]\nnot json\n")
     found = prompts(str(path))
     assert len(found.items) == len(LOGS) and sum(found.left_out.values()) == 5
-    assert any("options is not read" in why for why in found.left_out)
+    assert any("options is not used" in why for why in found.left_out)
     assert not found.unread
     more = [
         {"messages": [*ASK, {"role": "assistant", "content": "a"}], "story": f"a long one of {n} kings"}

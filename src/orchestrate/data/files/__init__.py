@@ -18,7 +18,7 @@ import msgspec
 from orchestrate.core import files
 from orchestrate.errors import DataError, UsageError
 
-# Files that appear whole or not at all, and never in place of what they are made from.
+# Output files are written atomically and never replace their input.
 
 
 PACKED_SUFFIXES = (".gz", ".zst")
@@ -100,14 +100,14 @@ def _saved(folder: Path) -> list[Path]:
         about: Any = msgspec.json.decode((folder / "state.json").read_bytes())
         files = [folder / Path(file["filename"]).name for file in about["_data_files"]]
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
-        return []  # another program's
+        return []  # written by another program
     if absent := [file.name for file in files if not file.is_file()]:
         raise DataError(f"{folder} lacks {absent[0]}, which is listed in its state.json", fix="save it again")
     return files
 
 
 def _is_data(file: Path, folder: Path) -> bool:
-    """Neither hidden, nor what `datasets` remembers or has computed from the rows."""
+    """Return whether a file contains rows. Hidden files and the metadata and caches of `datasets` don't."""
     return (
         file.suffix.lower() in DATA_SUFFIXES
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
@@ -118,7 +118,7 @@ def _is_data(file: Path, folder: Path) -> bool:
 
 
 def _split(file: Path) -> str | None:
-    """The split that the name or else the nearest folder tells, as in `data-train-00001.jsonl` and
+    """Return the split that the file name or the nearest folder names, as in `data-train-00001.jsonl` and
     `default/test/0000.parquet`."""
     for part in reversed(file.parts):
         for word in re.findall("held[-_ ]?out|[a-z]+", part.lower()):
@@ -170,7 +170,7 @@ def _behind_links(path: Path) -> Path:
 
 
 def _base(name: str) -> str:
-    """The name of a file without how it is packed and what it holds: `rows.v1` of `rows.v1.jsonl.gz`."""
+    """Return a file name without its compression and data suffixes: `rows.v1` for `rows.v1.jsonl.gz`."""
     for suffixes in (PACKED_SUFFIXES, DATA_SUFFIXES):
         if Path(name).suffix.lower() in suffixes:
             name = Path(name).stem
@@ -182,7 +182,7 @@ def beside(source: str, suffix: str) -> Path:
     `data/train.v1.fixed.jsonl`. For a URL or a pipe, the path is in the working folder."""
     if source == "-" or source.startswith("/dev/"):
         return Path(f"data.{suffix}")
-    # What follows a name in an address may be secret.
+    # The query of a URL may be secret.
     given = Path(re.split("[?#]", source.rsplit("/", 1)[-1])[0]) if "://" in source else Path(source)
     name = _base(given.name).strip(".")
     return given.with_name(f"{name}.{suffix}") if name else Path(f"data.{suffix}")
@@ -225,7 +225,7 @@ def writing(path: Path) -> Generator[IO[bytes]]:
 
 def _packing(file: IO[bytes], suffix: str) -> Any:
     if suffix == ".gz":
-        # Without a time, so that equal rows make an equal file.
+        # Without a timestamp, equal rows give equal files.
         return gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0)
     if suffix == ".zst":
         from orchestrate.core.zstd import zstd

@@ -94,7 +94,7 @@ def is_table(head: bytes) -> bool:
     try:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        text = head[: error.start].decode("utf-8-sig")  # it may be cut inside a character
+        text = head[: error.start].decode("utf-8-sig")  # the end may cut a character
     first, _, rest = text.partition("\n")
     if not rest:
         return False
@@ -148,8 +148,8 @@ def cell(column: str, value: Any, told: Counter[str] | None = None) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """The lists and objects that Python's `repr` made a text of, as pandas' `to_csv` does, when JSON can hold
-    them; else `None`: what is not exactly such a text stays a text."""
+    """Parse a list or an object written with Python's `repr`, as in pandas' `to_csv`. Returns `None` for
+    any other text, and for values that JSON can't represent."""
     if len(text) > _LONGEST_LITERAL:
         return None
     try:
@@ -157,7 +157,7 @@ def _literal(text: str) -> Any:
             held = ast.literal_eval(text)
         if not _is_json(held):
             return None
-        _encode(held)  # half a surrogate pair cannot be written
+        _encode(held)  # an unpaired surrogate cannot be encoded
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
     return held
@@ -177,7 +177,8 @@ def _is_json(value: Any) -> bool:
 
 
 def _is_meant(column: str, held: Any) -> bool:
-    """A prompt, an answer, or Alpaca's `input`, may be JSON and is a text all the same."""
+    """Return whether a parsed cell is meant as structured data. A prompt, an answer, or Alpaca's `input`
+    may be text that happens to be JSON."""
     if column == "input":
         return isinstance(held, dict) and "messages" in held
     if column in ("prompt", "completion"):
@@ -249,7 +250,8 @@ def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
 
 
 def _skipped(opened: IO[str], text: str, at: int) -> tuple[str, int]:
-    """Return where the next text begins, perhaps in a later block; an empty text at the end of the file."""
+    """Skip whitespace. Returns the block and the position of the next text, or an empty block at the end
+    of the file."""
     while (at := _SPACE.match(text, at).end()) == len(text):  # type: ignore[union-attr]  # as above
         if not (text := opened.read(BLOCK)):
             break
@@ -313,8 +315,8 @@ def _batch_lines(file: Path, batch: Any, told: Counter[str] | None) -> Iterator[
 
 
 def _filled(value: Any, used: bool) -> Any:
-    """Columnar files give each struct the fields of all; absent ones come as null and are left out again.
-    Bytes are text, but in columns that are not `used` perhaps pictures, which are not to pass for text."""
+    """Remove null fields, which columnar files add to each struct, and decode bytes as UTF-8. Other bytes
+    are encoded as base64 if the column is not `used`, because they may be images."""
     if isinstance(value, dict):
         items = cast("dict[str, Any]", value).items()
         return {key: _filled(item, used) for key, item in items if item is not None}

@@ -38,7 +38,7 @@ from orchestrate.data.files.records import (
 from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
 from orchestrate.settings import download_limit, remember
 
-# A file at any fsspec URL -> a file on this machine, or an error that says what to do about it.
+# Download a file from any fsspec URL, or raise an error with a fix.
 
 
 _LOOKED_AT_BYTES = 16 << 20
@@ -109,7 +109,7 @@ def spooled(
             yield Spool(file, path.parent, what, keep_bytes, most_bytes)
     except BaseException as error:
         path.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in FULL:  # what was still to be written out
+        if isinstance(error, OSError) and error.errno in FULL:  # buffered data
             raise _no_room(what, path.parent) from error
         raise
 
@@ -160,20 +160,20 @@ def fetch(url: str, target: Path) -> str:
         opened = cast("Any", fsspec).open(url, "rb")
         most = download_limit() or MOST_BYTES
         with opened as remote, spooled(target, shown(url), most_bytes=most) as local:
-            # Not every host says how much it will send, and not every one keeps to it.
+            # Not all hosts announce the size, and not all announce it correctly.
             local.require_room(getattr(remote, "size", None) or 0)
             while block := remote.read(FETCH_BLOCK):
                 local.write(block)
         return "" if target.suffix else _media_type(opened)
     except DataError:
         raise
-    except Exception as error:  # each protocol raises what its own client raises
+    except Exception as error:  # each protocol raises the errors of its client
         raise _explained(url, protocol, error) from error
 
 
 def _media_type(opened: Any) -> str:
     told: dict[str, Any] = {}
-    with suppress(Exception):  # the file is here, and its first bytes may tell as well
+    with suppress(Exception):  # the file is local, and its first bytes may identify the type
         told = opened.fs.info(opened.path)
     found = next((told[name] for name in _MEDIA_TYPE if told.get(name)), "")
     return str(found).partition(";")[0].strip().lower()
@@ -187,14 +187,14 @@ def shown(url: str) -> str:
 
 
 def _explained(url: str, protocol: str, error: Exception) -> OrchestrateError:
-    """fsspec hides the reason behind a `FileNotFoundError` that only repeats the address: the chain of causes
-    has it."""
+    """Turn an fsspec error into one with a cause and a fix. fsspec often raises a `FileNotFoundError` with
+    only the URL, so the reason is found in the chain of causes."""
     chain = list(_chain(error))
     for one in chain:
         if isinstance(one, ImportError):
             package = one.name or protocol
             if one.name is None and one is not chain[-1]:
-                continue  # fsspec's own words; the import that failed follows
+                continue  # fsspec's message, followed by the failed import
             return SetupError(
                 f"reading {shown(url)} needs the package {package!r}, which is not installed",
                 fix=f"pip install {package}",
@@ -221,7 +221,7 @@ def _explained(url: str, protocol: str, error: Exception) -> OrchestrateError:
     if isinstance(error, OSError):
         reason = error.strerror or type(chain[-1]).__name__
         return _again(f"cannot read {shown(url)}: {reason}", "try again, or copy the file to this machine")
-    # The message may hold the address, and with it its secrets.
+    # The message may contain the URL with its secrets.
     return DataError(
         f"cannot read {shown(url)}: {protocol} failed with {type(error).__name__}",
         fix="copy the file to this machine and pass its path",
@@ -236,7 +236,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is(error: BaseException, names: frozenset[str]) -> bool:
-    """By the names of the types, as their packages need not be installed."""
+    """Return whether an error is of a named type. Types are compared by name because their packages may
+    not be installed."""
     return any(base.__name__ in names for base in type(error).__mro__)
 
 
@@ -375,7 +376,7 @@ def _copied(pipe: Path) -> Path:
 
 
 def _unfold(path: str, file: Path, outer: str, size: int) -> RowSource:
-    """Undoes compression, then reads the container."""
+    """Decompress a file and read its container."""
     if outer.count(".") > _MOST_LAYERS:
         raise DataError(f"{path} has more than {_MOST_LAYERS} layers of compression", fix="unpack it")
     with file.open("rb") as opened:
@@ -394,7 +395,8 @@ def _unfold(path: str, file: Path, outer: str, size: int) -> RowSource:
 
 
 def _container(file: Path, head: bytes) -> tuple[str, Reader | None]:
-    """Return what the file is, by its first bytes and, for tables of text, by its name."""
+    """Return the container type and its reader, based on the first bytes and, for text tables, the file
+    name."""
     suffix = file.suffix.lower()
     if head[:4] == b"PAR1":
         return "parquet", parquet_lines
@@ -431,7 +433,7 @@ def _staged(path: str, rows: Iterator[bytes], container: str, size: int, told: C
 
 
 def _recoded(path: str, file: Path) -> Path:
-    """UTF-8, in which first bytes tell what a file is."""
+    """Convert UTF-16 to UTF-8, so that the first bytes identify the file type."""
     target = _new_file(file.suffix)
     with file.open(encoding="utf-16", newline="") as wide, spooled(target, f"{path}, as UTF-8,") as plain:
         while text := wide.read(BLOCK):
@@ -454,7 +456,8 @@ def _unpacked(path: str, file: Path, suffix: str, open_packed: Callable[[Path], 
 
 
 def _blocks(path: str, packed: IO[bytes], target: Path) -> Iterator[bytes]:
-    """Raises `DataError` at a line that no row can be: a megabyte may unpack to a gigabyte of zeros."""
+    """Yield blocks of the decompressed file. Raises `DataError` for a line that is too long for a row,
+    because a megabyte can decompress to a gigabyte of zeros."""
     block, line = packed.read(BLOCK), 0
     in_lines = _in_lines(target, block[:_HEAD])
     while block:
@@ -470,7 +473,7 @@ def _blocks(path: str, packed: IO[bytes], target: Path) -> Iterator[bytes]:
 
 
 def _in_lines(file: Path, head: bytes) -> bool:
-    """Return whether no record of such a file is longer than one line may be."""
+    """Return whether the file's records are single lines, so that the line length limit applies."""
     return _container(file, head)[0] in ("jsonl", "csv", "tsv", "tab", "txt")
 
 
@@ -501,7 +504,7 @@ def _zstd(file: Path) -> Any:
 
 
 def _fetch(url: str) -> Path:
-    suffixes = Path(url.split("?", 1)[0]).suffixes[-2:]  # two, as of rows.csv.gz
+    suffixes = Path(url.split("?", 1)[0]).suffixes[-2:]  # two, as in rows.csv.gz
     known = any(suffix.lower() in DATA_SUFFIXES for suffix in suffixes)
     target = _new_file("".join(suffixes) if known else "")
     suffix = _MEDIA_SUFFIXES.get(fetch(url, target), "")

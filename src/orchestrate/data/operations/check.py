@@ -252,8 +252,8 @@ def _held_out(one: OpenedFile) -> list[Problem]:
 
 
 def _balance(one: OpenedFile, split: str) -> list[Problem]:
-    """Of unpaired rows to train on. The KTO paper (eq. 8) has the weights times the rows of both labels
-    within 1 and 4/3 of each other."""
+    """Report unbalanced labels in unpaired training rows. The KTO paper (eq. 8) recommends weights for
+    which the weighted numbers of desirable and undesirable rows have a ratio between 1 and 4/3."""
     good, bad = one.total.labels[DESIRABLE], one.total.labels[UNDESIRABLE]
     if split != "train" or not good + bad:
         return []
@@ -272,14 +272,14 @@ def _balance(one: OpenedFile, split: str) -> list[Problem]:
 
 
 def _are_labels(one: OpenedFile) -> bool:
-    """Return whether the answers are few and short: each several times, and nothing else."""
+    """Return whether the answers are labels: few distinct short answers, each used several times."""
     labels, rows = one.total.labels, one.facts.rows
     named = sum(labels.values())
     return 2 <= len(labels) <= MOST_LABELS and named >= 0.95 * rows
 
 
 def _spellings(one: OpenedFile) -> list[str]:
-    """Labels that are one label to a reader, and several to a model."""
+    """Describe labels that differ only in spelling, because a model treats them as different labels."""
     if one.facts.kind == "unpaired" or not _are_labels(one):
         return []
     alike: dict[str, list[tuple[str, int]]] = {}
@@ -295,7 +295,7 @@ def _spellings(one: OpenedFile) -> list[str]:
 
 
 def _labels(one: OpenedFile) -> str | None:
-    """Says how uneven the answers are, when they are few and short enough to be labels."""
+    """Describe the imbalance between labels. Returns `None` if the answers aren't labels or are balanced."""
     if one.facts.kind == "unpaired":
         return None
     labels = one.total.labels
@@ -308,7 +308,7 @@ def _labels(one: OpenedFile) -> str | None:
 
 
 def _between(opened: Mapping[str, OpenedFile]) -> list[Problem]:
-    """Return what a later split shares with an earlier one."""
+    """Find rows and prompts of later splits that also appear in earlier splits."""
     found: list[Problem] = []
     splits = list(opened)
     for i, split in enumerate(splits):
@@ -324,7 +324,8 @@ def _between(opened: Mapping[str, OpenedFile]) -> list[Problem]:
 
 
 def _near(opened: Mapping[str, OpenedFile], options: CheckOptions) -> list[Problem]:
-    """All files are clustered together; a row that meets a row of an earlier file leaks."""
+    """Find near duplicates. All files are clustered together, so a row that is similar to a row of an
+    earlier split counts as leakage."""
     signed = compare.Signatures()
     owners: list[tuple[str, int]] = []
     tasks = {

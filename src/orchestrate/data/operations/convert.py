@@ -78,8 +78,8 @@ def convert(
 
 
 def _dropped(opened: OpenedFile, target: RowTarget) -> list[Problem]:
-    """Return what reading the file has already left behind: rows with errors, and fields that no format
-    has."""
+    """Return problems for content that reading the file already dropped: rows with errors, and fields that
+    no format has."""
     data, counts = opened.facts, opened.total.counts
     rows = opened.total.written
     found: list[Problem] = []
@@ -122,14 +122,14 @@ def _dropped(opened: OpenedFile, target: RowTarget) -> list[Problem]:
 
 
 def _lost(data: Facts, target: RowTarget) -> list[Problem]:
-    """Return what the rows would be written without. A submit says so and goes on; a conversion is
-    refused."""
+    """Return problems for content that the target cannot represent. They stop a conversion, while a submit
+    only reports them."""
     lossy = {rule.code for rule in target.rules.traits.values() if rule.lossy}
     found = [p for p in rules.losses(data, target) if p.code in lossy]
     return [replace(p, fix="to write the rows without it: --allow-loss") for p in found]
 
 
-# The results of a batch, joined with its requests by `custom_id`: each answer gets its prompt.
+# Join batch results with their requests by `custom_id`, so that each answer has its prompt.
 
 
 class BatchReport(Record, frozen=True, kw_only=True):

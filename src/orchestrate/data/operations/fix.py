@@ -142,7 +142,7 @@ def _require_copy(path: str, written: int, kept_out: int, left_out: Mapping[str,
 
 
 class _Mend:
-    """The repairs of one line."""
+    """Repairs of one line."""
 
     is_held_out = False
 
@@ -204,7 +204,7 @@ class _Mend:
         return value
 
     def _clean(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with NUL characters removed and wrongly decoded text put right."""
+        """Remove NUL characters and repair wrongly decoded text."""
         text = encode(row).decode()
         if "\\u0000" not in text and "\xc3" not in text and "\xe2" not in text:
             return row
@@ -243,14 +243,15 @@ class _Mend:
             self._cut(cast("list[Any]", messages), row)
 
     def _turn(self, item: dict[str, Any], place: str) -> None:
-        """Of a conversation as ShareGPT writes it."""
+        """Repair a turn of a ShareGPT conversation."""
         role = alias(item.get("from", item.get("role")))
         if item.get("weight") is not None and role is not None and role != "assistant":
             del item["weight"]
             self.did("weight-on-input", f"{place}: weight removed")
 
     def _label(self, row: dict[str, Any]) -> None:
-        """Return what was meant as true or false; a grade or a score is nobody's to round."""
+        """Convert labels such as 0 and 1 to booleans. Grades and scores are unchanged because their
+        threshold is unknown."""
         for name in TAGS & row.keys():
             value = row[name]
             meant = verdict_of(value)
@@ -279,7 +280,7 @@ class _Mend:
             self.did("bad-weight", f"{place}: {weight} became {int(weight)}")
 
     def _parts(self, parts: list[Any], place: str) -> None:
-        """An address stands for an image, and OpenAI's newer API calls text by other names."""
+        """Convert image URLs to image parts, and OpenAI's newer text part types to `text`."""
         for j, item in enumerate(parts):
             part = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
             kind, image = part.get("type"), part.get("image_url")
@@ -317,7 +318,7 @@ class _Mend:
 
 
 def _alike(a: ChatMessage, b: ChatMessage) -> bool:
-    """Plain text of one speaker, trained alike: what one message has beside its text is not the other's."""
+    """Return whether two messages can be merged: plain text from the same speaker with the same weight."""
     plain = all(isinstance(m.content, str) and not m.tool_calls and m.reasoning is None for m in (a, b))
     same = (a.role, a.name, a.weight == 0) == (b.role, b.name, b.weight == 0)
     return plain and same and a.role in ("user", "assistant")
@@ -344,5 +345,5 @@ def _repaired_text(text: str, done: set[str], *, decoded: bool) -> str:
 
 
 def _without_surrogates(value: Any) -> Any:
-    """Pairs that were escaped one by one become their character; halves become U+FFFD."""
+    """Join surrogate pairs that were escaped separately, and replace unpaired surrogates with U+FFFD."""
     return _mapped(value, lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))

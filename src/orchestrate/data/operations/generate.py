@@ -77,9 +77,9 @@ from orchestrate.paid.journal import (
 from orchestrate.paid.limits import COMMAND_LIMIT
 from orchestrate.types import Message, Record, Reply, Severity
 
-# Whether a generated row is worth keeping: rightly formed, free of what data must not hold, and new.
+# Screening of generated rows: valid, without unwanted content, and not repeated.
 #
-# The rules are those of `data check`; what a row is compared with are the seeds and the rows kept before.
+# Rows must pass the rules of `data check` and differ from the seeds and all accepted rows.
 
 UNWANTED = frozenset({"secret", "refusal", "placeholder", "mojibake", "replacement-character"})
 """Problems that no synthetic row should have. Personal data is allowed, because it is invented."""
@@ -145,7 +145,7 @@ class Screening:
         return screened
 
     def _read(self, line: bytes) -> tuple[Example | None, str | None]:
-        """The row, or the code of what is wrong with it."""
+        """Return the row, or the code of its problem."""
         try:
             value: Any = json.loads(line)
         except (ValueError, RecursionError):
@@ -168,7 +168,7 @@ class Screening:
         return (None, unwanted[0]) if unwanted else (row.example, None)
 
     def _repeats(self, example: Example) -> str | None:
-        """Remembers the row unless it says again what was there."""
+        """Return the code of a repetition if the row repeats an earlier one. Otherwise, remember the row."""
         row, prompt = (xxh3_64_intdigest(part) for part in (canonical(example), _asked(example)))
         if row in self._rows:
             return "duplicate"
@@ -182,12 +182,13 @@ class Screening:
 
 
 def _asked(example: Example) -> bytes:
-    """What has one answer only; of unpaired rows a prompt has many, and each of them one label."""
+    """Return the content that must be unique. An unpaired prompt may have several answers, each with one
+    label."""
     return canonical_answered(example) if isinstance(example, UnpairedExample) else canonical_prompt(example)
 
 
 def _own_text(example: Example) -> str:
-    """Without what all rows of a file may share: a long system message would make them all alike."""
+    """Return the text without system messages. A long system message would make all rows look similar."""
     if not isinstance(example, ChatExample | PreferenceExample | UnpairedExample | RLExample):
         return visible(example)
     own = [m for m in messages_of(example) if m.role not in ("system", "developer")]
@@ -216,14 +217,14 @@ def objects(text: str) -> Iterator[bytes]:
 
 
 def _thought_out(line: bytes, *, keep: bool) -> bytes | None:
-    """The row with or without its reasoning; `None` where an answer has none."""
+    """Return the row with or without its reasoning, or `None` if an answer has no reasoning."""
     try:
         value: Any = json.loads(line)
         said = [m for m in value["messages"] if m["role"] == "assistant"]
         if not all(any(str(m.get(name) or "").strip() for name in _THOUGHTS) for m in said):
             return None
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return line  # what is wrong with it is said by who reads it
+        return line  # the reader reports the problem
     for message in () if keep else said:
         for name in _THOUGHTS:
             message.pop(name, None)
@@ -235,7 +236,7 @@ def _bytes(text: str) -> bytes:
 
 
 def _listed(value: Mapping[str, Any]) -> list[Any] | None:
-    """The rows of `{"examples": [...]}`, `None` when the value is a row itself."""
+    """Return the rows of `{"examples": [...]}`, or `None` if the value is a row."""
     if known.recognise(dict(value)) is not None or len(value) != 1:
         return None
     only = next(iter(value.values()))
@@ -362,7 +363,7 @@ class GenerateReport(Record, frozen=True, kw_only=True):
 
 @dataclass
 class _State:
-    """The fold of the log."""
+    """State rebuilt from the log."""
 
     lines: list[bytes] = field(default_factory=list[bytes])
     earlier: dict[int, Decimal] = field(default_factory=dict[int, Decimal])
@@ -503,7 +504,7 @@ class _GenerationRun:
             self._keep(question, answer)
 
     def _begin(self, digest: str) -> None:
-        """Makes the output what the log says it is, unless that would undo somebody's work."""
+        """Write the logged rows to the output. Raises `UsageError` if that would overwrite other content."""
         output, fresh = self._output, not self._log.entries
         there = output.read_bytes() if output.exists() else b""
         wanted = b"".join(line + b"\n" for line in self.state.lines)
@@ -545,7 +546,7 @@ class _GenerationRun:
         return self._ended
 
     def _supply(self) -> Batch | None:
-        """The next request, where more are needed than are under way."""
+        """Return the next request, or `None` if enough requests are under way."""
         order, state = self._order, self.state
         missing = order.rows - len(state.lines)
         if missing <= 0 or self._under_way >= -(-missing // order.rows_per_request):
@@ -560,7 +561,7 @@ class _GenerationRun:
         return [Question(messages=tuple(messages), sample=number)]
 
     def _messages(self, number: int, rows: int) -> list[Message]:
-        """The request of this number; the same again after a restart."""
+        """Return the messages of a request. The same number gives the same messages after a restart."""
         order = self._order
         chosen = random.Random(f"{order.seed}:{number}").sample(  # noqa: S311  not for secrets
             self._examples, min(order.examples, len(self._examples))

@@ -145,7 +145,7 @@ def _percentile(ordered: Sequence[int], percent: int) -> int:
 
 
 def _histogram(ordered: Sequence[int]) -> tuple[Bin, ...]:
-    """Equal bins up to the 99th percentile; the last holds everything above."""
+    """Return equal bins up to the 99th percentile. The last bin also contains all longer sequences."""
     if not ordered:
         return ()
     low, high = ordered[0], max(_percentile(ordered, 99), ordered[0])
@@ -185,7 +185,7 @@ def languages(data: Facts) -> dict[str, int]:
             continue
         try:
             best: Any = langdetect.detect_langs(text)[0]  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
-        except langdetect.LangDetectException:  # no letters in it
+        except langdetect.LangDetectException:  # text without letters
             found["none"] += 1
             continue
         name = str(best.lang) if best.prob >= SURE else UNCERTAIN

@@ -154,8 +154,8 @@ def _require_kind(one: OpenedFile, first: OpenedFile) -> None:
 def _part(file: TrainFile, opened: OpenedFile, spool: Path) -> _MixedFile:
     rows = opened.facts.rows
     whole, share = int(file.weight), file.weight % 1
-    chance = random.Random(f"{file.seed}")  # noqa: S311  which rows, not secrets
-    # Of all rows in an order of their own: what a smaller share has, a larger one has too.
+    chance = random.Random(f"{file.seed}")  # noqa: S311  samples rows, no secrets
+    # Sample from a fixed random order, so that a larger share contains a smaller one.
     places = sorted(chance.sample(range(rows), rows)[: round(share * rows)])
     taken = whole * rows + len(places)
     if not taken:

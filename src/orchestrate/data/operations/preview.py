@@ -61,14 +61,14 @@ def html(report: PreviewReport) -> str:
 def _article(row: RowTokens) -> str:
     share = f'<meter max="{len(row.tokens)}" value="{row.trained}"></meter>'
     notes = "".join(f"<p>{escape(text)}</p>" for text in row.notes)
-    tokens = "".join(map(_span, row.tokens))  # white space between them would be shown
+    tokens = "".join(map(_span, row.tokens))  # whitespace between elements would be visible
     return f"<article><h2>{escape(heading(row))}{share}</h2><pre>{tokens}</pre>{notes}</article>"
 
 
 def _span(token: Token) -> str:
     tag = "b" if token.weight else "i"
     special = ' class="s"' if token.special else ""
-    # A token that is only the beginning of a character has no text of its own.
+    # A token with only the start of a character has no text.
     shown = escape(token.text).replace("\n", "⏎\n") or "·"
     return f'<{tag}{special} title="{token.id}, weight {token.weight:g}">{shown}</{tag}>'
 

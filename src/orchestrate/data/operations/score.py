@@ -164,7 +164,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What is compared."""
+    """Row numbers, questions and answers to compare."""
 
     numbers: list[int]
     questions: list[str]
@@ -234,11 +234,11 @@ def is_labelled(answers: Sequence[str]) -> bool:
 
 
 def _lengths(answers: Sequence[str]) -> list[float]:
-    """By the median and the median distance from it, which outliers don't move."""
+    """Return robust z-scores of the answer lengths, from the median and the median absolute deviation."""
     logs = [math.log1p(len(answer)) for answer in answers]
     middle = median(logs)
     distance = median(abs(value - middle) for value in logs) / 0.6745
-    # Where most answers have one length, a distance of 10% is taken for usual.
+    # If most answers have the same length, a deviation of 10% counts as normal.
     return [(value - middle) / max(distance, 0.1) for value in logs]
 
 
@@ -276,8 +276,8 @@ def _put_contradictions(rows: _Rows, scores: Scores, missing: list[str]) -> None
 
 
 def _alike(questions: Sequence[str], missing: list[str]) -> list[int]:
-    """For each question the first that asks the same: equal but for case, spaces and punctuation, or nearly
-    equal with the same numbers in it."""
+    """Return, for each question, the index of the first equivalent question. Questions are equivalent if
+    they differ only in case, spaces and punctuation, or if they are near duplicates with the same numbers."""
     plain = [" ".join(_WORD.findall(question.casefold())) for question in questions]
     seen: dict[str, int] = {}
     leaders = [seen.setdefault(text, i) for i, text in enumerate(plain)]
@@ -313,9 +313,8 @@ def same_answer(one: str, other: str) -> bool:
 
 
 def _label_doubts(rows: _Rows) -> dict[int, tuple[float, str | None]]:
-    """Out-of-sample probabilities of each label, by logistic regression over words, and what confident
-    learning makes of them. Rows whose label is rarer than the folds need are not judged. Raises
-    `MissingExtra`."""
+    """Estimate out-of-sample label probabilities with logistic regression over words, and apply confident
+    learning. Rows with labels too rare for cross-validation are skipped. Raises `MissingExtra`."""
     counts = Counter(rows.answers)
     names = sorted(name for name, times in counts.items() if times >= _FEWEST)
     at = {name: n for n, name in enumerate(names)}
@@ -340,7 +339,7 @@ def _out_of_sample(texts: Sequence[str], labels: Sequence[int], folds: int) -> A
         )
     words = text.TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+")  # noqa: S106
     model = pipeline.make_pipeline(words, linear.LogisticRegression(C=STRENGTH, max_iter=1000))
-    # A text without a word is one all the same.
+    # The prefix gives every text at least one word.
     return selection.cross_val_predict(
         model,
         [f"row {one}" for one in texts],
@@ -372,7 +371,7 @@ def confident_learning(labels: Sequence[int], probabilities: Any) -> list[tuple[
     ]
 
 
-# -- the file of scores --------------------------------------------------------------------------------------
+# -- the scores file -----------------------------------------------------------------------------------------
 
 
 def kept(path: str, data: Facts, file: Path | None = None) -> Scores | None:

@@ -54,7 +54,7 @@ class SplitFile(Record, frozen=True, kw_only=True):
 
 
 class _Manifest(Record, frozen=True, kw_only=True):
-    """Lies hidden in the folder: these files may be written anew."""
+    """Hidden file in the output folder that lists the files of the last split, which may be replaced."""
 
     files: tuple[str, ...]
     asked: int | None = None
@@ -203,7 +203,7 @@ def split(
     keys = _least(rows, groups)
     seed, placed = _shared_out(groups, keys, division, earlier)
     plain = division.group_by is None and not division.stratify
-    if plain and len(set(placed.values())) < len(names):  # by chance, of a small file
+    if plain and len(set(placed.values())) < len(names):  # by chance, for a small file
         seed, placed = _shared_out(groups, keys, replace(division, fill=True))
     if empty := [name for i, name in enumerate(names) if i not in placed.values()]:
         raise _empty(path, empty, len(placed), division)
@@ -233,7 +233,8 @@ def split(
 def _grouped(
     opened: OpenedFile, rows: Sequence[_SplitRow], division: Division, workers: int | None
 ) -> tuple[list[int], int]:
-    """The group of each row, all of which goes to one split, and how many rows have no value to group by."""
+    """Return the group of each row, and the number of rows without a value to group by. Each group belongs
+    to one split."""
     groups, ungrouped, leaders = _conversations(rows), 0, list[list[int]]()
     if division.group_by is not None:
         values = _values(opened, division.group_by)
@@ -250,7 +251,7 @@ def _grouped(
 
 
 def _values(opened: OpenedFile, column: str) -> list[Any]:
-    """Of each good row what the file has in a column. Raises `UsageError` where it has no such column."""
+    """Return the column's value in each valid row. Raises `UsageError` if no row has the column."""
     bad, found = set(opened.total.rowless), list[Any]()
     names: dict[str, None] = {}
     for number, line in enumerate(_lines(opened), 1):
@@ -272,7 +273,7 @@ def _lines(opened: OpenedFile) -> Iterator[bytes]:
 
 
 def _value(row: Any, column: str) -> Any:
-    """The column itself, or what lies at the end of a dotted name."""
+    """Return the value of a column or of a dotted path."""
     if not isinstance(row, dict):
         return None
     held = cast("dict[str, Any]", row)
@@ -283,7 +284,7 @@ def _value(row: Any, column: str) -> Any:
 
 
 def _conversations_of(values: Sequence[Any]) -> list[int]:
-    """For each row the first row with its value; rows without one are alone."""
+    """Return, for each row, the first row with the same value. Rows without a value form their own groups."""
     first: dict[bytes, int] = {}
     return [
         i if value in _NO_VALUE else first.setdefault(encode_sorted(value), i)
@@ -310,7 +311,7 @@ def _too_few(path: str, groups: Sequence[int], division: Division) -> TooFew:
 
 
 def _empty(path: str, names: Sequence[str], groups: int, division: Division) -> TooFew:
-    """Where the seed was searched for already, or does not matter, none of these is advised."""
+    """Build the error for an empty split. It suggests --exact only if that could help."""
     least = min(division.shares)
     fix = "add rows, or make this split larger"
     if not division.fill and not division.stratify:
@@ -323,8 +324,8 @@ def _empty(path: str, names: Sequence[str], groups: int, division: Division) -> 
 
 
 def _require_own(folder: Path, paths: Sequence[Path], source: str) -> _Manifest:
-    """Return what earlier splits wrote into `folder`. Raises `UsageError` when one of `paths`
-    is another's, or a file of an earlier split would stay, with rows that are in others now."""
+    """Return the manifest of an earlier split. Raises `UsageError` if a path was not written by a split,
+    or if a file of the earlier split would remain although its rows may now be in other files."""
     try:
         earlier = _Manifest.from_json((folder / _MANIFEST).read_bytes())
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -348,13 +349,13 @@ def _require_own(folder: Path, paths: Sequence[Path], source: str) -> _Manifest:
 
 
 def _conversations(rows: Sequence[_SplitRow]) -> list[int]:
-    """For each row the first row with its key."""
+    """Return, for each row, the first row with the same key."""
     first: dict[bytes, int] = {}
     return [first.setdefault(row.key, i) for i, row in enumerate(rows)]
 
 
 def _least(rows: Sequence[_SplitRow], groups: Sequence[int]) -> dict[int, _SplitRow]:
-    """For each group its row with the least key; of rows with one key the one with the least stratum."""
+    """Return, for each group, its row with the smallest key. Equal keys are ordered by stratum."""
     least: dict[int, _SplitRow] = {}
     for row, group in zip(rows, groups, strict=True):
         least[group] = min(least.get(group, row), row)
@@ -376,7 +377,7 @@ _STILL_NEAR = 0.03
 def _shared_out(
     groups: Sequence[int], keys: Mapping[int, _SplitRow], division: Division, earlier: _Manifest | None = None
 ) -> tuple[int, dict[int, int]]:
-    """The seed, and the split of each group: by the seed of an earlier split where it still does."""
+    """Return the seed and the split of each group. An earlier split's seed is reused if it still fits."""
     placed = _placed(groups, keys, division, division.seed)
     if not division.fill or len(keys) >= _FEW:
         return division.seed, placed
@@ -393,12 +394,12 @@ def _shared_out(
             best = (miss, seed, placed)
         if len(keys) >= _FEWEST and miss <= (0, _NEAR * len(groups)):
             break
-    assert best is not None  # noqa: S101  there is one seed at least
+    assert best is not None  # noqa: S101  there is at least one seed
     return best[1], best[2]
 
 
 def _miss(groups: Sequence[int], placed: Mapping[int, int], shares: Sequence[float]) -> tuple[int, float]:
-    """Return how many splits are empty, and how many rows are not where the shares want them."""
+    """Return the number of empty splits, and the number of rows that deviate from the requested shares."""
     rows = Counter(placed[group] for group in groups)
     off = sum(abs(rows[i] - share * len(groups)) for i, share in enumerate(shares))
     return len(shares) - len(rows), off
@@ -416,7 +417,7 @@ def _placed(
 def _stratified(
     groups: Sequence[int], keys: Mapping[int, _SplitRow], shares: Sequence[float], seed: int
 ) -> dict[int, int]:
-    """Each stratum's groups, in the order of their hashes, fill the splits up to their shares."""
+    """Fill the splits with the groups of each stratum, ordered by hash, up to their shares."""
     sizes = Counter(groups)
     strata, rare = _strata(groups, keys, shares)
     placed: dict[int, int] = {}
@@ -429,7 +430,8 @@ def _stratified(
 def _strata(
     groups: Sequence[int], keys: Mapping[int, _SplitRow], shares: Sequence[float]
 ) -> tuple[list[list[int]], list[int]]:
-    """The groups of each stratum that has some for each split, and those of all others."""
+    """Return the groups of each stratum that is large enough to appear in every split, and all other
+    groups."""
     strata: dict[str, list[int]] = defaultdict(list)
     for group in dict.fromkeys(groups):
         strata[keys[group].stratum].append(group)
@@ -439,7 +441,7 @@ def _strata(
 
 
 def _filled(sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
-    """The split of each group: one split after the other, up to its share."""
+    """Return the split of each group. Splits are filled one after another, up to their shares."""
     total, done, into = sum(sizes), 0, 0
     placed: list[int] = []
     for size in sizes:
@@ -451,7 +453,8 @@ def _filled(sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
 
 
 def _stratum(example: Example) -> str:
-    """A short answer is a label; longer ones are distinguished by length, in powers of two."""
+    """Return the stratum of an answer: a short answer is a label, longer answers are grouped by length in
+    powers of two."""
     if isinstance(example, UnpairedExample):
         return DESIRABLE if example.label else UNDESIRABLE
     answer = last_answer(example)

@@ -86,7 +86,7 @@ def _root(message: str, parents: dict[str, str | None]) -> str:
 
 
 def _body(m: Message) -> str:
-    """The plain text, else that of the HTML."""
+    """Return the plain text of an email, or the text of its HTML if there is none."""
     found: dict[str, str] = {}
     for part in m.walk():
         kind = part.get_content_type()
@@ -122,10 +122,10 @@ class _Words(HTMLParser):
             self.words.append(data)
 
 
-# Which messages of a ticket only colleagues saw, by the columns with which help desks say so.
+# Detect internal notes in tickets by the columns of help desk software:
 #
-# Zendesk's and Jira's `public` and `jsdPublic`, Freshdesk's `private`, Help Scout's and Intercom's `type`
-# and `part_type` (note), and what exports of others call them.
+# `public` (Zendesk) and `jsdPublic` (Jira), `private` (Freshdesk), `type` and `part_type` (Help Scout,
+# Intercom), and common names in other exports.
 
 _PRIVATE = named("private isprivate internal isinternal internalnote isinternalnote isnote staffonly")
 _PUBLIC = named("public ispublic jsdpublic customervisible visibletocustomer")
@@ -240,7 +240,7 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     """Unused columns that have values."""
 
 
-def columns_of(  # noqa: PLR0913  each is a use of its own
+def columns_of(  # noqa: PLR0913  independent options
     path: str,
     *,
     thread: str | None = None,
@@ -359,7 +359,7 @@ def _first(names: tuple[str, ...], row: dict[str, Any], *, required: bool = True
 
 
 def _seconds(value: Any, path: str, n: int, column: str) -> float:
-    """Of a number, of ISO 8601, or of a mail's date; without a zone it is taken for UTC."""
+    """Parse a Unix time, an ISO 8601 time or an email date. Times without a zone are UTC."""
     if isinstance(value, int | float):
         return float(value) / (1000 if value > 1e11 else 1)
     text = str(value or "").strip()
@@ -389,8 +389,8 @@ _MOST_SPEAKERS = 10_000
 
 
 class _Speakers:
-    """Who a message is of, by the value of its column. What is not known is nobody's to guess: a colleague's
-    note would be taught as a customer's words."""
+    """Roles of senders. Unknown senders are an error, because a colleague's note could be trained on as a
+    customer's message."""
 
     def __init__(self, path: str, columns: Columns) -> None:
         self._path, self._column, self._assistant = path, columns.role, columns.assistant
@@ -427,7 +427,7 @@ class _Speakers:
         for pattern, part in self._rules:
             if fnmatch(name, pattern):
                 return part
-        if "@" in name:  # an address that is not a colleague's
+        if "@" in name:  # not a colleague's address
             return None if name.rpartition("@")[2] in self._homes else USER
         return USER if _plain(name) in _CUSTOMERS else None
 
@@ -463,12 +463,12 @@ class _Speakers:
 
 
 def _as_pattern(value: str) -> str:
-    """Of the marks of `fnmatch` only the star is one here: names may hold the others."""
+    """Escape all wildcards of `fnmatch` except `*`, because names may contain the others."""
     return value.strip().lower().translate(str.maketrans({"[": "[[]", "?": "[?]"}))
 
 
 class _ThreadReader:
-    """Makes the conversations and counts what is reported of them."""
+    """Builder of conversations that counts what its report lists."""
 
     def __init__(self, path: str, columns: Columns) -> None:
         self._path = path
@@ -552,8 +552,7 @@ class _ThreadReader:
 
 
 def _best_path(messages: list[tuple[str, str, str | None]]) -> list[tuple[str, str, str | None]]:
-    """OASST's trees: from the root, which answers none of them, always to the answer that people ranked
-    first."""
+    """Follow an OASST tree from its root, always to the reply that people ranked first."""
     trees = [msgspec.json.decode(tree or "[]") for _, _, tree in messages]
     ids = [str(id) for id, _, _ in trees]
     children: dict[str | None, list[tuple[float, int]]] = {}
@@ -570,7 +569,7 @@ def _best_path(messages: list[tuple[str, str, str | None]]) -> list[tuple[str, s
 
 
 def _rank(value: Any) -> float:
-    """Cells of a table are text; a message without a rank comes after those with one."""
+    """Return a message's rank. Messages without a rank come last."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -586,6 +585,6 @@ def without_quotes(text: str) -> str:
         raise MissingExtra("data", "cutting quoted replies", "mail-parser-reply") from error
     replies = EmailReplyParser(languages=["en", "de", "fr", "es", "it", "nl", "pl"]).read(text).replies
     lines = (replies[0].body or "").strip().split("\n") if replies else []
-    while lines and (not lines[-1].strip() or lines[-1].startswith(">")):  # what stood above the signature
+    while lines and (not lines[-1].strip() or lines[-1].startswith(">")):  # text above the signature
         lines.pop()
     return "\n".join(lines)

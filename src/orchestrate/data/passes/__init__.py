@@ -20,7 +20,7 @@ from orchestrate import settings
 from orchestrate.core.child import end_group
 from orchestrate.errors import OrchestrateError
 
-# Pure functions over many tasks, on all cores, with results in the order of the tasks.
+# Apply pure functions to many tasks on all cores. Results are in task order.
 
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ class _Pool:
         self._processes = {worker.process.pid: worker.process for worker in self._workers}.values()
         first = pickle.dumps((ready, tasks[0]), protocol=5)
         for process in self._processes:
-            with suppress(OSError):  # a child that died at once is told where its answer is missed
+            with suppress(OSError):  # an early crash is reported when its result is missing
                 cast("IO[bytes]", process.stdin).write(first)
                 cast("IO[bytes]", process.stdin).flush()
         for worker in self._workers:
@@ -129,7 +129,7 @@ class _Pool:
         self._done = True
 
     def _feed(self, worker: _Worker) -> None:
-        """Gives one worker a task at a time until none is left."""
+        """Give a worker one task at a time until none is left."""
         while True:
             self._room.acquire()
             with self._lock:
@@ -208,7 +208,7 @@ def _start(sockets: list[int], stdout: int) -> subprocess.Popen[bytes]:
         stdout=stdout,
         pass_fds=sockets,
         env=settings.of_child(),
-        start_new_session=True,  # Ctrl-C is for the parent, which then ends its children
+        start_new_session=True,  # the parent handles Ctrl-C and stops its children
     )
 
 
@@ -219,11 +219,11 @@ def serve(sockets: str) -> None:
     if ready is not None:
         with suppress(Exception):
             ready(task)
-    gc.freeze()  # what was loaded stays, and is not looked through for garbage
+    gc.freeze()  # exclude loaded data from garbage collection
     gc.enable()
     if not sockets:
         answers = os.fdopen(os.dup(1), "wb")
-        os.dup2(2, 1)  # whatever a library prints must not fall into the answers
+        os.dup2(2, 1)  # keep a library's output out of the results
         _work(sys.stdin.buffer, answers)
         return
     mine = [socket.socket(fileno=int(number)) for number in sockets.split(",")]
@@ -243,14 +243,15 @@ def serve(sockets: str) -> None:
 
 
 def _work(tasks: IO[bytes], answers: IO[bytes]) -> None:
-    """Reads (function, task), writes (result, exception), until its input ends or the parent has gone."""
+    """Read (function, task) pairs and write (result, exception) pairs until the input ends or the parent
+    exits."""
     with suppress(EOFError, ConnectionError):
         while True:
             function, task = pickle.load(tasks)  # noqa: S301  written by our own parent
             answer: tuple[object, BaseException | None]
             try:
                 answer = (function(task), None)
-            except Exception as error:  # noqa: BLE001  every failure belongs to the parent
+            except Exception as error:  # noqa: BLE001  the parent raises every error
                 answer = (None, error)
             pickle.dump(answer, answers, protocol=5)
             answers.flush()

@@ -68,7 +68,7 @@ def repeats(hashes: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
 
 
 def _repeats_plainly(hashes: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Of many slower and larger than with numpy, which the base installation does not have."""
+    """Find repeats without numpy, which the base installation lacks. Slower and larger for many rows."""
     seen: dict[int, int] = {}
     first = [seen.setdefault(value, i) for i, value in enumerate(hashes)]
     again = [i for i, j in enumerate(first) if i != j]
@@ -101,8 +101,8 @@ def shared(rows: Total, of: Total, *, prompts: bool = False, most: int = 100) ->
 
 
 def _first_of(wanted: Sequence[int], values: Sequence[int]) -> dict[int, int]:
-    """Return where each wanted value that occurs does so first. As large as `wanted`, whatever is
-    searched."""
+    """Return the first index of each wanted value that occurs. Memory grows with `wanted`, not with
+    `values`."""
     left = set(wanted)
     found: dict[int, int] = {}
     for i, value in enumerate(values):
@@ -171,7 +171,7 @@ def sign(task: ScanTask, form: Any) -> Signatures:
             part.numbers.append(number)
     if hashes:
         keys, sketches = _sketched(hashes)
-        # Answers that are judged differently are no copies: they never meet in a band.
+        # Answers with different judgments are not duplicates, so they never share a band.
         keys[numpy().array(avoided)] ^= numpy().uint64(AVOIDED)
         part.bands += keys.tobytes()
         part.sketches += sketches.tobytes()
@@ -202,9 +202,9 @@ def shared_form(files: Sequence[tuple[ScanTask, int]]) -> Any:
 
 
 def _own_shingles(example: Example, form: Any) -> Any:
-    """Return what tells the row from others of its file. Of the system text as many shingles as keep it from
-    making rows alike, or unlike, on its own: those with the least hashes, which are the same in each copy of
-    it."""
+    """Return the shingles that distinguish a row from others in its file. Of the system prompt, only a
+    limited number with the smallest hashes is used, so that it doesn't dominate the similarity of rows.
+    Copies of a prompt give the same shingles."""
     np = numpy()
     texts: tuple[list[ChatMessage], list[ChatMessage]] = ([], [])
     for m in messages_of(example):
@@ -220,7 +220,7 @@ def _own_shingles(example: Example, form: Any) -> Any:
 
 
 def _without(form: Any, hashes: Any) -> Any:
-    """The shingles that are not of the file's form."""
+    """Return the shingles that are not part of the file's form."""
     np = numpy()
     if not len(form):
         return hashes
@@ -279,7 +279,7 @@ class SeenTexts:
 
 
 def _shingles(text: str) -> Any:
-    """Hashes of every five words in a row; of characters where a script has no spaces between words."""
+    """Return hashes of every five consecutive words, or of five characters in scripts without spaces."""
     np = numpy()
     words: list[str] = text.casefold().split()
     if len(words) * 20 < len(text):
@@ -300,7 +300,7 @@ def clusters(signed: Signatures, threshold: float = 0.8) -> list[int]:
     leader = list(range(rows))
     bands = np.frombuffer(bytes(signed.bands), dtype=np.uint64).reshape(rows, BANDS)
     sketches = np.frombuffer(bytes(signed.sketches), dtype=np.uint8).reshape(rows, PERMUTATIONS)
-    # Neighbours are compared: which those are must not depend on the order of the rows.
+    # Only neighbors are compared, so their order must not depend on the order of the rows.
     content = (bands * np.arange(1, 2 * BANDS, 2, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
     for band in range(BANDS):
         keys = bands[:, band]

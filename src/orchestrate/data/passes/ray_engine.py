@@ -47,7 +47,7 @@ def on_ray(workers: int | None = None) -> Generator[int]:
 
 
 def _connect(ray: Any, workers: int | None) -> None:
-    # Nothing is told to anybody: Ray would send usage statistics.
+    # Disable Ray's usage statistics.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -61,17 +61,17 @@ def _connect(ray: Any, workers: int | None) -> None:
                 fix="start it, correct RAY_ADDRESS, or unset it to run on a cluster started for this command",
             ) from error
         return
-    # Not address="auto": that joins any cluster of this machine, another command's too, which ends with it.
+    # Not address="auto", which joins any cluster on this machine, even one that another command will stop.
     own: dict[str, Any] = {"num_cpus": workers or passes.cores(), "include_dashboard": False, **quiet}
     try:
         try:
             ray.init(**own)
-        except ValueError:  # the number of CPUs is not ours to say: one was started here with `ray start`
+        except ValueError:  # a cluster started with `ray start` has its own number of CPUs
             try:
                 ray.init(**quiet)
-            except ConnectionError:  # it is gone, and left its address behind
+            except ConnectionError:  # a stopped cluster left its address behind
                 ray.init(address="local", **own)
-    except Exception as error:  # a bare one where a part of Ray did not start in time
+    except Exception as error:  # Ray raises a bare Exception if one of its parts starts too slowly
         raise ConfigError(
             f"could not start Ray on this machine: {error}",
             fix="try again, or leave out --on ray: a single machine needs no cluster",
@@ -79,7 +79,7 @@ def _connect(ray: Any, workers: int | None) -> None:
 
 
 def _reach(address: str) -> None:
-    """Raises `OSError` where nothing listens at HOST:PORT: Ray itself would wait for many minutes."""
+    """Raise `OSError` if nothing listens at HOST:PORT. Ray would wait for minutes."""
     named = urlsplit(address if "://" in address else f"//{address}")
     if named.hostname and named.port:
         socket.create_connection((named.hostname, named.port), timeout=10).close()
@@ -92,7 +92,7 @@ def _call(function: Callable[[Any], Any], task: Any) -> Any:
 def _ordered(
     ray: Any, run: Any, function: Callable[[Any], Any], tasks: Sequence[Any], ahead: int
 ) -> Iterator[Any]:
-    """Keeps `ahead` tasks under way, which bounds the results that wait for their turn."""
+    """Yield results in task order, with at most `ahead` tasks in progress to limit memory."""
     waiting: deque[Any] = deque()
     left = iter(tasks)
     try:

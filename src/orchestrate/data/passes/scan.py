@@ -179,12 +179,12 @@ def rows_file(path: str, buffering: int = -1) -> Generator[IO[bytes]]:
 def pieces(path: str, start: int, end: int) -> Iterator[list[bytes]]:
     """Yield the lines of a byte range without their line endings, about `PIECE` bytes at a time. A
     byte-order mark is removed."""
-    begun: list[bytes] = []  # of a line that goes on
+    begun: list[bytes] = []  # pieces of an unfinished line
     with rows_file(path, buffering=0) as file:
         file.seek(start)
         left = end - start
         while left > 0 and (block := file.read(min(PIECE, left))):
-            if left == end:  # nothing was read before
+            if left == end:  # the first block
                 block = block.removeprefix(b"\xef\xbb\xbf")
             left = end - file.tell()
             lines = block.split(b"\n")
@@ -220,16 +220,16 @@ def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]
 
 
 def _range_end(file: IO[bytes], at: int, size: int, step: int) -> int:
-    """The end of the line with the least hash among those that end within a sixteenth of `step` after `at`,
-    or of the first line if none does."""
+    """Return the end of the line with the smallest hash among the lines that end within `step` / 16 bytes
+    after `at`, or the end of the first line if there is none."""
     file.seek(at)
     lines = file.read(min(step // 16, size - at)).split(b"\n")[:-1]
     if lines:
-        hashes = [xxh3_64_intdigest(line) for line in lines[1:]]  # the first may be the end of one
+        hashes = [xxh3_64_intdigest(line) for line in lines[1:]]  # the first may be the end of a line
         last = 1 + hashes.index(min(hashes)) if hashes else 0
         return at + sum(map(len, lines[: last + 1])) + last + 1
     file.seek(at)
-    while piece := file.readline(step):  # a line may be longer than memory: never hold all of it
+    while piece := file.readline(step):  # a line may not fit into memory
         if piece.endswith(b"\n"):
             break
     return min(file.tell(), size)
@@ -256,7 +256,7 @@ def _rows(task: ScanTask, lines: list[bytes]) -> list[ReadRow]:
 def ready(task: ScanTask) -> None:
     """Load the data that `scan` needs and that several processes can share."""
     for name in task.tokenizers:
-        if not name.startswith("hf:"):  # those may start threads
+        if not name.startswith("hf:"):  # tokenizers may start threads
             counter(name).count([])
     if task.content:
         candidates(b"", [0], _folder(task))
@@ -288,7 +288,7 @@ def scan(task: ScanTask, keep: Callable[[list[Example]], object] | None = None) 
 
 
 def _content(lines: list[bytes], rows: list[ReadRow], folder: Path | None) -> dict[int, list[Problem]]:
-    """Return what is found in the content, for each index of a row with any."""
+    """Return the problems found in the content, by row index."""
     texts = [
         line if row.example is None else visible(row.example).encode()
         for line, row in zip(lines, rows, strict=True)
@@ -315,7 +315,7 @@ def _report(part: ScannedRange, number: int, row: ReadRow, content: list[Problem
 
 
 def _note(part: ScannedRange, rows: list[ReadRow], path: str, compare: bool) -> None:
-    """The next row's number follows on `part.lines`."""
+    """Add the counts of more rows. The first row has the number `part.lines` + 1."""
     first = part.lines + 1
     good = [(number, row.example, row.traits) for number, row in enumerate(rows, first) if row.example]
     part.rows += len(good)
@@ -423,12 +423,12 @@ class Total(Tally):
         return sum(n for mask, n in self.masks.items() if mask & trait)
 
 
-# Tokens of a file from a sample of its rows, with an interval: for files that are too large to wait for.
+# Estimate the tokens of a large file, with an interval, from a sample of its rows.
 #
-# At one random byte of each of many equal stretches of the file, the row that lies there is counted. The
-# tokens per byte of these rows, averaged, are those of the file: a row is met as often as it is long, so
-# that few long rows among many short ones are not missed. Rows with errors have no tokens, as where all are
-# counted. The interval has room for what was not met: rows that are few in bytes, but dense.
+# The file is divided into equal stretches, and the row at one random byte of each is counted. Their average
+# tokens per byte estimate the file's: rows are sampled in proportion to their length,
+# so a few long rows among many short ones are not missed. Rows with errors have no tokens, as in a full
+# count. The interval includes a margin for unsampled rows with few bytes but many tokens.
 
 PLACES = 2000
 """Number of positions in the file at which rows are sampled. Rows sampled twice count once."""
@@ -469,7 +469,7 @@ def sampled(task: ScanTask, name: str, *, places: int = PLACES, seed: int = 0) -
     counted: dict[int, tuple[int, Lengths | None]] = {}
     met: list[int] = []
     start = end = 0
-    # Not mapped into memory: a file that is cut meanwhile would end this process.
+    # Not memory-mapped: if the file were truncated during the scan, this process would crash.
     with rows_file(task.path) as file:
         for place in _places(task.end, places, seed):
             if place >= end:
@@ -489,7 +489,7 @@ def sampled(task: ScanTask, name: str, *, places: int = PLACES, seed: int = 0) -
 
 
 def _line_at(file: IO[bytes], place: int, size: int) -> tuple[int, bytes]:
-    """Return where the line that a byte lies in begins, and the line with its end."""
+    """Return the start of the line that contains a byte, and the line with its ending."""
     before: list[bytes] = []
     start = place
     while start > 0:
@@ -513,7 +513,7 @@ def sampled_once(task: ScanTask, name: str, digest: str) -> Sample:
 
 
 def _places(size: int, number: int, seed: int) -> list[int]:
-    chance = random.Random(seed)  # noqa: S311  which rows, not secrets
+    chance = random.Random(seed)  # noqa: S311  samples rows, no secrets
     number = min(number, size)
     return [
         chance.randrange(low, high) for low, high in pairwise(size * i // number for i in range(number + 1))
@@ -537,7 +537,7 @@ def _estimated(size: int, counted: dict[int, tuple[int, Lengths | None]], met: l
         sample.trained += share * sum(lengths.trained)
         sample.lengths.extend(sequences)
         sample.weights.extend([share] * len(sequences))
-    # Which rows these are a sample does not say.
+    # A sample doesn't know the row numbers.
     sample.remarks = tuple(
         replace(one, count=max(1, round(rows[text])), first=()) for text, one in remarks.items()
     )

@@ -14,7 +14,7 @@ import msgspec
 from orchestrate.data import goals
 from orchestrate.types import Problem, Severity
 
-# The canonical example: what every reader makes and every writer takes.
+# Canonical examples, which every reader returns and every writer accepts.
 
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -22,7 +22,8 @@ ROLES: tuple[str, ...] = get_args(Role)
 
 
 class _Canonical(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, gc=False):
-    """`gc=False` is safe as no example ever refers to itself; it halves the cost of decoding."""
+    """Base class of canonical structs. `gc=False` is safe because no example refers to itself, and halves
+    decoding time."""
 
 
 class ImageUrl(_Canonical):
@@ -150,7 +151,7 @@ def messages_of(example: Example) -> list[ChatMessage]:
             return []
 
 
-# Every code that a problem of the data can carry, with its severity and its fix.
+# All problem codes with severity and fix.
 
 
 KEPT_PER_CODE = 100
@@ -167,7 +168,7 @@ class Code:
 _E, _W, _I = Severity.ERROR, Severity.WARNING, Severity.INFO
 
 CODES: dict[str, Code] = {
-    # -- the file and its lines
+    # -- files and lines
     "invalid-json": Code(_E, "the line is not valid JSON", "make each line one valid JSON object"),
     "not-an-object": Code(_E, "the row is not a JSON object", "make each row an object"),
     "too-deep": Code(_E, "the JSON is nested too deeply", "flatten the row"),
@@ -277,7 +278,7 @@ CODES: dict[str, Code] = {
         "some backends may reject this tool",
         "use only letters, digits, _ and - in names, and JSON Schema types",
     ),
-    # -- other kinds
+    # -- other kinds of rows
     "empty-completion": Code(
         _E, "nothing to learn: the completion is empty", "add a completion or remove the row"
     ),
@@ -302,7 +303,7 @@ CODES: dict[str, Code] = {
         "one label is much more frequent than the other",
         "raise the rarer label's weight: set desirable_weight or undesirable_weight in method",
     ),
-    # -- the text itself
+    # -- text
     "secret": Code(
         _W, "an API key or token", "revoke the key and remove it: a model can repeat its training data"
     ),
@@ -318,7 +319,7 @@ CODES: dict[str, Code] = {
     "control-character": Code(_W, "a NUL character", "remove it (--fix does)"),
     "refusal": Code(_W, "an answer is a refusal", "remove the row unless you want to teach refusals"),
     "placeholder": Code(_W, "a placeholder was not filled in", "fill it in, or remove the row"),
-    # -- rows against rows
+    # -- comparisons between rows
     "duplicate": Code(_W, "an earlier row is identical", "remove it (--fix does)"),
     "conflict": Code(_W, "the same prompt has different answers", "keep one answer"),
     "near-duplicate": Code(
@@ -386,7 +387,7 @@ def file_of(problem: Problem) -> str:
     return Path(urlsplit(source).path if "://" in source else source).name
 
 
-# JSON whose numbers keep every digit: a row's free fields, schemas and arguments are not ours to round.
+# JSON that preserves all digits of numbers, so that free fields, schemas and arguments are never rounded.
 
 
 class Digits(float):

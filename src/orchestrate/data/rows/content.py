@@ -23,7 +23,7 @@ from orchestrate.core.files import write_whole
 from orchestrate.data.rows import problem
 from orchestrate.types import Problem
 
-# UTF-8 that was read as Windows-1252 or Latin-1 -> the text that it was.
+# Repair UTF-8 that was decoded as Windows-1252 or Latin-1.
 
 
 _BYTES = {chr(byte): byte for byte in range(0x80, 0x100)} | {
@@ -49,7 +49,7 @@ LEADS = bytes({char.encode()[0] for char in _NEXT})
 
 @cache
 def _compiled_marks(pattern: str) -> re.Pattern[str]:
-    """With the first text that may be damaged: compiling takes longer than most commands' whole work."""
+    """Compile on first use, because compiling takes longer than most commands run."""
     return re.compile(pattern)
 
 
@@ -94,8 +94,8 @@ def is_about_encodings(text: str) -> bool:
     return _compiled_marks(f"(?i){_ABOUT}").search(text) is not None
 
 
-# Many patterns as one automaton of hyperscan, kept on disk: to compile them takes as long as to check a few
-# megabytes, to read what was compiled a millisecond.
+# One hyperscan automaton for many patterns, cached on disk: compiling takes as long as checking a few
+# megabytes, while loading the compiled automaton takes a millisecond.
 
 _log = logging.getLogger(__name__)
 
@@ -120,8 +120,10 @@ def automaton(expressions: Sequence[bytes], flags: Sequence[int], folder: Path |
     )
     if file is not None:
         content = bytes(api.dumpb(made))
-        with suppress(OSError):  # one that cannot be written to costs time, and nothing else
-            file.parent.mkdir(mode=0o700, exist_ok=True)  # in a home that is there: a task may run elsewhere
+        with suppress(OSError):  # without write access, later runs are only slower
+            file.parent.mkdir(
+                mode=0o700, exist_ok=True
+            )  # only in an existing home: a task may run on another machine
             write_whole(file, hashlib.sha256(content).digest() + content, private=True)
     return made
 
@@ -137,7 +139,7 @@ def place(expressions: Sequence[bytes], flags: Sequence[int], folder: Path) -> P
 
 
 def _read(file: Path, api: Any) -> Any:
-    """`None` for a file that is not there or of no use."""
+    """Load a cached automaton. Returns `None` if the file is missing or unusable."""
     try:
         content = file.read_bytes()
         if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
@@ -151,7 +153,7 @@ def _read(file: Path, api: Any) -> Any:
 
 
 def _luhn(digits: bytes) -> bool:
-    """The check digit of payment cards, and the length and first digits that they have."""
+    """Return whether digits are a payment card number, by length, first digit and check digit."""
     numbers = [d - 48 for d in digits if 48 <= d <= 57]
     if not 13 <= len(numbers) <= 19 or len(set(numbers)) < 2 or numbers[0] not in (3, 4, 5, 6):
         return False
@@ -160,7 +162,8 @@ def _luhn(digits: bytes) -> bool:
 
 
 def _iban(text: bytes) -> bool:
-    """ISO 13616: moved to the end, the first four characters make the number 1 modulo 97."""
+    """Return whether a text is a valid IBAN (ISO 13616): with its first four characters moved to the end,
+    the number is 1 modulo 97."""
     compact = text.replace(b" ", b"").decode()
     if not 15 <= len(compact) <= 34:
         return False
@@ -168,13 +171,13 @@ def _iban(text: bytes) -> bool:
 
 
 def _real_address(text: bytes) -> bool:
-    """Addresses that documentation uses are nobody's, and a password before a host is no name."""
+    """Return whether an email address is real, and neither from documentation nor a password in a URL."""
     nobody = rb"@(?:[\w-]+\.)*(?:example|test|invalid|localhost)\b"
     return b"://" not in text and not re.search(nobody, text.lower())
 
 
 def _real_password(text: bytes) -> bool:
-    """Return whether it is a real password and not a placeholder from documentation or templates."""
+    """Return whether a password is real, and not a placeholder from documentation or templates."""
     word = text.removesuffix(b"@").rpartition(b":")[2].lower()
     return word not in (b"password", b"passwd", b"pass", b"changeme") and word[:1] not in (
         b"$", b"{", b"<", b"[", b"%", b"*",
@@ -182,7 +185,7 @@ def _real_password(text: bytes) -> bool:
 
 
 def _real_number(text: bytes) -> bool:
-    """555-0100 to 555-0199 are kept for films."""
+    """Return whether a phone number is real. 555-0100 to 555-0199 are reserved for fiction."""
     return re.search(rb"555[-. ]01\d\d$", text) is None
 
 
@@ -246,7 +249,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "personal-data",
         "a payment card number",
-        rb"(?<!\d[.,])\b\d(?:[ -]?\d){12,18}\b",  # the digits after a decimal point are no card
+        rb"(?<!\d[.,])\b\d(?:[ -]?\d){12,18}\b",  # digits after a decimal point are not a card number
         confirm=_luhn,
         sieve=rb"\b[3-6](?:[ -]?\d){12}",
     ),
@@ -289,7 +292,12 @@ PATTERNS: tuple[Pattern, ...] = (
         rb"|\bI(?:'|\xe2\x80\x99| a)m sorry, (?:but )?I"
         rb"(?: can(?:'|\xe2\x80\x99)t| can ?not|(?:'|\xe2\x80\x99| a)m (?:unable|not able))"
         rb"|\bI can(?:(?:'|\xe2\x80\x99)t|not) (?:assist|help) (?:you )?with (?:that|this)\b",
-        (b"n ai ", b"m sorry, ", b"t assist ", b"t help "),  # few: of more, hyperscan takes twice as long
+        (
+            b"n ai ",
+            b"m sorry, ",
+            b"t assist ",
+            b"t help ",
+        ),  # short: longer lists make hyperscan take twice as long
     ),
     Pattern(
         "placeholder",
@@ -340,8 +348,8 @@ def _compiled(number: int) -> re.Pattern[bytes]:
 
 
 def _sieve(pattern: Pattern) -> bytes:
-    """The regex without word boundaries and lookahead, and with little of a last repetition: hyperscan would
-    report each further byte, and takes long to compile long ones."""
+    """Return the regex without word boundaries and lookaheads, and with a shorter last repetition.
+    Hyperscan would report each additional byte, and compiles long repetitions slowly."""
     loose = re.sub(rb"\(\?![^)]*\)|\\b", b"", pattern.regex)
     return pattern.sieve or re.sub(
         rb"\{(\d+)(?:,\d*)?\}(?=\)?$|\|)", lambda last: b"{%d}" % min(10, int(last[1])), loose
@@ -381,7 +389,7 @@ def sifted(block: bytes, starts: list[int], folder: Path | None = None) -> set[t
 
 
 def _scratch(database: Any) -> Any:
-    """The memory that a scan works in, this thread's own: two scans at once may not share it."""
+    """Return this thread's scratch space. Two scans must not share one at the same time."""
     if getattr(_own, "database", None) is not database:
         import hyperscan  # pyright: ignore[reportMissingTypeStubs]
 
@@ -411,10 +419,10 @@ def _positions(block: bytes, pattern: Pattern) -> Iterator[int]:
 
 @lru_cache(maxsize=1)
 def _filters() -> tuple[list[bytes], list[int]]:
-    """The expressions of the automaton, with their flags."""
+    """Return the expressions of the automaton and their flags."""
     expressions: list[bytes] = []
     for pattern in PATTERNS:
-        # The regexes of the others take long, and rarely tell more than their literals.
+        # The other regexes are slow and rarely more selective than their literals.
         whole = pattern.code in ("secret", "personal-data")
         literals = b"|".join(b"".join(b"\\x%02x" % byte for byte in each) for each in pattern.literals)
         expressions.append(_sieve(pattern) if whole else literals)
@@ -426,7 +434,7 @@ _loaded: list[Any] = []
 
 
 def _database(folder: Path | None) -> Any:
-    """The filter as one automaton, `None` without hyperscan."""
+    """Return the filter as one automaton, or `None` without hyperscan."""
     if not _loaded:
         try:
             _loaded.append(automaton(*_filters(), folder))
@@ -437,7 +445,7 @@ def _database(folder: Path | None) -> Any:
 
 @lru_cache(maxsize=1)
 def _kept(folder: Path | None) -> bool:
-    """Return whether the automaton need only be read."""
+    """Return whether the cache contains the automaton."""
     try:
         return folder is not None and place(*_filters(), folder).is_file()
     except ImportError:

@@ -77,7 +77,7 @@ def tool_problems(tools: list[dict[str, Any]]) -> list[Problem]:
 
 
 def _schema(parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Code and message of what is wrong in a JSON schema and those inside it."""
+    """Yield the code and message of each problem in a JSON schema and its subschemas."""
     pending: list[Any] = [parameters]
     for _ in range(_MOST_SCHEMAS):
         if not pending:
@@ -208,7 +208,7 @@ def _chat(example: ChatExample) -> tuple[int, list[Problem]]:
 
 
 def _trained(messages: Sequence[ChatMessage], traits: int) -> int:
-    """The traits of a conversation with weights."""
+    """Return the traits of a conversation with weights."""
     trained = [m.weight != 0 for m in messages if m.role == "assistant"]
     traits &= ~(Trait.SEVERAL_TRAINED | Trait.PARTLY_TRAINED)
     if sum(trained) > 1:
@@ -255,7 +255,7 @@ def _answered(
 
 
 def _untrained(prompt: Sequence[ChatMessage], place: str) -> list[Problem]:
-    """Return what asks for loss where none can be."""
+    """Return problems for weights on messages that cannot be trained on."""
     said = "the weight is ignored: training uses only the answer to the prompt, not earlier answers"
     asked = [i for i, m in enumerate(prompt) if m.role == "assistant" and (m.weight == 1 or m.loss_spans)]
     return [problem("extra-fields", said, field=f"{place}[{i}].weight") for i in asked]
@@ -281,7 +281,7 @@ def _completion(example: CompletionExample) -> tuple[int, list[Problem]]:
     return 0, found
 
 
-# Plain integers: joining flags costs a microsecond each time.
+# Plain integers, because combining flags takes a microsecond each time.
 _TOOLS, _MULTI_TURN, _MESSAGE_WEIGHTS, _SEVERAL_TRAINED = (
     t.value for t in (Trait.TOOLS, Trait.MULTI_TURN, Trait.MESSAGE_WEIGHTS, Trait.SEVERAL_TRAINED)
 )
@@ -299,8 +299,8 @@ def _messages(
     *,
     answers_only: bool = False,
 ) -> tuple[int, list[Problem]]:
-    """The hot loop: a plain text message costs a dictionary look-up and a few comparisons, and the rest is
-    left to `_Unusual`."""
+    """Check the messages of a conversation. This is the hot loop: a plain text message takes one
+    dictionary lookup and a few comparisons, and `_Unusual` handles the rest."""
     before: str | None = "user" if answers_only else None
     users = answers = 0
     unusual = _Unusual(tools, place)
@@ -336,7 +336,7 @@ def _messages(
 
 
 class _Unusual:
-    """What few messages have: tool calls, images, weights, nothing at all."""
+    """Checks for rare content: tool calls, images, weights, empty messages."""
 
     def __init__(self, tools: list[dict[str, Any]] | None, place: str) -> None:
         self.traits = 0
@@ -362,7 +362,7 @@ class _Unusual:
 
     def extras(self, i: int, m: ChatMessage) -> None:
         if m.weight == 0 and m.role != "assistant":
-            m.weight = None  # what holds anyway
+            m.weight = None  # the default for other roles
         if m.weight is not None:
             self.traits |= Trait.MESSAGE_WEIGHTS | Trait.PARTLY_TRAINED
             m.weight = _whole(m.weight)
@@ -398,7 +398,7 @@ class _Unusual:
 
 
 def _whole(weight: int | float) -> int | float:
-    """1.0 and 1 are one weight, and have to give one digest."""
+    """Convert an integral float to an integer, so that 1.0 and 1 give the same digest."""
     return int(weight) if isinstance(weight, float) and weight.is_integer() else weight
 
 
@@ -409,7 +409,8 @@ def _misplaced(before: str | None, role: str) -> int:
 
 
 def _empty(m: ChatMessage, place: str) -> list[Problem]:
-    """An image alone is content for a user; an assistant has to say something."""
+    """Return the problems of a message without text. For a user, an image is enough. An assistant must
+    write text."""
     if isinstance(m.content, list) and any(part.image_url for part in m.content):
         return []
     if m.role == "assistant":
@@ -488,7 +489,7 @@ def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> li
     return found
 
 
-# The sizes of images, from the first bytes of the file or of the data URL: nothing is decoded or fetched.
+# Image sizes from the first bytes of a file or data URL, without decoding or downloading.
 
 
 MOST_SIZES = 1000
@@ -566,6 +567,6 @@ def _read(head: bytes) -> tuple[int, int] | None:
 
     try:
         width, height = cast("Any", imagesize).get(io.BytesIO(head))
-    except (ValueError, OSError, IndexError, OverflowError, struct.error):  # a broken header
+    except (ValueError, OSError, IndexError, OverflowError, struct.error):  # an invalid header
         return None
     return (int(width), int(height)) if width > 0 and height > 0 else None

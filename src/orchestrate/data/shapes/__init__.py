@@ -13,10 +13,10 @@ from orchestrate.data import rows
 from orchestrate.data.rows import ChatMessage, Example, ImageUrl, Kind, Part, problem
 from orchestrate.types import Problem
 
-# Content in parts as other tools write them -> the fields of OpenAI's messages.
+# Convert multipart content of other tools to the fields of OpenAI's messages.
 
 
-# Which part of a message carries loss, as other trainers write it: swift's `loss`, the Tinker cookbook's
+# Loss settings of messages in other trainers' formats: swift's `loss`, the Tinker cookbook's
 # `trainable`, Axolotl's `train` and `train_detail`, LLaMA-Factory's `loss_weight`, Axolotl's segments.
 
 FLAGS = ("loss", "train", "trainable")
@@ -75,7 +75,7 @@ _DETAIL = frozenset({"begin_offset", "end_offset", "train"})
 
 
 def _detailed(item: dict[str, Any], text: str, place: str, read: Loss) -> Spans | None:
-    """Axolotl's offsets, of which the last character belongs to the span."""
+    """Read Axolotl's offsets. The last offset is inclusive."""
     details: Any = item.get("train_detail")
     if details is None:
         return None
@@ -121,10 +121,10 @@ def spans_of(pieces: Iterable[tuple[str, bool]]) -> tuple[str, Spans]:
     return text, joined(spans)
 
 
-# Images in a column of the row -> the places that its messages have for them.
+# Insert images from a column at their placeholders in the messages.
 #
-# LLaMA-Factory marks a place with `<image>` in the text, Transformers and TRL with a part `{type: image}`;
-# where a row marks none, TRL puts its images before the first question.
+# LLaMA-Factory's placeholder is `<image>` in the text. Transformers and TRL use a part `{type: image}`.
+# If a row has no placeholders, TRL puts its images before the first question.
 
 COLUMNS = ("images", "image")
 MARK = "<image>"
@@ -193,14 +193,15 @@ def _split(part: Part) -> list[Part]:
 
 
 def _url(item: Any) -> str | None:
-    """A path or an address as it is, bytes as a data URL; `datasets` holds images as `{bytes, path}`."""
+    """Return a path or URL unchanged, and bytes as a data URL. `datasets` stores images as `{bytes,
+    path}`."""
     if isinstance(item, str):
         return item or None
     if not isinstance(item, dict):
         return None
     named = cast("dict[str, Any]", item)
     data: Any = named.get("bytes") or named.get("base64")
-    if isinstance(data, dict):  # bytes of a column, as tables are read
+    if isinstance(data, dict):  # bytes from a table's column
         data = cast("dict[str, Any]", data).get("base64")
     if isinstance(data, str):
         try:
@@ -260,7 +261,8 @@ _PLAIN = ("text", "image_url")
 
 
 class _Unfolding:
-    """One message: answers to calls come before what is said beside them, as they do in the conversation."""
+    """Conversion of one message to several. Tool results precede the text of the same message, as in the
+    conversation."""
 
     def __init__(self, item: Item, parts: list[Item]) -> None:
         self._item = item
@@ -278,7 +280,7 @@ class _Unfolding:
         kind = part.get("type")
         value: Any = part.get("value")
         flags = [name for name in FLAGS if isinstance(part.get(name), bool)]
-        if isinstance(kind, str) and kind in _READ:  # a part of another kind is an error as it is
+        if isinstance(kind, str) and kind in _READ:  # other kinds of parts are errors anyway
             self._strays |= strays(part, {"type", *_READ[kind], *flags}, "content.")
         if kind in ("thinking", "reasoning") and isinstance(thought := part.get("thinking", value), str):
             self._thoughts.append(thought)
@@ -295,7 +297,7 @@ class _Unfolding:
             self._trained.append(self._is_trained(part))
 
     def _image(self, part: Item) -> Item:
-        """Any spelling of an image; `PLACEHOLDER` when the part names none."""
+        """Return the image of a part in any spelling, or `PLACEHOLDER` if the part contains none."""
         source: Any = part.get("source")
         if isinstance(source, dict):
             named = cast("Item", source)
@@ -312,7 +314,7 @@ class _Unfolding:
         return image(given, part.get("detail")) if given is not None else PLACEHOLDER
 
     def _is_trained(self, part: Item) -> bool:
-        """A part without a flag goes with its message."""
+        """Return whether a part is trained on. A part without a flag follows its message."""
         flag = next((part[name] for name in FLAGS if isinstance(part.get(name), bool)), None)
         if flag is not None and part.get("type") in _TEXTS:
             self._flagged = True
@@ -333,7 +335,7 @@ class _Unfolding:
                 rest.pop("train", None)
                 rest["train" if not spans else "loss_spans"] = spans or False
             elif self._flagged and spans:
-                rest["train"] = True  # the reader tells that only answers are trained
+                rest["train"] = True  # the reader reports that only answers can be trained on
         if self._answers and not self._parts:
             beside = {name: value for name, value in rest.items() if name != "role"}
             return [*self._answers[:-1], self._answers[-1] | beside]
@@ -341,7 +343,7 @@ class _Unfolding:
 
 
 def _text(part: Item) -> Item:
-    """A part of text, or one of a kind that is not known, as it is."""
+    """Return the text of a part. Parts of unknown kinds are returned unchanged."""
     name = "refusal" if part.get("type") == "refusal" else "text"
     said: Any = part.get(name, part.get("value"))
     return {"type": "text", "text": said} if part.get("type") in _TEXTS and isinstance(said, str) else part
@@ -358,7 +360,7 @@ def call(id: Any, name: Any, arguments: Any) -> Item:
 
 
 def _written(value: Any) -> Item | None:
-    """LLaMA-Factory's call: the JSON text of a name and arguments."""
+    """Parse LLaMA-Factory's call: JSON text with a name and arguments."""
     try:
         made: Any = rows.decode(value) if isinstance(value, str) else value
     except (msgspec.DecodeError, RecursionError):
@@ -377,7 +379,7 @@ def text_of(content: Any) -> str | None:
     return "\n\n".join(cast("list[str]", texts)) if all(isinstance(text, str) for text in texts) else None
 
 
-# What a known format is.
+# Definition of a row format.
 
 
 Row = dict[str, Any]

@@ -55,7 +55,7 @@ def calls_in(said: str) -> str | None:
 
 
 def _as_json(call: str) -> str | None:
-    """Some of the data has Python's quotes instead of JSON's."""
+    """Return a call as JSON. Some data sets use Python's quotes."""
     try:
         _ONE.decode(call)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
@@ -134,7 +134,8 @@ def _take_from_text(m: ChatMessage) -> None:
 
 
 def _whole(said: str) -> str | None:
-    """The calls of a text that is nothing but JSON: a call, a list of them, or either in `tool_calls`."""
+    """Return the calls in a text that is entirely JSON: a call, a list of calls, or either in
+    `tool_calls`."""
     try:
         value = decoding.decode(said, type=_Wrapped)
     except (msgspec.DecodeError, RecursionError):
@@ -207,7 +208,8 @@ def messages_from(value: Any, place: str) -> tuple[list[ChatMessage], list[Probl
 
 
 def _answered_apart(messages: list[ChatMessage]) -> list[ChatMessage]:
-    """One message that holds the results of several calls, as a list in JSON, becomes one for each call."""
+    """Split a tool message that contains the results of several calls, as a JSON list, into one message
+    per call."""
     made: list[ChatMessage] = []
     for i, m in enumerate(messages):
         calls = (messages[i - 1].tool_calls if i else None) or []
@@ -218,7 +220,7 @@ def _answered_apart(messages: list[ChatMessage]) -> list[ChatMessage]:
 
 
 def _results(text: str, calls: Sequence[ToolCall]) -> list[str] | None:
-    """The content of each result, in the order of the calls; `None` for anything else."""
+    """Return the content of each result in call order, or `None` if the text is not a list of results."""
     try:
         held: Any = rows.decode(text) if text.lstrip()[:1] == "[" else None
     except (msgspec.DecodeError, RecursionError):
@@ -237,8 +239,9 @@ def _results(text: str, calls: Sequence[ToolCall]) -> list[str] | None:
 
 
 class _LegacyCalls:
-    """OpenAI's retired calls have no ids, and a message with the role function answers by the name: each call
-    gets an id of its own, and its answer becomes a tool message with that id."""
+    """Conversion of OpenAI's retired function calls. They have no ids, and a message with the role
+    function refers to a call by name. Each call gets an id, and each result becomes a tool message with
+    that id."""
 
     def __init__(self) -> None:
         self._made: Counter[str] = Counter()
@@ -337,7 +340,7 @@ def _content_problem(content: Any, place: str) -> Problem | None:
 
 
 def _legacy(raw: dict[str, Any], fields: dict[str, Any], place: str) -> list[Problem]:
-    """OpenAI's retired `function_call` becomes one tool call."""
+    """Convert OpenAI's retired `function_call` to a tool call."""
     call: Any = raw.get("function_call")
     if not isinstance(call, dict):
         return []
@@ -347,7 +350,7 @@ def _legacy(raw: dict[str, Any], fields: dict[str, Any], place: str) -> list[Pro
 
 
 def _tool_call_problems(fields: dict[str, Any], place: str) -> list[Problem]:
-    """Checks and normalises `tool_calls`: arguments given as an object are written as a string."""
+    """Check and normalize `tool_calls`. Arguments given as an object are encoded as a string."""
     calls: Any = fields.get("tool_calls")
     if calls is None:
         return []
@@ -413,7 +416,7 @@ _VALUES = frozenset({"default", "enum", "const", "example", "examples"})
 
 
 def _with_object(tool: dict[str, Any], seen: set[str]) -> dict[str, Any]:
-    """Parameters that are bare properties, each with a type of Python, as the properties of an object."""
+    """Wrap parameters that are bare properties with Python types in an object schema."""
     function: Any = tool.get("function")
     given: Any = cast("dict[str, Any]", function).get("parameters") if isinstance(function, dict) else None
     bare = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
@@ -460,12 +463,12 @@ def parallel_from(row: dict[str, Any], found: list[Problem], field: str | None =
 
 
 def _wrapped(tool: dict[str, Any]) -> dict[str, Any]:
-    """A bare function schema, as ShareGPT's tool variants, Anthropic (`input_schema`) and OpenAI's Responses
-    (`type` beside the name) hold it, is wrapped as OpenAI's."""
+    """Wrap a bare function schema in OpenAI's format. ShareGPT's tool variants, Anthropic (`input_schema`)
+    and OpenAI's Responses (`type` next to the name) use bare schemas."""
     if "function" in tool or not isinstance(tool.get("name"), str):
         return tool
     if tool.get("type", "function") not in ("function", "custom"):
-        return tool  # a tool of the host's own
+        return tool  # a built-in tool of the host
     function = {name: value for name, value in tool.items() if name not in ("type", "cache_control")}
     if "input_schema" in function:
         function["parameters"] = function.pop("input_schema")

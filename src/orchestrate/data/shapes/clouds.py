@@ -24,7 +24,8 @@ _FREE = ("args", "response", "parameters", "parameters_json_schema")
 
 
 def _snake(value: Any) -> Any:
-    """Names with underscores, as Google's client takes both; not below what tools are given."""
+    """Convert camel case field names to snake case, because Google's client accepts both. Names inside
+    tool arguments are unchanged."""
     if isinstance(value, list):
         return [_snake(item) for item in cast("list[Any]", value)]
     if not isinstance(value, dict):
@@ -37,10 +38,10 @@ def _snake(value: Any) -> Any:
 
 
 def _gemini_part(part: Row, message: Row) -> Row | None:
-    """A part for the content; calls and thoughts go to the message itself. Unknown parts stay as they are,
-    and are reported."""
+    """Convert a part of the content. Calls and reasoning are added to the message. Unknown parts are
+    returned unchanged, to be reported."""
     kind = next((name for name in _GEMINI_PARTS if name in part), None)
-    if kind is not None:  # else the part itself is an error
+    if kind is not None:  # other parts are errors anyway
         message |= strays(part, {kind, "thought", "thought_signature"}, "parts.")
     held: Any = part.get(kind or "")
     inside = cast("Row", held) if isinstance(held, dict) else {}
@@ -101,12 +102,13 @@ def _gemini_messages(contents: Any, place: str) -> tuple[list[Row], list[Problem
 
 
 def _without_role(message: Row) -> Row:
-    """Return what stood beside answers to calls alone."""
+    """Return all fields except the role."""
     return {name: value for name, value in message.items() if name != "role"}
 
 
 def _pair(messages: list[Row]) -> None:
-    """Most rows have no ids: an answer is then that to the first open call of its function."""
+    """Match results to calls. Most rows have no ids, so a result without one belongs to the first open
+    call of its function."""
     waiting: list[Row] = []
     made = 0
     for m in messages:
@@ -123,7 +125,7 @@ def _pair(messages: list[Row]) -> None:
 
 
 def _gemini_answer(answer: Row) -> Row:
-    """`of` is the function's name, for `_pair`."""
+    """Convert a tool result. `of` is the function's name, which `_pair` uses."""
     given: Any = answer.get("response")
     said: Any = given
     if isinstance(given, dict) and given.keys() <= {"result", "output"} and len(cast("Row", given)) == 1:
@@ -138,14 +140,14 @@ def _json(value: Any) -> str:
 
 
 def _plain(content: list[Row]) -> Any:
-    """One text as such; several parts as they are."""
+    """Return a single text as a string, and several parts unchanged."""
     if len(content) == 1 and content[0].keys() == {"type", "text"}:
         return content[0]["text"]
     return content or None
 
 
 def _lower_types(schema: Any) -> Any:
-    """Google writes types in capitals, JSON Schema in small letters."""
+    """Convert schema types to lower case. Google's types are in upper case."""
     if isinstance(schema, list):
         return [_lower_types(item) for item in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
@@ -193,7 +195,8 @@ def _gemini(row: Row) -> Read:
 
 
 def _gemini_preference(row: Row) -> Read:
-    """Vertex AI's: two completions with a score, of which 1 is the better one."""
+    """Read Vertex AI's preference format: two completions with scores, of which the higher score is
+    preferred."""
     example, found = _gemini({name: row[name] for name in row if name != "completions"})
     given = [cast("Row", c) if isinstance(c, dict) else {} for c in cast("list[Any]", row["completions"])]
     ranked = sorted(given, key=lambda c: -(c["score"] if isinstance(c.get("score"), int | float) else 0))
@@ -271,13 +274,14 @@ def _bedrock_tools(config: Any) -> tuple[list[Row], list[Problem]]:
 
 
 def _bedrock_content(blocks: Any, message: Row) -> Any:
-    """Text alone as such; calls, reasoning and what is not known go to the message."""
+    """Convert content blocks. A single text becomes a string. Calls, reasoning and unknown fields are
+    added to the message."""
     content: list[Row] = []
     for item in cast("list[Any]", blocks) if isinstance(blocks, list) else []:
         block = cast("Row", item) if isinstance(item, dict) else {}
         kind = next((name for name in _BLOCKS if name in block), "")
         held: Any = block.get(kind)
-        if kind:  # else the block itself is an error
+        if kind:  # other blocks are errors anyway
             message |= strays(block, {kind, "type"}, "content.")
         if isinstance(held, dict) and kind != "json":
             message |= strays(cast("Row", held), _BLOCKS[kind], f"{kind}.")

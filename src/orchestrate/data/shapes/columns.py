@@ -23,7 +23,7 @@ from orchestrate.types import Problem
 
 
 def _responded(row: Row) -> Read:
-    """`response` to an instruction with its input or context, or to a question."""
+    """Read a row with a `response` to an instruction (with its input or context) or to a question."""
     if isinstance(row.get("instruction"), str):
         given = row.get("input") or row.get("context")
         asked, wrong = preferences.instructed({"instruction": row["instruction"], "input": given})
@@ -47,7 +47,7 @@ _TEXTS = ("text", "response", "answer", "content", "completion", "output")
 
 
 def _score(answer: Any) -> tuple[str | None, float | None]:
-    """The text and the score of one answer; a rank counts from the best, which is the lowest."""
+    """Return the text and the score of an answer. Ranks are negated, because the lowest rank is the best."""
     item = cast("Row", answer) if isinstance(answer, dict) else {}
     said: Any = answer if isinstance(answer, str) else next((item[n] for n in _TEXTS if n in item), None)
     name = next((n for n in _SCORES if isinstance(item.get(n), int | float)), None)
@@ -58,7 +58,7 @@ def _score(answer: Any) -> tuple[str | None, float | None]:
 
 
 def _ranked(row: Row) -> Read:
-    """The best and the worst answer; those between are reported as not read."""
+    """Read the best and the worst answer. Answers in between are reported as unused."""
     place = next(name for name in _ANSWERS if isinstance(row.get(name), list))
     scored = [_score(answer) for answer in cast("list[Any]", row[place])]
     beside = next((n for n in _SCORES if isinstance(row.get(n), list) and len(row[n]) == len(scored)), None)
@@ -90,7 +90,7 @@ def _ranked(row: Row) -> Read:
 
 
 def _beside(answers: list[Any]) -> Row:
-    """Return what answers hold beside a text and a score."""
+    """Return the fields of answers other than a text and a score."""
     left: Row = {}
     for answer in answers:
         left |= (

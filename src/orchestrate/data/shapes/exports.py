@@ -42,7 +42,8 @@ def parsed(value: Any) -> Any:
 
 
 def _within(row: Row, name: str, used: Iterable[str]) -> tuple[Row, list[Problem]]:
-    """The request or the response that the row holds under a name, or is itself, and what it has unread."""
+    """Return the request or response stored under `name`, or the row itself, with problems for its unused
+    fields."""
     held = as_row(row.get(name))
     left = {
         n: v for n, v in strays(held, REQUEST.union(used), "").items() if n not in NOTES or holds_prose(v)
@@ -99,7 +100,7 @@ def ended_choice(output: Any) -> list[Problem]:
 
 
 def _ended_response(response: Row) -> list[Problem]:
-    """The same of a Response, whose refusal is a part of its message."""
+    """Return a problem if a Response was cut off or refused. A refusal is a part of its message."""
     why = as_row(response.get("incomplete_details")).get("reason")
     if why is None and response.get("status") == "incomplete":
         why = "length"
@@ -179,7 +180,8 @@ def read_responses(row: Row) -> Read:
 
 
 def _response_item(item: Row, messages: list[Row], thought: list[str], beside: Row) -> None:
-    """`beside` takes what is not read of thinking, which waits for its message in `thought`."""
+    """Convert an item to a message. `thought` collects reasoning until its message follows, and `beside`
+    collects unused fields of reasoning."""
     kind = item.get("type", "message")
     left = strays(item, _ITEM, "item.")
     if kind == "reasoning":
@@ -191,7 +193,7 @@ def _response_item(item: Row, messages: list[Row], thought: list[str], beside: R
     if kind == "function_call":
         made = call(item.get("call_id"), item.get("name"), item.get("arguments"))
         if messages and messages[-1]["role"] == "assistant" and "tool_calls" in messages[-1]:
-            messages[-1]["tool_calls"].append(made)  # parallel calls are items one after another
+            messages[-1]["tool_calls"].append(made)  # parallel calls are consecutive items
             messages[-1] |= left
             return
         message: Row = {"role": "assistant", "content": None, "tool_calls": [made]}
@@ -200,7 +202,7 @@ def _response_item(item: Row, messages: list[Row], thought: list[str], beside: R
     elif kind == "message":
         message = {"role": item.get("role"), "content": item.get("content")}
     else:
-        message = {"role": f"item {kind}", "content": None}  # told as a role that is not known
+        message = {"role": f"item {kind}", "content": None}  # reported as an unknown role
     if message["role"] == "assistant" and any(thought):
         message["reasoning"] = "\n\n".join(thought)
         thought.clear()
@@ -281,7 +283,7 @@ SHAPES = (
 )
 
 
-# What recorders of calls write, LangSmith and Langfuse: an input with its output in each row.
+# Exports of the tracing tools LangSmith and Langfuse: each row has an input and its output.
 #
 # Sources: LangSmith's `Example` and `Run` (`inputs`, `outputs`), Langfuse's observations and items of data
 # sets (`input`, `output`, `expectedOutput`).
@@ -292,7 +294,8 @@ _LANGCHAIN = {"human": "user", "ai": "assistant", "system": "system", "tool": "t
 
 
 def _message(value: Any) -> Row | None:
-    """A message in OpenAI's form, or in LangChain's: a constructor, `{type, data}`, `{type, content}`."""
+    """Convert a message in OpenAI's or LangChain's format: a constructor, `{type, data}` or `{type,
+    content}`."""
     item = as_row(value)
     beside: Row = {}
     if isinstance(item.get("id"), list) and isinstance(item.get("kwargs"), dict):
@@ -334,7 +337,7 @@ _KWARGS = frozenset(
 
 
 def _generated(value: Any) -> Row | None:
-    """A message, or a generation that holds one."""
+    """Convert a message, or a generation that contains a message."""
     item = as_row(value)
     made = _message(item.get("message", item))
     if made is None or "message" not in item:
@@ -346,8 +349,8 @@ def _generated(value: Any) -> Row | None:
 
 
 def _ended_message(value: Any) -> list[Problem]:
-    """An error where LangChain notes of a message or its generation that the answer did not end on its
-    own."""
+    """Return a problem if LangChain's metadata of a message or generation shows that the answer was cut
+    off."""
     item = as_row(value)
     message = as_row(item.get("message", item))
     held = as_row(message.get("kwargs")) or as_row(message.get("data")) or message
@@ -400,7 +403,7 @@ class ExportedMessages:
         return [{"role": self._role, "content": item[text]}]
 
     def _first(self, item: Row) -> Any:
-        """Of several answers to one prompt the first; a batch of prompts stays as it is."""
+        """Return the first of several answers to a prompt. A batch of prompts is unchanged."""
         given = as_list(item.get("generations"))
         if len(given) == 1 and isinstance(given[0], list):
             given = cast("list[Any]", given[0])
@@ -410,18 +413,18 @@ class ExportedMessages:
         return given
 
     def _beside(self, item: Row, used: set[str], place: str, *, asks: bool = False) -> None:
-        """Return what there is beside that; prose beside a question is taken for a part of the prompt."""
+        """Report unused fields. Prose next to a question counts as an unused part of the prompt."""
         left = strays(item, used if "." in place else used.union(self._used), "")
         prose = [n for n in sorted(left) if isinstance(left[n], str) and len(left[n].split()) >= 3]
         if asks and prose:
             field = f"{place}.{prose[0]}"
-            self.found.append(problem("unused-prompt", f"{field} is not read", field=field))
+            self.found.append(problem("unused-prompt", f"{field} is not used", field=field))
         else:
             self.found += unread(left, (), place)
 
 
 def _recorded(asked: str, answered: tuple[str, ...], row: Row) -> Read:
-    """An input with its output. An output that repeats the conversation is all of it."""
+    """Read an input with its output. An output that repeats the input contains the entire conversation."""
     name = next((n for n in answered if row.get(n) is not None), answered[0])
     given, given_answer = parsed(row.get(asked)), parsed(row.get(name))
     inputs = ExportedMessages("user", QUESTIONS, {"tools", "system"})
@@ -445,7 +448,7 @@ def _recorded(asked: str, answered: tuple[str, ...], row: Row) -> Read:
 
 
 def _text(value: Any, role: str) -> list[Row] | None:
-    """A text that only looks like JSON of messages."""
+    """Return a text as a message, even if it looks like JSON."""
     return [{"role": role, "content": value}] if isinstance(value, str) else None
 
 
@@ -507,8 +510,8 @@ RECORDERS = (
 )
 
 
-# Requests with their answers, as gateways log them and batches return them: Helicone's export, and the
-# results of batches once they are joined with their requests.
+# Requests with their responses: Helicone's export of a gateway's log, and batch results
+# that have been joined with their requests.
 
 
 def exchange(request: Row, response: Row, place: str) -> Read:
@@ -556,7 +559,7 @@ def _blocks(request: Row, response: Row) -> Read:
 
 def _bodies(row: Row) -> tuple[Row, Row]:
     request, response = as_row(parsed(row.get("request_body"))), as_row(parsed(row.get("response_body")))
-    if "request" in response and "response" in response:  # the body as it was fetched
+    if "request" in response and "response" in response:  # the original body
         return as_row(parsed(response["request"])), as_row(parsed(response["response"]))
     return request, response
 

@@ -41,7 +41,7 @@ from orchestrate.types import Problem, decoding
 
 
 def _chat(row: Row, messages: list[ChatMessage], found: list[Problem]) -> Read:
-    """The messages with what the row has beside them."""
+    """Build a chat example from the messages and the row's other fields."""
     tools, wrong = tools_from(row)
     found += wrong
     example = ChatExample(
@@ -74,7 +74,7 @@ def _openai_preference(row: Row) -> Read:
 
 
 def _rl(row: Row) -> Read:
-    """Free fields are what the grader reads."""
+    """Read a prompt for RL. All other fields are for the grader."""
     name = "messages" if "messages" in row else "prompt"
     messages, found = messages_from(row[name], name)
     tools, wrong = tools_from(row)
@@ -87,8 +87,8 @@ def _prompt_completion(row: Row) -> Read:
 
 
 def _prompt_completion_chat(row: Row) -> Read:
-    """TRL's conversational form: only the completion carries loss, so answers inside the prompt get weight
-    0, unless the row says itself what is trained of them."""
+    """Read TRL's conversational format. Only the completion contributes to the loss, so answers in the
+    prompt get weight 0 unless the row sets their weights."""
     prompt, found = messages_from(row["prompt"], "prompt")
     completion, wrong = messages_from(row["completion"], "completion")
     for m in prompt:
@@ -143,7 +143,7 @@ def _dialogue(row: Row, turns: list[tuple[str, str]]) -> Read:
 
 
 def _unpaired(read: Callable[[Row], Read]) -> Callable[[Row], Read]:
-    """A conversation with a label: its end, the assistant's, is what the label judges."""
+    """Read a conversation with a label, which rates its last assistant messages."""
     return lambda row: preferences.judged(row, *read(row))
 
 
@@ -168,8 +168,9 @@ def reference(fields: Row) -> Row:
 
 
 def _is_rl(row: Row) -> bool:
-    """A prompt without its answer, and something for a grader to compare with. Beside an answer notes on the
-    row are no such thing: it is a conversation that ends too late."""
+    """Return whether a row is a prompt without an answer, and has a field that a grader can compare with.
+    With an earlier answer, notes on the row don't count as such a field, because the row may be a
+    conversation that ends too late."""
     prompt: Any = row.get("messages", row.get("prompt"))
     if not isinstance(prompt, list) or not prompt or not isinstance(prompt[-1], dict):
         return False
@@ -192,7 +193,7 @@ def _is_implicit(row: Row) -> bool:
 
 
 def _is_hh(row: Row) -> bool:
-    """Transcripts, or the end of them beside a prompt that is one."""
+    """Return whether a row has two transcripts, or a prompt that is a transcript and two endings."""
     before = row.get("prompt") or ""
     texts = (row.get("chosen"), row.get("rejected"))
     if not all(isinstance(text, str) for text in (before, *texts)):
@@ -356,7 +357,8 @@ class RecognizedRow(NamedTuple):
 
 
 def _is_meant(row: Row, shape: RowFormat) -> bool:
-    """A row of the file's own shape all the same: what is wrong with it is reported when it is read."""
+    """Return whether a row is meant to have the file's format despite errors, which are reported when it
+    is read."""
     if shape.kind == "unpaired":
         return preferences.has_fields(row, shape.fields)
     if shape.name == "prompt-completion-system":
@@ -365,7 +367,7 @@ def _is_meant(row: Row, shape: RowFormat) -> bool:
 
 
 def _unread(row: Row, shape: RowFormat) -> dict[str, Any]:
-    """Columns that `shape` does not read and that hold something."""
+    """Return the columns with a value that `shape` does not use."""
     if not shape.fields:
         return {}
     used = shape.fields | SYSTEM_COLUMNS if "system" in shape.fields else shape.fields
@@ -402,9 +404,9 @@ def read(row: Row, shape: RowFormat) -> RecognizedRow:
     return RecognizedRow(example, found, unread)
 
 
-# What to do about a file whose rows have the fields of no known format.
+# Suggestions for files whose rows match no known format.
 #
-# Nothing is done on its own: a column that only looks like a prompt may be something else.
+# Nothing is mapped automatically: a column that looks like a prompt may be something else.
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "prompt": (
@@ -451,7 +453,7 @@ def guessed(row: Mapping[str, Any]) -> dict[str, str] | None:
     for wanted in (("prompt", "chosen", "rejected"), ("prompt", "completion"), ("text",)):
         columns = [found[name] for name in wanted]
         if all(columns) and len(set(columns)) == len(columns):
-            # Questions and answers become conversations, which every backend takes.
+            # Questions and answers become conversations, which every backend accepts.
             chat = wanted[-1] == "completion" and not {"prompt", "completion"} & set(columns)
             names = ("question", "answer") if chat else wanted
             pairs = zip(names, columns, strict=True)
@@ -460,6 +462,6 @@ def guessed(row: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def _named(names: Collection[str], columns: Collection[str]) -> str | None:
-    """The column with the first of the names, whatever its case."""
+    """Return the column with the first matching name, ignoring case."""
     plain = {column.strip().lower(): column for column in columns}
     return next((plain[name] for name in names if name in plain), None)

@@ -35,8 +35,8 @@ from orchestrate.data.shapes.exports import QUESTIONS, ExportedMessages, as_row,
 from orchestrate.data.shapes.unread import problems_of, verdict_of
 from orchestrate.types import Problem, Severity
 
-# ShareGPT conversations, with the tool-calling variants: `function_call` and `observation` turns, and calls
-# in the text as `<tool_call>`, as Hermes' data has them.
+# ShareGPT conversations with tool calls: `function_call` and `observation` turns, and calls
+# in the text as `<tool_call>`, as in the Hermes data sets.
 
 
 SYSTEM = ("system", "system_prompt")
@@ -87,7 +87,8 @@ def conversation(items: list[Any], place: str) -> tuple[list[ChatMessage], list[
 
 
 class _Turns:
-    """Calls have no ids in this format: they are numbered, and answers take them in turn."""
+    """Reader of turns. Calls have no ids in this format, so they are numbered and results match them in
+    order."""
 
     def __init__(self) -> None:
         self.messages: list[ChatMessage] = []
@@ -114,7 +115,7 @@ class _Turns:
         self._beside(turn, self.messages[before:], place)
 
     def _beside(self, turn: dict[str, Any], made: list[ChatMessage], place: str) -> None:
-        """What a turn has beside its text belongs to the messages that were made of it."""
+        """Apply a turn's other fields to the messages made from the turn."""
         if turn.keys() <= {"from", "value"}:
             return
         weight = weight_from(turn, self.found, f"{place}.weight")
@@ -138,7 +139,7 @@ class _Turns:
             self.messages.append(ChatMessage(role="assistant", content=said or None, tool_calls=calls))
 
     def _answer(self, said: str) -> None:
-        """One answer, or one for each open call where they are marked."""
+        """Add a tool result, or one result per open call if the results are tagged."""
         answers, _ = tagged(said, "tool_response")
         for answer in answers if answers and len(answers) == len(self._open) else [said]:
             call = self._open.pop(0) if self._open else None
@@ -204,7 +205,7 @@ def sharegpt_pair(row: dict[str, Any]) -> Pair:
 
 
 def _answered(row: dict[str, Any], prompt: list[ChatMessage], found: list[Problem]) -> Pair:
-    """An answer that repeats the prompt, as some datasets have it, is cut."""
+    """Read two answers. If an answer repeats the prompt, as in some data sets, the repetition is removed."""
     sides: list[list[ChatMessage]] = []
     for name in ("chosen", "rejected"):
         answer, wrong = side(row[name], "assistant", name)
@@ -229,7 +230,7 @@ def hh(row: dict[str, Any]) -> Pair:
 def _split(
     row: dict[str, Any], chosen: list[ChatMessage], rejected: list[ChatMessage], found: list[Problem]
 ) -> Pair:
-    """The prompt ends before the first message that differs, and at the latest before the last one."""
+    """Split two conversations at the first message that differs, at the latest before the last message."""
     most = min(len(chosen), len(rejected)) - 1
     shared = 0
     while shared < most and chosen[shared] == rejected[shared]:
@@ -246,7 +247,7 @@ def _pair(
     rejected: list[ChatMessage],
     found: list[Problem],
 ) -> Pair:
-    """A system text of the row's own comes first."""
+    """Build a pair. The row's own system prompt comes first."""
     tools, wrong = tools_from(row)
     found += wrong
     prompt = with_system(row, prompt, found)
@@ -267,7 +268,7 @@ def side(value: Any, role: str, place: str) -> tuple[list[ChatMessage], list[Pro
 
 
 def _shared_text(a: str, b: str) -> str:
-    """The longest common prefix that ends with white space, so that no word is split."""
+    """Return the longest common prefix that ends with whitespace, so that no word is split."""
     end = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     while end > 0 and not a[end - 1].isspace():
         end -= 1
@@ -275,15 +276,15 @@ def _shared_text(a: str, b: str) -> str:
 
 
 def _transcript(text: str) -> list[ChatMessage]:
-    """What stands before the first speaker is for the model: a system text."""
+    """Parse a transcript. Text before the first speaker is the system prompt."""
     before, *pieces = _TURN.split(text)
     roles = {"Human": "user", "Assistant": "assistant"}
     said = [message(roles[who], said.strip()) for who, said in zip(pieces[::2], pieces[1::2], strict=True)]
     return [message("system", before.strip()), *said] if before.strip() else said
 
 
-# Unpaired preferences (KTO): one answer to a prompt, with a label that says whether it is a good one. The
-# shapes of TRL, and those of LLaMA-Factory: a conversation of OpenAI, ShareGPT or Alpaca beside a tag.
+# Unpaired preferences (KTO): one answer to a prompt, labeled good or bad. The formats
+# of TRL and LLaMA-Factory (a conversation in OpenAI, ShareGPT or Alpaca format with a tag).
 
 TAGS = frozenset({"label", "kto_tag"})
 """Fields that contain the label. Training on all answers in such rows would teach the bad ones."""
@@ -381,7 +382,8 @@ def _is_tagged(row: Row) -> bool:
 
 
 def _may_label(value: Any) -> bool:
-    """Also what was meant as one: it is an error of the row, and not another format."""
+    """Return whether a value is a label or is meant as one. An invalid label is an error of the row, not a
+    different format."""
     return verdict_of(value) is not None
 
 
@@ -394,7 +396,7 @@ def _label(row: Row) -> tuple[bool, list[Problem]]:
     return False, [problem("bad-label", f"the label is {shown}, but must be true or false", field=name)]
 
 
-# A row that is only asked about: its prompt, be there an answer or not.
+# Read only the prompt of a row, which may lack an answer.
 
 
 _WRAPPED = ("body", "request")
@@ -427,7 +429,7 @@ _Found = tuple[list[Any], Row, list[Problem]]
 
 
 def _columns(asked: Row) -> _Found | None:
-    """A text with the columns that belong to it."""
+    """Read a prompt from a text column and its related column."""
     for name, beside, read in (("instruction", "input", instructed), ("question", "context", questioned)):
         if isinstance(asked.get(name), str):
             text, wrong = read(asked)
@@ -453,5 +455,5 @@ def _unread(asked: Row, used: set[str]) -> list[Problem]:
 
 
 def _system(asked: Row) -> Row:
-    """A Response has its system text in `instructions`."""
+    """Return the row's system prompt, which a Response stores in `instructions`."""
     return {"system": text} if (text := next(filter(None, map(asked.get, sorted(_SYSTEM))), None)) else {}

@@ -29,7 +29,7 @@ from orchestrate.data.shapes import known
 from orchestrate.types import Problem, Severity, decoding
 
 occurrences: Callable[[bytes, bytes], int] = bytes.count
-with suppress(ImportError):  # an extra, seven times as fast
+with suppress(ImportError):  # optional, seven times as fast
     from stringzilla import count as occurrences  # pyright: ignore[reportUnknownVariableType]
 
 _STRICT = {"openai-chat": decoding.decoder(ChatExample, float_hook=rows.number)}
@@ -142,7 +142,8 @@ def parse(line: bytes) -> tuple[Any, Problem | None]:
 
 
 def _why_not_json(line: bytes, reason: str) -> Problem:
-    """The standard parser is slower and more tolerant: what it accepts is named, else it tells the column."""
+    """Explain why a line is not valid JSON. The standard parser is slower and more lenient, and reports
+    the column of an error."""
     try:
         text = line.decode()
         value = json.loads(text, parse_constant=_no_constant)
@@ -164,25 +165,26 @@ def _no_constant(name: str) -> None:
 
 
 def _names(line: bytes) -> int:
-    """Fields that a line names, those written twice included; a quote inside a text is escaped."""
+    """Count the field names in a line, including repeated ones. A quote inside a text is escaped and
+    doesn't count."""
     return occurrences(line, b'":') - occurrences(line, b'\\":')
 
 
 def _may_repeat(line: bytes, example: ChatExample) -> bool:
-    """Return whether a line may name a field twice. The fields of plain messages are counted; with others the
-    line is compared with the row as it would be written."""
+    """Return whether a line may contain a field twice. For plain messages, the fields are counted. For
+    others, the line is compared with the row after encoding it again."""
     count = len(example.messages)
     if occurrences(line, b'"content"') > count or occurrences(line, b'"role"') > count:
         return True
     named = _names(line)
     if named <= 2 * count + 1:
         return False
-    written = rows.encode(example)  # with the type of each call, which may be left out
+    written = rows.encode(example)  # includes the type of each call, which is optional
     return named > _names(written) or line.count(b'"type"') < written.count(b'"type"')
 
 
 def _fields(row: dict[str, Any]) -> int:
-    """Fields of a row and of the objects in its lists; what lies deeper is not looked at."""
+    """Count the fields of a row and of the objects in its lists, without deeper levels."""
     count = len(row)
     for value in row.values():
         if isinstance(value, list):
@@ -229,7 +231,7 @@ def canonical(example: Example) -> bytes:
 def _canonical(value: Any) -> bytes:
     try:
         return _ENCODER.encode(value)
-    except OverflowError:  # a number of over 64 bits, in a schema or a grader's field
+    except OverflowError:  # an integer of more than 64 bits in a schema or a grader field
         return rows.encode_sorted(value)
 
 

@@ -197,7 +197,7 @@ def texts_in(value: Any) -> list[str]:
 
 
 def _is_prose(text: str) -> bool:
-    """Of some words: no id, label, date or address."""
+    """Return whether a text has several words, unlike an id, a label, a date or an address."""
     return len(text.split()) >= 3 or (len(text) >= 8 and not text.isascii())
 
 

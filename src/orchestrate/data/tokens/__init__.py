@@ -12,13 +12,13 @@ import msgspec
 
 from orchestrate.data.rows import Example
 
-# What a counter gives, and which folders hold a tokenizer.
+# Results of counters, and detection of tokenizer folders.
 
 
-# Texts that come again, counted and encoded once.
+# Count and encode repeated texts only once.
 #
-# The rows of a data set share texts: system prompts, tools, the earlier turns of a conversation, the prompt
-# of both answers of a pair. What was made of a text is the same whenever it comes again.
+# Rows of a data set share texts: system prompts, tools, earlier turns of a conversation, the prompt
+# of both answers of a pair. The result for a text is always the same.
 
 V = TypeVar("V")
 
@@ -84,12 +84,12 @@ class Counts:
         if again >= _PAYS * sum(map(len, texts[:some])):
             self._passes = 0
             return counts + self._looked_for(rest)[0]
-        # Where nothing comes again it is looked for ever more seldom.
+        # Without repetitions, lookups become less and less frequent.
         self._passes = self._left = min(2 * self._passes + 1, _MOST_PASSES)
         return counts + self._count(rest)
 
     def _looked_for(self, texts: list[str]) -> tuple[list[int], int]:
-        """The counts, and how many characters did not have to be counted."""
+        """Count with lookups. Returns the counts and the number of characters that were not counted again."""
         found = {text: self._recent.get(text) for text in dict.fromkeys(texts)}
         new = [text for text, known in found.items() if known is None]
         counted = dict(zip(new, self._count(new), strict=True))
@@ -106,7 +106,7 @@ class PieceEncoder:
 
     def __init__(self, encode: Callable[[str], Encoded], marks: Mapping[str, int]) -> None:
         self._encode, self._marks = encode, marks
-        # Where two begin at one place the longer one is taken.
+        # If two start at the same position, the longer one wins.
         longest_first = sorted(marks, key=len, reverse=True)
         self._cut = re.compile("|".join(map(re.escape, longest_first)))
         self._recent: Recent[_Kept] = Recent()

@@ -113,7 +113,7 @@ def shape_of(chats: Conversations) -> AnswerShape:
 
 
 def _header(prompt: str, special: frozenset[str]) -> str:
-    """Return what the prompt ends with, from its last special token on."""
+    """Return the end of the prompt, from its last special token."""
     after = prompt.rpartition(_ASKED)[2]
     header = after[max((after.rfind(mark) for mark in special), default=-1) :].strip() if after else ""
     return "" if header.startswith(tuple(opening for opening, _ in THINKING)) else header
@@ -122,8 +122,8 @@ def _header(prompt: str, special: frozenset[str]) -> str:
 def _learnt(
     text: str, prompt: str, lead: str, special: frozenset[str]
 ) -> tuple[tuple[tuple[str, str], ...], tuple[str, str]]:
-    """The pairs of marks around thinking, those that the text shows first; and what surrounds the answer.
-    `lead` is what precedes an answer without thinking."""
+    """Return the pairs of reasoning markers, those found in the text first, and the text around the
+    answer. `lead` precedes an answer without reasoning."""
     thought, said = text.find(_THOUGHT), text.find(_SAID)
     tail = text[said + len(_SAID) :].strip() if said >= 0 else ""
     while mark := next((m for m in special if tail.endswith(m)), ""):
@@ -141,8 +141,8 @@ def _learnt(
 
 
 def _ends(chats: Conversations) -> tuple[frozenset[str], frozenset[str]]:
-    """The special tokens that end a turn, of an answer or of calls, and never stand within one; and what
-    follows on those that do."""
+    """Return the special tokens that end a turn and never occur within one. Also return the tokens that
+    start another speaker's turn after an end token that can also occur within a turn."""
     last: set[str] = set()
     within: set[str] = set()
     following: list[tuple[str, str]] = []
@@ -165,7 +165,7 @@ def _ends(chats: Conversations) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _marks(text: str, turn: AssistantTurn, special: frozenset[str]) -> tuple[str, set[str]]:
-    """The special token at the end of a turn (empty where there is none), and those before it."""
+    """Return the special token at the end of a turn, or an empty text, and the special tokens before it."""
     said = "".join(text[start:end] for start, end in turn.spans).rstrip()
     end = max((mark for mark in special if mark and said.endswith(mark)), key=len, default="")
     said = said.removesuffix(end)
@@ -199,7 +199,7 @@ def read_answer(
     else:
         reasoning, rest = _thinking(text, prompt, shape.thinking, cut)
         said = ReadAnswer(rest, (reasoning or "").strip())
-    if not said.reasoning:  # rows may hold theirs in their text, behind the template's own marks
+    if not said.reasoning:  # rows may contain reasoning in their text, after the template's markers
         reasoning, rest = _thinking(said.content, "", shape.thinking, cut)
         said = replace(said, content=rest, reasoning=reasoning)
     rest, found = _unwrapped(said.content, shape.around), list(said.tool_calls)
@@ -231,8 +231,9 @@ def _unwrapped(text: str, around: tuple[str, str]) -> str:
 
 
 def _thinking(text: str, prompt: str, pairs: Sequence[tuple[str, str]], cut: bool) -> tuple[str | None, str]:
-    """The thinking, and the rest. An answer that ended without an end of its thinking is all answer: a model
-    that was taught to answer at once does so behind a prompt that opens thinking too."""
+    """Split an answer into reasoning and the rest. A complete answer without an end of its reasoning is
+    all answer, because a model that was tuned to answer directly does so even if the prompt opens the
+    reasoning."""
     begun, asked = text.lstrip(), prompt.rstrip()
     for opening, closing in pairs:
         within = asked.endswith(opening)
@@ -254,14 +255,14 @@ def _thinking(text: str, prompt: str, pairs: Sequence[tuple[str, str]], cut: boo
 
 
 def _of_channels(text: str, tools: Tools, cut: bool, growing: bool) -> ReadAnswer:
-    """An answer of several messages, each with a header that says what it is."""
+    """Parse an answer of several messages, each with a header that names its channel."""
     thoughts: list[str] = []
     said: list[str] = []
     calls: list[ToolCall] = []
     for n, piece in enumerate(text.split(_START)):
         header, headed, body = piece.partition(_MESSAGE)
         if n and headed and not header.startswith("assistant"):
-            break  # the answer has ended; the model has gone on for somebody else
+            break  # the answer has ended, and the model continued with another speaker
         if not headed:
             within = growing or (cut and _HEADER_BEGUN.fullmatch(piece))
             said.append("" if within else piece.removeprefix("assistant"))

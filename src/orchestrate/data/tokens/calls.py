@@ -104,7 +104,7 @@ _SECTIONS = (
 
 
 def _sections(text: str) -> list[ParsedCall]:
-    """Kimi's and DeepSeek's."""
+    """Parse the format of Kimi and DeepSeek."""
     for pattern in _SECTIONS:
         if found := _all(pattern, text):
             groups = [one.groupdict() for one in found]
@@ -119,7 +119,7 @@ _MISTRAL = re.compile(
 
 
 def _mistral(text: str) -> list[ParsedCall]:
-    """A name and an object."""
+    """Parse Mistral's format: a name and an object."""
     found = _MISTRAL.fullmatch(text)
     call = _with_json(found["name"], found["arguments"], found["id"]) if found else None
     return [call] if call else []
@@ -138,7 +138,7 @@ _GEMMA_TEXT = re.compile(r"<\|\"\|>(.*?)<\|\"\|>|<escape>(.*?)<escape>", re.DOTA
 
 
 def _gemma(text: str) -> list[ParsedCall]:
-    """Objects with bare keys, and marks in the place of quotes."""
+    """Parse Gemma's format: objects with bare keys, and markers instead of quotes."""
     found = _GEMMA.fullmatch(text)
     if not found:
         return []
@@ -165,7 +165,8 @@ _PARAMETER = re.compile(r"<parameter=([^\n>]+)>(.*?)</parameter>", re.DOTALL)
 
 
 def _functions(text: str, tools: Tools) -> list[ParsedCall]:
-    """`<function=NAME><parameter=KEY>VALUE</parameter></function>`, or a JSON object inside."""
+    """Parse `<function=NAME><parameter=KEY>VALUE</parameter></function>`, or a JSON object inside the
+    function tags."""
     calls: list[ParsedCall] = []
     for found in _all(_FUNCTION, text):
         name, inside = _plain(found[1].strip('"')), found[2].strip()
@@ -191,7 +192,8 @@ _NAMED = re.compile(
 
 
 def _invocations(text: str, tools: Tools) -> list[ParsedCall]:
-    """`<invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke>`, each with a prefix or none."""
+    """Parse `<invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke>`, with or without a
+    prefix."""
     calls: list[ParsedCall] = []
     for found in _all(_INVOKED, text):
         name, inside = found["name"], found[3].strip()
@@ -215,7 +217,7 @@ _KEYS_AND_VALUES = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg
 
 
 def _keys_and_values(text: str, tools: Tools) -> list[ParsedCall]:
-    """GLM's: a name, and keys and values in turn."""
+    """Parse GLM's format: a name, then alternating keys and values."""
     name, mark, rest = text.partition("<arg_key>")
     name = name.strip()
     if not re.fullmatch(_NAME, name):
@@ -227,18 +229,18 @@ def _keys_and_values(text: str, tools: Tools) -> list[ParsedCall]:
 
 
 def _all(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
-    """The matches, if there is nothing between them."""
+    """Return all matches if there is nothing between them."""
     found = list(pattern.finditer(text))
     return found if found and not pattern.sub("", text).strip() else []
 
 
 def _line(value: str) -> str:
-    """Without the line breaks that set a value apart from its marks."""
+    """Remove the line breaks between a value and its markers."""
     return value.removeprefix("\n").removesuffix("\n")
 
 
 def _typed(value: str, tool: str, key: str, tools: Tools) -> Any:
-    """A value that was written without quotes: a text where the tool says so, else JSON if it is some."""
+    """Parse an unquoted value: text if the tool's schema says so, otherwise JSON if it is valid."""
     if parameter_types(tools).get(tool, {}).get(key) == "string":
         return value
     try:
@@ -277,7 +279,7 @@ def _called(body: Sequence[ast.stmt]) -> Iterator[ast.Call]:
         value = statement.value if isinstance(statement, ast.Expr) else None
         for node in value.elts if isinstance(value, ast.List | ast.Tuple) else [value]:
             if not isinstance(node, ast.Call):
-                raise ValueError("no call")  # noqa: TRY004  as ast says of what it cannot read
+                raise ValueError("no call")  # noqa: TRY004  the same error as ast.literal_eval
             yield node
 
 
@@ -291,7 +293,7 @@ def _of_node(node: ast.Call) -> ParsedCall:
 
 
 def _literal(node: ast.expr) -> Any:
-    """As Python writes a value, or as JSON does. Raises `ValueError` for what is no value."""
+    """Evaluate a Python or JSON literal. Raises `ValueError` for any other expression."""
     match node:
         case ast.Name(id="true" | "false" | "null" as word):
             return {"true": True, "false": False, "null": None}[word]
@@ -367,7 +369,8 @@ def taken_out(text: str, tools: Tools = None, *, cut: bool = False) -> tuple[str
 
 
 def _calls(mark: str, inside: str, tools: Tools) -> list[ParsedCall]:
-    """Of a block. Code for an interpreter that is among the tools is what Llama 3 writes there, too."""
+    """Parse the calls in a block. If the tools include an interpreter, a Llama 3 code block is a call of
+    that tool."""
     calls, offered = read(inside, tools), parameter_types(tools)
     known = bool(calls) and all(call.name in offered for call in calls)
     interpreter = next((name for name in _INTERPRETERS if name in offered), None)
@@ -399,10 +402,10 @@ def _written(call: ParsedCall) -> str:
 
 
 def _block(text: str, opening: re.Match[str], cut: bool) -> tuple[str | None, int]:
-    """Return what a block holds, and where the text goes on; nothing where it has no end."""
+    """Return the content of a block and the position after it, or no content if the block doesn't end."""
     mark, closing = opening[0], _BLOCKS[opening[0]]
     begin = opening.end() - len(_INCLUDED.get(mark, ""))
-    if (end := _end_of_json(text, begin)) is not None:  # a value may hold what closes the block, too
+    if (end := _end_of_json(text, begin)) is not None:  # a value may contain the closing marker
         after = _after_space(text, end)
         if text.startswith(closing, after) or after == len(text):
             return text[begin:end], min(after + len(closing), len(text))
@@ -418,7 +421,7 @@ def _block(text: str, opening: re.Match[str], cut: bool) -> tuple[str | None, in
 
 
 def _end_of_json(text: str, start: int) -> int | None:
-    """Behind one or several JSON values that stand there."""
+    """Return the end of the JSON values that start at a position."""
     end: int | None = None
     at = _after_space(text, start)
     try:
@@ -437,6 +440,6 @@ def _after_space(text: str, at: int) -> int:
 
 
 def _bare(text: str, tools: Sequence[Mapping[str, Any]]) -> list[ParsedCall]:
-    """Calls without marks around them, if each is of a tool that was offered."""
+    """Parse calls without markers, if all of them call offered tools."""
     calls = (of_json(text) if text[:1] in ("{", "[") else []) or (of_python(text) if text[:1] == "[" else [])
     return calls if calls and all(call.name in parameter_types(tools) for call in calls) else []

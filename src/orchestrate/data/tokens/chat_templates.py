@@ -150,7 +150,7 @@ def carries(text: str, token: tuple[int, int], spans: list[tuple[int, int]], at:
 
 
 def _with_thinking(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Some templates read the reasoning as `thinking`."""
+    """Add the reasoning as `thinking`, the name that some templates use."""
     shown = {key: value for key, value in given.items() if value is not None}
     if "reasoning_content" in shown:
         return {"thinking": shown["reasoning_content"], **shown}

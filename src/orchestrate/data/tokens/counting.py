@@ -84,8 +84,8 @@ _VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
     # <|start|>role<|message|> ... <|end|>, answers with a channel of 2 tokens, and a system message of
     # some 60
     "harmony": ("o200k_harmony", ChatOverhead(row=62, message=4), 0.05),
-    # The package's vocabulary counted 0-10% more than a published one of this family: hence the band.
-    # <|im_start|> role newline content <|im_end|> newline; the last mark is trained, role and newline are not
+    # The band reflects that the package's vocabulary counts 0-10% more than the family's published one.
+    # <|im_start|> role newline content <|im_end|> newline. Only the content and <|im_end|> are trained on.
     "qwen3.5": ("qwen3.5", ChatOverhead(row=0, message=3, lead="{}\n".format, trained=-1), 0.1),
 }
 
@@ -175,7 +175,7 @@ def of_tiktoken(model: str) -> str | None:
 
 
 def _cached_tokenizer(hub: str) -> Path | None:
-    """The folder of a tokenizer that an earlier download left on this machine."""
+    """Return the folder of a tokenizer in the local hub cache."""
     try:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
@@ -203,7 +203,7 @@ def _tiktoken_counter(vocabulary: str) -> Callable[[list[str]], list[int]]:
 
     try:
         encoding = tiktoken.get_encoding(vocabulary)
-    except Exception as error:  # it raises whatever its HTTP client or registry raises
+    except Exception as error:  # raises the errors of its HTTP client or registry
         raise SetupError(
             f"the vocabulary {vocabulary} is not on this machine: {error}", fix="pip install toktok-rs"
         ) from error
@@ -227,7 +227,7 @@ class BpeCounter:
 
 
 class _Sheet:
-    """Collects the texts of many rows, so that one call counts them all.
+    """Collection of the texts of many rows, so that one call counts them all.
 
     A sequence is (fixed tokens, those of them with loss, end of its texts); `trained` marks the texts with
     loss.
@@ -292,7 +292,7 @@ class _Sheet:
         self._end(fixed, marks * overhead.trained)
 
     def _extras(self, m: ChatMessage, trained: bool) -> int:
-        """Count what few messages have. Returns the fixed tokens of a name."""
+        """Count the content that few messages have. Returns the fixed tokens of a name."""
         if m.reasoning:
             self._text(m.reasoning, trained)
         for call in m.tool_calls or ():
@@ -314,7 +314,7 @@ class _Sheet:
         return lengths
 
 
-# Token counts that are kept: in the process, and in a folder for the next one.
+# Cached token counts: in memory for this process, and in a folder for later ones.
 
 
 MOST_FILES = 500
@@ -344,7 +344,7 @@ def find(digest: str, counter: str, folder: Path | None) -> StoredCounts | None:
     """Look up the counts that `keep` stored for this digest and counter, in this or an earlier process."""
     found = _counts.get((digest, counter))
     if found is None and folder is not None:
-        # A file that is damaged or has gone is counted again; so is one that cannot be read.
+        # If the cache file is damaged, missing or unreadable, tokens are counted again.
         with suppress(OSError, msgspec.MsgspecError):
             found = msgspec.msgpack.decode(_file(folder, digest, counter).read_bytes(), type=StoredCounts)
             if len(found.lengths) % array("I").itemsize:
@@ -418,7 +418,7 @@ def seen(path: str, columns: object, folder: Path | None) -> str | None:
     changed since, so a match only makes recounting probably unnecessary."""
     if folder is None:
         return None
-    with suppress(OSError, ValueError):  # a name that can be none, too
+    with suppress(OSError, ValueError):  # or an invalid path
         return _seen_file(folder, path, columns).read_text("ascii")
     return None
 
@@ -430,7 +430,7 @@ def keep_seen(path: str, columns: object, digest: str, folder: Path | None) -> N
 
 
 def _seen_file(folder: Path, path: str, columns: object) -> Path:
-    """Raises `OSError` for anything but a file of this machine."""
+    """Return the cache file for a path. Raises `OSError` if the path is not a local file."""
     stat = Path(path).stat()
     return folder / f"{_hash(os.path.realpath(path), repr(columns), stat.st_size, stat.st_mtime_ns)}.seen"
 
@@ -441,7 +441,7 @@ def _file(folder: Path, digest: str, counter: str) -> Path:
 
 @lru_cache(maxsize=64)
 def _version(counter: str) -> str:
-    """Changes with all that a count depends on beside the rows."""
+    """Return a hash of everything that affects a count, except the rows."""
     parts = [sha256(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
     for library in _LIBRARIES:
         with suppress(PackageNotFoundError):
@@ -463,7 +463,7 @@ def _hash(*parts: object) -> str:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Whole or not at all. A folder that cannot be written to costs time later, and nothing else."""
+    """Write a cache file atomically. Without write access, later counts are only slower."""
     with suppress(OSError):
         private_folder(file.parent)
         write_whole(file, content)

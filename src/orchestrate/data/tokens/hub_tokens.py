@@ -36,7 +36,7 @@ def load(folder: Path, added_tokens: Sequence[str] = ()) -> Any:
         raise SetupError(f"no tokenizer in {folder}", fix="use the folder that contains tokenizer.json")
     with needed("local", "reading a Hugging Face tokenizer", "transformers"):
         from transformers import AddedToken, AutoTokenizer
-    # A folder's own code is never run; left unsaid, transformers asks on the terminal.
+    # Never run a folder's code. Without this argument, transformers would ask on the terminal.
     tokenizer = cast("Any", AutoTokenizer).from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False
     )
@@ -85,8 +85,8 @@ def of_transformers(tokenizer: Any) -> HubTokenizer:
 
 
 def _own(tokenizer: Any) -> Any:
-    """Return the tokenizer inside a transformers tokenizer, if that adds nothing to it: a call takes an
-    eighth of the time."""
+    """Return the fast tokenizer inside a transformers tokenizer if the wrapper changes nothing. A direct
+    call takes an eighth of the time."""
     import transformers
 
     fast: Any = transformers.PreTrainedTokenizerFast
@@ -123,7 +123,7 @@ class HubCounter:
                 lengths.remark(Remark(error.message, True, 1, (place,), error.fix))
                 sequences, notes = [(0, 0)] * (2 if isinstance(example, PreferenceExample) else 1), ()
             own = 2 if isinstance(example, PreferenceExample) else 1
-            # The last is the whole of a row that was split.
+            # The last sequence of a split row is the complete row.
             lengths.tokens.extend(tokens for tokens, _ in sequences[-own:])
             lengths.further.extend(tokens for tokens, _ in sequences[:-own])
             lengths.trained.extend(trained for _, trained in sequences)
@@ -132,8 +132,8 @@ class HubCounter:
         return lengths
 
     def _row(self, example: Example) -> tuple[list[tuple[int, int]], Iterable[str]]:
-        """Tokens of each sequence with those of them that carry loss, and what is odd about the row. Raises
-        `DataError` where the template refuses it."""
+        """Return the numbers of tokens and trained tokens in each sequence, and notes on the row. Raises
+        `DataError` if the template rejects the row."""
         match example:
             case ChatExample():
                 sides = rows_of(self._chats, example.messages, example.tools, self._earlier)
@@ -150,7 +150,7 @@ class HubCounter:
                 total, spans = self._plain(example.text) + 1, example.loss_spans
                 return [(total, total if spans is None else self._part(example.text, spans))], ()
         counted = [self._chat(messages, example.tools) for messages in sides]
-        if isinstance(example, ChatExample):  # parts of it in which nothing is trained are left out
+        if isinstance(example, ChatExample):  # sequences without trained tokens are left out
             counted = [one for one in counted if one[0][1]] or counted[-1:]
         return [count for count, _ in counted], dict.fromkeys(note for _, notes in counted for note in notes)
 
@@ -158,7 +158,8 @@ class HubCounter:
         return len(self._tokenizer.encode(text)[0])
 
     def _part(self, text: str, spans: list[tuple[int, int]]) -> int:
-        """Tokens of the spans of a plain text, and the one that ends it where a span reaches the end."""
+        """Return the number of tokens in the spans of a plain text, and the end token if a span reaches
+        the end."""
         _, offsets = self._tokenizer.encode(text)
         inside = sum(carries(text, place, spans, 0, text) for place in offsets)
         return inside + (spans[-1][1] == len(text))
@@ -196,7 +197,7 @@ def bytes_of(tokenizer: Any, id: int) -> bytes:
 
 
 def _letters() -> dict[str, int]:
-    """The letters that byte-level tokenizers write for bytes."""
+    """Map the letters that byte-level tokenizers use for bytes to these bytes."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [n for n in range(256) if n not in shown]
     return {chr(n): n for n in shown} | {chr(256 + place): n for place, n in enumerate(hidden)}

@@ -87,7 +87,7 @@ def _require_public(name: object) -> None:
 
 
 class _Dict:
-    """`dict(...)` in a template, without the attributes of the type."""
+    """`dict(...)` for templates, without the type's attributes."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -111,7 +111,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own escapes for HTML."""
+    """Encode as JSON without the HTML escapes that Jinja adds."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

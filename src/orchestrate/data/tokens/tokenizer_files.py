@@ -35,7 +35,7 @@ _UNSURE = ("mistral", "ministral", "voxtral", "pixtral", "siglip2", "hyperclovax
 
 
 def _byte_pairs(letters: str) -> Json:
-    """Of Qwen's tokenizers; `letters` make up a word."""
+    """Return the components of Qwen's tokenizers. `letters` is the pattern of characters in a word."""
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?LETTERS+|\p{N}| ?[^\sOTHERS\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -145,8 +145,8 @@ def read(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer | None:
 
 
 def _apart(tokenizer: Tokenizer, file: Json) -> Mapping[str, int]:
-    """The added tokens between which a text can be encoded piece by piece, with their ids; none where the
-    tokens or places of a piece depend on whether something stands before it."""
+    """Return the added tokens between which a text can be encoded in pieces, with their ids. Returns none
+    if the encoding of a piece depends on the text before it."""
     added = [token for token in tokenizer.get_added_tokens_decoder().values() if not token.normalized]
     if any(token.lstrip or token.rstrip or token.single_word for token in added):
         return {}
@@ -159,7 +159,7 @@ def _apart(tokenizer: Tokenizer, file: Json) -> Mapping[str, int]:
 
 
 def _has(part: object, fields: Json) -> bool:
-    """Return whether a part of a tokenizer, or one inside it, has one of these."""
+    """Return whether a component of a tokenizer, or one nested in it, has one of these properties."""
     if isinstance(part, list):
         return any(_has(one, fields) for one in cast("list[object]", part))
     if not isinstance(part, dict):
@@ -213,7 +213,7 @@ def _named(config: Json) -> Iterator[tuple[str, str]]:
 
 
 def _listed(config: Json) -> Iterator[str]:
-    """Special tokens without a name."""
+    """Yield the special tokens without a name."""
     given = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
     if isinstance(given, list):
         for value in cast("list[Any]", given):
@@ -221,7 +221,7 @@ def _listed(config: Json) -> Iterator[str]:
 
 
 def _agree(config: Json, folder: Path, added: Mapping[str, Json]) -> bool:
-    """Return whether `tokenizer.json` has the tokens that the other files add, as they have them."""
+    """Return whether `tokenizer.json` contains the tokens of the other files with the same properties."""
     decoder = cast("dict[str, Json]", config.get("added_tokens_decoder") or {})
     for number, token in decoder.items():
         mine = added.get(token["content"])
@@ -240,7 +240,7 @@ def chat_templates(folder: Path) -> object:
 
 
 def _templates(folder: Path, written: object) -> object:
-    """Files come before what the configuration holds."""
+    """Return the chat templates. Template files take precedence over the configuration."""
     found = {file.stem: file for file in (folder / "additional_chat_templates").glob("*.jinja")}
     if (default := folder / "chat_template.jinja").is_file():
         found = {"default": default, **found}

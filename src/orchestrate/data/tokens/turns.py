@@ -207,7 +207,7 @@ class Conversations:
         tools: Tools,
         others: tuple[int, ...],
     ) -> tuple[list[AssistantTurn], tuple[str, ...], list[AssistantTurn]]:
-        """The turns of the assistant, what is odd about them, and the turns of the messages at `others`."""
+        """Return the assistant's turns, notes on them, and the turns of the messages at `others`."""
         key = (form, others, encode(tools), *(signature(m) for m in messages))
         given = as_form(form, messages)
         if key not in self._known:
@@ -215,7 +215,7 @@ class Conversations:
         pieces = self._known[key][1]
         places = aligned(text, pieces.texts, pieces.owners, given) if pieces else None
         if pieces is None or places is None:
-            # The template's own words depend on those of the messages: they are looked for one by one.
+            # The template's text depends on the messages, so their texts are located one by one.
             pieces = self._pieces(given, tools, others, order=pieces.owners if pieces else _AS_GIVEN)
             places = pieces.starts if pieces else None
         if pieces is None or places is None:
@@ -225,7 +225,8 @@ class Conversations:
         return [turn.placed(places) for turn in pieces.turns], pieces.notes, theirs
 
     def _marked(self, text: str, spans: Spans, turns: Sequence[AssistantTurn]) -> list[AssistantTurn]:
-        """What the template marks goes before what was found; each mark is of the turn that it lies in."""
+        """Replace the located turns with the spans that the template marks. Each mark belongs to the turn
+        that contains it."""
         starts = [turn.spans[0][0] if turn.spans else 0 for turn in turns]
         mine: list[Spans] = [[] for _ in turns]
         for start, end in spans:
@@ -239,19 +240,19 @@ class Conversations:
     def _shown(
         self, messages: Sequence[ChatMessage], tools: Tools, *, answer_next: bool = False
     ) -> tuple[MessageFormat, str, Spans]:
-        """The first form in which the template takes the messages and shows all of them, else the one in
-        which it shows most."""
+        """Render the messages in the first format that shows all of them, or otherwise in the format that
+        shows most."""
         key = ("form", answer_next, bool(tools), *(signature(m) for m in messages))
         known = self._known.get(key)
         refused: DataError | None = None
         best: tuple[int, MessageFormat, str, Spans] | None = None
-        # What was right for one conversation of a form may not be for another: ids differ from row to row.
+        # A format that works for one conversation may fail for another, because ids differ between rows.
         usual = known[0] if known else None
         for form in (*([usual] if usual else []), *forms_for(messages)):
             try:
                 text, spans = self._render(as_form(form, messages), tools, answer_next=answer_next)
             except DataError as error:
-                refused = refused or error  # what it says of the row as it is
+                refused = refused or error  # the error for the unchanged row
                 continue
             lost = 0 if form is usual else len(list(hidden(text, messages)))
             if best is None or lost < best[0]:
@@ -268,8 +269,8 @@ class Conversations:
     def _pieces(
         self, messages: list[dict[str, Any]], tools: Tools, others: tuple[int, ...], order: _Order = None
     ) -> _TurnPieces | None:
-        """The template's own words around those of the messages, with others in their place or, where an
-        `order` is given, as they are."""
+        """Return the template's text around the messages. The messages are replaced with placeholders,
+        unless an `order` is given."""
         if order is None:
             messages = [other_words(m, i) for i, m in enumerate(messages)]
         cut = self._cut(messages, tools, order)
@@ -284,7 +285,7 @@ class Conversations:
                 continue
             after = self._cut(messages[: i + 1], tools, order)
             if m["role"] != "assistant":
-                # No prompt asks for it: it begins with its own words.
+                # No prompt precedes it, so it starts with its own text.
                 theirs.append(_turn(cut, i, None, after, marks)[0])
                 continue
             before = self._cut(messages[:i], tools, order, answer_next=True)
@@ -296,7 +297,8 @@ class Conversations:
         return _TurnPieces(cut.texts, cut.owners, cut.starts, turns, theirs, tuple(dict.fromkeys(notes)))
 
     def _apart(self, asked: str, lead: str, marks: _Marks) -> str:
-        """Say how a row's answer begins otherwise than the model is asked, and what makes both agree."""
+        """Describe the difference between the prompt and the text before an answer in a row, and suggest a
+        fix."""
         asked, lead = (
             text[max(text.rfind(marks.opener), 0) :] if marks.opener else text for text in (asked, lead)
         )
@@ -316,7 +318,7 @@ class Conversations:
         return f"{told} (use a chat_template that starts an answer with the text that ends a prompt)"
 
     def _agrees(self, settings: Mapping[str, Any], messages: Sequence[ChatMessage]) -> bool:
-        """Return whether an answer follows on the generation prompt under these settings."""
+        """Return whether an answer directly follows the generation prompt under these settings."""
         probe = Conversations(with_settings(self.templates, settings), self.names, self.special, probing=True)
         try:
             shown = probe.rendered(messages)
@@ -327,7 +329,7 @@ class Conversations:
     def _cut(
         self, messages: Messages, tools: Tools, order: _Order, *, answer_next: bool = False
     ) -> Cut | None:
-        """`None` where the template refuses these messages."""
+        """Render and split a conversation. Returns `None` if the template rejects the messages."""
         try:
             text, _ = self._render(messages, tools, answer_next=answer_next)
         except DataError:
@@ -337,7 +339,7 @@ class Conversations:
         return cut_by_values(text, messages, None if order is _AS_GIVEN else order)
 
     def _opener(self, tools: Tools) -> str:
-        """The special token with which the generation prompt begins: no turn ends with it."""
+        """Return the special token that starts the generation prompt. No turn ends with it."""
         key = bool(tools)
         if key not in self._openers:
             texts: list[str] = []
@@ -353,7 +355,7 @@ class Conversations:
         return self._openers[key]
 
     def _ended(self, text: str, spans: Spans) -> AssistantTurn:
-        """Spans that the template marks, with the special token behind the last of them."""
+        """Return the marked spans as a turn, including a special token after the last span."""
         start, end = spans[-1]
         said = text[start:end].rstrip()
         if any(said.endswith(mark) for mark in self.special):
@@ -368,7 +370,7 @@ class _Place(NamedTuple):
 
 
 class _TokenSpan(NamedTuple):
-    """Start and end of a turn, or of a part of it."""
+    """Start and end of a turn or a part of one."""
 
     first: _Place
     last: _Place
@@ -400,10 +402,10 @@ class _Marks(NamedTuple):
 
 
 def _turn(cut: Cut, i: int, before: str | None, upto: Cut | None, marks: _Marks) -> tuple[_Outline, bool]:
-    """The turn of message `i`, and whether something else than the generation prompt precedes it. `before`
-    ends with that, `upto` is the conversation with this message as its last."""
+    """Return the turn of message `i`, and whether text other than the generation prompt precedes it.
+    `before` ends with that prompt, and `upto` is the conversation up to this message."""
     mine = _said_by(cut, i, upto)
-    if not mine:  # nothing of it is shown, or it is empty
+    if not mine:  # the template drops it, or it is empty
         earlier = [k for k, (owner, _) in enumerate(cut.owners) if owner < i]
         after = upto.texts[-1] if upto else None
         return _empty(cut, earlier[-1] + 1 if earlier else 0, before, after, marks)
@@ -424,14 +426,14 @@ def _turn(cut: Cut, i: int, before: str | None, upto: Cut | None, marks: _Marks)
         closing = behind if after is None else behind[: _common_prefix(behind, after)]
         end, ends = _end(closing, behind, marks)
         if group is not groups[-1] and stop and behind.startswith(stop, end):
-            end += len(stop)  # the template puts somebody else's words before the rest of the message
+            end += len(stop)  # the template inserts another message's text before the rest of this message
         runs.append(_TokenSpan(first, _Place(group[-1] + 1, end), ends))
     return _Outline(runs), apart
 
 
 def _said_by(cut: Cut, i: int, upto: Cut | None) -> list[int]:
-    """Find the words that message `i` says itself. A template may repeat some elsewhere, as a call's name at
-    its result."""
+    """Return the placeholders that belong to message `i` itself. A template may repeat some elsewhere,
+    such as a call's name in its result."""
     left = Counter(upto.owners[k] for k in _candidates(upto, i)) if upto else Counter[tuple[int, int]]()
     mine: list[int] = []
     for k in _candidates(cut, i):
@@ -443,7 +445,7 @@ def _said_by(cut: Cut, i: int, upto: Cut | None) -> list[int]:
 
 
 def _candidates(cut: Cut, i: int) -> list[int]:
-    """Places of words of message `i` that stand behind the message before it."""
+    """Return the places of message `i`'s placeholders after the previous message."""
     before = {owner: k for k, owner in reversed(list(enumerate(cut.owners))) if owner[0] == i - 1}
     after = max(before.values(), default=-1)
     all_of_it = [k for k, (owner, _) in enumerate(cut.owners) if owner == i]
@@ -451,7 +453,7 @@ def _candidates(cut: Cut, i: int) -> list[int]:
 
 
 def _behind(upto: Cut | None, cut: Cut, at: int) -> str | None:
-    """Return what the template writes in `upto` behind the word that stands at `at` in `cut`."""
+    """Return the template's text in `upto` after the placeholder at `at` in `cut`."""
     word = cut.owners[at]
     same = [k for k, owner in enumerate(upto.owners) if owner == word] if upto else []
     earlier = cut.owners[:at].count(word)
@@ -461,7 +463,7 @@ def _behind(upto: Cut | None, cut: Cut, at: int) -> str | None:
 def _empty(
     cut: Cut, piece: int, before: str | None, after: str | None, marks: _Marks
 ) -> tuple[_Outline, bool]:
-    """The turn of a message without words: what the model says is that it ends at once."""
+    """Return the turn of a message without text: the model only writes the end of the turn."""
     text = cut.texts[piece]
     if before is None or after is None:
         return _Outline([]), False
@@ -472,32 +474,32 @@ def _empty(
 
 
 def _begin(lead: str, before: str | None, marks: _Marks) -> tuple[int, bool]:
-    """Return how much of the text before an answer is no part of it, and whether that is another text than
-    the generation prompt's `before`."""
+    """Return the length of the text before an answer that is not part of the answer, and whether it
+    differs from the generation prompt `before`."""
     if before is None:
         return len(lead), False
     start = _common_prefix(lead, before)
     if start == len(before):
         return start, False
-    # They part in the middle of something. Where the same header follows all the same, it is the end.
+    # They differ within a header. If the same header still follows, the answer starts after it.
     header = before[max((before.rfind(mark) for mark in marks.special if mark), default=-1) :]
     if (at := lead.rfind(header)) >= 0 and any(mark in header for mark in marks.special if mark):
         return at + len(header), True
-    # What was begun there is the answer's.
+    # Otherwise, the last started line or token belongs to the answer.
     begun = [at + len(mark) for mark in marks.special if (at := lead.rfind(mark, 0, start)) >= 0]
     return max([*begun, lead.rfind("\n", 0, start) + 1]), True
 
 
 def _end(closing: str, behind: str, marks: _Marks) -> tuple[int, bool]:
-    """Return how far a turn reaches behind its last word, where the template closes it with `closing`, and
-    whether a special token ends it. A template may leave it to the next turn's first token."""
+    """Return the length of a turn after its last placeholder, if the template closes it with `closing`,
+    and whether a special token ends the turn. In some templates, the next turn's first token ends it."""
     if marks.opener and (at := closing.find(marks.opener)) > 0:
         closing = closing[:at]
     places = sorted((at, at + len(mark)) for mark in marks.special if mark for at in _places(closing, mark))
     last = 0
     for at, after in places:
         if last and at > last and not closing[last:at].strip():
-            break  # what stands behind white space closes the conversation, not the turn
+            break  # tokens after whitespace end the conversation, not the turn
         last = max(last, after)
     if last:
         return last, True
@@ -513,7 +515,8 @@ def _places(text: str, mark: str) -> Iterator[int]:
 
 
 def _special_at(text: str, at: int, special: frozenset[str]) -> int | None:
-    """Behind the special token that comes next, white space left out, or that `at` is in the middle of."""
+    """Return the position after the next special token, skipping whitespace, or after the token around
+    `at`."""
     after = at + len(text[at:]) - len(text[at:].lstrip())
     found = [
         start + len(mark)
@@ -537,10 +540,10 @@ def answered(prompt: Sequence[ChatMessage], answer: Sequence[ChatMessage]) -> li
     return [*silent, *answer]
 
 
-# Thinking that a chat template drops from an answer once another turn follows.
+# Reasoning that a chat template drops from an answer when another turn follows.
 #
-# Templates of reasoning models show the thinking of the last answer only. Trained as one row, the earlier
-# answers would teach the model to answer without it.
+# Templates of reasoning models only show the last answer's reasoning. If trained as one row, the earlier
+# answers would teach the model to answer without reasoning.
 
 Earlier = Literal["train", "split", "untrained"]
 """Treatment of answers that are rendered without their reasoning: train on them anyway, train on each at the
@@ -563,14 +566,14 @@ def rows_of(
         begun = [*map(untrained, messages[:place]), messages[place]]
         if earlier == "split":
             if place in _lost(chats.rendered(begun, tools)):
-                continue  # the template shows no thinking at all: nothing is gained by a row of its own
+                continue  # the template shows no reasoning at all, so a separate row would not help
             rows.append(begun)
         rest[place] = untrained(messages[place])
     return [*rows, rest]
 
 
 def _lost(shown: Rendered) -> list[int]:
-    """Places of trained answers whose thinking is not in what the model learns to say."""
+    """Return the places of trained answers whose reasoning is missing from the trained text."""
     answers = [place for place, m in enumerate(shown.messages) if m.role == "assistant"]
     return [
         place

@@ -91,7 +91,7 @@ def other_words(of: Mapping[str, Any], i: int) -> dict[str, Any]:
         elif content:
             out[name] = other(content)
         else:
-            next(numbers)  # `values` has an empty text here
+            next(numbers)  # `values` yields an empty text here
     if calls := out.get("tool_calls"):
         out["tool_calls"] = [
             {
@@ -217,7 +217,7 @@ def _calls_shown(text: str, of: ChatMessage) -> Iterator[bool]:
 
 
 def _calls_within(said: str, of: ChatMessage) -> bool:
-    """Return whether all calls are there: each is named, as often as it is called."""
+    """Return whether all calls appear. Each name must occur as often as it is called."""
     named = Counter(call.function.name for call in of.tool_calls or ())
     often = all(said.count(name) >= times for name, times in named.items())
     return often and all(_calls_shown(said, of))
@@ -281,7 +281,7 @@ def as_form(form: MessageFormat, messages: Sequence[ChatMessage]) -> list[dict[s
 
 
 def _short(id: str) -> str:
-    """Nine letters and digits, the same for the same id."""
+    """Return an id of nine letters and digits. Equal ids give equal results."""
     return id if re.fullmatch(r"[A-Za-z0-9]{9}", id) else xxhash.xxh64_hexdigest(id.encode())[:9]
 
 
