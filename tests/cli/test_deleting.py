@@ -55,7 +55,7 @@ def test_model_and_rows_go_once_and_only_when_somebody_agreed(
     refused = cli("delete", run["id"], **sandbox.env)
     assert (
         refused.code == 2 and "Permanently delete" in refused.err + refused.out
-    ) or "nobody agreed" in refused.err
+    ) or "price was not confirmed" in refused.err
     assert deletions(sandbox, host) == []
     done = cli("delete", run["id"], "--yes", "--json", **sandbox.env)
     assert done.code == 0 and [one["kind"] for one in done.json] == ["model", "data"], done.err

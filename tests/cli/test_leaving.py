@@ -65,7 +65,7 @@ def test_a_model_is_recorded_and_moved(cli: Cli, run: str, sandbox: Sandbox, tmp
     told = cli("migrate", run, *where, "--dry-run")
     assert "AGAINST" not in told.err.split("chat template")[0] and "shut down after 2027-01-14" in told.err
     nobody = cli("migrate", run, *where)
-    assert nobody.code == 2 and "nobody agreed" in nobody.err
+    assert nobody.code == 2 and "the price was not confirmed" in nobody.err
     sandbox.clear_requests()
     alone = ("--to", "openai", "--model", "gpt-4.1-mini", "--max-cost", "5", *ASKED)
     moved = cli("migrate", run, *alone, "-o", "report.html", "--gate", "--json")

@@ -56,7 +56,7 @@ def test_a_no_sends_nothing_and_a_second_run_is_asked_for_twice(
     submit, before = ["submit", "-p", "openai"], creates(sandbox)
     for no in ("n", ""):
         code, shown = answered(env, tmp_path, submit, ("Submit? [y/N]", no))
-        assert code == 2 and "nobody agreed to the price" in shown and "expected" in shown
+        assert code == 2 and "the price was not confirmed" in shown and "expected" in shown
     assert creates(sandbox) == before
     code, shown = answered(env, tmp_path, submit, ("Submit? [y/N]", "y"))
     assert code == 0 and "run-" in shown and creates(sandbox) == before + 1

@@ -120,7 +120,7 @@ def test_the_pages_in_the_browser(machine: Machine, tmp_path: Path) -> None:
             stale = client.get(f"{root}/{old.rstrip('/').rsplit('/', 1)[1]}/")
             assert stale.status_code == 404 and "<pre>orchestrate ui</pre>" in stale.text
             sent = client.post(f"{url}new", data=form.fields)
-            assert sent.status_code == 403 and "open its page again" in sent.text
+            assert sent.status_code == 403 and "reload the page" in sent.text
             assert machine.told("orchestrate runs --sandbox") == []
         with machine.served(reading, link) as url:
             assert client.get(url).status_code == 200 and client.get(f"{url}new").status_code == 404

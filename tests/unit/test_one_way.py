@@ -300,7 +300,7 @@ def refuses(node: ast.AST) -> ast.expr | None:
 def wants_consent(node: ast.AST) -> bool:
     """Raises where nobody said yes, by a flag, a form or a question, or for want of an agreed price."""
     if isinstance(node, ast.Raise):
-        return any("nobody agreed to" in text and "price" in text for text in texts(node))
+        return any("price was not confirmed" in text for text in texts(node))
     if (test := refuses(node)) is None:
         return False
     ticked = any(isinstance(part, ast.Constant) and part.value == "unknown" for part in ast.walk(test))
@@ -338,7 +338,7 @@ def test_nobody_else_refuses_for_the_price(
         ("if high > 0 and not confirm('Begin?', yes=yes):\n raise UsageError('not begun')", True, False),
         ("if limit is None and first(form, 'unknown') != '1':\n raise UsageError('no')", True, False),
         ("if hour is None and not terms.accept_unknown_price:\n raise UsageError('no')", True, False),
-        ("raise UsageError('not sent: nobody agreed to the price')", True, False),
+        ("raise UsageError('not sent: the price was not confirmed')", True, False),
         ("if quote.high_usd is None and limit_usd is not None:\n raise UsageError('no')", False, True),
         ("if quote.why_none or budget:\n raise UsageError('no')", False, True),
         ("if 'unknown' in state:\n raise UsageError('no')", False, False),

@@ -1,9 +1,9 @@
-"""Compute what each metric shows from the users' assignments and outcomes.
+"""Compute the evidence for each metric from the users' assignments and outcomes.
 
-The unit is a user in a phase. Each unit counts once, with a value that no longer changes, so existing
-evidence is never withdrawn. Users are compared only with users who had the same probability of getting the
-tuned model: new users of a phase with each other, and returning users of the base with each other. The larger
-share of a new phase assigns some of the returning users to the tuned model.
+The unit is a user in a phase. Each unit counts once, and its value never changes, so existing evidence is
+never withdrawn. Users are compared only with users who had the same probability of getting the tuned model:
+new users of a phase with each other, and returning users of the base with each other. When a new phase has a
+larger share, some of the returning users are assigned to the tuned model.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from orchestrate.types import Evidence, EvidencePoint, Exposure, PlannedMetric
 
 PRIOR = 60.0
 """Prior sample size of the e-process. Evidence grows fastest at about 500 users in the smaller arm, but is
-valid at any number."""
+valid for any number of users."""
 LEAST_OF_EACH = 10
-"""Minimum number of users per outcome and arm for a valid interval of a proportion."""
+"""Minimum number of users per outcome and arm at which the interval of a proportion is valid."""
 LEAST_USERS, LEAST_BY_SKEW = 50, 25.0
-"""Minimum number of users per arm for a valid interval of a mean: the larger of 50 and 28 + 25 skewness^2
-(Sugden, Smith and Jones 2000)."""
+"""Minimum number of users per arm at which the interval of a mean is valid: the larger of 50 and 28 + 25
+skewness^2 (Sugden, Smith and Jones 2000)."""
 POWER_80 = 0.8416
 
 
 class LabelEvidence:
-    """An e-process for the null hypothesis of no difference, updated user by user."""
+    """An e-process for the null hypothesis of no difference. Updated once per user."""
 
     def __init__(self) -> None:
         self._seen: dict[Hashable, tuple[int, int]] = {}
         self.log_e = 0.0
         self.highest = 0.0
-        """The maximum over all users so far."""
+        """The highest `log_e` so far."""
 
     def add(self, stratum: Hashable, chance: float, tuned: bool, outcome: Hashable = None) -> None:
-        """Add a user, with the probability of having been assigned the tuned model."""
+        """Add a user. `chance` is the probability with which the user was assigned the tuned model."""
         of_tuned, users = self._seen.get((stratum, outcome), (0, 0))
         bet = (PRIOR * chance + of_tuned) / (PRIOR + users)
         self.log_e += math.log(bet / chance) if tuned else math.log((1 - bet) / (1 - chance))
@@ -88,7 +88,7 @@ class Mixture:
 
     @property
     def log_e(self) -> float:
-        """Return the log evidence against no difference."""
+        """The log evidence against the null hypothesis of no difference."""
         known, prior = self.information, PRIOR
         signal = (self.difference * known / self.deviation) ** 2
         return signal / (2 * (known + prior)) - 0.5 * math.log1p(known / prior)
@@ -97,7 +97,7 @@ class Mixture:
         return self.deviation * _bound(self.information, alpha) / self.information
 
     def detectable(self, alpha: float) -> float:
-        """Return the difference that can be detected now with a power of 80%."""
+        """Return the smallest difference that the current users detect with 80% power."""
         return detectable(self.information, self.deviation, alpha)
 
 
@@ -106,8 +106,8 @@ def detectable(information: float, deviation: float, alpha: float) -> float:
 
 
 def users_for(difference: float, deviation: float, share: float, alpha: float) -> int:
-    """Return how many users, in both arms together, detect a difference with a power of 80%, for a constant
-    traffic share."""
+    """Return how many users, both arms together, are needed to detect a difference with 80% power at a
+    constant traffic share."""
     low, high = 1.0, 1e15
     while high / low > 1 + 1e-9:
         middle = math.sqrt(low * high)
@@ -123,7 +123,7 @@ def _bound(information: float, alpha: float) -> float:
 
 @dataclass
 class Means:
-    """The values of both arms, grouped by stratum."""
+    """Values of both arms, grouped by stratum."""
 
     cells: dict[tuple[Hashable, bool], _Cell] = field(default_factory=dict[tuple[Hashable, bool], _Cell])
 
@@ -145,7 +145,8 @@ class Means:
         return cubes / squares**1.5 if squares > 0 else 0.0
 
     def mixture(self) -> Mixture | None:
-        """Return the mixture, or `None` if nothing can be compared yet or all values are the same."""
+        """Return the mixture. Returns `None` if there is nothing to compare yet, or if all values are the
+        same."""
         spread = {arm: self._variance(arm) for arm in (True, False)}
         score = information = variance = 0.0
         for (stratum, arm), tuned in self.cells.items():
@@ -188,7 +189,7 @@ def gate_of_mean(means: Means) -> str | None:
 
 _LN10 = math.log(10)
 _LOOKS, _POINTS = 1000, 200
-"""Number of looks at the data, and number of points on a curve."""
+"""Number of times the evidence is evaluated, and number of points on its curve."""
 
 
 class EvidenceUnit(NamedTuple):
@@ -201,9 +202,9 @@ class EvidenceUnit(NamedTuple):
 def units(
     metric: PlannedMetric, exposures: Sequence[Exposure], outcomes: Iterable[StoredOutcome], now: datetime
 ) -> list[EvidenceUnit]:
-    """List the units of a metric in the order in which they are counted. `exposures` are sorted by time,
-    `outcomes` by when they were recorded. Excludes users who could not have been assigned to the other arm,
-    because they carry no information."""
+    """List the units of a metric in the order in which they count. `exposures` are sorted by time, `outcomes`
+    by when they were recorded. Users who could only get one of the models are excluded, because they carry no
+    information."""
     there = {(e.user, e.phase): e for e in exposures if 0 < e.chance < 1}
     if metric.window_h is None:
         first: dict[tuple[str, int], float] = {}
@@ -251,7 +252,7 @@ def _folded(how: str, values: Sequence[float]) -> float:
 
 
 def ratio_p(exposures: Iterable[Exposure]) -> float:
-    """Return the anytime-valid p-value of the planned split of users."""
+    """Return the anytime-valid p-value for the planned split of users."""
     labels = LabelEvidence()
     for one in exposures:
         if 0 < one.chance < 1:
@@ -260,7 +261,7 @@ def ratio_p(exposures: Iterable[Exposure]) -> float:
 
 
 def evidence(metric: PlannedMetric, found: Sequence[EvidenceUnit], alpha: float) -> Evidence:
-    """Compute the evidence that these units give for a metric."""
+    """Compute the evidence for a metric from its units."""
     walk = _Walk(metric, alpha)
     every, drawn = max(1, len(found) // _LOOKS), max(1, len(found) // _POINTS)
     for number, unit in enumerate(found, 1):
@@ -282,8 +283,8 @@ class _Walk:
         self.labels, self.ratio, self.means = LabelEvidence(), LabelEvidence(), Means()
         self.log_e = self.highest = 0.0
         self.shown: bool | None = None
-        """True if the tuned model had the higher value when a difference was last shown. `None` if none was
-        shown."""
+        """The direction of the last significant difference: True if the tuned model had the higher value.
+        `None` if there was none."""
         self.curve: list[EvidencePoint] = []
 
     def add(self, unit: EvidenceUnit) -> None:

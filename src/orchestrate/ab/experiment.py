@@ -1,4 +1,4 @@
-"""An experiment: assignments, outcomes, evidence, and the rule's decisions."""
+"""An experiment: assignments, outcomes, evidence, and decisions by the rule."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from orchestrate.types import (
 
 class Person(NamedTuple):
     key: str
-    """The key that identifies the user in the store."""
+    """The key under which the store records the user."""
     place: float
     """Position of the user in the split, from 0 (inclusive) to 1 (exclusive)."""
 
@@ -50,8 +50,8 @@ def new_salt() -> str:
 
 
 def person(salt: str, user: str) -> Person:
-    """Derive the stored key and split position of a user id. Any text is a valid user id. It is not trimmed,
-    case-folded or normalized."""
+    """Derive the stored key and the split position of a user id. Every text is a valid user id, and is used
+    unchanged: not trimmed, case-folded or normalized."""
     digest = hashlib.sha256(f"{salt}\0".encode() + user.encode("utf-8", "surrogatepass")).digest()
     return Person(digest[8:24].hex(), (int.from_bytes(digest[:8], "big") >> 11) / 2**53)
 
@@ -82,9 +82,9 @@ _SHOWN = 5
 
 
 class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An outcome, such as `{"user": "u1", "metric": "resolved", "value": true, "id": "ticket-7"}`. An outcome
-    with an id counts once, no matter how often it is sent. `at` distinguishes lines of files. The time of an
-    outcome is the time when it is recorded."""
+    """An outcome, such as `{"user": "u1", "metric": "resolved", "value": true, "id": "ticket-7"}`. If
+    outcomes with the same id are sent several times, only the first counts. `at` distinguishes lines of
+    files. An outcome's time is the time when it is recorded."""
 
     user: Annotated[str, msgspec.Meta(min_length=1)] | int
     metric: str
@@ -94,7 +94,7 @@ class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OutcomesTaken(Record, frozen=True, kw_only=True):
-    """The result of recording outcomes."""
+    """The counts after recording outcomes."""
 
     recorded: int = 0
     repeated: int = 0
@@ -102,11 +102,11 @@ class OutcomesTaken(Record, frozen=True, kw_only=True):
     unknown_users: int = 0
     """Number of outcomes from users who were never assigned a model."""
     after_end: int = 0
-    """Number of outcomes that don't count because the experiment had ended."""
+    """Number of outcomes that were ignored because the experiment had ended."""
 
 
 def of_user(user: str | int) -> str:
-    """Return the user as text, unchanged. Raises `UsageError` if it is empty."""
+    """Return the user id as text. Raises `UsageError` if it is empty."""
     text = str(user)
     if not text:
         raise UsageError("the outcome has no user")
@@ -114,8 +114,8 @@ def of_user(user: str | int) -> str:
 
 
 def checked(plan: ExperimentPlan, metric: str, value: float) -> float:
-    """Return an outcome's value as a number. Raises `UsageError` if the metric is not in the plan or does not
-    allow the value."""
+    """Convert an outcome's value to a number. Raises `UsageError` if the plan does not include the metric, or
+    if the metric does not allow the value."""
     planned = plan.metric(metric)
     if planned is None:
         names = ", ".join(one.name for one in plan.metrics)
@@ -130,14 +130,15 @@ def checked(plan: ExperimentPlan, metric: str, value: float) -> float:
 
 
 def key_of(metric: str, id: str | int) -> str:
-    """Return the key that identifies repeats of an outcome. Outcomes of several metrics may share an id."""
+    """Return the key that identifies an outcome when it is sent again. Outcomes of different metrics may
+    share an id."""
     return hashlib.sha256(f"{metric}\0{id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
-    """Read the outcomes in a JSON Lines file. All lines are read before the first outcome is yielded. A line
-    without an id gets one from its text and the number of earlier lines with the same text, so you can read
-    the same file again even after it has grown. Raises `DataError` that lists the invalid lines."""
+    """Read outcomes from a JSON Lines file. The file is checked completely before the first outcome is
+    yielded. A line without an id gets one from its text and the number of earlier lines with the same text,
+    so you can read a file again after it has grown. Raises `DataError`, which lists the invalid lines."""
     found: list[Given] = []
     wrong: list[str] = []
     seen: Counter[bytes] = Counter()
@@ -171,14 +172,13 @@ def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
 
 
 _FRESH_S = 1.0
-"""Maximum seconds until this process notices a new phase started by another process."""
+"""Seconds after which this process notices a new phase started by another process, at the latest."""
 _REMEMBERED = 200_000
-"""Maximum number of cached users of the current phase. The cache avoids reading the store for each
-request."""
+"""Maximum number of users of the current phase to cache, which avoids reading the store for each request."""
 _AT_ONCE = 500
 """Number of outcomes per transaction."""
 _LONGEST = 64
-"""Maximum length of the name of a counted event."""
+"""Maximum length of an event's name."""
 _STATES: Mapping[str, Literal["shipped", "rolled back", "stopped"]] = {
     "ship": "shipped",
     "roll back": "rolled back",
@@ -190,12 +190,12 @@ class Assignment(NamedTuple):
     arm: Arm
     phase: int
     counted: bool
-    """True if outcomes count as evidence. False after the end of the experiment."""
+    """True if outcomes still count as evidence. False once the experiment has ended."""
 
 
 class Experiment:
-    """A running experiment. You can use it from several threads and, over one store, from several processes.
-    As a context manager, it closes the store that it opened."""
+    """A running experiment. Several threads can use it and, with the same store, several processes. As a
+    context manager, it closes a store that it opened itself."""
 
     def __init__(self, store: Store, record: ExperimentRecord, *, owns_store: bool = False) -> None:
         self.plan, self.id, self._record = record.plan, record.id, record
@@ -207,7 +207,7 @@ class Experiment:
 
     @classmethod
     def open(cls, name: str, store: Store | str | None = None) -> Self:
-        """Open an existing experiment by its name or id. `store` is its URL, by default the configured
+        """Open an existing experiment by name or id. `store` is the URL of the store. Default: the configured
         store. Raises `UsageError`, `StoreError`."""
         opened = _opened(store)
         try:
@@ -219,8 +219,8 @@ class Experiment:
 
     @classmethod
     def begin(cls, plan: ExperimentPlan, store: Store | str | None = None) -> Self:
-        """Start a new experiment, or continue the one with this plan. Raises `UsageError` if an experiment
-        with this name has a different plan, because plans can't change after the start."""
+        """Start a new experiment, or continue the one with this plan. A plan can't change after the start, so
+        if there is an experiment with this name and a different plan, raises `UsageError`."""
         required(plan)
         opened = _opened(store)
         try:
@@ -276,8 +276,8 @@ class Experiment:
         return done
 
     def stop(self, arm: Arm = "base", why: str = "asked to") -> bool:
-        """End the experiment. All users get this model from now on, even if the experiment had ended with the
-        other one. Returns `False` if it had already ended with this model or another process ended it
+        """End the experiment and give all users this model from now on, even if it had ended with the other
+        model. Returns `False` if it had already ended with this model, or if another process ended it
         first."""
         last, share = self.phases()[-1], 1.0 if arm == "tuned" else 0.0
         if last.over and last.share == share:
@@ -287,8 +287,8 @@ class Experiment:
     # -- users ---------------------------------------------------------------------------------------------
 
     def assign(self, user: str | int) -> Assignment:
-        """Assign a user to a model. The user's model stays the same while the share stays or grows. From now
-        on, the user's outcomes count."""
+        """Assign a user to a model. The user stays with this model as long as the share does not decrease.
+        From now on, the user's outcomes count."""
         phase = self.phases(fresh=False)[-1]
         if phase.over:
             return Assignment("tuned" if phase.share == 1 else "base", phase.number, False)
@@ -296,8 +296,8 @@ class Experiment:
         return Assignment(given.arm, given.phase, True)
 
     def guess(self, user: str | int) -> Assignment:
-        """Return the user's model according to the last read of the store, without reading the store again.
-        The user's outcomes don't count."""
+        """Return the user's model from cached data, without reading the store. The user's outcomes don't
+        count."""
         last = self._phases[-1] if self._phases else None
         share = 0.0 if last is None else last.share
         arm = arm_at(person(self._record.salt, of_user(user)).place, share)
@@ -323,13 +323,12 @@ class Experiment:
     def record(
         self, user: str | int, metric: str, value: float, *, id: str | int | None = None
     ) -> OutcomesTaken:
-        """Record an outcome of a user. An outcome with its own id counts once, no matter how often it is
-        sent. Raises `UsageError` for a metric that is not in the plan, or a value that the metric does
-        not allow."""
+        """Record an outcome of a user. An outcome with an id of its own counts only once. Raises `UsageError`
+        if the plan does not include the metric, or if the metric does not allow the value."""
         return self.record_all([Given(user, metric, value, id)])
 
     def record_all(self, given: Iterable[Given]) -> OutcomesTaken:
-        """Record many outcomes. Raises the same errors as `record`, before any of them is recorded."""
+        """Record several outcomes. If one is invalid, raises the same errors as `record` and records none."""
         rows = [(one, checked(self.plan, one.metric, one.value)) for one in given]
         if self.phases(fresh=False)[-1].over:
             return self._told(OutcomesTaken(after_end=len(rows)))
@@ -349,13 +348,13 @@ class Experiment:
         return self._told(OutcomesTaken(recorded=new, repeated=len(found) - new, unknown_users=unknown))
 
     def record_files(self, paths: Iterable[str | Path]) -> OutcomesTaken:
-        """Record the outcomes in JSON Lines files, `{"user": "u1", "metric": "resolved", "value": true}`. You
-        can record a file again even after it has grown. If any line is invalid, raises `DataError` that lists
-        the invalid lines, and records nothing from any file."""
+        """Record the outcomes in JSON Lines files, one `{"user": "u1", "metric": "resolved", "value": true}`
+        per line. You can record a file again after it has grown. If any line in any file is invalid, raises
+        `DataError`, which lists the invalid lines, and records nothing."""
         return self.record_all([one for path in paths for one in read(self.plan, Path(path))])
 
     def observed(self, user: str | int, at: Assignment, values: Mapping[str, float]) -> None:
-        """Record the observed values of an answer for the metrics in the plan."""
+        """Record values observed for an answer, for the metrics that the plan includes."""
         if not at.counted:
             return
         key = person(self._record.salt, of_user(user)).key
@@ -364,8 +363,7 @@ class Experiment:
         self._kept.record(self.id, found)
 
     def count(self, what: str, more: int = 1) -> None:
-        """Count an event that is not a metric and is shown in the report. `what` has at most 64
-        characters."""
+        """Count an event that is not a metric, for the report. `what` has at most 64 characters."""
         if not 0 < len(what) <= _LONGEST or "\0" in what:
             raise UsageError(f"the name of a counted event must have 1 to {_LONGEST} characters")
         self._kept.count(self.id, what, more)
@@ -383,7 +381,8 @@ class Experiment:
     # -- what it shows -------------------------------------------------------------------------------------
 
     def report(self) -> ExperimentReport:
-        """Return a report of the current state. Its statistics stay valid no matter how often you look."""
+        """Return a report on the current state. The statistics stay valid no matter how often you check
+        them."""
         now = self._kept.clock.now()
         phases, exposures = self.phases(), self._kept.exposures(self.id)
         phase, alpha = phases[-1], alphas(self.plan)
@@ -419,8 +418,8 @@ class Experiment:
         )
 
     def step(self) -> ExperimentReport:
-        """Carry out the current decision of the rule, and return the new state. If several processes call
-        this, only one of them acts."""
+        """Carry out what the rule currently decides, and return the new state. If several processes call this
+        at the same time, only one of them acts."""
         seen = self.report()
         verb, share, why = seen.decision.verb, seen.decision.share, seen.decision.why
         if verb == "hold" or verb == "stop" or not self._enter(verb, share, why, seen=seen.phases[-1]):

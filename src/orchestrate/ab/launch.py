@@ -1,4 +1,4 @@
-"""Experiments for the command line: find their models, serve the proxy, save reports."""
+"""Run experiments from the command line: find their models, serve the proxy, save reports."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ ARMS: tuple[Arm, Arm] = ("base", "tuned")
 
 @dataclass(frozen=True, kw_only=True)
 class ABTerms:
-    """Options of a proxy. `names` are additional host names that the proxy accepts. `origins` are the origins
-    of websites that may send requests. `every_s` is the number of seconds between automatic checks of the
-    rule."""
+    """Options of a proxy. `names` are additional host names that it accepts, `origins` are origins of
+    websites that may send requests, and `every_s` is the number of seconds between automatic evaluations of
+    the rule."""
 
     host: str = web.LOOPBACK
     port: int = 8000
@@ -68,8 +68,8 @@ class ABUp:
 def begun(
     ft: Workspace, plan: str, *, start: Callable[[ExperimentPlan], None] = lambda _: None
 ) -> Experiment:
-    """Return the experiment of a plan file, or an existing one by its name or id. Before a new experiment
-    starts, `start` receives its plan. It may raise an error to prevent the start. Raises `UsageError`."""
+    """Return the experiment of a plan file, or an existing one by name or id. `start` is called with the plan
+    before a new experiment starts, and may raise an error to prevent the start. Raises `UsageError`."""
     path = Path(plan).expanduser()
     if path.suffix.lower() not in (".yaml", ".yml") and not path.is_file():
         return Experiment.open(plan, ft.store)
@@ -80,14 +80,14 @@ def begun(
 
 
 def found(ft: Workspace, name: str | None) -> list[Experiment]:
-    """Return one experiment by its name or id, or all experiments, newest first."""
+    """Return the experiment with this name or id, or all experiments, newest first."""
     if name is not None:
         return [Experiment.open(name, ft.store)]
     return [Experiment(ft.store, record) for record in ft.store.experiments.all()]
 
 
 def table(report: ExperimentReport) -> RenderableType:
-    """Build a table of the report for a terminal."""
+    """Format the report as a table for the terminal."""
     return pages.table(report)
 
 
@@ -105,9 +105,9 @@ def serve(
     accept_licence: Sequence[str] = (),
     tell: Callable[[ExperimentReport], None] = lambda _: None,
 ) -> Generator[ABUp]:
-    """Serve an experiment's proxy while the block runs, and serve runs on this machine behind it. With
-    `terms.auto`, the rule is applied automatically, and `tell` receives each action. Raises `UsageError` if
-    other machines can reach the address and there are no keys, and errors from finding the models."""
+    """Serve an experiment's proxy, and its local runs behind it, while the block runs. `terms.auto` applies
+    the rule automatically and calls `tell` with each action. Raises `UsageError` if other machines can reach
+    the address and there are no keys. Errors from finding the models propagate."""
     keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
     clients = keys.Clients(ft.store, "serve")
     clients.require(terms.host, keys.NEW_KEY)
@@ -225,7 +225,7 @@ def standing(report: ExperimentReport) -> str:
 
 
 def stop(experiment: Experiment, keep: Literal["base", "tuned"]) -> ExperimentReport:
-    """End the experiment with this model for all users. Raises `UsageError` if the experiment has already
+    """End the experiment, and give all users this model. Raises `UsageError` if the experiment has already
     ended with this model."""
     if not experiment.stop(keep):
         raise UsageError(f"{experiment.plan.name} has already ended: {experiment.phases()[-1].why}")

@@ -1,4 +1,4 @@
-"""Run an experiment inside your own application: as ASGI middleware, or around calls to the models."""
+"""Run an experiment inside your own application, as ASGI middleware or around your calls to the models."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class ABMiddleware:
 
 
 def ask(experiment: Experiment, user: str | int, base: Callable[[], _T], tuned: Callable[[], _T]) -> _T:
-    """Return the answer of the user's model. If the tuned model raises an error, the base model answers. This
-    failover is counted, and the user's outcomes still count for the tuned model. Errors from the base model
+    """Return the answer of the user's model. If the tuned model raises an error, the base model answers, and
+    the failover is counted. The user's outcomes still count for the tuned model. Errors from the base model
     propagate."""
     given, begun, failed = experiment.assign(user), time.monotonic(), 1.0
     try:

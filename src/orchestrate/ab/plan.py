@@ -34,12 +34,12 @@ from orchestrate.types import (
 )
 
 BROKEN_SPLIT = 0.001
-"""Threshold for the p-value of the split. Below it, users were not split as planned."""
+"""Threshold for the p-value of the split. A lower p-value means that users were not split as planned."""
 
 
 def alphas(plan: ExperimentPlan) -> dict[str, float]:
-    """Return the alpha of each metric. The primary metric gets the full alpha, and the guardrails share
-    another full alpha. Each `told` metric is tested separately."""
+    """Return the alpha of each metric. The primary metric and each `told` metric get the full alpha. The
+    guardrails divide one more alpha among them."""
     guards = sum(metric.role == "guardrail" for metric in plan.metrics)
     alpha = plan.rule.alpha
     return {m.name: alpha / guards if m.role == "guardrail" else alpha for m in plan.metrics}
@@ -55,8 +55,8 @@ def decide(
     users: int,
     ratio_p: float,
 ) -> ExperimentDecision:
-    """Decide what to do now. `in_phase` counts the users in this phase, by arm. `users` counts all users in
-    all phases and arms. `ratio_p` is the p-value of the split."""
+    """Decide what to do now. `in_phase` is the number of users in this phase by arm, `users` is the number of
+    all users, and `ratio_p` is the p-value of the split."""
 
     def held(why: str) -> ExperimentDecision:
         return ExperimentDecision(verb="hold", share=phase.share, why=why)
@@ -186,21 +186,21 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _METRIC = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,62}")
 _FOLDS = {"right-or-wrong": ("first", "any", "all"), "number": ("first", "mean", "sum")}
 FAILED, LATENCY, COST = "failed", "latency_s", "cost_usd"
-"""Metrics that are recorded for each answer if a plan includes them."""
+"""Metrics that are recorded automatically for each answer, if the plan includes them."""
 FAILOVERS = "the base answered in place of the tuned model"
-"""Name under which failovers are counted."""
+"""The event under which failovers are counted."""
 ALPHAS = (0.0001, 0.5)
 
 
 def read_plan(path: Path) -> ExperimentPlan:
-    """Read a plan from a YAML file. Raises `UsageError` that describes what is wrong."""
+    """Read a plan from a YAML file. Raises `UsageError` if the plan is invalid."""
     fields = "name, base, tuned, metrics (name, role, kind, better), rule (stages, goal): docs/ab.md"
     plan = read_record(path, ExperimentPlan, "experiment plan", fields)
     return required(plan, str(path))
 
 
 def required(plan: ExperimentPlan, where: str = "the plan") -> ExperimentPlan:
-    """Return the plan if it is valid. Raises `UsageError` with the first error in the plan."""
+    """Return the plan if it is valid. Raises `UsageError` for the first error."""
     for wrong in (*_wrong_names(plan), *_wrong_rule(plan.rule), *_wrong_metrics(plan)):
         raise UsageError(f"{where}: {wrong}")
     return plan
@@ -267,8 +267,9 @@ def _wrong_metric(metric: PlannedMetric) -> Iterable[str]:
 
 
 def recorded_sometimes(plan: ExperimentPlan) -> list[str]:
-    """List the right-or-wrong decision metrics that count only users with a recorded outcome. If an
-    outcome is recorded only when it happens, all other users are missing from the evidence."""
+    """List the right-or-wrong metrics that affect the decision and only count users with a recorded outcome.
+    If an application only records an outcome when it happens, all other users are missing from the
+    evidence."""
     return [
         metric.name
         for metric in plan.metrics
@@ -280,7 +281,7 @@ def recorded_sometimes(plan: ExperimentPlan) -> list[str]:
 
 
 def wrong_value(metric: PlannedMetric, value: float) -> str | None:
-    """Explain why a value cannot be an outcome of this metric, or return `None`."""
+    """Return the reason why a value is invalid for this metric, or `None` if it is valid."""
     if not math.isfinite(value) or abs(value) > 1e15:
         return f"{metric.name} must be a finite number between -1e15 and 1e15 (got {value:g})"
     if metric.kind == "right-or-wrong" and value not in (0, 1):

@@ -38,7 +38,8 @@ from orchestrate.settings import Secret
 from orchestrate.types import Arm, decoding
 
 ITS_OWN_FAULT = frozenset({401, 403, 404, 408, 429})
-"""Statuses below 500 that the request did not cause: not found, not allowed, timed out, or overloaded."""
+"""Statuses below 500 that are the host's fault rather than the request's: not found, not allowed, timed out,
+or overloaded."""
 _KEPT = ("content-type", "retry-after")
 """Response headers that are forwarded to the client."""
 _FAILURES, _COOL_S = 3, 10.0
@@ -49,21 +50,21 @@ _TAIL = 16_384
 
 @dataclass
 class Upstream:
-    """A model at a URL with the chat completions API. `url` ends with `/v1`."""
+    """A model at a URL with the chat completions API. `url` must end with `/v1`."""
 
     url: str
     model: str
     key: Secret | None = None
     on_use: Callable[[], None] | None = None
-    """Called from time to time after the model has answered. May wait for a store."""
+    """Function called occasionally after an answer. It may block."""
     _told: float = field(default=float("-inf"), init=False)
     _failed: int = field(default=0, init=False)
     _until: float = field(default=0.0, init=False)
 
     @property
     def resting(self) -> bool:
-        """True if the model failed several times in a row. It is then skipped for some seconds, so users
-        don't wait for each failure."""
+        """True if the model has failed several times in a row. Requests then skip it for some seconds, so
+        that users don't wait for each failure."""
         return time.monotonic() < self._until
 
     def heard(self, *, failed: bool) -> None:
@@ -79,7 +80,7 @@ class Upstream:
 
 @dataclass
 class ProxiedAnswer:
-    """An answer that is arriving. `status` is `None` if there was no answer."""
+    """An answer in progress. `status` is `None` if there was no valid answer."""
 
     status: int | None
     headers: dict[str, str] = field(default_factory=dict[str, str])
@@ -99,8 +100,8 @@ class ProxiedAnswer:
 
 
 async def ask(client: httpx.AsyncClient, at: Upstream, path: str, values: Mapping[str, Any]) -> ProxiedAnswer:
-    """Forward a request under the model's own name. Returns when the complete answer or the first chunk of a
-    stream has arrived. Never raises an error."""
+    """Forward a request to the model under its own name. Returns once the complete answer or the first chunk
+    of a stream has arrived. Never raises."""
     headers = {"content-type": "application/json"}
     if at.key is not None:
         headers["authorization"] = f"Bearer {at.key.reveal()}"
@@ -146,7 +147,7 @@ def _answers(body: bytes) -> bool:
 
 
 def says_error(data: bytes) -> bool:
-    """Return whether the last complete event in these stream bytes is an error."""
+    """Return whether the last complete event in a stream is an error."""
     for line in reversed(data.splitlines()):
         found = _object(line.removeprefix(b"data:")) if line.startswith(b"data:") else {}
         if found:
@@ -174,7 +175,7 @@ async def _pieces(response: httpx.Response) -> AsyncGenerator[bytes]:
 
 
 async def watched(answer: ProxiedAnswer, tail: bytearray) -> AsyncGenerator[bytes]:
-    """Yield all chunks of a stream, and collect its last bytes in `tail`. Raises `httpx.HTTPError` if the
+    """Yield all chunks of a stream, and store the last bytes in `tail`. Raises `httpx.HTTPError` if the
     stream is interrupted."""
     tail += answer.body
     yield answer.body
@@ -187,7 +188,7 @@ async def watched(answer: ProxiedAnswer, tail: bytearray) -> AsyncGenerator[byte
 
 
 def tokens(data: bytes) -> tuple[int, int] | None:
-    """Return the numbers of prompt and completion tokens reported by an answer or the end of a stream."""
+    """Return the numbers of prompt and completion tokens that an answer, or the end of a stream, reports."""
     lines = data.splitlines() if b"data:" in data else [data]
     for line in reversed(lines):
         if b'"usage"' not in line:
@@ -213,9 +214,9 @@ _PATHS = ("/chat/completions", "/completions", "/responses")
 _MOST_BODY = 32 << 20
 _log = logging.getLogger(__name__)
 STORE_S = 2.0
-"""Seconds to wait for the store to return a user's model."""
+"""Seconds to wait for the store when looking up a user's model."""
 SILENT_S = 10.0
-"""Seconds for which the store is skipped after it exceeded that time."""
+"""Seconds for which the store is skipped after a timeout."""
 _CONNECT_S = 5.0
 
 
@@ -229,7 +230,7 @@ class ProxiedRequest:
     given: Assignment
     begun: float
     counts: list[str] = field(default_factory=list[str])
-    """Counts shown in the report in addition to the metrics."""
+    """Events that are counted for the report and are not metrics."""
 
     @property
     def streamed(self) -> bool:
@@ -238,7 +239,7 @@ class ProxiedRequest:
 
 @dataclass(frozen=True)
 class ArmAnswer:
-    """An answer, its model, and whether the user's own model failed to answer."""
+    """An answer, the model that answered, and whether the user's own model failed."""
 
     answer: ProxiedAnswer
     arm: Arm
@@ -246,8 +247,8 @@ class ArmAnswer:
 
 
 class Proxy:
-    """An experiment in front of two models. `timeout_s` limits the time until the first chunk of an answer
-    and the time between two chunks. A slower model counts as failed."""
+    """A proxy that runs an experiment in front of two models. `timeout_s` limits the time until the first
+    chunk of an answer, and between two chunks. A model that exceeds it counts as failed."""
 
     def __init__(
         self,
@@ -318,7 +319,7 @@ class Proxy:
                         self._experiment.assign, user, abandon_on_cancel=True, limiter=self._asking_store
                     )
                 except OrchestrateError as error:
-                    _log.warning("cannot use the store of %s: %s", self._experiment.plan.name, error)
+                    _log.warning("could not access the store of %s: %s", self._experiment.plan.name, error)
             self._silent_until = time.monotonic() + SILENT_S
             _log.warning("could not count users of %s for %.0f s", self._experiment.plan.name, SILENT_S)
         return self._experiment.guess(user)
@@ -416,7 +417,7 @@ class Proxy:
         return JSONResponse(page([shown], more=False))
 
     async def outcomes(self, request: Request) -> Response:
-        """Record the outcome in the request body, or several in its list `outcomes`."""
+        """Record the outcome in the request body, or a list of them under `outcomes`."""
         values = await json_body(request)
         listed: Any = values.get("outcomes", [values])
         try:

@@ -56,7 +56,7 @@ class _LoadedEngine:
 
 
 class Engines:
-    """The local inference engines, by base model. Supports concurrent requests from one event loop. Call
+    """The local inference engines, one per base model. Handles concurrent requests from one event loop. Call
     `close` at the end."""
 
     def __init__(self, ft: Workspace, terms: ServerSettings | None = None) -> None:
@@ -70,9 +70,9 @@ class Engines:
         self._held.clear()
 
     async def answering(self, run: Run, step: int | None) -> Answering:
-        """Return the engine that answers for a model, and load the model if necessary. The engine knows a
-        model by `name_of`, because clients may call it by several names and one name may later refer to
-        another model. Raises `HostError`, and the errors of `RunHandle.download`."""
+        """Return the engine that answers for a model, and load the model if necessary. `name_of` gives the
+        engine's name for a model, because clients may use several names for one model and may reuse a name
+        for another model later. Raises `HostError`, and the errors of `RunHandle.download`."""
         name = name_of(run, step)
         tuned = await run_in_threadpool(self._tuned, name, run, step)
         held = await run_in_threadpool(self._ready, tuned)
@@ -128,17 +128,17 @@ _OURS = frozenset(
 
 
 _COMES_UP_S = 10
-"""Seconds after which a client retries. Official clients wait at most a minute."""
+"""Seconds after which a client should retry. Official clients wait at most a minute."""
 
 
 class OnDemand:
-    """Deploys tuned models on request at hosts that only serve deployed models. The model map defines which
-    models a request may deploy, and the limits. By setting limits, the operator agrees to the price."""
+    """Deploys tuned models on request, at hosts that only serve deployed models. The configuration defines
+    which models may be deployed, and the limits. By setting limits, the operator agrees to the price."""
 
     def __init__(self, ft: Workspace, models: ModelRoutes) -> None:
         self._ft, self._models = ft, models
         self._up: set[str] = set()
-        """Ids of runs with a deployment that has answered requests before."""
+        """Ids of runs whose deployment is known to answer."""
 
     def chat(self, key: GatewayKey, job: GatewayJob, run: Run, asked: str) -> Chat:
         """Return the chat client for a tuned model. Raises `HostError`: 422 if the model is not deployed,
@@ -170,7 +170,7 @@ class OnDemand:
         return host
 
     def look_again(self, run: Run) -> None:
-        """Discard the cached state of a deployment after a request to it failed."""
+        """Forget that a run's deployment answered, after a request to it failed."""
         self._up.discard(run.id)
 
     def _deploy(

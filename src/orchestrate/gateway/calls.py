@@ -53,7 +53,7 @@ def answer(error: HostError) -> JSONResponse:
 
 
 def refusal_of(error: OrchestrateError) -> HostError:
-    """Convert an error to the API's format, including the fix."""
+    """Convert an error to the API's format, with the fix in its message."""
     told = sentence(error)
     status, code = _kind(error)
     kind = "server_error" if status >= 500 else "invalid_request_error"
@@ -63,7 +63,7 @@ def refusal_of(error: OrchestrateError) -> HostError:
 
 
 def sentence(error: OrchestrateError) -> str:
-    """Describe an error in one text: what is wrong, where, and what to do."""
+    """Format an error as one text: what is wrong, where, and what to do."""
     if not isinstance(error, DataError):
         return error.message if error.fix is None else f"{error.message}\n{error.fix}"
     wrong = [problem for problem in error.problems if problem.severity is Severity.ERROR]
@@ -144,12 +144,12 @@ def wrong_state(job: GatewayJob, status: str, verb: str) -> HostError:
 
 
 MAX_JSON = 8 << 20
-"""Maximum size of a request body in bytes, except for files."""
+"""Maximum size in bytes of a request body that is not a file."""
 
 
 @dataclass
 class GatewayRequest:
-    """A request to the gateway. `subject` is the id of the created or changed object, for the log."""
+    """A request to the gateway. `subject` is the id of the created or changed object, for the audit log."""
 
     request: Request
     key: GatewayKey
@@ -176,8 +176,8 @@ Act = Callable[[GatewayRequest], Any]
 
 @contextmanager
 def placed() -> Generator[None]:
-    """Reject a list request with an `after` id that is not in the list, because an empty page would mean that
-    there are no more entries. Raises `HostError` 404."""
+    """Raise `HostError` 404 for a list request with an `after` id that is not in the list. An empty page
+    would mean that there are no more entries."""
     try:
         yield
     except NoSuchPlace as error:
@@ -189,14 +189,14 @@ def key_of(request: Request) -> GatewayKey:
 
 
 def retries(request: Request) -> int:
-    """Return the number of retries of this request, as reported by official clients."""
+    """Return how many times the client has retried this request, as reported by official clients."""
     told = request.headers.get("x-stainless-retry-count", "0")
     return int(told) if told.isascii() and told.isdigit() and len(told) < 6 else 0
 
 
 def endpoint(path: str, method: str, act: Act) -> Route:
-    """Build the route of an endpoint. `act` runs in a thread, in parallel with others. Its result is sent as
-    JSON, unless it is a `Response`."""
+    """Build a route for an endpoint. `act` runs in a thread, concurrently with other requests. Its result is
+    sent as JSON, unless it is a `Response`."""
 
     async def answer(request: Request) -> Response:
         call = GatewayRequest(request, key_of(request))
@@ -210,7 +210,7 @@ def endpoint(path: str, method: str, act: Act) -> Route:
 
 
 def streamed(path: str, method: str, act: Callable[[GatewayRequest], Awaitable[Response]]) -> Route:
-    """Build the route of an endpoint whose `act` reads the body itself or streams its response."""
+    """Build a route for an endpoint whose `act` reads the body itself or streams its response."""
 
     async def answer(request: Request) -> Response:
         return await act(GatewayRequest(request, key_of(request)))
@@ -231,8 +231,8 @@ async def read(request: Request) -> bytes:
 
 
 def parsed(raw: bytes) -> dict[str, Any]:
-    """Parse a JSON object. Raises `HostError` 422 for any other body. Lone surrogates, NaN and infinite
-    numbers are invalid, because they could not be sent back."""
+    """Parse a JSON object. Raises `HostError` 422 for any other body, and for lone surrogates, NaN and
+    infinite numbers, which could not be sent back as JSON."""
     try:
         values: Any = msgspec.json.decode(raw or b"{}")
     except (ValueError, RecursionError) as error:

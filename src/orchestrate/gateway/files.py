@@ -30,15 +30,15 @@ from orchestrate.store.store import Store
 from orchestrate.types import GatewayJob, JobStatus
 
 _DRAFT_LIFE_S = 86_400
-"""The maximum age, in seconds, of drafts. Killed processes leave drafts behind."""
+"""Seconds after which drafts are deleted. Killed processes leave drafts behind."""
 _UNKNOWN_LIFE_S = 7 * 86_400
-"""The minimum age, in seconds, at which unknown content is deleted. Younger content may belong to a store
-that was restored from an older backup."""
+"""Seconds for which content without a record is retained, because a store restored from an older backup may
+lack recent records."""
 _ENDING = ".jsonl"
 
 
 class UploadedContent:
-    """Uploaded content, which is deleted unless its record is stored."""
+    """Uploaded content. It is deleted unless `keep` is called."""
 
     def __init__(self, path: Path, target: Path, sha256: str, bytes: int) -> None:
         self._path, self._target = path, target
@@ -59,8 +59,8 @@ class Contents:
 
     @contextmanager
     def draft(self, sources: Sequence[IO[bytes]], most: int) -> Generator[UploadedContent]:
-        """Write the sources in order to a draft. At the end of the block, a draft is deleted unless it was
-        kept. Raises `HostError` 413, 503."""
+        """Write the sources, in order, to a temporary file. It is deleted at the end of the block unless
+        `keep` was called. Raises `HostError` 413, 503."""
         path = private_folder(self.folder) / f".{secrets.token_hex(8)}"
         digest, size = hashlib.sha256(), 0
         try:
@@ -85,7 +85,8 @@ class Contents:
         self._objects.unless_needed(sha256, lambda: path.unlink(missing_ok=True))
 
     def sweep(self) -> None:
-        """Delete drafts left by killed processes, and contents that have not been needed for a long time."""
+        """Delete temporary files left by killed processes, and contents that have been unused for a long
+        time."""
         now = time.time()
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another gateway sweeps too
@@ -98,7 +99,7 @@ class Contents:
 
 @contextmanager
 def room() -> Generator[None]:
-    """Raise `HostError` 503 if the disk cannot store more."""
+    """Raise `HostError` 503 if the block fails to write to disk."""
     try:
         yield
     except OSError as error:
@@ -108,8 +109,8 @@ def room() -> Generator[None]:
 
 
 class MultipartForm:
-    """The form of a request, parsed for an `async with` block. Raises `HostError` 422 if the body is not
-    a form, and 503 if there is no space for it."""
+    """The form of a request, parsed for an `async with` block. Raises `HostError` 422 if the body is not a
+    form, and 503 if the disk is full."""
 
     def __init__(self, request: Request, most_text: int) -> None:
         """Parse the form. `most_text` limits the bytes of a field that is not a file and is kept in
@@ -135,7 +136,7 @@ class MultipartForm:
 
 
 def bytes_of(value: Any, param: str) -> IO[bytes]:
-    """Return the bytes of an uploaded file, or of text sent in its place. Raises `HostError` 422."""
+    """Return the bytes of an uploaded file, or of text sent instead of a file. Raises `HostError` 422."""
     if isinstance(value, UploadFile):
         return value.file
     if isinstance(value, str):
@@ -144,14 +145,14 @@ def bytes_of(value: Any, param: str) -> IO[bytes]:
 
 
 def known_only(form: Any, names: tuple[str, ...]) -> None:
-    """Raise `HostError` 422 for an unknown field. No field is silently ignored."""
+    """Raise `HostError` 422 for an unknown field, because no field is silently ignored."""
     for name in form:
         if name not in names:
             raise HostError(422, f"Unrecognized request argument supplied: {name}", param=name)
 
 
 TAKEN = tuple(purpose for purpose in PURPOSES if purpose != "evals")
-"""Purposes of files. In the published API description, no file has another purpose."""
+"""Purposes that uploaded files may have. The published API description allows no others."""
 _MOST_TEXT = 1 << 16
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
@@ -198,7 +199,7 @@ class FileRoutes:
     def new(
         self, name: str, purpose: str, draft: UploadedContent, expires: ExpiresAfter | None
     ) -> tuple[dict[str, Any], Addition]:
-        """Create a new file. Returns its API representation and its stored record."""
+        """Create a file. Returns its API representation and its stored record."""
         id, now = f"file-{secrets.token_hex(12)}", self.now()
         until = {} if expires is None else {"expires_at": int(now) + expires.seconds}
         made = openai.file(id, name, purpose, draft.bytes, now, **until)
@@ -415,8 +416,8 @@ class Uploads:
         return _upload_shown(done or {})
 
     def sweep(self) -> None:
-        """Delete parts that will never be used: parts of expired uploads, and parts left by a killed process
-        after their upload ended."""
+        """Delete unusable parts: parts of expired uploads, and parts that a killed process left after their
+        upload ended."""
         over = {
             upload["id"]
             for _, upload in self._objects.every(UPLOAD)
@@ -436,7 +437,7 @@ def _require_md5(sources: Sequence[Any], md5: str | None) -> None:
             digest.update(block)
         source.seek(0)
     if digest.hexdigest() != md5.lower():
-        raise HostError(422, "The md5 of the parts does not match", param="md5")
+        raise HostError(422, "The MD5 hash of the parts does not match", param="md5")
 
 
 def _read_blocks(source: Any) -> Iterable[bytes]:

@@ -1,5 +1,7 @@
-"""Test a client's grader on one answer in a process with limits, because a formula, a template or a
-comparison of long texts can take unbounded time and memory."""
+"""Test a client's grader on one answer, in a separate process with limits.
+
+A formula, a template or a comparison of long texts can take unbounded time and memory.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ class TrialFailed(ValueError):
 def tried(
     grader: Mapping[str, Any], sample: str, item: Mapping[str, Any], *, seconds: float = SECONDS
 ) -> Grade:
-    """Grade one answer with an accepted grader. Raises `TrialFailed` if the trial takes too long, uses too
-    much memory or crashes, and the errors of `Grader`."""
+    """Grade one answer with a validated grader. Raises `TrialFailed` if the trial takes too long, uses too
+    much memory or crashes. The grader's own errors propagate."""
     command = child.python("orchestrate.gateway.grader_trials")
     asked = {"grader": grader, "sample": sample, "item": item}
     try:

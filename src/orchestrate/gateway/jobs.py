@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 PROJECT = "default"
 _FRESH_S = 2.0
 _SHARE = 20.0
-"""Factor of the time that reading data took. The data stay fresh for at least that long."""
+"""Data stays fresh for at least this many times the time it took to read."""
 Found = tuple[GatewayJob, Run]
 
 
@@ -75,7 +75,7 @@ class _JobCache:
 
 
 def until(clock: Clock, begun_s: float) -> float:
-    """Return the uptime in seconds until which data stays fresh, if reading it started at `begun_s`."""
+    """Return the uptime, in seconds, until which data counts as fresh if reading it started at `begun_s`."""
     now = clock.uptime().seconds
     return now + max(_FRESH_S, _SHARE * (now - begun_s))
 
@@ -89,7 +89,7 @@ class Outside:
     def jobs(
         self, project: str, before: tuple[datetime, str] | None, limit: int, metadata: Mapping[str, str]
     ) -> list[GatewayJob]:
-        """List the jobs created before the cursor `before` (a time and an id), newest first."""
+        """List jobs, newest first, that were created before the cursor `before` (a time and an id)."""
         found: list[Run] = []
         for id, run in self._fresh().jobs.items() if project == PROJECT else ():
             if before is not None and (run.created_at, id) >= before:
@@ -121,7 +121,7 @@ class Outside:
         return None if run is None else (job_of(run, name), run)
 
     def models(self, key: GatewayKey) -> list[Found]:
-        """List the models that answer requests, by name."""
+        """List the models that can answer requests, by name."""
         names = {name: run for name in self._runs if (run := self._mapped(name))}
         known = self._fresh().models if key.project == PROJECT else {}
         return [(job_of(run, name), run) for name, run in {**known, **names}.items()]
@@ -165,8 +165,8 @@ class Outside:
 
 
 def job_of(run: Run, name: str | None = None, files: Mapping[str, Any] | None = None) -> GatewayJob:
-    """Convert a run that no key created to a job. `name` is the model's name for clients if it differs from
-    the host's. `files` are the ids of the run's files."""
+    """Convert a run that was created outside the gateway to a job. `name` is the clients' name for the model,
+    if it differs from the host's. `files` are the ids of the run's files."""
     ended = run.finished_at or run.updated_at
     return GatewayJob(
         id=run.job_id or run.id,
@@ -211,11 +211,12 @@ def _asked(run: Run, files: Mapping[str, Any]) -> dict[str, Any]:
 _JOBS = "/v1/fine_tuning/jobs"
 _LONGEST_KEY = 200
 _A_JOB_LATER_S = "30"
-"""Seconds after which a retry of a job may succeed. Official clients wait at most a minute."""
+"""Seconds after which a client may try to create the job again, as a Retry-After header. Official clients
+wait at most a minute."""
 _CREATE_S, _LOOK_S = 15.0, 0.1
-"""Seconds that a cancel waits for a create request in progress, and seconds between two checks."""
+"""Seconds that a cancellation waits for a create request in progress, and seconds between two checks."""
 _LONGEST_NAME = 100
-"""The maximum length of a model name, which is part of a tuned model's name."""
+"""Maximum length of a model name, which becomes part of the tuned model's name."""
 
 
 class Jobs:
@@ -247,8 +248,8 @@ class Jobs:
     # -- creating ------------------------------------------------------------------------------------------
 
     def create(self, call: GatewayRequest) -> Any:
-        """Create a job. All errors are reported before the job is stored. Then this process or a later one
-        submits the job."""
+        """Create a job. Errors are reported before the job is stored. After that, this process or a later one
+        submits it."""
         request = _request(call)
         if known := self._jobs.known(request):
             return self._answer(call, known)
@@ -324,7 +325,7 @@ class Jobs:
             raise no_model(asked.model, known)
         if call.key.backends and target.backend not in call.key.backends:
             allowed = ", ".join(call.key.backends)
-            told = f"{asked.model} runs on {target.backend} here, but this key may only use {allowed}"
+            told = f"{asked.model} is mapped to {target.backend}, but this key may only use {allowed}"
             raise HostError(403, told, code="backend_not_allowed", param="model")
         train = self._files.found(call.project, asked.training_file, "training_file")
         valid = None
@@ -375,7 +376,7 @@ class Jobs:
         key = call.key
         if key.concurrent is not None and use.open >= key.concurrent:
             told = (
-                f"{count(use.open, 'job')} of the key {key.name} are running. Its limit is "
+                f"{count(use.open, 'job')} of the key {key.name} are running. The key's limit is "
                 f"{key.concurrent} at a time"
             )
             headers = {"retry-after": _A_JOB_LATER_S}

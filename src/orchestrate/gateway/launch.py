@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def read(ft: Workspace, **more: Any) -> GatewaySettings:
-    """Read the gateway's settings from the configuration. `more` are fields of `GatewaySettings` set by
-    flags. Raises `ConfigError`."""
+    """Read the gateway's settings from the configuration. `more` are fields of `GatewaySettings` that flags
+    set. Raises `ConfigError`."""
     told = ft.settings
     secret = config.secret(config.GATEWAY_SECRET, "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET")
     where = str(told.config_file or config.CONFIG_NAME)
@@ -48,8 +48,8 @@ def add_key(  # noqa: PLR0913  each is a limit of its own
     concurrent: int | None = None,
     expires_at: datetime | None = None,
 ) -> tuple[str, GatewayKey]:
-    """Add a key, which is shown only once. `map` is `NAME=BACKEND:MODEL`. Raises `UsageError`,
-    `ConfigError`."""
+    """Create a key. Returns the key, which can't be shown again, and its record. Entries of `map` have the
+    form `NAME=BACKEND:MODEL`. Raises `UsageError`, `ConfigError`."""
     own: dict[str, str] = {}
     for entry in map:
         asked, sign, target = entry.partition("=")
@@ -75,7 +75,7 @@ def add_key(  # noqa: PLR0913  each is a limit of its own
 
 
 def keys(ft: Workspace) -> list[tuple[GatewayKey, Decimal, int]]:
-    """List the keys, each with the cost of its jobs in US dollars and the number of its jobs in progress."""
+    """List the keys, each with the cost of its jobs in US dollars and the number of its open jobs."""
     found: list[tuple[GatewayKey, Decimal, int]] = []
     for key in ft.store.gateway_keys.all():
         use = ft.store.gateway_jobs.use(key.name)
@@ -84,19 +84,19 @@ def keys(ft: Workspace) -> list[tuple[GatewayKey, Decimal, int]]:
 
 
 def revoke_key(ft: Workspace, name: str) -> GatewayKey:
-    """Revoke a key, so that its next request is rejected. Raises `UsageError` for a name without a key."""
+    """Revoke a key. The next request with it is rejected. Raises `UsageError` for a name without a key."""
     return ft.store.gateway_keys.revoke(name, ft.store.clock.now(), by=ft.settings.made_by)
 
 
 def entries(ft: Workspace, *, key: str | None = None, limit: int = 100) -> list[AuditEntry]:
-    """List the last requests that changed something or were rejected, and the keys created and revoked,
-    oldest first."""
+    """List the last entries of the audit log, oldest first: requests that changed something or were rejected,
+    and keys that were created or revoked."""
     return ft.store.gateway_keys.entries(key=key, limit=limit)
 
 
 def certificate(chain: Path | None, key: Path | None) -> tuple[Path, Path] | None:
-    """Return the certificate and its key, or `None` if neither is given. Raises `UsageError` if only one is
-    given."""
+    """Return the paths of the certificate and its key, or `None` if neither is given. Raises `UsageError` if
+    only one is given."""
     if chain is None and key is None:
         return None
     if chain is None or key is None:

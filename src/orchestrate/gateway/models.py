@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 _PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 _MOST_LISTS = 256
-"""Maximum number of cached model lists. There is one per set of key limits."""
+"""Maximum number of cached model lists, one for each set of key limits."""
 TRIALS = 2
-"""Maximum number of concurrent grader trials. Each may use a CPU core and a gigabyte of memory."""
+"""Maximum number of concurrent grader trials. Each may use one CPU core and 1 GB of memory."""
 _GRADERS = "/v1/fine_tuning/alpha/graders"
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError)
 _CREATED = 1_721_260_800
-"""2024-07-18, the creation date of mapped names."""
+"""The creation date shown for model names in the configuration: 2024-07-18."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class _Made:
 class _List:
     body: bytes
     changes: int
-    """The jobs' change count when the list was created."""
+    """The number of changes to jobs when the list was created."""
     until_s: float
-    """Uptime in seconds until which the list is valid. After that, another gateway of this store may have
+    """The uptime, in seconds, at which the list expires, because another gateway on this store may have
     changed something."""
 
 
@@ -73,7 +73,7 @@ class ModelRoutes:
         self._listing = threading.Lock()
         self._lists: dict[bytes, _List] = {}
         self._ended: dict[str, tuple[int, _Made | None]] = {}
-        """Finished jobs: the hash of the stored record, and the resulting model."""
+        """For each finished job: the hash of its stored record, and the resulting model."""
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -90,8 +90,8 @@ class ModelRoutes:
     # -- models --------------------------------------------------------------------------------------------
 
     def listed(self, call: GatewayRequest) -> Any:
-        """Return the list of models. The encoded list is cached until something changes, because it has no
-        pages and encoding a thousand models takes time."""
+        """Return the list of models. The list has no pages and encoding a thousand models takes time, so the
+        encoded list is cached until something changes."""
         key, changes = call.key, self._jobs.changes
         scope = msgspec.json.encode((key.project, key.models, key.backends, key.map))
         begun = self._ft.store.clock.uptime().seconds
@@ -141,7 +141,7 @@ class ModelRoutes:
 
     def delete(self, call: GatewayRequest) -> Any:
         """Delete a model from the gateway, which then no longer serves it. The model's files on its backend
-        are not deleted."""
+        remain."""
         id = call.path("id")
         if not id.startswith("ft:"):
             raise HostError(403, "Only tuned models can be deleted", code="insufficient_permissions")
@@ -199,7 +199,7 @@ class ModelRoutes:
 
     def deploys(self, key: GatewayKey, asked: str, job: GatewayJob) -> tuple[str, terms.DeployLimits] | None:
         """Return the configuration entry that allows requests with this key to deploy a tuned model, and its
-        limits."""
+        limits. Returns `None` if there is none."""
         found = terms.of_tuned(asked, job.base, job.backend, self._terms.models)
         limits = found[1].deploy if found else None
         if found is None or limits is None or (limits.keys and key.name not in limits.keys):
@@ -271,8 +271,8 @@ class ModelRoutes:
     # -- graders -------------------------------------------------------------------------------------------
 
     def run_grader(self, call: GatewayRequest) -> Any:
-        """Run a grader on this machine. For graders that query a model, and for code graders unless code is
-        allowed here, returns a failed result (reward 0 and the name of the error)."""
+        """Run a grader on this machine. Graders that query a model, and code graders unless code is allowed
+        here, get a failed result: reward 0 and the name of the error."""
         asked, begun = parse(RunGrader, call.body), time.monotonic()
         _require_grader(asked.grader)
         errors: dict[str, Any] = {}
@@ -281,11 +281,11 @@ class ModelRoutes:
             told = "the gateway does not run model graders"
             errors = {"model_grader_server_error": True, "model_grader_server_error_details": told}
         elif runs_code(asked.grader) and not self._ft.settings.allow_grader_code:
-            told = "not allowed here. To allow grader code, start the gateway with --allow-grader-code"
+            told = "code is not allowed. To allow it, start the gateway with --allow-grader-code"
             errors = {"python_grader_server_error": True, "python_grader_server_error_type": told}
         else:
             if not self._trials.acquire(blocking=False):
-                told = f"{TRIALS} graders are already being tested"
+                told = f"{TRIALS} graders are already running"
                 headers = {"retry-after": str(SECONDS)}
                 raise HostError(429, told, code="graders_busy", type="rate_limit_error", headers=headers)
             try:
@@ -315,7 +315,7 @@ def _require_grader(grader: dict[str, Any]) -> None:
             422, "Invalid grader: a grader must have a name", param="grader.name", code="invalid_grader"
         )
     if not isinstance(grader.get("image_tag", ""), str):
-        told = "Invalid grader: image_tag must be text"
+        told = "Invalid grader: image_tag must be a string"
         raise HostError(422, told, param="grader.image_tag", code="invalid_grader")
     try:
         reason = None if grader.get("type") in ELSEWHERE else refusal(grader, allow_code=True)

@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 _READS = ("GET", "HEAD")
 _ALIKE_S = 60.0
 _MOST = 1000
-"""The maximum number of kinds of rejections that are distinguished in that time."""
+"""The maximum number of different rejections to count within that time."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class _Alike:
 
 
 class Audit:
-    """The thread-safe audit log. Similar rejections are logged once a minute, with their number."""
+    """The audit log. Writes similar rejections at most once a minute, with their number. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -88,7 +88,7 @@ class Audit:
         try:
             self._store.gateway_keys.log(entry)
         except OrchestrateError as error:
-            _log.warning("could not write the gateway's log: %s", error.message)
+            _log.warning("could not write to the gateway's audit log: %s", error.message)
 
     def _times(self, alike: tuple[str, ...]) -> int:
         """Return how many refusals the entry is to stand for; 0: none is to be written."""
@@ -122,7 +122,8 @@ def app(
     most_requests: int = 512,
 ) -> ASGIApp:
     """Build the gateway's app. `names` are host names that it accepts in addition to this machine's
-    addresses. More than `most_requests` concurrent requests are rejected with a note to retry later."""
+    addresses. If more than `most_requests` requests are in progress, new ones are rejected with a
+    `Retry-After` header."""
     return edge(
         routes,
         door=lambda inner: _Door(ft, inner, clients, ServerLoad(most_requests, 0)),
@@ -207,9 +208,9 @@ class RunningGateway:
 def serve(
     ft: Workspace, terms: GatewaySettings, watcher: Watcher, reached: Reached = lambda place: None
 ) -> Generator[RunningGateway]:
-    """Serve the gateway while the block runs. Jobs of an earlier gateway continue. `watcher` follows the
-    runs. Raises `UsageError` if other machines could connect without a key or read unencrypted keys, and
-    `SetupError` if the port is taken."""
+    """Serve the gateway while the block runs, and continue the jobs of an earlier gateway. `watcher` follows
+    the runs. Raises `UsageError` if other machines could connect without a key or keys would be sent
+    unencrypted, and `SetupError` if the port is taken."""
     if find_spec("python_multipart") is None:
         raise MissingExtra("gateway", "the gateway", "python-multipart")
     clients = _require_safe(ft, terms)

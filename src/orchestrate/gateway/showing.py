@@ -29,7 +29,7 @@ _LONGEST_SUFFIX = 40
 
 @dataclass(frozen=True)
 class JobForm:
-    """The spec of a job request, and notes about its translation."""
+    """The spec built from a job request, and notes about the translation."""
 
     spec: JobSpec
     notes: tuple[str, ...]
@@ -38,7 +38,7 @@ class JobForm:
 def wish_of(
     asked: CreateJob, target: MappedModel, train: str, validation: str | None, continued: str | None = None
 ) -> JobForm:
-    """Build the spec of a job request. `train` and `validation` are paths. `continued` is the run to continue
+    """Build a spec from a job request. `train` and `validation` are paths. `continued` is the run to continue
     from. Raises `HostError` 422 for anything that a spec cannot express."""
     hyper, notes = hyperparameters(asked), list[str]()
     fields: dict[str, Any] = {
@@ -61,7 +61,7 @@ def wish_of(
         and (steps := _number(hyper.eval_interval)) is not None
     ):
         fields["eval_steps"] = steps
-    notes.insert(0, f"{asked.model} is mapped to {target.model} on {target.backend} here")
+    notes.insert(0, f"{asked.model} is mapped to {target.model} on {target.backend}")
     try:
         spec = JobSpec.parse({name: value for name, value in fields.items() if value is not None})
     except SpecError as error:
@@ -70,8 +70,8 @@ def wish_of(
 
 
 def hyperparameters(asked: CreateJob) -> SupervisedHyperparameters:
-    """Return the hyperparameters of the method. Missing values come from the older `hyperparameters`
-    field."""
+    """Return the hyperparameters of the method. The deprecated field `hyperparameters` fills in missing
+    values."""
     hyper = asked.hyper()
     if asked.method is None or asked.hyperparameters is None:
         return hyper
@@ -82,7 +82,7 @@ def hyperparameters(asked: CreateJob) -> SupervisedHyperparameters:
 
 
 def shown(asked: CreateJob) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return `hyperparameters` and `method` in the format of a job."""
+    """Return `hyperparameters` and `method` in the format of the API's jobs."""
     hyper = hyperparameters(asked)
     kind = _METHODS[asked.kind()]
     values = hyper.model_dump()
@@ -105,7 +105,7 @@ def _method(asked: CreateJob, hyper: SupervisedHyperparameters) -> dict[str, Any
         if told.response_format is not None:
             raise HostError(
                 422,
-                "response_format is ignored: sampled answers are not constrained to a format",
+                "response_format is not supported: sampled answers are not constrained to a format",
                 param="method.reinforcement.response_format",
                 code="unsupported_parameter",
             )
@@ -114,7 +114,7 @@ def _method(asked: CreateJob, hyper: SupervisedHyperparameters) -> dict[str, Any
         if _number(hyper.eval_samples) is not None:
             raise HostError(
                 422,
-                "eval_samples is ignored: each row of the validation file is sampled once",
+                "eval_samples is not supported: each row of the validation file is sampled once",
                 param="method.reinforcement.hyperparameters.eval_samples",
                 code="unsupported_parameter",
             )
@@ -180,8 +180,8 @@ TERMINAL = ("succeeded", "failed", "cancelled")
 
 
 def status_of(job: GatewayJob, run: Run | None) -> str:
-    """Return the status to show. A terminal status is shown only after it is stored. It never changes,
-    because clients then stop polling."""
+    """Return the status to show to clients. A terminal status is stored before it is shown, and never
+    changes, because clients then stop polling."""
     if job.ended_as is not None:
         return job.ended_as
     status = outcome(job, run)
@@ -192,7 +192,7 @@ def status_of(job: GatewayJob, run: Run | None) -> str:
 
 
 def outcome(job: GatewayJob, run: Run | None) -> str:
-    """Return the job's status according to its run."""
+    """Derive the job's status from its run."""
     if job.error is not None:
         return "failed"
     if run is None or (run.phase is SubmitPhase.REFUSED and job.again_at is not None):
@@ -246,7 +246,7 @@ def _error(job: GatewayJob, run: Run | None) -> dict[str, Any]:
 
 
 def named(job: GatewayJob, message: str) -> str:
-    """Replace the files in a message with the clients' file names."""
+    """Replace file paths and hashes in a message with the clients' file names."""
     return with_file_names(message, dict(zip(job.files, job.file_names, strict=False)))
 
 
@@ -278,7 +278,9 @@ def events(
     elif status == "cancelled":
         found.append((_ended_at(job, run), "info", "The job has been cancelled", "message", {}, "cancelled"))
         if run is not None and run.status is JobStatus.SUCCEEDED:
-            late = f"{run.provider} finished before the cancellation took effect. The model is run {run.id}"
+            late = (
+                f"{run.provider} finished the job before it was cancelled. Its model belongs to run {run.id}"
+            )
             found.append((_ended_at(job, run), "warn", late, "message", {}, "late"))
     found.sort(key=lambda item: item[0])
     return [
@@ -305,8 +307,8 @@ def _metric_events(
 def checkpoints(
     job: GatewayJob, run: Run, told: Sequence[Checkpoint], points: Sequence[MetricPoint]
 ) -> list[dict[str, Any]]:
-    """List a job's checkpoints, newest first, with one entry per step even if a host stores both an adapter
-    and a merged model for the step. The checkpoint of the last step is the tuned model itself."""
+    """List a job's checkpoints, newest first, one per step, even if a host stores both an adapter and a
+    merged model for a step. The checkpoint of the last step is the tuned model itself."""
     rows = {row["step"]: row for row in openai.metric_rows(points)}
     known = {point.step: point for point in told if point.step is not None}
     last = max(known, default=None)
@@ -335,10 +337,10 @@ def job_of_result(file_id: str) -> str | None:
 
 
 def result_content(points: Sequence[MetricPoint]) -> bytes:
-    """Encode the job's metrics in base64, as the API does."""
+    """Encode the job's metrics as base64 of a CSV file, as the API does."""
     return base64.b64encode(openai.metrics_csv(openai.metric_rows(points)))
 
 
 def seconds(at: datetime) -> int:
-    """Convert a time to the API's format."""
+    """Convert a time to seconds since 1970, the API's format."""
     return int(at.timestamp())

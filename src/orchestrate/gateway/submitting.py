@@ -1,5 +1,5 @@
-"""Submit each job exactly once, by any worker, even if a worker is killed. A webhook is notified when a job
-ends."""
+"""Submit each job exactly once, even if several workers run or one is killed. When a job ends, call the
+webhook."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ Reached = Callable[[str], object]
 
 
 class Submitting:
-    """Submits jobs from `start` until `close`. Several instances, in several processes, may share one
-    store."""
+    """Submits jobs from `start` until `close`. Several processes may do this on one store."""
 
     def __init__(
         self,
@@ -86,8 +85,8 @@ class Submitting:
             thread.start()
 
     def close(self) -> None:
-        """Stop submitting. Waits for submissions in progress. The others continue when a worker runs
-        again."""
+        """Stop submitting, and wait for submissions in progress. The next worker continues with the other
+        jobs."""
         self._stop.set()
         self._woken.set()
         self._watcher.wake()
@@ -97,12 +96,12 @@ class Submitting:
                 thread.join(15)
 
     def take(self, job: GatewayJob, prepared: Prepared) -> None:
-        """Start a new job with prepared data and a prepared quote."""
+        """Start to submit a new job, for which the data and the quote are already prepared."""
         self._prepared[job.id] = prepared
         self._begin(job)
 
     def viewed(self, run: Run | None) -> None:
-        """Note that a client waits for this run. Its host is then polled more often."""
+        """Record that a client is waiting for this run, so its host is polled more often."""
         if run is not None and not run.status.terminal:
             self._viewed[f"{run.provider}@{run.host}"] = self._ft.store.clock.uptime().seconds
 
@@ -167,7 +166,7 @@ class Submitting:
         return job.ended_as is None or run.status is not JobStatus.CANCELLING
 
     def cancel(self, job: GatewayJob) -> tuple[GatewayJob, Run | None]:
-        """Carry out a requested cancellation, as far as possible now. A job that was not yet sent is never
+        """Carry out a requested cancellation as far as possible now. A job that was not sent yet is never
         sent. If the host cannot be reached, the cancellation is retried later. If the host rejects it, the
         job continues and is shown as running. Raises `OrchestrateError`."""
         run = self.run_of(job)
@@ -210,7 +209,7 @@ class Submitting:
             _log.warning("%s: %s", id, error.message)
         except Exception:  # noqa: BLE001  a defect must not leave the job without an end
             _log.exception("%s", id)
-            failed = JobError(message="the gateway failed. See its log", code="server_error")
+            failed = JobError(message="internal error. See the gateway's log", code="server_error")
             with suppress(OrchestrateError):
                 self._jobs.change(id, lambda job: replace(job, error=failed))
         finally:
@@ -351,7 +350,7 @@ class Submitting:
 
 
 class Patience:
-    """The schedule for retrying failed work. The wait doubles each time."""
+    """The schedule for retries. The wait doubles after each failure."""
 
     def __init__(self, ft: Workspace) -> None:
         self._clock = ft.store.clock

@@ -1,4 +1,4 @@
-"""The gateway's settings: the models to which clients' model names map, and where these are served."""
+"""The gateway's settings: how clients' model names map to base models, and where tuned models are served."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrate.settings import Secret
 from orchestrate.types import GatewayKey
 
 DEFAULT = "default"
-"""Name of the entry for all names that are not in the map."""
+"""The entry for all names that are not in the map."""
 _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 
@@ -33,32 +33,32 @@ class DeployLimits(BaseModel):
     max_usd_per_hour: Decimal | None = Field(default=None, gt=0)
     """Maximum hourly price of all replicas. More expensive models are not deployed."""
     keys: tuple[str, ...] = ()
-    """The keys whose requests may deploy. Empty means all keys."""
+    """Names of the keys whose requests may deploy. Empty means all keys."""
     options: dict[str, Any] = {}
     """The backend's own options, as in `deploy --set`: `{idle_minutes: 30}`."""
 
 
 class MappedModel(BaseModel):
-    """The model to which a name maps."""
+    """A base model or a run that a client's model name maps to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backend: str = ""
-    """The backend that tunes the model."""
+    """The backend that trains the model."""
     model: str = ""
-    """The base model on the backend, by any name that `orchestrate models search` finds."""
+    """The base model, by any name that `orchestrate models search` finds."""
     run: str | None = None
-    """The run of a tuned model, in place of `backend` and `model`. Clients can query the model and continue
+    """A run with a tuned model, instead of `backend` and `model`. Clients can query the model and continue
     its training."""
     alias: str | tuple[str, ...] = ()
     """Additional names for the same model."""
     on: Literal["host", "here"] = "host"
-    """Where to serve tuned models of this name: on their host, or on the gateway's machine, which downloads
-    them and their base model."""
+    """Where to serve models tuned from this name: on their host, or on the gateway's machine, which downloads
+    the model and its base."""
     deploy: DeployLimits | None = None
-    """The limits of automatic deployments. Without limits, clients' requests don't deploy models."""
+    """Limits for automatic deployments. Without limits, requests never deploy a model."""
     base_learning_rate: float | None = Field(default=None, gt=0)
-    """The learning rate for a multiplier of 1. By default, the backend decides."""
+    """The learning rate at a multiplier of 1. Default: the backend's."""
     settings: dict[str, Any] = {}
     """Additional fields of the spec, such as `{adapter: qlora}`."""
 
@@ -77,13 +77,13 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     organization: str = Field(default="orchestrate", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-    """The third part of the names of tuned models."""
+    """The third part of tuned models' names."""
     files: str | None = None
     """The folder of uploaded files. Default: `gateway/` in the home folder."""
     webhook_url: str | None = None
-    """The URL to notify when a job ends."""
+    """URL of a webhook to call when a job ends."""
     models: dict[str, MappedModel] = {}
-    """A table for each model name that clients request. `default` is for all other names."""
+    """One table for each model name that clients request. `default` is for all other names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,21 +93,21 @@ class GatewaySettings:
     host: str = LOOPBACK
     port: int = 8000
     names: tuple[str, ...] = ()
-    """Additional host names of the gateway."""
+    """Additional host names that the gateway accepts."""
     behind_proxy: bool = False
-    """True if a reverse proxy terminates TLS. Other machines may then reach the gateway."""
+    """True if a reverse proxy terminates TLS. Other machines may then connect to the gateway."""
     certificate: tuple[Path, Path] | None = None
-    """PEM files with the certificate and its key. If set, the gateway uses TLS."""
+    """PEM files of a certificate and its private key. If set, the gateway uses TLS."""
     organization: str = "orchestrate"
     models: Mapping[str, MappedModel] = field(default_factory=dict[str, MappedModel])
     files: Path
-    """The folder of uploaded files. All workers of a store share it."""
+    """The folder of uploaded files, shared by all workers on a store."""
     webhook_url: str | None = None
     webhook_secret: Secret | None = None
     threads: int = 4
     """Number of jobs to submit concurrently."""
     most_requests: int = 512
-    """Maximum number of concurrent requests, including waiting ones. Others get status 429."""
+    """Maximum number of requests in progress, including waiting ones. Further requests get status 429."""
     grace_s: float = 10.0
 
 
@@ -147,9 +147,9 @@ def _with_aliases(models: Mapping[str, MappedModel], where: str) -> dict[str, Ma
 
 
 def target_of(asked: str, models: Mapping[str, MappedModel], key: GatewayKey) -> MappedModel | None:
-    """Return the model to which a requested name maps, or `None` if there is nothing to tune. The key's own
-    names come first, then the names in the configuration, then the name without its date, then the default. A
-    model that is private in the configuration stays private even if a key maps it elsewhere."""
+    """Return the model to train for a requested name, or `None` if the name maps to none. Names are looked up
+    in this order: the key's own names, the configuration, the name without its date, the default. A model
+    that is private in the configuration stays private even if a key maps the name elsewhere."""
     own = {name: parse_target(told) for name, told in key.map.items()}
     models = {name: target for name, target in models.items() if target.run is None}
     of_key, of_all = _named(asked, own), _named(asked, models)
@@ -161,7 +161,7 @@ def target_of(asked: str, models: Mapping[str, MappedModel], key: GatewayKey) ->
 
 
 def answers_here(asked: str, base: str, backend: str, models: Mapping[str, MappedModel]) -> bool:
-    """Return whether the configuration lets this machine serve a tuned model."""
+    """Return whether the configuration makes this machine serve a tuned model."""
     found = of_tuned(asked, base, backend, models)
     return found is not None and found[1].on == "here"
 
@@ -169,8 +169,8 @@ def answers_here(asked: str, base: str, backend: str, models: Mapping[str, Mappe
 def of_tuned(
     asked: str, base: str, backend: str, models: Mapping[str, MappedModel]
 ) -> tuple[str, MappedModel] | None:
-    """Return the name and configuration entry of a tuned model that was requested as `asked` and tuned from
-    `base` on `backend`."""
+    """Return the name and configuration entry of a tuned model that a client requested as `asked`. The model
+    was tuned from `base` on `backend`."""
     found = models.get(asked) or _named(base, models) or models.get(DEFAULT)
     if found is None or (found.run is None and found.backend != backend):
         return None
@@ -195,7 +195,7 @@ def parse_target(told: str) -> MappedModel:
 
 
 def names(models: Mapping[str, MappedModel], key: GatewayKey) -> list[str]:
-    """List all model names that a client may request for tuning."""
+    """List all model names that a client may use in job requests."""
     every = dict.fromkeys([*key.map, *(name for name, target in models.items() if target.run is None)])
     return [name for name in every if name != DEFAULT and (not key.models or name in key.models)]
 

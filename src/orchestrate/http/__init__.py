@@ -1,2 +1,4 @@
-"""The basis of every server. web/ has the guard, limits and pages. wire/ has OpenAI's request and response
-bodies."""
+"""The basis of every server.
+
+web/ has the guard, limits and pages. wire/ has the request and response bodies of OpenAI's API.
+"""

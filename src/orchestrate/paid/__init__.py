@@ -1,1 +1,1 @@
-"""Paid requests: one journal, one cost limit, one retry policy and one count for all of them."""
+"""Requests that cost money. They all share one journal, cost limit, retry policy and count."""

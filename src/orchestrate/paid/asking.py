@@ -1,8 +1,8 @@
-"""Sends questions to a model, several at a time, and writes each answer to disk before continuing.
+"""Send questions to a model, several at a time, and write each answer to disk before continuing.
 
-Answers are stored by model and question, so the same question is never paid twice: not after a kill, in a
-second evaluation, or for a second contender with the same model. `Requests` sends the questions for
-evaluation, recording, judging and generation. Nothing else sends requests that are billed per answer.
+Answers are stored by model and question, so you never pay for the same question twice: not after a crash, in
+a second evaluation, or for a second contender with the same model. `Requests` sends the questions for
+evaluation, recording, judging and generation. No other code sends requests that are billed per answer.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ from orchestrate.types import Message, Record, Reply
 Price = Callable[[int, int], Decimal]
 """Function from (prompt tokens, completion tokens) to US dollars."""
 HOPELESS = 3
-"""After this many consecutive questions without an answer, the questions are not considered to be the
-cause."""
+"""Number of consecutive questions without an answer after which the host, not the questions, is assumed to be
+the cause."""
 TOOLS_TOKENS = 512
-"""Allowance for the tokens that a host adds to tell the model about its tools."""
+"""Allowance for tokens that a host adds to describe tools to its model."""
 
 
 class AskingStopped(OrchestrateError):
@@ -63,7 +63,7 @@ class AskingStopped(OrchestrateError):
 
 
 class Question(Record, frozen=True, kw_only=True):
-    """A question to send. `sample` numbers the answers to the same question."""
+    """A question to send. `sample` numbers repeated answers to the same question."""
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
@@ -75,8 +75,7 @@ class Question(Record, frozen=True, kw_only=True):
 
     @property
     def most_tokens(self) -> int:
-        """Return an upper bound on the number of tokens. A text has at most as many tokens as bytes, plus a
-        few per message."""
+        """Return an upper bound on the number of tokens in a prompt: one per byte, plus a few per message."""
         calls = [m.tool_calls for m in self.messages if m.tool_calls]
         extra = len(msgspec.json.encode(calls)) + len(msgspec.json.encode(self.tools))
         texts = (part for m in self.messages for part in (m.content, m.name or "", m.tool_call_id or ""))
@@ -91,22 +90,22 @@ class Respondent:
     name: str
     identity: Mapping[str, Any]
     ask: Callable[[Sequence[Question]], list[Answer]]
-    """Function that returns one answer per question, in order. Called from `parallel` threads with at most
+    """Function that returns one answer per question, in order. `parallel` threads call it with at most
     `batch` questions."""
     batch: int = 1
     parallel: int = 1
     max_tokens: int = 512
     price: Price | None = None
     own: bool = False
-    """True if answers are not billed individually, because the machine is the user's own or rented hourly."""
+    """True if answers are not billed individually, because the machine is your own or rented by the hour."""
     place: str = ""
-    """Host on which it answers. Empty for all models on this machine."""
+    """Host of the model. Empty for all models on this machine."""
     backend: str = ""
     """Backend that bills its answers."""
     sandbox: bool = False
-    """True if its price is simulated by a sandbox."""
+    """True if a sandbox only simulates the price."""
     retry: Retry = ONCE
-    """Number of times a question is sent if retrying may help. `ask` itself sends it once."""
+    """The policy for retrying failed requests. `ask` sends a question only once."""
 
     @property
     def key(self) -> str:
@@ -116,7 +115,7 @@ class Respondent:
 
     @property
     def unpriced(self) -> bool:
-        """Return whether its answers may be billed at an unknown price."""
+        """Return whether answers may be billed at an unknown price."""
         return self.price is None and not self.own
 
     def worst_usd(self, questions: Sequence[Question]) -> Decimal:
@@ -125,7 +124,8 @@ class Respondent:
         return sum((self.price(q.most_tokens, self.max_tokens) for q in questions), Decimal(0))
 
     def priced(self, question: Question, answer: Answer) -> Answer:
-        """Add the price of the tokens that the host reports, or the maximum price if it reports none."""
+        """Add the price of an answer: that of the tokens that the host reports, or the maximum price if it
+        reports none."""
         usd, into, out = answer.usd, answer.prompt_tokens, answer.completion_tokens
         if self.price is not None and usd is None:
             known = into is not None and out is not None and into >= 0 and out >= 0
@@ -136,7 +136,7 @@ class Respondent:
 def one_at_a_time(
     ask: Callable[[Sequence[Message], Sequence[dict[str, Any]]], Reply],
 ) -> Callable[[Sequence[Question]], list[Answer]]:
-    """Build `Respondent.ask` for a model that takes one conversation with its tools per request."""
+    """Build a `Respondent.ask` for a model that takes one conversation per request."""
 
     def answers(questions: Sequence[Question]) -> list[Answer]:
         [question] = questions
@@ -169,9 +169,9 @@ Outcome = list[Answer] | BaseException
 class Requests:
     """Sends questions to one respondent, several at a time.
 
-    Each request is checked against the limit and recorded before it is sent. It counts at its maximum price,
-    unless its answer reports a price or the host is known to have done nothing. A second request for the same
-    question counts again.
+    Each request is checked against the limit and recorded before it is sent. It counts at its maximum price
+    until its answer reports a price, or the host is known to have done nothing. Repeated requests for a
+    question count again.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Requests:
         self._stopped = stopped or threading.Event()
         self._enough = threading.Event()
         self._holds: dict[str, str] = {}
-        """Holds in the ledger, by question in progress."""
+        """Ids of holds in the ledger, by question in progress."""
         self._account = None if respondent.sandbox else purse.account
         self._backend = respondent.backend or respondent.name
         if self._account is not None:
@@ -197,7 +197,7 @@ class Requests:
             log.begin()
 
     def count(self, questions: Iterable[str]) -> None:
-        """Count the cost of earlier requests for these questions."""
+        """Count the costs of earlier requests for these questions."""
         self._settle(Decimal(0), questions)
 
     def run(
@@ -205,12 +205,12 @@ class Requests:
         supply: Callable[[], Batch | None],
         receive: Callable[[Batch, Outcome], BaseException | None],
     ) -> None:
-        """Ask the questions that `supply` returns, until it returns none and all sent questions are received.
+        """Send the questions that `supply` returns, until it returns none and all answers have arrived.
 
         `receive` is called in this thread with the answers or the error of each batch. If it returns an
-        error, no more questions are sent, and the error is raised once all requests in progress are received.
+        error, no more questions are sent, and the error is raised once all requests in progress have ended.
         Raises `OverBudget` or `NoMoreRequests` if the next request could exceed a limit, and no request in
-        progress may still cost less than its maximum.
+        progress can lower the cost any more.
         """
         running: dict[Future[list[Answer]], Batch] = {}
         put_off: list[Batch] = []
@@ -323,7 +323,7 @@ def _did_nothing(error: OrchestrateError) -> bool:
 
 
 Progress = Callable[[str, int, int, Decimal], None]
-"""Function called with (respondent, answers, questions, US dollars so far)."""
+"""Function to report progress: (respondent, answers, questions, US dollars so far)."""
 
 
 @dataclass
@@ -334,16 +334,17 @@ class Asking:
     purse: RequestBudget = field(default_factory=RequestBudget)
     progress: Progress | None = None
     fresh: bool = False
-    """True to request stored answers again, once."""
+    """True to ignore stored answers and request each one again, once."""
     skip_failed: bool = False
-    """True to count a question that its host never answers as refused, if others are answered."""
+    """True to treat a question that its host never answers as refused, provided that the host answers
+    others."""
     stopped: threading.Event = field(default_factory=threading.Event)
-    """Set when nothing more is sent. Requests in progress are still received."""
+    """Set to stop sending requests. Requests in progress are still received."""
     telling: threading.Lock = field(default_factory=threading.Lock)
     _renewed: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     def kept(self, respondent: Respondent, questions: Sequence[Question]) -> dict[str, Answer]:
-        """Return the stored answers, by the question's digest."""
+        """Return the stored answers, by digest of the question."""
         path = self._path(respondent)
         if not path.exists():
             return {}
@@ -352,8 +353,8 @@ class Asking:
         return {digest: known[digest] for digest in wanted if digest in known and digest not in again}
 
     def lost_before(self, respondent: Respondent, question: Question) -> Decimal:
-        """Return the maximum that may have been billed for earlier requests of this question whose answer
-        never arrived."""
+        """Return the maximum that may have been billed for earlier requests of this question that got no
+        answer."""
         path = self._path(respondent)
         if not path.exists():
             return Decimal(0)
@@ -361,11 +362,12 @@ class Asking:
         return cost.lost.usd or Decimal(0)
 
     def ask(self, respondent: Respondent, questions: Sequence[Question]) -> list[Answer]:
-        """Return one answer for each question, in order. Questions with a stored answer are not sent again.
+        """Return one answer for each question, in order.
 
-        A question that the host refuses gets an answer with `error`, and is sent again by the next call.
-        Raises `OverBudget` if the next request could exceed the limit, `UsageError` while another command
-        queries the same model, and the respondent's own errors. All answers received so far are stored.
+        Questions with a stored answer are not sent again. A question that the host refuses gets an answer
+        with `error`, and the next call sends it again. Raises `OverBudget` if the next request could exceed
+        the limit, `UsageError` while another command queries the same model, and the respondent's own errors.
+        All answers received so far are stored.
         """
         require_price(respondent.name, self.purse.limit_usd, respondent.price)
         with self._opened(respondent) as log:
@@ -409,13 +411,13 @@ class Asking:
         return [answers[q.digest] for q in questions]
 
     def lost(self, respondent: Respondent, questions: Sequence[Question]) -> Unaccounted:
-        """Return the possible cost of requests for these questions whose answer never arrived."""
+        """Return the requests for these questions that got no answer, and their possible cost."""
         return self.purse.lost(respondent.key, [q.digest for q in questions])
 
     def ask_each(self, asked: Sequence[tuple[Respondent, Sequence[Question]]]) -> list[list[Answer]]:
-        """Query each respondent like `ask`: all places in parallel, and the respondents of one place one
-        after the other. With a limit, all are queried in turn, so that each counts the costs of the others.
-        If one fails, no more questions are sent."""
+        """Query each respondent like `ask`. Different places are queried in parallel, and respondents of one
+        place one after another. With a limit, all are queried one after another, so that the costs of earlier
+        ones count. If one fails, no more questions are sent."""
         places: dict[str, list[int]] = {}
         for number, (respondent, _) in enumerate(asked):
             places.setdefault(respondent.place, []).append(number)
@@ -559,7 +561,7 @@ def require_price(name: str, limit_usd: Decimal | None, price: Price | None) -> 
 
 
 def tell_lost(error: OrchestrateError, lost: Unaccounted) -> None:
-    """Add the cost of unanswered requests to an error that ends a command."""
+    """Add the possible cost of unanswered requests to the error that ends a command."""
     if lost:
         error.message = f"{error.message}; {lost}"
         error.lost_requests, error.lost_usd = lost.requests, lost.usd

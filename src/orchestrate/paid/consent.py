@@ -1,5 +1,5 @@
-"""Consent to a price. Only this module decides when the user must confirm, and reports a missing
-confirmation."""
+"""Ask the user to agree to a price. All checks for consent are in this module, and all errors about missing
+consent."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ def require_consent(
     limited: bool = False,
     fix: str = f"add --yes, or set a limit with {COMMAND_LIMIT} USD",
 ) -> None:
-    """Raise `UsageError` unless the user agrees to a possible cost. Calls `agreed` only if the highest price
-    is above 0 or the price is `unpriced`. A missing price counts as unpriced unless `unpriced` is False.
-    `limited` means that the user set a limit, which counts as agreement up to that limit. `otherwise` is the
-    part of the error message that says what was not done."""
+    """Raise `UsageError` unless the user agrees to the possible cost.
+
+    Calls `agreed` only if the highest price is above 0 or the price is `unpriced`. A missing price counts as
+    unpriced unless `unpriced` is False. `limited` means that the user set a limit, which counts as agreement
+    up to that limit. `otherwise` completes the error message with what was not done.
+    """
     unpriced = usd is None if unpriced is None else unpriced
     costs = unpriced or (usd is not None and usd > 0)
     if costs and not limited and not agreed():
-        raise UsageError(f"{otherwise}: nobody agreed to the price", fix=fix)
+        raise UsageError(f"{otherwise}: the price was not confirmed", fix=fix)
 
 
 def require_hourly_price(
@@ -36,7 +38,7 @@ def require_hourly_price(
     accepted: bool,
     fix: str = "--accept-unknown-price   (Python: accept_unknown_price=True)",
 ) -> None:
-    """Raise `UsageError` for a deployment at an unknown price, unless the user accepted that."""
+    """Raise `UsageError` for a deployment at an unknown price, unless the user accepted an unknown price."""
     require_consent(
         Decimal(0),
         lambda: accepted,

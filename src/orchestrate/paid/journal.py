@@ -2,7 +2,7 @@
 
 Each request is recorded with its maximum cost before it is sent. It counts at that cost until its answer is
 recorded with the actual price, or the host is known to have done nothing. A request whose answer never
-arrived may have been billed, so it keeps counting at its maximum cost, also in later commands.
+arrived may have been billed, so it still counts at its maximum cost in later commands.
 """
 
 from __future__ import annotations
@@ -37,27 +37,28 @@ class Answer(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Seconds from the question to the last token. `None` if several questions were answered together."""
     first_token_seconds: float | None = None
     expected_nats: float | None = None
-    """Log-probability of the expected answer under this model over `expected_tokens` tokens, if available."""
+    """Log-probability of the expected answer under this model, summed over `expected_tokens` tokens, if
+    available."""
     expected_tokens: int | None = None
     logprobs: tuple[float, ...] | None = None
     """Log-probability of each token of the answer, if requested and returned."""
     usd: Decimal | None = None
     at: datetime | None = None
     error: str | None = None
-    """Reason for a missing answer, if the question was refused. `text` is then empty."""
+    """The reason why the question was refused. `text` is then empty."""
     precision: str | None = None
-    """Fingerprint of the weights that answered, if known."""
+    """Precision of the weights that answered, if known: bf16, fp32 or NF4."""
     notes: tuple[str, ...] = ()
     """Unexpected events during the question or its answer."""
 
 
 class Sent(msgspec.Struct, tag="sent"):
-    """A record written before each request, including repeated requests."""
+    """A record written before each request, including retries."""
 
     questions: list[str]
     worst_usd: Decimal
     hold: str = ""
-    """Id of its hold in the ledger, if the request is reserved there too."""
+    """Id of the request's hold in the ledger, if it is also reserved there."""
 
 
 class Got(msgspec.Struct, tag="got"):
@@ -66,7 +67,7 @@ class Got(msgspec.Struct, tag="got"):
 
 
 class Unanswered(msgspec.Struct, tag="unanswered"):
-    """A record that the host is known to have done nothing, so the last request for these questions costs
+    """A record that the host did nothing for the last request with these questions, so the request costs
     nothing."""
 
     questions: list[str]
@@ -74,14 +75,14 @@ class Unanswered(msgspec.Struct, tag="unanswered"):
 
 
 class LostRequest(msgspec.Struct, tag="lost"):
-    """A record that no answer arrived and the host may have billed the request."""
+    """A record that a request got no answer, so the host may have billed it."""
 
     questions: list[str]
     error: str = ""
 
 
 class Renewed(msgspec.Struct, tag="renewed"):
-    """A record that earlier answers are requested again and no longer count."""
+    """A record that answers are requested again, so earlier ones no longer count."""
 
     questions: list[str]
 
@@ -90,16 +91,16 @@ Entry = Sent | Got | Unanswered | LostRequest | Renewed
 
 
 class Send(NamedTuple):
-    """A request that the ledger reserved, and its maximum cost."""
+    """A request that is reserved in the ledger, and its cost so far."""
 
     usd: Decimal
     at: datetime | None
-    """Actual cost of the answer, in USD."""
+    """The time of the last answer to the request, if any."""
 
 
 @dataclass(frozen=True)
 class Unaccounted:
-    """Requests whose answers did not arrive, and their maximum cost (`None` if no price is known)."""
+    """Requests that got no answer, and their maximum cost (`None` if no price is known)."""
 
     requests: int = 0
     usd: Decimal | None = Decimal(0)
@@ -120,7 +121,7 @@ class Unaccounted:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one question so far: its answer, plus the maximum for each request without an answer."""
+    """The cost of one question so far: its answer, plus the maximum of each request without an answer."""
 
     answer_usd: Decimal = Decimal(0)
     lost: Unaccounted = Unaccounted()
@@ -131,18 +132,18 @@ class Cost:
 
 
 def lock_of(log: Path) -> Path:
-    """Return the lock file that any process appending to a journal must hold."""
+    """Return the lock file that a process must hold to append to a journal."""
     return log.with_suffix(".lock")
 
 
 class AnswerLog:
-    """All questions ever sent to one respondent. A process that appends to the log must hold its lock."""
+    """All questions ever sent to one respondent. A process must hold the log's lock to append to it."""
 
     def __init__(self, path: Path, more: Any = None) -> None:
         """Read the journal. `more` are types of additional entries, which are only listed in `entries`. `Any`
         accepts all types. Raises `DataError` for a file that is not such a journal."""
         self.found = path.exists()
-        """True if the file existed. If so, anything missing from it was never written."""
+        """True if the file existed when it was opened. Everything missing from it was then never written."""
         self._journal: Journal[Any] = Journal(path, Entry if more is None else Entry | more)
         self.answers: dict[str, Answer] = {}
         self._open: dict[str, Decimal] = {}
@@ -164,7 +165,7 @@ class AnswerLog:
         return self._journal.entries
 
     def begin(self) -> None:
-        """Create the file before any request is reserved for it."""
+        """Create the file before the first request is reserved for it."""
         if not self.found:
             with open(self.path, "ab", opener=opener):
                 pass
@@ -175,7 +176,7 @@ class AnswerLog:
             self._add(entry)
 
     def lose(self, questions: Iterable[str]) -> None:
-        """Count the requests in progress for these questions as lost."""
+        """Count the requests in progress for these questions as unanswered."""
         for question in questions:
             if (worst := self._open.pop(question, None)) is not None:
                 requests, usd = self._lost.get(question, (0, Decimal(0)))
@@ -183,14 +184,16 @@ class AnswerLog:
 
     @property
     def sends(self) -> dict[str, Send]:
-        """Return all requests that the ledger reserved and this journal recorded, by the id of their hold."""
+        """Return all requests that are both reserved in the ledger and recorded in this journal, by the id of
+        their hold."""
         return {
             hold: Send(sum(each.values(), Decimal(0)), self._at.get(hold))
             for hold, each in self._holds.items()
         }
 
     def came_to(self, hold: str) -> Decimal | None:
-        """Return the maximum cost of a hold's request, or `None` if no cost is recorded."""
+        """Return the cost so far of a hold's request, with the maximum for questions without an answer.
+        Returns `None` if the request is not recorded."""
         found = self._holds.get(hold)
         return None if found is None else sum(found.values(), Decimal(0))
 
@@ -238,7 +241,7 @@ class AnswerLog:
 
 
 class RequestLedger(Protocol):
-    """Interface of the store's ledger for the requests of one command."""
+    """The part of the store's ledger that the requests of one command use."""
 
     def require_price(self, backend: str) -> None: ...
 
@@ -254,7 +257,7 @@ class RequestLedger(Protocol):
 
 
 class Touched(msgspec.Struct):
-    """The questions of one command to one respondent."""
+    """The questions that one command sends to one respondent."""
 
     key: str
     questions: list[str]
@@ -262,26 +265,25 @@ class Touched(msgspec.Struct):
 
 
 class NoMoreRequests(OrchestrateError):
-    """Raised when the allowed number of requests is reached. Nothing more was sent."""
+    """Raised when the maximum number of requests is reached. No further request was sent."""
 
     exit_code = 6
 
 
 @dataclass
 class RequestBudget:
-    """The cost limit of a command for all its requests, including those of earlier attempts. Threads may
-    share it."""
+    """The cost limit for all requests of a command, including those of earlier attempts. Thread-safe."""
 
     limit_usd: Decimal | None = None
     most_requests: int | None = None
     scope: str | None = None
-    """Identifies the command, without its limit. The questions of an identical earlier command count too."""
+    """Identifies the command without its limit. Questions of an identical earlier command count too."""
     account: RequestLedger | None = None
-    """Account in which each request is also reserved against the budget."""
+    """Account whose budget each request is also reserved in."""
     recalled: bool = False
-    """True if the questions of earlier commands are counted."""
+    """True if the questions of earlier commands have been counted."""
     spent_usd: Decimal = Decimal(0)
-    """Cost of the answers, plus the maximum cost of requests that may have been billed without an answer."""
+    """Cost of the answers, plus the maximum cost of unanswered requests that may have been billed."""
     held_usd: Decimal = Decimal(0)
     """Maximum cost of requests in progress."""
     requests: int = 0
@@ -306,7 +308,7 @@ class RequestBudget:
             self.requests -= 1
 
     def settle(self, held_usd: Decimal, key: str, costs: Mapping[str, Cost]) -> None:
-        """Release the reservation, and count the cost so far of questions to a respondent."""
+        """Release the reservation, and count the cost of the questions so far."""
         with self._lock:
             self.held_usd -= held_usd
             for question, cost in costs.items():
@@ -314,7 +316,7 @@ class RequestBudget:
                 self._costs[key, question] = cost
 
     def lost(self, key: str | None = None, questions: Iterable[str] = ()) -> Unaccounted:
-        """Return the requests without an answer and their cost, for all respondents or for one."""
+        """Return the number of unanswered requests and their possible cost, for one respondent or all."""
         with self._lock:
             wanted = self._costs if key is None else [(key, question) for question in set(questions)]
             found = [self._costs[one].lost for one in wanted if one in self._costs]

@@ -1,5 +1,4 @@
-"""Comparison of amounts with limits. Only this module compares them, and reports limits that cannot be
-enforced."""
+"""Compare amounts with limits. Only this module compares them, and reports limits that cannot be enforced."""
 
 from __future__ import annotations
 
@@ -9,11 +8,11 @@ from orchestrate.errors import OverBudget, UsageError
 from orchestrate.text import limit
 
 COMMAND_LIMIT = "--max-cost"
-"""Name of the limit of one command."""
+"""Name of the limit that applies to one command."""
 
 
 class UnknownPrice(OverBudget, UsageError):
-    """Raised if a limit is set but the price is unknown, so the limit cannot be enforced."""
+    """Raised if a limit is set but cannot be enforced, because the price is unknown."""
 
     exit_code = OverBudget.exit_code
 
@@ -42,9 +41,9 @@ def require_within(
     unknown_fix: str | None = None,
     **words: str,
 ) -> None:
-    """Raise `OverBudget`, described by `words`, if `usd` exceeds what `taken_usd` leaves of a limit. Raise
-    `UnknownPrice` if `unknown` gives a reason why the price is unknown. Without a limit, any amount is
-    allowed."""
+    """Raise `OverBudget` if `usd` exceeds what remains of a limit after `taken_usd`. `words` describe the
+    amounts in the error. Raise `UnknownPrice` if `unknown` gives a reason why the price is unknown. Without a
+    limit, any amount is allowed."""
     if limit_usd is None:
         return
     if usd is None or unknown is not None:
@@ -62,23 +61,23 @@ def require_price(
     unknown: str | None = None,
     unknown_fix: str | None = None,
 ) -> None:
-    """Raise `UnknownPrice` for an unknown amount if there is a limit. A known amount is not checked against
+    """Raise `UnknownPrice` if there is a limit and the amount is unknown. A known amount is not compared with
     the limit."""
     if usd is None:
         require_within(provider, usd, limit_usd, unknown=unknown, unknown_fix=unknown_fix)
 
 
 def reworded(error: OverBudget, **words: str) -> OverBudget:
-    """Return the same error with the caller's description."""
+    """Return a copy of the error with a different description."""
     words = {"what": error.what, **words}
     return OverBudget(error.provider, error.high_usd, error.limit_usd, **words)
 
 
 def exceeds(usd: Decimal | None, limit_usd: Decimal | None) -> bool:
-    """Return whether a known amount is above a limit."""
+    """Return whether the amount is known and above the limit."""
     return usd is not None and limit_usd is not None and usd > limit_usd
 
 
 def reached(usd: Decimal | None, limit_usd: Decimal | None) -> bool:
-    """Return whether a known amount has reached a limit, so nothing remains."""
+    """Return whether the amount is known and has reached the limit."""
     return usd is not None and limit_usd is not None and usd >= limit_usd

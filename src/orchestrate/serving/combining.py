@@ -27,13 +27,13 @@ METHODS = ("svd", "cat", "ties", "dare_ties", "linear")
 MODEL_METHODS = ("linear", "slerp", "ties")
 """Methods for complete models. The first is the default."""
 NOTES = {
-    "linear": "linear adds each adapter's two factors separately, which mixes their products. PEFT's "
-    "authors call it very rough and advise against it. svd and cat are precise",
-    "svd": "svd truncates to the given rank. cat drops nothing, and its rank is the sum of all ranks",
+    "linear": "linear combines the A and B matrices separately, which only approximates the sum. PEFT's "
+    "authors advise against it. svd and cat are more accurate",
+    "svd": "svd truncates the result to the given rank. cat is exact, and its rank is the sum of all ranks",
 }
 ADVICE = (
-    "evaluate the result and each part: run orchestrate eval RUN for each part, and serve this folder "
-    "for the result"
+    "evaluate each part with orchestrate eval RUN. To evaluate the result, serve this folder and compare "
+    "its scores"
 )
 
 
@@ -125,12 +125,12 @@ def _require(
     models = [p for p in parts if not p.adapter]
     if models and len(models) < len(parts):
         raise UsageError(
-            f"{models[0].name} is a complete model and cannot be merged with adapters",
+            f"{models[0].name} is a complete model, so it cannot be merged with adapters",
             fix="convert each adapter to a complete model with: orchestrate export RUN DIR --to merged",
         )
     methods, what = (MODEL_METHODS, "models") if models else (METHODS, "adapters")
     if method not in methods:
-        raise UsageError(f"{what} cannot be merged by {method!r}{among(method, methods)}")
+        raise UsageError(f"{what} cannot be merged with method {method!r}{among(method, methods)}")
     if len(parts) < 2:
         raise UsageError(f"merging needs at least two {what}")
     if weights is not None and len(weights) != len(parts):
@@ -139,15 +139,13 @@ def _require(
         raise UsageError(f"--weights must be finite numbers, not all 0, got {list(weights)}")
     bases = {p.base_name for p in parts}
     if len(bases) > 1 and (not models or method == "ties"):
-        raise UsageError(
-            f"models with different bases cannot be merged by {method}: {', '.join(sorted(bases))}"
-        )
+        raise UsageError(f"{method} cannot merge models with different bases: {', '.join(sorted(bases))}")
     if models:
         _require_alike(models, method, weights)
     else:
         for part in parts:
             if part.config.get("use_dora"):
-                raise UsageError(f"{part.name} is a DoRA adapter, and a merge would lose its magnitudes")
+                raise UsageError(f"{part.name} is a DoRA adapter, and merging would lose its magnitudes")
             part.require_readable()
     if density is not None and "ties" not in method:
         raise UsageError(
@@ -177,7 +175,7 @@ def _require_alike(models: Sequence[TunedModel], method: str, weights: Sequence[
                     f"{first.name} and {other.name} have different architectures:  {name} is {mine} and {its}"
                 )
         if words != _words(other):
-            raise UsageError(f"{first.name} and {other.name} have different tokens")
+            raise UsageError(f"{first.name} and {other.name} have different vocabularies")
 
 
 def _shapes(model: TunedModel) -> dict[str, list[int]]:
@@ -185,7 +183,7 @@ def _shapes(model: TunedModel) -> dict[str, list[int]]:
         each = [tensors(file) for file in sorted(model.folder.glob("*.safetensors"))]
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"could not read the model in {model.folder}: {error}", fix="download or export it again"
+            f"could not read the model in {model.folder}: {error}", fix="download or export the model again"
         ) from error
     return {name: tensor.shape for part in each for name, tensor in part.items()}
 

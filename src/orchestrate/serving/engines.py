@@ -1,5 +1,7 @@
-"""Find, start, wait for and stop third-party inference engines. They run as commands, because their
-dependencies conflict with the trainer's."""
+"""Find, start, wait for and stop third-party inference engines.
+
+Each engine runs as a separate command, because its dependencies conflict with the trainer's.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +29,17 @@ from orchestrate.serving.export.forms import VLLM_RANKS
 from orchestrate.serving.tuned import TunedModel
 
 SCRIPT = Path(__file__).with_name("llama_server.py")
-"""Script to run with a Python interpreter that has one of llama.cpp's packages."""
+"""The script that runs llama.cpp's server from one of its Python packages."""
 _OF_ITS_SERVER = ("fastapi", "starlette_context", "pydantic_settings", "sse_starlette")
 NOT_IN_VLLM = ("use_dora", "modules_to_save")
 """Fields of an adapter's configuration that vLLM does not support."""
 PATIENCE_S = 900.0
-"""Time limit in seconds for an engine to load its model."""
+"""Time limit for an engine to load its model, in seconds."""
 
 
 @dataclass(frozen=True)
 class EngineCommand:
-    """The command that starts an engine, and the URL where the engine then serves."""
+    """A command that starts an engine, and the engine's URL."""
 
     words: tuple[str, ...]
     url: str
@@ -119,8 +121,9 @@ def load_into(url: str, name: str, folder: Path) -> float:
 def llama_server(
     tuned: TunedModel, file: Path, *, host: str, port: int, parallel: int, python: Path | None = None
 ) -> EngineCommand:
-    """Build the command that serves a GGUF file, which includes its chat template, with llama.cpp's server:
-    either `llama-server`, or the server of a Python package in the environment of `python` or in ours."""
+    """Build the command that serves a GGUF file with llama.cpp's server. By default, this is `llama-server`
+    if it is on the PATH, else the server of a Python package. `python` is the interpreter of an environment
+    that has such a package. The chat template is part of the GGUF file."""
     tool = shutil.which("llama-server")
     if python is None and tool is None and packaged():
         python = Path(sys.executable)
@@ -155,9 +158,8 @@ class LocalCapabilities:
 
 
 def choose(tuned: Sequence[TunedModel], here: LocalCapabilities) -> tuple[str, str]:
-    """Choose the engine that fits, and return it with the reason. It chooses llama.cpp only if no other
-    engine is available, because llama.cpp serves a quantized file, which differs slightly from the trained
-    model."""
+    """Choose an engine, and return its name and the reason. llama.cpp is chosen only if no other engine is
+    available, because it serves a quantized file, whose answers differ slightly from the trained model's."""
     if not here.torch and here.llama_cpp and len(tuned) == 1:
         return "llama.cpp", "torch is not installed, but llama.cpp is"
     alone = [t.name for t in tuned if t.adapter and any(t.config.get(k) for k in NOT_IN_VLLM)]
@@ -166,7 +168,10 @@ def choose(tuned: Sequence[TunedModel], here: LocalCapabilities) -> tuple[str, s
     why = "vLLM is not installed (--vllm-python)" if here.gpu else "there is no GPU"
     if here.gpu and here.vllm:
         why = f"vLLM does not support {', '.join(alone)}" if alone else "there is no adapter to serve"
-    return "transformers", f"{why}; it keeps the trained precision and serves several adapters at once"
+    return (
+        "transformers",
+        f"{why}. transformers keeps the trained precision and serves several adapters at once",
+    )
 
 
 def found(command: EngineCommand) -> bool:
@@ -175,9 +180,9 @@ def found(command: EngineCommand) -> bool:
 
 @contextmanager
 def started(command: EngineCommand, *, patience_s: float = PATIENCE_S) -> Generator[str]:
-    """Run the engine for the duration of the block, and yield its URL once it answers. Raises `SetupError`,
+    """Run the engine for the duration of the block, and yield its URL once it is ready. Raises `SetupError`,
     with the command to run elsewhere, if the engine is not on this machine, and `RunFailed` if it exits or
-    does not answer."""
+    does not become ready."""
     if not found(command):
         raise SetupError(
             f"{Path(command.words[0]).name} is not installed here. On a machine that has it, "

@@ -1,8 +1,8 @@
-"""Run llama.cpp's server from its Python packages, with the flags of `llama-server`.
+"""Run llama.cpp's server from a Python package, with the flags of `llama-server`.
 
-This script must not import this package, because it runs in environments that may not have it. xllamacpp
-contains llama.cpp's own server. llama-cpp-python has its own server, which answers one request at a time and
-supports no adapters.
+This script must not import `orchestrate`, because it runs in environments that may not have it. The package
+xllamacpp contains llama.cpp's own server. llama-cpp-python has a different server, which answers one request
+at a time and does not support adapters.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def flags() -> argparse.ArgumentParser:
 
 
 def native(asked: argparse.Namespace) -> None:
-    """Serve with xllamacpp until the process is asked to stop."""
+    """Serve with xllamacpp until the process is interrupted or terminated."""
     llama: Any = import_module("xllamacpp")
     given: Any = llama.CommonParams()
     given.model.path, given.model_alias = asked.model, {asked.alias}
@@ -57,8 +57,8 @@ def native(asked: argparse.Namespace) -> None:
 
 
 def bindings(asked: argparse.Namespace) -> None:
-    """Serve with llama-cpp-python's server. Its repetition penalty of 1.1 is disabled in code, because no
-    flag disables it. It would change the trained model's answers even at temperature 0."""
+    """Serve with llama-cpp-python's server. Its default repetition penalty of 1.1 is disabled here, because
+    it changes the model's answers even at temperature 0 and no flag disables it."""
     caches = {asked.cache_type_k, asked.cache_type_v}
     if asked.lora or asked.chat_template_file or asked.flash_attn != "auto" or caches != {"f16"}:
         raise SystemExit("llama-cpp-python's server lacks these flags: pip install xllamacpp")

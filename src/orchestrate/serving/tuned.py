@@ -34,8 +34,8 @@ def served_base(base: str) -> str:
 
 
 def table_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a table, or an empty table for any other value, because folders from other people may contain
-    invalid provenance files."""
+    """Return a table from a provenance file, or an empty one if the value is missing or not a table. Files
+    from other people may be invalid."""
     found = values.get(name)
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
@@ -56,8 +56,8 @@ class TunedModel:
 
     @classmethod
     def of(cls, run: Run, artifact: Artifact, evaluations: Sequence[Evaluation]) -> TunedModel:
-        """Describe a run's tuned model from its files. Raises `UsageError` if the files do not name their
-        base model."""
+        """Build the record of a run's tuned model from its files. Raises `UsageError` if the files do not
+        name their base model."""
         folder = Path(artifact.folder)
         kind = "adapter" if (folder / "adapter_config.json").is_file() else artifact.kind
         base = artifact.base_model

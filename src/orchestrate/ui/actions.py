@@ -1,5 +1,8 @@
-"""Actions on a run from its page. Each must be confirmed first, on a page that shows the cost if money is
-spent, and uses the same calls as the commands."""
+"""Actions on a run from its page.
+
+Each action must be confirmed on a page that shows the cost, if there is one. Actions use the same calls as
+the commands.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,12 @@ _UNSENT = (SubmitPhase.INTENT, SubmitPhase.UPLOADED)
 
 @dataclass(frozen=True)
 class Verb:
-    """An action, as shown on a button."""
+    """An action and its button."""
 
     name: str
     label: str
     ends: bool = False
-    """True if it ends or removes something that cannot be restored."""
+    """True if the action ends or deletes something permanently."""
     spends: bool = False
 
 
@@ -56,7 +59,7 @@ VERBS = {
 
 @dataclass(frozen=True)
 class ActionQuestion:
-    """The question that a user must confirm: the amount, if there is one, and what will happen."""
+    """The question to confirm before an action: what will happen, and the price if there is one."""
 
     verb: Verb
     what: str
@@ -65,11 +68,11 @@ class ActionQuestion:
     unknown: bool = False
     """True if an unknown price must be confirmed separately."""
     shown: Mapping[str, str] = field(default_factory=dict[str, str])
-    """The limits that the amount covers, by field name."""
+    """The limits that were used to compute the price, by field name."""
 
 
 def possible(site: Site, handle: RunHandle) -> list[Verb]:
-    """List the possible actions on a run in its current state."""
+    """List the actions that are possible in the run's current state."""
     run = handle.record
     try:
         features = handle.provider.features
@@ -110,8 +113,8 @@ def _asked_to_deploy(handle: RunHandle, verb: Verb, given: Mapping[str, str]) ->
 
 
 def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> ActionQuestion:
-    """Return what a user must confirm before an action. Raises `UsageError` for an unknown action. Errors
-    from the host's price request propagate."""
+    """Build the question to confirm before an action. Raises `UsageError` for an unknown action. Errors from
+    querying the host's price propagate."""
     run = handle.record
     if name not in VERBS:
         raise UsageError(f"unknown action: {name!r}", fix=f"orchestrate {name} --help")
@@ -131,7 +134,7 @@ def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> ActionQuest
         return _asked_to_deploy(handle, verb, given)
     whats: Mapping[str, str] = {
         "pause": "The run stops until you resume it. The host may bill storage in the meantime.",
-        "download": "Downloads its files to the home folder and checks their hashes.",
+        "download": "Downloads the run's files to the home folder and checks their hashes.",
         "undeploy": "Clients get no more answers. Billing stops once the host confirms the shutdown.",
     }
     return ActionQuestion(verb, whats[name])
@@ -194,12 +197,12 @@ def _done(handle: RunHandle, name: str, form: Form) -> str:
         return f"{resumed.id} is {resumed.status.value}"
     if name == "undeploy":
         gone = handle.undeploy()
-        return "the host lists no deployment" if gone is None else f"{gone.id} is {gone.state.value}"
+        return "nothing is deployed" if gone is None else f"{gone.id} is {gone.state.value}"
     after: Run = getattr(handle, name)()
     return f"{after.id} is {after.status.value}"
 
 
-TICK = "confirm it on its page"
+TICK = "confirm the action on its page"
 
 
 def ticked(form: Form, name: str) -> bool:
@@ -212,8 +215,8 @@ def number(form: Form | Mapping[str, str], name: str) -> Decimal | None:
     return amount(first(form, name).strip() or None, name.replace("_", " "), unit)
 
 
-# An evaluation from the page of a run or of one of its checkpoints: what would be asked and for how much is
-# said first, and what was agreed to is its limit.
+# Evaluations from the page of a run or a checkpoint. The page shows the requests and their price first, and
+# the confirmed price is the limit.
 
 
 def evaluate_routes(site: Site) -> list[Route]:
@@ -248,7 +251,7 @@ def evaluate_routes(site: Site) -> list[Route]:
         checkpoint, test = first(form, "checkpoint"), first(form, "test").strip()
         limit = number(form, "max_cost_usd")
         if not test:
-            raise UsageError("choose the held-out rows")
+            raise UsageError("choose a file with held-out rows")
         agreed = partial(ticked, form, "unknown")
         require_consent(limit, agreed, otherwise="nothing was sent", limited=limit is not None, fix=TICK)
         subject = f"{handle.id}@{checkpoint}" if checkpoint else handle.id

@@ -1,5 +1,8 @@
-"""Compare runs side by side: overlaid curves, only the settings that differ, cost and scores. Small
-comparisons also show the report's findings. Large ones show only as many runs as fit on the screen."""
+"""Compare runs side by side: overlaid curves, settings that differ, costs and scores.
+
+For small comparisons, the page also shows the report's findings. For large ones, it only shows as many runs
+as fit on the screen.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,17 @@ from orchestrate.ui.site import Copy, Site, compact, name_of
 from orchestrate.ui.table import flat
 
 FEW = 12
-"""Maximum number of runs for a full comparison that includes every pair."""
+"""Maximum number of runs for a full comparison, which includes every pair of runs."""
 _POINTS = {True: 1500, False: 100}
 """Points per curve, for few and for many runs."""
 _OF_MANY = ("loss", "reward", "accuracy")
-"""The charts that are drawn for many runs."""
+"""The charts shown for comparisons of many runs."""
 _NOT_SETTINGS = {"suffix", "tags", "max_cost_usd", "provider_options"}
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One run of the table."""
+    """One row of the table of compared runs."""
 
     run: Run
     cells: Sequence[str]

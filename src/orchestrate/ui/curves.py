@@ -1,5 +1,5 @@
-"""Align curves of runs on one axis for charts: one list of positions, and for each curve a value or a gap at
-each of them."""
+"""Align the curves of several runs on one axis for charts: a list of positions, and for each curve a value or
+a gap at each position."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CHARTS: Mapping[str, tuple[str, ...]] = {
     "GPU memory, GiB": ("gpu_memory_bytes",),
     "GPU temperature, °C": ("gpu_temperature_c",),
 }
-"""Curves drawn together, by the name of their chart. Other values from a host have their own chart."""
+"""Metrics drawn in one chart, by the chart's name. Other metrics from a host get their own chart."""
 _UNITS = {"gpu_memory_bytes": 2.0**30}
-"""The divisor of values."""
+"""Divisors that convert metrics to the chart's unit."""
 _BESIDE = ("tokens", "result_step", "result_valid_loss")
 PLACES = 1500
-"""Maximum number of points on an axis. A screen can hardly show more."""
+"""Maximum number of points on an axis. Most screens can't show more."""
 READ = 20_000
 """Maximum number of points read per run. Longer curves are sampled evenly."""
 
@@ -37,7 +37,7 @@ READ = 20_000
 class PlottedCurve:
     label: str
     run: str
-    """The run's label, which its curves in all charts share."""
+    """The label of the run, which is the same in all charts."""
     places: Sequence[float]
     values: Sequence[float]
 
@@ -48,8 +48,8 @@ def charts(
     most: int = PLACES,
     only: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Build the data of charts for the page's script, from runs by label. `only` selects charts by name.
-    Omits charts without points on the axis."""
+    """Build the chart data for the page's script from each run's metrics, by label. `only` selects charts by
+    name. Charts without points on the axis are omitted."""
     found: list[dict[str, Any]] = []
     for name, metrics in _named(runs).items():
         if only is not None and name not in only:
@@ -75,8 +75,8 @@ def charts(
 
 
 def aligned(curves: Sequence[PlottedCurve], most: int) -> tuple[list[float], list[list[float | None]]]:
-    """Align curves on common positions: their own or, if there are too many, averages over `most` equal parts
-    of the axis."""
+    """Align curves on common positions. With more than `most` positions, the axis is divided into `most`
+    equal parts, and values are averaged in each part."""
     own = sorted({place for curve in curves for place in curve.places})
     if len(own) <= most:
         at = [dict(zip(curve.places, curve.values, strict=True)) for curve in curves]

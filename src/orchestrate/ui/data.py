@@ -1,5 +1,7 @@
-"""The data inspector: a file's contents, its problems, what a repair would change, and near duplicates. The
-inspector can read any file that its user can, so read-only pages don't include it."""
+"""The data inspector: a file's contents, its problems, the effect of a repair, and near duplicates.
+
+The inspector can read any file that its user can, so read-only pages don't include it.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,8 @@ _AT_ONCE = 3
 
 
 def token_routes(site: Site) -> list[Route]:
-    """Return the routes of the token pages. Read-only pages have none, because they read no files and contact
-    no host."""
+    """Return the routes of the token pages. Read-only apps have none, because the token pages read files and
+    contact hosts."""
 
     def shown(
         request: Request, read: Callable[[int], PreviewReport] | None, copy: Copy, **more: Any
@@ -81,7 +83,7 @@ def _row(request: Request) -> int:
     """Raises `UsageError`."""
     written = request.query_params.get("row") or "1"
     if not (written.isascii() and written.isdecimal()) or len(written) > 9 or int(written) < 1:
-        raise UsageError(f"rows are counted from 1; got {written!r}")
+        raise UsageError(f"row numbers start at 1, got {written!r}")
     return int(written)
 
 
@@ -109,8 +111,7 @@ def _of_run(site: Site, handle: RunHandle, row: int) -> PreviewReport:
 
 
 def review_routes(site: Site) -> list[Route]:
-    """Return the routes of the review pages. Read-only pages have none, because reviews store people's
-    input."""
+    """Return the routes of the review pages. Read-only apps have none, because reviews store ratings."""
     return [] if site.read_only else [*_of_rows(site), *_of_answers(site)]
 
 
@@ -122,7 +123,7 @@ def _of_rows(site: Site) -> list[Route]:
     def begin(_: Request, form: Form) -> str:
         path = first(form, "path").strip()
         if not path:
-            raise UsageError("choose the file to review")
+            raise UsageError("choose a file to review")
         key = hashlib.sha256(path.encode()).hexdigest()[:16]
         with lock:
             opened[key] = files.Review(path)
@@ -171,7 +172,7 @@ _NEAR = ("near-duplicate", "duplicate")
 
 @dataclass(frozen=True)
 class FileReport:
-    """The findings in one file."""
+    """Problems and statistics of one file."""
 
     facts: InspectReport
     most: int

@@ -1,5 +1,5 @@
-"""The costs page: spending by month and backend, the remaining budget, and everything that is still billed,
-with buttons to end it."""
+"""The costs page: spending by month and backend, the remaining budget, and all resources that are still
+billed, with buttons to end them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Slider:
 
 SLIDERS = (
     Slider("rows", "Rows", 100, 20_000, 100, 1_000),
-    Slider("row_tokens", "Tokens of a row", 50, 4_000, 50, 400),
+    Slider("row_tokens", "Tokens per row", 50, 4_000, 50, 400),
     Slider("epochs", "Epochs", 1, 10, 1, 3),
-    Slider("requests", "Requests a day", 0, 100_000, 500, 5_000),
-    Slider("asked", "Tokens of a request", 50, 8_000, 50, 900),
-    Slider("answered", "Tokens of its answer", 10, 2_000, 10, 150),
+    Slider("requests", "Requests per day", 0, 100_000, 500, 5_000),
+    Slider("asked", "Tokens per request", 50, 8_000, 50, 900),
+    Slider("answered", "Tokens per answer", 10, 2_000, 10, 150),
     Slider("months", "Months of serving", 1, 24, 1, 6),
 )
 _MODEL = "qwen3-8b"
@@ -47,8 +47,8 @@ class CalculatorQuery:
 
     @classmethod
     def of(cls, request: Request) -> Self:
-        """Read the sliders' values from a request. Raises `UsageError` unless they are integers of at
-        least 0."""
+        """Read the sliders' values from a request. Raises `UsageError` for a value that is not a non-negative
+        integer."""
         given, numbers = request.query_params, dict[str, int]()
         for slider in SLIDERS:
             written = given.get(slider.name) or str(slider.value)
@@ -154,7 +154,7 @@ class _Budget:
     name: str
     usd: Decimal
     taken_usd: Decimal
-    """The amount spent and committed."""
+    """The amount spent or reserved."""
 
     @property
     def left_usd(self) -> Decimal:

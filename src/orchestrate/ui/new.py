@@ -1,5 +1,8 @@
-"""The form for a new run, generated from the spec's schema. It shows how each setting is translated, what is
-wrong, and what the run costs. Nothing is sent until a page that shows the cost is confirmed."""
+"""The form for a new run, generated from the spec's schema.
+
+The form shows how each setting is translated, what is wrong, and what the run costs. Nothing is sent until
+you confirm the price.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ _SHOWN = 40
 
 @dataclass(frozen=True)
 class Field:
-    """One setting, as defined in the schema."""
+    """One form field, generated from the schema."""
 
     name: str
     hint: str = ""
@@ -51,11 +54,11 @@ class Field:
     needed: bool = False
     low: float | None = None
     table: bool = False
-    """True if it is entered as YAML."""
+    """True if the value is entered as YAML."""
 
 
 def fields() -> tuple[list[Field], list[Field]]:
-    """Return the fields that most runs set, and the others."""
+    """Return the fields that most runs set, and all other fields."""
     schema = specfile.json_schema()
     found: dict[str, Field] = {}
     for name, part in cast("dict[str, Any]", schema["properties"]).items():
@@ -100,13 +103,13 @@ def _tagged(name: str, part: Mapping[str, Any], kinds: Mapping[str, Any]) -> dic
         for inner, one in kinds[place.rpartition("/")[2]]["properties"].items():
             dotted = f"{name}.{inner}"
             if inner != "type" and dotted not in found:
-                found[dotted] = _field(dotted, {**one, "description": f"of {word}"}, kinds)
+                found[dotted] = _field(dotted, {**one, "description": f"for {word}"}, kinds)
     return found
 
 
 @dataclass(frozen=True)
 class FormCheck:
-    """The form's contents, as far as they can be parsed."""
+    """The form's contents, as far as they could be parsed."""
 
     spec: JobSpec | None = None
     offer: Offer | None = None
@@ -124,7 +127,7 @@ class FormCheck:
 
     @property
     def agreed_usd(self) -> Decimal | None:
-        """Return the amount to agree to: the spec's own limit, or the high end of the price."""
+        """Return the amount that the user confirms: the spec's own limit, or the high end of the price."""
         if self.spec is None or self.offer is None:
             return self.spec.max_cost_usd if self.spec else None
         return self.spec.max_cost_usd or self.offer.quote.high_usd or None
@@ -140,7 +143,7 @@ def _values(given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def checked(site: Site, given: Mapping[str, str]) -> FormCheck:
-    """Check the form. Returns errors to be shown next to it and never raises them."""
+    """Check the form. Errors are returned, to be shown next to the form, and never raised."""
     if not given.get("model") or not given.get("train"):
         return FormCheck()
     spec: JobSpec | None = None
@@ -152,7 +155,7 @@ def checked(site: Site, given: Mapping[str, str]) -> FormCheck:
 
 
 def continued(run: Run, origin: str) -> dict[str, str]:
-    """Return the form of a run that continues from another run, or from one of its checkpoints."""
+    """Return the form values for a run that continues from another run or one of its checkpoints."""
     given = {"provider": run.provider}
     for name, value in run.spec.items():
         inner = cast("dict[str, Any]", value) if name in ("method", "adapter") and value else None

@@ -1,5 +1,5 @@
-"""The page of one run, in the order in which people need it: verdict, proof, cost, curves, host messages,
-settings, and files."""
+"""The page of one run, most important first: verdict, proof, cost, curves, host messages, settings, and
+files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from orchestrate.ui.runs import repeated, told
 from orchestrate.ui.site import ActionNote, Copy, Site
 
 _EVENTS = 300
-"""The number of recent events that are shown."""
+"""The number of recent events to show."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class RunHeader:
     deployments: list[DeploymentHandle]
     events: list[Event]
     stalled: str | None = None
-    """Reason why the run counts as stalled."""
+    """The reason why the run counts as stalled, or `None`."""
     ready: bool = False
-    """True if its model can be queried and exported from here."""
+    """True if the run's model can be queried and exported from here."""
 
 
 def routes(site: Site) -> list[Route]:
@@ -227,7 +227,7 @@ class _Lineage:
     parent_id: str | None
     children: list[Run]
     alike: list[Run]
-    """Runs on the same rows."""
+    """Other runs with the same data."""
     merges: list[Merged]
     """Merged adapters that contain this run's adapter."""
 

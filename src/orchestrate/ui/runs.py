@@ -1,4 +1,4 @@
-"""The page of all runs: a live table with filters, and curves that load as rows come into view."""
+"""The page of all runs: a live table with filters, and curves that load as rows scroll into view."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orchestrate.ui.site import Form, Site, first
 from orchestrate.ui.table import DEFAULT, RunTableQuery, as_csv, as_json, choices, groups_of, headings
 
 _AT_ONCE = 100
-"""Runs in the first page. It requests the others after these are shown."""
+"""Runs on the first page. The browser loads the others after rendering it."""
 _LOOK_S = 1.0
 """Seconds between two checks of the store while a page is open."""
 _SPARKED, _SPARK = 128, 32
@@ -154,11 +154,11 @@ def _archive(site: Site) -> list[Route]:
 
 
 def since_of(request: Request) -> datetime:
-    """Parse the time after which a stream reports changes. Raises `UsageError`."""
+    """Parse the time from which a stream reports changes. Raises `UsageError`."""
     try:
         at = datetime.fromisoformat(request.query_params.get("since", ""))
     except ValueError as error:
-        raise UsageError("the start time of the stream must use the format of the page's times") from error
+        raise UsageError("`since` must be a time in ISO 8601 format") from error
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
@@ -187,7 +187,8 @@ async def _changes(
 
 
 async def repeated(request: Request, site: Site, look: Any) -> AsyncIterator[str]:
-    """Yield what `look` finds, each time it finds something, until the page or the server is closed."""
+    """Call `look` repeatedly and yield each result that is not `None`, until the page or the server is
+    closed."""
     yield told()
     while not site.closing.is_set() and not await request.is_disconnected():
         if (event := await run_in_threadpool(look)) is not None:
@@ -200,8 +201,8 @@ def told(**values: Any) -> str:
 
 
 def spark(points: Sequence[MetricPoint]) -> tuple[str, str]:
-    """Draw a curve for a table row: the points of a line in a box of 80 by 16, and the last value. It
-    shows the training loss, or the reward if there is one."""
+    """Compute a sparkline for a table row: the points of a line in an 80 by 16 box, and the last value. Plots
+    the reward, if there is one, otherwise the training loss."""
     for name in ("train_reward", "train_loss", "valid_loss"):
         values = [p.values[name] for p in points if name in p.values]
         finite = [v for v in values if v == v and abs(v) != float("inf")]

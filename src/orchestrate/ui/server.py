@@ -45,11 +45,11 @@ _ROUTES = (
     ),
 )
 _LONGEST_BODY = 16 << 20
-"""The maximum size of an edited row."""
+"""Maximum size of a request body, for edited rows."""
 
 
 def app(site: Site) -> Starlette:
-    """Build the app with all pages, without the guard."""
+    """Build the app with all pages, but without the guard."""
     return Starlette(
         routes=[static(), *(route for routes in _ROUTES for route in routes(site))],
         exception_handlers={OrchestrateError: site.error, HTTPException: site.error, Exception: site.error},
@@ -60,7 +60,7 @@ def _refused(status: int, text: str) -> Response:
     """To somebody without the link, mostly its owner with that of an earlier start. Everybody is told the
     same, and nothing that lies behind the link is needed for it."""
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{status}</title>'
-    why = "Each start of the server has its own link. Run this in a terminal to get a new one:"
+    why = "The link changes each time the server starts. To get a new one, run this in a terminal:"
     page = f"<main><h1>{escape(text)}</h1><p>{why}</p><pre>orchestrate ui</pre></main></html>"
     return HTMLResponse(head + page, status)
 

@@ -40,13 +40,14 @@ if TYPE_CHECKING:
 
 
 _PATIENCE_S = 3.0
-"""Seconds that a page waits for an action before showing that it is still in progress."""
+"""Seconds that a page waits for an action to finish. After that, the page shows that the action is in
+progress."""
 _AT_ONCE = 4
 
 
 @dataclass(frozen=True)
 class ActionNote:
-    """One action on one run, and its outcome."""
+    """One action on one run, and its result."""
 
     verb: str
     text: str = "under way"
@@ -57,16 +58,16 @@ class ActionNote:
 
 @dataclass
 class SiteWork:
-    """The actions of one server. They end with the server, but operations that they started on a host
-    continue."""
+    """The actions in progress on one server. They end with the server, but operations already started on a
+    host continue."""
 
     _notes: dict[tuple[str, str], ActionNote] = field(default_factory=dict[tuple[str, str], ActionNote])
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_AT_ONCE, "ui-work"))
 
     def begin(self, run_id: str, verb: str, act: Callable[[], str]) -> None:
-        """Start an action. Returns when it is done or takes longer. Immediate errors are raised, and later
-        ones are noted. Raises `UsageError` while the same action is in progress."""
+        """Start an action, and wait a few seconds for it to finish. Errors within that time are raised, and
+        later ones are noted on the page. Raises `UsageError` if the same action is already in progress."""
         key = (run_id, verb)
         with self._lock:
             if (known := self._notes.get(key)) and known.going:
@@ -93,7 +94,9 @@ class SiteWork:
             if isinstance(error, OrchestrateError):
                 note = replace(note, text=error.message, fix=error.fix, wrong=True)
             elif error is not None or future.cancelled():
-                note = replace(note, text=f"failed because of a bug ({type(error).__name__})", wrong=True)
+                note = replace(
+                    note, text=f"failed because of a bug in Orchestrate ({type(error).__name__})", wrong=True
+                )
             else:
                 note = replace(note, text=future.result())
             self._notes[key] = note
@@ -121,12 +124,12 @@ _FILES = {
 
 Form = Mapping[str, Sequence[str]]
 Act = Callable[[Request, Form], Response | str]
-"""A function that performs a form's action. If it returns text, this is the path to continue with."""
+"""A function that handles a submitted form. A returned string is a path to redirect to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """The command and the Python code that produce a page's contents."""
+    """A command and Python code that produce the same result as the page."""
 
     command: str
     python: str
@@ -134,18 +137,18 @@ class Copy:
 
 @dataclass(frozen=True)
 class Site:
-    """One running web app over one `Orchestrator`."""
+    """A running web app on top of one `Orchestrator`."""
 
     ft: Orchestrator
     read_only: bool = False
     word: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
-    """The token that each form must contain."""
+    """The token that every form must contain, against cross-site requests."""
     work: SiteWork = field(default_factory=SiteWork, repr=False)
     closing: threading.Event = field(default_factory=threading.Event, repr=False)
-    """Set when streams should end."""
+    """Set when open streams should end."""
 
     def page(self, request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
-        """Render a template with its values and with those that all templates share."""
+        """Render a template with these values and the values that all templates share."""
         shown = (
             _templates()
             .get_template(name)
@@ -165,8 +168,8 @@ class Site:
         return str(made(*values))
 
     def action(self, path: str, act: Act) -> Route:
-        """Build the route of a form's POST. It does nothing without our token in the form, or in a read-only
-        app."""
+        """Build the POST route of a form. Requests without the form's token, and all requests to a read-only
+        app, get status 403."""
 
         async def answer(request: Request) -> Response:
             form = _form(await request.body())
@@ -174,7 +177,7 @@ class Site:
                 raise HTTPException(403, "these pages are read-only")
             if not compare_digest(first(form, "word").encode(), self.word.encode()):
                 raise HTTPException(
-                    403, "this form comes from an earlier start of the server: open its page again"
+                    403, "this form is from an earlier session of the server: reload the page"
                 )
             done = await run_in_threadpool(act, request, form)
             if isinstance(done, str):
@@ -184,13 +187,13 @@ class Site:
         return Route(path, answer, methods=["POST"])
 
     def error(self, request: Request, error: Exception) -> Response:
-        """Show what went wrong, whether retrying helps, and what to do."""
+        """Render an error page: what went wrong, whether retrying helps, and what to do."""
         if isinstance(error, HTTPException):
             told: dict[str, Any] = {"message": error.detail, "fix": None, "retryable": False}
             return self.page(request, "error.html", status=error.status_code, here="", **told)
         if not isinstance(error, OrchestrateError):
-            told = {"message": f"a bug in Orchestrate ({type(error).__name__})", "retryable": False}
-            told["fix"] = "please report it with the terminal output of orchestrate ui"
+            told = {"message": f"there is a bug in Orchestrate ({type(error).__name__})", "retryable": False}
+            told["fix"] = "please report this, with the terminal output of orchestrate ui"
             return self.page(request, "error.html", status=500, here="", **told)
         status = 502 if isinstance(error, ProviderError) else 422
         if isinstance(error, UsageError) and not isinstance(error, SpecError):
@@ -200,7 +203,7 @@ class Site:
 
 
 def first(form: Form | Mapping[str, Any], name: str, default: str = "") -> str:
-    """Return a field of a form, or its first value if it was sent several times."""
+    """Return the first value of a form field."""
     values = form.get(name) or (default,)
     return str(values[0])
 
@@ -274,12 +277,13 @@ def _templates() -> jinja2.Environment:
 
 
 def name_of(run: Run) -> str:
-    """Return the name that the user gave the run, if there is one."""
+    """Return the name that the user gave the run, or its id."""
     return run.spec.get("suffix") or run.id
 
 
 def value_of(run: Run, name: str) -> Any:
-    """Return a setting, a tag or the value that runs are grouped by, or `None` if the run has none."""
+    """Return a run's value for a column: a setting, a tag, or a value to group runs by. `None` if the run has
+    no such value."""
     kind, dot, inner = name.partition(".")
     if dot and kind == "tag":
         return run.tags.get(inner)

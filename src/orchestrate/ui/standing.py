@@ -35,7 +35,7 @@ def routes(site: Site) -> list[Route]:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A queue entry and the actions of its buttons."""
+    """A queue entry and its buttons."""
 
     entry: QueueEntry
     most_usd: Decimal | None
@@ -98,7 +98,7 @@ def _queue(site: Site) -> list[Route]:
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep as a row of the list, or with its trials as a page."""
+    """A sweep with its trials, for the list and for its own page."""
 
     search: Search
     trials: list[Trial]
@@ -121,7 +121,7 @@ class Swept:
 
     @property
     def compare(self) -> str:
-        """The URL query of the page that compares its runs."""
+        """The URL query of the page that compares the sweep's runs."""
         return urlencode([("run", trial.run_id) for trial in self.ordered if trial.run_id])
 
 
@@ -168,7 +168,7 @@ def _sweeps(site: Site) -> list[Route]:
 
 @dataclass(frozen=True)
 class Deployed:
-    """A deployment, its run, and what to know before ending it."""
+    """A deployment, its run, and its limits."""
 
     handle: DeploymentHandle
     run: Run | None
@@ -176,7 +176,7 @@ class Deployed:
 
     @property
     def model(self) -> str:
-        """Return the served model, by the name that its user gave it."""
+        """The model's name as the user knows it."""
         name = self.run.spec.get("suffix") if self.run else None
         model = self.run.model if self.run else self.handle.record.model or self.handle.record.run_id
         return f"{name} ({model})" if name else str(model)

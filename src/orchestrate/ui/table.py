@@ -24,13 +24,13 @@ from orchestrate.workspace import scope_of
 MOST = 1000
 """Default number of runs on the page."""
 _ODD = 60
-"""The number of settings of the shown runs that are offered as columns."""
+"""Maximum number of settings, and of tags, that are offered as columns."""
 _MOST_COLUMNS = 24
 
 
 @dataclass(frozen=True)
 class TableColumn:
-    """One column. `sort` is its sort key in the database."""
+    """A column of the table. `sort` is its sort key in the database."""
 
     name: str
     label: str
@@ -65,7 +65,7 @@ DEFAULT = ("status", "step", "left", "cost", "loss", "created")
 
 
 def column(name: str) -> TableColumn:
-    """Return a built-in column, `spec.NAME` or `tag.NAME`. Raises `UsageError`."""
+    """Return the column with this name: a built-in one, `spec.NAME` or `tag.NAME`. Raises `UsageError`."""
     if name in BUILT_IN:
         return BUILT_IN[name]
     RunQuery(sort=name)
@@ -74,7 +74,7 @@ def column(name: str) -> TableColumn:
 
 @dataclass(frozen=True)
 class RunTableQuery:
-    """Filters, order and columns of the table, as in the page's URL."""
+    """Filters, order and columns of the table, as given in the page's URL."""
 
     words: str = ""
     status: str = ""
@@ -134,7 +134,7 @@ class RunTableQuery:
 
     @property
     def newest_first(self) -> bool:
-        """Return true if a new run belongs at the top of the page."""
+        """True if a new run belongs at the top of the page."""
         return self.sort == "-created" and not self.group and not self.after
 
     @property
@@ -156,14 +156,14 @@ class RunTableQuery:
         return bool(replace(self, sort="-created", group="", columns=DEFAULT, limit=MOST).query)
 
     def sorted_by(self, name: str) -> str:
-        """Return the query of the same table in another order. Numbers, times and money are sorted from
-        the largest, and the order is reversed if the table already has it."""
+        """Return the query of the same table in another order. Numbers, times and money start with the
+        largest value. If the table is already in this order, the order is reversed."""
         falling = f"-{name}" if name in ("created", "updated", "cost") else name
         other = name if falling != name else f"-{name}"
         return replace(self, sort=other if self.sort == falling else falling, after="").query
 
     def order_of(self, name: str) -> str:
-        """Return the order of a column as a value of `aria-sort`."""
+        """Return a column's current order as a value of `aria-sort`."""
         if not name or self.sort.removeprefix("-") != name:
             return ""
         return "descending" if self.sort.startswith("-") else "ascending"
@@ -173,7 +173,7 @@ class RunTableQuery:
         return replace(self, after="").query
 
     def behind(self, run_id: str) -> str:
-        """Return the query for the rows after a run."""
+        """Return the query for the rows after this run."""
         return replace(self, after=run_id).query
 
     @property
@@ -198,7 +198,7 @@ class RunTableQuery:
 def choices(
     runs: Sequence[Run], tags: Sequence[tuple[str, str]], wanted: RunTableQuery
 ) -> list[tuple[str, list[TableColumn]]]:
-    """List the columns to choose from: columns of every run, its settings, its tags."""
+    """List the columns to choose from, in groups: run, settings, tags."""
     settings = sorted({name for run in runs for name in settings_of(run)})[:_ODD]
     named = sorted({name for name, _ in tags})[:_ODD]
     chosen = [name for name in wanted.columns if name not in BUILT_IN]
@@ -225,7 +225,7 @@ def groups_of(columns: Sequence[tuple[str, list[TableColumn]]]) -> list[str]:
 
 
 def flat(values: Mapping[str, Any], under: str = "") -> dict[str, Any]:
-    """Flatten settings to dotted names."""
+    """Flatten nested settings to dotted names."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict) and value:
@@ -245,7 +245,7 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A heading between rows, with the number of runs below it if known."""
+    """A heading between rows, with the number of runs in the group if known."""
 
     title: str
     number: int | None
@@ -254,7 +254,7 @@ class RowGroup:
 def headings(
     runs: Sequence[Run], group: str, numbers: Sequence[tuple[str | None, int]], before: Run | None = None
 ) -> dict[str, RowGroup]:
-    """Return the group headings by the id of the run that each is shown above."""
+    """Return the group headings, each by the id of the first run below it."""
     if not group:
         return {}
     counted, found = dict(numbers), dict[str, RowGroup]()
@@ -285,7 +285,8 @@ def as_json(runs: Iterator[Run]) -> Iterator[bytes]:
 
 
 def as_csv(site: Site, query: RunQuery) -> Iterator[str]:
-    """Yield one line for each run, with every setting and tag of any of them. Money is in US dollars."""
+    """Yield a header and one line for each run. The columns include every setting and tag of any of the runs.
+    Money is in US dollars."""
     from orchestrate.reports.documents import safe_cell
 
     names: dict[str, None] = {}

@@ -1,5 +1,7 @@
-"""Chat with a run's model and export it, from its page. Billed answers are reserved in the ledger at their
-maximum price, which the user saw and confirmed."""
+"""Chat with a run's model, or export it, from the run's page.
+
+Billed answers are reserved in the ledger at their maximum price, which the user saw and confirmed.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 _MAX_TOKENS = 512
 _LONGEST = 100_000
-"""The maximum length of a conversation in characters."""
+"""Maximum length of a conversation, in characters."""
 _AGAIN = "send it again. You will see the maximum cost first"
 _PLACES = ("auto", "host", "here")
 _ROLES = ("system", "user", "assistant")
@@ -36,16 +38,16 @@ _ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Talked:
-    """A conversation as stored in its form, and the possible cost of the next answer."""
+    """A conversation as stored in the page's form, and the possible cost of the next answer."""
 
     messages: list[Message] = field(default_factory=list[Message])
     message: str = ""
-    """The message to send, until it has been sent."""
+    """The message to send. Empty after it was sent."""
     on: str = "auto"
     worst_usd: Decimal | None = None
     """The maximum cost of the next answer. `None` if no confirmation is needed."""
     lost_usd: Decimal = Decimal(0)
-    """Maximum amount that the same message may already have cost without an answer."""
+    """The maximum amount already billed for attempts to send this message that got no answer."""
     unpriced: bool = False
     play: bool = False
     last: Answer | None = None
@@ -53,13 +55,13 @@ class Talked:
 
     @property
     def agreed_usd(self) -> Decimal | None:
-        """Return the amount that the next form agrees to. A form created before an answer was lost therefore
-        doesn't authorize a second request."""
+        """The amount that the next form confirms. It includes attempts without an answer, so an older form
+        does not confirm another attempt."""
         return None if self.worst_usd is None else self.worst_usd + self.lost_usd
 
     @property
     def kept(self) -> str:
-        """Return the conversation to store in the next form."""
+        """The conversation to store in the next form, as JSON."""
         return msgspec.json.encode([{"role": m.role, "content": m.content} for m in self.messages]).decode()
 
 
@@ -115,7 +117,8 @@ def _read(form: Form) -> Talked:
     kept, on = first(form, "kept", "[]"), first(form, "on", "auto")
     if len(kept) + len(first(form, "message")) > _LONGEST:
         raise UsageError(
-            f"a conversation may have at most {_LONGEST:,} characters here", fix="orchestrate chat RUN"
+            f"a conversation on this page may have at most {_LONGEST:,} characters",
+            fix="orchestrate chat RUN",
         )
     try:
         messages = msgspec.json.decode(kept, type=list[Message])

@@ -138,4 +138,4 @@ def test_a_price_of_nothing_that_is_not_the_hosts_says_so_and_is_asked_about(pro
     words = ["--model", "gpt-4.1-mini-2025-04-14", "--train", "rows.jsonl", "--epochs", "1"]
     for agreed in ([], ["--max-cost", "25"]):
         done = CliRunner().invoke(app, ["submit", "-p", "openai", *words, *agreed])
-        assert isinstance(done.exception, UsageError) and "nobody agreed" in str(done.exception)
+        assert isinstance(done.exception, UsageError) and "price was not confirmed" in str(done.exception)

@@ -219,7 +219,7 @@ def test_models_that_do_not_fit_are_refused_before_anything_is_written(
     for wrong, method, weights, said in [
         ([one, parts[0]], "linear", None, "complete model"),
         ([one, short], "linear", None, "different architectures"),
-        ([one, words], "linear", None, "different tokens"),
+        ([one, words], "linear", None, "different vocabularies"),
         ([one, cut], "linear", None, "could not read"),
         ([one, other], "ties", None, "different bases"),
         ([one, one, one], "slerp", None, "two models"),

@@ -108,7 +108,7 @@ def test_what_a_template_does_with_a_system_text_of_its_own_is_kept() -> None:
 )
 def test_a_template_that_go_cannot_write_is_refused(template: str) -> None:
     with pytest.raises(
-        UsageError, match="there is no verified Ollama TEMPLATE for this model's chat template:"
+        UsageError, match="could not convert this model's chat template to an Ollama TEMPLATE:"
     ):
         learnt(template)
 
@@ -132,7 +132,7 @@ def test_a_modelfile_stops_where_a_turn_ends() -> None:
 @pytest.mark.parametrize("stop", ['a"""b', 'a"', "a\u200bb", "a\x07"])
 def test_a_stop_word_that_a_modelfile_cannot_hold_is_refused(stop: str) -> None:
     pieces, _ = learnt("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>")
-    with pytest.raises(UsageError, match="cannot contain the stop word"):
+    with pytest.raises(UsageError, match="cannot contain the stop sequence"):
         modelfile("m.gguf", pieces, [stop], 4096)
 
 

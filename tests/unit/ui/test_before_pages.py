@@ -100,7 +100,7 @@ def test_what_a_forged_form_says_is_told(web: TestClient, site: Site, rows: Path
     for more, status, told in (
         ({"max_cost_usd": "all"}, 404, "must be a number"),
         ({"max_cost_usd": "-1"}, 404, "must be a number"),
-        ({"max_cost_usd": ""}, 404, "nobody agreed"),
+        ({"max_cost_usd": ""}, 404, "price was not confirmed"),
         ({"max_cost_usd": "5", "provider": ""}, 404, "specify a backend"),
         ({"max_cost_usd": "5", "spec": "[1]"}, 422, "not valid"),
         ({"max_cost_usd": "5", "spec": "{"}, 404, "start again"),
@@ -201,7 +201,7 @@ def test_above_the_limit_nothing_is_sent(web: TestClient, ft: Orchestrator, rows
     fields = {name: value for name, value in page.fields.items() if name != "again"}
     answer = web.post("/new", data=fields | {"max_cost_usd": "0.0000001"})
     assert answer.status_code == 422 and "nothing was sent" in answer.text and ft.runs() == []
-    assert "nobody agreed" in web.post("/new", data=fields | {"max_cost_usd": ""}).text
+    assert "price was not confirmed" in web.post("/new", data=fields | {"max_cost_usd": ""}).text
 
 
 def test_pages_for_reading_read_no_files_and_make_no_runs(ft: Orchestrator, rows: Path, site: Site) -> None:

@@ -97,7 +97,8 @@ def test_an_evaluation_names_its_sum_and_its_answers_are_judged(
     assert high and f"at most {money(high)}" in asked.text and asked.fields["max_cost_usd"] == str(high)
     assert web.post(path, data=asked.fields | {"word": ""}).status_code == 403
     unsaid = web.post(path, data=asked.fields | {"max_cost_usd": ""})
-    assert unsaid.status_code == 404 and "nobody agreed" in unsaid.text and not ft.evaluations(run.id)
+    assert unsaid.status_code == 404 and "price was not confirmed" in unsaid.text
+    assert not ft.evaluations(run.id)
     dear = web.post(path, data=asked.fields | {"max_cost_usd": "0.0000001"})
     assert "above" in dear.text and not ft.evaluations(run.id), "the sum that was agreed to is its limit"
     assert web.post(path, data=asked.fields).status_code == 200

@@ -47,15 +47,16 @@ from orchestrate.types import decoding
 
 LOOPBACK = "127.0.0.1"
 _LONGEST_HEAD = 1 << 18
-"""The maximum size in bytes of a request line and headers. A URL may name a thousand runs."""
+"""Maximum size of a request line with its headers, in bytes. A URL may list a thousand runs."""
 
 
 class Patient(H11Protocol):
-    """HTTP/1.1 protocol that disconnects clients that don't start a request, don't finish their headers, or
-    stall while sending a body. uvicorn would wait forever, and each client would occupy a connection."""
+    """An HTTP/1.1 protocol that disconnects clients that don't start a request, don't finish their headers,
+    or stall while sending a body. Without it, uvicorn would wait forever, and each such client would occupy a
+    connection."""
 
     head_s = 30.0
-    """Time limit in seconds for the request line and headers."""
+    """Time limit for the request line and headers, in seconds."""
     body_s = 30.0
     """Time limit in seconds for a body that arrives at less than `least_rate` bytes per second."""
     least_rate = 1000.0
@@ -155,8 +156,8 @@ def serving(
     certificate: tuple[Path, Path] | None = None,
     lifespan: bool = False,
 ) -> Generator[str]:
-    """Serve one app and yield its address, such as `http://127.0.0.1:8000`. Port 0 uses any free port. `host`
-    is an address of this machine. Without a guard, only addresses that no other machine can reach are safe.
+    """Serve one app and yield its address, such as `http://127.0.0.1:8000`. Port 0 picks a free port. `host`
+    is an address of this machine. Without a guard, only use an address that other machines can't reach.
     `certificate` (PEM files with a certificate and its key) enables TLS. Raises `SetupError`."""
     with (
         closing(listen(port, host)) as sock,
@@ -167,7 +168,8 @@ def serving(
 
 
 def free_port(host: str = LOOPBACK) -> int:
-    """Return a port that is free now, for use by another program. A third program may take it first."""
+    """Return a port that is currently free, for another program to use. Some other process may take it
+    first."""
     with closing(listen(0, host)) as sock:
         return int(sock.getsockname()[1])
 
@@ -201,8 +203,8 @@ def running(
     lifespan: bool = False,
 ) -> Generator[None]:
     """Serve each app on its socket. All apps share one thread and its event loop. `protocol` replaces
-    `Patient`. With `lifespan`, the apps get ASGI lifespan events. Raises `SetupError` if a certificate cannot
-    be used."""
+    `Patient`. `lifespan` enables ASGI lifespan events. Raises `SetupError` if the certificate cannot be
+    used."""
     chain, key = certificate or (None, None)
     servers = [
         uvicorn.Server(
@@ -402,7 +404,7 @@ def _is_address(name: str) -> bool:
 
 
 def holder(scope: Mapping[str, Any]) -> str:
-    """Return the owner of the token in the path of a request."""
+    """Return the owner of the token in a request's path."""
     return scope["holder"]
 
 
@@ -412,9 +414,9 @@ def holder(scope: Mapping[str, Any]) -> str:
 Tell = Callable[[HostError], Response]
 """A function that converts an error to a response in the format of an API."""
 Admit = Callable[[Scope], Awaitable[object]]
-"""A function that checks the key of a request. Raises `HostError` 401."""
+"""A function that checks a request's key. Raises `HostError` 401."""
 Endpoint = Callable[[Request], Awaitable[Response]]
-"""A function that handles the requests of a route."""
+"""A function that handles requests to a route."""
 
 _log = logging.getLogger(__name__)
 
@@ -436,8 +438,8 @@ def edge(
     lifespan: Any = None,
 ) -> RequestGuard:
     """Build an app of these routes behind the guard. `door` wraps the app inside the guard. `refusal`
-    converts Orchestrate errors raised by routes to the API's errors. The other arguments are passed to
-    `RequestGuard` and Starlette."""
+    converts Orchestrate errors from routes to API errors. The other arguments are passed to `RequestGuard`
+    and Starlette."""
 
     def refused(request: Request, error: Exception) -> Response:
         del request
@@ -491,7 +493,7 @@ class Keyed:
 
 
 def bearer(scope: Mapping[str, Any]) -> str | None:
-    """Return the key in a request, in the format of OpenAI's or Tinker's clients."""
+    """Return the key in a request's headers, as OpenAI's or Tinker's clients send it."""
     headers = Headers(raw=scope["headers"])
     if "authorization" in headers:
         kind, _, key = headers["authorization"].partition(" ")
@@ -505,7 +507,7 @@ def no_key(words: str) -> HostError:
 
 
 def no_model(name: str, known: list[str]) -> HostError:
-    words = f"The model {name!r} does not exist; this server has {', '.join(known)}"
+    words = f"The model {name!r} does not exist. This server has {', '.join(known)}"
     return HostError(404, words, code="model_not_found", param="model")
 
 
@@ -517,9 +519,9 @@ Asked = TypeVar("Asked")
 
 
 def page(path: str, package: str, name: str, *, back: Callable[[Request], str] | None = None) -> Route:
-    """Build the route of an HTML page in a package. In the page, `NONCE` is replaced by the nonce for its
-    styles and scripts, `/*LOOK*/` by the shared style, and `/*SHARED*/` by the shared script. `back` returns
-    the path of a link at the top of the page."""
+    """Build the route of an HTML page stored in a package. In the page, `NONCE` is replaced by the nonce for
+    its styles and scripts, `/*LOOK*/` by the shared styles, and `/*SHARED*/` by the shared script. `back`
+    returns the path of a link at the top of the page."""
 
     def answer(request: Request) -> HTMLResponse:
         nonce = secrets.token_urlsafe(16)
@@ -538,9 +540,9 @@ def page(path: str, package: str, name: str, *, back: Callable[[Request], str] |
 
 
 def action(path: str, kind: type[Asked], act: Callable[[Asked, Request], Any]) -> Route:
-    """Build the route of a POST with a JSON body of this kind. `act` runs in a thread, in parallel with
-    others, and returns the JSON response. For an invalid body or an Orchestrate error, the response is status
-    422 with `{"error": sentence}`."""
+    """Build a POST route with a JSON body of type `kind`. `act` runs in a thread, concurrently with other
+    requests, and returns the JSON response. An invalid body or an Orchestrate error gets status 422 with
+    `{"error": sentence}`."""
 
     async def answer(request: Request) -> Response:
         body = await request.body()
@@ -560,7 +562,7 @@ def json_answer(value: Any, status: int = 200) -> Response:
 
 
 def event_stream(events: AsyncIterable[str]) -> StreamingResponse:
-    """Stream server-sent events. Each text is sent immediately, as the `data` of one event."""
+    """Stream server-sent events. Each text is sent immediately as the `data` of one event."""
 
     async def framed() -> AsyncIterable[str]:
         async for event in events:

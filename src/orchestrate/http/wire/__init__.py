@@ -1,4 +1,4 @@
-"""Request bodies, errors and pages of HTTP APIs, for servers that implement them."""
+"""Request bodies, errors and pages of HTTP APIs, for servers that implement these APIs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class HostError(Exception):
-    """The error of a rejected request. Each host reports it in its own format."""
+    """An error to return for a rejected request. Each host's API has its own format for errors."""
 
     def __init__(
         self,
@@ -37,13 +37,13 @@ class HostError(Exception):
 
 
 class Body(BaseModel):
-    """A request body. Unknown fields and wrong types are rejected."""
+    """Base class of request bodies. Rejects unknown fields and wrong types."""
 
     model_config = ConfigDict(extra="forbid", strict=False, populate_by_name=True)
 
 
 def parse(kind: type[T], values: Any) -> T:
-    """Validate values against this model class. Raises `HostError` 400 with the first invalid field."""
+    """Validate values against this model class. Raises `HostError` 400 for the first invalid field."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -27,7 +27,7 @@ def card(tuned: TunedModel, form: str, commands: Sequence[str], notes: Sequence[
 
 
 def title(tuned: TunedModel) -> str:
-    """Return the model's title. Some licenses require that the title starts with a given name."""
+    """Return the model's title. Some licenses require the title to start with a given name."""
     begins = tuned.licence.name_begins if tuned.licence else None
     name = _plain(tuned.name)
     return name if begins is None or name.lower().startswith(begins.lower()) else f"{begins} {name}"
@@ -108,9 +108,9 @@ def _score(score: Score | None) -> str:
 def _licence(tuned: TunedModel) -> str:
     licence = tuned.licence
     if licence is None:
-        return "## Licence\n\nThe base model's license, which is not in Orchestrate's catalog."
+        return "## License\n\nThe base model's license is not in Orchestrate's catalog."
     lines = [
-        f"## Licence\n\nThe license of the base model: {licence.title}"
+        f"## License\n\nThe base model's license: {licence.title}"
         + (f", {licence.url}" if licence.url else "")
     ]
     lines += [f"- {ask}" for ask in licence.asks]

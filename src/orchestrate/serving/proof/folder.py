@@ -14,8 +14,8 @@ from orchestrate.types import Canary, Probe, Sheet
 
 
 class FolderPlace:
-    """The model in a folder, with the tokenizer, template and stop tokens from there. Loads safetensors with
-    transformers and peft, and GGUF files with llama.cpp's library."""
+    """A model loaded from a folder with its own tokenizer, chat template and stop tokens. Loads safetensors
+    with transformers and peft, and GGUF files with llama.cpp's library."""
 
     def __init__(
         self,

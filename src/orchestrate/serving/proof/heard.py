@@ -1,4 +1,4 @@
-"""The answers of a served model, and the interface of endpoints for the proof."""
+"""Observed answers of a served model, and the interface that endpoints implement for the proof."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Protocol
 from orchestrate.types import Canary, Probe, Said
 
 MORE_TOKENS = 16
-"""Additional tokens to request beyond a canary's answer. They detect servers that don't stop at its end."""
+"""Number of tokens to request beyond the length of a canary's answer, to detect servers that don't stop at
+its end."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,10 @@ class ObservedAnswer:
     ids: Sequence[int] | None = None
     """Tokens of the answer, including the token that ended it if it is reported."""
     pieces: Sequence[bytes] | None = None
-    """The answer's tokens as text. Several are joined if the place reports only complete characters."""
+    """The bytes of each token. If the endpoint only reports complete characters, tokens that share a
+    character are joined."""
     logprobs: Sequence[float] | None = None
-    """The log-probability in nats of each token of `ids`, or of the last token of each of `pieces`."""
+    """The log-probability in nats of each token of `ids`, or of the last token in each of `pieces`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class PromptView:
     ids: Sequence[int] | None = None
     count: int | None = None
     refused: str | None = None
-    """The reason why the endpoint rejected the prompt, if it did."""
+    """The reason why the endpoint rejected the prompt. `None` if it was accepted."""
 
 
 class TunedEndpoint(Protocol):
@@ -51,19 +53,20 @@ class TunedEndpoint(Protocol):
     def prompts(self, probes: Sequence[Probe]) -> list[PromptView]: ...
 
     def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[ObservedAnswer] | None:
-        """Return the most likely answers, or `None` if the base model is not available there."""
+        """Return the answers to the canaries at temperature 0, from the base model if `base` is set. Returns
+        `None` if the endpoint does not serve the base model."""
         ...
 
     def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float | None]] | None:
         """Return the log-probabilities, in nats, of the tokens of each canary's known answer. If the endpoint
-        reports only some, the list covers a prefix, with `None` for tokens without a value. Returns `None` if
+        reports only some of them, the list covers a prefix, with `None` for missing values. Returns `None` if
         the endpoint reports no log-probabilities."""
         ...
 
 
 def along(heard: ObservedAnswer, known: Said) -> Sequence[float | None]:
-    """Return the log-probabilities of the known answer's tokens up to the point where the answer diverges.
-    Tokens that are reported together with the next one have `None`."""
+    """Return the log-probabilities of the known answer's tokens up to the first difference. The value is
+    `None` for a token that the endpoint reports together with the next one."""
     if heard.logprobs is None:
         return ()
     if heard.ids is not None:

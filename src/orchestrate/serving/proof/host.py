@@ -1,5 +1,7 @@
-"""Verify a model on a backend, queried as in `orchestrate chat`. Backends return text and token counts, but
-no token ids."""
+"""Verify a model on a backend, with the same requests as `orchestrate chat`.
+
+Backends return text and token counts, but no token ids.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from orchestrate.types import Canary, JobHandle, Message, Probe
 
 
 class HostPlace:
-    """A tuned model at a host. Accepts only plain-text conversations."""
+    """A tuned model served by a host. Only handles plain-text conversations."""
 
     def __init__(self, provider: Chats, job: JobHandle, model: str) -> None:
         """Open the endpoint. `job` is the run's job, or the job of its adapter if the adapter was uploaded to

@@ -26,7 +26,7 @@ class TokenLogprob(msgspec.Struct):
 
 
 class Logprobs(msgspec.Struct):
-    """Log-probabilities: `content` for chats, the other fields for completions."""
+    """The log-probabilities of a choice. Chats fill `content`, completions the other fields."""
 
     content: list[TokenLogprob] | None = None
     tokens: list[str] | None = None
@@ -115,7 +115,7 @@ class UrlPlace:
         return str(given) if given in self._listed else None
 
     def answers_to_any_name(self) -> bool:
-        """Return whether the server answers for a model name that does not exist."""
+        """Return whether the server accepts a model name that does not exist."""
         body = {"model": NOBODY, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
         return self._post("/v1/chat/completions", body).status_code == 200
 

@@ -35,8 +35,7 @@ reach it."""
 
 
 def verify(sheet: Sheet, place: TunedEndpoint, *, run_id: str, weights: str | None = None) -> Proof:
-    """Query the endpoint `place` and verify its answers. Raises the endpoint's error if it cannot be
-    queried."""
+    """Query the endpoint `place` and verify its answers. The endpoint's errors propagate."""
     with work(f"asking {place.at}"):
         return _judged(sheet, place, run_id, weights)
 
@@ -99,11 +98,11 @@ def _tokens(probes: Sequence[Probe], asked: Sequence[PromptView]) -> ProofStage:
         return ProofStage(
             name="tokens",
             state="passed",
-            detail=f"the same token ids for {count(same, 'kind')} of prompts",
+            detail=f"the token ids match for {count(same, 'kind')} of prompts",
             figures=figures,
         )
     told = (
-        f"{counted} of {len(probes)} kinds of prompts have the same number of tokens, but the "
+        f"the token counts match for {counted} of {len(probes)} kinds of prompts, but the "
         "server reports no token ids"
         if counted
         else "the server returns neither token ids nor token counts"
@@ -124,7 +123,7 @@ def _difference(wanted: Sequence[int], seen: Sequence[int]) -> str:
         return f"one extra token ({seen[0]}) at the start"
     if list(wanted[1:]) == list(seen):
         return f"the first token ({wanted[0]}) is missing"
-    return f"{len(seen)} tokens instead of {len(wanted)}, different from token {at + 1} on"
+    return f"{len(seen)} tokens instead of {len(wanted)}, first difference at token {at + 1}"
 
 
 def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], model: str) -> ProofStage:

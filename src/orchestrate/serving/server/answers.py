@@ -23,7 +23,7 @@ from orchestrate.serving.server.refusals import asking, full, lost, refusal_of
 from orchestrate.types.decoding import convert
 
 GONE = 499
-"""Status that is logged if the client disconnected."""
+"""HTTP status that is logged if the client disconnects before the answer is complete."""
 
 
 class Answering:

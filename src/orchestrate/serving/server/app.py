@@ -36,7 +36,7 @@ class NewAdapter(Body):
 
 
 class Api:
-    """The state of a server, except for its models, which the engine manages."""
+    """The state of a server. The engine manages the models."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Api:
 
     @property
     def whole(self) -> bool:
-        """True if all weights were tuned. The server then does not serve the base model."""
+        """True if the model is fully tuned. The server then does not serve the base model."""
         return self.base_name in self.engine.models
 
     def _shown(self, name: str) -> dict[str, Any]:

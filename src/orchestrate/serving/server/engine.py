@@ -43,7 +43,7 @@ class EngineRefused(Exception):
 
 
 class EngineClient:
-    """A client of the inference process, from `start` to `close`. Requests may come from any event loop."""
+    """A client of the inference process, usable from any event loop between `start` and `close`."""
 
     def __init__(self, loading: Mapping[str, Any]) -> None:
         """Create the client. `loading` has the form of `orchestrate.local.answers.engine.Loading`."""
@@ -56,7 +56,7 @@ class EngineClient:
         """The costs of the adapters loaded at the start."""
         self.restarts = 0
         self.failure = ""
-        """The reason why the process currently cannot be restarted. Empty otherwise."""
+        """The reason why the process cannot be restarted at the moment. Empty if it can."""
         self._ends = threading.Event()
         self._stamps: dict[str, list[tuple[str, int, int]]] = {}
         self._worker: ModelProcess | None = None
@@ -72,11 +72,11 @@ class EngineClient:
 
     @property
     def retry_s(self) -> int:
-        """Seconds until another process is ready, estimated from the last start."""
+        """Seconds until a new process is ready, estimated from the last start."""
         return min(LONGEST_REST_S, max(2, math.ceil(self.load_seconds)))
 
     def _lost(self) -> EngineLost:
-        words = "the model's process crashed during the answer. A new process is starting"
+        words = "the model's process crashed while answering. A new process is starting"
         if self.failure:
             words = f"could not restart the model's process: {self.failure}"
         return EngineLost(words, self.retry_s)

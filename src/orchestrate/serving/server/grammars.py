@@ -1,5 +1,7 @@
-"""Compile clients' schemas in a separate process with limits before the engine does. A 2 KB schema can take
-unbounded time and memory, and the engine serves all clients."""
+"""Compile clients' schemas in a separate process with limits, before the engine compiles them.
+
+A 2 KB schema can take unbounded time and memory, and one engine serves all clients.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from orchestrate.local.run.launching import worker_environment
 SECONDS = 4.0
 MEMORY_BYTES = 2 << 30
 MOST_BYTES = 64_000
-"""Maximum JSON size in bytes of the schemas of one request."""
+"""Maximum total size of the schemas in one request, in bytes of JSON."""
 _KEPT = 256
 _AT_ONCE = threading.BoundedSemaphore(2)
 _known: dict[str, str] = {}
@@ -27,8 +29,8 @@ _known: dict[str, str] = {}
 
 
 def require(form: Mapping[str, Any]) -> None:
-    """Compile the schemas of a form in a separate process and wait for it. Raises `HostError` 400 for a
-    schema that cannot be enforced."""
+    """Compile the schemas of a request's response format and tools in a separate process. Raises `HostError`
+    400 for a schema that cannot be enforced."""
     functions: list[dict[str, Any]] = [tool["function"] for tool in form["calls"] or ()]
     schemas = [form["schema"], *(function.get("parameters") for function in functions)]
     text = json.dumps([schema for schema in schemas if schema is not None])
@@ -58,8 +60,8 @@ def _tried(text: str) -> str:
 
 
 def main() -> int:
-    """Check in this process, within limits of memory and CPU time, that schemas can be used as grammars.
-    Returns the exit code."""
+    """Check, within limits of memory and CPU time, that schemas compile to grammars. Returns the exit
+    code."""
     send = child.answering()
     with suppress(ImportError):  # Windows
         import resource

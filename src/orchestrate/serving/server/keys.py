@@ -23,9 +23,9 @@ from orchestrate.types import GatewayKey
 from orchestrate.types.gateway import Opens
 
 _FRESH_S = 1.0
-"""The maximum age in seconds of the cached keys of a model server."""
+"""Maximum age of a model server's cached keys, in seconds."""
 _PATIENCE_S = 2.0
-"""The time limit in seconds for reading the keys from the store."""
+"""Time limit for reading the keys from the store, in seconds."""
 NEW_KEY = "create one with: orchestrate serve --new-key NAME"
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Clients:
     """Client keys for one kind of server. If no key was ever created, requests from this machine need none.
     Revoked keys count too, so revoking the last key does not open the server.
 
-    admin   a key of this process alone, which no store knows
+    admin   An additional key that is valid only in this process and not stored.
     """
 
     def __init__(self, store: Store, opens: Opens, *, admin: str | None = None) -> None:
@@ -46,13 +46,13 @@ class Clients:
         return self._store.gateway_keys.by_hash(self._opens)
 
     def require(self, host: str, fix: str, *, behind_proxy: bool = False) -> None:
-        """Raise `UsageError` if others can reach the server and no key is required."""
+        """Raise `UsageError` if other machines can reach the server and it requires no key."""
         if (behind_proxy or not is_loopback(host)) and not self._known:
             raise UsageError(f"other machines can reach {host}, so a server there needs keys", fix=fix)
 
     def admitted(self, scope: Mapping[str, Any]) -> GatewayKey | None:
-        """Return the key that a request carries, according to the store, or `None` while no keys exist.
-        Raises `HostError` 401."""
+        """Look up a request's key in the store. Returns `None` while no keys exist. Raises `HostError` 401
+        for a missing or invalid key."""
         given = bearer(scope)
         keys = self._store.gateway_keys
         key = keys.of(given) if given else None
@@ -60,8 +60,8 @@ class Clients:
         return self._valid(key) if key and ours else self._stranger(given, self._read())
 
     async def lately(self, scope: Mapping[str, Any]) -> GatewayKey | None:
-        """Return the result of `admitted` from data that is at most about a second old. If the store does not
-        respond, wait briefly and then use the last known keys, so the server still works."""
+        """Check a request's key like `admitted`, with keys read at most about a second ago. If the store does
+        not respond, use the last known keys after a short wait, so that the server still works."""
         now = time.monotonic()
         if now - self._at >= _FRESH_S and (self._looking is None or self._looking.done()):
             self._at = now
@@ -109,7 +109,7 @@ def revoke(store: Store, name: str, *, by: str, opens: Opens = "serve") -> None:
 
 
 def bring_in(home: Path, store: Store, *, by: str) -> None:
-    """Move keys from the separate file of an earlier version to the store. Raises `ConfigError`."""
+    """Move keys from the file of an earlier version into the store. Raises `ConfigError`."""
     path = home / "serve-keys.json"
     try:
         made = datetime.fromtimestamp(path.stat().st_mtime, UTC)

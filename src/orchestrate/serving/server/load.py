@@ -42,7 +42,7 @@ class Histogram:
 
 
 class ServerLoad:
-    """Answers up to `most_at_once` requests at a time while up to `most_waiting` more wait. Use it from one
+    """Limits a server to `most_at_once` concurrent requests and `most_waiting` queued ones. Use it from one
     event loop only."""
 
     def __init__(self, most_at_once: int, most_waiting: int) -> None:
@@ -63,7 +63,8 @@ class ServerLoad:
 
     @contextmanager
     def taking(self) -> Generator[None]:
-        """Count a request as accepted during the block. Raises `ServerBusy`."""
+        """Count a request as in progress for the duration of the block. Raises `ServerBusy` if the queue is
+        full."""
         if self.inside >= self.most_at_once + self.most_waiting:
             raise ServerBusy(self._retry_s())
         self.inside += 1

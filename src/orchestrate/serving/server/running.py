@@ -37,13 +37,13 @@ class ServerSettings:
     host: str = LOOPBACK
     port: int = 8000
     names: tuple[str, ...] = ()
-    """Additional host names of the server."""
+    """Additional host names that the server accepts."""
     origins: tuple[str, ...] = ()
     """Origins of websites that may send requests."""
     most_at_once: int = 32
     most_waiting: int = 128
     most_tokens: int = 2048
-    """The token limit of an answer if the request has none."""
+    """The token limit for answers to requests without a limit."""
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None

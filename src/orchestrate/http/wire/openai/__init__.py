@@ -1,4 +1,4 @@
-"""The format of OpenAI's API, which many servers implement."""
+"""Objects and lists in the format of OpenAI's API, which many servers implement."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def page(data: Sequence[Any], *, more: bool) -> dict[str, Any]:
 
 
 def page_with_ends(data: Sequence[Mapping[str, Any]], *, more: bool) -> dict[str, Any]:
-    """Build a page of a newer list, which names its first and last entry."""
+    """Build a page of a list in the newer format, which includes the ids of the first and last entries."""
     ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
     return {**page(data, more=more), **ends}
 
 
 def page_of(request: Request, entries: Sequence[dict[str, Any]], *, default: int) -> dict[str, Any]:
-    """Return the page that a request specifies by `limit` and `after`. Raises `HostError` 400, 404."""
+    """Return the page of a list that the request's `limit` and `after` select. Raises `HostError` 400,
+    404."""
     limit = number(request, "limit", default, 1, 100)
     after = request.query_params.get("after")
     if after:
@@ -50,13 +51,14 @@ def no_place(after: str) -> HostError:
 
 
 def metadata_filter(request: Request) -> dict[str, str]:
-    """Return the filters `metadata[name]=value` of a request for jobs."""
+    """Return the `metadata[name]=value` filters of a request for jobs."""
     found = request.query_params.items()
     return {n[9:-1]: value for n, value in found if n.startswith("metadata[") and n.endswith("]")}
 
 
 def number(request: Request, name: str, default: int, low: int, high: int) -> int:
-    """Parse a number in a query parameter. Raises `HostError` 400 outside its range."""
+    """Parse an integer query parameter. Raises `HostError` 400 for other values and for numbers out of
+    range."""
     raw = request.query_params.get(name)
     if raw is None or raw == "":
         return default
@@ -70,7 +72,7 @@ def number(request: Request, name: str, default: int, low: int, high: int) -> in
 
 
 VLLM = "vllm.entrypoints.openai.api_server"
-"""Module of vLLM's server. Running it works even if the command is not on the PATH."""
+"""Module of vLLM's server. Running the module works even if the `vllm` command is not on the PATH."""
 
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
@@ -104,7 +106,7 @@ def file(id: str, filename: str, purpose: str, size: int, created_at: float, **m
 
 
 def upload(id: str, filename: str, purpose: str, size: int, created_at: float) -> dict[str, Any]:
-    """Build a new upload object without parts."""
+    """Build an upload object without parts."""
     return {
         "id": id,
         "object": "upload",
@@ -151,15 +153,15 @@ def job(id: str, **fields: Any) -> dict[str, Any]:
 
 
 def error(code: str | None, message: str, param: str | None) -> dict[str, Any]:
-    """Build the error of a job."""
+    """Build the error object of a job."""
     return {"code": code, "message": message, "param": param}
 
 
 def event(
     job_id: str, at: float, level: str, message: str, *, type: str, data: Mapping[str, Any], key: str
 ) -> dict[str, Any]:
-    """Build an event of a job. `level` is info, warn or error, and `type` is message or metrics. `key`
-    identifies the event among the job's events, the same each time it is read."""
+    """Build an event object of a job. `level` is info, warn or error, and `type` is message or metrics. `key`
+    identifies the event within the job, so its id stays the same each time it is read."""
     return {
         "object": "fine_tuning.job.event",
         "id": f"ftevent-{short_hash(job_id, type, key)}",
@@ -186,12 +188,12 @@ def checkpoint(
 
 
 def step_model(tuned: str, step: int) -> str:
-    """Return the name of a tuned model's checkpoint."""
+    """Return the model name of a checkpoint."""
     return f"{tuned}:ckpt-step-{step}"
 
 
 def split_step(name: str) -> tuple[str, int | None]:
-    """Split the name of a checkpoint into the tuned model's name and the step. The step of other names is
+    """Split a checkpoint's model name into the tuned model's name and the step. For other names, the step is
     `None`."""
     tuned, _, step = name.rpartition(":ckpt-step-")
     if tuned and step.isascii() and step.isdigit() and len(step) < _LONGEST_STEP:
@@ -200,7 +202,7 @@ def split_step(name: str) -> tuple[str, int | None]:
 
 
 def metric_rows(points: Sequence[MetricPoint]) -> list[dict[str, Any]]:
-    """Build one object per step with OpenAI's metric names. Other values keep their names."""
+    """Build one object per step with OpenAI's metric names. Other metrics keep their names."""
     rows: dict[int, dict[str, Any]] = {}
     for point in points:
         row = rows.setdefault(point.step, {"step": point.step})
@@ -209,7 +211,7 @@ def metric_rows(points: Sequence[MetricPoint]) -> list[dict[str, Any]]:
 
 
 def metrics_csv(points: Sequence[Mapping[str, Any]]) -> bytes:
-    """Write `metric_rows` as the CSV result file."""
+    """Format `metric_rows` as OpenAI's CSV result file."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_COLUMNS)

@@ -40,8 +40,8 @@ class ApiPart(Body):
 
 
 class ApiMessage(Body):
-    """A message in a request. Also accepts the fields of the API's answers, so clients can send an answer
-    back unchanged."""
+    """A message in a request. Also accepts the fields of the API's responses, so clients can send a
+    response's message back unchanged."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -52,7 +52,7 @@ class ApiMessage(Body):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     function_call: Any = None
-    """The API's original format of a call, before `tool_calls`."""
+    """The deprecated format of a tool call, replaced by `tool_calls`."""
 
 
 class StreamOptions(Body):
@@ -62,7 +62,7 @@ class StreamOptions(Body):
 
 
 class SamplingRequest(Body):
-    """The fields that both APIs share. The fields in the last block don't affect answers."""
+    """Fields of both chat and completion requests. Fields in the last block don't affect answers."""
 
     model: str
     n: Annotated[int, Field(ge=1, le=16)] = 1
@@ -123,7 +123,8 @@ class CompletionRequest(SamplingRequest):
 
 
 class TokenizeRequest(Body):
-    """A request to tokenize in vLLM's format: `messages` with the chat template, or `prompt` unchanged."""
+    """A tokenize request in vLLM's format: `messages` are rendered with the chat template, and `prompt` is
+    used unchanged."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -143,13 +144,13 @@ STREAMED: Mapping[str, str] = {"x-accel-buffering": "no", "cache-control": "no-s
 
 @dataclass(frozen=True)
 class ApiAnswer:
-    """An answer before conversion to the format of a route: complete, or as a stream of chunks."""
+    """An answer before conversion to the format of a route, either complete or as a stream of chunks."""
 
     whole: dict[str, Any]
     pieces: AsyncGenerator[Piece] | None = None
 
     def written(self) -> Response:
-        """Return the response for chats and completions."""
+        """Build the response to a chat or completion request."""
         if self.pieces is None:
             return JSONResponse(self.whole)
         return StreamingResponse(_events(self.pieces), media_type="text/event-stream", headers=dict(STREAMED))
@@ -189,7 +190,7 @@ def chunk(
     choices: Sequence[dict[str, Any]],
     usage: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Build one chunk of a streamed completion. If requested, `usage` goes into the final chunk, which has no
+    """Build one chunk of a stream. `usage`, if requested, is part of the final chunk, which has no
     choices."""
     told = {} if usage is None else {"usage": usage}
     return {"id": id, "object": CHUNK, "created": created, "model": model, "choices": list(choices), **told}
@@ -212,11 +213,11 @@ def piece(
 
 
 def usage(prompt: int, completion: int) -> dict[str, Any]:
-    """Build the usage in tokens."""
+    """Build the usage object from numbers of tokens."""
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def call(index: int | None, id: str, name: str, arguments: str) -> dict[str, Any]:
-    """Build a tool call. In streamed pieces it has an index."""
+    """Build a tool call object. In streamed chunks it has an index."""
     place = {} if index is None else {"index": index}
     return {**place, "id": id, "type": "function", "function": {"name": name, "arguments": arguments}}

@@ -1,5 +1,7 @@
-"""The engine's answer as typed events, with encoders for chat completions and the older completions.
-`responses` encodes a third API from chat completion chunks."""
+"""The engine's answer as typed events, with encoders for chat completions and the older completions API.
+
+`responses` builds the Responses API from chunks of chat completions.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, Pi
 
 
 class PromptRead(msgspec.Struct, frozen=True):
-    """Event: the engine has processed a prompt."""
+    """Event after the engine has processed a prompt."""
 
     prompt_tokens: int
     prompt_ids: list[int] | None = None
@@ -29,13 +31,13 @@ class SampledToken(msgspec.Struct, frozen=True):
     tops: list[dict[str, Any]] = []
 
     def shown(self) -> dict[str, Any]:
-        """Return the token with its log-probabilities in the format of chat completions."""
+        """Convert the token and its log-probabilities to the format of chat completions."""
         return {"token": self.token, "bytes": self.bytes, "logprob": self.logprob, "top_logprobs": self.tops}
 
 
 class Spoken(msgspec.Struct, frozen=True, kw_only=True):
-    """The new text, reasoning, calls and tokens of a choice since its last event. `reason` is set at its end.
-    An answer that is not streamed has one event per choice."""
+    """Event with a choice's new text, reasoning, calls and tokens since its last event. `reason` is set at
+    its end. An answer that is not streamed has one event per choice."""
 
     choice: int
     content: str = ""
@@ -48,7 +50,8 @@ class Spoken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnswerEncoder(ABC):
-    """Encoder for the format of an API. With `tells_usage`, the last chunk of a stream contains the usage."""
+    """Base class of encoders for the formats of APIs. With `tells_usage`, the last chunk of a stream contains
+    the usage."""
 
     def __init__(self, asked: ChatRequest | CompletionRequest, prefix: str) -> None:
         self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), asked.model

@@ -31,8 +31,8 @@ class ReasoningOptions(Body):
 
 
 class ResponseRequest(Body):
-    """A strictly validated request. The fields in the last block don't affect answers. `chat_body` rejects
-    unsupported fields that do."""
+    """A strictly validated request. Fields in the last block don't affect answers. `chat_body` rejects
+    unsupported fields that would."""
 
     model: str
     input: str | list[dict[str, Any]]
@@ -72,12 +72,12 @@ class ResponseRequest(Body):
 
 
 REFUSED = {
-    "previous_response_id": "earlier responses are not stored: send the entire conversation",
-    "conversation": "conversations are not stored: send the entire conversation as input",
-    "prompt": "stored prompts are not supported: send the text as input or instructions",
-    "background": "background responses are not supported",
+    "previous_response_id": "responses are not stored. Send the entire conversation as input",
+    "conversation": "conversations are not stored. Send the entire conversation as input",
+    "prompt": "prompts are not stored. Send the text as input or instructions",
+    "background": "the server has no background mode",
     "context_management": "the server never truncates the input",
-    "moderation": "moderation is not supported",
+    "moderation": "the server does not moderate answers",
     "image": "only text output is supported",
     "top_logprobs": "log-probabilities are only available from /v1/chat/completions",
 }
@@ -112,7 +112,7 @@ def chat_body(asked: ResponseRequest) -> dict[str, Any]:
 def _require_known(asked: ResponseRequest) -> None:
     refused = {name: why for name, why in REFUSED.items() if getattr(asked, name)}
     if asked.reasoning and (asked.reasoning.summary or asked.reasoning.generate_summary):
-        refused["reasoning.summary"] = "reasoning summaries are not supported"
+        refused["reasoning.summary"] = "the server does not create summaries"
     if "message.output_text.logprobs" in (asked.include or ()):
         refused["include"] = REFUSED["top_logprobs"]
     for name, why in refused.items():
@@ -178,7 +178,7 @@ def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
 
 
 def written(asked: ResponseRequest, answer: chat.ApiAnswer) -> Response:
-    """Convert a chat answer to the format of this route."""
+    """Convert a chat completion to a response object."""
     id = f"resp_{secrets.token_hex(16)}"
     if answer.pieces is None:
         return JSONResponse(of_chat(asked, answer.whole, id))
@@ -335,7 +335,7 @@ class ResponseStream:
         yield self._event("response.incomplete" if self._cut else "response.completed", response=whole)
 
     def failed(self, message: str) -> str:
-        """Return the last event of an interrupted stream."""
+        """Return the final event of an interrupted stream."""
         whole = _response(self._asked, self._id, self._created, [], status="failed")
         error = {"code": "server_error", "message": message}
         return self._event("response.failed", response={**whole, "error": error})

@@ -1,4 +1,4 @@
-"""Request bodies of OpenAI's fine-tuning API, with the documented ranges."""
+"""Request bodies of OpenAI's fine-tuning API. Values are limited to the documented ranges."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _DETAILS = (
 def graded(
     grader: Mapping[str, Any], reward: float, errors: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Build the result of a grader. `errors` contains errors, by their names in `ERRORS`, and additional
-    fields about them."""
+    """Build the result of a grader. `errors` maps names in `ERRORS` to their values, and may include details
+    about them."""
     return {
         "reward": reward,
         "sub_rewards": {},
@@ -130,7 +130,7 @@ class CreateJob(Body):
         ]
 
     def hyper(self) -> SupervisedHyperparameters:
-        """Return the hyperparameters of the chosen method."""
+        """Return the hyperparameters of the selected method."""
         if self.method is None:
             return self.hyperparameters or SupervisedHyperparameters()
         match self.method.type:
@@ -209,7 +209,7 @@ class GraderInput(_VerbatimBody):
 
 
 class ScoreModelGrader(_VerbatimBody):
-    """The required fields of a grader that queries a model."""
+    """Required fields of a grader that queries a model."""
 
     type: Literal["score_model"]
     name: str
