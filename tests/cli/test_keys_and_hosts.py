@@ -85,7 +85,7 @@ def test_a_real_key_is_not_tied_to_a_sandbox_without_a_person(
 def test_the_first_use_is_told(cli: Cli, stranger: tuple[str, list[str]]) -> None:
     env = {"OPENAI_BASE_URL": stranger[0], "OPENAI_API_KEY": KEY}
     first = cli("-v", "recover", "-p", "openai", **env)
-    assert "first use of API key sk-...ij (openai): from now on it is only sent to" in " ".join(
+    assert "first use of API key sk-...ij (openai). From now on, the key is only sent to" in " ".join(
         first.err.split()
     )
     assert "first use" not in cli("-v", "recover", "-p", "openai", **env).err

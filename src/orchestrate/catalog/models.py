@@ -99,8 +99,8 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
         return self.hub
 
     def on(self, provider: str) -> HostModel | None:
-        """Return the model on one backend, or `None` if it is not offered there. Backends that load weights
-        themselves (local, Ray ...) support any open model."""
+        """Return the model's entry for one backend, or `None` if the backend does not offer the model.
+        Backends that load weights themselves (local, Ray ...) support any open model."""
         if provider in self.hosts:
             return self.hosts[provider]
         catalog = _catalog()
@@ -347,7 +347,7 @@ def licence(id: str) -> Licence:
     """Return a license by its name on the Hub. For an unlisted license, `asks` is empty."""
     entry = dict(_known().get(id.lower(), {"title": id}))
     if entry.pop("unread", False):
-        entry["asks"] = ["it has not been reviewed for this catalog. Read it before you continue"]
+        entry["asks"] = ["the license has not been reviewed for this catalog. Read it before you continue"]
     return decoding.convert({"id": id, **entry}, Licence)
 
 

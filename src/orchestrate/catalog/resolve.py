@@ -140,12 +140,12 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
     if host.tunable == "unconfirmed":
         warnings.append(
             f"{provider} may not support fine-tuning {model.name}: "
-            f"{host.note or 'it only lists the model for inference'}"
+            f"{host.note or 'the host lists the model only for inference'}"
         )
     if host.deployable == "no":
         warnings.append(
-            f"{provider} fine-tunes {model.name} but does not serve tuned models. Download yours "
-            f"({host.deploy_note})"
+            f"{provider} fine-tunes {model.name} but does not serve tuned models. You can only download "
+            f"them ({host.deploy_note})"
         )
     return ModelOnHost(
         provider=provider,

@@ -19,8 +19,8 @@ _NAME_END = re.compile(r"[^A-Za-z0-9._-]")
 
 @contextmanager
 def needed(extra: str, what: str, package: str) -> Generator[None]:
-    """Guard the import of an optional package. Raises `MissingExtra` if it is not installed, and `SetupError`
-    if it is too old."""
+    """Guard the import of an optional package. Raises `MissingExtra` if the package is not installed, and
+    `SetupError` if it is too old."""
     require_recent(package)
     try:
         yield
@@ -29,7 +29,7 @@ def needed(extra: str, what: str, package: str) -> Generator[None]:
 
 
 def installed(package: str) -> str:
-    """Return the version of an installed package. Raises `PackageNotFoundError`."""
+    """Return the installed version of a package. Raises `PackageNotFoundError`."""
     return next(iter(_header(package, "Version")))
 
 
@@ -45,8 +45,8 @@ def _header(package: str, field: str) -> list[str]:
 
 @cache
 def require_recent(package: str) -> None:
-    """Raise `SetupError` for an installed distribution that is older than Orchestrate requires. If
-    Orchestrate itself is not installed, nothing is required."""
+    """Raise `SetupError` if an installed package is older than Orchestrate requires. Has no effect if
+    Orchestrate itself is not an installed package."""
     from importlib.metadata import PackageNotFoundError
 
     try:
@@ -85,8 +85,8 @@ def _same(name: str) -> str:
 
 
 def late(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Build the `__getattr__` of a package that imports lazily. `homes` maps each public name to its
-    module."""
+    """Build the `__getattr__` function of a package whose modules load on first use. `homes` maps each public
+    name to its module."""
 
     def load(name: str) -> Any:
         if name not in homes:

@@ -1,4 +1,4 @@
-"""Parse amounts of money and numbers of hours that people type in options, forms and calls."""
+"""Parse amounts of money and durations that users enter in options, forms and calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from orchestrate.errors import UsageError
 
 MOST = Decimal(10) ** 12
-"""Upper bound for amounts and durations, far above every meaningful one and small enough for exact
+"""Upper bound for amounts and durations: far above all realistic values, and small enough for exact
 arithmetic."""
 _LEAST = Decimal(10) ** -12
 _WRITTEN = re.compile(r"\$?(\d+(?:\.\d*)?|\.\d+|\d{1,3}(?:,\d{3})+(?:\.\d*)?)(?:[eE][+-]?\d{1,9})?", re.ASCII)
@@ -20,7 +20,7 @@ Unit = Literal["US dollars", "hours", "minutes"]
 def amount(
     given: Decimal | float | str | None, name: str, unit: Unit = "US dollars", *, above_zero: bool = False
 ) -> Decimal | None:
-    """Parse an amount such as `25`, `7.50` or `$1,200`. Raises `UsageError`, which names the option, for any
+    """Parse an amount such as `25`, `7.50` or `$1,200`. Raises `UsageError`, which names the option, for
     other text."""
     if given is None:
         return None

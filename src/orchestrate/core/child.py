@@ -1,7 +1,7 @@
 """Communicate with our own child processes in JSON lines on standard input and output. Answers may have a
 timeout, errors include the end of the child's stderr, and all processes that the child started end with it.
 
-    with Child(python("orchestrate.some.module"), env=of_child(), name="the process that counts") as child:
+    with Child(python("orchestrate.some.module"), env=of_child(), name="the counter") as child:
         answer = child.ask({"words": text}, seconds=10)
 
 The second half of the module is for the child process.
@@ -31,10 +31,10 @@ from orchestrate.errors import OrchestrateError, RunFailed
 PATIENCE_S = 5
 """Seconds that a child has to exit after its input was closed."""
 AHEAD = 64
-"""Maximum number of lines buffered in memory. Further output stays in the pipe."""
+"""Maximum number of lines to buffer in memory. Further output stays in the pipe."""
 TAIL_BYTES = 2000
 LOOK_S = 0.5
-"""Seconds between two checks for the parent process."""
+"""Seconds between two checks of whether the parent process is alive."""
 _KNOWN = (errors.UsageError, errors.ConfigError, errors.DataError, errors.SetupError)
 
 
@@ -48,11 +48,11 @@ class Ended(RunFailed):
 
 
 class TooLate(RunFailed):
-    """The answer timed out, and the process was killed."""
+    """The answer did not arrive in time, so the process was killed."""
 
 
 def python(module: str) -> list[str]:
-    """Return the command that runs one of our modules in a separate process."""
+    """Return the command that runs one of our modules in a new Python process."""
     return [sys.executable, "-P", "-m", module]
 
 
@@ -121,7 +121,7 @@ class Child:
             raise self._ended() from error
 
     def receive(self, seconds: float | None = None) -> bytes:
-        """Return the next line. Raises `Ended`, and `TooLate` after this many seconds."""
+        """Return the next line. Raises `Ended`, and `TooLate` if no line arrives within this many seconds."""
         try:
             line = self._lines.get(timeout=seconds)
         except queue.Empty:
@@ -133,14 +133,14 @@ class Child:
         return line
 
     def exchange(self, message: Any, seconds: float) -> bytes:
-        """Send a message and return the line that answers it. Sending never blocks, even if the process is
-        not reading. Raises `Ended`, `TooLate`."""
+        """Send a message and return the next line, which is its answer. Never blocks on sending, even if the
+        process does not read. Raises `Ended`, `TooLate`."""
         threading.Thread(target=self._send_quietly, args=(message,), daemon=True).start()
         return self.receive(seconds)
 
     def ask(self, message: Any, seconds: float | None = None) -> dict[str, Any]:
-        """Send a message and return the answer. Raises `Ended`, `TooLate`, and errors that the process
-        reported with `failure`."""
+        """Send a message and return its answer. Raises `Ended`, `TooLate`, and errors that the process sent
+        with `failure`."""
         if seconds is not None:
             return decoded(self.exchange(message, seconds))
         self.send(message)
@@ -157,7 +157,7 @@ class Child:
     # -- ending --------------------------------------------------------------------------------------------
 
     def kill(self) -> int:
-        """Kill the process now, with every process that it started and that is still in its group."""
+        """Kill the process, and all processes in its group that it started."""
         if self._ends_all:
             end_group(self.process)
         else:
@@ -165,8 +165,8 @@ class Child:
         return self.process.wait()
 
     def close(self, patience_s: float = PATIENCE_S) -> None:
-        """Close the child's input. The child exits when its input ends, and is killed if it does not. Answers
-        that it has already written can still be received."""
+        """Close the child's input, so that the child exits. If it does not exit in time, it is killed.
+        Answers that it has already written can still be received."""
         self._closed = True
         with suppress(OSError):  # it may not have taken all that was written
             if self.process.stdin is not None:
@@ -220,8 +220,7 @@ class Child:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that was started in a separate group, with every process that it left running in the
-    group."""
+    """Kill a process that was started in a group of its own, and every other process in the group."""
     if sys.platform == "win32":
         process.kill()
     else:
@@ -230,7 +229,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def decoded(line: bytes) -> dict[str, Any]:
-    """Decode an answer written by `answering`. Raises the error that it reports."""
+    """Decode an answer written by `answering`. If the answer is an error, raises it."""
     answer = msgspec.json.decode(line, type=dict[str, Any])
     if "error" in answer and "kind" in answer:
         raise raised(answer)
@@ -238,7 +237,7 @@ def decoded(line: bytes) -> dict[str, Any]:
 
 
 def raised(answer: Mapping[str, Any]) -> OrchestrateError:
-    """Return the error that a `failure` reports."""
+    """Return the exception for an error that `failure` encoded."""
     kind = getattr(errors, str(answer.get("kind")), None)
     return (kind if kind in _KNOWN else RunFailed)(str(answer["error"]), fix=answer.get("fix"))
 
@@ -247,8 +246,8 @@ def raised(answer: Mapping[str, Any]) -> OrchestrateError:
 
 
 def answering() -> Callable[[Mapping[str, Any]], None]:
-    """Reserve standard output for the answers, redirect prints of libraries to standard error, and exit when
-    the parent process has exited. Returns a thread-safe function that sends one answer."""
+    """Reserve standard output for answers, redirect other prints to standard error, and exit once the parent
+    process has exited. Returns a thread-safe function that sends an answer."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
@@ -264,24 +263,24 @@ def answering() -> Callable[[Mapping[str, Any]], None]:
 
 
 def questions() -> Iterator[dict[str, Any]]:
-    """Yield the questions from standard input until its end."""
+    """Yield the questions from standard input until it ends."""
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     return (decode(line) for line in sys.stdin.buffer)
 
 
 class LineWorker(Protocol):
-    """Worker that reads lines in one thread and answers them in the main thread."""
+    """A worker that reads questions in one thread and answers them in the main thread."""
 
     def read(self, lines: Any) -> None: ...
 
     def work(self) -> None:
-        """Answer questions until the input has ended and all are answered."""
+        """Answer questions until the input has ended and every question is answered."""
         ...
 
 
 def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], LineWorker]) -> int:
-    """Run a process that answers many questions at the same time, and return its exit code. `made` receives a
-    function that sends an answer."""
+    """Run a worker that answers many questions at the same time, and return the process's exit code. `made`
+    creates the worker from a function that sends an answer."""
     send = answering()
     try:
         desk = made(send)
@@ -296,8 +295,7 @@ def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], LineWorker]) -
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """Build the answer that reports an error. The traceback of an unexpected error is printed to standard
-    error."""
+    """Encode an error as an answer. For an unexpected error, also print the traceback to standard error."""
     if not isinstance(error, OrchestrateError):
         with suppress(OSError):  # no room for it
             traceback.print_exception(error)
@@ -313,8 +311,8 @@ def _end_with(parent: int) -> None:
 
 
 def end_with_input() -> None:
-    """Exit this process as soon as its parent has ended. The parent holds the other end of standard input and
-    writes nothing."""
+    """Exit this process as soon as its parent has exited. The parent holds the other end of standard input
+    and never writes to it."""
 
     def wait() -> None:
         sys.stdin.buffer.read()

@@ -1,4 +1,4 @@
-"""The current date for shutdown dates and prices, the same on every machine."""
+"""The current date for shutdown dates and prices. It is the same on every machine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ VARIABLE = "ORCHESTRATE_TODAY"
 
 
 def pretended(day: date) -> str | None:
-    """Return a note that `ORCHESTRATE_TODAY` sets the current date to `day`. Returns `None` if the variable
-    does not set this date, or if it is the real date."""
+    """Return a note that `ORCHESTRATE_TODAY` sets the date to `day`. Returns `None` if the variable is not
+    set to this date, or if this is the real date."""
     if os.environ.get(VARIABLE) != day.isoformat() or day == datetime.now(UTC).date():
         return None
     return f"{VARIABLE} is set: prices and shutdown dates are as of {day}"
@@ -22,8 +22,9 @@ def today() -> date:
     """Return the current date in UTC. Hosts publish dates without a time zone. With local dates, a shutdown
     or a price change would come a day earlier on one machine than on another.
 
-    `ORCHESTRATE_TODAY=2027-01-07` shows models, shutdowns and prices as of that date. It does not change what
-    a host reports or when a run was created. Raises `ConfigError` if it is not a date."""
+    `ORCHESTRATE_TODAY=2027-01-07` shows models, shutdowns and prices as of that date. The variable does not
+    change what a host reports or when a run was created. Raises `ConfigError` if its value is not a date.
+    """
     asked = os.environ.get(VARIABLE)
     if not asked:
         return datetime.now(UTC).date()

@@ -1,4 +1,4 @@
-"""Read YAML, and reject alias bombs: a few lines that expand to billions of values."""
+"""Read YAML, and reject documents in which a few lines of aliases expand to billions of values."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from orchestrate.types import decoding
 
 T = TypeVar("T")
 MOST_NODES = 200_000
-"""Maximum number of values in a document, with each alias expanded."""
+"""Maximum number of values in a document after expanding aliases."""
 
 
 class Expands(yaml.MarkedYAMLError):
-    """The document would expand to too many values."""
+    """Raised if a document would expand to too many values."""
 
 
 def require_bounded(node: yaml.Node | None) -> None:
-    """Raise `Expands` for a node that expands to too many values, or `RecursionError` for a node that
-    contains itself. Takes time proportional to the size before expansion."""
+    """Raise `Expands` if a node expands to too many values, and `RecursionError` if it contains itself. Takes
+    time proportional to the unexpanded size."""
     if node is not None and _size(node, {}) > MOST_NODES:
         told = f"its aliases expand to more than {MOST_NODES:,} values"
         raise Expands(problem=told, problem_mark=node.start_mark)
 
 
 def documents(text: str) -> list[Any]:
-    """Parse all documents of a YAML text. Raises the same errors as `require_bounded`, and
+    """Parse all documents in a YAML text. Raises the same errors as `require_bounded`, and
     `yaml.YAMLError`."""
     with _loader(text) as loader:
         found: list[Any] = []
@@ -41,14 +41,15 @@ def documents(text: str) -> list[Any]:
 
 
 def document(text: str) -> Any:
-    """Parse the only document of a YAML text. Raises the same errors as `documents`."""
+    """Parse a YAML text with a single document. Raises the same errors as `documents`."""
     with _loader(text) as loader:
         node = loader.get_single_node()
         return None if node is None else _constructed(loader, node)
 
 
 def read_document(path: Path, called: str) -> Any:
-    """Read the only document of a YAML file. Errors call the file `called`. Raises `UsageError`."""
+    """Read a YAML file with a single document. `called` is the name of the file in error messages. Raises
+    `UsageError`."""
     try:
         return document(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -58,8 +59,7 @@ def read_document(path: Path, called: str) -> Any:
 
 
 def read_record(path: Path, kind: type[T], called: str, fields: str) -> T:
-    """Read a record from a YAML file. The record gets the name of the file unless it sets another. Raises
-    `UsageError`."""
+    """Read a record from a YAML file. Its name defaults to the name of the file. Raises `UsageError`."""
     given = read_document(path, f"the {called.split()[-1]}")
     if isinstance(given, dict):
         given = {"name": path.stem, **cast("dict[str, Any]", given)}

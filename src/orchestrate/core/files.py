@@ -37,20 +37,20 @@ FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Error codes for a full disk or an exhausted quota."""
 _MARKS = (".git", "orchestrate.toml")
 PRIVATE_UMASK = 0o077
-"""Umask of processes that write only below the home folder."""
+"""Umask of processes that only write below the home folder."""
 
 
 def private_folder(path: Path) -> Path:
-    """Create a folder and missing parents that only their owner can access. Existing folders are not changed.
-    Raises `OSError` if it cannot be created."""
+    """Create a folder and its missing parents so that only their owner can access them. Existing folders are
+    not changed. Raises `OSError`."""
     for folder in (*reversed(path.parents), path):
         folder.mkdir(mode=0o700, exist_ok=True)
     return path
 
 
 def own_folder(path: Path) -> Path:
-    """Create a private folder in a folder where other users may write. Raises `PermissionError` if the folder
-    belongs to another user, or is a link that another user created, which could point anywhere."""
+    """Create a private folder inside a folder that others can write to. Raises `PermissionError` if the path
+    already belongs to another user, or is another user's link, which could point anywhere."""
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
@@ -64,15 +64,15 @@ def own_folder(path: Path) -> Path:
 
 
 def is_private(folder: Path) -> bool:
-    """Return whether only the folder's owner has access. On systems without file modes, no folder is
+    """Return whether only the folder's owner can access it. On systems without file modes, no folder is
     private."""
     return sys.platform != "win32" and not stat.S_IMODE(folder.stat().st_mode) & PRIVATE_UMASK
 
 
 def inside(path: Path) -> Path:
-    """Return the path of a file to write to. Raises `UsageError` if it is a link that leads out of its
-    project (a repository, or a folder with an `orchestrate.toml`), because a link in a clone could overwrite
-    one of the user's files. Linked folders are allowed, for example on a larger disk."""
+    """Return `path` if it is safe to write to. Raises `UsageError` for a link that leads out of its project
+    (a repository, or a folder with an `orchestrate.toml`), because a link in a clone could overwrite one of
+    the user's files. Linked folders, for example on a larger disk, are allowed."""
     if not path.is_symlink():
         return path
     named, real = Path(os.path.abspath(path)), os.path.realpath(path)  # noqa: PTH100  `..` and links apart
@@ -86,7 +86,7 @@ def inside(path: Path) -> Path:
 
 
 def new_folder(path: Path) -> Path:
-    """Create a folder and missing parents, private if the existing parent is private."""
+    """Create a folder and its missing parents. They are private if their existing parent is private."""
     if not path.is_dir():
         parent = new_folder(path.parent)
         path.mkdir(mode=0o700 if is_private(parent) else 0o777, exist_ok=True)
@@ -94,7 +94,7 @@ def new_folder(path: Path) -> Path:
 
 
 def opener(path: str, flags: int) -> int:
-    """Open a file for `open`. A new file in a private folder is readable by its owner only."""
+    """Opener for `open` that creates new files in private folders with access for their owner only."""
     return os.open(path, flags, 0o600 if is_private(Path(path).parent) else 0o666)
 
 
@@ -123,7 +123,7 @@ def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
 
 
 def move_into_place(draft: Path, path: Path) -> None:
-    """Rename a finished file to its final name, replacing an existing file."""
+    """Move a finished file to its final path, replacing an existing file."""
     sync(draft)
     draft.replace(path)
     sync(path.parent)
@@ -132,10 +132,12 @@ def move_into_place(draft: Path, path: Path) -> None:
 @contextmanager
 def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
     """Yield a new folder to fill, which becomes `path` at the end of the block. After an error, the new
-    folder is removed. Without `replace`, raises `OSError` if the folder exists and is not empty.
+    folder is removed. Without `replace`, raises `OSError` if `path` exists and is not empty.
 
-    A folder that is replaced is renamed aside first and removed last. If the process is killed in between,
-    the next `whole_folder` on the same path, or `recover_folders` on its parent, restores it."""
+    An existing folder is first renamed, and deleted only after the new one is in place. If the process is
+    killed in between, the next `whole_folder` on the same path, or `recover_folders` on its parent, restores
+    the folder.
+    """
     draft = _draft(path)
     recover_folders(path.parent, path.name)
     aside = draft.with_name(draft.name + _ASIDE)
@@ -161,16 +163,16 @@ def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
 
 _ASIDE = ".before"
 _replacing: set[str] = set()
-"""Folders that this process has renamed temporarily. A process id alone is not enough, because ids repeat
-after a container restarts."""
+"""Folders that this process has temporarily renamed. A process id alone does not identify them, because ids
+repeat after a container restarts."""
 _LONG_S = 60.0
-"""Seconds after which a process id in a folder's name must belong to another process, because renaming never
+"""Seconds after which a process id in a folder's name must belong to a later process, because renaming never
 takes this long."""
 
 
 def recover_folders(parent: Path, name: str = "*") -> None:
-    """Restore folders in `parent` that `whole_folder` moved aside before its process was killed. Delete the
-    old copies of folders that it had already replaced."""
+    """Restore folders in `parent` that `whole_folder` renamed before its process was killed, and delete old
+    copies of folders that it had already replaced."""
     pattern = f".{name if name == '*' else escape(name)}.*{_ASIDE}"
     for aside in parent.glob(pattern):
         named, pid, _ = aside.name.removesuffix(_ASIDE).rsplit(".", 2)
@@ -191,8 +193,8 @@ def _is_replacing(aside: Path, pid: int) -> bool:
 
 
 def scratch_folder(prefix: str) -> TemporaryDirectory[str]:
-    """Create a temporary folder that is deleted with this process. Folders with the same prefix left by
-    killed processes of this machine are removed first."""
+    """Create a temporary folder that is deleted when this process exits. First removes folders with the same
+    prefix that killed processes left on this machine."""
     host = socket.gethostname()
     for left in Path(gettempdir()).glob(f"{prefix}-{escape(host)}-*-*"):
         pid = left.name.rsplit("-", 2)[1]
@@ -214,8 +216,8 @@ def _alive(pid: int) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on disk. Ignores folders on file systems that
-    don't support this."""
+    """Flush a file's content, or a folder's entries, to disk. On file systems that don't support this,
+    folders are ignored."""
     folder = path.is_dir()
     if folder and sys.platform == "win32":
         return
@@ -229,11 +231,13 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, wait_s: float | None = 0.0, keep: bool = True) -> Generator[bool]:
-    """Hold the lock file at `path` against other processes. Yields `False` if another process still holds it
-    after `wait_s` (`None` waits without a limit). The kernel releases the lock whenever the process ends.
+    """Hold a lock on the file at `path`, against other processes. Yields `False` if another process still
+    holds the lock after `wait_s` seconds (`None` waits without a limit). The kernel releases the lock when
+    the process ends.
 
-    The file is emptied, so never use a file with content. It is deleted only if `keep` is false and no
-    process waits for it."""
+    The file is emptied, so never use one that has content. It is deleted only if `keep` is false and no other
+    process waits for it.
+    """
     from filelock import FileLock, Timeout  # 40 ms that most commands need not spend
 
     # Not of one thread: what holds a lock may be ended by another thread than the one that began it.
@@ -283,7 +287,7 @@ class Journal(Generic[E]):
 
     def append(self, entry: E) -> None:
         """Append an entry. Raises `OSError` if it cannot be written completely. The next call then removes
-        the incomplete entry."""
+        the incomplete line."""
         line = msgspec.json.encode(entry) + b"\n"
         with open(self.path, "ab", buffering=0, opener=opener) as file:
             if self._torn:
@@ -297,11 +301,11 @@ class Journal(Generic[E]):
 
 
 LAST_BYTES = 1 << 16
-"""Number of bytes at the end of a journal that are searched for its last line."""
+"""Number of bytes at the end of a journal to search for its last line."""
 
 
 def last_line(path: Path) -> bytes | None:
-    """Return the last complete line of a file, or `None` if there is none."""
+    """Return the last complete line of a file, or `None` if the file has none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))

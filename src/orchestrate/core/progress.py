@@ -1,4 +1,5 @@
-"""A run's progress for the terminal and the web pages: stage, share done, remaining time, cost so far."""
+"""A run's progress for the terminal and the web pages: stage, completed share, remaining time, cost so
+far."""
 
 from __future__ import annotations
 
@@ -16,22 +17,23 @@ STAGES = {
     SubmitPhase.SUBMITTED: "submitted",
     SubmitPhase.REFUSED: "refused",
 }
-"""Names of the stages of a submit before the host first reports a status."""
+"""Names of the stages of a submission, shown until the host reports a status."""
 
 
 def stage(run: Run) -> str:
-    """Return the last seen status, or the stage of the submission if the host has not reported a status."""
+    """Return the last known status, or the stage of the submission if the host has not reported a status
+    yet."""
     return STAGES[run.phase] if run.status is JobStatus.SUBMITTING else run.status.value
 
 
 def step_of(run: Run, metrics: Sequence[MetricPoint] = ()) -> int:
-    """Return the step that the host reports, otherwise the last step with metrics."""
+    """Return the step that the host reports, or else the last step with metrics."""
     return run.step or (metrics[-1].step if metrics else 0)
 
 
 def share_done(run: Run, metrics: Sequence[MetricPoint] = ()) -> float:
-    """Return the share of the work done, from 0 to 1. It is based on steps if they are known, otherwise on
-    the host's percentage, otherwise on the expected steps."""
+    """Return the completed share of the work, from 0 to 1: by steps if the host reports them, else by the
+    host's percentage, else by the expected steps."""
     if run.status is JobStatus.SUCCEEDED:
         return 1.0
     total = run.total_steps or (run.expected_steps if run.percent is None else None)
@@ -39,8 +41,8 @@ def share_done(run: Run, metrics: Sequence[MetricPoint] = ()) -> float:
 
 
 def seconds_left(run: Run, now: datetime, metrics: Sequence[MetricPoint] = ()) -> float | None:
-    """Estimate the remaining seconds from the share of the work done since the start. Returns `None` until
-    some work is done."""
+    """Estimate the remaining seconds from the share completed since the start. Returns `None` if nothing is
+    completed yet."""
     done = share_done(run, metrics)
     if run.status is not JobStatus.RUNNING or run.started_at is None or not done:
         return None
@@ -55,7 +57,7 @@ def seconds_taken(run: Run, now: datetime) -> float | None:
 
 
 def cost_so_far(run: Run, metrics: Sequence[MetricPoint] = ()) -> Decimal | None:
-    """Return the bill if there is one, otherwise the quoted price times the share of the work done."""
+    """Return the bill, or, if there is none yet, the quoted price times the completed share of the work."""
     if run.bill is not None:
         return run.bill.usd
     expected = None if run.quote is None else run.quote.expected_usd

@@ -19,9 +19,9 @@ class Configured(Protocol):
 
 @dataclass(frozen=True)
 class Retry:
-    """Limits on retrying one call. Waits are exponential with full jitter, from `first_s` to `longest_s`. A
+    """Limits on retrying a call. Waits are exponential with full jitter, from `first_s` to `longest_s`. A
     host's `Retry-After` is respected if it fits into the remaining budget. Otherwise, the error is raised
-    immediately. If the first attempt took longer than the budget, such as an upload, there is one more
+    immediately. If the first attempt alone exceeded the budget, as an upload might, there is one more
     attempt."""
 
     attempts: int = 6
@@ -31,7 +31,7 @@ class Retry:
 
     @classmethod
     def of(cls, config: Configured) -> Retry:
-        """Build retries with the budget in the host's option `retry_budget_s`, if it is set."""
+        """Return the default limits, with the budget from the host's option `retry_budget_s` if it is set."""
         return cls(budget_s=float(config.options.get("retry_budget_s", cls.budget_s)))
 
     def calling(
@@ -41,8 +41,8 @@ class Retry:
         sleep: Callable[[float], object] = time.sleep,
         ended: Callable[[], bool] = lambda: False,
     ) -> T:
-        """Retry a call until it succeeds, raises a `ProviderError` that is not `retryable`, exhausts the
-        budget, or `ended` returns true."""
+        """Retry a call until it succeeds, raises an error that is not `retryable`, or exhausts the budget, or
+        until `ended` returns true."""
         from tenacity import Retrying, retry_if_exception
 
         retrying = Retrying(

@@ -13,13 +13,13 @@ from rich.text import Text
 
 _GAP = 2
 _PROSE, _LEGIBLE = 40, 30
-"""Minimum width of a cell that counts as a sentence, and minimum width at which sentences are readable."""
+"""Minimum width of a cell that is treated as prose, and minimum width at which prose is readable."""
 
 
 class TextTable:
-    """Rows of cells under the names of their columns. Columns in `right` are right-aligned. Only the columns
-    in `fold` (default: all) are wrapped, and only between words. Columns in `keep` move below their row
-    last."""
+    """A table with named columns. Columns in `right` are right-aligned. Only columns in `fold` (default: all)
+    are wrapped, and only between words. If the table is too wide, columns move below their row, those in
+    `keep` last."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class TextTable:
         return len(self._rows)
 
     def add_row(self, *cells: str | Text, style: str | None = None) -> None:
-        """Add a row with as many cells as there are columns."""
+        """Add a row. It must have one cell per column."""
         if len(cells) != len(self._names):
             raise ValueError(f"{len(cells)} cells in {len(self._names)} columns")
         row = tuple(cell if isinstance(cell, Text) else Text(cell) for cell in cells)

@@ -16,20 +16,20 @@ BYTES = "bytes"
 
 
 class ProgressCallback(Protocol):
-    """Callback with the amount done, the total if it is known, and an optional message."""
+    """A callback that gets the amount done, the total if it is known, and an optional message."""
 
     def __call__(self, done: float, total: float | None = None, detail: str = "", /) -> None: ...
 
 
 Listener = Callable[[str, str], AbstractContextManager[ProgressCallback]]
-"""Function of a description and a unit. Its context manager yields the callback for the progress."""
+"""A function of a description and a unit. It returns a context manager that yields the progress callback."""
 
 _listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
 
 
 @contextmanager
 def heard_by(listener: Listener) -> Generator[None]:
-    """Send the progress of all work that this thread starts in the block to a listener."""
+    """Report the progress of work that this thread starts in the block to a listener."""
     token = _listener.set(listener)
     try:
         yield
@@ -40,7 +40,7 @@ def heard_by(listener: Listener) -> Generator[None]:
 @contextmanager
 def work(what: str, unit: str = "") -> Generator[ProgressCallback]:
     """Report work as in progress while the block runs. `what` starts with a verb, as in `reading
-    train.jsonl`. Without a `unit`, the numbers count items."""
+    train.jsonl`. Without a `unit`, progress is counted in items."""
     listener = _listener.get()
     if listener is None:
         yield _unheard

@@ -1,4 +1,4 @@
-"""Settings, keys and addresses from the environment, files and the keyring, and which of them are trusted."""
+"""Settings, keys and addresses from the environment, files and the keyring, and which of them you trust."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from orchestrate.errors import ConfigError, MissingExtra, SetupError, UsageError
 
 
 SANDBOX_KEY_PREFIX = "sandbox-"
-"""Prefix of sandbox keys. A real host rejects them and the sandbox rejects all others, so they can't be
-confused."""
+"""Prefix of sandbox keys. Real hosts reject such keys and the sandbox rejects all others, so the two can't be
+mixed up."""
 
 
 def is_sandbox_key(key: str) -> bool:
-    """Return whether a sandbox made the key. It may follow a prefix that the host's client requires, such as
-    `sk-`."""
+    """Return whether a sandbox issued the key. Its prefix may follow one that the host's client requires,
+    such as `sk-`."""
     return any(one.startswith(SANDBOX_KEY_PREFIX) for one in (key, key.partition("-")[2]))
 
 
 MASK = "[removed]"
 _SERVICE = "orchestrate"
-"""The name of our keys in the system's keyring."""
+"""The service name under which the system's keyring stores our keys."""
 _SHORTEST = 8
-"""Minimum length of a secret to hide. A shorter one might occur in a text by chance."""
+"""Minimum length of a secret that `hide` replaces. Shorter ones might match ordinary text."""
 _known: set[str] = set()
 _SECRET_NAME = re.compile(r"(key|token|secret|password|passwd)$", re.IGNORECASE)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.:\-]*://\S+")
 _USER = "***"
-"""Replaces a user and password if `MASK` would make the address unreadable."""
+"""Replacement for the user and password of a URL. `MASK` would make the address unreadable there."""
 
 
 class Secret:
-    """A string that is never printed by accident. Its repr and str are masked, only `reveal()` returns the
-    value, and `hide` removes it from any text."""
+    """A string that can't be printed by accident. Its repr and str are masked, only `reveal()` returns the
+    value, and `hide` removes it from texts."""
 
     __slots__ = ("_value",)
 
@@ -79,8 +79,8 @@ def hide(text: str) -> str:
 
 
 def masked(value: Any, name: str = "") -> Any:
-    """Mask a setting for storage and display: remove values with names such as `api_key`, and the user and
-    query of URLs."""
+    """Mask a setting for storage and display: values with names such as `api_key`, and the user, password and
+    query values of URLs."""
     if isinstance(value, Mapping):
         return {k: masked(v, str(k)) for k, v in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
@@ -92,7 +92,7 @@ def masked(value: Any, name: str = "") -> Any:
 
 
 def masked_url(text: str) -> str:
-    """Remove user, password and query values from a URL. Any other text is unchanged."""
+    """Mask the user, password and query values of a URL. Other text is returned unchanged."""
     if not _ADDRESS.fullmatch(text):
         return text
     try:
@@ -109,7 +109,7 @@ def masked_url(text: str) -> str:
 
 
 def is_masked(value: Any) -> bool:
-    """Return whether `masked` has removed something."""
+    """Return whether a value contains anything masked by `masked`."""
     if isinstance(value, Mapping):
         return any(is_masked(item) for item in cast("Mapping[Any, Any]", value).values())
     if isinstance(value, list | tuple):
@@ -118,7 +118,7 @@ def is_masked(value: Any) -> bool:
 
 
 def remember(url: str) -> None:
-    """Register the password and the query values of a URL as secrets for `hide`."""
+    """Register the password and the query values of a URL as secrets that `hide` removes."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -140,12 +140,13 @@ def key_file(env: Mapping[str, str] | None = None) -> Path:
 
 
 def pin_file(env: Mapping[str, str] | None = None) -> Path:
-    """Return the path of the file next to the key file that lists which host each key may be sent to."""
+    """Return the path of the file, next to the key file, that lists the hosts to which each key may be
+    sent."""
     return key_file(env).with_name("pins.json")
 
 
 def read_keys(path: Path) -> dict[str, str]:
-    """Read the key file. Raises `ConfigError` if the file is readable by others or is not a table of
+    """Read the key file. Raises `ConfigError` if other users can read the file, or if it is not a table of
     strings."""
     if not path.is_file():
         return {}
@@ -158,14 +159,16 @@ def read_keys(path: Path) -> dict[str, str]:
 
 
 def secret(name: str, variable: str, env: Mapping[str, str] | None = None) -> Secret | None:
-    """Return a secret that is not a backend's key, from the same sources: environment, key file, keyring."""
+    """Return a secret that is not a backend's key, from the same sources as keys: environment, key file,
+    keyring."""
     env = os.environ if env is None else env
     value = env.get(variable) or read_keys(key_file(env)).get(name) or from_keyring(name)
     return Secret(value) if value else None
 
 
 def write_key(path: Path, name: str, value: str | None) -> None:
-    """Set one key, or with `None` remove it. The file is created with mode 0600 and replaced atomically."""
+    """Set one key in the key file, or remove it if `value` is `None`. The file is created with mode 0600 and
+    replaced atomically."""
     keys = read_keys(path)
     if value is None:
         keys.pop(name, None)
@@ -185,8 +188,8 @@ def from_keyring(name: str) -> str | None:
 
 
 def write_keyring(name: str, value: str) -> str:
-    """Set one key in the system's keyring, and return the keyring's name. Raises `MissingExtra` without the
-    package, `SetupError` if the keyring rejects the key, and `UsageError` for a sandbox key."""
+    """Set one key in the system's keyring, and return the keyring's name. Raises `MissingExtra` if the
+    package is missing, `SetupError` if the keyring rejects the key, and `UsageError` for a sandbox key."""
     if is_sandbox_key(value):
         raise UsageError(
             "this is a sandbox key, but the keyring only stores keys of real hosts",
@@ -205,8 +208,8 @@ def write_keyring(name: str, value: str) -> str:
 
 
 def forget_in_keyring(name: str) -> bool:
-    """Remove a key from the keyring, and return whether it was there. Raises `SetupError` if the keyring
-    rejects the request."""
+    """Remove a key from the keyring, and return whether the keyring had it. Raises `SetupError` if the
+    keyring rejects the request."""
     if from_keyring(name) is None:
         return False
     try:
@@ -251,15 +254,15 @@ _SECRET_TEXT = re.compile(
     r"\b(?:sk|pk|rk|tgp|fw|hf|key|sandbox|ghp)[-_]"
     r"(?:(?P<secret>(?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{12,})|[A-Za-z0-9_\-]*)"
 )
-"""Pattern for text that looks like a key. It also consumes similar text that is not a key, so each text is
-scanned only once."""
+"""Pattern for text that looks like a key. It also matches similar text that is not a key, so that each text
+is scanned only once."""
 _SIGNED = re.compile(r"(?i)(signature|x-amz-|x-goog-|[?&]sig=|[?&]token=|awsaccesskeyid)")
 _URL = re.compile(r"https?://[^\s\"'<>]+")
 
 
 def redact_text(text: str) -> str:
-    """Redact known secrets, text that looks like a key, and the queries of signed URLs in a text, such as an
-    error or a log."""
+    """Redact known secrets, text that looks like a key, and the queries of signed URLs. Use it for texts such
+    as errors and logs."""
     return _SECRET_TEXT.sub(
         lambda found: MASK if found["secret"] else found.group(), _URL.sub(_unsigned, hide(text))
     )
@@ -301,13 +304,13 @@ VARIABLES: Mapping[str, str] = {
     "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET": "Secret for signing the gateway's webhooks.",
     "ORCHESTRATE_TODAY": "Date to assume (such as `2027-01-07`) for prices, shutdown dates and models.",
 }
-"""Orchestrate's environment variables and their effects. The variables of hosts are in their profiles."""
+"""Orchestrate's environment variables, with descriptions. Variables of hosts are in their profiles."""
 
 VARIABLE = "ORCHESTRATE_MAX_DOWNLOAD_GB"
 
 
 def download_limit(env: Mapping[str, str] | None = None) -> int | None:
-    """Return the user's limit in bytes, or `None` if none is set. Raises `ConfigError`."""
+    """Return the download limit set by the user, in bytes, or `None`. Raises `ConfigError`."""
     value = (os.environ if env is None else env).get(VARIABLE)
     try:
         size = float(value) if value else None
@@ -319,11 +322,11 @@ def download_limit(env: Mapping[str, str] | None = None) -> int | None:
 
 
 NF4_PRODUCTS = "ORCHESTRATE_NF4"
-"""The kernels for a small NF4 base model: `unpacked` or `bitsandbytes`."""
+"""The variable that selects the kernels for small NF4 base models: `unpacked` or `bitsandbytes`."""
 
 
 def packed_nf4(env: Mapping[str, str] | None = None) -> bool:
-    """Return whether small models also use bitsandbytes' own kernels. Raises `ConfigError`."""
+    """Return whether small models use bitsandbytes' own kernels too. Raises `ConfigError`."""
     value = (os.environ if env is None else env).get(NF4_PRODUCTS) or "unpacked"
     if value not in ("unpacked", "bitsandbytes"):
         raise ConfigError(f"{NF4_PRODUCTS} must be unpacked or bitsandbytes, got {value!r}")
@@ -331,7 +334,7 @@ def packed_nf4(env: Mapping[str, str] | None = None) -> bool:
 
 
 MORE_NAMES = "ORCHESTRATE_PASS_ENV"
-"""Names of additional variables that child processes get, comma-separated."""
+"""The variable with names of additional variables for child processes, comma-separated."""
 PASSED = re.compile(
     r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|XDG_CACHE_HOME|LD_LIBRARY_PATH|PYTHON.*"
     r"|CUDA_.*|NVIDIA_.*|NCCL_.*|HF_.*|TRANSFORMERS_.*|TOKENIZERS_.*|TORCH.*|PYTORCH_.*|TRITON_.*|BNB_.*"
@@ -339,14 +342,14 @@ PASSED = re.compile(
     r"|(HTTPS?|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE"
     r"|SYSTEMROOT|APPDATA|LOCALAPPDATA|USERPROFILE|PATHEXT|COMSPEC"
 )
-"""Variables of every child process. `HF_.*` includes the token for gated models. `PYTHON.*` finds a
-development installation."""
+"""Variables that every child process gets. `HF_.*` includes the token for gated models. `PYTHON.*` is needed
+for development installations."""
 DESKTOP = re.compile(r"DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|DBUS_SESSION_BUS_ADDRESS|XDG_.*")
 
 
 def of_child(more: re.Pattern[str] | None = None, **given: str) -> dict[str, str]:
-    """Return the environment variables of a child process. `more` matches additional names that the program
-    needs for its task. `given` are variables to add."""
+    """Return the environment for a child process. `more` matches additional variables that the program needs.
+    `given` are variables to add."""
     named = {name.strip() for name in os.environ.get(MORE_NAMES, "").split(",")}
     kept = {
         name: value

@@ -1,9 +1,10 @@
-"""Load settings. Only this module and `orchestrate.settings` read the environment.
+"""Load settings.
 
-Sources, in order of increasing precedence: defaults, the nearest `orchestrate.toml` from the working folder
-upwards (`orchestrate.settings.trust` limits what it may set), environment, flags. Keys come from the
-environment, then from the private file that `orchestrate keys set` writes, then from the system keyring if
-the package `keyring` is installed. They never come from `orchestrate.toml`, which is committed.
+Only this module and `orchestrate.settings` read the environment. Sources, in order of increasing precedence:
+defaults, the nearest `orchestrate.toml` from the working folder upwards (`orchestrate.settings.trust` limits
+what it may set), the environment, flags. Keys come from the environment, then from the private file that
+`orchestrate keys set` writes, then from the system keyring if the package `keyring` is installed. They never
+come from `orchestrate.toml`, which users commit.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ NOTIFY_VARIABLES = {
 STALLED_VARIABLE = "ORCHESTRATE_STALLED_MINUTES"
 OWN_HOSTS = "ORCHESTRATE_OWN_HOSTS"
 PRIVATE_FOLDERS = ("counts", "data", "evaluations", "gateway", "local", "models", "sandbox", "watchers")
-"""Folders in the home folder that are private."""
+"""Subfolders of the home folder that only its owner may access."""
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 TOP_LEVEL: Mapping[str, str] = {
     "home": "Folder for the store, local runs, data files and downloads, absolute or relative to this file.",
@@ -56,13 +57,13 @@ TOP_LEVEL: Mapping[str, str] = {
     "gateway": "Settings of `orchestrate gateway`.",
     "queue": "Maximum number of open runs per backend: `NAME = 2`.",
 }
-"""Maps each key of `orchestrate.toml` to its effect."""
+"""The keys of `orchestrate.toml`, with descriptions."""
 
 
 @dataclass(frozen=True)
 class Notify:
-    """The channels that are notified when a run ends. They come from the environment and from flags, never
-    from a project's file, which could run a command that the user has not seen."""
+    """The channels to notify when a run ends. They come from the environment and from flags, never from a
+    project's file, because that file could run a command you have not seen."""
 
     command: str | None = None
     url: Secret | None = None
@@ -71,14 +72,14 @@ class Notify:
 
     @property
     def told(self) -> str:
-        """Description of the channels, such as `by command and webhook`."""
+        """The channels as text, such as `by command and webhook`."""
         ways = {"command": self.command, "webhook": self.url, "desktop": self.desktop}
         used = [name for name, way in ways.items() if way]
         return f"by {' and '.join(used)}" if used else "here alone"
 
 
 class BillingBackend(Protocol):
-    """Properties that determine whether a backend may bill."""
+    """The properties that determine whether a backend may bill."""
 
     profile: ClassVar[Profile]
     config: HostConfig
@@ -93,38 +94,38 @@ class Settings:
     store_url: str
     hosts: HostRegistry
     pins: Path
-    """File that ties keys to hosts. The list of trusted files is next to it."""
+    """File that lists the hosts to which each key may be sent. The list of trusted files is next to it."""
     budget_usd: Decimal | None = None
-    """Budget for all backends and runs of this store."""
+    """Spending limit for all backends and runs of this store."""
     log_level: str = "WARNING"
     config_file: Path | None = None
     config_named: bool = False
-    """True if the user named the file. Otherwise it was found in a project folder."""
+    """True if the user named the file, False if Orchestrate found it in a project folder."""
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
     gateway: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Configuration table of the gateway. `orchestrate.gateway` parses it."""
+    """The gateway's table in the configuration. `orchestrate.gateway` parses it."""
     queue: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Maximum number of open runs per backend. At this number, the queue stops submitting."""
+    """Maximum number of open runs, by backend. The queue waits at this number."""
     notify: Notify = field(default_factory=Notify)
     stalled_after_s: float | None = None
-    """Seconds without progress after which a run counts as stalled. `None` derives the limit from earlier
+    """Seconds without progress after which a run counts as stalled. `None` means a limit based on earlier
     runs."""
     made_by: str = ""
-    """Creator stored with each run. Default: `user@machine`."""
+    """The creator to record for each run. Default: `user@machine`."""
     allow_grader_code: bool = False
-    """True if Python graders may run on this machine. Set by a flag or the environment, never by a project's
-    file or a spec, because the author of the code must not be the one who allows it."""
+    """True if Python graders may run on this machine. Only a flag or the environment can set this, not a
+    project's file or a spec, because the author of the code must not approve it."""
 
     own_hosts: frozenset[str] = frozenset()
-    """Backends that the user declares as their own machines, so private specs may be sent there. Set by the
-    environment, never by a project's file, which is delivered with the spec."""
+    """Backends that the user declares as their own machines. Private specs may be sent to these. Only the
+    environment can set this, not a project's file, because that file comes with the spec."""
     max_download_bytes: int | None = None
-    """Download limit for one model, in bytes. See `HostConfig`."""
+    """Maximum download size of one model, in bytes. See `HostConfig`."""
 
     def make_home(self) -> Path:
-        """Return the home folder. A new one is only accessible to its owner, because it contains copies of
-        training data and answers. An existing folder keeps its mode, but its subfolders with such data are
-        closed to others, even if an earlier version created them."""
+        """Create the home folder if needed, and return it. Only its owner can access a new folder, because it
+        contains copies of training data and answers. The mode of an existing folder does not change, but
+        others lose access to its subfolders with such data, which an earlier version may have created."""
         with suppress(OSError):  # whoever needs a file in it will say so
             private_folder(self.home)
         for name in PRIVATE_FOLDERS:
@@ -135,7 +136,7 @@ class Settings:
 
     def require_to_spend(self, *backends: BillingBackend) -> None:
         """Require trust in the project before sending anything that one of these backends may bill. Sandboxes
-        and this machine need no trust. Raises `ProjectNotTrusted`."""
+        and this machine require no trust. Raises `ProjectNotTrusted`."""
         path = self.config_file
         if path is None or self.config_named:
             return
@@ -146,7 +147,7 @@ class Settings:
 
     @property
     def extra_hosts(self) -> list[str]:
-        """Names of configured hosts that are instances of another backend's class."""
+        """Names of configured hosts that use another backend's class."""
         return list(self.hosts.types)
 
     def host(self, name: str) -> HostConfig:
@@ -166,18 +167,19 @@ class Settings:
 
     @property
     def store_address(self) -> str:
-        """The store's URL, with an absolute path for a file, so it is valid in every folder."""
+        """The store's URL. The path of a file is absolute, so the URL is valid in every folder."""
         file = sqlite_path(self.store_url)
         return self.store_url if file is None else sqlite_url(file.expanduser().resolve())
 
     @property
     def child_folder(self) -> Path | None:
-        """Folder in which a child process finds the project's file and checks whether it is trusted."""
+        """Working folder for child processes, where they find the project's file and check whether it is
+        trusted."""
         return None if self.config_file is None or self.config_named else self.config_file.parent
 
     def child_environment(self) -> dict[str, str]:
-        """Return the settings from the command line as environment variables, so no password appears among a
-        process's arguments."""
+        """Return the settings from the command line as environment variables for child processes. Unlike
+        arguments, environment variables don't expose passwords."""
         given = {"ORCHESTRATE_HOME": str(self.home), "ORCHESTRATE_STORE": self.store_address}
         if self.config_file is not None and self.config_named:
             given["ORCHESTRATE_CONFIG"] = str(self.config_file.resolve())
@@ -199,8 +201,8 @@ def load(
     made_by: str | None = None,
     allow_grader_code: bool = False,
 ) -> Settings:
-    """Load the settings from all sources. Raises `ConfigError` with file, field and allowed values, and
-    `ProjectNotTrusted` for a project's file with settings that require trust."""
+    """Load the settings from all sources. Raises `ConfigError` with the file, the field and the allowed
+    values, and `ProjectNotTrusted` if a project's file contains settings that require trust."""
     env = os.environ if env is None else env
     named = named_file(config_file, env)
     path = named or project_file(cwd)
@@ -244,7 +246,7 @@ def load(
 
 
 def named_file(given: Path | None = None, env: Mapping[str, str] | None = None) -> Path | None:
-    """Return the configuration file that the user named, if any. It counts as the user's own."""
+    """Return the configuration file that the user named, or `None`. Such a file needs no trust."""
     return given or _given((os.environ if env is None else env).get("ORCHESTRATE_CONFIG"))
 
 
@@ -255,14 +257,13 @@ def project_file(cwd: Path | None = None) -> Path | None:
 
 
 def sqlite_url(path: Path) -> str:
-    """Return the store URL of a file. A path may contain `?` and `%`, which have a special meaning in a
-    URL."""
+    """Return the store URL for a file. `?` and `%`, which have a special meaning in URLs, are escaped."""
     return f"sqlite:///{quote(str(path))}"
 
 
 def sqlite_path(url: str) -> Path | None:
-    """Return the file of a store URL, or `None` if it is not SQLite. Raises `ConfigError` for a URL that
-    could be mistaken for a different file."""
+    """Return the file of a store URL, or `None` if the URL is not for SQLite. Raises `ConfigError` for a URL
+    that could be mistaken for another file."""
     kind, _, place = url.partition("://")
     if kind.partition("+")[0] != "sqlite":
         return None
@@ -300,7 +301,7 @@ def _stalled(minutes: str | None) -> float | None:
 
 
 def other_secrets() -> tuple[str, ...]:
-    """Return the names in the key file that do not belong to a backend."""
+    """Return the names in the key file that belong to no backend."""
     return (
         NOTIFY_SECRET,
         GATEWAY_SECRET,

@@ -1,4 +1,4 @@
-"""Connection settings of each backend, from a file, the environment and the keyring, loaded on first use."""
+"""Connection settings of each backend, loaded on first use from a file, the environment and the keyring."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ HOST_FIELDS: Mapping[str, str] = {
     "timeout_s": "Seconds before a request times out. Default: 60.",
     "options": "Options of this backend, `[hosts.NAME.options]`.",
 }
-"""Maps each key of `[hosts.NAME]` to its effect."""
+"""The keys of `[hosts.NAME]`, with descriptions."""
 
 _BELOW = dict.fromkeys(OPTIONS | BY_SDK | AWAY, "set it in [hosts.NAME.options]")
 _ABOVE = {
-    **dict.fromkeys(HOST_FIELDS.keys() - {"options"}, "set it in [hosts.NAME] directly"),
+    **dict.fromkeys(HOST_FIELDS.keys() - {"options"}, "set it directly in [hosts.NAME]"),
     "wandb_api_key": "keep keys out of files: export WANDB_API_KEY=...",
-    "wandb_base_url": "only the environment may set it, because the W&B key is sent there: export "
+    "wandb_base_url": "the W&B key is sent to this address, so only the environment may set it: export "
     "WANDB_BASE_URL=...",
     "allow_grader_code": "allow it yourself: --allow-grader-code, or ORCHESTRATE_ALLOW_GRADER_CODE=1",
 }
@@ -85,11 +85,12 @@ class _KeyField:
 
 @dataclass(frozen=True)
 class HostConfig:
-    """The configuration for reaching one backend."""
+    """The settings for connecting to one backend."""
 
     name: str
     type: str | None = None
-    """Backend class, if it differs from the name. `openai-compatible` for a host described by a YAML file."""
+    """The backend's class, if it differs from the name. `openai-compatible` stands for a host described by a
+    YAML file."""
     profile: str | None = None
     """Name of the YAML file. Default: the host's name."""
     base_url: str | None = None
@@ -100,21 +101,22 @@ class HostConfig:
     project: str | None = None
     timeout_s: float = 60.0
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Options of this backend. In a host of `Settings`, `home` is always set: the folder for data files
-    and runs."""
+    """Options of this backend. In the hosts of `Settings`, the option `home` is always set: the folder for
+    data files and runs."""
     pins: Path | None = None
-    """File that ties keys to hosts. With `None`, keys are not tied to hosts."""
+    """File that lists the hosts to which each key may be sent. `None` allows all hosts."""
     max_download_bytes: int | None = None
-    """Download limit for one model. `None` means the expected size of its base model. Set only by the
-    environment."""
+    """Download limit for one model, in bytes. `None` means the expected size of its base model. Only the
+    environment can set this."""
     url_from_file: bool = False
-    """True if the base URL comes from an `orchestrate.toml`, which may be someone else's."""
+    """True if the base URL comes from an `orchestrate.toml`, which may be someone else's file."""
     own: bool = False
-    """True if the user declared its machines as their own. Set only by the environment."""
+    """True if the user declared the backend's machines as their own. Only the environment can set this."""
     management_token: Secret | None = None
-    """Token of the deployment API, if it has a separate login. Set only by the environment."""
+    """Token for the deployment API, if that needs its own. Only the environment can set this."""
     management_url: str | None = None
-    """Address of the deployment API, instead of the described one. Set only by the environment."""
+    """Address of the deployment API, overriding the one in the host's profile. Only the environment can set
+    this."""
 
     def changed(self, **changes: Any) -> Self:
         """Return a modified copy. Unlike `dataclasses.replace`, it doesn't look up the key."""
@@ -128,20 +130,20 @@ class HostConfig:
 
     @property
     def near(self) -> bool:
-        """Return whether the host's address is on this machine."""
+        """True if the host's address is on this machine."""
         return self.base_url is not None and is_loopback(urlsplit(self.base_url).hostname or "")
 
     @property
     def sandbox(self) -> bool:
-        """Return whether this is a sandbox: its address is on this machine and it has a sandbox key. Requests
-        with such a key to another host may be billed. The keyring has no sandbox keys and is therefore not
-        queried."""
+        """True if this is a sandbox: its address is on this machine and its key is a sandbox key. The keyring
+        is not checked, because it has no sandbox keys. With such a key, requests to another host might still
+        be billed."""
         known = vars(self)["api_key"]
         return self.near and isinstance(known, Secret) and is_sandbox_key(known.reveal())
 
     def require_key(self) -> Secret:
-        """Return the key, to be sent only to `base_url`. Raises `MissingKey` with the variable to set,
-        and `KeyElsewhere` if the key is tied to another host."""
+        """Return the key, which must only be sent to `base_url`. Raises `MissingKey` with the variable to
+        set, and `KeyElsewhere` if the key is tied to another host."""
         if self.api_key is None:
             raise MissingKey(self.name, self.key_variable or f"{self.name.upper()}_API_KEY")
         if self.pins is not None and self.base_url is not None and not self.sandbox:
@@ -151,7 +153,7 @@ class HostConfig:
             family = mine.origins if (mine := known_profile(self.kind)) else frozenset[str]()
             if Pins(self.pins).require(key, self.name, self.base_url, ask=ask, family=family):
                 _log.info(
-                    "first use of API key %s (%s): from now on it is only sent to %s",
+                    "first use of API key %s (%s). From now on, the key is only sent to %s",
                     self.api_key,
                     self.name,
                     self.base_url,
@@ -160,9 +162,8 @@ class HostConfig:
 
 
 class HostRegistry(Mapping[str, HostConfig]):
-    """Connection settings of all backends, by name. A backend's profile is loaded when the backend is looked
-    up, and the keyring is queried when its key is needed. Values from a project's file are checked
-    immediately."""
+    """Connection settings of all backends, by name. A backend's profile is loaded on first access, and the
+    keyring is only read when its key is needed. Values from a project's file are validated immediately."""
 
     def __init__(self, configured: Any, env: Mapping[str, str], path: Path | None) -> None:
         """Build the registry. Raises `ConfigError` that names file, field and allowed values."""
@@ -179,12 +180,12 @@ class HostRegistry(Mapping[str, HostConfig]):
             self._described(name)
 
     def under(self, env: Mapping[str, str]) -> HostRegistry:
-        """Return the same backends, with these variables overriding the environment."""
+        """Return the same backends, with these variables added to the environment."""
         return HostRegistry(self._configured, {**self._env, **env}, self._path)
 
     @property
     def sandboxed(self) -> bool:
-        """Return whether the environment holds keys of a sandbox. Commands then use the sandbox's runs."""
+        """True if the environment contains sandbox keys. Commands then use the sandbox's runs."""
         exported = any(map(is_sandbox_key, self._env.values()))
         return exported and any(
             (host := self[name]).sandbox and host.key_variable in self._env
@@ -193,8 +194,7 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def types(self) -> dict[str, str]:
-        """Return the backend class of each configured host that is an instance of another backend's
-        class."""
+        """The backend classes of configured hosts that use another backend's class, by host."""
         types = {name: table.get("type") for name, table in self._tables.items()}
         kinds = {
             name: self._tables[name].get("profile") or name for name in types if types[name] == DESCRIBED
@@ -203,8 +203,8 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def described(self) -> list[str]:
-        """Hosts described by a YAML file that have a key but no configuration table. A host with a separate
-        address for each customer also needs its address."""
+        """Hosts described by a YAML file that have a key but no table in the configuration. If a host has a
+        separate address for each customer, its address must be set too."""
         return [name for name in described() if name not in self._tables and self._in_use(name)]
 
     def _in_use(self, name: str) -> bool:
@@ -217,11 +217,11 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def placed(self) -> list[str]:
-        """Places with a table in the configuration. Other places are known by name."""
+        """Places with a table in the configuration. Other places can be used by name."""
         return [name for name in places() if name in self._tables]
 
     def address(self, name: str) -> str | None:
-        """Return the base URL of a host without looking up its key."""
+        """Return a host's base URL, without reading its key."""
         return self._described(name).base_url
 
     def __iter__(self) -> Iterator[str]:
@@ -300,8 +300,8 @@ def _in_keyring(name: str) -> Secret | None:
 
 
 def known_profile(kind: str) -> Profile | None:
-    """Return the profile of a kind, or `None` if the kind is unknown or broken. The error is reported when it
-    is used."""
+    """Return the profile of a kind, or `None` if the kind is unknown or its profile is broken. Errors in a
+    profile are reported when it is used."""
     with suppress(OrchestrateError):
         return profile(kind)
     return None
@@ -348,8 +348,8 @@ def reject_unknown(
     prefix: str,
     elsewhere: Mapping[str, str] | None = None,
 ) -> None:
-    """Raise `ConfigError` for fields that are not allowed. `elsewhere` explains what to do about known fields
-    in the wrong place."""
+    """Raise `ConfigError` for unknown fields. `elsewhere` maps known fields that are in the wrong place to an
+    explanation."""
     names = sorted(allowed)
     if unknown := sorted(set(values).difference(names)):
         wrong = unknown[0]
@@ -360,8 +360,8 @@ def reject_unknown(
 
 
 def options(values: Any, known: Profile | None, path: Path | None, name: str) -> dict[str, Any]:
-    """Return the options table with this name. Raises `ConfigError` for an option that the backend does not
-    declare, if it declares any."""
+    """Return the options table of a host. Raises `ConfigError` for an option that the backend does not
+    declare. A backend that declares none accepts all."""
     told = table(values, path, name)
     if known is not None and known.options is not None:
         reject_unknown(told, OPTIONS | known.options, str(path), f"{name}.", _ABOVE)
@@ -386,27 +386,27 @@ def seconds(value: Any, path: Path | None, name: str) -> float:
 class _PinFile(msgspec.Struct):
     salt: str
     pins: dict[str, list[str]] = {}
-    """Hosts by fingerprint of their key."""
+    """The hosts of each key, by the key's fingerprint."""
 
 
 class Pins:
-    """Ties of keys to hosts, stored in a file that several processes can use at the same time. A deleted file
-    counts as empty."""
+    """The hosts that each key may be sent to, stored in a file that several processes can use at the same
+    time. If the file is deleted, the list is empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def hosts(self, key: str) -> tuple[str, ...]:
-        """Return the hosts to which the key may be sent. The list is empty for a key that was never used."""
+        """Return the hosts to which the key may be sent. An unused key has none."""
         kept = self._read()
         return tuple(kept.pins.get(_fingerprint(kept, key), ())) if kept else ()
 
     def require(
         self, key: str, provider: str, url: str, *, ask: bool = False, family: Set[str] = frozenset()
     ) -> bool:
-        """Allow the key to be sent to the URL's host, or raise `KeyElsewhere`. Returns `True` at its first
-        use, which is stored. With `ask`, a first use is rejected too, because the URL comes from a project's
-        file. `family` lists hosts of the same owner, which may share a key."""
+        """Raise `KeyElsewhere` unless the key may be sent to the URL's host. The first use of a key ties it
+        to that host and returns `True`. With `ask`, a first use is rejected too, because the URL comes from a
+        project's file. `family` lists hosts of the same owner, which may share a key."""
         host, known = origin(url), self.hosts(key)
         if not known and not ask:
             known = self._tie(key, host)
@@ -417,7 +417,7 @@ class Pins:
         return False
 
     def allow(self, key: str, url: str) -> None:
-        """Add the URL's host to those of the key. Raises `OSError` if the file cannot be written."""
+        """Add the URL's host to the hosts of the key. Raises `OSError` if the file cannot be written."""
         with self._locked():
             kept = self._read() or _PinFile(salt=secrets.token_hex(32))
             mark = _fingerprint(kept, key)
@@ -449,7 +449,7 @@ class Pins:
         except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
             raise ConfigError(
                 f"could not read {self.path}, the file that ties keys to hosts: {error}",
-                fix=f"rm {self.path}   (keys are tied to their hosts again at the next use)",
+                fix=f"rm {self.path}   (the next use of each key ties it to its host again)",
             ) from error
 
     def _write(self, kept: _PinFile) -> None:
@@ -463,7 +463,7 @@ class Pins:
 
 
 def origin(url: str) -> str:
-    """Return scheme, host and port of a URL, such as `https://api.openai.com`."""
+    """Return the scheme, host and port of a URL, such as `https://api.openai.com`."""
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port not in (None, 443 if parts.scheme == "https" else 80) else ""
     name = parts.hostname or ""

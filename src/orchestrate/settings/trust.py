@@ -1,11 +1,13 @@
-"""Decide which settings of a project's `orchestrate.toml` need the user's trust.
+"""Decide which settings of a project's `orchestrate.toml` require the user's trust.
 
-A project's file is one that Orchestrate finds from the working folder upwards. It may come from anyone: in a
-clone, in a pull request, in a shared folder. Without trust, it may only set what `OPEN` lists. `FIGURES`
-affect spending. They are displayed, and need trust before anything that bills. All other settings, and all
-settings in another user's file, need trust before any command starts, reads or sends anything. `orchestrate
-keys trust --project` trusts the file's current content. A changed file needs new trust. A file that the user
-names (--config, ORCHESTRATE_CONFIG) needs none.
+A project's file is one that Orchestrate finds from the working folder upwards. Anyone may have written it: it
+may come with a clone, a pull request or a shared folder. Without trust, it may only set what `OPEN` lists.
+`FIGURES` affect spending. They are displayed, and require trust before anything that bills. All other
+settings, and all settings in another user's file, require trust before any command starts, reads or sends
+anything.
+
+`orchestrate keys trust --project` trusts the file's current content. If the file changes, it must be trusted
+again. A file that the user names (--config, ORCHESTRATE_CONFIG) requires no trust.
 """
 
 from __future__ import annotations
@@ -41,16 +43,16 @@ OPEN = {
     ("hosts", "*", "options", "multipart_bytes"),
     ("hosts", "*", "options", "part_bytes"),
 }
-"""Harmless settings, which don't start or redirect anything or affect spending. Hosts must be built in and at
-their own addresses, because additional hosts or places for workers would be contacted."""
+"""Harmless settings, which don't start or redirect anything or affect spending. Hosts must be built in and
+use their own addresses, because Orchestrate would contact additional hosts or places for workers."""
 FIGURES = {("budget_usd",), ("local", "prices"), ("hosts", "*", "options", "prices")}
 RATES = "rates.yaml"
-"""Name of the project's own price file, next to its configuration file."""
+"""File name of a project's own prices, next to its configuration file."""
 
 
 class _TrustFile(msgspec.Struct):
     files: dict[str, str] = {}
-    """sha256 by absolute path."""
+    """SHA-256 hashes by absolute path."""
 
 
 class Trusted:
@@ -60,12 +62,12 @@ class Trusted:
         self.path = path
 
     def lacks(self, files: tuple[Path, ...]) -> list[Path]:
-        """List the files that are not trusted, or have changed since they were trusted."""
+        """Return the files that are not trusted, or that have changed since."""
         known = self._read().files
         return [path for path in files if known.get(_name(path)) != _digest(path)]
 
     def add(self, files: tuple[Path, ...]) -> None:
-        """Add files to the list of trusted files. Raises `OSError` if the list cannot be written."""
+        """Add files to the list. Raises `OSError` if the list cannot be written."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(self.path.with_suffix(".lock"), wait_s=None):
             known = self._read()
@@ -89,33 +91,32 @@ class Project:
         told, foreign = dict(_settings(values)), _of_another_user(path)
         figures = {place for place in told if not foreign and _among(place, FIGURES)}
         self.figures = {_dotted(place): told[place] for place in figures}
-        """Settings that need trust before anything that bills."""
+        """Settings that require trust before anything that bills."""
         closed = {place for place in told if foreign or not _among(place, OPEN | FIGURES)}
         self.closed = {_dotted(place): told[place] for place in closed}
-        """Settings that always need trust."""
+        """Settings that always require trust."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Return the files to trust."""
+        """Return the files that need to be trusted."""
         rates = self.path.with_name(RATES)
         own = (self.path,) if self.figures or self.closed else ()
         return (*own, rates) if rates.is_file() else own
 
     def require(self, trusted: Trusted) -> None:
-        """Raise `ProjectNotTrusted` if the file has settings that always require trust, and is not
-        trusted."""
+        """Raise `ProjectNotTrusted` if the file is not trusted and has settings that always require trust."""
         if self.closed and trusted.lacks((self.path,)):
             raise ProjectNotTrusted([str(self.path)], sorted(self.closed))
 
     def require_to_spend(self, trusted: Trusted) -> None:
-        """Raise `ProjectNotTrusted` if one of the files affects spending and is not trusted."""
+        """Raise `ProjectNotTrusted` if a file that affects spending is not trusted."""
         if lacking := trusted.lacks(self.files):
             names = sorted(self.figures) if self.path in lacking else []
             raise ProjectNotTrusted([str(path) for path in lacking], names)
 
 
 def trusted_in(pins: Path | None = None) -> Trusted:
-    """Return the user's list of trusted files, which is stored next to the keys."""
+    """Return the list of trusted files that is stored next to the user's keys."""
     return Trusted((pins or pin_file()).with_name("trusted.json"))
 
 

@@ -59,12 +59,13 @@ SpecGiven: TypeAlias = "JobSpec | str | PathLike[str] | Mapping[str, Any]"
 
 
 def renaming_of(columns: Mapping[str, str | None] | None) -> dict[str, str]:
-    """Convert a spec's `columns` to the mapping used to read files. A field without a column is not read."""
+    """Convert a spec's `columns` to a mapping from fields to columns for readers of files. A field without a
+    column is not read."""
     return {field: column or "" for field, column in (columns or {}).items()}
 
 
 class JobSpec(SpecPart):
-    """Specification of a job. Raises `SpecError` for invalid values."""
+    """Specification of a job: model, data, method and settings. Raises `SpecError` for invalid values."""
 
     model: str | dict[str, str] = Field(
         description=(
@@ -208,7 +209,7 @@ class JobSpec(SpecPart):
         if self.keep_best is False and self.early_stopping is not None:
             raise ValueError("early stopping already keeps the best weights: remove keep_best")
         if self.added_tokens is not None and len(set(self.added_tokens)) < len(self.added_tokens):
-            raise ValueError("added_tokens contains a token twice")
+            raise ValueError("added_tokens contains a duplicate token")
         for provider, fields in self.overrides.items():
             if wrong := sorted(set(fields) & _SHARED):
                 raise ValueError(
@@ -247,8 +248,8 @@ class JobSpec(SpecPart):
         return self
 
     def model_for(self, provider: str) -> str:
-        """Return the base model on one backend. Raises `SpecError` if `model` is a mapping without an entry
-        for it."""
+        """Return the base model for one backend. Raises `SpecError` if `model` is a mapping with no entry for
+        the backend."""
         if isinstance(self.model, str):
             return self.model
         if provider in self.model:
@@ -267,14 +268,14 @@ class JobSpec(SpecPart):
     def on(self, provider: str) -> JobSpec:
         """Return the spec for one backend, with its own model and its `overrides` applied.
 
-        Raises `SpecError` if the spec has no model for it or an override is invalid.
+        Raises `SpecError` if the spec has no model for the backend, or if an override is invalid.
         """
         values = self.asked() | {"model": self.model_for(provider)} | self.overrides.get(provider, {})
         return JobSpec.parse({name: value for name, value in values.items() if name != "overrides"})
 
     def asked(self) -> dict[str, Any]:
-        """Return the settings that the user set, without defaults and ready for JSON. `parse` reads them back
-        to an equal spec."""
+        """Return the settings that were explicitly set, in a form that is ready for JSON. `parse` converts
+        them back to an equal spec."""
         given = self.model_dump(mode="json", exclude_unset=True)
         for name, value in given.items():
             # `early_stopping: {}` asks for the part with its own defaults, which is more than nothing.
@@ -292,8 +293,8 @@ class JobSpec(SpecPart):
         return notebook.spec(self.asked())
 
     def canonical(self) -> dict[str, Any]:
-        """Return every field, ready for JSON. Unset fields that later versions added are omitted, so that an
-        older spec keeps its canonical form."""
+        """Return all fields in a form that is ready for JSON. Unset fields that later versions added are
+        omitted, so that the form of an older spec doesn't change."""
         values = self.model_dump(mode="json")
         tables = (values, values["method"], values["adapter"])
         for table, names in zip(tables, (_LATER, _LATER_METHOD, _LATER_ADAPTER), strict=True):
@@ -303,37 +304,37 @@ class JobSpec(SpecPart):
         return values
 
     def hash(self) -> str:
-        """Return the sha256 of the spec's canonical JSON. Equal specs have equal hashes, however their YAML
-        is written."""
+        """Return the SHA-256 hash of the spec's canonical JSON. It does not depend on how the YAML is
+        written."""
         canonical = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
     def train_files(self) -> tuple[TrainFile, ...]:
-        """The training data as a list of files to mix. It may have one file."""
+        """The files of the training data, even if there is only one."""
         return (TrainFile(path=self.train),) if isinstance(self.train, str) else self.train
 
     @property
     def renaming(self) -> dict[str, str]:
-        """The mapping of fields to columns. See `renaming_of`."""
+        """The mapping from fields to columns. See `renaming_of`."""
         return renaming_of(self.columns)
 
     @property
     def train_told(self) -> str:
-        """The training data in one line, such as `a.jsonl x 2 + b.jsonl x 0.5 (seed 0)`."""
+        """A one-line description of the training data, such as `a.jsonl x 2 + b.jsonl x 0.5 (seed 0)`."""
         return self.train if isinstance(self.train, str) else " + ".join(file.told for file in self.train)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> JobSpec:
-        """Read a spec file as the commands do. Relative paths are resolved against its folder. Raises
-        `SpecError` with the line of each mistake."""
+        """Read a spec file in the same way as the commands. Relative paths are resolved against the file's
+        folder. Raises `SpecError` with the line of each mistake."""
         from orchestrate.spec import specfile
 
         return specfile.load(Path(path))
 
     @classmethod
     def of(cls, given: SpecGiven) -> JobSpec:
-        """Return the spec, or build it from a file or plain values. Raises `SpecError`."""
+        """Return a spec unchanged, or build one from a file or plain values. Raises `SpecError`."""
         if isinstance(given, JobSpec):
             return given
         if isinstance(given, (str, PathLike)):
@@ -347,8 +348,8 @@ class JobSpec(SpecPart):
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> JobSpec:
-        """Validate values like `model_validate`, with one readable line for each mistake. Raises `SpecError`
-        for invalid values."""
+        """Validate values like `model_validate`, but raise `SpecError` with one readable line for each
+        mistake."""
         from pydantic import ValidationError
 
         try:
@@ -392,4 +393,4 @@ _LATER_ADAPTER = frozenset(
         "loraplus_lr_ratio",
     }
 )
-"""Fields that earlier versions lack. They are omitted from the canonical form if unset."""
+"""Fields that earlier versions lack. If unset, they are omitted from the canonical form."""

@@ -1,4 +1,4 @@
-"""Training options: the methods and adapters of a spec, its other parts, and validation errors that quote the
+"""Training options: methods, adapters and other parts of a spec, and validation errors that quote the
 YAML."""
 
 from __future__ import annotations
@@ -73,40 +73,41 @@ class SFT(SpecPart):
     type: Literal["sft"] = "sft"
     train_on_inputs: bool | None = None
     earlier_thinking: Literal["train", "split", "untrained"] | None = None
-    """How to treat answers whose reasoning the chat template drops because other turns follow: `train` on
-    them without it, `split` off a separate row that shows it, or leave them `untrained` as context."""
+    """How to train on answers whose reasoning the chat template drops because other turns follow: `train` on
+    them without reasoning, `split` each off into a row that shows its reasoning, or leave them `untrained` as
+    context."""
     ignore_empty_think: bool | None = None
-    """True to exclude from the loss the empty reasoning block that a chat template writes before an answer
-    without reasoning. Otherwise such answers teach the model to stop reasoning."""
+    """True to exclude empty reasoning blocks from the loss. A chat template writes these before answers
+    without reasoning, and training on them teaches the model to stop reasoning."""
     train_on: Literal["all", "last"] | tuple[Role, ...] | None = Field(default=None, min_length=1)
-    """Messages to train on: all assistant messages, the last one, or those with the listed roles, such as
-    [assistant, tool]."""
+    """Messages to train on: all assistant messages, only the last one, or those with the listed roles, such
+    as [assistant, tool]."""
 
     @model_validator(mode="after")
     def _one_target(self) -> SFT:
         if self.train_on_inputs and self.train_on not in (None, "all"):
             raise ValueError("train_on_inputs trains on everything: remove it or train_on")
         if isinstance(self.train_on, tuple) and len(set(self.train_on)) < len(self.train_on):
-            raise ValueError("train_on contains a role twice")
+            raise ValueError("train_on contains a duplicate role")
         return self
 
 
 class DPO(SpecPart):
-    """Direct preference optimization over preference pairs, optionally with IPO's loss. Also ORPO, which
-    needs no reference model, and KTO, over unpaired answers with a label."""
+    """Direct preference optimization on preference pairs, with the DPO or the IPO loss. Also ORPO, which
+    needs no reference model, and KTO, which uses unpaired answers with a label."""
 
     type: Literal["dpo"] = "dpo"
     loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
     beta: Float | None = Field(default=None, gt=0, le=10)
-    """Strength of the KL penalty, at most 2. At most 10 for SimPO, which averages likelihoods over tokens.
-    For ORPO, the weight of the odds ratio relative to the loss of the preferred answer. For IPO, its tau."""
+    """Strength of the KL penalty, at most 2, or 10 for SimPO, which averages likelihoods over tokens. For
+    IPO, its tau. For ORPO, the weight of the odds ratio relative to the loss of the preferred answer."""
     label_smoothing: Float | None = Field(default=None, ge=0, lt=0.5)
-    """Fraction of pairs whose labels are assumed to be flipped (conservative DPO)."""
+    """Assumed fraction of pairs with flipped labels (conservative DPO)."""
     normalize_by_length: bool | None = None
     rpo_alpha: Float | None = Field(default=None, ge=0)
     simpo_gamma: Float | None = Field(default=None, ge=0)
     desirable_weight: Float | None = Field(default=None, gt=0)
-    """Loss weight of desirable answers, for KTO. `undesirable_weight` is that of the others."""
+    """Weight of desirable answers in the KTO loss. `undesirable_weight` applies to the others."""
     undesirable_weight: Float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
@@ -125,21 +126,21 @@ class DPO(SpecPart):
 
 
 class RFT(SpecPart):
-    """Reinforcement fine-tuning: the model's sampled answers are scored by a grader."""
+    """Reinforcement fine-tuning: a grader scores answers that are sampled from the model."""
 
     type: Literal["rft"] = "rft"
     grader: dict[str, Any] = Field(default_factory=dict)
-    """Grader. OpenAI and this machine accept a grader object, Fireworks accepts `{"evaluator":
+    """The grader. OpenAI and this machine accept a grader object. Fireworks accepts `{"evaluator":
     "accounts/.../evaluators/..."}`."""
     reasoning_effort: Literal["default", "low", "medium", "high"] | None = None
     compute_multiplier: Float | None = Field(default=None, gt=0, le=10)
     samples_per_prompt: Int | None = Field(default=None, ge=1)
     kl_beta: Float | None = Field(default=None, ge=0)
-    """Weight of the divergence from the initial model."""
+    """Weight of the KL divergence from the initial model."""
 
 
 class LoRA(SpecPart):
-    """Low-rank adapters on a frozen base. `alpha` scales by alpha/r. Hosts default to 2r."""
+    """Low-rank adapters on a frozen base model, scaled by alpha/r. On hosts, `alpha` defaults to 2r."""
 
     type: Literal["lora"] = "lora"
     r: Int | None = Field(default=None, ge=1, le=512)
@@ -148,28 +149,27 @@ class LoRA(SpecPart):
     targets: str | tuple[str, ...] | None = None
     """`all-linear`, or module names."""
     target_parameters: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Expert weights to adapt as well, each stored as one tensor for all experts. Given as name suffixes,
-    such as `experts.down_proj`."""
+    """Expert weights to adapt as well, for models that store each as one tensor for all experts. Given as
+    suffixes of names, such as `experts.down_proj`."""
     dora: bool = False
     rslora: bool = False
     init_lora_weights: Start | None = None
-    """Initialization of the matrices. By default, A is random and B is 0. Other values are the names of
-    peft's methods."""
+    """Initialization of the matrices: one of peft's methods. By default, A is random and B is 0."""
     rank_pattern: dict[str, Rank] | None = Field(default=None, min_length=1)
-    """Rank by module name, or by a regular expression for the end of the name."""
+    """Rank by module name, or by a regular expression that matches the end of the name."""
     alpha_pattern: dict[str, Alpha] | None = Field(default=None, min_length=1)
     layers_to_transform: tuple[Layer, ...] | None = Field(default=None, min_length=1)
     """Indices of the layers to adapt, starting at 0. `None` means all."""
     exclude_modules: str | tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Modules among `targets` to leave unadapted, as names or one regular expression."""
+    """Modules to exclude from `targets`, as names or one regular expression."""
     modules_to_save: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Modules to train in full and save with the adapter."""
+    """Modules to train fully and save with the adapter."""
     loraplus_lr_ratio: Float | None = Field(default=None, ge=1)
     """LoRA+: ratio of B's learning rate to A's."""
 
     @property
     def changes_base(self) -> bool:
-        """True if the initialization subtracts from the base's weights, so that they differ during
+        """True if the initialization subtracts from the base model's weights, so they differ during
         training."""
         return bool(self.init_lora_weights) and self.init_lora_weights.startswith(("pissa", "olora"))
 
@@ -183,14 +183,14 @@ class LoRA(SpecPart):
 
 
 class QLoRA(LoRA):
-    """LoRA over a 4-bit base (NF4, double quantization). Hosts do not publish the precision of their base, so
-    on a hosted backend this is LoRA, as the plan shows."""
+    """LoRA on a 4-bit base model (NF4, double quantization). Hosts don't publish the precision of their base
+    models, so on hosts this is the same as LoRA. `orchestrate plan` shows this."""
 
     type: Literal["qlora"] = "qlora"  # type: ignore[assignment]  # narrows the tag of the union
 
 
 class Full(SpecPart):
-    """Full fine-tuning: all weights are trained."""
+    """Full fine-tuning: trains all weights."""
 
     type: Literal["full"] = "full"
 
@@ -214,7 +214,7 @@ and `eps`."""
 
 
 class Optimizer(SpecPart):
-    """The optimizer and its parameters. Unset parameters use the optimizer's defaults."""
+    """An optimizer and its parameters. Unset parameters use the optimizer's defaults."""
 
     type: Literal[
         "adamw",
@@ -246,8 +246,8 @@ class Optimizer(SpecPart):
 
 
 class TrainFile(SpecPart):
-    """One file of a mix. With an integer as `weight`, each row is repeated that many times. A fraction
-    adds a seeded sample of the rows."""
+    """One file of a mix. An integer `weight` repeats each row that many times. A fractional part adds a
+    seeded sample of the rows."""
 
     path: str = Field(min_length=1)
     weight: Float = Field(default=1, gt=0, le=100)
@@ -256,7 +256,7 @@ class TrainFile(SpecPart):
 
     @property
     def told(self) -> str:
-        """The file in one line: `b.jsonl x 0.5 (seed 0)`"""
+        """A one-line description of the file, such as `b.jsonl x 0.5 (seed 0)`."""
         times = "" if self.weight == 1 else f" x {self.weight:g}"
         return self.path + times + ("" if self.weight % 1 == 0 else f" (seed {self.seed})")
 
@@ -267,15 +267,14 @@ class TrainFile(SpecPart):
 
 
 class EarlyStopping(SpecPart):
-    """Stop when the validation loss has not improved by `min_delta` for `patience` evaluations."""
+    """Stop training once the validation loss has not improved by `min_delta` for `patience` evaluations."""
 
     patience: Int = Field(default=2, ge=1)
     min_delta: Float = Field(default=0.0, ge=0)
 
 
 class WandB(SpecPart):
-    """Weights & Biases settings to pass on to the host. The key comes from the environment, never from the
-    spec."""
+    """Weights & Biases settings for the host. The key comes from the environment, never from the spec."""
 
     project: str
     name: str | None = None
@@ -284,7 +283,7 @@ class WandB(SpecPart):
 
 
 def method_word(method: SFT | DPO | RFT) -> str:
-    """Return `kto` for DPO with the KTO loss, which needs different rows, otherwise the method's type."""
+    """Return the method's type, or `kto` for DPO with the KTO loss, which requires different rows."""
     return "kto" if isinstance(method, DPO) and method.loss == "kto" else method.type
 
 
@@ -355,7 +354,7 @@ Usd = Annotated[Decimal, BeforeValidator(_money), Field(ge=0), AfterValidator(_w
 _OF_TEMPLATES = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "true", "false", "none"}
 )
-"""Names with a fixed meaning in every chat template."""
+"""Names that have a fixed meaning in every chat template."""
 
 
 def _template_settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -363,7 +362,7 @@ def _template_settings(values: dict[str, Any]) -> dict[str, Any]:
         if not name.isidentifier() or iskeyword(name) or name.startswith("_") or name in _OF_TEMPLATES:
             raise ValueError(f"{name!r} is not a valid name for a template variable")
         if not _of_json(value):
-            raise ValueError(f"{name} must be text, a number, true, false, or a list or mapping of these")
+            raise ValueError(f"{name} must be a string, a number, true, false, or a list or mapping of these")
     return values
 
 
@@ -377,7 +376,7 @@ def _of_json(value: object) -> bool:
 
 
 TemplateSettings = Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_template_settings)]
-"""Additional variables of a chat template."""
+"""Values for additional variables of a chat template."""
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------
@@ -389,10 +388,10 @@ def spec_errors(
     lines: dict[tuple[str, ...], int] | None = None,
     under: tuple[str, ...] = (),
 ) -> list[str]:
-    """Return one line for each mistake in a `spec`'s values: location, reason, allowed values.
+    """Return one line for each mistake in a spec's values: location, reason, allowed values.
 
-    `lines` maps a field's path to its 1-based line in the YAML file, if there is one. `under` is the path of
-    the validated part.
+    `lines` maps a field's path to its line in the YAML file, counted from 1, if there is a file. `under` is
+    the path of the validated part.
     """
     found: dict[str, None] = {}
     for details in error.errors():
@@ -430,7 +429,7 @@ _EXPECTED = {
     "decimal_parsing": "an amount in US dollars",
     "finite_number": "a finite number",
 }
-"""Maps pydantic's error types to what a YAML author should write."""
+"""Descriptions of what a YAML author should write, by pydantic's error type."""
 _BOUNDS = frozenset(
     {
         "greater_than",
@@ -442,7 +441,7 @@ _BOUNDS = frozenset(
         "string_pattern_mismatch",
     }
 )
-"""Error types whose message states the limits but not the given value."""
+"""Error types whose messages contain the limits but not the given value."""
 
 
 def _shown(value: Any) -> str:

@@ -25,10 +25,9 @@ Lines = dict[tuple[str, ...], int]
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
-    """Read the file and apply `overrides` (dotted names) to it. Relative data paths are resolved against the
+    """Read a spec file and apply `overrides` (by dotted name). Relative data paths are resolved against the
     file's folder. Raises `SpecError` with one line per mistake: line in the file, field, reason, allowed
-    values.
-    """
+    values."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -56,7 +55,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
 
 
 def build(values: Mapping[str, Any], *, lines: Lines | None = None, place: str = "the spec") -> JobSpec:
-    """Build a `JobSpec` from parsed YAML or JSON values. Raises `SpecError`."""
+    """Build a `JobSpec` from parsed YAML or JSON. Raises `SpecError`."""
     try:
         spec = JobSpec.model_validate(dict(values))
     except ValidationError as error:
@@ -82,7 +81,7 @@ def _override_errors(spec: JobSpec, name: str, own: dict[str, Any], lines: Lines
 
 def parse_settings(pairs: Iterable[str], example: str = "--set adapter.r=16") -> dict[str, Any]:
     """Parse settings such as `["adapter.r=16", "schedule=cosine"]`. Values are parsed as YAML. Raises
-    `UsageError` for a setting that is not `name=value`, or whose value is not valid YAML."""
+    `UsageError` for a setting that is not `name=value`, and for invalid YAML."""
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -96,7 +95,8 @@ def parse_settings(pairs: Iterable[str], example: str = "--set adapter.r=16") ->
 
 
 def put(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a field by its dotted name. `method: sft` becomes `{type: sft}` if a field below it is set."""
+    """Set a field by its dotted name. Setting a field below `method: sft` first converts it to `{type:
+    sft}`."""
     *parents, last = dotted.split(".")
     for part in parents:
         inner = values.get(part)
@@ -108,7 +108,7 @@ def put(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def require_backends(spec: JobSpec, known: Sequence[str]) -> None:
-    """Raise `SpecError` if the spec names a backend that is not `known`."""
+    """Raise `SpecError` if the spec names a backend that is not among `known`."""
     named: dict[str, Iterable[str]] = {
         "model": () if isinstance(spec.model, str) else spec.model.keys() - {"default"},
         "overrides": spec.overrides,
@@ -129,23 +129,23 @@ def require_backends(spec: JobSpec, known: Sequence[str]) -> None:
 
 
 def anchored(spec: JobSpec) -> JobSpec:
-    """Make paths in the spec absolute, because a run can also be resumed and evaluated from other folders."""
+    """Make paths in the spec absolute, so that the run can be resumed and evaluated from other folders."""
     named = {name: getattr(spec, name) for name in _DATA_FIELDS}
     full = {name: _files_from(given, Path.cwd()) for name, given in named.items() if given is not None}
     return with_template(spec.model_copy(update=full))
 
 
 def with_template(spec: JobSpec) -> JobSpec:
-    """Replace the path of a chat template file with its text, because the file may change. Raises `SpecError`
-    if the file cannot be read."""
+    """Replace the path of a chat template file with the file's text, because the file may change later.
+    Raises `SpecError` if it cannot be read."""
     if spec.chat_template is None or _is_template(spec.chat_template):
         return spec
     return spec.model_copy(update={"chat_template": template_text(spec.chat_template)})
 
 
 def template_text(given: str) -> str:
-    """Return the text of a chat template, which is given directly or as a file. Raises `SpecError` if the
-    file cannot be read."""
+    """Return the text of a chat template that is given as text or as a file. Raises `SpecError` if the file
+    cannot be read."""
     if _is_template(given):
         return given
     path = Path(given).expanduser()
@@ -177,16 +177,13 @@ def _is_template(text: str) -> bool:
 
 
 def overrides_block(provider: str, fields: Mapping[str, Any]) -> str:
-    """Return the lines of a spec that override fields for one backend."""
+    """Return the lines of an `overrides:` block with these fields for one backend."""
     return "\n".join(["overrides:", f"  {provider}:", *(f"    {line}" for line in _lines(fields))])
 
 
 def with_overrides(path: Path, provider: str, fields: Mapping[str, Any]) -> str:
-    """Add `fields` to the file's `overrides:` for one backend and return the new text. Everything else stays
-    unchanged.
-
-    Raises `SpecError` with the lines to add if the file's YAML cannot be edited.
-    """
+    """Add `fields` to the file's `overrides:` for one backend, leave everything else unchanged, and return
+    the new text. If the YAML cannot be edited, raises `SpecError` with the lines to add."""
     before = path.read_bytes().decode("utf-8")
     values, _ = parse(before, path)
     every = _as_table(values.get("overrides"))
@@ -238,7 +235,7 @@ def _indent(node: Any) -> str:
 
 
 def yaml_text(value: Any, **how: Any) -> str:
-    """Encode `value` as YAML without folding lines."""
+    """Format `value` as YAML without wrapping lines."""
     untyped: Any = yaml  # some releases of its type stubs leave arguments without a type
     return str(untyped.safe_dump(value, width=10_000, **how))
 
@@ -249,7 +246,7 @@ def _lines(fields: Mapping[str, Any]) -> list[str]:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of the YAML file, for editors."""
+    """Return the JSON schema of spec files, for editors."""
     schema = JobSpec.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Orchestrate fine-tuning spec"
@@ -265,7 +262,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def parse(text: str, path: Path) -> tuple[dict[str, Any], Lines]:
-    """Parse a YAML file. Returns its fields and the line of each. Raises `SpecError` if the file is not a
+    """Parse a YAML file. Returns its fields, and the line of each. Raises `SpecError` if the file is not a
     mapping or sets a field twice."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -297,7 +294,7 @@ def _collect_lines(node: yaml.MappingNode, prefix: tuple[str, ...], lines: Lines
             # YAML would silently keep the last one: a setting that the user wrote would be dropped.
             raise SpecError(
                 f"{path} is not valid:",
-                errors=[f"  line {line}: {'.'.join(name)}: set twice, first on line {lines[name]}"],
+                errors=[f"  line {line}: {'.'.join(name)}: duplicate field, first set on line {lines[name]}"],
             )
         lines[name] = line
         held: list[Any] = value.value if isinstance(value, yaml.SequenceNode) else []
@@ -339,5 +336,5 @@ def _local_model(value: Any, folder: Path) -> Any:
 
 
 def template(name: str = DEFAULT_NAME) -> str:
-    """Return a commented spec, or commented project settings, to start from."""
+    """Return a commented spec, or commented project settings, as a starting point."""
     return files("orchestrate").joinpath("templates", name).read_text(encoding="utf-8")

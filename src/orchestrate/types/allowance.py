@@ -14,8 +14,8 @@ ENDING_S = 600.0
 
 
 def ending_s(left_s: float) -> float:
-    """Return how many seconds before the machine's time limit a worker stops itself. This leaves time for a
-    last checkpoint, and covers the time before the worker's clock started, while the machine fetched its
+    """Return how many seconds before the machine's time limit a worker must stop. This leaves time for a last
+    checkpoint, and accounts for the time before the worker's clock started, while the machine fetched its
     image and packages."""
     return min(ENDING_S, left_s / 3)
 

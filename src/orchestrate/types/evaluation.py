@@ -24,7 +24,7 @@ class Likelihood(NamedTuple):
     likeliest: bool
     """True if every token was the most likely one."""
     spread: float = 0.0
-    """Standard deviation of its tokens' nats."""
+    """Standard deviation of the tokens' log-probabilities, in nats."""
 
 
 class Message(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -57,7 +57,7 @@ class Reply(Record, frozen=True, kw_only=True):
     """Reason why the answer ended. `length` means that it was cut off at the token limit, possibly before the
     end of the reasoning."""
     notes: tuple[str, ...] = ()
-    """Anything unexpected about the question or the answer."""
+    """Notes on anything unexpected about the question or the answer."""
     precision: str | None = None
     """Precision of the model's weights: bf16, fp32 or NF4 (4 bits). `None` if a host does not report it."""
 
@@ -90,8 +90,7 @@ class Contender(Record, frozen=True, kw_only=True):
     """One model with one way of querying it."""
 
     name: str
-    """Name that is unique within the evaluation and stays the same in the next evaluation of the same
-    model."""
+    """Name, unique within the evaluation and the same in later evaluations of the same model."""
     kind: Literal["tuned", "base", "model"]
     model: str
     """Model name as requested."""
@@ -128,11 +127,10 @@ class Contender(Record, frozen=True, kw_only=True):
     seconds_p95: float | None = None
     first_token_seconds: float | None = None
     asked_at: datetime | None = None
-    """Time at which the first answer arrived. It may precede the evaluation, because earlier answers are
-    reused."""
+    """Time of the first answer. It may precede the evaluation, because earlier answers are reused."""
     proof: str | None = None
-    """Result of proving that the answering model is the trained one, as in `Proof.badge`. `None` for a model
-    without a run."""
+    """Result of the check that the answering model is the trained one, as in `Proof.badge`. `None` for a
+    model without a run."""
 
     @property
     def answered_by(self) -> str:
@@ -142,8 +140,8 @@ class Contender(Record, frozen=True, kw_only=True):
 
     @property
     def usd_per_answer(self) -> Decimal | None:
-        """Return the cost of an answer in USD, by its tokens. With hourly billing it is hours x price /
-        answers, at the expected traffic or the speed of this evaluation."""
+        """Return the cost per answer in USD. With billing by tokens, this is the average. With hourly
+        billing, it is hours x price / answers, at the expected traffic or the speed of this evaluation."""
         came = self.answers - self.failed
         if self.usd is not None and came:
             return self.usd / came
@@ -164,7 +162,7 @@ class MetricUsed(Record, frozen=True, kw_only=True):
     better: Literal["higher", "lower", "neither"] = "higher"
     unit: str = ""
     unfit: str | None = None
-    """Reason why the metric may not decide a verdict."""
+    """Reason why the metric must not decide a verdict."""
     detail: dict[str, Any] = {}
     """Details of the measurement: a pattern, a schema, or a judge's prompt and its agreement with people."""
 
@@ -193,8 +191,8 @@ class Difference(Record, frozen=True, kw_only=True):
     """Two-sided p-value: mid-p McNemar for a right-or-wrong metric, otherwise the test that matches the
     interval."""
     p_corrected: float | None = None
-    """P-value after Holm's correction: over the contenders for the first metric on all items, otherwise over
-    all other differences."""
+    """P-value after Holm's correction. For the first metric on all items, the family is the contenders. For
+    everything else, the family is all other differences."""
     detectable: float | None = None
     """Smallest difference that this many items detect with 80% power."""
 
@@ -239,7 +237,8 @@ class Verdict(Record, frozen=True, kw_only=True):
     decision: Literal["ship", "do not ship", "not enough evidence"]
     reasons: tuple[str, ...]
     rows_needed: int | None = None
-    """Approximate number of items needed for a decision. `None` if it is decided or out of reach."""
+    """Approximate number of items needed for a decision. `None` if the verdict is already decided, or if no
+    realistic number suffices."""
 
 
 class Evaluation(Record, frozen=True, kw_only=True):
@@ -261,12 +260,12 @@ class Evaluation(Record, frozen=True, kw_only=True):
     """Name of the contender with which the others are compared."""
     sampling: Sampling = Sampling()
     cluster: str | None = None
-    """Column that groups items which belong together, and the number of groups."""
+    """Column that groups related items, and the number of groups."""
     clusters: int | None = None
     confusions: tuple[Confusion, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     parity: bool = False
-    """True if it compares models with the one that they would replace."""
+    """True if the evaluation compares models with the model that they would replace."""
     items_file: str | None = None
     """JSONL file with a line for each item, see `orchestrate.evaluation.ScoredItem`."""
     adapter_costs: tuple[AdapterCost, ...] = ()

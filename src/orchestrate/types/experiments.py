@@ -28,7 +28,7 @@ class PlannedMetric(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     window_h: float | None = None
     """Hours after the first assignment of a user in a phase during which outcomes count."""
     absent: float | None = None
-    """Value of a user without an outcome in the window. `None` means that the user doesn't count."""
+    """Value for a user without an outcome in the window. With `None`, such a user doesn't count."""
 
 
 class DecisionRule(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,7 +43,8 @@ class DecisionRule(Record, frozen=True, kw_only=True, forbid_unknown_fields=True
     min_hours: float = 24.0
     """Minimum duration of each stage in hours."""
     most_users: int | None = None
-    """Number of users in both arms together after which it is rolled back if the goal was not reached."""
+    """Total number of users, in both arms, after which the tuned model is rolled back if the goal was not
+    reached."""
     alpha: float = 0.05
     """Probability of a false claim on the primary metric, no matter how often you check. The guardrails share
     a separate one."""
@@ -104,7 +105,8 @@ class Exposure(Record, frozen=True, kw_only=True):
     phase: int
     arm: Arm
     chance: float
-    """Probability of the tuned model, given the user's earlier assignment. It is 1 for users who keep it."""
+    """Probability of being assigned the tuned model, given the user's earlier assignment. 1 for users who
+    already have the tuned model."""
     at: datetime
 
 
@@ -117,8 +119,7 @@ class EvidencePoint(Record, frozen=True, kw_only=True):
 
 
 class Evidence(Record, frozen=True, kw_only=True):
-    """The evidence of one metric, which is anytime-valid. A difference is tuned minus base, over all
-    phases."""
+    """The anytime-valid evidence of one metric. A difference is tuned minus base, over all phases."""
 
     metric: str
     role: str
@@ -136,7 +137,7 @@ class Evidence(Record, frozen=True, kw_only=True):
     """High end of the interval, which contains the true difference at all times, with a probability of 1 -
     alpha."""
     gate: str | None = None
-    """Reason why there is no interval yet and, for numbers, no evidence."""
+    """Reason why there is no interval yet and, for numeric metrics, no evidence."""
     log10_e: float = 0.0
     """Strongest evidence so far against the null hypothesis of no difference."""
     p_value: float = 1.0
@@ -175,7 +176,6 @@ class ExperimentReport(Record, frozen=True, kw_only=True):
     evidence: tuple[Evidence, ...]
     decision: ExperimentDecision
     counts: dict[str, int] = {}
-    """Counts of answers by the base in place of the tuned model, requests without a user, and outcomes not
-    counted."""
+    """Counts of failovers to the base model, requests without a user, and ignored outcomes."""
     applied: bool = False
     """True if this call carried out the decision."""

@@ -20,8 +20,8 @@ class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     created_at: datetime
     opens: Opens = "gateway"
-    """Servers that the key opens. `serve` means models of `serve` and `ab serve` but not the gateway, and
-    `sessions` means training sessions."""
+    """Kind of server that the key opens. `serve` means models of `serve` and `ab serve` but not the gateway,
+    and `sessions` means training sessions."""
     project: str = "default"
     """Project of the key. Keys of one project see the same files, jobs and models."""
     backends: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     spec: dict[str, Any]
     boot: str = ""
     uptime_s: float = 0.0
-    """Creation time by the machine's uptime clock, which can't be changed."""
+    """Creation time on the machine's uptime clock, which is unaffected by changes of the date."""
     untuned: str = ""
     """Requested model name. If a tuned model is trained again, the name in the first request."""
     files: tuple[str, ...] = ()

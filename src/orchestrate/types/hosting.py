@@ -12,7 +12,7 @@ from orchestrate.types.record import Record
 
 
 class Standing(Record, frozen=True, kw_only=True):
-    """A resource at a host that is or may be billed, regardless of its creator."""
+    """A resource at a host that is or may be billed, regardless of who created it."""
 
     provider: str
     kind: Literal["job", "deployment", "endpoint", "worker", "storage"]
@@ -48,7 +48,7 @@ class Billing(Record, frozen=True, kw_only=True):
     unseen: tuple[str, ...] = ()
     """Resources that the host cannot list or that could not be queried, one sentence each."""
     partial: bool = False
-    """True if a list that the host has could not be read now."""
+    """True if one of the host's lists could not be read."""
 
 
 class StoredItem(Record, frozen=True, kw_only=True):
@@ -84,7 +84,7 @@ class Storage(Record, frozen=True, kw_only=True):
     unseen: tuple[str, ...] = ()
     """Files or models that could not be listed, one sentence each."""
     partial: bool = False
-    """True if a list that the host has could not be read now."""
+    """True if one of the host's lists could not be read."""
 
 
 ADAPTER_JOB = "adapter"
@@ -152,8 +152,8 @@ class Deployment(Record, frozen=True, kw_only=True):
     """Id of the `Account` in which it was created."""
     sandbox: bool = False
     job_id: str
-    """Job of the run, or of its adapter if that was uploaded. The deployment's name contains this id, so the
-    deployment can be found again."""
+    """The run's job, or the job of its adapter if the adapter was uploaded. The deployment's name contains
+    this id, so the deployment can be found again."""
     job_kind: str | None = None
     model: str | None = None
     state: DeploymentState
@@ -161,9 +161,9 @@ class Deployment(Record, frozen=True, kw_only=True):
     host_id: str | None = None
     """The host's own id, once the host has reported it."""
     answered: bool = False
-    """True if the host has shown the result of the last request to create it."""
+    """True if the host has shown the result of the last request to create the deployment."""
     complete: bool = False
-    """True if all steps of `deploy` are complete, so that it gets requests."""
+    """True if all steps of `deploy` are complete, so the deployment can get requests."""
     options: dict[str, Any] = {}
     """The backend's options, as passed to `deploy`."""
     usd_per_hour: Decimal | None = None
@@ -177,15 +177,15 @@ class Deployment(Record, frozen=True, kw_only=True):
     gateway_model: str | None = None
     """Entry of the gateway's model map that allowed it."""
     cause: str | None = None
-    """Reason why it ends or ended."""
+    """Reason why the deployment is ending or has ended."""
     problem: str | None = None
     """The last error."""
     created_at: datetime
     updated_at: datetime
     used_at: datetime | None = None
-    """Time at which this store last sent a request to the model through it."""
+    """Time of this store's last request to the model through the deployment."""
     missing_since: datetime | None = None
-    """Time at which the host stopped listing it although this store did not end it."""
+    """Time at which the host stopped listing the deployment, although this store did not end it."""
     ended_at: datetime | None = None
     billed_s: float = 0.0
     """Billed seconds up to `billing_since`, or in total if it is not being billed."""

@@ -87,7 +87,7 @@ class RemoteDataset(Record, frozen=True, kw_only=True):
 SESSION = "session"
 """Kind of a job that a training loop drives step by step: the caller's own loop, or a recipe."""
 OWN_LOOP = "(your own loop)"
-"""Replaces the training data in the spec of a session that the caller's own loop trains."""
+"""Placeholder for the training data in the spec of a session that the caller's own loop trains."""
 
 
 class JobHandle(Record, frozen=True, kw_only=True):
@@ -355,9 +355,9 @@ class Run(Record, frozen=True, kw_only=True):
     abandoned: str | None = None
     """Reason why the user abandoned the run. It is no longer polled, and budgets count only its last bill."""
     note: str | None = None
-    """The user's note about it."""
+    """The user's note on the run."""
     archived: bool = False
-    """True if lists hide it unless requested. Its cost and billing count as before."""
+    """True if lists hide the run by default. Its cost and billing count as before."""
 
     def __str__(self) -> str:
         mark = " SANDBOX" if self.sandbox else ""

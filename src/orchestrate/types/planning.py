@@ -113,7 +113,7 @@ class MemoryPlan(Record, frozen=True, kw_only=True):
     longest: int
     """Number of tokens in the longest of these rows."""
     advice: tuple[str, ...] = ()
-    """Changes to make if it does not fit, each with the cumulative total."""
+    """Changes that reduce the memory, each with the cumulative total, if the plan does not fit."""
     notes: tuple[str, ...] = ()
     """Assumptions, and reasons why it is less exact than measured cases."""
 

@@ -19,7 +19,7 @@ class QueueState(StrEnum):
     SUBMITTING = "submitting"
     """A server is submitting the entry, or was when it stopped. The next server continues."""
     SUBMITTED = "submitted"
-    """The entry has its run, which is followed like any other run."""
+    """The entry's run exists and is tracked like any other run."""
     REMOVED = "removed"
 
 

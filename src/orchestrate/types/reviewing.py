@@ -11,7 +11,7 @@ from orchestrate.types.record import Record
 
 
 class Criterion(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One criterion to rate an answer by."""
+    """A criterion for rating answers."""
 
     name: str
     question: str = ""

@@ -94,7 +94,7 @@ def test_the_folder_is_an_adapter_with_the_passports_of_its_parts(
     passport = json.loads((tmp_path / "x" / "passport.json").read_bytes())
     assert [p["of"] for p in passport["merged"]["parts"]] == ["a", "b"]
     assert sum(p["weight"] for p in passport["merged"]["parts"]) == 1
-    assert any("evaluate the result and each part" in note for note in made.notes)
+    assert any("evaluate each part with orchestrate eval" in note for note in made.notes)
 
 
 def test_what_cannot_be_merged_is_refused(parts: list[TunedModel], tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_what_cannot_be_merged_is_refused(parts: list[TunedModel], tmp_path: Pat
 
 def test_linear_warns_as_its_authors_do(parts: list[TunedModel], tmp_path: Path) -> None:
     made = combined([parts[0], parts[0]], tmp_path / "x", "linear")
-    assert "very rough" in made.notes[0]
+    assert "advise against it" in made.notes[0]
 
 
 # -- complete models -------------------------------------------------------------------------------------

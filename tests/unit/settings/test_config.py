@@ -84,7 +84,7 @@ def test_a_wrong_file_names_the_field(tmp_path: Path, text: str, expected: str) 
 @pytest.mark.parametrize(
     ("text", "fix"),
     [
-        ("[hosts.fireworks.options]\naccount_id = 'a'\n", "set it in [hosts.NAME] directly"),
+        ("[hosts.fireworks.options]\naccount_id = 'a'\n", "set it directly in [hosts.NAME]"),
         ("[hosts.ray]\ndepot = '/x'\n", "set it in [hosts.NAME.options]"),
     ],
 )

@@ -55,7 +55,10 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("model: m\ntrain: t\nepochs: 1\nepochs: 2\n", "line 4: epochs: set twice, first on line 3"),
+        (
+            "model: m\ntrain: t\nepochs: 1\nepochs: 2\n",
+            "line 4: epochs: duplicate field, first set on line 3",
+        ),
         ("model: [unclosed\n", "line 2"),
         ("- a\n- b\n", "must be a mapping"),
         ("", "must be a mapping"),
@@ -151,7 +154,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
             "set either eval_steps or evals, not both",
         ),
         ("model: m\ntrain: t\nkeep_best: true\n", "line 3: keep_best needs validation data"),
-        ("model: m\ntrain: t\nadded_tokens: [a, a]\n", "line 3: added_tokens contains a token twice"),
+        ("model: m\ntrain: t\nadded_tokens: [a, a]\n", "line 3: added_tokens contains a duplicate token"),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, loss: ipo, label_smoothing: 0.1}\n",
             "label_smoothing does not apply to the loss ipo",
@@ -358,8 +361,8 @@ def test_a_chat_template_is_a_file_beside_the_spec_or_its_text(tmp_path: Path) -
         ("{messages: 1}", "not a valid name for a template variable"),
         ("{two words: 1}", "not a valid name for a template variable"),
         ("{__class__: 1}", "not a valid name for a template variable"),
-        ("{x: .inf}", "x must be text, a number"),
-        ("{x: 2026-01-01}", "x must be text, a number"),
+        ("{x: .inf}", "x must be a string, a number"),
+        ("{x: 2026-01-01}", "x must be a string, a number"),
         ("{}", "must not be empty"),
     ],
 )
