@@ -94,7 +94,8 @@ def new_folder(path: Path) -> Path:
 
 
 def opener(path: str, flags: int) -> int:
-    """Opener for `open` that creates new files in private folders with access for their owner only."""
+    """Open a file for `open(..., opener=opener)`. A new file in a private folder is accessible to its owner
+    only."""
     return os.open(path, flags, 0o600 if is_private(Path(path).parent) else 0o666)
 
 

@@ -96,7 +96,7 @@ def test_what_a_host_refuses_is_told_with_the_way_out(web: TestClient, ready: st
 def test_forms_without_the_word_do_nothing(web: TestClient, ft: Orchestrator, ready: str) -> None:
     for fields in ({}, {"word": ""}, {"word": "x" * 32}):
         answer = web.post(f"/runs/{ready}/do/deploy", data=fields)
-        assert answer.status_code == 403 and "an earlier start" in answer.text
+        assert answer.status_code == 403 and "an earlier session" in answer.text
     assert ft.deployments() == []
 
 

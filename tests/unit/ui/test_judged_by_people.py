@@ -56,7 +56,7 @@ def test_the_trained_tokens_of_a_file_are_marked(web: TestClient, rows: Path) ->
     assert [one.split()[1] for one in re.findall(r"<h2>(Row \d+)", later.text)] == ["39", "40"]
     missing = web.get("/data/tokens", params={"path": str(rows), "model": "no-such-model"}).text
     assert 'role="alert"' in missing and "no-such-model" in missing
-    assert "counted from 1" in web.get("/data/tokens", params={"row": "0"}).text
+    assert "start at 1" in web.get("/data/tokens", params={"row": "0"}).text
 
 
 def test_the_rows_of_a_run_are_those_that_its_host_shows(
