@@ -381,7 +381,7 @@ def test_what_a_template_cannot_go_by_is_said(tmp_path: Path, written: str, reas
         ({"schedule": "cosine", "decay_ratio": 0.1}, "warmup_stable_decay"),
         ({"schedule_power": 2}, "polynomial"),
         ({"method": {"type": "sft", "train_on_inputs": True, "train_on": "last"}}, "train_on_inputs"),
-        ({"method": {"type": "sft", "train_on": ["user", "user"]}}, "twice"),
+        ({"method": {"type": "sft", "train_on": ["user", "user"]}}, "duplicate role"),
         ({"method": {"type": "sft", "train_on": ["bot"]}}, "train_on"),
         ({"method": {"type": "sft", "train_on": []}}, "train_on"),
     ],
