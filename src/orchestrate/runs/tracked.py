@@ -183,8 +183,9 @@ class TrackedRun:
         from orchestrate.runs.submitting.submit import cancel
 
         capability(self.provider, Cancels)
-        self.record = cancel(self._ws.store, self.provider, self.record)
-        return self.refresh()
+        with work(f"waiting for {self.record.provider} to cancel the run"):
+            self.record = cancel(self._ws.store, self.provider, self.record)
+            return self.refresh()
 
     def pause(self) -> Run:
         """Pause the run until `resume`. Raises `Unsupported` if the host cannot pause."""
@@ -193,8 +194,9 @@ class TrackedRun:
         able = pausing(self.record)
         capability(self.provider, able)
         resuming.require_going(self.record, "pause")
-        self._here(able).pause(self.record.handle)
-        return self.refresh()
+        with work(f"waiting for {self.record.provider} to pause the run"):
+            self._here(able).pause(self.record.handle)
+            return self.refresh()
 
     def resume(
         self,

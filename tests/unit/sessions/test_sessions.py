@@ -9,7 +9,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.unit.sessions.loop import IDS, LORA, OPTIONS, rows
 from tests.waiting import until
 
 from orchestrate import AsyncOrchestrator, JobStatus, Orchestrator, OverBudget, RunFailed, UsageError
+from orchestrate.core.underway import ProgressCallback, heard_by
 from orchestrate.errors import HostUnavailable, NotFound, Unsupported
 from orchestrate.paid.limits import UnknownPrice
 from orchestrate.settings import config
@@ -232,9 +234,18 @@ def test_a_loop_that_breaks_off_goes_on_from_where_it_was(ft: Orchestrator) -> N
 
 
 def test_another_program_ends_it(ft: Orchestrator) -> None:
+    waits: list[str] = []
+
+    @contextmanager
+    def heard(what: str, _unit: str) -> Generator[ProgressCallback]:
+        waits.append(what)
+        yield lambda _done, _total=None, _detail="", /: None
+
     with pytest.raises(RunFailed, match="canceled"), opened(ft) as s:
         trained(s, 1)
-        ft.run(s.id).cancel()
+        with heard_by(heard):
+            ft.run(s.id).cancel()
+        assert waits == ["waiting for local to cancel the run"], "a host may hang"
         until(lambda: ft.run(s.id).refresh().status.terminal, "the end")
         s.forward(rows())
     assert ft.run(s.id).status is JobStatus.CANCELLED
