@@ -241,7 +241,7 @@ def test_asking_afresh_says_whether_the_host_changed_the_model(cli: Cli, host: C
     same = cli(*asked, "--fresh").json
     assert any(f"gave the same 60 answers as in {first['id']}" in note for note in same["notes"])
     moved = cli(*asked, "--fresh").json
-    [told] = [note for note in moved["notes"] if "answers differently than in" in note]
+    [told] = [note for note in moved["notes"] if "answered differently than in" in note]
     assert same["id"] in told and "60 of 60 answers differ. The host may have changed" in told
     assert not [note for note in cli(*asked).json["notes"] if "otherwise" in note]
 

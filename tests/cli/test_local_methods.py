@@ -56,7 +56,7 @@ def test_reinforcement_from_check_to_metrics(cli: Cli, tmp_path: Path) -> None:
     assert checked.code == 0, checked.out
     assert "method.kl_beta" in cli("plan", "--provider", "local", "--all").out
     allowed = {"ORCHESTRATE_ALLOW_GRADER_CODE": "1"}
-    assert "tokens sampled per prompt and epoch" in " ".join(
+    assert "tokens are sampled per prompt and epoch" in " ".join(
         cli("quote", "--provider", "local", **allowed).out.split()
     )
     done = cli("--allow-grader-code", "submit", "--provider", "local", "--yes", "--watch")

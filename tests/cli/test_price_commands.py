@@ -64,7 +64,7 @@ def test_prices_check_and_validate(cli: Cli, tmp_path: Path) -> None:
     line = "  - {method: sft, usd_per_mtok: %s, start: 2026-01-01, confidence: quoted, source: a page}\n"
     bad.write_text("provider: x\nrates:\n" + line % 1 + line % 2)
     found = cli("prices", "validate", str(bad))
-    assert found.code == 1 and "two prices start on 2026-01-01" in found.out
+    assert found.code == 1 and "two prices that start on 2026-01-01" in found.out
     bad.write_text("provider: x\nrates: [{}]\n")
     assert cli("prices", "validate", str(bad)).code == 1
 
@@ -151,7 +151,7 @@ def test_a_general_price_of_the_user_decides_what_is_quoted_and_what_a_limit_see
         assert (line["usd_per_unit"], line["own"]) == ("99", f"--rate {flag}") != (was["usd_per_unit"], None)
     for flags in (("fireworks:sft=99", "fireworks:sft_lora=1"), ("fireworks:sft=1", "fireworks:sft=99")):
         found = cli(*ask, *(part for flag in flags for part in ("--rate", flag)))
-        assert found.code == 2 and "changes no price" in found.err
+        assert found.code == 2 and "does not affect this quote" in found.err
     (project / "home").mkdir(exist_ok=True)
     (project / "home" / "rates.yaml").write_text(
         "provider: fireworks\nrates:\n"
@@ -168,7 +168,7 @@ def test_a_rate_that_prices_nothing_is_an_error_that_says_what_could_be_given(
     ask = ("quote", "--provider", "together,local", "--set", f"model.local={TINY}")
     for flag in ("together:sft_lora@qwen3-8b=0.2", "fireworks:sft_lora=1", "local:owned@B200=3"):
         found = cli(*ask, "--rate", flag)
-        assert found.code == 2 and f"--rate {flag} changes no price" in found.err
+        assert found.code == 2 and f"--rate {flag} does not affect this quote" in found.err
         assert "together:sft_lora" in found.err and "local:owned@" in found.err
     priced = cli(*ask, "--rate", "together:sft_lora@qwen3.5-9b=50", "--rate", "local:owned=3600", "--json")
     quotes = {q["provider"]: q["lines"][0] for q in priced.json}

@@ -1,10 +1,10 @@
 """Quotes, bills, and the cost of serving a tuned model, computed from rates in data files. Money is
 `Decimal`.
 
-A `PlannedJob` is billed by tokens (`quote_tokens_job`) or hours (`quote_hours_job`). `Prices(name, book, on)`
-defines the name, book and day for looking up rates. A quote without a known price has `unavailable` set.
-Settings come from the translation's rows `epochs`, `evals`, `packing` and `max_seq_length`. With "auto"
-epochs, the host decides.
+A `PlannedJob` is billed by tokens (`quote_tokens_job`) or by hours (`quote_hours_job`). `Prices(name, book,
+on)` looks up rates by host, rate book and day. A quote without a known price has `unavailable` set. Quotes
+use the settings `epochs`, `evals`, `packing` and `max_seq_length` as translated for the backend. If epochs
+are "auto", the host chooses them.
 """
 
 from orchestrate.costing.bills import (

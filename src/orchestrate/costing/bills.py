@@ -1,4 +1,4 @@
-"""Bills: the cost of a run, how it compares with its quote, and the accuracy of past quotes."""
+"""Bills: the cost of a run, its difference from the quote, and the accuracy of past quotes."""
 
 from __future__ import annotations
 
@@ -35,15 +35,17 @@ def bill(
     prices: Prices | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
-    """Compute the cost of a job from the best available source, or return `None` while the cost is unknown.
-    For an hourly job that has not ended, pass `now` to get the cost so far. This cost includes paused time
-    unless the job's workers report their working time, and is not final.
+    """Compute the cost of a job from the best available source, or return `None` while it is unknown.
 
-    The status is checked first: a failure that the host does not bill costs nothing, and a job that ended
-    early costs the share that its host bills. The cost of a complete job comes from, in this order: measured
-    hours x `hourly`, the host's own figure (`job.cost_usd`), its GPU-seconds or `trained_tokens` x the rate
-    of the day on which the job was created, topped up to the host's minimum per job, and its quote. If a host
-    reports prices (`profile.reports_price`), only its last figure is `final`, and a computed cost is not."""
+    For an hourly job that has not ended, pass `now` to get its cost so far, which is not final. It includes
+    paused time unless the job's workers report their working time.
+
+    The status is checked first. A failure that the host does not bill costs nothing, and a job that ended
+    early costs the share that its host bills. The cost of a complete job comes from the first available of:
+    measured hours x `hourly`, the host's own figure (`job.cost_usd`), its GPU-seconds or `trained_tokens` x
+    the rate of the day on which the job was created (raised to the host's minimum per job), and the job's
+    quote. If a host reports prices (`profile.reports_price`), only its own last figure is `final`.
+    """
     ended = job.status.terminal
     if hourly is not None:
         return _by_hours(job, hourly, ended, now) or _of_host(job, final=ended)
@@ -98,7 +100,7 @@ class _Rates(NamedTuple):
         if not (extra := minimum_top_up(work.usd, least)):
             return work
         entry = line("minimum", Decimal(1), msgspec.structs.replace(minimum, usd_per_job=extra, usd_max=None))
-        origin = f"{work.origin}, raised to the minimum per job"
+        origin = f"{work.origin}, raised to the host's minimum per job"
         return Bill(usd=least, origin=origin, lines=(*work.lines, entry), final=work.final)
 
     def by_tokens(self, job: Job) -> Bill | None:
@@ -133,7 +135,7 @@ def bill_run(
     book: RateBook | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
-    """Compute the `bill` of a tracked run with its own quote. A machine billed hourly costs its quoted
+    """Compute the bill of a tracked run, using its own quote. A machine billed hourly costs its quoted
     rate."""
     from orchestrate import catalog
     from orchestrate.spec import JobSpec
@@ -177,7 +179,7 @@ def _agreed(run: Run, spec: JobSpec, prices: Prices) -> Prices:
 
 
 def quoted_hour(quote: Quote | None) -> HourlyRate | None:
-    """Return the hourly rate of the machine in a quote, or `None` if the quote is not hourly."""
+    """Return the hourly rate in a quote, or `None` if the job is not billed hourly."""
     for entry in quote.lines if quote else ():
         if entry.unit == "usd_per_hour" and entry.component in ("electricity", "owned", "rental"):
             return HourlyRate(
@@ -234,17 +236,17 @@ def _of_work(quote: Quote | None) -> Bill | None:
 
 
 class BillDifference(Record, frozen=True, kw_only=True):
-    """A comparison of the quoted and the billed cost, for one component or the total."""
+    """Quoted and billed cost compared, for one component or the total."""
 
     component: str
     quoted_usd: Decimal
     billed_usd: Decimal
     error_usd: Decimal
-    """Quoted minus billed: positive when the quote was too high."""
+    """Quoted minus billed amount. Positive if the quote was too high."""
     relative: float | None
-    """Error relative to the bill, or `None` if the bill is zero."""
+    """Error as a fraction of the bill, or `None` if the bill is zero and the quote is not."""
     within_band: bool
-    """True if the bill lies between the quote's low and high end."""
+    """True if the bill is between the quote's low and high end."""
 
 
 class Reconciliation(Record, frozen=True, kw_only=True):
@@ -257,8 +259,8 @@ class Reconciliation(Record, frozen=True, kw_only=True):
 
 
 def reconcile(run: Run) -> Reconciliation | None:
-    """Compare the bill of a run with its quote. Returns `None` if the run lacks one of them or the quote was
-    undecided. Components are compared only if the bill has lines."""
+    """Compare a run's final bill with its quote. Returns `None` if the run lacks either, or if the quote had
+    no expected price. Compares components only if the bill has lines."""
     quote, paid = run.quote, run.bill
     named = quote.price if quote is not None else None
     if quote is None or named is None or paid is None or quote.recalled or not paid.final:
@@ -295,7 +297,7 @@ def _difference(name: str, quoted: Decimal, billed: Decimal, low: Decimal, high:
 
 
 class Accuracy(Record, frozen=True, kw_only=True):
-    """The accuracy of quotes on one backend, over runs that ended with a bill."""
+    """Accuracy of the quotes of one backend, over runs that ended with a bill."""
 
     provider: str
     sandbox: bool
@@ -304,15 +306,15 @@ class Accuracy(Record, frozen=True, kw_only=True):
     """Median of |quoted - billed| / billed."""
     worst_relative: float | None
     bias: float | None
-    """Mean of (quoted - billed) / billed: positive when quotes are too high."""
+    """Mean of (quoted - billed) / billed. Positive if quotes are too high."""
     within_band: int
     quoted_usd: Decimal
     billed_usd: Decimal
 
 
 def accuracy(runs: Iterable[Run]) -> list[Accuracy]:
-    """Return one row for each backend. Sandbox runs are separate from real ones. Canceled and failed runs are
-    left out because they did not do the quoted work."""
+    """Return the accuracy of quotes for each backend, sandbox runs separately. Leaves out canceled and failed
+    runs, because they did not do all of the quoted work."""
     groups: dict[tuple[str, bool], list[Reconciliation]] = {}
     for run in runs:
         if run.status is JobStatus.SUCCEEDED and not run.early_stopped and (found := reconcile(run)):

@@ -1,6 +1,6 @@
-"""Expenses, spent and committed, by user and purpose. Each run is one expense. A deployment has one for each
-month in which it was up. Answers have one for each purpose, backend, month and user. Sums of expenses are
-exact."""
+"""Expenses, spent and committed, by user and purpose. Each run is one expense. Each deployment is one expense
+per month in which it was up. Answers are one expense per purpose, backend, month and user. Sums of expenses
+are exact."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _SIXTH = Decimal("0.000001")
 
 
 class Spending(Record, frozen=True, kw_only=True):
-    """US dollars over all backends, for one run or all runs of a store."""
+    """Amounts in US dollars, for one run or for everything in a store."""
 
     spent_usd: Decimal = Decimal(0)
-    """Sum of the bills of ended runs."""
+    """Total of the bills of ended runs."""
     committed_usd: Decimal = Decimal(0)
-    """Possible additional cost of billable runs without a final bill. For each run, the maximum of the
-    quote's high end, the host's own estimate, the limit that the user set since, and the cost so far. A
-    paused training session counts only with its cost so far, because resuming it reserves its limit again."""
+    """Possible further cost of runs without a final bill. For each run, the maximum of the quote's high end,
+    the host's own estimate, the limit that you set, and the cost so far. A paused training session only
+    counts with its cost so far, because resuming it reserves its limit again."""
 
     @property
     def total_usd(self) -> Decimal:
@@ -39,9 +39,11 @@ class Spending(Record, frozen=True, kw_only=True):
 
 
 def spending(run: Run) -> Spending:
-    """Return the share of a budget that a run uses. Sandbox runs, runs without a job, and runs imported after
-    their end use nothing. A run that has ended counts with its quote until its bill is known. If a host does
-    not bill a failure, the bill shows this."""
+    """Return how much of a budget a run uses.
+
+    Sandbox runs, runs without a job, and runs imported after their end use nothing. An ended run counts with
+    its quote until its bill is known. If a host does not bill a failure, the bill says so.
+    """
     if run.sandbox or run.phase is SubmitPhase.REFUSED or (run.imported and run.status.terminal):
         return Spending()
     if run.released and run.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED):
@@ -59,7 +61,8 @@ def spending(run: Run) -> Spending:
 
 
 def of_trial(run: Run | None, trial: Trial) -> Decimal:
-    """Return the cost, or the possible cost, of a sweep's trial. Sandbox prices count like real money."""
+    """Return the cost of a sweep's trial, or its possible cost while the trial is open. Sandbox prices count
+    like real money."""
     lost = run is None and trial.run_id is not None
     if run is None or run.phase is SubmitPhase.REFUSED:
         return trial.high_usd if lost or trial.state is TrialState.OPEN else Decimal(0)
@@ -74,9 +77,9 @@ def of_trial(run: Run | None, trial: Trial) -> Decimal:
 def caps(
     quotes: Sequence[Quote], *, max_cost_usd: Decimal | None = None, each_usd: Decimal | None = None
 ) -> list[Decimal | None]:
-    """Return a cost limit for each quote's run. The limits add up to at most `max_cost_usd`, divided in
-    proportion to the quotes' high ends, and none is above `each_usd`. Raises `OverBudget` if they do not fit,
-    and `UnknownPrice`."""
+    """Divide a total limit into one cost limit per quote. The limits add up to at most `max_cost_usd`, are
+    proportional to the quotes' high ends, and don't exceed `each_usd`. Raises `OverBudget` if the quotes
+    exceed a limit, and `UnknownPrice`."""
     for quote in quotes:
         check_budget(quote, max_cost_usd=max_cost_usd)
         check_budget(quote, max_cost_usd=each_usd, what="--max-cost-each")
@@ -102,9 +105,8 @@ def check_budget(
     used_usd: Decimal = Decimal(0),
     what: str = "--max-cost",
 ) -> None:
-    """Raise `OverBudget` if the quote's high end is above `max_cost_usd` or above the remaining budget
-    (`budget_usd` minus `used_usd`, spent and committed by all runs), or if a limit is set and the price is
-    unknown."""
+    """Raise `OverBudget` if the quote's high end exceeds `max_cost_usd` or the remaining budget (`budget_usd`
+    minus `used_usd`). Raises `UnknownPrice` if there is a limit and the price is unknown."""
     name, high, unknown = quote.provider, quote.held_usd, unpriced(quote)
     require_within(name, high, max_cost_usd, unknown=unknown, what=what)
     if budget_usd is not None:
@@ -114,19 +116,19 @@ def check_budget(
 
 
 def unpriced(quote: Quote) -> str | None:
-    """Explain why a quote is not an upper bound on its run's cost, or return `None` if it is one."""
+    """Return why a run may cost more than its quote, or `None` if the quote is an upper bound."""
     if quote.why_none or not quote.open_end:
         return quote.why_none
     return f"the quote does not include {quote.open_end}"
 
 
 def cap_of(run: Run) -> Decimal | None:
-    """Return the cost at which a watched run is ended or paused."""
+    """Return the cost at which a watched run is stopped or paused."""
     return run.max_cost_usd if run.allowed_usd is None else run.allowed_usd
 
 
 OPEN_END_HOURS = Decimal(24)
-"""Hours that a budget reserves for a deployment without a limit, starting now."""
+"""Hours that a budget reserves in advance for a deployment without a limit."""
 
 
 def hours_billed(deployment: Deployment, now: datetime) -> Decimal:
@@ -136,8 +138,8 @@ def hours_billed(deployment: Deployment, now: datetime) -> Decimal:
 
 
 def seconds_by_month(since: datetime, until: datetime) -> dict[str, float]:
-    """Return the seconds in each month between `since` and `until`, such as `{"2026-10": 3600.0}`. Months are
-    in the time zone of `since`. Returns an empty dictionary if `until` is not after `since`."""
+    """Return the seconds between `since` and `until` in each month, such as `{"2026-10": 3600.0}`. Months are
+    in the time zone of `since`. The result is empty if `until` is not after `since`."""
     found: dict[str, float] = {}
     while since < until:
         following = (since.replace(day=1) + timedelta(days=32)).replace(
@@ -149,7 +151,7 @@ def seconds_by_month(since: datetime, until: datetime) -> dict[str, float]:
 
 
 def billed_by_month(deployment: Deployment, since: datetime, until: datetime) -> dict[str, float]:
-    """Return the deployment's billed seconds by month, including those from `since` to `until`."""
+    """Return the deployment's billed seconds by month, plus the seconds from `since` to `until`."""
     found = dict(deployment.billed_by_month)
     for month, seconds in seconds_by_month(since, until).items():
         found[month] = found.get(month, 0.0) + seconds
@@ -157,14 +159,14 @@ def billed_by_month(deployment: Deployment, since: datetime, until: datetime) ->
 
 
 def spent_usd(deployment: Deployment, now: datetime) -> Decimal | None:
-    """Return the cost so far, or `None` if the price is unknown."""
+    """Return the deployment's cost so far, or `None` if its price is unknown."""
     price = deployment.usd_per_hour
     return None if price is None else hours_billed(deployment, now) * price
 
 
 def deployment_spending(deployment: Deployment, now: datetime) -> Spending:
-    """Return the share of a budget that a deployment uses: its cost so far, and the cost that its limits
-    still allow. Without a limit, one more day counts. Sandbox deployments use nothing."""
+    """Return how much of a budget a deployment uses: its cost so far, and the further cost that its limits
+    allow. Without a limit, reserves one more day. Sandbox deployments use nothing."""
     if deployment.sandbox:
         return Spending()
     spent = spent_usd(deployment, now) or Decimal(0)
@@ -182,7 +184,7 @@ def deployment_spending(deployment: Deployment, now: datetime) -> Spending:
 
 
 def limit_reached(deployment: Deployment, now: datetime) -> str | None:
-    """Return a description of the limit that the deployment has reached, or `None`."""
+    """Describe the limit that the deployment has reached, or return `None`."""
     most = deployment.max_hours
     if most is not None and (now - deployment.created_at).total_seconds() >= most * 3600:
         return f"the deployment has used up its {most.normalize():f} hours"
@@ -200,40 +202,39 @@ _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
 
 class Expense(Record, frozen=True, kw_only=True):
-    """The cost of one run, or of one deployment in one month, rounded to a billionth of a dollar. Sums are
-    exact."""
+    """Cost of one run, of one deployment in one month, or of answers, rounded to a billionth of a dollar.
+    Sums are exact."""
 
     id: str
     kind: Literal["run", "deployment", "answers"] = "run"
     purpose: str | None = None
     """Purpose of answers, such as `evaluation` or `judging`."""
     requests: int = 0
-    """Number of requests, for answers."""
+    """Number of requests. Only set for answers."""
     backend: str
     account: str | None = None
     month: str
-    """Month in UTC, such as `2026-11`. For a run, the month in which it ended. For a deployment, a month in
-    which it was up. For an open run or deployment, the current month."""
+    """Month in UTC, such as `2026-11`: when a run ended, when a deployment was up, or the current month for
+    open ones."""
     tags: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     project: str | None = None
-    """The tag `project`, or else the project in Weights & Biases."""
+    """The run's tag `project`, or else its project in Weights & Biases."""
     person: str | None = None
     sandbox: bool = False
     """True if the cost is simulated by a sandbox."""
     spent_usd: Decimal = Decimal(0)
     committed_usd: Decimal = Decimal(0)
     known: bool = True
-    """False if neither a bill nor a price is known. Sums that include this expense are then unknown."""
+    """False if neither a bill nor a price is known. Sums then list the id of this expense in `unknown`."""
     abandoned: bool = False
-    """True if the user abandoned the run or deployment. Sums then include the last known amount of its
-    bill."""
+    """True if the user abandoned the run or deployment. Its cost is the last known amount."""
     runs: int = 1
-    """The number of runs in this expense. See `GroupedExpenses`."""
+    """Number of runs that this expense covers. See `GroupedExpenses`."""
 
 
 class GroupedExpenses:
-    """Sums of run expenses that every report groups together. Memory use grows with the number of groups, not
-    of runs."""
+    """Collects expenses of runs and merges those that no report distinguishes, so memory use depends on the
+    number of groups and not of runs."""
 
     def __init__(self) -> None:
         self._merged: dict[object, Expense] = {}
@@ -269,9 +270,9 @@ class Sum(Record, frozen=True, kw_only=True):
     requests: int = 0
     """Number of requests, for answers billed individually."""
     unknown: tuple[str, ...] = ()
-    """Ids of items with an unknown cost. Neither sum includes these."""
+    """Ids of items with an unknown cost, which the sums leave out."""
     abandoned: tuple[str, ...] = ()
-    """Ids of abandoned runs and deployments. Their hosts are no longer polled."""
+    """Ids of abandoned runs and deployments, whose hosts are no longer polled."""
 
 
 def of_run(run: Run, now: datetime) -> Expense:
@@ -294,8 +295,8 @@ def of_run(run: Run, now: datetime) -> Expense:
 
 
 def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> list[Expense]:
-    """Return one expense for each month in which the deployment was up. The expense of the current month
-    includes the committed cost. Tags and project come from the run."""
+    """Return one expense for each month in which the deployment was up. The current month includes the
+    committed cost. Tags and project are those of the run."""
     money = deployment_spending(msgspec.structs.replace(deployment, sandbox=False), now)
     at = (deployment.ended_at or deployment.updated_at) if deployment.state.over else now
     last = f"{at:%Y-%m}"
@@ -354,24 +355,26 @@ def _wandb_project(run: Run) -> str | None:
 
 
 def exact(usd: Decimal) -> Decimal:
-    """Round to a billionth of a dollar. Such amounts can be summed exactly, in any order."""
+    """Round to a billionth of a dollar, so that amounts can be summed exactly in any order."""
     whole = usd.quantize(CENT)
     return whole if whole == usd else usd.quantize(_NANO)
 
 
 def in_month(expenses: Iterable[Expense], month: str | None) -> list[Expense]:
-    """Return the expenses of a month such as `2026-11`, or all expenses by default. Raises `UsageError` if
-    `month` is invalid."""
+    """Return the expenses of a month such as `2026-11`, or all expenses if `month` is `None`. Raises
+    `UsageError` if `month` is invalid."""
     if month is not None and not _MONTH.fullmatch(month):
-        raise UsageError(f"{month!r} is not a valid month", fix="write it as 2026-11")
+        raise UsageError(f"{month!r} must be a month (YYYY-MM)", fix="write it as 2026-11")
     return [e for e in expenses if month is None or e.month == month]
 
 
 def grouped(expenses: Sequence[Expense], by: str) -> list[Sum]:
-    """Group the expenses. Each expense is in exactly one group, so the groups add up to the total. `by` is
-    one of `BY`, or `tag:NAME` for the values of one tag (`tag` alone groups by the combination of all tags).
-    The most expensive group comes first, but months are in chronological order. Raises `UsageError` for any
-    other `by`."""
+    """Group the expenses. Each expense is in exactly one group, so the groups add up to the total.
+
+    `by` is one of `BY`, or `tag:NAME` for the values of one tag. `tag` alone groups by the combination of all
+    tags. Months are in chronological order. Other groups are sorted by cost, most expensive first. Raises
+    `UsageError` for any other `by`.
+    """
     key = _key(by)
     groups: dict[str, list[Expense]] = {}
     for expense in expenses:
@@ -413,8 +416,8 @@ def _key(by: str) -> Callable[[Expense], str | None]:
 
 
 def cents(parts: Sequence[Decimal]) -> list[Decimal]:
-    """Round the parts to cents such that they add up to the total, rounded up to a cent. Each part is rounded
-    down, and the remaining cents go to the parts with the largest remainders. No part is negative."""
+    """Round the parts to cents so that they add up to the total, rounded up to a cent. Each part is rounded
+    down, and the remaining cents go to the parts with the largest remainders. No part becomes negative."""
     whole = [part.quantize(CENT, ROUND_FLOOR) for part in parts]
     left = int((sum(parts, Decimal(0)).quantize(CENT, ROUND_CEILING) - sum(whole, Decimal(0))) / CENT)
     by_remainder = sorted(range(len(parts)), key=lambda i: (whole[i] - parts[i], i))

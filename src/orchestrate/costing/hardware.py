@@ -1,4 +1,4 @@
-"""Power draw, memory and bandwidth of devices, from `hardware.yaml`."""
+"""Power draw, memory and bandwidth of GPUs and CPUs, from `hardware.yaml`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Hardware(msgspec.Struct, frozen=True):
     watts: dict[str, int]
     unknown_gpu: int
     gpus: dict[str, tuple[float, float]]
-    """Memory in GB and memory bandwidth in TB/s, by GPU."""
+    """Memory in GB and memory bandwidth in TB/s of each GPU."""
     tflops: dict[str, float]
-    """Dense 16-bit compute in TFLOPS, by GPU."""
+    """Dense 16-bit compute in TFLOPS of each GPU."""
     eight_bit: tuple[str, ...]
-    """GPUs with twice that compute in 8 bits."""
+    """GPUs whose compute doubles with 8 bits."""
 
 
 @cache
@@ -32,15 +32,15 @@ def table() -> Hardware:
 
 
 def gpu_memory_gb(gpu: str) -> float | None:
-    """Return the memory of a GPU in GB according to the manufacturer's data sheet, or `None` if the table
-    does not have the GPU."""
+    """Return the memory of a GPU in GB according to its data sheet, or `None` if the table does not list the
+    GPU."""
     name = closest(gpu, table().gpus)
     return table().gpus[name][0] if name else None
 
 
 def closest(device: str, names: Iterable[str]) -> str | None:
-    """Return the name whose words all occur in the device's name. If several match, return the one with the
-    most words. Returns `None` if no name matches."""
+    """Return the name that best matches a device: all words of the name must occur in the device's name, and
+    the name with the most words wins. Returns `None` if no name matches."""
     words = set(device.upper().replace("NVIDIA", "").replace("-", " ").split())
     fits = [(len(name.split()), name) for name in names if set(name.upper().split()) <= words]
     return max(fits)[1] if fits else None

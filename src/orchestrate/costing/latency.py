@@ -1,9 +1,9 @@
-"""Estimate the latency of an answer before training, from the size of the model, for one request at a time.
+"""Estimate the latency of an answer before training, from the model's size, for one request at a time.
 
-Each token of the answer reads every active weight from memory once, so generation is limited by memory
-bandwidth. The prompt is processed in parallel, at two operations per weight and token, so it is limited by
-compute. The efficiency of a GPU relative to its data sheet is fitted to published measurements and checked
-against others.
+To generate a token, a GPU reads every active weight from memory once, so memory bandwidth limits generation.
+The prompt is processed in parallel, with two operations per weight and token, so compute limits its speed.
+The efficiency of GPUs relative to their data sheets is fitted to published measurements and checked against
+others.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from orchestrate.costing.ways import BYTES_PER_PARAM, gpus_for
 from orchestrate.types import Record
 
 BANDWIDTH_SHARE = (0.70, 0.57)
-"""Achieved share of the memory bandwidth, for one GPU and for several GPUs that split the model. Fitted to
-LMDeploy 0.1.0a1 on A100 80GB, 16 bits, one request: Llama-2-7B generates 102 tokens per second on one GPU,
-Llama-2-70B 34 on four (InternLM/lmdeploy, docs/en/benchmark/a100_fp16.md, of 2023-12). Newer engines are as
-fast or faster."""
+"""Share of the memory bandwidth that is achieved, for one GPU and for several GPUs that split the model.
+Fitted to LMDeploy 0.1.0a1 on A100 80GB with 16 bits and one request: Llama-2-7B generates 102 tokens per
+second on one GPU, Llama-2-70B 34 on four (InternLM/lmdeploy, docs/en/benchmark/a100_fp16.md, of 2023-12).
+Newer engines are at least as fast."""
 COMPUTE_SHARE = (0.68, 0.58)
-"""Achieved share of the compute. According to the same page, the first token after a prompt of 2,048 tokens
-takes 139 ms and 402 ms."""
+"""Share of the compute that is achieved, in the same order. According to the same page, the first token after
+a prompt of 2,048 tokens takes 139 ms and 402 ms."""
 SOURCE = "bandwidth and compute from the data sheet, times the efficiency of LMDeploy on A100 (2023-12)"
 BAND = 1.4
-"""Error factor of the prediction in either direction. It covers measurements that were not used for the fit:
-Llama-2-13B on one A100 (the same page), Llama-3.1 8B on one A100 and Llama-3.3 70B in 8 bits on two H100
+"""Factor by which the true latency may be higher or lower. It covers measurements that were not used for the
+fit: Llama-2-13B on one A100 (the same page), Llama-3.1 8B on one A100 and Llama-3.3 70B in 8 bits on two H100
 (NVIDIA's NIM)."""
 DEVICES = ("L4", "L40S", "A100 80GB", "H100")
-"""Devices to show by default."""
+"""GPUs for which latencies are predicted by default."""
 LARGER = "llama-3.3-70b"
-"""Default model for comparison with a tuned small model."""
+"""Model with which a tuned small model is compared by default."""
 
 
 class Device(Record, frozen=True, kw_only=True):
-    """Achieved memory bandwidth and compute of a device, over all GPUs."""
+    """A device with its achieved memory bandwidth and compute, over all its GPUs."""
 
     name: str
     gpus: int = 1
     bytes_per_s: float
     flops: float
     token_overhead_s: float = 0.0
-    """Overhead of each token, independent of the weights."""
+    """Time added to each token, independent of the weights."""
     prompt_overhead_s: float = 0.0
-    """Overhead of the prompt, in addition to the overhead of its first token."""
+    """Time added to the prompt, on top of the overhead of the first token."""
 
 
 class Latency(Record, frozen=True, kw_only=True):
-    """Latency of one model on one machine that answers one request at a time, in milliseconds."""
+    """Predicted latency of one model on one machine that answers one request at a time."""
 
     model: str
     params_b: float
@@ -58,17 +58,17 @@ class Latency(Record, frozen=True, kw_only=True):
     output_tokens: int
     first_token_ms: float
     token_ms: float
-    """Milliseconds per token after the first."""
+    """Milliseconds for each token after the first."""
     band: float = BAND
-    """Factor within which the true value is expected."""
+    """Factor by which the true latency may be higher or lower."""
 
     @property
     def answer_ms(self) -> float:
         return self.first_token_ms + max(self.output_tokens - 1, 0) * self.token_ms
 
     def within(self, limit_ms: float) -> bool | None:
-        """Return whether the complete answer arrives within the limit, or `None` if the limit is inside the
-        error band."""
+        """Return whether the complete answer arrives within the limit, or `None` if the prediction is too
+        uncertain to decide."""
         if self.answer_ms * self.band <= limit_ms:
             return True
         return False if self.answer_ms / self.band > limit_ms else None
@@ -77,9 +77,11 @@ class Latency(Record, frozen=True, kw_only=True):
 def predict(
     device: Device, model: str, params_b: float, width: float, tokens: tuple[int, int], band: float = BAND
 ) -> Latency:
-    """Predict the latency of an answer. `params_b` is the number of parameters, in billions, that a token
-    passes through. `width` is the number of bytes per parameter. `tokens` is the number of tokens in and
-    out."""
+    """Predict the latency of an answer.
+
+    `params_b` is the number of active parameters in billions, `width` the number of bytes per parameter, and
+    `tokens` the number of input and output tokens.
+    """
     weights = params_b * 1e9
     token_s = weights * width / device.bytes_per_s + device.token_overhead_s
     first_s = 2 * weights * tokens[0] / device.flops + device.prompt_overhead_s + token_s
@@ -97,8 +99,8 @@ def predict(
 
 
 def gpu(name: str, count: int, width: float = 2.0) -> Device | None:
-    """Return a device with `count` GPUs of one kind and the measured efficiency, or `None` if the table does
-    not have the GPU."""
+    """Return a device with `count` GPUs of one type and the efficiency measured on A100, or `None` if the
+    table does not list the GPU."""
     known = hardware.table()
     found = hardware.closest(name, known.tflops)
     if found is None:
@@ -114,8 +116,8 @@ def gpu(name: str, count: int, width: float = 2.0) -> Device | None:
 
 
 def of_model(model: Model, tokens: tuple[int, int], devices: Iterable[str] = DEVICES) -> list[Latency]:
-    """Predict the latencies of a model on each kind of GPU, with the fewest GPUs that can hold the model. The
-    list is empty if the model's size is unknown."""
+    """Predict a model's latency on each type of GPU, with the fewest GPUs that can hold the model. Returns an
+    empty list if the model's size is unknown."""
     if model.params_b is None:
         return []
     width, found = BYTES_PER_PARAM[model.precision], list[Latency]()
@@ -128,8 +130,8 @@ def of_model(model: Model, tokens: tuple[int, int], devices: Iterable[str] = DEV
 
 
 def faster_by(small: Sequence[Latency], large: Sequence[Latency]) -> tuple[float, float] | None:
-    """Return the minimum and maximum, over the devices, of the large model's answer time divided by the small
-    model's."""
+    """Return how many times as fast the small model answers as the large one: the minimum and maximum over
+    the devices. Returns `None` if the lists have no device in common."""
     of = {one.device: one for one in large}
     ratios = [of[one.device].answer_ms / one.answer_ms for one in small if one.device in of]
     return (min(ratios), max(ratios)) if ratios else None

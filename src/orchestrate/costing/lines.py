@@ -1,4 +1,4 @@
-"""Quote lines and their sums."""
+"""Lines of quotes, and their sums."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from orchestrate.types import Confidence, Quote, QuoteLine
 
 
 def minimum_top_up(usd: Decimal, minimum: Decimal) -> Decimal:
-    """Return the amount that raises a job to the minimum charge: `max(0, minimum - usd)`.
-
-    Together charges the larger of the total and the model's minimum (together.ai/pricing, 2026-10-07).
-    """
+    """Return the amount that raises a job to the minimum charge: `max(0, minimum - usd)`. Together charges
+    the higher of the job's cost and the model's minimum (together.ai/pricing, 2026-10-07)."""
     return max(Decimal(0), minimum - usd)
 
 
@@ -28,7 +26,7 @@ _WORDS = {"owned": "the machine's hour", "rental": "the rented hour"}
 
 
 def rounded(usd: Decimal) -> Decimal:
-    """Round to a millionth of a dollar. All hosts bill in larger units, so sums of lines stay exact."""
+    """Round to a millionth of a dollar. All hosts bill in larger units, so the sums of lines stay exact."""
     return usd.quantize(_SIXTH)
 
 
@@ -42,8 +40,8 @@ def line(
     high: Decimal | None = None,
     note: str | None = None,
 ) -> QuoteLine:
-    """Build a line of a quote. `quantity` is in the rate's unit, with `band` as its relative half-width, or
-    with separate quantities for `low` and `high`."""
+    """Build a line of a quote. `quantity` is in the rate's unit. Its range is `band`, a relative half-width,
+    or the quantities `low` and `high`."""
     spread = Decimal(str(band))
     low_price, price, high_price = rate.band()
     smallest = (quantity if low is None else low) * (1 - spread)
@@ -75,7 +73,7 @@ def summed(
     train_seconds: float | None = None,
     open_end: str | None = None,
 ) -> Quote:
-    """Build the quote whose totals are the sums of its lines."""
+    """Build a quote from its lines. Its totals are the sums of the lines."""
     return Quote(
         provider=provider,
         model=model,
@@ -101,13 +99,13 @@ def _of_own_rates(lines: Sequence[QuoteLine]) -> list[str]:
 
 
 def age_days(quote: Quote, today: date) -> int | None:
-    """Return the age, in days, of the oldest price behind a quote."""
+    """Return the age of the oldest price behind a quote, in days."""
     checked = [date.fromisoformat(e.as_of) for e in quote.lines if e.as_of and e.as_of[:1].isdigit()]
     return (today - min(checked)).days if checked else None
 
 
 def worst_confidence(quote: Quote) -> Confidence:
-    """Return the lowest confidence among the rates that contribute to the price."""
+    """Return the lowest confidence of all rates that contribute to the price."""
     order = (Confidence.OLD, Confidence.INFERRED, Confidence.QUOTED)
     used = {e.confidence for e in quote.lines if e.usd_high > 0}
     return next((c for c in order if c in used), Confidence.QUOTED)

@@ -47,11 +47,12 @@ from orchestrate.types import Quote, QuoteLine, Record, decoding
 def break_even(
     training: Decimal, saved: Decimal, units: Sequence[ServingUnit] = (), *, single: bool = False
 ) -> int | None:
-    """Return the lowest number of requests per day at and above which the tuned model never costs more, or
-    `None` if there is none.
+    """Return the lowest number of requests per day from which the tuned model never costs more than the base
+    model. Returns `None` if there is none.
 
-    `training` is the training cost per month. `saved` is the monthly saving per daily request. Each traffic
-    level uses the required number of units of the cheapest kind. With `single`, there is only one unit.
+    `training` is the training cost per month, and `saved` the monthly saving for each request per day. At
+    each traffic level, the cheapest type of unit serves the traffic with as many units as needed. With
+    `single`, there is only one unit.
     """
     if saved <= 0:
         return None
@@ -89,10 +90,12 @@ def _ceiling(value: Decimal) -> int:
 
 
 def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePrice:
-    """Return the price of one request according to the package `genai-prices`. `saved_tokens` is the number
-    of tokens for examples and instructions that only the base model needs in its prompt. The model's shutdown
-    date and successor come from the catalog. Raises `UsageError` for a model that the package does not
-    know."""
+    """Return the price of one request according to the package `genai-prices`.
+
+    `saved_tokens` is the number of prompt tokens that only the base model needs, for examples and
+    instructions. The shutdown date and the successor come from the catalog. Raises `UsageError` if the
+    package doesn't know the model.
+    """
     from importlib.metadata import version
 
     from genai_prices import Usage, calc_price
@@ -118,7 +121,7 @@ def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePr
         )
     raise UsageError(
         f"genai-prices has no price for {model!r}",
-        fix="use the provider's name of the model, such as gpt-4.1",
+        fix="use the provider's name for the model, such as gpt-4.1",
     )
 
 
@@ -139,7 +142,7 @@ def _named(host: HostModel, traffic: Traffic, saved_tokens: int) -> BasePrice | 
 
 def default_base(traffic: Traffic, months: int, on: date, *, saved_tokens: int = 0) -> BasePrice:
     """Return the price of the catalog's comparison model. If that model is shut down within the period,
-    return the price of the successor named by its host."""
+    returns the price of the successor that its host named."""
     base = base_price(catalog.comparison().name, traffic, saved_tokens=saved_tokens)
     days = int(DAYS_PER_MONTH * months)
     while base.ends(on, days) and base.successor is not None:
@@ -152,17 +155,17 @@ _ENGINE = "your own vLLM on rented GPUs, excluding your work, storage and startu
 
 
 class AdapterHost(msgspec.Struct, frozen=True, kw_only=True):
-    """A host that serves users' adapters, billed per token."""
+    """A host that serves its users' adapters, billed per token."""
 
     provider: str
-    """Provider name in the rates, for the methods inference_adapter_input and _output."""
+    """Provider name in the rates. The methods are inference_adapter_input and inference_adapter_output."""
     title: str
     models: tuple[str, ...]
-    """Base models whose adapters it accepts, by their names in the catalog."""
+    """Base models whose adapters the host accepts, by their names in the catalog."""
     source: str
     note: str = ""
     closed: str = ""
-    """The reason why the host cannot serve adapters trained elsewhere, if it cannot."""
+    """Reason why the host can't serve adapters trained elsewhere, or an empty string if it can."""
 
 
 @cache
@@ -174,8 +177,8 @@ def adapter_hosts() -> tuple[AdapterHost, ...]:
 
 
 def rented(resolved: ModelOnHost, use: ServingUse, prices: Prices) -> Iterator[tuple[str, ServingWay]]:
-    """Yield each provider that only rents GPUs, with its cheapest GPU type for the load. `prices` gives the
-    rate book and the day."""
+    """Yield each provider that rents out GPUs, with its cheapest GPU type for the expected use. `prices`
+    supplies the rate book and the day."""
     names = {rate.provider for rate in prices.book if rents(rate)}
     for name in sorted(names):
         rates = gpu_rates(Prices(name, prices.book, prices.on), RENTAL)
@@ -186,8 +189,8 @@ def rented(resolved: ModelOnHost, use: ServingUse, prices: Prices) -> Iterator[t
 def adapters(
     resolved: ModelOnHost, trainer: str, use: ServingUse, prices: Prices
 ) -> Iterator[tuple[str, ServingWay | str]]:
-    """Yield each host that serves adapters of this base model, billed per token, with the price or with the
-    reason why there is none."""
+    """Yield each host that serves adapters of this base model per token, with the cost or with the reason why
+    the cost is unknown."""
     for host in adapter_hosts():
         if resolved.model is None or resolved.model.name not in host.models:
             continue
@@ -206,79 +209,79 @@ def adapters(
 
 
 def rents(rate: Rate) -> bool:
-    """Return whether a rate is the price of a GPU rented for serving, rather than for training here or at a
-    host."""
+    """Return whether a rate is the price of a rented GPU for serving, as opposed to one for training on this
+    machine or at a host."""
     return RENTAL in rate.methods and rate.provider not in profile.built_in()
 
 
 class ServingTotal(Record, frozen=True, kw_only=True):
-    """The total cost of one way to serve, over the period. `unavailable` explains why there is no total."""
+    """Total cost of one option for serving, over the period. If the total is missing, `unavailable` states
+    why."""
 
     server: str = ""
-    """Host that serves the model. Empty if it is the host that trained it."""
+    """Host that serves the model, or an empty string if it is the one that trained the model."""
     monthly: tuple[QuoteLine, ...] = ()
     monthly_usd: Decimal | None = None
     """Monthly cost. This and the next three fields are `None` if the total is `unavailable`."""
     low_usd: Decimal | None = None
-    """Low end of the cost of training and of serving the model until the end of the period or its shutdown.
-    The next two fields cover the same."""
+    """Low end of the total cost: training, and serving until the end of the period or the model's
+    shutdown."""
     expected_usd: Decimal | None = None
-    """Expected cost. Also `None` if the price of the training is undecided."""
+    """Expected total cost. Also `None` if the price of the training is undecided."""
     high_usd: Decimal | None = None
     serving: str = ""
     """Description of how the tuned model is served."""
     utilisation: float | None = None
-    """Average load relative to the capacity of the GPUs while they are up."""
+    """Average load of the GPUs as a fraction of their capacity while they are up."""
     base_monthly_usd: Decimal | None = None
-    """Average monthly cost of the base model over the same time."""
+    """Average monthly cost of prompting the base model over the same time."""
     base_usd: Decimal | None = None
-    """Total cost of the base model."""
+    """Total cost of prompting the base model over the same time."""
     break_even_months: Decimal | None = None
     """Months until the training has paid for itself compared with the base model, or `None` if it never
     does."""
     break_even_requests_per_day: Decimal | None = None
-    """Traffic at and above which the entire period never costs more than the base model, with as many GPUs as
-    needed. `None` if there is none."""
+    """Requests per day from which the tuned model costs no more than the base model over the entire period,
+    with as many GPUs as needed. `None` if there is no such number."""
     most_requests_per_day: Decimal | None = None
-    """Maximum traffic that this option can serve. `None` if more GPUs can be added."""
+    """Maximum requests per day that this option can serve, or `None` if you can add GPUs."""
     assumptions: tuple[str, ...] = ()
     unavailable: str | None = None
 
 
 class Paid(NamedTuple):
-    """A total cost, and the bounds used to show and compare it."""
+    """Total cost, with the bounds that are used to show and compare it."""
 
     least_usd: Decimal
-    """Like `counted_usd`, with the low end of an undecided training price."""
+    """Like `counted_usd`, but with the low end of the training price if that is undecided."""
     counted_usd: Decimal
-    """The expected total, or the total with the high end of the training."""
+    """Expected total, or the total with the high end of the training price if that is undecided."""
     low_usd: Decimal
     high_usd: Decimal
 
 
 class Ownership(ServingTotal, frozen=True, kw_only=True):
-    """The cost of training once, then hosting and serving every month."""
+    """Cost of training a model once, then hosting and serving it every month."""
 
     provider: str
     model: str
     months: int
     training: Quote
     requests_per_day: Decimal = Decimal(0)
-    """Requests per day in the given traffic."""
+    """Requests per day in the expected traffic."""
     months_served: Decimal = Decimal(0)
-    """Number of months in which the model is served. Fewer than `months` if the model is shut down
-    earlier."""
+    """Number of months in which the model is served: fewer than `months` if it is shut down earlier."""
     serves_until: date | None = None
-    """The last day on which the tuned model is served, if within the period."""
+    """Last day on which the tuned model is served, if that is within the period."""
     base: BasePrice | None = None
     base_words: str = ""
-    """Description of the models that are prompted instead during that time."""
+    """Description of the models that you would prompt instead during that time."""
     elsewhere: tuple[ServingTotal, ...] = ()
-    """The same adapter served by other hosts, cheapest first."""
+    """Options for serving the same adapter on other hosts, cheapest first."""
 
     @property
     def options(self) -> tuple[Ownership, ...]:
-        """Return this option and each of `elsewhere` as separate totals."""
+        """Return the option on the training backend, followed by those of `elsewhere`."""
         names = ServingTotal.__struct_fields__
         others = (
             msgspec.structs.replace(self, elsewhere=(), **{name: getattr(way, name) for name in names})
@@ -299,12 +302,12 @@ class Ownership(ServingTotal, frozen=True, kw_only=True):
 
     @property
     def rank(self) -> tuple[bool, Decimal]:
-        """Sort key that orders totals by the counted amount, with missing totals last."""
+        """Sort key: the counted amount, with missing totals last."""
         return (self.paid is None, self.paid.counted_usd if self.paid else Decimal(0))
 
     @property
     def place(self) -> str:
-        """The backends that train and serve the model."""
+        """Names of the backends that train and serve the model."""
         return f"{self.provider}, served at {self.server}" if self.server else self.provider
 
 
@@ -318,9 +321,12 @@ def own(
     prices: Prices | None = None,
     portable: bool = False,
 ) -> Ownership:
-    """Compute the total cost of ownership. `hourly` is the rate of the machine that serves, on a backend that
-    bills hourly. `prices` defaults to today's prices of the profile's kind. `portable` means that the adapter
-    can be downloaded and therefore also served elsewhere."""
+    """Compute the total cost of ownership.
+
+    `hourly` is the rate of the serving machine on a backend that bills hourly. `prices` defaults to today's
+    prices of the profile's kind. `portable` means that you can download the adapter, so other hosts can serve
+    it too.
+    """
     prices = prices or Prices(profile.kind)
     period = _Period(training, use, resolved, prices.on)
     if training.why_none is not None:
@@ -347,8 +353,8 @@ def own(
 
 
 def served_as(profile: Profile, resolved: ModelOnHost, prices: Prices, *, portable: bool) -> str | None:
-    """Describe briefly how the backend serves models that it tunes from this base model. Returns `None` if
-    unknown."""
+    """Describe in a few words how the backend serves models that it tuned from this base model. Returns
+    `None` if unknown."""
     if resolved.host is not None and resolved.host.deployable == "no":
         return "only downloaded"
     if profile.near:
@@ -449,7 +455,7 @@ class _Period:
             yield f"the comparison uses the high end of the training cost, {high}: {self.training.undecided}"
         if self.until is not None:
             yield (
-                f"{self.training.model} is shut down on {self.until}: both sides are compared over "
+                f"{self.training.model} will be shut down on {self.until}, so both sides are compared over "
                 f"{self.months:.1f} of {self.use.months} months"
             )
         while base is not None:
@@ -458,13 +464,13 @@ class _Period:
                 return
             if base.successor is None:
                 yield (
-                    f"{base.model} is shut down on {base.until} without a named successor: its "
+                    f"{base.model} will be shut down on {base.until} without a named successor, so its "
                     "current price is used for the time afterwards"
                 )
             else:
                 yield (
-                    f"{base.model} is shut down on {base.until}: afterwards, the price of its host's "
-                    f"replacement, {base.successor.model}, is used"
+                    f"{base.model} will be shut down on {base.until}. For the time afterwards, the price of "
+                    f"the successor that its host named, {base.successor.model}, is used"
                 )
             base = base.successor
 
@@ -478,7 +484,7 @@ def _months_to_pay(training: Decimal, monthly: Decimal, base_monthly: Decimal | 
 def serving_terms(
     provider: str, model: str, *, book: RateBook | None = None, today: date | None = None
 ) -> str | None:
-    """Describe briefly how a backend bills a tuned model. Returns `None` if no price is known."""
+    """Describe in a few words how a backend bills a tuned model. Returns `None` if no price is known."""
     prices = Prices(provider, book or built_in(), today or days.today())
     try:
         near, resolved = profile_of(provider).near, catalog.resolve(model, provider, prices.on)
@@ -500,8 +506,8 @@ def serving_terms(
 
 
 def cheapest(totals: Sequence[Ownership]) -> Ownership | None:
-    """Return the lowest expected total over all ways to serve. Only jobs that would be accepted and models
-    that are served for the entire period count."""
+    """Return the option for serving with the lowest expected total. Only counts jobs that would be accepted,
+    and models that are served for the entire period."""
     whole = [
         way
         for total in totals

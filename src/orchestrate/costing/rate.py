@@ -1,4 +1,4 @@
-"""Prices, what they apply to, and the prices that a quote needs."""
+"""Prices, what they apply to, and which prices a quote needs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from orchestrate.costing.rates import RateBook
 
 FLAG = "--rate"
-"""The command-line option that sets a price for one command."""
+"""Command-line option that sets a price for one command."""
 PLAY_MONEY = "sandbox"
-"""Provider name of simulated rates, which only sandboxes use, for hosts that publish no rates."""
+"""Provider name of simulated rates. Only sandboxes use them, for hosts that publish no rates."""
 UNITS = (
     "usd_per_mtok",
     "usd_per_gpu_hour",
@@ -29,21 +29,23 @@ UNITS = (
 )
 
 MOST_USD = Decimal(1_000_000_000)
-"""Maximum price of one unit. A higher price is a typo, and sums that include it would lose cents."""
+"""Upper limit for the price of one unit. A higher price is a typo, and including it would make sums
+inexact."""
 SPREAD = {Confidence.QUOTED: Decimal(0), Confidence.INFERRED: Decimal("0.2"), Confidence.OLD: Decimal("0.3")}
-"""Relative half-width around an uncertain rate. Old: the last known moves of published prices were -30%
-(Together's training rates, September 2026) and +14 to +30% (Fireworks' GPUs, same month). Inferred: the rule
-that infers Together's size bands is off by 18% for gpt-oss, the one model family that does not follow it."""
+"""Relative half-width of the range around an uncertain rate. Old: the last known changes of published prices
+were -30% (Together's training rates, September 2026) and +14 to +30% (Fireworks' GPUs, same month). Inferred:
+the rule that infers Together's size bands is off by 18% for gpt-oss, the one model family that does not
+follow it."""
 
 
 class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A price. Exactly one of the `usd_per_...` fields is set. It determines the unit."""
+    """A price. Exactly one of the `usd_per_...` fields is set, and it determines the unit."""
 
     provider: str
     method: str | tuple[str, ...]
     """Method, such as sft_lora, dpo_full, rft, minimum, deployment, gpu_rental or inference_tuned_input."""
     model: str | tuple[str, ...] | None = None
-    """The host's id, the hub id or the canonical name."""
+    """Host's id, hub id or canonical name of the model, or several of them. `None` means any model."""
     over_b: Decimal | None = None
     """Lower end of the size band, in billions of parameters (exclusive)."""
     upto_b: Decimal | None = None
@@ -57,20 +59,20 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
     usd_per_kwh: Decimal | None = None
     usd_per_gb_month: Decimal | None = None
     usd_max: Decimal | None = None
-    """Upper end of the price, if the host publishes a range instead of a table."""
+    """Upper end of the price, if the host publishes a range."""
     start: date
     """First day on which the price is known to apply."""
     end: date | None = None
     """Last day on which the price is offered."""
     checked: date | None = None
-    """Day on which the source was last read. Default: `start`."""
+    """Day on which the source was last read, or `None` for `start`."""
     undated: bool = False
-    """True if the source is a copy without a date."""
+    """True if the source is a copy that has no date."""
     confidence: Confidence
     source: str
     note: str | None = None
     own: str | None = None
-    """The user's file or flag that sets the rate. `None` for built-in rates."""
+    """File or flag with which the user set the rate, or `None` for built-in rates."""
 
     def __post_init__(self) -> None:
         units = [name for name in UNITS if getattr(self, name) is not None]
@@ -79,7 +81,7 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         if not all(usd.is_finite() and usd < MOST_USD for usd in (self.usd, self.usd_max or Decimal(0))):
             raise ValueError(f"a price must be a number below {MOST_USD:,}")
         if self.usd < 0 or (self.usd_max is not None and self.usd_max < self.usd):
-            raise ValueError("a price must not be negative, and usd_max must not be below it")
+            raise ValueError("a price must not be negative, and usd_max must not be below the price")
         if self.end is not None and self.end < self.start:
             raise ValueError(f"ends on {self.end}, before it starts on {self.start}")
 
@@ -107,13 +109,12 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def as_of(self) -> str:
-        """Date for display and for `QuoteLine.as_of`, or `undated`."""
+        """Date of the price for display and for `QuoteLine.as_of`, or `undated`."""
         return "undated" if self.undated else self.last_checked.isoformat()
 
     @property
     def doubt(self) -> str | None:
-        """The reason why the host may charge a different price today, or `None` if the host quoted this
-        price."""
+        """Reason why the host may charge a different price today, or `None` if the host quotes this price."""
         if self.confidence is Confidence.OLD:
             when = f"about {self.last_checked}, from an undated copy" if self.undated else self.last_checked
             more = f"; {self.note}" if self.note else ""
@@ -126,7 +127,7 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def applies_to(self) -> str:
-        """The model, size band or GPU for display, or `any`."""
+        """Model, size band or GPU that the rate applies to, for display, or `any`."""
         if self.models:
             return ", ".join(self.models)
         if self.gpu:
@@ -140,27 +141,27 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         )
 
     def offered(self, on: date) -> bool:
-        """Return whether the price is available on this day. A user's own price applies from its `start`.
-        Before that, the host's price applies."""
+        """Return whether the price is available on this day. A price that the user set in a file only applies
+        from its `start`, and the host's price applies before that."""
         begun = self.own is None or self.source == FLAG or self.start <= on
         return begun and (self.end is None or on <= self.end)
 
     def band(self) -> tuple[Decimal, Decimal, Decimal]:
-        """Return the low, expected and high price per unit. For a published range, the expected price is
-        only its middle."""
+        """Return the low, expected and high price per unit. If the host publishes a range, the expected price
+        is its midpoint."""
         if self.usd_max is not None:
             return self.usd, (self.usd + self.usd_max) / 2, self.usd_max
         spread = SPREAD[self.confidence]
         return self.usd * (1 - spread), self.usd, self.usd * (1 + spread)
 
     def concerns(self, ids: Iterable[str], params_b: float | None) -> bool:
-        """Return whether this may be the price of a model with these names and size."""
+        """Return whether this may be the price of a model with one of these names and this size."""
         size = None if params_b is None else Decimal(str(params_b))
         return self.fit(frozenset(name.lower() for name in ids), size, None, None) > 0
 
     def fit(self, ids: frozenset[str], params_b: Decimal | None, gpu: str | None, tier: str | None) -> int:
-        """Return how closely the rate matches the request: 3 for the model or GPU itself, 2 for its size
-        band, 1 for a rate for everything, 0 for no match."""
+        """Return how closely the rate matches: 3 for the exact model or GPU, 2 for its size band, 1 for a
+        rate that applies to everything, and 0 for no match."""
         if self.models:
             return 3 if any(name.lower() in ids for name in self.models) else 0
         if self.gpu is not None:
@@ -183,15 +184,16 @@ class Lookup:
 
     provider: str
     methods: tuple[tuple[str, ...], ...]
-    """Groups of names for the same thing, the most specific name first."""
+    """Groups of names for the same method, each with the most specific name first."""
     ids: frozenset[str] = frozenset()
     params_b: float | None = None
     gpu: str | None = None
     instead: tuple[str, ...] = ()
-    """Method from which the price is derived if nothing is found for the first of `methods`."""
+    """Method to derive the price from if no rate is found for the first of `methods`."""
 
     def takes(self, rate: Rate, book: RateBook, on: date) -> bool:
-        """Return whether this rate determines a price, because no other rate in the book takes precedence."""
+        """Return whether this rate would determine a price of the quote, because no other rate in the book
+        takes precedence."""
         if rate.provider != self.provider:
             return False
         if self.gpu is not None and set(rate.methods) & {name for group in self.methods for name in group}:
@@ -207,7 +209,7 @@ class Lookup:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """List the `--rate` flags that set this price."""
+        """The `--rate` flags that would set this price."""
         of = f"@{self.gpu}" if self.gpu else ""
         return tuple(
             f"{self.provider}:{method}{'' if method == 'electricity' else of}"
@@ -217,13 +219,13 @@ class Lookup:
 
 
 def require_used(rates: Iterable[Rate], lookups: Sequence[Lookup], book: RateBook, on: date) -> None:
-    """Raise `UsageError` for a rate that does not change the price of any quote."""
+    """Raise `UsageError` for a rate that doesn't affect any quote."""
     for rate in rates:
         if any(lookup.takes(rate, book, on) for lookup in lookups):
             continue
         flags = sorted({flag for lookup in lookups for flag in lookup.flags})
         raise UsageError(
-            f"{rate.own} changes no price in this quote",
+            f"{rate.own} does not affect this quote",
             fix=f"use one of {', '.join(flags)}, each once" if flags else "leave it out",
         )
 

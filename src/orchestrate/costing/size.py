@@ -1,4 +1,4 @@
-"""Size of a job on one backend: its tokens, and the backend's epochs, evaluations and packing."""
+"""Size of a job on one backend: its tokens, epochs and evaluations."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
 
 class Lines(Record, frozen=True, kw_only=True):
-    """The lines of a quote."""
+    """Lines of a quote, and the assumptions behind them."""
 
     lines: tuple[QuoteLine, ...]
     notes: tuple[str, ...] = ()
     """Assumptions behind the lines."""
     open_end: str | None = None
-    """Costs that the lines do not include. If set, the total may exceed the high end of their range."""
+    """Description of costs that the lines do not include. If set, the total may exceed the high end of their
+    range."""
 
 
 Bills = Callable[["JobSize", "Rate"], Lines]
-"""A function that computes how a host bills a job by its tokens, at the rate of a training token."""
+"""A function that computes the quote lines of a job from its size and the rate of a training token."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,15 @@ class PlannedJob:
 
 
 class JobSize(Record, frozen=True, kw_only=True):
-    """Counts for the billing rules. Token counts are for one pass, after truncation. The minimum and maximum
-    cover the uncertainty of the tokenizer, the prompt that the answers of a preference pair share, and images
-    of unknown size."""
+    """Sizes that determine the cost of a job.
+
+    Token counts are for one epoch, after truncation. Their low and high ends cover the uncertainty of the
+    tokenizer, the prompt shared by the answers of a preference pair, and images of unknown size.
+    """
 
     rows: int
     sequences: int
-    """Number of sequences: two for each preference pair (the prompt with each answer), otherwise one for each
+    """Number of sequences: two for each preference pair (the prompt with each answer), and one for any other
     row."""
     longest: int
     """Number of tokens in the longest sequence."""
@@ -70,22 +73,22 @@ class JobSize(Record, frozen=True, kw_only=True):
     epochs_low: int
     epochs_high: int
     passes: Decimal
-    """Number of epochs. It is fractional if `max_steps` ends the run within an epoch."""
+    """Number of epochs, which is fractional if `max_steps` ends the run within an epoch."""
     evals: int
     packing: bool
     max_length: int | None
     reasoning: bool
     average_turns: float
     band: float
-    """Relative half-width of the token counts due to the tokenizer alone."""
+    """Relative half-width of the token counts, due to the tokenizer alone."""
     notes: tuple[str, ...]
     uncounted: str | None = None
-    """Content of the files that these counts do not include."""
+    """Description of content that these counts do not include."""
 
 
 def effective(translation: Translation, name: str, default: Any = None) -> Any:
-    """Return the effective value of a setting: the value sent, the backend's default, or `default` if the
-    setting was rejected or is unknown."""
+    """Return the effective value of a setting: the value sent, or else the backend's default. Returns
+    `default` if the setting was rejected or is unknown."""
     for setting in translation.settings:
         if setting.name == name and setting.outcome is not Outcome.REFUSED:
             return setting.asked if setting.sent is None else setting.sent
@@ -93,14 +96,14 @@ def effective(translation: Translation, name: str, default: Any = None) -> Any:
 
 
 def epochs_of(translation: Translation, profile: Profile, rows: int) -> int:
-    """Return the requested number of epochs, or the assumed choice of the host."""
+    """Return the requested number of epochs, or the number that the host is assumed to choose."""
     told = _whole(effective(translation, "epochs"))
     return told or profile.default_epochs or profile.auto_epochs(rows)
 
 
 def batch_of(translation: Translation) -> int | None:
-    """Return the number of rows per step, or `None` if the host chooses it. The value sent to the host may be
-    a smaller part of this number."""
+    """Return the effective batch size in rows, or `None` if the host chooses it. The value sent to the host
+    may be smaller, for example per device."""
     for setting in translation.settings:
         if setting.name == "batch_size" and setting.outcome is Outcome.MAPPED and setting.exact:
             return _whole(setting.asked)
@@ -108,8 +111,8 @@ def batch_of(translation: Translation) -> int | None:
 
 
 def measure(work: PlannedJob) -> JobSize:
-    """Count tokens with the model's tokenizer if it is on this machine, otherwise with the substitute named
-    in the catalog."""
+    """Count tokens with the model's tokenizer if it is on this machine, or else with the substitute that the
+    catalog names."""
     spec, data, translation, resolved = work.spec, work.data, work.translation, work.resolved
     name = tokenizer_for(resolved, spec)
     limit = _limit(work)
@@ -125,11 +128,12 @@ def measure(work: PlannedJob) -> JobSize:
         notes.append(run.note)
     if train.left_out:
         notes.append(
-            f"{text.count(train.left_out, 'row')} of more than {limit} tokens are dropped and not billed"
+            f"{text.count(train.left_out, 'row')} with more than {limit} tokens will be dropped and not "
+            "billed"
         )
     if lost := train.lost:
         notes.append(
-            f"rows are truncated at {limit} tokens: {lost:,} tokens are neither trained on nor billed"
+            f"rows are truncated at {limit} tokens, so {lost:,} tokens are neither trained on nor billed"
         )
     if train.shared:
         notes.append(
@@ -139,7 +143,7 @@ def measure(work: PlannedJob) -> JobSize:
         )
     if train.pictures:
         images = text.count(train.images, "image")
-        notes.append(f"including {train.pictures:,} for {images}, by {work.profile.title}'s rule")
+        notes.append(f"including {train.pictures:,} tokens for {images}, by {work.profile.title}'s rule")
     uncounted = train.uncounted + validation.uncounted
     return JobSize(
         rows=data.train.rows,
@@ -197,7 +201,10 @@ def _run(work: PlannedJob) -> _TrainingLength:
         if epochs is None:
             epochs = work.profile.auto_epochs(rows)
             low, high = 1, epochs + 1
-            note = f"the host chooses the epochs (auto): assumed {epochs}, at most {epochs + 1}"
+            note = (
+                f"the host chooses the number of epochs (auto), assumed to be {epochs} and at most "
+                f"{epochs + 1}"
+            )
     if every := _whole(effective(translation, "eval_steps")):
         evals = -(-epochs * _steps_per_epoch(work) // every)
     return _TrainingLength(
@@ -295,8 +302,8 @@ def _file(
 
 
 def chat_of(spec: JobSpec) -> dict[str, Any]:
-    """Return the settings of a spec that affect how the model's own tokenizer reads a row. Raises `SpecError`
-    if the template can't be read."""
+    """Return the settings of a spec that change how the model's tokenizer processes a row. Raises `SpecError`
+    if the chat template can't be read."""
     chat: dict[str, Any] = {}
     if spec.chat_template is not None:
         chat["chat_template"] = template_text(spec.chat_template)
@@ -308,9 +315,9 @@ def chat_of(spec: JobSpec) -> dict[str, Any]:
 
 
 def tokenizer_for(resolved: ModelOnHost, spec: JobSpec | None = None) -> str:
-    """Return the name of the best counter on this machine, for `Dataset.tokens`. The name depends on the chat
-    template and other settings of `spec` that affect how a row is read. Raises `SpecError` if the template
-    can't be read."""
+    """Return the name of the best token counter on this machine, for `Dataset.tokens`. The name includes the
+    settings of `spec` that change how rows are tokenized, such as the chat template. Raises `SpecError` if
+    the chat template can't be read."""
     chat = {} if spec is None else chat_of(spec)
     if spec is not None and spec.method.type == "sft" and spec.method.earlier_thinking not in (None, "train"):
         chosen = spec.method.train_on

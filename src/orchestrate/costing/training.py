@@ -1,4 +1,4 @@
-"""Estimated cost of a run."""
+"""Estimates of the cost of training."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from orchestrate.types import Confidence, Quote, QuoteLine, Recalled, Record
 
 
 EVAL_SHARE = Decimal(1) / 3
-"""Time for an evaluated token divided by the time for a trained one. An evaluation has no backward pass,
-which takes twice as long as the forward pass."""
+"""Time for an evaluated token relative to a trained one. An evaluation has no backward pass, which takes
+twice as long as the forward pass."""
 
 DRAWN_SHARE = (Decimal(2), Decimal(4), Decimal(8))
-"""Time for a sampled token divided by the time for a trained one, from low to high. Measured on a CPU: 2.9
-with 128 concurrent answers, 7.3 with 16."""
+"""Time for a sampled token relative to a trained one: low, expected and high. Measured on a CPU: 2.9 with 128
+concurrent answers, 7.3 with 16."""
 ANSWER_SHARE = (Decimal("0.1"), Decimal("0.5"), Decimal(1))
-"""Length of an answer divided by its maximum length, from low to high. The real length is unknown in
-advance."""
+"""Length of an answer relative to its maximum length: low, expected and high. The actual length is not known
+in advance."""
 
 
 class SampledAnswers(Record, frozen=True, kw_only=True):
-    """The answers that reinforcement fine-tuning samples per epoch."""
+    """The answers that reinforcement fine-tuning samples in each epoch."""
 
     samples: int
     """Number of answers per prompt."""
@@ -49,7 +49,7 @@ class SampledAnswers(Record, frozen=True, kw_only=True):
 
 
 class HourlyRate(Record, frozen=True, kw_only=True):
-    """The hourly cost of a machine and its explanation."""
+    """The hourly cost of a machine, with its source."""
 
     component: str
     """Component of the quote line: electricity, owned or rental."""
@@ -61,7 +61,7 @@ class HourlyRate(Record, frozen=True, kw_only=True):
     low_usd_per_hour: Decimal
     high_usd_per_hour: Decimal
     own: str | None = None
-    """Source of the user's own price, or `None` for a published price."""
+    """File or flag with which the user set the price, or `None` for a built-in price."""
 
     def line(
         self,
@@ -72,8 +72,8 @@ class HourlyRate(Record, frozen=True, kw_only=True):
         low: Decimal | None = None,
         high: Decimal | None = None,
     ) -> QuoteLine:
-        """Build a quote line for `hours` at this rate, displayed to `places`. `low` and `high` are the
-        minimum and maximum hours."""
+        """Build a quote line for `hours` at this rate, with the quantity rounded to `places`. `low` and
+        `high` are the minimum and maximum hours."""
         return QuoteLine(
             component=component or self.component,
             quantity=hours.quantize(Decimal(places)),
@@ -91,7 +91,7 @@ class HourlyRate(Record, frozen=True, kw_only=True):
 
 
 def watts(device: str, count: int = 1) -> int:
-    """Return the full-load power of the machine with `count` devices of this name (`cpu`, `NVIDIA H100
+    """Return the full-load power in watts of a machine with `count` devices of this name (`cpu`, `NVIDIA H100
     80GB HBM3` ...)."""
     table = hardware.table()
     if device.lower() == "cpu":
@@ -108,20 +108,18 @@ def local_rate(
     book: RateBook | None = None,
     today: date | None = None,
 ) -> HourlyRate:
-    """Return the hourly rate of a machine whose rates are listed under `prices`: `local:owned` (US
-    dollars per hour of the entire machine) or `local:gpu_rental` (per GPU-hour) if the user set one,
-    otherwise the electricity that the devices use at full load."""
+    """Return the hourly rate of a machine whose rates are listed under `prices`. If the user set
+    `local:owned` (US dollars per hour of the entire machine) or `local:gpu_rental` (per GPU-hour), this is
+    the rate. Otherwise, it is the price of the electricity that the devices use at full load."""
     book, on = book or built_in(), today or days.today()
     if owned := book.find(prices, "owned", ids=[device], gpu=device, on=on):
-        return _hourly("owned", owned, Decimal(1), "the hourly cost that you set for this machine")
+        return _hourly("owned", owned, Decimal(1), "your hourly price for this machine")
     if rental := book.find(prices, "gpu_rental", gpu=device, on=on) or _flat(book, prices, on):
-        return _hourly(
-            "rental", rental, Decimal(count), f"{count} x {device} at the rental price that you set"
-        )
+        return _hourly("rental", rental, Decimal(count), f"{count} x {device} at your rental price")
     power = watts(device, count)
     electricity = book.find(prices, "electricity", on=on)
     if electricity is None:
-        raise UsageError("no electricity price is set", fix=f"set one: --rate {prices}:electricity=0.30")
+        raise UsageError("no electricity price is set", fix=f"to set one: --rate {prices}:electricity=0.30")
     label = (
         f"{power} W at full load x {text.rate(electricity.usd)} per kWh. The cost of the hardware is "
         "not included"
@@ -138,8 +136,8 @@ def rental_rate(
     book: RateBook | None = None,
     today: date | None = None,
 ) -> HourlyRate:
-    """Return the hourly rate of `count` rented GPUs at runpod, vast, lambda ... Raises `UsageError` if the
-    provider has no such price."""
+    """Return the hourly rate of `count` GPUs rented from a provider such as runpod, vast or lambda. Raises
+    `UsageError` if no such price is known."""
     book, on = book or built_in(), today or days.today()
     rate = book.find(provider, "gpu_rental", gpu=gpu, tier=tier, on=on)
     if rate is None:
@@ -179,13 +177,13 @@ class Speed(Record, frozen=True, kw_only=True):
     source: str
     """Source of the speed, such as "measured on this machine on ..." or "modeled from ..."."""
     band: float = 0.5
-    """Relative half-width: the time is between tokens / (1 + band) and tokens / (1 - band)."""
+    """Relative half-width of the speed's range: expected x (1 - band) to expected x (1 + band)."""
     factor: float | None = None
-    """Alternative to `band`: the speed lies between expected / factor and expected * factor."""
+    """Alternative to `band`, as a factor: the speed is between expected / factor and expected x factor."""
 
     @property
     def slowest_and_fastest(self) -> tuple[float, float]:
-        """The slowest and fastest speed, relative to the expected one."""
+        """Slowest and fastest speed, relative to the expected one."""
         if self.factor is not None:
             return 1 / self.factor, self.factor
         return 1 - min(self.band, 0.9), 1 + min(self.band, 0.9)
@@ -210,9 +208,12 @@ def quote_hours_job(
     startup_seconds: float | tuple[float, float, float] = 30.0,
     answers: SampledAnswers | None = None,
 ) -> Quote:
-    """Quote a job billed hourly: the rate times the hours, computed from the speed. `startup_seconds` is the
-    time in addition to training, or its (minimum, likely, maximum) estimates. `answers` is for reinforcement
-    fine-tuning."""
+    """Quote a job that is billed hourly.
+
+    The hours are computed from the job's size and the training speed. `startup_seconds` is the additional
+    time before and after training, as one number or as (minimum, expected, maximum). `answers` is only for
+    reinforcement fine-tuning.
+    """
     size = measure(work)
     read_only = _read_only(work.spec, size)
     per_second = Decimal(str(speed.tokens_per_second))
@@ -275,15 +276,15 @@ def _judged(spec: JobSpec, read_only: int) -> list[str]:
     why = "by the reference"
     if method_word(spec.method) == "kto":
         why += ", and for the estimate of the divergence"
-    return [f"{read_only:,} tokens are only read {why}, which takes a third of the training time"]
+    return [f"{read_only:,} tokens are only read {why}, which takes a third as long as training on them"]
 
 
 def _drawn(answers: SampledAnswers | None) -> list[str]:
     if answers is None:
         return []
     return [
-        f"{answers.samples} answers of {ANSWER_SHARE[1] * answers.most_tokens:.0f} tokens sampled "
-        f"per prompt and epoch ({ANSWER_SHARE[0] * answers.most_tokens:.0f} to "
+        f"{answers.samples} answers of {ANSWER_SHARE[1] * answers.most_tokens:.0f} tokens are sampled per "
+        f"prompt and epoch ({ANSWER_SHARE[0] * answers.most_tokens:.0f} to "
         f"{answers.most_tokens})",
         f"sampling a token takes {DRAWN_SHARE[1]} times as long as training on one "
         f"({DRAWN_SHARE[0]} to {DRAWN_SHARE[2]}), excluding the grader's time",
@@ -294,12 +295,12 @@ def _drawn(answers: SampledAnswers | None) -> list[str]:
 
 
 STALE_DAYS = 60
-"""Age in days above which a price gets a warning."""
+"""Age in days from which a price gets a warning."""
 
 
 def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices: Prices) -> Rate | None:
-    """Return the rate of a training token: the rate for the method and adapter, else for the method alone, or
-    for DPO a factor times the SFT rate."""
+    """Return the rate of a training token: for the method and adapter, or else for the method. If there is no
+    DPO rate, derives one from the SFT rate."""
     found = prices.of(training_methods(spec), resolved)
     derived = found is None and spec.method.type == "dpo"
     sft = prices.of(training_methods(spec, "sft"), resolved) if derived else None
@@ -319,15 +320,15 @@ def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices
 
 
 def training_methods(spec: JobSpec, method: str | None = None) -> tuple[str, str]:
-    """List the names of training token rates for this spec, or for the same spec with another method, the
-    most specific first."""
+    """Return the names of the training rates for this spec, most specific first. `method` replaces the spec's
+    method."""
     method = method or spec.method.type
     return f"{method}_{'full' if spec.adapter.type == 'full' else 'lora'}", method
 
 
 def lookup(spec: JobSpec, resolved: ModelOnHost, prices: str, *, gpu: str | None = None) -> Lookup:
-    """Return the rates that a quote of this spec needs, at a host, or with `gpu` (a name, or `cpu`) for a
-    machine that is billed hourly."""
+    """Return the rates that a quote of this spec needs from a host. With `gpu` (a name, or `cpu`), returns
+    those of a machine that is billed hourly."""
     if gpu is not None:
         return Lookup(prices, (("electricity",), ("gpu_rental",), ("owned",)), gpu=gpu)
     if spec.method.type == "rft":
@@ -345,12 +346,13 @@ def quote_tokens_job(
     gpu_hours: Decimal | None = None,
     sandbox: bool = False,
 ) -> Quote:
-    """Quote a hosted job that is billed by tokens (RFT: by GPU-hours, which must be given as
-    `gpu_hours`).
+    """Quote a hosted job that is billed by tokens. RFT jobs are billed by GPU-hours, which you must pass as
+    `gpu_hours`.
 
-    `prices` defaults to today's prices of the profile's kind. If a model was shut down or has no published
-    price, the quote has `unavailable` set, never a guess. A `sandbox` still accepts jobs after its host has
-    closed."""
+    `prices` defaults to today's prices of the profile's kind. If the model was shut down or has no published
+    price, the quote has `unavailable` set instead of a guess. A `sandbox` accepts jobs even after its host
+    has closed.
+    """
     priced = PricedJob(
         work.provider,
         work.profile,
@@ -364,7 +366,7 @@ def quote_tokens_job(
 
 @dataclass(frozen=True)
 class PricedJob:
-    """A job with everything that a quote needs except the size."""
+    """Everything that a quote needs, except the size of the job."""
 
     provider: str
     profile: Profile
@@ -377,8 +379,8 @@ class PricedJob:
 def quote_sized_job(
     job: PricedJob, size_of: Callable[[], JobSize], *, gpu_hours: Decimal | None = None
 ) -> Quote:
-    """Quote a job as `quote_tokens_job` does, with a size from any source. `size_of` is called only if there
-    is a price."""
+    """Quote a job like `quote_tokens_job`, with a size from any source. Calls `size_of` only if there is a
+    price."""
     provider, profile, spec, resolved, prices = job.provider, job.profile, job.spec, job.resolved, job.prices
 
     def none(reason: str) -> Quote:
@@ -412,7 +414,10 @@ def quote_sized_job(
         lines.append(top_up)
         if minimum.usd_max is not None and top_up.usd_high > 0:
             span = text.span(minimum.usd, minimum.usd_max)
-            undecided = f"the minimum per job is {span}, depending on the model. The host publishes no table"
+            undecided = (
+                f"the minimum per job is {span}, depending on the model, and the host does not publish "
+                "which applies"
+            )
     quote = summed(
         provider=provider,
         model=resolved.name,
@@ -447,7 +452,8 @@ def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
         return f"{profile.title} stopped accepting new jobs for {resolved.name} on {host.no_new_jobs_after}"
     if host is not None and host.tunable == "no":
         return (
-            next(iter(resolved.warnings), None) or f"{resolved.name} can no longer be tuned on {profile.kind}"
+            next(iter(resolved.warnings), None)
+            or f"{resolved.name} can no longer be fine-tuned on {profile.kind}"
         )
     return None
 
@@ -485,7 +491,9 @@ def _quote_rft(
     return summed(
         provider=provider,
         model=resolved.name,
-        lines=[line("training", hours * factor, rate, note=f"the hours that you set, on H100{surcharge}")],
+        lines=[
+            line("training", hours * factor, rate, note=f"your estimate of the hours, on H100{surcharge}")
+        ],
         assumptions=[f"{hours} GPU-hours, your own estimate", "excludes the tokens of a model grader"],
         warnings=[*resolved.warnings, *_rate_warnings(rate, prices.on)],
     )
@@ -503,7 +511,7 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
     top_high = minimum_top_up(sum((entry.usd_high for entry in lines), Decimal(0)), high)
     span = text.rate(low)
     if low != high:
-        span += f" to {text.rate(high)}, depending on the model (no price table was found)"
+        span += f" to {text.rate(high)}, depending on the model"
     return QuoteLine(
         component="minimum",
         quantity=Decimal(1),
@@ -513,7 +521,7 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
         usd_low=top_low,
         usd=top,
         usd_high=top_high,
-        note=f"raises the job to the minimum charge of {span}",
+        note=f"top-up to the minimum charge of {span}",
         own=minimum.own,
         source=minimum.source,
         as_of=minimum.as_of,
@@ -539,14 +547,15 @@ def _rate_warnings(rate: Rate, on: date) -> list[str]:
 # Only its high end is of use, to hold a share of a budget: the tokens of a file are known by its bytes alone.
 
 BYTES_PER_TOKEN = 4
-"""Bytes per token in JSON lines. English prose has 4 to 5 and its JSON more. Text in scripts that UTF-8
-encodes in three bytes has 3, and escapes have 6."""
+"""Assumed bytes per token in JSON lines. English prose has 4 to 5 bytes per token, and its JSON more. Scripts
+with three UTF-8 bytes per character have 3, and escapes 6."""
 BAND = {"bytes": 1.0, "tokens": 0.2}
-"""Relative half-width of this estimate (at most one token per 2 bytes), and of hosts' own estimates."""
+"""Relative half-width of token counts that are estimated from bytes (up to one token per 2 bytes), and of
+those that hosts report."""
 
 
 def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:
-    """Build the known part of the spec of a recovered job. Its data is named `unknown`."""
+    """Build the known part of a recovered job's spec. The path of its data is `unknown`."""
     spec: dict[str, Any] = {"model": model, "train": "unknown"}
     if told is not None and told.method != "sft":
         spec["method"] = {"type": told.method} | (
@@ -558,13 +567,15 @@ def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:
 
 
 def quote_recalled(job: PricedJob, told: Recalled) -> Quote:
-    """Quote a job from what its host reports about it. `unavailable` explains why there is no price."""
+    """Quote a job from what its host reports about it. If there is no price, `unavailable` states why."""
     if told.usd_per_hour is not None or told.most_seconds is not None:
         return _by_the_hour(job, told)
     if told.train_tokens is None and told.train_bytes is None:
         return _none(job, "the host reports neither the token count nor the size of the data")
     if not told.packing and told.rows is None:
-        return _none(job, "the host bills each row at full length and does not report the number of rows")
+        return _none(
+            job, "the host bills each row at the maximum length but does not report the number of rows"
+        )
     return msgspec.structs.replace(quote_sized_job(job, lambda: size_of(job.profile, told)), recalled=True)
 
 
@@ -573,7 +584,7 @@ def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
     if told.usd_per_hour is None:
         return _none(job, "the hourly price of the job's machine is unknown")
     if told.most_seconds is None:
-        return _none(job, "the time when the job's machine will stop is unknown")
+        return _none(job, "the maximum running time of the job's machine is unknown")
     hours = Decimal(str(told.most_seconds)) / 3600
     hourly = HourlyRate(
         component="rental",
@@ -591,19 +602,21 @@ def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
         model=job.resolved.name,
         lines=(line,),
         assumptions=(
-            f"the job's machine stops after {duration(told.most_seconds)}, at {rate(told.usd_per_hour)} "
+            f"the job's machine stops after at most {duration(told.most_seconds)}, at "
+            f"{rate(told.usd_per_hour)} "
             "per hour",
         ),
         expected_usd=None,
         high_usd=line.usd_high,
         recalled=True,
-        undecided="the job was recovered without its quote. Only the time when its machine stops is known",
+        undecided="the job was recovered without its quote. Only the maximum running time of its machine "
+        "is known",
     )
 
 
 def quote_assumed(job: PricedJob, told: Recalled) -> Quote:
-    """Quote a job as `quote_recalled` does, from an assumed number of rows and tokens. Use it for data that
-    does not exist yet."""
+    """Quote a job from an assumed number of rows and tokens, for data that does not exist yet. Like
+    `quote_recalled` otherwise."""
     rows, tokens = told.rows or 0, told.train_tokens or 0
     words = f"{rows:,} rows with {tokens:,} tokens in total, +/- {BAND['tokens']:.0%}"
     size = msgspec.structs.replace(size_of(job.profile, told), notes=(words,))
@@ -620,7 +633,7 @@ def size_of(profile: Profile, told: Recalled) -> JobSize:
         low, high = 1, profile.default_epochs or profile.auto_epochs(told.rows or fewest)
     note = f"{tokens:,} tokens, counted by the host"
     if not counted:
-        note = f"{told.train_bytes:,} bytes, counted as {tokens:,} tokens, at most twice as many"
+        note = f"{told.train_bytes:,} bytes, estimated as {tokens:,} tokens, at most twice as many"
     evaluated = _tokens(told.validation_bytes)
     band = Decimal(str(BAND["tokens" if counted else "bytes"]))
     return JobSize(

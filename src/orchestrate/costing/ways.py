@@ -1,4 +1,4 @@
-"""Ways to serve a tuned model, and their monthly costs."""
+"""Options for serving a tuned model, and their monthly costs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from orchestrate.types import Confidence, Quote, QuoteLine, Record
 
 DAYS_PER_MONTH = Decimal(365) / 12
 UTILISATION = Decimal(1) / 3
-"""Average load relative to a replica's capacity. The busiest hour has three times the average load."""
+"""Average load as a fraction of a replica's capacity. The load in the busiest hour is three times the
+average."""
 
 
 class Traffic(Record, frozen=True, kw_only=True):
@@ -35,8 +36,8 @@ class Traffic(Record, frozen=True, kw_only=True):
 
     @classmethod
     def parse(cls, words: str) -> Traffic:
-        """Parse a description such as `20k req/day, 900 in, 150 out`. Raises `UsageError` for any other
-        form."""
+        """Parse a description such as `20k req/day, 900 in, 150 out`. Raises `UsageError` if the form is
+        invalid."""
         asked = " ".join(words.lower().replace("_", "").split())
         found = _TRAFFIC.match(asked) if len(asked) <= _LONGEST else None
         if found is None:
@@ -57,27 +58,27 @@ class Traffic(Record, frozen=True, kw_only=True):
 
 
 class BasePrice(Record, frozen=True, kw_only=True):
-    """The price of prompting a base model at a provider's public rate, per request of the given traffic."""
+    """Price of one request if you prompt a base model at a provider's public rate."""
 
     model: str
     provider: str
     usd_per_request: Decimal
     input_tokens: int
-    """Tokens of the prompt, including those that the tuned model would not need."""
+    """Number of prompt tokens, including those that the tuned model does not need."""
     source: str
     until: date | None = None
-    """Last day of the model, if its host has announced its shutdown."""
+    """Day on which the model is shut down, if its host has announced one."""
     successor: BasePrice | None = None
-    """The replacement named by the host."""
+    """Price of the successor that the host named."""
     note: str = ""
 
     def ends(self, on: date, days: int) -> bool:
-        """Return whether the model will be shut down within this number of days."""
+        """Return whether the model will be shut down within `days` of this day."""
         return self.until is not None and (self.until - on).days < days
 
     def mean_usd(self, on: date, days: int) -> Decimal:
-        """Return the average price of a request over this number of days. After the shutdown, the successor's
-        price counts."""
+        """Return the average price of a request over `days`. After the shutdown, the successor's price
+        counts."""
         if self.until is None or self.successor is None or not self.ends(on, days) or days <= 0:
             return self.usd_per_request
         alive = max((self.until - on).days, 0)
@@ -85,7 +86,7 @@ class BasePrice(Record, frozen=True, kw_only=True):
         return (self.usd_per_request * alive + after * (days - alive)) / days
 
     def words(self, on: date, days: int) -> str:
-        """Describe the models that are prompted over this number of days."""
+        """Name the models that are prompted over `days`."""
         if not self.ends(on, days):
             return self.model
         if self.successor is None:
@@ -101,17 +102,17 @@ class BasePrice(Record, frozen=True, kw_only=True):
 
 
 class ServingUse(Record, frozen=True, kw_only=True):
-    """The expected use of the tuned model."""
+    """Expected use of the tuned model."""
 
     traffic: Traffic
     months: int = 6
     hours_per_day: float = 24.0
-    """Daily uptime of a dedicated deployment in hours (less than 24 with scale-to-zero, or if taken down at
-    night)."""
+    """Hours per day during which a dedicated deployment is up. Fewer than 24 if it scales to zero or is taken
+    down at night."""
     utilisation: Decimal = UTILISATION
-    """Maximum average load of a replica, so that its busiest hour fits."""
+    """Maximum average load of a replica, low enough to leave room for the busiest hour."""
     base: BasePrice | None = None
-    """The model for comparison."""
+    """Model to compare with."""
 
 
 _LONGEST = 200
@@ -136,48 +137,50 @@ BYTES_PER_PARAM = {"bf16": 2.0, "fp8": 1.0, "mxfp4": 0.56}
 """Bytes per parameter of the published weights. MXFP4: gpt-oss-120b's checkpoint has 65 GB for 116.8 billion
 parameters, because not all of its tensors have four bits."""
 HEADROOM = 1.2
-"""Factor for memory beyond the weights, for cache and activations."""
+"""Factor by which memory must exceed the weights, for the cache and activations."""
 REFERENCE_TB_S = 3.35
 """Memory bandwidth of the H100 SXM in TB/s, the reference for the speed of other GPUs. The H200, with 1.43
 times that bandwidth, was measured to be 1.2 to 1.4 times as fast."""
 SPEED = (25_000.0, 50_000.0, 160_000.0)
-"""Output tokens per second of one H100, times billions of parameters (of a mixture of experts the geometric
-mean of all and of the active ones). High: NVIDIA's TensorRT-LLM performance overview, 8-bit weights at the
-highest load without a latency limit. Six models between 8B and 405B, dense ones and mixtures, give 133,000 to
-212,000. Expected: GPUStack's performance lab, Qwen3-32B with vLLM's defaults, 16-bit weights, one H100,
-ShareGPT: 2,353 tokens per second in and out. Low: half of that, an assumption that allows for adapters and
-latency limits."""
+"""Output tokens per second of one H100, times billions of parameters (for a mixture of experts, the geometric
+mean of all and of the active ones): low, expected and high.
+
+High: NVIDIA's TensorRT-LLM performance overview, 8-bit weights at the highest load without a latency limit.
+Six models between 8B and 405B, both dense and mixtures, reach 133,000 to 212,000. Expected: GPUStack's
+performance lab, Qwen3-32B with vLLM's defaults, 16-bit weights, one H100, ShareGPT: 2,353 tokens per second
+in and out. Low: half of that, an assumption that allows for adapters and latency limits.
+"""
 SPEED_SOURCE = "from vLLM, measured by GPUStack, to TensorRT-LLM, measured by NVIDIA"
 PREFILL_SPEEDUP = 3
-"""Speed of input tokens relative to output tokens. NVIDIA's figures for 1,000 tokens in and out, compared
-with 2,048 in and 128 out, imply 3.4 for Llama 3.1 8B and 2.3 for Llama 3.3 70B."""
+"""Speed of processing input tokens relative to generating output tokens. NVIDIA's figures for 1,000 tokens in
+and out, compared with 2,048 in and 128 out, imply 3.4 for Llama 3.1 8B and 2.3 for Llama 3.3 70B."""
 
 
 class Replica(Record, frozen=True, kw_only=True):
-    """A copy of a model, on as many GPUs of one kind as its weights require."""
+    """One copy of a model, on as many GPUs of one type as the model requires."""
 
     gpu: str
     gpus: int
     bytes_per_param: float
     tokens_per_second: tuple[float, float, float]
-    """Output tokens per second (low, expected and high), without input."""
+    """Output tokens per second, without the time for input: low, expected and high."""
 
 
 def effective_b(params_b: float, active_b: float | None) -> float:
-    """Return the model size that determines the speed, in billions of parameters, at least 1."""
+    """Return the model size that determines the speed, in billions of parameters (at least 1)."""
     return max(math.sqrt(params_b * (active_b or params_b)), 1.0)
 
 
 def gpus_for(params_b: float, width: float, memory_gb: float) -> int:
-    """Return how many GPUs can hold the weights plus cache and activations. The number is a power of two, as
+    """Return the number of GPUs that can hold the weights, cache and activations. It is a power of two, as
     tensor parallelism requires."""
     share = params_b * width * HEADROOM / memory_gb
     return 1 if share <= 1 else 2 ** math.ceil(math.log2(share))
 
 
 def replica(resolved: ModelOnHost, gpu: str) -> Replica | None:
-    """Return a replica of the model on this kind of GPU, or `None` if the size of the model or the memory of
-    the GPU is unknown."""
+    """Return a replica of the model on this type of GPU, or `None` if the model's size or the GPU's memory is
+    unknown."""
     name = hardware.closest(gpu, hardware.table().gpus)
     params_b = resolved.params_b
     if name is None or params_b is None:
@@ -197,56 +200,57 @@ def seconds_per_request(traffic: Traffic, tokens_per_second: float) -> float:
 
 
 def busiest_share(hours_per_day: float, utilisation: Decimal = UTILISATION) -> float:
-    """Return the share of a day's requests that arrives in the busiest hour, for a model that is up this many
-    hours: an eighth for at least eight hours."""
+    """Return the share of a day's requests that arrives in the busiest hour: an eighth by default, more if
+    the model is up for fewer than eight hours."""
     return max(1 / (24 * float(utilisation)), 1 / hours_per_day)
 
 
 def requests_per_day(
     traffic: Traffic, tokens_per_second: float, hours_per_day: float, utilisation: Decimal = UTILISATION
 ) -> int:
-    """Return how many requests per day one replica can serve, including its busiest hour."""
+    """Return the number of requests per day that one replica can serve, including the busiest hour."""
     seconds = seconds_per_request(traffic, tokens_per_second)
     return math.floor(3600 / (seconds * busiest_share(hours_per_day, utilisation))) if seconds else 2**53
 
 
 def replicas(traffic: Traffic, carried: int) -> int:
-    """Return how many replicas the traffic requires if each can serve `carried` requests per day."""
+    """Return the number of replicas that the traffic requires if each can serve `carried` requests per
+    day."""
     return max(1, math.ceil(traffic.requests_per_day / max(carried, 1)))
 
 
 UNLIMITED = 2**53
-"""Requests per day if the limit is unknown. No real traffic reaches this number."""
+"""Stands for an unknown limit of requests per day. No real traffic reaches this number."""
 FORWARD_SPEEDUP = 3
-"""Speed of a forward pass relative to a training step, which also has a backward pass that takes twice as
-long."""
+"""Speed of a forward pass relative to a training step. A training step also has a backward pass, which takes
+twice as long."""
 
 
 class ServingUnit(Record, frozen=True, kw_only=True):
-    """A replica, or the smallest rentable machine with one."""
+    """The smallest unit that can be added: a replica, or the smallest rentable machine that holds one."""
 
     usd: Decimal
     """Cost per month in US dollars."""
     carried: int
-    """Number of requests per day that one unit can serve."""
+    """Number of requests per day that the unit can serve."""
 
 
 class ServingWay(Record, frozen=True, kw_only=True):
-    """A way to serve a tuned model."""
+    """An option for serving a tuned model."""
 
     lines: tuple[QuoteLine, ...]
-    """Quote lines of the cost per month."""
+    """Quote lines of the monthly cost."""
     words: str
     assumptions: tuple[str, ...]
     units: tuple[ServingUnit, ...] = ()
-    """Units that can be added for more traffic, for each available kind of GPU. Empty if billed per token."""
+    """Units that can be added for more traffic, one per type of GPU. Empty if billed per token."""
     single: bool = False
     """True if no units can be added."""
     utilisation: float | None = None
-    """Average load relative to the capacity of the units while they are up."""
+    """Average load as a fraction of the units' capacity while they are up."""
 
     each_usd: Decimal = Decimal(0)
-    """Cost of one more request, if billed per token."""
+    """Cost of each additional request, if billed per token."""
 
     @property
     def monthly_usd(self) -> Decimal:
@@ -256,7 +260,8 @@ class ServingWay(Record, frozen=True, kw_only=True):
 def token_rates(
     prices: Prices, resolved: ModelOnHost, method: str = "inference_tuned"
 ) -> tuple[Rate, Rate] | None:
-    """Return the rates of input and output tokens if tuned models are billed per token."""
+    """Return the rates of input and output tokens, or `None` if the host does not bill tuned models per
+    token."""
     tokens_in, tokens_out = prices.of(f"{method}_input", resolved), prices.of(f"{method}_output", resolved)
     return (tokens_in, tokens_out) if tokens_in and tokens_out else None
 
@@ -276,8 +281,8 @@ def by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> ServingWay
 
 
 def gpu_rates(prices: Prices, method: str) -> list[Rate]:
-    """Return the rates of a provider's GPUs, one for each kind: the user's own rates if there are any, then
-    quoted ones, then all others."""
+    """Return the hourly rates of a provider's GPUs. If the user set any, returns only those. Otherwise,
+    returns the quoted rates, or all rates if none is quoted."""
     found = [
         rate
         for rate in current(prices.book, prices.on)
@@ -290,8 +295,8 @@ def gpu_rates(prices: Prices, method: str) -> list[Rate]:
 def on_gpus(
     resolved: ModelOnHost, use: ServingUse, rates: Iterable[Rate], *, what: str, note: str = ""
 ) -> ServingWay | None:
-    """Return the serving cost on the cheapest kind of GPU for the load, or `None` if no kind is known. `what`
-    is the kind of billing: dedicated or rented."""
+    """Return the cheapest option for serving the expected use on these GPUs, or `None` if no GPU is known to
+    fit. `what` is the kind of billing: dedicated or rented."""
     options = [found for rate in rates if (found := _on_gpu(resolved, use, rate, what, note))]
     if not options:
         return None
@@ -337,7 +342,8 @@ def _on_gpu(resolved: ModelOnHost, use: ServingUse, rate: Rate, what: str, note:
 
 
 _WHOLE = 8
-"""Number of GPUs in an entire machine. Only the GPUs of an entire machine are combined for a replica."""
+"""Number of GPUs in a complete machine. A replica only spans several GPUs if they are in one complete
+machine."""
 
 
 def _machine(rate: Rate) -> int | None:
@@ -357,8 +363,8 @@ def _sized(
     bits = f"{one.bytes_per_param * 8:g} bits"
     busiest = busiest_share(use.hours_per_day, use.utilisation)
     yield (
-        f"one replica requires {one.gpus} {one.gpu}: {resolved.params_b:g}B parameters in {bits}, "
-        f"times {HEADROOM:g} for the cache"
+        f"one replica requires {one.gpus} {one.gpu} for {resolved.params_b:g}B parameters in {bits}, times "
+        f"{HEADROOM:g} for the cache"
     )
     yield (
         f"a replica generates {likely} tokens per second, {slow} to {fast} (modeled; "
@@ -370,15 +376,16 @@ def _sized(
 
 
 def base_monthly(prices: Prices, resolved: ModelOnHost, traffic: Traffic) -> Decimal | None:
-    """Return the monthly cost at the host's serverless price for the base model."""
+    """Return the monthly cost of the base model at the host's serverless price, or `None` if the host has no
+    such price."""
     both = prices.of("inference_base", resolved)
     pair = token_rates(prices, resolved, "inference_base") or ((both, both) if both else None)
     return by_tokens(traffic, *pair).monthly_usd if pair else None
 
 
 def dearer_by_token(serving: ServingWay, base_usd: Decimal | None, host: str, traffic: Traffic) -> str | None:
-    """Explain why dedicated GPUs cost more per token than a host's serverless base model, or return `None` if
-    they don't."""
+    """Describe how much more dedicated GPUs cost per token than the host's serverless base model, or return
+    `None` if they don't cost more."""
     tokens = traffic.requests_per_month * (traffic.input_tokens + traffic.output_tokens) / MTOK
     if base_usd is None or not serving.units or not tokens or serving.monthly_usd <= base_usd:
         return None
@@ -396,8 +403,8 @@ def dearer_by_token(serving: ServingWay, base_usd: Decimal | None, host: str, tr
 
 
 def own_machine(hourly: HourlyRate, use: ServingUse, training: Quote) -> ServingWay | str:
-    """Return the cost of serving on the training machine, or the reason why it can't serve the traffic. A
-    forward pass is assumed to be three times as fast as a training step."""
+    """Return the cost of serving on the training machine, or the reason why the machine can't serve the
+    traffic. Assumes that a forward pass is three times as fast as a training step."""
     carried, utilisation = UNLIMITED, None
     sized = "the speed of this machine is unknown. Measure it before you rely on this cost"
     if training.billed_tokens and training.train_seconds:

@@ -1,4 +1,5 @@
-"""Code shared by all remote places. A run directory is in a storage folder, and this machine has a copy."""
+"""Shared code of the remote places. Run directories are stored in a folder that both machines can reach, and
+this machine has copies of them."""
 
 from __future__ import annotations
 
@@ -55,8 +56,8 @@ MACHINE_OPTIONS = ("gpu", "gpu_memory_gib", "usd_per_hour")
 
 
 def configured_machine(name: str, options: Mapping[str, Any]) -> Machine:
-    """Read the machine from the options of the backend `name` (`MACHINE_OPTIONS`). Without `gpu`, it is a CPU
-    machine."""
+    """Read the machine from the options of the backend `name` (`MACHINE_OPTIONS`). Without the option `gpu`,
+    the machine has no GPU."""
     gpu, count = gpu_asked(str(options["gpu"])) if options.get("gpu") else (None, 0)
     return Machine(
         name=NAME,
@@ -68,7 +69,7 @@ def configured_machine(name: str, options: Mapping[str, Any]) -> Machine:
 
 
 def configured_price(name: str, options: Mapping[str, Any]) -> Hourly | None:
-    """Read the configured hourly price, or return `None` if there is none. Raises `ConfigError`."""
+    """Return the configured hourly price, or `None` if none is configured. Raises `ConfigError`."""
     if options.get("usd_per_hour") is None:
         return None
     price = _number(name, options, "usd_per_hour")
@@ -90,24 +91,26 @@ def _number(name: str, options: Mapping[str, Any], field: str) -> Decimal:
     except InvalidOperation:
         found = Decimal("NaN")
     if isinstance(options[field], bool) or not found.is_finite() or found < 0:
-        raise ConfigError(f"hosts.{name}.options.{field} must be a number, got {options[field]!r}")
+        raise ConfigError(
+            f"hosts.{name}.options.{field} must be a non-negative number, got {options[field]!r}"
+        )
     return found
 
 
 MARGIN_S = 60.0
-"""Seconds added to the worker's silence limit, to allow for the delay of its check and ours."""
+"""Seconds added to the worker's silence limit, because the worker and this machine check with a delay."""
 
 FRESH_S = 30.0
-"""Maximum age in seconds of a sign of life that makes a query to the place unnecessary."""
+"""Age in seconds up to which a worker's last report counts as current, so the place need not be queried."""
 
 LEAST_S = 10.0
-"""Minimum remaining seconds of a run's limit for which a machine is started."""
+"""Remaining seconds of a run's limit below which no machine is started."""
 HEED_S = 300.0
-"""Seconds after which a worker that reports but has not paused is stopped: twice the time allowed for a
-checkpoint."""
+"""Seconds after which a worker that still reports but has not paused is stopped: twice the time allowed for
+saving a checkpoint."""
 
 ENDED_THERE = "ended_there"
-"""Error code of a run whose worker was stopped by someone else."""
+"""Error code of a run whose worker a user stopped in the place's own console."""
 
 REFUSALS: Mapping[int, type[ProviderError]] = {
     401: AuthenticationFailed,
@@ -116,7 +119,7 @@ REFUSALS: Mapping[int, type[ProviderError]] = {
     404: NotFound,
     429: RateLimited,
 }
-"""Error classes by HTTP status, for platforms with an HTTP API."""
+"""Error classes by HTTP status, for places with an HTTP API."""
 
 
 class Starts(Record, frozen=True, kw_only=True):
@@ -124,19 +127,21 @@ class Starts(Record, frozen=True, kw_only=True):
 
     count: int = 0
     attempts: int = 0
-    """Number of attempts before the last start. Their reports say nothing about the next attempt."""
+    """Number of attempts before the last start. Their reports don't count for the next attempt."""
     known: tuple[str, ...] = ()
-    """Ids of the place's workers before the last start, all ended. If the place lists only these, the new
-    worker is not listed yet."""
+    """Ids of the workers that the place listed before the last start, all of them ended. While the place
+    lists only these, it does not show the new worker yet."""
 
 
 class AwayPlace(Place):
-    """A remote place. `name` is the backend's name. `options` are `depot` (the URL of the folder of all
-    runs), `silence_minutes`, `pass_env` (additional variables to pass to the workers) and the place's own
-    options."""
+    """A remote place. `name` is the name of the backend.
+
+    `options` are `depot` (the URL of the storage folder for all runs), `silence_minutes`, `pass_env`
+    (additional environment variables to pass to workers) and options of the particular place.
+    """
 
     by_hand: ClassVar[frozenset[str]] = frozenset()
-    """The place's own statuses for a worker that was stopped and did not crash."""
+    """The place's statuses of a worker that a user stopped, as opposed to one that crashed."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self.options = name, options
@@ -145,19 +150,19 @@ class AwayPlace(Place):
 
     @property
     def depot_url(self) -> str:
-        """URL of the storage. Raises `ConfigError` if it is not set."""
+        """URL of the storage folder. Raises `ConfigError` if it is not set."""
         if url := self.options.get("depot"):
             return str(url)
         raise ConfigError(
-            f"{self.name} needs a storage folder that its workers can reach, for data and results",
+            f"{self.name} needs a storage folder that your workers can reach, for data and results",
             fix=f'[hosts.{self.name}.options] depot = "s3://bucket/runs"   in orchestrate.toml '
             "(or gs://, hf://buckets/..., a shared disk as file:///...)",
         )
 
     @property
     def depot_on_disk(self) -> bool:
-        """True if the storage is on this machine's disk, as far as known. Also true if no storage is set,
-        because it then contains nothing."""
+        """True if the storage folder is on this machine's disk, as far as the URL shows. Also true if none is
+        set, because then nothing is stored."""
         return str(self.options.get("depot", "/")).startswith(("file://", "/"))
 
     @property
@@ -168,8 +173,8 @@ class AwayPlace(Place):
 
     @property
     def secrets(self) -> dict[str, str]:
-        """Variables of this machine's environment that a worker needs for the storage and for gated models.
-        They are sent with the place's own mechanism for secrets and are never part of an order."""
+        """Environment variables of this machine that a worker needs to access the storage and gated models.
+        The place's own mechanism for secrets sends them. The run's manifest never contains them."""
         more: list[str] = self.options.get("pass_env", [])
         names = [*PASSED, *more]
         found = {name: os.environ[name] for name in names if os.environ.get(name)}
@@ -186,20 +191,20 @@ class AwayPlace(Place):
 
     @abstractmethod
     def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
-        """Start one worker, tagged with the order's ref. Its environment gets `env` and the secrets that it
-        needs. Called only if no worker exists. Raises the same errors as `start`."""
+        """Start one worker, tagged with the order's ref. It gets `env` and the secrets that it needs as
+        environment variables. Called only if the run has no worker. Raises the same errors as `start`."""
 
     def paid(self, ref: str) -> Hourly | None:
-        """Return the actual hourly price of the newest worker's machine, or `None` if only the price from
-        before the start is known."""
+        """Return the actual hourly price of the newest worker's machine, or `None` if only the price before
+        the start is known."""
         del ref
         return None
 
     # -- what it costs ---------------------------------------------------------------------------------------
 
     def hourly(self, found: Iterable[Placed]) -> dict[str, Hourly]:
-        """Map worker ids to hourly prices, regardless of who started the workers. Workers with an unknown
-        price are left out."""
+        """Return the hourly price of each worker by its id, including workers that other machines started.
+        Leaves out workers with an unknown price."""
         prices = {one.id: self._hour_of(one) for one in found}
         return {id: price for id, price in prices.items() if price is not None}
 
@@ -215,7 +220,7 @@ class AwayPlace(Place):
         return None
 
     def price_of(self, ref: str) -> Hourly | None:
-        """Return the price that was read after the newest start, otherwise the one from before it. Raises
+        """Return the hourly price as read after the newest start, or else as read before it. Raises
         `HostUnavailable`."""
         if (found := self.price_read(ref)) is not None:
             return found
@@ -234,11 +239,12 @@ class AwayPlace(Place):
 
     @property
     def mark(self) -> str:
-        """Id of this place in each run's order. Several places may share one storage."""
+        """Id of this place in the manifest of each of its runs. Several places may share one storage
+        folder."""
         return f"{type(self).__name__}, {self.account()}"
 
     def stored(self) -> list[str]:
-        """List the refs of this place's runs in the storage, whether or not the place still lists them.
+        """List the refs of this place's runs in the storage folder, even if the place no longer lists them.
         Raises `HostUnavailable`."""
         mark, found = self.mark, list[str]()
         for ref in self.depot.names("runs"):
@@ -248,8 +254,8 @@ class AwayPlace(Place):
         return found
 
     def hard_end_s(self, limits: WorkerLimits) -> float | None:
-        """Return the seconds of work after which the place stops the machine, whatever its worker does.
-        `None` if the place does not stop it."""
+        """Return the working seconds after which the place stops the machine even if its worker continues, or
+        `None` if the place never does."""
         return limits.seconds
 
     # -- the contract ----------------------------------------------------------------------------------------
@@ -312,8 +318,8 @@ class AwayPlace(Place):
         return msgspec.structs.replace(resources, limits=limits)
 
     def allowance(self, run: RunDir) -> Allowance:
-        """Return the run's allowance at the price that was read after the newest start, otherwise at the one
-        from before it. Raises `HostUnavailable`."""
+        """Return the run's limits and usage, at the hourly price read after the newest start, or else before
+        it. Raises `HostUnavailable`."""
         limits, hourly = read_order(self.depot.run(run.ref)).limits, self.price_read(run.ref)
         if hourly is not None:
             limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
@@ -352,11 +358,11 @@ class AwayPlace(Place):
         return msgspec.structs.replace(resources, limits=limits)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage by the worker's own clock, for places that don't measure it or no longer list the
+        """Return the usage by the workers' own clocks, for places that don't measure it or no longer list the
         run."""
         seconds = self.worked_s(ref)
         # One that never reported may have been paid for all the same.
-        return Usage.at(self.price_of(ref) if seconds else None, seconds, "the worker's own clock")
+        return Usage.at(self.price_of(ref) if seconds else None, seconds, "time measured by the worker")
 
     # -- the run directory -----------------------------------------------------------------------------------
 
@@ -393,7 +399,7 @@ class AwayPlace(Place):
             write_whole(mark, worker)
 
     def price_read(self, ref: str) -> Hourly | None:
-        """Return the price that was read after the newest start."""
+        """Return the hourly price that was read after the newest start, or `None`."""
         return self.depot.run(ref).record(PRICE, Hourly)
 
     def _tell_why(self, run: RunDir, placed: Placed) -> None:
@@ -440,8 +446,11 @@ class AwayPlace(Place):
         return None
 
     def tell(self, run: RunDir) -> None:
-        """Send the requested action to the worker. A worker that reports gets time to save a checkpoint and
-        pause. Any other worker is stopped, because it has nothing to save or does not respond."""
+        """Send the request to pause or cancel to the worker.
+
+        A worker that still reports gets time to save a checkpoint and pause. Any other worker is stopped,
+        because it has nothing to save or does not respond.
+        """
         word = run.asked()
         self.depot.run(run.ref).write("control", (word or "").encode())
         placed = self.state(run.ref) if word == "pause" else None
@@ -455,15 +464,15 @@ class AwayPlace(Place):
         return silent_s is not None and silent_s <= process.FOREIGN_HEARTBEAT_S and run.asked_s() < HEED_S
 
     def settle(self, run: RunDir) -> None:
-        """Write the state that was set here for a run without a worker to the storage too."""
+        """Copy the run's state to the storage after this machine changed it for a run without a worker."""
         self.depot.run(run.ref).write("status.json", run.written_state().to_json())
 
     def bring(self, run: RunDir, folder: Path) -> None:
         depot.bring(run, self.depot.run(run.ref), folder)
 
     def lost(self, run: RunDir) -> bool:
-        """Return True if no worker can be running anymore. A worker that its place does not know may still be
-        running. It stops itself when it cannot report, so this returns False until it must have stopped."""
+        """Return True if no worker can still be running. A worker that the place does not list may be
+        running, but it stops itself when it cannot report. Until then, this returns False."""
         placed = self._newest(run)
         if placed is not None and placed.state != "unknown":
             return placed.state == "ended"
@@ -510,5 +519,5 @@ PASSED = (
     "HF_TOKEN",
     "HF_ENDPOINT",
 )
-"""Environment variables for S3, compatible services and the Hugging Face Hub. A GCS bucket is accessed with
-the machine's own account."""
+"""Environment variables passed to workers, for S3 and compatible services and for the Hugging Face Hub.
+Workers access a GCS bucket with their machine's own account."""

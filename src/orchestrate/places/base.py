@@ -1,7 +1,8 @@
-"""Interface of every place, built-in or from another package.
+"""The interface of all places, built-in or from plugins.
 
-A place holds a client but never a run's state, which is in the run directory. Errors are those of providers
-(`orchestrate.errors.ProviderError`, or a setup error). Only `start` may raise `OutcomeUnknown`."""
+A place holds a client but no state of a run, which is in the run directory. Places raise the errors of
+providers (`orchestrate.errors.ProviderError`, or a setup error). Only `start` may raise `OutcomeUnknown`.
+"""
 
 from __future__ import annotations
 
@@ -21,50 +22,51 @@ SILENCE_S = 600.0
 
 
 PRICE = "price.json"
-"""File in a run's storage. It holds an `Hourly`, the machine's price as read after the start."""
+"""Name of the file in a run's storage that holds the machine's price (an `Hourly`), as read after the
+start."""
 
 
 class WorkerLimits(Record, frozen=True, kw_only=True):
-    """Limits at which a remote worker stops itself, independently of everything else. `None`: no limit."""
+    """Limits at which a remote worker stops itself without contacting anything. `None` means no limit."""
 
     max_hours: float | None = None
-    """Total hours over all attempts of the run."""
+    """Maximum hours of all the run's attempts together."""
     max_usd: Decimal | None = None
     usd_per_hour: Decimal | None = None
-    """Hourly price of the machine, which converts `max_usd` into a time."""
+    """Hourly price of the machine, used to convert `max_usd` into a time limit."""
     most_usd_per_hour: Decimal | None = None
-    """Highest hourly price at which a machine is used."""
+    """Highest hourly price at which the worker uses a machine."""
     silence_s: float = SILENCE_S
 
     @property
     def seconds(self) -> float | None:
-        """The shorter of both limits, in seconds, over all attempts."""
+        """The stricter of `max_hours` and `max_usd`, in seconds over all attempts. `None` means no limit."""
         found = [] if self.max_hours is None else [self.max_hours * 3600]
         if self.max_usd is not None and self.usd_per_hour:
             found.append(float(self.max_usd / self.usd_per_hour) * 3600)
         return min(found, default=None)
 
     def working_s(self, earlier_s: float = 0.0) -> float | None:
-        """Return the total seconds of all attempts after which a worker stops itself. `earlier_s` is the time
-        that earlier attempts used."""
+        """Return the seconds of work, over all attempts, after which a worker stops itself to save its state
+        within the limit. `earlier_s` is the time used by earlier attempts."""
         if self.seconds is None:
             return None
         return self.seconds - ending_s(max(0.0, self.seconds - earlier_s))
 
 
 class Resources(Record, frozen=True, kw_only=True):
-    """Resources that a worker needs, and the limits of their use."""
+    """Resources that a worker needs, and the limits on their use."""
 
     gpu: str | None = None
-    """GPU type, such as `H100`. `None`: a machine without a GPU."""
+    """GPU type, such as `H100`, or `None` for a machine without a GPU."""
     count: int = 1
     machine: str | None = None
     """The place's own name for the chosen machine."""
     spot: bool = False
-    """True for a spot machine, which is cheaper but reclaimed when someone pays more."""
+    """Whether to use a spot machine, which is cheaper but may be reclaimed anytime."""
     min_processes: int | None = None
-    """Minimum number of processes with which the run continues if not all are available. `None`: it needs
-    all."""
+    """Minimum number of processes with which the run may train if not all are available. `None` requires all
+    of them."""
     limits: WorkerLimits = WorkerLimits()
 
     @property
@@ -86,43 +88,43 @@ class Machine(Record, frozen=True, kw_only=True):
     """A machine that a place offers, as far as known without contacting the place."""
 
     name: str
-    """The place's own name."""
+    """The place's own name for the machine."""
     gpu: str | None = None
     count: int = 0
     """Number of GPUs."""
     memory_bytes: int | None = None
-    """Memory of one GPU."""
+    """Memory of one GPU in bytes."""
     hourly: Hourly | None = None
-    """`None` if no price is known."""
+    """Hourly price, or `None` if unknown."""
     spot: Hourly | None = None
-    """Spot price, or `None` if there is none. A spot machine may be reclaimed anytime."""
+    """Hourly price as a spot machine, which may be reclaimed anytime, or `None` if not offered."""
 
 
 class Placed(Record, frozen=True, kw_only=True):
-    """A worker as its place knows it."""
+    """A worker as listed by its place."""
 
     id: str
-    """The place's own id."""
+    """The place's own id of the worker."""
     ref: str
     state: Literal["waiting", "running", "ended", "unknown"]
     raw_state: str
-    """The place's own status."""
+    """The worker's status in the place's own terms."""
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
     message: str | None = None
     machine: str | None = None
-    """The place's own name for the worker's machine, if its list shows it."""
+    """The place's own name for the worker's machine, if its list shows the machine."""
     owner: str | None = None
-    """Owner of the worker, if known to differ from the owner of the key."""
+    """Owner of the worker, if known to be someone other than the owner of the API key."""
 
 
 class Usage(Record, frozen=True, kw_only=True):
-    """Total usage of all attempts of a run."""
+    """Total usage over all attempts of a run."""
 
     seconds: float
     usd: Decimal | None
-    """`None` if the place does not bill."""
+    """Cost, or `None` if the place does not bill."""
     source: str
 
     @classmethod
@@ -132,17 +134,17 @@ class Usage(Record, frozen=True, kw_only=True):
 
 
 class Place(ABC):
-    """A place that runs workers. All attempts of a run share one ref."""
+    """A place that runs workers. All attempts of a run share the run's ref."""
 
     away: bool = True
-    """True if a worker has its own disk, not that of this machine."""
+    """True if workers don't share this machine's disk."""
 
     groups: bool = False
-    """True if a run's processes may be spread over several machines."""
+    """True if the place can spread a run's processes over several machines."""
 
     @property
     def own(self) -> bool:
-        """True if the machines are known to be the user's own."""
+        """True if the machines are known to belong to the user."""
         return not self.away
 
     def account(self) -> str | None:
@@ -150,62 +152,64 @@ class Place(ABC):
         return None
 
     def require(self) -> None:  # noqa: B027  most need nothing before the first call
-        """Raise a setup error if the current setup can't start anything."""
+        """Raise a setup error if the current setup doesn't allow starting workers."""
 
     @abstractmethod
     def start(self, run: RunDir, resources: Resources, ref: str) -> None:
-        """Start one worker on the run directory. Does nothing for a ref that already has a worker.
+        """Start one worker on the run directory. Does nothing if the ref already has a worker.
 
-        Raises `OutcomeUnknown` if it is unknown whether a worker was started. Any other `ProviderError` means
-        that none was."""
+        Raises `OutcomeUnknown` if it is unknown whether a worker was started. Any other `ProviderError`
+        guarantees that none was started.
+        """
 
     @abstractmethod
     def find(self, ref: str | None = None) -> list[Placed]:
-        """Find the workers of this ref, or of all runs, newest first, including ended ones if the place still
-        lists them. Raises an error if the response is not a list."""
+        """List the workers of this ref, or of all runs, newest first. Includes ended workers if the place
+        still lists them. Raises an error for a response that is not a list."""
 
     def state(self, ref: str) -> Placed | None:
-        """Return the newest worker, or `None` if the place knows of none."""
+        """Return the newest worker, or `None` if the place lists none."""
         return next(iter(self.find(ref)), None)
 
     @abstractmethod
     def stop(self, ref: str) -> None:
-        """Stop all workers of the run immediately. Idempotent. Anything that they have not reported is
-        lost."""
+        """Stop all workers of the run immediately. Repeated calls are safe. Progress that the workers have
+        not reported is lost."""
 
     def machines(self) -> tuple[Machine, ...]:
-        """List the machines to choose from. Offline. If the list is empty, any requested machine is passed on
-        to the place."""
+        """List the machines that users can choose from, without network access. If the list is empty, the
+        place receives the name of any requested machine unchecked."""
         return ()
 
     @abstractmethod
     def price(self, resources: Resources) -> Hourly | None:
-        """Return the current price of such a machine, or `None` if nothing is billed. Raises `UsageError` if
-        the place has no such machine."""
+        """Return the current hourly price of the requested machine, or `None` if nothing is billed. Raises
+        `UsageError` if the place has no such machine."""
 
     @abstractmethod
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage that the place itself measured, or `None` if it measures none."""
+        """Return the usage that the place measured, or `None` if the place measures none."""
 
     # -- the run directory --------------------------------------------------------------------------------
 
     def look(self, run: RunDir) -> None:  # noqa: B027  it lies here already
-        """Fetch everything that was reported since the last call."""
+        """Fetch everything that the worker has reported since the last call."""
 
     def tell(self, run: RunDir) -> None:  # noqa: B027
-        """Send the request in this run directory to the worker."""
+        """Send the pause or cancel request that this run directory contains to the worker."""
 
     def settle(self, run: RunDir) -> None:  # noqa: B027
-        """Pass on the state that was set here for a run without a worker."""
+        """Publish a state that this machine wrote for a run without a worker."""
 
     def starts(self, run: RunDir) -> int:
-        """Return how often a worker was started, for places where a worker may end before it counts its own
+        """Return how often a worker was started, for places whose worker may end before it records its
         attempt."""
         del run
         return 0
 
     def output(self, ref: str) -> str:
-        """Return the last lines of the newest worker's output. Empty if the place stores none."""
+        """Return the last lines of the newest worker's output, or an empty string if the place stores
+        none."""
         del ref
         return ""
 
@@ -213,18 +217,18 @@ class Place(ABC):
         """Fetch all files of a checkpoint or of the result to this machine."""
 
     def lost(self, run: RunDir) -> bool:
-        """Return True if no worker can be running anymore and another may be started."""
+        """Return True if no worker can still be running, so another one may be started."""
         return not run.alive()
 
     def forget(self, run: RunDir) -> None:  # noqa: B027
-        """Remove everything that the place stores of an ended run."""
+        """Delete everything that the place stores about an ended run."""
 
     def close(self) -> None:  # noqa: B027
         """Close connections."""
 
 
 def newest_first(found: Iterable[Placed]) -> list[Placed]:
-    """Sort workers, newest first. Among equal creation times, the later name or number comes first."""
+    """Sort workers, newest first. At equal creation times, the longer or later id comes first."""
 
     def age(one: Placed) -> tuple[float, int, str]:
         return one.created_at.timestamp() if one.created_at else 0.0, len(one.id), one.id
@@ -233,8 +237,8 @@ def newest_first(found: Iterable[Placed]) -> list[Placed]:
 
 
 def ran_s(found: Iterable[Placed]) -> float:
-    """Sum the running time of all workers in seconds, by the place's clock. A worker that is still running
-    counts until now by this machine's clock, which may be behind."""
+    """Return the total running time of all workers in seconds, by the place's clock. Counts a worker that is
+    still running until now by this machine's clock, which may differ."""
     now = datetime.now(UTC)
     times = [(one.started_at, one.finished_at or now) for one in found]
     return sum(max(0.0, (end - begun).total_seconds()) for begun, end in times if begun is not None)

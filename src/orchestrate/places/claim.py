@@ -1,4 +1,4 @@
-"""Ownership of runs. Decides which worker owns a run if several may have been started for it."""
+"""Ownership of runs, which decides between several workers that may have been started for the same run."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from orchestrate.types import Record
 
 
 def boot_time() -> float:
-    """Return a clock in seconds that also counts while the machine sleeps, because a sleeping machine is
-    billed."""
+    """Return a clock in seconds that also advances while the machine sleeps, because a sleeping machine is
+    billed too."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 @dataclass
 class Switch:
-    """Stops a worker at its limits. `earlier_s` is the time that other attempts of the run have used."""
+    """Stops a worker at its limits. `earlier_s` is the time used by the run's other attempts, in seconds."""
 
     limits: WorkerLimits
     earlier_s: float = 0.0
@@ -44,19 +44,19 @@ class Switch:
         return self.clock() - self.begun
 
     def costs(self, usd_per_hour: Decimal) -> None:
-        """Set the machine's hourly price, which is known only after the start."""
+        """Set the machine's hourly price once it is known, after the start."""
         self.limits = msgspec.structs.replace(self.limits, usd_per_hour=usd_per_hour)
 
     def reported(self) -> None:
-        """Record that a report succeeded."""
+        """Record that a report was sent successfully."""
         self.reported_at = self.clock()
 
     def due(self) -> tuple[Literal["silence", "limit"], str] | None:
-        """Return why the worker must stop now, or `None`. At a limit, the worker can still report the
-        reason."""
+        """Return why the worker must stop now, or `None`. After `silence`, the worker can no longer report.
+        After `limit`, it can."""
         silent = self.clock() - self.reported_at
         if silent >= self.limits.silence_s:
-            return "silence", f"no report arrived for {duration(silent)}"
+            return "silence", f"could not report for {duration(silent)}"
         price, cap = self.limits.usd_per_hour, self.limits.most_usd_per_hour
         if exceeds(price, cap):
             return "limit", f"the machine costs {money(price)} per hour, more than the limit of {money(cap)}"
@@ -71,18 +71,22 @@ class Switch:
 
 
 class Attempt(Record, frozen=True, kw_only=True):
-    """Contents of `attempts/00000001.json`, written by the worker of that attempt."""
+    """Contents of `attempts/00000001.json` and the like, each written by the worker of that attempt."""
 
     token: str
     used_s: float = 0.0
-    """Seconds used, as of the latest report."""
+    """Seconds used until the latest report."""
     under: str | None = None
-    """Token of the attempt that includes this one's time, if one job starts the run several times."""
+    """Token of the parent attempt, whose time includes this attempt's, if one job starts the run several
+    times."""
 
 
 class Claim:
-    """Ownership of a run by its newest attempt. A worker that finds a newer attempt stops itself, so a second
-    worker that was started by mistake costs minutes, but a run is never trained twice."""
+    """Ownership of a run by its newest attempt.
+
+    A worker that finds a newer attempt stops itself. If a second worker is started by mistake, it costs a few
+    minutes, but the run is never trained twice.
+    """
 
     def __init__(self, stored: StoredRun, under: str | None = None) -> None:
         """Claim the run. `under` is the token of the attempt that starts this one. Raises `Superseded` if
@@ -94,7 +98,7 @@ class Claim:
         self.number = len(earlier) + 1
         alike = [number for number, one in enumerate(earlier, 1) if under and one.under == under]
         self.first = alike[0] if alike else self.number
-        """Number of the first attempt that this attempt's parent started."""
+        """Number of the first attempt that the same parent started."""
         self.earlier_s = sum(one.used_s for one in earlier)
         self._mine = Attempt(token=secrets.token_hex(8), under=under)
         self.used(0.0)
@@ -104,14 +108,14 @@ class Claim:
         return self._mine.token
 
     def used(self, seconds: float) -> None:
-        """Record the seconds used. Time that is part of another claim is recorded there, so it counts only
-        once."""
+        """Record the seconds used. The time of an attempt with a parent counts as the parent's, so it is not
+        counted twice."""
         self._mine = msgspec.structs.replace(self._mine, used_s=0.0 if self._mine.under else seconds)
         self.stored.write(f"attempts/{_name(self.number)}", self._mine.to_json())
 
     @property
     def holds(self) -> bool:
-        """True if the newest attempt is this one, or was started by it."""
+        """True if this attempt is the newest one or started the newest one."""
         names = self.stored.depot.names(f"{self.stored.folder}/attempts")
         data = self.stored.read(f"attempts/{_name(self.number)}")
         mine = data is not None and Attempt.from_json(data).token == self._mine.token
@@ -122,11 +126,11 @@ class Claim:
 
 
 class Superseded(Exception):
-    """Another attempt has taken over the run."""
+    """Raised if another attempt has taken over the run."""
 
 
 class Signs:
-    """Signs of life of a parent attempt: whether its process is alive, and whether it still owns the run."""
+    """Monitors a parent attempt: whether it still reports, and whether it still owns the run."""
 
     def __init__(self, stored: StoredRun, under: str, number: int, clock: Callable[[], float]) -> None:
         """Watch the attempt with the token `under`. `number` is the newest attempt that it started. Raises
@@ -146,7 +150,7 @@ class Signs:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the parent last reported how long it has been working."""
+        """Seconds since the parent attempt last reported."""
         said = self.stored.read(f"attempts/{self._name}")
         if said != self._said:
             self._said, self._at = said, self.clock()
@@ -158,12 +162,12 @@ def _within(attempts: list[Attempt], token: str) -> bool:
 
 
 def used_s(stored: StoredRun) -> float:
-    """Sum the seconds of all attempts, as far as they were reported."""
+    """Return the total seconds that all attempts have reported."""
     return sum(one.used_s for one in _attempts(stored))
 
 
 def attempts(stored: StoredRun) -> int:
-    """Count the attempts of the run."""
+    """Return the number of attempts of the run."""
     return len(stored.depot.names(f"{stored.folder}/attempts"))
 
 

@@ -1,4 +1,4 @@
-"""Run directories behind an fsspec URL: S3, GCS, a bucket of the Hugging Face Hub, or a shared disk.
+"""Run directories in a storage folder: S3, GCS, a bucket of the Hugging Face Hub, or a shared disk.
 
     blobs/<sha256>                      files uploaded once for all runs: data, models, our own code
     runs/<ref>/order.json               the job, with the blobs that it needs
@@ -10,7 +10,7 @@
     runs/<ref>/folders/<name>/<sha256>  files of a checkpoint or of the result
     runs/<ref>/folders/<name>/manifest  list of the folder's files, written last
 
-Such stores can neither rename nor append. Each file is written by one request, so a reader sees either the
+These stores can't rename or append to files. Each file is written by one request, so a reader sees either the
 old or the new content. A folder exists once its manifest does."""
 
 from __future__ import annotations
@@ -38,8 +38,11 @@ NO_KEY = "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...   or  aws confi
 
 
 class Depot:
-    """A folder on a file system. `url` is in fsspec's form. Raises `MissingExtra` if the package of the file
-    system is not installed, and `HostUnavailable` if the storage fails."""
+    """A storage folder. `url` is an fsspec URL.
+
+    Raises `MissingExtra` if the package for the file system is not installed, and `HostUnavailable` if the
+    storage fails.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -60,14 +63,14 @@ class Depot:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """Distributions that the file system needs in addition to fsspec."""
+        """Packages that the file system needs in addition to fsspec."""
         module = type(self._system).__module__.partition(".")[0]
         return () if module == "fsspec" else (module,)
 
     # -- files ---------------------------------------------------------------------------------------------
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file atomically: a reader sees either the old content or the new."""
+        """Write a file atomically: readers see either the old content or the new."""
         with self._asked(f"write {name}"):
             if self._disk:
                 path = Path(self._at(name))
@@ -82,8 +85,8 @@ class Depot:
         return None
 
     def names(self, folder: str) -> list[str]:
-        """List the direct entries of a folder, sorted, without files that are still being written. Empty if
-        the folder does not exist."""
+        """List the names of the files and folders directly in a folder, sorted. Leaves out files that are
+        still being written. Returns an empty list if the folder does not exist."""
         with self._asked(f"list {folder}"), suppress(FileNotFoundError):
             self._system.invalidate_cache()
             found: list[Any] = self._system.ls(self._at(folder), detail=False)
@@ -125,7 +128,8 @@ class Depot:
         return digest
 
     def fetch(self, file: ArtifactFile, target: Path, under: str = "blobs") -> None:
-        """Fetch a file. Raises `ArtifactRefused` if it does not match what was sent."""
+        """Download a file by its hash. Raises `ArtifactRefused` if the downloaded content has a different
+        hash."""
         if target.is_file() and target.stat().st_size == file.bytes and sha256(target) == file.sha256:
             return
         new_folder(target.parent)
@@ -136,7 +140,7 @@ class Depot:
                 raise ArtifactRefused(f"the copy of {file.path} in {self.url} differs from the uploaded file")
 
     def keep_folder(self, folder: Path, under: str = "blobs") -> tuple[ArtifactFile, ...]:
-        """Store every file below a folder under its relative path."""
+        """Store all files in a folder and its subfolders, with their relative paths."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         return tuple(
             msgspec.structs.replace(self.keep(path, under), path=path.relative_to(folder).as_posix())
@@ -184,8 +188,9 @@ class StoredRun:
         return self.depot.read(f"{self.folder}/{name}")
 
     def record(self, name: str, kind: type[R]) -> R | None:
-        """Read a record, or return `None` if the file does not exist or is empty. Raises `HostUnavailable` if
-        it cannot be parsed, for example because of a full disk or another version."""
+        """Read a JSON record, or return `None` if the file does not exist or is empty. Raises
+        `HostUnavailable` if the record cannot be parsed, for example after a full disk or because another
+        version wrote it."""
         data = self.read(name)
         return self.decoded(name, data, kind) if data else None
 
@@ -202,9 +207,12 @@ class StoredRun:
     # -- files that grow -----------------------------------------------------------------------------------
 
     def parts(self, name: str, after: tuple[int, int] = (0, 0)) -> list[tuple[int, int]]:
-        """List (edition, number) of the parts after the given one, in the newest edition whose first part
-        exists. A new edition starts when lines were withdrawn. Its first part contains all remaining
-        lines."""
+        """List the parts after the given one, as (edition, number), in the newest edition whose first part
+        exists.
+
+        A new edition starts when lines were removed from the file. Its first part contains all remaining
+        lines.
+        """
         found = sorted(
             (int(edition), int(number))
             for edition, _, number in (
@@ -228,22 +236,23 @@ class StoredRun:
     # -- folders -------------------------------------------------------------------------------------------
 
     def keep_folder(self, name: str, folder: Path) -> None:
-        """Store a folder completely or not at all. The manifest is written last."""
+        """Store a folder atomically: its manifest is written last, and readers ignore a folder without
+        one."""
         place = f"{self.folder}/folders/{name}"
         files = self.depot.keep_folder(folder, place)
         self.depot.write(f"{place}/manifest", msgspec.json.encode(files))
 
     def manifest(self, name: str) -> tuple[ArtifactFile, ...] | None:
-        """Return the manifest of a folder, or `None` for an incomplete folder."""
+        """Return the manifest of a folder, or `None` if the folder is incomplete."""
         data = self.read(f"folders/{name}/manifest")
         return None if data is None else decoding.decode(data, type=tuple[ArtifactFile, ...])
 
     def folders(self) -> list[str]:
-        """List the names of the stored folders, complete or not."""
+        """List the names of the stored folders, including incomplete ones."""
         return self.depot.names(f"{self.folder}/folders")
 
     def fetch_folder(self, name: str, target: Path, only: Iterable[str] = ()) -> bool:
-        """Fetch a folder, or with `only` just the files at these paths. Returns False if the folder is
+        """Download a folder, or only the files at the paths in `only`. Returns False if the stored folder is
         incomplete."""
         wanted = set(only)
         if (files := self.manifest(name)) is None:
@@ -261,7 +270,7 @@ class StoredRun:
 
 
 def safe(path: str) -> str:
-    """Check a path and return it. Raises `ArtifactRefused` for a path outside its folder."""
+    """Return the path, or raise `ArtifactRefused` if it leads outside its folder."""
     if not path or path.startswith(("/", "\\")) or ".." in Path(path).parts or ":" in path:
         raise ArtifactRefused(f"a manifest lists the file {path!r}, which is outside its folder")
     return path
@@ -277,14 +286,14 @@ def _part(part: tuple[int, int]) -> str:
 
 GROWING = ("events.jsonl", "metrics.jsonl", "worker.log")
 WHOLE = ("proof.json", "paces.jsonl", "status.json")
-"""Files that are replaced as a unit. The status comes last, so everything that it refers to is already
-stored."""
+"""Files that are replaced rather than extended. The status is last, so that everything it refers to is stored
+before it."""
 SEEN = ".seen.json"
-"""File that lists the parts that a reader already has."""
+"""File that records which parts a reader already has."""
 
 
 class Pulse(Record, frozen=True, kw_only=True):
-    """Heartbeat of a worker. `ended` marks its last report."""
+    """A worker's heartbeat. `ended` marks its last report."""
 
     attempt: int
     number: int
@@ -295,16 +304,16 @@ class Pulse(Record, frozen=True, kw_only=True):
 
 
 class Cursor(Record, frozen=True, kw_only=True):
-    """Position up to which a growing file is stored."""
+    """Position up to which a growing file has been stored."""
 
     part: tuple[int, int] = (0, 0)
     bytes: int = 0
     sha256: str = hashlib.sha256().hexdigest()
-    """Hash of the stored bytes, to check that the file has only grown since."""
+    """Hash of the bytes stored so far, to check that the file was only appended to."""
 
 
 class Reporter:
-    """Sends the changes since the last `report`. Runs on the worker."""
+    """Sends what has changed in a run directory since the last report. Runs on the worker's machine."""
 
     def __init__(self, run: RunDir, stored: StoredRun) -> None:
         self.run, self.stored = run, stored
@@ -313,7 +322,7 @@ class Reporter:
         self._folders = {name for name in stored.folders() if stored.manifest(name) is not None}
 
     def report(self) -> None:
-        """Report the run's current state to the storage. Raises `HostUnavailable`."""
+        """Upload the run's current state to the storage. Raises `HostUnavailable`."""
         status = self._read("status.json")
         for name in GROWING:
             self._grow(name)
@@ -387,7 +396,8 @@ class Reporter:
 
 
 def restore(run: RunDir, stored: StoredRun) -> None:
-    """Restore everything that an earlier attempt reported, with its checkpoints. Runs on the worker."""
+    """Download everything that earlier attempts reported, including checkpoints. Runs on the worker's
+    machine."""
     run.path.mkdir(parents=True, exist_ok=True)
     for name in GROWING:
         data = b"".join(stored.part(name, part) for part in stored.parts(name))
@@ -402,9 +412,9 @@ def restore(run: RunDir, stored: StoredRun) -> None:
 
 
 def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
-    """Fetch everything that was reported since the last call, and return True if the attempt after `earlier`
-    ones has reported. Fetches only the descriptions of checkpoints. `bring` fetches their weights. Runs on
-    the reader's machine."""
+    """Download everything that was reported since the last call, except the weights of checkpoints, which
+    `bring` downloads. Returns True if the attempt after the first `earlier` ones has reported. Runs on the
+    reader's machine."""
     with locked(run.path / ".look", wait_s=None):
         pulse = stored.read("pulse.json")
         status = stored.read("status.json")  # before what it tells of, so that it is never ahead
@@ -425,8 +435,9 @@ def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
 
 
 def silent_s(run: RunDir, earlier: int = 0) -> float | None:
-    """Return the seconds since the worker after `earlier` attempts last reported, as of the last `look`.
-    `None` for a worker that never reported, or has sent its last report. Runs on the reader's machine."""
+    """Return the seconds since the current worker last reported, as of the last `look`. Returns `None` if it
+    never reported or has sent its last report. Reports of the first `earlier` attempts don't count. Runs on
+    the reader's machine."""
     mark = run.path / ".pulse"
     try:
         pulse, at = Pulse.from_json(mark.read_bytes()), mark.stat().st_mtime
@@ -436,7 +447,7 @@ def silent_s(run: RunDir, earlier: int = 0) -> float | None:
 
 
 def newest_step(stored: StoredRun) -> int:
-    """Return the step of the newest checkpoint to resume from, or 0 if there is none."""
+    """Return the step of the newest complete checkpoint, or 0 if there is none."""
     there = [name for name in stored.folders() if name.startswith("step-") and stored.manifest(name)]
     return max((int(name.removeprefix("step-")) for name in there), default=0)
 
@@ -446,7 +457,7 @@ def state_of(stored: StoredRun) -> JobState:
 
 
 def say(stored: StoredRun, state: JobState, status: str, error: JobError | None) -> None:
-    """Write the run's state on behalf of a worker that can no longer report it."""
+    """Write the run's state for a worker that can no longer report it."""
     at = now()
     ended = None if status == "paused" else at
     state = msgspec.structs.replace(
@@ -456,7 +467,7 @@ def say(stored: StoredRun, state: JobState, status: str, error: JobError | None)
 
 
 def add_event(stored: StoredRun, message: str, *, level: str, type: str) -> None:
-    """Add an event on behalf of the process that starts workers, while none of them reports."""
+    """Add an event for the process that starts workers, while no worker reports."""
     event = Event(id="", at=now(), level=level, message=message, type=type)
     parts = stored.parts("events.jsonl")
     edition, number = parts[-1] if parts else (1, 0)
@@ -464,12 +475,12 @@ def add_event(stored: StoredRun, message: str, *, level: str, type: str) -> None
 
 
 def bring(run: RunDir, stored: StoredRun, folder: Path) -> None:
-    """Fetch all files of the result or checkpoint that contains `folder`. Runs on the reader's machine."""
+    """Download all files of the result or checkpoint that contains `folder`. Runs on the reader's machine."""
     parts = folder.relative_to(run.path).parts
     name = parts[1] if parts[0] == run.checkpoints.name else parts[0]
     target = run.path.joinpath(*parts[: 2 if parts[0] == run.checkpoints.name else 1])
     if not stored.fetch_folder(name, target):
-        told = f"{name} of {run.ref} is incomplete in {stored.depot.url}"
+        told = f"{name} of {run.ref} is incomplete in the storage folder {stored.depot.url}"
         raise HostUnavailable(stored.depot.url, told, fix=f"orchestrate checkpoints {run.ref}")
 
 

@@ -1,5 +1,5 @@
-"""Files for a remote worker: the job, its data and model by content, our own code, the versions of its
-packages, and its limits."""
+"""The manifest of a run, with everything that a remote worker needs: the job, its data and model by hash,
+Orchestrate's own code, package versions and limits."""
 
 from __future__ import annotations
 
@@ -30,25 +30,29 @@ PACKAGE = "orchestrate-ft"
 
 
 class WorkerOrder(Record, frozen=True, kw_only=True):
-    """Contents of `order.json`. The job's paths are names of files and folders, which the worker replaces
-    with its own paths."""
+    """Contents of `order.json`, the manifest of a run. Paths in the job are names of files and folders in the
+    storage, which the worker replaces with its own paths."""
 
     job: LocalJob
     files: dict[str, ArtifactFile]
-    """`train` and `validation`."""
+    """Uploaded files by the names `train` and `validation`."""
     folders: dict[str, tuple[ArtifactFile, ...]]
-    """`model` and `continue_from`, if they are folders. Other models are downloaded from their hub."""
+    """Uploaded folders by the names `model` and `continue_from`. Other models are downloaded from their
+    hub."""
     code: str
-    """Hash of the blob with this exact version of Orchestrate."""
+    """Hash of the blob that contains this exact version of Orchestrate."""
     limits: WorkerLimits
     place: str = ""
-    """`AwayPlace.mark` of the order's place, because several places may share one storage."""
+    """Id of the place that runs the job (`AwayPlace.mark`), because several places may share one storage
+    folder."""
 
 
 def place_order(depot: Depot, job: LocalJob, limits: WorkerLimits, place: str = "") -> WorkerOrder:
-    """Send everything that is not stored yet, with the order last. An existing order keeps its job, because
-    its checkpoints belong to that job, and gets the new limits and the current code. Raises `RunFailed` if a
-    file of the job no longer exists."""
+    """Upload everything that is not stored yet, the manifest last.
+
+    If the run already has a manifest, its job stays unchanged, because its checkpoints belong to that job.
+    The limits and Orchestrate's code are updated. Raises `RunFailed` if a file of the job no longer exists.
+    """
     stored = depot.run(job.ref)
     if stored.read("order.json") is not None:
         order = read_order(stored)
@@ -83,15 +87,15 @@ def _new_order(depot: Depot, job: LocalJob, limits: WorkerLimits) -> WorkerOrder
 
 
 def read_order(stored: StoredRun) -> WorkerOrder:
-    """Read a run's order. Raises `HostUnavailable` if there is none or this version cannot read it."""
+    """Read a run's manifest. Raises `HostUnavailable` if there is none or this version cannot read it."""
     if (order := stored.record("order.json", WorkerOrder)) is None:
         raise HostUnavailable(stored.depot.url, f"{stored.depot.url} has no manifest for {stored.ref}")
     return order
 
 
 def allow(stored: StoredRun, max_hours: float | None, max_usd: Decimal | None) -> None:
-    """Set new limits for workers that start from now on. Changes only the order, because `job.json` in a run
-    directory is a copy that differs between machines. Raises `HostUnavailable`."""
+    """Set new limits for workers that start from now on. Only the manifest changes, because `job.json` in a
+    run directory is a copy that differs between machines. Raises `HostUnavailable`."""
     order = read_order(stored)
     given = decoding.convert(order.job.resources, Resources)
     own = msgspec.structs.replace(given.limits, max_hours=max_hours, max_usd=max_usd)
@@ -104,7 +108,8 @@ def allow(stored: StoredRun, max_hours: float | None, max_usd: Decimal | None) -
 
 
 def allowed(stored: StoredRun, resources: Resources) -> Resources:
-    """Return the resources with the run's current time and cost limits, if the run has an order."""
+    """Return the resources with the time and cost limits in the run's manifest, or unchanged if there is no
+    manifest."""
     if stored.read("order.json") is None or not (given := read_order(stored).job.resources):
         return resources
     had = decoding.convert(given, Resources).limits
@@ -113,7 +118,7 @@ def allowed(stored: StoredRun, resources: Resources) -> Resources:
 
 
 def unpack(order: WorkerOrder, depot: Depot, folder: Path) -> LocalJob:
-    """Fetch the job's files into the folder and return the job with their paths."""
+    """Download the job's files to the folder, and return the job with their paths."""
     paths: dict[str, str] = {}
     for name, file in order.files.items():
         depot.fetch(file, folder / name / safe(file.path))
@@ -129,7 +134,7 @@ def unpack(order: WorkerOrder, depot: Depot, folder: Path) -> LocalJob:
 
 @cache
 def code() -> bytes:
-    """Pack this package into an archive from which Python can import after unpacking. The same code gives the
+    """Pack this package into a zip file that Python can import from after unpacking. The same code gives the
     same bytes."""
     root = Path(orchestrate.__file__).parent
     out = io.BytesIO()
@@ -147,8 +152,8 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 
 
 def pins(*extras: str, more: Iterable[str] = ()) -> list[str]:
-    """List `name==version` of every installed package that this installation's `extras` depend on, and of the
-    packages in `more`. Raises `MissingExtra` for one that is not installed here."""
+    """List `name==version` for all installed packages that this installation's `extras` need, and for the
+    packages in `more`. Raises `MissingExtra` if a package is not installed."""
     found: dict[str, str] = {}
     waiting = [(PACKAGE, frozenset(extras)), *((name, frozenset[str]()) for name in more)]
     looked: set[tuple[str, frozenset[str]]] = set()
@@ -186,7 +191,7 @@ def _version(name: str) -> str:
 
 
 ROOM = "orchestrate-at"
-"""Prefix of the names of workers' folders. The machine's name and a process id follow."""
+"""Prefix of the names of workers' folders, followed by the machine's name and a process id."""
 HIDDEN = "ORCHESTRATE_HIDDEN"
 FETCH = f"""
 import base64, hashlib, io, json, os, runpy, socket, sys, tempfile, zipfile
@@ -201,10 +206,10 @@ zipfile.ZipFile(io.BytesIO(data)).extractall(folder)
 sys.path.insert(0, folder)
 os.environ["PYTHONPATH"] = folder + os.pathsep + os.environ.get("PYTHONPATH", "")
 """
-"""First code that a remote worker runs. It fetches our code from the storage, so the code need not be in a
-package registry."""
+"""First code that a remote worker runs. It downloads Orchestrate's code from the storage, so this version
+need not be published."""
 MODULE = "ORCHESTRATE_MODULE"
-"""Environment variable with the module that the worker runs, if not `orchestrate.places.remote`."""
+"""Environment variable that names the module to run, if not `orchestrate.places.remote`."""
 BOOT = f"""{FETCH}
 runpy.run_module(os.environ.get("{MODULE}", "orchestrate.places.remote"), run_name="__main__")
 """
@@ -212,7 +217,7 @@ RUN_BOOT = "import os;exec(os.environ['ORCHESTRATE_BOOT'])"
 
 
 def environment(depot: Depot, order: WorkerOrder) -> dict[str, str]:
-    """Build the environment of the worker's process. It contains no secrets."""
+    """Build the environment of the worker's process, without secrets."""
     return {
         "ORCHESTRATE_BOOT": BOOT,
         "ORCHESTRATE_CODE": order.code,
@@ -222,8 +227,8 @@ def environment(depot: Depot, order: WorkerOrder) -> dict[str, str]:
 
 
 def unexpanded(env: Mapping[str, str]) -> dict[str, str]:
-    """Encode environment values for Ray, which reads text after a `$` in a value (for example in a password)
-    as the name of a variable and cannot escape it. `FETCH` restores such values."""
+    """Encode the environment variables whose values Ray would change. Ray replaces text after a `$` in a
+    value, for example in a password, and has no way to escape it. `FETCH` decodes them."""
     odd = {name: value for name, value in env.items() if "$" in value}
     if not odd:
         return dict(env)
@@ -235,7 +240,7 @@ _GPU = re.compile(r"(?P<count>\d+)x(?P<left>.+)|(?P<gpu>[^:]+)(:(?P<many>\d+))?"
 
 
 def gpu_asked(text: str) -> tuple[str, int]:
-    """Parse `H100`, `H100:2` or `2xH100`. Raises `UsageError`."""
+    """Parse a GPU and its count from `H100`, `H100:2` or `2xH100`. Raises `UsageError`."""
     found = _GPU.fullmatch(text.strip())
     count = int(found["count"] or found["many"] or 1) if found else 0
     if found is None or count < 1:
@@ -250,5 +255,5 @@ def gpu_asked(text: str) -> tuple[str, int]:
 
 
 def room() -> TemporaryDirectory[str]:
-    """Create this process's own folder."""
+    """Create a temporary folder for this process."""
     return scratch_folder(ROOM)

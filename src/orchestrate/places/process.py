@@ -1,4 +1,4 @@
-"""Workers on this machine: one detached process for each run."""
+"""Workers on this machine, one detached process for each run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ProcessPlace(Place):
         self.home = home
 
     def require(self) -> None:
-        """Check that training is installed. Raises `MissingExtra`."""
+        """Check that the packages for training are installed. Raises `MissingExtra`."""
         launching.require_packages()
 
     def start(self, run: RunDir, resources: Resources, ref: str) -> None:

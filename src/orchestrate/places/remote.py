@@ -1,9 +1,11 @@
-"""The remote worker: `python -m orchestrate.places.remote`, with the variables of `order.environment`.
+"""The remote worker: `python -m orchestrate.places.remote`, with the environment of `order.environment`.
 
-It fetches the order, continues from what an earlier attempt left, has the engine's own worker train in a run
-directory on its machine, and reports to the storage. Exit codes: 0 if the storage has the run's outcome, 75
-if reports failed for too long, and 1 otherwise. After 1, another attempt resumes the run from its newest
-checkpoint."""
+It downloads the run's manifest, continues from the newest checkpoint of earlier attempts, starts the training
+worker in a run directory on its machine, and reports to the storage.
+
+Exit codes: 0 if the storage has the run's outcome, 75 if reports failed for too long, and 1 otherwise. After
+1, another attempt resumes the run from its newest checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ from orchestrate.types import JobError
 
 REPORT_S = 10.0
 GRACE_S = 120.0
-"""Seconds that the engine has for a checkpoint before the worker stops."""
+"""Seconds that the training process has to save a checkpoint before the worker stops."""
 LOOK_S = 0.2
 SILENT = 75
 ENGINE = (sys.executable, "-P", "-m", "orchestrate.places.tether")
@@ -48,7 +50,7 @@ class TrainingProcess(Protocol):
     def running(self) -> bool: ...
 
     def kill(self) -> None:
-        """Kill the engine without waiting for anything."""
+        """Kill the process immediately, without waiting for it."""
 
     def close(self) -> None: ...
 
@@ -78,8 +80,8 @@ class RemoteProcess:
 
 
 class Errand:
-    """One attempt at one run. `engine` is the command that trains in a run directory. `end` ends this process
-    from any of its threads."""
+    """One attempt to train one run. `engine` is the command that trains in a run directory. `end` terminates
+    this process and can be called from any thread."""
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class Errand:
         self.claim = self._claimed()
         self.switch = Switch(self.order.limits, self.claim.earlier_s, clock)
         self.preempted = threading.Event()
-        """Set by a signal when the machine is being reclaimed."""
+        """Set by a signal that announces that the machine will be reclaimed."""
         self._superseded, self._ending, self._told = threading.Event(), threading.Event(), threading.Event()
         self._number = 0
         self._reporter: Reporter | None = None
@@ -112,7 +114,7 @@ class Errand:
         try:
             settled = self._train()
         except HostUnavailable:
-            _log.exception("could not download the run's manifest")
+            _log.exception("could not download the run's files")
             return 1
         except OrchestrateError as error:
             self._fail(error)
@@ -120,7 +122,7 @@ class Errand:
         self._ending.set()
         while not self._told.wait(LOOK_S):
             if self._superseded.is_set():
-                _log.error("another attempt has taken over the run, so this one stops")
+                _log.error("this attempt stops because another one has taken over the run")
                 return 1
         return 0 if settled else 1
 

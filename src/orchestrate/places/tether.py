@@ -1,5 +1,5 @@
-"""Run a worker that exits as soon as its parent does, because an orphaned worker keeps billing: `python -m
-orchestrate.places.tether RUN_DIR`."""
+"""Run a worker that exits as soon as its parent process does, because an orphaned worker would keep billing:
+`python -m orchestrate.places.tether RUN_DIR`."""
 
 from __future__ import annotations
 

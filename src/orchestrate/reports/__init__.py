@@ -1,5 +1,5 @@
-"""Render stored rows as comparisons for the terminal, Markdown, HTML, CSV and JSON. Nothing here queries a
-host or opens a store. Names load their module on first use."""
+"""Render comparisons, evaluations, quotes and experiments for the terminal, Markdown, HTML, CSV and JSON.
+Nothing here contacts a host or opens a store. Submodules are loaded on first use."""
 
 from __future__ import annotations
 

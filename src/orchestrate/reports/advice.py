@@ -1,10 +1,9 @@
-"""Decide whether to fine-tune: prompting, few-shot, retrieval, tuning on a host, or tuning on your own
-hardware.
+"""Recommend an approach: prompting, few-shot examples, retrieval, fine-tuning on a host, or fine-tuning on
+your own hardware.
 
 Each rule compares one fact with one threshold and gives points to some approaches. Approaches that violate a
-requirement are excluded. All points are shown with their reasons, so readers can weigh them differently.
-
-The thresholds come from the guides that practitioners cite. Each rule names its source.
+requirement are excluded. All points are shown with their reasons, so readers can weigh them differently. The
+thresholds come from guides for practitioners, and each rule names its source.
 """
 
 from __future__ import annotations
@@ -35,47 +34,47 @@ from orchestrate.data.shapes.reading import canonical
 from orchestrate.types import Record, Score
 
 _SAMPLE = 20_000
-"""The number of rows that are measured. More would not change the shares."""
+"""Number of rows to measure. More rows would hardly change the shares."""
 _WORD = re.compile(r"\w+")
 
 
 class DataTraits(Record, frozen=True, kw_only=True):
-    """Properties of a dataset. Shares are between 0 and 1, over the rows that have an answer."""
+    """Properties of a dataset. Shares are between 0 and 1 and cover the rows that have an answer."""
 
     rows: int
     kind: str
     prompt_tokens: float
-    """Average tokens in a row, excluding trained ones."""
+    """Average number of tokens per row that are not trained on."""
     answer_tokens: float
-    """Average trained tokens in a row."""
+    """Average number of tokens per row that are trained on."""
     shared_tokens: float
-    """Tokens of the system prompt, if at least nine in ten rows have the same one; otherwise 0."""
+    """Length of the system prompt in tokens if at least 90% of the rows share it, otherwise 0."""
     json_share: float
-    """The share of answers that are JSON objects."""
+    """Share of answers that are JSON objects."""
     same_keys_share: float
-    """Share of these answers with the most common set of keys."""
+    """Share of the JSON answers that have the most common set of keys."""
     distinct_answers: int
     distinct_share: float
     copied_share: float
-    """Average share of an answer's words that occur in its prompt."""
+    """Average share of an answer's words that also occur in its prompt."""
     duplicate_share: float
-    """Share of rows that equal an earlier one."""
+    """Share of rows that duplicate an earlier row."""
     calls_tools: bool = False
 
     @property
     def labels(self) -> int:
-        """The number of distinct answers if the task is a classification, otherwise 0."""
+        """Number of distinct answers if the task is a classification, otherwise 0."""
         return self.distinct_answers if self.distinct_answers <= LABELS and self.distinct_share < 0.5 else 0
 
     @property
     def keyed(self) -> bool:
-        """True if the answers are JSON with the same keys."""
+        """True if nearly all answers are JSON objects with the same keys."""
         return self.json_share >= CONSISTENT and self.same_keys_share >= CONSISTENT
 
     @property
     def knowing(self) -> bool:
-        """True if the answers contain knowledge, because their words are not in the prompts and few answers
-        are equal."""
+        """True if the answers seem to contain knowledge: few of their words occur in the prompts, and few
+        answers are equal."""
         return (
             self.copied_share < KNOWLEDGE_COPIED
             and self.distinct_share > 0.8
@@ -83,8 +82,8 @@ class DataTraits(Record, frozen=True, kw_only=True):
         )
 
     def volume(self, goal: Goal | None = None) -> Volume:
-        """Compare the number of rows with the number recommended for a goal. By default, the goal is
-        inferred from the rows."""
+        """Compare the number of rows with the recommended number for a goal. By default, the goal is inferred
+        from the rows."""
         if goal is not None:
             return goals.volume(goal, self.rows, labels=self.labels)
         return goals.inferred(
@@ -193,17 +192,18 @@ def _joined(said: Iterable[tuple[str, str]], *roles: str) -> str:
 
 
 MIN_ROWS = 10
-"""Minimum number of rows at OpenAI (fine-tuning guide). Fireworks requires at least 3."""
+"""Minimum number of rows that OpenAI accepts (fine-tuning guide). Fireworks requires at least 3."""
 NEAR_TARGET = 0.8
-"""Fraction of the target above which better prompts come first. Sources: Tianpan's decision framework, as
-cited by skywriter.app/n/ai-ops-weekly, and theneuralbase.com on signs that prompting will solve it."""
+"""Fraction of the target above which you should improve prompts first. Sources: Tianpan's decision framework,
+as cited by skywriter.app/n/ai-ops-weekly, and theneuralbase.com on problems that prompting can solve."""
 GOOD_SCORE = 0.95
-"""The base model's score on held-out rows above which there is little to gain."""
+"""Score of the base model on held-out rows above which there is little left to gain."""
 CONSISTENT = 0.95
 LABELS = 50
 """Maximum number of distinct answers in a classification task."""
 KNOWLEDGE_COPIED = 0.3
-"""Share of the answers' words in the prompts below which answers contain knowledge, if they rarely repeat."""
+"""Share of the answers' words that occur in the prompts, below which answers count as knowledge if they
+rarely repeat."""
 KNOWLEDGE_TOKENS = 20
 LONG_INSTRUCTIONS = 300
 FAST_MS = 500
@@ -223,7 +223,7 @@ _TUNING = (Way.TUNE_HOSTED, Way.TUNE_OWN)
 
 
 class Needs(Record, frozen=True, kw_only=True):
-    """Requirements that cannot be derived from the data."""
+    """Your requirements, which can't be derived from the data."""
 
     private: bool = False
     """True if the data must not leave the user's machines."""
@@ -232,20 +232,19 @@ class Needs(Record, frozen=True, kw_only=True):
     """True if the facts in the answers change often."""
     own_gpu: bool = False
     base_score: Score | None = None
-    """The base model's score with the user's prompt, on held-out rows. `n` is 0 if only the value is
-    known."""
+    """Score of the base model with your prompt, on held-out rows. `n` is 0 if only the value is known."""
     few_shot_score: Score | None = None
-    """The same model's score with examples in the prompt."""
+    """Score of the same model with examples in the prompt."""
     target: float | None = None
-    """The score that is good enough. Without it, `GOOD_SCORE` is assumed."""
+    """Score that is good enough. `None` assumes `GOOD_SCORE`."""
     goal: Goal | None = None
-    """The skill that tuning should teach. Without it, the goal is inferred from the rows."""
+    """Skill that fine-tuning should teach. `None` infers it from the rows."""
     model: str | None = None
-    """The open model that would be tuned, for `latency_ms`."""
+    """Open model that would be tuned. Used with `latency_ms`."""
     larger: str | None = None
-    """The model that the tuned model would replace. `None` means a model with 70 billion parameters."""
+    """Model that the tuned model would replace. `None` assumes a model with 70 billion parameters."""
     tokens: tuple[int, int] | None = None
-    """Input and output tokens of a request. `None` means the averages of the rows."""
+    """Input and output tokens per request. `None` uses the averages of the rows."""
 
 
 class AdviceVote(Record, frozen=True, kw_only=True):
@@ -262,7 +261,7 @@ class AdvisedWay(Record, frozen=True, kw_only=True):
     reasons: tuple[str, ...]
     excluded: str | None = None
     limited: str | None = None
-    """The condition that makes the approach possible despite the requirement."""
+    """Condition under which the approach is still possible despite a requirement."""
 
 
 class EightyPercent(Record, frozen=True, kw_only=True):
@@ -272,11 +271,11 @@ class EightyPercent(Record, frozen=True, kw_only=True):
     few_shot: Score | None = None
     target: float
     assumed: bool
-    """True if the target is assumed because the user gave none."""
+    """True if you gave no target, so a default is assumed."""
 
     @property
     def best(self) -> Score:
-        """The higher score of the two prompts."""
+        """Score with or without examples, whichever has the higher lower bound."""
         return max((s for s in (self.base, self.few_shot) if s is not None), key=lambda s: s.low)
 
     @property
@@ -285,37 +284,38 @@ class EightyPercent(Record, frozen=True, kw_only=True):
 
     @property
     def applies(self) -> bool | None:
-        """True if prompting reaches 80% of the target, or `None` if its interval leaves that open."""
+        """True if prompting reaches 80% of the target, False if it does not, or `None` if the confidence
+        interval contains that value."""
         return True if self.best.low >= self.mark else False if self.best.high < self.mark else None
 
     def __str__(self) -> str:
         how = "with examples in the prompt" if self.best is self.few_shot else "with your prompt"
         assumed = " (assumed; set yours with --target)" if self.assumed else ""
         said = {
-            True: "reached: improve the prompt and examples before you tune",
-            False: "not reached: tuning is worth its price",
-            None: "undecided: the interval contains that value, so measure more rows",
+            True: "reached, so improve the prompt and examples before you tune",
+            False: "not reached, so tuning is worth its price",
+            None: "undecided, because the confidence interval contains that value. Measure more rows",
         }[self.applies]
         return (
-            f"the 80% rule: the base model scores {self.best.value:.3f} {how}; 80% of the target "
-            f"of {self.target:g}{assumed} is {self.mark:.3g}: {said}"
+            f"80% rule: the base model scores {self.best.value:.3f} {how}, and 80% of the target "
+            f"of {self.target:g}{assumed} is {self.mark:.3g}. This is {said}"
         )
 
 
 class Advice(Record, frozen=True, kw_only=True):
     choices: tuple[AdvisedWay, ...]
-    """Approaches, best first and excluded ones last."""
+    """Approaches, best first. Excluded ones are last."""
     warnings: tuple[str, ...]
     would_change: tuple[str, ...]
     facts: DataTraits
     volume: Volume
-    """The recommended number of rows for the goal, and how the file compares."""
+    """Recommended number of rows for the goal, compared with the number in the file."""
     latency: tuple[Latency, ...] = ()
-    """Predictions for the model to tune, then for the larger model."""
+    """Predicted latencies, first of the model to tune and then of the larger one."""
     totals: tuple[Ownership, ...] = ()
     """Total costs of the models that can be tuned, if the traffic is known."""
     rule: EightyPercent | None = None
-    """The result of the 80% rule. `None` if no score of the base model is known."""
+    """Result of the 80% rule, or `None` if the base model's score is unknown."""
 
     @property
     def best(self) -> AdvisedWay:
@@ -323,7 +323,7 @@ class Advice(Record, frozen=True, kw_only=True):
 
     @property
     def close(self) -> bool:
-        """True if the runner-up is within one point, which makes the recommendation unclear."""
+        """True if the runner-up is at most one point behind, so the recommendation is not clear."""
         rest = [c for c in self.choices[1:] if c.excluded is None]
         return bool(rest) and self.best.points - rest[0].points <= 1
 
@@ -334,8 +334,8 @@ def advise(
     totals: Sequence[Ownership] = (),
     latency: tuple[Sequence[Latency], Sequence[Latency]] = ((), ()),
 ) -> Advice:
-    """Score the approaches. `totals` are total costs compared with prompting a base model, if the traffic is
-    known. `latency` has the model to tune and the larger one."""
+    """Score the approaches and rank them. `totals` are total costs compared with prompting a base model, if
+    the traffic is known. `latency` holds the predictions for the model to tune and for the larger one."""
     volume = facts.volume(needs.goal)
     votes = [
         *_by_rows(volume),
@@ -385,7 +385,8 @@ def _excluded(facts: DataTraits, needs: Needs) -> dict[Way, str]:
     if facts.rows < MIN_ROWS:
         out |= dict.fromkeys(
             _TUNING,
-            f"{facts.rows} rows: hosts require at least {MIN_ROWS}, and a model learns nothing from fewer",
+            f"{facts.rows} rows, but hosts require at least {MIN_ROWS}, because a model learns nothing from "
+            "fewer",
         )
     if needs.private:
         out[Way.TUNE_HOSTED] = "the data must not leave your machines"
@@ -404,11 +405,7 @@ def _by_rows(volume: Volume) -> Iterable[AdviceVote]:
         return
     few = rows < FEW_SHOT_ROWS
     mark = FEW_SHOT_ROWS if few else volume.least
-    words = (
-        "use the best ones as examples in the prompt"
-        if few
-        else f"so few rows are barely enough for the goal {goal}"
-    )
+    words = "use the best ones as examples in the prompt" if few else f"barely enough for the goal {goal}"
     reason = f"{rows:,} rows, fewer than {mark:,}: {words}"
     yield AdviceVote(
         ways=(Way.FEW_SHOT,), points=2 if few else 1, reason=reason, turns=f"{mark:,} rows or more"
@@ -435,7 +432,7 @@ def _by_few_shot(needs: Needs) -> Iterable[AdviceVote]:
             f"{at}, at least {rule.mark:.3g}, which is {NEAR_TARGET:.0%} of the target of {rule.target:g}"
         )
         yield AdviceVote(
-            ways=(Way.FEW_SHOT,), points=3, reason=reason, turns="examples that do not help on harder rows"
+            ways=(Way.FEW_SHOT,), points=3, reason=reason, turns="examples that don't help on harder rows"
         )
         if rule.base.low < rule.mark:  # else the prompt alone has said so
             yield AdviceVote(ways=_TUNING, points=-2, reason=at, turns="")
@@ -454,7 +451,7 @@ def _by_score(needs: Needs) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=(Way.PROMPT,),
             points=4,
-            reason=f"{at}, at least {target:g}: there is little left to gain",
+            reason=f"{at}, at least {target:g}, so there is little left to gain",
             turns=f"a harder test set, on which the base model scores below {target:g}",
         )
         yield AdviceVote(ways=_TUNING, points=-2, reason=at, turns="")
@@ -466,7 +463,7 @@ def _by_score(needs: Needs) -> Iterable[AdviceVote]:
             ways=(Way.PROMPT, Way.FEW_SHOT),
             points=3,
             reason=f"{share}: improve prompts and examples first ({left})",
-            turns=f"prompts and examples that do not reach {target:g}",
+            turns=f"prompts and examples that don't reach {target:g}",
         )
         yield AdviceVote(ways=_TUNING, points=-2, reason=f"{share}: {left}", turns="")
     elif score.high < near:
@@ -507,14 +504,14 @@ def _by_answers(facts: DataTraits) -> Iterable[AdviceVote]:
         )
     if facts.knowing:
         reason = (
-            f"{facts.copied_share:.0%} of the answers' words are in their prompts, and the answers "
-            "rarely repeat: they carry knowledge, which fine-tuning does not teach well"
+            f"{facts.copied_share:.0%} of the answers' words occur in their prompts, and the answers rarely "
+            "repeat. Such answers require knowledge, which fine-tuning does not teach well"
         )
         yield AdviceVote(
             ways=(Way.RETRIEVAL,),
             points=3,
             reason=reason,
-            turns="prompts that contain the facts in the answers",
+            turns="prompts that contain the facts",
         )
         yield AdviceVote(ways=_TUNING, points=-1, reason="answers carry knowledge", turns="")
 
@@ -524,7 +521,8 @@ def _by_prompt(facts: DataTraits) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=_TUNING,
             points=1,
-            reason=f"every prompt repeats about {facts.shared_tokens:,.0f} tokens of instructions (long "
+            reason=f"nearly every prompt repeats about {facts.shared_tokens:,.0f} tokens of instructions "
+            "(long "
             f"means at least {LONG_INSTRUCTIONS})",
             turns=f"instructions below {LONG_INSTRUCTIONS} tokens, or a cheap prompt cache",
         )
@@ -536,8 +534,8 @@ def _by_needs(needs: Needs) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=_PROMPTING,
             points=-1,
-            reason="if your data must stay on your machines, you can only prompt an open model there, and "
-            "open models are weaker than hosted ones",
+            reason="your data must stay on your machines, so you can only prompt open models, which are "
+            "weaker than hosted ones",
             turns="",
         )
         yield AdviceVote(
@@ -550,7 +548,7 @@ def _by_needs(needs: Needs) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=(Way.RETRIEVAL,),
             points=3,
-            reason="the facts change often: look them up (RAG) instead of training on them",
+            reason="the facts change often, so retrieve them (RAG) instead of training on them",
             turns="stable facts",
         )
         yield AdviceVote(ways=_TUNING, points=-1, reason="the facts change often", turns="")
@@ -563,11 +561,11 @@ def _by_needs(needs: Needs) -> Iterable[AdviceVote]:
             turns=f"a limit above {FAST_MS} ms",
         )
         yield AdviceVote(
-            ways=(Way.FEW_SHOT, Way.RETRIEVAL), points=-1, reason="longer prompts take longer", turns=""
+            ways=(Way.FEW_SHOT, Way.RETRIEVAL), points=-1, reason="longer prompts add latency", turns=""
         )
     own = 1 if needs.own_gpu else 0 if needs.private else -1
     if own:
-        reason = "you have a GPU" if needs.own_gpu else "you listed no GPU of your own"
+        reason = "you have a GPU" if needs.own_gpu else "you did not list a GPU of your own"
         yield AdviceVote(ways=(Way.TUNE_OWN,), points=own, reason=reason, turns="no free GPU")
 
 
@@ -581,7 +579,7 @@ def _by_latency(needs: Needs, small: Sequence[Latency], large: Sequence[Latency]
     name, than = small[0].model, large[0].model
     reason = f"{name} answers {times[0]:.1f} to {times[1]:.1f} times as fast as {than}, {fewer}"
     if only:
-        reason += f"; only {needs.latency_ms} stays within {in_time[0].device} ms"
+        reason += f". Only {name} stays within {needs.latency_ms} ms"
     yield AdviceVote(
         ways=_TUNING, points=int(only), reason=reason, turns="a larger model that is fast enough"
     )
@@ -596,8 +594,8 @@ def _too_slow(needs: Needs, small: Sequence[Latency]) -> Iterable[str]:
     shorter = f"at most {fits} answer tokens fit" if fits > 0 else "the prompt alone takes longer"
     yield (
         f"{best.model} is predicted to take {best.answer_ms:,.0f} ms for an answer on {best.gpus} "
-        f"{best.device}, and {best.first_token_ms:,.0f} ms to its first token: more than {limit} "
-        f"ms; {shorter}. Stream the answer, shorten it, or use a smaller model"
+        f"{best.device}, of which {best.first_token_ms:,.0f} ms to its first token. The limit "
+        f"is {limit} ms: {shorter}. Stream the answer, shorten it, or use a smaller model"
     )
 
 
@@ -656,13 +654,13 @@ def _by_end(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
 def _warnings(facts: DataTraits) -> Iterable[str]:
     if facts.duplicate_share > DUPLICATES:
         yield (
-            f"{facts.duplicate_share:.0%} of the rows repeat an earlier one: before anything "
-            "else, run  orchestrate data dedupe FILE"
+            f"{facts.duplicate_share:.0%} of the rows duplicate an earlier one. First run  orchestrate data "
+            "dedupe FILE"
         )
     if 0.3 < facts.json_share < CONSISTENT:
         yield (
-            f"only {facts.json_share:.0%} of the answers are JSON, and a model would learn that "
-            "inconsistency too"
+            f"only {facts.json_share:.0%} of the answers are JSON, and the model would learn this "
+            "inconsistency"
         )
     if facts.json_share >= CONSISTENT > facts.same_keys_share:
         yield f"only {facts.same_keys_share:.0%} of the JSON answers have the same keys"

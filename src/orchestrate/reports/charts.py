@@ -1,6 +1,9 @@
-"""Draw small charts as inline SVG. Each chart is drawn twice, for wide screens and for phones. The style
-sheet chooses by width, so labels never shrink, and defines the colors of the classes `s0`, `s1` ... Each
-series also has its own dash and mark, so nothing is shown by color alone."""
+"""Draw small charts as inline SVG.
+
+Each chart is drawn twice, for wide screens and for phones, and the style sheet shows the one that fits.
+Labels therefore never shrink. The style sheet also defines the colors of the classes `s0`, `s1` ... Each
+series has its own dash pattern and marker too, so color is never the only distinction.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,20 @@ from typing import Literal, TypeVar
 import msgspec
 
 SERIES = 6
-"""Number of styles. A seventh series repeats the first style."""
+"""Number of distinct series styles. Further series reuse them from the start."""
 DASHES = ("", "7 4", "2 4", "10 3 2 3", "4 2", "1 3")
 TOP, BOTTOM, LEFT = 24, 44, 52
 LINE = 20
-"""Sizes in a legend."""
+"""Height of one line of a legend, in pixels."""
 
 
 class Paper(msgspec.Struct, frozen=True):
-    """The width of a chart, in pixels at its nominal font size."""
+    """Dimensions of a chart, in pixels at its nominal font size."""
 
     name: Literal["page", "phone"]
     width: int
     beside: int
-    """Space for names on the right. If there is none, names are in a legend below."""
+    """Width reserved for names on the right. If 0, names are in a legend below the chart."""
 
 
 PAPERS = (Paper("page", 760, 205), Paper("phone", 350, 0))
@@ -37,7 +40,7 @@ class Scale(msgspec.Struct, frozen=True):
     low: float
     high: float
     first: float
-    """Pixel of `low`."""
+    """Position of `low`, in pixels."""
     last: float
     log: bool = False
 
@@ -50,7 +53,7 @@ class Scale(msgspec.Struct, frozen=True):
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Return about `wanted` round values from `low` to `high`."""
+    """Return about `wanted` round values between `low` and `high`."""
     if high <= low:
         return [low]
     raw = (high - low) / wanted
@@ -62,8 +65,8 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return ticks at 1, 2 and 5 of each power of ten, or only at 1 for many powers. A range smaller than
-    a power of ten gets round values, as any axis does."""
+    """Return ticks at 1, 2 and 5 times each power of ten, or only at the powers if there are many. A range of
+    less than one power gets evenly spaced round values instead."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     digits = (1, 2, 5) if len(powers) <= 4 else (1,)
     found = [round(d * 10.0**p, 12) for p in powers for d in digits if low <= d * 10.0**p <= high]
@@ -71,15 +74,14 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def padded(values: Sequence[float], share: float) -> tuple[float, float]:
-    """Return the ends of an axis with some padding. An axis that begins at 0 or above does not go below
-    0."""
+    """Return the padded range of an axis. Padding never extends an axis of non-negative values below 0."""
     low, high = min(values), max(values)
     pad = (high - low or abs(high) or 1.0) * share
     return (max(0.0, low - pad) if low >= 0 else low - pad), high + pad
 
 
 def short(value: float) -> str:
-    """Format a number in short form: `1.2M`, `350k`, `0.25`."""
+    """Format a number with a unit prefix, such as `1.2M`, `350k` or `0.25`."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
@@ -87,7 +89,7 @@ def short(value: float) -> str:
 
 
 def both(title: str, draw: Callable[[Paper], tuple[float, list[str]]]) -> str:
-    """Draw the chart for a page and for a phone. `draw` returns its height and its parts."""
+    """Draw the chart for wide screens and for phones. `draw` returns the height and the SVG elements."""
     return "".join(_figure(title, paper, *draw(paper)) for paper in PAPERS)
 
 
@@ -99,7 +101,7 @@ def _figure(title: str, paper: Paper, height: float, parts: Sequence[str]) -> st
 
 
 def upright(x: Scale, y: Scale, x_name: str, y_name: str) -> list[str]:
-    """Draw labeled x and y axes."""
+    """Draw the labeled x and y axes of a chart."""
     parts = [
         f'<line class="grid" x1="{x.first:.1f}" y1="{y(t):.1f}" x2="{x.last:.1f}" y2="{y(t):.1f}"/>'
         + text(x.first - 8, y(t) + 4, short(t), "end")
@@ -113,7 +115,7 @@ def upright(x: Scale, y: Scale, x_name: str, y_name: str) -> list[str]:
 
 
 def along(x: Scale, bottom: float, x_name: str) -> list[str]:
-    """Draw the labeled axis of a horizontal chart."""
+    """Draw the labeled x axis of a chart with horizontal rows."""
     parts = [
         f'<line class="grid" x1="{x(t):.1f}" y1="{TOP}" x2="{x(t):.1f}" y2="{bottom}"/>'
         + text(x(t), bottom + 18, short(t), "middle")
@@ -127,7 +129,7 @@ def axis(x1: float, y1: float, x2: float, y2: float) -> str:
 
 
 def leader(x1: float, y1: float, x2: float, y2: float) -> str:
-    """Draw the line from a mark to its label."""
+    """Draw a line that connects a marker to its label."""
     return f'<line class="leader" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
@@ -141,7 +143,7 @@ def clip(words: str, length: int) -> str:
 
 
 def mark(style: int, x: float, y: float, *, hollow: bool = False) -> str:
-    """Draw the mark of a style: circle, square, triangle, diamond, plus or cross."""
+    """Draw a marker by its style: circle, square, triangle, diamond, plus or cross."""
     name = f'class="mark s{style}{" hollow" if hollow else ""}"'
     r = 4.0
     shapes = (
@@ -164,7 +166,8 @@ def whisker(low: float, high: float, y: float) -> str:
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move positions apart to keep labels from overlapping. Keeps their order and, if possible, the ends."""
+    """Move positions apart so that labels don't overlap. Keeps their order, and stays between `low` and
+    `high` if possible."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     moved = list(places)
     floor = low
@@ -179,7 +182,7 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 _NAMED = 15
-"""The minimum distance between two names in pixels."""
+"""Minimum vertical distance between two names, in pixels."""
 
 
 class Series(msgspec.Struct, frozen=True):
@@ -197,8 +200,8 @@ def lines(
     height: int = 320,
     log: bool = False,
 ) -> str:
-    """Draw a line chart. Each line has its name at its end, or in a legend on a phone. `log` sets a
-    logarithmic vertical axis, unless there are values of 0 or below."""
+    """Draw a line chart. Names are at the ends of the lines, or in a legend on phones. `log` uses a
+    logarithmic y axis if all values are positive."""
     values = [v for s in series for _, v in s.points]
     log = log and min(values) > 0
     x_high = max(x for s in series for x, _ in s.points) or 1.0
@@ -248,7 +251,7 @@ def _legend(series: Sequence[Series], top: float) -> list[str]:
 
 
 _NAMES, _VALUES = 212, 190
-"""Left and right margins of a page. On a phone, both names are above the row."""
+"""Left and right margins on wide screens, in pixels. On phones, the name and the value are above the row."""
 
 
 class Bar(msgspec.Struct, frozen=True):
@@ -275,8 +278,8 @@ Item = TypeVar("Item", Bar, Interval)
 
 
 def bars(items: Sequence[Bar], *, title: str, x_name: str) -> str:
-    """Draw horizontal bars from zero, with a whisker from `low` to `high` if both are given. Hollow bars
-    are quotes."""
+    """Draw horizontal bars that start at zero, with a whisker from `low` to `high` if both are given. Quotes
+    are hollow."""
     top = max([b.high if b.high is not None else b.value for b in items], default=0.0) or 1.0
 
     def row(item: Bar, x: Scale, y: float) -> str:
@@ -293,7 +296,7 @@ def bars(items: Sequence[Bar], *, title: str, x_name: str) -> str:
 
 
 def intervals(items: Sequence[Interval], *, title: str, x_name: str) -> str:
-    """Draw a mark with its interval on a line for each item. Hollow marks are base models."""
+    """Draw one row per item, with a marker and its interval. Base models are hollow."""
     low, high = min(0.0, *(i.low for i in items)), max(1.0, *(i.high for i in items))
 
     def row(item: Interval, x: Scale, y: float) -> str:
@@ -331,7 +334,7 @@ def _rows(
 
 
 class ChartMark(msgspec.Struct, frozen=True):
-    """A mark with an interval on the vertical axis."""
+    """A marker with an interval on the y axis."""
 
     label: str
     x: float
@@ -343,8 +346,8 @@ class ChartMark(msgspec.Struct, frozen=True):
 
 
 def places(items: Sequence[ChartMark], *, title: str, x_name: str, y_name: str, height: int = 300) -> str:
-    """Draw a mark with its vertical interval for each item. Its name is next to it or, on a phone, in a
-    legend."""
+    """Draw a scatter plot with a vertical interval for each item. Names are next to the markers, or in a
+    legend on phones."""
     x_high = max(i.x for i in items) * 1.08 or 1.0
     low, high = padded([v for i in items for v in (i.low, i.high)], 0.08)
 

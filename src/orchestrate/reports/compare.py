@@ -1,4 +1,4 @@
-"""Compare runs side by side, and determine whether they are comparable."""
+"""Compare runs side by side, and check whether they are comparable."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "md", "html", "csv", "json")
 _POINTS = 300
-"""Points of a curve that a report keeps. Longer curves are averaged in groups."""
+"""Maximum number of points per curve in a report. Longer curves are averaged in groups."""
 _BY_TOKEN = ("training", "usd_per_mtok")
 _NOT_SETTINGS = {"train", "validation", "test", "suffix", "tags", "max_cost_usd", "model", "wandb"}
 
@@ -46,16 +46,16 @@ _ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".csv": "csv", ".json"
 
 
 class Comparison(ComparedRuns, frozen=True, kw_only=True):
-    """The result of `compare`, which can be shown or saved."""
+    """A comparison of runs, to show or save. Created by `compare`."""
 
     def table(self, *, whole: bool = False) -> RenderableType:
-        """Return the comparison for a terminal. By default, it only shows what matters for choosing a run.
-        With `whole`, it shows everything."""
+        """Return the comparison for a terminal. `whole` includes everything. Otherwise, only what helps to
+        choose a run is shown."""
         return documents.comparison_table(self, whole=whole)
 
     def render(self, format: str) -> str:
-        """Render the comparison as text without terminal control characters. Raises `UsageError` for a
-        format other than table, md, html, csv and json."""
+        """Render the comparison as text without terminal control characters. `format` is table, md, html, csv
+        or json. Raises `UsageError` for any other."""
         if format == "json":
             return inert_json(documents.json_text(self))
         return inert(self._document(format))
@@ -69,7 +69,7 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
             return documents.csv_text(self)
         if format == "table":
             return documents.plain_text(self.table(whole=True))
-        raise UsageError(f"the report format must be one of {', '.join(FORMATS)}, got {format!r}")
+        raise UsageError(f"the report format must be {', '.join(FORMATS)}, got {format!r}")
 
     def __str__(self) -> str:
         """Summarize in a few lines: the recommendation, and each run with its price and first score."""
@@ -81,8 +81,8 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
         return documents.framed(self.render("html"))
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a data frame with a row for each run: its properties, its settings and its latest scores.
-        Raises `MissingExtra` without pandas."""
+        """Return a data frame with one row per run: its properties, settings and latest scores. Raises
+        `MissingExtra` if pandas is not installed."""
         return frame([_cells(one) for one in self.runs])
 
     def save(self, path: str | Path) -> Path:
@@ -123,16 +123,16 @@ def compare(  # noqa: PLR0913  each is another part of the report
     people: Sequence[str] = (),
     silent: Mapping[str, str] | None = None,
 ) -> Comparison:
-    """Compare runs side by side. All mappings are keyed by run id. Runs without an entry are shown without
-    the corresponding part.
+    """Compare runs side by side.
 
-    `between` has the paired differences of runs, `answers` the changed items of each run's newest evaluation
-    and its comparison with an earlier one, `regressions` what each run retained, `people` the results of
-    reviews, and `silent` the reasons that models can't be queried. With `translations`, the settings sent to
-    each backend are shown, not only the requested ones. Raises `UsageError` if there are no runs.
+    Mappings are keyed by run id, and the report omits the parts for which a run has no entry. `between` holds
+    the paired differences between runs, `answers` the changed items of each run's newest evaluation and its
+    comparison with an earlier one, `regressions` what each run retained, `people` the results of human
+    reviews, and `silent` the reasons why models can't be queried. `translations` adds the settings that were
+    sent to each backend to those that you requested. Raises `UsageError` if there are no runs.
     """
     if not runs:
-        raise UsageError("name the runs to compare", fix="list runs with: orchestrate runs")
+        raise UsageError("name the runs to compare", fix="to list them: orchestrate runs")
     unique = list({run.id: run for run in runs}.values())
     labels = _labels(unique)
     compared = tuple(
@@ -160,7 +160,7 @@ def compare(  # noqa: PLR0913  each is another part of the report
 
 
 def with_proofs(comparison: Comparison, proofs: Mapping[str, Sequence[Proof]]) -> Comparison:
-    """Add the badge of each run that has a model. `proofs` maps run ids to proofs, oldest first."""
+    """Add the proof badge of each run that succeeded. `proofs` maps run ids to proofs, oldest first."""
     runs = [replace(c, proof=badge(proofs.get(c.run.id, ())) if ended(c) else None) for c in comparison.runs]
     return replace(comparison, runs=tuple(runs))
 

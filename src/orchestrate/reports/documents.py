@@ -42,14 +42,14 @@ _DECIDING = frozenset(
     }
     | {"time from creation to end", "train loss", "valid loss", "reward", rows.PROOF}
 )
-"""Facts by which runs are chosen, besides the scores. The others describe how they were made."""
+"""Facts that help to choose a run, besides the scores. The other facts describe how the runs were made."""
 _FINDINGS = 3
 
 
 def comparison_table(comparison: ComparedRuns, *, whole: bool = True) -> RenderableType:
-    """Return the answer, then facts by row and runs by column, the settings that differ, and the findings.
-    Unless `whole` is set, values that are the same for all runs take one line, and minor findings are only
-    counted."""
+    """Return the recommendation, a table with one column per run, the settings that differ, and the findings.
+    Unless `whole` is set, values that are equal for all runs share one line, and only the first findings are
+    shown."""
     parts: list[RenderableType] = []
     if comparison.sandbox:
         parts.append(
@@ -95,7 +95,7 @@ _COLOURS = {"ship": "bold green", "do not ship": "bold red", "not enough evidenc
 
 
 def evaluation_table(one: Evaluation, flips: Sequence[Flips], shown: int = 3) -> RenderableType:
-    """Return the verdicts, then scores, slices, contenders, and broken and fixed items."""
+    """Return the verdicts, then the scores, slices, contenders, and broken and fixed items."""
     parts: list[RenderableType] = []
     for v in one.verdicts:
         parts.append(Text.assemble((v.decision.upper(), _COLOURS[v.decision]), f"  {inert(v.contender)}"))
@@ -129,12 +129,12 @@ def _line(said: str) -> str:
 
 
 _FOLDED = frozenset({"contender", "against", "answered by"})
-"""Columns that may wrap. An interval or a number stays on one line."""
+"""Columns that may wrap. Columns with numbers or intervals never wrap."""
 _KEPT = ("contender", "score (95%)", "n")
 
 
 def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> TextTable:
-    """List cells of any length under their column names. Omits columns that are empty in every row."""
+    """Return a table of cells of any length. Omits columns that are empty in every row."""
     told = [at for at in range(len(head)) if not rows or any(row[at] != NOTHING for row in rows)]
     table = TextTable(*(head[at] for at in told), fold=_FOLDED, keep=_KEPT)
     for row in rows:
@@ -153,20 +153,20 @@ def _grid(comparison: ComparedRuns, cells: list[tuple[str, list[str]]]) -> Table
 
 
 def plain_text(content: RenderableType, width: int = 140) -> str:
-    """Render content as text without color or control codes."""
+    """Render a terminal report as text without colors and control codes."""
     out = io.StringIO()
     Console(file=out, width=width, color_system=None, force_terminal=False).print(content)
     return out.getvalue()
 
 
 def framed(page: str) -> str:
-    """Wrap a page in its own frame for a notebook, to keep its style from affecting the notebook."""
+    """Wrap a page in an iframe for notebooks, so its style doesn't affect the notebook."""
     style = "width: 100%; height: 44rem; border: 0"
     return f'<iframe style="{style}" srcdoc="{escape(page, quote=True)}"></iframe>'
 
 
 def format_of(path: Path, endings: Mapping[str, str]) -> str:
-    """Return the format for the file's extension. Raises `UsageError` for an unknown extension."""
+    """Return the format for a file extension. Raises `UsageError` if it is unknown."""
     format = endings.get(path.suffix.lower())
     if format is None:
         raise UsageError(
@@ -176,15 +176,16 @@ def format_of(path: Path, endings: Mapping[str, str]) -> str:
 
 
 def save(path: str | Path, endings: Mapping[str, str], render: Callable[[str], str]) -> Path:
-    """Write the output of `render` in the format of the file extension. Raises `UsageError` for an unknown
-    extension."""
+    """Write the output of `render` to a file, in the format of its extension. Raises `UsageError` for an
+    unknown extension."""
     target = Path(path)
     inside(target).write_text(render(format_of(target, endings)), encoding="utf-8", newline="")
     return target
 
 
 def markdown(comparison: ComparedRuns) -> str:
-    """Render a heading, the sandbox banner and the reasons before any number, then the tables."""
+    """Render a comparison as Markdown. The sandbox banner and the reasons why runs are not comparable come
+    before all numbers."""
     parts = ["# Comparison of runs"]
     if comparison.sandbox:
         parts.append("> **SANDBOX**: trained by a local sandbox on a tiny model, not by the named hosts.")
@@ -210,8 +211,8 @@ def markdown(comparison: ComparedRuns) -> str:
 
 
 def csv_text(comparison: ComparedRuns) -> str:
-    """Render one row for each run. Numbers are plain, money is in US dollars, and times are in seconds. Names
-    of setting columns start with `setting.`, and names of score columns with the metric's name."""
+    """Render a comparison as CSV with one row per run. Numbers are unformatted, money is in US dollars, and
+    times are in seconds. Setting columns start with `setting.`, and score columns with the metric's name."""
     records = [_flat(c, comparison) for c in comparison.runs]
     names = list(dict.fromkeys(name for record in records for name in record))
     out = io.StringIO()
@@ -263,7 +264,7 @@ def _flat(c: Compared, comparison: ComparedRuns) -> dict[str, Any]:
 
 
 def safe_cell(value: Any) -> Any:
-    """Put an apostrophe before text that a spreadsheet would interpret as a formula."""
+    """Prefix text with an apostrophe if a spreadsheet would interpret it as a formula."""
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"
     return value

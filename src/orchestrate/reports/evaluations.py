@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".txt": "table", ".xml": "junit"}
 _IN_MARKDOWN = 5
-"""Markdown for the numbers of broken and fixed items."""
+"""Number of broken and fixed items to show in Markdown."""
 
 
 class EvaluationReport(Record, frozen=True, kw_only=True):
-    """An evaluation with the items that changed."""
+    """An evaluation together with the items that changed."""
 
     evaluation: Evaluation
     flips: tuple[Flips, ...] = ()
@@ -35,8 +35,8 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
         return documents.evaluation_table(self.evaluation, self.flips, shown)
 
     def render(self, format: str) -> str:
-        """Render the report as text without terminal control characters: table, md, html, junit or json.
-        Raises `UsageError` for another format."""
+        """Render the report as text without terminal control characters. `format` is table, md, html, junit
+        or json. Raises `UsageError` for any other."""
         if format == "json":
             return inert_json(json.dumps(self.evaluation.to_dict(), indent=2, ensure_ascii=False) + "\n")
         if format == "md":
@@ -55,18 +55,18 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
         return documents.framed(self.render("html"))
 
     def save(self, path: str | Path) -> Path:
-        """Write the report in the format that the file extension names: .html, .md, .json, .txt or .xml
-        (JUnit). Raises `UsageError` for any other."""
+        """Write the report in the format of the file extension: .html, .md, .json, .txt or .xml (JUnit).
+        Raises `UsageError` for any other."""
         return documents.save(path, ENDINGS, self.render)
 
 
 def format_of(path: Path) -> str:
-    """Return the format for the file's extension. Raises `UsageError` for an unknown extension."""
+    """Return the format for a file extension. Raises `UsageError` if it is unknown."""
     return documents.format_of(path, ENDINGS)
 
 
 def markdown(one: Evaluation, flips: Sequence[Flips]) -> str:
-    """Render the verdict first, then scores, broken items and contenders."""
+    """Render an evaluation as Markdown: the verdict, then the scores, broken items and contenders."""
     parts = [f"# Evaluation {one.id}", markdown_text(rows.what_was_asked(one))]
     for v in one.verdicts:
         reasons = "\n".join(f"- {markdown_text(reason)}" for reason in v.reasons)
@@ -110,14 +110,14 @@ _JUNIT = {
 
 
 def junit(one: Evaluation) -> str:
-    """Render a test case for each verdict."""
+    """Render an evaluation as JUnit XML, with one test case per verdict."""
     cases = [(v.contender, v.decision, "\n".join(v.reasons)) for v in one.verdicts]
     return junit_suite(f"orchestrate eval {one.id}", one.dataset, cases)
 
 
 def junit_suite(name: str, classname: str, cases: Sequence[tuple[str, str, str]]) -> str:
-    """Write (name, decision, reasons) as test cases. A proven regression becomes a failure, and an
-    inconclusive result an error. Omits control characters, which XML doesn't allow."""
+    """Render (name, decision, reasons) as JUnit test cases. Proven regressions are failures, and inconclusive
+    results are errors. Omits control characters, which XML doesn't allow."""
     suite = xml.Element("testsuite", name=_legal(name), tests=str(len(cases)))
     kinds = [_JUNIT.get(decision, "system-out") for _, decision, _ in cases]
     for (title, decision, reasons), kind in zip(cases, kinds, strict=True):

@@ -28,8 +28,8 @@ def title(report: ExperimentReport) -> str:
 
 
 def standing(report: ExperimentReport) -> str:
-    """Describe the state in a line such as `running at 10%: 200 users of the base model, 20 of the tuned
-    one`."""
+    """Describe the current state in one line, such as `running at 10%: 200 users of the base model, 20 of the
+    tuned one`."""
     users = (
         f"{report.users.get('base', 0):,} users of the base model, {report.users.get('tuned', 0):,} of the"
     )
@@ -76,7 +76,7 @@ def phase_rows(report: ExperimentReport) -> list[list[str]]:
 
 
 def notes(report: ExperimentReport) -> list[str]:
-    """List notes that readers need to understand the table."""
+    """Return the notes that explain the table."""
     found: list[str] = []
     if report.sample_ratio_p < _BROKEN:
         found.append(f"users are NOT split as planned: p = {report.sample_ratio_p:.1g}")
@@ -84,15 +84,15 @@ def notes(report: ExperimentReport) -> list[str]:
         if one.counted_ratio_p < _BROKEN:
             p = f"{one.counted_ratio_p:.1g}"
             found.append(
-                f"{one.metric}: outcomes do NOT arrive equally from both arms (p = {p}), so this "
-                "metric is not used"
+                f"{one.metric}: the arms do NOT report outcomes equally often (p = {p}), so this metric is "
+                "not used"
             )
         if one.gate is not None:
             found.append(f"{one.metric}: no interval yet: {one.gate}")
     found += [f"{name}: {number:,}" for name, number in report.counts.items()]
     alpha = report.plan.rule.alpha
     found.append(
-        "You can check the results anytime: the probability of a false claim is at most "
+        "You can check the results anytime: the probability of a false positive is at most "
         f"{alpha:.2g}, and the same again for all guardrails combined. Each user counts once per phase. "
         "Differences are tuned minus base, within phases with the same share."
     )
@@ -116,8 +116,8 @@ def table(report: ExperimentReport) -> RenderableType:
 
 
 def render(report: ExperimentReport, format: str) -> str:
-    """Render the report as text without terminal control characters: table, html or json. Raises
-    `UsageError` for another format."""
+    """Render the report as text without terminal control characters. `format` is table, html or json. Raises
+    `UsageError` for any other."""
     if format == "json":
         return inert_json(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
     if format == "html":
@@ -137,8 +137,8 @@ def _body(report: ExperimentReport) -> str:
     rule = report.plan.rule
     stages = ", ".join(f"{share:g}%" for share in rule.stages)
     planned = (
-        f"Set in advance: {stages}; the goal is {report.plan.primary.name} {rule.goal}; at least "
-        f"{rule.min_users:,} users per arm and {rule.min_hours:g} hours per stage."
+        f"Set in advance: {stages}. The goal is {report.plan.primary.name} {rule.goal}. Each stage needs at "
+        f"least {rule.min_users:,} users per arm and {rule.min_hours:g} hours."
     )
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes(report))
     kind = {"ship": "ship", "roll back": "do-not-ship"}.get(report.decision.verb, "not-enough-evidence")
@@ -171,7 +171,7 @@ def _curves(report: ExperimentReport) -> str:
         series.append(charts.Series(f"shown: {role}", ((0.0, bound), (end, bound)), len(series)))
     chart = charts.lines(series, title="Evidence", x_name="users counted", y_name="log10 of the e-value")
     caption = (
-        "Evidence against no difference, in either direction. Once a line has crossed its bound, "
-        "the difference is significant, no matter how often you checked."
+        "Evidence that the arms differ, in either direction. Once a line has crossed its bound, the "
+        "difference is significant, no matter how often you check."
     )
     return html.figure("Evidence over time", chart, caption)

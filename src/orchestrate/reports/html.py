@@ -1,5 +1,5 @@
-"""Render a comparison as one HTML file, with the answer first. It needs no network and no scripts, and works
-in light and dark mode, in print, on phones and without color."""
+"""Render a comparison as one HTML file that starts with the recommendation. The file needs no network and no
+scripts, and works in light and dark mode, in print, on phones and without color."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from orchestrate.reports.rows import (
 from orchestrate.types import Evaluation, MetricUsed, Verdict
 
 _SHOWN = 12
-"""The number of broken items on a page, and of fixed ones."""
+"""Number of broken items to show on a page, and of fixed ones."""
 _EMPTY = "<em>(empty)</em>"
 MARKS = {"ship": "✓", "do not ship": "✗", "not enough evidence": "?"}
 
@@ -64,8 +64,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True) -> str:
-    """Render everything about one evaluation: verdicts, scores, broken items, plots, slices and
-    confusions."""
+    """Render all of one evaluation: verdicts, scores, broken items, plots, slices and confusion matrices."""
     drawn = [_intervals(one, metric) for metric in one.metrics] if charted else []
     parts = [
         f'<p class="when">{escape(what_was_asked(one))}</p>',
@@ -77,7 +76,7 @@ def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True)
         "<h3>Who answered</h3>" + table(CONTENDER_HEAD, contender_rows(one)),
     ]
     if sliced := score_rows(one, sliced=True):
-        told = "Corrected for the number of slices (Holm), to avoid marking slices by chance."
+        told = "P-values are corrected for the number of slices (Holm), so slices are not marked by chance."
         parts.append(f"<h3>Slices</h3><p>{told}</p>" + table(SCORE_HEAD, sliced))
     parts += [_confusion(one, i) for i in range(len(one.confusions))]
     if one.all_notes:
@@ -118,8 +117,8 @@ def _intervals(one: Evaluation, metric: MetricUsed) -> str:
 
 
 def quality(evaluations: Sequence[Evaluation]) -> str:
-    """Plot contenders of evaluations that share their first metric and their items: the score against the
-    cost of an answer, and against its time."""
+    """Plot scores against the cost and the latency of an answer, for all evaluations with the same first
+    metric and the same items as the first one."""
     first = evaluations[0]
     metric = first.metrics[0]
     alike = [
@@ -146,8 +145,8 @@ def quality(evaluations: Sequence[Evaluation]) -> str:
 
 
 def flipped(found: Flips) -> str:
-    """Render broken items, then collapsed fixed items: the prompt, the expected answer, and both answers side
-    by side with their differences marked."""
+    """Render the broken items, then the fixed ones collapsed: the prompt, the expected answer, and both
+    models' answers side by side with their differences highlighted."""
     who, against = escape(found.contender), escape(found.against)
     if not found.broken and not found.fixed:
         return f"<p>No row changed between {against} and {who}.</p>"
@@ -179,7 +178,7 @@ def _flip(found: Flips, item: Flip) -> str:
 
 
 def marked(before: str, after: str) -> tuple[str, str]:
-    """Return both texts as HTML, and mark the words that only one of them has."""
+    """Return both texts as HTML, with the words highlighted that only one of them contains."""
     old, new = (re.findall(r"\s+|\w+|[^\w\s]", text)[:800] for text in (before, after))
     left: list[str] = []
     right: list[str] = []
@@ -206,7 +205,7 @@ def _confusion(one: Evaluation, number: int) -> str:
 
 
 def regression(found: Regression) -> str:
-    """Render what the model retained and what it forgot."""
+    """Render which abilities the model retained and which it forgot."""
     rows: list[list[str]] = []
     for r in found.results:
         base, tuned = (value(r.metric, s.value) for s in (r.base, r.tuned))
@@ -222,7 +221,7 @@ def regression(found: Regression) -> str:
 
 
 def changed(pairs: Sequence[tuple[str, Pairing]]) -> str:
-    """Show whether a model's answers and scores changed when it was queried twice."""
+    """Render how a model's answers and scores changed between two evaluations."""
     rows: list[list[str]] = []
     for label, pairing in pairs:
         share = f"{pairing.same_answers:,} of {pairing.items:,} answers are identical"
@@ -309,8 +308,8 @@ def _verdict(c: Compared) -> str:
 
 
 def quality_and_cost(comparison: ComparedRuns) -> str:
-    """Plot the scores of the deciding metric against the training cost, if at least two runs have such
-    scores on the same rows."""
+    """Plot scores against training cost, if at least two runs have scores in the deciding metric on the same
+    rows."""
     found = [
         (i, c, s, p)
         for i, c in enumerate(comparison.runs)
@@ -337,11 +336,11 @@ def quality_and_cost(comparison: ComparedRuns) -> str:
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _SHORT = 34
-"""The maximum number of characters of a cell that is never wrapped."""
+"""Maximum number of characters of a cell that never wraps."""
 
 
 def page(comparison: ComparedRuns, now: datetime | None = None) -> str:
-    """Render the complete document. All external content is escaped."""
+    """Render the comparison as a complete HTML document. All external content is escaped."""
     title = "Comparison of " + text.joined([c.label for c in comparison.runs])
     mark = "SANDBOX: " if comparison.sandbox else ""
     body = [
@@ -366,7 +365,7 @@ def _headed(heading: str, body: str) -> str:
 
 
 def document(title: str, body: str) -> str:
-    """Build a page around an already escaped body."""
+    """Build a page from a title and an HTML body that is already escaped."""
     style = files("orchestrate.reports").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -1,4 +1,4 @@
-"""Determine which aspects are comparable, and what the numbers show."""
+"""Check which aspects of runs are comparable, and state what the numbers show."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestrate.types import Difference
 
 
 def reasons(runs: Sequence[Compared]) -> list[Reason]:
-    """List the reasons why aspects of the runs must not be compared. Empty for a single run."""
+    """List the reasons why aspects of the runs can't be compared. Returns an empty list for a single run."""
     if len(runs) < 2:
         return []
     return [*_data(runs), *_worlds(runs), *_losses(runs), *_scores(runs), *_unfinished(runs)]
@@ -31,7 +31,7 @@ def _data(runs: Sequence[Compared]) -> Iterable[Reason]:
     groups = _grouped((c.run.dataset_digest, c.label) for c in runs)
     if len(groups) > 1:
         who = "; ".join(f"{text.joined(labels)} on {digest[:12]}" for digest, labels in groups.items())
-        yield Reason(aspect="data", text=f"they were trained on different data: {who}")
+        yield Reason(aspect="data", text=f"the runs were trained on different data: {who}")
 
 
 def _worlds(runs: Sequence[Compared]) -> Iterable[Reason]:
@@ -61,7 +61,9 @@ def _losses(runs: Sequence[Compared]) -> Iterable[Reason]:
     # Unsaid and "auto" are the hosts' default for conversations: the assistant's tokens only.
     inputs = {c.settings.get("method.train_on_inputs", "").lower() == "true" for c in runs}
     if len(inputs) > 1:
-        yield Reason(aspect="loss", text="some also train on the prompts, which changes what the loss covers")
+        yield Reason(
+            aspect="loss", text="some runs also train on the prompts, so their losses cover different tokens"
+        )
 
 
 def _scores(runs: Sequence[Compared]) -> Iterable[Reason]:
@@ -83,7 +85,7 @@ def _scores(runs: Sequence[Compared]) -> Iterable[Reason]:
     if len(metrics) > 1 and not shared(runs):
         yield Reason(
             aspect="scores",
-            text=f"no metric was measured for all of them (measured: {', '.join(sorted(metrics))})",
+            text=f"no metric was measured for all runs (measured: {', '.join(sorted(metrics))})",
         )
 
 
@@ -103,7 +105,7 @@ def _unfinished(runs: Sequence[Compared]) -> Iterable[Reason]:
 
 
 def findings(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> list[str]:
-    """List findings about cost and scores, for comparable aspects only."""
+    """List findings about cost and scores. Leaves out aspects that are not comparable."""
     done = [c for c in runs if ended(c)]
     return [*_cheapest(done), *_best(done, between), *_each(done), *_forgot(done), *_again(done)]
 
@@ -115,17 +117,17 @@ def _cheapest(runs: Sequence[Compared]) -> Iterable[str]:
     priced.sort(key=lambda pair: pair[0])
     (low, first), (high, last) = priced[0], priced[-1]
     if low == high:
-        yield f"They cost the same: {text.money(low)}."
+        yield f"All runs cost the same: {text.money(low)}."
         return
     times = f", {high / low:.1f} times as much" if low else ""
     yield (
-        f"{first.label} is the cheapest to train: {priced_as(first)}; {last.label} costs "
+        f"{first.label} is the cheapest to train: {priced_as(first)}. {last.label} costs "
         f"{text.money(high)}{times}."
     )
 
 
 def mixed(runs: Sequence[Compared]) -> bool:
-    """Return true if some runs used a sandbox and others did not."""
+    """Return True if some runs used a sandbox and others did not."""
     return len({c.run.sandbox for c in runs}) > 1
 
 
@@ -150,7 +152,7 @@ def _best(runs: Sequence[Compared], between: Sequence[RunDifference]) -> Iterabl
         elif top.score.value == next_.score.value:
             yield f"{first.label} and {second.label} have the same score on {metric}: {top.score.value:.3f}."
         elif top.score.low > next_.score.high or top.score.high < next_.score.low:
-            yield f"{first.label} scores best on {metric}: {gap}; the 95% intervals do not overlap."
+            yield f"{first.label} scores best on {metric}: {gap}. The 95% intervals do not overlap."
         else:
             overlap = "and the 95% intervals overlap"
             yield f"There is no clear difference on {metric}: {first.label} has {gap}, {overlap}."
@@ -180,14 +182,14 @@ def _told(metric: str, labels: dict[str, str], d: RunDifference, apart: Differen
 
 
 def gap_words(d: Difference) -> str:
-    """Format a difference: `+0.040 (+0.010 to +0.070), p = 0.0030`."""
+    """Format a difference with its interval and p-value: `+0.040 (+0.010 to +0.070), p = 0.0030`."""
     said = f"{d.score.value:+.3f} ({d.score.low:+.3f} to {d.score.high:+.3f})"
     p = d.p_corrected if d.p_corrected is not None else d.p_value
     return said if p is None else f"{said}, p {'< 0.0001' if p < 0.0001 else f'= {p:.4f}'}"
 
 
 def shared(runs: Sequence[Compared]) -> dict[str, list[tuple[Compared, RunScore]]]:
-    """Return the metrics that all of at least two runs have on the same rows."""
+    """Return the metrics that all runs have on the same rows, if there are at least two runs."""
     found: dict[tuple[str, tuple[str, int]], list[tuple[Compared, RunScore]]] = {}
     for c in runs:
         for e in c.scores:
@@ -237,12 +239,12 @@ def _again(runs: Sequence[Compared]) -> Iterable[str]:
 
 
 def asked_again(label: str, pairing: Pairing) -> str:
-    """Describe whether a model gives the same answers when queried twice."""
+    """Describe whether a model gave the same answers in two evaluations."""
     moved = [d.metric for d in pairing.differences if d.shown]
     other = pairing.items - pairing.same_answers
     if moved:
         return (
-            f"{label} answers differently than in {pairing.first}: {text.joined(moved)} changed, "
+            f"{label} answered differently than in {pairing.first}: {text.joined(moved)} changed, "
             f"and {other} of {pairing.items} answers differ. The host may have changed the model."
         )
     if other:
@@ -254,7 +256,7 @@ def asked_again(label: str, pairing: Pairing) -> str:
 
 
 def notes(runs: Sequence[Compared]) -> list[str]:
-    """List notes that readers need to interpret the numbers."""
+    """Return the notes that readers need to interpret the numbers."""
     found: list[str] = []
     if any(c.run.sandbox for c in runs):
         found.append(
@@ -273,7 +275,7 @@ def notes(runs: Sequence[Compared]) -> list[str]:
         if c.reconciliation and "electricity" in {d.component for d in c.reconciliation.components}
     ]
     if local:
-        found.append(f"{text.joined(local)}: includes electricity but no hardware costs.")
+        found.append(f"{text.joined(local)}: the cost includes electricity but not the hardware.")
     return found
 
 
@@ -298,19 +300,20 @@ def _bare(model: str) -> str:
 
 
 Differences = Mapping[tuple[str, str, str], Difference]
-"""Differences by two runs and a metric, as the first run minus the second."""
+"""Differences by the ids of two runs and the metric: the first run's score minus the second's."""
 
 
 def answer(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> ComparisonSummary:
-    """Recommend one of the runs that succeeded. It never recommends a run that may not ship, or that is not
-    shown to be better than its rival. Among runs without a proven difference, it recommends the cheapest."""
+    """Recommend one of the runs that succeeded. Never recommends a run whose evaluation failed, or that is
+    not proven better than its rival. Among runs without a proven difference, recommends the cheapest."""
     done = [c for c in runs if ended(c)]
     if not done:
         return ComparisonSummary(sentence="No run has succeeded yet, so there is no recommendation.")
     if mixed(done):
         tried = text.joined([c.name for c in done if c.run.sandbox])
         return ComparisonSummary(
-            sentence=f"No recommendation: {tried} ran in a sandbox, which says nothing about the others."
+            sentence=f"No recommendation: {tried} ran in a sandbox, so a comparison with the other runs "
+            "says nothing."
         )
     if len(done) == 1:
         return _alone(done[0])
@@ -379,7 +382,8 @@ def _among(metric: str, scored: Sequence[tuple[Compared, RunScore]], pairs: Diff
     if not fit:
         best, score = ranked[0]
         why = (
-            f"none is proven to be good enough; {best.label} has the best {metric}, {text.score(score.score)}"
+            f"no run is proven to be good enough. {best.label} has the best {metric}, "
+            f"{text.score(score.score)}"
         )
         return ComparisonSummary(
             sentence=f"No recommendation yet: {why}, {text.count(score.score.n, 'row')}."
@@ -393,7 +397,7 @@ def _among(metric: str, scored: Sequence[tuple[Compared, RunScore]], pairs: Diff
         why = _alone_at_the_top(metric, best, [pair for pair in ranked if pair is not best], pairs)
     else:
         others = [pair for pair in level if pair is not choice]
-        cheap = f"the cheapest of the good ones at {priced_as(choice[0])}; " if alone else ""
+        cheap = f"the cheapest of the good runs at {priced_as(choice[0])}; " if alone else ""
         why = f"{cheap}there is no clear difference on {metric} from {_versus(metric, choice, others, pairs)}"
     return ComparisonSummary(
         run=choice[0].run.id, sentence=f"Take {choice[0].label}: {why}{_forgotten(choice[0])}."
@@ -454,13 +458,13 @@ def _versus(
 def _unmeasured(done: Sequence[Compared]) -> ComparisonSummary:
     silent = [f"{c.label}: {c.silent}" for c in done if c.silent is not None]
     asked = "; ".join(silent) or "orchestrate eval " + " ".join(c.run.id for c in done)
-    why = f"they were not scored on the same rows: {asked}"
+    why = f"the runs were not scored on the same rows: {asked}"
     prices = [(cost, c) for c in done if (cost := price(c)) is not None]
     if len(prices) < len(done):
-        return ComparisonSummary(sentence=f"Quality cannot decide, because {why}")
+        return ComparisonSummary(sentence=f"Can't compare quality, because {why}")
     cheapest = min(prices, key=lambda pair: pair[0])[1]
     told = f"{cheapest.label} is the cheapest to train at {priced_as(cheapest)}"
-    return ComparisonSummary(sentence=f"{told}; quality cannot decide, because {why}")
+    return ComparisonSummary(sentence=f"{told}. Can't compare quality, because {why}")
 
 
 def _forgotten(c: Compared) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _QUOTE_COLUMNS = ("backend", "model", "expected", "low to high", "tokens billed", "time", "price", "notes")
 _SHORT = {"tokens billed": "tokens", "price": "price age"}
-"""Short column names for a terminal, where a price shows only its age."""
+"""Short column names for the terminal, where the price column only shows the price's age."""
 _OWN_COLUMNS = (
     "trained and served",
     "model",
@@ -32,7 +32,7 @@ _OWN_COLUMNS = (
     "serving",
 )
 _SHOWN_ELSEWHERE = 2
-"""The number of other serving options shown per backend, the cheapest ones. `--json` has them all."""
+"""Number of other serving options to show per backend, cheapest first. `--json` shows all."""
 
 
 def _sorted(quotes: Sequence[Quote]) -> list[Quote]:
@@ -92,7 +92,7 @@ def _usd(quote: Quote, price: PriceRange) -> str:
 
 
 def verdict(quotes: Sequence[Quote]) -> str:
-    """State in one sentence which backend is the cheapest to train on and why, or why there is no clear
+    """State in one sentence which backend is the cheapest to train on and why, or that there is no clear
     answer."""
     priced = [(q, q.price) for q in _sorted(quotes) if q.ranked and q.price is not None]
     if not priced:
@@ -174,9 +174,9 @@ def quote_table(
     *,
     whole: bool = False,
 ) -> RenderableType:
-    """Return the quotes for a terminal: the numbers of each backend, cheapest first, and with `totals` also
-    those over the months. The verdict and notes about each backend follow. `whole` adds how the serving price
-    was calculated."""
+    """Return the quotes for a terminal: the numbers of each backend, cheapest first, then the verdict and the
+    notes on each backend. `totals` adds the costs over the months, and `whole` shows how serving costs were
+    calculated."""
     from rich.console import Group
     from rich.text import Text
 
@@ -221,7 +221,7 @@ def _narrow(cell: str) -> str:
 
 
 def quote_markdown(quotes: Sequence[Quote], today: date | None = None) -> str:
-    """Return the same content as `quote_table` as a Markdown table and a sentence."""
+    """Return the content of `quote_table` as a Markdown table, followed by the verdict."""
     rows = [_row(quote, today or days.today()) for quote in _sorted(quotes)]
     return f"{markdown_table(_QUOTE_COLUMNS, rows)}\n\n{verdict(quotes)}\n"
 
@@ -277,8 +277,8 @@ def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
 
 
 def ownership_verdict(totals: Sequence[Ownership]) -> str:
-    """State which backend serves the entire period at the lowest cost, and what the base model would cost
-    instead."""
+    """State which backend serves for the entire period at the lowest cost, and what prompting the base model
+    would cost."""
     best = cheapest(totals)
     paid = best.paid if best is not None else None
     if best is None or paid is None:
@@ -297,13 +297,13 @@ def ownership_verdict(totals: Sequence[Ownership]) -> str:
     since, most = best.break_even_requests_per_day, best.most_requests_per_day
     if paid.counted_usd < best.base_usd:
         steps = since is not None and since > best.requests_per_day
-        always = f"; with more traffic, it always pays off from {since:,} requests per day" if steps else ""
+        always = f". It always pays off from {since:,} requests per day" if steps else ""
         return f"{words}, {text.money(best.base_usd - paid.counted_usd)} more{always}."
-    less = f"{text.money(paid.counted_usd - best.base_usd)} less: at this traffic tuning does not save money"
+    less = f"{text.money(paid.counted_usd - best.base_usd)} less. Tuning does not save money at this traffic"
     if since is None:
-        return f"{words}, {less}, nor does it with more traffic."
-    upto = f" up to {most:,}, its capacity" if most is not None else ""
-    return f"{words}, {less}; tuning pays off from {since:,} requests per day{upto}."
+        return f"{words}, {less}, nor at higher traffic."
+    upto = f" up to its capacity of {most:,}" if most is not None else ""
+    return f"{words}, {less}. It pays off from {since:,} requests per day{upto}."
 
 
 def _perhaps_cheaper(totals: Sequence[Ownership], best: Ownership, paid: Paid) -> str | None:
@@ -340,12 +340,12 @@ def _unpriced(totals: Sequence[Ownership]) -> list[str]:
         f"{way.server}: {way.unavailable}" for total in totals for way in total.elsewhere if way.unavailable
     )
     more = sum(max(0, len(t.elsewhere) - _SHOWN_ELSEWHERE) for t in totals)
-    return [*lines, *([f"{text.count(more, 'more expensive option')} for serving in --json"] if more else [])]
+    return [*lines, *([f"{text.count(more, 'more expensive option')} for serving: --json"] if more else [])]
 
 
 def ownership_table(totals: Sequence[Ownership]) -> RenderableType:
-    """Return the totals for a terminal: training, monthly cost, total and break-even of each backend,
-    then the verdict and assumptions."""
+    """Return the total costs for a terminal: training, monthly cost, total and break-even of each backend,
+    then the verdict and the assumptions."""
     from rich.console import Group
     from rich.text import Text
 
@@ -380,7 +380,7 @@ def ownership_markdown(totals: Sequence[Ownership]) -> str:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Render a pipe table. Characters that would end a cell, or form HTML or a link in one, are escaped."""
+    """Render a Markdown table. Escapes characters that would end a cell or form HTML or a link."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in lines)
 
@@ -390,7 +390,7 @@ def _cell(value: str) -> str:
 
 
 def markdown_text(value: str) -> str:
-    """Escape HTML, links and images in external text for a Markdown document."""
+    """Escape HTML, links and images in external text, for use in Markdown."""
     value = re.sub(r"[\\\[\]`]", r"\\\g<0>", value).replace("<", "&lt;")
     # Readers make links of bare addresses too.
     return value.replace("://", "&#58;//").replace("www.", "www&#46;")

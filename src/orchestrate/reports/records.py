@@ -1,4 +1,4 @@
-"""The records of a comparison of runs."""
+"""Records that make up a comparison of runs."""
 
 from __future__ import annotations
 
@@ -14,41 +14,42 @@ from orchestrate.types import Contender, Difference, Evaluation, JobStatus, Metr
 
 class CurvePoint(Record, frozen=True, kw_only=True):
     tokens: float
-    """Tokens trained so far, or steps if `Compared.tokens_known` is false for all runs."""
+    """Number of tokens trained so far, or of steps if `Compared.tokens_known` is False for all runs."""
     value: float
 
 
 class Reason(Record, frozen=True, kw_only=True):
-    """A reason why one aspect of the runs must not be compared."""
+    """Reason why one aspect of the runs can't be compared."""
 
     aspect: str
-    """data, loss, scores, cost or all."""
+    """Aspect: data, loss, scores, cost or all."""
     text: str
 
 
 class RunScore(Record, frozen=True, kw_only=True):
-    """A run's score in one metric, from its newest evaluation on these items."""
+    """A run's score on one metric, from its newest evaluation on these items."""
 
     metric: MetricUsed
     score: Score
     contender: Contender
     difference: Difference | None
-    """Difference from its rival, which is its base model or the model that the user named."""
+    """Difference from the rival model, which is the run's base model or a model that you named. `None` if
+    there is no rival."""
     rival_score: Score | None
     evaluation: Evaluation
 
     @property
     def rows(self) -> tuple[str, int]:
-        """Key of the evaluated rows. Scores with equal keys are comparable."""
+        """Digest and number of the evaluated items. Scores are comparable if these are equal."""
         e = self.evaluation
         return (e.items_digest or e.dataset_digest, e.items)
 
 
 class RunDifference(Record, frozen=True, kw_only=True):
-    """The difference between two runs on the items that both answered, from any evaluations."""
+    """Difference between two runs on the items that both answered, possibly in separate evaluations."""
 
     first: str
-    """Ids of the runs."""
+    """Id of the first run."""
     second: str
     pairing: Pairing
 
@@ -61,63 +62,64 @@ class Compared(Record, frozen=True, kw_only=True):
 
     run: Run
     label: str
-    """Short name that is unique within the comparison. A sandbox run next to real hosts ends with `MARK`."""
+    """Unique short name in the comparison. If some runs are not in a sandbox, sandbox runs end with
+    `MARK`."""
     seconds: float | None
-    """Seconds from its creation to its end."""
+    """Seconds from the run's creation to its end."""
     trained_tokens: int | None
     billed_tokens: int | None
-    """Tokens from its bill, otherwise from its quote. `None` if it is not billed by tokens."""
+    """Tokens in the bill, or else in the quote. `None` if the host does not bill by tokens."""
     tokens_per_second: float | None
     train_loss: float | None
-    """The last training loss."""
+    """Last reported training loss."""
     valid_loss: float | None
-    """The last validation loss."""
+    """Last reported validation loss."""
     reward: float | None = None
-    """The last reward of reinforcement fine-tuning, on the validation prompts if there are any."""
+    """Last reported reward of reinforcement fine-tuning, on the validation prompts if there are any."""
     train_curve: tuple[CurvePoint, ...] = ()
     valid_curve: tuple[CurvePoint, ...] = ()
     tokens_known: bool = True
-    """True if tokens are known. Otherwise, the token axis is estimated from the run's steps."""
+    """True if the host reports tokens per step. Otherwise, tokens are estimated from the run's steps."""
     settings: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     chosen: tuple[str, ...] = ()
-    """Settings that the user requested."""
+    """Names of the settings that you set explicitly."""
     reconciliation: costing.Reconciliation | None = None
     scores: tuple[RunScore, ...] = ()
     flips: tuple[Flips, ...] = ()
-    """Flips in its latest evaluation."""
+    """Changed items in the run's newest evaluation."""
     regression: Regression | None = None
-    """Its latest regression test."""
+    """The run's newest regression test."""
     asked_again: tuple[Pairing, ...] = ()
-    """The run's latest evaluation compared with an earlier one on the same items."""
+    """Comparisons of the run's newest evaluation with earlier ones on the same items."""
     serving: str | None = None
     silent: str | None = None
-    """Reason that its model can't be queried on its host, if there is one."""
+    """Reason why the model can't be queried on its host, or `None`."""
     proof: str | None = None
-    """The proof that the served model is the trained one, as `types.proof.badge` words it. `None` for a run
-    without a model."""
+    """Badge of the newest proof that the host serves the trained model, as text. `None` for a run without a
+    model."""
 
     @property
     def name(self) -> str:
-        """The label without the sandbox mark, for places that show the mark separately."""
+        """The label without the sandbox mark, for use where the mark is shown separately."""
         return self.label.removesuffix(MARK)
 
 
 class ComparisonSummary(Record, frozen=True, kw_only=True):
-    """The conclusions of a comparison."""
+    """The conclusion of a comparison."""
 
     sentence: str
     run: str | None = None
-    """Id of the recommended run, if there is one."""
+    """Id of the recommended run, or `None`."""
 
 
 class ComparedRuns(Record, frozen=True, kw_only=True):
-    """Runs side by side. `reasons` is empty if they are fully comparable."""
+    """Runs compared side by side. `reasons` is empty if all aspects are comparable."""
 
     runs: tuple[Compared, ...]
     answer: ComparisonSummary = ComparisonSummary(sentence="")
     reasons: tuple[Reason, ...] = ()
     findings: tuple[str, ...] = ()
-    """Sentences about what the numbers show."""
+    """Sentences that state what the numbers show."""
     notes: tuple[str, ...] = ()
     between: tuple[RunDifference, ...] = ()
 
@@ -127,7 +129,7 @@ class ComparedRuns(Record, frozen=True, kw_only=True):
 
     @property
     def sandbox(self) -> bool:
-        """True if any run was trained in a sandbox."""
+        """True if any of the runs was trained in a sandbox."""
         return any(c.run.sandbox for c in self.runs)
 
     @property
@@ -145,20 +147,20 @@ def billed(compared: Compared) -> Decimal | None:
 
 
 def price(compared: Compared) -> Decimal | None:
-    """Return what the training cost, or would cost."""
+    """Return the billed cost of training, or else the quoted cost."""
     bill = billed(compared)
     return quoted(compared) if bill is None else bill
 
 
 def bill_word(compared: Compared) -> str:
-    """Return what `price` means: quoted, billed, or what a sandbox would bill."""
+    """Return how the price is known: billed, quoted, or what a sandbox would bill."""
     if compared.run.bill is None:
         return "quoted"
     return "would bill" if compared.run.sandbox else "billed"
 
 
 def priced_as(compared: Compared) -> str:
-    """Format the price: `$0.76 (billed)`."""
+    """Format the price and how it is known: `$0.76 (billed)`."""
     return f"{text.money(price(compared))} ({bill_word(compared)})"
 
 

@@ -1,4 +1,5 @@
-"""Render what a model retained and forgot as a terminal table, Markdown, HTML, JUnit XML and JSON."""
+"""Render which abilities a model retained and forgot, as a terminal table, Markdown, HTML, JUnit XML and
+JSON."""
 
 from __future__ import annotations
 
@@ -49,8 +50,8 @@ class RegressionReport(Record, frozen=True, kw_only=True):
         return Group(*parts, *(Text(inert(line), style="dim") for line in (who, *found.notes)))
 
     def render(self, format: str) -> str:
-        """Render the report as text without terminal control characters: table, md, html, junit or json.
-        Raises `UsageError` for another format."""
+        """Render the report as text without terminal control characters. `format` is table, md, html, junit
+        or json. Raises `UsageError` for any other."""
         found = self.regression
         if format == "json":
             return inert_json(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n")

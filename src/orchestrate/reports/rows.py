@@ -1,4 +1,4 @@
-"""The rows that every format of a comparison shows."""
+"""Rows that are the same in every format of a comparison."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ CONTENDER_HEAD = (
 
 
 def value(metric: MetricUsed, number: float) -> str:
-    """Format a score: `0.875`, or an amount with its unit."""
+    """Format a score: `0.875`, or a number with its unit if the metric is an amount."""
     return f"{number:.4g} {metric.unit}".strip() if metric.kind == "amount" else f"{number:.3f}"
 
 
 def interval(metric: MetricUsed, score: Score, *, signed: bool = False) -> str:
-    """Format a score with its interval: `0.875 (0.801 to 0.927)`."""
+    """Format a score with its confidence interval: `0.875 (0.801 to 0.927)`."""
     if metric.kind == "amount":
         low, middle, high = (
             f"{n:+.4g}" if signed else f"{n:.4g}" for n in (score.low, score.value, score.high)
@@ -43,14 +43,14 @@ def interval(metric: MetricUsed, score: Score, *, signed: bool = False) -> str:
 
 
 def probability(difference: Difference) -> str:
-    """Format the p-value. The corrected one is used if there is one."""
+    """Format the p-value, corrected for multiple tests if possible."""
     p = difference.p_corrected if difference.p_corrected is not None else difference.p_value
     return text.NOTHING if p is None else "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def score_rows(evaluation: Evaluation, *, sliced: bool = False) -> list[tuple[str, ...]]:
-    """Return the rows under `SCORE_HEAD`: one for each contender and metric, for all items or for the
-    slices."""
+    """Return the table rows for `SCORE_HEAD`, one per contender and metric. With `sliced`, returns those of
+    the slices instead."""
     used = {metric.name: metric for metric in evaluation.metrics}
     return [
         _score_row(evaluation, used[m.metric], m)
@@ -71,7 +71,7 @@ def _score_row(evaluation: Evaluation, metric: MetricUsed, m: Measure) -> tuple[
 
 
 def contender_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """Return the rows under `CONTENDER_HEAD`."""
+    """Return the table rows for `CONTENDER_HEAD`."""
     return [_contender_row(c) for c in evaluation.contenders]
 
 
@@ -94,8 +94,8 @@ def _contender_row(c: Contender) -> tuple[str, ...]:
 
 
 def cost_of_answer(c: Contender) -> str:
-    """Format the cost of an answer, such as `$0.0012`. For models billed hourly, add the basis of the
-    cost and the hourly price."""
+    """Format the cost of an answer, such as `$0.0012`. For models billed hourly, adds the assumed traffic and
+    the hourly price."""
     if c.usd_per_hour is None:
         return text.money(c.usd_per_answer)
     if c.usd_per_answer is None:
@@ -105,8 +105,7 @@ def cost_of_answer(c: Contender) -> str:
 
 
 def what_was_asked(evaluation: Evaluation) -> str:
-    """Describe what every number of an evaluation is based on: `200 items of test.jsonl (3f9a12...),
-    greedy`."""
+    """Describe the basis of an evaluation: `200 items of test.jsonl (3f9a12...), greedy`."""
     digest = (evaluation.items_digest or evaluation.dataset_digest)[:12]
     said = f"{text.count(evaluation.items, 'item')} of {evaluation.dataset} ({digest})"
     if evaluation.cluster:
@@ -119,7 +118,7 @@ def what_was_asked(evaluation: Evaluation) -> str:
 
 
 PROOF = "served as trained"
-"""Name of the row with the proof badge."""
+"""Name of the row that shows the proof badge."""
 NOT_COMPARABLE = "These runs are not fully comparable"
 
 
@@ -129,7 +128,7 @@ def status(compared: Compared) -> str:
 
 
 def facts(comparison: ComparedRuns) -> list[tuple[str, list[str]]]:
-    """Return (name, one value for each run), in reading order. Excludes facts that no run has."""
+    """Return the facts as (name, one value per run), in reading order. Omits facts that no run has."""
     found = [*_identity(comparison), *_measured(comparison), *money(comparison), *_trained(comparison)]
     return _told([*found, (PROOF, [c.proof or text.NOTHING for c in comparison.runs])])
 
@@ -153,7 +152,7 @@ def _identity(comparison: ComparedRuns) -> Facts:
 
 
 def money(comparison: ComparedRuns) -> Facts:
-    """Return the cost of training and answers. The simulated bill of a sandbox is never called billed."""
+    """Return the costs of training and of answers. The simulated bill of a sandbox is not called billed."""
     runs = comparison.runs
     newest = [newest_score(c) for c in runs]
     found: Facts = [("quoted", [text.money(quoted(c)) for c in runs])]
@@ -204,7 +203,7 @@ def _measured(comparison: ComparedRuns) -> Facts:
 
 
 def newest_score(compared: Compared) -> RunScore | None:
-    """Return the latest score in the deciding metric, if it was measured."""
+    """Return the newest score on the deciding metric, or `None` if it was not measured."""
     newest = max(compared.scores, key=lambda s: s.evaluation.created_at, default=None)
     if newest is None:
         return None
@@ -216,7 +215,7 @@ def metrics(comparison: ComparedRuns) -> list[str]:
 
 
 def result(compared: Compared, metric: str) -> RunScore | None:
-    """Return the latest result of one metric."""
+    """Return the newest score on one metric, or `None` if it was not measured."""
     found = [e for e in compared.scores if e.metric.name == metric]
     return max(found, key=lambda e: e.evaluation.created_at) if found else None
 
@@ -261,8 +260,8 @@ def verdict(found: RunScore | None) -> str:
 
 
 def settings(comparison: ComparedRuns) -> list[tuple[str, list[str], bool]]:
-    """Return (setting, one value for each run, whether they differ because a user set it). Settings that
-    differ by choice come first. Differences caused only by the hosts' defaults do not count as a choice."""
+    """Return the settings as (name, one value per run, whether they differ by choice), those that differ
+    first. Differences that only result from hosts' defaults don't count as a choice."""
     chosen = {name for c in comparison.runs for name in c.chosen}
     rows = [
         (name, [c.settings.get(name, text.NOTHING) for c in comparison.runs])

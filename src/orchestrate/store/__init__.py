@@ -29,10 +29,10 @@ class Uptime:
 
 
 class Clock:
-    """The machine's clocks. Tests replace this class to move time."""
+    """The machine's wall clock and uptime. Tests replace this class to control the time."""
 
     def now(self) -> datetime:
-        """Return the wall clock time as an aware UTC datetime."""
+        """Return the current time as a timezone-aware UTC datetime."""
         return datetime.now(UTC)
 
     def uptime(self) -> Uptime:
@@ -59,16 +59,17 @@ def _seconds() -> float:
 
 
 def stamp(at: datetime) -> str:
-    """Format a time for the store, with a fixed width, so the strings sort by time."""
+    """Format a time as a fixed-width ISO string, so that stored times sort chronologically."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def time_of(deployment: Deployment, clock: Clock, *, made_at: datetime | None = None) -> datetime:
-    """Return `created_at` plus the age of a deployment, the clock for hourly charges and limits.
+    """Return `created_at` plus the age of a deployment. Hourly charges and limits use this time.
 
     The time since the last reading is measured by uptime. After a reboot, or on another machine, only the
-    wall clock is available. The clock never runs backward. If the wall clock disagrees with the age in the
-    host's own record (`made_at`), the last reading used a wrong clock, and the host's record counts.
+    wall clock is available. The returned time never goes backward. If the wall clock disagrees with the
+    creation time that the host reports (`made_at`), the last reading used a wrong clock, and the host's time
+    is used.
     """
     now, up, last = clock.now(), clock.uptime(), deployment.age
     if last is None:  # made by an earlier version
@@ -101,8 +102,8 @@ def new_run_id(at: datetime) -> str:
 
 
 def new_id(prefix: str, at: datetime, mark: int | None = None) -> str:
-    """Create an id. `mark` is a hash that replaces the random part. The same time in seconds and the same
-    mark give the same id."""
+    """Create an id from a time and a random part. The hash `mark`, if given, replaces the random part, and
+    the same second and `mark` give the same id."""
     age_ms = max(0, int(at.timestamp() * 1000) - _EPOCH_MS) % 32**8
     if mark is not None:
         age_ms = max(0, age_ms - age_ms % 1000 + mark // 32**4 % 1000)
@@ -112,7 +113,7 @@ def new_id(prefix: str, at: datetime, mark: int | None = None) -> str:
 
 
 def derived_ref(facts: str) -> str:
-    """Derive a ref from 60 bits of the hash of `facts`. The same facts always give the same ref."""
+    """Derive a job's ref from 60 bits of the SHA-256 of `facts`. The same facts always give the same ref."""
     return REF_PREFIX + _base32(int(hashlib.sha256(facts.encode()).hexdigest(), 16) % 32**12, 12)
 
 

@@ -1,4 +1,4 @@
-"""State that watchers and viewers share through the store: polling times, changes and received webhooks."""
+"""Polling times, pauses, silences and webhook deliveries that all processes share through the store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ENDED = [s.value for s in JobStatus if s.terminal]
 
 
 class Notifications:
-    """Tracks which runs were reported to which channels."""
+    """Records which runs were reported to which channels."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -34,7 +34,7 @@ class Notifications:
         return datetime.fromisoformat(value)
 
     def due(self, channel: str, since: datetime, *, limit: int = 100) -> list[Run]:
-        """List ended runs that have not been reported to the channel, oldest end first."""
+        """List ended runs that have not been reported to the channel, least recently updated first."""
         table, told, steps = schema.runs, schema.notifications, schema.transitions
         known = select(told.c.run_id).where(told.c.channel == channel)
         # What is written later about an ended run (its tags, a late fact) is no end. A run that was ended
@@ -53,7 +53,7 @@ class Notifications:
             return [Run.from_json(row) for row in connection.execute(query).scalars()]
 
     def claim(self, run_id: str, channel: str) -> bool:
-        """Claim the right to report a run to a channel. Only one process gets the claim, once."""
+        """Claim the right to report a run to a channel. Only one process ever gets this claim."""
         table = schema.notifications
         with self._db.writing() as connection:
             done = connection.execute(
@@ -71,7 +71,8 @@ class Notifications:
             return done.scalar() is not None
 
     def finish(self, run_id: str, channel: str, *, sent: bool) -> None:
-        """Mark the notification as sent, or release the claim because it is known not to have been sent."""
+        """Mark the notification as sent, or release the claim if the notification is known not to have been
+        sent."""
         table = schema.notifications
         mine = (table.c.run_id == run_id) & (table.c.channel == channel)
         with self._db.writing() as connection:
@@ -79,8 +80,8 @@ class Notifications:
             connection.execute(done)
 
     def unfinished(self, channel: str, *, older_than_s: float) -> list[str]:
-        """List runs whose notifier died between claiming and finishing, so the notification may or may not
-        have been sent."""
+        """List runs claimed by a process that stopped before it finished. Their notification may have been
+        sent."""
         table = schema.notifications
         before = stamp(self._db.clock.now() - timedelta(seconds=older_than_s))
         query = select(table.c.run_id).where(
@@ -100,11 +101,11 @@ class Notifications:
 _SOONEST = timedelta(seconds=10)
 _LATEST = timedelta(minutes=5)
 _LONGEST = timedelta(days=3650)
-"""Maximum wait that a host can request."""
+"""Longest pause that a host can request."""
 _SHARE = 10
-"""A quiet run is polled again after this fraction of the time that it has been quiet."""
+"""A run is polled again after its time without a change, divided by this number."""
 _LOOK_S = 15.0
-"""Time for which a viewer that died still counts as watching."""
+"""Seconds after which a viewer that stopped responding no longer counts as watching."""
 
 
 class Silence(NamedTuple):
@@ -122,16 +123,18 @@ class Agenda:
         self._leases = leases
 
     def changed(self, since: datetime) -> list[Run]:
-        """List the runs written since then, in the order in which they were written."""
+        """List the runs changed after `since`, in the order in which they changed."""
         table = schema.runs
         query = select(table.c.record).where(table.c.updated_at > stamp(since)).order_by(table.c.updated_at)
         with self._db.reading() as connection:
             return [Run.from_json(row) for row in connection.execute(query).scalars()]
 
     def claim_due(self, provider: str, host: str, *, limit: int, soonest: timedelta = _SOONEST) -> list[Run]:
-        """Take up to `limit` active runs whose events and metrics are due, longest due first, and set their
-        next due time, not before `soonest`. Processes that claim at the same time get different runs. On
-        Postgres, each process skips rows locked by another. On SQLite, they take turns."""
+        """Take up to `limit` active runs whose events and metrics are due, longest overdue first.
+
+        Sets the next due time of each, at least `soonest` from now. Processes that claim at the same time get
+        different runs: on Postgres, each skips rows locked by another, and on SQLite they take turns.
+        """
         table, now = schema.runs, self._db.clock.now()
         query = (
             select(table.c.record)
@@ -163,7 +166,8 @@ class Agenda:
         return run
 
     def uncancelled(self, provider: str, host: str) -> list[str]:
-        """List the ids of runs whose cancel request has not reached the host yet, so their job still runs."""
+        """List the ids of runs whose cancel request has not reached the host yet. Their jobs may still be
+        running."""
         table = schema.runs
         left = [s.value for s in JobStatus if s.terminal or s is JobStatus.CANCELLING]
         query = (
@@ -176,9 +180,9 @@ class Agenda:
             return list(connection.execute(query).scalars())
 
     def silences(self, marks: Mapping[str, str], *, gap_s: float | None = None) -> dict[str, Silence]:
-        """Return how long each run has been seen with this mark. Measured by this machine's uptime, so a
-        wrong wall clock doesn't matter. With `gap_s`, a longer pause between two checks restarts the count.
-        """
+        """Return how long each run has had its current mark. A changed mark restarts the count, and so does a
+        pause of more than `gap_s` between two checks. Time is measured by this machine's uptime, so a wrong
+        wall clock doesn't matter."""
         table, up = schema.silences, self._db.clock.uptime()
         ids, rows, begun = [*marks], dict[str, Any](), list[str]()
         parts = [ids[start : start + 500] for start in range(0, len(ids), 500)]
@@ -210,19 +214,19 @@ class Agenda:
         return found
 
     def stir(self, run_id: str) -> None:
-        """Record that there is news of this run, which ends its silence on all machines."""
+        """Record new activity of this run, which ends its silence on all machines."""
         with self._db.writing() as connection:
             connection.execute(schema.silences.delete().where(schema.silences.c.run_id == run_id))
 
     def tell_silence(self, run_id: str) -> None:
-        """Record that the current silence of a run was reported."""
+        """Record that the current silence of a run was reported to the user."""
         table, up = schema.silences, self._db.clock.uptime()
         with self._db.writing() as connection:
             mine = (table.c.run_id == run_id) & (table.c.boot == up.boot) & table.c.told.is_(None)
             connection.execute(table.update().where(mine).values(told=up.seconds))
 
     def stalled(self) -> set[str]:
-        """Return the ids of runs whose silence was reported and continues."""
+        """Return the ids of runs that were reported as silent and still are."""
         table, runs = schema.silences, schema.runs
         ended = [s.value for s in JobStatus if s.terminal or s is JobStatus.CANCELLING]
         query = select(table.c.run_id).join(runs, runs.c.id == table.c.run_id)
@@ -231,7 +235,7 @@ class Agenda:
             return set(connection.execute(query.where(runs.c.status.not_in(ended))).scalars())
 
     def pause(self, account: str, seconds: float) -> None:
-        """Keep all processes from querying this account for `seconds`. Never shortens an existing pause."""
+        """Stop all processes from querying this account for `seconds`. Never shortens an existing pause."""
         table, now = schema.pauses, self._db.clock.now()
         until = now + min(timedelta(seconds=min(seconds, 1e9)), _LONGEST)
         values = {"since": stamp(now), "until": stamp(until)}
@@ -257,10 +261,12 @@ class Agenda:
     def take_tokens(
         self, account: str, count: int, *, per_minute: float, burst: float, credit: bool = False
     ) -> float:
-        """Take tokens from the account's bucket, which all processes of this store share. It gains
-        `per_minute` tokens and holds at most `burst`. Returns 0 if there were enough. Otherwise takes none,
-        and returns the seconds until there are enough. With `credit`, tokens are always taken, for requests
-        that were already sent."""
+        """Take tokens from the account's bucket, which all processes of this store share.
+
+        The bucket gains `per_minute` tokens and holds at most `burst`. Returns 0 if it had enough tokens.
+        Otherwise takes none and returns the seconds until it has enough. With `credit`, always takes them,
+        for requests that were already sent.
+        """
         key = f"bucket:{hashlib.sha256(account.encode()).hexdigest()[:48]}"
         now, table = self._db.clock.now(), schema.meta
         with self._db.writing() as connection:
@@ -278,14 +284,15 @@ class Agenda:
         return missing * 60.0 / per_minute if refused else 0.0
 
     def look(self, account: str, lease: Lease | None) -> Lease | None:
-        """Record that a viewer is watching this account's runs for the next seconds. `lease` is the result of
-        the last call. Returns `None` if another viewer is already recorded."""
+        """Record for the next seconds that a viewer is watching this account's runs. Pass the lease that the
+        last call returned. Returns `None` if another viewer is already recorded."""
         if lease is not None and self._leases.renew(lease, _LOOK_S):
             return lease
         return self._leases.acquire(_look_name(account), _LOOK_S)
 
     def looked_at(self, account: str) -> bool:
-        """Return whether someone is watching, so updates are needed soon."""
+        """Return whether a viewer is watching this account's runs, which makes frequent updates
+        worthwhile."""
         return self._leases.held(_look_name(account))
 
     def take_delivery(self, delivery_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""Opens, checks and creates the store's database, and manages leases."""
+"""Open, check and create the store's database, and manage leases."""
 
 from __future__ import annotations
 
@@ -44,23 +44,26 @@ from orchestrate.text import duration
 
 _HEADER = b"SQLite format 3\x00"
 _CHECKED_AT_OPEN_BYTES = 8_000_000
-"""Up to this size, the entire file is verified each time it is opened, which takes a few milliseconds. Larger
-files are only verified by `verify`."""
+"""Files of up to this many bytes are verified each time they are opened, which takes a few milliseconds. Only
+`verify` checks larger files."""
 _LEAST_FREE = 65_536
 """Minimum free disk space in bytes. The index of the write-ahead log alone takes half of it."""
 _BUSY_S = 60.0
 _STATEMENT_S = 60
 RECOVER = "to rebuild a store from the hosts' job lists: orchestrate recover"
-_RESTORE = f"restore a backup of it, or move it away: {RECOVER}"
+_RESTORE = f"restore a backup of the store, or move it away: {RECOVER}"
 _ELSEWHERE = "choose another location with --store"
 
 
 def open_engine(url: str) -> Engine:
-    """Open a store and return its engine. The store must have been created by Orchestrate, be intact, and
-    have the current version. Raises `StoreError` and `MissingExtra`."""
+    """Open a store and return its engine. The store must be intact and have been created by Orchestrate, in
+    the current version. Raises `StoreError` and `MissingExtra`."""
     if (path := sqlite_path(url)) is not None:
         if path.name in ("", ":memory:"):
-            raise StoreError("runs must outlive the process: use a file, such as sqlite:///runs.sqlite3")
+            raise StoreError(
+                "an in-memory store would lose your runs when the process ends. Use a file, such as "
+                "sqlite:///runs.sqlite3"
+            )
         return _open_sqlite(path.expanduser())
     return _open_postgres(_postgres_url(url))
 
@@ -73,7 +76,7 @@ def _postgres_url(text: str) -> URL:
         url = None
     if url is None or "@" in (url.host or "") or url.get_backend_name() not in ("postgresql", "postgres"):
         raise StoreError(
-            "the run store must be the URL of a SQLite file or of a Postgres database",
+            "the run store must be a SQLite or Postgres URL",
             fix="sqlite:///path/to/runs.sqlite3  or  postgresql://user@host/database. Write @ or / in a "
             "password as %40 or %2F",
         ) from None
@@ -90,7 +93,7 @@ def place_of(engine: Engine) -> str:
 
 @contextmanager
 def translated(place: str) -> Generator[None]:
-    """Convert the database's errors to `StoreError`, based on error codes and never on messages."""
+    """Convert database errors to `StoreError`, by their error codes and never by their messages."""
     try:
         yield
     except DBAPIError as error:
@@ -108,7 +111,7 @@ def _store_error(place: str, error: BaseException) -> StoreError:
     beside = primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _is_full(place)
     if primary == sqlite3.SQLITE_FULL or beside:
         return StoreError(
-            f"no disk space to write the run store {place}", fix="free some disk space, then try again"
+            f"no disk space to write the run store {place}", fix="free some disk space and try again"
         )
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return StoreError(f"the run store {place} is damaged: {error}", fix=_RESTORE)
@@ -185,8 +188,7 @@ def _create_sqlite(path: Path) -> None:
     log = path.with_name(path.name + "-wal")
     if log.exists() and not path.exists():  # another process may have made both just now
         raise StoreError(
-            f"{path} is missing but its log {log.name} exists: the store was removed or moved "
-            "without its log",
+            f"{path} is missing but its log {log.name} exists: the store was removed or moved without it",
             fix=f"put the store back, or delete the log and {RECOVER}",
         )
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
@@ -225,7 +227,8 @@ def _require_made(draft: Path, path: Path) -> None:
         [mode] = connection.execute("PRAGMA journal_mode").fetchone()
     if found != ["ok"] or mode != "wal":
         raise StoreError(
-            f"could not create the run store {path}: written data cannot be read back ({found[0]}, {mode})",
+            f"could not create the run store {path}: data written to it cannot be read back "
+            f"({found[0]}, {mode})",
             fix=_ELSEWHERE,
         )
 
@@ -251,7 +254,7 @@ def _require_header(path: Path) -> None:
             head = file.read(16)
     except OSError as error:
         raise StoreError(
-            f"could not read the run store {path}: {error}", fix="check its owner and mode"
+            f"could not read the run store {path}: {error}", fix="check the owner and permissions of the file"
         ) from error
     if not head:
         raise StoreError(
@@ -352,7 +355,7 @@ def _prepare_postgres(engine: Engine, place: str) -> None:
         if schema.meta.name not in present:
             if present & set(schema.metadata.tables):
                 raise StoreError(
-                    f"{place} has tables of another program with the same names",
+                    f"{place} contains tables of another program with the same names as the run store",
                     fix="use a separate database for the run store",
                 )
             schema.metadata.create_all(connection)
@@ -402,7 +405,8 @@ def _set_version(connection: Connection) -> None:
 
 
 def identity(place: str) -> tuple[int, int] | None:
-    """Return the identity of a file, to detect that it was replaced, or `None` if there is no file."""
+    """Return the file's device and inode, which show whether it was replaced, or `None` if it does not
+    exist."""
     try:
         found = Path(place).stat()
     except OSError:
@@ -411,7 +415,7 @@ def identity(place: str) -> tuple[int, int] | None:
 
 
 def verify(engine: Engine) -> list[str]:
-    """Return the problems of the entire store, or an empty list. On SQLite, this reads every page."""
+    """Check the entire store and return the problems found. On SQLite, this reads every page."""
     if engine.dialect.name != "sqlite":
         return []
     with engine.connect() as connection:
@@ -437,20 +441,20 @@ class Database:
 
     @contextmanager
     def writing(self) -> Generator[Connection]:
-        """Open a transaction that commits at the end of the block, or changes nothing after an error.
+        """Open a transaction that commits at the end of the block, or rolls back on an error.
 
         Raises `StoreError` once a newer version has upgraded the store, because records written by this
         version would lack fields that the newer one reads. On Postgres, a lock prevents an upgrade between
-        that check and the writes. SQLite has only one writer.
+        that check and the writes. On SQLite, no lock is needed because there is only one writer.
         """
         with translated(self.place), self._writer.begin() as connection:
             _require_known(connection.execute(_WRITTEN.with_for_update(read=True)).scalar(), self.place)
             yield connection
 
     def waited(self, table: Table, id: str) -> float:
-        """Return the seconds of this machine's uptime since it sent the current attempt of a run or a
-        deployment. If another machine sent the attempt, or this one before its last boot, returns the seconds
-        since this machine first saw it."""
+        """Return the seconds since this machine sent the current attempt of a run or a deployment, by its
+        uptime. If another machine sent the attempt, or this one before its last reboot, counts from when this
+        machine first saw it."""
         stamps, up = schema.stamps, self.clock.uptime()
         with self.writing() as connection:
             attempt = connection.execute(select(table.c.attempt).where(table.c.id == id)).scalar_one()
@@ -470,7 +474,7 @@ class Database:
         return dialect.insert(table)
 
     def verify(self) -> list[str]:
-        """Return the problems of the stored pages, or an empty list."""
+        """Check the database file and return the problems found."""
         with translated(self.place):
             return verify(self.engine)
 
@@ -482,21 +486,21 @@ class Database:
 
 
 class LeaseLost(OrchestrateError):
-    """Raised if another process has taken over this work. Pending writes of this process were discarded."""
+    """Raised if another process has taken over the work. This process's pending writes were discarded."""
 
     retryable = True
 
 
 class LeaseHeld(OrchestrateError):
-    """Raised if another process is doing this work."""
+    """Raised if another process is already doing the work."""
 
     retryable = True
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The exclusive right to a task until the lease expires. Each acquisition increments the fence, and
-    writes with an older fence are rejected, so a process that slept past its lease cannot harm the store."""
+    """The exclusive right to a task until the lease expires. Each acquisition increments `fence`, and writes
+    with an older fence are rejected, so a process that slept past its lease cannot corrupt the store."""
 
     name: str
     owner: str
@@ -511,7 +515,7 @@ class Leases:
         self._file = db.file
 
     def acquire(self, name: str, ttl_s: float) -> Lease | None:
-        """Take the lease if it is free or has expired. Returns `None` while another process holds it."""
+        """Acquire the lease if it is free or has expired. Returns `None` if another process holds it."""
         now, up = self._db.clock.now(), self._db.clock.uptime()
         values: dict[str, Any] = {
             "owner": f"{self._db.actor}:{secrets.token_hex(3)}",
@@ -572,8 +576,8 @@ class Leases:
             )
 
     def require(self, connection: Connection, lease: Lease) -> None:
-        """Raise `LeaseLost` unless the lease is the latest one. Call it inside the transaction that it
-        protects."""
+        """Raise `LeaseLost` unless `lease` is the latest one of its name. Call this in the transaction that
+        the lease protects."""
         row = connection.execute(
             select(schema.leases.c.fence, schema.leases.c.owner)
             .where(schema.leases.c.name == lease.name)
@@ -583,8 +587,8 @@ class Leases:
             raise _lost(lease)
 
     def check(self, lease: Lease, ttl_s: float) -> None:
-        """Raise `LeaseLost` if another process has taken over the work, and `StoreError` if the store is not
-        where it was opened. Also renews the lease, which proves that the store can be written."""
+        """Renew the lease, which proves that the store is writable. Raises `LeaseLost` if another process has
+        taken over the work, and `StoreError` if the store's file was removed or replaced."""
         if not self.renew(lease, ttl_s):
             raise _lost(lease)
         if self._file is not None and identity(self._db.place) != self._file:
@@ -598,17 +602,17 @@ class Leases:
     def hold(
         self, name: str, ttl_s: float = 30.0, *, wait: Callable[[], object] | None = None
     ) -> Generator[Lease]:
-        """Hold the lease for the block. A thread renews the lease, so it expires soon after its process ends.
+        """Hold the lease during the block. A thread renews it, so it expires soon after the process dies.
 
-        Raises `LeaseHeld` immediately if another process holds it. With `wait`, waits for its turn, calling
-        `wait` between checks.
+        If another process holds the lease, raises `LeaseHeld` immediately. With `wait`, waits for the lease
+        instead and calls `wait` between checks.
         """
         lease = self.acquire(name, ttl_s)
         while lease is None:
             if wait is None:
                 raise LeaseHeld(
                     f"{name}: another process is working on it",
-                    fix=f"wait up to {duration(ttl_s)}, then try again",
+                    fix=f"wait up to {duration(ttl_s)} and try again",
                 )
             wait()
             if not self.held(name):

@@ -1,4 +1,4 @@
-"""The deployments of a store. Each change appends a transition and rewrites the deployment's row from it."""
+"""Deployments in the store. Each change appends a transition and rewrites the deployment's row."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def creating(deployment: Deployment, at: datetime) -> Deployment:
 
 
 def outcome_unknown(deployment: Deployment, problem: str, at: datetime) -> Deployment:
-    """Record that the response was lost, or that the result could not be determined."""
+    """Record that the response was lost or did not show the result."""
     if deployment.state is not State.CREATING:
         return _moved(deployment, at, deployment.state, bills=None, problem=problem)
     return _moved(deployment, at, State.OUTCOME_UNKNOWN, bills=True, problem=problem)
@@ -67,8 +67,8 @@ def completed(deployment: Deployment, endpoint: Endpoint, at: datetime) -> Deplo
 
 
 def ending(deployment: Deployment, cause: str, at: datetime) -> Deployment:
-    """Record that the deployment should end. From now on, the host is asked to take it down until its list no
-    longer shows it."""
+    """Record that the deployment should be shut down. From now on, Orchestrate sends shutdown requests to the
+    host until its list no longer shows the deployment."""
     if deployment.state is State.ENDING or deployment.state.over:
         return deployment
     return _moved(deployment, at, State.ENDING, bills=None, cause=cause, complete=False)
@@ -82,8 +82,8 @@ def never_made(deployment: Deployment, problem: str, at: datetime) -> Deployment
 
 
 def abandoned(deployment: Deployment, reason: str, at: datetime) -> Deployment:
-    """Record that the user abandons the deployment, no matter what its host does. Its cost so far still
-    counts, and no more is added."""
+    """Record that the user abandons the deployment, whatever its host does. Its cost so far still counts, but
+    no further cost is added."""
     if deployment.state.over:
         return deployment
     return _moved(deployment, at, State.ABANDONED, bills=False, cause=reason, complete=False, ended_at=at)
@@ -105,11 +105,11 @@ def observed(
     settled: bool,
     patience: timedelta = timedelta(0),
 ) -> Deployment:
-    """Update the deployment from the resources that the account lists now. The list must be complete.
+    """Update the deployment from the account's current list of resources. The list must be complete.
 
-    `settled` means that a request to create the deployment has completed or never will. Before that, absence
-    proves nothing. A deployment that was up must be missing for `patience` before it counts as lost, because
-    lists lag.
+    `settled` means that no request to create the deployment can still take effect. Until then, absence from
+    the list proves nothing. A deployment that was up must be missing for `patience` before it counts as lost,
+    because lists lag.
     """
     there = [item for item in standing if item.kind == "deployment"]
     if there:
@@ -199,7 +199,7 @@ class Deployments:
         return PREFIX + new_run_id(self._db.clock.now()).removeprefix(RUN_PREFIX)
 
     def time_of(self, deployment: Deployment) -> datetime:
-        """Return the current time on the clock of the deployment's age."""
+        """Return the current time on the deployment's own clock. See `orchestrate.store.time_of`."""
         return time_of(deployment, self._db.clock)
 
     def add(
@@ -210,9 +210,8 @@ class Deployments:
         limits: Sequence[Limit] = (),
         note: str = "intent",
     ) -> None:
-        """Record a deployment before anything is sent. Raises `OverBudget` if its possible cost does not fit
-        into the remaining `budget_usd` or a limit, and `UsageError` if its job already has an open
-        deployment."""
+        """Record a deployment before any request is sent. Raises `OverBudget` if its possible cost exceeds
+        the remaining `budget_usd` or a limit, and `UsageError` if its job already has an open deployment."""
         deployment = self._read(deployment, deployment.created_at)
         with self._db.writing() as connection:
             reserve_deployment(connection, self._db.clock, None, deployment, budget_usd, limits)
@@ -247,10 +246,11 @@ class Deployments:
         note: str | None = None,
         new_attempt: bool = False,
     ) -> Deployment:
-        """Change a deployment with a function of this module, in one transaction. `change` receives its
-        current state and the time on its clock. `made_at` is its creation time according to the host.
+        """Change a deployment with a function of this module, in one transaction. `change` receives the
+        current state and the current time on the deployment's clock. `made_at` is the creation time that the
+        host reports.
 
-        Pass a budget or limits if the change may start or increase its cost. Raises `OverBudget` like `add`.
+        Pass a budget or limits if the change may add cost. Raises `OverBudget` like `add`.
         """
         table = schema.deployments
         query = select(table.c.record, table.c.attempt).where(table.c.id == deployment_id).with_for_update()
@@ -282,7 +282,7 @@ class Deployments:
 
     def limit_of_entry(self, model: str, usd: Decimal, but: str | None) -> Limit:
         """Return the total cost limit of an entry in the gateway's model map, for the transaction that
-        deploys. `but` excludes the deployment being changed."""
+        deploys. `but` is the id of the deployment being changed, which is not counted."""
         words = {
             "what": f"the remaining deploy.max_cost_usd of gateway.models.{model},",
             "figure": "the maximum cost of this deployment",
@@ -338,7 +338,8 @@ class Deployments:
         return found[0]
 
     def of_run(self, run_id: str, provider: str | None = None) -> Deployment | None:
-        """Return the open deployment of a run, or else the newest one, on any backend or on one."""
+        """Return the open deployment of a run, or its newest one if none is open. `provider` selects one
+        backend."""
         table = schema.deployments
         wanted = [table.c.run_id == run_id, *([table.c.provider == provider] if provider else [])]
         found = self._found(*wanted)
@@ -352,7 +353,7 @@ class Deployments:
         over: bool | None = None,
         since: datetime | None = None,
     ) -> list[Deployment]:
-        """List deployments, newest first. `since` excludes deployments that ended before that time."""
+        """List deployments, newest first. `since` leaves out those that ended before that time."""
         table = schema.deployments
         given = {"provider": provider, "host": host, "over": over}
         wanted = [table.c[name] == value for name, value in given.items() if value is not None]
@@ -367,15 +368,15 @@ class Deployments:
             return [Deployment.from_json(record) for record in connection.execute(query).scalars()]
 
     def open_providers(self, since: datetime | None = None, *, sandboxes: bool = True) -> list[str]:
-        """List the backends of deployments that are open, or were open at `since`. Abandoned deployments
-        don't count."""
+        """List the backends with deployments that are open, or were open at `since`. Leaves out abandoned
+        ones."""
         found = self.matching(over=None if since else False, since=since)
         open_ones = [one for one in found if one.state is not DeploymentState.ABANDONED]
         return sorted({one.provider for one in open_ones if sandboxes or not one.sandbox})
 
     def to_watch(self) -> set[tuple[str, str]]:
-        """List the (backend, host) pairs of deployments that will change: those with a limit, and those whose
-        shutdown is not confirmed yet."""
+        """List the (backend, host) pairs that must be polled: those of deployments with a limit or an
+        unconfirmed shutdown."""
         found = self.matching(over=False)
         return {(d.provider, d.host) for d in found if d.limited or d.state.unproven}
 

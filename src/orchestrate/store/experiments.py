@@ -18,7 +18,7 @@ PREFIX = "exp-"
 
 
 class StoredOutcome(NamedTuple):
-    """An outcome in the store."""
+    """A stored outcome of one user."""
 
     person: str
     phase: int
@@ -47,8 +47,7 @@ class Experiments:
         return new_id(PREFIX, self.clock.now())
 
     def add(self, record: ExperimentRecord, first: ExperimentPhase) -> bool:
-        """Add an experiment together with its first phase. Returns `False` and adds nothing if the name is
-        taken."""
+        """Add an experiment and its first phase. Returns `False` and adds nothing if the name is taken."""
         table, at = tables.experiments, stamp(record.created_at)
         values = {"id": record.id, "name": record.plan.name, "at": at, "record": record.to_json().decode()}
         insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.id)
@@ -72,8 +71,8 @@ class Experiments:
         return None if row is None else ExperimentRecord.from_json(row)
 
     def get(self, name: str) -> ExperimentRecord:
-        """Get an experiment by its name, its id or the start of either. Raises `UsageError` if none or
-        several match."""
+        """Get an experiment by its name or id, or a prefix of either. Raises `UsageError` if none or several
+        match."""
         known = self.all()
         found = [one for one in known if one.plan.name == name]
         found = found or [one for one in known if one.id.startswith(name) or one.plan.name.startswith(name)]
@@ -92,7 +91,7 @@ class Experiments:
             return [ExperimentPhase.from_json(row) for row in connection.execute(query).scalars()]
 
     def add_phase(self, id: str, phase: ExperimentPhase) -> bool:
-        """Add a phase. Returns `False` if another process has already added this number."""
+        """Add a phase. Returns `False` if another process has already added a phase with this number."""
         table = tables.experiment_phases
         insert = self._db.insert(table).values(_phase_row(id, phase)).on_conflict_do_nothing()
         with self._db.writing() as connection:
@@ -108,7 +107,7 @@ class Experiments:
         return None if row is None else _exposure(row)
 
     def expose(self, id: str, *given: Exposure) -> None:
-        """Record exposures. Only the first one of a user in a phase counts."""
+        """Record exposures. Only a user's first exposure in a phase counts."""
         if not given:
             return
         insert = self._db.insert(tables.exposures).on_conflict_do_nothing()
@@ -137,8 +136,8 @@ class Experiments:
     # -- outcomes ------------------------------------------------------------------------------------------
 
     def record(self, id: str, given: Sequence[NewOutcome]) -> int:
-        """Add outcomes, all or none, skipping those whose key is already known. Returns the number of new
-        ones."""
+        """Add all outcomes in one transaction, skipping those whose key is already stored. Returns the number
+        added."""
         if not given:
             return 0
         at = stamp(self.clock.now())

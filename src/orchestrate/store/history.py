@@ -36,7 +36,7 @@ TRANSLATION = "translation"
 
 
 _SAME = tuple({column.name for column in schema.runs.columns} & {*Run.__struct_fields__} - {"id"})
-"""Columns that hold a field of the record with the same name. A new column only needs an entry here."""
+"""Columns with the same name as their field in `Run`. To add a column, add its name here."""
 
 
 def _cell(value: Any) -> Any:
@@ -53,7 +53,7 @@ def _cell(value: Any) -> Any:
 
 
 def columns(run: Run, clock: Clock) -> dict[str, Any]:
-    """Return the database row of a run, without its id and anything that is not part of the record."""
+    """Return a run's database row, except its id and the columns that are not derived from the record."""
     from orchestrate.costing import spending
 
     money = spending(run)
@@ -76,7 +76,8 @@ def beside(
 
 
 def word(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:
-    """Return the state of a run. Each change of this state is recorded as a transition."""
+    """Return the part of a run's state whose changes are recorded as transitions: phase, status and raw
+    status."""
     return run.phase, run.status, run.raw_status
 
 
@@ -85,7 +86,7 @@ def reopened(before: Run, after: Run) -> bool:
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a run, as recorded when it happened."""
+    """One recorded change of a run's state."""
 
     at: datetime
     phase: SubmitPhase
@@ -93,7 +94,7 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     raw_status: str | None
     attempt: int
     actor: str
-    """The writer: machine, process, and a random part."""
+    """Process that recorded the change: host name, process id and a random part."""
     note: str | None
 
 
@@ -121,7 +122,7 @@ def add_events(
 
 
 class History:
-    """The history of runs. Adding is idempotent: entries with a known id or step are not added again."""
+    """The history of runs. Adding is idempotent: entries with a known id or step are not duplicated."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -135,8 +136,7 @@ class History:
             return add_events(self._db, connection, run_id, events, from_host=from_host)
 
     def events(self, run_id: str, *, after: str | None = None, limit: int | None = None) -> list[Event]:
-        """List events, oldest first, in the order in which they were received. `limit` selects only the last
-        ones."""
+        """List events in the order in which they were received. `limit` selects only the last ones."""
         table = schema.events
         query = select(table.c.record).where(table.c.run_id == run_id).order_by(table.c.seq.desc())
         if after is not None:
@@ -147,7 +147,7 @@ class History:
         return [Event.from_json(row) for row in reversed(rows)]
 
     def alarms(self, run_id: str) -> list[Event]:
-        """List the alerts that Orchestrate raised itself and that need a person's attention."""
+        """List the alerts that Orchestrate itself raised and that need the user's attention."""
         table = schema.events
         query = (
             select(table.c.record)
@@ -159,7 +159,7 @@ class History:
         return [event for event in found if event.type == "alarm"]
 
     def last_event_id(self, run_id: str) -> str | None:
-        """Return the id of the newest stored event of the host. The next request to the host starts after
+        """Return the id of the newest stored event from the host. The next poll requests the events after
         it."""
         table = schema.events
         query = (
@@ -173,7 +173,7 @@ class History:
 
     def add_metrics(self, run_id: str, points: Iterable[MetricPoint]) -> int:
         """Add metrics, merged by step, because a host may report the training loss first and the validation
-        loss later. Returns how many steps were new or changed."""
+        loss later. Returns the number of steps that were new or changed."""
         table, points = schema.metrics, list(points)
         known_of = select(table.c.step, table.c.record).where(table.c.run_id == run_id)
         # Most polls bring nothing new, and a look needs no lock.
@@ -199,14 +199,14 @@ class History:
         return len(changed)
 
     def metrics(self, run_id: str) -> list[MetricPoint]:
-        """List the metrics of a run in order of steps."""
+        """List the metrics of a run, sorted by step."""
         table = schema.metrics
         query = select(table.c.record).where(table.c.run_id == run_id).order_by(table.c.step)
         with self._db.reading() as connection:
             return [MetricPoint.from_json(row) for row in connection.execute(query).scalars()]
 
     def last_points(self, run_ids: Sequence[str]) -> dict[str, MetricPoint]:
-        """Return the newest point of each run that has one."""
+        """Return the newest metric point of each run that has one."""
         table, found = schema.metrics, dict[str, MetricPoint]()
         with self._db.reading() as connection:
             for start in range(0, len(run_ids), 500):
@@ -218,7 +218,7 @@ class History:
         return found
 
     def sampled(self, run_ids: Sequence[str], most: int) -> dict[str, list[MetricPoint]]:
-        """Return about `most` points of each run, evenly spaced over its steps, including the first and the
+        """Return about `most` metric points of each run, evenly spaced by step, including the first and the
         last one."""
         found: dict[str, dict[int, str]] = {run_id: {} for run_id in run_ids}
         with self._db.reading() as connection:
@@ -231,7 +231,7 @@ class History:
         }
 
     def set_checkpoints(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> None:
-        """Add or replace checkpoints by id. Checkpoints that the host no longer lists are kept."""
+        """Add or replace checkpoints by id. Keeps checkpoints that the host no longer lists."""
         table, known = schema.checkpoints, self.checkpoints(run_id)
         new = [checkpoint for checkpoint in checkpoints if checkpoint not in known]
         if not new:
@@ -248,7 +248,7 @@ class History:
                 )
 
     def checkpoints(self, run_id: str) -> list[Checkpoint]:
-        """List the checkpoints of a run in order of steps. Those without a step come first."""
+        """List the checkpoints of a run, sorted by step. Those without a step come first."""
         table = schema.checkpoints
         with self._db.reading() as connection:
             rows = connection.execute(select(table.c.record).where(table.c.run_id == run_id)).scalars()
@@ -258,7 +258,7 @@ class History:
     # -- uploads -------------------------------------------------------------------------------------------
 
     def record_upload(self, provider: str, host: str, account: str, remote: RemoteDataset) -> None:
-        """Record where an account stores a dataset, so the same content is never uploaded twice."""
+        """Record where an account stores a dataset, so the same content is not uploaded again."""
         insert = self._db.insert(schema.uploads).values(
             provider=provider,
             host=host,
@@ -283,7 +283,7 @@ class History:
         return None if row is None else RemoteDataset.from_json(row)
 
     def forget_upload(self, provider: str, host: str, account: str | None, digest: str) -> None:
-        """Delete the record of an upload, because the host no longer has it or would not accept it."""
+        """Delete the record of an upload that the host no longer has or does not accept."""
         with self._db.writing() as connection:
             connection.execute(schema.uploads.delete().where(_upload(provider, host, account, digest)))
 
@@ -299,8 +299,8 @@ class History:
             return int(key[0]) if key else 0
 
     def translation(self, run_id: str) -> Translation | None:
-        """Return how the run's settings were translated for its backend, without secrets, or `None` for a run
-        that was not submitted from here."""
+        """Return how the run's settings were translated for its backend, without secrets. Returns `None` for
+        a run that was not submitted from this store."""
         found = self.records(TRANSLATION, [run_id])
         return Translation.from_dict(found[-1].data) if found else None
 
@@ -326,8 +326,8 @@ class History:
             ]
 
     def add_reconciliations(self, found: Iterable[Reconciliation]) -> None:
-        """Record how the quote of each ended run compares with its bill. If a host corrects its bill, another
-        record follows."""
+        """Record how the quote of each ended run compares with its bill. If a host corrects its bill, a new
+        record is added."""
         rows = [beside(self._db.clock, one.run_id, "reconciliation", one) for one in found]
         if rows:
             with self._db.writing() as connection:

@@ -1,9 +1,9 @@
-"""The ledger: the total cost of everything in a store, and the check that further costs fit into the budget
-and limits.
+"""The ledger: the total cost of everything in a store, and the check that further costs fit the budget and
+limits.
 
-Nothing that may cost money is sent before its maximum cost is reserved here, in the transaction that records
-it: a run or its higher limit, a deployment or its change, one request for an answer. The actual bill replaces
-the reservation. A reservation is only released if the billed event provably did not happen.
+Before anything that may cost money is sent, its maximum cost is reserved here, in the transaction that
+records it: a run or its higher limit, a deployment or its change, one request for an answer. The actual bill
+replaces the reservation. A reservation is released only if it is proven that nothing was billed.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ _LOCK = schema.APPLICATION_ID + 1
 _LESS = "lower --max-hours or --max-cost, or raise the budget"
 _NO_BUDGET = "use a model with a known price, or run without a budget (budget_usd)"
 _KEPT = "send-"
-"""Prefix of the ids of holds whose outcome is stored."""
+"""Prefix of the ids of reservations whose outcome is stored."""
 _AT_ONCE = 500
 LONGEST_ANSWER = timedelta(days=1)
-"""Time after which a request without a result is no longer in progress and counts as billed."""
+"""Time after which an answer without a result is no longer in progress and counts as billed."""
 
 
 def one_at_a_time(connection: Connection) -> None:
-    """Keep other processes from spending, or from creating a run, until the transaction ends."""
+    """Prevent other processes from spending or creating runs until the transaction ends."""
     if connection.dialect.name == "postgresql":  # SQLite's writers wait for one another anyway
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
 
 
 class Limit(NamedTuple):
-    """A limit that must hold in the same transaction, in addition to the budget."""
+    """A limit that is checked in the same transaction, in addition to the budget."""
 
     usd: Decimal
     taken: Callable[[Connection], Decimal]
-    """Function that returns the amount of it that is already used."""
+    """Function that returns how much of the limit is already used, in USD."""
     words: dict[str, str]
-    """Description of the limit for `OverBudget`."""
+    """Texts that describe the limit in the `OverBudget` error."""
     wanted: Decimal | None = None
-    """Amount to take from it, if more than from the budget."""
+    """Amount to count against the limit, if it differs from the amount to count against the budget."""
 
 
 def reserve(  # noqa: PLR0913  what is held, and each limit that it is held against
@@ -74,9 +74,8 @@ def reserve(  # noqa: PLR0913  what is held, and each limit that it is held agai
     limits: Sequence[Limit] = (),
     **words: str,
 ) -> None:
-    """Raise `OverBudget` or `UnknownPrice` unless `usd` fits into the remainder of the budget and of each
-    limit. `held_usd` of this amount is already reserved. The caller records the reservation in the same
-    transaction."""
+    """Raise `OverBudget` or `UnknownPrice` unless `usd` fits the remaining budget and each limit. `held_usd`
+    is the part that is already reserved. The caller records the reservation in the same transaction."""
     if budget_usd is None and not limits:
         return
     one_at_a_time(connection)
@@ -94,8 +93,9 @@ def reserve(  # noqa: PLR0913  what is held, and each limit that it is held agai
 def reserve_run(
     connection: Connection, clock: Clock, run: Run, budget_usd: Decimal | None, limits: Sequence[Limit]
 ) -> None:
-    """Reserve the maximum cost of a new run: the high end of its quote, or the cost of its machine until its
-    time limit if that is more. The run's own limit also applies in a sandbox."""
+    """Check that a new run's maximum cost fits the budget and the limits. This cost is the high end of the
+    quote, or the cost of the run's machine until its time limit if that is higher. The run's own limit also
+    applies in a sandbox."""
     from orchestrate.costing.expenses import unpriced
 
     quote, name = run.quote, run.provider
@@ -104,7 +104,7 @@ def reserve_run(
     if quote is not None:
         require_within(name, high, run.max_cost_usd, unknown=quote.why_none)
     held = max(high, run.allowed_usd or Decimal(0))
-    figure = "the maximum cost of its machine" if held > high else "the quote's high end"
+    figure = "the maximum cost of the run's machine" if held > high else "the quote's high end"
     budget_usd = None if run.sandbox else budget_usd
     reserve(
         connection, clock, name, held, budget_usd=budget_usd, unknown=unknown, limits=limits, figure=figure
@@ -120,8 +120,8 @@ def reserve_more(
     limits: Sequence[Limit],
     figure: str,
 ) -> None:
-    """Reserve the current maximum cost of a run if it exceeds the reserved amount. `None` keeps the reserved
-    amount."""
+    """Check that a run's new maximum cost fits the budget and the limits, if it exceeds the reserved amount.
+    `None` keeps the reserved amount."""
     from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
 
     taken = spending(run).total_usd
@@ -147,9 +147,9 @@ def reserve_deployment(
     budget_usd: Decimal | None,
     limits: Sequence[Limit] = (),
 ) -> None:
-    """Reserve the maximum further cost of a deployment, minus the amount it already reserves. Reserves
-    nothing for a deployment that is already billed and whose cost limit does not grow. `limits` also apply in
-    a sandbox."""
+    """Check that the further cost of a deployment fits the budget and the limits, minus what is already
+    reserved for it. Accepts any change of a deployment that is already billed and whose maximum cost does not
+    grow. `limits` also apply in a sandbox."""
     budget_usd = None if after.sandbox else budget_usd
     if budget_usd is None and not limits:
         return
@@ -182,8 +182,8 @@ def _as_billed(deployment: Deployment, at: datetime) -> Spending:
 
 
 def asked_for(connection: Connection, clock: Clock, *, but: str | None = None, **named: str) -> Decimal:
-    """Return the cost so far, plus the possible further cost, of the gateway's deployments with these fields.
-    `but` is the deployment being changed. It counts only if it has ended and a new one is created."""
+    """Return the cost so far, plus the possible further cost, of the gateway's deployments with these field
+    values. `but` is the id of the deployment being changed, which counts only if it has ended."""
     table, found = schema.deployments, Decimal(0)
     query = select(table.c.record).where((table.c.id != (but or "")) | table.c.over)
     for field_name, value in named.items():
@@ -224,22 +224,21 @@ def _deployed(records: Iterable[str | None], clock: Clock) -> list[Spending]:
 
 
 class LedgerShare(NamedTuple):
-    """The amounts that one item adds to the sums."""
+    """The amounts that one run or deployment adds to the sums."""
 
     spent_usd: Decimal = Decimal(0)
     committed_usd: Decimal = Decimal(0)
 
     @classmethod
     def by_run(cls, row: Mapping[Any, Any]) -> LedgerShare:
-        """Read the amounts from the columns of a run's row."""
+        """Read the amounts from a run's row."""
         if row["sandbox"]:
             return cls()
         return cls(Decimal(row["bill_usd"] or 0), Decimal(row["committed_usd"] or 0))
 
     @classmethod
     def by_deployment(cls, deployment: Deployment | None) -> LedgerShare:
-        """Return the cost of a deployment that has ended. Before that, returns nothing, because the cost
-        keeps growing."""
+        """Return the cost of an ended deployment. Returns zero before that, because the cost still grows."""
         from orchestrate.costing.expenses import deployment_spending
 
         if deployment is None or not deployment.state.over:
@@ -258,8 +257,8 @@ _FIRST = text("INSERT INTO kept_sums VALUES (:name, '0', '0') ON CONFLICT DO NOT
 
 
 def count(connection: Connection, before: Iterable[LedgerShare], after: Iterable[LedgerShare]) -> None:
-    """Update the sums in the transaction that changes their items. Takes this lock last, so transactions
-    never wait for each other."""
+    """Update the sums in the transaction that changes the runs or deployments. Call this last, so
+    transactions can't deadlock."""
     change = _sum(after, less=before)
     if change == LedgerShare():
         return
@@ -292,8 +291,7 @@ def _taken(row: Any) -> LedgerShare:
 
 
 def recount(connection: Connection) -> bool:
-    """Recompute the sums, which repairs changes made by other programs. Returns whether that was
-    necessary."""
+    """Recompute the sums, in case another program changed the store. Returns whether they were wrong."""
     new = connection.execute(_FIRST, {"name": _SUMS}).rowcount
     known = _taken(connection.execute(_KEPT_SUMS.with_for_update()).one())
     sums = _added_up(connection)
@@ -319,14 +317,14 @@ def _added_up(connection: Connection) -> LedgerShare:
 
 
 class AnswerSpending(NamedTuple):
-    """The cost of answers for one purpose from one backend in a month (`2026-11`, UTC)."""
+    """The cost of one backend's answers for one purpose in one month (`2026-11`, UTC)."""
 
     purpose: str
     backend: str
     month: str
     made_by: str
     spent_usd: Decimal
-    """Total of their bills, plus the maximum cost of answers that did not arrive."""
+    """Total of the bills, plus the maximum cost of answers that never arrived."""
     held_usd: Decimal
     """Amount reserved for requests in progress."""
     requests: int
@@ -361,18 +359,18 @@ def _answers(connection: Connection) -> list[AnswerSpending]:
 
 
 class Ledger:
-    """Costs of a store's answers, and of everything in it together."""
+    """Costs of a store's answers, and of all its items together."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
 
     def spending(self) -> Spending:
-        """Return the spending on all runs, deployments and answers. Excludes sandboxes."""
+        """Return the spending on all runs, deployments and answers, except those of sandboxes."""
         with self._db.reading() as connection:
             return total_spending(connection, self._db.clock)
 
     def recount(self) -> bool:
-        """Recompute the sums of all runs and ended deployments. Returns whether the sums were wrong."""
+        """Recompute the sums of all runs and ended deployments. Returns whether they were wrong."""
         with self._db.writing() as connection:
             one_at_a_time(connection)
             return recount(connection)
@@ -383,7 +381,7 @@ class Ledger:
             return _answers(connection)
 
     def left(self) -> dict[Path, dict[str, Decimal]]:
-        """Map each journal on this machine to its holds for answers in progress: hold id -> amount."""
+        """Map each journal on this machine to the reservations of its answers in progress, by id."""
         found: dict[Path, dict[str, Decimal]] = {}
         here, holds = f"{platform.node()}:", schema.answer_holds
         with self._db.reading() as connection:
@@ -394,36 +392,36 @@ class Ledger:
         return found
 
     def settle_left(self, log: Path, sends: Mapping[str, Send]) -> None:
-        """Settle the reservations of one journal. The caller must hold its lock. `sends` are the requests in
-        the journal."""
+        """Settle the reservations of one journal. The caller must hold the journal's lock. `sends` are the
+        requests recorded in the journal."""
         known = {id: sends[id] for id in self.left().get(log, {}) if id in sends}
         AnswerAccount(self._db, "", None).catch_up("", log, known, found=True)
 
     def account(self, purpose: str, settings: Settings) -> AnswerAccount:
-        """Return the account that reserves, settles and counts one command's answers against the budget of
-        `settings`."""
+        """Return the account that reserves, settles and counts the answers of one command against the store's
+        budget."""
         return AnswerAccount(self._db, purpose, settings.budget_usd, settings.made_by or "")
 
 
 @dataclass(frozen=True)
 class AnswerAccount:
-    """Two-phase accounting of answers: each request is reserved at its maximum price before it is sent, and
-    settled once its outcome is known. Safe to use from several threads and processes."""
+    """Account for answers in two steps: reserve each request's maximum price before sending it, then settle
+    it once the outcome is known. Safe to use from several threads and processes."""
 
     _db: Database
     purpose: str
     budget_usd: Decimal | None
-    """Budget of the store. Everything in the store counts toward it."""
+    """Budget of the store. All costs in the store count toward it."""
     made_by: str = ""
     machine: str = field(default_factory=platform.node)
 
     def require_price(self, backend: str) -> None:
-        """Raise `UnknownPrice` if answers are billed at an unknown price and there is a budget."""
+        """Raise `UnknownPrice` if there is a budget. Call this if answers are billed at an unknown price."""
         require_price(backend, None, self.budget_usd, "the price of the answers is unknown", _NO_BUDGET)
 
     def hold(self, backend: str, usd: Decimal, log: Path) -> str:
         """Reserve the maximum price of one request, which will be recorded in `log`. Returns the id of the
-        hold. Raises `OverBudget`."""
+        reservation. Raises `OverBudget`."""
         id = f"{_KEPT}{secrets.token_hex(8)}-{_mark(log, self._db.clock)}"
         with self._db.writing() as connection:
             reserve(
@@ -450,7 +448,7 @@ class AnswerAccount:
         return id
 
     def settle(self, id: str, usd: Decimal) -> None:
-        """Replace a request's reservation with its actual cost. A second call changes nothing."""
+        """Replace a request's reservation with its actual cost. Repeated calls change nothing."""
         table = schema.answer_holds
         with self._db.writing() as connection:
             one_at_a_time(connection)  # whoever adds all up sees it held or settled, and never neither
@@ -464,11 +462,12 @@ class AnswerAccount:
             self._end(connection, id)
 
     def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send], *, found: bool = False) -> None:
-        """Settle the requests that this log records and this store lacks: those of a killed process, and
-        those since the backup that this store was restored from. The caller must hold the log's lock.
+        """Settle requests that are recorded in this log but not in the store: those of a killed process, and
+        those made after the backup from which this store was restored. The caller must hold the log's lock.
 
-        A hold that the log doesn't mention was never sent, provided the log was `found`, is the same file and
-        is complete. Otherwise it counts in full. So does every hold that no command settled within a day.
+        A reservation that is missing from the log is released if the log was `found`, is the same file and is
+        complete, because then the request was never sent. Otherwise the reservation counts in full, as does
+        one that no command has settled within a day.
         """
         holds, name = schema.answer_holds, self._name(log)
         old = stamp(self._db.clock.now() - LONGEST_ANSWER)

@@ -1,7 +1,7 @@
-"""Lists of runs: filtered, searched, sorted, grouped and paged by the database.
+"""Lists of runs. The database filters, searches, sorts, groups and pages them.
 
-Each list is one scan of the index `runs_listed`, which contains all filter and sort keys but no records. The
-scan stops when the page is full, and only the records of that page are read.
+Each list scans the index `runs_listed`, which contains all filter and sort keys but no records. The scan
+stops when the page is full, and only the records on that page are read.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
     from orchestrate.store.database import Database
 
 COLUMNS = ("created", "name", "backend", "model", "status", "cost", "updated", "loss")
-"""Sort keys of lists, in addition to the settings of a spec (`spec.NAME`) and tags (`tag.NAME`)."""
+"""Sort keys, in addition to spec fields (`spec.NAME`) and tags (`tag.NAME`)."""
 GROUPS = ("backend", "model", "status")
-"""Group keys of lists, in addition to settings and tags."""
+"""Group keys, in addition to spec fields and tags."""
 STATUSES = tuple(dict.fromkeys([*STAGES.values(), *(status.value for status in JobStatus)]))
-"""Names of a run's stages, as shown and used in filters."""
+"""Names of run statuses, as shown and used in filters."""
 _NAME = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*){0,4}")
 _PAGE = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunQuery:
-    """Filters and order of a list of runs. `None` and empty strings match anything."""
+    """Filters and order of a list of runs. `None` and empty strings match any run."""
 
     words: str = ""
-    """Words that must all occur in the run's id, name, backend, model, job, person, note or tags."""
+    """Search terms. All must occur in the run's id, name, backend, model, job, person, note or tags."""
     provider: str = ""
     status: str = ""
     """A `JobStatus`, or one of `STATUSES`."""
     model: str = ""
-    """Part of the model's name."""
+    """Substring of the model's name."""
     tag: str = ""
-    """Tag, as `NAME` or `NAME=VALUE`."""
+    """Tag to match, as `NAME` or `NAME=VALUE`."""
     sandbox: bool | None = None
     archived: bool | None = None
     sort: str = "-created"
-    """Sort key: one of `COLUMNS`, `spec.NAME` or `tag.NAME`. A leading `-` sorts in descending order."""
+    """Sort key: one of `COLUMNS`, `spec.NAME` or `tag.NAME`. A leading `-` means descending order."""
     group: str = ""
     """Group key: one of `GROUPS`, `spec.NAME` or `tag.NAME`."""
 
@@ -78,8 +78,8 @@ class RunLists:
     def page(
         self, query: RunQuery, *, limit: int, after: str = "", ids: Sequence[str] | None = None
     ) -> list[Run]:
-        """List at most `limit` runs, starting after the run with the id `after`. With `ids`, list only these
-        runs."""
+        """List at most `limit` runs, starting after the run with the id `after`. `ids` restricts the list to
+        these runs."""
         statement = self.statement(query, limit=limit, after=after)
         if ids is not None:
             statement = statement.where(schema.runs.c.id.in_(ids))
@@ -92,7 +92,7 @@ class RunLists:
         return [of[run_id] for run_id in ids]
 
     def each(self, query: RunQuery) -> Iterator[Run]:
-        """Yield all runs of a query, reading one page at a time."""
+        """Yield all runs that match, reading one page at a time."""
         after = ""
         while found := self.page(query, limit=_PAGE, after=after):
             yield from found
@@ -105,8 +105,8 @@ class RunLists:
             ).scalar_one()
 
     def groups(self, query: RunQuery, most: int = 200) -> list[tuple[str | None, int]]:
-        """Return the first groups with their numbers of runs, in the order of the list. `None` stands for
-        runs without a value, as opposed to an empty value."""
+        """Return the first groups in sorted order, with the number of runs in each. `None` is the group of
+        runs without a value. It differs from an empty value."""
         value = self._value(query.group)
         missing = value.is_(None)
         statement = select(value, func.count()).select_from(schema.runs).where(*self._where(query))
@@ -115,7 +115,7 @@ class RunLists:
         return [(None if name is None else str(name), number) for name, number in rows]
 
     def tags(self, most: int = 200) -> list[tuple[str, str]]:
-        """List the existing tags, as names and values."""
+        """List the existing tags as (name, value) pairs."""
         table = schema.run_tags
         query = select(table.c.name, table.c.value).distinct().order_by(table.c.name, table.c.value)
         with self._db.reading() as connection:

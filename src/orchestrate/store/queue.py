@@ -1,4 +1,4 @@
-"""The queue of runs waiting for a free slot, in the order in which they start."""
+"""The queue of runs waiting for a free slot, in start order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrate.types import QueueEntry, QueueState
 PREFIX = "q-"
 _PAUSED = "queue-paused"
 _LEAST = 4
-"""Minimum number of characters for finding an entry by part of its id."""
+"""Minimum number of characters to find an entry by part of its id."""
 _SOME = 5
 """Maximum number of entries to list when a name matches several."""
 
@@ -35,8 +35,8 @@ class Queue:
         first: bool = False,
         guard: Callable[[QueueEntry, list[QueueEntry]], None] | None = None,
     ) -> QueueEntry:
-        """Add the entry that `make` returns for a position, before or after all others. `guard` receives the
-        new entry and all others first. If it raises an error, nothing is added."""
+        """Add the entry that `make` returns for its position. `first` puts it before all others instead of
+        after. `guard` receives the new entry and all others, and raises an error to prevent adding."""
         with self._db.writing() as connection:
             _one_at_a_time(connection)  # two that add at once would take one position
             edge = func.min if first else func.max
@@ -49,7 +49,7 @@ class Queue:
         return entry
 
     def matching(self, states: Iterable[QueueState] | None = None) -> list[QueueEntry]:
-        """List the entries in the order in which they start."""
+        """List the entries in start order."""
         table = schema.queue
         query = select(table.c.record).order_by(table.c.position)
         if states is not None:
@@ -58,7 +58,7 @@ class Queue:
             return [QueueEntry.from_json(row) for row in connection.execute(query).scalars()]
 
     def get(self, name: str) -> QueueEntry:
-        """Get an entry by its id, or by its first or last characters, at least `_LEAST`. Raises `UsageError`
+        """Get an entry by its id, or by at least `_LEAST` characters at its start or end. Raises `UsageError`
         if none or several match."""
         bare = name.strip().removeprefix(PREFIX)
         found = {entry.id.removeprefix(PREFIX): entry for entry in (self.matching() if bare else [])}
@@ -70,8 +70,8 @@ class Queue:
         return found[bare]
 
     def change(self, entry_id: str, change: Callable[[QueueEntry], QueueEntry]) -> QueueEntry:
-        """Change an entry with a function that receives its current state. An exception from that function
-        changes nothing."""
+        """Change an entry with a function that receives its current state. If the function raises an
+        exception, nothing changes."""
         table = schema.queue
         query = select(table.c.record).where(table.c.id == entry_id).with_for_update()
         with self._db.writing() as connection:

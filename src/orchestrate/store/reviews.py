@@ -1,4 +1,4 @@
-"""Human reviews and their ratings, and the calibrations of judges against them."""
+"""Human reviews, their ratings, and the calibrations of judges against them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Reviews:
             connection.execute(schema.reviews.insert().values(values))
 
     def matching(self, *, evaluation: str | None = None, run_ids: Sequence[str] = ()) -> list[Review]:
-        """List reviews, newest first. Select by evaluation, or by runs that must all be in the review."""
+        """List reviews, newest first. `evaluation` selects those of one evaluation, and `run_ids` those that
+        contain all of these runs."""
         table = schema.reviews
         with self._db.reading() as connection:
             rows = connection.execute(select(table.c.record).order_by(table.c.at.desc())).scalars().all()
@@ -47,11 +48,11 @@ class Reviews:
         found = [review for review in self.matching() if review.id.startswith(name)]
         if len(found) != 1:
             what = f"{name} matches several reviews" if found else f"no review matches {name}"
-            raise UsageError(what, fix="create one and see its id with: orchestrate review RUN")
+            raise UsageError(what, fix="to create one and see its id: orchestrate review RUN")
         return found[0]
 
     def rate(self, *ratings: Rating) -> None:
-        """Add ratings, all or none."""
+        """Add all ratings in one transaction."""
         if not ratings:
             return
         rows = [{"review_id": r.review, "at": stamp(r.at), "record": r.to_json().decode()} for r in ratings]
@@ -59,15 +60,15 @@ class Reviews:
             connection.execute(schema.ratings.insert(), rows)
 
     def ratings(self, review_id: str) -> list[Rating]:
-        """List all ratings ever given, oldest first."""
+        """List all ratings of a review, oldest first, including superseded ones."""
         table = schema.ratings
         query = select(table.c.record).where(table.c.review_id == review_id).order_by(table.c.seq)
         with self._db.reading() as connection:
             return [Rating.from_json(row) for row in connection.execute(query).scalars()]
 
     def calibrate(self, judge: str, record: msgspec.Struct) -> None:
-        """Store how well a judge agrees with people. The judge is identified by a digest of everything that
-        defines it."""
+        """Store how well a judge agrees with people. `judge` is a digest of everything that defines the
+        judge."""
         insert = self._db.insert(schema.calibrations).values(
             judge=judge, at=stamp(self._db.clock.now()), record=msgspec.json.encode(record).decode()
         )

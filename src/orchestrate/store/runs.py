@@ -1,6 +1,6 @@
-"""The runs of a store: create, change and find them.
+"""The runs in the store: create, change and find them.
 
-Every change of a run is one transaction that appends a transition and rewrites the run's row from it.
+Each change of a run is one transaction that appends a transition and rewrites the run's row.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
     if not found:
         if not sandboxes and (hidden := named(db, name)):
             raise UsageError(
-                f"{name!r} matches {hidden[0].id}, a sandbox run: use its full id",
+                f"{name!r} matches {hidden[0].id}, which is a sandbox run",
                 fix=f"use {hidden[0].id}, or run the command as orchestrate sandbox run -- orchestrate ...",
             )
         if near is not None and (real := named(db, name)):
             raise UsageError(
-                f"{name!r} matches {real[0].id}, a run outside the sandbox: use its full id",
+                f"{name!r} matches {real[0].id}, which is not a sandbox run",
                 fix=f"use {real[0].id}, or run the command without orchestrate sandbox run --",
             )
         if name in _NEWEST:
@@ -57,8 +57,8 @@ def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
 
 
 def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None = None) -> list[Run]:
-    """Find the runs that a name may refer to. Kinds of names are tried in order, and the first kind that
-    matches a run is used."""
+    """Find the runs that a name may refer to. Tries kinds of names in order, and returns the matches of the
+    first kind that has any."""
     table = schema.runs
     newest = select(table.c.record).order_by(table.c.created_at.desc())
     meant = newest if sandboxes else newest.where(~table.c.sandbox)
@@ -111,7 +111,7 @@ class _StoredRun(NamedTuple):
     attempt: int
     cancel_requested: bool
     taken: ledger.LedgerShare
-    """The run's share of the sums, by its row."""
+    """Amounts that the run's row adds to the ledger's sums."""
 
 
 class Equal(TypedDict, total=False):
@@ -125,8 +125,8 @@ class Equal(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Intent(RunRequest):
-    """A run before anything is sent for it. `model` is the backend's name of the model, if it is not the
-    spec's."""
+    """A run to record before anything is sent. `model` is the backend's name for the model, if it differs
+    from the spec's."""
 
     spec: JobSpec
     provider: str
@@ -136,10 +136,10 @@ class Intent(RunRequest):
     account: str | None = None
     sandbox: bool = False
     translation: Translation | None = None
-    """The settings translated for the backend. Stored with the run and used for everything that is sent from
-    then on."""
+    """The settings as translated for the backend, which are stored with the run. All later requests use
+    them."""
     ref: str | None = None
-    """Ref of a run with an idempotency key. Any other run gets a unique ref."""
+    """Ref derived from an idempotency key. A run without a key gets a unique ref."""
 
 
 class Runs:
@@ -159,11 +159,11 @@ class Runs:
         limits: Sequence[Limit] = (),
         guard: Guard | None = None,
     ) -> Run:
-        """Record the intent, unless `guard` raises an error in the same transaction.
+        """Create a run, unless `guard` raises an error in the same transaction.
 
-        Raises `OverBudget` if the run's possible cost exceeds its own limit, one of `limits`, or the
-        remainder of `budget_usd` for the entire store, and `UnknownPrice` if that cost is unknown. If several
-        processes create runs at the same time, only those that fit succeed.
+        Raises `OverBudget` if the run's possible cost exceeds its own limit, one of `limits`, or what remains
+        of `budget_usd` for the entire store. Raises `UnknownPrice` if that cost is unknown. If several
+        processes create runs at the same time, only those that fit the budget succeed.
         """
         now, spec = self._db.clock.now(), intent.spec
         run = Run(
@@ -211,7 +211,8 @@ class Runs:
         return run
 
     def restore(self, run: Run) -> None:
-        """Write a run as it is, to rebuild a store. Raises `UsageError` if it already exists."""
+        """Add a run as recovered from its host, to rebuild a store. Raises `UsageError` if it already
+        exists."""
         try:
             with self._db.writing() as connection:
                 self._insert_row(connection, run)
@@ -250,9 +251,9 @@ class Runs:
             return after
 
     def begin(self, run_id: str, lease: Lease) -> Run:
-        """Count a new attempt and write SUBMITTING, or withdraw the run if its cancellation was requested, in
-        one transaction. A later cancel request finds SUBMITTING, so the job is canceled on the host. Raises
-        `LeaseLost` and `ImpossibleTransition`."""
+        """Start a new attempt and set the phase to SUBMITTING, or withdraw the run if its cancellation was
+        requested. If the user cancels after this, the job is canceled on the host. Raises `LeaseLost` and
+        `ImpossibleTransition`."""
         at = self._db.clock.now()
         with self._db.writing() as connection:
             self._leases.require(connection, lease)
@@ -361,8 +362,8 @@ class Runs:
         limits: Sequence[Limit] = (),
         figure: str = "the host's own estimate",
     ) -> Run:
-        """Change a run that may cost up to `usd` from then on. Raises `OverBudget` if the increase over the
-        run's reservation does not fit into the remainder of `budget_usd`, or the total does not fit into
+        """Change a run that may cost up to `usd` in total after the change. Raises `OverBudget` if the
+        increase over the reserved amount exceeds what remains of `budget_usd`, or the total exceeds one of
         `limits`."""
         with self._db.writing() as connection:
             if lease is not None:
@@ -375,17 +376,17 @@ class Runs:
             return after
 
     def set_bills(self, bills: Mapping[str, Bill]) -> list[Run]:
-        """Set bills by run id, in one transaction. Returns the runs that changed."""
+        """Set the bills of several runs in one transaction. Returns the runs that changed."""
         return self.apply_many([(run_id, billed(bill)) for run_id, bill in bills.items()])
 
     def close(self, run_id: str) -> None:
-        """Record that the host will not be queried about this run again."""
+        """Record that Orchestrate will not query the host about this run again."""
         self._set(run_id, closed=True)
         with self._db.writing() as connection:
             connection.execute(schema.silences.delete().where(schema.silences.c.run_id == run_id))
 
     def request_cancel(self, run_id: str) -> None:
-        """Record that this run's job should be canceled as soon as its id is known."""
+        """Record the request to cancel this run's job as soon as its id is known."""
         self._set(run_id, cancel_requested=True)
 
     def cancel_requested(self, run_id: str) -> bool:
@@ -404,10 +405,12 @@ class Runs:
     # -- finding -------------------------------------------------------------------------------------------
 
     def get(self, name: str, *, sandboxes: bool = True, near: str | None = None) -> Run:
-        """Get a run by id, ref, the host's job id, a unique start or end of the id, the spec's suffix (the
-        latest one), or `last`. Without `sandboxes`, the suffix and `last` don't match sandbox runs. With
-        `near`, they match only sandbox runs and runs of the backend with that name. Raises `UsageError` if
-        none or several match."""
+        """Get a run by id, ref, the host's job id, a unique prefix or suffix of the id, the spec's `suffix`
+        (the newest such run), or `last`.
+
+        Without `sandboxes`, the spec's suffix and `last` don't match sandbox runs. With `near`, they match
+        only sandbox runs and runs of that backend. Raises `UsageError` if none or several match.
+        """
         return one(self._db, name.strip(), sandboxes=sandboxes, near=near)
 
     def matching(
@@ -440,7 +443,7 @@ class Runs:
         return found
 
     def open_providers(self, *, sandboxes: bool = True) -> list[str]:
-        """List the backends of the runs that may still change."""
+        """List the backends of runs that may still change."""
         table = schema.runs
         query = select(table.c.provider).where(~table.c.closed).distinct().order_by(table.c.provider)
         query = query if sandboxes else query.where(~table.c.sandbox)
@@ -462,7 +465,7 @@ class Runs:
         return self._runs_among(schema.runs.c.id, run_ids)
 
     def is_closed(self, run_id: str) -> bool:
-        """Return whether no more news of this run is expected from its host."""
+        """Return whether Orchestrate no longer queries the host about this run."""
         query = select(schema.runs.c.closed).where(schema.runs.c.id == run_id)
         with self._db.reading() as connection:
             return bool(connection.execute(query).scalar())
@@ -507,7 +510,7 @@ class Runs:
 
 
 def asked_for(spec: JobSpec, dataset_digest: str) -> dict[str, Any]:
-    """Return the fields of the requested training that a run stores."""
+    """Return the fields of a run that describe the requested training: spec, spec hash and dataset digest."""
     kept = masked(spec.model_dump(mode="json", exclude_unset=True))
     return {"spec": kept, "spec_hash": spec.hash(), "dataset_digest": dataset_digest}
 

@@ -1,4 +1,4 @@
-"""The tables, the same on SQLite and Postgres, and the migrations from each released schema to the next.
+"""The tables, which are the same on SQLite and Postgres, and the migrations between released schema versions.
 
 Times are fixed-width ISO strings in UTC, amounts are `Decimal` strings, and records are JSON, so both
 databases contain the same values. A run's row is derived from its transitions. Its `record` contains the
@@ -35,12 +35,12 @@ from orchestrate.types import Run
 
 metadata = MetaData()
 _CELL, _WORDS = 100, 360
-"""Maximum number of characters in a cell and in the searched text, because an index entry has at most 2,704
-bytes on Postgres."""
+"""Maximum number of characters in a cell and in the searchable text. Postgres limits an index entry to 2,704
+bytes."""
 
 VERSION = 10
 APPLICATION_ID = 0x4F524348
-"""`ORCH` in the header of the SQLite file, which identifies it as ours."""
+"""`ORCH` in ASCII. The header of a SQLite file contains it if Orchestrate created the file."""
 
 meta = Table(
     "orchestrate_meta",
@@ -487,7 +487,7 @@ def _kept(text: str) -> str:
 
 
 def listed(run: Run) -> dict[str, Any]:
-    """Return the columns of a run that are only used in lists."""
+    """Return the values of the columns that are only used to list runs."""
     cost = cost_so_far(run)
     named = (run.id, run.provider, run.model, run.spec.get("suffix"), run.job_id, run.made_by)
     tags = [f"{name}={value}" for name, value in run.tags.items()]
@@ -501,7 +501,7 @@ def listed(run: Run) -> dict[str, Any]:
 
 
 def write_tags(connection: Connection, of: Sequence[Run]) -> None:
-    """Write the tags of runs as rows, replacing the existing ones."""
+    """Replace the stored tags of these runs with their current ones."""
     connection.execute(run_tags.delete().where(run_tags.c.run_id.in_([run.id for run in of])))
     rows = {
         (run.id, name): {"run_id": run.id, "name": name, "value": value}
@@ -563,11 +563,10 @@ STEPS: dict[int, Callable[[Connection], None]] = {
     8: _keep_sums,
     9: _note_silences,
 }
-"""Migrations from the schema version in the key to the next one, since the first release. Released migrations
-never change."""
+"""Maps each released schema version to its migration to the next one. Released migrations never change."""
 
 
 def migrate(connection: Connection, version: int) -> None:
-    """Upgrade a store of an older schema to `VERSION`, inside the caller's transaction."""
+    """Upgrade a store to the current schema, inside the caller's transaction."""
     for step in range(version, VERSION):
         STEPS[step](connection)

@@ -23,7 +23,7 @@ class Searches:
         self._db = db
 
     def add(self, search: Search) -> bool:
-        """Add a sweep. If one with its id exists, update that one's limits and return `False`."""
+        """Add a sweep. If the sweep already exists, update its limits and return `False`."""
         values = {"id": search.id, "at": stamp(search.created_at), "record": search.to_json().decode()}
         table = tables.searches
         insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.id)
@@ -45,7 +45,7 @@ class Searches:
             return [Search.from_json(row) for row in connection.execute(query).scalars()]
 
     def get(self, name: str) -> Search:
-        """Get a sweep by its id or the start of its id, or `last`. Raises `UsageError` if none or several
+        """Get a sweep by its id or a prefix of it, or by `last`. Raises `UsageError` if none or several
         match."""
         every = self.all()
         found = every[:1] if name == "last" else [one for one in every if name and one.id.startswith(name)]
@@ -55,21 +55,20 @@ class Searches:
         return found[0]
 
     def trials(self, search_id: str) -> list[Trial]:
-        """List the trials of a sweep by number."""
+        """List the trials of a sweep, sorted by number."""
         table = tables.trials
         query = select(table.c.record).where(table.c.search_id == search_id).order_by(table.c.number)
         with self._db.reading() as connection:
             return [Trial.from_json(row) for row in connection.execute(query).scalars()]
 
     def spent_usd(self, search_id: str, *, but: int | None = None) -> Decimal:
-        """Return the known cost of a sweep's runs plus their possible further cost. `but` excludes one
-        trial."""
+        """Return the cost of a sweep's runs so far, plus their possible further cost. `but` is the number of
+        a trial to leave out."""
         with self._db.reading() as connection:
             return _spent(connection, search_id, but)
 
     def limit(self, search: Search, trial: Trial, **words: str) -> Limit | None:
-        """Return the cost limit of a sweep, for the transaction that creates or changes the run of a
-        trial."""
+        """Return the cost limit of a sweep, for the transaction that creates or changes a trial's run."""
         if search.max_cost_usd is None:
             return None
         words = {"what": "what remains of the sweep's limit,", **words}
@@ -80,9 +79,8 @@ class Searches:
         return Limit(search.max_cost_usd, taken, words)
 
     def of_run(self, run: Run) -> tuple[Search, Trial] | None:
-        """Return the sweep and trial that a run belongs to. The run's key consists of the sweep's id and the
-        trial's number, so this works even if the process that created the run was killed before recording it.
-        """
+        """Return the sweep and the trial that a run belongs to, found by its idempotency key. This works even
+        if the process that created the run died before it recorded the run."""
         for search in self.all():
             if (run.idempotency_key or "").startswith(f"{search.id}-"):
                 found = [
@@ -92,7 +90,7 @@ class Searches:
         return None
 
     def propose(self, search_id: str, trial: Trial) -> bool:
-        """Add a trial. Returns `False` if its number already exists."""
+        """Add a trial. Returns `False` if a trial with this number already exists."""
         table = tables.trials
         values = {"search_id": search_id, "number": trial.number, "record": trial.to_json().decode()}
         insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.number)
@@ -100,8 +98,8 @@ class Searches:
             return connection.execute(insert).first() is not None
 
     def change(self, search_id: str, number: int, change: Callable[[Trial], Trial]) -> Trial:
-        """Change a trial with a function that receives its current state. An exception from that function
-        changes nothing."""
+        """Change a trial with a function that receives its current state. If the function raises an
+        exception, nothing changes."""
         table = tables.trials
         own = (table.c.search_id == search_id) & (table.c.number == number)
         with self._db.writing() as connection:

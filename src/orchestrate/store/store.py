@@ -1,4 +1,4 @@
-"""The store of runs: requests, responses, results and costs."""
+"""The run store: everything that Orchestrate records about runs."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 class Store:
-    """The parts of the store over one database. Open it with `Store.open`. Use it as a context manager to
-    close it automatically."""
+    """All parts of the store, over one database. Open it with `Store.open`, and use it as a context manager
+    to close it."""
 
     def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         self.database = Database(engine, clock)
@@ -55,12 +55,12 @@ class Store:
 
     @classmethod
     def open(cls, url: str, *, clock: Clock | None = None) -> Self:
-        """Open a SQLite file (created if it does not exist) or a Postgres database. Raises `StoreError`
-        and `MissingExtra`."""
+        """Open a SQLite file (created if missing) or a Postgres database. Raises `StoreError` and
+        `MissingExtra`."""
         return cls(database.open_engine(url), clock)
 
     def verify(self) -> list[str]:
-        """Return the problems of the stored pages, or an empty list."""
+        """Check the database file and return the problems found."""
         return self.database.verify()
 
     def close(self) -> None:
@@ -85,32 +85,33 @@ POINTS = (
     "after-post",
     "after-submitted",
 )
-"""Points at which tests simulate a crash. They are identified by the host's state and the stored records."""
+"""Points in the submit protocol at which fault tests kill the process."""
 
 CrashPoint = Callable[[str], None]
-"""A function that is called with each of `POINTS` when it is reached. Fault tests kill the process there."""
+"""A function that is called with the name of each point of `POINTS` that the protocol reaches."""
 
 CLOCK_SKEW = timedelta(days=2)
-"""Tolerated difference between this machine's clock and the host's, for searches limited by time."""
+"""Tolerated difference between this machine's clock and the host's in searches by time."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Timing of the submit protocol, in seconds."""
+    """Time limits of the submit protocol, in seconds."""
 
     send_limit_s: float = 20.0
-    """Maximum time from writing SUBMITTING to sending. After that, nothing is sent."""
+    """Maximum time between writing SUBMITTING and sending. After that, nothing is sent."""
     requests: int = 3
-    """Number of requests for one create, including the reads before it, each with the provider's timeout."""
+    """Number of requests that one create makes, including the reads before it. Each has the provider's
+    timeout."""
     margin_s: float = 60.0
-    """Maximum delay before a host's list shows a new job."""
+    """Maximum delay before a new job appears in the host's list."""
     lease_s: float = 30.0
     patience_s: float = 120.0
-    """Maximum total wait for a busy host."""
+    """Maximum total time to wait for a busy host."""
 
     def settle_s(self, provider: Provider) -> float:
-        """Return the seconds after which a request that was about to be sent has been sent, answered and
-        listed, or never will be."""
+        """Return the seconds after which a create request can no longer be on its way, and the host's list
+        shows the job if one was created."""
         return self.send_limit_s + self.requests * provider.config.timeout_s + self.margin_s
 
 
@@ -120,8 +121,8 @@ DEFAULT_TIMING = Timing()
 def settle_left_s(
     store: Store, provider: Provider, run: Run, timing: Timing = DEFAULT_TIMING
 ) -> float | None:
-    """Return the seconds until the absence of a job with the run's ref proves that none was created. Returns
-    `None` for a run whose response was not lost."""
+    """Return the seconds until a missing job proves that none was created. Returns `None` unless the run's
+    outcome is unknown or it is being submitted."""
     if run.phase not in UNSETTLED:
         return None
     return max(timing.settle_s(provider) - store.runs.waited(run.id), 0.0)

@@ -22,7 +22,7 @@ from orchestrate.errors import OrchestrateError
 from orchestrate.types import Allowance, Bill, Job, JobError, JobHandle, JobStatus, Run, SubmitPhase
 
 UNSENT = frozenset({SubmitPhase.INTENT, SubmitPhase.UPLOADED})
-"""Phases in which the host is known not to have a job of this run."""
+"""Phases in which the host is known not to have a job for this run."""
 PAUSED, _DIED = "paused", "interrupted"
 """Raw statuses of Orchestrate's own engine: paused, or interrupted because the worker died. An interrupted
 worker is restarted."""
@@ -44,7 +44,7 @@ _FACTS = (
 
 
 class ImpossibleTransition(OrchestrateError):
-    """Raised if the run's state does not allow this step."""
+    """Raised if the run's state does not allow this transition."""
 
 
 class Withdrawn(ImpossibleTransition):
@@ -63,18 +63,18 @@ def uploaded(run: Run, at: datetime) -> Run:
 
 
 def submitting(run: Run, at: datetime) -> Run:
-    """Record that a create request is about to be sent. From now on a job may exist."""
+    """Record that a create request is about to be sent. From now on, a job may exist."""
     _require(run, SubmitPhase.SUBMITTING, SubmitPhase.UPLOADED)
     if run.released:
-        raise ImpossibleTransition(f"run {run.id} has no reserved budget, so it cannot be sent")
+        raise ImpossibleTransition(f"run {run.id} has no reserved budget, so it cannot be submitted")
     return _with(run, at, phase=SubmitPhase.SUBMITTING)
 
 
 def submitted(run: Run, handle: JobHandle, at: datetime) -> Run:
     """Record that the host has the job, according to its response or a search for the run's ref.
 
-    Allowed in every phase, because the host's list outweighs the stored state. A run that was closed as
-    refused or withdrawn is reopened, because its job is billed. A second, different job raises
+    Allowed in every phase, because the host's list takes precedence over the stored state. A run that was
+    closed as rejected or withdrawn is reopened, because its job is billed. A second, different job raises
     `ImpossibleTransition`.
     """
     if run.job_id is not None:
@@ -110,13 +110,13 @@ def released(run: Run, at: datetime) -> Run:
 
 
 def held(run: Run, at: datetime) -> Run:
-    """Reserve the amount again, because the run will be sent after all."""
+    """Reserve the run's budget again, because the run will be sent after all."""
     return _with(run, at, released=False) if run.released else run
 
 
 def not_made(run: Run, at: datetime) -> Run:
-    """Record that no job exists, because the request was not sent or the host has no job with this ref after
-    the settle time."""
+    """Record that no job exists: the request was not sent, or the host has no job with this ref after the
+    settle time."""
     _require(run, SubmitPhase.UPLOADED, *UNSETTLED)
     return _with(run, at, phase=SubmitPhase.UPLOADED)
 
@@ -134,7 +134,7 @@ def withdrawn(run: Run, at: datetime) -> Run:
 
 
 def cancelling(run: Run, at: datetime) -> Run:
-    """Record that the host was asked to end the job."""
+    """Record that cancellation was requested from the host."""
     if run.status.terminal or run.status is JobStatus.CANCELLING:
         return run
     _require(run, SubmitPhase.SUBMITTED, SubmitPhase.SUBMITTED)
@@ -142,7 +142,7 @@ def cancelling(run: Run, at: datetime) -> Run:
 
 
 def abandoned(run: Run, reason: str, at: datetime) -> Run:
-    """Record that the user abandons the run, no matter what its host does. It ends as canceled, unless it had
+    """Record that the user abandons the run, whatever its host does. The run ends as canceled, unless it had
     already ended."""
     if run.status.terminal:
         return _with(run, at, abandoned=reason)
@@ -150,8 +150,8 @@ def abandoned(run: Run, reason: str, at: datetime) -> Run:
 
 
 def left(run: Run) -> str | None:
-    """Return why a run on Orchestrate's engine is paused, if it will not resume automatically and no user
-    paused it: it reached a limit, or its worker was stopped from outside."""
+    """Return why a run on Orchestrate's engine is paused: it reached a limit, or its worker was stopped from
+    outside. Returns `None` if the run resumes automatically or a user paused it."""
     paused = run.status is JobStatus.PAUSED and run.raw_status == PAUSED
     return run.error.message if paused and run.error else None
 
@@ -198,18 +198,17 @@ def billed(bill: Bill) -> Callable[[Run], Run]:
 
 
 def estimated(usd: Decimal) -> Callable[[Run], Run]:
-    """Record the host's own estimate from before the job was created."""
+    """Return a change that records the host's own estimate, made before the job was created."""
     return lambda run: msgspec.structs.replace(run, estimate_usd=usd)
 
 
 def given(run: Run, at: datetime, limits: Allowance, most_usd: Decimal | None) -> Run:
-    """Record new limits that the user set. If the run's maximum cost has increased, reserves the new maximum
-    in the budget."""
+    """Record new limits that the user set, and the maximum cost that they allow."""
     return _with(run, at, max_cost_usd=limits.max_usd, max_hours=limits.max_hours, allowed_usd=most_usd)
 
 
 def reopened(run: Run, at: datetime, limits: Allowance) -> Run:
-    """Record that a program uses a training session again, which reserves its limit in the budget."""
+    """Record that a program uses a training session again, with these limits."""
     told = given(run, at, limits, limits.max_usd)
     return _with(told, at, status=JobStatus.RUNNING, bill=None, error=None)
 

@@ -183,7 +183,7 @@ def test_a_local_run_at_a_high_hourly_price(tmp_path: Path) -> None:
         usd_low=Decimal("0.0036"),
         usd=Decimal("0.0036"),
         usd_high=Decimal("0.0036"),
-        note="1 x H100 at the rental price that you set",
+        note="1 x H100 at your rental price",
     )
     quote = Quote(provider="local", model="tiny-chat", lines=(hour,), expected_usd=hour.usd)
     settings = config.load(env={"ORCHESTRATE_HOME": str(tmp_path / "home")}, cwd=tmp_path)

@@ -282,7 +282,7 @@ def test_lost_outcomes_of_an_arm_stop_the_rule(store: Store, clock: Later) -> No
         held.decision.verb == "hold"
         and "the two arms record resolved at different rates (p =" in held.decision.why
     )
-    assert any("outcomes do NOT arrive equally from both arms (p =" in note for note in pages.notes(held))
+    assert any("the arms do NOT report outcomes equally often (p =" in note for note in pages.notes(held))
 
 
 @pytest.mark.slow

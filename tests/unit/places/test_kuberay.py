@@ -101,7 +101,7 @@ def test_the_way_of_a_run(cluster: Cluster, spec: JobSpec, tmp_path: Path) -> No
 def test_what_is_wrong_is_told(cluster: Cluster, spec: JobSpec, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest):
         submit(provider(cluster, tmp_path, 'memory = "a lot"\n'), spec)
-    with pytest.raises(ConfigError, match="usd_per_hour must be a number"):
+    with pytest.raises(ConfigError, match="usd_per_hour must be a non-negative number"):
         KubeRay("kuberay", {"usd_per_hour": "two"}).price(None)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="needs an image"):
+    with pytest.raises(ConfigError, match="needs a container image"):
         KubeRay("kuberay", {"depot": "memory://x"}).require()

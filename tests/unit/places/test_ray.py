@@ -77,7 +77,7 @@ def test_a_cluster_elsewhere_needs_https_and_a_token(monkeypatch: pytest.MonkeyP
         ),
         (
             "anyscale://team/cluster",
-            "Anyscale has its own backend, whose jobs start their own machine",
+            "Anyscale has its own backend, which starts a machine for each job",
             "-p anyscale",
         ),
         ("10.0.0.7:8265", "http address", "kubectl port-forward"),

@@ -230,7 +230,7 @@ def test_what_would_fail_again_at_a_worker_fails_the_run(stored: StoredRun) -> N
     mine, full = Claim(stored), OSError(errno.ENOSPC, "No space left on device")
     for error, status, told in (
         (RunFailed("no such row", fix="look"), "failed", "worker 2 of 2: no such row (look)"),
-        (SystemExit(SHORT), "failed", "worker 2 of 2: it ran out of memory"),
+        (SystemExit(SHORT), "failed", "worker 2 of 2: ran out of memory"),
         (full, "paused", "No space left"),
         (HostUnavailable("s3", "no answer"), "running", ""),
         (ValueError("a bug, or another machine's"), "running", ""),

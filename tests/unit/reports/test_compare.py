@@ -378,7 +378,7 @@ def test_the_cheapest_is_taken_of_those_that_nothing_separates(run: Make, result
     scores = {a.id: [result(a, 0.91)], b.id: [result(b, 0.9)]}
     found = compare([a, b], {}, scores, between=[apart(a.id, b.id, -0.01, 0.6)]).answer
     assert found.run == b.id
-    assert "the cheapest of the good ones at $0.10 (billed)" in found.sentence
+    assert "the cheapest of the good runs at $0.10 (billed)" in found.sentence
     assert (
         "there is no clear difference on exact_match from together (-0.010 (-0.040 to +0.020), p = 0.6000"
         in found.sentence

@@ -1,8 +1,8 @@
-"""Rates in one YAML file per provider, which the user's own rates override.
+"""Rates in one YAML file per provider. The user's own rates override them.
 
-A file has `provider`, `sources` (key -> text) and `rates`. A rate has a price (its key names the unit), the
-method, its scope (a model, a size band, a GPU, or everything), the day it started, the day it was checked,
-and a confidence.
+A file has `provider`, `sources` (key -> text) and `rates`. A rate has a price (the name of its field is the
+unit), a method, a scope (a model, a size band, a GPU, or everything), the day on which it started, the day on
+which it was last checked, and a confidence.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from orchestrate.types import decoding
 
 
 def completion_price(model: str, base_url: str | None = None) -> Callable[[int, int], Decimal] | None:
-    """Return a function that converts (prompt tokens, completion tokens) to US dollars, or `None` if the
-    price is unknown. `model` is the host's name of the model. `base_url` identifies the host if several offer
-    the model."""
+    """Return a function that computes the price in US dollars from the numbers of prompt and completion
+    tokens. Returns `None` if the price is unknown. `model` is the host's name for the model, and `base_url`
+    selects the host if several offer the model."""
     from genai_prices import Usage, calc_price
 
     def price(prompt: int, completion: int, *, url: str | None) -> Decimal:
@@ -58,7 +58,7 @@ class RateBook(msgspec.Struct, frozen=True):
             yield from layer
 
     def over(self, rates: Iterable[Rate]) -> RateBook:
-        """Return this book overridden by `rates`."""
+        """Return a copy of this book in which `rates` take precedence."""
         extra = tuple(rates)
         return RateBook((*self.layers, extra)) if extra else self
 
@@ -73,12 +73,14 @@ class RateBook(msgspec.Struct, frozen=True):
         tier: str | None = None,
         on: date,
     ) -> Rate | None:
-        """Return the rate in force on a day: the closest fit, and among equal fits the one that started last.
+        """Return the rate in force on a day: the closest match, and among equal matches the one that started
+        last.
 
-        `method` may be several names for the same thing, the most specific first: `("sft_lora", "sft")`. All
+        `method` may be several names for the same method, most specific first: `("sft_lora", "sft")`. All
         names are tried in one layer before the next lower layer, so a user's general price takes precedence
-        over a specific built-in one. A rate's `start` is only the first day on which it is *known* to apply,
-        so if no rate has started, the earliest is used."""
+        over a specific built-in one. A rate's `start` is only the first day on which it is *known* to apply.
+        If no rate has started yet, the earliest one is used.
+        """
         names = frozenset(name.lower() for name in ids)
         size = None if params_b is None else Decimal(str(params_b))
         methods = (method,) if isinstance(method, str) else method
@@ -106,7 +108,7 @@ def _in_force(rates: list[Rate], on: date) -> Rate:
 
 
 def built_in() -> RateBook:
-    """Return the rates in the package, and the rates of hosts described by a file."""
+    """Return the rates in the package, and those of hosts described by a file."""
     return _built_in(description.entries())
 
 
@@ -129,11 +131,8 @@ def _built_in(entries: tuple[description.Entry, ...]) -> RateBook:
 
 
 def load(path: Path) -> list[Rate]:
-    """Load rates from a user's file, in the format of the built-in ones. Each provider is a separate YAML
-    document.
-
-    Raises `ConfigError` that names the file, the rate and the problem.
-    """
+    """Load rates from a user's file in the format of the built-in ones. Each provider is a separate YAML
+    document. Raises `ConfigError`, which names the file, the rate and the problem."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -142,7 +141,7 @@ def load(path: Path) -> list[Rate]:
 
 
 def parse(text: str, name: str) -> list[Rate]:
-    """Parse the text of a rate file as `load` does."""
+    """Parse the text of a rate file. See `load`."""
     import yaml
 
     from orchestrate.core.expansion import documents
@@ -177,7 +176,7 @@ def _rates(document: Any, name: str) -> list[Rate]:
         fields: dict[str, Any] = {"provider": values["provider"], "undated": undated, **entry}
         fields["source"] = names.get(source, source)
         if not fields["source"]:
-            raise ConfigError(f"{name}: rate {number} has no source. Every price must name its source")
+            raise ConfigError(f"{name}: rate {number} has no source")
         if unknown := sorted(set(map(str, fields)) - set(Rate.__struct_fields__) | ({"own"} & set(fields))):
             raise ConfigError(f"{name}: rate {number} has an unknown field {unknown[0]}")
         try:
@@ -201,12 +200,13 @@ _UNIT_OF = {
 
 
 def parse_flag(text: str, today: date) -> Rate:
-    """Parse `--rate PROVIDER:METHOD[@MODEL-OR-GPU]=USD`, for example `together:sft_lora@qwen3.5-9b=0.30`
-    or `local:owned@A100=0.45`.
+    """Parse `--rate PROVIDER:METHOD[@MODEL-OR-GPU]=USD`, for example `together:sft_lora@qwen3.5-9b=0.30` or
+    `local:owned@A100=0.45`.
 
-    The unit is the usual one of the method: US dollars per million tokens for training and inference, per
-    GPU-hour for deployment, gpu_rental and rft, per hour for owned and hosting, per kWh for electricity,
-    per job for minimum. Raises `UsageError` for a flag that can't be parsed."""
+    The method determines the unit: US dollars per million tokens for training and inference, per GPU-hour for
+    deployment, gpu_rental and rft, per hour for owned and hosting, per kWh for electricity, and per job for
+    minimum. Raises `UsageError` for a flag that can't be parsed.
+    """
     found = _FLAG.match(text.strip())
     try:
         usd = Decimal(found["usd"].strip()) if found else None
@@ -235,14 +235,15 @@ def parse_flag(text: str, today: date) -> Rate:
 
 
 USER_FILE = "rates.yaml"
-"""The user's rate file, in the configuration's home folder, or next to `orchestrate.toml` for a project."""
+"""Name of the user's rate file, in the configuration folder or next to a project's `orchestrate.toml`."""
 
 
 def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date | None = None) -> RateBook:
-    """Return the built-in rates, overridden by the `rates.yaml` of each folder that has one, and by
-    `--rate` flags. The last one wins.
+    """Return the built-in rates, overridden by the `rates.yaml` of each folder that has one and by `--rate`
+    flags. Later ones take precedence.
 
-    Raises `ConfigError` for an invalid file and `UsageError` for an invalid flag."""
+    Raises `ConfigError` for an invalid file and `UsageError` for an invalid flag.
+    """
     book = built_in()
     for folder in dict.fromkeys(folders):
         if (path := folder / USER_FILE).is_file():
@@ -252,7 +253,7 @@ def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date
 
 @dataclass(frozen=True)
 class Prices:
-    """Rates of one host. `name` is the host's kind, or the name of another host of that kind."""
+    """Rates of one host on one day. `name` is the host's kind, or the name of another host of that kind."""
 
     name: str
     book: RateBook = field(default_factory=built_in)
@@ -261,13 +262,13 @@ class Prices:
     def of(
         self, method: str | tuple[str, ...], model: ModelOnHost | None = None, *, gpu: str | None = None
     ) -> Rate | None:
-        """Return today's rate. `method` is as in `RateBook.find`."""
+        """Return the rate on this day. `method` is as in `RateBook.find`."""
         ids, params_b = (names(model), model.params_b) if model else ((), None)
         return self.book.find(self.name, method, ids=ids, params_b=params_b, gpu=gpu, on=self.on)
 
 
 def names(resolved: ModelOnHost) -> frozenset[str]:
-    """Return all names that a rate file may use for the model."""
+    """Return all names for the model that a rate file may use."""
     known = {resolved.id, resolved.name}
     if resolved.host is not None:
         known.add(resolved.host.id)
@@ -278,8 +279,8 @@ def names(resolved: ModelOnHost) -> frozenset[str]:
 
 
 def current(book: RateBook, on: date) -> list[Rate]:
-    """Return the current rates on a day: those that have started and have neither ended nor been superseded.
-    Overrides come first."""
+    """Return the rates that apply on a day: those that have started and have neither ended nor been
+    superseded."""
     chosen: dict[tuple[Any, ...], Rate] = {}
     for r in book:  # later layers come later and replace
         if not r.offered(on) or r.start > on:
@@ -294,7 +295,7 @@ def current(book: RateBook, on: date) -> list[Rate]:
 
 def clashes(rates: Iterable[Rate]) -> list[str]:
     """Report pairs of prices for the same thing that start on the same day. They occur if someone edits or
-    copies a price instead of adding one."""
+    copies a price instead of adding a new one."""
     seen: dict[tuple[Any, ...], Rate] = {}
     found: list[str] = []
     for r in rates:
@@ -303,14 +304,14 @@ def clashes(rates: Iterable[Rate]) -> list[str]:
             other = seen.setdefault(key, r)
             if other is not r:
                 found.append(
-                    f"{r.provider} {method} {r.applies_to}: two prices start on {r.start}, "
+                    f"{r.provider} {method} {r.applies_to} has two prices that start on {r.start}: "
                     f"{price(other.usd)} and {price(r.usd)}"
                 )
     return found
 
 
 def prices_of(book: RateBook, model: str, on: date) -> tuple[Model, list[Rate]]:
-    """Return the model, and all rates that apply to it on a day on the backends that tune it. Raises
+    """Return a model and the rates that apply to it on a day, on the backends that can fine-tune it. Raises
     `UsageError` for an unknown model."""
     entry, found = find(model), list[Rate]()
     for r in current(book, on):

@@ -1,1 +1,2 @@
-"""Built-in places, one module each, named by kind. `PROFILE` describes a place without loading its client."""
+"""Built-in places, one module each, named after their kind. `PROFILE` describes a place, and reading it does
+not load the place's client."""

@@ -1,11 +1,13 @@
-"""Anyscale jobs: one cloud machine with one worker. A job has its run's ref as its name and as a tag. Names
-and tags need not be unique at Anyscale, so existing jobs are looked for first, and the younger of two jobs
-with the same ref is ended.
+"""Anyscale jobs: each runs one worker on one cloud machine.
 
-Options of `[hosts.anyscale.options]`: `depot`; `instance`, the cloud's name of the machine type; its hardware
-(`gpu`, `gpu_memory_gib`) and hourly price, including Anyscale's fee (`usd_per_hour`); `cloud` and `project`,
-by their names at Anyscale; `image` (a URI). The token is ANYSCALE_CLI_TOKEN or that of `orchestrate keys set
-anyscale`."""
+A job has its run's ref as its name and as a tag. Anyscale accepts the same name and tag twice, so Orchestrate
+searches for existing jobs first, and ends the younger of two jobs with the same ref.
+
+Options of `[hosts.anyscale.options]`: `depot`; `instance`, the cloud's name for the machine type; its
+hardware (`gpu`, `gpu_memory_gib`) and hourly price, including Anyscale's fee (`usd_per_hour`); `cloud` and
+`project`, by their names at Anyscale; `image` (a URI). Set the token with ANYSCALE_CLI_TOKEN or `orchestrate
+keys set anyscale`.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,7 @@ STATES: Mapping[str, Word] = {
     "BROKEN": "ended",
     "OUT_OF_RETRIES": "ended",
 }
-"""States as the client itself groups them. ERRORED is only transitional."""
+"""Job states by the statuses that Anyscale's client returns. ERRORED is only transitional."""
 TIMED_OUT = 408
 
 
@@ -96,8 +98,8 @@ class AnyscaleJobs(AwayPlace):
         self._me: tuple[str, str] | None = None
 
     def account(self) -> str:
-        """Return the organization and the user. The user matters because jobs of other users, which this user
-        can't see, may exist."""
+        """Return the organization and the user. The user is included because the organization may have jobs
+        that only other users can see."""
         return "organization {}, user {}".format(*self._user)
 
     @property
@@ -125,7 +127,7 @@ class AnyscaleJobs(AwayPlace):
         given = os.environ.get(ADDRESS_VARIABLE)
         if given and given.rstrip("/") != self.address:
             raise ConfigError(
-                f"{ADDRESS_VARIABLE} is {given}, but runs go to {self.address}",
+                f"{ADDRESS_VARIABLE} is {given}, but the configured address is {self.address}",
                 fix=f"unset {ADDRESS_VARIABLE}, or set hosts.{self.name}.base_url to the same address",
             )
         if os.environ.get(WORKSPACE_VARIABLE):
@@ -183,8 +185,12 @@ class AnyscaleJobs(AwayPlace):
             client.submit(asked)
 
     def job(self, ref: str, resources: Resources, env: Mapping[str, str]) -> dict[str, Any]:
-        """Build a `JobConfig`. The worker runs on the head node of a single-machine cluster, where Ray starts
-        nothing. The client's own `requirements` would require the image's Python version to be ours."""
+        """Build Anyscale's `JobConfig`.
+
+        The worker runs on the head node of a single-machine cluster, where Ray itself starts nothing. The
+        client's own `requirements` option is not used, because it requires the image to have this machine's
+        Python version.
+        """
         models: Any = import_module("anyscale.compute_config.models")
         seconds = self.hard_end_s(resources.limits)
         words = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
@@ -214,12 +220,12 @@ class AnyscaleJobs(AwayPlace):
         return newest_first(_placed(job, me) for job in self._jobs(ref))
 
     def state(self, ref: str) -> Placed | None:
-        """Return the worker that is still running if there are two, otherwise the newest."""
+        """Return the newest worker that is still running, or else the newest worker."""
         found = self.find(ref)
         return next((one for one in found if one.state != "ended"), next(iter(found), None))
 
     def stop(self, ref: str) -> None:
-        """Stop each job separately. If one cannot be stopped, the others still are."""
+        """Stop each of the run's jobs, even if stopping another one fails."""
         failed: ProviderError | None = None
         for one in self.find(ref):
             if one.state != "ended":
@@ -240,14 +246,15 @@ class AnyscaleJobs(AwayPlace):
                 raise
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the running time of the jobs. The start and stop of the machine itself are not included."""
+        """Return the running time of the jobs, which excludes the time to start and stop the machine."""
         if not (found := self.find(ref)):
             return super().usage(ref)
-        told = "Anyscale's run times at the configured price"
+        told = "run times reported by Anyscale, at the configured price"
         return Usage.at(self._hourly(), ran_s(found), told)
 
     def output(self, ref: str) -> str:
-        """Read the log from the cloud's bucket. A run also works if this machine cannot access the bucket."""
+        """Read the log from the cloud's bucket. Runs don't depend on it, so this machine need not have access
+        to the bucket."""
         runs = [job.last_job_run for job in self._jobs(ref) if job.last_job_run is not None]
         if not runs:
             return ""

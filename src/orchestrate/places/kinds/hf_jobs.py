@@ -1,9 +1,10 @@
-"""Hugging Face Jobs: containers with a GPU, billed by the minute. A job has its run's ref as a label, by
-which it is found.
+"""Hugging Face Jobs: containers with a GPU, billed per minute. Orchestrate labels each job with its run's ref
+and finds it by this label.
 
 Options of `[hosts.hf-jobs.options]`: `depot`; `namespace` (an organization; default: the user's own); `image`
-(one with `uv`). The token is that of `hf auth login` or HF_TOKEN. To use another hub than the public one, set
-HF_ENDPOINT."""
+(must contain `uv`). The token comes from `hf auth login` or HF_TOKEN. To use a hub other than the public one,
+set HF_ENDPOINT.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ PROFILE = away("hf-jobs", "Hugging Face Jobs", f"{__name__}:HfJobs", {"image", "
 LABEL = "orchestrate-ref"
 OURS = {"orchestrate": "run"}
 RATES = "huggingface"
-"""Provider name in the rates file, which has the prices of its page."""
+"""Provider name in the rates file, which contains the prices of Hugging Face's pricing page."""
 FLAVORS: Mapping[str, tuple[str, str, int]] = {
     "T4": ("t4-small", "T4", 16),
     "L4": ("l4x1", "L4", 24),
@@ -53,8 +54,8 @@ FLAVORS: Mapping[str, tuple[str, str, int]] = {
     "RTX PRO 6000": ("rtx-pro-6000", "RTX PRO 6000", 96),
     "H200": ("h200", "H200", 141),
 }
-"""Maps a rate's GPU name to flavor, GPU and GPU memory in GB. Used until the list of machines was first
-read."""
+"""Hardware of each flavor by the GPU name in the rates: flavor, GPU and GPU memory in GB. Used until the
+host's list of machines was read."""
 STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "SCHEDULING": "waiting",
     "RUNNING": "running",
@@ -64,22 +65,22 @@ STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "DELETED": "ended",
 }
 IMAGE = "ghcr.io/astral-sh/uv:python{}-bookworm"
-"""Image that `huggingface_hub.run_uv_job` uses. That call warns that it is experimental, but `run_job` does
-not."""
+"""Container image that `huggingface_hub.run_uv_job` uses. Orchestrate calls `run_job` instead, because
+`run_uv_job` warns that it is experimental."""
 NO_TOKEN, LOG_IN = "no Hugging Face token found", "hf auth login, or export HF_TOKEN=..."
 TIMED_OUT = 408
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 
 
 class HfMachines(Record, frozen=True, kw_only=True):
-    """The list of machines as it was last read."""
+    """The host's list of machines, as last read."""
 
     at: datetime
     machines: tuple[Machine, ...]
 
 
 class HfJobs(AwayPlace):
-    """Runs workers on Hugging Face Jobs. `api` creates a client that replaces the default one."""
+    """Runs workers on Hugging Face Jobs. `api` creates a client to use instead of the default one."""
 
     by_hand = frozenset({"CANCELED"})
 
@@ -130,7 +131,7 @@ class HfJobs(AwayPlace):
                 return machine.hourly
         names = ", ".join(machine.name for machine in found)
         raise UsageError(
-            f"Hugging Face Jobs currently has no {resources.machine}",
+            f"Hugging Face Jobs does not currently offer {resources.machine}",
             fix=f"set gpu to one of {names}, or auto",
         )
 
@@ -179,8 +180,8 @@ class HfJobs(AwayPlace):
                     self.api.cancel_job(job_id=job.id, namespace=self.namespace)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage as the host measured it. The cost is each job's running time in full minutes at
-        its machine's price."""
+        """Return the usage that the host measured. The cost is each job's running time in full minutes at its
+        machine's price."""
         if not (jobs := self._jobs(ref)):
             return super().usage(ref)
         prices = {machine.name: machine.hourly for machine in self.machines()}
@@ -192,18 +193,19 @@ class HfJobs(AwayPlace):
             seconds += ran
             priced = priced and hourly is not None
             usd += -(-ran // 60) * (hourly.usd_per_hour if hourly else Decimal(0)) / 60
-        told = "durations reported by the host, at its list price per minute"
+        told = "run times reported by Hugging Face, at its list price per minute"
         return Usage(seconds=seconds, usd=usd if priced else None, source=told)
 
     def paid(self, ref: str) -> Hourly | None:
-        """Return the price of the flavor that the job actually got."""
+        """Return the price of the machine that the newest job actually got."""
         jobs = sorted(self._jobs(ref), key=lambda job: job.created_at or datetime.min.replace(tzinfo=UTC))
         if not jobs:
             return None
         return self.price(Resources(machine=_flavor(jobs[-1])))
 
     def hourly(self, found: Iterable[Placed]) -> dict[str, Hourly]:
-        """Return the workers' hourly prices from the current list, which is read only once."""
+        """Return the hourly price of each worker by its id, from the current list of machines, which is read
+        once."""
         jobs = list(found)
         prices = {machine.name: machine.hourly for machine in self._read()} if jobs else {}
         told = {one.id: prices.get(one.machine or "") for one in jobs}
@@ -295,7 +297,7 @@ def _machine(one: Any, at: datetime) -> Machine:
     hourly = Hourly(
         usd_per_hour=Decimal(one.unit_cost_micro_usd) * per_hour / 1_000_000,
         machine=one.name,
-        source="the host's list of machines",
+        source="Hugging Face's list of machines",
         as_of=at,
     )
     return Machine(

@@ -1,11 +1,12 @@
-"""Kubernetes with the KubeRay operator: one RayJob per attempt, on a cluster of one machine that ends with
-it. Its name is the run's ref, which a namespace accepts only once. The names of later attempts end with their
-number.
+"""Kubernetes with the KubeRay operator: one RayJob per attempt, on a single-machine cluster that is deleted
+with the job. The job's name is the run's ref, which a namespace accepts only once. The names of later
+attempts end with the attempt's number.
 
 Options of `[hosts.kuberay.options]`: `depot`; `context` of the kubeconfig; `namespace`; `image`, with the Ray
 of `ray_version`; `gpu`, `gpu_memory_gib` and `usd_per_hour` as for `ray`; `cpus` and `memory` of the machine;
 `node_selector`; `secret`, a Secret of the namespace whose keys become the worker's environment, for the
-storage and the hub; `packages`: `pinned` (default) or `image`."""
+storage and the hub; `packages`: `pinned` (default) or `image`.
+"""
 
 from __future__ import annotations
 
@@ -68,12 +69,14 @@ STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "Suspending": "ended",
     "Suspended": "ended",
 }
-"""States by `status.jobDeploymentStatus`. A job is stopped by suspending it, which is never reverted."""
+"""Worker states by `status.jobDeploymentStatus`. To stop a job, Orchestrate suspends it and never resumes
+it."""
 START_S = 3600
-"""Seconds for a machine and its packages."""
+"""Seconds for starting a machine and installing packages."""
 KEPT_S = 600
 LATER_S = 900
-"""Extra seconds after the run's end, because the operator starts counting before a machine exists."""
+"""Seconds added to the run's time limit, because the operator starts counting before the machine has
+started."""
 _REFUSALS: Mapping[int, type[ProviderError]] = {
     401: AuthenticationFailed,
     403: PermissionRefused,
@@ -82,7 +85,7 @@ _REFUSALS: Mapping[int, type[ProviderError]] = {
 
 
 class KubeRay(AwayPlace):
-    """Runs workers on KubeRay. `api` creates a `kubernetes.client.CustomObjectsApi` that replaces the one
+    """Runs workers on KubeRay. `api` creates a `kubernetes.client.CustomObjectsApi` to use instead of the one
     from the kubeconfig."""
 
     def __init__(self, name: str, options: Mapping[str, Any], api: Callable[[], Any] | None = None) -> None:
@@ -98,7 +101,7 @@ class KubeRay(AwayPlace):
             raise MissingExtra("kuberay", "a cluster with KubeRay", "kubernetes")
         if not self.options.get("image"):
             raise ConfigError(
-                f"{self.name} needs an image that contains Ray",
+                f"{self.name} needs a container image that contains Ray",
                 fix=f'[hosts.{self.name}.options] image = "rayproject/ray:2.52.0-py311-gpu"',
             )
         super().require()
@@ -125,7 +128,7 @@ class KubeRay(AwayPlace):
     def manifest(
         self, name: str, order: WorkerOrder, resources: Resources, env: Mapping[str, str]
     ) -> dict[str, Any]:
-        """Build the RayJob. The result contains no secrets."""
+        """Build the RayJob manifest. It contains no secrets."""
         import yaml
 
         write: Any = yaml.safe_dump  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
@@ -185,7 +188,7 @@ class KubeRay(AwayPlace):
             return newest_first(_placed(one) for one in found["items"])
 
     def stop(self, ref: str) -> None:
-        """Suspend the job. The operator then removes its cluster."""
+        """Suspend the job. The operator then deletes the job's cluster."""
         for one in self.find(ref):
             if one.state != "ended":
                 body = {"spec": {"suspend": True}}
@@ -198,7 +201,7 @@ class KubeRay(AwayPlace):
         if not (found := self.find(ref)):
             return super().usage(ref)
         hourly = configured_price(self.name, self.options)
-        return Usage.at(hourly, ran_s(found), "the operator's run times at the configured price")
+        return Usage.at(hourly, ran_s(found), "run times reported by KubeRay, at the configured price")
 
     @property
     def _api(self) -> Any:

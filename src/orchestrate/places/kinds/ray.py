@@ -1,15 +1,16 @@
-"""A Ray cluster, through its Jobs API. The submission id is the run's ref, which a cluster accepts only once.
-The ids of later attempts end with their number.
+"""A Ray cluster, used through its Jobs API. The submission id is the run's ref, and a cluster accepts each id
+only once. The ids of later attempts end with the attempt's number.
 
-Options of `[hosts.ray.options]`: `address` (default: `http://127.0.0.1:8265`); `depot`; the hardware that a
-worker gets (`gpu`, `gpu_memory_gib`) and its hourly price (`usd_per_hour`, 0 if nothing is billed);
-`packages`: `pinned` (default: the versions installed here) or `image` (the cluster has all packages).
+Options of `[hosts.ray.options]`: `address` (default: `http://127.0.0.1:8265`); `depot`; the hardware of each
+worker (`gpu`, `gpu_memory_gib`) and its hourly price (`usd_per_hour`, 0 if nothing is billed); `packages`:
+`pinned` (default: the versions installed here) or `image` (the cluster has all packages).
 
-Each process of a run with several processes is a Ray Train worker with its share of the run's resources, on
-any nodes with room (`_ray`). The job itself is their driver and needs no resources.
+If a run has several processes, each is a Ray Train worker with its share of the run's resources, on any node
+with free resources (`_ray`). The job itself only drives them and needs no resources.
 
-Two setups are rejected: environment variables of Ray that would silently replace the address, and remote
-clusters without authentication, on which anyone who reaches them can run code."""
+Orchestrate rejects two setups: Ray's environment variables that would silently replace the address, and
+remote clusters without authentication, because anyone who can reach such a cluster can run code on it.
+"""
 
 from __future__ import annotations
 
@@ -58,11 +59,15 @@ TRAIN = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
 }
-"""Settings of Ray Train. If a worker is lost, the others wait for it, but Ray does not wait for them. Ray
-Train may treat a lost node as available for up to 20 s and would wait a minute for room on it. Preemption is
-announced only to workers that check for it, which ours need not do, because they can stop after any step."""
+"""Settings of Ray Train.
+
+If a worker is lost, the other workers wait for it, so Ray must not wait for them. For up to 20 s, Ray Train
+may treat a lost node as available and would then wait a minute for room on it. Ray announces preemption only
+to workers that check for it, which Orchestrate's workers don't need to do because they can stop after any
+step.
+"""
 TRAIN_PACKAGES = ("pandas", "pyarrow", "pydantic", "requests")
-"""Packages that Ray Train imports in addition to Ray's own dependencies. Ray itself is the cluster's."""
+"""Packages that Ray Train imports in addition to Ray's own dependencies. The cluster provides Ray itself."""
 ANSWER_S = 60
 TIMED_OUT = 408
 RAY_CLIENT = (
@@ -126,8 +131,8 @@ class RayJobs(AwayPlace):
     # -- jobs ----------------------------------------------------------------------------------------------
 
     def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
-        """Submit the attempt. The cluster rejects an id that it has already used, so only one of two
-        submissions of the same attempt is accepted."""
+        """Submit the attempt. The cluster rejects an id that was already used, so of two submissions of the
+        same attempt only one is accepted."""
         ref = order.job.ref
         earlier = self.find(ref)
         id = ref if not earlier else f"{ref}-{len(earlier) + 1}"
@@ -181,9 +186,9 @@ class RayJobs(AwayPlace):
                     self._jobs.stop_job(one.id)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage by the cluster's clock for jobs that the cluster has seen end, because this
-        machine's clock may differ. For jobs that are running or unknown to a new head node, return what the
-        workers have reported."""
+        """Return the usage. Jobs that have ended count by the cluster's clock, because this machine's may
+        differ. Jobs that are running, or unknown to a new head node, count by what their workers have
+        reported."""
         seen = sum(
             (one.finished_at - one.started_at).total_seconds()
             for one in self.find(ref)
@@ -191,7 +196,7 @@ class RayJobs(AwayPlace):
         )
         seconds = max(seen, claim.used_s(self.depot.run(ref)))
         hourly = configured_price(self.name, self.options)
-        return Usage.at(hourly, seconds, "the cluster's run times at the configured price")
+        return Usage.at(hourly, seconds, "run times reported by the cluster, at the configured price")
 
     def output(self, ref: str) -> str:
         placed = self.state(ref)
@@ -234,7 +239,7 @@ def _no_http(scheme: str, head: str) -> tuple[str, str]:
         return RAY_CLIENT, f"{fix}cluster's dashboard, with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
     if scheme == "anyscale":
         return (
-            "Anyscale has its own backend, whose jobs start their own machine",
+            "Anyscale has its own backend, which starts a machine for each job",
             "use -p anyscale, with [hosts.anyscale.options] in orchestrate.toml",
         )
     fix = f'for example "{ADDRESS}". On Kubernetes, first: kubectl port-forward svc/NAME-head-svc 8265'

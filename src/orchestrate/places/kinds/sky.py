@@ -1,11 +1,14 @@
 """SkyPilot managed jobs: RunPod, Vast.ai, Lambda, the large clouds, Kubernetes, Slurm and machines over SSH.
-A job's name is the run's ref. The names of later attempts end with their number. SkyPilot accepts a name
-twice, so existing jobs, and requests that have not created a job yet, are looked for first.
+
+A job's name is the run's ref. The names of later attempts end with the attempt's number. SkyPilot accepts the
+same name twice, so Orchestrate first searches for existing jobs, and for requests that have not created their
+job yet.
 
 Options of `[hosts.sky.options]`: `depot`; `python`, the Python of SkyPilot's environment (default: that of
 the command `sky`); `server`, the address of an API server; `infra`, in SkyPilot's notation (`runpod`,
 `vast/*/US`, `k8s/my-context`, `slurm/cluster`); `image` (`docker:...`); `disk_gb`; `cpus`; for your own
-machines `gpu`, `gpu_memory_gib` and `usd_per_hour`."""
+machines `gpu`, `gpu_memory_gib` and `usd_per_hour`.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +46,14 @@ from orchestrate.types import Record
 
 
 class SkyMachines(Record, frozen=True, kw_only=True):
-    """The clouds' machines as they were last read."""
+    """The machines of all clouds, as last read."""
 
     at: datetime
     machines: tuple[Machine, ...]
 
 
 def cheapest(offers: list[dict[str, Any]], now: datetime) -> tuple[Machine, ...]:
-    """Return one machine for each GPU type and count, at the lowest price of all clouds."""
+    """Return the cheapest machine of all clouds for each GPU type and count."""
     kinds: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for one in offers:
         if one["count"] >= 1 and one["count"] == int(one["count"]):
@@ -84,7 +87,7 @@ def _least(offers: list[dict[str, Any]], field: str, now: datetime) -> Hourly | 
 
 
 def known() -> tuple[Machine, ...]:
-    """Return commonly rented machines without prices, for use until a catalog was read."""
+    """Return commonly rented machines without prices, for use until a catalog has been read."""
     sizes = {"L4": 24, "L40S": 48, "A100-80GB": 80, "H100": 80, "H200": 141, "B200": 180}
     return tuple(
         Machine(name=f"{gpu}:1", gpu=gpu, count=1, memory_bytes=int(gigabytes * 1e9))
@@ -116,10 +119,10 @@ STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "FAILED_NO_RESOURCE": "ended",
     "FAILED_CONTROLLER": "ended",
 }
-"""States of managed jobs, and of requests that created none. A machine that is being cleaned up counts as
-running."""
+"""States of managed jobs, and of requests that created no job. A job whose machine is being cleaned up counts
+as running."""
 SETTLE_S = 30.0
-"""Seconds that a submission waits for its job. After that, the API server creates the job later."""
+"""Seconds that a submission waits for its job to appear. The API server may create the job later."""
 LISTED_H = 24
 NEVER_SENT = frozenset({"NewConnectionError", "ConnectTimeout", "ApiServerConnectionError"})
 LOST = frozenset(
@@ -132,8 +135,8 @@ CLOUDS = (
 
 
 class Sky(AwayPlace):
-    """Runs workers through SkyPilot. `bridge` replaces the default one. `settle_s` is how many seconds a
-    submission waits for its job."""
+    """Runs workers through SkyPilot. `bridge` replaces the default one. `settle_s` is the number of seconds
+    that a submission waits for its job."""
 
     by_hand = frozenset({"CANCELLED"})
 
@@ -168,8 +171,8 @@ class Sky(AwayPlace):
         if found := python_of():
             return found
         raise SetupError(
-            "SkyPilot is not installed. It needs a separate environment because it pins old "
-            "versions of other packages",
+            "SkyPilot is not installed. It needs a separate environment because it requires old versions "
+            "of other packages",
             fix=f"{INSTALL}, then {CLOUDS}. If SkyPilot is not on the PATH, set "
             f"hosts.{self.name}.options.python to its Python",
         )
@@ -177,8 +180,8 @@ class Sky(AwayPlace):
     # -- machines ------------------------------------------------------------------------------------------
 
     def machines(self) -> tuple[Machine, ...]:
-        """List the user's own machines, or the clouds' offers. If SkyPilot is available, offers are read once
-        a day."""
+        """List the user's own machines, or the clouds' offers. If SkyPilot is available, the offers are read
+        once a day."""
         if self._owned:
             return (configured_machine(self.name, self.options),)
         kept = self._kept()
@@ -204,7 +207,7 @@ class Sky(AwayPlace):
             return None  # no catalog lists machines by what they lack
         names = ", ".join(sorted({machine.name for machine in found}))
         raise UsageError(
-            f"SkyPilot currently has no {resources.told}", fix=f"set gpu to one of {names}, or auto"
+            f"SkyPilot does not currently offer {resources.told}", fix=f"set gpu to one of {names}, or auto"
         )
 
     def _no_cloud(self) -> SetupError:
@@ -265,7 +268,7 @@ class Sky(AwayPlace):
             time.sleep(0.5)
 
     def task(self, name: str, ref: str, resources: Resources, env: Mapping[str, str]) -> dict[str, Any]:
-        """Build the task in SkyPilot's YAML form. Only its `secrets` contain keys."""
+        """Build the task as SkyPilot's YAML expects it. Only its `secrets` contain keys."""
         limits = resources.limits
         words = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
         for pin in pins("local", more=("fsspec", *self.depot.packages)):
@@ -309,8 +312,8 @@ class Sky(AwayPlace):
                 self._bridge.ask("cancel", ids=ids)
 
     def paid(self, ref: str) -> Hourly | None:
-        """Return the cloud's own price if the cloud reports one to this machine, otherwise the catalog's
-        price for the job's region."""
+        """Return the hourly price that the cloud reports to this machine, or else the catalog's price for the
+        job's region."""
         running = [
             one
             for one in self._jobs(ref)
@@ -334,8 +337,8 @@ class Sky(AwayPlace):
         return None
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the time from the first start to the end, as SkyPilot measured it, at the most recently read
-        price."""
+        """Return the time from the first start to the end, as SkyPilot measured it, and its cost at the
+        latest price."""
         jobs = [one for one in self._jobs(ref) if _ref(one) == ref]
         if not jobs:
             return super().usage(ref)

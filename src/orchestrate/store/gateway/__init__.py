@@ -22,7 +22,7 @@ from orchestrate.types import AuditEntry, GatewayJob, GatewayKey, SubmitPhase
 
 Object = dict[str, Any]
 FILE, UPLOAD, PART, PERMISSION = "file", "upload", "part", "permission"
-"""Kinds of objects."""
+"""Kinds of stored objects."""
 
 _MAY_BE_THERE = {
     phase.value for phase in (SubmitPhase.SUBMITTING, SubmitPhase.SUBMITTED, SubmitPhase.OUTCOME_UNKNOWN)
@@ -31,18 +31,18 @@ _MAY_BE_THERE = {
 
 
 def unstorable(id: str) -> bool:
-    """Return whether an id can't be stored, because text in Postgres can't contain the null character."""
+    """Return whether an id contains a null character, which Postgres can't store in text."""
     return "\0" in id
 
 
 class NoSuchPlace(LookupError):
-    """Raised if a list is requested from an id that it does not contain."""
+    """Raised if a list should start after an id that it does not contain."""
 
 
 @dataclass(frozen=True)
 class Addition:
-    """A file or a part of a file, with the function that stores its content. The content cannot be deleted in
-    the meantime."""
+    """A file or a part of a file, with the function that stores its content. The content cannot be deleted
+    while it is being added."""
 
     kind: str
     entry: Object
@@ -57,7 +57,7 @@ class GatewayObjects:
         self._db = db
 
     def add(self, kind: str, project: str, entries: Sequence[Object], *, parent: str | None = None) -> None:
-        """Add all of the entries or none."""
+        """Add all entries in one transaction."""
         with self._db.writing() as connection:
             for entry in entries:
                 self._insert(connection, kind, project, entry, parent)
@@ -95,8 +95,8 @@ class GatewayObjects:
         change: Callable[[Object], Object],
         added: Addition | None = None,
     ) -> Object | None:
-        """Change an object and add `added`, in one transaction. An exception from `change` changes nothing.
-        Returns `None` if the object does not exist."""
+        """Change an object and add `added`, in one transaction. If `change` raises an exception, nothing
+        changes. Returns `None` if the object does not exist."""
         table = schema.gateway_objects
         query = select(table.c.record).where(_one(kind, id), table.c.project == project).with_for_update()
         with self._db.writing() as connection:
@@ -151,14 +151,15 @@ class GatewayObjects:
         return [msgspec.json.decode(row) for row in rows]
 
     def every(self, kind: str) -> list[tuple[str, Object]]:
-        """List the objects of all projects, each with its project."""
+        """List the objects of a kind in all projects, each with its project."""
         table = schema.gateway_objects
         query = select(table.c.project, table.c.record).where(table.c.kind == kind)
         with self._db.reading() as connection:
             return [(row.project, msgspec.json.decode(row.record)) for row in connection.execute(query)]
 
     def unless_needed(self, sha256: str, drop: Callable[[], None]) -> None:
-        """Call `drop` if no file, part or open job needs this content. None can be added in the meantime."""
+        """Call `drop` if no file, part or open job needs this content. Blocks new uses of it in the
+        meantime."""
         objects, jobs = schema.gateway_objects, schema.gateway_jobs
         holding = select(objects.c.id).where(
             objects.c.kind.in_((FILE, PART)), objects.c.record.contains(sha256, autoescape=True)
@@ -186,7 +187,7 @@ class KeyCancelled(OrchestrateError):
 
 
 def request_cancel(db: Database, connection: Connection, key: str) -> None:
-    """Request the cancellation of the run of an idempotency key, or prevent its creation."""
+    """Request the cancellation of the run with this idempotency key, or prevent its creation."""
     one_at_a_time(connection)  # a run that is made meanwhile sees the request, or is seen here
     runs = schema.runs
     change = runs.update().where(runs.c.idempotency_key == key).values(cancel_requested=True)
@@ -196,8 +197,8 @@ def request_cancel(db: Database, connection: Connection, key: str) -> None:
 
 
 def require_uncancelled(connection: Connection, key: str) -> None:
-    """Raise `KeyCancelled` if the submit with this key was canceled. Call it in the transaction that creates
-    the run."""
+    """Raise `KeyCancelled` if the submit with this key was canceled. Call this in the transaction that
+    creates the run."""
     query = select(schema.meta.c.value).where(schema.meta.c.key == _name(key))
     if connection.execute(query).scalar() is not None:
         raise KeyCancelled(f"the submit with the idempotency key {key} was canceled. Nothing was sent")
@@ -215,18 +216,18 @@ def _name(key: str) -> str:
 # repeat: in either order, since a first request that was held up may arrive behind its repeat.
 
 WINDOW = timedelta(hours=1)
-"""Seconds for which clients may repeat a request. They wait 10 minutes for a response and try three times in
+"""Time during which clients may repeat a request. They wait 10 minutes for a response and try three times in
 total."""
 
 
 class OtherRequest(UsageError):
-    """Raised if an idempotency key was reused with a different body."""
+    """Raised if an idempotency key was reused with a different request body."""
 
 
 @dataclass(frozen=True)
 class CreateKey:
-    """Identifies a create request. `digest` is the body's SHA-256, and `retries` is how often the client has
-    sent it before."""
+    """Identifies a create request. `digest` is the SHA-256 of its body, and `retries` counts how often the
+    client has already sent it."""
 
     key: str
     digest: str
@@ -236,7 +237,7 @@ class CreateKey:
 
 @dataclass(frozen=True)
 class KeyUse:
-    """The spending of a key's jobs and of the deployments that it requested."""
+    """Cost of a key's jobs and of the deployments that it requested, and the number of its open jobs."""
 
     usd: Decimal
     open: int
@@ -246,10 +247,10 @@ class GatewayJobs:
     def __init__(self, db: Database) -> None:
         self._db = db
         self.changes = 0
-        """Number of job changes by this process. A cache of jobs is stale once this number grows."""
+        """Number of job changes by this process. If it has grown, cached jobs are stale."""
 
     def known(self, request: CreateKey) -> GatewayJob | None:
-        """Return the job of a request that was received before, or `None`. Raises `OtherRequest` if the
+        """Return the job of a repeated request, or `None` for a new request. Raises `OtherRequest` if the
         idempotency key was used with a different body."""
         with self._db.reading() as connection:
             known = self._known(connection, request)
@@ -261,9 +262,12 @@ class GatewayJobs:
     def take(
         self, job: GatewayJob, request: CreateKey, allow: Callable[[KeyUse], None]
     ) -> tuple[GatewayJob, bool]:
-        """Store the job and return it with `True`. If the request was received before, return the existing
-        job with `False`. `allow` receives the spending of the key's jobs. If it raises an error, nothing is
-        stored. No other job can be added in the meantime."""
+        """Store the job and return it with `True`, or return the existing job with `False` if the request was
+        received before.
+
+        `allow` receives the spending of the key's jobs and raises an error to prevent storing. No other job
+        can be added in the meantime.
+        """
         with self._db.writing() as connection:
             one_at_a_time(connection)
             if known := self._known(connection, request):
@@ -316,8 +320,8 @@ class GatewayJobs:
         connection.execute(fewer.values(fewest_retries=retries))
 
     def limit(self, key: GatewayKey, but: str | None) -> Limit | None:
-        """Return the cost limit of a key, for the transaction that deploys for it. `but` excludes the
-        deployment being changed."""
+        """Return the cost limit of a key, for the transaction that deploys for it. `but` is the id of the
+        deployment being changed, which is not counted."""
         if key.budget_usd is None:
             return None
         words = {
@@ -361,7 +365,7 @@ class GatewayJobs:
         return None if unstorable(id) else self._one(schema.gateway_jobs.c.id == id, project)
 
     def of_model(self, name: str, project: str | None = None) -> GatewayJob | None:
-        """Return the job that creates the model of this name."""
+        """Return the job that creates the model with this name, or `None`."""
         return None if unstorable(name) else self._one(schema.gateway_jobs.c.tuned == name, project)
 
     def _one(self, where: Any, project: str | None) -> GatewayJob | None:
@@ -381,7 +385,7 @@ class GatewayJobs:
         limit: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> list[GatewayJob]:
-        """List jobs, newest first. `before` is a time and an id: only jobs created before them are
+        """List jobs, newest first. `before` is a creation time and an id, and only jobs older than them are
         listed."""
         table = schema.gateway_jobs
         query = select(table.c.record).where(table.c.project == project)
@@ -403,8 +407,8 @@ class GatewayJobs:
         return found
 
     def records(self, project: str) -> list[tuple[str, str]]:
-        """List the id and the JSON of each job, newest first. Callers can skip parsing text that they already
-        know."""
+        """List the id and JSON of each job, newest first. Callers need not parse text that they already
+        have."""
         table = schema.gateway_jobs
         query = select(table.c.id, table.c.record).where(table.c.project == project)
         with self._db.reading() as connection:
@@ -412,14 +416,14 @@ class GatewayJobs:
             return [(row.id, row.record) for row in rows]
 
     def unended(self) -> list[GatewayJob]:
-        """List the jobs of all projects that still need work, oldest first."""
+        """List the unfinished jobs of all projects, oldest first."""
         table = schema.gateway_jobs
         query = select(table.c.record).where(table.c.open).order_by(table.c.at)
         with self._db.reading() as connection:
             return [GatewayJob.from_json(row) for row in connection.execute(query).scalars()]
 
     def change(self, id: str, change: Callable[[GatewayJob], GatewayJob]) -> GatewayJob:
-        """Change a job in one transaction: `change` receives the job as it is now. Raises `KeyError` for
+        """Change a job in one transaction. `change` receives the job's current state. Raises `KeyError` for
         an unknown id."""
         with self._db.writing() as connection:
             changed = self._change(connection, id, change)
@@ -465,9 +469,9 @@ def _columns(job: GatewayJob) -> dict[str, Any]:
 
 
 PREFIXES = {"gateway": "orc-gw-", "serve": "orc-", "sessions": "tml-"}
-"""Prefixes of keys. Tinker's client only accepts keys with its own prefix."""
+"""Prefixes of keys, by the kind of server. Tinker's client only accepts keys with its own prefix."""
 MOST_KEYLESS = 10_000
-"""Maximum number of rejected requests without a key to keep."""
+"""Maximum number of log entries for requests without a key."""
 
 
 class GatewayKeys:
@@ -475,9 +479,9 @@ class GatewayKeys:
         self._db = db
 
     def add(self, key: GatewayKey, *, by: str, again: bool = False) -> str:
-        """Create a key and return it. The key can't be shown again. `by` is the name of its creator, for the
-        log. With `again`, the key replaces an existing key with the same name for the same kind of server.
-        Raises `UsageError` if the name is taken."""
+        """Create a key and return it. It can't be shown again. `by` names its creator in the log. With
+        `again`, it replaces the key with this name for the same kind of server. Raises `UsageError` if the
+        name is taken."""
         if not key.name.strip() or not key.name.isprintable() or len(key.name) > 64:
             raise UsageError("a key's name must have 1 to 64 characters")
         if not key.project.strip() or not key.project.isprintable() or len(key.project) > 64:
@@ -488,8 +492,9 @@ class GatewayKeys:
             known = self._named(connection, key.name)
             if known is not None and not (again and known.opens == key.opens):
                 raise UsageError(
-                    f"a key called {key.name!r} already exists, and the log refers to revoked keys by name",
-                    fix="another name",
+                    f"a key called {key.name!r} already exists. Names of revoked keys can't be reused, "
+                    "because the log refers to them",
+                    fix="use another name",
                 )
             self._put(connection, hashed(made), key)
             connection.execute(_logged(_command(key, "add", by, key.created_at)))
@@ -502,8 +507,8 @@ class GatewayKeys:
         connection.execute(insert.on_conflict_do_update(index_elements=[table.c.name], set_=new))
 
     def bring_in(self, keys: Mapping[str, GatewayKey], *, by: str) -> None:
-        """Import keys that were created elsewhere, by their hashes. Existing keys stay unchanged. A number is
-        added to names that are taken."""
+        """Import keys that were created elsewhere, by their hashes. Existing keys stay unchanged. If a name
+        is taken, a number is appended."""
         table = schema.gateway_keys
         with self._db.writing() as connection:
             one_at_a_time(connection)
@@ -531,7 +536,7 @@ class GatewayKeys:
         return None if row is None else GatewayKey.from_json(row)
 
     def by_hash(self, opens: str) -> dict[str, GatewayKey]:
-        """Map hashes to the keys of one kind of server, including revoked keys."""
+        """Return the keys for one kind of server by their hashes, including revoked keys."""
         table = schema.gateway_keys
         with self._db.reading() as connection:
             rows = connection.execute(select(table.c.hash, table.c.record)).all()
@@ -539,14 +544,14 @@ class GatewayKeys:
         return {hash: key for hash, key in keys.items() if key.opens == opens}
 
     def all(self) -> list[GatewayKey]:
-        """List all keys by name, including revoked ones."""
+        """List all keys, sorted by name, including revoked ones."""
         query = select(schema.gateway_keys.c.record).order_by(schema.gateway_keys.c.name)
         with self._db.reading() as connection:
             return [GatewayKey.from_json(row) for row in connection.execute(query).scalars()]
 
     def revoke(self, name: str, at: datetime, *, by: str, opens: str | None = None) -> GatewayKey:
-        """Revoke a key. `by` is the same as for `add`. `opens` is the kind of server that the key must be
-        for. Raises `UsageError` if no such key has this name."""
+        """Revoke a key. `by` names the user in the log. `opens` is the kind of server that the key must be
+        for. Raises `UsageError` for an unknown key."""
         table = schema.gateway_keys
         with self._db.writing() as connection:
             known = self._named(connection, name)
@@ -569,7 +574,7 @@ class GatewayKeys:
             connection.execute(_logged(entry))
 
     def entries(self, *, key: str | None = None, limit: int = 100) -> list[AuditEntry]:
-        """List the last entries of the audit log, oldest first."""
+        """List the newest entries of the audit log, oldest first."""
         table = schema.gateway_audit
         query = select(table.c.record).order_by(table.c.seq.desc()).limit(limit)
         if key is not None:
@@ -578,8 +583,8 @@ class GatewayKeys:
             return [AuditEntry.from_json(row) for row in connection.execute(query).scalars()][::-1]
 
     def sweep(self, most: int = MOST_KEYLESS) -> None:
-        """Delete the oldest log entries of requests without a key, so that such requests can't grow the log
-        beyond `most` entries."""
+        """Delete the oldest log entries of requests without a key, so the log holds at most `most` of
+        them."""
         table = schema.gateway_audit
         keyless = select(table.c.seq).where(table.c.key == "").order_by(table.c.seq.desc())
         with self._db.writing() as connection:

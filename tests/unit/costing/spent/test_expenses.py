@@ -150,7 +150,7 @@ def test_a_run_belongs_to_the_month_in_which_it_ended_and_an_open_one_to_this() 
     assert [of_run(run, NOW).month for run in (ended, unsaid, a_run())] == ["2026-10", "2026-10", "2026-11"]
     found = [of_run(run, NOW) for run in (ended, unsaid, a_run())]
     assert len(in_month(found, "2026-10")) == 2 and in_month(found, None) == found
-    with pytest.raises(UsageError, match="not a valid month"):
+    with pytest.raises(UsageError, match="must be a month"):
         in_month(found, "2026-13")
 
 

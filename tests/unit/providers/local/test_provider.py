@@ -242,7 +242,7 @@ def test_the_quote_counts_the_answers(ready: Check) -> None:
         provider, spec, data = ready(rows, **more)
         quote = provider.quote(spec, data, provider.translate(spec), built_in())
         assert quote.unavailable is None and quote.low_usd < quote.expected_usd < quote.high_usd
-        assert any("tokens sampled per prompt and epoch" in a for a in quote.assumptions)
+        assert any("tokens are sampled per prompt and epoch" in a for a in quote.assumptions)
         return (quote.train_seconds or 0) - 10
 
     once = seconds()

@@ -16,10 +16,10 @@ HARMLESS = (
     "/projects/search",
     "/terminate",
 )
-"""URL suffixes of requests that create no job. Any other request may create a billed job, because other
-versions of the client may use other names."""
+"""Ends of the URLs of requests that create no job. All other requests count as possibly creating a billed
+job, because other client versions may use other URLs."""
 TRIES = 2
-"""Attempts of a read whose connection broke. The client never resends a request that creates something."""
+"""Attempts to read if the connection breaks. The client never resends a request that creates something."""
 CONNECT_S = 30
 
 
@@ -71,7 +71,7 @@ class Client:
         def request(method: str, url: str, **more: Any) -> Any:
             if method != "GET" and not url.partition("?")[0].rstrip("/").endswith(HARMLESS):
                 if self._clock() - self._begun > 2 * self._answer_s:
-                    raise TimeoutError("preparing the job took too long, so it was not submitted")
+                    raise TimeoutError("preparing the job took too long, so Orchestrate did not submit it")
                 self.creating = True
             try:
                 return send(method, url, **{**more, "_request_timeout": (CONNECT_S, self._answer_s)})
@@ -106,7 +106,7 @@ class Client:
             if not token:
                 return list(found.values())
             if token in seen:
-                raise ValueError("the job list never ends")
+                raise ValueError("Anyscale's job list repeats the same pages")
             seen.add(token)
 
     def submit(self, asked: Mapping[str, Any]) -> str:

@@ -28,21 +28,23 @@ from orchestrate.text import count, duration
 from orchestrate.types import JobError, decoding
 
 LEAST = "2.55"
-"""The first Ray version whose Train accepts a range of workers."""
+"""First version of Ray Train that accepts a range for the number of workers."""
 FAILURES = 5
-"""Failures after which Ray no longer restarts the workers. The watcher of the run may still start another
-job."""
+"""Number of failures after which Ray stops restarting the workers. A process that watches the run may still
+start another job."""
 RESIZE_S = 900.0
-"""Seconds between checks for more workers. Each change loses the work since the last checkpoint."""
+"""Seconds between checks whether the cluster has room for more workers. Each change loses the progress since
+the last checkpoint."""
 START_S = 3600.0
-"""Seconds for machines and packages until a worker reports, at the start and after a loss."""
+"""Seconds for starting machines and installing packages until a worker reports, at the start and after a
+loss."""
 LEAVE_S = 60.0
-"""Seconds for Ray to stop its workers after the run has ended."""
+"""Seconds that Ray has to stop its workers after the run has ended."""
 NEVER_S = 365 * 86400
-"""Effectively infinite timeout in seconds for the other workers while the first one evaluates and saves. A
-crash of the first one is detected separately and immediately."""
+"""Practically infinite timeout in seconds of the other workers, while the first one evaluates and saves.
+Crashes of the first worker are detected separately."""
 MOST_TOLD = 600
-"""Maximum characters of a worker's error."""
+"""Maximum number of characters of a worker's error to report."""
 _log = logging.getLogger(__name__)
 
 
@@ -78,9 +80,9 @@ class Driver:
         self.fitted, self.superseded = threading.Event(), threading.Event()
         self.begun, self.settled = threading.Event(), threading.Event()
         self.heard = self.switch.clock()
-        """Time at which a worker last reported."""
+        """Time of a worker's last report."""
         self.word = ""
-        """The requested action, `pause` or `cancel`, if no worker can carry it out."""
+        """Requested action, `pause` or `cancel`, if no worker can carry it out."""
         self.fault = ""
 
     def work(self) -> int:
@@ -107,7 +109,7 @@ class Driver:
         if self._settled():
             return
         starts = claim.attempts(self.stored) - self.claim.number
-        told = f"the workers started {count(starts, 'time')} in this job. Last failure: {self.fault}"
+        told = f"Ray started the workers {count(starts, 'time')} in this job. Last failure: {self.fault}"
         depot.add_event(self.stored, told, level="error", type="interrupted")
 
     def _watch(self) -> int:
@@ -116,7 +118,7 @@ class Driver:
         while not self.fitted.wait(LOOK_S):
             clock, due = self.switch.clock(), self.switch.due()
             if self.superseded.is_set():
-                _log.error("another attempt has taken over the run, so this one stops")
+                _log.error("this attempt stops because another one has taken over the run")
                 return 1
             if due is not None:
                 over = over or clock

@@ -37,8 +37,7 @@ from orchestrate.places.remote import REPORT_S, SILENT, Errand, TrainingProcess
 from orchestrate.types import JobError
 
 ALIKE = ("torch", "transformers", "tokenizers", "peft")
-"""Packages that turn text into rows, and weights into a model. Their versions must be equal on all
-workers."""
+"""Packages that determine a run's rows and weights. All workers must have the same versions."""
 
 
 class MemberProcess:
@@ -122,7 +121,7 @@ def main(given: dict[str, Any]) -> None:
             return
         code = First(claim, Path(folder), met, device, report_s, differing(versions)).work()
         if code or (met.processes > 1 and not met.released):
-            raise RuntimeError(f"the worker ended with code {code}, so the others are stopped too")
+            raise RuntimeError(f"the first worker exited with code {code}, so all others are stopped")
 
 
 def differing(versions: list[dict[str, str]]) -> str:
@@ -171,7 +170,7 @@ def tell(stored: StoredRun, met: Met, error: BaseException) -> None:
     if disk_is_full(error):
         code, status = "disk_full", "paused"
     elif isinstance(error, SystemExit):
-        error = RunFailed("it ran out of memory")
+        error = RunFailed("ran out of memory")
         code, fix = "RunFailed", LESS
     elif not isinstance(error, OrchestrateError) or error.retryable:
         return

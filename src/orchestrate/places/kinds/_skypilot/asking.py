@@ -19,7 +19,7 @@ INSTALL = (
     "uv tool install --python 3.11 'skypilot[runpod,vast]'   (or use pip in a separate virtual environment)"
 )
 ANSWER_S = 600.0
-"""Timeout in seconds. The API server and its controller may have to start first."""
+"""Timeout in seconds, which includes starting the API server and its controller."""
 
 
 def credentials() -> re.Pattern[str]:

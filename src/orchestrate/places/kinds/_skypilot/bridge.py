@@ -16,7 +16,7 @@ from typing import Any
 
 LAUNCH = "jobs.launch"
 RECENT = 200
-"""Maximum number of ended requests to search."""
+"""Maximum number of ended requests to search, newest first."""
 
 
 def _sdk() -> Any:
