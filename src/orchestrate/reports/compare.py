@@ -69,7 +69,7 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
             return documents.csv_text(self)
         if format == "table":
             return documents.plain_text(self.table(whole=True))
-        raise UsageError(f"the report format must be {', '.join(FORMATS)}, got {format!r}")
+        raise UsageError(f"the report format must be one of {', '.join(FORMATS)}, got {format!r}")
 
     def __str__(self) -> str:
         """Summarize in a few lines: the recommendation, and each run with its price and first score."""

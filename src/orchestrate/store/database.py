@@ -515,7 +515,7 @@ class Leases:
         self._file = db.file
 
     def acquire(self, name: str, ttl_s: float) -> Lease | None:
-        """Acquire the lease if it is free or has expired. Returns `None` if another process holds it."""
+        """Take the lease if it is free or has expired. Returns `None` if another process holds it."""
         now, up = self._db.clock.now(), self._db.clock.uptime()
         values: dict[str, Any] = {
             "owner": f"{self._db.actor}:{secrets.token_hex(3)}",
@@ -587,8 +587,8 @@ class Leases:
             raise _lost(lease)
 
     def check(self, lease: Lease, ttl_s: float) -> None:
-        """Renew the lease, which proves that the store is writable. Raises `LeaseLost` if another process has
-        taken over the work, and `StoreError` if the store's file was removed or replaced."""
+        """Raise `LeaseLost` if another process has taken over the work, and `StoreError` if the store's file
+        was removed or replaced. Also renews the lease, which proves that the store is writable."""
         if not self.renew(lease, ttl_s):
             raise _lost(lease)
         if self._file is not None and identity(self._db.place) != self._file:

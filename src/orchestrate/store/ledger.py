@@ -44,7 +44,7 @@ LONGEST_ANSWER = timedelta(days=1)
 
 
 def one_at_a_time(connection: Connection) -> None:
-    """Prevent other processes from spending or creating runs until the transaction ends."""
+    """Block other processes from spending or creating runs until the transaction ends."""
     if connection.dialect.name == "postgresql":  # SQLite's writers wait for one another anyway
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
 

@@ -150,7 +150,7 @@ def test_a_job_is_not_asked_for_later_than_a_lost_one_is_waited_for(console: Any
     asked = place.job(REF, Resources(), {})  # type: ignore[attr-defined]
     for took, sent in [(121.0, 0), (119.0, 1)]:
         client = Client(console.url, TOKEN, 60.0, clock=iter([0.0, took]).__next__)
-        with nullcontext() if sent else pytest.raises(TimeoutError, match="not submitted"):
+        with nullcontext() if sent else pytest.raises(TimeoutError, match="did not submit"):
             client.submit(asked)
         assert (len(console.sent), client.creating) == (sent, bool(sent))
 
@@ -395,7 +395,7 @@ def test_a_list_with_a_job_twice_or_without_an_end(console: Any, rows: Path, tmp
         submit(found, spec(rows), f"orc-00000000000{n}")
     assert len(found.billing().items) == len(console.jobs) == 3
     console.endless = True
-    with pytest.raises(UnexpectedAnswer, match="never ends"):
+    with pytest.raises(UnexpectedAnswer, match="repeats the same pages"):
         found.place.find()
 
 

@@ -123,7 +123,7 @@ def test_the_bill_is_the_hosts_durations_at_its_price(hub: Hub, rows: Path, tmp_
     second = next(id for id in hub.jobs if id != first)
     hub.end(second, "COMPLETED", ran_s=3599)
     used = found.place.usage(handle.job_id)
-    assert used is not None and used.usd == Decimal("2.50002") * 62 / 60 and "durations" in used.source
+    assert used is not None and used.usd == Decimal("2.50002") * 62 / 60 and "run times" in used.source
     job = found.get(handle)
     assert job.cost_usd is None, "it goes on: no figure of the whole job"
     assert job.payload["used_seconds"] == 3660

@@ -205,7 +205,7 @@ def test_what_its_workers_died_of_is_told_and_how_often(stored: StoredRun) -> No
 
     assert driver(stored, fit).work() == 1
     [event] = events(stored)
-    assert event.level == "error" and "started 3 times" in event.message
+    assert event.level == "error" and "started the workers 3 times" in event.message
     assert "worker 2: ValueError: row 3 is bad in a line" in event.message
     assert "worker 1: ActorDiedError: The actor died" in event.message and "\n" not in event.message
 

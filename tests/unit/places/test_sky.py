@@ -99,7 +99,7 @@ def test_prices_are_the_least_of_the_clouds_that_are_set_up(
     assert dear and cheap and (dear.usd_per_hour, cheap.usd_per_hour) == (Decimal("2.69"), Decimal("2.1"))
     anywhere = place(bridge, tmp_path).price(H100)
     assert anywhere and anywhere.machine == "Vast US" and anywhere.source == "SkyPilot's catalog of Vast"
-    with pytest.raises(UsageError, match="currently has no 1 x B200"):
+    with pytest.raises(UsageError, match="does not currently offer 1 x B200"):
         found.price(Resources(gpu="B200"))
     state.put(clouds=[])
     with pytest.raises(SetupError, match="no enabled cloud") as raised:

@@ -146,7 +146,7 @@ def test_the_cheapest_by_its_bill(run: Make) -> None:
         ]
     )
     assert (
-        "local is the cheapest to train: $0.19 (billed); together costs $0.76, 4.0 times as much."
+        "local is the cheapest to train: $0.19 (billed). together costs $0.76, 4.0 times as much."
         in found.findings
     )
 
