@@ -155,7 +155,7 @@ _ENGINE = "your own vLLM on rented GPUs, excluding your work, storage and startu
 
 
 class AdapterHost(msgspec.Struct, frozen=True, kw_only=True):
-    """A host that serves its users' adapters, billed per token."""
+    """A host that serves adapters uploaded by users, billed per token."""
 
     provider: str
     """Provider name in the rates. The methods are inference_adapter_input and inference_adapter_output."""

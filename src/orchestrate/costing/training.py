@@ -273,10 +273,10 @@ def _read_only(spec: JobSpec, size: JobSize) -> int:
 def _judged(spec: JobSpec, read_only: int) -> list[str]:
     if not read_only:
         return []
-    why = "by the reference"
+    why = "by the reference model"
     if method_word(spec.method) == "kto":
-        why += ", and for the estimate of the divergence"
-    return [f"{read_only:,} tokens are only read {why}, which takes a third as long as training on them"]
+        why += " and to estimate the divergence"
+    return [f"{read_only:,} tokens are processed {why}, which takes a third as long as training on them"]
 
 
 def _drawn(answers: SampledAnswers | None) -> list[str]:
@@ -494,7 +494,7 @@ def _quote_rft(
         lines=[
             line("training", hours * factor, rate, note=f"your estimate of the hours, on H100{surcharge}")
         ],
-        assumptions=[f"{hours} GPU-hours, your own estimate", "excludes the tokens of a model grader"],
+        assumptions=[f"{hours} GPU-hours, as you estimated", "the tokens of a model grader are not included"],
         warnings=[*resolved.warnings, *_rate_warnings(rate, prices.on)],
     )
 
@@ -615,8 +615,7 @@ def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
 
 
 def quote_assumed(job: PricedJob, told: Recalled) -> Quote:
-    """Quote a job from an assumed number of rows and tokens, for data that does not exist yet. Like
-    `quote_recalled` otherwise."""
+    """Quote a job from an assumed number of rows and tokens. Use this for data that does not exist yet."""
     rows, tokens = told.rows or 0, told.train_tokens or 0
     words = f"{rows:,} rows with {tokens:,} tokens in total, +/- {BAND['tokens']:.0%}"
     size = msgspec.structs.replace(size_of(job.profile, told), notes=(words,))

@@ -396,9 +396,10 @@ def dearer_by_token(serving: ServingWay, base_usd: Decimal | None, host: str, tr
         else ""
     )
     return (
-        f"costs {text.money(mine)} per million tokens, while {host}'s serverless price of the base model "
-        f"is {text.money(theirs)}. You pay for these GPUs even when they "
-        f"are idle{idle}. Serverless GPUs are shared among many users and cannot serve this tuned model"
+        f"these GPUs cost {text.money(mine)} per million tokens, while {host}'s serverless price of the "
+        "base model "
+        f"is {text.money(theirs)}. You pay even when they are idle{idle}. Serverless GPUs are shared among "
+        "many users and cannot serve this tuned model"
     )
 
 

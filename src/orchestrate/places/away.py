@@ -1,5 +1,5 @@
-"""Shared code of the remote places. Run directories are stored in a folder that both machines can reach, and
-this machine has copies of them."""
+"""Code shared by all remote places. Run directories are stored in a folder that both machines can reach, and
+this machine keeps copies of them."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ class Starts(Record, frozen=True, kw_only=True):
     attempts: int = 0
     """Number of attempts before the last start. Their reports don't count for the next attempt."""
     known: tuple[str, ...] = ()
-    """Ids of the workers that the place listed before the last start, all of them ended. While the place
-    lists only these, it does not show the new worker yet."""
+    """Ids of the workers that the place listed before the last start. All of them have ended. If the place
+    lists no other id, it does not list the new worker yet."""
 
 
 class AwayPlace(Place):
@@ -426,7 +426,7 @@ class AwayPlace(Place):
         elif placed.raw_state in self.by_hand:
             code = ENDED_THERE
             told = f"{self.name} stopped its worker ({placed.raw_state.lower()}). "
-            told += "To start another: orchestrate resume"
+            told += "To start another worker: orchestrate resume"
         else:
             return False
         error = JobError(code=code, message=told)

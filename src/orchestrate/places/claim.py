@@ -64,7 +64,7 @@ class Switch:
         used = self.earlier_s + self.used_s
         if end is None or whole is None or used < end:
             return None
-        told = f"the run has used {duration(used)}, and its limit is {duration(whole)} of billed time"
+        told = f"the run has used {duration(used)} of its limit of {duration(whole)} of billed time"
         if self.limits.max_hours is not None and whole >= self.limits.max_hours * 3600:
             return "limit", told
         return "limit", f"{told}, {money(self.limits.max_usd)} at {money(price)} per hour"

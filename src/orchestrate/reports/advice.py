@@ -261,7 +261,7 @@ class AdvisedWay(Record, frozen=True, kw_only=True):
     reasons: tuple[str, ...]
     excluded: str | None = None
     limited: str | None = None
-    """Condition under which the approach is still possible despite a requirement."""
+    """Condition that the approach must meet, such as the use of an open model on your own machines."""
 
 
 class EightyPercent(Record, frozen=True, kw_only=True):
@@ -500,7 +500,7 @@ def _by_answers(facts: DataTraits) -> Iterable[AdviceVote]:
             ways=_TUNING,
             points=2,
             reason=f"{facts.distinct_answers} distinct answers, at most {LABELS}: a classification task",
-            turns="free answers",
+            turns="free-form answers",
         )
     if facts.knowing:
         reason = (
@@ -556,8 +556,8 @@ def _by_needs(needs: Needs) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=_TUNING,
             points=1,
-            reason=f"a limit of {needs.latency_ms} ms ({FAST_MS} or less): small models with short prompts "
-            "are fast",
+            reason=f"the latency limit of {needs.latency_ms} ms is tight ({FAST_MS} ms or less), and small "
+            "models with short prompts are fast",
             turns=f"a limit above {FAST_MS} ms",
         )
         yield AdviceVote(

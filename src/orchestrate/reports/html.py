@@ -117,8 +117,8 @@ def _intervals(one: Evaluation, metric: MetricUsed) -> str:
 
 
 def quality(evaluations: Sequence[Evaluation]) -> str:
-    """Plot scores against the cost and the latency of an answer, for all evaluations with the same first
-    metric and the same items as the first one."""
+    """Plot scores against the cost and the latency of an answer. Covers all evaluations that have the first
+    one's main metric and items."""
     first = evaluations[0]
     metric = first.metrics[0]
     alike = [

@@ -152,7 +152,8 @@ def _identity(comparison: ComparedRuns) -> Facts:
 
 
 def money(comparison: ComparedRuns) -> Facts:
-    """Return the costs of training and of answers. The simulated bill of a sandbox is not called billed."""
+    """Return the costs of training and of answers. The simulated bill of a sandbox is labeled `would
+    bill`."""
     runs = comparison.runs
     newest = [newest_score(c) for c in runs]
     found: Facts = [("quoted", [text.money(quoted(c)) for c in runs])]

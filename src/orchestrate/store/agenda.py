@@ -103,7 +103,8 @@ _LATEST = timedelta(minutes=5)
 _LONGEST = timedelta(days=3650)
 """Longest pause that a host can request."""
 _SHARE = 10
-"""A run is polled again after its time without a change, divided by this number."""
+"""Divisor for the polling interval: a run is polled again after its time without a change, divided by this
+number."""
 _LOOK_S = 15.0
 """Seconds after which a viewer that stopped responding no longer counts as watching."""
 
@@ -153,7 +154,7 @@ class Agenda:
         return runs
 
     def make_due(self, provider: str, job_id: str) -> Run | None:
-        """Make the run of a job due now and return it. Returns `None` if no run has this job."""
+        """Mark the run of a job as due now and return it. Returns `None` if no run has this job."""
         table = schema.runs
         query = select(table.c.record).where(table.c.provider == provider, table.c.job_id == job_id)
         with self._db.writing() as connection:

@@ -93,7 +93,7 @@ def place_of(engine: Engine) -> str:
 
 @contextmanager
 def translated(place: str) -> Generator[None]:
-    """Convert database errors to `StoreError`, by their error codes and never by their messages."""
+    """Convert database errors to `StoreError`. Error codes decide which one, not error messages."""
     try:
         yield
     except DBAPIError as error:
@@ -118,7 +118,8 @@ def _store_error(place: str, error: BaseException) -> StoreError:
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return StoreError(
             f"could not write the run store {place}: {error}",
-            fix="check the owner and mode of the file and its folder, or choose another file with --store",
+            fix="check the owner and permissions of the file and its folder, or choose another file with "
+            "--store",
         )
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         failure = StoreError(
@@ -452,9 +453,9 @@ class Database:
             yield connection
 
     def waited(self, table: Table, id: str) -> float:
-        """Return the seconds since this machine sent the current attempt of a run or a deployment, by its
-        uptime. If another machine sent the attempt, or this one before its last reboot, counts from when this
-        machine first saw it."""
+        """Return the seconds of uptime since this machine sent the current attempt of a run or a deployment.
+        If another machine sent the attempt, or if this one was rebooted since, counts from when this machine
+        first saw the attempt."""
         stamps, up = schema.stamps, self.clock.uptime()
         with self.writing() as connection:
             attempt = connection.execute(select(table.c.attempt).where(table.c.id == id)).scalar_one()

@@ -40,7 +40,7 @@ _KEPT = "send-"
 """Prefix of the ids of reservations whose outcome is stored."""
 _AT_ONCE = 500
 LONGEST_ANSWER = timedelta(days=1)
-"""Time after which an answer without a result is no longer in progress and counts as billed."""
+"""Maximum duration of a request for an answer. After that, a request without a result counts as billed."""
 
 
 def one_at_a_time(connection: Connection) -> None:
@@ -56,7 +56,7 @@ class Limit(NamedTuple):
     taken: Callable[[Connection], Decimal]
     """Function that returns how much of the limit is already used, in USD."""
     words: dict[str, str]
-    """Texts that describe the limit in the `OverBudget` error."""
+    """Parts of the `OverBudget` message that describe this limit."""
     wanted: Decimal | None = None
     """Amount to count against the limit, if it differs from the amount to count against the budget."""
 
@@ -359,7 +359,7 @@ def _answers(connection: Connection) -> list[AnswerSpending]:
 
 
 class Ledger:
-    """Costs of a store's answers, and of all its items together."""
+    """The ledger of a store: its total spending, and the reservations for individually billed answers."""
 
     def __init__(self, db: Database) -> None:
         self._db = db

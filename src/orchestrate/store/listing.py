@@ -105,8 +105,8 @@ class RunLists:
             ).scalar_one()
 
     def groups(self, query: RunQuery, most: int = 200) -> list[tuple[str | None, int]]:
-        """Return the first groups in sorted order, with the number of runs in each. `None` is the group of
-        runs without a value. It differs from an empty value."""
+        """Return the first groups in sorted order, with the number of runs in each. The group `None` contains
+        runs without a value, and the group with an empty name those with an empty value."""
         value = self._value(query.group)
         missing = value.is_(None)
         statement = select(value, func.count()).select_from(schema.runs).where(*self._where(query))

@@ -14,7 +14,7 @@ from orchestrate.types import QueueEntry, QueueState
 PREFIX = "q-"
 _PAUSED = "queue-paused"
 _LEAST = 4
-"""Minimum number of characters to find an entry by part of its id."""
+"""Minimum number of characters of a partial id."""
 _SOME = 5
 """Maximum number of entries to list when a name matches several."""
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 class Store:
-    """All parts of the store, over one database. Open it with `Store.open`, and use it as a context manager
-    to close it."""
+    """A run store: one database, and the objects that read and write its parts. Open it with `Store.open`,
+    and use it as a context manager to close it."""
 
     def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         self.database = Database(engine, clock)

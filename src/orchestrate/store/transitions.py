@@ -203,7 +203,7 @@ def estimated(usd: Decimal) -> Callable[[Run], Run]:
 
 
 def given(run: Run, at: datetime, limits: Allowance, most_usd: Decimal | None) -> Run:
-    """Record new limits that the user set, and the maximum cost that they allow."""
+    """Record the limits that the user set, and the maximum cost that these allow."""
     return _with(run, at, max_cost_usd=limits.max_usd, max_hours=limits.max_hours, allowed_usd=most_usd)
 
 

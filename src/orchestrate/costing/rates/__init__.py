@@ -163,7 +163,7 @@ def _rates(document: Any, name: str) -> list[Rate]:
     listed: Any = values["rates"]
     sources: Any = values.get("sources") or {}
     if not isinstance(listed, list) or not isinstance(sources, dict):
-        raise ConfigError(f"{name}: rates must be a list, and sources a mapping of names to sources")
+        raise ConfigError(f"{name}: rates must be a list, and sources must map names to texts")
     entries, names = cast("list[Any]", listed), cast("dict[str, Any]", sources)
     undated_ones = cast("list[Any]", list(values.get("undated") or ()))
     rates: list[Rate] = []

@@ -204,8 +204,7 @@ class HfJobs(AwayPlace):
         return self.price(Resources(machine=_flavor(jobs[-1])))
 
     def hourly(self, found: Iterable[Placed]) -> dict[str, Hourly]:
-        """Return the hourly price of each worker by its id, from the current list of machines, which is read
-        once."""
+        """Return the hourly price of each worker by its id. Reads the current list of machines only once."""
         jobs = list(found)
         prices = {machine.name: machine.hourly for machine in self._read()} if jobs else {}
         told = {one.id: prices.get(one.machine or "") for one in jobs}

@@ -69,8 +69,8 @@ STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "Suspending": "ended",
     "Suspended": "ended",
 }
-"""Worker states by `status.jobDeploymentStatus`. To stop a job, Orchestrate suspends it and never resumes
-it."""
+"""Maps the operator's `status.jobDeploymentStatus` to a worker's state. To stop a job, Orchestrate suspends
+it and never resumes it."""
 START_S = 3600
 """Seconds for starting a machine and installing packages."""
 KEPT_S = 600

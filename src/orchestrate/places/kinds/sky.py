@@ -268,7 +268,7 @@ class Sky(AwayPlace):
             time.sleep(0.5)
 
     def task(self, name: str, ref: str, resources: Resources, env: Mapping[str, str]) -> dict[str, Any]:
-        """Build the task as SkyPilot's YAML expects it. Only its `secrets` contain keys."""
+        """Build the task definition for SkyPilot. Only its `secrets` contain keys."""
         limits = resources.limits
         words = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
         for pin in pins("local", more=("fsspec", *self.depot.packages)):
