@@ -63,7 +63,7 @@ def files(adapter: Adapter) -> list[Path]:
 # What `deploy` is asked for on every host with GPUs of one's own.
 
 
-TO_BE_ASKED = (
+DEPLOY_FIX = (
     "to deploy it: orchestrate deploy RUN (shows the hourly price first). To run its adapter on "
     "this machine: --on here"
 )

@@ -101,7 +101,7 @@ class Provider(ABC):
             )
         if not hasattr(cls, "features"):
             return  # a capability
-        for part, name in _ANSWERED_FOR.items():
+        for part, name in _WITH_FALLBACK.items():
             if hasattr(cls, name) and not issubclass(cls, part):
                 raise TypeError(f"{cls.__name__} has {name}, but does not inherit from {part.__name__}")
         for feature, part in FEATURES.items():
@@ -518,7 +518,7 @@ _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
     TakesAdapters: ("uploaded adapters", "{title} only serves models that were trained there"),
 }
 """Capabilities that are not features, with the name and the reason for the error message."""
-_ANSWERED_FOR: Mapping[type[Provider], str] = {
+_WITH_FALLBACK: Mapping[type[Provider], str] = {
     NamesAccount: "account",
     ListsBilled: "billing",
 }

@@ -16,7 +16,7 @@ import msgspec
 
 from orchestrate.errors import ConfigError, InvalidRequest, MissingKey, UnexpectedAnswer, UsageError
 from orchestrate.profile import built_in, kinds, profile, this_machine
-from orchestrate.providers.calls import CutShort, plain, redact_text, rows, table, text, whole
+from orchestrate.providers.calls import CutShort, integer, plain, redact_text, rows, table, text
 from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.settings import config
 from orchestrate.settings.config import HostConfig, Settings
@@ -25,7 +25,7 @@ from orchestrate.types import Message, Reply
 # What goes with each question to a model, and what of it the model turned out not to take.
 
 
-NOT_TAKEN = frozenset({"unsupported_value", "unsupported_parameter"})
+UNSUPPORTED_CODES = frozenset({"unsupported_value", "unsupported_parameter"})
 """OpenAI's error codes for a request field (named in `param`) that the model does not support."""
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 """The two names of the parameter for the maximum answer length. Older servers use the first, reasoning models
@@ -35,38 +35,38 @@ FREE = "temperature"
 
 
 @dataclass
-class Wishes:
+class RejectedOptions:
     """Options that a model rejects. Shared by all threads that use the model, so a rejected option is not
     sent again."""
 
-    _instead: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
+    _replacements: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
     """Maps a rejected field to its replacement, or `None` if there is none."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the options without those that the model is known to reject, or with their replacements."""
-        instead = {name: self._instead.get(name, name) for name in options}
+        instead = {name: self._replacements.get(name, name) for name in options}
         return {new: options[name] for name, new in instead.items() if new is not None}
 
     def learn(self, error: InvalidRequest, sent: dict[str, Any]) -> bool:
         """Record an option that the model rejected. Returns True if a changed request may succeed."""
         refused = error.param
-        if error.code not in NOT_TAKEN or refused is None or refused not in sent:
+        if error.code not in UNSUPPORTED_CODES or refused is None or refused not in sent:
             return False
         with self._lock:
             if refused == FREE:
-                self._instead[FREE] = None
+                self._replacements[FREE] = None
                 return True
             other = OTHER_NAMES.get(refused)
-            if other is None or self._instead.get(other) == refused:
+            if other is None or self._replacements.get(other) == refused:
                 return False
-            self._instead[refused] = other
+            self._replacements[refused] = other
             return True
 
     def notes(self, options: dict[str, Any]) -> tuple[str, ...]:
         """Describe which of these options were changed or omitted."""
         found: list[str] = []
-        for name, other in self._instead.items():
+        for name, other in self._replacements.items():
             if name in options and other is None:
                 found.append(
                     f"{name} was not sent because the model does not support it. The model's default applies"
@@ -80,17 +80,17 @@ class Wishes:
 # who read along.
 
 
-_SAID = ("content", "reasoning", "reasoning_content")
+_TEXT_FIELDS = ("content", "reasoning", "reasoning_content")
 
 
 class Timed:
     """Replacement for an SDK client's `chat.completions.create` that measures the time to the first text. It
-    requests a stream and returns the answer in its non-streaming form. `tell` receives the text as it
+    requests a stream and returns the answer in its non-streaming form. `on_text` receives the text as it
     arrives."""
 
-    def __init__(self, create: Callable[..., Any], tell: Callable[[str], object] | None = None) -> None:
+    def __init__(self, create: Callable[..., Any], on_text: Callable[[str], object] | None = None) -> None:
         self._create = create
-        self._tell = tell
+        self._on_text = on_text
         self._local = threading.local()
 
     @property
@@ -111,22 +111,22 @@ class Timed:
         return answer
 
     def _ask(self, options: dict[str, Any]) -> dict[str, Any]:
-        aloud = None if self._tell is None else _Aloud(self._tell)
+        live = None if self._on_text is None else _LiveText(self._on_text)
         try:
-            answer, self._local.first = _assembled(self._create, options, aloud)
+            answer, self._local.first = _assembled(self._create, options, live)
         except Exception:
-            if aloud is not None and aloud.said:
-                aloud.tell("\n(the answer was cut off here)\n")  # what is asked again begins anew
+            if live is not None and live.said:
+                live.on_text("\n(the answer was cut off here)\n")  # what is asked again begins anew
             raise
         return answer
 
 
-class _Aloud:
+class _LiveText:
     """Passes on the text of one answer, unless it starts with markup. Markup is reasoning or a tool call,
     which is parsed when complete."""
 
-    def __init__(self, tell: Callable[[str], object]) -> None:
-        self.tell = tell
+    def __init__(self, on_text: Callable[[str], object]) -> None:
+        self.on_text = on_text
         self.said = False
         self._silent = False
 
@@ -136,29 +136,29 @@ class _Aloud:
             self._silent = self._silent or piece.startswith(("<", "[TOOL"))
         if piece and not self._silent:
             self.said = True
-            self.tell(piece)
+            self.on_text(piece)
 
 
 def _assembled(
-    send: Callable[..., Iterable[Any]], options: dict[str, Any], aloud: _Aloud | None
+    send: Callable[..., Iterable[Any]], options: dict[str, Any], live: _LiveText | None
 ) -> tuple[dict[str, Any], float | None]:
     started = time.monotonic()
     first: float | None = None
     message: dict[str, Any] = {"role": "assistant"}
     calls: dict[int, dict[str, Any]] = {}
     choice: dict[str, Any] = {"message": message}
-    whole_answer: dict[str, Any] = {"choices": [choice]}
+    full_answer: dict[str, Any] = {"choices": [choice]}
     for piece in send(**options):
         chunk = plain(piece)
-        whole_answer |= {name: chunk[name] for name in ("model", "usage") if chunk.get(name)}
+        full_answer |= {name: chunk[name] for name in ("model", "usage") if chunk.get(name)}
         for part in rows(chunk.get("choices"))[:1]:
             delta = table(part.get("delta"))
-            for name in _SAID:
+            for name in _TEXT_FIELDS:
                 if said := text(delta.get(name)):
                     first = first if first is not None else time.monotonic() - started
                     message[name] = str(message.get(name, "")) + said
-                    if aloud is not None and name == "content":
-                        aloud(said)
+                    if live is not None and name == "content":
+                        live(said)
             for call in rows(delta.get("tool_calls")):
                 first = first if first is not None else time.monotonic() - started
                 _add(calls, call)
@@ -168,12 +168,12 @@ def _assembled(
         raise CutShort  # what came is no answer of the model
     if calls:
         message["tool_calls"] = [calls[index] for index in sorted(calls)]
-    return whole_answer, first
+    return full_answer, first
 
 
 def _add(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:
     """Add a piece of a tool call. The name arrives first, then pieces of the arguments."""
-    index = whole(piece.get("index")) or 0
+    index = integer(piece.get("index")) or 0
     call = calls.setdefault(index, {"type": "function", "function": {"name": "", "arguments": ""}})
     if id := text(piece.get("id")):
         call["id"] = id
@@ -197,7 +197,7 @@ class Chat:
     """Maximum number of concurrent requests to the host."""
     calls: bool = True
     """True if answers are searched for tool calls even when no tools were offered."""
-    wishes: Wishes = field(default_factory=Wishes, repr=False, compare=False)
+    rejected: RejectedOptions = field(default_factory=RejectedOptions, repr=False, compare=False)
 
     @property
     def retry(self) -> Retry:
@@ -233,33 +233,33 @@ class Chat:
             # Of hosts that pass questions on: where it went wrong behind them, they answer 200 all the same.
             why = text(table(choice.get("error")).get("message")) or "no reason given"
             raise UnexpectedAnswer(self.wire.provider, f"the chat response is an error: {redact_text(why)}")
-        content, reasoning, calls = self._said(table(choice.get("message")), tools, cut=finish == "length")
+        content, reasoning, calls = self._parsed(table(choice.get("message")), tools, cut=finish == "length")
         within = finish == "length" and reasoning and not content and not calls
         return Reply(
             content=content,
             model=text(answer.get("model")) or self.model,
             reasoning=reasoning,
             tool_calls=tuple(calls),
-            prompt_tokens=whole(usage.get("prompt_tokens")),
-            completion_tokens=whole(usage.get("completion_tokens")),
+            prompt_tokens=integer(usage.get("prompt_tokens")),
+            completion_tokens=integer(usage.get("completion_tokens")),
             logprobs=_logprobs(table(choice.get("logprobs"))),
             finish_reason=finish,
-            notes=(*((CUT_WITHIN_THINKING,) if within else ()), *self.wishes.notes(self.options)),
+            notes=(*((CUT_WITHIN_THINKING,) if within else ()), *self.rejected.notes(self.options)),
         )
 
     def _answer(
         self, shaped: list[dict[str, Any]], more: dict[str, Any], send: Callable[..., Any]
     ) -> dict[str, Any]:
         while True:
-            sent = self.wishes.of(self.options) | more
+            sent = self.rejected.of(self.options) | more
             ask = partial(self.create, model=self.model, messages=shaped, **sent)
             try:
                 return plain(send(ask))
             except InvalidRequest as error:
-                if not self.wishes.learn(error, sent):
+                if not self.rejected.learn(error, sent):
                     raise
 
-    def _said(
+    def _parsed(
         self, message: dict[str, Any], tools: Sequence[Mapping[str, Any]], *, cut: bool
     ) -> tuple[str, str | None, list[dict[str, Any]]]:
         """Return content, reasoning and tool calls, from the response's own fields if they are filled,
@@ -270,14 +270,14 @@ class Chat:
         reasoning = text(message.get("reasoning")) or text(message.get("reasoning_content")) or None
         calls = rows(message.get("tool_calls"))
         shape = AnswerShape(thinking=()) if reasoning else AnswerShape()
-        look = not calls and (self.calls or bool(tools))
-        said = read_answer(content, shape=shape, tools=tools, cut=cut, calls=look)
+        search = not calls and (self.calls or bool(tools))
+        said = read_answer(content, shape=shape, tools=tools, cut=cut, calls=search)
         calls = calls or [msgspec.to_builtins(call) for call in said.tool_calls]
         return said.content, reasoning or said.reasoning, calls
 
-    def read_along(self, tell: Callable[[str], object]) -> Chat:
-        """Return a copy of this chat that calls `tell` with each answer's text as it arrives."""
-        return replace(self, create=Timed(self.create, tell))
+    def read_along(self, on_text: Callable[[str], object]) -> Chat:
+        """Return a copy of this chat that calls `on_text` with each answer's text as it arrives."""
+        return replace(self, create=Timed(self.create, on_text))
 
     def with_logprobs(self) -> Chat:
         """Return a copy of this chat that also requests the log-probabilities of the answers' tokens. If the
@@ -305,10 +305,10 @@ class Chat:
             return list(pool.map(ask, prompts))
 
 
-def _logprobs(told: Mapping[str, Any]) -> tuple[float, ...] | None:
+def _logprobs(raw: Mapping[str, Any]) -> tuple[float, ...] | None:
     """Return the log-probabilities of the tokens, from OpenAI's format or from the older list of numbers."""
-    content = [part.get("logprob") for part in rows(told.get("content"))]
-    numbers = content or cast("list[Any]", told.get("token_logprobs") or [])
+    content = [part.get("logprob") for part in rows(raw.get("content"))]
+    numbers = content or cast("list[Any]", raw.get("token_logprobs") or [])
     found = tuple(float(number) for number in numbers if isinstance(number, int | float))
     return found or None
 

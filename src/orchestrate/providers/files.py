@@ -333,7 +333,7 @@ def fetch(
     own_folder(file.parent)
     part = _PartialFile(file, limit_bytes)
     stalls = 0
-    while not part.whole:
+    while not part.complete:
         before = part.size
         try:
             wire.once(lambda: _receive(wire.provider, open_stream, part, progress), expect=_PartialFile)
@@ -419,7 +419,7 @@ class _PartialFile:
         return self._known().get("etag")
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         """True if everything was downloaded before and only the final rename is missing."""
         return self.size > 0 and self.size == self._known().get("total")
 

@@ -34,7 +34,7 @@ from orchestrate.providers.base import (
     Recalls,
     key_account,
 )
-from orchestrate.providers.calls import text, when, whole
+from orchestrate.providers.calls import integer, text, when
 from orchestrate.providers.calls.clients import completions
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.text import duration
@@ -220,7 +220,7 @@ class HostedDeployments(Protocol[_Made]):
     def price(self, id: str, made: _Made, options: Mapping[str, Any] | None) -> Decimal | None: ...
     def deploy(self, id: str, made: _Made, options: Mapping[str, Any] | None) -> Endpoint: ...
     def remove(self, id: str) -> None: ...
-    def standing(self) -> Iterator[Standing]: ...
+    def billing_items(self) -> Iterator[Standing]: ...
 
 
 class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
@@ -253,7 +253,7 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
         self._deployments.remove(job.job_id)
 
     def deployments(self) -> Iterator[Standing]:
-        return self._deployments.standing()
+        return self._deployments.billing_items()
 
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
@@ -320,7 +320,7 @@ def file_of(provider: str, raw: Mapping[str, Any]) -> StoredItem:
         kind="file",
         id=str(raw["id"]),
         name=text(raw.get("filename")),
-        bytes=whole(raw.get("bytes")),
+        bytes=integer(raw.get("bytes")),
         created_at=when(raw.get("created_at")),
         expires_at=when(raw.get("expires_at")),
         note=text(raw.get("purpose")),

@@ -84,8 +84,8 @@ def problems(
     except UsageError:
         return found  # the translation's row of the model says so
     if model.model is None and (meant := catalog.like(model.id, least=_ALIKE, provider=profile.kind)):
-        told = f"{model.id} is not in the catalog. Did you mean {' or '.join(meant)}?"
-        found.append(_problem(name, "model-unknown", told, field="model", severity=Severity.WARNING))
+        message = f"{model.id} is not in the catalog. Did you mean {' or '.join(meant)}?"
+        found.append(_problem(name, "model-unknown", message, field="model", severity=Severity.WARNING))
     for dataset in (data.train, data.validation):
         if dataset is not None:
             found += _of_file(provider, spec, dataset, model, dataset is data.validation, renders)

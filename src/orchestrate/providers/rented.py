@@ -23,7 +23,7 @@ from orchestrate.errors import NotFound, OrchestrateError, OutcomeUnknown, Provi
 from orchestrate.local.run import RunDir, now, runs
 from orchestrate.types import Record, Standing
 
-SEARCH_S, READY_S, LOOK_S = 60.0, 3600.0, 2.0
+SEARCH_S, READY_S, POLL_S = 60.0, 3600.0, 2.0
 """In seconds: how long to look for a machine after its response was lost, how long to wait until a machine is
 ready, and the polling interval."""
 EXTEND_S = 60.0
@@ -86,7 +86,7 @@ class RentedMachines(ABC):
         """List the machines that are billed or will be billed, each with its `id`."""
 
     @abstractmethod
-    def standing(self) -> Iterator[Standing]:
+    def billing_items(self) -> Iterator[Standing]:
         """List the machines of `up` as items for billing reports."""
 
     @abstractmethod
@@ -115,7 +115,7 @@ class RentedMachines(ABC):
     def _unseen_s(self, asked: RequestedMachine) -> float:
         """Return the longest time in seconds that a machine may have been billed if its response was lost and
         it is no longer up."""
-        most, since = asked.inactive_s + LOOK_S, (now() - asked.asked_at).total_seconds()
+        most, since = asked.inactive_s + POLL_S, (now() - asked.asked_at).total_seconds()
         return min(since, most) if since >= 0 else most  # the clock may have been set back
 
     # -- one run's -----------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class RentedMachines(ABC):
     def of(self, run: RunDir) -> list[RequestedMachine]:
         return list({one.number: one for one in self.journal(run).entries}.values())
 
-    def asked_for(self) -> list[tuple[str, RequestedMachine]]:
+    def pending(self) -> list[tuple[str, RequestedMachine]]:
         """List the requested machines that have not ended, with the refs of their runs, from the run
         directories on this computer."""
         return [(run.ref, one) for run in runs(self._home) for one in self.of(run) if not one.ended]
@@ -140,8 +140,8 @@ class RentedMachines(ABC):
                 raise RunFailed(f"the session got a {word} request before its machine was ready")
             if waited >= READY_S:
                 raise ProviderError(self._provider, "the machine was not ready after one hour")
-            self._sleep(LOOK_S)
-            waited += LOOK_S
+            self._sleep(POLL_S)
+            waited += POLL_S
 
     def end(self, run: RunDir) -> None:
         """Stop all machines of a run and record their billed time. Raises `ProviderError`, and
@@ -232,6 +232,6 @@ class MachineWatch:
         try:
             self._end()
         except (OrchestrateError, OSError) as error:
-            told = f"could not stop the machine ({error}). {title} stops it within {tail_s / 60:g} minutes"
-            self._run.add_event(told, level="warning", type="machine")
+            message = f"could not stop the machine ({error}). {title} stops it within {tail_s / 60:g} minutes"
+            self._run.add_event(message, level="warning", type="machine")
             raise

@@ -152,10 +152,10 @@ def job(run: RunDir, provider: str = "local") -> Job:
     `error`. If the worker is alive but makes no progress, `error` is also set, but the job keeps its status,
     because the worker may continue."""
     state = run.state()
-    told = run.job()
+    stored = run.job()
     error = state.error
-    if state.status == "interrupted" and told.session is not None:
-        error = _caller_gone(told, state)
+    if state.status == "interrupted" and stored.session is not None:
+        error = _caller_gone(stored, state)
     elif state.status == "interrupted":
         error = JobError(
             code="interrupted",
@@ -167,16 +167,16 @@ def job(run: RunDir, provider: str = "local") -> Job:
         )
     elif not state.terminal and state.status != "paused" and error is None:
         error = _still(run, state)
-        own_loop = told.session is not None and not told.train
+        own_loop = stored.session is not None and not stored.train
         if own_loop and error is not None and error.code == "no_progress":
             error = None  # its loop may take as long as it likes
-    cost = state.cost_usd if told.session is None else journal_usd(run.path) or state.cost_usd
+    cost = state.cost_usd if stored.session is None else journal_usd(run.path) or state.cost_usd
     return Job(
-        handle=handle(run, provider, session=told.session is not None),
+        handle=handle(run, provider, session=stored.session is not None),
         status=STATUSES.get(state.status, JobStatus.UNKNOWN),
         raw_status=state.status,
-        model=told.model_name,
-        created_at=told.created_at,
+        model=stored.model_name,
+        created_at=stored.created_at,
         started_at=state.started_at,
         finished_at=state.finished_at,
         estimated_finish=_finish(run, state),
@@ -190,15 +190,15 @@ def job(run: RunDir, provider: str = "local") -> Job:
         error=error,
         cost_usd=cost,
         cost_origin=None if cost is None else "as counted by the session",
-        worked_seconds=state.seconds if told.session is not None else None,
+        worked_seconds=state.seconds if stored.session is not None else None,
         payload={**state.to_dict(), "folder": str(run.path), "eta_seconds": state.eta_seconds},
     )
 
 
 def _caller_gone(job: LocalJob, state: JobState) -> JobError:
-    told = f"the training program has ended (killed, or the machine went down) at step {state.step}"
+    message = f"the training program has ended (killed, or the machine went down) at step {state.step}"
     how = "orchestrate resume RUN" if job.train else "ft.session(resume=...)"
-    return JobError(code="caller_gone", message=f"{told}. To continue from the last save: {how}")
+    return JobError(code="caller_gone", message=f"{message}. To continue from the last save: {how}")
 
 
 def _still(run: RunDir, state: JobState) -> JobError | None:

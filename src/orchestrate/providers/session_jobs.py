@@ -94,7 +94,7 @@ class JobsAndSessions(HostedProvider, Cancels, Measures, Deletes, Sessions, Stop
     def billing(self) -> Billing:
         found = super().billing()
         try:
-            return replace(found, items=(*found.items, *self.machines.standing()))
+            return replace(found, items=(*found.items, *self.machines.billing_items()))
         except ProviderError as error:
-            told = f"could not list the machines of training sessions: {error.message}"
-            return replace(found, partial=True, unseen=(*found.unseen, told))
+            message = f"could not list the machines of training sessions: {error.message}"
+            return replace(found, partial=True, unseen=(*found.unseen, message))

@@ -250,22 +250,22 @@ class ClientSession(SessionBackend):
         }
         return self._types.Datum(model_input=given, loss_fn_inputs=inputs)
 
-    def _forward_answer(self, told: Any) -> dict[str, Any]:
-        outputs = [one["logprobs"].to_numpy() for one in told.loss_fn_outputs]
-        return {"logprobs": outputs, "metrics": dict(told.metrics)}
+    def _forward_answer(self, result: Any) -> dict[str, Any]:
+        outputs = [one["logprobs"].to_numpy() for one in result.loss_fn_outputs]
+        return {"logprobs": outputs, "metrics": dict(result.metrics)}
 
     def step(self, adam: Mapping[str, float]) -> Future[dict[str, Any]]:
         self._sampling = None
         params = self._types.AdamParams(**adam)
         return self._asked(
-            lambda: self._training.optim_step(params), lambda told: {"metrics": dict(told.metrics or {})}
+            lambda: self._training.optim_step(params), lambda result: {"metrics": dict(result.metrics or {})}
         )
 
     def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
         """Save at the host. Nothing is written to `folder`."""
         name = f"{folder.parent.name.lstrip('.').partition('.')[0]}-{secrets.token_hex(4)}"
         ask = self._training.save_state if optimizer else self._training.save_weights_for_sampler
-        return self._asked(lambda: ask(name), lambda told: str(told.path))
+        return self._asked(lambda: ask(name), lambda result: str(result.path))
 
     @abstractmethod
     def _future(self, sent: Any) -> Future[Any]:

@@ -96,8 +96,8 @@ class Rows:
         options = cast("dict[str, dict[str, Any]]", asked.pop("provider_options", {}))
         for name in (*aliases, provider):
             self._own_options |= options.get(name, {})
-        self.asked = _flat(asked)
-        self.asked.pop("model", None)
+        self.requested = _flat(asked)
+        self.requested.pop("model", None)
 
     # -- answering -----------------------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ class Rows:
 
     def given(self, name: str) -> Any:
         """Return the user's setting under this dotted name, or `None` if there is none."""
-        return self.asked.get(name)
+        return self.requested.get(name)
 
     def keep(self, name: str, wire: str | None, value: Any = None, *, rule: str | None = None) -> None:
         """Keep a setting and send it as requested. Pass `value` only if the API represents the setting
@@ -149,9 +149,9 @@ class Rows:
         else:
             self.refuse("method.loss", reasons[loss])
             if loss == "kto":
-                self.refuse_if_asked({f"method.{name}": "part of KTO" for name in KTO_ONLY})
+                self.refuse_if_set({f"method.{name}": "part of KTO" for name in KTO_ONLY})
 
-    def tell(self, name: str, rule: str) -> None:
+    def annotate(self, name: str, rule: str) -> None:
         """Append a note to the rule of a setting, unless the setting is rejected."""
         row = self._rows[name]
         if row.outcome is not Outcome.REFUSED:
@@ -177,7 +177,7 @@ class Rows:
             else:
                 self.refuse(name, f"{host} {reason}")
 
-    def refuse_if_asked(self, reasons: Mapping[str, str]) -> None:
+    def refuse_if_set(self, reasons: Mapping[str, str]) -> None:
         """Reject each of these settings that the user set."""
         for name, reason in reasons.items():
             if self._asked(name) is not None and name not in self._rows:
@@ -204,7 +204,7 @@ class Rows:
         rejects those that are in `reserved` or would change a value that is already sent. Rejects all
         remaining settings."""
         for name, rule in OURS.items():
-            if any(key == name or key.startswith(f"{name}.") for key in self.asked):
+            if any(key == name or key.startswith(f"{name}.") for key in self.requested):
                 self._put(name, Outcome.KEPT, None, None, rule, send=False)
         for key, value in self._own_options.items():
             self._merge(key, value, frozenset(reserved))
@@ -215,7 +215,7 @@ class Rows:
             self._put("model", outcome, model, None, rule)
             self._rows = {"model": self._rows.pop("model"), **self._rows}
         if self._rows["model"].outcome is not Outcome.REFUSED:  # else the others were never looked at
-            for name in self.asked:
+            for name in self.requested:
                 if not any(name == row or name.startswith(f"{row}.") for row in self._rows):
                     self.refuse(name, f"{self.provider} has no such setting")
         return Translation(
@@ -282,9 +282,9 @@ class Rows:
     def _asked(self, name: str) -> Any:
         if name == "model":
             return self.spec.model
-        if name in self.asked:
-            return self.asked[name]
-        below = {k.removeprefix(f"{name}."): v for k, v in self.asked.items() if k.startswith(f"{name}.")}
+        if name in self.requested:
+            return self.requested[name]
+        below = {k.removeprefix(f"{name}."): v for k, v in self.requested.items() if k.startswith(f"{name}.")}
         return below or None
 
 

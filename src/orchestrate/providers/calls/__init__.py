@@ -92,7 +92,7 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def whole(value: Any) -> int | None:
+def integer(value: Any) -> int | None:
     found = number(value)
     return int(found) if found is not None else None
 

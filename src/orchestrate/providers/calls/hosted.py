@@ -230,7 +230,7 @@ def hosted_error(
         return error
     status = status_of(error)
     if status is not None:
-        code, message = words_of(error)
+        code, message = error_parts(error)
         known = {**CODE_ERRORS, **(codes or {})}.get((code or "").lower())
         headers = headers_of(error)
         refusal = (known or _by_status(status))(
@@ -276,10 +276,10 @@ def status_of(error: BaseException) -> int | None:
     return status if isinstance(status, int) and status >= 300 else None
 
 
-def words_of(error: BaseException) -> tuple[str | None, str]:
+def error_parts(error: BaseException) -> tuple[str | None, str]:
     """Return the code and the message in a host's error body. The body may be `{error: {...}}`, `{error:
     "..."}`, gRPC's `{code, message}`, or text."""
-    body = _told(error)
+    body = _error_body(error)
     if isinstance(body, Mapping):
         body = cast("Mapping[str, Any]", body)
         inner = body.get("error", body)
@@ -294,7 +294,7 @@ def words_of(error: BaseException) -> tuple[str | None, str]:
 
 def _param(error: BaseException) -> str | None:
     """Return the field of the request that an error body names, as OpenAI's do."""
-    body = _told(error)
+    body = _error_body(error)
     inner = cast("Mapping[str, Any]", body).get("error", body) if isinstance(body, Mapping) else None
     param = cast("Mapping[str, Any]", inner).get("param") if isinstance(inner, Mapping) else None
     return param if isinstance(param, str) else None
@@ -327,7 +327,7 @@ def never_sent(error: BaseException) -> bool:
     return False
 
 
-def certainly_refused(error: BaseException) -> bool:
+def was_refused(error: BaseException) -> bool:
     """Return True if the host replied that it did not carry out the request."""
     return refuses(status_of(error))
 
@@ -347,7 +347,7 @@ def headers_of(error: BaseException) -> Mapping[str, str]:
     return getattr(getattr(error, "response", None), "headers", None) or {}
 
 
-def _told(error: BaseException) -> object:
+def _error_body(error: BaseException) -> object:
     """Return the body of the host's error, as the SDK read it or as it is in the response."""
     body = getattr(error, "body", None)
     return _body(error) if body is None else body
@@ -442,7 +442,7 @@ class Wire:
         except OrchestrateError:
             raise
         except Exception as error:
-            if never_sent(error) or certainly_refused(error):
+            if never_sent(error) or was_refused(error):
                 raise self.error(error) from error
             raise OutcomeUnknown(self.provider, ref, self._lost(error)) from error
         try:

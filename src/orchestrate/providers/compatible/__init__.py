@@ -79,43 +79,45 @@ TRAITS: dict[str, tuple[Trait, Rule]] = {
 def profile_of(kind: str, file: Readable, name: str) -> Profile:
     """Build the profile of a host from its YAML description. Raises `ConfigError` with the file and the
     field."""
-    told = description.read(file, name)
+    described = description.read(file, name)
     try:
-        tuned = re.compile(told.tuned_name) if told.tuned_name else None
+        tuned = re.compile(described.tuned_name) if described.tuned_name else None
     except re.error as error:
         raise ConfigError(f"{name}: tuned_name is not a valid regular expression: {error}") from error
     if tuned is not None and "base" not in tuned.groupindex:
         raise ConfigError(f"{name}: tuned_name has no group (?P<base>...)")
     return Profile(
         kind=kind,
-        title=told.title,
+        title=described.title,
         provider=f"orchestrate.providers.compatible.backends:{kind}",
         rank=50,
-        url=told.url,
-        chat_limit=told.chat_limit,
-        statuses=_statuses(told, name),
-        sends_wandb_key=told.wandb_in_request,
-        rules=_rules(told, name),
-        dialect=Dialect(developer=told.rows.developer, names=told.rows.names, row_weight=False),
-        ids=HUB_ID if told.hub else None,
+        url=described.url,
+        chat_limit=described.chat_limit,
+        statuses=_statuses(described, name),
+        sends_wandb_key=described.wandb_in_request,
+        rules=_rules(described, name),
+        dialect=Dialect(developer=described.rows.developer, names=described.rows.names, row_weight=False),
+        ids=HUB_ID if described.hub else None,
         tuned_base=(lambda text: _base(tuned, text)) if tuned else None,
-        no_new_jobs_after=told.closing.no_new_jobs_after,
-        closing_source=told.closing.source,
-        gates=tuple(Gate(since, accounts) for since, accounts in told.closing.gates),
-        bills=bills if told.rates else None,
-        default_epochs=told.default_epochs,
+        no_new_jobs_after=described.closing.no_new_jobs_after,
+        closing_source=described.closing.source,
+        gates=tuple(Gate(since, accounts) for since, accounts in described.closing.gates),
+        bills=bills if described.rates else None,
+        default_epochs=described.default_epochs,
         auto_epochs=_auto_epochs,
         unbilled_failure=_never_began,
-        cap_gap=told.cap_gap,
-        serving_note=told.serving_note,
-        options=BY_SDK.union(["base_deployment"], told.deployment.options if told.deployment else ()),
-        management_login=told.deployment.login if told.deployment else "",
+        cap_gap=described.cap_gap,
+        serving_note=described.serving_note,
+        options=BY_SDK.union(
+            ["base_deployment"], described.deployment.options if described.deployment else ()
+        ),
+        management_login=described.deployment.login if described.deployment else "",
     )
 
 
-def _statuses(told: Described, name: str) -> dict[str, JobStatus]:
+def _statuses(described: Described, name: str) -> dict[str, JobStatus]:
     try:
-        own = {word: JobStatus(ours) for word, ours in told.statuses.items()}
+        own = {word: JobStatus(ours) for word, ours in described.statuses.items()}
     except ValueError as error:
         allowed = ", ".join(status.value for status in JobStatus)
         raise ConfigError(f"{name}: statuses: {error}. Allowed: {allowed}") from error
@@ -127,25 +129,25 @@ def _base(pattern: re.Pattern[str], name: str) -> str | None:
     return found["base"] if found else None
 
 
-def _rules(told: Described, name: str) -> HostRules:
-    if unknown := sorted(set(told.rows.refuses) - set(TRAITS)):
+def _rules(described: Described, name: str) -> HostRules:
+    if unknown := sorted(set(described.rows.refuses) - set(TRAITS)):
         raise ConfigError(f"{name}: rows.refuses: {unknown[0]}; allowed: {', '.join(TRAITS)}")
     known: list[Kind] = [*KINDS.values()]
-    if unknown := sorted(set(told.rows.kinds) - set(known)):
+    if unknown := sorted(set(described.rows.kinds) - set(known)):
         raise ConfigError(f"{name}: rows.kinds: {unknown[0]}; allowed: {', '.join(known)}")
-    kinds = told.rows.kinds
+    kinds = described.rows.kinds
     words = " and ".join(kinds)
-    reasons = dict.fromkeys(known, f"{told.title} trains on {words} rows")
+    reasons = dict.fromkeys(known, f"{described.title} trains on {words} rows")
     if "preference" in kinds:
-        reasons["unpaired"] = f"{told.title} {NO_KTO}"
+        reasons["unpaired"] = f"{described.title} {NO_KTO}"
     taken: dict[Kind, str | None] = {kind: None if kind in kinds else reasons[kind] for kind in known}
     return HostRules(
         kinds=taken,
-        traits=dict(TRAITS[word] for word in told.rows.refuses),
-        least_rows=told.rows.least,
-        most_rows=told.rows.most,
-        most_bytes=told.rows.most_bytes,
-        most_tokens=told.rows.most_tokens,
+        traits=dict(TRAITS[word] for word in described.rows.refuses),
+        least_rows=described.rows.least,
+        most_rows=described.rows.most,
+        most_bytes=described.rows.most_bytes,
+        most_tokens=described.rows.most_tokens,
     )
 
 

@@ -32,7 +32,7 @@ from orchestrate.providers.base import (
     TakesAdapters,
     capability,
 )
-from orchestrate.providers.calls import plain, rows, suffix_tag, table, text, whole
+from orchestrate.providers.calls import integer, plain, rows, suffix_tag, table, text
 from orchestrate.providers.calls.clients import connect
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.compatible.deploying import Deploying, DescribedAdapters
@@ -121,20 +121,20 @@ class CompatibleProvider(SdkProvider, Serves):
     """Base class of the compatible hosts. `_made` combines this class with the capabilities in a host's
     description."""
 
-    told: ClassVar[Described]
+    described: ClassVar[Described]
 
     def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
         if config.base_url is None:
             raise no_address(config.name, config.kind)
-        if self.told.files.whole_bytes is not None:
-            options = {"multipart_bytes": self.told.files.whole_bytes, **config.options}
+        if self.described.files.whole_bytes is not None:
+            options = {"multipart_bytes": self.described.files.whole_bytes, **config.options}
             config = replace(config, options=options)
         super().__init__(config, wire=wire)
-        how = self.told.deployment
-        self._deploying = Deploying(self.told, how, self.config, self._wire) if how else None
+        how = self.described.deployment
+        self._deploying = Deploying(self.described, how, self.config, self._wire) if how else None
 
     def connect(self) -> OpenAI:
-        return connect(self.config, key_header=self.told.key_header)
+        return connect(self.config, key_header=self.described.key_header)
 
     def close(self) -> None:
         super().close()
@@ -155,7 +155,7 @@ class CompatibleProvider(SdkProvider, Serves):
 
     def translate(self, spec: JobSpec) -> Translation:
         version = self.config.options.get("api_version")
-        return translate(self.told, self.name, spec, self.resolve(spec), version)
+        return translate(self.described, self.name, spec, self.resolve(spec), version)
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         return check_settings(self, spec, data, translation)
@@ -165,27 +165,27 @@ class CompatibleProvider(SdkProvider, Serves):
     def _ask_account(self) -> Account | None:
         """Return the account by the address if each customer has their own. None of these hosts reports the
         owner of a key."""
-        return Account(id=f"resource {self.host}", told=True) if self.told.account == "address" else None
+        return Account(id=f"resource {self.host}", told=True) if self.described.account == "address" else None
 
     # -- submitting ----------------------------------------------------------------------------------------
 
     def tag(self, spec: JobSpec, ref: str) -> dict[str, Any]:
-        if self.told.ref == "metadata":
+        if self.described.ref == "metadata":
             return super().tag(spec, ref)
-        return {"suffix": suffix_tag(spec.suffix, ref, self.told.suffix.most)}
+        return {"suffix": suffix_tag(spec.suffix, ref, self.described.suffix.most)}
 
     def wanted(self, ref: str) -> dict[str, Any]:
-        return super().wanted(ref) if self.told.ref == "metadata" else {}
+        return super().wanted(ref) if self.described.ref == "metadata" else {}
 
     def sent(self, body: dict[str, Any]) -> dict[str, Any]:
         """Add the W&B key to the request. The key is never part of a translation."""
-        if self.told.wandb_in_request:
+        if self.described.wandb_in_request:
             for entry in rows(body.get("integrations")):
                 table(entry.get("wandb"))["api_key"] = offline.wandb_key(self.config)
         return body
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        if spec.wandb is not None and self.told.wandb_in_request:
+        if spec.wandb is not None and self.described.wandb_in_request:
             offline.wandb_key(self.config)  # before anything is sent
         return super().create(spec, remote, translation, ref)
 
@@ -196,7 +196,7 @@ class CompatibleProvider(SdkProvider, Serves):
             unseen = "deployments of tuned models, which the API cannot list"
             return standing.of_jobs(self, unseen)
         deploying = self._deploying
-        parts = {"jobs": lambda: standing.jobs(self), "deployments": lambda: list(deploying.standing())}
+        parts = {"jobs": lambda: standing.jobs(self), "deployments": lambda: list(deploying.billing_items())}
         try:
             return standing.joined(self, parts)
         except (MissingKey, UsageError) as error:
@@ -236,7 +236,7 @@ class CompatibleProvider(SdkProvider, Serves):
         """Return the configured deployment, else that of the job: by its name, or by its name in the
         host's list."""
         configured = super()._answering(job)
-        how = self.told.deployment
+        how = self.described.deployment
         deploying = self._deploying
         if how is None or deploying is None or self.config.options.get("deployment"):
             return configured
@@ -247,7 +247,7 @@ class CompatibleProvider(SdkProvider, Serves):
 
     def _base(self, job: Job) -> str | None:
         """Return the base model's name, or its deployment if every model needs one."""
-        how = self.told.deployment
+        how = self.described.deployment
         if how is None or how.answers_as != "name":
             return job.model
         if deployed := self.config.options.get("base_deployment"):
@@ -310,7 +310,7 @@ class DescribedDeploys(CompatibleProvider, Deploys):
         self._deployer.remove(job.job_id)
 
     def deployments(self) -> Iterator[Standing]:
-        return self._deployer.standing()
+        return self._deployer.billing_items()
 
     def _last_checkpoint(self, job: JobHandle) -> str:
         found = capability(self, KeepsCheckpoints).checkpoints(job)
@@ -321,10 +321,10 @@ class DescribedDeploys(CompatibleProvider, Deploys):
 
 class DescribedTakesAdapters(DescribedDeploys, TakesAdapters):
     def adapters(self) -> DescribedAdapters:
-        how = self.told.deployment
+        how = self.described.deployment
         if how is None or how.adapters is None:
             raise AssertionError("the host's description does not support uploaded adapters")
-        bases = {model.id for model in self.told.models.values()}
+        bases = {model.id for model in self.described.models.values()}
         return DescribedAdapters(self.profile, how.adapters, self._deployer, bases)
 
 
@@ -341,7 +341,7 @@ PARTS: Mapping[Feature, type[CompatibleProvider | SdkProvider]] = {
 }
 
 
-def parts_of(told: Described, features: frozenset[Feature], name: str) -> tuple[type[Provider], ...]:
+def parts_of(described: Described, features: frozenset[Feature], name: str) -> tuple[type[Provider], ...]:
     """Return the base classes for a host with these features. Raises `ConfigError` for a feature that hosts
     described by YAML files cannot have."""
     for feature in sorted(features & FEATURES.keys() - PARTS.keys()):
@@ -349,35 +349,35 @@ def parts_of(told: Described, features: frozenset[Feature], name: str) -> tuple[
             f"{name}: features: YAML descriptions do not support {feature.value}. List it in missing"
         )
     found: list[type[Provider]] = [part for feature, part in PARTS.items() if feature in features]
-    if told.deployment is not None and told.deployment.adapters is not None:
+    if described.deployment is not None and described.deployment.adapters is not None:
         found.insert(0, DescribedTakesAdapters)
     return (*found, CompatibleProvider)
 
 
 def _step(checkpoint: Mapping[str, Any]) -> int:
-    return whole(checkpoint.get("step_number")) or 0
+    return integer(checkpoint.get("step_number")) or 0
 
 
-def features_of(told: Described, name: str) -> tuple[frozenset[Feature], dict[Feature, str]]:
+def features_of(described: Described, name: str) -> tuple[frozenset[Feature], dict[Feature, str]]:
     """Return the supported features, and the reasons for the missing ones. Raises `ConfigError` unless both
     together cover all features."""
     known = {feature.value: feature for feature in Feature}
-    for field, words in (("features", told.features), ("missing", tuple(told.missing))):
+    for field, words in (("features", described.features), ("missing", tuple(described.missing))):
         if unknown := sorted(set(words) - set(known)):
             raise ConfigError(f"{name}: {field}: unknown feature {unknown[0]}. Known: {', '.join(known)}")
-    have, reasons = set(told.features), set(told.missing)
+    have, reasons = set(described.features), set(described.missing)
     if wrong := sorted(have & reasons):
         raise ConfigError(f"{name}: {wrong[0]} is in both features and missing")
     if lacking := sorted(set(known) - have - reasons):
         raise ConfigError(f"{name}: {lacking[0]} must be in features or, with a reason, in missing")
-    if (Feature.DEPLOY.value in have) != (told.deployment is not None):
+    if (Feature.DEPLOY.value in have) != (described.deployment is not None):
         raise ConfigError(f"{name}: the feature deploy requires the table deployment, and vice versa")
     methods = {word for word in ("sft", "dpo", "rft") if word in have}
-    if methods != set(told.methods):
+    if methods != set(described.methods):
         raise ConfigError(
-            f"{name}: methods are {', '.join(told.methods)}, features {', '.join(sorted(methods))}"
+            f"{name}: methods are {', '.join(described.methods)}, features {', '.join(sorted(methods))}"
         )
-    return frozenset(known[word] for word in have), {known[w]: r for w, r in told.missing.items()}
+    return frozenset(known[word] for word in have), {known[w]: r for w, r in described.missing.items()}
 
 
 # -- files -------------------------------------------------------------------------------------------------
@@ -416,17 +416,17 @@ def __getattr__(kind: str) -> type[CompatibleProvider]:
 @cache
 def _made(kind: str, file: Readable, name: str) -> type[CompatibleProvider]:
     """Build the host from its description. Raises `ConfigError` that names file and field."""
-    told = description.read(file, name)
-    features, missing = features_of(told, name)
+    described = description.read(file, name)
+    features, missing = features_of(described, name)
     own = {
-        "__doc__": f"{told.title}, as {name} describes it.",
+        "__doc__": f"{described.title}, as {name} describes it.",
         "profile": profile(kind),
-        "told": told,
+        "described": described,
         "features": features,
         "missing": missing,
-        "ready_files": frozenset(told.files.ready),
-        "refused_files": frozenset(told.files.refused),
-        "most_listed": told.page,
+        "ready_files": frozenset(described.files.ready),
+        "refused_files": frozenset(described.files.refused),
+        "most_listed": described.page,
     }
-    made = type(CompatibleProvider.__name__, parts_of(told, features, name), own)
+    made = type(CompatibleProvider.__name__, parts_of(described, features, name), own)
     return cast("type[CompatibleProvider]", made)

@@ -42,8 +42,10 @@ class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Deploying:
-    def __init__(self, told: Described, how: DeploymentDescription, config: HostConfig, wire: Wire) -> None:
-        self._told, self._how, self._config, self._wire = told, how, config, wire
+    def __init__(
+        self, described: Described, how: DeploymentDescription, config: HostConfig, wire: Wire
+    ) -> None:
+        self._described, self._how, self._config, self._wire = described, how, config, wire
         self._http = CachedClient(self._connect)
 
     def _connect(self) -> httpx.Client:
@@ -56,7 +58,7 @@ class Deploying:
             token = config.management_token
             if token is None:
                 variable = f"{config.name.upper().replace('-', '_')}_MANAGEMENT_TOKEN"
-                missing = MissingKey(f"{self._told.title}'s deployment API", variable)
+                missing = MissingKey(f"{self._described.title}'s deployment API", variable)
                 missing.fix = f'export {variable}="$({how.login})"'
                 raise missing
             headers["authorization"] = f"Bearer {token.reveal()}"
@@ -137,7 +139,7 @@ class Deploying:
             if self._find(id) is None:  # else it was made all the same
                 raise
 
-    def standing(self) -> Iterator[Standing]:
+    def billing_items(self) -> Iterator[Standing]:
         """List all deployments. Deployments of base models have no hourly price, only token prices, so they
         are listed as not billed."""
         for entry in self._all():
@@ -163,7 +165,9 @@ class Deploying:
         wanted = DeployOptions.read(self._config.name, options)
         if wanted.tier is not None and wanted.tier not in self._how.tiers:
             known = ", ".join(self._how.tiers) or "none"
-            raise UsageError(f"{self._told.title} has no deployment tier {wanted.tier!r}. Available: {known}")
+            raise UsageError(
+                f"{self._described.title} has no deployment tier {wanted.tier!r}. Available: {known}"
+            )
         return wanted
 
     def _tier(self, wanted: DeployOptions) -> str | None:
@@ -171,7 +175,7 @@ class Deploying:
 
     def _hourly(self, tier: str | None) -> Decimal | None:
         """Return the hourly price by the description's rates."""
-        for rate in self._told.rates:
+        for rate in self._described.rates:
             if rate.get("method") == "hosting" and (
                 tier is None or str(rate.get("tier")).lower() == tier.lower()
             ):
@@ -183,7 +187,7 @@ class Deploying:
         if lacking := [name for name in self._how.options if not given.get(name)]:
             wanted = ", ".join(f'{name} = "{self._how.options[name]}"' for name in lacking)
             raise UsageError(
-                f"{self._told.title}'s deployment API needs {', '.join(lacking)}",
+                f"{self._described.title}'s deployment API needs {', '.join(lacking)}",
                 fix=f"[hosts.{self._config.name}.options] {wanted}   in orchestrate.toml",
             )
         return {name: str(given[name]) for name in self._how.options}

@@ -14,7 +14,7 @@ from orchestrate.core.files import write_whole
 from orchestrate.data.rules import RowTarget
 from orchestrate.errors import DataError, InvalidRequest, NotFound
 from orchestrate.providers.base import Progress
-from orchestrate.providers.calls import Unreadable, plain, text, whole
+from orchestrate.providers.calls import Unreadable, integer, plain, text
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.hosted import awaited
 from orchestrate.types import Problem, Severity
@@ -54,8 +54,8 @@ class CompatibleFiles:
         self._target = target
         self._multipart_bytes = multipart_bytes
         self._part_bytes = part_bytes
-        self._ready_words = frozenset(ready)
-        self._refused_words = frozenset(refused)
+        self._ready_states = frozenset(ready)
+        self._refused_states = frozenset(refused)
         self._sleep = sleep
 
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
@@ -75,8 +75,8 @@ class CompatibleFiles:
         for page in self._wire.pages(lambda: self._client().files.list(purpose="fine-tune", limit=1000)):
             for file in page.data:
                 found = plain(file)
-                same = found.get("filename") == path.name and whole(found.get("bytes")) == size
-                if same and found.get("status") not in self._refused_words:
+                same = found.get("filename") == path.name and integer(found.get("bytes")) == size
+                if same and found.get("status") not in self._refused_states:
                     return found
         return None
 
@@ -134,17 +134,17 @@ class CompatibleFiles:
     def _ready(self, file: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
         file_id, seen = str(file["id"]), [file]
 
-        def look() -> tuple[dict[str, Any] | None, object]:
+        def query() -> tuple[dict[str, Any] | None, object]:
             """Return the response to the upload first, because it may already say that the file is ready."""
             retrieve = self._client().files.retrieve
             found = seen.pop() if seen else plain(self._wire.read(lambda: retrieve(file_id)))
             word = found.get("status")
-            if word in self._refused_words:
+            if word in self._refused_states:
                 raise _refused(self._wire.provider, found, dataset)
-            return (found if word is None or word in self._ready_words else None), word
+            return (found if word is None or word in self._ready_states else None), word
 
         return awaited(
-            look,
+            query,
             provider=self._wire.provider,
             what=f"file {file_id}",
             sleep=self._sleep,

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrate.catalog import HostModel
-from orchestrate.providers.calls import number, plain, ref_in, table, text, when, whole
+from orchestrate.providers.calls import integer, number, plain, ref_in, table, text, when
 from orchestrate.providers.calls.hosted import payload
 from orchestrate.types import (
     Checkpoint,
@@ -51,11 +51,11 @@ def job_of(answer: object, provider: str, status: Callable[[str | None], JobStat
         finished_at=when(values.get("finished_at")),
         estimated_finish=when(values.get("estimated_finish")),
         tuned_model=text(values.get("fine_tuned_model")),
-        trained_tokens=whole(values.get("trained_tokens")),
-        step=whole(values.get("trained_steps")),
-        total_steps=whole(values.get("total_steps")),
-        epochs=whole(hyper.get("n_epochs")),
-        batch_size=whole(hyper.get("batch_size")),
+        trained_tokens=integer(values.get("trained_tokens")),
+        step=integer(values.get("trained_steps")),
+        total_steps=integer(values.get("total_steps")),
+        epochs=integer(hyper.get("n_epochs")),
+        batch_size=integer(hyper.get("batch_size")),
         error=_error(table(values.get("error"))),
         payload=payload(values),
     )
@@ -79,7 +79,7 @@ def event_of(answer: object) -> Event:
         level=LEVELS.get(level, level),
         message=text(values.get("message")) or "",
         type=text(values.get("type")) or "message",
-        step=whole(data.get("step")),
+        step=integer(data.get("step")),
         data=data,
     )
 
@@ -88,7 +88,7 @@ def checkpoint_of(answer: object) -> Checkpoint:
     values = plain(answer)
     return Checkpoint(
         id=str(values.get("id")),
-        step=whole(values.get("step_number")),
+        step=integer(values.get("step_number")),
         created_at=when(values.get("created_at")),
         model=text(values.get("fine_tuned_model_checkpoint")),
         metrics=_numbers(table(values.get("metrics"))),
@@ -120,7 +120,7 @@ def points_of_file(content: bytes) -> list[MetricPoint]:
     return [
         MetricPoint(step=step, values=values)
         for row in csv.DictReader(io.StringIO(table_text))
-        if (step := whole(row.get("step"))) is not None and (values := _numbers(row))
+        if (step := integer(row.get("step"))) is not None and (values := _numbers(row))
     ]
 
 
@@ -169,8 +169,8 @@ def recalled(job: Job, file: Callable[[str], object]) -> Recalled:
     asked = name is not None and job.trained_tokens is None
     return Recalled(
         method=METHODS.get(kind, "sft"),
-        epochs=whole(epochs),
-        train_bytes=whole(plain(file(name)).get("bytes")) if asked and name else None,
+        epochs=integer(epochs),
+        train_bytes=integer(plain(file(name)).get("bytes")) if asked and name else None,
     )
 
 
@@ -189,7 +189,7 @@ def asked_for(job: Job) -> Told:
         spec["method"] = {"type": "dpo"} | ({"beta": beta} if beta is not None else {})
     elif METHODS.get(kind) == "rft":
         spec["method"] = {"type": "rft", "grader": table(inside.get("grader"))}
-    if (seed := whole(job.payload.get("seed"))) is not None:
+    if (seed := integer(job.payload.get("seed"))) is not None:
         spec["seed"] = seed
     if suffix := text(job.payload.get("user_provided_suffix")) or text(job.payload.get("suffix")):
         spec["suffix"] = suffix

@@ -21,27 +21,27 @@ _ELSEWHERE = ("method.type", "adapter.type", "suffix", "wandb", "continue_from",
 
 
 def translate(
-    told: Described, name: str, spec: JobSpec, model: ModelOnHost, version: str | None
+    described: Described, name: str, spec: JobSpec, model: ModelOnHost, version: str | None
 ) -> Translation:
     """Translate the spec for a compatible host. `version` is the requested API version, if the API has
     versions."""
-    rows = Rows(name, spec, fields=Fields(sdk="", documentation=" ".join(told.known_fields)))
+    rows = Rows(name, spec, fields=Fields(sdk="", documentation=" ".join(described.known_fields)))
     _files(rows)
-    _start(told, rows, spec, model)
-    _method(told, rows, spec)
-    _adapter(told, rows, spec)
-    for setting in told.settings:
-        rule = told.rule(setting, spec.method.type)
+    _start(described, rows, spec, model)
+    _method(described, rows, spec)
+    _adapter(described, rows, spec)
+    for setting in described.settings:
+        rule = described.rule(setting, spec.method.type)
         idle = setting.startswith("adapter.") and spec.adapter.type == "full"
         if setting not in _ELSEWHERE and rule is not None and not idle:
-            _setting(told, rows, spec, setting, rule)
-    if not any(name.startswith("early_stopping") for name in told.settings):
-        rows.refuse_if_asked({"early_stopping": f"{told.title} trains all epochs"})
-    rows.without_engine_settings(told.title)
-    _suffix(told, rows)
-    _wandb(told, rows, spec)
+            _setting(described, rows, spec, setting, rule)
+    if not any(name.startswith("early_stopping") for name in described.settings):
+        rows.refuse_if_set({"early_stopping": f"{described.title} trains all epochs"})
+    rows.without_engine_settings(described.title)
+    _suffix(described, rows)
+    _wandb(described, rows, spec)
     found = rows.build(model.id, reserved=RESERVED)
-    return found if version is not None else _versioned(told, name, spec, found)
+    return found if version is not None else _versioned(described, name, spec, found)
 
 
 def _files(rows: Rows) -> None:
@@ -50,44 +50,44 @@ def _files(rows: Rows) -> None:
         rows.keep("validation", None, rule="the file is uploaded and validation_file is set to its id")
 
 
-def _start(told: Described, rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
+def _start(described: Described, rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
     if spec.continue_from is None:
         rows.send("model", model.id)
         return
-    rule = told.rule("continue_from", spec.method.type)
+    rule = described.rule("continue_from", spec.method.type)
     if rule is None or rule.field is None:
         reason = rule and (rule.refused or rule.rule)
         rows.refuse(
             "continue_from",
-            reason or f"{told.title} does not document continuing from a tuned model",
+            reason or f"{described.title} does not document continuing from a tuned model",
         )
         rows.send("model", model.id)
     else:
         rows.keep("continue_from", rule.field, rule="the tuned model replaces the base model")
 
 
-def _method(told: Described, rows: Rows, spec: JobSpec) -> None:
+def _method(described: Described, rows: Rows, spec: JobSpec) -> None:
     kind = spec.method.type
-    word = told.methods.get(kind)
+    word = described.methods.get(kind)
     if word is None:
-        reason = told.missing.get(kind, f"{told.title} trains with {', '.join(told.methods)}")
+        reason = described.missing.get(kind, f"{described.title} trains with {', '.join(described.methods)}")
         rows.refuse("method.type", reason)
-        rows.refuse_if_asked({name: reason for name in rows.asked if name.startswith("method.")})
-    elif told.method_type is None:
+        rows.refuse_if_set({name: reason for name in rows.requested if name.startswith("method.")})
+    elif described.method_type is None:
         rows.keep("method.type", None, kind, rule="the host's only method")
     elif word == kind:
-        rows.keep("method.type", told.method_type, word)
+        rows.keep("method.type", described.method_type, word)
     else:
-        rows.map("method.type", told.method_type, word, f"{kind} is called {word}")
+        rows.map("method.type", described.method_type, word, f"{kind} is called {word}")
     if kind == "dpo" and word is not None:
-        reason = f"{told.title} only supports the original DPO loss"
+        reason = f"{described.title} only supports the original DPO loss"
         rows.plain_dpo(dict.fromkeys(("ipo", "orpo", "kto"), reason))
 
 
-def _adapter(told: Described, rows: Rows, spec: JobSpec) -> None:
+def _adapter(described: Described, rows: Rows, spec: JobSpec) -> None:
     kind, asked = spec.adapter.type, "adapter" in spec.model_fields_set
-    if not told.adapters:
-        rule = f"not sent, because {told.title} chooses the adapter settings and does not publish them"
+    if not described.adapters:
+        rule = f"not sent, because {described.title} chooses the adapter settings and does not publish them"
         if kind == "full":
             rows.refuse("adapter.type", rule, instead="lora")
         elif asked:
@@ -95,16 +95,18 @@ def _adapter(told: Described, rows: Rows, spec: JobSpec) -> None:
         else:
             rows.default("adapter.type", None, "host decides", rule)
         return
-    near = "lora" if kind == "qlora" and "lora" in told.adapters else kind
-    fields = told.adapters.get(near)
+    near = "lora" if kind == "qlora" and "lora" in described.adapters else kind
+    fields = described.adapters.get(near)
     if fields is None:
-        have = " or ".join(told.adapters)
-        rows.refuse("adapter.type", f"{told.title} trains {have}", instead=next(iter(told.adapters)))
+        have = " or ".join(described.adapters)
+        rows.refuse(
+            "adapter.type", f"{described.title} trains {have}", instead=next(iter(described.adapters))
+        )
         return
     for field, value in fields.items():
         rows.send(field, value)
     if near != kind:
-        rule = f"{told.title} does not publish the precision of its base models, so the job trains LoRA"
+        rule = f"{described.title} does not publish the precision of its base models, so the job trains LoRA"
         rows.map("adapter.type", None, near, rule, exact=False)
     elif asked:
         rows.keep("adapter.type", None, kind)
@@ -112,29 +114,29 @@ def _adapter(told: Described, rows: Rows, spec: JobSpec) -> None:
         rows.default("adapter.type", None, kind, "the spec's default")
 
 
-def _setting(told: Described, rows: Rows, spec: JobSpec, name: str, rule: SettingRule) -> None:
+def _setting(described: Described, rows: Rows, spec: JobSpec, name: str, rule: SettingRule) -> None:
     value = rows.given(name)
     if value is None:
         if rule.field is not None:
-            rows.default(name, told.field(rule, spec.method.type), rule.default, rule.rule)
+            rows.default(name, described.field(rule, spec.method.type), rule.default, rule.rule)
         elif rule.refused is None:
             rows.default(name, None, rule.always, rule.rule)
     elif rule.refused is not None:
         rows.refuse(name, rule.refused)
     elif rule.field is None:
-        _always(told, rows, name, value, rule)
+        _always(described, rows, name, value, rule)
     else:
-        _sent(told, rows, name, value, rule, told.field(rule, spec.method.type))
+        _sent(described, rows, name, value, rule, described.field(rule, spec.method.type))
 
 
-def _always(told: Described, rows: Rows, name: str, value: Any, rule: SettingRule) -> None:
+def _always(described: Described, rows: Rows, name: str, value: Any, rule: SettingRule) -> None:
     if value == rule.always or (value is False and rule.always is None):
         rows.keep(name, None, rule=rule.rule)
     else:
-        rows.refuse(name, f"{told.title}: {rule.rule}", instead=rule.always)
+        rows.refuse(name, f"{described.title}: {rule.rule}", instead=rule.always)
 
 
-def _sent(told: Described, rows: Rows, name: str, value: Any, rule: SettingRule, field: str) -> None:
+def _sent(described: Described, rows: Rows, name: str, value: Any, rule: SettingRule, field: str) -> None:
     word = str(value).lower() if isinstance(value, bool) else str(value)
     if word in rule.words:
         sent = rule.words[word]
@@ -144,9 +146,9 @@ def _sent(told: Described, rows: Rows, name: str, value: Any, rule: SettingRule,
             note = f"{word} is called {sent}" + (f"; {rule.rule}" if rule.rule else "")
             rows.map(name, field, sent, note, exact=word not in rule.inexact)
     elif rule.words and not isinstance(value, int | float):
-        rows.refuse(name, f"{told.title} accepts {', '.join(rule.words)}")
+        rows.refuse(name, f"{described.title} accepts {', '.join(rule.words)}")
     elif (why := _out_of_range(value, rule)) is not None:
-        rows.refuse(name, f"{told.title} accepts {why[0]}", instead=why[1])
+        rows.refuse(name, f"{described.title} accepts {why[0]}", instead=why[1])
     else:
         rows.keep(name, field, rule=rule.rule)
 
@@ -176,40 +178,40 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _suffix(told: Described, rows: Rows) -> None:
+def _suffix(described: Described, rows: Rows) -> None:
     suffix = rows.given("suffix")
-    if told.ref == "metadata":
+    if described.ref == "metadata":
         rows.offer("suffix", "suffix", rule="none")
         return
     if suffix is None:
         rows.default("suffix", None, "<ref>", "the ref identifies the job")
         return
-    room = suffix_room(told.suffix.most)
+    room = suffix_room(described.suffix.most)
     cut = f". The suffix is shortened to {room} characters" if len(suffix) > room else ""
     rule = f"sent as <suffix>-<ref>, because the ref identifies the job{cut}"
     rows.map("suffix", None, f"{suffix[:room]}-<ref>", rule, exact=not cut)
 
 
-def _wandb(told: Described, rows: Rows, spec: JobSpec) -> None:
+def _wandb(described: Described, rows: Rows, spec: JobSpec) -> None:
     if spec.wandb is None:
         return
-    rule = told.rule("wandb", spec.method.type)
+    rule = described.rule("wandb", spec.method.type)
     if rule is None or rule.field is None:
-        rows.refuse("wandb", (rule and rule.refused) or f"{told.title} does not document W&B logging")
+        rows.refuse("wandb", (rule and rule.refused) or f"{described.title} does not document W&B logging")
         return
     values = spec.wandb.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     where = (
         "the W&B key is sent with the request"
-        if told.wandb_in_request
-        else f"the W&B key is stored at {told.title}"
+        if described.wandb_in_request
+        else f"the W&B key is stored at {described.title}"
     )
     rows.keep("wandb", rule.field, [{"type": "wandb", "wandb": values}], rule=where)
 
 
-def _versioned(told: Described, name: str, spec: JobSpec, found: Translation) -> Translation:
+def _versioned(described: Described, name: str, spec: JobSpec, found: Translation) -> Translation:
     """Reject fields that only another version of the API has."""
     options: Mapping[str, Any] = spec.provider_options.get(name, {})
-    for needed, version in told.versions.items():
+    for needed, version in described.versions.items():
         field, equals, value = needed.partition("=")
         if field not in options or (equals and str(options[field]) != value):
             continue

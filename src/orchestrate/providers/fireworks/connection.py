@@ -27,7 +27,7 @@ from orchestrate.errors import (
 )
 from orchestrate.providers import files
 from orchestrate.providers.base import Progress
-from orchestrate.providers.calls import Unreadable, items, plain, table, text, when, whole
+from orchestrate.providers.calls import Unreadable, integer, items, plain, table, text, when
 from orchestrate.providers.calls.clients import CachedClient
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.fireworks import PROFILE, reading
@@ -116,7 +116,7 @@ class FireworksDatasetFiles:
         api, account = self._client().datasets, self._account()
         for page in self._wire.pages(lambda: api.list(account_id=account, page_size=200), omits_empty=True):
             for raw in items(page):
-                count = whole(raw.get("exampleCount"))
+                count = integer(raw.get("exampleCount"))
                 yield StoredItem(
                     provider=self._wire.provider,
                     kind="file",
@@ -140,7 +140,7 @@ class FireworksDatasetFiles:
 
     def examples(self, name: str) -> int | None:
         """Return the number of rows in a dataset, by its resource name or id."""
-        return whole((self.get(name.rsplit("/", 1)[-1]) or {}).get("exampleCount"))
+        return integer((self.get(name.rsplit("/", 1)[-1]) or {}).get("exampleCount"))
 
     def _create(self, dataset_id: str, path: Path) -> None:
         with path.open("rb") as lines:
@@ -181,7 +181,7 @@ class FireworksDatasetFiles:
             raise _Clash(_refused(dataset, error.message, error.code), most=2) from error
 
     def _ready(self, dataset_id: str, dataset: Dataset) -> dict[str, Any]:
-        def look() -> tuple[dict[str, Any] | None, object]:
+        def query() -> tuple[dict[str, Any] | None, object]:
             found = self.get(dataset_id)
             if found is None:
                 raise UnexpectedAnswer("fireworks", f"dataset {dataset_id} disappeared after its upload")
@@ -191,7 +191,7 @@ class FireworksDatasetFiles:
             return (found if found.get("state") == READY else None), found.get("state")
 
         return awaited(
-            look,
+            query,
             provider="fireworks",
             what=f"dataset {dataset_id}",
             sleep=self._sleep,

@@ -388,8 +388,8 @@ class FireworksProvider(
         if warm is not None and not warm.startswith("accounts/"):
             place["warmStartFrom"] = f"accounts/{self._at.account()}/models/{warm}"
         if needs_steps(spec):
-            told = remote.details.get("examples") or self._datasets.examples(remote.train_id)
-            fill_steps(body, spec, int(told or 1))
+            examples = remote.details.get("examples") or self._datasets.examples(remote.train_id)
+            fill_steps(body, spec, int(examples or 1))
         return body
 
     def _list(self, kind: str, since: datetime | None) -> Iterator[Job]:

@@ -17,6 +17,7 @@ from orchestrate.catalog import HostModel
 from orchestrate.providers.calls import (
     NANO,
     estimate_quote,
+    integer,
     money,
     number,
     payload,
@@ -24,7 +25,6 @@ from orchestrate.providers.calls import (
     table,
     text,
     when,
-    whole,
 )
 from orchestrate.providers.fireworks import PROFILE
 from orchestrate.types import Event, Job, JobError, JobHandle, JobStatus, MetricPoint, Quote, Recalled, Told
@@ -109,9 +109,9 @@ def job_of(raw: Mapping[str, Any], kind: str, ref: str | None = None, provider: 
         created_at=when(raw.get("createTime")),
         finished_at=ended if status.terminal else None,
         tuned_model=tuned_model(raw) if status is JobStatus.SUCCEEDED else None,
-        trained_tokens=whole(progress.get("inputTokens")) or None,
-        epochs=whole(config.get("epochs")),
-        batch_size=whole(config.get("batchSizeSamples")),
+        trained_tokens=integer(progress.get("inputTokens")) or None,
+        epochs=integer(config.get("epochs")),
+        batch_size=integer(config.get("batchSizeSamples")),
         epoch=number(progress.get("epoch")),
         percent=number(progress.get("percent")),
         early_stopped=state == "JOB_STATE_EARLY_STOPPED",
@@ -120,8 +120,8 @@ def job_of(raw: Mapping[str, Any], kind: str, ref: str | None = None, provider: 
         cost_origin="estimatedCost" if cost else None,
         accelerator_seconds={
             gpu: seconds
-            for gpu, told in table(raw.get("acceleratorSeconds")).items()
-            if (seconds := whole(told)) is not None
+            for gpu, value in table(raw.get("acceleratorSeconds")).items()
+            if (seconds := integer(value)) is not None
         },
         payload=payload(dict(raw)),
     )
@@ -148,9 +148,9 @@ def usd_of(value: Any) -> Decimal | None:
 
 
 def _error(raw: Mapping[str, Any], state: str) -> JobError:
-    told = table(raw.get("status"))
+    status = table(raw.get("status"))
     word = state.removeprefix(_PREFIX).lower()
-    return JobError(message=text(told.get("message")) or word, code=text(told.get("code")) or word)
+    return JobError(message=text(status.get("message")) or word, code=text(status.get("code")) or word)
 
 
 # -- events ------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def metrics_of(lines: Iterable[str]) -> list[MetricPoint]:
         if not row:
             continue
         data = table(row.get("data")) or row
-        step = whole(row.get("step"))
+        step = integer(row.get("step"))
         step = line_number if step is None else step
         before = points.get(step)
         values = {
@@ -280,13 +280,13 @@ def recalled(job: Job, dataset: Callable[[str], Mapping[str, Any] | None]) -> Re
     """Collect the facts about a job that determine its price. `dataset` returns the record of a dataset by
     id. The evaluation dataset is not billed."""
     name = text(job.payload.get("dataset"))
-    told = (dataset(id_of(name)) if name and job.cost_usd is None else None) or {}
+    record = (dataset(id_of(name)) if name and job.cost_usd is None else None) or {}
     return Recalled(
         method=METHODS.get(job.handle.kind, "sft"),
-        epochs=whole(settings_of(job.payload).get("epochs")),
-        rows=whole(told.get("exampleCount")),
-        train_tokens=whole(told.get("estimatedTokenCount")) or None,
-        average_turns=number(told.get("averageTurnCount")) or 1.0,
+        epochs=integer(settings_of(job.payload).get("epochs")),
+        rows=integer(record.get("exampleCount")),
+        train_tokens=integer(record.get("estimatedTokenCount")) or None,
+        average_turns=number(record.get("averageTurnCount")) or 1.0,
     )
 
 
@@ -294,11 +294,11 @@ def asked_for(job: Job) -> Told:
     """Return the settings and datasets of a job."""
     own = settings_of(job.payload)
     spec: dict[str, Any] = {}
-    if epochs := whole(own.get("epochs")):
+    if epochs := integer(own.get("epochs")):
         spec["epochs"] = epochs
     if (rate := number(own.get("learningRate"))) is not None:
         spec["learning_rate"] = rate
-    if rank := whole(own.get("loraRank")):
+    if rank := integer(own.get("loraRank")):
         spec["adapter"] = {"type": "lora", "r": rank}
     if METHODS.get(job.handle.kind) == "dpo":
         spec["method"] = {"type": "dpo"}
@@ -340,18 +340,18 @@ def _rendered(line: str) -> Iterator[RowTokens]:
     except ValueError:
         return
     ids, decoded, weights = (_list(sample, n) for n in ("token_ids", "decoded_tokens", "token_weights"))
-    row = whole(sample.get("source_jsonl_line_number"))
+    row = integer(sample.get("source_jsonl_line_number"))
     if row is None or not ids or not len(ids) == len(decoded) == len(weights):
         return
     tokens = tuple(
-        Token(id=whole(i) or 0, text=str(t), weight=number(w) or 0.0)
+        Token(id=integer(i) or 0, text=str(t), weight=number(w) or 0.0)
         for i, t, w in zip(ids, decoded, weights, strict=True)
     )
-    told = f"renderer {text(sample.get('renderer'))}, trained on {text(sample.get('train_on_what'))}"
-    split = whole(sample.get("split_index"))
+    note = f"renderer {text(sample.get('renderer'))}, trained on {text(sample.get('train_on_what'))}"
+    split = integer(sample.get("split_index"))
     part = (f"part {split + 1} of this row",) if split else ()
     trained = sum(token.weight > 0 for token in tokens)
-    yield RowTokens(row=row, tokens=tokens, trained=trained, truncated=0, notes=(told, *part))
+    yield RowTokens(row=row, tokens=tokens, trained=trained, truncated=0, notes=(note, *part))
 
 
 def _list(sample: dict[str, Any], name: str) -> list[Any]:

@@ -23,8 +23,8 @@ from orchestrate import costing
 from orchestrate.core import days
 from orchestrate.errors import Conflict, InvalidRequest, NotFound, ProviderError, UnexpectedAnswer, UsageError
 from orchestrate.providers import adapters
-from orchestrate.providers.adapters import TO_BE_ASKED, Replicas
-from orchestrate.providers.calls import items, payload, plain, rows, table, text, when, whole
+from orchestrate.providers.adapters import DEPLOY_FIX, Replicas
+from orchestrate.providers.calls import integer, items, payload, plain, rows, table, text, when
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.fireworks import PROFILE, region_factor
 from orchestrate.providers.fireworks.connection import Connection, put_signed, require_safe
@@ -34,7 +34,7 @@ from orchestrate.types import Adapter, Endpoint, Standing
 if TYPE_CHECKING:
     from fireworks import Fireworks
 
-GONE = ("DELETING", "DELETED")
+DELETED_STATES = ("DELETING", "DELETED")
 MULTI_REGIONS = ("GLOBAL", "US", "EUROPE", "APAC")
 
 
@@ -92,7 +92,7 @@ class FireworksDeployments:
         """Return the hourly price of `deploy` in US dollars. Changes nothing."""
         wanted = FireworksDeployOptions.of(options)
         there = self._get(id)
-        if there is None or there.get("state") in GONE:
+        if there is None or there.get("state") in DELETED_STATES:
             served, addons = _served(made, wanted)
             return self._shape(served, addons, wanted)[1]
         return _per_hour(there)
@@ -120,7 +120,7 @@ class FireworksDeployments:
 
     def find(self, deployment_id: str, tuned: str) -> Endpoint | None:
         there = self._get(deployment_id)
-        if there is None or there.get("state") in GONE:
+        if there is None or there.get("state") in DELETED_STATES:
             return None
         return self._endpoint(there, tuned)
 
@@ -130,7 +130,7 @@ class FireworksDeployments:
         if endpoint is None:
             raise UsageError(
                 f"{deployment_id} is not deployed. Fireworks serves tuned models only on deployments",
-                fix=TO_BE_ASKED,
+                fix=DEPLOY_FIX,
             )
         return endpoint.model
 
@@ -138,7 +138,7 @@ class FireworksDeployments:
         """Unload the model and delete the deployment, even if it was just used. If the removal was
         interrupted, a second call finishes it."""
         there = self._get(id)
-        if there is None or there.get("state") in GONE:
+        if there is None or there.get("state") in DELETED_STATES:
             return
         api, account = self._client(), self._account()
         if there.get("enableAddons") is True:
@@ -158,9 +158,9 @@ class FireworksDeployments:
         there = self._get(deployment_id)
         if there is not None:
             return [] if there.get("state") == "DELETED" else [self._standing(there)]
-        return [item for item in self.standing() if item.job_id == deployment_id]
+        return [item for item in self.billing_items() if item.job_id == deployment_id]
 
-    def standing(self) -> Iterator[Standing]:
+    def billing_items(self) -> Iterator[Standing]:
         """List all deployments of the account, regardless of who created them."""
         api, account = self._client().deployments, self._account()
         # As protobuf writes JSON, an account without deployments answers with an empty object.
@@ -232,7 +232,7 @@ class FireworksDeployments:
                     status=409,
                     fix="undelete it at Fireworks, or delete it permanently",
                 ) from None
-            if there is None or there.get("state") in GONE:
+            if there is None or there.get("state") in DELETED_STATES:
                 raise
             return there
         return plain(answer)
@@ -302,7 +302,7 @@ class FireworksDeployments:
 def _bills(raw: Mapping[str, Any]) -> bool | None:
     """Return True if a deployment bills, judging by its replicas. Fireworks bills GPUs while they start, run
     or stop."""
-    counts = [whole(raw.get(name)) for name in ("replicaCount", "desiredReplicaCount")]
+    counts = [integer(raw.get(name)) for name in ("replicaCount", "desiredReplicaCount")]
     if any(counts) or raw.get("state") in ("CREATING", "UPDATING", "DELETING"):
         return True
     return False if raw.get("state") == "READY" and counts != [None, None] else None
@@ -319,13 +319,13 @@ def _per_hour(raw: Mapping[str, Any]) -> Decimal | None:
     if price is None:
         return None
     region = text(placement.get("region")) or text(placement.get("multiRegion"))
-    return price * (whole(raw.get("maxReplicaCount")) or 1) * region_factor(region)
+    return price * (integer(raw.get("maxReplicaCount")) or 1) * region_factor(region)
 
 
 def _hourly(raw: Mapping[str, Any]) -> Decimal | None:
     """Return the US dollars per hour of one replica, by the rates of its GPUs, or `None` where they are
     unknown."""
-    kind, count = text(raw.get("acceleratorType")), whole(raw.get("acceleratorCount"))
+    kind, count = text(raw.get("acceleratorType")), integer(raw.get("acceleratorCount"))
     if kind is None or not count:
         return None
     gpu = kind.removeprefix("NVIDIA_").removeprefix("AMD_").split("_", 1)[0]
@@ -448,7 +448,7 @@ class FireworksAdapters(adapters.Adapters):
         self._wire.read(lambda: put_signed(self._at.plain(), url, file))
 
     def _ready(self, id: str) -> None:
-        def look() -> tuple[object, object]:
+        def query() -> tuple[object, object]:
             found = self.find(id)
             if found is None:
                 raise UnexpectedAnswer(self._wire.provider, f"the adapter {id} disappeared after its upload")
@@ -462,7 +462,7 @@ class FireworksAdapters(adapters.Adapters):
             return (found if found.get("state") == MODEL_READY else None), found.get("state")
 
         awaited(
-            look,
+            query,
             provider=self._wire.provider,
             what=f"the adapter {id}",
             sleep=self._sleep,

@@ -39,12 +39,12 @@ from orchestrate.errors import (
 )
 from orchestrate.local.run import RunDir, now
 from orchestrate.providers.base import Progress, prices_of
-from orchestrate.providers.calls import items, plain, ref_in, rows, table, text, when, whole
+from orchestrate.providers.calls import integer, items, plain, ref_in, rows, table, text, when
 from orchestrate.providers.fireworks import PROFILE
 from orchestrate.providers.fireworks.provider import FireworksProvider
 from orchestrate.providers.fireworks.reading import id_of
 from orchestrate.providers.fireworks.translation import job_id_of, slug
-from orchestrate.providers.rented import LOOK_S, MachineWatch, RentedMachines, RequestedMachine
+from orchestrate.providers.rented import POLL_S, MachineWatch, RentedMachines, RequestedMachine
 from orchestrate.providers.session_jobs import JobsAndSessions
 from orchestrate.providers.sessions import (
     CONTINUES,
@@ -132,7 +132,7 @@ class Trainers(RentedMachines):
         if version is None:
             raise UsageError(f"the training shape {name} has no validated version")
         snapshot = table(version.get("snapshot"))
-        count, nodes = whole(snapshot.get("acceleratorCount")), whole(snapshot.get("nodeCount")) or 1
+        count, nodes = integer(snapshot.get("acceleratorCount")), integer(snapshot.get("nodeCount")) or 1
         made = TrainerShape(
             name=name,
             accelerator=text(snapshot.get("acceleratorType")) or "",
@@ -244,19 +244,19 @@ class Trainers(RentedMachines):
     def stop(self, id: str) -> dict[str, Any]:
         """Cancel a trainer. Its checkpoints remain."""
         client, path, waited, asked = self._at.client(), f"{self._path(id)}:cancel", 0.0, False
-        told: dict[str, Any] = {}
+        raw: dict[str, Any] = {}
         with suppress(NotFound):
-            while state(told := self._raw(id)) in UP:
-                if not asked and state(told) != "CANCELLING":
+            while state(raw := self._raw(id)) in UP:
+                if not asked and state(raw) != "CANCELLING":
                     self._wire.read(lambda: client.post(path, body={}, cast_to=object), expect=object)
                     asked = True
                     continue
                 if waited >= END_S:
-                    why = f"trainer {id} is still {state(told).lower()} after a cancel request"
+                    why = f"trainer {id} is still {state(raw).lower()} after a cancel request"
                     raise ProviderError(self._provider, why)
-                self._sleep(LOOK_S)
-                waited += LOOK_S
-        return told
+                self._sleep(POLL_S)
+                waited += POLL_S
+        return raw
 
     def _billed_s(self, raw: dict[str, Any]) -> float:
         """Return the seconds since the creation, including the wait for GPUs."""
@@ -283,7 +283,7 @@ class Trainers(RentedMachines):
         found = {str(raw["id"]): ref_in(raw.get("displayName"), raw["id"]) for raw in up}
         return {id: ref for id, ref in found.items() if ref is not None}
 
-    def standing(self) -> Iterator[Standing]:
+    def billing_items(self) -> Iterator[Standing]:
         up = self.up()
         refs = self.refs(up)
         for raw in up:
@@ -291,7 +291,7 @@ class Trainers(RentedMachines):
             shape = TrainerShape(
                 name="",
                 accelerator=text(training.get("acceleratorType")) or "",
-                gpus=(whole(training.get("acceleratorCount")) or 0) * (whole(raw.get("nodeCount")) or 1),
+                gpus=(integer(training.get("acceleratorCount")) or 0) * (integer(raw.get("nodeCount")) or 1),
                 lora=True,
             )
             hourly = self.hourly(shape, built_in())
@@ -400,15 +400,15 @@ class FireworksSession(ClientSession):
         ask = training.forward_backward if backward else training.forward
         return self._asked(lambda: ask(data, loss, settings or None), partial(self._answer, rows))
 
-    def _answer(self, rows: Sequence[Row], told: Any) -> dict[str, Any]:
+    def _answer(self, rows: Sequence[Row], result: Any) -> dict[str, Any]:
         """Parse a result. Cross-entropy may be returned as a sum only, without log-probabilities."""
         import numpy as np  # the base install has none
 
-        metrics, nothing = dict(told.metrics), np.empty(0, dtype="<f4")
+        metrics, nothing = dict(result.metrics), np.empty(0, dtype="<f4")
         if "loss:sum" not in metrics:
             raise ProviderError(self.host, "the result has no loss", fix=CONTINUES)
         outputs = [
-            one["logprobs"].to_numpy() if "logprobs" in one else nothing for one in told.loss_fn_outputs
+            one["logprobs"].to_numpy() if "logprobs" in one else nothing for one in result.loss_fn_outputs
         ]
         if all("logprobs" in row["inputs"] for row in rows) and all(one.size for one in outputs):
             sampled_at = [array_of(row["inputs"]["logprobs"]) for row in rows]
@@ -452,7 +452,7 @@ class FireworksSession(ClientSession):
         sent = asyncio.run_coroutine_threadsafe(drawn(), loop)
         return then(
             sent,
-            lambda told: sampled(sequence for one in told for sequence in one.sequences),
+            lambda result: sampled(sequence for one in result for sequence in one.sequences),
             lambda error: client_error(self.host, error),
         )
 
@@ -483,7 +483,7 @@ class FireworksSession(ClientSession):
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
         training, self._sampling = self._training, None
         load = training.load_state_with_optimizer if optimizer else training.load_state
-        return self._asked(lambda: load(saved.removeprefix(SCHEME)), lambda told: None)
+        return self._asked(lambda: load(saved.removeprefix(SCHEME)), lambda result: None)
 
     def close(self) -> None:
         """End the session and with it the model and its trainer. Unsaved state is lost."""

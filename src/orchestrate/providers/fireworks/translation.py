@@ -53,7 +53,7 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
         rows.refuse("packing", "Fireworks always packs rows")
     if spec.early_stopping is not None:
         rows.refuse("early_stopping", "Fireworks' trainer does not support early stopping")
-    rows.refuse_if_asked(
+    rows.refuse_if_set(
         {
             "max_grad_norm": "Fireworks sets gradient clipping automatically",
             "seed": "Fireworks has no seed setting",
@@ -139,7 +139,7 @@ def _method(rows: Rows, spec: JobSpec) -> None:
     elif kind == "dpo":
         _preference(rows)
         reason = "Fireworks supports only standard DPO and ORPO"
-        rows.refuse_if_asked(
+        rows.refuse_if_set(
             {f"method.{n}": reason for n in ("normalize_by_length", "rpo_alpha", "simpo_gamma")}
         )
     else:
@@ -153,7 +153,7 @@ def _preference(rows: Rows) -> None:
         return
     if rows.given("method.loss") == "kto":
         rows.refuse("method.loss", f"Fireworks does not support KTO. {UNPAIRED}")
-        rows.refuse_if_asked({f"method.{n}": "part of KTO" for n in KTO_ONLY})
+        rows.refuse_if_set({f"method.{n}": "part of KTO" for n in KTO_ONLY})
         return
     if rows.given("method.loss") == "orpo":
         rows.keep("method.loss", "lossConfig.method", "ORPO")
@@ -185,7 +185,7 @@ def _reinforcement(rows: Rows) -> None:
         "method.samples_per_prompt", "inferenceParameters.responseCandidatesCount", None, "the host's own"
     )
     rows.offer("method.kl_beta", "lossConfig.klBeta", None, "the host's own")
-    rows.refuse_if_asked(
+    rows.refuse_if_set(
         {
             "method.reasoning_effort": "Fireworks has no such training setting",
             "method.compute_multiplier": "Fireworks has no such setting and bills RFT by GPU time",
@@ -211,7 +211,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None
         rows.offer("adapter.r", f"{inside}loraRank", DEFAULT_RANK)
     if spec.method.type == "sft":
         names = ("adapter.alpha", "adapter.dropout", "adapter.targets")
-        rows.refuse_if_asked(dict.fromkeys(names, _NOT_OF_SFT))
+        rows.refuse_if_set(dict.fromkeys(names, _NOT_OF_SFT))
         for name in names:
             if rows.given(name) is None:
                 rows.default(name, None, None, "the trainer's default")
@@ -249,7 +249,7 @@ def _scaling(rows: Rows, adapter: LoRA, inside: str) -> None:
 def _optimizer(rows: Rows, spec: JobSpec, inside: str) -> None:
     rows.offer("epochs", f"{inside}epochs", 1)
     rows.offer("learning_rate", f"{inside}learningRate", None, "the model's default")
-    rows.refuse_if_asked(
+    rows.refuse_if_set(
         {"learning_rate_multiplier": "Fireworks does not publish a base rate to multiply. Set learning_rate"}
     )
     if spec.batch_size == "max":
@@ -268,11 +268,11 @@ def _optimizer(rows: Rows, spec: JobSpec, inside: str) -> None:
     wire = f"{inside}lrScheduler"
     if spec.schedule in ("polynomial", "warmup_stable_decay"):
         rows.refuse("schedule", "Fireworks supports the schedules constant, linear and cosine")
-        rows.refuse_if_asked({"min_lr_ratio": "applies only to a schedule that Fireworks does not support"})
+        rows.refuse_if_set({"min_lr_ratio": "applies only to a schedule that Fireworks does not support"})
     elif spec.schedule is None:
         rows.default("schedule", wire, "constant")
         constant = "Fireworks' schedule is constant by default. Set schedule to cosine or linear"
-        rows.refuse_if_asked({"min_lr_ratio": constant})
+        rows.refuse_if_set({"min_lr_ratio": constant})
     elif spec.schedule == "constant":
         rows.keep("schedule", wire, {"constant": {}})
     else:
@@ -345,7 +345,7 @@ def _names(rows: Rows, inside: str) -> None:
     if rows.given("wandb.name") is not None:
         rule = "Fireworks accepts a run id, not a run name"
         rows.map("wandb.name", "wandbConfig.runId", rows.given("wandb.name"), rule, exact=False)
-    rows.refuse_if_asked({"wandb.tags": "Fireworks does not pass tags to W&B"})
+    rows.refuse_if_set({"wandb.tags": "Fireworks does not pass tags to W&B"})
 
 
 # -- the fields of the create request ----------------------------------------------------------------------

@@ -95,15 +95,15 @@ def settings(rows: Rows, asked: LoRA, config: Mapping[str, Any]) -> None:
 def _targets(rows: Rows, given: str | Sequence[str] | None, own: str | Sequence[str]) -> None:
     row = "adapter.targets"
     shown = own if isinstance(own, str) else ", ".join(sorted(ends(own)))
-    told = f"{OWN}: {shown}" + ("" if isinstance(own, str) else f" ({count(len(own), 'module')})")
+    rule = f"{OWN}: {shown}" + ("" if isinstance(own, str) else f" ({count(len(own), 'module')})")
     if given is None:
-        rows.default(row, None, shown, told)
+        rows.default(row, None, shown, rule)
     elif isinstance(given, str):
-        rows.map(row, None, shown, told, exact=given == own)
+        rows.map(row, None, shown, rule, exact=given == own)
     elif isinstance(own, str) or not _the_same(given, own):
         rows.refuse(row, f"the adapter that this run continues from has {shown}")
     else:
-        rows.keep(row, None, rule=told)
+        rows.keep(row, None, rule=rule)
     rows.send(row, own if isinstance(own, str) else list(own))
 
 
@@ -145,7 +145,7 @@ def named(asked: LoRA) -> list[str]:
     return [field for field in given if getattr(asked, field) != ALL_LINEAR]
 
 
-def looked_at(spec: JobSpec, model: str) -> tuple[list[Misnamed], str | None]:
+def unmatched_names(spec: JobSpec, model: str) -> tuple[list[Misnamed], str | None]:
     """Return the names in the adapter settings that match nothing in the model, and the reason if the names
     could not be checked. `model` is a folder or a Hub id."""
     asked = spec.adapter
@@ -282,7 +282,7 @@ def _names(rows: Rows, spec: JobSpec, model: str) -> None:
         field, reason = wrong
         rows.refuse(f"adapter.{field}", reason)
         return
-    found, unseen = looked_at(spec, model)
+    found, unseen = unmatched_names(spec, model)
     for one in found:
         row = f"adapter.{one.field}"
         if row in rows.refused:
@@ -293,7 +293,7 @@ def _names(rows: Rows, spec: JobSpec, model: str) -> None:
             rows.map(row, row, given[one.field], one.told, exact=False)
     if unseen is not None and isinstance(spec.adapter, LoRA):
         for field in named(spec.adapter):
-            rows.tell(f"adapter.{field}", f"names not checked: {unseen}")
+            rows.annotate(f"adapter.{field}", f"names not checked: {unseen}")
 
 
 _RULES = {

@@ -111,9 +111,9 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             machine, why = self._machine(spec, asked, first)
             found = renting.resources(asked, machine, spec)
         except UsageError as error:
-            told = error.message + (f": {error.fix}" if error.fix else "")
+            reason = error.message + (f": {error.fix}" if error.fix else "")
             row = Setting(
-                name="provider_options.gpu", asked=asked.get("gpu"), outcome=Outcome.REFUSED, rule=told
+                name="provider_options.gpu", asked=asked.get("gpu"), outcome=Outcome.REFUSED, rule=reason
             )
             return msgspec.structs.replace(first, settings=(*first.settings, row), memory=None)
         if found.gpu and found.count > 1:
@@ -137,7 +137,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         for all runs."""
         given = self._given(spec)
         said = {name: self.config.options[name] for name in renting.OPTIONS if name in self.config.options}
-        asked = {**said, **{name: value for name, value in given.items() if name in renting.ASKED}}
+        asked = {**said, **{name: value for name, value in given.items() if name in renting.MACHINE_OPTIONS}}
         if asked.get(renting.DEVICE) == "cpu" and asked.get("gpu", "auto") == "auto":
             asked["gpu"] = "none"
         return asked
@@ -148,7 +148,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
     def _as_local(self, spec: JobSpec) -> JobSpec:
         given = self._given(spec)
-        own = {name: value for name, value in given.items() if name not in renting.ASKED}
+        own = {name: value for name, value in given.items() if name not in renting.MACHINE_OPTIONS}
         options = {LocalProvider.profile.kind: own} if own else {}
         return spec.model_copy(update={"model": spec.model_for(self.name), "provider_options": options})
 
@@ -227,11 +227,11 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         if seconds is None or most is None or seconds <= most:
             return []
         speed = self.speed(spec, translation)
-        told = f"at {speed.tokens_per_second:,.0f} tokens per second, {speed.source}"
+        pace = f"at {speed.tokens_per_second:,.0f} tokens per second, {speed.source}"
         return [
             Problem(
                 code="longer-than-its-limits",
-                message=f"the run is expected to take {duration(seconds)} ({told}), but pauses after "
+                message=f"the run is expected to take {duration(seconds)} ({pace}), but pauses after "
                 f"{duration(most)} because of its time or cost limit",
                 severity=Severity.WARNING,
                 providers=(self.name,),
@@ -280,10 +280,10 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             for pace in throughput.read_pace(throughput.file_of(run.path)):
                 gpu = decoding.convert(job.resources, Resources).gpu
                 kind = _there(pace.kind, gpu, job.threads or cores())
-                told = throughput.estimate(self.home, kind)
+                known = throughput.estimate(self.home, kind)
                 besides = pace.besides_seconds if used is None else max(0.0, used.seconds - pace.seconds)
                 kept = msgspec.structs.replace(pace, kind=kind, besides_seconds=besides)
-                kept = msgspec.structs.replace(kept, told=told.tokens_per_second, told_by=told.told_by)
+                kept = msgspec.structs.replace(kept, told=known.tokens_per_second, told_by=known.told_by)
                 throughput.add(throughput.file_of(self.home), kept)
             write_whole(mark, b"")
 
@@ -381,8 +381,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         if not run.exists():
             stored = self.place.depot.run(job.job_id)
             if stored.read("order.json") is None:
-                told = f"{job.job_id} is neither in {run.path} nor in {self.place.depot_url}"
-                raise _Unstored(self.name, told)
+                reason = f"{job.job_id} is neither in {run.path} nor in {self.place.depot_url}"
+                raise _Unstored(self.name, reason)
             RunDir.make(self._runs, order.read_order(stored).job)
         return super()._run(job)
 
@@ -467,8 +467,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             made = order.read_order(self.place.depot.run(ref)).job
             state = depot.state_of(self.place.depot.run(ref))
         except OrchestrateError as problem:
-            told = f"{problem.message}. You can cancel the run, but not follow it or download its model"
-            error = JobError(code="not_stored", message=told)
+            reason = f"{problem.message}. You can cancel the run, but not follow it or download its model"
+            error = JobError(code="not_stored", message=reason)
         raw = placed.raw_state.lower() if placed else "unknown"
         status = _PLACED.get(placed.state if placed else "", JobStatus.UNKNOWN)
         if state is not None and (state.terminal or status is JobStatus.UNKNOWN):

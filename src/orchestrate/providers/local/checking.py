@@ -74,15 +74,15 @@ def joined(found: Iterable[Problem], more: Iterable[Problem]) -> list[Problem]:
     """Merge two lists of problems. If both lists report a setting because the model lacks the names in it, it
     is reported once."""
     more = list(more)
-    told = [p.message for p in more if p.code == "unknown-target"]
-    twice = [p for p in found if p.code == "setting-refused" and any(one in p.message for one in told)]
+    messages = [p.message for p in more if p.code == "unknown-target"]
+    twice = [p for p in found if p.code == "setting-refused" and any(one in p.message for one in messages)]
     return [*(p for p in found if p not in twice), *more]
 
 
 def _names(name: str, spec: JobSpec, translation: Translation) -> Iterator[Problem]:
     """Report the adapter's names that the model lacks, as errors if the translation rejects the setting."""
     refused = {row.name for row in translation.refused}
-    found, unseen = adapting.looked_at(spec, translation.model)
+    found, unseen = adapting.unmatched_names(spec, translation.model)
     for one in found:
         field = f"adapter.{one.field}"
         yield Problem(

@@ -103,8 +103,8 @@ class PlannedProvider(PlansTraining):
         return Path(str(given)).expanduser().resolve() / "local"
 
     def translate(self, spec: JobSpec) -> Translation:
-        told = translate(self._as_local(spec), self.config.options)
-        return msgspec.structs.replace(told, provider=self.name)
+        translation = translate(self._as_local(spec), self.config.options)
+        return msgspec.structs.replace(translation, provider=self.name)
 
     def _as_local(self, spec: JobSpec) -> JobSpec:
         """Rename what the spec says under this instance's name to `local`."""

@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 MOST_RESTARTS = 5
 """Maximum number of automatic restarts. A worker that crashes this often at one checkpoint would crash
 again."""
-WISHES: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
+STATUS_AFTER: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
 """Maps requests to the status of a run that has no worker."""
 
 
@@ -252,9 +252,11 @@ class LocalProvider(
             return False
         died = deaths(run, max(state.attempt, self.place.starts(run)))
         if died >= MOST_RESTARTS:
-            last = last_words(run)
-            told = f"the worker crashed {count(died, 'time')} without a newer checkpoint{last}. See {run.log}"
-            self._settle(run, "failed", error=JobError(code="worker_died", message=told))
+            last = death_message(run)
+            reason = (
+                f"the worker crashed {count(died, 'time')} without a newer checkpoint{last}. See {run.log}"
+            )
+            self._settle(run, "failed", error=JobError(code="worker_died", message=reason))
             return False
         return self._restart(run)
 
@@ -394,7 +396,7 @@ class LocalProvider(
     def _look(self, run: RunDir) -> None:
         """A run that lost its worker after it was asked for something has followed it."""
         self.place.look(run)
-        if (asked := WISHES.get(run.asked() or "")) and run.state().status == "interrupted":
+        if (asked := STATUS_AFTER.get(run.asked() or "")) and run.state().status == "interrupted":
             self._settle(run, asked)
 
 
@@ -433,7 +435,7 @@ def deaths(run: RunDir, attempts: int) -> int:
     return attempts - seen.before
 
 
-def last_words(run: RunDir) -> str:
+def death_message(run: RunDir) -> str:
     """Return the message about the worker's death, logged by the process that noticed it, or an empty
     string."""
     said = [event.message for event in run.events() if (event.type, event.level) == ("interrupted", "error")]

@@ -26,7 +26,7 @@ MOST_HOURS = 24.0
 
 DEVICE = "device"
 """Engine option that the selected machine determines."""
-ASKED = (*OPTIONS, DEVICE)
+MACHINE_OPTIONS = (*OPTIONS, DEVICE)
 CAPABILITY = {"T4": 7.5, "V100": 7.0, "P100": 6.0}
 """Compute capabilities of GPUs without bf16 arithmetic, on which the engine trains in fp16."""
 
@@ -174,8 +174,8 @@ def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) 
     if machine is None and asked.get("gpu", "auto") not in ("auto", "none"):
         gpu, number = gpu_asked(str(asked["gpu"]))
     if spot and machine is not None and machine.spot is None:
-        told = f"{machine.name} has no spot price, so it is not available as spot"
-        raise UsageError(told, fix="set spot: false, or use another gpu")
+        reason = f"{machine.name} has no spot price, so it is not available as spot"
+        raise UsageError(reason, fix="set spot: false, or use another gpu")
     hourly = _hourly(machine, spot=spot) if machine else None
     return Resources(
         gpu=gpu,
@@ -198,16 +198,16 @@ def rows(asked: Mapping[str, Any], found: Resources, machine: Machine | None, wh
     at = f" ({machine.name})" if machine and machine.name != machine.gpu else ""
     price = f", {money(found.limits.usd_per_hour)} per hour" if found.limits.usd_per_hour is not None else ""
     hours = found.limits.max_hours
-    told = {
+    defaults = {
         "gpu": (found.gpu or "none", f"{why}{at}{price}"),
         "max_hours": (hours, "after this, the worker and the platform stop the run"),
     }
     settings: list[Setting] = []
     for name in OPTIONS:
         given = asked.get(name)
-        if given is None and name not in told:
+        if given is None and name not in defaults:
             continue
-        sent, rule = told.get(name, (given, None))
+        sent, rule = defaults.get(name, (given, None))
         outcome = Outcome.DEFAULTED if given is None else Outcome.KEPT
         if name == "gpu" and given is not None and given != sent:
             outcome = Outcome.MAPPED
@@ -230,8 +230,8 @@ def _of_device(asked: Any, found: Resources) -> Setting:
         )
     if asked not in ("cpu", "cuda"):
         return msgspec.structs.replace(row, rule=f"must be one of cpu, cuda, got {asked!r}")
-    told = f"the machine has {f'a GPU ({found.gpu})' if found.gpu else 'no GPU'}. Remove device or gpu"
-    return msgspec.structs.replace(row, rule=told)
+    reason = f"the machine has {f'a GPU ({found.gpu})' if found.gpu else 'no GPU'}. Remove device or gpu"
+    return msgspec.structs.replace(row, rule=reason)
 
 
 def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Setting | None:

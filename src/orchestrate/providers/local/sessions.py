@@ -38,7 +38,7 @@ class SharedWorker(ModelProcess):
         super().__init__("sessions", opening, name=TRAINS)
         self.open(opening)
         self.sessions, self.models = 0, count(1)
-        self.follow(lambda told: None)
+        self.follow(lambda event: None)
 
     def submit(self, op: str, **fields: Any) -> Future[dict[str, Any]]:
         """Send a request and return a future of its result."""
@@ -88,8 +88,8 @@ class LocalSession(SessionBackend):
         return then(self._shared.submit("save", model=self._id, **fields), lambda _: str(folder))
 
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
-        told = self._shared.submit("load", model=self._id, folder=saved, optimizer=optimizer)
-        return then(told, lambda _: None)
+        loading = self._shared.submit("load", model=self._id, folder=saved, optimizer=optimizer)
+        return then(loading, lambda _: None)
 
     def close(self) -> None:
         if self._open:

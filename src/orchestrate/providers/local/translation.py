@@ -68,7 +68,7 @@ OPTIONS: Mapping[str, Option] = {
 }
 
 
-def answered(
+def option_rows(
     spec: JobSpec, body: Mapping[str, Any], gpu_elsewhere: bool, capability: float | None = None
 ) -> tuple[list[Setting], dict[str, Any]]:
     """Return a row for each engine option, and the request body with the options. `gpu_elsewhere` is True if
@@ -77,9 +77,9 @@ def answered(
     body = {**body, "hyper": dict(body.get("hyper", {}))}
     for key, value in spec.provider_options.get("local", {}).items():
         name = f"provider_options.{key}"
-        if reason := problem(key, value, spec.method.type) or _said_otherwise(key, value, spec):
-            told = masked(value, name)
-            rows[key] = Setting(name=name, asked=told, outcome=Outcome.REFUSED, rule=reason)
+        if reason := problem(key, value, spec.method.type) or _conflict(key, value, spec):
+            shown = masked(value, name)
+            rows[key] = Setting(name=name, asked=shown, outcome=Outcome.REFUSED, rule=reason)
             continue
         inside = OPTIONS[key].in_hyper
         wire = f"hyper.{key}" if inside else key
@@ -101,7 +101,7 @@ def answered(
     return list(rows.values()), body
 
 
-def _said_otherwise(key: str, value: Any, spec: JobSpec) -> str | None:
+def _conflict(key: str, value: Any, spec: JobSpec) -> str | None:
     if key == "micro_batch" and spec.gradient_accumulation is not None:
         return (
             f"the spec also sets gradient_accumulation: {spec.gradient_accumulation}. Remove one of the two"
@@ -203,28 +203,28 @@ _ADAPTERS = {
 }
 
 
-def settled(told: Translation, plan: Callable[[Translation], MemoryPlan | None]) -> Translation:
+def settled(translation: Translation, plan: Callable[[Translation], MemoryPlan | None]) -> Translation:
     """Add the memory plan to the translation, and decide whether the processes shard the weights."""
-    processes = told.body.get("hyper", {}).get("processes", 1)
-    asked = next((row for row in told.settings if row.name == NAME), None)
-    if told.refused or (processes == 1 and asked is None):
-        return msgspec.structs.replace(told, memory=plan(told))
+    processes = translation.body.get("hyper", {}).get("processes", 1)
+    asked = next((row for row in translation.settings if row.name == NAME), None)
+    if translation.refused or (processes == 1 and asked is None):
+        return msgspec.structs.replace(translation, memory=plan(translation))
     if asked is not None and asked.sent is not True:
-        return msgspec.structs.replace(told, memory=plan(told))
+        return msgspec.structs.replace(translation, memory=plan(translation))
     kept = Setting(name=NAME, asked=True, outcome=Outcome.KEPT, sent=True, wire="hyper.sharded")
-    in_shares = _with(told, kept)
-    reason = unable(told.body)
+    in_shares = _with(translation, kept)
+    reason = unable(translation.body)
     if asked is not None:
         if reason:
-            return _with(told, _refused(reason, asked=True))
+            return _with(translation, _refused(reason, asked=True))
         return msgspec.structs.replace(in_shares, memory=plan(in_shares))
-    whole, shared = plan(told), None if reason else plan(in_shares)
+    whole, shared = plan(translation), None if reason else plan(in_shares)
     if whole is None or whole.fits is not False or whole.available_bytes is None:
         rule = "each GPU has the full model (DDP)"
         if whole is not None and whole.fits:
             rule += f" and needs {size(whole.total_bytes)} of {size(whole.available_bytes or 0)}"
         row = Setting(name=NAME, outcome=Outcome.DEFAULTED, sent=False, rule=rule)
-        return msgspec.structs.replace(_with(told, row), memory=whole)
+        return msgspec.structs.replace(_with(translation, row), memory=whole)
     sums = f"a full copy needs {size(whole.total_bytes)} of {size(whole.available_bytes)} on each GPU"
     if shared is None or not shared.fits:
         more = reason or f"in {processes} shares {size(shared.total_bytes if shared else 0)}"
@@ -232,11 +232,11 @@ def settled(told: Translation, plan: Callable[[Translation], MemoryPlan | None])
         fix = "; or ".join(["use more or larger GPUs", *least.advice])
         why = f"the run does not fit on {processes} GPUs: {sums}, {more}. To fix this: {fix}"
         row = _refused(why, asked=None)
-        return msgspec.structs.replace(_with(told, row), memory=whole)
+        return msgspec.structs.replace(_with(translation, row), memory=whole)
     rule = f"each GPU has a shard of every weight (FSDP): {sums}, "
     rule += f"in {processes} shares {size(shared.total_bytes)}"
     row = Setting(name=NAME, outcome=Outcome.DEFAULTED, sent=True, wire="hyper.sharded", rule=rule)
-    return msgspec.structs.replace(_with(told, row), memory=shared)
+    return msgspec.structs.replace(_with(translation, row), memory=shared)
 
 
 def spread(body: Mapping[str, Any], processes: int) -> dict[str, Any]:
@@ -266,10 +266,10 @@ def _refused(reason: str, *, asked: bool | None) -> Setting:
     return Setting(name=NAME, asked=asked, outcome=Outcome.REFUSED, rule=reason)
 
 
-def _with(told: Translation, row: Setting) -> Translation:
-    rows = (*(one for one in told.settings if one.name != NAME), row)
-    hyper = {**told.body.get("hyper", {}), "sharded": row.sent is True}
-    return msgspec.structs.replace(told, settings=rows, body={**told.body, "hyper": hyper})
+def _with(translation: Translation, row: Setting) -> Translation:
+    rows = (*(one for one in translation.settings if one.name != NAME), row)
+    hyper = {**translation.body.get("hyper", {}), "sharded": row.sent is True}
+    return msgspec.structs.replace(translation, settings=rows, body={**translation.body, "hyper": hyper})
 
 
 # The chat template that a spec asks for, and what holds in it.
@@ -323,9 +323,9 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
         rows.send(name, value)
     built = rows.build(model)
     elsewhere = options.get("gpu_memory_gib") is not None
-    own, body = answered(spec, built.body, elsewhere, options.get("gpu_capability"))
+    own, body = option_rows(spec, built.body, elsewhere, options.get("gpu_capability"))
     whole = msgspec.structs.replace(built, settings=(*built.settings, *own), body=body)
-    return settled(whole, lambda told: memory(spec, told, options))
+    return settled(whole, lambda planned: memory(spec, planned, options))
 
 
 def memory(
@@ -451,7 +451,7 @@ def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> Non
         rows.offer("method.kl_beta", "method.kl_beta", 0.0)
     if method.compute_multiplier is not None:
         rows.refuse("method.compute_multiplier", "locally, samples_per_prompt sets the amount of exploration")
-    rows.refuse_if_asked({"method.reasoning_effort": "open models have no such training setting"})
+    rows.refuse_if_set({"method.reasoning_effort": "open models have no such training setting"})
     if spec.packing:
         rows.refuse("packing", "RFT samples new answers at each step, so there is nothing to pack")
 
@@ -557,10 +557,10 @@ _OPTIMIZER_RULES = {
 def _learning_rate(rows: Rows, spec: JobSpec, optimizer: str) -> None:
     rates = FULL_LEARNING_RATES if spec.adapter.type == "full" else LEARNING_RATES
     base = rates.get(spec.method.type, 2e-4)
-    told = None
+    rule = None
     if "lion" in optimizer:
         base *= LION_RATE
-        told = f"{LION_RATE:g} of AdamW's rate, because Lion's steps are larger"
+        rule = f"{LION_RATE:g} of AdamW's rate, because Lion's steps are larger"
     if spec.learning_rate_multiplier is not None:
         rows.map(
             "learning_rate_multiplier",
@@ -571,7 +571,7 @@ def _learning_rate(rows: Rows, spec: JobSpec, optimizer: str) -> None:
     elif spec.learning_rate is not None:
         rows.keep("learning_rate", "hyper.learning_rate")
     else:
-        rows.default("learning_rate", "hyper.learning_rate", base, told, send=True)
+        rows.default("learning_rate", "hyper.learning_rate", base, rule, send=True)
     _schedule(rows, spec, optimizer)
 
 
@@ -588,7 +588,7 @@ def _schedule(rows: Rows, spec: JobSpec, optimizer: str) -> None:
             rows.offer("schedule_power", "hyper.schedule_power", 1.0, "1 is linear, 2 falls faster at first")
         return
     reason = "the schedule-free optimizer uses a constant learning rate and averages weights"
-    rows.refuse_if_asked(dict.fromkeys(("min_lr_ratio", "decay_ratio", "schedule_power"), reason))
+    rows.refuse_if_set(dict.fromkeys(("min_lr_ratio", "decay_ratio", "schedule_power"), reason))
     if spec.schedule not in (None, "constant"):
         rows.refuse(
             "schedule",
@@ -611,7 +611,7 @@ def _data(rows: Rows, spec: JobSpec, options: Mapping[str, Any]) -> None:
     if not (spec.packing and spec.method.type == "rft"):
         rows.offer("packing", "hyper.packing", False, "rows of similar length are batched together instead")
         if spec.packing and device_of(spec, options) == "cpu":
-            rows.tell("packing", engines.NO_PACKING)
+            rows.annotate("packing", engines.NO_PACKING)
     if spec.suffix is not None:
         rows.keep("suffix", None, rule="only stored with the run, because the trained model is a folder")
     if spec.batch_tokens is not None:

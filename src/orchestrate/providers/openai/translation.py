@@ -58,7 +58,7 @@ def translate(provider: str, spec: JobSpec, model: ModelOnHost, aliases: Iterabl
     rows.offer("seed", "seed", rule="chosen by the host")
     rows.offer("suffix", "suffix", rule="none")
     _wandb(rows, spec)
-    rows.refuse_if_asked(REFUSED)
+    rows.refuse_if_set(REFUSED)
     rows.without_engine_settings("OpenAI")
     return rows.build(model.id, reserved=RESERVED)
 
@@ -164,12 +164,12 @@ def _checkpoints(rows: Rows, spec: JobSpec) -> None:
 
 def _as_always(rows: Rows, spec: JobSpec) -> None:
     """Translate settings for which OpenAI has no field. Keeps a value that matches what it always does."""
-    told = {
+    fixed = {
         "gradient_accumulation": ("OpenAI splits batches automatically. Use batch_size", 1),
         "max_seq_length": (f"OpenAI truncates rows at the model's own limit ({CONTEXT:,} tokens)", CONTEXT),
         "evals": ("OpenAI evaluates on its own schedule", 0 if spec.validation is None else None),
     }
-    for name, (rule, always) in told.items():
+    for name, (rule, always) in fixed.items():
         if rows.given(name) is None:
             continue
         if rows.given(name) == always:

@@ -161,8 +161,8 @@ class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessi
         try:
             return quoting.quote(work, self._rates(order, rates))
         except UsageError as error:
-            told = f"{error.message}. To set it: {error.fix}"
-            return Quote(provider=self.name, model=translation.model, unavailable=told)
+            reason = f"{error.message}. To set it: {error.fix}"
+            return Quote(provider=self.name, model=translation.model, unavailable=reason)
 
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None

@@ -51,7 +51,7 @@ class TinkerSession(ClientSession):
         sampling = self._sampling
         return self._asked(
             lambda: sampling.sample(prompt, num_samples=request["n"], sampling_params=params),
-            lambda told: sampled(told.sequences),
+            lambda result: sampled(result.sequences),
         )
 
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:

@@ -69,7 +69,7 @@ def translate(spec: JobSpec, provider: str, options: Mapping[str, Any]) -> Trans
     _data(rows, spec, context)
     for key, value in own.items():
         _option(rows, spec, key, value)
-    rows.refuse_if_asked(_WITHOUT)
+    rows.refuse_if_set(_WITHOUT)
     rows.without_engine_settings(PROFILE.title)
     return rows.build(model)
 
@@ -101,7 +101,7 @@ def _method(rows: Rows, spec: JobSpec, *, code: bool) -> None:
         rows.offer("method.train_on", "method.train_on", "all", "every assistant message")
     elif method.loss == "kto":
         rows.refuse("method.loss", f"no recipe supports KTO. {UNPAIRED}", instead="dpo")
-        rows.refuse_if_asked({f"method.{one}": "part of KTO" for one in KTO_ONLY})
+        rows.refuse_if_set({f"method.{one}": "part of KTO" for one in KTO_ONLY})
     else:
         rows.offer("method.loss", "method.loss", "dpo")
         rows.offer("method.beta", "method.beta", 0.1)

@@ -126,21 +126,23 @@ class TogetherUploads:
         return next(same, None)
 
     def _send(self, path: Path, progress: Progress | None) -> dict[str, Any]:
-        def told(event: Any) -> None:
+        def report(event: Any) -> None:
             if progress is not None:
                 progress(event.uploaded_bytes, event.total_bytes)
 
         # The rows were checked when they were read: the SDK's own check would only read them once more. A
         # file sent twice is recognized by its checksum (409), and the SDK then answers with the first.
         def send() -> Any:
-            return self._client().files.upload(path, purpose="fine-tune", check=False, progress_callback=told)
+            return self._client().files.upload(
+                path, purpose="fine-tune", check=False, progress_callback=report
+            )
 
         return plain(self._wire.read(send))
 
     def _ready(self, file: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
         file_id = str(file["id"])
 
-        def look() -> tuple[dict[str, Any] | None, object]:
+        def query() -> tuple[dict[str, Any] | None, object]:
             found = self.get(file_id)
             status, report = text(found.get("processing_status")), table(found.get("validation_report"))
             if status in BAD or (status in DONE and report.get("valid") is False):
@@ -150,7 +152,7 @@ class TogetherUploads:
             return (found if status in DONE else None), f"being validated ({status})"
 
         return awaited(
-            look,
+            query,
             provider="together",
             what=file_id,
             sleep=self._sleep,

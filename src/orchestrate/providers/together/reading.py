@@ -20,6 +20,7 @@ from orchestrate.errors import (
 )
 from orchestrate.providers.calls import (
     estimate_quote,
+    integer,
     money,
     nanos,
     number,
@@ -28,7 +29,6 @@ from orchestrate.providers.calls import (
     table,
     text,
     when,
-    whole,
 )
 from orchestrate.providers.sessions import (
     Row,
@@ -68,7 +68,7 @@ def job_of(raw: Mapping[str, Any], ref: str | None, provider: str = "together") 
     status = text(raw.get("status")) or ""
     known = PROFILE.status(status)
     updated = when(raw.get("updated_at"))
-    step, total = whole(raw.get("steps_completed")), whole(raw.get("total_steps"))
+    step, total = integer(raw.get("steps_completed")), integer(raw.get("total_steps"))
     price = nanos(raw.get("total_price"))
     return Job(
         handle=JobHandle(provider=provider, job_id=str(raw.get("id") or ""), ref=ref),
@@ -80,7 +80,7 @@ def job_of(raw: Mapping[str, Any], ref: str | None, provider: str = "together") 
         finished_at=updated if known.terminal else None,
         estimated_finish=_estimate(raw, updated) if known is JobStatus.RUNNING else None,
         tuned_model=text(raw.get("model_output_name")) if known is JobStatus.SUCCEEDED else None,
-        trained_tokens=whole(raw.get("token_count")) or None,
+        trained_tokens=integer(raw.get("token_count")) or None,
         step=step,
         total_steps=total,
         epoch=number(raw.get("epochs_completed")),
@@ -102,13 +102,13 @@ def _estimate(raw: Mapping[str, Any], updated: datetime | None) -> datetime | No
 
 
 def _error(raw: Mapping[str, Any], status: str) -> JobError:
-    told = [e for e in rows(raw.get("events")) if str(e.get("type", "")).lower() in _ERROR_EVENTS]
+    events = [e for e in rows(raw.get("events")) if str(e.get("type", "")).lower() in _ERROR_EVENTS]
     fallback = {
         "user_error": "Together rejected the data or the W&B settings. See the events",
         "error": "Together had a platform failure. It refunds this job and restarts it under a new id",
     }
     return JobError(
-        message=text(told[-1].get("message")) or status if told else fallback[status], code=status
+        message=text(events[-1].get("message")) or status if events else fallback[status], code=status
     )
 
 
@@ -131,7 +131,7 @@ def events_of(raw: Iterable[Mapping[str, Any]]) -> list[Event]:
                 level=_LEVELS.get(str(entry.get("level") or "info").lower().removeprefix("legacy_"), "info"),
                 message=text(entry.get("message")) or kind.replace("_", " "),
                 type=kind,
-                step=whole(entry.get("step")) or None,
+                step=integer(entry.get("step")) or None,
                 data=payload(
                     {
                         k: v
@@ -161,8 +161,8 @@ def metrics_of(raw: Iterable[Mapping[str, Any]]) -> list[MetricPoint]:
     epochs: dict[int, float] = {}
     step = 0
     for row in raw:
-        told = next((whole(v) for k, v in row.items() if k.endswith("global_step")), None)
-        step = step if told is None else told
+        reported = next((integer(v) for k, v in row.items() if k.endswith("global_step")), None)
+        step = step if reported is None else reported
         point = values.setdefault(step, {})
         for key, value in row.items():
             found = number(value)
@@ -187,7 +187,7 @@ def checkpoints_of(raw: Iterable[Mapping[str, Any]], job_id: str) -> list[Checkp
     is for use with `continue_from`."""
     found: list[Checkpoint] = []
     for entry in raw:
-        step = whole(entry.get("step"))
+        step = integer(entry.get("step"))
         kind = text(entry.get("checkpoint")) or _kind(text(entry.get("checkpoint_type")) or "")
         found.append(
             Checkpoint(
@@ -258,23 +258,23 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
 
 def recalled(job: Job, file: Callable[[str], Mapping[str, Any]]) -> Recalled:
     """Collect the facts about a job that determine its price. `file` returns the record of a file by id."""
-    told = job.payload
-    full = text(table(told.get("training_type")).get("type")) == "Full"
-    method = text(table(told.get("training_method")).get("method"))
+    payload = job.payload
+    full = text(table(payload.get("training_type")).get("type")) == "Full"
+    method = text(table(payload.get("training_method")).get("method"))
     asked = job.cost_usd is None
-    train = _file_of(told.get("training_file"), file, asked)
-    evals = whole(told.get("n_evals")) or 0
-    validation = _file_of(told.get("validation_file"), file, asked and evals > 0)
+    train = _file_of(payload.get("training_file"), file, asked)
+    evals = integer(payload.get("n_evals")) or 0
+    validation = _file_of(payload.get("validation_file"), file, asked and evals > 0)
     return Recalled(
         method="dpo" if method == "dpo" else "sft",
         adapter="full" if full else "lora",
-        epochs=whole(told.get("n_epochs")),
+        epochs=integer(payload.get("n_epochs")),
         evals=evals if validation else 0,
-        packing=told.get("packing") is not False,
-        max_length=whole(told.get("max_seq_length")),
-        rows=whole(table(train.get("validation_report")).get("nlines")),
-        train_bytes=whole(train.get("bytes")),
-        validation_bytes=whole(validation.get("bytes")),
+        packing=payload.get("packing") is not False,
+        max_length=integer(payload.get("max_seq_length")),
+        rows=integer(table(train.get("validation_report")).get("nlines")),
+        train_bytes=integer(train.get("bytes")),
+        validation_bytes=integer(validation.get("bytes")),
     )
 
 
@@ -288,7 +288,7 @@ def asked_for(job: Job) -> Told:
     kind, method = table(raw.get("training_type")), table(raw.get("training_method"))
     spec: dict[str, Any] = {}
     for name, ours in (("n_epochs", "epochs"), ("batch_size", "batch_size"), ("n_evals", "evals")):
-        if value := whole(raw.get(name)):
+        if value := integer(raw.get(name)):
             spec[ours] = value
     if (rate := number(raw.get("learning_rate"))) is not None:
         spec["learning_rate"] = rate
@@ -297,7 +297,7 @@ def asked_for(job: Job) -> Told:
         spec["method"] = {"type": "dpo"} | ({"beta": beta} if beta is not None else {})
     if text(kind.get("type")) == "Full":
         spec["adapter"] = {"type": "full"}
-    elif rank := whole(kind.get("lora_r")):
+    elif rank := integer(kind.get("lora_r")):
         alpha = number(kind.get("lora_alpha"))
         spec["adapter"] = {"type": "lora", "r": rank} | ({"alpha": alpha} if alpha else {})
     named = {"train": "training_file", "validation": "validation_file"}

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import Conflict, InvalidRequest, NotFound, ProviderError, UnexpectedAnswer, UsageError
 from orchestrate.providers import adapters, files
-from orchestrate.providers.adapters import TO_BE_ASKED, Replicas
-from orchestrate.providers.calls import items, money, number, payload, plain, rows, table, text, when, whole
+from orchestrate.providers.adapters import DEPLOY_FIX, Replicas
+from orchestrate.providers.calls import integer, items, money, number, payload, plain, rows, table, text, when
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.together import PROFILE
 from orchestrate.types import Adapter, Endpoint, Standing
@@ -120,7 +120,7 @@ class TogetherDeployments:
         if endpoint is None:
             raise UsageError(
                 f"{job_id} is not deployed. Together serves tuned models only on dedicated endpoints",
-                fix=TO_BE_ASKED,
+                fix=DEPLOY_FIX,
             )
         return endpoint.model
 
@@ -141,7 +141,7 @@ class TogetherDeployments:
             self._attempt(lambda i=one: api.deployments.delete(i, endpoint_id=endpoint_id, **at))
         self._attempt(lambda: api.delete(endpoint_id, **at))
 
-    def standing(self) -> Iterator[Standing]:
+    def billing_items(self) -> Iterator[Standing]:
         """List all endpoints and deployments in the project, regardless of who created them."""
         prices: dict[str, Decimal] | None = None
         for raw in self._all():
@@ -159,7 +159,7 @@ class TogetherDeployments:
                     created_at=when(raw.get("createdAt")),
                 )
             elif prices is None:
-                prices = self._prices_if_told()
+                prices = self._prices_if_known()
             for entry in deployments:
                 price = (prices or {}).get(text(entry.get("hardware")) or "")
                 state = _state(entry)
@@ -301,7 +301,7 @@ class TogetherDeployments:
         usd, config = min(priced, key=lambda p: (p[0] is None, p[0] or Decimal(0)))
         return (usd * wanted.max_replicas if usd is not None else None), config
 
-    def _prices_if_told(self) -> dict[str, Decimal]:
+    def _prices_if_known(self) -> dict[str, Decimal]:
         """Return the prices, or none if they cannot be read. Deployments are listed even then."""
         try:
             return self._prices()
@@ -321,7 +321,7 @@ class TogetherDeployments:
 
     def _endpoint(self, raw: Mapping[str, Any]) -> Endpoint:
         deployments = rows(raw.get("deployments"))
-        prices, per_hour = self._prices_if_told(), Decimal(0)
+        prices, per_hour = self._prices_if_known(), Decimal(0)
         for entry in deployments:
             price, replicas = prices.get(text(entry.get("hardware")) or ""), _replicas(entry)
             if price is None and replicas:  # a part of the sum would pass for all of it
@@ -394,14 +394,14 @@ def _state(deployment: Mapping[str, Any]) -> str:
 def _replicas(deployment: Mapping[str, Any]) -> int:
     """Return how many replicas the host wants now. If it does not report that, or wants none now, return
     the maximum."""
-    most = whole(table(deployment.get("autoscaling")).get("maxReplicas"))
-    return whole(deployment.get("desiredReplicas")) or (1 if most is None else most)
+    most = integer(table(deployment.get("autoscaling")).get("maxReplicas"))
+    return integer(deployment.get("desiredReplicas")) or (1 if most is None else most)
 
 
 def _hardware(config: Mapping[str, Any]) -> str | None:
     """Build `1xnvidia-h100-80gb` from the configuration's selectors, like the SDK's command line."""
-    told = {str(s.get("key")): text(s.get("value")) for s in rows(config.get("selectors"))}
-    count, kind = told.get("accelerator_count"), told.get("accelerator_type")
+    selectors = {str(s.get("key")): text(s.get("value")) for s in rows(config.get("selectors"))}
+    count, kind = selectors.get("accelerator_count"), selectors.get("accelerator_type")
     return f"{count}x{kind}" if count and kind else None
 
 
@@ -430,8 +430,8 @@ class TogetherAdapters(adapters.Adapters):
         registered = self.find(adapter.id) or self._register(adapter)
         object_id = str(registered["id"])
         local = {file.name: _PartedFile(file) for file in adapters.files(adapter)}
-        told = [{"path": n, "hash": f.hash, "numParts": len(f.parts)} for n, f in local.items()]
-        asked = self._send("upload/create", {"objectId": object_id, "files": told})
+        listed = [{"path": n, "hash": f.hash, "numParts": len(f.parts)} for n, f in local.items()]
+        asked = self._send("upload/create", {"objectId": object_id, "files": listed})
         total, done, sent = sum(f.size for f in local.values()), 0, list[dict[str, Any]]()
         import httpx
 
@@ -544,7 +544,7 @@ class TogetherAdapters(adapters.Adapters):
         return plain(self._wire.read(lambda: client.post(url, cast_to=object, body=body), expect=object))
 
     def _part(self, http: httpx.Client, file: _PartedFile, remote: Mapping[str, Any]) -> dict[str, Any]:
-        number = whole(remote.get("partNumber"))
+        number = integer(remote.get("partNumber"))
         if number is None or not 1 <= number <= len(file.parts):
             raise UnexpectedAnswer(
                 self._provider, f"Together requested part {number} of a file with {len(file.parts)} parts"

@@ -41,7 +41,7 @@ from orchestrate.providers import files
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls import money, plain, ref_in, rows, table, text, when
 from orchestrate.providers.calls.hosted import MOST_PAGES, Wire
-from orchestrate.providers.rented import LOOK_S, SEARCH_S, MachineWatch, RentedMachines, RequestedMachine
+from orchestrate.providers.rented import POLL_S, SEARCH_S, MachineWatch, RentedMachines, RequestedMachine
 from orchestrate.providers.session_jobs import JobsAndSessions
 from orchestrate.providers.sessions import (
     CONTINUES,
@@ -132,9 +132,9 @@ class Machines(RentedMachines):
 
     def usd_per_hour(self, body: Mapping[str, Any]) -> Decimal | None:
         """Return the host's estimate, or `None` if it contains no price in US dollars."""
-        told = plain(self._wire.read(lambda: self._api.estimate_cost(**body)))
-        usd = money(told.get("price_per_hour"))
-        return usd if usd and usd > 0 and told.get("currency") == "USD" else None
+        estimate = plain(self._wire.read(lambda: self._api.estimate_cost(**body)))
+        usd = money(estimate.get("price_per_hour"))
+        return usd if usd and usd > 0 and estimate.get("currency") == "USD" else None
 
     # -- one run's -----------------------------------------------------------------------------------------
 
@@ -178,8 +178,8 @@ class Machines(RentedMachines):
     def _search(self, asked: RequestedMachine) -> dict[str, Any] | None:
         waited = 0.0
         while (found := self._match(asked, self.up())) is None and waited < SEARCH_S:
-            self._sleep(LOOK_S)
-            waited += LOOK_S
+            self._sleep(POLL_S)
+            waited += POLL_S
         return found
 
     def _match(self, asked: RequestedMachine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -214,14 +214,14 @@ class Machines(RentedMachines):
     def stop(self, id: str) -> dict[str, Any]:
         """Stop a machine with its sessions."""
         try:
-            told = plain(self._wire.read(lambda: self._api.stop(id, force=True)))
+            raw = plain(self._wire.read(lambda: self._api.stop(id, force=True)))
         except NotFound:
             return {}
-        if state(told) in UP:
-            told = self._raw(id)
-        if state(told) in UP:
-            raise ProviderError(self._provider, f"machine {id} is still {state(told)} after a stop request")
-        return told
+        if state(raw) in UP:
+            raw = self._raw(id)
+        if state(raw) in UP:
+            raise ProviderError(self._provider, f"machine {id} is still {state(raw)} after a stop request")
+        return raw
 
     def _billed_s(self, raw: dict[str, Any]) -> float:
         return billed_s(raw)
@@ -259,7 +259,7 @@ class Machines(RentedMachines):
         """Map machines that are up to the refs of their runs. Searches the run directories on this machine,
         then the names of the machines' sessions, and last the local requests whose response was lost."""
         found: dict[str, str] = {}
-        asked = self.asked_for()
+        asked = self.pending()
         found |= {one.id: ref for ref, one in asked if one.id is not None}
         if any(raw["id"] not in found for raw in up):
             status = [f"TRAINING_SESSION_STATUS_{one}" for one in ("CREATING", "RUNNING")]
@@ -279,7 +279,7 @@ class Machines(RentedMachines):
         found = self._all(self._sessions.list, model_resources_id=machine)
         return next((raw for raw in found if raw.get("display_name") == name), None)
 
-    def standing(self) -> Iterator[Standing]:
+    def billing_items(self) -> Iterator[Standing]:
         """List the machines that are up. Empty for a project without access to training sessions."""
         try:
             up = self.up()
@@ -668,9 +668,9 @@ class SteppedTogether(JobsAndSessions, TogetherProvider):
         def fetch(folder: Path, most: int) -> None:
             import httpx
 
-            told = self._wire.read(lambda: self.post_training.checkpoints.download(id=id, variant=variant))
+            answer = self._wire.read(lambda: self.post_training.checkpoints.download(id=id, variant=variant))
             with httpx.Client(timeout=self.config.timeout_s) as http:
-                for one in rows(plain(told).get("data")):
+                for one in rows(plain(answer).get("data")):
                     name = str(one.get("filename"))
                     if Path(name).name != name or not files.wanted(name):
                         continue

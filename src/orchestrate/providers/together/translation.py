@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrate import catalog, text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import TranslationRefused, UsageError
-from orchestrate.providers.calls import number, suffix_room, suffix_tag, table, whole
+from orchestrate.providers.calls import integer, number, suffix_room, suffix_tag, table
 from orchestrate.providers.settings import UNPAIRED, Fields, Rows
 from orchestrate.providers.together import PROFILE
 from orchestrate.spec import DPO, JobSpec
@@ -61,7 +61,7 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     _length(rows, spec, model)
     _evaluation(rows, spec)
     _names(rows)
-    rows.refuse_if_asked(
+    rows.refuse_if_set(
         {
             "eval_steps": "Together expects the number of evaluations per run: set evals",
             "checkpoint_steps": "Together expects the number of checkpoints per run: set checkpoints",
@@ -143,7 +143,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
         else:
             rows.keep("adapter.type", "training_type.type", "Full")
         return
-    asked = [name for name in rows.asked if name.startswith("adapter.")]
+    asked = [name for name in rows.requested if name.startswith("adapter.")]
     # Without a word about the adapter the field is left out: LoRA, or what the job continued from had.
     if adapter.type == "qlora":
         rule = "trained as LoRA, because Together does not publish the precision of its base models"
@@ -195,10 +195,10 @@ def _optimizer(rows: Rows) -> None:
     rows.offer("max_grad_norm", "max_grad_norm", 1.0)
     rows.offer("packing", "packing", True)
     rows.offer("seed", "random_seed", 42)
-    rows.refuse_if_asked({"batch_tokens": "Together counts batches in rows: set batch_size"})
+    rows.refuse_if_set({"batch_tokens": "Together counts batches in rows: set batch_size"})
     if rows.given("warmup_steps") == 0:
         rows.map("warmup_steps", "warmup_ratio", 0.0, "no warm-up")
-    rows.refuse_if_asked({"warmup_steps": "Together expects a fraction of the steps: set warmup_ratio"})
+    rows.refuse_if_set({"warmup_steps": "Together expects a fraction of the steps: set warmup_ratio"})
     _schedule(rows)
 
 
@@ -209,7 +209,7 @@ def _schedule(rows: Rows) -> None:
             "schedule",
             "Together supports the schedules linear, cosine and constant",
         )
-        rows.refuse_if_asked({"min_lr_ratio": "applies only to a schedule that Together does not support"})
+        rows.refuse_if_set({"min_lr_ratio": "applies only to a schedule that Together does not support"})
         return
     if least is not None:
         rows.keep("min_lr_ratio", "lr_scheduler.lr_scheduler_args.min_lr_ratio")
@@ -312,7 +312,7 @@ def _names(rows: Rows) -> None:
         if rows.given(f"wandb.{name}") is not None:
             wire = "wandb_project_name" if name == "project" else f"wandb_{name}"
             rows.keep(f"wandb.{name}", wire)
-    rows.refuse_if_asked({"wandb.tags": "Together does not pass tags to W&B"})
+    rows.refuse_if_set({"wandb.tags": "Together does not pass tags to W&B"})
 
 
 # -- the fields of the create request ----------------------------------------------------------------------
@@ -347,7 +347,7 @@ FALLBACK_RANK = 8
 
 
 def default_rank(limits: Mapping[str, Any]) -> int:
-    return whole(table(limits.get("lora_training")).get("default_rank")) or FALLBACK_RANK
+    return integer(table(limits.get("lora_training")).get("default_rank")) or FALLBACK_RANK
 
 
 def require_limits(body: Mapping[str, Any], limits: Mapping[str, Any], data: TrainingData) -> None:
