@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in total) while data is transferred."""
+"""Callback for transfers. Its arguments are the bytes transferred so far and the total bytes."""
 
 
 _IN_PROFILE = frozenset({"own_rates", "prices", "status_map", "sends_wandb_key", "renders_rows"})
@@ -184,7 +184,7 @@ class Provider(ABC):
         """Yield events, oldest first. With `after`, yield only those after the event with this id."""
 
     def close(self) -> None:  # noqa: B027  most backends hold nothing
-        """Close connections. The provider may be used again afterwards."""
+        """Close all connections. The next call opens new ones."""
 
     # -- where things go -----------------------------------------------------------------------------------
 
@@ -333,8 +333,8 @@ class Recalls(Provider):
 class HoldsFiles(Provider):
     @abstractmethod
     def holds(self, remote: RemoteDataset) -> bool:
-        """Return True if this account still has the files of an earlier upload, by their ids. `False` does
-        not prove that the files are missing."""
+        """Return True if the files of an earlier upload can be found in this account by their ids. `False`
+        does not prove that the files were deleted."""
 
 
 class HandsOutFiles(Provider):
@@ -564,7 +564,7 @@ def prices_of(provider: Provider) -> str:
 
 
 def lookup(provider: Provider, spec: JobSpec) -> Lookup:
-    """Return the query for the rates that a quote needs. Raises `SpecError` for a model that the backend does
+    """Return the query that finds the rates for a quote. Raises `SpecError` for a model that the backend does
     not know."""
     from orchestrate import costing
 

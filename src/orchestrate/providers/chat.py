@@ -361,9 +361,10 @@ class ModelAt:
 
 
 def model_at(settings: Settings, written: str, key_variable: str | None = None) -> ModelAt:
-    """Parse a model and its host. Without a host, the first built-in one is used. `key_variable` names the
-    environment variable with the key for a URL. Errors of `configured` and `addressed` propagate. Raises
-    `UsageError` if no host is given and the first built-in host does not have the model."""
+    """Parse `MODEL`, `HOST=MODEL` or `https://ADDRESS=MODEL`. The default host is the first built-in one.
+    `key_variable` names the environment variable with the key for a URL. Errors of `configured` and
+    `addressed` propagate. Raises `UsageError` if no host is given and the first built-in host does not have
+    the model."""
     if written.startswith(("http://", "https://")):
         address, equals, model = written.partition("=")
         if not equals or not model:
@@ -397,7 +398,7 @@ def _require_there(host: HostConfig, name: str) -> None:
 
 
 def configured(settings: Settings, name: str) -> HostConfig:
-    """Return a host from the configuration. Raises `UsageError` if it is unknown."""
+    """Return the configured host with this name. Raises `UsageError` if there is no such host."""
     host = settings.host(name)
     if host.base_url is None:
         raise UsageError(

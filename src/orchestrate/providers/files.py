@@ -58,7 +58,7 @@ WANTED = (
 """File names (lower case) of a model folder. Other files in an archive are not unpacked."""
 _CHUNK = 1 << 20
 _HEADERS = 64 << 10
-"""Maximum bytes of all headers before one file, and of the read-ahead."""
+"""Maximum total size of the headers before a file, and of the read-ahead, in bytes."""
 _PART = re.compile(r"^[^\x00-\x1f\\:]+$")
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz"}
 

@@ -49,7 +49,7 @@ from orchestrate.types import Job
 
 
 _ROOMS = (*built_in(), "httpx", "httpx2", "httpcore", "httpcore2", "orchestrate")
-"""Logger names of the backends' SDKs, of HTTP libraries and of our own code."""
+"""Names of the loggers of the SDKs, the HTTP libraries and Orchestrate."""
 _lock = threading.Lock()
 _formatter = logging.Formatter()
 
@@ -89,7 +89,7 @@ MOST_PAGES = 2_000
 
 
 class SdkPage(Protocol):
-    """A page of a list, as defined in each of the SDKs."""
+    """A page of a list, with the methods that all SDKs define."""
 
     def has_next_page(self) -> bool: ...
     def next_page_info(self) -> Any: ...
@@ -221,8 +221,8 @@ def hosted_error(
     codes: Mapping[str, type[ProviderError]] | None = None,
     fix: str | None = None,
 ) -> ProviderError:
-    """Convert any failure of an SDK call or an httpx request to one of our errors. Raise the result `from
-    error`.
+    """Convert any failure of an SDK call or an httpx request to one of Orchestrate's errors. Callers should
+    raise the result `from error`.
 
     `codes` adds to `CODE_ERRORS` (keys in lower case). A response that could not be decoded is an
     `UnexpectedAnswer` that may be retried. A `ProviderError` is returned unchanged."""
@@ -343,7 +343,7 @@ def _names(error: BaseException) -> set[str]:
 
 
 def headers_of(error: BaseException) -> Mapping[str, str]:
-    """Return the response headers of an SDK or httpx error. Empty if there was no response."""
+    """Return the response headers of an SDK or httpx error, or an empty mapping if there was no response."""
     return getattr(getattr(error, "response", None), "headers", None) or {}
 
 
@@ -388,7 +388,7 @@ def _short(text: str, limit: int = 600) -> str:
 
 
 class Wire:
-    """Sends the calls of one backend. Calls are closures over an SDK client that was created with
+    """Sends the requests of one backend. Each call is a closure over an SDK client that was created with
     `max_retries=0`."""
 
     def __init__(
@@ -406,8 +406,8 @@ class Wire:
         self._sleep = sleep
 
     def read(self, call: Callable[[], T], *, expect: type | tuple[type, ...] | None = None) -> T:
-        """Run a call that may be repeated (a read, an idempotent action) until it succeeds, is rejected, or
-        the retry budget is spent. Raises `ProviderError`.
+        """Retry a call that may be repeated (a read, an idempotent action) until it succeeds, the host
+        rejects it, or the retry budget is spent. Raises `ProviderError`.
 
         By default, a `str` raises `UnexpectedAnswer`, because the SDKs return HTML as a `str`. With `expect`,
         any response that is not of this class raises `UnexpectedAnswer`.
@@ -415,8 +415,8 @@ class Wire:
         return self.retry.calling(lambda: self.once(call, expect=expect), sleep=self._sleep)
 
     def once(self, call: Callable[[], T], *, expect: type | tuple[type, ...] | None = None) -> T:
-        """Send a request like `read`, but without retries. For calls that are not idempotent but cost little
-        when duplicated (an upload part)."""
+        """Run a call like `read`, but without retries. Use it for requests that are not idempotent but cost
+        little if they are sent twice, such as an upload part."""
         try:
             answer = call()
         except OrchestrateError:

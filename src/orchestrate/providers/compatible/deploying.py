@@ -38,7 +38,7 @@ class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The options of `deploy`."""
 
     tier: str | None = None
-    """Deployment tier. Default: the first in the description."""
+    """Deployment tier. Default: the first tier in the host's description."""
 
 
 class Deploying:

@@ -26,7 +26,7 @@ from orchestrate.types import (
 )
 
 REF_KEY = "orchestrate_ref"
-"""Key in the metadata of a job, for hosts that store metadata."""
+"""Metadata key for a job's ref, at hosts that store metadata."""
 LEVELS = {"warn": "warning"}
 NAMES = {
     "train_mean_token_accuracy": "train_accuracy",
@@ -159,8 +159,8 @@ METHODS: Mapping[str, Any] = {"supervised": "sft", "dpo": "dpo", "reinforcement"
 
 
 def recalled(job: Job, file: Callable[[str], object]) -> Recalled:
-    """Collect the facts about a job that determine its price. `file` returns the record of a file by id. The
-    validation file is not billed."""
+    """Collect the facts about a job that determine its price. `file` is a function that returns a file's
+    record by id. The validation file is not billed."""
     method = table(job.payload.get("method"))
     kind = text(method.get("type")) or "supervised"
     own = table(table(method.get(kind)).get("hyperparameters"))

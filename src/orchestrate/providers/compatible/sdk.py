@@ -1,8 +1,7 @@
 """Base class of backends that use OpenAI's API through the official SDK: calls, responses and files.
 
-Hosts differ in their limits, in the fields of the create request, in how a job carries its ref and in how a
-tuned model is called. Each defines this in its subclass. The SDK is imported by the first call that needs
-it."""
+Each host's subclass defines what differs: limits, the fields of the create request, where a job stores its
+ref, and the name of a tuned model. The first call that needs the SDK imports it."""
 
 from __future__ import annotations
 
@@ -119,8 +118,7 @@ class SdkProvider(HostedProvider):
         return self._brought(data, self._files.bring, progress)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        """Create the job as the interface specifies. Raises `TranslationRefused` before anything is sent if a
-        setting was rejected."""
+        """Create the job. Raises `TranslationRefused` before anything is sent if a setting was rejected."""
         body = settings.body(translation) | {"training_file": remote.train_id}
         if remote.validation_id is not None:
             body["validation_file"] = remote.validation_id
@@ -142,7 +140,8 @@ class SdkProvider(HostedProvider):
         return body
 
     def wanted(self, ref: str) -> dict[str, Any]:
-        """Return the filter that finds a ref in the list of jobs, if the host supports one."""
+        """Return the parameters that limit the list of jobs to those with this ref, or an empty dict if the
+        host has no such filter."""
         return {"metadata": {reading.REF_KEY: ref}}
 
     def find(self, ref: str) -> list[JobHandle]:
@@ -210,8 +209,8 @@ class SdkProvider(HostedProvider):
 
 class SdkMeasures(SdkProvider, Measures):
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
-        """Return metrics from the metric events, which have times, and from the result file once it exists,
-        which has all steps."""
+        """Return the metrics from the job's metric events, which have times, and from its result file if it
+        exists, which has all steps."""
         files: list[Any] = self.get(job).payload.get("result_files") or []
         found = reading.points_of_events(self.events(job))
         for file in files:

@@ -1,4 +1,5 @@
-"""Translation of a spec for a described host. The host's YAML file defines what each setting becomes."""
+"""Translation of a spec for a host that is described by a YAML file. The file defines how each setting is
+translated."""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ def _start(described: Described, rows: Rows, spec: JobSpec, model: ModelOnHost) 
         reason = rule and (rule.refused or rule.rule)
         rows.refuse(
             "continue_from",
-            reason or f"{described.title} does not document continuing from a tuned model",
+            reason or f"{described.title} does not document how to continue from a tuned model",
         )
         rows.send("model", model.id)
     else:

@@ -335,8 +335,8 @@ class Connection:
 
     @property
     def inference_url(self) -> str:
-        """Base URL for chats. The real host serves them below `/inference`, any other server at the base URL
-        itself."""
+        """Base URL for chat requests. At the real host, its path is `/inference`. At any other server, it is
+        the base URL."""
         base = self._config.base_url or PROFILE.url or ""
         return f"{base}/inference" if base == PROFILE.url else base
 

@@ -165,7 +165,7 @@ class FireworksProvider(
         return self._brought(data, self._datasets.bring, progress, details, validates=validates)
 
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
-        """Return the host's estimate. It exists only for SFT jobs."""
+        """Return the host's price estimate, which is only available for SFT jobs."""
         model = translation.model
         if spec.method.type != "sft":
             reason = "Fireworks estimates prices only for SFT jobs"

@@ -37,7 +37,7 @@ KINDS: Mapping[str, str] = {
     "dpo": "dpoJobs",
     "reinforcement": "reinforcementFineTuningJobs",
 }
-"""Maps `JobHandle.kind` to the host's collection."""
+"""Maps `JobHandle.kind` to the name of the host's collection."""
 ID_PARAMETER: Mapping[str, str] = {
     "supervised": "supervisedFineTuningJobId",
     "dpo": "dpoJobId",
@@ -277,8 +277,8 @@ METHODS: Mapping[str | None, Any] = {"supervised": "sft", "dpo": "dpo", "reinfor
 
 
 def recalled(job: Job, dataset: Callable[[str], Mapping[str, Any] | None]) -> Recalled:
-    """Collect the facts about a job that determine its price. `dataset` returns the record of a dataset by
-    id. The evaluation dataset is not billed."""
+    """Collect the facts about a job that determine its price. `dataset` is a function that returns a
+    dataset's record by id. The evaluation dataset is not billed."""
     name = text(job.payload.get("dataset"))
     record = (dataset(id_of(name)) if name and job.cost_usd is None else None) or {}
     return Recalled(

@@ -1,11 +1,11 @@
-"""Deployments. Fireworks serves tuned models only on these, and bills them by the GPU-second while they are
-up.
+"""Deployments at Fireworks. Fireworks serves tuned models only on deployments, and bills them by GPU-second
+while they are up.
 
 A deployment has the job's id, so it can be found again and is never created twice. There are two modes
 (`mode`):
 
 - `merge`: a deployment of the tuned model, with the adapter merged into its base.
-- `addons`: a deployment of the base that accepts adapters, with the tuned one loaded.
+- `addons`: a deployment of the base model that accepts adapters, with the tuned adapter loaded.
 
 In both modes, the model's name in requests is `<model>#<deployment>`. Deployments scale to zero when idle,
 and their price is the rate of their GPUs. The API reports no price, so the rates come from the price page."""

@@ -268,7 +268,7 @@ class Trainers(RentedMachines):
     # -- the account's -------------------------------------------------------------------------------------
 
     def up(self) -> list[dict[str, Any]]:
-        """List the trainers that are up. Empty for a key without access to training."""
+        """List the trainers that are up. Returns an empty list for a key without access to training."""
         with suppress(NotFound, PermissionRefused):
             return self._up()
         return []

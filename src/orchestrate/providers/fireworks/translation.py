@@ -343,7 +343,7 @@ def _names(rows: Rows, inside: str) -> None:
     if rows.given("wandb.entity") is not None:
         rows.keep("wandb.entity", "wandbConfig.entity")
     if rows.given("wandb.name") is not None:
-        rule = "Fireworks accepts a run id, not a run name"
+        rule = "Fireworks accepts a W&B run id, but no run name"
         rows.map("wandb.name", "wandbConfig.runId", rows.given("wandb.name"), rule, exact=False)
     rows.refuse_if_set({"wandb.tags": "Fireworks does not pass tags to W&B"})
 

@@ -417,7 +417,7 @@ class RestartsSeen(Record, frozen=True, kw_only=True):
     checkpoint: str = ""
     """Latest checkpoint at the time of the last crash."""
     before: int = 0
-    """Number of attempts before the first crash after that checkpoint."""
+    """Number of attempts before the first crash after `checkpoint` was saved."""
 
 
 def deaths(run: RunDir, attempts: int) -> int:

@@ -109,10 +109,11 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
         )
     for fit in cheap:
         if fit.machine.gpu and fit.fits:
-            return fit.machine, "the cheapest for this run among those that fit it"
+            return fit.machine, "the lowest total cost among the machines that fit the run"
     if several:
         least = min(several, key=lambda fit: _price(fit, spot=spot))
-        return least.machine, "the cheapest whose GPUs together fit the run, because no single GPU does"
+        why = "the cheapest machine whose GPUs together fit the run, because no single GPU does"
+        return least.machine, why
     largest = max(cheap, key=lambda fit: fit.machine.memory_bytes or 0)
     if largest.machine.gpu is None:
         return largest.machine, "the machine has no GPU"
@@ -200,7 +201,7 @@ def rows(asked: Mapping[str, Any], found: Resources, machine: Machine | None, wh
     hours = found.limits.max_hours
     defaults = {
         "gpu": (found.gpu or "none", f"{why}{at}{price}"),
-        "max_hours": (hours, "after this, the worker and the platform stop the run"),
+        "max_hours": (hours, "the worker and the platform stop the run after this time"),
     }
     settings: list[Setting] = []
     for name in OPTIONS:

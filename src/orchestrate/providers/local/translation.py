@@ -550,7 +550,7 @@ def _optimizer(rows: Rows, spec: JobSpec) -> None:
 _OPTIMIZER_RULES = {
     "adafactor": "uses the learning rate as given, without scaling it by weights or steps",
     "muon": "applies to matrices, with step sizes like AdamW's. AdamW trains all other weights",
-    "schedule_free_adamw": "averaged weights are evaluated, saved and exported",
+    "schedule_free_adamw": "the averaged weights are evaluated, saved and exported",
 }
 
 

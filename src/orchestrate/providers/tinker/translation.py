@@ -196,7 +196,10 @@ def _data(rows: Rows, spec: JobSpec, context: int | None) -> None:
     if spec.method.type != "rft":
         rows.offer("truncation", "hyper.truncation", "right", "longer rows are truncated at the end")
     elif spec.truncation is not None and spec.truncation != "drop":
-        rows.refuse("truncation", "always drops prompts that leave no room for an answer: set it to drop")
+        rows.refuse(
+            "truncation",
+            "recipes always drop prompts that leave no room for an answer. Set truncation to drop",
+        )
     elif spec.truncation is not None:
         rows.keep("truncation", None, rule="prompts that are too long are always dropped")
     if spec.suffix is not None:

@@ -89,8 +89,8 @@ def unpacked_tokens(sequences: int, max_seq_length: int) -> int:
 
 
 def share_billed(steps_done: int, steps: int) -> Decimal:
-    """Return the share of the price that is billed for a job that was canceled or stopped early: the share of
-    steps that it completed.
+    """Return the billed share of the price of a job that was canceled or stopped early, which is the share of
+    completed steps.
 
     Source: docs.together.ai fine-tuning pricing. Canceled jobs pay for completed steps, and unused steps of
     an early stop are refunded."""
@@ -118,8 +118,8 @@ def bills(size: JobSize, rate: Rate) -> Lines:
             notes[-1] += ", and a preference pair as two rows (as one row at the low end)"
         if size.max_length is None:
             open_end = (
-                "without packing, rows are padded to the model's maximum length. It is unknown, so the "
-                f"length of the longest row is assumed: {length} tokens"
+                f"without packing, rows are padded to the model's maximum length. This length is unknown, "
+                f"so the quote assumes the length of the longest row: {length} tokens"
             )
     training, evaluation = billed_tokens(per_epoch, size.epochs, size.validation_tokens, size.evals)
     low, high = (each * size.epochs / MTOK for each in (least, most))

@@ -257,7 +257,8 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
 
 
 def recalled(job: Job, file: Callable[[str], Mapping[str, Any]]) -> Recalled:
-    """Collect the facts about a job that determine its price. `file` returns the record of a file by id."""
+    """Collect the facts about a job that determine its price. `file` is a function that returns a file's
+    record by id."""
     payload = job.payload
     full = text(table(payload.get("training_type")).get("type")) == "Full"
     method = text(table(payload.get("training_method")).get("method"))

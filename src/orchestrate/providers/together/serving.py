@@ -1,4 +1,5 @@
-"""Dedicated endpoints (API v2). Together serves tuned models only on these, and bills them hourly.
+"""Dedicated endpoints (API v2). Together serves tuned models only on dedicated endpoints, and bills them
+hourly.
 
 Each job has one endpoint `orc-<job id>` with one deployment `tuned`. The fixed names make every step
 repeatable: existing objects are found by name, and the host rejects duplicates (409). The host merges a LoRA
@@ -85,7 +86,7 @@ class TogetherDeployments:
         return _per_hour(there, self._prices(), wanted)
 
     def price_on(self, id: str, base_model_id: str, options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the price like `price`, but for an adapter that may not be uploaded yet. Uses its base
+        """Return the hourly price of `deploy` for an adapter that may not be uploaded yet, based on its base
         model."""
         wanted, there = TogetherDeployOptions.of(options), _ours(self._find(id))
         if there is not None:

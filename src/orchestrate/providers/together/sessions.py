@@ -280,7 +280,7 @@ class Machines(RentedMachines):
         return next((raw for raw in found if raw.get("display_name") == name), None)
 
     def billing_items(self) -> Iterator[Standing]:
-        """List the machines that are up. Empty for a project without access to training sessions."""
+        """List the machines that are up. Yields nothing for a project without access to training sessions."""
         try:
             up = self.up()
         except (NotFound, PermissionRefused):

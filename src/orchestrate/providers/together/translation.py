@@ -253,7 +253,7 @@ def _batch(rows: Rows) -> None:
     if steps is None or steps == 1:
         rows.offer("gradient_accumulation", wire, None, "the model's default")
     else:
-        rule = f"each step trains on {steps} Together batches"
+        rule = f"each optimizer step accumulates {steps} of Together's batches"
         rows.map("gradient_accumulation", wire, steps, rule, exact=False)
 
 
