@@ -251,10 +251,10 @@ class Orchestrator(Workspace):
         other_data: bool = False,
         **terms: Any,
     ) -> RunHandle:
-        """Repeat a finished run from its stored spec, on its backend or another one. `settings` override the
-        spec's, by dotted name. A sandbox run is repeated in its sandbox. If the data's digest doesn't match
-        the run's, the call raises `DataError`, unless `other_data` is set. `terms` and all other errors are
-        the same as for `submit`."""
+        """Repeat a finished run from its stored spec, on its backend or another one. `settings` override
+        fields of the spec, by dotted name. A sandbox run is repeated in its sandbox. If the data's digest
+        doesn't match the run's, the call raises `DataError`, unless `other_data` is set. `terms` and all
+        other errors are the same as for `submit`."""
         from orchestrate.runs import rerun
 
         record = self.record(run) if isinstance(run, str) else run.record

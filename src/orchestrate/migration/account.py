@@ -305,13 +305,13 @@ class PreparedPlan:
             _require_id(entry.run, migration.old)
             [target] = migration.proposal.targets
             if target.refused is not None:
-                raise UsageError(f"{entry.to} would reject it: {target.refused}")
+                raise UsageError(f"{entry.to} would reject the run: {target.refused}")
             known = migration.earlier(entry.to, again=self._again).known
             return _Step(entry, migration, known and tracked(self._ft, known))
         except OrchestrateError as error:
             raise UsageError(
                 f"{self._path}: {entry.run} to {entry.to}: {error.message}",
-                fix=f"edit it, for example: to: {SKIP}",
+                fix=f"edit the plan, for example: to: {SKIP}",
             ) from error
 
     @property

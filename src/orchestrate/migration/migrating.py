@@ -192,7 +192,7 @@ class PreparedMigration:
         offer = self._offer(name)
         if offer is None:
             known = "; ".join(f"{c.suited.model}: {', '.join(c.against)}" for c in candidates)
-            why = known or f"no known model there is similar to {self.old.model}"
+            why = known or f"no model on {name} is known to be similar to {self.old.model}"
             return MigrationTarget(
                 provider=name, candidates=candidates, refused=f"{why}. Choose one with --model {name}=MODEL"
             )
@@ -337,7 +337,7 @@ def _moved(old: Run, names: Sequence[str], train: str | None) -> JobSpec:
     except SpecError as error:
         raise UsageError(
             f"the settings of run {old.id} are unknown, so it cannot be migrated",
-            fix=f"fetch its settings from the host with: orchestrate import {old.provider}",
+            fix=f"fetch the run's settings from the host with: orchestrate import {old.provider}",
         ) from error
     asked |= {"train": train} if train is not None else {}
     for path in [asked.get("train"), asked.get("validation")]:

@@ -194,7 +194,7 @@ def _require_unused(ws: Workspace, run: Run) -> None:
         if run.dataset_digest and (other.provider, other.host, other.dataset_digest) == mine:
             raise UsageError(
                 f"run {other.id} is {other.status.value} and trains on the same uploaded data",
-                fix=f"wait for it to finish, or cancel it: orchestrate cancel {other.id}",
+                fix=f"wait for that run to finish, or cancel it: orchestrate cancel {other.id}",
             )
 
 
@@ -292,7 +292,7 @@ def find(
 
 
 def deleted(ws: Workspace, id: str) -> Stored | None:
-    """Return the record of a file or model that this store has deleted, or `None` if no deleted item has this
+    """Return the record of a file or model that was deleted from here, or `None` if no deleted item has this
     id."""
     records = ws.store.history.records(DELETED)
     return next((Stored.from_dict(one.data) for one in reversed(records) if id in one.data["ids"]), None)
@@ -331,9 +331,9 @@ def require_item_unused(ws: Workspace, provider: Provider, item: StoredItem) -> 
         if remote is not None and item.id in _files(remote):
             raise UsageError(
                 f"run {run.id} is {run.status.value} and trains on {item.id}",
-                fix=f"wait for it to finish, or orchestrate cancel {run.id}",
+                fix=f"wait for that run to finish, or cancel it: orchestrate cancel {run.id}",
             )
-    fix = f"orchestrate undeploy {item.run_id}" if item.run_id else "take down its deployment first"
+    fix = f"orchestrate undeploy {item.run_id}" if item.run_id else "take down the deployment first"
     deployed = {one.model for one in ws.store.deployments.matching(over=False)}
     if item.kind == "model" and item.id in deployed:
         raise UsageError(f"{item.id} is deployed", fix=fix)
@@ -349,7 +349,7 @@ def _require_free(provider: Provider, ids: Sequence[str], job_id: str | None, *,
             raise UsageError(
                 f"job {job.handle.job_id} at {provider.profile.title} is {job.raw_status.lower()} and uses "
                 f"{ids[0]}",
-                fix="wait for it to finish, or cancel it",
+                fix="wait for that job to finish, or cancel it",
             )
     if job_id is None or not isinstance(provider, Deploys):
         return

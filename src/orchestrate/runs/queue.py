@@ -118,7 +118,8 @@ def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
     if here == entry.host:
         return None
     return (
-        f"this entry was added for {entry.provider} at {entry.host}, but here {entry.provider} is at {here}"
+        f"this entry was added for {entry.provider} at {entry.host}, but this machine uses "
+        f"{entry.provider} at {here}"
     )
 
 
@@ -162,7 +163,8 @@ def _changed(ft: Workspace, name: str, change: Callable[[QueueEntry], QueueEntry
         if entry.run_id is not None:
             raise UsageError(f"{entry.id} already has a run", fix=f"orchestrate cancel {entry.run_id}")
         if entry.state is QueueState.SUBMITTING:
-            raise UsageError(f"{entry.id} is being submitted", fix="cancel its run: orchestrate runs")
+            find = "find the run to cancel with: orchestrate runs"
+            raise UsageError(f"{entry.id} is being submitted", fix=find)
         raise UsageError(f"{entry.id} was already removed", fix="orchestrate queue list --all")
 
     found, unmade = ft.store.queue.get(name), False
@@ -301,7 +303,7 @@ class QueueServer:
         backend = self.ft.ready(entry.provider)
         if not is_here(self.ft.store, backend, entry.account):
             raise UsageError(
-                "the current key belongs to a different account than the key used to add it "
+                "the current key belongs to a different account than the key that added this entry "
                 f"({entry.account})"
             )
         if not all(self._succeeded(name) for name in entry.after):
@@ -351,7 +353,7 @@ def crowded(ft: Workspace, run: Run) -> str | None:
         return None
     return (
         f"{count(going, 'run is', 'runs are')} open on {run.provider} now, and its queue has "
-        f"{count(places, 'slot')}. Waiting entries start when one ends"
+        f"{count(places, 'slot')}. Waiting entries start when a slot is free"
     )
 
 

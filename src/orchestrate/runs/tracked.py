@@ -145,7 +145,7 @@ class TrackedRun:
                 return record
             if timeout_s is not None and time.monotonic() - started > timeout_s:
                 raise TimeoutError(
-                    f"run {self.id} is still {record.status.value} after {timeout_s:g} s. It continues"
+                    f"run {self.id} is still {record.status.value} after {timeout_s:g} s. The run continues"
                 )
             pace.sleep()
 

@@ -94,7 +94,9 @@ def test_what_is_not_checked_is_said(ft: Orchestrator, rows: Path) -> None:
     wanted = data.FileCheck(hosts="openai,together", model="gpt-4.1-mini", near=False)
     options, unchecked = data.check_options(ft.settings, {"train": str(rows)}, wanted)
     assert options.tokenizer == "o200k" and options.contexts.keys() == {"openai"}
-    assert unchecked == ["together does not offer gpt-4.1-mini, so its length limit is not checked"]
+    assert unchecked == [
+        "together does not offer gpt-4.1-mini, so the length limit of together is not checked"
+    ]
     with pytest.raises(UsageError, match="unknown method 'sftt'"):
         data.check_options(ft.settings, {"train": str(rows)}, data.FileCheck(method="sftt"))
 

@@ -119,7 +119,7 @@ def test_ratings_from_elsewhere_are_kept_all_or_none(ft: Orchestrator, tmp_path:
     desk = ft.review(run)
     given = [rating(desk, n, "  ann ", "alpha") for n in range(4)]
     for wrong, words in (
-        ({"task": "none"}, "is not a task of"),
+        ({"task": "none"}, "does not belong to"),
         ({"left": "beta"}, "shows alpha and base tiny"),
         ({"choice": None}, "choose the better answer"),
     ):

@@ -178,7 +178,7 @@ def _contexts(model: str | None, kinds: Mapping[str, str], method: str) -> tuple
         try:
             context = catalog.resolve(model or "", kind).context(method)
         except OrchestrateError:
-            unchecked.append(f"{host} does not offer {model}, so its length limit is not checked")
+            unchecked.append(f"{host} does not offer {model}, so the length limit of {host} is not checked")
             continue
         if context is not None:
             found[host] = context

@@ -355,11 +355,11 @@ def _test_file(test: str | Path | None, handles: Sequence[TrackedRun]) -> str | 
     path = handles[0].record.spec.get("test") if handles else None
     if path is None:
         why = "the spec has no test file" if handles else "a --model has no test file"
-        raise UsageError(f"choose the held-out rows: {why}", fix="orchestrate eval RUN --test F")
+        raise UsageError(f"choose the held-out rows: {why}", fix="orchestrate eval RUN --test FILE")
     if is_masked(path):
         raise UsageError(
             "the URL of the spec's test file contains credentials, which are not stored",
-            fix=f"choose the held-out rows: orchestrate eval {handles[0].id} --test F",
+            fix=f"choose the held-out rows: orchestrate eval {handles[0].id} --test FILE",
         )
     return str(path)
 

@@ -48,7 +48,7 @@ class ReviewOrder:
     `evaluation` is the id of an evaluation, which need not contain a run. By default, the review uses the
     latest evaluation of all the runs. If there is none, it uses the latest evaluation of each run, on the
     items that all runs answered. `items` is the number of items to sample. `seed` determines the items, their
-    order and the side of each answer. The default seed is random, so raters cannot predict them. `new` starts
+    order and the side of each answer. The default seed is random, so raters cannot predict the sides. `new` starts
     a new review even if the same one exists.
     """
 
@@ -206,7 +206,7 @@ def record(ft: Workspace, desk: ReviewSession, ratings: Sequence[Rating]) -> int
     for one in ratings:
         task, names = known.get(one.task), [name for name in (one.left, one.right) if name]
         if task is None or one.review != desk.review.id:
-            raise UsageError(f"{one.review} {one.task} is not a task of {desk.review.id}")
+            raise UsageError(f"task {one.task} of {one.review} does not belong to {desk.review.id}")
         if sorted(names) != sorted(task.contenders):
             there, given = " and ".join(task.contenders), " and ".join(names) or "nothing"
             raise UsageError(f"task {one.task} shows {there}, not {given}")

@@ -1,10 +1,10 @@
-"""Creates, completes and ends deployments so that none is billed without being tracked, even if a process
-dies at any point.
+"""Create, complete and end deployments without losing track of any that is billed, even if a process dies at
+any point.
 
-The deployment and each of its steps are recorded before anything is sent. Its name on the host contains the
-run's job, so after a lost response it is found there instead of being created twice. Calling `deploy` again
-completes an earlier call. A deployment has ended once its account no longer lists it. Until then, every
-watcher asks the host again to end it.
+The deployment and each of its steps are recorded before anything is sent. The name of a deployment on its
+host contains the run's job. After a lost response, the deployment is found by this name instead of being
+created again. Calling `deploy` again completes an earlier call. A deployment has ended once its account no
+longer lists it. Until then, every watcher asks the host again to end it.
 """
 
 from __future__ import annotations
@@ -382,7 +382,7 @@ class Deployer:
         if (tracked.provider, tracked.host) != (self.provider.config.name, self.provider.host):
             raise UsageError(
                 f"{tracked.id} is on {tracked.provider} at {tracked.host}, not at {self.provider.host}",
-                fix="use the configuration and key it was created with",
+                fix="use the configuration and key that created it",
             )
 
     def _require_terms(self, price: Decimal | None, terms: DeployTerms) -> None:
@@ -436,8 +436,8 @@ def _agreed(deployment: Deployment, terms: DeployTerms, price: Decimal | None, a
         if other:
             known = ", ".join(f"{name}={value}" for name, value in has.items()) or "its backend's defaults"
             raise UsageError(
-                f"{deployment.run_id} is already deployed with {known}: {', '.join(other)} cannot "
-                "be changed while it is up",
+                f"{deployment.run_id} is already deployed with {known}, and {', '.join(other)} cannot "
+                "be set while that deployment is up",
                 fix=again,
             )
     if (come := limit_reached(after, at)) is not None:

@@ -507,8 +507,8 @@ def _kept_private(provider: Provider, spec: JobSpec, found: Translation) -> Tran
     if not spec.private or provider.own:
         return found
     told = (
-        f"private runs stay on your own machines, and {provider.profile.title} is not known to be one. If "
-        f"it is yours: export {OWN_HOSTS}={provider.name}"
+        f"private runs stay on your own machines, and {provider.profile.title} is not known to be yours. If "
+        f"it is: export {OWN_HOSTS}={provider.name}"
     )
     row = Setting(name="private", asked=True, outcome=Outcome.REFUSED, rule=told)
     kept = [one for one in found.settings if one.name != "private"]

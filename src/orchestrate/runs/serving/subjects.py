@@ -83,7 +83,7 @@ def upload(made: Export, repo: str | None) -> str:
         wire.once(lambda: hub.create_repo(repo, private=True, exist_ok=True), expect=object)
         return str(wire.once(lambda: hub.upload_folder(repo_id=repo, folder_path=made.folder), expect=object))
     except AuthenticationFailed as error:
-        error.fix = "run  hf auth login  with a token that can write there"
+        error.fix = "run  hf auth login  with a token that has write access"
         raise
 
 
@@ -169,7 +169,7 @@ def serve(
             fix="use --engine transformers, or pass flags with --engine-arg FLAG",
         )
     if not tuned:
-        raise UsageError(f"{engine} only serves tuned models here: name a run")
+        raise UsageError(f"Orchestrate starts {engine} only for tuned models: choose a run")
     make = _vllm if engine == "vllm" else _llama_cpp
     command = make(ft, tuned, terms, choice)
     with engines.started(command) as url:
@@ -210,7 +210,7 @@ def _llama_cpp(
 ) -> engines.EngineCommand:
     if len(tuned) > 1:
         raise UsageError(
-            "llama.cpp's server serves one model at a time: name one run",
+            "llama.cpp's server serves one model at a time: choose one run",
             fix="several adapters of one base model need --engine transformers or vllm",
         )
     folder = _exported(ft, tuned[0], "gguf", WeightOptions(quantise=choice.quantise))
@@ -261,7 +261,7 @@ def prove_deployed(
     fix += "" if at == run.record.provider else f" --at {at}"
     try:
         if not models.can_be_known(ft, run):
-            return None, f"its base model is not on this machine. On a machine that has it: {fix}"
+            return None, f"the base model is not on this machine. On a machine that has it: {fix}"
         if not deployment.answers(patience_s):
             return None, f"the deployment is not ready yet. Try again later: {fix}"
         return verify(ft, run, at), None

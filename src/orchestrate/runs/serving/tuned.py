@@ -297,7 +297,7 @@ def merge(
     accept_licence: Sequence[str] = (),
 ) -> Merged:
     """Merge several adapters of one base model into a folder, with PEFT's methods and a provenance file. Then
-    load the result and prove it. All adapters have equal weight unless `weights` is set."""
+    load and verify the result. All adapters have equal weight unless `weights` is set."""
     tuned = [of(ws, part) for part in parts]
     for one in tuned:
         agree(ws, one, accept_licence)

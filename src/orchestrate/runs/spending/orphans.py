@@ -100,7 +100,7 @@ class Orphans:
             kept = [d for d in self.store.deployments.matching() if d.job_id.lower() == job]
             if all(d.state.over for d in kept):
                 reason = (
-                    "its deployment has ended in this store"
+                    "the deployment has ended in this store"
                     if kept
                     else "no deployment in this store matches it"
                 )

@@ -105,7 +105,7 @@ def curve(searching: Searching, rows: int, more: int) -> LearningCurve:
     middle, top = by_rows.get(round(0.5 * rows)), by_rows.get(rows)
     half = measured_gain(middle, top) if middle and top else law.gain(max(1, rows // 2), rows)
     if half.value < 0 and (half.high is None or half.high < 0):  # no power law falls
-        worse = "all rows scored worse than half of them"
+        worse = "training on all rows scored worse than on half of them"
         return replace(found, half=half, why_none=worse, remarks=tuple(remarks))
     bills = {size.share: size.usd for size in sizes}
     whole_usd, half_usd = bills.get(1.0), bills.get(0.5)

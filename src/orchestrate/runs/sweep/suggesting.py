@@ -118,7 +118,7 @@ def _rank(spec: JobSpec, resolved: ModelOnHost, shape: ModelShape | None, tokens
         reason += (
             "enough capacity to learn as much as full fine-tuning"
             if held >= tokens
-            else f"the largest rank that fits ({most})"
+            else f"the largest rank available ({most})"
         )
     now = getattr(spec.adapter, "r", None)
     near = tuple(r for r in (rank // 2, rank * 2) if 4 <= r <= most)
@@ -173,7 +173,7 @@ def _epochs(spec: JobSpec, rows: int) -> Suggested:
         value=epochs,
         now=spec.epochs,
         reason=f"{rows:,} rows: 3 below 5,000, 2 below 50,000, otherwise 1",
-        source=f"{_UNSLOTH}: 1 to 3. Orchestrate chose the thresholds between them",
+        source=f"{_UNSLOTH}: 1 to 3. The thresholds are Orchestrate's own",
         neighbors=tuple(n for n in (epochs - 1, epochs + 2) if n),
     )
 

@@ -162,7 +162,7 @@ class Recovery(msgspec.Struct, kw_only=True):
     unpriced: list[str] = []
     """Recovered runs whose cost counts toward no budget."""
     reasons: dict[str, str] = {}
-    """Reasons, by run id."""
+    """Reasons why a run's cost is not fully counted, by run id."""
     known: list[str] = []
     doubled: list[str] = []
     """Refs with several jobs. The oldest job became the run's job, and an alert lists the others."""

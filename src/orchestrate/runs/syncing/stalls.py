@@ -189,13 +189,13 @@ def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Us
         )
     cost = cost_so_far(run)
     billed = f" About {money(cost)} so far." if cost else ""
-    way = f"orchestrate cancel {run.id}"
+    way = f"To end it: orchestrate cancel {run.id}"
     if Feature.CANCEL not in provider.features:
-        way = f"{provider.profile.title} cannot cancel it from here, so check it there"
+        way = f"{provider.profile.title} has no API to cancel the run, so check it there"
     return (
         f"{provider.profile.title} reports {run.raw_status or run.status.value}, but no new step, event "
         f"or metric has arrived for {duration(silent_s)} (limit: {duration(limit)}; "
-        f"{known}).{billed} To end it: {way}"
+        f"{known}).{billed} {way}"
     )
 
 

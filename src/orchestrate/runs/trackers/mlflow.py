@@ -46,7 +46,7 @@ def _reachable(uri: str) -> None:
         raise HostUnavailable(
             "mlflow",
             f"{uri} did not respond: {error}",
-            fix="start it (mlflow server), or set another one with --at",
+            fix="start the server (mlflow server), or choose a different one with --at",
         ) from error
 
 

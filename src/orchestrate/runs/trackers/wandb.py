@@ -70,9 +70,8 @@ class WandBExporter(ExporterContext):
             self._end(run.id, failed=story.failed)
         where = str(self._folder) if self._folder else str(there.url)
         count = sum(len(point.values) for point in points)
-        notes = (
-            (f"to send it: wandb sync {self._folder}/wandb/offline-run-*-{run.id}",) if self._folder else ()
-        )
+        upload = f"to upload the run: wandb sync {self._folder}/wandb/offline-run-*-{run.id}"
+        notes = (upload,) if self._folder else ()
         return Logged(run_id=run.id, to="wandb", where=where, values=count, notes=notes)
 
     def _begun(self, story: Story) -> Any:

@@ -110,7 +110,7 @@ class Background:
     def _broken(self, what: str) -> SetupError:
         return SetupError(
             f"{what}: {_last_line(self.log)}",
-            fix=f"see its log: {self.log}. To watch in this terminal: orchestrate watch --here",
+            fix=f"see the log: {self.log}. To watch in this terminal: orchestrate watch --here",
         )
 
     def write(self, problems: Iterable[str] = (), failures: Iterable[Failure] = ()) -> None:
