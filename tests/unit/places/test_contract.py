@@ -415,7 +415,7 @@ def test_what_no_run_accounts_for_is_ended(
             for store in (empty, running, over)
         ]
         told = [[(one.item.job_id, one.reason) for one in report.orphans] for report in listed]
-        assert told == [[(REF, "no run in this store matches its ref")], [], [(REF, "its run has failed")]]
+        assert told == [[(REF, "no run in this store has this ref")], [], [(REF, "its run has failed")]]
         [mine], [again] = listed[0].orphans, listed[2].orphans
         assert [one.outcome for one in Orphans(running, provider).end(listed[0]).orphans] == ["kept"]
         assert [ref for ref, live in world.jobs() if live] == [REF]

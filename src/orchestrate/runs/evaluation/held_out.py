@@ -237,7 +237,7 @@ class PreparedEvaluation:
         there = len(making.examples_of(rows.items, asked))
         if there < wanted:
             raise UsageError(
-                f"{train} has only {count(there, 'row')} for examples, not {wanted}",
+                f"--shots is {wanted}, but {train} has only {count(there, 'usable row')}",
                 fix=f"--shots {there}" if there else "leave out --shots",
             )
         return making.shots_of(rows.items, wanted, asked, self._order.sampling.seed)

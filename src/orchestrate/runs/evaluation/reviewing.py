@@ -48,8 +48,8 @@ class ReviewOrder:
     `evaluation` is the id of an evaluation, which need not contain a run. By default, the review uses the
     latest evaluation of all the runs. If there is none, it uses the latest evaluation of each run, on the
     items that all runs answered. `items` is the number of items to sample. `seed` determines the items, their
-    order and the side of each answer. The default seed is random, so raters cannot predict the sides. `new` starts
-    a new review even if the same one exists.
+    order and the side of each answer. The default seed is random, so raters cannot predict the sides. `new`
+    starts a new review even if the same one exists.
     """
 
     single: bool = False

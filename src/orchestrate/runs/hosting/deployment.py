@@ -164,7 +164,7 @@ def ending(offer: DeploymentOffer) -> str:
         left = ", counted from when it was created"
         if offer.hours_left is not None:
             left += f" ({duration(float(offer.hours_left) * 3600)} from now)"
-    most = "" if offer.most_usd is None else f" Its remaining cost is at most {money(offer.most_usd)}."
+    most = "" if offer.most_usd is None else f" Remaining cost: at most {money(offer.most_usd)}."
     return f"It ends {ends}{left}.{most}"
 
 

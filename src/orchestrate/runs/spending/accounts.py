@@ -432,7 +432,7 @@ def _owned(
 def unaccounted(run: Run | None, now: datetime) -> str | None:
     """Explain why no run in this store accounts for a job with our ref. Returns `None` if one does."""
     if run is None:
-        return "no run in this store matches its ref"
+        return "no run in this store has this ref"
     if run.abandoned is not None:
         return "its run was abandoned"
     if run.status.terminal and now - (run.finished_at or run.updated_at) > GRACE:

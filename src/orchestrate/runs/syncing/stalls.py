@@ -181,7 +181,7 @@ def message(stall: Stall) -> dict[str, Any]:
 
 
 def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Usual) -> str:
-    known = f"no earlier run on {provider.profile.title} shows how long that takes"
+    known = f"no earlier run on {provider.profile.title} to compare with"
     if usual.silent_s is not None and usual.phase_s is not None:
         known = (
             f"usually {duration(usual.silent_s)} between two updates, {duration(usual.phase_s)} "
