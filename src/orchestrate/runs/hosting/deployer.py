@@ -382,7 +382,7 @@ class Deployer:
         if (tracked.provider, tracked.host) != (self.provider.config.name, self.provider.host):
             raise UsageError(
                 f"{tracked.id} is on {tracked.provider} at {tracked.host}, not at {self.provider.host}",
-                fix="use the configuration and key that created it",
+                fix="use the configuration and key with which it was created",
             )
 
     def _require_terms(self, price: Decimal | None, terms: DeployTerms) -> None:
@@ -445,7 +445,7 @@ def _agreed(deployment: Deployment, terms: DeployTerms, price: Decimal | None, a
         cost = "" if usd is None else f" and has cost about {money(usd)}"
         raise UsageError(
             f"these limits would end the deployment of {deployment.run_id} immediately: {come}. "
-            f"It was created {duration(float(hours) * 3600)} ago{cost}",
+            f"The deployment was created {duration(float(hours) * 3600)} ago{cost}",
             fix=f"set a higher --max-hours or --max-cost (both count from its creation), or {again}",
         )
     return after

@@ -228,7 +228,7 @@ class _StoredRuns:
 class _AccountAnswer:
     told: AccountStatus
     place: str = ""
-    """The namespace of the items' ids."""
+    """Base URL or backend type that the items' ids belong to."""
     items: tuple[Standing, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict[str, str])
     """Runs whose sessions no program uses anymore, each with the reason."""

@@ -102,7 +102,7 @@ class Orphans:
                 reason = (
                     "the deployment has ended in this store"
                     if kept
-                    else "no deployment in this store matches it"
+                    else "no deployment in this store matches the resource"
                 )
         else:
             reason = unaccounted(run, self.store.clock.now())

@@ -169,7 +169,7 @@ class Settler:
         if (run.provider, run.host) != (self.provider.config.name, self.provider.host):
             raise UsageError(
                 f"run {run.id} is on {run.provider} at {run.host}, not at {self.provider.host}",
-                fix="use the configuration and key that submitted the run",
+                fix="use the configuration and key with which the run was submitted",
             )
 
     # -- inside ---------------------------------------------------------------------------------------------

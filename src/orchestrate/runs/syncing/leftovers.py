@@ -34,8 +34,8 @@ def answers(store: Store) -> list[Decimal]:
 
 
 def settle_answers(store: Store) -> int:
-    """Settle reserved answers by their journals: count answers that may have been requested, and release the
-    others. Returns the number of settled answers."""
+    """Settle reserved answers according to their journals: count answers that may have been requested, and
+    release the others. Returns the number of settled answers."""
     done = 0
     for log, holds in _left(store):
         with suppress(DataError, OSError):  # it stays held, and counts in full after a day

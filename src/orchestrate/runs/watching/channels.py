@@ -72,7 +72,7 @@ class Messenger(Channel, Protocol):
 
 
 def message_id(run: Run) -> str:
-    """Return the id of the message about a run's end. It does not depend on the sender or the number of
+    """Return the id of the message about a run's end. The id does not depend on the sender or the number of
     attempts."""
     return f"{run.id}-{run.status.value}"
 
