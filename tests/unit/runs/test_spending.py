@@ -165,7 +165,7 @@ def test_a_deployment_under_our_mark_that_no_record_keeps_up_is_ended(open_at: O
     assert (mine.run, mine.item.bills, mine.reason) == (
         lost.id,
         True,
-        "no deployment in this store matches it",
+        "no deployment in this store matches the resource",
     )
     assert "theirs" not in {one.item.job_id for one in report.orphans}
     report = OrphanReport(at=report.at, orphans=(mine,))
