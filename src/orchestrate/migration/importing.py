@@ -34,7 +34,7 @@ from orchestrate.migration.inventory import Inventory, inventory
 from orchestrate.migration.inventory import InventoryRun as InventoryRun
 from orchestrate.providers.base import HandsOutFiles, Provider, Recalls, capability
 from orchestrate.runs.submitting import accounts
-from orchestrate.runs.syncing.recovery import run_of, told_by_host, valued
+from orchestrate.runs.syncing.recovery import recovered_cost, reported_settings, run_of
 from orchestrate.runs.syncing.sweep import conclude, fetch_details
 from orchestrate.spec import JobSpec
 from orchestrate.store import REF_PATTERN, new_id, run_id_of
@@ -145,7 +145,7 @@ class Importer:
             if free is None:
                 return None
             run_id, ref = free, REF_PREFIX + free.removeprefix(_PREFIX)
-        worth = valued(self._provider, job, self._rates)
+        recovered = recovered_cost(self._provider, job, self._rates)
         return run_of(
             job,
             self._provider,
@@ -154,9 +154,9 @@ class Importer:
             id=run_id,
             ref=ref,
             how="imported",
-            spec=_spec(job, told_by_host(self._provider, job), worth.spec),
-            quote=worth.quote,
-            bill=worth.bill,
+            spec=_spec(job, reported_settings(self._provider, job), recovered.spec),
+            quote=recovered.quote,
+            bill=recovered.bill,
             imported=True,
         )
 
@@ -189,22 +189,25 @@ class Importer:
             for run in self._store.runs.matching(provider=name, host=host)
             if run.imported and run.id not in done and run.job_id in report.jobs  # not another account's
         ]
-        told: dict[str, tuple[Job | None, Told]] = {}
+        reported: dict[str, tuple[Job | None, Told]] = {}
         if files:
             with ThreadPoolExecutor(max_workers=THREADS) as pool:
                 for number, (run, (job, problem)) in enumerate(
                     zip(open_runs, pool.map(self._answer, open_runs), strict=True), 1
                 ):
                     self._tell("fetching jobs", number, len(open_runs))
-                    told[run.id] = (job, told_by_host(self._provider, job) if job is not None else Told())
+                    reported[run.id] = (
+                        job,
+                        reported_settings(self._provider, job) if job is not None else Told(),
+                    )
                     if problem is not None:
                         report.problems[run.id] = problem
-            self._fetch(sorted({id for _, one in told.values() for id in one.files.values()}), report)
+            self._fetch(sorted({id for _, one in reported.values() for id in one.files.values()}), report)
         known = {file.id: file for file in self.files()}
 
         def one(run: Run) -> tuple[Run, str | None]:
             try:
-                self._detail(run, told.get(run.id), known)
+                self._detail(run, reported.get(run.id), known)
             except SetupError:
                 raise
             except OrchestrateError as error:
@@ -226,17 +229,17 @@ class Importer:
         except OrchestrateError as error:
             return None, error.message
 
-    def _detail(self, run: Run, told: tuple[Job | None, Told] | None, known: dict[str, HostFile]) -> None:
-        job = told[0] if told is not None else None
+    def _detail(self, run: Run, reported: tuple[Job | None, Told] | None, known: dict[str, HostFile]) -> None:
+        job = reported[0] if reported is not None else None
         fetch_details(self._store, self._provider, run)
-        ids = told[1].files if told is not None else {}
+        ids = reported[1].files if reported is not None else {}
         mine = {split: known[id] for split, id in ids.items() if id in known}
         if mine:
             self._store.runs.apply(run.id, lambda current: _with_files(current, mine), note="files fetched")
         if run.status.terminal:
             conclude(self._store, self._provider, run, job or self._provider.get(run.handle), None)
         record = {"files": {split: msgspec.to_builtins(file) for split, file in mine.items()}}
-        if told is not None and len(mine) == len(ids) and run.status.terminal:
+        if reported is not None and len(mine) == len(ids) and run.status.terminal:
             self._store.history.add_record(run.id, DETAILS, record)
 
     def _held(self) -> Iterator[tuple[str, dict[str, HostFile]]]:
@@ -244,7 +247,7 @@ class Importer:
         for record in self._store.history.records(DETAILS):
             yield record.run_id, decoding.convert(record.data.get("files", {}), dict[str, HostFile])
 
-    def lost(self) -> dict[str, str]:
+    def missing_files(self) -> dict[str, str]:
         """Map run ids to the reason why their training file is not available."""
         held = {run_id: files["train"].gone for run_id, files in self._held() if "train" in files}
         return {run_id: gone for run_id, gone in held.items() if gone is not None}
@@ -324,10 +327,10 @@ def _rows_digest(id: str, path: Path) -> str:
         raise DataError(f"file {id} contains no rows and was saved as {kept}") from error
 
 
-def _spec(job: Job, told: Told, least: dict[str, Any]) -> dict[str, Any]:
+def _spec(job: Job, reported: Told, least: dict[str, Any]) -> dict[str, Any]:
     """Return the part of the spec that the host reports and that can be parsed."""
-    spec = {**least, **told.spec, "model": job.model or "unknown"}
-    for name in list(told.spec):
+    spec = {**least, **reported.spec, "model": job.model or "unknown"}
+    for name in list(reported.spec):
         try:
             JobSpec.parse(spec)
             break
@@ -387,7 +390,9 @@ def take(
     there = ft.store.runs.matching(provider=name, host=provider.host)
     # Of this account: another key may see another one, and a new key of the same account has its jobs.
     runs = [run for run in there if run.account == report.account or run.job_id in report.jobs]
-    found = inventory(runs, provider.profile, importer.lost(), today or days.today(), _used(ft, runs))
+    found = inventory(
+        runs, provider.profile, importer.missing_files(), today or days.today(), _used(ft, runs)
+    )
     return AccountImport(
         provider=name,
         account=report.account,

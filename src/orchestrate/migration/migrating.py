@@ -162,10 +162,10 @@ class PreparedMigration:
         profile = self._ft.provider(self.old.provider).profile
         silent_on = shutdown(self.old.model, profile)
         traffic = self._use.traffic
-        told = f"{traffic.requests_per_day:,.0f} requests per day, {traffic.input_tokens:,} tokens in, "
-        told += f"{traffic.output_tokens:,} out"
+        usage = f"{traffic.requests_per_day:,.0f} requests per day, {traffic.input_tokens:,} tokens in, "
+        usage += f"{traffic.output_tokens:,} out"
         if self.order.use is None:
-            told += " (the average of the training rows, unless you set --traffic)"
+            usage += " (the average of the training rows, unless you set --traffic)"
         return Proposal(
             run_id=self.old.id,
             provider=self.old.provider,
@@ -174,7 +174,7 @@ class PreparedMigration:
             silent_on=silent_on,
             days_left=(silent_on - self.today).days if silent_on is not None else None,
             needs=self._needs,
-            traffic=told,
+            traffic=usage,
             months=self._use.months,
             held_out=held,
             old=self._old_answers(),

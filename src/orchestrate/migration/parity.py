@@ -51,7 +51,7 @@ class PreparedProof:
         held = migration.proposal.held_out
         self.old = ""
         names = [migration.old.id, *(handle.id for _, handle in runs)]
-        self._purse = RequestBudget(
+        self._budget = RequestBudget(
             migration.order.max_cost_usd,
             scope=f"parity of {names}",
             account=ft.store.ledger.account("parity", ft.settings),
@@ -77,7 +77,7 @@ class PreparedProof:
             max_cost_usd=order.max_cost_usd,
         )
         self._evaluation = PreparedEvaluation(
-            ft, [*good] if recorded else [tracked(ft, migration.old), *good], wanted, purse=self._purse
+            ft, [*good] if recorded else [tracked(ft, migration.old), *good], wanted, budget=self._budget
         )
 
     def __enter__(self) -> Self:
@@ -121,7 +121,7 @@ class PreparedProof:
                 continue
             asked = RegressionOrder(probes=order.probes, on=order.on, max_cost_usd=order.max_cost_usd)
             try:
-                with PreparedRegression(self._ft, handle, asked, purse=self._purse) as prepared:
+                with PreparedRegression(self._ft, handle, asked, budget=self._budget) as prepared:
                     found.append(prepared.run(progress))
             except OrchestrateError as error:
                 notes.append(f"could not measure forgetting on {name}: {error.message}")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrate import catalog
 from orchestrate.evaluation.regression import Regression
-from orchestrate.text import count
 from orchestrate.types import (
     Evaluation,
     Feature,
@@ -301,13 +300,6 @@ def _judged(
         reasons=tuple(reasons),
         against=tuple(against),
     )
-
-
-def told(needs: ModelNeeds) -> str:
-    """Format the requirements of the data, such as `1,000 rows, the longest with 812 tokens, with tools`."""
-    extra = [word for word, there in (("tools", needs.tools), ("images", needs.images)) if there]
-    with_ = f", with {' and '.join(extra)}" if extra else ""
-    return f"{count(needs.rows, 'row')}, the longest with {needs.longest:,} tokens{with_}"
 
 
 Old = Literal["live", "recorded"]

@@ -117,9 +117,9 @@ class PreparedRecording:
         self._covering = covering(found.items, order.most)
         self._source, self._found = masked_url(path), found
         self._silent_on = _silent_on(ft, run)
-        purse = RequestBudget(order.max_cost_usd, account=ft.store.ledger.account("recording", ft.settings))
+        budget = RequestBudget(order.max_cost_usd, account=ft.store.ledger.account("recording", ft.settings))
         self._asking = Asking(
-            ft.settings.home / "evaluations" / "answers", purse, skip_failed=order.skip_failed
+            ft.settings.home / "evaluations" / "answers", budget, skip_failed=order.skip_failed
         )
         self._contenders = Contenders(
             ft, order.sampling, order.on, order.key_variable, logprobs=True, limit_usd=order.max_cost_usd

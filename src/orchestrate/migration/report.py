@@ -222,7 +222,7 @@ def _parity(moved: MovedModel, part: ParitySlice, metric: MetricUsed) -> tuple[s
     )
 
 
-def margin_told(proposal: Proposal) -> str:
+def margin_text(proposal: Proposal) -> str:
     held = proposal.held_out
     by = f"{text.count(held.rows, 'row')} of {held.path} ({held.origin})" if held else "nothing"
     return (
@@ -254,7 +254,7 @@ def proposal_table(proposal: Proposal) -> RenderableType:
         if target.refused:
             parts += [Text(f"{target.provider} would reject it: {target.refused}", style="red")]
     if proposal.held_out is not None:
-        parts.append(Text(f"\n{margin_told(proposal)}", style="dim"))
+        parts.append(Text(f"\n{margin_text(proposal)}", style="dim"))
     return Group(*parts)
 
 
@@ -270,7 +270,7 @@ def terminal(migration: Migration) -> RenderableType:
             listed(PARITY_HEAD, parity_rows(migration)),
             Text(),
             listed(CONTENDER_HEAD, contender_rows(migration.evaluation)),
-            Text(f"\n{margin_told(migration.proposal)}", style="dim"),
+            Text(f"\n{margin_text(migration.proposal)}", style="dim"),
         ]
     parts += [Text(note, style="dim") for note in migration.notes]
     parts += [Text(line) for line in findings(migration)]
@@ -281,7 +281,7 @@ def markdown(migration: Migration) -> str:
     parts = [f"# {markdown_text(headline(migration.proposal))}"]
     parts.append("\n".join(f"- {markdown_text(line)}" for line in findings(migration)))
     if migration.evaluation is not None:
-        parts.append(margin_told(migration.proposal))
+        parts.append(margin_text(migration.proposal))
         parts.append(markdown_table(PARITY_HEAD, parity_rows(migration)))
         parts.append(markdown_table(CONTENDER_HEAD, contender_rows(migration.evaluation)))
     parts.append("## What changes")
@@ -304,7 +304,7 @@ def page(migration: Migration, flips: Sequence[Flips]) -> str:
         f'<p class="when">orchestrate, {migration.at:%Y-%m-%d %H:%M} UTC</p>',
         _SANDBOX if sandbox else "",
         "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in findings(migration)) + "</ul>",
-        f"<p>{escape(margin_told(proposal))}</p>",
+        f"<p>{escape(margin_text(proposal))}</p>",
     ]
     if migration.evaluation is not None:
         body += [

@@ -329,12 +329,12 @@ class QueueServer:
     def _moved(
         self, entry: QueueEntry, state: QueueState, *, run_id: str | None = None, note: str | None = None
     ) -> QueueStep:
-        told = f"run {run_id}" if run_id else f"{state.value}: {note}"
+        outcome = f"run {run_id}" if run_id else f"{state.value}: {note}"
 
         def change(now: QueueEntry) -> QueueEntry:
             return replace(now, state=state, run_id=run_id, note=note)
 
-        return QueueStep(self.ft.store.queue.change(entry.id, change), told)
+        return QueueStep(self.ft.store.queue.change(entry.id, change), outcome)
 
 
 def _at_work(ft: Workspace, provider: str, host: str) -> list[Run]:

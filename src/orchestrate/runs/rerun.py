@@ -54,7 +54,7 @@ def rerun(
     """Repeat a run. See `Orchestrator.rerun`."""
     home, name = ws.home_of(run), provider or run.provider
     prepared = prepare(home, spec_of(run, [name], settings), name)
-    if not other_data and (told := changed_data(run, prepared)):
-        raise DataError(f"{told}. Nothing was sent", fix="pass other_data=True to train on it")
+    if not other_data and (change := changed_data(run, prepared)):
+        raise DataError(f"{change}. Nothing was sent", fix="pass other_data=True to train on it")
     given: dict[str, Any] = {"again": run.status.terminal, **terms}
     return submit(home, prepared, name, **given)

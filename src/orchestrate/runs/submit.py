@@ -145,11 +145,11 @@ def send(
     progress: Progress | None = None,
 ) -> Run:
     """Submit the job, or continue the run with its idempotency key."""
-    wish, to = earlier.wish(ws, prepared, name, asked.idempotency_key), submitter(ws, name, agree)
-    if known := wish.known(ws.store):
+    request, to = earlier.request_of(ws, prepared, name, asked.idempotency_key), submitter(ws, name, agree)
+    if known := request.known(ws.store):
         ws.settings.require_to_spend(ws.provider(name))
         return to.take_up(known, asked, progress=progress)
-    if not asked.again and (same := wish.same(ws.store)):
+    if not asked.again and (same := request.same(ws.store)):
         raise already(same)
     preflight(ws, prepared, name, strict=strict, max_cost_usd=asked.max_cost_usd)
     prepared.require_unchanged()

@@ -290,9 +290,9 @@ class TrackedRun:
         described = dest is None and checkpoint is None
         if described and (before := files.read(folder)) is not None:
             return before
-        with work(f"downloading from {self.record.provider}", BYTES) as told:
+        with work(f"downloading from {self.record.provider}", BYTES) as advance:
             found = self._here(Downloads).download(
-                self.record.handle, folder, checkpoint=checkpoint, progress=progress or told
+                self.record.handle, folder, checkpoint=checkpoint, progress=progress or advance
             )
         if described:
             files.write(folder, found)

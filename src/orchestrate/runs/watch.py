@@ -50,7 +50,7 @@ def channels_of(settings: Settings) -> list[Messenger]:
 
 
 @contextmanager
-def telling(ft: Workspace) -> Generator[list[str]]:
+def notifying(ft: Workspace) -> Generator[list[str]]:
     """Notify the channels about runs that were found to have ended during the `with` block, unless another
     process has notified them. After the block, the yielded list contains the failed notifications."""
     found, problems = channels_of(ft.settings), list[str]()
@@ -58,17 +58,17 @@ def telling(ft: Workspace) -> Generator[list[str]]:
         ft.store.notifications.since(channel.name)
     yield problems
     if found:
-        from orchestrate.runs.watching.channels import tell
+        from orchestrate.runs.watching.channels import notify
 
-        problems += tell(ft.store, found)
+        problems += notify(ft.store, found)
 
 
-def announce(settings: Settings, told: Mapping[str, Any]) -> list[str]:
+def announce(settings: Settings, payload: Mapping[str, Any]) -> list[str]:
     """Send a message with an `id`, a `type` and a `text` to the channels, once. Returns the failed
     deliveries, one line each."""
     from orchestrate.runs.watching.channels import announce
 
-    return announce(channels_of(settings), told)
+    return announce(channels_of(settings), payload)
 
 
 def recover(ft: Workspace, provider: str = "all", choose: Choose | None = None) -> Recovery:
@@ -115,7 +115,7 @@ def ask(run: TrackedRun) -> None:
     PollingPace().attempt(run.refresh)
 
 
-def tell_stalls(settings: Settings, report: SyncReport) -> list[str]:
+def notify_stalls(settings: Settings, report: SyncReport) -> list[str]:
     """Notify the channels about new stalls that a sync found. Returns the failed deliveries, one line
     each."""
     from orchestrate.runs.syncing.stalls import message

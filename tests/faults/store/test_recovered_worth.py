@@ -18,7 +18,7 @@ from tests.scripted_host import Answer, Host, scripted_host
 
 from orchestrate.costing import accuracy, bill_run
 from orchestrate.providers import registry
-from orchestrate.runs.syncing.recovery import Recovery, recover, valued
+from orchestrate.runs.syncing.recovery import Recovery, recover, recovered_cost
 from orchestrate.settings import config
 from orchestrate.store.store import Store
 from orchestrate.types import Run
@@ -149,7 +149,7 @@ def test_the_share_that_is_held_covers_what_the_job_will_cost(world: World, name
     [job] = [job for job in provider.list() if job.handle.job_id == run.job_id]
     # As where the host tells no price before the end.
     silent = msgspec.structs.replace(job, cost_usd=None, trained_tokens=None)
-    worth = valued(provider, silent)
+    worth = recovered_cost(provider, silent)
     assert worth.quote is not None and worth.quote.recalled and worth.bill is None, worth.reason
     world.hosts.skip(100_000)
     job = provider.get(run.handle)

@@ -31,7 +31,7 @@ from orchestrate.runs.watching.channels import (
     PerhapsDelivered,
     Webhook,
     channels,
-    tell,
+    notify,
 )
 from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.settings.config import Notify, Secret
@@ -128,14 +128,14 @@ def tagged(store: Store, run: Run) -> None:
 
 def test_what_is_changed_about_an_old_end_is_no_end(store: Store, host: PaperHost) -> None:
     old, heard = ended(store, host), Deaf(hears=True)
-    tell(store, [heard])
+    notify(store, [heard])
     tagged(store, old)
-    tell(store, [heard])
+    notify(store, [heard])
     assert heard.told == []
     new = ended(store, host)
-    tell(store, [heard])
+    notify(store, [heard])
     tagged(store, new)
-    tell(store, [heard])
+    notify(store, [heard])
     assert heard.told == [new.id]
 
 
@@ -145,9 +145,9 @@ def test_runs_that_come_in_ended_are_not_told(tmp_path: Path, host: PaperHost) -
     host.set(str(done.job_id), state="done")
     heard = Deaf(hears=True)
     with Store.open(f"sqlite:///{tmp_path}/second.sqlite3") as second:
-        tell(second, [heard])
+        notify(second, [heard])
         assert len(recover(second, [host]).recovered) == 2
-        tell(second, [heard])
+        notify(second, [heard])
         assert heard.told == []
         host.set(str(going.job_id), state="done")
         Watcher(second, lambda _: host, channels=[heard]).turn()
@@ -306,12 +306,12 @@ def test_a_command_that_may_have_told_is_not_repeated(
     store: Store, host: PaperHost, tmp_path: Path, end: str
 ) -> None:
     command = CommandChannel(_keeping(tmp_path, ENDS[end]), timeout_s=TOO_LONG_S)
-    tell(store, [command])
+    notify(store, [command])
     first, second = ended(store, host), ended(store, host)
-    problems = tell(store, [command]) + tell(store, [command])
+    problems = notify(store, [command]) + notify(store, [command])
     assert [p.partition(":")[0] for p in problems] == [first.id, second.id]
     assert all("will not be sent again" in p for p in problems)
-    assert tell(store, [command]) == []
+    assert notify(store, [command]) == []
     assert acted(tmp_path) == [f"{run.id}-succeeded" for run in (first, second)]
     for run in (first, second):
         [event] = [e for e in store.history.events(run.id) if e.type == "notification"]
@@ -323,11 +323,11 @@ def test_a_command_that_says_that_it_failed_is_repeated_under_the_same_id(
     store: Store, host: PaperHost, tmp_path: Path
 ) -> None:
     command = CommandChannel(_keeping(tmp_path, f"test -e '{tmp_path}/up'"))
-    tell(store, [command])
+    notify(store, [command])
     run = ended(store, host)
-    assert "exit code 1" in tell(store, [command])[0]
+    assert "exit code 1" in notify(store, [command])[0]
     (tmp_path / "up").touch()
-    assert tell(store, [command]) == [] and tell(store, [command]) == []
+    assert notify(store, [command]) == [] and notify(store, [command]) == []
     assert acted(tmp_path) == [f"{run.id}-succeeded"] * 2
     assert [e for e in store.history.events(run.id) if e.type == "notification"] == []
 

@@ -26,7 +26,7 @@ from tests.http_server import Handler, serving
 
 from orchestrate.errors import HostUnavailable, MissingKey, RateLimited, UsageError
 from orchestrate.profile import profile
-from orchestrate.runs.watching.channels import CommandChannel, NotDelivered, Webhook, tell
+from orchestrate.runs.watching.channels import CommandChannel, NotDelivered, Webhook, notify
 from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.runs.watching.webhooks import Sender, Untrusted, listening, take_hint
 from orchestrate.settings.config import Secret
@@ -251,7 +251,7 @@ def test_a_worker_goes_on_after_its_postgres_was_restarted(postgres: Any, host: 
 def test_of_many_watchers_one_tells(store_url: str, host: PaperHost) -> None:
     heard = Heard()
     with Store.open(store_url) as store:
-        tell(store, [heard])
+        notify(store, [heard])
         runs = [submit(store, host, SPEC, DATA) for _ in range(6)]
         end(host, *runs)
         Watcher(store, lambda _: host).turn()
@@ -260,7 +260,7 @@ def test_of_many_watchers_one_tells(store_url: str, host: PaperHost) -> None:
     def watch() -> None:
         with Store.open(store_url) as own:
             start.wait()
-            tell(own, [heard])
+            notify(own, [heard])
 
     threads = [threading.Thread(target=watch) for _ in range(6)]
     for thread in threads:
@@ -275,11 +275,11 @@ def test_what_was_not_delivered_is_told_again_and_old_ends_are_not(store: Store,
     end(host, old)
     Watcher(store, lambda _: host).turn()
     heard = Heard(fails=2)
-    assert tell(store, [heard]) == []
+    assert notify(store, [heard]) == []
     run = submit(store, host, SPEC, DATA)
     end(host, run)
     Watcher(store, lambda _: host).turn()
-    assert [tell(store, [heard]) for _ in range(4)] == [[f"{run.id}: no"], [f"{run.id}: no"], [], []]
+    assert [notify(store, [heard]) for _ in range(4)] == [[f"{run.id}: no"], [f"{run.id}: no"], [], []]
     assert heard.told == [(run.id, JobStatus.SUCCEEDED)]
 
 
@@ -288,12 +288,12 @@ def test_a_teller_that_died_is_repeated_only_where_repeats_are_dropped(
     store: Store, store_url: str, host: PaperHost, repeatable: bool
 ) -> None:
     heard = Heard(repeatable=repeatable)
-    tell(store, [heard])
+    notify(store, [heard])
     run = submit(store, host, SPEC, DATA)
     end(host, run)
     Watcher(store, lambda _: host).turn()
     assert store.notifications.claim(run.id, heard.name)  # and here it dies
-    tell(store, [heard])
+    notify(store, [heard])
     assert heard.told == [], "it may still be sending"
 
     class Later(Clock):
@@ -301,8 +301,8 @@ def test_a_teller_that_died_is_repeated_only_where_repeats_are_dropped(
             return super().now() + timedelta(seconds=301)
 
     with Store.open(store_url, clock=Later()) as later:
-        tell(later, [heard])
-        tell(later, [heard])
+        notify(later, [heard])
+        notify(later, [heard])
     assert len(heard.told) == int(repeatable)
 
 
@@ -310,11 +310,11 @@ def test_a_command_reads_the_message_from_its_stdin(store: Store, host: PaperHos
     told = tmp_path / "told"
     code = f"import sys; open({str(told)!r}, 'a').write(sys.stdin.read() + chr(10))"
     command = CommandChannel([sys.executable, "-c", code])
-    tell(store, [command])
+    notify(store, [command])
     run = submit(store, host, SPEC, DATA)
     host.set(str(run.job_id), state="broken")
     Watcher(store, lambda _: host, channels=[command]).turn()
-    tell(store, [command])
+    notify(store, [command])
     [line] = told.read_text().splitlines()
     assert (json.loads(line)["run"], json.loads(line)["type"]) == (run.id, "run.failed")
     with pytest.raises(NotDelivered):

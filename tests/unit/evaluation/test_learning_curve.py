@@ -101,7 +101,7 @@ def trials(scores: Sequence[float]) -> SimpleNamespace:
 def test_rows_that_did_harm_are_no_curve() -> None:
     worse = curve.curve(trials([0.5, 0.6, 0.8, 0.7]), 1000, 1000)  # type: ignore[arg-type]
     assert worse.more is None and worse.half is not None and (worse.half.high or 0.0) < 0
-    [said] = curve.told(worse)
+    [said] = curve.summary(worse)
     assert "scored worse" in said
     better = curve.curve(trials([0.5, 0.6, 0.7, 0.75]), 1000, 1000)  # type: ignore[arg-type]
-    assert better.more is not None and better.more.value > 0 and len(curve.told(better)) == 2
+    assert better.more is not None and better.more.value > 0 and len(curve.summary(better)) == 2

@@ -127,7 +127,7 @@ def _show(found: LearningCurve) -> None:
     for row in curves.cells(found):
         shown.add_row(*row)
     out.print(shown)
-    for line in curves.told(found):
+    for line in curves.summary(found):
         out.print(line)
     for remark in found.remarks:
         note(remark)
@@ -141,7 +141,7 @@ def _show_best(found: BestRows) -> None:
         interval = "" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
         shown.add_row(f"{one.rows:,}", one.which, f"{one.score:.4g}", interval, ", ".join(one.runs))
     out.print(shown)
-    for line in best_rows.told(found):
+    for line in best_rows.summary(found):
         out.print(line)
     for remark in found.remarks:
         note(remark)

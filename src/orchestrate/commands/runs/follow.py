@@ -123,7 +123,7 @@ def sync(context: typer.Context, *, stalls: StallOptions) -> Output[SyncReport]:
     with orchestrator(context) as ft, telling(ft):
         ft.settings = stalls.over(ft.settings)
         report = ft.sync(cancel_stalled=stalls.cancel_stalled)
-        for problem in watching.tell_stalls(ft.settings, report):
+        for problem in watching.notify_stalls(ft.settings, report):
             warn(f"notification failed: {problem}")
     code = 5 if report.unsettled or report.ending else 4 if report.failures else 0
     return Output(report, lambda report: out.print(str(report)), code)

@@ -60,8 +60,8 @@ class NotifyOptions:
 
 @contextmanager
 def telling(ft: Orchestrator) -> Generator[None]:
-    """Send notifications like `watching.telling`, and warn about each channel that failed."""
-    with watching.telling(ft) as problems:
+    """Send notifications like `watching.notifying`, and warn about each channel that failed."""
+    with watching.notifying(ft) as problems:
         yield
     for problem in problems:
         warn(f"notification failed: {problem}")

@@ -281,7 +281,7 @@ def agreed(ft: Orchestrator, names: list[str], given: list[str] | None) -> list[
     from orchestrate.runs.serving import subjects as serving
 
     accepted = list(given or [])
-    for licence in serving.asked(ft, names, accepted):
+    for licence in serving.unaccepted_licenses(ft, names, accepted):
         err.print(f"The base model has the {licence.title}. If you distribute or serve it, it requires:")
         for ask in licence.asks:
             err.print(f"  - {ask}", soft_wrap=True)

@@ -101,7 +101,7 @@ class PreparedScoring:
             if candidate.likelihood is None:
                 raise UsageError(f"{name} returns no log-probabilities", fix="use a model on this machine")
             rows = [(number, Raw(canonical_line(example))) for number, example in data.numbered()]
-            with work(f"scoring by {candidate.contender.name}", "row") as told:
+            with work(f"scoring by {candidate.contender.name}", "row") as advance:
                 for start in range(0, len(rows), _BATCH):
                     part = rows[start : start + _BATCH]
                     asked = [{"example": row, "alone": alone} for alone in (False, True) for _, row in part]
@@ -110,7 +110,7 @@ class PreparedScoring:
                         part, found[: len(part)], found[len(part) :], strict=True
                     ):
                         put(number, one, alone)
-                    told(start + len(part), len(rows))
+                    advance(start + len(part), len(rows))
         finally:
             contenders.close()
 

@@ -68,11 +68,11 @@ def flips_of(evaluation: Evaluation, run_id: str) -> list[Flips]:
 
 def _asked_again(found: Sequence[Evaluation], run_id: str) -> list[Pairing]:
     mine = _contender(found[-1], run_id)
-    pairing = None if mine is None else asked_before(found[:-1], found[-1], mine.name)
+    pairing = None if mine is None else paired_with_earlier(found[:-1], found[-1], mine.name)
     return [] if pairing is None else [pairing]
 
 
-def asked_before(earlier: Sequence[Evaluation], newest: Evaluation, name: str) -> Pairing | None:
+def paired_with_earlier(earlier: Sequence[Evaluation], newest: Evaluation, name: str) -> Pairing | None:
     """Pair a contender of the latest evaluation with itself in the most recent earlier evaluation that has
     the same items but separately requested answers."""
     mine = newest.contender(name)

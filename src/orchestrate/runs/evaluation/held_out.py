@@ -45,7 +45,7 @@ from orchestrate.reports import EvaluationReport
 from orchestrate.reports.evaluations import format_of
 from orchestrate.reports.judgement import asked_again
 from orchestrate.runs.evaluation import judging, verdicts
-from orchestrate.runs.evaluation.comparison import asked_before
+from orchestrate.runs.evaluation.comparison import paired_with_earlier
 from orchestrate.runs.evaluation.contenders import PLACES, BasePrecision, Contenders, other_host
 from orchestrate.runs.hosting.deployment import used
 from orchestrate.runs.tracked import TrackedRun, tracked
@@ -125,7 +125,7 @@ class PreparedEvaluation:
         runs: Sequence[TrackedRun | str],
         order: EvaluationOrder,
         *,
-        purse: RequestBudget | None = None,
+        budget: RequestBudget | None = None,
     ) -> None:
         registry.check(order.metrics)
         if (host := other_host(order.on)) is not None:
@@ -154,7 +154,7 @@ class PreparedEvaluation:
             handle.check()
         self._asking = Asking(
             ft.settings.home / "evaluations" / "answers",
-            purse or _purse(ft, order, _scope(runs, dataset.digest, order)),
+            budget or _budget(ft, order, _scope(runs, dataset.digest, order)),
             fresh=order.fresh,
             skip_failed=order.skip_failed,
         )
@@ -319,12 +319,12 @@ class PreparedEvaluation:
         """Compare new answers with the earlier ones, for contenders that were queried again."""
         earlier = self._ft.store.history.evaluations()
         for contender in found.contenders:
-            pairing = asked_before(earlier, found, contender.name)
+            pairing = paired_with_earlier(earlier, found, contender.name)
             if pairing is not None:
                 yield asked_again(contender.name, pairing)
 
 
-def _purse(ft: Workspace, order: EvaluationOrder, scope: str) -> RequestBudget:
+def _budget(ft: Workspace, order: EvaluationOrder, scope: str) -> RequestBudget:
     return RequestBudget(
         order.max_cost_usd, scope=scope, account=ft.store.ledger.account("evaluation", ft.settings)
     )

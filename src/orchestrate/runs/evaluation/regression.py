@@ -79,9 +79,9 @@ class PreparedRegression:
         run: TrackedRun | str,
         order: RegressionOrder,
         *,
-        purse: RequestBudget | None = None,
+        budget: RequestBudget | None = None,
     ) -> None:
-        """Prepare the test. `run` is a run, or RUN@CHECKPOINT. `purse` is a shared budget in place of the
+        """Prepare the test. `run` is a run, or RUN@CHECKPOINT. `budget` is a shared budget in place of the
         order's limit. Raises `UsageError` and `DataError` for anything that cannot be probed."""
         name, _, checkpoint = run.partition("@") if isinstance(run, str) else (run, "", "")
         self._handle = tracked(ft, name) if isinstance(name, str) else name
@@ -90,7 +90,7 @@ class PreparedRegression:
         same = replace(order, max_cost_usd=None, skip_failed=False)
         self._asking = Asking(
             ft.settings.home / "evaluations" / "answers",
-            purse
+            budget
             or RequestBudget(
                 order.max_cost_usd,
                 scope=f"regression of {self._handle.id} {checkpoint}: {same}",

@@ -43,7 +43,7 @@ class SameModels:
     def same(self, one: str | None, other: str | None) -> bool:
         return self._model(one) == self._model(other)
 
-    def standing(self, found: Sequence[Regression], checkpoint: str | None = None) -> Regression | None:
+    def merged(self, found: Sequence[Regression], checkpoint: str | None = None) -> Regression | None:
         """Merge the regression tests of one model, oldest first. For each probe, the latest result counts."""
         return _merged([one for one in found if self.same(one.tuned.checkpoint, checkpoint)])
 
@@ -63,7 +63,7 @@ class SameModels:
 
 def regression(ws: Workspace, run: Run) -> Regression | None:
     """Merge the regression tests of a run's own model, using the latest result of each probe."""
-    return SameModels(ws, run).standing(regressions(ws, run.id))
+    return SameModels(ws, run).merged(regressions(ws, run.id))
 
 
 def _step(checkpoint: str) -> int | None:
@@ -114,7 +114,7 @@ def _joined(ws: Workspace, one: Evaluation, known: dict[str, _RunFacts]) -> Eval
 
 
 def _forgotten(about: _RunFacts, contender: Contender) -> Iterator[VerdictReason]:
-    found = about.models.standing(about.regressions, contender.checkpoint)
+    found = about.models.merged(about.regressions, contender.checkpoint)
     if found is None:
         if about.regressions:
             yield _not_measured(about, contender)
@@ -133,7 +133,7 @@ def _forgotten(about: _RunFacts, contender: Contender) -> Iterator[VerdictReason
 def _not_measured(about: _RunFacts, contender: Contender) -> VerdictReason:
     """Explain that forgetting was not measured for this model. If other weights of the run show forgetting,
     this model may have it too."""
-    own = about.models.standing(about.regressions)
+    own = about.models.merged(about.regressions)
     lost = contender.checkpoint is not None and own is not None and bool(own.forgotten)
     what = "this checkpoint" if contender.checkpoint else "the run's own weights"
     why = f"forgetting was not measured for {what}: orchestrate regress {contender.name}"

@@ -148,8 +148,8 @@ class Deployer:
                 )
             self.reached("after-intent")
             if self.adapter is not None:
-                with work(f"uploading the adapter to {self.provider.name}", BYTES) as told:
-                    self._adapters.upload(self.adapter, self.progress or told)
+                with work(f"uploading the adapter to {self.provider.name}", BYTES) as advance:
+                    self._adapters.upload(self.adapter, self.progress or advance)
                 self.reached("after-upload")
             return self._make(deployment, _with_limit(deployment, price))
 
@@ -176,14 +176,14 @@ class Deployer:
         """Return the deployment that an earlier call left, once its outcome is known."""
         deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is not None and deployment.state is DeploymentState.ABANDONED:
-            deployment = self.look(deployment)  # it may have gone on since it was given up
+            deployment = self.poll(deployment)  # it may have gone on since it was given up
         if deployment is None or deployment.state.over:
             return None
         if deployment.state is DeploymentState.INTENT:  # nobody is at it: we have the lease
             self._apply(deployment, lambda d, at: deployments.never_made(d, "started but never sent", at))
             return None
         if deployment.state in deployments.UNSETTLED:
-            deployment = self.look(deployment)
+            deployment = self.poll(deployment)
             if deployment.state in deployments.UNSETTLED:
                 left = duration(math.ceil(self.settles_in(deployment)))
                 raise OutcomeUnknown(
@@ -229,7 +229,7 @@ class Deployer:
         """Find the deployment after a lost response, to complete its remaining steps."""
         self._apply(deployment, lambda d, at: deployments.outcome_unknown(d, lost.message, at))
         try:
-            there = self.look(deployment)
+            there = self.poll(deployment)
             if there.state not in deployments.UNSETTLED and not there.state.over:
                 return self._deploys.deploy(deployment.handle, options=options)
         except OrchestrateError as error:
@@ -288,12 +288,12 @@ class Deployer:
     def _end(self, deployment: Deployment) -> Deployment:
         try:
             if deployment.host_id is None:  # what is ended unseen would count as never made
-                deployment = self.look(deployment)
+                deployment = self.poll(deployment)
             if deployment.state.over:
                 return deployment
             self._deploys.undeploy(deployment.handle)
             self.reached("after-end-request")
-            deployment = self.look(deployment)
+            deployment = self.poll(deployment)
         except ProviderError as error:
             problem = error.message
             self._apply(deployment, lambda d, at: deployments.failed(d, problem, at))
@@ -304,7 +304,7 @@ class Deployer:
 
     # -- looking -------------------------------------------------------------------------------------------
 
-    def look(self, deployment: Deployment, items: Iterable[Standing] | None = None) -> Deployment:
+    def poll(self, deployment: Deployment, items: Iterable[Standing] | None = None) -> Deployment:
         """Query the host and record the deployment's state. If `items` from an earlier list contain the
         deployment, the host is not queried. Raises `ProviderError`."""
         there = [item for item in items or () if item.kind == "deployment"]
@@ -371,7 +371,7 @@ class Deployer:
         if deployment is None or deployment.state is not DeploymentState.ABANDONED:
             deployment = self._intent(run)
             self.store.deployments.add(deployment, note="found on its host")
-        return self.look(deployment, items)
+        return self.poll(deployment, items)
 
     # -- inside --------------------------------------------------------------------------------------------
 

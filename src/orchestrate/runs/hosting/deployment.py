@@ -71,7 +71,7 @@ class DeploymentHandle:
         """Update the deployment from its host. Raises `OtherAccount`, `ProviderError`."""
         deployer = deployer_of(self._ws, self.record.provider)
         deployer.require_account(self.record)
-        self.record = deployer.look(self.record)
+        self.record = deployer.poll(self.record)
         return self.record
 
     def answers(self, patience_s: float = 0.0) -> bool:

@@ -25,14 +25,14 @@ IDLE_HOURS = Decimal(1)
 
 
 class Upkeep:
-    """One check of a backend's deployments. `told` contains the messages for the user."""
+    """One check of a backend's deployments. `messages` are meant for the user."""
 
     def __init__(self, store: Store, provider: Provider, timing: Timing = DEFAULT_TIMING) -> None:
         self._store = store
         self._provider = provider
         self._deployer = Deployer(store, provider, timing)
         self.asked = 0
-        self.told: list[str] = []
+        self.messages: list[str] = []
         self.ending: list[str] = []
         """Ids of runs whose deployment was asked to end but is still listed by the host."""
         self.failures: list[OrchestrateError] = []
@@ -76,7 +76,7 @@ class Upkeep:
         if before.state is DeploymentState.INTENT and not there:
             deployment = self._deployer.undeploy(before, "the request was never sent")
         else:
-            deployment = self._deployer.look(before, items)
+            deployment = self._deployer.poll(before, items)
         if deployment.state is not before.state:
             self._tell_change(before, deployment)
         if deployment.state.over:
@@ -114,7 +114,7 @@ class Upkeep:
                 deployment, f"{name(deployment)} no longer exists: {deployment.cause}", "lost", daily=False
             )
         else:
-            self.told.append(f"{name(deployment)}: {deployment.state.value}")
+            self.messages.append(f"{name(deployment)}: {deployment.state.value}")
 
     def _speak_of_clocks(self, deployment: Deployment, items: list[Standing]) -> None:
         """Report a difference between the clocks. Uptime counts, but stops while a virtual machine is
@@ -164,7 +164,7 @@ class Upkeep:
             message=text,
         )
         if self._store.history.add_events(deployment.run_id, [event], from_host=False):
-            self.told.append(text)
+            self.messages.append(text)
 
 
 def by_job(provider: Deploys) -> dict[str, list[Standing]]:

@@ -32,13 +32,13 @@ def found(ws: Workspace, prepared: Prepared, provider: Backends, key: str | None
     earlier: list[Earlier] = []
     backends = ws.backends(provider)
     for name in backends:
-        own = wish(ws, prepared, name, key if key is None or len(backends) == 1 else f"{key} {name}")
+        own = request_of(ws, prepared, name, key if key is None or len(backends) == 1 else f"{key} {name}")
         same = own.same(ws.store)
         earlier.append(Earlier(name, own.known(ws.store), same and already(same), own.key))
     return earlier
 
 
-def wish(ws: Workspace, prepared: Prepared, provider: str, key: str | None) -> SubmitRequest:
+def request_of(ws: Workspace, prepared: Prepared, provider: str, key: str | None) -> SubmitRequest:
     from orchestrate.runs.submitting.repeats import SubmitRequest
 
     return SubmitRequest(prepared.offer(provider).spec, prepared.data.digest, ws.provider(provider), key)

@@ -372,8 +372,8 @@ def _trained_on(opened: Mapping[str, OpenedFile], tokens_from: TokensFrom = Toke
 
     train, validation = opened["train"], opened.get("validation")
     files = [Dataset.of(one) for one in (train.mix or train, validation) if one is not None]
-    told = [dataclasses.replace(file, tokens_from=tokens_from) for file in files]
-    return TrainingData(told[0], told[1] if validation else None, train.mixed)
+    counted = [dataclasses.replace(file, tokens_from=tokens_from) for file in files]
+    return TrainingData(counted[0], counted[1] if validation else None, train.mixed)
 
 
 def _offer(
@@ -456,14 +456,14 @@ def _unlisted(provider: Provider, model: ModelOnHost | None) -> str | None:
     return None if model.host else f"{provider.name} has not confirmed that it can fine-tune {model.id}"
 
 
-def _of_model(provider: Provider, model: ModelOnHost | None, told: set[str]) -> list[Problem]:
-    """List the warnings about the model that are not in `told`."""
+def _of_model(provider: Provider, model: ModelOnHost | None, known: set[str]) -> list[Problem]:
+    """List the warnings about the model that are not in `known`."""
     return [
         Problem(
             code="model", message=text, severity=Severity.WARNING, field="model", providers=(provider.name,)
         )
         for text in (model.warnings if model is not None else ())
-        if text not in told
+        if text not in known
     ]
 
 
@@ -484,8 +484,8 @@ def _why_refused(problems: Sequence[Problem]) -> str | None:
         return None
     first = errors[0]
     place = ", ".join(filter(None, (first.source, f"row {first.row}" if first.row else "")))
-    told = f"{place}: {first.message}" if place else first.message
-    return told if len(errors) == 1 else f"{told}, and {text.count(len(errors) - 1, 'other error')}"
+    message = f"{place}: {first.message}" if place else first.message
+    return message if len(errors) == 1 else f"{message}, and {text.count(len(errors) - 1, 'other error')}"
 
 
 def _tokenizers(settings: Settings, specs: Mapping[str, JobSpec]) -> list[str]:
@@ -506,11 +506,11 @@ def _kept_private(provider: Provider, spec: JobSpec, found: Translation) -> Tran
     """Refused where a private spec would leave the user's own machines; nothing in the spec helps then."""
     if not spec.private or provider.own:
         return found
-    told = (
+    rule = (
         f"private runs stay on your own machines, and {provider.profile.title} is not known to be yours. If "
         f"it is: export {OWN_HOSTS}={provider.name}"
     )
-    row = Setting(name="private", asked=True, outcome=Outcome.REFUSED, rule=told)
+    row = Setting(name="private", asked=True, outcome=Outcome.REFUSED, rule=rule)
     kept = [one for one in found.settings if one.name != "private"]
     return replace(found, settings=(*kept, row), overrides=None)
 

@@ -67,15 +67,15 @@ def _live(ft: Workspace, offer: Offer, data: TrainingData) -> LivePrice:
         live = provider.live_price(offer.spec, remote, offer.translation)
     except OrchestrateError as error:
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=error.message)
-    told, named = live.counted_usd, quote.price
-    if told is None or named is None:
-        return LivePrice(provider=name, offline_usd=offline, live_usd=told, reason=live.why_none)
+    live_usd, named = live.counted_usd, quote.price
+    if live_usd is None or named is None:
+        return LivePrice(provider=name, offline_usd=offline, live_usd=live_usd, reason=live.why_none)
     return LivePrice(
         provider=name,
         offline_usd=offline,
-        live_usd=told,
-        relative=float((offline - told) / told) if told and offline is not None else None,
-        within_band=named.low_usd <= told <= named.high_usd,
+        live_usd=live_usd,
+        relative=float((offline - live_usd) / live_usd) if live_usd and offline is not None else None,
+        within_band=named.low_usd <= live_usd <= named.high_usd,
     )
 
 
@@ -83,7 +83,7 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
     """Quote each backend for a given number of rows and tokens per row, cheapest first. The training file
     need not exist yet. Works offline. Quotes of backends that charge by time have no price, because their
     price depends on the file."""
-    told = Recalled(epochs=spec.epochs, rows=rows, train_tokens=rows * tokens_a_row)
+    recalled = Recalled(epochs=spec.epochs, rows=rows, train_tokens=rows * tokens_a_row)
     found: list[Quote] = []
     for name in ft.backends():
         backend = ft.provider(name)
@@ -98,7 +98,7 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
             continue
         prices = costing.Prices(prices_of(backend), ft.rates)
         found.append(
-            costing.quote_assumed(costing.PricedJob(name, backend.profile, spec, resolved, prices), told)
+            costing.quote_assumed(costing.PricedJob(name, backend.profile, spec, resolved, prices), recalled)
         )
     return sorted(found, key=lambda quote: quote.rank)
 

@@ -46,7 +46,7 @@ def subject(ft: Workspace, name: str) -> TrackedRun | Path:
     return tracked(ft, name)
 
 
-def asked(ft: Workspace, names: Iterable[str], accepted: Sequence[str]) -> list[Licence]:
+def unaccepted_licenses(ft: Workspace, names: Iterable[str], accepted: Sequence[str]) -> list[Licence]:
     """List the base models' licenses that the user has not accepted yet."""
     found: dict[str, Licence] = {}
     for name in names:

@@ -90,8 +90,8 @@ def system_message(handle: TrackedRun) -> str | None:
         data = Dataset.open(train, columns=fitting(train, spec.renaming))
         for example in islice(data.examples(), _LOOKED_AT):
             first = example.messages[0] if isinstance(example, ChatExample) and example.messages else None
-            told = first is not None and first.role in ("system", "developer")
-            seen[first.text if told and first is not None else None] += 1
+            has_system = first is not None and first.role in ("system", "developer")
+            seen[first.text if has_system and first is not None else None] += 1
     except (DataError, UsageError, OSError):
         return None
     [(text, times)] = seen.most_common(1) or [(None, 0)]

@@ -72,13 +72,13 @@ def _of_folder(folder: Path) -> TunedModel:
     return replace(bare, base=str(given))
 
 
-def sheet(ws: Workspace, subject: TrackedRun | Path, tuned: TunedModel | None = None) -> Sheet:
+def fingerprint_of(ws: Workspace, subject: TrackedRun | Path, tuned: TunedModel | None = None) -> Sheet:
     """Return the model's fingerprint, which is stored at the end of training or computed once from the
     model's files."""
     file = private_folder(ws.settings.home / "proofs") / f"{key_of(subject)}.json"
     with suppress(OSError, msgspec.MsgspecError):
         return Sheet.from_json(file.read_bytes())
-    found = None if isinstance(subject, Path) else _kept_sheet(subject)
+    found = None if isinstance(subject, Path) else _stored_fingerprint(subject)
     if found is None:
         spec = {} if isinstance(subject, Path) else subject.record.spec
         found = _found(spec, tuned or of(ws, subject))
@@ -90,7 +90,7 @@ def can_be_known(ws: Workspace, run: TrackedRun) -> bool:
     """Return whether a run's model has a fingerprint or this machine can compute one. May download an adapter
     for that, but not a full model."""
     file = ws.settings.home / "proofs" / f"{run.id}.json"
-    if file.is_file() or _kept_sheet(run) is not None:
+    if file.is_file() or _stored_fingerprint(run) is not None:
         return True
     adapter: dict[str, Any] = run.record.spec.get("adapter") or {}
     if adapter.get("type") == "full" or not isinstance(run.provider, Downloads):
@@ -98,7 +98,7 @@ def can_be_known(ws: Workspace, run: TrackedRun) -> bool:
     return config_of(of(ws, run).base) is not None
 
 
-def _kept_sheet(run: TrackedRun) -> Sheet | None:
+def _stored_fingerprint(run: TrackedRun) -> Sheet | None:
     provider = run.provider
     return provider.sheet(run.record.handle) if isinstance(provider, KeepsFingerprint) else None
 
@@ -226,7 +226,7 @@ def verify(
     asking = asking or EndpointNames()
     name = subject.name if isinstance(subject, Path) else str(subject.record.spec.get("suffix") or subject.id)
     if at is not None and at.startswith(("http://", "https://")):
-        known = sheet(ws, subject, tuned)
+        known = fingerprint_of(ws, subject, tuned)
         place = UrlPlace(at, model=asking.model or name, base=asking.base, key=_key(asking))
         try:
             return _kept(ws, judge(known, place, run_id=key_of(subject)))
@@ -241,21 +241,21 @@ def verify(
             subject.record.tuned_model or subject.id,
         )
         used(ws, subject.id)
-        return _kept(ws, judge(sheet(ws, subject, tuned), place, run_id=subject.id))
+        return _kept(ws, judge(fingerprint_of(ws, subject, tuned), place, run_id=subject.id))
     if not isinstance(subject, Path) and at in _deployed_at(ws, subject):
         deployment = require_open(ws, subject.id, at)
         place = HostPlace(
             capability(ws.provider(at), Chats), deployment.handle, deployment.model or subject.id
         )
         used(ws, subject.id, at)
-        return _kept(ws, judge(sheet(ws, subject, tuned), place, run_id=subject.id))
+        return _kept(ws, judge(fingerprint_of(ws, subject, tuned), place, run_id=subject.id))
     if at is None:
         raise UsageError("choose where the model is served", fix="pass --at with a URL or a folder")
     folder = Path(at).expanduser().resolve()
     if not folder.exists():
         raise UsageError(f"{at} must be a URL, a folder or the run's backend")
     tuned = tuned or of(ws, subject)
-    known = sheet(ws, subject, tuned)
+    known = fingerprint_of(ws, subject, tuned)
     place = FolderPlace(folder, known, tuned.base, model=tuned.name, base_gguf=asking.base_gguf)
     weights = forms.weights_hash(tuned.folder)
     return _kept(ws, judge(known, place, run_id=key_of(subject), weights=weights))

@@ -226,7 +226,7 @@ class _StoredRuns:
 
 @dataclass(frozen=True)
 class _AccountAnswer:
-    told: AccountStatus
+    status: AccountStatus
     place: str = ""
     """Base URL or backend type that the items' ids belong to."""
     items: tuple[Standing, ...] = ()
@@ -289,11 +289,11 @@ class Spender:
         billing = [one for one in found if one.by_the_hour]
         prices = [one.item.usd_per_hour for one in billing if one.item.bills]
         known = [price for price in prices if price is not None]
-        answered = any(answer.told.asked for answer in answers) and (bool(known) or not prices)
+        answered = any(answer.status.asked for answer in answers) and (bool(known) or not prices)
         lost = [one.item.id for one in billing if one.item.rented and one.idle]
         return msgspec.structs.replace(
             report,
-            accounts=tuple(answer.told for answer in answers),
+            accounts=tuple(answer.status for answer in answers),
             standing=tuple(found),
             usd_per_hour=sum(known, Decimal(0)) if answered else None,
             unpriced=tuple(f.item.id for f in billing if f.item.bills is None or f.item.usd_per_hour is None),
@@ -306,9 +306,9 @@ class Spender:
         )
         with ThreadPoolExecutor(_AT_ONCE, "spending") as threads:
             asked = [threads.submit(self._ask, name, books, sandbox) for name in names]
-            with work("querying the backends for billed resources") as told:
+            with work("querying the backends for billed resources") as advance:
                 for done, _ in enumerate(as_completed(asked), 1):
-                    told(done, len(asked))
+                    advance(done, len(asked))
             return [answer.result() for answer in asked]
 
     def _ask(self, name: str, books: _StoredRuns, sandbox: bool) -> _AccountAnswer:
@@ -342,7 +342,7 @@ class Spender:
         seen = {item.job_id.lower() for item in billing.items if item.job_id}
         account, elsewhere, problem = self._elsewhere(backend, known, seen)
         unseen = (*billing.unseen, *([problem] if problem else []))
-        told = msgspec.structs.replace(
+        status = msgspec.structs.replace(
             one,
             asked=True,
             account=account,
@@ -353,7 +353,7 @@ class Spender:
         items = tuple(msgspec.structs.replace(item, payload={}) for item in billing.items)
         up = [run for run in books.of_refs(seen).values() if run.provider == name]
         left = {one.id: why for one in up if (why := left_session(backend, one)) is not None}
-        return _AccountAnswer(told, backend.config.base_url or backend.profile.kind, items, left)
+        return _AccountAnswer(status, backend.config.base_url or backend.profile.kind, items, left)
 
     def _elsewhere(
         self, backend: Provider, known: Iterable[Run | Deployment], seen: Collection[str]
@@ -409,7 +409,7 @@ def _owned(
             # What was just made is not idle, though nobody has asked it anything yet.
             in_use = one is not None and books.time_of(one) - (used or one.created_at) < IN_USE
             meant = not {item.id, item.id.rpartition("/")[2], item.name}.isdisjoint(ignore)
-            told = Found(
+            resource = Found(
                 item=item,
                 run=run.id if run else None,
                 deployment=one.id if one else None,
@@ -424,8 +424,8 @@ def _owned(
                 idle=False,
             )
             # A job that another user of the account certainly made is in a store of theirs.
-            idle = told.by_the_hour and not meant and not in_use and not (is_job and item.owner)
-            found.setdefault((answer.place, item.kind, item.id), msgspec.structs.replace(told, idle=idle))
+            idle = resource.by_the_hour and not meant and not in_use and not (is_job and item.owner)
+            found.setdefault((answer.place, item.kind, item.id), msgspec.structs.replace(resource, idle=idle))
     return sorted(found.values(), key=_weight)
 
 

@@ -6,8 +6,8 @@ creation if it succeeded: CI jobs are mostly retried within a day, and training 
 rarely intended. A failed or canceled run does not block, because trying again is then intended.
 
 An idempotency key is explicit: the same key always means the same run, in any state. The store finds the run
-by its key. If the store was lost or restored from a backup, `look` finds the job on the host by the run's
-ref, which is derived from the key and the request.
+by its key. If the store was lost or restored from a backup, `find_existing` finds the job on the host by the
+run's ref, which is derived from the key and the request.
 
 For a run recovered from a host that reports neither settings nor the data's digest, only the model is known.
 It blocks every submit of this model.
@@ -60,45 +60,47 @@ if TYPE_CHECKING:
 # not touched.
 
 
-class LostHandles(NamedTuple):
+class ExistingJobs(NamedTuple):
     handles: list[JobHandle]
     job: Job
     """The first of these jobs, as reported by the host."""
 
 
-def look(provider: Provider, wish: SubmitRequest, translation: Translation) -> LostHandles | None:
+def find_existing(
+    provider: Provider, request: SubmitRequest, translation: Translation
+) -> ExistingJobs | None:
     """Search the host for the job of an idempotency key. Sends one read request, and a second one if there is
     a job. Raises `KeyTaken` if the job differs from the requested one, and `ProviderError` if the host cannot
     be reached."""
-    if wish.ref is None:
+    if request.ref is None:
         return None
-    key = str(wish.key).partition(" ")[0]
+    key = str(request.key).partition(" ")[0]
     try:
-        handles = provider.find(wish.ref)
+        handles = provider.find(request.ref)
         job = provider.get(handles[0]) if handles else None
     except ProviderError as error:
         error.message += f". A job with the idempotency key {key} may already exist, so nothing was sent"
         raise
     if job is None:
         return None
-    if differences := _differences(job, wish, translation, provider):
+    if differences := _differences(job, request, translation, provider):
         raise KeyTaken(key, f"job {job.handle.job_id} at {provider.profile.title}", differences)
-    return LostHandles(handles, job)
+    return ExistingJobs(handles, job)
 
 
-def _differences(job: Job, wish: SubmitRequest, translation: Translation, provider: Provider) -> list[str]:
+def _differences(job: Job, request: SubmitRequest, translation: Translation, provider: Provider) -> list[str]:
     """List the differences that the host reports. A matching ref alone proves nothing, because hosts let
     anybody write it."""
-    asked, found = wish.spec.model, list[str]()
+    asked, found = request.spec.model, list[str]()
     names = (translation.model, *([asked] if isinstance(asked, str) else asked.values()))
-    if job.model is not None and wish.spec.continue_from is None:
+    if job.model is not None and request.spec.continue_from is None:
         found += [] if any(alike(job.model, name) for name in names) else [f"model ({job.model})"]
     spec = provider.asked_for(job).spec if isinstance(provider, Recalls) else {}
-    told = {"epochs": job.epochs, **spec}
+    reported = {"epochs": job.epochs, **spec}
     kept = {row.name: row.sent for row in translation.settings if row.outcome is Outcome.KEPT}
     for name in ("epochs", "seed"):
-        if kept.get(name) is not None and told.get(name) not in (None, kept[name]):
-            found.append(f"{name} ({told[name]}, not {kept[name]})")
+        if kept.get(name) is not None and reported.get(name) not in (None, kept[name]):
+            found.append(f"{name} ({reported[name]}, not {kept[name]})")
     return found
 
 

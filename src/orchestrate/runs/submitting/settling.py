@@ -111,7 +111,7 @@ class Settler:
         self.require_host(run)
         run = self.store.runs.get(run.id)
         if run.phase is SubmitPhase.SUBMITTED and not run.status.terminal:
-            self._require_account_or_wish(run)
+            self._require_account_or_request(run)
         self.store.runs.request_cancel(run.id)
         run = self.store.runs.get(run.id)
         if run.status.terminal:
@@ -125,7 +125,7 @@ class Settler:
             return self._cancel_on_host(run)
         return run if run.status.terminal else self.settle(run)
 
-    def _require_account_or_wish(self, run: Run) -> None:
+    def _require_account_or_request(self, run: Run) -> None:
         try:
             accounts.require(self.store, self.provider, run)
         except ProviderError:

@@ -84,8 +84,12 @@ class Submitter(Settler):
         `sync` finds the job), `DataError` if a file has changed since the user saw it, and any other
         `ProviderError` if the host rejected the job.
         """
-        wish = SubmitRequest(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
-        there = None if wish.known(self.store) else repeats.look(self.provider, wish, asked.translation)
+        request = SubmitRequest(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
+        there = (
+            None
+            if request.known(self.store)
+            else repeats.find_existing(self.provider, request, asked.translation)
+        )
         intent = Intent(
             spec=asked.spec,
             provider=self.provider.config.name,
@@ -95,7 +99,7 @@ class Submitter(Settler):
             account=accounts.account_of(self.store, self.provider),
             sandbox=self.provider.config.sandbox,
             translation=asked.translation,
-            ref=wish.ref,
+            ref=request.ref,
             **asked.kept(),
         )
         try:
@@ -103,7 +107,7 @@ class Submitter(Settler):
                 intent,
                 budget_usd=self.budget_usd,
                 limits=asked.limits,
-                guard=wish.guard(self.store, again=asked.again, made=there is not None),
+                guard=request.guard(self.store, again=asked.again, made=there is not None),
             )
         except KnownRun as known:
             return self.take_up(known.run, asked, progress=progress)
@@ -115,10 +119,10 @@ class Submitter(Settler):
         except LeaseHeld:  # by another process that was asked with the same key
             return self.store.runs.get(run.id)
 
-    def _take_over(self, run: Run, there: repeats.LostHandles) -> Run:
+    def _take_over(self, run: Run, there: repeats.ExistingJobs) -> Run:
         run = self.adopt(run, there.handles)
-        told = repeats.event_of(run, self.provider, self.store.clock.now())
-        self.store.history.add_events(run.id, [told], from_host=False)
+        event = repeats.event_of(run, self.provider, self.store.clock.now())
+        self.store.history.add_events(run.id, [event], from_host=False)
         return self.apply(run, lambda run, at: transitions.observed(run, there.job, at), None)
 
     def take_up(self, run: Run, asked: Submission, *, progress: Progress | None = None) -> Run:
@@ -239,8 +243,8 @@ class Submitter(Settler):
         self, run: Run, sent: _Sent, data: TrainingData, progress: Progress | None, lease: Lease
     ) -> RemoteDataset:
         try:
-            with work(f"uploading the data to {self.provider.name}", BYTES) as told:
-                remote = self.provider.upload(sent.spec, data, sent.translation, progress=progress or told)
+            with work(f"uploading the data to {self.provider.name}", BYTES) as advance:
+                remote = self.provider.upload(sent.spec, data, sent.translation, progress=progress or advance)
         except (ProviderError, SetupError, DataError) as error:
             self._refuse(run, error, lease, sent.patient)
             raise
@@ -270,16 +274,16 @@ class Submitter(Settler):
             self._refuse(run, error, lease)
             raise
         except OrchestrateError as error:
-            level, told, usd = "warning", f"no live price: {error.message}", None
+            level, note, usd = "warning", f"no live price: {error.message}", None
         else:
             level, usd = "info", live.counted_usd
-            told = f"no live price: {live.why_none}" if usd is None else f"the host estimates {money(usd)}"
+            note = f"no live price: {live.why_none}" if usd is None else f"the host estimates {money(usd)}"
         event = Event(
             id="orchestrate-live-price",
             at=self.store.clock.now(),
             level=level,
             type="live_price",
-            message=f"{self.provider.profile.title}: {told}",
+            message=f"{self.provider.profile.title}: {note}",
             data={} if usd is None else {"usd": str(usd)},
         )
         self.store.history.add_events(run.id, [event], from_host=False)

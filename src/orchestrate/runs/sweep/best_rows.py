@@ -63,10 +63,10 @@ def selection(ft: Workspace, spec: JobSpec, keep: float, by: str) -> str:
     columns = renaming_of(spec.columns)
     data = score.opened(path, columns, None).facts
     order = score.ranked(score.require_scores(path, data), by)
-    told = json.dumps([data.digest, by, keep, [one.row for one in order]])
+    selection_key = json.dumps([data.digest, by, keep, [one.row for one in order]])
     folder = ft.settings.home / "selections"
     folder.mkdir(parents=True, exist_ok=True)
-    output = folder / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.jsonl"
+    output = folder / f"{hashlib.sha256(selection_key.encode()).hexdigest()[:16]}.jsonl"
     if not output.exists():
         # Of a try that was killed between the two.
         output.with_name(f"{output.stem}.left-out.jsonl").unlink(missing_ok=True)
@@ -135,7 +135,7 @@ def _chosen(kind: str, rows: int, same: Sequence[Trial]) -> ChosenRows:
 HEAD = ("rows", "which", "score", "95% interval", "runs")
 
 
-def told(found: BestRows) -> list[str]:
+def summary(found: BestRows) -> list[str]:
     """Summarize in one sentence how much better the best rows are than the other selections."""
     other = {"random": "as many random rows", "all": "all rows"}
     best = f"the best {found.keep:.0%} of the rows by {found.by}"

@@ -187,7 +187,7 @@ def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bo
     return found
 
 
-def told(found: LearningCurve) -> list[str]:
+def summary(found: LearningCurve) -> list[str]:
     """Summarize how much more rows would gain, and what training on half of the rows loses and saves."""
     more, half = found.more, found.half
     if more is None or half is None:
@@ -222,7 +222,7 @@ def page(found: LearningCurve) -> str:
         x_name="rows trained on",
         y_name=name,
     )
-    body = [f"<h1>{escape(name)} by rows</h1>", *(f"<p>{escape(line)}.</p>" for line in told(found))]
+    body = [f"<h1>{escape(name)} by rows</h1>", *(f"<p>{escape(line)}.</p>" for line in summary(found))]
     body += [f"<p>{escape(remark)}</p>" for remark in found.remarks]
     body.append(html.figure("Learning curve", picture, f"{found.sweep}, always on the same held-out rows"))
     body.append(html.table(HEAD, list(cells(found))))

@@ -34,7 +34,7 @@ from orchestrate.types import Bill, Job, JobStatus, Quote, Recalled, Run, Submit
 # 3. the high end of a quote of what its host tells of its data.
 
 
-class Worth(msgspec.Struct, frozen=True, kw_only=True):
+class RecoveredCost(msgspec.Struct, frozen=True, kw_only=True):
     spec: dict[str, Any]
     """The part of the spec that the host reports."""
     dataset_digest: str | None = None
@@ -48,13 +48,13 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
     """Reason why the cost is not counted, or only partly counted."""
 
 
-def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth:
+def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) -> RecoveredCost:
     """Compute the cost of a recovered job. Queries the host for the size of the job's data if nothing better
     is known. Does not raise errors of the host."""
-    told, problem = _recalled(provider, job)
-    asked = told_by_host(provider, job)
+    recalled, problem = _recalled(provider, job)
+    asked = reported_settings(provider, job)
     whole = _whole(asked)
-    spec = whole or costing.spec_of(job.model or "unknown", told)
+    spec = whole or costing.spec_of(job.model or "unknown", recalled)
     parsed = JobSpec.parse(spec)
     resolved = _resolved(provider, job)
     book = rates or costing.built_in()
@@ -67,7 +67,7 @@ def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth
         # What its host takes no more of was made when it did.
         sandbox=True,
     )
-    quote = costing.quote_recalled(priced, told) if told is not None else None
+    quote = costing.quote_recalled(priced, recalled) if recalled is not None else None
     problem = problem or (quote.why_none if quote is not None else None)
     usable = quote if quote is not None and quote.price is not None else None
     bill = costing.bill(
@@ -82,7 +82,7 @@ def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth
     words = _words(job, bill, usable)
     known = usable is not None or job.cost_usd is not None or (bill is not None and job.status.terminal)
     reason = None if known else problem or "the host does not report the data of its jobs"
-    return Worth(
+    return RecoveredCost(
         spec=spec,
         dataset_digest=asked.dataset_digest if whole else None,
         max_cost_usd=asked.max_cost_usd,
@@ -115,7 +115,7 @@ def _words(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
     return f"{money(bill.usd)} so far: {bill.origin}" if bill is not None else None
 
 
-def told_by_host(provider: Provider, job: Job) -> Told:
+def reported_settings(provider: Provider, job: Job) -> Told:
     """Return the settings that the host reports for a job that was created without this store. May be
     empty."""
     return provider.asked_for(job) if isinstance(provider, Recalls) else Told()
@@ -271,7 +271,7 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
     ref, report, job = str(jobs[0].handle.ref), books.report, jobs[0]
     with suppress(OrchestrateError):  # it is a run here all the same, and asked for again at each sync
         job = provider.taken_over(job) if isinstance(provider, Recalls) else job
-    worth = valued(provider, job, books.rates)
+    recovered = recovered_cost(provider, job, books.rates)
     run = run_of(
         job,
         provider,
@@ -281,9 +281,9 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
         ref=ref,
         how="recovered",
         estimate_usd=job.cost_usd,
-        quote=worth.quote,
-        bill=worth.bill,
-        **_asked_for(worth),
+        quote=recovered.quote,
+        bill=recovered.bill,
+        **_asked_for(recovered),
     )
     try:
         store.runs.restore(run)
@@ -291,22 +291,25 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
         report.known.append(run.id)
         return
     report.recovered.append(run.id)
-    if worth.words is not None:
-        report.counted[run.id] = worth.words
-    if worth.reason is not None and not run.sandbox:
+    if recovered.words is not None:
+        report.counted[run.id] = recovered.words
+    if recovered.reason is not None and not run.sandbox:
         report.unpriced.append(run.id)
-        report.reasons[run.id] = worth.reason
+        report.reasons[run.id] = recovered.reason
     if others := [job.handle.job_id for job in jobs[1:]]:
         report.doubled.append(ref)
         Submitter(store, provider).alarm(run, set(others))
 
 
-def _asked_for(worth: Worth) -> dict[str, Any]:
+def _asked_for(recovered: RecoveredCost) -> dict[str, Any]:
     """Return what identifies a repeated submit, as far as the host reports it."""
-    if worth.dataset_digest is None:
-        return {"spec": worth.spec}
-    spec = JobSpec.parse(worth.spec)
-    return asked_for(spec, worth.dataset_digest) | {"max_cost_usd": worth.max_cost_usd, "tags": spec.tags}
+    if recovered.dataset_digest is None:
+        return {"spec": recovered.spec}
+    spec = JobSpec.parse(recovered.spec)
+    return asked_for(spec, recovered.dataset_digest) | {
+        "max_cost_usd": recovered.max_cost_usd,
+        "tags": spec.tags,
+    }
 
 
 def run_of(

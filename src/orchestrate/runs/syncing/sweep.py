@@ -161,13 +161,13 @@ GRACE = timedelta(minutes=2)
 _ENDING = frozenset({JobStatus.CANCELLING, JobStatus.FINALIZING, JobStatus.UNKNOWN})
 
 
-def gone(store: Store, provider: Provider, run: Run) -> None:
+def record_missing_job(store: Store, provider: Provider, run: Run) -> None:
     """Record that the host no longer has the run's job. This alone does not end the run."""
-    told = (
+    message = (
         f"{provider.profile.title} no longer has job {run.job_id}. It may have been deleted there, and "
         f"its cost is unknown. If it was deleted:  orchestrate abandon {run.id} --reason TEXT"
     )
-    _say(store, run, "gone", told)
+    _say(store, run, "gone", message)
 
 
 def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
@@ -176,26 +176,26 @@ def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
     asked = run.status is JobStatus.CANCELLING and store.clock.now() - run.updated_at > GRACE
     if not asked or job.status.terminal or job.status in _ENDING or not isinstance(provider, Cancels):
         return False
-    told = (
+    message = (
         f"Orchestrate asked {provider.profile.title} to cancel job {run.job_id}, but the job is still "
         f"{job.raw_status} and billed. Each sync asks again. Check it there, or  orchestrate "
         f"abandon {run.id} --reason TEXT"
     )
-    _say(store, run, "uncancelled", told)
+    _say(store, run, "uncancelled", message)
     provider.cancel(run.handle)
     return True
 
 
 def paused(store: Store, provider: Provider, run: Run) -> None:
     """Record that the host has paused the run's job."""
-    told = (
+    message = (
         f"{provider.profile.title} paused job {run.job_id}. The run's share of the budget stays reserved "
         f"until it ends. Next: orchestrate resume {run.id}, cancel or abandon"
     )
     if run.dormant:
         how = f'ft.session(resume="{run.id}")' if run.own_loop else f"orchestrate resume {run.id}"
-        told = f"the budget now reserves only the cost so far. To reserve the full limit again: {how}"
-    _say(store, run, "paused", told)
+        message = f"the budget now reserves only the cost so far. To reserve the full limit again: {how}"
+    _say(store, run, "paused", message)
 
 
 def settled_session(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
@@ -206,8 +206,8 @@ def settled_session(store: Store, run: Run, job: Job, bill: BillHook | None) -> 
     return changed[0] if changed else run
 
 
-def _say(store: Store, run: Run, what: str, told: str) -> None:
-    event = Event(id=f"orchestrate-{what}", at=store.clock.now(), level="warning", type=what, message=told)
+def _say(store: Store, run: Run, what: str, message: str) -> None:
+    event = Event(id=f"orchestrate-{what}", at=store.clock.now(), level="warning", type=what, message=message)
     store.history.add_events(run.id, [event], from_host=False)
 
 
@@ -267,7 +267,7 @@ def enforce(
     return next(iter(added), None)
 
 
-def told_at_end(store: Store, run: Run) -> None:
+def record_over_cap(store: Store, run: Run) -> None:
     """Record that an ended run cost more than its cap allowed."""
     cap, bill = run.max_cost_usd, run.bill
     if cap is None or bill is None or not exceeds(bill.usd, cap):
@@ -351,8 +351,8 @@ def sync(
         except OrchestrateError as error:
             report.failed(name, error)
         except Exception as error:  # noqa: BLE001  a plug-in's mistake must not leave the others unwatched
-            told = f"a bug in this backend plug-in ({type(error).__name__}: {error})"
-            report.failed(name, UnexpectedAnswer(name, told))
+            message = f"a bug in this backend plug-in ({type(error).__name__}: {error})"
+            report.failed(name, UnexpectedAnswer(name, message))
     if wanted is None:
         report.settled = settle_answers(store)
         store.ledger.recount()
@@ -363,7 +363,7 @@ def _keep_up(store: Store, backend: Provider, report: SyncReport, timing: Timing
     upkeep = Upkeep(store, backend, timing)
     upkeep.run()
     report.asked += upkeep.asked
-    report.hosting += upkeep.told
+    report.hosting += upkeep.messages
     report.ending += upkeep.ending
     for error in upkeep.failures:
         report.failed(backend.config.name, error)
@@ -393,7 +393,7 @@ def refresh(
     try:
         job = provider.get(run.handle)
     except NotFound as error:
-        gone(store, provider, run)
+        record_missing_job(store, provider, run)
         error.fix = f"if it was deleted there: orchestrate abandon {run.id} --reason TEXT"
         raise
     run = store.runs.apply(run.id, lambda current: transitions.observed(current, job, store.clock.now()))
@@ -453,7 +453,7 @@ def _bill(store: Store, ended: Iterable[tuple[Run, Job]], bill: BillHook | None)
             new[run.id] = made
     changed = store.runs.set_bills(new) if new else []
     for run in changed:
-        told_at_end(store, run)
+        record_over_cap(store, run)
     store.history.add_reconciliations(filter(None, map(costing.reconcile, changed)))
     return runs | {run.id: run for run in changed}
 
@@ -634,7 +634,7 @@ class _Sweep:
             except (NotFound, PermissionRefused) as error:  # an answer's absence never ends a run
                 mine = is_here(self.store, self.provider, run.account) or run.account is None
                 if mine and isinstance(error, NotFound):
-                    gone(self.store, self.provider, run)
+                    record_missing_job(self.store, self.provider, run)
                     self.report.gone.append(run.id)
                 else:
                     self.report.elsewhere.append(run.id)

@@ -94,8 +94,8 @@ def _text(name: str, markdown: str, at: float) -> Any:
 
 def _event(at: float, step: int, **value: Any) -> Any:
     summary = _part("compat.proto.summary_pb2").Summary
-    told = summary(value=[summary.Value(**value)])
-    return _part("compat.proto.event_pb2").Event(wall_time=at, step=step, summary=told)
+    content = summary(value=[summary.Value(**value)])
+    return _part("compat.proto.event_pb2").Event(wall_time=at, step=step, summary=content)
 
 
 def _part(name: str) -> Any:

@@ -66,7 +66,7 @@ class Channel(Protocol):
 class Messenger(Channel, Protocol):
     """A channel that can also send messages other than the end of a run."""
 
-    def send_message(self, told: Mapping[str, Any]) -> None:
+    def send_message(self, payload: Mapping[str, Any]) -> None:
         """Send a message with an `id`, a `type` and a `text` for people. Raises the same errors as `send`."""
         ...
 
@@ -112,8 +112,8 @@ class CommandChannel:
     def send(self, run: Run) -> None:
         self.send_message(message(run))
 
-    def send_message(self, told: Mapping[str, Any]) -> None:
-        self._execute(self.argv, json.dumps(told).encode())
+    def send_message(self, payload: Mapping[str, Any]) -> None:
+        self._execute(self.argv, json.dumps(payload).encode())
 
     def _execute(self, argv: Sequence[str], stdin: bytes = b"") -> None:
         # What it says goes to a file: a pipe would be waited for as long as anything that it started lives.
@@ -159,8 +159,8 @@ class Desktop(CommandChannel):
     def send(self, run: Run) -> None:
         self._show(f"orchestrate: {run.status.value}", f"{run.id} on {run.provider} ({run.model})")
 
-    def send_message(self, told: Mapping[str, Any]) -> None:
-        self._show(f"orchestrate: {told['type']}", str(told["text"]))
+    def send_message(self, payload: Mapping[str, Any]) -> None:
+        self._show(f"orchestrate: {payload['type']}", str(payload["text"]))
 
     def _show(self, title: str, text: str) -> None:
         arguments = (
@@ -201,15 +201,15 @@ class Webhook:
     def send(self, run: Run) -> None:
         self.send_message(message(run))
 
-    def send_message(self, told: Mapping[str, Any]) -> None:
+    def send_message(self, payload: Mapping[str, Any]) -> None:
         import httpx
 
         from orchestrate.store import Clock
 
-        body = json.dumps(told, separators=(",", ":"))
+        body = json.dumps(payload, separators=(",", ":"))
         headers = {
             "content-type": "application/json",
-            "webhook-id": str(told["id"]),
+            "webhook-id": str(payload["id"]),
             "webhook-timestamp": str(int(Clock().now().timestamp())),
         }
         if self.key is not None:
@@ -245,7 +245,7 @@ def channels(notify: Notify, secret: Secret | None = None) -> list[Messenger]:
     return found
 
 
-def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
+def notify(store: Store, channels: Sequence[Channel]) -> list[str]:
     """Notify each channel about the runs that have ended since it was first used. Returns the failed
     deliveries, one line each. The next call retries them unless the line says otherwise."""
     problems: list[str] = []
@@ -275,13 +275,13 @@ def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
     return problems
 
 
-def announce(channels: Sequence[Messenger], told: Mapping[str, Any]) -> list[str]:
+def announce(channels: Sequence[Messenger], payload: Mapping[str, Any]) -> list[str]:
     """Send a message to each channel once. Returns the deliveries that failed or may have failed, one line
     each."""
     problems: list[str] = []
     for channel in channels:
         try:
-            channel.send_message(told)
+            channel.send_message(payload)
         except (NotDelivered, PerhapsDelivered) as error:
             problems.append(error.message)
     return problems
@@ -303,14 +303,14 @@ def _uncertain(store: Store, run_id: str, channel: Channel, reason: str) -> str:
     """Stop retrying and tell a person, because notifying twice would be worse than not at all."""
     store.notifications.close(run_id, channel.name)
     text = f"the {_kind(channel)} may not have arrived and will not be sent again ({reason})"
-    told = Event(
+    event = Event(
         id=f"orchestrate-untold-{channel.name}",
         at=store.clock.now(),
         level="warning",
         type="notification",
         message=text,
     )
-    store.history.add_events(run_id, [told], from_host=False)
+    store.history.add_events(run_id, [event], from_host=False)
     return f"{run_id}: {text}"
 
 

@@ -26,7 +26,7 @@ from orchestrate.runs.syncing.sweep import (
     fetch_details,
     sync,
 )
-from orchestrate.runs.watching.channels import Channel, NotDelivered, tell
+from orchestrate.runs.watching.channels import Channel, NotDelivered, notify
 from orchestrate.runs.watching.polling import PollingPace
 from orchestrate.store.database import LeaseHeld
 from orchestrate.store.store import DEFAULT_TIMING, Store, Timing
@@ -78,7 +78,7 @@ class _Untold:
     """A stall that one channel has not been told."""
 
     send: Callable[[Mapping[str, Any]], object]
-    told: Mapping[str, Any]
+    message: Mapping[str, Any]
     since: float
     due: float = 0.0
 
@@ -134,8 +134,8 @@ class Watcher:
             for channel in self.channels
             if stall.new and (send := getattr(channel, "send_message", None))
         ]
-        self._tell()
-        self._tell_stalls()
+        self._notify()
+        self._notify_stalls()
         if self.feed is not None:  # after the sweep: what has ended makes room
             self.feed.turn()
             self.problems += self.feed.problems
@@ -209,10 +209,10 @@ class Watcher:
                 break
         self._woken.clear()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         """Retry notifications that could not be delivered, less and less often."""
         if self._now() >= self._tell_due:
-            self._untold = tell(self.store, self.channels)
+            self._untold = notify(self.store, self.channels)
             if not self._untold:
                 self._untold_since, self._tell_pace, self._tell_due = None, _pace(_TELL_AGAIN), 0.0
             else:
@@ -221,18 +221,18 @@ class Watcher:
                 self._tell_due = self._now() + self._tell_pace.wait_s()
         self.problems += self._untold
 
-    def _tell_stalls(self) -> None:
+    def _notify_stalls(self) -> None:
         """Retry stall notifications that were not delivered, for an hour."""
         for one in [one for one in self._stalls if self._now() >= one.due]:
             self._stalls.remove(one)
             try:
-                one.send(one.told)
+                one.send(one.message)
             except NotDelivered as error:
-                self.problems.append(f"{one.told['run']}: {error.message}")
+                self.problems.append(f"{one.message['run']}: {error.message}")
                 if self._now() - one.since < _UNTOLD_S:
                     self._stalls.append(replace(one, due=self._now() + _TELL_AGAIN[1]))
             except Exception as error:  # noqa: BLE001  a watcher does not die of a channel
-                self.problems.append(f"{one.told['run']}: a channel failed with {type(error).__name__}")
+                self.problems.append(f"{one.message['run']}: a channel failed with {type(error).__name__}")
 
     # -- one account ---------------------------------------------------------------------------------------
 
