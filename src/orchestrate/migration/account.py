@@ -231,8 +231,8 @@ def proposed(
 
 
 def _settings(run: Run) -> str:
-    """Return the settings by which two models differ. An imported run has no hash of a spec that the host
-    only knows in part. A run whose spec cannot be read equals no other run."""
+    """Return the settings by which two models differ. Compares settings because an imported run has no spec
+    hash if the host reports only part of its spec. A run whose spec cannot be read equals no other run."""
     try:
         spec = JobSpec.parse(run.spec)
     except SpecError:
@@ -374,8 +374,8 @@ class PreparedPlan:
         return hashlib.sha256(str(self._path.resolve()).encode()).hexdigest()
 
     def _note_moved(self) -> None:
-        """Record the runs before anything is sent, so an entry that is deleted later still counts in
-        the sum."""
+        """Record the runs before anything is sent, so the cost of an entry that is deleted later still
+        counts."""
         history = self._ft.store.history
         noted = {record.data["run"] for record in history.records(MOVED, [self._mark])}
         for step in self.steps:

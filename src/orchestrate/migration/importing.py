@@ -284,8 +284,8 @@ class Importer:
             self._tell("files fetched", number, len(waiting))
 
     def _there(self, file: HostFile) -> bool:
-        """Return whether nothing must be fetched: the file is on this disk, or no longer exists. A restored
-        or copied store may know files that are not here."""
+        """Return whether nothing must be fetched, because the file is on this disk or no longer exists. A
+        restored or copied store may list files that are not here."""
         if file.gone is not None:
             return not file.refused
         return file.path is not None and Path(file.path).is_file()
@@ -316,7 +316,7 @@ def _silent(what: str, done: int, of: int) -> None:
 
 def _rows_digest(id: str, path: Path) -> str:
     """Return the digest of the rows. Raises `DataError` for a file that cannot contain rows, such as a
-    proxy's error page. It is saved under another name, and the file is requested again."""
+    proxy's error page. Such a file is saved under another name and requested again later."""
     from orchestrate.data import Dataset
 
     try:

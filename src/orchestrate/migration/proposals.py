@@ -136,7 +136,7 @@ def of_problems(problems: Iterable[Problem], provider: str) -> list[SettingChang
 
 
 def _value(setting: Setting) -> str:
-    """Format what is sent, or else the value that the host uses, such as `1.8 as
+    """Format the value that is sent or, without one, the host's default, such as `1.8 as
     learning_rate_multiplier`."""
     if setting.outcome is Outcome.REFUSED:
         return str(setting.asked)

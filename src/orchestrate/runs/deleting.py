@@ -341,8 +341,8 @@ def require_item_unused(ws: Workspace, provider: Provider, item: StoredItem) -> 
 
 
 def _require_free(provider: Provider, ids: Sequence[str], job_id: str | None, *, fix: str) -> None:
-    """Raise `UsageError` while an unfinished job at the host, in this store or not, uses one of these or
-    continues from the model of `job_id`, or while that model is deployed there."""
+    """Raise `UsageError` if an unfinished job on the host uses one of these items or continues from the model
+    of `job_id`, or if that model is deployed. Includes jobs that this store does not have."""
     names = {job_id or ids[0], *ids, *(id.rpartition("/")[2] for id in ids)}
     for job in provider.list():
         if not job.status.terminal and job.handle.job_id not in names and _names(job.payload, names):
@@ -358,7 +358,7 @@ def _require_free(provider: Provider, ids: Sequence[str], job_id: str | None, *,
 
 
 def _names(value: object, names: set[str]) -> bool:
-    """Return whether a job, as its host reports it, mentions one of these."""
+    """Return whether a job's payload mentions one of these names."""
     if isinstance(value, str):
         return value in names or value.rpartition("/")[2] in names
     if isinstance(value, Mapping):

@@ -178,7 +178,7 @@ def _changed(ft: Workspace, name: str, change: Callable[[QueueEntry], QueueEntry
 
 
 def _named(ft: Workspace, name: str) -> str:
-    """The id of an entry or a run that another one comes after. Raises `UsageError`."""
+    """Return the id of an entry or run that another entry waits for. Raises `UsageError`."""
     if name.startswith(PREFIX):
         entry = ft.store.queue.get(name)
         if entry.state is QueueState.REMOVED:
@@ -227,7 +227,8 @@ class QueueServer:
         return [entry for entry in entries if self.only is None or entry.provider in self.only]
 
     def _unsent(self) -> list[QueueEntry]:
-        """Whose answer was lost, and whose job was never made: they go again."""
+        """Return submitted entries whose job was never created, because the response was lost. They are
+        submitted again."""
         runs = self.ft.store.runs.matching(phase=UNSENT, closed=False)
         ours = {run.id for run in runs if _queued(run)}
         gone = self.ft.store.queue.matching({QueueState.SUBMITTED}) if ours else []
@@ -249,7 +250,7 @@ class QueueServer:
         return self.moved
 
     def _tell_elsewhere(self) -> None:
-        """Once for each reason."""
+        """Add a problem for each entry that cannot start from this machine, once per reason."""
         found = {entry.id: why for entry in self._going() if (why := elsewhere(self.ft, entry))}
         self.problems += [f"{id}: {why}" for id, why in found.items() if self._told.get(id) != why]
         self._told = found
@@ -299,7 +300,8 @@ class QueueServer:
         return submission.send(self.ft, prepared, entry.provider, asked)
 
     def _may_go(self, entry: QueueEntry) -> bool:
-        """Raises `UsageError` when what it comes after did not succeed."""
+        """Return whether the entry may start. Raises `UsageError` if an entry or run that must come first did
+        not succeed."""
         backend = self.ft.ready(entry.provider)
         if not is_here(self.ft.store, backend, entry.account):
             raise UsageError(
@@ -338,7 +340,7 @@ class QueueServer:
 
 
 def _at_work(ft: Workspace, provider: str, host: str) -> list[Run]:
-    """List the runs that occupy a slot of a backend. A paused run occupies none."""
+    """List the runs that occupy a slot of a backend. A paused run does not occupy one."""
     active = ft.store.runs.matching(provider=provider, host=host, active=True)
     return [run for run in active if not (at_rest(run) or (run.phase in UNSENT and _queued(run)))]
 
@@ -380,12 +382,12 @@ def _key(entry: QueueEntry) -> str:
 
 
 def _again_s(tries: int) -> float:
-    """Poll a host that could not be reached less and less often."""
+    """Return the wait until the next try to reach a host, which grows with each failure."""
     return _SOON_S * 2 ** min(tries - 1, 5)
 
 
 class _Taken(Exception):
-    """Its user removed or held it since the turn began."""
+    """Raised if the user has removed or held the entry since the turn began."""
 
 
 def _reopened(entry: QueueEntry) -> QueueEntry:

@@ -107,7 +107,7 @@ def _sent(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Run:
 
 
 def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
-    """Raises `UsageError` and `OverBudget`; nothing has changed then."""
+    """Apply the requested limits. Raises `UsageError` and `OverBudget` before anything is changed."""
     run, provider = handle.record, handle.provider
     if not isinstance(provider, Limited):
         had = _at_host(ws, handle, asked)
@@ -138,7 +138,7 @@ def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
 
 
 def _require_paused(run: Run, had: Allowance, wanted: Allowance) -> None:
-    """Raises `UsageError` for other limits while a worker keeps the old ones."""
+    """Raise `UsageError` if the limits would change while a worker still uses the old ones."""
     if run.status is not JobStatus.PAUSED and wanted != had:
         raise UsageError(
             f"run {run.id} is {run.status.value}, and its worker uses the limits it started with",

@@ -262,8 +262,8 @@ class TrackedRun:
         return self.record
 
     def _here(self, able: type[P]) -> P:
-        """The backend as one that can do it, when its key is of the account that the run is in. Raises
-        `Unsupported`, `OtherAccount`."""
+        """Return the backend as one that has this capability. Raises `Unsupported`, and `OtherAccount` if the
+        key belongs to a different account than the run."""
         from orchestrate.runs.submitting import accounts
 
         found = capability(self.provider, able)

@@ -49,7 +49,7 @@ def _why_silent(ft: Workspace, run: Run) -> str | None:
 
 
 def _people(ft: Workspace, run_ids: set[str]) -> list[str]:
-    """Return what was said in reviews of these runs, the newest last."""
+    """Return the findings of reviews of these runs, newest last."""
     found: list[str] = []
     for review in reversed(ft.store.reviews.matching()):
         if run_ids & set(review.run_ids):
@@ -88,7 +88,7 @@ def paired_with_earlier(earlier: Sequence[Evaluation], newest: Evaluation, name:
 
 
 def _between(run_ids: Sequence[str], newest: Mapping[str, Evaluation]) -> list[RunDifference]:
-    """Every two runs, on the items that both answered."""
+    """Pair every two runs on the items that both answered."""
     found: list[RunDifference] = []
     for first, second in combinations([id for id in dict.fromkeys(run_ids) if id in newest], 2):
         one, other = _contender(newest[first], first), _contender(newest[second], second)
@@ -100,7 +100,7 @@ def _between(run_ids: Sequence[str], newest: Mapping[str, Evaluation]) -> list[R
 
 
 def _contender(evaluation: Evaluation, run_id: str) -> Contender | None:
-    """The run itself, not one of its checkpoints."""
+    """Return the run itself, not one of its checkpoints."""
     mine = (c for c in evaluation.contenders if c.run_id == run_id and c.checkpoint is None)
     return next(mine, None)
 

@@ -241,8 +241,8 @@ class Contenders:
         return embed
 
     def _at_address(self, written: str) -> ModelAt:
-        """Return a model at a URL. Raises `UsageError` also if a private run's rows would be sent to
-        others."""
+        """Return a model at a URL. Also raises `UsageError` if a private run's rows would be sent to other
+        people's machines."""
         at = model_at(self._ft.settings, written, self._key_variable)
         if self._private is not None:
             privacy.require_near(
@@ -416,7 +416,7 @@ class Contenders:
 
 @dataclass(frozen=True)
 class _OneByOne:
-    """A backend that has `generate` alone, which is taken to send once."""
+    """Adapter for a backend that only has `generate`, which is assumed to send each request once."""
 
     provider: Chats
     job: JobHandle

@@ -89,7 +89,7 @@ class EvaluationOrder:
     """Contender that the others are compared with. Default: each tuned model's own base, with few-shot
     examples if there are any."""
     on: str = "auto"
-    """Where runs answer: `host`, `here`, `auto`, or a backend that an adapter was deployed on."""
+    """Place where runs are served: `host`, `here`, `auto`, or a backend that an adapter was deployed on."""
     limit: int | None = None
     cluster: str | None = None
     """Column that groups related rows."""
@@ -295,8 +295,9 @@ class PreparedEvaluation:
         return found
 
     def _with_adapter_costs(self, found: Evaluation, anew: set[str]) -> Evaluation:
-        """Add what each adapter costs that answered here beside its base. A model whose answers are all from
-        earlier evaluations (not one of `anew`) is not loaded for that: its cost is from there too."""
+        """Add the costs of adapters that answered on this machine together with their base. If all answers of
+        a model are from earlier evaluations (it is not in `anew`), its cost is also taken from there, and the
+        model is not loaded."""
         costs: list[AdapterCost] = []
         notes: list[str] = []
         for one in self.candidates if any(c.kind == "base" for c in found.contenders) else ():
@@ -399,8 +400,8 @@ def _left_out(found: HeldOut) -> list[str]:
 
 
 def _add(candidates: dict[str, Candidate], one: Candidate) -> str:
-    """Add a candidate and return its name. The same model with the same settings is one candidate. Another
-    one of the same name gets a number."""
+    """Add a candidate and return its name. A candidate with the same model and settings is added once. A
+    different candidate with the same name gets a number."""
     key = (one.respondent.key, one.shots)
     for name, known in candidates.items():
         if (known.respondent.key, known.shots) == key:
@@ -413,7 +414,7 @@ def _add(candidates: dict[str, Candidate], one: Candidate) -> str:
 
 
 def _rivals(names: Sequence[str], own: Mapping[str, str], against: str | None) -> dict[str, str]:
-    """Return the rival of each contender: the one of `against`, otherwise its own base. A contender without a
+    """Map each contender to its rival: the one of `against`, otherwise its own base. A contender without a
     base gets the first contender's rival."""
     if against is not None:
         fit = making.called(against, names)

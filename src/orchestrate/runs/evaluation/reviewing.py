@@ -93,7 +93,7 @@ def existing(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = No
 
 
 def _shows(desk: ReviewSession, order: ReviewOrder, source: ReviewSource) -> bool:
-    """Return whether a review has the items, the pairs and the seed that are asked for, where they are."""
+    """Return whether a review has the requested items, pairs and seed, as far as they were requested."""
     review = desk.review
     if order.seed not in (None, review.seed):
         return False

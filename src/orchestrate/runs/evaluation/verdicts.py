@@ -48,7 +48,7 @@ class SameModels:
         return _merged([one for one in found if self.same(one.tuned.checkpoint, checkpoint)])
 
     def _model(self, checkpoint: str | None) -> str | None:
-        """One name of a model; `None` is the run's own."""
+        """Return a canonical name of a model. `None` is the run's own model."""
         if checkpoint is None:
             return None
         known = (one for one in self._kept if checkpoint in (one.id, str(one.step)))
@@ -159,7 +159,7 @@ def _same(about: _RunFacts, one: Contender, other: Contender) -> bool:
 
 
 def _people(about: _RunFacts, contender: Contender, here: Evaluation) -> Iterator[VerdictReason]:
-    """Return what the newest review says that shows the contender beside its rival."""
+    """Return the result of the newest review that compares the contender with its rival."""
     rivals = {d.against for d in here.differences if d.contender == contender.name}
     for review in about.reviews:
         for pair in review.pairs:

@@ -128,9 +128,10 @@ class Deployer:
         """Create a deployment, or complete, start or change an earlier one. First reserves the maximum that
         the deployment can still cost, in the budget and in each limit.
 
-        Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` if the response was lost (to
-        resolve this, sync or repeat the call), `LeaseHeld` while another process works on the deployment, and
-        `ProviderError`. After a `ProviderError`, the store also records whether the deployment is up.
+        Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` if the response was lost
+        (call `sync` or repeat the call to resolve it), `LeaseHeld` while another process works on the
+        deployment, and `ProviderError`. After a `ProviderError`, the store also records whether the
+        deployment is up.
         """
         with self.store.leases.hold(lease_name(run.id), self.timing.lease_s):
             price = self._price(run, self._open(run), terms)
@@ -238,7 +239,7 @@ class Deployer:
         raise lost
 
     def _failed(self, deployment: Deployment, error: OrchestrateError) -> OrchestrateError:
-        """Return the error, with a fix if the deployment may exist in spite of it."""
+        """Return the error, with a fix if the deployment may exist despite the error."""
         try:
             items = self._deploys.deployed(deployment.handle)
         except OrchestrateError:
@@ -452,7 +453,7 @@ def _agreed(deployment: Deployment, terms: DeployTerms, price: Decimal | None, a
 
 
 def _hours(deployment: Deployment, at: datetime) -> Decimal:
-    """Return the hours since its creation."""
+    """Return the number of hours since the deployment was created."""
     return Decimal(str((at - deployment.created_at).total_seconds())) / 3600
 
 

@@ -167,7 +167,7 @@ class PrepareOptions:
 
 
 def _counted_by(given: str) -> TokensFrom:
-    """Raises `UsageError` for another word."""
+    """Parse the option that selects how tokens are counted. Raises `UsageError` for an unknown value."""
     try:
         return TokensFrom(given)
     except ValueError:
@@ -314,7 +314,7 @@ def translated(
 
 
 def _continued(ws: Workspace, spec: JobSpec, provider: str) -> JobSpec:
-    """`continue_from` may name a run of this store: then its tuned model is what the backend is sent."""
+    """Replace a run of this store in `continue_from` by its tuned model, which the backend receives."""
     if spec.continue_from is None or not ws.store.runs.exists(spec.continue_from):
         return spec
     earlier = ws.record(spec.continue_from)
@@ -331,8 +331,8 @@ def _continued(ws: Workspace, spec: JobSpec, provider: str) -> JobSpec:
 def _open(
     spec: JobSpec, tokenizers: Sequence[str], settings: Settings, *, checked: bool
 ) -> dict[str, OpenedFile]:
-    """Open the files by split. A file that is used for two splits is read once. With `checked`, examines the
-    texts and the test rows too. Rows of training and validation files are compared in any case."""
+    """Open the files by split. A file that is used for two splits is read once. With `checked`, also examines
+    the texts and the test rows. Always compares the rows of training and validation files."""
     from orchestrate.data import opening
     from orchestrate.data.operations.mix import open_mix
 
@@ -439,7 +439,8 @@ def _counted_from(provider: Provider, spec: JobSpec, data: TrainingData, wanted:
 
 
 def _resolved(provider: Provider, spec: JobSpec) -> ModelOnHost | None:
-    """`None` for a model that cannot be had there, which is among the problems."""
+    """Return the model on this backend, or `None` if it is not available there, which is listed as a
+    problem."""
     try:
         return provider.resolve(spec)
     except SpecError:
@@ -468,7 +469,7 @@ def _of_model(provider: Provider, model: ModelOnHost | None, known: set[str]) ->
 
 
 def _served(ws: Workspace, provider: Provider, model: ModelOnHost | None) -> str | None:
-    """Describe how a tuned model is served there. Returns `None` if it is unknown."""
+    """Describe how the backend serves a tuned model. Returns `None` if that is unknown."""
     from orchestrate import costing
     from orchestrate.providers.base import Downloads, prices_of
 
@@ -489,7 +490,7 @@ def _why_refused(problems: Sequence[Problem]) -> str | None:
 
 
 def _tokenizers(settings: Settings, specs: Mapping[str, JobSpec]) -> list[str]:
-    """Those with which the backends count (name -> its spec), as far as the models are known."""
+    """Return the names of the tokenizers with which the backends count, as far as the models are known."""
     from orchestrate import catalog, costing
 
     found: dict[str, None] = {}
@@ -503,7 +504,7 @@ def _tokenizers(settings: Settings, specs: Mapping[str, JobSpec]) -> list[str]:
 
 
 def _kept_private(provider: Provider, spec: JobSpec, found: Translation) -> Translation:
-    """Refused where a private spec would leave the user's own machines; nothing in the spec helps then."""
+    """Refuse the translation if a private spec would leave the user's own machines."""
     if not spec.private or provider.own:
         return found
     rule = (

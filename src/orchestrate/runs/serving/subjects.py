@@ -178,7 +178,8 @@ def serve(
 
 
 def _named(tuned: Sequence[TunedModel], called: Sequence[str]) -> list[TunedModel]:
-    """Raises `UsageError` for a name that no model or that two go by, and for more names than models."""
+    """Give the models their names. Raises `UsageError` for a name that is invalid or used twice, and for more
+    names than models."""
     if len(called) > len(tuned):
         raise UsageError(f"{len(called)} names for {len(tuned)} models", fix="pass one --as NAME per RUN")
     for name in called:
@@ -226,12 +227,13 @@ def _llama_cpp(
 
 
 def _port(terms: ServerSettings) -> int:
-    """Found once the exports are there, which may take minutes: a free one may be another's by then."""
+    """Return the server's port. Called after the exports, which may take minutes, because a free port may be
+    taken by then."""
     return terms.port or free_port(terms.host)
 
 
 def _exported(ft: Workspace, tuned: TunedModel, form: str, options: WeightOptions) -> Path:
-    """An export for an engine, made once for the weights."""
+    """Export a model for an engine, once for each set of weights."""
     weights = (forms.weights_hash(tuned.folder) or "none")[:16]
     kind = f"-{options.quantise}" if form == "gguf" else ""
     exports = private_folder(ft.settings.home / "exports")

@@ -190,7 +190,7 @@ def export(
 
 @contextmanager
 def _laid_on(tuned: TunedModel, made: Export, options: WeightOptions) -> Generator[Path | None]:
-    """The base as a GGUF file, for as long as an adapter in GGUF is proved on it."""
+    """Provide the base model as a GGUF file while an adapter in GGUF is verified on it."""
     if made.form != "gguf-lora":
         yield None
         return
@@ -262,7 +262,7 @@ def verify(
 
 
 def _deployed_at(ws: Workspace, run: TrackedRun) -> set[str]:
-    """Hosts to which a run's adapter was deployed."""
+    """Return the hosts on which a run's adapter was deployed."""
     return {one.record.provider for one in run.deployments()}
 
 

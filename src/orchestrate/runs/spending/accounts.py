@@ -178,8 +178,8 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
 
 class _StoredRuns:
-    """Runs in the store: they are read once and a page at a time, and only those that may still bill are
-    kept."""
+    """Runs in the store. They are read once, page by page, and only those that may still be billed are kept
+    in memory."""
 
     def __init__(self, store: Store, now: datetime, *, sandbox: bool, offline: bool) -> None:
         self._store = store
@@ -312,7 +312,8 @@ class Spender:
             return [answer.result() for answer in asked]
 
     def _ask(self, name: str, books: _StoredRuns, sandbox: bool) -> _AccountAnswer:
-        """Never raises: whatever goes wrong with one backend is sent, and hides no other."""
+        """Query one account. Never raises: an error of one backend is reported and does not hide the
+        others."""
         known = [one for one in (*books.open, *books.deployments) if one.provider == name]
         expected = bool(known) or name in books.backends
         one = AccountStatus(backend=name, title=name, asked=False, expected=expected)
@@ -358,7 +359,7 @@ class Spender:
     def _elsewhere(
         self, backend: Provider, known: Iterable[Run | Deployment], seen: Collection[str]
     ) -> tuple[str | None, tuple[str, ...], str | None]:
-        """The account, what is open and it does not show, and what went wrong."""
+        """Return the account, the ids of open items that it does not list, and the error, if any."""
         from orchestrate.runs.submitting import accounts
 
         try:
@@ -393,7 +394,7 @@ def _may_bill(one: Run | Deployment) -> bool:
 def _owned(
     answers: Sequence[_AccountAnswer], books: _StoredRuns, ignore: Collection[str], now: datetime
 ) -> list[Found]:
-    """List each billed item once, even if two keys of one account show it, with its owner. The most expensive
+    """List each billed item once, with its owner, even if two keys of one account show it. The most expensive
     come first."""
     items = [item for answer in answers for item in answer.items]
     run_of = books.of_names(word.lower() for item in items for word in (item.job_id, item.name) if word)

@@ -1,1 +1,1 @@
-"""Submits that create exactly one job each."""
+"""Create exactly one job per submit."""

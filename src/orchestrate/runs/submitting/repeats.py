@@ -1,4 +1,4 @@
-"""Recognizes repeated submits: a command run again after a kill, a retried CI job, a second shell.
+"""Recognize repeated submits: a command run again after a kill, a retried CI job, a second shell.
 
 Two submits are identical if their settings, data (by content), backend and account are equal. Limits, tags
 and file paths don't count. An identical run blocks a submit while it is open, and for `RECENT` after its
@@ -10,7 +10,7 @@ by its key. If the store was lost or restored from a backup, `find_existing` fin
 run's ref, which is derived from the key and the request.
 
 For a run recovered from a host that reports neither settings nor the data's digest, only the model is known.
-It blocks every submit of this model.
+Such a run blocks every submit of its model.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def find_existing(
 
 def _differences(job: Job, request: SubmitRequest, translation: Translation, provider: Provider) -> list[str]:
     """List the differences that the host reports. A matching ref alone proves nothing, because hosts let
-    anybody write it."""
+    anyone set it."""
     asked, found = request.spec.model, list[str]()
     names = (translation.model, *([asked] if isinstance(asked, str) else asked.values()))
     if job.model is not None and request.spec.continue_from is None:
@@ -256,7 +256,7 @@ class SubmitRequest:
         return self._recovered(connection)
 
     def _recovered(self, connection: Connection) -> Run | None:
-        """The run of the key whose job was found in a host's list by a store that did not know of the key."""
+        """Return the key's run if a store that did not know the key recovered it from a host's list."""
         query = select(schema.runs.c.record).where(
             schema.runs.c.ref == self.ref, schema.runs.c.idempotency_key.is_(None)
         )
@@ -290,8 +290,8 @@ class SubmitRequest:
         return perhaps
 
     def _may_be(self, connection: Connection, run: Run) -> bool:
-        """Return whether a recovered run may be the requested one, by all that is known about it. With a key,
-        the run is found by the key."""
+        """Return whether a recovered run may be the requested one, as far as its properties are known. With a
+        key, the run is found by the key."""
         if self.key is not None or REF_PATTERN.fullmatch(run.ref) is None or run.job_kind == SESSION:
             return False
         if accounts.is_here_in(connection, self.provider, run.account) is False:

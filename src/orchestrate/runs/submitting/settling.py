@@ -103,11 +103,9 @@ class Settler:
     # -- cancelling ----------------------------------------------------------------------------------------
 
     def cancel(self, run: Run) -> Run:
-        """Cancel a run in any state. Repeating it does nothing.
-
-        A run that was not sent is withdrawn and will never be sent. While it is unknown whether a job exists,
-        the cancel request is stored, and the process that finds the job cancels it.
-        """
+        """Cancel a run in any state. Safe to repeat. A run that was not sent is withdrawn and will never be
+        sent. While it is unknown whether a job exists, the cancel request is stored, and the process that
+        finds the job cancels it."""
         self.require_host(run)
         run = self.store.runs.get(run.id)
         if run.phase is SubmitPhase.SUBMITTED and not run.status.terminal:
@@ -137,8 +135,8 @@ class Settler:
         return self.apply(run, transitions.withdrawn, None, note=WITHDRAWN)
 
     def _cancel_on_host(self, run: Run, *, found: bool = False) -> Run:
-        """With `found`, the job was found after its run was canceled. Raises `Unsupported` otherwise if the
-        backend cannot cancel."""
+        """Cancel the run's job on the host. With `found`, the job was found after its run was canceled.
+        Otherwise raises `Unsupported` if the backend cannot cancel."""
         if run.status.terminal:
             return run
         if found and not isinstance(self.provider, Cancels):

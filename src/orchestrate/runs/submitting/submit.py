@@ -1,13 +1,13 @@
-"""Creates exactly one job for each submit, even if a process dies at any point.
+"""Create exactly one job for each submit, even if a process dies at any point.
 
 The run and each of its steps are recorded before anything is sent. Between SUBMITTING and the response, a job
 may exist without the store having its id. Such a run is resolved by searching the host for jobs with the
 run's ref. Nothing is sent again until the first request can no longer arrive or show up in a list. No SDK
 sends an idempotency key, so this is the only protection against paying twice.
 
-No client can close one gap: a process that is suspended between its last check and the send, for longer than
-the settle time, while another process resolves its run and sends again. This raises an alert. It cannot
-happen on hosts that take the job's id from us (Fireworks, local).
+One gap remains that no client can close: if a process is suspended between its last check and the send, for
+longer than the settle time, another process may resolve the run and send again. This raises an alert. It
+cannot happen on hosts that let us choose the job's id (Fireworks, local).
 """
 
 from __future__ import annotations
@@ -205,8 +205,9 @@ class Submitter(Settler):
         return asked.translation if asked else self.provider.translate(spec)
 
     def _there(self, run: Run) -> Run | None:
-        """Find the job that another copy of the store created, or a host that had refused it, and adopt it.
-        Raises `OtherAccount` if its absence would prove nothing."""
+        """Find and adopt the run's job if another copy of the store created it, or if the host created it
+        although it had rejected the request. Raises `OtherAccount` if the absence of a job would prove
+        nothing."""
         if run.account is None and run.phase is SubmitPhase.INTENT:  # nothing of it is anywhere
             self.store.runs.apply(
                 run.id, lambda run: accounts.placed(run, accounts.account_of(self.store, self.provider))
@@ -257,13 +258,13 @@ class Submitter(Settler):
             raise Withdrawn(run)
 
     def _known_upload(self, run: Run) -> RemoteDataset | None:
-        """Return the upload that the run's account has."""
+        """Return the existing upload of this data in the run's account."""
         return self.store.history.upload(run.provider, run.host, run.account, run.dataset_digest)
 
     def _ask_price(self, run: Run, sent: _Sent, remote: RemoteDataset, lease: Lease) -> None:
         """Request the host's own estimate and store it with the run. Rejects the run if the estimate exceeds
-        its limit, the account's or the budget, or exceeds the quote and neither the limit nor the user allows
-        it. Without an estimate, the quote stands."""
+        its limit, the account's limit or the budget, or if it exceeds the quote and neither the limit nor the
+        user allows that. Without an estimate, the quote is used."""
         if not isinstance(self.provider, EstimatesPrice):
             return
         try:
@@ -289,7 +290,7 @@ class Submitter(Settler):
         self.store.history.add_events(run.id, [event], from_host=False)
 
     def _take_estimate(self, run: Run, live: Quote, usd: Decimal, lease: Lease) -> None:
-        """Raises `OverBudget`."""
+        """Reserve the estimated amount. Raises `OverBudget`."""
         name, figure = self.provider.name, "the host's own estimate"
         limit, high = run.max_cost_usd, run.quote.high_usd if run.quote else None
         require_within(name, usd, limit, figure=figure)
@@ -357,8 +358,8 @@ class Submitter(Settler):
         raise slow
 
     def _look_again(self, run: Run, error: OutcomeUnknown) -> Run:
-        """Look for the job after a lost response. If it is there, adopt it. Its absence proves
-        nothing yet."""
+        """Query the host again for the job after a lost response, and adopt it if it exists. Its absence
+        proves nothing yet."""
         with suppress(OrchestrateError):  # SUBMITTING is settled in the same way
             self.apply(run, transitions.outcome_unknown, None, note=error.message)
         try:
@@ -370,8 +371,8 @@ class Submitter(Settler):
         return self._record(run, handles)
 
     def _made_after_all(self, run: Run, error: OrchestrateError) -> list[JobHandle]:
-        """Look once for the job of a create request that the host refused with an unknown code: it may have
-        created the job first. A sync looks again."""
+        """Query the host once for the job of a create request that was rejected with an unknown code, because
+        the job may have been created first. A sync queries again."""
         if not isinstance(error, ProviderError) or error.status is None or error.certain:
             return []
         try:
@@ -413,8 +414,8 @@ class _Sent:
 
 
 def _asked_wait(error: OrchestrateError) -> float | None:
-    """Return the seconds after which to ask again a host that is known to have made no job, if it gave a
-    wait."""
+    """Return the number of seconds to wait if the host rejected the request as too many. Returns `None` for
+    any other error."""
     if not isinstance(error, RateLimited) or not error.retryable:
         return None
     return 5.0 if error.retry_after_s is None else error.retry_after_s
@@ -426,7 +427,8 @@ def _within(spec: JobSpec, run: Run) -> JobSpec:
 
 
 def _model(spec: JobSpec, provider: Provider) -> str:
-    """A configured host that shares a backend's class may be named in the spec by either name."""
+    """Return the model for this backend. The spec may use the configured name of the host or the name of its
+    backend class."""
     if isinstance(spec.model, dict) and provider.config.name in spec.model:
         return spec.model[provider.config.name]
     return spec.model_for(provider.name)

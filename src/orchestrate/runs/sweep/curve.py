@@ -120,7 +120,8 @@ def curve(searching: Searching, rows: int, more: int) -> LearningCurve:
 
 
 def _unscored(trials: Sequence[Trial]) -> list[str]:
-    """A sentence for each reason: a host that refuses a setting says the same of every trial."""
+    """Return one sentence per reason, because a host that rejects a setting gives the same reason for every
+    trial."""
     alike: dict[str, list[Trial]] = {}
     for trial in trials:
         alike.setdefault(f"{trial.state.value}: {trial.note or 'no run yet'}", []).append(trial)
@@ -167,8 +168,9 @@ def _measured(trials: Sequence[Trial], rows: int, *, higher: bool) -> list[Measu
 
 
 def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bool) -> list[Measured]:
-    """Compute one point for each group of runs with the same number of rows. Its error includes the sampling
-    of the evaluated rows and the variation between seeds, which is assumed to be the same for all groups."""
+    """Compute one point for each group of runs with the same number of rows. A point's error includes the
+    sampling of the evaluated rows and the variation between seeds, which is assumed to be the same for all
+    groups."""
     scores = [[trial.score or 0.0 for trial in same] for _, same in groups]
     spreads = [(len(found) - 1, variance(found)) for found in scores if len(found) > 1]
     freedom = sum(n for n, _ in spreads)

@@ -85,7 +85,7 @@ def _choice(pair: str) -> tuple[str, tuple[Any, ...]]:
 
 
 def _number(value: Any) -> Any:
-    """YAML takes `1e-4` for a text: it wants a dot."""
+    """Parse a number. YAML reads `1e-4` as a string, because it requires a decimal point."""
     if not isinstance(value, str):
         return value
     try:

@@ -140,7 +140,7 @@ class Searching:
         return None
 
     def _start(self, trial: Trial) -> bool:
-        """Return whether another one may follow at once."""
+        """Start a trial. Returns whether the next one may start immediately."""
         if known := self._sent(trial):
             self._set(trial, run_id=known.id)
             return True
@@ -168,7 +168,7 @@ class Searching:
         return True
 
     def _not_made(self, trial: Trial, error: OrchestrateError) -> bool:
-        """Return whether another one may follow at once."""
+        """Record a trial that could not be submitted. Returns whether the next one may start immediately."""
         made = self.ft.store.runs.of_key(self._key(trial))
         if made is not None and made.phase not in UNSENT:
             # Refused by its host, or its answer was lost: a run as any other, which may cost something.
@@ -200,7 +200,8 @@ class Searching:
         return None if run is None or run.phase in {*UNSENT, SubmitPhase.REFUSED} else run
 
     def _changed(self, trial: Trial, prepared: Prepared) -> bool:
-        """A share is of the same rows too."""
+        """Check whether the training data has changed since the sweep started, including the data of trials
+        on a fraction of the rows."""
         part = space.takes_part(trial.settings, trial.share)
         whole = prepared.data if not part else training_data(self.ft, JobSpec.parse(self.search.spec))
         if whole.digest == self.search.digest:
@@ -247,7 +248,7 @@ class Searching:
         return cap if own is None else min(cap, own)
 
     def _under_way(self, trial: Trial) -> list[Trial]:
-        """The others."""
+        """Return the other trials that are in progress."""
         going = [other for other in self.trials if other.state is TrialState.OPEN and other.run_id]
         return [other for other in going if other.number != trial.number]
 

@@ -45,8 +45,8 @@ def settle_answers(store: Store) -> int:
 
 
 def _left(store: Store) -> Generator[tuple[Path, dict[str, Decimal]]]:
-    """Journals that no command writes into, with what is held for them. Each is locked while it is looked
-    at."""
+    """Yield the journals that no command writes to, with the amounts reserved for them. Each journal is
+    locked while it is processed."""
     for log in store.ledger.left():
         if not log.exists():
             continue

@@ -227,7 +227,8 @@ def _failure(provider: Provider, error: OrchestrateError) -> Failure:
 def _search(
     store: Store, provider: Provider, report: Recovery
 ) -> list[tuple[OrphanJob, Provider, list[Job]]]:
-    """The jobs that no run has. Runs of which the store knows no job get theirs at once."""
+    """Find jobs that belong to no run in the store. Runs without a known job are matched with theirs
+    immediately."""
     here = accounts.account_of(store, provider)
     lost: list[tuple[OrphanJob, Provider, list[Job]]] = []
     by_ref: dict[str, list[Job]] = {}
@@ -302,7 +303,7 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
 
 
 def _asked_for(recovered: RecoveredCost) -> dict[str, Any]:
-    """Return what identifies a repeated submit, as far as the host reports it."""
+    """Return the fields that identify a repeated submit, as far as the host reports them."""
     if recovered.dataset_digest is None:
         return {"spec": recovered.spec}
     spec = JobSpec.parse(recovered.spec)

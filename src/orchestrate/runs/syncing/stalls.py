@@ -208,8 +208,8 @@ def _gap(signs: list[datetime]) -> float:
 
 
 def _signs(store: Store, run: Run, phase: JobStatus | None = None) -> list[datetime]:
-    """List the times at which a phase showed activity, including its start and end. For a phase in progress,
-    lists them so far."""
+    """List the times at which a phase showed activity, from its start to its end, or until now if it is in
+    progress."""
     wanted = phase or run.status
     steps = store.history.transitions(run.id)
     into = [step.at for step in steps if step.status is wanted]

@@ -444,7 +444,7 @@ def conclude(store: Store, provider: Provider, run: Run, job: Job, bill: BillHoo
 
 
 def _bill(store: Store, ended: Iterable[tuple[Run, Job]], bill: BillHook | None) -> dict[str, Run]:
-    """Writes what is new of their bills, all at once. Returns the runs as they are then, by id."""
+    """Store new bills of ended runs atomically. Returns the updated runs by id."""
     runs, new = dict[str, Run](), dict[str, Bill]()
     for run, job in ended:
         runs[run.id] = run = explained(store, run)
@@ -500,8 +500,8 @@ class _Sweep:
         self._match(tracked, jobs)
 
     def _look_for(self, unmade: list[Run]) -> None:
-        """Look for jobs of runs without a known job: another copy of the store may have sent them, or the
-        host created what it had refused."""
+        """Search for jobs of runs without a known job. Another copy of the store may have submitted them, or
+        the host may have created a job that it had rejected."""
         self.report.unsent += [run.id for run in unmade if run.phase in UNSENT]
         for run in _some(unmade, _LOOKUPS):
             self.report.asked += 1
@@ -522,7 +522,8 @@ class _Sweep:
                 self.store.runs.close(run.id)
 
     def _release(self, run: Run) -> None:
-        """Under its lease: whoever wakes up at it later finds that it was lost, and sends nothing."""
+        """Release the run's reservation under its lease, so a process that resumes later loses the lease and
+        sends nothing."""
         if not spending(run).total_usd:
             return
         with suppress(LeaseHeld), self.store.leases.hold(lease_name(run), self.timing.lease_s) as lease:
@@ -606,8 +607,8 @@ class _Sweep:
             self.report.failed(self.provider.config.name, error)
 
     def _adopt_by_ref(self, jobs: dict[str, Job]) -> None:
-        """A ref of ours on a job that is not its run's: a run that was given up, or a job that is one too
-        many."""
+        """Handle jobs with one of our refs that are not their run's job: jobs of abandoned runs, and
+        duplicate jobs."""
         by_ref: dict[str, list[JobHandle]] = {}
         for job in jobs.values():
             if job.handle.ref:
@@ -692,5 +693,5 @@ def _observation(job: Job, at: datetime, account: str) -> Callable[[Run], Run]:
 
 
 def _some(all_of_them: list[T], most: int) -> list[T]:
-    """Any few of many: those that are stuck must not keep the others out for ever."""
+    """Return a random sample, so items that are stuck don't block the others forever."""
     return random.sample(all_of_them, most) if len(all_of_them) > most else all_of_them

@@ -97,7 +97,7 @@ class MLflow(ExporterContext):
         )
 
     def _run(self, story: Story) -> str:
-        """Return the id of the run there: the one tagged with our id, or a new one."""
+        """Return the id of MLflow's run that is tagged with our run id, or create one."""
         run = story.run
         if run.id in self._ids:
             return self._ids[run.id]

@@ -69,7 +69,7 @@ class TensorBoard(ExporterContext):
 
 
 def _read(folder: Path) -> set[tuple[str, int]]:
-    """(tag, step) of all that lies there."""
+    """Return the (tag, step) pairs of all events in the folder."""
     if not folder.is_dir():
         return set()
     events = _part("backend.event_processing.event_file_loader")
@@ -99,12 +99,12 @@ def _event(at: float, step: int, **value: Any) -> Any:
 
 
 def _part(name: str) -> Any:
-    """A module of TensorBoard, which publishes no types."""
+    """Import a module of TensorBoard, which publishes no types."""
     return import_module(f"tensorboard.{name}")
 
 
 def _table(values: dict[str, str]) -> str:
-    """Markdown; TensorBoard itself keeps markup out of it."""
+    """Format values as a Markdown table. TensorBoard removes HTML."""
     rows = (f"| {_cell(name)} | {_cell(value)} |" for name, value in values.items())
     return "\n".join(["| | |", "| --- | --- |", *rows])
 

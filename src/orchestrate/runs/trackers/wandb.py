@@ -39,7 +39,7 @@ def opened(at: str | None, project: str | None) -> WandBExporter:
 
 
 def _own() -> Any:
-    """Return what wandb's own files and variables say."""
+    """Return the settings in wandb's own files and environment variables."""
     return import_module("wandb").setup().settings
 
 
@@ -102,7 +102,7 @@ class WandBExporter(ExporterContext):
         return there
 
     def _step(self, run_id: str, there: Any) -> int:
-        """The last one that it has."""
+        """Return the last step that was logged for the run."""
         if self._folder is None:
             return int(there.starting_step) - 1
         try:
@@ -111,7 +111,8 @@ class WandBExporter(ExporterContext):
             return -1
 
     def _mark(self, run_id: str) -> Path:
-        """Files for `wandb sync` cannot be asked what they hold: a note beside them says it."""
+        """Return the path of the file that stores the last logged step, because files for `wandb sync` cannot
+        be queried."""
         return Path(self._folder or ".") / f"orchestrate-{run_id}.json"
 
     def _end(self, run_id: str, *, failed: bool = False) -> None:

@@ -173,7 +173,7 @@ def _watch(own: Background, watcher: Watcher, stopped: threading.Event) -> None:
 
 
 class _Diary:
-    """Log of the watcher, where views and people find it."""
+    """Log of the watcher, which views and people can read."""
 
     def __init__(self, own: Background, watcher: Watcher, stopped: threading.Event) -> None:
         self._own, self._watcher, self._stopped = own, watcher, stopped
@@ -221,7 +221,8 @@ def say(line: str) -> None:
 
 
 def _configuration(settings: Settings) -> str:
-    """A name for what this watcher can see and tell; other hosts, keys or channels are another watcher."""
+    """Return a name for the hosts, keys and channels that this watcher uses. Other configurations have their
+    own watcher."""
     digest = hashlib.sha256(settings.store_address.encode())
     for name, host in sorted(settings.hosts.items()):
         key = host.api_key.reveal() if host.api_key else ""
@@ -234,7 +235,7 @@ def _configuration(settings: Settings) -> str:
 
 
 def _log_file(path: Path) -> BinaryIO:
-    """Opens the log, begun anew when it is long."""
+    """Open the log. Starts a new file if the log is too long."""
     fresh = path.exists() and path.stat().st_size > _LOG_BYTES
     return open(path, "wb" if fresh else "ab", opener=opener)
 

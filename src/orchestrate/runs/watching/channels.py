@@ -300,7 +300,8 @@ def _bury(store: Store, channel: Channel) -> list[str]:
 
 
 def _uncertain(store: Store, run_id: str, channel: Channel, reason: str) -> str:
-    """Stop retrying and tell a person, because notifying twice would be worse than not at all."""
+    """Stop retrying and report the problem, because a repeated notification would be worse than a missing
+    one."""
     store.notifications.close(run_id, channel.name)
     text = f"the {_kind(channel)} may not have arrived and will not be sent again ({reason})"
     event = Event(

@@ -75,7 +75,7 @@ class _Account:
 
 @dataclass(frozen=True)
 class _Untold:
-    """A stall that one channel has not been told."""
+    """A stall of which one channel has not been notified."""
 
     send: Callable[[Mapping[str, Any]], object]
     message: Mapping[str, Any]
@@ -210,7 +210,7 @@ class Watcher:
         self._woken.clear()
 
     def _notify(self) -> None:
-        """Retry notifications that could not be delivered, less and less often."""
+        """Retry failed notifications at growing intervals."""
         if self._now() >= self._tell_due:
             self._untold = notify(self.store, self.channels)
             if not self._untold:
@@ -237,7 +237,8 @@ class Watcher:
     # -- one account ---------------------------------------------------------------------------------------
 
     def _account(self, name: str) -> _Account | None:
-        """`None` for a backend that cannot be made, as without its key; it is tried again later."""
+        """Return the backend's account, or `None` if the backend cannot be created, for example without a
+        key. Retried later."""
         if name in self._accounts:
             return self._accounts[name]
         now = self._now()
@@ -323,8 +324,8 @@ class Watcher:
         return report
 
     def _details(self, name: str, account: _Account) -> float:
-        """Fetches what is due of single runs. Returns the seconds for which the host wants to be left
-        alone."""
+        """Fetch the details of runs that are due. Returns the number of seconds for which the host asked to
+        be left alone."""
         soonest = timedelta(seconds=1 if account.near else 10)
         for run in self.store.watching.claim_due(name, account.backend.host, limit=_DETAILS, soonest=soonest):
             if is_here(self.store, account.backend, run.account) is False:
@@ -347,7 +348,7 @@ class Watcher:
 
 
 def _named(provider: str, message: str) -> str:
-    """Most errors name their backend themselves."""
+    """Prefix an error with its backend's name, unless it starts with the name."""
     return message if message.startswith(f"{provider}: ") else f"{provider}: {message}"
 
 
