@@ -81,11 +81,11 @@ class Volume(Record, frozen=True, kw_only=True):
             stands = "enough"
         inferred = f" (inferred: {self.why})" if self.why else ""
         here = count(self.rows, "row")
-        return f"goal {self.goal.value}{inferred}: {self.wanted} are typical, you have {here}: {stands}"
+        return f"goal {self.goal.value}{inferred}: {self.wanted} are typical. You have {here}: {stands}"
 
 
 def volume(goal: Goal, rows: int, *, labels: int = 0, why: str | None = None) -> Volume:
-    """Compare `rows` with the number of rows recommended for a goal. `labels` is the number of distinct
+    """Compare the number of rows with the recommended number for a goal. `labels` is the number of distinct
     labels of a classification."""
     least, most, source = _VOLUMES[goal]
     if goal is Goal.CLASSIFICATION:

@@ -326,8 +326,8 @@ def first_lines(path: str) -> Iterator[bytes]:
                 line = file.readline(_SNIFFED)
     if passed and not told:
         raise DataError(
-            f"{path}: cannot recognize its format: every line is longer than {_SNIFFED >> 20} MiB",
-            fix="write one row per line (JSONL), none longer than the model's context",
+            f"cannot recognize the format of {path}: every line is longer than {_SNIFFED >> 20} MiB",
+            fix="write one row per line (JSONL), and no row longer than the model's context",
         )
 
 

@@ -67,7 +67,7 @@ NO_PARALLEL = Rule(
     "parallel-dropped",
     Severity.INFO,
     "parallel_tool_calls is dropped",
-    "set it when you call the model",
+    "set parallel_tool_calls when you call the model",
     lossy=True,
 )
 NO_ROW_WEIGHT = Rule(
@@ -89,7 +89,7 @@ NO_SPANS = Rule(
 NO_LOCAL_IMAGES = refused(
     "local-image", "an image is a local file", "embed the image as a data: URL, or use its URL"
 )
-NO_KTO = "does not support KTO. Train on this machine, or use preference pairs (DPO)"
+NO_KTO = "KTO is not supported. Train on this machine, or use preference pairs (DPO)"
 
 
 EVERY_KIND: Mapping[Kind, str | None] = dict.fromkeys(KINDS.values())
@@ -259,7 +259,9 @@ def _sizes(data: Facts, host: RowTarget, epochs: int | None, validation: bool) -
     rules = host.rules
     found: list[Problem] = []
     if data.rows < rules.least_rows and not validation:
-        message = f"{count(data.rows, 'valid row')}, but at least {rules.least_rows} are required"
+        message = (
+            f"the file has {count(data.rows, 'valid row')}, but at least {rules.least_rows} are required"
+        )
         found.append(
             _file_problem(host, data, "too-few-rows", message, "add rows, or fix the rows with errors")
         )
@@ -269,7 +271,7 @@ def _sizes(data: Facts, host: RowTarget, epochs: int | None, validation: bool) -
             _file_problem(host, data, "too-many-rows", message, "train on fewer rows or for fewer epochs")
         )
     if rules.most_bytes is not None and data.canonical_bytes > rules.most_bytes:
-        message = f"{size(data.canonical_bytes)}, but the limit is {size(rules.most_bytes)}"
+        message = f"the file has {size(data.canonical_bytes)}, but the limit is {size(rules.most_bytes)}"
         found.append(_file_problem(host, data, "file-too-large", message, "train on fewer rows"))
     return found
 
@@ -290,7 +292,7 @@ def _lengths(
             f"about {count(long, 'row')} (estimated from a sample) are longer than {limit:,} tokens "
             f"and would be {lose}"
         )
-        fix = "to list them: --tokens exact. Shorten them, or raise max_seq_length if the model allows it"
+        fix = "to list them: --tokens exact. Shorten the rows, or raise max_seq_length if the model allows it"
         return [_file_problem(host, data, "too-long", message, fix, Severity.WARNING)]
     of_a_row = 2 if data.kind == "preference" else 1  # a pair has two sequences
     places = {i // of_a_row for i, length in enumerate(tokens.lengths) if length > limit}
@@ -303,6 +305,6 @@ def _lengths(
     are = "are" if len(long) > 1 else "is"
     told = f"{count(len(long), 'row')} {are} longer than {limit:,} tokens and would be {lose}"
     message = f"{told} ({longest}): {which}"
-    fix = "shorten them, or raise max_seq_length if the model allows it"
+    fix = "shorten the rows, or raise max_seq_length if the model allows it"
     found = _file_problem(host, data, "too-long", message, fix, Severity.WARNING)
     return [replace(found, row=rows[0])]

@@ -226,7 +226,7 @@ _WITHOUT_WEIGHTS = {
     Trait.LOSS_SPANS: _SPANS,
     Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
 }
-WEIGHTS_BESIDE_OTHERS = _lost("message weights in a file where other rows have several answers to train on")
+WEIGHTS_BESIDE_OTHERS = _lost("message weights, if other rows in the file train on several answers,")
 """Reason why a file with mixed weights does not fit one of TRL's two conversation formats."""
 _TRL = {**_WITHOUT_WEIGHTS, Trait.PARTLY_TRAINED: _lost("message weights")}
 _WEIGHTS = {**_WITHOUT_WEIGHTS, Trait.MESSAGE_WEIGHTS: _lost("message weights")}

@@ -42,7 +42,7 @@ def refuse(data: Facts, target: RowTarget, errors: list[Problem]) -> None:
 
 
 def target_for(data: Facts, target: RowTarget) -> RowTarget:
-    """Return the target to write the rows for. In the TRL format, conversations in which only the last answer
+    """Return the target for writing the rows. In the TRL format, conversations in which only the last answer
     is trained on become prompts with completions. A file of prompts with completions can't contain other
     conversations."""
     if target.name != "trl" or not _has(data, Trait.LAST_TRAINED):

@@ -221,7 +221,7 @@ def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
                     raise DataError(
                         f"{file.name}: unexpected {text[at : at + 20]!r} after the array (after "
                         f"record {number})",
-                        fix="put only one array into the file, or write JSON Lines: one object per line",
+                        fix="use a file with only one array, or write JSON Lines: one object per line",
                     )
                 at += 1
                 continue

@@ -201,7 +201,7 @@ def _for_host(one: OpenedFile, host: RowTarget, split: str, options: CheckOption
 
 _CONFLICTS: dict[Kind, str] = {
     "chat": "same prompt as row {} but a different answer",
-    "completion": "the prompt of row {} with a different answer",
+    "completion": "same prompt as row {} but a different completion",
     "preference": "same prompt and answers as row {}, but the other answer is preferred",
     "unpaired": "same prompt and answer as row {} with the opposite label",
     "rl": "same prompt as row {} but a different reference",
@@ -220,7 +220,7 @@ def _within(one: OpenedFile, split: str) -> list[Problem]:
     if one.total.formats:
         counts = {one.facts.format: one.facts.rows} | dict(one.total.formats)
         shown = ", ".join(f"{name} {rows:,}" for name, rows in counts.items())
-        found.append(_whole("mixed-format", f"the file mixes formats: {shown} rows", path))
+        found.append(_whole("mixed-format", f"the file mixes formats (number of rows): {shown}", path))
     if (balance := _labels(trained)) is not None:
         found.append(_whole("label-imbalance", balance, path))
     found += [_whole("label-spelling", told, path) for told in _spellings(trained)]

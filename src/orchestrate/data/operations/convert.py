@@ -104,7 +104,7 @@ def _dropped(opened: OpenedFile, target: RowTarget) -> list[Problem]:
             "rows-left-out",
             Severity.ERROR,
             f"{broken:,} of {rows:,} rows have errors ({why}) and would be dropped",
-            f"orchestrate data check {data.path} --fix repairs what it can. To drop them: --allow-loss",
+            f"to repair the rows: orchestrate data check {data.path} --fix. To drop them: --allow-loss",
         )
     for code in ("held-out", "hidden-column", "unread-column"):
         found += [replace(p, providers=(target.name,)) for p in data.problems if p.code == code]
@@ -116,7 +116,7 @@ def _dropped(opened: OpenedFile, target: RowTarget) -> list[Problem]:
             "keep the original file if you need them again",
         )
     if target.name == "alpaca" and data.format == "alpaca":
-        joined = "each input is added to its instruction"
+        joined = "each row's input is added to its instruction"
         add("input-joined", Severity.WARNING, joined, "no action needed: the prompt is the same")
     return found
 

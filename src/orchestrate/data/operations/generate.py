@@ -442,7 +442,11 @@ def generate(
     data = Dataset.open(seeds)
     examples = list(data.examples()) if data.rows <= MOST_SEEDS else []
     if not examples:
-        why = f"more than {MOST_SEEDS:,} seed rows" if data.rows else "no valid row to learn from"
+        why = (
+            f"the file has more than {MOST_SEEDS:,} seed rows"
+            if data.rows
+            else "the file has no valid seed rows"
+        )
         raise DataError(f"{seeds}: {why}", problems=data.problems, fix="use ten to a few thousand valid rows")
     if order.reasoning != "no" and data.kind != "chat":
         raise UsageError(f"--reasoning needs chat rows, but {seeds} has {data.kind} rows")

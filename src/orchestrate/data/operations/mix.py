@@ -147,7 +147,7 @@ def _require_kind(one: OpenedFile, first: OpenedFile) -> None:
         raise DataError(
             f"{first.facts.path} has {first.facts.kind} rows and {one.facts.path} {one.facts.kind} "
             "rows: all files of a mix must have the same kind of rows",
-            fix="convert them to one kind with orchestrate data convert",
+            fix="convert the files to one kind of rows: orchestrate data convert",
         )
 
 
@@ -161,7 +161,7 @@ def _part(file: TrainFile, opened: OpenedFile, spool: Path) -> _MixedFile:
     if not taken:
         raise DataError(
             f"{file.path}: a weight of {file.weight:g} leaves none of its {rows:,} valid rows",
-            fix="raise its weight, or leave out the file",
+            fix="raise the file's weight, or leave out the file",
         )
     made = MixedFile(
         path=file.path,

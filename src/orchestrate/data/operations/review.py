@@ -133,7 +133,7 @@ class Review:
         if "://" in path or (Path(path).exists() and not Path(path).is_file()):
             raise UsageError(
                 f"{path} is not a file on this machine",
-                fix="copy it to this machine with: orchestrate data convert FILE",
+                fix="copy the file to this machine: orchestrate data convert FILE",
             )
         lines = source(path)
         self.path = path

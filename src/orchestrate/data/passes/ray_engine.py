@@ -58,7 +58,7 @@ def _connect(ray: Any, workers: int | None) -> None:
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"no Ray cluster is reachable at RAY_ADDRESS={address}: {error}",
-                fix="start it, correct RAY_ADDRESS, or unset it to run on a cluster started for this command",
+                fix="start the cluster or correct RAY_ADDRESS. To use a temporary cluster, unset RAY_ADDRESS",
             ) from error
         return
     # Not address="auto", which joins any cluster on this machine, even one that another command will stop.

@@ -109,8 +109,8 @@ class Tally:
     answered: array[int] = field(default_factory=lambda: array("Q"))
     """A 64-bit hash of `canonical_answered`, for each valid row that has one."""
     labels: Counter[str] = field(default_factory=Counter[str])
-    """Labels of unpaired rows, and short answers of others. Only up to `MOST_LABELS` distinct values count as
-    labels."""
+    """Labels of unpaired rows, and short answers of others. They are labels only if there are at most
+    `MOST_LABELS` distinct values."""
     turns: Counter[int] = field(default_factory=Counter[int])
     """Number of rows by number of user messages."""
     tools: Counter[str] = field(default_factory=Counter[str])
@@ -236,7 +236,7 @@ def _range_end(file: IO[bytes], at: int, size: int, step: int) -> int:
 
 
 def read_rows(task: ScanTask) -> Iterator[tuple[int, ReadRow]]:
-    """Yield each row with its line number within the range. A blank line becomes a row with only a
+    """Yield each row with its line number within the range. A blank line yields a row that only has a
     problem."""
     number = 0
     for lines in pieces(task.path, task.start, task.end):
@@ -359,7 +359,7 @@ class Total(Tally):
     hashes: array[int] = field(default_factory=lambda: array("Q"))
     """The first 64 bits of each valid row's sha256."""
     rowless: array[int] = field(default_factory=lambda: array("I"))
-    """The numbers of the lines without a valid row."""
+    """Line numbers without a valid row."""
     sha256: hashlib._Hash = field(default_factory=hashlib.sha256)  # pyright: ignore[reportPrivateUsage]
 
     def add(self, part: ScannedRange) -> None:

@@ -180,10 +180,10 @@ CODES: dict[str, Code] = {
     "encoding": Code(_E, "the line is not UTF-8", "save the file as UTF-8 (--fix replaces the broken bytes)"),
     "lone-surrogate": Code(
         _E,
-        "an unpaired surrogate, which cannot be encoded as UTF-8",
+        "the text has an unpaired surrogate, which UTF-8 cannot encode",
         "remove the surrogate (--fix writes U+FFFD)",
     ),
-    "blank-line": Code(_I, "the line is blank", "remove it (--fix does)"),
+    "blank-line": Code(_I, "the line is blank", "remove the line (--fix does)"),
     "unknown-format": Code(
         _E, "the row's fields match no known format", "name the columns with --map, or rewrite the row"
     ),
@@ -200,8 +200,8 @@ CODES: dict[str, Code] = {
     ),
     "extra-fields": Code(
         _W,
-        "unused fields in a message or in the prompt",
-        "move their content into the text, or remove them",
+        "a message or the prompt has unused fields",
+        "move the fields' content into the text, or remove the fields",
     ),
     "unread-column": Code(
         _W,
@@ -226,7 +226,7 @@ CODES: dict[str, Code] = {
     ),
     # -- messages
     "no-messages": Code(_E, "the row has no messages", "add at least a user and an assistant message"),
-    "bad-message": Code(_E, "a message has an invalid field", "see the message"),
+    "bad-message": Code(_E, "a message has an invalid field", "correct the field"),
     "cut-answer": Code(
         _E,
         "the answer was cut off at the token limit",
@@ -241,16 +241,20 @@ CODES: dict[str, Code] = {
         "use system, developer, user, assistant or tool (--fix maps known aliases)",
     ),
     "bad-content": Code(_E, "the content is neither text nor a list of parts", "use a string as the content"),
-    "empty-content": Code(_E, "the message has no content", "add the content or remove the row"),
+    "empty-content": Code(_E, "the message has no content", "add content, or remove the row"),
     "empty-input": Code(_W, "a user or system message is empty", "add content, or remove the message"),
     "last-not-assistant": Code(
         _E,
         "the last message is not from the assistant",
-        "end the row with the answer to learn (--fix removes later messages)",
+        "end the row with an assistant message (--fix removes later messages)",
     ),
-    "no-assistant": Code(_E, "no message is from the assistant", "add the answer to learn"),
+    "no-assistant": Code(
+        _E, "no message is from the assistant", "add the answer that the model should learn"
+    ),
     "bad-weight": Code(_E, "the weight is neither 0 nor 1", "use 0 or 1"),
-    "weight-on-input": Code(_E, "only assistant messages can have a weight", "remove it (--fix does)"),
+    "weight-on-input": Code(
+        _E, "only assistant messages can have a weight", "remove the weight (--fix does)"
+    ),
     "nothing-trained": Code(
         _E, "all answers of the row have weight 0", "remove the row, or set a weight to 1"
     ),
@@ -264,12 +268,12 @@ CODES: dict[str, Code] = {
     "bad-tool-call": Code(_E, "a tool call is malformed", "set id, type and function {name, arguments}"),
     "bad-arguments": Code(_E, "a tool call's arguments are not a JSON object", "write valid JSON"),
     "unanswered-call": Code(
-        _E, "a tool call has no result", "add a tool message with its tool_call_id after the call"
+        _E, "a tool call has no result", "add a tool message with the call's tool_call_id after the call"
     ),
     "orphan-answer": Code(
-        _E, "a tool message matches no call", "set its tool_call_id to the id of an earlier call"
+        _E, "a tool message matches no call", "set tool_call_id to the id of an earlier call"
     ),
-    "undeclared-tool": Code(_W, "a called tool is missing from tools", "add its schema to tools"),
+    "undeclared-tool": Code(_W, "a called tool is missing from tools", "add the tool's schema to tools"),
     "bad-tools": Code(
         _E, "a tool's schema is invalid", "use {type: function, function: {name, description, parameters}}"
     ),
@@ -280,10 +284,10 @@ CODES: dict[str, Code] = {
     ),
     # -- other kinds of rows
     "empty-completion": Code(
-        _E, "nothing to learn: the completion is empty", "add a completion or remove the row"
+        _E, "nothing to learn: the completion is empty", "add a completion, or remove the row"
     ),
     "empty-text": Code(_E, "the text is empty", "remove the row"),
-    "empty-prompt": Code(_W, "the prompt is empty", "use the text format to train on plain text"),
+    "empty-prompt": Code(_W, "the prompt is empty", "to train on plain text, use the text format"),
     "same-answers": Code(_E, "both answers are the same", "remove the row (--fix does)"),
     "side-not-assistant": Code(
         _E, "an answer of a pair is not an assistant message", "use assistant messages only"
@@ -316,24 +320,28 @@ CODES: dict[str, Code] = {
     "mojibake": Code(
         _W, "text was decoded with the wrong encoding", "repair the text (--fix does if possible)"
     ),
-    "control-character": Code(_W, "a NUL character", "remove it (--fix does)"),
+    "control-character": Code(_W, "a NUL character", "remove the character (--fix does)"),
     "refusal": Code(_W, "an answer is a refusal", "remove the row unless you want to teach refusals"),
-    "placeholder": Code(_W, "a placeholder was not filled in", "fill it in, or remove the row"),
+    "placeholder": Code(_W, "a placeholder was not filled in", "fill in the placeholder, or remove the row"),
     # -- comparisons between rows
-    "duplicate": Code(_W, "an earlier row is identical", "remove it (--fix does)"),
+    "duplicate": Code(_W, "an earlier row is identical", "remove the row (--fix does)"),
     "conflict": Code(_W, "the same prompt has different answers", "keep one answer"),
     "near-duplicate": Code(
         _W,
         "the row is a near-duplicate of an earlier one",
-        "remove them with: orchestrate data dedupe --near",
+        "to remove near-duplicates: orchestrate data dedupe --near",
     ),
     "leakage": Code(
-        _E, "the row is also in another split", "remove it from one of the splits (orchestrate data split)"
+        _E,
+        "the row is also in another split",
+        "remove the row from one of the splits, or split again with orchestrate data split",
     ),
     "near-leakage": Code(
-        _W, "a near-duplicate of the row is in another split", "remove it from one of the splits"
+        _W, "a near-duplicate of the row is in another split", "remove the row from one of the splits"
     ),
-    "prompt-leakage": Code(_W, "the prompt is also in another split", "remove it from one of the splits"),
+    "prompt-leakage": Code(
+        _W, "the prompt is also in another split", "remove the row from one of the splits"
+    ),
     "label-imbalance": Code(_W, "some answers are much more frequent than others", "balance the labels"),
     "label-spelling": Code(
         _W, "labels differ only in case, spaces or a period", "spell each label the same way everywhere"

@@ -457,7 +457,7 @@ def parallel_from(row: dict[str, Any], found: list[Problem], field: str | None =
     parallel: Any = row.get("parallel_tool_calls")
     if parallel is None or isinstance(parallel, bool):
         return parallel
-    message = "ignored: parallel_tool_calls must be true or false"
+    message = "parallel_tool_calls is ignored because it is neither true nor false"
     found.append(problem("extra-fields", message, field=field))
     return None
 

@@ -82,7 +82,7 @@ def _gemini_messages(contents: Any, place: str) -> tuple[list[Row], list[Problem
         parts: Any = turn.get("parts")
         if not isinstance(parts, list) or not all(isinstance(p, dict) for p in cast("list[Any]", parts)):
             return [], [
-                problem("bad-message", "an entry of contents has no list of parts", field=f"{place}[{i}]")
+                problem("bad-message", "an entry in contents has no parts list", field=f"{place}[{i}]")
             ]
         role = turn.get("role", "user")
         message: Row = {"role": "assistant" if role == "model" else role}

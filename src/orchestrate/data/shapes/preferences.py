@@ -163,10 +163,7 @@ def implicit(row: dict[str, Any]) -> Pair:
     if isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
         shared = _shared_text(row["chosen"], row["rejected"])
         if not shared.strip():
-            message_ = (
-                "the two conversations start differently, so they share no prompt. Name the prompt's "
-                "column: --map prompt=COLUMN"
-            )
+            message_ = "the two conversations share no prompt. Map the prompt's column: --map prompt=COLUMN"
             return None, [problem("no-messages", message_, field="prompt")]
         prompt = [message("user", shared)]
         chosen, rejected = (message("assistant", row[side][len(shared) :]) for side in ("chosen", "rejected"))

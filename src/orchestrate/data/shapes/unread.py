@@ -140,8 +140,8 @@ def meaning_of(name: str, value: Any) -> str | None:
 
 
 def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozenset[str]) -> list[Problem]:
-    """Return the problems of the columns in `unread` that change what is taught. An unused part of the prompt
-    is an error if the prompt is given as one text that does not contain it."""
+    """Return problems for the columns in `unread` that change what the model learns. An unused part of the
+    prompt is an error if the prompt is given as one text that does not contain it."""
     found: list[Problem] = []
     asked = "\n".join(row[n] for n in sorted(_ASKED & used & row.keys()) if isinstance(row[n], str))
     for name, value in sorted(unread.items()):
@@ -153,11 +153,11 @@ def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozens
             found.append(_unanswered(name, value))
         elif (meaning := meaning_of(name, value)) is not None and not _is_answer(value, row):
             message = f"{name} is not used in rows of this format, so {meaning} would be lost"
-            fix = f"train without it: --ignore {quote(name)}"
+            fix = f"to train without it: --ignore {quote(name)}"
             if verdict_of(value) is not None:
-                fix = f"use it as KTO's label: --map {quote(f'label={name}')}, or {fix}"
+                fix = f"to use it as KTO's label: --map {quote(f'label={name}')}, or {fix}"
             elif name.startswith("sample_weight"):
-                fix = f"in conversations, use it with --map weight={name}, or {fix}"
+                fix = f"to use it in conversations: --map weight={name}, or {fix}"
             found.append(replace(problem("lost-meaning", message, field=name), fix=fix))
     return found
 
@@ -166,7 +166,7 @@ def _unanswered(name: str, value: Any) -> Problem:
     message = f"{name} is not used next to plain text, so training would use the text without its answer"
     read = f"to use it as the answer: --map question=text,answer={name}"
     if not isinstance(value, str):
-        read = f"replace each class number with its name, then {read}"
+        read = f"first replace each class number with its name. Then, {read}"
     fix = f"{read}. To train on the text alone: --ignore {name}"
     return replace(problem("lost-meaning", message, field=name), fix=fix)
 
@@ -249,7 +249,7 @@ class UnreadColumn:
     """Hashes of some of the values. If there is only one, every row has the same value."""
 
     held_out: Counter[str] = field(default_factory=Counter[str])
-    """For a column in `SPLITS`, the number of rows for test or validation."""
+    """Number of rows for test and for validation, if the column is in `SPLITS`."""
 
     def note(self, name: str, value: Any, seen: str) -> None:
         """Record a value of the column. `seen` is the text of the row that is used."""

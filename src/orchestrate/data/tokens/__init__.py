@@ -27,7 +27,8 @@ MOST_CHARACTERS = 1 << 19
 _ENTRY = 100
 """Memory overhead of a cached text, in characters."""
 _PROBED = 8
-"""Sampling interval of lookups. At first, one text in this many is looked up. If that saves time, all are."""
+"""Sampling interval of lookups. At first, only one in this many texts is looked up. If that saves time, all
+texts are."""
 _MOST_PASSES = 15
 """Maximum number of consecutive calls without a lookup."""
 _PAYS = 1 / 20
@@ -175,7 +176,7 @@ class Lengths:
         self.remarks: dict[str, Remark] = {}
 
     def extend(self, other: Lengths, number: Callable[[int], int]) -> None:
-        """Append the lengths of `other`. `number` converts row numbers of `other` to row numbers here."""
+        """Append the lengths of `other`. `number` maps its row numbers to those of this object."""
         self.tokens.extend(other.tokens)
         self.further.extend(other.further)
         self.trained.extend(other.trained)

@@ -184,10 +184,10 @@ def read_answer(
 ) -> ReadAnswer:
     """Split a model's output into its reasoning, text and tool calls.
 
-    `text` is the output, including special tokens except the final one. `prompt` is the model's prompt. Its
-    end may already begin the answer. `cut` means that the answer was truncated. Without `calls`, calls stay
-    in the text. `growing` means that the answer is still being generated, so only the part that later tokens
-    can't change is returned."""
+    `text` is the output, including special tokens except the final one. `prompt` is the model's prompt, which
+    may end with the start of the answer. `cut` means that the answer was truncated. Without `calls`, calls
+    stay in the text. `growing` means that the answer is still being generated, so only the part that later
+    tokens can't change is returned."""
     shape, cut = shape or AnswerShape(), cut or growing
     if shape.header and text.lstrip().startswith(shape.header):
         text = text.lstrip().removeprefix(shape.header)

@@ -1,7 +1,7 @@
 """Render conversations as text with a model's chat template.
 
-The text equals that of transformers 5 (`render_jinja_template`), but only jinja2 is needed. Templates come
-from the hub, so they run in Jinja's sandbox (`data.tokens.jinja`), which is loaded on first use.
+The result is the same as in transformers 5 (`render_jinja_template`), but only jinja2 is needed. Templates
+come from the hub, so they run in Jinja's sandbox (`data.tokens.jinja`), which is loaded on first use.
 """
 
 from __future__ import annotations

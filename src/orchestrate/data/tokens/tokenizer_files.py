@@ -1,7 +1,7 @@
 """Load a hub tokenizer from its files, with `tokenizers` alone.
 
-Importing transformers takes 3 s and 320 MB. It is needed only for tokenizers with files that it would modify.
-`read` then returns `None`.
+Importing transformers takes 3 s and 320 MB. It is only needed for tokenizers that transformers changes when
+it loads them. For those, `read` returns `None`.
 """
 
 from __future__ import annotations

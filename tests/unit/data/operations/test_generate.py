@@ -242,7 +242,7 @@ def test_a_model_that_repeats_itself_is_left(host: ChatHost, seeds: str, tmp_pat
 def test_seeds_must_be_good(host: ChatHost, tmp_path: Path) -> None:
     file = tmp_path / "seeds.jsonl"
     file.write_text('{"messages": [{"role": "user", "content": "x"}]}\n')
-    with pytest.raises(DataError, match="no valid row"):
+    with pytest.raises(DataError, match="no valid seed rows"):
         run(host, str(file), tmp_path / "new.jsonl")
     assert host.bodies == []
 

@@ -124,7 +124,7 @@ def test_what_is_wrong_is_told_of_the_files_not_of_the_mix(tmp_path: Path) -> No
     assert told[("conflict", b, 3)].endswith(f"prompt as row 5 of {a} but a different answer")
     assert told[("leakage", v, 2)].endswith(f"also in train, row 1 of {b}")
     [few] = [p.message for p in found if p.code == "few-rows"]
-    assert "you have 18 rows" in few
+    assert "You have 18 rows" in few
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_unknown_keys_of_an_input_are_told(tmp_path: Path) -> None:
     messages = [(p.field, p.message) for p in data.problems]
     assert messages == [
         ("input", "unused: metadata, tool_choice"),
-        ("input", "ignored: parallel_tool_calls must be true or false"),
+        ("input", "parallel_tool_calls is ignored because it is neither true nor false"),
     ]
     chatted = opened(tmp_path, {"messages": [USER, ANSWER], "parallel_tool_calls": "true"})
     assert told(chatted) == [("extra-fields", None)]
