@@ -127,7 +127,7 @@ def test_a_judge_that_is_wrong_on_purpose_carries_none(
 def test_a_judge_that_nobody_checked_carries_none(cli: Cli, host: ChatHost, folder: Path) -> None:
     found = evaluated(cli, host, "judge")
     assert found.verdicts[0].decision == "not enough evidence"
-    assert "the judge was not compared with human ratings" in found.verdicts[0].reasons[0]
+    assert "the judge has not been compared with human ratings" in found.verdicts[0].reasons[0]
     pairs = evaluated(cli, host, "judge", "--calibrate", "pairs.jsonl")  # the other kind says nothing of it
     assert pairs.verdicts[0].decision == "not enough evidence"
     done = cli(

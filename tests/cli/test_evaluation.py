@@ -189,7 +189,7 @@ def test_columns_of_ones_own_are_named(cli: Cli, host: ChatHost, tmp_path: Path)
 def test_a_refused_question_counts_as_wrong_and_is_told(cli: Cli, host: ChatHost, rows: str) -> None:
     told = cli("eval", "--test", rows, *models(host, "shy"), "--json").json
     assert told["measures"][0]["score"]["value"] == pytest.approx(59 / 60)
-    assert told["contenders"][0]["failed"] == 1 and "1 of 60 questions remained" in told["notes"][0]
+    assert told["contenders"][0]["failed"] == 1 and "1 of 60 questions got" in told["notes"][0]
 
 
 def test_a_model_that_takes_no_temperature_is_asked_without_and_that_is_told_once(

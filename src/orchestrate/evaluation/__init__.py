@@ -1,5 +1,5 @@
-"""Evaluate models on held-out rows: collect their answers, score them, and estimate what this many rows can
-show."""
+"""Evaluate models on held-out rows: collect their answers, score them, and estimate which differences this
+number of rows can detect."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ class Item(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Digest of the prompt, tools and expected answer. The same row has the same id in every file."""
     prompt: tuple[Message, ...]
     expected: str = ""
-    """Expected answer. Empty if a grader or a judge needs none."""
+    """Expected answer. Empty if the metric does not need one, such as a grader or a judge."""
     expected_calls: tuple[dict[str, Any], ...] = ()
-    """Tool calls of the expected answer, in the format of the chat completions API."""
+    """Tool calls of the expected answer, in the format of OpenAI's Chat Completions API."""
     tools: tuple[dict[str, Any], ...] = ()
     fields: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
     """The row's other columns, which graders read as `item.NAME`."""
     cluster: str = ""
-    """Cluster of items that belong together, such as the items of one user. By default, each item is its own
+    """Name of a cluster of related items, such as the items of one user. By default, each item is its own
     cluster."""
     slices: tuple[str, ...] = ()
     """Slices that the item belongs to, such as `tag:refund`, `label:yes` or `length:long`."""
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """A metric's mark for one answer."""
+    """The mark that a metric gives one answer."""
 
     value: float | None
-    """The value of the mark, or `None` if unknown. Items without a value are excluded from this metric."""
+    """The mark's value, or `None` if unknown. The metric excludes items without a value."""
     note: str = ""
-    """The reason: a judge's explanation, or a grader's error."""
+    """Reason for the mark: a judge's explanation, or a grader's error."""
 
 
 class ScoredItem(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -64,7 +64,7 @@ NO_ANSWER = "(no answer)"
 
 
 def in_words(text: str, calls: Sequence[dict[str, Any]]) -> str:
-    """Return a turn as text, including its tool calls."""
+    """Return a message as text, including its tool calls."""
     written = [msgspec.json.encode(call.get("function")).decode() for call in calls]
     return "\n".join(filter(None, [text, *written]))
 
@@ -75,7 +75,7 @@ def item_id(prompt: Sequence[Message], tools: Sequence[dict[str, Any]], expected
 
 
 def digest_of(items: Iterable[Item]) -> str:
-    """Return a digest of the items. Their order doesn't matter."""
+    """Return a digest of the items that does not depend on their order."""
     return hashlib.sha256("\n".join(sorted(item.id for item in items)).encode()).hexdigest()
 
 
@@ -84,7 +84,7 @@ def digest_of(items: Iterable[Item]) -> str:
 
 DEFAULT = Rubric(name="preference")
 MOST_POINTS = 9
-"""Maximum number of points on a scale. Each point has a digit key."""
+"""Maximum number of points on a scale. Raters choose a point by pressing a digit key."""
 
 
 def read(path: Path | None) -> Rubric:

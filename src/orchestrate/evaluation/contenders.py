@@ -1,4 +1,4 @@
-"""Contenders: models and how to query them on a host, on this machine, or at any URL."""
+"""Contenders: models on a host, on this machine, or at any URL, and the clients that query them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Likelihoods = Callable[[Sequence[Mapping[str, Any]]], list[Likelihood]]
 
 
 class Asks(Protocol):
-    """A client that answers questions, such as `providers.chat.completions.Chat`. It allows up to `threads`
-    concurrent calls, and sends each question once."""
+    """A client that sends questions to a model, such as `providers.chat.completions.Chat`. It accepts up to
+    `threads` concurrent calls, and sends each question once."""
 
     @property
     def threads(self) -> int: ...
@@ -45,17 +45,17 @@ class Asks(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A `contender` that hasn't answered yet, and the client that queries it."""
+    """A contender before its evaluation, and the client that queries it."""
 
     contender: Contender
     respondent: Respondent
     shots: tuple[Message, ...] = ()
     """Few-shot examples, inserted between an item's system message and its question."""
     likelihood: Likelihoods | None = None
-    """Computes likelihoods. `None` if log-probabilities are unavailable."""
+    """Function that computes likelihoods. `None` if log-probabilities are unavailable."""
     adapter_cost: Callable[[str], AdapterCost | None] | None = None
-    """Measures an adapter's cost, like `local.Generator.adapter_cost`. `None` unless an adapter on this
-    machine answers."""
+    """Function that measures an adapter's cost, such as `local.Generator.adapter_cost`. `None` unless the
+    model is an adapter on this machine."""
 
     def questions(self, items: Sequence[Item], samples: int) -> list[Question]:
         """Return all samples of the first item, then all samples of the second item, and so on."""
@@ -82,8 +82,7 @@ def examples_of(items: Sequence[Item], asked: Sequence[Item]) -> list[Item]:
 
 def shots_of(items: Sequence[Item], wanted: int, asked: Sequence[Item], seed: int = 0) -> tuple[Message, ...]:
     """Pick `wanted` few-shot examples from `items` as messages, excluding the evaluated questions. The same
-    seed gives the same examples. They replace the examples that a team would write into its prompt by
-    hand."""
+    seed gives the same examples. They stand for the examples that a team would add to its prompt."""
     free = examples_of(items, asked)
     order = sorted(free, key=lambda item: hashlib.sha256(f"{seed}:{item.id}".encode()).digest())
     found: list[Message] = []
@@ -98,7 +97,7 @@ def _question(item: Item) -> bytes:
 
 
 def with_shots(candidate: Candidate, shots: tuple[Message, ...], count: int) -> Candidate:
-    """Return the same model with the examples at the start of each prompt."""
+    """Return a candidate that queries the same model with the examples at the start of each prompt."""
     name = f"{candidate.contender.name}, {count} {'shot' if count == 1 else 'shots'}"
     contender = replace(candidate.contender, name=name, shots=count)
     respondent = dataclasses.replace(candidate.respondent, name=name)
@@ -119,7 +118,7 @@ def by_chat(
     answers are streamed. Raises `UsageError` if batches are requested."""
     if sampling.batch is not None:
         raise UsageError(
-            f"{contender.name} answers one question per request: only models on this machine support batches",
+            f"{contender.name} answers one question per request. Only models on this machine support batches",
             fix="omit --batch, or use --on here",
         )
 
@@ -214,8 +213,8 @@ def _nothing(prompt: int, completion: int) -> Decimal:
 
 
 def fingerprint(model: str) -> str:
-    """Return a fingerprint of a model's files, which changes if the files at this path are replaced. A Hub id
-    is its own fingerprint."""
+    """Return a fingerprint of the model's files. It changes if the files at this path change. A Hub id is its
+    own fingerprint."""
     folder = Path(model)
     if not folder.is_dir():
         return model
@@ -242,7 +241,7 @@ def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candid
 
 
 def in_precision(contender: Contender, answers: Sequence[Answer]) -> Contender:
-    """Return the contender with the precision that its answers report."""
+    """Return the contender with its precision set to the one that its answers report."""
     found = sorted({answer.precision for answer in answers if answer.precision is not None})
     return replace(contender, precision=" and ".join(found)) if found else contender
 

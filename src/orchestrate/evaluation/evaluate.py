@@ -28,7 +28,7 @@ from orchestrate.text import count, money
 from orchestrate.types import Contender, Difference, Evaluation, MetricUsed, Record, Sampling, decoding
 
 _NOTED = (0.01, 0.02, 0.03, 0.05, 0.1)
-"""Differences for which the plan shows how many items would detect them."""
+"""Differences for which the plan shows the number of items that would detect them."""
 
 
 class ContenderPlan(Record, frozen=True, kw_only=True):
@@ -39,25 +39,25 @@ class ContenderPlan(Record, frozen=True, kw_only=True):
     kept: int
     """Number of questions that already have stored answers."""
     expected_usd: Decimal | None
-    """Cost if answers are as long as the expected ones. `None` if no price is known."""
+    """Cost in US dollars if answers are as long as the expected ones. `None` if no price is known."""
     high_usd: Decimal | None
-    """The cost if every answer has the maximum length."""
+    """Cost in US dollars if every answer has the maximum length."""
     unpriced: bool = False
-    """True if some questions may be billed at an unknown price."""
+    """True if questions may be billed at an unknown price."""
 
 
 class EvaluationPlan(Record, frozen=True, kw_only=True):
-    """The maximum cost of an evaluation, and the smallest difference it can detect. Nothing has been sent
-    yet."""
+    """A planned evaluation: its maximum cost, and the smallest difference that it can detect. Nothing has
+    been sent yet."""
 
     items: int
     asked: tuple[ContenderPlan, ...]
     detectable: float
     """Smallest difference in accuracy that this many items can detect with a power of 80%."""
     rows_for: tuple[tuple[float, int], ...]
-    """A smaller difference, and the number of items that would detect it."""
+    """Pair of a smaller difference and the number of items that would detect it."""
     assumed: float
-    """The assumed share of items on which two models differ."""
+    """Assumed share of items on which two models differ."""
 
     @property
     def unpriced(self) -> list[str]:
@@ -114,7 +114,7 @@ def _asked(items: Sequence[Item], candidate: Candidate, samples: int, asking: As
 
 @dataclass(frozen=True)
 class Subject:
-    """The items to evaluate on, and their source."""
+    """The evaluated items and their source."""
 
     items: Sequence[Item]
     dataset: str
@@ -125,7 +125,8 @@ class Subject:
 
 @dataclass(frozen=True)
 class EvaluationTerms:
-    """The settings of an evaluation. `rivals` maps each contender to the one it is compared with."""
+    """The settings of an evaluation. `rivals` maps each contender to the contender that it is compared
+    with."""
 
     metrics: Sequence[Metric | PairMetric]
     sampling: Sampling
@@ -136,8 +137,8 @@ class EvaluationTerms:
 
 
 def require_terms(terms: EvaluationTerms) -> None:
-    """Check the settings before any question is sent. Raises `UsageError` for errors that no answer could
-    fix."""
+    """Check the settings before any question is sent. Raises `UsageError` if they make a verdict
+    impossible."""
     require_decidable(terms.metrics[0].used, terms.demand)
 
 
@@ -261,9 +262,7 @@ def _sum(counts: Sequence[int | None]) -> int | None:
 def _notes(contenders: Sequence[Contender], sides: Sequence[Side]) -> Iterator[str]:
     for one, side in zip(contenders, sides, strict=True):
         if one.failed:
-            yield (
-                f"{one.name}: {one.failed} of {one.answers} questions remained unanswered and count as wrong"
-            )
+            yield (f"{one.name}: {one.failed} of {one.answers} questions got no answer and count as wrong")
         answers = [answer for own in side.answers for answer in own]
         found = Counter(note for answer in answers for note in answer.notes)
         found[_CUT] += sum(a.finish_reason == "length" and not _says_cut(a.notes) for a in answers)

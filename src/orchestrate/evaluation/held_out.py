@@ -1,4 +1,4 @@
-"""The items of a file: the rows that can be evaluated, with the cluster and slices of each."""
+"""Turn a file's rows into evaluation items, each with its cluster and slices."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from orchestrate.evaluation import Item, item_id
 from orchestrate.types import Message, Severity
 
 MOST_LABELS = 20
-"""Maximum number of distinct answers for slices by label."""
+"""Maximum number of distinct expected answers for slicing by label."""
 _LENGTHS = ("short", "medium", "long")
 
 
@@ -44,7 +44,7 @@ class HeldOut:
     repeated: int = 0
     """Number of items that equal an earlier item and share its cluster."""
     unread: tuple[str, ...] = ()
-    """Columns that appear in no question, although most rows have a text of their own in them."""
+    """Columns that are not part of the questions, although most rows have a different text in them."""
 
     @property
     def expects(self) -> bool:
@@ -60,7 +60,7 @@ def held_out(
     slices: Sequence[str] = (),
     turns: bool = False,
 ) -> HeldOut:
-    """Return the items of the rows that can be used as questions, from at most `limit` such rows.
+    """Convert rows to items, up to `limit` rows. Rows that cannot be used as questions are skipped.
 
     With `turns`, each earlier message that calls tools becomes a separate item in the same cluster as the
     row's other items.
@@ -95,8 +95,8 @@ def held_out(
             items.append(replace(one, id=id, cluster=cluster_id))
     if not items:
         raise DataError(
-            f"{dataset.path}: no row ends with an assistant message or a completion to compare with",
-            fix="evaluation needs chat rows that end with the expected answer, prompt/completion "
+            f"{dataset.path}: no row ends with an assistant message or a completion to compare answers with",
+            fix="use chat rows that end with the expected answer, prompt/completion "
             "rows, desirable unpaired rows, or rows for a grader",
         )
     sizes = Counter(item.cluster for item in items)
@@ -121,7 +121,7 @@ def _calls_before(example: Example, unread: Mapping[str, Any]) -> list[Item]:
 
 
 def item_of(example: Example, unread: Mapping[str, Any]) -> Item | str:
-    """Return the item of a row, or the reason why the row cannot be used."""
+    """Convert a row to an item, or return the reason why the row cannot be used."""
     tools: Sequence[dict[str, Any]] = getattr(example, "tools", None) or ()
     fields = dict(unread)
     if isinstance(example, CompletionExample):
@@ -152,7 +152,7 @@ def _made(
     fields: dict[str, Any],
 ) -> Item | str:
     if any(isinstance(m.content, list) and any(part.image_url for part in m.content) for m in prompt):
-        return "questions with images, which evaluation does not support"
+        return "rows with images, which evaluations do not support"
     messages = tuple(message(m) for m in prompt)
     return Item(
         id=item_id(messages, tools, expected, calls),
@@ -225,8 +225,8 @@ def _shown(value: Any) -> str:
 
 
 def prompts(path: str) -> HeldOut:
-    """Read prompts from rows in mixed formats, because a log contains requests of many kinds, some without an
-    answer. Raises `DataError` if no row contains a prompt."""
+    """Read prompts from rows in mixed formats, such as a log with different kinds of requests. Rows don't
+    need an answer. Raises `DataError` if no row contains a prompt."""
     items: list[Item] = []
     left_out: Counter[str] = Counter()
     columns: dict[str, UnreadColumn] = {}

@@ -1,5 +1,5 @@
-"""Estimate how much additional rows would help by fitting a power law to the scores of models trained on
-fractions of the data.
+"""Estimate the gain from additional rows by fitting a power law to the scores of models trained on fractions
+of the data.
 
 A score is converted to a loss, y = a + b (n/N)^-c: a is the irreducible loss, b the reducible loss at N rows,
 and c the exponent (Hestness et al., Deep Learning Scaling is Predictable, Empirically, 2017, find c between
@@ -27,8 +27,8 @@ _DRAWS = 4000
 
 
 class Measured(NamedTuple):
-    """A measured model: its training rows, its loss, and the standard error of the loss (`None` if
-    unknown)."""
+    """A measured model: the number of its training rows, its loss, and the standard error of its loss (`None`
+    if unknown)."""
 
     rows: int
     lost: float
@@ -36,12 +36,12 @@ class Measured(NamedTuple):
 
 
 class Gain(Record, frozen=True, kw_only=True):
-    """The gain from one number of rows to another, in units of the score. Positive is better."""
+    """The change in score from one number of rows to another. Positive is better."""
 
     rows_before: int
     rows_after: int
     value: float
-    """Median over the curves that are consistent with the points."""
+    """Median over all curves that fit the points."""
     low: float | None = None
     high: float | None = None
     """High end of a 90% interval. `None` if no error is known."""
@@ -60,8 +60,8 @@ def measured_gain(before: Measured, after: Measured) -> Gain:
 
 
 def speeds_up(points: Sequence[Measured]) -> bool:
-    """Return whether the last step gained clearly more per doubling of the rows than the previous step. No
-    power law fits such points."""
+    """Return whether the last step gained significantly more per doubling of the rows than the step before.
+    No power law fits such points."""
     first, second, last = sorted(points)[-3:]
     earlier, later = (
         (a.lost - b.lost) / math.log2(b.rows / a.rows) for a, b in ((first, second), (second, last))
@@ -76,17 +76,17 @@ class _Drawn(NamedTuple):
 
 
 class Law:
-    """The curves that are consistent with the measured points."""
+    """The curves that fit the measured points."""
 
     def __init__(self, points: Sequence[Measured], *, seed: int = 0) -> None:
         """Fit the curves. Raises `ValueError` for fewer than three sizes."""
         if len({point.rows for point in points}) < 3:
-            raise ValueError("a curve needs at least three sizes")
+            raise ValueError("a learning curve needs at least three data sizes")
         self.rows = max(point.rows for point in points)
         self._draws = _drawn(points, self.rows, random.Random(seed))  # noqa: S311  not for secrets
 
     def gain(self, before: int, after: int) -> Gain:
-        """Predict the gain from increasing the number of rows."""
+        """Predict the gain from increasing the number of training rows."""
         found = sorted(
             one.scale * ((before / self.rows) ** -one.power - (after / self.rows) ** -one.power)
             for one in self._draws

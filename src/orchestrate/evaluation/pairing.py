@@ -1,4 +1,4 @@
-"""Compare two evaluations item by item: two runs, or one run at two times."""
+"""Compare two evaluations item by item: of two runs, or of one run at different times."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from orchestrate.types import Difference, Evaluation, MetricUsed, Record
 
 KEPT = 30
 LONGEST = 4000
-"""Maximum number of characters of a text to show."""
+"""Maximum number of characters to show from a text."""
 
 
 class Flip(Record, frozen=True, kw_only=True):
-    """An item with the answers of both contenders."""
+    """An item on which a contender and its rival differ, with both answers."""
 
     item: str
     question: str
@@ -34,8 +34,8 @@ class Flip(Record, frozen=True, kw_only=True):
 
 
 class Flips(Record, frozen=True, kw_only=True):
-    """The items on which a contender and its rival differ in the first metric, worst first, at most `KEPT` in
-    each direction."""
+    """Items on which a contender and its rival differ in the first metric, largest losses first, at most
+    `KEPT` in each direction."""
 
     contender: str
     against: str
@@ -118,7 +118,7 @@ class Pairing(Record, frozen=True, kw_only=True):
     """A comparison of contenders from two evaluations on the items that both answered."""
 
     first: str
-    """The evaluation's id."""
+    """Id of the first evaluation."""
     second: str
     items: int
     """Number of items that both answered."""
@@ -127,7 +127,7 @@ class Pairing(Record, frozen=True, kw_only=True):
     same_answers: int
     """Number of items with identical answers."""
     differences: tuple[Difference, ...]
-    """The second evaluation's contender minus the first's, in each shared metric that is a mean."""
+    """Second contender's score minus the first's, in each shared metric that is a mean."""
 
 
 def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pairing | None:
@@ -162,7 +162,7 @@ def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pa
 
 
 _ADD_UP = ("f1_", "bleu", "chrf", "perplexity")
-"""Prefixes of metrics that are not a mean of marks. These are compared only within one evaluation."""
+"""Name prefixes of metrics that are not means of marks. They are only compared within an evaluation."""
 
 
 def _difference(

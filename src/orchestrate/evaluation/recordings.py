@@ -1,4 +1,5 @@
-"""Recordings: a model's answers, stored before it is shut down and evaluated in its place afterwards."""
+"""Recordings: answers that you collect before a model is shut down, to evaluate them later in place of the
+model."""
 
 from __future__ import annotations
 
@@ -47,8 +48,8 @@ class Covering:
 
 
 def covering(items: Sequence[Item], most: int | None) -> Covering:
-    """Select all different prompts, or `most` of them. The same file always gives the same selection. Raises
-    `MissingExtra` if a selection is needed and rensa is not installed."""
+    """Select all distinct prompts, or `most` prompts that cover the file. The same file always gives the same
+    selection. Raises `MissingExtra` if a selection is needed and rensa is not installed."""
     first: dict[tuple[Any, ...], Item] = {}
     for item in items:
         first.setdefault((item.prompt, str(item.tools)), item)
@@ -105,9 +106,9 @@ def _asked(item: Item) -> str:
 
 
 KIND = "recording"
-"""Kind of these records in the store."""
+"""Kind of recordings in the store."""
 WRITTEN = "record:"
-"""Prefix of a recording's id where a model is expected."""
+"""Prefix for using a recording's id as a model name."""
 
 
 class Recording(Record, frozen=True, kw_only=True):
@@ -121,10 +122,9 @@ class Recording(Record, frozen=True, kw_only=True):
     prompts: int
     answered: int
     refused: int = 0
-    """Number of prompts that the host rejected. They are in neither file."""
+    """Number of prompts that the host rejected. Neither file contains them."""
     expected: int = 0
-    """Number of prompts with an expected answer from another source. For the others, the recorded answer is
-    expected."""
+    """Number of prompts that have their own expected answer. The other prompts use the recorded answer."""
     with_logprobs: int = 0
     usd: Decimal | None = None
     silent_on: date | None = None
@@ -146,8 +146,8 @@ class Recording(Record, frozen=True, kw_only=True):
 
 
 def id_of(respondent: Respondent, items: Iterable[Item]) -> str:
-    """Return the recording's id. The same model, questions and settings give the same id, so a repeated
-    command continues the recording."""
+    """Return the recording's id. It depends only on the model, questions and settings, so a repeated command
+    continues the recording."""
     words = "\n".join([respondent.key, *sorted(item.id for item in items)])
     return f"rec-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
 
@@ -162,7 +162,7 @@ def write(folder: Path, name: str, pairs: Sequence[tuple[Item, tuple[Answer, ...
 
 
 def written(folder: Path) -> dict[str, tuple[Answer, ...]]:
-    """Read the stored answers in the folder, by item id."""
+    """Read the answers stored in the folder, by item id."""
     path = folder / "answers.jsonl"
     lines = read_items(path) if path.exists() else []
     return {line.item.id: next(iter(line.answers.values())) for line in lines}
@@ -192,8 +192,8 @@ def read(recording: Recording) -> list[tuple[Item, tuple[Answer, ...]]]:
 
 
 def candidate(recording: Recording) -> Candidate:
-    """Return a candidate that replays the recorded answers. Ask only questions from `rows_file`, because
-    questions that were not recorded count as wrong."""
+    """Return a candidate that replays the recorded answers. Only ask questions from `rows_file`, because
+    others count as wrong."""
     known: dict[str, Answer] = {}
     for item, answers in read(recording):
         for sample, answer in enumerate(answers):

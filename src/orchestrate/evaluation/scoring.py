@@ -29,8 +29,8 @@ class Scored:
     confusions: tuple[Confusion, ...]
     answered: tuple[ScoredItem, ...]
     both_answered: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
-    """By contender: the first metric's difference on the items that the rival answered, if the rival left
-    some unanswered."""
+    """Difference in the first metric on the items that the rival answered, by contender. Only set if the
+    rival left some unanswered."""
     beside: tuple[Difference, ...] = ()
 
 
@@ -41,9 +41,8 @@ def score(
     rivals: Mapping[str, str],
     references: Sequence[tuple[str, str]] = (),
 ) -> Scored:
-    """Score each side in each metric, and compare it with its rival, if any. The first metric decides (see
-    `_corrected`). `references` lists pairs of sides for which the difference in this metric is reported
-    too."""
+    """Score each side in each metric, and compare the side with its rival, if any. The first metric decides
+    (see `_corrected`). `references` lists additional pairs of sides to compare in this metric."""
     columns: dict[tuple[str, str], MetricColumn] = {}
     theirs: dict[tuple[str, str], MetricColumn] = {}
     for metric in metrics:
@@ -132,9 +131,9 @@ class MetricColumn:
     items: Sequence[Item]
     marks: Sequence[tuple[Mark, ...]]
     values: Sequence[float | None] = field(default=())
-    """For each item, the mean over its samples."""
+    """Mean over each item's samples."""
     parts: Sequence[Totals | None] = field(default=())
-    """For each item, the sum of its samples' parts, if the metric has parts."""
+    """Sum of the parts of each item's samples, if the metric has parts."""
 
     @classmethod
     def of(cls, items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], metric: Metric) -> MetricColumn:
@@ -208,7 +207,7 @@ def beside(
     rival: Sequence[tuple[Answer, ...]],
     metric: PairMetric,
 ) -> tuple[MetricColumn, MetricColumn]:
-    """Compare two sides sample by sample with a metric for pairs. A failed answer loses."""
+    """Compare two sides sample by sample with a pair metric. A failed answer loses."""
     pairs = [
         (i, item, a, b)
         for i, (item, own, other) in enumerate(zip(items, answers, rival, strict=True))
@@ -221,7 +220,7 @@ def beside(
             marks[i].append(next(given))
         else:
             lost = 0.5 if None not in (a.error, b.error) else float(a.error is None)
-            marks[i].append(Mark(lost, "no answer: the model refused the question"))
+            marks[i].append(Mark(lost, "no answer: the host rejected the question"))
     turned = [[Mark(None if m.value is None else 1 - m.value, m.note) for m in own] for own in marks]
     alone = PerAnswer(metric.used, lambda item, answer: None)
     first, second = (
@@ -246,8 +245,8 @@ def paired(
     *,
     alone: bool,
 ) -> Difference:
-    """Return the mean over items of the contender's value minus the other's. Set `alone` if each item is
-    right or wrong and there are no clusters."""
+    """Return the mean difference of two contenders over the items. Set `alone` if each item is right or wrong
+    and there are no clusters."""
     gained = lost = 0
     if used.kind == "right-or-wrong":
         gained, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)

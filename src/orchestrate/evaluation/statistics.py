@@ -21,18 +21,17 @@ if TYPE_CHECKING:
     Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 Range = tuple[float, float]
-"""The smallest and the largest possible value."""
+"""Smallest and largest possible value."""
 UNKNOWN = 1e9
-"""The assumed maximum error of an unknown value."""
+"""Assumed maximum error of an unknown value."""
 
 
 def mean(
     values: Sequence[float], clusters: Sequence[Hashable] | None = None, within: Range | None = None
 ) -> Score:
-    """Return the mean with Student's interval. Its degrees of freedom are the number of clusters minus one.
-
-    Values in a cluster may be correlated, because their deviations are added before they are squared (Liang
-    and Zeger 1986). `within` is the range of possible values."""
+    """Return the mean with Student's interval. The degrees of freedom are the number of clusters minus one.
+    Values in a cluster may be correlated: their deviations are added before they are squared (Liang and Zeger
+    1986). `within` is the range of possible values."""
     return mean_test(values, clusters, within)[0]
 
 
@@ -61,9 +60,9 @@ def mean_test(
 
 
 def unseen(value: float, count: int, within: Range | None) -> float:
-    """Bound the distance of the true mean from `count` identical values, using the maximum probability of an
-    event that never occurred in this many trials. Without a range, returns 0 if this many values can show
-    significance at 5%."""
+    """Bound the distance between the true mean and `count` identical values, using the maximum probability of
+    an event that never occurred in `count` trials. Without a range, returns 0 if `count` values can be
+    significant at 5%."""
     if count < 2:
         return UNKNOWN
     if within is None:
@@ -140,8 +139,7 @@ def wilson(right: int, n: int, z: float = Z) -> Score:
 
 def paired_interval(gained: int, lost: int, n: int, z: float = Z) -> Score:
     """Return Tango's score interval (1998) for the difference of two proportions over the same `n` items. It
-    has the nominal coverage even if a model only loses items. Wald's interval is then too short, with or
-    without added items."""
+    has the nominal coverage even if a model only loses items, when Wald's interval is too short."""
     if n == 0:
         return Score(value=0.0, low=-1.0, high=1.0, n=0)
     value = (gained - lost) / n
@@ -173,8 +171,8 @@ def _tango(difference: float, gained: int, lost: int, n: int) -> float:
 def mcnemar(gained: int, lost: int) -> float:
     """Return McNemar's two-sided mid-p value for the hypothesis that gains and losses are equally likely.
 
-    The exact test counts the full probability of the observed outcome, the mid-p test half of it. The mid-p
-    test's level is close to 5%, while the exact test's is far below (Fagerland, Lydersen and Laake 2013)."""
+    It counts half of the observed outcome's probability, while the exact test counts all of it. Its level is
+    close to 5%, while the exact test's level is far below (Fagerland, Lydersen and Laake 2013)."""
     flips = gained + lost
     if flips == 0:
         return 1.0
@@ -186,8 +184,8 @@ def mcnemar(gained: int, lost: int) -> float:
 REACH = 2.8
 """Effect size in standard errors that is significant at 5% with a power of 80%: 1.96 + 0.84."""
 DISCORDANT = 0.16
-"""Assumed share of items for which exactly one of two models is right, until it is measured. The value is
-typical for a tuned model and its base (simulated with 16%)."""
+"""Assumed share of items for which exactly one of two models is right, used before it is measured. Typical
+for a tuned model and its base (simulated with 16%)."""
 
 
 def detectable(n: int, discordant: float = DISCORDANT) -> float:
@@ -207,9 +205,9 @@ def standard_error(score: Score) -> float:
 
 
 Parts = Sequence[Sequence[float]]
-"""The parts of each item, as returned by `Metric.parts`."""
+"""Each item's parts, as returned by `Metric.parts`."""
 Total = Callable[[Sequence[float]], float]
-"""A function that computes the value from the added parts."""
+"""Function that computes a metric's value from the sums of the parts."""
 RESAMPLES = 1000
 _ALIKE = 1e-12
 
@@ -217,8 +215,8 @@ _ALIKE = 1e-12
 def ratio(
     parts: Parts, total: Total, clusters: Sequence[Hashable] | None = None, within: Range | None = None
 ) -> Score:
-    """Return the value with its percentile interval, resampling entire clusters. `within` is the range of
-    possible values. Raises `MissingExtra` without numpy."""
+    """Return the value with its bootstrap percentile interval, resampling entire clusters. `within` is the
+    range of possible values. Raises `MissingExtra` without numpy."""
     sums, drawn = _resampled([parts], clusters)
     value = total(sums[0].sum(axis=0).tolist())
     low, high = _interval(value, sorted(total(row) for row in drawn[0]), len(sums[0]), within)
@@ -299,7 +297,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def exact(right: int, n: int, tail: float) -> Score:
-    """Return Clopper and Pearson's interval of a proportion. On each side, it misses the true value with a
+    """Return Clopper and Pearson's interval of a proportion. The true value is beyond either end with a
     probability of at most `tail`."""
     if n == 0:
         return Score(value=0.0, low=0.0, high=1.0, n=0)
@@ -318,9 +316,9 @@ def _quantile(p: float, a: float, b: float) -> float:
 
 
 def decisive(score: Score, intervals: int) -> Score:
-    """Return the interval for decisions. If there are several `intervals`, all hold simultaneously with 95%
-    confidence (Bonferroni). The interval of a proportion is exact, because Wilson's interval has too little
-    coverage near 0 and 1."""
+    """Return the interval for a decision. If a decision uses several `intervals`, all hold simultaneously
+    with 95% confidence (Bonferroni). The interval of a proportion is exact, because Wilson's interval has too
+    little coverage near 0 and 1."""
     right = round(score.value * score.n)
     if wilson(right, score.n) == score:
         return exact(right, score.n, 0.025 / max(1, intervals))
@@ -328,7 +326,7 @@ def decisive(score: Score, intervals: int) -> Score:
 
 
 def wider_difference(difference: Difference, intervals: int) -> Score:
-    """Return the interval of `decisive` for a difference of two contenders."""
+    """Return the interval for a decision about a difference, as `decisive` does for a score."""
     score = difference.score
     if intervals <= 1:
         return score
@@ -412,7 +410,7 @@ def kappa(
 ) -> Score | None:
     """Return Cohen's kappa of two raters with its bootstrap interval. With `squared`, disagreements between
     numbers are weighted by the square of their distance. Pairs in the same group (see `groups`) are resampled
-    together. Returns `None` if both raters always give the same single value, which is not informative."""
+    together. Returns `None` if all ratings have the same value."""
 
     def weight(a: Value, b: Value) -> float:
         return (float(a) - float(b)) ** 2 if squared else float(a != b)

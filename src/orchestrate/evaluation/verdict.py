@@ -1,4 +1,4 @@
-"""Decide between ship, do not ship, and not enough evidence. Give reasons and the number of rows that would
+"""Decide between ship, do not ship, and not enough evidence, with reasons and the number of rows that would
 decide."""
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ Decision = Literal["ship", "do not ship", "not enough evidence"]
 
 @dataclass(frozen=True)
 class Demand:
-    """The target that a contender must reach on the first metric."""
+    """The requirements for a contender on the first metric."""
 
     target: float | None = None
-    """The minimum score."""
+    """Minimum score."""
     margin: float = 0.0
-    """The required lead over the rival. If negative, the contender may be worse by that much."""
+    """Required lead over the rival. If negative, the contender may be worse by that much."""
 
 
 def require_decidable(metric: MetricUsed, demand: Demand) -> None:
-    """Raise `UsageError` if neither higher nor lower values of the metric are better, or if the target or
-    margin is impossible."""
+    """Raise `UsageError` if the metric has no better direction, or if the target or margin is impossible."""
     target, margin = demand.target, demand.margin
     if metric.better == "neither" and (target is not None or margin):
         raise UsageError(
@@ -59,7 +58,8 @@ def verdicts(
     answered: Mapping[str, Difference] | None = None,
 ) -> list[Verdict]:
     """Decide for each contender that has a rival or a target. If a rival's host rejected some questions,
-    `answered` has the contender's difference on the others, which alone never justifies shipping."""
+    `answered` has the contender's difference on the other questions. This difference alone never leads to
+    ship."""
     if metric.better == "neither":
         return []
     asked: dict[str, tuple[list[Measure], list[Difference]]] = {}
@@ -97,7 +97,7 @@ _WORST_FIRST: tuple[Decision, ...] = ("do not ship", "not enough evidence", "shi
 
 
 def with_parts(verdict: Verdict, parts: Sequence[VerdictReason]) -> Verdict:
-    """Combine a verdict with other findings about the same model. The worst decision wins."""
+    """Combine verdicts about the same model. The worst decision wins."""
     new = [part for part in parts if part.reason not in verdict.reasons]
     given = {verdict.decision, *(part.decision for part in new)}
     decision: Decision = next(one for one in _WORST_FIRST if one in given)
@@ -197,7 +197,7 @@ def _good_side(metric: MetricUsed, score: Score, goal: float) -> tuple[float, fl
 
 
 def rows_to_decide(score: Score, goal: float) -> int | None:
-    """Estimate how many rows a verdict needs with 80% power if the true value equals the measured one.
+    """Estimate the number of rows for a verdict with 80% power if the true value equals the measured one.
 
     The result is larger than the current number, or `None` if it exceeds `MOST_ROWS`."""
     apart = abs(score.value - goal)
@@ -214,7 +214,7 @@ def _more(rows: int | None) -> str:
 
 
 def round_up(rows: int) -> int:
-    """Round up to two digits."""
+    """Round up to two significant digits."""
     size = 10 ** max(0, len(str(rows)) - 2)
     return -(-rows // size) * size
 

@@ -1,6 +1,6 @@
 """Local servers that implement the APIs of OpenAI, Together, Fireworks and Tinker, and really train.
 
-Use them to try things out without a key, and to test programs that submit jobs. They are not the real
+Use them to try Orchestrate without an API key, and to test programs that submit jobs. They are not the real
 services: every response has the header `x-orchestrate-sandbox: 1`, every job has `"sandbox": true`, and only
 keys that start with `sandbox-` are accepted.
 
@@ -43,16 +43,16 @@ def running(  # noqa: PLR0913  each is a setting of its own
 ) -> AbstractContextManager[Sandbox]:
     """Run the hosts on 127.0.0.1 until the `with` block ends.
 
-    home             folder for state, uploads and runs. Default: a temporary one. A sandbox on the home
-                     of an earlier one resumes its jobs.
-    speed            factor by which waits are shortened (file checks, all states but training ...).
+    home             folder for state, uploads and runs. Default: a temporary one. A new sandbox with the
+                     same folder resumes its jobs.
+    speed            factor that shortens waits, such as file checks and all job states except training.
     model            folder of the model that replaces every base model. Default: the tiny model.
-    train            False: jobs pass through their states without training, and report this.
-    slots, threads   number of concurrent trainings (other jobs stay queued), and threads per training.
+    train            False: jobs pass through their states without training, and say so.
+    slots, threads   number of concurrent training runs (other jobs stay queued), and threads per run.
     ports            ports of OpenAI, Together, Fireworks, Tinker. 0 or none: any free port.
     waits            duration of each state at speed 1 (`orchestrate.sandbox.jobs.Durations`).
-    also             additional hosts that a YAML file describes, each on a free port.
-    start            function that starts a training worker. Default: start a separate process.
+    also             additional hosts described by YAML files, each on a free port.
+    start            function that starts a training worker. Default: starts a separate process.
 
     Raises `MissingExtra` if the servers' packages, or with `train` the engine's, are not installed.
     """

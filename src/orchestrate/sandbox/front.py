@@ -87,13 +87,13 @@ class FaultBook:
     """The pending faults of one host, in the order in which they were requested."""
 
     def __init__(self, own: frozenset[str] = frozenset()) -> None:
-        """Set up the book. `own` lists the kinds of faults that only this host has."""
+        """Set up the book. `own` lists the host-specific faults that this host supports."""
         self._own = own
         self._lock = threading.Lock()
         self._waiting: list[Fault] = []
 
     def add(self, faults: list[Fault]) -> None:
-        """Add faults. Raises `ValidationError` for a kind that only another host has."""
+        """Add faults. Raises `ValidationError` for a kind that this host does not support."""
         if strange := [one.kind for one in faults if one.kind in OF_SOME_HOSTS - self._own]:
             raise msgspec.ValidationError(f"this host does not support the fault {strange[0]}")
         with self._lock:
@@ -108,7 +108,7 @@ class FaultBook:
             return [msgspec.to_builtins(fault) for fault in self._waiting]
 
     def take(self, method: str, path: str) -> Fault | None:
-        """Return the fault to inject into this request, at most one, and count it."""
+        """Return the fault to inject into this request and count it, or return `None`."""
         with self._lock:
             for fault in self._waiting:
                 if not fault.matches(method, path):
@@ -129,20 +129,20 @@ class FaultBook:
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title} sandbox</title></head><body>
 <h1>This is a sandbox, not {title}</h1>
-<p>It speaks the fine-tuning API of {title} on this machine, so that programs can be tried without a key,
-a bill or data leaving the machine. {note}.</p>
-<p>It accepts only keys that begin with <code>sandbox-</code>. Jobs here: {jobs}; trained on this machine:
-{train}.</p>
+<p>It serves {title}'s fine-tuning API on this machine. You can test programs without an API
+key or a bill, and no data leaves the machine. {note}.</p>
+<p>It only accepts keys that start with <code>sandbox-</code>.
+Jobs: {jobs}. Trained on this machine: {train}.</p>
 <ul>
-<li><code>POST /_sandbox/faults</code> one fault or a list, <code>GET</code> those waiting,
-<code>DELETE</code> all</li>
-<li><code>GET /_sandbox/requests</code> counters and the last requests
-(<code>?method=POST&amp;path=...</code>), <code>DELETE</code> to start again</li>
+<li><code>POST /_sandbox/faults</code> adds one fault or a list, <code>GET</code> lists the pending ones,
+<code>DELETE</code> removes all</li>
+<li><code>GET /_sandbox/requests</code> shows counters and the latest requests
+(<code>?method=POST&amp;path=...</code>), <code>DELETE</code> resets them</li>
 <li><code>GET /_sandbox/clock</code>, <code>POST {{"skip_s": 3600}}</code> or
-<code>{{"speed": 10}}</code></li>
+<code>{{"speed": 10}}</code> changes the clock</li>
 <li><code>POST /_sandbox/account {{"credit_usd": 5}}</code>
-the most that one job may be estimated at</li>
-<li><code>POST /_sandbox/jobs</code> a list of create bodies, made at once</li>
+sets the maximum estimated price of a job</li>
+<li><code>POST /_sandbox/jobs</code> creates jobs from a list of request bodies</li>
 </ul></body></html>"""
 
 
@@ -250,7 +250,7 @@ _PROXY_PAGE = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Ba
 
 
 class RequestLog:
-    """Counters and the last requests of one host. Headers, and therefore keys, are not stored."""
+    """Counters and the latest requests of one host. Headers, which contain keys, are not stored."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -269,8 +269,8 @@ class RequestLog:
         return entry
 
     def report(self, method: str | None, path: str | None) -> dict[str, Any]:
-        """Count the requests with this `method` and with `path` in their path. `recent` lists the last
-        ones."""
+        """Count the requests that use `method` and whose path contains `path`, and list the latest in
+        `recent`."""
         with self._lock:
             counts, recent = dict(self._counts), list(self._recent)
         chosen = [
@@ -290,7 +290,7 @@ class RequestLog:
 
 
 class Front:
-    """ASGI application that wraps a host's own.
+    """ASGI application that wraps a host's application.
 
     own_key   key of the sandbox itself. Every other key has its own account.
     app       application of the host
@@ -352,7 +352,7 @@ class Front:
         return self.host.error(
             HostError(
                 401,
-                f"This is a sandbox: it accepts only keys that start with {prefix!r}, never a real key",
+                f"This sandbox only accepts keys that start with {prefix!r}. Do not use a real key",
                 code="invalid_api_key",
             )
         )

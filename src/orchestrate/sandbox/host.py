@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from orchestrate.sandbox.training import Trainer
 
 LIST_LAG_S: ContextVar[float] = ContextVar("list_lag_s", default=0.0)
-"""Minimum age, in seconds, of jobs in lists returned to the current request."""
+"""Seconds until lists include a new job, for the current request."""
 
 STALLS: ContextVar[bool] = ContextVar("stalls", default=False)
-"""True if jobs created by the current request stay running forever."""
+"""True if jobs created by the current request never finish."""
 
-NOTE = "sandbox: nothing here is the real service. Models are small substitutes trained on this machine"
+NOTE = "This is a sandbox, not the real service. Models are small substitutes trained on this machine"
+SESSION_NOTICE = f"prices are play money. {NOTE}"
 
 
 def iso(at: float) -> str:
@@ -40,7 +41,7 @@ def iso(at: float) -> str:
 
 
 class Host(ABC):
-    """One host: its routes, over the shared state, clock and trainer."""
+    """A simulated host. All hosts share the sandbox's state, clock and trainer."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -49,14 +50,14 @@ class Host(ABC):
     """Position of the host in lists, which also determines its port."""
     taken: ClassVar[AcceptedRows]
     usual_rate: ClassVar[float]
-    """The usual learning rate, or learning rate multiplier, of jobs."""
+    """Usual learning rate of the host's jobs, or usual learning rate multiplier."""
     endless: ClassVar[dict[str, Any]]
-    """Content of a list page that indicates more pages."""
+    """Fields of a list response that indicate more pages."""
 
     thinking_field: ClassVar[str | None] = None
-    """Message field for the reasoning, if the host returns it."""
+    """Message field with the reasoning, or `None` if the host does not return it."""
     key_prefix: ClassVar[str] = ""
-    """Key prefix that the host's client requires. It precedes the prefix of all sandbox keys."""
+    """Prefix that the host's client requires, before the prefix of sandbox keys."""
     own_faults: ClassVar[frozenset[str]] = frozenset()
     """Kinds of faults that only this host supports."""
     life: Any = None
@@ -81,7 +82,7 @@ class Host(ABC):
 
     @abstractmethod
     def create_many(self, bodies: list[dict[str, Any]]) -> list[str]:
-        """Create jobs from create bodies in one transaction and return their ids."""
+        """Create jobs from request bodies in one transaction and return their ids."""
 
     @abstractmethod
     def env(self, key: str) -> dict[str, str]:
@@ -92,19 +93,19 @@ class Host(ABC):
         return {}
 
     def denied(self, request: Request) -> HostError | None:
-        """Return an error if the account may not make the request, or `None` if it may."""
+        """Return an error if the account may not make this request, and `None` otherwise."""
         del request
         return None
 
     async def suffer(self, kind: str, delay_s: float) -> Response | None:
-        """Inject one of `own_faults`. Returns the response, or `None` to carry out the request."""
+        """Inject one of `own_faults`. Returns the response, or `None` to handle the request as usual."""
         raise NotImplementedError(kind)
 
     def close(self) -> None:  # noqa: B027  most hosts hold nothing
         """Release the host's resources when the sandbox stops."""
 
     def signed(self, path: str) -> str:
-        """Return a URL of this host that needs no key, for a resource of the request's account."""
+        """Return a signed URL, which needs no API key, for a resource of the current account."""
         return f"{self.base_url}/_signed/{path}?account={here()}&signature={token()}"
 
     # -- jobs ----------------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ class Host(ABC):
         return job, done
 
     def start(self, job: SandboxJob) -> None:
-        """Store a new job. The trainer handles trained jobs, and other jobs get a schedule."""
+        """Store a new job. Then queue it for training, or schedule all its states if it is not trained."""
         if STALLS.get():
             job.trained = False
         if job.trouble is not None:
@@ -156,12 +157,11 @@ class Host(ABC):
             self.trainer.take(job)
 
     def sandbox_fields(self, job: SandboxJob) -> dict[str, Any]:
-        """Return the additional fields of job objects: a note about the sandbox, and a description of the
-        training."""
+        """Return the sandbox's own fields of a job object, with a note on how the job is trained."""
         return {
             "sandbox": True,
             "sandbox_trained": job.trained,
-            "sandbox_note": f"{NOTE}; {self.trainer.describe(job)}",
+            "sandbox_note": f"{NOTE}. {self.trainer.describe(job)}",
         }
 
     def trouble(self, job: SandboxJob, now: float) -> Trouble | None:
@@ -169,7 +169,7 @@ class Host(ABC):
 
 
 def page_of(items: Iterator[Any], limit: int) -> tuple[list[Any], bool]:
-    """Return the first `limit` items, and whether there are more."""
+    """Return the first `limit` items and whether more follow."""
     taken: list[Any] = []
     for item in items:
         if len(taken) == limit:

@@ -1,8 +1,8 @@
-"""A fine-tuning job in the sandbox, and its state at a given time.
+"""Fine-tuning jobs in the sandbox, and their state at a given time.
 
-A job is a list of times. A job that the local engine trains gets them one by one. A job that is not trained
-has all of them from the start. In both cases, its phase is a pure function of the job and the clock, so ten
-thousand jobs use no CPU time until they are read."""
+A job stores the time of each change of its state. If the local engine trains the job, these times are added
+as they occur. Otherwise, all are set when the job is created. A job's phase depends only on these times and
+the clock, so ten thousand jobs use no CPU time until they are read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import msgspec
 from orchestrate.types import decoding
 
 BROUGHT = "brought"
-"""Kind of a placeholder job for an uploaded adapter, stored separately from the host's jobs."""
+"""Kind of the placeholder jobs that represent uploaded adapters, stored separately from the host's jobs."""
 
 SLOTS = 3
-"""Number of concurrent trainings: one for each host, so hosts don't wait for each other."""
+"""Number of concurrent training runs: one per host, so hosts don't wait for each other."""
 
 
 def brought_at(runs: Path, host: str, id: str) -> Path:
@@ -46,15 +46,15 @@ class Phase(StrEnum):
 
 
 class Durations(msgspec.Struct, frozen=True, kw_only=True):
-    """Durations in seconds at speed 1. Much shorter than at the hosts, which take minutes to hours."""
+    """Durations in seconds at speed 1. The real hosts take minutes to hours."""
 
     file: float = 0.5
     """Time from the upload until a file is validated."""
     validating: float = 1.0
     queued: float = 1.0
     training: float = 6.0
-    """Duration of the training phase of a job that is not trained. For other jobs, it is the real training
-    time."""
+    """Duration of the training phase of jobs that are not trained. Other jobs take as long as their
+    training."""
     finalizing: float = 1.0
     cancelling: float = 1.0
     deploying: float = 1.5
@@ -73,7 +73,7 @@ DEFAULT_BETA = 0.1
 
 
 class SandboxJob(msgspec.Struct, kw_only=True):
-    """A job. Times are seconds since 1970 on the sandbox's clock, and `None` means not yet."""
+    """A job. Times are Unix times in seconds on the sandbox's clock, and `None` until they are known."""
 
     id: str
     host: str
@@ -81,7 +81,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
     """Method of the job: sft, dpo or rft."""
     model: str
     base: str
-    """Base model, if `model` is itself a tuned model."""
+    """Base model, if `model` is a tuned model."""
     body: dict[str, Any]
     """Body of the accepted create request, without keys."""
     training_file: str
@@ -92,10 +92,10 @@ class SandboxJob(msgspec.Struct, kw_only=True):
     epochs: int = 1
     batch_size: int = 8
     learning_rate: float = 1e-5
-    """Learning rate in the host's terms: absolute, or a multiplier."""
+    """Learning rate as the host defines it: absolute, or a multiplier."""
     lora_rank: int = 8
     preference: dict[str, Any] = {}
-    """Settings of the preference loss, in the local engine's terms."""
+    """Settings of the preference loss, as the local engine names them."""
     train_on_inputs: bool = False
     checkpoints: int = 1
     evals: int = 0
@@ -121,13 +121,13 @@ class SandboxJob(msgspec.Struct, kw_only=True):
     trouble: Trouble | None = None
     early_stopped: bool = False
     engine_steps: int | None = None
-    """Total number of steps according to the engine, once known."""
+    """Total number of steps according to the engine, or `None` while unknown."""
     engine_step: int | None = None
     engine_epoch: float | None = None
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the entire run."""
+        """Number of optimizer steps in the entire run."""
         if self.engine_steps is not None:
             return self.engine_steps
         return max(1, -(-self.examples // max(1, self.batch_size)) * self.epochs)
@@ -150,7 +150,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
         return Phase.SUCCEEDED
 
     def fraction(self, now: float) -> float:
-        """Return how much of the training is done, 0 to 1."""
+        """Return the completed fraction of the training, from 0 to 1."""
         held = self.cancel_at or self.paused_at
         if held is not None:  # what was planned for later does not come
             now = min(now, held)
@@ -167,7 +167,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
         return int(self.fraction(now) * self.total_steps)
 
     def ended_at(self, now: float) -> float | None:
-        """Return when the job reached its final state, if it has."""
+        """Return the time when the job reached its final state, or `None` if it is still active."""
         phase = self.phase(now)
         if not phase.ended:
             return None
@@ -178,7 +178,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
         }[phase]
 
     def plan(self, waits: Durations, speed: float, *, stalls: bool = False) -> None:
-        """Schedule all states of a job that is not trained. With `stalls`, the job never ends."""
+        """Schedule all state changes of a job that is not trained. With `stalls`, the job never ends."""
         self.started_at = self.validated_at + waits.queued / speed
         self.trained_at = self.started_at + (1e9 if stalls else waits.training / speed)
         self.finished_at = self.trained_at + waits.finalizing / speed
@@ -227,7 +227,8 @@ class SandboxSettings:
     train: bool = True
     waits: Durations = field(default_factory=Durations)
     credit_usd: float = 1000.0
-    """The account's limit at Together. Jobs above it are not allowed to proceed."""
+    """The account's credit limit at Together. Jobs with a higher estimated price are not allowed to
+    proceed."""
     tells_account: bool = True
-    """True if OpenAI and Together return the account of a key. Fireworks' resource names always contain
-    it."""
+    """True if OpenAI and Together report which account a key belongs to. Fireworks' resource names always
+    contain the account."""

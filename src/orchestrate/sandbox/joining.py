@@ -1,4 +1,4 @@
-"""Join the running sandbox of a home folder, or start one."""
+"""Connect to a home folder's running sandbox, or start one."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def running(first_port: int = 0, **options: Any) -> AbstractContextManager[Sandb
 
 
 def home_of(settings: Settings) -> Path:
-    """Return the folder where the jobs of this home's sandbox are stored."""
+    """Return the folder that stores the jobs of this home's sandbox."""
     return settings.make_home() / "sandbox"
 
 
 @contextmanager
 def joined(home: Path, first_port: int = 0, **options: Any) -> Generator[Mapping[str, str]]:
-    """Provide the environment for clients of a home folder's sandbox. Uses a running sandbox, regardless of
-    who started it, or starts one that runs until the block ends."""
+    """Yield the environment variables for clients of a home folder's sandbox. If no sandbox is running, start
+    one that runs until the block ends."""
     from orchestrate.sandbox.starts import AlreadyUp
 
     with ExitStack() as stack:

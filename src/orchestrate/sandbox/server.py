@@ -36,8 +36,8 @@ _MOST_BODY = 8 << 30
 
 
 def dialect(kind: str) -> type[Host]:
-    """Load the simulation of a host that a profile file describes. Raises `UsageError` if no API of that kind
-    is simulated."""
+    """Load the simulation of a host that a profile file describes. Raises `UsageError` if the sandbox does
+    not simulate the profile's API."""
     [file] = Path(__file__).parent.glob("*/dialect.py")
     return import_module(f"orchestrate.sandbox.{file.parent.name}.dialect").dialect(kind)
 
@@ -69,7 +69,7 @@ class _Protocol(Patient):
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A running sandbox. The control functions do the same as the endpoints under `/_sandbox`."""
+    """A running sandbox. Its methods do the same as the endpoints under `/_sandbox`."""
 
     env: dict[str, str]
     """Environment variables for clients: base URLs, keys, account ids."""
@@ -90,16 +90,14 @@ class Sandbox:
     def requests(
         self, host: str | None = None, *, method: str | None = None, path: str | None = None
     ) -> list[dict[str, Any]]:
-        """List the last requests (2,000 per host), oldest first: at, method, path, query, body without
-        secrets.
-
-        Includes only requests with `method`, and with `path` in their path."""
+        """List the latest requests (2,000 per host), oldest first: at, method, path, query, body without
+        secrets. Optionally only those that use `method` or whose path contains `path`."""
         fronts = [self.fronts[host]] if host else list(self.fronts.values())
         found = [entry for front in fronts for entry in front.log.report(method, path)["recent"]]
         return sorted(found, key=lambda entry: entry["at"])
 
     def count(self, host: str | None = None, *, method: str | None = None, path: str | None = None) -> int:
-        """Count the requests since the start or `clear_requests`."""
+        """Count the requests since the start or the last `clear_requests`."""
         fronts = [self.fronts[host]] if host else list(self.fronts.values())
         return sum(front.log.report(method, path)["total"] for front in fronts)
 
@@ -108,12 +106,12 @@ class Sandbox:
             front.log.clear()
 
     def create_jobs(self, host: str, bodies: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Create jobs from create bodies without HTTP: thousands per second if they are not trained."""
+        """Create jobs from request bodies without HTTP: thousands per second if they are not trained."""
         return self.fronts[host].host.create_many([dict(body) for body in bodies])
 
     def set_credit(self, usd: float) -> None:
-        """Set the maximum estimated price of a job. Together's `allowed_to_proceed` reports whether a job is
-        below it."""
+        """Set the account's credit limit. Together's `allowed_to_proceed` is false for jobs with a higher
+        estimated price."""
         for front in self.fronts.values():
             front.host.settings.credit_usd = usd
 

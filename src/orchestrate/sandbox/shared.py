@@ -39,7 +39,7 @@ MTOK = Decimal(1_000_000)
 
 
 def base_model(name: str, host: str, *, undated: bool = False) -> HostModel | None:
-    """Return a host's own id of a base model, from the catalog, or `None` if the host does not know the name.
+    """Return the host's id for a base model from the catalog, or `None` if the host does not know the name.
     With `undated`, the host also accepts names without a date and resolves them."""
     model = lookup(name)
     if model is None or (found := model.hosts.get(host)) is None:
@@ -49,7 +49,7 @@ def base_model(name: str, host: str, *, undated: bool = False) -> HostModel | No
 
 
 def context_of(name: str, host: str, kind: str) -> int | None:
-    """Return the maximum number of tokens per training row."""
+    """Return a model's maximum number of tokens per training row."""
     return resolve(name, host).context(kind)
 
 
@@ -61,8 +61,8 @@ def tokenizer_of(base: str, host: str) -> str:
 def training_usd(
     host: str, job: SandboxJob, *, full: bool = False, tokens: int | None = None
 ) -> Decimal | None:
-    """Compute the price of the entire job, including the minimum charge, or return `None` if no price is
-    published. `tokens` is the number of billed tokens, by default the file's tokens in all epochs."""
+    """Return the price of the entire job, including the minimum charge, or `None` if no price is published.
+    `tokens` is the number of billed tokens (default: the file's tokens times the epochs)."""
     today = datetime.fromtimestamp(job.created_at, UTC).date()
     try:
         resolved = resolve(job.base, host, today)
@@ -82,7 +82,7 @@ def training_usd(
 
 
 def nano_usd(usd: Decimal | None) -> int:
-    """Convert dollars to Together's unit of prices: 1e-9 dollars."""
+    """Convert dollars to Together's price unit, 1e-9 dollars."""
     return int((usd or Decimal(0)) * 1_000_000_000)
 
 
@@ -131,8 +131,8 @@ def parse_chat(values: dict[str, Any]) -> SandboxChatRequest:
 def complete(
     host: Host, asked: SandboxChatRequest, job: SandboxJob | None, step: int | None = None
 ) -> Response:
-    """Generate an answer with a job's tuned model or, without a job, with the model that replaces the base
-    model here."""
+    """Generate an answer with a job's tuned model. Without a job, use the model that replaces the base
+    model."""
     messages = [Message(role=m.role, content=m.text()) for m in asked.messages]
     most = asked.max_completion_tokens or asked.max_tokens or DEFAULT_MAX_TOKENS
     try:
@@ -179,7 +179,8 @@ _SHIPPED = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 
 
 def weights(host: Host, job: SandboxJob, step: int | None = None) -> list[Path]:
-    """List the adapter's files, except those that only the trainer needs. Raises `HostError` 404."""
+    """List the adapter's files, except those that only the trainer needs. Raises `HostError` 404 if there are
+    none."""
     try:
         folder = host.trainer.adapter(job, step)
     except FileNotFoundError as error:
@@ -188,7 +189,7 @@ def weights(host: Host, job: SandboxJob, step: int | None = None) -> list[Path]:
 
 
 def pack(host: Host, job: SandboxJob, *, merged: bool, step: int | None) -> Path:
-    """Pack the adapter, or the merged model, into a .tar.zst. The archive is created only once."""
+    """Pack the adapter, or the merged model, into a .tar.zst archive, unless the archive already exists."""
     target = host.state.files / f"{job.id}-{'merged' if merged else 'adapter'}-{step or 'final'}.tar.zst"
     if target.exists():
         return target
@@ -238,7 +239,7 @@ def found(host: Host, id: str) -> SandboxJob | None:
 
 
 def made(host: Host, id: str, name: str, base: str) -> SandboxJob:
-    """Build the adapter as `add` does, without storing it."""
+    """Build the placeholder job for an uploaded adapter, without storing it."""
     config = _config(folder_of(host, id))
     now = host.clock.now()
     return SandboxJob(
@@ -308,7 +309,7 @@ class SandboxFiles:
         return self.host.state.files / id
 
     def add(self, id: str, name: str, purpose: str, size: int, **extra: Any) -> StoredFile:
-        """Register the bytes at `path(id)`. If they are for training, check the rows."""
+        """Register the bytes at `path(id)`. If the file is for training, check its rows."""
         now = self.host.clock.now()
         file = StoredFile(
             id=id,
@@ -374,8 +375,7 @@ def trainer_tokenizer(host: Host) -> Any:
 
 
 def encoded(tokenizer: Any, example: Example, *, inputs: bool = False) -> tuple[list[int], list[bool]]:
-    """Return the token ids of a row, and for each whether it contributes to the loss. With `inputs`, all of
-    them do."""
+    """Return a row's token ids and its loss mask. With `inputs`, all tokens contribute to the loss."""
     ids: list[int] = []
     learnt: list[bool] = []
     for text, trained in _pieces(example, inputs):

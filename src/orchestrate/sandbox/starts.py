@@ -16,7 +16,7 @@ URLS_KEPT = 80
 
 
 class Ways(msgspec.Struct, frozen=True, kw_only=True):
-    """Options with which a sandbox was started. See `orchestrate.sandbox.running`."""
+    """Options that a sandbox was started with. See `orchestrate.sandbox.running`."""
 
     speed: float = 1.0
     train: bool = True
@@ -33,8 +33,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     ports: dict[str, int] = {}
     urls: tuple[str, ...] = ()
-    """Addresses of the hosts at this and earlier starts. They differ if another program took a port in
-    between, but the jobs are the same."""
+    """Base URLs of the hosts at this and earlier starts. They differ if another program took a port in the
+    meantime. The jobs are the same."""
     ways: Ways = Ways()
 
 
@@ -50,5 +50,5 @@ class AlreadyUp(SetupError):
     """Raised if a sandbox is already running on this home folder."""
 
     def __init__(self, home: Path) -> None:
-        super().__init__(f"another sandbox is running in {home}", fix="use another home folder for this one")
+        super().__init__(f"another sandbox is running in {home}", fix="use a different home folder")
         self.env = last_start(home).env

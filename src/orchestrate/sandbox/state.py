@@ -66,7 +66,7 @@ class SandboxState:
 
     @contextmanager
     def transaction(self) -> Generator[None]:
-        """Hold the write lock for one atomic transaction. Transactions can be nested."""
+        """Run the block as one atomic transaction, which holds the write lock. Transactions can be nested."""
         with self._lock:
             if self._db.in_transaction:
                 yield
@@ -123,7 +123,7 @@ class SandboxState:
     ) -> Iterator[dict[str, Any]]:
         """Yield all objects of a kind, page by page, starting after the id `after`.
 
-        `where` is a JSON path such as `$.metadata.ref`, and the text that its value must equal."""
+        `where` is a pair: a JSON path such as `$.metadata.ref`, and the text that its value must equal."""
         order, sign = ("DESC", "<") if newest_first else ("ASC", ">")
         seq = self._seq(host, kind, after) if after is not None else None
         while True:
@@ -180,7 +180,7 @@ def _chosen(host: str, kind: str, id: str | None = None) -> tuple[str, list[str]
 
 
 class SandboxClock:
-    """The sandbox's time: the wall clock plus skipped time, and the factor by which waits are shortened."""
+    """The sandbox's clock: the wall clock plus skipped time, and the factor that shortens waits."""
 
     def __init__(self, state: SandboxState, speed: float) -> None:
         self._state = state
@@ -196,5 +196,5 @@ class SandboxClock:
         self._state.set("skipped_s", str(self._skipped))
 
     def wait(self, seconds: float) -> float:
-        """Return how long a wait of `seconds` takes at this speed."""
+        """Return the actual duration of a wait of `seconds` at this speed."""
         return seconds / self.speed

@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 
 D = TypeVar("D", bound="SessionDesk")
 PAUSES = ("paused_capacity", "paused_rate_limit")
-"""Reasons for which a host makes a caller wait for a result."""
+"""Reasons why a host delays a result."""
 FAULTS = frozenset({*PAUSES, "session_expired"})
 
 
 def session_desk(host: Host, kind: type[D], takes: Callable[[str], bool]) -> D:
-    """Create the object that handles a host's sessions. The model is loaded when the first session needs
-    it."""
+    """Create the manager of a host's sessions. The model is loaded when the first session needs it."""
     model = host.trainer.model
     return kind(
         host.state.home / host.name,

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 
 GATHERING_S = 0.01
-"""Seconds to wait for more requests before a batch starts. Clients that just got an answer send their next
-request within this time, and join the batch."""
+"""Seconds to wait for more requests before a batch starts. Clients that just received an answer can send
+their next request in this time and join the batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +85,8 @@ class Generators:
     def reply(
         self, adapter: Path | None, messages: Sequence[Message], *, max_tokens: int, temperature: float
     ) -> Reply:
-        """Generate a reply with the adapter or, without one, with the sandbox's own model. Raises the errors
-        of `Generator`."""
+        """Generate a reply with the adapter or, without one, with the sandbox's own model. Errors from
+        `Generator` propagate."""
         asked = _PendingChat(adapter, messages, max_tokens, temperature)
         with self._queue:
             self._waiting.append(asked)
@@ -235,7 +235,7 @@ def made_up_metrics(job: SandboxJob, now: float) -> list[MetricPoint]:
 
 
 def placeholder_adapter(folder: Path, job: SandboxJob) -> Path:
-    """Write a LoRA adapter in PEFT's layout whose weights are all zero. It is created only once."""
+    """Write a LoRA adapter in PEFT's layout, with all weights zero, unless the file already exists."""
     if (folder / "adapter_config.json").exists():
         return folder
     new_folder(folder)
@@ -285,7 +285,7 @@ class CheckpointFiles:
 
 
 class JobStore(Protocol):
-    """The jobs of one host, as the trainer sees them."""
+    """The operations on a host's jobs that the trainer needs."""
 
     name: ClassVar[str]
     taken: ClassVar[AcceptedRows]
@@ -362,7 +362,7 @@ class Trainer:
         self._wake.set()
 
     def wake(self) -> None:
-        """Make the watcher check immediately."""
+        """Make the monitoring thread check immediately."""
         self._wake.set()
 
     def _watch(self) -> None:
@@ -438,7 +438,7 @@ class Trainer:
                 early_stopped=state.early_stopped,
             )
         elif state.terminal:
-            message = state.error.message if state.error else f"the training ended with status {state.status}"
+            message = state.error.message if state.error else f"training ended with status {state.status}"
             self._fail(host, job, message)
         elif (state.step, state.total_steps) != (job.engine_step, job.engine_steps):
             _set(
@@ -513,8 +513,8 @@ class Trainer:
                 f"at learning rate {self._tiny_rate(job):g}"
             )
         if job.kind == "rft":
-            return "reinforcement jobs are not trained here. States, metrics and weights are simulated"
-        return "this job is not trained: states, metrics and weights are simulated"
+            return "Reinforcement jobs are not trained here. States, metrics and weights are simulated"
+        return "This job is not trained: its states, metrics and weights are simulated"
 
     def metrics(self, job: SandboxJob, now: float) -> list[MetricPoint]:
         """Return the engine's own metrics, or simulated ones for a job that is not trained."""
@@ -535,7 +535,7 @@ class Trainer:
 
     def adapter(self, job: SandboxJob, step: int | None = None) -> Path:
         """Return the folder with adapter_model.safetensors and adapter_config.json. Raises
-        `FileNotFoundError`."""
+        `FileNotFoundError` if it is missing."""
         if job.kind == BROUGHT:
             return brought_at(self.state.runs, job.host, job.id)
         if not job.trained:
@@ -551,10 +551,8 @@ class Trainer:
         return folder
 
     def merged(self, job: SandboxJob, step: int | None) -> list[Path]:
-        """List the files of the full tuned model, or those of the placeholder adapter for a job that is
-        not trained.
-
-        Raises `FileNotFoundError`."""
+        """List the files of the merged model. For a job that is not trained, list the files of its
+        placeholder adapter. Raises `FileNotFoundError` if the adapter is missing."""
         adapter = self.adapter(job, step)
         folder = adapter
         if job.trained:
@@ -573,7 +571,7 @@ class Trainer:
         temperature: float,
     ) -> Reply:
         """Generate a reply with a job's tuned model, or without a job with the sandbox's own model.
-        Raises `FileNotFoundError`."""
+        Raises `FileNotFoundError` if the model's adapter is missing."""
         if not self.settings.train or (job is not None and not job.trained):
             return Reply(
                 content=ANSWER, model="none", prompt_tokens=0, completion_tokens=0, finish_reason="stop"

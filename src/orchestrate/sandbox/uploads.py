@@ -1,7 +1,7 @@
-"""Read an uploaded training file as the host would, or explain why the host rejects it.
+"""Parse an uploaded training file as the host would, or explain why the host rejects it.
 
-The hosts' rules are deliberately implemented a second time here. If the sandbox used the client's code, it
-could not show that the client checks correctly."""
+The hosts' rules are deliberately implemented a second time here. A sandbox that used the client's code could
+not detect errors in the client's checks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "wei
 
 @dataclass(frozen=True, kw_only=True)
 class AcceptedRows:
-    """The kinds of rows that a host accepts in addition to the common ones."""
+    """The kinds of rows that a host accepts in addition to the usual ones."""
 
     roles: frozenset[str] = frozenset({"system", "user", "assistant", "tool"})
     message_fields: frozenset[str]
@@ -51,7 +51,7 @@ class RowError(Exception):
 
 
 class UploadReport(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The host's findings about a file."""
+    """The result of a host's file validation."""
 
     format: str | None = None
     """Format of the rows: chat, preference, completion or text."""
@@ -70,7 +70,7 @@ class UploadReport(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 def examine(path: Path, taken: AcceptedRows) -> UploadReport:
-    """Read an entire JSONL file. Stops at the first invalid row and sets `error`."""
+    """Validate an entire JSONL file. Stops at the first invalid row and sets `error`."""
     report = UploadReport()
     try:
         for example, row in read(path, taken):
@@ -84,8 +84,7 @@ def examine(path: Path, taken: AcceptedRows) -> UploadReport:
 
 
 def read(path: Path, taken: AcceptedRows) -> Iterator[tuple[Example, dict[str, Any]]]:
-    """Yield each row as a canonical example and in its uploaded form. Raises `RowError` at the first rejected
-    row."""
+    """Yield each row as a canonical example and as uploaded. Raises `RowError` for the first invalid row."""
     seen: str | None = None
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
@@ -100,7 +99,7 @@ def read(path: Path, taken: AcceptedRows) -> Iterator[tuple[Example, dict[str, A
             example = _example(line, cast("dict[str, Any]", row), taken)
             shape = type(example).__name__
             if seen is not None and shape != seen:
-                raise RowError(line, "has a different format than the rows before it")
+                raise RowError(line, "has a different format from the previous rows")
             seen = shape
             yield example, cast("dict[str, Any]", row)
 
@@ -168,7 +167,7 @@ def _preference(line: int, row: dict[str, Any], taken: AcceptedRows) -> Preferen
     for name in ("preferred_output", "non_preferred_output"):
         answer = _messages(line, row[name], taken, name)
         if len(answer) != 1 or answer[0].role != "assistant":
-            raise RowError(line, f"{name} must be one assistant message")
+            raise RowError(line, f"{name} must be a single assistant message")
         answers.append(answer)
     prompt = _messages(line, given["messages"], taken, "input.messages")
     return PreferenceExample(

@@ -1,4 +1,5 @@
-"""Training sessions: your own loop drives the training step by step, over Tinker's HTTP API."""
+"""Training sessions: your own loop controls the training step by step. The server implements Tinker's HTTP
+API."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ class SessionTerms:
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """True to load the base model in 4 bits. `None` decides by its size."""
+    """True to load the base model in 4 bits, or `None` to decide by its size."""
     precision: str | None = None
 
 
@@ -47,9 +48,9 @@ class SessionsUp:
 
 @contextmanager
 def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp]:
-    """Serve training sessions over one base model until the block ends. Raises `UsageError` if other machines
-    can reach the address and there are no keys, `SetupError` if the port is taken, `MissingExtra`, and errors
-    from loading the base model."""
+    """Serve training sessions for one base model until the block ends. Raises `UsageError` if other machines
+    can reach the address and there are no keys, `SetupError` if the port is taken, `MissingExtra` if packages
+    are missing, and errors from loading the base model."""
     require_packages(_WHAT)
     if find_spec("google.protobuf") is None:
         raise MissingExtra("sessions", _WHAT, "protobuf")
@@ -97,5 +98,5 @@ def new_key(ft: Workspace, name: str) -> str:
 
 
 def revoke_key(ft: Workspace, name: str) -> None:
-    """Revoke a key. Running servers also reject it from now on. Raises `UsageError`."""
+    """Revoke a key. Running servers stop accepting it too. Raises `UsageError` if no key has this name."""
     keys.revoke(ft.store, name, by=ft.settings.made_by, opens="sessions")

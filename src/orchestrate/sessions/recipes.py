@@ -1,7 +1,6 @@
-"""Recipes: complete training methods on top of a training session, for every backend.
-
-Rows, chat templates, loss masks, order, batches, learning rates and losses are the same as in a job on this
-machine, so a recipe gets the same losses on the same rows.
+"""Recipes: complete training methods on top of a training session, for every backend. Rows, chat templates,
+loss masks, order, batches, learning rates and loss functions are the same as in a job on this machine, so a
+recipe computes the same losses for the same rows.
 """
 
 from __future__ import annotations
@@ -61,18 +60,18 @@ TORCH_BETAS, TORCH_EPS = (0.9, 0.999), 1e-8
 EPSILON = 1e-4
 """Value added to the standard deviation of a group's rewards, as in jobs on this machine."""
 NEVER_GRADES = re.compile(r"\w+Error: .*\(grader, line \d+\)$|TypeError: grade\(\)")
-"""Errors of a grader that does not compile or takes other arguments. A syntax error in another file is an
-error of the answer, which the grader evaluates."""
+"""Matches errors that mean the grader can't grade any answer: it does not compile, or takes other arguments.
+A syntax error outside the grader's own code is an error in the answer that the grader evaluates."""
 LARGEST_REWARD = 1e15
-"""Maximum reward. Above it, the variance of a group's rewards may overflow in 32 bits."""
+"""Maximum absolute reward. Above it, the variance of a group's rewards may overflow in 32 bits."""
 OBJECTIVE = "importance_sampling"
-"""Default loss of sampled answers."""
+"""Default loss function for sampled answers."""
 READ_ROWS = 64
-"""Number of rows per request without gradients."""
+"""Number of rows per request that computes no gradients."""
 
 
 class RecipeJob(msgspec.Struct, frozen=True, kw_only=True):
-    """The training of a recipe: a method and files of canonical rows."""
+    """A recipe's training job: a method and files of canonical rows."""
 
     name: str
     """The recipe's folder in the run. An interrupted recipe continues from it."""
@@ -82,22 +81,22 @@ class RecipeJob(msgspec.Struct, frozen=True, kw_only=True):
     hyper: Hyper = Hyper()
     seed: int = 0
     loss: str = OBJECTIVE
-    """Loss of sampled answers."""
+    """Loss function for sampled answers."""
 
 
 def sft(
     session: TrainingSession, rows: Rows, *, validation: Rows | None = None, seed: int = 0, **settings: Any
 ) -> dict[str, float]:
-    """Train on conversations or texts. `settings` are those of a job (epochs, batch_size, learning_rate ...),
-    and train_on, train_on_inputs, earlier_thinking. Returns the last step's metrics."""
+    """Train on conversations or texts. `settings` takes a job's settings (epochs, batch_size, learning_rate
+    ...), train_on, train_on_inputs and earlier_thinking. Returns the last step's metrics."""
     return train(session, _job(session, Supervised, rows, validation, seed, settings))
 
 
 def dpo(
     session: TrainingSession, rows: Rows, *, validation: Rows | None = None, seed: int = 0, **settings: Any
 ) -> dict[str, float]:
-    """Train on preference pairs. `settings` are those of a job, and beta, loss (dpo, ipo or orpo),
-    label_smoothing, normalize_by_length, rpo_alpha, simpo_gamma. Returns the last step's metrics."""
+    """Train on preference pairs. `settings` takes a job's settings, beta, loss (dpo, ipo or orpo),
+    label_smoothing, normalize_by_length, rpo_alpha and simpo_gamma. Returns the last step's metrics."""
     return train(session, _job(session, Preferences, rows, validation, seed, settings))
 
 
@@ -111,9 +110,9 @@ def rl(
     seed: int = 0,
     **settings: Any,
 ) -> dict[str, float]:
-    """Sample answers to prompts, grade them, and make the better ones more likely (GRPO). `settings` are
-    those of a job, and samples_per_prompt. `objective` is the session's loss, such as ppo. Returns the last
-    step's metrics."""
+    """Sample answers to prompts, grade them, and make the better ones more likely (GRPO). `settings` takes a
+    job's settings and samples_per_prompt. `objective` is the session's loss function, such as ppo. Returns
+    the last step's metrics."""
     given = {"grader": dict(grader), **settings}
     return train(session, _job(session, Reinforcement, rows, validation, seed, given, objective))
 
@@ -128,8 +127,8 @@ def distill(
     seed: int = 0,
     **settings: Any,
 ) -> dict[str, float]:
-    """Sample answers to prompts, and train the model to answer like a teacher: minimize the reverse KL
-    divergence for each token. `teacher` is a session over a model with the same tokenizer. The teacher is not
+    """Sample answers to prompts, and train the model to answer like a teacher by minimizing the reverse KL
+    divergence per token. `teacher` is a session over a model with the same tokenizer. The teacher is not
     trained. Returns the last step's metrics."""
     job = _job(session, Reinforcement, rows, validation, seed, settings, objective)
     job = msgspec.structs.replace(job, name=f"{job.name}-{teacher.id}")
@@ -144,7 +143,7 @@ def train(session: TrainingSession, job: RecipeJob) -> dict[str, float]:
                 return _drive(session, _Policy(session, job, grader))
         case Preferences(unpaired=True):
             here = this_machine().kind
-            raise UsageError("there is no recipe for KTO", fix=f"orchestrate submit --provider {here}")
+            raise UsageError("KTO has no recipe", fix=f"orchestrate submit --provider {here}")
         case Preferences() as method:
             return _drive(session, _Pairs(session, job, method))
         case _:
@@ -165,12 +164,12 @@ def _job(
     hyper = {name: value for name, value in settings.items() if name not in own}
     if unknown := sorted(hyper.keys() - HONORED):
         raise UsageError(
-            f"a recipe has no setting {unknown[0]!r}",
+            f"recipes do not have the setting {unknown[0]!r}",
             fix=f"one of {', '.join(sorted({*HONORED, *kind.__struct_fields__}))}",
         )
     if kind is Reinforcement and own.get("kl_beta"):
         raise UsageError(
-            "kl_beta requires the initial model too, but a session has only the trained one",
+            "kl_beta requires the initial model, but a session only has the trained one",
             fix=f"omit kl_beta, or use  orchestrate submit --provider {this_machine().kind}",
         )
     _require_in_range(kind, own, hyper)
@@ -201,7 +200,7 @@ def _require_in_range(kind: type[Method], own: Mapping[str, Any], hyper: Mapping
     """Raises `UsageError` for a value that a spec doesn't take either."""
     given = {name: value for name, value in hyper.items() if value is not None}
     if not given.keys() & {"epochs", "max_steps"} and "epochs" in hyper:
-        raise UsageError("a recipe must have an end", fix="set epochs or max_steps")
+        raise UsageError("the recipe would never end", fix="set epochs or max_steps")
     adamw = {name: given[name] for name in ("betas", "eps") if name in given}
     fields = {name: value for name, value in given.items() if name in JobSpec.model_fields}
     sampled = kind is Reinforcement  # its method has no range but the number of samples
@@ -332,8 +331,8 @@ def _forget_lost(folder: Path, session: TrainingSession) -> None:
     if (folder / "began.json").exists() and _began(folder, session.step) > session.step:
         shutil.rmtree(folder)
         session.add_event(
-            f"the last save, at step {session.step}, is older than the start of the recipe, which starts "
-            "again",
+            f"the last save, at step {session.step}, is older than the recipe's start, so the recipe "
+            "starts over",
             level="warning",
             type="recipe",
         )
@@ -483,7 +482,7 @@ class _Sampled(_Work):
         room = None if self.limit is None else self.limit - self.hyper.max_new_tokens
         rows, left_out = encode_prompts(path, self.template, folder, room)
         if left_out:
-            told = f"{name}: dropped {left_out} prompts of more than {room} tokens"
+            told = f"{name}: dropped {left_out} prompts with more than {room} tokens"
             self.session.add_event(told, level="warning", type="data")
         return rows
 
@@ -555,7 +554,9 @@ class _Policy(_Sampled):
         super().__init__(session, job)
         self.grader, self._graded = grader, False
         if self.method.samples < 2:
-            raise UsageError("answers to one prompt are compared: samples_per_prompt must be at least 2")
+            raise UsageError(
+                "samples_per_prompt must be at least 2, because answers to the same prompt are compared"
+            )
         for rows in (self.rows, self.valid):
             if rows is not None:
                 _require_fields(grader, self.method.grader, rows.prompts)
@@ -594,15 +595,15 @@ class _Policy(_Sampled):
             if abs(grades[-1].score) > LARGEST_REWARD:
                 raise RunFailed(
                     f"the grader gave an answer to row {one.row + 1} a reward of {grades[-1].score:g}. "
-                    f"Rewards above {LARGEST_REWARD:g} overflow when answers are compared, so the step was "
-                    "not trained",
+                    f"Rewards above {LARGEST_REWARD:g} overflow when answers are compared, so the recipe "
+                    "stopped before this step",
                     fix="return rewards between 0 and 1 from the grader",
                 )
         errors = [one.error for one in grades if one.error]
         if len(errors) == len(grades) and not self._graded:
             raise RunFailed(
                 f"the grader cannot grade any answer: {errors[0]}",
-                fix="change the grader, or the fields of the rows that it reads",
+                fix="fix the grader, or the row fields that it reads",
             )
         self._graded = True
         return grades
@@ -637,7 +638,7 @@ def _require_fields(grader: Grader, asked: Mapping[str, Any], prompts: Sequence[
             if NEVER_GRADES.match(grade.error or ""):
                 raise UsageError(
                     f"the grader cannot grade any answer: {grade.error}. Nothing was sampled",
-                    fix="change the grader's source",
+                    fix="fix the grader's source code",
                 )
             unknown = re.search(r"KeyError: '(\w+)'", grade.error or "")
             if unknown and unknown[1] not in names and _reads(asked, unknown[1]):
@@ -646,7 +647,7 @@ def _require_fields(grader: Grader, asked: Mapping[str, Any], prompts: Sequence[
             raise DataError(
                 f"the grader reads item.{missing}, which row {number} of {len(prompts):,} lacks, so its "
                 "answers could not be graded. Nothing was sampled",
-                fix="add the field to the rows, or change the grader",
+                fix="add the field to the rows, or fix the grader",
             )
 
 

@@ -46,11 +46,11 @@ row."""
 IDLE_MINUTES = Decimal(30)
 """Minutes without a request after which a session on a rented machine pauses by default."""
 LEAVING_S, OPENING_S = 60.0, 10.0
-"""Two time limits in seconds: how long a session that is being paused waits for its host and a last save, and
-how long a session that is being opened waits for its host after a request to pause or cancel."""
+"""Time limits in seconds: for the host's response and the last save when a session is paused, and for the
+host's response when a session is paused or canceled while it opens."""
 LAST = "last"
-"""Name of the save that a session creates if it ends before its loop does."""
-NO_ANSWER = f"the host did not answer within {LEAVING_S:g} seconds"
+"""Name of the save that a session creates if it ends before its loop."""
+NO_ANSWER = f"the host did not respond within {LEAVING_S:g} seconds"
 
 
 class _StepSums:
@@ -93,7 +93,7 @@ class TrainingSession:
             idle_minutes = IDLE_MINUTES
         self._idle_s = None if idle_minutes is None else float(idle_minutes) * 60
         self._lock = threading.RLock()
-        """Held while a request is sent, which keeps requests in order."""
+        """Lock that is held while a request is sent, so requests stay in order."""
         self._counting = threading.Lock()
         self._sums = _StepSums()
         self._known: dict[int, Future[Any]] = {}
@@ -107,9 +107,9 @@ class TrainingSession:
         self._step = self._trained = 0
         self._usd = Decimal(0)
         self.recipes = Counter[str]()
-        """Number of completed runs by this program, by recipe name."""
+        """Number of times that this program has completed each recipe, by recipe name."""
         self.futures = SessionFutures(self)
-        """The session's requests as methods that immediately return a `concurrent.futures.Future`."""
+        """The session's requests as methods that return a `concurrent.futures.Future` immediately."""
         self._start()
 
     def __enter__(self) -> Self:
@@ -134,7 +134,7 @@ class TrainingSession:
 
     @property
     def record(self) -> Run:
-        """The last known record of the run."""
+        """The run's record, as last read from the store."""
         return self._record.run
 
     @property
@@ -176,8 +176,9 @@ class TrainingSession:
         *,
         seq_id: int | None = None,
     ) -> ForwardOutput:
-        """Add the gradient of a loss over rows to the gradients of earlier calls. `data` contains mappings or
-        Tinker's `Datum`. If a `seq_id` was already used, the request is not executed again."""
+        """Compute the gradient of a loss over rows, and add it to the gradients of earlier calls. `data`
+        contains mappings or Tinker's `Datum`. If a `seq_id` was already used, the request is not executed
+        again."""
         return self.futures.forward_backward(data, loss, config, seq_id=seq_id).result()
 
     def forward(
@@ -187,11 +188,12 @@ class TrainingSession:
         return self.futures.forward(data, loss, config).result()
 
     def forward_backward_custom(self, data: Iterable[Any], loss: CustomLoss) -> ForwardOutput:
-        """Add the gradient of a loss that your own torch function computes from the log-probabilities."""
+        """Do the same as `forward_backward` for a loss that your own torch function computes from the
+        log-probabilities."""
         return self.futures.forward_backward_custom(data, loss).result()
 
     def require_loss(self, loss: str) -> None:
-        """Raise `UsageError` if the backend lacks a loss. Nothing is sent or billed."""
+        """Raise `UsageError` if the backend does not support a loss function. Nothing is sent or billed."""
         self._backend.require_loss(loss)
 
     def optim_step(self, adam: Any = None, *, seq_id: int | None = None) -> StepOutput:
@@ -199,7 +201,7 @@ class TrainingSession:
         return self.futures.optim_step(adam, seq_id=seq_id).result()
 
     def skip_step(self) -> StepOutput:
-        """Count a step without training."""
+        """Count a step without updating the weights."""
         with self._lock:
             self._require_going()
             return self._stepped({"learning_rate": 0.0}, {})
@@ -233,9 +235,9 @@ class TrainingSession:
     # -- saving --------------------------------------------------------------------------------------------
 
     def save(self, name: str | None = None, *, kept: bool = True) -> SavedState:
-        """Save weights and optimizer, by default as `step-N`. You can resume the run from a save, which is
-        also one of its checkpoints. With `kept=False`, the save is only for resuming, and the next save
-        replaces it on this machine."""
+        """Save weights and optimizer, by default as `step-N`. You can resume the run from a save, and it is
+        one of the run's checkpoints. With `kept=False`, it is only for resuming, and the next save replaces
+        it on this machine."""
         name = name or f"step-{self._step}"
         if not SAVE_NAME.fullmatch(name):
             raise UsageError(f"the name of a save may contain letters, digits, . _ - (got {name!r})")
@@ -652,7 +654,7 @@ class SessionFutures:
     def logprobs(self, prompt: Any) -> Future[list[float | None]]:
         ids = shapes.tokens_of(prompt)
         if len(ids) < 2:
-            raise UsageError("a prompt must have at least two tokens for log-probabilities")
+            raise UsageError("log-probabilities need a prompt of at least two tokens")
         row = {"model_input": ids[:-1], "loss_fn_inputs": {"target_tokens": ids[1:]}}
         return then(self.forward([row]), lambda done: [None, *done.loss_fn_outputs[0]["logprobs"].tolist()])
 
@@ -673,7 +675,7 @@ def open_session(  # noqa: PLR0913  as the public one
     limit = amount(max_cost_usd, "max_cost_usd")
     idle = amount(idle_minutes, "idle_minutes", "minutes", above_zero=True)
     if (model is None) == (resume is None):
-        raise UsageError("a session requires either a model or a run to resume")
+        raise UsageError("pass either a model, or a run to resume")
     if model is None:
         record = SessionRecord.again(ws, ws.record(str(resume)), limit)
         return TrainingSession(record, idle_minutes=idle)

@@ -55,7 +55,7 @@ class StepOutput:
 class SampledSequence:
     tokens: list[int]
     logprobs: list[float]
-    """The model's own log-probability for each token, before temperature."""
+    """The model's log-probability of each token, at temperature 1."""
     stop_reason: str
     """`stop`, or `length` if the sample reached `max_tokens`."""
 
@@ -67,7 +67,7 @@ class SampleOutput:
 
 @dataclass(frozen=True)
 class SavedState:
-    """A state that training can continue from."""
+    """A saved state from which training can continue."""
 
     name: str
     step: int
@@ -77,16 +77,16 @@ class SavedState:
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows in the form that a backend accepts."""
+    """Rows in the backends' format."""
 
     rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     tokens: int = 0
     weight: float = 0.0
-    """Sum of the weights. To get the mean of a summed cross-entropy, divide by this sum."""
+    """Sum of the token weights. Divide a summed cross-entropy by it to get the mean."""
 
 
 def options_of(given: Any, known: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return `known` updated with the given values: a mapping, or an object with these attributes. Raises
+    """Return `known` updated with the given values, from a mapping or from an object's attributes. Raises
     `UsageError` for an unknown name."""
     if given is None:
         return dict(known)
@@ -111,7 +111,7 @@ def packed(data: Iterable[Any]) -> PackedRows:
             inputs = {name: _tensor(name, value) for name, value in _part(datum, "loss_fn_inputs").items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UsageError(
-                f"row {number} is not a datum with model_input and loss_fn_inputs: {error}",
+                f"row {number} must be a datum with model_input and loss_fn_inputs: {error}",
                 fix='{"model_input": [ids], "loss_fn_inputs": {"target_tokens": [ids], "weights": [...]}}',
             ) from error
         rows.append({"tokens": ids, "inputs": {name: _sent(array) for name, array in inputs.items()}})
@@ -204,8 +204,8 @@ def sample_output(answer: Mapping[str, Any]) -> SampleOutput:
 def custom_weights(
     data: Sequence[Any], output: ForwardOutput, loss: Any
 ) -> tuple[list[Any], dict[str, float]]:
-    """Apply a torch function `loss(data, logprobs) -> (loss, metrics)`. Returns rows with a cross-entropy
-    that has the same gradient (weights = -dL/dlogprob), and the metrics. Raises `UsageError`."""
+    """Apply a torch function `loss(data, logprobs) -> (loss, metrics)`. Returns the metrics, and rows whose
+    cross-entropy has the same gradient (weights = -dL/dlogprob). Raises `UsageError`."""
     from importlib import import_module
 
     torch: Any = import_module("torch")

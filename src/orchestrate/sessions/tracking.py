@@ -1,4 +1,4 @@
-"""A training session as a run: its row in the store, its run directory, and its cost so far."""
+"""Track a training session as a run: its record in the store, its run directory, and its cost so far."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ if TYPE_CHECKING:
 
 LEASE_S = 30.0
 ENDING_S = 60.0
-"""Seconds to wait until a program releases a session that has just ended."""
+"""Seconds to wait for a program to release a session that has just ended."""
 LOOK_S, REFRESH_S = 1.0, 10.0
 """Seconds between two checks of a session's limits, and between two updates of the store."""
 LAST_VISIT_S = 30.0
-"""Maximum seconds to wait, at the end of a session, until its cost is stored."""
+"""Maximum seconds to wait for a session's cost to be stored when it ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class SessionRequest:
 
 
 class Meter:
-    """Tracks the cost of a session, and whether another request fits into its limit."""
+    """Tracks the cost of a session, and checks that each request fits within its limit."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Meter:
         self._lock = threading.Lock()
 
     def keep_in(self, folder: Path) -> None:
-        """Continue from the journal of an earlier program. Unanswered requests in it count with their maximum
+        """Continue from the journal of an earlier program. Its unanswered requests count with their maximum
         cost."""
         if not self.price.by_token:
             return
@@ -131,7 +131,7 @@ class Meter:
             return self._number
 
     def settle(self, number: int, use: TokenUse | None) -> None:
-        """Record the cost of a request. `None` means that it is unknown and counts as its maximum."""
+        """Record the cost of a request. `None` means unknown, and counts as the request's maximum cost."""
         with self._lock:
             most = self._open.pop(number)
             self.used += most if use is None else use
@@ -197,7 +197,7 @@ def quote_of(provider: str, model: str, price: SessionPrice, max_usd: Decimal | 
         lines=lines,
         low_usd=nothing,
         high_usd=high,
-        undecided="a session costs as much as its requests, up to its limit",
+        undecided="a session costs the sum of its requests, up to its limit",
         open_end=None
         if max_usd is not None
         else "the cost after the first hour, because your loop decides when to stop",
@@ -214,7 +214,7 @@ def _token_line(component: str, usd: Decimal, source: str) -> QuoteLine:
 
 @dataclass
 class SessionRecord:
-    """The run of a session and its run directory, which this process locks."""
+    """A session's run and its run directory, which this process locks."""
 
     ws: Workspace
     provider: Sessions
@@ -233,7 +233,7 @@ class SessionRecord:
 
     @classmethod
     def begin(cls, ws: Workspace, request: SessionRequest) -> SessionRecord:
-        """Record the intent, then create the run directory. Raises `OverBudget` before anything is
+        """Record the run in the store, then create its directory. Raises `OverBudget` before anything is
         written."""
         [name] = ws.backends(request.provider)
         provider = capability(ws.provider(name), Sessions)
@@ -294,8 +294,8 @@ class SessionRecord:
 
     @classmethod
     def again(cls, ws: Workspace, run: Run, max_cost_usd: Decimal | None) -> SessionRecord:
-        """Continue a paused session with the state of its last save. Raises `UsageError` if the session has
-        ended permanently or another program controls it."""
+        """Continue a paused session from its last save. Raises `UsageError` if the session has ended
+        permanently or another program controls it."""
         if run.job_kind != SESSION:
             raise UsageError(f"run {run.id} is not a training session", fix=f"orchestrate resume {run.id}")
         ws = ws.home_of(run)
@@ -313,8 +313,8 @@ class SessionRecord:
 
     @classmethod
     def of_job(cls, ws: Workspace, run: Run) -> SessionRecord:
-        """Take over the session of a submitted job, from its last save if an earlier process started it.
-        Raises `OverBudget` if the remaining budget is too small."""
+        """Take over the session of a submitted job. If an earlier process started the session, continue from
+        its last save. Raises `OverBudget` if the remaining budget is too small."""
         ws = ws.home_of(run)
         provider = capability(ws.ready(run.provider), Sessions)
         ws.settings.require_to_spend(provider)
@@ -400,7 +400,7 @@ class SessionRecord:
 
     @property
     def seconds(self) -> float:
-        """Seconds for which the session has been open, in all programs that controlled it."""
+        """Total seconds that the session has been open, in all programs that have controlled it."""
         return self._earlier_s + time.monotonic() - self._began
 
     @property
@@ -408,8 +408,8 @@ class SessionRecord:
         return Decimal(str(self.seconds)) / 3600
 
     def way_back(self, *, raised: bool) -> str:
-        """Return how to continue, with a higher limit if `raised`: a command for a submitted job, code for a
-        loop."""
+        """Return the command (for a submitted job) or the code (for a loop) that continues the session, with
+        a higher limit if `raised`."""
         id = self.run.id
         if not self.run.own_loop:
             quoted = Decimal(0) if self.run.quote is None else self.run.quote.held_usd
@@ -418,7 +418,7 @@ class SessionRecord:
         return f'ft.session(resume="{id}"{", max_cost_usd=..." if raised else ""})'
 
     def order_now(self) -> SessionOrder:
-        """Return the order, with the time that remains within its limit."""
+        """Return the session's order with the time that remains before its limit."""
         return replace(self.order, ends_in_s=self.meter.left_s())
 
     @property
@@ -439,18 +439,18 @@ class SessionRecord:
             self.dir.write_state(state)
 
     def visit_store(self) -> None:
-        """Update the store. If the store cannot be reached, the next visit updates it."""
+        """Update the run in the store. If the store cannot be reached, the next call updates it."""
         with suppress(OrchestrateError):
             self.run = refresh(self.ws.store, self.provider, self.run, bill=self.ws.bill)
 
     def wait_for_end(self, most_s: float | None = None) -> None:
-        """Wait until this program no longer controls the session."""
+        """Wait until this program has released the session."""
         self._stop.wait(most_s)
 
     # -- saving --------------------------------------------------------------------------------------------
 
     def save(self, name: str, step: int, fill: Callable[[Path], str], *, kept: bool = True) -> str:
-        """Store a checkpoint under a name. `fill` writes the weights to a folder."""
+        """Store a checkpoint by name. `fill` writes the weights to a folder."""
         state = self._state or self.dir.written_state()
         progress = Progress(
             step=step, total_steps=step, trained_tokens=state.trained_tokens, seconds=self.seconds, kept=kept
@@ -480,7 +480,7 @@ class SessionRecord:
         return {name: folder for name, folder in named.items() if (self.dir.checkpoints / folder).is_dir()}
 
     def saved_at(self, name: str) -> str:
-        """Return the location of a save's weights. Raises `NotFound` for an unknown save."""
+        """Return the location of a save's weights. Raises `NotFound` if no save has this name."""
         folder = self.dir.checkpoints / self.saves().get(name, name)
         if (folder / "manifest.json").is_file():
             return self._place(folder)

@@ -1,5 +1,5 @@
-"""The process of a submitted recipe: `python -m orchestrate.sessions.worker RUN_DIR`. It controls a session
-until the recipe ends, and records the outcome in the run directory."""
+"""Run a submitted recipe in its own process: `python -m orchestrate.sessions.worker RUN_DIR`. The process
+controls a session until the recipe ends, and records the outcome in the run directory."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from orchestrate.types import JobError, Run
 from orchestrate.workspace import Workspace
 
 SUBMIT_S, LOOK_S, ENDING_S = 120.0, 0.2, 10.0
-"""Seconds to wait until the submit command has stored the job, seconds between two checks, and seconds until
-this process exits after its session ended."""
+"""Seconds to wait for the submit command to store the job, seconds between checks, and seconds until this
+process exits after its session has ended."""
 LATER = (ProviderError, SetupError, OSError)
-"""Errors that may be temporary: of the host, the store, a key, or a full disk."""
+"""Errors that may be temporary: problems with the host, the store or a key, or a full disk."""
 NAME = "job"
 """The recipe's folder in the run."""
 
@@ -89,7 +89,7 @@ def _submitted(ws: Workspace, run: RunDir) -> Run:
     id, deadline = run_id_of(run.ref), time.monotonic() + SUBMIT_S
     while (found := ws.store.runs.get(id)).job_id is None:
         if time.monotonic() > deadline:
-            raise RunFailed("the submit was interrupted", fix=f"orchestrate resume {id}")
+            raise RunFailed("the submit command was interrupted", fix=f"orchestrate resume {id}")
         time.sleep(LOOK_S)
     return found
 

@@ -89,7 +89,7 @@ def test_what_cannot_be_asked_is_told(tmp_path: Path) -> None:
     rows = [chat("s", "q", "a"), {"messages": [seen, {"role": "assistant", "content": "a cat"}]}]
     found = held_out(opened(tmp_path, rows))
     assert len(found.items) == 1 and found.left_out == {
-        "questions with images, which evaluation does not support": 1
+        "rows with images, which evaluations do not support": 1
     }
     with pytest.raises(DataError, match="no row ends with an assistant message"):
         held_out(opened(tmp_path, [{"text": "just text"}] * 12))

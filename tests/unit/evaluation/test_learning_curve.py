@@ -61,7 +61,7 @@ def test_flat_scores_promise_little() -> None:
 
 
 def test_two_sizes_are_no_curve() -> None:
-    with pytest.raises(ValueError, match="three sizes"):
+    with pytest.raises(ValueError, match="three data sizes"):
         Law([Measured(100, 0.5, 0.01), Measured(200, 0.4, 0.01), Measured(200, 0.42, 0.01)])
 
 

@@ -411,7 +411,7 @@ def test_a_reference_that_leads_nowhere_is_found_before_anything_is_asked(
         [metric] = registry.make([f"json_schema:{file}"], context([make_item()]))
         assert metric.marks([(make_item(), Answer(text='{"a": 1}'))])[0].value == 1
         return
-    with pytest.raises(UsageError, match="refers to nothing in this file"):
+    with pytest.raises(UsageError, match="points to nothing in this file"):
         registry.make([f"json_schema:{file}"], context([make_item()]))
 
 
@@ -498,7 +498,8 @@ def test_a_model_that_grades_is_asked_once_for_each_answer(context: Make, tmp_pa
     pairs = [(i, Answer(text=t)) for i, t in zip(items, said, strict=True)]
     marks = metric.marks(pairs)
     assert [m.value for m in marks] == [1, 0.5, 0, 0]
-    assert "outside 1 to 5" in marks[2].note and "the grading model returned no result" in marks[3].note
+    assert "not a number from 1 to 5" in marks[2].note
+    assert "could not parse the grading model's answer" in marks[3].note
     assert len(seen) == 4
     metric.marks(pairs)
     assert len(seen) == 4, "answers of a model that grades are kept as those of a contender are"

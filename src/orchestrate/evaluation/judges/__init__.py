@@ -1,4 +1,5 @@
-"""Judges: models that rate answers in place of people, and how far their ratings can be trusted."""
+"""Judges: models that rate answers instead of people, and the measured agreement of their ratings with
+people's."""
 
 from __future__ import annotations
 
@@ -32,12 +33,12 @@ SCORE, PAIR = "score-1", "pair-1"
 
 
 def text(name: str) -> str:
-    """Return the text of a prompt, which is stored with the results."""
+    """Return a judge prompt's template, which is stored with the results."""
     return files("orchestrate.evaluation.judges").joinpath(f"{name}.txt").read_text(encoding="utf-8").strip()
 
 
 def to_score(rubric: Rubric, prompt: Sequence[Message], expected: str, answer: Answer) -> tuple[Message, ...]:
-    """Build the judge's question about one answer."""
+    """Build the conversation that asks the judge to score one answer."""
     scores = ", ".join(f'"{c.name}": 1 to {c.points}' for c in rubric.criteria)
     body = [rubric.guide.strip(), *map(_criterion, rubric.criteria)]
     shown = [("conversation", _conversation(prompt)), ("answer to rate", said(answer))]
@@ -47,7 +48,7 @@ def to_score(rubric: Rubric, prompt: Sequence[Message], expected: str, answer: A
 def to_compare(
     rubric: Rubric, prompt: Sequence[Message], expected: str, first: Answer, second: Answer
 ) -> tuple[Message, ...]:
-    """Build the judge's question about two answers, with `first` as A."""
+    """Build the conversation that asks the judge to compare two answers, with `first` as A."""
     shown = [("conversation", _conversation(prompt)), ("answer A", said(first)), ("answer B", said(second))]
     return _question(PAIR, [rubric.question, rubric.guide.strip()], shown, expected)
 
@@ -85,23 +86,23 @@ def _conversation(prompt: Sequence[Message]) -> str:
 
 
 Ask = Callable[[Sequence[Sequence[Message]]], list[Answer]]
-"""A function that takes conversations and returns one answer for each, in order. If the host rejects one, its
-answer has an `error`."""
+"""A function that takes conversations and returns one answer for each, in order. If the host rejects a
+conversation, its answer has an `error`."""
 Kind = Literal["score", "pair"]
 LONGEST_ANSWER, USUAL_ANSWER = 1024, 80
 """The maximum and the usual number of tokens in a judge's answer."""
-UNCALIBRATED = "the judge was not compared with human ratings"
+UNCALIBRATED = "the judge has not been compared with human ratings"
 _WINNERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 _LONGEST_REASON = 2000
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge: the model, its address, and its rubric."""
+    """A model that rates answers by a rubric."""
 
     model: str
     place: str
-    """URL of the judge, without secrets."""
+    """URL of the judge, without credentials."""
     rubric: Rubric
     ask: Ask = field(repr=False)
     price: Price | None = field(default=None, repr=False)
@@ -109,7 +110,7 @@ class Judge:
 
     @classmethod
     def by(cls, respondent: Respondent, asking: Asking, rubric: Rubric) -> Judge:
-        """Build a judge from a model that is queried through `asking`, which stores its answers and
+        """Build a judge from a model. `asking` sends its questions and stores its answers and their
         prices."""
         identity = respondent.identity
         return cls(
@@ -122,11 +123,11 @@ class Judge:
         )
 
     def digest(self, kind: Kind) -> str:
-        """Return a digest of everything that the judge's marks depend on."""
+        """Return a digest of everything that determines the judge's marks."""
         return hashlib.sha256(msgspec.json.encode(self.detail(kind), order="deterministic")).hexdigest()
 
     def detail(self, kind: Kind) -> dict[str, Any]:
-        """Return the details stored with each of the judge's marks."""
+        """Return the details that are stored with the judge's marks."""
         prompt = SCORE if kind == "score" else PAIR
         return {
             "model": self.model,
@@ -199,7 +200,7 @@ class ScoreJudge(_HeldJudge, MeanOfMarks):
         return [_scored(answer, self.judge.rubric) for answer in self._asked(self.questions(pairs))]
 
     def questions(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Message, ...]]:
-        """Build one question for the judge per pair."""
+        """Build one conversation for the judge per pair."""
         rubric = self.judge.rubric
         return [to_score(rubric, item.prompt, item.expected, answer) for item, answer in pairs]
 
@@ -234,7 +235,7 @@ class PairJudge(_HeldJudge):
         if value == other:
             return Mark(value, one.note)
         self.moved += 1
-        return Mark(0.5, f"the verdict depends on the order: {one.note} / {turned.note}")
+        return Mark(0.5, f"the judge's choice depends on the order: {one.note} / {turned.note}")
 
 
 def _scored(answer: Answer, rubric: Rubric) -> tuple[Mark, dict[str, int]]:

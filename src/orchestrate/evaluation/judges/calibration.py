@@ -1,5 +1,5 @@
-"""Measure how far a judge agrees with people on answers that people have rated. A judge without calibration,
-or with too little agreement, gives scores but cannot decide a verdict."""
+"""Measure how well a judge agrees with people on answers that people have rated. A judge without calibration,
+or with too little agreement, gives scores but can't decide a verdict."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class RatedAnswer(Record, frozen=True, kw_only=True, omit_defaults=True):
     expected: str = ""
     answers: tuple[str, ...]
     preferred: Preferred | None = None
-    """For pairs: the answer that most raters preferred."""
+    """Answer that most raters preferred, for pairs."""
     scores: dict[str, float] = msgspec.field(default_factory=dict[str, float])
-    """For single answers: the raters' average score by criterion."""
+    """Raters' average score by criterion, for single answers."""
     raters: int = 1
     item: str = ""
-    """The rated item. Ratings of the same item are one cluster."""
+    """Id of the rated item. Ratings of the same item form one cluster."""
 
 
 class _RatedLine(msgspec.Struct):
@@ -70,8 +70,8 @@ class _RatedLine(msgspec.Struct):
 
 
 def read(path: Path, rubric: Rubric) -> list[RatedAnswer]:
-    """Read rated answers. Raises `DataError` if the file has no rated answers or an invalid line. The error
-    names the line."""
+    """Read rated answers. Raises `DataError` if the file has no rated answers, or names the line that is
+    invalid."""
     found: list[RatedAnswer] = []
     try:
         with path.open("rb") as file:
@@ -97,13 +97,13 @@ def _read(text: bytes, place: str, rubric: Rubric) -> RatedAnswer:
     if line.rating is not None and not scores and len(rubric.criteria) == 1:
         scores = {rubric.criteria[0].name: line.rating}
     if len(answers) == 2 and line.preferred is None:
-        raise DataError(f"{place}: two answers, but no preference")
+        raise DataError(f"{place}: pairs need a preference")
     if len(answers) == 1:
         for c in rubric.criteria:
             if not 1 <= scores.get(c.name, 0) <= c.points:
                 raise DataError(
                     f"{place}: {c.name} has no rating from 1 to {c.points}",
-                    fix="use the same rubric that people rated with",
+                    fix="use the rubric that people rated with",
                 )
     item = line.item or item_id(prompt, [], "", [])
     return RatedAnswer(
@@ -193,20 +193,19 @@ class Calibration(Record, frozen=True, kw_only=True):
     rated_digest: str
     at: datetime
     n: int
-    """Number of rated answers (or pairs) that the judge has marked."""
+    """Number of rated answers (or pairs) that the judge has rated too."""
     prompts: int | None = None
-    """Number of distinct prompts. The intervals are computed over prompts. `None` if they were not
-    counted."""
+    """Number of distinct prompts, or `None` if unknown. The intervals are computed over prompts."""
     unreadable: int
     same: Score
-    """Fraction of answers for which the judge and people agree exactly: on the winner, or on every
-    criterion's points."""
+    """Fraction of answers on which the judge and people agree exactly: on the winner, or on the points for
+    every criterion."""
     kappa: Score | None
-    """Cohen's kappa. For scores over all criteria, weighted by the squared distance."""
+    """Cohen's kappa. For scores, it covers all criteria and is weighted by the squared distance."""
     spearman: Score | None = None
-    """Rank correlation, for scores."""
+    """Spearman's rank correlation, for scores."""
     moved: int = 0
-    """Number of pairs for which the judge's rating changed when the order was swapped."""
+    """Number of pairs for which the judge's choice changed when the order was swapped."""
 
     @property
     def told(self) -> str:
@@ -244,7 +243,8 @@ class Calibration(Record, frozen=True, kw_only=True):
 
 
 def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
-    """Ask the judge to rate answers that people have rated. Request errors propagate."""
+    """Let the judge rate answers that people have rated, and compare the ratings. Request errors
+    propagate."""
     kind: Kind = "pair" if len(rated[0].answers) == 2 else "score"
     if kind == "pair":
         metric = PairJudge(judge)
@@ -309,7 +309,7 @@ def _scores(
 
 
 def asked(one: RatedAnswer) -> tuple[Item, Answer]:
-    """Convert a single rated answer to the input of a judge."""
+    """Convert a single rated answer to an item and an answer for a judge."""
     return _item(one), _answer(one.answers[0])
 
 
@@ -347,11 +347,11 @@ class JudgeReport(Record, frozen=True, kw_only=True):
 
     path: str
     output: str
-    """The file with the rows to keep."""
+    """Path of the file with the accepted rows."""
     rejected_file: str
     not_judged_file: str | None
     log: str
-    """The file with one line per row: score, points, reason."""
+    """Path of the file with each row's score, points and reason."""
     rows: int
     kept: int
     rejected: int
@@ -361,17 +361,17 @@ class JudgeReport(Record, frozen=True, kw_only=True):
     judge: MetricUsed
     calibration: Calibration | None
     usd: Decimal | None
-    """The cost of all answers, including those of earlier attempts and `lost_usd`. `None` if no price is
+    """Cost of all answers in US dollars, including earlier attempts and `lost_usd`. `None` if no price is
     known."""
     lost_requests: int = 0
-    """Number of requests without an answer that may have been billed."""
+    """Number of unanswered requests that may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
     """Maximum cost of these requests, in US dollars."""
 
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """A line of the file. A line without `asked` cannot be judged. `problem` explains why."""
+    """A row of the file. If it cannot be judged, `asked` is `None` and `problem` is the reason."""
 
     line: bytes
     asked: tuple[Item, Answer] | None = None
@@ -379,14 +379,14 @@ class CalibrationRow:
 
 
 def read_rows(path: str) -> list[CalibrationRow]:
-    """Read all rows in order, as lines of JSON. Raises `DataError` for a file that can't be read or has rows
-    other than chats and completions."""
+    """Read all rows in file order. Raises `DataError` if the file can't be read, or has rows other than chats
+    and completions."""
     lines = source(path)
     shape = sniff(path, first_lines(lines.lines), ())
     if shape.kind not in KINDS:
         raise DataError(
-            f"{path} has {shape.kind} rows, but a judge can only rate chat and completion rows",
-            fix="people can rate pairs with: orchestrate review",
+            f"{path} has {shape.kind} rows, but judges only rate chat and completion rows",
+            fix="to let people rate pairs: orchestrate review",
         )
     found: list[CalibrationRow] = []
     reader = reading(shape.name)

@@ -1,4 +1,4 @@
-"""The interface of all metrics: built-in ones, judges, and the user's own."""
+"""The interface of all metrics: built-in metrics, judges, and your own."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ class Context:
     items: Sequence[Item]
     asking: Asking
     respondent: Callable[[str, int, float], Respondent]
-    """Takes (model, maximum tokens, temperature). Raises the same errors as `model_at`."""
+    """Function that takes a model, the maximum number of tokens, and the temperature. Raises the same errors
+    as `model_at`."""
     embed: Callable[[str], Embed]
-    """Takes a model and returns one vector per text."""
+    """Function that takes a model and returns an embedding function: one vector per text."""
     rubric: Rubric = DEFAULT
     """The rubric for judges."""
     held: Callable[[Judge, Kind], Calibration | None] = lambda judge, kind: None
-    """Returns the agreement of a judge with people, or `None` if unknown. May query the judge."""
+    """Function that returns a judge's agreement with people, or `None` if unknown. It may query the judge."""
     allow_code: bool = False
     """True if graders may run code."""
 
@@ -44,7 +45,7 @@ class Context:
 
 
 Totals = Sequence[float]
-"""Sums over items of the parts that `Metric.parts` returns for each item."""
+"""Sums of what `Metric.parts` returns, over all items."""
 
 
 @runtime_checkable
@@ -58,18 +59,19 @@ class Metric(Protocol):
     def used(self) -> MetricUsed: ...
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
-        """Return a mark for each pair, in order. One call gets all pairs of a contender, so a metric that
-        queries a model can send several requests at a time. Failed answers (`error`) are not passed in. Their
-        mark is 0."""
+        """Return a mark for each pair, in order. A single call receives all of a contender's pairs, so a
+        metric that queries a model can send concurrent requests. Failed answers (with `error`) are not
+        passed, and get the mark 0."""
         ...
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        """Return the parts that add up over items. Most metrics return `None`: the metric is then the mean of
-        the marks."""
+        """Return an answer's parts, which are added over all items. Most metrics return `None`, and their
+        value is the mean of the marks."""
         ...
 
     def total(self, sums: Totals) -> float:
-        """Compute the metric from the added parts: F1 from counts, BLEU from n-gram counts."""
+        """Compute the metric from the sums of the parts, such as F1 from counts or BLEU from n-gram
+        counts."""
         ...
 
 
@@ -96,8 +98,8 @@ class PerAnswer(MeanOfMarks):
 
 
 class PairMetric(Protocol):
-    """Compares two answers to one item, as a judge or a person does. A contender's score is how often it is
-    preferred to its rival."""
+    """Compares two answers to the same item, as a judge or a person does. A contender's score is the rate at
+    which it is preferred to its rival."""
 
     @property
     def used(self) -> MetricUsed: ...

@@ -39,10 +39,10 @@ _REFUSAL = re.compile(
       )(?![^.!?\n]*\b(?:until|unless|before|once|yet)\b)""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""The last line excludes answers that only wait for input: "I can't create the invoice until I have the
-amount." """
+"""Pattern of a refusal. Its last line excludes answers that only wait for input: "I can't create the invoice
+until I have the amount." """
 _HEAD = 300
-"""Number of characters at the start of an answer that are searched for a refusal."""
+"""Number of characters to search for a refusal, from the start of an answer."""
 
 
 def refuses(text: str) -> bool:
@@ -57,7 +57,8 @@ def length_ratio(item: Item, answer: Answer) -> float | None:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Perplexity of the expected answers under the model: e to the mean of their nats per token."""
+    """Perplexity of the expected answers under the model: the exponential of their mean loss in nats per
+    token."""
 
     used: MetricUsed
 

@@ -1,5 +1,5 @@
-"""Use the graders of reinforcement fine-tuning as metrics, with the same JSON. Includes `score_model`, which
-queries a model."""
+"""Use the graders of reinforcement fine-tuning as metrics, with the same JSON format. This includes
+`score_model`, which queries a model."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _MODEL_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Grading(MeanOfMarks):
-    """The grades of the answers. An answer that could not be graded gets 0 and a reason."""
+    """Grades answers. An answer that cannot be graded gets 0, with the reason."""
 
     used: MetricUsed
     grader: Mapping[str, Any]
@@ -79,7 +79,7 @@ class Grading(MeanOfMarks):
 
 
 class ScoreModel:
-    """A model that grades with a number, scaled from its `range` to 0..1."""
+    """A grader that asks a model for a number, and scales it from `range` to 0..1."""
 
     def __init__(self, grader: Mapping[str, Any], context: Context) -> None:
         low, high = grader.get("range") or (0, 1)
@@ -104,17 +104,18 @@ class ScoreModel:
         self._answers = {q.digest: a for q, a in zip(questions, answers, strict=True)}
 
     def score(self, sample: dict[str, Any], item: dict[str, Any]) -> float:
-        """Parse the score from the model's answer. Raises `GradingError` if it has no number in the range."""
+        """Parse the score from the model's answer. Raises `GradingError` if the answer has no number in the
+        range."""
         answer = self._answers[self._question(sample, item).digest]
         if answer.error:
             raise GradingError(f"the request to the grading model failed: {answer.error}")
         found = _RESULT.findall(answer.text)
         if not found:
-            raise GradingError(f"the grading model returned no result: {answer.text[:80]!r}")
+            raise GradingError(f"could not parse the grading model's answer: {answer.text[:80]!r}")
         value = float(found[-1])
         if not self._low <= value <= self._high:
             raise GradingError(
-                f"the grading model returned {value:g}, outside {self._low:g} to {self._high:g}"
+                f"the grading model returned {value:g}, not a number from {self._low:g} to {self._high:g}"
             )
         return (value - self._low) / (self._high - self._low)
 
@@ -144,7 +145,7 @@ def row(item: Item) -> dict[str, Any]:
 
 
 def from_file(path: str, context: Context) -> Grading:
-    """Read a grader from a JSON or YAML file. Raises `UsageError` if it can't be used."""
+    """Read a grader from a JSON or YAML file. Raises `UsageError` if the grader is invalid."""
     given = read_document(Path(path), "the grader")
     return of(f"grader:{Path(path).stem}", given, context)
 

@@ -57,8 +57,7 @@ Average = Literal["macro", "micro", "weighted"]
 
 @dataclass(frozen=True)
 class F1:
-    """F1 over the expected labels. An answer that is not a label counts as a false negative, but not as a
-    false positive."""
+    """F1 over the expected labels. An answer that is not a label counts only as a false negative."""
 
     used: MetricUsed
     labels: LabelSet
@@ -68,7 +67,7 @@ class F1:
         return [Mark(right(self.labels, item, answer)) for item, answer in pairs]
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        """Count, for each label, how often it was right, expected and answered."""
+        """Count for each label the correct answers, the expected answers and the given answers."""
         del mark
         count = len(self.labels.names)
         found = [0.0] * (3 * count)

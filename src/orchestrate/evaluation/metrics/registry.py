@@ -35,7 +35,7 @@ GROUP = "orchestrate.metrics"
 
 
 def from_file(path: str, name: str) -> Metric:
-    """Load a metric by running the file that the user named. Raises `UsageError`."""
+    """Load a metric by running the user's Python file. Raises `UsageError` if it fails."""
     spec = importlib.util.spec_from_file_location(f"orchestrate_metric_{Path(path).stem}", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
         raise UsageError(f"the Python file {path} does not exist")
@@ -51,7 +51,7 @@ def from_file(path: str, name: str) -> Metric:
 
 
 def installed() -> dict[str, Any]:
-    """Return the entry points of other packages by name, without loading them."""
+    """Return the metrics that installed packages register as entry points, without loading them."""
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
@@ -68,7 +68,7 @@ def of(name: str, found: Any) -> Metric:
     if hasattr(found, "used") and hasattr(found, "marks"):
         return cast("Metric", found)
     if not callable(found):
-        raise UsageError(f"{name} is neither a function nor a metric")
+        raise UsageError(f"{name} is not a function or a metric")
     function = cast("Callable[..., Any]", found)
     signature = inspect.signature(function)
     whole = next(iter(signature.parameters), "") == "item"
@@ -92,7 +92,7 @@ def of(name: str, found: Any) -> Metric:
 
 
 Maker = Callable[[str, Context], Metric | PairMetric]
-"""A function that creates a metric from the text after the colon and the context."""
+"""Function that creates a metric from the text after the colon and the context."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class BuiltInMetric:
     better: Literal["higher", "lower", "neither"] = "higher"
     unit: str = ""
     needs: Literal["", "stream", "likelihood"] = ""
-    """What the metric needs from an answer in addition to the text."""
+    """Properties of an answer that the metric needs in addition to the text."""
     expects: bool = True
     """True if the metric compares answers with an expected answer."""
 
@@ -225,14 +225,14 @@ ARGUMENTS: dict[str, tuple[str, Maker]] = {
 
 
 def names() -> list[str]:
-    """List every valid metric name, for help and errors."""
+    """Return all metric names, to list them in help texts and errors."""
     plain = [*METRICS, *installed()]
     return [*plain, *(f"{name}:{word}" for name, (word, _) in ARGUMENTS.items()), "FILE.py:FUNCTION"]
 
 
 def split(written: Sequence[str]) -> list[str]:
-    """Split metrics at commas: `a,b` means two metrics. Text after a colon is one argument, including its
-    commas."""
+    """Split metrics at commas: `a,b` means two metrics. Everything after a colon is one argument, which may
+    contain commas."""
     found: list[str] = []
     for one in written:
         head, colon, rest = one.partition(":")
@@ -287,7 +287,7 @@ def _make(written: str, context: Context) -> Metric | PairMetric:
         return from_package(name)
     if known.expects and not context.expects:
         raise UsageError(
-            f"{name} compares with an expected answer, which these rows do not have",
+            f"{name} needs expected answers, which these rows do not have",
             fix="--metrics grader:FILE",
         )
     return known.make(known.used(name), context)

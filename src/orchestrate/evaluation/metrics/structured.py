@@ -17,7 +17,7 @@ from orchestrate.evaluation import Answer, Item
 from orchestrate.evaluation.metrics.text import Compare
 
 _NOT_JSON = (ValueError, RecursionError)
-"""Errors from parsing JSON. Python raises a plain `ValueError` for a number with 5,000 digits."""
+"""Errors that parsing JSON can raise. Python raises a plain `ValueError` for a number with 5,000 digits."""
 
 
 def json_valid(expected: str, answer: str) -> float:
@@ -31,8 +31,8 @@ def json_valid(expected: str, answer: str) -> float:
 
 
 def json_match(expected: str, answer: str) -> float:
-    """Return 1 if both are the same JSON value, and 0 otherwise. Key order, white space and a Markdown fence
-    don't matter."""
+    """Return 1 if both texts are the same JSON value, and 0 otherwise. Key order, white space and a Markdown
+    fence don't matter."""
     try:
         return float(same(exact_json(unfenced(expected)), exact_json(unfenced(answer))))
     except _NOT_JSON:
@@ -106,8 +106,8 @@ def _require_refs(path: str, schema: Any, registry: Any) -> None:
                 found = resolver.lookup(ref)
             except Unresolvable as error:
                 raise UsageError(
-                    f"{path}: {word} {ref!r} refers to nothing in this file",
-                    fix="add its target to the file. Other files and URLs are never read",
+                    f"{path}: {word} {ref!r} points to nothing in this file",
+                    fix="add the target to the file. References to other files and URLs are not supported",
                 ) from error
             walk(found.contents, found.resolver)
         for part in Resource[Any].from_contents(contents, default_specification=known).subresources():
@@ -123,7 +123,7 @@ def _read(text: str) -> Any:
 
 
 def exact_json(text: str) -> Any:
-    """Parse JSON and keep numbers as written, without rounding to doubles. Raises one of `_NOT_JSON`."""
+    """Parse JSON without rounding numbers to doubles. Raises one of `_NOT_JSON`."""
     try:
         return json.loads(text, parse_constant=_refuse, parse_float=Decimal)
     except InvalidOperation as error:
@@ -135,7 +135,7 @@ def _refuse(word: str) -> None:
 
 
 def unfenced(text: str) -> str:
-    """Return the content of a ```json fence if the fence contains the entire text, and otherwise the text."""
+    """Return the text without its Markdown code fence, if a fence contains the entire text."""
     match = re.fullmatch(r"```(?:json)?[^\S\n]*\n(.*)```", text.strip(), re.DOTALL)
     return match.group(1).rstrip() if match else text
 
@@ -153,8 +153,8 @@ def same(a: Any, b: Any) -> bool:
 
 
 def canonical(value: Any) -> Hashable:
-    """Return a canonical form. Two values have the same form exactly if JSON Schema considers them equal: 5,
-    5.0 and 5e0 are equal, 1 and true are not."""
+    """Return a value's canonical form. Two forms are the same only if JSON Schema considers the values equal:
+    5, 5.0 and 5e0 are equal, but 1 and true are not."""
     match value:
         case dict():
             return frozenset((k, canonical(v)) for k, v in cast("dict[str, Any]", value).items())

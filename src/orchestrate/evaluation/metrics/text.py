@@ -35,7 +35,7 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]"
 )
-"""Thai, Lao, Myanmar, Khmer, kana and Han: scripts without spaces between words."""
+"""Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, kana and Han."""
 _ARTICLES = frozenset(("a", "an", "the"))
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 
@@ -51,8 +51,8 @@ def folded(text: str) -> str:
 
 
 def normalized(text: str) -> str:
-    """Normalize a text and drop punctuation and repeated white space. A text that consists only of these
-    stays unchanged."""
+    """Normalize a text and drop punctuation and repeated white space. A text that has nothing else stays
+    unchanged."""
     return " ".join(_kept(text, lambda c: " " if unicodedata.category(c)[0] == "P" else c)) or text.strip()
 
 
@@ -147,12 +147,12 @@ def _unspaced(word: str) -> list[str]:
 # sacrebleu's types leave out what its metrics compute from.
 @dataclass(frozen=True)
 class Overlap:
-    """A metric from sacrebleu. The n-grams of all answers are counted together, as for a corpus."""
+    """A metric from sacrebleu. N-grams are counted over all answers, as for a corpus."""
 
     used: MetricUsed
     corpus: Any
     sentence: Any
-    """True to use effective order, which gives short answers a BLEU score too."""
+    """True to use sacrebleu's effective order, so short answers get a BLEU score too."""
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
         return [Mark(self.sentence.sentence_score(a.text, [i.expected]).score / 100) for i, a in pairs]
@@ -179,7 +179,7 @@ def overlap(used: MetricUsed) -> Overlap:
 
 
 Compare = Callable[[str, str], float]
-"""(expected, answer) -> score in 0..1"""
+"""Function that compares the expected answer with an answer, and returns a score from 0 to 1."""
 
 
 def exact_match(expected: str, answer: str) -> float:

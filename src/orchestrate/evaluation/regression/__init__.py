@@ -36,10 +36,11 @@ from orchestrate.types import Contender, Difference, Likelihood, Message, Metric
 
 
 NATS_MARGIN = 0.05
-"""Margin for general text: the allowed increase of its loss in nats per token, which is 5% of perplexity."""
+"""Margin for general text: the allowed increase in loss, in nats per token. It corresponds to 5% in
+perplexity."""
 POINTS_MARGIN = 0.1
-"""Margin in the share of correct answers. A smaller margin requires more items than a small probe has: see
-`statistics.rows_for`."""
+"""Margin for the share of correct answers. A smaller margin requires more items than these probes have (see
+`statistics.rows_for`)."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class RegressionProbe:
     items: Sequence[Item]
     metric: Metric
     margin: float
-    """The non-inferiority margin: smaller drops don't count as forgetting."""
+    """Non-inferiority margin. Smaller drops don't count as forgetting."""
     needs: Literal["answers", "likelihood"] = "answers"
     chance: float = 0.0
-    """The best score that a model without the ability can reach, for example by refusing nothing."""
+    """Best score that a model can reach without the ability, for example by refusing nothing."""
 
 
 def built_in() -> list[RegressionProbe]:
@@ -250,7 +251,7 @@ def names() -> Iterator[str]:
 
 
 Sample = tuple[str, dict[str, float]]
-"""The document's id, and its scores by metric."""
+"""Id of an lm-eval document, and its scores by metric."""
 
 
 def run(
@@ -323,7 +324,7 @@ def _asked(candidate: Candidate, asking: Asking) -> Any:
         def _likelihoods(self, rows: list[dict[str, Any]]) -> list[Likelihood]:
             if candidate.likelihood is None:
                 raise UsageError(
-                    f"{candidate.contender.name} returns no log-probabilities, which this task needs",
+                    f"{candidate.contender.name} does not return log-probabilities, which this task needs",
                     fix="use a generate_until task, or --on here",
                 )
             return candidate.likelihood(rows)
@@ -341,7 +342,7 @@ def _until(text: str, stops: Any) -> str:
 
 
 ABLE = 0.1
-"""Minimum accuracy at which a base model has an ability to forget."""
+"""Minimum accuracy that one of the two models must reach for an ability to be measurable."""
 
 CATASTROPHIC_NATS = 0.7
 """Increase in loss, in nats per token, that makes each token half as likely."""
@@ -368,7 +369,7 @@ class ProbeResult(Record, frozen=True, kw_only=True):
 
     @property
     def catastrophic(self) -> bool:
-        """True if at least half of the base model's ability was forgotten."""
+        """True if the tuned model forgot at least half of the base model's ability."""
         if self.decision != "forgot":
             return False
         if self.metric.kind == "amount":
@@ -386,10 +387,9 @@ def judged(
     margin: float,
     chance: float = 0.0,
 ) -> ProbeResult:
-    """Decide by non-inferiority whether an ability was kept. It was kept if the entire interval is above the
-    margin, and forgotten if the entire interval is below it.
-
-    If neither model is clearly better than `chance`, the ability is not measurable."""
+    """Decide by non-inferiority whether an ability was retained or forgotten. The entire interval must be on
+    one side of the margin. If neither model is clearly better than `chance`, the ability is not
+    measurable."""
     score = difference.score
     sign = -1 if metric.better == "lower" else 1
     low, high = sorted((sign * score.low, sign * score.high))
@@ -414,7 +414,7 @@ def judged(
         worse = (
             "the tuned model is worse, but it is unclear by how much"
             if high < 0
-            else "it is unclear whether the tuned model is worse by more than that"
+            else "the tuned model may or may not be worse by more than that"
         )
         more = f". About {round_up(rows):,} items would decide" if rows else ""
         decision, reason = "inconclusive", f"{said} against {allowed} allowed: {worse}{more}"
@@ -444,7 +444,7 @@ def advice(spec: Mapping[str, Any]) -> list[str]:
     adapter: Any = spec.get("adapter")
     full = adapter == "full" or adapter == {"type": "full"}
     return [
-        "add general training rows for the lost abilities, 10% to 20% of the data",
+        "add general training rows for the forgotten abilities, 10% to 20% of the data",
         f"train for fewer epochs{fewer}, or use an earlier checkpoint: orchestrate checkpoints RUN",
         f"use a smaller learning rate{smaller}",
         *(["train an adapter instead of all weights. It changes the model less"] if full else []),
@@ -452,7 +452,8 @@ def advice(spec: Mapping[str, Any]) -> list[str]:
 
 
 class Regression(Record, frozen=True, kw_only=True):
-    """The abilities that a run kept and forgot. `tuned` and `base` name the models that answered."""
+    """The abilities that a tuned model retained and forgot. `tuned` and `base` are the names of the
+    models."""
 
     run_id: str
     created_at: datetime
@@ -460,7 +461,7 @@ class Regression(Record, frozen=True, kw_only=True):
     base: Contender
     results: tuple[ProbeResult, ...]
     advice: tuple[str, ...] = ()
-    """What to do if something was forgotten."""
+    """Remedies for forgotten abilities."""
     notes: tuple[str, ...] = ()
     usd: Decimal | None = None
 
@@ -470,13 +471,13 @@ class Regression(Record, frozen=True, kw_only=True):
 
     @property
     def settled(self) -> bool:
-        """True if at least one ability was kept, and none was forgotten or is undecided."""
+        """True if at least one ability was retained, and none was forgotten or is undecided."""
         found = {r.decision for r in self.results}
         return "kept" in found and found <= {"kept", "not measurable"}
 
 
 def asked(candidate: Candidate, probes: Sequence[RegressionProbe], asking: Asking) -> list[Side]:
-    """Ask a candidate all probe questions. Errors from `Asking.ask` propagate."""
+    """Query a model with all probe questions. Errors from `Asking.ask` propagate."""
     return [Side(candidate.contender.name, _answers(probe, candidate, asking)) for probe in probes]
 
 

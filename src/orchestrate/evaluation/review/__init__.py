@@ -23,11 +23,10 @@ from orchestrate.types import Evaluation, Record, decoding
 
 
 class ReviewTask(Record, frozen=True, kw_only=True):
-    """A task for raters: a single answer or a pair. The order of `contenders` and `answers` has no
-    meaning."""
+    """A task for raters: a single answer or a pair. The order of `contenders` and `answers` is arbitrary."""
 
     id: str
-    """The task's id. Raters see it, so it does not reveal the contenders."""
+    """Task id. Raters can see it, so it does not reveal the contenders."""
     item: Item
     contenders: tuple[str, ...]
     answers: tuple[Answer, ...]
@@ -36,7 +35,7 @@ class ReviewTask(Record, frozen=True, kw_only=True):
 class Tasks(msgspec.Struct, frozen=True):
     tasks: list[ReviewTask]
     same: tuple[tuple[str, str, str], ...] = ()
-    """(contender, contender, item) triples with identical answers, which need no rating."""
+    """(contender, contender, item) triples with identical answers, which are not rated."""
 
 
 def read_answered(path: Path) -> list[ScoredItem]:
@@ -67,7 +66,7 @@ def tasks_of(
     Raises `UsageError` if there is nothing to rate."""
     if kind == "pairs" and len(contenders) < 2:
         raise UsageError(
-            "pairs require two contenders, but the evaluation has one",
+            "reviewing pairs requires two contenders, but the evaluation has one",
             fix="orchestrate eval RUN --base   or: orchestrate review RUN --single",
         )
     if against is not None and against not in contenders:
@@ -118,8 +117,8 @@ def read(path: Path) -> list[ReviewTask]:
 
 
 def order(tasks: Sequence[ReviewTask], seed: int, rater: str) -> list[tuple[ReviewTask, bool]]:
-    """Return the tasks in a rater's own order. Each comes with a flag that is true if its second answer is
-    shown first. The same seed and rater always give the same order."""
+    """Return the tasks in the rater's random order, each with a flag: true if its second answer is shown
+    first. The same seed and rater always give the same order."""
     draw = random.Random(f"{seed}:{rater}")  # noqa: S311  not for secrets
     shuffled = draw.sample(list(tasks), len(tasks))
     return [(task, draw.random() < 0.5) for task in shuffled]
@@ -135,15 +134,14 @@ def _key(*parts: str) -> str:
 
 @dataclass(frozen=True)
 class ReviewSource:
-    """The evaluations to review. A contender's latest answers come first. `run_ids` are the runs that the
-    user named."""
+    """The evaluations to review, the latest first. `run_ids` are the runs that the user named."""
 
     evaluations: tuple[Evaluation, ...]
     run_ids: tuple[str, ...]
 
     @property
     def id(self) -> str:
-        """The evaluations' ids, joined by commas."""
+        """Ids of the evaluations, joined by commas."""
         return ",".join(sorted(evaluation.id for evaluation in self.evaluations))
 
     @property
@@ -156,14 +154,14 @@ class ReviewSource:
 
     @property
     def items_digest(self) -> str:
-        """The digest of the shared items of all evaluations."""
+        """Digest of the items that all evaluations share."""
         [first, *others] = self.evaluations
         return digest_of([one.item for one in self.answered]) if others else first.items_digest
 
     @cached_property
     def answered(self) -> list[ScoredItem]:
-        """The shared items of all evaluations, each with the answers of all contenders. Raises `DataError` if
-        answers are missing and `UsageError` if no item is in all evaluations."""
+        """Items that all evaluations share, each with the answers of all contenders. Raises `DataError` if
+        answers are missing and `UsageError` if the evaluations share no item."""
         [first, *others] = [read_answered(Path(e.items_file or "")) for e in self.evaluations]
         for other in others:
             theirs = {one.item.id: one for one in other}

@@ -27,13 +27,13 @@ class Ratings(Protocol):
 
 
 class ReviewAction(msgspec.Struct, omit_defaults=True):
-    """An action that a page sends. Pages opened through the shared link set `rater`."""
+    """An action that a page sends. With the shared link, the page sets `rater`."""
 
     action: Literal["show", "rate", "undo"]
     rater: str = ""
     task: str = ""
     at: int | None = None
-    """Index of the task to show, in the rater's order from 0. By default, the first open task."""
+    """Index of the task to show, in the rater's order, from 0. `None` for the first open task."""
     choice: Literal["left", "right", "tie", "both bad"] | None = None
     scores: dict[str, int] = {}
     note: str = ""
@@ -52,7 +52,8 @@ def standing(ratings: Sequence[Rating]) -> list[Rating]:
 
 
 def rater_named(name: str) -> str:
-    """Return a rater's name as it is stored. Raises `UsageError` if the name is empty or too long."""
+    """Return a rater's name in the form in which it is stored. Raises `UsageError` if the name is empty or
+    too long."""
     clean = " ".join(inert(name).split())
     if not clean or len(clean) > LONGEST_NAME:
         raise UsageError(f"a rater's name must have 1 to {LONGEST_NAME} characters")
@@ -73,14 +74,14 @@ class ReviewSession:
         return [rating for rating in standing(self._kept.ratings(self.review.id)) if rating.rater == rater]
 
     def done(self) -> dict[str, int]:
-        """Count the rated tasks by rater."""
+        """Return the number of rated tasks by rater."""
         counts: dict[str, int] = {}
         for rating in standing(self._kept.ratings(self.review.id)):
             counts[rating.rater] = counts.get(rating.rater, 0) + 1
         return counts
 
     def act(self, asked: ReviewAction, holder: str = "") -> dict[str, Any]:
-        """Perform a page's action and return what to show next. `holder` is the owner of the link. Raises
+        """Perform an action and return the page's next contents. `holder` is the owner of the link. Raises
         `UsageError`."""
         rater = holder or rater_named(asked.rater)
         at = asked.at
@@ -99,7 +100,7 @@ class ReviewSession:
         self._kept.rate(self.rating(asked, rater, names))
 
     def rating(self, asked: ReviewAction, rater: str, names: Sequence[str]) -> Rating:
-        """Build the rating for the answers shown as `names`, left first. Raises `UsageError` if it is
+        """Build the rating of the answers shown as `names`, left first. Raises `UsageError` if the rating is
         incomplete."""
         criteria = self.review.rubric.criteria
         if self.review.kind == "pairs" and (asked.choice is None or asked.scores):
@@ -135,7 +136,7 @@ class ReviewSession:
         return next(i for i, (task, _) in enumerate(self.order(rater)) if task.id == last.task)
 
     def shown(self, rater: str, at: int | None = None) -> dict[str, Any]:
-        """Return the contents of the page, without the contenders' names."""
+        """Return the page's contents, without the contenders' names."""
         order = self.order(rater)
         rated = {rating.task: rating for rating in self.of(rater)}
         if at is None:

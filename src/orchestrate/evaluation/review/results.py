@@ -34,8 +34,8 @@ class PairVote(NamedTuple):
 
 
 def outcomes(votes: Iterable[PairVote]) -> list[PairVote]:
-    """Average the votes of all raters on two models, for each item. Votes are averaged because three raters
-    who agree on an item reveal little more about other items than one rater does."""
+    """Average the raters' votes on two models for each item. Three raters who agree on an item reveal little
+    more about other items than one rater does."""
     points: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for vote in votes:
         points[vote.item, vote.first, vote.second].append(vote.points)
@@ -43,13 +43,14 @@ def outcomes(votes: Iterable[PairVote]) -> list[PairVote]:
 
 
 def rate(votes: Iterable[PairVote]) -> Score:
-    """Return how often the first of two models is preferred. A tie counts half, and `n` counts items."""
+    """Return the rate at which the first of two models is preferred. A tie counts half, and `n` counts
+    items."""
     found = outcomes(votes)
     return statistics.mean([o.points for o in found], [o.item for o in found], within=(0.0, 1.0))
 
 
 def likeness(votes: Sequence[PairVote]) -> float | None:
-    """Return the agreement of two raters of an item beyond chance, 0 to 1: the intraclass correlation from a
+    """Return the agreement of two raters beyond chance, from 0 to 1: the intraclass correlation from a
     one-way analysis of variance (Shrout and Fleiss 1979). Returns `None` until items have several votes."""
     items: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for vote in votes:
@@ -67,9 +68,9 @@ def likeness(votes: Sequence[PairVote]) -> float | None:
 
 
 def strengths(votes: Iterable[PairVote]) -> dict[str, Score]:
-    """Fit the Bradley-Terry model: return how often each model would be preferred to a random other model,
-    strongest first. Intervals come from resampling items. One draw is added for each pair of models, whether
-    or not they were compared. Otherwise, a model that never lost would be infinitely strong."""
+    """Fit the Bradley-Terry model: return the rate at which each model would be preferred to a random other
+    model, strongest first. Intervals come from resampling items. One draw is added for each pair of models,
+    whether or not they were compared. Otherwise, a model that never lost would be infinitely strong."""
     votes = outcomes(votes)
     by_item: defaultdict[str, list[PairVote]] = defaultdict(list)
     for vote in votes:
@@ -112,7 +113,7 @@ def _bradley_terry(wins: Mapping[tuple[str, str], float], names: Sequence[str]) 
 def fitted(
     wins: Mapping[tuple[str, str], float], names: Sequence[str], *, draws: float = 1.0
 ) -> dict[str, float]:
-    """Fit strengths such that a / (a + b) is the probability that a is preferred to b. Their sum is 1.
+    """Fit strengths so that a / (a + b) is the probability that a is preferred to b. The strengths sum to 1.
     `draws` are added for each pair of models. Uses Hunter's iteration (2004) to eight digits."""
     half = draws / 2
     won = {a: sum(wins.get((a, b), 0.0) + half for b in names if b != a) for a in names}
@@ -132,13 +133,14 @@ def fitted(
 
 
 LIKENESS = 0.4
-"""Assumed agreement of raters on an item until it is measured. This value is typical for free-form
+"""Assumed agreement of an item's raters, until the review has measured it. The value is typical for free-form
 answers."""
 _LEVEL, _POWER = 1.959963984540054, 0.8416212335729143
 
 
 class Planned(Record, frozen=True, kw_only=True):
-    """The number of items, with this many raters each, that detects the preference with a power of 80%."""
+    """A number of raters per item, and the number of items that detects the preference with a power of
+    80%."""
 
     raters: int
     items: int
@@ -151,19 +153,19 @@ class Planned(Record, frozen=True, kw_only=True):
 def planned(
     preference: float, *, likeness: float = LIKENESS, raters: tuple[int, ...] = (1, 2, 3, 4, 5)
 ) -> tuple[Planned, ...]:
-    """Compute, for each number of raters, how many items distinguish this preference rate (such as 0.6) from
-    0.5.
+    """Compute the number of items needed to distinguish this preference rate (such as 0.6) from 0.5, for each
+    number of raters.
 
-    m votes on an item are worth m / (1 + (m - 1) * likeness) items with one vote. Ties only reduce the
-    required number."""
+    m votes on an item count as m / (1 + (m - 1) * likeness) items with one vote. Ties reduce the required
+    number."""
     away = abs(preference - 0.5)
     votes = ((_LEVEL * 0.5 + _POWER * math.sqrt(preference * (1 - preference))) / away) ** 2
     return tuple(Planned(raters=m, items=math.ceil(votes * (1 + (m - 1) * likeness) / m)) for m in raters)
 
 
 def detectable(items: int, raters: int, likeness: float = LIKENESS) -> float:
-    """Return the smallest preference rate above 50% that this number of items and raters detects with a power
-    of 80%."""
+    """Return the smallest preference rate above 50% that this number of items and raters can detect with a
+    power of 80%."""
     low, high = 0.5, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -173,18 +175,18 @@ def detectable(items: int, raters: int, likeness: float = LIKENESS) -> float:
 
 
 class Preferred(Record, frozen=True, kw_only=True):
-    """A comparison of two contenders. Counts are numbers of votes. The score is the average over items."""
+    """A comparison of two contenders. Counts are votes, and the score is the mean over items."""
 
     first: str
     second: str
     preference: Score
-    """Rate at which the first is preferred. Ties count half, and each item counts once."""
+    """Rate at which the first contender is preferred. Ties count half, and each item counts once."""
     first_better: int
     second_better: int
     ties: int
     both_bad: int
     same: int
-    """Number of items for which both gave the same answer. They count as ties without a rating."""
+    """Number of items with identical answers, which count as ties and are not rated."""
 
 
 class Rated(Record, frozen=True, kw_only=True):
@@ -196,7 +198,7 @@ class Rated(Record, frozen=True, kw_only=True):
 
 
 class Ahead(Record, frozen=True, kw_only=True):
-    """The first contender's score on all criteria minus the second's, on the same items."""
+    """First contender's score on all criteria minus the second's, on the same items."""
 
     first: str
     second: str
@@ -208,22 +210,21 @@ class ReviewResult(Record, frozen=True, kw_only=True):
 
     review: Review
     raters: dict[str, int]
-    """The number of tasks that each rater has rated."""
+    """Number of rated tasks by rater."""
     ratings: int
     pairs: tuple[Preferred, ...] = ()
     strengths: dict[str, Score] = msgspec.field(default_factory=dict[str, Score])
-    """With three or more contenders: how often each would be preferred to a random other one, strongest
-    first."""
+    """Rate at which each contender would be preferred to a random other one, strongest first. Empty for fewer
+    than three contenders."""
     scores: tuple[Rated, ...] = ()
     differences: tuple[Ahead, ...] = ()
     agreement: dict[str, Score | None] = msgspec.field(default_factory=dict[str, "Score | None"])
-    """Krippendorff's alpha by criterion (for pairs: of the choice). `None` if no task has two raters or all
+    """Krippendorff's alpha by criterion, or of the choice for pairs. `None` if no task has two raters or all
     ratings are the same."""
     likeness: float | None = None
-    """The correlation of votes on the same item, as used by `planned`."""
+    """Correlation of votes on the same item, which `planned` uses."""
     left: Score | None = None
-    """Share of votes for the left answer among votes without a tie. It is about half unless raters have a
-    position bias."""
+    """Share of votes for the left answer, excluding ties. About half, unless raters have a position bias."""
     notes: int = 0
 
 
@@ -241,7 +242,7 @@ def result(review: Review, tasks: Sequence[ReviewTask], ratings: Sequence[Rating
 
 
 def told(found: ReviewResult) -> list[str]:
-    """Describe the ratings in one sentence per pair of contenders. The list is empty until there are
+    """Describe the ratings in one sentence per pair of contenders. Returns an empty list if there are no
     ratings."""
     review, raters = found.review, text.count(len(found.raters), "rater")
     by = f"{raters}, {review.id}, rubric {review.rubric.name}"
@@ -264,13 +265,12 @@ def told(found: ReviewResult) -> list[str]:
 
 
 def points_of(rating: Rating) -> float:
-    """Return the points for the contender that was shown on the left."""
+    """Return 1, 0 or 0.5 points for the contender that was shown on the left."""
     return {"left": 1.0, "right": 0.0}.get(rating.choice or "", 0.5)
 
 
 def votes_of(held: Iterable[Rating], tasks: Mapping[str, ReviewTask]) -> list[PairVote]:
-    """Return the votes in the order of each task's contenders, regardless of the side on which they were
-    shown."""
+    """Return the votes in the order of each task's contenders, not in the order in which they were shown."""
     votes: list[PairVote] = []
     for rating in held:
         task = tasks[rating.task]

@@ -24,7 +24,7 @@ from orchestrate.evaluation.review.results import outcomes, overall, votes_of
 from orchestrate.types import Message, Rating, Record, Review, decoding
 
 GOOD, BAD = 0.75, 0.25
-"""Thresholds, from 0 to 1, for desirable and undesirable answers that are rated individually. On a five-point
+"""Scores from 0 to 1 above and below which a single answer is desirable or undesirable. On a five-point
 scale, these are 4 and 2."""
 
 
@@ -36,7 +36,7 @@ class FromReview(Record, frozen=True, kw_only=True):
     format: Literal["dpo", "kto", "sft"]
     rows: int
     left_out: dict[str, int]
-    """Number of rated tasks that yield no row, by reason. For DPO from single answers: number of pairs of
+    """Number of rated tasks that yield no row, by reason. For DPO from single answers, it counts pairs of
     tasks."""
 
 
@@ -234,8 +234,8 @@ def export(desk: ReviewSession, rater: str, path: Path) -> int:
 
 
 def take(desk: ReviewSession, path: Path, rater: str, keep: Callable[..., None]) -> Imported:
-    """Read a completed sheet and pass all its ratings to `keep` at once. If a row is invalid, raises a
-    `DataError` that names it, and stores no rating."""
+    """Read a completed sheet and pass all its ratings to `keep` in one call. If any row is invalid, stores no
+    rating and raises a `DataError` that names the row."""
     rater = rater_named(rater)
     rows = _rows(path)
     places = {

@@ -1,4 +1,4 @@
-"""Serve the review page, with one link per rater or one shared link.
+"""Serve the review page with one link per rater, or with one shared link.
 
 Each link contains a token that authorizes its rater, so you can also serve the page to other machines
 (`host`), such as phones. Links are stored with the review. They stay the same if the review is served again
@@ -27,7 +27,7 @@ from orchestrate.http import web
 from orchestrate.http.web import RequestGuard, holder
 
 ANYONE = ""
-"""Key of the shared link for raters who enter their name on the page."""
+"""Key of the shared link, for raters who enter their name on the page."""
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  compared with
 
 

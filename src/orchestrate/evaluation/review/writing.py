@@ -1,5 +1,5 @@
-"""Let people write and correct training rows. Each row is assigned to one or two writers. Another person
-settles their disagreements."""
+"""Let people write and correct training rows. Each row has one or two writers, and another person settles
+their disagreements."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RowToWrite(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def asked(self) -> int:
-        """The index of the last question."""
+        """Index of the last question."""
         return max(n for n, m in enumerate(self.example.messages[:-1]) if m.role == "user")
 
     @property
@@ -73,9 +73,9 @@ class RowToWrite(Record, frozen=True, kw_only=True, omit_defaults=True):
 class RowsToWrite(msgspec.Struct, frozen=True):
     rows: list[RowToWrite]
     left_out: dict[str, int]
-    """Number of rows that cannot be edited in the browser, by reason."""
+    """Number of rows that can't be edited in the browser, by reason."""
     unread: tuple[str, ...]
-    """Columns that are missing from the written rows."""
+    """Columns that the written rows won't include."""
 
 
 def rows_of(path: str, review: str) -> RowsToWrite:
@@ -182,8 +182,8 @@ def assign(rows: Sequence[RowToWrite], writers: Sequence[str], overlap: float, s
 
 
 def reassign(assigned: Assigned, said: WrittenSoFar, writers: Sequence[str]) -> Assigned:
-    """Reassign the open rows of people who no longer write, first to the writers with the fewest open rows.
-    Written rows stay with their writers."""
+    """Reassign the open rows of people who no longer write, to the writers with the fewest open rows. Written
+    rows stay with their writers."""
     found: Assigned = {}
     load = dict.fromkeys(writers, 0)
     for task, names in assigned.items():
@@ -206,14 +206,14 @@ def reassign(assigned: Assigned, said: WrittenSoFar, writers: Sequence[str]) -> 
 
 @dataclass
 class WrittenSoFar:
-    """The current texts: the latest one for each writer and row, excluding undone texts."""
+    """The latest text for each writer and row, excluding undone texts."""
 
     texts: dict[str, dict[str, Rating]] = field(default_factory=dict[str, dict[str, Rating]])
     """Texts by row and writer."""
     settled: dict[str, Rating] = field(default_factory=dict[str, Rating])
-    """Decisions by row. A decision is dropped if a writer of the row changes a text later."""
+    """Settled texts by row. If a writer of the row changes a text later, the row is open again."""
     revisions: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
-    """The number of changes to each row."""
+    """Number of changes by person and row."""
     changes: dict[str, list[Rating]] = field(default_factory=dict[str, list[Rating]])
     """Changes that each person can undo, oldest first."""
 
@@ -278,7 +278,7 @@ class WritingDesk:
         self.settler = rater_named(settler)
         if self.settler in self.writers:
             raise UsageError(
-                f"{settler} writes rows, so {settler} cannot settle disagreements about them",
+                f"{settler} is one of the writers and cannot settle their disagreements",
                 fix="choose another name with --settler",
             )
         self.rows = {row.id: row for row in rows}
@@ -293,7 +293,7 @@ class WritingDesk:
         return standing(self._kept.ratings(self.review.id))
 
     def done(self) -> dict[str, int]:
-        """Count the written rows by writer."""
+        """Return the number of written rows by writer."""
         said = self.said()
         return {who: sum(who in texts for texts in said.texts.values()) for who in self.writers}
 
@@ -308,8 +308,8 @@ class WritingDesk:
         ]
 
     def act(self, asked: RowDraft, holder: str = "") -> dict[str, Any]:
-        """Perform a page's action and return what to show next. Raises `UsageError`, and `DataError` for text
-        that is not valid for training."""
+        """Perform an action and return the page's next contents. Raises `UsageError`, and `DataError` for
+        text that is not valid for training."""
         at = asked.at
         with self._lock:
             if asked.action == "save":
@@ -328,8 +328,8 @@ class WritingDesk:
             return  # sent twice
         if asked.revision != said.revisions[who, row.id]:
             raise UsageError(
-                "You saved this row in another window. Reload the page to see both texts. Your "
-                "text here is kept."
+                "You saved this row in another window. Reload the page to see both texts. "
+                "This page keeps your text."
             )
         self._must_be_good(row, asked)
         rating = Rating(
@@ -372,8 +372,8 @@ class WritingDesk:
         return random.Random(f"{self.review.seed}:{task}").sample(texts, 2)  # noqa: S311  not for secrets
 
     def shown(self, who: str, at: int | None = None) -> dict[str, Any]:
-        """Return the contents of the page. Writers don't see each other's texts, and the person who settles
-        disagreements sees no names."""
+        """Return the page's contents. Writers don't see each other's texts, and the person who settles
+        disagreements doesn't see names."""
         said, settles = self.said(), who == self.settler
         order = self.order(who, said)
         done = [_before(said, who, row.id, settles=settles) is not None for row in order]
@@ -454,14 +454,14 @@ class WritingResult(Record, frozen=True, kw_only=True):
     writers: dict[str, tuple[int, int]]
     """Number of rows written and assigned, by writer."""
     doubly: int
-    """Number of rows that two people have written."""
+    """Number of rows that two people wrote."""
     same: Score | None
-    """Share of the rows written by two people that have the same question and answer, ignoring surrounding
-    white space."""
+    """Share of the rows with two writers for which both wrote the same question and answer, ignoring
+    surrounding white space."""
     likeness: Score | None
     """The mean ROUGE-L of the two answers."""
     alpha: Score | None
-    """Krippendorff's alpha, if the answers are labels."""
+    """Krippendorff's alpha, or `None` if the answers are not labels."""
     to_settle: int
     settled: int
     disagreements: tuple[Disagreement, ...]

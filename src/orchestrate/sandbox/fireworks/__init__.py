@@ -33,7 +33,7 @@ from orchestrate.sandbox.state import token
 T = TypeVar("T")
 
 GRPC = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 412: 9, 429: 8, 500: 13, 501: 12, 503: 14, 504: 4}
-"""Maps HTTP statuses to google.rpc codes."""
+"""google.rpc code for each HTTP status."""
 PAGE, MOST = 50, 200
 
 _CLAUSE = re.compile(r"""\s*([\w.]+)\s*(!?=)\s*(?:"([^"]*)"|'([^']*)'|([\w.\-/]+))\s*""")
@@ -56,7 +56,7 @@ def paged(
     *,
     key: Callable[[T], str],
 ) -> Response:
-    """Return a page of all items. The page token is the id of the last item on the previous page."""
+    """Return the page that follows the request's page token: the id of the last item on the previous page."""
     if after := page_token(request):
         items = islice(dropwhile(lambda item: key(item) != after, items), 1, None)
     return page(request, collection, items, render, key=key)
@@ -74,7 +74,7 @@ def page(
     *,
     key: Callable[[T], str],
 ) -> Response:
-    """Return the first page of the items that follow the token."""
+    """Return a page with the first items, and the token for the next page."""
     size = number(request, "pageSize", PAGE, 0, MOST) or PAGE
     first, more = page_of(items, size)
     body: dict[str, Any] = {collection: [render(item) for item in first]}
@@ -83,8 +83,8 @@ def page(
 
 
 def aip_filter(items: Iterator[T], request: Request, fields: Callable[[T], dict[str, str]]) -> Iterator[T]:
-    """Filter items by a subset of AIP-160: `field=value` and `field!=value` joined by AND, with `*` at either
-    end.
+    """Filter items by a subset of AIP-160: `field=value` and `field!=value`, joined by AND. A value may start
+    or end with `*`.
 
     Raises `HostError` 400 for anything else."""
     text = request.query_params.get("filter")

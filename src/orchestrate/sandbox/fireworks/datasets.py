@@ -54,12 +54,13 @@ class Schedule(Body):
     @model_validator(mode="after")
     def _one(self) -> Schedule:
         if len(self.model_fields_set) != 1:
-            raise ValueError("exactly one of constant, linear and cosine must be given")
+            raise ValueError("specify exactly one of constant, linear and cosine")
         return self
 
 
 class Training(Body):
-    """Training fields. Supervised jobs have them at the top level, other jobs under `trainingConfig`."""
+    """Training fields. Supervised jobs have them at the top level, and other jobs have them in
+    `trainingConfig`."""
 
     baseModel: str | None = None
     warmStartFrom: str | None = None
@@ -397,7 +398,7 @@ class FireworksDatasetRoutes:
             if not isinstance(upload, UploadFile):
                 raise HostError(400, "file is required")
             if (upload.size or 0) > MAX_DIRECT:
-                raise HostError(413, f"direct uploads are at most {MAX_DIRECT} bytes; use getUploadEndpoint")
+                raise HostError(413, f"limit of direct uploads: {MAX_DIRECT} bytes. Use getUploadEndpoint")
             with open(self.files.path(f"dataset-{dataset['id']}"), "wb", opener=opener) as out:
                 shutil.copyfileobj(upload.file, out)
             name = upload.filename or "data.jsonl"

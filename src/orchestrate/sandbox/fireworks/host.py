@@ -26,7 +26,16 @@ from orchestrate.sandbox.fireworks.datasets import (
     SupervisedJob,
 )
 from orchestrate.sandbox.fireworks.models import FireworksModelRoutes
-from orchestrate.sandbox.host import NOTE, Host, HostError, iso, json_answer, json_body, parse, route
+from orchestrate.sandbox.host import (
+    SESSION_NOTICE,
+    Host,
+    HostError,
+    iso,
+    json_answer,
+    json_body,
+    parse,
+    route,
+)
 from orchestrate.sandbox.jobs import Phase, SandboxJob
 from orchestrate.sandbox.shared import (
     SandboxFiles,
@@ -76,7 +85,7 @@ BY_METHOD = {kind.method: kind for kind in KINDS.values()}
 
 
 class FireworksJobMaker:
-    """Converts create bodies to jobs, or rejects them as the host does."""
+    """Converts request bodies to jobs, and rejects the ones that Fireworks would reject."""
 
     def __init__(self, datasets: FireworksDatasetRoutes, models: FireworksModelRoutes) -> None:
         self.datasets = datasets
@@ -159,7 +168,7 @@ class FireworksJobMaker:
         found = base_model(base or "", self.host.name)
         if found is None:
             if self.models.job_of(base or "") is not None:
-                raise HostError(400, "HF_PEFT_ADDON is not a base model; use warmStartFrom")
+                raise HostError(400, "HF_PEFT_ADDON is not a base model. Use warmStartFrom")
             raise HostError(404, f"model {base} was not found")
         if found.tunable == "no":
             raise HostError(400, f"model {base} is not tunable")
@@ -254,9 +263,9 @@ class FireworksHost(Host):
         from orchestrate.sandbox.fireworks.sessions import FireworksDesk, FireworksSessionsApi, TrainerRoutes
 
         desk = stepped.session_desk(self, FireworksDesk, lambda name: base_model(name, self.name) is not None)
-        self.sessions = FireworksSessionsApi(desk, notice=NOTE)
+        self.sessions = FireworksSessionsApi(desk, notice=SESSION_NOTICE)
         self.life = self.sessions.life
-        self.trainers = TrainerRoutes(self, desk, NOTE)
+        self.trainers = TrainerRoutes(self, desk, SESSION_NOTICE)
         self._stepped = [*self.sessions.mounted(), *self.trainers.routes()]
 
     def env(self, key: str) -> dict[str, str]:
@@ -370,8 +379,8 @@ class FireworksHost(Host):
     # -- accounts ------------------------------------------------------------------------------------------
 
     def denied(self, request: Request) -> HostError | None:
-        """Return an error unless the account of the request owns the resource. Resource names start with
-        their account. The account `fireworks` has the public models."""
+        """Return an error unless the requesting account owns the resource. Resource names start with the name
+        of their account. Public models belong to the account `fireworks`."""
         parts = request.url.path.split("/")
         if parts[1:3] != ["v1", "accounts"] or len(parts) < 5 or parts[3] in (here(), "fireworks"):
             return None
@@ -400,7 +409,7 @@ class FireworksHost(Host):
     # -- creating ------------------------------------------------------------------------------------------
 
     def create_many(self, bodies: list[dict[str, Any]]) -> list[str]:
-        """Create several jobs at once. In addition to the fields of the request, each body may have a
+        """Create several jobs in one transaction. In addition to the API's fields, each body may have a
         `collection` (default: supervised) and an `id`."""
         made: list[SandboxJob] = []
         with self.state.transaction():
@@ -434,7 +443,7 @@ class FireworksHost(Host):
         return self.render(job)
 
     def word(self, job: SandboxJob) -> str:
-        """Return Fireworks' name for the job's state. CREATING and then VALIDATING cover the first phase."""
+        """Return Fireworks' name for the job's state. The first phase is CREATING, then VALIDATING."""
         now = self.clock.now()
         phase = job.phase(now)
         if phase is Phase.SUCCEEDED and job.early_stopped:
@@ -518,7 +527,7 @@ class FireworksHost(Host):
         return Response(lines, media_type="application/jsonl")
 
     def render_samples(self, request: Request) -> Response:
-        """Return the rendered rows. They are written when the job ends. Until then, the URL returns 404."""
+        """Return the rendered rows, or 404 until the job has ended."""
         job = self.job(request.path_params["id"])
         if job is None or job.ended_at(self.clock.now()) is None:
             raise HostError(404, "the signed URL is invalid, or the file has not been written yet")

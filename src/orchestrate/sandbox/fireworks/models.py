@@ -199,7 +199,7 @@ class FireworksUploadRoutes:
         if slot is None:
             raise HostError(403, "this signed URL is invalid or has expired")
         if "authorization" in request.headers:
-            raise HostError(400, "do not send a key with a signed URL")
+            raise HostError(400, "do not send an API key to a signed URL")
         size = slot["size"]
         if request.headers.get("x-goog-content-length-range") != f"{size},{size}":
             raise HostError(
@@ -366,7 +366,7 @@ class FireworksModelRoutes:
         if job is None and base_model(base, "fireworks") is None:
             raise HostError(404, f"model {base} was not found")
         if not body.get("deploymentShape") and not body.get("acceleratorType"):
-            raise HostError(400, "accelerator_type must be specified when no deployment_shape is")
+            raise HostError(400, "accelerator_type is required without a deployment_shape")
         id = request.query_params.get("deploymentId") or f"sandbox-{token(8).lower()}"
         if not _ID.match(id):
             raise HostError(400, f"deployment id {id!r} must be lower-case letters, digits and hyphens")
@@ -444,9 +444,9 @@ class FireworksModelRoutes:
         job = self._job(str(body.get("model") or ""))
         deployment = self.host.state.get("fireworks", "deployment", short(str(body.get("deployment") or "")))
         if deployment is None:
-            raise HostError(400, "LoRA addons need a dedicated deployment")
+            raise HostError(400, "LoRA addons require a dedicated deployment")
         if not deployment.get("enableAddons"):
-            raise HostError(400, f"deployment {deployment['id']} does not have addons enabled")
+            raise HostError(400, f"addons are not enabled on deployment {deployment['id']}")
         if deployment["baseModel"] != job.base:
             raise HostError(400, f"deployment {deployment['id']} serves a different base model")
         id = f"{short(job.output)}-{token(6).lower()}"

@@ -1,7 +1,7 @@
-"""Fireworks' training sessions, simulated by the server of `orchestrate sessions serve`: serverless, and on
-dedicated trainers (`TrainerRoutes`).
+"""Fireworks' training sessions, serverless and on dedicated trainers (`TrainerRoutes`). The server of
+`orchestrate sessions serve` simulates them.
 
-The log-probabilities of samples are the model's own, before temperature.
+The log-probabilities of samples don't include the temperature.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from orchestrate.sandbox.shared import base_model
 ROOT = "/training/v1/serverless"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 CROSS_JOB = "cross_job://"
-"""Prefix of the path of a save on another trainer."""
+"""Path prefix for a save on another trainer."""
 Values = dict[str, Any]
 
 
 class Completion(Body):
-    """A request from the client's sampler. Prompt and streamed answer are token ids."""
+    """A request from the client's sampler. Its prompt and the streamed response are token ids."""
 
     model: str
     prompt: Annotated[list[int], Field(min_length=1)]
@@ -64,7 +64,8 @@ class Completion(Body):
 
 
 class FireworksDesk(SessionDesk):
-    """Names saved weights as Fireworks does: `account/run/name`, or only `name` on a trainer."""
+    """Session manager that names saved weights as Fireworks does: `account/run/name`, or only `name` on a
+    trainer."""
 
     def path_of(self, owner: str, model: str, kind: str, name: str) -> str:
         run = model.partition(":")[0]
@@ -109,7 +110,7 @@ class FireworksSessionsApi(SessionsApi):
         return JSONResponse({})
 
     async def complete(self, request: Request) -> Response:
-        """Sample from weights saved for sampling, or from the base model of a session."""
+        """Sample from saved sampler weights, or from a session's base model."""
         asked = parse(Completion, await json_body(request))
         session, _, path = asked.model.partition("/trainingSessions/")[2].partition("/checkpoints/")
         self.desk.caller(session, here())
@@ -156,7 +157,7 @@ def _stream(answer: Values) -> bytes:
 
 
 USD_PER_HOUR = 8.0
-"""Hourly price of one H200 in USD, according to the price page."""
+"""Hourly price of one H200 in US dollars, from Fireworks' price page."""
 SHAPE = {
     "acceleratorType": "NVIDIA_H200_141GB",
     "acceleratorCount": 1,
@@ -164,7 +165,7 @@ SHAPE = {
     "maxSupportedContextLength": 32768,
 }
 TRAINER: ContextVar[str] = ContextVar("trainer")
-"""The trainer to whose address the current request was sent."""
+"""Id of the trainer that handles the current request."""
 DEFAULT_INACTIVE_S, MOST_INACTIVE_S = 3600.0, 3 * 3600.0
 
 
@@ -185,7 +186,8 @@ class CreateTrainer(Body):
 
 
 class TrainerSessionsApi(FireworksSessionsApi):
-    """Sessions on dedicated trainers. A session belongs to the trainer at whose address it was opened."""
+    """Sessions on dedicated trainers. A session belongs to the trainer that received the request to open
+    it."""
 
     def new_id(self) -> str:
         return super().new_id().removeprefix("ts-")
@@ -222,7 +224,7 @@ class TrainerRoutes:
         ]
 
     def shapes(self, request: Request) -> Response:
-        """Describe a shape. Shapes with a name ending in `-lora` train adapters."""
+        """Describe a training shape. Shapes with names ending in `-lora` train adapters."""
         owner, shape = request.path_params["owner"], request.path_params["shape"]
         mode = "LORA_TRAINER" if shape.endswith("-lora") else "POLICY_TRAINER"
         name = f"accounts/{owner}/trainingShapes/{shape}/versions/1"
@@ -235,7 +237,7 @@ class TrainerRoutes:
         asked = parse(CreateTrainer, await json_body(request))
         id, shape = request.query_params.get("rlorTrainerJobId"), request.query_params.get("trainingShape")
         if not id or not shape:
-            raise HostError(400, "the sandbox requires an id and a training shape for a trainer")
+            raise HostError(400, "creating a trainer in the sandbox requires an id and a training shape")
         if self.host.state.get(self.host.name, "trainer", id) is not None:
             raise HostError(409, f"rlorTrainerJob {id} already exists")
         if base_model(asked.trainingConfig.baseModel, "fireworks") is None:
@@ -267,7 +269,7 @@ class TrainerRoutes:
         return self.settled(found)
 
     def settled(self, trainer: Values) -> Values:
-        """Stop a trainer that has been inactive for too long."""
+        """Return the trainer, and stop it first if it has been inactive for too long."""
         ends = trainer["active_at"] + trainer["inactive_s"]
         if trainer["stopped_at"] is None and self.host.clock.now() >= ends:
             self._end(trainer, ends)
@@ -329,7 +331,7 @@ class TrainerRoutes:
                 raise HostError(403, "the key has no access to this trainer", code="permission_denied")
             trainer = self._found(TRAINER.get())
             if trainer["stopped_at"] is not None or self.host.clock.now() < trainer["ready_at"]:
-                raise HostError(404, f"trainer {trainer['id']} does not run")
+                raise HostError(404, f"trainer {trainer['id']} is not running")
             trainer["active_at"] = self.host.clock.now()
             self._save(trainer)
             await app(scope, receive, send)

@@ -39,7 +39,7 @@ def dialect(kind: str) -> type[Host]:
     entry = described().get(kind)
     if entry is None:
         known = ", ".join(described())
-        raise UsageError(f"no description of a host named {kind!r}; known: {known}")
+        raise UsageError(f"no host named {kind!r} is described. Known hosts: {known}")
     told = description.read(*entry)
     absolute = "learning_rate" in told.settings and told.settings["learning_rate"].field is not None
     own = {

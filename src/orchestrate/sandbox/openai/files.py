@@ -175,7 +175,7 @@ class OpenAIFiles:
             )
         if asked.md5 is not None and asked.md5 != digest.hexdigest():
             self.files.path(id).unlink()
-            raise HostError(400, "Checksum mismatch: the md5 of the parts differs", param="md5")
+            raise HostError(400, "Checksum mismatch: the parts have a different MD5 hash", param="md5")
         file = self._add(id, upload["filename"], upload["purpose"], size)
         for part in known:
             self.files.path(part).unlink(missing_ok=True)

@@ -43,7 +43,7 @@ from orchestrate.sandbox.uploads import AcceptedRows
 
 
 def events_of(job: SandboxJob, now: float, trainer: Trainer) -> list[dict[str, Any]]:
-    """List events, oldest first, up to `now`. The ids are the same every time."""
+    """List events, oldest first, up to `now`. An event's id never changes."""
     found: list[tuple[float, str, str, str, dict[str, Any]]] = []
 
     def say(
@@ -202,7 +202,7 @@ def _graded(asked: RunGrader) -> dict[str, Any]:
 
 
 def organization() -> str:
-    """Return the organization of the account of the current request."""
+    """Return the organization that the current request's key belongs to."""
     return f"org-{here()}"
 
 
@@ -483,7 +483,7 @@ class OpenAIHost(Host):
 
     def tuned(self, name: str) -> tuple[SandboxJob, int | None]:
         """Find the job that trained a model, and the step if the name refers to a checkpoint. Raises
-        `HostError` 404."""
+        `HostError` 404 for an unknown name."""
         output, step = openai.split_step(name)
         for job in self.jobs(where=("$.output", output)):
             if job.phase(self.clock.now()) is Phase.SUCCEEDED and not job.body.get("sandbox_model_deleted"):
@@ -501,7 +501,7 @@ class OpenAIHost(Host):
 
     def asked_model(self, name: str) -> tuple[SandboxJob | None, int | None]:
         """Find the model that a request names: a job and one of its steps, or a base model. Raises
-        `HostError` 404."""
+        `HostError` 404 for an unknown name."""
         if self.is_tuned(name):
             return self.tuned(name)
         if base_model(name, self.name, undated=True) is None:

@@ -14,7 +14,7 @@ from orchestrate.core import days
 from orchestrate.costing import PLAY_MONEY, built_in
 from orchestrate.profile import HUB_ID
 from orchestrate.sandbox import stepped
-from orchestrate.sandbox.host import NOTE, Host, HostError, route
+from orchestrate.sandbox.host import SESSION_NOTICE, Host, HostError, route
 from orchestrate.sandbox.uploads import AcceptedRows
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class TinkerHost(Host):
             for kind in ("train", "prefill", "sample")
         }
         prices = {kind: rate.usd for kind, rate in rates.items() if rate is not None}
-        return SessionsApi(desk, notice=f"prices are play money; {NOTE}", prices=prices)
+        return SessionsApi(desk, notice=SESSION_NOTICE, prices=prices)
 
     def routes(self) -> list[BaseRoute]:
         if self._api is not None:

@@ -106,14 +106,14 @@ class TogetherCreateJob(Body):
     @model_validator(mode="after")
     def _one_start(self) -> TogetherCreateJob:
         if (self.model is None) == (self.from_checkpoint is None):
-            raise ValueError("exactly one of model and from_checkpoint must be given")
+            raise ValueError("specify exactly one of model and from_checkpoint")
         if self.early_stopping_enabled:
             patience = 2 if self.early_stopping_patience is None else self.early_stopping_patience
             warmup = 1 if self.early_stopping_warmup_evals is None else self.early_stopping_warmup_evals
             if not self.validation_file or self.n_evals < patience + warmup + 1:
-                raise ValueError("early stopping needs a validation file and enough n_evals")
+                raise ValueError("early stopping requires a validation file and enough n_evals")
         if self.n_evals and not self.validation_file:
-            raise ValueError("n_evals needs a validation_file")
+            raise ValueError("n_evals requires a validation_file")
         return self
 
 
@@ -170,8 +170,8 @@ TAKEN = AcceptedRows(
 
 @cache
 def limits_of(model: str) -> dict[str, Any]:
-    """Return the limits of a model from the catalog if it has them, otherwise the limits of most models at
-    the host."""
+    """Return a model's limits from the catalog. If the catalog has none, return the limits of most Together
+    models."""
     resolved = resolve(model, "together")
     host = resolved.host
     rank = (host.max_rank if host else None) or 64

@@ -1,5 +1,5 @@
-"""Together's project and its dedicated endpoints (v2): the project's models, hardware and prices, adapters
-from elsewhere, and endpoints with their deployments and the traffic split between them."""
+"""Together's projects and dedicated endpoints (v2): models, hardware and prices, uploaded adapters, and
+endpoints with deployments and traffic splits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestrate.sandbox.state import token
 
 
 PUBLIC = "proj-together"
-"""Project that owns the base models."""
+"""Id of the project that owns the base models."""
 _DAY = 1_780_000_000.0
 _HARDWARE = (
     ("1xnvidia-h100-80gb", "H100", 1, 80, 549),
@@ -75,7 +75,7 @@ class Registry:
         return listed(data)
 
     def weights(self) -> dict[str, tuple[str, SandboxJob]]:
-        """Map registry ids to (name, job) of all finished weights."""
+        """Return the (name, job) of all finished weights by registry id."""
         found: dict[str, tuple[str, SandboxJob]] = {}
         for job in self.host.jobs():
             if job.phase(self.host.clock.now()) is Phase.SUCCEEDED:
@@ -151,7 +151,7 @@ class Registry:
 
 
 def listed(data: list[dict[str, Any]]) -> Response:
-    """Format a list of the v2 API, in one page."""
+    """Format items as a list of the v2 API with a single page."""
     return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
 
 
@@ -268,7 +268,7 @@ class TogetherCompleteUpload(Body):
 
 
 class TogetherUploadRoutes:
-    """Routes for registered adapters at the Together host."""
+    """Routes for uploaded adapters on the Together host."""
 
     def __init__(self, host: Host, registry: Registry) -> None:
         self.host, self.registry = host, registry
@@ -351,7 +351,7 @@ class TogetherUploadRoutes:
         if upload is None or request.headers.get("x-part") != number:
             raise HostError(403, "the signed URL is invalid", code="permission_denied")
         if "authorization" in request.headers:
-            raise HostError(400, "do not send a key with a signed URL", code="invalid_argument")
+            raise HostError(400, "do not send an API key to a signed URL", code="invalid_argument")
         data = await request.body()
         if len(data) > PART_BYTES:
             raise HostError(400, "a part must be at most 20 MB", code="invalid_argument")
@@ -439,11 +439,11 @@ class UpdateDeployment(Body):
 
 
 EXPERIMENTS = ("abExperiments", "shadowExperiments", "rollouts")
-"""Fields of an endpoint for experiments and rollouts, which the sandbox does not create."""
+"""Endpoint fields for experiments and rollouts, which the sandbox does not simulate."""
 
 
 class Endpoints:
-    """Routes for endpoints and deployments at the Together host."""
+    """Routes for endpoints and deployments on the Together host."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -546,7 +546,7 @@ class Endpoints:
 
     def _check_etag(self, stored: dict[str, Any], given: str | None) -> None:
         if given is not None and given != stored["etag"]:
-            raise HostError(409, "the object has changed in the meantime (etag)", code="etag_mismatch")
+            raise HostError(409, "the object has changed since you read it", code="etag_mismatch")
 
     def delete(self, request: Request) -> Response:
         endpoint = self._found(request)
@@ -658,7 +658,7 @@ class Endpoints:
         return json_answer({"id": deployment["id"], "deleted": True, "sandbox": True})
 
     def serving(self, model: str) -> SandboxJob | None:
-        """Find the job that trained the weights served at an endpoint. Returns `None` for a deployed base
+        """Find the job that trained the weights that an endpoint serves. Returns `None` for a deployed base
         model.
 
         Raises `HostError`: 400 for a tuned model without a dedicated endpoint, 503 while the endpoint

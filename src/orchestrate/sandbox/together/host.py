@@ -50,7 +50,7 @@ FORMATS: dict[type[Any], str] = {
 
 
 def preview(host: Host, asked: Preview, path: Path) -> dict[str, Any]:
-    """Show the first `top_k` rows. Raises `HostError` 400 for files that are not for SFT."""
+    """Return the first `top_k` rows. Raises `HostError` 400 for files that are not for SFT."""
     tokenizer = trainer_tokenizer(host)
     limit = limits_of(asked.model)["max_seq_length_sft"]
     examples = [example for example, _ in islice(read(path, TAKEN), asked.top_k)]
@@ -69,7 +69,8 @@ def preview(host: Host, asked: Preview, path: Path) -> dict[str, Any]:
 
 
 def tokenized(host: Host, path: Path) -> bytes:
-    """Render all rows as JSON Lines of ids and labels. The format of the real archive is not published."""
+    """Render all rows as JSON Lines of ids and labels. Together does not publish the format of its
+    archive."""
     tokenizer = trainer_tokenizer(host)
     rows = (encoded(tokenizer, example) for example, _ in read(path, TAKEN))
     lines = (
@@ -240,7 +241,7 @@ class TogetherHost(Host):
         return self.render(job)
 
     def word(self, job: SandboxJob) -> str:
-        """Return Together's name for the job's state. The last phase is first compressing, then uploading."""
+        """Return Together's name for the job's state. The last phase is compressing, then uploading."""
         now = self.clock.now()
         phase = job.phase(now)
         if phase is Phase.FINALIZING:
@@ -258,7 +259,7 @@ class TogetherHost(Host):
         }[phase]
 
     def render(self, job: SandboxJob, *, whole: bool = True) -> dict[str, Any]:
-        """Render the job as `retrieve` returns it, or without events, as lists return it."""
+        """Render the job as `retrieve` returns it. Lists return it without events."""
         now = self.clock.now()
         phase = job.phase(now)
         body = job.body

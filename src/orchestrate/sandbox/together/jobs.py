@@ -1,5 +1,6 @@
-"""Together's uploads and jobs: one PUT to a signed URL after a redirect, or parts of a large file. Creating a
-job checks it, prices it and says where it starts from."""
+"""Together's uploads and jobs. Clients upload a file with one PUT to a signed URL after a redirect, or a
+large file in parts. Creating a job validates it, estimates its price and finds the weights that it starts
+from."""
 
 from __future__ import annotations
 
@@ -109,7 +110,7 @@ class TogetherFiles:
         return body
 
     def status(self, file: StoredFile) -> str | None:
-        """Return the stage of the host's validation, or `None` for files that it does not validate."""
+        """Return the status of the host's validation, or `None` for files that the host does not validate."""
         if file.report is None:
             return None
         now = self.host.clock.now()
@@ -121,7 +122,7 @@ class TogetherFiles:
     # -- one PUT -------------------------------------------------------------------------------------------
 
     async def ask(self, request: Request) -> Response:
-        """Start an upload. The SDK sends the file name, and the response redirects to the upload URL."""
+        """Start an upload, and redirect the client to its signed URL."""
         async with request.form() as form:
             values = {k: str(v) for k, v in form.items()}
         self._check(values.get("purpose"), values.get("file_name"))
@@ -191,7 +192,7 @@ class TogetherFiles:
         return file
 
     async def direct(self, request: Request) -> Response:
-        """Handle a direct multipart upload as in the published API description, without a redirect."""
+        """Handle a direct multipart upload, which the published API allows, without a redirect."""
         async with request.form(max_part_size=1 << 32) as form:
             upload = form.get("file")
             if upload is None or isinstance(upload, str):
@@ -296,7 +297,7 @@ class FileExists(HostError):
 
 
 class TogetherJobMaker:
-    """Converts create bodies to jobs, or rejects them as the host does."""
+    """Converts request bodies to jobs, and rejects the ones that Together would reject."""
 
     def __init__(self, files: SandboxFiles) -> None:
         self.files = files
@@ -483,7 +484,7 @@ def events_of(job: SandboxJob, now: float, trainer: Trainer) -> list[dict[str, A
 
     say(job.created_at, "job_pending", "Fine-tune request created")
     say(job.created_at, "warning", f"Sandbox: {trainer.describe(job)}", "warning")
-    say(job.started_at, "job_start", "Job started at the sandbox")
+    say(job.started_at, "job_start", "Job started in the sandbox")
     say(job.started_at, "model_downloading", f"Downloading model {job.base}")
     say(job.started_at, "model_download_complete", "Model downloaded", param_count=None)
     say(job.started_at, "training_data_downloading", f"Downloading {job.training_file}")
@@ -562,7 +563,7 @@ def _event(job: SandboxJob, at: float, type: str, message: str, level: str, **mo
 def metrics_of(
     job: SandboxJob, now: float, trainer: Trainer, query: Mapping[str, str]
 ) -> list[dict[str, float]]:
-    """Build rows with `train/...` values and rows with `eval/...` values, in chronological order."""
+    """Return metrics rows in chronological order, with either `train/...` or `eval/...` values."""
     if job.phase(now) in (Phase.VALIDATING, Phase.QUEUED):
         return []
     rows: list[dict[str, float]] = []

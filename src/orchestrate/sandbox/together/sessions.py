@@ -74,7 +74,7 @@ class TrainingSessions:
         self._lock, self._starting = threading.RLock(), threading.Lock()
         self._worker: SharedWorker | None = None
         self._loaded: set[str] = set()
-        """Sessions of this process. Sessions of an earlier process have failed."""
+        """Ids of the sessions that this process trains. Sessions of earlier processes have failed."""
         self._operations: dict[str, Values] = {}
         self._by_key: dict[tuple[str, str, str], str] = {}
 
@@ -376,7 +376,7 @@ class TrainingSessions:
     def files(self, request: Request) -> Response:
         found = self._found("rl-checkpoint", request.path_params["id"])
         if request.query_params.get("variant") != "CHECKPOINT_VARIANT_ADAPTER" or "registration" not in found:
-            raise HostError(400, "the sandbox only supports adapters of inference checkpoints")
+            raise HostError(400, "the sandbox only serves the adapters of inference checkpoints")
         there = sorted(self.host.state.files.joinpath(found["id"]).iterdir())
         data = [
             {
@@ -395,7 +395,7 @@ class TrainingSessions:
     # -- operations ----------------------------------------------------------------------------------------
 
     def payload(self, request: Request) -> Response:
-        """Return an upload URL for a body that is too large for a request."""
+        """Return an upload URL for a payload that is too large for a request."""
         self._live(request.path_params["id"])
         id = token(24)
         return json_answer({"payload_id": id, "upload_url": self.host.signed(f"payload/{id}")})
@@ -410,7 +410,7 @@ class TrainingSessions:
     async def operate(self, request: Request) -> Response:
         kind = request.path_params["kind"]
         if kind not in KINDS:
-            raise HostError(404, f"there is no operation named {kind}", code="not_found")
+            raise HostError(404, f"unknown operation: {kind}", code="not_found")
         key = request.headers.get("idempotency-key")
         if not key:
             raise HostError(400, "the header Idempotency-Key is missing", code="invalid_argument")
@@ -442,7 +442,7 @@ class TrainingSessions:
     def operation(self, request: Request) -> Response:
         found = self._operations.get(request.path_params["operation"])
         if found is None or found["session"] != request.path_params["id"]:
-            raise HostError(404, "the operation was not found", code="not_found")
+            raise HostError(404, "operation not found", code="not_found")
         session = self._live(found["session"])
         if found["status"] == "RUNNING":
             self._active(self._found("model-resources", session["model_resources_id"]))

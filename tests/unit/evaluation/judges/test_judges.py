@@ -166,7 +166,7 @@ def test_what_is_kept_names_all_that_a_mark_depends_on() -> None:
         Judge(model="judge-1", place=one.place, rubric=other, ask=one.ask).digest("score"),
     }
     assert len(digests) == 5
-    assert "the judge was not compared with human ratings" in (ScoreJudge(one).used.unfit or "")
+    assert "the judge has not been compared with human ratings" in (ScoreJudge(one).used.unfit or "")
 
 
 # -- two answers ---------------------------------------------------------------------------------------------

@@ -235,7 +235,7 @@ def test_rated_single_answers_are_read_as_they_were_written(store: Store, tmp_pa
         ('{"prompt": "x"}', "use prompt and answer, prompt and answers, or messages"),
         ('{"prompt": "x", "answer": "y"}', "quality has no rating"),
         ('{"prompt": "x", "answer": "y", "rating": 6}', "from 1 to 5"),
-        ('{"prompt": "x", "answers": ["y", "z"]}', "two answers, but no preference"),
+        ('{"prompt": "x", "answers": ["y", "z"]}', "pairs need a preference"),
         ('{"prompt": "x", "answers": ["y"], "preferred": "first"}', "line 1"),
         ('{"prompt": "x", "answers": ["y", "z"], "preferred": "best"}', "line 1"),
         ("", "no rated answer"),
