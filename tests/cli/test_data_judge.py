@@ -129,7 +129,8 @@ def test_without_people_nothing_is_left_out(cli: Cli, host: ChatHost, folder: Pa
     assert wrong.code == 2 and "must be calibrated on single answers" in wrong.err
     assert host.bodies == []
     loose = cli(*command(host, "--uncalibrated", "--yes", "--json"))
-    assert loose.code == 0 and "the judge has not been compared with human ratings" in loose.json["judge"]["unfit"]
+    assert loose.code == 0
+    assert "the judge has not been compared with human ratings" in loose.json["judge"]["unfit"]
 
 
 def test_it_stops_before_the_limit_and_goes_on(cli: Cli, host: ChatHost, folder: Path) -> None:

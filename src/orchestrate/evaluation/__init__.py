@@ -63,7 +63,7 @@ class ScoredItem(Record, frozen=True, kw_only=True, omit_defaults=True):
 NO_ANSWER = "(no answer)"
 
 
-def in_words(text: str, calls: Sequence[dict[str, Any]]) -> str:
+def message_text(text: str, calls: Sequence[dict[str, Any]]) -> str:
     """Return a message as text, including its tool calls."""
     written = [msgspec.json.encode(call.get("function")).decode() for call in calls]
     return "\n".join(filter(None, [text, *written]))

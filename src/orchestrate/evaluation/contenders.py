@@ -30,7 +30,7 @@ Likelihoods = Callable[[Sequence[Mapping[str, Any]]], list[Likelihood]]
 """A function with the signature of `local.Generator.likelihoods`."""
 
 
-class Asks(Protocol):
+class QuestionClient(Protocol):
     """A client that sends questions to a model, such as `providers.chat.completions.Chat`. It accepts up to
     `threads` concurrent calls, and sends each question once."""
 
@@ -72,18 +72,20 @@ class Candidate:
         return (*item.prompt[:head], *self.shots, *item.prompt[head:])
 
 
-def examples_of(items: Sequence[Item], asked: Sequence[Item]) -> list[Item]:
+def examples_of(items: Sequence[Item], evaluated: Sequence[Item]) -> list[Item]:
     """Return the items that can serve as few-shot examples, excluding the evaluated questions and
     duplicates."""
-    questions = {_question(item) for item in asked}
+    questions = {_question(item) for item in evaluated}
     fit = {_question(item): item for item in reversed(items) if item.expected}
     return [item for question, item in fit.items() if question not in questions]
 
 
-def shots_of(items: Sequence[Item], wanted: int, asked: Sequence[Item], seed: int = 0) -> tuple[Message, ...]:
+def shots_of(
+    items: Sequence[Item], wanted: int, evaluated: Sequence[Item], seed: int = 0
+) -> tuple[Message, ...]:
     """Pick `wanted` few-shot examples from `items` as messages, excluding the evaluated questions. The same
     seed gives the same examples. They stand for the examples that a team would add to its prompt."""
-    free = examples_of(items, asked)
+    free = examples_of(items, evaluated)
     order = sorted(free, key=lambda item: hashlib.sha256(f"{seed}:{item.id}".encode()).digest())
     found: list[Message] = []
     for item in order[:wanted]:
@@ -106,7 +108,7 @@ def with_shots(candidate: Candidate, shots: tuple[Message, ...], count: int) -> 
 
 def by_chat(
     contender: Contender,
-    chat: Asks,
+    chat: QuestionClient,
     sampling: Sampling,
     price: Price | None,
     first_seconds: Callable[[], float | None] | None = None,
@@ -166,7 +168,7 @@ def by_generator(
                 rounding="told" if sampling.temperature == 0 else "left",
                 schema=schema_of(sampling.response_format),
             )
-            answers |= {q.digest: _told(r) for q, r in zip(same, replies, strict=True)}
+            answers |= {q.digest: _answer_of(r) for q, r in zip(same, replies, strict=True)}
         return [answers[q.digest] for q in questions]
 
     identity = {"here": weights, "base": base, "seed": sampling.seed, **_way(sampling)}
@@ -197,12 +199,12 @@ def expected_likelihoods(candidate: Candidate, items: Sequence[Item]) -> list[tu
     rows: list[dict[str, Any]] = []
     for item in items:
         messages = [m.to_dict() for m in item.prompt]
-        asked = {"messages": messages, "answer": item.expected, "tools": list(item.tools)}
-        rows.append(asked if messages else {"text": item.expected})
+        sent = {"messages": messages, "answer": item.expected, "tools": list(item.tools)}
+        rows.append(sent if messages else {"text": item.expected})
     return [(found.nats, found.tokens) for found in candidate.likelihood(rows)]
 
 
-def _told(reply: Reply | DataError) -> Answer:
+def _answer_of(reply: Reply | DataError) -> Answer:
     return answer_of(reply) if isinstance(reply, Reply) else Answer(text="", error=str(reply))
 
 
@@ -218,8 +220,8 @@ def fingerprint(model: str) -> str:
     folder = Path(model)
     if not folder.is_dir():
         return model
-    told = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir() if p.is_file())
-    return hashlib.sha256(repr((str(folder.resolve()), told)).encode()).hexdigest()[:32]
+    files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir() if p.is_file())
+    return hashlib.sha256(repr((str(folder.resolve()), files)).encode()).hexdigest()[:32]
 
 
 def _way(sampling: Sampling) -> dict[str, Any]:

@@ -82,14 +82,14 @@ def plan(
     smallest = statistics.detectable(len(items))
     return EvaluationPlan(
         items=len(items),
-        asked=tuple(_asked(items, candidate, samples, asking) for candidate in candidates),
+        asked=tuple(_planned(items, candidate, samples, asking) for candidate in candidates),
         detectable=smallest,
         rows_for=tuple((d, statistics.rows_for(d)) for d in _NOTED if d < smallest),
         assumed=statistics.DISCORDANT,
     )
 
 
-def _asked(items: Sequence[Item], candidate: Candidate, samples: int, asking: Asking) -> ContenderPlan:
+def _planned(items: Sequence[Item], candidate: Candidate, samples: int, asking: Asking) -> ContenderPlan:
     questions = candidate.questions(items, samples)
     kept = asking.kept(candidate.respondent, questions)
     price, expected, high = candidate.respondent.price, Decimal(0), Decimal(0)
@@ -170,7 +170,7 @@ def evaluate(
     first = terms.metrics[0].used
     rivals = set(terms.rivals.values())
     write_items(items_file, scored.answered)
-    lost = asking.purse.lost()
+    unanswered = asking.purse.lost()
     return Evaluation(
         id=id,
         created_at=datetime.now(UTC),
@@ -199,7 +199,7 @@ def evaluate(
             *_words(first, items),
             *_notes(contenders, sides),
             *_judges([m.used for m in terms.metrics]),
-            *([str(lost)] if lost else ()),
+            *([str(unanswered)] if unanswered else ()),
         ),
     )
 
@@ -217,14 +217,14 @@ def with_likelihood(
     items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], candidate: Candidate
 ) -> list[tuple[Answer, ...]]:
     """Add to each answer the model's likelihood of the expected answer."""
-    told = expected_likelihoods(candidate, items)
+    likelihoods = expected_likelihoods(candidate, items)
     return [
         tuple(replace(a, expected_nats=nats, expected_tokens=tokens) for a in own)
-        for own, (nats, tokens) in zip(answers, told, strict=True)
+        for own, (nats, tokens) in zip(answers, likelihoods, strict=True)
     ]
 
 
-def _counted(candidate: Candidate, answers: Sequence[Answer], lost: Unaccounted) -> Contender:
+def _counted(candidate: Candidate, answers: Sequence[Answer], unanswered: Unaccounted) -> Contender:
     """The contender with what its answers took."""
     came = [a for a in answers if a.error is None]
     seconds = sorted(a.seconds for a in came if a.seconds is not None)
@@ -237,8 +237,8 @@ def _counted(candidate: Candidate, answers: Sequence[Answer], lost: Unaccounted)
         prompt_tokens=_sum([a.prompt_tokens for a in came]),
         completion_tokens=_sum([a.completion_tokens for a in came]),
         usd=sum((a.usd or Decimal(0) for a in came), Decimal(0)) if priced else None,
-        lost_requests=lost.requests,
-        lost_usd=lost.usd,
+        lost_requests=unanswered.requests,
+        lost_usd=unanswered.usd,
         seconds=median(seconds) if seconds else None,
         seconds_p95=seconds[math.ceil(0.95 * len(seconds)) - 1] if seconds else None,
         first_token_seconds=median(first) if first else None,
@@ -336,8 +336,8 @@ def _judges(metrics: Sequence[MetricUsed]) -> Iterator[str]:
     for one in metrics:
         if one.unfit is not None:
             yield f"{one.name} cannot decide the verdict: {one.unfit}"
-        elif told := one.detail.get("agreement"):
-            yield f"{one.name} was compared with human ratings: {told}"
+        elif agreement := one.detail.get("agreement"):
+            yield f"{one.name} was compared with human ratings: {agreement}"
         for note in one.detail.get("notes", ()):
             yield f"{one.name}: {note}"
 

@@ -111,10 +111,10 @@ def _calls_before(example: Example, unread: Mapping[str, Any]) -> list[Item]:
     if not isinstance(example, ChatExample):
         return []
     found: list[Item] = []
-    for at, said in enumerate(example.messages[:-1]):
-        if said.role == "assistant" and said.tool_calls and said.weight != 0 and at:
-            calls = tuple(msgspec.to_builtins(call) for call in said.tool_calls)
-            made = _made(example.messages[:at], said.text, calls, example.tools or (), dict(unread))
+    for at, message in enumerate(example.messages[:-1]):
+        if message.role == "assistant" and message.tool_calls and message.weight != 0 and at:
+            calls = tuple(msgspec.to_builtins(call) for call in message.tool_calls)
+            made = _made(example.messages[:at], message.text, calls, example.tools or (), dict(unread))
             if isinstance(made, Item):
                 found.append(made)
     return found
@@ -256,12 +256,12 @@ def _item(row: dict[str, Any], columns: dict[str, UnreadColumn]) -> Item | str:
     if isinstance(found, Item) and read is not None and read.example is not None:
         note(columns, read.unread, visible(read.example))
         return found
-    asked = prompt_of(row)
-    if not isinstance(asked, list):
-        return item_of(asked, {})
+    prompt = prompt_of(row)
+    if not isinstance(prompt, list):
+        return item_of(prompt, {})
     if found is not None:
         return found
-    problems = [*asked, *(read.problems if read is not None else ())]
+    problems = [*prompt, *(read.problems if read is not None else ())]
     errors = [p.message for p in problems if p.severity is Severity.ERROR]
     return f"rows that could not be read ({errors[0]})" if errors else "rows without a question"
 

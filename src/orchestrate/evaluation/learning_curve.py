@@ -31,7 +31,7 @@ class Measured(NamedTuple):
     if unknown)."""
 
     rows: int
-    lost: float
+    loss: float
     error: float | None
 
 
@@ -49,7 +49,7 @@ class Gain(Record, frozen=True, kw_only=True):
 
 def measured_gain(before: Measured, after: Measured) -> Gain:
     """Return the gain between two models that were both evaluated."""
-    value, errors = before.lost - after.lost, (before.error, after.error)
+    value, errors = before.loss - after.loss, (before.error, after.error)
     gain = Gain(rows_before=before.rows, rows_after=after.rows, value=value)
     if errors[0] is None or errors[1] is None:
         return gain
@@ -64,7 +64,7 @@ def speeds_up(points: Sequence[Measured]) -> bool:
     No power law fits such points."""
     first, second, last = sorted(points)[-3:]
     earlier, later = (
-        (a.lost - b.lost) / math.log2(b.rows / a.rows) for a, b in ((first, second), (second, last))
+        (a.loss - b.loss) / math.log2(b.rows / a.rows) for a, b in ((first, second), (second, last))
     )
     errors = math.hypot(*(point.error or 0.0 for point in (first, second, second, last)))
     return later > max(earlier, 0.0) * 1.2 + _Z * errors
@@ -98,17 +98,17 @@ class Law:
 def _drawn(points: Sequence[Measured], most: int, chance: random.Random) -> list[_Drawn]:
     """Curves in proportion to how well they fit; before, every power was as likely, and every floor and
     every scale from 0."""
-    worst, best = max(point.lost for point in points), min(point.lost for point in points)
+    worst, best = max(point.loss for point in points), min(point.loss for point in points)
     # Where no error is known, those from 1% to half of what the points differ by are looked at.
     spread = (worst - best) or abs(best) or 1.0
-    whole = all(point.error for point in points)
-    errors = [0.0] if whole else [spread * 0.01 * 50 ** (k / 7) for k in range(8)]
+    all_known = all(point.error for point in points)
+    errors = [0.0] if all_known else [spread * 0.01 * 50 ** (k / 7) for k in range(8)]
     found: list[tuple[float, _Drawn]] = []  # log weight
     for power in _POWERS:
         shapes = [(point.rows / most) ** -power for point in points]
         for error in errors:
             weights = [1 / (point.error or error) ** 2 for point in points]
-            fit = _line(shapes, [point.lost for point in points], weights)
+            fit = _line(shapes, [point.loss for point in points], weights)
             evidence = (
                 sum(map(math.log, weights)) / 2 - fit.missed / 2 + math.log(fit.floor_error * fit.scale_error)
             )
@@ -138,10 +138,10 @@ class _FittedLine(NamedTuple):
 
 
 def _line(xs: Sequence[float], ys: Sequence[float], weights: Sequence[float]) -> _FittedLine:
-    whole = sum(weights)
-    center = sum(w * x for w, x in zip(weights, xs, strict=True)) / whole
-    level = sum(w * y for w, y in zip(weights, ys, strict=True)) / whole
+    total = sum(weights)
+    center = sum(w * x for w, x in zip(weights, xs, strict=True)) / total
+    level = sum(w * y for w, y in zip(weights, ys, strict=True)) / total
     across = sum(w * (x - center) ** 2 for w, x in zip(weights, xs, strict=True))
     scale = sum(w * (x - center) * (y - level) for w, x, y in zip(weights, xs, ys, strict=True)) / across
     missed = sum(w * (y - level - scale * (x - center)) ** 2 for w, x, y in zip(weights, xs, ys, strict=True))
-    return _FittedLine(level, whole**-0.5, scale, across**-0.5, center, missed)
+    return _FittedLine(level, total**-0.5, scale, across**-0.5, center, missed)

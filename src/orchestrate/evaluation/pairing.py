@@ -93,8 +93,8 @@ def _of(answered: Sequence[ScoredItem], contender: str, against: str, metric: st
 
 
 def _question(one: ScoredItem) -> str:
-    said = [m.content for m in one.item.prompt if m.role not in ("system", "developer")]
-    return said[-1] if said else ""
+    texts = [m.content for m in one.item.prompt if m.role not in ("system", "developer")]
+    return texts[-1] if texts else ""
 
 
 def _shown(answers: Sequence[Answer]) -> str:
@@ -141,7 +141,7 @@ def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pa
     if not common:
         return None
     old, new = first[1], second[1]
-    same = sum(_said(before[id], old) == _said(after[id], new) for id in common)
+    same = sum(_texts(before[id], old) == _texts(after[id], new) for id in common)
     shared = [m for m in first[0].metrics if m.name in {n.name for n in second[0].metrics}]
     differences: list[Difference] = []
     for metric in shared:
@@ -191,7 +191,7 @@ def _read(evaluation: Evaluation) -> list[ScoredItem]:
         return []  # gone, or of the time before several contenders
 
 
-def _said(answered: ScoredItem, name: str) -> list[str]:
+def _texts(answered: ScoredItem, name: str) -> list[str]:
     return [a.text for a in answered.answers.get(name, ())]
 
 

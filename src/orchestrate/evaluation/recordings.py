@@ -57,14 +57,14 @@ def covering(items: Sequence[Item], most: int | None) -> Covering:
     equal = len(items) - len(distinct)
     if most is None or len(distinct) <= most:
         return Covering(tuple(distinct), equal, 0, 0)
-    fresh = compare.SeenTexts().add([_asked(item) for item in distinct])
+    fresh = compare.SeenTexts().add([_question_text(item) for item in distinct])
     apart = [item for item, seen in zip(distinct, fresh, strict=True) if not seen]
     if len(apart) <= most:  # nearly equal ones fill the places that are left
         fill = [item for item, seen in zip(distinct, fresh, strict=True) if seen][: most - len(apart)]
         chosen = {item.id for item in (*apart, *fill)}
         taken = tuple(item for item in distinct if item.id in chosen)
         return Covering(taken, equal, len(distinct) - len(taken), len(apart))
-    _, sketches = compare.digests([_asked(item) for item in apart])
+    _, sketches = compare.digests([_question_text(item) for item in apart])
     places, clusters = _spread(sketches, most)
     taken = tuple(apart[i] for i in sorted(places))
     return Covering(taken, equal, len(distinct) - len(apart), clusters)
@@ -98,11 +98,11 @@ def _spread(sketches: Any, most: int) -> tuple[set[int], int]:
     return chosen, len(centres)
 
 
-def _asked(item: Item) -> str:
+def _question_text(item: Item) -> str:
     """Return what distinguishes prompts: everything but the system text, which all prompts of a task
     share."""
-    said = [m.content for m in item.prompt if m.role not in ("system", "developer")]
-    return "\n".join(said) or item.prompt[-1].content
+    texts = [m.content for m in item.prompt if m.role not in ("system", "developer")]
+    return "\n".join(texts) or item.prompt[-1].content
 
 
 KIND = "recording"
@@ -172,10 +172,10 @@ def row_of(item: Item, answer: Answer, *, own: bool = False) -> dict[str, Any]:
     """Build a chat row from the prompt and the expected answer. Uses the recorded answer with `own`, or if no
     expected answer is known."""
     recorded = own or not (item.expected or item.expected_calls)
-    said: dict[str, Any] = {"role": "assistant", "content": answer.text if recorded else item.expected}
+    reply: dict[str, Any] = {"role": "assistant", "content": answer.text if recorded else item.expected}
     if calls := list(answer.tool_calls if recorded else item.expected_calls):
-        said["tool_calls"] = calls
-    row: dict[str, Any] = {"messages": [*(m.to_dict() for m in item.prompt), said]}
+        reply["tool_calls"] = calls
+    row: dict[str, Any] = {"messages": [*(m.to_dict() for m in item.prompt), reply]}
     return row | ({"tools": list(item.tools)} if item.tools else {})
 
 

@@ -107,17 +107,17 @@ def _both_answered(
     measured: _Measured, differences: Sequence[Difference], sides: Sequence[Side]
 ) -> dict[str, Difference]:
     """See `Scored.both_answered`; corrected over the contenders like the differences on all items."""
-    whole = [d for d in differences if d.metric == measured.name and not d.slice]
+    overall = [d for d in differences if d.metric == measured.name and not d.slice]
     answers = {side.name: side.answers for side in sides}
     found: dict[str, Difference] = {}
-    for d in whole:
+    for d in overall:
         given = [all(a.error is None for a in own) for own in answers[d.against]]
         if not all(given):
             rival = measured.theirs.get(d.contender) or measured.own[d.against]
             places = [i for i, there in enumerate(given) if there]
             found[d.contender] = measured.own[d.contender].difference(rival, places, d.contender, d.against)
-    corrected = statistics.holm([found.get(d.contender, d).p_value or 0.0 for d in whole])
-    for d, p in zip(whole, corrected, strict=True):
+    corrected = statistics.holm([found.get(d.contender, d).p_value or 0.0 for d in overall])
+    for d, p in zip(overall, corrected, strict=True):
         if d.contender in found:
             found[d.contender] = replace(found[d.contender], p_corrected=p)
     return found
@@ -138,8 +138,8 @@ class MetricColumn:
     @classmethod
     def of(cls, items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], metric: Metric) -> MetricColumn:
         pairs = [(i, item, a) for i, (item, own) in enumerate(zip(items, answers, strict=True)) for a in own]
-        asked = [(item, a) for _, item, a in pairs if a.error is None]
-        given = iter(metric.marks(asked))
+        answered = [(item, a) for _, item, a in pairs if a.error is None]
+        given = iter(metric.marks(answered))
         wrong = Mark(
             None if metric.used.kind == "amount" else 0.0, "no answer: the host rejected the question"
         )
@@ -219,8 +219,8 @@ def beside(
         if a.error is b.error is None:
             marks[i].append(next(given))
         else:
-            lost = 0.5 if None not in (a.error, b.error) else float(a.error is None)
-            marks[i].append(Mark(lost, "no answer: the host rejected the question"))
+            value = 0.5 if None not in (a.error, b.error) else float(a.error is None)
+            marks[i].append(Mark(value, "no answer: the host rejected the question"))
     turned = [[Mark(None if m.value is None else 1 - m.value, m.note) for m in own] for own in marks]
     alone = PerAnswer(metric.used, lambda item, answer: None)
     first, second = (

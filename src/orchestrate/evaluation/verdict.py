@@ -62,23 +62,25 @@ def verdicts(
     ship."""
     if metric.better == "neither":
         return []
-    asked: dict[str, tuple[list[Measure], list[Difference]]] = {}
+    compared: dict[str, tuple[list[Measure], list[Difference]]] = {}
     for name in contenders:
         mine = [m for m in measures if (m.contender, m.metric, m.slice) == (name, metric.name, "")]
         apart = [d for d in differences if (d.contender, d.metric, d.slice) == (name, metric.name, "")]
         if apart or (mine and demand.target is not None):
-            asked[name] = (mine, apart)
+            compared[name] = (mine, apart)
     found: list[Verdict] = []
-    for name, (mine, apart) in asked.items():
+    for name, (mine, apart) in compared.items():
         parts = [
-            _of_target(metric, decisive(m.score, len(asked)), demand.target, len(asked))
+            _of_target(metric, decisive(m.score, len(compared)), demand.target, len(compared))
             for m in mine
             if demand.target is not None
         ]
         for d in apart:
-            part = _of_rival(metric, d, demand.margin, len(asked))
+            part = _of_rival(metric, d, demand.margin, len(compared))
             if part.decision == "ship" and answered and name in answered:
-                part = _without_refused(part, d, _of_rival(metric, answered[name], demand.margin, len(asked)))
+                part = _without_refused(
+                    part, d, _of_rival(metric, answered[name], demand.margin, len(compared))
+                )
             parts.append(part)
         found.append(_joined(metric, name, parts))
     return found
@@ -110,9 +112,9 @@ def with_parts(verdict: Verdict, parts: Sequence[VerdictReason]) -> Verdict:
     )
 
 
-def _without_refused(part: VerdictReason, whole: Difference, answered: VerdictReason) -> VerdictReason:
+def _without_refused(part: VerdictReason, full: Difference, answered: VerdictReason) -> VerdictReason:
     """The part, unless it ships only by what the rival did not answer."""
-    missing = f"{whole.against} did not answer some of these questions"
+    missing = f"{full.against} did not answer some of these questions"
     if answered.decision == "ship":
         return VerdictReason(
             "ship", f"{part.reason}. {missing}, and the result is the same without them: {answered.reason}"
@@ -137,16 +139,16 @@ def _joined(metric: MetricUsed, name: str, parts: Sequence[VerdictReason]) -> Ve
 def _of_target(metric: MetricUsed, score: Score, target: float | None, contenders: int) -> VerdictReason:
     wanted = target or 0.0
     rows_read = f"{count(score.n, 'row')}{_corrected_for(contenders)}"
-    said = f"{metric.name} {shown(metric, score.value)} ({_span(metric, score)}, {rows_read})"
+    finding = f"{metric.name} {shown(metric, score.value)} ({_span(metric, score)}, {rows_read})"
     goal = f"the target {shown(metric, wanted)}"
     low, high = _good_side(metric, score, wanted)
     if low >= 0:
-        return VerdictReason("ship", f"{said} reaches {goal}")
+        return VerdictReason("ship", f"{finding} reaches {goal}")
     if high < 0:
-        return VerdictReason("do not ship", f"{said} does not reach {goal}")
+        return VerdictReason("do not ship", f"{finding} does not reach {goal}")
     rows = rows_to_decide(score, wanted)
     return VerdictReason(
-        "not enough evidence", f"{said} is not clearly above or below {goal}{_more(rows)}", rows
+        "not enough evidence", f"{finding} is not clearly above or below {goal}{_more(rows)}", rows
     )
 
 
@@ -160,28 +162,28 @@ def _of_rival(metric: MetricUsed, difference: Difference, margin: float, contend
     score = difference.score if margin == 0 else held
     corrected = "" if margin == 0 else _corrected_for(contenders)
     sign = -1 if metric.better == "lower" else 1
-    said = (
+    finding = (
         f"{metric.name} {points(metric, score.value)} against {difference.against} "
         f"({points(metric, score.low)} to {points(metric, score.high)}, {count(score.n, 'row')}{corrected})"
     )
     if difference.gained or difference.lost:
-        said += f", {difference.gained} gained and {difference.lost} lost"
+        finding += f", {difference.gained} gained and {difference.lost} lost"
     low, high = _good_side(metric, score, sign * margin)
     better = difference.shown and score.value * sign > 0 if margin == 0 else low > 0
     worse = difference.shown and score.value * sign < 0 if margin == 0 else high < 0
     if better:
-        return VerdictReason("ship", f"{said}: it {_wish(metric, margin, 'is')}")
+        return VerdictReason("ship", f"{finding}: it {_requirement(metric, margin, 'is')}")
     if worse:
-        return VerdictReason("do not ship", f"{said}: it {_wish(metric, margin, 'is not')}")
+        return VerdictReason("do not ship", f"{finding}: it {_requirement(metric, margin, 'is not')}")
     rows = rows_to_decide(held, sign * margin)
     return VerdictReason(
         "not enough evidence",
-        f"{said}: the data does not show that it {_wish(metric, margin, 'is')}{_more(rows)}",
+        f"{finding}: the data does not show that it {_requirement(metric, margin, 'is')}{_more(rows)}",
         rows,
     )
 
 
-def _wish(metric: MetricUsed, margin: float, verb: str) -> str:
+def _requirement(metric: MetricUsed, margin: float, verb: str) -> str:
     if margin == 0:
         return f"{verb} better"
     if margin > 0:

@@ -413,7 +413,7 @@ class Front:
                 answer = await self._do(scope, body)
                 await answer(scope, receive, send)
             case "unknown_status":
-                await _with_word(answer, self.host.status_field, fault.word)(scope, receive, send)
+                await _with_status(answer, self.host.status_field, fault.word)(scope, receive, send)
             case "endless":
                 first = await self._do({**scope, "query_string": b""}, body)
                 await _changed(first, lambda page: page.update(self.host.endless))(scope, receive, send)
@@ -507,7 +507,7 @@ async def _half(answer: Response, send: Send) -> None:
     await asyncio.sleep(0.05)  # lets the half leave this machine before the connection goes
 
 
-def _with_word(answer: Response, field: str, word: str) -> Response:
+def _with_status(answer: Response, field: str, status: str) -> Response:
     """Replace the status of each job in the answer."""
 
     def replace(content: dict[str, Any]) -> None:
@@ -516,7 +516,7 @@ def _with_word(answer: Response, field: str, word: str) -> Response:
             items.extend(value if isinstance(value, list) else ())  # pyright: ignore[reportUnknownArgumentType]
         for item in items:
             if isinstance(item, dict) and isinstance(item.get(field), str):  # pyright: ignore
-                item[field] = word
+                item[field] = status
 
     return _changed(answer, replace)
 

@@ -19,7 +19,7 @@ from orchestrate.http.wire import json_body as json_body
 from orchestrate.http.wire import parse as parse
 from orchestrate.http.wire.openai import number as number
 from orchestrate.sandbox.accounts import here
-from orchestrate.sandbox.jobs import Phase, SandboxJob, SandboxSettings, Trouble
+from orchestrate.sandbox.jobs import JobFailure, Phase, SandboxJob, SandboxSettings
 from orchestrate.sandbox.state import SandboxClock, SandboxState, token
 from orchestrate.sandbox.uploads import AcceptedRows
 
@@ -164,7 +164,7 @@ class Host(ABC):
             "sandbox_note": f"{NOTE}. {self.trainer.describe(job)}",
         }
 
-    def trouble(self, job: SandboxJob, now: float) -> Trouble | None:
+    def trouble(self, job: SandboxJob, now: float) -> JobFailure | None:
         return job.trouble if job.phase(now) is Phase.FAILED else None
 
 

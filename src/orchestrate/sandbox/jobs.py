@@ -60,7 +60,7 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
     deploying: float = 1.5
 
 
-class Trouble(msgspec.Struct, kw_only=True, omit_defaults=True):
+class JobFailure(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Error of a failed job, in the host's format."""
 
     message: str
@@ -118,7 +118,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
     cancelled_at: float | None = None
     paused_at: float | None = None
     failed_at: float | None = None
-    trouble: Trouble | None = None
+    trouble: JobFailure | None = None
     early_stopped: bool = False
     engine_steps: int | None = None
     """Total number of steps according to the engine, or `None` while unknown."""
@@ -160,8 +160,8 @@ class SandboxJob(msgspec.Struct, kw_only=True):
             return 1.0
         if self.trained:
             return min(1.0, (self.engine_step or 0) / self.total_steps)
-        whole = max(1e-9, (self.trained_at or now) - self.started_at)
-        return max(0.0, min(1.0, (now - self.started_at) / whole))
+        duration = max(1e-9, (self.trained_at or now) - self.started_at)
+        return max(0.0, min(1.0, (now - self.started_at) / duration))
 
     def step(self, now: float) -> int:
         return int(self.fraction(now) * self.total_steps)

@@ -21,7 +21,7 @@ from orchestrate.http.web import Patient, edge, listen, running
 from orchestrate.sandbox.front import Fault, Front, control_routes
 from orchestrate.sandbox.host import Host
 from orchestrate.sandbox.jobs import SLOTS, Durations, SandboxSettings
-from orchestrate.sandbox.starts import URLS_KEPT, AlreadyUp, Start, Ways, last_start
+from orchestrate.sandbox.starts import URLS_KEPT, AlreadyUp, Start, StartOptions, last_start
 from orchestrate.sandbox.state import SandboxClock, SandboxState
 from orchestrate.sandbox.training import Trainer
 from orchestrate.settings.config import SANDBOX_KEY_PREFIX
@@ -42,19 +42,19 @@ def dialect(kind: str) -> type[Host]:
     return import_module(f"orchestrate.sandbox.{file.parent.name}.dialect").dialect(kind)
 
 
-def stand_ins() -> list[type[Host]]:
+def simulated_hosts() -> list[type[Host]]:
     """List the simulated hosts, one for each folder with a `host` module, in the order of their ports."""
     here = Path(__file__).parent
     found = [import_module(f"orchestrate.sandbox.{file.parent.name}.host") for file in here.glob("*/host.py")]
     return sorted((module.HOST for module in found), key=lambda host: host.place)
 
 
-def _listen(port: int, *, asked: int) -> socket.socket:
+def _listen(port: int, *, requested: int) -> socket.socket:
     """Listen on the requested port, or on the port of the last start if it is still free."""
     try:
         return listen(port)
     except SetupError:
-        if asked:
+        if requested:
             raise
         return listen(0)
 
@@ -138,12 +138,12 @@ def serve(  # noqa: PLR0913  each is a setting of its own
     with ExitStack() as opened, _home(home) as folder, locked(folder / "lock") as held:
         if not held:
             raise AlreadyUp(folder)
-        kinds = [*stand_ins(), *(dialect(kind) for kind in also)]
+        kinds = [*simulated_hosts(), *(dialect(kind) for kind in also)]
         before, base = last_start(folder), _model(model, train)
-        asked = [*ports, *[0] * (len(kinds) - len(ports))]
+        requested = [*ports, *[0] * (len(kinds) - len(ports))]
         sockets = [
-            opened.enter_context(closing(_listen(port or before.ports.get(kind.name, 0), asked=port)))
-            for port, kind in zip(asked, kinds, strict=True)
+            opened.enter_context(closing(_listen(port or before.ports.get(kind.name, 0), requested=port)))
+            for port, kind in zip(requested, kinds, strict=True)
         ]
         state = SandboxState(folder)
         clock = SandboxClock(state, speed)
@@ -159,10 +159,12 @@ def serve(  # noqa: PLR0913  each is a setting of its own
             front.app = edge(host.routes(), max_body=_MOST_BODY, tell=host.error, lifespan=host.life)
             front.control = edge(control_routes(host, front, clock), max_body=_MOST_BODY, tell=host.error)
         env = {name: value for host in hosts.values() for name, value in host.env(key).items()}
-        ways = Ways(speed=speed, train=train, slots=slots, threads=threads, model=model, also=tuple(also))
+        options = StartOptions(
+            speed=speed, train=train, slots=slots, threads=threads, model=model, also=tuple(also)
+        )
         bound = {host.name: sock.getsockname()[1] for host, sock in zip(hosts.values(), sockets, strict=True)}
         were = tuple(dict.fromkeys([*before.urls, *urls.values()]))[-URLS_KEPT:]
-        start_now = Start(env=env, ports=bound, urls=were, ways=ways)
+        start_now = Start(env=env, ports=bound, urls=were, ways=options)
         state.set("start", msgspec.json.encode(start_now).decode())
         trainer.start(hosts)
         try:

@@ -88,8 +88,8 @@ def nano_usd(usd: Decimal | None) -> int:
 
 def money(usd: Decimal) -> dict[str, object]:
     """Format an amount as Fireworks does: integer units as a string, and nanos."""
-    whole = int(usd)
-    return {"currencyCode": "USD", "units": str(whole), "nanos": int((usd - whole) * 1_000_000_000)}
+    dollars = int(usd)
+    return {"currencyCode": "USD", "units": str(dollars), "nanos": int((usd - dollars) * 1_000_000_000)}
 
 
 # Chat completions, as the hosts answer them.
@@ -129,30 +129,30 @@ def parse_chat(values: dict[str, Any]) -> SandboxChatRequest:
 
 
 def complete(
-    host: Host, asked: SandboxChatRequest, job: SandboxJob | None, step: int | None = None
+    host: Host, chat: SandboxChatRequest, job: SandboxJob | None, step: int | None = None
 ) -> Response:
     """Generate an answer with a job's tuned model. Without a job, use the model that replaces the base
     model."""
-    messages = [Message(role=m.role, content=m.text()) for m in asked.messages]
-    most = asked.max_completion_tokens or asked.max_tokens or DEFAULT_MAX_TOKENS
+    messages = [Message(role=m.role, content=m.text()) for m in chat.messages]
+    most = chat.max_completion_tokens or chat.max_tokens or DEFAULT_MAX_TOKENS
     try:
-        reply = host.trainer.reply(job, step, messages, max_tokens=most, temperature=asked.temperature or 0.0)
+        reply = host.trainer.reply(job, step, messages, max_tokens=most, temperature=chat.temperature or 0.0)
     except FileNotFoundError as error:
-        raise HostError(404, f"the weights of {asked.model} are missing", code="model_not_found") from error
+        raise HostError(404, f"the weights of {chat.model} are missing", code="model_not_found") from error
     except DataError as error:
         raise HostError(400, error.message, code="context_length_exceeded", param="messages") from error
-    body = _body(host, asked, reply)
-    if asked.stream:
+    body = _body(host, chat, reply)
+    if chat.stream:
         return StreamingResponse(_stream(body, reply), media_type="text/event-stream")
     return json_answer(body)
 
 
-def _body(host: Host, asked: SandboxChatRequest, reply: Reply) -> dict[str, Any]:
+def _body(host: Host, parsed: SandboxChatRequest, reply: Reply) -> dict[str, Any]:
     message = chat.message(reply.content, refusal=None)
     body = chat.completion(
         f"chatcmpl-{token()}",
         int(host.clock.now()),
-        asked.model,
+        parsed.model,
         [chat.choice(0, message, reply.finish_reason or "stop")],
         chat.usage(reply.prompt_tokens or 0, reply.completion_tokens or 0),
     )

@@ -15,7 +15,7 @@ from orchestrate.types import decoding
 URLS_KEPT = 80
 
 
-class Ways(msgspec.Struct, frozen=True, kw_only=True):
+class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options that a sandbox was started with. See `orchestrate.sandbox.running`."""
 
     speed: float = 1.0
@@ -35,7 +35,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     urls: tuple[str, ...] = ()
     """Base URLs of the hosts at this and earlier starts. They differ if another program took a port in the
     meantime. The jobs are the same."""
-    ways: Ways = Ways()
+    ways: StartOptions = StartOptions()
 
 
 def last_start(home: Path) -> Start:

@@ -39,8 +39,8 @@ async def suffer(api: SessionsApi | None, kind: str, delay_s: float) -> Response
     if kind in PAUSES:
         await asyncio.sleep(delay_s)  # the client asks again at once
         why = "injected by a sandbox fault"
-        told = {"type": "try_again", "queue_state": kind, "queue_state_reason": why}
-        return JSONResponse(told, 408)
+        body = {"type": "try_again", "queue_state": kind, "queue_state_reason": why}
+        return JSONResponse(body, 408)
     if api is not None:
         for caller in [one for one in api.desk.callers.values() if one.owner == here()]:
             api.desk.end(caller, keeps=False)

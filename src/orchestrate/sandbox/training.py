@@ -26,10 +26,10 @@ from orchestrate.local.run.checkpoints import Progress
 from orchestrate.sandbox.jobs import (
     BROUGHT,
     DEFAULT_BETA,
+    JobFailure,
     Phase,
     SandboxJob,
     SandboxSettings,
-    Trouble,
     brought_at,
 )
 from orchestrate.sandbox.uploads import AcceptedRows, write_canonical
@@ -87,15 +87,15 @@ class Generators:
     ) -> Reply:
         """Generate a reply with the adapter or, without one, with the sandbox's own model. Errors from
         `Generator` propagate."""
-        asked = _PendingChat(adapter, messages, max_tokens, temperature)
+        pending = _PendingChat(adapter, messages, max_tokens, temperature)
         with self._queue:
-            self._waiting.append(asked)
+            self._waiting.append(pending)
         with self._answering:
-            if not asked.reply.done():  # else answered with the one before
+            if not pending.reply.done():  # else answered with the one before
                 if temperature == 0:
                     time.sleep(GATHERING_S)
-                self._answer(asked)
-        return asked.reply.result()
+                self._answer(pending)
+        return pending.reply.result()
 
     def _answer(self, first: _PendingChat) -> None:
         with self._queue:
@@ -451,7 +451,10 @@ class Trainer:
 
     def _fail(self, host: JobStore, job: SandboxJob, message: str) -> None:
         _set(
-            host, job.id, failed_at=self.clock.now(), trouble=Trouble(message=message, code="training_failed")
+            host,
+            job.id,
+            failed_at=self.clock.now(),
+            trouble=JobFailure(message=message, code="training_failed"),
         )
 
     def _run_of(self, key: tuple[str, str]) -> RunDir:
@@ -582,8 +585,8 @@ class Trainer:
 
 def _method(job: SandboxJob) -> Method:
     if job.kind == "dpo":
-        asked: dict[str, Any] = {"beta": DEFAULT_BETA, **job.preference}
-        return Preferences(**asked)
+        options: dict[str, Any] = {"beta": DEFAULT_BETA, **job.preference}
+        return Preferences(**options)
     return Supervised(train_on_inputs=job.train_on_inputs)
 
 

@@ -209,8 +209,8 @@ def _require_in_range(kind: type[Method], own: Mapping[str, Any], hyper: Mapping
     try:
         JobSpec.parse({"model": "model", "train": OWN_LOOP, "method": method, **fields, **optimizer})
     except SpecError as error:
-        told = error.message.partition(":")[2]
-        raise UsageError(f"a setting of the recipe is wrong:{told}") from error
+        message = error.message.partition(":")[2]
+        raise UsageError(f"a setting of the recipe is wrong:{message}") from error
     counts = {name: given.get(name) for name in ("max_new_tokens", "grader_seconds", "recovery_seconds")}
     for name, value in {**counts, "samples_per_prompt": own.get("samples_per_prompt")}.items():
         if isinstance(value, int | float) and not 0 < value < math.inf:
@@ -243,7 +243,7 @@ class _Work(ABC):
         self.session, self.job, self.hyper = session, job, job.hyper
         ended = session.recipes[job.name]  # the same call again trains on
         self.folder = session.folder / "recipes" / (f"{job.name}-{ended + 1}" if ended else job.name)
-        _forget_lost(self.folder, session)
+        _discard_stale(self.folder, session)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.template, self.context = _template(session)
         limits = [n for n in (job.hyper.max_seq_length, self.context) if n is not None]
@@ -325,7 +325,7 @@ def _drive(session: TrainingSession, work: _Work) -> dict[str, float]:
     return {**[p.values for p in RunDir(session.folder).metrics() if p.step == began + total][-1]}
 
 
-def _forget_lost(folder: Path, session: TrainingSession) -> None:
+def _discard_stale(folder: Path, session: TrainingSession) -> None:
     """Forget a recipe that began behind the save from which the session goes on. What it read of the model
     then, such as a reference, is of weights that are gone."""
     if (folder / "began.json").exists() and _began(folder, session.step) > session.step:
@@ -482,8 +482,8 @@ class _Sampled(_Work):
         room = None if self.limit is None else self.limit - self.hyper.max_new_tokens
         rows, left_out = encode_prompts(path, self.template, folder, room)
         if left_out:
-            told = f"{name}: dropped {left_out} prompts with more than {room} tokens"
-            self.session.add_event(told, level="warning", type="data")
+            message = f"{name}: dropped {left_out} prompts with more than {room} tokens"
+            self.session.add_event(message, level="warning", type="data")
         return rows
 
     def draw(self, rows: EncodedRows, batch: Sequence[int], count: int, temperature: float) -> list[_Answer]:
@@ -513,13 +513,13 @@ class _Sampled(_Work):
         if not any(one.any() for one in advantages):  # momentum alone would carry the weights away
             return None
         loss, tokens = self.job.loss, sum(len(one.drawn.tokens) for one in answers)
-        asked = self._prompts(answers) if loss == "dro" else {}
+        prompt = self._prompts(answers) if loss == "dro" else {}
         data: list[dict[str, Any]] = []
         for one, advantage in zip(answers, advantages, strict=True):
             before, ids = [0.0] * (len(one.prompt) - 1), [*one.prompt, *one.drawn.tokens]
             inputs = {
                 "target_tokens": ids[1:],
-                "logprobs": [*asked.get(one.row, before), *one.drawn.logprobs],
+                "logprobs": [*prompt.get(one.row, before), *one.drawn.logprobs],
                 "advantages": [*before, *(advantage / tokens)],
             }
             if loss == "gspo":  # the ratio is that of the answer alone
@@ -586,11 +586,11 @@ class _Policy(_Sampled):
         """Grade each answer without its thinking. Raises `RunFailed` where none can be graded."""
         grades: list[Grade] = []
         for one in answers:
-            asked, ids = rows.prompts[one.row], one.drawn.tokens
+            prompt, ids = rows.prompts[one.row], one.drawn.tokens
             ended = one.drawn.stop_reason == "stop"
-            said = ids[:-1] if ended and ids and ids[-1] in self.template.special else ids
-            read = self.template.said(said, one.prompt, tools=asked.tools, cut=not ended)
-            item = {"messages": msgspec.to_builtins(asked.messages), **asked.fields}
+            ids_read = ids[:-1] if ended and ids and ids[-1] in self.template.special else ids
+            read = self.template.said(ids_read, one.prompt, tools=prompt.tools, cut=not ended)
+            item = {"messages": msgspec.to_builtins(prompt.messages), **prompt.fields}
             grades += self.grader.grade([read], [item])
             if abs(grades[-1].score) > LARGEST_REWARD:
                 raise RunFailed(
@@ -625,14 +625,14 @@ def _grader(method: Reinforcement, hyper: Hyper) -> Grader:
     return Grader(method.grader, seconds=hyper.grader_seconds)
 
 
-def _require_fields(grader: Grader, asked: Mapping[str, Any], prompts: Sequence[RLExample]) -> None:
+def _require_fields(grader: Grader, source: Mapping[str, Any], prompts: Sequence[RLExample]) -> None:
     """Raises `DataError` if rows lack a field that the grader reads: their answers, which cost money, could
     not be graded. Code is tried on an empty answer to one row of each set of fields."""
-    read, tried = fields_read(asked), set[frozenset[str]]()
+    read, tried = fields_read(source), set[frozenset[str]]()
     for number, row in enumerate(prompts, 1):
         item = {"messages": msgspec.to_builtins(row.messages), **row.fields}
         missing = next((field for field in read if lacks(item, field)), None)
-        if (names := frozenset(item)) not in tried and runs_code(asked):
+        if (names := frozenset(item)) not in tried and runs_code(source):
             tried.add(names)
             [grade] = grader.grade([""], [item])
             if NEVER_GRADES.match(grade.error or ""):
@@ -641,7 +641,7 @@ def _require_fields(grader: Grader, asked: Mapping[str, Any], prompts: Sequence[
                     fix="fix the grader's source code",
                 )
             unknown = re.search(r"KeyError: '(\w+)'", grade.error or "")
-            if unknown and unknown[1] not in names and _reads(asked, unknown[1]):
+            if unknown and unknown[1] not in names and _reads(source, unknown[1]):
                 missing = unknown[1]
         if missing is not None:
             raise DataError(
@@ -670,10 +670,10 @@ class _Distillation(_Sampled):
 
     def _apart(self, answers: Sequence[_Answer]) -> list[np.ndarray[Any, Any]]:
         """Return how much likelier the teacher finds each token of the answers, as a log-ratio."""
-        asked = [self.teacher.futures.logprobs([*one.prompt, *one.drawn.tokens]) for one in answers]
+        prompt = [self.teacher.futures.logprobs([*one.prompt, *one.drawn.tokens]) for one in answers]
         return [
             np.array(future.result()[len(one.prompt) :], dtype=np.float64) - np.array(one.drawn.logprobs)
-            for one, future in zip(answers, asked, strict=True)
+            for one, future in zip(answers, prompt, strict=True)
         ]
 
     def _described(

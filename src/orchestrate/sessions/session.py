@@ -34,7 +34,7 @@ from orchestrate.sessions.shapes import (
     SavedState,
     StepOutput,
 )
-from orchestrate.sessions.tracking import LOOK_S, REFRESH_S, SessionRecord, SessionRequest, ended_already
+from orchestrate.sessions.tracking import CHECK_S, REFRESH_S, SessionRecord, SessionRequest, ended_already
 from orchestrate.types import JobError, Run
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class TrainingSession:
         self._under_way = 0
         self._opened: SessionBackend | None = None
         self._ready = False
-        self._asked_at = time.monotonic()
+        self._last_request_at = time.monotonic()
         self._step = self._trained = 0
         self._usd = Decimal(0)
         self.recipes = Counter[str]()
@@ -219,7 +219,7 @@ class TrainingSession:
 
     def set_total_steps(self, steps: int) -> None:
         """Set the total number of steps of your loop, so the run can show its progress."""
-        self._record.tell(total_steps=steps)
+        self._record.write_status(total_steps=steps)
 
     # -- sampling ------------------------------------------------------------------------------------------
 
@@ -250,7 +250,7 @@ class TrainingSession:
         where = self._record.save(
             name, step, lambda to: self._answer(self._backend.save(to, optimizer=True), until), kept=kept
         )
-        self._asked_at = time.monotonic()
+        self._last_request_at = time.monotonic()
         self._record.visit_store()
         return SavedState(name, step, where)
 
@@ -267,7 +267,7 @@ class TrainingSession:
     def _wait_for(self, future: Future[Any], until: float | None = None) -> None:
         """Wait for a host that may be gone. Raises what ended the session meanwhile. With `until`, by the
         monotonic clock, raises `HostUnavailable` then, and once the run is to be cancelled."""
-        while not wait([future], LOOK_S).done:
+        while not wait([future], CHECK_S).done:
             if self._ended is not None:
                 raise self._ended
             if until is not None and (time.monotonic() > until or self._record.dir.asked() == "cancel"):
@@ -283,7 +283,7 @@ class TrainingSession:
         with self._lock:
             self._require_going()
             self._answer(self._backend.load(path, optimizer=optimizer))
-            self._asked_at = time.monotonic()
+            self._last_request_at = time.monotonic()
 
     # -- ending --------------------------------------------------------------------------------------------
 
@@ -296,8 +296,8 @@ class TrainingSession:
         """End the session permanently because of an error that would recur after resuming."""
         with self._lock:
             if not self._has_ended():
-                told = JobError(code=type(error).__name__, message=str(error) or type(error).__name__)
-                self._end("failed", error=told)
+                job_error = JobError(code=type(error).__name__, message=str(error) or type(error).__name__)
+                self._end("failed", error=job_error)
 
     def close(self) -> None:
         """End the session. The current weights become the run's tuned model."""
@@ -322,7 +322,7 @@ class TrainingSession:
         with self._held(until) as held:
             if self._has_ended():
                 return
-            told = f"{why}. To continue: {self._record.way_back(raised=code == 'limit')}"
+            job_error = f"{why}. To continue: {self._record.way_back(raised=code == 'limit')}"
             last = "last save" if self._record.saves() else "start"
             try:
                 if not held:
@@ -330,12 +330,12 @@ class TrainingSession:
                 if self._step_when_sent(until):
                     self._save(LAST, until=until)
             except OrchestrateError as failed:
-                told += f" from its {last} ({failed.message})"
+                job_error += f" from its {last} ({failed.message})"
             except OSError as failed:
-                told += f" from its {last} (no room for a new save: {failed})"
+                job_error += f" from its {last} (no room for a new save: {failed})"
             if self._record.dir.asked() == "cancel":
                 self._cancel()
-            self._end("paused", error=JobError(code=code, message=told), raised=error)
+            self._end("paused", error=JobError(code=code, message=job_error), raised=error)
 
     def _cancel(self) -> None:
         with self._held(time.monotonic()):
@@ -345,7 +345,7 @@ class TrainingSession:
     def _held(self, until: float) -> Generator[bool]:
         """Hold the lock, or go on without it after `until` or once the run is to be cancelled: whoever holds
         it may wait for a host that is gone."""
-        while not (held := self._lock.acquire(timeout=LOOK_S)):
+        while not (held := self._lock.acquire(timeout=CHECK_S)):
             if time.monotonic() > until or self._record.dir.asked() == "cancel":
                 break
         try:
@@ -406,11 +406,11 @@ class TrainingSession:
         try:
             self._open()
         except BaseException as error:
-            asked = {"cancel": "cancelled", "pause": "paused"}.get(record.dir.asked() or "")
-            gone = isinstance(error, HostUnavailable) and not record.run.own_loop
-            again = gone or not isinstance(error, Exception) or bool(record.saves())
-            told = JobError(code=type(error).__name__, message=str(error) or type(error).__name__)
-            self._end(asked or ("paused" if again else "failed"), error=told)
+            requested = {"cancel": "cancelled", "pause": "paused"}.get(record.dir.asked() or "")
+            host_down = isinstance(error, HostUnavailable) and not record.run.own_loop
+            again = host_down or not isinstance(error, Exception) or bool(record.saves())
+            job_error = JobError(code=type(error).__name__, message=str(error) or type(error).__name__)
+            self._end(requested or ("paused" if again else "failed"), error=job_error)
             raise
         self._ready = True
         record.visit_store()
@@ -424,64 +424,64 @@ class TrainingSession:
             raise self._ended
         last = record.last_save()
         if last is not None:
-            whole, where = last
+            checkpoint, where = last
             self._answer(self._backend.load(where, optimizer=True))
-            self._step, self._trained = whole.progress.step, whole.progress.trained_tokens
+            self._step, self._trained = checkpoint.progress.step, checkpoint.progress.trained_tokens
         record.dir.repair(self._step)
         record.dir.add_event(
             f"continues from step {self._step}" if last else "ready",
             type="resumed" if last else "started",
             step=self._step,
         )
-        record.tell(status="running", stage=None, step=self._step, trained_tokens=self._trained)
+        record.write_status(status="running", stage=None, step=self._step, trained_tokens=self._trained)
 
     def _keep(self) -> None:
         """Look after what ends a session while its loop is elsewhere."""
         visited = time.monotonic()
         while self._ended is None:
-            time.sleep(LOOK_S)
+            time.sleep(CHECK_S)
             try:
-                self._look()
+                self._check_limits()
                 if time.monotonic() - visited > REFRESH_S and self._ended is None:
-                    self._tell_time()
+                    self._write_time()
                     self._record.visit_store()
                     visited = time.monotonic()
             except (OrchestrateError, OSError):
                 continue  # the disk or the store may be back at the next look
 
-    def _tell_time(self) -> None:
+    def _write_time(self) -> None:
         """Write for how long it was open, in case its program is killed."""
         if self._lock.acquire(blocking=False):  # a request that is being sent can wait for the next look
             try:
                 if self._ended is None:
-                    self._record.tell()
+                    self._record.write_status()
             finally:
                 self._lock.release()
 
-    def _look(self) -> None:
-        asked, quiet = self._record.dir.asked(), time.monotonic() - self._asked_at
+    def _check_limits(self) -> None:
+        requested, quiet = self._record.dir.asked(), time.monotonic() - self._last_request_at
         if not self._ready:
-            self._look_while_opening(asked)
-        elif asked == "cancel":
+            self._check_opening(requested)
+        elif requested == "cancel":
             self._cancel()
-        elif self._record.meter.reached(2 * LOOK_S):
+        elif self._record.meter.reached(2 * CHECK_S):
             self._pause("limit", f"the session reached its limit of ${self._record.meter.max_usd}")
-        elif asked == "pause":
+        elif requested == "pause":
             self._pause("paused", "the session was paused")
         elif self._idle_s is not None and not self._under_way and quiet > self._idle_s:
             self._pause("idle", f"there were no requests for {self._idle_s / 60:g} minutes")
 
-    def _look_while_opening(self, asked: str | None) -> None:
+    def _check_opening(self, requested: str | None) -> None:
         """End it if its host does not answer. The backend of a rented machine looks for itself."""
         record = self._record
-        if asked is None or record.dir.asked_s() < OPENING_S or record.meter.price.tail_s:
+        if requested is None or record.dir.asked_s() < OPENING_S or record.meter.price.tail_s:
             return
-        if asked == "cancel":
+        if requested == "cancel":
             self._cancel()
         else:
             back = record.way_back(raised=False)
-            told = f"the session was paused before its host responded. To continue: {back}"
-            self._end("paused", error=JobError(code="paused", message=told))
+            error = f"the session was paused before its host responded. To continue: {back}"
+            self._end("paused", error=JobError(code="paused", message=error))
 
     # -- sending -------------------------------------------------------------------------------------------
 
@@ -504,7 +504,7 @@ class TrainingSession:
                 self._pause("limit", error.message, error)
                 raise
             self._under_way += 1
-            self._asked_at = time.monotonic()
+            self._last_request_at = time.monotonic()
             made: Future[Any] = Future()
             made.set_running_or_notify_cancel()
             self._waiting.add(made)
@@ -542,7 +542,7 @@ class TrainingSession:
         self._record.meter.settle(number, use)
         with self._counting:
             self._under_way -= 1
-            self._asked_at = time.monotonic()
+            self._last_request_at = time.monotonic()
 
     def _forward(
         self,
@@ -601,7 +601,7 @@ class TrainingSession:
                 values["grad_norm"] = metrics["grad_norm:mean"]
             with suppress(OSError):  # a full disk costs the record of a step, not the training
                 record.dir.add_metrics(self._step, values)
-                record.tell(step=self._step, trained_tokens=self._trained)
+                record.write_status(step=self._step, trained_tokens=self._trained)
             return StepOutput(self._step, metrics)
 
 

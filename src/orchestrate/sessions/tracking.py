@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 LEASE_S = 30.0
 ENDING_S = 60.0
 """Seconds to wait for a program to release a session that has just ended."""
-LOOK_S, REFRESH_S = 1.0, 10.0
+CHECK_S, REFRESH_S = 1.0, 10.0
 """Seconds between two checks of a session's limits, and between two updates of the store."""
 LAST_VISIT_S = 30.0
 """Maximum seconds to wait for a session's cost to be stored when it ends."""
@@ -227,7 +227,7 @@ class SessionRecord:
     _began: float = 0.0
     _earlier_s: float = 0.0
     _state: JobState | None = None
-    _telling: threading.Lock = field(default_factory=threading.Lock)
+    _status_lock: threading.Lock = field(default_factory=threading.Lock)
 
     # -- beginning -----------------------------------------------------------------------------------------
 
@@ -285,8 +285,8 @@ class SessionRecord:
             try:
                 dir = provider.session_dir(order)
             except OrchestrateError as error:
-                told = JobError(message=error.message, code=type(error).__name__)
-                ws.store.runs.apply(run.id, lambda one: transitions.refused(one, told, at()), lease=lease)
+                failure = JobError(message=error.message, code=type(error).__name__)
+                ws.store.runs.apply(run.id, lambda one: transitions.refused(one, failure, at()), lease=lease)
                 raise
             handle = JobHandle(provider=name, job_id=dir.ref, ref=dir.ref, kind=SESSION)
             run = ws.store.runs.apply(run.id, lambda one: transitions.submitted(one, handle, at()))
@@ -380,7 +380,7 @@ class SessionRecord:
             made._earlier_s, made._began = max(state.seconds, earlier_s or 0.0), time.monotonic()
             made.meter.keep_in(dir.path)
             dir.claim()
-            made.tell(
+            made.write_status(
                 status="preparing",
                 stage="loading",
                 started_at=state.started_at or now(),
@@ -425,9 +425,9 @@ class SessionRecord:
     def _cost(self) -> Decimal | None:
         return None if self.meter.price.hourly is not None else self.meter.usd
 
-    def tell(self, **changes: Any) -> None:
+    def write_status(self, **changes: Any) -> None:
         """Write the current status."""
-        with self._telling:
+        with self._status_lock:
             state = replace(
                 self._state or self.dir.written_state(),
                 updated_at=now(),
@@ -496,10 +496,10 @@ class SessionRecord:
 
     def last_save(self) -> tuple[Whole, str] | None:
         """Return the latest complete save and the location of its weights."""
-        whole, damaged = checkpoints.newest_whole(self.dir.checkpoints)
+        checkpoint, damaged = checkpoints.newest_whole(self.dir.checkpoints)
         for name in damaged:
             self.dir.add_event(f"checkpoint {name} is damaged", level="warning", type="checkpoint")
-        return None if whole is None else (whole, self._place(whole.path))
+        return None if checkpoint is None else (checkpoint, self._place(checkpoint.path))
 
     def publish(self, fill: Callable[[Path], str], step: int) -> None:
         """Store the result as the run's tuned model."""
@@ -532,7 +532,7 @@ class SessionRecord:
                 level="info" if error is None else "warning",
                 type=status,
             )
-            self.tell(status=status, stage=None, error=error, result=result, **more)
+            self.write_status(status=status, stage=None, error=error, result=result, **more)
         except OSError as full:
             if not disk_is_full(full):
                 raise

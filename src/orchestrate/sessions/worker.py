@@ -23,7 +23,7 @@ from orchestrate.store import run_id_of
 from orchestrate.types import JobError, Run
 from orchestrate.workspace import Workspace
 
-SUBMIT_S, LOOK_S, ENDING_S = 120.0, 0.2, 10.0
+SUBMIT_S, CHECK_S, ENDING_S = 120.0, 0.2, 10.0
 """Seconds to wait for the submit command to store the job, seconds between checks, and seconds until this
 process exits after its session has ended."""
 LATER = (ProviderError, SetupError, OSError)
@@ -90,19 +90,19 @@ def _submitted(ws: Workspace, run: RunDir) -> Run:
     while (found := ws.store.runs.get(id)).job_id is None:
         if time.monotonic() > deadline:
             raise RunFailed("the submit command was interrupted", fix=f"orchestrate resume {id}")
-        time.sleep(LOOK_S)
+        time.sleep(CHECK_S)
     return found
 
 
 def _settle(run: RunDir, error: Exception) -> None:
     """Write how it ended, where no session did and no other process drives it: nothing is lost, and `resume`
     tries again."""
-    told = JobError(message=f"{error}", code=type(error).__name__)
+    failure = JobError(message=f"{error}", code=type(error).__name__)
     with run.lock() as held:
         state = run.written_state()
         if held and not state.terminal and state.status != "paused":
             resumable = isinstance(error, OrchestrateError | OSError)
-            rundirs.settle(run, state, "paused" if resumable else "failed", told.message, error=told)
+            rundirs.settle(run, state, "paused" if resumable else "failed", failure.message, error=failure)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import msgspec
 
-from orchestrate.evaluation import NO_ANSWER, Answer, Item, Mark, in_words
+from orchestrate.evaluation import NO_ANSWER, Answer, Item, Mark, message_text
 from orchestrate.evaluation.metrics.base import MeanOfMarks
 from orchestrate.paid.asking import Asking, Price, Question, Respondent
 from orchestrate.settings import masked_url
@@ -41,7 +41,7 @@ def to_score(rubric: Rubric, prompt: Sequence[Message], expected: str, answer: A
     """Build the conversation that asks the judge to score one answer."""
     scores = ", ".join(f'"{c.name}": 1 to {c.points}' for c in rubric.criteria)
     body = [rubric.guide.strip(), *map(_criterion, rubric.criteria)]
-    shown = [("conversation", _conversation(prompt)), ("answer to rate", said(answer))]
+    shown = [("conversation", _conversation(prompt)), ("answer to rate", answer_text(answer))]
     return _question(SCORE, body, shown, expected, scores=scores)
 
 
@@ -49,13 +49,17 @@ def to_compare(
     rubric: Rubric, prompt: Sequence[Message], expected: str, first: Answer, second: Answer
 ) -> tuple[Message, ...]:
     """Build the conversation that asks the judge to compare two answers, with `first` as A."""
-    shown = [("conversation", _conversation(prompt)), ("answer A", said(first)), ("answer B", said(second))]
+    shown = [
+        ("conversation", _conversation(prompt)),
+        ("answer A", answer_text(first)),
+        ("answer B", answer_text(second)),
+    ]
     return _question(PAIR, [rubric.question, rubric.guide.strip()], shown, expected)
 
 
-def said(answer: Answer) -> str:
+def answer_text(answer: Answer) -> str:
     """Return an answer as text, including its tool calls."""
-    return in_words(answer.text, answer.tool_calls) or NO_ANSWER
+    return message_text(answer.text, answer.tool_calls) or NO_ANSWER
 
 
 def _question(
@@ -81,7 +85,7 @@ def _criterion(criterion: Criterion) -> str:
 
 
 def _conversation(prompt: Sequence[Message]) -> str:
-    turns = [f"[{message.role}]\n{in_words(message.content, message.tool_calls)}" for message in prompt]
+    turns = [f"[{message.role}]\n{message_text(message.content, message.tool_calls)}" for message in prompt]
     return "\n\n".join(turns) or "(none)"
 
 
@@ -149,7 +153,7 @@ class _HeldJudge:
     notes: set[str] = field(default_factory=set[str], init=False)
     """Notes on how the judge was queried."""
 
-    def _asked(self, questions: Sequence[Sequence[Message]]) -> list[Answer]:
+    def _ask(self, questions: Sequence[Sequence[Message]]) -> list[Answer]:
         answers = self.judge.ask(questions)
         self.notes |= {note for answer in answers for note in answer.notes}
         return answers
@@ -179,7 +183,7 @@ class _HeldJudge:
         name = "judge" if self.kind == "score" else "judge_pair"
         detail, found = self.judge.detail(self.kind), self.calibration
         if found is not None:
-            detail |= {"agreement": found.told, "calibration": found.to_dict()}
+            detail |= {"agreement": found.summary, "calibration": found.to_dict()}
         if self.notes:
             detail["notes"] = sorted(self.notes)
         unfit = UNCALIBRATED if found is None else found.unfit
@@ -197,7 +201,7 @@ class ScoreJudge(_HeldJudge, MeanOfMarks):
         """Return the marks, with the points by criterion (empty if the judge's answer could not be
         parsed)."""
         self._hold()
-        return [_scored(answer, self.judge.rubric) for answer in self._asked(self.questions(pairs))]
+        return [_scored(answer, self.judge.rubric) for answer in self._ask(self.questions(pairs))]
 
     def questions(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Message, ...]]:
         """Build one conversation for the judge per pair."""
@@ -214,18 +218,18 @@ class PairJudge(_HeldJudge):
 
     def marks(self, pairs: Sequence[tuple[Item, Answer, Answer]]) -> list[Mark]:
         self._hold()
-        different = [pair for pair in pairs if said(pair[1]) != said(pair[2])]
-        asked: list[Sequence[Message]] = []
+        different = [pair for pair in pairs if answer_text(pair[1]) != answer_text(pair[2])]
+        conversations: list[Sequence[Message]] = []
         for item, first, second in different:
             for sides in ((first, second), (second, first)):
-                asked.append(to_compare(self.judge.rubric, item.prompt, item.expected, *sides))
-        told = iter(self._asked(asked))
+                conversations.append(to_compare(self.judge.rubric, item.prompt, item.expected, *sides))
+        replies = iter(self._ask(conversations))
         marks: list[Mark] = []
         for pair in pairs:
-            if said(pair[1]) == said(pair[2]):
+            if answer_text(pair[1]) == answer_text(pair[2]):
                 marks.append(Mark(0.5, "the same answer"))
             else:
-                marks.append(self._of_both(_compared(next(told)), _compared(next(told))))
+                marks.append(self._of_both(_compared(next(replies)), _compared(next(replies))))
         return marks
 
     def _of_both(self, one: Mark, turned: Mark) -> Mark:
@@ -239,8 +243,8 @@ class PairJudge(_HeldJudge):
 
 
 def _scored(answer: Answer, rubric: Rubric) -> tuple[Mark, dict[str, int]]:
-    def read(told: dict[str, Any]) -> dict[str, int] | None:
-        given = told.get("scores")
+    def read(parsed: dict[str, Any]) -> dict[str, int] | None:
+        given = parsed.get("scores")
         if not isinstance(given, dict):
             return None
         given = cast("dict[str, Any]", given)
@@ -250,19 +254,19 @@ def _scored(answer: Answer, rubric: Rubric) -> tuple[Mark, dict[str, int]]:
     replied = _replied(answer.text, read)
     if replied is None:
         return _unreadable(answer), {}
-    told, scores = replied
-    return Mark(rubric.score(scores), _reason(told)), scores
+    parsed, scores = replied
+    return Mark(rubric.score(scores), _reason(parsed)), scores
 
 
 def _compared(answer: Answer) -> Mark:
-    def read(told: dict[str, Any]) -> float | None:
-        return _WINNERS.get(str(told.get("winner", "")).strip().casefold())
+    def read(parsed: dict[str, Any]) -> float | None:
+        return _WINNERS.get(str(parsed.get("winner", "")).strip().casefold())
 
     replied = _replied(answer.text, read)
     if replied is None:
         return _unreadable(answer)
-    told, value = replied
-    return Mark(value, _reason(told))
+    parsed, value = replied
+    return Mark(value, _reason(parsed))
 
 
 def _points(value: Any, labels: Sequence[str]) -> int | None:
@@ -285,8 +289,8 @@ def _unreadable(answer: Answer) -> Mark:
     return Mark(None, f"could not parse the judge's answer: {answer.text}"[:_LONGEST_REASON])
 
 
-def _reason(told: dict[str, Any]) -> str:
-    return str(told.get("reason", ""))[:_LONGEST_REASON]
+def _reason(parsed: dict[str, Any]) -> str:
+    return str(parsed.get("reason", ""))[:_LONGEST_REASON]
 
 
 T = TypeVar("T")
@@ -299,12 +303,12 @@ def _replied(text: str, read: Callable[[dict[str, Any]], T | None]) -> tuple[dic
     with counts for nothing. Where words come first and the objects disagree, no one can say which is the
     reply: `None`.
     """
-    found = [(at, told, value) for at, told in _objects(text) if (value := read(told)) is not None]
+    found = [(at, parsed, value) for at, parsed in _objects(text) if (value := read(parsed)) is not None]
     if not found:
         return None
-    at, told, first = found[0]
+    at, parsed, first = found[0]
     begins = not _FENCE.sub("", text[:at]).strip()
-    return (told, first) if begins or all(value == first for _, _, value in found) else None
+    return (parsed, first) if begins or all(value == first for _, _, value in found) else None
 
 
 _FENCE = re.compile(r"```\w*")

@@ -92,7 +92,7 @@ def _read(text: bytes, place: str, rubric: Rubric) -> RatedAnswer:
         line = decoding.decode(text, type=_RatedLine)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{place}: {error}") from error
-    prompt, answers = _asked(line, place)
+    prompt, answers = _conversation(line, place)
     scores = dict(line.scores)
     if line.rating is not None and not scores and len(rubric.criteria) == 1:
         scores = {rubric.criteria[0].name: line.rating}
@@ -117,7 +117,7 @@ def _read(text: bytes, place: str, rubric: Rubric) -> RatedAnswer:
     )
 
 
-def _asked(line: _RatedLine, place: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+def _conversation(line: _RatedLine, place: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     answers = line.answers if line.answers is not None else (line.answer,)
     if line.messages and line.prompt is None and line.answers is None and line.answer is None:
         *prompt, last = line.messages
@@ -208,7 +208,7 @@ class Calibration(Record, frozen=True, kw_only=True):
     """Number of pairs for which the judge's choice changed when the order was swapped."""
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """A one-line summary."""
         ranks = "" if self.spearman is None else f", rank correlation {text.score(self.spearman)}"
         moved = f", {self.moved} changed when the order was swapped" if self.moved else ""
@@ -254,7 +254,7 @@ def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
         kappa = statistics.kappa([(a, b) for a, b, _ in both], groups=[group for _, _, group in both])
         spearman, moved = None, metric.moved
     else:
-        scored = ScoreJudge(judge).scored([asked(one) for one in rated])
+        scored = ScoreJudge(judge).scored([judge_input(one) for one in rated])
         marks, moved = [mark for mark, _ in scored], 0
         same, both = _scores(rated, scored, judge.rubric)
         values = [(a, b) for a, b, _ in both]
@@ -308,7 +308,7 @@ def _scores(
     return same, both
 
 
-def asked(one: RatedAnswer) -> tuple[Item, Answer]:
+def judge_input(one: RatedAnswer) -> tuple[Item, Answer]:
     """Convert a single rated answer to an item and an answer for a judge."""
     return _item(one), _answer(one.answers[0])
 

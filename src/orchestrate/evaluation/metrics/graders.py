@@ -62,12 +62,12 @@ class Grading(MeanOfMarks):
     context: Context
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
-        with Grader(self.grader, asks={"score_model": self._asked(pairs)}) as grader:
+        with Grader(self.grader, asks={"score_model": self._score_model(pairs)}) as grader:
             texts = [answer.text for _, answer in pairs]
             grades = grader.grade(texts, [row(item) for item, _ in pairs])
         return [Mark(min(1.0, max(0.0, g.score)), g.error or "") for g in grades]
 
-    def _asked(self, pairs: Sequence[tuple[Item, Answer]]) -> Any:
+    def _score_model(self, pairs: Sequence[tuple[Item, Answer]]) -> Any:
         """How a `score_model` scores: all its questions are asked at once, then looked up."""
 
         def compiled(grader: Mapping[str, Any]) -> Score:
@@ -120,14 +120,14 @@ class ScoreModel:
         return (value - self._low) / (self._high - self._low)
 
     def _question(self, sample: dict[str, Any], item: dict[str, Any]) -> Question:
-        said = [
+        prompt = [
             Message(
                 role=str(m.get("role", "user")), content=grading.fill(_text(m.get("content")), sample, item)
             )
             for m in self._templates
         ]
         wanted = Message(role="user", content=_ASK_FOR.format(low=self._low, high=self._high))
-        return Question(messages=(*said, wanted))
+        return Question(messages=(*prompt, wanted))
 
 
 def _text(content: Any) -> str:

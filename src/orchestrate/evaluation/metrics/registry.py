@@ -71,13 +71,13 @@ def of(name: str, found: Any) -> Metric:
         raise UsageError(f"{name} is not a function or a metric")
     function = cast("Callable[..., Any]", found)
     signature = inspect.signature(function)
-    whole = next(iter(signature.parameters), "") == "item"
+    takes_item = next(iter(signature.parameters), "") == "item"
     boolean = signature.return_annotation in (bool, "bool")
     used = MetricUsed(name=name, kind="right-or-wrong" if boolean else "graded")
 
     def score(item: Item, answer: Answer) -> float | None:
         try:
-            given = function(item, answer) if whole else function(item.expected, answer.text)
+            given = function(item, answer) if takes_item else function(item.expected, answer.text)
             value = None if given is None else float(given)
         except Exception as error:
             what = f"{type(error).__name__}: {error}"

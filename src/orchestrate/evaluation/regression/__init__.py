@@ -278,7 +278,7 @@ def run(
         )
     try:
         found: Any = simple_evaluate(
-            model=_asked(candidate, asking),
+            model=_language_model(candidate, asking),
             tasks=list(tasks),
             task_manager=manager,
             limit=limit,
@@ -299,7 +299,7 @@ def _sample(one: dict[str, Any]) -> Sample:
     return f"{one['doc_id']} {one.get('filter', '')}", scores
 
 
-def _asked(candidate: Candidate, asking: Asking) -> Any:
+def _language_model(candidate: Candidate, asking: Asking) -> Any:
     from lm_eval.api.model import LM
 
     class Contender(LM):
@@ -314,8 +314,8 @@ def _asked(candidate: Candidate, asking: Asking) -> Any:
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             del disable_tqdm
-            told = self._likelihoods([{"context": r.args[0], "text": r.args[1]} for r in requests])
-            return [(-one.nats, one.likeliest) for one in told]
+            likelihoods = self._likelihoods([{"context": r.args[0], "text": r.args[1]} for r in requests])
+            return [(-one.nats, one.likeliest) for one in likelihoods]
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
             del disable_tqdm
@@ -393,7 +393,7 @@ def judged(
     score = difference.score
     sign = -1 if metric.better == "lower" else 1
     low, high = sorted((sign * score.low, sign * score.high))
-    said = f"{points(metric, score.value)} ({points(metric, score.low)} to {points(metric, score.high)})"
+    change = f"{points(metric, score.value)} ({points(metric, score.low)} to {points(metric, score.high)})"
     allowed = f"{shown(metric, margin) if metric.kind == 'amount' else f'{100 * margin:g} points'}"
     rows: int | None = None
     decision: Decision
@@ -406,9 +406,9 @@ def judged(
         if chance:
             reason += f", which is not clearly better than random guessing ({shown(metric, chance)})"
     elif low > -margin:
-        decision, reason = "kept", f"{said}, not worse by {allowed} or more"
+        decision, reason = "kept", f"{change}, not worse by {allowed} or more"
     elif high < -margin:
-        decision, reason = "forgot", f"{said}, worse by more than {allowed}"
+        decision, reason = "forgot", f"{change}, worse by more than {allowed}"
     else:
         rows = rows_to_decide(score, -sign * margin)
         worse = (
@@ -417,7 +417,7 @@ def judged(
             else "the tuned model may or may not be worse by more than that"
         )
         more = f". About {round_up(rows):,} items would decide" if rows else ""
-        decision, reason = "inconclusive", f"{said} against {allowed} allowed: {worse}{more}"
+        decision, reason = "inconclusive", f"{change} against {allowed} allowed: {worse}{more}"
     return ProbeResult(
         probe=probe,
         title=title,
@@ -476,7 +476,7 @@ class Regression(Record, frozen=True, kw_only=True):
         return "kept" in found and found <= {"kept", "not measurable"}
 
 
-def asked(candidate: Candidate, probes: Sequence[RegressionProbe], asking: Asking) -> list[Side]:
+def answer_probes(candidate: Candidate, probes: Sequence[RegressionProbe], asking: Asking) -> list[Side]:
     """Query a model with all probe questions. Errors from `Asking.ask` propagate."""
     return [Side(candidate.contender.name, _answers(probe, candidate, asking)) for probe in probes]
 
@@ -546,7 +546,7 @@ def regression(
         in_precision(c.contender, [answer for side in own for one in side.answers for answer in one])
         for c, own in zip(candidates, sides, strict=True)
     )
-    lost = any(r.decision == "forgot" for r in results)
+    forgotten = any(r.decision == "forgot" for r in results)
     priced = all(c.respondent.price is not None for c in candidates)
     return Regression(
         run_id=run_id,
@@ -554,7 +554,7 @@ def regression(
         tuned=tuned,
         base=base,
         results=tuple(results),
-        advice=tuple(advice(spec)) if lost else (),
+        advice=tuple(advice(spec)) if forgotten else (),
         notes=(*notes, *([str(missing)] if (missing := asking.purse.lost()) else ())),
         usd=asking.purse.spent_usd if priced else None,
     )

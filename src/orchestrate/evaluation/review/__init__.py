@@ -88,7 +88,7 @@ def tasks_of(
             answers = tuple(one.answers[name][0] for name in names if one.answers.get(name))
             if len(answers) < len(names):
                 continue
-            if len(answers) == 2 and _said(answers[0]) == _said(answers[1]):
+            if len(answers) == 2 and _answer_key(answers[0]) == _answer_key(answers[1]):
                 same.append((names[0], names[1], one.item.id))
                 continue
             key = _key(review, one.item.id, *names)
@@ -124,7 +124,7 @@ def order(tasks: Sequence[ReviewTask], seed: int, rater: str) -> list[tuple[Revi
     return [(task, draw.random() < 0.5) for task in shuffled]
 
 
-def _said(answer: Answer) -> tuple[str, bytes]:
+def _answer_key(answer: Answer) -> tuple[str, bytes]:
     return answer.text.strip(), msgspec.json.encode([call.get("function") for call in answer.tool_calls])
 
 
@@ -188,11 +188,11 @@ def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted:
     if not run_ids and len(fitting) != 1:
         what = f"{wanted} matches several evaluations" if fitting else f"no evaluation matches {wanted}"
         raise UsageError(what, fix="find its id with: orchestrate eval --json")
-    whole = [e for e in fitting if set(run_ids) <= set(e.run_ids)]
-    if whole:
-        return ReviewSource((whole[-1],), tuple(run_ids))
-    asked = " ".join(run_ids)
-    fix = f"orchestrate eval {asked} --base   (evaluates all models to compare)"
+    covering = [e for e in fitting if set(run_ids) <= set(e.run_ids)]
+    if covering:
+        return ReviewSource((covering[-1],), tuple(run_ids))
+    names = " ".join(run_ids)
+    fix = f"orchestrate eval {names} --base   (evaluates all models to compare)"
     if wanted is not None:
         raise UsageError(f"these runs have no evaluation {wanted}", fix=fix)
     newest: dict[str, Evaluation] = {}

@@ -40,7 +40,7 @@ class ReviewAction(msgspec.Struct, omit_defaults=True):
     seconds: float | None = None
 
 
-def standing(ratings: Sequence[Rating]) -> list[Rating]:
+def valid_ratings(ratings: Sequence[Rating]) -> list[Rating]:
     """Return the valid ratings in chronological order: the last one for each rater and task, unless
     withdrawn."""
     last: dict[tuple[str, str], Rating] = {}
@@ -71,60 +71,62 @@ class ReviewSession:
         return tasks.order(self.tasks, self.review.seed, rater)
 
     def of(self, rater: str) -> list[Rating]:
-        return [rating for rating in standing(self._kept.ratings(self.review.id)) if rating.rater == rater]
+        return [
+            rating for rating in valid_ratings(self._kept.ratings(self.review.id)) if rating.rater == rater
+        ]
 
     def done(self) -> dict[str, int]:
         """Return the number of rated tasks by rater."""
         counts: dict[str, int] = {}
-        for rating in standing(self._kept.ratings(self.review.id)):
+        for rating in valid_ratings(self._kept.ratings(self.review.id)):
             counts[rating.rater] = counts.get(rating.rater, 0) + 1
         return counts
 
-    def act(self, asked: ReviewAction, holder: str = "") -> dict[str, Any]:
+    def act(self, action: ReviewAction, holder: str = "") -> dict[str, Any]:
         """Perform an action and return the page's next contents. `holder` is the owner of the link. Raises
         `UsageError`."""
-        rater = holder or rater_named(asked.rater)
-        at = asked.at
-        if asked.action == "rate":
-            self._rate(asked, rater)
-        elif asked.action == "undo":
+        rater = holder or rater_named(action.rater)
+        at = action.at
+        if action.action == "rate":
+            self._rate(action, rater)
+        elif action.action == "undo":
             at = self._undo(rater)
         return self.shown(rater, at)
 
-    def _rate(self, asked: ReviewAction, rater: str) -> None:
-        found = next(((task, turned) for task, turned in self.order(rater) if task.id == asked.task), None)
+    def _rate(self, action: ReviewAction, rater: str) -> None:
+        found = next(((task, turned) for task, turned in self.order(rater) if task.id == action.task), None)
         if found is None:
             raise UsageError("this review has no such task")
         task, turned = found
         names = task.contenders[::-1] if turned else task.contenders
-        self._kept.rate(self.rating(asked, rater, names))
+        self._kept.rate(self.rating(action, rater, names))
 
-    def rating(self, asked: ReviewAction, rater: str, names: Sequence[str]) -> Rating:
+    def rating(self, action: ReviewAction, rater: str, names: Sequence[str]) -> Rating:
         """Build the rating of the answers shown as `names`, left first. Raises `UsageError` if the rating is
         incomplete."""
         criteria = self.review.rubric.criteria
-        if self.review.kind == "pairs" and (asked.choice is None or asked.scores):
+        if self.review.kind == "pairs" and (action.choice is None or action.scores):
             raise UsageError("choose the better answer, or neither")
         if self.review.kind == "single":
             points = {c.name: range(1, c.points + 1) for c in criteria}
-            if asked.choice or asked.scores.keys() != points.keys():
+            if action.choice or action.scores.keys() != points.keys():
                 raise UsageError(f"rate {', '.join(points)}")
-            for name, value in asked.scores.items():
+            for name, value in action.scores.items():
                 if value not in points[name]:
                     raise UsageError(f"{name} must be from 1 to {len(points[name])}, got {value}")
-        if len(asked.note) > LONGEST_NOTE:
+        if len(action.note) > LONGEST_NOTE:
             raise UsageError(f"a note must have at most {LONGEST_NOTE:,} characters")
         return Rating(
             review=self.review.id,
-            task=asked.task,
+            task=action.task,
             rater=rater,
             at=datetime.now(UTC),
-            choice=asked.choice,
+            choice=action.choice,
             left=names[0],
             right=names[1] if len(names) > 1 else "",
-            scores=asked.scores,
-            note=asked.note,
-            seconds=asked.seconds,
+            scores=action.scores,
+            note=action.note,
+            seconds=action.seconds,
         )
 
     def _undo(self, rater: str) -> int:

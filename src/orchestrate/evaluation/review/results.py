@@ -17,7 +17,7 @@ from orchestrate import text
 from orchestrate.evaluation import statistics
 from orchestrate.evaluation import statistics as agreement
 from orchestrate.evaluation.review import ReviewTask
-from orchestrate.evaluation.review.desk import standing
+from orchestrate.evaluation.review.desk import valid_ratings
 from orchestrate.types import Rating, Record, Review, Score
 
 _RESAMPLES = 200
@@ -59,8 +59,8 @@ def likeness(votes: Sequence[PairVote]) -> float | None:
     n = sum(len(points) for points in rated)
     if len(rated) < 2:
         return None
-    whole = fmean(point for points in rated for point in points)
-    between = sum(len(points) * (fmean(points) - whole) ** 2 for points in rated) / (len(rated) - 1)
+    overall_mean = fmean(point for points in rated for point in points)
+    between = sum(len(points) * (fmean(points) - overall_mean) ** 2 for points in rated) / (len(rated) - 1)
     within = sum((point - fmean(points)) ** 2 for points in rated for point in points) / (n - len(rated))
     size = (n - sum(len(points) ** 2 for points in rated) / n) / (len(rated) - 1)
     spread = between + (size - 1) * within
@@ -231,7 +231,7 @@ class ReviewResult(Record, frozen=True, kw_only=True):
 def result(review: Review, tasks: Sequence[ReviewTask], ratings: Sequence[Rating]) -> ReviewResult:
     """Summarize the valid ratings. Excludes ratings of tasks that are not in the review."""
     known = {task.id: task for task in tasks}
-    held = [rating for rating in standing(ratings) if rating.task in known]
+    held = [rating for rating in valid_ratings(ratings) if rating.task in known]
     found = ReviewResult(
         review=review,
         raters=dict(Counter(rating.rater for rating in held)),
@@ -241,7 +241,7 @@ def result(review: Review, tasks: Sequence[ReviewTask], ratings: Sequence[Rating
     return _of_pairs(found, known, held) if review.kind == "pairs" else _of_scores(found, known, held)
 
 
-def told(found: ReviewResult) -> list[str]:
+def describe(found: ReviewResult) -> list[str]:
     """Describe the ratings in one sentence per pair of contenders. Returns an empty list if there are no
     ratings."""
     review, raters = found.review, text.count(len(found.raters), "rater")
@@ -338,8 +338,8 @@ def _of_scores(found: ReviewResult, tasks: Mapping[str, ReviewTask], held: Seque
         mine = [rating for rating in held if rating.left == name]
         if not mine:
             continue
-        whole = statistics.mean(list(by_item[name].values()), within=(0.0, 1.0))
-        scores.append(Rated(contender=name, criterion="", score=whole))
+        total = statistics.mean(list(by_item[name].values()), within=(0.0, 1.0))
+        scores.append(Rated(contender=name, criterion="", score=total))
         items = [tasks[rating.task].item.id for rating in mine]
         for c in review.rubric.criteria:
             given = [float(rating.scores[c.name]) for rating in mine]

@@ -17,9 +17,9 @@ from orchestrate.core.files import whole
 from orchestrate.data.dialects import canonical_line
 from orchestrate.data.rows import ChatMessage, PreferenceExample, ToolCall, UnpairedExample
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation import NO_ANSWER, Answer, Item, in_words
+from orchestrate.evaluation import NO_ANSWER, Answer, Item, message_text
 from orchestrate.evaluation.review import ReviewTask
-from orchestrate.evaluation.review.desk import ReviewAction, ReviewSession, rater_named, standing
+from orchestrate.evaluation.review.desk import ReviewAction, ReviewSession, rater_named, valid_ratings
 from orchestrate.evaluation.review.results import outcomes, overall, votes_of
 from orchestrate.types import Message, Rating, Record, Review, decoding
 
@@ -52,7 +52,7 @@ def from_review(
     """Write the rows. `agreement` is the fraction of an item's raters who must agree. A tie counts as half.
     Raises `DataError` if no rating yields a row."""
     known = {task.id: task for task in tasks}
-    held = [rating for rating in standing(ratings) if rating.task in known]
+    held = [rating for rating in valid_ratings(ratings) if rating.task in known]
     left_out: Counter[str] = Counter()
     if review.kind == "pairs":
         made = _pairs(known, held, format, agreement, left_out)
@@ -140,7 +140,7 @@ def _singles(
 def _preference(
     item: Item, better: Answer, worse: Answer, left_out: Counter[str]
 ) -> PreferenceExample | None:
-    preferred, rejected = _said(better), _said(worse)
+    preferred, rejected = _reply(better), _reply(worse)
     if not preferred or not rejected:
         left_out["no answer"] += 1
         return None
@@ -155,12 +155,12 @@ def _unpaired(
     for item, answer, labels in labelled:
         if len(labels) > 1:
             left_out["rated better than one answer and worse than another"] += 1
-        elif not (said := _said(answer)):
+        elif not (reply := _reply(answer)):
             left_out["no answer"] += 1
         else:
             yield UnpairedExample(
                 prompt=_conversation(item),
-                completion=said,
+                completion=reply,
                 label=labels.pop(),
                 tools=list(item.tools) or None,
             )
@@ -170,7 +170,7 @@ def _conversation(item: Item) -> list[ChatMessage]:
     return [_message(message) for message in item.prompt]
 
 
-def _said(answer: Answer) -> list[ChatMessage]:
+def _reply(answer: Answer) -> list[ChatMessage]:
     if not answer.text and not answer.tool_calls:
         return []
     return [_message(Message(role="assistant", content=answer.text, tool_calls=answer.tool_calls))]
@@ -216,14 +216,14 @@ def export(desk: ReviewSession, rater: str, path: Path) -> int:
     """Write the rater's tasks, with existing ratings, in the rater's order. Return their number. Text that a
     spreadsheet would treat as a formula is prefixed with an apostrophe."""
     rater, review = rater_named(rater), desk.review
-    said = {rating.task: rating for rating in desk.of(rater)}
+    reply = {rating.task: rating for rating in desk.of(rater)}
     columns = _columns(desk)
     with whole(path) as draft, draft.open("w", encoding="utf-8-sig", newline="") as file:
         out = csv.writer(file)
         out.writerow(columns)
         for task, turned in desk.order(rater):
             answers = task.answers[::-1] if turned else task.answers
-            rating = said.get(task.id)
+            rating = reply.get(task.id)
             row = [_key(review.id, task, turned), _sheet_conversation(task.item.prompt), *map(_text, answers)]
             if review.kind == "pairs":
                 row.append((rating.choice or "") if rating else "")
@@ -241,7 +241,7 @@ def take(desk: ReviewSession, path: Path, rater: str, keep: Callable[..., None])
     places = {
         _key(desk.review.id, task, turned): (task, turned) for task in desk.tasks for turned in (False, True)
     }
-    said = {rating.task: rating for rating in desk.of(rater)}
+    reply = {rating.task: rating for rating in desk.of(rater)}
     new: list[Rating] = []
     empty = unchanged = 0
     for number, row in enumerate(rows, start=2):
@@ -249,17 +249,17 @@ def take(desk: ReviewSession, path: Path, rater: str, keep: Callable[..., None])
         key = row.get("task", "").strip()
         if key not in places:
             raise DataError(f"{place}: review {desk.review.id} has no task {key!r}")
-        asked = _asked(desk, row, place)
-        if asked is None:
+        action = _action_of(desk, row, place)
+        if action is None:
             empty += 1
             continue
         task, turned = places[key]
         names = task.contenders[::-1] if turned else task.contenders
         try:
-            rating = desk.rating(replace(asked, task=task.id), rater, names)
+            rating = desk.rating(replace(action, task=task.id), rater, names)
         except UsageError as error:
             raise DataError(f"{place}: {error.message}") from error
-        if (old := said.get(task.id)) is not None and _same(old, rating):
+        if (old := reply.get(task.id)) is not None and _same(old, rating):
             unchanged += 1
         else:
             new.append(rating)
@@ -290,18 +290,18 @@ def _rows(path: Path) -> list[dict[str, str]]:
     return [{(k or "").split(" (")[0]: v for k, v in row.items() if isinstance(v, str)} for row in reader]
 
 
-def _asked(desk: ReviewSession, row: Mapping[str, str], place: str) -> ReviewAction | None:
+def _action_of(desk: ReviewSession, row: Mapping[str, str], place: str) -> ReviewAction | None:
     """`None` for a row that says nothing."""
     note = row.get("note", "")
     if note.startswith("'") and note[1:].startswith(_FORMULA):
         note = note[1:]  # as `export` wrote it
     if desk.review.kind == "pairs":
-        word = row.get("choice", "").strip().casefold()
-        if not word:
+        choice = row.get("choice", "").strip().casefold()
+        if not choice:
             return None
-        if word not in _CHOICES:
-            raise DataError(f"{place}: {word[:40]!r} is not left, right, tie or both bad")
-        return ReviewAction(action="rate", choice=_CHOICES[word], note=note)  # pyright: ignore[reportArgumentType]
+        if choice not in _CHOICES:
+            raise DataError(f"{place}: {choice[:40]!r} is not left, right, tie or both bad")
+        return ReviewAction(action="rate", choice=_CHOICES[choice], note=note)  # pyright: ignore[reportArgumentType]
     given = {c.name: row.get(c.name, "").strip() for c in desk.review.rubric.criteria}
     if not any(given.values()):
         return None
@@ -324,11 +324,11 @@ def _key(review: str, task: ReviewTask, turned: bool) -> str:
 def _sheet_conversation(prompt: Sequence[Message]) -> str:
     if len(prompt) == 1:
         return prompt[0].content
-    return "\n\n".join(f"[{m.role}] {in_words(m.content, m.tool_calls)}" for m in prompt)
+    return "\n\n".join(f"[{m.role}] {message_text(m.content, m.tool_calls)}" for m in prompt)
 
 
 def _text(answer: Answer) -> str:
-    return in_words(answer.text, answer.tool_calls) or NO_ANSWER
+    return message_text(answer.text, answer.tool_calls) or NO_ANSWER
 
 
 def _inert(cell: str) -> str:

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from orchestrate.core.files import write_whole
 from orchestrate.evaluation.review.desk import ReviewAction, ReviewSession, rater_named
-from orchestrate.evaluation.review.writing import RowDraft, WritingDesk
+from orchestrate.evaluation.review.writing import RowDraft, WritingSession
 from orchestrate.http import web
 from orchestrate.http.web import RequestGuard, holder
 
@@ -37,12 +37,12 @@ class ReviewPage:
     raters were named."""
 
     links: Mapping[str, str]
-    desk: ReviewSession | WritingDesk
+    desk: ReviewSession | WritingSession
 
 
 @contextmanager
 def serving(
-    desk: ReviewSession | WritingDesk,
+    desk: ReviewSession | WritingSession,
     *,
     raters: Collection[str] = (),
     host: str = web.LOOPBACK,
@@ -63,15 +63,15 @@ def serving(
         yield ReviewPage({who: f"{root}/{token}/" for token, who in tokens.items()}, desk)
 
 
-def _routes_of(desk: ReviewSession | WritingDesk) -> list[Route]:
+def _routes_of(desk: ReviewSession | WritingSession) -> list[Route]:
     def rater_of(request: Request) -> str:
         return holder(request.scope)
 
     if isinstance(desk, ReviewSession):
         return review_routes("/", lambda _: desk, rater_of)
 
-    def answer(asked: RowDraft, request: Request) -> dict[str, Any]:
-        return desk.act(asked, rater_of(request))
+    def answer(draft: RowDraft, request: Request) -> dict[str, Any]:
+        return desk.act(draft, rater_of(request))
 
     return [web.page("/", __package__ or "", "writing.html"), web.action("/", RowDraft, answer)]
 
@@ -86,8 +86,8 @@ def review_routes(
     `rater_of` returns `ANYONE` if the page should ask for a name. `back` returns the page from which the
     review was opened."""
 
-    def answer(asked: ReviewAction, request: Request) -> dict[str, Any]:
-        return desk_of(request).act(asked, rater_of(request))
+    def answer(draft: ReviewAction, request: Request) -> dict[str, Any]:
+        return desk_of(request).act(draft, rater_of(request))
 
     return [
         web.page(path, __package__ or "", "review.html", back=back),

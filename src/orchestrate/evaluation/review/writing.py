@@ -48,13 +48,13 @@ class RowToWrite(Record, frozen=True, kw_only=True, omit_defaults=True):
     """True if the row had no answer. Its last message is then a placeholder."""
 
     @property
-    def asked(self) -> int:
+    def question_at(self) -> int:
         """Index of the last question."""
         return max(n for n, m in enumerate(self.example.messages[:-1]) if m.role == "user")
 
     @property
     def question(self) -> str:
-        return self.example.messages[self.asked].text
+        return self.example.messages[self.question_at].text
 
     @property
     def answer(self) -> str:
@@ -64,7 +64,7 @@ class RowToWrite(Record, frozen=True, kw_only=True, omit_defaults=True):
         """Return the row with this question and this answer."""
         messages = list(self.example.messages)
         if question != self.question:
-            messages[self.asked] = replace(messages[self.asked], content=question)
+            messages[self.question_at] = replace(messages[self.question_at], content=question)
         if answer != self.answer:
             messages[-1] = replace(messages[-1], content=answer, loss_spans=None)
         return replace(self.example, messages=messages)
@@ -181,15 +181,15 @@ def assign(rows: Sequence[RowToWrite], writers: Sequence[str], overlap: float, s
     return found
 
 
-def reassign(assigned: Assigned, said: WrittenSoFar, writers: Sequence[str]) -> Assigned:
+def reassign(assigned: Assigned, current: WrittenSoFar, writers: Sequence[str]) -> Assigned:
     """Reassign the open rows of people who no longer write, to the writers with the fewest open rows. Written
     rows stay with their writers."""
     found: Assigned = {}
     load = dict.fromkeys(writers, 0)
     for task, names in assigned.items():
-        found[task] = [who for who in names if who in load or who in said.texts.get(task, {})]
+        found[task] = [who for who in names if who in load or who in current.texts.get(task, {})]
         for who in found[task]:
-            if who in load and who not in said.texts.get(task, {}):
+            if who in load and who not in current.texts.get(task, {}):
                 load[who] += 1
     for task, names in assigned.items():
         for _ in range(len(names) - len(found[task])):
@@ -224,7 +224,7 @@ class WrittenSoFar:
         ]
 
 
-def standing(ratings: Iterable[Rating]) -> WrittenSoFar:
+def current_texts(ratings: Iterable[Rating]) -> WrittenSoFar:
     found, changes = WrittenSoFar(), defaultdict[str, list[tuple[int, Rating]]](list)
     written: Counter[str] = Counter()
     settlers: set[str] = set()
@@ -268,7 +268,7 @@ class RowDraft(msgspec.Struct, omit_defaults=True):
     seconds: float | None = None
 
 
-class WritingDesk:
+class WritingSession:
     """A thread-safe session in which people write rows."""
 
     def __init__(
@@ -289,118 +289,118 @@ class WritingDesk:
     def writers(self) -> list[str]:
         return list(dict.fromkeys(who for names in self.assigned.values() for who in names))
 
-    def said(self) -> WrittenSoFar:
-        return standing(self._kept.ratings(self.review.id))
+    def current(self) -> WrittenSoFar:
+        return current_texts(self._kept.ratings(self.review.id))
 
     def done(self) -> dict[str, int]:
         """Return the number of written rows by writer."""
-        said = self.said()
-        return {who: sum(who in texts for texts in said.texts.values()) for who in self.writers}
+        current = self.current()
+        return {who: sum(who in texts for texts in current.texts.values()) for who in self.writers}
 
-    def order(self, who: str, said: WrittenSoFar) -> list[RowToWrite]:
+    def order(self, who: str, current: WrittenSoFar) -> list[RowToWrite]:
         """Return the rows of a writer in file order. For the person who settles disagreements, return the
         rows whose texts differ."""
-        tasks = set(said.differing()) if who == self.settler else None
+        tasks = set(current.differing()) if who == self.settler else None
         return [
             row
             for key, row in self.rows.items()
             if (key in tasks if tasks is not None else who in self.assigned[key])
         ]
 
-    def act(self, asked: RowDraft, holder: str = "") -> dict[str, Any]:
+    def act(self, draft: RowDraft, holder: str = "") -> dict[str, Any]:
         """Perform an action and return the page's next contents. Raises `UsageError`, and `DataError` for
         text that is not valid for training."""
-        at = asked.at
+        at = draft.at
         with self._lock:
-            if asked.action == "save":
-                self._save(asked, holder)
-            elif asked.action == "undo":
+            if draft.action == "save":
+                self._save(draft, holder)
+            elif draft.action == "undo":
                 at = self._undo(holder)
         return self.shown(holder, at)
 
-    def _save(self, asked: RowDraft, who: str) -> None:
-        said = self.said()
-        row = next((row for row in self.order(who, said) if row.id == asked.task), None)
+    def _save(self, draft: RowDraft, who: str) -> None:
+        current = self.current()
+        row = next((row for row in self.order(who, current) if row.id == draft.task), None)
         if row is None:
             raise UsageError("This row is not assigned to you. Reload the page.")
-        before = _before(said, who, row.id, settles=who == self.settler)
-        if before is not None and (before.question, before.answer) == (asked.question, asked.answer):
+        before = _before(current, who, row.id, settles=who == self.settler)
+        if before is not None and (before.question, before.answer) == (draft.question, draft.answer):
             return  # sent twice
-        if asked.revision != said.revisions[who, row.id]:
+        if draft.revision != current.revisions[who, row.id]:
             raise UsageError(
                 "You saved this row in another window. Reload the page to see both texts. "
                 "This page keeps your text."
             )
-        self._must_be_good(row, asked)
+        self._must_be_good(row, draft)
         rating = Rating(
             review=self.review.id,
             task=row.id,
             rater=who,
             at=datetime.now(UTC),
-            question=asked.question,
-            answer=asked.answer,
-            note=asked.note,
-            seconds=asked.seconds,
+            question=draft.question,
+            answer=draft.answer,
+            note=draft.note,
+            seconds=draft.seconds,
         )
         if who == self.settler:
-            left, right = self._pair(row.id, said)
+            left, right = self._pair(row.id, current)
             rating = replace(rating, left=left.rater, right=right.rater)
         self._kept.rate(rating)
 
-    def _must_be_good(self, row: RowToWrite, asked: RowDraft) -> None:
-        for name, text in (("question", asked.question), ("answer", asked.answer)):
+    def _must_be_good(self, row: RowToWrite, draft: RowDraft) -> None:
+        for name, text in (("question", draft.question), ("answer", draft.answer)):
             if not text.strip():
                 raise UsageError(f"The {name} is empty.")
-        if len(asked.note) > LONGEST_NOTE:
+        if len(draft.note) > LONGEST_NOTE:
             raise UsageError(f"A note must have at most {LONGEST_NOTE:,} characters.")
-        found = self._reading.read(canonical_line(row.written(asked.question, asked.answer)))
+        found = self._reading.read(canonical_line(row.written(draft.question, draft.answer)))
         if found.example is None:
             raise DataError("; ".join(problem.message for problem in found.problems), problems=found.problems)
 
     def _undo(self, who: str) -> int:
-        said = self.said()
-        mine = [row.id for row in self.order(who, said)]
-        made = [one for one in said.changes.get(who, []) if one.task in mine]
+        current = self.current()
+        mine = [row.id for row in self.order(who, current)]
+        made = [one for one in current.changes.get(who, []) if one.task in mine]
         if not made:
             raise UsageError("There is nothing to undo.")
         self._kept.rate(replace(made[-1], withdrawn=True, at=datetime.now(UTC)))
         return mine.index(made[-1].task)
 
-    def _pair(self, task: str, said: WrittenSoFar) -> list[Rating]:
+    def _pair(self, task: str, current: WrittenSoFar) -> list[Rating]:
         """The first two texts of a row, in an order that tells nothing of their writers."""
-        texts = [said.texts[task][who] for who in sorted(said.texts[task])][:2]
+        texts = [current.texts[task][who] for who in sorted(current.texts[task])][:2]
         return random.Random(f"{self.review.seed}:{task}").sample(texts, 2)  # noqa: S311  not for secrets
 
     def shown(self, who: str, at: int | None = None) -> dict[str, Any]:
         """Return the page's contents. Writers don't see each other's texts, and the person who settles
         disagreements doesn't see names."""
-        said, settles = self.said(), who == self.settler
-        order = self.order(who, said)
-        done = [_before(said, who, row.id, settles=settles) is not None for row in order]
-        told = {
+        current, settles = self.current(), who == self.settler
+        order = self.order(who, current)
+        done = [_before(current, who, row.id, settles=settles) is not None for row in order]
+        page = {
             "who": who,
             "settles": settles,
             "guide": self.review.rubric.guide,
             "total": len(order),
             "done": sum(done),
-            "team": self.progress(said),
+            "team": self.progress(current),
         }
         if not order:
-            return {**told, "task": None}
+            return {**page, "task": None}
         if at is None:
             at = done.index(False) if False in done else len(order) - 1
         if not 0 <= at < len(order):
             raise UsageError(f"Row {at + 1} does not exist. You have {len(order):,}.")
         row = order[at]
-        before = _before(said, who, row.id, settles=settles)
-        pair = self._pair(row.id, said) if settles else []
+        before = _before(current, who, row.id, settles=settles)
+        pair = self._pair(row.id, current) if settles else []
         return {
-            **told,
+            **page,
             "at": at,
             "task": row.id,
             "row": row.row,
-            "before": [message(m).to_dict() for m in row.example.messages[: row.asked]],
-            "after": [message(m).to_dict() for m in row.example.messages[row.asked + 1 : -1]],
+            "before": [message(m).to_dict() for m in row.example.messages[: row.question_at]],
+            "after": [message(m).to_dict() for m in row.example.messages[row.question_at + 1 : -1]],
             "tools": row.example.tools or [],
             "original": {"question": row.question, "answer": row.answer},
             "question": row.question if before is None else before.question,
@@ -409,23 +409,23 @@ class WritingDesk:
             "pair": [{"question": one.question, "answer": one.answer} for one in pair],
             "written": before is not None,
             "note": before.note if before is not None else "",
-            "revision": said.revisions[who, row.id],
+            "revision": current.revisions[who, row.id],
         }
 
-    def progress(self, said: WrittenSoFar) -> list[dict[str, Any]]:
+    def progress(self, current: WrittenSoFar) -> list[dict[str, Any]]:
         """Return the number of written and of assigned rows for each writer."""
         counts: dict[str, list[int]] = {who: [0, 0] for who in self.writers}
         for task, names in self.assigned.items():
             for who in names:
-                counts[who][0] += who in said.texts.get(task, {})
+                counts[who][0] += who in current.texts.get(task, {})
                 counts[who][1] += 1
         return [{"who": who, "done": done, "total": total} for who, (done, total) in counts.items()]
 
 
-def _before(said: WrittenSoFar, who: str, task: str, *, settles: bool) -> Rating | None:
+def _before(current: WrittenSoFar, who: str, task: str, *, settles: bool) -> Rating | None:
     if settles:
-        return said.settled.get(task)
-    return said.texts.get(task, {}).get(who)
+        return current.settled.get(task)
+    return current.texts.get(task, {}).get(who)
 
 
 # What came of it.
@@ -468,33 +468,33 @@ class WritingResult(Record, frozen=True, kw_only=True):
     """Disagreements, largest first, at most 100."""
 
 
-def result(desk: WritingDesk) -> WritingResult:
-    said = desk.said()
-    both = {task: list(texts.values())[:2] for task, texts in said.texts.items() if len(texts) > 1}
-    differing = [task for task in said.differing() if task in desk.rows]
+def result(desk: WritingSession) -> WritingResult:
+    current = desk.current()
+    both = {task: list(texts.values())[:2] for task, texts in current.texts.items() if len(texts) > 1}
+    differing = [task for task in current.differing() if task in desk.rows]
     likeness = {task: rouge_l(a.answer or "", b.answer or "") for task, (a, b) in both.items()}
-    answers = [(one.answer or "").strip() for texts in said.texts.values() for one in texts.values()]
+    answers = [(one.answer or "").strip() for texts in current.texts.values() for one in texts.values()]
     units = [[(one.answer or "").strip() for one in texts] for texts in both.values()]
     same = len(both) - len(differing)
-    pairs = [_disagreement(desk, said, task, likeness[task]) for task in differing]
+    pairs = [_disagreement(desk, current, task, likeness[task]) for task in differing]
     return WritingResult(
         review=desk.review,
         rows=len(desk.rows),
-        written=len(said.texts),
-        writers={one["who"]: (one["done"], one["total"]) for one in desk.progress(said)},
+        written=len(current.texts),
+        writers={one["who"]: (one["done"], one["total"]) for one in desk.progress(current)},
         doubly=len(both),
         same=statistics.wilson(same, len(both)) if both else None,
         likeness=statistics.mean(list(likeness.values()), within=(0.0, 1.0)) if both else None,
         alpha=statistics.alpha(units) if is_labelled(answers) else None,
-        to_settle=sum(task not in said.settled for task in differing),
-        settled=sum(task in said.settled for task in differing),
+        to_settle=sum(task not in current.settled for task in differing),
+        settled=sum(task in current.settled for task in differing),
         disagreements=tuple(sorted(pairs, key=lambda one: (one.likeness, one.row))[:_SHOWN]),
     )
 
 
-def _disagreement(desk: WritingDesk, said: WrittenSoFar, task: str, likeness: float) -> Disagreement:
-    first, second = list(said.texts[task].values())[:2]
-    decided = said.settled.get(task)
+def _disagreement(desk: WritingSession, current: WrittenSoFar, task: str, likeness: float) -> Disagreement:
+    first, second = list(current.texts[task].values())[:2]
+    decided = current.settled.get(task)
     return Disagreement(
         row=desk.rows[task].row,
         writers=(first.rater, second.rater),
@@ -504,14 +504,14 @@ def _disagreement(desk: WritingDesk, said: WrittenSoFar, task: str, likeness: fl
     )
 
 
-def written(desk: WritingDesk) -> tuple[list[ChatExample], dict[str, int]]:
+def written(desk: WritingSession) -> tuple[list[ChatExample], dict[str, int]]:
     """Return the written or settled rows in file order, and the number of rows left out, by reason."""
-    said, left_out = desk.said(), Counter[str]()
-    differing = set(said.differing())
+    current, left_out = desk.current(), Counter[str]()
+    differing = set(current.differing())
     rows: list[ChatExample] = []
     for key, row in desk.rows.items():
-        texts = said.texts.get(key, {})
-        decided = said.settled.get(key) if key in differing else next(iter(texts.values()), None)
+        texts = current.texts.get(key, {})
+        decided = current.settled.get(key) if key in differing else next(iter(texts.values()), None)
         if decided is not None:
             rows.append(row.written(decided.question or row.question, decided.answer or ""))
         else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.evaluation.pairing import Flips, Pairing, between, flips
-from orchestrate.evaluation.review.results import told
+from orchestrate.evaluation.review.results import describe
 from orchestrate.reports.compare import Comparison, with_proofs
 from orchestrate.reports.compare import compare as side_by_side
 from orchestrate.reports.records import RunDifference
@@ -54,7 +54,7 @@ def _people(ft: Workspace, run_ids: set[str]) -> list[str]:
     for review in reversed(ft.store.reviews.matching()):
         if run_ids & set(review.run_ids):
             try:
-                found += told(reviewing.result(ft, reviewing.opened(ft, [review.id])))
+                found += describe(reviewing.result(ft, reviewing.opened(ft, [review.id])))
             except DataError as error:
                 found.append(f"{review.id}: {error.message}")
     return found

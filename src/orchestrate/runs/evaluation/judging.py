@@ -97,7 +97,7 @@ class PreparedJudging:
         """Plan the requests to the judge and return their cost."""
         judge = ScoreJudge(self._judge)
         asked = [row.asked for row in self._rows if row.asked is not None]
-        asked += [calibration.asked(one) for one in self._rated]
+        asked += [calibration.judge_input(one) for one in self._rated]
         questions = {q.digest: q for q in (Question(messages=m) for m in judge.questions(asked))}
         kept = self._asking.kept(self._respondent, list(questions.values()))
         missing = [q for digest, q in questions.items() if digest not in kept]

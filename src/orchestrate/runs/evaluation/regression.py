@@ -20,7 +20,7 @@ from orchestrate.evaluation.regression import (
     POINTS_MARGIN,
     ProbeResult,
     RegressionProbe,
-    asked,
+    answer_probes,
     compared,
     probed,
     regression,
@@ -164,7 +164,7 @@ class PreparedRegression:
         """Query both models, score their answers, and store the result with the run."""
         self._asking.progress = progress
         # One after the other: on this machine each may need its base loaded in another precision.
-        sides = [asked(one, self.probes, self._asking) for one in (self._tuned, self._base)]
+        sides = [answer_probes(one, self.probes, self._asking) for one in (self._tuned, self._base)]
         results = [probed(*each) for each in zip(self.probes, *sides, strict=True)]
         results += self._tasks()
         found = regression(

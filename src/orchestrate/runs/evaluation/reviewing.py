@@ -21,14 +21,14 @@ from orchestrate.evaluation.contenders import called
 from orchestrate.evaluation.judges import calibration
 from orchestrate.evaluation.review import ReviewSource, results, rows, source_of
 from orchestrate.evaluation.review import rows as sheets
-from orchestrate.evaluation.review.desk import ReviewAction, rater_named, standing
+from orchestrate.evaluation.review.desk import ReviewAction, rater_named, valid_ratings
 from orchestrate.evaluation.review.desk import ReviewSession as ReviewSession
 from orchestrate.evaluation.review.results import LIKENESS as LIKENESS
 from orchestrate.evaluation.review.results import Planned as Planned
 from orchestrate.evaluation.review.results import ReviewResult as ReviewResult
 from orchestrate.evaluation.review.rows import FromReview as FromReview
 from orchestrate.evaluation.review.rows import Imported as Imported
-from orchestrate.evaluation.review.writing import WritingDesk
+from orchestrate.evaluation.review.writing import WritingSession
 from orchestrate.runs.evaluation import writing
 from orchestrate.store.reviews import PREFIX
 from orchestrate.types import Rating, Record, Review, Rubric
@@ -156,7 +156,7 @@ def _made(ft: Workspace, names: Sequence[str], order: ReviewOrder) -> ReviewSess
 
 
 def serving(
-    desk: ReviewSession | WritingDesk,
+    desk: ReviewSession | WritingSession,
     *,
     raters: Sequence[str] = (),
     host: str | None = None,
@@ -172,7 +172,7 @@ def serving(
 
 def said(ft: Workspace, desk: ReviewSession) -> list[str]:
     """Summarize the ratings in one sentence per pair of contenders."""
-    return results.told(result(ft, desk))
+    return results.describe(result(ft, desk))
 
 
 def review_routes(
@@ -253,7 +253,7 @@ def export(ft: Workspace, desk: ReviewSession, output: Path, rater: str | None) 
 def rated_answers(ft: Workspace, name: str) -> list[calibration.RatedAnswer]:
     """Return the rated answers of a review. Raises `UsageError` if there are none yet."""
     desk = opened(ft, [name])
-    held = standing(ft.store.reviews.ratings(desk.review.id))
+    held = valid_ratings(ft.store.reviews.ratings(desk.review.id))
     if not held:
         raise UsageError(f"{desk.review.id} has no ratings yet")
     return calibration.of_review(desk.review, desk.tasks, held)

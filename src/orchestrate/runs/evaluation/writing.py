@@ -18,7 +18,7 @@ from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.review import writing
 from orchestrate.evaluation.review.desk import rater_named
 from orchestrate.evaluation.review.rows import FromReview
-from orchestrate.evaluation.review.writing import Assigned, RowsToWrite, WritingDesk
+from orchestrate.evaluation.review.writing import Assigned, RowsToWrite, WritingSession
 from orchestrate.evaluation.review.writing import WritingResult as WritingResult
 from orchestrate.evaluation.review.writing import result as result
 from orchestrate.store.reviews import PREFIX
@@ -47,7 +47,7 @@ class WritingOrder:
 
 @dataclass(frozen=True)
 class OpenedWriting:
-    desk: WritingDesk
+    desk: WritingSession
     made: RowsToWrite | None
     """The rows read from the file, if the review is new."""
 
@@ -75,11 +75,11 @@ def known(ft: Workspace, name: str) -> Review | None:
 
 def reopened(
     ft: Workspace, review: Review, writers: Sequence[str] = (), settler: str = SETTLER
-) -> WritingDesk:
+) -> WritingSession:
     """Open a stored review. If you name `writers`, unwritten rows of all other writers are reassigned to
     them."""
     folder = Path(review.folder)
-    desk = WritingDesk(review, writing.read(_rows(folder)), _assigned(folder), ft.store.reviews, settler)
+    desk = WritingSession(review, writing.read(_rows(folder)), _assigned(folder), ft.store.reviews, settler)
     names = [*dict.fromkeys(map(rater_named, writers))]
     if not names or names == desk.writers:
         return desk
@@ -87,7 +87,7 @@ def reopened(
         raise UsageError(
             f"{desk.settler} can't both write rows and settle disagreements.", fix="--settler NAME"
         )
-    desk.assigned = writing.reassign(desk.assigned, desk.said(), names)
+    desk.assigned = writing.reassign(desk.assigned, desk.current(), names)
     _keep(folder, desk.assigned)
     return desk
 
@@ -117,7 +117,7 @@ def _made(ft: Workspace, order: WritingOrder, digest: str) -> OpenedWriting:
         seed=seed,
         folder=str(folder / review_id),
     )
-    desk = WritingDesk(review, found.rows, assigned, ft.store.reviews, order.settler)
+    desk = WritingSession(review, found.rows, assigned, ft.store.reviews, order.settler)
     private_folder(folder / review_id)
     writing.write(found.rows, _rows(folder / review_id))
     _keep(folder / review_id, assigned)

@@ -202,11 +202,11 @@ class FireworksResourceRoutes:
     # -- evaluators ----------------------------------------------------------------------------------------
 
     async def create_evaluator(self, request: Request) -> Response:
-        asked = parse(CreateEvaluator, await json_body(request))
+        body = parse(CreateEvaluator, await json_body(request))
         now = iso(self.host.clock.now())
-        given = asked.evaluator.model_dump(exclude_none=True)
+        given = body.evaluator.model_dump(exclude_none=True)
         state = {"state": "ACTIVE", "createTime": now, "updateTime": now, "createdBy": "sandbox@localhost"}
-        return self._make("evaluators", asked.evaluatorId or f"evaluator-{token(8)}", {**given, **state})
+        return self._make("evaluators", body.evaluatorId or f"evaluator-{token(8)}", {**given, **state})
 
     def list_evaluators(self, request: Request) -> Response:
         return self._list(request, "evaluators")
@@ -237,13 +237,13 @@ class FireworksResourceRoutes:
 
     async def create_secret(self, request: Request) -> Response:
         """Create a secret. Its value is never returned."""
-        asked = parse(FireworksSecret, await json_body(request))
-        return self._make("secrets", short(asked.name or f"secret-{token(8)}"), {"keyName": asked.keyName})
+        body = parse(FireworksSecret, await json_body(request))
+        return self._make("secrets", short(body.name or f"secret-{token(8)}"), {"keyName": body.keyName})
 
     def list_secrets(self, request: Request) -> Response:
         return self._list(request, "secrets")
 
     async def update_secret(self, request: Request) -> Response:
         found = self._found(request)
-        asked = parse(FireworksSecret, {"keyName": found["keyName"], **await json_body(request)})
-        return self._save("secrets", {**found, "keyName": asked.keyName})
+        body = parse(FireworksSecret, {"keyName": found["keyName"], **await json_body(request)})
+        return self._save("secrets", {**found, "keyName": body.keyName})

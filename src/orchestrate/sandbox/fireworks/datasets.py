@@ -253,14 +253,14 @@ class FireworksDatasetRoutes:
     # -- routes --------------------------------------------------------------------------------------------
 
     async def create(self, request: Request) -> Response:
-        asked = parse(CreateDataset, await json_body(request))
-        id = asked.datasetId
+        body = parse(CreateDataset, await json_body(request))
+        id = body.datasetId
         if self._stored(id) is not None:
             raise HostError(409, f"dataset {id} already exists")
         dataset: dict[str, Any] = {
             "id": id,
-            "displayName": asked.dataset.displayName or "",
-            "exampleCount": str(asked.dataset.exampleCount or 0),
+            "displayName": body.dataset.displayName or "",
+            "exampleCount": str(body.dataset.exampleCount or 0),
             "created_at": self.host.clock.now(),
             "urls": {},
             "file": None,
@@ -331,11 +331,11 @@ class FireworksDatasetRoutes:
         dataset = self._found(request)
         if dataset["file"]:
             raise HostError(400, f"dataset {dataset['id']} is already uploaded")
-        asked = parse(DatasetUploadEndpoint, await json_body(request))
+        body = parse(DatasetUploadEndpoint, await json_body(request))
         expires = self.host.clock.now() + URL_LIFE_S
         dataset["urls"] = {
             token(): {"name": name, "size": int(size), "expires": expires, "done": False}
-            for name, size in asked.filenameToSize.items()
+            for name, size in body.filenameToSize.items()
         }
         self._save(dataset)
         for ticket in dataset["urls"]:

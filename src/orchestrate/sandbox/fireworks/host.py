@@ -93,10 +93,10 @@ class FireworksJobMaker:
         self.host = datasets.host
 
     def make(self, kind: JobCollection, id: str, body: dict[str, Any]) -> SandboxJob:
-        asked = parse(kind.body, body)
-        training = asked.training()
-        train = self._dataset(asked.dataset)
-        valid = self._dataset(asked.evaluationDataset) if asked.evaluationDataset else None
+        parsed = parse(kind.body, body)
+        training = parsed.training()
+        train = self._dataset(parsed.dataset)
+        valid = self._dataset(parsed.evaluationDataset) if parsed.evaluationDataset else None
         base, earlier = self._start_from(training.baseModel, training.warmStartFrom)
         context = context_of(base, self.host.name, kind.method)
         if training.maxContextLength and context and training.maxContextLength > context:
@@ -121,7 +121,7 @@ class FireworksJobMaker:
             batch_size=training.batchSizeSamples or kind.batch,
             learning_rate=training.learningRate or 1e-4,
             lora_rank=training.loraRank,
-            preference=_preference(asked),
+            preference=_preference(parsed),
             evals=1 if valid else 0,
             examples=examples,
             tokens=tokens,
@@ -175,8 +175,8 @@ class FireworksJobMaker:
         return found.id, None
 
 
-def _preference(asked: SupervisedJob | DpoJob | ReinforcementJob) -> dict[str, Any]:
-    loss = asked.lossConfig if isinstance(asked, DpoJob) else None
+def _preference(body: SupervisedJob | DpoJob | ReinforcementJob) -> dict[str, Any]:
+    loss = body.lossConfig if isinstance(body, DpoJob) else None
     if loss is None:
         return {}
     if loss.method == "ORPO":
@@ -343,7 +343,9 @@ class FireworksHost(Host):
             takes = self.wait("cancelling")
             job, done = self.change(job.id, lambda j, now: j.cancel(now, takes))
             if not done:
-                raise HostError(400, f"job {job.id} is in state {self.word(job)} and cannot be cancelled")
+                raise HostError(
+                    400, f"job {job.id} is in state {self.state_name(job)} and cannot be cancelled"
+                )
             return json_answer({})
 
         def resume(request: Request) -> Response:
@@ -351,7 +353,7 @@ class FireworksHost(Host):
             takes = self.wait("validating")
             job, done = self.change(job.id, lambda j, now: _restart(j, now, takes))
             if not done:
-                raise HostError(400, f"job {job.id} is in state {self.word(job)} and cannot be resumed")
+                raise HostError(400, f"job {job.id} is in state {self.state_name(job)} and cannot be resumed")
             self._restarted(job)
             return json_answer(self.render(job))
 
@@ -442,7 +444,7 @@ class FireworksHost(Host):
         assert job is not None  # noqa: S101  made a moment ago
         return self.render(job)
 
-    def word(self, job: SandboxJob) -> str:
+    def state_name(self, job: SandboxJob) -> str:
         """Return Fireworks' name for the job's state. The first phase is CREATING, then VALIDATING."""
         now = self.clock.now()
         phase = job.phase(now)
@@ -475,7 +477,7 @@ class FireworksHost(Host):
             **body,
             "name": f"accounts/{here()}/{kind.collection}/{job.id}",
             "dataset": self.datasets.name_of(job.training_file),
-            "state": self.word(job),
+            "state": self.state_name(job),
             "status": {
                 "code": "INTERNAL" if trouble else "OK",
                 "message": trouble.message if trouble else "",
@@ -505,7 +507,7 @@ class FireworksHost(Host):
 
     def _filterable(self, job: SandboxJob) -> dict[str, str]:
         return {
-            "state": self.word(job),
+            "state": self.state_name(job),
             "display_name": str(job.body.get("displayName") or ""),
             "name": job.id,
         }
@@ -536,11 +538,11 @@ class FireworksHost(Host):
     # -- chat ----------------------------------------------------------------------------------------------
 
     async def chat(self, request: Request) -> Response:
-        asked = shared.parse_chat(await json_body(request))
-        return await run_in_threadpool(self._chat, asked)
+        body = shared.parse_chat(await json_body(request))
+        return await run_in_threadpool(self._chat, body)
 
-    def _chat(self, asked: shared.SandboxChatRequest) -> Response:
-        return shared.complete(self, asked, self.tuned.serving(asked.model))
+    def _chat(self, body: shared.SandboxChatRequest) -> Response:
+        return shared.complete(self, body, self.tuned.serving(body.model))
 
 
 def _restart(job: SandboxJob, now: float, takes_s: float) -> bool:

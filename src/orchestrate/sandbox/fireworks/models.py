@@ -68,8 +68,8 @@ class Shapes:
     async def match(self, request: Request) -> Response:
         """Return the validated shapes of a model. For a tuned model, return those of its base."""
         body = await json_body(request)
-        asked = parse(_Match, body).createDeploymentRequest.deployment
-        name = asked.baseModel
+        parsed = parse(_Match, body).createDeploymentRequest.deployment
+        name = parsed.baseModel
         job = self._job_of(name)
         if job is None and base_model(name, "fireworks") is None:
             raise HostError(404, f"model {name} was not found")
@@ -83,7 +83,7 @@ class Shapes:
                 "sandbox": True,
             }
             for shape in shapes_of(job.base if job else name)
-            if shape["enableAddons"] or not asked.enableAddons
+            if shape["enableAddons"] or not parsed.enableAddons
         ]
         return json_answer({"deploymentShapeVersions": versions, "sandbox": True})
 
@@ -147,45 +147,45 @@ class FireworksUploadRoutes:
         ]
 
     async def create(self, request: Request) -> Response:
-        asked = parse(FireworksCreateModel, await json_body(request))
-        if not _VALID_ID.match(asked.modelId):
-            raise HostError(400, f"model id {asked.modelId!r} must be lower-case letters, digits and hyphens")
-        base = asked.model.peftDetails.baseModel
+        body = parse(FireworksCreateModel, await json_body(request))
+        if not _VALID_ID.match(body.modelId):
+            raise HostError(400, f"model id {body.modelId!r} must be lower-case letters, digits and hyphens")
+        base = body.model.peftDetails.baseModel
         if base_model(base, "fireworks") is None:
             raise HostError(404, f"base model {base} was not found")
-        if self.begun(asked.modelId) is not None:
-            raise HostError(409, f"model {asked.modelId} already exists")
+        if self.uploading(body.modelId) is not None:
+            raise HostError(409, f"model {body.modelId} already exists")
         now = iso(self.host.clock.now())
         model = {
-            "id": asked.modelId,
-            "name": f"accounts/{here()}/models/{asked.modelId}",
-            "kind": asked.model.kind,
+            "id": body.modelId,
+            "name": f"accounts/{here()}/models/{body.modelId}",
+            "kind": body.model.kind,
             "state": "UPLOADING",
             "status": {"code": "OK", "message": ""},
             "createTime": now,
             "updateTime": now,
             "public": False,
-            "peftDetails": asked.model.peftDetails.model_dump(),
+            "peftDetails": body.model.peftDetails.model_dump(),
             "sandbox": True,
         }
-        self.host.state.put("fireworks", "model", asked.modelId, model)
+        self.host.state.put("fireworks", "model", body.modelId, model)
         return json_answer(model)
 
-    def begun(self, id: str) -> dict[str, Any] | None:
+    def uploading(self, id: str) -> dict[str, Any] | None:
         """Return a model whose files are being uploaded."""
         return self.host.state.get("fireworks", "model", id)
 
     def _found(self, request: Request) -> dict[str, Any]:
-        found = self.begun(request.path_params["id"])
+        found = self.uploading(request.path_params["id"])
         if found is None:
             raise HostError(404, f"model {request.path_params['id']} was not found")
         return found
 
     async def endpoint(self, request: Request) -> Response:
         model = self._found(request)
-        asked = parse(ModelUploadEndpoint, await json_body(request))
+        body = parse(ModelUploadEndpoint, await json_body(request))
         urls: dict[str, str] = {}
-        for name, size in asked.filenameToSize.items():
+        for name, size in body.filenameToSize.items():
             if name not in shared.FILES:
                 raise HostError(400, f"file {name} does not belong to an adapter")
             ticket = token()
@@ -330,8 +330,8 @@ class FireworksModelRoutes:
             from orchestrate.catalog import resolve
 
             return json_answer(self._base(name, base.tunable != "no", resolve(name, "fireworks").params_b))
-        if account == here() and (begun := self.bringing.begun(id)) is not None:
-            return json_answer(begun)
+        if account == here() and (uploading := self.bringing.uploading(id)) is not None:
+            return json_answer(uploading)
         raise HostError(404, f"model {name} was not found")
 
     def delete(self, request: Request) -> Response:

@@ -111,17 +111,17 @@ class FireworksSessionsApi(SessionsApi):
 
     async def complete(self, request: Request) -> Response:
         """Sample from saved sampler weights, or from a session's base model."""
-        asked = parse(Completion, await json_body(request))
-        session, _, path = asked.model.partition("/trainingSessions/")[2].partition("/checkpoints/")
+        body = parse(Completion, await json_body(request))
+        session, _, path = body.model.partition("/trainingSessions/")[2].partition("/checkpoints/")
         self.desk.caller(session, here())
-        base, folder = asked.model, ""
+        base, folder = body.model, ""
         if path:
             found, saved = self.desk.found(path, here())
             base, folder = saved.base, str(found)
-        stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
-        drawing = asked.model_dump(include={"prompt", "max_tokens", "temperature", "top_p", "top_k", "seed"})
+        stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+        drawing = body.model_dump(include={"prompt", "max_tokens", "temperature", "top_p", "top_k", "seed"})
         promise = self.desk.promise(here())
-        write = self.desk.counted(session, here(), base, partial(_used, len(asked.prompt)), _stream)
+        write = self.desk.counted(session, here(), base, partial(_used, len(body.prompt)), _stream)
         self.desk.ask(promise, "sample", {"folder": folder, "stop": stop, **drawing}, write)
         await promise.ready.wait()
         if not isinstance(promise.result, bytes):
@@ -234,22 +234,22 @@ class TrainerRoutes:
     # -- trainers ------------------------------------------------------------------------------------------
 
     async def create(self, request: Request) -> Response:
-        asked = parse(CreateTrainer, await json_body(request))
+        body = parse(CreateTrainer, await json_body(request))
         id, shape = request.query_params.get("rlorTrainerJobId"), request.query_params.get("trainingShape")
         if not id or not shape:
             raise HostError(400, "creating a trainer in the sandbox requires an id and a training shape")
         if self.host.state.get(self.host.name, "trainer", id) is not None:
             raise HostError(409, f"rlorTrainerJob {id} already exists")
-        if base_model(asked.trainingConfig.baseModel, "fireworks") is None:
-            raise HostError(400, f"base model {asked.trainingConfig.baseModel} was not found")
-        timeout = float((asked.inactivityTimeout or "0s")[:-1]) or DEFAULT_INACTIVE_S
+        if base_model(body.trainingConfig.baseModel, "fireworks") is None:
+            raise HostError(400, f"base model {body.trainingConfig.baseModel} was not found")
+        timeout = float((body.inactivityTimeout or "0s")[:-1]) or DEFAULT_INACTIVE_S
         if timeout > MOST_INACTIVE_S:
             raise HostError(400, "inactivity_timeout must be at most 3 hours")
         now = self.host.clock.now()
         made: Values = {
             "id": id,
             "shape": shape,
-            "body": asked.model_dump(exclude_none=True),
+            "body": body.model_dump(exclude_none=True),
             "inactive_s": timeout,
             "made_at": now,
             "ready_at": now + self.host.wait("deploying"),

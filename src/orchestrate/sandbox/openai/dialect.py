@@ -40,26 +40,26 @@ def dialect(kind: str) -> type[Host]:
     if entry is None:
         known = ", ".join(described())
         raise UsageError(f"no host named {kind!r} is described. Known hosts: {known}")
-    told = description.read(*entry)
-    absolute = "learning_rate" in told.settings and told.settings["learning_rate"].field is not None
+    values = description.read(*entry)
+    absolute = "learning_rate" in values.settings and values.settings["learning_rate"].field is not None
     own = {
         "name": kind,
-        "title": told.title,
+        "title": values.title,
         "place": 10 + list(described()).index(kind),
-        "told": told,
+        "described": described,
         "usual_rate": _USUAL_RATE if absolute else OpenAIHost.usual_rate,
     }
     return type("DialectHost", (DialectHost,), own)
 
 
 class DialectHost(OpenAIHost):
-    told: Described
+    described: Described
 
     def env(self, key: str) -> dict[str, str]:
-        word = self.name.upper().replace("-", "_")
-        found = {f"{word}_BASE_URL": f"{self.base_url}{self.told.paths[0]}", f"{word}_API_KEY": key}
-        if self.told.deployment is not None and self.told.deployment.login:
-            found |= {f"{word}_MANAGEMENT_URL": self.base_url, f"{word}_MANAGEMENT_TOKEN": key}
+        prefix = self.name.upper().replace("-", "_")
+        found = {f"{prefix}_BASE_URL": f"{self.base_url}{self.described.paths[0]}", f"{prefix}_API_KEY": key}
+        if self.described.deployment is not None and self.described.deployment.login:
+            found |= {f"{prefix}_MANAGEMENT_URL": self.base_url, f"{prefix}_MANAGEMENT_TOKEN": key}
         return found
 
     def headers(self) -> dict[str, str]:
@@ -70,7 +70,7 @@ class DialectHost(OpenAIHost):
         plain = cast("list[Route]", super().routes())
         own: list[BaseRoute] = [
             Route(path + one.path.removeprefix("/v1"), one.endpoint, methods=sorted(one.methods or ()))
-            for path in self.told.paths
+            for path in self.described.paths
             for one in plain
         ]
         return [*self._deployments(), *own]
@@ -80,57 +80,61 @@ class DialectHost(OpenAIHost):
     def _new(self, body: dict[str, Any]) -> SandboxJob:
         """Check the request against the description, then create the job that OpenAI's simulation would
         create."""
-        asked = _flat(body)
-        self._known(asked)
-        kind = self._kind_of(asked)
+        parsed = _flat(body)
+        self._known(parsed)
+        kind = self._kind_of(parsed)
         hyper: dict[str, Any] = {}
-        for setting, rule in self.told.settings.items():
-            field = self.told.field(rule, kind) if rule.field else None
-            if field is None or field not in asked or setting == "wandb":
+        for setting, rule in self.described.settings.items():
+            field = self.described.field(rule, kind) if rule.field else None
+            if field is None or field not in parsed or setting == "wandb":
                 continue
-            value = asked[field]
+            value = parsed[field]
             _judge(field, value, rule)
             if (name := _HYPER.get(setting)) is not None:
                 hyper[name] = value
         own = {name: body[name] for name in _ALWAYS if name in body}
-        if len(str(own.get("suffix", ""))) > self.told.suffix.most:
-            raise HostError(400, f"suffix is longer than {self.told.suffix.most}", param="suffix")
+        if len(str(own.get("suffix", ""))) > self.described.suffix.most:
+            raise HostError(400, f"suffix is longer than {self.described.suffix.most}", param="suffix")
         method = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}[kind]
         inner: dict[str, Any] = {"hyperparameters": hyper}
         if kind == "rft":
-            inner["grader"] = body["method"][self.told.methods["rft"]]["grader"]
-        if self.told.ref == "metadata" and "metadata" in body:
+            inner["grader"] = body["method"][self.described.methods["rft"]]["grader"]
+        if self.described.ref == "metadata" and "metadata" in body:
             own["metadata"] = body["metadata"]
-        rate = asked.get(self._absolute(kind) or "")
+        rate = parsed.get(self._absolute(kind) or "")
         job = super()._new({**own, "method": {"type": method, method: inner}})
         if isinstance(rate, int | float):
             job.learning_rate = float(rate)
         job.body |= {"sandbox_asked": body}
         return job
 
-    def _known(self, asked: Mapping[str, Any]) -> None:
-        known = [name for name in self.told.known_fields if self.told.ref == "metadata" or name != "metadata"]
-        for name in asked:
+    def _known(self, body: Mapping[str, Any]) -> None:
+        known = [
+            name
+            for name in self.described.known_fields
+            if self.described.ref == "metadata" or name != "metadata"
+        ]
+        for name in body:
             if not any(name == one or name.startswith(f"{one}.") for one in known):
                 raise HostError(400, f"Unrecognized request argument supplied: {name}", param=name)
 
-    def _kind_of(self, asked: Mapping[str, Any]) -> str:
-        field = self.told.method_type
-        word = asked.get(field) if field else next(iter(self.told.methods.values()))
-        found = next((kind for kind, known in self.told.methods.items() if known == word), None)
+    def _kind_of(self, body: Mapping[str, Any]) -> str:
+        field = self.described.method_type
+        method = body.get(field) if field else next(iter(self.described.methods.values()))
+        found = next((kind for kind, known in self.described.methods.items() if known == method), None)
         if found is None:
-            raise HostError(400, f"Invalid value for {field}: {word!r}", param=field)
+            raise HostError(400, f"Invalid value for {field}: {method!r}", param=field)
         return found
 
     def _absolute(self, kind: str) -> str | None:
-        rule = self.told.settings.get("learning_rate")
-        return self.told.field(rule, kind) if rule is not None and rule.field else None
+        rule = self.described.settings.get("learning_rate")
+        return self.described.field(rule, kind) if rule is not None and rule.field else None
 
     def _base(self, model: str, kind: str) -> str:
         """A host that lists its models has these; another takes any id of the hub."""
         del kind
-        known = {one.id for one in self.told.models.values()}
-        if model in known or (self.told.hub and "/" in model):
+        known = {one.id for one in self.described.models.values()}
+        if model in known or (self.described.hub and "/" in model):
             return model
         raise HostError(404, f"The model `{model}` does not exist", code="model_not_found", param="model")
 
@@ -140,13 +144,13 @@ class DialectHost(OpenAIHost):
     def is_tuned(self, name: str) -> bool:
         return ".ft-" in name
 
-    def asked_model(self, name: str) -> tuple[SandboxJob | None, int | None]:
+    def requested_model(self, name: str) -> tuple[SandboxJob | None, int | None]:
         """Find the model that a request names: a deployment (if the host requires one), a tuned model, or a
         base model."""
         put_up = self.state.get(self.name, "deployment", name)
         if put_up is not None:
             return self._deployable(put_up), None
-        if self.told.deployment is None and self.is_tuned(name):
+        if self.described.deployment is None and self.is_tuned(name):
             return self.tuned(name)
         self._base(name, "sft")
         return None, None
@@ -155,19 +159,19 @@ class DialectHost(OpenAIHost):
 
     def render(self, job: SandboxJob) -> dict[str, Any]:
         found = super().render(job)
-        asked = job.body["sandbox_asked"]
+        body = job.body["sandbox_asked"]
         for name in ("method", "hyperparameters", "user_provided_suffix", "metadata"):
             found.pop(name, None)
-        found |= {name: asked[name] for name in ("method", "hyperparameters", "suffix") if name in asked}
-        if self.told.ref == "metadata":
-            found["metadata"] = asked.get("metadata")
-        words = {ours: word for word, ours in self.told.statuses.items()}
-        found["status"] = words.get(found["status"], found["status"])
+        found |= {name: body[name] for name in ("method", "hyperparameters", "suffix") if name in body}
+        if self.described.ref == "metadata":
+            found["metadata"] = body.get("metadata")
+        names = {ours: word for word, ours in self.described.statuses.items()}
+        found["status"] = names.get(found["status"], found["status"])
         return found
 
     def _checkpoints(self, job: SandboxJob) -> Any:
         for entry in super()._checkpoints(job):
-            if self.told.weights:
+            if self.described.weights:
                 step = entry["step_number"]
                 entry["result_files"] = [
                     f"weights-{job.id}-{step}-{n}" for n, _ in enumerate(weights(self, job))
@@ -184,12 +188,12 @@ class DialectHost(OpenAIHost):
         return super().result_file(id)
 
     def file_status(self, file: StoredFile) -> str:
-        return self.told.files.ready[0] if self.files.ready(file) else self.told.files.waiting[0]
+        return self.described.files.ready[0] if self.files.ready(file) else self.described.files.waiting[0]
 
     # -- deployments ---------------------------------------------------------------------------------------
 
     def _deployments(self) -> list[BaseRoute]:
-        how = self.told.deployment
+        how = self.described.deployment
         if how is None:
             return []
         paths = {how.make.path, how.list.path, how.remove.path}
@@ -205,7 +209,7 @@ class DialectHost(OpenAIHost):
 
     async def _bring(self, request: Request) -> Response:
         """Upload the archive of an adapter."""
-        how = self.told.deployment
+        how = self.described.deployment
         if how is None or how.adapters is None:
             raise HostError(404, "uploads are not supported here")
         async with request.form() as form:
@@ -223,7 +227,7 @@ class DialectHost(OpenAIHost):
         return json_answer({how.adapters.id: id, "object": "file", "filename": name})
 
     async def _deployment(self, request: Request) -> Response:
-        how = self.told.deployment
+        how = self.described.deployment
         if how is None:
             raise HostError(404, "deployments are not supported here")
         name = request.path_params.get("name")
@@ -237,37 +241,40 @@ class DialectHost(OpenAIHost):
         return self._put_up(how, name, await json_body(request))
 
     def _put_up(self, how: DeploymentDescription, name: str | None, body: dict[str, Any]) -> Response:
-        asked = _flat(body)
+        parsed = _flat(body)
         wanted = _flat(how.make.body or {})
-        if how.adapters is not None and shared.found(self, str(asked.get("source"))) is not None:
+        if how.adapters is not None and shared.found(self, str(parsed.get("source"))) is not None:
             wanted = _flat(how.adapters.body)
-        if unknown := sorted(set(asked) ^ set(wanted)):
+        if unknown := sorted(set(parsed) ^ set(wanted)):
             raise HostError(400, f"Unrecognized or missing argument: {unknown[0]}", param=unknown[0])
-        told: dict[str, str] = {}
+        values: dict[str, str] = {}
         for key, outer in wanted.items():
-            told |= _read(str(outer), str(asked[key]))
-        name = name or told["name"]
-        job = self._deployable(told)
+            values |= _read(str(outer), str(parsed[key]))
+        name = name or values["name"]
+        job = self._deployable(values)
         if self.state.get(self.name, "deployment", name) is not None and how.make.method == "POST":
             raise HostError(409, f"a model {name} already exists", code="conflict")
         raw: dict[str, Any] = {}
-        shown = name if how.answers_as == "name" else f"{told.get('base', 'base')}-LoRa:{name}-udpd"
-        _set(raw, how.list.model, told.get("model", shown))
+        shown = name if how.answers_as == "name" else f"{values.get('base', 'base')}-LoRa:{name}-udpd"
+        _set(raw, how.list.model, values.get("model", shown))
         _set(raw, how.list.name, shown)
         _set(raw, how.list.state, how.up[0])
-        for path, value in ((how.list.tier, told.get("tier")), (how.list.job, asked.get(how.list.job or ""))):
+        for path, value in (
+            (how.list.tier, values.get("tier")),
+            (how.list.job, parsed.get(how.list.job or "")),
+        ):
             if path and value:
                 _set(raw, path, value)
         self.state.put(self.name, "deployment", shown, {"raw": raw, "job": job.id})
         return json_answer(raw)
 
-    def _deployable(self, told: Mapping[str, Any]) -> SandboxJob:
-        if (own := shared.found(self, str(told.get("file") or told.get("job")))) is not None:
+    def _deployable(self, values: Mapping[str, Any]) -> SandboxJob:
+        if (own := shared.found(self, str(values.get("file") or values.get("job")))) is not None:
             return own
         now = self.clock.now()
         for job in self.jobs():
             if job.phase(now) is Phase.SUCCEEDED and (
-                job.output == told.get("model") or job.id == told.get("job")
+                job.output == values.get("model") or job.id == values.get("job")
             ):
                 return job
         raise HostError(404, "no such tuned model", code="model_not_found")

@@ -119,9 +119,9 @@ class OpenAIFiles:
     # -- uploads in parts ----------------------------------------------------------------------------------
 
     async def create_upload(self, request: Request) -> Response:
-        asked = parse(CreateUpload, await json_body(request))
+        body = parse(CreateUpload, await json_body(request))
         now = self.host.clock.now()
-        made = openai.upload(f"upload_{token()}", asked.filename, asked.purpose, asked.bytes, now)
+        made = openai.upload(f"upload_{token()}", body.filename, body.purpose, body.bytes, now)
         upload = {**made, "sandbox": True}
         self._save(upload)
         return json_answer(upload)
@@ -156,14 +156,14 @@ class OpenAIFiles:
 
     async def complete(self, request: Request) -> Response:
         upload = self._upload(request.path_params["id"])
-        asked = parse(CompleteUpload, await json_body(request))
+        body = parse(CompleteUpload, await json_body(request))
         known = {part["id"] for part in self.host.state.all(self.host.name, "part", tag=upload["id"])}
-        if unknown := [id for id in asked.part_ids if id not in known]:
+        if unknown := [id for id in body.part_ids if id not in known]:
             raise HostError(400, f"No such part of this upload: {unknown[0]}", param="part_ids")
         id = f"file-{token()}"
         digest = hashlib.md5(usedforsecurity=False)
         with open(self.files.path(id), "wb", opener=opener) as out:
-            for part in asked.part_ids:
+            for part in body.part_ids:
                 data = self.files.path(part).read_bytes()
                 digest.update(data)
                 out.write(data)
@@ -173,7 +173,7 @@ class OpenAIFiles:
             raise HostError(
                 400, f"The parts have {size} bytes, but the upload was created for {upload['bytes']}"
             )
-        if asked.md5 is not None and asked.md5 != digest.hexdigest():
+        if body.md5 is not None and body.md5 != digest.hexdigest():
             self.files.path(id).unlink()
             raise HostError(400, "Checksum mismatch: the parts have a different MD5 hash", param="md5")
         file = self._add(id, upload["filename"], upload["purpose"], size)

@@ -32,7 +32,7 @@ from orchestrate.providers.openai import auto_epochs
 from orchestrate.sandbox import shared
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, number, page_of, parse, route
-from orchestrate.sandbox.jobs import DEFAULT_BETA, Phase, SandboxJob, Trouble
+from orchestrate.sandbox.jobs import DEFAULT_BETA, JobFailure, Phase, SandboxJob
 from orchestrate.sandbox.openai.files import OpenAIFiles
 from orchestrate.sandbox.shared import SandboxFiles, StoredFile, base_model, tokenizer_of, training_usd
 from orchestrate.sandbox.state import token
@@ -158,15 +158,15 @@ def grader_routes() -> list[BaseRoute]:
 
 
 async def validate(request: Request) -> Response:
-    asked = parse(ValidateGrader, await json_body(request))
-    _require(asked.grader)
-    return json_answer({"grader": asked.grader})
+    body = parse(ValidateGrader, await json_body(request))
+    _require(body.grader)
+    return json_answer({"grader": body.grader})
 
 
 async def run(request: Request) -> Response:
-    asked = parse(RunGrader, await json_body(request))
-    _require(asked.grader)
-    return json_answer(await run_in_threadpool(_graded, asked))
+    body = parse(RunGrader, await json_body(request))
+    _require(body.grader)
+    return json_answer(await run_in_threadpool(_graded, body))
 
 
 def _require(grader: dict[str, Any]) -> None:
@@ -177,8 +177,8 @@ def _require(grader: dict[str, Any]) -> None:
         raise HostError(400, f"Invalid grader: {reason}", param="grader", code="invalid_grader")
 
 
-def _graded(asked: RunGrader) -> dict[str, Any]:
-    grader, started = asked.grader, time.monotonic()
+def _graded(body: RunGrader) -> dict[str, Any]:
+    grader, started = body.grader, time.monotonic()
     errors: dict[str, Any] = {}
     reward = 0.0
     if grader.get("type") in ELSEWHERE:
@@ -193,7 +193,7 @@ def _graded(asked: RunGrader) -> dict[str, Any]:
         }
     else:
         with Grader(grader) as graders:
-            [grade] = graders.grade([asked.model_sample], [asked.item or {}])
+            [grade] = graders.grade([body.model_sample], [body.item or {}])
         reward, errors["invalid_variable_error"] = grade.score, grade.error is not None
     return graded(grader, reward, errors, time.monotonic() - started)
 
@@ -213,10 +213,10 @@ class OpenAIModels:
         self,
         host: Host,
         tuned: Callable[[str], tuple[SandboxJob, int | None]],
-        asked: Callable[[str], tuple[SandboxJob | None, int | None]],
+        find: Callable[[str], tuple[SandboxJob | None, int | None]],
     ) -> None:
         self.host = host
-        self._tuned, self._asked = tuned, asked
+        self._tuned, self._find = tuned, find
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -264,21 +264,21 @@ class OpenAIModels:
         return json_answer(openai.deleted(id, "model"))
 
     async def chat(self, request: Request) -> Response:
-        asked = shared.parse_chat(await json_body(request))
-        return await run_in_threadpool(self._chat, asked)
+        body = shared.parse_chat(await json_body(request))
+        return await run_in_threadpool(self._chat, body)
 
     async def respond(self, request: Request) -> Response:
-        asked = parse(responses.ResponseRequest, await json_body(request))
-        if asked.stream:
+        body = parse(responses.ResponseRequest, await json_body(request))
+        if body.stream:
             raise HostError(400, "this sandbox does not stream responses", param="stream")
-        reply = await run_in_threadpool(self._chat, shared.parse_chat(responses.chat_body(asked)))
+        reply = await run_in_threadpool(self._chat, shared.parse_chat(responses.chat_body(body)))
         chat = json.loads(bytes(reply.body))
-        shown = responses.of_chat(asked, chat, f"resp_{token()}")
+        shown = responses.of_chat(body, chat, f"resp_{token()}")
         return json_answer({**shown, "sandbox": True, "sandbox_model": chat["sandbox_model"]})
 
-    def _chat(self, asked: shared.SandboxChatRequest) -> Response:
-        job, step = self._asked(asked.model)
-        return shared.complete(self.host, asked, job, step)
+    def _chat(self, body: shared.SandboxChatRequest) -> Response:
+        job, step = self._find(body.model)
+        return shared.complete(self.host, body, job, step)
 
 
 def _base_model(id: str, shutdown: date | None) -> dict[str, Any]:
@@ -346,7 +346,7 @@ class OpenAIHost(Host):
             route(f"{jobs}/{{id}}/checkpoints", "GET", self.checkpoints),
             *grader_routes(),
             *Permissions(self, self.tuned).routes(),
-            *OpenAIModels(self, self.tuned, self.asked_model).routes(),
+            *OpenAIModels(self, self.tuned, self.requested_model).routes(),
         ]
 
     # -- creating ------------------------------------------------------------------------------------------
@@ -364,17 +364,17 @@ class OpenAIHost(Host):
         return [job.id for job in jobs]
 
     def _new(self, body: dict[str, Any]) -> SandboxJob:
-        asked = parse(CreateJob, body)
-        train = self._file(asked.training_file, "training_file")
-        valid = self._file(asked.validation_file, "validation_file") if asked.validation_file else None
-        continued, step = self.tuned(asked.model) if self.is_tuned(asked.model) else (None, None)
-        base = continued.base if continued else self._base(asked.model, asked.kind())
+        parsed = parse(CreateJob, body)
+        train = self._file(parsed.training_file, "training_file")
+        valid = self._file(parsed.validation_file, "validation_file") if parsed.validation_file else None
+        continued, step = self.tuned(parsed.model) if self.is_tuned(parsed.model) else (None, None)
+        base = continued.base if continued else self._base(parsed.model, parsed.kind())
         id = f"ftjob-{token()}"
         tokenizer = tokenizer_of(base, self.name)
         tokens = self.files.tokens(train, tokenizer)
         validation_tokens = self.files.tokens(valid, tokenizer) if valid else 0
         now = self.clock.now()  # counting may have taken longer than some states do
-        kind = asked.kind()
+        kind = parsed.kind()
         if kind == "rft" and valid is None:
             raise HostError(
                 400, "Reinforcement fine-tuning requires a validation file", param="validation_file"
@@ -384,33 +384,33 @@ class OpenAIHost(Host):
             id=id,
             host=self.name,
             kind=kind,
-            model=asked.model if continued else base,
+            model=parsed.model if continued else base,
             base=base,
             body=body,
             training_file=train.id,
             validation_file=valid.id if valid else None,
             trained=self.settings.train and kind != "rft",
-            seed=asked.seed
-            if asked.seed is not None
+            seed=parsed.seed
+            if parsed.seed is not None
             else int(hashlib.sha256(id.encode()).hexdigest()[:8], 16) >> 1,
             lora_rank=16,  # OpenAI does not tell its own
             examples=examples,
             tokens=tokens,
             validation_tokens=validation_tokens,
-            output=self.output_name(base, asked.suffix or "", id[-8:]),
+            output=self.output_name(base, parsed.suffix or "", id[-8:]),
             continues=continued.id if continued else None,
             continues_step=step,
             created_at=now,
             validated_at=now + self.wait("validating"),
         )
-        self._settle(job, asked)
+        self._settle(job, parsed)
         job.trouble = self._objection(job, train, valid)
         return job
 
-    def _settle(self, job: SandboxJob, asked: CreateJob) -> None:
+    def _settle(self, job: SandboxJob, body: CreateJob) -> None:
         """Replace `auto` with numbers: epochs by OpenAI's rule, and a batch size that is never so small
         that training the tiny model takes long."""
-        hyper = asked.hyper()
+        hyper = body.hyper()
         n = max(1, job.examples)
         auto_batch = max(8, min(256, round(n * 0.002)))
         job.epochs = auto_epochs(n) if hyper.n_epochs == "auto" else hyper.n_epochs
@@ -423,7 +423,7 @@ class OpenAIHost(Host):
         usd = training_usd(self.name, job)
         job.price_usd = str(usd) if usd is not None else None
 
-    def _objection(self, job: SandboxJob, train: StoredFile, valid: StoredFile | None) -> Trouble | None:
+    def _objection(self, job: SandboxJob, train: StoredFile, valid: StoredFile | None) -> JobFailure | None:
         """Return why the job will fail while its files are validated."""
         for param, file in (("training_file", train), ("validation_file", valid)):
             if file is None or file.report is None:
@@ -431,13 +431,13 @@ class OpenAIHost(Host):
             code = f"invalid_{param}"
             if file.report.error:
                 reason = f"The job failed due to an invalid {param.replace('_', ' ')}. {file.report.error}"
-                return Trouble(message=reason, code=code, param=param)
+                return JobFailure(message=reason, code=code, param=param)
             wanted = "preference" if job.kind == "dpo" else "chat"
             if file.report.format != wanted:
                 reason = f"The job failed due to an invalid {param.replace('_', ' ')}. Not in {wanted} format"
-                return Trouble(message=reason, code=code, param=param)
+                return JobFailure(message=reason, code=code, param=param)
         if job.examples < MIN_EXAMPLES:
-            return Trouble(
+            return JobFailure(
                 message=f"Training file has {job.examples} example(s), "
                 f"but must have at least {MIN_EXAMPLES} examples",
                 code="invalid_n_examples",
@@ -499,7 +499,7 @@ class OpenAIHost(Host):
     def is_tuned(self, name: str) -> bool:
         return name.startswith("ft:")
 
-    def asked_model(self, name: str) -> tuple[SandboxJob | None, int | None]:
+    def requested_model(self, name: str) -> tuple[SandboxJob | None, int | None]:
         """Find the model that a request names: a job and one of its steps, or a base model. Raises
         `HostError` 404 for an unknown name."""
         if self.is_tuned(name):
@@ -563,18 +563,18 @@ class OpenAIHost(Host):
         }
 
     def _method(self, job: SandboxJob) -> dict[str, Any]:
-        asked = parse(CreateJob, {k: v for k, v in job.body.items() if not k.startswith("sandbox_")})
-        kind = asked.method.type if asked.method else "supervised"
-        hyper = asked.hyper()
+        body = parse(CreateJob, {k: v for k, v in job.body.items() if not k.startswith("sandbox_")})
+        kind = body.method.type if body.method else "supervised"
+        hyper = body.hyper()
         values = self._hyper(job)
         if isinstance(hyper, Dpo):
             values["beta"] = job.preference.get("beta", DEFAULT_BETA)
         inner: dict[str, Any] = {"hyperparameters": values}
-        if isinstance(hyper, ReinforcementHyperparameters) and asked.method and asked.method.reinforcement:
+        if isinstance(hyper, ReinforcementHyperparameters) and body.method and body.method.reinforcement:
             values |= hyper.model_dump(include={"compute_multiplier", "eval_interval", "eval_samples"})
             values["reasoning_effort"] = hyper.reasoning_effort
-            inner["grader"] = asked.method.reinforcement.grader
-            if (form := asked.method.reinforcement.response_format) is not None:
+            inner["grader"] = body.method.reinforcement.grader
+            if (form := body.method.reinforcement.response_format) is not None:
                 inner["response_format"] = form
         return {"type": kind, kind: inner}
 
@@ -637,12 +637,12 @@ class OpenAIHost(Host):
     def resume(self, request: Request) -> Response:
         return self._act(request, SandboxJob.resume, "resumed")
 
-    def _act(self, request: Request, act: Callable[[SandboxJob, float], bool], word: str) -> Response:
+    def _act(self, request: Request, act: Callable[[SandboxJob, float], bool], action: str) -> Response:
         job = self._found(request.path_params["id"])
         job, done = self.change(job.id, act)
         if not done:
             status = WORDS[job.phase(self.clock.now())]
-            raise HostError(400, f"Job has status {status} and cannot be {word}", code="invalid_job_status")
+            raise HostError(400, f"Job has status {status} and cannot be {action}", code="invalid_job_status")
         return self._answer(job)
 
 

@@ -65,12 +65,12 @@ class Registry:
         from orchestrate.catalog import search
 
         wanted = request.query_params.get("product") or request.query_params.get("products")
-        words = request.query_params.get("search", "").lower()
+        wanted_text = request.query_params.get("search", "").lower()
         data = [
             _supported(id, model.title or model.name, model.context)
             for model in search(provider="together")
             if wanted in (None, "PRODUCT_FINE_TUNING", "PRODUCT_DEDICATED")
-            and words in (id := model.hosts["together"].id).lower()
+            and wanted_text in (id := model.hosts["together"].id).lower()
         ]
         return listed(data)
 
@@ -283,15 +283,15 @@ class TogetherUploadRoutes:
         ]
 
     async def create(self, request: Request) -> Response:
-        asked = parse(TogetherCreateModel, await json_body(request))
-        base = self.registry.base_of(asked.base_model_id)
+        parsed = parse(TogetherCreateModel, await json_body(request))
+        base = self.registry.base_of(parsed.base_model_id)
         if base is None:
             raise HostError(
-                400, f"base model {asked.base_model_id} is not supported", code="invalid_argument"
+                400, f"base model {parsed.base_model_id} is not supported", code="invalid_argument"
             )
-        if not asked.type.startswith("adapter"):
+        if not parsed.type.startswith("adapter"):
             raise HostError(400, "the sandbox only accepts adapters", code="invalid_argument")
-        name = asked.name if "/" in asked.name else f"sandbox/{asked.name}"
+        name = parsed.name if "/" in parsed.name else f"sandbox/{parsed.name}"
         id = object_id("ml", name)
         if self.host.state.get("together", "registered", id) is not None:
             raise HostError(409, f"model {name} already exists", code="already_exists")
@@ -302,9 +302,9 @@ class TogetherUploadRoutes:
             "organizationId": "org-sandbox",
             "visibility": "VISIBILITY_PRIVATE",
             "weights": {},
-            "baseModel": f"projects/{PUBLIC}/models/{asked.base_model_id}",
-            "baseModelId": asked.base_model_id,
-            "description": asked.description,
+            "baseModel": f"projects/{PUBLIC}/models/{parsed.base_model_id}",
+            "baseModelId": parsed.base_model_id,
+            "description": parsed.description,
             "sandbox": True,
             "sandbox_base": base,
         }
@@ -318,21 +318,21 @@ class TogetherUploadRoutes:
         return found
 
     async def begin(self, request: Request) -> Response:
-        asked = parse(TogetherCreateUpload, await json_body(request))
-        self._registered(asked.objectId)
-        folder = shared.folder_of(self.host, asked.objectId)
-        told: list[dict[str, Any]] = []
-        for file in asked.files:
+        body = parse(TogetherCreateUpload, await json_body(request))
+        self._registered(body.objectId)
+        folder = shared.folder_of(self.host, body.objectId)
+        shown: list[dict[str, Any]] = []
+        for file in body.files:
             if file.path not in shared.FILES:
                 raise HostError(
                     400, f"file {file.path} does not belong to an adapter", code="invalid_argument"
                 )
             there = folder / file.path
             if there.is_file() and _etag(there.read_bytes()) == file.hash:
-                told.append({"path": file.path, "skipUpload": True})
+                shown.append({"path": file.path, "skipUpload": True})
                 continue
             upload = token()
-            values = {"object": asked.objectId, "path": file.path, "parts": file.numParts}
+            values = {"object": body.objectId, "path": file.path, "parts": file.numParts}
             self.host.state.put("together", "upload", upload, values)
             parts = [
                 {
@@ -342,8 +342,8 @@ class TogetherUploadRoutes:
                 }
                 for n in range(1, file.numParts + 1)
             ]
-            told.append({"path": file.path, "uploadId": upload, "parts": parts})
-        return json_answer({"files": told, "sandbox": True})
+            shown.append({"path": file.path, "uploadId": upload, "parts": parts})
+        return json_answer({"files": shown, "sandbox": True})
 
     async def receive(self, request: Request) -> Response:
         number = request.path_params["number"]
@@ -362,10 +362,10 @@ class TogetherUploadRoutes:
         return self.host.state.files / f"part-{upload}-{number}"
 
     async def complete(self, request: Request) -> Response:
-        asked = parse(TogetherCompleteUpload, await json_body(request))
-        registered = self._registered(asked.objectId)
-        folder = shared.folder_of(self.host, asked.objectId)
-        for file in asked.files:
+        body = parse(TogetherCompleteUpload, await json_body(request))
+        registered = self._registered(body.objectId)
+        folder = shared.folder_of(self.host, body.objectId)
+        for file in body.files:
             if file.skipUpload:
                 continue
             details = file.uploadDetails
@@ -384,7 +384,7 @@ class TogetherUploadRoutes:
             if _etag(data) != file.hash:
                 raise HostError(400, f"{file.path} has a different hash", code="invalid_argument")
             (folder / file.path).write_bytes(data)
-        shared.add(self.host, asked.objectId, registered["name"], registered["sandbox_base"])
+        shared.add(self.host, body.objectId, registered["name"], registered["sandbox_base"])
         return json_answer({"revisionId": object_id("rv", registered["name"]), "sandbox": True})
 
 
@@ -471,15 +471,15 @@ class Endpoints:
     # -- endpoints -----------------------------------------------------------------------------------------
 
     async def create(self, request: Request) -> Response:
-        asked = parse(CreateEndpoint, await json_body(request))
-        if any(e["name"] == _full(asked.name) for e in self._all()):
-            raise HostError(409, f"endpoint {asked.name} already exists", code="already_exists")
+        body = parse(CreateEndpoint, await json_body(request))
+        if any(e["name"] == _full(body.name) for e in self._all()):
+            raise HostError(409, f"endpoint {body.name} already exists", code="already_exists")
         now = iso(self.host.clock.now())
         endpoint: dict[str, Any] = {
             "id": f"ep_{token(16)}",
-            "name": _full(asked.name),
+            "name": _full(body.name),
             "projectId": request.path_params["project"],
-            "visibility": asked.visibility,
+            "visibility": body.visibility,
             "endpointType": "ENDPOINT_TYPE_DEDICATED",
             "trafficSplit": [],
             "createdAt": now,
@@ -505,14 +505,14 @@ class Endpoints:
 
     def _render(self, endpoint: dict[str, Any]) -> dict[str, Any]:
         weights = {s["deploymentId"]: s["weight"] for s in endpoint["trafficSplit"]}
-        whole = sum(weights.values()) or 1
+        total = sum(weights.values()) or 1
         shown = [
             {
                 **{
                     k: d[k]
                     for k in ("id", "autoscaling", "createdAt", "model", "modelId", "name", "trafficMode")
                 },
-                "estimatedEffectiveTrafficShare": weights.get(d["id"], 0) / whole,
+                "estimatedEffectiveTrafficShare": weights.get(d["id"], 0) / total,
                 "state": self._state(d),
                 "hardware": d["hardware"],
                 "readyReplicas": 1 if self._state(d) == "DEPLOYMENT_STATE_READY" else 0,
@@ -530,16 +530,16 @@ class Endpoints:
 
     async def update(self, request: Request) -> Response:
         endpoint = self._found(request)
-        asked = parse(UpdateEndpoint, await json_body(request))
-        self._check_etag(endpoint, asked.etag)
-        if asked.trafficSplit is not None:
+        body = parse(UpdateEndpoint, await json_body(request))
+        self._check_etag(endpoint, body.etag)
+        if body.trafficSplit is not None:
             known = {d["id"] for d in self._below(endpoint["id"])}
-            for split in asked.trafficSplit:
+            for split in body.trafficSplit:
                 if split.deploymentId not in known:
                     raise HostError(400, f"deployment {split.deploymentId} does not belong to this endpoint")
-            endpoint["trafficSplit"] = [split.model_dump() for split in asked.trafficSplit]
-        if asked.name:
-            endpoint["name"] = _full(asked.name)
+            endpoint["trafficSplit"] = [split.model_dump() for split in body.trafficSplit]
+        if body.name:
+            endpoint["name"] = _full(body.name)
         endpoint |= {"etag": token(8), "updatedAt": iso(self.host.clock.now())}
         self._save("endpoint", endpoint)
         return json_answer(self._render(endpoint))
@@ -563,23 +563,23 @@ class Endpoints:
 
     async def deploy(self, request: Request) -> Response:
         endpoint = self._found(request)
-        asked = parse(CreateDeployment, await json_body(request))
-        name, job = self._deployable(asked)
+        body = parse(CreateDeployment, await json_body(request))
+        name, job = self._deployable(body)
         now = self.host.clock.now()
         model_id = next((id for id, (known, _) in self.registry.weights().items() if known == name), name)
         deployment = {
             "id": f"dep_{token(16)}",
-            "name": f"{endpoint['name']}/{asked.name}",
+            "name": f"{endpoint['name']}/{body.name}",
             "endpointId": endpoint["id"],
             "projectId": request.path_params["project"],
-            "model": asked.model or f"projects/{request.path_params['project']}/models/{model_id}",
+            "model": body.model or f"projects/{request.path_params['project']}/models/{model_id}",
             "modelId": model_id,
-            "modelRevisionId": asked.modelRevisionId or "rv_latest",
-            "config": asked.config or "cr_1xnvidiah10080gb",
-            "configId": asked.configId or "cr_1xnvidiah10080gb",
-            "autoscaling": asked.autoscaling,
+            "modelRevisionId": body.modelRevisionId or "rv_latest",
+            "config": body.config or "cr_1xnvidiah10080gb",
+            "configId": body.configId or "cr_1xnvidiah10080gb",
+            "autoscaling": body.autoscaling,
             "hardware": "1xnvidia-h100-80gb",
-            "inactiveTimeout": asked.inactiveTimeout,
+            "inactiveTimeout": body.inactiveTimeout,
             "trafficMode": "TRAFFIC_MODE_LIVE",
             "createdAt": iso(now),
             "updatedAt": iso(now),
@@ -595,8 +595,8 @@ class Endpoints:
             self._save("deployment", deployment, endpoint["id"])
         return json_answer(self._deployment(deployment))
 
-    def _deployable(self, asked: CreateDeployment) -> tuple[str, SandboxJob | None]:
-        wanted = asked.model or asked.modelId or ""
+    def _deployable(self, body: CreateDeployment) -> tuple[str, SandboxJob | None]:
+        wanted = body.model or body.modelId or ""
         key = (
             wanted.split("/models/")[-1].split("/revisions/")[0] if wanted.startswith("projects/") else wanted
         )
@@ -641,10 +641,10 @@ class Endpoints:
 
     async def change(self, request: Request) -> Response:
         deployment = self._one(request)
-        asked = parse(UpdateDeployment, await json_body(request))
-        self._check_etag(deployment, asked.etag)
-        if asked.autoscaling is not None:
-            deployment["autoscaling"] |= asked.autoscaling
+        body = parse(UpdateDeployment, await json_body(request))
+        self._check_etag(deployment, body.etag)
+        if body.autoscaling is not None:
+            deployment["autoscaling"] |= body.autoscaling
         deployment |= {"etag": token(8), "updatedAt": iso(self.host.clock.now())}
         self._save("deployment", deployment)
         return json_answer(self._deployment(deployment))

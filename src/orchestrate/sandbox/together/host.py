@@ -49,20 +49,20 @@ FORMATS: dict[type[Any], str] = {
 }
 
 
-def preview(host: Host, asked: Preview, path: Path) -> dict[str, Any]:
+def preview(host: Host, body: Preview, path: Path) -> dict[str, Any]:
     """Return the first `top_k` rows. Raises `HostError` 400 for files that are not for SFT."""
     tokenizer = trainer_tokenizer(host)
-    limit = limits_of(asked.model)["max_seq_length_sft"]
-    examples = [example for example, _ in islice(read(path, TAKEN), asked.top_k)]
+    limit = limits_of(body.model)["max_seq_length_sft"]
+    examples = [example for example, _ in islice(read(path, TAKEN), body.top_k)]
     kind = FORMATS.get(type(examples[0]))
     if kind is None:
         raise HostError(400, "only files for SFT can be previewed", param="training_file")
-    rows = [_row(tokenizer, example, asked.train_on_inputs, limit) for example in examples]
+    rows = [_row(tokenizer, example, body.train_on_inputs, limit) for example in examples]
     return {
-        "model": asked.model,
+        "model": body.model,
         "dataset_format": kind,
         "max_seq_length": limit,
-        "train_on_inputs": asked.train_on_inputs,
+        "train_on_inputs": body.train_on_inputs,
         "rows": rows,
         "sandbox": True,
     }
@@ -182,20 +182,20 @@ class TogetherHost(Host):
         return json_answer({"models": [m.hosts["together"].id for m in search(provider="together")]})
 
     async def estimate(self, request: Request) -> Response:
-        asked = parse(EstimatePrice, await json_body(request))
-        return await run_in_threadpool(self._estimate, asked)
+        body = parse(EstimatePrice, await json_body(request))
+        return await run_in_threadpool(self._estimate, body)
 
-    def _estimate(self, asked: EstimatePrice) -> Response:
-        for name, id in (("train", asked.training_file), ("eval", asked.validation_file)):
+    def _estimate(self, body: EstimatePrice) -> Response:
+        for name, id in (("train", body.training_file), ("eval", body.validation_file)):
             file = self.files.get(id) if id else None
             if id and file is None:
                 raise HostError(400, f"file {id} was not found", code="invalid_file")
             if file is not None and (reason := self._no_estimate(name, file)):
                 return json_answer({"estimation_available": False, "unavailable_reason": reason})
-        values = asked.model_dump(exclude_none=True)
-        values["validation_file"] = asked.validation_file or None
-        values["model"] = asked.model or None
-        if not asked.validation_file:
+        values = body.model_dump(exclude_none=True)
+        values["validation_file"] = body.validation_file or None
+        values["model"] = body.model or None
+        if not body.validation_file:
             values["n_evals"] = 0
         job = self.maker.make(values)
         usd = float(job.price_usd or 0)
@@ -212,12 +212,12 @@ class TogetherHost(Host):
         )
 
     async def preview(self, request: Request) -> Response:
-        asked = parse(Preview, await json_body(request))
-        self.maker.base(asked.model)
-        file = self.files.get(asked.training_file)
+        body = parse(Preview, await json_body(request))
+        self.maker.base(body.model)
+        file = self.files.get(body.training_file)
         if file is None or file.report is None or file.report.error:
-            raise HostError(400, f"file {asked.training_file} cannot be previewed", code="invalid_file")
-        return json_answer(await run_in_threadpool(preview, self, asked, self.files.path(file.id)))
+            raise HostError(400, f"file {body.training_file} cannot be previewed", code="invalid_file")
+        return json_answer(await run_in_threadpool(preview, self, body, self.files.path(file.id)))
 
     def _no_estimate(self, name: str, file: StoredFile) -> str | None:
         if not self.files.ready(file):
@@ -240,7 +240,7 @@ class TogetherHost(Host):
         assert job is not None  # noqa: S101  made a moment ago
         return self.render(job)
 
-    def word(self, job: SandboxJob) -> str:
+    def state_name(self, job: SandboxJob) -> str:
         """Return Together's name for the job's state. The last phase is compressing, then uploading."""
         now = self.clock.now()
         phase = job.phase(now)
@@ -258,7 +258,7 @@ class TogetherHost(Host):
             Phase.SUCCEEDED: "completed",
         }[phase]
 
-    def render(self, job: SandboxJob, *, whole: bool = True) -> dict[str, Any]:
+    def render(self, job: SandboxJob, *, with_events: bool = True) -> dict[str, Any]:
         """Render the job as `retrieve` returns it. Lists return it without events."""
         now = self.clock.now()
         phase = job.phase(now)
@@ -285,7 +285,7 @@ class TogetherHost(Host):
             "job_id": job.id,
             "user_id": f"{here()}-user",
             "owner_address": f"{here()}-user",
-            "status": self.word(job),
+            "status": self.state_name(job),
             "created_at": iso(job.created_at),
             "updated_at": iso(self._updated(job, now)),
             "started_at": iso(job.started_at or now) if started else None,
@@ -296,7 +296,7 @@ class TogetherHost(Host):
             "training_file": job.training_file,
             "validation_file": job.validation_file or "",
             # In lists it is a number, also of a job that asked for "max".
-            "batch_size": body.get("batch_size", "max") if whole else job.batch_size,
+            "batch_size": body.get("batch_size", "max") if with_events else job.batch_size,
             "learning_rate": job.learning_rate,
             "n_epochs": job.epochs,
             "random_seed": job.seed,
@@ -310,7 +310,7 @@ class TogetherHost(Host):
             "trainingfile_numlines": job.examples,
             "early_stopped": job.early_stopped,
             **registry,
-            **({"events": events_of(job, now, self.trainer)} if whole else {}),
+            **({"events": events_of(job, now, self.trainer)} if with_events else {}),
             **self.sandbox_fields(job),
         }
 
@@ -326,7 +326,7 @@ class TogetherHost(Host):
         return max(at for at in (*moments, job.cancelled_at, job.failed_at) if at is not None and at <= now)
 
     def list_jobs(self, request: Request) -> Response:
-        return json_answer({"data": [self.render(job, whole=False) for job in self.jobs()]})
+        return json_answer({"data": [self.render(job, with_events=False) for job in self.jobs()]})
 
     def retrieve(self, request: Request) -> Response:
         return json_answer(self.render(self._found(request)))
@@ -405,14 +405,16 @@ class TogetherHost(Host):
         job, done = self.change(job.id, lambda j, now: j.cancel(now, takes))
         if not done:
             raise HostError(
-                400, f"job {job.id} is {self.word(job)} and cannot be cancelled", code="invalid_state"
+                400, f"job {job.id} is {self.state_name(job)} and cannot be cancelled", code="invalid_state"
             )
-        return json_answer(self.render(job, whole=False))
+        return json_answer(self.render(job, with_events=False))
 
     def delete(self, request: Request) -> Response:
         job = self._found(request)
         if not job.phase(self.clock.now()).ended and request.query_params.get("force") != "true":
-            raise HostError(400, f"job {job.id} is {self.word(job)}; cancel it first", code="invalid_state")
+            raise HostError(
+                400, f"job {job.id} is {self.state_name(job)}. Cancel it first", code="invalid_state"
+            )
         self.state.delete(self.name, "job", job.id)
         return json_answer({"message": f"Fine-tune job {job.id} deleted", "sandbox": True})
 
@@ -451,13 +453,13 @@ class TogetherHost(Host):
         )
 
     async def chat(self, request: Request) -> Response:
-        asked = shared.parse_chat(await json_body(request))
-        return await run_in_threadpool(self._chat, asked)
+        body = shared.parse_chat(await json_body(request))
+        return await run_in_threadpool(self._chat, body)
 
-    def _chat(self, asked: shared.SandboxChatRequest) -> Response:
-        if base_model(asked.model, self.name) is not None:
-            return shared.complete(self, asked, None)
-        return shared.complete(self, asked, self.endpoints.serving(asked.model))
+    def _chat(self, body: shared.SandboxChatRequest) -> Response:
+        if base_model(body.model, self.name) is not None:
+            return shared.complete(self, body, None)
+        return shared.complete(self, body, self.endpoints.serving(body.model))
 
 
 HOST = TogetherHost

@@ -63,7 +63,7 @@ class TogetherFiles:
 
     def routes(self) -> list[BaseRoute]:
         return [
-            route("/v1/files", "POST", self.ask),
+            route("/v1/files", "POST", self.start_upload),
             route("/v1/files", "GET", self.list_files),
             route("/v1/files/multipart/initiate", "POST", self.initiate),
             route("/v1/files/multipart/complete", "POST", self.complete),
@@ -121,7 +121,7 @@ class TogetherFiles:
 
     # -- one PUT -------------------------------------------------------------------------------------------
 
-    async def ask(self, request: Request) -> Response:
+    async def start_upload(self, request: Request) -> Response:
         """Start an upload, and redirect the client to its signed URL."""
         async with request.form() as form:
             values = {k: str(v) for k, v in form.items()}
@@ -206,18 +206,18 @@ class TogetherFiles:
     # -- parts ---------------------------------------------------------------------------------------------
 
     async def initiate(self, request: Request) -> Response:
-        asked = parse(Initiate, await json_body(request))
-        self._check(asked.purpose, asked.file_name)
-        self._refuse_known(asked.checksum)
+        body = parse(Initiate, await json_body(request))
+        self._check(body.purpose, body.file_name)
+        self._refuse_known(body.checksum)
         id = f"file-{uuid.uuid4()}"
-        self._expect(id, asked.model_dump(), parts=asked.num_parts)
+        self._expect(id, body.model_dump(), parts=body.num_parts)
         parts: list[dict[str, Any]] = [
             {
                 "PartNumber": n,
                 "URL": self.host.signed(f"part/{id}/{n}"),
                 "Headers": {},
             }
-            for n in range(1, asked.num_parts + 1)
+            for n in range(1, body.num_parts + 1)
         ]
         return json_answer({"upload_id": id, "file_id": id, "parts": parts})
 
@@ -232,26 +232,26 @@ class TogetherFiles:
         return Response(status_code=200, headers={"ETag": f'"{etag}"'})
 
     async def complete(self, request: Request) -> Response:
-        asked = parse(Complete, await json_body(request))
-        pending = self._pending(asked.file_id)
-        numbers = [int(part.get("part_number", part.get("PartNumber", 0))) for part in asked.parts]
+        body = parse(Complete, await json_body(request))
+        pending = self._pending(body.file_id)
+        numbers = [int(part.get("part_number", part.get("PartNumber", 0))) for part in body.parts]
         if numbers != list(range(1, pending["parts"] + 1)):
             raise HostError(400, f"all {pending['parts']} parts must be listed in order", param="parts")
-        with open(self.files.path(asked.file_id), "wb", opener=opener) as out:
-            for part, number in zip(asked.parts, numbers, strict=True):
-                path = self.files.path(f"{asked.file_id}.{number}")
+        with open(self.files.path(body.file_id), "wb", opener=opener) as out:
+            for part, number in zip(body.parts, numbers, strict=True):
+                path = self.files.path(f"{body.file_id}.{number}")
                 data = path.read_bytes() if path.exists() else b""
                 tag = hashlib.md5(data, usedforsecurity=False).hexdigest()
                 if tag != part.get("etag", part.get("ETag")):
                     raise HostError(400, f"part {number} is missing or has a different etag", param="parts")
                 out.write(data)
-        self._drop_parts(asked.file_id, pending)
-        return json_answer({"file": self.render(self._finish(asked.file_id, pending))})
+        self._drop_parts(body.file_id, pending)
+        return json_answer({"file": self.render(self._finish(body.file_id, pending))})
 
     async def abort(self, request: Request) -> Response:
-        asked = parse(Abort, await json_body(request))
-        self._drop_parts(asked.file_id, self._pending(asked.file_id))
-        self.host.state.delete(self.host.name, "pending", asked.file_id)
+        body = parse(Abort, await json_body(request))
+        self._drop_parts(body.file_id, self._pending(body.file_id))
+        self.host.state.delete(self.host.name, "pending", body.file_id)
         return json_answer({"sandbox": True})
 
     def _drop_parts(self, id: str, pending: dict[str, Any]) -> None:
@@ -304,53 +304,53 @@ class TogetherJobMaker:
         self.host = files.host
 
     def make(self, body: dict[str, Any]) -> SandboxJob:
-        asked = parse(TogetherCreateJob, body)
-        train = self._file(asked.training_file, "training_file")
-        valid = self._file(asked.validation_file, "validation_file") if asked.validation_file else None
-        base, earlier, step = self._start_from(asked)
-        kind = asked.training_method.method
-        self._check_ranges(asked, base, kind)
+        parsed = parse(TogetherCreateJob, body)
+        train = self._file(parsed.training_file, "training_file")
+        valid = self._file(parsed.validation_file, "validation_file") if parsed.validation_file else None
+        base, earlier, step = self._start_from(parsed)
+        kind = parsed.training_method.method
+        self._check_ranges(parsed, base, kind)
         self._check_rows(kind, train, valid)
         id = f"ft-{uuid.uuid4()}"
         tokens = self._tokens(train, base)
         validation_tokens = self._tokens(valid, base) if valid else 0
         now = self.host.clock.now()  # counting may have taken longer than some states do
-        lora = asked.training_type if isinstance(asked.training_type, LoraType) else None
+        lora = parsed.training_type if isinstance(parsed.training_type, LoraType) else None
         limits = limits_of(base)
         job = SandboxJob(
             id=id,
             host=self.host.name,
             kind=kind,
-            model=asked.model or base,
+            model=parsed.model or base,
             base=base,
             body={k: v for k, v in body.items() if k not in ("wandb_key", "wandb_api_key", "hf_api_token")},
             training_file=train.id,
             validation_file=valid.id if valid else None,
             trained=self.host.settings.train,
-            seed=asked.random_seed if asked.random_seed is not None else 42,
-            epochs=asked.n_epochs,
-            batch_size=8 if asked.batch_size == "max" else asked.batch_size,
-            learning_rate=asked.learning_rate,
+            seed=parsed.random_seed if parsed.random_seed is not None else 42,
+            epochs=parsed.n_epochs,
+            batch_size=8 if parsed.batch_size == "max" else parsed.batch_size,
+            learning_rate=parsed.learning_rate,
             lora_rank=lora.lora_r if lora else limits["lora_training"]["default_rank"],
-            preference=_preference(asked.training_method),
-            train_on_inputs=isinstance(asked.training_method, Sft)
-            and asked.training_method.train_on_inputs is True,
-            checkpoints=asked.n_checkpoints,
-            evals=asked.n_evals,
+            preference=_preference(parsed.training_method),
+            train_on_inputs=isinstance(parsed.training_method, Sft)
+            and parsed.training_method.train_on_inputs is True,
+            checkpoints=parsed.n_checkpoints,
+            evals=parsed.n_evals,
             examples=train.report.examples if train.report else 0,
             tokens=tokens,
             validation_tokens=validation_tokens,
-            output="sandbox/" + "-".join(p for p in (base.rsplit("/", 1)[-1], asked.suffix, id[3:11]) if p),
+            output="sandbox/" + "-".join(p for p in (base.rsplit("/", 1)[-1], parsed.suffix, id[3:11]) if p),
             continues=earlier.id if earlier else None,
             continues_step=step,
             created_at=now,
             validated_at=now + self.host.wait("validating"),
         )
         each, longest = job.tokens, context_of(job.base, self.host.name, job.kind)
-        if not asked.packing and longest is not None:
+        if not parsed.packing and longest is not None:
             each = unpacked_tokens(job.examples, longest)
         billed = sum(billed_tokens(each, job.epochs, job.validation_tokens, job.evals))
-        full = isinstance(asked.training_type, FullType)
+        full = isinstance(parsed.training_type, FullType)
         usd = training_usd(self.host.name, job, full=full, tokens=billed)
         job.price_usd = str(usd) if usd is not None else None
         return job
@@ -377,14 +377,14 @@ class TogetherJobMaker:
             )
         return file
 
-    def _start_from(self, asked: TogetherCreateJob) -> tuple[str, SandboxJob | None, int | None]:
+    def _start_from(self, body: TogetherCreateJob) -> tuple[str, SandboxJob | None, int | None]:
         """Return the base model, and the job and step to continue from, if any."""
-        if asked.from_checkpoint is None:
-            return self.base(asked.model or ""), None, None
-        name, _, step = asked.from_checkpoint.partition(":")
+        if body.from_checkpoint is None:
+            return self.base(body.model or ""), None, None
+        name, _, step = body.from_checkpoint.partition(":")
         job = self.by_name(name)
         if job is None or job.phase(self.host.clock.now()) is not Phase.SUCCEEDED:
-            raise HostError(400, f"checkpoint {asked.from_checkpoint} was not found", param="from_checkpoint")
+            raise HostError(400, f"checkpoint {body.from_checkpoint} was not found", param="from_checkpoint")
         return job.base, job, int(step) if step.isdigit() else None
 
     def by_name(self, name: str) -> SandboxJob | None:
@@ -404,32 +404,32 @@ class TogetherJobMaker:
             )
         return found.id
 
-    def _check_ranges(self, asked: TogetherCreateJob, base: str, kind: str) -> None:
+    def _check_ranges(self, body: TogetherCreateJob, base: str, kind: str) -> None:
         """Check the limits that `models/limits` reports."""
         limits = limits_of(base)
-        lora = asked.training_type if isinstance(asked.training_type, LoraType) else None
-        if isinstance(asked.training_type, FullType) and not limits["supports_full_training"]:
+        lora = body.training_type if isinstance(body.training_type, LoraType) else None
+        if isinstance(body.training_type, FullType) and not limits["supports_full_training"]:
             raise HostError(400, f"full training is not supported for {base}", param="training_type")
         sizes = (
             limits["lora_training"]
-            if not isinstance(asked.training_type, FullType)
+            if not isinstance(body.training_type, FullType)
             else limits["full_training"]
         )
         most = sizes["max_batch_size_dpo" if kind == "dpo" else "max_batch_size"]
         context = limits["max_seq_length_dpo" if kind == "dpo" else "max_seq_length_sft"]
         for name, value, low, high in (
-            ("n_epochs", asked.n_epochs, 1, limits["max_num_epochs"]),
-            ("n_evals", asked.n_evals, 0, limits["max_num_evals"]),
-            ("n_checkpoints", asked.n_checkpoints, 1, limits["max_num_checkpoints"]),
-            ("learning_rate", asked.learning_rate, limits["min_learning_rate"], limits["max_learning_rate"]),
+            ("n_epochs", body.n_epochs, 1, limits["max_num_epochs"]),
+            ("n_evals", body.n_evals, 0, limits["max_num_evals"]),
+            ("n_checkpoints", body.n_checkpoints, 1, limits["max_num_checkpoints"]),
+            ("learning_rate", body.learning_rate, limits["min_learning_rate"], limits["max_learning_rate"]),
             ("lora_r", lora.lora_r if lora else 1, 1, limits["lora_training"]["max_rank"]),
             (
                 "batch_size",
-                most if asked.batch_size == "max" else asked.batch_size,
+                most if body.batch_size == "max" else body.batch_size,
                 sizes["min_batch_size"],
                 most,
             ),
-            ("max_seq_length", asked.max_seq_length or context, limits["min_max_seq_length"], context),
+            ("max_seq_length", body.max_seq_length or context, limits["min_max_seq_length"], context),
         ):
             if not low <= value <= high:
                 raise HostError(
@@ -451,14 +451,14 @@ class TogetherJobMaker:
 def _preference(method: Sft | TogetherDpo) -> dict[str, Any]:
     if not isinstance(method, TogetherDpo):
         return {}
-    asked = {
+    body = {
         "beta": method.dpo_beta,
         "normalize_by_length": method.dpo_normalize_logratios_by_length,
         "rpo_alpha": method.rpo_alpha,
         "simpo_gamma": method.simpo_gamma,
     }
     # The SDK's command line writes 0 for what was not given.
-    return {name: value for name, value in asked.items() if value}
+    return {name: value for name, value in body.items() if value}
 
 
 # Events and metrics of a job in Together's form.

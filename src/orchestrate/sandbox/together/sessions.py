@@ -124,24 +124,24 @@ class TrainingSessions:
         return json_answer({"data": data})
 
     async def estimate(self, request: Request) -> Response:
-        asked = await self._wanted(request)
-        return json_answer({"currency": "USD", "price_per_hour": _per_hour(asked.compute_config)})
+        body = await self._wanted(request)
+        return json_answer({"currency": "USD", "price_per_hour": _per_hour(body.compute_config)})
 
     async def _wanted(self, request: Request) -> CreateResources:
-        asked = parse(CreateResources, await json_body(request))
-        if base_model(asked.base_model, "together") is None:
-            raise HostError(400, f"base model {asked.base_model} is not supported", param="base_model")
-        return asked
+        body = parse(CreateResources, await json_body(request))
+        if base_model(body.base_model, "together") is None:
+            raise HostError(400, f"base model {body.base_model} is not supported", param="base_model")
+        return body
 
     async def create(self, request: Request) -> Response:
-        asked, now = await self._wanted(request), self.host.clock.now()
+        body, now = await self._wanted(request), self.host.clock.now()
         ready = now + self.host.wait("deploying")
         made: Values = {
             "id": f"mr-{token(16)}",
-            "base_model": asked.base_model,
-            "compute_config": asked.compute_config.model_dump(),
+            "base_model": body.base_model,
+            "compute_config": body.compute_config.model_dump(),
             "created_by": f"{here()}-user",
-            "inactive_timeout": asked.inactive_timeout,
+            "inactive_timeout": body.inactive_timeout,
             "lora_enabled": True,
             "optimizer_config": {"adam": {}},
             "status_details": {},
@@ -215,9 +215,9 @@ class TrainingSessions:
         return json_answer(self._shown(self._found("model-resources", request.path_params["id"])))
 
     async def extend(self, request: Request) -> Response:
-        asked = parse(ExtendExpiry, await json_body(request))
+        body = parse(ExtendExpiry, await json_body(request))
         found = self._up(request.path_params["id"])
-        found["kept_until"] = max(found["kept_until"], self.host.clock.now() + asked.seconds)
+        found["kept_until"] = max(found["kept_until"], self.host.clock.now() + body.seconds)
         self._save("model-resources", found)
         return json_answer(self._shown(found))
 
@@ -228,10 +228,10 @@ class TrainingSessions:
         return found
 
     def stop(self, request: Request) -> Response:
-        asked = parse(StopResources, dict(request.query_params))
+        body = parse(StopResources, dict(request.query_params))
         found = self._found("model-resources", request.path_params["id"])
         if found["stopped_at"] is None:
-            if not asked.force and any(
+            if not body.force and any(
                 one["model_resources_id"] == found["id"] and one["status"] == "RUNNING"
                 for one in self.host.state.all("together", "training-session")
             ):
@@ -242,16 +242,16 @@ class TrainingSessions:
     # -- sessions ------------------------------------------------------------------------------------------
 
     async def open(self, request: Request) -> Response:
-        asked = parse(CreateTrainingSession, await json_body(request))
-        return json_answer(self._session(self._open(asked)))
+        body = parse(CreateTrainingSession, await json_body(request))
+        return json_answer(self._session(self._open(body)))
 
-    def _open(self, asked: CreateTrainingSession) -> Values:
-        resource, now = self._up(asked.model_resources_id), self.host.clock.now()
+    def _open(self, body: CreateTrainingSession) -> Values:
+        resource, now = self._up(body.model_resources_id), self.host.clock.now()
         if now < resource["ready_at"]:
             raise HostError(400, "the model resource is not ready", code="failed_precondition")
         saved = None
-        if asked.resume_from_checkpoint_id is not None:
-            saved = self._found("rl-checkpoint", asked.resume_from_checkpoint_id)
+        if body.resume_from_checkpoint_id is not None:
+            saved = self._found("rl-checkpoint", body.resume_from_checkpoint_id)
         made: Values = {
             "id": f"ts-{token(16)}",
             "base_model": resource["base_model"],
@@ -261,11 +261,11 @@ class TrainingSessions:
             "metadata": {},
             "model_resources_id": resource["id"],
             "status": "CREATING",
-            "step": saved["step"] if saved is not None and asked.load_optimizer else 0,
-            "display_name": asked.display_name,
+            "step": saved["step"] if saved is not None and body.load_optimizer else 0,
+            "display_name": body.display_name,
             "sandbox_tokenizer": str(self.host.trainer.model),
-            "lora_config": asked.lora_config.model_dump(),
-            "resume_from_checkpoint_id": asked.resume_from_checkpoint_id,
+            "lora_config": body.lora_config.model_dump(),
+            "resume_from_checkpoint_id": body.resume_from_checkpoint_id,
             "sandbox": True,
         }
         with self._lock:
@@ -275,7 +275,7 @@ class TrainingSessions:
         load = None if saved is None else str(self.host.state.files / saved["id"])
         context = copy_context()
         threading.Thread(
-            target=context.run, args=(self._load, made, load, asked.load_optimizer), daemon=True
+            target=context.run, args=(self._load, made, load, body.load_optimizer), daemon=True
         ).start()
         return made
 
@@ -416,14 +416,14 @@ class TrainingSessions:
             raise HostError(400, "the header Idempotency-Key is missing", code="invalid_argument")
         body: Values = {} if KINDS[kind] is Nothing else await json_body(request)
         if (payload := body.pop("payload_id", None)) is not None:
-            whole = json.loads(self._payload_file(str(payload)).read_bytes())
-            body = {**body, **whole}  # the request has the beginning of each list only
-        asked = parse(KINDS[kind], body)
+            uploaded = json.loads(self._payload_file(str(payload)).read_bytes())
+            body = {**body, **uploaded}  # the request has the beginning of each list only
+        parsed = parse(KINDS[kind], body)
         return json_answer(
-            await run_in_threadpool(self._operate, request.path_params["id"], kind, key, asked)
+            await run_in_threadpool(self._operate, request.path_params["id"], kind, key, parsed)
         )
 
-    def _operate(self, id: str, kind: str, key: str, asked: Body) -> Values:
+    def _operate(self, id: str, kind: str, key: str, body: Body) -> Values:
         with self._lock:
             session = self._live(id)
             known = self._by_key.get((id, kind, key))
@@ -436,7 +436,7 @@ class TrainingSessions:
             self._operations[one["id"]], self._by_key[id, kind, key] = one, one["id"]
             self._active(self._found("model-resources", session["model_resources_id"]))
             if not STALLS.get():
-                self._carry_out(one, session, asked)
+                self._carry_out(one, session, body)
             return _operation(one)
 
     def operation(self, request: Request) -> Response:
@@ -448,7 +448,7 @@ class TrainingSessions:
             self._active(self._found("model-resources", session["model_resources_id"]))
         return json_answer(_operation(found))
 
-    def _carry_out(self, one: Values, session: Values, asked: Body) -> None:
+    def _carry_out(self, one: Values, session: Values, body: Body) -> None:
         """Ask the engine, and note the output when it comes."""
         account = here()
         every: dict[type[Body], Callable[[Values, Values, Any], Any]] = {
@@ -459,7 +459,7 @@ class TrainingSessions:
             WeightsSync: self._sync,
             Nothing: self._checkpoint,
         }
-        sent, output = every[type(asked)](one, session, asked)
+        sent, output = every[type(body)](one, session, body)
 
         def done(future: Future[Values]) -> None:
             HERE.set(account)
@@ -475,36 +475,34 @@ class TrainingSessions:
 
         sent.add_done_callback(done)
 
-    def _forward(self, one: Values, session: Values, asked: Any) -> Any:
-        if asked.loss.type not in LOSSES:
-            raise HostError(
-                400, f"the sandbox does not support the loss {asked.loss.type}", param="loss.type"
-            )
-        loss, config = LOSSES[asked.loss.type]
-        for number, sample in enumerate(asked.samples):
+    def _forward(self, one: Values, session: Values, body: Any) -> Any:
+        if body.loss.type not in LOSSES:
+            raise HostError(400, f"the sandbox does not support the loss {body.loss.type}", param="loss.type")
+        loss, config = LOSSES[body.loss.type]
+        for number, sample in enumerate(body.samples):
             if loss == "cross_entropy" and "weights" not in sample.loss_fn_inputs:
                 raise HostError(400, f"samples[{number}].loss_fn_inputs must include weights")
         fields: Values = {
-            "data": [sample.row() for sample in asked.samples],
+            "data": [sample.row() for sample in body.samples],
             "loss": loss,
-            "config": getattr(asked.loss, config, None) or {},
-            "backward": not asked.forward_only,
+            "config": getattr(body.loss, config, None) or {},
+            "backward": not body.forward_only,
         }
         sent = self._started().submit("forward", model=session["id"], **fields)
 
         def output(answer: Values) -> Values:
             metrics = {name: value for name, value in answer["metrics"].items() if name != "loss:sum"}
             found: Values = {"loss": answer["metrics"]["loss:sum"], "metrics": metrics}
-            if asked.return_loss_fn_outputs:
-                pairs = zip(asked.samples, answer["logprobs"], strict=True)
+            if body.return_loss_fn_outputs:
+                pairs = zip(body.samples, answer["logprobs"], strict=True)
                 found["loss_fn_outputs"] = [_masked(sample, array_of(value)) for sample, value in pairs]
             return found
 
         return sent, output
 
-    def _custom(self, one: Values, session: Values, asked: Any) -> Any:
+    def _custom(self, one: Values, session: Values, body: Any) -> Any:
         rows: list[Values] = []
-        for sample, gradient in zip(asked.samples, asked.gradients, strict=True):
+        for sample, gradient in zip(body.samples, body.gradients, strict=True):
             weights = SessionTensor(data=[-value for value in gradient.data], dtype="float32")
             rows.append(sample.row(weights=weights))
         fields: Values = {"data": rows, "loss": "cross_entropy", "config": {}, "backward": True}
@@ -515,8 +513,8 @@ class TrainingSessions:
 
         return self._started().submit("forward", model=session["id"], **fields), output
 
-    def _step(self, one: Values, session: Values, asked: Any) -> Any:
-        sent = self._started().submit("step", model=session["id"], adam=asked.adam_params.model_dump())
+    def _step(self, one: Values, session: Values, body: Any) -> Any:
+        sent = self._started().submit("step", model=session["id"], adam=body.adam_params.model_dump())
 
         def output(answer: Values) -> Values:
             found = self._found("training-session", session["id"])
@@ -526,7 +524,7 @@ class TrainingSessions:
 
         return sent, output
 
-    def _sync(self, one: Values, session: Values, asked: Any) -> Any:
+    def _sync(self, one: Values, session: Values, body: Any) -> Any:
         folder = self.host.state.files / f"synced-{session['id']}"
         sent = self._save_model(session, folder, optimizer=False)
 
@@ -540,16 +538,16 @@ class TrainingSessions:
         fields = {"folder": str(folder), "optimizer": optimizer, "note": None, "overwrite": True}
         return self._started().submit("save", model=session["id"], **fields)
 
-    def _sample(self, one: Values, session: Values, asked: Any) -> Any:
+    def _sample(self, one: Values, session: Values, body: Any) -> Any:
         """Sample from the weights of the last sync, or from the base before the first."""
         resource = self._found("model-resources", session["model_resources_id"])
         if not resource["compute_config"]["num_generator_replicas"]:
             raise HostError(400, "the model resource has no generator", code="failed_precondition")
-        folder, drawing = self.host.state.files / f"synced-{session['id']}", asked.sampling_params
+        folder, drawing = self.host.state.files / f"synced-{session['id']}", body.sampling_params
         fields = {
             "folder": str(folder) if folder.is_dir() else "",
-            "prompt": asked.model_inputs[0].ids(),
-            "n": asked.num_samples,
+            "prompt": body.model_inputs[0].ids(),
+            "n": body.num_samples,
             "max_tokens": drawing.max_tokens,
             "temperature": drawing.temperature,
             "top_p": drawing.top_p,
@@ -573,7 +571,7 @@ class TrainingSessions:
 
         return self._started().submit("sample", **fields), output
 
-    def _checkpoint(self, one: Values, session: Values, asked: Any) -> Any:
+    def _checkpoint(self, one: Values, session: Values, body: Any) -> Any:
         training = one["kind"] == "training-checkpoint"
         saved: Values = {
             "id": f"ckpt-{token(16)}",

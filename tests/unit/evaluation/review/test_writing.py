@@ -21,7 +21,7 @@ from orchestrate import Orchestrator
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.evaluation.review.server import serving
-from orchestrate.evaluation.review.writing import RowDraft, WritingDesk, result
+from orchestrate.evaluation.review.writing import RowDraft, WritingSession, result
 from orchestrate.runs.evaluation import reviewing, writing
 from orchestrate.settings import config
 
@@ -52,14 +52,14 @@ def put(folder: Path, rows: Sequence[dict[str, Any]], name: str = "rows.jsonl") 
 
 def made(
     ft: Orchestrator, folder: Path, rows: Sequence[dict[str, Any]] = ROWS, overlap: float = 1.0, **more: Any
-) -> WritingDesk:
+) -> WritingSession:
     order = writing.WritingOrder(
         file=put(folder, rows), writers=("ann", "bo"), overlap=overlap, seed=1, **more
     )
     return writing.opened(ft, order).desk
 
 
-def save(desk: WritingDesk, who: str, at: int, answer: str, question: str | None = None) -> dict[str, Any]:
+def save(desk: WritingSession, who: str, at: int, answer: str, question: str | None = None) -> dict[str, Any]:
     shown = desk.act(RowDraft(action="show", at=at), who)
     asked = RowDraft(
         action="save",
@@ -71,11 +71,11 @@ def save(desk: WritingDesk, who: str, at: int, answer: str, question: str | None
     return desk.act(asked, who)
 
 
-def show(desk: WritingDesk, who: str, at: int | None = None) -> dict[str, Any]:
+def show(desk: WritingSession, who: str, at: int | None = None) -> dict[str, Any]:
     return desk.act(RowDraft(action="show", at=at), who)
 
 
-def exported(ft: Orchestrator, desk: WritingDesk, folder: Path) -> list[dict[str, Any]]:
+def exported(ft: Orchestrator, desk: WritingSession, folder: Path) -> list[dict[str, Any]]:
     """The rows that come of it, which `data check` takes without an error."""
     path = folder / f"out-{len(list(folder.glob('out-*')))}.jsonl"
     done = reviewing.from_review(ft, desk.review.id, path, format=None, agreement=0.6)
