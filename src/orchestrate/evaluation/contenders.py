@@ -84,7 +84,7 @@ def shots_of(
     items: Sequence[Item], wanted: int, evaluated: Sequence[Item], seed: int = 0
 ) -> tuple[Message, ...]:
     """Pick `wanted` few-shot examples from `items` as messages, excluding the evaluated questions. The same
-    seed gives the same examples. They stand for the examples that a team would add to its prompt."""
+    seed gives the same examples. They simulate the examples that a team would write into its prompt."""
     free = examples_of(items, evaluated)
     order = sorted(free, key=lambda item: hashlib.sha256(f"{seed}:{item.id}".encode()).digest())
     found: list[Message] = []
@@ -243,7 +243,7 @@ def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candid
 
 
 def in_precision(contender: Contender, answers: Sequence[Answer]) -> Contender:
-    """Return the contender with its precision set to the one that its answers report."""
+    """Return the contender with the precision that its answers report."""
     found = sorted({answer.precision for answer in answers if answer.precision is not None})
     return replace(contender, precision=" and ".join(found)) if found else contender
 

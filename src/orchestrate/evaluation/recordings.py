@@ -106,7 +106,7 @@ def _question_text(item: Item) -> str:
 
 
 KIND = "recording"
-"""Kind of recordings in the store."""
+"""Record kind under which the store saves recordings."""
 WRITTEN = "record:"
 """Prefix for using a recording's id as a model name."""
 

@@ -29,8 +29,8 @@ class Scored:
     confusions: tuple[Confusion, ...]
     answered: tuple[ScoredItem, ...]
     both_answered: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
-    """Difference in the first metric on the items that the rival answered, by contender. Only set if the
-    rival left some unanswered."""
+    """Difference in the first metric on the items that the rival answered, by contender. Only includes
+    contenders whose rival left some items unanswered."""
     beside: tuple[Difference, ...] = ()
 
 

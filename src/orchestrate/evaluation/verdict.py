@@ -31,7 +31,8 @@ class Demand:
 
 
 def require_decidable(metric: MetricUsed, demand: Demand) -> None:
-    """Raise `UsageError` if the metric has no better direction, or if the target or margin is impossible."""
+    """Raise `UsageError` if neither higher nor lower values of the metric are better, or if the target or
+    margin is impossible."""
     target, margin = demand.target, demand.margin
     if metric.better == "neither" and (target is not None or margin):
         raise UsageError(

@@ -80,7 +80,7 @@ class Sandbox:
     fronts: Mapping[str, Front]
 
     def fault(self, host: str, kind: str, **fields: Any) -> None:
-        """Inject a fault on one host. For the fields see `orchestrate.sandbox.front`."""
+        """Inject a fault on one host. `orchestrate.sandbox.front` lists the fields."""
         self.fronts[host].faults.add([decoding.convert({"kind": kind, **fields}, Fault)])
 
     def clear_faults(self) -> None:

@@ -138,7 +138,7 @@ def complete(
     try:
         reply = host.trainer.reply(job, step, messages, max_tokens=most, temperature=chat.temperature or 0.0)
     except FileNotFoundError as error:
-        raise HostError(404, f"the weights of {chat.model} are missing", code="model_not_found") from error
+        raise HostError(404, f"the weights of {chat.model} were not found", code="model_not_found") from error
     except DataError as error:
         raise HostError(400, error.message, code="context_length_exceeded", param="messages") from error
     body = _body(host, chat, reply)

@@ -271,8 +271,8 @@ def placeholder_adapter(folder: Path, job: SandboxJob) -> Path:
 
 POLL_S = 0.25
 TINY_RATE, TINY_DPO_RATE = 2e-3, 5e-4
-"""Learning rates that suit the tiny substitute model. Requested rates are scaled from the usual rate to
-these."""
+"""Suitable learning rates for the tiny substitute model. A job's rate is scaled by the ratio to the host's
+usual rate."""
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def _job(
     try:
         method, taken = decoding.convert(own, kind), decoding.convert(hyper, Hyper)
     except msgspec.ValidationError as error:
-        raise UsageError(f"a setting of the recipe is wrong: {error}") from error
+        raise UsageError(f"invalid recipe setting: {error}") from error
     if taken.max_steps is not None and "epochs" not in hyper:
         taken = msgspec.structs.replace(taken, epochs=None)  # as many as max_steps needs, as in a spec
     return RecipeJob(
@@ -210,7 +210,7 @@ def _require_in_range(kind: type[Method], own: Mapping[str, Any], hyper: Mapping
         JobSpec.parse({"model": "model", "train": OWN_LOOP, "method": method, **fields, **optimizer})
     except SpecError as error:
         message = error.message.partition(":")[2]
-        raise UsageError(f"a setting of the recipe is wrong:{message}") from error
+        raise UsageError(f"invalid recipe setting:{message}") from error
     counts = {name: given.get(name) for name in ("max_new_tokens", "grader_seconds", "recovery_seconds")}
     for name, value in {**counts, "samples_per_prompt": own.get("samples_per_prompt")}.items():
         if isinstance(value, int | float) and not 0 < value < math.inf:
@@ -645,8 +645,8 @@ def _require_fields(grader: Grader, source: Mapping[str, Any], prompts: Sequence
                 missing = unknown[1]
         if missing is not None:
             raise DataError(
-                f"the grader reads item.{missing}, which row {number} of {len(prompts):,} lacks, so its "
-                "answers could not be graded. Nothing was sampled",
+                f"the grader reads item.{missing}, but row {number} of {len(prompts):,} has no such field. "
+                "Nothing was sampled",
                 fix="add the field to the rows, or fix the grader",
             )
 

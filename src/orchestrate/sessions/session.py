@@ -322,7 +322,7 @@ class TrainingSession:
         with self._held(until) as held:
             if self._has_ended():
                 return
-            job_error = f"{why}. To continue: {self._record.way_back(raised=code == 'limit')}"
+            message = f"{why}. To continue: {self._record.way_back(raised=code == 'limit')}"
             last = "last save" if self._record.saves() else "start"
             try:
                 if not held:
@@ -330,12 +330,12 @@ class TrainingSession:
                 if self._step_when_sent(until):
                     self._save(LAST, until=until)
             except OrchestrateError as failed:
-                job_error += f" from its {last} ({failed.message})"
+                message += f" (from its {last}: {failed.message})"
             except OSError as failed:
-                job_error += f" from its {last} (no room for a new save: {failed})"
+                message += f" (from its {last}, because a new save failed: {failed})"
             if self._record.dir.asked() == "cancel":
                 self._cancel()
-            self._end("paused", error=JobError(code=code, message=job_error), raised=error)
+            self._end("paused", error=JobError(code=code, message=message), raised=error)
 
     def _cancel(self) -> None:
         with self._held(time.monotonic()):

@@ -411,7 +411,7 @@ def test_a_reference_that_leads_nowhere_is_found_before_anything_is_asked(
         [metric] = registry.make([f"json_schema:{file}"], context([make_item()]))
         assert metric.marks([(make_item(), Answer(text='{"a": 1}'))])[0].value == 1
         return
-    with pytest.raises(UsageError, match="points to nothing in this file"):
+    with pytest.raises(UsageError, match="does not exist in this file"):
         registry.make([f"json_schema:{file}"], context([make_item()]))
 
 

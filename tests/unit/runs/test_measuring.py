@@ -99,7 +99,7 @@ def test_runs_of_several_evaluations_are_rated_on_what_all_have_answered(
     other = evaluated(ft, tmp_path, "gamma", rows("gamma", ["five?"]))
     with pytest.raises(UsageError, match="no item was answered in all of these evaluations:"):
         ft.review([first, other])
-    with pytest.raises(UsageError, match="these runs have no evaluation eval-alpha"):
+    with pytest.raises(UsageError, match="no evaluation of these runs matches eval-alpha"):
         ft.review([first, second], evaluation="eval-alpha")
 
 

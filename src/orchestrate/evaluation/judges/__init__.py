@@ -192,7 +192,7 @@ class _HeldJudge:
 
 @dataclass
 class ScoreJudge(_HeldJudge, MeanOfMarks):
-    """A `Metric` that rates each answer separately, by all criteria, from 0 to 1."""
+    """A `Metric` for which a judge rates each answer separately, on all criteria, from 0 to 1."""
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
         return [mark for mark, _ in self.scored(pairs)]
@@ -211,7 +211,8 @@ class ScoreJudge(_HeldJudge, MeanOfMarks):
 
 @dataclass
 class PairJudge(_HeldJudge):
-    """A `PairMetric`. `moved` counts the pairs whose rating changed when the order was swapped."""
+    """A `PairMetric` whose ratings come from a judge. `moved` counts the pairs for which the judge's choice
+    changed when their order was swapped."""
 
     kind: Kind = field(default="pair", init=False)
     moved: int = field(default=0, init=False)

@@ -175,8 +175,8 @@ def write(rated: Iterable[RatedAnswer], path: Path) -> int:
 FEWEST = 30
 """Minimum number of rated answers for measuring the agreement."""
 LEAST = 0.4
-"""Minimum of the lower confidence bound of kappa, and for scores also of the rank correlation. 0.4 is
-moderate agreement (Landis and Koch 1977)."""
+"""Required lower confidence bound of kappa and, for scores, of the rank correlation. 0.4 means moderate
+agreement (Landis and Koch 1977)."""
 MOST_UNREADABLE = 0.1
 
 
@@ -337,7 +337,7 @@ class JudgedRow(Record, frozen=True, kw_only=True):
     verdict: str
     """`kept`, `rejected` or `not judged`."""
     score: float | None = None
-    """0 to 1, over all criteria."""
+    """Score over all criteria, from 0 to 1."""
     scores: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     reason: str = ""
 

@@ -53,8 +53,9 @@ def json_fields(expected: str, answer: str) -> float:
 
 
 def schema_match(path: str) -> Compare:
-    """Build a comparison that checks whether an answer is JSON that matches the schema in a file. It does not
-    follow references to other files or URLs. Raises `UsageError`, and `MissingExtra` without jsonschema."""
+    """Build a comparison that checks answers against the JSON Schema in a file. References to other files or
+    URLs are not followed. Raises `UsageError` if the schema is invalid, and `MissingExtra` without
+    jsonschema."""
     with needed("eval", "json_schema", "jsonschema"):
         import jsonschema
         from jsonschema.validators import validator_for
@@ -106,7 +107,7 @@ def _require_refs(path: str, schema: Any, registry: Any) -> None:
                 found = resolver.lookup(ref)
             except Unresolvable as error:
                 raise UsageError(
-                    f"{path}: {word} {ref!r} points to nothing in this file",
+                    f"{path}: {word} {ref!r} does not exist in this file",
                     fix="add the target to the file. References to other files and URLs are not supported",
                 ) from error
             walk(found.contents, found.resolver)

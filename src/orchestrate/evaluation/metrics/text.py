@@ -205,8 +205,8 @@ LONGEST_SEARCH = 2.0
 
 def matcher(pattern: str) -> Compare:
     """Build a comparison that checks whether a pattern occurs in the answer. The pattern's group `answer`
-    must match the expected text or the same number. Raises `UsageError`, as does the comparison if the
-    pattern takes too long."""
+    must match the expected text or the same number. Raises `UsageError` if the pattern is invalid. The
+    comparison raises it if a search takes too long."""
     import regex  # pyright: ignore[reportMissingTypeStubs]
 
     try:

@@ -194,7 +194,7 @@ def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted:
     names = " ".join(run_ids)
     fix = f"orchestrate eval {names} --base   (evaluates all models to compare)"
     if wanted is not None:
-        raise UsageError(f"these runs have no evaluation {wanted}", fix=fix)
+        raise UsageError(f"no evaluation of these runs matches {wanted}", fix=fix)
     newest: dict[str, Evaluation] = {}
     for run_id in run_ids:
         own = [e for e in fitting if run_id in e.run_ids]

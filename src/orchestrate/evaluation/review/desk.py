@@ -52,8 +52,7 @@ def valid_ratings(ratings: Sequence[Rating]) -> list[Rating]:
 
 
 def rater_named(name: str) -> str:
-    """Return a rater's name in the form in which it is stored. Raises `UsageError` if the name is empty or
-    too long."""
+    """Normalize a rater's name. Raises `UsageError` if the name is empty or too long."""
     clean = " ".join(inert(name).split())
     if not clean or len(clean) > LONGEST_NAME:
         raise UsageError(f"a rater's name must have 1 to {LONGEST_NAME} characters")
@@ -96,7 +95,7 @@ class ReviewSession:
     def _rate(self, action: ReviewAction, rater: str) -> None:
         found = next(((task, turned) for task, turned in self.order(rater) if task.id == action.task), None)
         if found is None:
-            raise UsageError("this review has no such task")
+            raise UsageError("this task is not part of the review")
         task, turned = found
         names = task.contenders[::-1] if turned else task.contenders
         self._kept.rate(self.rating(action, rater, names))

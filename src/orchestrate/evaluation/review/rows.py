@@ -24,8 +24,8 @@ from orchestrate.evaluation.review.results import outcomes, overall, votes_of
 from orchestrate.types import Message, Rating, Record, Review, decoding
 
 GOOD, BAD = 0.75, 0.25
-"""Scores from 0 to 1 above and below which a single answer is desirable or undesirable. On a five-point
-scale, these are 4 and 2."""
+"""Scores from 0 to 1. An answer rated individually is desirable from the first score up, and undesirable from
+the second score down. On a five-point scale, these are 4 and 2."""
 
 
 class FromReview(Record, frozen=True, kw_only=True):

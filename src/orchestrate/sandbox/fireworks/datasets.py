@@ -361,7 +361,7 @@ class FireworksDatasetRoutes:
         got = await store_stream(path, request.stream(), size)
         if got != size:
             path.unlink()
-            raise HostError(400, f"got {got} bytes instead of the signed {size}")
+            raise HostError(400, f"got {got} bytes, but the URL was signed for {size}")
         slot["done"] = True
         self._save(dataset)
         return Response(status_code=200)
@@ -416,5 +416,5 @@ class FireworksDatasetRoutes:
     def content(self, request: Request) -> Response:
         dataset = self._found(request)
         if not dataset["file"]:
-            raise HostError(404, "this file does not exist")
+            raise HostError(404, "the file was not found")
         return FileResponse(self.files.path(dataset["file"]), media_type="application/octet-stream")

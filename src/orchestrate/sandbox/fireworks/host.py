@@ -313,7 +313,7 @@ class FireworksHost(Host):
             body = await json_body(request)
             job = await run_in_threadpool(self.maker.make, kind, f"estimate-{uuid.uuid4().hex[:8]}", body)
             if job.price_usd is None:
-                raise HostError(400, f"there is no price for {job.base}")
+                raise HostError(400, f"no price is known for {job.base}")
             return json_answer({"estimatedCost": money(Decimal(job.price_usd)), "sandbox": True})
 
         def list_jobs(request: Request) -> Response:

@@ -149,7 +149,7 @@ class FireworksUploadRoutes:
     async def create(self, request: Request) -> Response:
         body = parse(FireworksCreateModel, await json_body(request))
         if not _VALID_ID.match(body.modelId):
-            raise HostError(400, f"model id {body.modelId!r} must be lower-case letters, digits and hyphens")
+            raise HostError(400, f"model id {body.modelId!r} may only have lowercase letters, digits and -")
         base = body.model.peftDetails.baseModel
         if base_model(base, "fireworks") is None:
             raise HostError(404, f"base model {base} was not found")
@@ -207,7 +207,7 @@ class FireworksUploadRoutes:
             )
         data = await request.body()
         if len(data) != size:
-            raise HostError(400, f"got {len(data)} bytes instead of the signed {size}")
+            raise HostError(400, f"got {len(data)} bytes, but the URL was signed for {size}")
         (shared.folder_of(self.host, slot["model"]) / slot["name"]).write_bytes(data)
         return Response(status_code=200)
 
@@ -369,7 +369,7 @@ class FireworksModelRoutes:
             raise HostError(400, "accelerator_type is required without a deployment_shape")
         id = request.query_params.get("deploymentId") or f"sandbox-{token(8).lower()}"
         if not _ID.match(id):
-            raise HostError(400, f"deployment id {id!r} must be lower-case letters, digits and hyphens")
+            raise HostError(400, f"deployment id {id!r} may only have lowercase letters, digits and -")
         if self.host.state.get("fireworks", "deployment", id) is not None:
             raise HostError(409, f"deployment {id} already exists")
         now = self.host.clock.now()

@@ -413,7 +413,7 @@ class TrainingSessions:
             raise HostError(404, f"unknown operation: {kind}", code="not_found")
         key = request.headers.get("idempotency-key")
         if not key:
-            raise HostError(400, "the header Idempotency-Key is missing", code="invalid_argument")
+            raise HostError(400, "the Idempotency-Key header is missing", code="invalid_argument")
         body: Values = {} if KINDS[kind] is Nothing else await json_body(request)
         if (payload := body.pop("payload_id", None)) is not None:
             uploaded = json.loads(self._payload_file(str(payload)).read_bytes())
