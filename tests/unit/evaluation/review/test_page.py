@@ -18,7 +18,7 @@ from tests import loopback
 from tests.browsers import chromium, new_page
 from tests.reviewing import ESCAPES, HUGE, MARKUP, answered, desk_of
 
-from orchestrate.evaluation.review.desk import ReviewSession, standing
+from orchestrate.evaluation.review.desk import ReviewSession, valid_ratings
 from orchestrate.evaluation.review.server import ANYONE, ReviewPage, serving
 from orchestrate.store.store import Store
 from orchestrate.types import Criterion, Rating, Rubric
@@ -85,7 +85,7 @@ class Opened:
 
 
 def held(desk: ReviewSession, store: Store) -> list[Rating]:
-    return standing(store.reviews.ratings(desk.review.id))
+    return valid_ratings(store.reviews.ratings(desk.review.id))
 
 
 def contender_of(desk: ReviewSession, shown: str) -> str:

@@ -19,7 +19,7 @@ from orchestrate.evaluation import Answer, review
 from orchestrate.evaluation.judges import calibration
 from orchestrate.evaluation.metrics import graders
 from orchestrate.evaluation.review import rows
-from orchestrate.evaluation.review.desk import ReviewAction, ReviewSession, standing
+from orchestrate.evaluation.review.desk import ReviewAction, ReviewSession, valid_ratings
 from orchestrate.store.store import Store
 from orchestrate.types import Criterion, Rubric
 
@@ -76,7 +76,7 @@ def test_a_sheet_goes_out_and_comes_back(
     fill(sheet, {"choice": ["left", "B", "TIE", "", "both bad"], "note": ["", "=1+1"]}, delimiter=delimiter)
     found = rows.take(desk, sheet, "Fay", store.reviews.rate)
     assert (found.ratings, found.empty, found.unchanged) == (4, 1, 0)
-    kept = standing(store.reviews.ratings(desk.review.id))
+    kept = valid_ratings(store.reviews.ratings(desk.review.id))
     order = desk.order("Fay")
     assert [r.choice for r in kept] == ["left", "right", "tie", "both bad"] and kept[1].note == "=1+1"
     for rating, place in zip(kept, (0, 1, 2, 4), strict=True):
@@ -202,7 +202,7 @@ def test_no_rating_makes_no_rows(desk: ReviewSession, tmp_path: Path) -> None:
 
 def test_rated_answers_are_written_and_read(desk: ReviewSession, store: Store, tmp_path: Path) -> None:
     _rated(desk)
-    held = standing(store.reviews.ratings(desk.review.id))
+    held = valid_ratings(store.reviews.ratings(desk.review.id))
     file = tmp_path / "rated.jsonl"
     made = calibration.of_review(desk.review, desk.tasks, held)
     assert calibration.write(made, file) == 5
