@@ -256,7 +256,7 @@ class LocalJob(Record, frozen=True, kw_only=True):
     created_at: datetime
 
     @property
-    def asks_precision(self) -> bool:
+    def precision_requested(self) -> bool:
         """True if the user set `precision`. Otherwise the device determined it."""
         options: dict[str, dict[str, Any]] = self.spec.get("provider_options") or {}
         return "precision" in options.get("local", {})

@@ -461,7 +461,9 @@ class AwayPlace(Place):
         """Return True if the worker of the last start has reported recently and the request to it is not
         old."""
         silent_s = depot.silent_s(run, _starts(run).attempts)
-        return silent_s is not None and silent_s <= process.FOREIGN_HEARTBEAT_S and run.asked_s() < HEED_S
+        return (
+            silent_s is not None and silent_s <= process.FOREIGN_HEARTBEAT_S and run.request_age_s() < HEED_S
+        )
 
     def settle(self, run: RunDir) -> None:
         """Copy the run's state to the storage after this machine changed it for a run without a worker."""

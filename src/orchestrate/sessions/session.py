@@ -474,7 +474,7 @@ class TrainingSession:
     def _check_opening(self, requested: str | None) -> None:
         """End it if its host does not answer. The backend of a rented machine looks for itself."""
         record = self._record
-        if requested is None or record.dir.asked_s() < OPENING_S or record.meter.price.tail_s:
+        if requested is None or record.dir.request_age_s() < OPENING_S or record.meter.price.tail_s:
             return
         if requested == "cancel":
             self._cancel()

@@ -18,7 +18,7 @@ from orchestrate.core.files import Journal, whole_folder, write_whole
 from orchestrate.costing.bills import quoted_hour
 from orchestrate.errors import NotFound, OrchestrateError, RunFailed, UsageError
 from orchestrate.local.run import JobState, RunDir, checkpoints, now
-from orchestrate.local.run.checkpoints import Progress, Whole
+from orchestrate.local.run.checkpoints import CompleteCheckpoint, Progress
 from orchestrate.local.space import DiskFull, disk_is_full
 from orchestrate.paid.limits import reached, require_within
 from orchestrate.providers.base import Cancels, Sessions, StopsWorkers, capability
@@ -494,9 +494,9 @@ class SessionRecord:
             return str(own)
         return str(msgspec.json.decode((folder / "saved.json").read_bytes())["at"])
 
-    def last_save(self) -> tuple[Whole, str] | None:
+    def last_save(self) -> tuple[CompleteCheckpoint, str] | None:
         """Return the latest complete save and the location of its weights."""
-        checkpoint, damaged = checkpoints.newest_whole(self.dir.checkpoints)
+        checkpoint, damaged = checkpoints.newest_complete(self.dir.checkpoints)
         for name in damaged:
             self.dir.add_event(f"checkpoint {name} is damaged", level="warning", type="checkpoint")
         return None if checkpoint is None else (checkpoint, self._place(checkpoint.path))

@@ -23,7 +23,7 @@ SPEED = 123.0
 def main(path: str, die_at: int, hold_at: int) -> None:
     run = RunDir(path)
     state = run.written_state()
-    whole, _ = checkpoints.newest_whole(run.checkpoints)
+    whole, _ = checkpoints.newest_complete(run.checkpoints)
     first = whole.progress.step if whole else 0
     run.repair(first)
     attempt = state.attempt + 1

@@ -376,10 +376,10 @@ def test_a_process_that_is_killed_is_told_of_and_started_again(tmp_path: Path, q
 
 def test_what_was_saved_is_an_adapter_like_any_other(raw: Raw, home: Path) -> None:
     from orchestrate.local.answers.loading import is_adapter
-    from orchestrate.local.model.adapters import lies_apart
+    from orchestrate.local.model.adapters import is_removable
 
     model = raw.model()
     raw.result(raw.post("save_weights_for_sampler", model_id=model, seq_id=1, path="served"))
     [folder] = (home / "sessions" / "weights").glob(f"*/{model.replace(':', '@')}/sampler_weights/served")
-    assert is_adapter(folder) and lies_apart(folder)
+    assert is_adapter(folder) and is_removable(folder)
     assert json.loads((folder / "saved.json").read_bytes())["base"] == NAME

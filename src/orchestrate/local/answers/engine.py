@@ -26,18 +26,18 @@ from orchestrate.local.answers.loading import (
     AdaptedModel,
     Opening,
     is_adapter,
-    talk,
+    template_and_sampler,
     too_large,
     unpacks,
 )
-from orchestrate.local.answers.passports import four_bit_of, read_passport, table_in
+from orchestrate.local.answers.passports import four_bit_of, read_provenance, table_in
 from orchestrate.local.answers.speech import EngineModel, Speech
 from orchestrate.local.model import weights
-from orchestrate.local.model.adapters import changes_base, lies_apart
+from orchestrate.local.model.adapters import changes_base, is_removable
 from orchestrate.local.model.adapters.starts import rows_of
 from orchestrate.local.model.files import NF4, ModelFolder, fetch, weights_in
 from orchestrate.local.model.loading import pick_device
-from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, NO_NUMBERS, Luck, rounds, seeded
+from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, NO_NUMBERS, SamplingSettings, rounds, seeded
 from orchestrate.local.model.sampling.batching import BASE, DecodingRow
 from orchestrate.local.model.sampling.quick_pass import quicken
 from orchestrate.types import Likelihood
@@ -54,7 +54,7 @@ _MEASURED_S = 1.0
 other programs can slow a pass down."""
 _ROUNDS = 3
 Send = Callable[[dict[str, Any]], None]
-_WORDS = {
+_FAILURES = {
     NO_FORM: "the schema is too complex to enforce with {}: simplify the schema",
     NO_NUMBERS: "{} produces non-finite numbers: its weights are corrupt or overflow on this machine",
     NO_MEMORY: "not enough memory for {} to answer this prompt, even without other requests: shorten the "
@@ -99,9 +99,9 @@ class Loading(Opening, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, four_bit=known)
 
     @property
-    def lies_apart(self) -> bool:
+    def is_removable(self) -> bool:
         """True if the adapters can be removed from the base model again."""
-        return self.whole is None and all(map(lies_apart, self.folders))
+        return self.whole is None and all(map(is_removable, self.folders))
 
 
 class PromptsRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,7 +178,7 @@ class Engine(AdaptedModel):
 
     def _take(self) -> None:
         self._forms: dict[str, Forms] = {}
-        self._apart = self.loading.lies_apart
+        self._removable = self.loading.is_removable
         """True if the adapters can be removed. Determined at load time, because an adapter's files may change
         later."""
         if self.loading.whole is not None:
@@ -191,9 +191,9 @@ class Engine(AdaptedModel):
             self._load(name, Path(folder))
 
     def _described(self, name: str, adapter: str, own: Path | None) -> EngineModel:
-        template, sampler = talk(own, self.folder, self.device)
+        template, sampler = template_and_sampler(own, self.folder, self.device)
         sampler.shares = True
-        cut_at = table_in(read_passport(own), "settings").get("max_seq_length")
+        cut_at = table_in(read_provenance(own), "settings").get("max_seq_length")
         return EngineModel(
             name,
             adapter,
@@ -214,7 +214,7 @@ class Engine(AdaptedModel):
             return False
         four_bit = too_large(self.folder) if other.four_bit is None else other.four_bit
         same = (four_bit, other.precision, other.most_rows) == (self.four_bit, mine.precision, mine.most_rows)
-        if not same or not self._apart or not other.lies_apart or any(weights.held_of(self.inner)):
+        if not same or not self._removable or not other.is_removable or any(weights.held_of(self.inner)):
             return False
         if self.model is not self.inner:
             with self.changing():
@@ -275,8 +275,10 @@ class Engine(AdaptedModel):
     @torch.inference_mode()
     def _token_s(self, model: EngineModel, adapter: str) -> float:
         """Return the seconds per token after the first."""
-        luck = Luck(bias=dict.fromkeys(model.sampler.stops, -100.0))
-        self.batching.waiting.append(DecodingRow("", adapter, model.template.tokens("1 2 3 4")[0], luck, 3))
+        settings = SamplingSettings(bias=dict.fromkeys(model.sampler.stops, -100.0))
+        self.batching.waiting.append(
+            DecodingRow("", adapter, model.template.tokens("1 2 3 4")[0], settings, 3)
+        )
         times: list[float] = []
         while not self.batching.idle:
             begun = time.perf_counter()
@@ -313,18 +315,18 @@ class Engine(AdaptedModel):
 
     # -- requests ------------------------------------------------------------------------------------------
 
-    def prompt(self, wish: GenerationRequest) -> list[int]:
+    def prompt(self, request: GenerationRequest) -> list[int]:
         """Return the token ids of a request's prompt. Raises `RequestRefused` or `DataError`."""
-        template = self._model(wish.model).template
-        if wish.messages is not None:
-            return template.asked(wish.messages, wish.tools)
-        if wish.ids is not None:
-            if not all(0 <= id < len(template.tokenizer) for id in wish.ids):
+        template = self._model(request.model).template
+        if request.messages is not None:
+            return template.asked(request.messages, request.tools)
+        if request.ids is not None:
+            if not all(0 <= id < len(template.tokenizer) for id in request.ids):
                 raise RequestRefused(
                     "the prompt contains token ids that are not in the vocabulary", "invalid_prompt"
                 )
-            return wish.ids
-        ids = template.tokens(wish.text or "")[0]
+            return request.ids
+        ids = template.tokens(request.text or "")[0]
         start = template.tokenizer.bos_token_id
         return ids if start is None or ids[:1] == [start] else [start, *ids]
 
@@ -337,50 +339,50 @@ class Engine(AdaptedModel):
             )
         return found
 
-    def rows(self, wish: GenerationRequest, prompt: list[int]) -> tuple[list[DecodingRow], list[Speech]]:
+    def rows(self, request: GenerationRequest, prompt: list[int]) -> tuple[list[DecodingRow], list[Speech]]:
         """Build the rows for a request, and an output for each answer. Unless rows must be processed
         individually, returns only one row, which lists those of the other answers as its copies. Raises
         `RequestRefused`."""
-        model = self._model(wish.model)
+        model = self._model(request.model)
         if not prompt:
             raise RequestRefused("the prompt is empty", "invalid_prompt")
-        if any(int(id) >= len(model.template.tokenizer) for id in wish.logit_bias):
+        if any(int(id) >= len(model.template.tokenizer) for id in request.logit_bias):
             raise RequestRefused(
                 "logit_bias contains token ids that are not in the vocabulary", "invalid_logit_bias"
             )
-        room = model.sampler.room(prompt, wish.max_tokens or self.loading.most_tokens)
-        if room < (wish.max_tokens or 1):
+        room = model.sampler.room(prompt, request.max_tokens or self.loading.most_tokens)
+        if room < (request.max_tokens or 1):
             most = model.sampler.context
             raise RequestRefused(
                 f"This model's maximum context length is {most} tokens: the prompt has {len(prompt)}, "
-                f"and {wish.max_tokens or 1} were requested for the completion",
+                f"and {request.max_tokens or 1} were requested for the completion",
                 "context_length_exceeded",
             )
-        alone = self.loading.batch_invariant and wish.temperature == 0
-        held = None if wish.form is None else self._held(model, wish.form, prompt)
+        alone = self.loading.batch_invariant and request.temperature == 0
+        held = None if request.form is None else self._held(model, request.form, prompt)
         rows = [
             DecodingRow(
-                wish.id,
+                request.id,
                 model.adapter,
                 prompt,
-                self._luck(wish, n, None if held is None else held.copy()),
+                self._settings_of(request, n, None if held is None else held.copy()),
                 room,
                 frozenset(model.sampler.stops),
                 model.sampler.others,
                 alone=alone,
             )
-            for n in range(wish.n)
+            for n in range(request.n)
         ]
         speeches = [
             Speech(
                 row,
                 model,
                 n,
-                chat=wish.messages is not None,
-                stream=wish.stream,
-                stop=wish.stop,
-                tools=wish.tools,
-                tells_tokens=wish.logprobs is not None or wish.tells_ids,
+                chat=request.messages is not None,
+                stream=request.stream,
+                stop=request.stop,
+                tools=request.tools,
+                tells_tokens=request.logprobs is not None or request.tells_ids,
             )
             for n, row in enumerate(rows)
         ]
@@ -400,25 +402,27 @@ class Engine(AdaptedModel):
             self._forms[model.name] = Forms(model.template, model.sampler.stops)
         return self._forms[model.name]
 
-    def _luck(self, wish: GenerationRequest, n: int, held: ConstrainedAnswer | None) -> Luck:
-        return Luck(
-            temperature=wish.temperature,
-            top_p=wish.top_p,
-            top_k=wish.top_k,
-            presence=wish.presence_penalty,
-            frequency=wish.frequency_penalty,
-            bias={int(id): bias for id, bias in wish.logit_bias.items()},
-            tops=wish.logprobs,
-            generator=seeded(wish.seed, n),
+    def _settings_of(
+        self, request: GenerationRequest, n: int, held: ConstrainedAnswer | None
+    ) -> SamplingSettings:
+        return SamplingSettings(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            presence=request.presence_penalty,
+            frequency=request.frequency_penalty,
+            bias={int(id): bias for id, bias in request.logit_bias.items()},
+            tops=request.logprobs,
+            generator=seeded(request.seed, n),
             held=held,
         )
 
-    def add(self, wish: GenerationRequest, prompt: list[int], send: Send) -> None:
-        rows, speeches = self.rows(wish, prompt)
+    def add(self, request: GenerationRequest, prompt: list[int], send: Send) -> None:
+        rows, speeches = self.rows(request, prompt)
         for speech in speeches:
             self._speeches[id(speech.row)] = speech
-        told = {"prompt_ids": prompt} if wish.tells_ids else {}
-        send({"id": wish.id, "prompt_tokens": len(prompt), **told})
+        told = {"prompt_ids": prompt} if request.tells_ids else {}
+        send({"id": request.id, "prompt_tokens": len(prompt), **told})
         self.batching.waiting += rows
 
     @torch.inference_mode()
@@ -426,7 +430,7 @@ class Engine(AdaptedModel):
         for row, drawn in self.batching.step():
             speech = self._speeches[id(row)]
             if drawn.failed:
-                words = _WORDS[drawn.failed].format(speech.model.name)
+                words = _FAILURES[drawn.failed].format(speech.model.name)
                 send({"id": row.key, "error": words, "code": drawn.failed})
             elif message := speech.take(drawn):
                 send({"id": row.key, **message})
@@ -474,7 +478,7 @@ class Engine(AdaptedModel):
                 for number in sorted(close):
                     [answers[number]] = draw(model, 1, [fitting[number]], looks=False)
             else:
-                turned = sampler.turned(model, fitting, answers, close)
+                turned = sampler.changed_by_rounding(model, fitting, answers, close)
             precision = self.precision(found, model, base=asked.base)
         notes = [UNPACKED] * (precision == NF4 and asked.rounding != "left" and unpacks(self.folder))
         drawn = iter(

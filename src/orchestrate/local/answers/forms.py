@@ -174,7 +174,7 @@ class Forms:
             value, rule, end = f"value{number}_{place}", f"argument{number}_{place}", closing
             if schema.get("type") != "string":
                 rules.append(f"{value}: %json {self._json({**shared, **schema})}\n")
-            elif (words := _words(schema, closes)) is not None:
+            elif (words := _choices(schema, closes)) is not None:
                 rules.append(f"{value}: {' | '.join(map(json.dumps, words))}\n")
             else:
                 # Up to what closes it. Where that is a token of its own, blanks before it are the text's.
@@ -273,7 +273,7 @@ def _texts(value: Any) -> Iterator[str]:
                 yield from _texts(one)
 
 
-def _words(schema: Mapping[str, Any], closes: str) -> list[str] | None:
+def _choices(schema: Mapping[str, Any], closes: str) -> list[str] | None:
     """Return the texts to choose from, or `None` if the text is free. Raises `UsageError`."""
     if not {"enum", "const"} & schema.keys():
         return None

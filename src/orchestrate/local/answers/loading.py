@@ -86,7 +86,9 @@ def whole(folder: Path, device: torch.device, dtype: torch.dtype | None = None) 
     return load_base(folder, four_bit=False, device=device, dtype=dtype).eval()
 
 
-def talk(own: Path | None, folder: ModelFolder, device: torch.device) -> tuple[Template, Sampler]:
+def template_and_sampler(
+    own: Path | None, folder: ModelFolder, device: torch.device
+) -> tuple[Template, Sampler]:
     """Return a model's chat template, and a sampler with its stop tokens. Files in the tuned model's folder,
     `own`, take precedence over those of its base."""
     has_own = own is not None and (own / "tokenizer.json").is_file()

@@ -9,7 +9,7 @@ from typing import Any, cast
 import msgspec
 
 
-def read_passport(adapter: Path | None) -> dict[str, Any]:
+def read_provenance(adapter: Path | None) -> dict[str, Any]:
     """Read the provenance record that training wrote next to its result. Returns an empty record if there is
     none."""
     if adapter is None:
@@ -20,16 +20,16 @@ def read_passport(adapter: Path | None) -> dict[str, Any]:
         return {}
 
 
-def table_in(passport: Mapping[str, Any], name: str) -> dict[str, Any]:
+def table_in(provenance: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a table of a provenance record, or an empty table if the record lacks it."""
-    value = passport.get(name)
+    value = provenance.get(name)
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def trained_in_four_bit(passport: Mapping[str, Any]) -> bool | None:
+def trained_in_four_bit(provenance: Mapping[str, Any]) -> bool | None:
     """Return True if an adapter was trained on a 4-bit base, or `None` if its provenance record does not
     say."""
-    adapter = table_in(passport, "adapter")
+    adapter = table_in(provenance, "adapter")
     return adapter.get("type") == "qlora" if adapter else None
 
 
@@ -38,5 +38,5 @@ def four_bit_of(asked: bool | None, tuned: Sequence[Path | None]) -> bool | None
     them were trained that way. Returns `None` if neither is known."""
     if asked is not None:
         return asked
-    known = [trained_in_four_bit(read_passport(one)) for one in tuned]
+    known = [trained_in_four_bit(read_provenance(one)) for one in tuned]
     return None if all(one is None for one in known) else all(known)

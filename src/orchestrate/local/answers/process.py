@@ -128,13 +128,13 @@ class RequestQueue:
     def _add(self, asked: Asked) -> None:
         from orchestrate.local.answers.engine import GenerationRequest
 
-        wish = decoding.convert(asked, GenerationRequest)
-        long = wish.id in self._tokenizing
-        prompt = self.engine.prompt(wish)
-        if long and wish.id not in self._tokenizing:
+        request = decoding.convert(asked, GenerationRequest)
+        long = request.id in self._tokenizing
+        prompt = self.engine.prompt(request)
+        if long and request.id not in self._tokenizing:
             return  # whoever asked has left
-        self._tokenizing.discard(wish.id)
-        self._put(asked, lambda: self.engine.add(wish, prompt, self._send))
+        self._tokenizing.discard(request.id)
+        self._put(asked, lambda: self.engine.add(request, prompt, self._send))
 
     def _cancel(self, asked: Asked) -> None:
         self.engine.cancel(asked["id"])

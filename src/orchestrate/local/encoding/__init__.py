@@ -390,7 +390,7 @@ class TemplateCheck:
     """Numbers of the rows in `long` that have no token to train on."""
 
 
-def look(
+def check_rows(
     dataset: Dataset, counter: str, chat: dict[str, Any], rules: Rules, long: Collection[int]
 ) -> TemplateCheck:
     """Check which rows have a token to train on. Checks all rows in `long`, and other rows until one has such

@@ -110,7 +110,7 @@ class Quantised:
         return _CPU_KERNELS[self.method] if device == "cpu" else "auto_trainable"
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         return f"{self.bits}-bit {self.method} format" if self.bits else f"a quantized format ({self.method})"
 
     def require(self, find: Callable[[str], object | None] = find_spec) -> None:
@@ -119,7 +119,7 @@ class Quantised:
         missing = [name for name in PACKAGES.get(self.method, ()) if find(name) is None]
         if missing:
             raise QuantisedUnreadable(
-                f"the model's weights are stored in {self.told}, and the package to read them is "
+                f"the model's weights are stored in {self.description}, and the package to read them is "
                 "not installed",
                 fix=f"pip install {' '.join(missing)}",
             )

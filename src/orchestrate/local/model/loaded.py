@@ -176,7 +176,7 @@ class Loaded:
         return compute() if self.root is None else self.root(compute)
 
     @contextmanager
-    def judging(self) -> Generator[None]:
+    def evaluation_mode(self) -> Generator[None]:
         """Switch the model to evaluation mode within the context."""
         training = self.model.training
         self.model.eval()

@@ -22,8 +22,8 @@ from orchestrate.local.job import AdapterSettings, LocalJob
 from orchestrate.local.model import SettingChoice, choose, precision, weights
 from orchestrate.local.model.adapters import fitting_keys
 from orchestrate.local.model.adapters.starts import (
-    Beginning,
-    begun,
+    AdapterInit,
+    create_adapter,
     expert_parameters,
     make_room,
     rows_of,
@@ -270,7 +270,7 @@ def load(
     device: torch.device,
     tokens: int | None = None,
     *,
-    beginning: Beginning | None = None,
+    init: AdapterInit | None = None,
     vocabulary: tuple[int, Sequence[int]] = (0, ()),
 ) -> Loaded:
     """Load the model for a job: the base model, a new adapter or the one in `continue_from`, and the engine's
@@ -298,13 +298,13 @@ def load(
         _require_trainable(inner, folder)
         if vocabulary[1]:
             make_room(inner, *vocabulary)
-        model, without_adapter = _adapted(inner, job, beginning, vocabulary[1])
+        model, without_adapter = _adapted(inner, job, init, vocabulary[1])
     if choice.name == "liger":
         unfit = _unfit_for_liger(inner, job)
         if unfit is not None:
             del model, inner  # there may be no room for two
             plain = msgspec.structs.replace(job, engine="fused")
-            loaded = load(plain, folder, device, tokens, beginning=beginning, vocabulary=vocabulary)
+            loaded = load(plain, folder, device, tokens, init=init, vocabulary=vocabulary)
             loaded.choice = SettingChoice(loaded.choice.name, unfit)
             loaded.left_out["Liger"] = unfit
             return loaded
@@ -314,7 +314,7 @@ def load(
         add_noise(inner.get_input_embeddings(), job.hyper.neftune_alpha)
     loaded = Loaded(model, inner, OutputHead.of(inner), device, choice=choice, precision=products)
     loaded.without_adapter = without_adapter
-    loaded.taken_out = beginning.kept if beginning and job.adapter.changes_base else None
+    loaded.taken_out = init.kept if init and job.adapter.changes_base else None
     if kind == "qlora" and expert_parameters(inner) and not any(weights.held_of(inner)):
         loaded.left_out["experts in 4 bits"] = "the expert layers of this model family are not supported"
     turn_on(loaded, job)
@@ -325,7 +325,7 @@ def _products(job: LocalJob, device: torch.device) -> SettingChoice:
     """Return the job's precision, which was decided at submit, and the reason."""
     full = job.adapter.full
     settled = precision(job.precision, device.type, full=full)
-    if job.precision is None or not job.spec or job.asks_precision:
+    if job.precision is None or not job.spec or job.precision_requested:
         return settled
     usual = precision(None, device.type, full=full)
     return (
@@ -348,7 +348,7 @@ def _unfit_for_liger(inner: Any, job: LocalJob) -> str | None:
 def _require_spreadable(folder: ModelFolder) -> None:
     if (held := Quantised.of(folder.config)) is not None:
         raise UsageError(
-            f"the model's weights are stored in {held.told} and cannot be sharded across several GPUs",
+            f"the model's weights are stored in {held.description} and cannot be sharded across several GPUs",
             fix="use the 16-bit model. To quantize it to 4 bits here, set adapter: qlora",
         )
 
@@ -357,7 +357,7 @@ def _all_weights(folder: ModelFolder, device: torch.device) -> Any:
     """Load a model to train all of its weights. Raises `RunFailed` for a quantized one."""
     if (held := Quantised.of(folder.config)) is not None:
         raise RunFailed(
-            f"the model's weights are stored in {held.told} and cannot be trained",
+            f"the model's weights are stored in {held.description} and cannot be trained",
             fix="adapter: lora",
         )
     # bf16 weights would lose most updates; the products still run in bf16 on a GPU.
@@ -369,7 +369,7 @@ def _require_trainable(inner: Any, folder: ModelFolder) -> None:
     held, quantiser = Quantised.of(folder.config), getattr(inner, "hf_quantizer", None)
     if held is not None and quantiser is not None and not quantiser.is_trainable:
         raise RunFailed(
-            f"the model's weights are stored in {held.told}, and transformers cannot train an "
+            f"the model's weights are stored in {held.description}, and transformers cannot train an "
             "adapter on them",
             fix="use the 16-bit model. To quantize it to 4 bits here, set adapter: qlora",
         )
@@ -466,7 +466,7 @@ def _require_fit(model: Any, folder: Path, name: str) -> None:
 
 
 def _adapted(
-    inner: Any, job: LocalJob, beginning: Beginning | None, added: Sequence[int]
+    inner: Any, job: LocalJob, init: AdapterInit | None, added: Sequence[int]
 ) -> tuple[Any, tuple[str, ...]]:
     """Return the peft model, and the modules without an adapter, with the reason."""
     from peft import EvaConfig, LoraConfig
@@ -502,7 +502,7 @@ def _adapted(
 
     targets = targets_of(inner, adapter, config_of)
     try:
-        model = begun(inner, config_of(targets.modules, targets.parameters), adapter, beginning)
+        model = create_adapter(inner, config_of(targets.modules, targets.parameters), adapter, init)
         spare(model)
         in_32_bits(model)
         return model, targets.left_out

@@ -28,7 +28,7 @@ _HIDDEN = ("kcore", "keys", "key-users", "timer_list", "sched_debug", "latency_s
 """Files in `/proc` to hide: those that container runtimes mask (moby: oci/defaults.go), and those that only
 file modes protect, which root bypasses."""
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives")
-_TOLD: dict[Way, str] = {
+_DESCRIPTIONS: dict[Way, str] = {
     "bubblewrap": "sandboxed by bubblewrap: no network, no other processes, no files except Python's own",
     "namespaces": "sandboxed by namespaces: no network, no other processes, no files except Python's own",
     "limits only": "NOT sandboxed: this system has neither bubblewrap nor namespaces, so the code runs with "
@@ -68,9 +68,9 @@ class Isolation:
     """True to run the code as the user nobody. Requires root."""
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """A description of the isolation for the user."""
-        return _TOLD[self.way]
+        return _DESCRIPTIONS[self.way]
 
     def command(self, script: Path, folder: Path) -> list[str]:
         """Return the command that runs `script` in isolation. The script may only use the standard library.

@@ -444,7 +444,7 @@ class Objective:
         """Compute the mean loss and token accuracy over all rows. Doesn't change the model or any random
         state."""
         sums = Sums()
-        with self.loaded.judging():
+        with self.loaded.evaluation_mode():
             for part in self.parts(rows, range(rows.examples), max_tokens, MOST_ROWS):
                 add(sums, self.run(rows, part, 1.0, backward=False))
         return {f"valid_{k}": v for k, v in means(sums).items()}

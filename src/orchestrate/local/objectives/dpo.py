@@ -84,22 +84,22 @@ def with_reference(
     rows: EncodedRows,
     folder: Path,
     max_tokens: int,
-    look_up: Callable[[], None],
+    check_requests: Callable[[], None],
     agreed: Callable[[bool], bool] = bool,
     keeps: bool = True,
 ) -> EncodedRows:
     """Add the current model's log-probabilities to the rows as the reference. Values that an earlier worker
-    stored in `folder/reference.npy` are reused. `look_up` is called before each micro-batch and may raise.
-    With a sharded model, all processes compute the micro-batches for which `agreed` returns True, and only
-    the process with `keeps` stores the results."""
+    stored in `folder/reference.npy` are reused. `check_requests` is called before each micro-batch and may
+    raise. With a sharded model, all processes compute the micro-batches for which `agreed` returns True, and
+    only the process with `keeps` stores the results."""
     path = folder / "reference.npy"
     kept = open_kept(path, (len(rows.offsets) - 1,)) if keeps else None
-    with objective.loaded.judging(), torch.no_grad(), objective.precision():
+    with objective.loaded.evaluation_mode(), torch.no_grad(), objective.precision():
         for part in micro_batches(range(rows.examples), rows.lengths, max_tokens, MOST_ROWS):
             numbers = rows.rows_of(part)
             # A part is all or nothing: what is computed beside what changes the last bits.
             if agreed(kept is not None and bool(np.isnan(kept[numbers]).any())):
-                look_up()
+                check_requests()
                 values = objective.loaded.computed(partial(objective.judged, rows, numbers))
                 if kept is not None:
                     kept[numbers] = values.float().cpu().numpy()
@@ -225,7 +225,7 @@ class UnpairedObjective(JudgedObjective):
         """Compute mean loss and rewards with the same batches as in training, because the loss depends on
         which rows are in a batch."""
         sums = Sums()
-        with self.loaded.judging():
+        with self.loaded.evaluation_mode():
             for batch in self.mismatch.batches(rows, 0):
                 self.divergence = self.estimate(rows, batch, max_tokens, MOST_ROWS)
                 for part in micro_batches(batch, rows.lengths, max_tokens, MOST_ROWS):
@@ -248,7 +248,7 @@ class UnpairedObjective(JudgedObjective):
         others = self.mismatch.rows(rows, batch)
         values = np.zeros(len(batch), dtype=np.float32)
         some = [i for i in range(len(batch)) if others.row(i)[1][1:].any()]
-        with self.loaded.judging(), torch.no_grad(), self.precision():
+        with self.loaded.evaluation_mode(), torch.no_grad(), self.precision():
             for part in micro_batches(some, others.lengths, max_tokens, max_rows) if some else ():
                 found, _, _ = self.log_probabilities(self.collate(others, part))
                 values[part] = found.float().cpu().numpy()
@@ -291,11 +291,11 @@ def with_mismatched(
     folder: Path,
     epochs: int,
     max_tokens: int,
-    look_up: Callable[[], None],
+    check_requests: Callable[[], None],
 ) -> EncodedRows:
     """Add the current model's log-probabilities of mismatched answers to the rows, for each epoch. Values
-    that an earlier worker stored in `folder/mismatched.npy` are reused. `look_up` is called before each batch
-    and may raise."""
+    that an earlier worker stored in `folder/mismatched.npy` are reused. `check_requests` is called before
+    each batch and may raise."""
     path = folder / "mismatched.npy"
     kept = open_kept(path, (epochs, rows.examples))
     # Both may be larger than memory. Which answer it is follows from the seed and is written anew each time.
@@ -305,7 +305,7 @@ def with_mismatched(
             before[epoch, batch] = objective.mismatch.before(rows, batch)
             # A batch is all or nothing: what is computed beside what changes the last bits.
             if np.isnan(kept[epoch, batch]).any():
-                look_up()
+                check_requests()
                 kept[epoch, batch] = objective.mismatched(rows, batch, max_tokens, MOST_ROWS)
         kept.flush()
         before.flush()

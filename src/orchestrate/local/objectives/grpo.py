@@ -63,14 +63,14 @@ class PolicyObjective(Objective):
         template: Template,
         grader: Grader,
         warn: Callable[[str], None] = lambda _: None,
-        look_up: Callable[[], None] = lambda: None,
+        check_requests: Callable[[], None] = lambda: None,
     ) -> None:
-        """Set up the objective. `warn` is called once if an answer could not be graded. `look_up` runs
+        """Set up the objective. `warn` is called once if an answer could not be graded. `check_requests` runs
         between the parts of the sampling and the grading, and may raise."""
         super().__init__(loaded, template.tokenizer.pad_token_id or 0)
         self.sampler, self.template, self.grader = sampler, template, grader
         self.samples, self.max_new_tokens = method.samples, max_new_tokens
-        self.kl_beta, self.warn, self.look_up = method.kl_beta or 0.0, warn, look_up
+        self.kl_beta, self.warn, self.check_requests = method.kl_beta or 0.0, warn, check_requests
         self._graded = self._warned = False
         self._start = {n: p.detach().clone() for n, p in loaded.trainable.items()} if self.kl_beta else None
 
@@ -111,21 +111,26 @@ class PolicyObjective(Objective):
 
     def _draw(self, prompts: list[list[int]], temperature: float, max_tokens: int) -> list[list[int]]:
         longest = max(map(len, prompts)) + self.max_new_tokens
-        with self.loaded.judging(), torch.no_grad(), self.precision(), padded_attention(self.loaded.inner):
+        with (
+            self.loaded.evaluation_mode(),
+            torch.no_grad(),
+            self.precision(),
+            padded_attention(self.loaded.inner),
+        ):
             return self.sampler.draw(
                 self.loaded.model,
                 prompts,
                 max_tokens=self.max_new_tokens,
                 temperature=temperature,
                 most_rows=drawn_at_once(max_tokens, longest),
-                look_up=self.look_up,
+                check_requests=self.check_requests,
             )
 
     def _grade(self, rows: EncodedRows, asked: Sequence[int], answers: list[list[int]]) -> list[Grade]:
         """Grade answers without their thinking. `asked` are the rows of the prompts."""
         grades: list[Grade] = []
         for i, drawn in zip(asked, answers, strict=True):
-            self.look_up()
+            self.check_requests()
             ids, stopped = self.sampler.said(drawn)
             asked_for = rows.prompts[i]
             said = self.template.said(ids, rows.row(i)[0].tolist(), tools=asked_for.tools, cut=not stopped)
@@ -199,7 +204,7 @@ class PolicyObjective(Objective):
         try:
             for name, parameter in now.items():
                 parameter.copy_(self._start[name])
-            with self.loaded.judging():
+            with self.loaded.evaluation_mode():
                 return -token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)[0]
         finally:
             for name, parameter in now.items():

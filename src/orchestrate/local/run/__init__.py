@@ -309,7 +309,7 @@ class RunDir:
         except OSError:
             return None
 
-    def asked_s(self) -> float:
+    def request_age_s(self) -> float:
         """Return the seconds since the pending request was made, or 0 if there is none."""
         try:
             return max(0.0, time.time() - (self.path / "control").stat().st_mtime)

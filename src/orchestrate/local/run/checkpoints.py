@@ -55,7 +55,7 @@ class Progress(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Whole:
+class CompleteCheckpoint:
     """A complete checkpoint."""
 
     path: Path
@@ -92,7 +92,7 @@ def manifest(folder: Path) -> list[ArtifactFile]:
     ]
 
 
-def verify(folder: Path) -> Whole | None:
+def verify(folder: Path) -> CompleteCheckpoint | None:
     """Return the checkpoint if all files match its manifest, otherwise `None`."""
     try:
         files = decoding.decode((folder / "manifest.json").read_bytes(), type=list[ArtifactFile])
@@ -103,10 +103,10 @@ def verify(folder: Path) -> Whole | None:
                 return None
     except (OSError, msgspec.MsgspecError):
         return None
-    return Whole(folder, progress) if files else None
+    return CompleteCheckpoint(folder, progress) if files else None
 
 
-def newest_whole(folder: Path) -> tuple[Whole | None, list[str]]:
+def newest_complete(folder: Path) -> tuple[CompleteCheckpoint | None, list[str]]:
     """Return the newest complete checkpoint, and the names of newer ones that are damaged."""
     damaged: list[str] = []
     recover_folders(folder)
@@ -117,17 +117,17 @@ def newest_whole(folder: Path) -> tuple[Whole | None, list[str]]:
     return None, damaged
 
 
-def listed(folder: Path) -> list[Whole]:
+def listed(folder: Path) -> list[CompleteCheckpoint]:
     """List the regular checkpoints, oldest first. Only checks that they have a manifest, without verifying
     files."""
-    found: list[Whole] = []
+    found: list[CompleteCheckpoint] = []
     for path in sorted(_named(folder)):
         try:
             progress = Progress.from_json((path / "progress.json").read_bytes())
         except (OSError, msgspec.MsgspecError):
             continue
         if progress.kept and (path / "manifest.json").is_file():
-            found.append(Whole(path, progress))
+            found.append(CompleteCheckpoint(path, progress))
     return found
 
 

@@ -21,7 +21,7 @@ from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.run import RunDir, checkpoints
 from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.optimizers import (
-    given_out,
+    evaluation_parameters,
     random_state,
     restore_state,
     set_random_state,
@@ -87,8 +87,8 @@ class CheckpointedLoop:
             tokens_at_once=self.max_tokens,
         )
 
-    def _newest(self) -> checkpoints.Whole | None:
-        whole, damaged = checkpoints.newest_whole(self.dir.checkpoints)
+    def _newest(self) -> checkpoints.CompleteCheckpoint | None:
+        whole, damaged = checkpoints.newest_complete(self.dir.checkpoints)
         for name in damaged:
             self.dir.add_event(f"skipped the damaged checkpoint {name}", level="warning", type="checkpoint")
             shutil.rmtree(self.dir.checkpoints / name, ignore_errors=True)
@@ -125,7 +125,7 @@ class CheckpointedLoop:
                 raise OSError(f"free at least {size(need)} of disk space")
             save_file({k: v.detach().contiguous() for k, v in state.items()}, folder / "state.safetensors")
             if kept:
-                with given_out(self.optimizer, self.parameters):
+                with evaluation_parameters(self.optimizer, self.parameters):
                     self.write_weights(folder / ("full" if self.job.adapter.full else "adapter"), weights)
 
         try:

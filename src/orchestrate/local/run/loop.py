@@ -28,7 +28,7 @@ from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.keeping import CheckpointedLoop, Weights
 from orchestrate.local.run.optimizers import (
     FIRST_SCALE,
-    given_out,
+    evaluation_parameters,
     group_metrics,
     make_optimizer,
     random_state,
@@ -163,9 +163,9 @@ command-line tool."""
 class StopRequested(Exception):
     """Raised if the run was asked to pause or cancel."""
 
-    def __init__(self, word: str) -> None:
-        super().__init__(word)
-        self.word = word
+    def __init__(self, request: str) -> None:
+        super().__init__(request)
+        self.request = request
 
 
 class Loop(CheckpointedLoop):
@@ -306,7 +306,7 @@ class Loop(CheckpointedLoop):
                 set_random_state(random)
                 self.optimizer.zero_grad()
                 there = self.dir.checkpoints / checkpoints.name(self.progress.step)
-                if stopped.word == "pause" and not there.exists():
+                if stopped.request == "pause" and not there.exists():
                     self.save(kept=False)
                 raise
             except (RuntimeError, MemoryError) as error:
@@ -398,7 +398,7 @@ class Loop(CheckpointedLoop):
 
     def _evaluate(self, step: int) -> dict[str, float]:
         assert self.valid is not None  # noqa: S101  there are evaluation steps only then
-        with given_out(self.optimizer, self.parameters):
+        with evaluation_parameters(self.optimizer, self.parameters):
             values = self._judge(self.valid)
             self._compare(step, values)
         return values

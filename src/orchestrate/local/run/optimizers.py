@@ -41,7 +41,7 @@ Group = dict[str, Any]
 
 def make_optimizer(parameters: Parameters, hyper: Hyper, loraplus_lr_ratio: float | None = None) -> Any:
     """Create the optimizer that `hyper` names. The caller must call `set_rate` before each step, and evaluate
-    and save within `given_out`. Raises `OptimizerMissing` if a package is missing."""
+    and save within `evaluation_parameters`. Raises `OptimizerMissing` if a package is missing."""
     kind = hyper.optimizer
     require(kind)
     named = _groups(parameters, hyper, loraplus_lr_ratio)
@@ -171,7 +171,7 @@ def group_metrics(optimizer: Any, rate: float) -> dict[str, float]:
 
 
 @contextmanager
-def given_out(optimizer: Any, parameters: Parameters) -> Generator[None]:
+def evaluation_parameters(optimizer: Any, parameters: Parameters) -> Generator[None]:
     """Switch to the parameters to evaluate and save within the context. With schedule-free optimizers, they
     differ from the parameters in training, which are restored afterwards, bit for bit."""
     if not hasattr(optimizer, "eval"):

@@ -26,7 +26,7 @@ from orchestrate.local.encoding.encoded import EncodedRows, encode_file, encode_
 from orchestrate.local.job import LocalJob, Preferences, Reinforcement
 from orchestrate.local.model import files as models
 from orchestrate.local.model import loaded as threads
-from orchestrate.local.model.adapters.starts import Beginning, add_tokens
+from orchestrate.local.model.adapters.starts import AdapterInit, add_tokens
 from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.loading import load, load_tokenizer, pick_device
@@ -60,7 +60,9 @@ PATCHED = ("compile", "unsloth")
 recompile for each answer length."""
 
 
-def keep_sheet(run: RunDir, job: LocalJob, loaded: Loaded, template: Template, folder: ModelFolder) -> bool:
+def save_fingerprint(
+    run: RunDir, job: LocalJob, loaded: Loaded, template: Template, folder: ModelFolder
+) -> bool:
     """Write the model's fingerprint to `proof.json`. Returns False if this is not possible now: the base
     model is no longer loaded, or the engine is one of `PATCHED`."""
     if job.adapter.full or loaded.choice.name in PATCHED:
@@ -81,7 +83,7 @@ def keep_sheet(run: RunDir, job: LocalJob, loaded: Loaded, template: Template, f
 def _using(loaded: Loaded) -> Any:
     @contextmanager
     def using(base: bool) -> Generator[Any]:
-        with loaded.judging(), torch.no_grad(), padded_attention(loaded.inner):
+        with loaded.evaluation_mode(), torch.no_grad(), padded_attention(loaded.inner):
             if base:
                 with loaded.model.disable_adapter():
                     yield loaded.model
@@ -122,7 +124,7 @@ class Session:
         _set_torch(run, job, self.device)
         set_stage("downloading the model")
         self.folder = models.fetch(job.model)
-        self.tokenizer = load_tokenizer(self._words(), job.chat_template, job.chat_template_kwargs)
+        self.tokenizer = load_tokenizer(self._tokenizer_folder(), job.chat_template, job.chat_template_kwargs)
         added = add_tokens(self.tokenizer, job.added_tokens) if job.added_tokens else []
         self.template = Template(self.tokenizer)
         set_stage("encoding")
@@ -137,11 +139,11 @@ class Session:
             self.folder,
             self.device,
             train.tokens * self._passes(train),
-            beginning=Beginning(self.folder, run.path / "start", train, job.seed),
+            init=AdapterInit(self.folder, run.path / "start", train, job.seed),
             vocabulary=(len(self.tokenizer), added),
         )
         self.loaded = first() if self.sharded is None else self.sharded.loaded(first)
-        self._tell_how()
+        self._report_setup()
         objective = self._objective()
         needs = isinstance(objective, PairObjective) and objective.preference.needs_reference
         if isinstance(objective, JudgedObjective) and (needs or isinstance(objective, UnpairedObjective)):
@@ -159,8 +161,8 @@ class Session:
         )
         self.loop.sharded = self.sharded
         self._plan_memory(train)
-        self._look_at_disk()
-        self._look_at_warmup()
+        self._check_disk()
+        self._check_warmup()
         self.facts = self._facts(train)
         if job.hyper.processes > 1 and self.sharded is None:
             self.loop.group = self.group = self._others(met, set_stage, "the full model (DDP)")
@@ -177,8 +179,8 @@ class Session:
     def _others(self, met: Met | None, set_stage: Callable[[str], None], holding: str) -> Peers:
         set_stage("starting the other processes")
         processes = self.job.hyper.processes
-        told = f"{processes} processes, each with {holding}"
-        self.run.add_event(told, type="processes", processes=processes)
+        message = f"{processes} processes, each with {holding}"
+        self.run.add_event(message, type="processes", processes=processes)
         return Peers(met) if met else WorkerGroup(self.run, processes, self.job.threads, self.device)
 
     def go_on(self) -> None:
@@ -210,35 +212,35 @@ class Session:
             f"{facts['device']} with {count(facts['threads'], 'thread')}"
         )
 
-    def _words(self) -> Path:
+    def _tokenizer_folder(self) -> Path:
         """Return the tokenizer's folder: that of the adapter that the run continues from, if it has a
         tokenizer, otherwise the base's."""
         earlier = Path(self.job.continue_from) if self.job.continue_from else None
         has_own = earlier is not None and (earlier / "tokenizer.json").is_file()
         return earlier if has_own and earlier else self.folder.path
 
-    def _tell_how(self) -> None:
+    def _report_setup(self) -> None:
         """Report the engine, the precision, and optimizations that were left out."""
         choice, precision = self.loaded.choice, self.loaded.precision
         on = self.loaded.turned_on
-        told = f"engine {choice.name}: {choice.reason}" + (f"; in use: {'; '.join(on)}" if on else "")
-        self.run.add_event(told, type="engine", engine=choice.name, in_use=on)
+        message = f"engine {choice.name}: {choice.reason}" + (f"; in use: {'; '.join(on)}" if on else "")
+        self.run.add_event(message, type="engine", engine=choice.name, in_use=on)
         self.run.add_event(
             f"precision {precision.name}: {precision.reason}", type="precision", precision=precision.name
         )
-        for told in self.loaded.without_adapter:
-            self.run.add_event(f"no adapter on {told}", type="adapter")
+        for message in self.loaded.without_adapter:
+            self.run.add_event(f"no adapter on {message}", type="adapter")
         limit = self.loaded.line_limit
         for what, reason in self.loaded.left_out.items():
-            level, told = "info", f"without {what}: {reason}"
+            level, message = "info", f"without {what}: {reason}"
             if what == "packing":
-                level, told = (
+                level, message = (
                     "warning",
                     f"packing is off, so rows of similar length are padded instead: {reason}",
                 )
                 if limit:
-                    told = f"packing only rows of up to {limit} tokens and padding longer ones: {reason}"
-            self.run.add_event(told, level=level, type="left_out", shortcut=what)
+                    message = f"packing only rows of up to {limit} tokens and padding longer ones: {reason}"
+            self.run.add_event(message, level=level, type="left_out", shortcut=what)
 
     def _plan_memory(self, rows: EncodedRows) -> None:
         """Set how many tokens go into one forward pass, by the device's total memory. The free memory may
@@ -267,7 +269,7 @@ class Session:
                 type="memory",
             )
 
-    def _look_at_disk(self) -> None:
+    def _check_disk(self) -> None:
         trained = sum(p.nbytes for p in self.loop.parameters.values())
         best, limit = self.job.hyper.holds_best, self.job.hyper.save_total_limit
         most = len(self.loop.checkpoint_steps) if limit is None else limit + 1  # one more while it is written
@@ -280,11 +282,11 @@ class Session:
         if warning:
             self.run.add_event(warning, level="warning", type="disk")
 
-    def _look_at_warmup(self) -> None:
+    def _check_warmup(self) -> None:
         total = self.loop.progress.total_steps
         if (warm := warmup(total, self.job.hyper)) >= total:
-            told = f"the warm-up of {count(warm, 'step')} is longer than the run of {count(total, 'step')}"
-            self.run.add_event(told, level="warning", type="schedule")
+            message = f"the warm-up of {count(warm, 'step')} is longer than the run of {count(total, 'step')}"
+            self.run.add_event(message, level="warning", type="schedule")
 
     @property
     def limit(self) -> int | None:
@@ -314,8 +316,8 @@ class Session:
         grader = Grader(method.grader, seconds=hyper.grader_seconds)
         if grader.isolation is not None:
             level = "warning" if grader.isolation.way == "limits only" else "info"
-            told = f"the grader's code is {grader.isolation.told}"
-            self.run.add_event(told, level=level, type="grader")
+            message = f"the grader's code is {grader.isolation.description}"
+            self.run.add_event(message, level=level, type="grader")
         return PolicyObjective(
             self.loaded,
             method,
@@ -324,7 +326,7 @@ class Session:
             template=self.template,
             grader=grader,
             warn=lambda message: self.run.add_event(message, level="warning", type="grader"),
-            look_up=self._look_up,
+            check_requests=self._check_requests,
         )
 
     def _judged(
@@ -340,18 +342,18 @@ class Session:
         folder, tokens = self.run.path / "rows" / name, DEFAULT_TOKENS[self.device.type]
         if self.sharded is not None:
             agreed, keeps = self.sharded.agreed, self.sharded.first
-            return with_reference(objective, rows, folder, tokens, self._look_up, agreed, keeps)
-        rows = with_reference(objective, rows, folder, tokens, self._look_up)
+            return with_reference(objective, rows, folder, tokens, self._check_requests, agreed, keeps)
+        rows = with_reference(objective, rows, folder, tokens, self._check_requests)
         if not isinstance(objective, UnpairedObjective):
             return rows
         epochs = self._passes(rows) if name == "train" else 1
-        return with_mismatched(objective, rows, folder, epochs, tokens, self._look_up)
+        return with_mismatched(objective, rows, folder, epochs, tokens, self._check_requests)
 
     def _passes(self, rows: EncodedRows) -> int:
         hyper = self.job.hyper
         return hyper.passes(math.ceil(rows.examples / hyper.batch_size))
 
-    def _look_up(self) -> None:
+    def _check_requests(self) -> None:
         if word := self.asked():
             raise StopRequested(word)
 
@@ -439,14 +441,14 @@ class Session:
     def _write_weights(self, folder: Path, weights: Weights | None = None) -> None:
         export.write_weights(self.loaded, self.tokenizer, self.job, folder, self.folder, weights)
 
-    def keep_sheet(self) -> None:
+    def save_fingerprint(self) -> None:
         """Save the fingerprint that identifies the served model. If this fails, the run still succeeds,
         because its model is already saved."""
         if self.sharded is not None:
             return  # it is made when it is needed, by one process
         try:
-            keep_sheet(self.run, self.job, self.loaded, self.template, self.folder)
-        except Exception as error:  # noqa: BLE001  told, and made anew when it is needed
+            save_fingerprint(self.run, self.job, self.loaded, self.template, self.folder)
+        except Exception as error:  # noqa: BLE001  message, and made anew when it is needed
             self.run.add_event(
                 f"could not save the model's fingerprint: {error}", level="warning", type="proof"
             )

@@ -93,7 +93,7 @@ class Sharded:
         return self._over_all(objective, rows, batch, most, total)
 
     def evaluate(self, objective: Objective, rows: EncodedRows, max_tokens: int) -> dict[str, float]:
-        with objective.loaded.judging():
+        with objective.loaded.evaluation_mode():
             sums = self._over_all(objective, rows, range(rows.examples), (max_tokens, MOST_ROWS), None)
         return {f"valid_{k}": v for k, v in means(sums).items()}
 

@@ -138,7 +138,7 @@ def _train(
             break
         except StopRequested as stopped:
             step = session.loop.progress.step if session else state.step
-            if stopped.word == "pause" and (word := _pause(run, asked, step)) != "cancel":
+            if stopped.request == "pause" and (word := _pause(run, asked, step)) != "cancel":
                 if word is None:
                     if session is not None:
                         session.go_on()
@@ -150,7 +150,7 @@ def _train(
     _set(run, "saving", stage="saving")
     result = session.publish()
     _keep_pace(run, job, session)
-    session.keep_sheet()
+    session.save_fingerprint()
     run.add_event(f"done: {session.outcome}", type="succeeded", step=session.loop.progress.step)
     _end(run, "succeeded", result=result.name, early_stopped=session.loop.early_stopped)
 

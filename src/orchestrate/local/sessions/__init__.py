@@ -27,7 +27,7 @@ from orchestrate.local.encoding.encoded import micro_batches
 from orchestrate.local.model.adapters.starts import names_of
 from orchestrate.local.model.loaded import Loaded, OutputHead, halving
 from orchestrate.local.model.loading import in_32_bits, load_tokenizer
-from orchestrate.local.model.sampling import DrawnToken, Luck, seeded
+from orchestrate.local.model.sampling import DrawnToken, SamplingSettings, seeded
 from orchestrate.local.model.sampling.batching import BASE, Batching, DecodingRow
 from orchestrate.local.plan.fitting import DEFAULT_TOKENS
 from orchestrate.local.run.export import sort_targets
@@ -474,7 +474,7 @@ class SessionEngine(AdaptedModel):
         prompt = self._read(name, question) if question.prompt_logprobs or question.prompt_tops else {}
         stops = frozenset(self._ends if question.stop_ids is None else question.stop_ids)
         rows = [
-            DecodingRow(question.id, name, list(question.prompt), _luck(question, n), room, stops)
+            DecodingRow(question.id, name, list(question.prompt), _settings_of(question, n), room, stops)
             for n in range(question.n)
         ]
         asked = PendingSample(question, rows, [[] for _ in rows], prompt)
@@ -607,8 +607,8 @@ def _wide(targets: Tensor) -> Tensor:
     return targets if targets.ndim == 2 else targets[:, None]
 
 
-def _luck(question: SampleRequest, n: int) -> Luck:
-    return Luck(
+def _settings_of(question: SampleRequest, n: int) -> SamplingSettings:
+    return SamplingSettings(
         temperature=question.temperature,
         top_p=question.top_p,
         top_k=question.top_k,

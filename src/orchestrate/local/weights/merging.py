@@ -32,7 +32,8 @@ def merge(base: ModelFolder, adapter: Path, target: Path, dtype: str) -> dict[st
     held = Quantised.of(base.config)
     if held is not None and held.method in PACKAGES:  # others transformers reads into 16 bits
         raise UsageError(
-            f"the base is quantized ({held.told}), and merging into quantized weights is not supported",
+            f"the base is quantized ({held.description}), and merging into quantized weights is "
+            "not supported",
             fix="export --to peft and serve the base with the adapter, or train on the 16-bit base",
         )
     model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=DTYPES[dtype])

@@ -233,7 +233,8 @@ def _kind(rows: Rows, spec: JobSpec, held: Quantised | None, packed: str | None)
     by_default = rows.given("adapter.type") is None and "adapter" not in spec.model_fields_set
     if held is not None and kind == "full" and not by_default:
         reason = (
-            f"the model's weights are stored in {held.told} and cannot be trained. Train an adapter instead"
+            f"the model's weights are stored in {held.description} and cannot be trained. Train an "
+            "adapter instead"
         )
         rows.refuse("adapter.type", reason, instead="qlora")
         return
@@ -244,7 +245,7 @@ def _kind(rows: Rows, spec: JobSpec, held: Quantised | None, packed: str | None)
             held.require()
         except SetupError as error:
             rows.refuse("model", f"{error.message}: {error.fix}")
-        rule = f"the base model keeps the precision of its files, {held.told}"
+        rule = f"the base model keeps the precision of its files, {held.description}"
         put = rows.default if by_default else rows.map
         put("adapter.type", "adapter.type", sent, rule)
         rows.send("adapter.type", sent)
@@ -328,7 +329,10 @@ def _unfit_start(asked: LoRA, held: Quantised | None) -> str | None:
     if asked.changes_base and (four_bit or held):
         return f"{start} changes the base weights, which must not be quantized. Use adapter: lora"
     if start == "loftq" and held is not None:
-        return f"LoftQ compensates for 4-bit quantization, but the model's files are stored in {held.told}"
+        return (
+            "LoftQ compensates for 4-bit quantization, but the model's files are stored in "
+            f"{held.description}"
+        )
     if start == "loftq" and not four_bit:
         return (
             "LoftQ compensates for 4-bit quantization, but the base model is unquantized. Use adapter: qlora"

@@ -9,7 +9,7 @@ from orchestrate import catalog, costing
 from orchestrate.costing.size import chat_of
 from orchestrate.data.rules import METHOD_KINDS
 from orchestrate.errors import ConfigError, DataError, MissingExtra, OrchestrateError, UsageError
-from orchestrate.local.encoding import Rules, TemplateCheck, look
+from orchestrate.local.encoding import Rules, TemplateCheck, check_rows
 from orchestrate.local.job import DEFAULT_SAMPLES
 from orchestrate.local.model import files
 from orchestrate.local.run import launching
@@ -170,7 +170,7 @@ def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]
         if tokens.trained_tokens and not long and rules.train_on == "all":
             continue  # the count says enough: no row is read again
         try:
-            found = look(dataset, counter, chat_of(spec), rules, frozenset(long[:MOST_LONG]))
+            found = check_rows(dataset, counter, chat_of(spec), rules, frozenset(long[:MOST_LONG]))
         except DataError:
             continue  # a row that the template refuses is told as such
         yield from _without_tokens(name, spec, dataset, found, long, limit)

@@ -432,7 +432,7 @@ def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> Non
     if reason := grading.refusal(method.grader, allow_code=code):
         rows.refuse("method.grader", reason)
     elif grading.runs_code(method.grader):
-        rule = f"its code runs on this machine, as you allowed, {isolation().told}"
+        rule = f"its code runs on this machine, as you allowed, {isolation().description}"
         rows.keep("method.grader", "method.grader", method.grader, rule=rule)
         rows.send("hyper.run_grader_code", True)
     else:

@@ -16,7 +16,7 @@ from tests.paths import TINY
 from tests.unit.serving.conftest import random_adapter
 from transformers import AutoModelForCausalLM
 
-from orchestrate.local.model.sampling import NO_MEMORY, Luck
+from orchestrate.local.model.sampling import NO_MEMORY, SamplingSettings
 from orchestrate.local.model.sampling.batching import BASE, Batching, DecodingRow
 
 pytestmark = [
@@ -75,8 +75,8 @@ def run(batching: Batching, rows: list[DecodingRow], arrivals: int = 2) -> int:
     return most
 
 
-def row(adapter: str, prompt: list[int], room: int = 24, **luck: Any) -> DecodingRow:
-    return DecodingRow("k", adapter, prompt, Luck(**luck), room, frozenset({STOP}))
+def row(adapter: str, prompt: list[int], room: int = 24, **settings: Any) -> DecodingRow:
+    return DecodingRow("k", adapter, prompt, SamplingSettings(**settings), room, frozenset({STOP}))
 
 
 @pytest.mark.slow
@@ -97,7 +97,8 @@ def test_each_row_gets_what_it_gets_alone_whoever_comes_and_goes(
 def test_rows_share_their_steps(adapted: Any) -> None:
     """Each prompt is read once, and then one step gives each row its next token."""
     rows = [
-        DecodingRow("k", ("a", BASE)[n % 2], p, Luck(), 20, frozenset()) for n, p in enumerate(prompts(16))
+        DecodingRow("k", ("a", BASE)[n % 2], p, SamplingSettings(), 20, frozenset())
+        for n, p in enumerate(prompts(16))
     ]
     batching, steps = Batching(adapted, most_rows=16), list[None]()
     counting = adapted.register_forward_hook(lambda *_: steps.append(None))
@@ -246,7 +247,7 @@ def test_where_memory_runs_out_rows_go_on_fewer_at_once_with_the_same_tokens(tmp
     def rows() -> list[DecodingRow]:
         found = [row("ab"[n % 2], p, 20) for n, p in enumerate(prompts(7, 8))]
         for n, one in enumerate(found[:4]):
-            one.luck = Luck(temperature=1.0, generator=torch.Generator().manual_seed(n))
+            one.settings = SamplingSettings(temperature=1.0, generator=torch.Generator().manual_seed(n))
         found[4].copies = [row("a", found[4].prompt, 20)]
         return found
 
@@ -300,13 +301,13 @@ def test_settings_of_one_row_by_hand() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -9.0]])
     none: Counter[int] = Counter()
 
-    def share(id: int, **luck: Any) -> float:
-        given = Luck(temperature=1.0, generator=torch.Generator().manual_seed(0), **luck)
+    def share(id: int, **settings: Any) -> float:
+        given = SamplingSettings(temperature=1.0, generator=torch.Generator().manual_seed(0), **settings)
         return sum(draw(logits, [(given, none)])[0].id == id for _ in range(400)) / 400
 
-    assert draw(logits, [(Luck(bias={3: 100.0}), none)])[0].id == 3
-    assert draw(logits, [(Luck(frequency=1.0), Counter({0: 2}))])[0].id == 1
-    assert draw(logits, [(Luck(presence=1.5), Counter({0: 1}))])[0].id == 1
+    assert draw(logits, [(SamplingSettings(bias={3: 100.0}), none)])[0].id == 3
+    assert draw(logits, [(SamplingSettings(frequency=1.0), Counter({0: 2}))])[0].id == 1
+    assert draw(logits, [(SamplingSettings(presence=1.5), Counter({0: 1}))])[0].id == 1
     assert share(0) == pytest.approx(0.665, abs=0.07)  # e^2 / (e^2 + e + 1)
     assert share(0, top_k=1) == 1
     assert share(1, top_p=0.67) == pytest.approx(0.269, abs=0.07)  # of the first two

@@ -18,7 +18,7 @@ from orchestrate.errors import DataError, UsageError
 from orchestrate.local.answers.forms import AnswerForm, Forms
 from orchestrate.local.encoding import Template
 from orchestrate.local.model.loading import load_tokenizer
-from orchestrate.local.model.sampling import DrawnToken, Luck, draw
+from orchestrate.local.model.sampling import DrawnToken, SamplingSettings, draw
 
 ORDER: dict[str, Any] = {
     "type": "object",
@@ -80,8 +80,8 @@ def answer(
     tokenizer: Any = made.tokenizer
     end = tokenizer.eos_token_id
     prompt = made.asked(ASKED, tools)
-    luck = Luck(temperature=1.0, generator=torch.Generator().manual_seed(seed), tops=1)
-    luck.held = held = Forms(made, [end]).held(form, prompt)
+    settings = SamplingSettings(temperature=1.0, generator=torch.Generator().manual_seed(seed), tops=1)
+    settings.held = held = Forms(made, [end]).held(form, prompt)
     wanted = [*(held.closing or ()), *(made.tokens(first)[0] if first else [])]
     ids: list[int] = []
     noise = torch.Generator().manual_seed(seed)
@@ -89,7 +89,7 @@ def answer(
         logits = torch.randn(1, len(tokenizer) + 7, generator=noise) * 4
         if len(ids) < len(wanted):
             logits[0, wanted[len(ids)]] = 1e4
-        [drawn] = draw(logits, [(luck, {})])  # type: ignore[list-item]
+        [drawn] = draw(logits, [(settings, {})])  # type: ignore[list-item]
         assert isinstance(drawn, DrawnToken) and not drawn.failed and drawn.id < len(tokenizer)
         ids.append(drawn.id)
         assert len(ids) < most

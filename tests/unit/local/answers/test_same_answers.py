@@ -18,7 +18,7 @@ from orchestrate.data import Dataset
 from orchestrate.data.rows import ChatMessage
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.local.answers.engine import Engine, GenerationRequest, Loading, PromptsRequest
-from orchestrate.local.answers.loading import base_of, talk
+from orchestrate.local.answers.loading import base_of, template_and_sampler
 from orchestrate.local.model import files
 from orchestrate.local.model.loading import load_adapter
 
@@ -113,7 +113,7 @@ def rewarded(adapter: Path, asked: Sequence[Any]) -> Ids:
     """As training by rewards draws: from the model that is trained, without a shared beginning."""
     folder, device = files.fetch(str(TINY)), torch.device("cpu")
     model = load_adapter(base_of(folder, four_bit=False, device=device, dtype=torch.float32), adapter).eval()
-    template, sampler = talk(adapter, folder, device)
+    template, sampler = template_and_sampler(adapter, folder, device)
     prompts = [template.asked([ChatMessage(**m) for m in one], None) for one in asked]
     with torch.inference_mode():
         return sampler.draw(model, prompts, max_tokens=TOKENS, temperature=0.0, most_rows=32)

@@ -79,7 +79,7 @@ def test_the_adapter_is_on_the_language_alone_and_is_read_by_peft(
             untuned = theirs(input_ids=ids).logits
         assert (wanted - untuned).abs().max() > 0.1
         if kind == "lora":
-            with session.loaded.judging():
+            with session.loaded.evaluation_mode():
                 ours = session.loaded.model(input_ids=ids, use_cache=False).logits
             torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-3)
     merge(ModelFolder(base), folder, tmp_path / "merged", "fp32")

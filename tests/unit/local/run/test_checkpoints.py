@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.local.run.checkpoints import Progress, listed, newest_whole, prune, save, verify
+from orchestrate.local.run.checkpoints import Progress, listed, newest_complete, prune, save, verify
 
 
 def write(folder: Path, step: int, *, kept: bool = True, text: bytes = b"weights") -> Path:
@@ -22,13 +22,13 @@ def test_the_newest_whole_one_is_found_and_damaged_ones_are_named(tmp_path: Path
         write(tmp_path, step)
     (tmp_path / "step-00000004" / "adapter" / "adapter_model.safetensors").write_bytes(b"weightz")
     (tmp_path / "step-00000003" / "manifest.json").unlink()
-    whole, damaged = newest_whole(tmp_path)
+    whole, damaged = newest_complete(tmp_path)
     assert whole is not None and whole.progress.step == 2
     assert damaged == ["step-00000004", "step-00000003"]
 
 
 def test_an_empty_folder_and_a_half_written_one_are_no_checkpoints(tmp_path: Path) -> None:
-    assert newest_whole(tmp_path / "none") == (None, [])
+    assert newest_complete(tmp_path / "none") == (None, [])
     (tmp_path / "step-00000001").mkdir()
     assert verify(tmp_path / "step-00000001") is None
 
@@ -62,7 +62,7 @@ def test_of_those_to_keep_only_the_newest_stay_where_a_limit_is_set(tmp_path: Pa
     assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["2", "3", "4"]
     prune(tmp_path, limit=1)
     assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["3", "4"]
-    whole, _ = newest_whole(tmp_path)
+    whole, _ = newest_complete(tmp_path)
     assert whole is not None and whole.progress.step == 4
 
 

@@ -15,7 +15,7 @@ from tests.unit.local.families import make
 from orchestrate.local.job import Hyper
 from orchestrate.local.plan import memory
 from orchestrate.local.run.optimizers import (
-    given_out,
+    evaluation_parameters,
     group_metrics,
     make_optimizer,
     restore_state,
@@ -168,7 +168,7 @@ def test_what_is_given_out_is_the_average_and_training_goes_on_to_the_bit() -> N
     optimizer = ours("schedule_free_adamw", mine)
     train(straight, ours("schedule_free_adamw", straight), range(5))
     train(mine, optimizer, range(3))
-    with given_out(optimizer, mine):
+    with evaluation_parameters(optimizer, mine):
         shown = {name: parameter.detach().clone() for name, parameter in mine.items()}
     train(mine, optimizer, range(3, 5))
     for name, parameter in mine.items():

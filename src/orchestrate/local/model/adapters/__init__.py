@@ -21,7 +21,7 @@ from orchestrate.types import Record
 
 V = TypeVar("V")
 ALL_LINEAR = "all-linear"
-_WORDS = {
+_MESSAGES = {
     "targets": "the model has no layer {}",
     "target_parameters": "the model has no parameter {}",
     "modules_to_save": "the model has no module {} to save",
@@ -188,7 +188,7 @@ def _told(field: str, unfit: Sequence[str], useless: bool, known: Sequence[str])
     close = difflib.get_close_matches(unfit[0].rpartition(".")[2], shown, n=1)
     guess = f"did you mean {close[0]}? " if close else ""
     choice = f"{ALL_LINEAR}, or some of" if field == "targets" else "some of"
-    told = f"adapter.{field}: {_WORDS[field].format(', '.join(unfit))}"
+    told = f"adapter.{field}: {_MESSAGES[field].format(', '.join(unfit))}"
     return Misnamed(field, useless, told, f"{guess}{choice} {', '.join(shown)}")
 
 
@@ -235,7 +235,7 @@ _STARTS = (True, False, "gaussian", "orthogonal", "eva")
 subtracts the initial adapter from the base model each time it loads the adapter."""
 
 
-def lies_apart(folder: Path) -> bool:
+def is_removable(folder: Path) -> bool:
     """Return whether the adapter consists only of its own low-rank layers, so that it can be removed again.
     Returns False for unknown settings and unreadable files."""
     if (found := _read(folder)) is None:

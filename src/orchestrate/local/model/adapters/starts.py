@@ -41,7 +41,7 @@ EVA_PASSES = 512
 
 
 @dataclass(frozen=True)
-class Beginning:
+class AdapterInit:
     """Inputs for initializing a new adapter."""
 
     folder: ModelFolder
@@ -52,7 +52,7 @@ class Beginning:
     seed: int
 
 
-def begun(inner: Any, config: Any, adapter: AdapterSettings, beginning: Beginning | None) -> Any:
+def create_adapter(inner: Any, config: Any, adapter: AdapterSettings, init: AdapterInit | None) -> Any:
     """Create the peft model with its initial adapter weights. Raises `RunFailed`. If the adapter does not
     fit, peft's `ValueError` or `TypeError` propagates."""
     from peft import PeftModel, get_peft_model
@@ -60,23 +60,23 @@ def begun(inner: Any, config: Any, adapter: AdapterSettings, beginning: Beginnin
 
     start = adapter.init_lora_weights
     keeps = adapter.changes_base or start == "eva"
-    if keeps and beginning is None:
+    if keeps and init is None:
         raise RunFailed(f"init_lora_weights: {start} only works in a run that saves its initial weights")
-    there = beginning is not None and (beginning.kept / "adapter_config.json").is_file()
-    if start == "eva" and there and beginning is not None:
+    there = init is not None and (init.kept / "adapter_config.json").is_file()
+    if start == "eva" and there and init is not None:
         # Its ranks follow from what the layers read, and must be those of the checkpoints.
-        return PeftModel.from_pretrained(inner, str(beginning.kept), is_trainable=True)
-    if start == "eva" and beginning is not None:
-        found = _eva(inner, config, beginning)
+        return PeftModel.from_pretrained(inner, str(init.kept), is_trainable=True)
+    if start == "eva" and init is not None:
+        found = _eva(inner, config, init)
         model = get_peft_model(inner, config)
         initialize_lora_eva_weights(model, eva_state_dict=found)
     else:
         model = get_peft_model(inner, config)
-    if start == "loftq" and beginning is not None:
-        make_up_for_4_bits(model, beginning.folder)
-    if keeps and not there and beginning is not None:
-        new_folder(beginning.kept.parent)
-        with whole_folder(beginning.kept) as draft:
+    if start == "loftq" and init is not None:
+        init_loftq(model, init.folder)
+    if keeps and not there and init is not None:
+        new_folder(init.kept.parent)
+        with whole_folder(init.kept) as draft:
             model.save_pretrained(draft, save_embedding_layers=False)
     return model
 
@@ -91,7 +91,7 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 @torch.no_grad()
-def make_up_for_4_bits(model: Any, folder: ModelFolder) -> None:
+def init_loftq(model: Any, folder: ModelFolder) -> None:
     """Initialize the adapter with one iteration of LoftQ (Li et al. 2023): the best approximation, at the
     adapter's rank, of each weight's 4-bit quantization error. Raises `RunFailed` if a weight has a different
     name in the model's files."""
@@ -117,7 +117,7 @@ def make_up_for_4_bits(model: Any, folder: ModelFolder) -> None:
         layer.lora_B["default"].weight.copy_(u[:, :rank] * root / layer.scaling["default"])
 
 
-def _eva(inner: Any, config: Any, beginning: Beginning) -> dict[str, Tensor]:
+def _eva(inner: Any, config: Any, init: AdapterInit) -> dict[str, Tensor]:
     """Find the directions in which the inputs of each layer vary most over the rows, under the names that
     they have in the peft model."""
     from peft.tuners.lora.eva import get_eva_state_dict
@@ -125,7 +125,7 @@ def _eva(inner: Any, config: Any, beginning: Beginning) -> dict[str, Tensor]:
     ranks = [config.r, *config.rank_pattern.values()]
     least = math.ceil(max(ranks) * config.eva_config.rho)
     device = inner.get_input_embeddings().weight.device
-    batches = eva_batches(beginning.rows, least, beginning.seed, device)
+    batches = eva_batches(init.rows, least, init.seed, device)
 
     def forward(_: Any, inputs: dict[str, Tensor]) -> None:
         decoder_of(inner)(

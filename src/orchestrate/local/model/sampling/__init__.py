@@ -45,7 +45,7 @@ class Holds(Protocol):
 
 
 @dataclass
-class Luck:
+class SamplingSettings:
     """Sampling settings for one row. Temperature 0 takes the most likely token. The same seed gives the same
     tokens, whatever other rows are in the batch."""
 
@@ -100,13 +100,13 @@ class DrawnToken:
     otherwise."""
 
 
-def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[DrawnToken]:
+def draw(logits: Tensor, rows: Sequence[tuple[SamplingSettings, Counter[int]]]) -> list[DrawnToken]:
     """Sample the next token of each row. `logits` are [rows, vocabulary]. `rows` contains each row's settings
     and the counts of its tokens so far."""
     values, ids = logits.max(dim=-1)
     finite: list[bool] = values.isfinite().tolist()
     chosen: list[int] = ids.tolist()
-    shared = [n for n, (luck, _) in enumerate(rows) if luck.shared and finite[n]]
+    shared = [n for n, (settings, _) in enumerate(rows) if settings.shared and finite[n]]
     if shared:
         heat = torch.tensor([[max(rows[n][0].temperature, LEAST_TEMPERATURE)] for n in shared])
         odds = torch.softmax(logits[shared].float() / heat.to(logits.device), dim=-1)
@@ -114,57 +114,57 @@ def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[Draw
             chosen[n] = id
     return [
         DrawnToken(chosen[n], failed="" if finite[n] else NO_NUMBERS)
-        if luck.plain or luck.shared or not finite[n]
-        else _one(logits[n].float().cpu(), luck, counts)
-        for n, (luck, counts) in enumerate(rows)
+        if settings.plain or settings.shared or not finite[n]
+        else _one(logits[n].float().cpu(), settings, counts)
+        for n, (settings, counts) in enumerate(rows)
     ]
 
 
-def _one(logits: Tensor, luck: Luck, counts: Counter[int]) -> DrawnToken:
+def _one(logits: Tensor, settings: SamplingSettings, counts: Counter[int]) -> DrawnToken:
     """Sample one token. `logits`: [vocabulary]."""
-    told = None if luck.tops is None else torch.log_softmax(logits, dim=-1)
-    changed = _changed(logits, luck, counts)
-    if luck.held is not None:
+    told = None if settings.tops is None else torch.log_softmax(logits, dim=-1)
+    changed = _changed(logits, settings, counts)
+    if settings.held is not None:
         try:
-            changed = luck.held.allowed(changed)
+            changed = settings.held.allowed(changed)
         except ValueError:
             return DrawnToken(0, failed=NO_FORM)
-    id = _chosen(changed, luck)
-    if luck.held is not None:
-        luck.held.take(id)
+    id = _chosen(changed, settings)
+    if settings.held is not None:
+        settings.held.take(id)
     if told is None:
         return DrawnToken(id)
     tops: tuple[tuple[int, float], ...] = ()
-    if luck.tops:
-        values, ids = told.topk(min(luck.tops, len(told)))
+    if settings.tops:
+        values, ids = told.topk(min(settings.tops, len(told)))
         tops = tuple(zip(ids.tolist(), values.tolist(), strict=True))
     return DrawnToken(id, told[id].item(), tops)
 
 
-def _changed(logits: Tensor, luck: Luck, counts: Counter[int]) -> Tensor:
-    if not (luck.bias or ((luck.presence or luck.frequency) and counts)):
+def _changed(logits: Tensor, settings: SamplingSettings, counts: Counter[int]) -> Tensor:
+    if not (settings.bias or ((settings.presence or settings.frequency) and counts)):
         return logits
     logits = logits.clone()
-    for id, bias in luck.bias.items():
+    for id, bias in settings.bias.items():
         logits[id] += bias
     for id, count in counts.items():
-        logits[id] -= luck.presence + luck.frequency * count
+        logits[id] -= settings.presence + settings.frequency * count
     return logits
 
 
-def _chosen(logits: Tensor, luck: Luck) -> int:
-    if luck.temperature < LEAST_TEMPERATURE:
+def _chosen(logits: Tensor, settings: SamplingSettings) -> int:
+    if settings.temperature < LEAST_TEMPERATURE:
         return int(logits.argmax())
-    odds = torch.softmax(logits / luck.temperature, dim=-1)
-    if luck.top_k or luck.top_p < 1:
+    odds = torch.softmax(logits / settings.temperature, dim=-1)
+    if settings.top_k or settings.top_p < 1:
         values, ids = odds.sort(descending=True, stable=True)
         before = values.cumsum(dim=0) - values
-        kept = before < luck.top_p
-        if luck.top_k:
-            kept[luck.top_k :] = False
+        kept = before < settings.top_p
+        if settings.top_k:
+            kept[settings.top_k :] = False
         kept[0] = True
         odds = torch.zeros_like(odds).scatter(0, ids[kept], values[kept])
-    return int(torch.multinomial(odds, 1, generator=luck.generator))
+    return int(torch.multinomial(odds, 1, generator=settings.generator))
 
 
 # What a model has read: its caches, and the beginning that several prompts share, which is read once.
@@ -316,7 +316,7 @@ def rounds(model: Any, device: torch.device) -> bool:
     return model.dtype != torch.float32 or torch.is_autocast_enabled(device.type)
 
 
-def otherwise_alone(
+def changed_by_batching(
     model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, share: bool
 ) -> list[bool]:
     """Return for each answer whether greedy decoding without a batch would have chosen a different token.

@@ -25,7 +25,15 @@ from torch.nn.functional import linear, pad
 
 from orchestrate.local.model import sampling
 from orchestrate.local.model.loaded import give_back, out_of_memory
-from orchestrate.local.model.sampling import NO_MEMORY, DrawnToken, GrowingLayer, Luck, draw, new_cache, takes
+from orchestrate.local.model.sampling import (
+    NO_MEMORY,
+    DrawnToken,
+    GrowingLayer,
+    SamplingSettings,
+    draw,
+    new_cache,
+    takes,
+)
 from orchestrate.local.model.sampling.quick_pass import quick_of
 
 PLAIN = ("Linear", "Linear4bit", "Linear8bitLt")
@@ -141,7 +149,7 @@ class DecodingRow:
     adapter: str
     """The name that PEFT uses for the adapter, or `BASE`."""
     prompt: list[int]
-    luck: Luck
+    settings: SamplingSettings
     """Sampling settings."""
     room: int
     """Maximum number of tokens of the answer."""
@@ -455,7 +463,7 @@ class Batching:
         if any(row.close is False for row in rows):
             for row, close in zip(rows, sampling.close(logits), strict=True):
                 row.close = row.close or (close if row.close is False else None)
-        for row, drawn in zip(rows, draw(logits, [(r.luck, r.counts) for r in rows]), strict=True):
+        for row, drawn in zip(rows, draw(logits, [(r.settings, r.counts) for r in rows]), strict=True):
             if drawn.failed:
                 row.ended = True
                 yield row, drawn

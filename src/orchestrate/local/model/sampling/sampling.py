@@ -17,7 +17,7 @@ from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.encoding import Template, encode
 from orchestrate.local.model import sampling
 from orchestrate.local.model.files import ModelFolder
-from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, DrawnToken, Holds, Luck
+from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, DrawnToken, Holds, SamplingSettings
 from orchestrate.local.model.sampling.batching import AS_IT_IS, Batching, DecodingRow, Read
 from orchestrate.local.model.shortcuts.probes import distance
 
@@ -62,13 +62,13 @@ class Sampler:
         max_tokens: int,
         temperature: float,
         most_rows: int,
-        look_up: Callable[[], None] = lambda: None,
+        check_requests: Callable[[], None] = lambda: None,
         watch: Callable[[Sequence[DecodingRow]], None] | None = None,
         close: set[int] | None = None,
     ) -> list[list[int]]:
         """Sample one answer to each prompt, in order. Answers are token ids and include the end token, if
-        any. Prompts of similar length are prefilled in one pass if this changes no answer. `look_up` is
-        called before each step and may raise. `watch` is called with the rows after each step. `close`
+        any. Prompts of similar length are prefilled in one pass if this changes no answer. `check_requests`
+        is called before each step and may raise. `watch` is called with the rows after each step. `close`
         collects the indices of prompts whose answers 16-bit rounding in a batch may have changed. Raises
         `RunFailed` if the model's outputs are not finite."""
         looks = False if close is not None and len(prompts) > 1 and most_rows > 1 else None
@@ -77,7 +77,7 @@ class Sampler:
                 str(place),
                 AS_IT_IS,
                 list(prompt),
-                Luck(temperature, held=None if self.holds is None else self.holds(prompt)),
+                SamplingSettings(temperature, held=None if self.holds is None else self.holds(prompt)),
                 self.room(prompt, max_tokens),
                 frozenset(self.stops),
                 self.others,
@@ -91,7 +91,7 @@ class Sampler:
         self._beginning = None
         try:
             while not batching.idle:
-                look_up()
+                check_requests()
                 for _, drawn in batching.step():
                     _require_token(drawn)
                 if watch is not None:
@@ -104,7 +104,7 @@ class Sampler:
             close |= {place for place, row in enumerate(rows) if row.close}
         return [row.ids for row in rows]
 
-    def turned(
+    def changed_by_rounding(
         self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], close: set[int]
     ) -> set[int]:
         """Return the indices of the answers that rounding changed. `close` are the candidates that `draw`
@@ -112,7 +112,7 @@ class Sampler:
         places = sorted(close)
         asked, given = ([rows[i] for i in places] for rows in (prompts, answers))
         share = self.shares and self._bears_sharing is True
-        found = sampling.otherwise_alone(model, asked, given, share=share) if places else []
+        found = sampling.changed_by_batching(model, asked, given, share=share) if places else []
         return {i for i, one in zip(places, found, strict=True) if one}
 
     def said(self, ids: list[int]) -> tuple[list[int], bool]:

@@ -176,7 +176,7 @@ def _balance(loaded: Loaded, job: LocalJob) -> None:
     if not asked:
         return
     loaded.balancing = asked
-    with loaded.judging(), torch.no_grad():
+    with loaded.evaluation_mode(), torch.no_grad():
         loaded.hidden(probes.made_up(loaded))
     if not loaded.routed:
         raise RunFailed(
@@ -215,13 +215,13 @@ def _experts(loaded: Loaded) -> None:
     """Compute one expert at a time if experts have an adapter. Otherwise transformers' code needs no more
     memory."""
     ids = probes.made_up(loaded)
-    with loaded.judging(), torch.no_grad():
+    with loaded.evaluation_mode(), torch.no_grad():
         before = loaded.hidden(ids)
     if not weights.use(loaded.inner) or not weights.adapt(loaded.model):
         weights.give_back(loaded.inner)
         return
     reason = probes.trains(loaded)
-    with loaded.judging(), torch.no_grad():
+    with loaded.evaluation_mode(), torch.no_grad():
         if not reason and not probes.distance(loaded.hidden(ids), before) <= probes.CLOSE:
             reason = "the model's hidden states change"
     if reason:

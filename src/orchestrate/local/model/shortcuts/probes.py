@@ -108,7 +108,7 @@ def trained_only(loaded: Loaded) -> str | None:
 
     ids = made_up(loaded)
     places = torch.tensor([3, 6, 9], device=loaded.device)
-    with loaded.judging(), torch.no_grad():
+    with loaded.evaluation_mode(), torch.no_grad():
         wanted = loaded.hidden(ids).flatten(0, 1)[places]
         mlp.forward = forward
         loaded.trained_only = chosen
@@ -156,7 +156,7 @@ def apart(loaded: Loaded, arrange: Arrange, shared: int) -> str | None:
     changed = [rows[0], np.concatenate([beginning, np.roll(rows[1][SHARED:], 1)[::-1]]), *rows[2:]]
     try:
         with as_before(loaded.device):
-            with loaded.judging(), torch.no_grad():
+            with loaded.evaluation_mode(), torch.no_grad():
                 joined, others = _states(loaded, arrange(rows)), _states(loaded, arrange(changed))
                 alone = [loaded.hidden(torch.from_numpy(r)[None].to(loaded.device))[0, shared:] for r in rows]
             if any(not distance(a, b) <= CLOSE for a, b in zip(joined, alone, strict=True)):
@@ -232,7 +232,7 @@ def _states(loaded: Loaded, joined: PackedProbe) -> list[Tensor]:
 def head_is_understood(loaded: Loaded) -> bool:
     """Return whether decoder and head reproduce the model's own logits for a few tokens."""
     ids = torch.arange(1, 5, device=loaded.device)[None] % loaded.head.layer.weight.shape[0]
-    with loaded.judging(), torch.no_grad():
+    with loaded.evaluation_mode(), torch.no_grad():
         own = loaded.inner(input_ids=ids, use_cache=False).logits.float()
         try:
             ours = loaded.head.logits(loaded.hidden(ids))

@@ -14,7 +14,7 @@ from tests.paths import TINY
 from tests.unit.serving.conftest import random_adapter
 from transformers import AutoModelForCausalLM
 
-from orchestrate.local.model.adapters import changes_base, lies_apart
+from orchestrate.local.model.adapters import changes_base, is_removable
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 Weights = dict[str, torch.Tensor]
@@ -50,7 +50,7 @@ def test_low_rank_layers_are_taken_off_whole(plain: Path, tmp_path: Path) -> Non
     configs: list[dict[str, Any]] = [{}, {"use_rslora": True}, {"init_lora_weights": "eva"}]
     for number, config in enumerate(configs):
         folder = changed(plain, tmp_path / str(number), **config)
-        assert kept(folder) and lies_apart(folder), config
+        assert kept(folder) and is_removable(folder), config
 
 
 @pytest.mark.parametrize(
@@ -62,21 +62,21 @@ def test_what_takes_a_part_out_of_the_base_is_not(
     plain: Path, tmp_path: Path, config: dict[str, Any]
 ) -> None:
     folder = changed(plain, tmp_path / "a", **config)
-    assert not kept(folder) and not lies_apart(folder)
+    assert not kept(folder) and not is_removable(folder)
 
 
 def test_nor_is_what_writes_its_own_table_over_the_base_s(plain: Path, tmp_path: Path) -> None:
     """As peft saves them with `save_embedding_layers`."""
     table = {"base_model.model.lm_head.weight": torch.ones(1280, 256)}
     folder = changed(plain, tmp_path / "a", table)
-    assert not kept(folder) and not lies_apart(folder)
+    assert not kept(folder) and not is_removable(folder)
 
 
 def test_nor_is_what_is_not_known_or_does_not_read(plain: Path, tmp_path: Path) -> None:
     configs: list[dict[str, Any]] = [{"bias": "all"}, {"peft_type": "IA3"}, {"of_next_year": {"scale": 2}}]
     for number, config in enumerate(configs):
-        assert not lies_apart(changed(plain, tmp_path / str(number), **config)), config
-    assert not lies_apart(tmp_path / "nowhere")
+        assert not is_removable(changed(plain, tmp_path / str(number), **config)), config
+    assert not is_removable(tmp_path / "nowhere")
 
 
 def differs_off(folder: Path) -> bool:

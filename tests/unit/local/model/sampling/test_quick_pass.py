@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from tests.unit.local.families import make
 from transformers import AutoModelForCausalLM
 
-from orchestrate.local.model.sampling import Luck
+from orchestrate.local.model.sampling import SamplingSettings
 from orchestrate.local.model.sampling.batching import BASE, Batching, DecodingRow
 from orchestrate.local.model.sampling.quick_pass import quick_of, quicken
 
@@ -51,7 +51,7 @@ def drawn(model: Any, adapters: list[str]) -> list[list[int]]:
     batching = Batching(model, most_rows=4)
     batching.use(model)
     rows = [
-        DecodingRow(str(n), adapters[n % len(adapters)], list(prompt), Luck(), 6 + n)
+        DecodingRow(str(n), adapters[n % len(adapters)], list(prompt), SamplingSettings(), 6 + n)
         for n, prompt in enumerate(PROMPTS)
     ]
     batching.waiting += rows

@@ -106,8 +106,12 @@ def test_an_answer_that_is_another_one_alone_is_found(shares: bool, tmp_path: Pa
     answers = draws.draw(model, SHARING, most_rows=64, **GREEDY)
     answers[2][-1] += 1
     with torch.inference_mode():
-        assert draws.turned(model, SHARING, answers, {0, 1, 2, 3}) == {2}
-        assert draws.turned(model, SHARING, answers, {0, 1, 3}) == draws.turned(model, [], [], set()) == set()
+        assert draws.changed_by_rounding(model, SHARING, answers, {0, 1, 2, 3}) == {2}
+        assert (
+            draws.changed_by_rounding(model, SHARING, answers, {0, 1, 3})
+            == draws.changed_by_rounding(model, [], [], set())
+            == set()
+        )
 
 
 class LooksBack(LlamaForCausalLM):

@@ -47,7 +47,7 @@ def test_what_was_trained_on_four_bits_is_read_with_and_without_them(tmp_path: P
     session = trained(tmp_path, family, {"type": "qlora", "target_parameters": BOTH})
     folder = session.publish()
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
-    with session.loaded.judging(), torch.no_grad():
+    with session.loaded.evaluation_mode(), torch.no_grad():
         wanted = session.loaded.model(input_ids=ids, use_cache=False).logits
     for plain in (False, True):
         base = load_base(tmp_path / "model", four_bit=True, device=CPU, dtype=torch.float32)

@@ -110,7 +110,7 @@ def test_an_adapter_is_trained_over_the_bits(tmp_path: Path, method: str) -> Non
     labels = torch.where(torch.tensor(weights) > 0, row[0], -100)[None]
     loss = theirs(input_ids=row, labels=labels).loss
     loss.backward()
-    with made.loaded.judging():  # a kernel for answers alone must not stay behind
+    with made.loaded.evaluation_mode():  # a kernel for answers alone must not stay behind
         sums = made.loop.objective.run(made.loop.train, [0], 1.0, backward=False)
     assert sums.loss / sums.weight == pytest.approx(loss.item(), rel=0.01)
     made.loop.objective.run(made.loop.train, [0], sums.weight, backward=True)
