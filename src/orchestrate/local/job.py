@@ -92,7 +92,7 @@ class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
     dora: bool = False
     rslora: bool = False
     init_lora_weights: str | None = None
-    """How the matrices are initialized, by peft's names. `None` is peft's default."""
+    """Initialization of the matrices, by its name in peft. `None` is peft's default."""
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     layers_to_transform: tuple[int, ...] | None = None
@@ -154,7 +154,7 @@ class Hyper(Record, frozen=True, kw_only=True):
     max_seq_length: int | None = None
     """Maximum row length in tokens. `None` means the model's context."""
     truncation: Literal["right", "left", "drop"] = "right"
-    """What to drop from longer rows: the end (`right`), the start (`left`), or the entire row (`drop`)."""
+    """The part of longer rows to drop: the end (`right`), the start (`left`), or the entire row (`drop`)."""
     packing: bool = False
     evals: int | None = None
     """Number of evaluations, spread evenly over the run and including a final one. `None` means one per
@@ -187,7 +187,7 @@ class Hyper(Record, frozen=True, kw_only=True):
     """Weight of the load-balancing loss in a mixture of experts. `None` means the value in the model's
     configuration for full fine-tuning, and no such loss for adapters."""
     nan_policy: str = "stop"
-    """What to do if a step's loss or gradient is not finite: `stop` the run, or `skip` the step."""
+    """Action if a step's loss or gradient is not finite: `stop` the run, or `skip` the step."""
     spike_factor: float | None = None
     """Skip steps whose loss exceeds this multiple of the running mean. `None` never skips a step for its
     loss."""

@@ -73,7 +73,7 @@ class Forms:
     reused."""
 
     def __init__(self, template: Template, stops: Sequence[int]) -> None:
-        """Prepare forms for a tokenizer. `stops` are the tokens that end an answer. Raises `MissingExtra`,
+        """Prepare forms for a tokenizer. `stops` are the tokens that end an answer. Raises `MissingExtra` or
         `UsageError`."""
         try:
             import llguidance

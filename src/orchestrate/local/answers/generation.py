@@ -45,9 +45,9 @@ class Generator:
         four_bit: bool | None = None,
         worker: Worker | None = None,
     ) -> None:
-        """Prepare a generator. `model` is a catalog name, folder or hub id. `adapter` is the folder of an
-        adapter, or of a full tuned model. With `four_bit` set to `None`, it uses the precision that the
-        adapter was trained with, according to its passport."""
+        """Prepare a generator. `model` is a catalog name, folder or Hub id. `adapter` is the folder of an
+        adapter, or of a full tuned model. `None` for `four_bit` uses the precision that the adapter was
+        trained with, according to its provenance record."""
         self.model = source(str(model))
         self.adapter = None if adapter is None else str(adapter.resolve())
         self._name = "base" if adapter is None else "tuned"

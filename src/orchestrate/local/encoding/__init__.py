@@ -235,7 +235,7 @@ def encode_pair(example: PreferenceExample, template: Template, rules: Rules = E
 
 
 def encode_answer(example: UnpairedExample, template: Template, rules: Rules = EVERYTHING) -> Encoded:
-    """Encode the prompt and its answer, whatever the label. Only the answer's tokens are trained."""
+    """Encode the prompt and its answer. The label is ignored. Only the answer's tokens are trained."""
     return _cut(_answered(example, example.completion, template), template, rules)
 
 

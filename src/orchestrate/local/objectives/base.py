@@ -276,8 +276,8 @@ Collated = tuple[npt.NDArray[np.int64], list[int], dict[str, Any]]
 
 
 def _side_by_side(parts: Sequence[_TargetRow], pad: int, packing: bool) -> Collated:
-    """Put rows side by side. Returns [lines, tokens], the flat position of each row's first token, and
-    additional inputs."""
+    """Put rows side by side. Returns the token ids [sequences, tokens], the position of each row's first
+    token in the flattened input, and additional inputs."""
     lengths = [len(p.ids) for p in parts]
     seats = pack(lengths, max(max(lengths), PACKED_LINE)) if packing else [(r, 0) for r in range(len(parts))]
     width = max(start + n for (_, start), n in zip(seats, lengths, strict=True))
@@ -293,7 +293,7 @@ def _side_by_side(parts: Sequence[_TargetRow], pad: int, packing: bool) -> Colla
 def _in_line(
     parts: Sequence[_TargetRow], pairs: bool, share: bool
 ) -> tuple[*Collated, npt.NDArray[np.float32]]:
-    """Put rows in one line. Like `_side_by_side`, but also returns the number of rows that contain each
+    """Put rows in one sequence. Like `_side_by_side`, but also returns the number of rows that contain each
     token. For its trained positions, a row's first token counts as if its family's prefix stood directly
     before it."""
     half = len(parts) // 2

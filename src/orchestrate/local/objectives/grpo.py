@@ -65,8 +65,8 @@ class PolicyObjective(Objective):
         warn: Callable[[str], None] = lambda _: None,
         check_requests: Callable[[], None] = lambda: None,
     ) -> None:
-        """Set up the objective. `warn` is called once if an answer could not be graded. `check_requests` runs
-        between the parts of the sampling and the grading, and may raise."""
+        """Set up the objective. `warn` is called once if an answer could not be graded. `check_requests` is
+        called between the steps of sampling and grading, and may raise."""
         super().__init__(loaded, template.tokenizer.pad_token_id or 0)
         self.sampler, self.template, self.grader = sampler, template, grader
         self.samples, self.max_new_tokens = method.samples, max_new_tokens
@@ -127,7 +127,7 @@ class PolicyObjective(Objective):
             )
 
     def _grade(self, rows: EncodedRows, asked: Sequence[int], answers: list[list[int]]) -> list[Grade]:
-        """Grade answers without their thinking. `asked` are the rows of the prompts."""
+        """Grade answers without their reasoning. `asked` are the rows of the prompts."""
         grades: list[Grade] = []
         for i, drawn in zip(asked, answers, strict=True):
             self.check_requests()

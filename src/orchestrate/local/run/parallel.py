@@ -156,20 +156,20 @@ class WorkerGroup(Peers):
                 continue
             with self._telling:
                 if code == SHORT:
-                    told = f"helper process {rank} of {self.processes - 1} ran out of memory"
-                    self._fail(f"{told}; {LESS}")
-                told = (
+                    message = f"helper process {rank} of {self.processes - 1} ran out of memory"
+                    self._fail(f"{message} ({LESS})")
+                message = (
                     f"helper process {rank} of {self.processes - 1} exited with code {code}. "
                     f"Stopping all processes"
                 )
                 with suppress(OSError):
-                    self.run.add_event(told, level="error", type="interrupted")
+                    self.run.add_event(message, level="error", type="interrupted")
                 os._exit(1)
 
-    def _fail(self, told: str) -> None:
+    def _fail(self, message: str) -> None:
         with suppress(OSError):
-            self.run.add_event(told, level="error", type="failed")
-            error, state = JobError(message=told, code="RunFailed"), self.run.written_state()
+            self.run.add_event(message, level="error", type="failed")
+            error, state = JobError(message=message, code="RunFailed"), self.run.written_state()
             ended = msgspec.structs.replace(
                 state, status="failed", stage=None, finished_at=now(), updated_at=now(), error=error
             )
@@ -237,10 +237,10 @@ def at_once(
     with_gradient = [name for name, parameter in parameters.items() if parameter.grad is not None]
     answers: list[Any] = [None] * len(order.shares)
     dist.all_gather_object(answers, (mine, said, with_gradient))
-    if told := next((one[1] for one in answers if one[1]), ""):
+    if message := next((one[1] for one in answers if one[1]), ""):
         for parameter in parameters.values():
             parameter.grad = None
-        raise torch.OutOfMemoryError(told)
+        raise torch.OutOfMemoryError(message)
     touched = {name for one in answers for name in one[2]}
     trained = [parameter for name, parameter in parameters.items() if name in touched]
     for parameter in trained:

@@ -65,9 +65,9 @@ class Sharded:
     def _spread(self, loaded: Loaded) -> None:
         """Shard the model layer by layer. Raises `UsageError` for a model without layers."""
         if any(weights.held_of(loaded.inner)) or loaded.balancing or loaded.own_logits:
-            told = "4-bit experts, a load-balancing loss, or a custom computation of logits"
+            reasons = "4-bit experts, a load-balancing loss, or a custom computation of logits"
             raise UsageError(
-                f"this model cannot be sharded across several GPUs: it has {told}",
+                f"this model cannot be sharded across several GPUs: it has {reasons}",
                 fix=f"set {option('sharded')}: false, or adapter: lora",
             )
         lists = [m for m in decoder_of(loaded.inner).children() if isinstance(m, torch.nn.ModuleList)]

@@ -86,12 +86,12 @@ def _work(run: RunDir, met: Met | None) -> int:
     return 0
 
 
-def _wait_for_space(run: RunDir, message: str) -> None:
+def _wait_for_space(run: RunDir, reason: str) -> None:
     """Pause the run instead of failing it, because training up to the newest checkpoint is saved."""
-    told = f"the disk is full: {message}. Free some space, then  orchestrate resume {run.ref}"
+    message = f"the disk is full: {reason}. Free some space, then  orchestrate resume {run.ref}"
     with suppress(OSError):
-        run.add_event(told, level="error", type="paused")
-    _set(run, "paused", stage=None, error=JobError(message=told, code="disk_full"))
+        run.add_event(message, level="error", type="paused")
+    _set(run, "paused", stage=None, error=JobError(message=message, code="disk_full"))
 
 
 def _train(

@@ -134,9 +134,9 @@ class SessionDesk:
         takes: Callable[[str], bool] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Set up the desk. `opening` has the form of `orchestrate.local.sessions.Opening`. `names` are the
-        names of the base model in requests, its own name first. `takes` says whether another name is
-        accepted too. `now` is the clock that determines when callers count as disconnected."""
+        """Set up the server's state. `opening` has the form of `orchestrate.local.sessions.Opening`. `names`
+        are the names of the base model in requests, its own name first. `takes` returns whether another name
+        is accepted too. `now` is the clock that determines when callers count as disconnected."""
         self.home, self.names, self.now = home, names, now
         self.takes = takes or names.__contains__
         self.usage = UsageBook(home / "usage.jsonl")

@@ -24,7 +24,7 @@ class UsageBucket(Record, frozen=True, kw_only=True):
     kind: str
     """Kind of use, one of `KINDS`."""
     hour: int
-    """Hours since 1970."""
+    """Hours since 1970-01-01 UTC."""
 
 
 class UsageLine(Record, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ class UsageLine(Record, frozen=True, kw_only=True):
 
 class UsageBook:
     def __init__(self, path: Path) -> None:
-        """Open the book. Raises `DataError` if the file cannot be read."""
+        """Open the usage file. Raises `DataError` if the file cannot be read."""
         private_folder(path.parent)
         self._journal = Journal[UsageLine](path, UsageLine)
         self._tokens: Counter[UsageBucket] = Counter()

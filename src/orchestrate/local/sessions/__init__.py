@@ -161,7 +161,7 @@ class _PassSums:
 
 @dataclass
 class PendingSample:
-    """A question in progress."""
+    """A sampling request in progress."""
 
     question: SampleRequest
     rows: list[DecodingRow]

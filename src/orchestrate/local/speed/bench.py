@@ -266,7 +266,7 @@ def chat_rows(vocabulary: int) -> EncodedRows:
 
 
 def _full_rows(vocabulary: int, setup: Setup) -> EncodedRows:
-    """Build as many rows of full length as the setup has. If packed, two rows fill a line."""
+    """Build as many rows of full length as the setup has. If packed, two rows fill a sequence."""
     import numpy as np
 
     from orchestrate.local.encoding.encoded import EncodedRows

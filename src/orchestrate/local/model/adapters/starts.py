@@ -232,38 +232,38 @@ def targets_of(inner: Any, adapter: AdapterSettings, config_of: Callable[[Sequen
     """Resolve the adapter's targets to modules and parameters of the model. `config_of` builds peft's
     configuration for a list of modules. Raises `RunFailed` if the model has none of the targets, or lacks a
     parameter to adapt or a module to save."""
-    told: list[str] = []
-    names = names_of(inner, told)
+    messages: list[str] = []
+    names = names_of(inner, messages)
     asked = adapter.targets or ALL_LINEAR
     if asked != ALL_LINEAR:
         everywhere = sum(matches(asked, name) for name in names.modules)
-        told = []
+        messages = []
         if outside := everywhere - len(names.asked(asked)):
-            told.append(f"{outside} modules outside the language model: training uses only text")
+            messages.append(f"{outside} modules outside the language model: training uses only text")
     for one in misnamed(names, adapter):
         if one.useless and one.field in _NEEDED:
             raise RunFailed(f"the adapter does not fit the model: {one.told}", fix=one.fix)
-        told.append(one.told)
+        messages.append(one.told)
     chosen = narrowed(names.asked(asked), adapter)
     chosen = _without(
-        told, chosen, _taken_for_experts(inner, config_of(chosen)), "peft would treat them as experts"
+        messages, chosen, _taken_for_experts(inner, config_of(chosen)), "peft would treat them as experts"
     )
     parameters = [name for name in names.parameters if matches(adapter.target_parameters or (), name)]
     if names.experts and not parameters and asked == ALL_LINEAR:
         those = ", ".join(ends(names.experts))
-        told.append(f"the experts ({those}): name the ones to adapt in adapter.target_parameters")
+        messages.append(f"the experts ({those}): name the ones to adapt in adapter.target_parameters")
     if not chosen and not parameters:
         raise RunFailed(
             "the adapter does not fit the model: no targets are left",
             fix="check the adapter settings in the spec",
         )
-    return Targets(tuple(chosen), tuple(sorted(parameters)), tuple(told))
+    return Targets(tuple(chosen), tuple(sorted(parameters)), tuple(messages))
 
 
-def names_of(inner: Any, told: list[str] | None = None) -> ModuleNames:
+def names_of(inner: Any, messages: list[str] | None = None) -> ModuleNames:
     """Collect the module names of a transformers model, which may be on the meta device. Messages about
-    linear layers that are not adapted by default are appended to `told`."""
-    told = [] if told is None else told
+    linear layers that are not adapted by default are appended to `messages`."""
+    messages = [] if messages is None else messages
     prefix, head = _prefix(inner), inner.get_output_embeddings()
     every = list(inner.named_modules())
     linear = [
@@ -273,9 +273,9 @@ def names_of(inner: Any, told: list[str] | None = None) -> ModuleNames:
     ]
     experts = expert_parameters(inner)
     routers = {name for name in linear if experts and ROUTERS.fullmatch(name)}
-    linear = _without(told, linear, routers, "routers are not adapted")
+    linear = _without(messages, linear, routers, "routers are not adapted")
     linear = _without(
-        told, linear, _mixers(inner, linear), "the state-space kernel reads their weights directly"
+        messages, linear, _mixers(inner, linear), "the state-space kernel reads their weights directly"
     )
     return ModuleNames(
         modules=tuple(name for name, _ in every),
@@ -338,9 +338,9 @@ def _taken_for_experts(inner: Any, config: Any) -> set[str]:
     return asked - set(config.target_modules)
 
 
-def _without(told: list[str], names: list[str], dropped: set[str], reason: str) -> list[str]:
+def _without(messages: list[str], names: list[str], dropped: set[str], reason: str) -> list[str]:
     if dropped:
-        told.append(f"{', '.join(ends(sorted(dropped)))}: {reason}")
+        messages.append(f"{', '.join(ends(sorted(dropped)))}: {reason}")
     return [name for name in names if name not in dropped]
 
 

@@ -53,19 +53,19 @@ def use_liger(inner: Any) -> None:
         apply(model=inner, **{name: value for name, value in ours.items() if name in takes})
         apart = distance(_states(inner), before)
         if not apart <= CLOSE:
-            told = f"Liger changes the model's hidden states (relative distance {apart:.2g})"
-            raise Unfit(told, fix="engine: fused")
+            message = f"Liger changes the model's hidden states (relative distance {apart:.2g})"
+            raise Unfit(message, fix="engine: fused")
     except (Unfit, torch.OutOfMemoryError):
         replaced.put_back()
         raise
     except Exception as error:  # of Triton, of a driver, of a Liger made for other versions
         replaced.put_back()
-        told = f"Liger fails on this model: {type(error).__name__}: {error}"
-        raise Unfit(told[:500], fix="engine: fused") from error
+        message = f"Liger fails on this model: {type(error).__name__}: {error}"
+        raise Unfit(message[:500], fix="engine: fused") from error
 
 
 class _Replaced:
-    """The modules of transformers' models and their classes as they currently are."""
+    """A snapshot of transformers' model modules and classes, from which they can be restored."""
 
     def __init__(self) -> None:
         self._before: list[tuple[Any, dict[str, Any]]] = []

@@ -240,8 +240,8 @@ def _rows(loaded: Loaded, job: LocalJob) -> None:
         loaded.left_out["several rows packed into one sequence"] = reason
     loaded.shares = not probes.draws(loaded)
     if loaded.line_limit:
-        told = f"packing up to {loaded.line_limit} tokens"
-        loaded.turned_on.append(told + (", shared prefixes computed once" if loaded.shares else ""))
+        message = f"packing up to {loaded.line_limit} tokens"
+        loaded.turned_on.append(message + (", shared prefixes computed once" if loaded.shares else ""))
     if job.hyper.gradient_checkpointing or loaded.own_logits or loaded.balancing:
         # A layer that is computed again would no longer know which places were meant, and routers speak of
         # all tokens.

@@ -207,7 +207,7 @@ def _in_line(rows: Sequence[Any]) -> PackedProbe:
 
 
 def _packed(rows: Sequence[Any], loaded: Loaded) -> PackedProbe:
-    """Build two lines of two rows each, the second one padded, packed like `objectives.base`."""
+    """Build two sequences of two rows each, the second one padded, packed like `objectives.base`."""
     lines = [rows[0:2], rows[2:4]]
     width = max(sum(len(row) for row in line) for line in lines) + 2
     ids = torch.zeros(2, width, dtype=torch.long)
