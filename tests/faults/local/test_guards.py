@@ -137,7 +137,7 @@ def test_too_little_memory_costs_time_and_changes_no_batch(
     assert [e.step for e in memory] == [0] * len(memory) != []
     (resumed,) = (e for e in run.events() if e.type == "resumed")
     tokens = resumed.data["tokens_at_once"]
-    assert f"at most {tokens} tokens at a time" in memory[-1].message and tokens < 4096
+    assert f"at most {tokens} tokens per forward pass" in memory[-1].message and tokens < 4096
     from orchestrate.local.run.session import Session  # torch loads here
 
     there, _ = RunDir.make(home, msgspec.structs.replace(tight, ref="in parts"))

@@ -90,7 +90,7 @@ def test_nothing_of_the_user_can_be_reached(way: Isolation, tmp_path: Path) -> N
         "MKL_NUM_THREADS", "OLDPWD",
     }  # fmt: skip
     if way.way == "limits only":
-        assert "NOT sandboxed" in way.told and "your permissions" in way.told
+        assert "NOT sandboxed" in way.description and "your permissions" in way.description
         return
     assert not found["environ"], "of this process, its parent"
     assert found["file"] is None and found["written"] is None and found["network"] is None
@@ -203,5 +203,5 @@ def test_processes_that_the_code_leaves_behind_end_with_the_grader(way: Isolatio
 
 @pytest.mark.parametrize("named", WAYS)
 def test_each_way_is_told(named: Way) -> None:
-    told = Isolation(named).told
+    told = Isolation(named).description
     assert ("NOT sandboxed" in told) == (named == "limits only")

@@ -73,7 +73,7 @@ def test_the_job_of_an_earlier_version_is_read(
     assert (found.method, found.hyper) == (method, Hyper(epochs=2, batch_size=4))
     assert msgspec.json.decode(found.to_json(), type=LocalJob) == found
     file.write_text(json.dumps({**earlier, "method": {"type": "of another time"}}))
-    with pytest.raises(RunFailed, match="this version cannot read"):
+    with pytest.raises(RunFailed, match="this version of Orchestrate cannot read"):
         run.job()
 
 

@@ -53,7 +53,7 @@ def test_code_is_allowed_by_the_user_alone_and_its_bounds_are_told() -> None:
     found = translate(JobSpec.parse(values), {"allow_grader_code": True})
     assert not found.refused and found.body["hyper"]["run_grader_code"] is True
     [grader] = [s for s in found.settings if s.name == "method.grader"]
-    assert isolation().told in str(grader.rule)
+    assert isolation().description in str(grader.rule)
     with TemporaryDirectory() as folder:
         for table in ("local", "hosts.local.options", "hosts.ray.options"):
             (Path(folder) / "orchestrate.toml").write_text(f"[{table}]\nallow_grader_code = true\n")

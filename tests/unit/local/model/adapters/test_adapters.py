@@ -468,7 +468,7 @@ def test_a_module_saved_whole_is_trained_in_32_bits_on_a_base_in_16(tmp_path: Pa
     [
         (
             lambda key, value: {key: value} if ".layers.1." not in key else {},
-            "it lacks a tensor of the right shape for",
+            "the adapter lacks a tensor of the right shape for",
         ),
         (
             lambda key, value: {key: value, key.replace(".layers.1.", ".layers.9."): value},
@@ -476,7 +476,7 @@ def test_a_module_saved_whole_is_trained_in_32_bits_on_a_base_in_16(tmp_path: Pa
         ),
         (
             lambda key, value: {key: value[:, :-1] if "lora_A" in key else value},
-            "it lacks a tensor of the right shape for",
+            "the adapter lacks a tensor of the right shape for",
         ),
     ],
     ids=["layers-that-it-lacks", "layers-that-the-model-lacks", "wider"],
