@@ -38,7 +38,7 @@ from orchestrate.local.job import option
 NEAR = 16
 """Number of batches within which rows are sorted by length."""
 MOST = 0.9
-"""Minimum fraction of rows that can be packed for sorting to be skipped. The few longer rows are padded
+"""Fraction of packable rows from which rows are no longer sorted by length. The few longer rows are padded
 separately."""
 
 

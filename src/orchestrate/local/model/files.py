@@ -51,7 +51,8 @@ def expanded(config: Mapping[str, Any]) -> str | None:
 
 
 def expansion(config: Mapping[str, Any]) -> float:
-    """Return the factor by which the model's weights grow when its files are loaded in 16 bits."""
+    """Return the factor by which the weights grow when they are loaded. It is 1 for formats that are not
+    expanded."""
     held, method = _named(config)
     return _EXPANDED.get(method, 1.0) if held else 1.0
 

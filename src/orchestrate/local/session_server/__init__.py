@@ -287,7 +287,7 @@ class SessionsApi:
                     ttl_s=asked.ttl_seconds,
                 )
             elif training or asked.sampling_session_seq_id is None:
-                raise HostError(400, "path is missing: it names the weights to save")
+                raise HostError(400, "path is missing: set path to a name for the weights")
             else:
                 caller = self.desk.caller(model.id.partition(":")[0], owner)
                 self.desk.snapshot(model, promise, caller, asked.sampling_session_seq_id)

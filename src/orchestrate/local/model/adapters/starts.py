@@ -275,7 +275,7 @@ def names_of(inner: Any, messages: list[str] | None = None) -> ModuleNames:
     routers = {name for name in linear if experts and ROUTERS.fullmatch(name)}
     linear = _without(messages, linear, routers, "routers are not adapted")
     linear = _without(
-        messages, linear, _mixers(inner, linear), "the state-space kernel reads their weights directly"
+        messages, linear, _mixers(inner, linear), "the state-space kernel accesses their weights directly"
     )
     return ModuleNames(
         modules=tuple(name for name, _ in every),
