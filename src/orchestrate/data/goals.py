@@ -127,7 +127,7 @@ def inferred(
     return volume(Goal.STYLE, rows, why=why)
 
 
-def volumes_told() -> str:
+def volume_summary() -> str:
     """Return the table of recommended volumes in one line."""
     return ", ".join(
         f"{volume(goal, 0).span} {what}"

@@ -106,9 +106,9 @@ def open_dataset(  # noqa: PLR0913  independent options
     shape = sniff(path, first_lines(lines.lines), renaming)
     kept_in = None if memory is None else str(memory)
     task = ScanTask(lines.lines, 0, 0, shape.name, renaming, tuple(tokenizers), compare, content, kept_in)
-    with nullcontext(progress) if progress else work(f"reading {name_of(path)}", BYTES) as told:
-        total = run(task, lines.line_bytes, workers, told, join)
-    told = (*total.reported(path), *_whole_file(lines, renaming, total))
+    with nullcontext(progress) if progress else work(f"reading {name_of(path)}", BYTES) as report:
+        total = run(task, lines.line_bytes, workers, report, join)
+    problems = (*total.reported(path), *_file_problems(lines, renaming, total))
     facts = Facts(
         path=path,
         format=shape.name,
@@ -117,7 +117,7 @@ def open_dataset(  # noqa: PLR0913  independent options
         bytes=lines.bytes,
         digest=total.sha256.hexdigest(),
         content=_content(total),
-        problems=told,
+        problems=problems,
         container=lines.container,
         canonical_bytes=total.canonical_bytes,
         masks=dict(total.masks),
@@ -209,7 +209,7 @@ def run(
     total = Total()
     read = _scanned if join is None else _scanned_with_lines
     first_due = next((one for one in tasks if one.tokenizers), task)
-    found = ordered(read, tasks, paying(workers, size), partial(_ready, first_due))
+    found = ordered(read, tasks, worker_count(workers, size), partial(_ready, first_due))
     for done, (part, rows) in zip(tasks, found, strict=True):
         if known is not None:
             known.complete(done, part)
@@ -299,7 +299,7 @@ def _scanned_with_lines(task: ScanTask) -> tuple[ScannedRange, bytes]:
     return part, b"".join(lines)
 
 
-def paying(workers: int | None, size: int) -> int | None:
+def worker_count(workers: int | None, size: int) -> int | None:
     """Return the number of workers for a file of `size` bytes. An explicit number above one is always
     used."""
     return workers if size >= PARALLEL_BYTES or (workers or 0) > 1 else 1
@@ -312,19 +312,19 @@ _SNIFFED = 64 << 20
 def first_lines(path: str) -> Iterator[bytes]:
     """Yield the lines of a file, skipping those longer than `_SNIFFED` bytes. Raises `DataError` if every
     line is longer."""
-    told = passed = False
+    any_short = any_long = False
     with rows_file(path) as file:
         if file.read(3) != b"\xef\xbb\xbf":
             file.seek(0)
         while line := file.readline(_SNIFFED):
             if len(line) < _SNIFFED or line.endswith(b"\n"):
-                told = True
+                any_short = True
                 yield line
                 continue
-            passed = True
+            any_long = True
             while line and not line.endswith(b"\n"):
                 line = file.readline(_SNIFFED)
-    if passed and not told:
+    if any_long and not any_short:
         raise DataError(
             f"cannot recognize the format of {path}: every line is longer than {_SNIFFED >> 20} MiB",
             fix="write one row per line (JSONL), and no row longer than the model's context",
@@ -348,7 +348,7 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
         row = renamed(cast("dict[str, Any]", value), columns)
         fields.update(row.keys())
         example = example or row
-        if (shape := known.recognise(row)) is not None:
+        if (shape := known.recognize(row)) is not None:
             votes[shape.name] += 1
     if given and (absent := [f"{w}={c}" for w, c in columns if (c or w) not in given]):
         how = f"--ignore {quote(absent[0][:-1])}" if absent[0].endswith("=") else f"--map {quote(absent[0])}"
@@ -369,7 +369,7 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
     )
 
 
-def fitting(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
+def applicable_columns(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
     """Return the part of a spec's column mapping that applies to one of its files. Ignored columns may be
     missing from the file."""
     given = dict(columns or {})
@@ -379,12 +379,12 @@ def fitting(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
     return {field: column for field, column in given.items() if column or field in names}
 
 
-def fitting_if_there(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the result of `fitting` for a file that the spec doesn't name, or an empty mapping if the
-    columns don't match."""
+def columns_if_matching(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the same as `applicable_columns` for a file that the spec doesn't name. Returns an empty mapping
+    if the columns don't match."""
     if not columns or not {column for column in columns.values() if column} <= _names_in(path):
         return {}
-    return fitting(path, columns)
+    return applicable_columns(path, columns)
 
 
 def _names_in(path: str) -> set[str]:
@@ -416,11 +416,11 @@ def _listed(names: Counter[str]) -> str:
     return ", ".join(name for name, _ in names.most_common(12))
 
 
-def _whole_file(lines: RowSource, columns: tuple[tuple[str, str], ...], total: Total) -> Iterator[Problem]:
+def _file_problems(lines: RowSource, columns: tuple[tuple[str, str], ...], total: Total) -> Iterator[Problem]:
     yield from _python_cells(lines, total)
     yield from _hidden(lines, columns, total)
     yield from _held_out(lines, total)
-    for found in unread.told(total.unread, total.written):
+    for found in unread.unused_column_warnings(total.unread, total.written):
         total.counts[found.code] += 1
         yield msgspec.structs.replace(found, source=lines.path)
 
@@ -501,7 +501,7 @@ def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
         trained_tokens=kept.trained,
         rows=facts.rows,
         longest=max(sequences, default=0),
-        tokenizer=counting.told(tokenizer),
+        tokenizer=counting.display_name(tokenizer),
         exact=band == 0,
         error_band=band,
         lengths=sequences,
@@ -532,7 +532,7 @@ def _sampled(facts: Facts, tokenizer: str) -> TokenCount:
         trained_tokens=round(sample.trained),
         rows=facts.rows,
         longest=max(sample.lengths, default=0),
-        tokenizer=counting.told(tokenizer),
+        tokenizer=counting.display_name(tokenizer),
         exact=False,
         error_band=(1 + band) * (1 + doubt) - 1,
         tokens_from=TokensFrom.SAMPLED,

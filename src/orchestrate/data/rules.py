@@ -303,8 +303,8 @@ def _lengths(
     longest = f"longest {tokens.longest:,}{counted}"
     which = f"{', '.join(map(str, rows))}{' ...' if len(long) > len(rows) else ''}"
     are = "are" if len(long) > 1 else "is"
-    told = f"{count(len(long), 'row')} {are} longer than {limit:,} tokens and would be {lose}"
-    message = f"{told} ({longest}): {which}"
+    summary = f"{count(len(long), 'row')} {are} longer than {limit:,} tokens and would be {lose}"
+    message = f"{summary} ({longest}): {which}"
     fix = "shorten the rows, or raise max_seq_length if the model allows it"
     found = _file_problem(host, data, "too-long", message, fix, Severity.WARNING)
     return [replace(found, row=rows[0])]

@@ -17,7 +17,7 @@ from orchestrate.data.dialects import target as for_backend
 from orchestrate.data.facts import Facts, require_same
 from orchestrate.data.files import whole, writing
 from orchestrate.data.files.sources import source
-from orchestrate.data.opening import paying
+from orchestrate.data.opening import worker_count
 from orchestrate.data.passes import ordered
 from orchestrate.data.passes.scan import ScanTask, ranges, read_rows
 from orchestrate.data.rows import ChatExample, CompletionExample, Example, PreferenceExample
@@ -98,7 +98,9 @@ def write_rows(
             _require_some(written, data, target)
     else:
         with writing(path) as file:
-            for text, count, without, digests in ordered(_encoded, tasks, paying(workers, lines.line_bytes)):
+            for text, count, without, digests in ordered(
+                _encoded, tasks, worker_count(workers, lines.line_bytes)
+            ):
                 file.write(text)
                 written += count
                 unheld += without

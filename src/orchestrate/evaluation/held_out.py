@@ -250,7 +250,7 @@ def prompts(path: str) -> HeldOut:
 
 def _item(row: dict[str, Any], columns: dict[str, UnreadColumn]) -> Item | str:
     """The item of a row, or why it is none; adds what the row has and no question holds to `columns`."""
-    shape = known.recognise(row)
+    shape = known.recognize(row)
     read = row_of(row, shape) if shape is not None else None
     found = item_of(read.example, read.unread) if read is not None and read.example is not None else None
     if isinstance(found, Item) and read is not None and read.example is not None:

@@ -59,9 +59,9 @@ _LONGEST_LITERAL = 4 << 20
 """Maximum length of a Python literal in characters. The parser needs many times as much memory."""
 
 
-def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
+def csv_lines(file: Path, python_cells: Counter[str] | None = None) -> Iterator[bytes]:
     """Yield the records of a table with a header. Cells of list columns may be JSON or Python literals.
-    Python literals are counted in `told`."""
+    Python literals are counted in `python_cells`."""
     csv.field_size_limit(LONGEST_RECORD)
     with file.open(encoding="utf-8-sig", newline="") as opened:
         sample = opened.read(64 << 10)
@@ -77,7 +77,9 @@ def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
                     f"{file.name}: the header contains the column {twice[0]} twice", fix="rename one of them"
                 )
             for record in reader:
-                row = {key: cell(key, value, told) for key, value in record.items() if value is not None}
+                row = {
+                    key: cell(key, value, python_cells) for key, value in record.items() if value is not None
+                }
                 if labelled and (label := _LABELS.get(str(row.get("label")).lower())) is not None:
                     row["label"] = label
                 yield _encode(row)
@@ -129,7 +131,7 @@ def _separator(header: str) -> str:
     return max(",;\t", key=header.count)
 
 
-def cell(column: str, value: Any, told: Counter[str] | None = None) -> Any:
+def cell(column: str, value: Any, python_cells: Counter[str] | None = None) -> Any:
     """Return the value of a cell. Lists in list columns are parsed from JSON or Python literals. Other cells
     are returned unchanged."""
     if column not in _STRUCTURED or not isinstance(value, str) or value[:1] not in ("[", "{"):
@@ -142,8 +144,8 @@ def cell(column: str, value: Any, told: Counter[str] | None = None) -> Any:
         code = None
     if held is None or not _is_meant(column, held):
         return value
-    if code is not None and told is not None:
-        told[code] += 1
+    if code is not None and python_cells is not None:
+        python_cells[code] += 1
     return held
 
 
@@ -201,7 +203,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 _SPACE = re.compile(r"[\s\ufeff]*")
 
 
-def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
+def json_lines(file: Path, python_cells: object = None) -> Iterator[bytes]:
     """Yield the elements of a JSON array, or consecutive JSON objects that span several lines.
 
     Raises `DataError` for invalid JSON. Unlike in JSONL, nothing after the error can be read."""
@@ -259,7 +261,7 @@ def _skipped(opened: IO[str], text: str, at: int) -> tuple[str, int]:
     return text, at
 
 
-def text_lines(file: Path, told: object = None) -> Iterator[bytes]:
+def text_lines(file: Path, python_cells: object = None) -> Iterator[bytes]:
     """Yield each non-blank line as a text row."""
     with file.open(encoding="utf-8-sig") as opened:
         for line in opened:
@@ -267,17 +269,17 @@ def text_lines(file: Path, told: object = None) -> Iterator[bytes]:
                 yield _encode({"text": line})
 
 
-def parquet_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
+def parquet_lines(file: Path, python_cells: Counter[str] | None = None) -> Iterator[bytes]:
     arrow = _pyarrow("parquet")
     try:
         with arrow.ParquetFile(str(file)) as opened:
             for batch in opened.iter_batches(batch_size=256):
-                yield from _batch_lines(file, batch, told)
+                yield from _batch_lines(file, batch, python_cells)
     except _arrow_errors() as error:
         raise DataError(f"{file.name} is not a complete Parquet file: {error}") from error
 
 
-def arrow_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
+def arrow_lines(file: Path, python_cells: Counter[str] | None = None) -> Iterator[bytes]:
     """Yield the rows of an Arrow file or stream, as `datasets` saves them."""
     ipc = _pyarrow("ipc")
     try:
@@ -286,16 +288,16 @@ def arrow_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]
         if streamed:
             with ipc.open_stream(str(file)) as stream:
                 for batch in stream:
-                    yield from _batch_lines(file, batch, told)
+                    yield from _batch_lines(file, batch, python_cells)
         else:
             with ipc.open_file(str(file)) as table:
                 for i in range(table.num_record_batches):
-                    yield from _batch_lines(file, table.get_batch(i), told)
+                    yield from _batch_lines(file, table.get_batch(i), python_cells)
     except _arrow_errors() as error:
         raise DataError(f"{file.name} is not a complete Arrow file: {error}") from error
 
 
-def _batch_lines(file: Path, batch: Any, told: Counter[str] | None) -> Iterator[bytes]:
+def _batch_lines(file: Path, batch: Any, python_cells: Counter[str] | None) -> Iterator[bytes]:
     names: list[str] = batch.schema.names
     if twice := [name for name, times in Counter(names).items() if times > 1]:
         raise DataError(f"{file.name} has two columns named {twice[0]}", fix="rename one of them")
@@ -305,7 +307,7 @@ def _batch_lines(file: Path, batch: Any, told: Counter[str] | None) -> Iterator[
             for name, value in record.items():
                 if value is not None:
                     try:
-                        row[name] = cell(name, _filled(value, name in _USED), told)
+                        row[name] = cell(name, _filled(value, name in _USED), python_cells)
                     except UnicodeDecodeError as error:
                         raise DataError(
                             f"{file.name}: the column {name} contains bytes that are not UTF-8 text",

@@ -41,11 +41,11 @@ from orchestrate.settings import download_limit, remember
 # Download a file from any fsspec URL, or raise an error with a fix.
 
 
-_LOOKED_AT_BYTES = 16 << 20
+_CHECK_INTERVAL = 16 << 20
 """Maximum number of bytes written between two checks of the free disk space."""
-_KEPT_BYTES = 512 << 20
-_KEPT_SHARE = 20
-"""Reciprocal of the share of the disk that must stay free, which is at most `_KEPT_BYTES`."""
+_FREE_BYTES = 512 << 20
+_FREE_SHARE = 20
+"""Reciprocal of the share of the disk that must stay free, which is at most `_FREE_BYTES`."""
 
 
 class Spool:
@@ -56,9 +56,9 @@ class Spool:
     ) -> None:
         self._file, self._folder, self._what = file, folder, what
         self._most, self._written = most_bytes, 0
-        share = min(_KEPT_BYTES, shutil.disk_usage(folder).total // _KEPT_SHARE)
+        share = min(_FREE_BYTES, shutil.disk_usage(folder).total // _FREE_SHARE)
         self._keep = share if keep_bytes is None else keep_bytes
-        self._step = min(_LOOKED_AT_BYTES, self._keep)
+        self._step = min(_CHECK_INTERVAL, self._keep)
         self._left = self._step
 
     def write(self, piece: bytes) -> None:
@@ -69,7 +69,7 @@ class Spool:
             raise too_large(self._what, self._most)
         if self._left < 0:
             self._file.flush()
-            self._look()
+            self._check_disk()
         self._file.write(piece)
 
     def require_room(self, size: int) -> None:
@@ -79,7 +79,7 @@ class Spool:
         if shutil.disk_usage(self._folder).free < self._keep + size:
             raise _no_room(self._what, self._folder)
 
-    def _look(self) -> None:
+    def _check_disk(self) -> None:
         self._left = self._step
         self.require_room(0)
 
@@ -172,10 +172,10 @@ def fetch(url: str, target: Path) -> str:
 
 
 def _media_type(opened: Any) -> str:
-    told: dict[str, Any] = {}
+    info: dict[str, Any] = {}
     with suppress(Exception):  # the file is local, and its first bytes may identify the type
-        told = opened.fs.info(opened.path)
-    found = next((told[name] for name in _MEDIA_TYPE if told.get(name)), "")
+        info = opened.fs.info(opened.path)
+    found = next((info[name] for name in _MEDIA_TYPE if info.get(name)), "")
     return str(found).partition(";")[0].strip().lower()
 
 
@@ -359,9 +359,9 @@ def _prepare(path: str) -> RowSource:
     given = Path(path)
     if given.is_dir():
         files = data_files(given)
-        told = Counter[str]()
+        python_cells = Counter[str]()
         size = sum(f.stat().st_size for f in files)
-        return _staged(path, arrow_or_parts(files, told), "folder", size, told)
+        return _staged(path, arrow_or_parts(files, python_cells), "folder", size, python_cells)
     if not given.is_file():
         given = _copied(given)
     return _unfold(path, given, "", given.stat().st_size)
@@ -390,8 +390,8 @@ def _unfold(path: str, file: Path, outer: str, size: int) -> RowSource:
     container, reader = _container(file, head)
     if reader is None:
         return RowSource(path, str(file), container + outer, size, file.stat().st_size)
-    told = Counter[str]()
-    return _staged(path, reader(file, told), container + outer, size, told)
+    python_cells = Counter[str]()
+    return _staged(path, reader(file, python_cells), container + outer, size, python_cells)
 
 
 def _container(file: Path, head: bytes) -> tuple[str, Reader | None]:
@@ -422,14 +422,16 @@ def _container(file: Path, head: bytes) -> tuple[str, Reader | None]:
     return "jsonl", None
 
 
-def _staged(path: str, rows: Iterator[bytes], container: str, size: int, told: Counter[str]) -> RowSource:
+def _staged(
+    path: str, rows: Iterator[bytes], container: str, size: int, python_cells: Counter[str]
+) -> RowSource:
     target = _new_file(".jsonl")
     with spooled(target, f"{path}, as rows,") as file, work(f"reading the rows of {name_of(path)}") as so_far:
         for number, row in enumerate(rows, 1):
             file.write(row + b"\n")
             if number % 1000 == 0:
                 so_far(number)
-    return RowSource(path, str(target), container, size, target.stat().st_size, told[PYTHON_CELLS])
+    return RowSource(path, str(target), container, size, target.stat().st_size, python_cells[PYTHON_CELLS])
 
 
 def _recoded(path: str, file: Path) -> Path:
@@ -446,12 +448,12 @@ def _unpacked(path: str, file: Path, suffix: str, open_packed: Callable[[Path], 
     with (
         open_packed(file) as packed,
         spooled(target, f"{path}, unpacked,") as plain,
-        work(f"unpacking {name_of(path)}", BYTES) as told,
+        work(f"unpacking {name_of(path)}", BYTES) as report,
     ):
         done = 0
         for block in _blocks(path, packed, target):
             plain.write(block)
-            told(done := done + len(block))
+            report(done := done + len(block))
     return target
 
 
@@ -511,20 +513,20 @@ def _fetch(url: str) -> Path:
     return target.rename(target.with_suffix(suffix)) if suffix else target
 
 
-def arrow_or_parts(files: list[Path], told: Counter[str]) -> Iterator[bytes]:
+def arrow_or_parts(files: list[Path], python_cells: Counter[str]) -> Iterator[bytes]:
     """Yield the rows of each file in turn."""
     for file in files:
         with file.open("rb") as opened:
             head = opened.read(_HEAD)
         if head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd" or head[:2] in _UTF16:
             unfolded = _unfold(str(file), file, "", 0)
-            told[PYTHON_CELLS] += unfolded.python_cells
+            python_cells[PYTHON_CELLS] += unfolded.python_cells
             part, reader = Path(unfolded.lines), None
         else:
             part = file
             _, reader = _container(file, head)
         if reader is not None:
-            yield from reader(part, told)
+            yield from reader(part, python_cells)
             continue
         with part.open("rb") as opened:
             if opened.peek(3)[:3] == BOM_UTF8:

@@ -220,15 +220,17 @@ def _within(one: OpenedFile, split: str) -> list[Problem]:
     if one.total.formats:
         counts = {one.facts.format: one.facts.rows} | dict(one.total.formats)
         shown = ", ".join(f"{name} {rows:,}" for name, rows in counts.items())
-        found.append(_whole("mixed-format", f"the file mixes formats (number of rows): {shown}", path))
+        found.append(_file_problem("mixed-format", f"the file mixes formats (number of rows): {shown}", path))
     if (balance := _labels(trained)) is not None:
-        found.append(_whole("label-imbalance", balance, path))
-    found += [_whole("label-spelling", told, path) for told in _spellings(trained)]
+        found.append(_file_problem("label-imbalance", balance, path))
+    found += [_file_problem("label-spelling", described, path) for described in _spellings(trained)]
     for file in [name for _, name in one.begins] or [path]:
         if waiting := review.unreviewed(file):
-            found.append(_whole("unreviewed", f"{count(waiting, 'generated row')} not reviewed yet", file))
+            found.append(
+                _file_problem("unreviewed", f"{count(waiting, 'generated row')} not reviewed yet", file)
+            )
     if split == "train" and trained.facts.rows and not (volume := volume_of(trained)).enough:
-        found.append(_whole("few-rows", str(volume), path))
+        found.append(_file_problem("few-rows", str(volume), path))
     return found
 
 
@@ -248,7 +250,9 @@ def _held_out(one: OpenedFile) -> list[Problem]:
     if counts is None or counts.total() < one.total.written:
         return []
     kept = " and ".join(f"{n:,} for {split}" for split, n in counts.most_common())
-    return [_whole("held-out", f"the column {column} marks all rows as held out: {kept}", one.facts.path)]
+    return [
+        _file_problem("held-out", f"the column {column} marks all rows as held out: {kept}", one.facts.path)
+    ]
 
 
 def _balance(one: OpenedFile, split: str) -> list[Problem]:
@@ -259,7 +263,7 @@ def _balance(one: OpenedFile, split: str) -> list[Problem]:
         return []
     if not good or not bad:
         which = DESIRABLE if good else UNDESIRABLE
-        return [_whole("one-label", f"all {good + bad:,} answers are {which}", one.facts.path)]
+        return [_file_problem("one-label", f"all {good + bad:,} answers are {which}", one.facts.path)]
     more, fewer = max(good, bad), min(good, bad)
     if more < MOST_UNBALANCED * fewer:
         return []
@@ -268,7 +272,7 @@ def _balance(one: OpenedFile, split: str) -> list[Problem]:
         f"{good:,} {DESIRABLE} and {bad:,} {UNDESIRABLE} answers. Balance them with {name}: "
         f"{more / fewer:.3g}"
     )
-    return [_whole("labels-unbalanced", message, one.facts.path)]
+    return [_file_problem("labels-unbalanced", message, one.facts.path)]
 
 
 def _are_labels(one: OpenedFile) -> bool:
@@ -365,7 +369,7 @@ def _listed(
     return found
 
 
-def _whole(code: str, message: str, path: str) -> Problem:
+def _file_problem(code: str, message: str, path: str) -> Problem:
     return _placed(problem(code, message), path)
 
 

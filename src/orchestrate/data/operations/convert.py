@@ -145,7 +145,7 @@ class BatchReport(Record, frozen=True, kw_only=True):
 def join_batch(results: str, requests: str, output: Path) -> BatchReport:
     """Write each result together with its request. Raises `DataError` for lines without a `custom_id` and for
     requests that share one."""
-    asked: dict[str, Row] = {}
+    by_id: dict[str, Row] = {}
     for n, id, row in _lines(requests):
         request = batch_request(row)
         if not request:
@@ -153,7 +153,7 @@ def join_batch(results: str, requests: str, output: Path) -> BatchReport:
                 f"{requests}: line {n} contains no request (body or params)",
                 fix="pass the batch's input file to --requests",
             )
-        if asked.setdefault(id, request) is not request:
+        if by_id.setdefault(id, request) is not request:
             raise DataError(
                 f"{requests}: line {n} repeats the custom_id {id!r}, so its answers cannot be matched"
             )
@@ -161,11 +161,11 @@ def join_batch(results: str, requests: str, output: Path) -> BatchReport:
     answered: set[str] = set()
     with writing(output) as file:
         for _, id, row in _lines(results):
-            request = asked.get(id)
+            request = by_id.get(id)
             joined, unasked = joined + (request is not None), unasked + (request is None)
             answered.add(id)
             file.write(numbers.encode(row | ({BATCH_REQUESTS: request} if request else {})) + b"\n")
-    return BatchReport(joined=joined, unasked=unasked, unanswered=len(asked.keys() - answered))
+    return BatchReport(joined=joined, unasked=unasked, unanswered=len(by_id.keys() - answered))
 
 
 def _lines(path: str) -> Iterator[tuple[int, str, Row]]:

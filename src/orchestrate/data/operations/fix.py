@@ -168,7 +168,7 @@ class _Mend:
                 self.leave("not-an-object", "the row is not a JSON object")
             return None
         row = self._clean(renamed(cast("dict[str, Any]", value), columns))
-        other = None if shape.fits(row) else shapes.recognise(row)
+        other = None if shape.fits(row) else shapes.recognize(row)
         if other is not None and other.kind == shape.kind:
             self.did("mixed-format", f"read as {other.name}")
             shape = other

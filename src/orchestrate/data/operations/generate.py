@@ -122,7 +122,7 @@ class Screening:
         for example in examples:
             self._rows.add(xxh3_64_intdigest(canonical(example)))
             if self._kind != "text":
-                self._prompts.add(xxh3_64_intdigest(_asked(example)))
+                self._prompts.add(xxh3_64_intdigest(_unique_part(example)))
         self._near.add([_own_text(example) for example in examples])
 
     def resume(self, lines: Sequence[bytes]) -> None:
@@ -150,7 +150,7 @@ class Screening:
             value: Any = json.loads(line)
         except (ValueError, RecursionError):
             return None, "invalid-json"
-        shape = known.recognise(cast("dict[str, Any]", value)) if isinstance(value, dict) else None
+        shape = known.recognize(cast("dict[str, Any]", value)) if isinstance(value, dict) else None
         if shape is None:
             return None, "unknown-format"
         if shape.kind != self._kind:
@@ -169,7 +169,7 @@ class Screening:
 
     def _repeats(self, example: Example) -> str | None:
         """Return the code of a repetition if the row repeats an earlier one. Otherwise, remember the row."""
-        row, prompt = (xxh3_64_intdigest(part) for part in (canonical(example), _asked(example)))
+        row, prompt = (xxh3_64_intdigest(part) for part in (canonical(example), _unique_part(example)))
         if row in self._rows:
             return "duplicate"
         if self._kind != "text" and prompt in self._prompts:
@@ -181,7 +181,7 @@ class Screening:
         return None
 
 
-def _asked(example: Example) -> bytes:
+def _unique_part(example: Example) -> bytes:
     """Return the content that must be unique. An unpaired prompt may have several answers, each with one
     label."""
     return canonical_answered(example) if isinstance(example, UnpairedExample) else canonical_prompt(example)
@@ -237,7 +237,7 @@ def _bytes(text: str) -> bytes:
 
 def _listed(value: Mapping[str, Any]) -> list[Any] | None:
     """Return the rows of `{"examples": [...]}`, or `None` if the value is a row."""
-    if known.recognise(dict(value)) is not None or len(value) != 1:
+    if known.recognize(dict(value)) is not None or len(value) != 1:
         return None
     only = next(iter(value.values()))
     return cast("list[Any]", only) if isinstance(only, list) else None
@@ -369,7 +369,7 @@ class _State:
     earlier: dict[int, Decimal] = field(default_factory=dict[int, Decimal])
     """Prices of requests logged by earlier versions, by request number."""
     unscreened: dict[str, Answer] = field(default_factory=dict[str, Answer])
-    asked: set[str] = field(default_factory=set[str])
+    requested: set[str] = field(default_factory=set[str])
     requests: int = 0
     answers: int = 0
     prompt_tokens: int = 0
@@ -382,7 +382,7 @@ class _State:
         match entry:
             case Sent(questions):
                 self.requests += 1
-                self.asked.update(questions)
+                self.requested.update(questions)
             case OldSentEntry(number, worst):
                 self.requests += 1
                 self.earlier[number] = worst
@@ -498,9 +498,9 @@ class _GenerationRun:
         self.state.barren = 0
         self._begin(data.digest)
         screening.resume(self.state.lines)
-        self._purse = RequestBudget(order.max_cost_usd, order.max_requests, account=order.account)
-        self._purse.spent_usd = sum(self.state.earlier.values(), Decimal(0))
-        self._purse.requests = self.state.requests
+        self._budget = RequestBudget(order.max_cost_usd, order.max_requests, account=order.account)
+        self._budget.spent_usd = sum(self.state.earlier.values(), Decimal(0))
+        self._budget.requests = self.state.requests
         self._stopped = threading.Event()
         """Set when all rows have been generated."""
         self._under_way, self._ended = 0, "rows"
@@ -534,8 +534,8 @@ class _GenerationRun:
 
     def loop(self) -> str:
         """Run until a limit is reached, and return why it ended."""
-        requests = Requests(self._writer, self._log, self._purse, self._stopped)
-        requests.count(self.state.asked)
+        requests = Requests(self._writer, self._log, self._budget, self._stopped)
+        requests.count(self.state.requested)
         try:
             requests.run(self._supply, self._receive)
         except OverBudget as error:
@@ -545,7 +545,7 @@ class _GenerationRun:
         except AskingStopped:
             return "rows"
         except OrchestrateError as error:
-            tell_lost(error, self._purse.lost())
+            tell_lost(error, self._budget.lost())
             raise
         return self._ended
 
@@ -559,7 +559,7 @@ class _GenerationRun:
         if state.barren >= BARREN:
             self._ended = "repeating"
             return None
-        number = self._purse.requests + 1
+        number = self._budget.requests + 1
         messages = self._messages(number, min(order.rows_per_request, missing))
         self._under_way += 1
         return [Question(messages=tuple(messages), sample=number)]
@@ -570,12 +570,12 @@ class _GenerationRun:
         chosen = random.Random(f"{order.seed}:{number}").sample(  # noqa: S311  not for secrets
             self._examples, min(order.examples, len(self._examples))
         )
-        wish = f"{order.instructions.strip()}\n\n" if order.instructions.strip() else ""
+        instructions = f"{order.instructions.strip()}\n\n" if order.instructions.strip() else ""
         many = f"{rows} new ones" if rows > 1 else "1 new one"
         shown = "\n".join(chosen)
         return [
             Message(role="system", content=_TASK + (_REASONING if order.reasoning != "no" else "")),
-            Message(role="user", content=f"Examples:\n{shown}\n\n{wish}Write {many}."),
+            Message(role="user", content=f"Examples:\n{shown}\n\n{instructions}Write {many}."),
         ]
 
     def _receive(self, batch: Batch, outcome: Outcome) -> BaseException | None:
@@ -585,7 +585,7 @@ class _GenerationRun:
         self._keep(batch[0].digest, outcome[0])
         if self._progress is not None:
             rows = min(len(self.state.lines), self._order.rows)
-            self._progress(rows, self._purse.requests, self._purse.spent_usd)
+            self._progress(rows, self._budget.requests, self._budget.spent_usd)
         return None
 
     def _keep(self, question: str, answer: Answer) -> None:
@@ -608,7 +608,7 @@ class _GenerationRun:
         state = _State()
         for entry in self._log.entries:
             state.add(entry)
-        lost, priced = self._purse.lost(), self._order.price is not None
+        lost, priced = self._budget.lost(), self._order.price is not None
         return GenerateReport(
             output=str(self._output),
             log=str(self._log.path),
@@ -620,7 +620,7 @@ class _GenerationRun:
             failed_requests=state.requests - state.answers,
             prompt_tokens=state.prompt_tokens,
             completion_tokens=state.completion_tokens,
-            usd=self._purse.spent_usd if priced else None,
+            usd=self._budget.spent_usd if priced else None,
             refused=dict(state.refused),
             hosts=tuple(host.name for host in hosts),
             lost_requests=lost.requests,

@@ -194,7 +194,7 @@ def languages(data: Facts) -> dict[str, int]:
         if letters >= ENOUGH_LETTERS or 2 * foreign >= letters:
             evident.add(name)
     least = FEW * (found.total() - found["too short"] - found["none"])
-    told = evident | {UNCERTAIN, "too short", "none"}
-    for name in [name for name, rows in found.items() if name not in told and rows < least]:
+    reported = evident | {UNCERTAIN, "too short", "none"}
+    for name in [name for name, rows in found.items() if name not in reported and rows < least]:
         found[UNCERTAIN] += found.pop(name)
     return dict(found.most_common())

@@ -24,7 +24,7 @@ import msgspec
 from orchestrate.core.files import private_folder, write_whole
 from orchestrate.data.files import writing
 from orchestrate.data.files.sources import spooled
-from orchestrate.data.opening import JoinedFiles, OpenedFile, fitting, open_counted, open_dataset
+from orchestrate.data.opening import JoinedFiles, OpenedFile, applicable_columns, open_counted, open_dataset
 from orchestrate.data.passes.scan import Total
 from orchestrate.errors import DataError
 from orchestrate.spec.methods import TrainFile
@@ -47,7 +47,7 @@ class MixedFile(Record, frozen=True, kw_only=True):
     rounded down."""
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         whole, part = divmod(self.weight, 1)
         times = f"{self.rows:,} rows x {whole:g}" if whole != 1 else f"{self.rows:,} rows"
         drawn = f"{len(self.sample):,} of {self.rows:,} rows drawn with seed {self.seed}"
@@ -64,8 +64,8 @@ class Mix(Record, frozen=True, kw_only=True):
     files: list[MixedFile]
 
     @property
-    def told(self) -> str:
-        files = "; ".join(file.told for file in self.files)
+    def description(self) -> str:
+        files = "; ".join(file.description for file in self.files)
         return f"{self.rows:,} rows mixed from {files}, digest {self.digest[:16]}"
 
 
@@ -116,7 +116,7 @@ def open_mix(
                 opened.append(
                     open_dataset(
                         file.path,
-                        columns=fitting(file.path, columns),
+                        columns=applicable_columns(file.path, columns),
                         memory=memory,
                         compare=compare,
                         content=content,
@@ -137,9 +137,9 @@ def open_mix(
         first.facts,
         path=" + ".join(file.told for file in files),
         rows=union.rows,
-        problems=(*(p for one in opened for p in one.facts.problems), _told(made, path)),
+        problems=(*(p for one in opened for p in one.facts.problems), _mix_note(made, path)),
     )
-    return OpenedFile(facts, union, first.source, tuple(begins), rows, made.told)
+    return OpenedFile(facts, union, first.source, tuple(begins), rows, made.description)
 
 
 def _require_kind(one: OpenedFile, first: OpenedFile) -> None:
@@ -199,10 +199,10 @@ def _write(parts: Sequence[_MixedFile], out: IO[bytes]) -> None:
             out.write(spools[number][offsets[row] : offsets[row + 1]])
 
 
-def _told(mix: Mix, path: Path) -> Problem:
+def _mix_note(mix: Mix, path: Path) -> Problem:
     return Problem(
         code="mix",
         severity=Severity.INFO,
-        message=f"{mix.told}. Rows are listed in {path.with_suffix('.mix.json').name}",
+        message=f"{mix.description}. Rows are listed in {path.with_suffix('.mix.json').name}",
         source=str(path),
     )

@@ -26,7 +26,7 @@ from orchestrate.data.shapes.reading import reading
 from orchestrate.errors import DataError, UsageError
 from orchestrate.types import Problem, Record
 
-Word = Literal["accepted", "edited", "rejected"]
+Decision = Literal["accepted", "edited", "rejected"]
 State = Literal["pending", "accepted", "edited", "rejected"]
 
 
@@ -38,7 +38,7 @@ class Required(msgspec.Struct, tag="required"):
 
 class Decided(msgspec.Struct, tag="decided", omit_defaults=True):
     key: str
-    decision: Word
+    decision: Decision
     at: datetime
     row: str | None = None
     """The edited row, as one line of JSON."""
@@ -194,7 +194,7 @@ class Review:
         problems = tuple(self._reading.read(line).problems)
         return ReviewRow(index=index, state=self._state(key), text=text, pretty=pretty, problems=problems)
 
-    def decide(self, index: int, decision: Word, text: str | None = None) -> None:
+    def decide(self, index: int, decision: Decision, text: str | None = None) -> None:
         """Record a decision. `text` is the edited row. Raises `DataError` with the problems if the row cannot
         be accepted, and `UsageError` if it does not exist."""
         key, row = self._key(index), None

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
 
-from orchestrate.data.operations.review import Review, Word
+from orchestrate.data.operations.review import Decision, Review
 from orchestrate.errors import UsageError
 from orchestrate.http import web
 from orchestrate.http.web import RequestGuard
@@ -64,10 +64,10 @@ def review_routes(
     `back` returns the URL of the page to go back to."""
     lock = threading.Lock()
 
-    def answer(asked: RowDecision, request: Request) -> dict[str, Any]:
+    def answer(body: RowDecision, request: Request) -> dict[str, Any]:
         review = review_of(request)
         with lock:
-            return act(review, asked)
+            return act(review, body)
 
     return [
         web.page(path, __package__ or "", "review_rows.html", back=back),
@@ -75,17 +75,17 @@ def review_routes(
     ]
 
 
-def act(review: Review, asked: RowDecision) -> dict[str, Any]:
+def act(review: Review, body: RowDecision) -> dict[str, Any]:
     """Perform the action and return the data for the next view: `file`, `counts` and, if the file has rows,
     `row`."""
-    index = asked.index
-    word: Word | None = None if asked.action in ("show", "undo") else asked.action
-    if asked.action == "undo":
+    index = body.index
+    decision: Decision | None = None if body.action in ("show", "undo") else body.action
+    if body.action == "undo":
         index = review.undo()
         if index is None:
             raise UsageError("there is nothing to undo")
-    elif word is not None:
-        review.decide(-1 if index is None else index, word, asked.text)
+    elif decision is not None:
+        review.decide(-1 if index is None else index, decision, body.text)
     shown = review.first_pending() if index is None else index
     return {
         "file": Path(review.path).name,

@@ -382,13 +382,13 @@ def kept(path: str, data: Facts, file: Path | None = None) -> Scores | None:
         return None
     try:
         head, *lines = where.read_bytes().splitlines()
-        told = decoding.decode(head, type=ScoredFile)
+        stored = decoding.decode(head, type=ScoredFile)
         rows = [decoding.decode(line, type=RowScore) for line in lines]
     except (ValueError, msgspec.MsgspecError, IsADirectoryError) as error:
         raise UsageError(
             f"{where} is not a scores file", fix="move it, or choose another name with -o"
         ) from error
-    return Scores(told, {one.row: one for one in rows}) if told.digest == data.digest else None
+    return Scores(stored, {one.row: one for one in rows}) if stored.digest == data.digest else None
 
 
 def write(scores: Scores, output: Path) -> None:
@@ -510,8 +510,8 @@ def select(
                 continue
             if row.example is None:
                 errors += 1
-                told = "; ".join(problem.message for problem in row.problems) or "could not read the row"
-                log.write(_left_out(number, f"row has errors: {told}", None, line))
+                problems = "; ".join(problem.message for problem in row.problems) or "could not read the row"
+                log.write(_left_out(number, f"row has errors: {problems}", None, line))
                 continue
             at, found = places[number]
             known = "is not known" if found is None else f"is {found:.4g}"

@@ -150,7 +150,7 @@ class InternalNotes:
         self._names: dict[str, str] = {}
         self.columns: set[str] = set()
 
-    def is_one(self, row: Mapping[str, Any], n: int) -> bool:
+    def is_internal(self, row: Mapping[str, Any], n: int) -> bool:
         """Return whether row `n` is an internal note. Raises `DataError` if the value of its column is
         ambiguous."""
         return any([self._says_so(name, value, n) for name, value in row.items()])
@@ -278,16 +278,16 @@ def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
     rows = mbox_rows(path) if is_mbox(path) else _rows(path)
     with tempfile.TemporaryDirectory() as folder, sqlite3.connect(f"{folder}/messages.db") as base:
         base.execute("CREATE TABLE m (thread TEXT, at REAL, n INTEGER, sender TEXT, text TEXT, tree TEXT)")
-        told = _ThreadReader(path, columns)
-        base.executemany("INSERT INTO m VALUES (?,?,?,?,?,?)", _messages(path, rows, columns, told))
-        told.speakers.require_known()
+        reader = _ThreadReader(path, columns)
+        base.executemany("INSERT INTO m VALUES (?,?,?,?,?,?)", _messages(path, rows, columns, reader))
+        reader.speakers.require_known()
         found = base.execute(_IN_ORDER)
         with writing(output) as file:
             for thread, messages in groupby(found, key=lambda row: row[0]):
-                talk = told.conversation(str(thread), [(s, t, tree) for _, s, t, tree in messages])
+                talk = reader.conversation(str(thread), [(s, t, tree) for _, s, t, tree in messages])
                 if talk:
                     file.write(msgspec.json.encode({"messages": talk}) + b"\n")
-            report = told.report()
+            report = reader.report()
             if not report.written:
                 raise DataError(
                     f"no thread in {path} has an answer from {', '.join(columns.assistant)} to a customer",
@@ -309,7 +309,7 @@ _TREE = ("message_id", "parent_id", "rank")
 
 
 def _messages(
-    path: str, rows: Iterable[dict[str, Any]], columns: Columns, told: _ThreadReader
+    path: str, rows: Iterable[dict[str, Any]], columns: Columns, reader: _ThreadReader
 ) -> Iterator[tuple[str, float, int, str, str, str | None]]:
     text = time = ""
     read: set[str] = set()
@@ -321,22 +321,22 @@ def _messages(
                 raise UsageError(
                     f"{path} has no column {absent[0]}", fix=f"its columns: {', '.join(list(row)[:20])}"
                 )
-            told.time = time or None
+            reader.time = time or None
             read = {columns.thread, columns.role, text, time}
         tree = {"message_id", "parent_id"} <= row.keys()
         rest = {name: row[name] for name in row.keys() - read - {*_TREE[: 3 * tree]} - columns.ignored}
-        told.unread |= {name for name, value in rest.items() if value not in (None, "")}
+        reader.unread |= {name for name, value in rest.items() if value not in (None, "")}
         thread: Any = row.get(columns.thread)
-        if told.internal.is_one(rest, n):
-            told.left_out += 1
+        if reader.internal.is_internal(rest, n):
+            reader.left_out += 1
             continue
         if thread in (None, ""):
-            told.unthreaded += 1
+            reader.unthreaded += 1
             continue
         said = row.get(text)
         sender = str(row.get(columns.role))
         at = _seconds(row.get(time), path, n, time) if time else 0.0
-        if told.speakers.count(sender) in (None, LEFT_OUT):
+        if reader.speakers.count(sender) in (None, LEFT_OUT):
             continue
         yield (
             str(thread),
@@ -518,19 +518,19 @@ class _ThreadReader:
                 talk.append({"role": role, "content": said})
         if talk and talk[0]["role"] == "assistant":
             talk = talk[1:]
-            self._tell("unasked", thread)
+            self._note("unasked", thread)
         if len(talk) < 2:
-            self._tell("open", thread)
+            self._note("open", thread)
             return []
         if talk[-1]["role"] == "user":
             talk = talk[:-1]
-            self._tell("unanswered_ends", thread)
+            self._note("unanswered_ends", thread)
         if len(agents) > 1:
-            self._tell("several_agents", thread)
+            self._note("several_agents", thread)
         self._counts["written"] += 1
         return talk
 
-    def _tell(self, what: str, thread: str) -> None:
+    def _note(self, what: str, thread: str) -> None:
         self._counts[what] += 1
         self._shown.setdefault(what, []).extend([thread] if len(self._shown.get(what, ())) < SHOWN else [])
 

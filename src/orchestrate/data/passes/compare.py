@@ -95,8 +95,8 @@ def shared(rows: Total, of: Total, *, prompts: bool = False, most: int = 100) ->
     """Find rows of `rows` that are also in `of`. With `prompts`, find rows that share only their prompt."""
     mine, theirs = (rows.prompts, of.prompts) if prompts else (rows.hashes, of.hashes)
     at = _first_of(mine, theirs)
-    whole = _first_of(rows.hashes, of.hashes) if prompts else {}
-    found = [(i, at[v]) for i, v in enumerate(mine) if v in at and rows.hashes[i] not in whole]
+    identical = _first_of(rows.hashes, of.hashes) if prompts else {}
+    found = [(i, at[v]) for i, v in enumerate(mine) if v in at and rows.hashes[i] not in identical]
     return _matches(rows, of, found, most)
 
 
@@ -152,10 +152,10 @@ def signatures(task: ScanTask, size: int, workers: int | None = None, form: Any 
     _rensa()
     form = shared_form([(task, size)]) if form is None else form
     tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
-    whole = Signatures()
+    found = Signatures()
     for part in ordered(partial(sign, form=form), tasks, workers):
-        whole.add(part)
-    return whole
+        found.add(part)
+    return found
 
 
 def sign(task: ScanTask, form: Any) -> Signatures:
@@ -210,9 +210,9 @@ def _own_shingles(example: Example, form: Any) -> Any:
     for m in messages_of(example):
         texts[m.role in ("system", "developer")].append(m)
     if not all(texts):
-        whole = _shingles(visible(example))
-        own = _without(form, whole)
-        return own if len(own) else whole
+        every = _shingles(visible(example))
+        own = _without(form, every)
+        return own if len(own) else every
     own, of_system = (_without(form, _shingles(visible(ChatExample(messages=part)))) for part in texts)
     if not len(own):
         return of_system if len(of_system) else _shingles(visible(example))

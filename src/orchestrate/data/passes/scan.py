@@ -170,9 +170,9 @@ def rows_file(path: str, buffering: int = -1) -> Generator[IO[bytes]]:
         with Path(path).open("rb", buffering=buffering) as file:
             yield file
     except OSError as error:
-        told = f"cannot read {path}: {error.strerror or error}"
+        message = f"cannot read {path}: {error.strerror or error}"
         raise DataError(
-            told, fix="check whether the file was deleted or its disk removed, then run the command again"
+            message, fix="check whether the file was deleted or its disk removed, then run the command again"
         ) from error
 
 

@@ -324,14 +324,14 @@ def confirmed(text: bytes, patterns: list[int], answers: bytes | None = None) ->
 def _matches(text: bytes, number: int) -> Iterator[bytes]:
     pattern = PATTERNS[number]
     for match in _compiled(number).finditer(text):
-        whole = match.group()
+        matched = match.group()
         if pattern.before is not None:
             head = re.search(pattern.before, text[max(0, match.start() - 64) : match.start()])
             if head is None:
                 continue
-            whole = head.group() + whole
-        if pattern.confirm is None or pattern.confirm(whole):
-            yield whole
+            matched = head.group() + matched
+        if pattern.confirm is None or pattern.confirm(matched):
+            yield matched
 
 
 def shown(found: bytes, code: str) -> str:
@@ -423,9 +423,9 @@ def _filters() -> tuple[list[bytes], list[int]]:
     expressions: list[bytes] = []
     for pattern in PATTERNS:
         # The other regexes are slow and rarely more selective than their literals.
-        whole = pattern.code in ("secret", "personal-data")
+        searchable = pattern.code in ("secret", "personal-data")
         literals = b"|".join(b"".join(b"\\x%02x" % byte for byte in each) for each in pattern.literals)
-        expressions.append(_sieve(pattern) if whole else literals)
+        expressions.append(_sieve(pattern) if searchable else literals)
     return expressions, [int(pattern.caseless) for pattern in PATTERNS]
 
 

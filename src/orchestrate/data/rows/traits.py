@@ -192,7 +192,7 @@ def _chat(example: ChatExample) -> tuple[int, list[Problem]]:
     traits, found = _messages(messages, example.tools, "messages")
     if example.weight is not None:
         traits |= Trait.ROW_WEIGHT
-        example.weight = _whole(example.weight)
+        example.weight = _as_integer(example.weight)
         if example.weight < 0:
             found.append(problem("bad-weight", "the row's weight is negative", field="weight"))
     if example.parallel_tool_calls is not None:
@@ -257,8 +257,8 @@ def _answered(
 def _untrained(prompt: Sequence[ChatMessage], place: str) -> list[Problem]:
     """Return problems for weights on messages that cannot be trained on."""
     said = "the weight is ignored: training uses only the answer to the prompt, not earlier answers"
-    asked = [i for i, m in enumerate(prompt) if m.role == "assistant" and (m.weight == 1 or m.loss_spans)]
-    return [problem("extra-fields", said, field=f"{place}[{i}].weight") for i in asked]
+    marked = [i for i, m in enumerate(prompt) if m.role == "assistant" and (m.weight == 1 or m.loss_spans)]
+    return [problem("extra-fields", said, field=f"{place}[{i}].weight") for i in marked]
 
 
 def _rl(example: RLExample) -> tuple[int, list[Problem]]:
@@ -365,7 +365,7 @@ class _Unusual:
             m.weight = None  # the default for other roles
         if m.weight is not None:
             self.traits |= Trait.MESSAGE_WEIGHTS | Trait.PARTLY_TRAINED
-            m.weight = _whole(m.weight)
+            m.weight = _as_integer(m.weight)
             _weight(m, self.found, f"{self._place}[{i}].weight")
         if m.reasoning is not None:
             self.traits |= Trait.REASONING
@@ -397,7 +397,7 @@ class _Unusual:
                 self.found.append(problem("unanswered-call", message, field=f"{self._place}[{i}]"))
 
 
-def _whole(weight: int | float) -> int | float:
+def _as_integer(weight: int | float) -> int | float:
     """Convert an integral float to an integer, so that 1.0 and 1 give the same digest."""
     return int(weight) if isinstance(weight, float) and weight.is_integer() else weight
 

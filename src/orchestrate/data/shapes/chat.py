@@ -124,7 +124,7 @@ def _take_from_text(m: ChatMessage) -> None:
     written, rest = calls_in(said), tagged(said, "tool_call")[1]
     if written is None:
         rest, mark, after = said.partition(_MARK)
-        written = after if mark else _whole(said)
+        written = after if mark else _json_calls(said)
         rest = rest if mark else ""
     calls, wrong = written_calls(written, 0, "") if written else ([], [])
     if calls and not wrong:
@@ -133,7 +133,7 @@ def _take_from_text(m: ChatMessage) -> None:
         m.content, m.tool_calls = rest.strip() or None, calls
 
 
-def _whole(said: str) -> str | None:
+def _json_calls(said: str) -> str | None:
     """Return the calls in a text that is entirely JSON: a call, a list of calls, or either in
     `tool_calls`."""
     try:

@@ -185,8 +185,8 @@ def _gemini(row: Row) -> Read:
     row = _snake(row)
     given, found = _gemini_messages(row["contents"], "contents")
     if (system := row.get("system_instruction")) is not None:
-        whole = {"parts": [{"text": system}]} if isinstance(system, str) else system
-        first, wrong = _gemini_messages([whole], "systemInstruction")
+        content = {"parts": [{"text": system}]} if isinstance(system, str) else system
+        first, wrong = _gemini_messages([content], "systemInstruction")
         given = [*(m | {"role": "system"} for m in first), *given]
         found += wrong
     messages, wrong = messages_from(given, "contents")

@@ -26,13 +26,13 @@ def _responded(row: Row) -> Read:
     """Read a row with a `response` to an instruction (with its input or context) or to a question."""
     if isinstance(row.get("instruction"), str):
         given = row.get("input") or row.get("context")
-        asked, wrong = preferences.instructed({"instruction": row["instruction"], "input": given})
+        question, wrong = preferences.instructed({"instruction": row["instruction"], "input": given})
     else:
-        asked, wrong = preferences.questioned(row)
+        question, wrong = preferences.questioned(row)
     if wrong is not None:
         return None, [wrong]
     found: list[Problem] = []
-    messages = with_system(row, [message("user", asked), message("assistant", row["response"])], found)
+    messages = with_system(row, [message("user", question), message("assistant", row["response"])], found)
     return ChatExample(messages=messages), found
 
 
@@ -79,8 +79,8 @@ def _ranked(row: Row) -> Read:
     prompt, found = preferences.side(row[name], "user", name)
     found = [*found, *unread(_beside(row[place]), (), place)]
     if len(ordered) > 2:
-        told = f"unused: {len(ordered) - 2} answers between the best and the worst"
-        found = [*found, problem("extra-fields", told, field=place)]
+        message_ = f"unused: {len(ordered) - 2} answers between the best and the worst"
+        found = [*found, problem("extra-fields", message_, field=place)]
     example = PreferenceExample(
         prompt=with_system(row, prompt, found),
         preferred=[message("assistant", ordered[0][0])],

@@ -86,8 +86,8 @@ def ended(*reasons: Any) -> list[Problem]:
 
 
 def _unlike(code: str, reason: str) -> Problem:
-    told = CODES[code].title
-    return problem(code, told if reason == "refusal" else f"{told} ({reason})", field="response")
+    title = CODES[code].title
+    return problem(code, title if reason == "refusal" else f"{title} ({reason})", field="response")
 
 
 def ended_choice(output: Any) -> list[Problem]:
@@ -117,14 +117,14 @@ def read_stored(row: Row) -> Read:
     `request`."""
     request, found = _within(row, "request", {"messages", "tools"})
     response, wrong = _within(row, "response", {"choices"})
-    asked = as_list(row.get("messages") or row.get("input_messages") or request.get("messages"))
-    if not asked:
+    messages = as_list(row.get("messages") or row.get("input_messages") or request.get("messages"))
+    if not messages:
         message = "the row has an answer but no prompt. Add each completion's messages to its row"
         return None, [problem("no-messages", message, field="messages")]
-    asked = [{n: v for n, v in as_row(m).items() if v is not None and n != "id"} for m in asked]
+    messages = [{n: v for n, v in as_row(m).items() if v is not None and n != "id"} for m in messages]
     answer = first_choice(response)
     found += [*wrong, *several(response, "choices"), *ended_choice(response)]
-    return example_of([*asked, *answer], row.get("tools") or request.get("tools"), "messages", found)
+    return example_of([*messages, *answer], row.get("tools") or request.get("tools"), "messages", found)
 
 
 def logged_request(row: Row) -> Row:
@@ -423,28 +423,28 @@ class ExportedMessages:
             self.found += unread(left, (), place)
 
 
-def _recorded(asked: str, answered: tuple[str, ...], row: Row) -> Read:
+def _recorded(question_name: str, answered: tuple[str, ...], row: Row) -> Read:
     """Read an input with its output. An output that repeats the input contains the entire conversation."""
     name = next((n for n in answered if row.get(n) is not None), answered[0])
-    given, given_answer = parsed(row.get(asked)), parsed(row.get(name))
+    given, given_answer = parsed(row.get(question_name)), parsed(row.get(name))
     inputs = ExportedMessages("user", QUESTIONS, {"tools", "system"})
     outputs = ExportedMessages("assistant", _ANSWERS)
-    prompt = inputs.turns(given, asked) or _text(row.get(asked), "user")
+    prompt = inputs.turns(given, question_name) or _text(row.get(question_name), "user")
     answer = outputs.turns(given_answer, name) or _text(row.get(name), "assistant")
     if prompt is None or answer is None:
-        place, held = (asked, given) if prompt is None else (name, given_answer)
+        place, held = (question_name, given) if prompt is None else (name, given_answer)
         shown = ", ".join(sorted(as_row(held))[:6]) or type(held).__name__
         message = f"{place} contains neither messages nor text in a known field ({shown})"
         return None, [problem("bad-message", message, field=place)]
     if (system := as_row(given).get("system")) is not None:
         if (said := text_of(system)) is None:
-            inputs.found.append(problem("bad-content", "system is not text", field=f"{asked}.system"))
+            inputs.found.append(problem("bad-content", "system is not text", field=f"{question_name}.system"))
         prompt = [{"role": "system", "content": said}, *prompt] if said else prompt
-    whole = answer if answer[: len(prompt)] == prompt else [*prompt, *answer]
+    messages = answer if answer[: len(prompt)] == prompt else [*prompt, *answer]
     tools = as_row(given).get("tools") or as_row(as_row(row.get("extra")).get("invocation_params")).get(
         "tools"
     )
-    return example_of(whole, tools, asked, [*inputs.found, *outputs.found])
+    return example_of(messages, tools, question_name, [*inputs.found, *outputs.found])
 
 
 def _text(value: Any, role: str) -> list[Row] | None:

@@ -102,10 +102,10 @@ def _prompt_completion_system(row: Row) -> Read:
 
 
 def _question_answer(row: Row) -> Read:
-    asked, wrong = preferences.questioned(row)
+    question, wrong = preferences.questioned(row)
     if wrong is not None:
         return None, [wrong]
-    return _dialogue(row, [("user", asked), ("assistant", row["answer"])])
+    return _dialogue(row, [("user", question), ("assistant", row["answer"])])
 
 
 def _alpaca(row: Row) -> Read:
@@ -121,10 +121,10 @@ def _alpaca(row: Row) -> Read:
             return None, [
                 problem("bad-message", "history must contain pairs of question and answer", field="history")
             ]
-    asked, wrong = preferences.instructed(row)
+    question, wrong = preferences.instructed(row)
     if wrong is not None:
         return None, [wrong]
-    return _dialogue(row, [*turns, ("user", asked), ("assistant", row["output"])])
+    return _dialogue(row, [*turns, ("user", question), ("assistant", row["output"])])
 
 
 def _text(row: Row) -> Read:
@@ -340,7 +340,7 @@ WRITTEN: dict[Kind, str] = {
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
-def recognise(row: Row) -> RowFormat | None:
+def recognize(row: Row) -> RowFormat | None:
     """Return the first format that the row matches. Formats are ordered from most to least specific."""
     return next((shape for shape in SHAPES if shape.fits(row)), None)
 
@@ -379,7 +379,7 @@ def _unread(row: Row, shape: RowFormat) -> dict[str, Any]:
 def read(row: Row, shape: RowFormat) -> RecognizedRow:
     """Read the canonical example and the row's problems."""
     if not shape.fits(row) and not _is_meant(row, shape):
-        other = recognise(row)
+        other = recognize(row)
         if other is None:
             names = ", ".join(sorted(row)[:8]) or "(none)"
             return RecognizedRow(
@@ -431,7 +431,7 @@ def advice(path: str, row: Mapping[str, Any]) -> str:
     """Suggest how to read a file of unknown format, given one of its rows."""
     for name, value in row.items():
         rows = cast("list[Any]", value) if isinstance(value, list) else []
-        if rows and isinstance(rows[0], dict) and recognise(cast("dict[str, Any]", rows[0])) is not None:
+        if rows and isinstance(rows[0], dict) and recognize(cast("dict[str, Any]", rows[0])) is not None:
             return f"the rows are nested in the field {name}: jq -c '.{name}[]' {path} > rows.jsonl"
     mapped = guessed(row) or {"question": "COLUMN", "answer": "COLUMN"}
     named = shlex.quote(",".join(f"{name}={column}" for name, column in mapped.items()))

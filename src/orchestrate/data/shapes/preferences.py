@@ -175,8 +175,8 @@ def implicit(row: dict[str, Any]) -> Pair:
 
 def alpaca(row: dict[str, Any]) -> Pair:
     """Read an instruction with its input, or a question with its context, and two answers."""
-    asked, wrong = instructed(row) if isinstance(row.get("instruction"), str) else questioned(row)
-    return (None, [wrong]) if wrong is not None else _answered(row, [message("user", asked)], [])
+    question, wrong = instructed(row) if isinstance(row.get("instruction"), str) else questioned(row)
+    return (None, [wrong]) if wrong is not None else _answered(row, [message("user", question)], [])
 
 
 def instructed(row: dict[str, Any]) -> tuple[str, Problem | None]:
@@ -217,10 +217,10 @@ def hh(row: dict[str, Any]) -> Pair:
     """Read two transcripts of the form `\\n\\nHuman: ...\\n\\nAssistant: ...` that share a prefix, which
     may be in `prompt`."""
     before = row.get("prompt") or ""
-    whole = (
+    texts = (
         row[name] if row[name].startswith(before) else before + row[name] for name in ("chosen", "rejected")
     )
-    chosen, rejected = map(_transcript, whole)
+    chosen, rejected = map(_transcript, texts)
     return _split(row, chosen, rejected, [])
 
 
@@ -406,14 +406,14 @@ def prompt_of(row: Row) -> RLExample | list[Problem]:
     """Read the prompt of a row, or return the problems that prevent it. An empty list means that the row
     contains no prompt in a known format."""
     held = next((found for name in _WRAPPED if (found := as_row(parsed(row.get(name))))), None)
-    asked = held or logged_request(row) or row
+    source = held or logged_request(row) or row
     for read in (_columns, _turns):
-        found = read(asked)
+        found = read(source)
         if found is not None:
             turns, inside, wrong = found
             messages, bad = messages_from(turns, "prompt")
-            with_own = with_system(_system(inside) or _system(asked), messages, wrong)
-            tools, more = tools_from({"tools": inside.get("tools") or asked.get("tools")})
+            with_own = with_system(_system(inside) or _system(source), messages, wrong)
+            tools, more = tools_from({"tools": inside.get("tools") or source.get("tools")})
             broken = [p for p in (*wrong, *bad, *more) if p.severity is Severity.ERROR]
             if broken or not with_own or with_own[-1].role not in ("user", "tool"):
                 return broken
@@ -425,32 +425,32 @@ _Found = tuple[list[Any], Row, list[Problem]]
 """The messages, the value that contains them, and the problem."""
 
 
-def _columns(asked: Row) -> _Found | None:
+def _columns(source: Row) -> _Found | None:
     """Read a prompt from a text column and its related column."""
     for name, beside, read in (("instruction", "input", instructed), ("question", "context", questioned)):
-        if isinstance(asked.get(name), str):
-            text, wrong = read(asked)
-            found = [wrong] if wrong is not None else _unread(asked, {name, beside})
-            return [{"role": "user", "content": text}], asked, found
+        if isinstance(source.get(name), str):
+            text, wrong = read(source)
+            found = [wrong] if wrong is not None else _unread(source, {name, beside})
+            return [{"role": "user", "content": text}], source, found
     return None
 
 
-def _turns(asked: Row) -> _Found | None:
+def _turns(source: Row) -> _Found | None:
     for place in _PLACES:
-        given = parsed(asked.get(place))
+        given = parsed(source.get(place))
         reader = ExportedMessages("user", QUESTIONS, ("tools", *_SYSTEM))
         turns = reader.turns(given, place) if given else None
         if turns is not None:
-            found = [*reader.found, *(_unread(asked, {place}) if isinstance(given, str) else [])]
+            found = [*reader.found, *(_unread(source, {place}) if isinstance(given, str) else [])]
             return cast("list[Any]", turns), as_row(given), found
     return None
 
 
-def _unread(asked: Row, used: set[str]) -> list[Problem]:
-    left = {name: value for name, value in asked.items() if name not in used | _SYSTEM | {"tools"}}
-    return problems_of(asked, left, frozenset(used))
+def _unread(source: Row, used: set[str]) -> list[Problem]:
+    left = {name: value for name, value in source.items() if name not in used | _SYSTEM | {"tools"}}
+    return problems_of(source, left, frozenset(used))
 
 
-def _system(asked: Row) -> Row:
+def _system(source: Row) -> Row:
     """Return the row's system prompt, which a Response stores in `instructions`."""
-    return {"system": text} if (text := next(filter(None, map(asked.get, sorted(_SYSTEM))), None)) else {}
+    return {"system": text} if (text := next(filter(None, map(source.get, sorted(_SYSTEM))), None)) else {}

@@ -143,11 +143,15 @@ def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozens
     """Return problems for the columns in `unread` that change what the model learns. An unused part of the
     prompt is an error if the prompt is given as one text that does not contain it."""
     found: list[Problem] = []
-    asked = "\n".join(row[n] for n in sorted(_ASKED & used & row.keys()) if isinstance(row[n], str))
+    prompt = "\n".join(row[n] for n in sorted(_ASKED & used & row.keys()) if isinstance(row[n], str))
     for name, value in sorted(unread.items()):
         if value in (None, "", [], {}):
             continue
-        if asked and name in _PARTS and not all(text.strip() in asked for text in texts_in(value) or [asked]):
+        if (
+            prompt
+            and name in _PARTS
+            and not all(text.strip() in prompt for text in texts_in(value) or [prompt])
+        ):
             found.append(problem("unused-prompt", f"{name} is not used", field=name))
         elif used == _TEXT and name in _CLASSES:
             found.append(_unanswered(name, value))
@@ -281,7 +285,7 @@ def with_own_text(columns: dict[str, UnreadColumn], rows: int) -> dict[str, Unre
     return dict(sorted(own.items()))
 
 
-def told(columns: dict[str, UnreadColumn], rows: int) -> Iterator[Problem]:
+def unused_column_warnings(columns: dict[str, UnreadColumn], rows: int) -> Iterator[Problem]:
     """Yield a warning for each unused column with its own text in most rows, and one warning for all other
     unused columns."""
     own = with_own_text(columns, rows)

@@ -132,10 +132,10 @@ def error_band(name: str) -> float:
 
 def folder_of(name: str) -> Path:
     """Return the folder of a counter `hf:FOLDER`."""
-    return Path(told(name)[3:])
+    return Path(display_name(name)[3:])
 
 
-def told(name: str) -> str:
+def display_name(name: str) -> str:
     """Return the name of a counter in readable form."""
     return name.partition("\n")[0]
 

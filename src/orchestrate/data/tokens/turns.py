@@ -302,20 +302,20 @@ class Conversations:
         asked, lead = (
             text[max(text.rfind(marks.opener), 0) :] if marks.opener else text for text in (asked, lead)
         )
-        told = (
+        note = (
             f"{APART}: at inference the prompt ends with {asked[-60:]!r}, but in training the "
             f"answer follows {lead[-60:]!r}"
         )
         if self.probing:
-            return told
+            return note
         for name in _AGREEING:
             for value in (False, True):
                 if reads(self.templates, name) and self._agrees({name: value}, _SHORT):
                     settings = f"chat_template_kwargs: {{{name}: {str(value).lower()}}}"
-                    return f"{told} (set {settings} to make both the same)"
+                    return f"{note} (set {settings} to make both the same)"
         if self._agrees({}, _THOUGHT_OUT):
-            return f"{told} (add each answer's reasoning to its row to make both the same)"
-        return f"{told} (use a chat_template that starts an answer with the text that ends a prompt)"
+            return f"{note} (add each answer's reasoning to its row to make both the same)"
+        return f"{note} (use a chat_template that starts an answer with the text that ends a prompt)"
 
     def _agrees(self, settings: Mapping[str, Any], messages: Sequence[ChatMessage]) -> bool:
         """Return whether an answer directly follows the generation prompt under these settings."""

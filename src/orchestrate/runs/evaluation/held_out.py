@@ -19,7 +19,7 @@ from orchestrate.core.files import private_folder
 from orchestrate.costing import Traffic
 from orchestrate.data import Dataset
 from orchestrate.data.files import require_writable
-from orchestrate.data.opening import fitting, fitting_if_there
+from orchestrate.data.opening import applicable_columns, columns_if_matching
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation import contenders as making
 from orchestrate.evaluation import recordings
@@ -388,7 +388,7 @@ def _renaming(handle: TrackedRun, path: str | Path, *, named: bool = True) -> di
     """Return the column mapping that the run's spec uses for this file. An unnamed file (`named=False`) gets
     it only if it has the columns."""
     columns = renaming_of(handle.record.spec.get("columns"))
-    return fitting(str(path), columns) if named else fitting_if_there(str(path), columns)
+    return applicable_columns(str(path), columns) if named else columns_if_matching(str(path), columns)
 
 
 def _left_out(found: HeldOut) -> list[str]:

@@ -347,7 +347,7 @@ def _open(
         if isinstance(given, str):
             opened[given] = opening.open_counted(
                 given,
-                columns=opening.fitting(given, columns),
+                columns=opening.applicable_columns(given, columns),
                 tokenizers=counted,
                 memory=memory,
                 compare=compare,

@@ -79,7 +79,7 @@ def system_message(handle: TrackedRun) -> str | None:
     """Return the system message that nearly all of the first training rows begin with. Returns `None` if they
     have none in common or the data no longer exists."""
     from orchestrate.data import Dataset
-    from orchestrate.data.opening import fitting
+    from orchestrate.data.opening import applicable_columns
     from orchestrate.data.rows import ChatExample
     from orchestrate.spec import JobSpec
 
@@ -87,7 +87,7 @@ def system_message(handle: TrackedRun) -> str | None:
     try:
         spec = JobSpec.parse(handle.record.spec)
         train = spec.train_files[0].path
-        data = Dataset.open(train, columns=fitting(train, spec.renaming))
+        data = Dataset.open(train, columns=applicable_columns(train, spec.renaming))
         for example in islice(data.examples(), _LOOKED_AT):
             first = example.messages[0] if isinstance(example, ChatExample) and example.messages else None
             has_system = first is not None and first.role in ("system", "developer")

@@ -112,7 +112,7 @@ def test_what_a_wrapper_holds_beside_the_messages_is_told(
     ],
 )
 def test_what_a_recorder_notes_of_a_call_is_not_asked_about(row: dict[str, Any]) -> None:
-    shape = known.recognise(row)
+    shape = known.recognize(row)
     assert shape is not None
     made = row_of(row, shape)
     assert made.example is not None and not made.problems and not made.unread
@@ -135,7 +135,7 @@ ASKED = [ASK, REPLY | {"weight": 1}, ASK]
     ],
 )
 def test_a_weight_inside_a_prompt_that_is_not_trained_is_told(row: dict[str, Any]) -> None:
-    shape = known.recognise(row)
+    shape = known.recognize(row)
     assert shape is not None
     made = row_of(row, shape)
     assert [(p.code, (p.field or "").endswith("[1].weight")) for p in made.problems] == [
