@@ -1,6 +1,6 @@
 """Writes the tables of docs/benchmarks.md that come from the JSON of a benchmark, each between its marks.
 
-python benchmarks/training.py --load all --threads 2 --seeds 5 --json docs/figures/training.json
+python benchmarks/training.py --load all --threads 1 --seeds 5 --json docs/figures/training.json
 python benchmarks/tracking.py --json docs/figures/tracking.json
 python benchmarks/startup.py --json docs/figures/startup.json
 python benchmarks/data.py --json docs/figures/data-100.json
