@@ -119,8 +119,8 @@ def refresh(
         ),
     ] = "all",
 ) -> Output[ModelChanges]:
-    """Compare the catalog with the models that each host can fine-tune now, including their limits and
-    shutdown dates. Changes nothing."""
+    """Compare the catalog with what each host can fine-tune now. Includes limits and shutdown dates. Changes
+    nothing."""
     with orchestrator(context) as ft:
         found = ft.model_changes(provider)
     return Output(found, _show_changes, 4 if found.skipped and not found.changes else 0)

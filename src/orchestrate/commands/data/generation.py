@@ -105,8 +105,8 @@ def generate(
     """Generate rows in the format of SEEDS with a chat model. Checks and deduplicates the rows, and marks
     them for review.
 
-    Repeat the command to continue after an interruption. Exit code 6 if a limit stopped it, or 1 if the model
-    only repeats itself."""
+    If interrupted, repeat the command to continue. Exit code 6 if a limit stopped it, or 1 if the model only
+    repeats itself."""
     from orchestrate.runs.data import files as data
     from orchestrate.runs.data import generation
 

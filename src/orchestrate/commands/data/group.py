@@ -51,8 +51,8 @@ def inspect(
     *,
     reading: ReadOptions,
 ) -> Output[InspectReport]:
-    """Show a file's format, tokens, roles, tools, duplicates and languages, and whether it has enough
-    rows."""
+    """Show a file's format, tokens, roles, tools and duplicates. Also shows its languages, and whether it has
+    enough rows."""
     from orchestrate.runs.data import files as data
 
     name = tokenizer or data.counter(model)
@@ -71,15 +71,15 @@ def inspect(
 class OtherFiles:
     """Options for the other files of the dataset."""
 
-    validation: Annotated[str | None, typer.Option(help="Validation file, checked for leakage.")] = None
-    test: Annotated[str | None, typer.Option(help="Test file, checked for leakage.")] = None
+    validation: Annotated[str | None, typer.Option(help="Validation file to check for leakage.")] = None
+    test: Annotated[str | None, typer.Option(help="Test file to check for leakage.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckTarget:
     """Options for the backends, method and epochs to check for."""
 
-    hosts: Annotated[str, typer.Option("--for", help="Backends, comma-separated.")] = "all"
+    hosts: Annotated[str, typer.Option("--for", help="Comma-separated backends.")] = "all"
     model: ModelOpt = None
     tokenizer: TokenizerOpt = None
     method: Annotated[str | None, typer.Option(help="sft, dpo, kto or rft.")] = None

@@ -29,7 +29,9 @@ class By:
 
     model: Annotated[
         str,
-        typer.Option("--model", help="MODEL, HOST=MODEL or https://ADDRESS/v1=MODEL.", show_default=False),
+        typer.Option(
+            "--model", help="Judge: MODEL, HOST=MODEL or https://ADDRESS/v1=MODEL.", show_default=False
+        ),
     ]
     rubric: RubricOpt = None
     rated: Annotated[
@@ -69,7 +71,7 @@ def judge(
     reasons to another.
 
     The judge is first calibrated against answers that people rated, and must agree with them. The price is
-    shown first. Repeat the command after an interruption to continue without paying for anything twice."""
+    shown first. If interrupted, repeat the command to continue. You don't pay twice."""
     from orchestrate.runs.data import files as data
     from orchestrate.runs.evaluation import judging
 

@@ -86,8 +86,8 @@ def record(
     """Record a model's answers before it is shut down, with log-probabilities if the host provides them. Use
     them later to prove parity.
 
-    Shows the price first. Repeat the command to continue after an interruption. You don't pay twice.
-    Evaluate the recording like a model: eval --model record:ID."""
+    Shows the price first. If interrupted, repeat the command to continue. You don't pay twice. Evaluate
+    the recording like a model: eval --model record:ID."""
     from orchestrate.migration import recording
 
     with orchestrator(context) as ft:

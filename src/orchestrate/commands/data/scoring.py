@@ -71,15 +71,15 @@ def score(
     ] = None,
     after: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Also score the loss after training: a run tuned on these rows."),
+        typer.Option(metavar="RUN", help="Also score the loss with this run's model, tuned on these rows."),
     ] = None,
     judged: JudgeOptions,
     output: OutputOpt = None,
     reading: ReadOptions,
     yes: PayOpt = False,
 ) -> Output[ScoreReport]:
-    """Score each row for duplicates, unusual length, contradictions and label problems. Options add losses or
-    a judge's ratings.
+    """Score each row for duplicates, length and label problems. Also finds contradictory answers. Options add
+    losses or a judge's ratings.
 
     Only --judge costs money, and its price is shown first. Scores are written to FILE.scores.jsonl. To
     add scores, run the command again with other options."""

@@ -70,7 +70,8 @@ class Going:
     user_header: Annotated[
         str,
         typer.Option(
-            help="Request header that identifies the user. Default: safety_identifier or user in the body."
+            help="Request header that identifies the user. Without it, safety_identifier or user in the "
+            "body does."
         ),
     ] = "x-user-id"
     timeout_s: Annotated[

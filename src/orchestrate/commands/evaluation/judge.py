@@ -349,8 +349,8 @@ def compare(
     ] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
 ) -> Iterator[Output[Comparison] | Output[ReportFile]]:
-    """Compare runs side by side and recommend one, with reasons and a confidence. If runs can't be compared,
-    explains why."""
+    """Compare runs side by side and recommend one, with reasons and a confidence level. If runs can't be
+    compared, explains why."""
     if format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
     with orchestrator(context) as ft:

@@ -158,9 +158,9 @@ def review(
 ]:
     """Collect blind ratings in the browser or in a spreadsheet.
 
-    The answers come from an evaluation (`orchestrate eval`). The page supports keyboards and phones. Each
-    rater sees the answers in a different order and can continue later. With --write, people write and correct
-    training rows instead. Press Ctrl-C to stop the server."""
+    The answers come from an evaluation (`orchestrate eval`). The page works with a keyboard and on phones.
+    Each rater sees the answers in a different order and can continue later. With --write, people write and
+    correct training rows instead. Press Ctrl-C to stop the server."""
     from orchestrate.runs.evaluation import reviewing, writing
 
     chosen = [instead.results, bool(instead.export), bool(instead.take), instead.plan]

@@ -109,7 +109,7 @@ class Steps:
 class MigrationOptions:
     """Options for the target backends, for one run or for all runs in a plan."""
 
-    to: Annotated[str, typer.Option("--to", metavar="BACKENDS", help="Backends, comma-separated.")] = ""
+    to: Annotated[str, typer.Option("--to", metavar="BACKENDS", help="Comma-separated target backends.")] = ""
     model: Annotated[
         list[str] | None,
         typer.Option("--model", help="Model, or BACKEND=MODEL, to use instead of the proposed one."),

@@ -36,7 +36,7 @@ def stored(
     context: typer.Context,
     *,
     provider: ProviderOpt = "all",
-    sandbox: Annotated[bool, typer.Option("--sandbox", help="Use sandboxes instead.")] = False,
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="Query sandboxes instead.")] = False,
 ) -> Output[list[AccountStorage]]:
     """List the files and tuned models in every configured account, no matter who created them.
 

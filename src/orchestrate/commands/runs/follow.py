@@ -90,7 +90,9 @@ def watch(
     context: typer.Context,
     run: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Default: all active.", autocompletion=completing.runs),
+        typer.Argument(
+            metavar="[RUN]...", help="Runs to follow. Default: all active.", autocompletion=completing.runs
+        ),
     ] = None,
     *,
     here: HereOpt = None,

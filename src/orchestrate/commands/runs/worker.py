@@ -35,7 +35,7 @@ def worker(
     context: typer.Context,
     *,
     provider: Annotated[
-        str, typer.Option("--provider", "-p", help="Backends to watch, comma-separated.", metavar="NAMES")
+        str, typer.Option("--provider", "-p", help="Comma-separated backends to watch.", metavar="NAMES")
     ] = "all",
     channels: NotifyOptions,
     webhooks: Annotated[
@@ -81,7 +81,7 @@ def worker(
 def recover(
     context: typer.Context,
     provider: Annotated[
-        str, typer.Option("--provider", "-p", help="Backends to search, comma-separated.", metavar="NAMES")
+        str, typer.Option("--provider", "-p", help="Comma-separated backends to search.", metavar="NAMES")
     ] = "all",
     run: Annotated[
         list[str] | None,

@@ -69,7 +69,9 @@ class GatewayAddress:
     host: Annotated[
         str, typer.Option(help="Address to serve on. Addresses other than loopback need keys and TLS.")
     ] = "127.0.0.1"
-    names: Annotated[list[str] | None, typer.Option("--name", help="Accept this host name too.")] = None
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="Also accept requests for this host name; repeatable.")
+    ] = None
     behind_proxy: Annotated[
         bool,
         typer.Option("--behind-proxy", help="Expect a reverse proxy that terminates TLS. Clients need keys."),
@@ -155,8 +157,8 @@ def add(
     *,
     scope: Scope,
 ) -> Output[KeyMade]:
-    """Create a client key and print it once, because only its hash is stored. Once a key exists, every
-    request needs one."""
+    """Create a client key and print it once. Only its hash is stored. Once a key exists, every request needs
+    one."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:
@@ -231,7 +233,7 @@ def log(
     key: Annotated[str | None, typer.Option(help="Show only this key.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Number of most recent entries.")] = 50,
 ) -> Output[list[AuditEntry]]:
-    """Show requests that changed something or were rejected, and key changes, oldest first."""
+    """Show changes, key changes and rejected requests, oldest first."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:

@@ -25,7 +25,9 @@ def mcp(
     Read-only tools need no approval. Tools that spend money, end a run or take down a deployment show the
     cost to the client's user and ask for approval. Clients that can't ask their user can't use these tools.
 
-    Example, in a client's settings: {"command": "orchestrate", "args": ["mcp", "--max-cost", "20"]}"""
+    Example, in a client's settings:
+
+    {"command": "orchestrate", "args": ["mcp", "--max-cost", "20"]}"""
     try:
         from orchestrate.mcp import server
     except ImportError as error:

@@ -44,7 +44,7 @@ def demo(
         bool,
         typer.Option(
             "--train/--no-train",
-            help="Skip training. Works without torch, but leaves no model to evaluate or chat with.",
+            help="Train models. --no-train needs no torch, but leaves no model to evaluate or chat with.",
         ),
     ] = True,
     files_only: Annotated[

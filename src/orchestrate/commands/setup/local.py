@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from orchestrate.local.plan.throughput import Bench
     from orchestrate.types import MemoryPlan
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich", help="Measure training speed, and estimate memory."
+)
 
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")]
 DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")]
@@ -86,7 +88,7 @@ def memory(
         float | None, typer.Option(help="Available memory in GiB. Default: this machine's.")
     ] = None,
 ) -> Output[MemoryPlan]:
-    """Estimate the memory that training a model takes, by component, and whether it fits. Works offline."""
+    """Estimate the memory for training a model, and whether it fits. Shows each component. Works offline."""
     from orchestrate.setup import starting
 
     if how.adapter not in ("qlora", "lora", "full"):

@@ -140,7 +140,7 @@ class Key(TypedDict):
 @keys.command("list")
 @command
 def keys_list(context: typer.Context) -> Output[list[Key]]:
-    """List your keys (masked), their sources and the hosts they are tied to."""
+    """List your keys (masked), their sources and their hosts."""
     from orchestrate.setup import backends
 
     settings = settings_of(context)
@@ -314,8 +314,8 @@ def list_providers(
         bool, typer.Option("--template", help="Print a template for describing a host.")
     ] = False,
 ) -> Output[list[BackendRow]] | None:
-    """List every backend that -p accepts, with its features, the reasons for missing ones, and what it needs
-    on this machine."""
+    """List every backend that -p accepts, with its features. Also shows why a feature is missing, and what
+    the backend needs on this machine."""
     from orchestrate.setup import backends as known
 
     if template:

@@ -62,7 +62,7 @@ def add(
     provider: Annotated[
         str,
         typer.Option(
-            "--provider", "-p", help="Backends, comma-separated.", autocompletion=completing.backends
+            "--provider", "-p", help="Comma-separated backends.", autocompletion=completing.backends
         ),
     ],
     asked: SpecOptions,
@@ -174,7 +174,7 @@ def _pause(context: typer.Context, entries: list[str] | None, *, paused: bool) -
 def run(
     context: typer.Context,
     provider: Annotated[
-        str, typer.Option("--provider", "-p", help="Submit only for these backends, comma-separated.")
+        str, typer.Option("--provider", "-p", help="Submit only to these backends, comma-separated.")
     ] = "all",
     until_empty: Annotated[bool, typer.Option("--until-empty", help="Exit when the queue is empty.")] = False,
 ) -> Output[list[QueueEntry]]:
