@@ -34,7 +34,8 @@ _LATE = 200_000
 
 
 class LazyCommand(TyperCommand):
-    """A command known by its name and one line of help, until running or completing it imports its module."""
+    """A command with its name and one line of help. Its module is imported when the command is run or
+    completed."""
 
     def __init__(self, *, panel: str, name: str, target: str, help: str) -> None:
         super().__init__(name=name, help=help, rich_help_panel=panel)

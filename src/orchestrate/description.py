@@ -52,9 +52,9 @@ class SettingRule(Table, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         given = (self.field is not None) + (self.always is not msgspec.UNSET) + (self.refused is not None)
         if given != 1:
-            raise ValueError("a setting must have exactly one of field, always and refused")
+            raise ValueError("a setting must have exactly one of `field`, `always` and `refused`")
         if self.always is not msgspec.UNSET and self.rule is None:
-            raise ValueError("always needs a rule: the text that the plan shows")
+            raise ValueError("`always` needs a `rule`, the text that the plan shows")
 
 
 class RowRules(Table, frozen=True, kw_only=True):

@@ -160,13 +160,13 @@ class KeyElsewhere(SetupError):
 
     def __init__(self, provider: str, host: str, known: Sequence[str]) -> None:
         tied = (
-            f"it may only be sent to {', '.join(known)}"
+            f"the key may only be sent to {', '.join(known)}"
             if known
             else "the host comes from an orchestrate.toml, and the key was never used with it"
         )
         super().__init__(
             f"the API key of {provider} would be sent to {host}; {tied}; nothing was sent",
-            fix="check the base URL (environment, orchestrate.toml); if it is correct: orchestrate "
+            fix="check the base URL (environment, orchestrate.toml). If it is correct: orchestrate "
             f"keys trust {provider} {host}",
         )
         self.provider = provider
@@ -187,7 +187,7 @@ class ProjectNotTrusted(SetupError):
             f"settings only from trusted project files, and you have not trusted this version of "
             f"{' and '.join(files)}. "
             "Nothing was started or sent",
-            fix="read the file; if you trust it: orchestrate keys trust --project",
+            fix="read the file. If you trust it: orchestrate keys trust --project",
         )
         self.files, self.settings = tuple(files), tuple(settings)
 
@@ -278,9 +278,9 @@ class TranslationRefused(OrchestrateError):
     def __init__(self, provider: str, settings: Sequence[Setting], *, overrides: str | None = None) -> None:
         """Build the error. `overrides` are lines for the spec that make this backend accept every setting."""
         lines = [f"  {s.name} = {s.asked!r}: {s.rule or 'not supported'}" for s in settings]
-        fix = f"change them, drop them, or choose another backend (orchestrate plan --provider {provider})"
+        fix = f"change or drop them, or choose another backend (orchestrate plan --provider {provider})"
         if overrides is not None:
-            fix = f"to drop them for {provider}, add this"
+            fix = f"to drop these settings for {provider}, add this"
             fix += f" (orchestrate plan --provider {provider} --fix  writes it):\n"
             fix += overrides
         super().__init__(

@@ -104,15 +104,15 @@ class Profile:
     provider: str
     """The `Provider` class, as `package.module:Class`. It is imported on first use."""
     rank: int = 100
-    """The position in lists. Plug-ins come after the built-in ones."""
+    """Position in lists. Plug-ins come after built-in backends."""
 
-    # -- reaching it ---------------------------------------------------------------------------------------
+    # -- connection ---------------------------------------------------------------------------------------
     keyless: bool = False
     place: str = ""
     """Class of the remote place where our engine runs, as `package.module:Class`. Empty for other
     backends."""
     models_of: str | None = None
-    """The backend kind that has the same models, if it has no models of its own."""
+    """Backend kind whose models this kind shares, if it has none of its own."""
     near: bool = False
     """True if the backend is on this machine, so queries are free and can be frequent."""
     others_speak: bool = False
@@ -133,7 +133,7 @@ class Profile:
     chat_limit: str = "max_tokens"
     """The request field for the maximum number of tokens of a chat completion."""
     origins: frozenset[str] = frozenset()
-    """The URLs of the host's owner. A key may be shared among them."""
+    """URLs that belong to the host's owner. A key may be sent to any of them."""
     webhook_variable: str | None = None
     """Environment variable with the secret that signs the host's webhooks. The key file names the secret
     `KIND-webhook`."""
@@ -162,11 +162,11 @@ class Profile:
 
     # -- models --------------------------------------------------------------------------------------------
     ids: re.Pattern[str] | None = None
-    """A pattern for ids that are not in the catalog. `None` accepts any name."""
+    """Pattern for accepted ids that are not in the catalog. `None` accepts any id."""
     tuned_base: Callable[[str], str | None] | None = None
-    """Returns the base model in a tuned model's name, if names contain it."""
+    """Extracts the base model from a tuned model's name. `None` if names do not contain it."""
     no_new_jobs_after: date | None = None
-    """The host accepts no new jobs from anyone from this day on."""
+    """First day on which the host accepts no new jobs from anyone."""
     closing_source: str = ""
     gates: tuple[Gate, ...] = ()
     """Earlier dates on which some accounts are rejected, earliest first."""
@@ -181,7 +181,7 @@ class Profile:
     own_rates: tuple[str, ...] = ()
     """Rate methods that only this backend's quotes use."""
     dpo_factor: Decimal = Decimal(1)
-    """The price of a DPO token as a multiple of an SFT token's, if no DPO price is published."""
+    """Price of a DPO token as a multiple of the SFT price, if no DPO price is published."""
     hourly_factor: Callable[[JobSpec], Decimal] = lambda spec: Decimal(1)
     """Computes a factor on the hourly GPU price for a spec, such as for a requested region."""
     default_epochs: int | None = None

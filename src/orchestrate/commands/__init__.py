@@ -12,7 +12,7 @@ _DATA = "Data, models and prices"
 _SETUP = "Set up"
 
 COMMANDS: tuple[tuple[str, str, str, str], ...] = (
-    # panel, name, where it lives, one line of help
+    # panel, name, module and function, one line of help
     (
         _WORK,
         "check",
@@ -148,7 +148,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _SETUP,
         "sandbox",
         "servers.sandbox:app",
-        "Run local sandboxes of the hosts' APIs. They really train.",
+        "Run local sandboxes of the hosts' APIs. Training is real.",
     ),
     (_SETUP, "schema", "setup.schema:schema", "Print the JSON schema of a command's --json output."),
     (_SETUP, "local", "setup.local:app", "Measure training speed and memory on this machine."),

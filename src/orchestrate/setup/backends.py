@@ -35,7 +35,7 @@ class BackendReadiness:
     name: str
     title: str
     provider: Provider | None
-    """`None` if the backend cannot be created with the current setup."""
+    """The backend, or `None` if it cannot be created with the current setup."""
     needs: str | None
     """Missing requirements, and how to meet them. `None` if nothing is known to be missing before the first
     request."""

@@ -60,7 +60,9 @@ def search(
     def view(found: Sequence[ModelShown]) -> None:
         if not found:
             where = f" on {provider}" if provider else ""
-            raise UsageError(f"no model matches {words!r}{where}", fix="list them with: orchestrate models")
+            raise UsageError(
+                f"no model matches {words!r}{where}", fix="to list all models: orchestrate models"
+            )
         _show_list(found)
 
     return Output(found, view)

@@ -25,7 +25,9 @@ app = typer.Typer(cls=by_default("list"), help="Show prices, their sources and t
 
 ProviderFilter = Annotated[
     str | None,
-    typer.Option("--provider", "-p", help="Show only this provider.", autocompletion=completing.backend),
+    typer.Option(
+        "--provider", "-p", help="Show only this backend's prices.", autocompletion=completing.backend
+    ),
 ]
 
 
@@ -66,7 +68,7 @@ def list_prices(
         and (gpu is None or (r.gpu is not None and gpu.lower() in r.gpu.lower()))
     ]
     if not found:
-        raise UsageError("no price matches", fix="show providers and methods with: orchestrate prices list")
+        raise UsageError("no price matches", fix="to list backends and methods: orchestrate prices list")
     chosen = all or any(f is not None for f in (provider, method, model, gpu, rate))
     return Output(found, _show_each if chosen else _show_kinds)
 
@@ -82,7 +84,7 @@ def show(
     entry, found = prices_of(book_of(context, rate), model, days.today())
     if not found:
         raise UsageError(
-            f"no known price for {entry.name}", fix="to see where it can be tuned: orchestrate models"
+            f"no known price for {entry.name}", fix="to see where the model can be tuned: orchestrate models"
         )
     return Output(found, _show_each)
 
@@ -115,8 +117,8 @@ def check(
 def validate(
     file: Annotated[list[Path] | None, typer.Argument(help="Rate files. Default: the built-in ones.")] = None,
 ) -> None:
-    """Validate rate files (for contributors). Each must be well-formed, name its sources, and use one unit
-    per rate. New entries may only be appended."""
+    """Validate rate files (for contributors). Each file must be well-formed, name its sources, and use one
+    unit per rate. Entries may only be appended."""
     problems: list[str] = []
     for path in file or []:
         try:

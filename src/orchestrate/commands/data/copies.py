@@ -344,8 +344,8 @@ def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Genera
 
 _THREADS = {
     "open": "dropped: nobody answered",
-    "unanswered_ends": "written without messages after the last answer",
-    "unasked": "written without answers before the first question",
+    "unanswered_ends": "written without the messages after the last answer",
+    "unasked": "written without the answers before the first question",
     "several_agents": "with answers from several agents, so styles are mixed",
     "empty": "dropped: only quotes or a signature",
     "unthreaded": "dropped: no thread id",

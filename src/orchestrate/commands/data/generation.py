@@ -214,7 +214,7 @@ def _show(report: GenerateReport) -> None:
         }
         note(f"stopped early: {why.get(report.stopped, f'--{report.stopped} was reached')}")
     if report.rows:
-        note(f"review them with: orchestrate data review {report.output}")
+        note(f"to review the rows: orchestrate data review {report.output}")
 
 
 @contextmanager

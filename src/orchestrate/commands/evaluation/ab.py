@@ -173,7 +173,7 @@ def status(
         found = experiments.found(ft, name)
         if len(found) != 1:
             if apply or output is not None:
-                raise UsageError("name the experiment", fix="list them with: orchestrate ab status")
+                raise UsageError("name the experiment", fix="to list experiments: orchestrate ab status")
             listed = [one.report() for one in found]
             shown = [ABListed(id=r.id, name=r.plan.name, state=r.state, share=r.share) for r in listed]
             return Output(shown, lambda _: _show_list(listed))

@@ -312,7 +312,7 @@ def opened(page: Path) -> None:
     import webbrowser
 
     if not webbrowser.open(page.resolve().as_uri()):
-        warn(f"no browser was found. Open {page} in one")
+        warn(f"could not open a browser. The report is in {page}")
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def regress(
     if list_probes:
         return Output(probe_names(), lambda names: print_text("\n".join(names)))
     if run is None:
-        raise UsageError("name the run to probe", fix="list runs with: orchestrate runs")
+        raise UsageError("name the run to probe", fix="to list runs: orchestrate runs")
     order = RegressionOrder(
         probes=_names(abilities.probes),
         sets=abilities.sets or [],

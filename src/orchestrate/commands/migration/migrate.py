@@ -303,7 +303,7 @@ def _write_plan(
     def view(planned: list[PlannedMove]) -> None:
         moved = [one for one in planned if one.high_usd or (one.proposal and not one.skipped)]
         note(f"{path}: {text.count(len(planned), 'run')}, {len(moved):,} of which can be migrated")
-        note(f"edit it, then run: orchestrate migrate --plan {path}")
+        note(f"edit the plan, then run: orchestrate migrate --plan {path}")
 
     return Output(planned, view)
 

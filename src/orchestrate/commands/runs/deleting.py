@@ -162,7 +162,7 @@ def _show_kept(found: Sequence[AccountStorage]) -> None:
         files = sum(item.kind == "file" for item in items)
         some = f", {size(sum(sizes))} (of known sizes)" if sizes else ""
         note(f"{count(files, 'file')} and {count(len(items) - files, 'model')}{some}")
-        note("to permanently delete one: orchestrate delete ID")
+        note("to permanently delete a file or model: orchestrate delete ID")
     elif found:
         note("no files or tuned models found in the accounts that could be read")
     else:

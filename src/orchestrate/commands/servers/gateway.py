@@ -222,7 +222,7 @@ def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Nam
 
     with orchestrator(context) as ft:
         key = service.revoke_key(ft, name)
-    jobs = "" if key.opens == "serve" else "; its jobs continue (orchestrate runs)"
+    jobs = "" if key.opens == "serve" else ". Its jobs continue. To list them: orchestrate runs"
     note(f"the key {name} was revoked{jobs}")
 
 

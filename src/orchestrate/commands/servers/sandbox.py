@@ -29,7 +29,7 @@ app = typer.Typer(
     invoke_without_command=True,
     add_completion=False,
     no_args_is_help=False,
-    help="Run local sandboxes of the hosts' APIs. They train for real. No key, no cost.",
+    help="Run local sandboxes of the hosts' APIs. Training is real. No key, no cost.",
 )
 
 HomeOpt = Annotated[

@@ -72,8 +72,8 @@ def keys_set(
         raise UsageError(
             "the key was not stored. A key on the command line is visible to every program on this "
             "machine and stays in the shell history, so treat it as leaked",
-            fix="to enter it: orchestrate keys set NAME. To read it from a file: orchestrate keys "
-            "set NAME < FILE",
+            fix="to enter a key: orchestrate keys set NAME. To read a key from a file: "
+            "orchestrate keys set NAME < FILE",
         )
     settings = settings_of(context)
     also = [*backends.described_only(settings), *backends.places_only(settings)]
@@ -101,7 +101,7 @@ def keys_set(
         return
     if host.url_from_file:
         note(f"{host.base_url} comes from {settings.config_file}")
-        note(f"if you trust it: orchestrate keys trust {name}")
+        note(f"if you trust this URL: orchestrate keys trust {name}")
     elif not Pins(pin_file()).hosts(key):
         _tie(key, host.base_url)
         note(f"the key is only sent to {origin(host.base_url)}")

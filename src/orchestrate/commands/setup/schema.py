@@ -37,7 +37,8 @@ def of(command: str) -> dict[str, Any]:
     named = next((name for name in tried if name == _ERROR or _body(name)), None)
     if named is None:
         raise UsageError(
-            f"unknown schema {command!r}{meant(command, names())}", fix="list them with: orchestrate schema"
+            f"unknown schema {command!r}{meant(command, names())}",
+            fix="to list all schemas: orchestrate schema",
         )
     body = _body(named)
     found, parts = _of_records(ErrorLine) if body is None else _of_body(body)

@@ -68,7 +68,7 @@ def init(
         beside = shlex.join(["orchestrate", "init", str(place), *given, "-o", named])
         raise UsageError(
             f"{present[0]} already exists. Nothing was written",
-            fix=f"to replace it: --force. To write a second file and show the diff: {beside}",
+            fix=f"to replace the file: --force. To write a second file and show the diff: {beside}",
         )
     if fitting:
         before = _text_of(usual)

@@ -59,7 +59,7 @@ def command(body: Callable[..., Output[Any] | Iterator[Output[Any]] | None]) -> 
 
     A body that returns an `Output` gets the option `--json`. Its return annotation names each record that it
     may print, for `orchestrate schema`. A body that continues after printing, such as a server, yields its
-    output. A body that prints by its own means is annotated with None."""
+    output. A body that prints its own output is annotated with None."""
     hints = _hints(body)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []

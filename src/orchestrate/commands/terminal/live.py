@@ -185,9 +185,10 @@ def _picture() -> Live:
 
 
 class LiveView:
-    """Display of all followed runs on stderr. A terminal is redrawn, with a table if there are many runs.
-    Elsewhere, each event (few runs) or status change (many runs) prints a line. `metrics` and `events` return
-    the metrics and events of a run, and are only called for runs that are drawn."""
+    """Display of all followed runs on stderr. On a terminal, the display is redrawn in place, as a table if
+    there are many runs. Elsewhere, each event (few runs) or status change (many runs) prints a line.
+    `metrics` and `events` return the metrics and events of a run, and are only called for runs that are
+    drawn."""
 
     def __init__(self, metrics: Metrics, events: Events) -> None:
         self._metrics, self._events = metrics, events

@@ -47,8 +47,8 @@ class AliasGroup(TyperGroup):
 
 
 def by_default(command: str, *, words: bool = False) -> type[TyperGroup]:
-    """Build a command group that runs `command` if only options are given. With `words`, it also does if the
-    first argument is not a command: `orchestrate models qwen` runs a search."""
+    """Build a command group that runs `command` if only options are given. With `words`, it also runs
+    `command` if the first argument is not a command name: `orchestrate models qwen` runs a search."""
 
     class ByDefault(AliasGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -288,7 +288,7 @@ def _how_sure(carried: Searching, ranked: list[Trial]) -> str:
     close = [trial for trial in others if _overlap(first, trial)]
     if close:
         words += f"{count(len(close), 'other')} within its interval; "
-    return words + f"confirm it on other rows: orchestrate eval {first.run_id} --test FILE"
+    return words + f"confirm the result on other rows: orchestrate eval {first.run_id} --test FILE"
 
 
 def _overlap(one: Trial, other: Trial) -> bool:

@@ -282,7 +282,7 @@ def agreed(ft: Orchestrator, names: list[str], given: list[str] | None) -> list[
 
     accepted = list(given or [])
     for licence in serving.unaccepted_licenses(ft, names, accepted):
-        err.print(f"The base model has the {licence.title}. If you distribute or serve it, it requires:")
+        err.print(f"The base model has the {licence.title}. Conditions for distributing or serving it:")
         for ask in licence.asks:
             err.print(f"  - {ask}", soft_wrap=True)
         if licence.url:
