@@ -22,7 +22,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 from orchestrate.commands import COMMANDS, MEANT, load
-from orchestrate.commands.terminal.pages import reworded, reworded_one, worded
+from orchestrate.commands.terminal.pages import plain_type, plain_types, prepare_help
 from orchestrate.core.underway import ProgressCallback, heard_by
 from orchestrate.text import escaped, inert, lookalike
 
@@ -50,7 +50,7 @@ class LazyCommand(TyperCommand):
             single.command(name=self.name)(found)
             command = get_command(single)
         command.name = self.name
-        return worded(command, str(self.name))
+        return prepare_help(command, str(self.name))
 
     def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
         return self.load().make_context(info_name, args, parent=parent, **extra)
@@ -63,7 +63,7 @@ class LazyGroup(TyperGroup):
             name: LazyCommand(panel=panel, name=name, target=target, help=help)
             for panel, name, target, help in COMMANDS
         }
-        reworded(self)
+        plain_types(self)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands and (meant := MEANT.get(args[0])):
@@ -78,7 +78,7 @@ class LazyGroup(TyperGroup):
         """Return the group's options, including shell completion options, which typer adds later."""
         found = super().get_params(ctx)
         for parameter in found:
-            reworded_one(parameter)
+            plain_type(parameter)
         return found
 
 
@@ -181,9 +181,9 @@ class _Guarded:
 
 
 def _show(what: str, unit: str) -> AbstractContextManager[ProgressCallback]:
-    from orchestrate.commands.terminal.console import under_way
+    from orchestrate.commands.terminal.console import task_progress
 
-    return under_way(what, unit)
+    return task_progress(what, unit)
 
 
 def _collect_later() -> None:

@@ -208,8 +208,8 @@ def quote(one: Quote) -> str:
         }
         for line in one.lines
     ]
-    told = notes([*filter(None, [one.unlisted]), *one.warnings, *one.assumptions])
-    return card(title, table(lines) if lines else "", told)
+    remarks = notes([*filter(None, [one.unlisted]), *one.warnings, *one.assumptions])
+    return card(title, table(lines) if lines else "", remarks)
 
 
 def quotes_and_problems(quotes: Sequence[Quote], problems: Sequence[Problem]) -> str:

@@ -214,17 +214,17 @@ class Profile:
 
     def gated(self, today: date) -> str | None:
         """Describe which accounts the host rejects today (UTC), if it rejects some but not yet all."""
-        shut = [gate for gate in self.gates if gate.since <= today]
-        if not shut or self.closed(today):
+        begun = [gate for gate in self.gates if gate.since <= today]
+        if not begun or self.closed(today):
             return None
-        told = " and ".join(f"since {gate.since} for {gate.accounts}" for gate in shut)
+        dates = " and ".join(f"since {gate.since} for {gate.accounts}" for gate in begun)
         end = (
             f", and will be closed to everyone from {self.no_new_jobs_after} (UTC)"
             if self.no_new_jobs_after
             else ""
         )
         return (
-            f"{self.title} has been closed to new jobs {told}{end} ({self.closing_source}). Only a "
+            f"{self.title} has been closed to new jobs {dates}{end} ({self.closing_source}). Only a "
             "submission shows whether this affects your account"
         )
 

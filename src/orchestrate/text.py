@@ -65,11 +65,11 @@ def escaped(error: UnicodeError) -> tuple[str, int]:
     return _written(error, {})
 
 
-def _written(error: UnicodeError, looks: Mapping[str, str]) -> tuple[str, int]:
+def _written(error: UnicodeError, replacements: Mapping[str, str]) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     absent = error.object[error.start : error.end]
-    return "".join(looks.get(c) or json.dumps(c)[1:-1] for c in absent), error.end
+    return "".join(replacements.get(c) or json.dumps(c)[1:-1] for c in absent), error.end
 
 
 def money(usd: Decimal | None) -> str:
@@ -86,8 +86,8 @@ def limit(usd: Decimal) -> str:
 
 def rate(usd: Decimal) -> str:
     """Format the price of one unit with all digits, such as `$8.00` or `$0.0375`."""
-    whole, _, part = f"{usd.copy_abs():,f}".partition(".")
-    return f"{'-' if usd < 0 else ''}${whole}.{part.rstrip('0').ljust(2, '0')}"
+    rounded, _, part = f"{usd.copy_abs():,f}".partition(".")
+    return f"{'-' if usd < 0 else ''}${rounded}.{part.rstrip('0').ljust(2, '0')}"
 
 
 def _rounded(usd: Decimal, rounding: str) -> str:
@@ -137,13 +137,13 @@ def duration(seconds: float | None) -> str:
     seconds = max(0.0, seconds)
     if round(seconds, 1) < 10:
         return f"{seconds:.1f}".removesuffix(".0") + "s"
-    whole = round(seconds)
-    hours, minutes = divmod(whole // 60, 60)
+    rounded = round(seconds)
+    hours, minutes = divmod(rounded // 60, 60)
     if hours >= 48:
         return f"{hours / 24:.1f} days"
     if hours:
         return f"{hours}h {minutes:02d}m"
-    return f"{minutes}m {whole % 60:02d}s" if minutes else f"{whole}s"
+    return f"{minutes}m {rounded % 60:02d}s" if minutes else f"{rounded}s"
 
 
 def size(amount: int) -> str:

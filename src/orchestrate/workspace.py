@@ -71,7 +71,7 @@ class OpenedParts:
             self._store = None
 
 
-class Inside(OpenedParts):
+class SandboxParts(OpenedParts):
     """The backends for runs at one sandbox host, with the store of another workspace. If that workspace has
     sandbox keys, its backends are used. Otherwise, the sandbox of this home folder is used, and started with
     its last options if it isn't running."""
@@ -216,5 +216,5 @@ class Workspace:
         if not record.sandbox:
             return self
         if record.host not in self._inside:
-            self._inside[record.host] = type(self)(Inside(self._opened, record.host))
+            self._inside[record.host] = type(self)(SandboxParts(self._opened, record.host))
         return self._inside[record.host]

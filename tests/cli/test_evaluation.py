@@ -130,7 +130,7 @@ def test_too_few_rows_are_said_to_be_too_few(cli: Cli, host: ChatHost, rows: str
     aim = cli("eval", "--test", rows, *models(host, "bad"), "--target", "0.9", "--json")
     assert aim.json["verdicts"][0]["decision"] == "do not ship"
     none = cli("eval", "--test", rows, *models(host, "good"), "--gate")
-    assert none.code == 1 and "there is nothing to compare with" in none.err
+    assert none.code == 1 and "--gate needs a verdict" in none.err
 
 
 @pytest.mark.slow

@@ -135,11 +135,11 @@ def test_what_cannot_be_done_is_refused_before_anything_is_asked(
         (("chat", "last", "a", "--tools", "nosuch.json"), "cannot read --tools nosuch.json"),
         (
             ("chat", "last", "a", "--tools", str(project / "train.jsonl")),
-            "is not a list of tools with function names",
+            "must contain a list of tools with function names",
         ),
         (
             ("chat", "last", "a", "--tools", str(project / "finetune.json")),
-            "is not a list of tools with function names",
+            "must contain a list of tools with function names",
         ),
         (("pause", "last"), "nothing to pause"),
         (("resume", "last"), "nothing to resume"),

@@ -180,7 +180,7 @@ def test_orphans_are_listed_then_ended_by_who_agrees(cli: Cli, sandbox: Sandbox)
     )
     made(sandbox, "orc-0123456789ab")
     refused = cli(*ask, **sandbox.env)
-    assert refused.code == 2 and "not confirmed" in refused.err and "--yes" in refused.err
+    assert refused.code == 2 and "did not confirm" in refused.err and "--yes" in refused.err
     assert "orc-0123456789ab" in refused.out and "forgotten" not in refused.out
     told = cli(*ask, "--yes", "--json", **sandbox.env)
     assert told.code == 0

@@ -29,7 +29,7 @@ def test_a_line_now_and_then_with_what_is_left(now: list[float]) -> None:
         for second in range(101):  # a steady work of 200 seconds, seen for half of it
             now[0] = float(second)
             told(second * 5 << 20, 1000 << 20)
-            listener.look()
+            listener.refresh()
     assert written().splitlines() == [
         "reading a.jsonl: 150 MiB of 1000 MiB, about 2m 50s left",
         "reading a.jsonl: 300 MiB of 1000 MiB, about 2m 20s left",
@@ -41,10 +41,10 @@ def test_of_a_work_without_a_known_end_only_the_time_is_told(now: list[float]) -
     listener, written = bars(now, terminal=False)
     with heard_by(listener), work("asking"):
         now[0] = EVERY_S - 1
-        listener.look()
+        listener.refresh()
         assert not written(), "short works are silent"
         now[0] = EVERY_S
-        listener.look()
+        listener.refresh()
     assert written() == "asking: 30s so far\n"
 
 
@@ -52,10 +52,10 @@ def test_a_terminal_has_a_bar_for_what_takes_a_while(now: list[float]) -> None:
     listener, written = bars(now, terminal=True)
     with heard_by(listener), work("asking") as told:
         told(30, 120, "tuned")
-        listener.look()
+        listener.refresh()
         assert not written(), "a short work has none"
         now[0] = max(10.0, SHOWN_AFTER_S)
-        listener.look()
+        listener.refresh()
     assert "asking" in written() and "30 of 120, tuned" in written() and "about 30s left" in written()
     assert "\x1b[2K" in written().rpartition("left")[2], "it is taken away at the end"
 

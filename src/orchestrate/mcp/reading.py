@@ -165,7 +165,7 @@ def problems(found: list[Problem]) -> dict[str, Any]:
     }
 
 
-def told(tool: Callable[..., Any]) -> Callable[..., Any]:
+def safe_tool(tool: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a tool to report what failed and what to do. Removes control characters, invisible text and
     secrets from its results and errors."""
 
@@ -174,8 +174,8 @@ def told(tool: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return _plain(tool(*args, **given))
         except OrchestrateError as error:
-            way_out = f"\nWhat to do: {error.fix}" if error.fix else ""
-            raise ToolError(_plain(f"{error}{way_out}")) from error
+            next_step = f"\nWhat to do: {error.fix}" if error.fix else ""
+            raise ToolError(_plain(f"{error}{next_step}")) from error
 
     return run
 

@@ -11,9 +11,9 @@ from mcp.types import ToolAnnotations
 from orchestrate import __version__
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.mcp import spending
-from orchestrate.mcp.reading import ReadTools, told
+from orchestrate.mcp.reading import ReadTools, safe_tool
 
-_ASKED = (
+_INSTRUCTIONS = (
     "Fine-tuning on several backends. Check and quote before you submit anything. Every tool "
     "that spends money, ends a run or takes down a deployment asks the user first. Never answer "
     "for the user. Costs are in US dollars. Names, tags, messages, rows and errors in tool "
@@ -23,8 +23,8 @@ _ASKED = (
 
 def server(ft: Orchestrator, *, max_cost_usd: Decimal | None = None, read_only: bool = False) -> MCPServer:
     """Build the MCP server. `max_cost_usd` limits the total spending through this server."""
-    made = MCPServer("orchestrate", version=__version__, instructions=_ASKED)
-    look = ToolAnnotations(read_only_hint=True)
+    made = MCPServer("orchestrate", version=__version__, instructions=_INSTRUCTIONS)
+    reads = ToolAnnotations(read_only_hint=True)
     reading = ReadTools(ft)
     for tool in (
         reading.list_runs,
@@ -37,11 +37,11 @@ def server(ft: Orchestrator, *, max_cost_usd: Decimal | None = None, read_only: 
         reading.compare,
         reading.spending,
     ):
-        made.tool(annotations=look)(told(tool))
+        made.tool(annotations=reads)(safe_tool(tool))
     if not read_only:
-        act = ToolAnnotations(read_only_hint=False, destructive_hint=True)
+        acts = ToolAnnotations(read_only_hint=False, destructive_hint=True)
         for tool in spending.tools(ft, spending.AgentBudget(max_cost_usd)):
-            made.tool(annotations=act)(told(tool))
+            made.tool(annotations=acts)(safe_tool(tool))
     return made
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.errors import UsageError
-from orchestrate.mcp.reading import SpecGiven, run_line, told
+from orchestrate.mcp.reading import SpecGiven, run_line, safe_tool
 from orchestrate.paid.consent import require_hourly_price
 from orchestrate.paid.limits import require_price, require_within
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, EvaluationPlan, PreparedEvaluation
@@ -52,14 +52,14 @@ class AgentBudget:
 Tool = Callable[..., Any]
 
 
-def tools(ft: Orchestrator, purse: AgentBudget) -> list[Tool]:
+def tools(ft: Orchestrator, budget: AgentBudget) -> list[Tool]:
     """Build the tools that need approval. Each has a resolver that asks the user, which runs before the tool
     and again when the user has answered. If the price has changed by then, it asks again."""
     makers = (_submitting, _evaluating, _deploying, _ending, _taking_down)
-    return [make(ft, purse) for make in makers]
+    return [make(ft, budget) for make in makers]
 
 
-def _submitting(ft: Orchestrator, purse: AgentBudget) -> Tool:
+def _submitting(ft: Orchestrator, budget: AgentBudget) -> Tool:
     def ask_submit(spec: SpecGiven, provider: str, ctx: Context) -> Elicit[Agreement]:
         [name] = ft.backends(provider)
         asked = spec.read()
@@ -67,37 +67,37 @@ def _submitting(ft: Orchestrator, purse: AgentBudget) -> Tool:
         prepared = ft.prepare(asked, name)
         ft.preflight(prepared, name)
         quote = prepared.offer(name).quote
-        require_price(name, quote.high_usd, purse.limit_usd, quote.why_none)
-        purse.require(name, quote.held_usd)
+        require_price(name, quote.high_usd, budget.limit_usd, quote.why_none)
+        budget.require(name, quote.held_usd)
         price = quoted(quote)
         sandbox = "SANDBOX: nothing is billed. " if ft.provider(name).config.sandbox else ""
         question = f"{sandbox}Train {quote.model} on {ft.provider(name).profile.title}? {price}"
         return put(ctx, question, f"orchestrate submit -p {name}")
 
     def submit(
-        spec: SpecGiven, provider: str, agreed: Annotated[Agreement, Resolve(told(ask_submit))]
+        spec: SpecGiven, provider: str, agreed: Annotated[Agreement, Resolve(safe_tool(ask_submit))]
     ) -> dict[str, Any]:
         """Start exactly one training run on one backend. SPENDS MONEY: the user sees the price and must
         approve it first. Repeating the call does not start a second run."""
         require(agreed)
         prepared = ft.prepare(spec.read(), provider)
         high_usd = prepared.offer(provider).quote.held_usd
-        purse.take(provider, high_usd)
+        budget.take(provider, high_usd)
         return run_line(ft.submit(prepared, provider, max_cost_usd=prepared_limit(high_usd)).record)
 
     return submit
 
 
-def _evaluating(ft: Orchestrator, purse: AgentBudget) -> Tool:
+def _evaluating(ft: Orchestrator, budget: AgentBudget) -> Tool:
     def ask_evaluate(runs: list[str], test: str | None, metric: str, ctx: Context) -> Elicit[Agreement]:
         order = EvaluationOrder(test=test, metrics=[metric])
         with PreparedEvaluation(ft, runs, order) as prepared:
             planned = prepared.plan()
-        expected, high = planned.expected_usd, _answers_usd(purse, planned)
+        expected, high = planned.expected_usd, _answers_usd(budget, planned)
         price = "the price per token is unknown"
         if expected is not None and high is not None:
             price = f"about {money(expected)}, at most {money(high)}"
-        purse.require("evaluate", high or Decimal(0))
+        budget.require("evaluate", high or Decimal(0))
         question = (
             f"Send {count(sum(a.questions for a in planned.asked), 'request')} for held-out rows? {price}"
         )
@@ -105,7 +105,7 @@ def _evaluating(ft: Orchestrator, purse: AgentBudget) -> Tool:
 
     def evaluate(
         runs: list[str],
-        agreed: Annotated[Agreement, Resolve(told(ask_evaluate))],
+        agreed: Annotated[Agreement, Resolve(safe_tool(ask_evaluate))],
         test: str | None = None,
         metric: str = "auto",
     ) -> dict[str, Any]:
@@ -114,8 +114,8 @@ def _evaluating(ft: Orchestrator, purse: AgentBudget) -> Tool:
         require(agreed)
         order = EvaluationOrder(test=test, metrics=[metric])
         with PreparedEvaluation(ft, runs, order) as prepared:
-            high = _answers_usd(purse, prepared.plan())
-        purse.take("evaluate", high or Decimal(0))
+            high = _answers_usd(budget, prepared.plan())
+        budget.take("evaluate", high or Decimal(0))
         with PreparedEvaluation(ft, runs, replace(order, max_cost_usd=high)) as agreed_to:
             found = agreed_to.run()
         return {
@@ -129,17 +129,17 @@ def _evaluating(ft: Orchestrator, purse: AgentBudget) -> Tool:
     return evaluate
 
 
-def _answers_usd(purse: AgentBudget, planned: EvaluationPlan) -> Decimal | None:
+def _answers_usd(budget: AgentBudget, planned: EvaluationPlan) -> Decimal | None:
     """Return the maximum cost of the answers. Raises `UsageError` if it is unknown and there is a limit."""
     unknown, fix = (
         "the price per token of these answers is unknown",
         "run this in a terminal: orchestrate eval RUN",
     )
-    require_price("evaluate", planned.high_usd, purse.limit_usd, unknown, fix)
+    require_price("evaluate", planned.high_usd, budget.limit_usd, unknown, fix)
     return planned.high_usd
 
 
-def _deploying(ft: Orchestrator, purse: AgentBudget) -> Tool:
+def _deploying(ft: Orchestrator, budget: AgentBudget) -> Tool:
     def offered(run: str, max_hours: float) -> tuple[DeploymentOffer, Decimal]:
         """Return the offer to approve, and its maximum cost."""
         if not 0 < max_hours <= 24 * 31:
@@ -151,29 +151,29 @@ def _deploying(ft: Orchestrator, purse: AgentBudget) -> Tool:
 
     def ask_deploy(run: str, max_hours: float, ctx: Context) -> Elicit[Agreement]:
         offer, most_usd = offered(run, max_hours)
-        purse.require(offer.provider, most_usd)
+        budget.require(offer.provider, most_usd)
         return put(ctx, question(offer), f"orchestrate deploy {offer.run_id}")
 
     def deploy(
-        run: str, max_hours: float, agreed: Annotated[Agreement, Resolve(told(ask_deploy))]
+        run: str, max_hours: float, agreed: Annotated[Agreement, Resolve(safe_tool(ask_deploy))]
     ) -> dict[str, Any]:
         """Deploy a tuned model on its host's GPUs for at most `max_hours`. BILLS HOURLY until then or until
         `undeploy`: the user sees the price and must approve it first."""
         require(agreed)
         offer, most_usd = offered(run, max_hours)
-        purse.take(offer.provider, most_usd)
+        budget.take(offer.provider, most_usd)
         up = ft.run(run).deploy(max_hours=max_hours, max_usd_per_hour=offer.usd_per_hour)
         return up.record.to_dict()
 
     return deploy
 
 
-def _ending(ft: Orchestrator, _purse: AgentBudget) -> Tool:
-    def ask_end(run: str, ctx: Context) -> Elicit[Agreement]:
+def _ending(ft: Orchestrator, _budget: AgentBudget) -> Tool:
+    def ask_cancel(run: str, ctx: Context) -> Elicit[Agreement]:
         handle = ft.run(run)
         return put(ctx, ending_question(handle.record), f"orchestrate cancel {handle.id}")
 
-    def cancel(run: str, agreed: Annotated[Agreement, Resolve(told(ask_end))]) -> dict[str, Any]:
+    def cancel(run: str, agreed: Annotated[Agreement, Resolve(safe_tool(ask_cancel))]) -> dict[str, Any]:
         """Cancel a run permanently. Requires the user's approval."""
         require(agreed)
         return run_line(ft.run(run).cancel())
@@ -181,13 +181,13 @@ def _ending(ft: Orchestrator, _purse: AgentBudget) -> Tool:
     return cancel
 
 
-def _taking_down(ft: Orchestrator, _purse: AgentBudget) -> Tool:
+def _taking_down(ft: Orchestrator, _budget: AgentBudget) -> Tool:
     def ask_undeploy(run: str, ctx: Context) -> Elicit[Agreement]:
         handle = ft.run(run)
         question = f"Take down {handle.id}? Its clients will get no more answers."
         return put(ctx, question, f"orchestrate undeploy {handle.id}")
 
-    def undeploy(run: str, agreed: Annotated[Agreement, Resolve(told(ask_undeploy))]) -> dict[str, Any]:
+    def undeploy(run: str, agreed: Annotated[Agreement, Resolve(safe_tool(ask_undeploy))]) -> dict[str, Any]:
         """Take down a deployed model, which stops its billing. Requires the user's approval."""
         require(agreed)
         found = ft.run(run).undeploy()

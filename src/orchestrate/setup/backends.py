@@ -46,7 +46,7 @@ def all_names(settings: Settings) -> list[str]:
     return registry.known(settings)
 
 
-def look(ft: Workspace, name: str) -> BackendReadiness:
+def readiness(ft: Workspace, name: str) -> BackendReadiness:
     """Check whether a backend is ready on this machine. Contacts no host."""
     made: Provider | None = None
     kind = ft.settings.hosts.types.get(name, name)

@@ -39,7 +39,7 @@ _EXTRAS: dict[str, tuple[str, ...]] = {
 }
 
 
-_LITTLE = 1 << 30
+_MIN_FREE = 1 << 30
 """Minimum free disk space in bytes, enough for a checkpoint of a small model."""
 
 
@@ -93,13 +93,13 @@ def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
             fix=None if host.api_key else f"orchestrate keys set {name}",
         )
         if online and host.api_key:
-            yield _asked(ft, name)
+            yield _key_check(ft, name)
     for name, error in registry.broken(ft.settings).items():
         yield Check(check=f"backend {name}", ok=False, detail=error.message, fix=error.fix)
     for plugin in backends.plugins():
         if plugin.options is None and plugin.error is None:
-            told = f"{plugin.package} declares no options, so misspelled options are not detected"
-            yield Check(check=f"backend {plugin.kind}", ok=True, detail=told)
+            detail = f"{plugin.package} declares no options, so misspelled options are not detected"
+            yield Check(check=f"backend {plugin.kind}", ok=True, detail=detail)
     yield _home(ft.settings.home)
     yield from _disk(ft.settings.home)
     runs = count(len(ft.store.runs.matching(limit=1000, sandbox=scope_of(ft.settings))), "run")
@@ -132,7 +132,7 @@ def _left(ft: Workspace) -> Iterator[Check]:
     )
 
 
-def _asked(ft: Workspace, name: str) -> Check:
+def _key_check(ft: Workspace, name: str) -> Check:
     """Check whether the host accepts the key, with a free read-only request."""
     try:
         with work(f"contacting {name}"):
@@ -147,7 +147,7 @@ def _disk(home: Path) -> Iterator[Check]:
         free = shutil.disk_usage(home).free
     except OSError:
         return  # no home folder, which `_home` reports
-    few = free < _LITTLE
+    few = free < _MIN_FREE
     fix = "free some disk space, or choose another folder with --home" if few else None
     yield Check(check="disk", ok=not few, detail=f"{size(free)} free for the home folder", fix=fix)
 

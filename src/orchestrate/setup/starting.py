@@ -144,7 +144,7 @@ def start(
     path.parent.mkdir(parents=True, exist_ok=True)
     images = bool(facts.content.images)
     models, left_out, found = _models(ft, path.parent, spec, ft.backends(backends), images=images)
-    remarks += _told(found)
+    remarks += _problem_notes(found)
     if not models:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise DataError(f"no backend can train on {place}: {reasons}", fix=shown)
@@ -193,9 +193,9 @@ def _splits(
             "too few rows for a test split, so all are used for training. To evaluate, pass --test FILE"
         ]
     files = {one.split: Path(one.path) for one in report.files if one.rows}
-    told = ", ".join(f"{one.rows:,} {one.split}" for one in report.files)
+    parts = ", ".join(f"{one.rows:,} {one.split}" for one in report.files)
     few = f" (seed {report.seed}, to leave no split empty)" if report.seed else ""
-    remarks = [f"split 80/10/10 by content: {told}{few}"]
+    remarks = [f"split 80/10/10 by content: {parts}{few}"]
     if number > 1:
         remarks.append(
             f"written to {target.name}, because another spec uses {stem}.split, which contains other rows"
@@ -254,15 +254,15 @@ def _models(
     return models, left_out, of_files
 
 
-_TOLD = ("duplicate", "conflict", "near-duplicate", "prompt-leakage", "secret", "personal-data")
+_REPORTED = ("duplicate", "conflict", "near-duplicate", "prompt-leakage", "secret", "personal-data")
 _CURES = {"duplicate": "orchestrate data dedupe {}", "near-duplicate": "orchestrate data dedupe {} --near"}
 
 
-def _told(found: Sequence[Problem]) -> list[str]:
+def _problem_notes(found: Sequence[Problem]) -> list[str]:
     """Return a sentence for each kind of problem in the rows."""
     counts: dict[tuple[str, str], int] = {}
     for p in found:
-        if p.code in _TOLD and p.source:
+        if p.code in _REPORTED and p.source:
             key = (p.code, p.source)
             counts[key] = counts.get(key, 0) + rows_of(p)
     return [

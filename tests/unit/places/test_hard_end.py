@@ -61,7 +61,7 @@ def test_it_is_told_before_the_submit_and_after_it(tmp_path: Path) -> None:
         (tmp_path / "spec.json").write_text(json.dumps(spec.asked()))
         unagreed = typed(tmp_path, "submit", str(tmp_path / "spec.json"), "-p", "ray")
         assert isinstance(unagreed.exception, UsageError) and not ray.jobs()
-        assert f"its machine stops at {high}" in " ".join(unagreed.output.split())
+        assert f"the machine stops at {high}" in " ".join(unagreed.output.split())
         assert typed(tmp_path, "submit", str(tmp_path / "spec.json"), "-p", "ray", "--yes").exit_code == 0
         [run] = ft.store.runs.matching()
         assert f"the run stops at {high} in total" in typed(tmp_path, "show", run.id).output

@@ -16,7 +16,7 @@ import pytest
 from tests.unit.places.test_contract import REF, found, on, spec, submit, work, world  # noqa: F401
 from tests.unit.places.worlds import World
 
-from orchestrate.commands.runs.spending import Fail, headline, notes
+from orchestrate.commands.runs.spending import ExitCodeOptions, headline, notes
 from orchestrate.data import TrainingData
 from orchestrate.errors import HostUnavailable
 from orchestrate.places.base import PRICE, Placed
@@ -155,11 +155,14 @@ def test_a_rented_machine_that_the_store_does_not_know_bills_and_fails_what_is_t
     assert float(one.item.usd_per_hour) == pytest.approx(float(world.minute_usd * 60), rel=0.001)
     assert report.usd_per_hour == one.item.usd_per_hour and report.idle == [one]
     assert (report.uncounted, report.unpriced) == ((one.item.id,), ())
-    assert Fail(fail_if_idle=True).code(report) == 1 and Fail(fail_if_over=True).code(report) == 4
-    [way] = [str(line) for line in notes(report) if "To take it over" in str(line)]
+    assert (
+        ExitCodeOptions(fail_if_idle=True).code(report) == 1
+        and ExitCodeOptions(fail_if_over=True).code(report) == 4
+    )
+    [way] = [str(line) for line in notes(report) if "To recover the run" in str(line)]
     assert f"orchestrate recover {run_id_of(REF)} -p {found.name}. " in way, "without a question"
     left_out = reported(found, store, ignore=[REF])
-    assert {Fail(fail_if_idle=True, fail_if_over=True).code(left_out)} == {0}
+    assert {ExitCodeOptions(fail_if_idle=True, fail_if_over=True).code(left_out)} == {0}
     recover(store, [found])
     known = reported(found, store)
     assert (known.billing, known.idle, known.uncounted, known.usd_per_hour) == ([], [], (), 0)
@@ -178,7 +181,10 @@ def test_a_machine_whose_price_nobody_knows_is_not_counted_as_nothing(
     assert report.usd_per_hour is None and report.unpriced == (one.item.id,) and report.at_least
     assert json.loads(report.to_json())["usd_per_hour"] is None
     assert "unknown price" in headline(report)
-    assert Fail(fail_if_over=True).code(report) == 4 and Fail(fail_if_idle=True).code(report) == 1
+    assert (
+        ExitCodeOptions(fail_if_over=True).code(report) == 4
+        and ExitCodeOptions(fail_if_idle=True).code(report) == 1
+    )
 
 
 def test_a_damaged_run_of_the_depot_hides_no_other_and_two_at_once_take_each_run_once(

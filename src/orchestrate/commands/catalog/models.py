@@ -13,7 +13,7 @@ from rich.text import Text
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, settings_of, table
-from orchestrate.commands.terminal.options import by_default
+from orchestrate.commands.terminal.options import default_command
 from orchestrate.core import days
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
@@ -21,7 +21,7 @@ from orchestrate.setup import backends
 from orchestrate.setup.backends import HostModel, Model, ModelChanges
 
 app = typer.Typer(
-    cls=by_default("search", words=True), help="List base models and their names on each backend."
+    cls=default_command("search", words=True), help="List base models and their names on each backend."
 )
 
 ProviderFilter = Annotated[

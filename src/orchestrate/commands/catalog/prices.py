@@ -12,7 +12,7 @@ from rich.text import Text
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import SANDBOX, note, orchestrator, out, table, with_flags
-from orchestrate.commands.terminal.options import RateOpt, by_default
+from orchestrate.commands.terminal.options import RateOpt, default_command
 from orchestrate.core import days
 from orchestrate.costing import Accuracy, Rate, RateBook, Reconciliation, built_in, load
 from orchestrate.costing.rates import clashes, current, prices_of
@@ -21,7 +21,7 @@ from orchestrate.text import count, money
 
 _NONE_YET = "no run has both a quote and a final bill yet"
 
-app = typer.Typer(cls=by_default("list"), help="Show prices, their sources and their age.")
+app = typer.Typer(cls=default_command("list"), help="Show prices, their sources and their age.")
 
 ProviderFilter = Annotated[
     str | None,

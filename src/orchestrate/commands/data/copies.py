@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Messages:
+class ThreadOptions:
     """Options for turning rows with one message each into conversations."""
 
     thread: Annotated[
@@ -94,7 +94,7 @@ def convert(
             "--requests", metavar="FILE", help="For batch results in FILE: the input file of the batch."
         ),
     ] = None,
-    messages: Messages,
+    messages: ThreadOptions,
     reading: ReadOptions,
 ) -> Output[ConvertReport]:
     """Convert rows to another format. Fails if something would be lost, unless you pass --allow-loss.
@@ -107,7 +107,7 @@ def convert(
     if prints_json() and data.is_stdout(target):
         raise UsageError("--json and the rows cannot both go to standard output", fix="set a file with -o")
     with (
-        _whole_calls(file, requests) as calls,
+        _with_requests(file, requests) as calls,
         _conversations(calls, messages, reading.ignored or ()) as joined,
         engine(reading.engine, reading.workers),
         work("converting", BYTES) as progress,
@@ -132,7 +132,7 @@ def _show_converted(report: ConvertReport, tell: Callable[[str], None]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sides:
+class SplitOptions:
     """Options for splitting the rows."""
 
     seed: Annotated[int, typer.Option(min=0, help="Seed for the split.")] = 0
@@ -171,7 +171,7 @@ def split(
         Path | None, typer.Option("-o", "--output", help="Output folder. Default: FILE's name.")
     ] = None,
     *,
-    sides: Sides,
+    options: SplitOptions,
     reading: ReadOptions,
 ) -> Output[SplitReport]:
     """Split a file by content. Each row stays in its split when you add rows to the file and split it into
@@ -187,11 +187,11 @@ def split(
             file,
             data.Division(
                 data.parse_shares(shares),
-                sides.seed,
-                sides.near,
-                sides.stratify,
-                fill=sides.exact,
-                group_by=sides.group_by,
+                options.seed,
+                options.near,
+                options.stratify,
+                fill=options.exact,
+                group_by=options.group_by,
             ),
             output or data.beside(file, "split"),
             columns=columns_read(reading.columns, reading.ignored),
@@ -199,7 +199,8 @@ def split(
             progress=progress,
         )
     return Output(
-        report, partial(_show_split, shares=data.parse_shares(shares), exact=sides.exact or sides.stratify)
+        report,
+        partial(_show_split, shares=data.parse_shares(shares), exact=options.exact or options.stratify),
     )
 
 
@@ -274,7 +275,7 @@ def _show_deduped(report: DedupeReport, file: str) -> None:
 
 
 @contextmanager
-def _whole_calls(file: str, requests: str | None) -> Generator[str]:
+def _with_requests(file: str, requests: str | None) -> Generator[str]:
     """Yield the file, or a batch's results joined with their requests."""
     from orchestrate.runs.data import files as data
 
@@ -294,7 +295,7 @@ def _whole_calls(file: str, requests: str | None) -> Generator[str]:
 
 
 @contextmanager
-def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Generator[str]:
+def _conversations(file: str, given: ThreadOptions, ignored: Iterable[str]) -> Generator[str]:
     """Yield the file, or the conversations built from its messages. Reports what they omit."""
     from orchestrate.runs.data import files as data
 
@@ -315,8 +316,8 @@ def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Genera
     with TemporaryDirectory() as folder:
         rows = Path(folder) / "conversations.jsonl"
         report = data.join(file, columns, rows)
-        made = (report.messages, "message"), (report.threads, "thread"), (report.written, "conversation")
-        note(", ".join(count(number, one) for number, one in made))
+        counts = (report.messages, "message"), (report.threads, "thread"), (report.written, "conversation")
+        note(", ".join(count(number, one) for number, one in counts))
         for part, senders in report.speakers.items():
             note(f"{part}: {', '.join(senders)}{' ...' if len(senders) == _SPEAKERS_SHOWN else ''}")
         for what, text in _THREADS.items():

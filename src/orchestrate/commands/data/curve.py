@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Points:
+class CurvePoints:
     """Options for the numbers of rows to train on and compare."""
 
     shares: Annotated[
@@ -54,11 +54,11 @@ class Points:
 def curve(
     context: typer.Context,
     *,
-    asked: SpecOptions,
+    spec_options: SpecOptions,
     provider: Annotated[
         str, typer.Option("--provider", "-p", help="Backend to train on.", autocompletion=completing.backend)
     ],
-    points: Points,
+    points: CurvePoints,
     aim: AimOptions,
     output: Annotated[
         Path | None,
@@ -81,7 +81,7 @@ def curve(
     if points.compare is not None and output is not None:
         raise UsageError("--compare has no plot: use -o or --compare, not both")
     with orchestrator(context) as ft:
-        spec, selected = asked.read(provider), ""
+        spec, selected = spec_options.read(provider), ""
         if points.compare is None:
             space = curves.space_of(_shares(points.shares), points.seeds)
         else:

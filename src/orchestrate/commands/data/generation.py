@@ -100,7 +100,7 @@ def generate(
     rows: Annotated[int, typer.Option(min=1, help="Target number of rows in the file.")] = 100,
     *,
     writer: TeacherOptions,
-    wish: GenerateOptions,
+    options: GenerateOptions,
 ) -> Output[GenerateReport]:
     """Generate rows in the format of SEEDS with a chat model. Checks and deduplicates the rows, and marks
     them for review.
@@ -110,32 +110,32 @@ def generate(
     from orchestrate.runs.data import files as data
     from orchestrate.runs.data import generation
 
-    kept, why = generation.reasoning_of(wish.for_model, wanted=wish.reasoning)
-    if wish.for_model is not None and not wish.reasoning:
+    kept, why = generation.reasoning_of(options.for_model, wanted=options.reasoning)
+    if options.for_model is not None and not options.reasoning:
         raise UsageError("--for-model needs --reasoning")
     if why:
         note(why)
     order = generation.GenerateOrder(
         rows=rows,
-        max_requests=wish.max_requests,
-        max_cost_usd=amount(wish.max_cost, "--max-cost", above_zero=True),
-        max_tokens=wish.max_tokens,
-        rows_per_request=wish.per_request,
-        examples=wish.examples,
-        parallel=wish.parallel,
-        instructions=_text(wish.instructions),
-        threshold=wish.threshold,
-        seed=wish.seed,
+        max_requests=options.max_requests,
+        max_cost_usd=amount(options.max_cost, "--max-cost", above_zero=True),
+        max_tokens=options.max_tokens,
+        rows_per_request=options.per_request,
+        examples=options.examples,
+        parallel=options.parallel,
+        instructions=_text(options.instructions),
+        threshold=options.threshold,
+        seed=options.seed,
         reasoning=kept,
     )
-    author = generation.TeacherModel(model=model, temperature=wish.temperature, **vars(writer))
+    author = generation.TeacherModel(model=model, temperature=options.temperature, **vars(writer))
     target = output or data.beside(seeds, "generated.jsonl")
     with orchestrator(context) as ft:
         if generation.unpriced(ft.settings, author):
-            require_unpriced([model], yes=wish.yes)
+            require_unpriced([model], yes=options.yes)
         with _progress(rows) as progress:
             report = generation.generate(
-                ft, seeds, target, author, order, hosts=wish.hosts, progress=progress
+                ft, seeds, target, author, order, hosts=options.hosts, progress=progress
             )
     return Output(report, _show, _EXIT[report.stopped])
 
@@ -220,9 +220,9 @@ def _show(report: GenerateReport) -> None:
 @contextmanager
 def _progress(rows: int) -> Generator[Callable[[int, int, Decimal], None]]:
     """Show the number of rows and requests, and the cost so far."""
-    with work("generating") as told:
+    with work("generating") as report:
 
         def tell(done: int, requests: int, usd: Decimal) -> None:
-            told(done, rows, count(requests, "request") + (f", {money(usd)}" if usd else ""))
+            report(done, rows, count(requests, "request") + (f", {money(usd)}" if usd else ""))
 
         yield tell

@@ -232,8 +232,8 @@ def _masking(shown: PreviewOptions) -> dict[str, object]:
     """Build the masking options. Raises `SpecError` for values that a spec would reject."""
     from orchestrate.spec import JobSpec
 
-    words = shown.train_on.split(",")
-    train_on = shown.train_on if words[0] in ("all", "last") and len(words) == 1 else words
+    roles = shown.train_on.split(",")
+    train_on = shown.train_on if roles[0] in ("all", "last") and len(roles) == 1 else roles
     given = {"truncation": shown.truncation, "max_seq_length": shown.max_length}
     method = {
         "train_on_inputs": shown.train_on_inputs,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from orchestrate.commands.data.options import FileArg, OutputOpt
-from orchestrate.commands.evaluation.judge import asking_bar
+from orchestrate.commands.evaluation.judge import answer_progress
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, require_agreed, warn, warn_lost
 from orchestrate.commands.terminal.options import KeyVariableOpt, PayOpt, SkipFailedOpt
@@ -24,7 +24,7 @@ RubricOpt = Annotated[Path | None, typer.Option(help="YAML file with question, g
 
 
 @dataclass(frozen=True, kw_only=True)
-class By:
+class JudgeAndRubric:
     """Options for the judge and its rubric."""
 
     model: Annotated[
@@ -60,7 +60,7 @@ def judge(
     context: typer.Context,
     file: FileArg,
     *,
-    by: By,
+    judge_options: JudgeAndRubric,
     keep: Annotated[
         float, typer.Option(min=0, max=1, help="Keep the rows with at least this score, 0 to 1.")
     ] = 0.8,
@@ -75,22 +75,28 @@ def judge(
     from orchestrate.runs.data import files as data
     from orchestrate.runs.evaluation import judging
 
-    given: dict[str, Any] = {**vars(by), "max_cost_usd": amount(by.max_cost, "--max-cost")}
+    given: dict[str, Any] = {
+        **vars(judge_options),
+        "max_cost_usd": amount(judge_options.max_cost, "--max-cost"),
+    }
     del given["max_cost"]
     terms = judging.JudgeTerms(**given)
     target = output or data.beside(file, "judged.jsonl")
     with orchestrator(context) as ft, judging.prepared(ft, file, target, terms, keep=keep) as prepared:
         plan = prepared.plan()
-        tell_plan(plan)
-        question, limited = f"Send {count(plan.questions, 'request')} to {by.model}?", by.max_cost is not None
+        print_plan(plan)
+        question, limited = (
+            f"Send {count(plan.questions, 'request')} to {judge_options.model}?",
+            judge_options.max_cost is not None,
+        )
         high, unpriced = plan.high_usd, plan.unpriced
         require_agreed(question, high_usd=high, unpriced=unpriced, limited=limited, yes=yes)
-        with asking_bar(plan.questions) as progress:
+        with answer_progress(plan.questions) as progress:
             report = prepared.run(progress)
     return Output(report, _show)
 
 
-def tell_plan(plan: JudgePlan) -> None:
+def print_plan(plan: JudgePlan) -> None:
     """Print the number of requests to the judge, and the price."""
     if plan.expected_usd is None or plan.high_usd is None:
         price = "the price per token is unknown"

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrate.commands.data.options import OutputOpt
-from orchestrate.commands.evaluation.judge import asking_bar
+from orchestrate.commands.evaluation.judge import answer_progress
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     confirm,
-    goes_on,
     note,
     orchestrator,
     out,
     require_agreed,
+    resumable,
     table,
     warn,
     warn_lost,
@@ -113,7 +113,7 @@ def record(
             high, unpriced, limited = plan.asked.high_usd, plan.asked.unpriced, max_cost is not None
             require_agreed("Record?", high_usd=high, unpriced=unpriced, limited=limited, yes=yes)
             kept = "the answers so far are saved. To continue, run the same command again"
-            with goes_on(kept), asking_bar(plan.asked.questions) as progress:
+            with resumable(kept), answer_progress(plan.asked.questions) as progress:
                 done = prepared.run(progress)
     return Output(done, _show)
 

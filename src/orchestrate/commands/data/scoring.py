@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.data.judging import KeyVariableOpt, RubricOpt, tell_plan
+from orchestrate.commands.data.judging import KeyVariableOpt, RubricOpt, print_plan
 from orchestrate.commands.data.options import FileArg, OutputOpt, ReadOptions, engine
-from orchestrate.commands.evaluation.judge import asking_bar
+from orchestrate.commands.evaluation.judge import answer_progress
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, require_agreed, table
 from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt, PayOpt, SkipFailedOpt, columns_read
@@ -112,11 +112,11 @@ def score(
         scoring.prepared(ft, file, order, output) as prepared,
     ):
         if (plan := prepared.plan()) is not None:
-            tell_plan(plan)
+            print_plan(plan)
             question = f"Send {count(plan.questions, 'request')} to {judged.judge}?"
             high, limited = plan.high_usd, judged.max_cost is not None
             require_agreed(question, high_usd=high, unpriced=plan.unpriced, limited=limited, yes=yes)
-        with asking_bar(plan.questions) if plan else nullcontext() as progress:
+        with answer_progress(plan.questions) if plan else nullcontext() as progress:
             report = prepared.run(progress)
     return Output(report, _show)
 

@@ -69,8 +69,8 @@ def show_inspect(report: InspectReport) -> None:
 
 def _of(report: InspectReport) -> str:
     """Note how many rows were examined for languages, if not all."""
-    looked = sum(report.languages.values())
-    return f" (of the first {looked:,} of {report.rows:,} rows)" if looked < report.rows else ""
+    examined = sum(report.languages.values())
+    return f" (of the first {examined:,} of {report.rows:,} rows)" if examined < report.rows else ""
 
 
 def _counted(counts: dict[str, int], most: int = 8) -> str:
@@ -93,10 +93,16 @@ def show_check(report: CheckReport, fixed: FixReport | None) -> None:
         "backend", "rows accepted", "errors", "warnings", "", right=("rows accepted", "errors", "warnings")
     )
     for host in report.hosts:
-        whole = host.accepted == host.rows and not host.errors
-        word = ("ready", "green") if whole else ("refused", "red") if host.errors else ("in part", "yellow")
+        accepted = host.accepted == host.rows and not host.errors
+        verdict = (
+            ("ready", "green") if accepted else ("refused", "red") if host.errors else ("in part", "yellow")
+        )
         shown.add_row(
-            host.host, f"{host.accepted:,}/{host.rows:,}", f"{host.errors}", f"{host.warnings}", Text(*word)
+            host.host,
+            f"{host.accepted:,}/{host.rows:,}",
+            f"{host.errors}",
+            f"{host.warnings}",
+            Text(*verdict),
         )
     out.print(shown)
     if fixed is not None:

@@ -58,7 +58,7 @@ class Sized(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Going:
+class ExperimentOptions:
     """Options for running the experiment."""
 
     auto: Annotated[
@@ -89,7 +89,7 @@ def serve(
         str, typer.Argument(metavar="PLAN.yaml|NAME", help="A plan file, or a started experiment.")
     ],
     where: ServeAddress,
-    going: Going,
+    options: ExperimentOptions,
     accept_licence: AcceptOpt = None,
 ) -> Iterator[Output[ABServing]]:
     """Start or resume an A/B experiment. Runs a chat completions proxy in front of both models until
@@ -101,10 +101,10 @@ def serve(
         port=where.port,
         names=tuple(where.names or ()),
         origins=tuple(where.origins or ()),
-        auto=going.auto,
-        every_s=going.every_s,
-        user_header=going.user_header,
-        timeout_s=going.timeout_s,
+        auto=options.auto,
+        every_s=options.every_s,
+        user_header=options.user_header,
+        timeout_s=options.timeout_s,
     )
 
     def tell(report: ExperimentReport) -> None:
@@ -119,11 +119,10 @@ def serve(
         ):
             name, phase = experiment.plan.name, experiment.phases()[-1]
             url = f"{up.url}/v1"
-            shown = ABServing(url=url, model=name, id=experiment.id, share=phase.share, auto=going.auto)
+            shown = ABServing(url=url, model=name, id=experiment.id, share=phase.share, auto=options.auto)
             yield Output(shown, lambda shown: print_text(f"{shown['url']}\n  {shown['model']}"))
-            note(
-                f"{phase.share:.0%} of users get the tuned model. Identify each user with {going.user_header}"
-            )
+            header = options.user_header
+            note(f"{phase.share:.0%} of users get the tuned model. Identify each user with {header}")
             note(f"to record outcomes: POST {url}/ab/outcomes, or  orchestrate ab record {name} FILE.jsonl")
             note(
                 "Ctrl-C finishes open requests, then stops. To continue the experiment, run the command again"

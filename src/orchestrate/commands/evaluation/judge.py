@@ -46,7 +46,7 @@ FORMATS = ("table", "md", "html", "csv", "json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rivals:
+class ContenderOptions:
     """Options for models to evaluate in addition to the runs."""
 
     base: Annotated[
@@ -188,7 +188,7 @@ def evaluate(
         ),
     ] = None,
     *,
-    rivals: Rivals,
+    contenders: ContenderOptions,
     rows: TestRowOptions,
     decision: Decision,
     list_metrics: Annotated[bool, typer.Option("--list", help="List the metrics.")] = False,
@@ -204,38 +204,38 @@ def evaluate(
     if list_metrics:
         yield Output(metric_names(), lambda names: print_text("\n".join(names)))
         return
-    order = _order(rivals, rows, decision)
+    order = _order(contenders, rows, decision)
     require_reports(decision.output, decision.junit)
     with orchestrator(context) as ft, PreparedEvaluation(ft, run or [], order) as prepared:
         plan = prepared.plan()
-        tell_plan(plan)
+        print_plan(plan)
         require_unpriced(plan.unpriced, yes=rows.yes)
-        with asking_bar(sum(a.questions for a in plan.asked)) as progress:
+        with answer_progress(sum(a.questions for a in plan.asked)) as progress:
             found = prepared.run(progress)
-        page = decision.output or (page_of(ft.settings.home, found.id) if decision.open_it else None)
+        page = decision.output or (report_page(ft.settings.home, found.id) if decision.open_it else None)
     write_reports(partial(_report, found), page, decision.junit)
     if page is not None and decision.open_it:
-        opened(page)
+        open_page(page)
     failed = decision.gate and (not found.verdicts or any(v.decision != "ship" for v in found.verdicts))
     yield Output(found, partial(_show, rows=decision.show), int(failed))
     if failed and not found.verdicts:
         warn("--gate needs a verdict: set --target, or evaluate another model to compare with")
 
 
-def _order(rivals: Rivals, rows: TestRowOptions, decision: Decision) -> EvaluationOrder:
+def _order(contenders: ContenderOptions, rows: TestRowOptions, decision: Decision) -> EvaluationOrder:
     from orchestrate.runs.evaluation.held_out import EvaluationOrder
 
     return EvaluationOrder(
         test=rows.test,
         columns=columns_read(rows.columns, rows.ignored) or None,
         metrics=decision.metrics or ["auto"],
-        base=rivals.base,
-        base_precision=rivals.base_precision,
-        shots=rivals.shots,
-        models=rivals.model or [],
-        key_variable=rivals.key_variable,
-        against=rivals.against,
-        on=rivals.on,
+        base=contenders.base,
+        base_precision=contenders.base_precision,
+        shots=contenders.shots,
+        models=contenders.model or [],
+        key_variable=contenders.key_variable,
+        against=contenders.against,
+        on=contenders.on,
         limit=rows.limit,
         cluster=rows.cluster,
         slices=[name.strip() for name in rows.slices.split(",") if name.strip()],
@@ -258,7 +258,7 @@ def _order(rivals: Rivals, rows: TestRowOptions, decision: Decision) -> Evaluati
     )
 
 
-def tell_plan(plan: EvaluationPlan) -> None:
+def print_plan(plan: EvaluationPlan) -> None:
     """Print the smallest detectable difference and the price before anything is sent."""
     more = " and ".join(f"{rows:,} for {100 * d:g} points" for d, rows in plan.rows_for[-2:])
     note(
@@ -300,14 +300,14 @@ def _show(found: Evaluation, rows: int) -> None:
     note(f"all answers: {found.items_file}")
 
 
-def page_of(home: Path, name: str) -> Path:
+def report_page(home: Path, name: str) -> Path:
     """Return the path of the report that --open shows if -o is not given."""
     from orchestrate.core.files import private_folder
 
     return private_folder(home / "reports") / f"{name}.html"
 
 
-def opened(page: Path) -> None:
+def open_page(page: Path) -> None:
     """Open a page in the browser named by `$BROWSER`, or in the default browser."""
     import webbrowser
 
@@ -316,15 +316,15 @@ def opened(page: Path) -> None:
 
 
 @contextmanager
-def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], None]]:
+def answer_progress(questions: int) -> Generator[Callable[[str, int, int, Decimal], None]]:
     """Show a progress bar with the number of answers, their cost, and the last model queried."""
     answers = dict[str, int]()
-    with work("querying") as told:
+    with work("querying") as report:
 
         def tell(name: str, done: int, of: int, usd: Decimal) -> None:
             answers[name] = done
             spent = f", {money(usd)}" if usd else ""
-            told(sum(answers.values()), questions, f"{name} {done:,} of {of:,}{spent}")
+            report(sum(answers.values()), questions, f"{name} {done:,} of {of:,}{spent}")
 
         yield tell
 
@@ -356,12 +356,12 @@ def compare(
     with orchestrator(context) as ft:
         comparison = ft.compare(run)
         if open_it and output is None:
-            output = page_of(ft.settings.home, "comparison")
+            output = report_page(ft.settings.home, "comparison")
     if output is not None:
         comparison.save(output)
         yield Output(ReportFile(output=str(output)), lambda written: print_text(written["output"]))
         if open_it:
-            opened(output)
+            open_page(output)
     elif format == "table":
         yield Output(comparison, lambda comparison: out.print(comparison.table(whole=whole)))
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from orchestrate.commands.evaluation.judge import JunitOpt, ReportOpt, asking_bar, write_reports
+from orchestrate.commands.evaluation.judge import JunitOpt, ReportOpt, answer_progress, write_reports
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, require_unpriced
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Abilities:
+class ProbeOptions:
     """Options for the abilities to probe."""
 
     probes: Annotated[
@@ -86,7 +86,7 @@ def regress(
         ),
     ] = None,
     *,
-    abilities: Abilities,
+    abilities: ProbeOptions,
     asking: RegressionLimits,
     list_probes: Annotated[bool, typer.Option("--list", help="List the built-in probes.")] = False,
 ) -> Output[Regression] | Output[list[str]]:
@@ -129,7 +129,7 @@ def regress(
             kept = f", {asked.kept:,} answered before" if asked.kept else ""
             note(f"{asked.contender}: {count(asked.questions, 'request')}{kept}; {price}")
         require_unpriced(plan.unpriced, yes=asking.yes)
-        with asking_bar(sum(a.questions for a in plan.asked)) as progress:
+        with answer_progress(sum(a.questions for a in plan.asked)) as progress:
             found = prepared.run(progress)
     report = RegressionReport(regression=found)
     write_reports(lambda: report, asking.output, asking.junit)

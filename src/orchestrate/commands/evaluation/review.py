@@ -89,7 +89,7 @@ class ReviewAddress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Else:
+class OtherActions:
     """Options for actions other than serving the page."""
 
     results: Annotated[bool, typer.Option("--results", help="Show the results so far.")] = False
@@ -147,7 +147,7 @@ def review(
     what: ReviewSelection,
     place: ReviewAddress,
     rows: WriteOptions,
-    instead: Else,
+    instead: OtherActions,
 ) -> Iterator[
     Output[AnswersReviewing]
     | Output[ReviewResult]
@@ -176,19 +176,19 @@ def review(
             return
         order = _order(what)
         if instead.plan or instead.results:
-            yield _so_far(ft, run, order, instead)
+            yield _results_so_far(ft, run, order, instead)
             return
-        desk = reviewing.opened(ft, run, order)
+        session = reviewing.opened(ft, run, order)
         if instead.export is not None:
-            yield Output(reviewing.export(ft, desk, instead.export, instead.rater), _show_export)
+            yield Output(reviewing.export(ft, session, instead.export, instead.rater), _show_export)
         elif instead.take is not None:
-            yield Output(reviewing.take(ft, desk, instead.take, instead.rater), _show_import)
+            yield Output(reviewing.take(ft, session, instead.take, instead.rater), _show_import)
         else:
-            yield from _serve(desk, place, _names(place.raters))
+            yield from _serve(session, place, _names(place.raters))
 
 
-def _so_far(
-    ft: Any, run: list[str], order: ReviewOrder, instead: Else
+def _results_so_far(
+    ft: Any, run: list[str], order: ReviewOrder, instead: OtherActions
 ) -> Output[ReviewResult] | Output[tuple[Planned, ...]]:
     from orchestrate.runs.evaluation import reviewing
 
@@ -198,13 +198,18 @@ def _so_far(
         show = partial(_show_plan, share=instead.detect, likeness=likeness)
         return Output(reviewing.planned(instead.detect, likeness), show)
     if known is None:
-        asked = run[0] if run else f"--evaluation {order.evaluation}"
-        raise UsageError("no review of these answers yet", fix=f"orchestrate review {asked}")
+        subject = run[0] if run else f"--evaluation {order.evaluation}"
+        raise UsageError("no review of these answers yet", fix=f"orchestrate review {subject}")
     return Output(reviewing.result(ft, known), _show)
 
 
 def _write(
-    ft: Any, run: list[str], what: ReviewSelection, place: ReviewAddress, rows: WriteOptions, instead: Else
+    ft: Any,
+    run: list[str],
+    what: ReviewSelection,
+    place: ReviewAddress,
+    rows: WriteOptions,
+    instead: OtherActions,
 ) -> Iterator[Output[AnswersReviewing] | Output[WritingResult]]:
     from orchestrate.runs.evaluation import writing
 
@@ -220,7 +225,7 @@ def _write(
         )
     names, settler = _names(place.raters), rows.settler
     if rows.write is None:
-        desk = writing.reopened(ft, ft.store.reviews.get(run[0]), names, settler)
+        session = writing.reopened(ft, ft.store.reviews.get(run[0]), names, settler)
     else:
         if run:
             raise UsageError("--write takes a file, not a run.")
@@ -234,15 +239,15 @@ def _write(
             new=what.new,
         )
         opened = writing.opened(ft, order)
-        desk = opened.desk
+        session = opened.desk
         for why, n in (opened.made.left_out if opened.made else {}).items():
             warn(f"left out ({why}): {count(n, 'row')}. Correct them with orchestrate data review")
         if opened.made and opened.made.unread:
             warn(f"the written rows won't have these columns: {', '.join(opened.made.unread)}")
     if instead.results:
-        yield Output(writing.result(desk), _show_writing)
+        yield Output(writing.result(session), _show_writing)
         return
-    yield from _serve(desk, place, [*desk.writers, desk.settler])
+    yield from _serve(session, place, [*session.writers, session.settler])
 
 
 def _show_writing(found: WritingResult) -> None:
@@ -283,18 +288,20 @@ def _show_export(done: Exported) -> None:
 
 
 def _show_import(taken: Imported) -> None:
-    told = f"{count(taken.ratings, 'rating')} from {taken.rater}, {taken.unchanged:,} already known"
-    out.print(f"{told}, {taken.empty:,} empty", soft_wrap=True)
+    counted = f"{count(taken.ratings, 'rating')} from {taken.rater}, {taken.unchanged:,} already known"
+    out.print(f"{counted}, {taken.empty:,} empty", soft_wrap=True)
 
 
-def _serve(desk: Any, place: ReviewAddress, names: Sequence[str]) -> Iterator[Output[AnswersReviewing]]:
+def _serve(session: Any, place: ReviewAddress, names: Sequence[str]) -> Iterator[Output[AnswersReviewing]]:
     from orchestrate.runs.evaluation import reviewing
 
-    review = desk.review
-    served = reviewing.serving(desk, raters=names, host=place.host, port=place.port, names=place.name or ())
+    review = session.review
+    served = reviewing.serving(
+        session, raters=names, host=place.host, port=place.port, names=place.name or ()
+    )
     with served as page, ended_by_signal() as ended:
         shown = AnswersReviewing(
-            review=review.id, links=dict(page.links), tasks=review.tasks, done=desk.done()
+            review=review.id, links=dict(page.links), tasks=review.tasks, done=session.done()
         )
         yield Output(shown, _show_links)
         note(f"{review.id}: {count(review.tasks, 'task')} over {count(review.items, 'item')}, {review.kind}")
@@ -306,7 +313,7 @@ def _serve(desk: Any, place: ReviewAddress, names: Sequence[str]) -> Iterator[Ou
         if place.browser and err.is_terminal and (browse := for_people(webbrowser.open)):
             browse(next(iter(page.links.values())))
         ended.wait()
-    done = ", ".join(f"{who} {n}" for who, n in desk.done().items()) or "nothing"
+    done = ", ".join(f"{who} {n}" for who, n in session.done().items()) or "nothing"
     note(f"rated: {done} of {review.tasks}. To see the results: orchestrate review {review.id} --results")
 
 

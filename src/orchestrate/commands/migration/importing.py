@@ -10,7 +10,7 @@ import typer
 
 from orchestrate import text
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import goes_on, note, orchestrator, out, table, warn
+from orchestrate.commands.terminal.console import note, orchestrator, out, resumable, table, warn
 from orchestrate.core.underway import ProgressCallback, work
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def take(
 
     at = since.replace(tzinfo=UTC) if since else None
     kept = "imported jobs are saved. To continue, run the same command again"
-    with orchestrator(context) as ft, goes_on(kept):
+    with orchestrator(context) as ft, resumable(kept):
         taken: list[AccountImport] = []
         for name in ft.backends(providers):
             with work(f"importing from {name}") as told:

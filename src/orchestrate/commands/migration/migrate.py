@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrate import text
-from orchestrate.commands.evaluation.judge import asking_bar, tell_plan
+from orchestrate.commands.evaluation.judge import answer_progress, print_plan
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command, shown_already
 from orchestrate.commands.terminal.console import (
     confirm,
     err,
-    goes_on,
     note,
     orchestrator,
     out,
     require_unpriced,
+    resumable,
     table,
     warn,
 )
@@ -32,7 +32,12 @@ from orchestrate.commands.terminal.options import (
     models_given,
     require_used,
 )
-from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement, submit_each
+from orchestrate.commands.training.submit import (
+    SpendingOptions,
+    SubmitOptions,
+    require_agreement,
+    submit_each,
+)
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.paid.consent import require_consent
@@ -90,7 +95,7 @@ class ParityOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steps:
+class MigrationSteps:
     """Options for the steps to carry out."""
 
     dry_run: Annotated[
@@ -145,7 +150,7 @@ def migrate(
     serving: ServingOptions,
     spending: SpendingOptions,
     proof: ParityOptions,
-    steps: Steps,
+    steps: MigrationSteps,
 ) -> (
     Output[Migration]
     | Output[Proposal]
@@ -178,7 +183,7 @@ def migrate(
         if not steps.wait:
             note("to continue from here and compare, run the same command without --no-wait")
             return Output([handle.record for _, handle in handles], shown_already)
-        with goes_on("submitted runs keep training. To resume and compare, run the same command again"):
+        with resumable("submitted runs keep training. To resume and compare, run the same command again"):
             found = finish(ft, prepared, handles, yes=spending.yes)
     if steps.output is not None:
         report(found).save(steps.output)
@@ -193,7 +198,7 @@ def _account(
     where: MigrationOptions,
     order: MigrationOrder,
     spending: SpendingOptions,
-    steps: Steps,
+    steps: MigrationSteps,
 ) -> Output[list[PlannedMove]] | Output[list[Carried]] | None:
     if run is not None or where.plan is None or where.train is not None:
         raise UsageError(
@@ -237,7 +242,7 @@ def _propose(proposal: Proposal) -> None:
 
 
 def _submit(
-    ft: Orchestrator, prepared: PreparedMigration, spending: SpendingOptions, steps: Steps
+    ft: Orchestrator, prepared: PreparedMigration, spending: SpendingOptions, steps: MigrationSteps
 ) -> list[tuple[str, RunHandle]]:
     """Submit one run to each backend that accepts it."""
     for target in prepared.proposal.targets:
@@ -251,7 +256,7 @@ def _submit(
         )
     earlier = [prepared.earlier(name, again=spending.again) for name in names]
     new = [found for found in earlier if found.known is None]
-    how = Carrying(spending, strict=False, watch=False)
+    how = SubmitOptions(spending, strict=False, watch=False)
     caps = require_agreement(ft, prepared.prepared, new, how)
     runs: list[RunHandle] = []
     failures = submit_each(ft, prepared.prepared, earlier, caps, runs, strict=False)
@@ -274,13 +279,13 @@ def finish(
     with PreparedProof(ft, prepared, handles) as proof:
         plan = proof.plan()
         if plan is not None:
-            tell_plan(plan)
+            print_plan(plan)
             require_unpriced(plan.unpriced, yes=yes)
-        with asking_bar(sum(a.questions for a in plan.asked) if plan is not None else 0) as progress:
+        with answer_progress(sum(a.questions for a in plan.asked) if plan is not None else 0) as progress:
             return proof.run(progress)
 
 
-_TOLD_EVERY = 25
+_PRINT_EVERY = 25
 
 
 def _write_plan(
@@ -342,7 +347,7 @@ def _carry_out_plan(
     if plan.new:
         agreed = partial(confirm, f"Submit {text.count(len(plan.new), 'run')}?", yes=spending.yes)
         require_consent(plan.high_usd or None, agreed, otherwise="nothing was submitted", fix="add --yes")
-    with goes_on(
+    with resumable(
         "submitted runs continue. To resume, run the same command again. Nothing is submitted twice"
     ):
         done = plan.run(path.with_suffix(".reports"), note)
@@ -366,12 +371,12 @@ def _show_carried(done: list[Carried]) -> None:
 
 def _quiet() -> Callable[[str], None]:
     """Return a function that prints every 25th progress note."""
-    told = 0
+    seen = 0
 
-    def tell(words: str) -> None:
-        nonlocal told
-        told += 1
-        if told % _TOLD_EVERY == 0:
-            note(words)
+    def report_every(message: str) -> None:
+        nonlocal seen
+        seen += 1
+        if seen % _PRINT_EVERY == 0:
+            note(message)
 
-    return tell
+    return report_every

@@ -48,7 +48,7 @@ def stored(
         names = ft.backends(provider)
         found = deleting.account_storage(ft, names, sandbox=sandbox or bool(ft.settings.hosts.sandboxed))
         gaps = any(one.gap for one in found)
-        return Output(found, _show_kept, HostUnavailable.exit_code if gaps else 0)
+        return Output(found, _show_stored, HostUnavailable.exit_code if gaps else 0)
 
 
 @command
@@ -114,15 +114,15 @@ def _delete_item(
     try:
         account, item = deleting.find(ft, id, names, sandbox=sandbox)
     except UsageError:
-        if (gone := deleting.deleted(ft, id)) is None:
+        if (deleted := deleting.deleted(ft, id)) is None:
             raise
-        told = f"{_ONE[gone.kind]} {id} at {gone.provider} was already deleted"
-        return Output(list[Stored](), lambda _: note(told))
+        message = f"{_ONE[deleted.kind]} {id} at {deleted.provider} was already deleted"
+        return Output(list[Stored](), lambda _: note(message))
     provider = ft.provider(item.provider)
     deleting.require_item_unused(ft, provider, item)
     if provider.config.sandbox:
         err.print(SANDBOX)
-    err.print(_kept([account], only=item.id))
+    err.print(_stored_table([account], only=item.id))
     where = f"{provider.profile.title} ({account.host}, account {account.account})"
     _require_agreed(f"Permanently delete the {item.kind} {item.id} at {where}?", yes=yes)
     done = deleting.delete_item(ft, item)
@@ -154,10 +154,10 @@ def _listed(found: Sequence[Stored]) -> TextTable:
     return shown
 
 
-def _show_kept(found: Sequence[AccountStorage]) -> None:
+def _show_stored(found: Sequence[AccountStorage]) -> None:
     items = [item for one in found for item in one.items]
     if items:
-        out.print(_kept(found))
+        out.print(_stored_table(found))
         sizes = [item.bytes for item in items if item.bytes is not None]
         files = sum(item.kind == "file" for item in items)
         some = f", {size(sum(sizes))} (of known sizes)" if sizes else ""
@@ -176,7 +176,7 @@ def _show_kept(found: Sequence[AccountStorage]) -> None:
         note(f"not checked, no key: {joined(keyless)}")
 
 
-def _kept(found: Sequence[AccountStorage], only: str | None = None) -> TextTable:
+def _stored_table(found: Sequence[AccountStorage], only: str | None = None) -> TextTable:
     names = ("at", "what", "id", "name", "size", "made", "deleted by host", "run")
     items = [item for one in found for item in one.items if only in (None, item.id)]
     prices = any(item.usd_per_month is not None for item in items)

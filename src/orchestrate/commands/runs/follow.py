@@ -21,7 +21,7 @@ from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import err, note, orchestrator, out, stage_text, warn
 from orchestrate.commands.terminal.live import LiveView
-from orchestrate.commands.terminal.notify import NotifyOptions, telling
+from orchestrate.commands.terminal.notify import NotifyOptions, notifying
 from orchestrate.errors import OrchestrateError, ProviderError, UsageError
 from orchestrate.runs import watch as watching
 from orchestrate.store.transitions import UNSENT
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _TICK_S = 0.5
 _CHECK_S = 2.0
 """Seconds between checks of the background watcher."""
-_ASKED_AT_ONCE = 8
+_POLLED_AT_ONCE = 8
 """Maximum number of runs that are polled before the first frame is drawn."""
 
 
@@ -122,7 +122,7 @@ def _show(runs: list[Run]) -> None:
 @command
 def sync(context: typer.Context, *, stalls: StallOptions) -> Output[SyncReport]:
     """Update all runs from the hosts' job lists, and resolve create requests whose response was lost."""
-    with orchestrator(context) as ft, telling(ft):
+    with orchestrator(context) as ft, notifying(ft):
         ft.settings = stalls.over(ft.settings)
         report = ft.sync(cancel_stalled=stalls.cancel_stalled)
         for problem in watching.notify_stalls(ft.settings, report):
@@ -141,7 +141,7 @@ def follow(
     elif sys.platform == "win32" and not here:
         raise UsageError("the background watcher is not available on Windows", fix="orchestrate watch --here")
     following = _Following(ft, handles, cancel_stalled=cancel_stalled)
-    with telling(ft):
+    with notifying(ft):
         if handles and following.begin():
             _draw(following, here=here)
     following.check()
@@ -180,70 +180,70 @@ class _Following:
         self._cancel_stalled = cancel_stalled
         self._stalled: set[str] = set()
         self.handles = {h.id: h for h in handles}
-        self._at_work = {h.id for h in handles if not self._over(h.record)}
-        self._told: set[str] = set()
-        self._looks: dict[str, Lease | None] = {}
-        self._looked = float("-inf")
-        self._lost: OrchestrateError | None = None
+        self._active = {h.id for h in handles if not self._over(h.record)}
+        self._reported: set[str] = set()
+        self._view_leases: dict[str, Lease | None] = {}
+        self._viewed_at = float("-inf")
+        self._failure: OrchestrateError | None = None
 
     def begin(self) -> bool:
         """Poll the runs now if there are few, to show errors immediately. Raises errors that waiting cannot
         fix. Returns true if any run is active."""
-        live = [h for h in self.handles.values() if h.id in self._at_work]
+        live = [h for h in self.handles.values() if h.id in self._active]
         for h in live:
             require_reachable(self.ft, h.record)
-        for h in live if len(live) <= _ASKED_AT_ONCE else ():
-            self._ask(h)
-        return bool(self._at_work)
+        for h in live if len(live) <= _POLLED_AT_ONCE else ():
+            self._poll(h)
+        return bool(self._active)
 
     def check(self) -> None:
         """Raise the first error that ended the tracking of a run."""
-        if self._lost is not None:
-            raise self._lost
+        if self._failure is not None:
+            raise self._failure
 
     def run(self, view: LiveView, source: _Source) -> None:
         checked = float("-inf")
         try:
             while not self._show(view):
                 if time.monotonic() - checked > _CHECK_S and self._on_hosts():
-                    self._look()
-                    self._heed(view, *source.check())
+                    self._record_view()
+                    self._report(view, *source.check())
                     self._end_stalled(view)
                     checked = time.monotonic()
                 time.sleep(_TICK_S)
-            self._last_words(view)
+            self._show_final(view)
         finally:
-            for lease in self._looks.values():
+            for lease in self._view_leases.values():
                 if lease is not None:
                     with suppress(OrchestrateError):
                         self.ft.store.leases.release(lease)
 
-    def _ask(self, handle: RunHandle) -> None:
+    def _poll(self, handle: RunHandle) -> None:
         """Poll the run on its host. Stops following the run if its error is permanent."""
         try:
             watching.ask(handle)
         except ProviderError as error:
             warn(f"no longer following {handle.id}: {error.message}")
-            self._lost = self._lost or error
-            self._at_work.discard(handle.id)
+            self._failure = self._failure or error
+            self._active.discard(handle.id)
 
     def _on_hosts(self) -> bool:
         """Return true if any run can be queried on its host. Runs that another process is still uploading
         can't."""
-        return any(self.handles[i].record.phase not in UNSENT for i in self._at_work)
+        return any(self.handles[i].record.phase not in UNSENT for i in self._active)
 
     def _show(self, view: LiveView) -> bool:
         """Draw the runs. Returns true once all runs have ended."""
         for record in self.ft.store.runs.of_ids(self.handles):
             self.handles[record.id].record = record
-            if record.id not in self._at_work and record.id in self._told:
+            if record.id not in self._active and record.id in self._reported:
                 continue
-            self._told.add(record.id)
+            self._reported.add(record.id)
             view.show(record, self._hint(record))
             if self._over(record):
-                self._at_work.discard(record.id)
+                self._active.discard(record.id)
         view.draw()
-        return not self._at_work
+        return not self._active
 
     def _over(self, run: Run) -> bool:
         unsent = run.phase in UNSENT and not self.ft.store.leases.held(f"run:{run.id}")
@@ -265,39 +265,39 @@ class _Following:
         )
 
     def _end_stalled(self, view: LiveView) -> None:
-        self._stalled = self.ft.store.watching.stalled() & self._at_work
+        self._stalled = self.ft.store.watching.stalled() & self._active
         for run_id in self._stalled if self._cancel_stalled else ():
             with suppress(ProviderError):  # polled again soon
                 if why := watching.end_stalled(self.ft, self.handles[run_id].record):
                     view.warn(f"{run_id} is being canceled: {why}")
 
-    def _look(self) -> None:
+    def _record_view(self) -> None:
         """Record that a user is waiting for updates, so the watcher polls more often."""
-        if time.monotonic() - self._looked < 5.0:
+        if time.monotonic() - self._viewed_at < 5.0:
             return
-        self._looked = time.monotonic()
-        records = [h.record for h in self.handles.values() if h.id in self._at_work]
+        self._viewed_at = time.monotonic()
+        records = [h.record for h in self.handles.values() if h.id in self._active]
         for account in {f"{r.provider}@{r.host}" for r in records}:
-            self._looks[account] = self.ft.store.watching.look(account, self._looks.get(account))
+            self._view_leases[account] = self.ft.store.watching.look(account, self._view_leases.get(account))
 
-    def _heed(self, view: LiveView, problems: Sequence[str], failures: Sequence[Failure]) -> None:
-        live = [h for h in self.handles.values() if h.id in self._at_work]
+    def _report(self, view: LiveView, problems: Sequence[str], failures: Sequence[Failure]) -> None:
+        live = [h for h in self.handles.values() if h.id in self._active]
         ours = {h.record.provider for h in live}
         others = tuple(f"{name}: " for name in self.ft.store.runs.open_providers() if name not in ours)
         for problem in problems:
-            if problem not in self._told and not problem.startswith(others):
-                self._told.add(problem)
+            if problem not in self._reported and not problem.startswith(others):
+                self._reported.add(problem)
                 view.warn(problem)
         for failure in failures:
-            if not failure.retryable and failure.provider in ours and failure.message not in self._told:
-                self._told.add(failure.message)
+            if not failure.retryable and failure.provider in ours and failure.message not in self._reported:
+                self._reported.add(failure.message)
                 # Polling from here raises the error with its own type, fix and exit code.
-                for h in [h for h in live if h.record.provider == failure.provider][:_ASKED_AT_ONCE]:
-                    self._ask(h)
+                for h in [h for h in live if h.record.provider == failure.provider][:_POLLED_AT_ONCE]:
+                    self._poll(h)
 
-    def _last_words(self, view: LiveView) -> None:
+    def _show_final(self, view: LiveView) -> None:
         """Show what the hosts report after a run ends: last events and the bill."""
-        for h in list(self.handles.values())[:_ASKED_AT_ONCE]:
+        for h in list(self.handles.values())[:_POLLED_AT_ONCE]:
             if h.record.job_id is not None:
                 with suppress(OrchestrateError):
                     h.refresh()
@@ -395,7 +395,7 @@ def _show_stopped(ended: WatchStopped) -> None:
 
 
 def _leave(handles: list[RunHandle], interrupt: KeyboardInterrupt, *, in_background: bool) -> None:
-    ids = " ".join(h.id for h in handles[:_ASKED_AT_ONCE]) if len(handles) <= _ASKED_AT_ONCE else ""
+    ids = " ".join(h.id for h in handles[:_POLLED_AT_ONCE]) if len(handles) <= _POLLED_AT_ONCE else ""
     err.print(f"\ninterrupted. The run continues. To follow it again: orchestrate watch {ids}".rstrip())
     if in_background:
         err.print("still watching in the background. To stop: orchestrate watch --stop")

@@ -79,7 +79,7 @@ class SpendingSelection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fail:
+class ExitCodeOptions:
     """Options for nonzero exit codes."""
 
     fail_if_over: Annotated[
@@ -122,7 +122,7 @@ class Fail:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tell:
+class RecipientOptions:
     """Options for additional recipients."""
 
     notify: Annotated[
@@ -143,7 +143,7 @@ class Tell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class End:
+class OrphanOptions:
     """Options for shutting down orphaned resources."""
 
     end_orphans: Annotated[
@@ -164,10 +164,10 @@ def spending(
     context: typer.Context,
     *,
     what: SpendingSelection,
-    fail: Fail,
-    tell: Tell,
+    fail: ExitCodeOptions,
+    tell: RecipientOptions,
     channels: NotifyOptions,
-    end: End,
+    end: OrphanOptions,
 ) -> Iterator[Output[SpendingReport] | Output[OrphanReport]]:
     """Show spent, committed and remaining money. Then query every configured account for resources that are
     or may be billed, no matter who started them. Lists accounts that could not be reached."""
@@ -180,11 +180,11 @@ def spending(
             yield _orphans_ended(ft, sandbox=what.sandbox, yes=end.yes)
             return
         fail.require(what, ft.settings)
-        telling = tell.settings(ft.settings, channels)
+        recipients = tell.settings(ft.settings, channels)
         report = what.ask(ft)
         code = fail.code(report)
         yield Output(report, _show, code)
-        problems = watching.announce(telling, message(report)) if telling else ()
+        problems = watching.announce(recipients, message(report)) if recipients else ()
         for problem in problems:
             warn(f"notification failed: {problem}")
         if problems and not code:
@@ -333,7 +333,7 @@ def shown(report: SpendingReport) -> list[RenderableType]:
     for breakdown in report.breakdown:
         if breakdown.groups:
             parts += ["", _breakdown(breakdown, report.total)]
-    return [*parts, "", _standing(report.standing)] if report.standing else parts
+    return [*parts, "", _resources(report.standing)] if report.standing else parts
 
 
 def notes(report: SpendingReport) -> list[Text]:
@@ -347,7 +347,7 @@ def notes(report: SpendingReport) -> list[Text]:
                 "abandon RUN)"
             )
         )
-    told += [_warning(_lost(found)) for found in report.idle if found.unaccounted]
+    told += [_warning(_orphan(found)) for found in report.idle if found.unaccounted]
     told += [
         _warning(
             f"{run} is stalled and may still be billed. See its events: orchestrate events {run}. "
@@ -379,7 +379,7 @@ def notes(report: SpendingReport) -> list[Text]:
     return told
 
 
-def _lost(found: Found) -> str:
+def _orphan(found: Found) -> str:
     """Describe a rented machine that belongs to no run in this store, and how to end it."""
     item = found.item
     price = "at an unknown price" if item.usd_per_hour is None else f"at {rate(item.usd_per_hour)} per hour"
@@ -430,10 +430,10 @@ def _column(parts: Sequence[Decimal]) -> list[str]:
     ]
 
 
-def _standing(standing: Sequence[Found]) -> RenderableType:
+def _resources(resources: Sequence[Found]) -> RenderableType:
     names = ("backend", "what", "id", "name", "state", "billed", "$/hour", "owner")
     shown = table(*names, right=("$/hour",), fold=("id", "name", "owner"))
-    for found in standing:
+    for found in resources:
         item = found.item
         bills = {True: Text("yes", style="red"), False: Text("no"), None: Text("unknown", style="yellow")}
         price = item.usd_per_hour

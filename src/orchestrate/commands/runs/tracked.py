@@ -23,7 +23,7 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
-from orchestrate.commands.tuned.hosting import in_words
+from orchestrate.commands.tuned.hosting import describe
 from orchestrate.core.amounts import amount
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
 from orchestrate.paid.limits import exceeds
@@ -83,7 +83,7 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output
         deployment=deployed.record if deployed is not None else None,
     )
     so_far = points[-1].values.get("cost_usd") if points and record.bill is None else None
-    words = in_words(deployed) if deployed is not None else None
+    words = describe(deployed) if deployed is not None else None
     return Output(shown, partial(_show, deployed=words, so_far_usd=so_far))
 
 
@@ -118,7 +118,7 @@ def _show(record: RunShown, deployed: str | None, so_far_usd: float | None) -> N
         "idempotency key": record.idempotency_key,
         "finished": f"{record.finished_at:%Y-%m-%d %H:%M:%S} UTC" if record.finished_at else None,
         "data digest": record.dataset_digest[:16],
-        "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if _told(k, v)),
+        "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if _shown_in_spec(k, v)),
     }
     for e in record.evaluations:
         for v in e.verdicts:
@@ -386,8 +386,8 @@ def _quote(run: Run) -> str | None:
     if run.quote.unavailable:
         return f"none: {run.quote.unavailable}"
     by_data = run.quote.recalled and not run.quote.undecided
-    gone = ", computed from the host's data (recovered run)" if by_data else ""
-    return f"{quoted(run.quote)}{gone}"
+    origin = ", computed from the host's data (recovered run)" if by_data else ""
+    return f"{quoted(run.quote)}{origin}"
 
 
 def _bill(run: Run) -> str | None:
@@ -402,7 +402,7 @@ def _bill(run: Run) -> str | None:
     return f"{final}{money(run.bill.usd)} ({run.bill.origin})" + (", above its limit" if over else "")
 
 
-def _told(name: str, value: Any) -> bool:
+def _shown_in_spec(name: str, value: Any) -> bool:
     """Return whether the field is shown with the spec. The cost limit has its own line."""
     return value is not None and name != "max_cost_usd"
 

@@ -95,7 +95,7 @@ def gateway(context: typer.Context, *, where: GatewayAddress) -> Iterator[Output
     from orchestrate.runs import watch as watching
 
     with orchestrator(context) as ft, ended_by_signal() as ended:
-        told = service.read(
+        settings = service.read(
             ft,
             host=where.host,
             port=where.port,
@@ -103,8 +103,8 @@ def gateway(context: typer.Context, *, where: GatewayAddress) -> Iterator[Output
             behind_proxy=where.behind_proxy,
             certificate=service.certificate(where.certificate, where.certificate_key),
         )
-        with service.serve(ft, told, watching.watcher(ft)) as up:
-            models = {name: _target(target) for name, target in told.models.items()}
+        with service.serve(ft, settings, watching.watcher(ft)) as up:
+            models = {name: _target(target) for name, target in settings.models.items()}
             yield Output(GatewayShown(url=up.url, models=models), _show)
             if not models:
                 warn("no model names are mapped, so clients cannot fine-tune (docs/gateway.md)")
@@ -123,7 +123,7 @@ def _target(target: MappedModel) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scope:
+class KeyScope:
     """Options for the key's permissions."""
 
     project: Annotated[
@@ -155,7 +155,7 @@ def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of the key's owner.")],
     *,
-    scope: Scope,
+    scope: KeyScope,
 ) -> Output[KeyMade]:
     """Create a client key and print it once. Only its hash is stored. Once a key exists, every request needs
     one."""
@@ -244,9 +244,9 @@ def log(
 def _show_log(found: list[AuditEntry]) -> None:
     shown = table("at", "key", "request", "status", "what")
     for entry in found:
-        at, asked = f"{entry.at:%Y-%m-%d %H:%M:%S}", f"{entry.method} {entry.path}"
+        at, request = f"{entry.at:%Y-%m-%d %H:%M:%S}", f"{entry.method} {entry.path}"
         times = f" ({entry.times} times)" if entry.times > 1 else ""
         what = entry.subject or entry.code or (f"by {entry.by}" if entry.by else "-")
         status = f"{entry.status}{times}" if entry.status else "-"
-        shown.add_row(at, entry.key or "-", asked, status, what)
+        shown.add_row(at, entry.key or "-", request, status, what)
     out.print(shown)

@@ -11,7 +11,7 @@ import typer
 
 from orchestrate.commands.terminal.command import Output, command, for_people
 from orchestrate.commands.terminal.console import ended_by_signal, note, orchestrator, print_text, warn
-from orchestrate.commands.tuned.exporting import AcceptOpt, agreed, show_proof
+from orchestrate.commands.tuned.exporting import AcceptOpt, accepted_licenses, show_proof
 from orchestrate.errors import UsageError
 from orchestrate.types import Proof
 from orchestrate.types.serving import AdapterCost
@@ -126,7 +126,7 @@ class ServeEngineOptions:
     ] = None
 
 
-class ChangesKeys(Protocol):
+class KeyManager(Protocol):
     """Functions that manage the client keys of one kind of server."""
 
     def new_key(self, ft: Orchestrator, name: str, /) -> str: ...
@@ -135,7 +135,7 @@ class ChangesKeys(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeysInstead:
+class KeyOptions:
     """Options that create or revoke a key instead of serving."""
 
     new_key: Annotated[
@@ -146,7 +146,7 @@ class KeysInstead:
         str | None, typer.Option("--revoke-key", metavar="NAME", help="Revoke the key with this name.")
     ] = None
 
-    def change(self, ft: Orchestrator, keys: ChangesKeys) -> bool:
+    def change(self, ft: Orchestrator, keys: KeyManager) -> bool:
         """Create or revoke a key. Returns true if either was requested."""
         if self.revoke_key is not None:
             keys.revoke_key(ft, self.revoke_key)
@@ -172,7 +172,7 @@ def serve(
         str | None,
         typer.Option("--into", metavar="URL", help="Add the adapters to this running server."),
     ] = None,
-    keys: KeysInstead,
+    keys: KeyOptions,
     prove: Annotated[bool, typer.Option(help="Verify each model before serving it.")] = True,
     accept_licence: AcceptOpt = None,
 ) -> Iterator[Output[ServeReport] | Output[list[Added]]]:
@@ -186,7 +186,7 @@ def serve(
             return
         if not names and how.base is None:
             raise UsageError("nothing to serve: name a run, or set --base MODEL")
-        accepted = agreed(ft, names, accept_licence)
+        accepted = accepted_licenses(ft, names, accept_licence)
         if into is not None:
             added = serving.add(ft, names, into, accepted, how.called or ())
             yield Output([Added(model=m, url=f"{url}/v1", seconds=s) for m, url, s in added], _show_added)

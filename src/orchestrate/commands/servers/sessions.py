@@ -12,7 +12,7 @@ from orchestrate.commands.servers.serve import (
     CpuThreadsOpt,
     DeviceOpt,
     HostOpt,
-    KeysInstead,
+    KeyOptions,
     NamesOpt,
     PortOpt,
     PrecisionOpt,
@@ -80,7 +80,7 @@ def serve(
     ] = None,
     where: SessionsAddress,
     how: SessionEngineOptions,
-    keys: KeysInstead,
+    keys: KeyOptions,
 ) -> Iterator[Output[SessionsServed]]:
     """Serve training sessions for one base model until interrupted. Connect with Tinker's client."""
     from orchestrate import sessions

@@ -45,10 +45,10 @@ def bench(
         home = ft.settings.home / "local"
     note(f"training for about {seconds:.0f} s ...")
     found = starting.measure(home, model=model, threads=threads, device=device, seconds=seconds)
-    return Output(found, partial(_show, kept=starting.bench_file(home)))
+    return Output(found, partial(_show, file=starting.bench_file(home)))
 
 
-def _show(found: Bench, kept: Path) -> None:
+def _show(found: Bench, file: Path) -> None:
     out.print(
         f"{found.tokens_per_second:,.0f} tokens per second with {found.model} on {found.device}", end=""
     )
@@ -58,11 +58,11 @@ def _show(found: Bench, kept: Path) -> None:
         planned = f" (planned: {size(found.planned_bytes)})" if found.planned_bytes else ""
         resident = f"; the entire process {size(found.resident_bytes)}" if found.resident_bytes else ""
         out.print(f"peak tensor memory: {size(found.peak_bytes)}{planned}{resident}")
-    note(f"saved to {kept}")
+    note(f"saved to {file}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainingSetup:
     """Options that describe the training run."""
 
     adapter: Annotated[str, typer.Option(help="qlora, lora or full.")] = "qlora"
@@ -82,7 +82,7 @@ class Trained:
 def memory(
     model: Annotated[str, typer.Argument(help="Catalog name, model folder, or a size such as 8B.")],
     *,
-    how: Trained,
+    how: TrainingSetup,
     device: DeviceOpt = None,
     available: Annotated[
         float | None, typer.Option(help="Available memory in GiB. Default: this machine's.")

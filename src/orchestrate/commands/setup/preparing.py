@@ -16,7 +16,7 @@ from rich.text import Text
 
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, settings_of, table
-from orchestrate.commands.terminal.options import by_default
+from orchestrate.commands.terminal.options import default_command
 from orchestrate.core import days
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
 from orchestrate.settings import (
@@ -50,7 +50,8 @@ _MARKS: dict[bool | None, tuple[str, str]] = {
 
 
 keys = typer.Typer(
-    cls=by_default("list"), help="Set, list and remove API keys, and choose the hosts they may be sent to."
+    cls=default_command("list"),
+    help="Set, list and remove API keys, and choose the hosts they may be sent to.",
 )
 
 
@@ -113,15 +114,15 @@ def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | No
     if host is None or not host.near or _is_sandbox(host, key):
         return
     url = host.base_url
-    told = (
+    warning = (
         f"the base URL of {name} is {url} on this machine (a sandbox?), so the key would only be sent there"
     )
     if not sys.stdin.isatty():
         raise UsageError(
-            f"{told}; nothing was written",
+            f"{warning}; nothing was written",
             fix=f"unset {name.upper().replace('-', '_')}_BASE_URL, or set the key at a terminal",
         )
-    if not typer.confirm(f"{told}. Store it anyway?", err=True):
+    if not typer.confirm(f"{warning}. Store it anyway?", err=True):
         raise UsageError("nothing was written")
 
 
@@ -289,7 +290,7 @@ def _show_checks(checks: list[Check]) -> None:
     out.print(shown)
 
 
-providers = typer.Typer(cls=by_default("list"), help="List backends and what each one supports.")
+providers = typer.Typer(cls=default_command("list"), help="List backends and what each one supports.")
 
 
 class BackendRow(TypedDict):
@@ -324,7 +325,7 @@ def list_providers(
     today = days.today()
     with orchestrator(context) as ft:
         asked = ft.backends()
-        found = [_backend(known.look(ft, name), today) for name in known.all_names(ft.settings)]
+        found = [_backend(known.readiness(ft, name), today) for name in known.all_names(ft.settings)]
     return Output(found, partial(_show_backends, wide=asked))
 
 

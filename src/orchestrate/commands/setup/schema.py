@@ -16,7 +16,7 @@ import typer
 from orchestrate.commands import COMMANDS, load
 from orchestrate.commands.terminal.command import Output
 from orchestrate.commands.terminal.console import ErrorLine, note, print_json, print_text
-from orchestrate.commands.terminal.options import same_words
+from orchestrate.commands.terminal.options import synonyms_of
 from orchestrate.errors import UsageError
 from orchestrate.text import meant
 
@@ -33,7 +33,7 @@ def of(command: str) -> dict[str, Any]:
     """Return the JSON schema of a command's output. Raises `UsageError` for a command without `--json`."""
     group, _, word = command.rpartition(" ")
     # A group's default command, and synonyms of the command.
-    tried = (command, f"{command} list", *(f"{group} {other}".strip() for other in same_words(word)))
+    tried = (command, f"{command} list", *(f"{group} {other}".strip() for other in synonyms_of(word)))
     named = next((name for name in tried if name == _ERROR or _body(name)), None)
     if named is None:
         raise UsageError(

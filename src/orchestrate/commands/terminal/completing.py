@@ -17,7 +17,7 @@ def runs(incomplete: str) -> list[tuple[str, str]]:
 
         for run in offering.runs():
             found.append((run.id, f"{run.provider} {run.model} {run.status.value}"))
-    return [(id, told) for id, told in found if id.startswith(incomplete)]
+    return [(id, description) for id, description in found if id.startswith(incomplete)]
 
 
 def backend(incomplete: str) -> list[str]:

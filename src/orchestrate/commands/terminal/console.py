@@ -82,7 +82,7 @@ err = _Console(
 )
 """Console for progress, notes and errors."""
 
-under_way = Bars(err)
+task_progress = Bars(err)
 """Progress display of the command."""
 
 RunArg = Annotated[
@@ -245,10 +245,10 @@ def _fitted(text: str, taken: int, hang: str, width: int) -> str:
         if line.startswith("  "):  # a command, or a list
             lines.append(line)
             continue
-        whole = _COMMAND.sub(lambda found: found[0].replace(" ", _JOINED), line)
+        joined = _COMMAND.sub(lambda found: found[0].replace(" ", _JOINED), line)
         begun = hang if lines else _JOINED * taken
         parts = wrap(
-            whole,
+            joined,
             width,
             initial_indent=begun,
             subsequent_indent=hang,
@@ -292,15 +292,15 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
         report_error(error, as_json=as_json)
         return error.exit_code
     # Typer's errors about the command line. Their classes have no public path that all its versions share.
-    if (told := getattr(error, "format_message", None)) and hasattr(error, "exit_code"):
+    if (format_message := getattr(error, "format_message", None)) and hasattr(error, "exit_code"):
         if type(error).__name__ == "NoArgsIsHelpError":
             # Help in boxes prints itself. On a narrow terminal, the plain help is the error's text.
-            if page := str(told()).strip():
+            if page := str(format_message()).strip():
                 print_text(page)
             return UsageError.exit_code
         command: Any = getattr(error, "ctx", None)
         fix = f"{command.command_path} --help" if command is not None else None
-        report_error(UsageError(str(told()), fix=fix), as_json=as_json)
+        report_error(UsageError(str(format_message()), fix=fix), as_json=as_json)
         return UsageError.exit_code
     if type(error).__name__ == "Abort":
         report_error(UsageError("canceled at the prompt"), as_json=as_json)
@@ -356,7 +356,7 @@ def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
     trace = inert(redact_text("".join(traceback.format_exception(error))))
     message = redact_text(f"{type(error).__name__}: {error}")
     if as_json and not verbose:
-        ErrorLine(error="Defect", message=message, fix=f"please report {_kept(trace)}", exit_code=1).write()
+        ErrorLine(error="Defect", message=message, fix=f"please report {_saved(trace)}", exit_code=1).write()
         return
     err.print("defect:", style="bold red", end=" ")
     err.print(message, soft_wrap=True)
@@ -367,7 +367,7 @@ def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
     whose = "Orchestrate, not in your input. Please report it with this traceback:"
     if package is not None:
         whose = f"the package {package}, a backend plug-in. Please send this traceback to its authors:"
-    err.print(f"  this is a bug in {whose} {_kept(trace)}", soft_wrap=True)
+    err.print(f"  this is a bug in {whose} {_saved(trace)}", soft_wrap=True)
 
 
 def _package_of(error: Exception) -> str | None:
@@ -387,7 +387,7 @@ def _package_of(error: Exception) -> str | None:
     return found
 
 
-def _kept(trace: str) -> str:
+def _saved(trace: str) -> str:
     import tempfile
 
     with tempfile.NamedTemporaryFile("w", prefix="orchestrate-", suffix=".txt", delete=False) as kept:
@@ -416,7 +416,7 @@ def ended_by_signal() -> Generator[threading.Event]:
 
 
 @contextmanager
-def goes_on(how: str) -> Generator[None]:
+def resumable(how: str) -> Generator[None]:
     """Print how to continue from the saved progress if a long command is interrupted."""
     try:
         yield

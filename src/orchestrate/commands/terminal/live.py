@@ -23,7 +23,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 _STAGES = ("validating", "queued", "running", "finalizing", "succeeded")
 _KEPT_EVENTS = 4
 _PANEL_LINES = 6 + _KEPT_EVENTS
-_TOLD_IN_FULL = 20
+_EVENTS_OF_AT_MOST = 20
 _STEPWISE = frozenset({"metrics", "progress"})
 """Types of events that arrive every few steps. They are omitted, because a log would show little else."""
 
@@ -226,7 +226,7 @@ class LiveView:
             self._resized()
             self._live.update(self._picture(datetime.now(UTC)), refresh=True)
             return
-        self._many = self._many or len(self._runs) > _TOLD_IN_FULL
+        self._many = self._many or len(self._runs) > _EVENTS_OF_AT_MOST
         for run, hint in self._runs.values():
             self._print(run, hint, () if self._many else self._events(run.id))
 

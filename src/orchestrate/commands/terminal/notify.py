@@ -53,13 +53,13 @@ class NotifyOptions:
             url=Secret(self.notify_url) if self.notify_url else given.url,
             desktop=self.notify_desktop or given.desktop,
         )
-        told = replace(settings, notify=found)
-        watching.channels_of(told)
-        return told
+        changed = replace(settings, notify=found)
+        watching.channels_of(changed)
+        return changed
 
 
 @contextmanager
-def telling(ft: Orchestrator) -> Generator[None]:
+def notifying(ft: Orchestrator) -> Generator[None]:
     """Send notifications like `watching.notifying`, and warn about each channel that failed."""
     with watching.notifying(ft) as problems:
         yield

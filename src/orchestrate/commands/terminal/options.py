@@ -34,7 +34,7 @@ _SYNONYMS = (("list", "ls"), ("remove", "rm", "revoke"))
 """Sets of synonymous command names. A command group accepts every name of a set and lists its own."""
 
 
-def same_words(word: str) -> tuple[str, ...]:
+def synonyms_of(word: str) -> tuple[str, ...]:
     """Return a command's name, followed by the synonyms that a command group accepts."""
     return (word, *(other for words in _SYNONYMS if word in words for other in words if other != word))
 
@@ -43,10 +43,10 @@ class AliasGroup(TyperGroup):
     """Command group that accepts the usual synonyms of its commands."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return next((self.commands[name] for name in same_words(cmd_name) if name in self.commands), None)
+        return next((self.commands[name] for name in synonyms_of(cmd_name) if name in self.commands), None)
 
 
-def by_default(command: str, *, words: bool = False) -> type[TyperGroup]:
+def default_command(command: str, *, words: bool = False) -> type[TyperGroup]:
     """Build a command group that runs `command` if only options are given. With `words`, it also runs
     `command` if the first argument is not a command name: `orchestrate models qwen` runs a search."""
 

@@ -19,24 +19,24 @@ _ROOM = 120
 text."""
 
 
-def worded(command: Any, name: str) -> Any:
+def prepare_help(command: Any, name: str) -> Any:
     """Prepare the help page of a command or command group. Adds its example, and replaces typer's type names,
     such as `<list[str]>`, with plain words."""
     example = EXAMPLES.get(name)
     command.epilog = f"Example:  {example}" if example else None
     command.help = _LINE_END.sub(" ", inspect.cleandoc(command.help or ""))
     for own, inner in getattr(command, "commands", {}).items():
-        worded(inner, f"{name} {own}")
-    reworded(command)
+        prepare_help(inner, f"{name} {own}")
+    plain_types(command)
     if shutil.get_terminal_size().columns < _ROOM:
         command.rich_markup_mode = None
     return command
 
 
-def reworded(command: Any) -> None:
+def plain_types(command: Any) -> None:
     """Replace the type names of a command's parameters, including the help option."""
     for parameter in command.params:
-        reworded_one(parameter)
+        plain_type(parameter)
     option_of = command.get_help_option
 
     def get_help_option(ctx: Any) -> Any:
@@ -48,7 +48,7 @@ def reworded(command: Any) -> None:
     command.get_help_option = get_help_option
 
 
-def reworded_one(parameter: Any) -> None:
+def plain_type(parameter: Any) -> None:
     if parameter.param_type_name == "argument":
         parameter.display_type_rich = _no_type  # its name is enough
         parameter.get_usage_pieces = partial(_usage, parameter)

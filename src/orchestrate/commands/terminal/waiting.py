@@ -34,20 +34,22 @@ class WaitingTask:
     detail: str = ""
     task: TaskID | None = None
 
-    def far(self) -> str:
+    def progress_text(self) -> str:
         """Format the progress, such as `3 of 10`. Returns an empty string if it is unknown."""
         of = f" of {self._amount(self.total)}" if self.total else ""
         parts = [f"{self._amount(self.done)}{of}" if self.done or of else "", self.detail]
         return ", ".join(part for part in parts if part)
 
-    def how_long(self, now: float) -> str:
+    def time_text(self, now: float) -> str:
         taken = now - self.begun
         if not self.total or not self.done:
             return f"{duration(taken)} so far"
         return f"about {duration(taken * max(0.0, self.total - self.done) / self.done)} left"
 
     def line(self, now: float) -> str:
-        return f"{self.what}: {', '.join(part for part in (self.far(), self.how_long(now)) if part)}"
+        return (
+            f"{self.what}: {', '.join(part for part in (self.progress_text(), self.time_text(now)) if part)}"
+        )
 
     def _amount(self, value: float) -> str:
         return size(int(value)) if self.unit == BYTES else f"{value:,.0f}"
@@ -63,7 +65,7 @@ class Bars:
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _shown: Progress | None = None
     _ended: threading.Event = field(default_factory=threading.Event)
-    _told: float = 0.0
+    _printed_at: float = 0.0
 
     @contextmanager
     def __call__(self, what: str, unit: str = "") -> Generator[ProgressCallback]:
@@ -71,37 +73,37 @@ class Bars:
         mine = WaitingTask(what, unit, now)
         with self._lock:
             if not self._open:
-                self._told, self._ended = now, threading.Event()
+                self._printed_at, self._ended = now, threading.Event()
                 threading.Thread(target=self._tick, args=(self._ended,), daemon=True).start()
             self._open.append(mine)
 
-        def told(done: float, total: float | None = None, detail: str = "", /) -> None:
+        def update(done: float, total: float | None = None, detail: str = "", /) -> None:
             mine.done, mine.total, mine.detail = done, total if total else mine.total, detail or mine.detail
 
         try:
-            yield told
+            yield update
         finally:
             with self._lock:
                 self._open.remove(mine)
-                self.look()
+                self.refresh()
                 if not self._open:
                     self._ended.set()
                     self._hide()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Show the current progress."""
         with self._lock:
             now = self.clock()
             if self.console.is_terminal:
                 self._draw(now)
-            elif now - self._told >= EVERY_S:
-                self._told = now
+            elif now - self._printed_at >= EVERY_S:
+                self._printed_at = now
                 for one in self._open:
                     self.console.print(one.line(now), style="dim", soft_wrap=True)
 
     def _tick(self, ended: threading.Event) -> None:
         while not ended.wait(0.2):
-            self.look()
+            self.refresh()
 
     def _draw(self, now: float) -> None:
         due = [one for one in self._open if now - one.begun >= SHOWN_AFTER_S]
@@ -116,7 +118,11 @@ class Bars:
             if one.task is None:
                 one.task = self._shown.add_task(one.what, total=None, far="", long="")
             self._shown.update(
-                one.task, completed=one.done, total=one.total, far=one.far(), long=one.how_long(now)
+                one.task,
+                completed=one.done,
+                total=one.total,
+                far=one.progress_text(),
+                long=one.time_text(now),
             )
         self._shown.start()
         self._shown.refresh()

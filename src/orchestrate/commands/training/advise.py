@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from msgspec.structs import replace
 
-from orchestrate.commands.evaluation.judge import asking_bar, tell_plan
+from orchestrate.commands.evaluation.judge import answer_progress, print_plan
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, require_agreed, warn
 from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt, PayOpt, ServingOptions, columns_read
@@ -151,7 +151,7 @@ def _measured(
     )
     with prompting.prepared(ft, file, wanted, private=needed.private) as prepared:
         plan = prepared.plan()
-        tell_plan(plan)
+        print_plan(plan)
         questions = sum(one.questions - one.kept for one in plan.asked)
         require_agreed(
             f"Send {count(questions, 'request')} to {needed.measure}?",
@@ -160,7 +160,7 @@ def _measured(
             limited=needed.max_cost is not None,
             yes=yes,
         )
-        with asking_bar(questions) as progress:
+        with answer_progress(questions) as progress:
             return prompting.scores(prepared.run(progress))
 
 

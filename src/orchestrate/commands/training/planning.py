@@ -64,12 +64,12 @@ def check(
     context: typer.Context,
     *,
     provider: ProviderOpt = "all",
-    asked: SpecOptions,
+    spec_options: SpecOptions,
 ) -> Output[PlanCheckReport]:
     """List everything in your data or spec that a backend would reject. Works offline. Exit code 1 if there
     are errors."""
     with orchestrator(context) as ft:
-        spec = asked.read(provider)
+        spec = spec_options.read(provider)
         prepared = ft.prepare(spec, backends_of(ft, spec, provider))
     problems, backends = prepared.problems, [offer.provider for offer in prepared.offers]
     wrong = any(p.severity is Severity.ERROR for p in problems)
@@ -95,7 +95,7 @@ def plan(
     context: typer.Context,
     *,
     provider: ProviderOpt = "all",
-    asked: SpecOptions,
+    spec_options: SpecOptions,
     strict: StrictOpt = False,
     gpu_memory: Annotated[
         str | None,
@@ -122,18 +122,18 @@ def plan(
                 "--suggest cannot be combined with other options", fix="orchestrate plan --suggest"
             )
         with orchestrator(context) as ft:
-            spec = asked.read(provider)
+            spec = spec_options.read(provider)
             return Output(ft.suggest(spec, backends_of(ft, spec, provider)), _show_suggestions)
     with orchestrator(context) as ft:
         if gpu_memory is not None:
             local = {**ft.settings.local, "gpu_memory_gib": _gib(gpu_memory)}
             ft.settings = dataclasses.replace(ft.settings, local=local)
         measured = gpu_memory is not None
-        spec = asked.read(provider)
+        spec = spec_options.read(provider)
         names = backends_of(ft, spec, provider)
         translations = ft.plan(spec, names, measured=measured)
-        if fix and _fix(asked, translations):
-            translations = ft.plan(asked.read(provider), names, measured=measured)
+        if fix and _fix(spec_options, translations):
+            translations = ft.plan(spec_options.read(provider), names, measured=measured)
     refused = any(t.inexact if strict else t.refused for t in translations)
     shown = [Translation.from_dict(masked(translation.to_dict())) for translation in translations]
     return Output(shown, lambda _: show_translations(translations, all=all), 2 if refused else 0)
@@ -164,12 +164,12 @@ def _gib(given: str) -> float:
     return float(found[1]) * (1e9 / 2**30 if found[2] == "gb" else 1.0)
 
 
-def _fix(asked: SpecOptions, translations: Sequence[Translation]) -> bool:
+def _fix(spec_options: SpecOptions, translations: Sequence[Translation]) -> bool:
     """Write the overrides that fix the spec into its file. Returns true if there were any."""
     from orchestrate.core.files import write_whole
     from orchestrate.spec import specfile
 
-    path = asked.file
+    path = spec_options.file
     fixable = {t.provider: t.overrides for t in translations if t.overrides is not None}
     for name, fields in fixable.items():
         write_whole(path, specfile.with_overrides(path, name, fields).encode())
@@ -201,7 +201,7 @@ def quote(
     context: typer.Context,
     *,
     provider: ProviderOpt = "all",
-    asked: SpecOptions,
+    spec_options: SpecOptions,
     serving: ServingOptions,
     priced: PriceOptions,
     live: Annotated[
@@ -217,7 +217,7 @@ def quote(
         raise UsageError(f"--format must be table or md, got {shown.format!r}")
     if serving.compare_with and not serving.traffic:
         raise UsageError("--compare-with needs --traffic", fix='--traffic "20k req/day, 900 in, 150 out"')
-    spec = asked.read(provider)
+    spec = spec_options.read(provider)
     use = serving.use()
     hours = None if priced.gpu_hours is None else Decimal(str(priced.gpu_hours))
     with orchestrator(context, rates=priced.rate) as ft:

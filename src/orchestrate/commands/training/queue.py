@@ -12,8 +12,8 @@ import typer
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command, shown_already
 from orchestrate.commands.terminal.console import ended_by_signal, filled, note, orchestrator, out, warn
-from orchestrate.commands.terminal.options import SpecOptions, StrictOpt, by_default
-from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement
+from orchestrate.commands.terminal.options import SpecOptions, StrictOpt, default_command
+from orchestrate.commands.training.submit import SpendingOptions, SubmitOptions, require_agreement
 from orchestrate.errors import UsageError
 from orchestrate.runs import queue as queueing
 from orchestrate.runs import watch as watching
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from orchestrate.runs.syncing.sweep import SyncReport
 
 app = typer.Typer(
-    cls=by_default("list"),
+    cls=default_command("list"),
     help="Queue runs. Each run starts when its backend has a free slot and the runs it depends on have "
     "succeeded. `worker`, `watch` and `queue run` submit queued runs.",
 )
@@ -65,7 +65,7 @@ def add(
             "--provider", "-p", help="Comma-separated backends.", autocompletion=completing.backends
         ),
     ],
-    asked: SpecOptions,
+    spec_options: SpecOptions,
     place: PlaceInQueue,
     spending: SpendingOptions,
     strict: StrictOpt = False,
@@ -75,12 +75,12 @@ def add(
     If the data changes or the price rises before the run starts, the entry is held and you are notified."""
     if spending.key is not None:
         raise UsageError("a queue entry is only submitted once, so --idempotency-key cannot be used")
-    spec = asked.read(provider, max_cost=spending.max_cost)
+    spec = spec_options.read(provider, max_cost=spending.max_cost)
     with orchestrator(context, made_by=spending.by) as ft:
         names = ft.backends(provider)
         ft.require(spec, names)
         prepared = ft.prepare(spec, names)
-        how = Carrying(spending, strict, watch=False)
+        how = SubmitOptions(spending, strict, watch=False)
         caps = require_agreement(ft, prepared, ft.earlier(prepared, names), how)
         made = [
             queueing.add(
@@ -179,7 +179,7 @@ def run(
     until_empty: Annotated[bool, typer.Option("--until-empty", help="Exit when the queue is empty.")] = False,
 ) -> Output[list[QueueEntry]]:
     """Submit waiting entries as slots become free, until interrupted. Submitted runs continue."""
-    told: list[QueueStep] = []
+    steps: list[QueueStep] = []
     with ended_by_signal() as stop, orchestrator(context) as ft:
         only = None if provider == "all" else ft.backends(provider)
         watcher, server = watching.watcher(ft, only=only), queueing.QueueServer(ft, only)
@@ -189,13 +189,13 @@ def run(
             for problem in watcher.problems:
                 warn(problem)
             for moved in server.moved:
-                told.append(moved)
+                steps.append(moved)
                 note(f"{moved.entry.id}: {moved.told}")
             if until_empty and not server.waiting():
                 stop.set()
 
         watcher.run(stop, on_turn=after)
-    return Output([moved.entry for moved in told], shown_already)
+    return Output([moved.entry for moved in steps], shown_already)
 
 
 def _each(

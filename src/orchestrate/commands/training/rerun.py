@@ -11,7 +11,7 @@ from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import RunArg, note, orchestrator, warn
 from orchestrate.commands.terminal.options import StrictOpt
-from orchestrate.commands.training.submit import Carrying, SpendingOptions, carry_out
+from orchestrate.commands.training.submit import SpendingOptions, SubmitOptions, carry_out
 
 if TYPE_CHECKING:
     from orchestrate.runs.preparing.prepared import Prepared
@@ -61,15 +61,15 @@ def rerun(
         names = ft.backends(provider or record.provider)
         spec = spec_of(record, names, changes)
         repeated = record.id if record.status.terminal else None
-        tell = partial(_tell, record, changes)
-        return carry_out(ft, spec, names, Carrying(spending, strict, watch, repeated, tell=tell))
+        tell = partial(_print_repeat, record, changes)
+        return carry_out(ft, spec, names, SubmitOptions(spending, strict, watch, repeated, tell=tell))
 
 
-def _tell(run: Run, changes: dict[str, Any], prepared: Prepared) -> None:
+def _print_repeat(run: Run, changes: dict[str, Any], prepared: Prepared) -> None:
     from orchestrate.runs.rerun import changed_data
 
     note(f"repeating run {run.id}" + "".join(f", {name}={value}" for name, value in changes.items()))
-    if told := changed_data(run, prepared):
-        warn(told)
+    if change := changed_data(run, prepared):
+        warn(change)
     else:
         note(f"the data is unchanged (digest {run.dataset_digest[:12]})")

@@ -81,7 +81,7 @@ def submit(
             "--provider", "-p", help="Comma-separated backends.", autocompletion=completing.backends
         ),
     ],
-    asked: SpecOptions,
+    spec_options: SpecOptions,
     spending: SpendingOptions,
     rate: RateOpt = None,
     strict: StrictOpt = False,
@@ -93,15 +93,17 @@ def submit(
     same run again while it is open or within a day after it ends, pass --again."""
     if watch and err.is_terminal:  # show at once that the command has started
         note(f"submitting to {provider}: reading the spec and its files")
-    spec = asked.read(provider, max_cost=spending.max_cost)
+    spec = spec_options.read(provider, max_cost=spending.max_cost)
     with orchestrator(context, made_by=spending.by, rates=rate) as ft:
         names = ft.backends(provider)
-        how = Carrying(spending, strict, watch, named=asked.named, tell=partial(require_used, ft, rate))
+        how = SubmitOptions(
+            spending, strict, watch, named=spec_options.named, tell=partial(require_used, ft, rate)
+        )
         return carry_out(ft, spec, names, how)
 
 
 @dataclass(frozen=True)
-class Carrying:
+class SubmitOptions:
     """Parameters of a submission."""
 
     spending: SpendingOptions
@@ -115,7 +117,7 @@ class Carrying:
     """Called before any confirmation, to print notes or raise errors."""
 
 
-def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) -> Output[list[Run]]:
+def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: SubmitOptions) -> Output[list[Run]]:
     """Submit the spec to each backend, and return the runs."""
     ft.require(spec, names)  # before reading the data, which can take a while
     if how.watch:
@@ -150,7 +152,7 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) 
 
 
 def require_agreement(
-    ft: Orchestrator, prepared: Prepared, new: list[Earlier], how: Carrying
+    ft: Orchestrator, prepared: Prepared, new: list[Earlier], how: SubmitOptions
 ) -> dict[str, Decimal | None]:
     """Ask the user to confirm a duplicate run and the price, after warning about problems in the data.
     Returns the cost limit of each backend's run."""

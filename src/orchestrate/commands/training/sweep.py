@@ -91,7 +91,7 @@ class SpaceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeenOptions:
+class SweepOutput:
     """Options for output."""
 
     output: Annotated[
@@ -110,10 +110,10 @@ class SeenOptions:
 def sweep(
     context: typer.Context,
     *,
-    asked: SpecOptions,
+    spec_options: SpecOptions,
     vary: SpaceOptions,
     aim: AimOptions,
-    seen: SeenOptions,
+    seen: SweepOutput,
     provider: Annotated[
         str | None,
         typer.Option(
@@ -133,7 +133,7 @@ def sweep(
         if seen.show is not None:
             yield from _end(trials.Searching(ft, ft.store.searches.get(seen.show)), seen.output)
             return
-        search = _begun(ft, asked, vary, aim, provider)
+        search = _begun(ft, spec_options, vary, aim, provider)
         agree(searching.price(ft, search), search, yes=aim.yes)
         carried = trials.Searching(ft, search)
         carry_out(ft, carried)
@@ -141,7 +141,7 @@ def sweep(
 
 
 def _begun(
-    ft: Orchestrator, asked: SpecOptions, vary: SpaceOptions, aim: AimOptions, provider: str | None
+    ft: Orchestrator, spec_options: SpecOptions, vary: SpaceOptions, aim: AimOptions, provider: str | None
 ) -> Search:
     from orchestrate.runs.sweep import searching, space
 
@@ -150,7 +150,7 @@ def _begun(
             raise UsageError(
                 "--suggest chooses the settings: use it with --provider and without --grid or --range"
             )
-        spec, varied = _suggested(ft, asked.read(provider), provider)
+        spec, varied = _suggested(ft, spec_options.read(provider), provider)
     else:
         spec, varied = None, space.parse(vary.grid or (), vary.ranges or ())
     if (provider is None) == (space.PROVIDER not in varied.choices):
@@ -168,7 +168,7 @@ def _begun(
         max_cost_usd=amount(aim.max_cost, "--max-cost"),
         seed=vary.seed,
     )
-    spec = spec or asked.read(provider or "all")
+    spec = spec or spec_options.read(provider or "all")
     return searching.begin(ft, spec, ft.backends(provider) if provider else [], order)
 
 

@@ -173,8 +173,8 @@ def _show(reply: Reply, max_tokens: int, *, written: bool) -> None:
         print_text(dumps(call, ensure_ascii=False))
     if not reply.content and not reply.tool_calls:
         warn("the answer is empty")
-    for told in reply.notes:
-        warn(told)
+    for remark in reply.notes:
+        warn(remark)
     if reply.finish_reason == "length":
         warn(f"the answer was cut off at {reply.completion_tokens or max_tokens} tokens (--max-tokens)")
 

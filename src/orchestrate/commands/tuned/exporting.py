@@ -95,7 +95,7 @@ def export(
         subject = serving.subject(ft, run)
         if how.upload:
             serving.require_upload(ft, subject)
-        accepted = agreed(ft, [run], accept_licence)
+        accepted = accepted_licenses(ft, [run], accept_licence)
         made = serving.export(
             ft,
             subject,
@@ -133,7 +133,7 @@ def _show_export(made: Export) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merging:
+class MergeCommandOptions:
     """Options for merging adapters or models."""
 
     method: Annotated[
@@ -182,7 +182,7 @@ def merge(
     folder: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Output folder, which must not exist yet.")
     ],
-    merging: Merging,
+    merging: MergeCommandOptions,
     accept_licence: AcceptOpt = None,
 ) -> Output[Merged]:
     """Merge several adapters of the same base model into one, or several complete models of the same
@@ -191,7 +191,7 @@ def merge(
     from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:
-        accepted = agreed(ft, run, accept_licence)
+        accepted = accepted_licenses(ft, run, accept_licence)
         made = serving.merge(
             ft,
             [serving.subject(ft, name) for name in run],
@@ -219,7 +219,7 @@ def _show_merged(made: Merged) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class At:
+class EndpointOptions:
     """Options for finding the served model."""
 
     at: Annotated[
@@ -244,15 +244,15 @@ class At:
 
 
 @command
-def verify(context: typer.Context, *, run: ModelArg, at: At) -> Output[Proof]:
+def verify(context: typer.Context, *, run: ModelArg, at: EndpointOptions) -> Output[Proof]:
     """Prove that the served model is the one you trained. Compares token ids, canary answers,
     log-probabilities and stop tokens, and stores the result with the run. Exit code 1 if the models
     differ."""
     from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:
-        asking = {name: value for name, value in vars(at).items() if name != "at"}
-        proof = serving.verify(ft, serving.subject(ft, run), at.at, serving.EndpointNames(**asking))
+        names_at = {name: value for name, value in vars(at).items() if name != "at"}
+        proof = serving.verify(ft, serving.subject(ft, run), at.at, serving.EndpointNames(**names_at))
     return Output(proof, show_proof, _code(proof))
 
 
@@ -261,14 +261,14 @@ def show_proof(proof: Proof) -> None:
     for stage in proof.stages:
         shown.add_row(stage.name, Text(stage.state, style=STYLES[stage.state]), stage.detail)
     out.print(shown)
-    words = {
+    meanings = {
         "proved": "the served model is the one that was trained",
         "in part": "nothing failed, but not everything could be checked",
     }
-    word = words.get(proof.state, "the served model is not the one that was trained")
+    meaning = meanings.get(proof.state, "the served model is not the one that was trained")
     out.print(
         Text.assemble(
-            (proof.state, STYLES.get(proof.state, "red")), f": {word} ({proof.engine} at {proof.at})"
+            (proof.state, STYLES.get(proof.state, "red")), f": {meaning} ({proof.engine} at {proof.at})"
         )
     )
     for stage in proof.stages:
@@ -276,15 +276,15 @@ def show_proof(proof: Proof) -> None:
             warn(f"{stage.name}: {stage.fix}")
 
 
-def agreed(ft: Orchestrator, names: list[str], given: list[str] | None) -> list[str]:
+def accepted_licenses(ft: Orchestrator, names: list[str], given: list[str] | None) -> list[str]:
     """Return the accepted licenses: those passed by flag, and those that the user accepts on a terminal."""
     from orchestrate.runs.serving import subjects as serving
 
     accepted = list(given or [])
     for licence in serving.unaccepted_licenses(ft, names, accepted):
         err.print(f"The base model has the {licence.title}. Conditions for distributing or serving it:")
-        for ask in licence.asks:
-            err.print(f"  - {ask}", soft_wrap=True)
+        for condition in licence.asks:
+            err.print(f"  - {condition}", soft_wrap=True)
         if licence.url:
             err.print(f"  {licence.url}", soft_wrap=True)
         if confirm("Do you agree?", yes=False):

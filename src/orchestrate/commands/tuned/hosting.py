@@ -255,13 +255,13 @@ def _show(found: Sequence[Deployment], costs: Sequence[Decimal | None]) -> None:
 
 def state_of(deployment: Deployment) -> str:
     """Return the deployment's state and its problems."""
-    word = deployment.state.value.replace("_", " ")
+    state = deployment.state.value.replace("_", " ")
     if deployment.state in (DeploymentState.UP, DeploymentState.IDLE) and not deployment.complete:
-        word += ", incomplete: deploy again"
-    return word + (" (sandbox)" if deployment.sandbox else "")
+        state += ", incomplete: deploy again"
+    return state + (" (sandbox)" if deployment.sandbox else "")
 
 
-def in_words(deployment: DeploymentHandle) -> str:
+def describe(deployment: DeploymentHandle) -> str:
     """Describe a deployment, such as `up, $8.00 per hour, about $16.00 so far, ends after 3 h`."""
     record, cost = deployment.record, deployment.spent_usd
     parts = [state_of(record)]
@@ -272,8 +272,8 @@ def in_words(deployment: DeploymentHandle) -> str:
     ends = ends_by(record.max_cost_usd, record.max_hours)
     if ends and not record.state.over:
         parts.append(f"ends {ends}")
-    said = record.cause if record.cause is not None else record.problem
-    return ", ".join(parts) + (f" ({said})" if said else "")
+    reason = record.cause if record.cause is not None else record.problem
+    return ", ".join(parts) + (f" ({reason})" if reason else "")
 
 
 def _minutes(text: str) -> int:
