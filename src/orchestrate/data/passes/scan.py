@@ -57,6 +57,7 @@ from orchestrate.data.tokens.counting import counter
 from orchestrate.errors import DataError
 from orchestrate.types import Problem, Severity
 
+_JUDGED = (UnpairedExample, PreferenceExample, RLExample)
 _TOOLS, _IMAGES = Trait.TOOLS.value, Trait.IMAGES.value
 CHUNK = 8 << 20
 """Size of one task in bytes."""
@@ -341,7 +342,7 @@ def _compare(part: ScannedRange, example: Example, traits: int) -> None:
     if traits & _TOOLS:
         part.tools.update(c.function.name for m in messages_of(example) for c in m.tool_calls or ())
     part.prompts.append(xxh3_64_intdigest(canonical_prompt(example)))
-    if isinstance(example, UnpairedExample | PreferenceExample | RLExample):
+    if isinstance(example, _JUDGED):
         part.answered.append(xxh3_64_intdigest(canonical_answered(example)))
     if isinstance(example, UnpairedExample):
         part.labels[DESIRABLE if example.label else UNDESIRABLE] += 1
