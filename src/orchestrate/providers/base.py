@@ -142,7 +142,7 @@ class Provider(ABC):
         return offline.quote(self, spec, data, translation, prices, gpu_hours)
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
-        """Return this backend's version of the spec's model. Raises `SpecError`."""
+        """Find the spec's model on this backend. Raises `SpecError`."""
         from orchestrate import catalog
 
         return catalog.resolve(spec.model_for(self.name), self.profile)
@@ -181,7 +181,8 @@ class Provider(ABC):
 
     @abstractmethod
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
-        """Yield events, oldest first. With `after`, yield only those after the event with this id."""
+        """Yield the job's events, oldest first. If `after` is given, only yield the events after the event
+        with this id."""
 
     def close(self) -> None:  # noqa: B027  most backends hold nothing
         """Close all connections. The next call opens new ones."""
@@ -272,7 +273,7 @@ class StopsWorkers(Provider):
 
 
 class Limited(StopsWorkers):
-    """Backend whose workers stop at a run's time and cost limits."""
+    """Backend whose workers stop when a run reaches its time or cost limit."""
 
     @abstractmethod
     def ends_usd(self, spec: JobSpec, translation: Translation, quote: Quote) -> Decimal | None:
@@ -371,7 +372,7 @@ class PlansTraining(Provider):
 class EstimatesPrice(Provider):
     @abstractmethod
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
-        """Return the host's own estimate for uploaded data."""
+        """Return the host's price estimate for the uploaded data."""
 
 
 # -- the tuned model ---------------------------------------------------------------------------------------
@@ -389,8 +390,8 @@ class Downloads(Provider):
 class KeepsFingerprint(Provider):
     @abstractmethod
     def sheet(self, job: JobHandle) -> Sheet | None:
-        """Return the fingerprint that identifies the tuned model wherever it is served, if its trainer
-        recorded one."""
+        """Return the fingerprint that identifies the tuned model on any server, or `None` if training
+        recorded none."""
 
 
 class Serves(Provider):
@@ -407,8 +408,8 @@ class Deploys(Serves):
 
     @abstractmethod
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """Deploy the tuned model. A deployment may be billed hourly, so no other command deploys implicitly.
-        It is named after the job, so it is never created twice: a second call completes an interrupted
+        """Deploy the tuned model. Deployments may be billed hourly, so no other command deploys implicitly. A
+        deployment is named after its job and never created twice: a second call completes an interrupted
         deployment or restarts a stopped one. Raises `OverBudget` if the hourly price exceeds the option
         `max_usd_per_hour`, and `OutcomeUnknown` if the response to the billed request was lost."""
 
@@ -419,8 +420,8 @@ class Deploys(Serves):
 
     @abstractmethod
     def deployments(self) -> Iterator[Standing]:
-        """List all deployments and endpoints of the account, regardless of who created them. Raises if the
-        response is not a list."""
+        """List all deployments and endpoints of the account, regardless of who created them. Raises an error
+        if the response is not a list."""
 
     def deployed(self, job: JobHandle) -> Sequence[Standing]:
         """Find this job's deployment by its name, even if the host no longer has the job. An empty result
@@ -467,7 +468,8 @@ class AnswersHere(Provider):
 
 
 class Sessions(Provider):
-    """Backend that trains step by step. The caller's process writes the run directory."""
+    """Backend with training sessions, in which the caller runs each step. The caller's process writes the run
+    directory."""
 
     child: Callable[[], tuple[Path | None, dict[str, str]]] | None = None
     """Function that returns the working folder and the environment variables for a process that runs a
@@ -649,8 +651,8 @@ def of_jobs(
 def joined(
     provider: Provider, parts: Mapping[str, Callable[[], Iterable[Standing]]], *unseen: str
 ) -> Billing:
-    """Combine several lists. If one cannot be read, the others are still returned. Raises `ProviderError` if
-    none can be read."""
+    """Combine several lists of billed items. If one of the lists cannot be read, the result contains the
+    others. Raises `ProviderError` if none can be read."""
     items, failed, untold = _read_lists(provider, parts, unseen)
     return Billing(items=items, partial=bool(failed), unseen=(*failed, *untold))
 

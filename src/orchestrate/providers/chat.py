@@ -392,7 +392,7 @@ def _require_there(host: HostConfig, name: str) -> None:
         {here: name} if known is None else {one: name if one == here else id for one, id in known.ids.items()}
     )
     raise UsageError(
-        f"{name} is not a model of {host.name}, the default host",
+        f"{name} is not a model of the default host, {host.name}",
         fix="specify the host: " + " or ".join(f"{one}={id}" for one, id in sorted(ids.items())),
     )
 

@@ -55,7 +55,7 @@ WANTED = (
     "license*",
     "notice*",
 )
-"""File names (lower case) of a model folder. Other files in an archive are not unpacked."""
+"""Patterns of the file names in a model folder, in lower case. Other files in an archive are not unpacked."""
 _CHUNK = 1 << 20
 _HEADERS = 64 << 10
 """Maximum total size of the headers before a file, and of the read-ahead, in bytes."""
@@ -70,7 +70,8 @@ class DownloadLimits:
     total_bytes: int = 2 << 40
     files: int = 5_000
     ratio: float = 40.0
-    """Maximum bytes written per byte of the archive, checked after `grace_bytes` were written."""
+    """Maximum number of unpacked bytes per byte of the archive. Checked once `grace_bytes` have been
+    unpacked."""
     grace_bytes: int = 64 << 20
     depth: int = 6
 
@@ -97,7 +98,7 @@ def unpack(archive: Path, dest: Path, *, limits: DownloadLimits | None = None) -
 def too_large(limit: int) -> ArtifactRefused:
     return ArtifactRefused(
         f"the download exceeds {max(0, limit):,} bytes, more than this model should need. Nothing was stored",
-        fix="if the model is really that large, raise the limit, here to 500 GB:  export "
+        fix="if the model is really that large, raise the limit, for example to 500 GB:  export "
         "ORCHESTRATE_MAX_DOWNLOAD_GB=500",
     )
 
@@ -119,8 +120,8 @@ def require_empty(dest: Path) -> None:
 
 
 def wanted(name: str) -> bool:
-    """Return True if a file of this name belongs to a model. Raises `ArtifactRefused` if the name is not a
-    safe relative path."""
+    """Return True if a file with this name belongs to a model folder. Raises `ArtifactRefused` if the name is
+    not a safe relative path."""
     path = _safe(name, DownloadLimits().depth)
     return any(fnmatch(path.name.lower(), pattern) for pattern in WANTED)
 
@@ -220,7 +221,7 @@ class _Bounded:
         found = self._stream.read(size)
         self._position += len(found)
         if self._position > self.limit:
-            raise ArtifactRefused("a header in the archive is longer than any file name")
+            raise ArtifactRefused("the archive contains a header that is longer than any file name")
         return found
 
 

@@ -67,7 +67,7 @@ _R = TypeVar("_R")
 
 def named_account(**parts: str | None) -> Account | None:
     """Build an account from its parts: `named_account(organization="o", project="p")` is `organization o,
-    project p`. Returns `None` when all parts are unknown."""
+    project p`. Returns `None` if all parts are unknown."""
     words = [f"{name} {value}" for name, value in parts.items() if value]
     return Account(id=", ".join(words), told=True) if words else None
 

@@ -100,7 +100,7 @@ def quote(
     prices: costing.Prices,
     gpu_hours: Decimal | None,
 ) -> Quote:
-    """Quote the price by tokens, using the billing rules in the host's profile."""
+    """Build a quote from token counts and the billing rules in the host's profile."""
     for setting in translation.refused:
         if setting.name in NO_QUOTE:
             return Quote(provider=provider.name, model=translation.model, unavailable=setting.rule)

@@ -52,7 +52,7 @@ def broken(settings: Settings) -> dict[str, SetupError]:
 
 
 def no_address(name: str, kind: str) -> ConfigError:
-    """Build the error for a host where each customer has their own address."""
+    """Build the error for a host that has a different address for each customer."""
     address = description.read(*described()[kind]).address
     like = f": it should look like {address}" if address else ""
     return ConfigError(

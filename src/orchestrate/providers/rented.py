@@ -47,7 +47,7 @@ class RequestedMachine(Record, frozen=True, kw_only=True):
 
 
 class RentedMachines(ABC):
-    """The machines of one host."""
+    """The machines that one host bills for training sessions."""
 
     def __init__(self, provider: str, home: Path, sleep: Callable[[float], None]) -> None:
         self._provider, self._home, self._sleep = provider, home, sleep

@@ -96,7 +96,7 @@ class SessionRuns:
         return existing(self.home, job, self.provider)
 
     def job(self, run: RunDir) -> Job:
-        """Build the job from its run directory. The tuned model stays at the host."""
+        """Build a session's job from its run directory. The tuned model stays at the host."""
         state = run.state()
         return msgspec.structs.replace(job(run, self.provider), tuned_model=state.result)
 

@@ -86,7 +86,7 @@ class JobsAndSessions(HostedProvider, Cancels, Measures, Deletes, Sessions, Stop
     def delete(self, job: JobHandle) -> None:
         if job.kind == SESSION:
             raise UsageError(
-                f"{self.profile.title} has no API to delete the checkpoints of a training session",
+                f"{self.profile.title} has no API for deleting checkpoints of training sessions",
                 fix=f"delete them on {self.profile.title}'s website",
             )
         super().delete(job)

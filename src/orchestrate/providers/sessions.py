@@ -28,19 +28,19 @@ LORA: Mapping[str, Any] = {
     "train_attn": True,
     "train_unembed": True,
 }
-"""Settings of a session's adapter with their defaults."""
+"""Names and default values of the settings of a session's adapter."""
 TOKEN_KINDS = ("train", "prefill", "sample")
 """Kinds of billed tokens. Each is a component of a quote."""
 MTOK = Decimal(1_000_000)
 MOST_TOKENS = 2048
-"""Maximum length of a sample if the request sets none, as in the engine."""
+"""Default maximum number of tokens in a sample, as in the local engine."""
 Row = Mapping[str, Any]
 """One row as `{"tokens": [...], "inputs": {name: {"data", "shape", "kind"}}}`, in the format of
 `local.sessions.process`."""
 
 
 def array_of(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    """Convert an input of a row to an array."""
+    """Convert one of a row's inputs to an array."""
     import numpy as np  # the base install has none
 
     return np.frombuffer(value["data"], dtype=value["kind"]).reshape(value["shape"])
@@ -104,7 +104,7 @@ def journal_usd(folder: Path) -> Decimal | None:
 
 
 class SessionPrice(Record, frozen=True, kw_only=True):
-    """The price of a session: hourly, by the token, or nothing."""
+    """The price of a session, which is billed hourly, by the token, or not at all."""
 
     hourly: HourlyRate | None = None
     train_usd_per_mtok: Decimal = Decimal(0)
@@ -158,14 +158,14 @@ LOSSES: Mapping[str, Mapping[str, float]] = {
 """Losses that hosts compute with the same formula as the local engine, and their settings with defaults.
 Requests always contain all settings."""
 OBJECTIVES = (*(name for name in LOSSES if name != "cross_entropy"), "gspo")
-"""Losses for sampled answers. A backend may lack some."""
+"""Losses for sampled answers. A backend may support only some of them."""
 
 
 def loss_settings(
     title: str, others: Mapping[str, str], loss: str, config: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Return the settings of a loss that a host computes. `others` maps losses that it lacks to the reason.
-    Raises `UsageError`."""
+    """Return the settings of a loss that a host computes. `others` maps losses that the host does not support
+    to the reasons. Raises `UsageError`."""
     if loss not in LOSSES:
         why = others.get(loss, "unknown loss")
         raise UsageError(f"{title} has no loss {loss!r}: {why}", fix=f"use one of {', '.join(LOSSES)}")
@@ -187,7 +187,7 @@ class SessionBackend(ABC):
         """Folder or hub id of the model's tokenizer."""
 
     def require_loss(self, loss: str) -> None:  # noqa: B027  most backends have all of them
-        """Raise `UsageError` for a loss that the backend lacks. Sends nothing."""
+        """Raise `UsageError` for a loss that the backend does not support. Sends nothing."""
 
     @abstractmethod
     def forward(
@@ -215,7 +215,7 @@ class SessionBackend(ABC):
 
     @abstractmethod
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
-        """Replace the weights with saved ones."""
+        """Replace the current weights with saved weights."""
 
     @abstractmethod
     def close(self) -> None:

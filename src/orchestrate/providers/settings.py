@@ -55,7 +55,7 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
         "trains on every assistant message. To skip some, set their weight to 0 in the rows, if supported",
         "all",
     ),
-    "method.ignore_empty_think": ("renders and masks reasoning by its own rules", False),
+    "method.ignore_empty_think": ("renders and masks reasoning according to its own rules", False),
     "method.label_smoothing": ("assumes that every label is correct", 0),
     "adapter.init_lora_weights": ("does not let you choose the adapter's initialization", None),
     "adapter.rank_pattern": ("uses one rank for all modules", None),
@@ -79,7 +79,7 @@ def body(translation: Translation) -> dict[str, Any]:
 
 
 class Rows:
-    """Rows and body of one translation. `asked` contains the user's settings by dotted name."""
+    """Rows and body of one translation. `requested` contains the user's settings by dotted name."""
 
     def __init__(
         self, provider: str, spec: JobSpec, *, aliases: Iterable[str] = (), fields: Fields | None = None
@@ -103,11 +103,11 @@ class Rows:
 
     @property
     def refused(self) -> frozenset[str]:
-        """Names of the rows rejected so far."""
+        """Names of the settings that have been rejected so far."""
         return frozenset(n for n, row in self._rows.items() if row.outcome is Outcome.REFUSED)
 
     def given(self, name: str) -> Any:
-        """Return the user's setting under this dotted name, or `None` if there is none."""
+        """Return the value that the user set under this dotted name, or `None` if there is none."""
         return self.requested.get(name)
 
     def keep(self, name: str, wire: str | None, value: Any = None, *, rule: str | None = None) -> None:
@@ -178,7 +178,7 @@ class Rows:
                 self.refuse(name, f"{host} {reason}")
 
     def refuse_if_set(self, reasons: Mapping[str, str]) -> None:
-        """Reject each of these settings that the user set."""
+        """Reject those of these settings that the user set, each with its reason."""
         for name, reason in reasons.items():
             if self._asked(name) is not None and name not in self._rows:
                 self.refuse(name, reason)

@@ -500,5 +500,5 @@ def test_several_gpus_of_one_machine(
     assert spread.memory is not None and spread.memory.fits
     large = on(world, full.model_copy(update={"model": "llama-3.3-70b"}), gpu=two)
     [refused] = found.translate(large).refused
-    assert "a full copy on each" in str(refused.rule) and f"sharded over {count}" in str(refused.rule)
+    assert "for a full copy" in str(refused.rule) and "for a shard" in str(refused.rule)
     found.place.close()

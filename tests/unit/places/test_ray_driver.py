@@ -311,7 +311,7 @@ def with_options(asked: JobSpec, **options: Any) -> JobSpec:
 @pytest.mark.parametrize(
     ("options", "name", "told"),
     [
-        ({"processes": 3}, "processes", "a step has 2 examples, so some of the 3 processes would have none"),
+        ({"processes": 3}, "processes", "a step has 2 examples, so some of the 3 processes would get none"),
         ({"min_processes": 1}, "min_processes", "the run has 1 process"),
         ({"processes": 2, "min_processes": 3}, "min_processes", "the run has 2 processes"),
         (

@@ -34,7 +34,7 @@ REF_LENGTH = 16
 
 
 def suffix_room(most: int) -> int:
-    """Return how many characters of the user's suffix fit next to a ref."""
+    """Return the maximum length of the user's suffix if a ref is appended to it."""
     return max(most - REF_LENGTH - 1, 0)
 
 
@@ -198,7 +198,7 @@ def payload(answer: object) -> dict[str, Any]:
 
 
 def redact(value: Any) -> Any:
-    """Remove secrets from a JSON value: values of fields with secret names, words that look like keys, and
+    """Remove secrets from a JSON value: values of fields with secret names, text that looks like a key, and
     query strings of signed URLs."""
     if isinstance(value, str):
         return redact_text(value)

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from orchestrate.data import Dataset
 
 MULTIPART_BYTES = 512 << 20
-"""Bytes above which files use the Uploads API. The Files API accepts up to 512 MB."""
+"""File size in bytes above which the Uploads API is used. The Files API accepts up to 512 MB."""
 PART_BYTES = 64 << 20
-"""Maximum bytes of a part. An upload has at most 8 GB and expires after one hour."""
+"""Maximum size of a part in bytes. An upload has at most 8 GB and expires after one hour."""
 UPLOAD_LIFE_S = 3300.0
 UPLOAD_TIMEOUT_S = 600.0
 READY_WITHIN_S = 1800.0

@@ -1,4 +1,4 @@
-"""Parsing of the API's responses into our records."""
+"""Parsing of the API's responses into Orchestrate's records."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAMES = {
     "train_mean_token_accuracy": "train_accuracy",
     "valid_mean_token_accuracy": "valid_accuracy",
 }
-"""Maps metric names of the API to ours. Other metrics keep their names."""
+"""Maps the API's metric names to Orchestrate's names. Other metrics keep their names."""
 
 
 def job_of(answer: object, provider: str, status: Callable[[str | None], JobStatus]) -> Job:
@@ -115,7 +115,7 @@ def points_of_events(events: Iterable[Event]) -> list[MetricPoint]:
 
 
 def points_of_file(content: bytes) -> list[MetricPoint]:
-    """Parse the result file: CSV, or base64 of CSV. The host has sent both."""
+    """Parse the result file: CSV, or base64 of CSV. Hosts send either."""
     table_text = (_from_base64(content) or content).decode("utf-8-sig", errors="replace")
     return [
         MetricPoint(step=step, values=values)
@@ -125,7 +125,8 @@ def points_of_file(content: bytes) -> list[MetricPoint]:
 
 
 def merged(points: Iterable[MetricPoint]) -> list[MetricPoint]:
-    """Merge the points of each step into one, in order. If a metric has two values, the later one counts."""
+    """Merge the metric points of each step into one point. If a metric has two values, the later one
+    counts."""
     found: dict[int, MetricPoint] = {}
     for point in points:
         earlier = found.get(point.step, point)

@@ -81,7 +81,9 @@ def bills(size: JobSize, rate: Rate) -> Lines:
         size.train_tokens, size.epochs, reasoning=size.reasoning, average_turns=size.average_turns
     )
     if tokens != size.train_tokens * size.epochs:
-        notes.append(f"rows with reasoning are unrolled by turn (tokens x {size.average_turns / 2:.2f})")
+        notes.append(
+            f"rows with reasoning are split into one row per turn (tokens x {size.average_turns / 2:.2f})"
+        )
     unrolled = Decimal(tokens) / size.train_tokens if size.train_tokens else Decimal(0)
     low, high = (each * unrolled / MTOK for each in (size.train_least, size.train_most))
     training = line("training", tokens / MTOK, rate, low=low, high=high)

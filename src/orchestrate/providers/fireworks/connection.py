@@ -68,9 +68,10 @@ class FireworksDatasetFiles:
         self._sleep = sleep
 
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
-        """Upload the dataset and return the host's record once the dataset is READY. Reuses an existing one.
+        """Upload the dataset and return the host's record once the dataset is READY. Reuses an
+        existing dataset.
 
-        Raises `DataError` with the host's own message if it rejects the rows."""
+        If the host rejects the rows, raises `DataError` with the host's message."""
         path = dataset.write(self._target, folder)
         dataset_id = f"orc-{dataset.digest[:24]}"
         known, tries = self.get(dataset_id), 0
@@ -318,7 +319,8 @@ class Connection:
         return httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0), follow_redirects=True)
 
     def lines(self, url: str | None) -> list[str]:
-        """Read the lines of a file behind a signed URL. Returns an empty list until the file is written."""
+        """Download a file from a signed URL and return its lines. Returns an empty list until the host has
+        written the file."""
         if url is None:
             return []
         safe = require_safe(url)
@@ -335,8 +337,8 @@ class Connection:
 
     @property
     def inference_url(self) -> str:
-        """Base URL for chat requests. At the real host, its path is `/inference`. At any other server, it is
-        the base URL."""
+        """Base URL for chat requests: below `/inference` at the real host, otherwise the configured base
+        URL."""
         base = self._config.base_url or PROFILE.url or ""
         return f"{base}/inference" if base == PROFILE.url else base
 

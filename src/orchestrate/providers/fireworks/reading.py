@@ -1,4 +1,4 @@
-"""Parsing of Fireworks' responses into our records.
+"""Parsing of Fireworks' responses into Orchestrate's records.
 
 Sources: the SDK's `SupervisedFineTuningJob`, `DpoJob` and `ReinforcementFineTuningJob`. The host has no list
 of events, so they are derived from a job's state and progress, with ids that never change. Rows of the
@@ -157,7 +157,7 @@ def _error(raw: Mapping[str, Any], state: str) -> JobError:
 
 
 def events_of(raw: Mapping[str, Any]) -> list[Event]:
-    """Derive events from a job's record: its creation, its progress, and its state. Oldest first."""
+    """Derive events from a job's creation time, progress and state, oldest first."""
     job = job_of(raw, "")
     made = job.created_at or when(raw.get("updateTime"))
     now = when(raw.get("updateTime")) or made

@@ -81,7 +81,7 @@ if TYPE_CHECKING:
 SHAPE = "training_shape"
 """The option that selects a dedicated trainer."""
 INACTIVE_S, GRACE_S = 300, 120
-"""Inactivity timeout of a trainer, and how long the host may take to notice it, in seconds."""
+"""Inactivity timeout of a trainer, and the host's maximum delay in applying it, in seconds."""
 TAIL_S = float(INACTIVE_S + GRACE_S)
 UP = ("CREATING", "PENDING", "RUNNING", "VALIDATING", "RESUMING", "CANCELLING")
 TRIES, END_S = 3, 120.0
@@ -333,7 +333,7 @@ T = TypeVar("T")
 
 
 class FireworksSession(ClientSession):
-    """The session of one model at the host, which is serverless or has its own trainer."""
+    """A session with one model at the host, either serverless or on its own trainer."""
 
     host: ClassVar[str] = "fireworks"
 
@@ -378,7 +378,7 @@ class FireworksSession(ClientSession):
 
     @property
     def tokenizer(self) -> str:
-        """The tokenizer that the host names, otherwise the model's on the Hugging Face Hub."""
+        """The tokenizer that the host specifies, or the tokenizer of the model on the Hugging Face Hub."""
         known = catalog.resolve(self._order.model, PROFILE)
         try:
             return super().tokenizer if self._provider.config.sandbox else known.hub or known.id
@@ -554,7 +554,7 @@ class SteppedFireworks(JobsAndSessions, FireworksProvider):
     # -- sessions ------------------------------------------------------------------------------------------
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
-        """Return the token prices of the Training API, or the hourly price of a trainer. In the sandbox,
+        """Return the token prices of a serverless session, or the hourly price of a trainer. In the sandbox,
         models without a price use play-money prices. Raises `UsageError` for a model or a GPU without a
         price."""
         if unknown := sorted(order.options.keys() - {SHAPE}):

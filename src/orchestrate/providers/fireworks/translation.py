@@ -127,7 +127,7 @@ def _files(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
 
 def _method(rows: Rows, spec: JobSpec) -> None:
     kind = spec.method.type
-    rows.keep("method.type", None, kind, rule=f"a job in the {kind} collection")
+    rows.keep("method.type", None, kind, rule=f"creates a job in the {kind} collection")
     if kind == "sft":
         if rows.given("method.train_on_inputs"):
             rows.refuse(
@@ -166,7 +166,7 @@ def _preference(rows: Rows) -> None:
     else:
         rows.send("lossConfig.method", "DPO")
     if beta is not None and beta >= MOST_BETA:
-        rows.refuse("method.beta", f"must be below {MOST_BETA} at Fireworks")
+        rows.refuse("method.beta", f"Fireworks requires a value below {MOST_BETA}")
     else:
         rows.offer("method.beta", "lossConfig.dpo.beta", None, "the host's default")
 
@@ -226,7 +226,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None
 
 def _scaling(rows: Rows, adapter: LoRA, inside: str) -> None:
     if adapter.alpha is not None and adapter.alpha != int(adapter.alpha):
-        rows.refuse("adapter.alpha", "must be an integer at Fireworks", instead=round(adapter.alpha) or None)
+        rows.refuse("adapter.alpha", "Fireworks requires an integer", instead=round(adapter.alpha) or None)
     elif adapter.alpha is not None:
         rows.keep("adapter.alpha", f"{inside}loraAlpha", int(adapter.alpha))
     else:
@@ -237,7 +237,7 @@ def _scaling(rows: Rows, adapter: LoRA, inside: str) -> None:
     elif adapter.targets is None:
         rows.default("adapter.targets", f"{inside}loraTargetModules", None, "the trainer's own")
     elif adapter.targets == "all-linear":
-        rule = "not sent, because the trainer chooses the modules and does not publish which"
+        rule = "not sent, because Fireworks chooses the modules and does not publish them"
         rows.map("adapter.targets", None, None, rule, exact=False)
     else:
         rows.keep("adapter.targets", f"{inside}loraTargetModules", [adapter.targets])
@@ -305,7 +305,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
     elif spec.checkpoints is None or spec.checkpoints == 1:
         name = "checkpoints"
         if spec.checkpoints is None:
-            rows.default(name, wire, 1, "the final model only")
+            rows.default(name, wire, 1, "saves only the final model")
         else:
             rows.keep(name, None, rule="the final model")
     elif spec.method.type == "rft":

@@ -44,7 +44,7 @@ PEFTS: Mapping[str, str] = {
     "exclude_modules": "exclude_modules",
     "modules_to_save": "modules_to_save",
 }
-"""Maps Orchestrate's names to peft's."""
+"""Maps Orchestrate's names of adapter settings to peft's names."""
 OWN = "taken from the adapter that this run continues from"
 
 

@@ -150,8 +150,8 @@ MOST_LONG = 2_000
 
 
 def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
-    """Report data without any token to train on, and long rows whose answer is cut off. Needs the model's
-    tokenizer on this machine."""
+    """Report data that contains no token to train on, and long rows whose answer would be truncated entirely.
+    Needs the model's tokenizer on this machine."""
     try:
         model = catalog.resolve(spec.model_for("local"), "local")
     except UsageError:

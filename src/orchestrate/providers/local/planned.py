@@ -90,7 +90,7 @@ NO_PRICE = "the hourly price of this machine is unknown"
 
 
 class PlannedProvider(PlansTraining):
-    """Base class for backends that train with Orchestrate's engine. It only plans jobs."""
+    """Base class of backends that train with Orchestrate's engine. It plans jobs and starts nothing."""
 
     @property
     def home(self) -> Path:

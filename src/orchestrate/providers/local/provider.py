@@ -75,8 +75,8 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 MOST_RESTARTS = 5
-"""Maximum number of automatic restarts. A worker that crashes this often at one checkpoint would crash
-again."""
+"""Maximum number of automatic restarts. A worker that has crashed this often after the same checkpoint would
+crash again."""
 STATUS_AFTER: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
 """Maps requests to the status of a run that has no worker."""
 
@@ -112,7 +112,7 @@ class LocalProvider(
         Feature.VISION: "the local engine trains only on text",
         Feature.WANDB: "metrics are stored in the run directory and not sent anywhere",
         Feature.DEPLOY: "this machine is not rented. Serve the model with  orchestrate serve RUN",
-        Feature.LIVE_PRICE: "your own machine provides no price estimate",
+        Feature.LIVE_PRICE: "training on this machine has no price estimate from a host",
     }
 
     def __init__(self, config: HostConfig) -> None:
@@ -245,7 +245,7 @@ class LocalProvider(
     def recover(self, job: JobHandle) -> bool:
         """Restart the worker of a run if it was killed or the power failed. Returns True if a worker was
         started. A paused job stays paused, and a canceled one is not restarted. After `MOST_RESTARTS` crashes
-        at one checkpoint, the job fails."""
+        without a newer checkpoint, the job fails."""
         run = self._run(job)
         state = run.state()
         if run.job().session is not None or state.status != "interrupted" or not self.place.lost(run):
@@ -421,7 +421,7 @@ class RestartsSeen(Record, frozen=True, kw_only=True):
 
 
 def deaths(run: RunDir, attempts: int) -> int:
-    """Count the run's workers that have died since its latest checkpoint. `attempts` is the run's total
+    """Count the workers of a run that crashed after its latest checkpoint. `attempts` is the run's total
     number of attempts."""
     path = run.path / ".restarts.json"
     try:
@@ -436,7 +436,6 @@ def deaths(run: RunDir, attempts: int) -> int:
 
 
 def death_message(run: RunDir) -> str:
-    """Return the message about the worker's death, logged by the process that noticed it, or an empty
-    string."""
+    """Return the logged message about the worker's crash, or an empty string if there is none."""
     said = [event.message for event in run.events() if (event.type, event.level) == ("interrupted", "error")]
     return f": {said[-1]}" if said else ""

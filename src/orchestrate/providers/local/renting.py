@@ -32,7 +32,7 @@ CAPABILITY = {"T4": 7.5, "V100": 7.0, "P100": 6.0}
 
 
 class Fit(NamedTuple):
-    """A machine and the job's memory plan on it. The plan is `None` if the model's size is unknown."""
+    """A machine and the job's memory plan for it. The plan is `None` if the model's size is unknown."""
 
     machine: Machine
     plan: MemoryPlan | None
@@ -64,8 +64,8 @@ def fits(
     billions: float | None,
     operations: Callable[[str], float],
 ) -> list[Fit]:
-    """Rank the machines by the cost of the work, cheapest first. `operations` returns the operations per
-    second of a type of GPU."""
+    """Plan the job on each machine and sort the machines by the cost of the work, cheapest first.
+    `operations` returns the operations per second of a type of GPU."""
     found: list[Fit] = []
     for machine in machines:
         here = dict(body) if machine.gpu else {**body, "device": "cpu", "precision": None}
@@ -122,7 +122,7 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
     if largest.plan is not None:
         needed = size(largest.plan.total_bytes)
         raise UsageError(
-            f"the run needs about {needed}, more than any GPU at this place has"
+            f"the run needs about {needed} of GPU memory, more than any GPU at this place has"
             + (f" for {money(most)} per hour" if most is not None else ""),
             fix="; or ".join(largest.plan.advice) or "choose a smaller model",
         )
@@ -133,12 +133,13 @@ def _require_room(fit: Fit) -> None:
     """Raise `UsageError` if the job fits on several GPUs neither as full copies nor in shards."""
     machine, plan = fit.machine, fit.plan
     if machine.count > 1 and plan is not None and plan.fits is False and not fit.fits_in_shares:
-        each = f"a full copy on each of {machine.count} {machine.gpu} needs about {size(plan.total_bytes)}"
+        needs = f"each of {machine.count} {machine.gpu} GPUs needs about {size(plan.total_bytes)}"
+        each = f"{needs} for a full copy"
         if fit.shared is not None:
-            each += f", sharded over {machine.count} {size(fit.shared.total_bytes)}"
+            each += f", or {size(fit.shared.total_bytes)} for a shard"
         least = fit.shared or plan
         raise UsageError(
-            f"{each}, but {size(plan.available_bytes or 0)} are available",
+            f"{each}, but {size(plan.available_bytes or 0)} is available",
             fix="; or ".join(["use more GPUs, or GPUs with more memory", *least.advice]),
         )
 
@@ -256,7 +257,7 @@ def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Settin
             reason = f"{processes} processes need {processes} GPUs, but the machine has {found.count}"
         elif not sharded and processes > batch:
             reason = (
-                f"a step has {count(batch, 'example')}, so some of the {processes} processes would have none"
+                f"a step has {count(batch, 'example')}, so some of the {processes} processes would get none"
             )
     if reason is None:
         return None

@@ -177,7 +177,7 @@ class StepwiseProvider(LocalProvider, Sessions):
         run = self._run(job)
         if run.job().session is not None:
             raise UsageError(
-                f"{run.ref} is a training session, so only your own loop can continue it",
+                f"{run.ref} is a training session, so only your own training loop can continue it",
                 fix=f'use: with ft.session(resume="{run.ref}") as s: ...',
             )
         super().resume(job)

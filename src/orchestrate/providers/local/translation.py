@@ -199,7 +199,7 @@ _ADAPTERS = {
     "dora": "DoRA needs unsharded weights",
     "init_lora_weights": "this initialization needs unsharded weights",
     "modules_to_save": "training copies of entire modules needs unsharded weights",
-    "target_parameters": "the tensor of all experts cannot be sharded",
+    "target_parameters": "a tensor that holds all experts cannot be sharded",
 }
 
 
@@ -227,14 +227,14 @@ def settled(translation: Translation, plan: Callable[[Translation], MemoryPlan |
         return msgspec.structs.replace(_with(translation, row), memory=whole)
     sums = f"a full copy needs {size(whole.total_bytes)} of {size(whole.available_bytes)} on each GPU"
     if shared is None or not shared.fits:
-        more = reason or f"in {processes} shares {size(shared.total_bytes if shared else 0)}"
+        more = reason or f"a shard needs {size(shared.total_bytes if shared else 0)}"
         least = shared or whole
         fix = "; or ".join(["use more or larger GPUs", *least.advice])
         why = f"the run does not fit on {processes} GPUs: {sums}, {more}. To fix this: {fix}"
         row = _refused(why, asked=None)
         return msgspec.structs.replace(_with(translation, row), memory=whole)
     rule = f"each GPU has a shard of every weight (FSDP): {sums}, "
-    rule += f"in {processes} shares {size(shared.total_bytes)}"
+    rule += f"a shard only {size(shared.total_bytes)}"
     row = Setting(name=NAME, outcome=Outcome.DEFAULTED, sent=True, wire="hyper.sharded", rule=rule)
     return msgspec.structs.replace(_with(translation, row), memory=shared)
 
@@ -450,7 +450,10 @@ def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> Non
     else:
         rows.offer("method.kl_beta", "method.kl_beta", 0.0)
     if method.compute_multiplier is not None:
-        rows.refuse("method.compute_multiplier", "locally, samples_per_prompt sets the amount of exploration")
+        rows.refuse(
+            "method.compute_multiplier",
+            "local training sets the amount of exploration with samples_per_prompt",
+        )
     rows.refuse_if_set({"method.reasoning_effort": "open models have no such training setting"})
     if spec.packing:
         rows.refuse("packing", "RFT samples new answers at each step, so there is nothing to pack")
@@ -549,7 +552,7 @@ def _optimizer(rows: Rows, spec: JobSpec) -> None:
 
 _OPTIMIZER_RULES = {
     "adafactor": "uses the learning rate as given, without scaling it by weights or steps",
-    "muon": "applies to matrices, with step sizes like AdamW's. AdamW trains all other weights",
+    "muon": "trains the weight matrices, with step sizes like AdamW's. AdamW trains all other weights",
     "schedule_free_adamw": "the averaged weights are evaluated, saved and exported",
 }
 
@@ -582,7 +585,7 @@ def _schedule(rows: Rows, spec: JobSpec, optimizer: str) -> None:
             rows.offer("min_lr_ratio", "hyper.min_lr_ratio", 0.0)
         if spec.schedule == "warmup_stable_decay":
             rows.offer(
-                "decay_ratio", "hyper.decay_ratio", 0.1, "decays along a half cosine at the end of the run"
+                "decay_ratio", "hyper.decay_ratio", 0.1, "decays along half a cosine at the end of the run"
             )
         if spec.schedule == "polynomial":
             rows.offer("schedule_power", "hyper.schedule_power", 1.0, "1 is linear, 2 falls faster at first")
@@ -596,7 +599,13 @@ def _schedule(rows: Rows, spec: JobSpec, optimizer: str) -> None:
             instead="constant",
         )
     elif spec.schedule is None:
-        rows.default("schedule", "hyper.schedule", "constant", "the optimizer averages instead", send=True)
+        rows.default(
+            "schedule",
+            "hyper.schedule",
+            "constant",
+            "the optimizer averages weights instead of using a schedule",
+            send=True,
+        )
     else:
         rows.keep("schedule", "hyper.schedule")
 

@@ -294,8 +294,8 @@ class OpenAIProvider(
     # -- submitting and reading: see the base class ----------------------------------------------------------
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        """Create the job. Raises `TrainingClosed` with the dates and the alternative if OpenAI accepts no new
-        jobs."""
+        """Create the job. Raises `TrainingClosed` with the shutdown dates and an alternative if OpenAI
+        accepts no new jobs."""
         try:
             return super().create(spec, remote, translation, ref)
         except TrainingClosed as error:

@@ -142,8 +142,8 @@ def _numbers(rows: Rows, spec: JobSpec) -> None:
     rows.offer("learning_rate_multiplier", f"{inside}.learning_rate_multiplier", "auto")
     if spec.batch_size == "max":
         rule = (
-            f"OpenAI cannot pick the largest batch that fits. It sets the batch size from the file size, "
-            f"up to {BATCH}"
+            f"OpenAI has no setting for the largest batch that fits. By default, it derives the batch size "
+            f"from the file size, up to {BATCH}"
         )
         rows.map("batch_size", f"{inside}.batch_size", "auto", rule, exact=False)
     elif (spec.batch_size or 0) > BATCH:

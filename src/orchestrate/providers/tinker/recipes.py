@@ -58,7 +58,7 @@ _MISSING: Mapping[Feature, str] = {
     Feature.VISION: "recipes train on text only",
     Feature.CONTINUE_FROM: "to continue from earlier weights, use your own loop with ft.session",
     Feature.WANDB: "metrics are stored in the run directory and not sent anywhere",
-    Feature.DELETE: "saves stay at Tinker until you delete them there",
+    Feature.DELETE: "Tinker stores saved states until you delete them there",
     Feature.DOWNLOAD: "the result is a tinker:// path. Download it with Tinker's command line",
     Feature.DEPLOY: "Tinker serves the result at its tinker:// path without a deployment",
     Feature.CHAT: "use Tinker's client to sample from the result's tinker:// path",
@@ -210,7 +210,7 @@ class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessi
         run = self._runs.dir(job)
         if not run.job().train:
             raise UsageError(
-                f"{run.ref} is a training session, so only your own loop can continue it",
+                f"{run.ref} is a training session, so only your own training loop can continue it",
                 fix=f'use: with ft.session(resume="{run.ref}") as s: ...',
             )
         launching.resume(run, lambda one: launching.start_worker(one, self._drive))

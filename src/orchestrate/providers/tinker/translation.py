@@ -29,9 +29,9 @@ OPTIONS: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
 """Maps each option in `provider_options.tinker` to its path in the request body and its type."""
 RFT_ONLY = ("objective", "max_new_tokens", "grader_seconds")
 _WITHOUT: Mapping[str, str] = {
-    "adapter.dropout": "adapters at Tinker have no dropout",
+    "adapter.dropout": "Tinker does not support adapter dropout",
     "adapter.targets": "Tinker adapts all linear layers",
-    "adapter.dora": "Tinker has no DoRA",
+    "adapter.dora": "Tinker does not support DoRA",
     "adapter.rslora": "Tinker's adapters have a fixed scale",
     "batch_tokens": "recipes count batches in examples. Use batch_size",
     "chat_template": "rows are rendered with the model's own template",
@@ -41,7 +41,7 @@ _WITHOUT: Mapping[str, str] = {
     "keep_best": "the recipe returns the weights of the last step",
     "gradient_accumulation": "Tinker splits batches automatically",
     "learning_rate_multiplier": "Tinker has no base rate to multiply. Set learning_rate",
-    "method.compute_multiplier": "samples_per_prompt sets the amount of exploration",
+    "method.compute_multiplier": "Tinker recipes set the amount of exploration with samples_per_prompt",
     "method.kl_beta": "needs the initial model during training, but a session only holds the trained model",
     "method.reasoning_effort": "open models have no such training setting",
     "optimizer.momentum": "sessions train with AdamW, which has betas instead of momentum",
@@ -123,7 +123,7 @@ def _adapter(rows: Rows, spec: JobSpec) -> None:
         rows.keep("adapter.r", "lora.rank")
     alpha = rows.given("adapter.alpha")
     if alpha is None:
-        rows.default("adapter.alpha", None, ALPHA, "the same for all ranks")
+        rows.default("adapter.alpha", None, ALPHA, "Tinker uses the same alpha for all ranks")
     elif alpha == ALPHA:
         rows.keep("adapter.alpha", None, rule="Tinker's fixed value")
     else:

@@ -1,4 +1,4 @@
-"""Parsing of Together's responses into our records.
+"""Parsing of Together's responses into Orchestrate's records.
 
 Sources: the SDK's `FinetuneResponse` (both of them: `types/` and `lib/types/`), `FinetuneEvent`, and the
 names of metrics in the API's responses (`train/loss`, `eval/loss`)."""

@@ -256,8 +256,9 @@ class Machines(RentedMachines):
         raise UnexpectedAnswer(self._provider, "the list never ends")
 
     def refs(self, up: list[dict[str, Any]]) -> dict[str, str]:
-        """Map machines that are up to the refs of their runs. Searches the run directories on this machine,
-        then the names of the machines' sessions, and last the local requests whose response was lost."""
+        """Map the ids of machines that are up to the refs of their runs. Searches the run directories on this
+        machine, then the names of the machines' sessions, and finally the requests whose response was
+        lost."""
         found: dict[str, str] = {}
         asked = self.pending()
         found |= {one.id: ref for ref, one in asked if one.id is not None}
@@ -334,7 +335,7 @@ SCHEME = "together://"
 ALPHA = 32
 """LoRA alpha, as in local and Tinker sessions."""
 OPERATION_S, INTERVAL_S = 1800.0, 0.25
-"""Timeout of one operation, and pause between two status checks, in seconds."""
+"""Timeout of an operation and interval between status checks, in seconds."""
 OTHERS = {
     "gspo": "Together's GRPO with sequence-level ratios uses a different formula",
     "stable_reinforce": "Together does not publish its formula",

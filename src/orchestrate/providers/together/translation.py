@@ -158,7 +158,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
     else:
         rows.offer("adapter.r", "training_type.lora_r", DEFAULT_RANK)
     if adapter.alpha is not None and adapter.alpha != int(adapter.alpha):
-        rows.refuse("adapter.alpha", "must be an integer at Together", instead=round(adapter.alpha) or None)
+        rows.refuse("adapter.alpha", "Together requires an integer", instead=round(adapter.alpha) or None)
     elif adapter.alpha is not None:
         rows.keep("adapter.alpha", "training_type.lora_alpha", int(adapter.alpha))
     elif adapter.r is not None:
