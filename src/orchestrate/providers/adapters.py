@@ -29,7 +29,7 @@ class Adapters(ABC):
     @abstractmethod
     def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:
         """Return the hourly price of `deploy` with these options in US dollars, or `None` if it is unknown.
-        Uploads and changes nothing. Raises `UsageError` for a base model or rank that the host does not
+        Nothing is uploaded or changed. Raises `UsageError` for a base model or rank that the host does not
         serve."""
 
     @abstractmethod

@@ -477,7 +477,7 @@ class Sessions(Provider):
 
     @abstractmethod
     def session_dir(self, order: SessionOrder) -> RunDir:
-        """Create a session's run directory, or find the one that an earlier call created."""
+        """Create a session's run directory, or return the directory that an earlier call created."""
 
     @abstractmethod
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:

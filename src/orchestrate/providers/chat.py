@@ -204,9 +204,9 @@ class Chat:
         return self.wire.retry
 
     def ask_once(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
-        """Send a conversation like `ask`, but without retries that might be billed twice. For callers that
-        count each request. If the model rejects an option, the request is repeated in a form that the model
-        accepts. Any other failure raises an error."""
+        """Send a conversation like `ask`, but without retries that might be billed twice. Callers that count
+        each request use this method. If the model rejects an option, the request is repeated in a form that
+        the model accepts. Any other failure raises an error."""
         return self._reply(messages, tools, self.wire.once)
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:

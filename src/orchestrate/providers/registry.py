@@ -74,15 +74,15 @@ def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
     if wanted == "all":
         return usable(settings)
     there = known(settings)
-    asked = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
-    if unknown := [name for name in asked if name not in there]:
+    selected = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
+    if unknown := [name for name in selected if name not in there]:
         raise UsageError(
             f"unknown backend {unknown[0]!r}{among(unknown[0], there)}",
             fix="orchestrate providers",
         )
-    if not asked:
+    if not selected:
         raise UsageError(f"specify a backend; known: {', '.join(there)}")
-    return list(dict.fromkeys(asked))
+    return list(dict.fromkeys(selected))
 
 
 def with_keys(settings: Settings, also: Sequence[str] = ()) -> dict[str, HostConfig]:

@@ -106,16 +106,16 @@ class RentedMachines(ABC):
         """Return True if the machine accepts requests. Raises `ProviderError` for one that never will."""
 
     @abstractmethod
-    def _match(self, asked: RequestedMachine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
+    def _match(self, machine: RequestedMachine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
         """Find the machine for a request whose response may have been lost."""
 
     @abstractmethod
     def _billed_s(self, raw: dict[str, Any]) -> float: ...
 
-    def _unseen_s(self, asked: RequestedMachine) -> float:
+    def _unseen_s(self, machine: RequestedMachine) -> float:
         """Return the longest time in seconds that a machine may have been billed if its response was lost and
         it is no longer up."""
-        most, since = asked.inactive_s + POLL_S, (now() - asked.asked_at).total_seconds()
+        most, since = machine.inactive_s + POLL_S, (now() - machine.asked_at).total_seconds()
         return min(since, most) if since >= 0 else most  # the clock may have been set back
 
     # -- one run's -----------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class RentedMachines(ABC):
                 found = self._match(one, self.up())
                 if found is None and 0 <= (now() - one.asked_at).total_seconds() < SEARCH_S:
                     raise OutcomeUnknown(
-                        self._provider, run.ref, "its machine may still appear within a minute"
+                        self._provider, run.ref, "the machine may still appear within a minute"
                     )
                 id = None if found is None else str(found["id"])
             seconds = self._unseen_s(one) if id is None else self._billed_s(self.stop(id))

@@ -92,11 +92,11 @@ class Rows:
         self.body: dict[str, Any] = {}
         self._rows: dict[str, Setting] = {}
         self._own_options: dict[str, Any] = {}
-        asked = spec.asked()
-        options = cast("dict[str, dict[str, Any]]", asked.pop("provider_options", {}))
+        values = spec.asked()
+        options = cast("dict[str, dict[str, Any]]", values.pop("provider_options", {}))
         for name in (*aliases, provider):
             self._own_options |= options.get(name, {})
-        self.requested = _flat(asked)
+        self.requested = _flat(values)
         self.requested.pop("model", None)
 
     # -- answering -----------------------------------------------------------------------------------------
@@ -169,10 +169,10 @@ class Rows:
         """Reject settings that training engines support but hosts' APIs do not. A value that matches the
         host's behavior is kept."""
         for name, (reason, always) in _OF_ENGINES.items():
-            asked = self._asked(name)
-            if asked is None or name in self._rows:
+            given = self._requested(name)
+            if given is None or name in self._rows:
                 continue
-            if always is not None and asked == always:
+            if always is not None and given == always:
                 self.keep(name, None, rule="always on here")
             else:
                 self.refuse(name, f"{host} {reason}")
@@ -180,7 +180,7 @@ class Rows:
     def refuse_if_set(self, reasons: Mapping[str, str]) -> None:
         """Reject those of these settings that the user set, each with its reason."""
         for name, reason in reasons.items():
-            if self._asked(name) is not None and name not in self._rows:
+            if self._requested(name) is not None and name not in self._rows:
                 self.refuse(name, reason)
 
     def in_options(self, wire: str) -> bool:
@@ -268,7 +268,7 @@ class Rows:
         known = self.fields if wire is not None and outcome is not Outcome.REFUSED else None
         self._rows[name] = Setting(
             name=name,
-            asked=masked(self._asked(name) if asked is None else asked, name),
+            asked=masked(self._requested(name) if asked is None else asked, name),
             outcome=outcome,
             sent=masked(value, name),
             wire=wire,
@@ -279,7 +279,7 @@ class Rows:
         if send and wire is not None and value is not None:
             self.send(wire, value)
 
-    def _asked(self, name: str) -> Any:
+    def _requested(self, name: str) -> Any:
         if name == "model":
             return self.spec.model
         if name in self.requested:
@@ -352,7 +352,7 @@ rejection of another."""
 def overrides(
     spec: JobSpec, translation: Translation, translate: Callable[[JobSpec], Translation]
 ) -> dict[str, Any] | None:
-    """Find `overrides:` for this backend with which it accepts the spec.
+    """Return `overrides:` for this backend that make it accept the spec.
 
     Each rejected field is omitted (`None`) or set to the nearest accepted value. Returns `None` if no setting
     is rejected, or if a rejected setting is essential to the run."""

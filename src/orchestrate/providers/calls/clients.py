@@ -91,8 +91,8 @@ def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
 def completions(client: Any, config: HostConfig) -> Callable[..., Any]:
     """Return the SDK's method for chat completions. Requests to a sandbox get a long timeout, because its
     first request loads the model, which may take minutes. Requests to hosts get their usual timeout."""
-    asked = client.with_options(timeout=SANDBOX_ANSWER_S) if config.sandbox else client
-    return asked.chat.completions.create
+    patient = client.with_options(timeout=SANDBOX_ANSWER_S) if config.sandbox else client
+    return patient.chat.completions.create
 
 
 def wire_of(config: HostConfig) -> Wire:

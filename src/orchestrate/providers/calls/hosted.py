@@ -98,7 +98,7 @@ class SdkPage(Protocol):
 
 P = TypeVar("P", bound=SdkPage)
 Read = Callable[[Callable[[], Any]], Any]
-"""A function like `Wire.read`."""
+"""Function with the signature of `Wire.read`."""
 
 
 def pages_of(provider: str, read: Read, first: Callable[[], P], omits_empty: bool, most: int) -> Iterator[P]:

@@ -167,11 +167,11 @@ def recalled(job: Job, file: Callable[[str], object]) -> Recalled:
     own = table(table(method.get(kind)).get("hyperparameters"))
     epochs = own.get("n_epochs", table(job.payload.get("hyperparameters")).get("n_epochs"))
     name = text(job.payload.get("training_file"))
-    asked = name is not None and job.trained_tokens is None
+    needed = name is not None and job.trained_tokens is None
     return Recalled(
         method=METHODS.get(kind, "sft"),
         epochs=integer(epochs),
-        train_bytes=integer(plain(file(name)).get("bytes")) if asked and name else None,
+        train_bytes=integer(plain(file(name)).get("bytes")) if needed and name else None,
     )
 
 

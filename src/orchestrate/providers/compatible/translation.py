@@ -86,12 +86,12 @@ def _method(described: Described, rows: Rows, spec: JobSpec) -> None:
 
 
 def _adapter(described: Described, rows: Rows, spec: JobSpec) -> None:
-    kind, asked = spec.adapter.type, "adapter" in spec.model_fields_set
+    kind, explicit = spec.adapter.type, "adapter" in spec.model_fields_set
     if not described.adapters:
         rule = f"not sent, because {described.title} chooses the adapter settings and does not publish them"
         if kind == "full":
             rows.refuse("adapter.type", rule, instead="lora")
-        elif asked:
+        elif explicit:
             rows.map("adapter.type", None, "host decides", rule, exact=False)
         else:
             rows.default("adapter.type", None, "host decides", rule)
@@ -109,7 +109,7 @@ def _adapter(described: Described, rows: Rows, spec: JobSpec) -> None:
     if near != kind:
         rule = f"{described.title} does not publish the precision of its base models, so the job trains LoRA"
         rows.map("adapter.type", None, near, rule, exact=False)
-    elif asked:
+    elif explicit:
         rows.keep("adapter.type", None, kind)
     else:
         rows.default("adapter.type", None, kind, "the spec's default")

@@ -169,7 +169,7 @@ class Trainers(RentedMachines):
 
         journal, number = self.journal(run), len(self.of(run)) + 1
         id = f"{job_id_of(order.ref)}-{number}"
-        asked = RequestedMachine(
+        machine = RequestedMachine(
             number=number, base_model=order.model, inactive_s=INACTIVE_S, asked_at=now(), known=(id,)
         )
         config = TrainerJobConfig(
@@ -180,17 +180,17 @@ class Trainers(RentedMachines):
             inactivity_timeout=f"{INACTIVE_S}s",
             requested_job_id=id,
         )
-        journal.append(asked)
+        journal.append(machine)
         try:
-            self._sent(lambda: create(config), asked)
+            self._sent(lambda: create(config), machine)
         except InvalidRequest:
-            journal.append(replace(asked, ended=True))
+            journal.append(replace(machine, ended=True))
             raise
-        made = replace(asked, id=id)
+        made = replace(machine, id=id)
         journal.append(made)
         return made
 
-    def _sent(self, create: Callable[[], Any], asked: RequestedMachine) -> None:
+    def _sent(self, create: Callable[[], Any], machine: RequestedMachine) -> None:
         """Create a trainer. Raises `InvalidRequest` if none was created, and `OutcomeUnknown`."""
         for tried in range(1, TRIES + 1):
             try:
@@ -199,23 +199,23 @@ class Trainers(RentedMachines):
                 status = getattr(error, "status_code", None)
                 if isinstance(status, int) and 400 <= status < 500:
                     raise InvalidRequest(self._provider, str(error)) from error
-                if self._match(asked, []) is not None:
+                if self._match(machine, []) is not None:
                     return
                 if tried == TRIES:
                     why = f"if the trainer exists, Fireworks stops it after {INACTIVE_S // 60} idle minutes"
-                    raise OutcomeUnknown(self._provider, str(asked.known[0]), why) from error
+                    raise OutcomeUnknown(self._provider, str(machine.known[0]), why) from error
             else:
                 return
 
-    def _match(self, asked: RequestedMachine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
+    def _match(self, machine: RequestedMachine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
         del up
         with suppress(NotFound):
-            return self._raw(asked.id or asked.known[0])
+            return self._raw(machine.id or machine.known[0])
         return None
 
-    def _unseen_s(self, asked: RequestedMachine) -> float:
+    def _unseen_s(self, machine: RequestedMachine) -> float:
         """Return 0: a trainer has the id that was requested, so one that isn't found never existed."""
-        del asked
+        del machine
         return 0.0
 
     def _ready(self, raw: dict[str, Any]) -> bool:
@@ -243,13 +243,13 @@ class Trainers(RentedMachines):
 
     def stop(self, id: str) -> dict[str, Any]:
         """Cancel a trainer. Its checkpoints remain."""
-        client, path, waited, asked = self._at.client(), f"{self._path(id)}:cancel", 0.0, False
+        client, path, waited, requested = self._at.client(), f"{self._path(id)}:cancel", 0.0, False
         raw: dict[str, Any] = {}
         with suppress(NotFound):
             while state(raw := self._raw(id)) in UP:
-                if not asked and state(raw) != "CANCELLING":
+                if not requested and state(raw) != "CANCELLING":
                     self._wire.read(lambda: client.post(path, body={}, cast_to=object), expect=object)
-                    asked = True
+                    requested = True
                     continue
                 if waited >= END_S:
                     why = f"trainer {id} is still {state(raw).lower()} after a cancel request"

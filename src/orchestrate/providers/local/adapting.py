@@ -74,10 +74,10 @@ def config_of(folder: str) -> Mapping[str, Any] | None:
         return None
 
 
-def settings(rows: Rows, asked: LoRA, config: Mapping[str, Any]) -> None:
+def settings(rows: Rows, lora: LoRA, config: Mapping[str, Any]) -> None:
     """Add a row for each setting of the adapter that the run continues from. A requested value that differs
     from the adapter's value is rejected, because peft would ignore it."""
-    values = asked.model_dump(mode="json")
+    values = lora.model_dump(mode="json")
     for ours, theirs in PEFTS.items():
         row, given, own = f"adapter.{ours}", values[ours], config.get(theirs)
         if given is None or given is False:
@@ -87,9 +87,9 @@ def settings(rows: Rows, asked: LoRA, config: Mapping[str, Any]) -> None:
             rows.keep(row, row, given, rule=OWN)
         else:
             rows.refuse(row, f"the adapter that this run continues from has {_said(own)}", instead=own)
-    if asked.init_lora_weights is not None:
+    if lora.init_lora_weights is not None:
         rows.refuse("adapter.init_lora_weights", "already set by the adapter that this run continues from")
-    _targets(rows, asked.targets, config.get("target_modules") or ())
+    _targets(rows, lora.targets, config.get("target_modules") or ())
 
 
 def _targets(rows: Rows, given: str | Sequence[str] | None, own: str | Sequence[str]) -> None:
@@ -139,18 +139,18 @@ FIELDS = (
 )
 
 
-def named(asked: LoRA) -> list[str]:
+def named(lora: LoRA) -> list[str]:
     """List the adapter settings that contain names of modules or parameters."""
-    given = [field for field in FIELDS if getattr(asked, field) is not None]
-    return [field for field in given if getattr(asked, field) != ALL_LINEAR]
+    given = [field for field in FIELDS if getattr(lora, field) is not None]
+    return [field for field in given if getattr(lora, field) != ALL_LINEAR]
 
 
 def unmatched_names(spec: JobSpec, model: str) -> tuple[list[Misnamed], str | None]:
     """Return the names in the adapter settings that match nothing in the model, and the reason if the names
     could not be checked. `model` is a folder or a Hub id."""
-    asked = spec.adapter
-    adapter = AdapterSettings.from_dict(asked.model_dump(mode="json"))
-    if not isinstance(asked, LoRA) or not named(asked) or no_pattern(adapter):
+    lora = spec.adapter
+    adapter = AdapterSettings.from_dict(lora.model_dump(mode="json"))
+    if not isinstance(lora, LoRA) or not named(lora) or no_pattern(adapter):
         return [], None
     config = files.config_of(model)
     if config is None:
@@ -197,27 +197,27 @@ def adapter(rows: Rows, spec: JobSpec, model: str) -> None:
     continue_from(rows, spec)
     if not isinstance(spec.adapter, LoRA):
         return
-    asked = spec.adapter
+    lora = spec.adapter
     earlier = spec.continue_from and config_of(spec.continue_from)
     if earlier and "continue_from" not in rows.refused:
-        settings(rows, asked, earlier)
+        settings(rows, lora, earlier)
     else:
-        _sizes(rows, asked)
-        _structure(rows, spec, asked, config, held)
+        _sizes(rows, lora)
+        _structure(rows, spec, lora, config, held)
         if "model" not in rows.refused:
             _names(rows, spec, model)
-    if asked.loraplus_lr_ratio is not None:
+    if lora.loraplus_lr_ratio is not None:
         rule = "ratio of B's learning rate to A's"
         rows.keep("adapter.loraplus_lr_ratio", "adapter.loraplus_lr_ratio", rule=rule)
 
 
-def _sizes(rows: Rows, asked: LoRA) -> None:
-    r = asked.r or 16
-    if asked.r is None:
+def _sizes(rows: Rows, lora: LoRA) -> None:
+    r = lora.r or 16
+    if lora.r is None:
         rows.default("adapter.r", "adapter.r", r, send=True)
     else:
         rows.keep("adapter.r", "adapter.r")
-    if asked.alpha is None:
+    if lora.alpha is None:
         rows.default("adapter.alpha", "adapter.alpha", float(2 * r), "twice the rank", send=True)
     else:
         rows.keep("adapter.alpha", "adapter.alpha")
@@ -257,11 +257,11 @@ def _kind(rows: Rows, spec: JobSpec, held: Quantised | None, packed: str | None)
 
 
 def _structure(
-    rows: Rows, spec: JobSpec, asked: LoRA, config: Mapping[str, Any], held: Quantised | None
+    rows: Rows, spec: JobSpec, lora: LoRA, config: Mapping[str, Any], held: Quantised | None
 ) -> None:
-    given = asked.model_dump(mode="json")
+    given = lora.model_dump(mode="json")
     for name in _STRUCTURE:
-        value: Any = getattr(asked, name)
+        value: Any = getattr(lora, name)
         if value is None:
             continue
         row = f"adapter.{name}"
@@ -269,7 +269,7 @@ def _structure(
             rows.refuse(
                 row, "EVA computes its initialization from training rows, but RFT trains on sampled answers"
             )
-        elif reason := _unfit(name, asked, config, held):
+        elif reason := _unfit(name, lora, config, held):
             rows.refuse(row, reason)
         else:
             rows.keep(row, row, given[name], rule=_RULES.get(name))
@@ -304,29 +304,29 @@ _RULES = {
 }
 
 
-def _unfit(name: str, asked: LoRA, config: Mapping[str, Any], held: Quantised | None) -> str | None:
+def _unfit(name: str, lora: LoRA, config: Mapping[str, Any], held: Quantised | None) -> str | None:
     """Return why the engine cannot do this with this model."""
     if name == "init_lora_weights":
-        return _unfit_start(asked, held)
-    if name == "target_parameters" and (asked.dropout or asked.dora):
+        return _unfit_start(lora, held)
+    if name == "target_parameters" and (lora.dropout or lora.dora):
         return (
-            f"peft does not support {'dropout' if asked.dropout else 'DoRA'} with target_parameters. "
+            f"peft does not support {'dropout' if lora.dropout else 'DoRA'} with target_parameters. "
             "Remove one of the two"
         )
     text: Mapping[str, Any] = config.get("text_config") or config
     layers = text.get("num_hidden_layers")
     if name == "layers_to_transform" and isinstance(layers, int):
-        wrong = [n for n in asked.layers_to_transform or () if n >= layers]
+        wrong = [n for n in lora.layers_to_transform or () if n >= layers]
         if wrong:
             return f"the model has layers 0 to {layers - 1}, not {wrong[0]}"
-    if name == "layers_to_transform" and isinstance(asked.targets, str) and asked.targets != "all-linear":
+    if name == "layers_to_transform" and isinstance(lora.targets, str) and lora.targets != "all-linear":
         return "targets is a regular expression. Select the layers in targets instead"
     return None
 
 
-def _unfit_start(asked: LoRA, held: Quantised | None) -> str | None:
-    start, four_bit = asked.init_lora_weights, isinstance(asked, QLoRA)
-    if asked.changes_base and (four_bit or held):
+def _unfit_start(lora: LoRA, held: Quantised | None) -> str | None:
+    start, four_bit = lora.init_lora_weights, isinstance(lora, QLoRA)
+    if lora.changes_base and (four_bit or held):
         return f"{start} changes the base weights, which must not be quantized. Use adapter: lora"
     if start == "loftq" and held is not None:
         return (
@@ -337,12 +337,12 @@ def _unfit_start(asked: LoRA, held: Quantised | None) -> str | None:
         return (
             "LoftQ compensates for 4-bit quantization, but the base model is unquantized. Use adapter: qlora"
         )
-    rank = asked.r or 16
+    rank = lora.r or 16
     if start == "orthogonal" and (four_bit or held):
         return (
             "peft would compute this initialization from quantized weights, which are not precise enough. "
             "Use adapter: lora"
         )
-    if start == "orthogonal" and (rank % 2 or any(n % 2 for n in (asked.rank_pattern or {}).values())):
+    if start == "orthogonal" and (rank % 2 or any(n % 2 for n in (lora.rank_pattern or {}).values())):
         return "orthogonal initialization needs even ranks"
     return None

@@ -118,7 +118,7 @@ class LocalProvider(
     def __init__(self, config: HostConfig) -> None:
         super().__init__(config)
         self._generators: dict[tuple[str, str | None], Generator] = {}
-        """Generators by job and checkpoint."""
+        """Loaded generators, by job id and checkpoint."""
         self.place = self._place()
 
     def _place(self) -> Place:
@@ -131,8 +131,8 @@ class LocalProvider(
     # -- whose jobs ----------------------------------------------------------------------------------------
 
     def account(self) -> Account:
-        """Return an account that stands for this backend's home folder. A marker in the folder identifies it,
-        because folders on two machines may have the same path."""
+        """Return an account that represents this backend's home folder. A marker in the folder identifies the
+        account, because folders on two machines may have the same path."""
         return Account(id=f"home {machine.mark(self.home)}", told=True)
 
     def holds(self, remote: RemoteDataset) -> bool:

@@ -116,15 +116,15 @@ class StepwiseProvider(LocalProvider, Sessions):
         self._sharing = threading.Lock()
 
     def session_dir(self, order: SessionOrder) -> RunDir:
-        asked, mine = dict(order.options), self.config.options
+        options, mine = dict(order.options), self.config.options
         return rundirs.of_session(
             self._runs,
             order,
             self.name,
-            adapter="qlora" if asked.get("four_bit") else "lora",
-            threads=asked.get("threads", mine.get("threads")),
-            device=asked.get("device", mine.get("device")),
-            precision=asked.get("precision"),
+            adapter="qlora" if options.get("four_bit") else "lora",
+            threads=options.get("threads", mine.get("threads")),
+            device=options.get("device", mine.get("device")),
+            precision=options.get("precision"),
         )
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:

@@ -273,9 +273,9 @@ class TogetherProvider(
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
         """Return the host's own estimate. Raises `QuotaExceeded` if it exceeds the account's limit."""
         body = self._filled(translation, remote)
-        asked = reading.estimated(body)
-        answer = plain(self._wire.read(lambda: self._client().fine_tuning.estimate_price(**asked)))
-        model = str(asked.get("model") or asked.get("from_checkpoint"))
+        request = reading.estimated(body)
+        answer = plain(self._wire.read(lambda: self._client().fine_tuning.estimate_price(**request)))
+        model = str(request.get("model") or request.get("from_checkpoint"))
         return reading.estimate(self.name, model, answer)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:

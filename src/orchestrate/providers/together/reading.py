@@ -205,7 +205,7 @@ def _kind(label: str) -> str:
 
 
 class TokenMask(Record, frozen=True, kw_only=True):
-    """A row in the form in which the host tokenizes it."""
+    """A row as tokenized by the host."""
 
     tokens: tuple[str, ...]
     trained: tuple[bool, ...]
@@ -262,10 +262,10 @@ def recalled(job: Job, file: Callable[[str], Mapping[str, Any]]) -> Recalled:
     payload = job.payload
     full = text(table(payload.get("training_type")).get("type")) == "Full"
     method = text(table(payload.get("training_method")).get("method"))
-    asked = job.cost_usd is None
-    train = _file_of(payload.get("training_file"), file, asked)
+    needed = job.cost_usd is None
+    train = _file_of(payload.get("training_file"), file, needed)
     evals = integer(payload.get("n_evals")) or 0
-    validation = _file_of(payload.get("validation_file"), file, asked and evals > 0)
+    validation = _file_of(payload.get("validation_file"), file, needed and evals > 0)
     return Recalled(
         method="dpo" if method == "dpo" else "sft",
         adapter="full" if full else "lora",
@@ -279,8 +279,8 @@ def recalled(job: Job, file: Callable[[str], Mapping[str, Any]]) -> Recalled:
     )
 
 
-def _file_of(name: Any, file: Callable[[str], Mapping[str, Any]], asked: bool) -> Mapping[str, Any]:
-    return file(name) if asked and isinstance(name, str) and name else {}
+def _file_of(name: Any, file: Callable[[str], Mapping[str, Any]], needed: bool) -> Mapping[str, Any]:
+    return file(name) if needed and isinstance(name, str) and name else {}
 
 
 def asked_for(job: Job) -> Told:

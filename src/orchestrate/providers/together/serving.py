@@ -38,8 +38,8 @@ _BILLS = {
     "stopping": True,
     "stopped": False,
 }
-"""Maps deployment states to True if they are billed. Running deployments are billed even when idle. Together
-does not document whether failed deployments are billed."""
+"""Deployment states, with True for those that are billed. Running deployments are billed even when idle.
+Together does not document whether failed deployments are billed."""
 
 
 class TogetherDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -432,13 +432,13 @@ class TogetherAdapters(adapters.Adapters):
         object_id = str(registered["id"])
         local = {file.name: _PartedFile(file) for file in adapters.files(adapter)}
         listed = [{"path": n, "hash": f.hash, "numParts": len(f.parts)} for n, f in local.items()]
-        asked = self._send("upload/create", {"objectId": object_id, "files": listed})
+        upload = self._send("upload/create", {"objectId": object_id, "files": listed})
         total, done, sent = sum(f.size for f in local.values()), 0, list[dict[str, Any]]()
         import httpx
 
         # It never carries the key.
         with httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0)) as http:
-            for remote in rows(asked.get("files")):
+            for remote in rows(upload.get("files")):
                 file = local.get(str(remote.get("path")))
                 if file is None:
                     raise UnexpectedAnswer(

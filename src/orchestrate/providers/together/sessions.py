@@ -143,7 +143,7 @@ class Machines(RentedMachines):
         can't be found, and `ProviderError` if none was created."""
         body, journal = wanted(order), self.journal(run)
         known = tuple(str(raw["id"]) for raw in self.up())
-        asked = RequestedMachine(
+        machine = RequestedMachine(
             number=len(self.of(run)) + 1,
             base_model=order.model,
             inactive_s=body["inactive_timeout"],
@@ -151,7 +151,7 @@ class Machines(RentedMachines):
             known=known,
         )
         api = self._api
-        journal.append(asked)
+        journal.append(machine)
         try:
             answer = self._wire.send_once(
                 order.ref,
@@ -159,7 +159,7 @@ class Machines(RentedMachines):
                 lambda made: text(plain(made).get("id")),
             )
         except OutcomeUnknown as lost:
-            found = self._search(asked)
+            found = self._search(machine)
             if found is None:
                 raise OutcomeUnknown(
                     self._provider,
@@ -167,31 +167,31 @@ class Machines(RentedMachines):
                     "if the machine was created, Together stops it after an idle period",
                 ) from lost
         except ProviderError:
-            journal.append(replace(asked, ended=True))
+            journal.append(replace(machine, ended=True))
             raise
         else:
             found = plain(answer)
-        made = replace(asked, id=str(found["id"]))
+        made = replace(machine, id=str(found["id"]))
         journal.append(made)
         return made
 
-    def _search(self, asked: RequestedMachine) -> dict[str, Any] | None:
+    def _search(self, machine: RequestedMachine) -> dict[str, Any] | None:
         waited = 0.0
-        while (found := self._match(asked, self.up())) is None and waited < SEARCH_S:
+        while (found := self._match(machine, self.up())) is None and waited < SEARCH_S:
             self._sleep(POLL_S)
             waited += POLL_S
         return found
 
-    def _match(self, asked: RequestedMachine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
+    def _match(self, machine: RequestedMachine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
         """Raises `UnexpectedAnswer` if several machines match the request."""
-        if asked.id is not None:
-            return next((raw for raw in up if raw["id"] == asked.id), None)
+        if machine.id is not None:
+            return next((raw for raw in up if raw["id"] == machine.id), None)
         found = [
             raw
             for raw in up
-            if raw["id"] not in asked.known
-            and raw.get("base_model") == asked.base_model
-            and raw.get("inactive_timeout") == asked.inactive_s
+            if raw["id"] not in machine.known
+            and raw.get("base_model") == machine.base_model
+            and raw.get("inactive_timeout") == machine.inactive_s
         ]
         if len(found) > 1:
             ids = ", ".join(str(raw["id"]) for raw in found)
@@ -260,15 +260,15 @@ class Machines(RentedMachines):
         machine, then the names of the machines' sessions, and finally the requests whose response was
         lost."""
         found: dict[str, str] = {}
-        asked = self.pending()
-        found |= {one.id: ref for ref, one in asked if one.id is not None}
+        pending = self.pending()
+        found |= {one.id: ref for ref, one in pending if one.id is not None}
         if any(raw["id"] not in found for raw in up):
             status = [f"TRAINING_SESSION_STATUS_{one}" for one in ("CREATING", "RUNNING")]
             for raw in self._all(self._sessions.list, status=status):
                 ref = ref_in(raw.get("display_name"))
                 if ref is not None:
                     found.setdefault(str(raw.get("model_resources_id")), ref)
-        for ref, one in asked:
+        for ref, one in pending:
             left = [raw for raw in up if raw["id"] not in found]
             with suppress(UnexpectedAnswer):  # one of several: they are listed without a run
                 if one.id is None and (raw := self._match(one, left)) is not None:

@@ -143,12 +143,12 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
         else:
             rows.keep("adapter.type", "training_type.type", "Full")
         return
-    asked = [name for name in rows.requested if name.startswith("adapter.")]
+    requested = [name for name in rows.requested if name.startswith("adapter.")]
     # Without a word about the adapter the field is left out: LoRA, or what the job continued from had.
     if adapter.type == "qlora":
         rule = "trained as LoRA, because Together does not publish the precision of its base models"
         rows.map("adapter.type", "training_type.type", "Lora", rule, exact=False)
-    elif asked:
+    elif requested:
         rows.keep("adapter.type", "training_type.type", "Lora")
     else:
         rows.default("adapter.type", "training_type.type", "Lora")
