@@ -46,7 +46,7 @@ def dialect(kind: str) -> type[Host]:
         "name": kind,
         "title": values.title,
         "place": 10 + list(described()).index(kind),
-        "described": described,
+        "described": values,
         "usual_rate": _USUAL_RATE if absolute else OpenAIHost.usual_rate,
     }
     return type("DialectHost", (DialectHost,), own)
