@@ -47,7 +47,7 @@ def test_a_second_deploy_says_what_holds_and_refuses_what_it_would_ignore(shop: 
     first = shop.type(*deploy, "--max-hours", "2")
     assert first.exit_code == 0 and f"at most ${2 * price:.2f}" in first.output, first.output
     again = shop.type(*deploy)
-    assert again.exit_code == 0 and "It ends after 2 h" in again.output, again.output
+    assert again.exit_code == 0 and "The deployment ends after 2 h" in again.output, again.output
     assert "no limit" not in again.output
     ignored = shop.type(*deploy, "--set", "max_replicas=4")
     assert "max_replicas=4" in refused(ignored)

@@ -219,7 +219,9 @@ def proposed(
     found: list[PlannedMove] = []
     seen: dict[tuple[str, str, str], str] = {}
     for run in _leaving(ft):
-        told = f"{run.tuned_model or run.id}: {run.model} on {run.provider}, made {run.created_at:%Y-%m-%d}"
+        told = (
+            f"{run.tuned_model or run.id}: {run.model} on {run.provider}, created {run.created_at:%Y-%m-%d}"
+        )
         key = (run.provider, run.dataset_digest, _settings(run))
         if run.dataset_digest and (same := seen.get(key)) is not None:
             found.append(PlannedMove(run_id=run.id, told=told, skipped=f"the same as {same}"))

@@ -252,7 +252,7 @@ def proposal_table(proposal: Proposal) -> RenderableType:
             parts += [Text(f"\n{target.provider}: {target.model}", style="bold")]
             parts += [listed(CHANGE_HEAD, change_rows(target))]
         if target.refused:
-            parts += [Text(f"{target.provider} would reject it: {target.refused}", style="red")]
+            parts += [Text(f"{target.provider} would reject the run: {target.refused}", style="red")]
     if proposal.held_out is not None:
         parts.append(Text(f"\n{margin_text(proposal)}", style="dim"))
     return Group(*parts)

@@ -165,7 +165,7 @@ def ending(offer: DeploymentOffer) -> str:
         if offer.hours_left is not None:
             left += f" ({duration(float(offer.hours_left) * 3600)} from now)"
     most = "" if offer.most_usd is None else f" Remaining cost: at most {money(offer.most_usd)}."
-    return f"It ends {ends}{left}.{most}"
+    return f"The deployment ends {ends}{left}.{most}"
 
 
 def question(offer: DeploymentOffer) -> str:

@@ -144,9 +144,9 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         budget = "" if self.left_usd is None else f", {money(self.left_usd)} of the budget left"
-        things = "not checked" if self.offline else count(len(self.billing), "thing")
+        things = "not checked" if self.offline else count(len(self.billing), "resource")
         open_ = f"; billed hourly: {things}" + (
-            f" ({count(len(self.gaps), 'account')} not seen)" * bool(self.gaps)
+            f" ({count(len(self.gaps), 'account')} not checked)" * bool(self.gaps)
         )
         return (
             f"{money(self.total.spent_usd)} spent, {money(self.total.committed_usd)} committed{budget}{open_}"

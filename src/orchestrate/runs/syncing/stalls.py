@@ -188,7 +188,7 @@ def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Us
             f"in this phase (medians of {count(usual.runs, 'run')})"
         )
     cost = cost_so_far(run)
-    billed = f" About {money(cost)} so far." if cost else ""
+    billed = f" Cost so far: about {money(cost)}." if cost else ""
     way = f"To end it: orchestrate cancel {run.id}"
     if Feature.CANCEL not in provider.features:
         way = f"{provider.profile.title} has no API to cancel the run, so check it there"
