@@ -132,7 +132,7 @@ def _entry(one: PlannedMove) -> list[str]:
         )
         return [*head, f"  # skipped: {_comment(reasons)}", *_fields({"run": one.run_id, "to": SKIP})]
     for target in proposal.targets:
-        head += [f"  # {_comment(line)}" for line in _told(target)]
+        head += [f"  # {_comment(line)}" for line in _described(target)]
     many = len(proposal.targets) > 1
     months = text.count(proposal.months, "month")
     by = f"the cheapest to train and serve for {months}, " if many else ""
@@ -147,7 +147,7 @@ def _entry(one: PlannedMove) -> list[str]:
     return [*head, *_fields(fields)]
 
 
-def _told(target: MigrationTarget) -> list[str]:
+def _described(target: MigrationTarget) -> list[str]:
     """Return the prices of training and serving on a backend, and the settings that it drops."""
     named = target.quote.price if target.quote is not None else None
     price = "no price" if named is None else f"{text.span(named.low_usd, named.high_usd)} to train"

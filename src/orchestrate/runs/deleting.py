@@ -208,7 +208,7 @@ def account_storage(ws: Workspace, names: Iterable[str], *, sandbox: bool = Fals
     runs = _owners(ws, sandbox)
 
     def ask(name: str) -> AccountStorage | None:
-        return _asked(ws, name, sandbox, runs)
+        return _storage_of(ws, name, sandbox, runs)
 
     with ThreadPoolExecutor(_AT_ONCE, "stored") as threads, work("listing the files and models on the hosts"):
         found = list(threads.map(ask, names))
@@ -234,7 +234,7 @@ def _owners(ws: Workspace, sandbox: bool) -> Mapping[tuple[str, str], str]:
     return found
 
 
-def _asked(
+def _storage_of(
     ws: Workspace, name: str, sandbox: bool, runs: Mapping[tuple[str, str], str]
 ) -> AccountStorage | None:
     one = AccountStorage(provider=name, host=name, listed=False)

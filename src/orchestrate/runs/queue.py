@@ -237,7 +237,7 @@ class QueueServer:
     def turn(self) -> list[QueueStep]:
         """Check each waiting entry once. Raises only `StoreError`."""
         self.problems, self.moved = [], []
-        self._tell_elsewhere()
+        self._report_elsewhere()
         if self.waiting():
             with suppress(LeaseHeld), self.ft.store.leases.hold("queue", _LEASE_S):
                 for entry in self.waiting():
@@ -245,17 +245,17 @@ class QueueServer:
                         break
                     if entry.state is QueueState.SUBMITTED:
                         entry = self.ft.store.queue.change(entry.id, _reopened)
-                    if moved := self._look(entry):
+                    if moved := self._check(entry):
                         self.moved.append(moved)
         return self.moved
 
-    def _tell_elsewhere(self) -> None:
+    def _report_elsewhere(self) -> None:
         """Add a problem for each entry that cannot start from this machine, once per reason."""
         found = {entry.id: why for entry in self._going() if (why := elsewhere(self.ft, entry))}
         self.problems += [f"{id}: {why}" for id, why in found.items() if self._told.get(id) != why]
         self._told = found
 
-    def _look(self, entry: QueueEntry) -> QueueStep | None:
+    def _check(self, entry: QueueEntry) -> QueueStep | None:
         if known := _sent(self.ft, entry):
             return self._moved(entry, QueueState.SUBMITTED, run_id=known.id)
         now = self.ft.store.clock.uptime().seconds

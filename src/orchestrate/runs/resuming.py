@@ -126,7 +126,7 @@ def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
     require_price(provider.name, had.usd_per_hour, asked.usd, _NO_HOURLY_PRICE, fix)
     if wanted.used_up:
         raise UsageError(
-            f"run {run.id} has already used {_used(had)}, so a total of {_told(wanted)} leaves nothing",
+            f"run {run.id} has already used {_used(had)}, so a total of {_described(wanted)} leaves nothing",
             fix=f"orchestrate resume {run.id} {wanted.least()}   (or more)",
         )
     _require_paused(run, had, wanted)
@@ -186,7 +186,7 @@ def _keep(ws: Workspace, run: Run, had: Allowance, wanted: Allowance) -> None:
         at=at,
         level="info",
         type="limits",
-        message=f"the total limits changed from {_told(had)} to {_told(wanted)}"
+        message=f"the total limits changed from {_described(had)} to {_described(wanted)}"
         + (f". Used so far: {_used(wanted)}" if wanted.used_s else ""),
         data={"before": _data(had), "after": _data(wanted)},
     )
@@ -244,7 +244,7 @@ def _reopen_trial(ws: Workspace, run: Run) -> None:
 # -- words -------------------------------------------------------------------------------------------------
 
 
-def _told(limits: Allowance) -> str:
+def _described(limits: Allowance) -> str:
     words = [] if limits.max_hours is None else [f"{limits.max_hours:g} hours"]
     words += [] if limits.max_usd is None else [limit(limits.max_usd)]
     return " and ".join(words) or "none"

@@ -437,8 +437,8 @@ def test_the_queue_paused_in_the_middle_of_a_turn_sends_nothing_more(shop: Shop)
     queue = shop.ft.store.queue
 
     class Paused(QueueServer):
-        def _look(self, entry: QueueEntry) -> Any:
-            moved = super()._look(entry)
+        def _check(self, entry: QueueEntry) -> Any:
+            moved = super()._check(entry)
             queue.pause(True)
             return moved
 

@@ -27,7 +27,7 @@ def compare(ft: Workspace, runs: Iterable[Run | str]) -> Comparison:
     evaluations = {r.id: verdicts.evaluations(ft, r.id) for r in records}
     translated = {r.id: found for r in records if (found := sent(ft, r)) is not None}
     newest = {id: found[-1] for id, found in evaluations.items() if found}
-    answers = {id: (flips_of(one, id), _asked_again(evaluations[id], id)) for id, one in newest.items()}
+    answers = {id: (flips_of(one, id), _repeated_answers(evaluations[id], id)) for id, one in newest.items()}
     probed = {r.id: one for r in records if (one := verdicts.regression(ft, r))}
     found = side_by_side(
         records,
@@ -66,7 +66,7 @@ def flips_of(evaluation: Evaluation, run_id: str) -> list[Flips]:
     return [found for found in flips(evaluation) if found.contender in names]
 
 
-def _asked_again(found: Sequence[Evaluation], run_id: str) -> list[Pairing]:
+def _repeated_answers(found: Sequence[Evaluation], run_id: str) -> list[Pairing]:
     mine = _contender(found[-1], run_id)
     pairing = None if mine is None else paired_with_earlier(found[:-1], found[-1], mine.name)
     return [] if pairing is None else [pairing]

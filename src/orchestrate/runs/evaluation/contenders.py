@@ -188,10 +188,10 @@ class Contenders:
             proof=self._proved_at(at.address, at.model),
         )
         own = privacy.is_near(self._ft.settings, at.address, at.host.name)
-        found = self._asked(contender, chat, completion_price(at.model, at.host.base_url), own=own)
+        found = self._candidate(contender, chat, completion_price(at.model, at.host.base_url), own=own)
         return _played(found) if at.host.sandbox else found
 
-    def _asked(self, contender: Contender, chat: Chat, price: Price | None, *, own: bool) -> Candidate:
+    def _candidate(self, contender: Contender, chat: Chat, price: Price | None, *, own: bool) -> Candidate:
         require_price(contender.name, self._limit_usd, price)
         if (format := self._sampling.response_format) is not None:
             chat = replace(chat, options={**chat.options, "response_format": format})
@@ -315,7 +315,9 @@ class Contenders:
         chat = provider.chat(job, base=base, max_tokens=sampling.max_tokens, temperature=sampling.temperature)
         if chat is not None:
             chat = replace(chat, threads=SANDBOX_THREADS) if provider.config.sandbox else chat
-            found = self._asked(one, chat if asked is None else replace(chat, model=asked), price, own=own)
+            found = self._candidate(
+                one, chat if asked is None else replace(chat, model=asked), price, own=own
+            )
             return _played(found) if provider.config.sandbox else found
         require_price(one.name, self._limit_usd, price)
         if sampling.response_format is not None:

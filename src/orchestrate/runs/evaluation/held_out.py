@@ -287,7 +287,7 @@ class PreparedEvaluation:
             id, self._subject, self.candidates, self._terms, self._asking, folder / "items.jsonl"
         )
         if self._order.fresh:
-            found = replace(found, notes=(*found.notes, *self._asked_again(found)))
+            found = replace(found, notes=(*found.notes, *self._repeated_answers(found)))
         found = self._with_adapter_costs(found, {a.contender for a in plan.asked if a.kept < a.questions})
         self._ft.store.history.add_evaluation(found)
         for handle in self._handles:
@@ -316,7 +316,7 @@ class PreparedEvaluation:
                 costs += [] if measured is None else [measured]
         return replace(found, adapter_costs=tuple(costs), notes=(*found.notes, *notes))
 
-    def _asked_again(self, found: Evaluation) -> Iterator[str]:
+    def _repeated_answers(self, found: Evaluation) -> Iterator[str]:
         """Compare new answers with the earlier ones, for contenders that were queried again."""
         earlier = self._ft.store.history.evaluations()
         for contender in found.contenders:

@@ -81,12 +81,12 @@ def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None
 def existing(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> ReviewSession | None:
     """Return the existing review that `opened` would return, or `None`."""
     if len(names) == 1 and names[0].startswith(PREFIX):
-        return _desk(ft, ft.store.reviews.get(names[0]))
+        return _session(ft, ft.store.reviews.get(names[0]))
     order = order or ReviewOrder()
     source, contenders, asked_by, kind = _wanted(ft, names, order)
     for known in ft.store.reviews.matching(evaluation=source.id):
         if (known.kind, set(known.contenders), known.rubric) == (kind, set(contenders), asked_by):
-            desk = _desk(ft, known)
+            desk = _session(ft, known)
             if _shows(desk, order, source):
                 return desk
     return None
@@ -152,7 +152,7 @@ def _made(ft: Workspace, names: Sequence[str], order: ReviewOrder) -> ReviewSess
         folder=str(folder),
     )
     ft.store.reviews.add(review)
-    return _desk(ft, review)
+    return _session(ft, review)
 
 
 def serving(
@@ -190,7 +190,7 @@ def of_run(ft: Workspace, run_id: str) -> list[ReviewSession]:
     found: list[ReviewSession] = []
     for review in ft.store.reviews.matching(run_ids=[run_id]):
         with suppress(OrchestrateError):
-            found.append(_desk(ft, review))
+            found.append(_session(ft, review))
     return found
 
 
@@ -286,7 +286,7 @@ def from_review(
     )
 
 
-def _desk(ft: Workspace, review: Review) -> ReviewSession:
+def _session(ft: Workspace, review: Review) -> ReviewSession:
     if review.kind == "writing":
         raise UsageError(
             f"In {review.id}, people write rows, so there are no answers to rate.",

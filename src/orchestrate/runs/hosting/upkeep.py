@@ -53,7 +53,7 @@ class Upkeep:
             if self._store.leases.held(lease_name(deployment.run_id)):
                 continue  # another process is making it
             try:
-                self._look_after(deployment, listed.get(deployment.job_id.lower(), []))
+                self._update(deployment, listed.get(deployment.job_id.lower(), []))
             except OrchestrateError as error:
                 self.failures.append(error)
 
@@ -66,7 +66,7 @@ class Upkeep:
         found.sort(key=lambda d: (not d.state.over, d.created_at))
         return list({d.job_id: d for d in found}.values())
 
-    def _look_after(self, before: Deployment, items: list[Standing]) -> None:
+    def _update(self, before: Deployment, items: list[Standing]) -> None:
         there = any(item.kind == "deployment" for item in items)
         if before.state.over and not there:
             return
@@ -78,17 +78,17 @@ class Upkeep:
         else:
             deployment = self._deployer.poll(before, items)
         if deployment.state is not before.state:
-            self._tell_change(before, deployment)
+            self._report_change(before, deployment)
         if deployment.state.over:
             return
-        self._speak_of_clocks(deployment, items)
+        self._report_clocks(deployment, items)
         cause = limit_reached(deployment, self._store.deployments.time_of(deployment))
         if deployment.state is DeploymentState.ENDING or (
             cause is not None and deployment.state is not DeploymentState.OUTCOME_UNKNOWN
         ):
             self._end(deployment, cause or deployment.cause or "")
         else:
-            self._speak_of_idle(deployment)
+            self._report_idle(deployment)
 
     def _end(self, deployment: Deployment, cause: str) -> None:
         if deployment.state is not DeploymentState.ENDING:
@@ -104,7 +104,7 @@ class Upkeep:
         else:
             self.ending.append(deployment.run_id)
 
-    def _tell_change(self, before: Deployment, deployment: Deployment) -> None:
+    def _report_change(self, before: Deployment, deployment: Deployment) -> None:
         if before.state.over:
             end = f"orchestrate undeploy {deployment.run_id}"
             text = f"{name(deployment)} had ended, but is up again and billed. To take it down: {end}"
@@ -116,7 +116,7 @@ class Upkeep:
         else:
             self.messages.append(f"{name(deployment)}: {deployment.state.value}")
 
-    def _speak_of_clocks(self, deployment: Deployment, items: list[Standing]) -> None:
+    def _report_clocks(self, deployment: Deployment, items: list[Standing]) -> None:
         """Report a difference between the clocks. Uptime counts, but stops while a virtual machine is
         paused."""
         made_at = min((item.created_at for item in items if item.created_at), default=None)
@@ -137,7 +137,7 @@ class Upkeep:
             daily=True,
         )
 
-    def _speak_of_idle(self, deployment: Deployment) -> None:
+    def _report_idle(self, deployment: Deployment) -> None:
         now, run_id = self._store.deployments.time_of(deployment), deployment.run_id
         quiet = (now - (deployment.used_at or deployment.created_at)).total_seconds()
         if deployment.billing_since is None or quiet < IDLE_HOURS * 3600:

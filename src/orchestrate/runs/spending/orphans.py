@@ -56,7 +56,7 @@ class Orphans:
 
     def among(self, report: SpendingReport) -> OrphanReport:
         items = [found.item for found in report.standing]
-        found = tuple(one for item in items if (one := self._looked_at(item)) is not None)
+        found = tuple(one for item in items if (one := self._orphan(item)) is not None)
         return OrphanReport(at=report.at, orphans=found, gaps=tuple(report.gaps))
 
     def end(self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None) -> OrphanReport:
@@ -71,7 +71,7 @@ class Orphans:
 
     def _ended(self, one: Orphan) -> Orphan:
         item = one.item
-        if self._looked_at(item) is None:
+        if self._orphan(item) is None:
             return _with(one, "kept", "this store now tracks the resource")
         try:
             provider = self.provider(item.provider)
@@ -87,7 +87,7 @@ class Orphans:
             return _with(one, "failed", f"bug in the backend plug-in ({type(error).__name__})")
         return _with(one, "asked to end", None)
 
-    def _looked_at(self, item: Standing) -> Orphan | None:
+    def _orphan(self, item: Standing) -> Orphan | None:
         """Return the resource if it is an orphan, by the current store. A run is stored before its job is
         created."""
         if item.job_id is None or not self._marked(item):

@@ -309,9 +309,9 @@ class Submitter(Settler):
             try:
                 handle = self.provider.create(sent.spec, remote, sent.translation, run.ref)
             except OutcomeUnknown as error:
-                return self._look_again(run, error)
+                return self._query_again(run, error)
             except OrchestrateError as error:
-                wait = _asked_wait(error)
+                wait = _requested_wait(error)
                 if wait is None or wait > patience:
                     if handles := self._made_after_all(run, error):
                         return self._record(run, handles)
@@ -357,7 +357,7 @@ class Submitter(Settler):
         slow.retryable = True  # else whoever would ask again gives the run up
         raise slow
 
-    def _look_again(self, run: Run, error: OutcomeUnknown) -> Run:
+    def _query_again(self, run: Run, error: OutcomeUnknown) -> Run:
         """Query the host again for the job after a lost response, and adopt it if it exists. Its absence
         proves nothing yet."""
         with suppress(OrchestrateError):  # SUBMITTING is settled in the same way
@@ -413,7 +413,7 @@ class _Sent:
     patient: bool
 
 
-def _asked_wait(error: OrchestrateError) -> float | None:
+def _requested_wait(error: OrchestrateError) -> float | None:
     """Return the number of seconds to wait if the host rejected the request as too many. Returns `None` for
     any other error."""
     if not isinstance(error, RateLimited) or not error.retryable:

@@ -163,7 +163,7 @@ def price(ft: Workspace, search: Search) -> Price:
             if any(quote.refused for quote in quotes):
                 continue  # such a trial fails before anything is sent, and costs nothing
             if why := next((quote.unavailable for quote in quotes if quote.unavailable), None):
-                unpriced.append(f"{name} {_words(settings)}: {why}")
+                unpriced.append(f"{name} {_described(settings)}: {why}")
                 continue
             prices = [quote.price for quote in quotes if quote.price is not None]
             small = min(prices, key=lambda price: price.high_usd)
@@ -187,5 +187,5 @@ def prepared_trial(
     return prepare(ft, JobSpec.parse(values), provider)
 
 
-def _words(settings: dict[str, Any]) -> str:
+def _described(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())

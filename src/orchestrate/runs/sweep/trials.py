@@ -102,7 +102,7 @@ class Searching:
         free."""
         for trial in self.trials:
             if trial.state is TrialState.OPEN and trial.run_id is not None:
-                self._look(trial)
+                self._check(trial)
         if self.search.prune:
             self._prune()
         while not self.stopped and self.ft.store.clock.uptime().seconds >= self._later:
@@ -265,7 +265,7 @@ class Searching:
         found = [] if trial.run_id is None else self.ft.store.runs.of_ids([trial.run_id])
         return found[0] if found else None
 
-    def _look(self, trial: Trial) -> None:
+    def _check(self, trial: Trial) -> None:
         run = self._run(trial)
         if run is None:
             self._set(trial, state=TrialState.FAILED, note="the run is not in this store")

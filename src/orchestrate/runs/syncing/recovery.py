@@ -53,7 +53,7 @@ def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) 
     is known. Does not raise errors of the host."""
     recalled, problem = _recalled(provider, job)
     asked = reported_settings(provider, job)
-    whole = _whole(asked)
+    whole = _complete_spec(asked)
     spec = whole or costing.spec_of(job.model or "unknown", recalled)
     parsed = JobSpec.parse(spec)
     resolved = _resolved(provider, job)
@@ -79,7 +79,7 @@ def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) 
         hourly=costing.quoted_hour(usable),
         prices=priced.prices,
     )
-    words = _words(job, bill, usable)
+    words = _counted(job, bill, usable)
     known = usable is not None or job.cost_usd is not None or (bill is not None and job.status.terminal)
     reason = None if known else problem or "the host does not report the data of its jobs"
     return RecoveredCost(
@@ -93,7 +93,7 @@ def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) 
     )
 
 
-def _whole(asked: Told) -> dict[str, Any] | None:
+def _complete_spec(asked: Told) -> dict[str, Any] | None:
     """Return the spec as submitted, if the host has all of it."""
     if asked.dataset_digest is None:
         return None
@@ -104,7 +104,7 @@ def _whole(asked: Told) -> dict[str, Any] | None:
     return asked.spec
 
 
-def _words(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
+def _counted(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
     if bill is not None and (job.status.terminal or job.cost_usd is not None):
         return f"{money(bill.usd)}: {bill.origin}"
     if quote is not None and quote.high_usd is not None:
@@ -284,7 +284,7 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
         estimate_usd=job.cost_usd,
         quote=recovered.quote,
         bill=recovered.bill,
-        **_asked_for(recovered),
+        **_request_fields(recovered),
     )
     try:
         store.runs.restore(run)
@@ -302,7 +302,7 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
         Submitter(store, provider).alarm(run, set(others))
 
 
-def _asked_for(recovered: RecoveredCost) -> dict[str, Any]:
+def _request_fields(recovered: RecoveredCost) -> dict[str, Any]:
     """Return the fields that identify a repeated submit, as far as the host reports them."""
     if recovered.dataset_digest is None:
         return {"spec": recovered.spec}

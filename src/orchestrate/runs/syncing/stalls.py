@@ -100,7 +100,7 @@ class Stalls:
             self.fetch(run)  # which ends the silence where anything is new
             if not self.store.watching.silences({run_id: marks[run_id]})[run_id].seconds:
                 continue
-            yield self._told(run, silence.seconds, limit, usual, silence.told_s)
+            yield self._reported(run, silence.seconds, limit, usual, silence.told_s)
 
     def limit_s(self, run: Run, usual: Usual) -> float:
         """Return the number of seconds without progress after which this run counts as stalled."""
@@ -127,7 +127,9 @@ class Stalls:
             return Usual(runs=0)
         return Usual(runs=len(gaps), phase_s=median(phases), silent_s=median(gaps))
 
-    def _told(self, run: Run, silent_s: float, limit: float, usual: Usual, told_s: float | None) -> Stall:
+    def _reported(
+        self, run: Run, silent_s: float, limit: float, usual: Usual, reported_s: float | None
+    ) -> Stall:
         text = _text(self.provider, run, silent_s, limit, usual)
         mark = hashlib.sha256(stamp(run.updated_at).encode()).hexdigest()[:12]
         data = {"silent_s": silent_s, "limit_s": limit}
@@ -148,7 +150,7 @@ class Stalls:
             usual=usual,
             message=text,
             new=new,
-            confirmed=told_s is not None and told_s >= min(limit / 4, _LATER_S),
+            confirmed=reported_s is not None and reported_s >= min(limit / 4, _LATER_S),
         )
 
     def end(self, stall: Stall, timing: Timing = DEFAULT_TIMING) -> Stall:

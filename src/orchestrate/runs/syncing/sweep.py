@@ -485,7 +485,7 @@ class _Sweep:
                 self._settle(run)
             elif run.phase is not SubmitPhase.SUBMITTED and not self.store.leases.held(lease_name(run)):
                 unmade.append(run)
-        self._look_for(unmade)
+        self._search_for(unmade)
         tracked = [run for run in runs if run.phase is SubmitPhase.SUBMITTED]
         if not tracked:
             return
@@ -499,7 +499,7 @@ class _Sweep:
             return
         self._match(tracked, jobs)
 
-    def _look_for(self, unmade: list[Run]) -> None:
+    def _search_for(self, unmade: list[Run]) -> None:
         """Search for jobs of runs without a known job. Another copy of the store may have submitted them, or
         the host may have created a job that it had rejected."""
         self.report.unsent += [run.id for run in unmade if run.phase in UNSENT]
@@ -560,7 +560,7 @@ class _Sweep:
         self._adopt_by_ref(jobs)
         known = {run.id: run for run in tracked}
         seen = {run.id: jobs[run.job_id] for run in tracked if run.job_id in jobs}
-        self._look_up([run for run in tracked if run.id not in seen], seen)
+        self._query_missing([run for run in tracked if run.id not in seen], seen)
         for account in {run.account for run in tracked if run.id in seen and run.account is not None}:
             prove(
                 self.store, self.provider, next(r for r in tracked if r.id in seen and r.account == account)
@@ -625,7 +625,7 @@ class _Sweep:
                 self.report.adopted.append(run.id)
             self.report.alarms.extend(e for e in self.store.history.alarms(run.id) if e.id not in before)
 
-    def _look_up(self, missing: list[Run], seen: dict[str, Job]) -> None:
+    def _query_missing(self, missing: list[Run], seen: dict[str, Job]) -> None:
         capped = _some([run for run in missing if run.max_cost_usd is not None], _LOOKUPS)
         others = [run for run in missing if run.max_cost_usd is None]
         for run in (*capped, *_some(others, _LOOKUPS - len(capped))):

@@ -23,7 +23,7 @@ class Story(Record, frozen=True, kw_only=True):
     @property
     def params(self) -> dict[str, str]:
         """The requested settings, by dotted name."""
-        return {name: _words(value) for name, value in flat(self.run.spec) if value is not None}
+        return {name: _text(value) for name, value in flat(self.run.spec) if value is not None}
 
     @property
     def tags(self) -> dict[str, str]:
@@ -132,5 +132,5 @@ def new(
     ]
 
 
-def _words(value: Any) -> str:
+def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

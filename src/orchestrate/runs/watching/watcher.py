@@ -126,7 +126,7 @@ class Watcher:
         hosting = self.store.deployments.open_providers()
         self._open = self._wanted({*self.store.runs.open_providers(), *hosting})
         for name in self._open:
-            reports += self._look(name)
+            reports += self._check(name)
         self._stalls += [
             _Untold(send, message(stall), self._now())
             for report in reports
@@ -164,7 +164,7 @@ class Watcher:
         live = set(self.store.runs.live_hosts()) | self.store.deployments.to_watch()
         for name in self._wanted({name for name, _ in live}):
             account = self._account(name)
-            if account is not None and (name, account.backend.host) in live and not self._gone(account):
+            if account is not None and (name, account.backend.host) in live and not self._shut_down(account):
                 return False
         return True
 
@@ -257,7 +257,7 @@ class Watcher:
         self._accounts[name] = _Account(f"{name}@{backend.host}", backend, near, pace)
         return self._accounts[name]
 
-    def _look(self, name: str) -> list[SyncReport]:
+    def _check(self, name: str) -> list[SyncReport]:
         account = self._account(name)
         if account is None or not self._due(account):
             return []
@@ -342,7 +342,7 @@ class Watcher:
     def _failed(self, name: str, failures: list[Failure]) -> None:
         self.failures = [f for f in self.failures if f.provider != name] + failures
 
-    def _gone(self, account: _Account) -> bool:
+    def _shut_down(self, account: _Account) -> bool:
         since = account.silent_since
         return account.backend.config.sandbox and since is not None and self._now() - since > _GONE_S
 
