@@ -81,8 +81,8 @@ def stored(ws: Workspace, run: Run) -> list[Stored]:
     `UsageError` if the run has nothing there, or if its files or models are in use."""
     if _own(ws, run):
         raise UsageError(
-            f"run {run.id} uploaded nothing to a host. Its files are only on your own machines",
-            fix=f"see its folder with: orchestrate show {run.id}",
+            f"run {run.id} uploaded nothing to a host. The run's files are only on your own machines",
+            fix=f"find the run's folder with: orchestrate show {run.id}",
         )
     _require_deleting(ws, run)
     _require_unused(ws, run)

@@ -126,7 +126,8 @@ def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
     require_price(provider.name, had.usd_per_hour, asked.usd, _NO_HOURLY_PRICE, fix)
     if wanted.used_up:
         raise UsageError(
-            f"run {run.id} has already used {_used(had)}, so a total of {_described(wanted)} leaves nothing",
+            f"run {run.id} has already used {_used(had)}, so a total of "
+            f"{_described(wanted)} is already reached",
             fix=f"orchestrate resume {run.id} {wanted.least()}   (or more)",
         )
     _require_paused(run, had, wanted)
@@ -165,7 +166,8 @@ def _at_host(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Allowance:
     if asked.usd is not None and reached(used, asked.usd):
         least = max(used + _CENT, run.quote.held_usd if run.quote else used)
         raise UsageError(
-            f"run {run.id} has already cost {money(used)}, so a total of {limit(asked.usd)} leaves nothing",
+            f"run {run.id} has already cost {money(used)}, so a total of {limit(asked.usd)} is "
+            "already reached",
             fix=f"orchestrate resume {run.id} --max-cost {least.quantize(_CENT, ROUND_CEILING)}   (or more)",
         )
     return Allowance(max_usd=run.max_cost_usd, max_hours=run.max_hours)

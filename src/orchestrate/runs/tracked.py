@@ -54,7 +54,7 @@ def resuming_question(run: Run, max_cost_usd: Decimal | None = None) -> str:
     """Return the question that a user must confirm before a run is resumed."""
     most = max_cost_usd if max_cost_usd is not None else run.max_cost_usd
     high = None if run.quote is None else run.quote.high_usd
-    cost = "Its price is unknown." if high is None else f"In total, the run costs up to {money(high)}."
+    cost = "The run's price is unknown." if high is None else f"In total, the run costs up to {money(high)}."
     if most is not None:
         cost = f"In total, the run costs at most {money(most)} because of its limit."
     return f"{_play(run)}Resume {run.id} ({run.model} on {run.provider})? {cost}"

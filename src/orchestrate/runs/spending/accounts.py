@@ -372,9 +372,9 @@ class Spender:
                 and (one.host != backend.host or not accounts.is_here(self.store, backend, one.account))
             )
         except OrchestrateError as error:
-            return None, (), f"could not look up its account: {error.message}"
+            return None, (), f"could not look up the account of this key: {error.message}"
         except Exception as error:  # noqa: BLE001  as in `_ask`
-            return None, (), f"could not look up its account ({type(error).__name__})"
+            return None, (), f"could not look up the account of this key ({type(error).__name__})"
         return account, hidden, None
 
 

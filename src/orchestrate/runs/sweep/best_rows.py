@@ -78,7 +78,7 @@ def space_of(kinds: Sequence[str], selected: str, keep: float, seeds: int) -> Sp
     """Build the search space that compares the best rows with random rows, all rows or both. Raises
     `UsageError`."""
     if "best" not in kinds or len(set(kinds)) < 2 or set(kinds) - set(KINDS):
-        raise UsageError("--compare must name best, and random or all or both", fix="--compare best,random")
+        raise UsageError("--compare must include best, and random, all or both", fix="--compare best,random")
     value = {"best": selected, "random": keep, "all": 1.0}
     choices = {SHARE: tuple(value[kind] for kind in KINDS if kind in kinds)}
     return seeded(choices, seeds)
