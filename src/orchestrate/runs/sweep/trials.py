@@ -253,7 +253,7 @@ class Searching:
         return [other for other in going if other.number != trial.number]
 
     def spent_usd(self, *, but: int | None = None) -> Decimal:
-        """Return the known cost of the sweep's runs plus their possible further cost."""
+        """Return the known cost of the sweep's runs plus the cost that they may still cause."""
         return self.ft.store.searches.spent_usd(self.search.id, but=but)
 
     def _provider(self, trial: Trial) -> str:

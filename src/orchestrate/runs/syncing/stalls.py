@@ -186,8 +186,8 @@ def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Us
     known = f"no earlier run on {provider.profile.title} to compare with"
     if usual.silent_s is not None and usual.phase_s is not None:
         known = (
-            f"usually {duration(usual.silent_s)} between two updates, {duration(usual.phase_s)} "
-            f"in this phase (medians of {count(usual.runs, 'run')})"
+            f"usually {duration(usual.silent_s)} between two updates and {duration(usual.phase_s)} "
+            f"in this phase, medians of {count(usual.runs, 'run')}"
         )
     cost = cost_so_far(run)
     billed = f" Cost so far: about {money(cost)}." if cost else ""
@@ -196,8 +196,8 @@ def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Us
         way = f"{provider.profile.title} has no API to cancel the run, so check it there"
     return (
         f"{provider.profile.title} reports {run.raw_status or run.status.value}, but no new step, event "
-        f"or metric has arrived for {duration(silent_s)} (limit: {duration(limit)}; "
-        f"{known}).{billed} {way}"
+        f"or metric has arrived for {duration(silent_s)}. The limit is {duration(limit)} "
+        f"({known}).{billed} {way}"
     )
 
 
