@@ -402,7 +402,7 @@ def test_one_in_a_lost_account_is_given_up_with_what_it_has_cost(place: Place) -
     assert place.total() == Spending(spent_usd=Decimal(8))
     assert place.sync().failures == [] and len(place.host.books.up) == 1
     place.host = mine
-    again = Deployer(place.store, mine, TIMING).look(given_up)
+    again = Deployer(place.store, mine, TIMING).poll(given_up)
     assert (again.id, again.state, place.handle().deployment().spent_usd) == (up.id, DeploymentState.UP, 88)  # type: ignore[union-attr]
 
 
