@@ -193,7 +193,7 @@ def test_curves_are_smoothed_zoomed_and_put_on_other_axes(
     page.mouse.up()
     page.mouse.move(1, 1)
     assert drawn() != plain, "dragged over a part, it shows that part"
-    page.get_by_role("button", name="Whole").click()
+    page.get_by_role("button", name="Reset zoom").click()
     assert drawn() == plain
     page.locator('[data-chart="axis"]').select_option("minutes")
     expect(page.get_by_role("img", name=re.compile("^loss over minutes"))).to_be_visible()

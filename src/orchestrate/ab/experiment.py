@@ -82,9 +82,9 @@ _SHOWN = 5
 
 
 class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An outcome, such as `{"user": "u1", "metric": "resolved", "value": true, "id": "ticket-7"}`. If
-    outcomes with the same id are sent several times, only the first counts. `at` distinguishes lines of
-    files. An outcome's time is the time when it is recorded."""
+    """An outcome, such as `{"user": "u1", "metric": "resolved", "value": true, "id": "ticket-7"}`. Outcomes
+    with the same id count once. `at` distinguishes lines in files. An outcome's time is the time when it is
+    recorded."""
 
     user: Annotated[str, msgspec.Meta(min_length=1)] | int
     metric: str
@@ -109,7 +109,7 @@ def of_user(user: str | int) -> str:
     """Return the user id as text. Raises `UsageError` if it is empty."""
     text = str(user)
     if not text:
-        raise UsageError("the outcome has no user")
+        raise UsageError("an outcome needs a user id")
     return text
 
 
@@ -136,9 +136,9 @@ def key_of(metric: str, id: str | int) -> str:
 
 
 def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
-    """Read outcomes from a JSON Lines file. The file is checked completely before the first outcome is
-    yielded. A line without an id gets one from its text and the number of earlier lines with the same text,
-    so you can read a file again after it has grown. Raises `DataError`, which lists the invalid lines."""
+    """Read outcomes from a JSON Lines file. All lines are checked before the first outcome is yielded. A line
+    without an id gets one from its text and the number of earlier lines with the same text, so you can read a
+    file again after it has grown. If lines are invalid, raises `DataError` with a list of them."""
     found: list[Given] = []
     wrong: list[str] = []
     seen: Counter[bytes] = Counter()
@@ -172,7 +172,7 @@ def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
 
 
 _FRESH_S = 1.0
-"""Seconds after which this process notices a new phase started by another process, at the latest."""
+"""Maximum number of seconds until this process notices a new phase that another process started."""
 _REMEMBERED = 200_000
 """Maximum number of users of the current phase to cache, which avoids reading the store for each request."""
 _AT_ONCE = 500
@@ -282,7 +282,7 @@ class Experiment:
         last, share = self.phases()[-1], 1.0 if arm == "tuned" else 0.0
         if last.over and last.share == share:
             return False
-        return self._enter("stop", share, f"{why}; all users get the {arm} model", seen=last)
+        return self._enter("stop", share, f"{why}. All users get the {arm} model", seen=last)
 
     # -- users ---------------------------------------------------------------------------------------------
 
@@ -323,8 +323,8 @@ class Experiment:
     def record(
         self, user: str | int, metric: str, value: float, *, id: str | int | None = None
     ) -> OutcomesTaken:
-        """Record an outcome of a user. An outcome with an id of its own counts only once. Raises `UsageError`
-        if the plan does not include the metric, or if the metric does not allow the value."""
+        """Record an outcome of a user. Outcomes with the same id count once. Raises `UsageError` if the plan
+        does not include the metric, or if the metric does not allow the value."""
         return self.record_all([Given(user, metric, value, id)])
 
     def record_all(self, given: Iterable[Given]) -> OutcomesTaken:
@@ -349,8 +349,8 @@ class Experiment:
 
     def record_files(self, paths: Iterable[str | Path]) -> OutcomesTaken:
         """Record the outcomes in JSON Lines files, one `{"user": "u1", "metric": "resolved", "value": true}`
-        per line. You can record a file again after it has grown. If any line in any file is invalid, raises
-        `DataError`, which lists the invalid lines, and records nothing."""
+        per line. You can record a file again after it has grown. If lines are invalid, raises `DataError`
+        with a list of them, and records nothing from any file."""
         return self.record_all([one for path in paths for one in read(self.plan, Path(path))])
 
     def observed(self, user: str | int, at: Assignment, values: Mapping[str, float]) -> None:
@@ -418,8 +418,8 @@ class Experiment:
         )
 
     def step(self) -> ExperimentReport:
-        """Carry out what the rule currently decides, and return the new state. If several processes call this
-        at the same time, only one of them acts."""
+        """Carry out the rule's current decision, and return the new state. If several processes call this
+        method at the same time, only one of them acts."""
         seen = self.report()
         verb, share, why = seen.decision.verb, seen.decision.share, seen.decision.why
         if verb == "hold" or verb == "stop" or not self._enter(verb, share, why, seen=seen.phases[-1]):

@@ -114,10 +114,10 @@ def _uneven(plan: ExperimentPlan, one: Evidence) -> str:
     planned = plan.metric(one.metric)
     sometimes = planned is not None and planned.absent is None
     guess = (
-        f"either one arm loses outcomes, or {one.metric} is recorded only when it happens (then "
+        f"either outcomes of one arm are missing, or {one.metric} is recorded only when it happens (then "
         "start a new experiment with absent and window_h)"
         if sometimes
-        else "one arm loses outcomes"
+        else "outcomes of one arm are missing"
     )
     return f"the two arms record {one.metric} at different rates (p = {one.counted_ratio_p:.1g}): {guess}"
 

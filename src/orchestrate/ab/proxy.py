@@ -1,8 +1,10 @@
-"""An OpenAI-compatible proxy in front of two models. Each user gets the model of their arm. If the tuned
-model fails, the base model answers. The proxy records the outcomes.
+"""An OpenAI-compatible proxy in front of two models.
 
-The header `x-user-id`, or `safety_identifier` or `user` in the body, identifies the user. The base model
-answers requests without a user. They are not part of the experiment.
+Each user gets the model of their arm. If the tuned model fails, the base model answers. The proxy records the
+outcomes.
+
+Users are identified by the header `x-user-id`, or by `safety_identifier` or `user` in the body. Requests
+without a user are answered by the base model and are not part of the experiment.
 """
 
 from __future__ import annotations
@@ -136,7 +138,7 @@ async def _begun(response: httpx.Response, *, streamed: bool) -> ProxiedAnswer:
         return ProxiedAnswer(None, error="an empty stream")
     if "text/event-stream" not in headers.get("content-type", "") or says_error(first):
         await rest.aclose()
-        return ProxiedAnswer(None, error=f"HTTP {response.status_code} with a body that has no answer")
+        return ProxiedAnswer(None, error=f"HTTP {response.status_code} without an answer in the body")
     return ProxiedAnswer(response.status_code, headers, first, rest)
 
 

@@ -33,7 +33,7 @@ class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
     methods: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     context: tuple[int, int] | None = None
-    """Maximum tokens of a training row (SFT, DPO). `None` if the host does not publish it."""
+    """Maximum number of tokens in a training row (SFT, DPO). `None` if the host does not publish a limit."""
     max_rank: int | None = None
     no_new_jobs_after: date | None = None
     """Last day on which the host accepts new jobs for this model."""
@@ -61,7 +61,7 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     folder: str | None = None
     """Folder below `orchestrate/bundled`, for a bundled model."""
     params_b: float | None = None
-    """Billions of parameters. `None` if they are not published."""
+    """Billions of parameters. `None` if the number is not published."""
     active_params_b: float | None = None
     """Billions of parameters used per token, for a mixture of experts."""
     context: int | None = None
@@ -72,21 +72,21 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Name of a counter or of a family in `orchestrate.data.tokens.counting`, such as o200k, qwen3.5 or
     llama-3."""
     licence: str | None = None
-    """The license's name on the Hub. `None` if it is unknown or the weights are not available."""
+    """The license's name on the Hub. `None` if the license is unknown or the weights are not available."""
     template: str | None = None
     """Name of the chat template's family in LLaMA-Factory. `None` if unknown."""
     precision: Literal["bf16", "fp8", "mxfp4"] = "bf16"
     """The precision in which the makers published the weights."""
     note: str | None = None
     sources: tuple[str, ...] = ()
-    """Sources of facts about the model itself, regardless of its hosts."""
+    """Sources for facts about the model that do not depend on a host."""
     alternatives: tuple[str, ...] = ()
     """Open models to migrate to when this one is shut down, most similar first."""
     hosts: dict[str, HostModel] = msgspec.field(default_factory=dict[str, HostModel])
 
     @property
     def ids(self) -> dict[str, str]:
-        """The model's id by backend. On this machine, it is the Hub id or the bundled folder."""
+        """The model's id, by backend. For this machine, the id is the Hub id or the bundled folder."""
         ids = {name: host.id for name, host in self.hosts.items()}
         if local := self.local_id:
             ids[this_machine().kind] = local
@@ -217,8 +217,8 @@ def find(name: str) -> Model:
 
 
 def like(name: str, *, least: float = 0.5, provider: str | None = None) -> list[str]:
-    """Suggest up to three model names for a misspelled one. With `provider`, only models that it offers
-    are suggested. `least` is the minimum similarity, 0 to 1."""
+    """Suggest up to three model names for a misspelled one. `provider` limits the suggestions to models that
+    the backend offers. `least` is the minimum similarity, 0 to 1."""
     by_name = _catalog().by_name
     offered = [key for key, model in by_name.items() if provider is None or model.on(provider) is not None]
     close = difflib.get_close_matches(name.lower(), offered, n=8, cutoff=least)
@@ -226,8 +226,9 @@ def like(name: str, *, least: float = 0.5, provider: str | None = None) -> list[
 
 
 def search(query: str = "", provider: str | None = None) -> list[Model]:
-    """Return the models whose names contain every word of `query`, in catalog order. With `provider`, only
-    those that it offers. The words `vision` and `images` match models that accept images."""
+    """Return the models whose names contain every word of `query`, in catalog order. `provider` limits the
+    result to models that the backend offers. The words `vision` and `images` match models that accept
+    images."""
     words = query.lower().split()
     return [
         model
@@ -243,8 +244,8 @@ def _haystack(model: Model) -> str:
 
 
 def alternatives(model: Model, provider: str | None = None) -> list[Model]:
-    """List open models to migrate to from `model`, most similar first. With `provider`, only those that can
-    be tuned there."""
+    """List open models to migrate to from `model`, most similar first. `provider` limits the list to models
+    that the backend can tune."""
     found = [find(name) for name in model.alternatives]
     return [other for other in found if provider is None or _tunable(other.on(provider))]
 
@@ -276,15 +277,16 @@ def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
 
 
 def trained_on(model: Model, methods: Sequence[str]) -> list[str]:
-    """List the hosts that can tune the model with one of the methods. This machine supports all methods and
-    is not listed."""
+    """List the hosts that can tune the model with at least one of the methods. This machine supports all
+    methods and is not listed."""
     hosts = model.hosts.items()
     return [name for name, host in hosts if _tunable(host) and not set(methods).isdisjoint(host.methods)]
 
 
 def ended_method(provider: str, method: str, today: date) -> str | None:
-    """Return the reason why a method of a host's API is unavailable: all models that the host tunes with it
-    were shut down. Returns `None` if a model remains, or if the catalog does not list the host's models."""
+    """Return the reason why a method of a host's API is unavailable, which is that all models that the host
+    tuned with it were shut down. Returns `None` if a model remains, or if the catalog does not list the
+    host's models."""
     hosts = ((model, model.hosts.get(provider)) for model in all_models())
     offered = [(model, host) for model, host in hosts if host and method in host.methods]
     open_now = (host for _, host in offered if host.tunable != "no")
@@ -305,8 +307,8 @@ def comparison() -> Model:
 
 
 def closest_closed(model: Model, provider: str) -> Model | None:
-    """Return the closed model most similar to an open one that a host can tune. Returns `None` if no closed
-    model lists the open one among its alternatives."""
+    """Return the most similar closed model that a host can tune, for an open model. Returns `None` if no
+    closed model lists the open one as an alternative."""
     closed = [
         (other.alternatives.index(model.name), other)
         for other in all_models()
@@ -352,6 +354,7 @@ def licence(id: str) -> Licence:
 
 
 def licence_of(model: str) -> Licence | None:
-    """Return the license of a base model, given by any of its names. `None` if the license is unknown."""
+    """Return the license of a base model, given by any of its names. Returns `None` if the license is
+    unknown."""
     found = lookup(model)
     return licence(found.licence) if found is not None and found.licence is not None else None

@@ -1,5 +1,5 @@
 """Communicate with our own child processes in JSON lines on standard input and output. Answers may have a
-timeout, errors include the end of the child's stderr, and all processes that the child started end with it.
+timeout, errors include the end of the child's stderr, and processes that the child started end with it.
 
     with Child(python("orchestrate.some.module"), env=of_child(), name="the counter") as child:
         answer = child.ask({"words": text}, seconds=10)

@@ -69,7 +69,7 @@ class _JobCache:
 
     until_s: float = 0.0
     jobs: dict[str, Run] = field(default_factory=dict[str, Run])
-    """Imported runs by their host's id, newest first."""
+    """Imported runs by job id, newest first."""
     models: dict[str, Run] = field(default_factory=dict[str, Run])
     """Maps old model names to the runs that replace them."""
 

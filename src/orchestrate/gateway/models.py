@@ -149,7 +149,7 @@ class ModelRoutes:
         if step is not None or job.project != call.project or job.outside:
             raise HostError(
                 403,
-                "Only your own tuned models that were created here can be deleted, but not their checkpoints",
+                "Only tuned models that you created here can be deleted, but not their checkpoints",
             )
         self._jobs.change(job.id, lambda job: replace(job, model_deleted=True))
         call.about(id)

@@ -49,7 +49,8 @@ Reached = Callable[[str], object]
 
 
 class Submitting:
-    """Submits jobs from `start` until `close`. Several processes may do this on one store."""
+    """Submits jobs from `start` until `close`. Several processes that share a store may submit at the same
+    time."""
 
     def __init__(
         self,

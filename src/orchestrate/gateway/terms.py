@@ -51,7 +51,7 @@ class MappedModel(BaseModel):
     """A run with a tuned model, instead of `backend` and `model`. Clients can query the model and continue
     its training."""
     alias: str | tuple[str, ...] = ()
-    """Additional names for the same model."""
+    """Other names for the same model."""
     on: Literal["host", "here"] = "host"
     """Where to serve models tuned from this name: on their host, or on the gateway's machine, which downloads
     the model and its base."""

@@ -101,7 +101,7 @@ class Respondent:
     place: str = ""
     """Host of the model. Empty for all models on this machine."""
     backend: str = ""
-    """Backend that bills its answers."""
+    """Backend that bills the answers."""
     sandbox: bool = False
     """True if a sandbox only simulates the price."""
     retry: Retry = ONCE
@@ -336,8 +336,8 @@ class Asking:
     fresh: bool = False
     """True to ignore stored answers and request each one again, once."""
     skip_failed: bool = False
-    """True to treat a question that its host never answers as refused, provided that the host answers
-    others."""
+    """True to treat a question that its host never answers as refused, if the host answers other
+    questions."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """Set to stop sending requests. Requests in progress are still received."""
     telling: threading.Lock = field(default_factory=threading.Lock)

@@ -143,7 +143,8 @@ class AnswerLog:
         """Read the journal. `more` are types of additional entries, which are only listed in `entries`. `Any`
         accepts all types. Raises `DataError` for a file that is not such a journal."""
         self.found = path.exists()
-        """True if the file existed when it was opened. Everything missing from it was then never written."""
+        """True if the file existed when it was opened. In that case, anything missing from the file was never
+        written."""
         self._journal: Journal[Any] = Journal(path, Entry if more is None else Entry | more)
         self.answers: dict[str, Answer] = {}
         self._open: dict[str, Decimal] = {}

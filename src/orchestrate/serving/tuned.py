@@ -111,7 +111,8 @@ class TunedModel:
             tensors(self.folder / "adapter_model.safetensors")
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"could not read the adapter in {self.folder}: {error}", fix="download or export it again"
+                f"could not read the adapter in {self.folder}: {error}",
+                fix="download or export the adapter again",
             ) from error
 
     @property

@@ -40,7 +40,7 @@ _known: set[str] = set()
 _SECRET_NAME = re.compile(r"(key|token|secret|password|passwd)$", re.IGNORECASE)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.:\-]*://\S+")
 _USER = "***"
-"""Replacement for the user and password of a URL. `MASK` would make the address unreadable there."""
+"""Replaces the user and password in a URL, where `MASK` would be hard to read."""
 
 
 class Secret:

@@ -67,7 +67,7 @@ class Notify:
 
     command: str | None = None
     url: Secret | None = None
-    """Address of the webhook. It is a secret, because many webhook hosts put their token into it."""
+    """Address of the webhook. It is secret, because many webhook hosts put a token into it."""
     desktop: bool = False
 
     @property
@@ -105,7 +105,7 @@ class Settings:
     gateway: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The gateway's table in the configuration. `orchestrate.gateway` parses it."""
     queue: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Maximum number of open runs, by backend. The queue waits at this number."""
+    """Maximum number of open runs, by backend. The queue submits nothing while a backend has this many."""
     notify: Notify = field(default_factory=Notify)
     stalled_after_s: float | None = None
     """Seconds without progress after which a run counts as stalled. `None` means a limit based on earlier

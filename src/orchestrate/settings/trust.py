@@ -43,8 +43,8 @@ OPEN = {
     ("hosts", "*", "options", "multipart_bytes"),
     ("hosts", "*", "options", "part_bytes"),
 }
-"""Harmless settings, which don't start or redirect anything or affect spending. Hosts must be built in and
-use their own addresses, because Orchestrate would contact additional hosts or places for workers."""
+"""Harmless settings, which do not start or redirect anything and do not affect spending. Hosts must be built
+in and use their own addresses, because Orchestrate would contact any other address."""
 FIGURES = {("budget_usd",), ("local", "prices"), ("hosts", "*", "options", "prices")}
 RATES = "rates.yaml"
 """File name of a project's own prices, next to its configuration file."""

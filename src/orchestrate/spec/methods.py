@@ -86,7 +86,7 @@ class SFT(SpecPart):
     @model_validator(mode="after")
     def _one_target(self) -> SFT:
         if self.train_on_inputs and self.train_on not in (None, "all"):
-            raise ValueError("train_on_inputs trains on everything: remove it or train_on")
+            raise ValueError("train_on_inputs trains on everything, so remove train_on_inputs or train_on")
         if isinstance(self.train_on, tuple) and len(set(self.train_on)) < len(self.train_on):
             raise ValueError("train_on contains a duplicate role")
         return self

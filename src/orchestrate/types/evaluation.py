@@ -19,16 +19,16 @@ class Likelihood(NamedTuple):
     """The likelihood of a text under a model."""
 
     nats: float
-    """Sum of the log-probabilities of its tokens, in nats."""
+    """Sum of the log-probabilities of the text's tokens, in nats."""
     tokens: int
     likeliest: bool
-    """True if every token was the most likely one."""
+    """True if every token was the model's most likely one."""
     spread: float = 0.0
     """Standard deviation of the tokens' log-probabilities, in nats."""
 
 
 class Message(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One chat message for `Provider.generate`. `to_dict` returns it in the format of the chat completions
+    """One chat message for `Provider.generate`. `to_dict` converts it to the format of the chat completions
     API."""
 
     role: str
@@ -134,14 +134,14 @@ class Contender(Record, frozen=True, kw_only=True):
 
     @property
     def answered_by(self) -> str:
-        """Return the source of the answers with its precision and proof."""
+        """Describe the source of the answers, with its precision and proof."""
         said = self.served_by if self.precision is None else f"{self.served_by}, in {self.precision}"
         return f"{said} ({self.proof})" if self.proof is not None else said
 
     @property
     def usd_per_answer(self) -> Decimal | None:
-        """Return the cost per answer in USD. With billing by tokens, this is the average. With hourly
-        billing, it is hours x price / answers, at the expected traffic or the speed of this evaluation."""
+        """The cost per answer in USD: the average cost, or, if hours are billed, hours x price / answers at
+        the expected traffic or at the speed of this evaluation."""
         came = self.answers - self.failed
         if self.usd is not None and came:
             return self.usd / came
@@ -220,7 +220,8 @@ class Confusion(Record, frozen=True, kw_only=True):
 
     contender: str
     labels: tuple[str, ...]
-    """Expected and answered labels. If some answers are not labels, the last entry represents these."""
+    """Expected and answered labels. If some answers are not labels, the last entry stands for all of
+    these."""
     counts: tuple[tuple[int, ...], ...]
     """Counts, with a row for each expected label and a column for each answered one."""
 
@@ -228,9 +229,8 @@ class Confusion(Record, frozen=True, kw_only=True):
 class Verdict(Record, frozen=True, kw_only=True):
     """The verdict on whether a contender may ship.
 
-    The stored verdict is based on the evaluation alone. The displayed verdict includes everything known about
-    the model: forgetting, parity with the model it replaces, human ratings, and whether the served model was
-    proven.
+    The stored verdict is based on the evaluation alone. The displayed verdict also depends on forgetting,
+    parity with the model to replace, human ratings, and whether the served model was proven.
     """
 
     contender: str
@@ -269,7 +269,7 @@ class Evaluation(Record, frozen=True, kw_only=True):
     items_file: str | None = None
     """JSONL file with a line for each item, see `orchestrate.evaluation.ScoredItem`."""
     adapter_costs: tuple[AdapterCost, ...] = ()
-    """Costs of the adapters with which tuned models answered on this machine."""
+    """Costs of the adapters of tuned models that answered on this machine."""
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:

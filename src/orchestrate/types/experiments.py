@@ -32,12 +32,12 @@ class PlannedMetric(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class DecisionRule(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The rule for moving to the next share, set before any data is collected."""
+    """The rule for moving to the next share. It is set before any data is collected."""
 
     stages: tuple[float, ...] = (10, 25, 50, 100)
     """Percentages of users that get the tuned model, one after the other. The last is 100."""
     goal: Literal["better", "not worse"] = "better"
-    """Goal of the primary metric for the last stage. `not worse` uses its margin."""
+    """Goal of the primary metric for the last stage. `not worse` uses the metric's margin."""
     min_users: int = 100
     """Minimum number of users per arm before the next stage."""
     min_hours: float = 24.0
@@ -93,7 +93,7 @@ class ExperimentPhase(Record, frozen=True, kw_only=True):
 
     @property
     def over(self) -> bool:
-        """True if the phase is over, so that no more evidence is collected and all users get one model."""
+        """True if the phase is over. No more evidence is collected, and all users get the same model."""
         return self.verb in ("ship", "roll back", "stop")
 
 
@@ -129,8 +129,8 @@ class Evidence(Record, frozen=True, kw_only=True):
     users: dict[str, int]
     """Number of counted users, by arm."""
     values: dict[str, float | None]
-    """Raw averages by arm over all phases. If shares changed, the difference is not the difference of these
-    values."""
+    """Raw averages by arm over all phases. If shares changed, the reported difference is not the difference
+    of these values."""
     difference: float | None = None
     low: float | None = None
     high: float | None = None

@@ -30,7 +30,7 @@ class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
     map: dict[str, str] = {}
     """The key's own names, as name -> `backend:model`. They take precedence over the configuration."""
     budget_usd: Decimal | None = None
-    """Cost limit for all its jobs together: bills of ended jobs plus the high ends of open jobs' quotes."""
+    """Cost limit for all jobs of the key: bills of ended jobs plus the high ends of open jobs' quotes."""
     per_minute: int | None = None
     """Maximum number of requests per minute."""
     concurrent: int | None = None
@@ -40,7 +40,7 @@ class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A job as a client requested it. The job's run has the state."""
+    """A job as requested by a client. Its state is stored in the job's run."""
 
     id: str
     key: str
@@ -76,7 +76,7 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Reason why the job has no run."""
     cancel_asked: bool = False
     ended_as: str | None = None
-    """Terminal status that clients received. It never changes, regardless of the run."""
+    """Terminal status that clients received. It never changes, even if the run's status does."""
     ended_at: datetime | None = None
     told: bool = False
     """True if the webhook, if any, was notified of the job's end."""
@@ -89,12 +89,12 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def outside(self) -> bool:
-        """True if the job was created outside of the gateway, so the store has no record of it."""
+        """True if the job was created outside of the gateway, so the store has no record of the request."""
         return not self.key
 
     @property
     def run_key(self) -> str:
-        """The idempotency key of its run."""
+        """The idempotency key of the job's run."""
         return self.id if not self.attempt else f"{self.id}.{self.attempt}"
 
 

@@ -23,20 +23,21 @@ class Standing(Record, frozen=True, kw_only=True):
     name: str | None = None
     """Its display name there."""
     state: str
-    """The host's own status, in lower case and without its prefix."""
+    """The host's own status, in lower case and without a prefix."""
     bills: bool | None
-    """True if it is billed now. `None` if unknown."""
+    """True if the resource is billed now. `None` if unknown."""
     usd_per_hour: Decimal | None = None
-    """Hourly price while it is billed, for a deployment with all replicas. `None` if no price is known."""
+    """Hourly price while the resource is billed. For a deployment, the price includes all replicas. `None` if
+    no price is known."""
     rented: bool = False
-    """True for a job on a machine that is billed hourly until it is removed."""
+    """True for a job on a machine that is billed hourly until the job is removed."""
     session: bool = False
     """True for the machine of a training session, which `recover` can't rebuild without its run directory."""
     job_id: str | None = None
     """Id of the job, or of the job that the name contains. Only the store knows who owns that job."""
     created_at: datetime | None = None
     owner: str | None = None
-    """Creator, if it is known to be someone other than the key's owner."""
+    """The creator, if known to be someone other than the key's owner."""
     note: str | None = None
     payload: dict[str, Any] = {}
 
@@ -52,7 +53,7 @@ class Billing(Record, frozen=True, kw_only=True):
 
 
 class StoredItem(Record, frozen=True, kw_only=True):
-    """One file or model that an account stores, as its host lists it."""
+    """A file or model that an account stores, as the host lists it."""
 
     provider: str
     kind: Literal["file", "model"]
@@ -63,17 +64,17 @@ class StoredItem(Record, frozen=True, kw_only=True):
     bytes: int | None = None
     created_at: datetime | None = None
     expires_at: datetime | None = None
-    """Time at which the host deletes it, if the host reports one."""
+    """Time at which the host deletes the item, if the host reports one."""
     job_id: str | None = None
     """The job that created the model."""
     usd_per_month: Decimal | None = None
     """Monthly storage price, on a host that bills for storage."""
     run_id: str | None = None
-    """Run in this store to which it belongs."""
+    """The run in this store that the item belongs to."""
     note: str | None = None
 
     def is_called(self, name: str) -> bool:
-        """Return whether `name` refers to this item: its id, the last part of it, or its job's id."""
+        """Return whether `name` refers to this item, as its id, the last part of its id, or its job's id."""
         return name in (self.id, self.id.rpartition("/")[2], self.job_id)
 
 
@@ -95,15 +96,15 @@ class Adapter(Record, frozen=True, kw_only=True):
     """A LoRA adapter on this machine, ready to be uploaded."""
 
     id: str
-    """Name at every host, derived from its weights, so that the same weights are never uploaded twice."""
+    """Name at every host. It is derived from the weights, so the same weights are never uploaded twice."""
     folder: str
     """Folder with only adapter_config.json and adapter_model.safetensors."""
     base: str
-    """The model that it was trained on, by its catalog or hub name."""
+    """The base model of the adapter, by its catalog or hub name."""
     rank: int
-    """The highest rank of its matrices."""
+    """The highest rank of the adapter's matrices."""
     targets: tuple[str, ...]
-    """Names of the adapted modules. Empty if they are given as a pattern."""
+    """Names of the adapted modules. Empty if the configuration has a pattern instead."""
 
 
 class DeploymentState(StrEnum):
@@ -133,9 +134,10 @@ class Age(Record, frozen=True, kw_only=True):
     """The age of a deployment at one reading of a machine's clocks."""
 
     seconds: float
-    """Seconds since its creation, measured by uptime, so that changing the wall clock has no effect."""
+    """Seconds since the deployment's creation, measured by uptime, so changes to the wall clock have no
+    effect."""
     at: datetime
-    """Wall-clock time of this reading."""
+    """Wall-clock time of the reading."""
     boot: str
     """Id of the boot from which `uptime` counts."""
     uptime: float
@@ -149,7 +151,7 @@ class Deployment(Record, frozen=True, kw_only=True):
     provider: str
     host: str
     account: str | None
-    """Id of the `Account` in which it was created."""
+    """Id of the `Account` in which the deployment was created."""
     sandbox: bool = False
     job_id: str
     """The run's job, or the job of its adapter if the adapter was uploaded. The deployment's name contains
@@ -170,12 +172,12 @@ class Deployment(Record, frozen=True, kw_only=True):
     max_usd_per_hour: Decimal | None = None
     max_cost_usd: Decimal | None = None
     max_hours: Decimal | None = None
-    """Maximum number of hours, counted from its creation."""
+    """Maximum number of hours, counted from the deployment's creation."""
     made_by: str | None = None
     gateway_key: str | None = None
-    """Gateway key of the request that created it."""
+    """Gateway key of the request that created the deployment."""
     gateway_model: str | None = None
-    """Entry of the gateway's model map that allowed it."""
+    """Entry in the gateway's model map that allowed the deployment."""
     cause: str | None = None
     """Reason why the deployment is ending or has ended."""
     problem: str | None = None
@@ -188,7 +190,7 @@ class Deployment(Record, frozen=True, kw_only=True):
     """Time at which the host stopped listing the deployment, although this store did not end it."""
     ended_at: datetime | None = None
     billed_s: float = 0.0
-    """Billed seconds up to `billing_since`, or in total if it is not being billed."""
+    """Billed seconds up to `billing_since`, or in total if the deployment is not being billed."""
     billed_by_month: dict[str, float] = {}
     """Billed seconds by month, such as `2026-11` in UTC. Seconds counted by earlier versions are not
     included."""

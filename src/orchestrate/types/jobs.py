@@ -45,8 +45,8 @@ class SubmitPhase(StrEnum):
 
 
 class Feature(StrEnum):
-    """A feature that a backend may offer. A backend lists the features it has, and the reason for each
-    missing one, which is shown to the user."""
+    """A feature that a backend may offer. Each backend lists its features, and for each missing one a reason
+    to show to the user."""
 
     SFT = "sft"
     DPO = "dpo"
@@ -136,14 +136,14 @@ class Job(Record, frozen=True, kw_only=True):
     accelerator_seconds: dict[str, int] = {}
     """Seconds by GPU type, for a job that is billed by GPU time."""
     worked_seconds: float | None = None
-    """Total working time of its workers, without pauses, if they count it."""
+    """Total working time of the job's workers, without pauses, if the workers report it."""
     payload: dict[str, Any] = {}
     """The host's response without secrets."""
 
 
 class Recalled(Record, frozen=True, kw_only=True):
-    """A host's report on a job in addition to its state. It allows pricing the job without its spec
-    and data."""
+    """A host's report on a job in addition to its state. With the report, a job can be priced without its
+    spec and data."""
 
     method: Literal["sft", "dpo", "rft"] = "sft"
     adapter: Literal["lora", "full"] = "lora"
@@ -159,10 +159,10 @@ class Recalled(Record, frozen=True, kw_only=True):
     validation_bytes: int | None = None
     average_turns: float = 1.0
     usd_per_hour: Decimal | None = None
-    """Hourly price of its machine, if the job is billed hourly."""
+    """Hourly price of the job's machine, if the job is billed hourly."""
     price_source: str | None = None
     most_seconds: float | None = None
-    """Maximum number of seconds after which its machine stops."""
+    """Maximum number of seconds after which the job's machine stops."""
 
 
 class Told(Record, frozen=True, kw_only=True):
@@ -173,7 +173,7 @@ class Told(Record, frozen=True, kw_only=True):
     files: dict[str, str] = {}
     """Ids of the training and validation files at the host."""
     dataset_digest: str | None = None
-    """Digest of its rows. If it is set, `spec` is the entire spec as submitted."""
+    """Digest of the training rows. If set, `spec` is the complete spec as submitted."""
     max_cost_usd: Decimal | None = None
     """The job's current limit."""
 
@@ -255,7 +255,8 @@ class Artifact(Record, frozen=True, kw_only=True):
 
 
 class Endpoint(Record, frozen=True, kw_only=True):
-    """The address of a tuned model. `usd_per_hour` is its cost while it is up, including idle time."""
+    """The address of a tuned model. `usd_per_hour` is the cost while the endpoint is up, including idle
+    time."""
 
     provider: str
     id: str
@@ -298,7 +299,7 @@ class Run(Record, frozen=True, kw_only=True):
 
     id: str
     ref: str
-    """Tag of the job on the host, by which it can be found. Derived from `id`."""
+    """Tag that identifies the job on the host. Derived from `id`."""
     provider: str
     model: str
     """The model as the user wrote it."""
@@ -335,9 +336,9 @@ class Run(Record, frozen=True, kw_only=True):
     """The host's own estimate from before the job was created, which is not a bill."""
     max_cost_usd: Decimal | None = None
     max_hours: float | None = None
-    """Hour limit for all its workers together, if the user changed it after submission."""
+    """Hour limit for all of the run's workers together, if the user changed it after submission."""
     allowed_usd: Decimal | None = None
-    """Maximum cost, if its rented machine stops at this cost or the user raised it. A budget reserves this
+    """Maximum cost, if the rented machine stops at this cost or the user raised it. A budget reserves this
     amount."""
     tags: dict[str, str] = {}
     idempotency_key: str | None = None
@@ -347,13 +348,14 @@ class Run(Record, frozen=True, kw_only=True):
     store it."""
 
     imported: bool = False
-    """True if it was created without this store and recovered from the host's list. Budgets don't count it
-    once it has ended."""
+    """True if the run was created without this store and recovered from the host's list. Budgets don't count
+    it once it has ended."""
     released: bool = False
     """True if the submitting process ended before anything was sent. The run reserves no budget until it is
     sent."""
     abandoned: str | None = None
-    """Reason why the user abandoned the run. It is no longer polled, and budgets count only its last bill."""
+    """Reason why the user abandoned the run. An abandoned run is no longer polled, and budgets count only its
+    last bill."""
     note: str | None = None
     """The user's note on the run."""
     archived: bool = False
@@ -392,8 +394,8 @@ class Run(Record, frozen=True, kw_only=True):
 
     @property
     def dormant(self) -> bool:
-        """True if this is a training session that no program drives. It costs nothing more until it is
-        resumed."""
+        """True if this is a training session that no program drives. Until it is resumed, it costs nothing
+        more."""
         return self.job_kind == SESSION and self.status is JobStatus.PAUSED
 
     @property
@@ -403,7 +405,7 @@ class Run(Record, frozen=True, kw_only=True):
 
     @property
     def handle(self) -> JobHandle:
-        """Return the handle of its job. Raises `UsageError` while the run has no job on the host."""
+        """Return the handle of the run's job. Raises `UsageError` while the run has no job on the host."""
         if self.job_id is None:
             raise UsageError(
                 f"run {self.id} has no job on {self.provider} (it is {self.phase.value})",

@@ -43,7 +43,7 @@ class Problem(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Affected backends. Empty means all."""
     fix: str | None = None
     source: str | None = None
-    """The file or URL in which it was found."""
+    """The file or URL with the problem."""
 
     def __str__(self) -> str:
         row = f"row {self.row}, " if self.row is not None else ""
@@ -97,7 +97,7 @@ class Setting(Record, frozen=True, kw_only=True):
 
 
 class MemoryPlan(Record, frozen=True, kw_only=True):
-    """The device memory that training needs at its peak, by part, and how to reduce it."""
+    """The peak device memory of training, by part, and how to reduce it."""
 
     parts: dict[str, int]
     """Bytes by part."""
@@ -115,7 +115,7 @@ class MemoryPlan(Record, frozen=True, kw_only=True):
     advice: tuple[str, ...] = ()
     """Changes that reduce the memory, each with the cumulative total, if the plan does not fit."""
     notes: tuple[str, ...] = ()
-    """Assumptions, and reasons why it is less exact than measured cases."""
+    """Assumptions, and reasons why the plan is less exact than measured cases."""
 
 
 class Translation(Record, frozen=True, kw_only=True):
@@ -131,8 +131,8 @@ class Translation(Record, frozen=True, kw_only=True):
     memory: MemoryPlan | None = None
     """Memory plan, for a backend that trains on the user's hardware."""
     overrides: dict[str, Any] | None = None
-    """Fields to set under this backend's `overrides:` to make it accept the spec. `None` if it rejects
-    nothing, or if no fields could fix that."""
+    """Fields to set under this backend's `overrides:` so that the backend accepts the spec. `None` if it
+    already accepts the spec, or if no fields could change that."""
 
     def __str__(self) -> str:
         counts = Counter(setting.outcome.value for setting in self.settings)
@@ -215,13 +215,14 @@ class PriceRange(NamedTuple):
 
     @property
     def counted_usd(self) -> Decimal:
-        """Return the price as one number: the expected price, or the high end if it is undecided."""
+        """Return the price as one number: the expected price, or the high end if there is no expected
+        price."""
         return self.high_usd if self.expected_usd is None else self.expected_usd
 
 
 class Quote(Record, frozen=True, kw_only=True):
-    """The price of a spec on one backend before anything is uploaded. `unavailable` explains why there is
-    none."""
+    """The price of a spec on one backend before anything is uploaded. If there is no price, `unavailable`
+    explains why."""
 
     provider: str
     model: str
@@ -239,8 +240,8 @@ class Quote(Record, frozen=True, kw_only=True):
     unavailable: str | None = None
     warnings: tuple[str, ...] = ()
     recalled: bool = False
-    """True if it was built from the host's report on a job whose spec and data are lost. Nobody confirmed
-    this price."""
+    """True if the quote is based on the host's report on a job, because the job's spec and data are lost.
+    Nobody confirmed this price."""
     open_end: str | None = None
     """Costs that the price does not include. The job may cost more than `high_usd`, and no limit can be
     enforced."""
@@ -338,7 +339,8 @@ class Quote(Record, frozen=True, kw_only=True):
 
     @property
     def counted_usd(self) -> Decimal | None:
-        """Return the price as one number: the expected price, or the high end if it is undecided."""
+        """Return the price as one number: the expected price, or the high end if there is no expected
+        price."""
         return self.price.counted_usd if self.price else None
 
     @property

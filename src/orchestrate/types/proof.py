@@ -13,14 +13,15 @@ class Said(Record, frozen=True, kw_only=True):
     """An answer of the trained model, decoded greedily, for comparison with a server's answer."""
 
     text: str
-    """Text without the token that ended it."""
+    """Text without the end-of-turn token."""
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     """Log-probability of each id, in nats."""
     pieces: tuple[bytes, ...] = ()
     """Text of each id. A character may span several ids. Special tokens are empty."""
     ended: bool
-    """True if it ended with an end-of-turn token, which is then the last id. Otherwise it was cut off."""
+    """True if the answer ended with an end-of-turn token, which is then the last id. Otherwise, the answer
+    was cut off."""
 
 
 class Probe(Record, frozen=True, kw_only=True):
@@ -49,8 +50,8 @@ class Canary(Record, frozen=True, kw_only=True):
 
 
 class Sheet(Record, frozen=True, kw_only=True):
-    """The fingerprint that identifies a served model. It contains prompts of the training data, so it is
-    stored with the run and never exported."""
+    """The fingerprint that identifies a served model. A fingerprint contains prompts from the training data,
+    so it is stored with the run and never exported."""
 
     base_model: str
     base_hash: str
@@ -63,7 +64,7 @@ class Sheet(Record, frozen=True, kw_only=True):
     """Difference of the base model's log-probabilities between single rows and batches, in nats per token."""
     probes: tuple[Probe, ...]
     refused: dict[str, str] = {}
-    """Kinds of prompts that the chat template rejects, with its reason."""
+    """Kinds of prompts that the chat template rejects, each with the template's reason."""
     canaries: tuple[Canary, ...] = ()
 
 

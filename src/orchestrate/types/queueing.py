@@ -24,7 +24,7 @@ class QueueState(StrEnum):
 
 
 class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A run that will be submitted once there is a free slot for it."""
+    """A run to be submitted once there is a free slot."""
 
     id: str
     provider: str
@@ -74,7 +74,7 @@ class Trial(Record, frozen=True, kw_only=True, omit_defaults=True):
     state: TrialState = TrialState.OPEN
     run_id: str | None = None
     high_usd: Decimal = Decimal(0)
-    """High end of its quote, which the budget reserves until its bill is known."""
+    """High end of the trial's quote. The budget reserves this amount until the bill is known."""
     score: float | None = None
     score_low: float | None = None
     score_high: float | None = None

@@ -22,8 +22,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Self:
-        """Decode a record from JSON. Raises `msgspec.ValidationError` or `msgspec.DecodeError` if it is
-        invalid."""
+        """Decode a record from JSON. Raises `msgspec.ValidationError` or `msgspec.DecodeError`."""
         return decoding.decode(data, type=cls)
 
     @classmethod

@@ -81,7 +81,7 @@ class Rating(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Contender whose answer was on the left, or the only contender."""
     right: str = ""
     scores: dict[str, int] = {}
-    """Points by criterion, from 1 to its maximum."""
+    """Points by criterion, from 1 to the criterion's maximum."""
     note: str = ""
     question: str | None = None
     """The last question, unchanged or corrected, if the review writes rows."""

@@ -17,9 +17,9 @@ class Export(Record, frozen=True, kw_only=True):
     base_model: str
     licence: str | None = None
     commands: tuple[str, ...]
-    """Commands that serve it there, one per line."""
+    """Commands that serve the export, one per line."""
     notes: tuple[str, ...] = ()
-    """Notes on differences in this format and on what to check."""
+    """Notes on what differs in this format and what to check."""
     proof: Proof | None = None
     """Proof of the folder, if it could be tested on this machine."""
 

@@ -1,5 +1,5 @@
-"""Align the curves of several runs on one axis for charts: a list of positions, and for each curve a value or
-a gap at each position."""
+"""Align the curves of several runs on one axis for charts. The result is a list of positions, and for each
+curve a value or a gap at each position."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def _of_rows(site: Site) -> list[Route]:
     def review_of(request: Request) -> Review:
         found = opened.get(request.path_params["key"])
         if found is None:
-            raise UsageError("this review is no longer open", fix="reopen it from the file's page")
+            raise UsageError("this review is no longer open", fix="reopen the review from the file's page")
         return found
 
     def back(request: Request) -> str:

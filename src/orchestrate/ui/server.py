@@ -75,12 +75,13 @@ def serving(
     names: Collection[str] = (),
     read_only: bool = False,
 ) -> Generator[str]:
-    """Serve the pages during a `with` block and yield their link. Anyone with the link can see them and,
-    unless `read_only` is set, spend money. With a `watcher`, the hosts are polled continuously.
+    """Serve the pages during a `with` block and yield their link.
 
-    `host` is an address of this machine that others can reach, for read-only pages. `names` are the host
-    names that others use. Raises `SetupError` if the port is unavailable, and `UsageError` if pages that can
-    spend money would be served to other machines."""
+    Anyone with the link can see the pages and, unless `read_only` is set, spend money. With a `watcher`, the
+    hosts are polled continuously. For read-only pages, `host` may be an address of this machine that others
+    can reach, and `names` are the host names that others use. Raises `SetupError` if the port is unavailable,
+    and `UsageError` if pages that can spend money would be served to other machines.
+    """
     if not is_loopback(host) and not read_only:
         raise UsageError(
             f"pages that can spend money are only served to this machine (not {host})",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _MAX_TOKENS = 512
 _LONGEST = 100_000
 """Maximum length of a conversation, in characters."""
-_AGAIN = "send it again. You will see the maximum cost first"
+_AGAIN = "send the message again. You will see the maximum cost first"
 _PLACES = ("auto", "host", "here")
 _ROLES = ("system", "user", "assistant")
 
@@ -47,7 +47,7 @@ class Talked:
     worst_usd: Decimal | None = None
     """The maximum cost of the next answer. `None` if no confirmation is needed."""
     lost_usd: Decimal = Decimal(0)
-    """The maximum amount already billed for attempts to send this message that got no answer."""
+    """Maximum amount that may have been billed for earlier attempts to send this message."""
     unpriced: bool = False
     play: bool = False
     last: Answer | None = None

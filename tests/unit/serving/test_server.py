@@ -614,7 +614,7 @@ def test_models_that_do_not_go_together_are_refused_before_loading(known: Known,
         ([one, TunedModel("one", known.other, BASE, "adapter")], "two models are named 'one'"),
         ([one, TunedModel("b", known.other, "another/base", "adapter")], "one base"),
         ([one, TunedModel("w", TINY, BASE, "full")], "served alone"),
-        ([TunedModel(NAMED, known.adapter, BASE, "adapter")], "like its base"),
+        ([TunedModel(NAMED, known.adapter, BASE, "adapter")], "its base model"),
         ([], "one base"),
     ):
         with pytest.raises(UsageError, match=said), serve(tuned, tmp_path, ServerSettings(port=0)):

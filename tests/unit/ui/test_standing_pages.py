@@ -59,7 +59,7 @@ def test_the_queue_is_held_resumed_and_emptied(
 def test_a_sweep_shows_its_trials_the_best_first(
     web: TestClient, ft: Orchestrator, make_run: MakeRun
 ) -> None:
-    assert "No sweep yet." in shown(web, "/sweeps").text
+    assert "No sweeps yet." in shown(web, "/sweeps").text
     search = Search(
         id="sweep-1",
         created_at=ft.store.clock.now(),

@@ -21,7 +21,7 @@ class ObservedAnswer:
     text: str
     ended: bool | None = None
     ids: Sequence[int] | None = None
-    """Tokens of the answer, including the token that ended it if it is reported."""
+    """Tokens of the answer, including the end-of-turn token if the endpoint reports it."""
     pieces: Sequence[bytes] | None = None
     """The bytes of each token. If the endpoint only reports complete characters, tokens that share a
     character are joined."""

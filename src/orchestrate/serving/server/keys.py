@@ -48,7 +48,7 @@ class Clients:
     def require(self, host: str, fix: str, *, behind_proxy: bool = False) -> None:
         """Raise `UsageError` if other machines can reach the server and it requires no key."""
         if (behind_proxy or not is_loopback(host)) and not self._known:
-            raise UsageError(f"other machines can reach {host}, so a server there needs keys", fix=fix)
+            raise UsageError(f"other machines can reach {host}, so the server needs keys", fix=fix)
 
     def admitted(self, scope: Mapping[str, Any]) -> GatewayKey | None:
         """Look up a request's key in the store. Returns `None` while no keys exist. Raises `HostError` 401

@@ -50,7 +50,8 @@ class ServerSettings:
     """True to load the base model in 4 bits. `None` uses the adapters' setting in training, or decides by
     size."""
     precision: str | None = None
-    """Data type of computation and of weights that are not in 4 bits. `None` selects it by device."""
+    """Data type of computation, and of weights that are not in 4 bits. `None` selects a type for the
+    device."""
     batch_invariant: bool = False
     """True to answer requests at temperature 0 one at a time, as with `eval --batch 1`."""
     grace_s: float = 30.0
@@ -131,7 +132,9 @@ def loading_of(
         raise UsageError(f"{whole[0].name} is a fully tuned model and must be served alone")
     called = whole[0].name if whole else served_base(base_name)
     if not whole and called in (t.name for t in tuned):
-        raise UsageError(f"a model is named {called!r}, like its base", fix="pass one --as NAME per RUN")
+        raise UsageError(
+            f"{called!r} is both a tuned model's name and its base model's", fix="pass one --as NAME per RUN"
+        )
     for one in tuned:
         if one.adapter and changes_base(Path(one.folder)):
             raise UsageError(
