@@ -268,10 +268,10 @@ def evidence(metric: PlannedMetric, found: Sequence[EvidenceUnit], alpha: float)
         walk.add(unit)
         last = number == len(found)
         if walk.exact or number % every == 0 or last:
-            walk.look()
+            walk.evaluate()
         if number % drawn == 0 or last:
             walk.curve.append(EvidencePoint(users=number, log10_e=round(walk.log_e / _LN10, 4)))
-    return walk.told()
+    return walk.result()
 
 
 class _Walk:
@@ -298,7 +298,7 @@ class _Walk:
     def gate(self) -> str | None:
         return gate_of_share(self.means) if self.exact else gate_of_mean(self.means)
 
-    def look(self) -> None:
+    def evaluate(self) -> None:
         if self.exact:
             # What the arms' numbers alone say, as when one arm's outcomes come later, is no evidence.
             self.log_e = self.labels.log_e - max(0.0, self.ratio.log_e)
@@ -309,7 +309,7 @@ class _Walk:
         if self.log_e >= -math.log(self.alpha) and (mixture := self.means.mixture()):
             self.shown = mixture.difference > 0
 
-    def told(self) -> Evidence:
+    def result(self) -> Evidence:
         means, metric = self.means, self.metric
         arms = {"base": False, "tuned": True}
         users = {name: means.users(arm) for name, arm in arms.items()}

@@ -163,9 +163,9 @@ def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
         found.append(given)
     if wrong:
         more = f"\n  and {len(wrong) - _SHOWN:,} more" if len(wrong) > _SHOWN else ""
-        told = "\n".join(f"  {one}" for one in wrong[:_SHOWN])
+        examples = "\n".join(f"  {one}" for one in wrong[:_SHOWN])
         raise DataError(
-            f"{len(wrong):,} lines of {path} are not outcomes, so nothing was recorded\n{told}{more}",
+            f"{len(wrong):,} lines of {path} are not outcomes, so nothing was recorded\n{examples}{more}",
             fix='{"user": "u1", "metric": "resolved", "value": true}  per line',
         )
     return iter(found)
@@ -331,7 +331,7 @@ class Experiment:
         """Record several outcomes. If one is invalid, raises the same errors as `record` and records none."""
         rows = [(one, checked(self.plan, one.metric, one.value)) for one in given]
         if self.phases(fresh=False)[-1].over:
-            return self._told(OutcomesTaken(after_end=len(rows)))
+            return self._count_ignored(OutcomesTaken(after_end=len(rows)))
         found: list[NewOutcome] = []
         last: dict[str, int | None] = {}
         for one, value in rows:
@@ -345,7 +345,9 @@ class Experiment:
         parts = range(0, len(found), _AT_ONCE)
         new = sum(self._kept.record(self.id, found[start : start + _AT_ONCE]) for start in parts)
         unknown = len(rows) - len(found)
-        return self._told(OutcomesTaken(recorded=new, repeated=len(found) - new, unknown_users=unknown))
+        return self._count_ignored(
+            OutcomesTaken(recorded=new, repeated=len(found) - new, unknown_users=unknown)
+        )
 
     def record_files(self, paths: Iterable[str | Path]) -> OutcomesTaken:
         """Record the outcomes in JSON Lines files, one `{"user": "u1", "metric": "resolved", "value": true}`
@@ -368,7 +370,7 @@ class Experiment:
             raise UsageError(f"the name of a counted event must have 1 to {_LONGEST} characters")
         self._kept.count(self.id, what, more)
 
-    def _told(self, taken: OutcomesTaken) -> OutcomesTaken:
+    def _count_ignored(self, taken: OutcomesTaken) -> OutcomesTaken:
         lost = {
             "from users who were never assigned a model": taken.unknown_users,
             "after the end": taken.after_end,

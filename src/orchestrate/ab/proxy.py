@@ -59,7 +59,7 @@ class Upstream:
     key: Secret | None = None
     on_use: Callable[[], None] | None = None
     """Function called occasionally after an answer. It may block."""
-    _told: float = field(default=float("-inf"), init=False)
+    _used_at: float = field(default=float("-inf"), init=False)
     _failed: int = field(default=0, init=False)
     _until: float = field(default=0.0, init=False)
 
@@ -69,14 +69,14 @@ class Upstream:
         that users don't wait for each failure."""
         return time.monotonic() < self._until
 
-    def heard(self, *, failed: bool) -> None:
+    def record_result(self, *, failed: bool) -> None:
         self._failed = self._failed + 1 if failed else 0
         if self._failed >= _FAILURES:
             self._until = time.monotonic() + _COOL_S
 
     def used(self) -> None:
-        if self.on_use is not None and time.monotonic() - self._told >= _USED_S:
-            self._told = time.monotonic()
+        if self.on_use is not None and time.monotonic() - self._used_at >= _USED_S:
+            self._used_at = time.monotonic()
             self.on_use()
 
 
@@ -115,9 +115,9 @@ async def ask(client: httpx.AsyncClient, at: Upstream, path: str, values: Mappin
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         answer = ProxiedAnswer(None, error=type(error).__name__)
     if answer.failed:
-        at.heard(failed=True)
+        at.record_result(failed=True)
     elif answer.good:
-        at.heard(failed=False)
+        at.record_result(failed=False)
     return answer
 
 
@@ -309,7 +309,7 @@ class Proxy:
         turn = ProxiedRequest(path, values, user, given, time.monotonic())
         if user is None:
             turn.counts.append(NOBODY)
-        return self._told(turn, await self._heard(turn))
+        return self._respond(turn, await self._ask_models(turn))
 
     async def _given(self, user: str) -> Assignment:
         """Nobody waits long for the store: while it says nothing, each user gets their model by what was last
@@ -331,7 +331,7 @@ class Proxy:
         found: list[Any] = [request.headers.get(self._user_header), *(values.get(f) for f in _USER_FIELDS)]
         return next((one for one in found if isinstance(one, str) and one), None)
 
-    async def _heard(self, turn: ProxiedRequest) -> ArmAnswer:
+    async def _ask_models(self, turn: ProxiedRequest) -> ArmAnswer:
         assert self._client is not None  # noqa: S101  of the lifespan
         tried: ProxiedAnswer | None = None
         tuned, base = self._at["tuned"], self._at["base"]
@@ -348,65 +348,65 @@ class Proxy:
         # What both refuse is the request's fault.
         return ArmAnswer(answer, "base", answer.good or tried is None or tried.failed)
 
-    def _told(self, turn: ProxiedRequest, heard: ArmAnswer) -> Response:
-        answer = heard.answer
-        headers = {"x-orchestrate-arm": turn.given.arm, "x-orchestrate-answered-by": heard.arm}
+    def _respond(self, turn: ProxiedRequest, answered: ArmAnswer) -> Response:
+        answer = answered.answer
+        headers = {"x-orchestrate-arm": turn.given.arm, "x-orchestrate-answered-by": answered.arm}
         if answer.status is None:
             words = f"no model answered ({answer.error}); try again in a moment"
             error = HostError(502, words, type="server_error", code="no_answer")
-            done = self._done(turn, heard, b"")
+            done = self._done(turn, answered, b"")
             return JSONResponse(error_body(error), 502, headers=headers, background=done)
         headers |= answer.headers
         if answer.rest is None:
-            done = self._done(turn, heard, answer.body)
+            done = self._done(turn, answered, answer.body)
             return Response(answer.body, answer.status, headers=headers, background=done)
         headers |= {"x-accel-buffering": "no", "cache-control": "no-store"}
-        return StreamingResponse(self._stream(turn, heard), answer.status, headers=headers)
+        return StreamingResponse(self._stream(turn, answered), answer.status, headers=headers)
 
-    def _done(self, turn: ProxiedRequest, heard: ArmAnswer, body: bytes) -> BackgroundTask:
+    def _done(self, turn: ProxiedRequest, answered: ArmAnswer, body: bytes) -> BackgroundTask:
         """After the answer was sent: nobody waits for the store."""
-        return BackgroundTask(self._observe, turn, heard, body, time.monotonic() - turn.begun)
+        return BackgroundTask(self._observe, turn, answered, body, time.monotonic() - turn.begun)
 
-    async def _stream(self, turn: ProxiedRequest, heard: ArmAnswer) -> AsyncGenerator[bytes]:
+    async def _stream(self, turn: ProxiedRequest, answered: ArmAnswer) -> AsyncGenerator[bytes]:
         """A stream that breaks off cannot be taken back: its end says so, and it counts as a failure."""
         tail = bytearray()
         cut = ""
-        async with aclosing(watched(heard.answer, tail)) as pieces:
+        async with aclosing(watched(answered.answer, tail)) as pieces:
             try:
                 async for piece in pieces:
                     yield piece
             except httpx.HTTPError as error:
                 cut = f"the model's answer was cut off ({type(error).__name__})"
         if cut or says_error(bytes(tail)):
-            heard = ArmAnswer(heard.answer, heard.arm, True)
-            self._at[heard.arm].heard(failed=True)
+            answered = ArmAnswer(answered.answer, answered.arm, True)
+            self._at[answered.arm].record_result(failed=True)
             turn.counts.append(BROKEN)
         if cut:
             yield event(error_body(HostError(502, cut, type="server_error", code="cut"))).encode()
         # Not reached where the client has left: what a model has not finished is no outcome.
         seconds = time.monotonic() - turn.begun
         with anyio.CancelScope(shield=True):
-            await run_in_threadpool(self._observe, turn, heard, bytes(tail), seconds)
+            await run_in_threadpool(self._observe, turn, answered, bytes(tail), seconds)
 
-    def _observe(self, turn: ProxiedRequest, heard: ArmAnswer, body: bytes, seconds: float) -> None:
+    def _observe(self, turn: ProxiedRequest, answered: ArmAnswer, body: bytes, seconds: float) -> None:
         if time.monotonic() < self._silent_until:
             return
         try:
-            self._record(turn, heard, body, seconds)
+            self._record(turn, answered, body, seconds)
         except OrchestrateError as error:
             _log.warning("could not record an outcome of %s: %s", self._experiment.plan.name, error)
 
-    def _record(self, turn: ProxiedRequest, heard: ArmAnswer, body: bytes, seconds: float) -> None:
-        if heard.answer.good:
-            self._at[heard.arm].used()
+    def _record(self, turn: ProxiedRequest, answered: ArmAnswer, body: bytes, seconds: float) -> None:
+        if answered.answer.good:
+            self._at[answered.arm].used()
         for what in turn.counts:
             self._experiment.count(what)
         if turn.user is None:
             return
-        seen = {FAILED: float(heard.failed)}
-        if heard.answer.good:
+        seen = {FAILED: float(answered.failed)}
+        if answered.answer.good:
             seen[LATENCY] = seconds
-        prices = self._experiment.plan.usd_per_mtok.get(heard.arm)
+        prices = self._experiment.plan.usd_per_mtok.get(answered.arm)
         if prices is not None and (used := tokens(body)):
             seen[COST] = float((used[0] * prices[0] + used[1] * prices[1]) / 1_000_000)
         self._experiment.observed(turn.user, turn.given, seen)

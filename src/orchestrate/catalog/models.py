@@ -175,10 +175,10 @@ def _host(defaults: dict[str, Any], host: dict[str, Any], sources: dict[str, str
     return merged
 
 
-def _described_host(told: Described, model: description.OfferedModel) -> HostModel:
+def _described_host(host: Described, model: description.OfferedModel) -> HostModel:
     given = {name: value for name, value in msgspec.structs.asdict(model).items() if value not in (None, ())}
-    own: dict[str, Any] = {"methods": tuple(told.methods), "adapters": tuple(told.adapters) or ("lora",)}
-    sources = tuple(told.sources.get(key, key) for key in model.sources)
+    own: dict[str, Any] = {"methods": tuple(host.methods), "adapters": tuple(host.adapters) or ("lora",)}
+    sources = tuple(host.sources.get(key, key) for key in model.sources)
     fields: dict[str, Any] = {**own, **given, "sources": sources}
     return HostModel(**fields)
 

@@ -26,8 +26,8 @@ def require_bounded(node: yaml.Node | None) -> None:
     """Raise `Expands` if a node expands to too many values, and `RecursionError` if it contains itself. Takes
     time proportional to the unexpanded size."""
     if node is not None and _size(node, {}) > MOST_NODES:
-        told = f"its aliases expand to more than {MOST_NODES:,} values"
-        raise Expands(problem=told, problem_mark=node.start_mark)
+        problem = f"its aliases expand to more than {MOST_NODES:,} values"
+        raise Expands(problem=problem, problem_mark=node.start_mark)
 
 
 def documents(text: str) -> list[Any]:

@@ -45,8 +45,8 @@ def work(what: str, unit: str = "") -> Generator[ProgressCallback]:
     if listener is None:
         yield _unheard
         return
-    with listener(what, unit) as told:
-        yield told
+    with listener(what, unit) as report:
+        yield report
 
 
 def _unheard(done: float, total: float | None = None, detail: str = "", /) -> None:

@@ -27,7 +27,7 @@ from orchestrate.runs.hosting.deployment import READY, used
 from orchestrate.runs.serving import tuned as models
 from orchestrate.runs.tracked import TrackedRun
 from orchestrate.serving.server.answers import Answering
-from orchestrate.serving.server.conversation import chat_wish, completion_wishes
+from orchestrate.serving.server.conversation import chat_options, completion_options
 from orchestrate.serving.server.engine import EngineClient
 from orchestrate.serving.server.load import ServerLoad
 from orchestrate.serving.server.refusals import asking
@@ -110,9 +110,9 @@ class Engines:
         while len(self._held) >= MOST_BASES:
             key = next((key for key, held in self._held.items() if not held.load.inside), None)
             if key is None:
-                told = f"{MOST_BASES} base models are already in use"
+                message = f"{MOST_BASES} base models are already in use"
                 headers = {"retry-after": "10"}
-                raise HostError(503, told, type="server_error", code="engine_full", headers=headers)
+                raise HostError(503, message, type="server_error", code="engine_full", headers=headers)
             self._held.pop(key).engine.close()
 
 
@@ -227,8 +227,8 @@ class OnDemand:
 
 def _coming_up(asked: str, how: str = "is being deployed") -> HostError:
     headers = {"retry-after": str(_COMES_UP_S)}
-    told = f"{asked} {how}: try again in {_COMES_UP_S} s"
-    return HostError(503, told, type="server_error", code="model_coming_up", headers=headers)
+    message = f"{asked} {how}: try again in {_COMES_UP_S} s"
+    return HostError(503, message, type="server_error", code="model_coming_up", headers=headers)
 
 
 class InferenceRoutes:
@@ -254,12 +254,12 @@ class InferenceRoutes:
         call.about(asked.model)
         job, run, step = await run_in_threadpool(self._models.made, call.key, asked.model)
         if self._models.answers_here(asked.model, job, run):
-            wish = {**chat_wish(asked), "model": name_of(run, step)}
+            options = {**chat_options(asked), "model": name_of(run, step)}
             answering = await self._engines.answering(run, step)
-            return await answering.chat(call.request, asked, wish)
+            return await answering.chat(call.request, asked, options)
         if step is not None:
-            told = f"{run.provider} serves only the final model, not checkpoints"
-            raise HostError(422, told, code="unsupported", param="model")
+            message = f"{run.provider} serves only the final model, not checkpoints"
+            raise HostError(422, message, code="unsupported", param="model")
         return await self._hosted(call.key, job, run, asked, body)
 
     async def complete(self, call: GatewayRequest) -> Response:
@@ -267,11 +267,11 @@ class InferenceRoutes:
         call.about(asked.model)
         job, run, step = await run_in_threadpool(self._models.made, call.key, asked.model)
         if not self._models.answers_here(asked.model, job, run):
-            told = f"{run.provider} only supports chat: /v1/chat/completions"
-            raise HostError(422, told, code="unsupported", param="model")
-        wishes = [{**wish, "model": name_of(run, step)} for wish in completion_wishes(asked)]
+            message = f"{run.provider} only supports chat: /v1/chat/completions"
+            raise HostError(422, message, code="unsupported", param="model")
+        requests = [{**one, "model": name_of(run, step)} for one in completion_options(asked)]
         answering = await self._engines.answering(run, step)
-        return (await answering.completions(call.request, asked, wishes)).written()
+        return (await answering.completions(call.request, asked, requests)).written()
 
     # -- of a host -----------------------------------------------------------------------------------------
 
@@ -316,8 +316,8 @@ class InferenceRoutes:
 
 def _no_embeddings(call: GatewayRequest) -> Any:
     del call
-    told = "The gateway does not serve embeddings: create a client with the base URL of an embedding host"
-    raise HostError(404, told, code="not_served")
+    message = "The gateway does not serve embeddings: create a client with the base URL of an embedding host"
+    raise HostError(404, message, code="not_served")
 
 
 def _limit(host: Chat) -> str:
@@ -340,8 +340,8 @@ def _broken(error: Exception) -> HostError:
     """Of the SDKs' own kinds, of any host."""
     if isinstance(error, OrchestrateError):
         return refusal_of(error)
-    told = f"the host's answer was cut off: {error}"
-    return HostError(502, told, type="server_error", code="host_failed")
+    message = f"the host's answer was cut off: {error}"
+    return HostError(502, message, type="server_error", code="host_failed")
 
 
 async def _aside(pieces: Iterator[chat.Piece]) -> AsyncGenerator[chat.Piece]:
@@ -356,9 +356,9 @@ def _pieces(stream: Iterable[Any], model: str) -> Iterator[chat.Piece]:
     ended = False
     try:
         for piece in stream:
-            told = plain(piece)
-            ended = ended or any(one.get("finish_reason") for one in told.get("choices") or ())
-            yield {**told, "model": model}
+            fields = plain(piece)
+            ended = ended or any(one.get("finish_reason") for one in fields.get("choices") or ())
+            yield {**fields, "model": model}
         if not ended:
             raise CutShort
     except Exception as error:  # noqa: BLE001  told to the client, whatever it is

@@ -54,12 +54,12 @@ def answer(error: HostError) -> JSONResponse:
 
 def refusal_of(error: OrchestrateError) -> HostError:
     """Convert an error to the API's format, with the fix in its message."""
-    told = sentence(error)
+    message = sentence(error)
     status, code = _kind(error)
     kind = "server_error" if status >= 500 else "invalid_request_error"
     wait = getattr(error, "retry_after_s", None)
     headers = {"retry-after": str(max(1, math.ceil(wait)))} if isinstance(wait, int | float) else {}
-    return HostError(status, told, code=code, type=kind, headers=headers)
+    return HostError(status, message, code=code, type=kind, headers=headers)
 
 
 def sentence(error: OrchestrateError) -> str:
@@ -120,18 +120,20 @@ def no_file(id: str, param: str = "id") -> HostError:
 
 
 def no_job(id: str) -> HostError:
-    told = f"Could not find fine tune: {id}"
-    return HostError(404, told, code="fine_tune_not_found", param="fine_tuning_job_id")
+    message = f"Could not find fine tune: {id}"
+    return HostError(404, message, code="fine_tune_not_found", param="fine_tuning_job_id")
 
 
 def no_model(name: str, known: list[str]) -> HostError:
-    told = f"The model `{name}` does not exist or you do not have access to it. {_some(known)}"
-    return HostError(404, told, code="model_not_found", param="model")
+    message = f"The model `{name}` does not exist or you do not have access to it. {_some(known)}"
+    return HostError(404, message, code="model_not_found", param="model")
 
 
 def not_tuned(name: str, known: list[str]) -> HostError:
-    told = f"The model `{name}` can be fine-tuned here, but only tuned models can be queried. {_some(known)}"
-    return HostError(422, told, code="model_not_tuned", param="model")
+    message = (
+        f"The model `{name}` can be fine-tuned here, but only tuned models can be queried. {_some(known)}"
+    )
+    return HostError(422, message, code="model_not_tuned", param="model")
 
 
 def _some(names: list[str]) -> str:
@@ -139,8 +141,8 @@ def _some(names: list[str]) -> str:
 
 
 def wrong_state(job: GatewayJob, status: str, verb: str) -> HostError:
-    told = f"Job {job.id} has status {status} and cannot be {verb}"
-    return HostError(422, told, code="invalid_job_status")
+    message = f"Job {job.id} has status {status} and cannot be {verb}"
+    return HostError(422, message, code="invalid_job_status")
 
 
 MAX_JSON = 8 << 20
@@ -190,8 +192,8 @@ def key_of(request: Request) -> GatewayKey:
 
 def retries(request: Request) -> int:
     """Return how many times the client has retried this request, as reported by official clients."""
-    told = request.headers.get("x-stainless-retry-count", "0")
-    return int(told) if told.isascii() and told.isdigit() and len(told) < 6 else 0
+    count = request.headers.get("x-stainless-retry-count", "0")
+    return int(count) if count.isascii() and count.isdigit() and len(count) < 6 else 0
 
 
 def endpoint(path: str, method: str, act: Act) -> Route:

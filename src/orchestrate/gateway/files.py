@@ -103,9 +103,9 @@ def room() -> Generator[None]:
     try:
         yield
     except OSError as error:
-        told = f"could not store the file: {error.strerror or error}"
+        message = f"could not store the file: {error.strerror or error}"
         headers = {"retry-after": "60"}
-        raise HostError(503, told, code="no_room", type="server_error", headers=headers) from error
+        raise HostError(503, message, code="no_room", type="server_error", headers=headers) from error
 
 
 class MultipartForm:
@@ -127,8 +127,10 @@ class MultipartForm:
             ) from error
         except Exception as error:
             if getattr(error, "status_code", None) == 400:  # Starlette's own, of a form that is broken
-                told = f"the body must be multipart/form-data with a file: {getattr(error, 'detail', error)}"
-                raise HostError(422, told, param="file") from error
+                message = (
+                    f"the body must be multipart/form-data with a file: {getattr(error, 'detail', error)}"
+                )
+                raise HostError(422, message, param="file") from error
             raise
 
     async def __aexit__(self, *error: Any) -> None:
@@ -248,8 +250,8 @@ class FileRoutes:
             content = self.contents.path(file["sha256"]).open("rb")
         except FileNotFoundError as error:
             self.found(call.project, id)  # it was deleted just now
-            told = f"the content of {id} is no longer in {self.contents.folder}"
-            raise HostError(404, told, param="id", code="content_lost") from error
+            message = f"the content of {id} is no longer in {self.contents.folder}"
+            raise HostError(404, message, param="id", code="content_lost") from error
         headers = {
             "content-length": str(file["bytes"]),
             "content-disposition": f"attachment; filename*=utf-8''{quote(file['filename'], safe='')}",
@@ -284,8 +286,8 @@ class FileRoutes:
 
 
 def _expiry(form: Any) -> ExpiresAfter | None:
-    told = {"anchor": form.get(_ANCHOR), "seconds": form.get(_SECONDS)}
-    return None if told == dict.fromkeys(told) else parse(ExpiresAfter, told)
+    given = {"anchor": form.get(_ANCHOR), "seconds": form.get(_SECONDS)}
+    return None if given == dict.fromkeys(given) else parse(ExpiresAfter, given)
 
 
 def _blocks(content: IO[bytes]) -> Iterator[bytes]:
@@ -330,8 +332,8 @@ class Uploads:
         if upload["status"] == "pending" and self._files.now() > upload["expires_at"]:
             upload = {**upload, "status": "expired"}
         if upload["status"] != "pending":
-            told = f"Upload {upload['id']} has status {upload['status']!r}, not 'pending'"
-            raise HostError(422, told, code="invalid_upload_status")
+            message = f"Upload {upload['id']} has status {upload['status']!r}, not 'pending'"
+            raise HostError(422, message, code="invalid_upload_status")
         return upload
 
     def _upload(self, call: GatewayRequest) -> dict[str, Any]:
@@ -372,7 +374,7 @@ class Uploads:
         parts = {p["id"]: p for p in self._objects.listed(PART, call.project, parent=upload["id"])}
         if unknown := [id for id in asked.part_ids if id not in parts]:
             raise HostError(422, f"No such part of this upload: {unknown[0]}", param="part_ids")
-        expires = ExpiresAfter(**told) if (told := upload.get("expires_after")) else None
+        expires = ExpiresAfter(**message) if (message := upload.get("expires_after")) else None
         with ExitStack() as stack:
             try:
                 sources = [
@@ -385,8 +387,10 @@ class Uploads:
             _require_md5(sources, asked.md5)
             draft = stack.enter_context(self._contents.draft(sources, MAX_UPLOAD))
             if draft.bytes != upload["bytes"]:
-                told = f"The parts have {draft.bytes} bytes, but the upload was created for {upload['bytes']}"
-                raise HostError(422, told, param="part_ids")
+                message = (
+                    f"The parts have {draft.bytes} bytes, but the upload was created for {upload['bytes']}"
+                )
+                raise HostError(422, message, param="part_ids")
             file, added = self._files.new(upload["filename"], upload["purpose"], draft, expires)
             done = self._objects.change(
                 UPLOAD,

@@ -223,13 +223,13 @@ class Jobs:
     def __init__(
         self,
         ft: Workspace,
-        told: terms.GatewaySettings,
+        settings: terms.GatewaySettings,
         files: FileRoutes,
         outside: Outside,
         submitting: Submitting,
         reached: Reached = lambda place: None,
     ) -> None:
-        self._ft, self._terms, self._files, self._submitting = ft, told, files, submitting
+        self._ft, self._terms, self._files, self._submitting = ft, settings, files, submitting
         self._reached, self._outside = reached, outside
         self._jobs = ft.store.gateway_jobs
 
@@ -254,10 +254,10 @@ class Jobs:
         if known := self._jobs.known(request):
             return self._answer(call, known)
         asked = parse(CreateJob, call.body)
-        wish, backend, files, name = self._wish(call, asked)
+        form, backend, files, name = self._job_form(call, asked)
         hashes = tuple(file["sha256"] for file in files)
         try:
-            prepared = self._prepare(wish.spec, backend)
+            prepared = self._prepare(form.spec, backend)
         except HostError as error:
             self._require_contents(asked, hashes)
             named = {file["sha256"]: file["filename"] for file in files}
@@ -276,11 +276,11 @@ class Jobs:
             untuned=name,
             tuned=f"ft:{name}:{self._terms.organization}:{asked.suffix or ''}:{id[-8:]}",
             backend=backend,
-            spec=wish.spec.asked(),
+            spec=form.spec.asked(),
             files=hashes,
             file_names=tuple(file["filename"] for file in files),
             quote_usd=quote.high_usd,
-            notes=(*wish.notes, _quoted(prepared, backend), *self._to_be_asked(name, backend)),
+            notes=(*form.notes, _quoted(prepared, backend), *self._to_be_asked(name, backend)),
         )
         self._reached("before-taken")
         job, new = self._jobs.take(job, request, lambda use: self._allow(call, asked, use, job))
@@ -307,15 +307,15 @@ class Jobs:
             "is billed. Deploy it with: orchestrate deploy RUN"
         ]
 
-    def _wish(
+    def _job_form(
         self, call: GatewayRequest, asked: CreateJob
     ) -> tuple[showing.JobForm, str, tuple[dict[str, Any], ...], str]:
         """Return what is to be trained, on which backend, on which files, and the model's own name."""
         earlier = self._earlier(call, asked.model)
         name = earlier.base if earlier else asked.model
         known = terms.names(self._terms.models, call.key)
-        for param, told in (("model", name), ("suffix", asked.suffix or "")):
-            if len(told) > _LONGEST_NAME or not told.isprintable():
+        for param, value in (("model", name), ("suffix", asked.suffix or "")):
+            if len(value) > _LONGEST_NAME or not value.isprintable():
                 wanted = f"at most {_LONGEST_NAME} printable characters"
                 raise HostError(422, f"Invalid value for '{param}': must be {wanted}", param=param)
         target = terms.target_of(name, self._terms.models, call.key)
@@ -325,22 +325,22 @@ class Jobs:
             raise no_model(asked.model, known)
         if call.key.backends and target.backend not in call.key.backends:
             allowed = ", ".join(call.key.backends)
-            told = f"{asked.model} is mapped to {target.backend}, but this key may only use {allowed}"
-            raise HostError(403, told, code="backend_not_allowed", param="model")
+            value = f"{asked.model} is mapped to {target.backend}, but this key may only use {allowed}"
+            raise HostError(403, value, code="backend_not_allowed", param="model")
         train = self._files.found(call.project, asked.training_file, "training_file")
         valid = None
         if asked.validation_file is not None:
             valid = self._files.found(call.project, asked.validation_file, "validation_file")
         for param, file in (("training_file", train), ("validation_file", valid)):
             if file is not None and file["purpose"] != "fine-tune":
-                told = f"File {file['id']} has purpose {file['purpose']!r}, not 'fine-tune'"
-                raise HostError(422, told, param=param)
+                value = f"File {file['id']} has purpose {file['purpose']!r}, not 'fine-tune'"
+                raise HostError(422, value, param=param)
         files = tuple(file for file in (train, valid) if file is not None)
         paths = [str(self._files.contents.path(file["sha256"])) for file in files]
-        wish = showing.wish_of(
+        form = showing.job_form(
             asked, target, paths[0], paths[1] if valid else None, earlier.run_id if earlier else None
         )
-        return wish, target.backend, files, name
+        return form, target.backend, files, name
 
     def _earlier(self, call: GatewayRequest, name: str) -> GatewayJob | None:
         """The job whose model is trained on; `None` for a name of no tuned model."""
@@ -352,8 +352,8 @@ class Jobs:
         if job is None or job.run_id is None or job.model_deleted:
             raise no_model(name, terms.names(self._terms.models, call.key))
         if step is not None:
-            told = "training can only continue from a final model, not from its checkpoints"
-            raise HostError(422, told, param="model", code="unsupported")
+            message = "training can only continue from a final model, not from its checkpoints"
+            raise HostError(422, message, param="model", code="unsupported")
         return job
 
     def _prepare(self, spec: Any, backend: str) -> Prepared:
@@ -375,12 +375,12 @@ class Jobs:
         self._require_contents(asked, job.files)
         key = call.key
         if key.concurrent is not None and use.open >= key.concurrent:
-            told = (
+            message = (
                 f"{count(use.open, 'job')} of the key {key.name} are running. The key's limit is "
                 f"{key.concurrent} at a time"
             )
             headers = {"retry-after": _A_JOB_LATER_S}
-            raise HostError(429, told, code="too_many_jobs", type="rate_limit_error", headers=headers)
+            raise HostError(429, message, code="too_many_jobs", type="rate_limit_error", headers=headers)
         unknown = "the price is unknown" if job.quote_usd is None else None
         what = f"the remaining budget of the key {key.name},"
         try:
@@ -445,9 +445,9 @@ class Jobs:
     def events(self, call: GatewayRequest) -> Any:
         job, run = self.found(call)
         history = self._ft.store.history
-        told = history.events(run.id) if run else []
+        events = history.events(run.id) if run else []
         points = history.metrics(run.id) if run else []
-        return page_of(call.request, showing.events(job, run, told, points), default=20)
+        return page_of(call.request, showing.events(job, run, events, points), default=20)
 
     def checkpoints(self, call: GatewayRequest) -> Any:
         job, run = self.found(call)

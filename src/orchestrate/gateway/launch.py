@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 def read(ft: Workspace, **more: Any) -> GatewaySettings:
     """Read the gateway's settings from the configuration. `more` are fields of `GatewaySettings` that flags
     set. Raises `ConfigError`."""
-    told = ft.settings
+    settings = ft.settings
     secret = config.secret(config.GATEWAY_SECRET, "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET")
-    where = str(told.config_file or config.CONFIG_NAME)
-    return terms.read(told.gateway, told.home, where, webhook_secret=secret, **more)
+    where = str(settings.config_file or config.CONFIG_NAME)
+    return terms.read(settings.gateway, settings.home, where, webhook_secret=secret, **more)
 
 
-def serve(ft: Workspace, told: GatewaySettings, watcher: Watcher) -> AbstractContextManager[RunningGateway]:
+def serve(
+    ft: Workspace, settings: GatewaySettings, watcher: Watcher
+) -> AbstractContextManager[RunningGateway]:
     """Serve the gateway. See `orchestrate.gateway.running.serve`."""
-    return running.serve(ft, told, watcher)
+    return running.serve(ft, settings, watcher)
 
 
 def add_key(  # noqa: PLR0913  each is a limit of its own

@@ -66,8 +66,8 @@ class _List:
 
 
 class ModelRoutes:
-    def __init__(self, ft: Workspace, told: terms.GatewaySettings, outside: Outside) -> None:
-        self._ft, self._terms, self._outside = ft, told, outside
+    def __init__(self, ft: Workspace, settings: terms.GatewaySettings, outside: Outside) -> None:
+        self._ft, self._terms, self._outside = ft, settings, outside
         self._jobs, self._objects = ft.store.gateway_jobs, ft.store.gateway_objects
         self._trials = threading.BoundedSemaphore(TRIALS)
         self._listing = threading.Lock()
@@ -224,8 +224,8 @@ class ModelRoutes:
         if job is None:
             return None
         for checkpoint in {name, tuned}:
-            for told in self._objects.listed(PERMISSION, job.project, parent=checkpoint):
-                if told["project_id"] == key.project:
+            for permission in self._objects.listed(PERMISSION, job.project, parent=checkpoint):
+                if permission["project_id"] == key.project:
                     return job
         return None
 
@@ -278,16 +278,16 @@ class ModelRoutes:
         errors: dict[str, Any] = {}
         reward = 0.0
         if asked.grader.get("type") in ELSEWHERE:
-            told = "the gateway does not run model graders"
-            errors = {"model_grader_server_error": True, "model_grader_server_error_details": told}
+            reason = "the gateway does not run model graders"
+            errors = {"model_grader_server_error": True, "model_grader_server_error_details": reason}
         elif runs_code(asked.grader) and not self._ft.settings.allow_grader_code:
-            told = "code is not allowed. To allow it, start the gateway with --allow-grader-code"
-            errors = {"python_grader_server_error": True, "python_grader_server_error_type": told}
+            reason = "code is not allowed. To allow it, start the gateway with --allow-grader-code"
+            errors = {"python_grader_server_error": True, "python_grader_server_error_type": reason}
         else:
             if not self._trials.acquire(blocking=False):
-                told = f"{TRIALS} graders are already running"
+                reason = f"{TRIALS} graders are already running"
                 headers = {"retry-after": str(SECONDS)}
-                raise HostError(429, told, code="graders_busy", type="rate_limit_error", headers=headers)
+                raise HostError(429, reason, code="graders_busy", type="rate_limit_error", headers=headers)
             try:
                 grade = tried(asked.grader, asked.model_sample, asked.item or {})
                 reward, errors["invalid_variable_error"] = grade.score, grade.error is not None
@@ -315,8 +315,8 @@ def _require_grader(grader: dict[str, Any]) -> None:
             422, "Invalid grader: a grader must have a name", param="grader.name", code="invalid_grader"
         )
     if not isinstance(grader.get("image_tag", ""), str):
-        told = "Invalid grader: image_tag must be a string"
-        raise HostError(422, told, param="grader.image_tag", code="invalid_grader")
+        message = "Invalid grader: image_tag must be a string"
+        raise HostError(422, message, param="grader.image_tag", code="invalid_grader")
     try:
         reason = None if grader.get("type") in ELSEWHERE else refusal(grader, allow_code=True)
     except _BROKEN as error:  # a value of a type that no grader has there

@@ -188,10 +188,10 @@ class _Door:
                 f"gateway:{key.name}", 1, per_minute=key.per_minute, burst=float(key.per_minute)
             )
             if wait:
-                told = f"the key {key.name} is limited to {key.per_minute} requests per minute"
+                message = f"the key {key.name} is limited to {key.per_minute} requests per minute"
                 headers = {"retry-after": str(max(1, math.ceil(wait)))}
                 raise HostError(
-                    429, told, code="rate_limit_exceeded", type="rate_limit_error", headers=headers
+                    429, message, code="rate_limit_exceeded", type="rate_limit_error", headers=headers
                 )
         return key
 

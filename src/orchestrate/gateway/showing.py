@@ -35,7 +35,7 @@ class JobForm:
     notes: tuple[str, ...]
 
 
-def wish_of(
+def job_form(
     asked: CreateJob, target: MappedModel, train: str, validation: str | None, continued: str | None = None
 ) -> JobForm:
     """Build a spec from a job request. `train` and `validation` are paths. `continued` is the run to continue
@@ -99,17 +99,17 @@ def _method(asked: CreateJob, hyper: SupervisedHyperparameters) -> dict[str, Any
     if isinstance(hyper, Dpo):
         found["beta"] = _number(hyper.beta)
     if kind == "rft":
-        told = asked.method.reinforcement if asked.method else None
-        if told is None:
+        reinforcement = asked.method.reinforcement if asked.method else None
+        if reinforcement is None:
             raise HostError(422, "reinforcement needs a grader", param="method.reinforcement.grader")
-        if told.response_format is not None:
+        if reinforcement.response_format is not None:
             raise HostError(
                 422,
                 "response_format is not supported: sampled answers are not constrained to a format",
                 param="method.reinforcement.response_format",
                 code="unsupported_parameter",
             )
-        found["grader"] = told.grader
+        found["grader"] = reinforcement.grader
     if isinstance(hyper, ReinforcementHyperparameters):
         if _number(hyper.eval_samples) is not None:
             raise HostError(
@@ -254,14 +254,14 @@ def named(job: GatewayJob, message: str) -> str:
 
 
 def events(
-    job: GatewayJob, run: Run | None, told: Sequence[Event], points: Sequence[MetricPoint]
+    job: GatewayJob, run: Run | None, host_events: Sequence[Event], points: Sequence[MetricPoint]
 ) -> list[dict[str, Any]]:
     """List a job's events, newest first."""
     found: list[tuple[datetime, str, str, str, dict[str, Any], str]] = []
     start = job.created_at
     found.append((start, "info", f"{_CREATED}: {job.id}", "message", {}, "created"))
     found += [(start, "info", note, "message", {}, note) for note in job.notes]
-    for event in told:
+    for event in host_events:
         if event.type != "metrics":
             level = _LEVELS.get(event.level, "info")
             found.append((event.at, level, named(job, event.message), "message", event.data, event.id))
@@ -299,18 +299,18 @@ def _metric_events(
     for point, row in zip(points, openai.metric_rows(points), strict=True):
         at = max(at, point.at) if point.at else at
         loss = f"training loss={row['train_loss']:.2f}" if "train_loss" in row else "evaluated"
-        told = f"Step {point.step}/{run.total_steps or '?'}: {loss}"
-        found.append((at, "info", told, "metrics", row, str(point.step)))
+        message = f"Step {point.step}/{run.total_steps or '?'}: {loss}"
+        found.append((at, "info", message, "metrics", row, str(point.step)))
     return found
 
 
 def checkpoints(
-    job: GatewayJob, run: Run, told: Sequence[Checkpoint], points: Sequence[MetricPoint]
+    job: GatewayJob, run: Run, stored: Sequence[Checkpoint], points: Sequence[MetricPoint]
 ) -> list[dict[str, Any]]:
     """List a job's checkpoints, newest first, one per step, even if a host stores both an adapter and a
     merged model for a step. The checkpoint of the last step is the tuned model itself."""
     rows = {row["step"]: row for row in openai.metric_rows(points)}
-    known = {point.step: point for point in told if point.step is not None}
+    known = {point.step: point for point in stored if point.step is not None}
     last = max(known, default=None)
     done = run.status is JobStatus.SUCCEEDED
     found: list[dict[str, Any]] = []

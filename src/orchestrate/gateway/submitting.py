@@ -41,7 +41,7 @@ _VIEW_S = 30.0
 _MOST_TRIES = 6
 _ASK_AGAIN_S = 5.0
 _LONGEST_PAUSE = timedelta(hours=1)
-_TELL_FOR = timedelta(days=1)
+_NOTIFY_FOR = timedelta(days=1)
 _DETAILS_FOR = timedelta(minutes=1)
 _LONGEST_WAIT_S = 600.0
 _SWEEP_S = 3600.0
@@ -68,7 +68,7 @@ class Submitting:
         self._jobs, self._runs = ft.store.gateway_jobs, ft.store.runs
         self._prepared: dict[str, Prepared] = {}
         self._at_work: set[str] = set()
-        self._tells, self._cancels = Patience(ft), Patience(ft)
+        self._webhook_retries, self._cancels = RetrySchedule(ft), RetrySchedule(ft)
         self._viewed: dict[str, float] = {}
         self._looking: dict[str, tuple[float, Lease | None]] = {}
         self._lock = threading.Lock()
@@ -106,7 +106,7 @@ class Submitting:
         if run is not None and not run.status.terminal:
             self._viewed[f"{run.provider}@{run.host}"] = self._ft.store.clock.uptime().seconds
 
-    def _look_at(self) -> None:
+    def _poll_viewed(self) -> None:
         now = self._ft.store.clock.uptime().seconds
         for account, at in list(self._viewed.items()):
             if now - at > _VIEW_S:
@@ -128,8 +128,8 @@ class Submitting:
         while not self._stop.is_set():
             try:
                 for job in self._jobs.unended():
-                    self._look(job)
-                self._look_at()
+                    self._check(job)
+                self._poll_viewed()
                 self._sweep_now_and_then()
             except (StoreError, OSError) as error:
                 _log.warning("%s", error)
@@ -143,14 +143,14 @@ class Submitting:
             for sweep in self._sweeps:
                 sweep()
 
-    def _look(self, job: GatewayJob) -> None:
+    def _check(self, job: GatewayJob) -> None:
         if self._due(job, self.run_of(job)):
             self._begin(job)
 
     def _due(self, job: GatewayJob, run: Run | None) -> bool:
         """Return whether there is something to do about it now."""
         if job.ended_at is not None:
-            return self._tells.due(job.id)
+            return self._webhook_retries.due(job.id)
         if job.again_at is not None:
             left = job.again_at - self._ft.store.clock.now()
             # More than was ever to be waited for is a clock that was set back.
@@ -309,7 +309,7 @@ class Submitting:
             )
             for sha256 in job.files:
                 self._contents.release(sha256)
-        if self._told(job, run):
+        if self._notified(job, run):
             self._jobs.change(job.id, lambda job: replace(job, told=True))
 
     def _complete(self, run: Run) -> bool:
@@ -325,7 +325,7 @@ class Submitting:
             return store.clock.now() - (run.finished_at or run.updated_at) > _DETAILS_FOR
         return True
 
-    def _told(self, job: GatewayJob, run: Run | None) -> bool:
+    def _notified(self, job: GatewayJob, run: Run | None) -> bool:
         """Return whether the webhook knows of the end, or never will."""
         if self._webhook is None:
             return True
@@ -342,15 +342,15 @@ class Submitting:
             self._webhook.send_message(event)
         except NotDelivered as error:
             _log.warning("%s: %s", job.id, error.message)
-            if self._ft.store.clock.now() - ended > _TELL_FOR:
+            if self._ft.store.clock.now() - ended > _NOTIFY_FOR:
                 return True
-            self._tells.failed(job.id)
+            self._webhook_retries.failed(job.id)
             return False
-        self._tells.over(job.id)
+        self._webhook_retries.over(job.id)
         return True
 
 
-class Patience:
+class RetrySchedule:
     """The schedule for retries. The wait doubles after each failure."""
 
     def __init__(self, ft: Workspace) -> None:

@@ -114,21 +114,21 @@ class GatewaySettings:
 def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> GatewaySettings:
     """Read the table `gateway` of an `orchestrate.toml`. Raises `ConfigError`."""
     try:
-        told = _Table.model_validate(dict(values))
+        table = _Table.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in ("gateway", *first["loc"]))
         raise ConfigError(f"{where}: {place}: {first['msg']}") from error
-    if DEFAULT in told.models and told.models[DEFAULT].run is not None:
+    if DEFAULT in table.models and table.models[DEFAULT].run is not None:
         raise ConfigError(
             f"{where}: gateway.models.{DEFAULT}: an entry that sets run needs a name other than {DEFAULT}"
         )
-    files = Path(told.files).expanduser() if told.files else home / "gateway"
+    files = Path(table.files).expanduser() if table.files else home / "gateway"
     return GatewaySettings(
-        organization=told.organization,
-        models=_with_aliases(told.models, where),
+        organization=table.organization,
+        models=_with_aliases(table.models, where),
         files=files,
-        webhook_url=told.webhook_url,
+        webhook_url=table.webhook_url,
         **more,
     )
 
@@ -184,12 +184,12 @@ def _named(asked: str, known: Mapping[str, MappedModel]) -> MappedModel | None:
     return next((target for name, target in known.items() if _DATE.sub("", name) == asked), None)
 
 
-def parse_target(told: str) -> MappedModel:
+def parse_target(given: str) -> MappedModel:
     """Parse `backend:model`. Raises `ConfigError`."""
-    backend, colon, model = told.partition(":")
+    backend, colon, model = given.partition(":")
     if not colon or not backend or not model:
         raise ConfigError(
-            f"{told!r} must have the form BACKEND:MODEL", fix="list them with: orchestrate models search"
+            f"{given!r} must have the form BACKEND:MODEL", fix="list them with: orchestrate models search"
         )
     return MappedModel(backend=backend, model=model)
 

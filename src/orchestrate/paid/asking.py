@@ -79,8 +79,8 @@ class Question(Record, frozen=True, kw_only=True):
         calls = [m.tool_calls for m in self.messages if m.tool_calls]
         extra = len(msgspec.json.encode(calls)) + len(msgspec.json.encode(self.tools))
         texts = (part for m in self.messages for part in (m.content, m.name or "", m.tool_call_id or ""))
-        told = sum(len(text.encode()) for text in texts) + 16 * len(self.messages)
-        return told + (extra + TOOLS_TOKENS if self.tools or calls else 0)
+        content = sum(len(text.encode()) for text in texts) + 16 * len(self.messages)
+        return content + (extra + TOOLS_TOKENS if self.tools or calls else 0)
 
 
 @dataclass(frozen=True)
@@ -513,7 +513,7 @@ class _Round:
         self.refused |= refused
         if len(refused) < len(batch):
             self._known, self._in_a_row = True, 0
-        self._told(len(batch))
+        self._report(len(batch))
         return None
 
     def _without(self, batch: Batch, error: BaseException) -> BaseException | None:
@@ -523,7 +523,7 @@ class _Round:
             return error
         self.refused |= {q.digest: Answer(text="", error=str(error)) for q in batch}
         self._in_a_row += len(batch)
-        self._told(len(batch))
+        self._report(len(batch))
         answered = self._known and isinstance(error, InvalidRequest)
         return error if self._in_a_row >= HOPELESS and not answered else None
 
@@ -532,7 +532,7 @@ class _Round:
         answer."""
         return self._asking.skip_failed and isinstance(error, ProviderError) and not error.did_nothing
 
-    def _told(self, count: int) -> None:
+    def _report(self, count: int) -> None:
         self._done += count
         if self._asking.progress is not None:
             with self._asking.telling:

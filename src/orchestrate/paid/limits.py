@@ -25,8 +25,8 @@ class UnknownPrice(OverBudget, UsageError):
         fix: str = "set the price (--rate, or usd_per_hour in the options of a place), or remove the limit",
     ) -> None:
         super().__init__(provider, limit_usd, limit_usd)
-        told = f"the price is unknown, so the limit of {limit(limit_usd)} cannot be enforced"
-        self.message = f"{provider}: {told}: {reason}"
+        problem = f"the price is unknown, so the limit of {limit(limit_usd)} cannot be enforced"
+        self.message = f"{provider}: {problem}: {reason}"
         self.args = (self.message,)
         self.fix = fix
 

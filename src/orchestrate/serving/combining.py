@@ -61,7 +61,7 @@ def combine(
     else:
         task |= {"task": "combine", "adapters": files, "rank": rank}
     with new_folder_at(folder) as draft:
-        told, dress = work(
+        merged_weights, dress = work(
             [
                 {**task, "target": str(draft)},
                 {"task": "dress", "base": base.base, "tuned": str(base.folder), "target": str(draft)},
@@ -69,17 +69,17 @@ def combine(
         )
         notes = [NOTES[used]] if used in NOTES and not models else []
         notes.append(ADVICE)
-        ranks: tuple[int, ...] = tuple(told.get("ranks", ()))
+        ranks: tuple[int, ...] = tuple(merged_weights.get("ranks", ()))
         made = Merged(
             folder=str(folder),
             files=(),
             base_model=base.base_name,
-            method=told.get("method", used),
+            method=merged_weights.get("method", used),
             parts=tuple(names),
             weights=tuple(given),
             ranks=ranks,
-            rank=told.get("rank"),
-            error=told.get("error"),
+            rank=merged_weights.get("rank"),
+            error=merged_weights.get("error"),
             notes=tuple(notes),
         )
         made_of = [
@@ -88,7 +88,7 @@ def combine(
         ]
         merging = {"method": made.method, "density": density, "error": made.error, "parts": made_of}
         kind = "full" if models else "adapter"
-        _write_passport(draft, kind, base, dress["base_hash"], merging)
+        _write_provenance(draft, kind, base, dress["base_hash"], merging)
         merged = TunedModel(folder.name, draft, base.base, kind)
         told_how = [f"orchestrate serve {shlex.quote(str(folder))}"]
         form = "merged" if models else "peft"
@@ -96,7 +96,7 @@ def combine(
     return replace(made, files=files_of(folder))
 
 
-def _write_passport(
+def _write_provenance(
     draft: Path, kind: str, base: TunedModel, base_hash: str, merging: dict[str, Any]
 ) -> None:
     passport = {
@@ -166,7 +166,7 @@ def _require_alike(models: Sequence[TunedModel], method: str, weights: Sequence[
     if weights is not None and (min(weights) < 0 or sum(weights) <= 0):
         raise UsageError(f"the weights of complete models must not be negative, got {list(weights)}")
     first, *others = models
-    shapes, words = _shapes(first), _words(first)
+    shapes, vocabulary = _shapes(first), _vocabulary(first)
     for other in others:
         theirs = _shapes(other)
         for name in sorted(shapes.keys() | theirs.keys()):
@@ -174,7 +174,7 @@ def _require_alike(models: Sequence[TunedModel], method: str, weights: Sequence[
                 raise UsageError(
                     f"{first.name} and {other.name} have different architectures:  {name} is {mine} and {its}"
                 )
-        if words != _words(other):
+        if vocabulary != _vocabulary(other):
             raise UsageError(f"{first.name} and {other.name} have different vocabularies")
 
 
@@ -188,10 +188,10 @@ def _shapes(model: TunedModel) -> dict[str, list[int]]:
     return {name: tensor.shape for part in each for name, tensor in part.items()}
 
 
-def _words(model: TunedModel) -> Any:
+def _vocabulary(model: TunedModel) -> Any:
     """The tokens by their ids, as far as the folder has them."""
     try:
-        told: Any = msgspec.json.decode((model.folder / "tokenizer.json").read_bytes())
-        return told["model"]["vocab"], told.get("added_tokens")
+        tokenizer: Any = msgspec.json.decode((model.folder / "tokenizer.json").read_bytes())
+        return tokenizer["model"]["vocab"], tokenizer.get("added_tokens")
     except (OSError, msgspec.MsgspecError, KeyError, TypeError):
         return None

@@ -175,7 +175,7 @@ class HostRegistry(Mapping[str, HostConfig]):
         describe_from(key_file(env).with_name(OWN_DESCRIPTIONS))
         self._stored = read_keys(key_file(env))
         self._found: dict[str, HostConfig] = {}
-        given = [name for name in built_in_folders() if f"{_word(name)}_BASE_URL" in env]
+        given = [name for name in built_in_folders() if f"{_variable_prefix(name)}_BASE_URL" in env]
         for name in (*self._tables, *given):
             self._described(name)
 
@@ -208,9 +208,9 @@ class HostRegistry(Mapping[str, HostConfig]):
         return [name for name in described() if name not in self._tables and self._in_use(name)]
 
     def _in_use(self, name: str) -> bool:
-        if f"{_word(name)}_BASE_URL" in self._env:
+        if f"{_variable_prefix(name)}_BASE_URL" in self._env:
             return True
-        if name not in self._stored and f"{_word(name)}_API_KEY" not in self._env:
+        if name not in self._stored and f"{_variable_prefix(name)}_API_KEY" not in self._env:
             return False
         known = known_profile(name)
         return known is None or known.url is not None
@@ -251,7 +251,7 @@ class HostRegistry(Mapping[str, HostConfig]):
         # A further instance is another's server: it shares what the host understands, not its address and
         # keys.
         mine = known if known is not None and known.kind == name else None
-        given = None if known is not None and known.keyless else env.get(f"{_word(name)}_BASE_URL")
+        given = None if known is not None and known.keyless else env.get(f"{_variable_prefix(name)}_BASE_URL")
         url = given or own.get("base_url") or (mine and mine.url)
         if url is not None:
             require_safe_url(url, name)
@@ -262,7 +262,9 @@ class HostRegistry(Mapping[str, HostConfig]):
             type=own.get("type"),
             profile=own.get("profile"),
             base_url=url.rstrip("/") if url else None,
-            key_variable=own.get("key_variable") or (mine and mine.key_variable) or f"{_word(name)}_API_KEY",
+            key_variable=own.get("key_variable")
+            or (mine and mine.key_variable)
+            or f"{_variable_prefix(name)}_API_KEY",
             account_id=env.get((mine and mine.account_variable) or "") or own.get("account_id"),
             organization=own.get("organization") or env.get((mine and mine.organization_variable) or ""),
             project=own.get("project") or env.get((mine and mine.project_variable) or ""),
@@ -277,7 +279,9 @@ class HostRegistry(Mapping[str, HostConfig]):
         """The key and address of the API that deploys; never from a file, which may be another's."""
         if known is None or not known.management_login:
             return {}
-        token, url = (self._env.get(f"{_word(name)}_MANAGEMENT_{word}") for word in ("TOKEN", "URL"))
+        token, url = (
+            self._env.get(f"{_variable_prefix(name)}_MANAGEMENT_{word}") for word in ("TOKEN", "URL")
+        )
         if url is not None:
             require_safe_url(url, name)
         return {"management_token": Secret(token) if token else None, "management_url": url}
@@ -307,7 +311,7 @@ def known_profile(kind: str) -> Profile | None:
     return None
 
 
-def _word(name: str) -> str:
+def _variable_prefix(name: str) -> str:
     """A host's name as its variables begin."""
     return name.upper().replace("-", "_")
 

@@ -88,12 +88,12 @@ class Project:
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
         self.path = path
-        told, foreign = dict(_settings(values)), _of_another_user(path)
-        figures = {place for place in told if not foreign and _among(place, FIGURES)}
-        self.figures = {_dotted(place): told[place] for place in figures}
+        settings, foreign = dict(_settings(values)), _of_another_user(path)
+        figures = {place for place in settings if not foreign and _among(place, FIGURES)}
+        self.figures = {_dotted(place): settings[place] for place in figures}
         """Settings that require trust before anything that bills."""
-        closed = {place for place in told if foreign or not _among(place, OPEN | FIGURES)}
-        self.closed = {_dotted(place): told[place] for place in closed}
+        closed = {place for place in settings if foreign or not _among(place, OPEN | FIGURES)}
+        self.closed = {_dotted(place): settings[place] for place in closed}
         """Settings that always require trust."""
 
     @property

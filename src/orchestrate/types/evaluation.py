@@ -273,8 +273,8 @@ class Evaluation(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        told = "; ".join(f"{v.contender}: {v.decision}" for v in self.verdicts)
-        return f"{self.id}  {self.items:,} items of {self.dataset}{f'  {told}' if told else ''}"
+        verdicts = "; ".join(f"{v.contender}: {v.decision}" for v in self.verdicts)
+        return f"{self.id}  {self.items:,} items of {self.dataset}{f'  {verdicts}' if verdicts else ''}"
 
     def _repr_html_(self) -> str:
         from orchestrate import notebook

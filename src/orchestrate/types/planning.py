@@ -136,8 +136,8 @@ class Translation(Record, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         counts = Counter(setting.outcome.value for setting in self.settings)
-        told = ", ".join(f"{counts[o.value]} {o.value}" for o in Outcome if counts[o.value])
-        return f"{self.provider}  {self.model}  {told}"
+        outcomes = ", ".join(f"{counts[o.value]} {o.value}" for o in Outcome if counts[o.value])
+        return f"{self.provider}  {self.model}  {outcomes}"
 
     def _repr_html_(self) -> str:
         from orchestrate import notebook

@@ -228,13 +228,13 @@ def evaluate_routes(site: Site) -> list[Route]:
         checkpoint = request.query_params.get("checkpoint", "")
         test = request.query_params.get("test", "").strip() or str(handle.record.spec.get("test") or "")
         subject = f"{handle.id}@{checkpoint}" if checkpoint else handle.id
-        told: dict[str, Any] = {"plan": None, "error": None}
+        values: dict[str, Any] = {"plan": None, "error": None}
         if test:
             try:
                 with PreparedEvaluation(site.ft, [subject], EvaluationOrder(test=test)) as prepared:
-                    told["plan"] = prepared.plan()
+                    values["plan"] = prepared.plan()
             except OrchestrateError as error:
-                told["error"] = error
+                values["error"] = error
         return site.page(
             request,
             "evaluate.html",
@@ -243,7 +243,7 @@ def evaluate_routes(site: Site) -> list[Route]:
             run=handle.record,
             checkpoint=checkpoint,
             test=test,
-            **told,
+            **values,
         )
 
     def act(request: Request, form: Form) -> str:

@@ -50,8 +50,8 @@ def token_routes(site: Site) -> list[Route]:
             report = read(row) if read else None
         except OrchestrateError as found:
             error = found
-        told: dict[str, Any] = {"row": row, "report": report, "error": error, "at_once": _AT_ONCE, **more}
-        return site.page(request, "tokens.html", copy=copy, **told)
+        values: dict[str, Any] = {"row": row, "report": report, "error": error, "at_once": _AT_ONCE, **more}
+        return site.page(request, "tokens.html", copy=copy, **values)
 
     def of_file(request: Request) -> Response:
         path, model = (request.query_params.get(name, "").strip() for name in ("path", "model"))
@@ -150,7 +150,7 @@ def _of_answers(site: Site) -> list[Route]:
         desk = reviewing.opened(site.ft, [site.ft.run(request.path_params["run"]).id])
         return f"/reviews/{desk.review.id}/"
 
-    def desk_of(request: Request) -> reviewing.ReviewSession:
+    def session_of(request: Request) -> reviewing.ReviewSession:
         name = request.path_params["review"]
         if name not in desks:
             if not name.startswith("rev-"):
@@ -159,10 +159,10 @@ def _of_answers(site: Site) -> list[Route]:
         return desks[name]
 
     def back(request: Request) -> str:
-        runs = desk_of(request).review.run_ids
+        runs = session_of(request).review.run_ids
         return f"{request.scope.get('root_path', '')}/" + (f"runs/{runs[0]}" if runs else "")
 
-    pages = reviewing.review_routes("/reviews/{review}/", desk_of, back)
+    pages = reviewing.review_routes("/reviews/{review}/", session_of, back)
     return [site.action("/runs/{run}/review", begin), *pages]
 
 
@@ -188,27 +188,27 @@ class FileReport:
 def routes(site: Site) -> list[Route]:
     def page(request: Request) -> Response:
         path = request.query_params.get("path", "").strip()
-        told: dict[str, Any] = {
+        values: dict[str, Any] = {
             "looked": None,
             "error": None,
             "models": [one.name for one in site.ft.models()],
         }
         if path:
             try:
-                told["looked"] = _look(site, path)
+                values["looked"] = _inspect(site, path)
             except DataError as error:
-                told["error"] = error
+                values["error"] = error
         copy = Copy(
             command=f"orchestrate data check {path or 'FILE'}",
             python="from orchestrate.runs.data.files import check\n\n"
             f"for problem in check({{'train': {path or 'FILE'!r}}}).problems:\n    print(problem)",
         )
-        return site.page(request, "data.html", here="data", copy=copy, path=path, **told)
+        return site.page(request, "data.html", here="data", copy=copy, path=path, **values)
 
     return [] if site.read_only else [Route("/data", page, methods=["GET"])]
 
 
-def _look(site: Site, path: str) -> FileReport:
+def _inspect(site: Site, path: str) -> FileReport:
     """Raises `DataError` for what cannot be read."""
     from orchestrate.runs.data import files
 

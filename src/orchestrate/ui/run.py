@@ -26,7 +26,7 @@ from orchestrate.types.proof import newest
 from orchestrate.types.serving import Merged
 from orchestrate.ui import actions, new
 from orchestrate.ui.curves import AXES, READ, charts
-from orchestrate.ui.runs import repeated, told
+from orchestrate.ui.runs import repeated, stream_event
 from orchestrate.ui.site import ActionNote, Copy, Site
 
 _EVENTS = 300
@@ -121,7 +121,7 @@ async def _changes(request: Request, site: Site, handle: RunHandle) -> AsyncIter
         head, at = head_of(site, handle), datetime.now(UTC)
         parts = ("status", "money", "events")
         html = "".join(site.part("run_parts.html", part, head, base, at) for part in parts)
-        return told(html=html, points=moved)
+        return stream_event(html=html, points=moved)
 
     async for event in repeated(request, site, look):
         yield event

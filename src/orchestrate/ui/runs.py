@@ -180,7 +180,7 @@ async def _changes(
         points = site.ft.store.history.sampled([run.id for run in shown], _SPARKED)
         sparked = [(run, spark(points[run.id])) for run in shown]
         rows = [site.part("rows.html", "row", run, base, now, columns, *drawn) for run, drawn in sparked]
-        return told(html="".join(rows), since=since.isoformat())
+        return stream_event(html="".join(rows), since=since.isoformat())
 
     async for event in repeated(request, site, look):
         yield event
@@ -189,14 +189,14 @@ async def _changes(
 async def repeated(request: Request, site: Site, look: Any) -> AsyncIterator[str]:
     """Call `look` repeatedly and yield each result that is not `None`, until the page or the server is
     closed."""
-    yield told()
+    yield stream_event()
     while not site.closing.is_set() and not await request.is_disconnected():
         if (event := await run_in_threadpool(look)) is not None:
             yield event
         await asyncio.sleep(_LOOK_S)
 
 
-def told(**values: Any) -> str:
+def stream_event(**values: Any) -> str:
     return msgspec.json.encode(values).decode()
 
 

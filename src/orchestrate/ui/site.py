@@ -189,17 +189,20 @@ class Site:
     def error(self, request: Request, error: Exception) -> Response:
         """Render an error page: what went wrong, whether retrying helps, and what to do."""
         if isinstance(error, HTTPException):
-            told: dict[str, Any] = {"message": error.detail, "fix": None, "retryable": False}
-            return self.page(request, "error.html", status=error.status_code, here="", **told)
+            values: dict[str, Any] = {"message": error.detail, "fix": None, "retryable": False}
+            return self.page(request, "error.html", status=error.status_code, here="", **values)
         if not isinstance(error, OrchestrateError):
-            told = {"message": f"there is a bug in Orchestrate ({type(error).__name__})", "retryable": False}
-            told["fix"] = "please report this, with the terminal output of orchestrate ui"
-            return self.page(request, "error.html", status=500, here="", **told)
+            values = {
+                "message": f"there is a bug in Orchestrate ({type(error).__name__})",
+                "retryable": False,
+            }
+            values["fix"] = "please report this, with the terminal output of orchestrate ui"
+            return self.page(request, "error.html", status=500, here="", **values)
         status = 502 if isinstance(error, ProviderError) else 422
         if isinstance(error, UsageError) and not isinstance(error, SpecError):
             status = 404
-        told = {"message": error.message, "fix": error.fix, "retryable": error.retryable}
-        return self.page(request, "error.html", status=status, here="", **told)
+        values = {"message": error.message, "fix": error.fix, "retryable": error.retryable}
+        return self.page(request, "error.html", status=status, here="", **values)
 
 
 def first(form: Form | Mapping[str, Any], name: str, default: str = "") -> str:

@@ -85,8 +85,8 @@ def routes(site: Site) -> list[Route]:
         from orchestrate.runs.serving.talking import system_message
 
         handle = _ended(site, request)
-        told = system_message(handle)
-        return show(request, handle, Talked([Message(role="system", content=told)] if told else []))
+        system = system_message(handle)
+        return show(request, handle, Talked([Message(role="system", content=system)] if system else []))
 
     def ask(request: Request, form: Form) -> Response:
         handle = _ended(site, request)

@@ -93,9 +93,9 @@ class Patient(H11Protocol):
         """Send an error response to data that is not an HTTP request."""
         self._hang_up(400, msg, "not_http")
 
-    def _hang_up(self, status: int, told: str, code: str) -> None:
+    def _hang_up(self, status: int, message: str, code: str) -> None:
         """In the form in which clients of these servers look for a reason."""
-        error = {"message": told, "type": "invalid_request_error", "param": None, "code": code}
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
         body = json.dumps({"error": error}).encode()
         again = "true" if status == 408 else "false"
         headers = {"content-type": "application/json", "x-should-retry": again, "connection": "close"}

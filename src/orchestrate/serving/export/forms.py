@@ -270,7 +270,7 @@ def _gguf(draft: ExportDraft) -> str:
     _merged(inner)
     draft.dress, draft.notes = inner.dress, inner.notes
     made = draft.folder / (name if kind == sixteen else "sixteen.gguf")
-    told = draft.ask(
+    converted = draft.ask(
         "convert",
         module="conversion",
         llama_cpp=str(scripts),
@@ -279,13 +279,13 @@ def _gguf(draft: ExportDraft) -> str:
         outtype=sixteen.lower(),
     )
     shutil.rmtree(whole)
-    draft.dress["gguf"] = told
+    draft.dress["gguf"] = converted
     if kind != sixteen:
         quantise(made, draft.folder / name, kind, scripts)
         made.unlink()
         draft.notes.append(f"quantized to {kind}, so answers differ slightly. Evaluate the quantized model")
     draft.notes.append(
-        f"llama.cpp splits text with the pre-tokenizer {told['pre_tokenizer']}. If it is the "
+        f"llama.cpp splits text with the pre-tokenizer {converted['pre_tokenizer']}. If it is the "
         "wrong one, prompts are tokenized differently. orchestrate verify detects this"
     )
     draft.commands += [f"llama-server -m {draft.at(name)} --jinja --alias {draft.tuned.slug}"]

@@ -76,7 +76,7 @@ class UrlPlace:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._client = client or httpx.Client(timeout=TIMEOUT_S)
         self._headers = headers
-        self._heard: dict[bool, list[ObservedAnswer] | None] = {}
+        self._observed: dict[bool, list[ObservedAnswer] | None] = {}
 
     def close(self) -> None:
         self._client.close()
@@ -156,10 +156,10 @@ class UrlPlace:
     # -- answers ---------------------------------------------------------------------------------------------
 
     def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[ObservedAnswer] | None:
-        if base not in self._heard:
+        if base not in self._observed:
             name = self.base if base else self.model
-            self._heard[base] = None if name is None else [self._answer(name, c) for c in canaries]
-        return self._heard[base]
+            self._observed[base] = None if name is None else [self._answer(name, c) for c in canaries]
+        return self._observed[base]
 
     def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float | None]] | None:
         heard = self.answers(canaries, base=base)
@@ -190,7 +190,7 @@ class UrlPlace:
                 self._root, f"{name} rejected a prompt ({done.status_code}): {_message(done)}"
             )
         try:
-            return _heard(decoding.convert(self._body(done), ProbeCompletion).choices[0])
+            return _observed(decoding.convert(self._body(done), ProbeCompletion).choices[0])
         except msgspec.ValidationError as error:
             raise UnexpectedAnswer(self._root, f"{path} returned no answer: {error}") from error
 
@@ -228,12 +228,12 @@ class UrlPlace:
         return body  # pyright: ignore[reportUnknownVariableType]  # JSON objects have string keys
 
 
-def _heard(choice: ProbeChoice) -> ObservedAnswer:
-    told = choice.logprobs or Logprobs()
-    if told.token_logprobs is not None:
-        values, pieces = told.token_logprobs, [t.encode() for t in told.tokens or ()]
+def _observed(choice: ProbeChoice) -> ObservedAnswer:
+    logprobs = choice.logprobs or Logprobs()
+    if logprobs.token_logprobs is not None:
+        values, pieces = logprobs.token_logprobs, [t.encode() for t in logprobs.tokens or ()]
     else:
-        entries = told.content or []
+        entries = logprobs.content or []
         values = [e.logprob for e in entries]
         pieces = [e.token.encode() if e.bytes is None else bytes(e.bytes) for e in entries]
     numbers = [v for v in values if v is not None]

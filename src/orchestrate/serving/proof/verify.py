@@ -101,7 +101,7 @@ def _tokens(probes: Sequence[Probe], asked: Sequence[PromptView]) -> ProofStage:
             detail=f"the token ids match for {count(same, 'kind')} of prompts",
             figures=figures,
         )
-    told = (
+    detail = (
         f"the token counts match for {counted} of {len(probes)} kinds of prompts, but the "
         "server reports no token ids"
         if counted
@@ -110,7 +110,7 @@ def _tokens(probes: Sequence[Probe], asked: Sequence[PromptView]) -> ProofStage:
     return ProofStage(
         name="tokens",
         state="unknown",
-        detail=told,
+        detail=detail,
         figures=figures,
     )
 
@@ -129,8 +129,8 @@ def _difference(wanted: Sequence[int], seen: Sequence[int]) -> str:
 def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], model: str) -> ProofStage:
     """A canary counts for the model whose answer it follows longer."""
     tuned = base = 0
-    for canary, heard in zip(canaries, answers, strict=True):
-        as_tuned, as_base = _shared(heard, canary.tuned), _shared(heard, canary.base)
+    for canary, observed in zip(canaries, answers, strict=True):
+        as_tuned, as_base = _shared(observed, canary.tuned), _shared(observed, canary.base)
         tuned += as_tuned > as_base
         base += as_base > as_tuned
     figures: dict[str, float] = {"canaries": len(canaries), "as tuned": tuned, "as base": base}
@@ -157,16 +157,16 @@ def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], mode
     )
 
 
-def _shared(heard: ObservedAnswer, known: Said) -> float:
+def _shared(observed: ObservedAnswer, known: Said) -> float:
     """Return how far an answer follows a known one, as a share of the known one."""
-    if heard.ids is not None:
-        return _alike(heard.ids, known.ids) / max(1, len(known.ids))
-    said, wanted = _words(heard.text), _words(known.text)
+    if observed.ids is not None:
+        return _alike(observed.ids, known.ids) / max(1, len(known.ids))
+    said, wanted = _visible_text(observed.text), _visible_text(known.text)
     whole = said == wanted and 1.0
     return whole or _alike(said, wanted) / (len(wanted) + 1)
 
 
-def _words(text: str) -> str:
+def _visible_text(text: str) -> str:
     """Text as every server tells it: bytes that are no UTF-8 are U+FFFD to some, one for each byte or for
     several, and left out by others."""
     return text.replace("\ufffd", "").strip()
@@ -193,16 +193,16 @@ def _distance(sheet: Sheet, place: TunedEndpoint, answers: Sequence[ObservedAnsw
         "limit": round(limit, 5),
         "tokens": tokens,
     }
-    told = (
+    detail = (
         f"{tuned:.4f} nats per token from the trainer over {count(tokens, 'token')}. The base "
         f"model alone differs by {base:.4f}"
     )
     if tuned <= limit:
-        return ProofStage(name="distance", state="passed", detail=told, figures=figures)
+        return ProofStage(name="distance", state="passed", detail=detail, figures=figures)
     return ProofStage(
         name="distance",
         state="failed",
-        detail=f"{told}, so the limit is {limit:.4f}",
+        detail=f"{detail}, so the limit is {limit:.4f}",
         fix="these are not the trained weights: they may be another adapter or checkpoint, have "
         "another scale, or be merged into quantized weights",
         figures=figures,
@@ -225,9 +225,9 @@ def _apart(known: Sequence[Said], seen: Sequence[Sequence[float | None]] | None)
 
 
 def _agreement(
-    canaries: Sequence[Canary], heard: Sequence[ObservedAnswer], apart: float | None
+    canaries: Sequence[Canary], observed: Sequence[ObservedAnswer], apart: float | None
 ) -> ProofStage:
-    same = sum(_agrees(h, c.tuned) for h, c in zip(heard, canaries, strict=True))
+    same = sum(_agrees(h, c.tuned) for h, c in zip(observed, canaries, strict=True))
     share = wilson(same, len(canaries))
     figures: dict[str, float] = {
         "agree": same,
@@ -238,27 +238,27 @@ def _agreement(
     if apart is not None:
         figures["nats a token"] = round(apart, 5)
     interval = f"{share.low:.0%} to {share.high:.0%}"
-    told = f"{same} of {len(canaries)} answers match the trainer's token for token ({interval})"
+    detail = f"{same} of {len(canaries)} answers match the trainer's token for token ({interval})"
     if share.high >= AGREEMENT:
-        return ProofStage(name="distance", state="passed", detail=told, figures=figures)
+        return ProofStage(name="distance", state="passed", detail=detail, figures=figures)
     return ProofStage(
         name="distance",
         state="failed",
-        detail=told,
+        detail=detail,
         fix="serve the model with more bits, or evaluate it as served: orchestrate eval",
         figures=figures,
     )
 
 
-def _agrees(heard: ObservedAnswer, known: Said) -> bool:
-    said, wanted = _words(heard.text), _words(known.text)
+def _agrees(observed: ObservedAnswer, known: Said) -> bool:
+    said, wanted = _visible_text(observed.text), _visible_text(known.text)
     return said == wanted if known.ended else said.startswith(wanted[: len(said)]) and bool(said)
 
 
-def _stop(sheet: Sheet, heard: Sequence[ObservedAnswer]) -> ProofStage:
+def _stop(sheet: Sheet, observed: Sequence[ObservedAnswer]) -> ProofStage:
     late = early = right = own = 0
-    for canary, answer in zip(sheet.canaries, heard, strict=True):
-        said, wanted = _words(answer.text), _words(canary.tuned.text)
+    for canary, answer in zip(sheet.canaries, observed, strict=True):
+        said, wanted = _visible_text(answer.text), _visible_text(canary.tuned.text)
         if not canary.tuned.ended:
             early += bool(answer.ended) and len(said) < len(wanted) and wanted.startswith(said)
         elif said == wanted:
@@ -277,7 +277,7 @@ def _stop(sheet: Sheet, heard: Sequence[ObservedAnswer]) -> ProofStage:
         return ProofStage(
             name="stop",
             state="failed",
-            detail=f"the server {how} the end of a turn: {late + early} of {count(len(heard), 'answer')}",
+            detail=f"the server {how} the end of a turn: {late + early} of {count(len(observed), 'answer')}",
             fix=f"use the stop tokens from training: {stops} (eos_token_id in generation_config.json; "
             "`stop` in requests)",
             figures=figures,

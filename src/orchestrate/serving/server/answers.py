@@ -32,26 +32,28 @@ class Answering:
     def __init__(self, engine: EngineClient, load: ServerLoad) -> None:
         self._engine, self._load = engine, load
 
-    async def chat(self, request: Request, asked: ChatRequest, wish: dict[str, Any]) -> ApiAnswer:
+    async def chat(self, request: Request, asked: ChatRequest, options: dict[str, Any]) -> ApiAnswer:
         """Answer a chat request. Raises `HostError`."""
-        if wish["form"] is not None:
-            await run_in_threadpool(grammars.require, wish["form"])
+        if options["form"] is not None:
+            await run_in_threadpool(grammars.require, options["form"])
         form = ChatForm(asked)
-        return await (self._stream(form, [wish]) if asked.stream else self._whole(request, form, [wish]))
+        return await (
+            self._stream(form, [options]) if asked.stream else self._whole(request, form, [options])
+        )
 
     async def completions(
-        self, request: Request, asked: CompletionRequest, wishes: Sequence[dict[str, Any]]
+        self, request: Request, asked: CompletionRequest, requests: Sequence[dict[str, Any]]
     ) -> ApiAnswer:
         """Answer a completion request. Raises `HostError`."""
         form = TextForm(asked)
-        return await (self._stream(form, wishes) if asked.stream else self._whole(request, form, wishes))
+        return await (self._stream(form, requests) if asked.stream else self._whole(request, form, requests))
 
     async def _whole(
-        self, request: Request, form: AnswerEncoder, wishes: Sequence[dict[str, Any]]
+        self, request: Request, form: AnswerEncoder, requests: Sequence[dict[str, Any]]
     ) -> ApiAnswer:
         begun = time.monotonic()
         with self._room():
-            answering = asyncio.ensure_future(asyncio.gather(*(self._collect(w) for w in wishes)))
+            answering = asyncio.ensure_future(asyncio.gather(*(self._collect(one) for one in requests)))
             leaving = asyncio.ensure_future(_gone(request))
             try:
                 await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -67,22 +69,22 @@ class Answering:
         usage = self._count(form.model, heads, choices)
         return ApiAnswer(form.whole(choices, usage, [h.prompt_ids for h in heads]))
 
-    async def _collect(self, wish: dict[str, Any]) -> tuple[PromptRead, list[Spoken]]:
+    async def _collect(self, options: dict[str, Any]) -> tuple[PromptRead, list[Spoken]]:
         """The head of an answer, and the last message of each choice."""
         head = PromptRead(prompt_tokens=0)
         choices: list[Spoken] = []
-        async with aclosing(self._events(wish)) as events:
+        async with aclosing(self._events(options)) as events:
             async for event in events:
                 if isinstance(event, PromptRead):
                     head = event
                 elif event.reason:
                     choices.append(event)
-                if len(choices) == wish["n"]:
+                if len(choices) == options["n"]:
                     break
         return head, sorted(choices, key=lambda c: c.choice)
 
-    async def _events(self, wish: dict[str, Any]) -> AsyncGenerator[PromptRead | Spoken]:
-        async with aclosing(self._engine.messages("add", **wish)) as messages:
+    async def _events(self, options: dict[str, Any]) -> AsyncGenerator[PromptRead | Spoken]:
+        async with aclosing(self._engine.messages("add", **options)) as messages:
             async for message in messages:
                 yield convert(message, PromptRead) if "prompt_tokens" in message else convert(message, Spoken)
 
@@ -104,43 +106,43 @@ class Answering:
 
     # -- streams -------------------------------------------------------------------------------------------
 
-    async def _stream(self, form: AnswerEncoder, wishes: Sequence[dict[str, Any]]) -> ApiAnswer:
+    async def _stream(self, form: AnswerEncoder, requests: Sequence[dict[str, Any]]) -> ApiAnswer:
         """What is wrong with the request is told before the stream begins."""
         ending = self._room()
-        pieces = self._pieces(form, wishes, ending)
+        pieces = self._pieces(form, requests, ending)
         with asking():
             first = await anext(pieces)
         return ApiAnswer({}, _behind(first, pieces))
 
     async def _pieces(
-        self, form: AnswerEncoder, wishes: Sequence[dict[str, Any]], ending: ExitStack
+        self, form: AnswerEncoder, requests: Sequence[dict[str, Any]], ending: ExitStack
     ) -> AsyncGenerator[Piece]:
         begun = time.monotonic()
         heads: list[PromptRead] = []
         ends: list[Spoken] = []
         with ending:
-            for number, wish in enumerate(wishes):
+            for number, options in enumerate(requests):
                 try:
-                    async with aclosing(self._events(wish)) as events:
+                    async with aclosing(self._events(options)) as events:
                         async for event in events:
                             if isinstance(event, PromptRead):
                                 heads.append(event)
                                 if not number:
-                                    yield form.opening(len(wishes) * wish["n"])
+                                    yield form.opening(len(requests) * options["n"])
                                 continue
                             if not ends:
                                 self._load.first_token.add(time.monotonic() - begun)
-                            own = number * wish["n"] + event.choice
+                            own = number * options["n"] + event.choice
                             for piece in form.pieces(msgspec.structs.replace(event, choice=own)):
                                 yield piece
                             ends += [event] if event.reason else []
-                            if len(ends) == (number + 1) * wish["n"]:
+                            if len(ends) == (number + 1) * options["n"]:
                                 break
                 except (EngineLost, EngineRefused) as error:
                     if not heads:
                         raise
-                    told = lost(error) if isinstance(error, EngineLost) else refusal_of(error)
-                    yield error_body(told)
+                    failure = lost(error) if isinstance(error, EngineLost) else refusal_of(error)
+                    yield error_body(failure)
                     return
             usage = self._count(form.model, heads, ends)
             self._load.whole.add(time.monotonic() - begun)

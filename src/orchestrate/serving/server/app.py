@@ -17,7 +17,7 @@ from orchestrate.http.wire import Body, HostError, json_body, parse
 from orchestrate.http.wire.openai import page
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, TokenizeRequest
 from orchestrate.serving.server.answers import Answering
-from orchestrate.serving.server.conversation import chat_wish, completion_wishes, message
+from orchestrate.serving.server.conversation import chat_options, completion_options, message
 from orchestrate.serving.server.engine import EngineClient
 from orchestrate.serving.server.keys import Clients
 from orchestrate.serving.server.load import ServerLoad
@@ -137,12 +137,12 @@ class Api:
     async def chat(self, request: Request) -> Response:
         asked = parse(ChatRequest, await json_body(request))
         self._require(asked.model, request)
-        return (await self.answering.chat(request, asked, chat_wish(asked))).written()
+        return (await self.answering.chat(request, asked, chat_options(asked))).written()
 
     async def completions(self, request: Request) -> Response:
         asked = parse(CompletionRequest, await json_body(request))
         self._require(asked.model, request)
-        return (await self.answering.completions(request, asked, completion_wishes(asked))).written()
+        return (await self.answering.completions(request, asked, completion_options(asked))).written()
 
     def _require(self, name: str, request: Request) -> None:
         """A wrong name is never answered by another model."""

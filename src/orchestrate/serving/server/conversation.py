@@ -19,7 +19,7 @@ REFUSED = {
 """Unsupported fields that would change an answer."""
 
 
-def chat_wish(asked: ChatRequest) -> dict[str, Any]:
+def chat_options(asked: ChatRequest) -> dict[str, Any]:
     """Convert a chat request to the engine's format. Raises `HostError` 400."""
     for name, why in REFUSED.items():
         value: Any = getattr(asked, name)
@@ -92,7 +92,7 @@ def _required(
     return known
 
 
-def completion_wishes(asked: CompletionRequest) -> list[dict[str, Any]]:
+def completion_options(asked: CompletionRequest) -> list[dict[str, Any]]:
     """Convert a completion request to the engine's format, one entry per prompt. Raises `HostError` 400."""
     for name in ("echo", "suffix", "best_of"):
         if getattr(asked, name) not in (None, False, 1):

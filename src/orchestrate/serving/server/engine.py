@@ -142,8 +142,8 @@ class EngineClient:
             raise self._lost() from error
         except (UnicodeEncodeError, RecursionError, OverflowError) as error:
             surrogate = isinstance(error, UnicodeEncodeError)
-            told = "the text contains a lone surrogate" if surrogate else str(error)
-            raise EngineRefused(f"could not forward the request: {told}", "invalid_request") from error
+            reason = "the text contains a lone surrogate" if surrogate else str(error)
+            raise EngineRefused(f"could not forward the request: {reason}", "invalid_request") from error
         try:
             while True:
                 message = await arrived.get()
@@ -170,8 +170,8 @@ class EngineClient:
 
     # -- starting again ------------------------------------------------------------------------------------
 
-    def _ended(self, told: str) -> None:
-        del told
+    def _ended(self, failure: str) -> None:
+        del failure
         self._up.clear()
         threading.Thread(target=self._again, daemon=True, name="engine").start()
 

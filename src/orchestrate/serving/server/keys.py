@@ -39,7 +39,7 @@ class Clients:
 
     def __init__(self, store: Store, opens: Opens, *, admin: str | None = None) -> None:
         self._store, self._opens, self._admin = store, opens, admin
-        self._looking: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
         self._known, self._at = self._read(), time.monotonic()
 
     def _read(self) -> dict[str, GatewayKey]:
@@ -63,19 +63,19 @@ class Clients:
         """Check a request's key like `admitted`, with keys read at most about a second ago. If the store does
         not respond, use the last known keys after a short wait, so that the server still works."""
         now = time.monotonic()
-        if now - self._at >= _FRESH_S and (self._looking is None or self._looking.done()):
+        if now - self._at >= _FRESH_S and (self._refreshing is None or self._refreshing.done()):
             self._at = now
-            self._looking = asyncio.create_task(run_in_threadpool(self._look))
-        if self._looking is not None and not self._looking.done():
+            self._refreshing = asyncio.create_task(run_in_threadpool(self._refresh))
+        if self._refreshing is not None and not self._refreshing.done():
             patience = self._at + _PATIENCE_S - now
-            await asyncio.wait({self._looking}, timeout=max(patience, 0.0))
+            await asyncio.wait({self._refreshing}, timeout=max(patience, 0.0))
         given = bearer(scope)
         if given and self._admin and compare_digest(hashed(given), hashed(self._admin)):
             return None
         key = self._known.get(hashed(given)) if given else None
         return self._stranger(given, self._known) if key is None else self._valid(key)
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         try:
             self._known = self._read()
         except OrchestrateError as error:

@@ -36,6 +36,6 @@ def lost(error: EngineLost) -> HostError:
 
 
 def full(error: ServerBusy) -> HostError:
-    told = f"too many requests are waiting: {error}"
+    message = f"too many requests are waiting: {error}"
     headers = {"retry-after": str(error.retry_s)}
-    return HostError(429, told, type="rate_limit_error", code="queue_full", headers=headers)
+    return HostError(429, message, type="rate_limit_error", code="queue_full", headers=headers)

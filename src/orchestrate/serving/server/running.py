@@ -121,9 +121,9 @@ def loading_of(
     if base is not None:
         bases.add(hub_name(base))
     if len(bases) != 1:
-        told = ", ".join(sorted(bases)) or "none"
+        names = ", ".join(sorted(bases)) or "none"
         raise UsageError(
-            f"a server has only one base model, but these models have {told}",
+            f"a server has only one base model, but these models have {names}",
             fix="start one server per base model",
         )
     [base_name] = bases

@@ -17,8 +17,8 @@ from orchestrate.types import MetricPoint
 
 
 def error_body(error: HostError) -> dict[str, Any]:
-    told = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    return {"error": told}
+    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    return {"error": fields}
 
 
 def page(data: Sequence[Any], *, more: bool) -> dict[str, Any]:

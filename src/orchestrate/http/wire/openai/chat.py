@@ -192,8 +192,8 @@ def chunk(
 ) -> dict[str, Any]:
     """Build one chunk of a stream. `usage`, if requested, is part of the final chunk, which has no
     choices."""
-    told = {} if usage is None else {"usage": usage}
-    return {"id": id, "object": CHUNK, "created": created, "model": model, "choices": list(choices), **told}
+    more = {} if usage is None else {"usage": usage}
+    return {"id": id, "object": CHUNK, "created": created, "model": model, "choices": list(choices), **more}
 
 
 def message(content: str | None, **more: Any) -> dict[str, Any]:

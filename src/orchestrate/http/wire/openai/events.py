@@ -125,12 +125,12 @@ class ChatForm(AnswerEncoder):
         if calls := self._calls(event, number, streamed=True):
             delta["tool_calls"] = calls
         if delta or event.tokens:
-            told = (
+            logprobs = (
                 {"content": [one.shown() for one in event.tokens], "refusal": None}
                 if self._logprobs
                 else None
             )
-            found.append(chat.piece(number, delta, None, told))
+            found.append(chat.piece(number, delta, None, logprobs))
         if event.reason:
             found.append(chat.piece(number, {}, event.reason))
         return [chat.chunk(self.id, self.created, self.model, [piece]) for piece in found]

@@ -143,8 +143,8 @@ def _take(messages: list[dict[str, Any]], item: Mapping[str, Any], place: str) -
         else:
             messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
     elif kind == "function_call_output":
-        told = _text(item.get("output"), place)
-        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": told})
+        output = _text(item.get("output"), place)
+        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
     elif kind != "reasoning":
         raise HostError(400, f"items of type {kind!r} are not supported", param=place)
 
@@ -154,10 +154,10 @@ def _text(content: Any, place: str) -> str:
         return content
     texts: list[str] = []
     for part in cast("list[Any]", content) if isinstance(content, list) else [content]:
-        told = cast("dict[str, Any]", part) if isinstance(part, dict) else {}
-        if told.get("type") not in _TEXTS or not isinstance(told.get("text"), str):
+        block = cast("dict[str, Any]", part) if isinstance(part, dict) else {}
+        if block.get("type") not in _TEXTS or not isinstance(block.get("text"), str):
             raise HostError(400, "only text is supported", param=f"{place}.content")
-        texts.append(told["text"])
+        texts.append(block["text"])
     return "".join(texts)
 
 
@@ -327,8 +327,8 @@ class ResponseStream:
         for number, call in sorted(self._calls.items()):
             item = _call(_item_id("fc", self._id, number), call)
             at = {"item_id": item["id"], "output_index": len(items)}
-            told = {"arguments": item["arguments"], "name": item["name"]}
-            yield self._event("response.function_call_arguments.done", **at, **told)
+            fields = {"arguments": item["arguments"], "name": item["name"]}
+            yield self._event("response.function_call_arguments.done", **at, **fields)
             yield self._event("response.output_item.done", output_index=len(items), item=item)
             items.append(item)
         whole = _response(self._asked, self._id, self._created, items, cut=self._cut, usage=self._usage)
