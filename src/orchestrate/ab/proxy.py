@@ -323,7 +323,7 @@ class Proxy:
                 except OrchestrateError as error:
                     _log.warning("could not access the store of %s: %s", self._experiment.plan.name, error)
             self._silent_until = time.monotonic() + SILENT_S
-            _log.warning("could not count users of %s for %.0f s", self._experiment.plan.name, SILENT_S)
+            _log.warning("could not record the users of %s for %.0f s", self._experiment.plan.name, SILENT_S)
         return self._experiment.guess(user)
 
     def _user(self, request: Request, values: dict[str, Any]) -> str | None:

@@ -255,8 +255,8 @@ def _tunable(host: HostModel | None) -> bool:
 
 
 def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
-    """Return a warning if the model was shut down there, or will be within 90 days. Otherwise returns
-    `None`."""
+    """Return a warning if the backend has shut down the model, or will do so within 90 days. Otherwise
+    returns `None`."""
     host = model.on(provider)
     if host is None or host.shutdown is None:
         return None

@@ -482,7 +482,7 @@ class Asking:
         with locked(lock_of(path), keep=False) as held:
             if not held:
                 raise UsageError(
-                    f"another command is already querying {respondent.name} in the same way",
+                    f"another command is already querying {respondent.name}",
                     fix="wait for it to finish",
                 )
             yield AnswerLog(path)

@@ -1,4 +1,4 @@
-"""Read a JobSpec from a YAML file with line numbers and overrides. Also the template of `orchestrate init`
+"""Read a JobSpec from a YAML file with line numbers and overrides. Also provides the template of `orchestrate init`
 and the JSON schema."""
 
 from __future__ import annotations

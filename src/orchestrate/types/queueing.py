@@ -31,9 +31,10 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     spec: dict[str, Any]
     """The spec as requested, with absolute paths of its files."""
     host: str
-    """Address of the backend at that time, so that a sandbox's entry is never sent to the real host."""
+    """Address of the backend when the entry was added, so that a sandbox's entry is never sent to the real
+    host."""
     account: str
-    """Account of the key in use at that time, so that no other account is billed."""
+    """Account of the key that was configured when the entry was added, so that no other account is billed."""
     digest: str
     """Digest of the training data when the price was confirmed. Changed data is not submitted."""
     created_at: datetime

@@ -41,7 +41,7 @@ class AdapterCost(Record, frozen=True, kw_only=True):
         share = self.token_s / self.base_token_s - 1
         return (
             f"{self.model}: loading the adapter took {1000 * self.load_s:.0f} ms once. A token "
-            f"takes {1000 * self.token_s:.1f} ms: {more:+.1f} ms ({share:+.0%}) compared with the "
+            f"takes {1000 * self.token_s:.1f} ms, which is {more:+.1f} ms ({share:+.0%}) compared with the "
             "base model alone"
         )
 

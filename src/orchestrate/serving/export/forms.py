@@ -285,8 +285,8 @@ def _gguf(draft: ExportDraft) -> str:
         made.unlink()
         draft.notes.append(f"quantized to {kind}, so answers differ slightly. Evaluate the quantized model")
     draft.notes.append(
-        f"llama.cpp splits text with the pre-tokenizer {converted['pre_tokenizer']}. If it is the "
-        "wrong one, prompts are tokenized differently. orchestrate verify detects this"
+        f"llama.cpp splits text with the pre-tokenizer {converted['pre_tokenizer']}. If this is "
+        "the wrong one, prompts are tokenized differently. Check with: orchestrate verify"
     )
     draft.commands += [f"llama-server -m {draft.at(name)} --jinja --alias {draft.tuned.slug}"]
     return name
