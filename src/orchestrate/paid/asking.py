@@ -393,9 +393,9 @@ class Asking:
                     error,
                     figure=f"{what} reaches its length limit",
                     then=round_.state(),
-                    fix=f"{same} with a higher --max-cost continues from here"
+                    fix=f"to continue from here, {same}, with a higher --max-cost"
                     if own
-                    else f"raise the budget (budget_usd), then {same} continues from here",
+                    else f"to continue from here, raise the budget (budget_usd) and {same}",
                 )
                 tell_lost(over, self.purse.lost())
                 raise over from error
@@ -551,7 +551,7 @@ class _Round:
 
 
 _UNPRICED = "leave out --max-cost and limit the number of questions instead (--limit, --max-requests)"
-_UNFRESH = " without --fresh and"
+_UNFRESH = " without --fresh"
 
 
 def require_price(name: str, limit_usd: Decimal | None, price: Price | None) -> None:

@@ -1,5 +1,5 @@
-"""Read a JobSpec from a YAML file with line numbers and overrides. Also provides the template of `orchestrate init`
-and the JSON schema."""
+"""Read a JobSpec from a YAML file with line numbers and overrides. Also provides the template of
+`orchestrate init` and the JSON schema."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class StoredItem(Record, frozen=True, kw_only=True):
     id: str
     """The host's own id."""
     name: str | None = None
-    """Name of the file, or display name of the model there."""
+    """Name of the file, or display name of the model at the host."""
     bytes: int | None = None
     created_at: datetime | None = None
     expires_at: datetime | None = None
