@@ -117,7 +117,8 @@ def users_for(difference: float, deviation: float, share: float, alpha: float) -
 
 
 def _bound(information: float, alpha: float) -> float:
-    """Of |difference| x information / deviation, with a chance of 1 - alpha at all times at once."""
+    """Return the bound on |difference| x information / deviation that holds at all times with a probability
+    of 1 - alpha."""
     return math.sqrt((information + PRIOR) * (math.log1p(information / PRIOR) - 2 * math.log(alpha)))
 
 
@@ -231,7 +232,8 @@ def _unit(exposure: Exposure, value: float) -> EvidenceUnit:
 
 
 def _ends(exposures: Sequence[Exposure], window: timedelta) -> Mapping[tuple[str, int], datetime]:
-    """Of the window of each user in each phase: the next phase that the user is seen in cuts it."""
+    """Return the end of each user's window in each phase. A window ends early when the user is assigned in
+    the next phase."""
     ends: dict[tuple[str, int], datetime] = {}
     last: dict[str, int] = {}
     for one in exposures:
@@ -275,7 +277,7 @@ def evidence(metric: PlannedMetric, found: Sequence[EvidenceUnit], alpha: float)
 
 
 class _Walk:
-    """Evidence as it grows."""
+    """The evidence of a metric as units are added."""
 
     def __init__(self, metric: PlannedMetric, alpha: float) -> None:
         self.metric, self.alpha = metric, alpha

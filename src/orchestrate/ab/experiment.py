@@ -260,8 +260,8 @@ class Experiment:
         *,
         seen: ExperimentPhase | None = None,
     ) -> bool:
-        """Begins a phase behind the last one, or behind the one of which it was decided: `False` where
-        another process was first."""
+        """Start a phase after the last one, or after the phase that the decision was based on. Returns
+        `False` if another process was first."""
         last = seen or self.phases()[-1]
         phase = ExperimentPhase(
             number=last.number + 1,

@@ -133,7 +133,7 @@ def serve(
 def _deciding(
     experiment: Experiment, every_s: float, tell: Callable[[ExperimentReport], None]
 ) -> Generator[None]:
-    """The rule, looked at again and again in a thread."""
+    """Evaluate the rule periodically in a thread."""
     ended = threading.Event()
 
     def look() -> None:
@@ -161,7 +161,8 @@ def _deciding(
 def _arms(
     ft: Workspace, plan: ExperimentPlan, ending: ExitStack, accept_licence: Sequence[str]
 ) -> dict[Arm, Upstream]:
-    """Return where requests of each arm go. What runs on this machine is served until the end."""
+    """Return the server that each arm's requests are sent to. Models on this machine are served until
+    `ending` closes."""
     written: dict[Arm, str] = {"base": plan.base, "tuned": plan.tuned}
     here: dict[Arm, str] = {arm: written[arm] for arm in ARMS if _is_here(ft, written[arm])}
     places: dict[Arm, Upstream] = {}
@@ -178,7 +179,7 @@ def _arms(
 
 
 def _is_here(ft: Workspace, written: str) -> bool:
-    """A run of this machine, or a folder with weights."""
+    """Return whether this is a run on this machine or a folder with weights."""
     if not written.startswith(RUN_PREFIX):
         return Path(written).expanduser().is_dir()
     return ft.record(written).provider == this_machine().kind
@@ -198,7 +199,8 @@ def _elsewhere(ft: Workspace, plan: ExperimentPlan, arm: Arm, written: str) -> U
 
 
 def _keeping_up(ft: Workspace, host: str, model: str) -> Callable[[], None] | None:
-    """Says of a deployment of this store that it is used, where the model is asked by its name."""
+    """Return a function that reports use of a deployment of this store, if the model's name belongs to
+    one."""
     for one in ft.store.deployments.matching(provider=host, over=False):
         with suppress(ProviderError):
             endpoint = capability(ft.provider(host), Serves).endpoint(one.handle)

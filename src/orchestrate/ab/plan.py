@@ -95,7 +95,7 @@ def decide(
 
 
 def _nothing_counted(plan: ExperimentPlan, one: Evidence) -> str:
-    """Return why nothing is decided while a metric that decides has counted no user of an arm."""
+    """Return the reason to wait while a deciding metric has no counted user in one of the arms."""
     arms = " or ".join(arm for arm, users in one.users.items() if not users)
     planned = plan.metric(one.metric)
     if planned is not None and planned.absent is not None:
@@ -110,7 +110,7 @@ def _nothing_counted(plan: ExperimentPlan, one: Evidence) -> str:
 
 
 def _uneven(plan: ExperimentPlan, one: Evidence) -> str:
-    """Return why nothing is decided while users with outcomes don't come from both arms as users do."""
+    """Return the reason to wait while the arms record outcomes at different rates."""
     planned = plan.metric(one.metric)
     sometimes = planned is not None and planned.absent is None
     guess = (
@@ -123,8 +123,8 @@ def _uneven(plan: ExperimentPlan, one: Evidence) -> str:
 
 
 def _harm(plan: ExperimentPlan, one: Evidence) -> str | None:
-    """Return why the tuned model is to be taken back. Outcomes that don't come from both arms alike show
-    nothing."""
+    """Return the reason to roll back the tuned model, or `None`. If the arms record outcomes at different
+    rates, the metric proves nothing."""
     if one.counted_ratio_p < BROKEN_SPLIT:
         return None
     if not one.margin:
@@ -137,7 +137,7 @@ def _harm(plan: ExperimentPlan, one: Evidence) -> str | None:
 
 
 def _reached(plan: ExperimentPlan, primary: Evidence) -> str | None:
-    """Return how the goal was reached."""
+    """Return how the goal was reached, or `None`."""
     if primary.decision == "better":
         return f"{primary.metric} is better: {_interval(primary)}"
     least = _least(primary)
@@ -147,14 +147,14 @@ def _reached(plan: ExperimentPlan, primary: Evidence) -> str | None:
 
 
 def _least(one: Evidence) -> float | None:
-    """The end of the interval that is worst for the tuned model, as a gain."""
+    """Return the end of the interval that is worse for the tuned model, as a gain."""
     if one.better == "higher":
         return one.low
     return None if one.high is None else -one.high
 
 
 def _best(one: Evidence) -> float | None:
-    """The other end."""
+    """Return the end of the interval that is better for the tuned model, as a gain."""
     if one.better == "higher":
         return one.high
     return None if one.low is None else -one.low

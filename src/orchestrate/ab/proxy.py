@@ -143,7 +143,7 @@ async def _begun(response: httpx.Response, *, streamed: bool) -> ProxiedAnswer:
 
 
 def _answers(body: bytes) -> bool:
-    """Return whether a body is an answer: what stands between may say 200 and show a page of its own."""
+    """Return whether a body is an answer. A proxy in between may return status 200 with its own page."""
     found = _object(body)
     return bool(found) and not found.get("error")
 
@@ -158,7 +158,7 @@ def says_error(data: bytes) -> bool:
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    """Empty for anything but a JSON object."""
+    """Parse a JSON object. Returns an empty one for anything else."""
     try:
         found: Any = json.loads(data)
     except (ValueError, RecursionError):
@@ -312,8 +312,8 @@ class Proxy:
         return self._respond(turn, await self._ask_models(turn))
 
     async def _given(self, user: str) -> Assignment:
-        """Nobody waits long for the store: while it says nothing, each user gets their model by what was last
-        known, and that counts as nothing."""
+        """Return the user's model, without waiting long for the store. If the store does not respond, the
+        last known share decides, and the user's outcomes don't count."""
         if time.monotonic() >= self._silent_until:
             with anyio.move_on_after(STORE_S):
                 try:
@@ -327,7 +327,7 @@ class Proxy:
         return self._experiment.guess(user)
 
     def _user(self, request: Request, values: dict[str, Any]) -> str | None:
-        """As it is written: nothing in it means anything here."""
+        """Return the user id unchanged, because any text is a valid id."""
         found: list[Any] = [request.headers.get(self._user_header), *(values.get(f) for f in _USER_FIELDS)]
         return next((one for one in found if isinstance(one, str) and one), None)
 
@@ -364,11 +364,13 @@ class Proxy:
         return StreamingResponse(self._stream(turn, answered), answer.status, headers=headers)
 
     def _done(self, turn: ProxiedRequest, answered: ArmAnswer, body: bytes) -> BackgroundTask:
-        """After the answer was sent: nobody waits for the store."""
+        """Build the task that records outcomes after the answer was sent, so that no client waits for the
+        store."""
         return BackgroundTask(self._observe, turn, answered, body, time.monotonic() - turn.begun)
 
     async def _stream(self, turn: ProxiedRequest, answered: ArmAnswer) -> AsyncGenerator[bytes]:
-        """A stream that breaks off cannot be taken back: its end says so, and it counts as a failure."""
+        """Forward a stream. If the stream is interrupted, it ends with an error event and counts as a
+        failure."""
         tail = bytearray()
         cut = ""
         async with aclosing(watched(answered.answer, tail)) as pieces:

@@ -34,8 +34,8 @@ def installed(package: str) -> str:
 
 
 def _header(package: str, field: str) -> list[str]:
-    """The values of a field of the metadata, which the library would parse as an e-mail, its page-long text
-    included."""
+    """Return the values of a field in the package's metadata. `importlib.metadata` would parse the entire
+    text as an e-mail, which is slow."""
     from importlib.metadata import distribution
 
     found = distribution(package)
@@ -69,7 +69,7 @@ def require_recent(package: str) -> None:
 
 @cache
 def _asked() -> dict[str, list[str]]:
-    """Requirements by the package's name, unparsed: there are over a hundred, and few are asked for."""
+    """Return the unparsed requirements, by package name. There are over a hundred, and few are needed."""
     asked: dict[str, list[str]] = {}
     for line in _header("orchestrate-ft", "Requires-Dist"):
         asked.setdefault(_same(_NAME_END.split(line, maxsplit=1)[0]), []).append(line)
@@ -77,7 +77,7 @@ def _asked() -> dict[str, list[str]]:
 
 
 def _same(name: str) -> str:
-    """A name as all its spellings are."""
+    """Normalize the name of a package."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

@@ -304,7 +304,7 @@ def failure(error: Exception) -> dict[str, Any]:
 
 
 def _end_with(parent: int) -> None:
-    """Nobody waits for the answers of a command that was killed, and what this one writes is in its way."""
+    """Exit once the parent has exited, because nobody waits for the answers any more."""
     while os.getppid() == parent:
         time.sleep(LOOK_S)
     os._exit(1)

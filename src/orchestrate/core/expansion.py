@@ -71,7 +71,7 @@ def read_record(path: Path, kind: type[T], called: str, fields: str) -> T:
 
 @contextmanager
 def _loader(text: str) -> Generator[Any]:
-    """A safe one, of C where it is built."""
+    """Yield a safe loader, in C if available."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
         yield loader

@@ -59,7 +59,8 @@ class TextTable:
                 yield Padding(rest, (0, 0, 0, _GAP), style=style or "", expand=False)
 
     def _placed(self, room: int) -> tuple[dict[int, int], list[int]]:
-        """The widths of the columns that stand beside one another, and those that go below."""
+        """Return the widths of the columns that fit side by side, and the columns that move below their
+        row."""
         columns = [
             [Text(name), *(cells[at] for cells, _ in self._rows)] for at, name in enumerate(self._names)
         ]

@@ -182,7 +182,8 @@ class OnDemand:
         known: Deployment | None,
         reason: UsageError,
     ) -> HostError:
-        """The answer to the client, once the model is on its way or will not be."""
+        """Deploy the model if allowed, and return the response to the client: it is starting, or not
+        deployed."""
         allowed = self._models.deploys(key, asked, job)
         if allowed is None:
             reason.fix = (
@@ -287,7 +288,7 @@ class InferenceRoutes:
         return chat.ApiAnswer({}, _aside(_pieces(chain(first, stream), asked.model)))
 
     def _ask(self, host: Chat, run: Run, asked: ChatRequest, body: Mapping[str, Any]) -> Any:
-        """The SDK's answer, or its stream. Raises `OrchestrateError`."""
+        """Return the SDK's answer, or its stream. Raises `OrchestrateError`."""
         most = asked.max_completion_tokens or asked.max_tokens
         options = {name: value for name, value in body.items() if name not in _OURS and value is not None}
         if most is not None:
@@ -321,12 +322,13 @@ def _no_embeddings(call: GatewayRequest) -> Any:
 
 
 def _limit(host: Chat) -> str:
-    """Return what the host calls the most tokens of an answer."""
+    """Return the host's name for the token limit of an answer."""
     return next((name for name in host.options if name.startswith("max")), "max_tokens")
 
 
 def _first(stream: Iterator[Any]) -> list[Any]:
-    """One piece: what fails before it is an answer of its own, not the end of one. Raises `HostError`."""
+    """Return the first piece of a stream. An error before it is raised as `HostError` and not as part of the
+    stream."""
     try:
         found = list(islice(stream, 1))
     except Exception as error:
@@ -337,7 +339,7 @@ def _first(stream: Iterator[Any]) -> list[Any]:
 
 
 def _broken(error: Exception) -> HostError:
-    """Of the SDKs' own kinds, of any host."""
+    """Convert an error of any host's SDK to a `HostError`."""
     if isinstance(error, OrchestrateError):
         return refusal_of(error)
     message = f"the host's answer was cut off: {error}"
@@ -345,14 +347,14 @@ def _broken(error: Exception) -> HostError:
 
 
 async def _aside(pieces: Iterator[chat.Piece]) -> AsyncGenerator[chat.Piece]:
-    """An SDK waits in a thread."""
+    """Read a blocking SDK's stream in a thread."""
     async for piece in iterate_in_threadpool(pieces):
         yield piece
 
 
 def _pieces(stream: Iterable[Any], model: str) -> Iterator[chat.Piece]:
-    """An SDK's stream as the API has it. What breaks within is told as its last piece, and so is a
-    stream that was cut short."""
+    """Convert an SDK's stream to the API's format. If the stream fails or is cut short, the last piece
+    contains the error."""
     ended = False
     try:
         for piece in stream:

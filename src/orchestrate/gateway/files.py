@@ -274,7 +274,7 @@ class FileRoutes:
                 self.contents.release(file["sha256"])
 
     def _result(self, call: GatewayRequest, id: str) -> tuple[GatewayJob, bytes] | None:
-        """The file of a job's metrics, where `id` is one's."""
+        """Return a job and the content of its metrics file, if `id` is the id of such a file."""
         job_id = showing.job_of_result(id)
         job = self._store.gateway_jobs.get(job_id, call.project) if job_id else None
         if job is None or job.run_id is None:
@@ -328,7 +328,7 @@ class Uploads:
         return made
 
     def _pending(self, upload: dict[str, Any]) -> dict[str, Any]:
-        """Raises `HostError` 422 for one that takes nothing more."""
+        """Return the upload. Raises `HostError` 422 unless it still accepts parts."""
         if upload["status"] == "pending" and self._files.now() > upload["expires_at"]:
             upload = {**upload, "status": "expired"}
         if upload["status"] != "pending":
@@ -344,7 +344,7 @@ class Uploads:
         return self._pending(upload)
 
     def _repeated(self, call: GatewayRequest, status: str) -> dict[str, Any] | None:
-        """The upload as it is already, when a client whose answer did not come asks again."""
+        """Return the upload if it already has this status and the client is retrying a request."""
         upload = self._objects.get(UPLOAD, call.project, call.path("id"))
         again = retries(call.request) > 0
         return _upload_shown(upload) if again and upload is not None and upload["status"] == status else None

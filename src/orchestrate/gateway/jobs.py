@@ -65,7 +65,7 @@ Found = tuple[GatewayJob, Run]
 
 @dataclass(frozen=True)
 class _JobCache:
-    """What the store has."""
+    """Cached data from the store."""
 
     until_s: float = 0.0
     jobs: dict[str, Run] = field(default_factory=dict[str, Run])
@@ -109,7 +109,7 @@ class Outside:
         return job_of(run, files=self._files([run]).get(run.id)), run
 
     def _files(self, runs: Sequence[Run]) -> dict[str, dict[str, str]]:
-        """Run id -> the ids of its files, by split."""
+        """Return the ids of each run's files, by run id and split."""
         records = self._ft.store.history.records(importing.DETAILS, [run.id for run in runs])
         return {
             record.run_id: {split: file["id"] for split, file in record.data.get("files", {}).items()}
@@ -158,7 +158,7 @@ class Outside:
         return jobs, models
 
     def _is_here(self, run: Run) -> bool:
-        """Return whether its backend is the one of the configuration, and no sandbox of it or the like."""
+        """Return whether the run's backend is the configured one, rather than a sandbox or another host."""
         with suppress(OrchestrateError):
             return self._ft.provider(run.provider).host == run.host
         return False
@@ -185,7 +185,7 @@ def job_of(run: Run, name: str | None = None, files: Mapping[str, Any] | None = 
 
 
 def _asked(run: Run, files: Mapping[str, Any]) -> dict[str, Any]:
-    """The create request, as far as its host tells it."""
+    """Reconstruct the create request, as far as the host reports it."""
     spec = run.spec
     least: dict[str, Any] = {"model": run.model, "training_file": str(files.get("train") or "unknown")}
     numbers = {"n_epochs": "epochs", "batch_size": "batch_size"}
@@ -290,7 +290,7 @@ class Jobs:
         return self._answer(call, job)
 
     def _to_be_asked(self, name: str, backend: str) -> list[str]:
-        """What has to happen before a client can ask the tuned model."""
+        """Describe what must happen before clients can query the tuned model."""
         provider = self._ft.provider(backend)
         found = terms.of_tuned(name, name, backend, self._terms.models)
         if not isinstance(provider, Deploys) or (found is not None and found[1].on == "here"):
@@ -310,7 +310,7 @@ class Jobs:
     def _job_form(
         self, call: GatewayRequest, asked: CreateJob
     ) -> tuple[showing.JobForm, str, tuple[dict[str, Any], ...], str]:
-        """Return what is to be trained, on which backend, on which files, and the model's own name."""
+        """Return the spec to train, the backend, the files, and the model's own name."""
         earlier = self._earlier(call, asked.model)
         name = earlier.base if earlier else asked.model
         known = terms.names(self._terms.models, call.key)
@@ -343,7 +343,8 @@ class Jobs:
         return form, target.backend, files, name
 
     def _earlier(self, call: GatewayRequest, name: str) -> GatewayJob | None:
-        """The job whose model is trained on; `None` for a name of no tuned model."""
+        """Return the job whose model is to be trained further. Returns `None` if `name` is not a tuned
+        model."""
         tuned, step = openai.split_step(name)
         found = self._outside.model(tuned, call.project)
         if found is None and not name.startswith("ft:"):
@@ -357,7 +358,7 @@ class Jobs:
         return job
 
     def _prepare(self, spec: Any, backend: str) -> Prepared:
-        """Checked and quoted. Raises `HostError`."""
+        """Check and quote a spec. Raises `HostError`."""
         try:
             require(self._ft, spec, backend)
             prepared = prepare(self._ft, spec, backend)
@@ -371,7 +372,7 @@ class Jobs:
         return prepared
 
     def _allow(self, call: GatewayRequest, asked: CreateJob, use: KeyUse, job: GatewayJob) -> None:
-        """Raises `HostError` above a limit of the key, and when a file was deleted just now."""
+        """Raise `HostError` if a limit of the key is exceeded, or if a file was deleted in the meantime."""
         self._require_contents(asked, job.files)
         key = call.key
         if key.concurrent is not None and use.open >= key.concurrent:
@@ -391,7 +392,7 @@ class Jobs:
             raise refusal_of(error) from error
 
     def _require_contents(self, asked: CreateJob, hashes: Sequence[str]) -> None:
-        """Raises `HostError` 404 for a file that was deleted since it was found."""
+        """Raise `HostError` 404 for a file that was deleted since it was found."""
         files = {"training_file": asked.training_file, "validation_file": asked.validation_file}
         for (param, id), sha256 in zip(files.items(), hashes, strict=False):
             if not self._files.contents.path(sha256).is_file():
@@ -493,7 +494,7 @@ class Jobs:
 
 
 def _request(call: GatewayRequest) -> CreateKey:
-    """Return the key that identifies a create request. Raises `HostError` 422 for a key that is none."""
+    """Return the key that identifies a create request. Raises `HostError` 422 for an invalid key."""
     headers = call.request.headers
     key = headers.get("idempotency-key") or None
     if key is not None and (len(key) > _LONGEST_KEY or not key.isprintable()):
@@ -503,8 +504,9 @@ def _request(call: GatewayRequest) -> CreateKey:
 
 
 def _id_of(request: CreateKey, body: Mapping[str, Any], contents: Sequence[str]) -> str:
-    """With an idempotency key the same for the same request, whatever the store knows and whatever its files
-    are called: by the id its job is found at the backend after an older copy of the store was restored."""
+    """Derive the job's id. With an idempotency key, the same request always gets the same id, regardless of
+    the store's contents and of file names. If an older backup of the store is restored, the job can therefore
+    be found at the backend."""
     if request.idempotency_key is None:
         return f"ftjob-{secrets.token_hex(12)}"
     asked = {name: value for name, value in body.items() if name not in ("training_file", "validation_file")}

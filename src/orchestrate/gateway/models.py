@@ -112,7 +112,8 @@ class ModelRoutes:
         return [*bases, *(made.shown for made in ours), *outside]
 
     def _made_in(self, project: str) -> list[_Made]:
-        """The tuned models of a project that answer, newest first. What became of a job is read once."""
+        """Return the tuned models of a project that can answer, newest first. The result of a finished job is
+        read only once."""
         records = self._jobs.records(project)
         new = {
             id: text
@@ -207,7 +208,7 @@ class ModelRoutes:
         return found[0], limits
 
     def _known(self, key: GatewayKey) -> list[str]:
-        """The names of the tuned models that answer."""
+        """Return the names of the tuned models that can answer."""
         listed = self._jobs.listed(key.project, limit=100)
         found = [job for job in listed if not job.model_deleted and _may(key, job)]
         runs = self._ft.store.runs.of_ids(job.run_id for job in found if job.run_id)
@@ -216,7 +217,7 @@ class ModelRoutes:
         return [*(job.tuned for job in found if job.run_id in done), *outside]
 
     def _permitted(self, key: GatewayKey, name: str, tuned: str) -> GatewayJob | None:
-        """That of another project, which lets this one use it."""
+        """Return the job of another project's model, if that project has shared the model with this one."""
         job = self._jobs.of_model(tuned)
         if job is None:
             found = self._outside.model(tuned, PROJECT)
@@ -305,7 +306,7 @@ def validate_grader(call: GatewayRequest) -> Any:
 
 
 def _require_grader(grader: dict[str, Any]) -> None:
-    """Raises `HostError` 422 for what is no grader."""
+    """Raise `HostError` 422 for an invalid grader."""
     for kind in (ScoreModelGrader, LabelModelGrader):
         if str(grader.get("type")) in get_args(kind.model_fields["type"].annotation):
             parse(kind, grader)
@@ -326,7 +327,7 @@ def _require_grader(grader: dict[str, Any]) -> None:
 
 
 def _may(key: GatewayKey, job: GatewayJob) -> bool:
-    """Return whether the key's own limits let it use what the job made."""
+    """Return whether the key's limits allow it to use the job's model."""
     if key.backends and job.backend not in key.backends:
         return False
     return not key.models or job.base in key.models or job.tuned in key.models

@@ -91,7 +91,7 @@ class Audit:
             _log.warning("could not write to the gateway's audit log: %s", error.message)
 
     def _times(self, alike: tuple[str, ...]) -> int:
-        """Return how many refusals the entry is to stand for; 0: none is to be written."""
+        """Return how many rejections the next log entry stands for. 0 means that no entry is written."""
         now = self._store.clock.uptime().seconds
         with self._lock:
             known = self._refusals.get(alike)
@@ -135,7 +135,7 @@ def app(
 
 
 class _Door:
-    """Finds out whose key a request brings, counts it, and writes down what was changed or refused."""
+    """Finds the key of each request, limits the number of requests, and logs changes and rejections."""
 
     def __init__(self, ft: Workspace, inner: ASGIApp, clients: Clients, load: ServerLoad) -> None:
         self._ft, self._inner, self._clients, self._load = ft, inner, clients, load
@@ -179,7 +179,7 @@ class _Door:
             await note(500)
 
     def _admitted(self, scope: Scope) -> GatewayKey:
-        """Raises `HostError` 401, 429."""
+        """Return the key of a request. Raises `HostError` 401, 429."""
         key = self._clients.admitted(scope)
         if key is None:
             return anonymous(self._ft.store.clock.now())

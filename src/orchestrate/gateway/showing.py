@@ -138,7 +138,7 @@ def _rate(multiplier: float | None, target: MappedModel, notes: list[str]) -> Ma
 
 
 def _suffix(given: str | None, notes: list[str]) -> str | None:
-    """Backends take fewer characters than the API."""
+    """Shorten a suffix, because backends allow fewer characters than the API."""
     if given is None:
         return None
     kept = re.sub(r"[^A-Za-z0-9_.-]+", "-", given).strip("-_.")[:_LONGEST_SUFFIX]
@@ -238,7 +238,8 @@ def _ended_at(job: GatewayJob, run: Run | None) -> datetime:
 
 
 def _error(job: GatewayJob, run: Run | None) -> dict[str, Any]:
-    """An object without a word in it stands for none: clients read its fields without looking."""
+    """Return the error of a job. Without an error, all fields are empty, because clients read the fields
+    without checking for null."""
     error = job.error or (run.error if run else None)
     if error is None:
         return openai.error("job_failed", "the backend gave no reason", None)

@@ -148,7 +148,7 @@ class Submitting:
             self._begin(job)
 
     def _due(self, job: GatewayJob, run: Run | None) -> bool:
-        """Return whether there is something to do about it now."""
+        """Return whether the job needs work now."""
         if job.ended_at is not None:
             return self._webhook_retries.due(job.id)
         if job.again_at is not None:
@@ -160,8 +160,8 @@ class Submitting:
         return run.status.terminal or self._uncancelled(job, run)
 
     def _uncancelled(self, job: GatewayJob, run: Run) -> bool:
-        """Return whether the request to cancel did not reach the host: the process was killed in between, the
-        host could not be reached, or the create request was under way."""
+        """Return whether a requested cancellation has not reached the host: the process was killed in
+        between, the host was unreachable, or the create request was still in progress."""
         if not job.cancel_asked or not self._cancels.due(job.id) or run.phase is not SubmitPhase.SUBMITTED:
             return False
         return job.ended_as is None or run.status is not JobStatus.CANCELLING
@@ -274,8 +274,8 @@ class Submitting:
         )
 
     def _refused(self, job: GatewayJob, error: OrchestrateError) -> None:
-        """What may pass is tried again, in the same run where there is one: a copy of the store that knows
-        nothing of this try has its key and ref too."""
+        """Schedule a retry after a temporary error, or store the error. A retry uses the existing run,
+        because an older copy of the store that lacks this attempt would use its key and ref as well."""
         run = self.run_of(job)
         unsent = run is not None and run.phase in UNSENT
         refused = run is not None and run.phase is SubmitPhase.REFUSED
@@ -313,8 +313,7 @@ class Submitting:
             self._jobs.change(job.id, lambda job: replace(job, told=True))
 
     def _complete(self, run: Run) -> bool:
-        """Return whether the last events, metrics and checkpoints are here, or will not come in reasonable
-        time."""
+        """Return whether the last events, metrics and checkpoints were fetched, or are no longer expected."""
         store = self._ft.store
         if run.job_id is None or store.runs.is_closed(run.id):
             return True
@@ -326,7 +325,7 @@ class Submitting:
         return True
 
     def _notified(self, job: GatewayJob, run: Run | None) -> bool:
-        """Return whether the webhook knows of the end, or never will."""
+        """Return whether the webhook was notified of the end, or is no longer retried."""
         if self._webhook is None:
             return True
         ended = run.finished_at or run.updated_at if run else job.created_at

@@ -134,7 +134,7 @@ def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> Gate
 
 
 def _with_aliases(models: Mapping[str, MappedModel], where: str) -> dict[str, MappedModel]:
-    """Each name, aliases too. Raises `ConfigError` for a name that stands for two things."""
+    """Return the entries by name and alias. Raises `ConfigError` for a name with two meanings."""
     found = dict(models)
     for name, target in models.items():
         for alias in (target.alias,) if isinstance(target.alias, str) else target.alias:

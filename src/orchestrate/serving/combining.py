@@ -121,7 +121,7 @@ def _require(
     density: float | None,
     rank: int | None,
 ) -> list[float]:
-    """The weight of each part."""
+    """Validate the options, and return the weight of each part."""
     models = [p for p in parts if not p.adapter]
     if models and len(models) < len(parts):
         raise UsageError(
@@ -160,7 +160,8 @@ def _require(
 
 
 def _require_alike(models: Sequence[TunedModel], method: str, weights: Sequence[float] | None) -> None:
-    """Raises `UsageError` for models whose tensors or tokens differ: their mean would mean nothing."""
+    """Raise `UsageError` for models whose tensors or vocabularies differ, because averaging them makes no
+    sense."""
     if method == "slerp" and len(models) != 2:
         raise UsageError(f"slerp merges exactly two models, got {len(models)}", fix="--method linear")
     if weights is not None and (min(weights) < 0 or sum(weights) <= 0):
@@ -189,7 +190,7 @@ def _shapes(model: TunedModel) -> dict[str, list[int]]:
 
 
 def _vocabulary(model: TunedModel) -> Any:
-    """The tokens by their ids, as far as the folder has them."""
+    """Return the tokens of a model's tokenizer by id, as far as its folder contains them."""
     try:
         tokenizer: Any = msgspec.json.decode((model.folder / "tokenizer.json").read_bytes())
         return tokenizer["model"]["vocab"], tokenizer.get("added_tokens")

@@ -93,7 +93,8 @@ def vllm(
 
 
 def _module(name: str, folder: Path) -> str:
-    """An adapter as `--lora-modules` takes one: as an object where the short form would be cut elsewhere."""
+    """Format an adapter for `--lora-modules`. Uses JSON if vLLM would split the short form in the wrong
+    place."""
     if "=" in f"{name}{folder}" or name.startswith("{"):
         return json.dumps({"name": name, "path": str(folder)})
     return f"{name}={folder}"

@@ -65,7 +65,8 @@ _ABOVE = {
 
 
 class _KeyField:
-    """A key, or what finds it: the keyring takes long to load, and most commands send nothing."""
+    """A field that contains a key or a function that finds it, because the keyring loads slowly and most
+    commands send nothing."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -242,7 +243,7 @@ class HostRegistry(Mapping[str, HostConfig]):
         return self._found[name]
 
     def _described(self, name: str) -> HostConfig:
-        """All but the key."""
+        """Return a host's settings without its key."""
         own, env, path = self._tables.get(name, {}), self._env, self._path
         reject_unknown(own, HOST_FIELDS, str(path), f"hosts.{name}.", _BELOW)
         known = known_profile(self.types.get(name) or own.get("type") or name)
@@ -276,7 +277,8 @@ class HostRegistry(Mapping[str, HostConfig]):
         )
 
     def _management(self, name: str, known: Profile | None) -> dict[str, Any]:
-        """The key and address of the API that deploys; never from a file, which may be another's."""
+        """Return the key and the address of the deployment API. They never come from a file, because it may
+        be someone else's."""
         if known is None or not known.management_login:
             return {}
         token, url = (
@@ -287,8 +289,8 @@ class HostRegistry(Mapping[str, HostConfig]):
         return {"management_token": Secret(token) if token else None, "management_url": url}
 
     def _with_key(self, host: HostConfig) -> HostConfig:
-        """A backend that needs no key, or of which nothing can be known, has none looked for in the
-        keyring."""
+        """Add the key to a host's settings. The keyring is not queried for a backend that needs no key, or
+        whose profile is unknown."""
         known = known_profile(host.kind)
         if known is not None and known.keyless:
             return host
@@ -312,7 +314,7 @@ def known_profile(kind: str) -> Profile | None:
 
 
 def _variable_prefix(name: str) -> str:
-    """A host's name as its variables begin."""
+    """Return the prefix of a host's environment variables."""
     return name.upper().replace("-", "_")
 
 
@@ -429,8 +431,8 @@ class Pins:
             self._write(kept)
 
     def _tie(self, key: str, host: str) -> tuple[str, ...]:
-        """Ties a key to its first host, unless another process was faster: then its hosts. Where nothing can
-        be written, as in a container that is thrown away, every use is the first."""
+        """Tie a key to its first host, and return the key's hosts if another process was faster. If nothing
+        can be written, as in a read-only container, every use counts as the first."""
         try:
             with self._locked():
                 kept = self._read() or _PinFile(salt=secrets.token_hex(32))

@@ -128,8 +128,7 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def _settings(values: Mapping[str, Any], *above: str) -> Iterator[tuple[Place, Any]]:
-    """Return where each setting stands, with its value. A host that is named is one, also when nothing is
-    said of it."""
+    """Yield each setting's place and value. A named host counts as a setting even if its table is empty."""
     for name, value in values.items():
         place = (*above, name)
         if not isinstance(value, dict):
@@ -159,8 +158,8 @@ def _of_another_user(path: Path) -> bool:
 
 
 def _name(path: Path) -> str:
-    """Return where a file lies. A link to a trusted file is another file: its relative paths begin
-    elsewhere."""
+    """Return the file's own path. A link to a trusted file counts as another file, because its relative paths
+    start elsewhere."""
     return str(path.parent.resolve() / path.name)
 
 

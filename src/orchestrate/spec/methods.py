@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 else:
 
     class _ReadableErrors(type(BaseModel)):
-        """Raises `SpecError`, one readable line per mistake, where a part is built in Python. Parts inside
-        one that is read are not built by a call, so that their mistakes keep their place in it."""
+        """Raises `SpecError`, with one readable line per mistake, if a part is created in Python with invalid
+        values. Nested parts of parsed specs are not created by a call, so their errors keep their
+        location."""
 
         def __call__(cls, *args, **values):
             try:

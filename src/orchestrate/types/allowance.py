@@ -64,7 +64,7 @@ class Allowance(Record, frozen=True, kw_only=True):
         return " ".join(words)
 
     def _below(self, seconds: float) -> bool:
-        """Whether the limit of hours is."""
+        """Return whether the hour limit is at most this many seconds."""
         return self.max_hours is not None and self.max_hours * 3600 <= seconds
 
     def _dear(self, seconds: float) -> bool:

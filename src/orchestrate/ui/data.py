@@ -80,7 +80,7 @@ def token_routes(site: Site) -> list[Route]:
 
 
 def _row(request: Request) -> int:
-    """Raises `UsageError`."""
+    """Parse the row number. Raises `UsageError`."""
     written = request.query_params.get("row") or "1"
     if not (written.isascii() and written.isdecimal()) or len(written) > 9 or int(written) < 1:
         raise UsageError(f"row numbers start at 1, got {written!r}")
@@ -116,7 +116,8 @@ def review_routes(site: Site) -> list[Route]:
 
 
 def _of_rows(site: Site) -> list[Route]:
-    """A review is begun by a form, as it reads a file, and goes on where any earlier one was left."""
+    """Return the routes of row reviews. A form starts a review, because that reads a file. An unfinished
+    review is continued."""
     opened: dict[str, Review] = {}
     lock = threading.Lock()
 
@@ -209,7 +210,7 @@ def routes(site: Site) -> list[Route]:
 
 
 def _inspect(site: Site, path: str) -> FileReport:
-    """Raises `DataError` for what cannot be read."""
+    """Inspect a file. Raises `DataError` if it cannot be read."""
     from orchestrate.runs.data import files
 
     facts = files.inspect(path)

@@ -95,7 +95,7 @@ def _kinds(part: Mapping[str, Any], defs: Mapping[str, Any]) -> list[Mapping[str
 
 
 def _tagged(name: str, part: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Field]:
-    """A word that chooses among kinds, and the settings of each kind."""
+    """Return the field that selects a variant, and the fields of each variant."""
     union = next(one for one in [*part.get("anyOf", ()), part] if "discriminator" in one)
     mapping: dict[str, str] = union["discriminator"]["mapping"]
     found = {f"{name}.type": Field(f"{name}.type", "", tuple(mapping))}
@@ -211,8 +211,8 @@ def routes(site: Site) -> list[Route]:
 
 
 def _submit(site: Site, form: Form) -> str:
-    """A form that is sent twice makes one run: the second time it is the same as one that there is, or,
-    where another was agreed to, it has the first one's key."""
+    """Submit the form. Submitting it twice creates one run: the second submission finds an identical run or,
+    if the user agreed to a repeat, has the same idempotency key."""
     try:
         spec = JobSpec.parse(json.loads(first(form, "spec")))
     except ValueError as error:

@@ -103,7 +103,7 @@ def head_of(site: Site, handle: RunHandle) -> RunHeader:
 
 
 async def _changes(request: Request, site: Site, handle: RunHandle) -> AsyncIterator[str]:
-    """Yield the changing parts of the page, each time one has changed."""
+    """Yield the changing parts of the page whenever one of them changes."""
     seen: tuple[Any, ...] | None = None
     base = request.scope.get("root_path", "")
 
@@ -129,7 +129,7 @@ async def _changes(request: Request, site: Site, handle: RunHandle) -> AsyncIter
 
 @dataclass(frozen=True)
 class _Worth:
-    """The newest evaluation of a run, in the words of the reports."""
+    """The newest evaluation of a run, as described in reports."""
 
     name: str
     verdicts: Markup
@@ -171,7 +171,7 @@ def _settings(site: Site, run: Run) -> tuple[list[Setting], list[Setting]]:
 
 @dataclass(frozen=True)
 class _Kept:
-    """A checkpoint, or the end of the run, and what can be done with it: (label, path)."""
+    """A checkpoint or the final model, and its actions as (label, path)."""
 
     checkpoint: Checkpoint | None
     acts: list[tuple[str, str]]
@@ -202,7 +202,8 @@ def _kept(site: Site, handle: RunHandle) -> list[_Kept]:
 
 
 def _uses(handle: RunHandle) -> tuple[list[tuple[str, str]], str]:
-    """Return what else can be done with the last checkpoint, by which command; and what cannot."""
+    """Return further uses of the last checkpoint, each with its command, and a note on what is not
+    possible."""
     found = handle.checkpoints()
     if not found or handle.record.status is not JobStatus.SUCCEEDED:
         return [], ""
@@ -215,7 +216,7 @@ def _uses(handle: RunHandle) -> tuple[list[tuple[str, str]], str]:
 
 
 def _reviews(site: Site, run: Run) -> list[tuple[str, list[str]]]:
-    """The id of each review of its answers, and what people said in it."""
+    """Return the id of each review of the run's answers, with a summary of its ratings."""
     from orchestrate.runs.evaluation import reviewing
 
     return [(desk.review.id, reviewing.said(site.ft, desk)) for desk in reviewing.of_run(site.ft, run.id)]

@@ -85,7 +85,7 @@ def routes(site: Site) -> list[Route]:
 
 
 def _part(site: Site, wanted: RunTableQuery, limit: int, before: Run | None = None) -> dict[str, Any]:
-    """Rows of the table, and the headings among them; `before` is the run in the row above."""
+    """Return a part of the table with its headings. `before` is the run in the row above."""
     query, listing = wanted.of_site(site), site.ft.store.listing
     found = listing.page(query, limit=limit, after=wanted.after)
     numbers = listing.groups(query) if wanted.group else []
@@ -98,7 +98,7 @@ def _part(site: Site, wanted: RunTableQuery, limit: int, before: Run | None = No
 
 
 def _files(site: Site) -> list[Route]:
-    """The table as CSV and JSON, in the order and with the filters of its address."""
+    """Return the routes of the table as CSV and JSON, with the filters and the order from the URL."""
 
     def as_file(request: Request, kind: str) -> Response:
         query = RunTableQuery.of(request).of_site(site)
@@ -122,7 +122,7 @@ def _files(site: Site) -> list[Route]:
 
 
 def _archive(site: Site) -> list[Route]:
-    """Archiving what was selected, after a page that names it, and notes."""
+    """Return the routes for archiving selected runs, with a confirmation page, and for notes."""
 
     def confirm(request: Request) -> Response:
         ids = list(dict.fromkeys(request.query_params.getlist("run")))
@@ -165,7 +165,7 @@ def since_of(request: Request) -> datetime:
 async def _changes(
     request: Request, site: Site, wanted: RunTableQuery, since: datetime
 ) -> AsyncIterator[str]:
-    """Yield changed rows, each time some have changed."""
+    """Yield changed rows whenever some have changed."""
     query, columns = wanted.of_site(site), wanted.shown()
 
     def look() -> str | None:

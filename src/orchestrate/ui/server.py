@@ -57,8 +57,8 @@ def app(site: Site) -> Starlette:
 
 
 def _refused(status: int, text: str) -> Response:
-    """To somebody without the link, mostly its owner with that of an earlier start. Everybody is told the
-    same, and nothing that lies behind the link is needed for it."""
+    """Build the page for requests without a valid link, which mostly come from the owner with an outdated
+    link. The page is the same for everyone and reveals nothing."""
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{status}</title>'
     why = "The link changes each time the server starts. To get a new one, run this in a terminal:"
     page = f"<main><h1>{escape(text)}</h1><p>{why}</p><pre>orchestrate ui</pre></main></html>"

@@ -130,7 +130,7 @@ def _read(form: Form) -> Talked:
 
 
 def _answered(site: Site, handle: RunHandle, talked: Talked, form: Form) -> Talked:
-    """The conversation with the answer, or with the price that has to be agreed to first."""
+    """Return the conversation with the answer, or with a price to confirm first."""
     from orchestrate.runs.evaluation.contenders import Contenders
     from orchestrate.runs.hosting.deployment import used
 
@@ -158,7 +158,8 @@ def _answered(site: Site, handle: RunHandle, talked: Talked, form: Form) -> Talk
 
 
 def _asked(asking: Asking, respondent: Respondent, question: Question) -> Answer:
-    """One answer. A second send of what was lost is agreed to as the first was."""
+    """Return one answer. If an earlier request got no answer, sending it again requires another
+    confirmation."""
     try:
         [answer] = asking.ask(respondent, [question])
     except OverBudget as error:

@@ -94,7 +94,7 @@ class Patient(H11Protocol):
         self._hang_up(400, msg, "not_http")
 
     def _hang_up(self, status: int, message: str, code: str) -> None:
-        """In the form in which clients of these servers look for a reason."""
+        """Send an error in the format that clients of these servers expect, and disconnect."""
         error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
         body = json.dumps({"error": error}).encode()
         again = "true" if status == 408 else "false"
@@ -132,7 +132,7 @@ class Patient(H11Protocol):
             self._body_timer = None
 
     def _await_head(self) -> None:
-        """From the first moment on at which no request is under way."""
+        """Start the time limit for the next request's head, unless a request is in progress."""
         cycle: Any = self.cycle  # none before the first request, though its type does not say so
         under_way = cycle is not None and not cycle.response_complete
         if under_way or self.transport.is_closing():
@@ -314,7 +314,7 @@ class RequestGuard:
             await self._app(inner, self._limited(receive, refuse), answer)
 
     def _let_in(self, scope: Scope) -> Scope:
-        """What the app is to see. Raises `_Refusal`."""
+        """Return the scope that the app gets. Raises `_Refusal`."""
         headers = Headers(scope=scope)
         if self._tokens is not None:
             scope = self._holder(scope)
@@ -342,14 +342,15 @@ class RequestGuard:
         return {**scope, "root_path": f"{scope.get('root_path', '')}/{token}", "holder": who}
 
     def _is_ours(self, headers: Headers, here: str) -> bool:
-        """Browsers tell the site of the page that sends; other programs have none."""
+        """Return whether the request comes from an allowed site. Browsers report the site of the page that
+        sends a request. Other programs report none."""
         origin = headers.get("origin")
         if origin is None:
             return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
         return urlsplit(origin).netloc.casefold() == here or origin.casefold() in self._origins
 
     def _limited(self, receive: Receive, refuse: Callable[[int, str], Awaitable[None]]) -> Receive:
-        """To the app a client that is refused has gone."""
+        """Limit the size of the request body. After a rejection, the app sees a disconnected client."""
         size = 0
 
         async def limited() -> Message:
@@ -380,7 +381,7 @@ class _Refusal(Exception):
 
 
 class _SafeSend:
-    """Sends, with the headers that each answer has; what comes after the end is dropped."""
+    """Sends messages with the default headers, and drops messages after the end of the response."""
 
     def __init__(self, send: Send) -> None:
         self._send, self.started, self.closed = send, False, False

@@ -34,7 +34,7 @@ def title(tuned: TunedModel) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Text of others on one line, in which nothing is a mark of Markdown or HTML."""
+    """Return external text on one line, with Markdown and HTML escaped."""
     line = inert(" ".join(str(value).split()))
     return re.sub(r"[\\`|\[\]*]", r"\\\g<0>", line).replace("<", "&lt;")
 
@@ -46,7 +46,7 @@ def _fenced(command: str) -> str:
 
 
 def _front(tuned: TunedModel, form: str) -> str:
-    """As the hub reads it."""
+    """Return the front matter that the Hub reads."""
     lines = ["---"]
     lines.append(f"base_model: {json.dumps(tuned.base_name)}")
     lines.append(f"library_name: {'peft' if form in ('peft', 'vllm', 'gguf-lora') else 'transformers'}")
@@ -85,7 +85,7 @@ def _cost(usd: Decimal | None) -> str | None:
 
 
 def _evaluations(tuned: TunedModel) -> str:
-    """Return what the run's model reached, and what it was compared with."""
+    """Return the scores of the run's model, and what it was compared with."""
     lines: list[str] = []
     for found in tuned.evaluations:
         mine = [c.name for c in found.contenders if tuned.run and c.run_id == tuned.run.id]

@@ -45,7 +45,8 @@ def scratch_beside(target: Path) -> Generator[Path]:
 
 
 def _clear(target: Path) -> None:
-    """Delete what killed processes left of this target, which may be as large as the model."""
+    """Delete temporary folders that killed processes left for this target. Each may be as large as the
+    model."""
     name = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.[0-9a-z_]{{8}}")
     for left in target.parent.iterdir():
         found = name.fullmatch(left.name)

@@ -167,7 +167,7 @@ def files_of(folder: Path) -> tuple[ArtifactFile, ...]:
 
 
 def _adapter(draft: ExportDraft) -> None:
-    """The adapter's files, dressed. A whole model is copied as it is."""
+    """Write the adapter's files with tokenizer and chat template. A complete model is copied unchanged."""
     tuned = draft.tuned
     if not tuned.adapter:
         _merged(draft)
@@ -258,7 +258,7 @@ def _vllm(draft: ExportDraft) -> None:
 
 
 def _gguf(draft: ExportDraft) -> str:
-    """Returns the file's name."""
+    """Write the GGUF file, and return its name."""
     tuned, kind = draft.tuned, draft.options.quantise.upper()
     scripts = scripts_in(draft.options.llama_cpp)
     sixteen = kind if kind in SIXTEEN else "BF16" if draft.options.dtype == "bf16" else "F16"
@@ -369,7 +369,7 @@ def _hub(draft: ExportDraft) -> None:
 
 
 def _papers(draft: ExportDraft, form: str) -> None:
-    """Model card and passport."""
+    """Write the model card and the provenance file."""
     tuned = draft.tuned
     passport = {
         **tuned.passport,

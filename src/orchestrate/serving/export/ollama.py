@@ -61,8 +61,8 @@ class TemplatePieces:
 
 
 def _go(text: str) -> str:
-    """A string of Go's: JSON's escapes are among its own. What is not printable is written as an escape:
-    Ollama's reader of Modelfiles drops it."""
+    """Return a Go string literal. JSON's escapes are also valid in Go. Characters that are not printable are
+    escaped, because Ollama's parser of Modelfiles drops them."""
     return "".join(c if c.isprintable() else _escape(c) for c in json.dumps(text, ensure_ascii=False))
 
 
@@ -72,7 +72,7 @@ def _escape(character: str) -> str:
 
 
 def _stop(text: str) -> str:
-    """A value as Ollama's reader takes it: it knows two kinds of quotes and no escapes. Raises
+    """Quote a value for Ollama's parser, which supports two kinds of quotes and no escapes. Raises
     `UsageError`."""
     quotes = '"""' if '"' in text else '"'
     if text.endswith('"') or '"""' in text or not text.replace("\n", "").isprintable():
@@ -144,8 +144,7 @@ def modelfile(gguf: str, pieces: TemplatePieces, stops: Sequence[str], context: 
 
 
 def _cut(text: str | None, words: Sequence[str]) -> list[str] | None:
-    """Return what lies before, between and behind the words; `None` where one is not there exactly once, in
-    order."""
+    """Split a text at the given words. Returns `None` unless each word occurs exactly once, in this order."""
     if text is None or any(text.count(word) != 1 for word in words):
         return None
     parts: list[str] = []

@@ -43,8 +43,8 @@ class FolderPlace:
 
     @cached_property
     def _read(self) -> list[dict[str, Any]]:
-        """All is asked at once: the model is loaded once. The answers to probes, canaries, and of the
-        base."""
+        """Query the model once for everything, so it is loaded only once: answers to probes and canaries, and
+        the base model's scores."""
         sheet = self._sheet
         probes = [{"messages": _list(p.messages), "tools": _tools(p.tools)} for p in sheet.probes]
         rows = probes + [_row(c, c.tuned.ids) for c in sheet.canaries]

@@ -77,8 +77,8 @@ def along(heard: ObservedAnswer, known: Said) -> Sequence[float | None]:
 
 
 def _by_bytes(pieces: Sequence[bytes], logprobs: Sequence[float], known: Said) -> Sequence[float | None]:
-    """A server that tells whole letters (llama.cpp's) joins the tokens whose bytes end within one, and tells
-    the number of the last."""
+    """Match answer and tokens by bytes. A server that only reports complete characters, such as llama.cpp's,
+    joins tokens that share a character and reports the log-probability of the last one."""
     wanted = b"".join(known.pieces) or known.text.encode()
     lengths = accumulate(len(piece) for piece in known.pieces)
     places = {end: place for place, end in reversed(list(enumerate(lengths)))}

@@ -85,7 +85,7 @@ class UrlPlace:
 
     @cached_property
     def _listed(self) -> dict[str, Mapping[str, Any]]:
-        """Its models by name."""
+        """Return the server's models, by name."""
         body = self._ask("GET", "/v1/models")
         found = body.get("data")
         if not isinstance(found, list):

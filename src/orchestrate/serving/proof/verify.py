@@ -127,7 +127,7 @@ def _difference(wanted: Sequence[int], seen: Sequence[int]) -> str:
 
 
 def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], model: str) -> ProofStage:
-    """A canary counts for the model whose answer it follows longer."""
+    """Compare the answers. Each canary counts for the model whose answer it matches for longer."""
     tuned = base = 0
     for canary, observed in zip(canaries, answers, strict=True):
         as_tuned, as_base = _shared(observed, canary.tuned), _shared(observed, canary.base)
@@ -158,7 +158,7 @@ def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], mode
 
 
 def _shared(observed: ObservedAnswer, known: Said) -> float:
-    """Return how far an answer follows a known one, as a share of the known one."""
+    """Return the share of a known answer that the observed answer matches from its start."""
     if observed.ids is not None:
         return _alike(observed.ids, known.ids) / max(1, len(known.ids))
     said, wanted = _visible_text(observed.text), _visible_text(known.text)
@@ -167,13 +167,13 @@ def _shared(observed: ObservedAnswer, known: Said) -> float:
 
 
 def _visible_text(text: str) -> str:
-    """Text as every server tells it: bytes that are no UTF-8 are U+FFFD to some, one for each byte or for
-    several, and left out by others."""
+    """Normalize text, because servers treat invalid UTF-8 differently: some return one U+FFFD for each byte,
+    some one for several bytes, and some none."""
     return text.replace("\ufffd", "").strip()
 
 
 def _alike(one: Sequence[object], other: Sequence[object]) -> int:
-    """Return how many members both begin with."""
+    """Return the length of the common prefix."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
@@ -210,8 +210,8 @@ def _distance(sheet: Sheet, place: TunedEndpoint, answers: Sequence[ObservedAnsw
 
 
 def _apart(known: Sequence[Said], seen: Sequence[Sequence[float | None]] | None) -> tuple[float | None, int]:
-    """The mean distance over all tokens that are told, and how many; `None` for fewer than one of each
-    answer."""
+    """Return the mean distance over all reported tokens, and their number. The distance is `None` if fewer
+    tokens than answers are reported."""
     if seen is None:
         return None, 0
     pairs = [

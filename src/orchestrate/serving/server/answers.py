@@ -70,7 +70,7 @@ class Answering:
         return ApiAnswer(form.whole(choices, usage, [h.prompt_ids for h in heads]))
 
     async def _collect(self, options: dict[str, Any]) -> tuple[PromptRead, list[Spoken]]:
-        """The head of an answer, and the last message of each choice."""
+        """Collect the head of an answer, and the last message of each choice."""
         head = PromptRead(prompt_tokens=0)
         choices: list[Spoken] = []
         async with aclosing(self._events(options)) as events:
@@ -89,7 +89,7 @@ class Answering:
                 yield convert(message, PromptRead) if "prompt_tokens" in message else convert(message, Spoken)
 
     def _room(self) -> ExitStack:
-        """A place among those who are answered. Raises `HostError` 429."""
+        """Reserve a place among the requests in progress. Raises `HostError` 429."""
         ending = ExitStack()
         try:
             ending.enter_context(self._load.taking())
@@ -107,7 +107,7 @@ class Answering:
     # -- streams -------------------------------------------------------------------------------------------
 
     async def _stream(self, form: AnswerEncoder, requests: Sequence[dict[str, Any]]) -> ApiAnswer:
-        """What is wrong with the request is told before the stream begins."""
+        """Start a stream. Errors in the request are raised before the stream begins."""
         ending = self._room()
         pieces = self._pieces(form, requests, ending)
         with asking():
@@ -158,6 +158,6 @@ async def _behind(first: Piece, rest: AsyncGenerator[Piece]) -> AsyncGenerator[P
 
 
 async def _gone(request: Request) -> None:
-    """Returns when the client has left."""
+    """Return once the client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

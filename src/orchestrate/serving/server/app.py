@@ -121,7 +121,7 @@ class Api:
     # -- answers -------------------------------------------------------------------------------------------
 
     def _counted(self, answer: Endpoint) -> Endpoint:
-        """Requests by model and status, for the metrics."""
+        """Count requests by model and status, for the metrics."""
 
         async def counted(request: Request) -> Response:
             try:
@@ -145,7 +145,7 @@ class Api:
         return (await self.answering.completions(request, asked, completion_options(asked))).written()
 
     def _require(self, name: str, request: Request) -> None:
-        """A wrong name is never answered by another model."""
+        """Raise `HostError` for an unknown model name, so that no other model answers."""
         request.state.model = name
         if name not in self.names():
             raise no_model(name, self.names())

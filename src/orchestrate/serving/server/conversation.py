@@ -47,7 +47,7 @@ def chat_options(asked: ChatRequest) -> dict[str, Any]:
 
 
 def _schema(asked: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Of the answer's JSON. Raises `HostError` 400."""
+    """Return the JSON schema of the answer. Raises `HostError` 400."""
     try:
         return schema_of(asked)
     except UsageError as error:
@@ -58,7 +58,8 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 def _require_plain(tool: dict[str, Any]) -> None:
-    """Raise `HostError` 400 for a tool that cannot be forced: its name becomes a part of the form."""
+    """Raise `HostError` 400 for a tool that the engine cannot enforce. The tool's name becomes part of the
+    grammar."""
     function: Any = tool.get("function")
     if tool.get("type") != "function" or not isinstance(function, dict):
         raise HostError(400, "a tool must have type function and a function", param="tools")
@@ -75,7 +76,7 @@ def _require_plain(tool: dict[str, Any]) -> None:
 def _required(
     choice: str | dict[str, Any] | None, tools: list[dict[str, Any]] | None
 ) -> list[dict[str, Any]]:
-    """The tools of which one has to be called. Raises `HostError` 400."""
+    """Return the tools of which one must be called. Raises `HostError` 400."""
     if choice in (None, "auto", "none"):
         return []
     known = [tool for tool in tools or () if isinstance(tool.get("function"), dict)]

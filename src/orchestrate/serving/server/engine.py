@@ -101,8 +101,8 @@ class EngineClient:
         worker.follow(self._ended)
 
     def _require_same(self, base: str) -> None:
-        """Other weights than those that were first loaded are not served under their names: nobody has
-        proved them. Raises `RunFailed`."""
+        """Raise `RunFailed` if the weights have changed since the start, because nobody has verified the new
+        ones."""
         for folder in (base, *self.models.values()):
             seen = _stamp(folder)
             if self._stamps.setdefault(folder, seen) != seen:
@@ -176,7 +176,7 @@ class EngineClient:
         threading.Thread(target=self._again, daemon=True, name="engine").start()
 
     def _again(self) -> None:
-        """Starts another process, as long as it takes: what is missing may come back."""
+        """Restart the process until it succeeds, because missing files may come back."""
         rest = 1
         while not self._ends.is_set():
             self.restarts += 1
@@ -191,8 +191,8 @@ class EngineClient:
             rest = min(LONGEST_REST_S, 2 * rest)
 
     def _leave_out(self) -> None:
-        """Adapters whose files are gone since: the others are answered all the same. A whole model's are
-        not: the base never answers in its place."""
+        """Stop serving adapters whose files are missing, and serve the others. A complete model is never left
+        out, because its base model must not answer instead."""
         if self._loading["base_name"] in self.models:
             return
         config = "adapter_config.json"
@@ -203,6 +203,7 @@ class EngineClient:
 
 
 def _stamp(folder: str) -> list[tuple[str, int, int]]:
-    """By which other weights in a folder are seen, without reading them."""
+    """Return sizes and times of the weight files in a folder, which reveal changes without reading the
+    files."""
     files = sorted(Path(folder).glob("*.safetensors"))
     return [(f.name, (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files]

@@ -75,7 +75,7 @@ class ServerLoad:
             self._ends.append(time.monotonic())
 
     def _retry_s(self) -> int:
-        """By how fast requests ended lately."""
+        """Estimate the wait from how fast recent requests ended."""
         if len(self._ends) < 2:
             return 1
         each = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)

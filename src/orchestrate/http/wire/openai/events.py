@@ -100,7 +100,8 @@ class ChatForm(AnswerEncoder):
         return {**made, "token_ids": end.ids} if self._tells_ids else made
 
     def _calls(self, end: Spoken, number: int, *, streamed: bool) -> list[dict[str, Any]]:
-        """Ids are this answer's own: clients send them back beside those of other answers."""
+        """Build the tool calls. Ids are unique to this answer, because clients send them back together with
+        those of other answers."""
         return [
             chat.call(
                 n if streamed else None,

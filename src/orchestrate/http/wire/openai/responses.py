@@ -120,7 +120,7 @@ def _require_known(asked: ResponseRequest) -> None:
 
 
 def _format(wanted: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return what the answer must be, as a chat says it."""
+    """Convert the response format to that of a chat request."""
     if wanted is None or wanted.get("type") in ("text", "json_object"):
         return dict(wanted) if wanted and wanted["type"] != "text" else None
     if wanted.get("type") != "json_schema":
@@ -208,7 +208,7 @@ def of_chat(asked: ResponseRequest, given: Mapping[str, Any], id: str) -> dict[s
 
 
 def _items(id: str, content: str | None, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`id`: of the response, of which those of its items are made."""
+    """Build the output items. Their ids derive from `id`, the id of the response."""
     text = [_message(_item_id("msg", id, 0), content or "")] if content or not calls else []
     return text + [_call(_item_id("fc", id, n), call) for n, call in enumerate(calls)]
 
@@ -356,7 +356,7 @@ class ResponseStream:
             yield self._event("response.output_text.delta", **at, delta=text, logprobs=[])
 
     def _dictate(self, piece: Mapping[str, Any]) -> Iterator[str]:
-        """A call comes in pieces: its name first, then its arguments bit by bit."""
+        """Stream the pieces of a tool call: its name first, then its arguments bit by bit."""
         number = int(piece.get("index") or 0)
         function: dict[str, Any] = piece.get("function") or {}
         place = number + (self._text is not None)

@@ -189,7 +189,7 @@ class ValidateGrader(Body):
 
 
 class _VerbatimBody(Body):
-    """Read to the letter: what is asked is answered back as it came."""
+    """Base class of bodies whose values are returned to the client exactly as received."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
