@@ -74,7 +74,7 @@ def test_a_page_comes_with_its_first_runs_and_asks_for_the_others(web: TestClien
     page = shown(web)
     rest = Parsed(web.get(f"/rest?after={page.rows[-1]}").text)
     assert page.rows + rest.rows == made[::-1] and len(rest.rows) == 5
-    assert "105 runs" in page.text and "5 more are coming" in page.text
+    assert "105 runs" in page.text and "Loading 5 more" in page.text
     [link] = [link for link in page.links if "after=" in link]
     assert shown(web, link.removeprefix("/")).rows == rest.rows, "without scripts, by a link"
 
@@ -86,7 +86,7 @@ def test_a_short_page_leads_to_the_next_one(web: TestClient, make_run: MakeRun) 
         page = shown(web, query)
         seen += page.rows
         query = next((link.removeprefix("/") for link in page.links if f"after={seen[-1]}" in link), "")
-    assert seen == made and "coming" not in page.text
+    assert seen == made and "Loading" not in page.text
 
 
 def test_an_empty_store_says_the_next_command(web: TestClient) -> None:
@@ -164,8 +164,8 @@ def test_an_empty_tag_is_a_group_of_its_own(web: TestClient, make_run: MakeRun, 
 def test_what_is_coming_is_what_is_missing(web: TestClient, make_run: MakeRun) -> None:
     for n in range(101):
         make_run(f"run-{n}")
-    assert "1 more is coming" in shown(web).text
-    assert "coming" not in shown(web, "?limit=100").text, "no more than were asked for"
+    assert "Loading 1 more" in shown(web).text
+    assert "Loading" not in shown(web, "?limit=100").text, "no more than were asked for"
 
 
 def test_a_list_whose_runs_are_all_archived_says_so(web: TestClient, make_run: MakeRun) -> None:
