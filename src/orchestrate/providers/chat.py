@@ -115,7 +115,7 @@ class Timed:
         try:
             answer, self._local.first = _assembled(self._create, options, live)
         except Exception:
-            if live is not None and live.said:
+            if live is not None and live.started:
                 live.on_text("\n(the answer was cut off here)\n")  # what is asked again begins anew
             raise
         return answer
@@ -127,15 +127,15 @@ class _LiveText:
 
     def __init__(self, on_text: Callable[[str], object]) -> None:
         self.on_text = on_text
-        self.said = False
+        self.started = False
         self._silent = False
 
     def __call__(self, piece: str) -> None:
-        if not self.said:
+        if not self.started:
             piece = piece.lstrip()
             self._silent = self._silent or piece.startswith(("<", "[TOOL"))
         if piece and not self._silent:
-            self.said = True
+            self.started = True
             self.on_text(piece)
 
 

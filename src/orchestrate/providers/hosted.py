@@ -90,12 +90,12 @@ class HostedProvider(NamesAccount, ListsBilled, Recalls, HoldsFiles, HandsOutFil
         """Fall back to the key's fingerprint where the host does not report the account, or this key may not
         read it. Raises all other errors: the account is unknown while the host can't be reached."""
         try:
-            found = self._ask_account()
+            found = self._query_account()
         except (NotFound, InvalidRequest, PermissionRefused):
             found = None
         return found or key_account(self.config, self.host)
 
-    def _ask_account(self) -> Account | None:
+    def _query_account(self) -> Account | None:
         """Return the account as the host reports it, or `None` where it does not and the key identifies
         it."""
         return None

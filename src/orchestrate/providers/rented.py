@@ -52,7 +52,7 @@ class RentedMachines(ABC):
     def __init__(self, provider: str, home: Path, sleep: Callable[[float], None]) -> None:
         self._provider, self._home, self._sleep = provider, home, sleep
 
-    def _standing(
+    def _billing_item(
         self,
         id: str,
         ref: str | None,

@@ -155,7 +155,7 @@ def job(run: RunDir, provider: str = "local") -> Job:
     stored = run.job()
     error = state.error
     if state.status == "interrupted" and stored.session is not None:
-        error = _caller_gone(stored, state)
+        error = _program_ended(stored, state)
     elif state.status == "interrupted":
         error = JobError(
             code="interrupted",
@@ -195,7 +195,7 @@ def job(run: RunDir, provider: str = "local") -> Job:
     )
 
 
-def _caller_gone(job: LocalJob, state: JobState) -> JobError:
+def _program_ended(job: LocalJob, state: JobState) -> JobError:
     message = f"the training program has ended (killed, or the machine went down) at step {state.step}"
     how = "orchestrate resume RUN" if job.train else "ft.session(resume=...)"
     return JobError(code="caller_gone", message=f"{message}. To continue from the last save: {how}")

@@ -241,7 +241,7 @@ class ClientSession(SessionBackend):
     ) -> Future[dict[str, Any]]:
         data = [self._datum(row) for row in rows]
         ask = self._training.forward_backward if backward else self._training.forward
-        return self._asked(lambda: ask(data, loss, dict(config) or None), self._forward_answer)
+        return self._submit(lambda: ask(data, loss, dict(config) or None), self._forward_answer)
 
     def _datum(self, row: Row) -> Any:
         given = self._types.ModelInput.from_ints(list(row["tokens"]))
@@ -257,7 +257,7 @@ class ClientSession(SessionBackend):
     def step(self, adam: Mapping[str, float]) -> Future[dict[str, Any]]:
         self._sampling = None
         params = self._types.AdamParams(**adam)
-        return self._asked(
+        return self._submit(
             lambda: self._training.optim_step(params), lambda result: {"metrics": dict(result.metrics or {})}
         )
 
@@ -265,13 +265,13 @@ class ClientSession(SessionBackend):
         """Save at the host. Nothing is written to `folder`."""
         name = f"{folder.parent.name.lstrip('.').partition('.')[0]}-{secrets.token_hex(4)}"
         ask = self._training.save_state if optimizer else self._training.save_weights_for_sampler
-        return self._asked(lambda: ask(name), lambda result: str(result.path))
+        return self._submit(lambda: ask(name), lambda result: str(result.path))
 
     @abstractmethod
     def _future(self, sent: Any) -> Future[Any]:
         """Return the result of what was sent, as a future of Python's."""
 
-    def _asked(self, ask: Callable[[], Any], read: Callable[[Any], Any]) -> Future[Any]:
+    def _submit(self, ask: Callable[[], Any], read: Callable[[Any], Any]) -> Future[Any]:
         try:
             sent = self._future(ask())
         except Exception as error:

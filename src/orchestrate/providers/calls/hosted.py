@@ -444,7 +444,7 @@ class Wire:
         except Exception as error:
             if never_sent(error) or was_refused(error):
                 raise self.error(error) from error
-            raise OutcomeUnknown(self.provider, ref, self._lost(error)) from error
+            raise OutcomeUnknown(self.provider, ref, self._loss_reason(error)) from error
         try:
             job_id = identify(answer)
         except Exception as error:
@@ -473,7 +473,7 @@ class Wire:
     def error(self, error: BaseException) -> ProviderError:
         return hosted_error(self.provider, error, codes=self._codes)
 
-    def _lost(self, error: BaseException) -> str:
+    def _loss_reason(self, error: BaseException) -> str:
         status = status_of(error)
         return f"HTTP {status}" if status is not None else _reason(error)
 

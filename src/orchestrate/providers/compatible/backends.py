@@ -162,7 +162,7 @@ class CompatibleProvider(SdkProvider, Serves):
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
-    def _ask_account(self) -> Account | None:
+    def _query_account(self) -> Account | None:
         """Return the account by the address if each customer has their own. None of these hosts reports the
         owner of a key."""
         return Account(id=f"resource {self.host}", told=True) if self.described.account == "address" else None

@@ -66,7 +66,7 @@ class CompatibleFiles:
         path = dataset.write(self._target, folder)
         found = self._known(path)
         if found is None:
-            send = self._in_parts if path.stat().st_size > self._multipart_bytes else self._whole
+            send = self._in_parts if path.stat().st_size > self._multipart_bytes else self._in_one_request
             found = send(path, progress)
         return self._ready(found, dataset)
 
@@ -80,7 +80,7 @@ class CompatibleFiles:
                     return found
         return None
 
-    def _whole(self, path: Path, progress: Progress | None) -> dict[str, Any]:
+    def _in_one_request(self, path: Path, progress: Progress | None) -> dict[str, Any]:
         first = True
 
         def send() -> Any:
@@ -89,7 +89,7 @@ class CompatibleFiles:
             if not first and (kept := self._known(path)):
                 return kept
             first = False
-            with _told(path, progress) as file:
+            with _open_with_progress(path, progress) as file:
                 return self._client().files.create(
                     file=(path.name, file), purpose="fine-tune", timeout=UPLOAD_TIMEOUT_S
                 )
@@ -159,7 +159,7 @@ class _Unfinished:
     def __init__(
         self, path: Path, part_bytes: int, upload_id: str, parts: list[str], opened_at: float
     ) -> None:
-        self._file = self._beside(path)
+        self._file = self._state_file(path)
         self._part_bytes = part_bytes
         self._opened_at = opened_at
         self.upload_id = upload_id
@@ -169,7 +169,7 @@ class _Unfinished:
     def of(cls, path: Path, part_bytes: int) -> _Unfinished | None:
         """Return the earlier upload of this file if the host still has it."""
         try:
-            known = json.loads(cls._beside(path).read_bytes())
+            known = json.loads(cls._state_file(path).read_bytes())
             if time.time() - known["opened_at"] > UPLOAD_LIFE_S or known["part_bytes"] != part_bytes:
                 return None
             return cls(path, part_bytes, known["upload"], known["parts"], known["opened_at"])
@@ -190,7 +190,7 @@ class _Unfinished:
         self._file.unlink(missing_ok=True)
 
     @staticmethod
-    def _beside(path: Path) -> Path:
+    def _state_file(path: Path) -> Path:
         return path.with_name(f"{path.name}.upload.json")
 
 
@@ -209,7 +209,7 @@ class _ProgressReader(io.BufferedReader):
 
 
 @contextmanager
-def _told(path: Path, progress: Progress | None) -> Generator[io.BufferedReader]:
+def _open_with_progress(path: Path, progress: Progress | None) -> Generator[io.BufferedReader]:
     with path.open("rb") if progress is None else _ProgressReader(path, progress) as file:
         yield file
 

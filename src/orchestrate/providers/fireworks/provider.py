@@ -133,7 +133,7 @@ class FireworksProvider(
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
-    def _ask_account(self) -> Account | None:
+    def _query_account(self) -> Account | None:
         return named_account(account=self._at.seen_account())
 
     def _file(self, id: str) -> dict[str, Any]:

@@ -157,7 +157,7 @@ class FireworksDeployments:
         an empty list and an empty response look the same at this host."""
         there = self._get(deployment_id)
         if there is not None:
-            return [] if there.get("state") == "DELETED" else [self._standing(there)]
+            return [] if there.get("state") == "DELETED" else [self._billing_item(there)]
         return [item for item in self.billing_items() if item.job_id == deployment_id]
 
     def billing_items(self) -> Iterator[Standing]:
@@ -167,9 +167,9 @@ class FireworksDeployments:
         for page in self._wire.pages(lambda: api.list(account_id=account, page_size=200), omits_empty=True):
             for raw in items(page):
                 if raw.get("state") != "DELETED":
-                    yield self._standing(raw)
+                    yield self._billing_item(raw)
 
-    def _standing(self, raw: Mapping[str, Any]) -> Standing:
+    def _billing_item(self, raw: Mapping[str, Any]) -> Standing:
         name = str(raw.get("name"))
         return Standing(
             provider=self._provider,

@@ -297,7 +297,7 @@ class Trainers(RentedMachines):
             hourly = self.hourly(shape, built_in())
             usd_per_hour = None if hourly is None else hourly.usd_per_hour
             created_at, base_model = when(raw.get("createTime")), training.get("baseModel")
-            yield self._standing(str(raw["id"]), ref, state(raw), usd_per_hour, created_at, base_model)
+            yield self._billing_item(str(raw["id"]), ref, state(raw), usd_per_hour, created_at, base_model)
 
 
 def state(raw: Mapping[str, Any]) -> str:
@@ -398,7 +398,7 @@ class FireworksSession(ClientSession):
         settings = loss_settings(PROFILE.title, OTHERS, loss, config)
         data, training = [self._datum(row) for row in rows], self._training
         ask = training.forward_backward if backward else training.forward
-        return self._asked(lambda: ask(data, loss, settings or None), partial(self._answer, rows))
+        return self._submit(lambda: ask(data, loss, settings or None), partial(self._answer, rows))
 
     def _answer(self, rows: Sequence[Row], result: Any) -> dict[str, Any]:
         """Parse a result. Cross-entropy may be returned as a sum only, without log-probabilities."""
@@ -466,7 +466,7 @@ class FireworksSession(ClientSession):
         """Save at the host. Nothing is written to `folder`."""
         name = f"{slug(folder.parent.name.lstrip('.').partition('.')[0])[:40]}-{secrets.token_hex(4)}"
         if optimizer:
-            return self._asked(lambda: self._training.save_state(name), self._place)
+            return self._submit(lambda: self._training.save_state(name), self._place)
         done: Future[str] = Future()
         try:
             done.set_result(
@@ -483,7 +483,7 @@ class FireworksSession(ClientSession):
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
         training, self._sampling = self._training, None
         load = training.load_state_with_optimizer if optimizer else training.load_state
-        return self._asked(lambda: load(saved.removeprefix(SCHEME)), lambda result: None)
+        return self._submit(lambda: load(saved.removeprefix(SCHEME)), lambda result: None)
 
     def close(self) -> None:
         """End the session and with it the model and its trainer. Unsaved state is lost."""

@@ -86,7 +86,7 @@ def settings(rows: Rows, lora: LoRA, config: Mapping[str, Any]) -> None:
         elif _plain(given) == _plain(own):
             rows.keep(row, row, given, rule=OWN)
         else:
-            rows.refuse(row, f"the adapter that this run continues from has {_said(own)}", instead=own)
+            rows.refuse(row, f"the adapter that this run continues from has {_shown(own)}", instead=own)
     if lora.init_lora_weights is not None:
         rows.refuse("adapter.init_lora_weights", "already set by the adapter that this run continues from")
     _targets(rows, lora.targets, config.get("target_modules") or ())
@@ -118,7 +118,7 @@ def _plain(value: Any) -> Any:
     return sorted(cast("list[Any]", value)) if isinstance(value, list) else value or None
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, cast("list[Any]", value)))
     return "none" if value in (None, False, {}) else f"{value}"

@@ -104,7 +104,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
     def translate(self, spec: JobSpec) -> Translation:
         """Translate the spec as for local training, with the memory of the planned GPU."""
-        asked, engine = self._asked(spec), self._as_local(spec)
+        asked, engine = self._requested_machine(spec), self._as_local(spec)
         own = {**self._engine_options, "gpu_memory_gib": 1} if self._may_have_gpu(asked) else self._on_cpu
         first = self._engine_translation(engine, own)
         try:
@@ -132,7 +132,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
         return msgspec.structs.replace(translate(engine, options), provider=self.name)
 
-    def _asked(self, spec: JobSpec) -> dict[str, Any]:
+    def _requested_machine(self, spec: JobSpec) -> dict[str, Any]:
         """Return the machine's options: the spec's own, which override those that the configuration sets
         for all runs."""
         given = self._given(spec)
@@ -258,7 +258,11 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         hours = limits.usd_per_hour * Decimal(str(limits.max_hours))
         if spec.max_cost_usd is not None:
             return min(spec.max_cost_usd, hours)
-        return hours if self._asked(spec).get("max_hours") is not None else min(quote.high_usd, hours)
+        return (
+            hours
+            if self._requested_machine(spec).get("max_hours") is not None
+            else min(quote.high_usd, hours)
+        )
 
     def _speed(self, kind: ThroughputKey, body: Mapping[str, Any]) -> throughput.Throughput:
         gpu = decoding.convert(body.get("resources", {}), Resources).gpu
@@ -386,7 +390,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             RunDir.make(self._runs, order.read_order(stored).job)
         return super()._run(job)
 
-    def _told(self, run: RunDir) -> Job:
+    def _job_of(self, run: RunDir) -> Job:
         """Add the cost that the place reports, once the run has ended."""
         self._keep_pace(run)
         job = reading.job(run, self.name)
@@ -499,10 +503,10 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             prices = self.place.hourly(found)
         except OrchestrateError as error:
             unpriced = f"could not look up the cost of the machines: {error.message}"
-        items = tuple(self._standing(one, prices.get(one.id)) for one in found)
+        items = tuple(self._billing_item(one, prices.get(one.id)) for one in found)
         return Billing(items=items, unseen=() if unpriced is None else (unpriced,))
 
-    def _standing(self, one: Placed, hourly: Hourly | None) -> Standing:
+    def _billing_item(self, one: Placed, hourly: Hourly | None) -> Standing:
         return Standing(
             provider=self.name,
             kind="job",

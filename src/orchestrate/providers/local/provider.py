@@ -201,13 +201,13 @@ class LocalProvider(
     # -- reading -------------------------------------------------------------------------------------------
 
     def get(self, job: JobHandle) -> Job:
-        return self._told(self._run(job))
+        return self._job_of(self._run(job))
 
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
         for run in runs(self._runs):
             if not run.written_state().terminal:
-                self._look(run)
-            job = self._told(run)
+                self._settle_requests(run)
+            job = self._job_of(run)
             if since is not None and job.created_at is not None and job.created_at < since:
                 return
             yield job
@@ -274,7 +274,7 @@ class LocalProvider(
         self.place.look(run)
         return not self.place.lost(run)
 
-    def _told(self, run: RunDir) -> Job:
+    def _job_of(self, run: RunDir) -> Job:
         return reading.job(run, self.name)
 
     def delete(self, job: JobHandle) -> None:
@@ -390,10 +390,10 @@ class LocalProvider(
 
     def _run(self, job: JobHandle) -> RunDir:
         run = reading.existing(self._runs, job, self.name)
-        self._look(run)
+        self._settle_requests(run)
         return run
 
-    def _look(self, run: RunDir) -> None:
+    def _settle_requests(self, run: RunDir) -> None:
         """A run that lost its worker after it was asked for something has followed it."""
         self.place.look(run)
         if (asked := STATUS_AFTER.get(run.asked() or "")) and run.state().status == "interrupted":

@@ -276,7 +276,7 @@ class OpenAIProvider(
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
-    def _ask_account(self) -> Account | None:
+    def _query_account(self) -> Account | None:
         """Return the organization and project, which OpenAI names in the headers of its answers: it has
         no call that returns them, and a project's jobs belong to that project alone. An Azure resource is
         identified by its address."""

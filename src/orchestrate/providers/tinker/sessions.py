@@ -49,7 +49,7 @@ class TinkerSession(ClientSession):
         )
         prompt = self._types.ModelInput.from_ints(list(request["prompt"]))
         sampling = self._sampling
-        return self._asked(
+        return self._submit(
             lambda: sampling.sample(prompt, num_samples=request["n"], sampling_params=params),
             lambda result: sampled(result.sequences),
         )

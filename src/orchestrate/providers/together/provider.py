@@ -234,7 +234,7 @@ class TogetherProvider(
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
-    def _ask_account(self) -> Account | None:
+    def _query_account(self) -> Account | None:
         who = plain(self._wire.read(lambda: self._client().whoami()))
         project = text(table(who.get("project")).get("id")) or self.config.project
         organization = text(table(who.get("organization")).get("id"))

@@ -301,7 +301,9 @@ class Machines(RentedMachines):
             ref, by = refs.get(str(raw["id"])), text(raw.get("created_by"))
             created_at, base_model = when(raw.get("created_at")), raw.get("base_model")
             owner = by if mine is not None and by != mine else None
-            yield self._standing(str(raw["id"]), ref, state(raw), prices[key], created_at, base_model, owner)
+            yield self._billing_item(
+                str(raw["id"]), ref, state(raw), prices[key], created_at, base_model, owner
+            )
 
     def _user(self) -> str | None:
         """Return the key's user, if the key belongs to a user."""
@@ -421,7 +423,7 @@ class TogetherSession(SessionBackend):
         from together.post_training import SessionClient
 
         config = self._provider.config
-        return self._told(
+        return self._mapped_errors(
             lambda: SessionClient.attach(
                 session_id=id,
                 api_key=config.require_key().reveal(),
@@ -431,10 +433,10 @@ class TogetherSession(SessionBackend):
 
     # -- operations ----------------------------------------------------------------------------------------
 
-    def _asked(self, operation: Callable[[], T]) -> Future[T]:
-        return self._thread.submit(lambda: self._told(operation))
+    def _submit(self, operation: Callable[[], T]) -> Future[T]:
+        return self._thread.submit(lambda: self._mapped_errors(operation))
 
-    def _told(self, operation: Callable[[], T]) -> T:
+    def _mapped_errors(self, operation: Callable[[], T]) -> T:
         try:
             return operation()
         except Exception as error:
@@ -466,7 +468,7 @@ class TogetherSession(SessionBackend):
             )
             return forward_answer(done, known, None if backward or loss != "cross_entropy" else known)
 
-        return self._asked(ask)
+        return self._submit(ask)
 
     def gradient(self, rows: Sequence[Row]) -> Future[dict[str, Any]]:
         """Send the gradient of a loss that was computed on this machine. Each row's weights are the negative
@@ -485,7 +487,7 @@ class TogetherSession(SessionBackend):
             )
             return {"logprobs": [], "metrics": {"loss:sum": 0.0}}
 
-        return self._asked(ask)
+        return self._submit(ask)
 
     def step(self, adam: Mapping[str, float]) -> Future[dict[str, Any]]:
         def ask() -> dict[str, Any]:
@@ -495,7 +497,7 @@ class TogetherSession(SessionBackend):
             )
             return {"metrics": {"step:max": float(done.step)}}
 
-        return self._asked(ask)
+        return self._submit(ask)
 
     def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
         """Sample from the newest weights."""
@@ -523,7 +525,7 @@ class TogetherSession(SessionBackend):
             )
             return {"answers": [sequence_of(one) for one in done.sequences]}
 
-        return self._asked(ask)
+        return self._submit(ask)
 
     def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
         """Save at the host. Nothing is written to `folder`."""
@@ -533,7 +535,7 @@ class TogetherSession(SessionBackend):
             call = client.create_training_checkpoint if optimizer else client.create_inference_checkpoint
             return f"{SCHEME}{call(timeout=OPERATION_S, interval=INTERVAL_S).id}"
 
-        return self._asked(ask)
+        return self._submit(ask)
 
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
         """Start a new session from the saved state, because the host cannot load a state into a running
@@ -546,7 +548,7 @@ class TogetherSession(SessionBackend):
             with suppress(Exception):  # it costs nothing, and ends with its machine
                 before.stop()
 
-        return self._asked(ask)
+        return self._submit(ask)
 
     # -- ending --------------------------------------------------------------------------------------------
 
