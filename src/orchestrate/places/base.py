@@ -148,7 +148,7 @@ class Place(ABC):
         return not self.away
 
     def account(self) -> str | None:
-        """Return the owner of these workers, or `None` if there is only one account."""
+        """Return the owner of the workers, or `None` if the place has only one account."""
         return None
 
     def require(self) -> None:  # noqa: B027  most need nothing before the first call

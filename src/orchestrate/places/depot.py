@@ -175,7 +175,7 @@ class Depot:
 
 
 class StoredRun:
-    """One run's part of the storage."""
+    """The part of the storage that belongs to one run."""
 
     def __init__(self, depot: Depot, ref: str) -> None:
         self.depot, self.ref = depot, ref

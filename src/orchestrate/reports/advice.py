@@ -97,7 +97,7 @@ class DataTraits(Record, frozen=True, kw_only=True):
 
 
 def measure(dataset: Dataset, tokenizer: str = "o200k") -> DataTraits:
-    """Measure the rows of a dataset in one pass, without counting tokens."""
+    """Measure a dataset's rows, and count their tokens."""
     count = dataset.tokens(tokenizer)
     seen = _Seen()
     for example in dataset.examples():

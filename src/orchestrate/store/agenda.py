@@ -110,7 +110,8 @@ _LOOK_S = 15.0
 
 
 class Silence(NamedTuple):
-    """Seconds since a run's last activity, and since it was reported as stalled."""
+    """Seconds since a run's last activity, and seconds since its silence was reported to the user (`None` if
+    it was not)."""
 
     seconds: float
     told_s: float | None
@@ -249,7 +250,7 @@ class Agenda:
             )
 
     def paused_s(self, account: str) -> float:
-        """Return the number of seconds for which this account must not be queried."""
+        """Return the seconds for which this account must not be queried."""
         table, now = schema.pauses, self._db.clock.now()
         with self._db.reading() as connection:
             row = connection.execute(select(table).where(table.c.account == account)).one_or_none()

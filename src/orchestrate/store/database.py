@@ -425,7 +425,7 @@ def verify(engine: Engine) -> list[str]:
 
 
 class Database:
-    """A database connection that is safe to use from several threads."""
+    """A connection to the store's database. Safe to use from several threads."""
 
     def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         self.engine = engine
@@ -509,7 +509,7 @@ class Lease:
 
 
 class Leases:
-    """Leases by name, each held by one process."""
+    """Named leases. Only one process at a time holds each of them."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -555,7 +555,7 @@ class Leases:
         return done.rowcount == 1
 
     def held(self, name: str) -> bool:
-        """Return whether any process holds the lease now."""
+        """Return whether any process holds the lease at the moment."""
         with self._db.reading() as connection:
             row = connection.execute(select(schema.leases).where(schema.leases.c.name == name)).one_or_none()
         return row is not None and row.owner is not None and not self._expired(row)

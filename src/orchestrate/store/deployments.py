@@ -188,7 +188,7 @@ class DeploymentTransition(Record, frozen=True, kw_only=True):
 
 
 class Deployments:
-    """Stores deployments. Raises `StoreError` with a fix. Writes are durable once a call returns."""
+    """Deployments in the store. Raises `StoreError` with a fix. Writes are durable once a call returns."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -326,7 +326,7 @@ class Deployments:
         )
 
     def waited(self, deployment_id: str) -> float:
-        """Return the seconds since the current attempt was sent, as `Database.waited` does."""
+        """Return the seconds since the current attempt was sent. See `Database.waited`."""
         return self._db.waited(schema.deployments, deployment_id)
 
     # -- finding -------------------------------------------------------------------------------------------

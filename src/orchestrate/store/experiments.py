@@ -35,7 +35,7 @@ class NewOutcome(NamedTuple):
 
 
 class Experiments:
-    """Stores experiments. Safe to use from several threads and processes."""
+    """Experiments in the store. Safe to use from several threads and processes."""
 
     def __init__(self, db: Database) -> None:
         self._db = db

@@ -276,7 +276,7 @@ class History:
             )
 
     def upload(self, provider: str, host: str, account: str | None, digest: str) -> RemoteDataset | None:
-        """Return where the account stores the dataset, or `None` if that is unknown."""
+        """Return where the account stores the dataset, or `None` if no upload is recorded."""
         query = select(schema.uploads.c.record).where(_upload(provider, host, account, digest))
         with self._db.reading() as connection:
             row = connection.execute(query).scalar()
@@ -290,8 +290,8 @@ class History:
     # -- records of other rooms ----------------------------------------------------------------------------
 
     def add_record(self, run_id: str, kind: str, record: msgspec.Struct | dict[str, Any]) -> int:
-        """Store a JSON record of any kind with a run: `evaluation`, `artifact`, `endpoint` ... Returns its
-        id."""
+        """Store a JSON record with a run. `kind` may be any name, such as `evaluation`, `artifact` or
+        `endpoint`. Returns the record's id."""
         with self._db.writing() as connection:
             row = beside(self._db.clock, run_id, kind, record)
             done = connection.execute(schema.records.insert().values(row))
@@ -305,11 +305,11 @@ class History:
         return Translation.from_dict(found[-1].data) if found else None
 
     def proofs(self, *run_ids: str) -> list[Proof]:
-        """List proofs, oldest first. Without run ids, list those of all runs."""
+        """List the proofs of these runs, or of all runs if none are given, oldest first."""
         return [Proof.from_dict(r.data) for r in self.records("proof", run_ids or None)]
 
     def records(self, kind: str, run_ids: Sequence[str] | None = None) -> list[StoredRecord]:
-        """List records of a kind, oldest first. Without run ids, list those of all runs."""
+        """List the records of one kind, of these runs or of all runs by default, oldest first."""
         table = schema.records
         query = select(table).where(table.c.kind == kind).order_by(table.c.id)
         if run_ids is not None:
@@ -334,7 +334,8 @@ class History:
                 connection.execute(schema.records.insert(), rows)
 
     def reconciliations(self, *run_ids: str) -> list[Reconciliation]:
-        """List the last reconciliation of each run, oldest first. Without run ids, list those of all runs."""
+        """List the last reconciliation of each of these runs, or of all runs if none are given, oldest
+        first."""
         found = self.records("reconciliation", run_ids or None)
         last = {record.run_id: record.data for record in found}
         from orchestrate.costing import Reconciliation
@@ -347,7 +348,7 @@ class History:
             self.add_record(run_id, "evaluation", evaluation)
 
     def evaluations(self, *run_ids: str) -> list[Evaluation]:
-        """List evaluations, oldest first. Without run ids, list those of all runs."""
+        """List the evaluations of these runs, or all evaluations if no runs are given, oldest first."""
         stored = self.records("evaluation", run_ids or None)
         found = [decoding.convert(record.data, Evaluation, strict=False) for record in stored]
         return list({one.id: one for one in found}.values())

@@ -197,7 +197,7 @@ def asked_for(connection: Connection, clock: Clock, *, but: str | None = None, *
 
 
 def total_spending(connection: Connection, clock: Clock) -> Spending:
-    """Return the total spending on runs, deployments as of now, and answers."""
+    """Return the total spending so far on runs, deployments and answers."""
     from orchestrate.costing import Spending  # late: listing runs must not pay for the room's import
 
     # In one statement, which sees a deployment that ends meanwhile either as going on or in the sums.

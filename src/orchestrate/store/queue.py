@@ -20,7 +20,7 @@ _SOME = 5
 
 
 class Queue:
-    """Stores the queue. Safe to use from several threads and processes."""
+    """The queue in the store. Safe to use from several threads and processes."""
 
     def __init__(self, db: Database) -> None:
         self._db = db

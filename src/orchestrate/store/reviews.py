@@ -17,7 +17,8 @@ PREFIX = "rev-"
 
 
 class Reviews:
-    """Stores reviews. Safe to use from several threads, because a page's requests arrive concurrently."""
+    """Reviews in the store. Safe to use from several threads, because a page's requests arrive
+    concurrently."""
 
     def __init__(self, db: Database) -> None:
         self._db = db

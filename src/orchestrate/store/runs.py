@@ -115,7 +115,7 @@ class _StoredRun(NamedTuple):
 
 
 class Equal(TypedDict, total=False):
-    """Field values that matching runs must have. `None` matches anything."""
+    """Field values that runs must have to match. `None` matches any value."""
 
     provider: str | None
     host: str | None
@@ -143,7 +143,7 @@ class Intent(RunRequest):
 
 
 class Runs:
-    """Stores runs. Raises `StoreError` with a fix. Writes are durable when a call returns."""
+    """Runs in the store. Raises `StoreError` with a fix. Writes are durable once a call returns."""
 
     def __init__(self, db: Database, leases: Leases) -> None:
         self._db = db
@@ -399,7 +399,7 @@ class Runs:
             connection.execute(schema.runs.update().where(schema.runs.c.id == run_id).values(values))
 
     def waited(self, run_id: str) -> float:
-        """Return the seconds since the current attempt was sent, as `Database.waited` does."""
+        """Return the seconds since the current attempt was sent. See `Database.waited`."""
         return self._db.waited(schema.runs, run_id)
 
     # -- finding -------------------------------------------------------------------------------------------
@@ -461,7 +461,7 @@ class Runs:
             return [(row.provider, row.host) for row in connection.execute(query)]
 
     def of_ids(self, run_ids: Iterable[str]) -> list[Run]:
-        """Return the runs with these ids, in any order. Unknown ids are left out."""
+        """Return the runs with these ids, in any order. Leaves out unknown ids."""
         return self._runs_among(schema.runs.c.id, run_ids)
 
     def is_closed(self, run_id: str) -> bool:

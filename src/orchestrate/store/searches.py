@@ -17,7 +17,7 @@ from orchestrate.types import Run, Search, Trial
 
 
 class Searches:
-    """Stores sweeps. Safe to use from several threads and processes."""
+    """Sweeps in the store. Safe to use from several threads and processes."""
 
     def __init__(self, db: Database) -> None:
         self._db = db

@@ -129,4 +129,4 @@ def settle_left_s(
 
 
 def pass_by(_point: str) -> None:
-    """Do nothing, because no crash is requested."""
+    """Do nothing. This is the crash point outside of fault tests."""

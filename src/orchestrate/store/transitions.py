@@ -104,7 +104,8 @@ def outcome_unknown(run: Run, at: datetime) -> Run:
 
 
 def released(run: Run, at: datetime) -> Run:
-    """Release the run's reserved budget, because nothing was sent for it and no process is working on it."""
+    """Release the run's reserved budget. Nothing may have been sent for the run, and no process may be
+    working on it."""
     _require(run, run.phase, *UNSENT)
     return run if run.released else _with(run, at, released=True)
 
@@ -122,7 +123,7 @@ def not_made(run: Run, at: datetime) -> Run:
 
 
 def refused(run: Run, error: JobError, at: datetime) -> Run:
-    """Record that the host, or a check before it, rejected the run."""
+    """Record that the host, or a check before sending, rejected the run."""
     _require(run, SubmitPhase.REFUSED, *UNSENT, SubmitPhase.SUBMITTING)
     return _with(run, at, phase=SubmitPhase.REFUSED, status=JobStatus.FAILED, error=error, finished_at=at)
 
@@ -157,8 +158,8 @@ def left(run: Run) -> str | None:
 
 
 def at_rest(run: Run) -> bool:
-    """Return whether the run is paused, needs its user to resume it, and uses none of its backend's
-    resources."""
+    """Return whether the run is paused until its user resumes it, and uses none of its backend's resources
+    meanwhile."""
     return run.status is JobStatus.PAUSED and run.raw_status != _DIED
 
 
