@@ -223,7 +223,7 @@ def _on_host(ft: Workspace, handle: TrackedRun, arm: Arm) -> Upstream:
 
 
 def standing(report: ExperimentReport) -> str:
-    return f"{report.plan.name}: {pages.standing(report)}"
+    return f"{report.plan.name}: {pages.state_line(report)}"
 
 
 def stop(experiment: Experiment, keep: Literal["base", "tuned"]) -> ExperimentReport:

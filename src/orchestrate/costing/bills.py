@@ -60,12 +60,12 @@ def bill(
     early = job.early_stopped or job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
     if early and profile.share_billed is not None:
         return _by_share(profile, job, _of_host(job, final=False) or rates.of_work(job) or _of_work(quote))
-    told = None if early else _of_host(job, final=False)
+    reported = None if early else _of_host(job, final=False)
     if profile.figures_are_estimates and rates.own:
-        told = None  # the host estimates at its list price, which is not what this user pays
-    computed = profile.figures_are_estimates or (profile.reports_price and told is None)
-    found, final = told or rates.of_work(job), ended and not computed
-    if not early and told is None:
+        reported = None  # the host estimates at its list price, which is not what this user pays
+    computed = profile.figures_are_estimates or (profile.reports_price and reported is None)
+    found, final = reported or rates.of_work(job), ended and not computed
+    if not early and reported is None:
         if found is None and job.status is JobStatus.SUCCEEDED:
             # Rather an estimate than the quote's high end, at which a run without a bill is held.
             found, final = _of_work(quote), False
@@ -161,7 +161,7 @@ def _agreed(run: Run, spec: JobSpec, prices: Prices) -> Prices:
     """Lay the price of a training token that the run was quoted by `--rate` over the others: the flag was of
     one command, and what was agreed to by it holds for the run."""
     lines = run.quote.lines if run.quote else ()
-    told = [e for e in lines if e.component == "training" and (e.own or "").startswith(FLAG)]
+    overridden = [e for e in lines if e.component == "training" and (e.own or "").startswith(FLAG)]
     rates = [
         Rate(
             provider=prices.name,
@@ -172,7 +172,7 @@ def _agreed(run: Run, spec: JobSpec, prices: Prices) -> Prices:
             source=entry.source or FLAG,
             own=entry.own,
         )
-        for entry in told
+        for entry in overridden
         if entry.unit == "usd_per_mtok"
     ]
     return replace(prices, book=prices.book.over(rates))
@@ -214,12 +214,12 @@ def _of_host(job: Job, *, final: bool) -> Bill | None:
     return Bill(usd=job.cost_usd, origin=job.cost_origin or "reported by the host", final=final)
 
 
-def _by_share(profile: Profile, job: Job, whole: Bill | None) -> Bill | None:
+def _by_share(profile: Profile, job: Job, complete: Bill | None) -> Bill | None:
     """An estimate: no host tells the price of a job that ended early."""
-    if profile.share_billed is None or whole is None or job.step is None or not job.total_steps:
+    if profile.share_billed is None or complete is None or job.step is None or not job.total_steps:
         return None
-    usd = rounded(whole.usd * profile.share_billed(job.step, job.total_steps))
-    return Bill(usd=usd, origin=f"{job.step} of {job.total_steps} steps x {whole.origin}", final=False)
+    usd = rounded(complete.usd * profile.share_billed(job.step, job.total_steps))
+    return Bill(usd=usd, origin=f"{job.step} of {job.total_steps} steps x {complete.origin}", final=False)
 
 
 def _of_work(quote: Quote | None) -> Bill | None:

@@ -63,9 +63,9 @@ def spending(run: Run) -> Spending:
 def of_trial(run: Run | None, trial: Trial) -> Decimal:
     """Return the cost of a sweep's trial, or its possible cost while the trial is open. Sandbox prices count
     like real money."""
-    lost = run is None and trial.run_id is not None
+    orphan = run is None and trial.run_id is not None
     if run is None or run.phase is SubmitPhase.REFUSED:
-        return trial.high_usd if lost or trial.state is TrialState.OPEN else Decimal(0)
+        return trial.high_usd if orphan or trial.state is TrialState.OPEN else Decimal(0)
     if run.status.terminal and run.bill is not None:
         return run.bill.usd
     most, allowed = run.max_cost_usd or Decimal(0), run.allowed_usd or Decimal(0)
@@ -303,9 +303,9 @@ def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> lis
     seconds = billed_by_month(deployment, deployment.billing_since or now, now)
     earlier = deployment.billed_s - sum(deployment.billed_by_month.values())  # of no month that is known
     seconds[last] = seconds.get(last, 0.0) + max(earlier, 0.0)
-    whole = sum(seconds.values())
+    total_s = sum(seconds.values())
     billed = bool(deployment.billed_s) or deployment.billing_since is not None
-    spent = {month: exact(money.spent_usd * _share(part, whole)) for month, part in seconds.items()}
+    spent = {month: exact(money.spent_usd * _share(part, total_s)) for month, part in seconds.items()}
     # What the shares lose by rounding is the last month's, so that they add up.
     spent[last] += exact(money.spent_usd) - sum(spent.values(), Decimal(0))
     return [
@@ -329,8 +329,8 @@ def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> lis
     ]
 
 
-def _share(part: float, whole: float) -> Decimal:
-    return Decimal(str(part)) / Decimal(str(whole)) if whole else Decimal(0)
+def _share(part: float, total: float) -> Decimal:
+    return Decimal(str(part)) / Decimal(str(total)) if total else Decimal(0)
 
 
 def _billed(run: Run) -> bool:
@@ -356,8 +356,8 @@ def _wandb_project(run: Run) -> str | None:
 
 def exact(usd: Decimal) -> Decimal:
     """Round to a billionth of a dollar, so that amounts can be summed exactly in any order."""
-    whole = usd.quantize(CENT)
-    return whole if whole == usd else usd.quantize(_NANO)
+    rounded_usd = usd.quantize(CENT)
+    return rounded_usd if rounded_usd == usd else usd.quantize(_NANO)
 
 
 def in_month(expenses: Iterable[Expense], month: str | None) -> list[Expense]:
@@ -418,9 +418,9 @@ def _key(by: str) -> Callable[[Expense], str | None]:
 def cents(parts: Sequence[Decimal]) -> list[Decimal]:
     """Round the parts to cents so that they add up to the total, rounded up to a cent. Each part is rounded
     down, and the remaining cents go to the parts with the largest remainders. No part becomes negative."""
-    whole = [part.quantize(CENT, ROUND_FLOOR) for part in parts]
-    left = int((sum(parts, Decimal(0)).quantize(CENT, ROUND_CEILING) - sum(whole, Decimal(0))) / CENT)
-    by_remainder = sorted(range(len(parts)), key=lambda i: (whole[i] - parts[i], i))
+    floors = [part.quantize(CENT, ROUND_FLOOR) for part in parts]
+    left = int((sum(parts, Decimal(0)).quantize(CENT, ROUND_CEILING) - sum(floors, Decimal(0))) / CENT)
+    by_remainder = sorted(range(len(parts)), key=lambda i: (floors[i] - parts[i], i))
     for i in by_remainder[:left]:
-        whole[i] += CENT
-    return whole
+        floors[i] += CENT
+    return floors

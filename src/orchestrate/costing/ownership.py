@@ -32,10 +32,10 @@ from orchestrate.costing.ways import (
     Traffic,
     base_monthly,
     by_tokens,
-    dearer_by_token,
     gpu_rates,
     on_gpus,
     own_machine,
+    token_cost_note,
     token_rates,
 )
 from orchestrate.errors import SetupError, UsageError
@@ -204,8 +204,8 @@ def adapters(
             yield host.title, f"{reason} ({host.source})"
         else:
             found = by_tokens(use.traffic, *rates)
-            told = (*found.assumptions, *([host.note] if host.note else []))
-            yield host.title, msgspec.structs.replace(found, assumptions=told)
+            assumptions = (*found.assumptions, *([host.note] if host.note else []))
+            yield host.title, msgspec.structs.replace(found, assumptions=assumptions)
 
 
 def rents(rate: Rate) -> bool:
@@ -343,7 +343,7 @@ def own(
     base_usd = base_monthly(prices, resolved, use.traffic)
 
     def told(way: ServingWay | str) -> ServingWay | str:
-        if isinstance(way, str) or not (why := dearer_by_token(way, base_usd, profile.title, use.traffic)):
+        if isinstance(way, str) or not (why := token_cost_note(way, base_usd, profile.title, use.traffic)):
             return way
         return msgspec.structs.replace(way, assumptions=(*way.assumptions, why))
 
@@ -508,10 +508,10 @@ def serving_terms(
 def cheapest(totals: Sequence[Ownership]) -> Ownership | None:
     """Return the option for serving with the lowest expected total. Only counts jobs that would be accepted,
     and models that are served for the entire period."""
-    whole = [
+    complete = [
         way
         for total in totals
         for way in total.options
         if not (way.unavailable or way.serves_until) and way.training.ranked
     ]
-    return min(whole, key=lambda way: way.rank, default=None)
+    return min(complete, key=lambda way: way.rank, default=None)

@@ -167,9 +167,9 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         if self.gpu is not None:
             if gpu is None or (tier is not None and tier != self.tier):
                 return 0
-            asked, mine = _words(gpu), _words(self.gpu)
+            requested, mine = _words(gpu), _words(self.gpu)
             # People say H100 where the driver says NVIDIA H100 80GB HBM3.
-            return 3 if asked <= mine else 2 if mine <= asked else 0
+            return 3 if requested <= mine else 2 if mine <= requested else 0
         if self.over_b is None and self.upto_b is None:
             return 1
         if params_b is None:

@@ -97,8 +97,8 @@ def effective(translation: Translation, name: str, default: Any = None) -> Any:
 
 def epochs_of(translation: Translation, profile: Profile, rows: int) -> int:
     """Return the requested number of epochs, or the number that the host is assumed to choose."""
-    told = _whole(effective(translation, "epochs"))
-    return told or profile.default_epochs or profile.auto_epochs(rows)
+    requested = _whole(effective(translation, "epochs"))
+    return requested or profile.default_epochs or profile.auto_epochs(rows)
 
 
 def batch_of(translation: Translation) -> int | None:
@@ -174,8 +174,8 @@ def measure(work: PlannedJob) -> JobSize:
 
 def _limit(work: PlannedJob) -> int | None:
     """Tokens over which a row is cut or left out."""
-    asked = _whole(effective(work.translation, "max_seq_length", work.spec.max_seq_length))
-    return asked or work.resolved.context(work.spec.method.type)
+    requested = _whole(effective(work.translation, "max_seq_length", work.spec.max_seq_length))
+    return requested or work.resolved.context(work.spec.method.type)
 
 
 class _TrainingLength(NamedTuple):
@@ -273,12 +273,12 @@ def _file(
     if drop is not None and count.longest > drop:
         kept = count.within(drop, pairs=dataset.kind == "preference")
         count, left_out = kept, count.rows - kept.rows
-    words = count.tokens if limit is None or count.longest <= limit else count.truncated(limit)
+    text_tokens = count.tokens if limit is None or count.longest <= limit else count.truncated(limit)
     spread = Decimal(str(count.error_band))
     shared = 0
     if dataset.kind == "preference" and count.tokens:
         # What carries no loss is the prompt, once with each answer; rows that are cut keep their share of it.
-        shared = (count.tokens - count.trained_tokens) // 2 * words // count.tokens
+        shared = (count.tokens - count.trained_tokens) // 2 * text_tokens // count.tokens
     least, likely, most, uncounted = 0, 0, 0, 0
     for picture, number in dataset.pictures.items():
         found = rule(model, picture) if rule else None
@@ -288,10 +288,10 @@ def _file(
         least, likely, most = least + found[0] * number, likely + found[1] * number, most + found[2] * number
     return _FileSize(
         count=count,
-        tokens=words + likely,
-        least=(words - shared) * max(Decimal(0), 1 - spread) + least,
-        most=words * (1 + spread) + most,
-        lost=count.tokens - words,
+        tokens=text_tokens + likely,
+        least=(text_tokens - shared) * max(Decimal(0), 1 - spread) + least,
+        most=text_tokens * (1 + spread) + most,
+        lost=count.tokens - text_tokens,
         left_out=left_out,
         sequences=count.sequences,
         shared=shared,
@@ -334,10 +334,10 @@ def _counted(count: TokenCount) -> str:
     by = f"{base} (the tokenizer of {family} is not available)" if stands_in else count.tokenizer
     if by.startswith("hf:"):  # its folder, and what the spec changes of its template
         by = "the model's own tokenizer"
-    words = f"{count.tokens:,} tokens in {text.count(count.rows, 'row')}, counted with {by}"
+    counted = f"{count.tokens:,} tokens in {text.count(count.rows, 'row')}, counted with {by}"
     if count.tokens_from is TokensFrom.SAMPLED:
-        words = f"about {words}, estimated from a sample ({COVERAGE}% interval)"
-    return f"{words}: +/-{count.error_band:.1%}" if count.error_band else words
+        counted = f"about {counted}, estimated from a sample ({COVERAGE}% interval)"
+    return f"{counted}: +/-{count.error_band:.1%}" if count.error_band else counted
 
 
 def _whole(value: Any) -> int | None:

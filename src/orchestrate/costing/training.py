@@ -189,7 +189,7 @@ class Speed(Record, frozen=True, kw_only=True):
         return 1 - min(self.band, 0.9), 1 + min(self.band, 0.9)
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         if self.factor is None:
             return f"{self.source}, +/-{self.band:.0%}"
         low, high = (self.tokens_per_second * share for share in self.slowest_and_fastest)
@@ -234,7 +234,7 @@ def quote_hours_job(
             *size.notes,
             f"{size.passes:.4g} {'epoch' if size.passes == 1 else 'epochs'} and "
             f"{text.count(size.evals, 'evaluation')} "
-            f"at {speed.tokens_per_second:,.0f} tokens per second ({speed.told})",
+            f"at {speed.tokens_per_second:,.0f} tokens per second ({speed.description})",
             *_drawn(answers),
             *_judged(work.spec, read_only),
             hourly.label,
@@ -386,7 +386,7 @@ def quote_sized_job(
     def none(reason: str) -> Quote:
         return Quote(provider=provider, model=resolved.name, unavailable=reason, warnings=resolved.warnings)
 
-    if reason := None if job.sandbox else _gone(resolved, profile, prices.on):
+    if reason := None if job.sandbox else _closed(resolved, profile, prices.on):
         return none(reason)
     if spec.method.type == "rft":
         return _quote_rft(provider, resolved, gpu_hours, prices, profile.hourly_factor(spec))
@@ -405,7 +405,7 @@ def quote_sized_job(
     gates = [gate] if gate else []
     size = size_of()
     billed = profile.bills(size, rate)
-    lines, notes = _as_sure_as_counted(billed.lines, size), list(billed.notes)
+    lines, notes = _with_token_range(billed.lines, size), list(billed.notes)
     undecided = None
     if minimum := prices.of("minimum", resolved):
         top_up = _minimum(lines, minimum)
@@ -430,7 +430,7 @@ def quote_sized_job(
     return quote if undecided is None else replace(quote, undecided=undecided, expected_usd=None)
 
 
-def _as_sure_as_counted(lines: Sequence[QuoteLine], size: JobSize) -> list[QuoteLine]:
+def _with_token_range(lines: Sequence[QuoteLine], size: JobSize) -> list[QuoteLine]:
     """A limit goes by the high end: lines of tokens of which none has one are as sure as their count."""
     by_token = [entry for entry in lines if entry.unit == "usd_per_mtok"]
     if not size.train_tokens or any(entry.usd_low != entry.usd_high for entry in by_token):
@@ -444,7 +444,7 @@ def _as_sure_as_counted(lines: Sequence[QuoteLine], size: JobSize) -> list[Quote
     ]
 
 
-def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
+def _closed(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
     if closed := profile.closed(on):
         return closed
     host = resolved.host
@@ -617,8 +617,8 @@ def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
 def quote_assumed(job: PricedJob, told: Recalled) -> Quote:
     """Quote a job from an assumed number of rows and tokens. Use this for data that does not exist yet."""
     rows, tokens = told.rows or 0, told.train_tokens or 0
-    words = f"{rows:,} rows with {tokens:,} tokens in total, +/- {BAND['tokens']:.0%}"
-    size = msgspec.structs.replace(size_of(job.profile, told), notes=(words,))
+    note = f"{rows:,} rows with {tokens:,} tokens in total, +/- {BAND['tokens']:.0%}"
+    size = msgspec.structs.replace(size_of(job.profile, told), notes=(note,))
     return quote_sized_job(job, lambda: size)
 
 

@@ -383,7 +383,7 @@ def base_monthly(prices: Prices, resolved: ModelOnHost, traffic: Traffic) -> Dec
     return by_tokens(traffic, *pair).monthly_usd if pair else None
 
 
-def dearer_by_token(serving: ServingWay, base_usd: Decimal | None, host: str, traffic: Traffic) -> str | None:
+def token_cost_note(serving: ServingWay, base_usd: Decimal | None, host: str, traffic: Traffic) -> str | None:
     """Describe how much more dedicated GPUs cost per token than the host's serverless base model, or return
     `None` if they don't cost more."""
     tokens = traffic.requests_per_month * (traffic.input_tokens + traffic.output_tokens) / MTOK

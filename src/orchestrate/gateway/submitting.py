@@ -112,7 +112,7 @@ class Submitting:
             if now - at > _VIEW_S:
                 self._viewed.pop(account, None)
             elif now >= self._looking.get(account, (0.0, None))[0]:
-                lease = self._ft.store.watching.look(account, self._looking.get(account, (0.0, None))[1])
+                lease = self._ft.store.watching.watch(account, self._looking.get(account, (0.0, None))[1])
                 self._looking[account] = (now + _VIEW_S / 6, lease)
 
     def run_of(self, job: GatewayJob) -> Run | None:

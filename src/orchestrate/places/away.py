@@ -46,7 +46,7 @@ from orchestrate.places.base import (
     WorkerLimits,
 )
 from orchestrate.places.depot import Depot
-from orchestrate.places.order import WorkerOrder, allowed, environment, gpu_asked, place_order, read_order
+from orchestrate.places.order import WorkerOrder, allowed, environment, parse_gpu, place_order, read_order
 from orchestrate.settings import Secret, redact_text
 from orchestrate.text import duration
 from orchestrate.types import Allowance, JobError, Record, decoding
@@ -58,7 +58,7 @@ MACHINE_OPTIONS = ("gpu", "gpu_memory_gib", "usd_per_hour")
 def configured_machine(name: str, options: Mapping[str, Any]) -> Machine:
     """Read the machine from the options of the backend `name` (`MACHINE_OPTIONS`). Without the option `gpu`,
     the machine has no GPU."""
-    gpu, count = gpu_asked(str(options["gpu"])) if options.get("gpu") else (None, 0)
+    gpu, count = parse_gpu(str(options["gpu"])) if options.get("gpu") else (None, 0)
     return Machine(
         name=NAME,
         gpu=gpu,
@@ -105,7 +105,7 @@ FRESH_S = 30.0
 
 LEAST_S = 10.0
 """Remaining seconds of a run's limit below which no machine is started."""
-HEED_S = 300.0
+RESPONSE_S = 300.0
 """Seconds after which a worker that still reports but has not paused is stopped: twice the time allowed for
 saving a checkpoint."""
 
@@ -311,8 +311,8 @@ class AwayPlace(Place):
         if most is None or not found.used_s:
             return resources
         if not found.holds(found.used_s + LEAST_S):
-            told = f"the run has used {duration(found.used_s)} of at most {duration(most)}"
-            raise InvalidRequest(self.name, told, fix=f"orchestrate resume {run.ref} {found.least()}")
+            message = f"the run has used {duration(found.used_s)} of at most {duration(most)}"
+            raise InvalidRequest(self.name, message, fix=f"orchestrate resume {run.ref} {found.least()}")
         hours = (most - found.used_s) / 3600
         limits = msgspec.structs.replace(resources.limits, max_usd=None, max_hours=hours)
         return msgspec.structs.replace(resources, limits=limits)
@@ -381,7 +381,7 @@ class AwayPlace(Place):
             if run.asked() is None and self._left(run, placed):
                 return
             if not reported:
-                self._tell_why(run, placed)
+                self._report_early_end(run, placed)
             if run.had_worker():
                 os.utime(run.path / "worker.json", (0, 0))
         elif not reported:
@@ -402,7 +402,7 @@ class AwayPlace(Place):
         """Return the hourly price that was read after the newest start, or `None`."""
         return self.depot.run(ref).record(PRICE, Hourly)
 
-    def _tell_why(self, run: RunDir, placed: Placed) -> None:
+    def _report_early_end(self, run: RunDir, placed: Placed) -> None:
         """Report, once for each worker that ended before its first report, what it printed: only its
         place has that."""
         mark = run.path / ".unreported"
@@ -410,10 +410,12 @@ class AwayPlace(Place):
             return
         printed = redact_text(self.output(run.ref))
         last = printed.strip().rpartition("\n")[2]
-        told = redact_text(placed.message or "") or last or placed.raw_state
+        reason = redact_text(placed.message or "") or last or placed.raw_state
         with open(run.log, "a", encoding="utf-8", opener=opener) as log:
             log.write(printed + "\n")
-        run.add_event(f"the worker ended before its first report: {told}", level="error", type="interrupted")
+        run.add_event(
+            f"the worker ended before its first report: {reason}", level="error", type="interrupted"
+        )
         write_whole(mark, placed.id.encode())
 
     def _left(self, run: RunDir, placed: Placed) -> bool:
@@ -422,17 +424,18 @@ class AwayPlace(Place):
         ended at its limit may not be followed by another."""
         found = self._at_limit(run)
         if found is not None:
-            code, told = "limit", f"{self.name} stopped its worker because the run reached its limit: {found}"
+            code = "limit"
+            message = f"{self.name} stopped its worker because the run reached its limit: {found}"
         elif placed.raw_state in self.by_hand:
             code = ENDED_THERE
-            told = f"{self.name} stopped its worker ({placed.raw_state.lower()}). "
-            told += "To start another worker: orchestrate resume"
+            message = f"{self.name} stopped its worker ({placed.raw_state.lower()}). "
+            message += "To start another worker: orchestrate resume"
         else:
             return False
-        error = JobError(code=code, message=told)
+        error = JobError(code=code, message=message)
         state = msgspec.structs.replace(run.written_state(), status="paused", stage=None, error=error)
         self._say(run, msgspec.structs.replace(state, updated_at=now()))
-        run.add_event(told, level="warning", type="paused", step=state.step)
+        run.add_event(message, level="warning", type="paused", step=state.step)
         if run.had_worker():
             os.utime(run.path / "worker.json", (0, 0))
         return True
@@ -451,18 +454,20 @@ class AwayPlace(Place):
         A worker that still reports gets time to save a checkpoint and pause. Any other worker is stopped,
         because it has nothing to save or does not respond.
         """
-        word = run.asked()
-        self.depot.run(run.ref).write("control", (word or "").encode())
-        placed = self.state(run.ref) if word == "pause" else None
-        if placed is not None and placed.state != "ended" and not self._heeds(run):
+        action = run.asked()
+        self.depot.run(run.ref).write("control", (action or "").encode())
+        placed = self.state(run.ref) if action == "pause" else None
+        if placed is not None and placed.state != "ended" and not self._responds(run):
             self.stop(run.ref)
 
-    def _heeds(self, run: RunDir) -> bool:
+    def _responds(self, run: RunDir) -> bool:
         """Return True if the worker of the last start has reported recently and the request to it is not
         old."""
         silent_s = depot.silent_s(run, _starts(run).attempts)
         return (
-            silent_s is not None and silent_s <= process.FOREIGN_HEARTBEAT_S and run.request_age_s() < HEED_S
+            silent_s is not None
+            and silent_s <= process.FOREIGN_HEARTBEAT_S
+            and run.request_age_s() < RESPONSE_S
         )
 
     def settle(self, run: RunDir) -> None:

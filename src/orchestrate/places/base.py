@@ -70,7 +70,7 @@ class Resources(Record, frozen=True, kw_only=True):
     limits: WorkerLimits = WorkerLimits()
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         return f"{self.count} x {self.gpu}" if self.gpu else "no GPU"
 
 

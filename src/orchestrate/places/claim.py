@@ -60,14 +60,14 @@ class Switch:
         price, cap = self.limits.usd_per_hour, self.limits.most_usd_per_hour
         if exceeds(price, cap):
             return "limit", f"the machine costs {money(price)} per hour, more than the limit of {money(cap)}"
-        end, whole = self.limits.working_s(self.earlier_s), self.limits.seconds
+        end, limit_s = self.limits.working_s(self.earlier_s), self.limits.seconds
         used = self.earlier_s + self.used_s
-        if end is None or whole is None or used < end:
+        if end is None or limit_s is None or used < end:
             return None
-        told = f"the run has used {duration(used)} of its limit of {duration(whole)} of billed time"
-        if self.limits.max_hours is not None and whole >= self.limits.max_hours * 3600:
-            return "limit", told
-        return "limit", f"{told}, {money(self.limits.max_usd)} at {money(price)} per hour"
+        message = f"the run has used {duration(used)} of its limit of {duration(limit_s)} of billed time"
+        if self.limits.max_hours is not None and limit_s >= self.limits.max_hours * 3600:
+            return "limit", message
+        return "limit", f"{message}, {money(self.limits.max_usd)} at {money(price)} per hour"
 
 
 class Attempt(Record, frozen=True, kw_only=True):
@@ -138,10 +138,12 @@ class Signs:
         self.stored, self.number, self.clock = stored, number, clock
         names = self.stored.depot.names(f"{self.stored.folder}/attempts")
         data = {name: self.stored.read(f"attempts/{name}") for name in names}
-        mine = [name for name, told in data.items() if told and Attempt.from_json(told).token == under]
+        mine = [
+            name for name, content in data.items() if content and Attempt.from_json(content).token == under
+        ]
         if not mine:
             raise Superseded
-        self._name, self._said, self._at = mine[0], data[mine[0]], clock()
+        self._name, self._content, self._at = mine[0], data[mine[0]], clock()
 
     @property
     def newest(self) -> bool:
@@ -151,9 +153,9 @@ class Signs:
     @property
     def silent_s(self) -> float:
         """Seconds since the parent attempt last reported."""
-        said = self.stored.read(f"attempts/{self._name}")
-        if said != self._said:
-            self._said, self._at = said, self.clock()
+        content = self.stored.read(f"attempts/{self._name}")
+        if content != self._content:
+            self._content, self._at = content, self.clock()
         return self.clock() - self._at
 
 

@@ -71,7 +71,7 @@ class Depot:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file atomically: readers see either the old content or the new."""
-        with self._asked(f"write {name}"):
+        with self._converted_errors(f"write {name}"):
             if self._disk:
                 path = Path(self._at(name))
                 write_whole(new_folder(path.parent) / path.name, data)
@@ -80,14 +80,14 @@ class Depot:
 
     def read(self, name: str) -> bytes | None:
         """Read a file, or return `None` if it does not exist."""
-        with self._asked(f"read {name}"), suppress(FileNotFoundError):
+        with self._converted_errors(f"read {name}"), suppress(FileNotFoundError):
             return self._system.cat_file(self._at(name))
         return None
 
     def names(self, folder: str) -> list[str]:
         """List the names of the files and folders directly in a folder, sorted. Leaves out files that are
         still being written. Returns an empty list if the folder does not exist."""
-        with self._asked(f"list {folder}"), suppress(FileNotFoundError):
+        with self._converted_errors(f"list {folder}"), suppress(FileNotFoundError):
             self._system.invalidate_cache()
             found: list[Any] = self._system.ls(self._at(folder), detail=False)
             names = {str(one).rstrip("/").rpartition("/")[2] for one in found} - {""}
@@ -95,13 +95,13 @@ class Depot:
         return []
 
     def size(self, name: str) -> int | None:
-        with self._asked(f"check {name}"), suppress(FileNotFoundError):
+        with self._converted_errors(f"check {name}"), suppress(FileNotFoundError):
             self._system.invalidate_cache()
             return int(self._system.info(self._at(name))["size"])
         return None
 
     def remove(self, folder: str) -> None:
-        with self._asked(f"remove {folder}"), suppress(FileNotFoundError):
+        with self._converted_errors(f"remove {folder}"), suppress(FileNotFoundError):
             self._system.invalidate_cache()
             self._system.rm(self._at(folder), recursive=True)
 
@@ -112,7 +112,7 @@ class Depot:
         file = ArtifactFile(path=path.name, bytes=path.stat().st_size, sha256=sha256(path))
         name = f"{under}/{file.sha256}"
         if self.size(name) != file.bytes:
-            with self._asked(f"write {name}"):
+            with self._converted_errors(f"write {name}"):
                 if self._disk:
                     target = Path(self._at(name))
                     with whole(new_folder(target.parent) / target.name) as draft:
@@ -134,7 +134,7 @@ class Depot:
             return
         new_folder(target.parent)
         with whole(target) as draft:
-            with self._asked(f"read {under}/{file.sha256}"):
+            with self._converted_errors(f"read {under}/{file.sha256}"):
                 self._system.get_file(self._at(f"{under}/{file.sha256}"), str(draft))
             if sha256(draft) != file.sha256:
                 raise ArtifactRefused(f"the copy of {file.path} in {self.url} differs from the uploaded file")
@@ -160,15 +160,15 @@ class Depot:
         return f"{self._root}/{name}"
 
     @contextmanager
-    def _asked(self, what: str) -> Generator[None]:
+    def _converted_errors(self, what: str) -> Generator[None]:
         """Convert the errors of the file system's library."""
         try:
             yield
         except (FileNotFoundError, OrchestrateError):
             raise
         except Exception as error:
-            told = f"{self.url} failed to {what}: {type(error).__name__}: {error}"
-            failure = HostUnavailable(self.url, told, fix="try again. Uploaded files are reused")
+            message = f"{self.url} failed to {what}: {type(error).__name__}: {error}"
+            failure = HostUnavailable(self.url, message, fix="try again. Uploaded files are reused")
             if type(error).__name__ == "NoCredentialsError":
                 failure.fix, failure.retryable = NO_KEY, False
             raise failure from error
@@ -198,8 +198,8 @@ class StoredRun:
         try:
             return kind.from_json(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            told = f"{name} of {self.ref} in {self.depot.url} is damaged or from another version: {error}"
-            raise HostUnavailable(self.depot.url, told) from error
+            message = f"{name} of {self.ref} in {self.depot.url} is damaged or from another version: {error}"
+            raise HostUnavailable(self.depot.url, message) from error
 
     def remove(self) -> None:
         self.depot.remove(self.folder)
@@ -421,16 +421,16 @@ def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
         for name in GROWING:
             _take_parts(run, stored, name)
         _take_checkpoints(run, stored)
-        whole = {"proof.json": stored.read("proof.json")}
+        replaced = {"proof.json": stored.read("proof.json")}
         if status and stored.decoded("status.json", status, JobState).terminal:
-            whole["paces.jsonl"] = stored.read("paces.jsonl")
-        for name, data in {**whole, "status.json": status}.items():
+            replaced["paces.jsonl"] = stored.read("paces.jsonl")
+        for name, data in {**replaced, "status.json": status}.items():
             if data and _differs(run.path / name, data):
                 write_whole(run.path / name, data)
-        told = stored.decoded("pulse.json", pulse, Pulse) if pulse else None
-        if told is None or pulse is None or told.attempt <= earlier:
+        report = stored.decoded("pulse.json", pulse, Pulse) if pulse else None
+        if report is None or pulse is None or report.attempt <= earlier:
             return False
-        _show_life(run, told, pulse)
+        _show_life(run, report, pulse)
         return True
 
 
@@ -480,8 +480,8 @@ def bring(run: RunDir, stored: StoredRun, folder: Path) -> None:
     name = parts[1] if parts[0] == run.checkpoints.name else parts[0]
     target = run.path.joinpath(*parts[: 2 if parts[0] == run.checkpoints.name else 1])
     if not stored.fetch_folder(name, target):
-        told = f"{name} of {run.ref} is incomplete in the storage folder {stored.depot.url}"
-        raise HostUnavailable(stored.depot.url, told, fix=f"orchestrate checkpoints {run.ref}")
+        message = f"{name} of {run.ref} is incomplete in the storage folder {stored.depot.url}"
+        raise HostUnavailable(stored.depot.url, message, fix=f"orchestrate checkpoints {run.ref}")
 
 
 def _take_parts(run: RunDir, stored: StoredRun, name: str) -> None:

@@ -239,7 +239,7 @@ def unexpanded(env: Mapping[str, str]) -> dict[str, str]:
 _GPU = re.compile(r"(?P<count>\d+)x(?P<left>.+)|(?P<gpu>[^:]+)(:(?P<many>\d+))?")
 
 
-def gpu_asked(text: str) -> tuple[str, int]:
+def parse_gpu(text: str) -> tuple[str, int]:
     """Parse a GPU and its count from `H100`, `H100:2` or `2xH100`. Raises `UsageError`."""
     found = _GPU.fullmatch(text.strip())
     count = int(found["count"] or found["many"] or 1) if found else 0

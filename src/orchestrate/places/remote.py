@@ -103,7 +103,11 @@ class Errand:
         self.switch = Switch(self.order.limits, self.claim.earlier_s, clock)
         self.preempted = threading.Event()
         """Set by a signal that announces that the machine will be reclaimed."""
-        self._superseded, self._ending, self._told = threading.Event(), threading.Event(), threading.Event()
+        self._superseded, self._ending, self._reported = (
+            threading.Event(),
+            threading.Event(),
+            threading.Event(),
+        )
         self._number = 0
         self._reporter: Reporter | None = None
         self._worker: TrainingProcess | None = None
@@ -120,7 +124,7 @@ class Errand:
             self._fail(error)
             settled = True
         self._ending.set()
-        while not self._told.wait(LOOK_S):
+        while not self._reported.wait(LOOK_S):
             if self._superseded.is_set():
                 _log.error("this attempt stops because another one has taken over the run")
                 return 1
@@ -176,7 +180,7 @@ class Errand:
     def _guard(self) -> None:
         """Guard the limits. Contacts and awaits nothing, so a hanging call cannot delay the worker's end."""
         over: float | None = None
-        while not self._told.wait(LOOK_S) and not self._superseded.is_set():
+        while not self._reported.wait(LOOK_S) and not self._superseded.is_set():
             found = self.switch.due()
             if found is None:
                 continue
@@ -194,14 +198,16 @@ class Errand:
         state = self.run.written_state()
         if reason:
             error = JobError(code="limit", message=f"the worker stopped itself: {reason}")
-            told = msgspec.structs.replace(state, status="paused", stage=None, updated_at=now(), error=error)
+            changed = msgspec.structs.replace(
+                state, status="paused", stage=None, updated_at=now(), error=error
+            )
             self.run.add_event(error.message, level="warning", type="paused", step=state.step)
         else:
-            told = msgspec.structs.replace(state, status="running", stage=None, updated_at=now())
+            changed = msgspec.structs.replace(state, status="running", stage=None, updated_at=now())
             self.run.add_event(
                 "the cloud is reclaiming the machine", level="warning", type="preempted", step=state.step
             )
-        self.run.write_state(told)
+        self.run.write_state(changed)
 
     # -- reporting -----------------------------------------------------------------------------------------
 
@@ -216,7 +222,7 @@ class Errand:
                     self._superseded.set()
                     return
                 if last:
-                    self._told.set()
+                    self._reported.set()
                     return
             if last:
                 time.sleep(min(self.report_s, 1.0))
@@ -227,9 +233,9 @@ class Errand:
         """Report. Returns False, with nothing sent, if another attempt owns the run."""
         if not self.claim.holds:
             return False
-        word = (self.stored.read("control") or b"").decode("ascii", "replace").strip()
-        if word in ("pause", "cancel") and self.run.path.is_dir() and self.run.asked() != word:
-            self.run.ask(word)
+        action = (self.stored.read("control") or b"").decode("ascii", "replace").strip()
+        if action in ("pause", "cancel") and self.run.path.is_dir() and self.run.asked() != action:
+            self.run.ask(action)
         if price := self.stored.read(PRICE):
             self.switch.costs(Hourly.from_json(price).usd_per_hour)
         if self._reporter is not None:
@@ -253,13 +259,15 @@ class Errand:
         self.stored.write("pulse.json", pulse.to_json())
 
     def _fail(self, error: OrchestrateError) -> None:
-        told = JobError(code=type(error).__name__, message=f"{error}")
+        problem = JobError(code=type(error).__name__, message=f"{error}")
         self.run.path.mkdir(parents=True, exist_ok=True)
         state = self.run.written_state()
         self.run.write_state(
-            msgspec.structs.replace(state, status="failed", updated_at=now(), finished_at=now(), error=told)
+            msgspec.structs.replace(
+                state, status="failed", updated_at=now(), finished_at=now(), error=problem
+            )
         )
-        self.run.add_event(told.message, level="error", type="failed")
+        self.run.add_event(problem.message, level="error", type="failed")
         self._reporter = self._reporter or Reporter(self.run, self.stored)
 
 

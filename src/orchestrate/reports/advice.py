@@ -144,9 +144,9 @@ class _Seen:
             return
         self.answered += 1
         self.answers.add(_digest(answer.strip()))
-        asked = set(_WORD.findall(f"{system} {prompt}".lower()))
+        prompt_words = set(_WORD.findall(f"{system} {prompt}".lower()))
         words = _WORD.findall(answer.lower())
-        self.copied += sum(word in asked for word in words) / len(words) if words else 0.0
+        self.copied += sum(word in prompt_words for word in words) / len(words) if words else 0.0
         with suppress(ValueError):
             value = json.loads(answer)
             if isinstance(value, dict):
@@ -161,34 +161,34 @@ def _digest(*parts: str) -> bytes:
 def _parts(example: Example) -> tuple[str, str, str]:
     """Return (system prompt, rest of the prompt, last answer)."""
     if isinstance(example, ChatExample):
-        said = [(m.role, m.text) for m in example.messages]
-        answer = said[-1][1] if said and said[-1][0] == "assistant" else ""
+        turns = [(m.role, m.text) for m in example.messages]
+        answer = turns[-1][1] if turns and turns[-1][0] == "assistant" else ""
         return (
-            _joined(said, "system", "developer"),
-            _joined(said[:-1] if answer else said, "user", "tool"),
+            _joined(turns, "system", "developer"),
+            _joined(turns[:-1] if answer else turns, "user", "tool"),
             answer,
         )
     if isinstance(example, PreferenceExample):
-        said = [(m.role, m.text) for m in example.prompt]
+        turns = [(m.role, m.text) for m in example.prompt]
         return (
-            _joined(said, "system"),
-            _joined(said, "user"),
+            _joined(turns, "system"),
+            _joined(turns, "user"),
             example.preferred[-1].text if example.preferred else "",
         )
     if isinstance(example, UnpairedExample):
-        said = [(m.role, m.text) for m in example.prompt]
+        turns = [(m.role, m.text) for m in example.prompt]
         answer = example.completion[-1].text if example.label else ""
-        return _joined(said, "system", "developer"), _joined(said, "user", "tool"), answer
+        return _joined(turns, "system", "developer"), _joined(turns, "user", "tool"), answer
     if isinstance(example, CompletionExample):
         return "", example.prompt, example.completion
     if isinstance(example, RLExample):
-        said = [(m.role, m.text) for m in example.messages]
-        return _joined(said, "system", "developer"), _joined(said, "user", "tool"), ""
+        turns = [(m.role, m.text) for m in example.messages]
+        return _joined(turns, "system", "developer"), _joined(turns, "user", "tool"), ""
     return "", "", ""
 
 
-def _joined(said: Iterable[tuple[str, str]], *roles: str) -> str:
-    return "\n".join(text for role, text in said if role in roles)
+def _joined(turns: Iterable[tuple[str, str]], *roles: str) -> str:
+    return "\n".join(text for role, text in turns if role in roles)
 
 
 MIN_ROWS = 10
@@ -291,14 +291,14 @@ class EightyPercent(Record, frozen=True, kw_only=True):
     def __str__(self) -> str:
         how = "with examples in the prompt" if self.best is self.few_shot else "with your prompt"
         assumed = " (assumed; set yours with --target)" if self.assumed else ""
-        said = {
+        result = {
             True: "reached, so improve the prompt and examples before you tune",
             False: "not reached, so tuning is worth its price",
             None: "undecided, because the confidence interval contains that value. Measure more rows",
         }[self.applies]
         return (
             f"80% rule: the base model scores {self.best.value:.3f} {how}, and 80% of the target "
-            f"of {self.target:g}{assumed} is {self.mark:.3g}. This is {said}"
+            f"of {self.target:g}{assumed} is {self.mark:.3g}. This is {result}"
         )
 
 
@@ -405,8 +405,8 @@ def _by_rows(volume: Volume) -> Iterable[AdviceVote]:
         return
     few = rows < FEW_SHOT_ROWS
     mark = FEW_SHOT_ROWS if few else volume.least
-    words = "use the best ones as examples in the prompt" if few else f"barely enough for the goal {goal}"
-    reason = f"{rows:,} rows, fewer than {mark:,}: {words}"
+    advice = "use the best ones as examples in the prompt" if few else f"barely enough for the goal {goal}"
+    reason = f"{rows:,} rows, fewer than {mark:,}: {advice}"
     yield AdviceVote(
         ways=(Way.FEW_SHOT,), points=2 if few else 1, reason=reason, turns=f"{mark:,} rows or more"
     )
@@ -607,7 +607,7 @@ def _by_money(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
     own = not best.server and bool(best.monthly) and best.monthly[0].unit == "usd_per_hour"
     way = Way.TUNE_OWN if own else Way.TUNE_HOSTED
     gap = text.money(abs(best.base_usd - paid.counted_usd))
-    words = (
+    comparison = (
         f"tuning costs {text.span(paid.least_usd, paid.counted_usd)} over {best.months} months on "
         f"{best.place}, and prompting costs {text.money(best.base_usd)} with "
         f"{best.base_words or best.base.model}"
@@ -620,11 +620,11 @@ def _by_money(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
             if always
             else "different traffic, or a cheaper base model"
         )
-        yield AdviceVote(ways=(way,), points=2, reason=f"{words}: {gap} less", turns=turns)
+        yield AdviceVote(ways=(way,), points=2, reason=f"{comparison}: {gap} less", turns=turns)
     elif paid.low_usd > best.base_usd:
         turns = f"more than {since:,} requests per day" if since else "a more expensive base model"
         yield AdviceVote(
-            ways=(Way.PROMPT, Way.FEW_SHOT), points=2, reason=f"{words}: {gap} more", turns=turns
+            ways=(Way.PROMPT, Way.FEW_SHOT), points=2, reason=f"{comparison}: {gap} more", turns=turns
         )
 
 

@@ -233,9 +233,9 @@ def _compared(
 
 def _speed(run: Run, points: Sequence[MetricPoint]) -> float | None:
     """Return tokens per second, as reported or from the run's total time."""
-    told = [p.values["tokens_per_second"] for p in points if "tokens_per_second" in p.values]
-    if told:
-        return fmean(told)
+    reported = [p.values["tokens_per_second"] for p in points if "tokens_per_second" in p.values]
+    if reported:
+        return fmean(reported)
     if not (run.trained_tokens and run.finished_at and run.started_at):
         return None
     seconds = (run.finished_at - run.started_at).total_seconds()
@@ -259,11 +259,11 @@ def _last_tokens(points: Sequence[MetricPoint]) -> int | None:
 def _axis(points: Sequence[MetricPoint], tokens: int | None, steps: int | None) -> dict[int, float]:
     """Step -> tokens trained so far: as told, else the run's tokens spread evenly over its steps, else the
     steps."""
-    told = {p.step: p.values["tokens"] for p in points if "tokens" in p.values}
+    reported = {p.step: p.values["tokens"] for p in points if "tokens" in p.values}
     last = max([p.step for p in points], default=0)
     total = max(steps or 0, last)
     per_step = tokens / total if tokens and total else 1.0
-    return {p.step: told.get(p.step, p.step * per_step) for p in points}
+    return {p.step: reported.get(p.step, p.step * per_step) for p in points}
 
 
 def _curve(points: Sequence[MetricPoint], name: str, axis: dict[int, float]) -> list[CurvePoint]:
@@ -276,8 +276,8 @@ def _curve(points: Sequence[MetricPoint], name: str, axis: dict[int, float]) -> 
 
 def _result(points: Sequence[MetricPoint], name: str, curve: Sequence[CurvePoint]) -> float | None:
     """Of the weights that the run left: those of its best evaluation where it says so, else the last ones."""
-    told = [p.values[f"result_{name}"] for p in points if f"result_{name}" in p.values]
-    return told[-1] if told else curve[-1].value if curve else None
+    reported = [p.values[f"result_{name}"] for p in points if f"result_{name}" in p.values]
+    return reported[-1] if reported else curve[-1].value if curve else None
 
 
 def _thinned(points: Sequence[CurvePoint]) -> tuple[CurvePoint, ...]:
@@ -294,7 +294,7 @@ def _thinned(points: Sequence[CurvePoint]) -> tuple[CurvePoint, ...]:
 def _settings(run: Run, translation: Translation | None) -> dict[str, str]:
     if translation is not None:
         return {row.name: _shown(row) for row in translation.settings if row.name not in _NOT_SETTINGS}
-    return _asked(run)
+    return _requested(run)
 
 
 def _shown(row: Setting) -> str:
@@ -306,13 +306,13 @@ def _shown(row: Setting) -> str:
 
 def _chosen(run: Run, translation: Translation | None) -> tuple[str, ...]:
     if translation is None:
-        return tuple(_asked(run))
+        return tuple(_requested(run))
     return tuple(row.name for row in translation.settings if row.asked is not None)
 
 
-def _asked(run: Run) -> dict[str, str]:
-    asked = {k: v for k, v in run.spec.items() if k not in _NOT_SETTINGS and v not in (None, {}, [])}
-    return dict(_flat(asked))
+def _requested(run: Run) -> dict[str, str]:
+    requested = {k: v for k, v in run.spec.items() if k not in _NOT_SETTINGS and v not in (None, {}, [])}
+    return dict(_flat(requested))
 
 
 def _mark(outcome: Outcome) -> str:

@@ -23,7 +23,7 @@ from orchestrate.evaluation.pairing import Flip, Flips
 from orchestrate.reports import rows
 from orchestrate.reports.quotes import markdown_table, markdown_text
 from orchestrate.reports.records import Compared, ComparedRuns, billed, quoted
-from orchestrate.reports.rows import CONTENDER_HEAD, SCORE_HEAD, contender_rows, score_rows, what_was_asked
+from orchestrate.reports.rows import CONTENDER_HEAD, SCORE_HEAD, contender_rows, evaluation_basis, score_rows
 from orchestrate.text import NOTHING, inert
 from orchestrate.types import Evaluation
 
@@ -87,8 +87,8 @@ def _deciding(comparison: ComparedRuns, facts: rows.Facts) -> tuple[rows.Facts, 
     ]
     several = len(comparison.runs) > 1
     same = [(name, values[0]) for name, values in kept if several and len(set(values)) == 1]
-    told = "the same for all: " + "; ".join(f"{name} {value}" for name, value in same) if same else ""
-    return [(name, values) for name, values in kept if (name, values[0]) not in same], told
+    equal = "the same for all: " + "; ".join(f"{name} {value}" for name, value in same) if same else ""
+    return [(name, values) for name, values in kept if (name, values[0]) not in same], equal
 
 
 _COLOURS = {"ship": "bold green", "do not ship": "bold red", "not enough evidence": "bold yellow"}
@@ -101,7 +101,7 @@ def evaluation_table(one: Evaluation, flips: Sequence[Flips], shown: int = 3) ->
         parts.append(Text.assemble((v.decision.upper(), _COLOURS[v.decision]), f"  {inert(v.contender)}"))
         parts += [Text(f"  {inert(reason)}") for reason in v.reasons]
         parts.append(Text())
-    parts += [Text(what_was_asked(one), style="dim"), listed(SCORE_HEAD, score_rows(one))]
+    parts += [Text(evaluation_basis(one), style="dim"), listed(SCORE_HEAD, score_rows(one))]
     if sliced := score_rows(one, sliced=True):
         parts += [Text("\nSlices", style="bold"), listed(SCORE_HEAD, sliced)]
     parts += [Text(), listed(CONTENDER_HEAD, contender_rows(one))]
@@ -119,12 +119,12 @@ def evaluation_table(one: Evaluation, flips: Sequence[Flips], shown: int = 3) ->
 
 def _flip(found: Flips, item: Flip) -> RenderableType:
     sides = (("expected", item.expected), (found.against, item.before), (found.contender, item.after))
-    lines = Text("\n".join(f"{name}: {_line(said)}" for name, said in sides))
+    lines = Text("\n".join(f"{name}: {_line(value)}" for name, value in sides))
     return Group(Padding(Text(_line(item.question)), (0, 0, 0, 2)), Padding(lines, (0, 0, 0, 4)))
 
 
-def _line(said: str) -> str:
-    one_line = " ".join(inert(said).split())
+def _line(value: str) -> str:
+    one_line = " ".join(inert(value).split())
     return one_line if len(one_line) <= 200 else one_line[:199] + "…"
 
 
@@ -135,10 +135,10 @@ _KEPT = ("contender", "score (95%)", "n")
 
 def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> TextTable:
     """Return a table of cells of any length. Omits columns that are empty in every row."""
-    told = [at for at in range(len(head)) if not rows or any(row[at] != NOTHING for row in rows)]
-    table = TextTable(*(head[at] for at in told), fold=_FOLDED, keep=_KEPT)
+    shown = [at for at in range(len(head)) if not rows or any(row[at] != NOTHING for row in rows)]
+    table = TextTable(*(head[at] for at in shown), fold=_FOLDED, keep=_KEPT)
     for row in rows:
-        table.add_row(*(inert(row[at]) for at in told))
+        table.add_row(*(inert(row[at]) for at in shown))
     return table
 
 

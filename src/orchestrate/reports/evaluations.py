@@ -67,7 +67,7 @@ def format_of(path: Path) -> str:
 
 def markdown(one: Evaluation, flips: Sequence[Flips]) -> str:
     """Render an evaluation as Markdown: the verdict, then the scores, broken items and contenders."""
-    parts = [f"# Evaluation {one.id}", markdown_text(rows.what_was_asked(one))]
+    parts = [f"# Evaluation {one.id}", markdown_text(rows.evaluation_basis(one))]
     for v in one.verdicts:
         reasons = "\n".join(f"- {markdown_text(reason)}" for reason in v.reasons)
         parts.append(f"**{markdown_text(v.contender)}: {v.decision}**\n\n{reasons}")
@@ -122,8 +122,8 @@ def junit_suite(name: str, classname: str, cases: Sequence[tuple[str, str, str]]
     kinds = [_JUNIT.get(decision, "system-out") for _, decision, _ in cases]
     for (title, decision, reasons), kind in zip(cases, kinds, strict=True):
         case = xml.SubElement(suite, "testcase", classname=_legal(classname), name=_legal(title))
-        said = xml.SubElement(case, kind, {} if kind == "system-out" else {"message": decision})
-        said.text = _legal(reasons)
+        element = xml.SubElement(case, kind, {} if kind == "system-out" else {"message": decision})
+        element.text = _legal(reasons)
     suite.set("failures", str(kinds.count("failure")))
     suite.set("errors", str(kinds.count("error")))
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + xml.tostring(suite, encoding="unicode") + "\n"

@@ -27,7 +27,7 @@ def title(report: ExperimentReport) -> str:
     return f"Experiment {report.plan.name}"
 
 
-def standing(report: ExperimentReport) -> str:
+def state_line(report: ExperimentReport) -> str:
     """Describe the current state in one line, such as `running at 10%: 200 users of the base model, 20 of the
     tuned one`."""
     users = (
@@ -105,7 +105,7 @@ def table(report: ExperimentReport) -> RenderableType:
     from rich.text import Text
 
     parts: list[RenderableType] = [
-        Text(standing(report), style="bold"),
+        Text(state_line(report), style="bold"),
         documents.listed(HEAD, rows(report)),
         Text(),
         documents.listed(PHASE_HEAD, phase_rows(report)),
@@ -144,7 +144,7 @@ def _body(report: ExperimentReport) -> str:
     kind = {"ship": "ship", "roll back": "do-not-ship"}.get(report.decision.verb, "not-enough-evidence")
     parts = [
         f"<h1>{escape(title(report))}</h1>",
-        f'<p class="when">{report.at:%Y-%m-%d %H:%M} UTC, {escape(standing(report))}</p>',
+        f'<p class="when">{report.at:%Y-%m-%d %H:%M} UTC, {escape(state_line(report))}</p>',
         f'<div class="verdict {kind}" role="note"><strong>{escape(report.decision.verb)}</strong> '
         f"<ul><li>{escape(report.decision.why)}</li></ul></div>",
         html.table(HEAD, rows(report)),

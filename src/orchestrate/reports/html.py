@@ -21,20 +21,20 @@ from orchestrate.reports.records import (
     ComparedRuns,
     CurvePoint,
     RunScore,
-    bill_word,
     billed,
     price,
+    price_basis,
     quoted,
 )
 from orchestrate.reports.rows import (
     CONTENDER_HEAD,
     SCORE_HEAD,
     contender_rows,
+    evaluation_basis,
     interval,
     probability,
     score_rows,
     value,
-    what_was_asked,
 )
 from orchestrate.types import Evaluation, MetricUsed, Verdict
 
@@ -59,15 +59,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         + "</tr>"
         for first, *rest in rows
     )
-    whole = f'<table class="narrow"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll" tabindex="0">{whole}</div>'
+    rendered = f'<table class="narrow"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll" tabindex="0">{rendered}</div>'
 
 
 def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True) -> str:
     """Render all of one evaluation: verdicts, scores, broken items, plots, slices and confusion matrices."""
     drawn = [_intervals(one, metric) for metric in one.metrics] if charted else []
     parts = [
-        f'<p class="when">{escape(what_was_asked(one))}</p>',
+        f'<p class="when">{escape(evaluation_basis(one))}</p>',
         verdicts(one),
         table(SCORE_HEAD, score_rows(one)),
         *drawn,
@@ -124,11 +124,11 @@ def quality(evaluations: Sequence[Evaluation]) -> str:
     alike = [
         e for e in evaluations if e.metrics[0].name == metric.name and e.items_digest == first.items_digest
     ]
-    asked = {c.name: (c, s) for e in alike for c in e.contenders if (s := e.score(c.name)) is not None}
+    scored = {c.name: (c, s) for e in alike for c in e.contenders if (s := e.score(c.name)) is not None}
     found: list[str] = []
     for what, unit in (("cost", "US dollars per answer"), ("latency", "median seconds per answer")):
         items: list[charts.ChartMark] = []
-        for i, (name, (c, s)) in enumerate(asked.items()):
+        for i, (name, (c, s)) in enumerate(scored.items()):
             x = c.seconds if what == "latency" else c.usd_per_answer
             if x is not None:
                 items.append(charts.ChartMark(name, float(x), s.value, s.low, s.high, i, c.kind != "tuned"))
@@ -160,8 +160,8 @@ def flipped(found: Flips) -> str:
         return heading + broken
     first = f", the first {_SHOWN}" if found.fixed_count > _SHOWN else ""
     fixed = "".join(_flip(found, item) for item in found.fixed[:_SHOWN])
-    told = f"{text.count(found.fixed_count, 'row')} fixed by {who}{first}"
-    return f"{heading}{broken}<details><summary>{told}</summary>{fixed}</details>"
+    summary = f"{text.count(found.fixed_count, 'row')} fixed by {who}{first}"
+    return f"{heading}{broken}<details><summary>{summary}</summary>{fixed}</details>"
 
 
 def _flip(found: Flips, item: Flip) -> str:
@@ -172,7 +172,7 @@ def _flip(found: Flips, item: Flip) -> str:
         (escape(found.against), before),
         (escape(found.contender), after),
     )
-    cells = "".join(f"<div><b>{name}</b><p>{said or _EMPTY}</p></div>" for name, said in sides)
+    cells = "".join(f"<div><b>{name}</b><p>{value or _EMPTY}</p></div>" for name, value in sides)
     note = f'<p class="when">{escape(item.note)}</p>' if item.note else ""
     return f'<div class="flip">{cells}{note}</div>'
 
@@ -211,12 +211,12 @@ def regression(found: Regression) -> str:
         base, tuned = (value(r.metric, s.value) for s in (r.base, r.tuned))
         rows.append([r.probe, r.title, base, tuned, r.decision, r.reason, f"{r.difference.score.n:,}"])
     head = ("ability", "measured on", "base", "tuned", "", "why", "n")
-    told = "".join(f"<li>{escape(line)}</li>" for line in (*found.advice, *found.notes))
+    notes = "".join(f"<li>{escape(line)}</li>" for line in (*found.advice, *found.notes))
     answered = (
         f"Answered by {found.tuned.answered_by}, and {found.base.answered_by}; {found.created_at:%Y-%m-%d}."
     )
     return (
-        table(head, rows) + f'<p class="when">{escape(answered)}</p>' + (f"<ul>{told}</ul>" if told else "")
+        table(head, rows) + f'<p class="when">{escape(answered)}</p>' + (f"<ul>{notes}</ul>" if notes else "")
     )
 
 
@@ -248,8 +248,8 @@ def _sandbox(comparison: ComparedRuns) -> str:
     if not labels:
         return ""
     who = "all runs were" if len(labels) == len(comparison.runs) else f"{text.joined(labels)}:"
-    told = f"{who} trained by a local sandbox on a tiny model, not by the named host. Nothing was billed."
-    return f'<p class="sandbox" role="note"><strong>SANDBOX</strong> {escape(told)}</p>'
+    message = f"{who} trained by a local sandbox on a tiny model, not by the named host. Nothing was billed."
+    return f'<p class="sandbox" role="note"><strong>SANDBOX</strong> {escape(message)}</p>'
 
 
 def cards(comparison: ComparedRuns) -> str:
@@ -266,10 +266,10 @@ def _card(comparison: ComparedRuns, c: Compared) -> str:
     kind = " taken" if taken else ""
     mark = '<span class="pick">✓ recommended</span>' if taken else ""
     chip = CHIP if c.run.sandbox else ""
-    told = f"{c.run.model}, {rows.status(c)}"
+    subtitle = f"{c.run.model}, {rows.status(c)}"
     return (
         f'<section class="card{kind}"><h2>{escape(c.name)} {chip}</h2>{mark}'
-        f'<p class="when">{escape(told)}</p>'
+        f'<p class="when">{escape(subtitle)}</p>'
         f"<dl>{shown}</dl>{_verdict(c)}"
         f'<p class="id">{escape(c.run.id)}</p></section>'
     )
@@ -282,29 +282,31 @@ def _score(c: Compared) -> list[tuple[str, str, str]]:
     score, metric = found.score, found.metric
     value = rows.value(metric, score.value)
     within = f"{rows.value(metric, score.low)} to {rows.value(metric, score.high)}, n = {score.n:,}"
-    told = [(metric.name, value, within)]
+    values = [(metric.name, value, within)]
     if found.difference is not None:
         gap = rows.interval(metric, found.difference.score, signed=True)
         first, _, rest = gap.partition(" ")
-        told.append((f"against {found.difference.against}", first, rest.strip("()")))
-    return told
+        values.append((f"against {found.difference.against}", first, rest.strip("()")))
+    return values
 
 
 def _cost(c: Compared) -> list[tuple[str, str, str]]:
     cost = price(c)
     if cost is None:
         return [("cost", text.NOTHING, "price unknown")]
-    word = bill_word(c)
-    asked = f", {text.money(quoted(c))} quoted" if word != "quoted" and quoted(c) is not None else ""
-    return [("cost of training", text.money(cost), f"{word}{asked}")]
+    word = price_basis(c)
+    quote_note = f", {text.money(quoted(c))} quoted" if word != "quoted" and quoted(c) is not None else ""
+    return [("cost of training", text.money(cost), f"{word}{quote_note}")]
 
 
 def _verdict(c: Compared) -> str:
     found: RunScore | None = rows.newest_score(c)
-    said = rows.verdict(found)
-    if said == text.NOTHING:
+    decision = rows.verdict(found)
+    if decision == text.NOTHING:
         return ""
-    return f'<p class="verdict {said.replace(" ", "-")}"><strong>{MARKS[said]} {said}</strong></p>'
+    return (
+        f'<p class="verdict {decision.replace(" ", "-")}"><strong>{MARKS[decision]} {decision}</strong></p>'
+    )
 
 
 def quality_and_cost(comparison: ComparedRuns) -> str:
@@ -327,11 +329,11 @@ def quality_and_cost(comparison: ComparedRuns) -> str:
     ]
     title = f"{metric} by training cost"
     chart = charts.places(items, title=title, x_name="training cost in USD", y_name=metric)
-    told = (
+    caption = (
         "Up and to the left is better. Lines are 95% intervals over "
         f"{text.count(alike[0][2].score.n, 'row')}."
     )
-    return figure("Quality against cost", chart, told)
+    return figure("Quality against cost", chart, caption)
 
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -411,9 +413,9 @@ def _cell(name: str, value: str) -> str:
 def _badge(value: str) -> str:
     """Render the proof of each place, newest first."""
     shown: list[str] = []
-    for said in value.split("; "):
-        kind = "proved" if said.startswith("proved") else "failed" if said.startswith("failed") else "open"
-        shown.append(f'<span class="badge {kind}">{escape(said)}</span>')
+    for proof in value.split("; "):
+        kind = "proved" if proof.startswith("proved") else "failed" if proof.startswith("failed") else "open"
+        shown.append(f'<span class="badge {kind}">{escape(proof)}</span>')
     return " ".join(shown)
 
 
@@ -450,35 +452,35 @@ def _scores(comparison: ComparedRuns) -> str:
     parts: list[str] = []
     for metric in rows.metrics(comparison):
         items: list[charts.Interval] = []
-        told: list[str] = []
+        captions: list[str] = []
         for i, c in enumerate(comparison.runs):
             found = rows.result(c, metric)
             if found is None or found.metric.kind == "amount":
                 continue
             for side, score in (("base", found.rival_score), ("tuned", found.score)):
                 if score is not None:
-                    words = f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
+                    label = f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
                     name = f"{c.label}, {side}"
                     items.append(
-                        charts.Interval(name, score.value, score.low, score.high, words, i, side == "base")
+                        charts.Interval(name, score.value, score.low, score.high, label, i, side == "base")
                     )
             apart = found.difference
             flips = f"{apart.gained} rows gained, {apart.lost} lost out of " if apart else ""
             digest, count = found.rows
-            told.append(
+            captions.append(
                 f"{c.label}: {flips}{count} ({digest[:12]}), answered by {found.contender.answered_by}"
             )
         if items:
             chart = charts.intervals(items, title=f"{metric} of base and tuned models", x_name=metric)
-            caption = f"Hollow: base model. Filled: tuned model. Lines: 95% intervals. {'; '.join(told)}."
+            caption = f"Hollow: base model. Filled: tuned model. Lines: 95% intervals. {'; '.join(captions)}."
             parts.append(figure(f"Held-out {metric}", chart, caption, 3))
     return "".join(parts)
 
 
 def _broken(comparison: ComparedRuns) -> str:
     """Return what each run broke and fixed, the rows with their answers side by side."""
-    told = [flipped(_of(c, found)) for c in comparison.runs for found in c.flips]
-    return _headed("Broken rows", "".join(told))
+    sections = [flipped(_of(c, found)) for c in comparison.runs for found in c.flips]
+    return _headed("Broken rows", "".join(sections))
 
 
 def _of(c: Compared, found: Flips) -> Flips:
@@ -501,8 +503,8 @@ def _evaluations(comparison: ComparedRuns) -> str:
 
 
 def _in_full(one: Evaluation) -> str:
-    whole = evaluation(one, (), charted=False)
-    return f"<details><summary>{escape(one.id)} in full</summary>{whole}</details>"
+    body = evaluation(one, (), charted=False)
+    return f"<details><summary>{escape(one.id)} in full</summary>{body}</details>"
 
 
 def _money(comparison: ComparedRuns) -> str:
@@ -515,12 +517,12 @@ def _money(comparison: ComparedRuns) -> str:
             name = f"{c.label}, quoted"
             items.append(charts.Bar(name, float(price), text.money(price), i, *ends, hollow=True))
         if bill is not None:
-            items.append(charts.Bar(f"{c.label}, {bill_word(c)}", float(bill), text.money(bill), i))
+            items.append(charts.Bar(f"{c.label}, {price_basis(c)}", float(bill), text.money(bill), i))
     chart = ""
     if items:
         drawn = charts.bars(items, title="Cost of training", x_name="US dollars")
-        told = "Dashed: quoted low and high end. Filled: actual cost."
-        chart = figure("Cost of training", drawn, told, 3)
+        caption = "Dashed: quoted low and high end. Filled: actual cost."
+        chart = figure("Cost of training", drawn, caption, 3)
     facts = rows.money(comparison)
     return chart + (_facts(comparison, facts) if facts else "")
 
@@ -530,7 +532,7 @@ def _settings(comparison: ComparedRuns) -> str:
     if not found:
         return ""
     differing = [row for row in found if row[2]]
-    told = "" if differing else "<p>You did not set any settings differently.</p>"
-    shown = _table(comparison, differing) if differing else told
-    whole = f"<details><summary>All {len(found)} settings</summary>{_table(comparison, found)}</details>"
-    return f"<h2>Settings that differ</h2>{shown}{whole}"
+    empty = "" if differing else "<p>You did not set any settings differently.</p>"
+    shown = _table(comparison, differing) if differing else empty
+    everything = f"<details><summary>All {len(found)} settings</summary>{_table(comparison, found)}</details>"
+    return f"<h2>Settings that differ</h2>{shown}{everything}"

@@ -138,7 +138,7 @@ def _best(runs: Sequence[Compared], between: Sequence[RunDifference]) -> Iterabl
     paired = {
         (d.first, d.second, apart.metric): (d, apart) for d in between for apart in d.pairing.differences
     }
-    told: set[str] = set()
+    covered: set[str] = set()
     for metric, pairs in shared(runs).items():
         ranked = sorted(pairs, key=lambda pair: rank(pair[1]))
         (first, top), (second, next_) = ranked[0], ranked[1]
@@ -146,9 +146,9 @@ def _best(runs: Sequence[Compared], between: Sequence[RunDifference]) -> Iterabl
         found = paired.get((second.run.id, first.run.id, metric)) or paired.get(
             (first.run.id, second.run.id, metric)
         )
-        told.add(metric)
+        covered.add(metric)
         if found is not None:
-            yield _told(metric, labels, *found)
+            yield _difference_sentence(metric, labels, *found)
         elif top.score.value == next_.score.value:
             yield f"{first.label} and {second.label} have the same score on {metric}: {top.score.value:.3f}."
         elif top.score.low > next_.score.high or top.score.high < next_.score.low:
@@ -158,8 +158,8 @@ def _best(runs: Sequence[Compared], between: Sequence[RunDifference]) -> Iterabl
             yield f"There is no clear difference on {metric}: {first.label} has {gap}, {overlap}."
     for key, found in paired.items():
         # Measured on different rows: those that both answered can be compared all the same.
-        if key[2] not in told:
-            yield _told(key[2], labels, *found)
+        if key[2] not in covered:
+            yield _difference_sentence(key[2], labels, *found)
 
 
 def rank(e: RunScore) -> float:
@@ -167,12 +167,12 @@ def rank(e: RunScore) -> float:
     return e.score.value if e.metric.better == "lower" else -e.score.value
 
 
-def _told(metric: str, labels: dict[str, str], d: RunDifference, apart: Difference) -> str:
+def _difference_sentence(metric: str, labels: dict[str, str], d: RunDifference, apart: Difference) -> str:
     first, second = labels[d.first], labels[d.second]
     rows = f"{text.count(d.pairing.items, 'row')} that both answered"
     if d.pairing.first_items == d.pairing.second_items == d.pairing.items:
         rows = text.count(d.pairing.items, "row")
-    gap = f"{second} minus {first} {gap_words(apart)}, {rows}"
+    gap = f"{second} minus {first} {format_gap(apart)}, {rows}"
     if apart.score.value == 0:
         return f"{first} and {second} have the same score on {metric}: {gap}."
     if not apart.shown:
@@ -181,11 +181,11 @@ def _told(metric: str, labels: dict[str, str], d: RunDifference, apart: Differen
     return f"{more} scores higher than {less} on {metric}: {gap}."
 
 
-def gap_words(d: Difference) -> str:
+def format_gap(d: Difference) -> str:
     """Format a difference with its interval and p-value: `+0.040 (+0.010 to +0.070), p = 0.0030`."""
-    said = f"{d.score.value:+.3f} ({d.score.low:+.3f} to {d.score.high:+.3f})"
+    gap = f"{d.score.value:+.3f} ({d.score.low:+.3f} to {d.score.high:+.3f})"
     p = d.p_corrected if d.p_corrected is not None else d.p_value
-    return said if p is None else f"{said}, p {'< 0.0001' if p < 0.0001 else f'= {p:.4f}'}"
+    return gap if p is None else f"{gap}, p {'< 0.0001' if p < 0.0001 else f'= {p:.4f}'}"
 
 
 def shared(runs: Sequence[Compared]) -> dict[str, list[tuple[Compared, RunScore]]]:
@@ -211,7 +211,7 @@ def _each(runs: Sequence[Compared]) -> Iterable[str]:
             flips = (
                 f"; {d.gained} rows gained, {d.lost} lost out of {d.score.n}" if d.gained or d.lost else ""
             )
-            gap = f"{gap_words(d)}, {text.count(d.score.n, 'row')}{flips}"
+            gap = f"{format_gap(d)}, {text.count(d.score.n, 'row')}{flips}"
             worse = d.score.value > 0 if e.metric.better == "lower" else d.score.value < 0
             if not d.shown:
                 none = f"{c.label} shows no clear difference from {rival}"
@@ -235,10 +235,10 @@ def _again(runs: Sequence[Compared]) -> Iterable[str]:
     for c in runs:
         for pairing in c.asked_again:
             if pairing.same_answers < pairing.items:
-                yield asked_again(c.label, pairing)
+                yield repeat_note(c.label, pairing)
 
 
-def asked_again(label: str, pairing: Pairing) -> str:
+def repeat_note(label: str, pairing: Pairing) -> str:
     """Describe whether a model gave the same answers in two evaluations."""
     moved = [d.metric for d in pairing.differences if d.shown]
     other = pairing.items - pairing.same_answers
@@ -343,21 +343,21 @@ def _alone(c: Compared) -> ComparisonSummary:
     score = next((s for name in _deciding(c) for s in c.scores if s.metric.name == name), None)
     if score is None:
         how = f"orchestrate eval {c.run.id}" if c.silent is None else c.silent
-        told = f"{c.label} has succeeded{cost}, but its quality was not measured: {how}"
-        return ComparisonSummary(sentence=told)
+        sentence = f"{c.label} has succeeded{cost}, but its quality was not measured: {how}"
+        return ComparisonSummary(sentence=sentence)
     opening = {True: "Ship", False: "Do not ship", None: "The evidence is not sufficient to ship"}[
         _passes(c, score)
     ]
     why = f"{text.score(score.score)} on {score.metric.name}"
     if score.difference is not None:
-        why += f", {gap_words(score.difference)} to {score.difference.against}"
-    sure = text.count(score.score.n, "row")
+        why += f", {format_gap(score.difference)} to {score.difference.against}"
+    basis = text.count(score.score.n, "row")
     chosen = c.run.id if _passes(c, score) else None
     given = [v for v in score.evaluation.verdicts if v.contender == score.contender.name]
     # The first reason is that of the evaluation, which stands in the sentence.
     more = given[0].reasons[1:] if given and given[0].decision != "ship" else ()
-    told = "".join(f"; {reason}" for reason in more) or _forgotten(c)
-    return ComparisonSummary(run=chosen, sentence=f"{opening} {c.label}: {why}, {sure}{cost}{told}.")
+    caveats = "".join(f"; {reason}" for reason in more) or _forgotten(c)
+    return ComparisonSummary(run=chosen, sentence=f"{opening} {c.label}: {why}, {basis}{cost}{caveats}.")
 
 
 def _passes(c: Compared, score: RunScore) -> bool | None:
@@ -450,23 +450,23 @@ def _versus(
     """`together (+0.010 (-0.020 to +0.040), p = 0.4, 200 rows)`, and the names of further ones."""
     other, score = others[0]
     d = pairs.get((mine[0].run.id, other.run.id, metric))
-    sure = f"{gap_words(d)}, {text.count(d.score.n, 'row')}" if d is not None else text.score(score.score)
+    basis = f"{format_gap(d)}, {text.count(d.score.n, 'row')}" if d is not None else text.score(score.score)
     more = [c.label for c, _ in others[1:]]
-    return f"{other.label} ({sure})" + (f", nor to {text.joined(more)}" if more else "")
+    return f"{other.label} ({basis})" + (f", nor to {text.joined(more)}" if more else "")
 
 
 def _unmeasured(done: Sequence[Compared]) -> ComparisonSummary:
     silent = [f"{c.label}: {c.silent}" for c in done if c.silent is not None]
-    asked = "; ".join(silent) or "orchestrate eval " + " ".join(c.run.id for c in done)
-    why = f"the runs were not scored on the same rows: {asked}"
+    how = "; ".join(silent) or "orchestrate eval " + " ".join(c.run.id for c in done)
+    why = f"the runs were not scored on the same rows: {how}"
     prices = [(cost, c) for c in done if (cost := price(c)) is not None]
     if len(prices) < len(done):
         return ComparisonSummary(sentence=f"Can't compare quality, because {why}")
     cheapest = min(prices, key=lambda pair: pair[0])[1]
-    told = f"{cheapest.label} is the cheapest to train at {priced_as(cheapest)}"
-    return ComparisonSummary(sentence=f"{told}. Can't compare quality, because {why}")
+    recommendation = f"{cheapest.label} is the cheapest to train at {priced_as(cheapest)}"
+    return ComparisonSummary(sentence=f"{recommendation}. Can't compare quality, because {why}")
 
 
 def _forgotten(c: Compared) -> str:
-    lost = [r.probe for r in c.regression.forgotten] if c.regression else []
-    return f"; it has forgotten part of {text.joined(lost)}" if lost else ""
+    abilities = [r.probe for r in c.regression.forgotten] if c.regression else []
+    return f"; it has forgotten part of {text.joined(abilities)}" if abilities else ""

@@ -122,10 +122,10 @@ def verdict(quotes: Sequence[Quote]) -> str:
         return f"{first.provider} and {second.provider} cost the same to train: {_usd(first, price)}."
     else:
         caveat = ""
-    told = (
+    sentence = (
         f"{first.provider} is the cheapest to train on, {gap}{caveat}: {_why(first, price, second, other)}."
     )
-    return f"{told}{_unlike([quote for quote, _ in priced])}"
+    return f"{sentence}{_unlike([quote for quote, _ in priced])}"
 
 
 def _unlike(priced: Sequence[Quote]) -> str:
@@ -202,12 +202,12 @@ def quote_table(
 
 def _note(notes: TextTable, quote: Quote) -> None:
     """Return the notes on a backend, under its name."""
-    told = _remarks(quote)
+    remarks = _remarks(quote)
     known = worst_confidence(quote)
     if quote.price is not None and known is not Confidence.QUOTED:
-        told.append(f"its price is {known.value}")
+        remarks.append(f"its price is {known.value}")
     name = quote.provider
-    for remark in told:
+    for remark in remarks:
         notes.add_row(name, remark)
         name = ""
     if quote.assumptions:
@@ -288,22 +288,22 @@ def ownership_verdict(totals: Sequence[Ownership]) -> str:
     perhaps = _perhaps_cheaper(totals, best, paid)
     if perhaps is not None:
         unclear = f"There is no clear cheapest backend over {months}"
-        words = f"{unclear}: {best.place} would cost {cost}, {perhaps}."
+        sentence = f"{unclear}: {best.place} would cost {cost}, {perhaps}."
     else:
-        words = f"{best.place} is the cheapest over {months}, {cost}: {best.serving}."
+        sentence = f"{best.place} is the cheapest over {months}, {cost}: {best.serving}."
     if best.base is None or best.base_usd is None:
-        return words
-    words += f" Prompting {best.base_words} would cost {text.money(best.base_usd)}"
+        return sentence
+    sentence += f" Prompting {best.base_words} would cost {text.money(best.base_usd)}"
     since, most = best.break_even_requests_per_day, best.most_requests_per_day
     if paid.counted_usd < best.base_usd:
         steps = since is not None and since > best.requests_per_day
         always = f". It always pays off from {since:,} requests per day" if steps else ""
-        return f"{words}, {text.money(best.base_usd - paid.counted_usd)} more{always}."
+        return f"{sentence}, {text.money(best.base_usd - paid.counted_usd)} more{always}."
     less = f"{text.money(paid.counted_usd - best.base_usd)} less. Tuning does not save money at this traffic"
     if since is None:
-        return f"{words}, {less}, nor at higher traffic."
+        return f"{sentence}, {less}, nor at higher traffic."
     upto = f" up to its capacity of {most:,}" if most is not None else ""
-    return f"{words}, {less}. It pays off from {since:,} requests per day{upto}."
+    return f"{sentence}, {less}. It pays off from {since:,} requests per day{upto}."
 
 
 def _perhaps_cheaper(totals: Sequence[Ownership], best: Ownership, paid: Paid) -> str | None:
@@ -328,8 +328,10 @@ def _remarks_of(totals: Sequence[Ownership]) -> list[tuple[str, list[str]]]:
     for total in _by_total(totals):
         at = f"served at {total.server}" if total.server else total.provider
         places.setdefault(at, {}).update(dict.fromkeys(total.assumptions))
-    told = [remarks for remarks in places.values() if remarks]
-    common = [r for r in told[0] if all(r in remarks for remarks in told)] if len(told) > 1 else []
+    nonempty = [remarks for remarks in places.values() if remarks]
+    common = (
+        [r for r in nonempty[0] if all(r in remarks for remarks in nonempty)] if len(nonempty) > 1 else []
+    )
     lines = [(at, [r for r in remarks if r not in common]) for at, remarks in places.items()]
     return [(at, remarks) for at, remarks in [*lines, ("everywhere", common)] if remarks]
 
@@ -349,8 +351,8 @@ def ownership_table(totals: Sequence[Ownership]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    said = Text(ownership_verdict(totals), style="bold")
-    return Group(_own_numbers(totals), Text(), said, *_own_notes(totals))
+    conclusion = Text(ownership_verdict(totals), style="bold")
+    return Group(_own_numbers(totals), Text(), conclusion, *_own_notes(totals))
 
 
 def _own_numbers(totals: Sequence[Ownership]) -> TextTable:

@@ -152,7 +152,7 @@ def price(compared: Compared) -> Decimal | None:
     return quoted(compared) if bill is None else bill
 
 
-def bill_word(compared: Compared) -> str:
+def price_basis(compared: Compared) -> str:
     """Return how the price is known: billed, quoted, or what a sandbox would bill."""
     if compared.run.bill is None:
         return "quoted"
@@ -161,7 +161,7 @@ def bill_word(compared: Compared) -> str:
 
 def priced_as(compared: Compared) -> str:
     """Format the price and how it is known: `$0.76 (billed)`."""
-    return f"{text.money(price(compared))} ({bill_word(compared)})"
+    return f"{text.money(price(compared))} ({price_basis(compared)})"
 
 
 def bill_error(compared: Compared) -> str:

@@ -8,8 +8,8 @@ from orchestrate.reports.records import (
     ComparedRuns,
     RunScore,
     bill_error,
-    bill_word,
     billed,
+    price_basis,
     quoted,
 )
 from orchestrate.types import Contender, Difference, Evaluation, Measure, MetricUsed, Score
@@ -104,17 +104,17 @@ def cost_of_answer(c: Contender) -> str:
     return f"{text.money(c.usd_per_answer)} at {basis}, {text.money(c.usd_per_hour)} per hour"
 
 
-def what_was_asked(evaluation: Evaluation) -> str:
+def evaluation_basis(evaluation: Evaluation) -> str:
     """Describe the basis of an evaluation: `200 items of test.jsonl (3f9a12...), greedy`."""
     digest = (evaluation.items_digest or evaluation.dataset_digest)[:12]
-    said = f"{text.count(evaluation.items, 'item')} of {evaluation.dataset} ({digest})"
+    basis = f"{text.count(evaluation.items, 'item')} of {evaluation.dataset} ({digest})"
     if evaluation.cluster:
-        said += f", in {text.count(evaluation.clusters or 0, 'group')} by {evaluation.cluster}"
+        basis += f", in {text.count(evaluation.clusters or 0, 'group')} by {evaluation.cluster}"
     way = evaluation.sampling
     how = "greedy" if not way.temperature else f"temperature {way.temperature:g}"
     how += "" if way.response_format is None else f", held to {way.response_format['type']}"
     times = f", {way.samples} samples each" if way.samples > 1 else ""
-    return f"{said}, {how}{times}, {evaluation.created_at:%Y-%m-%d %H:%M} UTC"
+    return f"{basis}, {how}{times}, {evaluation.created_at:%Y-%m-%d %H:%M} UTC"
 
 
 PROOF = "served as trained"
@@ -130,13 +130,13 @@ def status(compared: Compared) -> str:
 def facts(comparison: ComparedRuns) -> list[tuple[str, list[str]]]:
     """Return the facts as (name, one value per run), in reading order. Omits facts that no run has."""
     found = [*_identity(comparison), *_measured(comparison), *money(comparison), *_trained(comparison)]
-    return _told([*found, (PROOF, [c.proof or text.NOTHING for c in comparison.runs])])
+    return _shown([*found, (PROOF, [c.proof or text.NOTHING for c in comparison.runs])])
 
 
 Facts = list[tuple[str, list[str]]]
 
 
-def _told(found: Facts) -> Facts:
+def _shown(found: Facts) -> Facts:
     return [(name, values) for name, values in found if any(v != text.NOTHING for v in values)]
 
 
@@ -158,7 +158,7 @@ def money(comparison: ComparedRuns) -> Facts:
     newest = [newest_score(c) for c in runs]
     found: Facts = [("quoted", [text.money(quoted(c)) for c in runs])]
     for word in ("billed", "would bill"):
-        mine = [text.money(billed(c)) if bill_word(c) == word else text.NOTHING for c in runs]
+        mine = [text.money(billed(c)) if price_basis(c) == word else text.NOTHING for c in runs]
         found.append((word, mine))
     found += [
         ("bill from", [c.run.bill.origin if c.run.bill else text.NOTHING for c in runs]),
@@ -167,7 +167,7 @@ def money(comparison: ComparedRuns) -> Facts:
         ("cost an answer", [cost_of_answer(r.contender) if r else text.NOTHING for r in newest]),
         ("serving", [c.serving or text.NOTHING for c in runs]),
     ]
-    return _told(found)
+    return _shown(found)
 
 
 def _trained(comparison: ComparedRuns) -> Facts:
@@ -191,7 +191,7 @@ def _measured(comparison: ComparedRuns) -> Facts:
             (f"{name}, compared with", [_rival(r) for r in results]),
             (f"{name}, tuned", [text.score(r.score) if r else text.NOTHING for r in results]),
             (f"{name}, difference", [_difference(r) for r in results]),
-            (f"{name}, rows", [_asked(r) for r in results]),
+            (f"{name}, rows", [_scored_rows(r) for r in results]),
         ]
     newest = [newest_score(c) for c in runs]
     return [
@@ -230,11 +230,11 @@ def _rival(found: RunScore | None) -> str:
 def _difference(found: RunScore | None) -> str:
     if found is None or found.difference is None:
         return text.NOTHING
-    said = interval(found.metric, found.difference.score, signed=True)
-    return f"{said}, p {probability(found.difference)}"
+    gap = interval(found.metric, found.difference.score, signed=True)
+    return f"{gap}, p {probability(found.difference)}"
 
 
-def _asked(found: RunScore | None) -> str:
+def _scored_rows(found: RunScore | None) -> str:
     if found is None:
         return text.NOTHING
     digest, count = found.rows

@@ -35,8 +35,8 @@ class Notifications:
 
     def due(self, channel: str, since: datetime, *, limit: int = 100) -> list[Run]:
         """List ended runs that have not been reported to the channel, least recently updated first."""
-        table, told, steps = schema.runs, schema.notifications, schema.transitions
-        known = select(told.c.run_id).where(told.c.channel == channel)
+        table, notifications, steps = schema.runs, schema.notifications, schema.transitions
+        known = select(notifications.c.run_id).where(notifications.c.channel == channel)
         # What is written later about an ended run (its tags, a late fact) is no end. A run that was ended
         # when it came into this store, as `recover` brings it, is no news.
         of_run = steps.c.run_id == table.c.id
@@ -105,7 +105,7 @@ _LONGEST = timedelta(days=3650)
 _SHARE = 10
 """Divisor for the polling interval: a run is polled again after its time without a change, divided by this
 number."""
-_LOOK_S = 15.0
+_VIEWER_S = 15.0
 """Seconds after which a viewer that stopped responding no longer counts as watching."""
 
 
@@ -114,7 +114,7 @@ class Silence(NamedTuple):
     it was not)."""
 
     seconds: float
-    told_s: float | None
+    reported_s: float | None
 
 
 class Agenda:
@@ -197,8 +197,8 @@ class Agenda:
             row = rows.get(run_id)
             same = row is not None and row.mark == mark and up.seconds - row.since >= 0
             if row is not None and same and (gap_s is None or up.seconds - row.seen <= gap_s):
-                told = None if row.told is None else up.seconds - row.told
-                found[run_id] = Silence(up.seconds - row.since, told)
+                reported_s = None if row.told is None else up.seconds - row.told
+                found[run_id] = Silence(up.seconds - row.since, reported_s)
             else:
                 begun.append(run_id)
                 found[run_id] = Silence(0.0, None)
@@ -215,12 +215,12 @@ class Agenda:
                     )
         return found
 
-    def stir(self, run_id: str) -> None:
+    def end_silence(self, run_id: str) -> None:
         """Record new activity of this run, which ends its silence on all machines."""
         with self._db.writing() as connection:
             connection.execute(schema.silences.delete().where(schema.silences.c.run_id == run_id))
 
-    def tell_silence(self, run_id: str) -> None:
+    def report_silence(self, run_id: str) -> None:
         """Record that the current silence of a run was reported to the user."""
         table, up = schema.silences, self._db.clock.uptime()
         with self._db.writing() as connection:
@@ -285,17 +285,17 @@ class Agenda:
             connection.execute(table.update().where(table.c.key == key).values(value=value))
         return missing * 60.0 / per_minute if refused else 0.0
 
-    def look(self, account: str, lease: Lease | None) -> Lease | None:
+    def watch(self, account: str, lease: Lease | None) -> Lease | None:
         """Record for the next seconds that a viewer is watching this account's runs. Pass the lease that the
         last call returned. Returns `None` if another viewer is already recorded."""
-        if lease is not None and self._leases.renew(lease, _LOOK_S):
+        if lease is not None and self._leases.renew(lease, _VIEWER_S):
             return lease
-        return self._leases.acquire(_look_name(account), _LOOK_S)
+        return self._leases.acquire(_viewer_lease(account), _VIEWER_S)
 
-    def looked_at(self, account: str) -> bool:
+    def is_watched(self, account: str) -> bool:
         """Return whether a viewer is watching this account's runs, which makes frequent updates
         worthwhile."""
-        return self._leases.held(_look_name(account))
+        return self._leases.held(_viewer_lease(account))
 
     def take_delivery(self, delivery_id: str) -> bool:
         """Record a webhook delivery and return whether its id is new."""
@@ -309,5 +309,5 @@ class Agenda:
             return done.scalar() is not None
 
 
-def _look_name(account: str) -> str:
+def _viewer_lease(account: str) -> str:
     return f"look:{account}"[:255]

@@ -273,13 +273,13 @@ def _require_ours(engine: Engine, path: Path) -> None:
         if connection.exec_driver_sql("PRAGMA application_id").scalar_one() != schema.APPLICATION_ID:
             raise StoreError(f"{path} belongs to another program", fix=_ELSEWHERE)
         if path.stat().st_size <= _CHECKED_AT_OPEN_BYTES:
-            _require_whole(connection, str(path))
+            _require_intact(connection, str(path))
         version = _version(connection, str(path))
     if version < schema.VERSION:
         _upgrade(engine, path)
 
 
-def _require_whole(connection: Connection, place: str) -> None:
+def _require_intact(connection: Connection, place: str) -> None:
     found = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check(5)")]
     if found != ["ok"]:
         raise StoreError(f"the run store {place} is damaged: {'; '.join(found)}", fix=_RESTORE)
@@ -291,7 +291,7 @@ def _upgrade(engine: Engine, path: Path) -> None:
     with engine.execution_options(writes=True).begin() as connection:
         version = _version(connection, str(path))
         if version < schema.VERSION:
-            _require_whole(connection, str(path))
+            _require_intact(connection, str(path))
             _back_up(engine, path, version)
             schema.migrate(connection, version)
             _set_version(connection)
@@ -585,13 +585,13 @@ class Leases:
             .with_for_update()
         ).one_or_none()
         if row is None or row.fence != lease.fence or row.owner != lease.owner:
-            raise _lost(lease)
+            raise _lease_lost(lease)
 
     def check(self, lease: Lease, ttl_s: float) -> None:
         """Raise `LeaseLost` if another process has taken over the work, and `StoreError` if the store's file
         was removed or replaced. Also renews the lease, which proves that the store is writable."""
         if not self.renew(lease, ttl_s):
-            raise _lost(lease)
+            raise _lease_lost(lease)
         if self._file is not None and identity(self._db.place) != self._file:
             # Writes into a file without a name succeed, and nobody reads them again.
             raise StoreError(
@@ -639,5 +639,5 @@ class Leases:
                 self.release(lease)  # else it expires; an error that is under way must not be hidden
 
 
-def _lost(lease: Lease) -> LeaseLost:
+def _lease_lost(lease: Lease) -> LeaseLost:
     return LeaseLost(f"{lease.name}: another process has taken over", fix="orchestrate sync")

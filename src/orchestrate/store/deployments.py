@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from orchestrate.errors import UsageError
 from orchestrate.store import RUN_PREFIX, new_run_id, schema, stamp, time_of
 from orchestrate.store.database import Database
-from orchestrate.store.ledger import LedgerShare, Limit, asked_for, count, reserve_deployment
+from orchestrate.store.ledger import LedgerShare, Limit, count, gateway_spending, reserve_deployment
 from orchestrate.store.transitions import ImpossibleTransition
 from orchestrate.types import Age, Deployment, DeploymentState, Endpoint, Record, Standing
 
@@ -283,16 +283,16 @@ class Deployments:
     def limit_of_entry(self, model: str, usd: Decimal, but: str | None) -> Limit:
         """Return the total cost limit of an entry in the gateway's model map, for the transaction that
         deploys. `but` is the id of the deployment being changed, which is not counted."""
-        words = {
+        description = {
             "what": f"the remaining deploy.max_cost_usd of gateway.models.{model},",
             "figure": "the maximum cost of this deployment",
             "fix": "raise it in the gateway's configuration",
         }
 
         def taken(connection: Connection) -> Decimal:
-            return asked_for(connection, self._db.clock, but=but, gateway_model=model)
+            return gateway_spending(connection, self._db.clock, but=but, gateway_model=model)
 
-        return Limit(usd, taken, words)
+        return Limit(usd, taken, description)
 
     def _read(self, deployment: Deployment, at: datetime) -> Deployment:
         """Add a reading of the clocks, for the deployment's age at this time."""

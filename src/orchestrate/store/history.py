@@ -75,7 +75,7 @@ def beside(
     return {"run_id": run_id, "kind": kind, "at": stamp(clock.now()), "record": text}
 
 
-def word(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:
+def recorded_state(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:
     """Return the part of a run's state whose changes are recorded as transitions: phase, status and raw
     status."""
     return run.phase, run.status, run.raw_status
@@ -402,7 +402,7 @@ def _sample(run_ids: Sequence[str], most: int) -> Select[Any, Any, Any]:
     """The points at or next after so many places between each run's first step and its last; one that is next
     to several comes as often. The index is asked for each of them: to number the rows of a million points,
     and keep every tenth, takes six times as long."""
-    table, asked = schema.metrics, schema.metrics.alias()
+    table, nearest = schema.metrics, schema.metrics.alias()
     first, last = func.min(table.c.step), func.max(table.c.step)
     ends = select(table.c.run_id, first.label("first"), cast(last - first, BigInteger).label("span"))
     run = ends.where(table.c.run_id.in_(run_ids)).group_by(table.c.run_id).subquery()
@@ -410,8 +410,8 @@ def _sample(run_ids: Sequence[str], most: int) -> Select[Any, Any, Any]:
     part = part.union_all(select(part.c.n + 1).where(part.c.n < most))
     parts = case((run.c.span == 0, 1), (run.c.span < most, run.c.span), else_=most)
     place = run.c.first + run.c.span * part.c.n // parts
-    after = (asked.c.run_id == run.c.run_id) & (asked.c.step >= place)
-    step = select(asked.c.step).where(after).order_by(asked.c.step).limit(1).scalar_subquery()
+    after = (nearest.c.run_id == run.c.run_id) & (nearest.c.step >= place)
+    step = select(nearest.c.step).where(after).order_by(nearest.c.step).limit(1).scalar_subquery()
     return (
         select(table.c.run_id, table.c.step, table.c.record)
         .select_from(run)

@@ -55,7 +55,7 @@ class Limit(NamedTuple):
     usd: Decimal
     taken: Callable[[Connection], Decimal]
     """Function that returns how much of the limit is already used, in USD."""
-    words: dict[str, str]
+    description: dict[str, str]
     """Parts of the `OverBudget` message that describe this limit."""
     wanted: Decimal | None = None
     """Amount to count against the limit, if it differs from the amount to count against the budget."""
@@ -81,7 +81,7 @@ def reserve(  # noqa: PLR0913  what is held, and each limit that it is held agai
     one_at_a_time(connection)
     for limit in limits:
         wanted, taken = usd if limit.wanted is None else limit.wanted, limit.taken(connection)
-        require_within(provider, wanted, limit.usd, taken_usd=taken, unknown=unknown, **limit.words)
+        require_within(provider, wanted, limit.usd, taken_usd=taken, unknown=unknown, **limit.description)
     if budget_usd is not None:
         taken = total_spending(connection, clock).total_usd - held_usd
         words = {"what": "the remaining budget,", **words}
@@ -181,7 +181,9 @@ def _as_billed(deployment: Deployment, at: datetime) -> Spending:
     return deployment_spending(replace(deployment, sandbox=False), at)
 
 
-def asked_for(connection: Connection, clock: Clock, *, but: str | None = None, **named: str) -> Decimal:
+def gateway_spending(
+    connection: Connection, clock: Clock, *, but: str | None = None, **named: str
+) -> Decimal:
     """Return the cost so far, plus the possible further cost, of the gateway's deployments with these field
     values. `but` is the id of the deployment being changed, which counts only if it has ended."""
     table, found = schema.deployments, Decimal(0)
@@ -553,9 +555,9 @@ def _unknown(connection: Connection, sends: Mapping[str, Send]) -> list[str]:
     """Return the requests that are neither held nor ended here, without those from before ended requests were
     stored."""
     known: set[str] = set()
-    told = [id for id in sends if id.startswith(_KEPT)]
-    for start in range(0, len(told), _AT_ONCE):
-        some = told[start : start + _AT_ONCE]
+    hold_ids = [id for id in sends if id.startswith(_KEPT)]
+    for start in range(0, len(hold_ids), _AT_ONCE):
+        some = hold_ids[start : start + _AT_ONCE]
         for column in (schema.answers_ended.c.hold, schema.answer_holds.c.id):
             known.update(connection.execute(select(column).where(column.in_(some))).scalars())
-    return [id for id in told if id not in known]
+    return [id for id in hold_ids if id not in known]

@@ -57,8 +57,8 @@ class RunQuery:
         for what, name, known in (("sorted", self.column, COLUMNS), ("grouped", self.group, ("", *GROUPS))):
             kind, dot, inner = name.partition(".")
             if name not in known and not (dot and kind in ("spec", "tag") and _NAME.fullmatch(inner)):
-                words = ", ".join([*filter(None, known), "spec.NAME", "tag.NAME"])
-                raise UsageError(f"runs can't be {what} by {name!r}. Known: {words}")
+                choices = ", ".join([*filter(None, known), "spec.NAME", "tag.NAME"])
+                raise UsageError(f"runs can't be {what} by {name!r}. Known: {choices}")
 
     @property
     def column(self) -> str:
@@ -181,9 +181,9 @@ class RunLists:
             last = select(loss).where(points.run_id == table.id, loss.is_not(None))
             return last.order_by(points.step.desc()).limit(1).scalar_subquery()
         if name == "status":
-            words = {phase.value: word for phase, word in STAGES.items()}
+            names = {phase.value: word for phase, word in STAGES.items()}
             return case(
-                (table.status == JobStatus.SUBMITTING.value, case(words, value=table.phase)),
+                (table.status == JobStatus.SUBMITTING.value, case(names, value=table.phase)),
                 else_=table.status,
             )
         # Not the bare column: its other index leads to the row of each run of a backend.

@@ -19,7 +19,7 @@ from orchestrate.errors import UsageError
 from orchestrate.settings import masked
 from orchestrate.store import REF_PREFIX, RUN_PREFIX, ledger, new_run_id, ref_of, run_id_of, schema, stamp
 from orchestrate.store.database import Database, Lease, Leases
-from orchestrate.store.history import TRANSLATION, add_events, beside, columns, reopened, word
+from orchestrate.store.history import TRANSLATION, add_events, beside, columns, recorded_state, reopened
 from orchestrate.store.ledger import Limit
 from orchestrate.store.transitions import UNSENT, billed, submitting, withdrawn
 from orchestrate.types import Bill, Event, JobStatus, Run, RunRequest, SubmitPhase, Translation
@@ -171,7 +171,7 @@ class Runs:
             ref=ref_of(run_id),
             provider=intent.provider,
             model=intent.model or spec.model_for(intent.provider),
-            **asked_for(spec, intent.dataset_digest),
+            **requested_fields(spec, intent.dataset_digest),
             host=intent.host,
             account=intent.account,
             sandbox=intent.sandbox,
@@ -303,7 +303,7 @@ class Runs:
         held = self._locked(connection, (run_id for run_id, _ in changes))
         steps: list[tuple[Run, Run]] = []
         rows: dict[str, dict[str, Any]] = {}
-        said: list[dict[str, Any]] = []
+        transitions: list[dict[str, Any]] = []
         for run_id, change in sorted(changes, key=lambda pair: pair[0]):
             before, attempt, requested, taken = held[run_id]
             after = change(before)
@@ -324,13 +324,13 @@ class Runs:
                 # What was sent, and refused or withdrawn after it, is looked for once more: it may have been
                 # done all the same.
                 row["closed"] = after.phase is SubmitPhase.REFUSED and not attempt
-            if note or word(before) != word(after):
-                said.append(self._step(after, attempt, note))
+            if note or recorded_state(before) != recorded_state(after):
+                transitions.append(self._step(after, attempt, note))
         for closes in (False, True):  # the rows of one statement set the same columns
             if some := [row for row in rows.values() if ("closed" in row) is closes]:
                 connection.execute(_CHANGE, some)
-        if said:
-            connection.execute(_APPEND, said)
+        if transitions:
+            connection.execute(_APPEND, transitions)
         ledger.count(
             connection,
             (held[id].taken for id in rows),
@@ -509,7 +509,7 @@ class Runs:
         return found
 
 
-def asked_for(spec: JobSpec, dataset_digest: str) -> dict[str, Any]:
+def requested_fields(spec: JobSpec, dataset_digest: str) -> dict[str, Any]:
     """Return the fields of a run that describe the requested training: spec, spec hash and dataset digest."""
     kept = masked(spec.model_dump(mode="json", exclude_unset=True))
     return {"spec": kept, "spec_hash": spec.hash(), "dataset_digest": dataset_digest}

@@ -67,16 +67,16 @@ class Searches:
         with self._db.reading() as connection:
             return _spent(connection, search_id, but)
 
-    def limit(self, search: Search, trial: Trial, **words: str) -> Limit | None:
+    def limit(self, search: Search, trial: Trial, **description: str) -> Limit | None:
         """Return the cost limit of a sweep, for the transaction that creates or changes a trial's run."""
         if search.max_cost_usd is None:
             return None
-        words = {"what": "what remains of the sweep's limit,", **words}
+        description = {"what": "what remains of the sweep's limit,", **description}
 
         def taken(connection: Connection) -> Decimal:
             return _spent(connection, search.id, trial.number)
 
-        return Limit(search.max_cost_usd, taken, words)
+        return Limit(search.max_cost_usd, taken, description)
 
     def of_run(self, run: Run) -> tuple[Search, Trial] | None:
         """Return the sweep and the trial that a run belongs to, found by its idempotency key. This works even

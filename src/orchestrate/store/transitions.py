@@ -210,8 +210,8 @@ def given(run: Run, at: datetime, limits: Allowance, most_usd: Decimal | None) -
 
 def reopened(run: Run, at: datetime, limits: Allowance) -> Run:
     """Record that a program uses a training session again, with these limits."""
-    told = given(run, at, limits, limits.max_usd)
-    return _with(told, at, status=JobStatus.RUNNING, bill=None, error=None)
+    limited = given(run, at, limits, limits.max_usd)
+    return _with(limited, at, status=JobStatus.RUNNING, bill=None, error=None)
 
 
 def _believable(old: JobStatus, new: JobStatus) -> bool:

@@ -453,10 +453,10 @@ def test_somebody_who_looks_makes_the_watcher_look_sooner(
     clock.up_s += 1.0
     watcher.turn()
     assert host.requests.count("list") == 1
-    lease = store.watching.look(key, None)
+    lease = store.watching.watch(key, None)
     assert lease is not None
-    assert store.watching.look(key, None) is None, "one of many viewers says it for all"
-    assert store.watching.look(key, lease) == lease
+    assert store.watching.watch(key, None) is None, "one of many viewers says it for all"
+    assert store.watching.watch(key, lease) == lease
     watcher.turn()
     assert host.requests.count("list") == 2 and watcher.wait_s() < 3
     assert JobStatus.SUCCEEDED not in {run.status for run in store.runs.matching()}

@@ -278,7 +278,7 @@ class _Following:
         self._viewed_at = time.monotonic()
         records = [h.record for h in self.handles.values() if h.id in self._active]
         for account in {f"{r.provider}@{r.host}" for r in records}:
-            self._view_leases[account] = self.ft.store.watching.look(account, self._view_leases.get(account))
+            self._view_leases[account] = self.ft.store.watching.watch(account, self._view_leases.get(account))
 
     def _report(self, view: LiveView, problems: Sequence[str], failures: Sequence[Failure]) -> None:
         live = [h for h in self.handles.values() if h.id in self._active]

@@ -105,7 +105,7 @@ class AnyscaleJobs(AwayPlace):
     @property
     def _user(self) -> tuple[str, str]:
         if self._me is None:
-            with self._asked(self._reading) as client:
+            with self._converted_errors(self._reading) as client:
                 self._me = client.user()
         return self._me
 
@@ -175,14 +175,14 @@ class AnyscaleJobs(AwayPlace):
             alive = [one for one in self.find(run.ref) if one.state != "ended"]
             for one in alive[:-1]:
                 self._end(one)
-                told = f"stopped {one.id}, a second job of this run. {alive[-1].id} continues"
-                run.add_event(told, level="warning", type="doubled")
+                message = f"stopped {one.id}, a second job of this run. {alive[-1].id} continues"
+                run.add_event(message, level="warning", type="doubled")
             write_whole(mark, starts)
 
     def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
-        asked = self.job(order.job.ref, resources, env)
-        with self._asked(self._new(), unknown=order.job.ref) as client:
-            client.submit(asked)
+        config = self.job(order.job.ref, resources, env)
+        with self._converted_errors(self._new(), unknown=order.job.ref) as client:
+            client.submit(config)
 
     def job(self, ref: str, resources: Resources, env: Mapping[str, str]) -> dict[str, Any]:
         """Build Anyscale's `JobConfig`.
@@ -193,10 +193,10 @@ class AnyscaleJobs(AwayPlace):
         """
         models: Any = import_module("anyscale.compute_config.models")
         seconds = self.hard_end_s(resources.limits)
-        words = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
+        command = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
         for pin in pins("local", more=("fsspec", *self.depot.packages)):
-            words += ["--with", pin]
-        words += ["python", "-c", RUN_BOOT]
+            command += ["--with", pin]
+        command += ["python", "-c", RUN_BOOT]
         given = {
             "cloud": self.options.get("cloud"),
             "project": self.options.get("project"),
@@ -207,7 +207,7 @@ class AnyscaleJobs(AwayPlace):
         uv = "command -v uv >/dev/null || python -m pip install -q uv"
         return {
             "name": ref,
-            "entrypoint": f"{uv}; exec {shlex.join(words)}",
+            "entrypoint": f"{uv}; exec {shlex.join(command)}",
             "env_vars": {**env, **self.secrets},
             "compute_config": models.ComputeConfig(head_node=head, worker_nodes=[]),
             "max_retries": 0,
@@ -239,7 +239,7 @@ class AnyscaleJobs(AwayPlace):
     def _end(self, one: Placed) -> None:
         """End a job. Ignores errors if the job has already ended."""
         try:
-            with self._asked(self._reading) as client:
+            with self._converted_errors(self._reading) as client:
                 client.terminate(one.id)
         except (InvalidRequest, NotFound):
             if any(each.id == one.id and each.state != "ended" for each in self.find(one.ref)):
@@ -249,8 +249,8 @@ class AnyscaleJobs(AwayPlace):
         """Return the running time of the jobs, which excludes the time to start and stop the machine."""
         if not (found := self.find(ref)):
             return super().usage(ref)
-        told = "run times reported by Anyscale, at the configured price"
-        return Usage.at(self._hourly(), ran_s(found), told)
+        source = "run times reported by Anyscale, at the configured price"
+        return Usage.at(self._hourly(), ran_s(found), source)
 
     def output(self, ref: str) -> str:
         """Read the log from the cloud's bucket. Runs don't depend on it, so this machine need not have access
@@ -260,13 +260,13 @@ class AnyscaleJobs(AwayPlace):
             return ""
         newest = max(runs, key=lambda one: _time(one.created_at) or datetime.min.replace(tzinfo=UTC))
         try:
-            with self._asked(self._reading) as client:
+            with self._converted_errors(self._reading) as client:
                 return client.printed(newest.id, 40)
         except ProviderError as error:
             return f"could not read the log: {error}"
 
     def _jobs(self, ref: str | None) -> list[Any]:
-        with self._asked(self._reading) as client:
+        with self._converted_errors(self._reading) as client:
             found = client.jobs(TAG, ref) if ref is not None else client.jobs(*OURS)
         # Should the filter ever be passed over, another's job must not be taken for this one.
         return [job for job in found if (job.name == ref if ref is not None else _is_ref(job.name))]
@@ -283,16 +283,16 @@ class AnyscaleJobs(AwayPlace):
         self._require_safe()
         token = self.config.require_key().reveal()
         if not re.fullmatch(r"[!-~]+", token):
-            told = f"the key of {self.name} contains an invalid character, such as a space or a line break"
-            raise ConfigError(told, fix=f"orchestrate keys set {self.name}")
+            message = f"the key of {self.name} contains an invalid character, such as a space or a line break"
+            raise ConfigError(message, fix=f"orchestrate keys set {self.name}")
         try:
             return Client(self.address, token, self.config.timeout_s)
         except (ImportError, AttributeError, TypeError) as error:
-            told = f"Orchestrate does not support the installed version of anyscale: {error}"
-            raise SetupError(told, fix="pip install -U 'orchestrate-ft[anyscale]'") from error
+            message = f"Orchestrate does not support the installed version of anyscale: {error}"
+            raise SetupError(message, fix="pip install -U 'orchestrate-ft[anyscale]'") from error
 
     @contextmanager
-    def _asked(self, client: Client, unknown: str | None = None) -> Generator[Client]:
+    def _converted_errors(self, client: Client, unknown: str | None = None) -> Generator[Client]:
         """Convert errors. `unknown` is the ref of a request that creates something. Once it is sent, anything
         but a known rejection raises `OutcomeUnknown`."""
         try:
@@ -306,17 +306,17 @@ class AnyscaleJobs(AwayPlace):
             kind = REFUSALS.get(error.status, InvalidRequest if refused else HostUnavailable)
             raise kind(self.name, error.text, status=error.status) from error
         except Exception as error:
-            said = redact_text(str(error))  # an address of a log is as good as a key while it lasts
+            detail = redact_text(str(error))  # an address of a log is as good as a key while it lasts
             if client.creating and unknown is not None and not never_sent(error):
-                raise OutcomeUnknown(self.name, unknown, f"{type(error).__name__}: {said}") from error
+                raise OutcomeUnknown(self.name, unknown, f"{type(error).__name__}: {detail}") from error
             if unreachable(error):
-                told = f"could not reach {self.address}: {said}"
-                raise HostUnavailable(self.name, told) from error
+                message = f"could not reach {self.address}: {detail}"
+                raise HostUnavailable(self.name, message) from error
             if unknown is not None and isinstance(error, (ValueError, RuntimeError)):
                 # Of what a job needs, such as a project, before the job itself was asked for.
-                raise InvalidRequest(self.name, said) from error
-            told = f"unexpected response: {type(error).__name__}: {said}"
-            raise UnexpectedAnswer(self.name, told) from error
+                raise InvalidRequest(self.name, detail) from error
+            message = f"unexpected response: {type(error).__name__}: {detail}"
+            raise UnexpectedAnswer(self.name, message) from error
 
 
 def _is_ref(name: str) -> bool:

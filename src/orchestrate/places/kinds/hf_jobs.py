@@ -109,7 +109,7 @@ class HfJobs(AwayPlace):
     @property
     def namespace(self) -> str:
         if self._namespace is None:
-            with self._asked():
+            with self._converted_errors():
                 api: Any = self.api
                 self._namespace = str(self.options.get("namespace") or api.whoami()["name"])
         return self._namespace
@@ -137,7 +137,7 @@ class HfJobs(AwayPlace):
 
     def _read(self) -> tuple[Machine, ...]:
         """Read and save the current list."""
-        with self._asked():
+        with self._converted_errors():
             found = tuple(_machine(one, datetime.now(UTC)) for one in self.api.list_jobs_hardware())
         with suppress(OSError):
             private_folder(self._list_file.parent)
@@ -155,9 +155,11 @@ class HfJobs(AwayPlace):
         token = self._token()
         python = ".".join(platform.python_version_tuple()[:2])
         packages = [
-            word for pin in pins("local", more=("fsspec", *self.depot.packages)) for word in ("--with", pin)
+            argument
+            for pin in pins("local", more=("fsspec", *self.depot.packages))
+            for argument in ("--with", pin)
         ]
-        with self._asked(unknown=order.job.ref):
+        with self._converted_errors(unknown=order.job.ref):
             self.api.run_job(
                 image=str(self.options.get("image") or IMAGE.format(python)),
                 command=["uv", "run", *packages, "--python", python, "python", "-c", RUN_BOOT],
@@ -176,7 +178,7 @@ class HfJobs(AwayPlace):
     def stop(self, ref: str) -> None:
         for job in self._jobs(ref):
             if _word(job) != "ended":
-                with self._asked():
+                with self._converted_errors():
                     self.api.cancel_job(job_id=job.id, namespace=self.namespace)
 
     def usage(self, ref: str) -> Usage | None:
@@ -193,8 +195,8 @@ class HfJobs(AwayPlace):
             seconds += ran
             priced = priced and hourly is not None
             usd += -(-ran // 60) * (hourly.usd_per_hour if hourly else Decimal(0)) / 60
-        told = "run times reported by Hugging Face, at its list price per minute"
-        return Usage(seconds=seconds, usd=usd if priced else None, source=told)
+        source = "run times reported by Hugging Face, at its list price per minute"
+        return Usage(seconds=seconds, usd=usd if priced else None, source=source)
 
     def paid(self, ref: str) -> Hourly | None:
         """Return the price of the machine that the newest job actually got."""
@@ -207,20 +209,20 @@ class HfJobs(AwayPlace):
         """Return the hourly price of each worker by its id. Reads the current list of machines only once."""
         jobs = list(found)
         prices = {machine.name: machine.hourly for machine in self._read()} if jobs else {}
-        told = {one.id: prices.get(one.machine or "") for one in jobs}
-        return {id: price for id, price in told.items() if price is not None}
+        by_id = {one.id: prices.get(one.machine or "") for one in jobs}
+        return {id: price for id, price in by_id.items() if price is not None}
 
     def output(self, ref: str) -> str:
         jobs = sorted(self._jobs(ref), key=lambda job: job.created_at or datetime.min.replace(tzinfo=UTC))
         if not jobs:
             return ""
-        with self._asked():
+        with self._converted_errors():
             lines = self.api.fetch_job_logs(job_id=jobs[-1].id, namespace=self.namespace, tail=40)
             return "\n".join(line.rstrip("\n") for line in lines)
 
     def _jobs(self, ref: str | None) -> list[JobInfo]:
         labels = dict(OURS) if ref is None else {LABEL: ref}
-        with self._asked():
+        with self._converted_errors():
             found = list(self.api.list_jobs(labels=labels, namespace=self.namespace))
         # Should the filter ever be passed over, another's job must not be taken for this one.
         return [job for job in found if labels.items() <= (job.labels or {}).items()]
@@ -231,7 +233,7 @@ class HfJobs(AwayPlace):
         return self.api.token if isinstance(self.api.token, str) else get_token()
 
     @contextmanager
-    def _asked(self, unknown: str | None = None) -> Generator[None]:
+    def _converted_errors(self, unknown: str | None = None) -> Generator[None]:
         """Convert errors. `unknown` is the ref of a request that creates something. Anything but a known
         rejection of it raises `OutcomeUnknown`."""
         from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError

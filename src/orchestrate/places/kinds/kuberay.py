@@ -122,7 +122,7 @@ class KubeRay(AwayPlace):
         earlier = len(self.find(ref))
         name = ref if not earlier else f"{ref}-{earlier + 1}"
         body = self.manifest(name, order, resources, env)
-        with self._asked(unknown=ref):
+        with self._converted_errors(unknown=ref):
             self._api.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, body)
 
     def manifest(
@@ -181,7 +181,7 @@ class KubeRay(AwayPlace):
 
     def find(self, ref: str | None = None) -> list[Placed]:
         selector = OURS if ref is None else f"{OURS},{LABEL}={ref}"
-        with self._asked():
+        with self._converted_errors():
             found: Any = self._api.list_namespaced_custom_object(
                 GROUP, VERSION, self.namespace, PLURAL, label_selector=selector
             )
@@ -192,7 +192,7 @@ class KubeRay(AwayPlace):
         for one in self.find(ref):
             if one.state != "ended":
                 body = {"spec": {"suspend": True}}
-                with self._asked():
+                with self._converted_errors():
                     self._api.patch_namespaced_custom_object(
                         GROUP, VERSION, self.namespace, PLURAL, one.id, body
                     )
@@ -223,7 +223,7 @@ class KubeRay(AwayPlace):
         return library.client.CustomObjectsApi(client)
 
     @contextmanager
-    def _asked(self, unknown: str | None = None) -> Generator[None]:
+    def _converted_errors(self, unknown: str | None = None) -> Generator[None]:
         """Convert errors. `unknown` is the ref of a request that creates something."""
         from kubernetes.client.exceptions import ApiException  # pyright: ignore[reportMissingTypeStubs]
 
@@ -249,7 +249,7 @@ class KubeRay(AwayPlace):
 def _placed(one: Mapping[str, Any]) -> Placed:
     status: Mapping[str, Any] = one.get("status") or {}
     raw = str(status.get("jobDeploymentStatus", ""))
-    told = [str(status[name]) for name in ("reason", "message") if status.get(name)]
+    messages = [str(status[name]) for name in ("reason", "message") if status.get(name)]
     return Placed(
         id=str(one["metadata"]["name"]),
         ref=str(one["metadata"]["labels"][LABEL]),
@@ -258,7 +258,7 @@ def _placed(one: Mapping[str, Any]) -> Placed:
         created_at=_time(one["metadata"].get("creationTimestamp")),
         started_at=_time(status.get("startTime")),
         finished_at=_time(status.get("endTime")),
-        message=": ".join(told) or None,
+        message=": ".join(messages) or None,
     )
 
 

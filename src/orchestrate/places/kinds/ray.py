@@ -109,8 +109,8 @@ class RayJobs(AwayPlace):
                 )
         parts = urlsplit(self.address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            told, fix = _no_http(parts.scheme, parts.hostname or "HEAD")
-            raise ConfigError(f"hosts.{self.name}.options.address is {self.address}: {told}", fix=fix)
+            problem, fix = _no_http(parts.scheme, parts.hostname or "HEAD")
+            raise ConfigError(f"hosts.{self.name}.options.address is {self.address}: {problem}", fix=fix)
         if self.own:
             return
         if parts.scheme != "https" or os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
@@ -144,7 +144,7 @@ class RayJobs(AwayPlace):
         runtime["env_vars"] = unexpanded(runtime["env_vars"])
         if self.options.get("packages", "pinned") != "image":
             runtime["uv"] = pins("local", more=more)
-        with self._asked():
+        with self._converted_errors():
             client = self._jobs
         try:
             client.submit_job(
@@ -172,17 +172,17 @@ class RayJobs(AwayPlace):
             return False
 
     def find(self, ref: str | None = None) -> list[Placed]:
-        with self._asked():
+        with self._converted_errors():
             jobs: list[Any] = [job for job in self._jobs.list_jobs() if job.submission_id]
-        told: list[dict[str, str]] = [job.metadata or {} for job in jobs]
-        refs = [one.get(REF, "") for one in told]
+        metadata: list[dict[str, str]] = [job.metadata or {} for job in jobs]
+        refs = [one.get(REF, "") for one in metadata]
         ours = [(job, mine) for job, mine in zip(jobs, refs, strict=True) if mine and ref in (None, mine)]
         return newest_first(_placed(job, mine) for job, mine in ours)
 
     def stop(self, ref: str) -> None:
         for one in self.find(ref):
             if one.state != "ended":
-                with self._asked():
+                with self._converted_errors():
                     self._jobs.stop_job(one.id)
 
     def usage(self, ref: str) -> Usage | None:
@@ -202,7 +202,7 @@ class RayJobs(AwayPlace):
         placed = self.state(ref)
         if placed is None:
             return ""
-        with self._asked():
+        with self._converted_errors():
             return str(self._jobs.get_job_logs(placed.id))[-8000:]
 
     @property
@@ -213,7 +213,7 @@ class RayJobs(AwayPlace):
         return self._client
 
     @contextmanager
-    def _asked(self) -> Generator[None]:
+    def _converted_errors(self) -> Generator[None]:
         try:
             yield
         except OrchestrateError:
@@ -222,9 +222,9 @@ class RayJobs(AwayPlace):
             self._client = None
             if refused := _refusal(self.name, error):
                 raise refused from error
-            told = f"could not reach the cluster at {self.address}: {error}"
+            message = f"could not reach the cluster at {self.address}: {error}"
             raise HostUnavailable(
-                self.name, told, fix="to check the cluster: ray status. To start one: ray start --head"
+                self.name, message, fix="to check the cluster: ray status. To start one: ray start --head"
             ) from error
 
 
@@ -292,11 +292,11 @@ def _placed(job: Any, ref: str) -> Placed:
         created_at=begun,
         started_at=begun,
         finished_at=ended,
-        message=_told(job.message),
+        message=_last_line(job.message),
     )
 
 
-def _told(message: str | None) -> str | None:
+def _last_line(message: str | None) -> str | None:
     """Shorten the message of a failed entrypoint, which includes all its output, to the cause and the last
     line. `output` has the rest."""
     lines = [line for line in (message or "").splitlines() if line.strip()]

@@ -155,7 +155,10 @@ class Sky(AwayPlace):
 
     def require(self) -> None:
         _ = self._python
-        with suppress(ProviderError), self._asked():  # of a server that does not answer nothing is known
+        with (
+            suppress(ProviderError),
+            self._converted_errors(),
+        ):  # of a server that does not answer nothing is known
             if not self._bridge.ask("enabled", clouds=self._clouds):
                 raise self._no_cloud()
         super().require()
@@ -207,7 +210,8 @@ class Sky(AwayPlace):
             return None  # no catalog lists machines by what they lack
         names = ", ".join(sorted({machine.name for machine in found}))
         raise UsageError(
-            f"SkyPilot does not currently offer {resources.told}", fix=f"set gpu to one of {names}, or auto"
+            f"SkyPilot does not currently offer {resources.description}",
+            fix=f"set gpu to one of {names}, or auto",
         )
 
     def _no_cloud(self) -> SetupError:
@@ -221,7 +225,7 @@ class Sky(AwayPlace):
     def _read(self) -> tuple[Machine, ...]:
         """Read and save the current catalogs."""
         now = datetime.now(UTC)
-        with self._asked():
+        with self._converted_errors():
             found = cheapest(self._bridge.ask("machines", clouds=self._clouds), now)
         if not found:  # a cloud that is set up next is seen at once
             return found
@@ -250,7 +254,7 @@ class Sky(AwayPlace):
         ref = order.job.ref
         earlier = len(self.find(ref))
         name = ref if not earlier else f"{ref}-{earlier + 1}"
-        with self._asked(unknown=ref):
+        with self._converted_errors(unknown=ref):
             self._bridge.ask("launch", task=self.task(name, ref, resources, env))
         until = time.monotonic() + self.settle_s
         while True:
@@ -262,21 +266,21 @@ class Sky(AwayPlace):
                 if found["status"] == "NEVER_SCHEDULED":
                     self._cancel([found])
                 raise InvalidRequest(self.name, str(found["message"] or found["status"]))
-            asked = found is None or str(found["status"]).startswith("REQUEST_")
-            if not asked or time.monotonic() > until:
+            pending = found is None or str(found["status"]).startswith("REQUEST_")
+            if not pending or time.monotonic() > until:
                 return
             time.sleep(0.5)
 
     def task(self, name: str, ref: str, resources: Resources, env: Mapping[str, str]) -> dict[str, Any]:
         """Build the task definition for SkyPilot. Only its `secrets` contain keys."""
         limits = resources.limits
-        words = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
+        command = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
         for pin in pins("local", more=("fsspec", *self.depot.packages)):
-            words += ["--with", pin]
-        words += ["python", "-c", RUN_BOOT]
+            command += ["--with", pin]
+        command += ["python", "-c", RUN_BOOT]
         if (seconds := self.hard_end_s(limits)) is not None:
-            words = ["timeout", "--kill-after=60", str(int(seconds)), *words]
-        asked: dict[str, Any] = {
+            command = ["timeout", "--kill-after=60", str(int(seconds)), *command]
+        resources_wanted: dict[str, Any] = {
             "accelerators": {resources.gpu: resources.count} if resources.gpu else None,
             "cpus": self.options.get("cpus", None if resources.gpu else "4+"),
             "use_spot": True if resources.spot else None,
@@ -290,11 +294,11 @@ class Sky(AwayPlace):
         }
         return {
             "name": name,
-            "resources": {key: value for key, value in asked.items() if value is not None},
+            "resources": {key: value for key, value in resources_wanted.items() if value is not None},
             "envs": dict(env),
             **({"secrets": self.secrets} if self.secrets else {}),
             "setup": 'export PATH="$HOME/.local/bin:$PATH"\ncommand -v uv || python3 -m pip install uv\n',
-            "run": f'export PATH="$HOME/.local/bin:$PATH"\n{shlex.join(words)}\n',
+            "run": f'export PATH="$HOME/.local/bin:$PATH"\n{shlex.join(command)}\n',
         }
 
     def find(self, ref: str | None = None) -> list[Placed]:
@@ -304,7 +308,7 @@ class Sky(AwayPlace):
         self._cancel([one for one in self._jobs(ref) if STATES.get(one["status"]) != "ended"])
 
     def _cancel(self, jobs: list[dict[str, Any]]) -> None:
-        with self._asked():
+        with self._converted_errors():
             for one in jobs:
                 if str(one["id"]).startswith("request "):
                     self._bridge.ask("withdraw", request=str(one["id"]).removeprefix("request "))
@@ -323,10 +327,10 @@ class Sky(AwayPlace):
             return None
         job, now = running[-1], datetime.now(UTC)
         cloud, region = str(job["cloud"]), job.get("region")
-        with self._asked():
-            told = self._bridge.ask("paid", cloud=cloud, cluster=str(job.get("cluster") or ref))
-            if told is not None:
-                price, source = Decimal(str(told)), f"price reported by {cloud}"
+        with self._converted_errors():
+            reply = self._bridge.ask("paid", cloud=cloud, cluster=str(job.get("cluster") or ref))
+            if reply is not None:
+                price, source = Decimal(str(reply)), f"price reported by {cloud}"
                 return Hourly(usd_per_hour=price, machine=cloud, source=source, as_of=now)
             offers = self._bridge.ask("machines", clouds=[cloud.lower()])
         there = [one for one in offers if region in (None, "-", one["region"])]
@@ -350,11 +354,11 @@ class Sky(AwayPlace):
         jobs = [one for one in self._jobs(ref) if isinstance(one["id"], int)]
         if not jobs:
             return ""
-        with self._asked():
+        with self._converted_errors():
             return str(self._bridge.ask("logs", id=max(one["id"] for one in jobs), lines=40))
 
     def _jobs(self, name: str) -> list[dict[str, Any]]:
-        with self._asked():
+        with self._converted_errors():
             return self._bridge.ask("jobs", name=name)
 
     @property
@@ -365,7 +369,7 @@ class Sky(AwayPlace):
         return self._made
 
     @contextmanager
-    def _asked(self, unknown: str | None = None) -> Generator[None]:
+    def _converted_errors(self, unknown: str | None = None) -> Generator[None]:
         """Convert errors. `unknown` is the ref of a request that creates something."""
         try:
             yield
@@ -381,13 +385,13 @@ class Sky(AwayPlace):
                 raise AuthenticationFailed(self.name, error.message, fix="sky api login") from error
             if "ModuleNotFoundError" in kinds:
                 raise SetupError(f"{self._python} has no SkyPilot: {error.message}", fix=INSTALL) from error
-            lost = kinds & LOST or error.kinds[:1] == ["RuntimeError"]
-            if unknown is not None and lost and not kinds & NEVER_SENT:
+            unknown_outcome = kinds & LOST or error.kinds[:1] == ["RuntimeError"]
+            if unknown is not None and unknown_outcome and not kinds & NEVER_SENT:
                 raise OutcomeUnknown(self.name, unknown, f"{error.kinds[0]}: {error.message}") from error
-            if lost or kinds & NEVER_SENT:
-                told = f"could not reach SkyPilot's API server: {error.message}"
+            if unknown_outcome or kinds & NEVER_SENT:
+                message = f"could not reach SkyPilot's API server: {error.message}"
                 raise HostUnavailable(
-                    self.name, told, fix="to check it: sky api info. To start it: sky api start"
+                    self.name, message, fix="to check it: sky api info. To start it: sky api start"
                 ) from error
             raise InvalidRequest(self.name, error.message) from error
 

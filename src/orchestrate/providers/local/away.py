@@ -300,7 +300,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
                 return costing.HourlyRate(
                     component="rental",
                     usd_per_hour=hourly.usd_per_hour,
-                    label=f"{found.told}{', spot' if found.spot else ''} ({hourly.machine})",
+                    label=f"{found.description}{', spot' if found.spot else ''} ({hourly.machine})",
                     source=hourly.source,
                     as_of=hourly.as_of.date().isoformat(),
                     confidence=Confidence.QUOTED,

@@ -13,7 +13,7 @@ from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.local.plan import fitting, throughput
 from orchestrate.places.base import SILENCE_S, Hourly, Machine, Resources, WorkerLimits
-from orchestrate.places.order import gpu_asked
+from orchestrate.places.order import parse_gpu
 from orchestrate.profile import RENTED as OPTIONS
 from orchestrate.providers.local import translation
 from orchestrate.spec import JobSpec
@@ -87,7 +87,7 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
     if not fitting_ones:
         return None, "the place decides"
     if wanted != "auto":
-        gpu, number = (None, 0) if str(wanted).lower() == "none" else gpu_asked(str(wanted))
+        gpu, number = (None, 0) if str(wanted).lower() == "none" else parse_gpu(str(wanted))
         named = [fit for fit in fitting_ones if fit.machine.name == wanted]
         alike = [fit for fit in fitting_ones if _is(fit.machine, gpu) and fit.machine.count == number]
         for fit in [*named, *alike]:
@@ -174,7 +174,7 @@ def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) 
         raise UsageError(f"spot must be true or false, got {spot!r}")
     gpu, number = (machine.gpu, machine.count) if machine else (None, 0)
     if machine is None and asked.get("gpu", "auto") not in ("auto", "none"):
-        gpu, number = gpu_asked(str(asked["gpu"]))
+        gpu, number = parse_gpu(str(asked["gpu"]))
     if spot and machine is not None and machine.spot is None:
         reason = f"{machine.name} has no spot price, so it is not available as spot"
         raise UsageError(reason, fix="set spot: false, or use another gpu")

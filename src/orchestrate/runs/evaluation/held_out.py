@@ -43,7 +43,7 @@ from orchestrate.paid.journal import RequestBudget
 from orchestrate.paid.limits import require_within
 from orchestrate.reports import EvaluationReport
 from orchestrate.reports.evaluations import format_of
-from orchestrate.reports.judgement import asked_again
+from orchestrate.reports.judgement import repeat_note
 from orchestrate.runs.evaluation import judging, verdicts
 from orchestrate.runs.evaluation.comparison import paired_with_earlier
 from orchestrate.runs.evaluation.contenders import PLACES, BasePrecision, Contenders, other_host
@@ -322,7 +322,7 @@ class PreparedEvaluation:
         for contender in found.contenders:
             pairing = paired_with_earlier(earlier, found, contender.name)
             if pairing is not None:
-                yield asked_again(contender.name, pairing)
+                yield repeat_note(contender.name, pairing)
 
 
 def _budget(ft: Workspace, order: EvaluationOrder, scope: str) -> RequestBudget:

@@ -33,7 +33,7 @@ from orchestrate.spec import JobSpec
 from orchestrate.store import REF_PATTERN, derived_ref, schema, stamp
 from orchestrate.store.gateway import require_uncancelled
 from orchestrate.store.ledger import Limit
-from orchestrate.store.runs import asked_for
+from orchestrate.store.runs import requested_fields
 from orchestrate.store.transitions import UNSENT, UNSETTLED
 from orchestrate.types import (
     SESSION,
@@ -125,7 +125,7 @@ def event_of(run: Run, provider: Provider, at: datetime) -> Event:
 def claimed(run: Run, asked: Submission) -> Run:
     """Add the idempotency key, and the fields that the host's list lacks, to a run that was recovered from
     the list."""
-    known: dict[str, Any] = asked_for(asked.spec, asked.data.digest)
+    known: dict[str, Any] = requested_fields(asked.spec, asked.data.digest)
     known["max_cost_usd"] = asked.max_cost_usd if run.max_cost_usd is None else run.max_cost_usd
     known["tags"] = {**run.tags, **asked.spec.tags}
     return msgspec.structs.replace(run, idempotency_key=asked.idempotency_key, **known)

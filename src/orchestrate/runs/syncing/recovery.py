@@ -21,7 +21,7 @@ from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.runs.syncing.sweep import Failure
 from orchestrate.spec import JobSpec
 from orchestrate.store import REF_PATTERN, run_id_of, transitions
-from orchestrate.store.runs import asked_for
+from orchestrate.store.runs import requested_fields
 from orchestrate.store.store import Store
 from orchestrate.text import limit, money
 from orchestrate.types import Bill, Job, JobStatus, Quote, Recalled, Run, SubmitPhase, Told
@@ -307,7 +307,7 @@ def _request_fields(recovered: RecoveredCost) -> dict[str, Any]:
     if recovered.dataset_digest is None:
         return {"spec": recovered.spec}
     spec = JobSpec.parse(recovered.spec)
-    return asked_for(spec, recovered.dataset_digest) | {
+    return requested_fields(spec, recovered.dataset_digest) | {
         "max_cost_usd": recovered.max_cost_usd,
         "tags": spec.tags,
     }

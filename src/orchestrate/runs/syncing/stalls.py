@@ -100,7 +100,7 @@ class Stalls:
             self.fetch(run)  # which ends the silence where anything is new
             if not self.store.watching.silences({run_id: marks[run_id]})[run_id].seconds:
                 continue
-            yield self._reported(run, silence.seconds, limit, usual, silence.told_s)
+            yield self._reported(run, silence.seconds, limit, usual, silence.reported_s)
 
     def limit_s(self, run: Run, usual: Usual) -> float:
         """Return the number of seconds without progress after which this run counts as stalled."""
@@ -140,7 +140,7 @@ class Stalls:
         id = f"orchestrate-stalled-{mark}-{step}-{last or ''}"
         event = Event(id=id, at=now, level="warning", type=EVENT, message=text, data=data)
         new = bool(self.store.history.add_events(run.id, [event], from_host=False))
-        self.store.watching.tell_silence(run.id)
+        self.store.watching.report_silence(run.id)
         return Stall(
             run=run.id,
             provider=run.provider,

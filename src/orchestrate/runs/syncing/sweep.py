@@ -425,7 +425,7 @@ def fetch_details(
     if isinstance(provider, Measures):
         new += store.history.add_metrics(run.id, provider.metrics(run.handle))
     if new:
-        store.watching.stir(run.id)
+        store.watching.end_silence(run.id)
     if isinstance(provider, Sessions if run.job_kind == SESSION else KeepsCheckpoints):
         store.history.set_checkpoints(run.id, provider.checkpoints(run.handle))
 

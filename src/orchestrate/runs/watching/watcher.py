@@ -276,7 +276,7 @@ class Watcher:
             return []
 
     def _due(self, account: _Account) -> bool:
-        if not account.near and account.looked_at != self.store.watching.looked_at(account.key):
+        if not account.near and account.looked_at != self.store.watching.is_watched(account.key):
             account.looked_at = not account.looked_at
             account.pace = _pace(_LOOKED_AT if account.looked_at else _FAR)
             if account.looked_at:

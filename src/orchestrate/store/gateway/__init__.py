@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Insert, and_, or_, select, true
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.store import schema, stamp
 from orchestrate.store.database import Database
-from orchestrate.store.ledger import Limit, asked_for, one_at_a_time
+from orchestrate.store.ledger import Limit, gateway_spending, one_at_a_time
 from orchestrate.types import AuditEntry, GatewayJob, GatewayKey, SubmitPhase
 
 Object = dict[str, Any]
@@ -114,9 +114,9 @@ class GatewayObjects:
         if unstorable(id):
             return None
         table = schema.gateway_objects
-        gone = table.delete().where(_one(kind, id), table.c.project == project).returning(table.c.record)
+        deletion = table.delete().where(_one(kind, id), table.c.project == project).returning(table.c.record)
         with self._db.writing() as connection:
-            row = connection.execute(gone).scalar()
+            row = connection.execute(deletion).scalar()
         return None if row is None else msgspec.json.decode(row)
 
     def listed(
@@ -324,7 +324,7 @@ class GatewayJobs:
         deployment being changed, which is not counted."""
         if key.budget_usd is None:
             return None
-        words = {
+        description = {
             "what": f"the remaining budget of the key {key.name},",
             "figure": "the maximum cost of this deployment",
             "fix": "use a key with a higher budget",
@@ -333,7 +333,7 @@ class GatewayJobs:
         def taken(connection: Connection) -> Decimal:
             return self._use(connection, key.name, but).usd
 
-        return Limit(key.budget_usd, taken, words)
+        return Limit(key.budget_usd, taken, description)
 
     def _use(self, connection: Connection, key: str, but: str | None = None) -> KeyUse:
         jobs, runs = schema.gateway_jobs, schema.runs
@@ -352,7 +352,7 @@ class GatewayJobs:
                 usd += known
             elif job is not None and going:  # it will be sent, or again where it was refused
                 usd += job.quote_usd or Decimal(0)
-        return KeyUse(usd + asked_for(connection, self._db.clock, but=but, gateway_key=key), count)
+        return KeyUse(usd + gateway_spending(connection, self._db.clock, but=but, gateway_key=key), count)
 
     def use(self, key: str) -> KeyUse:
         with self._db.reading() as connection:

@@ -80,15 +80,15 @@ class Client:
                 if status == 0:  # of TLS
                     raise ConnectionError(str(error)) from error
                 if status is not None:
-                    raise ErrorResponse(int(status), _said(getattr(error, "body", None))) from error
+                    raise ErrorResponse(int(status), _error_text(getattr(error, "body", None))) from error
                 raise
 
         rest.request = request
 
     def user(self) -> tuple[str, str]:
         """Return the ids of the organization and of the user who owns the token."""
-        told = self._client.get_user_info()
-        return str(told.organization_ids[0]), str(told.id)
+        info = self._client.get_user_info()
+        return str(info.organization_ids[0]), str(info.id)
 
     def jobs(self, tag: str, value: str) -> list[Any]:
         """List the visible jobs of all users of the organization, including archived ones. Raises
@@ -109,9 +109,9 @@ class Client:
                 raise ValueError("Anyscale's job list repeats the same pages")
             seen.add(token)
 
-    def submit(self, asked: Mapping[str, Any]) -> str:
+    def submit(self, config: Mapping[str, Any]) -> str:
         """Submit a job and return its id. `asked` is a `JobConfig` in its YAML form."""
-        return str(self._jobs.submit(import_module("anyscale.job.models").JobConfig.from_dict(dict(asked))))
+        return str(self._jobs.submit(import_module("anyscale.job.models").JobConfig.from_dict(dict(config))))
 
     def terminate(self, job: str) -> None:
         self._client.terminate_job(job)
@@ -133,10 +133,10 @@ class Client:
         return "".join(f"{line}\n" for line in found[-lines:])
 
 
-def _said(body: Any) -> str:
+def _error_text(body: Any) -> str:
     """Return the readable part of an error's body, which may contain what was sent, including keys."""
-    told = import_module("anyscale.errors").server_error_text(body) or body or "no reason"
-    return redact_text(str(told))[:500]
+    message = import_module("anyscale.errors").server_error_text(body) or body or "no reason"
+    return redact_text(str(message))[:500]
 
 
 def never_sent(error: Exception) -> bool:

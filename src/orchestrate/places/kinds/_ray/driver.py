@@ -43,7 +43,7 @@ LEAVE_S = 60.0
 NEVER_S = 365 * 86400
 """Practically infinite timeout in seconds of the other workers, while the first one evaluates and saves.
 Crashes of the first worker are detected separately."""
-MOST_TOLD = 600
+MAX_ERROR_CHARS = 600
 """Maximum number of characters of a worker's error to report."""
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Driver:
         self.begun, self.settled = threading.Event(), threading.Event()
         self.heard = self.switch.clock()
         """Time of a worker's last report."""
-        self.word = ""
+        self.action = ""
         """Requested action, `pause` or `cancel`, if no worker can carry it out."""
         self.fault = ""
 
@@ -100,17 +100,17 @@ class Driver:
             self.fault = reason(error)
             _log.error("%s: %s", type(error).__name__, error)
             with suppress(HostUnavailable, OSError):
-                self._tell_fault()
+                self._report_failure()
         finally:
             self.fitted.set()
 
-    def _tell_fault(self) -> None:
+    def _report_failure(self) -> None:
         """Record the failure as an event. No worker is left to do so, and the job's log is on the cluster."""
         if self._settled():
             return
         starts = claim.attempts(self.stored) - self.claim.number
-        told = f"Ray started the workers {count(starts, 'time')} in this job. Last failure: {self.fault}"
-        depot.add_event(self.stored, told, level="error", type="interrupted")
+        message = f"Ray started the workers {count(starts, 'time')} in this job. Last failure: {self.fault}"
+        depot.add_event(self.stored, message, level="error", type="interrupted")
 
     def _watch(self) -> int:
         """Watch the run. Contacts nothing, so a hanging call cannot delay the run's end."""
@@ -127,16 +127,16 @@ class Driver:
                     return SILENT
                 # The first worker says so itself, with a checkpoint, where there is one.
                 if not self.begun.is_set() or clock - over > 3 * GRACE_S:
-                    told = f"the job stopped itself: {due[1]}"
-                    return self._say("paused", JobError(code="limit", message=told))
-            if self.word:
-                return self._say("paused" if self.word == "pause" else "cancelled")
+                    message = f"the job stopped itself: {due[1]}"
+                    return self._say("paused", JobError(code="limit", message=message))
+            if self.action:
+                return self._say("paused" if self.action == "pause" else "cancelled")
             if clock - self.heard > self.start_s:
-                told = (
+                message = (
                     f"no workers started within {duration(self.start_s)} because the cluster lacks "
                     "free resources"
                 )
-                return self._say("failed", JobError(code="no_room", message=f"{told} (ray status)"))
+                return self._say("failed", JobError(code="no_room", message=f"{message} (ray status)"))
             if self.settled.is_set():
                 left = left or clock
                 if clock - left > self.leave_s:
@@ -175,20 +175,20 @@ class Driver:
                 self.claim.used(self.switch.used_s)
                 if claim.attempts(self.stored) > self.claim.number:
                     self.begun.set()
-                if (said := self.stored.read("pulse.json")) != pulse:
-                    pulse, self.heard = said, self.switch.clock()
-                self._heed()
+                if (newest := self.stored.read("pulse.json")) != pulse:
+                    pulse, self.heard = newest, self.switch.clock()
+                self._read_action()
                 if self._settled():
                     self.settled.set()
                 self.switch.reported()
 
-    def _heed(self) -> None:
+    def _read_action(self) -> None:
         """Read the requested action while no first worker can."""
         if self.begun.is_set() and self.switch.clock() - self.heard < GRACE_S:
             return
-        word = (self.stored.read("control") or b"").decode("ascii", "replace").strip()
-        if word in ("pause", "cancel"):
-            self.word = word
+        action = (self.stored.read("control") or b"").decode("ascii", "replace").strip()
+        if action in ("pause", "cancel"):
+            self.action = action
 
     def _settled(self) -> bool:
         """Return whether the storage records how the run ended or paused, by the newest worker of this
@@ -199,8 +199,8 @@ class Driver:
             return False
         if not status or not pulse:
             return False
-        told, state = Pulse.from_json(pulse), JobState.from_json(status)
-        mine = told.ended and told.attempt > self.claim.number
+        last, state = Pulse.from_json(pulse), JobState.from_json(status)
+        mine = last.ended and last.attempt > self.claim.number
         return mine and (state.terminal or state.status == "paused")
 
 
@@ -226,8 +226,8 @@ def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
 
     def fit(claim: Claim) -> object:
         ray.init(log_to_driver=True)
-        if told := lacking(each, least or processes, ray.cluster_resources()):
-            depot.add_event(stored, told, level="warning", type="waiting")
+        if shortage := lacking(each, least or processes, ray.cluster_resources()):
+            depot.add_event(stored, shortage, level="warning", type="waiting")
         given = {"fetch": FETCH, "under": claim.token}
         return TorchTrainer(
             work,
@@ -273,7 +273,7 @@ def _brief(error: BaseException) -> str:
     """Shorten an error to one line. Ray names an actor on separate lines and then its cause of death."""
     inner = getattr(error, "health_check_failure", error)
     lines = [line for line in str(inner).splitlines() if line.strip() and not line.startswith("\t")]
-    return f"{type(inner).__name__}: {' '.join(lines)}"[:MOST_TOLD]
+    return f"{type(inner).__name__}: {' '.join(lines)}"[:MAX_ERROR_CHARS]
 
 
 def main() -> int:

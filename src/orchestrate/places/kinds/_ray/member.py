@@ -106,12 +106,12 @@ def main(given: dict[str, Any]) -> None:
     stored = Depot(os.environ["ORCHESTRATE_DEPOT"]).run(os.environ["ORCHESTRATE_REF"])
     report_s = float(os.environ.get("ORCHESTRATE_REPORT_S", REPORT_S))
     claim = claimed(stored, given["under"]) if met.rank == 0 else None
-    said: list[Any] = [claim and claim.number]
-    dist.broadcast_object_list(said, src=0)
-    if said[0] is None:
+    shared: list[Any] = [claim and claim.number]
+    dist.broadcast_object_list(shared, src=0)
+    if shared[0] is None:
         return
     silence_s = read_order(stored).limits.silence_s
-    guarded = (stored, given["under"], said[0], report_s, silence_s)
+    guarded = (stored, given["under"], shared[0], report_s, silence_s)
     threading.Thread(target=_guard, args=guarded, daemon=True).start()
     versions: list[dict[str, str]] = [{}] * met.processes
     dist.all_gather_object(versions, {name: version(name) for name in ALIKE})
@@ -150,8 +150,8 @@ def claimed(stored: StoredRun, under: str) -> Claim | None:
     state = JobState.from_json(status) if status else None
     if state is None:
         return claim
-    told = Pulse.from_json(pulse) if pulse else None
-    ended = told is not None and told.ended and told.attempt >= claim.first
+    report = Pulse.from_json(pulse) if pulse else None
+    ended = report is not None and report.ended and report.attempt >= claim.first
     return None if state.terminal or (state.status == "paused" and ended) else claim
 
 
