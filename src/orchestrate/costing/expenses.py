@@ -233,8 +233,8 @@ class Expense(Record, frozen=True, kw_only=True):
 
 
 class GroupedExpenses:
-    """Collects expenses of runs and merges those that no report distinguishes, so memory use depends on the
-    number of groups and not of runs."""
+    """Sums of run expenses. Runs that no report tells apart share one sum, so memory use grows with the
+    number of such groups and not of runs."""
 
     def __init__(self) -> None:
         self._merged: dict[object, Expense] = {}

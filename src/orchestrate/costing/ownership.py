@@ -209,8 +209,8 @@ def adapters(
 
 
 def rents(rate: Rate) -> bool:
-    """Return whether a rate is the price of a rented GPU for serving, as opposed to one for training on this
-    machine or at a host."""
+    """Return whether a rate is for a GPU rented to serve models, as opposed to training on this machine or at
+    a host."""
     return RENTAL in rate.methods and rate.provider not in profile.built_in()
 
 

@@ -83,7 +83,7 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         if self.usd < 0 or (self.usd_max is not None and self.usd_max < self.usd):
             raise ValueError("a price must not be negative, and usd_max must not be below the price")
         if self.end is not None and self.end < self.start:
-            raise ValueError(f"ends on {self.end}, before it starts on {self.start}")
+            raise ValueError(f"the price ends on {self.end}, before it starts on {self.start}")
 
     @property
     def unit(self) -> str:
@@ -189,7 +189,7 @@ class Lookup:
     params_b: float | None = None
     gpu: str | None = None
     instead: tuple[str, ...] = ()
-    """Method to derive the price from if no rate is found for the first of `methods`."""
+    """Method whose rate is used to derive the price if the first of `methods` has no rate."""
 
     def takes(self, rate: Rate, book: RateBook, on: date) -> bool:
         """Return whether this rate would determine a price of the quote, because no other rate in the book

@@ -72,7 +72,7 @@ def comparison_table(comparison: ComparedRuns, *, whole: bool = True) -> Rendera
     if findings:
         parts += [Text(), *(Text(finding) for finding in findings)]
     if left := len(comparison.findings) - len(findings):
-        parts.append(Text(f"{text.count(left, 'more finding')} and all numbers: --all", style="dim"))
+        parts.append(Text(f"to show {text.count(left, 'more finding')} and all numbers: --all", style="dim"))
     parts += [Text(note, style="dim") for note in comparison.notes if whole]
     return Group(*parts)
 

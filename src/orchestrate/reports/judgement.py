@@ -39,8 +39,8 @@ def _worlds(runs: Sequence[Compared]) -> Iterable[Reason]:
     if made_up and len(made_up) < len(runs):
         yield Reason(
             aspect="all",
-            text=f"{text.joined(made_up)} ran in a sandbox, which trains a tiny model in place of the named "
-            "one. The others did not",
+            text=f"{text.joined(made_up)} ran in a sandbox, which trains a tiny model instead of the named "
+            "one. The other runs did not use a sandbox",
         )
 
 
@@ -49,13 +49,13 @@ def _losses(runs: Sequence[Compared]) -> Iterable[Reason]:
     if len(methods) > 1:
         yield Reason(
             aspect="loss",
-            text=f"their methods differ ({', '.join(methods)}), so their losses are not comparable",
+            text=f"the runs' methods differ ({', '.join(methods)}), so their losses are not comparable",
         )
     models = _grouped((_bare(c.run.model), c.label) for c in runs)
     if len(models) > 1:
         yield Reason(
             aspect="loss",
-            text=f"their base models differ ({', '.join(models)}), and losses per token are not "
+            text=f"the runs' base models differ ({', '.join(models)}), and losses per token are not "
             "comparable between tokenizers",
         )
     # Unsaid and "auto" are the hosts' default for conversations: the assistant's tokens only.

@@ -22,7 +22,7 @@ class Reason(Record, frozen=True, kw_only=True):
     """Reason why one aspect of the runs can't be compared."""
 
     aspect: str
-    """Aspect: data, loss, scores, cost or all."""
+    """One of: data, loss, scores, cost or all."""
     text: str
 
 

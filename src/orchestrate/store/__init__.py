@@ -102,8 +102,8 @@ def new_run_id(at: datetime) -> str:
 
 
 def new_id(prefix: str, at: datetime, mark: int | None = None) -> str:
-    """Create an id from a time and a random part. The hash `mark`, if given, replaces the random part, and
-    the same second and `mark` give the same id."""
+    """Create an id from a time and a random part. `mark` is a hash that replaces the random part, so the same
+    second and hash always give the same id."""
     age_ms = max(0, int(at.timestamp() * 1000) - _EPOCH_MS) % 32**8
     if mark is not None:
         age_ms = max(0, age_ms - age_ms % 1000 + mark // 32**4 % 1000)

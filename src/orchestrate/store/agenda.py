@@ -103,8 +103,7 @@ _LATEST = timedelta(minutes=5)
 _LONGEST = timedelta(days=3650)
 """Longest pause that a host can request."""
 _SHARE = 10
-"""Divisor for the polling interval: a run is polled again after its time without a change, divided by this
-number."""
+"""A run is polled again after its time without a change, divided by this number."""
 _VIEWER_S = 15.0
 """Seconds after which a viewer that stopped responding no longer counts as watching."""
 
