@@ -74,7 +74,7 @@ def bill(
 
 
 class _Rates(NamedTuple):
-    """Price a job at the rates of its day."""
+    """Computes the cost of a job at the rates of its day."""
 
     profile: Profile
     spec: JobSpec
@@ -215,7 +215,7 @@ def _of_host(job: Job, *, final: bool) -> Bill | None:
 
 
 def _by_share(profile: Profile, job: Job, complete: Bill | None) -> Bill | None:
-    """An estimate: no host tells the price of a job that ended early."""
+    """Estimate the cost of a job that ended early, because no host reports it."""
     if profile.share_billed is None or complete is None or job.step is None or not job.total_steps:
         return None
     usd = rounded(complete.usd * profile.share_billed(job.step, job.total_steps))

@@ -90,7 +90,7 @@ def summed(
 
 
 def _of_own_rates(lines: Sequence[QuoteLine]) -> list[str]:
-    """So that nobody takes a price of a project's file for the host's."""
+    """Return a warning for each price that the user set, so nobody takes it for the host's."""
     own = dict.fromkeys((entry.component, entry.own) for entry in lines if entry.own)
     return [
         f"the price of {_WORDS.get(component, component)} comes from {place}, not from the host"

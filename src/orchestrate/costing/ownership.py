@@ -76,8 +76,11 @@ def break_even(
 
 
 def _alone(training: Decimal, saved: Decimal, unit: ServingUnit) -> int | None:
-    """With one kind of unit. The worst traffic is where one has just been added: n full ones and a request
-    more must pay for n + 1 of them; with the least such n they do at every traffic above."""
+    """Return the break-even traffic with one type of unit.
+
+    The worst case is traffic for which one unit was just added: n full units and one more request must pay
+    for n + 1 units. From the smallest n for which they do, all higher traffic pays off too.
+    """
     gain = saved * unit.carried - unit.usd
     if gain <= 0:
         return None
@@ -382,7 +385,7 @@ def _hosted(profile: Profile, resolved: ModelOnHost, use: ServingUse, prices: Pr
 
 
 class _Period:
-    """The time over which a model is served and compared."""
+    """The period over which a model is served and compared."""
 
     def __init__(self, training: Quote, use: ServingUse, resolved: ModelOnHost, on: date) -> None:
         self.training, self.use, self.on = training, use, on

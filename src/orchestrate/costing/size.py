@@ -173,7 +173,7 @@ def measure(work: PlannedJob) -> JobSize:
 
 
 def _limit(work: PlannedJob) -> int | None:
-    """Tokens over which a row is cut or left out."""
+    """Return the number of tokens above which a row is truncated or dropped."""
     requested = _whole(effective(work.translation, "max_seq_length", work.spec.max_seq_length))
     return requested or work.resolved.context(work.spec.method.type)
 
@@ -227,7 +227,7 @@ def _by_steps(work: PlannedJob, most: int, epochs: int | None) -> _TrainingLengt
 
 
 def _steps_per_epoch(work: PlannedJob) -> int:
-    """Rows that are split are several examples."""
+    """Return the number of optimizer steps per epoch. A row that is split counts as several examples."""
     batch = _whole(effective(work.translation, "batch_size", work.spec.batch_size)) or 1
     train = work.data.train
     count = train.tokens(tokenizer_for(work.resolved, work.spec))
@@ -341,5 +341,5 @@ def _counted(count: TokenCount) -> str:
 
 
 def _whole(value: Any) -> int | None:
-    """A number, or `None` for `auto`, `max` and the like."""
+    """Return an integer, or `None` for `auto`, `max` and the like."""
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

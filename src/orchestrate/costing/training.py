@@ -246,8 +246,8 @@ def quote_hours_job(
 
 
 def _work(size: JobSize, answers: SampledAnswers | None, likely: int, read_only: int = 0) -> Decimal:
-    """Tokens to go through in the time of a trained one; `likely` is 0 for the low estimate, 1, or 2 for the
-    high one. `read_only`: tokens that are read beside training and evaluation."""
+    """Return the work in units of a trained token. `likely` is 0 for the low, 1 for the expected and 2 for
+    the high estimate. `read_only` is the number of tokens that are only processed by a forward pass."""
     trained, evaluated = size.train_tokens * size.passes, size.validation_tokens * size.evals
     if answers is None:
         return trained + EVAL_SHARE * (evaluated + read_only)
@@ -258,8 +258,8 @@ def _work(size: JobSize, answers: SampledAnswers | None, likely: int, read_only:
 
 
 def _read_only(spec: JobSpec, size: JobSize) -> int:
-    """Tokens that the reference reads before the first step; with KTO also those of each epoch's mismatched
-    answers, which the model reads too."""
+    """Return the number of tokens that the reference model processes before the first step. With KTO,
+    includes the mismatched answers of each epoch, which the trained model processes too."""
     method = spec.method
     if not isinstance(method, DPO) or method.loss == "orpo" or method.simpo_gamma is not None:
         return 0
@@ -431,7 +431,8 @@ def quote_sized_job(
 
 
 def _with_token_range(lines: Sequence[QuoteLine], size: JobSize) -> list[QuoteLine]:
-    """A limit goes by the high end: lines of tokens of which none has one are as sure as their count."""
+    """Widen lines of tokens without a range to the uncertainty of the token count, because limits use the
+    high end."""
     by_token = [entry for entry in lines if entry.unit == "usd_per_mtok"]
     if not size.train_tokens or any(entry.usd_low != entry.usd_high for entry in by_token):
         return list(lines)
@@ -500,7 +501,8 @@ def _quote_rft(
 
 
 def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
-    """The line that tops the others up to the minimum of a job; zero where they reach it."""
+    """Build the line that raises the job to the minimum charge. It is zero if the other lines reach the
+    minimum."""
     low, expected, high = minimum.band()
     if minimum.usd_max is None:
         low = high = expected  # a flat charge: what is uncertain about it is said by its confidence
@@ -580,7 +582,7 @@ def quote_recalled(job: PricedJob, told: Recalled) -> Quote:
 
 
 def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
-    """Up to the end of its machine: how long the work takes nobody can tell any more."""
+    """Quote a job up to the end of its machine, because the duration of its work is unknown."""
     if told.usd_per_hour is None:
         return _none(job, "the hourly price of the job's machine is unknown")
     if told.most_seconds is None:

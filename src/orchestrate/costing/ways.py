@@ -347,7 +347,7 @@ machine."""
 
 
 def _machine(rate: Rate) -> int | None:
-    """GPUs of the machine that is rented, where the tier tells: 8 of `8x`."""
+    """Return the number of GPUs of the rented machine if the tier states it, such as 8 for `8x`."""
     tier = rate.tier or ""
     return int(tier[:-1]) if tier.endswith("x") and tier[:-1].isdigit() else None
 

@@ -176,8 +176,9 @@ def _with_answers(
 
 
 def _labels(runs: Sequence[Run]) -> dict[str, str]:
-    """The backend where that is enough to tell the runs apart, else with model and the run's id. Beside runs
-    of real hosts one of a sandbox says so in its label, and with it in every table, chart and sentence."""
+    """Return a unique label for each run: the backend, if that is unique, or else with the model or the run's
+    id. If some runs are not in a sandbox, labels of sandbox runs end with `MARK`, so every table, chart and
+    sentence shows it."""
     labels = _distinct(runs)
     if len({run.sandbox for run in runs}) == 1:
         return labels
@@ -257,8 +258,8 @@ def _last_tokens(points: Sequence[MetricPoint]) -> int | None:
 
 
 def _axis(points: Sequence[MetricPoint], tokens: int | None, steps: int | None) -> dict[int, float]:
-    """Step -> tokens trained so far: as told, else the run's tokens spread evenly over its steps, else the
-    steps."""
+    """Map steps to tokens trained so far: as reported, or else the run's tokens spread evenly over its steps,
+    or else the steps themselves."""
     reported = {p.step: p.values["tokens"] for p in points if "tokens" in p.values}
     last = max([p.step for p in points], default=0)
     total = max(steps or 0, last)
@@ -275,7 +276,8 @@ def _curve(points: Sequence[MetricPoint], name: str, axis: dict[int, float]) -> 
 
 
 def _result(points: Sequence[MetricPoint], name: str, curve: Sequence[CurvePoint]) -> float | None:
-    """Of the weights that the run left: those of its best evaluation where it says so, else the last ones."""
+    """Return the result of the saved weights: that of the best evaluation if the host reports it, or else the
+    last one."""
     reported = [p.values[f"result_{name}"] for p in points if f"result_{name}" in p.values]
     return reported[-1] if reported else curve[-1].value if curve else None
 

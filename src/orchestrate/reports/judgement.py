@@ -324,7 +324,8 @@ def answer(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> C
 
 
 def _deciding(c: Compared) -> list[str]:
-    """The metrics of its newest evaluation that have a good side, the one that decides first."""
+    """Return the metrics of the newest evaluation for which higher or lower is better, the deciding one
+    first."""
     newest = max(c.scores, key=lambda s: s.evaluation.created_at, default=None)
     return [] if newest is None else [m.name for m in newest.evaluation.metrics if m.better != "neither"]
 
@@ -361,8 +362,8 @@ def _alone(c: Compared) -> ComparisonSummary:
 
 
 def _passes(c: Compared, score: RunScore) -> bool | None:
-    """By the verdict, else by what was forgotten and the difference to its rival; without any of them nothing
-    speaks against it."""
+    """Return whether the run may ship: by its verdict, or else by its forgetting and the difference from its
+    rival. Without any of these, nothing speaks against the run."""
     given = [v.decision for v in score.evaluation.verdicts if v.contender == score.contender.name]
     if given:
         return {"ship": True, "do not ship": False}.get(given[0])
@@ -410,8 +411,8 @@ def _level(
     others: Sequence[tuple[Compared, RunScore]],
     pairs: Differences,
 ) -> list[tuple[Compared, RunScore]]:
-    """Those that no difference separates from the best, corrected for how many it is held against. Without
-    the answers of both, intervals that overlap are none."""
+    """Return the runs that are not proven different from the best one, corrected for the number of
+    comparisons. Runs without paired answers count as not different if their intervals overlap."""
     known = [pairs.get((best[0].run.id, c.run.id, metric)) for c, _ in others]
     tested = [d.p_value for d in known if d is not None and d.p_value is not None]
     corrected = iter(holm(tested))
@@ -447,7 +448,8 @@ def _versus(
     others: Sequence[tuple[Compared, RunScore]],
     pairs: Differences,
 ) -> str:
-    """`together (+0.010 (-0.020 to +0.040), p = 0.4, 200 rows)`, and the names of further ones."""
+    """Describe the first rival with its difference, such as `together (+0.010 (-0.020 to +0.040), p = 0.4,
+    200 rows)`, and name the other ones."""
     other, score = others[0]
     d = pairs.get((mine[0].run.id, other.run.id, metric))
     basis = f"{format_gap(d)}, {text.count(d.score.n, 'row')}" if d is not None else text.score(score.score)

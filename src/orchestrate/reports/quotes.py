@@ -129,7 +129,8 @@ def verdict(quotes: Sequence[Quote]) -> str:
 
 
 def _unlike(priced: Sequence[Quote]) -> str:
-    """Without `epochs` each host trains as long as it likes: then the prices are not of the same training."""
+    """Warn if the backends train for different numbers of epochs, because then their prices are not for the
+    same training."""
     epochs = {quote.provider: quote.epochs for quote in priced if quote.epochs is not None}
     if len(set(epochs.values())) < 2:
         return ""
@@ -215,8 +216,8 @@ def _note(notes: TextTable, quote: Quote) -> None:
 
 
 def _narrow(cell: str) -> str:
-    """For a column of a terminal: a path by its end, an age in short; how a price is known is stated
-    below."""
+    """Shorten a cell for the terminal: a path to its last part, and an age to days without the confidence,
+    which a note states."""
     return re.sub(r" days old(, \w+)?", " d", cell.rsplit("/", 1)[-1])
 
 
@@ -307,7 +308,8 @@ def ownership_verdict(totals: Sequence[Ownership]) -> str:
 
 
 def _perhaps_cheaper(totals: Sequence[Ownership], best: Ownership, paid: Paid) -> str | None:
-    """One whose training is undecided, so that it may be cheaper than the cheapest for sure, and its cost."""
+    """Describe an option that may be cheaper than the cheapest one, because the price of its training is
+    undecided."""
     same = (best.provider, best.server)
     ways = (way for total in totals for way in total.options if (way.provider, way.server) != same)
     had = (w for w in ways if not (w.unavailable or w.serves_until) and w.training.ranked)
@@ -337,7 +339,8 @@ def _remarks_of(totals: Sequence[Ownership]) -> list[tuple[str, list[str]]]:
 
 
 def _unpriced(totals: Sequence[Ownership]) -> list[str]:
-    """Other places to serve that have no price, and why; and how many more the JSON has."""
+    """List the other serving options without a price, with the reasons, and the number of options that only
+    the JSON shows."""
     lines = dict.fromkeys(
         f"{way.server}: {way.unavailable}" for total in totals for way in total.elsewhere if way.unavailable
     )
@@ -356,7 +359,8 @@ def ownership_table(totals: Sequence[Ownership]) -> RenderableType:
 
 
 def _own_numbers(totals: Sequence[Ownership]) -> TextTable:
-    """Without the models, which the quotes name, and without what has no price to be trained."""
+    """Build the table of totals. Omits the models, which the quotes name, and backends that have no price for
+    the training."""
     names = [name for name in _OWN_COLUMNS if name != "model"]
     table = TextTable(*names, right=("training", "per month", "total"))
     for total in _by_total(totals):

@@ -399,9 +399,9 @@ def _merged(known: str | None, point: MetricPoint) -> str:
 
 
 def _sample(run_ids: Sequence[str], most: int) -> Select[Any, Any, Any]:
-    """The points at or next after so many places between each run's first step and its last; one that is next
-    to several comes as often. The index is asked for each of them: to number the rows of a million points,
-    and keep every tenth, takes six times as long."""
+    """Select the points at, or next after, `most` evenly spaced steps of each run. A point that is next after
+    several of them is returned several times. Looking up each point in the index takes a sixth of the time of
+    numbering a million points and selecting every tenth."""
     table, nearest = schema.metrics, schema.metrics.alias()
     first, last = func.min(table.c.step), func.max(table.c.step)
     ends = select(table.c.run_id, first.label("first"), cast(last - first, BigInteger).label("span"))

@@ -247,7 +247,7 @@ def _no_http(scheme: str, head: str) -> tuple[str, str]:
 
 
 class _Answered(Exception):
-    """An error response. Ray's own error contains the status only as part of its message."""
+    """Raised for an error response. Ray's own error contains the status only as part of its message."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"the cluster returned {status}: {text}")

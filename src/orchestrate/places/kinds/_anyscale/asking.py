@@ -24,7 +24,7 @@ CONNECT_S = 30
 
 
 class ErrorResponse(Exception):
-    """A request that got an error response. The client's own error would drop its status."""
+    """Raised for an error response. The client's own error would lose the status."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"Anyscale returned {status}: {text}")
@@ -32,9 +32,11 @@ class ErrorResponse(Exception):
 
 
 class Client:
-    """Client for one token at one address. `creating` is True once the request that creates a job was sent.
-    That request is not sent if the calls before it took longer than `2 * answer_s`, because the search for a
-    job after a lost response relies on this."""
+    """Client for one token at one address.
+
+    `creating` is True once the request that creates a job was sent. That request is not sent if the calls
+    before it took longer than `2 * answer_s`. The search for a job after a lost response relies on this.
+    """
 
     def __init__(
         self, host: str, token: str, answer_s: float, clock: Callable[[], float] = time.monotonic

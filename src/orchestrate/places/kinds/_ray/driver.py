@@ -60,8 +60,8 @@ def work(given: dict[str, Any]) -> None:
 
 
 class Driver:
-    """Drives the training. `fit` trains until no worker is left; `end` ends this process from any of its
-    threads."""
+    """Drives the training. `fit` trains until no worker is left. `end` ends this process and can be called
+    from any thread."""
 
     def __init__(
         self,

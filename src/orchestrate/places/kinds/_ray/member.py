@@ -41,7 +41,8 @@ ALIKE = ("torch", "transformers", "tokenizers", "peft")
 
 
 class MemberProcess:
-    """The engine in this process, which has joined the other workers. Killing it ends the entire process."""
+    """The training engine in this process, which has joined the other workers. Killing it ends the entire
+    process."""
 
     def __init__(self, run: RunDir, met: Met, device: torch.device, end: Callable[[int], object]) -> None:
         self.run, self.met, self.device, self.end = run, met, device, end
@@ -71,7 +72,8 @@ class First(Errand):
     def __init__(
         self, claim: Claim, folder: Path, met: Met, device: torch.device, report_s: float, apart: str = ""
     ) -> None:
-        """`apart` says why the workers cannot train together. Empty if they can."""
+        """Prepare the attempt. `apart` states why the workers can't train together. It is empty if they
+        can."""
         self._taken, self.met, self.device, self._apart = claim, met, device, apart
         super().__init__(claim.stored.depot, claim.stored.ref, folder, report_s=report_s)
 

@@ -30,11 +30,12 @@ def credentials() -> re.Pattern[str]:
 
 
 class NoAnswer(Exception):
-    """The bridge ended or did not answer, so the request may have been carried out."""
+    """Raised if the bridge ended or did not respond, so the request may have been carried out."""
 
 
 class SkyRefusal(Exception):
-    """An error of the client. `kinds` are the names of its classes, its own first."""
+    """Raised for an error of SkyPilot's client. `kinds` are the names of the error's classes, its own
+    first."""
 
     def __init__(self, kinds: list[str], message: str) -> None:
         super().__init__(message)
@@ -42,8 +43,8 @@ class SkyRefusal(Exception):
 
 
 class Bridge:
-    """Connection to SkyPilot. `python` is the Python of its environment. `server` is the address of the API
-    server, if it is not the client's default."""
+    """A connection to SkyPilot. `python` is the Python of SkyPilot's environment. `server` is the address of
+    the API server, if it is not the client's default."""
 
     def __init__(self, python: str, server: str | None = None, answer_s: float = ANSWER_S) -> None:
         self.python = str(Path(python).absolute()) if "/" in python else python
