@@ -496,7 +496,7 @@ def test_dearer_by_the_token_than_the_hosts_own_serverless_base_says_why() -> No
     found = total("together", "qwen3.5-9b")
     told = next(text for text in found.assumptions if "serverless price of the base model" in text)
     assert (
-        "costs $6.28 per million tokens" in told
+        "these GPUs cost $6.28 per million tokens" in told
         and "is $0.182." in told
         and "Serverless GPUs are shared among many users and cannot serve this tuned model" in told
     )
