@@ -184,7 +184,7 @@ def test_a_grader_that_can_grade_nothing_ends_the_run(session: Make) -> None:
     made = session(
         code("def grade(sample, item):\n    return item['missing']\n"), hyper={"run_grader_code": True}
     )
-    with pytest.raises(RunFailed, match="cannot grade any answer: KeyError: 'missing'"):
+    with pytest.raises(RunFailed, match="could not grade any answer: KeyError: 'missing'"):
         made.loop.run()
 
 
