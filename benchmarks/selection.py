@@ -165,7 +165,7 @@ def reported(kind: str, lines_of: Callable[[Path], list[str]]) -> dict[str, Any]
 
 def table(figures: dict[str, Any]) -> str:
     """For docs/figures.py."""
-    lines = ["{machine}, load {load:.1f} as it began; {day}; tiny-chat.".format(**figures)]
+    lines = ["{machine}, initial load {load:.1f}; {day}; tiny-chat.".format(**figures)]
     if labels := figures["kinds"].get("labels"):
         chosen = f"chosen on examples/classification: C = {labels['chosen']['strength']:g}"
         lines.append(f"Labels: {labels['rows']} rows at most; {chosen}.")

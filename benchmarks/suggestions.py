@@ -119,7 +119,7 @@ def measured(folder: Path, home: Path, seeds: int, *, with_grid: bool) -> dict[s
 def table(figures: dict[str, Any]) -> str:
     """For docs/figures.py."""
     lines = [
-        "{machine}, load {load:.1f} as it began, other work on {others:.1f} of its cores; Python {python}, "
+        "{machine}, initial load {load:.1f}, other work on {others:.1f} of its cores; Python {python}, "
         "torch {versions[torch]}; {day}; tiny-chat, {seeds} seeds.".format(**figures),
         "",
         "| task | proposed | held-out loss of the default | of the proposal | gain over the default (90%) | "

@@ -21,10 +21,10 @@ def tables(figures: Figures) -> str:
 
 def head(figures: Figures) -> str:
     others = median(run["others"] for case in figures["cases"] for run in case["runs"])
-    beside = "nothing beside it" if others <= QUIET else f"other work on {others:.1f} of its cores"
+    beside = "no other work" if others <= QUIET else f"other work on {others:.1f} of its cores"
     return (
-        "{machine} ({instructions}), load {load_average:.1f} as it began, {beside}; torch {torch}, "
-        "TRL {trl}, {day}; {model}. Speed is that of trained tokens by {clock}."
+        "{machine} ({instructions}), initial load {load_average:.1f}, {beside}; torch {torch}, "
+        "TRL {trl}, {day}; {model}. Speed is in trained tokens per {clock}."
     ).format(**figures, beside=beside, clock=_told(figures))
 
 
@@ -35,7 +35,7 @@ def clock_of(figures: Figures) -> str:
 
 
 def _told(figures: Figures) -> str:
-    return {"wall": "the second", "cpu": "the second of processor time"}[clock_of(figures)]
+    return {"wall": "second", "cpu": "CPU second"}[clock_of(figures)]
 
 
 def _of(case: dict[str, Any], name: str) -> list[Run]:
@@ -56,8 +56,8 @@ def ahead(figures: Figures) -> str:
     """A line for each load: the engine beside the fastest of the others."""
     clock = clock_of(figures)
     lines = [
-        "| | tokens, trained | the engine | the best other | | ahead by | peak MB | the best other's | "
-        "held-out loss | the best other's |",
+        "| | tokens, trained | engine | best rival | its speed | speedup | peak MB | the rival's | "
+        "held-out loss | the rival's |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for case in figures["cases"]:
@@ -87,9 +87,9 @@ def everyone(figures: Figures, case: dict[str, Any]) -> str:
     clock, firsts = clock_of(figures), _firsts(case)
     own = next((run for run in firsts if run["name"] == ENGINE), None)
     lines = [
-        f"All of them, {case['name']}:",
+        f"All contenders, {case['name']}:",
         "",
-        "| | steps | trained tokens | the engine is ahead by | peak MB | held-out loss |",
+        "| | steps | trained tokens | speedup of the engine | peak MB | held-out loss |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for run in firsts:

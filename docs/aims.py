@@ -71,7 +71,7 @@ def _cpu_of_check(figures: Figures) -> float:
 def _counting(figures: Figures) -> str:
     whole, without, sampled = (_ways(figures, way, "cpu_s") for way in ("check", "uncounted", "sampled"))
     told = f"`--tokens sampled` takes {sampled:.1f}, the cookbook {_ways(figures, 'cookbook', 'cpu_s'):.1f}"
-    return f"exact counts of all tokens are {1 - without / whole:.0%} of it; {told}"
+    return f"exact token counts are {1 - without / whole:.0%} of it; {told}"
 
 
 def _growth(figures: Figures) -> float:
@@ -165,14 +165,14 @@ def _said(why: str) -> Callable[[Figures], str]:
 COUNTED = ("plan", "quote", "check", "data check train.jsonl")
 AIMS = (
     Aim(
-        what="`plan`, `quote`, `check`, `data check` of 600 rows: times the floor",
+        what="`plan`, `quote`, `check`, `data check` with 600 rows: CPU time, in floors",
         file="startup",
         before="9.4 (3.3 s)",
         now=_most("floors", *COUNTED),
         bound=3,
     ),
     Aim(
-        what="their peak, MB",
+        what="their peak memory, MB",
         file="startup",
         before="350",
         now=_most("peak_mb", *COUNTED),
@@ -180,7 +180,7 @@ AIMS = (
         told="{:.0f}",
     ),
     Aim(
-        what="`runs`, `show` of ended runs: times the floor",
+        what="`runs`, `show` of finished runs: CPU time, in floors",
         file="startup",
         before="3.9",
         now=_most("floors", "runs", "show RUN"),
@@ -188,7 +188,7 @@ AIMS = (
         why=_said("SQLAlchemy, which every read of the store goes through, is a third of it"),
     ),
     Aim(
-        what="`submit --watch` to its first line in a terminal: ms of CPU",
+        what="`submit --watch` until its first line in a terminal: CPU ms",
         file="startup",
         now=lambda figures: figures["commands"]["submit -p openai --watch"]["cpu_s"] * 1000,
         bound=500,
@@ -209,21 +209,21 @@ AIMS = (
         why=_counting,
     ),
     Aim(
-        what="the same: peak, MB of all processes",
+        what="the same: peak memory of all processes, MB",
         file="data-1000",
         now=lambda figures: _ways(figures, "check", "peak_mb"),
         bound=300,
         told="{:.0f}",
     ),
     Aim(
-        what="growth to 10 GB is linear: CPU for a MB against that of 1 GB",
+        what="growth to 10 GB is linear: CPU time per MB, relative to 1 GB",
         file="data-growth",
         now=_growth,
         bound=1.1,
         told="{:.2f}",
     ),
     Aim(
-        what="training: times the best other, on the load where it is least ahead",
+        what="training: speed relative to the best rival, on the worst load",
         file="training",
         before="1.53 on short chats",
         now=_least(vocabularies=False),
@@ -233,7 +233,7 @@ AIMS = (
         why=_loads_behind(vocabularies=False),
     ),
     Aim(
-        what="training with vocabularies from 32,000 entries on: times the best other, the least of them",
+        what="training with vocabularies of 32,000 entries or more: the same",
         file="training",
         now=_least(vocabularies=True),
         bound=EACH_VOCABULARY,
@@ -242,7 +242,7 @@ AIMS = (
         why=_loads_behind(vocabularies=True),
     ),
     Aim(
-        what="held-out loss above that of TRL: standard errors, over the seeds",
+        what="held-out loss above TRL's: standard errors over the seeds",
         file="training",
         before="higher in 3 of 4 seeds",
         now=_above,
@@ -250,7 +250,7 @@ AIMS = (
         told="{:+.1f}",
     ),
     Aim(
-        what="peak on short chats: times the least of TRL's",
+        what="peak memory on short chats, relative to TRL's lowest",
         file="training",
         before="1.11",
         now=_peaks,
@@ -258,21 +258,21 @@ AIMS = (
         told="{:.2f}",
     ),
     Aim(
-        what="`eval` of plain questions: times transformers' `generate`",
+        what="`eval` of plain questions: speed relative to transformers' `generate`",
         file="evaluation",
         now=_against_generate("the questions"),
         bound=1.3,
         least=True,
     ),
     Aim(
-        what="`eval` behind 5 examples: times transformers' `generate`",
+        what="`eval` after 5 examples: speed relative to transformers' `generate`",
         file="evaluation",
         now=_against_generate("behind 5 examples"),
         bound=2.5,
         least=True,
     ),
     Aim(
-        what="`serve` at one client: times llama.cpp's server, by CPU seconds",
+        what="`serve` with one client: speed relative to llama.cpp's server, per CPU second",
         file="serving",
         now=_against_llama(0),
         bound=0.5,
@@ -280,7 +280,7 @@ AIMS = (
         told="{:.2f}",
     ),
     Aim(
-        what="`serve` at 16 clients: times llama.cpp's server, by CPU seconds",
+        what="`serve` with 16 clients: speed relative to llama.cpp's server, per CPU second",
         file="serving",
         now=_against_llama(1),
         bound=1,
@@ -288,7 +288,7 @@ AIMS = (
         told="{:.2f}",
     ),
     Aim(
-        what="batched transitions a second",
+        what="batched transitions per second",
         file="tracking",
         now=lambda figures: figures["batched_transitions_per_s"],
         bound=3000,
@@ -296,7 +296,7 @@ AIMS = (
         told="{:,.0f}",
     ),
     Aim(
-        what="sweep of 10,000 changed runs, s",
+        what="sync of 10,000 changed runs, s",
         file="tracking",
         before="13.4",
         now=lambda figures: figures["sweep_all_changed_s"],

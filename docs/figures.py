@@ -67,7 +67,7 @@ def head(figures: dict[str, Any], *more: str) -> str:
     versions = "".join(f", {name} {told}" for name, told in figures["versions"].items())
     others = figures.get("others", 0)
     beside = f", other work on {others:.1f} of its cores" if others > AIMS["QUIET"] else ""
-    machine = "{machine}, load {load} as it began{beside}; Python {python}{told}; {day}"
+    machine = "{machine}, initial load {load}{beside}; Python {python}{told}; {day}"
     return "; ".join([machine.format(**figures, beside=beside, told=versions), *more])
 
 
