@@ -1,4 +1,4 @@
-"""The dataset interface that other packages use."""
+"""Public interface of datasets."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Dataset(Facts):
         memory: Path | None = None,
     ) -> Dataset:
         """Read the entire file once, in bounded memory. `columns` maps field names to the file's column
-        names. Tokens are counted with `tokenizers` in the same pass, and `memory` is the cache folder for
-        token counts.
+        names. The same pass counts tokens with each of `tokenizers`. `memory` is the cache folder for token
+        counts.
 
         Raises `DataError` if the file has no known format. Problems in single rows are collected in
         `problems`. `examples` skips rows with errors."""

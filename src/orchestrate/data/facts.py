@@ -120,11 +120,11 @@ class Facts:
     rows: int
     bytes: int
     digest: str
-    """sha256 over the sha256 of each canonical row, in order."""
+    """sha256 of the concatenated sha256 hashes of all canonical rows, in order."""
     content: Content
     problems: tuple[Problem, ...] = ()
     container: str = "jsonl"
-    """File type that contains the rows: `jsonl`, `csv.gz`, `parquet`, `folder` ..."""
+    """Type of the file: `jsonl`, `csv.gz`, `parquet`, `folder` ..."""
     canonical_bytes: int = 0
     """Size of the rows as canonical JSON lines, in bytes. The size of a host's file differs by a few
     percent."""
@@ -136,8 +136,8 @@ class Facts:
     """Line numbers without a valid row, in ascending order."""
     pictures: Mapping[Picture, int] = field(default_factory=dict[Picture, int])
     """Number of images in all valid rows by size and detail, for cost estimates. The prompt of a preference
-    pair counts once. At most `rows.traits.MOST_SIZES` sizes are exact. Others are rounded up to multiples of
-    32 pixels."""
+    pair counts once. Up to `rows.traits.MOST_SIZES` sizes are exact, and others are rounded up to multiples
+    of 32 pixels."""
     columns: tuple[tuple[str, str], ...] = ()
     """Renamed columns, as (field, column) pairs."""
     memory: Path | None = field(default=None, compare=False)
@@ -155,8 +155,7 @@ class Facts:
         return ((number, row.example) for number, row in self.read() if row.example is not None)
 
     def number(self, place: int) -> int:
-        """Return the row number in the file of a valid row. `place` is its index among the valid rows, from
-        0."""
+        """Return a valid row's number in the file. `place` is the index among valid rows, from 0."""
         number = place + 1
         for line in self.rowless:
             if line > number:

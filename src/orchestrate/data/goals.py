@@ -106,8 +106,8 @@ def inferred(
     """Infer the goal from the rows, and compare the number of rows with the recommended number.
 
     `labels` is the number of distinct short answers, if they repeat. Flags: `tools` if rows call tools,
-    `keyed` if answers are JSON with the same keys, `knowing` if answers contain facts missing from their
-    prompts, `bare` if rows are text without prompts, `closely` if answers were searched for keys and facts. A
+    `keyed` if answers are JSON with the same keys, `knowing` if answers contain facts that their prompts
+    lack, `bare` if rows are text without prompts, `closely` if the answers were checked for keys and facts. A
     new capability can't be inferred from rows, so the user must choose it."""
     if labels:
         return volume(Goal.CLASSIFICATION, rows, labels=labels, why=f"{labels} different answers")
@@ -122,7 +122,7 @@ def inferred(
     why = (
         "free-form answers without a common format"
         if closely
-        else "no labels and no tools. For a closer look at the answers, run `orchestrate advise`"
+        else "the rows have no labels or tools, but `orchestrate advise` also inspects the answers"
     )
     return volume(Goal.STYLE, rows, why=why)
 

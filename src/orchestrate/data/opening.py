@@ -73,7 +73,7 @@ class OpenedFile:
         return path, number - before
 
     def named(self, number: int) -> str:
-        """Return the name of a row for messages."""
+        """Return the name of a row for use in messages."""
         path, row = self.place(number)
         return f"{row} of {path}" if self.begins else str(row)
 
@@ -300,8 +300,7 @@ def _scanned_with_lines(task: ScanTask) -> tuple[ScannedRange, bytes]:
 
 
 def worker_count(workers: int | None, size: int) -> int | None:
-    """Return the number of workers for a file of `size` bytes. An explicit number above one is always
-    used."""
+    """Return the number of workers for a file of `size` bytes. `workers` always applies if above one."""
     return workers if size >= PARALLEL_BYTES or (workers or 0) > 1 else 1
 
 
@@ -365,7 +364,7 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
         )
     raise DataError(
         f"{path}: no row could be read: {first or 'the file is empty'}",
-        fix="fix its first row" if first else "add at least one row, or pass another file",
+        fix="fix the first row" if first else "add at least one row, or pass another file",
     )
 
 

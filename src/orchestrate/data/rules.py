@@ -156,7 +156,8 @@ def check(
     epochs: int | None = None,
     validation: bool = False,
 ) -> list[Problem]:
-    """Return each reason for which `host` would reject or change the dataset, with the first affected rows.
+    """Return a problem for each reason why `host` would reject or change the dataset, with the first affected
+    rows.
 
     `method` is sft, dpo, kto or rft. `tokens` is a token count of the same data, needed to check lengths.
     `context` is the maximum number of tokens that the model trains on, and `truncation` how longer rows are

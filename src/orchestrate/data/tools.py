@@ -262,7 +262,7 @@ FORMATS: dict[str, HostRules] = {
             Trait.TOOLS: Rule(
                 "call-ids-renumbered", Severity.INFO, "ids of tool calls are renumbered", "nothing to do"
             ),
-            Trait.TEXT_WITH_CALLS: _lost("one turn with both text and tool calls"),
+            Trait.TEXT_WITH_CALLS: _lost("turns with both text and tool calls"),
             Trait.ANSWERS_IN_ANOTHER_ORDER: _refused("tool results in a different order than their calls"),
             Trait.TEXT_PARTS: _JOINED,
         },
@@ -300,8 +300,8 @@ FORMATS: dict[str, HostRules] = {
     "parquet": HostRules(
         kinds={
             **EVERY_KIND,
-            "unpaired": "rows with messages and a label have no common column type",
-            "rl": "grader fields have no common column type",
+            "unpaired": "Parquet columns need one type, which rows with messages and a label don't have",
+            "rl": "Parquet columns need one type, which grader fields don't have",
         },
         traits={},
     ),

@@ -93,7 +93,7 @@ def too_large(what: str, most_bytes: int) -> DataError:
 
 def _no_room(what: str, folder: Path) -> DataError:
     return DataError(
-        f"{what} does not fit on the disk of {folder}. Nothing was saved",
+        f"not enough disk space for {what} in {folder}. Nothing was saved",
         fix="free some disk space, or set TMPDIR to a folder on a larger disk",
     )
 
@@ -133,7 +133,7 @@ _CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError", "Clie
 _BROKEN = frozenset({"ClientPayloadError", "RemoteProtocolError", "IncompleteRead", "ProtocolError"})
 """Errors that HTTP clients raise for a response that ended early."""
 _MEDIA_TYPE = ("mimetype", "ContentType", "contentType", "content_type")
-"""Keys under which the HTTP, S3, Google and Azure file systems report the content type."""
+"""Keys of the content type in file info from the HTTP, S3, Google and Azure file systems."""
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -293,8 +293,8 @@ _ROWS = (".jsonl", ".ndjson", ".json")
 
 @dataclass(frozen=True)
 class RowSource:
-    """The rows of an input. `lines` is the JSONL file, and `container` is the type of the input, such as
-    `jsonl` or `csv.gz`."""
+    """An input that is ready for reading. `lines` is the path of its JSONL file, and `container` is the
+    input's type, such as `jsonl` or `csv.gz`."""
 
     path: str
     lines: str

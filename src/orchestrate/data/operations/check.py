@@ -51,7 +51,7 @@ class FileFacts(Record, frozen=True, kw_only=True):
 
 
 class HostFacts(Record, frozen=True, kw_only=True):
-    """Number of training rows that one host accepts. `rows` includes rows with errors."""
+    """Training rows that one host accepts. `rows` includes rows with errors."""
 
     host: str
     rows: int

@@ -244,7 +244,7 @@ def _listed(value: Mapping[str, Any]) -> list[Any] | None:
 
 
 Reasoning = Literal["no", "kept", "left out"]
-"""Reasoning mode: don't request reasoning, include it in the rows, or request it and leave it out."""
+"""Reasoning mode: request none, include reasoning in the rows, or request reasoning and leave it out."""
 MOST_SEEDS = 50_000
 """Maximum number of seed rows. All seeds stay in memory, to compare each new row with them."""
 BARREN = 8
@@ -319,7 +319,7 @@ class GenerateOrder:
     own: bool = False
     sandbox: bool = False
     max_tokens: int = 4096
-    """The token limit of one answer."""
+    """Maximum number of tokens in one answer."""
     rows_per_request: int = 10
     examples: int = 5
     """Number of seed rows in each request."""
@@ -348,14 +348,14 @@ class GenerateReport(Record, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     usd: Decimal | None
-    """`None` when the model's price is unknown."""
+    """Total cost in US dollars. `None` when the model's price is unknown."""
     refused: dict[str, int]
     hosts: tuple[str, ...]
     """Backends that accept every row."""
     lost_requests: int = 0
-    """Unanswered requests that may have been billed."""
+    """Number of unanswered requests that may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
-    """The maximum cost of these requests, which is included in `usd`. `None` when the price is unknown."""
+    """Maximum cost of the `lost_requests`, which is included in `usd`. `None` when the price is unknown."""
     last_error: str | None = None
     """Error of the most recent failed request."""
     reasoning: Reasoning = "no"
@@ -416,7 +416,7 @@ class _State:
 
 
 def log_of(output: Path) -> Path:
-    """Return the path of an output's generation log. Writers of the log must hold its lock."""
+    """Return the path of an output's generation log. Hold the log's lock while writing to it."""
     return output.with_name(output.name + ".generation")
 
 

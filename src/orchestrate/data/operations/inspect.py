@@ -22,9 +22,9 @@ LEAST_LETTERS = 20
 SURE = 0.9
 """Minimum probability for reporting a language."""
 ENOUGH_LETTERS = 75
-"""Number of letters (about fifteen words) from which a single row is enough to detect its language. None of
-1,200 English texts of at least this length was misclassified, compared with 3% of shorter texts. Other
-scripts need fewer letters."""
+"""Minimum number of letters (about fifteen words) for detecting the language of a single row. None of 1,200
+English texts of at least this length was misclassified, compared with 3% of shorter texts. Other scripts need
+fewer letters."""
 FEW = 0.05
 UNCERTAIN = "uncertain"
 LANGUAGE_SAMPLE = 200
@@ -74,7 +74,7 @@ class InspectReport(Record, frozen=True, kw_only=True):
     tokens: int
     trained_tokens: int
     epoch_tokens: dict[str, int]
-    """Tokens processed in 1, 2, 3 and 4 epochs."""
+    """Number of tokens processed in 1, 2, 3 and 4 epochs."""
     length_percentiles: dict[str, int]
     histogram: tuple[Bin, ...]
     longest: tuple[LongRow, ...]
@@ -82,7 +82,7 @@ class InspectReport(Record, frozen=True, kw_only=True):
     turns: dict[str, int]
     """Number of rows by number of user messages."""
     tools: dict[str, int]
-    """Number of calls by tool."""
+    """Number of tool calls by tool."""
     labels: dict[str, int]
     """Number of desirable and undesirable answers, for unpaired rows. Empty for other rows."""
     languages: dict[str, int]

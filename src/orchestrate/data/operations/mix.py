@@ -98,7 +98,7 @@ def open_mix(
     compare: bool = False,
     content: bool = False,
 ) -> OpenedFile:
-    """Mix the rows of all files into one file in `folder` and open it. `OpenedFile.mix` is the opened mix.
+    """Mix the rows of all files into one file in `folder` and open it. `OpenedFile.mix` contains the mix.
     Each file is read once, and the same files give the same mix. For the other arguments see `Dataset.open`
     and `ScanTask`.
 

@@ -31,7 +31,7 @@ State = Literal["pending", "accepted", "edited", "rejected"]
 
 
 class Required(msgspec.Struct, tag="required"):
-    """Marker for a file with rows that no person wrote, so they need a review."""
+    """Journal entry that requires a review, because no person wrote the file's rows."""
 
     at: datetime
 
@@ -62,8 +62,8 @@ class ReviewCounts(Record, frozen=True, kw_only=True):
 
 
 class ReviewRow(Record, frozen=True, kw_only=True):
-    """One row as the page shows it. `index` counts from 0. `text` is the row's line or its edited form, and
-    `pretty` is the same text, indented."""
+    """A row for the page. `index` counts from 0. `text` is the row's line, edited or not, and `pretty` is the
+    same text, indented."""
 
     index: int
     state: State

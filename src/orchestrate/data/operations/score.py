@@ -36,7 +36,7 @@ OUTLIER = 3.5
 """Distance from the median at which a length is an outlier, in robust standard deviations (Iglewicz and
 Hoaglin, 1993)."""
 SAME_ANSWER = 0.5
-"""Fraction of shared words below which two answers count as contradictory."""
+"""Minimum fraction of shared words for two answers to agree."""
 FOLDS = 5
 STRENGTH = 1.0
 """Inverse regularization strength (scikit-learn's `C`) of the model that finds label errors, chosen with
@@ -67,9 +67,9 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
     length: float | None = None
     """Distance of the answer's length from the median, in robust standard deviations on a log scale."""
     contradicts: tuple[int, ...] = ()
-    """First few rows with a near-identical question and a different answer."""
+    """Numbers of the first rows with a near-identical question and a different answer."""
     contradiction: float | None = None
-    """The share of rows with a near-identical question that have a different answer."""
+    """Share of the rows with a near-identical question that have a different answer."""
     label: float | None = None
     """Probability of the most likely other label minus that of the row's own label, from -1 to 1, by models
     that were not trained on the row."""
@@ -83,7 +83,7 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Signal:
-    """Signal to rank rows by. `doubt` is higher for rows that are more likely to be wrong."""
+    """A signal for ranking rows. `doubt` is higher for rows that are more likely to be wrong."""
 
     about: str
     doubt: Callable[[RowScore], float | None]
@@ -172,7 +172,7 @@ class _Rows:
 
 
 def place(path: str) -> Path:
-    """Return the path of a file's scores."""
+    """Return the path of the scores for a data file."""
     return beside(path, "scores.jsonl")
 
 

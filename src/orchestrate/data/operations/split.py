@@ -135,7 +135,7 @@ def parse_shares(text: str) -> tuple[float, ...]:
 
 
 def group_key(example: Example) -> bytes:
-    """Return a key that is equal for rows of the same conversation."""
+    """Return a key that all rows of a conversation share."""
     if isinstance(example, CompletionExample):
         return example.prompt.encode()
     opening: list[ChatMessage] = []
@@ -365,9 +365,9 @@ def _least(rows: Sequence[_SplitRow], groups: Sequence[int]) -> dict[int, _Split
 _SEEDS = 1000
 """Number of seeds to try. One seed in 21 puts three groups into three different splits."""
 _FEW = 2000
-"""Number of groups from which a 10% split deviates by less than 1% of the rows."""
+"""Minimum number of groups for which a 10% split deviates by less than 1% of the rows."""
 _FEWEST = 100
-"""Number of groups below which all seeds are compared, because a single row is a large share."""
+"""With fewer groups, all seeds are compared, because a single row is a large share."""
 _NEAR = 0.01
 """Maximum deviation from the requested shares, as a fraction of the rows."""
 _STILL_NEAR = 0.03

@@ -45,7 +45,7 @@ def is_mbox(path: str) -> bool:
 
 def mbox_rows(path: str) -> Iterator[dict[str, Any]]:
     """Yield the messages of an mbox as rows, in file order. Each message belongs to the thread of the first
-    message that it refers to."""
+    message to which it refers."""
     box = mailbox.mbox(path, create=False)
     try:
         parents = {_id(m.get("Message-ID")): _parent(m) for m in box}

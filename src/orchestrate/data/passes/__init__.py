@@ -75,8 +75,8 @@ def ordered(
     process.
 
     `function` must be a module-level function, and its exceptions are raised here. `ready` loads data that
-    workers can share. It is called with the first task if sharing saves time. Its exceptions are ignored,
-    because `function` raises them again."""
+    workers can share. It is called with the first task if sharing saves time. Exceptions of `ready` are
+    ignored, because `function` raises them again."""
     engine = _engine.get()
     if engine is not None:
         yield from engine(function, tasks)

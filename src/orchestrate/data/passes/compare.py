@@ -125,7 +125,7 @@ SAMPLED = 512
 """Number of rows used to recognize the file's form: those with the smallest hashes, so the order of rows has
 no effect."""
 FORM_SHARE, FORM_ROWS = 0.1, 20
-"""Share and number of sampled rows that must contain a phrase for it to be part of the file's form."""
+"""Minimum share and number of sampled rows that contain a phrase of the file's form."""
 SYSTEM_SHARE = 4
 """Minimum ratio of a row's own phrases to the phrases used from its system prompt."""
 
@@ -294,7 +294,7 @@ def _shingles(text: str) -> Any:
 
 
 def clusters(signed: Signatures, threshold: float = 0.8) -> list[int]:
-    """Return, for each signed row, the smallest row index in its cluster (its own index if it is alone)."""
+    """Return, for each row with a signature, the smallest row index in its cluster."""
     np = numpy()
     rows = len(signed.numbers)
     leader = list(range(rows))

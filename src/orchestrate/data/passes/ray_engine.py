@@ -25,9 +25,9 @@ from orchestrate.errors import ConfigError
 def on_ray(workers: int | None = None) -> Generator[int]:
     """Run the data commands in the `with` block on Ray, and yield its number of CPUs.
 
-    Uses the cluster at `RAY_ADDRESS`, or one that `ray start` started on this machine. Otherwise a cluster
-    with `workers` CPUs (by default one for each core) is started here and stopped afterwards. Raises
-    `MissingExtra` without ray, and `ConfigError` if no cluster is reachable at `RAY_ADDRESS`."""
+    Uses the cluster at `RAY_ADDRESS`, or one that `ray start` started on this machine. Otherwise, it starts a
+    temporary cluster with `workers` CPUs (by default one for each core). Raises `MissingExtra` without ray,
+    and `ConfigError` if no cluster is reachable at `RAY_ADDRESS`."""
     ray = _ray()
     joined = not ray.is_initialized()
     if joined:

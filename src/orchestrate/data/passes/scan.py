@@ -115,7 +115,7 @@ class Tally:
     turns: Counter[int] = field(default_factory=Counter[int])
     """Number of rows by number of user messages."""
     tools: Counter[str] = field(default_factory=Counter[str])
-    """Number of calls by tool."""
+    """Number of tool calls by tool."""
     formats: Counter[str] = field(default_factory=Counter[str])
     """Number of rows in each format other than the file's."""
     masks: Counter[int] = field(default_factory=Counter[int])
@@ -455,11 +455,11 @@ class Sample:
     """Half-width of the interval around `tokens`."""
     trained: float = 0.0
     lengths: array[int] = field(default_factory=lambda: array("I"))
-    """Tokens of each sequence of the sampled rows."""
+    """Number of tokens in each sequence of the sampled rows."""
     weights: array[float] = field(default_factory=lambda: array("d"))
     """Number of sequences in the file that each entry of `lengths` represents."""
     remarks: tuple[Remark, ...] = ()
-    """The remarks, with the estimated number of rows in the file."""
+    """Remarks, with the number of affected rows in the file estimated."""
 
 
 def sampled(task: ScanTask, name: str, *, places: int = PLACES, seed: int = 0) -> Sample:

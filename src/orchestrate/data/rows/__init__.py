@@ -155,7 +155,7 @@ def messages_of(example: Example) -> list[ChatMessage]:
 
 
 KEPT_PER_CODE = 100
-"""Maximum number of rows stored per code, to limit memory. One final problem counts the others."""
+"""Maximum number of rows stored per code, to limit memory. One additional problem counts the other rows."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ CODES: dict[str, Code] = {
     "lost-meaning": Code(
         _E,
         "training would ignore part of the row",
-        "remove the part that cannot be used. To train without a column: --ignore COLUMN",
+        "remove the part that would be ignored. To train without a column: --ignore COLUMN",
     ),
     "held-out": Code(
         _E,
@@ -295,7 +295,7 @@ CODES: dict[str, Code] = {
     "bad-label": Code(
         _E,
         "the label is neither true nor false",
-        "use true or false (orchestrate data check FILE --fix converts 0 and 1, good and bad ...)",
+        "use true or false (--fix converts values such as 0 and 1, or good and bad)",
     ),
     "one-label": Code(
         _W,

@@ -310,7 +310,7 @@ PATTERNS: tuple[Pattern, ...] = (
 
 def confirmed(text: bytes, patterns: list[int], answers: bytes | None = None) -> list[Problem]:
     """Return a problem for each pattern that matches exactly. `text` is the row as a model sees it, and
-    `answers` is the part to learn."""
+    `answers` is the part that the model learns."""
     found: list[Problem] = []
     for number in patterns:
         pattern = PATTERNS[number]

@@ -393,7 +393,7 @@ class _Unusual:
         none."""
         for call, i in self.open_calls.items():
             if i != last:
-                message = f"no result for call {call!r}"
+                message = f"the call {call!r} has no result"
                 self.found.append(problem("unanswered-call", message, field=f"{self._place}[{i}]"))
 
 
@@ -434,7 +434,7 @@ def _spans(spans: list[tuple[int, int]], text: str, field: str) -> list[Problem]
     for begin, end in spans:
         if not at < begin < end <= len(text):
             message = (
-                f"{begin} to {end} overlaps another part or lies outside the text ({len(text)} characters)"
+                f"{begin} to {end} overlaps another span or lies outside the text ({len(text)} characters)"
             )
             return [problem("bad-weight", message, field=field)]
         at = end

@@ -1,4 +1,4 @@
-"""Convert rows of all known formats to canonical examples: functions that the formats share."""
+"""Shared functions for converting rows of all known formats to canonical examples."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ _ONE, _SEVERAL = decoding.decoder(_Call), decoding.decoder(list[_Call])
 
 
 def tagged(text: str, tag: str) -> tuple[list[str], str]:
-    """Return the content between each pair of tags, and the text without them. It uses no regular expression,
-    because a hostile text could cause quadratic run time."""
+    """Return the content between each pair of tags, and the text without them. Uses no regular expression,
+    because hostile text could make one take quadratic time."""
     inside: list[str] = []
     before, *pieces = text.split(f"<{tag}>")
     rest = [before]
@@ -444,7 +444,7 @@ def _json_types(schema: Any, seen: set[str]) -> Any:
 
 
 def weight_from(row: dict[str, Any], found: list[Problem], field: str = "weight") -> int | float | None:
-    """Return the weight of a row or a turn. A weight that is not a number is added to `found`."""
+    """Return the weight of a row or a turn. A weight that is not a number is reported in `found`."""
     weight: Any = row.get("weight")
     if weight is None or (isinstance(weight, int | float) and not isinstance(weight, bool)):
         return weight
@@ -453,7 +453,7 @@ def weight_from(row: dict[str, Any], found: list[Problem], field: str = "weight"
 
 
 def parallel_from(row: dict[str, Any], found: list[Problem], field: str | None = None) -> bool | None:
-    """Return the row's `parallel_tool_calls`. A value that is neither true nor false is added to `found`."""
+    """Return the row's `parallel_tool_calls`. Other values than true and false are reported in `found`."""
     parallel: Any = row.get("parallel_tool_calls")
     if parallel is None or isinstance(parallel, bool):
         return parallel

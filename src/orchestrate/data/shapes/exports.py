@@ -533,7 +533,7 @@ _MESSAGES = frozenset(
         "tool_choice", "thinking", "service_tier", "betas", "container", "context_management",
     }
 )  # fmt: skip
-"""Parameters of a request besides its messages."""
+"""Parameters of a request other than its messages."""
 _ANSWERED = frozenset(
     {"id", "type", "role", "model", "stop_reason", "stop_sequence", "stop_details", "usage", "container"}
 )
@@ -576,7 +576,7 @@ def _logged(row: Row) -> Read:
 
 
 BATCH_REQUESTS = "batch_request"
-"""Field of a result that contains its request after they are joined."""
+"""Field of a batch result to which its request is added."""
 
 
 def batch_answer(row: Row) -> Row | None:

@@ -159,7 +159,7 @@ _NOTES = frozenset(
         "dataset", "origin", "split", "metadata", "meta", "created", "created_at", "timestamp", "url",
     }
 )  # fmt: skip
-"""Metadata of a row."""
+"""Columns with metadata of a row."""
 
 
 def reference(fields: Row) -> Row:

@@ -58,7 +58,7 @@ def sharegpt(row: dict[str, Any]) -> tuple[ChatExample | None, list[Problem]]:
 
 def with_system(row: dict[str, Any], messages: list[ChatMessage], found: list[Problem]) -> list[ChatMessage]:
     """Put the row's own system text before `messages`, unless they already start with it. A system value that
-    is not text is added to `found`."""
+    is not text is reported in `found`."""
     names = [name for name in SYSTEM if row.get(name)]
     if not names:
         return messages
@@ -422,7 +422,7 @@ def prompt_of(row: Row) -> RLExample | list[Problem]:
 
 
 _Found = tuple[list[Any], Row, list[Problem]]
-"""The messages, the value that contains them, and the problem."""
+"""Messages, the value that contains them, and problems."""
 
 
 def _columns(source: Row) -> _Found | None:

@@ -290,8 +290,8 @@ def last_answer(example: Example) -> str:
 
 
 def answers(example: Example) -> str:
-    """Return all text to learn, joined by blank lines. For a pair, this is the preferred side. For an
-    undesirable answer, the text is empty."""
+    """Return all text that the model should learn, joined by blank lines. For a pair, this is the preferred
+    side. For an undesirable answer, the text is empty."""
     match example:
         case ChatExample():
             said = [m.text for m in example.messages if m.role == "assistant" and m.weight != 0]

@@ -22,7 +22,7 @@ _PARTS = frozenset(
         "document", "documents", "paragraph", "background", "story", "history", "choices", "options",
     }
 )  # fmt: skip
-"""Common names of columns with a part of the prompt."""
+"""Common names of columns that contain part of the prompt."""
 MEANING = {
     **dict.fromkeys(IMAGES, "the images"),
     **dict.fromkeys(("audio", "audios"), "the audio"),
@@ -246,7 +246,7 @@ class UnreadColumn:
     """Statistics of an unused column in a file."""
 
     rows: int = 0
-    """Rows with a value."""
+    """Number of rows with a value."""
     own: int = 0
     """Number of rows with text that no used column contains."""
     values: set[int] = field(default_factory=set[int])

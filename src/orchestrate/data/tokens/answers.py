@@ -31,12 +31,12 @@ THINKING = (
 )
 """Markers that open and close reasoning."""
 CUT_WITHIN_THINKING = "cut off during reasoning, before the answer"
-"""A note for an answer that was cut off during reasoning."""
+"""Note for an answer that was cut off during reasoning."""
 CODE = (
     "the model wrote code for an interpreter (Llama 3's code_interpreter), but the request did not "
     "offer such a tool"
 )
-"""A note for an answer with code for an interpreter."""
+"""Note for an answer that contains code for an interpreter."""
 _TAG = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])\s*$")
 _START, _MESSAGE = "<|start|>", "<|message|>"
 _ENDS = re.compile(r"<\|(?:end|return|call|eom|eot)\|>")
@@ -93,7 +93,7 @@ class AnswerShape:
     others: frozenset[str] = frozenset()
     """Tokens that begin another speaker's turn, if the token before them may also occur within an answer."""
     special: frozenset[str] = frozenset()
-    """All special tokens. Those that are not part of the format are dropped."""
+    """All special tokens. Special tokens that are not part of the format are dropped."""
 
 
 def shape_of(chats: Conversations) -> AnswerShape:

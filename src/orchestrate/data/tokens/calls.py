@@ -336,7 +336,7 @@ _BLOCKS = {
 """Markers that open and close a block. The closing marker is empty if the block extends to the next one, or
 to the end."""
 _INCLUDED = {"functools[": "[", "<function=": "<function="}
-"""Part of an opening marker that belongs to the call. Its closing marker does too."""
+"""Part of an opening marker that belongs to the call. The closing marker also belongs to the call."""
 CODE_MARK = "<|python_tag|>"
 _INTERPRETERS = ("code_interpreter", "ipython", "python")
 _SPACE = re.compile(r"\s*")

@@ -42,7 +42,7 @@ Spans = list[tuple[int, int]]
 
 
 def is_marked(template: str) -> bool:
-    """Return whether the template itself marks the text to learn, with `{% generation %}`."""
+    """Return whether the template itself marks the trained text, with `{% generation %}`."""
     return _MARKED.search(template) is not None
 
 
@@ -85,7 +85,7 @@ def reads(templates: object, name: str) -> bool:
 
 def message(of: ChatMessage) -> dict[str, Any]:
     """Convert a message to the form that chat templates expect: arguments of tool calls as an object,
-    thinking as `reasoning_content`."""
+    reasoning as `reasoning_content`."""
     out: dict[str, Any] = {"role": _ROLES.get(of.role, of.role), "content": of.text}
     if of.name:
         out["name"] = of.name

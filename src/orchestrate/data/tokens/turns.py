@@ -133,7 +133,7 @@ class Rendered:
                 start, end = turn.spans[0][0], turn.spans[-1][1]
                 if (at := self.text.find(said.text, start, end)) < 0:
                     raise DataError(
-                        "the chat template changes an answer that is trained on only in part",
+                        "the chat template changes an answer, so training cannot select part of it",
                         fix="train on the entire answer, or split it into turns with weight 0 and 1",
                     )
                 for token in range(bisect_right(ends, start), bisect_left(offsets, (end, 0))):

@@ -24,7 +24,7 @@ _WORD = "zq{}qz{}zq"
 _WORDS = re.compile(r"zq(\d+)qz\d+zq")
 
 
-_CHOICE = "to choose how such answers are trained, set method.earlier_thinking"
+_CHOICE = "to choose how to train on such answers, set method.earlier_thinking"
 
 
 class Cut(NamedTuple):

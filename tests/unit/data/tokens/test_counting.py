@@ -25,7 +25,7 @@ from orchestrate.data.rows import (
     TextExample,
     UnpairedExample,
 )
-from orchestrate.data.tokens.counting import batch_counter, counter, for_model, names, told
+from orchestrate.data.tokens.counting import batch_counter, counter, display_name, for_model, names
 from orchestrate.errors import SetupError, UsageError
 
 TINY = BUNDLED / "tiny-chat"
@@ -219,7 +219,7 @@ def test_counts_go_by_the_chat_template_of_a_spec() -> None:
     ]
     assert list(counter(name).count(rows).tokens) == expected
     assert list(counter(f"hf:{TINY}").count(rows).tokens) != expected
-    assert told(name) == f"hf:{TINY.resolve()}" and name != for_model(folder=TINY)
+    assert display_name(name) == f"hf:{TINY.resolve()}" and name != for_model(folder=TINY)
 
 
 # -- names
